@@ -1,8 +1,7 @@
 """A shard in this process, over real sockets."""
 
-from lockstep.common.client.client import ClientConfig
-from lockstep.common.client.events_and_effects import Exit
 from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.statemachine.client import ClientConfig, Exit
 from lockstep.common.transport.limits.rejection_log import RejectionLog
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.client import ZeroMqClient

@@ -3,11 +3,10 @@
 import functools
 from pathlib import Path
 
-from lockstep.common.client.client import ClientConfig
-from lockstep.common.client.events_and_effects import Exit
 from lockstep.common.data.source import load
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import cache_home, give_way
+from lockstep.common.statemachine.client import ClientConfig, Exit
 from lockstep.common.transport.auth.credentials import Credential
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.client import ZeroMqClient

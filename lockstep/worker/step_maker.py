@@ -16,7 +16,7 @@ from lockstep.common.errors import SharingError
 from lockstep.common.job.optimizer import schedule_of
 from lockstep.common.optim.schedules import Schedule
 from lockstep.common.protocol.messages import MultiStepLease, SliceLease, SliceResult, SumsPlace
-from lockstep.common.protocol.step_board import ENTRIES, LISTED, MADE, SUMMED, StepBoard
+from lockstep.common.protocol.step_board import ENTERED, ENTRIES, MADE, SUMMED, StepBoard
 from lockstep.common.runtime.clock import Clock
 from lockstep.worker.compute import Compute
 from lockstep.worker.multi_step import StepStage
@@ -66,7 +66,7 @@ class StepMaker:
             return None
 
     def _compute(self, lease: MultiStepLease, step: int) -> bool | None:
-        if step - self.slices.listed() >= ENTRIES:
+        if step - self.slices.read_steps() >= ENTRIES:
             return False  # what would be overwritten was not read
         began, compute = self.clock.now(), self.compute
         node = Node(lease.lo, lease.hi)
@@ -122,5 +122,5 @@ class StepMaker:
         if not self._other.has(MADE, step + 1):
             return False
         self._entry(step)["checksum"] = checksum_after(step, self.slices.weights_after(step))
-        self.board.mark(LISTED, step + 1)
+        self.board.mark(ENTERED, step + 1)
         return True

@@ -40,10 +40,8 @@ RANDOM_TYPES = ("numpy.random.Generator", "numpy.random.BitGenerator")
 
 #: State machines and the rules that they follow: these decide, and shells act.
 PURE = (
-    "lockstep.common.client.client",
-    "lockstep.common.client.events_and_effects",
-    "lockstep.common.statemachine.transitions",
-    "lockstep.common.statemachine.events_and_effects",
+    "lockstep.common.statemachine.client",
+    "lockstep.common.statemachine.machine",
     "lockstep.ps.coordinator.coordinator",
     "lockstep.ps.coordinator.effects",
     "lockstep.ps.coordinator.events",
@@ -68,12 +66,11 @@ PURE = (
     "lockstep.ps.run.timing",
     "lockstep.common.aggregation.checksum",
     "lockstep.ps.shard.shard",
-    "lockstep.ps.shard_process.effects",
-    "lockstep.ps.shard_process.events",
+    "lockstep.ps.shared_memory.multi_step",
+    "lockstep.ps.shared_memory.parallel_update",
+    "lockstep.ps.shard_group.group",
     "lockstep.ps.shard_process.state",
     "lockstep.ps.shard_process.worker_connections",
-    "lockstep.worker.effects",
-    "lockstep.worker.events",
     "lockstep.worker.state",
 )
 

@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 
 from lockstep.common.aggregation.tree import Node
-from lockstep.common.client.events_and_effects import Exit
 from lockstep.common.errors import FailureKind
 from lockstep.common.files.safetensors import read
 from lockstep.common.protocol.codec import encode
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import SumsFrame
+from lockstep.common.statemachine.client import Exit
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import EpochDone, StepDone, read_lines
 from lockstep.ps.records.run_folder import LEDGER, WEIGHTS, RunFolder
 from lockstep.ps.setup import AdmissionPolicy
-from lockstep.ps.shard_group.effects import ConfirmSums, GroupEffect
-from lockstep.ps.shard_group.group import ShardGroup
+from lockstep.ps.shard_group.group import ConfirmSums, GroupEffect, ShardGroup
 from tests.simulation.cluster import Simulation
 from tests.simulation.test_shards import SHARDED, TIMEOUT_S, alone, peer_at, simulated
 

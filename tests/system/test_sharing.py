@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lockstep.common.protocol.memory_offer import CALLERS
+from lockstep.common.protocol.shared_files import CALLERS
 from lockstep.common.transport.shared_memory.folder import shared_root
 from tests.system.alone import digest_alone
 from tests.system.jobs import BRIEF, ENDLESS

@@ -61,6 +61,15 @@ Quantity = Literal["loss", "gradient"]
 OF_A_STEP: frozenset[Work] = frozenset({"train", "audit"})
 
 
+#: What names a lease among all that a worker is sent: what it is of, its step, and its number.
+LeaseKey = tuple[Work | Literal["steps"], int, int]
+
+
+def steps_key(number: int) -> LeaseKey:
+    """Return what names a multi-step lease: it is of several steps, and so of none."""
+    return "steps", 0, number
+
+
 def shortened(text: str, limit: int = TEXT_LIMIT) -> str:
     """Return a text that a peer accepts: one too long loses its middle, as a traceback is most useful at its ends."""
     # A file's name may hold what is not Unicode, and with it a traceback.
@@ -146,6 +155,9 @@ class Result(Message, frozen=True, kw_only=True):
     def node(self) -> Node:
         return Node(self.lo, self.hi)
 
+    def key(self) -> LeaseKey:
+        return self.work, self.step, self.number
+
 
 class SliceResult(Message, frozen=True, kw_only=True):
     """The result of a slice of an update that was leased."""
@@ -169,6 +181,9 @@ class MultiStepResult(Message, frozen=True, kw_only=True):
     number: Count
     #: Steps of the run whose slices of updates the worker has made.
     steps: Count
+
+    def key(self) -> LeaseKey:
+        return steps_key(self.number)
 
 
 class ComputeFailed(Message, frozen=True, kw_only=True):
@@ -203,6 +218,9 @@ class Dropped(Message, frozen=True, kw_only=True):
     number: Count
     #: Micro-batches of it that were computed in vain, and of which no result was sent.
     computed: MicroBatch = 0
+
+    def key(self) -> LeaseKey:
+        return self.work, self.step, self.number
 
 
 class Leave(Message, frozen=True, kw_only=True):
@@ -307,6 +325,9 @@ class Lease(Message, frozen=True, kw_only=True):
     #: Which memory holds the weights, if it is shared: a later number means that the run moved on into other memory.
     memory: Count = 0
 
+    def key(self) -> LeaseKey:
+        return self.work, self.step, self.number
+
 
 class SumsPlace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where sums are in shared memory."""
@@ -320,7 +341,7 @@ class SliceLease(Message, frozen=True, kw_only=True):
     """Make the update of a step for the values `[start, stop)`, all in memory that is shared.
 
     It is made once by whoever holds the lock on the worker's file of sums. A worker that cannot get that lock makes
-    nothing, since the server has taken the slice back.
+    nothing, since the server has withdrawn the slice.
     """
 
     #: Different for each lease of a slice.
@@ -373,6 +394,9 @@ class MultiStepLease(Message, frozen=True, kw_only=True):
     #: Which memory it is in, as in `Lease`.
     memory: Count = 0
 
+    def key(self) -> LeaseKey:
+        return steps_key(self.number)
+
 
 class MultiStepWithdrawal(Message, frozen=True, kw_only=True):
     """Begin no further slice of a lease of several steps, and say where it ended."""
@@ -386,6 +410,9 @@ class Withdrawal(Message, frozen=True, kw_only=True):
     work: Work
     step: Count
     number: Count
+
+    def key(self) -> LeaseKey:
+        return self.work, self.step, self.number
 
 
 class Finished(Message, frozen=True, kw_only=True):

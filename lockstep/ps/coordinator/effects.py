@@ -6,9 +6,9 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import EpochStatus
-from lockstep.common.statemachine.events_and_effects import Report as Report
-from lockstep.common.statemachine.events_and_effects import ReportRefusal as ReportRefusal
-from lockstep.common.statemachine.events_and_effects import Send as Send
+from lockstep.common.statemachine.machine import Report as Report
+from lockstep.common.statemachine.machine import ReportRefusal as ReportRefusal
+from lockstep.common.statemachine.machine import Send as Send
 from lockstep.ps.coordinator.events import StepMade
 from lockstep.ps.records.ledger import Account
 

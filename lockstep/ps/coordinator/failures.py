@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind
 from lockstep.common.files.sanitize import indented, one_line
-from lockstep.common.protocol.messages import Quantity, Work
-from lockstep.ps.coordinator import events
+from lockstep.common.protocol.messages import ComputeFailed, Diverged, Quantity, Work
 from lockstep.ps.coordinator.effects import Effect, ForgetWorker, Report
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState
 from lockstep.ps.coordinator.scheduling.round_state import RoundState
@@ -30,10 +29,10 @@ class Failure:
 # Leases that fail
 
 
-def lease_failed(event: events.LeaseFailed, membership: Membership, state: RoundState) -> Failure | Report | None:
+def lease_failed(member: Member, failed: ComputeFailed, state: RoundState) -> Failure | Report | None:
     """Record a lease that raised; return the run's failure or what is reported, None if the lease had ended."""
-    member, failed, at = membership.members.get(event.peer), event.failed, state.round
-    if member is None or (failed.work, failed.step) != (at.work, at.step):
+    at = state.round
+    if (failed.work, failed.step) != (at.work, at.step):
         return None
     is_second = state.leases.record_failure(failed.node(), member.rank)
     if is_second is None:
@@ -46,10 +45,10 @@ def lease_failed(event: events.LeaseFailed, membership: Membership, state: Round
     return Report(text=f"{what} raised, and is tried once more:\n{indented(failed.traceback)}")
 
 
-def diverged(event: events.LossDiverged, membership: Membership, state: RoundState) -> Failure | None:
+def diverged(member: Member, found: Diverged, state: RoundState) -> Failure | None:
     """Return the run's failure if a loss or gradient is not finite, None if it is not of this round."""
-    member, found, at = membership.members.get(event.peer), event.diverged, state.round
-    if member is None or (found.work, found.step) != (at.work, at.step):
+    at = state.round
+    if (found.work, found.step) != (at.work, at.step):
         return None
     held = state.leases.held_by(member.rank)
     if not any(lease.node.lo <= found.micro_batch < lease.node.hi for lease in held):

@@ -6,20 +6,14 @@ from pathlib import Path
 from typing import assert_never
 
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.client.events_and_effects import ClientEvent, Exit, PreparationFailed, Prepared, Welcomed
-from lockstep.common.client.shell import ClientShell
 from lockstep.common.errors import LockstepError, RemoteProtocolError
 from lockstep.common.protocol.codec import decode, encode
-from lockstep.common.protocol.messages import Join, Message, Ping, SumsFrame, Weights, Welcome, shortened
+from lockstep.common.protocol.messages import Join, Message, SumsFrame, Weights, Welcome, shortened
 from lockstep.common.protocol.shard_messages import (
-    AddFromMemory,
-    Admit,
     Begin,
     Collect,
-    Forget,
     Hello,
     InitialFrame,
-    SendWeightsTo,
     ShardReady,
     ShardWelcome,
     SquaresRequest,
@@ -28,6 +22,9 @@ from lockstep.common.protocol.shard_messages import (
     WorkerToShardMessage,
 )
 from lockstep.common.runtime.clock import Clock
+from lockstep.common.statemachine.client import ClientEvent, Exit, PreparationFailed, Prepared
+from lockstep.common.statemachine.client_shell import ClientShell
+from lockstep.common.statemachine.machine import Received
 from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.limits.rejection_log import RejectionLog
 from lockstep.common.transport.links import Wait
@@ -35,7 +32,7 @@ from lockstep.common.transport.port import ClientPort, PeerGone, PeerSlow, Serve
 from lockstep.ps.coordinator.scheduling.buffer_pool import WINDOW
 from lockstep.ps.coordinator.validation import not_finite
 from lockstep.ps.run.traffic import Traffic
-from lockstep.ps.shard_process import effects, events
+from lockstep.ps.shard_process import state as machine
 from lockstep.ps.shard_process.slice_executor import SliceExecutor
 from lockstep.ps.shard_process.state import ShardState
 from lockstep.ps.shard_process.storage import storage_of
@@ -48,7 +45,7 @@ QUEUE = 32
 
 
 @dataclass
-class ShardShell(ClientShell[events.SliceEvent, effects.SliceEffect]):
+class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
     """One shard's process: its state, and what carries out the effects of the state."""
 
     state: ShardState
@@ -70,8 +67,6 @@ class ShardShell(ClientShell[events.SliceEvent, effects.SliceEffect]):
     executor: SliceExecutor | None = None
     #: What crossed the workers' sockets since the last update.
     traffic: Traffic = field(default_factory=Traffic)
-    #: The index of the frame that begins there.
-    _frame_at: dict[int, int] = field(default_factory=dict)
 
     def close(self) -> None:
         self.port.close(LINGER_S)
@@ -107,68 +102,49 @@ class ShardShell(ClientShell[events.SliceEvent, effects.SliceEffect]):
             return True
         lost = self.port.lost()
         for peer in lost:
-            self.dispatch(events.PeerFailed(peer=peer, reason="its connection is gone"))
+            self.dispatch(machine.PeerFailed(peer=peer, reason="its connection is gone"))
         return bool(lost)
 
     def _on_worker_message(self, peer: bytes, frames: list[memoryview]) -> None:
         try:
             message, self.arrays = decode(frames, WorkerToShardMessage | Join)
             self.traffic.record_received(message, frames)
-            self.dispatch(self._worker_event_of(peer, message))
+            self._check(message)
         except RemoteProtocolError as error:
-            self.dispatch(events.PeerFailed(peer=peer, reason=str(error)))
+            self.dispatch(machine.PeerFailed(peer=peer, reason=str(error)))
+        else:
+            self.dispatch(Received(peer=peer, message=message))
 
-    def _worker_event_of(self, peer: bytes, message: Message) -> events.SliceEvent:
+    def _check(self, message: Message) -> None:
+        """Raise `RemoteProtocolError` if a message must not come from a worker."""
         match message:
             case Hello():
                 self._make_room()
-                return events.WorkerConnected(peer=peer, hello=message)
             case SumsFrame():
-                return events.SumsReceived(peer=peer, sums=message, frame=self._frame_of(message))
+                self._check_sums(message)
             case _:
                 raise RemoteProtocolError(f"this is a shard: connect to the server at {self.state.config.address}")
 
-    def _frame_of(self, sums: SumsFrame) -> int:
-        frame = self._frame_at.get(sums.start)
-        if self.executor is not None and frame is not None:
-            shard = self.executor.storage.shard
-            if len(self.arrays[0]) == shard.policy.wire.words(shard.frames[frame]):
-                if shard.is_finite(frame, self.arrays[0]):
-                    return frame
-                raise not_finite(sums.step, sums.node())
-        raise RemoteProtocolError(f"{len(self.arrays[0])} sums from {sums.start} on: not a frame of this slice")
+    def _check_sums(self, sums: SumsFrame) -> None:
+        frame, words = self.state.frame_at.get(sums.start), self.arrays[0]
+        if self.executor is None or frame is None or not self.executor.storage.shard.fits(frame, words):
+            raise RemoteProtocolError(f"{len(words)} sums from {sums.start} on: not a frame of this slice")
+        if not self.executor.storage.shard.is_finite(frame, words):
+            raise not_finite(sums.step, sums.node())
 
-    def event_of(self, message: Message) -> events.ShardEvent:
+    def event_of(self, message: Message) -> machine.ShardEvent:
         match message:
-            case ShardWelcome():
-                return Welcomed(welcome=message, place=f"shard {message.index} of {message.servers} servers")
             case InitialFrame():
                 self._demand_slice().storage.fill(message.name, message.start, self.arrays[0])
-                return events.ServerHeard()
             case Begin():
                 self._demand_slice().storage.begin(message.steps)
-                return events.SliceFilled(steps=message.steps)
-            case Admit():
-                return events.WorkerAdmitted(admit=message)
-            case Forget():
-                return events.WorkerForgotten(rank=message.rank)
-            case SendWeightsTo():
-                return events.WeightsRequested(request=message)
-            case AddFromMemory():
-                return events.SumsShared(add=message)
-            case SquaresRequest():
+            case SquaresRequest() | Update():
                 self._demand_sums(message.step, message.count)
-                return events.SquaresRequested(request=message)
-            case Update():
-                self._demand_sums(message.step, message.count)
-                return events.UpdateRequested(update=message)
             case Collect():
                 self._demand_slice().send_held(message.steps, has_state=False)
-                return events.ServerHeard()
-            case Ping():
-                return events.PingReceived()
-            case _:
+            case _ if not isinstance(message, machine.Request | ShardWelcome):
                 raise RemoteProtocolError(f"a {type(message).__name__} is not a message for a shard")
+        return message
 
     def _demand_sums(self, step: int, count: int) -> None:
         """Raise `RemoteProtocolError` if the sums of the step at hand are incomplete, or over no samples."""
@@ -184,19 +160,19 @@ class ShardShell(ClientShell[events.SliceEvent, effects.SliceEffect]):
 
     # From effects to actions
 
-    def perform(self, effect: effects.SliceEffect) -> Iterable[events.ShardEvent]:
+    def perform(self, effect: machine.SliceEffect) -> Iterable[machine.ShardEvent]:
         executor = self._demand_slice()
         match effect:
-            case effects.SendSlice():
+            case machine.SendSlice():
                 yield from self._send_weights(effect.peer)
-            case effects.RefusePeer():
+            case machine.RefusePeer():
                 for _ in self._send(effect.peer, effect.refused):
                     break  # it is given up already
-            case effects.MapSums():
+            case machine.MapSums():
                 yield from executor.map_sums(effect.rank)
-            case effects.UnmapSums():
+            case machine.UnmapSums():
                 executor.unmap_sums(effect.rank)
-            case effects.AddFrame() | effects.AddSharedSlice() | effects.SendSquares() | effects.UpdateSlice():
+            case machine.AddFrame() | machine.AddSharedSlice() | machine.SendSquares() | machine.UpdateSlice():
                 executor.perform(effect, self.arrays)
             case _:
                 assert_never(effect)
@@ -208,17 +184,17 @@ class ShardShell(ClientShell[events.SliceEvent, effects.SliceEffect]):
             # Nobody has read for so long: the server's silence ends this.
             return
 
-    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> Iterable[events.ShardEvent]:
+    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> Iterable[machine.ShardEvent]:
         frames = encode(message, arrays)
         try:
             self.port.send(peer, frames)
             self.traffic.record_sent(message, frames)
         except PeerGone:
-            yield events.PeerFailed(peer=peer, reason="its connection is gone")
+            yield machine.PeerFailed(peer=peer, reason="its connection is gone")
         except PeerSlow:
-            yield events.PeerFailed(peer=peer, reason="it does not read what it is sent")
+            yield machine.PeerFailed(peer=peer, reason="it does not read what it is sent")
 
-    def _send_weights(self, peer: bytes) -> Iterable[events.ShardEvent]:
+    def _send_weights(self, peer: bytes) -> Iterable[machine.ShardEvent]:
         storage = self._demand_slice().storage
         shard, wire = storage.shard, storage.shard.policy.wire_weights
         for frame in shard.frames:
@@ -237,7 +213,6 @@ class ShardShell(ClientShell[events.SliceEvent, effects.SliceEffect]):
         except MemoryError:
             return PreparationFailed(reason=f"a slice of {welcome.size:,} values does not fit into the memory")
         self.executor = SliceExecutor(storage, self.send_to_server, self.traffic)
-        self._frame_at = {frame.start: index for index, frame in enumerate(storage.shard.frames)}
         self._make_room()
         return Prepared(ready=ShardReady(nonce=storage.nonce, obstacle=shortened(storage.obstacle)))
 

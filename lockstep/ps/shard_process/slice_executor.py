@@ -13,7 +13,7 @@ from lockstep.common.protocol.messages import Message
 from lockstep.common.protocol.shard_messages import CollectedFrame, Squares, UpdateDone
 from lockstep.ps.run.traffic import Traffic
 from lockstep.ps.shard.partition import checksum_in, held_frames
-from lockstep.ps.shard_process import effects, events
+from lockstep.ps.shard_process import state as machine
 from lockstep.ps.shard_process.storage import ShardStorage
 
 
@@ -36,22 +36,22 @@ class SliceExecutor:
 
     def perform(
         self,
-        effect: effects.AddFrame | effects.AddSharedSlice | effects.SendSquares | effects.UpdateSlice,
+        effect: machine.AddFrame | machine.AddSharedSlice | machine.SendSquares | machine.UpdateSlice,
         arrays: Sequence[Vector],
     ) -> None:
         """Carry out an effect on the slice; `arrays` are those of the message at hand."""
         storage = self.storage
         match effect:
-            case effects.AddFrame():
+            case machine.AddFrame():
                 storage.shard.receive(effect.frame, effect.node, arrays[0])
-            case effects.AddSharedSlice():
+            case machine.AddSharedSlice():
                 sums = self.sums[effect.rank][effect.slot]
                 storage.shard.add(effect.node, sums)
                 # The server leases the slot again as soon as this is acknowledged.
                 storage.shard.settle(sums)
-            case effects.SendSquares():
+            case machine.SendSquares():
                 self.send(Squares(step=effect.step), storage.shard.squares(effect.count).view(np.float32))
-            case effects.UpdateSlice(update=update):
+            case machine.UpdateSlice(update=update):
                 storage.shard.update(update.step, update.count, update.scale)
                 if update.collected != "nothing":
                     self.send_held(update.step + 1, has_state=update.collected == "all")
@@ -76,12 +76,12 @@ class SliceExecutor:
         for name, part, values in frames:
             self.send(CollectedFrame(name=name, steps=updates, start=part.start), values)
 
-    def map_sums(self, rank: int) -> Iterator[events.ShardEvent]:
+    def map_sums(self, rank: int) -> Iterator[machine.ShardEvent]:
         """Map our part of the sums of a worker that shares memory."""
         try:
             self.sums[rank] = self.storage.sums_of(rank)
         except SharingError as error:
-            yield events.SumsMissing(rank=rank, reason=str(error))
+            yield machine.SumsMissing(rank=rank, reason=str(error))
 
     def unmap_sums(self, rank: int) -> None:
         """Forget the sums of a worker that is gone."""

@@ -9,7 +9,7 @@ from lockstep.common.aggregation.tree import is_node
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.protocol.messages import SumsFrame
 from lockstep.common.protocol.shard_messages import Admit, Hello
-from lockstep.ps.shard.received_frames import ReceivedFrames
+from lockstep.ps.received_frames import ReceivedFrames
 
 #: Connections whose workers the server has not admitted yet.
 MOST_UNIDENTIFIED = 4096

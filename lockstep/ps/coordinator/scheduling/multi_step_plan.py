@@ -41,12 +41,12 @@ class MultiStepPlan:
     """When the next multi-step lease may begin."""
 
     #: The first step that may be in one.
-    earliest: int = FIRST_STEPS
+    earliest: int
     pause: int = PAUSE
     #: Steps in multi-step leases since one was cut.
     lasted: int = 0
-    #: Whether there can be any in this run: whoever carries out the coordinator's effects has to know how.
-    is_possible: bool = False
+    #: False once the server has refused one: then there can be none in this run.
+    is_possible: bool = True
 
     def on_completed(self, first: int, steps: int, *, is_cut: bool) -> None:
         """Record that a multi-step lease from `first` on has ended after so many steps of the run.

@@ -1,4 +1,4 @@
-"""Leases that were taken back from workers since others were faster, until these say that they are past them. Pure.
+"""Leases that were withdrawn from workers since others were faster, until these say that they are past them. Pure.
 
 A worker that is stopped has done so within a micro-batch, and can be given work meanwhile. One that is not may stand
 still: it gets nothing before it has answered, and if it does not answer in the time of the lease, it is late as with
@@ -7,28 +7,28 @@ any other.
 
 from dataclasses import dataclass, field, replace
 
-from lockstep.common.protocol.messages import Work
+from lockstep.common.protocol.messages import LeaseKey
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease
 from lockstep.ps.coordinator.timer_queue import TimerQueue
 
-#: What names a lease among those of all rounds: its work, its step and its number.
-LeaseKey = tuple[Work, int, int]
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WithdrawnLease:
     """A lease that its worker is to stop computing."""
 
-    lease: HeldLease
-    #: Since when it had brought nothing.
+    rank: int
+    key: LeaseKey
+    #: Since when it had brought nothing, when the answer should be there, and when it is later than any lease lasts.
     began: float
-    #: When the answer should be there.
     due: float
-    #: When its round began.
+    deadline: float
+    #: The lease itself, None if it is of several steps, and when its round began.
+    lease: HeldLease | None = None
     round_began: float = 0.0
 
     def times(self, now: float) -> tuple[float, float]:
         """Return how many seconds after its round had begun it was leased, and it is now."""
+        assert self.lease is not None  # only leases of a round are timed
         return self.lease.began - self.round_began, now - self.round_began
 
 
@@ -41,11 +41,10 @@ class Withdrawals:
     #: By rank, when the first of them expires.
     _deadlines: TimerQueue[int] = field(default_factory=TimerQueue)
 
-    def add(self, work: Work, step: int, withdrawn: WithdrawnLease) -> None:
+    def add(self, withdrawn: WithdrawnLease) -> None:
         """Record that a lease was withdrawn."""
-        rank = withdrawn.lease.rank
-        self.open.setdefault(rank, {})[work, step, withdrawn.lease.number] = withdrawn
-        self._set_deadline(rank)
+        self.open.setdefault(withdrawn.rank, {})[withdrawn.key] = withdrawn
+        self._set_deadline(withdrawn.rank)
 
     def answer(self, rank: int, key: LeaseKey) -> WithdrawnLease | None:
         """Record that a worker is past a lease; return that, None if no answer was awaited."""
@@ -85,13 +84,13 @@ class Withdrawals:
         """Do not count some seconds in which the server did not run."""
         for rank, leases in self.open.items():
             for key, one in leases.items():
-                lease = replace(one.lease, deadline=one.lease.deadline + by_s)
-                leases[key] = replace(one, lease=lease, began=one.began + by_s, due=one.due + by_s)
+                began, due, deadline = (at + by_s for at in (one.began, one.due, one.deadline))
+                leases[key] = replace(one, began=began, due=due, deadline=deadline)
             self._set_deadline(rank)
 
     def _set_deadline(self, rank: int) -> None:
         leases = self.open.get(rank)
         if leases:
-            self._deadlines.set(rank, min(one.lease.deadline for one in leases.values()))
+            self._deadlines.set(rank, min(one.deadline for one in leases.values()))
         else:
             self.remove(rank)

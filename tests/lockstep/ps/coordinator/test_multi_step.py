@@ -8,7 +8,7 @@ import pytest
 
 from lockstep.common.job.job import Job
 from lockstep.common.job.tally import pack_losses
-from lockstep.common.protocol.messages import Dropped, Join, Lease
+from lockstep.common.protocol.messages import Dropped, Join, Lease, MultiStepResult
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect, LeaseSteps, RecordStep, WithdrawSteps
@@ -42,12 +42,11 @@ class Pair(Drive):
     cores: int = 2
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self.coordinator.multi_step.is_possible, self.coordinator.multi_step.earliest = True, 0
+        self.coordinator = Coordinator(self.info, first_steps=0)
 
     def join(self, worker: int) -> list[Effect]:
         joined: Join = msgspec.structs.replace(join_of(worker), machine="here", cores=tuple(range(self.cores)))
-        return self.happen(events.WorkerJoined(peer=peer_of(worker), join=joined))
+        return self.happen(events.Received(peer=peer_of(worker), message=joined))
 
     def begin(self) -> list[Effect]:
         """Let both enter, and make the first step, after which their speed is known."""
@@ -78,7 +77,7 @@ class Pair(Drive):
 
     def complete(self, steps: int, *, is_cut: bool = False, silent: tuple[int, ...] = ()) -> list[Effect]:
         self.leases.clear()
-        completed = events.MultiStepLeaseEnded(number=1, steps=steps, is_cut=is_cut, silent=silent)
+        completed = events.MultiStepLeaseEnded(lease=("steps", 0, 1), steps=steps, is_cut=is_cut, silent=silent)
         return self.happen(completed)
 
 
@@ -98,7 +97,6 @@ def test_once_two_equal_workers_are_known_they_make_the_steps_up_to_the_last_of_
 
 def test_the_first_steps_of_a_run_are_leased_also_of_one_that_is_resumed() -> None:
     at = Round("train", 3, JOB.micro_batches)
-    assert MultiStepPlan().earliest == FIRST_STEPS
     assert Coordinator(info_of(), start=at).multi_step.earliest == 3 + FIRST_STEPS
 
 
@@ -186,9 +184,9 @@ def test_one_that_has_not_answered_gets_no_work_until_it_does() -> None:
     assert kinds(effects, 1) == [Lease, Lease]
     assert kinds(effects, 2) == []
     assert drive.coordinator.scheduler.withdrawals.has_any(1)
-    drive.happen(events.MultiStepLeaseAnswered(peer=peer_of(2), number=1))
+    drive.happen(events.Received(peer=peer_of(2), message=MultiStepResult(number=1, steps=0)))
     assert not drive.coordinator.scheduler.withdrawals.has_any(1)
-    drive.happen(events.LeaseDropped(peer=peer_of(2), dropped=Dropped(work="train", step=0, number=1)))
+    drive.happen(events.Received(peer=peer_of(2), message=Dropped(work="train", step=0, number=1)))
 
 
 def test_one_that_never_answers_is_late_like_any_other() -> None:
@@ -207,7 +205,7 @@ def test_a_refused_multi_step_lease_is_never_tried_again() -> None:
 
 
 def test_after_a_cut_it_waits_twice_as_long_each_time_until_one_has_lasted() -> None:
-    plan = MultiStepPlan()
+    plan = MultiStepPlan(earliest=0)
     pauses = []
     for _ in range(8):
         plan.on_completed(100, 101, is_cut=True)

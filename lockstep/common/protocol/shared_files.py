@@ -40,12 +40,12 @@ def sums_shape(size: int) -> Shape:
     return Shape(vectors=SLOTS, size=size)
 
 
-def merged_file(slot: int) -> str:
+def partial_sums_file(slot: int) -> str:
     """Return the name of a file of sums that the server has added, a vector each."""
     return f"merged-{slot}"
 
 
-def merged_shape(size: int) -> Shape:
+def partial_sums_shape(size: int) -> Shape:
     """Return what such a file holds."""
     return Shape(vectors=1, size=size)
 

@@ -1,6 +1,6 @@
 """The server's end of the memory that it shares with processes on its machine. A shell, which decides nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,20 +10,20 @@ from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.aggregation.update import Pair
 from lockstep.common.errors import RemoteProtocolError, SharingError
-from lockstep.common.protocol.memory_offer import (
+from lockstep.common.protocol.messages import SumsPlace
+from lockstep.common.protocol.shared_files import (
     CALLERS,
     EXACT_WEIGHTS,
     STATE,
     WEIGHTS,
-    merged_file,
-    merged_shape,
+    partial_sums_file,
+    partial_sums_shape,
     state_sets,
     state_shape,
     sums_file,
     sums_shape,
     weights_shape,
 )
-from lockstep.common.protocol.messages import SumsPlace
 from lockstep.common.protocol.step_board import StepBoard
 from lockstep.common.transport.shared_memory.folder import FileLock, SharedFolder
 from lockstep.common.transport.shared_memory.packet_socket import Callers, PacketSocket
@@ -35,7 +35,7 @@ from lockstep.ps.shard.shard import Shard
 _VALUE = 4
 
 #: Most vectors of sums of the server's that workers are pointed to; if it needs more, its updates are not leased.
-MOST_MERGED = 64
+MOST_PARTIAL_SUMS = 64
 
 #: What is added to the name of a file that is to replace another.
 _NEXT = "-next"
@@ -59,7 +59,7 @@ class ServerSharedMemory:
     generation: int = 0
     allocate: Allocate = reserve
     #: Vectors for sums that the server adds, the first ones in shared memory.
-    _merged: list[Vector] = field(default_factory=list)
+    _partial_sums: list[Vector] = field(default_factory=list)
     #: By their addresses, the places of all sums in shared memory.
     _places: dict[int, SumsPlace] = field(default_factory=dict)
     #: Whether all that an update needs is in shared memory; None before that was tried.
@@ -95,19 +95,19 @@ class ServerSharedMemory:
         """Open the lock that a worker holds while it makes a slice of an update; `SharingError` if it is gone."""
         return self.folder.lock_of(sums_file(rank))
 
-    def merged(self, index: int) -> Vector:
+    def partial_sums(self, index: int) -> Vector:
         """Return the vector of that index for sums that are added here, float32 of the whole size.
 
         It is in shared memory if there is room.
         """
-        while index >= len(self._merged):
-            self._merged.append(self._make_merged(len(self._merged)))
-        return self._merged[index]
+        while index >= len(self._partial_sums):
+            self._partial_sums.append(self._make_partial_sums(len(self._partial_sums)))
+        return self._partial_sums[index]
 
-    def _make_merged(self, slot: int) -> Vector:
-        if slot < MOST_MERGED:
+    def _make_partial_sums(self, slot: int) -> Vector:
+        if slot < MOST_PARTIAL_SUMS:
             try:
-                (vector,) = self._make(merged_file(slot), merged_shape(self.size))
+                (vector,) = self._make(partial_sums_file(slot), partial_sums_shape(self.size))
             except SharingError:
                 pass
             else:
@@ -183,6 +183,40 @@ class ServerSharedMemory:
         self.folder.remove()
 
 
+@dataclass
+class WorkerLocks:
+    """By rank, locks on the files of workers: who has one may write weights, and whoever takes it prevents that."""
+
+    _locks: dict[int, FileLock] = field(default_factory=dict)
+
+    def open(self, rank: int, sharing: ServerSharedMemory) -> None:
+        """Open the lock of a worker, if it is not; `SharingError` if its file is gone."""
+        if rank not in self._locks:
+            self._locks[rank] = sharing.lock_of(rank)
+
+    def acquire(self, rank: int) -> bool:
+        """Take a lock that is open, without waiting; return whether it is ours now."""
+        return self._locks[rank].acquire()
+
+    def release(self, rank: int) -> None:
+        """Let the worker have its lock."""
+        self._locks[rank].release()
+
+    def close(self, rank: int) -> None:
+        """Close a lock, if it is open."""
+        if rank in self._locks:
+            self._locks.pop(rank).close()
+
+    def close_others(self, kept: Collection[int]) -> None:
+        """Close the locks of all other workers."""
+        for rank in self._locks.keys() - kept:
+            self.close(rank)
+
+    def close_all(self) -> None:
+        """Close all locks."""
+        self.close_others(())
+
+
 def _address(vector: Vector) -> int:
     return int(vector.__array_interface__["data"][0])
 
@@ -204,5 +238,5 @@ def share(setup: RunSetup, root: Path, allocate: Allocate = reserve) -> tuple[Ru
     callers = Callers.at(folder.path / CALLERS)
     sharing = ServerSharedMemory(folder, size, callers=callers, board=StepBoard.of(segment.head), allocate=allocate)
     if setup.info.servers == 1:
-        shard = replace(shard, merged=sharing.merged)
+        shard = replace(shard, partial_sums=sharing.partial_sums)
     return replace(setup, shard=shard, info=replace(setup.info, memory=folder.name)), sharing

@@ -1,6 +1,6 @@
 """A client of a server: it joins the run, waits, rejoins, leaves and ends. Pure; knows nothing of the work in the run.
 
-`handle(event, now)` returns what is to be done; `deadline()` says when `TimePassed` is due.
+What the server sends are events as they are: there is one server.
 """
 
 from dataclasses import dataclass
@@ -8,37 +8,26 @@ from enum import Enum
 from typing import assert_never
 
 import msgspec
+from msgspec import Struct
 
-from lockstep.common.client.events_and_effects import (
-    ClientEffect,
-    ClientEvent,
-    Evicted,
-    Exit,
-    JoinRefused,
-    ObstacleFound,
-    PreparationFailed,
-    Prepare,
-    Prepared,
-    ProtocolBroken,
-    RunFinished,
-    SendToServer,
-    Started,
-    Welcomed,
-)
 from lockstep.common.errors import FailureKind, RefusalKind
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.protocol.messages import Join, Leave, Ping, Refused, shortened
-from lockstep.common.protocol.shard_messages import ShardJoin
-from lockstep.common.runtime.backoff import Backoff
-from lockstep.common.statemachine.events_and_effects import Interrupted, Report, TimePassed
-from lockstep.common.statemachine.transitions import (
-    IGNORED,
-    ILLEGAL,
-    TransitionTable,
-    check_reached,
-    table_of,
-    targets_in,
+from lockstep.common.protocol.messages import (
+    Eviction,
+    Finished,
+    Join,
+    Leave,
+    Message,
+    Ping,
+    Ready,
+    Refused,
+    Welcome,
+    shortened,
 )
+from lockstep.common.protocol.shard_messages import ShardJoin, ShardReady, ShardWelcome
+from lockstep.common.runtime.backoff import Backoff
+from lockstep.common.runtime.numerics import Numerics
+from lockstep.common.statemachine.machine import IGNORED, Interrupted, Machine, Report, TimePassed, table_of
 
 #: Seconds until a server that does not answer is asked again: at first, and at most. One that was there may be back at
 #: any moment.
@@ -65,26 +54,103 @@ class ClientPhase(Enum):
     ENDED = "ended"
 
 
-_JOINING, _PREPARING = frozenset({ClientPhase.JOINING}), frozenset({ClientPhase.PREPARING})
-_JOINED, _ENDED = frozenset({ClientPhase.JOINED}), frozenset({ClientPhase.ENDED})
+# Events
 
-#: For each event, what may follow in the phases JOINING, PREPARING, JOINED, ENDED. While it prepares, the shell reads
-#: no messages: they wait in the socket.
-TRANSITIONS: TransitionTable[ClientPhase, ClientEvent] = table_of(
+
+class Started(Struct, frozen=True, kw_only=True):
+    """The process runs and dials the server, which may not be there yet."""
+
+
+class Prepared(Struct, frozen=True, kw_only=True):
+    """Everything that the welcome demands is there."""
+
+    ready: Ready | ShardReady
+
+
+class PreparationFailed(Struct, frozen=True, kw_only=True):
+    """This process does not have what the welcome demands, or has something else than the server."""
+
+    reason: str
+
+
+class ProtocolBroken(Struct, frozen=True, kw_only=True):
+    """The server sent what it must not."""
+
+    fault: str
+
+
+class ObstacleFound(Struct, frozen=True, kw_only=True):
+    """Something prevents a connection to the server."""
+
+    obstacle: str
+    #: Whether waiting does not help.
+    is_final: bool
+
+
+ClientEvent = (
+    Started
+    | Welcome
+    | ShardWelcome
+    | Refused
+    | Eviction
+    | Prepared
+    | PreparationFailed
+    | Finished
+    | ProtocolBroken
+    | ObstacleFound
+    | TimePassed
+    | Interrupted
+)
+
+# Effects
+
+
+class SendToServer(Struct, frozen=True, kw_only=True):
+    """Send the server a message that carries no array."""
+
+    message: Message
+
+
+class Prepare(Struct, frozen=True, kw_only=True):
+    """Get what the welcome demands; answered by `Prepared` or `PreparationFailed`."""
+
+    welcome: Welcome | ShardWelcome
+
+
+class Exit(Struct, frozen=True, kw_only=True):
+    """End the process with this code; `reason` is empty and `kind` None if all went well."""
+
+    code: int
+    reason: str
+    kind: FailureKind | None = None
+    #: The numerics with which the server would have let the process in, None if others are no reason.
+    numerics: Numerics | None = None
+
+
+ClientEffect = SendToServer | Prepare | Report | Exit
+
+_JOINING, _PREPARING, _JOINED, _ENDED = ClientPhase
+
+#: A worker has a place among the workers, a shard one among the servers.
+_WELCOMED = {_JOINING: {_PREPARING}, _JOINED: IGNORED, _ENDED: IGNORED}
+
+#: What may follow. While it prepares, the shell reads no messages: they wait in the socket.
+TRANSITIONS = table_of(
     ClientPhase,
     {
-        Started: (_JOINING, ILLEGAL, ILLEGAL, ILLEGAL),
-        Welcomed: (_PREPARING, ILLEGAL, IGNORED, IGNORED),
-        JoinRefused: (_JOINING | _ENDED, ILLEGAL, _JOINED | _ENDED, IGNORED),
+        Started: {_JOINING: {_JOINING}},
+        Welcome: _WELCOMED,
+        ShardWelcome: _WELCOMED,
+        Refused: {_JOINING: {_JOINING, _ENDED}, _JOINED: {_JOINED, _ENDED}, _ENDED: IGNORED},
         # While it joins, the server does not know it yet.
-        Evicted: (IGNORED, ILLEGAL, _JOINING | _ENDED, IGNORED),
-        Prepared: (ILLEGAL, _JOINED, ILLEGAL, IGNORED),
-        PreparationFailed: (ILLEGAL, _ENDED, ILLEGAL, IGNORED),
-        RunFinished: (_ENDED, ILLEGAL, _ENDED, IGNORED),
-        ProtocolBroken: (_ENDED, ILLEGAL, _ENDED, IGNORED),
-        ObstacleFound: (_JOINING | _ENDED, ILLEGAL, ILLEGAL, IGNORED),
-        TimePassed: (_JOINING | _ENDED, ILLEGAL, _JOINED | _ENDED, IGNORED),
-        Interrupted: (_ENDED, _ENDED, _ENDED, IGNORED),
+        Eviction: {_JOINING: IGNORED, _JOINED: {_JOINING, _ENDED}, _ENDED: IGNORED},
+        Prepared: {_PREPARING: {_JOINED}, _ENDED: IGNORED},
+        PreparationFailed: {_PREPARING: {_ENDED}, _ENDED: IGNORED},
+        Finished: {_JOINING: {_ENDED}, _JOINED: {_ENDED}, _ENDED: IGNORED},
+        ProtocolBroken: {_JOINING: {_ENDED}, _JOINED: {_ENDED}, _ENDED: IGNORED},
+        ObstacleFound: {_JOINING: {_JOINING, _ENDED}, _ENDED: IGNORED},
+        TimePassed: {_JOINING: {_JOINING, _ENDED}, _JOINED: {_JOINED, _ENDED}, _ENDED: IGNORED},
+        Interrupted: {_JOINING: {_ENDED}, _PREPARING: {_ENDED}, _JOINED: {_ENDED}, _ENDED: IGNORED},
     },
 )
 
@@ -102,9 +168,10 @@ class ClientConfig:
 
 
 @dataclass
-class Client:
-    """What a process knows of its server; see `TRANSITIONS` for the table that it obeys."""
+class Client(Machine[ClientEvent, ClientEffect]):
+    """What a process knows of its server."""
 
+    transitions = TRANSITIONS
     config: ClientConfig
     #: What this process is called in texts.
     role: str
@@ -128,15 +195,9 @@ class Client:
     obstacle: str = ""
 
     def handle(self, event: ClientEvent, now: float) -> list[ClientEffect]:
-        """Handle what happened at `now` seconds; return what is to be done, in order."""
-        targets = targets_in(TRANSITIONS, self.phase, event)
-        if not targets:
-            return []
-        if not isinstance(event, TimePassed | ObstacleFound):
+        if self.transitions[self.phase, type(event)] and not isinstance(event, TimePassed | ObstacleFound):
             self.on_message(now)
-        effects = self._react(event, now)
-        check_reached(targets, event, self.phase)
-        return effects
+        return self.obey(event, now)
 
     def on_message(self, now: float) -> None:
         """Record that the server sent something, or that this process was busy until now."""
@@ -144,7 +205,6 @@ class Client:
         self.tries, self.report_s = 0, FIRST_REPORT_S
 
     def deadline(self) -> float | None:
-        """Return when `TimePassed` is due, None in phases that wait for nothing."""
         if self.phase is ClientPhase.JOINING:
             timeout = self._join_timeout_s()
             retry = self._next_retry(MOST_JOIN_RETRY_S if timeout is None else MOST_RETRY_S)
@@ -170,17 +230,17 @@ class Client:
             return msgspec.structs.replace(join, incarnation=incarnation)
         return msgspec.structs.replace(join, incarnation=incarnation, run=self.run)
 
-    def _react(self, event: ClientEvent, now: float) -> list[ClientEffect]:
+    def react(self, event: ClientEvent, now: float) -> list[ClientEffect]:
         match event:
             case Started():
                 self.started = now
                 return [SendToServer(message=self.join())]
-            case Welcomed(welcome=welcome):
-                self.phase, self.run = ClientPhase.PREPARING, welcome.run
-                return [Report(text=f"joined run {welcome.run} as {event.place}"), Prepare(welcome=welcome)]
-            case JoinRefused(refused=refused):
-                return self._on_refusal(refused, now)
-            case Evicted(reason=reason):
+            case Welcome() | ShardWelcome():
+                self.phase, self.run = ClientPhase.PREPARING, event.run
+                return [Report(text=f"joined run {event.run} as {_place_of(event)}"), Prepare(welcome=event)]
+            case Refused():
+                return self._on_refusal(event, now)
+            case Eviction(reason=reason):
                 if self.may_rejoin:
                     return self._rejoin(reason, now)
                 return self._end(1, f"the server evicted this {self.role}: {reason}", FailureKind.EVICTED)
@@ -189,9 +249,9 @@ class Client:
                 return [SendToServer(message=ready)]
             case PreparationFailed(reason=reason):
                 return self.leave(2, reason, FailureKind.PREPARATION)
-            case RunFinished(finished=finished):
-                reason = finished.reason and f"the run failed: {finished.reason}"
-                return self._end(1 if reason else 0, reason, finished.kind)
+            case Finished():
+                reason = event.reason and f"the run failed: {event.reason}"
+                return self._end(1 if reason else 0, reason, event.kind)
             case ProtocolBroken(fault=fault):
                 return self.leave(1, f"the server broke the protocol: {fault}", FailureKind.PROTOCOL)
             case Interrupted():
@@ -256,3 +316,10 @@ class Client:
             return [SendToServer(message=Ping())]
         self.report_s *= 2
         return [Report(text=f"{text}: trying for {limit_s:g} s"), SendToServer(message=Ping())]
+
+
+def _place_of(welcome: Welcome | ShardWelcome) -> str:
+    """Return the place in the run, for people."""
+    if isinstance(welcome, Welcome):
+        return f"worker {welcome.rank}"
+    return f"shard {welcome.index} of {welcome.servers} servers"

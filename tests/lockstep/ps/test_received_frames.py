@@ -4,7 +4,7 @@ import pytest
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import RemoteProtocolError
-from lockstep.ps.shard.received_frames import COPIES, ReceivedFrames
+from lockstep.ps.received_frames import COPIES, ReceivedFrames
 
 ONE, OTHER = b"one", b"other"
 NODE = Node(2, 4)

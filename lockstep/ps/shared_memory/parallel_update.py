@@ -1,6 +1,6 @@
 """Who updates which slice of the weights, when a slice is made again by whom, and when an update is complete. Pure.
 
-`handle(event, now)` returns what is to be done; `deadline()` says when `TimePassed` is due. No socket, clock or array.
+No socket, clock or array.
 
 An update reads the weights and slots of the step before and writes others, so that any part of it can be made twice by
 anybody, with the same bits. What must never happen is that a worker which stood still in the middle of a slice wakes up
@@ -24,27 +24,13 @@ from enum import Enum
 from itertools import pairwise
 from typing import assert_never
 
+from msgspec import Struct
+
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.optim.clipping import BLOCK
-from lockstep.common.statemachine.transitions import (
-    IGNORED,
-    ILLEGAL,
-    TransitionTable,
-    check_reached,
-    table_of,
-    targets_in,
-)
-from lockstep.ps.parallel_update import events
-from lockstep.ps.parallel_update.effects import (
-    CompleteUpdate,
-    EndWithdrawal,
-    LeaseSlice,
-    MoveMemory,
-    ParallelUpdateEffect,
-    UpdateOwnPart,
-    WithdrawSlices,
-)
-from lockstep.ps.parallel_update.mode_choice import ModeChoice, UpdateMode
+from lockstep.common.protocol.messages import LeaseKey, SliceResult
+from lockstep.common.statemachine.machine import IGNORED, Machine, TimePassed, stays, table_of
+from lockstep.ps.shared_memory.mode_choice import ModeChoice, UpdateMode
 
 #: Values below which updates are never leased. An update of 535,818 weights takes 0.56 ms alone, and leasing half of it
 #: saves 0.27 ms and costs 0.3 ms for messages on the two cores where this was measured; 25 million take 57 and 37 ms.
@@ -88,25 +74,137 @@ class UpdatePhase(Enum):
     MOVING = "moving"
 
 
-_IDLE, _UPDATING = frozenset({UpdatePhase.IDLE}), frozenset({UpdatePhase.UPDATING})
-_MOVING = frozenset({UpdatePhase.MOVING})
+# Events
 
-#: For each event, what may follow in the phases IDLE, UPDATING, MOVING.
-TRANSITIONS: TransitionTable[UpdatePhase, events.ParallelUpdateEvent] = table_of(
+
+class HelperAdmitted(Struct, frozen=True, kw_only=True):
+    """A worker shares our memory, so that slices may be leased to it."""
+
+    rank: int
+
+
+class HelperLeased(Struct, frozen=True, kw_only=True):
+    """It was leased micro-batches: it does not read messages until it has answered."""
+
+    rank: int
+    lease: LeaseKey
+
+
+class HelperAnswered(Struct, frozen=True, kw_only=True):
+    rank: int
+    lease: LeaseKey
+
+
+class HelperRemoved(Struct, frozen=True, kw_only=True):
+    """It is no member of the run any more, which does not mean that its process has ended."""
+
+    rank: int
+
+
+class SumsCompleted(Struct, frozen=True, kw_only=True):
+    """The sums of a step are whole: it may be updated."""
+
+    step: int
+    #: Whether all that a slice needs is in memory that workers share.
+    can_share: bool
+
+
+class OwnPartUpdated(Struct, frozen=True, kw_only=True):
+    part: Slice
+
+
+class WithdrawalTried(Struct, frozen=True, kw_only=True):
+    """Slices were withdrawn, or not: by number."""
+
+    #: Their workers have written all of them, or will never write any of them again.
+    withdrawn: tuple[int, ...]
+    #: Their workers cannot be prevented from writing: they are in the middle of them.
+    held: tuple[int, ...]
+
+
+class MemoryMoved(Struct, frozen=True, kw_only=True):
+    """The run has left the memory that workers may still write into, or cannot, because there is no room."""
+
+    is_done: bool
+
+
+class RunInterrupted(Struct, frozen=True, kw_only=True):
+    """The run is about to end: whatever is left of the update is to be made at once."""
+
+
+ParallelUpdateEvent = (
+    HelperAdmitted
+    | HelperLeased
+    | HelperAnswered
+    | HelperRemoved
+    | SumsCompleted
+    | OwnPartUpdated
+    | SliceResult
+    | WithdrawalTried
+    | MemoryMoved
+    | RunInterrupted
+    | TimePassed
+)
+
+# Effects
+
+
+class LeaseSlice(Struct, frozen=True, kw_only=True):
+    """Lease a slice of the update at hand to a worker."""
+
+    number: int
+    rank: int
+    part: Slice
+
+
+class UpdateOwnPart(Struct, frozen=True, kw_only=True):
+    """Update a part in this process; answered by `OwnPartUpdated`."""
+
+    part: Slice
+
+
+class WithdrawSlices(Struct, frozen=True, kw_only=True):
+    """Prevent workers from beginning slices, where they have not; answered by `WithdrawalTried`."""
+
+    #: By number, the worker's rank.
+    ranks: dict[int, int]
+
+
+class EndWithdrawal(Struct, frozen=True, kw_only=True):
+    """Let a worker make slices again: it has reported what became of the one that was withdrawn."""
+
+    rank: int
+
+
+class MoveMemory(Struct, frozen=True, kw_only=True):
+    """Continue in other memory, as it was before the update; answered by `MemoryMoved`."""
+
+
+class CompleteUpdate(Struct, frozen=True, kw_only=True):
+    """All parts have their new values."""
+
+    step: int
+
+
+ParallelUpdateEffect = LeaseSlice | UpdateOwnPart | WithdrawSlices | EndWithdrawal | MoveMemory | CompleteUpdate
+
+_IDLE, _UPDATING, _MOVING = UpdatePhase
+
+#: What may follow. Memory is moved at once: nothing comes in between.
+TRANSITIONS = table_of(
     UpdatePhase,
     {
-        # Memory is moved at once: nothing comes in between.
-        events.HelperAdmitted: (_IDLE, _UPDATING, ILLEGAL),
-        events.HelperLeased: (_IDLE, _UPDATING, ILLEGAL),
-        events.HelperAnswered: (_IDLE, _UPDATING, ILLEGAL),
-        events.HelperRemoved: (_IDLE, _UPDATING, ILLEGAL),
-        events.SumsCompleted: (_UPDATING, ILLEGAL, ILLEGAL),
-        events.OwnPartUpdated: (ILLEGAL, _UPDATING | _IDLE, ILLEGAL),
-        events.SliceAnswered: (_IDLE, _UPDATING | _IDLE, ILLEGAL),
-        events.WithdrawalTried: (ILLEGAL, _UPDATING | _MOVING, ILLEGAL),
-        events.MemoryMoved: (ILLEGAL, ILLEGAL, _UPDATING),
-        events.UpdateHurried: (IGNORED, _UPDATING, ILLEGAL),
-        events.TimePassed: (IGNORED, _UPDATING, ILLEGAL),
+        HelperAdmitted: stays(_IDLE, _UPDATING),
+        HelperLeased: stays(_IDLE, _UPDATING),
+        HelperAnswered: stays(_IDLE, _UPDATING),
+        HelperRemoved: stays(_IDLE, _UPDATING),
+        SumsCompleted: {_IDLE: {_UPDATING}},
+        OwnPartUpdated: {_UPDATING: {_UPDATING, _IDLE}},
+        SliceResult: {_IDLE: {_IDLE}, _UPDATING: {_UPDATING, _IDLE}},
+        WithdrawalTried: {_UPDATING: {_UPDATING, _MOVING}},
+        MemoryMoved: {_MOVING: {_UPDATING}},
+        RunInterrupted: {_IDLE: IGNORED, _UPDATING: {_UPDATING}},
+        TimePassed: {_IDLE: IGNORED, _UPDATING: {_UPDATING}},
     },
 )
 
@@ -116,8 +214,8 @@ class Helper:
     """What is known of a worker that shares memory."""
 
     #: The last lease of micro-batches that it was sent, and the last that it answered. It answers them in order.
-    leased: events.LeaseKey | None = None
-    answered: events.LeaseKey | None = None
+    leased: LeaseKey | None = None
+    answered: LeaseKey | None = None
     #: The number of the slice that it has not answered, None if there is none.
     slice_number: int | None = None
     #: Seconds per value of its last slice.
@@ -139,9 +237,10 @@ class SliceLoan:
 
 
 @dataclass
-class ParallelUpdate:
-    """The update of a step, and who helps with it; see `TRANSITIONS` for the table that it obeys."""
+class ParallelUpdate(Machine[ParallelUpdateEvent, ParallelUpdateEffect]):
+    """The update of a step, and who helps with it."""
 
+    transitions = TRANSITIONS
     config: ParallelUpdateConfig
     #: Values of the vector.
     size: int
@@ -153,8 +252,8 @@ class ParallelUpdate:
     loans: dict[int, SliceLoan] = field(default_factory=dict)
     #: The parts that are still to be made here, one after the other.
     own: list[Slice] = field(default_factory=list)
-    #: The workers whose slices were withdrawn, by the slice's number, until they answer. Those of workers that were
-    #: removed stay: their processes may still have it before them.
+    #: By number, the workers whose slices were withdrawn, until they answer. That of a worker that was removed stays:
+    #: its process may not have read the lease yet.
     withdrawn: dict[int, int] = field(default_factory=dict)
     step: int = 0
     mode: UpdateMode = UpdateMode.ALONE
@@ -169,23 +268,16 @@ class ParallelUpdate:
     own_made: float = 0.0
     #: When memory is left to workers that stand still in it.
     patient_until: float = 0.0
-    #: Whether nobody is waited for, since the run is about to end.
-    is_hurried: bool = False
+    #: Whether no worker is waited for, since the run is about to end.
+    is_interrupted: bool = False
 
     def __post_init__(self) -> None:
         self.choice = ModeChoice(self.config.is_measured)
 
-    def handle(self, event: events.ParallelUpdateEvent, now: float) -> list[ParallelUpdateEffect]:
-        """Handle what happened at `now` seconds; return what is to be done, in order."""
-        targets = targets_in(TRANSITIONS, self.phase, event)
-        if not targets:
-            return []
-        effects = self._react(event, now)
-        check_reached(targets, event, self.phase)
-        return effects
+    def handle(self, event: ParallelUpdateEvent, now: float) -> list[ParallelUpdateEffect]:
+        return self.obey(event, now)
 
     def deadline(self) -> float | None:
-        """Return when `TimePassed` is due, None if only a message can move the update."""
         if self.phase is not UpdatePhase.UPDATING or self.own:
             return None
         return min((loan.due for loan in self.loans.values()), default=None)
@@ -215,45 +307,45 @@ class ParallelUpdate:
         idle = [rank for rank, helper in self.helpers.items() if helper.is_idle()]
         return sorted(idle, key=lambda rank: self.helpers[rank].pace_s)
 
-    def _react(self, event: events.ParallelUpdateEvent, now: float) -> list[ParallelUpdateEffect]:
+    def react(self, event: ParallelUpdateEvent, now: float) -> list[ParallelUpdateEffect]:
         match event:
-            case events.HelperAdmitted(rank=rank):
+            case HelperAdmitted(rank=rank):
                 self.helpers[rank] = Helper()
                 return []
-            case events.HelperLeased(rank=rank, lease=lease):
+            case HelperLeased(rank=rank, lease=lease):
                 if rank in self.helpers:
                     self.helpers[rank].leased = lease
                 return []
-            case events.HelperAnswered(rank=rank, lease=lease):
+            case HelperAnswered(rank=rank, lease=lease):
                 if rank in self.helpers:
                     self.helpers[rank].answered = lease
                 return []
-            case events.HelperRemoved(rank=rank):
+            case HelperRemoved(rank=rank):
                 return self._remove(rank)
-            case events.SumsCompleted():
+            case SumsCompleted():
                 return self._begin(event, now)
-            case events.OwnPartUpdated(part=part):
+            case OwnPartUpdated(part=part):
                 self.own.remove(part)
                 return self._own_part_made(now)
-            case events.SliceAnswered():
+            case SliceResult():
                 return self._on_answer(event, now)
-            case events.WithdrawalTried():
+            case WithdrawalTried():
                 return self._on_withdrawal(event, now)
-            case events.MemoryMoved():
+            case MemoryMoved():
                 return self._on_moved(now, is_done=event.is_done)
-            case events.UpdateHurried():
-                self.is_hurried = True
+            case RunInterrupted():
+                self.is_interrupted = True
                 return self._withdraw(list(self.loans))
-            case events.TimePassed():
+            case TimePassed():
                 return self._withdraw([number for number, loan in self.loans.items() if now >= loan.due])
             case _:
                 assert_never(event)
 
     # An update begins
 
-    def _begin(self, event: events.SumsCompleted, now: float) -> list[ParallelUpdateEffect]:
+    def _begin(self, event: SumsCompleted, now: float) -> list[ParallelUpdateEffect]:
         self.mode = self._choose() if event.can_share else UpdateMode.ALONE
-        self.phase, self.step, self.began, self.is_hurried = UpdatePhase.UPDATING, event.step, now, False
+        self.phase, self.step, self.began, self.is_interrupted = UpdatePhase.UPDATING, event.step, now, False
         match self.mode:
             case UpdateMode.ALONE:
                 return [self._update_here(Slice(0, self.size))]
@@ -318,11 +410,11 @@ class ParallelUpdate:
         if not self.own:
             self.own_made = now
             self._wait(now)
-            if self.is_hurried:
+            if self.is_interrupted:
                 return [*self._withdraw(list(self.loans)), *self._complete(now)]
         return self._complete(now)
 
-    def _on_answer(self, event: events.SliceAnswered, now: float) -> list[ParallelUpdateEffect]:
+    def _on_answer(self, event: SliceResult, now: float) -> list[ParallelUpdateEffect]:
         number, effects = event.number, list[ParallelUpdateEffect]()
         for helper in self.helpers.values():
             if helper.slice_number == number:
@@ -354,7 +446,7 @@ class ParallelUpdate:
         ranks = {number: self.loans[number].rank for number in numbers}
         return [WithdrawSlices(ranks=ranks)] if ranks else []
 
-    def _on_withdrawal(self, event: events.WithdrawalTried, now: float) -> list[ParallelUpdateEffect]:
+    def _on_withdrawal(self, event: WithdrawalTried, now: float) -> list[ParallelUpdateEffect]:
         """Make what was withdrawn; then wait for workers that are in the middle of a slice, but not for ever."""
         taken = {number: self.loans.pop(number) for number in event.withdrawn}
         self.withdrawn.update((number, loan.rank) for number, loan in taken.items())
@@ -362,14 +454,14 @@ class ParallelUpdate:
             self.loans[number].due = now + self.config.withdraw_s
         if taken or self.own:
             return [self._update_here(loan.part) for loan in taken.values()]
-        if not (self.is_hurried or now >= self.patient_until):
+        if not (self.is_interrupted or now >= self.patient_until):
             return []
         self.phase = UpdatePhase.MOVING
         return [MoveMemory()]
 
     def _on_moved(self, now: float, *, is_done: bool) -> list[ParallelUpdateEffect]:
         """Make all of the update here, in the new memory, or wait further for those that hold the old one."""
-        self.phase, self.is_hurried = UpdatePhase.UPDATING, self.is_hurried and is_done
+        self.phase, self.is_interrupted = UpdatePhase.UPDATING, self.is_interrupted and is_done
         if not is_done:
             for loan in self.loans.values():
                 loan.due = now + self.config.patience_s

@@ -1,31 +1,27 @@
 """The part of a client's shell that does not depend on its work: from frames to events, from effects to an exit."""
 
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.client.client import ClientPhase
-from lockstep.common.client.events_and_effects import (
-    ClientEffect,
-    ClientEvent,
-    Evicted,
-    Exit,
-    JoinRefused,
-    ObstacleFound,
-    Prepare,
-    ProtocolBroken,
-    RunFinished,
-    SendToServer,
-    Started,
-)
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.protocol.codec import decode
 from lockstep.common.protocol.messages import Eviction, Finished, Message, Refused, Welcome
 from lockstep.common.protocol.shard_messages import ShardWelcome
 from lockstep.common.runtime.clock import Clock
-from lockstep.common.statemachine.events_and_effects import Interrupted, Report, TimePassed
+from lockstep.common.statemachine.client import (
+    ClientEffect,
+    ClientEvent,
+    ClientPhase,
+    Exit,
+    ObstacleFound,
+    Prepare,
+    ProtocolBroken,
+    SendToServer,
+    Started,
+)
+from lockstep.common.statemachine.machine import Interrupted, Report, TimePassed, carry_out
 from lockstep.common.transport.diagnosis import Diagnosis
 
 Event = TypeVar("Event")
@@ -73,7 +69,7 @@ class ClientShell(ABC, Generic[Event, Effect]):
         """Handle a message of the server's."""
         try:
             message, self.arrays = decode(frames, self.expected)
-            event = _client_event_of(message) or self.event_of(message)
+            event = message if isinstance(message, Refused | Eviction | Finished) else self.event_of(message)
         except RemoteProtocolError as error:
             event = ProtocolBroken(fault=str(error))
         if event is not None:
@@ -89,10 +85,7 @@ class ClientShell(ABC, Generic[Event, Effect]):
 
     def dispatch(self, event: Event | ClientEvent) -> None:
         """Let the machine handle an event, and whatever its effects lead to."""
-        pending = deque([event])
-        while pending:
-            for effect in self.state.handle(pending.popleft(), self.clock.now()):
-                pending.extend(self._perform(effect))
+        carry_out(self.state, [event], self._perform, self.clock.now)
 
     def _perform(self, effect: Effect | ClientEffect) -> Iterable[Event | ClientEvent]:
         match effect:
@@ -131,14 +124,3 @@ class ClientShell(ABC, Generic[Event, Effect]):
     @abstractmethod
     def perform(self, effect: Effect) -> Iterable[Event | ClientEvent]:
         """Carry out an effect of the machine's own; yield what comes of it."""
-
-
-def _client_event_of(message: Message) -> ClientEvent | None:
-    match message:
-        case Refused():
-            return JoinRefused(refused=message)
-        case Eviction():
-            return Evicted(reason=message.reason)
-        case Finished():
-            return RunFinished(finished=message)
-    return None

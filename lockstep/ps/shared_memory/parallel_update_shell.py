@@ -3,7 +3,6 @@
 Where a run has several servers, or its memory is not shared, each update is made here at once.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
@@ -11,13 +10,22 @@ from typing import assert_never
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.aggregation.update import UpdateStep
 from lockstep.common.errors import RemoteProtocolError, SharingError
-from lockstep.common.protocol.messages import Dropped, Lease, Result, SliceLease, SliceResult, SumsPlace
+from lockstep.common.protocol.messages import (
+    Dropped,
+    Lease,
+    MultiStepLease,
+    MultiStepResult,
+    Result,
+    SliceLease,
+    SliceResult,
+    SumsPlace,
+)
 from lockstep.common.runtime.clock import Clock
-from lockstep.common.transport.shared_memory.folder import FileLock
-from lockstep.ps.parallel_update import effects, events
-from lockstep.ps.parallel_update.parallel_update import ParallelUpdate
+from lockstep.common.statemachine.machine import TimePassed, carry_out
 from lockstep.ps.shard.shard import Shard
-from lockstep.ps.shared_memory import ServerSharedMemory
+from lockstep.ps.shared_memory import parallel_update as machine
+from lockstep.ps.shared_memory.memory import ServerSharedMemory, WorkerLocks
+from lockstep.ps.shared_memory.parallel_update import ParallelUpdate
 
 #: Sends a worker, by its rank, the lease of a slice, to which it adds whom that is for.
 SendLease = Callable[[int, SliceLease], None]
@@ -41,8 +49,8 @@ class ParallelUpdateShell:
     _places: Sequence[SumsPlace] = ()
     #: The first weights that are not finite in the parts that were made.
     _not_finite: list[int] = field(default_factory=list)
-    #: By rank, the locks that workers hold while they make a slice, or we if it was withdrawn.
-    _locks: dict[int, FileLock] = field(default_factory=dict)
+    #: Those that workers hold while they make a slice, or we if it was withdrawn.
+    _locks: WorkerLocks = field(default_factory=WorkerLocks)
     #: The update that was just completed.
     _completed: UpdateStep | None = None
 
@@ -57,7 +65,7 @@ class ParallelUpdateShell:
         self._places = self._shared_places()
         is_shared = bool(self._places)
         self._at = self.shard.begin_update(step, count, scale, in_place=not is_shared)
-        return self.dispatch(events.SumsCompleted(step=step, can_share=is_shared))
+        return self.dispatch(machine.SumsCompleted(step=step, can_share=is_shared))
 
     def _update_alone(self, step: int, count: int, scale: float | None) -> UpdateStep:
         """Make an update that nobody could ever help with, for which the machine need not be asked."""
@@ -74,40 +82,30 @@ class ParallelUpdateShell:
         places = self.sharing.places_of(self.shard.frames, self._terms)
         return places if places and self.sharing.share_update(self.shard) else ()
 
-    def on_lease(self, rank: int, lease: Lease) -> None:
-        """Record that a worker is sent a lease of micro-batches."""
+    def on_lease(self, rank: int, lease: Lease | MultiStepLease) -> None:
+        """Record that a worker is sent a lease: until it has answered, it is not idle."""
         if self.may_lease:
-            self.dispatch(events.HelperLeased(rank=rank, lease=(lease.work, lease.step, lease.number)))
+            self.dispatch(machine.HelperLeased(rank=rank, lease=lease.key()))
 
-    def on_answer(self, rank: int, answer: Result | Dropped) -> None:
+    def on_answer(self, rank: int, answer: Result | Dropped | MultiStepResult) -> None:
         """Record that it has answered one."""
         if self.may_lease:
-            self.dispatch(events.HelperAnswered(rank=rank, lease=(answer.work, answer.step, answer.number)))
-
-    def on_multi_step(self, rank: int, number: int, *, is_answered: bool) -> None:
-        """Record that a worker is sent a multi-step lease, or has answered it: until then it is not idle."""
-        if not self.may_lease:
-            return
-        key: events.LeaseKey = ("train", -number, 0)
-        if is_answered:
-            self.dispatch(events.HelperAnswered(rank=rank, lease=key))
-        else:
-            self.dispatch(events.HelperLeased(rank=rank, lease=key))
+            self.dispatch(machine.HelperAnswered(rank=rank, lease=answer.key()))
 
     def remove(self, rank: int) -> UpdateStep | None:
         """Handle that a worker is gone; return the update if it is complete."""
-        completed = self.dispatch(events.HelperRemoved(rank=rank))
+        completed = self.dispatch(machine.HelperRemoved(rank=rank))
         is_needed = rank in self.state.withdrawn.values() or any(
             loan.rank == rank for loan in self.state.loans.values()
         )
-        if not is_needed and rank in self._locks:
-            self._locks.pop(rank).close()
+        if not is_needed:
+            self._locks.close(rank)
         return completed
 
     def on_time(self, now: float) -> UpdateStep | None:
         """Handle the passing of time; return the update if it is complete."""
         due = self.state.deadline()
-        return self.dispatch(events.TimePassed()) if due is not None and now >= due else None
+        return self.dispatch(TimePassed()) if due is not None and now >= due else None
 
     def on_result(self, rank: int, result: SliceResult) -> UpdateStep | None:
         """Handle what a worker reports of a slice; return the update if it is complete."""
@@ -116,51 +114,45 @@ class ParallelUpdateShell:
             raise RemoteProtocolError(f"an answer to slice {result.number}, which is leased to worker {loan.rank}")
         if loan is not None and result.is_done and result.not_finite is not None:
             self._not_finite.append(result.not_finite)
-        answered = events.SliceAnswered(number=result.number, is_done=result.is_done, seconds=result.seconds)
-        return self.dispatch(answered)
+        return self.dispatch(result)
 
-    def dispatch(self, event: events.ParallelUpdateEvent) -> UpdateStep | None:
+    def dispatch(self, event: machine.ParallelUpdateEvent) -> UpdateStep | None:
         """Let the machine handle an event, and whatever its effects lead to; return the update if it is complete."""
-        pending = deque([event])
-        while pending:
-            for effect in self.state.handle(pending.popleft(), self.clock.now()):
-                following = self._perform(effect)
-                if following is not None:
-                    pending.append(following)
+        carry_out(self.state, [event], self._perform, self.clock.now)
         completed, self._completed = self._completed, None
         return completed
 
-    def _perform(self, effect: effects.ParallelUpdateEffect) -> events.ParallelUpdateEvent | None:
+    def _perform(self, effect: machine.ParallelUpdateEffect) -> Sequence[machine.ParallelUpdateEvent]:
         match effect:
-            case effects.LeaseSlice():
+            case machine.LeaseSlice():
                 return self._lease(effect)
-            case effects.UpdateOwnPart(part=part):
+            case machine.UpdateOwnPart(part=part):
                 assert self._at is not None  # an update is being made
                 place = self.shard.updating.run(self._at, part, self._terms)
                 self._not_finite += [] if place is None else [place]
-                return events.OwnPartUpdated(part=part)
-            case effects.WithdrawSlices(ranks=ranks):
-                taken = {number for number, rank in ranks.items() if self._locks[rank].acquire()}
-                return events.WithdrawalTried(withdrawn=tuple(sorted(taken)), held=tuple(sorted(ranks.keys() - taken)))
-            case effects.EndWithdrawal(rank=rank):
-                self._locks[rank].release()
-            case effects.MoveMemory():
-                return self._move()
-            case effects.CompleteUpdate():
+                return [machine.OwnPartUpdated(part=part)]
+            case machine.WithdrawSlices(ranks=ranks):
+                taken = {number for number, rank in ranks.items() if self._locks.acquire(rank)}
+                held = tuple(sorted(ranks.keys() - taken))
+                return [machine.WithdrawalTried(withdrawn=tuple(sorted(taken)), held=held)]
+            case machine.EndWithdrawal(rank=rank):
+                self._locks.release(rank)
+            case machine.MoveMemory():
+                return [machine.MemoryMoved(is_done=self._move())]
+            case machine.CompleteUpdate():
                 self._complete()
             case _:
                 assert_never(effect)
-        return None
+        return []
 
-    def _lease(self, effect: effects.LeaseSlice) -> events.ParallelUpdateEvent | None:
+    def _lease(self, effect: machine.LeaseSlice) -> Sequence[machine.ParallelUpdateEvent]:
         at, sharing = self._at, self.sharing
         assert at is not None
         assert sharing is not None  # an update can be leased
         try:
-            if effect.rank not in self._locks:
-                self._locks[effect.rank] = sharing.lock_of(effect.rank)
+            self._locks.open(effect.rank, sharing)
         except SharingError:
-            return events.SliceAnswered(number=effect.number, is_done=False, seconds=0.0)
+            return [SliceResult(number=effect.number, is_done=False)]
         lease = SliceLease(
             number=effect.number,
             incarnation="",
@@ -175,18 +167,18 @@ class ParallelUpdateShell:
             memory=sharing.generation,
         )
         self.send(effect.rank, lease)
-        return None
+        return []
 
-    def _move(self) -> events.ParallelUpdateEvent:
-        """Go on in other memory, with the update as if nothing of it had been made."""
+    def _move(self) -> bool:
+        """Continue in other memory, with the update from its beginning; return False if there is no room."""
         at, sharing = self._at, self.sharing
         assert at is not None
         assert sharing is not None
         if not sharing.move(self.shard):
-            return events.MemoryMoved(is_done=False)
+            return False
         self._not_finite.clear()
         self._at = self.shard.begin_update(at.step, at.count, at.scale)
-        return events.MemoryMoved(is_done=True)
+        return True
 
     def _complete(self) -> None:
         at = self._at
@@ -197,6 +189,4 @@ class ParallelUpdateShell:
 
     def close(self) -> None:
         """Give back all locks."""
-        for lock in self._locks.values():
-            lock.close()
-        self._locks.clear()
+        self._locks.close_all()

@@ -3,7 +3,6 @@
 It reads how far they are, turns what they show into steps that have been made, and takes their locks.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
@@ -14,17 +13,17 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import JobError, SharingError
 from lockstep.common.job.tally import pack_losses
 from lockstep.common.protocol import messages
-from lockstep.common.protocol.step_board import ENTRIES, LISTED, MADE, StepBoard
+from lockstep.common.protocol.step_board import ENTERED, ENTRIES, MADE, READ, StepBoard
 from lockstep.common.runtime.clock import Clock
-from lockstep.common.transport.shared_memory.folder import FileLock
+from lockstep.common.statemachine.machine import TimePassed, carry_out
 from lockstep.ps.coordinator import effects as coordinator_effects
 from lockstep.ps.coordinator import events as coordinator_events
 from lockstep.ps.coordinator.scheduling.multi_step_plan import LEAST_STEPS
-from lockstep.ps.multi_step import effects, events
-from lockstep.ps.multi_step.multi_step import MultiStepControl
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.shard.shard import Shard
-from lockstep.ps.shared_memory import ServerSharedMemory
+from lockstep.ps.shared_memory import multi_step as machine
+from lockstep.ps.shared_memory.memory import ServerSharedMemory, WorkerLocks
+from lockstep.ps.shared_memory.multi_step import MultiStepControl
 
 #: Sends a worker, by its rank, a message of a multi-step lease; returns that it has left if it cannot be sent to.
 SendToWorker = Callable[
@@ -48,7 +47,7 @@ class MultiStepShell:
     until: float | None = None
     #: By rank, the boards of those who make it, and the locks of all who ever did.
     _boards: dict[int, StepBoard] = field(default_factory=dict)
-    _locks: dict[int, FileLock] = field(default_factory=dict)
+    _locks: WorkerLocks = field(default_factory=WorkerLocks)
     #: What the coordinator is to handle, until `dispatch` returns it.
     _happened: list[coordinator_events.Event] = field(default_factory=list)
 
@@ -77,15 +76,15 @@ class MultiStepShell:
         # If the weights are not finite, the next step shows where, and those before them are kept.
         if is_due or self.shard.not_finite is not None or any(rank in self.state.locked for rank in asked.ranks):
             return [declined(asked)]
-        self._forget(asked.ranks)
+        self._locks.close_others({*asked.ranks, *self.state.locked})
         try:
             slices = slices_for(self.shard.weights.size, len(asked.ranks))
             for rank in asked.ranks:
-                self._lock_of(rank)
+                self._locks.open(rank, sharing)
         except (JobError, SharingError):
             return [coordinator_events.MultiStepLeaseRefused()]
         self._boards, self.until = {rank: sharing.boards[rank] for rank in asked.ranks}, until
-        sharing.board.mark(LISTED, asked.first)
+        self._show_read(asked.first)
         number, at = self.state.number + 1, self.shard.begin_update(asked.first, 1, in_place=False)
         halves = Node(0, self.info.job.micro_batches).halves()
         for rank, half, owned in zip(asked.ranks, halves, slices, strict=True):
@@ -105,100 +104,90 @@ class MultiStepShell:
                 memory=sharing.generation,
             )
             self._happened += self.send(rank, lease)
-        begun = events.StepsLeased(number=number, first=asked.first, last=stop, ranks=asked.ranks, step_s=asked.step_s)
+        begun = machine.StepsLeased(number=number, first=asked.first, last=stop, ranks=asked.ranks, step_s=asked.step_s)
         return self.dispatch(begun)
-
-    def _forget(self, ranks: Sequence[int]) -> None:
-        """Close the locks of workers that are gone, but not those that keep one from writing."""
-        for rank in self._locks.keys() - {*ranks, *self.state.locked}:
-            self._locks.pop(rank).close()
-
-    def _lock_of(self, rank: int) -> FileLock:
-        if rank not in self._locks:
-            assert self.sharing is not None  # without it there is no multi-step lease
-            self._locks[rank] = self.sharing.lock_of(rank)
-        return self._locks[rank]
 
     def on_time(self, now: float) -> list[coordinator_events.Event]:
         """Handle the passing of time; return what the coordinator is to handle."""
         if self.is_any() and self.until is not None and now >= self.until:
             self.until = None
-            return self.dispatch(events.EndRequested())
+            return self.dispatch(machine.EndRequested())
         due = self.state.deadline()
-        return self.dispatch(events.TimePassed()) if due is not None and now >= due else []
+        return self.dispatch(TimePassed()) if due is not None and now >= due else []
 
     def on_answer(self, rank: int, answer: messages.MultiStepResult) -> list[coordinator_events.Event]:
         """Handle that a worker makes nothing more of a multi-step lease."""
-        return self.dispatch(events.WorkerAnswered(number=answer.number, rank=rank, steps=answer.steps))
+        return self.dispatch(machine.WorkerAnswered(number=answer.number, rank=rank, steps=answer.steps))
 
     def remove(self, rank: int) -> list[coordinator_events.Event]:
         """Handle that a worker is gone."""
-        return self.dispatch(events.MemberRemoved(rank=rank))
+        return self.dispatch(machine.MemberRemoved(rank=rank))
 
-    def end(self, *, is_hurried: bool = False, is_final: bool = False) -> list[coordinator_events.Event]:
-        """Take the steps back, to continue one by one; arguments as of `EndRequested`."""
+    def end(self, *, is_interrupted: bool = False, is_final: bool = False) -> list[coordinator_events.Event]:
+        """Withdraw the steps, to continue one by one; arguments as of `EndRequested`."""
         if not self.is_any():
             return []
-        return self.dispatch(events.EndRequested(is_hurried=is_hurried, is_final=is_final))
+        return self.dispatch(machine.EndRequested(is_interrupted=is_interrupted, is_final=is_final))
 
-    def dispatch(self, event: events.MultiStepEvent) -> list[coordinator_events.Event]:
+    def dispatch(self, event: machine.MultiStepEvent) -> list[coordinator_events.Event]:
         """Let the machine handle an event, and whatever its effects lead to; return what the coordinator handles."""
-        pending = deque([event])
-        while pending:
-            for effect in self.state.handle(pending.popleft(), self.clock.now()):
-                following = self._perform(effect)
-                if following is not None:
-                    pending.append(following)
+        carry_out(self.state, [event], self._perform, self.clock.now)
         happened, self._happened = self._happened, []
         return happened
 
-    def _perform(self, effect: effects.MultiStepEffect) -> events.MultiStepEvent | None:
+    def _perform(self, effect: machine.MultiStepEffect) -> Sequence[machine.MultiStepEvent]:
         match effect:
-            case effects.ReadBoards():
-                return events.BoardsRead(made=self._least(MADE), listed=self._least(LISTED))
-            case effects.RecordSteps(first=first, last=last):
+            case machine.ReadBoards():
+                return [machine.BoardsRead(made=self._least(MADE), entered=self._least(ENTERED))]
+            case machine.RecordSteps(first=first, last=last):
                 self._happened += self._made(first, last)
-                assert self.sharing is not None
-                assert self.sharing.board is not None  # of a multi-step lease
-                self.sharing.board.mark(LISTED, last)
-            case effects.SendWithdrawal(ranks=ranks):
+                self._show_read(last)
+            case machine.SendWithdrawal(ranks=ranks):
                 for rank in ranks:
                     self._happened += self.send(rank, messages.MultiStepWithdrawal(number=self.state.number))
-            case effects.TryLocks(ranks=ranks):
-                return events.LocksTried(taken=tuple(rank for rank in ranks if self._locks[rank].acquire()))
-            case effects.ReleaseLock(rank=rank):
-                self._locks[rank].release()
-            case effects.LeaveMemory():
-                return self._move()
-            case effects.ReportStuck():
+            case machine.TryLocks(ranks=ranks):
+                return [machine.LocksTried(taken=tuple(rank for rank in ranks if self._locks.acquire(rank)))]
+            case machine.ReleaseLock(rank=rank):
+                self._locks.release(rank)
+            case machine.LeaveMemory():
+                return [machine.MemoryLeft(made=self._move())]
+            case machine.ReportStuck():
                 text = "both workers stand still in the middle of an update: the run waits for one to go on, or to end"
                 self.report(text)
-            case effects.CompleteSteps():
+            case machine.CompleteSteps():
                 self._complete(effect)
             case _:
                 assert_never(effect)
-        return None
+        return []
 
-    def _complete(self, effect: effects.CompleteSteps) -> None:
+    def _show_read(self, steps: int) -> None:
+        """Show workers of how many steps we have read the entries."""
+        assert self.sharing is not None
+        assert self.sharing.board is not None  # of a multi-step lease
+        self.sharing.board.mark(READ, steps)
+
+    def _complete(self, effect: machine.CompleteSteps) -> None:
         if self.shard.updates < effect.steps:
             self.shard.skip_to(effect.steps)
         completed = coordinator_events.MultiStepLeaseEnded(
-            number=self.state.number, steps=effect.steps, is_cut=effect.is_cut, silent=effect.silent
+            lease=messages.steps_key(self.state.number), steps=effect.steps, is_cut=effect.is_cut, silent=effect.silent
         )
         self._happened.append(completed)
 
     def _least(self, what: int) -> int:
-        """Return how many steps all workers have made, or listed; what they show may be of an earlier lease."""
+        """Return how many steps all workers have made, or entered; what they show may be of an earlier lease."""
         return max(self.state.recorded, min(board.count(what) for board in self._boards.values()))
 
     def _made(self, first: int, last: int) -> Iterator[coordinator_events.StepMade]:
         """Yield the steps `[first, last)` as their workers have shown them."""
         for step in range(first, last):
             halves = tuple(self._half(rank, board, step) for rank, board in self._boards.items())
-            lister = next((board for board in self._boards.values() if board.count(LISTED) > step), None)
+            entered = next((board for board in self._boards.values() if board.count(ENTERED) > step), None)
             # Otherwise it is the last one made, and nothing is written over its weights.
             weights = self.shard.slots[(step + 1) % 2]
-            found = checksum_after(step, weights) if lister is None else int(lister.entries[step % ENTRIES]["checksum"])
+            found = (
+                checksum_after(step, weights) if entered is None else int(entered.entries[step % ENTRIES]["checksum"])
+            )
             entries = [board.entries[step % ENTRIES] for board in self._boards.values()]
             yield coordinator_events.StepMade(
                 step=step,
@@ -224,24 +213,21 @@ class MultiStepShell:
             ended_s=max(0.0, float(entry["ended_s"])),
         )
 
-    def _move(self) -> events.MultiStepEvent:
-        """Go on in other memory, after the steps that are made by now."""
+    def _move(self) -> int | None:
+        """Continue in other memory; return after how many steps, None if there is no room."""
         assert self.sharing is not None  # otherwise there is no multi-step lease
-        made = self._least(MADE)
-        before = self.shard.updates
+        made, before = self._least(MADE), self.shard.updates
         self.shard.skip_to(made)
-        if not self.sharing.move(self.shard):
-            self.shard.skip_to(before)
-            return events.MemoryLeft(made=None)
-        return events.MemoryLeft(made=made)
+        if self.sharing.move(self.shard):
+            return made
+        self.shard.skip_to(before)
+        return None
 
     def close(self) -> None:
         """Give back all locks."""
-        for lock in self._locks.values():
-            lock.close()
-        self._locks.clear()
+        self._locks.close_all()
 
 
 def declined(asked: coordinator_effects.LeaseSteps) -> coordinator_events.Event:
     """Return that the steps of a multi-step lease are to be leased instead."""
-    return coordinator_events.MultiStepLeaseEnded(number=0, steps=asked.first, is_cut=False, silent=())
+    return coordinator_events.MultiStepLeaseEnded(lease=None, steps=asked.first, is_cut=False, silent=())

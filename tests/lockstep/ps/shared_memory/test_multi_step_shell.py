@@ -9,16 +9,16 @@ import pytest
 
 from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.job.tally import pack_losses
-from lockstep.common.protocol.memory_offer import sums_file, sums_shape
 from lockstep.common.protocol.messages import MultiStepLease, MultiStepResult, MultiStepWithdrawal
-from lockstep.common.protocol.step_board import ENTRIES, LISTED, MADE, SUMMED, StepBoard
+from lockstep.common.protocol.shared_files import sums_file, sums_shape
+from lockstep.common.protocol.step_board import ENTERED, ENTRIES, MADE, SUMMED, StepBoard
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import LeaseSteps
-from lockstep.ps.multi_step.multi_step import BETWEEN_S, MOVE_S
-from lockstep.ps.multi_step.shell import MultiStepShell, declined
 from lockstep.ps.setup import AdmissionPolicy, open_run
-from lockstep.ps.shared_memory import share
+from lockstep.ps.shared_memory.memory import share
+from lockstep.ps.shared_memory.multi_step import BETWEEN_S, MOVE_S
+from lockstep.ps.shared_memory.multi_step_shell import MultiStepShell, declined
 from tests.simulation.small import digits, job_of
 
 #: Twenty steps of two micro-batches each, of which workers are to make these.
@@ -51,7 +51,7 @@ class Pair:
         self.sent.append((rank, message))
         return []
 
-    def make(self, step: int, *ranks: int, is_listed: bool = True) -> None:
+    def make(self, step: int, *ranks: int, is_entered: bool = True) -> None:
         """Let workers show a step; in its entries is what tells the worker and the step."""
         for rank in ranks or ASKED.ranks:
             entry = self.boards[rank].entries[step % ENTRIES]
@@ -59,8 +59,8 @@ class Pair:
             entry["losses"][0], entry["checksum"], entry["round_s"] = step + rank / 2, 1000 + step, 0.5 + rank
             self.boards[rank].mark(SUMMED, step + 1)
             self.boards[rank].mark(MADE, step + 1)
-            if is_listed:
-                self.boards[rank].mark(LISTED, step + 1)
+            if is_entered:
+                self.boards[rank].mark(ENTERED, step + 1)
 
     def wait(self, seconds: float) -> list[events.Event]:
         """Let time pass, waking the shell when it is due."""
@@ -122,7 +122,7 @@ def test_what_workers_show_becomes_steps_that_are_made(pair: Pair) -> None:
     assert (last.round_s, last.checksum) == (0.5, 1005)
     # They may use these entries again.
     assert pair.sharing.board is not None
-    assert pair.sharing.board.count(LISTED) == 6
+    assert pair.sharing.board.count(ENTERED) == 6
     assert pair.shard.updates == ASKED.first
 
 
@@ -134,21 +134,23 @@ def test_at_the_end_the_server_has_the_weights_and_slots_of_the_last_step(pair: 
         pair.make(step)
     happened = pair.answer(0, 15) + pair.answer(1, 15)
     assert steps_in(happened) == list(range(3, 15))
-    assert completed(happened) == [events.MultiStepLeaseEnded(number=1, steps=15, is_cut=False, silent=())]
+    assert completed(happened) == [events.MultiStepLeaseEnded(lease=("steps", 0, 1), steps=15, is_cut=False, silent=())]
     assert pair.shard.updates == 15
     assert pair.shard.weights[7] == 7.0
     # An even number of updates: the slots are in the set that they were in.
     assert pair.shard.state is before
 
 
-def test_the_checksum_of_a_step_that_nobody_has_listed_is_taken_here(pair: Pair) -> None:
+def test_the_checksum_of_a_step_that_nobody_has_entered_is_taken_here(pair: Pair) -> None:
     pair.shell.begin(ASKED)
     pair.shard.slots[0][:] = np.linspace(0, 1, pair.shard.weights.size)
-    pair.make(3, is_listed=False)
+    pair.make(3, is_entered=False)
     happened = pair.shell.end()
     (made,) = [event for event in happened if isinstance(event, events.StepMade)]
     assert made.checksum == checksum_after(3, pair.shard.slots[0])
-    assert completed(happened) == [events.MultiStepLeaseEnded(number=1, steps=4, is_cut=False, silent=(0, 1))]
+    assert completed(happened) == [
+        events.MultiStepLeaseEnded(lease=("steps", 0, 1), steps=4, is_cut=False, silent=(0, 1))
+    ]
     assert [message for _, message in pair.sent[2:]] == [MultiStepWithdrawal(number=1)] * 2
     # Nobody writes any more until it has answered.
     assert not pair.locks[0].acquire()
@@ -160,7 +162,9 @@ def test_what_was_shown_in_an_earlier_multi_step_lease_is_not_made_again(pair: P
     pair.make(1)
     pair.shell.begin(ASKED)
     assert steps_in(pair.wait(BETWEEN_S[1])) == []
-    assert completed(pair.shell.end()) == [events.MultiStepLeaseEnded(number=1, steps=3, is_cut=False, silent=(0, 1))]
+    assert completed(pair.shell.end()) == [
+        events.MultiStepLeaseEnded(lease=("steps", 0, 1), steps=3, is_cut=False, silent=(0, 1))
+    ]
 
 
 def test_memory_is_left_to_a_worker_that_has_its_lock_with_the_steps_that_are_made(pair: Pair) -> None:

@@ -1,4 +1,4 @@
-"""When steps that workers make by themselves count, and when the server takes them back. In virtual time."""
+"""When steps that workers make by themselves count, and when the server withdraws them. In virtual time."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -10,9 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockstep.common.errors import ProtocolError
-from lockstep.common.statemachine.transitions import ILLEGAL
-from lockstep.ps.multi_step import effects, events
-from lockstep.ps.multi_step.multi_step import BETWEEN_S, LATE_S, MOVE_S, TRANSITIONS, MultiStepControl, MultiStepPhase
+from lockstep.common.statemachine.machine import ILLEGAL, TimePassed
+from lockstep.ps.shared_memory import multi_step as effects
+from lockstep.ps.shared_memory import multi_step as events
+from lockstep.ps.shared_memory.multi_step import (
+    BETWEEN_S,
+    LATE_S,
+    MOVE_S,
+    TRANSITIONS,
+    MultiStepControl,
+    MultiStepPhase,
+)
 
 FIRST, LAST, STEP_S = 10, 20, 0.01
 
@@ -22,9 +30,9 @@ class Drive:
     """The machine, two workers as they show how far they are, and the time."""
 
     now: float = 100.0
-    #: By rank, the steps whose slices it has made and listed; in the middle of a slice it has its lock.
+    #: By rank, the steps whose slices it has made and entered; in the middle of a slice it has its lock.
     made: dict[int, int] = field(default_factory=lambda: {0: FIRST, 1: FIRST})
-    listed: dict[int, int] = field(default_factory=lambda: {0: FIRST, 1: FIRST})
+    entered: dict[int, int] = field(default_factory=lambda: {0: FIRST, 1: FIRST})
     inside: set[int] = field(default_factory=set)
     has_room: bool = True
     recorded: list[int] = field(default_factory=list)
@@ -51,7 +59,7 @@ class Drive:
     def _perform(self, effect: effects.MultiStepEffect) -> events.MultiStepEvent | None:
         match effect:
             case effects.ReadBoards():
-                return events.BoardsRead(made=min(self.made.values()), listed=min(self.listed.values()))
+                return events.BoardsRead(made=min(self.made.values()), entered=min(self.entered.values()))
             case effects.RecordSteps(first=first, last=last):
                 self.recorded += range(first, last)
             case effects.SendWithdrawal(ranks=ranks):
@@ -68,17 +76,17 @@ class Drive:
         return None
 
     def advance(self, steps: int, ranks: tuple[int, ...] = (0, 1)) -> None:
-        """Let workers make and list steps."""
+        """Let workers make and enter steps."""
         for rank in ranks:
             self.made[rank] += steps
-            self.listed[rank] += steps
+            self.entered[rank] += steps
 
     def wait(self, seconds: float) -> None:
         """Let time pass, waking the machine at each of its deadlines."""
         end = self.now + seconds
         while (due := self.state.deadline()) is not None and due <= end:
             self.now = max(self.now, due)
-            self.handle(events.TimePassed())
+            self.handle(TimePassed())
         self.now = end
 
     def answer(self, rank: int) -> None:
@@ -90,13 +98,13 @@ EVENTS: dict[type[events.MultiStepEvent], events.MultiStepEvent] = {
     type(event): event
     for event in (
         events.StepsLeased(number=1, first=FIRST, last=LAST, ranks=(0, 1), step_s=STEP_S),
-        events.BoardsRead(made=FIRST, listed=FIRST),
+        events.BoardsRead(made=FIRST, entered=FIRST),
         events.WorkerAnswered(number=1, rank=0, steps=LAST),
         events.MemberRemoved(rank=0),
         events.EndRequested(),
         events.LocksTried(taken=()),
         events.MemoryLeft(made=None),
-        events.TimePassed(),
+        TimePassed(),
     )
 }
 
@@ -133,7 +141,7 @@ def test_only_what_the_slower_worker_has_listed_is_recorded_while_they_go_on() -
     drive = Drive().begin()
     drive.advance(3, (0,))
     drive.made[1] += 3
-    drive.listed[1] += 2
+    drive.entered[1] += 2
     drive.wait(BETWEEN_S[1])
     assert drive.recorded == [10, 11]
 
@@ -211,7 +219,7 @@ def test_nothing_is_copied_while_both_may_write() -> None:
 
 def test_in_a_hurry_one_worker_that_is_out_is_enough() -> None:
     drive = Drive(inside={1}).begin()
-    drive.handle(events.EndRequested(is_hurried=True))
+    drive.handle(events.EndRequested(is_interrupted=True))
     assert drive.completed == [effects.CompleteSteps(steps=FIRST, is_cut=False, silent=(0, 1))]
 
 
@@ -236,7 +244,7 @@ def test_whatever_happens_each_step_is_recorded_once_and_the_run_goes_on(data: s
                 drive.made[rank] += 1
                 drive.inside.discard(rank)
             case "list":
-                drive.listed[rank] = min(drive.made.values())
+                drive.entered[rank] = min(drive.made.values())
             case "in" if rank not in drive.state.out:
                 drive.inside.add(rank)
             case "out":

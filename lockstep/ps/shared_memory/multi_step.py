@@ -1,6 +1,6 @@
-"""When what workers make by themselves is recorded, and when the run takes the steps back into its own hands. Pure.
+"""When the steps that workers make by themselves are recorded, and when they are withdrawn. Pure.
 
-`handle(event, now)` returns what is to be done; `deadline()` says when `TimePassed` is due. No socket, clock or array.
+No socket, clock or array.
 
 Workers in a multi-step lease show how many steps they have made, and the server reads that now and then. A multi-step
 lease ends at its last step, or as soon as anything else happens: a worker is late, gone, or comes; a checkpoint is due;
@@ -18,26 +18,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import assert_never
 
-from lockstep.common.statemachine.transitions import (
-    IGNORED,
-    ILLEGAL,
-    TransitionTable,
-    check_reached,
-    table_of,
-    targets_in,
-)
-from lockstep.ps.multi_step import events
-from lockstep.ps.multi_step.effects import (
-    CompleteSteps,
-    LeaveMemory,
-    MultiStepEffect,
-    ReadBoards,
-    RecordSteps,
-    ReleaseLock,
-    ReportStuck,
-    SendWithdrawal,
-    TryLocks,
-)
+from msgspec import Struct
+
+from lockstep.common.statemachine.machine import IGNORED, Machine, TimePassed, table_of
 
 #: Steps after which the boards are read, and the least and most seconds: often enough that no worker waits until its
 #: entries are read, and that one that is late is noticed; seldom enough to cost the workers little.
@@ -61,33 +44,146 @@ class MultiStepPhase(Enum):
     #: Workers make steps.
     RUNNING = "workers make steps"
     #: It is over, and not all workers are known to make nothing more.
-    ENDING = "taking the steps back"
+    ENDING = "withdrawing the steps"
 
 
-_IDLE, _RUNNING = frozenset({MultiStepPhase.IDLE}), frozenset({MultiStepPhase.RUNNING})
-_ENDING = frozenset({MultiStepPhase.ENDING})
-_ANY = _IDLE | _RUNNING | _ENDING
+# Events
 
-#: For each event, what may follow in the phases IDLE, RUNNING, ENDING.
-TRANSITIONS: TransitionTable[MultiStepPhase, events.MultiStepEvent] = table_of(
+
+class StepsLeased(Struct, frozen=True, kw_only=True):
+    """Two workers were told to make the steps `[first, last)`."""
+
+    number: int
+    first: int
+    last: int
+    ranks: tuple[int, int]
+    #: Seconds that a step is expected to take.
+    step_s: float
+
+
+class BoardsRead(Struct, frozen=True, kw_only=True):
+    """So many steps of the run are made, and of so many of these all entries are there: what a slower worker shows."""
+
+    made: int
+    entered: int
+
+
+class WorkerAnswered(Struct, frozen=True, kw_only=True):
+    """A worker makes nothing more of a multi-step lease; of the run's steps it has made so many."""
+
+    number: int
+    rank: int
+    steps: int
+
+
+class MemberRemoved(Struct, frozen=True, kw_only=True):
+    """It is no member of the run any more, which does not mean that its process has ended."""
+
+    rank: int
+
+
+class EndRequested(Struct, frozen=True, kw_only=True):
+    """The run is to go on step by step."""
+
+    #: Whether one worker that makes nothing more is enough, since the run is about to end.
+    is_interrupted: bool = False
+    #: Whether none is waited for: both have stood still for long.
+    is_final: bool = False
+
+
+class LocksTried(Struct, frozen=True, kw_only=True):
+    """The locks of workers were taken, or not, since they are in the middle of a slice."""
+
+    taken: tuple[int, ...]
+
+
+class MemoryLeft(Struct, frozen=True, kw_only=True):
+    """The run has left the memory that workers may still write into, after so many steps; None if it cannot."""
+
+    made: int | None
+
+
+MultiStepEvent = (
+    StepsLeased | BoardsRead | WorkerAnswered | MemberRemoved | EndRequested | LocksTried | MemoryLeft | TimePassed
+)
+
+# Effects
+
+
+class ReadBoards(Struct, frozen=True, kw_only=True):
+    """Read how far the workers are; answered by `BoardsRead`."""
+
+
+class RecordSteps(Struct, frozen=True, kw_only=True):
+    """Record the steps `[first, last)`, which are made."""
+
+    first: int
+    last: int
+
+
+class SendWithdrawal(Struct, frozen=True, kw_only=True):
+    """Send workers that the multi-step lease ends."""
+
+    ranks: tuple[int, ...]
+
+
+class TryLocks(Struct, frozen=True, kw_only=True):
+    """Prevent workers from beginning slices; answered by `LocksTried`."""
+
+    ranks: tuple[int, ...]
+
+
+class ReleaseLock(Struct, frozen=True, kw_only=True):
+    """Let a worker make slices again: it has said that it is out of the multi-step lease."""
+
+    rank: int
+
+
+class LeaveMemory(Struct, frozen=True, kw_only=True):
+    """Continue in other memory, with the weights after the steps that are made; answered by `MemoryLeft`."""
+
+
+class ReportStuck(Struct, frozen=True, kw_only=True):
+    """Report that the run waits for two workers that stand still."""
+
+
+class CompleteSteps(Struct, frozen=True, kw_only=True):
+    """Continue step by step, with the weights after so many steps."""
+
+    steps: int
+    #: Whether it was ended since a worker was late, or could not go on.
+    is_cut: bool
+    #: The workers that have not answered yet.
+    silent: tuple[int, ...]
+
+
+MultiStepEffect = (
+    ReadBoards | RecordSteps | SendWithdrawal | TryLocks | ReleaseLock | LeaveMemory | ReportStuck | CompleteSteps
+)
+
+_IDLE, _RUNNING, _ENDING = MultiStepPhase
+
+#: What may follow.
+TRANSITIONS = table_of(
     MultiStepPhase,
     {
-        events.StepsLeased: (_RUNNING, ILLEGAL, ILLEGAL),
-        events.BoardsRead: (IGNORED, _ANY, _ENDING | _IDLE),
-        events.WorkerAnswered: (_IDLE, _RUNNING | _ENDING, _ENDING),
-        events.MemberRemoved: (_IDLE, _RUNNING | _ENDING, _ENDING),
-        events.EndRequested: (IGNORED, _ENDING, _ENDING),
-        events.LocksTried: (ILLEGAL, ILLEGAL, _ENDING),
-        events.MemoryLeft: (ILLEGAL, ILLEGAL, _ENDING | _IDLE),
-        events.TimePassed: (IGNORED, _RUNNING, _ENDING),
+        StepsLeased: {_IDLE: {_RUNNING}},
+        BoardsRead: {_IDLE: IGNORED, _RUNNING: {_IDLE, _RUNNING, _ENDING}, _ENDING: {_ENDING, _IDLE}},
+        WorkerAnswered: {_IDLE: {_IDLE}, _RUNNING: {_RUNNING, _ENDING}, _ENDING: {_ENDING}},
+        MemberRemoved: {_IDLE: {_IDLE}, _RUNNING: {_RUNNING, _ENDING}, _ENDING: {_ENDING}},
+        EndRequested: {_IDLE: IGNORED, _RUNNING: {_ENDING}, _ENDING: {_ENDING}},
+        LocksTried: {_ENDING: {_ENDING}},
+        MemoryLeft: {_ENDING: {_ENDING, _IDLE}},
+        TimePassed: {_IDLE: IGNORED, _RUNNING: {_RUNNING}, _ENDING: {_ENDING}},
     },
 )
 
 
 @dataclass
-class MultiStepControl:
-    """The multi-step lease at hand, as the server sees it; see `TRANSITIONS` for the table that it obeys."""
+class MultiStepControl(Machine[MultiStepEvent, MultiStepEffect]):
+    """The multi-step lease at hand, as the server sees it."""
 
+    transitions = TRANSITIONS
     phase: MultiStepPhase = MultiStepPhase.IDLE
     number: int = 0
     last: int = 0
@@ -108,54 +204,47 @@ class MultiStepControl:
     late_s: float = 0.0
     #: When memory is left to a worker that stands still.
     patient_until: float = 0.0
-    is_hurried: bool = False
+    is_interrupted: bool = False
     #: Whether it was ended since a worker was late, or could not go on.
     is_cut: bool = False
 
-    def handle(self, event: events.MultiStepEvent, now: float) -> list[MultiStepEffect]:
-        """Handle what happened at `now` seconds; return what is to be done, in order."""
-        targets = targets_in(TRANSITIONS, self.phase, event)
-        if not targets:
-            return []
-        effects = self._react(event, now)
-        check_reached(targets, event, self.phase)
-        return effects
+    def handle(self, event: MultiStepEvent, now: float) -> list[MultiStepEffect]:
+        return self.obey(event, now)
 
     def deadline(self) -> float | None:
-        """Return when `TimePassed` is due, None if only a message can move it."""
         return None if self.phase is MultiStepPhase.IDLE else self.due
 
-    def _react(self, event: events.MultiStepEvent, now: float) -> list[MultiStepEffect]:
+    def react(self, event: MultiStepEvent, now: float) -> list[MultiStepEffect]:
         match event:
-            case events.StepsLeased():
+            case StepsLeased():
                 return self._begin(event, now)
-            case events.BoardsRead(made=made, listed=listed):
-                return self._on_boards(made, listed, now)
-            case events.WorkerAnswered():
+            case BoardsRead(made=made, entered=entered):
+                return self._on_boards(made, entered, now)
+            case WorkerAnswered():
                 return self._on_answer(event, now)
-            case events.MemberRemoved(rank=rank):
+            case MemberRemoved(rank=rank):
                 return self._end(now) if self.phase is MultiStepPhase.RUNNING and rank in self.ranks else []
-            case events.EndRequested(is_hurried=is_hurried, is_final=is_final):
+            case EndRequested(is_interrupted=is_interrupted, is_final=is_final):
                 if is_final:
                     self.phase = MultiStepPhase.ENDING
                     return [ReadBoards()]
-                self.is_hurried = self.is_hurried or is_hurried
-                return self._end(now) if self.phase is MultiStepPhase.RUNNING else self._take_back()
-            case events.LocksTried(taken=taken):
+                self.is_interrupted = self.is_interrupted or is_interrupted
+                return self._end(now) if self.phase is MultiStepPhase.RUNNING else self._withdraw()
+            case LocksTried(taken=taken):
                 self.locked |= dict.fromkeys(taken, self.number)
                 self.out |= set(taken)
                 return self._go_on(now)
-            case events.MemoryLeft(made=made):
+            case MemoryLeft(made=made):
                 return self._on_moved(made, now)
-            case events.TimePassed():
-                return [ReadBoards()] if self.phase is MultiStepPhase.RUNNING else self._take_back()
+            case TimePassed():
+                return [ReadBoards()] if self.phase is MultiStepPhase.RUNNING else self._withdraw()
             case _:
                 assert_never(event)
 
-    def _begin(self, event: events.StepsLeased, now: float) -> list[MultiStepEffect]:
+    def _begin(self, event: StepsLeased, now: float) -> list[MultiStepEffect]:
         low, high = BETWEEN_S
         self.phase, self.number, self.last, self.ranks = MultiStepPhase.RUNNING, event.number, event.last, event.ranks
-        self.recorded, self.is_hurried, self.is_cut = event.first, False, False
+        self.recorded, self.is_interrupted, self.is_cut = event.first, False, False
         self.out.clear()
         self.answered.clear()
         self.between_s = min(max(low, STEPS_BETWEEN * event.step_s), high)
@@ -163,13 +252,13 @@ class MultiStepControl:
         self.due = now + self.between_s
         return []
 
-    def _on_boards(self, made: int, listed: int, now: float) -> list[MultiStepEffect]:
-        until = listed if self.phase is MultiStepPhase.RUNNING else made
+    def _on_boards(self, made: int, entered: int, now: float) -> list[MultiStepEffect]:
+        until = entered if self.phase is MultiStepPhase.RUNNING else made
         effects = list[MultiStepEffect]()
         if until > self.recorded:
             effects.append(RecordSteps(first=self.recorded, last=until))
             self.recorded, self.advanced = until, now
-        if self.phase is MultiStepPhase.ENDING or (made == listed == self.last and self._are_out()):
+        if self.phase is MultiStepPhase.ENDING or (made == entered == self.last and self._are_out()):
             return [*effects, self._complete()]
         self.due = now + self.between_s
         if now >= self.advanced + self.late_s:
@@ -185,7 +274,7 @@ class MultiStepControl:
     def _are_out(self) -> bool:
         return all(rank in self.out for rank in self.ranks)
 
-    def _on_answer(self, event: events.WorkerAnswered, now: float) -> list[MultiStepEffect]:
+    def _on_answer(self, event: WorkerAnswered, now: float) -> list[MultiStepEffect]:
         effects, rank = list[MultiStepEffect](), event.rank
         if self.locked.get(rank) == event.number:
             del self.locked[rank]
@@ -200,17 +289,17 @@ class MultiStepControl:
         return [*effects, ReadBoards()] if self.phase is MultiStepPhase.RUNNING or self._are_out() else effects
 
     def _end(self, now: float) -> list[MultiStepEffect]:
-        """Take the steps back."""
+        """Withdraw the steps."""
         self.phase, self.patient_until = MultiStepPhase.ENDING, now + MOVE_S
         left = tuple(rank for rank in self.ranks if rank not in self.out)
-        return [SendWithdrawal(ranks=left), *self._take_back()]
+        return [SendWithdrawal(ranks=left), *self._withdraw()]
 
-    def _take_back(self) -> list[MultiStepEffect]:
+    def _withdraw(self) -> list[MultiStepEffect]:
         return [TryLocks(ranks=tuple(rank for rank in self.ranks if rank not in self.out))]
 
     def _go_on(self, now: float) -> list[MultiStepEffect]:
         """Complete the multi-step lease if nobody makes anything more of it; else wait, or leave the memory."""
-        if self._are_out() or (self.is_hurried and self.out):
+        if self._are_out() or (self.is_interrupted and self.out):
             return [ReadBoards()]
         self.due = now + RETRY_S
         if now < self.patient_until:

@@ -6,7 +6,10 @@ from typing import get_args
 import msgspec
 import pytest
 
-from lockstep.common.client.client import (
+from lockstep.common.errors import FailureKind, ProtocolError, RefusalKind
+from lockstep.common.protocol.messages import Eviction, Finished, Join, Leave, Ping, Ready, Refused
+from lockstep.common.protocol.shard_messages import ShardJoin
+from lockstep.common.statemachine.client import (
     FIRST_REPORT_S,
     FIRST_RETRY_S,
     MOST_JOIN_RETRY_S,
@@ -14,32 +17,22 @@ from lockstep.common.client.client import (
     TRANSITIONS,
     Client,
     ClientConfig,
-    ClientPhase,
-)
-from lockstep.common.client.events_and_effects import (
     ClientEvent,
-    Evicted,
+    ClientPhase,
     Exit,
-    JoinRefused,
     ObstacleFound,
     PreparationFailed,
     Prepare,
     ProtocolBroken,
-    RunFinished,
     SendToServer,
     Started,
-    Welcomed,
 )
-from lockstep.common.errors import FailureKind, ProtocolError, RefusalKind
-from lockstep.common.protocol.messages import Finished, Join, Leave, Ping, Ready, Refused
-from lockstep.common.protocol.shard_messages import ShardJoin
-from lockstep.common.statemachine.events_and_effects import Interrupted, TimePassed
-from lockstep.common.statemachine.transitions import ILLEGAL
-from tests.lockstep.common.client.clients import (
+from lockstep.common.statemachine.machine import ILLEGAL, Interrupted, TimePassed
+from tests.lockstep.common.statemachine.clients import (
     JOIN,
     PREPARED,
+    SHARD_WELCOME,
     WELCOME,
-    WELCOMED,
     ClientDrive,
     client_in,
     exits,
@@ -52,12 +45,13 @@ EVENTS: dict[type[ClientEvent], ClientEvent] = {
     type(event): event
     for event in (
         Started(),
-        WELCOMED,
-        JoinRefused(refused=Refused(reason="no")),
-        Evicted(reason="silent for 9 s"),
+        WELCOME,
+        SHARD_WELCOME,
+        Refused(reason="no"),
+        Eviction(reason="silent for 9 s"),
         PREPARED,
         PreparationFailed(reason="no data"),
-        RunFinished(finished=Finished(reason="")),
+        Finished(reason=""),
         ProtocolBroken(fault="a header of 3 bytes"),
         ObstacleFound(obstacle="nothing listens there", is_final=False),
         TimePassed(),
@@ -104,7 +98,7 @@ def test_every_phase_can_be_reached_and_nothing_leads_away_from_the_end() -> Non
 def test_it_joins_prepares_and_is_ready() -> None:
     drive = ClientDrive()
     assert drive.start() == [SendToServer(message=JOIN)]
-    effects = drive.dispatch(WELCOMED)
+    effects = drive.dispatch(WELCOME)
     assert reports(effects) == ["joined run blue as worker 2"]
     assert effects[-1] == Prepare(welcome=WELCOME)
     assert drive.client.deadline() is None
@@ -143,7 +137,7 @@ def test_without_a_timeout_it_waits_for_ever() -> None:
 def test_a_refused_process_ends_with_the_reason() -> None:
     drive = ClientDrive()
     drive.start()
-    (end,) = exits(drive.dispatch(JoinRefused(refused=Refused(reason="other numerics", kind=RefusalKind.NUMERICS))))
+    (end,) = exits(drive.dispatch(Refused(reason="other numerics", kind=RefusalKind.NUMERICS)))
     assert end == Exit(code=2, reason="the server refused this worker: other numerics", kind=FailureKind.REFUSED)
 
 
@@ -151,7 +145,7 @@ def test_a_process_that_was_refused_for_its_numerics_ends_with_those_of_the_run(
     drive = ClientDrive()
     drive.start()
     refused = Refused(reason="native", kind=RefusalKind.NUMERICS, numerics="portable")
-    (end,) = exits(drive.dispatch(JoinRefused(refused=refused)))
+    (end,) = exits(drive.dispatch(refused))
     assert (end.code, end.numerics) == (2, "portable")
 
 
@@ -218,25 +212,25 @@ def test_a_process_that_was_stopped_for_an_hour_asks_before_it_gives_up() -> Non
 def test_an_evicted_process_that_may_not_rejoin_ends() -> None:
     drive = client_in(ClientPhase.JOINED, may_rejoin=False)
     reason = "the server evicted this worker: silent for 9 s"
-    assert drive.dispatch(Evicted(reason="silent for 9 s")) == [Exit(code=1, reason=reason, kind=FailureKind.EVICTED)]
+    assert drive.dispatch(Eviction(reason="silent for 9 s")) == [Exit(code=1, reason=reason, kind=FailureKind.EVICTED)]
 
 
 def test_an_evicted_process_joins_its_run_again_and_otherwise_another_as_a_new_one() -> None:
     drive = client_in(ClientPhase.JOINED)
-    effects = drive.dispatch(Evicted(reason="a restart"))
+    effects = drive.dispatch(Eviction(reason="a restart"))
     assert reports(effects) == ["rejoining: a restart"]
     (join,) = sent(effects)
     assert isinstance(join, Join)
     assert (join.run, join.incarnation) == (WELCOME.run, f"{JOIN.incarnation}.1")
     # What still comes from before is ignored.
-    assert drive.dispatch(Evicted(reason="again")) == []
-    other = JoinRefused(refused=Refused(reason="this is run 'green'", kind=RefusalKind.OTHER_RUN))
+    assert drive.dispatch(Eviction(reason="again")) == []
+    other = Refused(reason="this is run 'green'", kind=RefusalKind.OTHER_RUN)
     (join,) = sent(drive.dispatch(other))
     assert isinstance(join, Join)
     assert (join.run, join.incarnation) == ("", f"{JOIN.incarnation}.2")
     # A second one answers the join before.
     assert drive.dispatch(other) == []
-    drive.dispatch(WELCOMED)
+    drive.dispatch(WELCOME)
     drive.dispatch(PREPARED)
     assert drive.dispatch(other) == []
     assert drive.client.phase is ClientPhase.JOINED
@@ -246,7 +240,7 @@ def test_an_evicted_process_joins_its_run_again_and_otherwise_another_as_a_new_o
 def test_a_process_that_rejoins_asks_often_and_not_for_ever(joined_s: float) -> None:
     drive = client_in(ClientPhase.JOINED)
     drive.now += joined_s
-    drive.dispatch(Evicted(reason="a restart"))
+    drive.dispatch(Eviction(reason="a restart"))
     effects = drive.pass_time(599.0)
     assert len(sent(effects)) >= 599.0 / MOST_RETRY_S
     assert not exits(effects)
@@ -286,7 +280,7 @@ def test_a_server_that_answers_never_counts_as_gone() -> None:
 )
 @pytest.mark.parametrize("phase", [ClientPhase.JOINING, ClientPhase.JOINED])
 def test_the_end_of_the_run_is_the_end_of_the_process(phase: ClientPhase, finished: Finished, end: Exit) -> None:
-    assert client_in(phase).dispatch(RunFinished(finished=finished)) == [end]
+    assert client_in(phase).dispatch(finished) == [end]
 
 
 @pytest.mark.parametrize("phase", [phase for phase in ClientPhase if phase is not ClientPhase.ENDED])
@@ -307,7 +301,7 @@ def test_a_server_that_fell_silent_again_is_asked_and_reported_as_soon_as_at_fir
 def test_a_process_that_rejoins_late_asks_again_as_soon_as_at_first() -> None:
     drive = client_in(ClientPhase.JOINED)
     drive.pass_time(300.0)
-    drive.dispatch(Evicted(reason="a restart"))
+    drive.dispatch(Eviction(reason="a restart"))
     assert drive.now < (drive.client.deadline() or 0.0) <= drive.now + FIRST_RETRY_S
 
 
@@ -329,10 +323,10 @@ def test_a_process_that_was_stopped_asks_twice_before_it_gives_up() -> None:
 
 def test_an_evicted_process_asks_for_the_run_that_it_was_in_last() -> None:
     drive = client_in(ClientPhase.JOINED)
-    drive.dispatch(Evicted(reason="a restart"))
-    drive.dispatch(Welcomed(welcome=msgspec.structs.replace(WELCOME, run="green"), place="worker 0"))
+    drive.dispatch(Eviction(reason="a restart"))
+    drive.dispatch(msgspec.structs.replace(WELCOME, run="green"))
     drive.dispatch(PREPARED)
-    (join,) = sent(drive.dispatch(Evicted(reason="another")))
+    (join,) = sent(drive.dispatch(Eviction(reason="another")))
     assert isinstance(join, Join)
     assert (join.run, join.incarnation) == ("green", f"{JOIN.incarnation}.2")
 
@@ -341,7 +335,7 @@ def test_a_shard_that_rejoins_is_a_new_incarnation_too() -> None:
     join = ShardJoin(protocol=1, incarnation="a", host="h", pid=1, fingerprint=JOIN.fingerprint, address="tcp://h:2")
     config = ClientConfig(address="tcp://h:1", join=join, silence_s=600.0)
     client = Client(config, role="shard", may_rejoin=True)
-    for event in (Started(), WELCOMED, PREPARED):
+    for event in (Started(), WELCOME, PREPARED):
         client.handle(event, 100.0)
-    (again,) = sent(client.handle(Evicted(reason="a restart"), 5000.0))
+    (again,) = sent(client.handle(Eviction(reason="a restart"), 5000.0))
     assert again == msgspec.structs.replace(join, incarnation="a.1")

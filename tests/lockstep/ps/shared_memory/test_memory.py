@@ -12,13 +12,13 @@ import pytest
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import RemoteProtocolError, SharingError
-from lockstep.common.protocol.memory_offer import CALLERS
 from lockstep.common.protocol.messages import SumsPlace
+from lockstep.common.protocol.shared_files import CALLERS
 from lockstep.common.transport.port import PeerGone
 from lockstep.common.transport.shared_memory.segment import Allocate, reserve
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.ps.shard.shard import Shard
-from lockstep.ps.shared_memory import ServerSharedMemory, share
+from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.worker.setup import SharedVectors, attach
 from tests.leftovers import LINUX_ONLY, nothing_left_open
 from tests.simulation.small import digits, job_of
@@ -211,10 +211,10 @@ def test_the_places_of_sums_are_found_while_they_are_shared(
     opening, sharing = shared
     for rank in (0, 3):
         sharing.admit(rank, joined(opening, tmp_path, rank).nonce)
-    frames, merged = opening.shard.frames, sharing.merged(1)
-    terms = [[frame.of(sharing.sums[3][1]), frame.of(merged)] for frame in frames]
+    frames, partial_sums = opening.shard.frames, sharing.partial_sums(1)
+    terms = [[frame.of(sharing.sums[3][1]), frame.of(partial_sums)] for frame in frames]
     assert sharing.places_of(frames, terms) == [SumsPlace(rank=3, slot=1), SumsPlace(rank=None, slot=1)]
-    elsewhere = [[frame.of(merged.copy())] for frame in frames]
+    elsewhere = [[frame.of(partial_sums.copy())] for frame in frames]
     assert sharing.places_of(frames, elsewhere) == []
     sharing.forget(3)
     assert sharing.places_of(frames, terms) == []
@@ -223,8 +223,8 @@ def test_the_places_of_sums_are_found_while_they_are_shared(
 def test_sums_that_the_server_adds_are_anywhere_if_there_is_no_room(tmp_path: Path) -> None:
     _, sharing = share(opened(), tmp_path)
     sharing.allocate = refuse(errno.ENOSPC)
-    vector = sharing.merged(0)
-    assert (vector.size, vector.dtype.name, sharing.merged(0) is vector) == (SIZE, "float32", True)
+    vector = sharing.partial_sums(0)
+    assert (vector.size, vector.dtype.name, sharing.partial_sums(0) is vector) == (SIZE, "float32", True)
     assert sorted(path.name for path in sharing.folder.path.iterdir() if path.name != CALLERS) == ["weights"]
     sharing.close()
 

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.errors import ProtocolError
-from lockstep.common.statemachine.transitions import ILLEGAL
-from lockstep.ps.parallel_update import effects, events
-from lockstep.ps.parallel_update.mode_choice import ModeChoice, UpdateMode
-from lockstep.ps.parallel_update.parallel_update import TRANSITIONS, ParallelUpdate, ParallelUpdateConfig, UpdatePhase
+from lockstep.common.protocol.messages import SliceResult
+from lockstep.common.statemachine.machine import ILLEGAL, TimePassed
+from lockstep.ps.shared_memory import parallel_update as effects
+from lockstep.ps.shared_memory import parallel_update as events
+from lockstep.ps.shared_memory.mode_choice import ModeChoice, UpdateMode
+from lockstep.ps.shared_memory.parallel_update import TRANSITIONS, ParallelUpdate, ParallelUpdateConfig, UpdatePhase
 
 SIZE, UNIT = 100, 10
 
@@ -98,14 +100,14 @@ class Drive:
         self.inside.discard(lease.rank)
         if is_done and number in self.state.loans:
             self._make(lease.part)
-        self.handle(events.SliceAnswered(number=number, is_done=is_done, seconds=seconds))
+        self.handle(SliceResult(number=number, is_done=is_done, seconds=seconds))
 
     def wait(self, seconds: float) -> None:
         """Let time pass, waking the machine at each of its deadlines."""
         end = self.now + seconds
         while (due := self.state.deadline()) is not None and due <= end:
             self.now = max(self.now, due)
-            self.handle(events.TimePassed())
+            self.handle(TimePassed())
         self.now = end
 
     def parts(self) -> list[Slice]:
@@ -122,11 +124,11 @@ EVENTS: dict[type[events.ParallelUpdateEvent], events.ParallelUpdateEvent] = {
         events.HelperRemoved(rank=0),
         events.SumsCompleted(step=0, can_share=True),
         events.OwnPartUpdated(part=Slice(0, 1)),
-        events.SliceAnswered(number=1, is_done=True, seconds=0.0),
+        SliceResult(number=1, is_done=True, seconds=0.0),
         events.WithdrawalTried(withdrawn=(), held=()),
         events.MemoryMoved(is_done=True),
-        events.UpdateHurried(),
-        events.TimePassed(),
+        events.RunInterrupted(),
+        TimePassed(),
     )
 }
 
@@ -331,13 +333,13 @@ def test_a_run_that_is_about_to_end_waits_for_nobody(is_inside: bool) -> None:
     drive = Drive()
     drive.begin()
     drive.inside |= {1} if is_inside else set()
-    drive.handle(events.UpdateHurried())
+    drive.handle(events.RunInterrupted())
     assert (drive.completed, drive.made, drive.moves) == ([0], [1] * SIZE, int(is_inside))
 
 
 def test_between_two_updates_there_is_nothing_to_hurry() -> None:
     drive = Drive()
-    drive.handle(events.UpdateHurried())
+    drive.handle(events.RunInterrupted())
     assert drive.completed == []
 
 

@@ -5,17 +5,29 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from lockstep.common.client.client import Client, ClientConfig, ClientPhase
-from lockstep.common.client.events_and_effects import ClientEvent, Exit, Prepared, SendToServer, Started, Welcomed
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, Message, Ready, Welcome
-from lockstep.common.statemachine.events_and_effects import Interrupted, Report, TimePassed
+from lockstep.common.protocol.shard_messages import ShardWelcome
+from lockstep.common.statemachine.client import (
+    Client,
+    ClientConfig,
+    ClientEvent,
+    ClientPhase,
+    Exit,
+    Prepared,
+    SendToServer,
+    Started,
+)
+from lockstep.common.statemachine.machine import Interrupted, Report, TimePassed
 
 DIGEST = "0123456789abcdef" * 4
 JOIN = Join(protocol=PROTOCOL_VERSION, incarnation="a", host="h", pid=1, fingerprint=fingerprint())
 WELCOME = Welcome(rank=2, run="blue", job=Job(), layout=DIGEST, dataset=DIGEST, source="")
-WELCOMED, PREPARED = Welcomed(welcome=WELCOME, place="worker 2"), Prepared(ready=Ready())
+SHARD_WELCOME = ShardWelcome(
+    index=1, servers=2, run="blue", job=Job(), training_samples=64, test_samples=16, size=8192, parameter_size=8192
+)
+PREPARED = Prepared(ready=Ready())
 
 
 def config_of(timeout_s: float | None = None, incarnation: str = JOIN.incarnation) -> ClientConfig:
@@ -46,7 +58,7 @@ class ClientDrive:
 
     def enter(self) -> list[object]:
         """Start, be welcomed, and be prepared."""
-        return self.start() + self.dispatch(WELCOMED) + self.dispatch(PREPARED)
+        return self.start() + self.dispatch(WELCOME) + self.dispatch(PREPARED)
 
     def pass_time(self, seconds: float) -> list[object]:
         """Let time pass, waking the client at each of its deadlines."""
@@ -63,7 +75,7 @@ def client_in(phase: ClientPhase, *, may_rejoin: bool = True) -> ClientDrive:
     drive = ClientDrive(may_rejoin=may_rejoin)
     drive.start()
     if phase is not ClientPhase.JOINING:
-        drive.dispatch(WELCOMED)
+        drive.dispatch(WELCOME)
     if phase in (ClientPhase.JOINED, ClientPhase.ENDED):
         drive.dispatch(PREPARED)
     if phase is ClientPhase.ENDED:
