@@ -52,7 +52,7 @@ class MultiStepProgress:
         return self.stage is StepStage.COMPUTING and self.step == self.lease.last
 
     def put_off(self, now: float) -> bool:
-        """Go on with the stage later, or look again; return False if there is no use in waiting any longer."""
+        """Set when the stage is continued; return False if what it waits for should have been there by now."""
         if self.stage is StepStage.UPDATING:
             self.due = now
             return True

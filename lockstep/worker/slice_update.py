@@ -35,7 +35,7 @@ from lockstep.common.transport.shared_memory.folder import FileLock, SharedFolde
 from lockstep.common.transport.shared_memory.segment import Segment
 from lockstep.worker.compute import Compute
 
-#: Told of a slice that was made, before anybody else may make it.
+#: Called with a slice that was made while its lock is still held: nobody else can make it before this returns.
 OnMade = Callable[[SliceLease, SliceResult], None]
 
 #: Values that are updated before the worker looks whether it was interrupted: a millisecond's work.

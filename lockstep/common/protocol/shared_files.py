@@ -42,7 +42,7 @@ def sums_shape(size: int) -> Shape:
 
 def partial_sums_file(slot: int) -> str:
     """Return the name of a file of sums that the server has added, a vector each."""
-    return f"merged-{slot}"
+    return f"partial-sums-{slot}"
 
 
 def partial_sums_shape(size: int) -> Shape:

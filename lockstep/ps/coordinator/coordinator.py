@@ -41,12 +41,11 @@ from lockstep.ps.coordinator.effects import (
 )
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState
 from lockstep.ps.coordinator.scheduling.audit import Audit
-from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
+from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable, WithdrawnLease
 from lockstep.ps.coordinator.scheduling.multi_step_plan import FIRST_STEPS, MultiStepPlan, even_step_s
 from lockstep.ps.coordinator.scheduling.round_state import UNKNOWN, RoundState
 from lockstep.ps.coordinator.scheduling.scheduler import Scheduler
 from lockstep.ps.coordinator.scheduling.stragglers import LeaseTimeouts, StragglerMonitor
-from lockstep.ps.coordinator.scheduling.withdrawals import WithdrawnLease
 from lockstep.ps.coordinator.status import Reminder, status_of, waiting_text, with_rejections
 from lockstep.ps.coordinator.transitions import PHASES, TRANSITIONS, RunPhase
 from lockstep.ps.records.ledger import OTHERS_FASTER, Account

@@ -47,8 +47,8 @@ from lockstep.common.transport.port import PeerGone, PeerSlow, ServerPort
 from lockstep.ps.checkpoint.checkpointer import Checkpointer
 from lockstep.ps.coordinator import effects, events
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.scheduling.buffer_pool import WINDOW
-from lockstep.ps.coordinator.validation import check_result
+from lockstep.ps.coordinator.failures import check_result
+from lockstep.ps.coordinator.scheduling.round_state import WINDOW
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.run.traffic import Traffic
 from lockstep.ps.server.gradient_receiver import GradientReceiver

@@ -29,8 +29,8 @@ from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.limits.rejection_log import RejectionLog
 from lockstep.common.transport.links import Wait
 from lockstep.common.transport.port import ClientPort, PeerGone, PeerSlow, ServerPort
-from lockstep.ps.coordinator.scheduling.buffer_pool import WINDOW
-from lockstep.ps.coordinator.validation import not_finite
+from lockstep.ps.coordinator.failures import not_finite
+from lockstep.ps.coordinator.scheduling.round_state import WINDOW
 from lockstep.ps.run.traffic import Traffic
 from lockstep.ps.shard_process import state as machine
 from lockstep.ps.shard_process.slice_executor import SliceExecutor

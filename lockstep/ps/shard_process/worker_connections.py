@@ -38,7 +38,7 @@ class WorkerConnections:
     hellos: dict[bytes, Hello] = field(default_factory=dict)
 
     def admit(self, admit: Admit) -> None:
-        """Book that a worker takes sums."""
+        """Record that a worker takes part: from now on it is sent weights, and its sums are added."""
         worker = self.by_rank.setdefault(admit.rank, WorkerConnection(admit))
         worker.peer = next((peer for peer, hello in self.hellos.items() if _are_one(hello, worker.admit)), None)
 

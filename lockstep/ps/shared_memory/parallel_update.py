@@ -18,6 +18,8 @@ Retiring one of several numbered buffers instead would save a copy of the weight
 spare buffer in every run, and the books of which buffers are tainted by whom.
 """
 
+import statistics
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -30,7 +32,6 @@ from lockstep.common.aggregation.slices import Slice
 from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.messages import LeaseKey, SliceResult
 from lockstep.common.statemachine.machine import IGNORED, Machine, TimePassed, stays, table_of
-from lockstep.ps.shared_memory.mode_choice import ModeChoice, UpdateMode
 
 #: Values below which updates are never leased. An update of 535,818 weights takes 0.56 ms alone, and leasing half of it
 #: saves 0.27 ms and costs 0.3 ms for messages on the two cores where this was measured; 25 million take 57 and 37 ms.
@@ -42,6 +43,64 @@ SHARE_STEP, SHARES = 1 / 64, (0.125, 0.875)
 #: The server waits for this part of the time of its own slice at most, or for so many seconds, in which an answer is
 #: heard; otherwise it takes a larger share.
 WAIT, LEAST_WAIT_S = 0.05, 1e-4
+
+#: Updates by which a way is judged: the last ones that were made so.
+SAMPLES = 7
+
+#: Updates after which slower ways are tried again, since other processes and other workers come and go.
+PERIOD = 1000
+
+
+class UpdateMode(Enum):
+    """Who makes an update."""
+
+    ALONE = "the server alone"
+    TOGETHER = "the server and workers"
+    WORKERS = "workers alone"
+
+
+def _recent() -> deque[float]:
+    return deque(maxlen=SAMPLES)
+
+
+@dataclass
+class ModeChoice:
+    """How the next update is made, from the durations of those before: whichever is fastest.
+
+    The choice never changes the bits. None is fastest everywhere: for a small vector the messages take longer than the
+    arithmetic; and with as many workers as cores, each kept to its own, the server takes the core of one of them.
+    """
+
+    #: If False, all possible ways take turns.
+    is_measured: bool = True
+    _updates: int = 0
+    _last: UpdateMode | None = None
+    #: The seconds of the last updates of each kind, and their medians once there are enough.
+    _seconds: dict[UpdateMode, deque[float]] = field(default_factory=lambda: defaultdict(_recent))
+    _medians: dict[UpdateMode, float] = field(default_factory=dict)
+
+    def choose(self, possible: Sequence[UpdateMode]) -> UpdateMode:
+        """Return how the next update is made, of at least one way that is possible."""
+        if len(possible) == 1:
+            return possible[0]
+        if not self.is_measured:
+            return possible[self._updates % len(possible)]
+        for mode in possible:
+            if mode not in self._medians:
+                return mode
+        # One update more than counts, as the first one after a change is not measured.
+        trial, ranked = self._updates % PERIOD // (SAMPLES + 1), sorted(possible, key=self._medians.__getitem__)
+        return ranked[trial + 1] if trial + 1 < len(ranked) else ranked[0]
+
+    def record(self, mode: UpdateMode, seconds: float) -> None:
+        """Record how long an update took; the first one after a change finds its memory out of the caches."""
+        self._updates += 1
+        if mode is self._last:
+            recent = self._seconds[mode]
+            recent.append(seconds)
+            if len(recent) == SAMPLES:
+                self._medians[mode] = statistics.median(recent)
+        self._last = mode
 
 
 @dataclass(frozen=True, kw_only=True)

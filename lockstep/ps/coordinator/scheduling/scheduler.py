@@ -11,12 +11,10 @@ from lockstep.common.aggregation.tree import Node, largest_node_at
 from lockstep.common.protocol.messages import Dropped, Lease, LeaseKey, Result, Withdrawal
 from lockstep.ps.coordinator.effects import Effect, Send, SendWeights
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState, SlowWorkerTrial
-from lockstep.ps.coordinator.scheduling.buffer_pool import WINDOW
 from lockstep.ps.coordinator.scheduling.finishing_time import finishing_time_s, whole
-from lockstep.ps.coordinator.scheduling.lease_table import HeldLease
-from lockstep.ps.coordinator.scheduling.round_state import RoundState
+from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, Withdrawals, WithdrawnLease
+from lockstep.ps.coordinator.scheduling.round_state import WINDOW, RoundState
 from lockstep.ps.coordinator.scheduling.stragglers import LeaseTimeouts
-from lockstep.ps.coordinator.scheduling.withdrawals import Withdrawals, WithdrawnLease
 
 #: A second copy is worth it if it will be there sooner by this part of the time that it takes.
 COPY_MARGIN = 0.25

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from lockstep.ps.shared_memory.mode_choice import PERIOD, SAMPLES, ModeChoice, UpdateMode
+from lockstep.ps.shared_memory.parallel_update import PERIOD, SAMPLES, ModeChoice, UpdateMode
 
 ALL = list(UpdateMode)
 

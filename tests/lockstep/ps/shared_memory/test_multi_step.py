@@ -186,7 +186,7 @@ def test_a_worker_in_the_middle_of_a_slice_is_waited_for() -> None:
     drive.made[0] += 1
     drive.inside.clear()
     drive.wait(0.01)
-    # It is not listed by anybody, and made all the same.
+    # Nobody has entered its figures, and made all the same.
     assert drive.recorded == [FIRST]
     assert drive.completed == [effects.CompleteSteps(steps=FIRST + 1, is_cut=False, silent=(0, 1))]
 
@@ -217,7 +217,7 @@ def test_nothing_is_copied_while_both_may_write() -> None:
     assert (drive.moves, drive.completed) == (0, [])
 
 
-def test_in_a_hurry_one_worker_that_is_out_is_enough() -> None:
+def test_in_an_interrupted_run_one_worker_that_is_out_is_enough() -> None:
     drive = Drive(inside={1}).begin()
     drive.handle(events.EndRequested(is_interrupted=True))
     assert drive.completed == [effects.CompleteSteps(steps=FIRST, is_cut=False, silent=(0, 1))]

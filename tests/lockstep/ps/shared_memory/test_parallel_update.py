@@ -14,8 +14,14 @@ from lockstep.common.protocol.messages import SliceResult
 from lockstep.common.statemachine.machine import ILLEGAL, TimePassed
 from lockstep.ps.shared_memory import parallel_update as effects
 from lockstep.ps.shared_memory import parallel_update as events
-from lockstep.ps.shared_memory.mode_choice import ModeChoice, UpdateMode
-from lockstep.ps.shared_memory.parallel_update import TRANSITIONS, ParallelUpdate, ParallelUpdateConfig, UpdatePhase
+from lockstep.ps.shared_memory.parallel_update import (
+    TRANSITIONS,
+    ModeChoice,
+    ParallelUpdate,
+    ParallelUpdateConfig,
+    UpdateMode,
+    UpdatePhase,
+)
 
 SIZE, UNIT = 100, 10
 
@@ -337,7 +343,7 @@ def test_a_run_that_is_about_to_end_waits_for_nobody(is_inside: bool) -> None:
     assert (drive.completed, drive.made, drive.moves) == ([0], [1] * SIZE, int(is_inside))
 
 
-def test_between_two_updates_there_is_nothing_to_hurry() -> None:
+def test_between_two_updates_there_is_nothing_to_make() -> None:
     drive = Drive()
     drive.handle(events.RunInterrupted())
     assert drive.completed == []

@@ -7,7 +7,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import Eviction, Lease, Ping, Welcome
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import ForgetWorker
-from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
+from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable, WithdrawnLease
 from lockstep.ps.coordinator.scheduling.stragglers import (
     CHECK_S,
     EVICTION_S,
@@ -18,7 +18,6 @@ from lockstep.ps.coordinator.scheduling.stragglers import (
     StallDetector,
     StragglerMonitor,
 )
-from lockstep.ps.coordinator.scheduling.withdrawals import WithdrawnLease
 from tests.lockstep.ps.runs import Drive, facts_of, join_of, kinds, messages, peer_of, result_of, said
 
 

@@ -2,8 +2,7 @@
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import LeaseKey
-from lockstep.ps.coordinator.scheduling.lease_table import HeldLease
-from lockstep.ps.coordinator.scheduling.withdrawals import Withdrawals, WithdrawnLease
+from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, Withdrawals, WithdrawnLease
 
 
 def withdrawn(
