@@ -142,8 +142,8 @@ def test_a_worker_that_sends_a_shard_for_ever_is_lost_and_the_run_goes_on() -> N
         members = simulation.server.coordinator.membership.members.values()
         (rank,) = [member.rank for member in members if member.join.pid == 0]
         (client,) = [client for client in shard.network.clients if client.peer == peer_at(simulation, rank)]
-        assert shard.server.executor is not None
-        (frame, *_) = shard.server.executor.storage.shard.frames
+        assert shard.server.storage is not None
+        (frame, *_) = shard.server.storage.shard.frames
         part = SumsFrame(step=7, lo=0, hi=8, start=frame.start)
         flooding.is_hanging = True
         client.up.messages.extend([(0.0, sent(part, len(frame))) for _ in range(200)])

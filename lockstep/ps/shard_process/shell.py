@@ -5,20 +5,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
 
+import numpy as np
+
+from lockstep.common.aggregation.checksum import MODULUS
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.errors import LockstepError, RemoteProtocolError
+from lockstep.common.errors import LockstepError, RemoteProtocolError, SharingError
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import Join, Message, SumsFrame, Weights, Welcome, shortened
 from lockstep.common.protocol.shard_messages import (
     Begin,
     Collect,
+    CollectedFrame,
     Hello,
     InitialFrame,
     ShardReady,
     ShardWelcome,
+    Squares,
     SquaresRequest,
     ToShardMessage,
     Update,
+    UpdateDone,
     WorkerToShardMessage,
 )
 from lockstep.common.runtime.clock import Clock
@@ -32,10 +38,10 @@ from lockstep.common.transport.port import ClientPort, PeerGone, PeerSlow, Serve
 from lockstep.ps.coordinator.failures import not_finite
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW
 from lockstep.ps.run.traffic import Traffic
+from lockstep.ps.shard.partition import checksum_in, held_frames
 from lockstep.ps.shard_process import state as machine
-from lockstep.ps.shard_process.slice_executor import SliceExecutor
 from lockstep.ps.shard_process.state import ShardState
-from lockstep.ps.shard_process.storage import storage_of
+from lockstep.ps.shard_process.storage import ShardStorage, storage_of
 
 #: Seconds for which the last messages may still be sent.
 LINGER_S = 1.0
@@ -64,15 +70,18 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
     ended: Exit | None = None
     expected = ToShardMessage
     arrays: list[Vector] = field(default_factory=list)
-    executor: SliceExecutor | None = None
+    #: The slice, None before the welcome.
+    storage: ShardStorage | None = None
+    #: By rank, our part of the sums of workers that share memory.
+    sums: dict[int, tuple[Vector, ...]] = field(default_factory=dict)
     #: What crossed the workers' sockets since the last update.
     traffic: Traffic = field(default_factory=Traffic)
 
     def close(self) -> None:
         self.port.close(LINGER_S)
         self.upstream.close(LINGER_S)
-        if self.executor is not None:
-            self.executor.storage.close()
+        if self.storage is not None:
+            self.storage.close()
 
     def step(self) -> bool:
         """Handle one message, or the passing of time; return whether anything happened."""
@@ -110,10 +119,9 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
             message, self.arrays = decode(frames, WorkerToShardMessage | Join)
             self.traffic.record_received(message, frames)
             self._check(message)
+            self.dispatch(Received(peer=peer, message=message))
         except RemoteProtocolError as error:
             self.dispatch(machine.PeerFailed(peer=peer, reason=str(error)))
-        else:
-            self.dispatch(Received(peer=peer, message=message))
 
     def _check(self, message: Message) -> None:
         """Raise `RemoteProtocolError` if a message must not come from a worker."""
@@ -127,55 +135,90 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
 
     def _check_sums(self, sums: SumsFrame) -> None:
         frame, words = self.state.frame_at.get(sums.start), self.arrays[0]
-        if self.executor is None or frame is None or not self.executor.storage.shard.fits(frame, words):
+        if self.storage is None or frame is None or not self.storage.shard.fits(frame, words):
             raise RemoteProtocolError(f"{len(words)} sums from {sums.start} on: not a frame of this slice")
-        if not self.executor.storage.shard.is_finite(frame, words):
+        if not self.storage.shard.is_finite(frame, words):
             raise not_finite(sums.step, sums.node())
 
     def event_of(self, message: Message) -> machine.ShardEvent:
         match message:
             case InitialFrame():
-                self._demand_slice().storage.fill(message.name, message.start, self.arrays[0])
+                self._demand_slice().fill(message.name, message.start, self.arrays[0])
             case Begin():
-                self._demand_slice().storage.begin(message.steps)
+                self._demand_slice().begin(message.steps)
             case SquaresRequest() | Update():
                 self._demand_sums(message.step, message.count)
             case Collect():
-                self._demand_slice().send_held(message.steps, has_state=False)
+                self._send_held(message.steps, has_state=False)
             case _ if not isinstance(message, machine.Request | ShardWelcome):
                 raise RemoteProtocolError(f"a {type(message).__name__} is not a message for a shard")
         return message
 
     def _demand_sums(self, step: int, count: int) -> None:
         """Raise `RemoteProtocolError` if the sums of the step at hand are incomplete, or over no samples."""
-        shard = self._demand_slice().storage.shard
+        shard = self._demand_slice().shard
         if step == shard.updates and (count < 1 or not shard.is_whole()):
             raise RemoteProtocolError(f"step {step} over {count} samples, whose sums are not all there")
 
-    def _demand_slice(self) -> SliceExecutor:
-        """Return what works on the slice; `RemoteProtocolError` before the welcome."""
-        if self.executor is None:
+    def _demand_slice(self) -> ShardStorage:
+        """Return the slice; `RemoteProtocolError` before the welcome."""
+        if self.storage is None:
             raise RemoteProtocolError("a state before the welcome")
-        return self.executor
+        return self.storage
 
     # From effects to actions
 
     def perform(self, effect: machine.SliceEffect) -> Iterable[machine.ShardEvent]:
-        executor = self._demand_slice()
+        storage = self._demand_slice()
         match effect:
             case machine.SendSlice():
                 yield from self._send_weights(effect.peer)
             case machine.RefusePeer():
                 for _ in self._send(effect.peer, effect.refused):
                     break  # it is given up already
-            case machine.MapSums():
-                yield from executor.map_sums(effect.rank)
-            case machine.UnmapSums():
-                executor.unmap_sums(effect.rank)
-            case machine.AddFrame() | machine.AddSharedSlice() | machine.SendSquares() | machine.UpdateSlice():
-                executor.perform(effect, self.arrays)
+            case machine.MapSums(rank=rank):
+                try:
+                    self.sums[rank] = storage.sums_of(rank)
+                except SharingError as error:
+                    yield machine.SumsMissing(rank=rank, reason=str(error))
+            case machine.UnmapSums(rank=rank):
+                self.sums.pop(rank, None)
+            case machine.AddFrame():
+                storage.shard.receive(effect.frame, effect.node, self.arrays[0])
+            case machine.AddSharedSlice():
+                sums = self.sums[effect.rank][effect.slot]
+                storage.shard.add(effect.node, sums)
+                # The server leases the slot again as soon as this is acknowledged.
+                storage.shard.settle(sums)
+            case machine.SendSquares():
+                squares = storage.shard.squares(effect.count).view(np.float32)
+                self.send_to_server(Squares(step=effect.step), squares)
+            case machine.UpdateSlice(update=update):
+                self._update(storage, update)
             case _:
                 assert_never(effect)
+
+    def _update(self, storage: ShardStorage, update: Update) -> None:
+        """Make an update, and send the server what it collects of it."""
+        storage.shard.update(update.step, update.count, update.scale)
+        if update.collected != "nothing":
+            self._send_held(update.step + 1, has_state=update.collected == "all")
+        moved = self.traffic.drain()
+        done = UpdateDone(
+            step=update.step,
+            checksum=str(checksum_in(storage.shard, update.step, storage.size) % MODULUS),
+            sums_bytes=moved.sums,
+            weights_bytes=moved.weights,
+            is_finite=storage.shard.not_finite is None,
+        )
+        self.send_to_server(done)
+
+    def _send_held(self, updates: int, *, has_state: bool) -> None:
+        """Send the server what it cannot see of the slice."""
+        storage = self._demand_slice()
+        frames = held_frames(storage.shard, updates, has_weights=not storage.shows_weights, has_state=has_state)
+        for name, part, values in frames:
+            self.send_to_server(CollectedFrame(name=name, steps=updates, start=part.start), values)
 
     def send_to_server(self, message: Message, *arrays: Vector) -> None:
         try:
@@ -195,7 +238,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
             yield machine.PeerFailed(peer=peer, reason="it does not read what it is sent")
 
     def _send_weights(self, peer: bytes) -> Iterable[machine.ShardEvent]:
-        storage = self._demand_slice().storage
+        storage = self._demand_slice()
         shard, wire = storage.shard, storage.shard.policy.wire_weights
         for frame in shard.frames:
             values = shard.served_weights[frame.start - storage.owned.start : frame.stop - storage.owned.start]
@@ -212,11 +255,11 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
             return PreparationFailed(reason=str(error))
         except MemoryError:
             return PreparationFailed(reason=f"a slice of {welcome.size:,} values does not fit into the memory")
-        self.executor = SliceExecutor(storage, self.send_to_server, self.traffic)
+        self.storage, self.sums = storage, {}
         self._make_room()
         return Prepared(ready=ShardReady(nonce=storage.nonce, obstacle=shortened(storage.obstacle)))
 
     def _make_room(self) -> None:
         """Let the weights for a window of leases be queued for each worker that is there."""
-        if self.executor is not None:
-            self.port.allow(QUEUE + WINDOW * len(self.executor.storage.shard.frames))
+        if self.storage is not None:
+            self.port.allow(QUEUE + WINDOW * len(self.storage.shard.frames))
