@@ -18,7 +18,7 @@ from lockstep.bench.timed_run import BenchSession
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.fingerprint import fingerprint
-from lockstep.common.protocol.messages import CORES_LIMIT, PROTOCOL_VERSION, Join, Lease, Result
+from lockstep.common.protocol.messages import CORES_LIMIT, PROTOCOL_VERSION, Join, Lease, Ready, Result
 from lockstep.common.runtime.clock import Clock
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
@@ -115,8 +115,8 @@ class SimulatedWorkers:
                 machine="run",
                 cores=list(range(min(self.workers, CORES_LIMIT))),
             )
-            self._send(0.0, events.WorkerJoined(peer=peer, join=join))
-            self._send(1.0, events.WorkerPrepared(peer=peer))
+            self._send(0.0, events.Received(peer=peer, message=join))
+            self._send(1.0, events.Received(peer=peer, message=Ready()))
 
     def turn(self) -> None:
         """Let the coordinator handle the next event, after a look at its deadline, as a server does."""
@@ -158,7 +158,7 @@ class SimulatedWorkers:
             compute_s=takes_s,
             number=lease.number,
         )
-        self._send(done + LATENCY_S, events.ResultReceived(peer=peer, result=result))
+        self._send(done + LATENCY_S, events.Received(peer=peer, message=result))
 
     def _send(self, at: float, event: events.Event) -> None:
         self._sent += 1

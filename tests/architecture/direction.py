@@ -44,7 +44,6 @@ PACKAGE_ORDER = Order(
         ("lockstep.packing",),
         ("lockstep.runs",),
         ("lockstep.ps", "lockstep.worker"),
-        ("lockstep.common.client",),
         ("lockstep.common.statemachine",),
         ("lockstep.common.protocol",),
         ("lockstep.common.transport",),
@@ -86,7 +85,7 @@ PROTOCOL_ORDER = Order(
     scope="lockstep.common.protocol",
     groups=(
         ("lockstep.common.protocol.codec",),
-        ("lockstep.common.protocol.shard_messages", "lockstep.common.protocol.memory_offer"),
+        ("lockstep.common.protocol.shard_messages", "lockstep.common.protocol.shared_files"),
         ("lockstep.common.protocol.messages",),
         ("lockstep.common.protocol.fingerprint",),
         ("lockstep.common.protocol.canary", "lockstep.common.protocol.step_board"),
@@ -118,8 +117,7 @@ SERVER_ORDER = Order(
     groups=(
         ("lockstep.ps.server",),
         ("lockstep.ps.shard_group", "lockstep.ps.shard_process"),
-        ("lockstep.ps.parallel_update", "lockstep.ps.stretch"),
-        ("lockstep.ps.shared_memory", "lockstep.ps.checkpoint"),
+        ("lockstep.ps.shared_memory", "lockstep.ps.checkpoint", "lockstep.ps.received_frames"),
         ("lockstep.ps.setup",),
         ("lockstep.ps.coordinator", "lockstep.ps.shard"),
         ("lockstep.ps.records",),

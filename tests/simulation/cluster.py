@@ -11,8 +11,6 @@ from typing import Self
 import numpy as np
 
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.client.client import ClientConfig
-from lockstep.common.client.events_and_effects import Exit
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.codec import decode, encode
@@ -21,12 +19,12 @@ from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, Result, Su
 from lockstep.common.protocol.shard_messages import Hello, ShardJoin
 from lockstep.common.random import Purpose, generator
 from lockstep.common.runtime.clock import ManualClock
+from lockstep.common.statemachine.client import ClientConfig, Exit
 from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork
 from lockstep.common.transport.links import wait_for_nothing
 from lockstep.common.transport.port import ClientPort, Frames, Shortcut
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Finish
-from lockstep.ps.parallel_update.parallel_update import ParallelUpdateConfig
 from lockstep.ps.records.ledger import Account, LedgerShare
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
 from lockstep.ps.records.run_folder import RunFolder
@@ -36,7 +34,8 @@ from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard_process.shell import ShardShell
 from lockstep.ps.shard_process.state import SILENCE_S, ShardState
-from lockstep.ps.shared_memory import ServerSharedMemory, share
+from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
+from lockstep.ps.shared_memory.parallel_update import ParallelUpdateConfig
 from lockstep.worker.setup import Loader
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.slice_update import PART

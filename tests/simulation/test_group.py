@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 
 from lockstep.common.aggregation.tree import Node
-from lockstep.common.client.events_and_effects import Exit
 from lockstep.common.errors import FailureKind
 from lockstep.common.files.safetensors import read
 from lockstep.common.protocol.codec import encode
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import SumsFrame
+from lockstep.common.statemachine.client import Exit
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import EpochDone, StepDone, read_lines
 from lockstep.ps.records.run_folder import LEDGER, WEIGHTS, RunFolder
 from lockstep.ps.setup import AdmissionPolicy
-from lockstep.ps.shard_group.effects import ConfirmSums, GroupEffect
-from lockstep.ps.shard_group.group import ShardGroup
+from lockstep.ps.shard_group.group import ConfirmSums, GroupEffect, ShardGroup
 from tests.simulation.cluster import Simulation
 from tests.simulation.test_shards import SHARDED, TIMEOUT_S, alone, peer_at, simulated
 
@@ -143,8 +142,8 @@ def test_a_worker_that_sends_a_shard_for_ever_is_lost_and_the_run_goes_on() -> N
         members = simulation.server.coordinator.membership.members.values()
         (rank,) = [member.rank for member in members if member.join.pid == 0]
         (client,) = [client for client in shard.network.clients if client.peer == peer_at(simulation, rank)]
-        assert shard.server.executor is not None
-        (frame, *_) = shard.server.executor.storage.shard.frames
+        assert shard.server.storage is not None
+        (frame, *_) = shard.server.storage.shard.frames
         part = SumsFrame(step=7, lo=0, hi=8, start=frame.start)
         flooding.is_hanging = True
         client.up.messages.extend([(0.0, sent(part, len(frame))) for _ in range(200)])

@@ -8,9 +8,8 @@ import pytest
 
 from lockstep.common.job.job import Job
 from lockstep.ps.coordinator.effects import Finish
-from lockstep.ps.parallel_update.mode_choice import UpdateMode
-from lockstep.ps.parallel_update.parallel_update import ParallelUpdateConfig, UpdatePhase
 from lockstep.ps.setup import AdmissionPolicy
+from lockstep.ps.shared_memory.parallel_update import ParallelUpdateConfig, UpdateMode, UpdatePhase
 from tests.leftovers import LINUX_ONLY, nothing_left_open
 from tests.simulation.cluster import Simulation, Worker
 from tests.simulation.small import JOBS

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from lockstep.common.protocol.codec import encode
-from lockstep.common.protocol.messages import StatusRequest
+from lockstep.common.protocol.messages import Join, Ping, Ready, Result, StatusRequest
+from lockstep.common.statemachine.machine import kind_of
 from lockstep.ps.checkpoint.resuming import Resumption
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
@@ -31,12 +32,12 @@ class CrashError(BaseException):
 class Crashing(Coordinator):
     """Dies with the so-many-th event of a kind: before it is handled, or when nothing of it has been done yet."""
 
-    kind: type[events.Event] = events.TimePassed
+    kind: type = events.TimePassed
     left: int = field(default=0, kw_only=True)
     is_after: bool = field(default=False, kw_only=True)
 
     def handle(self, event: events.Event, now: float) -> list[Effect]:
-        if type(event) is not self.kind:
+        if kind_of(event) is not self.kind:
             return super().handle(event, now)
         self.left -= 1
         if self.left == 0 and self.is_after:
@@ -46,7 +47,7 @@ class Crashing(Coordinator):
         return super().handle(event, now)
 
 
-def take_place(simulation: Simulation, folder: Path, crash: tuple[type[events.Event], int, bool] | None) -> None:
+def take_place(simulation: Simulation, folder: Path, crash: tuple[type, int, bool] | None) -> None:
     """Put a server at the simulation's address, which begins the run or goes on with it."""
     opening = opening_of()
     is_resumed = (folder / "ledger.jsonl").exists()
@@ -65,7 +66,7 @@ def take_place(simulation: Simulation, folder: Path, crash: tuple[type[events.Ev
     )
 
 
-def coordinator_at(start: Resumption, info: Any, crash: tuple[type[events.Event], int, bool] | None) -> Coordinator:
+def coordinator_at(start: Resumption, info: Any, crash: tuple[type, int, bool] | None) -> Coordinator:
     if crash is None:
         return Coordinator(info, progress=start.progress, start=start.round)
     kind, left, is_after = crash
@@ -81,12 +82,12 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("kind", "count"),
     [
-        (events.WorkerJoined, 1),
-        (events.WorkerJoined, 2),
-        (events.WorkerPrepared, 1),
-        (events.WorkerPrepared, 2),
-        *((events.ResultReceived, count) for count in range(1, 18, 2)),
-        (events.WorkerPinged, 1),
+        (Join, 1),
+        (Join, 2),
+        (Ready, 1),
+        (Ready, 2),
+        *((Result, count) for count in range(1, 18, 2)),
+        (Ping, 1),
         (events.StatusRequested, 1),
         (events.StatusRequested, 4),
         (events.TimePassed, 1),
@@ -94,7 +95,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     ],
 )
 def test_a_server_that_dies_at_an_event_changes_nothing(
-    tmp_path: Path, expected: dict[str, Any], kind: type[events.Event], count: int, is_after: bool
+    tmp_path: Path, expected: dict[str, Any], kind: type, count: int, is_after: bool
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
@@ -112,7 +113,7 @@ def test_a_server_that_dies_at_an_event_changes_nothing(
                 workers[1].die()
                 workers.append(simulation.add_worker())
             # One that waits for the others asks whether the server is there.
-            if kind is events.WorkerPinged and turn in (4, 12, 20, 28):
+            if kind is Ping and turn in (4, 12, 20, 28):
                 simulation.clock.advance(3.0)
             simulation.turn()
             if simulation.server.ended is not None:

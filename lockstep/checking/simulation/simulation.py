@@ -20,12 +20,12 @@ from lockstep.checking.simulation.processes import (
 )
 from lockstep.checking.simulation.scenario import Scenario, ScheduledFault
 from lockstep.checking.simulation.world import Process, SimulatedShell, World
-from lockstep.common.client.client import ClientPhase
 from lockstep.common.errors import FailureKind
 from lockstep.common.protocol.codec import decode_header
 from lockstep.common.protocol.messages import Result, ServerMessage, SumsFrame, WorkerMessage
 from lockstep.common.protocol.shard_messages import ShardMessage, ToShardMessage, WorkerToShardMessage
 from lockstep.common.random import Purpose, generator
+from lockstep.common.statemachine.client import ClientPhase
 from lockstep.common.transport.in_memory import Link, MemoryNetwork
 from lockstep.ps.records.run_folder import RunResult
 
