@@ -79,6 +79,6 @@ class Packed:
         yield f"packed {train.samples:,} samples to train on and {test.samples:,} to test with into {self.folder}"
         shape, dtype = " x ".join(map(str, train.sample_shape)), np.dtype(train.images_dtype)
         kinds = f"{self.manifest.classes} classes" if self.manifest.classes else "real numbers to predict"
-        listed = f": {', '.join(names[:10])}{', …' if len(names) > 10 else ''}"
-        yield f"each is {shape} of {dtype}; {kinds}{listed if names else ''}"
+        names_text = f": {', '.join(names[:10])}{', …' if len(names) > 10 else ''}"
+        yield f"each is {shape} of {dtype}; {kinds}{names_text if names else ''}"
         yield from self.notes

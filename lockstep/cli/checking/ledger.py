@@ -69,8 +69,8 @@ def coverage_lines(recorded: RecordedRun, report: CoverageReport, *, lists_all: 
         counts = Counter(again.why for again in epoch.again)
         counted = {why: n for why, n in counts.items() if n > MOST_ENTERED and not lists_all}
         lines += [f"  {n} leases, listed by `lockstep ledger --all`: {why}" for why, n in counted.items()]
-        listed = (again for again in epoch.again if again.why not in counted)
-        lines += [f"  {_again_line(again, names.get(again.step, {}))}" for again in listed]
+        shown = (again for again in epoch.again if again.why not in counted)
+        lines += [f"  {_again_line(again, names.get(again.step, {}))}" for again in shown]
         if epoch.omitted:
             lines.append(f"  and {epoch.omitted} more that the ledger only counts")
     return lines

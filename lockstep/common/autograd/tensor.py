@@ -539,8 +539,8 @@ class Tensor:
         start, end = start_dim % len(sizes), end_dim % len(sizes)
         if start > end:
             raise ValueError(f"start_dim {start_dim!r} lies behind end_dim {end_dim!r} in shape {self.shape}")
-        merged = (*sizes[:start], math.prod(sizes[start : end + 1]), *sizes[end + 1 :])
-        return self._apply(shape.reshape, self, shape=merged)
+        flattened = (*sizes[:start], math.prod(sizes[start : end + 1]), *sizes[end + 1 :])
+        return self._apply(shape.reshape, self, shape=flattened)
 
     def transpose(self, dim0: int, dim1: int) -> "Tensor":
         """Swap two axes: (a, b) to (b, a). Raises ValueError for an axis that there is not."""

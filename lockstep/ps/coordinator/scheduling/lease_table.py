@@ -273,8 +273,8 @@ class LeaseTable:
                     expected[one] = HELD
                     holders[one].add(rank)
         assert self._states == expected, "a micro-batch is marked as held that no lease has"
-        listed = [self._holders[one] if expected[one] == HELD else () for one in range(self.total)]
-        assert [sorted(one) for one in listed] == [sorted(one) for one in holders], (
+        recorded = [self._holders[one] if expected[one] == HELD else () for one in range(self.total)]
+        assert [sorted(one) for one in recorded] == [sorted(one) for one in holders], (
             "holders are not those of the leases"
         )
         first = {rank: min(lease.deadline for lease in leases) for rank, leases in self.held.items()}
