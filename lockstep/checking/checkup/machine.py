@@ -122,17 +122,17 @@ class MachineInfo(msgspec.Struct, frozen=True, kw_only=True):
     ports: dict[str, str]
 
 
-class MachineExamination(msgspec.Struct, frozen=True, kw_only=True):
+class MachineReport(msgspec.Struct, frozen=True, kw_only=True):
     """The facts about a machine, and the findings."""
 
     facts: MachineInfo
     findings: list[Finding]
 
 
-def examine_machine() -> MachineExamination:
+def examine_machine() -> MachineReport:
     """Examine this machine. Takes half a second, or three times as long if a kernel was selected by hand."""
     facts = facts_of(child_environment())
-    return MachineExamination(facts=facts, findings=machine_findings(facts))
+    return MachineReport(facts=facts, findings=machine_findings(facts))
 
 
 def facts_of(environment: Mapping[str, str]) -> MachineInfo:
@@ -184,7 +184,7 @@ def machine_findings(facts: MachineInfo) -> list[Finding]:
     return findings + [found("unusable-port", name=name, why=why) for name, why in facts.ports.items() if why]
 
 
-def machine_lines(machine: MachineExamination) -> list[str]:
+def machine_lines(machine: MachineReport) -> list[str]:
     """Return the facts, one per line, and the findings."""
     facts, shown = machine.facts, machine.facts.fingerprint
     chosen = f", by {CORETYPE}={facts.coretype}" if facts.coretype else ""

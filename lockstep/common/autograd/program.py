@@ -41,14 +41,14 @@ Own = Source | Sink | Saved
 
 
 @dataclass(frozen=True, slots=True)
-class CallSequence:
+class CallList:
     """Instructions that are carried out without a break, and the gradients that are final after them."""
 
     instructions: list[Instruction]
     finishes: tuple[int, ...] = ()
 
 
-def run(segments: Iterable[CallSequence], between: Callable[[Sequence[int]], None]) -> None:
+def run(segments: Iterable[CallList], between: Callable[[Sequence[int]], None]) -> None:
     """Carry out segments; call `between` after each with the gradients that are final."""
     for segment in segments:
         for instruction in segment.instructions:
@@ -112,14 +112,12 @@ class Program:
         """Fill the memory of intermediate results with NaN, so that what the program does not compute is wrong."""
         self._arena.memory.fill(0xFF)
 
-    def forward(self, shared: Sequence[Array]) -> list[CallSequence]:
+    def forward(self, shared: Sequence[Array]) -> list[CallList]:
         """Return the forward pass that reads `shared`, in the order of the tape."""
         emitter = self._emitter(shared, ())
-        return [CallSequence(list(emitter.stacked(part.calls))) for part in self._parts if not part.is_backward]
+        return [CallList(list(emitter.stacked(part.calls))) for part in self._parts if not part.is_backward]
 
-    def backward(
-        self, shared: Sequence[Array], gradients: Sequence[Array], *, adds: bool = False
-    ) -> list[CallSequence]:
+    def backward(self, shared: Sequence[Array], gradients: Sequence[Array], *, adds: bool = False) -> list[CallList]:
         """Return the backward pass that reads `shared` and writes sums into `gradients`, in the order of the tape.
 
         If it adds, which a program for one batch can, its gradients are added to what is there, block by block; one
@@ -146,11 +144,11 @@ class Program:
         }
         return _Emitter(self._count, {**self._arena.bases, **self._inputs, **elsewhere}, self._own)
 
-    def _segment(self, part: Part, emitter: "_Emitter", *, adds: bool) -> CallSequence:
+    def _segment(self, part: Part, emitter: "_Emitter", *, adds: bool) -> CallList:
         if not part.is_summed:
-            return CallSequence(list(emitter.stacked(part.calls)))
+            return CallList(list(emitter.stacked(part.calls)))
         make = self._added if adds else self._summed
-        return CallSequence(list(make(part, self.tree, emitter, 0)), part.finishes)
+        return CallList(list(make(part, self.tree, emitter, 0)), part.finishes)
 
     def _summed(self, part: Part, tree: Tree, into: "_Emitter", depth: int) -> Iterator[Instruction]:
         """Write the sum over a tree into what the emitter has for the gradient."""

@@ -17,7 +17,7 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.capture import Capture, capture
 from lockstep.common.autograd.graph import Leaf, no_grad, observing, watch
 from lockstep.common.autograd.primitives.primitive import Array
-from lockstep.common.autograd.program import CallSequence, Program, Tree, proven, run
+from lockstep.common.autograd.program import CallList, Program, Tree, proven, run
 from lockstep.common.autograd.tape import UntapeableError
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.job.objective import Objective
@@ -83,9 +83,9 @@ class StackedPass:
     _weights: Sequence[Vector] = ()
     _reads: int = 0
     #: By the index of the weights.
-    _forward: dict[int, list[CallSequence]] = field(default_factory=dict)
+    _forward: dict[int, list[CallList]] = field(default_factory=dict)
     #: By the index of the weights, and by whether sums are added to what is there: for each vector of sums.
-    _backward: dict[tuple[int, bool], list[tuple[Vector, list[CallSequence]]]] = field(default_factory=dict)
+    _backward: dict[tuple[int, bool], list[tuple[Vector, list[CallList]]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.images, self.targets = self.program.inputs
@@ -151,7 +151,7 @@ class StackedPass:
             for entry in self.unreached:
                 entry.view(sums).fill(0.0)
 
-    def _segments_for(self, sums: Vector, *, adds: bool) -> list[CallSequence]:
+    def _segments_for(self, sums: Vector, *, adds: bool) -> list[CallList]:
         known = self._backward.setdefault((self._reads, adds), [])
         for vector, segments in known:
             if vector is sums:
