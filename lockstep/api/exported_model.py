@@ -10,11 +10,9 @@ import numpy as np
 from lockstep.api.source_text import Definition, Gathering
 from lockstep.common.aggregation.layout import check_trained
 from lockstep.common.errors import ModelError
-from lockstep.common.model.source import is_torch_class, is_torch_module, torch_model
+from lockstep.common.model.source import WRITTEN_BY_FIT, is_torch_class, is_torch_module, torch_model
 from lockstep.common.nn.description import describe, is_describable
 from lockstep.common.nn.module import Module, Parameter, RunningStatistic
-
-HEADER = '"""A model that was defined in a notebook or a script, as `fit` found it there."""\n\n'
 
 #: A model, of `lockstep.nn` or of PyTorch, what builds one, or the name of one.
 Model = Any
@@ -83,7 +81,7 @@ def model_text(model: Any) -> ModelText:
 def _text_of(definition: Definition) -> str:
     gathering = Gathering()
     gathering.add(definition)
-    return HEADER + gathering.text()
+    return WRITTEN_BY_FIT + gathering.text()
 
 
 def _check_torch_class(kind: type) -> None:
