@@ -38,12 +38,8 @@ class SimulatedShell(Protocol):
         """Return the time by its own clock at which it has to act without a message."""
         ...
 
-    def is_over(self) -> bool:
-        """Return whether it has ended."""
-        ...
-
-    def exit_reason(self) -> str:
-        """Return why it has ended, empty for success."""
+    def exit_reason(self) -> str | None:
+        """Return why it has ended, empty for success; None while it has not."""
         ...
 
     def cost_s(self) -> float:
@@ -206,7 +202,7 @@ class Process:
             return
         finally:
             self.busy_until, self.lead_s = self.world.now + self.lead_s, 0.0
-        if self.shell is not None and self.shell.is_over():
+        if self.shell is not None and self.shell.exit_reason() is not None:
             self.end(is_killed=False)
         else:
             self.reschedule()
