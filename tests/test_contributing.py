@@ -13,7 +13,7 @@ import pytest
 from tests.architecture.direction import ORDERS
 from tests.architecture.source import ROOT
 from tests.simulation.cluster import Simulation
-from tests.simulation.small import JOBS
+from tests.simulation.small import job_of
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
@@ -58,7 +58,7 @@ def logged() -> Iterator[Log]:
 @pytest.fixture(scope="module")
 def step() -> list[Call]:
     """The calls of one training step of a server and two workers that send frames."""
-    simulation = Simulation(JOBS["linear"], seed=1)
+    simulation = Simulation(job_of(global_batch=8, steps=5), seed=1)
     for _ in range(2):
         simulation.add_worker()
     simulation.run_to(2)  # the first steps are computed by the engine, and captured

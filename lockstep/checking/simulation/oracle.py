@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from lockstep.checking.simulation.jobs import data, job_named
-from lockstep.checking.simulation.processes import RUN, Parts, SimulatedRun
+from lockstep.checking.simulation.processes import RUN, Parts
 from lockstep.checking.simulation.scenario import Scenario
 from lockstep.checking.simulation.simulation import Simulation
 from lockstep.checking.verification.coverage import check_coverage
@@ -27,7 +27,7 @@ from lockstep.ps.records.ledger import Line, StepDone, read_lines
 from lockstep.ps.records.metrics import RunMetrics, read_metrics
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
-from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RunFolder, RunResult
+from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RunFolder, RunResult, read_result
 from lockstep.ps.run.plan import plan_of
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.runs.single_process import SerialRun
@@ -76,10 +76,9 @@ def reference_run(job: Job, data: TrainTest) -> ReferenceRun:
         )
 
 
-def violations(run: SimulatedRun, result: RunResult, reference: ReferenceRun) -> Iterator[str]:
+def violations(job: Job, data: TrainTest, folder: Path, reference: ReferenceRun) -> Iterator[str]:
     """Yield how a successful run differs from the run of one process, or what its records do not prove."""
-    folder = run.folder
-    lines = _ledger_in(folder)
+    result, lines = read_result(folder), _ledger_in(folder)
     # The first difference is the most informative one.
     for step, line in _steps(lines).items():
         there = reference.steps[step]
@@ -94,7 +93,7 @@ def violations(run: SimulatedRun, result: RunResult, reference: ReferenceRun) ->
     for epoch, there_too in zip(result.history, reference.result.history, strict=False):
         yield from _differences(f"epoch {epoch.epoch}", epoch, there_too)
     yield from _differences("the result", result, reference.result)
-    yield from _ledger_violations(run, lines, reference.result.steps)
+    yield from _ledger_violations(job, data, lines, reference.result.steps)
     yield from _metrics_violations(read_metrics(folder), reference.metrics)
     yield from _differences("the receipt", _receipt_in(folder), reference.receipt)
 
@@ -134,10 +133,9 @@ def _receipt_in(folder: Path) -> Receipt:
     return msgspec.json.decode((folder / RECEIPT).read_bytes(), type=Receipt)
 
 
-def _ledger_violations(run: SimulatedRun, lines: list[Line], total: int) -> Iterator[str]:
+def _ledger_violations(job: Job, data: TrainTest, lines: list[Line], total: int) -> Iterator[str]:
     """Yield what the ledger does not prove: each sample once per epoch, and each step once."""
-    job = run.job
-    parts = with_validation(run.data, job.validation_split, job.seed)
+    parts = with_validation(data, job.validation_split, job.seed)
     samples = len(parts.train)
     plan = plan_of(job, samples, len(parts.test), len(parts.validation or ()))
     report = check_coverage(lines, plan, Sampler(samples, job.global_batch, job.micro_batches, job.seed))
@@ -207,5 +205,5 @@ def _violations_of(simulation: Simulation) -> tuple[str, ...]:
         return (f"raised {traceback.format_exc().rstrip()}",)
     if failure:
         return (failure,)
-    assert simulation.result is not None
-    return tuple(violations(simulation.run, simulation.result, reference_of(scenario.job, scenario.steps)))
+    run = simulation.run
+    return tuple(violations(run.job, run.data, run.folder, reference_of(scenario.job, scenario.steps)))
