@@ -96,6 +96,15 @@ class TwiceOver(Heap):
         return sum(doubled, tree.total())
 
 
+class AllOrNothing(VectorTree):
+    """Refuses a node if it has any part of it, as if it had all of it."""
+
+    def add(self, node: Node, value: Vector) -> bool:
+        if any(self.tree.covers(Node(one, one + 1)) for one in range(node.lo, node.hi)):
+            return False
+        return super().add(node, value)
+
+
 def with_trees(kind: type[VectorTree]) -> Callable[[Shard], Shard]:
     """Return what puts such trees into a shard."""
 
@@ -338,6 +347,7 @@ PLANTED = {
     # The server adds up what it does not have.
     "what is late is not fenced off": Planted(Parts(coordinator=coordinating(Unfenced)), "KeyError: Node("),
     "sums are added as they arrive": Planted(Parts(shard=with_trees(Heap)), OTHER_WEIGHTS),
+    "sums are refused of which a part is there": Planted(Parts(shard=with_trees(AllOrNothing)), OTHER_WEIGHTS, first=4),
     "updates do not wait for all shards": Planted(Parts(server=hasty), "reports: the server broke the protocol: step "),
     "another learning rate is recorded": Planted(Parts(server=recording(MisreportingRecorder)), ": lr = "),
     "the receipt lacks an epoch": Planted(Parts(server=recording(ForgetfulRecorder)), "the receipt: chain = "),
