@@ -343,7 +343,7 @@ PLANTED = {
     "sums are applied twice": Planted(
         Parts(coordinator=coordinating(CredulousCoordinator), shard=with_trees(TwiceOver)), OTHER_WEIGHTS
     ),
-    "an update is made twice": Planted(Parts(coordinator=made_again), "the run has not ended within "),
+    "an update is made twice": Planted(Parts(coordinator=made_again), "the run has not ended within ", first=44),
     # The server adds up what it does not have.
     "what is late is not fenced off": Planted(Parts(coordinator=coordinating(Unfenced)), "KeyError: Node("),
     "sums are added as they arrive": Planted(Parts(shard=with_trees(Heap)), OTHER_WEIGHTS),
@@ -354,10 +354,10 @@ PLANTED = {
     "memory is left behind": Planted(Parts(server=untidy), "the run has left lockstep-"),
     "a slice of an update is torn": Planted(Parts(server=grasping), OTHER_LOSSES, first=100),
     "a slice is updated twice in place": Planted(Parts(server=in_place, worker=working_in_place), OTHER_WEIGHTS),
-    "a worker stays in old memory": Planted(Parts(worker=staying), OTHER_LOSSES, first=30),
+    "a worker stays in old memory": Planted(Parts(worker=staying), OTHER_LOSSES, first=36),
     "a step begins before the one before is made": Planted(Parts(worker=pacing(Impatient)), OTHER_WEIGHTS),
-    "an update is made before its sums are there": Planted(Parts(worker=pacing(Early)), OTHER_WEIGHTS),
-    "a step counts that one worker has made": Planted(Parts(server=optimistic), OTHER_WEIGHTS),
+    "an update is made before its sums are there": Planted(Parts(worker=pacing(Early)), OTHER_WEIGHTS, first=13),
+    "a step counts that one worker has made": Planted(Parts(server=optimistic), OTHER_WEIGHTS, first=47),
     "steps are taken back from a worker that still writes": Planted(Parts(server=trusting), OTHER_WEIGHTS),
     "workers are told of a failure": Planted(
         Parts(coordinator=coordinating(Ungrateful)), "ends, although the run is done, with: "
