@@ -14,10 +14,11 @@ use_one_blas_thread()  # rule R4: before NumPy is imported, here and in the proc
 hold_numerics()  # of a process that was started with portable numerics: before NumPy is imported, too
 keep_freed_memory()  # a fifth of a step of `cnn` at 128 samples
 
-from lockstep.common import nn, optim  # noqa: E402
+from lockstep.common import nn  # noqa: E402
 from lockstep.common.autograd import functional as F  # noqa: E402
 from lockstep.common.autograd.graph import no_grad  # noqa: E402
 from lockstep.common.autograd.tensor import Tensor  # noqa: E402
+from lockstep.common.optim import optimizers as optim  # noqa: E402
 from lockstep.common.runtime.blas import limit_blas_threads  # noqa: E402
 
 if TYPE_CHECKING:

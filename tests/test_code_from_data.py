@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.architecture.code_from_data import RUNS_SOURCE, check_code_from_data
+from tests.architecture.code_from_data import IMPORTS_COMMANDS, RUNS_SOURCE, check_code_from_data
 from tests.architecture.source import ROOT, Violation, read_tree, sources_of
 
 #: Source that does it, with what is to be said of it.
@@ -87,3 +87,8 @@ def test_one_file_may_run_a_users_source_and_nothing_else_of_it() -> None:
     assert found_in(RUNS_SOURCE, "exec(compile('', '', 'exec'), {})") == []
     assert found_in(RUNS_SOURCE, "eval('1')")
     assert found_in(RUNS_SOURCE, "import pickle")
+
+
+def test_one_file_may_import_by_name_and_nothing_else_of_it() -> None:
+    assert found_in(IMPORTS_COMMANDS, "from importlib import import_module\nimport_module(name)") == []
+    assert found_in(IMPORTS_COMMANDS, "exec('1')")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 import venv
@@ -106,13 +107,33 @@ def test_the_citation_has_the_version_and_the_licence() -> None:
     assert {"cff-version", "message", "title", "type"} <= set(cited)
 
 
-# In fresh environments. All of these need a package index.
+# Beside a person's own modules, whose names are those of our folders.
+
+#: A script of theirs: training with workers and without comes to the same bits.
+SCRIPT = """
+import lockstep
+import numpy as np
+from lockstep import fit, nn
+
+x = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
+y = (x.sum(axis=1) > 0).astype(np.int64)
+model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+for workers in (2, 0):
+    values = dict(epochs=2, global_batch=16, numerics="portable", verbose=False)
+    print(fit(model, ((x, y), (x, y)), workers=workers, **values).weights_sha256)
+print(lockstep.__file__)
+"""
 
 
-def environment(folder: Path) -> Path:
-    """Make an environment with nothing but pip, and return its folder of commands."""
-    venv.create(folder, with_pip=True)
-    return folder / "bin"
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with modules that must never be imported by us."""
+    folder = tmp_path / "project"
+    (folder / "common").mkdir(parents=True)
+    for name in ("worker.py", "ps.py", "common/__init__.py"):
+        (folder / name).write_text(f"raise RuntimeError('{name} is not of Lockstep')\n")
+    (folder / "mine.py").write_text(SCRIPT)
+    return folder
 
 
 def call(*words: str | Path, cwd: Path) -> str:
@@ -123,25 +144,52 @@ def call(*words: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
-def train(bin_folder: Path, cwd: Path) -> str:
+def train(*command: str | Path, cwd: Path) -> str:
     """Train some steps with two workers, and return the digest of the weights."""
     words = ("train", "--model", "linear", "--steps", "5", "--workers", "2", "--numerics", "portable")
-    call(bin_folder / "lockstep", *words, "--run-dir", "run", cwd=cwd)
+    call(*command, *words, "--run-dir", "run", cwd=cwd)
     result = json.loads((cwd / "run" / "result.json").read_text(encoding="utf-8"))
     assert isinstance(result["weights_sha256"], str)
     return result["weights_sha256"]
 
 
+def check_project(python: Path, project: Path) -> None:
+    """Train in the project by its script, with the modules of its folder first on the path."""
+    with_workers, alone, where = call(python, "mine.py", cwd=project).splitlines()
+    assert with_workers == alone
+    assert Path(where).is_relative_to(python.parents[1])
+
+
+def test_the_wheel_trains_beside_modules_with_the_names_of_our_folders(project: Path, wheel_file: Path) -> None:
+    """In an environment with the wheel's files, which borrows the packages that it depends on from ours."""
+    home = project.parent / "venv"
+    venv.create(home)
+    packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(home), "platbase": str(home)}))
+    with zipfile.ZipFile(wheel_file) as archive:
+        archive.extractall(packages)
+    # A path that is added this way brings no others: not that of our checkout, which is installed editable there.
+    (packages / "borrowed.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    check_project(home / "bin" / "python", project)
+    assert len(train(home / "bin" / "python", "-m", "lockstep", cwd=project)) == 64
+
+
+# In fresh environments. All of these need a package index.
+
+
+def environment(folder: Path) -> Path:
+    """Make an environment with nothing but pip, and return its folder of commands."""
+    venv.create(folder, with_pip=True)
+    return folder / "bin"
+
+
 @pytest.mark.slow
-def test_the_wheel_trains_in_a_fresh_environment(tmp_path: Path, wheel_file: Path) -> None:
-    commands = environment(tmp_path / "venv")
-    call(commands / "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel_file, cwd=tmp_path)
-    assert call(commands / "lockstep", "--version", cwd=tmp_path).strip() == f"lockstep {VERSION}"
-    digest = train(commands, tmp_path)
-    call(commands / "lockstep", "verify", "run", cwd=tmp_path)
-    where = call(commands / "python", "-c", "import lockstep; print(lockstep.__file__)", cwd=tmp_path)
-    assert all(path.startswith(str(tmp_path)) for path in where.split())
-    assert len(digest) == 64
+def test_the_wheel_trains_in_a_fresh_environment(project: Path, wheel_file: Path) -> None:
+    commands = environment(project.parent / "venv")
+    call(commands / "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel_file, cwd=project)
+    assert call(commands / "lockstep", "--version", cwd=project).strip() == f"lockstep {VERSION}"
+    assert len(train(commands / "lockstep", cwd=project)) == 64
+    call(commands / "lockstep", "verify", "run", cwd=project)
+    check_project(commands / "python", project)
 
 
 @pytest.mark.slow

@@ -25,11 +25,13 @@ def functions_of(module: ModuleType) -> list[str]:
 
 
 def members_of(kind: type) -> list[str]:
-    """Return the public methods and properties that a class defines itself, in the order of its text."""
+    """Return the public methods and properties that a class, or a base without a public name, defines itself."""
+    kinds = [each for each in reversed(kind.__mro__) if each is kind or each.__name__.startswith("_")]
     skipped = OF_ANY_LAYER if issubclass(kind, Module) and kind is not Module else ()
     return [
         name
-        for name, member in vars(kind).items()
+        for each in kinds
+        for name, member in vars(each).items()
         if not name.startswith("_") and name not in skipped and _is_described(member)
     ]
 

@@ -8,26 +8,26 @@ from docs.generators.tables import code, fields_table, first_sentence, table
 from lockstep.common.protocol.messages import EpochStatus
 from lockstep.ps.checkpoint.checkpoint import CheckpointIdentity, RunProgress
 from lockstep.ps.records.ledger import LedgerShare, Line
-from lockstep.ps.records.metrics import EpochRecord, FailureRecord, StepRecord
+from lockstep.ps.records.metrics import EpochRecord, Record
 from lockstep.ps.records.receipt import Receipt, ReceiptLink
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.timing import Split
 from lockstep.ps.run.traffic import Moved
 from lockstep.results.watch import exposition
 
-#: What `kind` is in a line of metrics.jsonl.
-METRICS = {"step": StepRecord, "epoch": EpochRecord, "failure": FailureRecord}
-
 
 def metrics_lines() -> str:
     """Return the schema of metrics.jsonl."""
-    return "\n".join(_record(f'`"kind": "{kind}"`', record) for kind, record in METRICS.items())
+    return _kinds(Record)
 
 
 def ledger_lines() -> str:
     """Return the schema of ledger.jsonl."""
-    kinds = [_record(f'`"kind": "{kind.__struct_config__.tag}"`', kind) for kind in get_args(Line)]
-    return "\n".join([*kinds, _record("A share, as a list of its values", LedgerShare)])
+    return "\n".join([_kinds(Line), _record("A share, as a list of its values", LedgerShare)])
+
+
+def _kinds(lines: Any) -> str:
+    return "\n".join(_record(f'`"kind": "{kind.__struct_config__.tag}"`', kind) for kind in get_args(lines))
 
 
 def result_file() -> str:
@@ -80,7 +80,7 @@ def _metric(line: int, function: str, name: str, text: str, node: ast.Call | ast
 
 #: For the check that each field is explained.
 RECORDS = (
-    *METRICS.values(),
+    *get_args(Record),
     EpochStatus,
     *get_args(Line),
     LedgerShare,

@@ -50,10 +50,15 @@ def exported(model: Model) -> ExportedModel:
         check_trained(model)
     elif is_torch_module(model):
         torch_model(model)  # raises if it cannot be trained
-    if isinstance(model, Module) and all(is_describable(type(module)) for module in model.modules()):
+    if is_described(model):
         return ExportedModel(dict(describe(model)))
     text = model_text(model)
     return ExportedModel(f"{text.name}.py:{text.function}", text)
+
+
+def is_described(model: object) -> bool:
+    """Return whether a model consists of the library's own layers, which are sent as data."""
+    return isinstance(model, Module) and all(is_describable(type(part)) for part in model.modules())
 
 
 def model_text(model: Any) -> ModelText:
@@ -100,7 +105,7 @@ def _check_own(model: Any) -> None:
         )
 
 
-#: What every module has, and what does not show how it was built.
+#: Attributes of every module that do not show how it was built.
 PASSING = ("training", "_source", "_observers")
 
 

@@ -9,8 +9,7 @@ import msgspec
 from numpy.typing import NDArray
 from rich.console import Console
 
-from lockstep.api.callback_runner import CallbackRunner, check_form
-from lockstep.api.callbacks import Callback, EarlyStopping, Training
+from lockstep.api.callbacks import Callback, CallbackRunner, EarlyStopping, Training, check_form
 from lockstep.api.exported_model import Model, exported
 from lockstep.api.frames import Frame, memory_data, named_data, taken_options
 from lockstep.api.job_inputs import Arrays, job_inputs
@@ -22,8 +21,8 @@ from lockstep.common.nn.module import Module
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.launch.cluster import train_here
 from lockstep.ps.records.run_folder import EPOCH_WEIGHTS, RESULT
-from lockstep.results.reports.display import Display, SilentDisplay, display_for
-from lockstep.results.reports.notebook_display import NotebookDisplay, notebook_page
+from lockstep.results.reports.display import Display, display_for
+from lockstep.results.reports.notebook_display import NotebookPage, cell_output
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch_config import default_launch
 from lockstep.runs.run_dir import claimed_run_dir, has_begun, resumed_job
@@ -126,14 +125,12 @@ def _carry_out(job: Job, destination: Destination, callbacks: Sequence[Callback]
     """Train to the end, with callbacks if there are any that are no values of the job."""
     folder = destination.folder
     called = [callback for callback in callbacks if not isinstance(callback, EarlyStopping)]
-    overseer = CallbackRunner(called, Training(folder, job)) if called else None
+    runner = CallbackRunner(called, Training(folder, job))
     with _display(verbose) as display, _resume_hint(folder, display):
-        if overseer is None:
-            return Run(train_here(job, destination, display), folder, job)
-        overseer.begin()
+        runner.begin()
         try:
-            result = train_here(job, destination, display, is_to_stop=overseer.is_to_stop)
-            overseer.end([epoch.status() for epoch in result.history])
+            result = train_here(job, destination, display, is_to_stop=runner.is_to_stop if called else None)
+            runner.end([epoch.status() for epoch in result.history])
         finally:
             (folder / EPOCH_WEIGHTS).unlink(missing_ok=True)
     return Run(result, folder, job)
@@ -160,8 +157,6 @@ def _weights(model: Model) -> dict[str, NDArray[Any]]:
 
 
 def _display(verbose: bool) -> Display:
-    if not verbose:
-        return SilentDisplay()
-    if (page := notebook_page()) is not None:
-        return NotebookDisplay(page, SystemClock())
-    return display_for(Console(highlight=False), SystemClock())
+    if verbose and (output := cell_output()) is not None:
+        return Display(NotebookPage(output.show), SystemClock())
+    return display_for(Console(highlight=False, quiet=not verbose), SystemClock())

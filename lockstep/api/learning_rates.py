@@ -8,6 +8,7 @@ same call gives the same numbers.
 
 import math
 import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -54,12 +55,8 @@ class RateTest:
 
     @cached_property
     def smoothed(self) -> Floats:
-        """The losses, averaged exponentially and corrected for the start (Kingma and Ba, Adam, section 3), (steps,)."""
-        average, found = 0.0, list[float]()
-        for step, loss in enumerate(self.losses.tolist(), 1):
-            average = BETA * average + (1 - BETA) * loss
-            found.append(average / (1 - BETA**step))
-        return np.array(found)
+        """The losses, averaged exponentially, (steps,)."""
+        return np.array(list(_smoothed(self.losses)))
 
     @property
     def at_minimum(self) -> float:
@@ -92,8 +89,8 @@ class RateTest:
         """
         demand("matplotlib", "plot", "RateTest.plot")
         # Here, as the extra may be missing where nobody draws.
-        from lockstep.results.reports.plots.learning import rates_figure
         from lockstep.results.reports.plots.style import save
+        from lockstep.results.reports.plots.training import rates_figure
 
         marks = {"suggestion": self.suggestion, "steepest": self.steepest, "at_minimum": self.at_minimum}
         figure = rates_figure(self.rates, self.losses, self.smoothed, marks)
@@ -160,8 +157,7 @@ def rates_of(job: Job, *, lowest: float = 1e-6, highest: float = 10.0, steps: in
 
 def _losses(setup: RunSetup, steps: int) -> list[float]:
     """Make steps until the loss is too much; return the mean loss of each step's batch before its update."""
-    trainer, losses = SingleProcessTrainer(setup, SystemClock()), list[float]()
-    best, average = math.inf, 0.0
+    trainer, losses, best = SingleProcessTrainer(setup, SystemClock()), list[float](), math.inf
     for step in range(steps):
         try:
             done = trainer.sums(step)
@@ -169,9 +165,16 @@ def _losses(setup: RunSetup, steps: int) -> list[float]:
             break
         trainer.update(step, done)
         losses.append(done.tally.loss)
-        average = BETA * average + (1 - BETA) * losses[-1]
-        smoothed = average / (1 - BETA ** len(losses))
+        *_, smoothed = _smoothed(losses)
         best = min(best, smoothed)
         if len(losses) > SETTLING and smoothed > TOO_MUCH * best:
             break
     return losses
+
+
+def _smoothed(losses: Iterable[float]) -> Iterator[float]:
+    """Yield the exponential average up to each loss, corrected for the start (Kingma and Ba, Adam, section 3)."""
+    average = 0.0
+    for step, loss in enumerate(losses, 1):
+        average = BETA * average + (1 - BETA) * loss
+        yield average / (1 - BETA**step)

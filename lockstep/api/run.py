@@ -15,9 +15,7 @@ from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.metrics import EpochRecord
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult, read_result
 from lockstep.ps.run.early_stopping import early_stopping_state
-from lockstep.runs.job_file import read_values, resolve
-from lockstep.runs.launch_config import default_launch
-from lockstep.runs.run_dir import JOB, has_begun
+from lockstep.runs.run_dir import has_begun, recorded_job
 from lockstep.runs.trained_model import model_with
 
 
@@ -150,5 +148,4 @@ def load_run(folder: str | Path) -> Run:
                 f"the run in {str(folder)!r} is not finished: resume it with lockstep.resume({str(folder)!r})"
             )
         raise JobError(f"{str(folder)!r} holds no finished run: expected a folder with {RESULT}")
-    job, _ = resolve(read_values(path / JOB), {}, default_launch())
-    return Run(read_result(path), path, job)
+    return Run(read_result(path), path, recorded_job(path))

@@ -45,16 +45,11 @@ def _global_names(table: symtable.SymbolTable, *, is_top: bool = False) -> Itera
 Definition = type | FunctionType
 
 
-@dataclass(frozen=True)
-class Excerpt:
-    """A definition as it was written, its decorators included."""
+def text_of(definition: Definition) -> str:
+    """Return a class or function as it was written, with its decorators.
 
-    definition: Definition
-    text: str
-
-
-def excerpt_of(definition: Definition) -> Excerpt:
-    """Return the text of a class or function; `ModelError` if it cannot be had, or not as something of its own."""
+    `ModelError` if its text cannot be had, or if it may depend on what is around it.
+    """
     name = definition.__name__
     if name == "<lambda>":
         raise ModelError("a lambda cannot be written to a file: expected a function; write `def build(): return ...`")
@@ -70,7 +65,7 @@ def excerpt_of(definition: Definition) -> Excerpt:
             f"the source of {name} cannot be had: expected a class or function of a notebook's cell or of a file, "
             "with a method of its own; put it into a file and give path/to/file.py:function"
         )
-    return Excerpt(definition, _cut_out(definition, code, "".join(lines)))
+    return _cut_out(definition, code, "".join(lines))
 
 
 def _code_of(definition: Definition) -> CodeType | None:
@@ -100,7 +95,7 @@ def _cut_out(definition: Definition, code: CodeType, text: str) -> str:
 #: Our own packages: workers have them wherever they lie.
 OURS = ("lockstep",)
 
-#: Dunders that every module has.
+#: Names that every module has.
 GIVEN = ("__name__", "__file__", "__doc__")
 
 
@@ -118,7 +113,7 @@ class Gathering:
         name = definition.__name__
         if not self._take(name, definition, name):
             return
-        text = excerpt_of(definition).text
+        text = text_of(definition)
         namespace = _namespace_of(definition)
         for borrowed in borrowed_names(text):
             if borrowed in GIVEN:

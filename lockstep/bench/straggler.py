@@ -9,13 +9,12 @@ from lockstep.bench.reports.rows import StragglerRow
 from lockstep.bench.slowdown import PATTERNS, Begun, Slowdown
 from lockstep.bench.timed_run import WARM_UP, DigestCheck, counted, finished_run, mean_step_s, write_data
 from lockstep.common.errors import RunError
-from lockstep.common.files.reading import read_regular
 from lockstep.common.job.job import Job
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.environment import cores
-from lockstep.ps.records.ledger import Again, Line, StepDone, WorkerIn, read_lines
-from lockstep.ps.records.metrics import MOST_LINES_BYTES, StepRecord, read_metrics
-from lockstep.ps.records.run_folder import LEDGER, RunResult
+from lockstep.ps.records.ledger import Line, StepDone, UnusedWork, WorkerIn
+from lockstep.ps.records.metrics import StepRecord, read_metrics
+from lockstep.ps.records.run_folder import RunResult, read_ledger
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch_config import Launch
 
@@ -90,7 +89,7 @@ def turn_of(lines: Sequence[Line], steps: Sequence[StepRecord], begun: Begun | N
     # One that was evicted and joined again has several ranks.
     ranks = {line.rank for line in lines if isinstance(line, WorkerIn) and line.pid == begun.pid}
     shares = [share for line in lines if isinstance(line, StepDone) and line.step in seconds for share in line.shares]
-    unused = [line for line in lines if isinstance(line, Again) and line.work == "train" and line.step in seconds]
+    unused = [line for line in lines if isinstance(line, UnusedWork) and line.work == "train" and line.step in seconds]
     return Turn(
         seconds=list(seconds.values()),
         by_last=sum(share.hi - share.lo for share in shares if share.rank in ranks),
@@ -128,9 +127,7 @@ class StragglerBench:
         slowdown = Slowdown(PATTERNS.get(case), WARM_UP, self.clock)
         with finished_run(job, launch, self.folder, self.say, slowdown) as (result, run_dir):
             self.digests.check(job, result)
-            ledger = run_dir / LEDGER
-            lines = read_lines(read_regular(ledger, MOST_LINES_BYTES), str(ledger))
-            return result, turn_of(lines, read_metrics(run_dir).steps, slowdown.begun)
+            return result, turn_of(read_ledger(run_dir), read_metrics(run_dir).steps, slowdown.begun)
 
     def _row(self, job: Job, case: str, result: RunResult, turns: dict[str, list[Turn]]) -> StragglerRow:
         seconds = {each: [turn.seconds for turn in turns[each]] for each in (case, ALONE, ALL)}

@@ -1,38 +1,68 @@
 """The command line's root: all commands, in the groups that its help shows. A command is imported when it is called."""
 
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from typing import Any
 
 import click
 
 from lockstep.common.runtime.version import VERSION
 
-#: The commands by what they are for; each section is a folder next to this file.
-SECTIONS: dict[str, tuple[str, ...]] = {
-    "Train": ("train", "find-lr", "doctor"),
-    "Use a run": ("evaluate", "predict", "export", "plot", "watch"),
-    "Check": ("ledger", "verify", "replay"),
-    "Data": ("pack", "check-data"),
-    "Several machines": ("server", "worker", "shard", "node", "keys", "status"),
-    "Develop": ("bench", "simulate"),
-    "Shell": ("completion",),
+#: The commands by what they are for, and the module and the function of each below this package. What is imported is
+#: always one of these texts, never a text from outside.
+SECTIONS: dict[str, dict[str, str]] = {
+    "Train": {
+        "train": "training.train:train",
+        "find-lr": "training.find_lr:find_lr",
+        "doctor": "training.doctor:doctor",
+    },
+    "Use a run": {
+        "evaluate": "results.evaluate:evaluate",
+        "predict": "results.predict:predict",
+        "export": "results.export:export",
+        "plot": "results.plot:plot",
+        "watch": "results.watch:watch",
+    },
+    "Check": {
+        "ledger": "checking.ledger:ledger",
+        "verify": "checking.verify:verify",
+        "replay": "checking.replay:replay_command",
+    },
+    "Data": {
+        "pack": "data.pack:pack_command",
+        "check-data": "data.check_data:check_data",
+    },
+    "Several machines": {
+        "server": "machines.server:server",
+        "worker": "machines.worker:worker",
+        "shard": "machines.shard:shard",
+        "node": "machines.node:node",
+        "keys": "machines.keys:keys",
+        "status": "machines.status:status",
+    },
+    "Develop": {
+        "bench": "development.bench.group:bench",
+        "simulate": "development.simulate:simulate_command",
+    },
+    "Shell": {"completion": "shell.completion:completion"},
 }
+
+PLACES = {name: place for places in SECTIONS.values() for name, place in places.items()}
 
 
 class Commands(Mapping[str, click.Command]):
     """All commands by name, each imported when it is looked up: the processes of a run need one command each."""
 
     def __getitem__(self, name: str) -> click.Command:
-        command = command_named(name)
-        if command is None:
-            raise KeyError(name)
+        module, _, function = PLACES[name].partition(":")
+        command: click.Command = getattr(import_module(f"lockstep.cli.{module}"), function)
         return command
 
     def __iter__(self) -> Iterator[str]:
-        return (name for names in SECTIONS.values() for name in names)
+        return iter(PLACES)
 
     def __len__(self) -> int:
-        return sum(map(len, SECTIONS.values()))
+        return len(PLACES)
 
 
 class Root(click.Group):
@@ -68,101 +98,3 @@ def cli() -> None:
     `lockstep COMMAND --help` explains a command.
     Exit codes: 0 success, 1 failed run, 2 wrong usage or job, 130 interrupted.
     """
-
-
-def command_named(name: str) -> click.Command | None:
-    """Return a command, None if there is none of this name.
-
-    By statements and not by a path put together from the name: what is imported never depends on a text from outside.
-    """
-    match name:
-        case "train":
-            from lockstep.cli.training.train import train
-
-            return train
-        case "server":
-            from lockstep.cli.machines.server import server
-
-            return server
-        case "worker":
-            from lockstep.cli.machines.worker import worker
-
-            return worker
-        case "shard":
-            from lockstep.cli.machines.shard import shard
-
-            return shard
-        case "node":
-            from lockstep.cli.machines.node import node
-
-            return node
-        case "keys":
-            from lockstep.cli.machines.keys import keys
-
-            return keys
-        case "status":
-            from lockstep.cli.machines.status import status
-
-            return status
-        case "watch":
-            from lockstep.cli.results.watch import watch
-
-            return watch
-        case "pack":
-            from lockstep.cli.data.pack import pack_command
-
-            return pack_command
-        case "check-data":
-            from lockstep.cli.data.check_data import check_data
-
-            return check_data
-        case "evaluate":
-            from lockstep.cli.results.evaluate import evaluate
-
-            return evaluate
-        case "predict":
-            from lockstep.cli.results.predict import predict
-
-            return predict
-        case "plot":
-            from lockstep.cli.results.plot import plot
-
-            return plot
-        case "export":
-            from lockstep.cli.results.export import export
-
-            return export
-        case "doctor":
-            from lockstep.cli.training.doctor import doctor
-
-            return doctor
-        case "find-lr":
-            from lockstep.cli.training.find_lr import find_lr
-
-            return find_lr
-        case "verify":
-            from lockstep.cli.checking.verify import verify
-
-            return verify
-        case "replay":
-            from lockstep.cli.checking.replay import replay_command
-
-            return replay_command
-        case "ledger":
-            from lockstep.cli.checking.ledger import ledger
-
-            return ledger
-        case "simulate":
-            from lockstep.cli.development.simulate import simulate_command
-
-            return simulate_command
-        case "completion":
-            from lockstep.cli.shell.completion import completion
-
-            return completion
-        case "bench":
-            from lockstep.cli.development.bench.group import bench
-
-            return bench
-        case _:
-            return None

@@ -16,7 +16,7 @@ from lockstep.common.files.did_you_mean import nearest
 from lockstep.common.protocol.messages import Status
 from lockstep.common.random import Purpose, generator
 from lockstep.common.runtime.clock import Clock
-from lockstep.launch.process_backend import WatchedProcess
+from lockstep.launch.child import WatchedProcess
 from lockstep.runs.launch_config import Launch
 
 #: The part of a run in which things happen: not before it has begun, nor when it is nearly over.
@@ -102,14 +102,6 @@ def planned_actions(wanted: dict[ChaosAction, int], seed: int) -> list[PlannedAc
         for _ in range(wanted.get(action, 0))
     ]
     return sorted(made, key=lambda it: it.moment)
-
-
-@dataclass(frozen=True)
-class ChaosRequest:
-    """What is to be done to a run, and the seed of its moments."""
-
-    counts: dict[ChaosAction, int]
-    seed: int
 
 
 class RunProcesses(Protocol):
@@ -219,8 +211,3 @@ class Chaos:
             disturbance.child.send(signal.SIGCONT)
         self.disturbances.clear()
         self.say(f"chaos: injected {self.done} of {self.done + len(self.ahead)} faults")
-
-
-def chaos_of(request: ChaosRequest, clock: Clock, say: Callable[[str], None]) -> Chaos:
-    """Return the chaos of a request."""
-    return Chaos(planned_actions(request.counts, request.seed), clock, say)

@@ -1,18 +1,17 @@
-"""A process that we start on this machine: its life, its log, and its end."""
+"""A process of a run that we started: its life, its log, and its end; and one of this machine."""
 
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from lockstep.common.errors import ComputeError, DivergedError, FailureKind, RunError
-from lockstep.common.runtime.clock import wall_time
 from lockstep.common.runtime.environment import child_environment
 from lockstep.common.runtime.numerics import Numerics, environment_with
 
@@ -72,18 +71,6 @@ class ProcessLog:
         return self.path.read_bytes()[self.begin :].decode("utf-8", "replace")
 
 
-def keep_logs(folder: Path, run: Path) -> None:
-    """Move the logs in a folder into a run's folder, where they are appended to those of the run's earlier parts."""
-    for log in sorted(folder.glob(f"*{LOG}")):
-        target = run / log.name
-        has_earlier = target.exists() and target.stat().st_size > 0
-        with target.open("ab") as file, log.open("rb") as words:
-            if has_earlier:
-                file.write(f"--- the run was resumed, until {wall_time()} ---\n".encode())
-            shutil.copyfileobj(words, file)
-        log.unlink()
-
-
 #: The errors of failures that have one of their own; the others are plain errors of a run.
 ERRORS = {FailureKind.DIVERGED: DivergedError, FailureKind.COMPUTE: ComputeError}
 
@@ -91,12 +78,19 @@ ERRORS = {FailureKind.DIVERGED: DivergedError, FailureKind.COMPUTE: ComputeError
 class ExitRecord(msgspec.Struct, frozen=True, kw_only=True):
     """How a run failed, as its server writes it to the last line of its standard output."""
 
-    kind: FailureKind
+    #: None if the failure has no error of its own.
+    kind: FailureKind | None
     text: str
+
+    @classmethod
+    def of(cls, error: RunError) -> "ExitRecord":
+        """Return the record of an error."""
+        kind = next((kind for kind, known in ERRORS.items() if type(error) is known), None)
+        return cls(kind=kind, text=str(error))
 
     def error(self) -> RunError:
         """Return the error to raise."""
-        return ERRORS.get(self.kind, RunError)(self.text)
+        return RunError(self.text) if self.kind is None else ERRORS.get(self.kind, RunError)(self.text)
 
 
 def exit_record(output: bytes) -> ExitRecord | None:
@@ -109,25 +103,98 @@ def exit_record(output: bytes) -> ExitRecord | None:
 
 
 @dataclass
-class Child:
-    """One child process; it ends by itself when our end of its standard input closes."""
+class WatchedProcess(ABC):
+    """A process of a run that we started, on this machine or another."""
 
     name: str
-    process: subprocess.Popen[bytes]
     log: ProcessLog
-    #: Whether we killed it, so that its death says nothing about it.
-    is_killed_on_purpose: bool = False
+    #: Whether we killed it, or its machine is gone, so that its death says nothing about it.
+    is_killed_on_purpose: bool = field(default=False, init=False)
+    is_lost: bool = field(default=False, init=False)
+
+    @property
+    @abstractmethod
+    def pid(self) -> int:
+        """The number of the process on its machine."""
+
+    @property
+    @abstractmethod
+    def code(self) -> int:
+        """The exit code of one that has ended, negative for a signal."""
+
+    @abstractmethod
+    def place(self) -> str:
+        """Return its number, and its machine if that is not this one."""
+
+    @abstractmethod
+    def first_line(self) -> str:
+        """Wait for the first line of its standard output; empty if it ended before."""
+
+    @abstractmethod
+    def rest(self) -> bytes:
+        """Return what one that has ended has written to its standard output after the first line, once."""
+
+    @abstractmethod
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the end; return whether it came in time."""
+
+    @abstractmethod
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to one that still runs."""
+
+    @abstractmethod
+    def end(self, grace_s: float) -> None:
+        """Wait for the end, and kill after `grace_s` seconds; free what is held of the process."""
+
+    def named(self) -> str:
+        """Return its name, number and place."""
+        return f"{self.name} ({self.place()})"
+
+    def has_ended(self) -> bool:
+        """Return whether it is gone, as far as is known."""
+        return self.wait(0.0)
+
+    def kill_on_purpose(self) -> None:
+        """Kill one that works as it should."""
+        self.is_killed_on_purpose = True
+        self.send(signal.SIGKILL)
+
+    def lived_s(self, born_s: float, now: float) -> float:
+        """Return for how many seconds it lived, infinitely many if its death was not its own."""
+        return math.inf if self.is_killed_on_purpose or self.is_lost else now - born_s
+
+    def how_it_ended(self) -> str:
+        """Return its end in words."""
+        if self.is_lost:
+            return "is gone with its node"
+        code = self.code
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+#: Stands in a command for the private folder of the process that it starts, on whatever machine that is.
+HERE = "{here}"
+
+
+@dataclass
+class Child(WatchedProcess):
+    """One child process; it ends by itself when our end of its standard input closes."""
+
+    process: subprocess.Popen[bytes]
 
     @classmethod
     def start(
         cls, name: str, arguments: list[str], log: Path, folder: Path | None = None, numerics: Numerics = "native"
     ) -> "Child":
-        """Start `lockstep` with these arguments in `folder`, or where we are; its standard error is added to `log`."""
+        """Start `lockstep` with these arguments in `folder`, or where we are; its standard error is added to `log`.
+
+        `HERE` stands in the arguments for the folder of the log.
+        """
         process_log = ProcessLog.at_end_of(log)
+        words = [word.replace(HERE, str(log.parent)) for word in arguments]
         with log.open("ab") as errors:
             process = subprocess.Popen(
                 # -P: the working folder is not on the path, where a `lockstep.py` of the user's would take our place.
-                [sys.executable, "-P", "-m", "lockstep", *arguments],
+                [sys.executable, "-P", "-m", "lockstep", *words],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -136,39 +203,29 @@ class Child:
                 # Ctrl-C in a terminal reaches the whole foreground group: we end the children ourselves, in order.
                 start_new_session=True,
             )
-        return cls(name, process, process_log)
+        return cls(name, process_log, process)
 
     @property
     def pid(self) -> int:
-        """The number of the process."""
         return self.process.pid
 
     @property
     def code(self) -> int:
-        """The exit code of one that has ended, negative for a signal."""
         assert self.process.returncode is not None
         return self.process.returncode
 
-    def named(self) -> str:
-        """Return its name and number."""
-        return f"{self.name} (pid {self.pid})"
+    def place(self) -> str:
+        return f"pid {self.pid}"
 
     def first_line(self) -> str:
-        """Wait for the first line of its standard output; empty if it ended before."""
         assert self.process.stdout is not None
         return self.process.stdout.readline().decode().strip()
 
     def rest(self) -> bytes:
-        """Return what a process that has ended has written to its standard output after the first line, once."""
         stdout = self.process.stdout
         return b"" if stdout is None or stdout.closed else stdout.read()
 
-    def has_ended(self) -> bool:
-        """Return whether the process is gone."""
-        return self.process.poll() is not None
-
     def wait(self, timeout_s: float) -> bool:
-        """Wait for the end; return whether it came in time."""
         try:
             self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -176,29 +233,13 @@ class Child:
         return True
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to a process that still runs."""
         if not self.has_ended():
             os.kill(self.pid, number)
 
-    def kill_on_purpose(self) -> None:
-        """Send SIGKILL to a process that works as it should."""
-        self.is_killed_on_purpose = True
-        self.process.kill()
-
-    def lived_s(self, born_s: float, now: float) -> float:
-        """Return how many seconds it lived, infinitely many if we killed it."""
-        return math.inf if self.is_killed_on_purpose else now - born_s
-
     def end(self, grace_s: float) -> None:
-        """Wait for the end, and after `grace_s` seconds kill; free what is held of the process."""
         if not self.wait(grace_s):
             self.process.kill()
             self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
-
-    def how_it_ended(self) -> str:
-        """Return its exit code or signal in words."""
-        code = self.code
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

@@ -3,11 +3,14 @@
 import os
 import platform
 import secrets
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 
-from lockstep.common.errors import UnreachableError
+from lockstep.common.client.events_and_effects import Exit
 from lockstep.common.files.sanitize import one_line, printable
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.fingerprint import fingerprint
@@ -23,7 +26,11 @@ from lockstep.common.protocol.messages import (
 )
 from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.runtime.environment import core_numbers, machine_id
+from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.transport.port import ClientPort
+from lockstep.launch.child import ERROR_MARK
+from lockstep.launch.lifetime import ends_with_parent
+from lockstep.launch.numerics import begin_with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +85,23 @@ def say(text: str) -> None:
     click.echo(printable(text), err=True)
 
 
+def take_part(join: Callable[[], Exit], numerics: Numerics | None, supervised: Path | None) -> int:
+    """Take part in a run until one of us ends, and return the exit code.
+
+    If the run has other numerics, begin again with these, unless `numerics` asks for those that this process has.
+    """
+    with ends_with_parent(supervised) if supervised else nullcontext():
+        ended = join()
+    if numerics is None and ended.numerics is not None:
+        say(f"the run has {ended.numerics} numerics: restarting with these")
+        begin_with(ended.numerics)
+    if ended.reason:
+        say(f"{ERROR_MARK}{ended.reason}")
+    elif not supervised:
+        say("the run is done")
+    return ended.code
+
+
 @dataclass
 class StatusClient:
     """An observer's connection to a server."""
@@ -105,11 +129,3 @@ class StatusClient:
     def close(self) -> None:
         """Close the connection."""
         self.port.close()
-
-
-def ask_once(port: ClientPort, address: str, timeout_s: float) -> Status:
-    """Return how the run at `address` stands; `UnreachableError` if nobody answers in time."""
-    status = StatusClient(port).ask(timeout_s)
-    if status is None:
-        raise UnreachableError(f"no server answered at {address} within {timeout_s:g} s")
-    return status

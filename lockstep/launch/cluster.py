@@ -18,19 +18,20 @@ from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.numerics import KERNEL, Numerics, own_numerics
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.launch.chaos import Chaos, Interference
-from lockstep.launch.child import exit_record, keep_logs
+from lockstep.launch.child import HERE, WatchedProcess, exit_record
+from lockstep.launch.client import StatusClient
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.numerics import demand_numerics
 from lockstep.launch.process_backend import (
-    HERE,
     JOB_FILE,
     LocalBackend,
-    Observer,
     ProcessBackend,
-    WatchedProcess,
+    ProcessCommand,
+    Role,
     private_folder,
 )
-from lockstep.launch.worker_supervisor import Restarts, WorkerSupervisor, has_crashed
+from lockstep.launch.run_end import keep_logs
+from lockstep.launch.worker_supervisor import Restarts, SupervisedWorker, WorkerSupervisor, has_crashed
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.recorder import Setting
 from lockstep.ps.records.run_folder import RESULT, RunResult, read_result
@@ -72,12 +73,13 @@ class Cluster:
     is_to_stop: Callable[[Sequence[EpochStatus]], bool] | None = None
     folder: Path = field(init=False)
     server: WatchedProcess = field(init=False)
-    workers: list[WatchedProcess] = field(default_factory=list)
     #: The other servers.
     shards: list[WatchedProcess] = field(default_factory=list)
     supervisor: WorkerSupervisor = field(init=False)
     #: Of the servers.
     _restarts: Restarts = field(init=False)
+    #: Where the workers find the server, empty until they are started.
+    _address: str = ""
     #: When the server was last started, and whether it was a restart.
     _started_s: float = 0.0
     _is_second: bool = False
@@ -97,20 +99,24 @@ class Cluster:
         """The run's folder."""
         return self.destination.folder
 
+    @property
+    def workers(self) -> list[WatchedProcess]:
+        """The current process of each worker, or its last one."""
+        return self.supervisor.processes
+
     def run(self) -> RunResult:
         """Train to the end. `UsageError` or `RunError` with the root cause; nothing is left running in any case."""
         check_launch(self.launch)
         self.folder = private_folder()
         self._restarts = Restarts(self.launch.max_restarts, seed="server")
+        self.supervisor = WorkerSupervisor(self._start_worker, self.clock, self.launch.max_restarts)
         try:
             address = self._start_servers("") or self._revive("")
-            if address:
-                self._start_workers(address)
             while address:
-                self._follow(address)
-                before, address = address, self._revive(address)
-                if address not in (before, ""):
+                if address != self._address:
                     self._start_workers(address)
+                self._follow()
+                address = self._revive(address)
             result = self._result()
             self.watch(final_status(result))
             return result
@@ -121,54 +127,51 @@ class Cluster:
                 end_all(self._children)
                 # Of a server that was killed; an orderly one leaves nothing.
                 sweep(shared_root())
-                self._keep_logs()
+                keep_logs(self.folder, self.run_dir)
+                shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start_servers(self, address: str) -> str:
         """Start all servers, at an address or wherever there is room; return it, empty if the first ended at once."""
         self._started_s = self.clock.now()
-        self.server = self._start_server(address)
+        self.server = self._start(Role.SERVER, *self._server_arguments(), address=address)
         address = self.server.first_line()
         if address:
-            self._start_shards(address)
+            self.shards += [self._start(Role.SHARD, address, number=n) for n in range(1, self.launch.servers)]
         else:
             self.server.end(GRACE_S)
         return address
 
-    def _start_server(self, address: str) -> WatchedProcess:
+    def _server_arguments(self) -> list[str]:
         (self.folder / JOB_FILE).write_text(to_toml(self.job, self.launch), encoding="utf-8")
-        arguments = ["server", "--supervised", HERE, "--job", f"{HERE}/{JOB_FILE}"]
         # One that was killed before it had begun the run begins it.
         is_resumed = self.destination.is_resumed or has_begun(self.run_dir)
-        arguments += ["--resume" if is_resumed else "--run-dir", str(self.run_dir)]
         # The others join a resumed run when they are back: not all may be.
         needed = 1 if self._is_second else self.launch.min_workers or self.launch.workers
-        arguments += ["--min-workers", str(needed)]
-        arguments += ["--pause"] if self.is_to_stop is not None else []
-        return self._owned(self.backend.start_server(arguments, address, self.folder, self.job.numerics))
+        return [
+            *("--job", f"{HERE}/{JOB_FILE}"),
+            *("--resume" if is_resumed else "--run-dir", str(self.run_dir)),
+            *("--min-workers", str(needed)),
+            *(["--pause"] if self.is_to_stop is not None else []),
+        ]
 
-    def _start_shards(self, address: str) -> None:
-        for number in range(1, self.launch.servers):
-            shard = self.backend.start_shard(number, address, self.folder, self.job.numerics)
-            self.shards.append(self._owned(shard))
+    def _start_worker(self, number: int) -> WatchedProcess:
+        return self._start(Role.WORKER, self._address, number=number)
 
     def _start_workers(self, address: str) -> None:
-        """Start all workers, again if servers were started elsewhere: the old ones do not know the new address."""
+        """Start all workers, again if servers were started elsewhere: those before do not know the new address."""
+        self._address = address
+        self.supervisor.end_all()
+        self.supervisor.start_all(1 if self.backend.has_external_workers else self.launch.workers)
 
-        def start(number: int) -> WatchedProcess:
-            return self._owned(self.backend.start_worker(number, address, self.folder, self.job.numerics))
-
-        for worker in self.workers:
-            worker.end(0.0)
-        self.workers.clear()
-        self.supervisor = WorkerSupervisor(start, self.workers, self.clock, self.launch.max_restarts)
-        self.supervisor.start_all(self.backend.worker_count(self.launch))
-
-    def _owned(self, child: WatchedProcess) -> WatchedProcess:
+    def _start(self, role: Role, *words: str, number: int = 0, address: str = "") -> WatchedProcess:
+        arguments = [role.value, *words, "--supervised", HERE]
+        command = ProcessCommand(role=role, arguments=arguments, number=number, address=address)
+        child = self.backend.start(command, self.folder, self.job.numerics)
         self._children.append(child)
         return child
 
-    def _follow(self, address: str) -> None:
-        client = self.backend.observer(address, self.server)
+    def _follow(self) -> None:
+        client = StatusClient(self.backend.dial(self._address, self.server))
         try:
             while not self.server.wait(POLL_S if self.chaos is None and self.is_to_stop is None else CHAOS_POLL_S):
                 # Before the question, so that the answer shows what came of it.
@@ -189,7 +192,7 @@ class Cluster:
             client.close()
             self._relay()
 
-    def _run_callbacks(self, status: Status, client: Observer) -> None:
+    def _run_callbacks(self, status: Status, client: StatusClient) -> None:
         """Let callbacks decide whether a run that waits for them continues; repeat that if it was lost."""
         if self.is_to_stop is not None and status.phase == RunPhase.PAUSED.value:
             stops = self.is_to_stop(status.history)
@@ -198,14 +201,19 @@ class Cluster:
     def _check_shards(self) -> None:
         """Raise if a shard is gone and the server does not report it: the run cannot begin without it."""
         dead = next((shard for shard in self.shards if shard.has_ended() and shard.code != 0), None)
-        if dead is not None and has_crashed(dead) and not has_begun(self.run_dir):
-            raise RunError(crash_message(dead, self.job.numerics))
+        if dead is None:
+            return
+        self._check_crash(dead)
         # A server that misses one ends at once, and one that fails ends its shards: it reports why.
-        if dead is not None and not self.server.wait(GRACE_S):
+        if not self.server.wait(GRACE_S):
             if dead.code > 0:
-                error = UsageError if dead.code == 2 else RunError
-                raise error(f"the run cannot continue without a server: {exit_message(dead)}")
+                raise exit_error(dead, f"the run cannot continue without a server: {exit_message(dead)}")
             self.server.end(0.0)
+
+    def _check_crash(self, process: WatchedProcess) -> None:
+        """Raise if a server has crashed before the run began: it would do so again."""
+        if has_crashed(process) and not has_begun(self.run_dir):
+            raise RunError(crash_message(process, self.job.numerics))
 
     def _revive(self, address: str) -> str:
         """Start servers again that died, if the run can resume from what it has kept; return as `_start_servers`."""
@@ -228,11 +236,14 @@ class Cluster:
         code = self.server.code
         if code == 0 or (self.run_dir / RESULT).exists():
             return None
-        killed = next((shard for shard in self.shards if shard.has_ended() and shard.code < 0), None)
-        if has_crashed(self.server) and not has_begun(self.run_dir):
-            return None
+        self._check_crash(self.server)
         was_killed = code < 0 or (code == 1 and not self.server.log.last_error())
-        return self.server if was_killed else killed if code == 1 else None
+        return self.server if was_killed else self._killed_shard()
+
+    def _killed_shard(self) -> WatchedProcess | None:
+        """Return a shard that was killed, if the server has ended as one does that misses a shard."""
+        killed = (shard for shard in self.shards if shard.has_ended() and shard.code < 0)
+        return next(killed, None) if self.server.code == 1 else None
 
     def _relay(self) -> None:
         """Show what the server reports of the run's files: where it resumes from, and what cannot be written."""
@@ -240,27 +251,24 @@ class Cluster:
             if line.startswith(SHOWN):
                 self.say(line)
 
-    def _report_deaths(self, dead: list[int], status: Status | None) -> None:
+    def _report_deaths(self, dead: list[SupervisedWorker], status: Status | None) -> None:
         """Report which workers have died; raise if the run cannot begin, or continue, without them."""
-        if not dead:
-            return
         # A run that has failed ends its workers first: then the server's end, a moment later, is what says why.
-        if any(self.workers[number].code > 0 for number in dead) and self.server.wait(GRACE_S):
+        if not dead or (any(worker.process.code > 0 for worker in dead) and self.server.wait(GRACE_S)):
             return
-        first = self.workers[dead[0]]
-        error = UsageError if first.code == 2 else RunError
-        crashed = next((self.workers[number] for number in dead if has_crashed(self.workers[number])), None)
+        crashed = next((worker.process for worker in dead if has_crashed(worker.process)), None)
         # Asked after the death, the server knows whether the run had begun; if it does not answer, nobody does.
         if crashed is not None and status is not None and not self._has_begun:
             raise RunError(crash_message(crashed, self.job.numerics))
+        first = dead[0].process
         if self.supervisor.are_given_up() and not self.backend.has_external_workers:
-            raise error(f"no worker is left: {exit_message(first)}")
+            raise exit_error(first, f"no worker is left: {exit_message(first)}")
         is_under_way = self._is_second or status is None or status.phase not in BEFORE
-        if not is_under_way and any(map(self.supervisor.is_given_up, dead)):
-            raise error(f"the run cannot begin with all its workers: {exit_message(first)}")
-        for number in dead:
-            outlook = "it is not restarted" if self.supervisor.is_given_up(number) else "it is restarted"
-            self.say(f"{exit_message(self.workers[number])}; its micro-batches go to the others, and {outlook}")
+        if not is_under_way and any(worker.is_given_up for worker in dead):
+            raise exit_error(first, f"the run cannot begin with all its workers: {exit_message(first)}")
+        for worker in dead:
+            outlook = "it is not restarted" if worker.is_given_up else "it is restarted"
+            self.say(f"{exit_message(worker.process)}; its micro-batches go to the others, and {outlook}")
 
     def _result(self) -> RunResult:
         # One that was killed after the run's end has left all that is to be left.
@@ -269,23 +277,11 @@ class Cluster:
         return read_result(self.run_dir)
 
     def _server_failure(self) -> LockstepError:
-        server = self.server
-        killed = next((shard for shard in self.shards if shard.has_ended() and shard.code < 0), None)
-        if killed is not None and server.code == 1:
+        if (killed := self._killed_shard()) is not None:
             return RunError(f"{exit_message(killed)}, and its slice of the weights is gone with it")
-        if has_crashed(server) and not has_begun(self.run_dir):
-            return RunError(crash_message(server, self.job.numerics))
-        record = exit_record(server.rest())
-        if record is not None:
+        if (record := exit_record(self.server.rest())) is not None:
             return record.error()
-        error = UsageError if server.code == 2 else RunError
-        return error(server.log.last_error() or exit_message(server))
-
-    def _keep_logs(self) -> None:
-        """Move the logs into the folder of a run that has begun, and remove our own."""
-        if has_begun(self.run_dir):
-            keep_logs(self.folder, self.run_dir)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        return exit_error(self.server, self.server.log.last_error() or exit_message(self.server))
 
 
 def check_launch(launch: Launch) -> None:
@@ -294,12 +290,22 @@ def check_launch(launch: Launch) -> None:
         raise JobError(
             f"servers = {launch.servers!r} with workers = 0, which trains in one process alone: expected servers = 1"
         )
+    if launch.workers and launch.min_workers is not None and launch.min_workers > launch.workers:
+        raise JobError(
+            f"min_workers = {launch.min_workers!r} is more than workers = {launch.workers!r}, so the run would never "
+            "begin: expected at most as many"
+        )
 
 
 def exit_message(child: WatchedProcess) -> str:
     """Return how a process ended, with the last message in its log if there is one."""
     message = child.log.last_message() if child.code > 0 else ""
     return f"{child.named()} {child.how_it_ended()}{message and ': '}{message}"
+
+
+def exit_error(child: WatchedProcess, text: str) -> LockstepError:
+    """Return the error for a process that has ended: wrong usage if it said so by its exit code."""
+    return UsageError(text) if child.code == 2 else RunError(text)
 
 
 def crash_message(child: WatchedProcess, numerics: Numerics) -> str:
@@ -361,12 +367,6 @@ def train_on(
     is_to_stop: IsToStop | None = None,
 ) -> RunResult:
     """Train to the end with the processes of that backend."""
-    launch = destination.launch
-    if launch.min_workers is not None and launch.min_workers > launch.workers:
-        raise JobError(
-            f"min_workers = {launch.min_workers!r} is more than workers = {launch.workers!r}, so the run would never "
-            "begin: expected at most as many"
-        )
     say, watch = display.say, display.show
     return Cluster(job, destination, say=say, watch=watch, backend=backend, chaos=chaos, is_to_stop=is_to_stop).run()
 

@@ -3,9 +3,10 @@
 import os
 import platform
 import secrets
+import socket
 from pathlib import Path
 
-from lockstep.common.errors import AddressError, UsageError
+from lockstep.common.errors import AddressError, UnreachableError, UsageError
 from lockstep.common.transport.address import IpcAddress, parse
 from lockstep.common.transport.auth.credentials import Credential, Lock, Token
 from lockstep.common.transport.auth.key_file import read_ours, write_new
@@ -57,6 +58,11 @@ def dialled(address: str) -> str:
     return address
 
 
+def nearby(address: str) -> str:
+    """Return how a process on this machine dials an address that stands for all of this machine's."""
+    return address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+
+
 def bind_near(address: str) -> str:
     """Return where a shard of the server at `address` listens, next to it; `AddressError` if that cannot be known."""
     parsed = parse(address)
@@ -68,3 +74,30 @@ def bind_near(address: str) -> str:
             "at which they reach this shard, as --bind tcp://0.0.0.0:0 --keys DIR"
         )
     return f"tcp://{'[::1]' if parsed.is_ipv6 else '127.0.0.1'}:0"
+
+
+def tcp_address(host: str, port: int) -> str:
+    """Return the address of a port, with IPv6 in brackets."""
+    return f"tcp://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+#: Any port: nothing is sent to it.
+PORT = 9
+
+
+def address_towards(host: str) -> str:
+    """Return the address of the interface that leads to `host`; `UnreachableError` if none does.
+
+    The system is asked for the way, by a UDP socket that sends nothing. The own host name would say less: it often
+    leads to loopback, or to another of several networks.
+    """
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(host, PORT, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as asking:
+            asking.connect(target)
+            return str(asking.getsockname()[0])
+    except OSError as error:
+        raise UnreachableError(
+            f"no interface of this machine leads to {host!r} ({error.strerror or error}): expected one network that "
+            "all machines of the run are on"
+        ) from None

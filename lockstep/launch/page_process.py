@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import msgspec
 
@@ -57,6 +55,8 @@ class PageProcess:
     what: str
     #: What is left of the status that is being written: a page that does not read costs us no time.
     _rest: bytes = b""
+    clock: Clock = field(default_factory=SystemClock)
+    _fed: float = 0.0
 
     @classmethod
     def start(cls, folder: Path, request: PageRequest) -> "PageProcess":
@@ -79,7 +79,11 @@ class PageProcess:
         return cls(child, private, link, "metrics" if request.is_metrics_only else "page")
 
     def feed(self, status: Status) -> None:
-        """Tell it how the run stands, unless it has not read yet what it was told before."""
+        """Tell it twice a second how the run stands, unless it has not read yet what it was told before."""
+        now = self.clock.now()
+        if now < self._fed + FEED_S:
+            return
+        self._fed = now
         if not self._rest:
             self._rest = msgspec.json.encode(status) + b"\n"
         try:
@@ -103,40 +107,6 @@ class PageProcess:
         shutil.rmtree(self.private, ignore_errors=True)
 
 
-@dataclass
-class WatchedDisplay:
-    """A display that tells a page too."""
-
-    display: Display
-    page: PageProcess
-    clock: Clock = field(default_factory=SystemClock)
-    _fed: float = 0.0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-    def show(self, status: Status) -> None:
-        """Show a status."""
-        self.display.show(status)
-        now = self.clock.now()
-        if now >= self._fed + FEED_S:
-            self._fed = now
-            self.page.feed(status)
-
-    def say(self, text: str) -> None:
-        """Show a line that stays."""
-        self.display.say(text)
-
-    def remind(self, text: str) -> None:
-        """Show what the run waits for."""
-        self.display.remind(text)
-
-
 @contextmanager
 def page_beside(request: PageRequest | None, folder: Path) -> Iterator[PageProcess | None]:
     """Serve a page of the run in a folder for as long as the context lasts, if one was asked for."""
@@ -151,9 +121,8 @@ def page_beside(request: PageRequest | None, folder: Path) -> Iterator[PageProce
 @contextmanager
 def watched(page: PageProcess | None, display: Display) -> Iterator[Display]:
     """Show a run on a display, and on a page if there is one, whose link the display shows first."""
-    with display as shown:
-        if page is None:
-            yield shown
-        else:
-            shown.say(f"{page.what} at {page.link}")
-            yield WatchedDisplay(shown, page)
+    with display:
+        if page is not None:
+            display.say(f"{page.what} at {page.link}")
+            display.listener = page.feed
+        yield display

@@ -3,91 +3,51 @@
 import os
 import re
 import shutil
-import signal
 import tempfile
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from lockstep.common.protocol.messages import CallbackDecision, Status
 from lockstep.common.runtime.environment import cores, keep_to_core
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.transport.auth.credentials import Token
+from lockstep.common.transport.port import ClientPort
 from lockstep.common.transport.zeromq.ports import dial
-from lockstep.launch.child import Child, ProcessLog
-from lockstep.launch.client import StatusClient
+from lockstep.launch.child import LOG, Child, WatchedProcess
 from lockstep.launch.endpoints import make_token
 from lockstep.runs.launch_config import Launch
 
-#: Stands in a command for the private folder of the process that it starts, on whatever machine that is.
-HERE = "{here}"
+
+class Role(Enum):
+    """What a process does in a run, by the command that starts it."""
+
+    SERVER = "server"
+    SHARD = "shard"
+    WORKER = "worker"
 
 
-class WatchedProcess(Protocol):
-    """A process of a run that we started, on this machine or another."""
+@dataclass(frozen=True, kw_only=True)
+class ProcessCommand:
+    """A command that starts a process of a run: what is the same wherever it starts."""
 
-    name: str
-    log: ProcessLog
+    role: Role
+    #: Arguments of `lockstep`, in which `HERE` stands for a folder of the process's own.
+    arguments: list[str]
+    #: Which of its kind it is.
+    number: int = 0
+    #: The address at which a server has to listen again, empty if any will do.
+    address: str = ""
 
     @property
-    def pid(self) -> int: ...
+    def name(self) -> str:
+        """What messages call it."""
+        return "the server" if self.role is Role.SERVER else f"a {self.role.value}"
 
     @property
-    def code(self) -> int:
-        """The exit code of one that has ended, negative for a signal."""
-        ...
-
-    def named(self) -> str:
-        """Return its name, number and place."""
-        ...
-
-    def first_line(self) -> str:
-        """Wait for the first line of its standard output; empty if it ended before."""
-        ...
-
-    def rest(self) -> bytes:
-        """Return what one that has ended has written to its standard output after the first line, once."""
-        ...
-
-    def has_ended(self) -> bool: ...
-
-    def wait(self, timeout_s: float) -> bool:
-        """Wait for the end; return whether it came in time."""
-        ...
-
-    def send(self, number: signal.Signals) -> None:
-        """Send a signal to one that still runs."""
-        ...
-
-    def kill_on_purpose(self) -> None:
-        """Kill one that works as it should."""
-        ...
-
-    def end(self, grace_s: float) -> None:
-        """Wait for the end, and kill after `grace_s` seconds; free what is held of the process."""
-        ...
-
-    def lived_s(self, born_s: float, now: float) -> float:
-        """Return for how many seconds it lived, if its death was its own."""
-        ...
-
-    def how_it_ended(self) -> str:
-        """Return its end in words."""
-        ...
-
-
-class Observer(Protocol):
-    """Asks the server for the status of its run, and sends it what callbacks decide."""
-
-    def ask(self, timeout_s: float) -> Status | None:
-        """Return how the run stands, None if no answer came in time."""
-        ...
-
-    def decide(self, decision: CallbackDecision) -> None:
-        """Send the server whether the run continues after an epoch."""
-        ...
-
-    def close(self) -> None: ...
+    def stem(self) -> str:
+        """What its log and its socket are called."""
+        return self.role.value if self.role is Role.SERVER else f"{self.role.value}-{self.number}"
 
 
 class ProcessBackend(Protocol):
@@ -95,31 +55,19 @@ class ProcessBackend(Protocol):
 
     @property
     def has_external_workers(self) -> bool:
-        """Whether workers that we did not start take part as well."""
+        """Whether workers that we did not start take part as well: then we start one, and otherwise all."""
         ...
 
-    def worker_count(self, launch: Launch) -> int:
-        """Return how many workers are to be started here."""
-        ...
+    def start(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> WatchedProcess:
+        """Start a process, and say where a server listens and what each shows the others.
 
-    def start_server(self, arguments: list[str], address: str, folder: Path, numerics: Numerics) -> WatchedProcess:
-        """Start the first server, at an address if there is one to keep; its `first_line` says where it listens.
-
-        `HERE` stands in the arguments for a folder of its own, to which `folder`'s job file has been brought; its log
-        goes to `folder`.
+        Its log goes to `folder`. The `first_line` of the first server is its address; the job file that is in `folder`
+        is brought to it.
         """
         ...
 
-    def start_shard(self, number: int, server: str, folder: Path, numerics: Numerics) -> WatchedProcess:
-        """Start another server, for the one at the address `server`."""
-        ...
-
-    def start_worker(self, number: int, server: str, folder: Path, numerics: Numerics) -> WatchedProcess:
-        """Start a worker of the server at an address."""
-        ...
-
-    def observer(self, address: str, server: WatchedProcess) -> Observer:
-        """Return what asks that server."""
+    def dial(self, address: str, server: WatchedProcess) -> ClientPort:
+        """Return a connection to that server, to ask it how the run stands."""
         ...
 
 
@@ -136,28 +84,17 @@ class LocalBackend:
     #: What our processes show one another, where others can reach them.
     _token: Token | None = field(default=None, init=False)
 
-    def worker_count(self, launch: Launch) -> int:
-        return launch.workers
-
-    def start_server(self, arguments: list[str], address: str, folder: Path, numerics: Numerics) -> WatchedProcess:
-        bind = address or self._bind("server", folder)
-        return start_here("the server", [*arguments, "--bind", bind], folder, "server.log", numerics)
-
-    def start_shard(self, number: int, server: str, folder: Path, numerics: Numerics) -> WatchedProcess:
-        bind = self._bind(f"shard-{number}", folder)
-        arguments = ["shard", server, "--supervised", HERE, "--bind", bind]
-        return start_here("a shard", arguments, folder, f"shard-{number}.log", numerics)
-
-    def start_worker(self, number: int, server: str, folder: Path, numerics: Numerics) -> WatchedProcess:
-        arguments = ["worker", server, "--supervised", HERE]
-        worker = start_here("a worker", arguments, folder, f"worker-{number}.log", numerics)
-        if self.launch.workers == cores():
+    def start(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> WatchedProcess:
+        is_worker = command.role is Role.WORKER
+        bind = [] if is_worker else ["--bind", command.address or self._bind(command.stem, folder)]
+        child = start_here(command, bind, folder, numerics)
+        if is_worker and self.launch.workers == cores():
             # Otherwise one that is woken may share a core with another for milliseconds while a third is idle.
-            keep_to_core(worker.pid, number)
-        return worker
+            keep_to_core(child.pid, command.number)
+        return child
 
-    def observer(self, address: str, server: WatchedProcess) -> Observer:
-        return StatusClient(dial(address, credential=self._token))
+    def dial(self, address: str, server: WatchedProcess) -> ClientPort:
+        return dial(address, credential=self._token)
 
     def _bind(self, name: str, folder: Path) -> str:
         if self.launch.transport != "tcp":
@@ -167,10 +104,9 @@ class LocalBackend:
         return "tcp://127.0.0.1:0"
 
 
-def start_here(name: str, arguments: list[str], folder: Path, log: str, numerics: Numerics) -> Child:
-    """Start one of our commands on this machine, with `folder` as its own."""
-    words = [word.replace(HERE, str(folder)) for word in arguments]
-    return Child.start(name, words, folder / log, numerics=numerics)
+def start_here(command: ProcessCommand, added: list[str], folder: Path, numerics: Numerics) -> Child:
+    """Start a process on this machine, with some more arguments."""
+    return Child.start(command.name, [*command.arguments, *added], folder / f"{command.stem}{LOG}", numerics=numerics)
 
 
 #: Longest folder name below which a socket's path stays within the system's 107 bytes.

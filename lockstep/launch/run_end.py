@@ -1,5 +1,6 @@
-"""What a command shows when its run ends: the summary and a picture, or where what was reached is kept."""
+"""What is shown and kept when a run ends: the summary, a picture, the logs, or what it can be resumed from."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,19 +10,36 @@ from pathlib import Path
 from rich.console import Console
 
 from lockstep.common.errors import DivergedError, RunError
+from lockstep.common.runtime.clock import wall_time
 from lockstep.common.runtime.environment import child_environment
+from lockstep.launch.child import LOG
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult
 from lockstep.results.reports.display import print_plainly
 from lockstep.results.reports.summary import show_advice, show_summary
 from lockstep.runs.optional_packages import is_installed
 from lockstep.runs.own_command import own_command
+from lockstep.runs.run_dir import has_begun
 
 #: The picture of how a run went, in its folder.
 PICTURE = "learning.png"
 
 #: Seconds within which the picture is drawn: usually one, but matplotlib lists the system's fonts the first time.
 PICTURE_S = 30.0
+
+
+def keep_logs(folder: Path, run: Path) -> None:
+    """Move the logs in a folder into that of a run, if it has begun, where those of its earlier parts may be."""
+    if not has_begun(run):
+        return
+    for log in sorted(folder.glob(f"*{LOG}")):
+        target = run / log.name
+        has_earlier = target.exists() and target.stat().st_size > 0
+        with target.open("ab") as file, log.open("rb") as words:
+            if has_earlier:
+                file.write(f"--- the run was resumed, until {wall_time()} ---\n".encode())
+            shutil.copyfileobj(words, file)
+        log.unlink()
 
 
 def show_end(

@@ -10,18 +10,18 @@ import msgspec
 from rich.console import Console
 
 from lockstep.common.data.source import load
-from lockstep.common.errors import FailureKind, SharingError
+from lockstep.common.errors import FailureKind, RunError, SharingError
 from lockstep.common.job.job import Job
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.environment import cores
 from lockstep.common.transport.auth.credentials import Lock, ServerKeys
-from lockstep.common.transport.limits.rejection_log import RejectionLog
+from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import Limits, ServerPort
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.common.transport.zeromq.ports import serve
 from lockstep.common.transport.zeromq.server import ZeroMqServer
-from lockstep.launch.child import ExitRecord
-from lockstep.launch.endpoints import WARNING, dialled
+from lockstep.launch.child import ERRORS, ExitRecord
+from lockstep.launch.endpoints import WARNING, dialled, nearby
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.page_process import PageRequest, page_beside, watched
 from lockstep.launch.run_end import kept_on_failure, show_end
@@ -34,7 +34,7 @@ from lockstep.ps.run.info import RunInfo
 from lockstep.ps.server.server import QUEUE, Server
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.ps.shared_memory import ServerSharedMemory, share
-from lockstep.results.reports.display import Display, PlainDisplay, display_for, print_plainly
+from lockstep.results.reports.display import Display, Lines, display_for, print_plainly
 from lockstep.runs.launch_config import Transport
 from lockstep.runs.session import Destination, RunSession, open_session
 
@@ -81,11 +81,12 @@ def serve_supervised(service: Service, listening: Listening) -> None:
     console = Console(highlight=False, stderr=True)
     with closing(listening.serve(service.admission.servers)) as port:
         # Before the data is loaded, so that the workers start at the same time.
-        click.echo(port.address)
-        ended = serve_run(service, port, PlainDisplay(console, SystemClock()), listening.rejections)
-    if isinstance(ended, ExitRecord) and ended.kind is not FailureKind.INTERRUPTED:
-        click.echo(msgspec.json.encode(ended))
-    result_of(ended)
+        click.echo(nearby(port.address))
+        try:
+            serve_run(service, port, Display(Lines(console), SystemClock()), listening.rejections)
+        except RunError as error:
+            click.echo(msgspec.json.encode(ExitRecord.of(error)))
+            raise
 
 
 def serve_by_hand(service: Service, listening: Listening) -> None:
@@ -106,12 +107,12 @@ def serve_by_hand(service: Service, listening: Listening) -> None:
             print_plainly(console, f"  lockstep shard {dialled(port.address)}{' --keys DIR' if has_keys else ''}")
         folder = service.destination.folder
         with kept_on_failure(console, folder), watched(page, display_for(console, SystemClock())) as display:
-            result = result_of(serve_run(service, port, display, listening.rejections))
-    show_end(console, result, service.destination.folder, has_picture=service.has_picture)
+            result = serve_run(service, port, display, listening.rejections)
+    show_end(console, result, folder, has_picture=service.has_picture)
 
 
-def serve_run(service: Service, port: ServerPort, display: Display, rejections: RejectionLog) -> RunResult | ExitRecord:
-    """Serve a run to its end; return its result, or how it failed."""
+def serve_run(service: Service, port: ServerPort, display: Display, rejections: RejectionLog) -> RunResult:
+    """Serve a run to its end and return its result; a `RunError` or `KeyboardInterrupt` says how it failed."""
     clock = SystemClock()
     started = clock.now()
     destination, transport = service.destination, service.destination.launch.transport
@@ -130,20 +131,13 @@ def serve_run(service: Service, port: ServerPort, display: Display, rejections: 
         # With the address, which the coordinator does not know.
         server.remind = lambda text: display.remind(f"{text}, at {port.address}")
         ended = server.run(watch=lambda: display.show(server.coordinator.status(clock.now())))
+    if ended.kind is FailureKind.INTERRUPTED:
+        raise KeyboardInterrupt
     if ended.kind is not None:
-        return ExitRecord(kind=ended.kind, text=ended.failure.rstrip())
+        raise ERRORS.get(ended.kind, RunError)(ended.failure.rstrip())
     result = opened.session.recorder.result
     assert result is not None
     return result
-
-
-def result_of(ended: RunResult | ExitRecord) -> RunResult:
-    """Return the result of a run, or raise a `RunError`, or `KeyboardInterrupt` if it was interrupted."""
-    if isinstance(ended, RunResult):
-        return ended
-    if ended.kind is FailureKind.INTERRUPTED:
-        raise KeyboardInterrupt
-    raise ended.error()
 
 
 def open_server(
@@ -201,22 +195,18 @@ def shared_memory(setup: RunSetup, transport: Transport, root: Path) -> Iterator
     """
     # Whatever the transport is: those that were killed may have had another.
     sweep(root)
-    offer = _offer(setup, transport, root)
+    offer = MemoryOffer(setup)
+    if transport in ("auto", "shm"):
+        try:
+            shared, memory = share(setup, root)
+            offer = MemoryOffer(replace(shared, info=replace(shared.info, needs_memory=transport == "shm")), memory)
+        except SharingError as error:
+            if transport == "shm":
+                raise
+            offer = MemoryOffer(setup, obstacle=str(error))
     try:
         yield offer
     finally:
         if offer.memory is not None:
             with uninterrupted():
                 offer.memory.close()
-
-
-def _offer(setup: RunSetup, transport: Transport, root: Path) -> MemoryOffer:
-    if transport not in ("auto", "shm"):
-        return MemoryOffer(setup)
-    try:
-        shared, memory = share(setup, root)
-    except SharingError as error:
-        if transport == "shm":
-            raise
-        return MemoryOffer(setup, obstacle=str(error))
-    return MemoryOffer(replace(shared, info=replace(shared.info, needs_memory=transport == "shm")), memory)

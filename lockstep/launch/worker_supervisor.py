@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from lockstep.common.runtime.backoff import Backoff
 from lockstep.common.runtime.clock import Clock
-from lockstep.launch.process_backend import WatchedProcess
+from lockstep.launch.child import WatchedProcess
 
 #: Seconds that a process has to live for its earlier deaths not to count any more.
 STEADY_S = 60.0
@@ -55,59 +55,70 @@ Start = Callable[[int], WatchedProcess]
 
 @dataclass
 class SupervisedWorker:
-    """One worker's number, and what has become of those that had it."""
+    """One worker's current process, or its last one, and when the next one starts."""
 
+    process: WatchedProcess
     restarts: Restarts
     started_s: float
-    #: The last one whose death was reported: each is reported once.
-    reported: WatchedProcess | None = None
+    #: Whether the death of the process was reported: each is reported once.
+    is_reported: bool = False
     #: When the next one starts, None if there will be none.
     due_s: float | None = None
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether it has died and is not started again."""
+        return self.is_reported and self.due_s is None
 
 
 @dataclass
 class WorkerSupervisor:
-    """All workers; `workers` has the current process of each, or the last one, and may be read by the caller."""
+    """All workers of a run."""
 
     start: Start
-    workers: list[WatchedProcess]
     clock: Clock
     most: int
     supervised: list[SupervisedWorker] = field(default_factory=list)
 
+    @property
+    def processes(self) -> list[WatchedProcess]:
+        """The current process of each worker, or its last one."""
+        return [worker.process for worker in self.supervised]
+
     def start_all(self, count: int) -> None:
         """Start so many workers."""
         for number in range(count):
-            restarts = Restarts(self.most, seed=f"worker {number}")
-            self.supervised.append(SupervisedWorker(restarts, self.clock.now()))
-            self.workers.append(self.start(number))
+            restarts, started_s = Restarts(self.most, seed=f"worker {number}"), self.clock.now()
+            self.supervised.append(SupervisedWorker(self.start(number), restarts, started_s))
 
-    def dead(self) -> list[int]:
-        """Return the numbers of the workers that have died since the last call, and schedule their restarts."""
+    def end_all(self) -> None:
+        """End all workers at once; none of them is started again."""
+        for worker in self.supervised:
+            worker.process.end(0.0)
+        self.supervised.clear()
+
+    def dead(self) -> list[SupervisedWorker]:
+        """Return the workers that have died since the last call, and schedule their restarts."""
         found = []
-        for number, (worker, process) in enumerate(zip(self.supervised, self.workers, strict=True)):
-            if not process.has_ended() or process.code == 0 or process is worker.reported:
+        for worker in self.supervised:
+            process = worker.process
+            if worker.is_reported or not process.has_ended() or process.code == 0:
                 continue
-            worker.reported, now = process, self.clock.now()
+            worker.is_reported, now = True, self.clock.now()
             delay_s = worker.restarts.delay_s(process.lived_s(worker.started_s, now), process.code)
             worker.due_s = None if delay_s is None else now + delay_s
-            found.append(number)
+            found.append(worker)
         return found
-
-    def is_given_up(self, number: int) -> bool:
-        """Return whether a worker is not started again."""
-        worker = self.supervised[number]
-        return worker.reported is self.workers[number] and worker.due_s is None
 
     def are_given_up(self) -> bool:
         """Return whether no worker is left, and none will be started."""
-        return all(map(self.is_given_up, range(len(self.supervised))))
+        return all(worker.is_given_up for worker in self.supervised)
 
     def restart_due(self) -> None:
         """Start those again whose time has come."""
         for number, worker in enumerate(self.supervised):
             if worker.due_s is not None and self.clock.now() >= worker.due_s:
-                worker.due_s, worker.started_s = None, self.clock.now()
                 # What the dead one holds, a core of a cluster, is what the next one waits for.
-                self.workers[number].end(0.0)
-                self.workers[number] = self.start(number)
+                worker.process.end(0.0)
+                worker.due_s, worker.started_s, worker.is_reported = None, self.clock.now(), False
+                worker.process = self.start(number)

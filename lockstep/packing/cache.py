@@ -10,15 +10,15 @@ from pathlib import Path
 
 import msgspec
 
+from lockstep.common.data.array_source import is_array_source
 from lockstep.common.data.folder import MANIFEST, read_manifest
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.runtime.version import VERSION
-from lockstep.packing.arrays import is_array_source
 from lockstep.packing.files import files_below, has_pictures, table_files
 from lockstep.packing.options import PackOptions
 from lockstep.packing.pack import pack
-from lockstep.packing.result import Watch, lines
+from lockstep.packing.result import Watch
 
 #: Shows how far packing is, for as long as the context lasts.
 Progress = Callable[[str], AbstractContextManager[Watch]]
@@ -54,7 +54,7 @@ def packed_source(
     if not (folder / MANIFEST).is_file():
         with progress(f"packing {source}") as watch:
             packed = pack(str(path), folder, options, watch)
-        for line in lines(packed):
+        for line in packed.lines():
             say(line)
     _check_target(source, folder, loss)
     return str(folder)

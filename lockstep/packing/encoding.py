@@ -4,20 +4,19 @@ What a column's mean is, and which texts it has, is known at the end only: so ro
 there, scaled, to the folder. Only the rows of the training set count for means.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.common.data.folder import Column
+from lockstep.common.data.folder import PARTS, Column, FolderManifest, Origin, PartName
 from lockstep.common.data.folder_writer import FolderWriter
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
-from lockstep.packing.division import Division, in_stretches
-from lockstep.packing.options import PackOptions
+from lockstep.packing.division import Division, in_groups
+from lockstep.packing.options import Missing, PackOptions
 from lockstep.packing.tables import TableBatch, TextValues
 
 #: Most texts of a column that is learned from, and most classes.
@@ -28,15 +27,17 @@ FEW = 100
 BLOCK_ROWS = 2**13
 
 Floats = NDArray[np.float64]
+#: Values as they were read: of samples, or of labels.
+Columns = NDArray[np.float32] | Floats
 
 
 @dataclass
 class ColumnEncoder:
-    """One column on its way: what its texts are called, and what its numbers begin at."""
+    """One column while it is read: the codes of its texts, and the first of its numbers."""
 
     name: str
     is_target: bool
-    #: What is subtracted at once, so that a large number keeps its digits: the first one.
+    #: What is subtracted while reading, so that large numbers keep their digits as float32: the first one.
     offset: float | None = None
     codes: dict[str, int] = field(default_factory=dict)
     is_text: bool = False
@@ -57,25 +58,28 @@ class ColumnEncoder:
             self._check(batch, numbers, finite, options)
         if self.is_target and not self.is_text and self.whole is not None:
             self._collect(numbers[finite])
+        if self.offset is None and finite.any():
+            is_shifted = options.standardize and not self.is_text and not self.is_target
+            self.offset = float(numbers[finite][0]) if is_shifted else 0.0
         return numbers
 
     def _coded(self, batch: TableBatch, values: TextValues, *, fills: bool) -> Floats:
         self.is_text = True
-        is_missing = bool((values.places < 0).any())
-        texts = [*values.texts, ""] if fills and is_missing else values.texts
+        is_filled = fills and bool((values.indices < 0).any())
+        texts = [*values.texts, ""] if is_filled else values.texts
         codes = [float(self.codes.setdefault(text, len(self.codes))) for text in texts]
         self._look_for_odd(batch, values)
         if len(self.codes) > (MOST_CLASSES if self.is_target else MOST_CATEGORIES):
             self._refuse(batch)
-        # What is missing has the place -1, the last one.
-        return np.array(codes if len(texts) > len(values.texts) else [*codes, np.nan], np.float64)[values.places]
+        # What is missing has the index -1, the last one.
+        return np.array(codes if is_filled else [*codes, np.nan], np.float64)[values.indices]
 
     def _look_for_odd(self, batch: TableBatch, values: TextValues) -> None:
         """Record the first text that is not a number, since the others may be."""
         if self.odd is None:
-            place = next((place for place, text in enumerate(values.texts) if not _is_number(text)), None)
-            if place is not None:
-                self.odd = (batch.row + int(np.argmax(values.places == place)), values.texts[place])
+            found = next((index for index, text in enumerate(values.texts) if not _is_number(text)), None)
+            if found is not None:
+                self.odd = (batch.row + int(np.argmax(values.indices == found)), values.texts[found])
 
     def _refuse(self, batch: TableBatch) -> None:
         """Raise DataError for too many different texts, unless the one that is no number has yet to be found."""
@@ -131,22 +135,15 @@ class Scratch:
     features: int
     targets: int
     rows: int = 0
-    _files: list[BinaryIO] = field(default_factory=list)
 
     def append(self, samples: NDArray[np.float32], labels: Floats) -> None:
-        if not self._files:
-            self._files = [self.samples.open("wb"), self.labels.open("wb")]
-        self._files[0].write(np.ascontiguousarray(samples).data)
-        self._files[1].write(np.ascontiguousarray(labels).data)
+        for path, rows in ((self.samples, samples), (self.labels, labels)):
+            with path.open("ab") as file:
+                rows.tofile(file)
         self.rows += len(samples)
-
-    def close(self) -> None:
-        for file in self._files:
-            file.close()
 
     def blocks(self) -> Iterator[tuple[NDArray[np.float32], Floats]]:
         """Return the rows again, in blocks that do not depend on how they came."""
-        self.close()
         if not self.rows:
             return
         with self.samples.open("rb") as samples, self.labels.open("rb") as labels:
@@ -164,24 +161,27 @@ class TableEncoder:
 
     writer: FolderWriter
     options: PackOptions
-    features: Sequence[str]
-    targets: Sequence[str]
-    parts: dict[str, Scratch] = field(default_factory=dict)
+    features: Sequence[ColumnEncoder]
+    targets: Sequence[ColumnEncoder]
+    parts: dict[PartName, Scratch] = field(init=False)
     notes: list[str] = field(default_factory=list)
-    _encoders: list[ColumnEncoder] = field(init=False)
     #: Rows that were left out.
     dropped: int = 0
 
     def __post_init__(self) -> None:
-        self._encoders = [ColumnEncoder(name, False) for name in self.features]
-        self._encoders += [ColumnEncoder(name, True) for name in self.targets]
-        for name in ("train", "test"):
-            paths = self.writer.scratch(f"{name}-samples"), self.writer.scratch(f"{name}-labels")
-            self.parts[name] = Scratch(*paths, len(self.features), len(self.targets))
+        self.parts = {
+            name: Scratch(
+                self.writer.scratch(f"{name}-samples"),
+                self.writer.scratch(f"{name}-labels"),
+                len(self.features),
+                len(self.targets),
+            )
+            for name in PARTS
+        }
 
-    def read(self, name: str, batches: Iterator[TableBatch], division: Division | None) -> None:
+    def read(self, name: PartName, batches: Iterator[TableBatch], division: Division | None) -> None:
         """Read a table into a set, or into both as it is divided."""
-        for samples, labels in in_stretches(map(self._rows, batches)):
+        for samples, labels in in_groups(map(self._rows, batches)):
             if division is None:
                 self.parts[name].append(samples, labels)
             else:
@@ -192,53 +192,45 @@ class TableEncoder:
     def _rows(self, batch: TableBatch) -> tuple[NDArray[np.float32], Floats]:
         samples = np.empty((batch.count, len(self.features)), np.float32)
         labels = np.empty((batch.count, len(self.targets)), np.float64)
-        for number, encoder in enumerate(self._encoders):
+        for number, encoder in enumerate(self.features):
             values = encoder.encode(batch, self.options)
-            if encoder.is_target:
-                labels[:, number - len(self.features)] = values
-                continue
-            if encoder.offset is None and batch.count:
-                known = values[np.isfinite(values)][:1]
-                is_shifted = self.options.standardize and not encoder.is_text
-                encoder.offset = float(known[0]) if is_shifted and len(known) else 0.0 if len(known) else None
             with np.errstate(over="ignore"):
                 np.subtract(values, encoder.offset or 0.0, out=samples[:, number], casting="same_kind")
-        return self._without_missing(samples, labels) if self.options.missing == "drop" else (samples, labels)
-
-    def _without_missing(self, samples: NDArray[np.float32], labels: Floats) -> tuple[NDArray[np.float32], Floats]:
+        for number, encoder in enumerate(self.targets):
+            labels[:, number] = encoder.encode(batch, self.options)
+        if self.options.missing != "drop":
+            return samples, labels
         whole: NDArray[np.bool_] = np.asarray(np.isfinite(samples).all(axis=1) & np.isfinite(labels).all(axis=1))
         self.dropped += int(len(whole) - np.count_nonzero(whole))
         return samples[whole], labels[whole]
 
-    def close(self) -> None:
-        for part in self.parts.values():
-            part.close()
-
-    def finish(self) -> tuple[int, list[str], list[Column], list[Column]]:
-        """Write both sets; return the number of classes, their names, and the columns of samples and labels."""
-        features, targets = self._encoders[: len(self.features)], self._encoders[len(self.features) :]
-        if not self.parts["train"].rows:
+    def finish(self, origin: Origin) -> FolderManifest:
+        """Write both sets and the manifest."""
+        train = self.parts["train"]
+        if not train.rows:
             raise DataError("no rows are left to learn from: expected some")
         if self.dropped:
             self.notes.append(f"{self.dropped:,} rows with a missing value were left out (--missing drop)")
-        names = _classes_of(targets, self.options)
-        scale = _scale_of(self.parts["train"], features, self.options)
-        if names is not None:
-            label_scale: _LabelScale | _ClassCodes = _ClassCodes(targets[0], names)
-        else:
-            label_scale = _LabelScale.of(self.parts["train"], targets, standardize=self.options.standardize)
-        for name, part in self.parts.items():
-            kind = np.dtype(np.int64 if names is not None else np.float32)
-            shape = () if names is not None else (len(targets),)
-            to = self.writer.open_part(name, np.dtype(np.float32), (len(features),), kind, shape)
-            for samples, labels in part.blocks():
-                to.append(scale.apply(samples), label_scale.apply(labels))
-        columns = [scale.column(number, encoder) for number, encoder in enumerate(features)]
+        names, options = _classes_of(self.targets, self.options), self.options
+        scale = _scale_of(lambda: (samples for samples, _ in train.blocks()), self.features, options, options.missing)
+        label_scale = None
         if names is None:
-            return 0, [], columns, label_scale.columns()
-        plain = [str(number) for number in range(len(names))]
-        self.notes.append(f"{one_line(targets[0].name, 60)!r} is predicted as one of {len(names)} classes (--task)")
-        return len(names), [] if names == plain else names, columns, [Column(name=targets[0].name)]
+            label_scale = _scale_of(lambda: (labels for _, labels in train.blocks()), self.targets, options, None)
+        else:
+            named = one_line(self.targets[0].name, 60)
+            self.notes.append(f"{named!r} is predicted as one of {len(names)} classes (--task)")
+        for name, part in self.parts.items():
+            for samples, labels in part.blocks():
+                encoded = _class_numbers(self.targets[0], labels) if label_scale is None else label_scale.apply(labels)
+                self.writer.append(name, scale.apply(samples), encoded)
+        return self.writer.finish(
+            kind="table",
+            classes=len(names or ()),
+            origin=origin,
+            class_names=names if names and names != [str(number) for number in range(len(names))] else [],
+            columns=scale.columns(),
+            targets=[Column(name=self.targets[0].name)] if label_scale is None else label_scale.columns(),
+        )
 
 
 def _classes_of(targets: Sequence[ColumnEncoder], options: PackOptions) -> list[str] | None:
@@ -265,108 +257,76 @@ def _classes_of(targets: Sequence[ColumnEncoder], options: PackOptions) -> list[
     return names
 
 
-@dataclass
-class _ClassCodes:
-    """Labels that become classes, in the order of their names."""
-
-    encoder: ColumnEncoder
-    names: list[str]
-    _codes: Floats = field(init=False)
-
-    def __post_init__(self) -> None:
-        encoder = self.encoder
-        # What each class was called by on its way, in the order of the names.
-        given = (
-            [encoder.codes[name] for name in self.names] if encoder.is_text else [float(name) for name in self.names]
-        )
-        self._order = np.argsort(np.array(given))
-        self._codes = np.array(given, np.float64)[self._order]
-
-    def apply(self, labels: Floats) -> NDArray[np.int64]:
-        return self._order[np.searchsorted(self._codes, labels[:, 0])].astype(np.int64)
-
-    def columns(self) -> list[Column]:
-        return [Column(name=self.encoder.name)]
+def _class_numbers(target: ColumnEncoder, labels: Floats) -> NDArray[np.int64]:
+    """Return the numbers of classes, in the order of their names, (n,), of what was read, (n, 1)."""
+    if target.is_text:
+        return _ranks(target.codes)[labels[:, 0].astype(np.int64)]
+    return np.searchsorted(np.array(sorted(target.whole or ())), labels[:, 0]).astype(np.int64)
 
 
-@dataclass
-class _LabelScale:
-    """Labels that become numbers of mean 0 and deviation 1."""
-
-    names: list[str]
-    mean: Floats
-    std: Floats
-
-    @classmethod
-    def of(cls, train: Scratch, targets: Sequence[ColumnEncoder], *, standardize: bool) -> "_LabelScale":
-        names, count = [each.name for each in targets], train.targets
-        if not standardize:
-            return cls(names, np.zeros(count), np.ones(count))
-        mean, std = _moments(labels for _, labels in train.blocks())
-        return cls(names, mean, std)
-
-    def apply(self, labels: Floats) -> NDArray[np.float32]:
-        return ((labels - self.mean) / self.std).astype(np.float32)
-
-    def columns(self) -> list[Column]:
-        return [
-            Column(name=name, mean=float(mean), std=float(std))
-            for name, mean, std in zip(self.names, self.mean, self.std, strict=True)
-        ]
+def _ranks(codes: Mapping[str, int]) -> NDArray[np.int64]:
+    """Return the rank of each text among all of them in order, by its code, which counts them as they came."""
+    ranks = {text: rank for rank, text in enumerate(sorted(codes))}
+    return np.array([ranks[text] for text in codes], np.int64)
 
 
 @dataclass
 class _Scale:
-    """What becomes of the values of each column of samples."""
+    """What becomes of the values of each column."""
 
+    encoders: Sequence[ColumnEncoder]
     mean: Floats
     std: Floats
     #: What stands for a missing value, before it is scaled; NaN if none may be missing.
     fill: Floats
-    #: The codes of texts in their order, by the codes that they were given on the way.
-    recoded: dict[int, Floats]
+    #: The ranks of texts by their codes, of columns that have texts.
+    ranks: Mapping[int, NDArray[np.int64]]
 
-    def apply(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        values = self.prepared(samples)
+    def apply(self, columns: Columns) -> NDArray[np.float32]:
+        values = self.prepared(columns)
         values -= self.mean
         values /= self.std
         return values.astype(np.float32)
 
-    def prepared(self, samples: NDArray[np.float32]) -> Floats:
-        """Return samples with codes in their order, and nothing missing."""
-        values = samples.astype(np.float64)
-        for number, codes in self.recoded.items():
-            values[:, number] = codes[values[:, number].astype(np.int64)]
+    def prepared(self, columns: Columns) -> Floats:
+        """Return a copy of values with ranks for texts, and nothing missing."""
+        values = columns.astype(np.float64)
+        for number, ranks in self.ranks.items():
+            values[:, number] = ranks[values[:, number].astype(np.int64)]
         if np.isfinite(self.fill).any():
             np.copyto(values, self.fill, where=np.isnan(values))
         return values
 
-    def column(self, number: int, encoder: ColumnEncoder) -> Column:
-        offset = encoder.offset or 0.0
-        fill = float(self.fill[number])
-        return Column(
-            name=encoder.name,
-            categories=sorted(encoder.codes),
-            mean=offset + float(self.mean[number]),
-            std=float(self.std[number]),
-            missing=None if np.isnan(fill) else fill + offset,
-        )
+    def columns(self) -> list[Column]:
+        """Return what a manifest says of the columns."""
+        return [
+            Column(
+                name=encoder.name,
+                categories=sorted(encoder.codes),
+                mean=(encoder.offset or 0.0) + float(mean),
+                std=float(std),
+                missing=None if np.isnan(fill) else float(fill) + (encoder.offset or 0.0),
+            )
+            for encoder, mean, std, fill in zip(self.encoders, self.mean, self.std, self.fill, strict=True)
+        ]
 
 
-def _scale_of(train: Scratch, features: Sequence[ColumnEncoder], options: PackOptions) -> _Scale:
-    count = len(features)
-    recoded = {
-        number: np.argsort(np.argsort(np.array(list(encoder.codes)))).astype(np.float64)
-        for number, encoder in enumerate(features)
-        if encoder.is_text and encoder.codes
-    }
-    scale = _Scale(np.zeros(count), np.ones(count), np.full(count, np.nan), recoded)
-    if isinstance(options.missing, float):
-        scale.fill = np.array([options.missing - (encoder.offset or 0.0) for encoder in features])
-    elif options.missing == "mean":
-        scale.fill = _means(train, scale)
+def _scale_of(
+    blocks: Callable[[], Iterator[Columns]],
+    encoders: Sequence[ColumnEncoder],
+    options: PackOptions,
+    missing: Missing | None,
+) -> _Scale:
+    """Return the scale of columns whose values in the training set `blocks` returns."""
+    count = len(encoders)
+    ranks = {number: _ranks(encoder.codes) for number, encoder in enumerate(encoders) if encoder.codes}
+    scale = _Scale(encoders, np.zeros(count), np.ones(count), np.full(count, np.nan), ranks)
+    if isinstance(missing, float):
+        scale.fill = np.array([missing - (encoder.offset or 0.0) for encoder in encoders])
+    elif missing == "mean":
+        scale.fill = _means(map(scale.prepared, blocks()))
     if options.standardize:
-        scale.mean, scale.std = _moments(scale.prepared(samples) for samples, _ in train.blocks())
+        scale.mean, scale.std = _moments(map(scale.prepared, blocks()))
     return scale
 
 
@@ -388,12 +348,9 @@ def _moments(blocks: Iterable[Floats]) -> tuple[Floats, Floats]:
     return mean, np.where(std > 0, std, 1.0)
 
 
-def _means(train: Scratch, scale: _Scale) -> Floats:
+def _means(blocks: Iterable[Floats]) -> Floats:
     """Return the mean of each column over what is not missing."""
-    total: Any = 0.0
-    count: Any = 0
-    for samples, _ in train.blocks():
-        values = scale.prepared(samples)
-        known = ~np.isnan(values)
-        total, count = total + np.where(known, values, 0.0).sum(axis=0), count + known.sum(axis=0)
-    return np.asarray(total / np.maximum(1, count))
+    total, count = np.zeros(()), np.zeros(())
+    for block in blocks:
+        total, count = total + np.nansum(block, axis=0), count + (~np.isnan(block)).sum(axis=0)
+    return total / np.maximum(1, count)

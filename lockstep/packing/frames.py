@@ -3,18 +3,20 @@
 pandas, Polars, DuckDB and Arrow itself have `__arrow_c_stream__`; Hugging Face's datasets give tables batch by batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from lockstep.common.errors import DataError
-from lockstep.packing.options import Packed, PackOptions
-from lockstep.packing.pack_table import Opener, pack_table
+from lockstep.packing.options import PackOptions
+from lockstep.packing.pack_table import pack_table
+from lockstep.packing.result import Packed
 from lockstep.packing.tables import ROWS, Advance, StreamTable
 
-#: What pandas calls an index that it sends as a column.
+#: What pandas calls an index as a column.
 _INDEX = "__index_level_"
 
 
@@ -23,28 +25,23 @@ def pack_frame(data: Any, destination: Path, options: PackOptions) -> Packed:
     train, test = data if isinstance(data, tuple) else (data, None)
     if isinstance(data, Mapping):
         train, test = data["train"], next((data[name] for name in ("test", "validation", "val") if name in data), None)
-    kind = type(train).__name__
-    return pack_table(
-        f"a {kind}", _opener(train), None if test is None else _opener(test), destination, options, lambda share: None
-    )
+    openers = [partial(_opened, frame) for frame in (train, test) if frame is not None]
+    return pack_table(f"a {type(train).__name__}", openers, destination, options, lambda share: None)
 
 
-def _opener(frame: Any) -> Opener:
-    def opened(advance: Advance) -> StreamTable:
-        named = type(frame).__name__
-        try:
-            reader = (
-                _Rows(frame.features.arrow_schema, lambda: _of_hugging_face(frame))
-                if _is_dataset(frame)
-                else (_Rows.of(pa.RecordBatchReader.from_stream(frame)))
-            )
-        except (pa.ArrowException, TypeError, ValueError) as error:
-            raise DataError(
-                f"the {named} has a column that Arrow cannot take ({error}): expected numbers and texts"
-            ) from None
-        return StreamTable(f"the {named}", advance, reader, len(frame) if hasattr(frame, "__len__") else 1)
-
-    return opened
+def _opened(frame: Any, advance: Advance) -> StreamTable:
+    named = f"the {type(frame).__name__}"
+    try:
+        if _is_dataset(frame):
+            schema, batches = frame.features.arrow_schema, _of_hugging_face(frame)
+        else:
+            batches = pa.RecordBatchReader.from_stream(frame)
+            schema = batches.schema
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise DataError(f"{named} has a column that Arrow cannot take ({error}): expected numbers and texts") from None
+    # Without the index, which pandas sends as a column.
+    columns = pa.schema([field for field in schema if not field.name.startswith(_INDEX)])
+    return StreamTable(named, advance, len(frame) if hasattr(frame, "__len__") else 1, columns, batches)
 
 
 def _is_dataset(frame: Any) -> bool:
@@ -60,18 +57,3 @@ def _of_hugging_face(frame: Any) -> Iterator[pa.RecordBatch]:
             codes = table.column(name).combine_chunks().cast(pa.int32())
             table = table.set_column(at, name, pa.DictionaryArray.from_arrays(codes, pa.array(texts)))
         yield from table.to_batches()
-
-
-class _Rows:
-    """Record batches without what pandas adds."""
-
-    def __init__(self, schema: pa.Schema, batches: Callable[[], Iterator[pa.RecordBatch]]) -> None:
-        self._batches = batches
-        self.schema = pa.schema([field for field in schema if not field.name.startswith(_INDEX)])
-
-    @classmethod
-    def of(cls, reader: Any) -> "_Rows":
-        return cls(reader.schema, lambda: iter(reader))
-
-    def __iter__(self) -> Iterator[pa.RecordBatch]:
-        return self._batches()

@@ -1,8 +1,10 @@
 """What a person may say about packing. Pure."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+
+from lockstep.packing.division import Division
 
 #: What a missing value of a table becomes; "drop" leaves its row out.
 Missing = Literal["drop", "mean"] | float
@@ -37,6 +39,10 @@ class PackOptions:
         """Return these options for a run with that loss: mean squared error is of numbers, also if they are few."""
         return replace(self, task="numbers") if loss == "mse" and self.target and self.task is None else self
 
+    def division(self) -> Division:
+        """Return what divides a source that has no test set."""
+        return Division(self.test_split, self.seed)
+
     def texts(self) -> dict[str, str]:
         """Return what was said, for the manifest of a folder."""
         default = PackOptions()
@@ -45,20 +51,3 @@ class PackOptions:
             for name, value in vars(self).items()
             if value != getattr(default, name) or name in ("test_split", "seed")
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Packed:
-    """What became of a source."""
-
-    folder: Path
-    kind: str
-    train: int
-    test: int
-    sample_shape: tuple[int, ...]
-    dtype: str
-    #: 0 for a regression.
-    classes: int
-    class_names: tuple[str, ...] = ()
-    #: What was decided and a person should know, a line each.
-    notes: tuple[str, ...] = field(default=())

@@ -1,42 +1,78 @@
 """Packs a source into a dataset folder, whatever it is, with flat memory however large it is."""
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lockstep.common.data.folder import MANIFEST, Origin
+from lockstep.common.data.array_source import is_array_source, open_arrays
+from lockstep.common.data.folder import MANIFEST, PARTS, Kind, Origin
 from lockstep.common.data.folder_writer import FolderWriter, dataset_folder
+from lockstep.common.data.mapped import MAX_FILE_BYTES
 from lockstep.common.errors import DataError
+from lockstep.common.files.sanitize import one_line
 from lockstep.common.runtime.version import VERSION
-from lockstep.packing.arrays import ArraySource, is_array_source, open_arrays
 from lockstep.packing.files import has_pictures, table_files
-from lockstep.packing.options import Packed, PackOptions
-from lockstep.packing.result import Watch, as_dtype, division_note, division_of, packed_of, put
+from lockstep.packing.options import PackOptions
+from lockstep.packing.result import Packed, Watch, division_note
 from lockstep.runs.optional_packages import demand
+
+
+class SampleSet(Protocol):
+    """Samples with their labels."""
+
+    def __len__(self) -> int: ...
+    def batches(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]: ...
+
+
+class SampleSource(Protocol):
+    """What samples and labels are read from as they are stored."""
+
+    @property
+    def train(self) -> SampleSet: ...
+    @property
+    def test(self) -> SampleSet | None: ...
+    @property
+    def classes(self) -> int: ...
+    @property
+    def class_names(self) -> Sequence[str]: ...
 
 
 def pack(source: str, destination: Path, options: PackOptions, watch: Watch = lambda share: None) -> Packed:
     """Pack a source into a new folder; DataError if it cannot be done, and nothing is left of it then."""
-    path = Path(source)
-    match kind_of(source):
-        case "arrays":
-            return pack_arrays(source, destination, options, watch)
-        case "table":
-            demand("pyarrow", "data", f"packing {source}")
-            # Imported here and below, since the extra may not be installed.
-            from lockstep.packing.pack_table import pack_table_file
+    kind = kind_of(source)
+    if kind == "table":
+        demand("pyarrow", "data", f"packing {source}")
+        # Imported here and below, since the extra may not be installed.
+        from lockstep.packing.pack_table import pack_table_file
 
-            return pack_table_file(path, destination, options, watch)
-        case "pictures":
-            demand("pillow", "data", f"packing {source}")
-            from lockstep.packing.pack_pictures import pack_pictures
+        return pack_table_file(Path(source), destination, options, watch)
+    with dataset_folder(destination) as writer, _opened(kind, source, options) as opened:
+        manifest = writer.finish(
+            kind=kind,
+            classes=_write(writer, opened, options, watch),
+            origin=Origin(source=one_line(source), options=options.texts(), version=VERSION),
+            class_names=[one_line(name) for name in opened.class_names],
+        )
+    return Packed(destination, manifest, () if opened.test is not None else (division_note(options),))
 
-            return pack_pictures(path, destination, options, watch)
+
+def _opened(kind: Kind, source: str, options: PackOptions) -> AbstractContextManager[SampleSource]:
+    if kind == "pictures":
+        demand("pillow", "data", f"packing {source}")
+        from lockstep.packing.pictures import find_pictures
+
+        return nullcontext(find_pictures(Path(source), options))
+    if options.test is not None:
+        raise DataError("--test is for tables and pictures: expected x_test and y_test next to x_train and y_train")
+    return open_arrays(source, options.labels, MAX_FILE_BYTES)
 
 
-def kind_of(source: str) -> Literal["arrays", "table", "pictures"]:
+def kind_of(source: str) -> Kind:
     """Return what a source is; DataError if it is nothing that can be packed."""
     path = Path(source)
     if (path / MANIFEST).is_file():
@@ -55,39 +91,33 @@ def kind_of(source: str) -> Literal["arrays", "table", "pictures"]:
     )
 
 
-def pack_arrays(source: str, destination: Path, options: PackOptions, watch: Watch) -> Packed:
-    """Pack arrays, as they are."""
-    if options.test is not None:
-        raise DataError("--test is for tables and pictures: expected x_test and y_test next to x_train and y_train")
-    with dataset_folder(destination) as writer, open_arrays(source, options.labels) as opened:
-        classes = _write_arrays(writer, opened, options, watch)
-        origin = Origin(source=source, options=options.texts(), version=VERSION)
-        manifest = writer.finish(kind="arrays", classes=classes, origin=origin)
-    notes = () if opened.test is not None else (division_note(options),)
-    return packed_of(destination, manifest, notes)
-
-
-def _write_arrays(writer: FolderWriter, opened: ArraySource, options: PackOptions, watch: Watch) -> int:
-    """Write both sets, and return the number of classes."""
-    sets = [opened.train] if opened.test is None else [opened.train, opened.test]
-    whole, done, highest = sum(each.samples.header.data_bytes for each in sets) or 1, 0, opened.classes - 1
-    is_real = set[bool]()
-    for number, each in enumerate(sets):
-        marks = None if opened.test is not None else division_of(options).marks(each.samples.header.shape[0])
+def _write(writer: FolderWriter, source: SampleSource, options: PackOptions, watch: Watch) -> int:
+    """Write both sets, the second of which is divided from the first if there is one only; return how many classes."""
+    sets = [source.train] if source.test is None else [source.train, source.test]
+    whole, done, classes = sum(map(len, sets)), 0, source.classes
+    for name, each in zip(PARTS, sets, strict=False):
+        marks = options.division().marks(len(each)) if source.test is None else None
         for samples, labels in each.batches():
-            chosen = None if marks is None else marks[: len(labels)]
-            marks = None if marks is None else marks[len(labels) :]
-            put(writer, ("train", "test")[number], as_dtype(samples, options.dtype), labels, chosen)
-            is_real.add(labels.dtype == np.float32)
-            highest = max(highest, int(labels.max())) if labels.dtype == np.int64 else highest
-            done += samples.nbytes
+            samples = _as_dtype(samples, options.dtype)
+            begin, done = done, done + len(labels)
+            if marks is None:
+                writer.append(name, samples, labels)
+            else:
+                chosen = marks[begin:done]
+                writer.append("train", samples[~chosen], labels[~chosen])
+                writer.append("test", samples[chosen], labels[chosen])
+            if labels.dtype == np.int64:
+                classes = max(classes, 1 + int(labels.max()))
             watch(min(1.0, done / whole))
-    if len(is_real) == 2:
-        raise DataError(
-            "the labels of one set are real numbers, those of the other integers: expected one kind in both"
-        )
-    if True in is_real:
-        return 0
-    if not highest:
-        raise DataError(f"{opened.train.labels.named}: has one class only, 0: expected at least two to tell apart")
-    return 1 + highest
+    if classes == 1:
+        raise DataError("the labels have one class only, 0: expected at least two to tell apart")
+    return classes
+
+
+def _as_dtype(samples: NDArray[Any], dtype: str | None) -> NDArray[Any]:
+    """Return samples in the dtype that was asked for; bytes as floats are from 0 to 1, as in pictures."""
+    if dtype is None or samples.dtype == dtype or samples.dtype == np.int32:
+        return samples
+    if dtype == "float32":
+        return samples.astype(np.float32) / np.float32(255.0)
+    raise DataError("--dtype uint8 of samples that are real numbers would lose their digits: expected float32")

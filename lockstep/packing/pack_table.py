@@ -1,17 +1,17 @@
 """Packs a table: which columns are learned from and predicted, and one set or two."""
 
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from lockstep.common.data.folder import Origin
+from lockstep.common.data.folder import PARTS, Origin
 from lockstep.common.data.folder_writer import dataset_folder
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.runtime.version import VERSION
-from lockstep.packing.encoding import TableEncoder
-from lockstep.packing.options import Packed, PackOptions
-from lockstep.packing.result import Watch, division_note, division_of, packed_of
+from lockstep.packing.encoding import ColumnEncoder, TableEncoder
+from lockstep.packing.options import PackOptions
+from lockstep.packing.result import Packed, Watch, division_note
 from lockstep.packing.tables import Advance, Table, open_table
 
 #: Opens the table again whose rows are to be read; it is called with what counts bytes.
@@ -20,45 +20,32 @@ Opener = Callable[[Advance], Table]
 
 def pack_table_file(source: Path, destination: Path, options: PackOptions, watch: Watch) -> Packed:
     """Pack a CSV or Parquet file, or a folder of them; as `pack`."""
-    return pack_table(
-        str(source),
-        lambda advance: open_table(source, advance),
-        None if options.test is None else lambda advance: open_table(options.test or source, advance),
-        destination,
-        options,
-        watch,
-    )
+    test = options.test
+    openers: list[Opener] = [partial(open_table, source), *([] if test is None else [partial(open_table, test)])]
+    return pack_table(str(source), openers, destination, options, watch)
 
 
-def pack_table(
-    named: str, train: Opener, test: Opener | None, destination: Path, options: PackOptions, watch: Watch
-) -> Packed:
-    """Pack a table, with a test set of its own or a share of the rows."""
+def pack_table(named: str, openers: Sequence[Opener], destination: Path, options: PackOptions, watch: Watch) -> Packed:
+    """Pack a table, of which a share of the rows becomes the test set, or two."""
     progress = _Progress(watch)
-    table = train(progress.advance)
-    features = _features(table, options)
-    tables = [table] if test is None else [table, test(progress.advance)]
+    tables = [opener(progress.advance) for opener in openers]
+    features = _features(tables[0], options)
+    columns, is_divided = [*features, *options.target], len(tables) == 1
     for each in tables:
-        each.check([*features, *options.target])
-    progress.whole = sum(each.length() for each in tables)
-    with (
-        dataset_folder(destination) as writer,
-        closing(TableEncoder(writer, options, features, options.target)) as encoder,
-    ):
-        for name, each in zip(("train", "test"), tables, strict=False):
-            division = division_of(options) if test is None else None
-            encoder.read(name, each.batches([*features, *options.target]), division)
-        classes, names, columns, targets = encoder.finish()
-        manifest = writer.finish(
-            kind="table",
-            classes=classes,
-            origin=Origin(source=one_line(named), options=options.texts(), version=VERSION),
-            class_names=names,
-            columns=columns,
-            targets=targets,
+        each.check(columns)
+    progress.whole = sum(each.length for each in tables)
+    with dataset_folder(destination) as writer:
+        encoder = TableEncoder(
+            writer,
+            options,
+            [ColumnEncoder(name, False) for name in features],
+            [ColumnEncoder(name, True) for name in options.target],
         )
-    notes = [*encoder.notes, *([division_note(options)] if test is None else [])]
-    return packed_of(destination, manifest, notes)
+        for name, each in zip(PARTS, tables, strict=False):
+            encoder.read(name, each.batches(columns), options.division() if is_divided else None)
+        origin = Origin(source=one_line(named), options=options.texts(), version=VERSION)
+        manifest = encoder.finish(origin)
+    return Packed(destination, manifest, (*encoder.notes, *([division_note(options)] if is_divided else [])))
 
 
 def _features(table: Table, options: PackOptions) -> list[str]:

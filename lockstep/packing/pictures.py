@@ -1,12 +1,11 @@
 """Folders of pictures as sources, with a folder for each class; one of two files that import Pillow."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from io import BytesIO
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,36 +27,51 @@ AT_ONCE = 32
 
 @dataclass(frozen=True)
 class PictureSet:
-    """The pictures of one set with the places of their classes."""
+    """The pictures of one set with the numbers of their classes."""
 
     paths: Sequence[Path]
     labels: Sequence[int]
+    reader: "PictureReader"
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def batches(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        """Return samples with their labels, some at a time; DataError names the picture that cannot be read."""
+        begins = range(0, len(self.paths), AT_ONCE)
+        for begin, samples in zip(begins, self.reader.read(self.paths), strict=True):
+            yield samples, np.array(self.labels[begin : begin + AT_ONCE], np.int64)
 
 
 @dataclass(frozen=True)
 class PictureSource:
     """All that was found in a folder."""
 
-    class_names: list[str]
+    class_names: Sequence[str]
     train: PictureSet
     test: PictureSet | None
 
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
 
-def find_pictures(folder: Path, test: Path | None = None) -> PictureSource:
+
+def find_pictures(folder: Path, options: PackOptions) -> PictureSource:
     """Return the pictures of a folder; DataError if its folders are not one for each class."""
     inside = {each.name: each for each in folders_in(folder)}
-    train_folder = inside.get(TRAIN_NAME, folder)
-    test_folder = test or next((inside[name] for name in TEST_NAMES if TRAIN_NAME in inside and name in inside), None)
-    names = [each.name for each in folders_in(train_folder) if files_below(each)]
+    train = inside.get(TRAIN_NAME, folder)
+    beside = (inside[name] for name in TEST_NAMES if TRAIN_NAME in inside and name in inside)
+    test = options.test or next(beside, None)
+    names = [each.name for each in folders_in(train) if files_below(each)]
     if len(names) < 2:
         found = f"one class only, {names[0]!r}" if names else "no folder with pictures"
-        raise DataError(f"{train_folder}: has {found}: expected a folder of pictures for each of at least two classes")
-    return PictureSource(
-        names, _set_of(train_folder, names), None if test_folder is None else _set_of(test_folder, names)
-    )
+        raise DataError(f"{train}: has {found}: expected a folder of pictures for each of at least two classes")
+    reader = PictureReader(options)
+    return PictureSource(names, _set_of(train, names, reader), None if test is None else _set_of(test, names, reader))
 
 
-def _set_of(folder: Path, names: Sequence[str]) -> PictureSet:
+def _set_of(folder: Path, names: Sequence[str], reader: "PictureReader") -> PictureSet:
     if not folder.is_dir():
         raise DataError(f"{folder}: is not there: expected a folder of pictures for each class")
     strange = next((each.name for each in folders_in(folder) if each.name not in names and files_below(each)), None)
@@ -65,13 +79,9 @@ def _set_of(folder: Path, names: Sequence[str]) -> PictureSet:
         raise DataError(
             f"{folder / strange}: is not a class of the training set: expected one of {', '.join(names[:10])}"
         )
-    paths: list[Path] = []
-    labels: list[int] = []
-    for number, name in enumerate(names):
-        inside = files_below(folder / name) if (folder / name).is_dir() else []
-        paths += inside
-        labels += [number] * len(inside)
-    return PictureSet(paths, labels)
+    inside = [files_below(folder / name) if (folder / name).is_dir() else [] for name in names]
+    labels = [number for number, paths in enumerate(inside) for _ in paths]
+    return PictureSet(list(chain.from_iterable(inside)), labels, reader)
 
 
 @dataclass
@@ -79,26 +89,22 @@ class PictureReader:
     """Decodes pictures into arrays of one size, (channels, height, width) of bytes."""
 
     options: PackOptions
-    #: Called with the number of pictures that have been read since it was called last.
-    advance: Callable[[int], None] = lambda count: None
     #: The size of the first picture, if no other was asked for, and its path.
-    _first: tuple[tuple[int, int], Path] | None = field(default=None)
+    _first: tuple[tuple[int, int], Path] | None = None
 
-    def batches(self, pictures: PictureSet) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-        """Return samples with their labels, some at a time; DataError names the picture that cannot be read."""
-        begins = range(0, len(pictures.paths), AT_ONCE)
+    def read(self, paths: Sequence[Path]) -> Iterator[NDArray[np.uint8]]:
+        """Return pictures in order, `AT_ONCE` at a time."""
         # Pillow decodes without Python's lock, so that threads do it at the same time: the next ones while these are
         # written.
         with ThreadPoolExecutor(cores()) as threads:
-            chunks = [pictures.paths[begin : begin + AT_ONCE] for begin in begins]
-            ahead = threads.map(self._decoded, chunks[0]) if chunks else iter(())
-            for number, begin in enumerate(begins):
-                paths, decoded = chunks[number], list(ahead)
-                ahead = threads.map(self._decoded, chunks[number + 1]) if number + 1 < len(chunks) else iter(())
-                for path, each in zip(paths, decoded, strict=True):
+            chunks = [paths[begin : begin + AT_ONCE] for begin in range(0, len(paths), AT_ONCE)]
+            ahead = [threads.map(self._decoded, chunk) for chunk in chunks[:1]]
+            for number, chunk in enumerate(chunks):
+                decoded = list(ahead.pop())
+                ahead += [threads.map(self._decoded, following) for following in chunks[number + 1 : number + 2]]
+                for path, each in zip(chunk, decoded, strict=True):
                     self._check_size(path, each)
-                self.advance(len(paths))
-                yield np.stack(decoded), np.array(pictures.labels[begin : begin + AT_ONCE], np.int64)
+                yield np.stack(decoded)
 
     def _check_size(self, path: Path, decoded: NDArray[np.uint8]) -> None:
         size = (decoded.shape[1], decoded.shape[2])
@@ -112,24 +118,15 @@ class PictureReader:
             )
 
     def _decoded(self, path: Path) -> NDArray[np.uint8]:
-        return decode(path, path, self.options)
-
-
-def decode(source: Path | IO[bytes], named: object, options: PackOptions) -> NDArray[np.uint8]:
-    """Return a picture as bytes (channels, height, width), upright, with white behind it. DataError if it is none."""
-    try:
-        with warnings.catch_warnings(action="ignore"), Image.open(source) as opened:
-            if opened.width * opened.height > MOST_PIXELS:
-                raise DataError(f"{named}: {opened.width} x {opened.height} pixels: expected at most {MOST_PIXELS}")
-            return _array(opened, options)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        reason = (getattr(error, "strerror", None) or one_line(str(error), 80)).partition(" <")[0]
-        raise DataError(f"{named}: is not a picture that can be read ({reason}): repair or remove it") from None
-
-
-def decode_bytes(data: bytes, named: str, options: PackOptions) -> NDArray[np.uint8]:
-    """Return the same of a picture in memory."""
-    return decode(BytesIO(data), named, options)
+        """Return a picture as bytes (channels, height, width), upright, with white behind it. DataError if none."""
+        try:
+            with warnings.catch_warnings(action="ignore"), Image.open(path) as opened:
+                if opened.width * opened.height > MOST_PIXELS:
+                    raise DataError(f"{path}: {opened.width} x {opened.height} pixels: expected at most {MOST_PIXELS}")
+                return _array(opened, self.options)
+        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+            reason = (getattr(error, "strerror", None) or one_line(str(error), 80)).partition(" <")[0]
+            raise DataError(f"{path}: is not a picture that can be read ({reason}): repair or remove it") from None
 
 
 def _array(opened: Image.Image, options: PackOptions) -> NDArray[np.uint8]:

@@ -1,14 +1,15 @@
 """Tables as sources: CSV and Parquet files, whole folders of them, and data frames; the only file that imports pyarrow.
 
 A table is read some thousand rows at a time, column by column: numbers as float64 with NaN for what is missing, texts
-as places in a list.
+as indices into a list.
 """
 
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class TextValues:
-    """A column of texts: places in a list, -1 for what is missing."""
+    """A column of texts: indices into a list, -1 for what is missing."""
 
-    places: NDArray[np.int64]
+    indices: NDArray[np.int64]
     texts: Sequence[str]
 
 
@@ -55,16 +56,14 @@ class Table(ABC):
     """A table whose columns are known, and whose rows are read once."""
 
     named: str
-    advance: Advance = field(default=lambda count: None)
+    advance: Advance
+    #: How much there is to read, in what `advance` counts.
+    length: int
 
     @property
     @abstractmethod
     def schema(self) -> pa.Schema:
         """The columns, with their types."""
-
-    @abstractmethod
-    def length(self) -> int:
-        """Return how much there is to read, in what `advance` counts."""
 
     @abstractmethod
     def _record_batches(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
@@ -123,8 +122,8 @@ def _is_text(kind: pa.DataType) -> bool:
 def _values(column: Any) -> NDArray[np.float64] | TextValues:
     if _is_text(column.type):
         coded = column if pa.types.is_dictionary(column.type) else _without_views(column).dictionary_encode()
-        places = pc.fill_null(coded.indices.cast(pa.int64()), -1).to_numpy(zero_copy_only=False)
-        return TextValues(places, [text if text is not None else "" for text in coded.dictionary.to_pylist()])
+        indices = pc.fill_null(coded.indices.cast(pa.int64()), -1).to_numpy(zero_copy_only=False)
+        return TextValues(indices, [text if text is not None else "" for text in coded.dictionary.to_pylist()])
     if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
         column = column.cast(pa.timestamp("us")).cast(pa.int64())
     elif pa.types.is_decimal(column.type) or pa.types.is_boolean(column.type) or pa.types.is_null(column.type):
@@ -141,7 +140,7 @@ def _without_views(column: Any) -> Any:
 class CsvTable(Table):
     """CSV files with one header; types are those of the first rows, but that whole numbers may become others."""
 
-    paths: Sequence[Path] = ()
+    paths: Sequence[Path]
     _schema: pa.Schema | None = None
 
     @property
@@ -151,9 +150,6 @@ class CsvTable(Table):
             # A later value may have digits after the point, or be missing in all of the first rows.
             self._schema = pa.schema([pa.field(each.name, _widened(each.type)) for each in found])
         return self._schema
-
-    def length(self) -> int:
-        return sum(path.stat().st_size for path in self.paths)
 
     def _open(self, path: Path, columns: Sequence[str] | None, types: dict[str, Any], *, threads: bool) -> Any:
         convert = pyarrow.csv.ConvertOptions(
@@ -166,11 +162,11 @@ class CsvTable(Table):
         try:
             return pyarrow.csv.open_csv(path, read_options=read, parse_options=parse, convert_options=convert)
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({_reason(error)}): expected a CSV file") from None
+            raise _unreadable(path, "a CSV file", error) from None
         except KeyError:
             raise DataError(f"{path}: has not the columns of {self.paths[0].name}: expected the same header") from None
         except pa.ArrowInvalid as error:
-            raise DataError(f"{path}: {self._told(error)}") from None
+            raise DataError(f"{path}: {self._described(error)}") from None
 
     def _record_batches(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         types = {name: self.schema.field(name).type for name in columns}
@@ -192,25 +188,22 @@ class CsvTable(Table):
                 pass
         except pa.ArrowInvalid as again:
             error = again
-        return DataError(f"{path}: {self._told(error)}")
+        return DataError(f"{path}: {self._described(error)}")
 
-    def _told(self, error: Exception) -> str:
-        """Return pyarrow's complaint as ours read."""
+    def _described(self, error: Exception) -> str:
+        """Return pyarrow's error in the form of ours."""
         text = one_line(str(error), 200)
         place = re.search(r"Row #(\d+): ?", text)
         row = f"row {place[1]}" if place else "a row"
         if found := re.search(r"Expected (\d+) columns, got (\d+)", text):
             return f"{row} has {found[2]} values: expected {found[1]}, as the header"
         if found := re.search(r"In CSV column #(\d+): .*?conversion error to (\w+): (.*)", text):
-            name = self._header_name(int(found[1]))
+            names, number = self.schema.names, int(found[1])
+            column = one_line(names[number], 60) if number < len(names) else str(number)
             kind = "a number" if found[2] in ("double", "float") else f"a {found[2]}"
-            told = found[3].removeprefix("invalid value ")
-            return f"{row}, column {name!r}: {told} is not {kind}, as in the rows before: correct it, or leave it empty"
+            where, value = f"{row}, column {column!r}", found[3].removeprefix("invalid value ")
+            return f"{where}: {value} is not {kind}, as in the rows before: correct it, or leave it empty"
         return f"{text[:1].lower()}{text[1:]}: expected a CSV file with a header"
-
-    def _header_name(self, number: int) -> str:
-        names = self.schema.names
-        return one_line(names[number], 60) if number < len(names) else str(number)
 
 
 def _widened(kind: pa.DataType) -> pa.DataType:
@@ -223,23 +216,16 @@ def _widened(kind: pa.DataType) -> pa.DataType:
 class ParquetTable(Table):
     """Parquet files with the same columns."""
 
-    paths: Sequence[Path] = ()
+    paths: Sequence[Path]
 
     @property
     def schema(self) -> pa.Schema:
         return self._open(self.paths[0]).schema_arrow
 
-    def length(self) -> int:
-        return sum(path.stat().st_size for path in self.paths)
-
     def _open(self, path: Path) -> Any:
-        try:
+        with _named_errors(path, "a Parquet file"):
             # Read as it is needed, and not a row group at once, which may be larger than memory.
             return pyarrow.parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({_reason(error)}): expected a Parquet file") from None
-        except pa.ArrowException as error:
-            raise DataError(f"{path}: damaged ({one_line(str(error), 120)}): expected a Parquet file") from None
 
     def _record_batches(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         for path in self.paths:
@@ -264,23 +250,19 @@ class ParquetTable(Table):
 class StreamTable(Table):
     """Record batches that somebody has: a data frame's, or those of a file in Arrow's own formats."""
 
-    reader: Any = None
-    rows: int = 0
+    columns: pa.Schema
+    batches_in_order: Iterable[pa.RecordBatch]
 
     @property
     def schema(self) -> pa.Schema:
-        return self.reader.schema
-
-    def length(self) -> int:
-        return self.rows
+        return self.columns
 
     def _record_batches(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         row = 1
-        for whole in self.reader:
+        for whole in self.batches_in_order:
             for begin in range(0, whole.num_rows, ROWS):
-                batch = whole.slice(begin, ROWS)
-                columns_of_it = [batch.column(name) for name in columns]
-                yield self.named, row, pa.RecordBatch.from_arrays(columns_of_it, names=list(columns))
+                batch = whole.slice(begin, ROWS).select(list(columns))
+                yield self.named, row, batch
                 row += batch.num_rows
                 self.advance(batch.num_rows)
 
@@ -293,45 +275,43 @@ def open_table(path: Path, advance: Advance) -> Table:
             raise DataError(f"no source {str(path)!r}: expected a file or a folder that exists")
         if not each.stat().st_size:
             raise DataError(f"{each}: is empty: expected a header and rows")
+    size = sum(each.stat().st_size for each in paths)
     if paths[0].name.lower().endswith(CSV):
-        return CsvTable(str(path), advance, paths)
+        return CsvTable(str(path), advance, size, paths)
     if paths[0].name.lower().endswith(PARQUET):
-        return ParquetTable(str(path), advance, paths)
-    return StreamTable(str(path), advance, _ArrowFiles(paths))
+        return ParquetTable(str(path), advance, size, paths)
+    with _named_errors(paths[0], "an Arrow file"):
+        schema = _arrow_reader(paths[0])[0]
+    return StreamTable(str(path), advance, 0, schema, _arrow_batches(paths))
 
 
-class _ArrowFiles:
-    """Record batches of files in Arrow's stream or file format, as Hugging Face's datasets has them on disk."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
-        self.schema = self._reader(paths[0])[0]
-
-    def _reader(self, path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-        try:
-            source = pa.memory_map(str(path))
-            try:
-                stream = pyarrow.ipc.open_stream(source)
-                return stream.schema, iter(stream)
-            except pa.ArrowInvalid:
-                file = pyarrow.ipc.open_file(source)
-                return file.schema, (file.get_batch(number) for number in range(file.num_record_batches))
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({_reason(error)}): expected an Arrow file") from None
-        except pa.ArrowException as error:
-            raise DataError(f"{path}: damaged ({one_line(str(error), 120)}): expected an Arrow file") from None
-
-    def __iter__(self) -> Iterator[pa.RecordBatch]:
-        for path in self.paths:
-            try:
-                yield from self._reader(path)[1]
-            except pa.ArrowException as error:
-                raise DataError(f"{path}: damaged ({one_line(str(error), 120)}): expected an Arrow file") from None
+def _arrow_batches(paths: Sequence[Path]) -> Iterator[pa.RecordBatch]:
+    for path in paths:
+        with _named_errors(path, "an Arrow file"):
+            yield from _arrow_reader(path)[1]
 
 
-def _reason(error: OSError) -> str:
-    return (
-        one_line(error.strerror or str(error), 120)
-        if not isinstance(error, pa.ArrowException)
-        else one_line(str(error), 120)
-    )
+def _arrow_reader(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Open a file in Arrow's stream or file format, as Hugging Face's datasets has them on disk."""
+    source = pa.memory_map(str(path))
+    try:
+        stream = pyarrow.ipc.open_stream(source)
+        return stream.schema, iter(stream)
+    except pa.ArrowInvalid:
+        file = pyarrow.ipc.open_file(source)
+        return file.schema, (file.get_batch(number) for number in range(file.num_record_batches))
+
+
+@contextmanager
+def _named_errors(path: Path, kind: str) -> Iterator[None]:
+    """Raise DataError in place of what pyarrow raises for a file that is damaged or cannot be read."""
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: damaged ({one_line(str(error), 120)}): expected {kind}") from None
+    except OSError as error:
+        raise _unreadable(path, kind, error) from None
+
+
+def _unreadable(path: Path, kind: str, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read ({one_line(error.strerror or str(error), 120)}): expected {kind}")

@@ -58,6 +58,11 @@ def has_begun(folder: Path) -> bool:
     return claim.is_file() and claim.stat().st_size > 0
 
 
+def recorded_job(folder: Path) -> Job:
+    """Return the job of the run in a folder."""
+    return resolve(read_values(folder / JOB), {}, default_launch())[0]
+
+
 def make_run_dir(folder: Path, job: Job, launch: Launch, say: Callable[[str], None] = lambda text: None) -> RunFolder:
     """Write the resolved job into the folder of a run that is known to be good."""
     try:

@@ -1,10 +1,12 @@
 """Opens the session of a run, new or resumed: the files in its folder, its recorder, its checkpointer."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from lockstep.common.job.job import Job
 from lockstep.common.protocol.canary import version_note
 from lockstep.common.runtime.clock import Clock
 from lockstep.ps.checkpoint.checkpointer import Checkpointer, CheckpointSchedule
@@ -22,7 +24,7 @@ from lockstep.ps.records.recorder import MetricsRecorder, Setting
 from lockstep.ps.records.run_folder import CHECKPOINTS, RunFolder
 from lockstep.ps.setup import RunSetup
 from lockstep.runs.launch_config import Launch
-from lockstep.runs.run_dir import make_run_dir
+from lockstep.runs.run_dir import claimed_run_dir, make_run_dir
 
 #: Begins what a person is to see at once, of all that a server prints, as `warning: ` does.
 NOTICE_MARK = "notice: "
@@ -35,6 +37,17 @@ class Destination:
     folder: Path
     launch: Launch
     is_resumed: bool = False
+
+
+@contextmanager
+def destination_of(job: Job, launch: Launch, folder: Path | None, *, is_resumed: bool) -> Iterator[Destination]:
+    """Give where the files of a run go: into its folder if it is resumed, or into one that is claimed for it."""
+    if is_resumed:
+        assert folder is not None  # it holds the run
+        yield Destination(folder=folder, launch=launch, is_resumed=True)
+        return
+    with claimed_run_dir(folder, job.model_name()) as claimed:
+        yield Destination(folder=claimed, launch=launch)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,9 +25,7 @@ from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.metrics import EpochRecord
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, read_result
 from lockstep.ps.run.early_stopping import early_stopping_state
-from lockstep.runs.job_file import read_values, resolve
-from lockstep.runs.launch_config import default_launch
-from lockstep.runs.run_dir import JOB
+from lockstep.runs.run_dir import JOB, recorded_job
 
 #: Runs that an error names, at most.
 MOST_NAMED = 8
@@ -56,9 +54,12 @@ def _vector(arrays: Mapping[str, NDArray[Any]], layout: ParameterLayout) -> Vect
 
 
 def _of_checkpoint(checkpoint: Checkpoint, layout: ParameterLayout) -> Vector:
-    # Beside them it has the optimizer's slots.
-    names = layout.read(np.empty(layout.size, dtype=np.float32))
-    return _vector({name: array for name, array in checkpoint.arrays.items() if name in names}, layout)
+    return _vector(_own(checkpoint.arrays, layout), layout)
+
+
+def _own(arrays: Mapping[str, NDArray[Any]], layout: ParameterLayout) -> dict[str, NDArray[Any]]:
+    """Return the weights among arrays: a checkpoint also has the optimizer's slots."""
+    return {name: arrays[name] for name in layout.read(np.empty(layout.size, np.float32)) if name in arrays}
 
 
 def _best(folder: Path, job: Job, layout: ParameterLayout, checkpoints: Sequence[Checkpoint]) -> Vector:
@@ -115,7 +116,7 @@ def open_trained(folder: Path, moment: Moment = "last") -> Trained:
         raise JobError(
             f"{str(folder)!r} holds no weights of a run: expected a run folder, with {JOB} and {WEIGHTS}{there}"
         )
-    job, _ = resolve(read_values(folder / JOB), {}, default_launch())
+    job = recorded_job(folder)
     model = open_model(job.model, job.seed)
     weights = kept_weights(folder, job, model.layout, moment)
     model.load(weights)
@@ -133,9 +134,7 @@ def model_with(job: Job, arrays: Mapping[str, NDArray[Any]], steps: int) -> Any:
     `arrays` may have more than the weights.
     """
     model = open_model(job.model, job.seed)
-    weights = np.empty(model.layout.size, np.float32)
-    model.layout.write(weights, {name: arrays[name] for name in model.layout.read(weights) if name in arrays})
-    model.load(weights, steps)
+    model.load(_vector(_own(arrays, model.layout), model.layout), steps)
     return model.module
 
 

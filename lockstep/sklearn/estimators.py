@@ -1,10 +1,13 @@
 """The estimators: a network of Lockstep's behind `fit`, `predict` and `score` of scikit-learn.
 
-Every value of a job that decides the weights is a parameter; those of MLPClassifier have its defaults where a small
-table is best served by them. What is fitted is arrays, texts and numbers, so that a pickle of it runs nothing of ours.
+Every value of a job that decides the weights is a parameter. What is fitted is arrays, texts and numbers, so that a
+pickle of it runs nothing of ours.
 """
 
+import inspect
 import multiprocessing
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Self
 
 import msgspec
@@ -19,18 +22,36 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.preparation import Preparation
 from lockstep.common.errors import JobError
+from lockstep.common.files.did_you_mean import nearest
 from lockstep.common.job.job import Job
 from lockstep.common.model.port import Model
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import cores
-from lockstep.results.reports.display import SilentDisplay, display_for
-from lockstep.runs.job_file import resolve
+from lockstep.results.reports.display import display_for
+from lockstep.runs.job_file import fields, resolve
 from lockstep.runs.launch_config import Launch
 from lockstep.sklearn.network import Network, NetworkShape, exported_network, opened_network
-from lockstep.sklearn.training import Assignment, Stream, TrainedNetwork, train, train_pass
+from lockstep.sklearn.training import Stream, TrainingTask, train, train_pass
 
-#: Parameters of an estimator that are no values of its job.
-NOT_OF_THE_JOB = ("model", "activation", "sample_shape", "random_state", "warm_start", "workers", "verbose")
+#: Values of a job that are not parameters: the arrays, the kind of estimator and its own parameters decide them.
+FOLLOWING = ("model", "data", "seed", "initial", "loss")
+
+#: The defaults that are not those of a job: most are MLPClassifier's, which suit small tables. None of `micro_batches`
+#: lets the batch decide.
+DEFAULTS = {
+    "epochs": 200,
+    "global_batch": 200,
+    "micro_batches": None,
+    "optimizer": "adam",
+    "lr": 0.001,
+    "patience": 10,
+    "min_delta": 1e-4,
+}
+
+#: Every other value of a job is a parameter, with its default.
+JOB_VALUES = {
+    name: DEFAULTS.get(name, fields()[name].default) for name in Job.__struct_fields__ if name not in FOLLOWING
+}
 
 #: Rows that are predicted at once: always so many, the last ones filled up, since the bits of a product depend on its
 #: shape. So a prediction depends on nothing but its row.
@@ -44,12 +65,25 @@ LEAST_ROWS, LEAST_IMAGES, MOST_MICRO_BATCHES = 128, 16, 8
 SEEDS = 2**31 - 1
 
 
+def _signature_of(init: Callable[..., None]) -> inspect.Signature:
+    """Return the signature of a constructor, with the values of a job in place of its `**values`."""
+    signature = inspect.signature(init)
+    *own, _ = signature.parameters.values()
+    return signature.replace(parameters=[*own, *map(_parameter, JOB_VALUES)])
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    kind, default = fields()[name].kind, JOB_VALUES[name]
+    annotation = kind if fields()[name].default is not None and default is not None else kind | None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
 class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no types
     """What both estimators share."""
 
     #: The job's.
     _loss: str
-    #: What the next call of partial_fit goes on from; missing before the first, and before `fit`.
+    #: What the next call of partial_fit continues from; missing before the first, and before `fit`.
     _stream: Stream
     _stream_seed: int
     #: The model with the fitted weights; None in one that was unpickled and not used since.
@@ -61,121 +95,81 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         *,
         activation: str = "relu",
         sample_shape: tuple[int, ...] | None = None,
-        epochs: int = 200,
-        steps: int | None = None,
-        global_batch: int = 200,
-        micro_batches: int | None = None,
-        optimizer: str = "adam",
-        lr: float = 0.001,
-        momentum: float = 0.9,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-        beta1: float = 0.9,
-        beta2: float = 0.999,
-        alpha: float = 0.99,
-        eps: float = 1e-8,
-        clip_norm: float | None = None,
-        schedule: str = "constant",
-        warmup_steps: int = 0,
-        decay_every: int = 1,
-        decay_factor: float = 0.1,
-        label_smoothing: float = 0.0,
-        normalize: bool = True,
-        max_shift: int = 0,
-        wire: str = "float32",
-        wire_weights: str = "float32",
-        numerics: str = "native",
-        validation_split: float = 0.0,
-        patience: int | None = 10,
-        monitor: str | None = None,
-        min_delta: float = 1e-4,
-        keep_best: bool = False,
         random_state: Any = 0,
         warm_start: bool = False,
         workers: int | None = None,
         verbose: bool = False,
+        **values: Any,
     ) -> None:
         self.model = model
         self.activation = activation
         self.sample_shape = sample_shape
-        self.epochs = epochs
-        self.steps = steps
-        self.global_batch = global_batch
-        self.micro_batches = micro_batches
-        self.optimizer = optimizer
-        self.lr = lr
-        self.momentum = momentum
-        self.nesterov = nesterov
-        self.weight_decay = weight_decay
-        self.beta1 = beta1
-        self.beta2 = beta2
-        self.alpha = alpha
-        self.eps = eps
-        self.clip_norm = clip_norm
-        self.schedule = schedule
-        self.warmup_steps = warmup_steps
-        self.decay_every = decay_every
-        self.decay_factor = decay_factor
-        self.label_smoothing = label_smoothing
-        self.normalize = normalize
-        self.max_shift = max_shift
-        self.wire = wire
-        self.wire_weights = wire_weights
-        self.numerics = numerics
-        self.validation_split = validation_split
-        self.patience = patience
-        self.monitor = monitor
-        self.min_delta = min_delta
-        self.keep_best = keep_best
         self.random_state = random_state
         self.warm_start = warm_start
         self.workers = workers
         self.verbose = verbose
+        for name, default in JOB_VALUES.items():
+            setattr(self, name, values.pop(name, default))
+        for name in values:
+            raise TypeError(f"unexpected keyword argument {name!r}{nearest(name, self.get_params())}")
+
+    #: What scikit-learn reads the parameters from, as help() does: those above, and each value of a job.
+    __init__.__signature__ = _signature_of(__init__)  # type: ignore[attr-defined]  # functions may have one
 
     def _fit(self, x: NDArray[np.float32], labels: NDArray[Any], classes: int) -> Self:
         """Train from the beginning; `labels` are those of a Dataset."""
-        shape = self._shape(x, labels, classes)
         self._stream_seed = self._seed()
         kept = int(self.validation_split * len(x)) if 0 < self.validation_split < 1 else 0
-        exported = exported_network(self.model, self.activation, shape)
-        assignment = Assignment(
-            job=self._job(exported.value, len(x) - kept, self._stream_seed),
-            data=self._data(x, labels, classes, shape),
-            text=exported.text,
-            initial=self._weights_before(),
-        )
+        task = self._task(x, labels, classes, len(x) - kept)
+        if self.warm_start and hasattr(self, "weights_"):
+            task = replace(task, initial=dict(self.weights_))
         clock = SystemClock()
-        with display_for(Console(highlight=False), clock) if self.verbose else SilentDisplay() as display:
-            trained = train(assignment, self._most_workers(), cores(), clock, display)
-        return self._hold(trained, exported.value, shape)
+        with display_for(Console(highlight=False, quiet=not self.verbose), clock) as display:
+            trained = train(task, self._most_workers(), cores(), clock, display)
+        history, result = trained.result.history, trained.result
+        self.weights_sha256_, self.workers_ = result.weights_sha256, result.workers
+        self.history_ = [_figures(epoch) for epoch in history]
+        loss = history[result.weights_epoch - 1].loss
+        # partial_fit continues from these weights, with a new optimizer.
+        return self._hold(Stream(trained.weights, {}, trained.moments, passes=len(history), updates=0, loss=loss))
 
     def _partial_fit(self, x: NDArray[np.float32], labels: NDArray[Any], classes: int) -> Self:
         """Train with each sample once, from where the last call ended."""
-        shape = self._shape(x, labels, classes)
         before: Stream | None = getattr(self, "_stream", None)
         if before is None:
             self._stream_seed = self._seed()
+        task = self._task(x, labels, classes, len(x), validation_split=0.0, keep_best=False)
+        return self._hold(train_pass(task, before))
+
+    def _task(
+        self, x: NDArray[np.float32], labels: NDArray[Any], classes: int, samples: int, **changed: Any
+    ) -> TrainingTask:
+        """Return what is to be trained, of which so many samples are used for training; keep how the model is built."""
+        shape = self._shape(x, labels, classes)
         exported = exported_network(self.model, self.activation, shape)
-        job = self._job(exported.value, len(x), self._stream_seed, validation_split=0.0, keep_best=False)
-        assignment = Assignment(job=job, data=self._data(x, labels, classes, shape), text=exported.text)
-        stream = train_pass(assignment, before)
+        job = self._job(exported.value, samples, **changed)
+        self._value, self._network_shape = exported.value, (shape.sample, shape.outputs)
+        return TrainingTask(job=job, data=self._data(x, labels, classes, shape), text=exported.text)
+
+    def _hold(self, stream: Stream) -> Self:
+        """Keep what training resulted in."""
         self.weights_, self._moments = stream.weights, stream.moments
         self.n_iter_, self.loss_ = stream.passes, stream.loss
-        self._stream = stream
-        return self._open(exported.value, shape)
+        self._stream, self._opened = stream, None
+        self._model()  # now: a call of predict must not change an estimator
+        return self
 
-    def _job(self, value: str | dict[str, Any], samples: int, seed: int, **changed: Any) -> Job:
+    def _job(self, value: str | dict[str, Any], samples: int, **changed: Any) -> Job:
         """Return the job; batches that are larger than the training set are as large as that."""
-        values = {name: _plain(each) for name, each in self.get_params(deep=False).items()}
-        values = {name: each for name, each in values.items() if name not in NOT_OF_THE_JOB}
+        values = {name: _plain(getattr(self, name)) for name in JOB_VALUES}
         if self.monitor is None:
-            # What a job without a validation set is monitored by, its test set, an estimator does not have.
+            # A job without a validation set is monitored by its test set, which an estimator does not have.
             values["monitor"] = "val_loss" if self.validation_split else "loss"
         if self.micro_batches is None:
             values["micro_batches"] = self._micro_batches()
         if str(self.monitor).startswith("test_"):
             raise JobError(f"monitor = {self.monitor!r}: expected loss, val_loss or the like; there is no test set")
-        given = {"model": value, "data": "arrays", "seed": seed, "loss": self._loss}
+        given = {"model": value, "data": "arrays", "seed": self._stream_seed, "loss": self._loss}
         job, _ = resolve({}, {**values, **given, **changed}, Launch())
         # Folds of a cross-validation differ in size, and the last parts of a stream are smaller.
         lowered = {name: min(getattr(job, name), samples) for name in ("global_batch", "micro_batches")}
@@ -192,9 +186,6 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         if isinstance(self.random_state, int | np.integer):
             return int(self.random_state)
         return int(check_random_state(self.random_state).randint(SEEDS))
-
-    def _weights_before(self) -> dict[str, NDArray[np.float32]] | None:
-        return dict(self.weights_) if self.warm_start and hasattr(self, "weights_") else None
 
     def _most_workers(self) -> int:
         """Return how many workers may be used: none in a process of a search that runs several."""
@@ -222,31 +213,6 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         # Nobody compares the data of a run that leaves nothing behind.
         return TrainTest("arrays", train, Dataset(images[:1], last, classes), known_digest="")
 
-    def _hold(self, trained: TrainedNetwork, value: str | dict[str, Any], shape: NetworkShape) -> Self:
-        """Keep what training resulted in."""
-        self.weights_, self._moments = trained.weights, trained.moments
-        self.weights_sha256_, self.workers_ = trained.weights_sha256, trained.workers
-        self.history_ = [_figures(epoch) for epoch in trained.history]
-        self.n_iter_, self.loss_ = len(trained.history), trained.history[trained.epoch - 1].loss
-        # For partial_fit, which goes on with the optimizer as it is at first.
-        passes = len(trained.history)
-        self._stream = Stream(trained.weights, {}, trained.moments, passes=passes, updates=0, loss=self.loss_)
-        return self._open(value, shape)
-
-    def _open(self, value: str | dict[str, Any], shape: NetworkShape) -> Self:
-        self._value, self._network_shape = value, (shape.sample, shape.outputs)
-        self._opened = self._new_model()
-        return self
-
-    def _new_model(self) -> Model:
-        sample, outputs = self._network_shape
-        shape = NetworkShape(sample=sample, outputs=outputs)
-        opened = opened_network(self.model, self._value, shape, self._stream_seed)
-        vector = np.zeros(opened.layout.size, np.float32)
-        opened.layout.write(vector, self.weights_)
-        opened.load(vector)
-        return opened
-
     @property
     def module_(self) -> Any:
         """The trained model, in evaluation mode; it takes samples as `predict` prepares them.
@@ -259,7 +225,13 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
     def _model(self) -> Model:
         """Return the model with the fitted weights; one that was unpickled is built when it is first needed."""
         if self._opened is None:
-            self._opened = self._new_model()
+            sample, outputs = self._network_shape
+            shape = NetworkShape(sample=sample, outputs=outputs)
+            model = opened_network(self.model, self._value, shape, self._stream_seed)
+            vector = np.zeros(model.layout.size, np.float32)
+            model.layout.write(vector, self.weights_)
+            model.load(vector)
+            self._opened = model
         return self._opened
 
     def _outputs(self, x: ArrayLike) -> NDArray[np.float64]:
@@ -410,5 +382,5 @@ def _figures(epoch: Any) -> dict[str, Any]:
 
 
 def _is_one_of_several() -> bool:
-    """Tell whether joblib, or the like, has started this process to share the machine with others."""
+    """Return whether joblib, or the like, has started this process to share the machine with others."""
     return multiprocessing.current_process().name != "MainProcess"

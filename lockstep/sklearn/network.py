@@ -9,13 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lockstep.api.exported_model import ExportedModel, exported
+from lockstep.api.exported_model import ExportedModel, exported, is_described
 from lockstep.common.errors import JobError, ModelError
 from lockstep.common.files.did_you_mean import nearest
 from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.model.port import Model
 from lockstep.common.model.source import is_torch_module, open_model, torch_model
-from lockstep.common.nn.description import is_describable
 from lockstep.common.nn.layers.activations import GELU, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
 from lockstep.common.nn.layers.containers import Sequential
 from lockstep.common.nn.layers.linear import Flatten, Linear
@@ -61,7 +60,7 @@ def exported_network(network: Any, activation: str, shape: NetworkShape) -> Expo
     if not _is_model(network) and not callable(network):
         return exported(_of_sizes(_sizes(network), activation, shape))
     model = network if _is_model(network) else _built(network, shape)
-    if _wants_shape(network) or _is_described(model):
+    if _wants_shape(network) or is_described(model):
         return exported(model)
     return exported(network)
 
@@ -76,11 +75,6 @@ def opened_network(network: Any, value: str | dict[str, Any], shape: NetworkShap
 
 def _is_model(value: object) -> bool:
     return isinstance(value, Module) or is_torch_module(value)
-
-
-def _is_described(model: object) -> bool:
-    """Tell whether a model consists of the library's own layers, which travel as data."""
-    return isinstance(model, Module) and all(is_describable(type(part)) for part in model.modules())
 
 
 def _of_sizes(hidden: Sequence[int], activation: str, shape: NetworkShape) -> Sequential:
@@ -113,7 +107,7 @@ def _sizes(network: Any) -> list[int]:
 
 
 def _wants_shape(network: Callable[..., object]) -> bool:
-    """Tell whether what builds a network has two parameters without a default."""
+    """Return whether what builds a network has two parameters without a default."""
     if _is_model(network):
         return False
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -4,7 +4,8 @@ Knows nothing of scikit-learn. Whoever computes, the bits are the same.
 """
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 
@@ -28,12 +29,11 @@ from lockstep.launch.cluster import train_on
 from lockstep.launch.numerics import demand_numerics
 from lockstep.launch.process_backend import LocalBackend
 from lockstep.ps.coordinator.failures import diverged_text
-from lockstep.ps.records.metrics import EpochRecord
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
 from lockstep.ps.records.run_folder import WEIGHTS, RunResult
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.results.reports.cost_model import CostModel
-from lockstep.results.reports.display import Display, SilentDisplay
+from lockstep.results.reports.display import Display
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.session import Destination
 from lockstep.runs.single_process import SerialRun
@@ -49,23 +49,17 @@ Arrays = dict[str, Vector]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedNetwork:
-    """What training results in."""
+    """What training results in; the result's `workers` are 0 if this process computed."""
 
     #: The state dict.
     weights: Arrays
     #: Mean and deviation that samples are prepared with.
     moments: tuple[float, float]
-    history: list[EpochRecord]
-    weights_sha256: str
-    #: After which epoch the weights are, and how many steps were made.
-    epoch: int
-    steps: int
-    #: Processes that computed; 0 if this one did.
-    workers: int
+    result: RunResult
 
 
 @dataclass(frozen=True, kw_only=True)
-class Assignment:
+class TrainingTask:
     """What is to be trained."""
 
     job: Job
@@ -73,30 +67,36 @@ class Assignment:
     #: The model's source if a file is to hold it.
     text: ModelText | None = None
     #: The weights to begin with, instead of those that the seed gives.
-    initial: Mapping[str, Vector] | None = None
+    initial: Arrays | None = None
+
+    @contextmanager
+    def opened(
+        self, admission: AdmissionPolicy, moments: tuple[float, float] | None = None
+    ) -> Iterator[tuple[RunSetup, Path]]:
+        """Give the setup of a run, and a folder for its files that is removed at the end."""
+        with (
+            tempfile.TemporaryDirectory(prefix="lockstep-") as folder,
+            job_inputs(Path(folder), self.initial, None, self.text) as paths,
+        ):
+            job = msgspec.structs.replace(self.job, **paths)
+            yield open_run(UNNAMED, job, _prepared(job, self.data, moments), admission), Path(folder)
 
 
-def train(assignment: Assignment, workers: int, cores: int, clock: Clock, display: Display) -> TrainedNetwork:
+def train(task: TrainingTask, workers: int, cores: int, clock: Clock, display: Display) -> TrainedNetwork:
     """Train to the end with at most so many workers; raises as `fit`.
 
     Training begins in this process. If, by its first steps, workers would be done much sooner although they have to be
     started, it begins again with them. If this process does not have the numerics of the job, workers train at once.
     """
-    with tempfile.TemporaryDirectory(prefix="lockstep-") as name:
-        folder = Path(name)
-        initial = None if assignment.initial is None else dict(assignment.initial)
-        with job_inputs(folder, initial, None, assignment.text) as paths:
-            job = msgspec.structs.replace(assignment.job, **paths)
-            demand_numerics(job.numerics)
-            has_numerics = own_numerics() == job.numerics
-            admission = AdmissionPolicy(allows_mixed_numerics=not has_numerics)
-            setup = open_run(UNNAMED, job, _prepared(job, assignment.data), admission)
-            if not has_numerics:
-                return train_by_workers(setup, assignment.data, max(1, workers), folder, display)
-            try:
-                return train_here(setup, clock, _watch(setup, workers, cores, clock, display))
-            except WorkersAreQuickerError as found:
-                return train_by_workers(setup, assignment.data, found.workers, folder, display)
+    demand_numerics(task.job.numerics)
+    has_numerics = own_numerics() == task.job.numerics
+    with task.opened(AdmissionPolicy(allows_mixed_numerics=not has_numerics)) as (setup, folder):
+        if not has_numerics:
+            return train_by_workers(setup, task.data, max(1, workers), folder, display)
+        try:
+            return train_here(setup, clock, _watch(setup, workers, cores, clock, display))
+        except WorkersAreQuickerError as found:
+            return train_by_workers(setup, task.data, found.workers, folder, display)
 
 
 def _prepared(job: Job, data: TrainTest, moments: tuple[float, float] | None = None) -> TrainTest:
@@ -112,10 +112,10 @@ def _watch(
     setup: RunSetup, workers: int, cores: int, clock: Clock, display: Display
 ) -> Callable[[Status], None] | None:
     """Return what looks at each step, None if nobody has to: a status takes a fiftieth of a small step."""
-    show = None if isinstance(display, SilentDisplay) else display.show
+    show = None if display.is_silent else display.show
     if min(workers, cores, setup.info.job.micro_batches) < 2:
         return show
-    return FirstSteps(setup, workers, cores, clock, show)
+    return WorkersDecision(setup, workers, cores, clock, show)
 
 
 def train_here(setup: RunSetup, clock: Clock, watch: Callable[[Status], None] | None = None) -> TrainedNetwork:
@@ -125,7 +125,7 @@ def train_here(setup: RunSetup, clock: Clock, watch: Callable[[Status], None] | 
     recorder.begin(setup.shard.digest())
     result = SerialRun(setup, recorder, clock, watch).train()
     weights = setup.shard.weights if recorder.best is None else recorder.best
-    return _trained(setup, result, _copies(setup.layout.read(weights)))
+    return TrainedNetwork(weights=_copies(setup.layout.read(weights)), moments=_moments(setup), result=result)
 
 
 def train_by_workers(setup: RunSetup, data: TrainTest, workers: int, folder: Path, display: Display) -> TrainedNetwork:
@@ -140,19 +140,8 @@ def train_by_workers(setup: RunSetup, data: TrainTest, workers: int, folder: Pat
         job = msgspec.structs.replace(setup.info.job, **paths)
         destination = Destination(folder=folder / "run", launch=launch)
         result = train_on(LocalBackend(launch), job, destination, display)
-        return _trained(setup, result, read(destination.folder / WEIGHTS)[0])
-
-
-def _trained(setup: RunSetup, result: RunResult, weights: Arrays) -> TrainedNetwork:
-    return TrainedNetwork(
-        weights=weights,
-        moments=_moments(setup),
-        history=result.history,
-        weights_sha256=result.weights_sha256,
-        epoch=result.weights_epoch,
-        steps=result.steps,
-        workers=result.workers,
-    )
+        weights, _ = read(destination.folder / WEIGHTS)
+        return TrainedNetwork(weights=weights, moments=_moments(setup), result=result)
 
 
 def _moments(setup: RunSetup) -> tuple[float, float]:
@@ -176,12 +165,12 @@ LATENCY_S, PER_PARAMETER_S = 0.5e-3, 2.4e-9
 #: Steps after which it is decided who computes. The first are slower: memory is new.
 DECIDING_STEPS = 8
 
-#: Workers have to need less than this share of the time, so that what cannot be foreseen does not make them the slower.
+#: Workers train if they need less than this share of the time: the estimate may be wrong by the rest.
 WORTHWHILE = 0.8
 
 
 class WorkersAreQuickerError(LockstepError):
-    """Ends training in this process: so many workers would be done sooner. Whoever lets it train catches this."""
+    """Ends training in this process, because so many workers would be done sooner; `train` catches it."""
 
     def __init__(self, workers: int) -> None:
         super().__init__(f"{workers} workers would be done sooner")
@@ -189,8 +178,8 @@ class WorkersAreQuickerError(LockstepError):
 
 
 @dataclass
-class FirstSteps:
-    """Watches training in this process, and ends it after some steps if workers would be done much sooner."""
+class WorkersDecision:
+    """Times the first steps in this process, and ends training here if workers would be done much sooner."""
 
     setup: RunSetup
     #: The most workers that may be used, and the cores that there are for them.
@@ -254,19 +243,31 @@ class Stream:
     loss: float
 
 
-def train_pass(assignment: Assignment, before: Stream | None) -> Stream:
+def train_pass(task: TrainingTask, before: Stream | None) -> Stream:
     """Train in this process, with each sample of the data once, from where the pass before ended.
 
     So many passes over the same data give the weights of as many epochs of one run. Raises as `fit`.
     """
-    job, moments = assignment.job, None if before is None else before.moments
-    setup = open_run(UNNAMED, job, _prepared(job, assignment.data, moments), AdmissionPolicy())
-    shard, whole = setup.shard, Node(0, job.micro_batches)
-    if before is not None:
-        _continue(setup, before)
-    compute = Compute(job, setup.model, setup.data, shard.served)
-    passes = 0 if before is None else before.passes
-    total = Tally()
+    with task.opened(AdmissionPolicy(), None if before is None else before.moments) as (setup, _):
+        shard, passes = setup.shard, 0
+        if before is not None:
+            passes = before.passes
+            _continue(setup, before)
+        loss = _pass_loss(setup, passes)
+    return Stream(
+        _copies(setup.layout.read(shard.weights)),
+        _copies(shard.state),
+        _moments(setup),
+        passes=passes + 1,
+        updates=shard.updates,
+        loss=loss,
+    )
+
+
+def _pass_loss(setup: RunSetup, passes: int) -> float:
+    """Make the steps of the pass after so many others; return the mean loss over its samples."""
+    shard, job, total = setup.shard, setup.info.job, Tally()
+    compute, whole = Compute(job, setup.model, setup.data, shard.served), Node(0, job.micro_batches)
     for step in range(passes * setup.info.plan.steps_per_epoch, (passes + 1) * setup.info.plan.steps_per_epoch):
         # The optimizer counts all updates; the sampler and dropout count as if all passes had been as long as this one.
         compute.turn(shard.updates)
@@ -283,14 +284,7 @@ def train_pass(assignment: Assignment, before: Stream | None) -> Stream:
                 f"the weights, first of {setup.layout.name_at(shard.not_finite)!r}, are not finite after update "
                 f"{shard.updates}, although every loss was: lower lr or set clip_norm"
             )
-    return Stream(
-        _copies(setup.layout.read(shard.weights)),
-        _copies(shard.state),
-        _moments(setup),
-        passes=passes + 1,
-        updates=shard.updates,
-        loss=total.loss,
-    )
+    return total.loss
 
 
 def _continue(setup: RunSetup, before: Stream) -> None:

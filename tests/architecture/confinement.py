@@ -17,9 +17,9 @@ CONFINED = {
     "datetime": ("lockstep.common.runtime.clock",),
     "random": ("lockstep.common.random",),
     "numpy.random": ("lockstep.common.random",),
-    "importlib.util": ("lockstep.common.nn.model_source",),
-    "importlib.machinery": ("lockstep.common.nn.model_source",),
-    "runpy": ("lockstep.common.nn.model_source",),
+    "importlib.util": ("lockstep.common.model.source",),
+    "importlib.machinery": ("lockstep.common.model.source",),
+    "runpy": ("lockstep.common.model.source",),
 }
 
 #: A script that runs alone under a Python which has torch and not us: it cannot import what confines a module.

@@ -67,6 +67,8 @@ AUTOGRAD_ORDER = Order(
     groups=(
         ("lockstep.common.autograd.gradient_check",),
         ("lockstep.common.autograd.program",),
+        ("lockstep.common.autograd.arena",),
+        ("lockstep.common.autograd.parts",),
         ("lockstep.common.autograd.capture",),
         ("lockstep.common.autograd.functional",),
         ("lockstep.common.autograd.tensor",),

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 PATIENCE_S = 900
 
 #: What the image is built from, and what compose mounts.
-NEEDED = ("common", "ps", "worker", "lockstep", "examples", "docker-compose.yml", "Dockerfile", ".dockerignore")
+NEEDED = ("lockstep", "examples", "docker-compose.yml", "Dockerfile", ".dockerignore")
 TEXTS = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE")
 
 #: A job of some seconds with four workers, with the same bits in the image and in this process.

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lockstep.common.data.formats.idx import read_idx
-from lockstep.common.data.formats.npz import read_npz
+from lockstep.common.data.array_files import read_npz
 from lockstep.common.errors import DataError, FileFormatError
 from lockstep.common.files.safetensors import parts_of, read
 from tests.fuzz.bar import FILE_BYTES, amounts, bear, examine
 from tests.fuzz.mutation import EDGES, damaged
 from tests.fuzz.tape import Tape
+from tests.lockstep.common.data.test_idx import read_idx
 
 
 @pytest.fixture

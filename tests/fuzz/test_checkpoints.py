@@ -11,13 +11,13 @@ import pytest
 from lockstep.common.aggregation.layout import layout_of
 from lockstep.common.errors import FileFormatError, UsageError
 from lockstep.common.job.job import Job
-from lockstep.common.nn.model_source import build_model
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.ps.checkpoint.checkpoint import CheckpointIdentity, HeldState, RunProgress, read_checkpoint, sealed_parts
 from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged
 from tests.fuzz.tape import Tape
 from tests.fuzz.test_records import DIGEST, odd_json
+from tests.lockstep.common.model.built import build_model
 
 JOB = Job(model={"class": "Linear", "args": [2, 3]}, data="digits", epochs=2, global_batch=16, micro_batches=4)
 LAYOUT = layout_of(build_model(JOB.model))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lockstep.common.data.folder import MANIFEST, check_folder, load_folder
-from lockstep.common.data.formats.npy import DATA_OFFSET
+from lockstep.common.data.npy import DATA_OFFSET
 from lockstep.common.errors import DataError
 from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged, tokens_of

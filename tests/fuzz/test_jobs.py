@@ -11,8 +11,8 @@ import pytest
 from lockstep.common import nn
 from lockstep.common.errors import JobError, ModelError, UsageError
 from lockstep.common.job.job import Job
+from lockstep.common.model.source import read_model_source
 from lockstep.common.nn.description import build, describe
-from lockstep.common.nn.model_source import load_model, source_digest
 from lockstep.runs.job_file import read_values, resolve, to_toml
 from lockstep.runs.launch_config import Launch
 from tests.fuzz.bar import FILE_BYTES, amounts, bear, examine
@@ -202,6 +202,4 @@ def test_a_description_that_asks_for_too_much_is_refused(description: Any) -> No
 )
 def test_a_models_file_is_a_file(name: str) -> None:
     with pytest.raises(UsageError):
-        load_model(name)
-    with pytest.raises(UsageError):
-        source_digest(name.rpartition(":")[0])
+        read_model_source(name)

@@ -10,17 +10,18 @@ import msgspec
 import pytest
 
 from lockstep.checking.verification.coverage import check_coverage
+from lockstep.checking.verification.recorded_run import read_run, workers_by_step
 from lockstep.common.data.sampler import Sampler
 from lockstep.common.errors import FileFormatError, UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.ps.records.ledger import (
-    Again,
     EpochDone,
     LedgerShare,
+    OmittedEntries,
     RunBegun,
     StepDone,
-    Unlisted,
+    UnusedWork,
     WeightsAt,
     WorkerIn,
     read_lines,
@@ -33,7 +34,6 @@ from lockstep.results.reports.plots.curves import read_curves
 from lockstep.results.reports.plots.worker_timeline import read_timeline
 from lockstep.runs.job_file import to_toml
 from lockstep.runs.launch_config import Launch
-from lockstep.runs.recorded_run import read_run, workers_by_step
 from lockstep.runs.run_dir import JOB
 from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged, tokens_of
@@ -49,8 +49,8 @@ LEDGER_LINES = [
         RunBegun(step=0, weights_sha256=DIGEST),
         WorkerIn(rank=0, host="host", pid=7),
         StepDone(step=0, shares=[LedgerShare(0, 2, 0), LedgerShare(2, 4, 1)], losses=bytes(16), checksum=2**64 - 1),
-        Again(work="train", step=1, lo=0, hi=2, rank=0, why="it left: interrupted"),
-        Unlisted(work="train", step=1, count=3),
+        UnusedWork(work="train", step=1, lo=0, hi=2, rank=0, why="it left: interrupted"),
+        OmittedEntries(work="train", step=1, count=3),
         StepDone(step=1, shares=[LedgerShare(0, 4, 0)], losses=bytes(16), checksum=1),
         WeightsAt(step=2, weights_sha256=DIGEST),
         EpochDone(epoch=1, step=2, weights_sha256=DIGEST, link=DIGEST),

@@ -9,7 +9,7 @@ import pytest
 from lockstep import Run, fit
 from lockstep.cli.main import run
 from lockstep.common.data.folder import MANIFEST
-from lockstep.common.data.formats.npy import DATA_OFFSET
+from lockstep.common.data.npy import DATA_OFFSET
 from tests.lockstep.tiny_data import write_tiny
 
 BRIEF: dict[str, Any] = {"global_batch": 40, "micro_batches": 4, "epochs": 3, "workers": 0, "verbose": False}

@@ -14,8 +14,8 @@ from lockstep.cli.main import run
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.launch.client import say
 from lockstep.ps.records.ledger import LedgerShare, RunBegun, StepDone, WorkerIn
-from lockstep.results.reports.display import LiveDisplay, PlainDisplay, print_plainly
-from lockstep.results.reports.notebook_display import NotebookDisplay
+from lockstep.results.reports.display import Display, display_for, print_plainly
+from lockstep.results.reports.notebook_display import NotebookPage
 from lockstep.results.reports.plots.worker_timeline import read_timeline
 from lockstep.results.reports.summary import show_advice
 from tests.lockstep.results.reports.plots.records import write_ledger, write_steps
@@ -55,7 +55,7 @@ def test_a_status_that_a_server_sent(field: str) -> None:
 
 def test_the_plain_display() -> None:
     console = paper()
-    display = PlainDisplay(console, ManualClock())
+    display = display_for(console, ManualClock())
     display.say(EVIL)
     display.remind(EVIL)
     assert_harmless(written(console))
@@ -63,7 +63,7 @@ def test_the_plain_display() -> None:
 
 def test_the_live_display_survives_the_name_of_a_worker() -> None:
     console = paper(is_terminal=True)
-    with LiveDisplay(console, ManualClock()) as display:
+    with display_for(console, ManualClock()) as display:
         display.show(status(workers=[worker(0, host="[/]"), worker(1, host="[bold")]))
     assert "[/]" in written(console)
     assert "[bold" in written(console)
@@ -72,11 +72,7 @@ def test_the_live_display_survives_the_name_of_a_worker() -> None:
 def test_a_notebook_shows_what_is_said_as_text() -> None:
     pages: list[str] = []
 
-    class Paper:
-        def show(self, text: str) -> None:
-            pages.append(text)
-
-    with NotebookDisplay(Paper(), ManualClock()) as display:
+    with Display(NotebookPage(pages.append), ManualClock()) as display:
         display.say(EVIL)
         display.show(status(run=EVIL, phase=EVIL, elapsed_s=0.0))
     assert_harmless(pages[0])
@@ -103,7 +99,7 @@ def test_a_servers_figures_may_be_any_numbers(field: str, value: float) -> None:
     console = paper()
     odd = status(**{field: value}, workers=[worker(0, compute_s=value)])
     show(console, odd)
-    with LiveDisplay(paper(is_terminal=True), ManualClock()) as display:
+    with display_for(paper(is_terminal=True), ManualClock()) as display:
         display.show(odd)
     assert "worker 0" in written(console)
 

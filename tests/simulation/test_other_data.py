@@ -13,13 +13,13 @@ from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.job.job import Job
 from lockstep.common.nn.description import describe
-from lockstep.common.nn.model_source import build_model
-from lockstep.common.optim import SGD
+from lockstep.common.optim.optimizers import SGD
 from lockstep.common.random import Purpose, generator
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.runs.single_process import SerialRun
+from tests.lockstep.common.model.built import build_model
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import job_of
 

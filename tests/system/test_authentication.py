@@ -17,7 +17,7 @@ from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, Ready, Ref
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential, ServerKeys, Token
 from lockstep.common.transport.auth.curve import new_pair
-from lockstep.common.transport.limits.rejection_log import RejectionLog
+from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import ClientPort, Frames, Shortcut
 from lockstep.common.transport.zeromq.ports import dial, serve
 from lockstep.common.transport.zeromq.server import ZeroMqServer

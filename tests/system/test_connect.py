@@ -81,9 +81,8 @@ class Scene:
 
     def version(self) -> tuple[str, ...]:
         copied = self.place.folder / "other"
-        for package in ("common", "ps", "worker", "lockstep"):
-            shutil.copytree(ROOT / package, copied / package, ignore=shutil.ignore_patterns("mnist", "__pycache__"))
-        messages = copied / "common" / "protocol" / "messages.py"
+        shutil.copytree(ROOT / "lockstep", copied / "lockstep", ignore=shutil.ignore_patterns("mnist", "__pycache__"))
+        messages = copied / "lockstep" / "common" / "protocol" / "messages.py"
         ours = f"PROTOCOL_VERSION = {PROTOCOL_VERSION}"
         text = messages.read_text()
         assert ours in text

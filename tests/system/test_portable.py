@@ -9,11 +9,11 @@ import pytest
 
 from lockstep import fit
 from lockstep.api.callbacks import LambdaCallback
+from lockstep.checking.verification.recorded_run import open_again, other_numerics, read_run
 from lockstep.common.errors import NumericsError
 from lockstep.common.protocol.canary import installed_canary, known_canaries
 from lockstep.common.runtime.environment import child_environment
 from lockstep.common.runtime.numerics import CORETYPE, DISABLED, HASWELL, KERNEL, NUMERICS, feature_table
-from lockstep.runs.recorded_run import open_again, other_numerics, read_run
 from tests.architecture.source import ROOT
 from tests.lockstep.common.runtime.test_numerics import needs_portable
 from tests.lockstep.tiny_data import write_tiny

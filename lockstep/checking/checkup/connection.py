@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from lockstep.checking.checkup.finding import Finding, findings_lines
-from lockstep.checking.checkup.machine import PortableNumerics, own_portable
+from lockstep.checking.checkup.finding import Finding, findings_lines, found
+from lockstep.checking.checkup.machine import PortableNumerics, portable_numerics
 from lockstep.common.errors import LockstepError, RefusalKind, RemoteProtocolError
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.fingerprint import Fingerprint, fingerprint
@@ -27,58 +27,19 @@ from lockstep.common.protocol.messages import (
     Welcome,
 )
 from lockstep.common.runtime.clock import Clock, SystemClock
+from lockstep.common.runtime.environment import child_environment
 from lockstep.common.transport.address import TcpAddress, parse
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential
 from lockstep.common.transport.diagnosis import Diagnosis, Stage
 from lockstep.common.transport.zeromq.client import ZeroMqClient
 from lockstep.common.transport.zeromq.ports import dial
-from lockstep.launch.remote.agent import address_towards
+from lockstep.launch.endpoints import address_towards
 
 #: Seconds to wait for an answer in all, and between two looks at the cause of the delay.
 TIMEOUT_S, INTERVAL_S = 6.0, 1.0
 
 #: Obstacles that are certain at once: waiting longer would not change the diagnosis.
 CERTAIN_AT_ONCE = (Stage.NAME, Stage.ROUTE, Stage.PORT)
-
-#: Stage -> cause, and what to do.
-REMEDIES = {
-    Stage.NAME: (
-        "the name is misspelt, or this machine uses a name service that does not know it",
-        "correct the name, or use the IP address: `lockstep server` shows where it listens",
-    ),
-    Stage.ROUTE: (
-        "this machine has no network that leads there, or the network is down",
-        "check the address and the cable (ip route get ADDRESS); both machines need a common network",
-    ),
-    Stage.FIREWALL: (
-        "packets are dropped silently by a firewall, or the host is off",
-        "allow inbound TCP to that one port at the server; workers need no open port",
-    ),
-    Stage.PORT: (
-        "no program listens there: the server has not started yet, has ended, or uses another port",
-        "start the server, compare the port, and check that its --bind is not 127.0.0.1",
-    ),
-    Stage.SERVICE: ("another program listens there", "compare the port with the one that the server shows"),
-    Stage.KEY: (
-        "the server admits only keys that it knows, and a worker talks only to the server of its key",
-        "pass --key FILE with a worker's key of that server; `lockstep keys list DIR` there lists the admitted keys",
-    ),
-    Stage.VERSION: (
-        "the server runs another version of lockstep, or of NumPy",
-        "install the same versions on both machines",
-    ),
-}
-
-NUMERICS = (
-    "another processor or another BLAS gives other bits",
-    "begin the run with --numerics portable, use machines of one kind, or start the server with --allow-mixed-numerics",
-)
-
-#: The same if the run has portable numerics already.
-NOT_PORTABLE = (
-    "this machine cannot have the portable numerics of the run",
-    "use another machine, or on all machines what the evidence names",
-)
 
 
 class Connection(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,7 +64,7 @@ class Examiner:
     shown: Fingerprint = field(default_factory=fingerprint)
     clock: Clock = field(default_factory=SystemClock)
     #: Takes the fingerprint of a process here that has portable numerics.
-    portable: Callable[[], PortableNumerics] = own_portable
+    portable: Callable[[], PortableNumerics] = lambda: portable_numerics(child_environment())
 
     def examine(self) -> Connection:
         """Go as far as possible, for at most ten seconds unless the name service takes longer.
@@ -121,7 +82,7 @@ class Examiner:
                 self.shown = portable.fingerprint
                 answer = self._asked()
         if isinstance(answer, Diagnosis):
-            return self._connection(steps, _finding(answer.stage, answer.text))
+            return self._connection(steps, found(answer.stage.value, text=answer.text))
         steps.append(("port", "a Lockstep server listens there"))
         if isinstance(self.credential, ClientKeys):
             steps.append(("key", "the server is the one of the key, and admits it"))
@@ -137,8 +98,8 @@ class Examiner:
         if not isinstance(parsed, TcpAddress):
             return
         try:
-            found = socket.getaddrinfo(parsed.host, parsed.port, type=socket.SOCK_STREAM)
-            yield "name", ", ".join(dict.fromkeys(str(entry[4][0]) for entry in found))
+            entries = socket.getaddrinfo(parsed.host, parsed.port, type=socket.SOCK_STREAM)
+            yield "name", ", ".join(dict.fromkeys(str(entry[4][0]) for entry in entries))
             yield "route", f"from {address_towards(parsed.host)}"
         except (OSError, LockstepError):
             # The obstacle is found by trying to connect.
@@ -175,22 +136,13 @@ class Examiner:
 
     def _verdict(self, steps: list[tuple[str, str]], answer: Message) -> Connection:
         if isinstance(answer, Refused) and answer.kind is RefusalKind.VERSION:
-            return self._connection(steps, _finding(Stage.VERSION, f"the server refuses: {answer.reason}"))
+            return self._connection(steps, found("version", text=f"the server refuses: {answer.reason}"))
         steps.append(("version", f"lockstep {self.shown.lockstep} (code {self.shown.code}), as at the server"))
         if isinstance(answer, Refused):
-            has_other_numerics = answer.kind is RefusalKind.NUMERICS
-            numerics = NOT_PORTABLE if answer.numerics == "portable" else NUMERICS
-            cause, change = (
-                numerics if has_other_numerics else ("the refusal names it", "follow the advice of the refusal")
-            )
-            finding = Finding(
-                kind="numerics" if has_other_numerics else "refused",
-                what="the server would refuse a worker of this machine",
-                evidence=answer.reason,
-                cause=cause,
-                change=change,
-            )
-            return self._connection(steps, finding)
+            is_portable = answer.numerics == "portable"
+            name = "no-portable-numerics" if is_portable else "other-numerics"
+            name = name if answer.kind is RefusalKind.NUMERICS else "refused"
+            return self._connection(steps, found(name, reason=answer.reason))
         steps.append(("numerics", f"{self.shown.mode} {self.shown.canary}, as at the server"))
         match answer:
             case Welcome():
@@ -207,14 +159,3 @@ class Examiner:
 
 def _is_certain(diagnosis: Diagnosis | None) -> bool:
     return diagnosis is not None and (diagnosis.is_final or diagnosis.stage in CERTAIN_AT_ONCE)
-
-
-def _finding(stage: Stage, text: str) -> Finding:
-    cause, change = REMEDIES[stage]
-    return Finding(
-        kind=stage.value,
-        what=f"a worker here gets no further than the {stage.value}",
-        evidence=text,
-        cause=cause,
-        change=change,
-    )

@@ -1,20 +1,16 @@
 """Examine a job, or a model and data in a notebook, for mistakes that make training fail."""
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from lockstep.api.job_inputs import DATA, Arrays, named_arrays
-from lockstep.checking.checkup.checks.labels import check_labels
+from lockstep.api.job_inputs import Arrays, job_inputs, named_arrays
+from lockstep.checking.checkup.checks.data import check_labels
 from lockstep.checking.checkup.examination import Examination, examined
 from lockstep.checking.checkup.finding import Finding
 from lockstep.checking.checkup.target import ExaminationTarget, Walk
 from lockstep.common.autograd.tensor import Tensor
-from lockstep.common.data.formats.npz import read_npz
+from lockstep.common.data.array_files import read_npz
 from lockstep.common.data.source import load, with_validation
 from lockstep.common.errors import JobError, ModelError
 from lockstep.common.job.job import Job
@@ -54,14 +50,11 @@ def doctor(
     workers = values.get("workers")
     if isinstance(data, str | Path):
         return _examine(subject, job, model, str(data), workers, walk)
-    with tempfile.TemporaryDirectory(prefix="lockstep-doctor-") as folder:
-        arrays = named_arrays(data)
-        findings = _label_findings(job, arrays)
-        if findings:
-            return Examination(subject, findings, 0.0)
-        path = Path(folder) / DATA
-        np.savez(path, **arrays)  # type: ignore[arg-type]  # NumPy types them as if they were its own flags
-        return _examine(subject, job, model, str(path), workers, walk)
+    with (
+        tempfile.TemporaryDirectory(prefix="lockstep-doctor-") as folder,
+        job_inputs(Path(folder), None, named_arrays(data)) as paths,
+    ):
+        return _examine(subject, job, model, paths["data"], workers, walk)
 
 
 def examine_job(job: Job, workers: int | None) -> Examination:
@@ -89,7 +82,7 @@ def no_layers(name: str) -> ModelError:
 def _examine(subject: str, job: Job, model: Module, data: str, workers: int | None, walk: Walk) -> Examination:
     clock = SystemClock()
     start = clock.now()
-    findings: Sequence[Finding] = _file_label_findings(job, data)
+    findings = _label_findings(job, data)
     if not findings:
         loaded = with_validation(load(data), job.validation_split, job.seed)
         if job.global_batch > len(loaded.train):
@@ -98,21 +91,14 @@ def _examine(subject: str, job: Job, model: Module, data: str, workers: int | No
                 f"{data!r}: expected at most as many"
             )
         findings = list(examined(ExaminationTarget(job, model, loaded, workers, walk), clock, cores()))
-    return Examination(subject, list(findings), clock.now() - start)
+    return Examination(subject, findings, clock.now() - start)
 
 
-def _label_findings(job: Job, arrays: dict[str, NDArray[Any]]) -> list[Finding]:
-    """Return what is wrong with labels that should be classes."""
-    if Objective.of(job).is_regression:
-        return []
-    train, test = arrays["y_train"], arrays["y_test"]
-    is_sequence = train.ndim == 2 and arrays["x_train"].dtype.kind in "iu" and arrays["x_train"].shape == train.shape
-    return check_labels(train, test, is_sequence=is_sequence)
-
-
-def _file_label_findings(job: Job, data: str) -> list[Finding]:
-    """Return what is wrong with the labels of an .npz file, which a dataset would refuse one at a time."""
+def _label_findings(job: Job, data: str) -> list[Finding]:
+    """Return what is wrong with the classes in an .npz file, which a dataset would refuse one at a time."""
     path = Path(data).expanduser()
-    if path.suffix != ".npz" or not path.is_file():
+    if Objective.of(job).is_regression or path.suffix != ".npz" or not path.is_file():
         return []
-    return _label_findings(job, read_npz(path, ("x_train", "y_train", "y_test")))
+    samples, train, test = read_npz(path, ("x_train", "y_train", "y_test")).values()
+    is_sequence = train.ndim == 2 and samples.dtype.kind in "iu" and samples.shape == train.shape
+    return check_labels(train, test, is_sequence=is_sequence)

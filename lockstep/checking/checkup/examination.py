@@ -5,13 +5,11 @@ from dataclasses import dataclass
 
 from lockstep.checking.checkup.checks.activations import check_activations, check_norms
 from lockstep.checking.checkup.checks.backward_order import check_walk
-from lockstep.checking.checkup.checks.first_steps import check_first_loss, check_rate, first_steps
+from lockstep.checking.checkup.checks.data import check_balance, check_classes, check_samples
+from lockstep.checking.checkup.checks.first_steps import check_first_loss, check_rate, check_workers, first_steps
 from lockstep.checking.checkup.checks.gradients import check_gradients
 from lockstep.checking.checkup.checks.initial_values import check_initial_values
-from lockstep.checking.checkup.checks.labels import check_balance, check_classes
 from lockstep.checking.checkup.checks.magnitudes import signals_of
-from lockstep.checking.checkup.checks.samples import check_samples
-from lockstep.checking.checkup.checks.workers import check_workers
 from lockstep.checking.checkup.finding import Finding, findings_lines, wrapped
 from lockstep.checking.checkup.target import ExaminationTarget
 from lockstep.common.model.autograd import AutogradModel

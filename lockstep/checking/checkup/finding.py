@@ -1,7 +1,10 @@
 """One mistake that the doctor found, and findings as lines for a terminal; knows no check."""
 
 import textwrap
+import tomllib
 from collections.abc import Sequence
+from functools import cache
+from importlib import resources
 
 import msgspec
 
@@ -18,6 +21,17 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         return f"{self.what}: {self.evidence}; {self.cause}; {self.change}"
+
+
+def found(name: str, /, **facts: object) -> Finding:
+    """Return a finding by its name in `findings.toml`, with the facts filled in."""
+    return Finding(**{key: text.format(**facts) for key, text in texts()[name].items()})
+
+
+@cache
+def texts() -> dict[str, dict[str, str]]:
+    """Return the texts of `findings.toml`."""
+    return tomllib.loads(resources.files(__package__).joinpath("findings.toml").read_text(encoding="utf-8"))
 
 
 #: Characters per line.

@@ -1,7 +1,8 @@
 """Examine this machine: what it offers to a run, what would hinder it, and how fast it multiplies matrices.
 
-As a program it prints the last as one line of JSON, or with `fingerprint` the numerics of a portable process, so that
-both can be had under another environment."""
+As a program it prints that speed as one line of JSON, or with `fingerprint` the numerics of its process, so that both
+can be had under another environment.
+"""
 
 import platform
 import shutil
@@ -10,11 +11,12 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from subprocess import run
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 
-from lockstep.checking.checkup.finding import Finding, findings_lines
+from lockstep.checking.checkup.finding import Finding, findings_lines, found
 from lockstep.common.errors import AddressError, NumericsError, RunError
 from lockstep.common.protocol.canary import version_note
 from lockstep.common.protocol.fingerprint import Fingerprint, fingerprint
@@ -26,9 +28,10 @@ from lockstep.common.runtime.portable import demand_portable_machine
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.ports import serve
 
+T = TypeVar("T")
+
 #: Docker's default for /dev/shm, of which a net with a million weights and two workers needs a third.
 LITTLE_SHARED_BYTES = 64 * 2**20
-
 
 #: Rows and columns: large enough for a kernel's full speed, and for the second-level cache.
 SIZE = 384
@@ -57,17 +60,20 @@ def measured(clock: Clock) -> Gemm:
 
 def measured_under(environment: Mapping[str, str]) -> Gemm:
     """Measure in another process, because a BLAS selects its kernel when it is loaded."""
-    done = run(
-        [sys.executable, "-P", "-m", "lockstep.checking.checkup.machine"],
-        env=dict(environment),
-        capture_output=True,
-        check=False,
-    )
+    measured_there = _printed_under(environment, Gemm)
+    if isinstance(measured_there, Gemm):
+        return measured_there
+    raise RunError(f"matrices could not be multiplied in another process: {measured_there or 'it printed nothing'}")
+
+
+def _printed_under(environment: Mapping[str, str], kind: type[T], *arguments: str) -> T | str:
+    """Run this module in another process; return what it prints, or the last line of what went wrong."""
+    command = [sys.executable, "-P", "-m", "lockstep.checking.checkup.machine", *arguments]
+    done = run(command, env=dict(environment), capture_output=True, check=False)
     try:
-        return msgspec.json.decode(done.stdout, type=Gemm)
+        return msgspec.json.decode(done.stdout, type=kind)
     except msgspec.MsgspecError:
-        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise RunError(f"matrices could not be multiplied in another process: {last or 'it printed nothing'}") from None
+        return done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
 
 
 class SharedMemory(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,30 +103,10 @@ def portable_numerics(environment: Mapping[str, str]) -> PortableNumerics:
         demand_portable_machine()
     except NumericsError as error:
         return PortableNumerics(obstacle=str(error))
-    done = run(
-        [sys.executable, "-P", "-m", "lockstep.checking.checkup.machine", "fingerprint"],
-        env=environment_with("portable", environment),
-        capture_output=True,
-        check=False,
-    )
-    try:
-        return msgspec.json.decode(done.stdout, type=PortableNumerics)
-    except msgspec.MsgspecError:
-        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        return PortableNumerics(obstacle=f"a process with portable numerics printed {last or 'nothing'!r}")
-
-
-def own_portable() -> PortableNumerics:
-    """Take it under the environment of this process."""
-    return portable_numerics(child_environment())
-
-
-def answered_portable() -> PortableNumerics:
-    """Return what this process has, which was started with portable numerics."""
-    try:
-        return PortableNumerics(fingerprint=fingerprint())
-    except NumericsError as error:
-        return PortableNumerics(obstacle=str(error))
+    portable = _printed_under(environment_with("portable", environment), PortableNumerics, "fingerprint")
+    if isinstance(portable, PortableNumerics):
+        return portable
+    return PortableNumerics(obstacle=f"a process with portable numerics printed {portable or 'nothing'!r}")
 
 
 class MachineInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,66 +177,15 @@ def _why_not(address: str) -> str:
 
 def machine_findings(facts: MachineInfo) -> list[Finding]:
     """Return what would hinder a run."""
-    return [*_threads(facts), *_coretype(facts), *_shared(facts.shared), *_unbindable(facts.ports)]
-
-
-def _threads(facts: MachineInfo) -> list[Finding]:
-    threads = facts.fingerprint.threads
-    if threads <= 1:
-        return []
-    return [
-        Finding(
-            kind="threads",
-            what=f"the BLAS uses {threads} threads",
-            evidence=f"{facts.fingerprint.blas} reports it after it was asked to use one",
-            cause="it was loaded before Lockstep and cannot be changed; another number of threads gives other bits",
-            change="set OPENBLAS_NUM_THREADS=1 and OMP_NUM_THREADS=1 before Python starts",
-        )
-    ]
-
-
-def _coretype(facts: MachineInfo) -> list[Finding]:
-    chosen, own = facts.gemm, facts.gemm_without
-    if own is None or own.kernel == chosen.kernel:
-        return []
-    return [
-        Finding(
-            kind="kernel",
-            what=f"{CORETYPE}={facts.coretype} makes the BLAS use another kernel than the one for this processor",
-            evidence=f"{chosen.gflops:.0f} GFLOP/s with {chosen.kernel}, {own.gflops:.0f} with {own.kernel}",
-            cause="the variable is set, perhaps so that different machines give the same bits",
-            change=f"unset {CORETYPE}: a job with numerics = 'portable' has the same bits on different machines",
-        )
-    ]
-
-
-def _shared(shared: SharedMemory) -> list[Finding]:
-    if shared.free_bytes >= LITTLE_SHARED_BYTES:
-        return []
-    return [
-        Finding(
-            kind="shared-memory",
-            what="there is little shared memory",
-            evidence=f"{shared.folder} has {_mebibytes(shared.free_bytes)} of {_mebibytes(shared.total_bytes)} left",
-            cause="the default of a container is 64 MiB; or other programs use it, or left files there",
-            change="start the container with --shm-size=1g (shm_size in compose), or remove such files; without "
-            "enough, gradients and weights travel through sockets",
-        )
-    ]
-
-
-def _unbindable(ports: Mapping[str, str]) -> list[Finding]:
-    return [
-        Finding(
-            kind="port",
-            what=f"no server can listen at {name}",
-            evidence=why,
-            cause="the system, a container or a sandbox forbids it",
-            change="allow it, or train over the other transport (transport = ipc or tcp) or with workers = 0",
-        )
-        for name, why in ports.items()
-        if why
-    ]
+    findings, shown, own, shared = [], facts.fingerprint, facts.gemm_without, facts.shared
+    if shown.threads > 1:
+        findings.append(found("threads", threads=shown.threads, blas=shown.blas))
+    if own is not None and own.kernel != facts.gemm.kernel:
+        findings.append(found("kernel", variable=CORETYPE, coretype=facts.coretype, chosen=facts.gemm, own=own))
+    if shared.free_bytes < LITTLE_SHARED_BYTES:
+        free, total = _mebibytes(shared.free_bytes), _mebibytes(shared.total_bytes)
+        findings.append(found("shared-memory", folder=shared.folder, free=free, total=total))
+    return findings + [found("unusable-port", name=name, why=why) for name, why in facts.ports.items() if why]
 
 
 def machine_lines(machine: Machine) -> list[str]:
@@ -288,6 +223,15 @@ def _mebibytes(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB"
 
 
+def _answer(arguments: list[str]) -> Gemm | PortableNumerics:
+    """Return what another process asks this one for."""
+    if arguments != ["fingerprint"]:
+        return measured(SystemClock())
+    try:
+        return PortableNumerics(fingerprint=fingerprint())
+    except NumericsError as error:
+        return PortableNumerics(obstacle=str(error))
+
+
 if __name__ == "__main__":
-    answer = answered_portable() if sys.argv[1:] == ["fingerprint"] else measured(SystemClock())
-    sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
+    sys.stdout.buffer.write(msgspec.json.encode(_answer(sys.argv[1:])) + b"\n")

@@ -7,11 +7,10 @@ import msgspec
 import numpy as np
 
 from lockstep.common import nn
-from lockstep.common.aggregation.layout import layout_of
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.job.job import Job
+from lockstep.common.model.source import open_model
 from lockstep.common.nn.description import describe
-from lockstep.common.nn.model_source import read_model_source
 from lockstep.common.random import Purpose, generator
 
 #: The name of the data in a job.
@@ -109,7 +108,7 @@ def jobs() -> dict[str, Job]:
 @cache
 def size_of(name: str) -> int:
     """Return the number of values in the vector of a job's model."""
-    return layout_of(read_model_source(jobs()[name].model).build()).size
+    return open_model(jobs()[name].model, 0).layout.size
 
 
 def job_named(name: str, steps: int | None) -> Job:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from lockstep.common.data.sampler import Sampler
 from lockstep.common.protocol.messages import OF_A_STEP
-from lockstep.ps.records.ledger import Again, Line, RunBegun, StepDone, Unlisted
+from lockstep.ps.records.ledger import Line, OmittedEntries, RunBegun, StepDone, UnusedWork
 from lockstep.ps.run.plan import Plan
 
 #: Most faults of one kind to report per step or epoch.
@@ -28,9 +28,9 @@ class EpochCoverage:
     #: Violations; empty if every sample was used once, or not yet.
     faults: list[str] = field(default_factory=list)
     #: Leases whose results were not used.
-    again: list[Again] = field(default_factory=list)
+    again: list[UnusedWork] = field(default_factory=list)
     #: Number of further such leases, which the ledger does not list.
-    unlisted: int = 0
+    omitted: int = 0
 
     def is_whole(self) -> bool:
         """Return whether every sample was used."""
@@ -53,13 +53,13 @@ def check_coverage(lines: list[Line], plan: Plan, sampler: Sampler) -> CoverageR
     """Return the coverage that a ledger shows, for a run with that plan and order of samples."""
     epochs: dict[int, EpochCoverage] = {}
     for line in lines:
-        if isinstance(line, StepDone | Again | Unlisted):
+        if isinstance(line, StepDone | UnusedWork | OmittedEntries):
             number = plan.epoch_of(line.step - (line.work not in OF_A_STEP if not isinstance(line, StepDone) else 0))
             epoch = epochs.setdefault(number, EpochCoverage(number, sampler.size))
-            if isinstance(line, Again):
+            if isinstance(line, UnusedWork):
                 epoch.again.append(line)
-            elif isinstance(line, Unlisted):
-                epoch.unlisted += line.count
+            elif isinstance(line, OmittedEntries):
+                epoch.omitted += line.count
     done = [line for line in lines if isinstance(line, StepDone)]
     for number, epoch in epochs.items():
         _count(epoch, [line for line in done if plan.epoch_of(line.step) == number], sampler)

@@ -1,15 +1,7 @@
 """Compare the receipts of two runs: what decides their bits first, then where their weights part. Computes nothing."""
 
-from pathlib import Path
-
-import msgspec
-
-from lockstep.common.errors import FileFormatError
-from lockstep.common.files.json_file import convert, decode
-from lockstep.common.files.reading import read_regular
-from lockstep.common.protocol.fingerprint import NOT_DECIDING, Fingerprint
+from lockstep.common.protocol.fingerprint import NOT_DECIDING
 from lockstep.ps.records.receipt import Receipt
-from lockstep.ps.records.run_folder import MOST_BYTES, RECEIPT
 
 #: What a job's bits follow from besides its numerics, by the names of a receipt's fields.
 SUBJECTS = {
@@ -20,28 +12,9 @@ SUBJECTS = {
 }
 
 
-def read_receipt(path: Path) -> Receipt:
-    """Return a receipt, from its file or a run's folder; `FileFormatError` if it is damaged or missing."""
-    file = path / RECEIPT if path.is_dir() else path
-    try:
-        return decode(read_regular(file, MOST_BYTES), Receipt)
-    except OSError as error:
-        raise FileFormatError(f"cannot read {str(file)!r}: {error.strerror}: expected the receipt of a run") from error
-    except msgspec.MsgspecError as error:
-        raise FileFormatError(f"{file}: is not a receipt of a run: {error}") from error
-
-
-def numerics_of(receipt: Receipt, name: str) -> Fingerprint:
-    """Return what computed a run; `FileFormatError` if its receipt does not have it."""
-    try:
-        return convert(receipt.numerics, Fingerprint)
-    except msgspec.MsgspecError as error:
-        raise FileFormatError(f"{name}: has no numerics of this version: {error}") from error
-
-
 def causes(ours: Receipt, theirs: Receipt) -> list[str]:
     """Return why the bits of two runs may differ, the likeliest cause first."""
-    here, there = numerics_of(ours, ours.run), numerics_of(theirs, theirs.run)
+    here, there = ours.fingerprint(ours.run), theirs.fingerprint(theirs.run)
     named = [f"{name} {a!r} here, {b!r} there" for name, a, b in here.differences(there)]
     # The kernel and the features follow from the mode: it comes first.
     found = sorted(named, key=lambda text: not text.startswith("mode "))

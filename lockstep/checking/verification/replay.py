@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from lockstep.checking.verification.recorded_run import RecordedRun
 from lockstep.common.model.port import DrawKey
 from lockstep.common.runtime.clock import Clock
 from lockstep.ps.setup import RunSetup
-from lockstep.runs.recorded_run import RecordedRun
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.worker.compute import Compute
 

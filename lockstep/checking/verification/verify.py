@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from lockstep.checking.verification.recorded_run import RecordedRun, workers_by_step
 from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.runtime.clock import Clock
 from lockstep.ps.coordinator.failures import diverged_text
 from lockstep.ps.records.ledger import EpochDone, RunBegun, StepDone, WeightsAt
 from lockstep.ps.setup import RunSetup
-from lockstep.runs.recorded_run import RecordedRun, workers_by_step
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.worker.gradient_sink import NotFiniteError
 

@@ -7,14 +7,14 @@ import click
 import msgspec
 
 from lockstep.checking.verification.coverage import CoverageReport, EpochCoverage, check_coverage
+from lockstep.checking.verification.recorded_run import RecordedRun, read_run, workers_by_step
 from lockstep.cli.options.run import RUN_ARGUMENT
 from lockstep.common.data.sampler import Sampler
 from lockstep.common.errors import DifferenceError
 from lockstep.common.files.sanitize import printable
 from lockstep.common.protocol.messages import OF_A_STEP
-from lockstep.ps.records.ledger import Again
+from lockstep.ps.records.ledger import UnusedWork
 from lockstep.ps.run.plan import plan_of
-from lockstep.runs.recorded_run import RecordedRun, read_run, workers_by_step
 from lockstep.runs.trained_model import dataset_of
 
 #: Leases of one epoch that are listed for one reason. More are only counted: a busy machine has dozens of copies.
@@ -71,8 +71,8 @@ def coverage_lines(recorded: RecordedRun, report: CoverageReport, *, lists_all: 
         lines += [f"  {n} leases, listed by `lockstep ledger --all`: {why}" for why, n in counted.items()]
         listed = (again for again in epoch.again if again.why not in counted)
         lines += [f"  {_again_line(again, names.get(again.step, {}))}" for again in listed]
-        if epoch.unlisted:
-            lines.append(f"  and {epoch.unlisted} more that the ledger only counts")
+        if epoch.omitted:
+            lines.append(f"  and {epoch.omitted} more that the ledger only counts")
     return lines
 
 
@@ -85,7 +85,7 @@ def _epoch_line(epoch: EpochCoverage) -> str:
     return f"epoch {epoch.epoch}: {work}: {epoch.used:,} of {epoch.samples:,} samples were used, none twice"
 
 
-def _again_line(again: Again, names: dict[int, str]) -> str:
+def _again_line(again: UnusedWork, names: dict[int, str]) -> str:
     what = "micro-batches" if again.work in OF_A_STEP else "evaluation chunks"
     who = names.get(again.rank, f"worker {again.rank}")
     return f"step {again.step}, {what} {again.node()}, {who}: {again.why}"

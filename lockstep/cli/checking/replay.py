@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lockstep.checking.verification.recorded_run import RecordedRun, load_checkpoint_before, open_again, read_run
 from lockstep.checking.verification.replay import LayerReplay, MicroBatchReplay, replay
 from lockstep.cli.options.run import RUN_ARGUMENT
 from lockstep.cli.options.types import WholeNumber
@@ -16,7 +17,6 @@ from lockstep.common.files.sanitize import one_line
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.launch.numerics import begin_with
 from lockstep.results.reports.display import print_plainly
-from lockstep.runs.recorded_run import RecordedRun, load_checkpoint_before, open_again, read_run
 
 #: Samples that are listed; `--json` has them all.
 MOST_SAMPLES = 16

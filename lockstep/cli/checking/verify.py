@@ -8,7 +8,14 @@ import click
 import msgspec
 from rich.console import Console
 
-from lockstep.checking.verification.receipts import comparison, read_receipt
+from lockstep.checking.verification.receipts import comparison
+from lockstep.checking.verification.recorded_run import (
+    RecordedRun,
+    load_checkpoint_before,
+    open_again,
+    other_numerics,
+    read_run,
+)
 from lockstep.checking.verification.verify import Difference, Verifier
 from lockstep.cli.checking.ledger import coverage_lines, coverage_of, demand_coverage
 from lockstep.cli.options.run import RUN_ARGUMENT
@@ -21,10 +28,9 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.launch.numerics import begin_with
 from lockstep.ps.records.ledger import EpochDone
 from lockstep.ps.records.receipt import read_chain
-from lockstep.ps.records.run_folder import LEDGER, RESULT, WEIGHTS, read_result
+from lockstep.ps.records.run_folder import LEDGER, RESULT, WEIGHTS, read_receipt, read_result
 from lockstep.ps.setup import RunSetup
 from lockstep.results.reports.display import PLAIN_EVERY_S, print_plainly
-from lockstep.runs.recorded_run import RecordedRun, load_checkpoint_before, open_again, other_numerics, read_run
 
 
 @click.command(short_help="Recompute a run and compare every bit.")

@@ -9,7 +9,6 @@ from rich.console import Console
 from lockstep.cli.data.options import PACK_OPTIONS, options_of
 from lockstep.cli.data.progress import progress_of
 from lockstep.packing.pack import pack
-from lockstep.packing.result import lines
 from lockstep.results.reports.display import print_plainly
 
 
@@ -44,5 +43,5 @@ def pack_command(source: str, dest: Path, **given: Any) -> None:
     with progress_of(f"packing {source}") as watch:
         packed = pack(source, dest, options_of(given), watch)
     console = Console(highlight=False)
-    for line in lines(packed):
+    for line in packed.lines():
         print_plainly(console, line)

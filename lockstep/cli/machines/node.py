@@ -1,29 +1,41 @@
 """`lockstep node`: the same command on every machine, under whatever launcher; each takes the place it was given."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import click
+import msgspec
 from rich.console import Console
 
 from lockstep.cli.machines.worker import worker
-from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options, takes_job
+from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job
 from lockstep.cli.options.keys import INSECURE_OPTION, KEY_OPTION, KEYS_OPTION
 from lockstep.cli.options.run import PICTURE_OPTION
 from lockstep.cli.options.types import seconds
+from lockstep.common.errors import JobError
+from lockstep.common.job.job import Job
+from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import own_environment
+from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.transport.auth.key_folder import SERVER
+from lockstep.common.transport.port import ClientPort
+from lockstep.common.transport.zeromq.ports import dial
+from lockstep.launch.child import WatchedProcess
 from lockstep.launch.client import say
-from lockstep.launch.remote.head import HeadBackend, train_as_head
-from lockstep.launch.remote.launcher import detect
-from lockstep.launch.run_end import show_end
-from lockstep.results.reports.display import print_plainly
-from lockstep.runs.job_file import read_values
-from lockstep.runs.run_dir import finished, has_begun
+from lockstep.launch.cluster import train_on
+from lockstep.launch.endpoints import WARNING, server_credential
+from lockstep.launch.numerics import demand_numerics
+from lockstep.launch.process_backend import ProcessCommand, Role, start_here
+from lockstep.launch.remote.launcher import LauncherPlace, detect
+from lockstep.launch.run_end import kept_on_failure, show_end
+from lockstep.results.reports.display import display_for, print_plainly
+from lockstep.runs.launch_config import Launch
+from lockstep.runs.run_dir import finished, has_begun, resumed_job
+from lockstep.runs.session import Destination, destination_of
 
 
 @click.command(cls=GroupedCommand, short_help="Take part in a run under Slurm, torchrun or MPI.")
-@takes_job
+@takes_job(*JOB_FIELDS, *(name for name in LAUNCH_FIELDS if name not in ("workers", "servers")))
 @click.option(
     "--run-dir",
     type=click.Path(path_type=Path),
@@ -35,20 +47,18 @@ from lockstep.runs.run_dir import finished, has_begun
 @KEY_OPTION
 @INSECURE_OPTION
 @PICTURE_OPTION
-@job_options((*JOB_FIELDS, *(name for name in LAUNCH_FIELDS if name not in ("workers", "servers"))))
 @click.pass_context
 def node(
     context: click.Context,
     /,
-    job: Path | None,
+    job: JobRequest,
     run_dir: Path | None,
     timeout: float | None,
     keys: Path | None,
     key: Path | None,
     insecure: bool,
     picture: bool,
-    **flags: Any,
-) -> None:
+) -> int:
     """Take part in a run that a launcher starts on many machines with one command.
 
     The rank of this process comes from the environment: of torchrun (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT),
@@ -64,21 +74,70 @@ def node(
       mpirun -n 4 lockstep node --model lenet
     """
     place = detect(own_environment())
-    given = {key: value for key, value in flags.items() if value is not None}
-    if run_dir is not None and has_begun(run_dir) and (result := finished(run_dir)) is not None:
+    is_resumed = run_dir is not None and has_begun(run_dir)
+    if run_dir is not None and is_resumed and (result := finished(run_dir)) is not None:
         # For every rank that sees the folder: none would find a server.
         print_plainly(Console(highlight=False), f"the run in {run_dir} is already finished")
         if not place.rank:
             show_end(Console(highlight=False), result, run_dir, has_picture=False)
-        return
+        return 0
     if place.rank:
         say(f"rank {place.rank} of {place.size or 'many'}, started by {place.launcher}")
-        context.invoke(worker, address=place.address, timeout=timeout, key=key or own_key(keys))
-        return
-    backend = HeadBackend(place=place, keys=keys, is_insecure=insecure)
-    train_as_head(backend, read_values(job) if job else {}, run_dir, given, has_picture=picture)
+        code: int = context.invoke(worker, address=place.address, timeout=timeout, key=key or own_key(keys))
+        return code
+    if run_dir is not None and is_resumed:
+        resolved, launch = resumed_job(run_dir, {**job.in_file(), **job.given})
+    else:
+        resolved, launch = job.resolve()
+    with destination_of(resolved, with_all_workers(place, launch), run_dir, is_resumed=is_resumed) as destination:
+        train_as_head(HeadBackend(place, keys, insecure), resolved, destination, has_picture=picture)
+    return 0
 
 
 def own_key(keys: Path | None) -> Path | None:
     """Return the server's key, which every rank that sees its folder may use."""
     return None if keys is None else keys / SERVER
+
+
+@dataclass(frozen=True)
+class HeadBackend:
+    """Starts what belongs to rank 0, the server and one worker; its launcher starts the rest."""
+
+    place: LauncherPlace
+    #: The server's folder of keys, None if there are none.
+    keys: Path | None
+    is_insecure: bool
+    has_external_workers: bool = field(default=True, init=False)
+
+    def start(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> WatchedProcess:
+        key = own_key(self.keys)
+        if command.role is Role.WORKER:
+            return start_here(command, [] if key is None else ["--key", str(key)], folder, numerics)
+        access = [] if self.keys is None else ["--keys", str(self.keys)]
+        access += ["--insecure"] if self.is_insecure else []
+        # At the same address again: the others know no other.
+        return start_here(command, ["--bind", self.place.bind, *access], folder, numerics)
+
+    def dial(self, address: str, server: WatchedProcess) -> ClientPort:
+        return dial(address, credential=server_credential(self.keys, None))
+
+
+def with_all_workers(place: LauncherPlace, launch: Launch) -> Launch:
+    """Return the launch with a worker for each process of the launcher; `JobError` if it asks for shards."""
+    if launch.servers != 1:
+        raise JobError(f"servers = {launch.servers!r} under {place.launcher}: expected 1, which rank 0 starts")
+    return msgspec.structs.replace(launch, workers=place.size or max(1, launch.min_workers or 1))
+
+
+def train_as_head(backend: HeadBackend, job: Job, destination: Destination, *, has_picture: bool) -> None:
+    """Be rank 0: train to the end and show how it went."""
+    demand_numerics(job.numerics)
+    console, place = Console(highlight=False), backend.place
+    print_plainly(
+        console, f"rank 0 of {place.size or 'many'}, started by {place.launcher}: server at {place.bind}, and worker"
+    )
+    if backend.is_insecure:
+        print_plainly(console, WARNING)
+    with kept_on_failure(console, destination.folder), display_for(console, SystemClock()) as display:
+        result = train_on(backend, job, destination, display)
+    show_end(console, result, destination.folder, has_picture=has_picture)

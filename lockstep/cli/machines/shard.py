@@ -1,6 +1,6 @@
 """`lockstep shard`: another server process of a run, which holds a slice of the weights."""
 
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -8,15 +8,17 @@ import click
 from lockstep.cli.options.keys import INSECURE_OPTION, KEYS_OPTION
 from lockstep.cli.options.run import NUMERICS_OPTION, SUPERVISED_OPTION
 from lockstep.cli.options.types import seconds
+from lockstep.common.client.client import ClientConfig
+from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.numerics import Numerics
-from lockstep.common.transport.limits.rejection_log import RejectionLog
-from lockstep.common.transport.zeromq.ports import dial, serve
-from lockstep.launch.child import ERROR_MARK
-from lockstep.launch.client import say
-from lockstep.launch.endpoints import WARNING, bind_near, lock_of, server_credential
-from lockstep.launch.lifetime import ends_with_parent
+from lockstep.common.transport.limits import RejectionLog
+from lockstep.common.transport.shared_memory.folder import shared_root
+from lockstep.common.transport.zeromq.ports import dial, serve, wait_for_any
+from lockstep.launch.client import own_identity, say, take_part
+from lockstep.launch.endpoints import WARNING, bind_near, dialled, lock_of, server_credential
 from lockstep.launch.numerics import begin_with
-from lockstep.launch.shard import hold_slice
+from lockstep.ps.shard_process.shell import ShardShell
+from lockstep.ps.shard_process.state import SILENCE_S, ShardState
 
 
 @click.command(short_help="Hold a slice of the weights for a server.")
@@ -32,9 +34,7 @@ from lockstep.launch.shard import hold_slice
 @INSECURE_OPTION
 @NUMERICS_OPTION
 @SUPERVISED_OPTION
-@click.pass_context
 def shard(
-    context: click.Context,
     address: str,
     bind: str | None,
     timeout: float | None,
@@ -42,7 +42,7 @@ def shard(
     insecure: bool,
     numerics: Numerics | None,
     supervised: Path | None,
-) -> None:
+) -> int:
     """Hold a slice of the weights for the server at ADDRESS until its run is over.
 
     Start the server with `--servers` first. Its run begins when all shards have joined, and cannot continue without
@@ -56,21 +56,23 @@ def shard(
     """
     if numerics is not None:
         begin_with(numerics)
-    with ends_with_parent(supervised) if supervised else nullcontext():
-        lock, rejections = lock_of(keys, supervised, is_insecure=insecure), RejectionLog()
-        port = serve(bind or bind_near(address), lock=lock, insecure=insecure, rejections=rejections)
-        with closing(port):
-            if insecure:
-                say(WARNING)
-            if not supervised:
-                say(f"connecting to {address}, listening on {port.address}")
-            upstream = dial(address, credential=server_credential(keys, supervised))
-            ended = hold_slice(port, upstream, address, timeout, rejections)
-    if numerics is None and ended.numerics is not None:
-        say(f"the run has {ended.numerics} numerics: restarting with these")
-        begin_with(ended.numerics)
-    if ended.reason:
-        say(f"{ERROR_MARK}{ended.reason}")
-    elif not supervised:
-        say("the run is done")
-    context.exit(ended.code)
+    lock, rejections = lock_of(keys, supervised, is_insecure=insecure), RejectionLog()
+    with closing(serve(bind or bind_near(address), lock=lock, insecure=insecure, rejections=rejections)) as port:
+        if insecure:
+            say(WARNING)
+        if not supervised:
+            say(f"connecting to {address}, listening on {port.address}")
+        upstream = dial(address, credential=server_credential(keys, supervised))
+        join = own_identity().shard_join(dialled(port.address))
+        shell = ShardShell(
+            ShardState(ClientConfig(address=address, join=join, timeout_s=timeout, silence_s=SILENCE_S)),
+            port,
+            upstream,
+            SystemClock(),
+            say,
+            wait_for_any,
+            shared_root(),
+            upstream.diagnosis,
+            rejections,
+        )
+        return take_part(shell.run, numerics, supervised)

@@ -1,5 +1,6 @@
 """`lockstep status`: how a run stands, as its server reports it."""
 
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -11,7 +12,7 @@ from lockstep.cli.options.types import seconds
 from lockstep.common.errors import UnreachableError
 from lockstep.common.protocol.messages import Status
 from lockstep.common.transport.zeromq.ports import dial
-from lockstep.launch.client import ask_once
+from lockstep.launch.client import StatusClient
 from lockstep.launch.endpoints import credential_of
 from lockstep.results.reports.display import epoch_line, figures, place, print_plainly, workers_table
 
@@ -30,14 +31,11 @@ def status(address: str, timeout: float, key: Path | None, as_json: bool) -> Non
       lockstep status tcp://127.0.0.1:5555
       lockstep status tcp://192.168.1.7:5555 --key keys/server.key
     """
-    port = dial(address, credential=credential_of(key, None))
-    try:
-        answer = ask_once(port, address, timeout)
-    except UnreachableError as error:
-        trouble = port.diagnosis()
-        raise UnreachableError(f"{error}; {trouble.text}" if trouble else str(error)) from None
-    finally:
-        port.close()
+    with closing(dial(address, credential=credential_of(key, None))) as port:
+        answer = StatusClient(port).ask(timeout)
+        if answer is None:
+            trouble, text = port.diagnosis(), f"no server answered at {address} within {timeout:g} s"
+            raise UnreachableError(f"{text}; {trouble.text}" if trouble else text)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())
     else:

@@ -1,6 +1,6 @@
 """`lockstep worker`: one worker, which needs nothing but the server's address."""
 
-from contextlib import nullcontext
+import functools
 from pathlib import Path
 
 import click
@@ -8,14 +8,18 @@ import click
 from lockstep.cli.options.keys import KEY_OPTION
 from lockstep.cli.options.run import NUMERICS_OPTION, SUPERVISED_OPTION
 from lockstep.cli.options.types import seconds
+from lockstep.common.client.client import ClientConfig
+from lockstep.common.data.source import load
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.runtime.environment import cache_home, give_way
 from lockstep.common.runtime.numerics import Numerics
-from lockstep.common.transport.zeromq.ports import dial
-from lockstep.launch.child import ERROR_MARK
-from lockstep.launch.client import say
+from lockstep.common.transport.shared_memory.folder import shared_root
+from lockstep.common.transport.zeromq.ports import dial, wait_for_any
+from lockstep.launch.client import own_identity, say, take_part
 from lockstep.launch.endpoints import credential_of
-from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.numerics import begin_with
-from lockstep.launch.worker import work
+from lockstep.worker.shell import WorkerShell
+from lockstep.worker.state import SILENCE_S, WorkerState
 
 
 @click.command(short_help="Compute for the server at an address.")
@@ -30,16 +34,14 @@ from lockstep.launch.worker import work
 @KEY_OPTION
 @NUMERICS_OPTION
 @SUPERVISED_OPTION
-@click.pass_context
 def worker(
-    context: click.Context,
     address: str,
     timeout: float | None,
     cache: Path | None,
     key: Path | None,
     numerics: Numerics | None,
     supervised: Path | None,
-) -> None:
+) -> int:
     """Compute for the server at ADDRESS until its run is over.
 
     The job comes from the server. A worker may start before the server. It runs on any machine of the same kind, or
@@ -52,17 +54,24 @@ def worker(
     """
     if numerics is not None:
         begin_with(numerics)
+    # Shown to all servers of the run.
     credential = credential_of(key, supervised)
     port = dial(address, credential=credential)
     if not supervised:
         say(f"connecting to {address}")
-    with ends_with_parent(supervised) if supervised else nullcontext():
-        ended = work(port, address, timeout, credential, cache)
-    if numerics is None and ended.numerics is not None:
-        say(f"the run has {ended.numerics} numerics: restarting with these")
-        begin_with(ended.numerics)
-    if ended.reason:
-        say(f"{ERROR_MARK}{ended.reason}")
-    elif not supervised:
-        say("the run is done")
-    context.exit(ended.code)
+    give_way()
+    silence_s = SILENCE_S if timeout is None else timeout
+    join = own_identity().worker_join()
+    shell = WorkerShell(
+        WorkerState(ClientConfig(address=address, join=join, timeout_s=timeout, silence_s=silence_s)),
+        port,
+        SystemClock(),
+        functools.cache(load),
+        say,
+        shared_root(),
+        functools.partial(dial, credential=credential),
+        wait_for_any,
+        port.diagnosis,
+        cache or Path(cache_home()) / "lockstep",
+    )
+    return take_part(shell.run, numerics, supervised)

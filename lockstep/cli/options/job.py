@@ -1,7 +1,8 @@
 """One command-line flag for each value of a job and of its launch, made from their fields and shown in groups."""
 
-from collections.abc import Callable, Iterable
-from functools import wraps
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,8 +12,9 @@ from lockstep.cli.options.completion import complete_models
 from lockstep.cli.options.types import share
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
-from lockstep.runs.job_file import Field, fields, shipped_values
-from lockstep.runs.launch_config import Launch
+from lockstep.common.job.optimizer import hyperparameters
+from lockstep.runs.job_file import Field, fields, read_values, resolve, shipped_values
+from lockstep.runs.launch_config import Launch, default_launch
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,7 +27,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Length and micro-batches": ("epochs", "steps", "global_batch", "micro_batches"),
     "Fewer bytes": ("wire", "wire_weights"),
     "Optimizer": (
-        *("optimizer", "lr", "momentum", "nesterov", "weight_decay", "beta1", "beta2", "alpha", "eps"),
+        *("optimizer", "lr", *hyperparameters()),
         *("clip_norm", "loss", "label_smoothing"),
     ),
     "Learning rate schedule": ("schedule", "warmup_steps", "decay_every", "decay_factor"),
@@ -72,30 +74,43 @@ class GroupedCommand(click.Command):
                     formatter.write_dl(rows)
 
 
-def takes_job(command: F) -> F:
-    """Add a job file to a command, as an argument or as `--job FILE`: it arrives as `job`."""
+@dataclass(frozen=True)
+class JobRequest:
+    """The job file that a command was given, if any, and the flags that override it, by their field's name."""
 
-    @wraps(command)
-    def with_job(*arguments: Any, job: Path | None, job_flag: Path | None, **values: Any) -> Any:
-        if job is not None and job_flag is not None:
-            raise UsageError(f"{str(job)!r} and --job {str(job_flag)!r} are two job files: remove one")
-        return command(*arguments, job=job or job_flag, **values)
+    file: Path | None
+    given: Mapping[str, Any]
 
-    path = click.Path(path_type=Path)
-    argument = click.argument("job", metavar="[JOB]", required=False, type=path)
-    flag = click.option(
-        "--job", "job_flag", type=path, metavar="FILE", help="job file (TOML), as JOB  [the shipped job of the model]"
-    )
-    return argument(flag(with_job))  # type: ignore[return-value]  # the same function, with two parameters more
+    def in_file(self) -> dict[str, Any]:
+        """Return the values of the job file."""
+        return {} if self.file is None else read_values(self.file)
+
+    def resolve(self) -> tuple[Job, Launch]:
+        """Return the job, and how it is carried out."""
+        return resolve(self.in_file(), self.given, default_launch())
 
 
-def job_options(names: Iterable[str]) -> Callable[[F], F]:
-    """Add the flags of these values of `Job` and `Launch`; those that are given arrive by their field's name."""
+def takes_job(*names: str) -> Callable[[F], F]:
+    """Add a job file and flags of these values to a command; they arrive as `job`, a `JobRequest`."""
 
     def decorate(command: F) -> F:
-        for name in reversed(tuple(names)):
-            command = _option(fields()[name])(command)
-        return command
+        @functools.wraps(command)
+        def with_job(*arguments: Any, job: Path | None, job_flag: Path | None, **values: Any) -> Any:
+            if job is not None and job_flag is not None:
+                raise UsageError(f"{str(job)!r} and --job {str(job_flag)!r} are two job files: remove one")
+            flags = {name: values.pop(name) for name in names}
+            given = {name: value for name, value in flags.items() if value is not None}
+            return command(*arguments, job=JobRequest(job or job_flag, given), **values)
+
+        path = click.Path(path_type=Path)
+        help_text = "job file (TOML), as JOB  [the shipped job of the model]"
+        parameters = [
+            click.argument("job", metavar="[JOB]", required=False, type=path),
+            click.option("--job", "job_flag", type=path, metavar="FILE", help=help_text),
+            *(_option(fields()[name]) for name in names),
+        ]
+        # The same function, with more parameters.
+        return functools.reduce(lambda made, add: add(made), reversed(parameters), with_job)  # type: ignore[return-value]
 
     return decorate
 

@@ -70,14 +70,15 @@ def number_range(text: str, total: int | None = None) -> range:
     return numbers
 
 
-def crowd(text: str) -> int | tuple[int, int]:
-    """Return a number of workers, or the fewest and the most that a range names. Raises BadParameter."""
+def worker_counts(text: str) -> dict[str, int]:
+    """Return what a number of workers, or the fewest and the most of them, say of a launch. Raises BadParameter."""
     if re.fullmatch(r"[+-]?[0-9]{1,9}", text):
-        return int(text)
+        return {"workers": int(text)}
     with suppress(click.BadParameter):
         numbers = number_range(text)
         if numbers.start >= 1:
-            return numbers.start, numbers.stop - 1
+            # It begins with the fewest.
+            return {"workers": numbers.stop - 1, "min_workers": numbers.start}
     raise click.BadParameter(f"{text!r} is not a number of workers: expected one as 4, or FEWEST..MOST as 2..16")
 
 

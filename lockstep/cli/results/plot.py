@@ -76,8 +76,8 @@ def _curves_of(runs: tuple[Path, ...]) -> list[RunCurves]:
 
 def _learning(runs: tuple[Path, ...], curves: list[RunCurves], folder: Path) -> Iterator[str]:
     # Imported here as in `_plots`, and without the test set, which the others need.
-    from lockstep.results.reports.plots.learning import learning
     from lockstep.results.reports.plots.style import save
+    from lockstep.results.reports.plots.training import learning
 
     save(learning(curves), folder / PICTURE)
     yield f"wrote {folder / PICTURE}"

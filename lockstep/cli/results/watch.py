@@ -71,12 +71,12 @@ def watch(
         read_token,
         stdin_lines,
     )
-    from lockstep.results.watch.sources import Source
+    from lockstep.results.watch.sources import WatchedRuns
 
     place, token = parse_place(listen), "" if token_file is None else read_token(token_file)
     reached = None if published is None else parse_place(published)
     folder, address = folder_and_address(what, address)
-    source = Source(None) if folder is None else Source.at(folder)
+    source = WatchedRuns(None) if folder is None else WatchedRuns.at(folder)
     if source.is_many and (address is not None or is_metrics_only):
         raise UsageError(
             f"{what!r} is a folder of runs: expected the folder of one run with --server or --metrics-only"

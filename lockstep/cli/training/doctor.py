@@ -1,7 +1,6 @@
 """`lockstep doctor`: looks for the mistakes that make training fail, in a job or in this machine."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
@@ -10,25 +9,20 @@ from rich.console import Console
 from lockstep.checking.checkup.connection import Examiner
 from lockstep.checking.checkup.consultation import examine_job
 from lockstep.checking.checkup.machine import examine_machine, machine_lines
-from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options, takes_job
+from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job
 from lockstep.cli.options.keys import KEY_OPTION
 from lockstep.launch.endpoints import credential_of
 from lockstep.launch.numerics import begin_with
 from lockstep.results.reports.display import print_plainly
-from lockstep.runs.job_file import read_values, resolve
-from lockstep.runs.launch_config import default_launch
 
 
 @click.command(cls=GroupedCommand, short_help="Find out why a job does not learn.")
-@takes_job
+@takes_job(*JOB_FIELDS, *LAUNCH_FIELDS)
 @click.option("--machine", "is_machine", is_flag=True, help="examine this machine instead of a job")
 @click.option("--connect", metavar="ADDRESS", help="examine the connection to the server at ADDRESS instead")
 @KEY_OPTION
 @click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
-@job_options((*JOB_FIELDS, *LAUNCH_FIELDS))
-def doctor(
-    job: Path | None, is_machine: bool, connect: str | None, key: Path | None, as_json: bool, **flags: Any
-) -> int:
+def doctor(job: JobRequest, is_machine: bool, connect: str | None, key: Path | None, as_json: bool) -> int:
     """Find out why the job file JOB, or the job that the flags describe, does not learn.
 
     The doctor checks the gradients of each layer, the backward pass, the initial weights, dead and saturated units, the
@@ -41,9 +35,8 @@ def doctor(
       lockstep doctor --machine     # cores, BLAS, shared memory, ports
       lockstep doctor --connect tcp://192.168.1.7:5555 --key worker-1.key
     """
-    given = {key: value for key, value in flags.items() if value is not None}
     console = Console(highlight=False)
-    if (is_machine or connect is not None) and (given or job is not None or (is_machine and connect is not None)):
+    if (is_machine or connect is not None) and (job.given or job.file or (is_machine and connect is not None)):
         asked = "--machine" if is_machine else "--connect"
         raise click.UsageError(f"{asked} does not examine a job: give one or the other", click.get_current_context())
     if connect is not None:
@@ -53,10 +46,9 @@ def doctor(
         machine = examine_machine()
         lines, findings, figures = machine_lines(machine), machine.findings, msgspec.to_builtins(machine)
     else:
-        values = read_values(job) if job else {}
-        resolved, _ = resolve(values, given, default_launch())
+        resolved, _ = job.resolve()
         begin_with(resolved.numerics)
-        examined = examine_job(resolved, {**values, **given}.get("workers"))
+        examined = examine_job(resolved, {**job.in_file(), **job.given}.get("workers"))
         lines, findings = examined.lines(), examined.findings
         figures = {"subject": examined.subject, "findings": msgspec.to_builtins(findings)}
     if as_json:

@@ -1,25 +1,22 @@
 """`lockstep find-lr`: a range test of learning rates on a job."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
 from rich.console import Console
 
 from lockstep.api.learning_rates import rates_of
-from lockstep.cli.options.job import JOB_FIELDS, GroupedCommand, job_options, takes_job
+from lockstep.cli.options.job import JOB_FIELDS, GroupedCommand, JobRequest, takes_job
 from lockstep.cli.options.types import WholeNumber
 from lockstep.results.reports.display import print_plainly
-from lockstep.runs.job_file import read_values, resolve
-from lockstep.runs.launch_config import default_launch
 
 #: What is printed of a test, in that order.
 FIGURES = ("suggestion", "steepest", "at_minimum")
 
 
 @click.command("find-lr", cls=GroupedCommand, short_help="Find a good learning rate in seconds.")
-@takes_job
+@takes_job(*JOB_FIELDS)
 @click.option("--lowest", type=float, default=1e-6, metavar="RATE", help="learning rate of the first step  [1e-06]")
 @click.option("--highest", type=float, default=10.0, metavar="RATE", help="learning rate of the last step  [10]")
 @click.option("--tries", type=WholeNumber(1), default=100, metavar="INT", help="number of steps  [100]")
@@ -30,15 +27,13 @@ FIGURES = ("suggestion", "steepest", "at_minimum")
     help="plot the loss over the learning rate as FILE, a .png",
 )
 @click.option("--json", "as_json", is_flag=True, help="print the rates and losses as JSON")
-@job_options(JOB_FIELDS)
 def find_lr(
-    job: Path | None,
+    job: JobRequest,
     lowest: float,
     highest: float,
     tries: int,
     plot: Path | None,
     as_json: bool,
-    **flags: Any,
 ) -> None:
     """Find a good learning rate for the job file JOB, or for the job that the flags describe.
 
@@ -49,8 +44,7 @@ def find_lr(
       lockstep find-lr --model lenet --plot rates.png
       lockstep find-lr job.toml --optimizer adam
     """
-    given = {key: value for key, value in flags.items() if value is not None}
-    resolved, _ = resolve(read_values(job) if job else {}, given, default_launch())
+    resolved, _ = job.resolve()
     test = rates_of(resolved, lowest=lowest, highest=highest, steps=tries)
     if plot is not None:
         test.plot(plot)

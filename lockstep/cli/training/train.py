@@ -1,7 +1,7 @@
 """`lockstep train`: a server and workers on this machine, or this process alone."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,50 +11,59 @@ from rich.console import Console
 
 from lockstep.cli.data.options import DIRECT_OPTIONS, direct_options
 from lockstep.cli.data.progress import progress_of
-from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options, takes_job
-from lockstep.cli.options.run import (
-    CHAOS_OPTION,
-    CHAOS_SEED_OPTION,
-    ON_OPTION,
-    PICTURE_OPTION,
-    RESUME_OPTION,
-    RUN_DIR_OPTION,
-    WATCH_OPTION,
-    WORKERS_OPTION,
-)
+from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job
+from lockstep.cli.options.run import PICTURE_OPTION, RESUME_OPTION, RUN_DIR_OPTION, WATCH_OPTION
+from lockstep.cli.options.types import SEED, worker_counts
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import cache_home, cores
-from lockstep.launch.chaos import Chaos, ChaosRequest, chaos_of, check_chaos, parse_chaos
+from lockstep.launch.chaos import Chaos, ChaosAction, check_chaos, parse_chaos, planned_actions
 from lockstep.launch.cluster import train_here, train_on
 from lockstep.launch.numerics import begin_with
-from lockstep.launch.page_process import PageProcess, PageRequest, page_beside, watched
+from lockstep.launch.page_process import PageRequest, page_beside, watched
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.packing.cache import changed, packed_source
+from lockstep.packing.options import PackOptions
 from lockstep.ps.records.run_folder import RunResult
-from lockstep.results.reports.display import AnnouncingDisplay, Display, display_for, print_plainly
-from lockstep.runs.job_file import read_values, resolve
-from lockstep.runs.launch_config import Launch, default_launch
+from lockstep.results.reports.display import Display, display_for, print_plainly
 from lockstep.runs.optional_packages import demand
-from lockstep.runs.run_dir import check_resume_flags, claimed_run_dir, finished, resumed_job
-from lockstep.runs.session import Destination
+from lockstep.runs.run_dir import check_resume_flags, finished, resumed_job
+from lockstep.runs.session import Destination, destination_of
 
 
 @click.command(cls=GroupedCommand, short_help="Train a model on this machine.")
-@takes_job
+@takes_job(*JOB_FIELDS, *(name for name in LAUNCH_FIELDS if name != "workers"))
 @RUN_DIR_OPTION
 @RESUME_OPTION
-@CHAOS_OPTION
-@CHAOS_SEED_OPTION
-@ON_OPTION
+@click.option(
+    "--chaos",
+    metavar="ACTIONS",
+    help="inject faults into the run, such as 'kill-worker=1 stop-worker=2 slow-worker=1'",
+)
+@click.option(
+    "--chaos-seed",
+    type=SEED,
+    default=0,
+    metavar="INT",
+    help="seed that decides when the faults happen  [0]",
+)
+@click.option(
+    "--on",
+    metavar="CLUSTER",
+    help="run the processes on a Ray cluster: ray, or ray://HOST:10001  [this machine]",
+)
 @PICTURE_OPTION
 @WATCH_OPTION
-@WORKERS_OPTION
+@click.option(
+    "--workers",
+    type=worker_counts,
+    metavar="INT",
+    help="worker processes; 0: train in this process alone; 2..16: start with 2, use up to 16  [one per core]",
+)
 @DIRECT_OPTIONS
-@job_options((*JOB_FIELDS, *(name for name in LAUNCH_FIELDS if name != "workers")))
 def train(
-    job: Path | None,
+    job: JobRequest,
     run_dir: Path | None,
     resume: Path | None,
     chaos: str | None,
@@ -62,8 +71,8 @@ def train(
     on: str | None,
     picture: bool,
     is_watched: bool,
-    workers: int | tuple[int, int] | None,
-    **flags: Any,
+    workers: dict[str, int] | None,
+    **packing_flags: Any,
 ) -> None:
     """Train a model on this machine, with a parameter server and one worker per core.
 
@@ -82,93 +91,73 @@ def train(
       lockstep train --chaos kill-worker=2   # kill two workers on the way
       lockstep train --on ray --workers 2..16 --run-dir /shared/mine
     """
-    packing = direct_options(flags)
-    given = {**counts(workers), **{key: value for key, value in flags.items() if value is not None}}
-    request = None if chaos is None else ChaosRequest(parse_chaos(chaos), chaos_seed)
-    manner = Manner(Console(highlight=False), request, on, picture, PageRequest() if is_watched else None)
-    if resume is not None:
-        check_resume_flags(job=job, run_dir=run_dir)
+    packing = direct_options(packing_flags)
+    job = replace(job, given={**(workers or {}), **job.given})
+    faults = None if chaos is None else parse_chaos(chaos)
+    page = PageRequest() if is_watched else None
+    options = TrainOptions(Console(highlight=False), faults, chaos_seed, on, picture, page)
+    if resume is None:
+        resolved, launch = job.resolve()
+    else:
+        check_resume_flags(job=job.file, run_dir=run_dir)
         if given_too := changed(packing):
             raise UsageError(
                 f"--resume with --{given_too[0].replace('_', '-')}: the run has its data already: remove the flag"
             )
-        resume_run(manner, resume, given)
-        return
-    resolved, launch = resolve(read_values(job) if job else {}, given, default_launch())
-    begin_here(resolved, launch)
-    console, cache = manner.console, Path(cache_home()) / "lockstep"
-    loss = resolved.loss
-    data = packed_source(resolved.data, packing, loss, cache, progress_of, lambda text: print_plainly(console, text))
-    resolved = msgspec.structs.replace(resolved, data=data)
-    with claimed_run_dir(run_dir, resolved.model_name()) as folder:
-        carry_out(manner, resolved, Destination(folder=folder, launch=launch))
+        resolved, launch = resumed_job(resume, job.given)
+        if (result := finished(resume)) is not None:
+            print_plainly(options.console, f"the run in {resume} is already finished")
+            show_end(options.console, result, resume, cores(), has_picture=False)
+            return
+    if not launch.workers:
+        begin_with(resolved.numerics)
+    if resume is None:
+        resolved = with_packed_data(resolved, packing, options.console)
+    with destination_of(resolved, launch, resume or run_dir, is_resumed=resume is not None) as destination:
+        carry_out(options, resolved, destination)
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How `train` carries out a run and shows it."""
+class TrainOptions:
+    """What the flags say of how a run is carried out and shown."""
 
     console: Console
-    chaos: ChaosRequest | None
+    #: How often each fault is injected, None if none is; and the seed of their moments.
+    chaos: dict[ChaosAction, int] | None
+    chaos_seed: int
     #: The Ray cluster on which processes are placed, None for this machine.
     cluster: str | None
     has_picture: bool
     #: A page that shows the run, None if there is to be none.
-    page: PageRequest | None = None
+    page: PageRequest | None
 
 
-def resume_run(manner: Manner, folder: Path, given: dict[str, Any]) -> None:
-    """Resume a run and train to its end."""
-    job, launch = resumed_job(folder, given)
-    result = finished(folder)
-    if result is None:
-        begin_here(job, launch)
-        carry_out(manner, job, Destination(folder=folder, launch=launch, is_resumed=True))
-        return
-    print_plainly(manner.console, f"the run in {folder} is already finished")
-    show_end(manner.console, result, folder, cores(), has_picture=False)
+def with_packed_data(job: Job, packing: PackOptions, console: Console) -> Job:
+    """Return the job with a dataset made of its data if that is a table or a folder of pictures."""
+    cache = Path(cache_home()) / "lockstep"
+    data = packed_source(job.data, packing, job.loss, cache, progress_of, lambda text: print_plainly(console, text))
+    return msgspec.structs.replace(job, data=data)
 
 
-def begin_here(job: Job, launch: Launch) -> None:
-    """Begin again if this process is to compute and does not have the job's numerics."""
-    if not launch.workers:
-        begin_with(job.numerics)
-
-
-def counts(workers: int | tuple[int, int] | None) -> dict[str, int]:
-    """Return what `--workers` says of a launch: of a range, its run begins with the fewest."""
-    match workers:
-        case None:
-            return {}
-        case int():
-            return {"workers": workers}
-        case fewest, most:
-            return {"workers": most, "min_workers": fewest}
-
-
-def carry_out(manner: Manner, job: Job, destination: Destination) -> None:
-    """Train to the end and show how it went."""
-    if manner.chaos is not None:
-        check_chaos(manner.chaos.counts, destination.launch)
-    with page_beside(manner.page, destination.folder) as page:
-        carry_out_beside(page, manner, job, destination)
-
-
-def carry_out_beside(page: PageProcess | None, manner: Manner, job: Job, destination: Destination) -> None:
-    """Do that with a page next to it, which stays open in a terminal until somebody ends it."""
-    console, request, cluster = manner.console, manner.chaos, manner.cluster
-    shown = AnnouncingDisplay(display_for(console, SystemClock()), announcement(job, destination, cluster))
-    with kept_on_failure(console, destination.folder), watched(page, shown) as display:
-        chaos = None if request is None else chaos_of(request, SystemClock(), display.say)
-        if cluster is None:
-            result = train_here(job, destination, display, chaos)
-        else:
-            result = train_on_ray(cluster, job, destination, display, chaos)
-    machine = cores() if cluster is None else None
-    show_end(console, result, destination.folder, machine, has_picture=manner.has_picture)
-    if page is not None and console.is_terminal:
-        print_plainly(console, f"the page stays open at {page.link} until you press Ctrl-C")
-        page.stay()
+def carry_out(options: TrainOptions, job: Job, destination: Destination) -> None:
+    """Train to the end and show how it went; a page stays open in a terminal until somebody ends it."""
+    console, cluster = options.console, options.cluster
+    if options.chaos is not None:
+        check_chaos(options.chaos, destination.launch)
+    with page_beside(options.page, destination.folder) as page:
+        shown = display_for(console, SystemClock(), announcement(job, destination, cluster))
+        with kept_on_failure(console, destination.folder), watched(page, shown) as display:
+            ahead = None if options.chaos is None else planned_actions(options.chaos, options.chaos_seed)
+            chaos = None if ahead is None else Chaos(ahead, SystemClock(), display.say)
+            if cluster is None:
+                result = train_here(job, destination, display, chaos)
+            else:
+                result = train_on_ray(cluster, job, destination, display, chaos)
+        machine = cores() if cluster is None else None
+        show_end(console, result, destination.folder, machine, has_picture=options.has_picture)
+        if page is not None and console.is_terminal:
+            print_plainly(console, f"the page stays open at {page.link} until you press Ctrl-C")
+            page.stay()
 
 
 def announcement(job: Job, destination: Destination, cluster: str | None) -> list[str]:

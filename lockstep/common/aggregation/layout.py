@@ -1,9 +1,10 @@
 """Where each parameter and running statistic of a model lies in the flat vector."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 
@@ -30,6 +31,10 @@ class LayoutEntry:
         return vector[self.offset : self.offset + self.size].reshape(self.shape)
 
 
+#: The shapes of arrays by their names, in order.
+Shapes = Mapping[str, Sequence[int]]
+
+
 @dataclass(frozen=True)
 class ParameterLayout:
     """A model's parameters, then its running statistics, as one float32 vector.
@@ -41,6 +46,17 @@ class ParameterLayout:
     parameters: tuple[LayoutEntry, ...]
     statistics: tuple[LayoutEntry, ...]
 
+    @classmethod
+    def of(cls, parameters: Shapes, statistics: Shapes) -> Self:
+        """Place arrays of these names and shapes one after the other; `ModelError` if nothing is to be trained."""
+        if not parameters:
+            raise ModelError("the model has no parameters: expected at least one layer that can learn")
+        entries, offset = list[LayoutEntry](), 0
+        for name, shape in (*parameters.items(), *statistics.items()):
+            entries.append(LayoutEntry(name, tuple(shape), offset))
+            offset += entries[-1].size
+        return cls(tuple(entries[: len(parameters)]), tuple(entries[len(parameters) :]))
+
     @cached_property
     def parameter_size(self) -> int:
         """Number of trained values, which come first."""
@@ -50,6 +66,11 @@ class ParameterLayout:
     def size(self) -> int:
         """Number of values in all."""
         return self.parameter_size + sum(entry.size for entry in self.statistics)
+
+    def momenta(self, of: Iterable[float]) -> Vector:
+        """Return the momentum of each value of the running statistics, given that of each statistic, in order."""
+        sizes = [entry.size for entry in self.statistics]
+        return np.repeat(np.array(list(of), np.float32), np.array(sizes, np.int64))
 
     def name_at(self, position: int) -> str:
         """Return the name of the array that holds a position of the vector."""
@@ -102,17 +123,8 @@ def check_trained(module: Module) -> None:
 def layout_of(module: Module) -> ParameterLayout:
     """Return the layout of a model, in the order of `named_parameters` and `named_buffers`. Raises `ModelError`."""
     check_trained(module)
-    offset = 0
-    parameters, statistics = [], []
-    for name, parameter in module.named_parameters():
-        parameters.append(LayoutEntry(name, tuple(parameter.shape), offset))
-        offset += parameters[-1].size
-    for name, statistic in running_statistics(module).items():
-        statistics.append(LayoutEntry(name, tuple(statistic.value.shape), offset))
-        offset += statistics[-1].size
-    if not parameters:
-        raise ModelError("the model has no parameters: expected at least one layer that can learn")
-    return ParameterLayout(tuple(parameters), tuple(statistics))
+    parameters = {name: parameter.shape for name, parameter in module.named_parameters()}
+    return ParameterLayout.of(parameters, {name: each.value.shape for name, each in running_statistics(module).items()})
 
 
 def gather(module: Module, layout: ParameterLayout) -> Vector:
@@ -167,16 +179,6 @@ def _views(layout: ParameterLayout, vector: Vector) -> tuple[list[Vector], list[
         [entry.view(vector) for entry in layout.parameters],
         [entry.view(vector) for entry in layout.statistics],
     )
-
-
-def statistic_momenta(module: Module, layout: ParameterLayout) -> Vector:
-    """Return the momentum of each running statistic's values: shape (size - parameter_size,)."""
-    momenta = np.empty(layout.size - layout.parameter_size, dtype=np.float32)
-    statistics = running_statistics(module)
-    for entry in layout.statistics:
-        start = entry.offset - layout.parameter_size
-        momenta[start : start + entry.size] = statistics[entry.name].momentum
-    return momenta
 
 
 def weights_digest(vector: Vector) -> str:

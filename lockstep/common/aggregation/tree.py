@@ -175,7 +175,7 @@ class VectorPool:
         return np.empty(self.size, dtype=np.float32) if self.make is None else self.make()
 
     def give(self, vector: Vector) -> None:
-        """Take back a vector that nobody uses any more."""
+        """Add a vector that nobody uses any more, to be taken again."""
         self.free.append(vector)
 
     @contextmanager
@@ -237,17 +237,6 @@ class VectorTree:
             self.pool.give(vector)
         return is_new
 
-    def add_copy(self, node: Node, vector: Vector) -> bool:
-        """Add the sum of a node, whose memory is free again when this returns; as `TreeSum.add`."""
-        summand = Summand(node, vector, is_owned=False)
-        if not self.tree.add(node, summand):
-            return False
-        if self.tree.held.get(node) is summand:  # otherwise it was added to its sibling, and is not read any more
-            own = self.pool.take()
-            np.copyto(own, vector)
-            self.tree.held[node] = Summand(node, own, is_owned=True)
-        return True
-
     def settle(self, memory: Vector) -> None:
         """Copy the sums that `add` left in `memory`, which will change after this."""
         for node, summand in self.tree.held.items():
@@ -255,10 +244,6 @@ class VectorTree:
                 own = self.pool.take()
                 np.copyto(own, summand.vector)
                 self.tree.held[node] = Summand(node, own, is_owned=True)
-
-    def sum_of(self, node: Node) -> Vector:
-        """Return the sum of a node that is whole and whose sibling is not, to be read until `reset`."""
-        return self.tree.held[node].vector
 
     def total(self) -> Vector:
         """Return the whole sum, to be read until `reset`."""

@@ -16,7 +16,7 @@ from lockstep.common.aggregation.finiteness import first_not_finite
 from lockstep.common.aggregation.quantization.quantization import Quantization, RoundingKey
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, Vector
-from lockstep.common.optim.rules import CHUNK, Rule
+from lockstep.common.optim.rules import CHUNK, Rule, SlotSets
 
 #: Parts whose chunks are kept: who updates what changes now and then.
 MOST_PARTS = 128
@@ -176,9 +176,8 @@ class UpdatePass:
         writes = (at.step + 1) % 2
         old, new = chunk.weights[1 - writes], chunk.weights[writes]
         if chunk.momenta is None:
-            slots = chunk.slots
-            new_slots = None if at.reads == at.writes else slots[at.writes]
-            self.rule.rule.update(old, mean, slots[at.reads], at.step, at.rate, new, new_slots)
+            slots = SlotSets(chunk.slots[at.reads], chunk.slots[at.writes])
+            self.rule.rule.update(old, mean, slots, at.step, at.rate, new)
         else:
             # Running statistics follow the mean over the micro-batches, weighted by their samples (rule R8).
             mean -= old

@@ -13,7 +13,7 @@ from lockstep.common.autograd.tape import Call, View
 
 def without_ones(calls: Sequence[Call]) -> list[bool]:
     """Tell for each call whether it is needed: not if it multiplies by ones, as by the gradient of the loss itself."""
-    written = Counter(view.memory for call in calls for view in call.written())
+    written = Counter(each for call in calls for each in call.written())
     ones = {
         call.operands[0].memory
         for call in calls

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from functools import partial
 from itertools import count
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -201,6 +201,40 @@ def observe(observer: Observer) -> Iterator[None]:
         yield
     finally:
         observing.reset(token)
+
+
+class Applied(NamedTuple):
+    """A primitive, or one of its derivatives, that was applied."""
+
+    primitive: Primitive
+    #: "forward" or "backward".
+    direction: str
+    arrays: tuple[Any, ...]
+    options: dict[str, Any]
+    #: What it returned: of a forward that keeps something, the result and what it keeps.
+    outcome: Any
+
+    @property
+    def result(self) -> Any:
+        """The result of a forward: the very array with which the engine continues."""
+        return self.outcome[0] if self.primitive.keeps else self.outcome
+
+
+@contextmanager
+def watch(look: Callable[[Applied], object]) -> Iterator[None]:
+    """Call `look` inside after each primitive and derivative, with what was applied to what, and the result."""
+
+    def observer(
+        primitive: Primitive, direction: str, function: Callable[..., Any], *arrays: Any, **options: Any
+    ) -> Any:
+        outcome = function(*arrays, **options)
+        if direction == "forward":  # as the engine does, which would continue with another array otherwise
+            outcome = (np.asarray(outcome[0]), outcome[1]) if primitive.keeps else np.asarray(outcome)
+        look(Applied(primitive, direction, arrays, options, outcome))
+        return outcome
+
+    with observe(observer):
+        yield
 
 
 def record(primitive: Primitive, parents: list[Parent], options: dict[str, Any], result: Array) -> GraphNode | None:

@@ -11,17 +11,17 @@ All memory is allocated beforehand, and used again by what comes later.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
 from typing import Any
 
 import numpy as np
 
-from lockstep.common.autograd.capture import Capture, TapedCapture
-from lockstep.common.autograd.fusion import joined, runs, without_ones
+from lockstep.common.autograd.arena import Arena, Base, aligned
+from lockstep.common.autograd.capture import Capture
+from lockstep.common.autograd.parts import Part, parts_of, whole_gradients
 from lockstep.common.autograd.primitives.primitive import Array, Sink
-from lockstep.common.autograd.tape import Call, CallKind, Memory, MemoryKind, Saved, UntapeableError, View
+from lockstep.common.autograd.tape import Call, CallKind, Memory, MemoryKind, Saved, View
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.random import Source
 
@@ -33,95 +33,63 @@ Tree = int | tuple["Tree", "Tree"]
 #: MB at 16 and 0.8 MB at 64, takes 3.6 and 2.8 ms, and 8.8 and 7.9 (the 30th of 100 times, in turns).
 STACK_BYTES = 1 << 20
 
-#: Calls that are made without a break.
-STRETCH = 8
-
-#: Where arrays may begin.
-_ALIGNMENT = 64
-
 #: A call with its arguments.
 Instruction = Callable[[], Any]
 
-
-@dataclass(slots=True)
-class Part:
-    """Calls that are made together."""
-
-    calls: list[Call]
-    is_backward: bool
-    #: Whether they make gradients: for one batch after the other, added over the tree.
-    is_summed: bool = False
-    #: The gradients whose sums are final with this part.
-    finishes: tuple[int, ...] = ()
+#: Operands of which each batch has its own.
+Own = Source | Sink | Saved
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class Segment:
     """Instructions that are carried out without a break, and the gradients that are final after them."""
 
     instructions: list[Instruction]
     finishes: tuple[int, ...] = ()
 
 
-def run(stretches: Iterable[Stretch], between: Callable[[Sequence[int]], None]) -> None:
-    """Carry out stretches; call `between` after each with the gradients that are final."""
-    for stretch in stretches:
-        for instruction in stretch.instructions:
+def run(segments: Iterable[Segment], between: Callable[[Sequence[int]], None]) -> None:
+    """Carry out segments; call `between` after each with the gradients that are final."""
+    for segment in segments:
+        for instruction in segment.instructions:
             instruction()
-        between(stretch.finishes)
+        between(segment.finishes)
 
 
 class Program:
     """Forward and backward over a stack of batches; weights and gradients may be anywhere."""
 
-    def __init__(self, capture: TapedCapture, tree: Tree) -> None:
+    def __init__(self, capture: Capture, tree: Tree) -> None:
         """Make a program for the batches in `tree`, from 0 on. Raises `UntapeableError` if they cannot be a stack."""
         self.tree = tree
-        self._count = len(list(_leaves(tree)))
-        calls = _joined(_needed_calls(capture))
-        self._parts = list(_parts(calls, capture))
-        self._outputs = capture.outputs
-        memories = {id(view.memory): view.memory for part in self._parts for view in _views(part.calls)}
-        inputs = sorted(
-            (each for each in capture.tape.memories if each.kind is MemoryKind.INPUT), key=lambda m: m.number
-        )
-        self._inputs = [_aligned(self._count * each.size) for each in inputs]
-        self._layout = _Layout.of(self._parts, list(memories.values()), capture.outputs, self._count, tree)
-        self._arena = _aligned(self._layout.size)
-        #: What functions whose calls are not recorded saved, by batch: for the next pass in the same place.
-        self._saved: dict[tuple[int, int], Saved] = {}
+        self._count = count = len(list(_leaves(tree)))
+        self._parts = parts_of(capture)
+        self._arena = Arena(self._parts, capture.outputs, count, max(1, _depth(tree)))
+        self._memories = capture.tape.memories
+        given = [memory for memory in self._memories if memory.kind is MemoryKind.INPUT]
+        self._inputs = {memory: Base(aligned(count * memory.size), step=memory.size) for memory in given}
         operands = [each for part in self._parts for call in part.calls for each in call.operands]
-        #: In place of each source, and of each sink, on the tape: those of the batches.
-        self._sources = {
-            each: [Source(each.rng) for _ in range(self._count)] for each in operands if isinstance(each, Source)
-        }
-        self._sinks = {each: [Sink() for _ in range(self._count)] for each in operands if isinstance(each, Sink)}
+        self._own = {each: [_fresh(each) for _ in range(count)] for each in operands if isinstance(each, Own)}
         #: One array for each input, to be filled before each pass: the batches along the first axis.
-        self.inputs = [
-            _array(memory, (self._count, *each.array.shape), each.array.dtype, (each.size, *each.array.strides))
-            for memory, each in zip(self._inputs, inputs, strict=True)
-        ]
+        self.inputs = [base.stack(_whole_of(memory), count, memory.array.ndim) for memory, base in self._inputs.items()]
         #: One array for each output, with the batches along the first axis; valid until the next pass.
-        self.outputs = [self._stack(view, self._arena, len(view.shape)) for view in capture.outputs]
+        self.outputs = [self._arena.bases[view.memory].stack(view, count, len(view.shape)) for view in capture.outputs]
 
     @property
     def fits_in_cache(self) -> bool:
         """Whether a stack is faster than its batches one by one: one alone always is."""
-        calls = (call for part in self._parts if not part.is_summed for call in part.calls)
-        return (
-            self._count == 1
-            or self._count * max(each.nbytes for each in _views(calls) if _is_stacked(each)) <= STACK_BYTES
-        )
+        views = (view for part in self._parts if not part.is_summed for view in part.views())
+        return self._count == 1 or self._count * max(each.nbytes for each in views if _is_stacked(each)) <= STACK_BYTES
 
     @property
     def nbytes(self) -> int:
         """The memory that it takes."""
-        return self._arena.size + sum(each.size for each in self._inputs)
+        return self._arena.memory.size + sum(base.array.size for base in self._inputs.values())
 
     @property
     def draws(self) -> bool:
         """Whether random numbers are drawn on the way."""
-        return bool(self._sources)
+        return any(isinstance(each, Source) for each in self._own)
 
     def reseed(self, reseed: Callable[[int], None]) -> None:
         """Call `reseed` with the number of each batch, and draw for it from what the sources then have.
@@ -130,55 +98,90 @@ class Program:
         """
         for batch in range(self._count):
             reseed(batch)
-            for source, own in self._sources.items():
-                own[batch].rng = source.rng
+            for source, own in self._own.items():
+                if isinstance(source, Source):
+                    own[batch].rng = source.rng
 
     def observe(self, batch: int) -> None:
         """Put what was observed of a batch in the last forward pass where the sinks on the tape put it."""
-        for sink, own in self._sinks.items():
-            seen = own[batch].last
-            assert seen is not None
-            sink.observe(*seen)
+        for sink, own in self._own.items():
+            if isinstance(sink, Sink):
+                sink.observe(*own[batch].last)
 
     def poison(self) -> None:
         """Overwrite all that is computed on the way, so that nothing is right that the program does not compute."""
-        self._arena.fill(0xFF)
+        self._arena.memory.fill(0xFF)
 
-    def forward(self, shared: Sequence[Array]) -> list[Stretch]:
+    def forward(self, shared: Sequence[Array]) -> list[Segment]:
         """Return the forward pass that reads `shared`, in the order of the tape."""
-        return self._stretches(_Emitter(self, shared, ()), is_backward=False)
+        emitter = self._emitter(shared, ())
+        return [Segment(list(emitter.stacked(part.calls))) for part in self._parts if not part.is_backward]
 
-    def backward(self, shared: Sequence[Array], gradients: Sequence[Array], *, adds: bool = False) -> list[Stretch]:
+    def backward(self, shared: Sequence[Array], gradients: Sequence[Array], *, adds: bool = False) -> list[Segment]:
         """Return the backward pass that reads `shared` and writes sums into `gradients`, in the order of the tape.
 
         If it adds, which a program for one batch can, its gradients are added to what is there, block by block; one
         that nothing reaches stays in any case.
         """
         assert not adds or self._count == 1
-        return self._stretches(_Emitter(self, shared, gradients, adds), is_backward=True)
-
-    def _stretches(self, emitter: "_Emitter", *, is_backward: bool) -> list[Stretch]:
-        parts: Iterable[Part] = (part for part in self._parts if part.is_backward is is_backward)
-        if self._count == 1 and not emitter.adds:
-            parts = _whole_gradients(parts)
-        return [emitter.stretch(part) for part in parts]
+        emitter = self._emitter(shared, gradients)
+        parts: Iterable[Part] = (part for part in self._parts if part.is_backward)
+        if self._count == 1 and not adds:
+            parts = whole_gradients(parts)
+        return [self._segment(part, emitter, adds=adds) for part in parts]
 
     @property
     def length(self) -> int:
-        """The number of stretches."""
+        """The number of segments."""
         return len(self._parts)
 
-    def _stack(self, view: View, memory: Array, dimensions: int) -> Array:
-        """Return the views of all batches as one array: the batches in front, then axes of size 1, then its own."""
-        place, step = self._layout.places[id(view.memory)], view.memory.size
-        missing = dimensions - len(view.shape)
-        shape = (self._count, *(1,) * missing, *view.shape)
-        return _array(memory, shape, view.dtype, (step, *(0,) * missing, *view.strides), place.offset + view.offset)
+    def _emitter(self, shared: Sequence[Array], gradients: Sequence[Array]) -> "_Emitter":
+        given = {MemoryKind.SHARED: shared, MemoryKind.GRADIENT: gradients}
+        elsewhere = {
+            memory: Base(given[memory.kind][memory.number])
+            for memory in self._memories
+            if memory.number < len(given.get(memory.kind, ()))
+        }
+        return _Emitter(self._count, {**self._arena.bases, **self._inputs, **elsewhere}, self._own)
+
+    def _segment(self, part: Part, emitter: "_Emitter", *, adds: bool) -> Segment:
+        if not part.is_summed:
+            return Segment(list(emitter.stacked(part.calls)))
+        make = self._added if adds else self._summed
+        return Segment(list(make(part, self.tree, emitter, 0)), part.finishes)
+
+    def _summed(self, part: Part, tree: Tree, into: "_Emitter", depth: int) -> Iterator[Instruction]:
+        """Write the sum over a tree into what the emitter has for the gradient."""
+        if isinstance(tree, int):
+            yield from (into.single(call, tree) for call in part.calls)
+            return
+        yield from self._summed(part, tree[0], into, depth)
+        yield from self._added(part, tree[1], into, depth)
+
+    def _added(self, part: Part, tree: Tree, into: "_Emitter", depth: int) -> Iterator[Instruction]:
+        """Add the sum over a tree to what the emitter has for the gradient."""
+        gradient, addend = part.gradient(), self._arena.addends[part][depth]
+        addend = replace(addend, offset=addend.offset - gradient.offset)
+        yield from self._summed(part, tree, into.with_base(gradient.memory, addend), depth + 1)
+        left = into.bases[gradient.memory].view(gradient)
+        yield partial(np.add, left, addend.view(gradient), out=left)
 
 
 def _is_stacked(view: View) -> bool:
     """Tell whether each batch has its own."""
     return view.memory.kind in (MemoryKind.INPUT, MemoryKind.TEMPORARY)
+
+
+def _whole_of(memory: Memory) -> View:
+    array = memory.array
+    return View(memory, 0, array.shape, array.strides, array.dtype)
+
+
+def _fresh(operand: Own) -> Any:
+    """Return what a batch has of its own in place of an operand."""
+    if isinstance(operand, Source):
+        return Source(operand.rng)
+    return Sink() if isinstance(operand, Sink) else Saved(None)
 
 
 def _leaves(tree: Tree) -> Iterator[int]:
@@ -194,301 +197,34 @@ def _depth(tree: Tree) -> int:
     return 0 if isinstance(tree, int) else max(_depth(tree[0]), 1 + _depth(tree[1]))
 
 
-def _aligned(size: int) -> Array:
-    """Return so many bytes, the first of them where a vector may begin."""
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.__array_interface__["data"][0] % _ALIGNMENT
-    return memory[start : start + size]
-
-
-def _array(memory: Array, shape: Any, dtype: Any, strides: Any, offset: int = 0) -> Array:
-    return np.ndarray(shape, dtype, memory.data, offset, strides)
-
-
-def _views(calls: Iterable[Call]) -> Iterator[View]:
-    return (view for call in calls for view in call.views())
-
-
-def _touched(call: Call) -> Iterator[Any]:
-    """Yield the memories that a call reads or writes, and what functions have saved."""
-    yield from (view.memory for view in call.views())
-    yield from (each for each in call.operands if isinstance(each, Saved))
-
-
-def _written(call: Call) -> list[Any]:
-    return [each if isinstance(each, Saved) else each.memory for each in (call.operands[at] for at in call.writes)]
-
-
-def _needed_calls(capture: TapedCapture) -> list[tuple[int, Call]]:
-    """Return the calls on which an output or a gradient depends, with their places on the tape."""
-    wanted = {id(view.memory) for view in capture.outputs}
-    found = []
-    calls = capture.tape.calls
-    for place, (call, has_effect) in reversed(list(enumerate(zip(calls, without_ones(calls), strict=True)))):
-        written = _written(call)
-        if has_effect and any(id(each) in wanted or _is_gradient(each) for each in written):
-            wanted.update(id(each) for each in _touched(call))
-            found.append((place, call))
-    return found[::-1]
-
-
-def _joined(calls: list[tuple[int, Call]]) -> list[tuple[int, Call]]:
-    """Join products into fewer calls, but for those that make gradients, which are summed block by block."""
-    made = [call for _, call in calls]
-    cuts = runs(made, lambda call: not _gradients([call]))
-    return [(calls[cut.start][0], joined(made[cut])) for cut in cuts]
-
-
-def _whole_gradients(parts: Iterable[Part]) -> Iterator[Part]:
-    """Put the blocks of each gradient together: where there is one batch alone, nothing is added between them."""
-    for is_summed, group in groupby(parts, key=lambda part: part.is_summed):
-        blocks: list[Call] = []
-        for part in group:
-            blocks += part.calls
-            if not is_summed:
-                yield part
-            elif part.finishes:
-                yield _whole(blocks, part.finishes)
-                blocks = []
-        if is_summed and blocks:
-            yield _whole(blocks, ())
-
-
-def _whole(blocks: list[Call], finishes: tuple[int, ...]) -> Part:
-    calls = [joined(blocks[cut]) for cut in runs(blocks, lambda call: True)]
-    return Part(calls, is_backward=True, is_summed=True, finishes=finishes)
-
-
-def _is_gradient(memory: Any) -> bool:
-    return isinstance(memory, Memory) and memory.kind is MemoryKind.GRADIENT
-
-
-def _parts(calls: list[tuple[int, Call]], capture: TapedCapture) -> Iterator[Part]:
-    """Cut the program into parts, in an order that leaves every result as it is."""
-    summed = _summed(calls)
-    inside = {id(call) for group in summed for _, call in group}
-    units = [(place, [call]) for place, call in calls if id(call) not in inside]
-    units += [(group[-1][0], [call for _, call in group]) for group in summed]
-    units.sort(key=lambda unit: unit[0])
-    last = {number: place for place, made in units for number in _gradients(made)}
-    part = Part([], is_backward=False)
-    for place, made in units:
-        numbers = _gradients(made)
-        is_backward = place >= capture.forward
-        is_whole = part.is_summed or len(part.calls) >= STRETCH
-        if part.calls and (numbers or is_whole or part.is_backward is not is_backward):
-            yield part
-            part = Part([], is_backward)
-        finishes = tuple(number for number in numbers if last[number] == place)
-        part = Part(part.calls + made, is_backward, bool(numbers), finishes)
-    if part.calls:
-        yield part
-
-
-def _gradients(calls: Iterable[Call]) -> list[int]:
-    return sorted({each.number for call in calls for each in _written(call) if _is_gradient(each)})
-
-
-def _summed(calls: list[tuple[int, Call]]) -> list[list[tuple[int, Call]]]:
-    """Return the calls that make gradients, in groups that share no memory but what all may read.
-
-    A group holds the calls that write into one gradient, or a block of it, and those that prepare something for them
-    alone, as the windows of a convolution are. So it can be made for one batch after the other, on the same memory.
-    """
-    touching: dict[int, list[tuple[int, Call]]] = {}
-    for place, call in calls:
-        for each in {id(each): each for each in _touched(call)}:
-            touching.setdefault(each, []).append((place, call))
-    groups = []
-    for number in dict.fromkeys(n for _, call in calls for n in _gradients([call])):
-        own = {place: call for place, call in calls if number in _gradients([call])}
-        if any(len(_gradients([call])) > 1 for call in own.values()):
-            raise UntapeableError("a call writes into several gradients")
-        private = _add_preparations(own, touching, calls)
-        if not _is_ordered(own, calls):
-            raise UntapeableError("what a gradient is computed from changes meanwhile")
-        groups += _components(own, private)
-    return groups
-
-
-def _add_preparations(
-    own: dict[int, Call], touching: Mapping[int, list[tuple[int, Call]]], calls: list[tuple[int, Call]]
-) -> set[int]:
-    """Add to the calls of a group those whose results nobody else reads; return the memories of these results."""
-    private: set[int] = set()
-    is_growing = True
-    while is_growing:
-        is_growing = False
-        for key in {id(each) for call in own.values() for each in _touched(call) if _is_temporary(each)} - private:
-            others = [(place, call) for place, call in touching[key] if place not in own]
-            is_made_for_it = all([id(each) for each in _written(call)] == [key] for _, call in others)
-            # Memory that is filled again meanwhile, as a convolution's windows are, needs all that fill and read it.
-            if is_made_for_it and (_is_ordered({**own, **dict(others)}, calls) or not _is_ordered(own, calls)):
-                private.add(key)
-                own.update(others)
-                is_growing = True
-    return private
-
-
-def _is_temporary(memory: Any) -> bool:
-    return isinstance(memory, Saved) or memory.kind is MemoryKind.TEMPORARY
-
-
-def _components(own: Mapping[int, Call], private: set[int]) -> list[list[tuple[int, Call]]]:
-    """Cut a group where its calls have nothing in common: neither memory of their own nor a part of the gradient."""
-    components: list[tuple[set[int], list[tuple[int, int]], list[tuple[int, Call]]]] = []
-    for place, call in sorted(own.items()):
-        keys = {id(each) for each in _touched(call)} & private
-        bounds = [view.bounds for view in call.views() if view.memory.kind is MemoryKind.GRADIENT]
-        members = [(place, call)]
-        apart = []
-        for component in components:
-            if component[0] & keys or any(_overlap(one, other) for one in component[1] for other in bounds):
-                keys, bounds, members = keys | component[0], bounds + component[1], component[2] + members
-            else:
-                apart.append(component)
-        components = [*apart, (keys, bounds, members)]
-    return [sorted(members, key=lambda member: member[0]) for _, _, members in components]
-
-
-def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    return one[0] < other[1] and other[0] < one[1]
-
-
-def _is_ordered(own: Mapping[int, Call], calls: list[tuple[int, Call]]) -> bool:
-    """Tell whether a group may be made where its last call is: nothing that it reads is overwritten before."""
-    first, last, read = min(own), max(own), set[int]()
-    for place, call in calls:
-        if place in own:
-            read.update(id(each) for each in _touched(call))
-        elif first < place < last and any(id(each) in read for each in _written(call)):
-            return False
-    return True
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a memory lies in the arena."""
-
-    offset: int
-    #: Whether each batch has its own; else one serves them all, one after the other.
-    is_stacked: bool
-
-
-@dataclass
-class _Layout:
-    """Where everything that is computed lies: what is not needed any more makes room for what comes later."""
-
-    places: dict[int, _Place] = field(default_factory=dict)
-    #: For each part that sums gradients, where those lie that are to be added.
-    addends: dict[int, list[int]] = field(default_factory=dict)
-    size: int = 0
-
-    @classmethod
-    def of(
-        cls, parts: list[Part], memories: list[Memory], outputs: Sequence[View], count: int, tree: Tree
-    ) -> "_Layout":
-        layout = cls()
-        kept = {id(view.memory) for view in outputs}
-        stacked = _Packing()
-        local: list[list[Memory]] = [[] for _ in parts]
-        touched = [{id(view.memory) for view in _views(part.calls)} for part in parts]
-        for memory in memories:
-            if memory.kind is not MemoryKind.TEMPORARY:
-                continue
-            uses = [index for index, each in enumerate(touched) if id(memory) in each]
-            if len(uses) == 1 and (parts[uses[0]].is_summed or count == 1) and id(memory) not in kept:
-                local[uses[0]].append(memory)
-            else:
-                last = len(parts) if id(memory) in kept else uses[-1]
-                stacked.add(id(memory), count * memory.size, uses[0], last)
-        layout.places = {key: _Place(offset, is_stacked=True) for key, offset in stacked.pack().items()}
-        start = layout.size = stacked.size
-        for index, part in enumerate(parts):
-            layout.size = max(layout.size, start + layout._place_local(index, part, local[index], start, tree))
-        return layout
-
-    def _place_local(self, index: int, part: Part, memories: list[Memory], start: int, tree: Tree) -> int:
-        """Place what a part alone uses, and what it adds up; return how much that takes."""
-        packing = _Packing()
-        for memory in memories:
-            uses = [at for at, call in enumerate(part.calls) if any(view.memory is memory for view in call.views())]
-            packing.add(id(memory), memory.size, uses[0], uses[-1])
-        if part.is_summed:
-            low, high = gradient_bounds(part)
-            for number in range(max(1, _depth(tree))):  # one batch may be added to what is there
-                packing.add(-1 - number, high - low, 0, len(part.calls))
-        offsets = packing.pack()
-        self.addends[index] = [start + offsets[-1 - number] for number in range(len(offsets) - len(memories))]
-        self.places |= {key: _Place(start + at, is_stacked=False) for key, at in offsets.items() if key >= 0}
-        return packing.size
-
-
-def gradient_bounds(part: Part) -> tuple[int, int]:
-    """Return the range of bytes of the gradient that a part computes."""
-    bounds = [view.bounds for view in _views(part.calls) if view.memory.kind is MemoryKind.GRADIENT]
-    return min(low for low, _ in bounds), max(high for _, high in bounds)
-
-
-@dataclass
-class _Packing:
-    """Places ranges of bytes such that no two overlap that are in use at once: each as low as it fits, by birth."""
-
-    size: int = 0
-    _wanted: list[tuple[int, int, int, int]] = field(default_factory=list)
-
-    def add(self, key: int, size: int, first: int, last: int) -> None:
-        """Want `size` bytes in use from `first` to `last`, both included."""
-        self._wanted.append((first, last, -(-size // _ALIGNMENT) * _ALIGNMENT, key))
-
-    def pack(self) -> dict[int, int]:
-        """Return where each begins."""
-        placed: list[tuple[int, int, int]] = []  # (offset, end, last)
-        offsets: dict[int, int] = {}
-        for first, last, size, key in sorted(self._wanted, key=lambda want: (want[0], -want[2])):
-            offset = 0
-            for begin, end, until in sorted(placed):
-                if until < first:
-                    continue
-                if begin - offset >= size:
-                    break
-                offset = max(offset, end)
-            placed = [each for each in placed if each[2] >= first]
-            placed.append((offset, offset + size, last))
-            offsets[key] = offset
-            self.size = max(self.size, offset + size)
-        return offsets
-
-
-@dataclass
+@dataclass(frozen=True)
 class _Emitter:
-    """Turns the calls of a program into instructions on arrays."""
+    """Turns calls into instructions on arrays."""
 
-    program: Program
-    shared: Sequence[Array]
-    gradients: Sequence[Array]
-    #: Whether sums are added to what is in the gradients.
-    adds: bool = False
+    count: int
+    bases: Mapping[Memory, Base]
+    #: In place of each operand of which the batches have their own, that of each batch.
+    own: Mapping[Own, list[Any]]
 
-    def stretch(self, part: Part) -> Stretch:
-        """Return a part as it is carried out."""
-        if part.is_summed:
-            tree = self.program.tree
-            made = self._added(part, tree, None, 0) if self.adds else self._summed(part, tree, None, 0)
-            return Stretch(list(made), part.finishes)
-        return Stretch([made for call in part.calls for made in self._stacked(call)])
+    def with_base(self, memory: Memory, base: Base) -> "_Emitter":
+        """Return an emitter for which a memory is elsewhere."""
+        return replace(self, bases={**self.bases, memory: base})
 
-    def _stacked(self, call: Call) -> list[Instruction]:
-        views = list(call.views())
-        is_vector = call.kind is CallKind.PRODUCT and any(len(view.shape) < 2 for view in views)
-        count = self.program._count
-        if call.kind is CallKind.ALONE or is_vector or count == 1:
-            return [self._single(call, batch) for batch in range(count)]
-        if call.kind is CallKind.REDUCTION:
-            return [self._reduction(call)]
-        dimensions = max(each.ndim for each in map(self._shape_of, call.operands) if each is not None)
-        operands = [self._stack(each, dimensions) if isinstance(each, View) else each for each in call.operands]
-        return [_instruction(call, operands)]
+    def stacked(self, calls: Iterable[Call]) -> Iterator[Instruction]:
+        """Yield calls for all batches."""
+        for call in calls:
+            is_vector = call.kind is CallKind.PRODUCT and any(len(view.shape) < 2 for view in call.views())
+            if call.kind is CallKind.ALONE or is_vector or self.count == 1:
+                yield from (self.single(call, batch) for batch in range(self.count))
+            elif call.kind is CallKind.REDUCTION:
+                yield self._reduction(call)
+            else:
+                dimensions = max(len(each.shape) for each in call.operands if isinstance(each, View | np.ndarray))
+                yield _instruction(call, [self._stack(each, dimensions) for each in call.operands])
+
+    def single(self, call: Call, batch: int) -> Instruction:
+        """Return a call for one batch."""
+        return _instruction(call, [self._operand(each, batch) for each in call.operands])
 
     def _reduction(self, call: Call) -> Instruction:
         array, axis, dtype, target, *options = call.operands
@@ -497,67 +233,16 @@ class _Emitter:
         stacked = [self._stack(each, len(each.shape)) for each in (array, target)]
         return partial(call.function, stacked[0], behind, dtype, stacked[1], *options)
 
-    @staticmethod
-    def _shape_of(operand: Any) -> Any:
-        return np.broadcast_to(0, operand.shape) if isinstance(operand, View | np.ndarray) else None
+    def _stack(self, operand: Any, dimensions: int) -> Any:
+        if not isinstance(operand, View):
+            return operand
+        base = self.bases[operand.memory]
+        return base.stack(operand, self.count, dimensions) if base.step else base.view(operand)
 
-    def _stack(self, view: View, dimensions: int) -> Array:
-        program = self.program
-        if view.memory.kind is MemoryKind.TEMPORARY:
-            return program._stack(view, program._arena, dimensions)
-        if view.memory.kind is MemoryKind.INPUT:
-            missing = dimensions - len(view.shape)
-            shape, strides = (1,) * missing + view.shape, (0,) * missing + view.strides
-            memory, step = program._inputs[view.memory.number], view.memory.size
-            return _array(memory, (program._count, *shape), view.dtype, (step, *strides), view.offset)
-        return self._view(view, 0, None)
-
-    def _single(self, call: Call, batch: int, addend: tuple[int, int] | None = None) -> Instruction:
-        return _instruction(call, [self._operand(each, batch, addend) for each in call.operands])
-
-    def _operand(self, operand: Any, batch: int, addend: tuple[int, int] | None) -> Any:
-        if isinstance(operand, Saved):
-            return self.program._saved.setdefault((id(operand), batch), Saved(None))
-        if isinstance(operand, Source):
-            return self.program._sources[operand][batch]
-        if isinstance(operand, Sink):
-            return self.program._sinks[operand][batch]
-        return self._view(operand, batch, addend) if isinstance(operand, View) else operand
-
-    def _view(self, view: View, batch: int, addend: tuple[int, int] | None) -> Array:
-        """Return what a batch has for a view; its gradient is the addend that begins there, or the sum itself."""
-        program, memory = self.program, view.memory
-        start, source = batch * memory.size, program._arena
-        if memory.kind is MemoryKind.TEMPORARY:
-            place = program._layout.places[id(memory)]
-            start = place.offset + (start if place.is_stacked else 0)
-        elif memory.kind is MemoryKind.INPUT:
-            source = program._inputs[memory.number]
-        elif memory.kind is MemoryKind.GRADIENT and addend is not None:
-            start = addend[0] - addend[1]
-        else:
-            start, arrays = 0, self.shared if memory.kind is MemoryKind.SHARED else self.gradients
-            source = arrays[memory.number]
-        return _array(source, view.shape, view.dtype, view.strides, start + view.offset)
-
-    def _summed(self, part: Part, tree: Tree, into: int | None, depth: int) -> Iterator[Instruction]:
-        """Write the sum over a tree into the gradient, or into the addend that begins at `into`."""
-        if isinstance(tree, int):
-            addend = None if into is None else (into, gradient_bounds(part)[0])
-            yield from (self._single(call, tree, addend) for call in part.calls)
-            return
-        yield from self._summed(part, tree[0], into, depth)
-        yield from self._added(part, tree[1], into, depth)
-
-    def _added(self, part: Part, tree: Tree, into: int | None, depth: int) -> Iterator[Instruction]:
-        """Add the sum over a tree to the gradient, or to the addend that begins at `into`."""
-        low, high = gradient_bounds(part)
-        other = self.program._layout.addends[self.program._parts.index(part)][depth]
-        yield from self._summed(part, tree, other, depth + 1)
-        first = next(view for view in _views(part.calls) if view.memory.kind is MemoryKind.GRADIENT)
-        whole = View(first.memory, low, ((high - low) // first.dtype.itemsize,), (first.dtype.itemsize,), first.dtype)
-        left = self._view(whole, 0, None if into is None else (into, low))
-        yield partial(np.add, left, self._view(whole, 0, (other, low)), out=left)
+    def _operand(self, operand: Any, batch: int) -> Any:
+        if isinstance(operand, View):
+            return self.bases[operand.memory].view(operand, batch)
+        return self.own[operand][batch] if isinstance(operand, Own) else operand
 
 
 def _instruction(call: Call, operands: list[Any]) -> Instruction:
@@ -584,20 +269,20 @@ def _as_arrays(function: np.ufunc, operands: list[Any]) -> list[Any]:
 
 
 def proven(
+    function: Callable[..., tuple[Tensor, ...]],
     captured: Capture,
-    taped: TapedCapture,
     tensors: Sequence[Tensor],
     tree: Tree,
     batches: Sequence[Sequence[Array]],
     reseed: Callable[[int], None] = lambda batch: None,
 ) -> Program | None:
-    """Return the program for a tree of batches if it gives the bits of the capture, None if it does not.
+    """Return the program for a tree of batches if it gives the bits of `function`, None if it does not.
 
     What a tape recorded may miss something: so the program is carried out on memory where nothing is right that it does
     not compute, and all that it computes for `batches` is compared. The tensors' gradients change. `reseed` gets a
     batch's number before it is computed, to replace what is drawn from.
     """
-    program = Program(taped, tree)
+    program = Program(captured, tree)
     if not program.fits_in_cache:
         return None
     sums = [np.full(tensor.shape, np.nan, tensor.dtype) for tensor in tensors]
@@ -608,35 +293,26 @@ def proven(
         for place, batch in enumerate(batches):
             array[place] = batch[index]
     run([*program.forward(weights), *program.backward(weights, sums)], lambda finishes: None)
-    outputs: list[list[Array]] = []
-    expected = _sums_one_by_one(captured, tensors, tree, batches, outputs, reseed)
-    is_equal = all(
-        made[place].tobytes() == array.tobytes()
-        for place, arrays in enumerate(outputs)
-        for made, array in zip(program.outputs, arrays, strict=True)
-    )
-    is_equal &= all(
-        (right is not None) is is_reached and (right is None or made.tobytes() == right.tobytes())
-        for made, right, is_reached in zip(sums, expected, taped.is_reached, strict=True)
-    )
+    is_equal = True
+
+    def expected(tree: Tree) -> list[Array | None]:
+        """Return the sums of the gradients, None where there is none; compare the outputs on the way."""
+        nonlocal is_equal
+        if not isinstance(tree, int):
+            left, right = map(expected, tree)
+            return [None if a is None or b is None else a + b for a, b in zip(left, right, strict=True)]
+        for tensor in tensors:
+            tensor.zero_grad()
+        reseed(tree)
+        results = function(*batches[tree])
+        is_equal &= all(_is_same(made[tree], one.data) for made, one in zip(program.outputs, results, strict=True))
+        results[0].backward(retain_graph=False)
+        return [None if tensor.grad is None else np.array(tensor.grad) for tensor in tensors]
+
+    for made, right, is_reached in zip(sums, expected(tree), captured.is_reached, strict=True):
+        is_equal &= (right is not None) is is_reached and (right is None or _is_same(made, right))
     return program if is_equal else None
 
 
-def _sums_one_by_one(
-    captured: Capture,
-    tensors: Sequence[Tensor],
-    tree: Tree,
-    batches: Sequence[Sequence[Array]],
-    outputs: list[list[Array]],
-    reseed: Callable[[int], None],
-) -> list[Array | None]:
-    """Return the sums of the gradients of the tensors, None where there is none; append each batch's outputs."""
-    if not isinstance(tree, int):
-        left, right = (_sums_one_by_one(captured, tensors, each, batches, outputs, reseed) for each in tree)
-        return [None if one is None or other is None else one + other for one, other in zip(left, right, strict=True)]
-    for tensor in tensors:
-        tensor.grad = None
-    reseed(tree)
-    outputs.append([np.array(each) for each in captured.forward(*batches[tree])])
-    captured.backward()
-    return [None if tensor.grad is None else np.array(tensor.grad) for tensor in tensors]
+def _is_same(one: Array, other: Array) -> bool:
+    return one.tobytes() == other.tobytes()

@@ -7,7 +7,7 @@ found out when what was recorded is compared with what was computed: `Tape` alon
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
@@ -108,20 +108,24 @@ class Call:
     #: What else must still be there, since something that was saved may be a view of it.
     holds: tuple[View, ...] = ()
 
-    def written(self) -> Iterable[View]:
-        return (self.operands[place] for place in self.writes if isinstance(self.operands[place], View))
-
-    def views(self) -> Iterable[View]:
+    def views(self) -> Iterator[View]:
         """Yield all that is read or written."""
         yield from (each for each in self.operands if isinstance(each, View))
         yield from self.holds
 
-    def reads(self) -> Iterable[View]:
-        """Yield what is read; of a result that is not overwritten whole that is a part."""
-        yield from (
-            each for place, each in enumerate(self.operands) if isinstance(each, View) and place not in self.writes
-        )
-        yield from self.holds
+    def touched(self) -> Iterator["Resource"]:
+        """Yield the memories that are read or written, and what functions have saved."""
+        yield from (view.memory for view in self.views())
+        yield from (each for each in self.operands if isinstance(each, Saved))
+
+    def written(self) -> Iterator["Resource"]:
+        """Yield the memories that are written, and what functions save."""
+        operands = (self.operands[place] for place in self.writes)
+        return (each.memory if isinstance(each, View) else each for each in operands)
+
+
+#: What a call can read and another write.
+Resource = Memory | Saved
 
 
 class TapedArray(np.ndarray[Any, np.dtype[Any]]):
@@ -207,6 +211,12 @@ class Tape:
         memory, start = self._by_start[place], self._starts[place]
         view = View(memory, address - start, array.shape, array.strides, array.dtype)
         return view if view.bounds[1] <= memory.size and view.bounds[0] >= 0 else None
+
+    def seen(self, operand: Any) -> Any:
+        """Return an operand as an array whose use is recorded, if the tape knows its memory; else as it is."""
+        if isinstance(operand, TapedArray) or not isinstance(operand, np.ndarray) or self.view_of(operand) is None:
+            return operand
+        return self._taped(operand)
 
     def call_whole(self, function: Callable[..., Any], arrays: tuple[Any, ...], *, keeps: bool) -> Any:
         """Call a function whose own calls are not shown, and record it as one call; as primitives, it may save."""

@@ -1,7 +1,7 @@
 """The tensor: an array, its place in the graph of what was computed, and what can be computed with it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,30 @@ _PLAIN = frozenset({np.ndarray, float, int, bool, type(None)})
 
 #: Types, not their subclasses: `np.float64` is a `float`.
 _TYPED_BY_HAND = frozenset({float, int, list, tuple})
+
+
+#: What an operator between a tensor and something else is.
+_Operator = Callable[["Tensor", Any], "Tensor"]
+
+
+def _binary(primitive: Primitive) -> _Operator:
+    """Return the operator with the tensor on its left."""
+    return lambda tensor, other: tensor._apply(primitive, tensor, other)
+
+
+def _reflected(primitive: Primitive) -> _Operator:
+    """Return the operator with the tensor on its right."""
+    return lambda tensor, other: tensor._apply(primitive, other, tensor)
+
+
+def _in_place(primitive: Primitive) -> _Operator:
+    """Return the operator that changes the tensor on its left."""
+    return lambda tensor, other: tensor._apply_in_place(primitive, other)
+
+
+def _comparison(ufunc: np.ufunc) -> _Operator:
+    """Return an operator whose result has no gradient."""
+    return lambda tensor, other: tensor._compare(ufunc, tensor, other)
 
 
 class Tensor:
@@ -363,41 +387,23 @@ class Tensor:
         self[...] = value
         return self
 
-    def __add__(self, other: Any) -> "Tensor":
-        return self._apply(elementwise.add, self, other)
+    __add__, __radd__ = _binary(elementwise.add), _reflected(elementwise.add)
+    __sub__, __rsub__ = _binary(elementwise.subtract), _reflected(elementwise.subtract)
+    __mul__, __rmul__ = _binary(elementwise.multiply), _reflected(elementwise.multiply)
+    __truediv__, __rtruediv__ = _binary(elementwise.divide), _reflected(elementwise.divide)
+    __pow__, __rpow__ = _binary(elementwise.power), _reflected(elementwise.power)
+    __matmul__, __rmatmul__ = _binary(linear_algebra.matmul), _reflected(linear_algebra.matmul)
 
-    def __radd__(self, other: Any) -> "Tensor":
-        return self._apply(elementwise.add, other, self)
+    __iadd__, __isub__ = _in_place(elementwise.add), _in_place(elementwise.subtract)
+    __imul__, __itruediv__ = _in_place(elementwise.multiply), _in_place(elementwise.divide)
 
-    def __sub__(self, other: Any) -> "Tensor":
-        return self._apply(elementwise.subtract, self, other)
+    __eq__, __ne__ = _comparison(np.equal), _comparison(np.not_equal)  # type: ignore[assignment]
+    __lt__, __le__ = _comparison(np.less), _comparison(np.less_equal)
+    __gt__, __ge__ = _comparison(np.greater), _comparison(np.greater_equal)
+    __and__, __or__ = _comparison(np.bitwise_and), _comparison(np.bitwise_or)
 
-    def __rsub__(self, other: Any) -> "Tensor":
-        return self._apply(elementwise.subtract, other, self)
-
-    def __mul__(self, other: Any) -> "Tensor":
-        return self._apply(elementwise.multiply, self, other)
-
-    def __rmul__(self, other: Any) -> "Tensor":
-        return self._apply(elementwise.multiply, other, self)
-
-    def __truediv__(self, other: Any) -> "Tensor":
-        return self._apply(elementwise.divide, self, other)
-
-    def __rtruediv__(self, other: Any) -> "Tensor":
-        return self._apply(elementwise.divide, other, self)
-
-    def __pow__(self, other: Any) -> "Tensor":
-        return self._apply(elementwise.power, self, other)
-
-    def __rpow__(self, other: Any) -> "Tensor":
-        return self._apply(elementwise.power, other, self)
-
-    def __matmul__(self, other: Any) -> "Tensor":
-        return self._apply(linear_algebra.matmul, self, other)
-
-    def __rmatmul__(self, other: Any) -> "Tensor":
-        return self._apply(linear_algebra.matmul, other, self)
+    def __invert__(self) -> "Tensor":
+        return self._compare(np.invert, self)
 
     def __neg__(self) -> "Tensor":
         return self._apply(elementwise.negate, self)
@@ -407,45 +413,6 @@ class Tensor:
 
     def __abs__(self) -> "Tensor":
         return self._apply(elementwise.absolute, self)
-
-    def __iadd__(self, other: Any) -> "Tensor":
-        return self._apply_in_place(elementwise.add, other)
-
-    def __isub__(self, other: Any) -> "Tensor":
-        return self._apply_in_place(elementwise.subtract, other)
-
-    def __imul__(self, other: Any) -> "Tensor":
-        return self._apply_in_place(elementwise.multiply, other)
-
-    def __itruediv__(self, other: Any) -> "Tensor":
-        return self._apply_in_place(elementwise.divide, other)
-
-    def __eq__(self, other: Any) -> "Tensor":  # type: ignore[override]
-        return self._compare(np.equal, self, other)
-
-    def __ne__(self, other: Any) -> "Tensor":  # type: ignore[override]
-        return self._compare(np.not_equal, self, other)
-
-    def __lt__(self, other: Any) -> "Tensor":
-        return self._compare(np.less, self, other)
-
-    def __le__(self, other: Any) -> "Tensor":
-        return self._compare(np.less_equal, self, other)
-
-    def __gt__(self, other: Any) -> "Tensor":
-        return self._compare(np.greater, self, other)
-
-    def __ge__(self, other: Any) -> "Tensor":
-        return self._compare(np.greater_equal, self, other)
-
-    def __and__(self, other: Any) -> "Tensor":
-        return self._compare(np.bitwise_and, self, other)
-
-    def __or__(self, other: Any) -> "Tensor":
-        return self._compare(np.bitwise_or, self, other)
-
-    def __invert__(self) -> "Tensor":
-        return self._compare(np.invert, self)
 
     # Tensors are equal to nothing but themselves as keys, whatever their elements.
     __hash__ = object.__hash__

@@ -6,19 +6,20 @@ is opened here is mapped and not read: its values were looked at when it was pac
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
 from msgspec import Meta
 
 from lockstep.common.data.dataset import Dataset, TrainTest
-from lockstep.common.data.formats.npy import DATA_OFFSET, NpyHeader
 from lockstep.common.data.manifest import PartInfo
 from lockstep.common.data.mapped import Blocks, MappedFile, MappedSamples
+from lockstep.common.data.npy import DATA_OFFSET, NpyHeader
 from lockstep.common.errors import DataError
 from lockstep.common.files.json_file import decode
 from lockstep.common.files.reading import read_regular
@@ -30,6 +31,8 @@ MAX_MANIFEST_BYTES = 2**26
 #: Bytes of a block that has a digest of its own.
 BLOCK_BYTES = 2**22
 
+#: What a folder was packed from.
+Kind = Literal["arrays", "pictures", "table"]
 #: The sets of a folder, and the arrays of each.
 PartName = Literal["train", "test"]
 ArrayName = Literal["samples", "labels"]
@@ -86,7 +89,7 @@ class FolderManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """What is in `dataset.json`."""
 
     format: Literal["lockstep dataset 1"] = "lockstep dataset 1"
-    kind: Literal["arrays", "pictures", "table"]
+    kind: Kind
     #: 0 if labels are real numbers.
     classes: Annotated[int, Meta(ge=0, le=2**31)]
     class_names: list[Text]
@@ -138,7 +141,7 @@ def read_manifest(folder: Path) -> FolderManifest:
 
 
 def load_folder(folder: Path, *, is_checked: bool = False) -> TrainTest:
-    """Return the dataset in a folder, mapped: what is read of it at once is a few blocks, to see that it is the one.
+    """Return the dataset in a folder, mapped. Only a few blocks are read and compared with their digests at once.
 
     With `is_checked`, each block is compared with its digest when something of it is first gathered. Raises DataError
     with the file, and the block if one has changed.
@@ -184,14 +187,11 @@ def check_folder(folder: Path, watch: Callable[[int], None] = lambda done: None)
     for name in PARTS:
         for array in ARRAYS:
             file = open_array(folder, manifest, name, array)
+            size = min(manifest.block_bytes, file.rows.nbytes)
+            # Not by the mapping, of which the system reads nothing ahead.
             with file.path.open("rb") as stream:
                 stream.seek(DATA_OFFSET)
-                for number, block in enumerate(_blocks_of(stream, file.rows.nbytes, manifest.block_bytes)):
+                for number, block in enumerate(iter(partial(stream.read, size), b"")):
                     file.blocks.check(file.path, number, block)
                     watch(len(block))
     return manifest
-
-
-def _blocks_of(stream: BinaryIO, length: int, size: int) -> Iterator[bytes]:
-    for begin in range(0, length, size):
-        yield stream.read(min(size, length - begin))

@@ -5,7 +5,7 @@ It is of the sets as a run uses them, once a validation set has been taken out o
 
 import hashlib
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -77,40 +77,41 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 def manifest_of(data: TrainTest) -> Manifest:
     """Return the manifest of data."""
-    preparation = Preparation.of(data.train)
+    preparation, validation = Preparation.of(data.train), data.validation
     return Manifest(
         classes=data.train.classes,
         mean=preparation.mean,
         std=preparation.std,
-        train=part_info(data.train),
-        test=part_info(data.test),
-        validation=None if data.validation is None else part_info(data.validation),
+        train=part_info(data.train.images, data.train.labels),
+        test=part_info(data.test.images, data.test.labels),
+        validation=None if validation is None else part_info(validation.images, validation.labels),
     )
 
 
-def part_info(part: Dataset) -> PartInfo:
+class Rows(Protocol):
+    """What has rows: an array, one in a file, or one that is being written."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def part_info(samples: Rows, labels: Rows) -> PartInfo:
     """Return what is to be known of one set."""
-    return msgspec.convert(
-        {
-            "samples": len(part),
-            "images_dtype": part.images.dtype.str,
-            "sample_shape": part.images.shape[1:],
-            "labels_dtype": part.labels.dtype.str,
-            "label_shape": part.labels.shape[1:],
-        },
-        PartInfo,
-    )
+    fields = {
+        "samples": samples.shape[0],
+        "images_dtype": samples.dtype.str,
+        "sample_shape": samples.shape[1:],
+        "labels_dtype": labels.dtype.str,
+        "label_shape": labels.shape[1:],
+    }
+    return msgspec.convert(fields, PartInfo)
 
 
 def part_of(data: TrainTest, name: PartName) -> Dataset | None:
     """Return one set."""
-    match name:
-        case "train":
-            return data.train
-        case "test":
-            return data.test
-        case "validation":
-            return data.validation
+    return {"train": data.train, "test": data.test, "validation": data.validation}[name]
 
 
 def packed(part: Dataset, rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ be waited for, those of the next lease are requested ahead, in the order in whic
 import hashlib
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.common.data.formats.npy import DATA_OFFSET, NpyHeader, read_header
+from lockstep.common.data.npy import DATA_OFFSET, NpyHeader, read_header
 from lockstep.common.errors import DataError
 from lockstep.common.files.reading import open_regular
 from lockstep.common.runtime.memory import major_faults
@@ -25,8 +25,8 @@ MAX_FILE_BYTES = 2**48
 #: Gathers without waiting for the disk after which nothing is requested ahead any more: a request costs a microsecond.
 CALM_GATHERS = 64
 
-#: Places of samples, in a set or in its file.
-Places = NDArray[np.int64]
+#: Which rows: of a set, or of its file.
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,24 +92,24 @@ class MappedFile:
         values = np.frombuffer(mapping, header.dtype, offset=DATA_OFFSET)
         return cls(path, values.reshape(header.shape), mapping, blocks, is_checked)
 
-    def take(self, places: Places) -> NDArray[Any]:
+    def take(self, indices: Indices) -> NDArray[Any]:
         """Return copies of rows, in the order given."""
         if self.is_checked:
-            self._check(places)
+            self._check(indices)
         if not self.wary:
-            return self.rows.take(places, axis=0)
-        self.request(places)
+            return self.rows.take(indices, axis=0)
+        self.request(indices)
         before = major_faults()
-        gathered: NDArray[Any] = self.rows.take(places, axis=0)
+        gathered: NDArray[Any] = self.rows.take(indices, axis=0)
         self.wary = CALM_GATHERS if major_faults() > before else self.wary - 1
         return gathered
 
-    def request(self, places: Places) -> None:
+    def request(self, indices: Indices) -> None:
         """Let the system begin to read rows, unless all that was gathered of late was in memory."""
-        if not self.wary or not len(places):
+        if not self.wary or not len(indices):
             return
         each = self.rows.itemsize * self.rows[0].size
-        begins = np.sort(places) * each + DATA_OFFSET
+        begins = np.sort(indices) * each + DATA_OFFSET
         first, last = begins // mmap.PAGESIZE, (begins + each - 1) // mmap.PAGESIZE
         # Rows on the same pages, or on pages next to each other, are one request.
         cuts = np.flatnonzero(first[1:] > last[:-1] + 1) + 1
@@ -117,11 +117,11 @@ class MappedFile:
         for page, end in zip(first[np.insert(cuts, 0, 0)].tolist(), last[ends].tolist(), strict=True):
             self._mapping.madvise(mmap.MADV_WILLNEED, page * mmap.PAGESIZE, (end - page + 1) * mmap.PAGESIZE)
 
-    def _check(self, places: Places) -> None:
-        if not len(places):
+    def _check(self, indices: Indices) -> None:
+        if not len(indices):
             return
         each = self.rows.itemsize * self.rows[0].size
-        first, last = places * each // self.blocks.size, ((places + 1) * each - 1) // self.blocks.size
+        first, last = indices * each // self.blocks.size, ((indices + 1) * each - 1) // self.blocks.size
         touched = np.unique(np.concatenate([np.arange(low, high + 1) for low, high in zip(first, last, strict=True)]))
         for number in touched[~self._checked[touched]].tolist():
             self.check_block(number)
@@ -143,11 +143,11 @@ class MappedFile:
 class MappedSamples:
     """The samples of a set in a mapped file: all of them, or some; read as an array is, by rows."""
 
-    def __init__(self, file: MappedFile, places: Places | None = None) -> None:
+    def __init__(self, file: MappedFile, indices: Indices | None = None) -> None:
         self.file = file
         #: Where the samples are in the file, ascending; None if they are all that is there.
-        self._places = places
-        count = len(file.rows) if places is None else len(places)
+        self._indices = indices
+        count = len(file.rows) if indices is None else len(indices)
         self.shape: tuple[int, ...] = (count, *file.rows.shape[1:])
         self.dtype: np.dtype[Any] = file.rows.dtype
         self.ndim, self.size = len(self.shape), count * file.rows[0].size
@@ -158,38 +158,30 @@ class MappedSamples:
     def __getitem__(self, key: Any) -> NDArray[Any]:
         """Return copies of what an array would return for a key whose first part is rows."""
         rows, *rest = key if isinstance(key, tuple) else (key,)
-        places = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.arange(len(self))[rows]
-        if np.ndim(places) == 0:
-            return np.asarray(self.take(np.array([places]))[(0, *rest)])
-        return np.asarray(self.take(places)[(slice(None), *rest)])
+        indices = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.arange(len(self))[rows]
+        if np.ndim(indices) == 0:
+            return np.asarray(self.take(np.array([indices]))[(0, *rest)])
+        return np.asarray(self.take(indices)[(slice(None), *rest)])
 
-    def take(self, places: Places, axis: int = 0) -> NDArray[Any]:
+    def take(self, indices: Indices, axis: int = 0) -> NDArray[Any]:
         """Return copies of samples, in the order given."""
         assert axis == 0
-        return self.file.take(self._in_file(places))
+        return self.file.take(self._in_file(indices))
 
-    def request(self, places: Places) -> None:
+    def request(self, indices: Indices) -> None:
         """Let the system begin to read samples that will be taken soon."""
-        self.file.request(self._in_file(places))
+        self.file.request(self._in_file(indices))
 
     def may_wait(self) -> bool:
         """Return whether samples that are taken may have to be waited for, as far as the last ones show."""
         return self.file.wary > 0
 
-    def subset(self, places: Places) -> "MappedSamples":
-        """Return some of the samples, by ascending places."""
-        return MappedSamples(self.file, self._in_file(places))
+    def subset(self, indices: Indices) -> "MappedSamples":
+        """Return some of the samples, by ascending indices."""
+        return MappedSamples(self.file, self._in_file(indices))
 
-    def value_blocks(self, count: int) -> Iterator[NDArray[Any]]:
-        """Return all values in order, so many at a time, (count,)."""
-        each = self.size // len(self)
-        for begin in range(0, self.size, count):
-            end = min(begin + count, self.size)
-            low, high = begin // each, -(-end // each)
-            yield self.take(np.arange(low, high)).reshape(-1)[begin - low * each : end - low * each]
-
-    def _in_file(self, places: Places) -> Places:
-        return places if self._places is None else self._places[places]
+    def _in_file(self, indices: Indices) -> Indices:
+        return indices if self._indices is None else self._indices[indices]
 
 
 #: Samples in memory, or in a file.

@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from lockstep.common.data.dataset import Dataset
-from lockstep.common.data.mapped import MappedSamples
+from lockstep.common.data.mapped import Samples
 from lockstep.common.errors import DataError
 
 #: Values per block when constants are computed: bounds the memory, and fixes the order of the sum.
@@ -112,12 +112,16 @@ def moments_of(blocks: ValueBlocks, dtype: np.dtype[Any], count: int) -> tuple[f
 
 
 def _moments_of(train: Dataset) -> tuple[float, float]:
-    images = train.images
+    return moments_of(lambda: value_blocks(train.images, BLOCK), train.images.dtype, train.images.size)
 
-    def blocks() -> Iterator[NDArray[Any]]:
-        return images.value_blocks(BLOCK) if isinstance(images, MappedSamples) else _blocks(images)
 
-    return moments_of(blocks, images.dtype, images.size)
+def value_blocks(images: Samples, count: int) -> Iterator[NDArray[Any]]:
+    """Return all values in order, so many at a time, (count,)."""
+    each = images.size // len(images)
+    for begin in range(0, images.size, count):
+        end = min(begin + count, images.size)
+        low, high = begin // each, -(-end // each)
+        yield images[low:high].reshape(-1)[begin - low * each : end - low * each]
 
 
 def _moments_of_bytes(blocks: ValueBlocks, count: int) -> tuple[float, float]:
@@ -137,9 +141,3 @@ def _moments_of_floats(blocks: ValueBlocks, count: int) -> tuple[float, float]:
     mean = math.fsum(float(block.sum(dtype=np.float64)) for block in blocks()) / count
     deviations = math.fsum(float(np.square(block.astype(np.float64) - mean).sum()) for block in blocks())
     return mean, deviations / count
-
-
-def _blocks(images: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    flat = images.reshape(-1)
-    for start in range(0, flat.size, BLOCK):
-        yield flat[start : start + BLOCK]

@@ -28,10 +28,10 @@ def write_atomically(path: Path, parts: Iterable[bytes | memoryview], sync: Sync
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent, sync)
+    sync_folder(path.parent, sync)
 
 
-def _sync_folder(folder: Path, sync: Sync) -> None:
+def sync_folder(folder: Path, sync: Sync = os.fsync) -> None:
     """Make the new name itself durable: a rename lives in the folder, which is written back on its own."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -15,6 +15,13 @@ def rule_of(job: Job) -> Rule:
     return kind(**{field.name: getattr(job, field.name) for field in fields(kind)})  # type: ignore[no-any-return]
 
 
+def hyperparameters() -> list[str]:
+    """Return the names of the values of a job that some rule has, in the job's order."""
+    kinds: list[Any] = list(RULES.values())
+    known = {field.name for kind in kinds for field in fields(kind)}
+    return [name for name in Job.__struct_fields__ if name in known]
+
+
 def schedule_of(job: Job, steps: int, steps_per_epoch: int) -> Schedule:
     """Return the learning rates of a run of so many steps; JobError if its warm-up takes all of them."""
     if job.warmup_steps >= steps:

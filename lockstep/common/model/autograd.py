@@ -13,21 +13,18 @@ from lockstep.common.aggregation.layout import (
     gather,
     layout_of,
     running_statistics,
-    statistic_momenta,
 )
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.autograd import graph
-from lockstep.common.autograd.capture import Capture, TapedCapture, capture
-from lockstep.common.autograd.graph import Leaf, no_grad, observing
+from lockstep.common.autograd.capture import Capture, capture
+from lockstep.common.autograd.graph import Leaf, no_grad, observing, watch
 from lockstep.common.autograd.primitives.primitive import Array
-from lockstep.common.autograd.program import Program, Stretch, Tree, proven, run
+from lockstep.common.autograd.program import Program, Segment, Tree, proven, run
 from lockstep.common.autograd.tape import UntapeableError
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.job.objective import Objective
-from lockstep.common.model.inspection import inspected
-from lockstep.common.model.port import Batch, DrawKey, Evidence, Inspection, OnFinal, Outcome
-from lockstep.common.nn.inspection import first_nonfinite_layer
-from lockstep.common.nn.module import Module, Parameter, Stochastic, first_unrepeatable, is_repeatable
+from lockstep.common.model.port import Batch, DrawKey, Evidence, Inspection, LayerOutput, OnFinal, Outcome
+from lockstep.common.nn.inspection import Inspector, first_nonfinite_layer
+from lockstep.common.nn.module import Module, Stochastic, first_unrepeatable
 
 #: Passes over as many micro-batches of one size that are computed one by one before a program is made for them, which
 #: takes as long as some dozen: a short run, as in a test, is over before that pays.
@@ -47,7 +44,7 @@ class AutogradModel:
         self.layout = layout_of(self.module)
 
     def momenta(self) -> Vector:
-        return statistic_momenta(self.module, self.layout)
+        return self.layout.momenta(each.momentum for each in running_statistics(self.module).values())
 
     def first_weights(self, seed: int) -> Vector:
         return gather(self.module.initialize(seed), self.layout)
@@ -72,65 +69,6 @@ class AutogradModel:
         return AutogradEngine(self.module, self.layout, objective, self.warm_up)
 
 
-@dataclass
-class TrainingPass:
-    """Forward and backward of a model over a micro-batch: by the engine the first time, then by what was captured.
-
-    Either way the bits are the same.
-    """
-
-    model: Module
-    parameters: list[Parameter]
-    objective: Objective
-    #: Whether the model is known to do the same with every batch of one shape.
-    _is_repeatable: bool = field(init=False)
-    #: By the shape of the images: what follows from it is the same for all batches of a job.
-    _captures: dict[tuple[int, ...], Capture] = field(default_factory=dict)
-    #: What walks back over the last forward.
-    _pending: Tensor | Capture | None = None
-
-    def __post_init__(self) -> None:
-        self._is_repeatable = is_repeatable(self.model)
-
-    def forward(self, images: Array, targets: Array) -> tuple[Array, Array]:
-        """Return the sum of the losses, a number, and the model's outputs; `targets` are as the objective has them."""
-        # An observer of the engine wants to see it at work.
-        captured = self._captures.get(images.shape) if observing.get() is None else None
-        if captured is not None:
-            loss, outputs = captured.forward(images, targets)
-            self._pending = captured
-            return loss, outputs
-        return self._forward_by_engine(images, targets)
-
-    def _forward_by_engine(self, images: Array, targets: Array) -> tuple[Array, Array]:
-        if self._is_repeatable:
-            results, captured = capture(self._compute, (images, targets), self.parameters)
-            if captured is not None:
-                self._captures[images.shape] = captured
-        else:
-            results = self._compute(images, targets)
-        loss, outputs = results
-        self._pending = loss
-        return loss.data, outputs.data
-
-    def _compute(self, images: Array, targets: Array) -> tuple[Tensor, Tensor]:
-        outputs = self.model(Tensor(images))
-        return self.objective.training_loss(outputs, targets), outputs
-
-    def captured(self, images: Array) -> Capture | None:
-        """Return what was captured of a pass over a batch of that shape."""
-        return self._captures.get(images.shape)
-
-    def backward(self, on_final: graph.OnFinal | None = None) -> None:
-        """Add to the parameters' gradients those of the last forward, once after each; `on_final` as in `Tensor`."""
-        pending, self._pending = self._pending, None
-        if isinstance(pending, Capture):
-            pending.backward(on_final)
-        else:
-            assert pending is not None
-            pending.backward(retain_graph=False, on_final=on_final)
-
-
 @dataclass(eq=False)
 class StackedPass:
     """A program, and its versions for the vectors that it was used with."""
@@ -138,22 +76,20 @@ class StackedPass:
     program: Program
     module: Module
     layout: ParameterLayout
-    #: Whether a gradient reaches each parameter.
-    is_reached: Sequence[bool]
-    #: The vector that the next pass reads.
-    weights: Vector
+    #: The parameters that no gradient reaches.
+    unreached: Sequence[LayoutEntry]
     images: Array = field(init=False)
     targets: Array = field(init=False)
-    #: The parameters that no gradient reaches.
-    _unreached: list[LayoutEntry] = field(init=False)
-    #: By the addresses of vectors, which it keeps, so that no others are made there.
-    _forward: dict[int, tuple[list[Stretch], Vector]] = field(default_factory=dict)
-    _backward: dict[tuple[int, int, bool], tuple[list[Stretch], Vector, Vector]] = field(default_factory=dict)
+    #: The vectors of weights, and the index of the one that the next pass reads.
+    _weights: Sequence[Vector] = ()
+    _reads: int = 0
+    #: By the index of the weights.
+    _forward: dict[int, list[Segment]] = field(default_factory=dict)
+    #: By the index of the weights, and by whether sums are added to what is there: for each vector of sums.
+    _backward: dict[tuple[int, bool], list[tuple[Vector, list[Segment]]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.images, self.targets = self.program.inputs
-        entries = zip(self.is_reached, self.layout.parameters, strict=True)
-        self._unreached = [entry for is_reached, entry in entries if not is_reached]
 
     @property
     def length(self) -> int:
@@ -166,17 +102,21 @@ class StackedPass:
     def reseed(self, keys: Sequence[DrawKey]) -> None:
         self.program.reseed(lambda batch: self.module.reseed(*keys[batch]))
 
-    def forget(self) -> None:
-        """Keep no vector."""
+    def bind(self, weights: Sequence[Vector]) -> None:
+        """Compute with these vectors of weights; keep no other vector."""
+        self._weights = weights
         self._forward.clear()
         self._backward.clear()
 
+    def read_from(self, index: int) -> None:
+        """Let the next pass read the weights vector of that index."""
+        self._reads = index
+
     def forward(self, between: Callable[[], None]) -> tuple[Array, Array]:
-        weights = self.weights
-        known = self._forward.get(id(weights))
-        if known is None:
-            known = self._forward[id(weights)] = self.program.forward(self._views(weights)), weights
-        run(known[0], lambda finishes: between())
+        segments = self._forward.get(self._reads)
+        if segments is None:
+            segments = self._forward[self._reads] = self.program.forward(self._views(self._weights[self._reads]))
+        run(segments, lambda finishes: between())
         losses, outputs = self.program.outputs
         return losses, outputs
 
@@ -191,7 +131,7 @@ class StackedPass:
             first, second = (self._observed(each, targets) for each in tree)
             return np.add(first, second, out=first)
         # What no forward observes stays as it is: its sum is the number of samples times its value.
-        seen = self.weights[self.layout.parameter_size :] * np.float32(self.images.shape[1])
+        seen = self._weights[self._reads][self.layout.parameter_size :] * np.float32(self.images.shape[1])
         for entry, statistic in zip(self.layout.statistics, running_statistics(self.module).values(), strict=True):
             start = entry.offset - self.layout.parameter_size
             statistic.observed = seen[start : start + entry.size].reshape(entry.shape)
@@ -201,22 +141,25 @@ class StackedPass:
     def backward(
         self, sums: Vector, between: Callable[[], None], on_final: OnFinal | None, *, adds: bool = False
     ) -> None:
-        weights = self.weights
-        known = self._backward.get((id(weights), id(sums), adds))
-        if known is None:
-            made = self.program.backward(self._views(weights), self._views(sums), adds=adds)
-            known = self._backward[id(weights), id(sums), adds] = made, weights, sums
-
         def end(finishes: Sequence[int]) -> None:
             if on_final is not None:
                 for index in finishes:
                     on_final(index)
             between()
 
-        run(known[0], end)
+        run(self._segments_for(sums, adds=adds), end)
         if not adds:
-            for entry in self._unreached:
+            for entry in self.unreached:
                 entry.view(sums).fill(0.0)
+
+    def _segments_for(self, sums: Vector, *, adds: bool) -> list[Segment]:
+        known = self._backward.setdefault((self._reads, adds), [])
+        for vector, segments in known:
+            if vector is sums:
+                return segments
+        made = self.program.backward(self._views(self._weights[self._reads]), self._views(sums), adds=adds)
+        known.append((sums, made))
+        return made
 
     def _views(self, vector: Vector) -> list[Vector]:
         return [entry.view(vector) for entry in self.layout.parameters]
@@ -234,10 +177,10 @@ class AutogradEngine:
         module.train()
         #: Whether any module draws random numbers in its forward.
         self._draws = any(isinstance(each, Stochastic) for each in module.modules())
-        self._pass = TrainingPass(module, list(module.parameters()), objective)
-        self._indices: dict[Leaf | None, int] = {
-            parameter.leaf: index for index, parameter in enumerate(self._pass.parameters)
-        }
+        self._parameters = list(module.parameters())
+        self._indices: dict[Leaf | None, int] = {each.leaf: index for index, each in enumerate(self._parameters)}
+        #: The loss of the last forward.
+        self._loss: Tensor | None = None
         #: What of the module keeps it from being captured; looking for it takes as long as a small micro-batch.
         self._unrepeatable = first_unrepeatable(module)
         #: Why no program can be made, once that was tried.
@@ -245,7 +188,7 @@ class AutogradEngine:
         #: How often micro-batches of so many samples were wanted in one pass, by the tree over them.
         self._wanted: Counter[tuple[Tree, int]] = Counter()
         self._stacked: dict[tuple[Tree, int], StackedPass | None] = {}
-        self._taped: dict[tuple[int, ...], TapedCapture | None] = {}
+        self._captures: dict[tuple[int, ...], Capture] = {}
 
     def bind(self, weights: Sequence[Vector], sums: Sequence[Vector]) -> None:
         self._binding = Binding(self._module, self._layout, weights, sums)
@@ -255,7 +198,7 @@ class AutogradEngine:
         self._bound: tuple[int, int] | None = (0, 0)
         for known in self._stacked.values():
             if known is not None:
-                known.forget()
+                known.bind(weights)
 
     def read_from(self, index: int) -> None:
         self._reads = index
@@ -267,15 +210,22 @@ class AutogradEngine:
         self._put(is_training=True)
         if self._draws:
             self._module.reseed(*key)
-        loss, outputs = self._pass.forward(images, targets)
-        return Outcome(float(loss), outputs)
+        self._loss, outputs = self._compute(images, targets)
+        return Outcome(float(self._loss.data), outputs.data)
+
+    def _compute(self, images: Array, targets: Array) -> tuple[Tensor, Tensor]:
+        """Return the sum of the losses, and the outputs."""
+        outputs = self._module(Tensor(images))
+        return self._objective.training_loss(outputs, targets), outputs
 
     def backward(self, on_final: OnFinal | None) -> None:
-        for parameter in self._pass.parameters:
+        loss, self._loss = self._loss, None
+        assert loss is not None
+        for parameter in self._parameters:
             parameter.grad = None
         indices = self._indices
-        self._pass.backward(None if on_final is None else lambda leaf: on_final(indices[leaf]))
-        for parameter, sums in zip(self._pass.parameters, self._binding.gradients, strict=True):
+        loss.backward(retain_graph=False, on_final=None if on_final is None else lambda leaf: on_final(indices[leaf]))
+        for parameter, sums in zip(self._parameters, self._binding.gradients, strict=True):
             if parameter.grad is None:
                 sums.fill(0.0)
 
@@ -290,42 +240,38 @@ class AutogradEngine:
             self._stacked[key] = self._made(tree, batches())
         made = self._stacked[key]
         if made is not None:
-            made.weights = self._weights[self._reads]
+            made.read_from(self._reads)
             if self._layout.statistics:
                 self._bound = None  # a pass turns the statistics to memory of its own
         return made
 
     def _made(self, tree: Tree, batches: Sequence[Batch]) -> StackedPass | None:
         self._put(is_training=True)
-        images, targets = batches[0]
-        if self._pass.captured(images) is None:
-            self._pass.forward(images, targets)
 
         def reseed(batch: int) -> None:
             if self._draws:
                 self._module.reseed(0, 0, batch)
 
-        captured = self._pass.captured(images)
-        taped = None if captured is None else self._tape(captured, batches[0])
-        if captured is None or taped is None:
-            return None
         try:
-            program = proven(captured, taped, self._pass.parameters, tree, batches, reseed)
+            captured = self._captured(batches[0])
+            program = proven(self._compute, captured, self._parameters, tree, batches, reseed)
         except UntapeableError as error:
             self._refusal = str(error)
             return None
         if program is None:
             return None
-        return StackedPass(program, self._module, self._layout, taped.is_reached, self._weights[0])
+        entries = zip(self._layout.parameters, captured.is_reached, strict=True)
+        made = StackedPass(
+            program, self._module, self._layout, [each for each, is_reached in entries if not is_reached]
+        )
+        made.bind(self._weights)
+        return made
 
-    def _tape(self, captured: Capture, batch: Batch) -> TapedCapture | None:
+    def _captured(self, batch: Batch) -> Capture:
         shape = batch[0].shape
-        if shape not in self._taped:
-            try:
-                self._taped[shape] = captured.taped(batch)
-            except UntapeableError as error:
-                self._taped[shape], self._refusal = None, str(error)
-        return self._taped[shape]
+        if shape not in self._captures:
+            self._captures[shape] = capture(self._compute, batch, self._parameters)
+        return self._captures[shape]
 
     @property
     def obstacle(self) -> str | None:
@@ -343,7 +289,16 @@ class AutogradEngine:
         self._put(is_training=True)
         self._module.zero_grad()
         self._module.reseed(*key)
-        return inspected(self._module, self._objective, images, targets)
+        inspector = Inspector()
+        with watch(inspector.on_operation), self._module.observe_outputs(inspector.on_layer):
+            loss, outputs = self._compute(images, targets)
+            loss.backward()
+        named = self._module.named_parameters()
+        gradients = {name: parameter.grad for name, parameter in named if parameter.grad is not None}
+        layers = [LayerOutput(*each) for each in inspector.outputs]
+        return Inspection(
+            Outcome(float(loss.data), outputs.data), layers, gradients, inspector.first_nonfinite(gradients)
+        )
 
     def first_nonfinite_layer(self, images: Array, key: DrawKey | None) -> str | None:
         self._put(is_training=key is not None)

@@ -384,15 +384,11 @@ def layer(*, repeatable: bool) -> Callable[[_Layer], _Layer]:
     return register
 
 
-def is_repeatable(model: Module) -> bool:
-    """Tell whether every module of a model does the same with every batch of one shape."""
-    return first_unrepeatable(model) is None
-
-
 def first_unrepeatable(model: Module) -> str | None:
     """Return the first module of which that is not known, as `"3.1 (Swish)"`; None if there is none."""
-    places = model.named_modules()
-    return next(
-        (f"{name or 'the model'} ({type(each).__name__})" for name, each in places if type(each) not in _REPEATABLE),
-        None,
-    )
+    return next((place_of(name, each) for name, each in model.named_modules() if type(each) not in _REPEATABLE), None)
+
+
+def place_of(name: str, module: Module) -> str:
+    """Return a module with that qualified name as it is shown to the user: `3.1 (Linear)`."""
+    return f"{name or 'the model'} ({type(module).__name__})"

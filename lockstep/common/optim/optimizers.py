@@ -1,4 +1,7 @@
-"""Optimizers for a notebook, called as PyTorch's are: they hold the state and leave the formulas to rules."""
+"""Optimizers for a notebook, called as PyTorch's are: they hold the state and leave the formulas to rules.
+
+The public names of `lockstep.optim`, with the schedules.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,7 +10,22 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.common.optim.rules import CHUNK, AdamRule, AdamWRule, RMSPropRule, Rule, SGDRule, Vector
+from lockstep.common.optim.rules import CHUNK, AdamRule, AdamWRule, RMSPropRule, Rule, SGDRule, SlotSets, Vector
+from lockstep.common.optim.schedules import Constant, Cosine, LinearWarmup, OneCycle, Schedule, Step
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Constant",
+    "Cosine",
+    "LinearWarmup",
+    "OneCycle",
+    "Optimizer",
+    "RMSprop",
+    "Schedule",
+    "Step",
+]
 
 
 class Variable(Protocol):
@@ -22,12 +40,12 @@ class Variable(Protocol):
 
 
 @dataclass
-class _Slots:
+class _ParameterState:
     """What one parameter carries from step to step."""
 
     #: A copy that the rule may overwrite, so that `.grad` can still be looked at after a step.
     gradient: Vector
-    state: dict[str, Vector]
+    slots: dict[str, Vector]
     #: Updates so far; a step without a gradient does not count, as in PyTorch.
     step: int = 0
 
@@ -54,32 +72,32 @@ class Optimizer:
             raise ValueError("a parameter is given twice: expected each once; it would be updated twice in a step")
         if not 0.0 <= lr < float("inf"):
             raise ValueError(f"lr is {lr!r}: expected a finite number of at least 0")
-        self._slots = [_new_slots(rule, parameter.data) for parameter in self.parameters]
+        self._states = [_new_state(rule, parameter.data) for parameter in self.parameters]
 
     def step(self) -> None:
         """Update every parameter that has a gradient, in place; one without does not count the step.
 
         The gradients stay, so that they can still be looked at.
         """
-        for parameter, slots in zip(self.parameters, self._slots, strict=True):
+        for parameter, known in zip(self.parameters, self._states, strict=True):
             if parameter.grad is None:
                 continue
-            np.copyto(slots.gradient, parameter.grad.reshape(-1))
+            np.copyto(known.gradient, parameter.grad.reshape(-1))
             weights = parameter.data.reshape(-1)
-            self._update(weights, slots)
+            self._update(weights, known)
             # A view if the array is contiguous, else a copy that has to be written back.
             if not np.may_share_memory(weights, parameter.data):
                 parameter.data[...] = weights.reshape(parameter.data.shape)
-            slots.step += 1
+            known.step += 1
 
-    def _update(self, weights: Vector, slots: _Slots) -> None:
+    def _update(self, weights: Vector, known: _ParameterState) -> None:
         """Update a flat vector in place, in chunks that stay in cache."""
         spare = np.empty(min(CHUNK, weights.size), weights.dtype)
         for start in range(0, weights.size, CHUNK):
             part = slice(start, start + CHUNK)
             old = weights[part]
-            new, state = spare[: old.size], {name: slot[part] for name, slot in slots.state.items()}
-            self.rule.update(old, slots.gradient[part], state, slots.step, self.lr, new)
+            new, slots = spare[: old.size], SlotSets({name: slot[part] for name, slot in known.slots.items()})
+            self.rule.update(old, known.gradient[part], slots, known.step, self.lr, new)
             old[...] = new
 
     def zero_grad(self) -> None:
@@ -174,6 +192,6 @@ class RMSprop(Optimizer):
         super().__init__(parameters, lr, RMSPropRule(alpha, eps, momentum, weight_decay))
 
 
-def _new_slots(rule: Rule, data: NDArray[Any]) -> _Slots:
-    state = {name: slot.astype(data.dtype) for name, slot in rule.init(data.size).items()}
-    return _Slots(np.empty(data.size, dtype=data.dtype), state)
+def _new_state(rule: Rule, data: NDArray[Any]) -> _ParameterState:
+    slots = {name: slot.astype(data.dtype) for name, slot in rule.init(data.size).items()}
+    return _ParameterState(np.empty(data.size, dtype=data.dtype), slots)

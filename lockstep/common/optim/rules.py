@@ -29,6 +29,17 @@ State = Mapping[str, Vector]
 CHUNK = 262_144
 
 
+class SlotSets:
+    """The slots before an update and after it: the same memory, unless the new ones are to be elsewhere."""
+
+    def __init__(self, old: State, new: State | None = None) -> None:
+        self.old, self.new = old, old if new is None else new
+
+    def scaled(self, name: str, factor: float) -> Vector:
+        """Write a slot, multiplied, to where the new one is, and return that."""
+        return np.multiply(self.old[name], factor, out=self.new[name])
+
+
 class Rule(Protocol):
     """How weights follow a gradient."""
 
@@ -36,26 +47,31 @@ class Rule(Protocol):
         """Return the slots, float32 and zero, for a vector of `size` elements."""
         ...
 
-    def update(
-        self,
-        weights: Vector,
-        gradient: Vector,
-        state: State,
-        step: int,
-        lr: float,
-        out: Vector,
-        new_state: State | None = None,
-    ) -> None:
+    def update(self, weights: Vector, gradient: Vector, slots: SlotSets, step: int, lr: float, out: Vector) -> None:
         """Write the weights after a step into `out`, which must share no memory with any other argument.
 
-        `step` counts from 0; `gradient` may be overwritten. The slots after the step are written into `new_state`,
-        which shares no memory with `state`; without it, `state` is changed in place.
+        `step` counts from 0; `gradient` may be overwritten. The slots after the step are written into the new set,
+        which shares no memory with the old one, or is the old one.
         """
         ...
 
 
+#: Hyperparameters that are a share of what was before; all other numbers may be anything finite from 0 on.
+_SHARES = ("momentum", "alpha", "beta1", "beta2")
+
+
+class _Checked:
+    """Hyperparameters whose values are checked."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0.0 <= value < (1.0 if name in _SHARES else math.inf):
+                expected = "a number in [0, 1)" if name in _SHARES else "a finite number of at least 0"
+                raise ValueError(f"{name} is {value!r}: expected {expected}")
+
+
 @dataclass(frozen=True)
-class SGDRule:
+class SGDRule(_Checked):
     """Gradient descent, by default plain; optionally with momentum, Nesterov's variant of it, and L2 weight decay.
 
     v = momentum·v + g; weights -= lr·v. Nesterov (Sutskever et al., ICML 2013): weights -= lr·(g + momentum·v).
@@ -66,26 +82,16 @@ class SGDRule:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_fraction("momentum", self.momentum)
-        _check_not_negative("weight_decay", self.weight_decay)
+        super().__post_init__()
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov without momentum: expected a momentum above 0, as 0.9")
 
     def init(self, size: int) -> dict[str, Vector]:
         return _zeros(size, ["momentum_buffer"] if self.momentum else [])
 
-    def update(
-        self,
-        weights: Vector,
-        gradient: Vector,
-        state: State,
-        step: int,
-        lr: float,
-        out: Vector,
-        new_state: State | None = None,
-    ) -> None:
+    def update(self, weights: Vector, gradient: Vector, slots: SlotSets, step: int, lr: float, out: Vector) -> None:
         _add_decay(weights, gradient, out, self.weight_decay)
-        direction = _add_momentum(gradient, self.momentum, _Slots(state, new_state))
+        direction = _add_momentum(gradient, self.momentum, slots)
         if self.nesterov:
             np.multiply(direction, self.momentum, out=out)
             gradient += out
@@ -95,69 +101,55 @@ class SGDRule:
 
 
 @dataclass(frozen=True)
-class AdamRule:
-    """Adam with its bias corrections (Kingma and Ba, ICLR 2015, algorithm 1); weight decay is added to the gradient."""
+class _Moments(_Checked):
+    """What both kinds of Adam share: the moments of the gradient, and the step that follows from them."""
 
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
 
-    def __post_init__(self) -> None:
-        _check_adam(self)
-
     def init(self, size: int) -> dict[str, Vector]:
         return _zeros(size, ["exp_avg", "exp_avg_sq"])
 
-    def update(
-        self,
-        weights: Vector,
-        gradient: Vector,
-        state: State,
-        step: int,
-        lr: float,
-        out: Vector,
-        new_state: State | None = None,
-    ) -> None:
-        at = _AdamStep(self.beta1, self.beta2, self.eps, step, float(lr))
+    def _follow(self, gradient: Vector, slots: SlotSets, step: int, lr: float, out: Vector) -> None:
+        """Follow the gradient with both moments, and write what is to be subtracted from the weights into `out`."""
+        old, mean = slots.old["exp_avg"], slots.new["exp_avg"]
+        np.subtract(gradient, old, out=out)
+        out *= 1.0 - self.beta1
+        np.add(old, out, out=mean)
+        square = _follow_square("exp_avg_sq", gradient, self.beta2, out, slots)
+        np.sqrt(square, out=out)
+        out /= math.sqrt(1.0 - self.beta2 ** (step + 1))
+        out += self.eps
+        np.divide(mean, out, out=out)
+        out *= lr / (1.0 - self.beta1 ** (step + 1))
+
+
+@dataclass(frozen=True)
+class AdamRule(_Moments):
+    """Adam with its bias corrections (Kingma and Ba, ICLR 2015, algorithm 1); weight decay is added to the gradient."""
+
+    def update(self, weights: Vector, gradient: Vector, slots: SlotSets, step: int, lr: float, out: Vector) -> None:
         _add_decay(weights, gradient, out, self.weight_decay)
-        _follow_moments(gradient, at, out, _Slots(state, new_state))
+        self._follow(gradient, slots, step, float(lr), out)
         np.subtract(weights, out, out=out)
 
 
 @dataclass(frozen=True)
-class AdamWRule:
+class AdamWRule(_Moments):
     """Adam whose weights decay by themselves (Loshchilov and Hutter, "Decoupled weight decay", ICLR 2019)."""
 
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
     weight_decay: float = 0.01
 
-    def __post_init__(self) -> None:
-        _check_adam(self)
-
-    def init(self, size: int) -> dict[str, Vector]:
-        return _zeros(size, ["exp_avg", "exp_avg_sq"])
-
-    def update(
-        self,
-        weights: Vector,
-        gradient: Vector,
-        state: State,
-        step: int,
-        lr: float,
-        out: Vector,
-        new_state: State | None = None,
-    ) -> None:
-        at = _AdamStep(self.beta1, self.beta2, self.eps, step, float(lr))
-        _follow_moments(gradient, at, out, _Slots(state, new_state))
-        decayed = np.multiply(weights, 1.0 - at.lr * self.weight_decay, out=gradient)
+    def update(self, weights: Vector, gradient: Vector, slots: SlotSets, step: int, lr: float, out: Vector) -> None:
+        self._follow(gradient, slots, step, float(lr), out)
+        decayed = np.multiply(weights, 1.0 - float(lr) * self.weight_decay, out=gradient)
         np.subtract(decayed, out, out=out)
 
 
 @dataclass(frozen=True)
-class RMSPropRule:
+class RMSPropRule(_Checked):
     """Gradients divided by the root of their mean square (Hinton, Coursera lecture 6e), optionally with momentum."""
 
     alpha: float = 0.99
@@ -165,31 +157,16 @@ class RMSPropRule:
     momentum: float = 0.0
     weight_decay: float = 0.0
 
-    def __post_init__(self) -> None:
-        _check_fraction("alpha", self.alpha)
-        _check_fraction("momentum", self.momentum)
-        _check_not_negative("eps", self.eps)
-        _check_not_negative("weight_decay", self.weight_decay)
-
     def init(self, size: int) -> dict[str, Vector]:
         return _zeros(size, ["square_avg", "momentum_buffer"] if self.momentum else ["square_avg"])
 
-    def update(
-        self,
-        weights: Vector,
-        gradient: Vector,
-        state: State,
-        step: int,
-        lr: float,
-        out: Vector,
-        new_state: State | None = None,
-    ) -> None:
+    def update(self, weights: Vector, gradient: Vector, slots: SlotSets, step: int, lr: float, out: Vector) -> None:
         _add_decay(weights, gradient, out, self.weight_decay)
-        square = _follow_square("square_avg", gradient, self.alpha, out, _Slots(state, new_state))
+        square = _follow_square("square_avg", gradient, self.alpha, out, slots)
         np.sqrt(square, out=out)
         out += self.eps
         gradient /= out
-        np.multiply(_add_momentum(gradient, self.momentum, _Slots(state, new_state)), float(lr), out=out)
+        np.multiply(_add_momentum(gradient, self.momentum, slots), float(lr), out=out)
         np.subtract(weights, out, out=out)
 
 
@@ -200,51 +177,7 @@ OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
 RULES: dict[OptimizerName, type[Rule]] = {"sgd": SGDRule, "adam": AdamRule, "adamw": AdamWRule, "rmsprop": RMSPropRule}
 
 
-@dataclass(frozen=True)
-class _AdamStep:
-    """The constants of one step of Adam, in float64."""
-
-    beta1: float
-    beta2: float
-    eps: float
-    step: int
-    lr: float
-
-    @property
-    def size(self) -> float:
-        return self.lr / (1.0 - self.beta1 ** (self.step + 1))
-
-    @property
-    def root(self) -> float:
-        return math.sqrt(1.0 - self.beta2 ** (self.step + 1))
-
-
-class _Slots:
-    """The slots before an update and after it, which may be the same."""
-
-    def __init__(self, old: State, new: State | None) -> None:
-        self.old, self.new = old, old if new is None else new
-
-    def scaled(self, name: str, factor: float) -> Vector:
-        """Write a slot, multiplied, to where the new one is, and return that."""
-        return np.multiply(self.old[name], factor, out=self.new[name])
-
-
-def _follow_moments(gradient: Vector, at: _AdamStep, out: Vector, slots: _Slots) -> None:
-    """Follow the gradient with both moments, and write what is to be subtracted from the weights into `out`."""
-    old, mean = slots.old["exp_avg"], slots.new["exp_avg"]
-    np.subtract(gradient, old, out=out)
-    out *= 1.0 - at.beta1
-    np.add(old, out, out=mean)
-    square = _follow_square("exp_avg_sq", gradient, at.beta2, out, slots)
-    np.sqrt(square, out=out)
-    out /= at.root
-    out += at.eps
-    np.divide(mean, out, out=out)
-    out *= at.size
-
-
-def _follow_square(name: str, gradient: Vector, kept: float, spare: Vector, slots: _Slots) -> Vector:
+def _follow_square(name: str, gradient: Vector, kept: float, spare: Vector, slots: SlotSets) -> Vector:
     """square = kept·square + (1 - kept)·gradient², which is returned"""
     square = slots.scaled(name, kept)
     np.multiply(gradient, gradient, out=spare)
@@ -259,7 +192,7 @@ def _add_decay(weights: Vector, gradient: Vector, spare: Vector, weight_decay: f
         gradient += spare
 
 
-def _add_momentum(gradient: Vector, momentum: float, slots: _Slots) -> Vector:
+def _add_momentum(gradient: Vector, momentum: float, slots: SlotSets) -> Vector:
     """Return the direction: `gradient` itself, or the momentum buffer after it was added to that."""
     if not momentum:
         return gradient
@@ -270,20 +203,3 @@ def _add_momentum(gradient: Vector, momentum: float, slots: _Slots) -> Vector:
 
 def _zeros(size: int, names: list[str]) -> dict[str, Vector]:
     return {name: np.zeros(size, dtype=np.float32) for name in names}
-
-
-def _check_adam(rule: AdamRule | AdamWRule) -> None:
-    _check_fraction("beta1", rule.beta1)
-    _check_fraction("beta2", rule.beta2)
-    _check_not_negative("eps", rule.eps)
-    _check_not_negative("weight_decay", rule.weight_decay)
-
-
-def _check_fraction(name: str, value: float) -> None:
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"{name} is {value!r}: expected a number in [0, 1)")
-
-
-def _check_not_negative(name: str, value: float) -> None:
-    if not 0.0 <= value < math.inf:
-        raise ValueError(f"{name} is {value!r}: expected a finite number of at least 0")

@@ -7,29 +7,28 @@ import os
 import platform
 import shutil
 import signal
-import socket
 import sys
 from pathlib import Path
 
-import msgspec
-
-from lockstep.common.errors import LockstepError, NumericsError, UnreachableError
+from lockstep.common.errors import NumericsError
 from lockstep.common.protocol.fingerprint import code_digest
-from lockstep.common.protocol.messages import CallbackDecision
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.runtime.version import VERSION
 from lockstep.common.transport.auth.key_folder import KeyFolder
+from lockstep.common.transport.port import ClientPort
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.child import ERROR_MARK, Child
-from lockstep.launch.client import StatusClient
 from lockstep.launch.numerics import demand_numerics
-from lockstep.launch.process_backend import HERE, own_folder
+from lockstep.launch.process_backend import own_folder
 
 #: The exit code of a command that could not be begun.
 USAGE = 2
 
 #: Name of a server's folder of keys below its private folder.
 KEYS = "keys"
+
+#: The number of a process and the name of its machine; what it has written since; its exit code, None while it runs.
+News = tuple[int, str, bytes, int | None]
 
 
 class LaunchAgent:
@@ -38,26 +37,13 @@ class LaunchAgent:
     def __init__(self) -> None:
         self._folder: Path | None = None
         self._child: Child | None = None
-        self._observer: StatusClient | None = None
-        #: Why there is no child, and how much of the log was returned.
+        self._port: ClientPort | None = None
+        #: Why there is no child.
         self._fault = ""
-        self._returned_bytes = 0
 
     def about(self) -> dict[str, str]:
         """Return what has to be the same on all machines, and what distinguishes this one from the others."""
-        return {
-            "lockstep": VERSION,
-            "code": code_digest(),
-            "python": sys.executable,
-            "host": platform.node() or "unknown",
-        }
-
-    def address_towards(self, host: str) -> str:
-        """Return this machine's address for `host`; empty if no way leads there."""
-        try:
-            return address_towards(host)
-        except LockstepError:
-            return ""
+        return {"lockstep": VERSION, "code": code_digest(), "python": sys.executable, "host": host_name()}
 
     def obstacle(self, folder: str, name: str, text: str) -> str:
         """Return why this machine cannot use a folder with that text in a file, empty if it can."""
@@ -70,11 +56,10 @@ class LaunchAgent:
 
     def start(
         self, name: str, arguments: list[str], files: dict[str, str], working: str, numerics: Numerics = "native"
-    ) -> tuple[int, str]:
-        """Start `lockstep` in the folder `working`, with `files` in its own; return its pid and this machine's name.
+    ) -> News:
+        """Start `lockstep` in the folder `working`, with `files` in its own; return its news.
 
-        If it cannot be started the pid is 0, and `poll` returns why.
-        `HERE` stands for its own folder in the arguments.
+        If it cannot be started its number is 0, and what it has written says why.
         """
         # An engine may kill this process, and with it the child, which would have removed the folder.
         folder = self._folder = own_folder()
@@ -83,14 +68,12 @@ class LaunchAgent:
                 _write(folder / path, text)
             if not Path(working).is_dir():
                 raise FileNotFoundError(2, f"no folder {working!r} here, where the run was started elsewhere")
-            words = [word.replace(HERE, str(folder)) for word in arguments]
             demand_numerics(numerics)
-            self._child = Child.start(name, words, folder / "log", Path(working), numerics)
+            self._child = Child.start(name, arguments, folder / "log", Path(working), numerics)
         except (OSError, NumericsError) as error:
             why = error.strerror if isinstance(error, OSError) else None
-            self._fault = f"{ERROR_MARK}{platform.node()}: {why or error}\n"
-            return 0, platform.node() or "unknown"
-        return self._child.pid, platform.node() or "unknown"
+            self._fault = f"{ERROR_MARK}{host_name()}: {why or error}\n"
+        return self.news(0)
 
     def first_line(self) -> str:
         """Wait for the first line of its standard output; empty if it ended before."""
@@ -100,34 +83,26 @@ class LaunchAgent:
         """Return what one that has ended has written to its standard output after the first line, once."""
         return b"" if self._child is None else self._child.rest()
 
-    def poll(self) -> tuple[int | None, bytes]:
-        """Return its exit code, None while it runs, and what it has written since the last call."""
+    def news(self, known_bytes: int) -> News:
+        """Return how it is, and what it has written to its log after so many bytes."""
         if self._child is None:
-            words, self._fault = self._fault, ""
-            return USAGE, words.encode()
+            return 0, host_name(), self._fault.encode()[known_bytes:], USAGE
         # Before its words are read, so that the last ones are among them.
         code = self._child.code if self._child.has_ended() else None
-        with self._child.log.path.open("rb") as file:
-            file.seek(self._returned_bytes)
-            words_read = file.read()
-        self._returned_bytes += len(words_read)
-        return code, words_read
+        return self._child.pid, host_name(), self._child.log.path.read_bytes()[known_bytes:], code
 
-    def status(self, address: str, wait_s: float) -> bytes | None:
-        """Return the status of the server at `address`, which is here, as JSON; None if it does not answer."""
-        answer = self._asking(address).ask(wait_s)
-        return None if answer is None else msgspec.json.encode(answer)
-
-    def decide(self, address: str, epoch: int, stops: bool) -> None:
-        """Answer a run that pauses between two epochs."""
-        self._asking(address).decide(CallbackDecision(epoch=epoch, stops=stops))
-
-    def _asking(self, address: str) -> StatusClient:
-        if self._observer is None:
-            assert self._folder is not None  # a server was started in it
+    def tell_server(self, address: str, frames: list[bytes]) -> None:
+        """Send a message to the server at `address`, which is the process here."""
+        if self._port is None:
+            assert self._folder is not None  # the server was started in it
             credential = KeyFolder(self._folder / KEYS).server_key().client()
-            self._observer = StatusClient(dial(address, credential=credential))
-        return self._observer
+            self._port = dial(address, credential=credential)
+        self._port.send(frames)
+
+    def hear_server(self, timeout_s: float) -> list[bytes] | None:
+        """Return the server's next message, None if none comes in time."""
+        frames = None if self._port is None else self._port.receive(timeout_s)
+        return None if frames is None else [bytes(frame) for frame in frames]
 
     def send(self, number: int) -> None:
         """Send it a signal."""
@@ -136,42 +111,20 @@ class LaunchAgent:
 
     def end(self, grace_s: float) -> None:
         """Wait for its end, kill it after `grace_s` seconds, and leave nothing behind."""
-        if self._observer is not None:
-            self._observer.close()
+        if self._port is not None:
+            self._port.close()
         if self._child is not None:
             self._child.end(grace_s)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
+def host_name() -> str:
+    """Return what this machine is called."""
+    return platform.node() or "unknown"
+
+
 def _write(target: Path, text: str) -> None:
     target.parent.mkdir(mode=0o700, exist_ok=True)
     target.touch(mode=0o600)
     target.write_text(text, encoding="utf-8")
-
-
-#: Any port: nothing is sent to it.
-PORT = 9
-
-
-def address_towards(host: str) -> str:
-    """Return the address of the interface that leads to `host`; `UnreachableError` if none does.
-
-    The system is asked for the way, by a UDP socket that sends nothing. The own host name would say less: it often
-    leads to loopback, or to another of several networks.
-    """
-    try:
-        family, kind, protocol, _, target = socket.getaddrinfo(host, PORT, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind, protocol) as asking:
-            asking.connect(target)
-            return str(asking.getsockname()[0])
-    except OSError as error:
-        raise UnreachableError(
-            f"no interface of this machine leads to {host!r} ({error.strerror or error}): expected one network that "
-            "all machines of the run are on"
-        ) from None
-
-
-def bracketed(host: str) -> str:
-    """Return a host as addresses have it: IPv6 in brackets."""
-    return f"[{host}]" if ":" in host else host

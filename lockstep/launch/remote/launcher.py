@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lockstep.common.errors import UsageError
+from lockstep.launch.endpoints import tcp_address
 
 #: The port of rank 0 where neither the launcher nor `MASTER_PORT` says another.
 PORT = 5555
@@ -42,21 +43,14 @@ class LauncherPlace:
     @property
     def address(self) -> str:
         """Where rank 0 serves, as the others dial it."""
-        return f"tcp://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        return tcp_address(self.host, self.port)
 
     @property
     def bind(self) -> str:
         """Where rank 0 listens: all that this machine is called by, since its own name may lead to loopback alone."""
         if self.is_on_one_host:
             return self.address
-        return f"tcp://{'[::]' if ':' in self.host else '0.0.0.0'}:{self.port}"
-
-    @property
-    def local_address(self) -> str:
-        """Where a worker on the machine of rank 0 dials."""
-        if self.is_on_one_host:
-            return self.address
-        return f"tcp://{'[::1]' if ':' in self.host else '127.0.0.1'}:{self.port}"
+        return tcp_address("::" if ":" in self.host else "0.0.0.0", self.port)
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ No gradient goes through Ray: processes dial one another, with keys that are mad
 
 import logging
 import secrets
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import ray
 import ray.exceptions
@@ -24,11 +25,13 @@ from lockstep.common.errors import JobError, RunError, UsageError
 from lockstep.common.runtime.environment import own_environment
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.transport.auth.key_folder import ALLOWED, SERVER, SERVER_PUBLIC, KeyFolder
-from lockstep.launch.child import ProcessLog
+from lockstep.common.transport.port import ClientPort
+from lockstep.launch.child import HERE, LOG, ProcessLog, WatchedProcess
+from lockstep.launch.endpoints import tcp_address
 from lockstep.launch.lifetime import interrupt_on_signals, uninterrupted
-from lockstep.launch.process_backend import HERE, JOB_FILE, Observer, WatchedProcess, private_folder
-from lockstep.launch.remote.agent import KEYS, LaunchAgent, bracketed
-from lockstep.launch.remote.ray_child import RayChild, RayObserver
+from lockstep.launch.process_backend import JOB_FILE, ProcessCommand, Role, private_folder
+from lockstep.launch.remote.agent import KEYS, LaunchAgent
+from lockstep.launch.remote.ray_child import RayChild, RayPort
 from lockstep.results.reports.display import Display
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import JOB
@@ -74,8 +77,7 @@ def ray_backend(address: str, destination: Destination, display: Display) -> Ite
         with uninterrupted():
             backend.give_up()
             ray.shutdown()
-            for path in (*(folder / KEYS).iterdir(), folder / KEYS, folder):
-                path.rmdir() if path.is_dir() else path.unlink()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check(launch: Launch) -> None:
@@ -88,12 +90,10 @@ def check(launch: Launch) -> None:
 
 def connect(address: str) -> None:
     """Become a driver of the cluster; `UsageError` if there is none."""
-    where = "auto" if address == "ray" else address
     named = own_environment().get("RAY_ADDRESS", "") if address == "ray" else address
-    if named:
-        demand_listener(address, named.removeprefix("ray://"))
+    demand_listener(address, named.removeprefix("ray://"))
     try:
-        begin(where)
+        begin("auto" if address == "ray" else address)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         text = " ".join(str(error).split())
         raise UsageError(
@@ -149,9 +149,6 @@ class RayBackend:
         """The workers that the run begins with."""
         return self.destination.launch.min_workers or self.destination.launch.workers
 
-    def worker_count(self, launch: Launch) -> int:
-        return launch.workers
-
     def reserve(self) -> None:
         """Wait until there is a core for each of the workers to begin with."""
         self._group = placement_group([{"CPU": 1}] * self.fewest, strategy="SPREAD")
@@ -170,50 +167,46 @@ class RayBackend:
 
     def examine(self) -> None:
         """Look at each node; `UsageError` if one has other code, or does not see the run's folder."""
-        run_dir, text = self.destination.folder.absolute(), secrets.token_hex(16)
-        self._idle = {bundle: self._attendant(bundle, cpus=1) for bundle in range(self.fewest)}
+        check, text = self.destination.folder / CHECK, secrets.token_hex(16)
+        self._idle = {bundle: self._agent(bundle, cpus=1) for bundle in range(self.fewest)}
         ours = LaunchAgent().about()
         try:
-            (run_dir / CHECK).write_text(text, encoding="utf-8")
-            for bundle, actor in self._idle.items():
-                self._compare(ours, self._get(actor.about.remote(), bundle))
-                self._demand_sight(actor, bundle, CHECK, text)
+            check.write_text(text, encoding="utf-8")
+            for actor in self._idle.values():
+                theirs = answer_of(actor.about.remote())
+                for name in ("lockstep", "code"):
+                    if ours[name] != theirs[name]:
+                        raise UsageError(
+                            f"node {theirs['host']!r} has {name} {theirs[name]!r}, and here it is {ours[name]!r}: "
+                            f"install the same version of lockstep for {theirs['python']} there"
+                        )
+                self._demand_sight(actor, CHECK, text)
         finally:
-            (run_dir / CHECK).unlink(missing_ok=True)
+            check.unlink(missing_ok=True)
 
-    def start_server(self, arguments: list[str], address: str, folder: Path, numerics: Numerics) -> WatchedProcess:
-        bundle = self._living()[0]
-        actor = self._attendant(bundle, cpus=0)
-        if address:
-            job = (self.destination.folder / JOB).read_text(encoding="utf-8")
-            self._demand_sight(actor, bundle, JOB, job)
-        words = [
-            str(self.destination.folder.absolute()) if word == str(self.destination.folder) else word
-            for word in arguments
-        ]
-        files = {JOB_FILE: (folder / JOB_FILE).read_text(encoding="utf-8"), **self._server_keys()}
-        bind = self._bind(actor, bundle)
-        words += ["--bind", bind, "--keys", f"{HERE}/{KEYS}"]
-        return self._started("the server", actor, words, files, folder / "server.log", numerics)
+    def start(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> WatchedProcess:
+        if command.role is Role.WORKER:
+            bundle = command.number if command.number < self.fewest else None
+            actor = self._idle.pop(command.number, None) or self._agent(bundle, cpus=1)
+            names, added = [f"{WORKER}.key"], ["--key", f"{HERE}/{KEYS}/{WORKER}.key"]
+        else:
+            living = self._await("room for a server", self._living)
+            bundle = list(living)[command.number % len(living)]
+            actor = self._agent(bundle, cpus=0)
+            names, added = [SERVER, SERVER_PUBLIC, ALLOWED], ["--keys", f"{HERE}/{KEYS}"]
+            # Where Ray reaches that node, the other nodes do.
+            added += ["--bind", tcp_address(living[bundle], 0)]
+        files = {f"{KEYS}/{name}": (self.keys.path / name).read_text(encoding="utf-8") for name in names}
+        if command.role is Role.SERVER:
+            files[JOB_FILE] = (folder / JOB_FILE).read_text(encoding="utf-8")
+            if command.address:
+                self._demand_sight(actor, JOB, (self.destination.folder / JOB).read_text(encoding="utf-8"))
+        asked = actor.start.remote(command.name, [*command.arguments, *added], files, str(Path.cwd()), numerics)
+        return RayChild(command.name, ProcessLog.at_end_of(folder / f"{command.stem}{LOG}"), actor, asked)
 
-    def start_shard(self, number: int, server: str, folder: Path, numerics: Numerics) -> WatchedProcess:
-        living = self._living()
-        bundle = living[number % len(living)]
-        actor = self._attendant(bundle, cpus=0)
-        bind = self._bind(actor, bundle)
-        words = ["shard", server, "--supervised", HERE, "--bind", bind, "--keys", f"{HERE}/{KEYS}"]
-        return self._started("a shard", actor, words, self._server_keys(), folder / f"shard-{number}.log", numerics)
-
-    def start_worker(self, number: int, server: str, folder: Path, numerics: Numerics) -> WatchedProcess:
-        bundle = number if number < self.fewest else None
-        actor = self._idle.pop(number, None) or self._attendant(bundle, cpus=1)
-        words = ["worker", server, "--supervised", HERE, "--key", f"{HERE}/{KEYS}/{WORKER}.key"]
-        files = {f"{KEYS}/{WORKER}.key": self._key(f"{WORKER}.key")}
-        return self._started("a worker", actor, words, files, folder / f"worker-{number}.log", numerics)
-
-    def observer(self, address: str, server: WatchedProcess) -> Observer:
+    def dial(self, address: str, server: WatchedProcess) -> ClientPort:
         assert isinstance(server, RayChild)
-        return RayObserver(server.actor, address)
+        return RayPort(server.actor, address)
 
     def give_up(self) -> None:
         """Leave nothing in the cluster."""
@@ -222,7 +215,7 @@ class RayBackend:
         if self._group is not None:
             remove_placement_group(self._group)
 
-    def _attendant(self, bundle: int | None, cpus: int) -> Any:
+    def _agent(self, bundle: int | None, cpus: int) -> Any:
         """Start an actor in a bundle of the group, or, with None, wherever there is or will be a core."""
         strategy: Any = "SPREAD"
         if bundle is not None:
@@ -230,72 +223,37 @@ class RayBackend:
         kind = ray.remote(LaunchAgent).options(num_cpus=cpus, scheduling_strategy=strategy, max_restarts=0)
         return kind.remote()
 
-    def _started(
-        self, name: str, actor: Any, words: list[str], files: dict[str, str], log: Path, numerics: Numerics
-    ) -> RayChild:
-        placed = actor.start.remote(name, words, files, str(Path.cwd()), numerics)
-        return RayChild(name, ProcessLog.at_end_of(log), actor, placed)
-
-    def _living(self) -> list[int]:
-        """Return the bundles whose nodes live; if none does, wait until Ray has found room for one again."""
-        return self._await("room for a server", self._bundles_alive)
-
-    def _bundles_alive(self) -> list[int]:
-        living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        nodes = self._table()["bundles_to_node_id"]
-        return [bundle for bundle in range(self.fewest) if nodes.get(bundle) in living]
-
     def _table(self) -> Any:
         return placement_group_table(self._group)
 
-    def _bind(self, actor: Any, bundle: int) -> str:
-        """Return where a server listens at that place: at the address that leads to the other nodes."""
+    def _living(self) -> dict[int, str]:
+        """Return the bundles whose nodes live, and where Ray reaches each; none while Ray finds room again."""
+        hosts = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
         nodes = self._table()["bundles_to_node_id"]
-        living = [node for node in ray.nodes() if node["Alive"]]
-        others = [node["NodeManagerAddress"] for node in living if node["NodeID"] != nodes.get(bundle)]
-        mine = [node["NodeManagerAddress"] for node in living if node["NodeID"] == nodes.get(bundle)]
-        for host in (*others, *mine):
-            found = self._get(actor.address_towards.remote(host), bundle)
-            if found:
-                return f"tcp://{bracketed(found)}:0"
-        raise RunError(f"the node {mine} cannot reach any other: expected one network that all nodes are on")
+        return {bundle: hosts[nodes[bundle]] for bundle in range(self.fewest) if nodes.get(bundle) in hosts}
 
-    def _demand_sight(self, actor: Any, bundle: int, name: str, text: str) -> None:
-        folder = self.destination.folder.absolute()
-        obstacle = self._get(actor.obstacle.remote(str(folder), name, text), bundle)
-        if obstacle:
-            host = self._get(actor.about.remote(), bundle)["host"]
+    def _demand_sight(self, actor: Any, name: str, text: str) -> None:
+        """Raise `UsageError` if a node does not see the run's folder, in which a file has that text."""
+        folder = str(self.destination.folder.absolute())
+        if obstacle := answer_of(actor.obstacle.remote(folder, name, text)):
+            host = answer_of(actor.about.remote())["host"]
             raise UsageError(
-                f"the run folder {str(folder)!r} has to be seen by all nodes, for a server that has to move: node "
-                f"{host!r} {obstacle}: expected --run-dir on a file system that they share"
+                f"the run folder {folder!r} has to be seen by all nodes, for a server that has to move: node {host!r} "
+                f"{obstacle}: expected --run-dir on a file system that they share"
             )
 
-    def _compare(self, ours: dict[str, str], theirs: dict[str, str]) -> None:
-        for name in ("lockstep", "code"):
-            if ours[name] != theirs[name]:
-                raise UsageError(
-                    f"node {theirs['host']!r} has {name} {theirs[name]!r}, and here it is {ours[name]!r}: install the "
-                    f"same version of lockstep for {theirs['python']} there"
-                )
 
-    def _get(self, asked: Any, bundle: int) -> Any:
-        try:
-            return ray.get(asked, timeout=ANSWER_S)
-        except ray.exceptions.GetTimeoutError:
-            raise RunError(f"place {bundle} of the Ray cluster does not answer within {ANSWER_S:g} s") from None
-        except ray.exceptions.RayError as error:
-            self._explain(error)
-
-    def _explain(self, error: Exception) -> NoReturn:
-        if "ModuleNotFoundError" in str(error) or "No module named" in str(error):
-            raise UsageError(
-                "a node of the Ray cluster cannot import lockstep: install the same version in the Python that runs "
-                "Ray on each node"
-            ) from None
-        raise RunError(f"a node of the Ray cluster is gone: {' '.join(str(error).split())[:300]}") from None
-
-    def _server_keys(self) -> dict[str, str]:
-        return {f"{KEYS}/{name}": self._key(name) for name in (SERVER, SERVER_PUBLIC, ALLOWED)}
-
-    def _key(self, name: str) -> str:
-        return (self.keys.path / name).read_text(encoding="utf-8")
+def answer_of(asked: Any) -> Any:
+    """Return what an actor answers whose node has been found; an error says what is wrong with the node."""
+    try:
+        return ray.get(asked, timeout=ANSWER_S)
+    except ray.exceptions.GetTimeoutError:
+        raise RunError(f"a node of the Ray cluster does not answer within {ANSWER_S:g} s") from None
+    except ray.exceptions.RayError as error:
+        text = " ".join(str(error).split())
+    if "ModuleNotFoundError" in text or "No module named" in text:
+        raise UsageError(
+            "a node of the Ray cluster cannot import lockstep: install the same version in the Python that runs Ray on "
+            "each node"
+        )
+    raise RunError(f"a node of the Ray cluster is gone: {text[:300]}")

@@ -1,18 +1,17 @@
 """A process that an actor of Ray watches on another machine. Ray carries text, never a vector."""
 
-import math
 import signal
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 import ray
 import ray.exceptions
 
-from lockstep.common.protocol.messages import CallbackDecision, Status
 from lockstep.common.runtime.clock import Clock, SystemClock
-from lockstep.launch.child import ProcessLog
+from lockstep.common.transport.port import Frame, Frames
+from lockstep.launch.child import WatchedProcess
 
 #: The exit code of a process whose machine is gone: as if somebody had killed it.
 LOST = -int(signal.SIGKILL)
@@ -22,62 +21,45 @@ POLL_S, ANSWER_S = 0.05, 5.0
 
 
 @dataclass
-class RayChild:
+class RayChild(WatchedProcess):
     """One process of a run, on a node that Ray has chosen or is to choose."""
 
-    name: str
-    log: ProcessLog
-    #: The handle of an `LaunchAgent`.
+    #: The handle of a `LaunchAgent`.
     actor: Any
-    #: Comes to the pid and the node once it is placed.
-    placed: Any
+    #: What it was asked last: first to start the process, then for its news.
+    asked: Any
     clock: Clock = field(default_factory=SystemClock)
-    is_killed_on_purpose: bool = False
     _pid: int = 0
     _node: str = ""
     _code: int | None = None
-    _is_lost: bool = False
-    #: A poll that is on its way.
-    _polling: Any = None
+    #: Bytes of its log that have arrived.
+    _known_bytes: int = 0
 
     @property
     def pid(self) -> int:
-        """The number of the process on its node, 0 if it has none yet."""
         return self._pid
 
     @property
     def code(self) -> int:
-        """The exit code of one that has ended, negative for a signal."""
         assert self._code is not None
         return self._code
 
-    def named(self) -> str:
-        """Return who it is, and where."""
-        self._place(0.0)
-        return f"{self.name} (pid {self._pid} on {self._node})" if self._node else f"{self.name} (not placed yet)"
+    def place(self) -> str:
+        self.wait(0.0)
+        return f"pid {self._pid} on {self._node}" if self._node else "not placed yet"
 
     def first_line(self) -> str:
-        """Wait for the first line of its standard output; empty if it ended before."""
         asked = self.actor.first_line.remote()
-        while self._answer(asked, POLL_S) is None and not self._is_lost:
+        while not ray.wait([asked], timeout=POLL_S)[0]:
             continue
-        line = "" if self._is_lost else str(ray.get(asked))
-        while not line and not self.has_ended():
-            self.wait(POLL_S)
-        return line
+        return self._answer(asked) or ""
 
     def rest(self) -> bytes:
-        """Return what one that has ended has written to its standard output after the first line, once."""
-        return b"" if self._is_lost else self._answer(self.actor.rest.remote(), ANSWER_S) or b""
-
-    def has_ended(self) -> bool:
-        """Return whether the process is gone, as far as is known."""
-        return self._poll(0.0)
+        return b"" if self.is_lost else self._answer(self.actor.rest.remote()) or b""
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for the end; return whether it came in time."""
         deadline = self.clock.now() + timeout_s
-        while not self._poll(max(0.0, deadline - self.clock.now())):
+        while not self._take_news(max(0.0, deadline - self.clock.now())):
             left_s = deadline - self.clock.now()
             if left_s <= 0.0:
                 return False
@@ -85,90 +67,77 @@ class RayChild:
         return True
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to a process that still runs."""
         if self._code is None and self._node:
             self.actor.send.remote(int(number))
 
-    def kill_on_purpose(self) -> None:
-        """Send SIGKILL to a process that has done nothing to deserve it."""
-        self.is_killed_on_purpose = True
-        self.send(signal.SIGKILL)
-
     def end(self, grace_s: float) -> None:
-        """Wait for the end, kill after `grace_s` seconds, and give the place back to Ray."""
-        if self._place(0.0):
+        self.wait(0.0)
+        if self._node and not self.is_lost:
             self.wait(grace_s)
-            self._answer(self.actor.end.remote(0.0), ANSWER_S)
+            self._answer(self.actor.end.remote(0.0))
         ray.kill(self.actor)
         self._code = LOST if self._code is None else self._code
 
-    def lived_s(self, born_s: float, now: float) -> float:
-        """Return for how many seconds it lived, if it were not for us or its node."""
-        return math.inf if self.is_killed_on_purpose or self._is_lost else now - born_s
-
-    def how_it_ended(self) -> str:
-        """Return its end in words."""
-        if self._is_lost:
-            return "is gone with its node"
-        return f"was killed by {signal.Signals(-self.code).name}" if self.code < 0 else f"ended with code {self.code}"
-
-    def _poll(self, timeout_s: float) -> bool:
-        if self._code is None and self._place(timeout_s):
-            self._polling = self._polling or self.actor.poll.remote()
-            seen = self._answer(self._polling, timeout_s)
-            if seen is not None:
-                self._polling = None
-                code, words = seen
-                self.log.add(words)
-                self._code = code
+    def _take_news(self, timeout_s: float) -> bool:
+        """Take the news that come in time, and ask for the next; return whether the process is gone."""
+        if self._code is not None:
+            return True
+        try:
+            self._pid, self._node, words, self._code = ray.get(self.asked, timeout=timeout_s)
+            self.log.add(words)
+            self._known_bytes += len(words)
+        except ray.exceptions.GetTimeoutError:
+            return False
+        except ray.exceptions.RayError as error:
+            # News that a broken connection has cost can be asked for again; a start cannot.
+            if not (self._node and isinstance(error, ray.exceptions.ActorUnavailableError)):
+                self._lose()
+        self.asked = self.actor.news.remote(self._known_bytes)
         return self._code is not None
 
-    def _place(self, timeout_s: float) -> bool:
-        if not self._node and not self._is_lost:
-            found = self._answer(self.placed, timeout_s)
-            if found is not None:
-                self._pid, self._node = found
-        return bool(self._node) and not self._is_lost
-
-    def _answer(self, asked: Any, timeout_s: float) -> Any:
+    def _answer(self, asked: Any) -> Any:
         """Return what an actor answers, None if it does not in time, or never will."""
         try:
-            return ray.get(asked, timeout=timeout_s)
-        except ray.exceptions.GetTimeoutError:
-            return None
-        except ray.exceptions.RayError as error:
-            # A poll that a broken connection has cost can be repeated; nothing else is asked twice.
-            is_again = asked is self._polling and isinstance(error, ray.exceptions.ActorUnavailableError)
-            self._polling = None
-            if not is_again:
-                self._is_lost = True
-                self._code = LOST if self._code is None else self._code
-            return None
-
-
-@dataclass
-class RayObserver:
-    """Asks a server for its status through the actor on its node: there may be no way to it from here."""
-
-    actor: Any
-    address: str
-    _asked: Any = None
-
-    def ask(self, timeout_s: float) -> Status | None:
-        """Return how the run stands, None if no answer came in time: the next call waits on for it."""
-        self._asked = self._asked or self.actor.status.remote(self.address, timeout_s)
-        try:
-            answer = ray.get(self._asked, timeout=timeout_s)
+            return ray.get(asked, timeout=ANSWER_S)
         except ray.exceptions.GetTimeoutError:
             return None
         except ray.exceptions.RayError:
-            answer = None
+            self._lose()
+            return None
+
+    def _lose(self) -> None:
+        self.is_lost = True
+        self._code = LOST if self._code is None else self._code
+
+
+@dataclass
+class RayPort:
+    """A connection to a server through the actor on its node: there may be no way to it from here."""
+
+    actor: Any
+    address: str
+    _sent: list[bytes] = field(default_factory=list)
+    _asked: Any = None
+
+    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
+        self._sent = [bytes(frame) for frame in frames]
+        self.actor.tell_server.remote(self.address, self._sent)
+
+    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        self._asked = self._asked or self.actor.hear_server.remote(timeout_s)
+        try:
+            frames: Sequence[Frame] | None = ray.get(self._asked, timeout=timeout_s)
+        except ray.exceptions.GetTimeoutError:
+            return None
+        except ray.exceptions.RayError:
+            # A broken connection, which may have cost the question, or a server that is gone.
+            frames = None
+            self.send(self._sent)
         self._asked = None
-        return None if answer is None else msgspec.json.decode(answer, type=Status)
+        return None if frames is None else [memoryview(frame) for frame in frames]
 
-    def decide(self, decision: CallbackDecision) -> None:
-        """Answer a run that pauses between two epochs."""
-        self.actor.decide.remote(self.address, decision.epoch, decision.stops)
+    def shorten(self, shortcut: object) -> None:
+        """There is no shorter way."""
 
-    def close(self) -> None:
-        """Nothing is open here."""
+    def close(self, linger_s: float = 0.0) -> None:
+        """The actor has the connection, and closes it at its end."""

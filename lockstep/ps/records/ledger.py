@@ -107,7 +107,7 @@ class StepDone(LedgerEntry, frozen=True, kw_only=True, tag="step"):
         return np.frombuffer(self.losses, dtype="<f4")
 
 
-class Again(LedgerEntry, frozen=True, kw_only=True, tag="again", omit_defaults=True):
+class UnusedWork(LedgerEntry, frozen=True, kw_only=True, tag="again", omit_defaults=True):
     """Micro-batches that were computed, or begun, by a worker whose sums were not used, and why."""
 
     #: The kind of round.
@@ -131,7 +131,7 @@ class Again(LedgerEntry, frozen=True, kw_only=True, tag="again", omit_defaults=T
         return Node(self.lo, self.hi)
 
 
-class Unlisted(LedgerEntry, frozen=True, kw_only=True, tag="unlisted"):
+class OmittedEntries(LedgerEntry, frozen=True, kw_only=True, tag="unlisted"):
     """Entries of one round beyond the limit, which are only counted."""
 
     #: The kind of round.
@@ -164,7 +164,7 @@ class WeightsAt(LedgerEntry, frozen=True, kw_only=True, tag="weights"):
     weights_sha256: str
 
 
-Line = RunBegun | WorkerIn | StepDone | Again | Unlisted | EpochDone | WeightsAt
+Line = RunBegun | WorkerIn | StepDone | UnusedWork | OmittedEntries | EpochDone | WeightsAt
 
 
 @dataclass
@@ -175,7 +175,7 @@ class Account:
     #: Work given to others or done twice, and workers that joined, since the round before.
     entries: list[LedgerEntry] = field(default_factory=list)
     shares: list[LedgerShare] = field(default_factory=list)
-    unlisted: int = 0
+    omitted: int = 0
     _losses: bytearray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -198,7 +198,7 @@ class Account:
         if len(self.entries) < MOST_ENTRIES:
             self.entries.append(entry)
         else:
-            self.unlisted += 1
+            self.omitted += 1
 
     def record_recomputed(
         self,
@@ -218,14 +218,14 @@ class Account:
         for node, began in zip(nodes, began_s or [None] * len(nodes), strict=True):
             start = in_microseconds(began)
             self.add(
-                Again(work=work, step=step, lo=node.lo, hi=node.hi, rank=rank, why=why, began_s=start, ended_s=end)
+                UnusedWork(work=work, step=step, lo=node.lo, hi=node.hi, rank=rank, why=why, began_s=start, ended_s=end)
             )
 
     def merge(self, before: "Account") -> None:
         """Add the entries of the round before this one, which has no line of its own."""
         for entry in before.entries:
             self.add(entry)
-        self.unlisted += before.unlisted
+        self.omitted += before.omitted
 
     def record_unused(
         self, result: Result, rank: int, began_s: float | None = None, ended_s: float | None = None
@@ -240,9 +240,9 @@ class Account:
 
     def other_entries(self, work: Work, step: int) -> list[LedgerEntry]:
         """Return the entries next to it, of a round of that kind."""
-        if not self.unlisted:
+        if not self.omitted:
             return self.entries
-        return [*self.entries, Unlisted(work=work, step=step, count=self.unlisted)]
+        return [*self.entries, OmittedEntries(work=work, step=step, count=self.omitted)]
 
 
 def in_microseconds(seconds: float | None) -> float | None:

@@ -1,14 +1,12 @@
 """The lines of `metrics.jsonl`: the one schema of a run's figures by step and epoch, with its writer and reader."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from lockstep.common.errors import FileFormatError
-from lockstep.common.files.json_file import convert, decode
+from lockstep.common.files.json_file import decode
 from lockstep.common.files.reading import read_regular
 from lockstep.common.protocol.messages import EpochStatus
 from lockstep.ps.run.timing import StepTime
@@ -19,7 +17,7 @@ METRICS = "metrics.jsonl"
 MOST_LINES_BYTES = 2**33
 
 
-class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
+class StepRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="step"):
     """One training step. Times and sizes are missing in the folder of an older version."""
 
     #: The epoch that the step belongs to, from 1.
@@ -65,7 +63,11 @@ class EpochRecord(EpochStatus, frozen=True, kw_only=True, omit_defaults=True):
         return EpochStatus(**{name: getattr(self, name) for name in EpochStatus.__struct_fields__})
 
 
-class FailureRecord(msgspec.Struct, frozen=True, kw_only=True):
+class EpochLine(EpochRecord, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="epoch"):
+    """One epoch, with the weights after it."""
+
+
+class FailureRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="failure"):
     """The end of a run that failed."""
 
     #: Why the run failed.
@@ -74,16 +76,17 @@ class FailureRecord(msgspec.Struct, frozen=True, kw_only=True):
     weights_after_steps: int
 
 
-Record = StepRecord | EpochRecord | FailureRecord
+Record = StepRecord | EpochLine | FailureRecord
 
-_KINDS: Mapping[str, type[Record]] = {"step": StepRecord, "epoch": EpochRecord, "failure": FailureRecord}
-_KIND_OF = {record: kind for kind, record in _KINDS.items()}
+
+class _AnyLine(msgspec.Struct):
+    kind: str = ""
 
 
 def encode_record(record: Record) -> bytes:
     """Return the line of a record, without its end; figures that the run does not have are left out."""
-    figures = {name: value for name, value in msgspec.structs.asdict(record).items() if value is not None}
-    return msgspec.json.encode({"kind": _KIND_OF[type(record)], **figures})
+    figures = msgspec.to_builtins(record)
+    return msgspec.json.encode({name: value for name, value in figures.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -108,15 +111,15 @@ def read_metrics(folder: Path) -> RunMetrics:
         record = _record(path, number, line)
         if isinstance(record, StepRecord):
             steps[record.step] = record
-        elif isinstance(record, EpochRecord):
+        elif isinstance(record, EpochLine):
             epochs[record.epoch] = record
     return RunMetrics([steps[step] for step in sorted(steps)], [epochs[epoch] for epoch in sorted(epochs)])
 
 
 def _record(path: Path, number: int, line: bytes) -> Record | None:
     try:
-        raw = decode(line, dict[str, Any])
-        kind = _KINDS.get(str(raw.get("kind", "")))
-        return None if kind is None else convert(raw, kind)
+        # Another kind of line is one of a newer version.
+        is_known = decode(line, _AnyLine).kind in ("step", "epoch", "failure")
+        return decode(line, Record) if is_known else None
     except msgspec.MsgspecError as error:
         raise FileFormatError(f"{str(path)!r}: line {number} is not a record of a run: {error}") from None

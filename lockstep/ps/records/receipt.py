@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 
 from lockstep.common.errors import FileFormatError
+from lockstep.common.files.json_file import convert
+from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.ps.records.ledger import EpochDone, Line, RunBegun
 from lockstep.ps.run.info import RunInfo
 
@@ -50,6 +52,13 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     total_steps: int
     #: One link before the first epoch, and one after each.
     chain: list[ReceiptLink]
+
+    def fingerprint(self, name: str) -> Fingerprint:
+        """Return what computed the run; `FileFormatError` with the name of the receipt if it does not have it."""
+        try:
+            return convert(self.numerics, Fingerprint)
+        except msgspec.MsgspecError as error:
+            raise FileFormatError(f"{name}: has no numerics of this version: {error}") from error
 
 
 def receipt_of(info: RunInfo, chain: list[ReceiptLink]) -> Receipt:

@@ -11,7 +11,7 @@ from lockstep.common.job.score import score_of
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import EpochStatus
 from lockstep.ps.records.ledger import Account, EpochDone, LedgerEntry, RunBegun
-from lockstep.ps.records.metrics import EpochRecord, FailureRecord, StepRecord
+from lockstep.ps.records.metrics import EpochLine, EpochRecord, FailureRecord, StepRecord
 from lockstep.ps.records.receipt import ReceiptLink, first_link, next_link, receipt_of
 from lockstep.ps.records.run_folder import RunFolder, RunResult
 from lockstep.ps.run.early_stopping import early_stopping_state, is_stopped
@@ -111,7 +111,7 @@ class MetricsRecorder:
         digest = weights_digest(weights)
         record = EpochRecord(**msgspec.structs.asdict(status), weights_sha256=digest)
         if self.folder is not None:
-            self.folder.add_record(record)
+            self.folder.add_record(EpochLine(**msgspec.structs.asdict(record)))
             self._link(status.epoch, digest)
             if self.info.pauses:
                 self.folder.keep_epoch(self.layout, weights, status.epoch, self.ends_at(status.epoch))

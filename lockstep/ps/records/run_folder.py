@@ -14,9 +14,9 @@ from lockstep.common.files.atomic import write_atomically
 from lockstep.common.files.json_file import decode
 from lockstep.common.files.reading import read_regular
 from lockstep.common.files.safetensors import write
-from lockstep.ps.records.ledger import LedgerEntry
+from lockstep.ps.records.ledger import LedgerEntry, Line, read_lines
 from lockstep.ps.records.line_file import LineFile
-from lockstep.ps.records.metrics import METRICS, EpochRecord, Record, encode_record
+from lockstep.ps.records.metrics import METRICS, MOST_LINES_BYTES, EpochRecord, Record, encode_record
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.run.timing import Split
 from lockstep.ps.run.traffic import NOTHING, Moved
@@ -112,11 +112,31 @@ def read_result(folder: Path) -> RunResult:
     """Return the result in a finished run's folder; `FileFormatError` if it is damaged or missing."""
     path = folder / RESULT
     try:
-        return decode(read_regular(path, MOST_BYTES), RunResult)
-    except OSError as error:
-        raise FileFormatError(f"cannot read {str(path)!r}: {error.strerror}: expected a finished run") from error
+        return decode(_read(path, MOST_BYTES, "a finished run"), RunResult)
     except msgspec.MsgspecError as error:
         raise FileFormatError(f"{str(path)!r} is not the result of a run: {error}") from error
+
+
+def read_receipt(path: Path) -> Receipt:
+    """Return a receipt, from its file or a run's folder; `FileFormatError` if it is damaged or missing."""
+    file = path / RECEIPT if path.is_dir() else path
+    try:
+        return decode(_read(file, MOST_BYTES, "the receipt of a run"), Receipt)
+    except msgspec.MsgspecError as error:
+        raise FileFormatError(f"{file}: is not a receipt of a run: {error}") from error
+
+
+def read_ledger(folder: Path) -> list[Line]:
+    """Return the entries in a run's folder; `FileFormatError` if its ledger is damaged or missing."""
+    path = folder / LEDGER
+    return read_lines(_read(path, MOST_LINES_BYTES, "the folder of a run"), str(path))
+
+
+def _read(path: Path, most_bytes: int, expected: str) -> bytes:
+    try:
+        return read_regular(path, most_bytes)
+    except OSError as error:
+        raise FileFormatError(f"cannot read {str(path)!r}: {error.strerror}: expected {expected}") from error
 
 
 @dataclass
@@ -169,10 +189,12 @@ class RunFolder:
 
     def keep_result(self, result: RunResult) -> None:
         """Write `result.json`, whole or not at all."""
-        text = msgspec.json.format(msgspec.json.encode(result), indent=2)
-        write_atomically(self.path / RESULT, [text, b"\n"])
+        self._keep(RESULT, result)
 
     def keep_receipt(self, receipt: Receipt) -> None:
         """Write `receipt.json`, whole or not at all."""
-        text = msgspec.json.format(msgspec.json.encode(receipt), indent=2)
-        write_atomically(self.path / RECEIPT, [text, b"\n"])
+        self._keep(RECEIPT, receipt)
+
+    def _keep(self, name: str, value: RunResult | Receipt) -> None:
+        text = msgspec.json.format(msgspec.json.encode(value), indent=2)
+        write_atomically(self.path / name, [text, b"\n"])

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lockstep.common.runtime.clock import Clock
-from lockstep.common.transport.limits.rejection_log import RejectionLog
+from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import ServerPort
 
 #: Peers that were sent away and are remembered.

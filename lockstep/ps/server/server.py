@@ -40,7 +40,7 @@ from lockstep.common.protocol.messages import (
 from lockstep.common.protocol.shard_messages import ShardMessage
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.interrupts import held_back
-from lockstep.common.transport.limits.rejection_log import RejectionLog
+from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import PeerGone, PeerSlow, ServerPort
 from lockstep.ps.checkpoint.checkpointer import Checkpointer
 from lockstep.ps.coordinator import effects, events

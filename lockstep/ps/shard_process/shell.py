@@ -29,7 +29,7 @@ from lockstep.common.protocol.shard_messages import (
 )
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.transport.diagnosis import Diagnosis
-from lockstep.common.transport.limits.rejection_log import RejectionLog
+from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.links import Wait
 from lockstep.common.transport.port import ClientPort, PeerGone, PeerSlow, ServerPort
 from lockstep.ps.coordinator.scheduling.buffer_pool import WINDOW

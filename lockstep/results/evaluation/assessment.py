@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.autograd.primitives.primitive import Array
@@ -53,6 +54,20 @@ class Assessment:
             raise ModelError("a run with classes is not a regression")
         figures = figures_of(self.outputs, self.targets)
         return in_units(figures, self.columns) if self.columns else figures
+
+
+def surest_mistakes(assessment: Assessment) -> NDArray[np.intp]:
+    """Return the indices of a classifier's mistakes, those with the smallest probability of the true class first."""
+    labels, logits = assessment.targets, assessment.outputs
+    own = probabilities_of(logits)[np.arange(len(labels)), labels]
+    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
+    return wrong[np.argsort(own[wrong], kind="stable")]
+
+
+def probabilities_of(logits: Array) -> Array:
+    """Return the softmax of each row, (n, classes), as float64."""
+    raised = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return np.asarray(raised / raised.sum(axis=1, keepdims=True))
 
 
 def assess(trained: Trained, data: str | None = None) -> Assessment:

@@ -73,14 +73,13 @@ def _numbers(column: Column, batch: TableBatch) -> NDArray[np.float64]:
         return values if column.missing is None else np.where(np.isnan(values), column.missing, values)
     if not column.categories:
         raise DataError(f"{batch.named}: column {named!r} has texts: expected numbers, as in training")
-    places = {text: place for place, text in enumerate(column.categories)}
-    for at, text in enumerate(values.texts):
-        if text not in places:
-            row = batch.row + int(np.argmax(values.places == at))
+    codes = {text: float(code) for code, text in enumerate(column.categories)}
+    for index, text in enumerate(values.texts):
+        if text not in codes:
+            row = batch.row + int(np.argmax(values.indices == index))
             there = ", ".join(one_line(each, 20) for each in column.categories[:8])
             raise DataError(
                 f"{batch.named}: row {row}, column {named!r}: {one_line(text, 60)!r} did not occur in training: "
                 f"expected one of {there}"
             )
-    codes = [float(places[text]) for text in values.texts]
-    return np.array([*codes, float(places[""]) if "" in places else np.nan])[values.places]
+    return np.array([*map(codes.__getitem__, values.texts), codes.get("", np.nan)])[values.indices]

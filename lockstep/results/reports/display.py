@@ -1,10 +1,9 @@
 """Show the progress of a run: live in a terminal, in plain lines elsewhere."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -20,9 +19,6 @@ from lockstep.common.runtime.clock import Clock
 #: Seconds between two plain lines within an epoch.
 PLAIN_EVERY_S = 10.0
 
-#: Seconds between two updates of a terminal.
-LIVE_EVERY_S = 0.2
-
 #: Most workers with a line of their own; more would push the bar out of an ordinary terminal.
 MOST_WORKER_LINES = 12
 
@@ -30,31 +26,151 @@ MOST_WORKER_LINES = 12
 MOST_HOST = 12
 
 
-class Display(Protocol):
-    """Shows a run: a context manager that receives each new status."""
+class Medium(Protocol):
+    """What a run is shown on."""
 
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-    def show(self, status: Status) -> None:
-        """Show a status."""
-        ...
+    #: Seconds between two looks at how far the run is.
+    every_s: ClassVar[float]
+    #: Whether all that is written stays: then reminders are repeated, and any line shows that the run goes on.
+    is_log: ClassVar[bool]
 
-    def say(self, text: str) -> None:
+    def begin(self) -> None: ...
+    def end(self) -> None: ...
+    def write(self, text: str) -> None:
         """Show a line that stays."""
         ...
 
-    def remind(self, text: str) -> None:
-        """Show what the run waits for; may be called repeatedly with the same text."""
+    def update(self, status: Status) -> None:
+        """Show how far the run is, in place of the status before unless the medium is a log."""
         ...
 
 
-def display_for(console: Console, clock: Clock) -> Display:
-    """Return the display that suits the console."""
+@dataclass
+class Display:
+    """Shows a run: its epochs and messages as lines that stay, and now and then how far it is."""
+
+    medium: Medium
+    clock: Clock
+    #: Lines that are shown before the first status: when the run is known to be good, and not earlier.
+    announcement: Sequence[str] = ()
+    #: Receives each status too.
+    listener: Callable[[Status], None] | None = None
+    _shown_epoch: int = 0
+    _shown_at: float = field(init=False)
+    _last_line: str = ""
+
+    def __post_init__(self) -> None:
+        self._shown_at = self.clock.now() if self.medium.is_log else -math.inf
+
+    def __enter__(self) -> Self:
+        self.medium.begin()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.medium.end()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nobody sees what is shown."""
+        return isinstance(self.medium, Lines) and self.medium.console.quiet
+
+    def show(self, status: Status) -> None:
+        """Show a status."""
+        announcement, self.announcement = self.announcement, ()
+        for line in announcement:
+            self.say(line)
+        for epoch in epochs_after(self._shown_epoch, status):
+            self._shown_epoch = epoch.epoch
+            self.say(epoch_line(epoch, status.epochs))
+        now = self.clock.now()
+        if now - self._shown_at >= self.medium.every_s and (status.elapsed_s or not self.medium.is_log):
+            self._shown_at = now
+            self.medium.update(status)
+        if self.listener is not None:
+            self.listener(status)
+
+    def say(self, text: str) -> None:
+        """Show a line that stays."""
+        self._last_line = text
+        if self.medium.is_log:
+            self._shown_at = self.clock.now()
+        self.medium.write(text)
+
+    def remind(self, text: str) -> None:
+        """Show what the run waits for; may be called repeatedly with the same text."""
+        # Only once if the status, which shows it as well, would be pushed away.
+        if self.medium.is_log or text != self._last_line:
+            self.say(text)
+
+
+def display_for(console: Console, clock: Clock, announcement: Sequence[str] = ()) -> Display:
+    """Return a display on the console: live in a terminal, plain lines elsewhere, nothing if the console is quiet."""
     # A terminal that cannot move its cursor (TERM=dumb) is treated as a file.
-    is_live = console.is_terminal and not console.is_dumb_terminal
-    return LiveDisplay(console, clock) if is_live else PlainDisplay(console, clock)
+    is_live = console.is_terminal and not console.is_dumb_terminal and not console.quiet
+    return Display(LiveRegion(console) if is_live else Lines(console), clock, announcement)
+
+
+@dataclass
+class Lines:
+    """Plain lines: one per epoch, and others in between."""
+
+    console: Console
+    every_s: ClassVar[float] = PLAIN_EVERY_S
+    is_log: ClassVar[bool] = True
+
+    def begin(self) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+    def write(self, text: str) -> None:
+        print_plainly(self.console, text)
+
+    def update(self, status: Status) -> None:
+        self.write(progress_line(status))
+
+
+@dataclass
+class LiveRegion:
+    """A progress bar and one line per worker, redrawn in place; finished epochs scroll up above them."""
+
+    console: Console
+    every_s: ClassVar[float] = 0.2
+    is_log: ClassVar[bool] = False
+    _live: Live = field(init=False)
+    _bar: Progress = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            console=self.console,
+            expand=True,
+        )
+        self._task = self._bar.add_task("starting", total=None)
+        self._live = Live(self._bar, console=self.console, auto_refresh=False, transient=True)
+
+    def begin(self) -> None:
+        self._live.start(refresh=True)
+
+    def end(self) -> None:
+        self._live.stop()
+
+    def write(self, text: str) -> None:
+        print_plainly(self.console, text)
+
+    def update(self, status: Status) -> None:
+        self._live.update(self.picture(status), refresh=True)
+
+    def picture(self, status: Status) -> Group:
+        """Return what is redrawn."""
+        self._bar.update(self._task, description=place(status), total=status.steps, completed=status.step)
+        # Cut and not wrapped: if the height changed, traces of it would remain above.
+        line = Text(f"{status.phase}  {figures(status)}" if status.elapsed_s else figures(status))
+        line.no_wrap, line.overflow = True, "ellipsis"
+        return Group(self._bar, line, workers_table(status.workers))
 
 
 def epoch_line(epoch: EpochStatus, epochs: int) -> str:
@@ -91,6 +207,11 @@ def figures(status: Status) -> str:
     )
 
 
+def progress_line(status: Status) -> str:
+    """Return how far a run has got, and its figures, or only what it waits for."""
+    return f"{place(status)}  {figures(status)}" if status.elapsed_s else figures(status)
+
+
 def duration(seconds: float) -> str:
     """Return a duration as text: `7 s`, `3 min 20 s`, `2 h 5 min`."""
     if not math.isfinite(seconds):
@@ -107,154 +228,6 @@ def epochs_after(shown: int, status: Status) -> list[EpochStatus]:
     history = status.history
     count = max(0, history[-1].epoch - shown) if history else 0
     return history[max(0, len(history) - count) :]
-
-
-@dataclass
-class PlainDisplay:
-    """Plain lines: one per epoch, and one every ten seconds in between."""
-
-    console: Console
-    clock: Clock
-    _shown_epoch: int = 0
-    _shown_at: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._shown_at = self.clock.now()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-    def show(self, status: Status) -> None:
-        for epoch in epochs_after(self._shown_epoch, status):
-            self._shown_epoch = epoch.epoch
-            self.say(epoch_line(epoch, status.epochs))
-        if status.elapsed_s and self.clock.now() - self._shown_at >= PLAIN_EVERY_S:
-            self.say(f"{place(status)}  {figures(status)}")
-
-    def say(self, text: str) -> None:
-        self._shown_at = self.clock.now()
-        print_plainly(self.console, text)
-
-    def remind(self, text: str) -> None:
-        self.say(text)
-
-
-@dataclass
-class AnnouncingDisplay:
-    """A display that shows some lines before the first status: when the run is known to be good, and not earlier."""
-
-    display: Display
-    lines: Sequence[str]
-    _is_announced: bool = False
-
-    def __enter__(self) -> Self:
-        self.display.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.display.__exit__(kind, error, trace)
-
-    def show(self, status: Status) -> None:
-        if not self._is_announced:
-            self._is_announced = True
-            for line in self.lines:
-                self.display.say(line)
-        self.display.show(status)
-
-    def say(self, text: str) -> None:
-        self.display.say(text)
-
-    def remind(self, text: str) -> None:
-        self.display.remind(text)
-
-
-@dataclass(frozen=True)
-class SilentDisplay:
-    """Shows nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-    def show(self, status: Status) -> None:
-        pass
-
-    def say(self, text: str) -> None:
-        pass
-
-    def remind(self, text: str) -> None:
-        pass
-
-
-@dataclass
-class LiveDisplay:
-    """A progress bar and one line per worker, redrawn in place; finished epochs scroll up above them."""
-
-    console: Console
-    clock: Clock
-    _live: Live = field(init=False)
-    _bar: Progress = field(init=False)
-    _shown_epoch: int = 0
-    _shown_at: float = float("-inf")
-    #: The last line, if it was a reminder.
-    _reminder: str = ""
-
-    def __post_init__(self) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TaskProgressColumn(),
-            console=self.console,
-            expand=True,
-        )
-        self._task = self._bar.add_task("starting", total=None)
-        self._live = Live(self._bar, console=self.console, auto_refresh=False, transient=True)
-
-    def __enter__(self) -> Self:
-        self._live.start(refresh=True)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._live.stop()
-
-    def show(self, status: Status) -> None:
-        for epoch in epochs_after(self._shown_epoch, status):
-            self._shown_epoch = epoch.epoch
-            self.say(epoch_line(epoch, status.epochs))
-        now = self.clock.now()
-        if now - self._shown_at >= LIVE_EVERY_S:
-            self._shown_at = now
-            self._live.update(self._live_part(status), refresh=True)
-
-    def say(self, text: str) -> None:
-        self._reminder = ""
-        print_plainly(self.console, text)
-
-    def remind(self, text: str) -> None:
-        # Only once: it would push other lines away, and the live part shows it all the time.
-        if text != self._reminder:
-            self.say(text)
-            self._reminder = text
-
-    def _live_part(self, status: Status) -> Group:
-        self._bar.update(self._task, description=place(status), total=status.steps, completed=status.step)
-        # Cut and not wrapped: if the height changed, traces of it would remain above.
-        line = Text(f"{status.phase}  {figures(status)}" if status.elapsed_s else figures(status))
-        line.no_wrap, line.overflow = True, "ellipsis"
-        return Group(self._bar, line, workers_table(status.workers))
 
 
 def print_plainly(console: Console, text: str) -> None:

@@ -6,72 +6,50 @@ A stream of lines would fill the notebook, and escapes that move the cursor of a
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar
 
 from lockstep.common.files.sanitize import printable
 from lockstep.common.protocol.messages import Status
-from lockstep.common.runtime.clock import Clock
-from lockstep.results.reports.display import epoch_line, epochs_after, figures, place
-
-#: Seconds between two updates, each of which goes to every browser that shows the notebook.
-PAGE_EVERY_S = 0.5
+from lockstep.results.reports.display import progress_line
 
 #: Most lines besides the line of progress; of more, those in the middle are left out.
 MOST_LINES = 40
 
 
-class Page(Protocol):
-    """One output of a cell."""
-
-    def show(self, text: str) -> None:
-        """Replace the output."""
-        ...
-
-
 @dataclass
-class NotebookDisplay:
+class NotebookPage:
     """Finished epochs, messages, and a line of progress, in one output."""
 
-    page: Page
-    clock: Clock
+    #: Replaces the output.
+    show: Callable[[str], None]
+    #: Each update goes to every browser that shows the notebook.
+    every_s: ClassVar[float] = 0.5
+    is_log: ClassVar[bool] = False
     _lines: list[str] = field(default_factory=list)
-    _shown_epoch: int = 0
-    _shown_at: float = float("-inf")
+    _progress: str = ""
 
-    def __enter__(self) -> Self:
-        return self
+    def begin(self) -> None:
+        pass
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._render("")
+    def end(self) -> None:
+        self._progress = ""
+        self._render()
 
-    def show(self, status: Status) -> None:
-        news = epochs_after(self._shown_epoch, status)
-        self._lines += [epoch_line(epoch, status.epochs) for epoch in news]
-        self._shown_epoch = news[-1].epoch if news else self._shown_epoch
-        now = self.clock.now()
-        if news or now - self._shown_at >= PAGE_EVERY_S:
-            self._shown_at = now
-            self._render(f"{place(status)}  {figures(status)}" if status.elapsed_s else figures(status))
-
-    def say(self, text: str) -> None:
+    def write(self, text: str) -> None:
         self._lines.append(text)
-        self._render("")
+        self._render()
 
-    def remind(self, text: str) -> None:
-        # Only once: the line of progress shows it as well.
-        if text not in self._lines[-1:]:
-            self.say(text)
+    def update(self, status: Status) -> None:
+        self._progress = progress_line(status)
+        self._render()
 
-    def _render(self, progress: str) -> None:
+    def _render(self) -> None:
         lines = self._lines
         if len(lines) > MOST_LINES:
             half = MOST_LINES // 2
             lines = [*lines[:half], f"… {len(lines) - 2 * half} more …", *lines[-half:]]
         # A notebook interprets escapes for colours and links in plain text.
-        self.page.show(printable("\n".join([*lines, progress] if progress else lines)))
+        self.show(printable("\n".join([*lines, self._progress] if self._progress else lines)))
 
 
 @dataclass
@@ -90,7 +68,7 @@ class CellOutput:
             self._handle = self.display(bundle, raw=True, display_id=True)
 
 
-def notebook_page() -> Page | None:
+def cell_output() -> CellOutput | None:
     """Return an output of the running cell, or None outside a notebook."""
     # Looked up among the loaded modules, so that nobody else has to import IPython.
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()

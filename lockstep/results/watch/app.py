@@ -1,7 +1,7 @@
 """The pages, and what they ask for: reads runs, and changes nothing."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,33 +12,26 @@ import anyio
 import anyio.to_thread
 import msgspec
 import numpy as np
+from prometheus_client import CONTENT_TYPE_LATEST
 from sse_starlette.sse import EventSourceResponse
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from lockstep.common.errors import LockstepError
+from lockstep.results.evaluation.model_answers import ModelAnswers
 from lockstep.results.evaluation.predictions import FIELD
 from lockstep.results.watch.curves import curves
-from lockstep.results.watch.exposition import CONTENT_TYPE, exposition
-from lockstep.results.watch.guard import BodyTooLongError
-from lockstep.results.watch.model_answers import ModelAnswers
+from lockstep.results.watch.exposition import exposition
 from lockstep.results.watch.run_view import RunView
-from lockstep.results.watch.sources import ONLY, Source
+from lockstep.results.watch.sources import ONLY, WatchedRuns
 
-#: The files of the page, by what a browser asks for.
+#: Where the page is, and what a browser asks for next to `index.html`.
 PAGE = Path(__file__).parent / "page"
-FILES: Mapping[str, str] = {
-    "watch.js": "text/javascript",
-    "draw.js": "text/javascript",
-    "charts.js": "text/javascript",
-    "timeline.js": "text/javascript",
-    "watch.css": "text/css",
-    "uPlot.iife.min.js": "text/javascript",
-    "uPlot.min.css": "text/css",
-    "uPlot.LICENSE": "text/plain",
-}
+SCRIPTS = ("watch.js", "draw.js", "charts.js", "timeline.js", "uPlot.iife.min.js")
+FILES = (*SCRIPTS, "watch.css", "uPlot.min.css", "uPlot.LICENSE")
 
 #: Seconds between two looks at a run's files, and at least between two messages to a browser.
 LOOK_S, SEND_S = 0.15, 0.25
@@ -65,7 +58,7 @@ class _Stream:
 class WatchApp:
     """One page server."""
 
-    source: Source
+    source: WatchedRuns
     now: Callable[[], float]
     #: Whether only the figures for Prometheus are served.
     is_metrics_only: bool = False
@@ -94,8 +87,7 @@ class WatchApp:
                 Route("/api/runs/{run}/drawing", self.drawing),
                 Route("/api/runs/{run}/answer", self.answer, methods=["POST"]),
             ]
-        handlers: dict[Any, Any] = {LockstepError: _on_error, BodyTooLongError: _on_long_body}
-        return Starlette(routes=routes, lifespan=self.lifespan, exception_handlers=handlers)
+        return Starlette(routes=routes, lifespan=self.lifespan, exception_handlers={LockstepError: _on_error})
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -122,73 +114,60 @@ class WatchApp:
     # The page
 
     async def page(self, request: Request) -> Response:
-        return FileResponse(PAGE / "index.html", media_type="text/html")
+        return FileResponse(PAGE / "index.html")
 
     async def file(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        if name not in FILES:
-            return _missing("no such file")
-        return FileResponse(PAGE / name, media_type=FILES[name])
+        if request.path_params["name"] not in FILES:
+            raise _refusal(404, "no such file")
+        return FileResponse(PAGE / request.path_params["name"])
 
     async def what(self, request: Request) -> Response:
         """Tell whether one run is watched, or many."""
         self.source.decide()
-        return JSONResponse({"is_many": self.source.is_many, "run": None if self.source.is_many else ONLY})
+        return _json({"is_many": self.source.is_many, "run": None if self.source.is_many else ONLY})
 
     async def runs(self, request: Request) -> Response:
-        found = await anyio.to_thread.run_sync(self.source.briefs)
-        return _json(found)
+        return _json(await anyio.to_thread.run_sync(self.source.briefs))
 
     # One run
 
-    def _view(self, request: Request) -> RunView | None:
-        return self.source.view(request.path_params["run"], self.now())
-
-    async def _read(self, view: RunView) -> None:
-        """Wait a moment for a run that has just been opened, so that what is small is there at once."""
+    async def _view(self, name: str, missing: str = "no such run") -> RunView:
+        view = self.source.view(name, self.now())
+        if view is None:
+            raise _refusal(404, missing)
         if not view.version:
+            # It has just been opened: after a moment, what is small is there at once.
             await anyio.to_thread.run_sync(self.source.refresh, view, self.now())
+        return view
 
     async def facts(self, request: Request) -> Response:
-        view = self._view(request)
-        if view is None:
-            return _missing("no such run")
-        await self._read(view)
+        view = await self._view(request.path_params["run"])
         with view.lock:
             return _json(view.facts())
 
     async def snapshot(self, request: Request) -> Response:
-        view = self._view(request)
-        if view is None:
-            return _missing("no such run")
-        await self._read(view)
+        view = await self._view(request.path_params["run"])
         return Response(view.encoded_snapshot(), media_type="application/json")
 
     async def curves(self, request: Request) -> Response:
-        view = self._view(request)
-        if view is None:
-            return _missing("no such run")
+        view = await self._view(request.path_params["run"])
         try:
-            first = float(request.query_params.get("first", "-inf"))
-            last = float(request.query_params.get("last", "inf"))
-            points = min(int(request.query_params.get("points", "800")), MOST_POINTS)
+            asked = request.query_params
+            first, last = float(asked.get("first", "-inf")), float(asked.get("last", "inf"))
+            points = min(int(asked.get("points", "800")), MOST_POINTS)
         except ValueError:
-            return _refused("first, last and points: expected numbers")
+            raise _refusal(400, "first, last and points: expected numbers") from None
         with view.lock:
             return _json(curves(view.metrics.steps, first, last, points))
 
     async def live(self, request: Request) -> Response:
         """Stream the snapshots of a run."""
-        view = self._view(request)
-        if view is None:
-            return _missing("no such run")
+        name = request.path_params["run"]
+        view = await self._view(name)
         if len(self._streams) >= MOST_STREAMS:
-            return PlainTextResponse(
-                f"{MOST_STREAMS} pages are open already: expected at most as many; close one\n", status_code=503
-            )
-        stream = _Stream(request.path_params["run"], view)
+            raise _refusal(503, f"{MOST_STREAMS} pages are open already: expected at most as many; close one")
+        stream = _Stream(name, view)
         self._streams.add(stream)
-        await self._read(view)
         return EventSourceResponse(self._snapshots_of(stream), ping=int(PING_S), send_timeout=SEND_TIMEOUT_S)
 
     async def _snapshots_of(self, stream: "_Stream") -> AsyncIterator[dict[str, str]]:
@@ -204,66 +183,48 @@ class WatchApp:
 
     # Its model
 
-    def _model_of(self, view: RunView) -> ModelAnswers:
+    async def _asked_of(self, view: RunView, question: Callable[[ModelAnswers], dict[str, Any]]) -> Response:
         if self._model is None or self._model.folder != view.folder:
             self._model = ModelAnswers(view.folder)
-        return self._model
-
-    async def _asked_of(self, view: RunView, question: Callable[[ModelAnswers], dict[str, Any]]) -> Response:
         if self._asked >= MOST_ASKED:
-            return PlainTextResponse("the model is busy: try again in a moment\n", status_code=429)
+            raise _refusal(429, "the model is busy: try again in a moment")
         self._asked += 1
         try:
-            return _json(await anyio.to_thread.run_sync(question, self._model_of(view)))
+            return _json(await anyio.to_thread.run_sync(question, self._model))
         finally:
             self._asked -= 1
 
     async def evaluation(self, request: Request) -> Response:
-        view = self._view(request)
-        return _missing("no such run") if view is None else await self._asked_of(view, ModelAnswers.evaluation)
+        return await self._asked_of(await self._view(request.path_params["run"]), ModelAnswers.evaluation)
 
     async def drawing(self, request: Request) -> Response:
         """Tell whether the model can be shown a drawing, and what its classes are called."""
-        view = self._view(request)
-        return _missing("no such run") if view is None else await self._asked_of(view, ModelAnswers.drawing)
+        return await self._asked_of(await self._view(request.path_params["run"]), ModelAnswers.drawing)
 
     async def answer(self, request: Request) -> Response:
         """Return what the model sees in a drawing: gray values of 28 by 28 pixels, from 0 to 255."""
-        view = self._view(request)
-        if view is None:
-            return _missing("no such run")
+        view = await self._view(request.path_params["run"])
         body = await request.body()
         if len(body) != FIELD * FIELD:
-            return _refused(f"a drawing of {len(body)} bytes: expected {FIELD * FIELD}, a byte per pixel")
+            raise _refusal(400, f"a drawing of {len(body)} bytes: expected {FIELD * FIELD}, a byte per pixel")
         pixels = np.frombuffer(body, np.uint8).reshape(FIELD, FIELD) / 255.0
         return await self._asked_of(view, lambda model: model.probabilities(pixels))
 
     # For Prometheus
 
     async def metrics(self, request: Request) -> Response:
-        view = self.source.view(ONLY, self.now())
-        if view is None:
-            return _missing("metrics are those of one run: expected its folder, as `lockstep watch runs/NAME`")
-        await self._read(view)
-        return Response(exposition(view), media_type=CONTENT_TYPE)
+        missing = "metrics are those of one run: expected its folder, as `lockstep watch runs/NAME`"
+        return Response(exposition(await self._view(ONLY, missing)), media_type=CONTENT_TYPE_LATEST)
 
 
 def _json(value: Any) -> Response:
     return Response(msgspec.json.encode(value), media_type="application/json")
 
 
-def _missing(text: str) -> Response:
-    return PlainTextResponse(f"{text}\n", status_code=404)
-
-
-def _refused(text: str) -> Response:
-    return PlainTextResponse(f"{text}\n", status_code=400)
+def _refusal(code: int, text: str) -> HTTPException:
+    return HTTPException(code, f"{text}\n")
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
     """Answer what cannot be done: the page shows the text."""
     return PlainTextResponse(f"{error}\n", status_code=409)
-
-
-async def _on_long_body(request: Request, error: Exception) -> Response:
-    return PlainTextResponse("the request is too long: expected a drawing\n", status_code=413)

@@ -1,5 +1,6 @@
-"""The figures of all steps of a run as columns, and curves of a range of them that are as short as a screen is wide."""
+"""The figures of a run so far, those of its steps as columns, and curves that are as short as a screen is wide."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -7,28 +8,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from lockstep.common.protocol.messages import Status
+from lockstep.ps.records.metrics import EpochLine, EpochRecord, FailureRecord, Record, StepRecord
+
 Column = NDArray[np.float64]
 
 
-class StepLine(msgspec.Struct, frozen=True, tag_field="kind", tag="step"):
-    """What is read of a step's line in `metrics.jsonl`; the names are those of `StepRecord`."""
-
-    step: int
-    epoch: int
-    loss: float
-    lr: float
-    samples: int
-    accuracy: float = float("nan")
-    r2: float = float("nan")
-    round_s: float = 0.0
-    mean_s: float = 0.0
-    slowest_s: float = 0.0
-    update_s: float = 0.0
-    sums_bytes: int = 0
-    weights_bytes: int = 0
-
-
-COLUMNS = StepLine.__struct_fields__
+COLUMNS = StepRecord.__struct_fields__
+_STEP = COLUMNS.index("step")
 
 #: What is drawn over the steps; `throughput` is samples per second.
 CURVES = ("loss", "accuracy", "r2", "lr", "throughput")
@@ -45,19 +32,20 @@ class StepColumns:
         """Return a column, (count,), valid until the next `extend`."""
         return self._memory[COLUMNS.index(name), : self.count]
 
-    def extend(self, lines: Iterable[StepLine]) -> None:
+    def extend(self, records: Iterable[StepRecord]) -> None:
         """Add steps; one that was made again, after a restart, replaces the old one and all after it."""
-        rows = np.array([msgspec.structs.astuple(line) for line in lines], dtype=np.float64)
+        # A figure that a run does not have, None, becomes NaN.
+        rows = np.array([msgspec.structs.astuple(record) for record in records], dtype=np.float64)
         if not len(rows):
             return
         # Within one batch, too, the run may have gone back: everything before the last such place is cut off by what
         # comes later.
-        backward = np.flatnonzero(np.diff(rows[:, 0]) <= 0)
+        backward = np.flatnonzero(np.diff(rows[:, _STEP]) <= 0)
         for part in np.split(rows, backward + 1):
             self._append(part)
 
     def _append(self, rows: NDArray[np.float64]) -> None:
-        self.count = int(np.searchsorted(self["step"], rows[0, 0]))
+        self.count = int(np.searchsorted(self["step"], rows[0, _STEP]))
         needed = self.count + len(rows)
         if needed > self._memory.shape[1]:
             grown = np.empty((len(COLUMNS), max(needed, 2 * self._memory.shape[1])))
@@ -65,10 +53,6 @@ class StepColumns:
             self._memory = grown
         self._memory[:, self.count : needed] = rows.T
         self.count = needed
-
-    def clear(self) -> None:
-        """Forget all steps."""
-        self.count = 0
 
     def last(self) -> Mapping[str, float]:
         """Return the figures of the last step; empty before the first."""
@@ -78,6 +62,50 @@ class StepColumns:
         """Return the samples per second over the last steps, 0 if that is unknown."""
         seconds = float(self["round_s"][-steps:].sum())
         return float(self["samples"][-steps:].sum()) / seconds if seconds > 0 else 0.0
+
+
+@dataclass
+class MetricsFigures:
+    """What `metrics.jsonl` has of a run by now."""
+
+    steps: StepColumns = field(default_factory=StepColumns)
+    #: In order; an epoch that was made again counts as it was made last.
+    epochs: list[EpochRecord] = field(default_factory=list)
+    #: Why the run failed, empty if it has not, or goes on.
+    failure: str = ""
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Add what is new."""
+        steps = list[StepRecord]()
+        for record in records:
+            match record:
+                case StepRecord():
+                    steps.append(record)
+                    self.failure = ""
+                case EpochLine():
+                    self.epochs = [epoch for epoch in self.epochs if epoch.epoch < record.epoch]
+                    self.epochs.append(record)
+                case FailureRecord():
+                    self.failure = record.failure
+        self.steps.extend(steps)
+
+    def add_status(self, status: Status) -> None:
+        """Add what a server says of its run, for a page without the run's folder: means over the epoch so far."""
+        if status.step and (not self.steps.count or status.step - 1 > self.steps["step"][-1]):
+            record = StepRecord(
+                step=status.step - 1,
+                epoch=status.epoch,
+                loss=status.loss,
+                lr=math.nan,
+                samples=round(status.images_per_s),
+                round_s=1.0,
+                accuracy=status.accuracy,
+                r2=status.r2,
+            )
+            self.steps.extend([record])
+        for epoch in status.history:
+            if epoch.epoch > (self.epochs[-1].epoch if self.epochs else 0):
+                self.epochs.append(EpochRecord(**msgspec.structs.asdict(epoch), weights_sha256=""))
 
 
 def curves(columns: StepColumns, first: float, last: float, points: int) -> dict[str, list[float | None]]:

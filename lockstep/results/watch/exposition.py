@@ -2,30 +2,26 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from lockstep.results.watch.run_view import RunState, RunView
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 
-
+@dataclass(eq=False)
 class RunCollector(Collector):
     """Collects the metrics of one run."""
 
-    def __init__(self, view: RunView) -> None:
-        self._view = view
+    view: RunView
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics that the run has a value of."""
-        view = self._view
-        with view.lock:
-            yield from _of_run(view)
-            yield from _of_epochs(view)
-            yield from _of_steps(view)
-            yield from _of_workers(view)
+        with self.view.lock:
+            for part in (_of_run, _of_epochs, _of_steps, _of_workers):
+                yield from part(self.view)
 
 
 def exposition(view: RunView) -> bytes:

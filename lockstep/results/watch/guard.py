@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -114,20 +115,12 @@ def _refused(code: int, text: str) -> PlainTextResponse:
 
 
 def _with_headers(send: Send) -> Send:
-    added = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            own = {name for name, _ in added}
-            kept = [(name, value) for name, value in message.get("headers", ()) if bytes(name).lower() not in own]
-            message = {**message, "headers": [*kept, *added]}
+            MutableHeaders(scope=message).update(HEADERS)
         await send(message)
 
     return sending
-
-
-class BodyTooLongError(Exception):
-    """A request's body is longer than any of ours."""
 
 
 def _limited(receive: Receive) -> Receive:
@@ -138,7 +131,7 @@ def _limited(receive: Receive) -> Receive:
         message = await receive()
         seen += len(message.get("body", b""))
         if seen > MOST_BODY_BYTES:
-            raise BodyTooLongError
+            raise HTTPException(413, "the request is too long: expected a drawing\n")
         return message
 
     return receiving

@@ -1,8 +1,13 @@
 """Follows a file of lines that another process writes: returns what is new, and notices when the file was cut."""
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 #: Most bytes that are read at once, so that a long file never fills memory.
 CHUNK_BYTES = 2**24
@@ -21,6 +26,11 @@ class NewLines:
     is_restarted: bool = False
     #: Whether there is more to read at once.
     has_more: bool = False
+
+    @property
+    def is_news(self) -> bool:
+        """Whether anything has changed."""
+        return bool(self.data) or self.is_restarted
 
 
 @dataclass
@@ -72,3 +82,36 @@ class LineFollower:
     def _advance(self, lines: bytes) -> None:
         self._offset += len(lines)
         self._mark = (self._mark + lines[-MARK_BYTES:])[-MARK_BYTES:]
+
+
+@dataclass
+class RecordFollower:
+    """Follows a file of JSON lines, each a record."""
+
+    lines: LineFollower
+    decoder: msgspec.json.Decoder[Any]
+    #: Lines that are damaged, or of another version.
+    unread: int = 0
+
+    def read(self) -> tuple[NewLines, list[Any]]:
+        """Return what is new, and the records in it."""
+        new = self.lines.read()
+        self.unread = 0 if new.is_restarted else self.unread
+        return new, list(self._records(new.data))
+
+    def _records(self, data: bytes) -> Iterator[Any]:
+        try:
+            yield from self.decoder.decode_lines(data)
+        except (msgspec.MsgspecError, ValueError):
+            # One bad line costs no other.
+            self.unread += data.count(b"\n")
+            for record in known_records(data, self.decoder):
+                self.unread -= 1
+                yield record
+
+
+def known_records(data: bytes, decoder: msgspec.json.Decoder[Any]) -> Iterator[Any]:
+    """Yield the records in lines, without those that are damaged or of another version."""
+    for line in data.splitlines():
+        with suppress(msgspec.MsgspecError, ValueError):
+            yield decoder.decode(line)

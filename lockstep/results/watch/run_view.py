@@ -1,6 +1,8 @@
 """A run as the page shows it: what its folder and its server say by now. Reads files and changes nothing."""
 
 import os
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -10,16 +12,16 @@ from typing import Any
 import msgspec
 
 from lockstep.common.errors import LockstepError
-from lockstep.common.files.json_file import decode
-from lockstep.common.files.reading import read_regular
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import Status, WorkerStatus
-from lockstep.ps.records.metrics import EpochRecord
+from lockstep.ps.records.ledger import Line
+from lockstep.ps.records.metrics import METRICS, EpochRecord, Record
 from lockstep.ps.records.receipt import Receipt
-from lockstep.ps.records.run_folder import MOST_BYTES, RECEIPT, RESULT, RunResult
-from lockstep.results.watch.ledger_file import RECENT_STEPS, LedgerFile, RunEvent, SeenWorker, StepLeases
-from lockstep.results.watch.metrics_file import MetricsFile
+from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, RunResult, read_receipt, read_result
+from lockstep.results.watch.curves import MetricsFigures
+from lockstep.results.watch.ledger_figures import RECENT_STEPS, LedgerFigures, RunEvent, SeenWorker, StepLeases
+from lockstep.results.watch.line_follower import LineFollower, RecordFollower
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import Launch, default_launch
 from lockstep.runs.run_dir import JOB, has_begun
@@ -132,8 +134,8 @@ class RunView:
     launch: Launch | None = None
     result: RunResult | None = None
     receipt: Receipt | None = None
-    metrics: MetricsFile = field(init=False)
-    ledger: LedgerFile = field(init=False)
+    metrics: MetricsFigures = field(default_factory=MetricsFigures)
+    ledger: LedgerFigures = field(default_factory=LedgerFigures)
     #: Held while files are read, in another thread than the one that answers.
     lock: RLock = field(default_factory=RLock)
     #: Counts what has changed.
@@ -144,14 +146,18 @@ class RunView:
     has_folder: bool = False
     #: When the run last wrote something, by the clock of `refresh`.
     _written: float = 0.0
+    _metrics_file: RecordFollower = field(init=False)
+    _ledger_file: RecordFollower = field(init=False)
     #: Of each small file, what tells whether it is the one that was read.
-    _stamps: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    _stamps: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _was_stopped: bool = False
     #: The snapshot that was encoded last, with its version.
     _encoded: tuple[int, bytes] = (-1, b"")
 
     def __post_init__(self) -> None:
-        self.metrics, self.ledger = MetricsFile(self.folder), LedgerFile(self.folder)
+        self._metrics_file = RecordFollower(LineFollower(self.folder / METRICS), msgspec.json.Decoder(Record))
+        ledger = LineFollower(self.folder / LEDGER, most_bytes=2**22)
+        self._ledger_file = RecordFollower(ledger, msgspec.json.Decoder(Line))
 
     def refresh(self, now: float, status: Status | None = None) -> bool:
         """Read a part of what is new at `now` seconds; return whether there is more to read at once."""
@@ -163,52 +169,55 @@ class RunView:
         changed = has_folder != self.has_folder or status != self.status
         self.has_folder, self.status = has_folder, status
         changed |= self._read_small()
-        has_lines, has_more = self.metrics.read()
+        has_lines, has_more = self._read_lines()
         if status is not None and changed and not has_folder:
             self.metrics.add_status(status)
-        has_entries, has_more_entries = self.ledger.read()
-        if has_lines or has_entries or not self._written:
+        if has_lines or not self._written:
             self._written = now
-        was_whole, self.is_whole = self.is_whole, self.is_whole or not (has_more or has_more_entries)
-        was_stopped, self._was_stopped = self._was_stopped, self._is_silent(now)
-        if changed or has_lines or has_entries or was_whole != self.is_whole or was_stopped != self._was_stopped:
+        before = self.is_whole, self._was_stopped
+        self.is_whole = self.is_whole or not has_more
+        self._was_stopped = status is None and now >= self._written + STOPPED_S
+        if changed or has_lines or before != (self.is_whole, self._was_stopped):
             self.version += 1
-        return has_more or has_more_entries
+        return has_more
 
-    def _is_silent(self, now: float) -> bool:
-        return self.status is None and now >= self._written + STOPPED_S
+    def _read_lines(self) -> tuple[bool, bool]:
+        """Read a part of what is new in the files of lines; return whether any is, and whether there is more."""
+        lines, records = self._metrics_file.read()
+        self.metrics = MetricsFigures() if lines.is_restarted else self.metrics
+        self.metrics.add(records)
+        more, entries = self._ledger_file.read()
+        self.ledger = LedgerFigures() if more.is_restarted else self.ledger
+        self.ledger.add(entries)
+        return lines.is_news or more.is_news, lines.has_more or more.has_more
 
     def _read_small(self) -> bool:
         """Read the job, the receipt and the result if they are new; return whether any is."""
         changed = False
-        for name in (JOB, RECEIPT, RESULT):
-            path = self.folder / name
-            try:
-                found = os.stat(path)
-                stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
-            except OSError:
-                stamp = (0, 0, 0)
-            if self._stamps.get(name, (0, 0, 0)) != stamp:
+        for name, read in ((JOB, self._read_job), (RECEIPT, self._read_receipt), (RESULT, self._read_result)):
+            stamp: tuple[int, ...] = ()
+            with suppress(OSError):
+                found = os.stat(self.folder / name)
+                stamp = found.st_ino, found.st_mtime_ns, found.st_size
+            if self._stamps.get(name, ()) != stamp:
                 self._stamps[name], changed = stamp, True
-                self._read_file(name, path)
+                # It may be missing, or of another version: the page shows what there is.
+                with suppress(OSError, LockstepError):
+                    read()
         return changed
 
-    def _read_file(self, name: str, path: Path) -> None:
-        try:
-            if name == JOB:
-                self.job, self.launch = None, None
-                if has_begun(self.folder):
-                    self.job, self.launch = resolve(read_values(path), {}, default_launch())
-            elif name == RECEIPT:
-                self.receipt = decode(read_regular(path, MOST_BYTES), Receipt)
-            else:
-                self.result = decode(read_regular(path, MOST_BYTES), RunResult)
-        except (OSError, LockstepError, msgspec.MsgspecError):
-            # Missing, or of another version: the page shows what there is.
-            if name == RECEIPT:
-                self.receipt = None
-            elif name == RESULT:
-                self.result = None
+    def _read_job(self) -> None:
+        self.job, self.launch = None, None
+        if has_begun(self.folder):
+            self.job, self.launch = resolve(read_values(self.folder / JOB), {}, default_launch())
+
+    def _read_receipt(self) -> None:
+        self.receipt = None
+        self.receipt = read_receipt(self.folder)
+
+    def _read_result(self) -> None:
+        self.result = None
+        self.result = read_result(self.folder)
 
     # What there is to show
 
@@ -274,11 +283,11 @@ class RunView:
     def workers(self) -> list[WorkerView]:
         """Return the workers, by rank."""
         recent = self._recent_shares()
-        total = sum(recent.values()) or 1
+        total = recent.total() or 1
         known = {} if self.status is None else {worker.rank: worker for worker in self.status.workers}
         seen = self.ledger.workers
         ranks = sorted(known) if known else sorted(seen)
-        return [self._worker(rank, known.get(rank), seen.get(rank), recent.get(rank, 0) / total) for rank in ranks]
+        return [self._worker(rank, known.get(rank), seen.get(rank), recent[rank] / total) for rank in ranks]
 
     def _worker(self, rank: int, known: WorkerStatus | None, seen: SeenWorker | None, share: float) -> WorkerView:
         host, pid = (known.host, known.pid) if known is not None else ("", 0)
@@ -297,12 +306,12 @@ class RunView:
             unused=0 if seen is None else seen.unused,
         )
 
-    def _recent_shares(self) -> dict[int, int]:
+    def _recent_shares(self) -> Counter[int]:
         """Return the micro-batches of the last steps by rank."""
-        counts = dict[int, int]()
+        counts = Counter[int]()
         for leases in self.ledger.timeline:
             for share in leases.shares:
-                counts[share.rank] = counts.get(share.rank, 0) + share.hi - share.lo
+                counts[share.rank] += share.hi - share.lo
         return counts
 
     def timeline(self) -> list[DrawnStep]:
@@ -340,7 +349,7 @@ class RunView:
             workers=self.workers(),
             timeline=self.timeline(),
             events=list(ledger.events)[-SENT_EVENTS:],
-            epochs=[_record(epoch) for epoch in self.metrics.epochs],
+            epochs=self.metrics.epochs,
             epoch_ends=[self._end_of(epoch.epoch) for epoch in self.metrics.epochs],
             failure=one_line(failure, 2000),
             weights_sha256=digest,
@@ -351,7 +360,7 @@ class RunView:
             restarts=ledger.restarts,
             audited=ledger.audited,
             refused=None if status is None else status.refused + status.broken,
-            unread=self.metrics.unread + ledger.unread,
+            unread=self._metrics_file.unread + self._ledger_file.unread,
             is_whole=self.is_whole,
         )
 
@@ -369,30 +378,18 @@ class RunView:
 
     def facts(self) -> dict[str, Any]:
         """Return what changes seldom: the run's job, its launch, its receipt, and the result at its end."""
-        return {
-            "folder": str(self.folder) if self.has_folder else None,
-            "job": None if self.job is None else msgspec.to_builtins(self.job),
-            "launch": None if self.launch is None else msgspec.to_builtins(self.launch),
-            "receipt": None if self.receipt is None else msgspec.to_builtins(self.receipt),
-            "result": None if self.result is None else _without_history(self.result),
-        }
+        facts = {"job": self.job, "launch": self.launch, "receipt": self.receipt, "result": self.result}
+        found: dict[str, Any] = msgspec.to_builtins(facts)
+        if self.result is not None:
+            del found["result"]["history"]
+        return {"folder": str(self.folder) if self.has_folder else None, **found}
 
 
 def _finite(value: float) -> float | None:
     return value if abs(value) < float("inf") else None
 
 
-def _record(epoch: EpochRecord) -> EpochRecord:
-    return EpochRecord(**{name: getattr(epoch, name) for name in EpochRecord.__struct_fields__})
-
-
 def _drawn(leases: StepLeases, round_s: float, update_s: float) -> DrawnStep:
     used = [[share.lo, share.hi, share.rank, share.began_s, share.ended_s] for share in leases.shares]
     unused = [[one.lo, one.hi, one.rank, one.began_s, one.ended_s] for one in leases.unused]
     return DrawnStep(step=leases.step, round_s=round_s, update_s=update_s, used=used, unused=unused)
-
-
-def _without_history(result: RunResult) -> dict[str, Any]:
-    found: dict[str, Any] = msgspec.to_builtins(result)
-    found.pop("history", None)
-    return found

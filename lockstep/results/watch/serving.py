@@ -27,7 +27,7 @@ from lockstep.launch.client import StatusClient
 from lockstep.launch.endpoints import credential_of
 from lockstep.results.watch.app import WatchApp
 from lockstep.results.watch.guard import Guard
-from lockstep.results.watch.sources import Source
+from lockstep.results.watch.sources import WatchedRuns
 
 #: Seconds between two questions to a server, and after which one that does not answer counts as gone.
 ASK_S, SILENCE_S = 1.0, 5.0
@@ -88,7 +88,7 @@ def listen(place: Place) -> socket.socket:
 class PageServer:
     """Serves one source of runs."""
 
-    source: Source
+    source: WatchedRuns
     place: Place
     is_metrics_only: bool = False
     #: What the link has in it on any address but loopback; by default something new.
@@ -152,7 +152,7 @@ def _names_of(place: Place) -> list[str]:
 # What the server of the run says
 
 
-def read_statuses(source: Source, line_of: Callable[[], bytes]) -> None:
+def read_statuses(source: WatchedRuns, line_of: Callable[[], bytes]) -> None:
     """Take statuses from lines of JSON, as `train` writes them to its page; at their end, end this process."""
     while line := line_of():
         with suppress(msgspec.MsgspecError):
@@ -160,7 +160,7 @@ def read_statuses(source: Source, line_of: Callable[[], bytes]) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def ask_statuses(source: Source, address: str, key: Path | None, is_over: threading.Event) -> None:
+def ask_statuses(source: WatchedRuns, address: str, key: Path | None, is_over: threading.Event) -> None:
     """Ask a server how its run stands, about once a second, until `is_over` is set."""
     clock = SystemClock()
     client = StatusClient(dial(address, credential=credential_of(key, None)))

@@ -12,10 +12,9 @@ from lockstep.common.errors import FileFormatError, UsageError
 from lockstep.common.files.reading import open_regular
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.messages import Status
-from lockstep.ps.records.metrics import METRICS, MOST_LINES_BYTES, FailureRecord
+from lockstep.ps.records.metrics import METRICS, MOST_LINES_BYTES, EpochLine, FailureRecord, Record, StepRecord
 from lockstep.ps.records.run_folder import RESULT, read_result
-from lockstep.results.watch.curves import StepLine
-from lockstep.results.watch.metrics_file import AnyLine, EpochLine
+from lockstep.results.watch.line_follower import known_records
 from lockstep.results.watch.run_view import RunView
 from lockstep.runs.run_dir import JOB
 
@@ -54,7 +53,7 @@ class RunBrief(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass
-class Source:
+class WatchedRuns:
     """All runs that are watched."""
 
     #: A run's folder, or one of runs; None where a server is asked.
@@ -71,7 +70,7 @@ class Source:
     _lock: Lock = field(default_factory=Lock)
 
     @classmethod
-    def at(cls, path: Path) -> "Source":
+    def at(cls, path: Path) -> "WatchedRuns":
         """Return what a folder holds: one run, or many; `UsageError` if it cannot be either.
 
         A folder that is empty, or not there yet, is one whose run has not begun.
@@ -185,7 +184,7 @@ def _brief_of_tail(folder: Path, written: float) -> RunBrief:
     figures: dict[str, Any] = {}
     for line in _last_lines(folder / METRICS):
         match line:
-            case StepLine():
+            case StepRecord():
                 figures.update(epoch=line.epoch, loss=line.loss, state="unfinished")
             case EpochLine():
                 figures.update(epoch=line.epoch, test_accuracy=line.test_accuracy, test_r2=line.test_r2)
@@ -194,18 +193,14 @@ def _brief_of_tail(folder: Path, written: float) -> RunBrief:
     return RunBrief(id=folder.name, name=one_line(folder.name, 100), written=written, **figures)
 
 
-def _last_lines(path: Path) -> list[AnyLine]:
-    lines: list[AnyLine] = []
+def _last_lines(path: Path) -> list[Record]:
     try:
         with open_regular(path, MOST_LINES_BYTES) as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(max(0, size - TAIL_BYTES))
             data = file.read(TAIL_BYTES)
     except OSError:
-        return lines
-    for line in data.split(b"\n")[(1 if size > TAIL_BYTES else 0) : -1]:
-        try:
-            lines.append(msgspec.json.decode(line, type=AnyLine))
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            continue
-    return lines
+        return []
+    # Neither the end of a line at the beginning nor the beginning of one at the end.
+    start = data.find(b"\n") + 1 if size > TAIL_BYTES else 0
+    return list(known_records(data[start : data.rfind(b"\n") + 1], msgspec.json.Decoder(Record)))

@@ -11,11 +11,11 @@ import pytest
 
 from lockstep import fit, nn
 from lockstep.api.exported_model import Model, ModelText, exported, model_text
-from lockstep.api.source_text import borrowed_names, excerpt_of
+from lockstep.api.source_text import borrowed_names, text_of
 from lockstep.common.errors import ModelError
-from lockstep.common.nn.model_source import load_model
 from lockstep.common.nn.module import Module
 from tests.lockstep.api import zoo
+from tests.lockstep.common.model.built import build_model
 from tests.lockstep.tiny_data import tiny_arrays
 
 
@@ -23,7 +23,7 @@ def built(text: ModelText, folder: Path) -> Module:
     """Build a model as a worker does: from the file alone."""
     path = folder / "model.py"
     path.write_text(text.text)
-    return load_model(f"{path}:{text.function}")
+    return build_model(f"{path}:{text.function}")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_cell_that_changed_since_is_told(notebook: dict[str, Any]) -> None:
     name = notebook["Net"].forward.__code__.co_filename
     linecache.cache[name] = (1, None, ["class Other: pass\n"], name)
     with pytest.raises(ModelError, match=r"the source of Net in .* has changed since it was run: run its cell again"):
-        excerpt_of(notebook["Net"])
+        text_of(notebook["Net"])
 
 
 def test_borrowed_names() -> None:

@@ -106,7 +106,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "labels": (
         {"data": ((np.ones((40, 4)), np.ones(40)), (np.ones((2, 4)), [0, 1]))},
         DataError,
-        "'y_train' has real numbers and 'y_test' integers",
+        "'y_train' has real numbers, and the test set integers",
     ),
     "real labels": (
         {"data": ((np.ones((40, 4)), np.ones(40)), (np.ones((2, 4)), np.ones(2)))},

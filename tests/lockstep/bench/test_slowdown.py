@@ -13,7 +13,7 @@ from lockstep.bench.timed_run import finished_run
 from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import ManualClock, SystemClock
 from lockstep.launch.chaos import RunProcesses
-from lockstep.launch.process_backend import WatchedProcess
+from lockstep.launch.child import WatchedProcess
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch_config import Launch
 from tests.lockstep.statuses import status

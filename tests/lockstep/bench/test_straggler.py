@@ -12,7 +12,7 @@ from lockstep.bench.straggler import Straggler, Turn, median_ratio, turn_of
 from lockstep.bench.timed_run import WARM_UP
 from lockstep.cli.main import run
 from lockstep.common.errors import RunError
-from lockstep.ps.records.ledger import Again, LedgerShare, Line, RunBegun, StepDone, WorkerIn
+from lockstep.ps.records.ledger import LedgerShare, Line, RunBegun, StepDone, UnusedWork, WorkerIn
 from lockstep.ps.records.metrics import StepRecord
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -41,10 +41,10 @@ def steps_of(steps: int) -> list[StepRecord]:
 
 def test_steps_count_from_the_one_on_in_which_the_worker_was_slowed_down() -> None:
     again = [
-        Again(work="train", step=step, lo=2, hi=4, rank=1, why="others had done it, or it came twice")
+        UnusedWork(work="train", step=step, lo=2, hi=4, rank=1, why="others had done it, or it came twice")
         for step in (3, 24)
     ]
-    validation = Again(work="evaluate", step=24, lo=0, hi=4, rank=1, why="it left")
+    validation = UnusedWork(work="evaluate", step=24, lo=0, hi=4, rank=1, why="it left")
     turn = turn_of([*ledger_of(27), *again, validation], steps_of(27), Begun(step=23, pid=22))
     assert turn == Turn(seconds=[0.23, 0.24, 0.25, 0.26], by_last=4, by_others=12, unused=2)
 

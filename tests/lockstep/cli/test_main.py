@@ -8,7 +8,7 @@ import click
 import pytest
 
 from lockstep.cli.main import run
-from lockstep.cli.root import SECTIONS, cli, command_named
+from lockstep.cli.root import SECTIONS, Commands, cli
 from tests.architecture.source import ROOT
 from tests.lockstep.tiny_data import write_tiny
 
@@ -141,12 +141,10 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 def all_commands() -> list[list[str]]:
     """Return the words of every command that help shows, those of groups too."""
     found: list[list[str]] = [[]]
-    for names in SECTIONS.values():
-        for name in names:
-            command = command_named(name)
-            found.append([name])
-            if isinstance(command, click.Group):
-                found += [[name, inner] for inner, each in command.commands.items() if not each.hidden]
+    for name, command in Commands().items():
+        found.append([name])
+        if isinstance(command, click.Group):
+            found += [[name, inner] for inner, each in command.commands.items() if not each.hidden]
     return found
 
 
@@ -236,11 +234,7 @@ def test_every_module_of_a_command_has_its_name_in_its_section() -> None:
     for heading, folder in folders.items():
         modules = {path.stem.replace("_", "-") for path in (ROOT / "lockstep" / "cli" / folder).glob("[!_]*.py")}
         assert set(SECTIONS[heading]) == modules
-    for names in SECTIONS.values():
-        for name in names:
-            command = command_named(name)
-            assert command is not None
-            assert command.name == name
+    assert all(command.name == name for name, command in Commands().items())
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,7 +78,7 @@ def sleepers(tmp_path: Path) -> Iterator[Sleepers]:
         process = subprocess.Popen(
             [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        children.append(Child(name, process, ProcessLog(tmp_path / "log")))
+        children.append(Child(name, ProcessLog(tmp_path / "log"), process))
     yield Sleepers(children[0], children[1:])
     for child in children:
         child.process.kill()

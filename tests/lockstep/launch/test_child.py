@@ -5,8 +5,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lockstep.common.errors import DivergedError, FailureKind, RunError
-from lockstep.launch.child import TAIL_LINES, Child, ExitRecord, exit_record, keep_logs
+from lockstep.common.errors import DivergedError, RunError, UnreachableError
+from lockstep.launch.child import TAIL_LINES, Child, ExitRecord, exit_record
 from lockstep.launch.cluster import exit_message
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1\nValueError: boom'
@@ -76,34 +76,12 @@ def test_news_are_the_lines_since_the_last_call(good: Child) -> None:
     assert good.log.new_lines() == ["half"]
 
 
-def test_logs_are_added_to_those_of_earlier_parts(tmp_path: Path) -> None:
-    ours, run = tmp_path / "ours", tmp_path / "run"
-    for folder in (ours, run):
-        folder.mkdir()
-    (run / "server.log").write_text("first\n")
-    (run / "worker-0.log").touch()
-    for name, words in (("server.log", "second\n"), ("worker-0.log", "a\n"), ("worker-1.log", "b\n"), ("job.toml", "")):
-        (ours / name).write_text(words)
-    keep_logs(ours, run)
-    first, mark, second = (run / "server.log").read_text().splitlines()
-    assert (first, second) == ("first", "second")
-    assert mark.startswith("--- the run was resumed, until ")
-    assert (run / "worker-0.log").read_text() == "a\n"
-    assert (run / "worker-1.log").read_text() == "b\n"
-    assert [path.name for path in ours.iterdir()] == ["job.toml"]
-
-
-def test_what_another_process_has_taken_is_nobodys_fault(tmp_path: Path) -> None:
-    keep_logs(tmp_path / "gone", tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_how_a_run_failed_is_read_from_the_last_line_of_its_servers_output() -> None:
-    record = ExitRecord(kind=FailureKind.DIVERGED, text="the loss is not finite")
+    record = ExitRecord.of(DivergedError("the loss is not finite"))
     found = exit_record(b"a line before\n" + msgspec.json.encode(record) + b"\n")
     assert found == record
     assert type(record.error()) is DivergedError
-    assert type(ExitRecord(kind=FailureKind.AUDIT, text="").error()) is RunError
+    assert type(ExitRecord.of(UnreachableError("")).error()) is RunError
 
 
 @pytest.mark.parametrize("output", [b"", b"no record\n", b'{"kind": "unheard of", "text": ""}\n'])

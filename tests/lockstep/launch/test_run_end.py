@@ -8,11 +8,12 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from lockstep.cli.root import command_named
+from lockstep.cli.root import Commands
 from lockstep.common.errors import DivergedError, RunError
-from lockstep.launch.run_end import PICTURE, draw_picture, kept_on_failure, next_steps
+from lockstep.launch.run_end import PICTURE, draw_picture, keep_logs, kept_on_failure, next_steps
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS
 from lockstep.runs.own_command import own_command
+from lockstep.runs.run_dir import JOB
 from tests.lockstep.small_runs import small_run
 from tests.lockstep.statuses import result
 
@@ -56,7 +57,7 @@ def test_what_to_try_next_can_be_pasted(r2: float | None, kind: str) -> None:
     assert lines[2].startswith(kind)
     words = [shlex.split(line[16:])[-2:] for line in lines[2:]]
     assert words == [[command, "runs/my run"] for command in ("evaluate", "watch", "verify")]
-    assert all(command_named(command) is not None for command, _ in words)
+    assert {command for command, _ in words} <= set(Commands())
 
 
 def test_a_run_leaves_its_picture(tmp_path: Path) -> None:
@@ -69,3 +70,37 @@ def test_a_run_leaves_its_picture(tmp_path: Path) -> None:
 
 def test_a_picture_that_cannot_be_drawn_harms_nothing(tmp_path: Path) -> None:
     assert not draw_picture(tmp_path / "gone")
+
+
+def test_logs_are_added_to_those_of_earlier_parts(tmp_path: Path) -> None:
+    ours, run = tmp_path / "ours", tmp_path / "run"
+    for folder in (ours, run):
+        folder.mkdir()
+    (run / JOB).write_text("model = 'mlp'")
+    (run / "server.log").write_text("first\n")
+    (run / "worker-0.log").touch()
+    for name, words in (("server.log", "second\n"), ("worker-0.log", "a\n"), ("worker-1.log", "b\n"), ("token", "")):
+        (ours / name).write_text(words)
+    keep_logs(ours, run)
+    first, mark, second = (run / "server.log").read_text().splitlines()
+    assert (first, second) == ("first", "second")
+    assert mark.startswith("--- the run was resumed, until ")
+    assert (run / "worker-0.log").read_text() == "a\n"
+    assert (run / "worker-1.log").read_text() == "b\n"
+    assert [path.name for path in ours.iterdir()] == ["token"]
+
+
+def test_what_another_process_has_taken_is_nobodys_fault(tmp_path: Path) -> None:
+    (tmp_path / JOB).write_text("model = 'mlp'")
+    keep_logs(tmp_path / "gone", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [JOB]
+
+
+def test_a_run_that_has_not_begun_takes_no_logs(tmp_path: Path) -> None:
+    ours, run = tmp_path / "ours", tmp_path / "run"
+    for folder in (ours, run):
+        folder.mkdir()
+    (ours / "server.log").touch()
+    (run / JOB).touch()
+    keep_logs(ours, run)
+    assert [path.name for path in run.iterdir()] == [JOB]

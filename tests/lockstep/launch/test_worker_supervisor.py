@@ -29,34 +29,39 @@ def supervisor_of(codes: list[list[int]], most: int) -> tuple[WorkerSupervisor, 
     clock, left = ManualClock(), [list(row) for row in codes]
 
     def start(number: int) -> Child:
-        return Child("a worker", Ended(left[number].pop(0)), ProcessLog(Path()))  # type: ignore[arg-type]
+        return Child("a worker", ProcessLog(Path()), Ended(left[number].pop(0)))  # type: ignore[arg-type]
 
-    supervisor = WorkerSupervisor(start, [], clock, most)
+    supervisor = WorkerSupervisor(start, clock, most)
     supervisor.start_all(len(codes))
     return supervisor, clock
 
 
+def dead(supervisor: WorkerSupervisor) -> list[int]:
+    """Return the numbers of those whose death is reported now."""
+    return [supervisor.supervised.index(worker) for worker in supervisor.dead()]
+
+
 def test_each_death_is_told_once_and_the_next_one_comes_in_its_time() -> None:
     supervisor, clock = supervisor_of([[-9, -9, 0], [0]], most=2)
-    assert supervisor.dead() == [0]
-    assert supervisor.dead() == []
-    first = supervisor.workers[0]
+    assert dead(supervisor) == [0]
+    assert dead(supervisor) == []
+    first = supervisor.processes[0]
     supervisor.restart_due()
-    assert supervisor.workers[0] is first
+    assert supervisor.processes[0] is first
     clock.advance(FIRST_S)
     supervisor.restart_due()
-    assert supervisor.workers[0] is not first
-    assert supervisor.dead() == [0]
+    assert supervisor.processes[0] is not first
+    assert dead(supervisor) == [0]
     clock.advance(2 * FIRST_S)
     supervisor.restart_due()
-    assert supervisor.dead() == []
-    assert supervisor.workers[0].code == 0
+    assert dead(supervisor) == []
+    assert supervisor.processes[0].code == 0
 
 
 def test_what_the_dead_one_holds_is_free_before_the_next_one_starts() -> None:
     supervisor, clock = supervisor_of([[-9, 0], [0]], most=1)
-    first, second = (worker.process.stdin for worker in supervisor.workers if isinstance(worker, Child))
-    assert supervisor.dead() == [0]
+    first, second = (worker.process.stdin for worker in supervisor.processes if isinstance(worker, Child))
+    assert dead(supervisor) == [0]
     clock.advance(FIRST_S)
     supervisor.restart_due()
     assert first is not None
@@ -67,24 +72,24 @@ def test_what_the_dead_one_holds_is_free_before_the_next_one_starts() -> None:
 
 def test_a_place_is_given_up_after_so_many_deaths() -> None:
     supervisor, clock = supervisor_of([[-9, -9], [-9, 0]], most=1)
-    assert supervisor.dead() == [0, 1]
+    assert dead(supervisor) == [0, 1]
     assert not supervisor.are_given_up()
     clock.advance(FIRST_S)
     supervisor.restart_due()
-    assert supervisor.dead() == [0]
-    assert supervisor.is_given_up(0)
-    assert not supervisor.is_given_up(1)
+    assert dead(supervisor) == [0]
+    assert supervisor.supervised[0].is_given_up
+    assert not supervisor.supervised[1].is_given_up
     assert not supervisor.are_given_up()
 
 
 @pytest.mark.parametrize(("code", "most"), [(2, 5), (-9, 0), (1, 0)])
 def test_a_run_all_of_whose_places_are_given_up_is_hopeless(code: int, most: int) -> None:
     supervisor, clock = supervisor_of([[code], [code]], most)
-    assert supervisor.dead() == [0, 1]
+    assert dead(supervisor) == [0, 1]
     assert supervisor.are_given_up()
     clock.advance(1000.0)
     supervisor.restart_due()
-    assert supervisor.dead() == []
+    assert dead(supervisor) == []
 
 
 KILLED = -9

@@ -12,10 +12,14 @@ from lockstep.common.data.source import load
 from lockstep.common.errors import DataError
 from lockstep.packing.options import PackOptions
 from lockstep.packing.pack import pack
-from lockstep.packing.result import lines
+from lockstep.packing.result import Packed
 from tests.lockstep.common.data.test_source import ARRAYS, write_folder
 
 PLAIN = PackOptions()
+
+
+def sizes(packed: Packed) -> tuple[int, int]:
+    return packed.manifest.train.info.samples, packed.manifest.test.info.samples
 
 
 def both(tmp_path: Path, **changed: Any) -> str:
@@ -75,7 +79,7 @@ def test_npy_files_of_a_folder_are_the_arrays_by_name(tmp_path: Path) -> None:
     for name, array in ARRAYS.items():
         np.save(source / f"{name}.npy", array)
     packed = pack(str(source), tmp_path / "new", PLAIN)
-    assert (packed.train, packed.test, packed.classes, packed.notes) == (6, 2, 5, ())
+    assert (sizes(packed), packed.manifest.classes, packed.notes) == ((6, 2), 5, ())
 
 
 def test_without_a_test_set_a_share_becomes_it(tmp_path: Path) -> None:
@@ -84,8 +88,8 @@ def test_without_a_test_set_a_share_becomes_it(tmp_path: Path) -> None:
     np.save(tmp_path / "y.npy", labels)
     options = PackOptions(labels=tmp_path / "y.npy", test_split=0.3, seed=4)
     packed = pack(str(tmp_path / "x.npy"), tmp_path / "new", options)
-    assert (packed.train, packed.test) == (1750, 750)
-    assert list(lines(packed))[-1] == "the test set is 30% of it, drawn by seed 4 (--test-split, --seed)"
+    assert sizes(packed) == (1750, 750)
+    assert list(packed.lines())[-1] == "the test set is 30% of it, drawn by seed 4 (--test-split, --seed)"
     data = load(str(tmp_path / "new"))
     rows = [part.images[:, 0].astype(int) // 2 for part in (data.train, data.test)]
     np.testing.assert_array_equal(np.sort(np.concatenate(rows)), np.arange(2500))
@@ -110,8 +114,8 @@ ODD: dict[str, tuple[dict[str, Any], str]] = {
     "fewer labels": ({"y_train": np.arange(5)}, "'y_train': 5 labels for 6 samples"),
     "objects": ({"x_train": np.array(["a"] * 6)}, "has the header"),
     "shapes": ({"x_test": np.zeros((2, 3, 3), np.uint8)}, "samples to test with are uint8 of shape (1, 3, 3)"),
-    "one class": ({"y_train": np.zeros(6, int), "y_test": np.zeros(2, int)}, "'y_train': has one class only, 0"),
-    "kinds": ({"y_test": np.ones(2)}, "the labels of one set are real numbers, those of the other integers"),
+    "one class": ({"y_train": np.zeros(6, int), "y_test": np.zeros(2, int)}, "the labels have one class only, 0"),
+    "kinds": ({"y_test": np.ones(2)}, "the test set real numbers: expected one kind in both"),
     "Fortran": ({"x_train": np.asfortranarray(np.zeros((6, 2, 2)))}, "is in Fortran order"),
     "no samples": ({"x_test": np.zeros((0, 2, 2), np.uint8), "y_test": np.zeros(0, int)}, "the test set is empty"),
 }

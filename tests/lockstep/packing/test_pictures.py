@@ -8,8 +8,10 @@ import pytest
 
 from lockstep.common.data.source import load
 from lockstep.common.errors import DataError
-from lockstep.packing.options import Packed, PackOptions
+from lockstep.packing.options import PackOptions
 from lockstep.packing.pack import pack
+from lockstep.packing.result import Packed
+from tests.lockstep.packing.test_arrays import sizes
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -35,9 +37,11 @@ def packed(folder: Path, **options: Any) -> Packed:
 
 def test_each_folder_is_a_class_by_name(folder: Path) -> None:
     found = packed(folder)
-    assert (found.train, found.test, found.sample_shape, found.dtype) == (16, 4, (3, 6, 8), "uint8")
+    assert sizes(found) == (16, 4)
+    assert next(iter(found.lines())) == f"packed 16 samples to train on and 4 to test with into {found.folder}"
+    assert list(found.lines())[1] == "each is 3 x 6 x 8 of uint8; 2 classes: blue, red"
     data = load(str(found.folder))
-    assert data.class_names == found.class_names == ("blue", "red")
+    assert data.class_names == ("blue", "red")
     for part in (data.train, data.test):
         blue = part.images[:][part.labels == 0]
         assert (blue[:, 2] == 255).all()
@@ -53,7 +57,7 @@ def test_a_set_to_test_with_lies_next_to_train(folder: Path) -> None:
     for name in ("red", "blue"):
         (folder / name).rename(train / name)
     found = packed(folder)
-    assert (found.train, found.test, found.notes) == (20, 2, ())
+    assert (sizes(found), found.notes) == ((20, 2), ())
     picture(folder / "val" / "green" / "1.png")
     with pytest.raises(DataError, match="val/green: is not a class of the training set: expected one of blue, red"):
         pack(str(folder), folder.parent / "newer", PackOptions())
@@ -65,7 +69,7 @@ def test_sizes_and_grays_are_brought_to_one(folder: Path) -> None:
     picture(folder / "red" / "deep.png", 40_000, (4, 4), "I;16")
     picture(folder / "red" / "clear.png", (0, 0, 0, 0), (5, 5), "RGBA")
     found = packed(folder, size=(4, 5), grayscale=True, test_split=0.1)
-    assert found.sample_shape == (1, 4, 5)
+    assert found.manifest.train.info.sample_shape == (1, 4, 5)
     data = load(str(found.folder))
     values = {int(image[0, 2, 2]) for image in [*data.train.images[:], *data.test.images[:]]}
     assert {29, 76, 9, 156, 255} <= {value + 1 if value in (75, 155) else value for value in values}
@@ -76,7 +80,7 @@ def test_a_picture_that_lies_on_its_side_stands_up(folder: Path) -> None:
     exif = image.getexif()
     exif[0x0112] = 6
     image.transpose(Image.Transpose.ROTATE_90).save(folder / "red" / "turned.jpg", exif=exif)
-    assert packed(folder).sample_shape == (3, 6, 8)
+    assert packed(folder).manifest.train.info.sample_shape == (3, 6, 8)
 
 
 def test_mixed_sizes_need_a_size(folder: Path) -> None:

@@ -10,8 +10,10 @@ import pytest
 from lockstep.common.data.folder import read_manifest
 from lockstep.common.data.source import load
 from lockstep.common.errors import DataError
-from lockstep.packing.options import Packed, PackOptions
+from lockstep.packing.options import PackOptions
 from lockstep.packing.pack import pack
+from lockstep.packing.result import Packed
+from tests.lockstep.packing.test_arrays import sizes
 
 pa = pytest.importorskip("pyarrow")
 csv, parquet = pytest.importorskip("pyarrow.csv"), pytest.importorskip("pyarrow.parquet")
@@ -47,7 +49,7 @@ def packed(source: Path, **options: Any) -> Packed:
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
 def test_columns_are_scaled_over_the_training_set_and_texts_coded_by_the_alphabet(name: str, tmp_path: Path) -> None:
     found = packed(written(tmp_path, name), target=("price",))
-    assert (found.train, found.test, found.classes, found.sample_shape) == (2000, 500, 0, (4,))
+    assert (sizes(found), found.manifest.classes, found.manifest.train.info.sample_shape) == ((2000, 500), 0, (4,))
     data, manifest = load(str(tmp_path / "new")), read_manifest(tmp_path / "new")
     samples = data.train.images[:].astype(np.float64)
     np.testing.assert_allclose(samples.mean(axis=0), 0, atol=1e-6)
@@ -103,14 +105,14 @@ def test_classes_have_the_names_of_their_values(
     found = packed(written(tmp_path, "t.parquet", **changed), **options)
     data, column = load(str(tmp_path / "new")), (COLUMNS | changed)[options["target"][0]]
     assert data.class_names == names
-    assert found.classes == len(set(np.asarray(column).tolist()))
+    assert found.manifest.classes == len(set(np.asarray(column).tolist()))
     labels = np.sort(np.concatenate([data.train.labels, data.test.labels]))
     np.testing.assert_array_equal(labels, np.sort(np.unique(column, return_inverse=True)[1]))
 
 
 def test_many_whole_numbers_are_a_regression_unless_it_is_said(tmp_path: Path) -> None:
     source = written(tmp_path, "t.csv")
-    assert packed(source, target=("price",), columns=("rooms", "area")).sample_shape == (2,)
+    assert packed(source, target=("price",), columns=("rooms", "area")).manifest.train.info.sample_shape == (2,)
     assert load(str(tmp_path / "new")).train.classes == 0
     two = pack(str(source), tmp_path / "two", PackOptions(target=("price", "area"), standardize=False))
     assert load(str(two.folder)).train.labels.shape == (2000, 2)
@@ -125,7 +127,7 @@ TOWNS = [None if number % 10 == 4 else "AB"[number % 2] for number in range(ROWS
 def test_missing_values_follow_the_rule(tmp_path: Path) -> None:
     source = written(tmp_path, "t.csv", rooms=MISSING, town=TOWNS)
     dropped = pack(str(source), tmp_path / "dropped", PackOptions(target=("price",), missing="drop"))
-    assert (dropped.train, dropped.test) == (1600, 400)
+    assert sizes(dropped) == (1600, 400)
     assert "500 rows with a missing value were left out (--missing drop)" in dropped.notes
     for rule in ("mean", 0.0):
         folder = tmp_path / f"rule-{rule}"
@@ -205,14 +207,14 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
     source = written(tmp_path, "lists.parquet", rooms=[[1, 2]] * ROWS)
     with pytest.raises(DataError, match=r"column 'rooms' is of type list<.*say which columns to learn from"):
         packed(source, target=("price",))
-    assert packed(source, target=("price",), columns=("area",)).sample_shape == (1,)
+    assert packed(source, target=("price",), columns=("area",)).manifest.train.info.sample_shape == (1,)
 
 
 def test_a_table_of_its_own_to_test_with(tmp_path: Path) -> None:
     source, test = written(tmp_path, "t.csv"), tmp_path / "test.parquet"
     parquet.write_table(table().slice(0, 300), test)
     found = packed(source, target=("town",), test=test)
-    assert (found.train, found.test, len(found.notes)) == (2500, 300, 1)
+    assert (sizes(found), len(found.notes)) == ((2500, 300), 1)
     parquet.write_table(table().drop(["area"]), test)
     with pytest.raises(DataError, match=re.escape("test.parquet: no column 'area'")):
         pack(str(source), tmp_path / "newer", PackOptions(target=("town",), test=test))

@@ -12,8 +12,8 @@ from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.errors import DataError, FileFormatError, JobError, LockstepError, ModelError, NumericsError
 from lockstep.common.files.safetensors import write
 from lockstep.common.nn.description import describe
-from lockstep.common.nn.model_source import build_model
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from tests.lockstep.common.model.built import build_model
 from tests.simulation.small import digits, job_of, noisy_net
 
 

@@ -13,7 +13,7 @@ from lockstep.common.protocol.messages import Dropped, Lease, Withdrawal
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect, Send, UpdateWeights
-from lockstep.ps.records.ledger import Again
+from lockstep.ps.records.ledger import UnusedWork
 from lockstep.ps.run.plan import plan_of
 from tests.lockstep.ps.runs import facts_of, join_of, peer_of, result_of
 
@@ -95,7 +95,7 @@ class TimedRun:
         account = self.coordinator.state.account
         before = len(account.entries)
         effects = self.coordinator.handle(event, self.now)
-        self.in_vain += sum(one.hi - one.lo for one in account.entries[before:] if isinstance(one, Again))
+        self.in_vain += sum(one.hi - one.lo for one in account.entries[before:] if isinstance(one, UnusedWork))
         self.coordinator.validate()
         for effect in effects:
             self._perform(effect)

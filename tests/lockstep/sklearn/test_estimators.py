@@ -1,6 +1,7 @@
 """The estimators are what scikit-learn expects of one, and their bits are those of `fit`."""
 
 import copy
+import inspect
 import pickle
 import pickletools
 from pathlib import Path
@@ -23,13 +24,9 @@ from lockstep.common.errors import DivergedError, JobError, LockstepError, Model
 from lockstep.common.job.job import Job
 from lockstep.common.random import Purpose, generator
 from lockstep.sklearn import LockstepClassifier, LockstepRegressor
-from lockstep.sklearn.estimators import NOT_OF_THE_JOB
+from lockstep.sklearn.estimators import FOLLOWING
 from tests.lockstep.common.runtime.test_numerics import needs_portable
 from tests.lockstep.sklearn.own_network import OwnNetwork, fixed, unusual, with_dropout
-
-#: Job values that follow from the call, and are no parameters of an estimator: its data, `random_state`, `warm_start`
-#: and its kind decide them.
-FOLLOWING = {"data", "seed", "initial", "loss"}
 
 #: What a quick fit is given.
 QUICK: dict[str, Any] = {
@@ -106,10 +103,12 @@ def test_the_estimators_pass_all_checks(estimator: Any) -> None:
 
 @pytest.mark.parametrize("kind", [LockstepClassifier, LockstepRegressor])
 def test_every_value_of_a_job_is_a_parameter(kind: type) -> None:
-    values = set(Job.__struct_fields__) - FOLLOWING
-    missing = values - set(kind().get_params())
-    assert not missing, f"add {sorted(missing)} to LockstepEstimator.__init__, or to FOLLOWING"
-    assert set(kind().get_params()) - set(NOT_OF_THE_JOB) == values - {"model"}
+    parameters = inspect.signature(kind).parameters
+    assert set(Job.__struct_fields__) - set(FOLLOWING) <= set(parameters) == set(kind().get_params())
+    assert parameters["lr"].default == kind().lr == 0.001
+    assert kind(lr=0.5).lr == 0.5
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'epoch' \(did you mean 'epochs'\?\)"):
+        kind(epoch=1)
 
 
 def test_a_classifier_has_the_bits_of_fit(tmp_path: Path) -> None:
@@ -202,6 +201,7 @@ def test_a_network_is_sizes_or_what_builds_it(network: Any) -> None:
     again = pickle.loads(pickle.dumps(fitted))
     assert np.array_equal(again.predict_proba(x), fitted.predict_proba(x))
     assert again.module_.state_dict().keys() == fitted.weights_.keys()
+    assert clone(fitted).partial_fit(x, y, classes=np.unique(y)).weights_.keys() == fitted.weights_.keys()
 
 
 def test_a_network_may_be_a_function_in_a_file() -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 import pytest
+from rich.console import Console
 
 from lockstep import nn
 from lockstep.common.data.dataset import Dataset, TrainTest
@@ -13,8 +14,8 @@ from lockstep.common.nn.description import describe
 from lockstep.common.random import Purpose, generator
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.ps.setup import AdmissionPolicy, open_run
-from lockstep.results.reports.display import SilentDisplay
-from lockstep.sklearn.training import Assignment, TrainedNetwork, quickest, train
+from lockstep.results.reports.display import display_for
+from lockstep.sklearn.training import TrainedNetwork, TrainingTask, quickest, train
 
 #: A machine with so many cores.
 CORES = 4
@@ -32,7 +33,7 @@ class SlowClock:
         return self.now_s
 
 
-def assignment(loss: str = "cross-entropy", classes: int = 3) -> Assignment:
+def task(loss: str = "cross-entropy", classes: int = 3) -> TrainingTask:
     """Return something to train in a moment. The training set lacks the last class."""
     rng = generator(0, Purpose.CANARY)
     x = rng.standard_normal((96, 5), dtype=np.float32)
@@ -48,24 +49,24 @@ def assignment(loss: str = "cross-entropy", classes: int = 3) -> Assignment:
         micro_batches=4,
         validation_split=0.25,
     )
-    return Assignment(job=job, data=TrainTest("arrays", Dataset(x, labels, known), Dataset(x[:1], last, known)))
+    return TrainingTask(job=job, data=TrainTest("arrays", Dataset(x, labels, known), Dataset(x[:1], last, known)))
 
 
-def by(clock: SystemClock | SlowClock, workers: int, work: Assignment) -> TrainedNetwork:
-    return train(work, workers, CORES, clock, SilentDisplay())
+def by(clock: SystemClock | SlowClock, workers: int, work: TrainingTask) -> TrainedNetwork:
+    return train(work, workers, CORES, clock, display_for(Console(quiet=True), clock))
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", pytest.param("mse", marks=pytest.mark.slow)])
 def test_what_would_take_long_is_trained_by_workers_with_the_same_bits(loss: str) -> None:
-    work = assignment(loss)
+    work = task(loss)
     here, there = by(SystemClock(), 2, work), by(SlowClock(10.0), 2, work)
-    assert (here.workers, there.workers) == (0, 2)
-    assert there.weights_sha256 == here.weights_sha256
+    assert (here.result.workers, there.result.workers) == (0, 2)
+    assert there.result.weights_sha256 == here.result.weights_sha256
     assert there.weights.keys() == here.weights.keys()
     assert all(np.array_equal(there.weights[name], array) for name, array in here.weights.items())
-    assert [figures(epoch) for epoch in there.history] == [figures(epoch) for epoch in here.history]
+    assert [figures(epoch) for epoch in there.result.history] == [figures(epoch) for epoch in here.result.history]
     assert there.moments == here.moments
-    assert (there.epoch, there.steps) == (here.epoch, here.steps)
+    assert there.result.weights_epoch == here.result.weights_epoch
 
 
 def figures(epoch: object) -> dict[str, object]:
@@ -75,7 +76,7 @@ def figures(epoch: object) -> dict[str, object]:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_one_worker_is_never_quicker(workers: int) -> None:
-    assert by(SlowClock(10.0), workers, assignment()).workers == 0
+    assert by(SlowClock(10.0), workers, task()).result.workers == 0
 
 
 @pytest.mark.parametrize(
@@ -93,6 +94,6 @@ def test_one_worker_is_never_quicker(workers: int) -> None:
 def test_workers_are_used_if_they_are_much_quicker(
     step_s: float, steps: int, most: int, cores: int, expected: int
 ) -> None:
-    work = assignment()
+    work = task()
     setup = open_run("run", msgspec.structs.replace(work.job, steps=steps), work.data, AdmissionPolicy())
     assert quickest(step_s, steps - 8, setup, most, cores) == expected

@@ -17,12 +17,12 @@ from lockstep.common.job.job import Job
 from lockstep.common.job.tally import Tally
 from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.nn.description import describe
-from lockstep.common.nn.model_source import build_model
 from lockstep.common.protocol.messages import Work
 from lockstep.common.random import Purpose, generator
 from lockstep.worker.compute import Compute
 from lockstep.worker.gradient_sink import NotFiniteError
 from lockstep.worker.node_sums import StoppedError, SumsInOnePass
+from tests.lockstep.common.model.built import build_model
 from tests.simulation.small import JOBS, digits, job_of, long_test_set, noisy_net
 
 #: Dropout, batch normalisation and random shifts; six pieces.

@@ -15,10 +15,10 @@ from lockstep.common.data.dataset import TrainTest
 from lockstep.common.job.job import Job
 from lockstep.common.model.autograd import AutogradEngine, AutogradModel, StackedPass
 from lockstep.common.nn.description import describe
-from lockstep.common.nn.model_source import build_model
 from lockstep.worker.compute import Compute
 from lockstep.worker.gradient_sink import NotFiniteError
 from lockstep.worker.node_sums import Progress, StoppedError, SumsInOnePass
+from tests.lockstep.common.model.built import build_model
 from tests.lockstep.worker.test_compute import nodes
 from tests.simulation.small import JOBS, digits, job_of
 from tests.simulation.test_other_data import JOBS as OTHER_JOBS

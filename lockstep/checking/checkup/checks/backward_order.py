@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lockstep.checking.checkup.finding import Finding
+from lockstep.checking.checkup.finding import Finding, found
 from lockstep.checking.checkup.target import Walk
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tensor import Tensor
@@ -20,14 +20,16 @@ def check_walk(walk: Walk) -> list[Finding]:
     """
     chain = _gradient_after(walk, lambda x: (x * 1.5).tanh())
     if isinstance(chain, str) or not np.allclose(chain, 1.5 * (1 - np.tanh(1.5 * _AT) ** 2)):
-        return [_finding(f"of tanh(1.5 x) it gives {_described(chain)}", "even along a chain it passes on a wrong one")]
+        evidence = f"of tanh(1.5 x) it gives {_described(chain)}"
+        return [found("backward-pass", evidence=evidence, cause="even along a chain it passes on a wrong one")]
     shared = 1.5 * _AT
     curve = np.tanh(np.exp(shared))
     direct, indirect = 1.5 * curve, 1.5 * shared * (1 - curve**2) * np.exp(shared)
-    found = _gradient_after(walk, _fork)
-    if not isinstance(found, str) and np.allclose(found, direct + indirect):
+    fork = _gradient_after(walk, _fork)
+    if not isinstance(fork, str) and np.allclose(fork, direct + indirect):
         return []
-    return [_finding(f"of s tanh(exp(s)), s = 1.5 x, it gives {_described(found)}", _cause(found, direct, indirect))]
+    evidence = f"of s tanh(exp(s)), s = 1.5 x, it gives {_described(fork)}"
+    return [found("backward-pass", evidence=evidence, cause=_cause(fork, direct, indirect))]
 
 
 def _fork(x: Tensor) -> Tensor:
@@ -45,28 +47,18 @@ def _gradient_after(walk: Walk, function: Callable[[Tensor], Tensor]) -> Array |
     return np.zeros_like(_AT) if x.grad is None else x.grad
 
 
-def _described(found: Array | str) -> str:
-    return found if isinstance(found, str) else f"the gradient {np.array2string(found, precision=4)}"
+def _described(gradient: Array | str) -> str:
+    return gradient if isinstance(gradient, str) else f"the gradient {np.array2string(gradient, precision=4)}"
 
 
-def _cause(found: Array | str, direct: Array, indirect: Array) -> str:
-    if isinstance(found, str):
+def _cause(gradient: Array | str, direct: Array, indirect: Array) -> str:
+    if isinstance(gradient, str):
         return "it fails if one tensor is used twice"
-    if np.allclose(found, direct) or np.allclose(found, indirect):
+    if np.allclose(gradient, direct) or np.allclose(gradient, indirect):
         return (
             "a tensor that is used twice passes its gradient on before its last use has added to it, as in a "
             "breadth-first or depth-first order"
         )
-    if np.allclose(found, 2 * direct + indirect) or np.allclose(found, direct + 2 * indirect):
+    if np.allclose(gradient, 2 * direct + indirect) or np.allclose(gradient, direct + 2 * indirect):
         return "a tensor that is used twice is visited twice, and passes on its first gradient a second time"
     return "the gradients of a tensor that is used twice are not added up"
-
-
-def _finding(evidence: str, cause: str) -> Finding:
-    return Finding(
-        kind="walk",
-        what="the backward pass over the graph is wrong",
-        evidence=evidence,
-        cause=cause,
-        change="visit each tensor once, in reverse topological order, after all operations that used it",
-    )

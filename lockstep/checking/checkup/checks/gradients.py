@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lockstep.checking.checkup.checks.magnitudes import Call, recorded_calls
-from lockstep.checking.checkup.finding import Finding
+from lockstep.checking.checkup.checks.magnitudes import ModuleCall, recorded_calls
+from lockstep.checking.checkup.finding import Finding, found
 from lockstep.checking.checkup.target import ExaminationTarget, Walk
 from lockstep.common.autograd.gradient_check import slope_along
 from lockstep.common.autograd.graph import no_grad
@@ -65,9 +65,9 @@ class ModuleCheck:
             walk((output * weights.astype(output.dtype)).sum())
         noise = precision.of_value * float(np.sum(np.abs(output.data * weights)))
         for number, (argument, tensor) in enumerate(arrays.items()):
-            found = self._compare(tensor, weights, precision, noise, number)
-            if found is not None:
-                yield Mismatch(argument, *found)
+            slopes = self._compare(tensor, weights, precision, noise, number)
+            if slopes is not None:
+                yield Mismatch(argument, *slopes)
 
     def _arrays(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors whose gradients are checked."""
@@ -127,7 +127,7 @@ def _sigmoid(x: Array) -> Array:
     return np.asarray(0.5 * (1 + np.tanh(0.5 * x)))
 
 
-def known_mistake(call: Call, checked: ModuleCheck) -> str | None:
+def known_mistake(call: ModuleCall, checked: ModuleCheck) -> str | None:
     """Return which known derivative a layer with one input and no parameters has, if any."""
     (x,) = [each for each in checked.arguments if isinstance(each, Tensor)] or (None,)
     if x is None or any(True for _ in call.module.parameters()) or call.output.shape != x.shape:
@@ -192,7 +192,7 @@ def _is_within(name: str, outer: str) -> bool:
     return outer == "" or name.startswith(f"{outer}.")
 
 
-def _examine(call: Call, walk: Walk, number: int) -> Finding | None:
+def _examine(call: ModuleCall, walk: Walk, number: int) -> Finding | None:
     if not isinstance(call.output, Tensor):
         return None
     call.module.zero_grad()
@@ -235,7 +235,7 @@ def _evidence(mismatches: list[Mismatch]) -> str:
     return f"{text}; also wrong: {', '.join(others)}" if others else text
 
 
-def _cause(call: Call, checked: ModuleCheck, mismatches: list[Mismatch]) -> str:
+def _cause(call: ModuleCall, checked: ModuleCheck, mismatches: list[Mismatch]) -> str:
     first = mismatches[0]
     samples = call.output.shape[0] if call.output.ndim else 1
     if not any(first.exact):
@@ -262,12 +262,6 @@ def _factor(ratio: float, samples: int) -> str:
     return f"its gradient is {ratio:.3g} times what it should be"
 
 
-def _finding(call: Call, evidence: str, cause: str) -> Finding:
+def _finding(call: ModuleCall, evidence: str, cause: str) -> Finding:
     where = "the derivative of its primitive" if call.applied else "its forward"
-    return Finding(
-        kind="gradient",
-        what=f"the gradient of {call.named} is wrong",
-        evidence=evidence,
-        cause=cause,
-        change=f"correct {where}; its formula can be checked element by element with check_gradients",
-    )
+    return found("gradient", layer=call.named, evidence=evidence, cause=cause, where=where)

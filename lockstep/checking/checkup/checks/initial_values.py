@@ -4,9 +4,8 @@ import math
 
 import numpy as np
 
-from lockstep.checking.checkup.checks.magnitudes import named
-from lockstep.checking.checkup.finding import Finding
-from lockstep.common.nn.module import Module, Parameter
+from lockstep.checking.checkup.finding import Finding, found
+from lockstep.common.nn.module import Module, Parameter, place_of
 
 
 def check_initial_values(model: Module) -> list[Finding]:
@@ -14,18 +13,17 @@ def check_initial_values(model: Module) -> list[Finding]:
 
     A last layer of zeros is not a mistake, because its gradient differs from class to class at once.
     """
-    weights = [(owner, name, weight) for owner, name, weight in _weights(model) if len(weight.data) > 1]
+    weights = [each for each in _weights(model) if len(each[2].data) > 1]
     findings = []
-    for owner, name, weight in weights:
-        is_last = name == weights[-1][1]
-        values = weight.data
+    for layer, name, weight in weights:
+        values, is_last = weight.data, name == weights[-1][1]
         if not np.isfinite(values).all():
-            findings.append(_not_finite(owner, name))
+            findings.append(found("weights-are-not-finite", layer=layer, name=name))
         elif (values == values.flat[0]).all():
             if not (is_last and values.flat[0] == 0):
-                findings.append(_all_equal(owner, name, weight))
+                findings.append(_all_equal(layer, name, weight))
         elif not is_last and (values == values[:1]).all():
-            findings.append(_equal_rows(owner, name, weight))
+            findings.append(found("units-are-equal", layer=layer, name=name, units=len(values)))
     return findings
 
 
@@ -36,41 +34,11 @@ def _weights(model: Module) -> list[tuple[str, str, Parameter]]:
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2:
             owner = name.rpartition(".")[0]
-            found.append((named(owner, owners[owner]) if owner in owners else name, name, parameter))
+            found.append((place_of(owner, owners[owner]) if owner in owners else name, name, parameter))
     return found
 
 
-def _all_equal(owner: str, name: str, weight: Parameter) -> Finding:
-    value, shape = float(weight.data.flat[0]), weight.shape
-    fan_in = math.prod(shape[1:])
-    deviation = math.sqrt(2 / fan_in)
-    what = "zero" if value == 0 else f"{value:.4g}"
-    cause = "nothing was drawn" if value == 0 else "one number was drawn or computed, and fills the whole weight"
-    return Finding(
-        kind="equal-weights",
-        what=f"all weights of {owner} are equal",
-        evidence=f"each of the {weight.size:,} values of {name!r} is {what}",
-        cause=f"{cause}: all units compute the same, get the same gradient, and stay equal forever",
-        change=f"draw each value separately, with deviation {deviation:.3g} = sqrt(2 / {fan_in}), "
-        "as nn.init.kaiming_normal_(weight, rng) does",
-    )
-
-
-def _equal_rows(owner: str, name: str, weight: Parameter) -> Finding:
-    return Finding(
-        kind="equal-weights",
-        what=f"all units of {owner} are equal",
-        evidence=f"the {len(weight.data)} rows of {name!r} are equal",
-        cause="one row was drawn and repeated, so all units get the same gradient and stay equal forever",
-        change="draw each value separately, as nn.init.kaiming_normal_(weight, rng) does",
-    )
-
-
-def _not_finite(owner: str, name: str) -> Finding:
-    return Finding(
-        kind="not-finite",
-        what=f"the weights of {owner} are not finite",
-        evidence=f"{name!r} holds NaN or infinity",
-        cause="it was never written, or its initialisation divides by zero",
-        change="draw it as nn.init.kaiming_normal_(weight, rng) does",
-    )
+def _all_equal(layer: str, name: str, weight: Parameter) -> Finding:
+    value, fan_in = float(weight.data.flat[0]), math.prod(weight.shape[1:])
+    facts = {"layer": layer, "name": name, "size": weight.size, "fan_in": fan_in, "deviation": math.sqrt(2 / fan_in)}
+    return found("weights-are-equal", value=value, **facts) if value else found("weights-are-zero", **facts)

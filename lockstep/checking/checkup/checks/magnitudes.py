@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from lockstep.checking.checkup.target import ExaminationTarget
-from lockstep.common.autograd.graph import observe
-from lockstep.common.autograd.primitives.primitive import Array, Primitive
+from lockstep.common.autograd.graph import Applied, watch
+from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.nn.inspection import first_nonfinite_layer
 from lockstep.common.nn.layers.containers import Sequential
-from lockstep.common.nn.module import Module
+from lockstep.common.nn.module import Module, place_of
 
 
 @dataclass
-class Call:
+class ModuleCall:
     """One call of one module's forward."""
 
     name: str
@@ -32,7 +32,7 @@ class Call:
     @property
     def named(self) -> str:
         """The module as it is shown to the user: `3.1 (Linear)`."""
-        return named(self.name, self.module)
+        return place_of(self.name, self.module)
 
     @property
     def is_plain_chain(self) -> bool:
@@ -40,23 +40,22 @@ class Call:
         return type(self.module) is Sequential
 
 
-def named(name: str, module: Module) -> str:
-    """Return a module with that qualified name as it is shown to the user."""
-    kind = type(module).__name__
-    return f"{name} ({kind})" if name else f"the model ({kind})"
-
-
 @contextmanager
-def recorded_calls(model: Module) -> Iterator[list[Call]]:
+def recorded_calls(model: Module) -> Iterator[list[ModuleCall]]:
     """Give a list to which each call of a module's forward is added when it ends, inner modules before outer ones."""
-    done: list[Call] = []
-    active: list[Call] = []
+    done: list[ModuleCall] = []
+    active: list[ModuleCall] = []
+
+    def record_primitive(applied: Applied) -> None:
+        if applied.direction == "forward" and active:
+            active[-1].applied.append((applied.primitive.name, applied.result))
+
     modules = list(model.named_modules())
     # A module's observers see outputs only. An attribute of the instance takes precedence over the class's method.
     for name, module in modules:
         vars(module)["forward"] = partial(_record_call, name, module, module.forward, active, done)
     try:
-        with observe(partial(_record_primitive, active)):
+        with watch(record_primitive):
             yield done
     finally:
         for _, module in modules:
@@ -67,12 +66,12 @@ def _record_call(
     name: str,
     module: Module,
     forward: Callable[..., Tensor],
-    active: list[Call],
-    done: list[Call],
+    active: list[ModuleCall],
+    done: list[ModuleCall],
     *arguments: Any,
     **options: Any,
 ) -> Tensor:
-    call = Call(name, module, arguments, options)
+    call = ModuleCall(name, module, arguments, options)
     active.append(call)
     try:
         call.output = output = forward(*arguments, **options)
@@ -80,15 +79,6 @@ def _record_call(
         active.pop()
     done.append(call)
     return output
-
-
-def _record_primitive(
-    active: list[Call], primitive: Primitive, direction: str, function: Callable[..., Any], *arrays: Any, **options: Any
-) -> Any:
-    result = function(*arrays, **options)
-    if direction == "forward" and active:
-        active[-1].applied.append((primitive.name, result[0] if primitive.keeps else result))
-    return result
 
 
 #: Samples in the batch.
@@ -100,7 +90,7 @@ class Signals:
     """One forward and backward pass in training mode."""
 
     #: Inner modules before outer ones.
-    calls: list[Call]
+    calls: list[ModuleCall]
     #: Mean loss over the batch, and the model's output: (targets, classes), or of a regression (n, targets).
     loss: float
     outputs: Array

@@ -31,7 +31,7 @@ _LINE = 64
 _KEY = DrawKey(seed=0, step=0, micro_batch=0)
 
 
-class Trial(NamedTuple):
+class Repetition(NamedTuple):
     """What a model computed once, and in what state it was afterwards."""
 
     loss: bytes
@@ -52,22 +52,22 @@ def evidence_of(module: Any, structure: Structure, objective: Objective, images:
     """
     engine, weights = TorchEngine(module, structure, objective), structure.values()
     constants = {name: _bytes(buffer) for name, buffer in structure.constants}
-    trials: list[Trial] = []
+    repetitions: list[Repetition] = []
     for alignment in ALIGNMENTS:
         # The second time, what is not written is NaN: a model that reads it anyway has other bits then.
-        fill_new_memory(bool(trials))
+        fill_new_memory(bool(repetitions))
         try:
-            trials.append(_tried(engine, module, _placed(weights, alignment), images, targets))
+            repetitions.append(_repeated(engine, module, _placed(weights, alignment), images, targets))
         finally:
             fill_new_memory(False)
     for name, buffer in structure.constants:
         if _bytes(buffer) != constants[name]:
             raise changed(name)
-    _check_alike(structure, *trials)
-    return Evidence(engine=build_name(), digest=_digest(trials[0], constants))
+    _check_alike(structure, *repetitions)
+    return Evidence(engine=build_name(), digest=_digest(repetitions[0], constants))
 
 
-def _tried(engine: TorchEngine, module: Any, weights: Vector, images: Array, targets: Array) -> Trial:
+def _repeated(engine: TorchEngine, module: Any, weights: Vector, images: Array, targets: Array) -> Repetition:
     before, sums = weights.tobytes(), _placed(np.zeros_like(weights), 0)
     engine.bind([weights], [sums])
     try:
@@ -77,11 +77,11 @@ def _tried(engine: TorchEngine, module: Any, weights: Vector, images: Array, tar
         evaluated = engine.evaluate(images, targets).outputs.tobytes()
     except RuntimeError as error:
         raise _refusal(error) from error
-    trial = Trial(np.float64(loss).tobytes(), kept, sums, evaluated, dict(_state(module)))
+    one = Repetition(np.float64(loss).tobytes(), kept, sums, evaluated, dict(_state(module)))
     if weights.tobytes() != before:
         place = int(np.flatnonzero(weights.view(np.uint32) != np.frombuffer(before, np.uint32))[0])
         raise changed(engine.layout.name_at(place))
-    return trial
+    return one
 
 
 def _refusal(error: RuntimeError) -> ModelError:
@@ -95,8 +95,8 @@ def _refusal(error: RuntimeError) -> ModelError:
     return ModelError(f"the model cannot compute a micro-batch: it raised RuntimeError: {text}")
 
 
-def _check_alike(structure: Structure, first: Trial, second: Trial) -> None:
-    """Raise `ModelError` with the first thing in which two trials differ."""
+def _check_alike(structure: Structure, first: Repetition, second: Repetition) -> None:
+    """Raise `ModelError` with the first thing in which two repetitions differ."""
     moved = [name for name in first.state.keys() | second.state.keys() if not _same(first, second, name)]
     if moved:
         raise ModelError(
@@ -122,7 +122,7 @@ def _check_alike(structure: Structure, first: Trial, second: Trial) -> None:
             )
 
 
-def _same(first: Trial, second: Trial, name: str) -> bool:
+def _same(first: Repetition, second: Repetition, name: str) -> bool:
     return name in first.state and name in second.state and bool(first.state[name] == second.state[name])
 
 
@@ -163,9 +163,9 @@ def _bytes(tensor: Any) -> bytes:
     return data
 
 
-def _digest(trial: Trial, constants: dict[str, bytes]) -> str:
+def _digest(one: Repetition, constants: dict[str, bytes]) -> str:
     digest = hashlib.sha256()
-    for part in (trial.loss, trial.outputs, trial.sums.tobytes(), trial.evaluated):
+    for part in (one.loss, one.outputs, one.sums.tobytes(), one.evaluated):
         digest.update(part)
     for name, data in constants.items():
         digest.update(f"{name} {len(data)}\0".encode() + data)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from lockstep.common.aggregation.layout import ParameterLayout
@@ -38,12 +37,7 @@ class TorchModel:
         return self._module
 
     def momenta(self) -> Vector:
-        layout = self.layout
-        momenta = np.empty(layout.size - layout.parameter_size, np.float32)
-        for entry, statistic in zip(layout.statistics, self.structure.statistics, strict=True):
-            start = entry.offset - layout.parameter_size
-            momenta[start : start + entry.size] = statistic.momentum
-        return momenta
+        return self.layout.momenta(each.momentum for each in self.structure.statistics)
 
     def first_weights(self, seed: int) -> Vector:
         # The module was built with generators of that seed: see `lockstep.common.model.source`.

@@ -13,7 +13,7 @@ import torch
 from torch.nn.modules.batchnorm import SyncBatchNorm, _NormBase
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from lockstep.common.aggregation.layout import LayoutEntry, ParameterLayout
+from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import ModelError
 
@@ -76,8 +76,6 @@ def structure_of(module: Any) -> Structure:
     parameters = tuple(module.named_parameters())
     for name, parameter in parameters:
         _check_parameter(name, parameter)
-    if not parameters:
-        raise ModelError("the model has no parameters: expected at least one layer that can learn")
     statistics, counting = tuple(_statistics(module)), tuple(_counting(module))
     averages = {id(getattr(each.layer, each.buffer)) for each in statistics} | {
         id(getattr(layer, COUNTER)) for layer in counting
@@ -85,8 +83,11 @@ def structure_of(module: Any) -> Structure:
     constants = tuple((name, buffer) for name, buffer in module.named_buffers() if id(buffer) not in averages)
     for name, buffer in constants:
         _check_device(f"the buffer {name!r}", buffer)
-    held = tuple(_held(module, averages))
-    return Structure(parameters, statistics, counting, held, constants, _layout(parameters, statistics))
+    layout = ParameterLayout.of(
+        {name: parameter.shape for name, parameter in parameters},
+        {each.name: getattr(each.layer, each.buffer).shape for each in statistics},
+    )
+    return Structure(parameters, statistics, counting, tuple(_held(module, averages)), constants, layout)
 
 
 def _check_layer(name: str, layer: Any) -> None:
@@ -171,15 +172,6 @@ def _held(module: Any, averages: set[int]) -> Iterator[Held]:
             for key, tensor in place.items():
                 if tensor is not None and id(tensor) not in averages:
                     yield Held(_join(prefix, key), place, key)
-
-
-def _layout(parameters: tuple[tuple[str, Any], ...], statistics: tuple[Statistic, ...]) -> ParameterLayout:
-    offset, found = 0, list[LayoutEntry]()
-    named = [*parameters, *((each.name, getattr(each.layer, each.buffer)) for each in statistics)]
-    for name, tensor in named:
-        found.append(LayoutEntry(name, tuple(tensor.shape), offset))
-        offset += found[-1].size
-    return ParameterLayout(tuple(found[: len(parameters)]), tuple(found[len(parameters) :]))
 
 
 def _join(prefix: str, name: str) -> str:

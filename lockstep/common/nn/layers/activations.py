@@ -103,8 +103,19 @@ class Sigmoid(Module):
         return F.sigmoid(x)
 
 
+class _AlongAxis(Module):
+    """What the layers share: the axis."""
+
+    def __init__(self, dim: int = -1) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
+
+
 @layer(repeatable=True)
-class Softmax(Module):
+class Softmax(_AlongAxis):
     """eˣ divided by its sum along the axis `dim`; the shape stays. Raises ValueError for an axis that there is not.
 
     For training prefer `CrossEntropyLoss`, which takes logits.
@@ -112,19 +123,12 @@ class Softmax(Module):
     Differs from PyTorch: `dim` has a default, the last axis.
     """
 
-    def __init__(self, dim: int = -1) -> None:
-        super().__init__()
-        self.dim = dim
-
     def forward(self, x: Tensor) -> Tensor:
         return F.softmax(x, dim=self.dim)
 
-    def extra_repr(self) -> str:
-        return f"dim={self.dim}"
-
 
 @layer(repeatable=True)
-class LogSoftmax(Module):
+class LogSoftmax(_AlongAxis):
     """The logarithm of softmax along the axis `dim`, without overflow; the shape stays.
 
     Raises ValueError for an axis that there is not.
@@ -132,15 +136,8 @@ class LogSoftmax(Module):
     Differs from PyTorch: `dim` has a default, the last axis.
     """
 
-    def __init__(self, dim: int = -1) -> None:
-        super().__init__()
-        self.dim = dim
-
     def forward(self, x: Tensor) -> Tensor:
         return F.log_softmax(x, dim=self.dim)
-
-    def extra_repr(self) -> str:
-        return f"dim={self.dim}"
 
 
 @layer(repeatable=True)

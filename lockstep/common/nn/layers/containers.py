@@ -9,8 +9,38 @@ from lockstep.common.nn.layers.pooling import MaxPool1d, MaxPool2d
 from lockstep.common.nn.module import Module, layer
 
 
+class _Container(Module):
+    """What a chain and a list share: the modules, in order."""
+
+    def append(self, module: Module) -> Self:
+        """Add a module at the end, named by its position, and return the container.
+
+        Raises TypeError for what is not a module.
+        """
+        self.add_module(str(len(self)), _a_module(module))
+        return self
+
+    def __len__(self) -> int:
+        return len(self._items())
+
+    def __iter__(self) -> Iterator[Module]:
+        return iter([module for _, module in self._items()])
+
+    def __setitem__(self, index: int, module: Module) -> None:
+        setattr(self, self._item(index)[0], _a_module(module))
+
+    def _items(self) -> list[tuple[str, Module]]:
+        return list(self.named_children(remove_duplicate=False))
+
+    def _item(self, index: int) -> tuple[str, Module]:
+        items = self._items()
+        if not -len(items) <= index < len(items):
+            raise IndexError(f"index {index} is out of range: {type(self).__name__} holds {len(items)} modules")
+        return items[index]
+
+
 @layer(repeatable=True)
-class Sequential(Module):
+class Sequential(_Container):
     """Each module's output is the next one's input, whatever its shape.
 
     The modules are named `0`, `1`, ..., or by a dict's keys.
@@ -35,20 +65,6 @@ class Sequential(Module):
             x = module(x)
         return x
 
-    def append(self, module: Module) -> Self:
-        """Add a module at the end, named by its position, and return the container.
-
-        Raises TypeError for what is not a module.
-        """
-        self.add_module(str(len(self)), _a_module(module))
-        return self
-
-    def __len__(self) -> int:
-        return len(_items(self))
-
-    def __iter__(self) -> Iterator[Module]:
-        return iter([module for _, module in _items(self)])
-
     @overload
     def __getitem__(self, index: int) -> Module: ...
     @overload
@@ -56,15 +72,12 @@ class Sequential(Module):
     def __getitem__(self, index: int | slice) -> Module:
         """Return one module, or for a slice a Sequential of the same modules under the same names."""
         if isinstance(index, slice):
-            return Sequential(dict(_items(self)[index]))
-        return _item(self, index)[1]
-
-    def __setitem__(self, index: int, module: Module) -> None:
-        setattr(self, _item(self, index)[0], _a_module(module))
+            return Sequential(dict(self._items()[index]))
+        return self._item(index)[1]
 
 
 @layer(repeatable=False)
-class ModuleList(Module):
+class ModuleList(_Container):
     """A list of modules, so that their parameters are found among those of the owner. Named `0`, `1`, ...
 
     It has no forward, and so no shapes. Raises TypeError for what is not a module, IndexError for a place that it does
@@ -75,22 +88,11 @@ class ModuleList(Module):
         super().__init__()
         self.extend(modules)
 
-    def append(self, module: Module) -> Self:
-        """Add a module at the end, and return the list. Raises TypeError for what is not a module."""
-        self.add_module(str(len(self)), _a_module(module))
-        return self
-
     def extend(self, modules: Iterable[Module]) -> Self:
         """Add modules at the end, and return the list. Raises TypeError for what is not a module."""
         for module in modules:
             self.append(module)
         return self
-
-    def __len__(self) -> int:
-        return len(_items(self))
-
-    def __iter__(self) -> Iterator[Module]:
-        return iter([module for _, module in _items(self)])
 
     @overload
     def __getitem__(self, index: int) -> Module: ...
@@ -99,11 +101,8 @@ class ModuleList(Module):
     def __getitem__(self, index: int | slice) -> Module:
         """Return one module, or for a slice a ModuleList of them, named from `0`."""
         if isinstance(index, slice):
-            return ModuleList([module for _, module in _items(self)[index]])
-        return _item(self, index)[1]
-
-    def __setitem__(self, index: int, module: Module) -> None:
-        setattr(self, _item(self, index)[0], _a_module(module))
+            return ModuleList([module for _, module in self._items()[index]])
+        return self._item(index)[1]
 
 
 def cheapest_order(modules: Iterable[Module]) -> Iterator[Module]:
@@ -126,17 +125,6 @@ def cheapest_order(modules: Iterable[Module]) -> Iterator[Module]:
             yield module
     if held is not None:
         yield held
-
-
-def _items(container: Module) -> list[tuple[str, Module]]:
-    return list(container.named_children(remove_duplicate=False))
-
-
-def _item(container: Module, index: int) -> tuple[str, Module]:
-    items = _items(container)
-    if not -len(items) <= index < len(items):
-        raise IndexError(f"index {index} is out of range: {type(container).__name__} holds {len(items)} modules")
-    return items[index]
 
 
 def _named(modules: tuple[Module | dict[str, Module], ...]) -> Iterator[tuple[str, object]]:

@@ -1,7 +1,7 @@
 """Convolutional layers over one or two axes."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from lockstep.common.random import Purpose, default_generator
 class _Convolution(Module):
     """What the layers share: all but the number of axes and the function."""
 
+    _axes: ClassVar[int]
+    _function: ClassVar[Callable[..., Tensor]]
+
     weight: Parameter
     bias: Parameter | None
 
@@ -24,34 +27,44 @@ class _Convolution(Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: tuple[int, ...],
-        stride: tuple[int, ...],
-        padding: tuple[int, ...],
-        dilation: tuple[int, ...],
-        groups: int,
-        bias: bool,
-        rng: np.random.Generator | None,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        rng: np.random.Generator | None = None,
     ) -> None:
         super().__init__()
         self.in_channels = positive(in_channels, "in_channels")
         self.out_channels = positive(out_channels, "out_channels")
-        self.kernel_size = kernel_size
-        self.stride = stride
-        self.padding = padding
-        self.dilation = dilation
+        self.kernel_size = per_axis(kernel_size, self._axes, "kernel_size")
+        self.stride = per_axis(stride, self._axes, "stride")
+        self.padding = per_axis(padding, self._axes, "padding", at_least=0)
+        self.dilation = per_axis(dilation, self._axes, "dilation")
         self.groups = positive(groups, "groups")
         if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups is {groups}: expected a divisor of in_channels {in_channels} and out_channels {out_channels}"
             )
-        self.weight = Parameter(np.empty((out_channels, in_channels // groups, *kernel_size), np.float32))
+        self.weight = Parameter(np.empty((out_channels, in_channels // groups, *self.kernel_size), np.float32))
         self.bias = Parameter(np.empty(out_channels, np.float32)) if bias else None
         self.reset_parameters(rng or default_generator(Purpose.INITIALISE))
+
+    @classmethod
+    def count_values(cls, arguments: Mapping[str, Any]) -> int:
+        channels = volume(arguments["in_channels"]) * volume(arguments["out_channels"])
+        return channels * volume(arguments["kernel_size"], cls._axes)
 
     def reset_parameters(self, rng: np.random.Generator) -> None:
         default_weight_(self.weight, rng)
         if self.bias is not None:
             default_bias_(self.bias, self.weight, rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        options = (self.stride, self.padding, self.dilation, self.groups)
+        return type(self)._function(x, self.weight, self.bias, *options)
 
     def extra_repr(self) -> str:
         parts = [str(self.in_channels), str(self.out_channels), f"kernel_size={self.kernel_size}"]
@@ -80,37 +93,8 @@ class Conv1d(_Convolution):
     a batch axis.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Sequence[int],
-        stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] = 0,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        *,
-        rng: np.random.Generator | None = None,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            per_axis(kernel_size, 1, "kernel_size"),
-            per_axis(stride, 1, "stride"),
-            per_axis(padding, 1, "padding", at_least=0),
-            per_axis(dilation, 1, "dilation"),
-            groups,
-            bias,
-            rng,
-        )
-
-    @staticmethod
-    def count_values(arguments: Mapping[str, Any]) -> int:
-        return _count(arguments, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv1d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+    _axes = 1
+    _function = F.conv1d
 
 
 @layer(repeatable=True)
@@ -129,39 +113,5 @@ class Conv2d(_Convolution):
     a batch axis.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Sequence[int],
-        stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] = 0,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        *,
-        rng: np.random.Generator | None = None,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            per_axis(kernel_size, 2, "kernel_size"),
-            per_axis(stride, 2, "stride"),
-            per_axis(padding, 2, "padding", at_least=0),
-            per_axis(dilation, 2, "dilation"),
-            groups,
-            bias,
-            rng,
-        )
-
-    @staticmethod
-    def count_values(arguments: Mapping[str, Any]) -> int:
-        return _count(arguments, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-
-
-def _count(arguments: Mapping[str, Any], axes: int) -> int:
-    channels = volume(arguments["in_channels"]) * volume(arguments["out_channels"])
-    return channels * volume(arguments["kernel_size"], axes)
+    _axes = 2
+    _function = F.conv2d

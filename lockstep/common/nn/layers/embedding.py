@@ -1,5 +1,6 @@
 """Tables of vectors: looked up by index, or by the place in a sequence."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +15,30 @@ from lockstep.common.nn.module import Module, Parameter, layer
 from lockstep.common.random import Purpose, default_generator
 
 
+class _Table(Module):
+    """What the layers share: a table of vectors, drawn from N(0, 1)."""
+
+    weight: Parameter
+
+    def __init__(self, rows: int, embedding_dim: int, rng: np.random.Generator | None) -> None:
+        super().__init__()
+        self.embedding_dim = positive(embedding_dim, "embedding_dim")
+        self.weight = Parameter(np.empty((rows, embedding_dim), np.float32))
+        self.reset_parameters(rng or default_generator(Purpose.INITIALISE))
+
+    @staticmethod
+    def count_values(arguments: Mapping[str, Any]) -> int:
+        return math.prod(map(volume, arguments.values()))
+
+    def reset_parameters(self, rng: np.random.Generator) -> None:
+        normal_(self.weight, rng)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, {self.embedding_dim}"
+
+
 @layer(repeatable=True)
-class Embedding(Module):
+class Embedding(_Table):
     """Rows of `weight` (num_embeddings, embedding_dim), drawn from N(0, 1): integer (...) to (..., embedding_dim).
 
     Raises ValueError for a size below 1, TypeError for an input that is not integers, IndexError for one that has no
@@ -25,31 +48,16 @@ class Embedding(Module):
     `sparse` gradient.
     """
 
-    weight: Parameter
-
     def __init__(self, num_embeddings: int, embedding_dim: int, *, rng: np.random.Generator | None = None) -> None:
-        super().__init__()
         self.num_embeddings = positive(num_embeddings, "num_embeddings")
-        self.embedding_dim = positive(embedding_dim, "embedding_dim")
-        self.weight = Parameter(np.empty((num_embeddings, embedding_dim), np.float32))
-        self.reset_parameters(rng or default_generator(Purpose.INITIALISE))
-
-    @staticmethod
-    def count_values(arguments: Mapping[str, Any]) -> int:
-        return volume(arguments["num_embeddings"]) * volume(arguments["embedding_dim"])
-
-    def reset_parameters(self, rng: np.random.Generator) -> None:
-        normal_(self.weight, rng)
+        super().__init__(self.num_embeddings, embedding_dim, rng)
 
     def forward(self, indices: Tensor | NDArray[np.int64]) -> Tensor:
         return F.embedding(indices, self.weight)
 
-    def extra_repr(self) -> str:
-        return f"{self.num_embeddings}, {self.embedding_dim}"
-
 
 @layer(repeatable=True)
-class PositionalEmbedding(Module):
+class PositionalEmbedding(_Table):
     """Adds a learned vector to each position of a sequence: (n, t, embedding_dim) to the same shape.
 
     `weight` (num_positions, embedding_dim) is drawn from N(0, 1), and its first t rows are used, as in Gehring et al.,
@@ -59,21 +67,9 @@ class PositionalEmbedding(Module):
     Differs from PyTorch: PyTorch has no such layer.
     """
 
-    weight: Parameter
-
     def __init__(self, num_positions: int, embedding_dim: int, *, rng: np.random.Generator | None = None) -> None:
-        super().__init__()
         self.num_positions = positive(num_positions, "num_positions")
-        self.embedding_dim = positive(embedding_dim, "embedding_dim")
-        self.weight = Parameter(np.empty((num_positions, embedding_dim), np.float32))
-        self.reset_parameters(rng or default_generator(Purpose.INITIALISE))
-
-    @staticmethod
-    def count_values(arguments: Mapping[str, Any]) -> int:
-        return volume(arguments["num_positions"]) * volume(arguments["embedding_dim"])
-
-    def reset_parameters(self, rng: np.random.Generator) -> None:
-        normal_(self.weight, rng)
+        super().__init__(self.num_positions, embedding_dim, rng)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim != 3 or x.shape[1] > self.num_positions:
@@ -82,6 +78,3 @@ class PositionalEmbedding(Module):
                 f"{self.num_positions} places"
             )
         return x + self.weight[: x.shape[1]]
-
-    def extra_repr(self) -> str:
-        return f"{self.num_positions}, {self.embedding_dim}"

@@ -13,8 +13,21 @@ from lockstep.common.nn.module import Module, layer
 Reduction = Literal["mean", "sum", "none"]
 
 
+class _Loss(Module):
+    """What the layers share: how the losses are reduced."""
+
+    def __init__(self, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"reduction is {reduction!r}: expected 'mean', 'sum' or 'none'")
+        self.reduction = reduction
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}"
+
+
 @layer(repeatable=False)
-class CrossEntropyLoss(Module):
+class CrossEntropyLoss(_Loss):
     """Negative log-likelihood of class indices (n,) under logits (n, classes), by softmax.
 
     For sequences, class indices (n, t) and logits (n, classes, t). With `label_smoothing` ε in [0, 1], a target is 1 -
@@ -26,21 +39,20 @@ class CrossEntropyLoss(Module):
     """
 
     def __init__(self, label_smoothing: float = 0.0, reduction: Reduction = "mean") -> None:
-        super().__init__()
+        super().__init__(reduction)
         if not 0.0 <= label_smoothing <= 1.0:
             raise ValueError(f"label_smoothing is {label_smoothing!r}: expected a number in [0, 1]")
         self.label_smoothing = label_smoothing
-        self.reduction = _checked(reduction)
 
     def forward(self, logits: Tensor, target: Tensor | NDArray[np.int64]) -> Tensor:
         return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing, reduction=self.reduction)
 
     def extra_repr(self) -> str:
-        return f"label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"
+        return f"label_smoothing={self.label_smoothing}, {super().extra_repr()}"
 
 
 @layer(repeatable=False)
-class NLLLoss(Module):
+class NLLLoss(_Loss):
     """Negative log-likelihood of class indices (n,) under log-probabilities (n, classes), as LogSoftmax returns them.
 
     `reduction` is "mean", "sum" or "none". Raises ValueError for another one, and for targets that are not classes.
@@ -48,19 +60,12 @@ class NLLLoss(Module):
     Differs from PyTorch: there is no `weight` and no `ignore_index`.
     """
 
-    def __init__(self, reduction: Reduction = "mean") -> None:
-        super().__init__()
-        self.reduction = _checked(reduction)
-
     def forward(self, log_probabilities: Tensor, target: Tensor | NDArray[np.int64]) -> Tensor:
         return F.nll_loss(log_probabilities, target, reduction=self.reduction)
 
-    def extra_repr(self) -> str:
-        return f"reduction={self.reduction!r}"
-
 
 @layer(repeatable=False)
-class MSELoss(Module):
+class MSELoss(_Loss):
     """Squared difference of two tensors of one shape; its mean is over all elements.
 
     `reduction` is "mean", "sum" or "none". Raises ValueError for another one, and for shapes that differ.
@@ -68,19 +73,12 @@ class MSELoss(Module):
     Differs from PyTorch: shapes that differ raise instead of being broadcast with a warning.
     """
 
-    def __init__(self, reduction: Reduction = "mean") -> None:
-        super().__init__()
-        self.reduction = _checked(reduction)
-
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         return F.mse_loss(x, target, reduction=self.reduction)
 
-    def extra_repr(self) -> str:
-        return f"reduction={self.reduction!r}"
-
 
 @layer(repeatable=False)
-class BCEWithLogitsLoss(Module):
+class BCEWithLogitsLoss(_Loss):
     """Binary cross-entropy of targets in [0, 1] under logits of the same shape; its mean is over all elements.
 
     `reduction` is "mean", "sum" or "none". Raises ValueError for another one, and for shapes that differ.
@@ -88,18 +86,5 @@ class BCEWithLogitsLoss(Module):
     Differs from PyTorch: there is no `weight` and no `pos_weight`.
     """
 
-    def __init__(self, reduction: Reduction = "mean") -> None:
-        super().__init__()
-        self.reduction = _checked(reduction)
-
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, target, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        return f"reduction={self.reduction!r}"
-
-
-def _checked(reduction: Reduction) -> Reduction:
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction is {reduction!r}: expected 'mean', 'sum' or 'none'")
-    return reduction

@@ -1,6 +1,7 @@
 """Pooling layers over one or two axes: the largest or the average of each window."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from lockstep.common.autograd import functional as F
 from lockstep.common.autograd.tensor import Tensor
@@ -13,14 +14,37 @@ _Size = int | Sequence[int]
 class _Pooling(Module):
     """What the layers share: the window, its step (by default the window itself) and the padding around the input."""
 
-    def __init__(self, axes: int, kernel_size: _Size, stride: _Size | None, padding: _Size) -> None:
+    _axes: ClassVar[int]
+    _function: ClassVar[Callable[..., Tensor]]
+
+    def __init__(self, kernel_size: _Size, stride: _Size | None = None, padding: _Size = 0) -> None:
         super().__init__()
-        self.kernel_size = one_or_each(kernel_size, axes, "kernel_size")
-        self.stride = one_or_each(kernel_size if stride is None else stride, axes, "stride")
-        self.padding = one_or_each(padding, axes, "padding", at_least=0)
+        self.kernel_size = one_or_each(kernel_size, self._axes, "kernel_size")
+        self.stride = one_or_each(kernel_size if stride is None else stride, self._axes, "stride")
+        self.padding = one_or_each(padding, self._axes, "padding", at_least=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return type(self)._function(x, self.kernel_size, self.stride, self.padding)
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+class _AdaptivePooling(Module):
+    """What the layers share: the number of windows."""
+
+    _axes: ClassVar[int]
+    _function: ClassVar[Callable[..., Tensor]]
+
+    def __init__(self, output_size: _Size) -> None:
+        super().__init__()
+        self.output_size = one_or_each(output_size, self._axes, "output_size")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return type(self)._function(x, self.output_size)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}"
 
 
 @layer(repeatable=True)
@@ -33,11 +57,8 @@ class MaxPool1d(_Pooling):
     Differs from PyTorch: there is no `dilation`, no `ceil_mode` and no `return_indices`.
     """
 
-    def __init__(self, kernel_size: _Size, stride: _Size | None = None, padding: _Size = 0) -> None:
-        super().__init__(1, kernel_size, stride, padding)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool1d(x, self.kernel_size, self.stride, self.padding)
+    _axes = 1
+    _function = F.max_pool1d
 
 
 @layer(repeatable=True)
@@ -50,11 +71,8 @@ class MaxPool2d(_Pooling):
     Differs from PyTorch: there is no `dilation`, no `ceil_mode` and no `return_indices`.
     """
 
-    def __init__(self, kernel_size: _Size, stride: _Size | None = None, padding: _Size = 0) -> None:
-        super().__init__(2, kernel_size, stride, padding)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(x, self.kernel_size, self.stride, self.padding)
+    _axes = 2
+    _function = F.max_pool2d
 
 
 @layer(repeatable=True)
@@ -66,11 +84,8 @@ class AvgPool1d(_Pooling):
     Differs from PyTorch: there is no `ceil_mode` and no `count_include_pad`: padding always counts.
     """
 
-    def __init__(self, kernel_size: _Size, stride: _Size | None = None, padding: _Size = 0) -> None:
-        super().__init__(1, kernel_size, stride, padding)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool1d(x, self.kernel_size, self.stride, self.padding)
+    _axes = 1
+    _function = F.avg_pool1d
 
 
 @layer(repeatable=True)
@@ -84,33 +99,23 @@ class AvgPool2d(_Pooling):
     counts.
     """
 
-    def __init__(self, kernel_size: _Size, stride: _Size | None = None, padding: _Size = 0) -> None:
-        super().__init__(2, kernel_size, stride, padding)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding)
+    _axes = 2
+    _function = F.avg_pool2d
 
 
 @layer(repeatable=True)
-class AdaptiveAvgPool1d(Module):
+class AdaptiveAvgPool1d(_AdaptivePooling):
     """Averages over windows that cover the input, whatever its size: (n, c, l) to (n, c, output_size).
 
     Raises ValueError if `output_size` is below 1.
     """
 
-    def __init__(self, output_size: _Size) -> None:
-        super().__init__()
-        self.output_size = one_or_each(output_size, 1, "output_size")
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.adaptive_avg_pool1d(x, self.output_size)
-
-    def extra_repr(self) -> str:
-        return f"output_size={self.output_size}"
+    _axes = 1
+    _function = F.adaptive_avg_pool1d
 
 
 @layer(repeatable=True)
-class AdaptiveAvgPool2d(Module):
+class AdaptiveAvgPool2d(_AdaptivePooling):
     """Averages over windows that cover the input, whatever its size: (n, c, h, w) to (n, c, rows, columns).
 
     `output_size` is (rows, columns), or one number for both. Raises ValueError if one is below 1.
@@ -118,12 +123,5 @@ class AdaptiveAvgPool2d(Module):
     Differs from PyTorch: a size is never None.
     """
 
-    def __init__(self, output_size: _Size) -> None:
-        super().__init__()
-        self.output_size = one_or_each(output_size, 2, "output_size")
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(x, self.output_size)
-
-    def extra_repr(self) -> str:
-        return f"output_size={self.output_size}"
+    _axes = 2
+    _function = F.adaptive_avg_pool2d

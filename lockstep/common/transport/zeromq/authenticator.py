@@ -11,7 +11,7 @@ from zmq.utils import z85
 
 from lockstep.common.transport.auth.credentials import ServerKeys, Token
 from lockstep.common.transport.auth.zap import AuthReply, Request, authenticate
-from lockstep.common.transport.limits.rejection_log import RejectionLog
+from lockstep.common.transport.limits import RejectionLog
 
 #: Where ZeroMQ asks.
 ENDPOINT = "inproc://zeromq.zap.01"

@@ -14,9 +14,7 @@ from typing import TypeVar
 import zmq
 
 from lockstep.common.runtime.clock import Clock
-from lockstep.common.transport.limits.host_backoff import HostBackoff
-from lockstep.common.transport.limits.ingress_quota import Flow
-from lockstep.common.transport.limits.rejection_log import RejectionLog
+from lockstep.common.transport.limits import Flow, HostBackoff, RejectionLog
 from lockstep.common.transport.zeromq.socket import monitored_event
 
 T = TypeVar("T")

@@ -13,8 +13,7 @@ from lockstep.common.transport.address import IpcAddress, TcpAddress
 from lockstep.common.transport.auth.credentials import Lock
 from lockstep.common.transport.auth.curve import secure_server
 from lockstep.common.transport.ipc_path import SocketFile, private_files
-from lockstep.common.transport.limits.ingress_quota import IngressQuota
-from lockstep.common.transport.limits.rejection_log import RejectionLog
+from lockstep.common.transport.limits import IngressQuota, RejectionLog
 from lockstep.common.transport.port import Frames, Limits, PeerGone, Shortcut
 from lockstep.common.transport.shared_memory.packet_socket import is_short
 from lockstep.common.transport.zeromq.authenticator import Authenticator

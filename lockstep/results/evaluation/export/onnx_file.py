@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from onnx import TensorProto, checker, helper, numpy_helper
 
-from lockstep.results.evaluation.export.onnx_nodes import INPUT, OPERATOR_SET, OUTPUT, OnnxGraph
+from lockstep.results.evaluation.export.onnx_nodes import OPERATOR_SET, OUTPUT, OnnxGraph
+from lockstep.results.evaluation.export.trace import INPUT
 
 #: The version of the file format that came with the operator set, so that older readers know it.
 FORMAT_VERSION = 9

@@ -11,21 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.errors import ModelError
-from lockstep.results.evaluation.export.trace import (
-    Operand,
-    Trace,
-    TracedConstant,
-    TracedInput,
-    TracedResult,
-    TracedStep,
-    TracedWeight,
-)
+from lockstep.results.evaluation.export.trace import Operand, Trace, TracedStep
 
 #: The version of the operator set, the first with Gelu.
 OPERATOR_SET = 20
 
-#: Names of the graph's input and output.
-INPUT, OUTPUT = "images", "logits"
+#: The name of the graph's output.
+OUTPUT = "logits"
 
 
 @dataclass(frozen=True)
@@ -62,39 +54,27 @@ class OnnxGraph:
 
     def name(self, operand: Operand) -> str:
         """Return the name of an operand, empty for an omitted one."""
-        match operand:
-            case TracedInput():
-                return INPUT
-            case TracedResult(step):
-                return _result(step)
-            case TracedWeight(name):
-                return name
-            case TracedConstant(None):
-                return ""
-            case TracedConstant(value):
-                # A Python number takes the dtype of the other operand: float32, as all of a model is.
-                return self.constant(np.asarray(value, None if isinstance(value, np.ndarray) else np.float32))
+        if operand is None or isinstance(operand, str):
+            return operand or ""
+        # A Python number takes the dtype of the other operand: float32, as all of a model is.
+        return self.constant(np.asarray(operand, None if isinstance(operand, np.ndarray) else np.float32))
 
 
 def graph_of(trace: Trace, weights: dict[str, NDArray[Any]]) -> OnnxGraph:
     """Return the graph of a trace. Raises ModelError for a primitive that has no counterpart."""
     graph = OnnxGraph(arrays=dict(weights))
-    for number, step in enumerate(trace.steps):
+    for step in trace.steps:
         write = _WRITERS.get(step.primitive)
         if write is None:
             raise ModelError(
                 f"the model applies {step.primitive!r}, which is not exported to ONNX: use other layers, or export to "
                 "safetensors"
             )
-        write(graph, step, [graph.name(operand) for operand in step.operands], _result(number))
+        write(graph, step, [graph.name(operand) for operand in step.operands], step.result)
     graph.add("Identity", [graph.name(trace.output)], OUTPUT)
     used = {name for node in graph.nodes for name in node.inputs}
     graph.arrays = {name: array for name, array in graph.arrays.items() if name in used}
     return graph
-
-
-def _result(step: int) -> str:
-    return f"step.{step}"
 
 
 #: `(graph, step, names of its operands, name of its result)`
@@ -209,7 +189,7 @@ def _reduction(operator: str) -> Writer:
 
 def _clip(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     bounds = [step.options["low"], step.options["high"]]
-    graph.add("Clip", [*names, *(graph.name(TracedConstant(bound)) for bound in bounds)], out)
+    graph.add("Clip", [*names, *(graph.name(bound) for bound in bounds)], out)
 
 
 def _softplus(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
@@ -217,7 +197,7 @@ def _softplus(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) ->
     if beta == 1:
         graph.add("Softplus", names, out)
         return
-    factor = graph.name(TracedConstant(float(beta)))
+    factor = graph.name(float(beta))
     curve = graph.add("Softplus", [graph.add("Mul", [*names, factor])])
     graph.add("Div", [curve, factor], out)
 
@@ -263,7 +243,7 @@ def _stack(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> No
 
 def _pad(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     before, after = zip(*step.options["widths"], strict=True)
-    value = graph.name(TracedConstant(float(step.options["value"])))
+    value = graph.name(float(step.options["value"]))
     graph.add("Pad", [names[0], graph.integers([*before, *after]), value], out)
 
 

@@ -1,13 +1,13 @@
 """Trace a model as a list of primitives, by running it on two samples and on three."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from lockstep.common.autograd.graph import no_grad, observe
-from lockstep.common.autograd.primitives.primitive import Array, Primitive
+from lockstep.common.autograd.graph import Applied, no_grad, watch
+from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.errors import ModelError
 from lockstep.common.nn.module import Module
@@ -19,33 +19,12 @@ FEW, MORE = 2, 3
 ANY = -1
 
 
-@dataclass(frozen=True)
-class TracedInput:
-    """The samples."""
+#: What the samples are called.
+INPUT = "images"
 
-
-@dataclass(frozen=True)
-class TracedResult:
-    """The result of an earlier step."""
-
-    step: int
-
-
-@dataclass(frozen=True)
-class TracedWeight:
-    """An array of the state dict."""
-
-    name: str
-
-
-@dataclass(frozen=True, eq=False)
-class TracedConstant:
-    """An array or a number of the forward itself; None for an omitted argument."""
-
-    value: Any
-
-
-Operand = TracedInput | TracedResult | TracedWeight | TracedConstant
+#: The name of the samples, of an array of the state dict, or of an earlier step's result; or an array or a number of
+#: the forward itself, None for an omitted argument.
+Operand = Any
 
 
 @dataclass(frozen=True)
@@ -56,6 +35,8 @@ class TracedStep:
     operands: tuple[Operand, ...]
     #: Arrays among the options are operands, too.
     options: Mapping[str, Any]
+    #: What the result is called.
+    result: str
     #: Shapes of the result and of the first operand, with the number of samples of the run.
     shape: tuple[int, ...]
     before: tuple[int, ...]
@@ -65,41 +46,36 @@ class TracedStep:
 class _Tracer:
     """Records primitives while a model computes, and where their operands come from."""
 
-    known: dict[int, Operand]
+    #: By the identity of an array.
+    names: dict[int, str]
     steps: list[TracedStep] = field(default_factory=list)
     #: All arrays that were seen, kept so that none of their ids is reused.
     held: list[Any] = field(default_factory=list)
 
-    def __call__(self, primitive: Primitive, direction: str, function: Any, *arrays: Any, **options: Any) -> Any:
-        outcome = function(*arrays, **options)
-        result = np.asarray(outcome[0] if primitive.keeps else outcome)
-        if direction == "forward":
-            self.steps.append(
-                TracedStep(
-                    primitive=primitive.name,
-                    operands=tuple(map(self.operand, arrays)),
-                    options={
-                        key: self.operand(it) if isinstance(it, np.ndarray) else it for key, it in options.items()
-                    },
-                    shape=result.shape,
-                    before=np.shape(arrays[0]),
-                )
-            )
-            self.known[id(result)] = TracedResult(len(self.steps) - 1)
-            self.held += [result, *arrays]
-        return (result, *outcome[1:]) if primitive.keeps else result
+    def record(self, applied: Applied) -> None:
+        result = applied.result
+        step = TracedStep(
+            primitive=applied.primitive.name,
+            operands=tuple(map(self.operand, applied.arrays)),
+            options={key: self.operand(value) for key, value in applied.options.items()},
+            result=f"step.{len(self.steps)}",
+            shape=result.shape,
+            before=np.shape(applied.arrays[0]),
+        )
+        self.steps.append(step)
+        self.names[id(result)] = step.result
+        self.held += [result, *applied.arrays]
 
     def operand(self, value: Any) -> Operand:
-        known = self.known.get(id(value)) if isinstance(value, np.ndarray) else None
-        return known if known is not None else TracedConstant(value)
+        return self.names.get(id(value), value) if isinstance(value, np.ndarray) else value
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The steps of a model, and its output."""
+    """The steps of a model, and the name of its output."""
 
     steps: list[TracedStep]
-    output: Operand
+    output: str
     #: Shape of the output, with `ANY` for the number of samples.
     shape: tuple[int, ...]
 
@@ -113,20 +89,20 @@ def trace_of(model: Module, samples: Array) -> Trace:
     if len(few.steps) != len(more.steps):
         raise ModelError("the model's forward takes other steps for other samples: it cannot be exported as a graph")
     steps = [_joined(one, other) for one, other in zip(few.steps, more.steps, strict=True)]
-    if isinstance(few.output, TracedConstant):
-        raise ModelError("the model's output does not come from its primitives: it cannot be exported as a graph")
     return Trace(steps, few.output, joined_shape(few.shape, more.shape))
 
 
 def _recorded(model: Module, samples: Array) -> Trace:
     x = Tensor(np.array(samples))
-    known: dict[int, Operand] = {id(x.data): TracedInput()}
-    known |= {id(parameter.data): TracedWeight(name) for name, parameter in model.named_parameters()}
-    known |= {id(statistic.value): TracedWeight(name) for name, statistic in model.named_buffers()}
-    tracer = _Tracer(known, held=[x.data])
-    with no_grad(), observe(tracer):
+    names = {id(x.data): INPUT}
+    names |= {id(parameter.data): name for name, parameter in model.named_parameters()}
+    names |= {id(statistic.value): name for name, statistic in model.named_buffers()}
+    tracer = _Tracer(names, held=[x.data])
+    with no_grad(), watch(tracer.record):
         output = model(x)
-    return Trace(tracer.steps, tracer.operand(output.data), output.shape)
+    if id(output.data) not in names:
+        raise ModelError("the model's output does not come from its primitives: it cannot be exported as a graph")
+    return Trace(tracer.steps, names[id(output.data)], output.shape)
 
 
 def _joined(few: TracedStep, more: TracedStep) -> TracedStep:
@@ -137,21 +113,20 @@ def _joined(few: TracedStep, more: TracedStep) -> TracedStep:
             "primitives of this library: it cannot be exported as a graph"
         )
     options = {name: _joined_option(few.primitive, value, more.options[name]) for name, value in few.options.items()}
-    return TracedStep(few.primitive, few.operands, options, joined_shape(few.shape, more.shape), few.before)
+    return replace(few, options=options, shape=joined_shape(few.shape, more.shape))
 
 
 def _joined_option(primitive: str, few: Any, more: Any) -> Any:
     if isinstance(few, tuple) and few != more and len(few) == len(more):
         return joined_shape(few, more)
-    if not (_is_same(few, more) if isinstance(few, TracedConstant) else few == more):
+    if not _is_same(few, more):
         raise ModelError(f"the model's forward gives {primitive!r} an option that depends on the number of samples")
     return few
 
 
-def _is_same(few: Any, more: Any) -> bool:
-    if isinstance(few, TracedConstant) and isinstance(more, TracedConstant):
-        return np.array_equal(few.value, more.value)
-    return bool(few == more)
+def _is_same(few: Operand, more: Operand) -> bool:
+    is_array = isinstance(few, np.ndarray) or isinstance(more, np.ndarray)
+    return np.array_equal(few, more) if is_array else bool(few == more)
 
 
 def joined_shape(few: Sequence[int], more: Sequence[int]) -> tuple[int, ...]:

@@ -56,3 +56,17 @@ def smoothed(values: Floats, window: int) -> Floats:
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(0, ends - window)
     return np.asarray((sums[ends] - sums[starts]) / (ends - starts))
+
+
+def parts_of(run: RunCurves) -> dict[str, Floats]:
+    """Return the four parts of each step in seconds; what is neither computing nor update is exchange."""
+    whole, mean, slowest = (run.column(field) for field in ("round_s", "mean_s", "slowest_s"))
+    update = run.column("update_s")
+    # A step waits for the update of the step before.
+    before = np.concatenate([[0.0], update[:-1]])
+    return {
+        "compute": mean,
+        "exchange": np.maximum(0.0, whole - slowest - before),
+        "update": before,
+        "waiting": np.maximum(0.0, slowest - mean),
+    }

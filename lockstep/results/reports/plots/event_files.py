@@ -4,8 +4,7 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from lockstep.results.reports.plots.curves import RunCurves
-from lockstep.results.reports.plots.throughput import parts_of
+from lockstep.results.reports.plots.curves import RunCurves, parts_of
 
 #: The suffix of our files.
 SUFFIX = ".lockstep"

@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.dataset import Dataset
 from lockstep.common.errors import ModelError
-from lockstep.results.evaluation.assessment import Assessment
+from lockstep.results.evaluation.assessment import Assessment, probabilities_of, surest_mistakes
 from lockstep.results.evaluation.confusion import Confusion
-from lockstep.results.evaluation.mistakes import probabilities_of, surest_mistakes
 from lockstep.results.reports.plots.style import colour, new_figure, tidy
 
 #: Most classes whose counts are written into a confusion matrix, and most filters, mistakes and targets to show.

@@ -10,11 +10,10 @@ from matplotlib.figure import Figure
 from lockstep.common.errors import UsageError
 from lockstep.results.evaluation.assessment import Assessment, assess
 from lockstep.results.reports.plots.curves import RunCurves
-from lockstep.results.reports.plots.learning import learning
 from lockstep.results.reports.plots.results import confusion_matrix, first_layer, regression_outputs, worst_mistakes
 from lockstep.results.reports.plots.style import save
-from lockstep.results.reports.plots.throughput import throughput
 from lockstep.results.reports.plots.timeline import timeline
+from lockstep.results.reports.plots.training import learning, throughput
 from lockstep.results.reports.plots.worker_timeline import read_timeline
 from lockstep.runs.trained_model import Trained, open_trained
 

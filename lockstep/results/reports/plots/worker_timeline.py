@@ -7,11 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.errors import FileFormatError
-from lockstep.common.files.reading import read_regular
 from lockstep.common.files.sanitize import one_line
-from lockstep.ps.records.ledger import Again, LedgerShare, Line, RunBegun, StepDone, WorkerIn, read_lines
-from lockstep.ps.records.metrics import MOST_LINES_BYTES
-from lockstep.ps.records.run_folder import LEDGER
+from lockstep.ps.records.ledger import LedgerShare, Line, RunBegun, StepDone, UnusedWork, WorkerIn
+from lockstep.ps.records.run_folder import LEDGER, read_ledger
 
 #: Most characters of the name of a worker.
 MOST_NAME = 60
@@ -76,7 +74,7 @@ class _Reader:
                 self._row(rank, one_line(f"{rank}: {line.host}, pid {line.pid}", MOST_NAME))
             case StepDone(step=step, shares=shares):
                 self.used[step] = [self._share(step, share) for share in shares]
-            case Again(work="train" | "audit", step=step):
+            case UnusedWork(work="train" | "audit", step=step):
                 row = self._row(line.rank, str(line.rank))
                 self.unused.append(ComputedShare(step, line.lo, line.hi, row, line.began_s, line.ended_s))
             case _:
@@ -96,15 +94,10 @@ class _Reader:
 
 def read_timeline(folder: Path) -> WorkerTimeline:
     """Return what the workers of a run computed. Raises FileFormatError if its ledger is missing or damaged."""
-    path = folder / LEDGER
-    try:
-        lines = read_lines(read_regular(path, MOST_LINES_BYTES), str(path))
-    except OSError as error:
-        raise FileFormatError(f"cannot read {str(path)!r}: {error.strerror}") from None
     reader = _Reader()
-    for line in lines:
+    for line in read_ledger(folder):
         reader.on_line(line)
     if not reader.used:
-        raise FileFormatError(f"{str(path)!r} has no step yet")
+        raise FileFormatError(f"{str(folder / LEDGER)!r} has no step yet")
     micro_batches = max(share.hi for each in reader.used.values() for share in each)
     return WorkerTimeline(reader.names, reader.used, reader.unused, micro_batches)

@@ -6,13 +6,13 @@ import msgspec
 import pytest
 
 from lockstep.checking.verification.coverage import check_coverage
+from lockstep.checking.verification.recorded_run import read_run
 from lockstep.cli.main import run
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.sampler import Sampler
 from lockstep.common.job.tally import pack_losses
-from lockstep.ps.records.ledger import Account, Again, Line, RunBegun, StepDone, Unlisted
+from lockstep.ps.records.ledger import Account, Line, OmittedEntries, RunBegun, StepDone, UnusedWork
 from lockstep.ps.run.plan import Plan
-from lockstep.runs.recorded_run import read_run
 from tests.lockstep.recorded import job_in, record_with_workers
 
 PLAN = Plan(total_steps=5, steps_per_epoch=3, micro_batches=4, evaluation_chunks=1)
@@ -71,13 +71,16 @@ def test_a_beginning_after_another_is_a_resumption_and_the_first_one_if_steps_we
 
 
 def test_work_done_again_stands_with_its_epoch() -> None:
-    evaluation = Again(work="evaluate", step=3, lo=0, hi=1, rank=1, why="it left: killed")
-    training = Again(work="train", step=3, lo=0, hi=2, rank=2, why="it was silent for over 60 s")
-    unlisted = [Unlisted(work="evaluate", step=3, count=2), *(Unlisted(work="train", step=s, count=3) for s in (3, 4))]
-    lines = [*WHOLE, evaluation, training, *unlisted, RunBegun(step=2, weights_sha256="")]
+    evaluation = UnusedWork(work="evaluate", step=3, lo=0, hi=1, rank=1, why="it left: killed")
+    training = UnusedWork(work="train", step=3, lo=0, hi=2, rank=2, why="it was silent for over 60 s")
+    omitted = [
+        OmittedEntries(work="evaluate", step=3, count=2),
+        *(OmittedEntries(work="train", step=s, count=3) for s in (3, 4)),
+    ]
+    lines = [*WHOLE, evaluation, training, *omitted, RunBegun(step=2, weights_sha256="")]
     proof = check_coverage([RunBegun(step=0, weights_sha256=""), *lines], PLAN, SAMPLER)
     assert [epoch.again for epoch in proof.epochs] == [[evaluation], [training]]
-    assert [epoch.unlisted for epoch in proof.epochs] == [2, 6]
+    assert [epoch.omitted for epoch in proof.epochs] == [2, 6]
     assert [begun.step for begun in proof.resumed] == [2]
 
 
@@ -101,8 +104,8 @@ def test_many_copies_are_counted_unless_all_are_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], copies: int, arguments: list[str], expected: int
 ) -> None:
     folder = record_with_workers(tmp_path, job_in(tmp_path), 2)
-    left = Again(work="train", step=1, lo=0, hi=2, rank=1, why="it left: killed")
-    again = [left, *(Again(work="train", step=2, lo=m, hi=m + 1, rank=1, why="came twice") for m in range(copies))]
+    left = UnusedWork(work="train", step=1, lo=0, hi=2, rank=1, why="it left: killed")
+    again = [left, *(UnusedWork(work="train", step=2, lo=m, hi=m + 1, rank=1, why="came twice") for m in range(copies))]
     with (folder / "ledger.jsonl").open("ab") as file:
         for entry in again:
             file.write(msgspec.json.encode(entry) + b"\n")

@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lockstep.checking.verification.recorded_run import open_again, read_run
 from lockstep.checking.verification.replay import LayerReplay, MicroBatchReplay, figures_of, replay
 from lockstep.cli.main import run
 from lockstep.common import nn
 from lockstep.common.autograd import functional as F
+from lockstep.common.autograd.graph import Applied
 from lockstep.common.autograd.primitives.elementwise import add, multiply, negate
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.source import load
-from lockstep.common.model.inspection import Observer, is_finite
 from lockstep.common.nn.description import describe
+from lockstep.common.nn.inspection import Inspector, _is_finite
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.records.ledger import StepDone
-from lockstep.runs.recorded_run import open_again, read_run
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.worker.compute import Compute
 from tests.lockstep.recorded import job_in, record_alone
@@ -145,36 +146,37 @@ NAN, ONE = np.full(2, np.nan, np.float32), np.ones(2, np.float32)
 def test_the_first_of_layer_loss_and_gradients_is_named(
     layer: str, operation: str, gradients: dict[str, Any], place: str | None
 ) -> None:
-    observer = Observer()
-    observer.layer, observer.operation = layer, operation
-    assert observer.first_nonfinite(gradients) == place
+    inspector = Inspector()
+    inspector.layer, inspector.operation = layer, operation
+    assert inspector.first_nonfinite(gradients) == place
 
 
 def test_the_first_operation_and_the_first_layer_with_such_a_result_are_kept() -> None:
-    observer = Observer()
-    observer.on_layer("0", nn.ReLU(), (NAN, "no tensor"))
-    observer.on_layer("1", nn.ReLU(), Tensor(ONE))
-    assert (observer.layer, observer.operation) == ("", "")
-    observer.on_layer("", nn.Tanh(), Tensor(NAN))
-    observer.on_layer("2", nn.ReLU(), Tensor(NAN))
-    assert observer.layer == "the model (Tanh)"
-    assert [(name, kind) for name, kind, _ in observer.outputs] == [("1", "ReLU"), ("", "Tanh"), ("2", "ReLU")]
-    assert observer.on_operation(add, "forward", np.add, ONE, ONE).tolist() == [2.0, 2.0]
+    inspector = Inspector()
+    inspector.on_layer("0", nn.ReLU(), (NAN, "no tensor"))
+    inspector.on_layer("1", nn.ReLU(), Tensor(ONE))
+    assert (inspector.layer, inspector.operation) == ("", "")
+    inspector.on_layer("", nn.Tanh(), Tensor(NAN))
+    inspector.on_layer("2", nn.ReLU(), Tensor(NAN))
+    assert inspector.layer == "the model (Tanh)"
+    assert [(name, kind) for name, kind, _ in inspector.outputs] == [("1", "ReLU"), ("", "Tanh"), ("2", "ReLU")]
+    inspector.on_operation(Applied(add, "forward", (ONE, ONE), {}, ONE + ONE))
+    assert inspector.operation == ""
     # A derivative may return several arrays, or write one that it was given.
-    assert observer.on_operation(add, "backward", lambda *arrays: arrays, ONE, NAN) == (ONE, NAN)
-    assert observer.operation == "add, backward"
-    observer.operation = ""
-    assert observer.on_operation(multiply, "backward", lambda *arrays, out: None, ONE, ONE, out=NAN) is None
-    assert observer.operation == "multiply, backward"
-    observer.on_operation(negate, "forward", np.negative, NAN)
-    assert observer.operation == "multiply, backward"
+    inspector.on_operation(Applied(add, "backward", (ONE, NAN), {}, (ONE, NAN)))
+    assert inspector.operation == "add, backward"
+    inspector.operation = ""
+    inspector.on_operation(Applied(multiply, "backward", (ONE, ONE), {"out": NAN}, None))
+    assert inspector.operation == "multiply, backward"
+    inspector.on_operation(Applied(negate, "forward", (NAN,), {}, NAN))
+    assert inspector.operation == "multiply, backward"
 
 
 def test_an_output_is_recorded_as_it_was() -> None:
-    observer, output = Observer(), Tensor(ONE.copy())
-    observer.on_layer("1", nn.ReLU(), output)
+    inspector, output = Inspector(), Tensor(ONE.copy())
+    inspector.on_layer("1", nn.ReLU(), output)
     output.data[:] = 7.0
-    assert observer.outputs[0][2].tolist() == [1.0, 1.0]
+    assert inspector.outputs[0][2].tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +185,7 @@ def test_an_output_is_recorded_as_it_was() -> None:
      (np.array(["text"]), True)],
 )  # fmt: skip
 def test_only_floats_can_be_other_than_finite(value: object, expected: bool) -> None:
-    assert is_finite(value) is expected
+    assert _is_finite(value) is expected
 
 
 def test_the_norms_are_those_of_the_arrays() -> None:

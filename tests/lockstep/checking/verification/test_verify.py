@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from lockstep.checking.verification.recorded_run import RecordedRun, load_checkpoint_before, open_again, read_run
 from lockstep.checking.verification.verify import Difference, Verifier
 from lockstep.cli.main import run
 from lockstep.common.aggregation.checksum import window_of
@@ -18,7 +19,6 @@ from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.coordinator.failures import diverged_text
 from lockstep.ps.records.ledger import EpochDone, LedgerShare, Line, RunBegun, StepDone, WeightsAt, WorkerIn
 from lockstep.ps.records.run_folder import CHECKPOINTS, LEDGER, RECEIPT, WEIGHTS
-from lockstep.runs.recorded_run import RecordedRun, load_checkpoint_before, open_again, read_run
 from tests.lockstep.recorded import job_in, lying, record_alone, record_with_workers
 from tests.simulation.small import noisy_net
 

@@ -6,7 +6,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from lockstep.cli.options.job import GROUPS, JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, job_options
+from lockstep.cli.options.job import GROUPS, JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job
 from lockstep.cli.training.train import train
 from lockstep.common.job.job import Job
 from lockstep.runs.launch_config import Launch
@@ -39,13 +39,13 @@ def test_train_has_the_flag(flag: str) -> None:
     ],
 )
 def test_what_is_given_arrives_by_the_fields_name(arguments: list[str], values: dict[str, Any]) -> None:
-    arrived: dict[str, Any] = {}
+    arrived: list[JobRequest] = []
 
     @click.command(cls=GroupedCommand)
-    @job_options((*JOB_FIELDS, *LAUNCH_FIELDS))
-    def command(**flags: Any) -> None:
-        arrived.update(flags)
+    @takes_job(*JOB_FIELDS, *LAUNCH_FIELDS)
+    def command(job: JobRequest) -> None:
+        arrived.append(job)
 
     assert CliRunner().invoke(command, arguments).exit_code == 0
-    assert {name: value for name, value in arrived.items() if value is not None} == values
-    assert set(arrived) == {*JOB_FIELDS, *LAUNCH_FIELDS}
+    assert arrived == [JobRequest(None, values)]
+    assert {*JOB_FIELDS, *LAUNCH_FIELDS} < {parameter.name for parameter in command.params}

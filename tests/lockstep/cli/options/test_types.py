@@ -3,7 +3,7 @@
 import click
 import pytest
 
-from lockstep.cli.options.types import WholeNumber, crowd, number_range, seconds, share
+from lockstep.cli.options.types import WholeNumber, number_range, seconds, share, worker_counts
 
 
 @pytest.mark.parametrize(("text", "number"), [("0.1", 0.1), ("60", 60.0), ("1e3", 1000.0)])
@@ -72,16 +72,18 @@ def test_a_range_beyond_all_numbers_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "workers"), [("4", 4), ("0", 0), ("-1", -1), ("2..16", (2, 16)), ("2:17", (2, 16)), ("3..3", (3, 3))]
+    ("text", "fewest", "most"),
+    [("4", None, 4), ("0", None, 0), ("-1", None, -1), ("2..16", 2, 16), ("2:17", 2, 16), ("3..3", 3, 3)],
 )
-def test_numbers_of_workers(text: str, workers: int | tuple[int, int]) -> None:
-    assert crowd(text) == workers
+def test_numbers_of_workers(text: str, fewest: int | None, most: int) -> None:
+    counts = worker_counts(text)
+    assert (counts.get("min_workers"), counts["workers"]) == (fewest, most)
 
 
 @pytest.mark.parametrize("text", ["0..4", "4..2", "many", "2..", "1e3"])
 def test_what_is_not_a_number_of_workers_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter, match=r"expected one as 4, or FEWEST\.\.MOST as 2\.\.16"):
-        crowd(text)
+        worker_counts(text)
 
 
 def test_a_whole_number_names_its_bounds_when_it_is_wrong() -> None:

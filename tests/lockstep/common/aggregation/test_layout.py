@@ -13,12 +13,12 @@ from lockstep.common.aggregation.layout import (
     gather,
     layout_of,
     running_statistics,
-    statistic_momenta,
     weights_digest,
 )
 from lockstep.common.autograd import functional as F
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.errors import ModelError
+from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.nn.module import Module
 
 
@@ -189,7 +189,7 @@ def test_momenta_stand_where_their_statistics_do() -> None:
         model = nn.Sequential(
             nn.Linear(4, 3), nn.BatchNorm1d(3, momentum=first), nn.Linear(3, 2), nn.BatchNorm1d(2, momentum=second)
         )
-        momenta = statistic_momenta(model, layout_of(model))
+        momenta = AutogradModel(model).momenta()
         assert momenta.tolist() == [first] * 6 + [second] * 4
         assert momenta.dtype == np.float32
         del momenta

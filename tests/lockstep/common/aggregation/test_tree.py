@@ -76,8 +76,15 @@ def arrivals(draw: st.DrawFn) -> tuple[int, list[Node]]:
     return micro_batches, [*mixed, *leaves]
 
 
+def add_owned(tree: VectorTree, node: Node, vector: Vector) -> bool:
+    """Add a copy of a vector in one of the pool."""
+    own = tree.pool.take()
+    np.copyto(own, vector)
+    return tree.add_own(node, own)
+
+
 @settings(derandomize=True, deadline=None, max_examples=150)
-@given(arrivals(), st.sampled_from(["kept", "copied", "settled"]))
+@given(arrivals(), st.sampled_from(["kept", "owned", "settled"]))
 def test_any_tiling_order_and_duplicates_give_the_same_bits(arriving: tuple[int, list[Node]], how: str) -> None:
     micro_batches, nodes = arriving
     vectors = pieces_of(micro_batches)
@@ -86,7 +93,7 @@ def test_any_tiling_order_and_duplicates_give_the_same_bits(arriving: tuple[int,
     for node in nodes:
         value = reference(vectors, node.lo, node.hi).copy()
         members = set(range(node.lo, node.hi))
-        is_new = tree.add_copy(node, value) if how == "copied" else tree.add(node, value)
+        is_new = add_owned(tree, node, value) if how == "owned" else tree.add(node, value)
         assert is_new == (not members <= known)
         known |= members if is_new else set()
         if how == "settled":
@@ -128,13 +135,13 @@ def test_a_pool_serves_many_rounds_with_the_vectors_of_the_first() -> None:
     for step in range(4):
         order = generator(step, Purpose.CANARY).permutation(16)
         for piece in sorted(order[:12]) + list(order[12:]):
-            tree.add_copy(Node(int(piece), int(piece) + 1), vectors[piece])
+            add_owned(tree, Node(int(piece), int(piece) + 1), vectors[piece])
         assert tree.total().tobytes() == reference(vectors, 0, 16).tobytes()
         tree.reset()
         counts.append(len(pool.free))
     in_order = [Node(piece, piece + 1) for piece in range(16)]
     for node in in_order:
-        tree.add_copy(node, vectors[node.lo])
+        add_owned(tree, node, vectors[node.lo])
     tree.reset()
     assert len(pool.free) == counts[-1] <= 8
 
@@ -146,12 +153,12 @@ def test_only_what_still_stands_in_a_memory_is_copied_when_that_is_settled() -> 
     for piece in (0, 2, 3):
         tree.add(Node(piece, piece + 1), parts[piece])
     # Of the three, two are merged already.
-    merged = tree.sum_of(Node(2, 4))
+    merged = tree.tree.held[Node(2, 4)].vector
     tree.settle(parts[1])
-    assert tree.sum_of(Node(0, 1)) is parts[0]
+    assert tree.tree.held[Node(0, 1)].vector is parts[0]
     tree.settle(memory)
-    assert tree.sum_of(Node(0, 1)) is not parts[0]
-    assert tree.sum_of(Node(2, 4)) is merged
+    assert tree.tree.held[Node(0, 1)].vector is not parts[0]
+    assert tree.tree.held[Node(2, 4)].vector is merged
     tree.reset()
     assert len(pool.free) == 2
 
@@ -169,9 +176,9 @@ def test_added_vectors_that_are_not_copied_stay_as_they_are() -> None:
 def test_the_sum_of_a_node_can_be_read_before_its_sibling_is_there() -> None:
     vectors = pieces_of(8)
     tree = VectorTree(8, PoisoningPool(SIZE))
-    tree.add_copy(Node(5, 6), vectors[5])
-    tree.add_copy(Node(4, 5), vectors[4])
-    assert tree.sum_of(Node(4, 6)).tobytes() == reference(vectors, 4, 6).tobytes()
+    add_owned(tree, Node(5, 6), vectors[5])
+    add_owned(tree, Node(4, 5), vectors[4])
+    assert tree.tree.held[Node(4, 6)].vector.tobytes() == reference(vectors, 4, 6).tobytes()
     with pytest.raises(KeyError):
         tree.total()
 
@@ -246,7 +253,7 @@ def test_a_sum_of_vectors_of_the_pool_stays_in_one_of_them_and_gives_the_others_
     first, second = owned(0), owned(1)
     assert tree.add_own(Node(1, 2), second)
     assert tree.add_own(Node(0, 1), first)
-    assert tree.sum_of(Node(0, 2)) is first
+    assert tree.tree.held[Node(0, 2)].vector is first
     assert free() == [id(second)]
     # One that came already, one that is added to the caller's, and one to which the caller's is added.
     assert not tree.add_own(Node(0, 1), owned(0))
@@ -254,7 +261,7 @@ def test_a_sum_of_vectors_of_the_pool_stays_in_one_of_them_and_gives_the_others_
     tree.add(Node(3, 4), vectors[3])
     assert tree.add_own(Node(2, 3), third := owned(2))
     assert third is second
-    assert tree.sum_of(Node(2, 4)) is third
+    assert tree.tree.held[Node(2, 4)].vector is third
     assert free() == []
     assert tree.total() is first
     assert free() == [id(third)]
@@ -262,18 +269,7 @@ def test_a_sum_of_vectors_of_the_pool_stays_in_one_of_them_and_gives_the_others_
     tree.reset()
     tree.add(Node(0, 1), vectors[0])
     assert tree.add_own(Node(1, 2), second := owned(1))
-    assert tree.sum_of(Node(0, 2)) is second
-
-
-def test_a_copy_is_of_the_pool_and_goes_back_to_it() -> None:
-    vectors, pool = pieces_of(4), PoisoningPool(SIZE)
-    tree = VectorTree(4, pool)
-    assert tree.add_copy(Node(1, 2), vectors[1])
-    copy = tree.sum_of(Node(1, 2))
-    assert tree.add(Node(0, 1), vectors[0])
-    assert tree.sum_of(Node(0, 2)) is copy
-    tree.reset()
-    assert [vector is copy for vector in pool.free] == [True]
+    assert tree.tree.held[Node(0, 2)].vector is second
 
 
 def test_a_vector_that_is_lent_is_back_afterwards() -> None:

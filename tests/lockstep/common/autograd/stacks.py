@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 from lockstep.common.aggregation.tree import Node
-from lockstep.common.autograd.capture import Capture, TapedCapture, capture
+from lockstep.common.autograd.capture import capture
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.program import Program, Tree, proven, run
 from lockstep.common.autograd.tensor import Tensor
@@ -24,17 +24,10 @@ def _tree(node: Node) -> Tree:
     return node.lo if len(node) == 1 else (_tree(node.halves()[0]), _tree(node.halves()[1]))
 
 
-def captured_of(function: Function, batch: Sequence[Array], tensors: Sequence[Tensor]) -> Capture:
-    """Return the capture of a function that can be captured."""
-    captured = capture(function, batch, tensors)[1]
-    assert captured is not None
-    return captured
-
-
 def program_of(function: Function, batches: Sequence[Sequence[Array]], tensors: Sequence[Tensor]) -> Program | None:
     """Return the program of a function for as many batches, if it was proven."""
-    captured = captured_of(function, batches[0], tensors)
-    return proven(captured, captured.taped(batches[0]), tensors, tree_of(len(batches)), batches)
+    captured = capture(function, batches[0], tensors)
+    return proven(function, captured, tensors, tree_of(len(batches)), batches)
 
 
 def computed(
@@ -71,8 +64,3 @@ def one_by_one(
         return [one + other for one, other in zip(added(tree[0]), added(tree[1]), strict=True)]
 
     return outputs, added(tree_of(len(batches)))
-
-
-def tape_of(function: Function, batch: Sequence[Array], tensors: Sequence[Tensor]) -> TapedCapture:
-    """Return the tape of a function that can be captured."""
-    return captured_of(function, batch, tensors).taped(batch)

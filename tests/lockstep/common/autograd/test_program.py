@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lockstep.common import nn
 from lockstep.common.autograd import functional as F
+from lockstep.common.autograd.capture import capture
 from lockstep.common.autograd.primitives.primitive import RESULT, Array, Primitive
 from lockstep.common.autograd.program import Program, proven, run
 from lockstep.common.autograd.tape import CallKind, UntapeableError
@@ -19,7 +20,7 @@ from lockstep.common.nn.models import MODELS
 from lockstep.common.nn.module import Module
 from tests.lockstep.common.autograd.cases import CASES, Case
 from tests.lockstep.common.autograd.layer_cases import LAYER_CASES
-from tests.lockstep.common.autograd.stacks import captured_of, computed, one_by_one, program_of, tape_of, tree_of
+from tests.lockstep.common.autograd.stacks import computed, one_by_one, program_of, tree_of
 
 RNG = np.random.default_rng(11)
 
@@ -215,13 +216,13 @@ def planted(kind: CallKind, function: Any, name: str, samples: int, width: int) 
     """Return the program of a tape of a linear layer in which the calls of `name` are others."""
     loss = Loss(nn.Linear(width, 10))
     stack = batches(4, samples, width)
-    tape = tape_of(loss, stack[0], loss.tensors)
+    captured = capture(loss, stack[0], loss.tensors)
     calls = [
         replace(call, function=function, kind=kind) if getattr(call.function, "__name__", "") == name else call
-        for call in tape.tape.calls
+        for call in captured.tape.calls
     ]
-    tape.tape.calls[:] = calls
-    return proven(captured_of(loss, stack[0], loss.tensors), tape, loss.tensors, tree_of(4), stack)
+    captured.tape.calls[:] = calls
+    return proven(loss, captured, loss.tensors, tree_of(4), stack)
 
 
 def wide_product(left: Array, right: Array, out: Array) -> None:
@@ -273,7 +274,7 @@ def test_what_was_computed_out_of_sight_raises_when_it_is_used() -> None:
     weight = Tensor(RNG.standard_normal((4, 4)).astype(np.float32), requires_grad=True)
     x = RNG.standard_normal((3, 4)).astype(np.float32)
     with pytest.raises(UntapeableError):
-        tape_of(lambda x: ((apply(hidden, Tensor(x) @ weight) * 2.0).sum(),), [x], [weight])
+        capture(lambda x: ((apply(hidden, Tensor(x) @ weight) * 2.0).sum(),), [x], [weight])
 
 
 def test_an_output_that_is_not_computed_is_left_to_be_computed_one_by_one() -> None:
@@ -285,14 +286,14 @@ def test_an_output_that_is_not_computed_is_left_to_be_computed_one_by_one() -> N
         return (given @ weight).sum(), given
 
     with pytest.raises(UntapeableError, match="not computed"):
-        tape_of(function, [x], [weight])
+        capture(function, [x], [weight])
 
 
-def test_between_stretches_the_gradients_that_are_final_are_named_once_each() -> None:
+def test_between_segments_the_gradients_that_are_final_are_named_once_each() -> None:
     loss = Loss(MODELS["mlp"]())
     made = program_of(loss, batches(2, 3, 1, 28, 28), loss.tensors)
     assert made is not None
     weights = [tensor.data for tensor in loss.tensors]
-    stretches = [*made.forward(weights), *made.backward(weights, [np.empty_like(each) for each in weights])]
-    assert len(stretches) == made.length
-    assert [number for stretch in stretches for number in stretch.finishes] == [4, 5, 2, 3, 0, 1]
+    segments = [*made.forward(weights), *made.backward(weights, [np.empty_like(each) for each in weights])]
+    assert len(segments) == made.length
+    assert [number for segment in segments for number in segment.finishes] == [4, 5, 2, 3, 0, 1]

@@ -6,7 +6,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from lockstep.common.data.dataset import TrainTest
-from lockstep.common.data.folder import Origin
+from lockstep.common.data.folder import PARTS, Origin
 from lockstep.common.data.folder_writer import FolderWriter, dataset_folder
 
 ORIGIN = Origin(source="a test", options={}, version="0")
@@ -17,10 +17,9 @@ Pair = tuple[NDArray[Any], NDArray[Any]]
 
 def write_parts(writer: FolderWriter, train: Pair, test: Pair, *, at_once: int = 7) -> None:
     """Write both sets, some rows at a time."""
-    for name, (samples, labels) in (("train", train), ("test", test)):
-        part = writer.open_part(name, samples.dtype, samples.shape[1:], labels.dtype, labels.shape[1:])
+    for name, (samples, labels) in zip(PARTS, (train, test), strict=True):
         for begin in range(0, len(samples), at_once):
-            part.append(samples[begin : begin + at_once], labels[begin : begin + at_once])
+            writer.append(name, samples[begin : begin + at_once], labels[begin : begin + at_once])
 
 
 def write_folder(folder: Path, train: Pair, test: Pair, classes: int, names: tuple[str, ...] = ()) -> Path:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.folder import BLOCK_BYTES, MANIFEST, check_folder, read_manifest
 from lockstep.common.data.folder_writer import LOCK
-from lockstep.common.data.formats.npy import DATA_OFFSET
 from lockstep.common.data.mapped import MappedSamples
+from lockstep.common.data.npy import DATA_OFFSET
 from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.source import load, with_moments, with_validation
 from lockstep.common.errors import DataError

@@ -40,7 +40,7 @@ def test_it_travels_and_stays_what_it_is() -> None:
 @pytest.mark.parametrize("part", [digits().train, tokens(), numbers()], ids=["images", "tokens", "numbers"])
 def test_samples_travel_exactly(part: Dataset) -> None:
     places = np.array([3, 0, 2])
-    info = part_info(part)
+    info = part_info(part.images, part.labels)
     data = unpacked(info, 3, packed(part, places))
     assert data is not None
     images = np.frombuffer(data[0], info.images_dtype).reshape(3, *info.sample_shape)
@@ -52,13 +52,13 @@ def test_samples_travel_exactly(part: Dataset) -> None:
 def test_too_few_or_too_many_bytes_are_noticed() -> None:
     part = digits().train
     words = packed(part, np.arange(3))
-    assert unpacked(part_info(part), 3, words) is not None
+    assert unpacked(part_info(part.images, part.labels), 3, words) is not None
     for odd in (words[:-1], np.append(words, np.float32(0))):
-        assert unpacked(part_info(part), 3, odd) is None
+        assert unpacked(part_info(part.images, part.labels), 3, odd) is None
 
 
 def test_a_message_is_bounded_and_holds_a_sample_at_least() -> None:
-    info = part_info(digits().train)
+    info = part_info(digits().train.images, digits().train.labels)
     assert info.in_a_message() == MESSAGE_BYTES // 792
     assert msgspec.structs.replace(info, sample_shape=(3, 4000, 4000)).in_a_message() == 1
 

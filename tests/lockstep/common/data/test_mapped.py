@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockstep.common.data.mapped import CALM_GATHERS, MappedSamples
+from lockstep.common.data.preparation import value_blocks
 from lockstep.common.data.source import load
 from tests.lockstep.common.data.folders import write_folder
 
@@ -56,7 +57,7 @@ def test_it_is_indexed_as_an_array(samples: MappedSamples, key: Any) -> None:
 def test_all_values_come_in_blocks(samples: MappedSamples, count: int) -> None:
     some = np.arange(1, 600, 3)
     for part, expected in ((samples, ARRAY), (samples.subset(some), ARRAY[some])):
-        blocks = list(part.value_blocks(count)) if count > 1 else list(part.subset(np.arange(3)).value_blocks(count))
+        blocks = list(value_blocks(part if count > 1 else part.subset(np.arange(3)), count))
         assert all(len(block) == count for block in blocks[:-1])
         flat = expected.reshape(-1)
         np.testing.assert_array_equal(np.concatenate(blocks), flat if count > 1 else flat[:120])

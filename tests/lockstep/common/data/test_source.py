@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.source import load, with_validation
 from lockstep.common.errors import DataError
-from tests.lockstep.common.data.formats.test_idx import idx_bytes
+from tests.lockstep.common.data.test_idx import idx_bytes
 
 FILES = {
     "train-images-idx3-ubyte": np.arange(24, dtype=np.uint8).reshape(6, 2, 2),
@@ -100,7 +100,7 @@ def test_a_missing_idx_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "array", "text"),
     [
-        ("train_labels_idx1", np.zeros(5, np.uint8), "train-labels-idx1-ubyte: 5 labels: expected 6"),
+        ("train_labels_idx1", np.zeros(5, np.uint8), "train-labels-idx1-ubyte: 5 labels for 6 samples"),
         ("train_labels_idx1", np.array([0, 0, 10, 0, 0, 0], np.uint8), r"label 10 at index 2: expected .*\[0, 10\)"),
         ("train_images_idx3", np.zeros(6, np.uint8), "starts with '00000801': expected '00000803'"),
         ("t10k_images_idx3", np.zeros((2, 3, 2), np.uint8), r"test images of shape \(1, 3, 2\): expected \(1, 2, 2\)"),
@@ -118,7 +118,7 @@ def test_idx_files_that_do_not_fit_together_are_named(
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        ({"y_train": np.zeros(6)}, "'y_train' has real numbers and 'y_test' integers: expected one kind in both"),
+        ({"y_train": np.zeros(6)}, "'y_train' has real numbers, and the test set integers: expected one kind in both"),
         ({"y_train": np.array([0.0, 1, 2, 3, np.nan, 0]), "y_test": np.zeros(2)}, "train: label 4 holds an infinity"),
         ({"y_train": np.zeros((6, 2, 2)), "y_test": np.zeros(2)}, r"shape \(6, 2, 2\): expected float32 and"),
         ({"y_train": np.zeros((6, 2)), "y_test": np.zeros(2)}, "1 targets in the test set: expected 2"),
@@ -128,7 +128,7 @@ def test_idx_files_that_do_not_fit_together_are_named(
         ({"y_train": np.zeros(6, bool)}, "'y_train' is of dtype 'bool': expected integers"),
         ({"y_train": np.array([0, 1, -3, 0, 0, 0])}, "train: label -3 at index 2"),
         ({"y_test": np.array([0, 2**64 - 1], np.uint64)}, "'y_test' has the label 18446744073709551615"),
-        ({"y_train": np.zeros(5, np.int64)}, "train: 6 images and 5 labels"),
+        ({"y_train": np.zeros(5, np.int64)}, "'y_train': 5 labels for 6 samples"),
         ({"x_train": np.zeros((6, 2, 2), np.int32)}, "train: images of dtype 'int32': expected uint8 or float32"),
         ({"x_train": np.full((6, 2), 1e300)}, "train: image 0 holds an infinity"),
         ({"x_test": np.zeros((0, 2, 2), np.uint8), "y_test": np.zeros(0, np.int64)}, r"images of shape \(0, 1, 2, 2\)"),

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lockstep.common import optim
-from lockstep.common.optim.rules import CHUNK, AdamRule, AdamWRule, RMSPropRule, Rule, SGDRule
+from lockstep.common.optim import optimizers as optim
+from lockstep.common.optim.rules import CHUNK, AdamRule, AdamWRule, RMSPropRule, Rule, SGDRule, SlotSets
 
 PAIRS: list[tuple[Callable[..., optim.Optimizer], dict[str, Any], Rule]] = [
     (optim.SGD, {"lr": 0.1}, SGDRule()),
@@ -58,7 +58,7 @@ def test_parameters_get_the_bits_of_one_flat_vector(
         gradient = np.concatenate([np.asarray(part.grad).reshape(-1) for part in leaves])
         optimizer.step()
         new = np.empty_like(flat)
-        rule.update(flat, gradient, state, step, 0.1, new)
+        rule.update(flat, gradient, SlotSets(state), step, 0.1, new)
         flat = new
     assert np.concatenate([part.data.reshape(-1) for part in leaves]).tobytes() == flat.tobytes()
 

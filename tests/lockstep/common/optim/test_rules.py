@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lockstep.common.optim.rules import CHUNK, AdamRule, AdamWRule, RMSPropRule, Rule, SGDRule
+from lockstep.common.optim.rules import CHUNK, AdamRule, AdamWRule, RMSPropRule, Rule, SGDRule, SlotSets
 
 WEIGHTS = [0.5, -1.25, 2.0]
 GRADIENTS = [[0.1, -0.2, 0.3], [-0.4, 0.05, 0.6], [0.25, 0.5, -0.75], [1.5, -0.125, 0.0]]
@@ -51,7 +51,7 @@ def run(rule: Rule, weights: NDArray[Any], gradients: NDArray[Any]) -> dict[str,
     state = rule.init(weights.size)
     for step, gradient in enumerate(gradients):
         new = np.full_like(weights, np.nan)
-        rule.update(weights, gradient.copy(), state, step, 0.1, new)
+        rule.update(weights, gradient.copy(), SlotSets(state), step, 0.1, new)
         weights = new
     return {"weights": weights, **state}
 
@@ -86,14 +86,14 @@ def test_an_empty_slice_stays_empty(rule: Rule) -> None:
 def test_everything_stays_float32(rule: Rule, lr: float) -> None:
     weights, out = np.ones(5, np.float32), np.empty(5, np.float32)
     state = rule.init(5)
-    rule.update(weights, np.ones(5, np.float32), state, 0, lr, out)
+    rule.update(weights, np.ones(5, np.float32), SlotSets(state), 0, lr, out)
     assert {array.dtype for array in (out, *state.values())} == {np.dtype(np.float32)}
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_the_weights_before_stay_as_they_were(rule: Rule) -> None:
     weights = np.array(WEIGHTS, np.float32)
-    rule.update(weights, np.ones(3, np.float32), rule.init(3), 0, 0.1, np.empty(3, np.float32))
+    rule.update(weights, np.ones(3, np.float32), SlotSets(rule.init(3)), 0, 0.1, np.empty(3, np.float32))
     assert weights.tolist() == WEIGHTS
 
 
@@ -103,7 +103,7 @@ def test_an_update_takes_no_memory_of_its_own(rule: Rule) -> None:
     state = rule.init(weights.size)
     tracemalloc.start()
     try:
-        rule.update(weights, gradient, state, 0, 0.1, out)
+        rule.update(weights, gradient, SlotSets(state), 0, 0.1, out)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

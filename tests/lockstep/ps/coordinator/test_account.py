@@ -3,7 +3,7 @@
 from lockstep.common.protocol.messages import Result
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import RecordEpoch, UpdateWeights
-from lockstep.ps.records.ledger import Again, LedgerEntry, WorkerIn
+from lockstep.ps.records.ledger import LedgerEntry, UnusedWork, WorkerIn
 from tests.lockstep.ps.runs import Drive, facts_of, result_of
 
 
@@ -17,8 +17,8 @@ def noted(drive: Drive) -> list[LedgerEntry]:
     return [entry for account in accounts for entry in account.entries]
 
 
-def again(drive: Drive) -> list[Again]:
-    return [entry for entry in noted(drive) if isinstance(entry, Again)]
+def again(drive: Drive) -> list[UnusedWork]:
+    return [entry for entry in noted(drive) if isinstance(entry, UnusedWork)]
 
 
 def test_the_shares_of_a_step_tile_it_with_their_losses() -> None:
@@ -54,7 +54,7 @@ def test_what_a_worker_held_that_left_is_booked_with_the_reason() -> None:
     drive.leave(1, "interrupted")
     drive.finish()
     assert again(drive) == [
-        Again(work="train", step=0, lo=lo, hi=hi, rank=0, why="it left: interrupted", began_s=0.0, ended_s=1.5)
+        UnusedWork(work="train", step=0, lo=lo, hi=hi, rank=0, why="it left: interrupted", began_s=0.0, ended_s=1.5)
         for lo, hi in held
     ]
 
@@ -67,9 +67,9 @@ def test_what_ran_out_or_raised_is_booked_with_the_reason() -> None:
     drive.pass_time(61.0)
     drive.ask(1)
     drive.ask(2)
-    reasons = {entry.why for entry in drive.coordinator.state.account.entries if isinstance(entry, Again)}
+    reasons = {entry.why for entry in drive.coordinator.state.account.entries if isinstance(entry, UnusedWork)}
     assert reasons == {"it raised: ValueError: boom", "it had sent nothing for 60.0 s"}
-    first = next(entry for entry in drive.coordinator.state.account.entries if isinstance(entry, Again))
+    first = next(entry for entry in drive.coordinator.state.account.entries if isinstance(entry, UnusedWork))
     assert (first.rank, first.lo, first.hi) == (1, lease.lo, lease.hi)
 
 
@@ -82,7 +82,9 @@ def test_a_result_that_comes_twice_or_too_late_is_booked() -> None:
     drive.finish_round()
     drive.send(1, result)
     drive.finish_round()
-    twice = Again(work="train", step=0, lo=result.lo, hi=result.hi, rank=0, why="others had done it, or it came twice")
+    twice = UnusedWork(
+        work="train", step=0, lo=result.lo, hi=result.hi, rank=0, why="others had done it, or it came twice"
+    )
     assert again(drive) == [twice, twice]
     assert [update.step for update in updates(drive)][:2] == [0, 1]
 

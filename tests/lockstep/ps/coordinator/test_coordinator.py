@@ -14,7 +14,7 @@ from lockstep.ps.coordinator.effects import AwaitShards, Effect, Finish, RecordE
 from lockstep.ps.coordinator.membership import MemberState
 from lockstep.ps.coordinator.scheduling.stragglers import ENOUGH, FLOOR_S
 from lockstep.ps.coordinator.transitions import RunPhase
-from lockstep.ps.records.ledger import Again
+from lockstep.ps.records.ledger import UnusedWork
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import plan_of
 from tests.lockstep.ps.runs import TEST, TRAIN, Drive, facts_of, kinds, messages, peer_of, result_of
@@ -80,9 +80,9 @@ def test_sums_that_are_acknowledged_after_another_workers_are_not_counted_again(
     drive, late = contested()
     acknowledge(drive, 1, late.node())
     assert drive.counted == [late.node()]
-    again = [entry for entry in drive.coordinator.state.account.entries if isinstance(entry, Again)]
+    again = [entry for entry in drive.coordinator.state.account.entries if isinstance(entry, UnusedWork)]
     why = "others had done it, or it came twice"
-    assert again[-1] == Again(work="train", step=0, lo=late.lo, hi=late.hi, rank=0, why=why)
+    assert again[-1] == UnusedWork(work="train", step=0, lo=late.lo, hi=late.hi, rank=0, why=why)
     (update,) = [effect for effect in finish_step(drive) if isinstance(effect, UpdateWeights)]
     assert sorted(one for share in update.account.shares for one in range(share.lo, share.hi)) == list(range(16))
     assert update.tally.count == 16
@@ -279,7 +279,7 @@ def test_what_is_lost_in_a_validation_is_listed_with_its_epoch() -> None:
     drive.leave(holder)
     drive.finish_round()
     (record,) = [effect for effect in drive.finish_round() if isinstance(effect, RecordEpoch)]
-    assert [entry.work for entry in record.account.entries if isinstance(entry, Again)] == ["validate"]
+    assert [entry.work for entry in record.account.entries if isinstance(entry, UnusedWork)] == ["validate"]
     assert (record.epoch.epoch, record.epoch.val_loss, record.epoch.test_loss) == (1, 1.0, 1.0)
     assert [effect for effect in drive.effects if isinstance(effect, RecordEpoch)] == [record]
 

@@ -10,7 +10,7 @@ from lockstep.common.protocol.messages import Join, Refused, ServerMessage
 from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.transport.in_memory import MemoryNetwork
-from lockstep.common.transport.limits.rejection_log import LINES, WINDOW_S, RejectionLog
+from lockstep.common.transport.limits import LINES, WINDOW_S, RejectionLog
 from lockstep.ps.coordinator import events
 from lockstep.ps.server.peer_blocklist import PeerBlocklist
 from lockstep.ps.setup import AdmissionPolicy

@@ -7,7 +7,7 @@ from lockstep.common.protocol.messages import Dropped, Eviction, Lease, Withdraw
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import Effect
 from lockstep.ps.coordinator.membership import MemberState
-from lockstep.ps.records.ledger import OTHERS_FASTER, Again
+from lockstep.ps.records.ledger import OTHERS_FASTER, UnusedWork
 from tests.lockstep.ps.runs import Drive, finished, kinds, messages, peer_of, result_of, said
 
 
@@ -30,10 +30,10 @@ def drop(drive: Drive, worker: int, lease: Lease, computed: int) -> list[Effect]
     return drive.happen(events.LeaseDropped(peer=peer_of(worker), dropped=dropped))
 
 
-def listed(drive: Drive, worker: int) -> list[Again]:
+def listed(drive: Drive, worker: int) -> list[UnusedWork]:
     """Return what the ledger lists of a worker in the round at hand."""
     entries = drive.coordinator.state.account.entries
-    return [entry for entry in entries if isinstance(entry, Again) and entry.rank == worker - 1]
+    return [entry for entry in entries if isinstance(entry, UnusedWork) and entry.rank == worker - 1]
 
 
 def test_a_worker_is_told_at_once_that_another_was_faster_and_gets_nothing_before_it_has_answered() -> None:

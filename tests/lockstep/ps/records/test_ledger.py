@@ -10,23 +10,23 @@ from lockstep.common.protocol.messages import Result
 from lockstep.ps.records.ledger import (
     MOST_ENTRIES,
     Account,
-    Again,
     EpochDone,
     LedgerShare,
+    OmittedEntries,
     RunBegun,
     StepDone,
-    Unlisted,
+    UnusedWork,
     WeightsAt,
     WorkerIn,
     read_lines,
 )
 
-AGAIN = Again(work="train", step=3, lo=0, hi=2, rank=1, why="it left: killed")
+AGAIN = UnusedWork(work="train", step=3, lo=0, hi=2, rank=1, why="it left: killed")
 ENTRIES = [
     RunBegun(step=4, lost_steps=2, weights_sha256="2" * 64),
     WorkerIn(rank=0, host="b", pid=812),
     AGAIN,
-    Unlisted(work="evaluate", step=3, count=7),
+    OmittedEntries(work="evaluate", step=3, count=7),
     EpochDone(epoch=1, step=3, weights_sha256="0" * 64, link="1" * 64),
     WeightsAt(step=3, weights_sha256="0" * 64),
 ]
@@ -66,7 +66,7 @@ def test_what_a_round_lists_is_bounded() -> None:
     account = Account(4)
     for _ in range(MOST_ENTRIES + 7):
         account.add(AGAIN)
-    assert account.other_entries("train", 3) == [AGAIN] * MOST_ENTRIES + [Unlisted(work="train", step=3, count=7)]
+    assert account.other_entries("train", 3) == [AGAIN] * MOST_ENTRIES + [OmittedEntries(work="train", step=3, count=7)]
 
 
 def test_a_share_has_at_least_one_micro_batch() -> None:
@@ -100,11 +100,11 @@ def test_the_entries_of_the_round_before_are_added_within_the_limit() -> None:
         before.add(AGAIN)
     other = WorkerIn(rank=0, host="b", pid=812)
     account.add(other)
-    account.unlisted = 4
+    account.omitted = 4
     account.merge(before)
     # One of those that the round before lists has no room any more.
     assert account.entries == [other, *[AGAIN] * (MOST_ENTRIES - 1)]
-    assert account.unlisted == 4 + 2 + 1
+    assert account.omitted == 4 + 2 + 1
     assert len(before.entries) == MOST_ENTRIES
 
 
@@ -118,14 +118,14 @@ def test_a_round_with_room_for_all_lists_nothing_more() -> None:
 def test_a_result_that_nobody_needs_is_listed_if_it_is_of_any_micro_batch(lo: int, hi: int, count: int) -> None:
     account = Account(4)
     account.record_unused(a_result(lo, hi), 1)
-    entry = Again(work="train", step=3, lo=lo, hi=hi, rank=1, why="others had done it, or it came twice")
+    entry = UnusedWork(work="train", step=3, lo=lo, hi=hi, rank=1, why="others had done it, or it came twice")
     assert account.entries == [entry] * count
 
 
 def test_each_node_that_is_computed_again_has_an_entry() -> None:
     account = Account(8)
     account.record_recomputed("train", 3, [Node(0, 2), Node(4, 5)], 1, "it left: killed")
-    expected = [AGAIN, Again(work="train", step=3, lo=4, hi=5, rank=1, why="it left: killed")]
+    expected = [AGAIN, UnusedWork(work="train", step=3, lo=4, hi=5, rank=1, why="it left: killed")]
     assert account.entries == expected
     assert AGAIN.node() == Node(0, 2)
 
@@ -138,7 +138,7 @@ def test_times_are_whole_microseconds_from_the_begin_of_the_round() -> None:
     assert account.shares == [LedgerShare(0, 1, 0, 1e-6, 0.012346), LedgerShare(1, 2, 1, 0.0, 0.002)]
     account.record_recomputed("train", 3, [Node(0, 2), Node(2, 4)], 1, "it left", [0.001, None], 0.0050001)
     account.record_unused(result, 2, 0.002, 0.006)
-    times = [(entry.began_s, entry.ended_s) for entry in account.entries if isinstance(entry, Again)]
+    times = [(entry.began_s, entry.ended_s) for entry in account.entries if isinstance(entry, UnusedWork)]
     assert times == [(0.001, 0.005), (None, 0.005), (0.002, 0.006)]
     lines = [account.step_done(3, 7), *account.entries]
     assert read_lines(b"".join(msgspec.json.encode(line) + b"\n" for line in lines), "ledger") == lines

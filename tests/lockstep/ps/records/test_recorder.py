@@ -16,7 +16,7 @@ from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import FileFormatError, UsageError
 from lockstep.common.job.tally import Tally, pack_losses
 from lockstep.common.protocol.messages import EpochStatus
-from lockstep.ps.records.ledger import Account, Again, EpochDone, LedgerShare, RunBegun, StepDone, read_lines
+from lockstep.ps.records.ledger import Account, EpochDone, LedgerShare, RunBegun, StepDone, UnusedWork, read_lines
 from lockstep.ps.records.metrics import METRICS
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.recorder import MetricsRecorder, Setting, carried
@@ -74,7 +74,7 @@ def recorder_in(folder: Path | None) -> MetricsRecorder:
 def account() -> Account:
     """Return what a step came to that two workers have shared, a third having left."""
     made = Account(4)
-    made.add(Again(work="train", step=0, lo=2, hi=4, rank=2, why="it left"))
+    made.add(UnusedWork(work="train", step=0, lo=2, hi=4, rank=2, why="it left"))
     made.record_accepted(Node(2, 4), 1, pack_losses([3.0, 4.0]))
     made.record_accepted(Node(0, 2), 0, pack_losses([1.0, 2.0]))
     return made

@@ -11,7 +11,7 @@ from lockstep.common.aggregation.quantization.quantization import EXACT, Quantiz
 from lockstep.common.aggregation.slices import FRAME, Slice, slices_for
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.optim.clipping import BLOCK, add_blocks, scale_for, squared_norm
-from lockstep.common.optim.rules import CHUNK, AdamRule, Rule, SGDRule, State
+from lockstep.common.optim.rules import CHUNK, AdamRule, Rule, SGDRule, SlotSets
 from lockstep.common.optim.schedules import Constant, Cosine
 from lockstep.common.random import Purpose, generator
 from lockstep.ps.shard.shard import Shard, UpdatePolicy
@@ -59,7 +59,7 @@ def test_an_update_is_the_optimizers_on_the_mean(rule: Rule, clip_norm: float | 
         if clip_norm is not None:
             gradient *= np.float32(scale_for(squared_norm(gradient), clip_norm))
         new = np.empty_like(weights[:TRAINED])
-        rule.update(weights[:TRAINED], gradient, state, step, Cosine(0.5, steps=10).rate(step), new)
+        rule.update(weights[:TRAINED], gradient, SlotSets(state), step, Cosine(0.5, steps=10).rate(step), new)
         weights[:TRAINED] = new
         weights[TRAINED:] += np.float32(0.1) * (mean[TRAINED:] - weights[TRAINED:])
         assert rate == Cosine(0.5, steps=10).rate(step)
@@ -159,16 +159,7 @@ def test_the_weights_before_the_last_update_are_kept() -> None:
 class InterruptedRule(SGDRule):
     """Ctrl-C in the middle of an update."""
 
-    def update(
-        self,
-        weights: Vector,
-        gradient: Vector,
-        state: State,
-        step: int,
-        lr: float,
-        out: Vector,
-        new_state: State | None = None,
-    ) -> None:
+    def update(self, weights: Vector, gradient: Vector, slots: SlotSets, step: int, lr: float, out: Vector) -> None:
         out[:3] = 99.0
         raise KeyboardInterrupt
 

@@ -11,12 +11,9 @@ from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.results.reports.display import (
     MOST_WORKER_LINES,
-    PLAIN_EVERY_S,
-    AnnouncingDisplay,
     Display,
-    LiveDisplay,
-    PlainDisplay,
-    SilentDisplay,
+    Lines,
+    LiveRegion,
     display_for,
     duration,
     epoch_line,
@@ -40,8 +37,8 @@ def shown(on: Console) -> list[str]:
 
 def picture(of: Status) -> list[str]:
     """Return the live picture of a status as lines of text."""
-    display, paper = LiveDisplay(console(is_terminal=True), ManualClock()), console(is_terminal=False)
-    paper.print(display._live_part(of))
+    region, paper = LiveRegion(console(is_terminal=True)), console(is_terminal=False)
+    paper.print(region.picture(of))
     return shown(paper)
 
 
@@ -55,7 +52,7 @@ def test_durations(seconds: float, text: str) -> None:
 
 def test_what_is_trained_is_announced_once_and_not_before_the_run_is_known_to_be_good() -> None:
     to = console(is_terminal=False)
-    with AnnouncingDisplay(PlainDisplay(to, ManualClock()), ["training mlp", "weights go to runs/mine"]) as display:
+    with display_for(to, ManualClock(), ["training mlp", "weights go to runs/mine"]) as display:
         display.say("notice: something")
         display.show(status())
         display.show(status())
@@ -101,7 +98,7 @@ def test_the_live_display_neither_wraps_nor_outgrows_the_terminal() -> None:
 
 def test_a_live_display_scrolls_finished_epochs_and_leaves_nothing_else() -> None:
     on, clock = console(is_terminal=True), ManualClock()
-    with LiveDisplay(on, clock) as display:
+    with display_for(on, clock) as display:
         for step in range(3):
             clock.advance(1.0)
             display.show(status(step=700 + step))
@@ -115,7 +112,7 @@ def test_a_live_display_scrolls_finished_epochs_and_leaves_nothing_else() -> Non
 
 def test_a_live_display_says_a_reminder_once_until_something_else_is_said() -> None:
     on = console(is_terminal=True)
-    with LiveDisplay(on, ManualClock()) as display:
+    with display_for(on, ManualClock()) as display:
         for _ in range(3):
             display.remind("waiting for workers: 0 of 1 are ready")
         display.say("worker 0 joined")
@@ -125,7 +122,7 @@ def test_a_live_display_says_a_reminder_once_until_something_else_is_said() -> N
 
 def test_a_live_display_makes_a_few_updates_a_second_at_most() -> None:
     on, clock = console(is_terminal=True), ManualClock()
-    with LiveDisplay(on, clock) as display:
+    with display_for(on, clock) as display:
         for step in range(1000):
             clock.advance(0.001)
             display.show(status(step=step, history=[]))
@@ -134,9 +131,9 @@ def test_a_live_display_makes_a_few_updates_a_second_at_most() -> None:
 
 def test_plain_lines_one_an_epoch_and_one_now_and_then() -> None:
     on, clock = console(is_terminal=False), ManualClock()
-    with PlainDisplay(on, clock) as display:
+    with display_for(on, clock) as display:
         display.show(status())
-        clock.advance(PLAIN_EVERY_S - 1.0)
+        clock.advance(Lines.every_s - 1.0)
         display.show(status())
         clock.advance(1.0)
         display.show(status())
@@ -152,8 +149,7 @@ def window(first: int, last: int) -> Status:
 @pytest.mark.parametrize("is_terminal", [False, True])
 def test_each_epoch_is_reported_once_where_a_status_tells_of_the_last_ones(is_terminal: bool) -> None:
     on = console(is_terminal=is_terminal)
-    kind = LiveDisplay if is_terminal else PlainDisplay
-    with kind(on, ManualClock()) as display:
+    with display_for(on, ManualClock()) as display:
         # Between the last two more epochs ended than a status tells of; a server that was started again has fewer.
         for first, last in ((1, 3), (3, 5), (4, 5), (4, 6), (3, 4), (9, 11)):
             display.show(window(first, last))
@@ -163,7 +159,7 @@ def test_each_epoch_is_reported_once_where_a_status_tells_of_the_last_ones(is_te
 
 def test_plain_lines_repeat_reminders() -> None:
     on = console(is_terminal=False)
-    display = PlainDisplay(on, ManualClock())
+    display = display_for(on, ManualClock())
     display.remind("waiting")
     display.remind("waiting")
     assert shown(on) == ["waiting", "waiting"]
@@ -171,20 +167,35 @@ def test_plain_lines_repeat_reminders() -> None:
 
 def test_a_plain_line_stays_one_line_and_is_no_markup() -> None:
     on = console(is_terminal=False)
-    PlainDisplay(on, ManualClock()).say("[bold]" + "x" * 200)
+    display_for(on, ManualClock()).say("[bold]" + "x" * 200)
     assert shown(on) == ["[bold]" + "x" * 200]
 
 
-def test_silence() -> None:
-    with SilentDisplay() as display:
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_silence(is_terminal: bool) -> None:
+    on = console(is_terminal=is_terminal)
+    on.quiet = True
+    with display_for(on, ManualClock()) as display:
+        assert display.is_silent
         display.show(status())
         display.say("word")
-        display.remind("word")
+        print("of the user's own")
+    assert isinstance(on.file, io.StringIO)
+    assert on.file.getvalue() == ""
+    assert not display_for(console(is_terminal=is_terminal), ManualClock()).is_silent
+
+
+def test_whoever_listens_receives_each_status() -> None:
+    heard: list[Status] = []
+    display = Display(Lines(console(is_terminal=False)), ManualClock(), listener=heard.append)
+    display.show(status(step=1))
+    display.show(status(step=2))
+    assert [each.step for each in heard] == [1, 2]
 
 
 @pytest.mark.parametrize(
-    ("is_terminal", "kind", "display"),
-    [(True, "xterm", LiveDisplay), (True, "dumb", PlainDisplay), (False, "xterm", PlainDisplay)],
+    ("is_terminal", "kind", "medium"),
+    [(True, "xterm", LiveRegion), (True, "dumb", Lines), (False, "xterm", Lines)],
 )
-def test_the_display_fits_the_console(is_terminal: bool, kind: str, display: type[Display]) -> None:
-    assert type(display_for(console(is_terminal=is_terminal, kind=kind), ManualClock())) is display
+def test_the_display_fits_the_console(is_terminal: bool, kind: str, medium: type[object]) -> None:
+    assert type(display_for(console(is_terminal=is_terminal, kind=kind), ManualClock()).medium) is medium

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from lockstep.results.watch.app import WatchApp
 from lockstep.results.watch.guard import HEADERS, MOST_BODY_BYTES, Guard, RequestLimit
-from lockstep.results.watch.sources import Source
+from lockstep.results.watch.sources import WatchedRuns
 from tests.lockstep.results.watch.folders import running
 from tests.lockstep.small_runs import small_run
 
@@ -24,7 +24,7 @@ EVIL = '<img src=x onerror="alert(1)">'
 
 @contextmanager
 def client(
-    source: Source, *, token: str = "", limit: RequestLimit | None = None, is_metrics_only: bool = False
+    source: WatchedRuns, *, token: str = "", limit: RequestLimit | None = None, is_metrics_only: bool = False
 ) -> Iterator[TestClient]:
     app = WatchApp(source, lambda: 1.0, is_metrics_only=is_metrics_only)
     guard = Guard(app.asgi(), frozenset({HOST, "localhost:8000"}), lambda: 1.0, token, limit or RequestLimit())
@@ -34,7 +34,7 @@ def client(
 
 @pytest.fixture
 def one(tmp_path: Path) -> Iterator[TestClient]:
-    with client(Source.at(running(tmp_path / "mine"))) as asked:
+    with client(WatchedRuns.at(running(tmp_path / "mine"))) as asked:
         yield asked
 
 
@@ -77,7 +77,7 @@ def test_many_runs_are_listed_the_newest_first_and_opened_by_their_names_alone(t
     (tmp_path / "runs" / "other").mkdir()
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "job.toml").touch()
-    with client(Source.at(tmp_path / "runs")) as asked:
+    with client(WatchedRuns.at(tmp_path / "runs")) as asked:
         assert {run["id"] for run in asked.get("/api/runs").json()} == {"a", "b"}
         assert asked.get("/api/runs/a/snapshot").json()["name"] == "a"
         for name in ("other", "..", "../secret", "%2e%2e%2fsecret", "", "run"):
@@ -89,7 +89,7 @@ def test_what_a_worker_names_itself_stays_text(tmp_path: Path) -> None:
     folder = running(tmp_path / "mine")
     ledger = folder / "ledger.jsonl"
     ledger.write_bytes(ledger.read_bytes().replace(b'"here"', b'"<img src=x onerror=\\"alert(1)\\">"'))
-    with client(Source.at(folder)) as asked:
+    with client(WatchedRuns.at(folder)) as asked:
         answer = asked.get("/api/runs/run/snapshot")
         assert answer.headers["content-type"] == "application/json"
         assert answer.json()["workers"][0]["host"] == EVIL
@@ -129,14 +129,14 @@ def test_no_other_origin_may_read(one: TestClient) -> None:
     "path", ["/", "/api/source", "/wrong/", "/wrong/api/source", "/tokens/", "/metrics", "//token/"]
 )
 def test_without_the_token_nothing_is_shown(tmp_path: Path, path: str) -> None:
-    with client(Source.at(running(tmp_path / "mine")), token="token") as asked:
+    with client(WatchedRuns.at(running(tmp_path / "mine")), token="token") as asked:
         answer = asked.get(path)
         assert answer.status_code == 403
         assert answer.text.startswith("this link lacks the token")
 
 
 def test_with_the_token_all_is(tmp_path: Path) -> None:
-    with client(Source.at(running(tmp_path / "mine")), token="token") as asked:
+    with client(WatchedRuns.at(running(tmp_path / "mine")), token="token") as asked:
         assert asked.get("/token").headers["location"] == "/token/"
         assert "<title>" in asked.get("/token/").text
         assert asked.get("/token/page/watch.js").status_code == 200
@@ -150,12 +150,12 @@ def test_too_many_requests_are_refused_and_the_next_ones_are_not() -> None:
 
 
 def test_the_limit_holds_for_all(tmp_path: Path) -> None:
-    with client(Source.at(running(tmp_path / "mine")), limit=RequestLimit(most=2)) as asked:
+    with client(WatchedRuns.at(running(tmp_path / "mine")), limit=RequestLimit(most=2)) as asked:
         assert [asked.get("/api/source").status_code for _ in range(3)] == [200, 200, 429]
 
 
 def test_only_metrics_are_served_where_nothing_else_is_wanted(tmp_path: Path) -> None:
-    with client(Source.at(running(tmp_path / "mine")), is_metrics_only=True) as asked:
+    with client(WatchedRuns.at(running(tmp_path / "mine")), is_metrics_only=True) as asked:
         assert asked.get("/metrics").status_code == 200
         assert asked.get("/").status_code == asked.get("/api/runs/run/snapshot").status_code == 404
 
@@ -185,7 +185,7 @@ def test_a_model_sees_something_in_a_drawing_and_in_its_test_set(tmp_path: Path)
     run = small_run(tmp_path, epochs=1, lr=1e-6)
     drawn = np.zeros((28, 28), np.uint8)
     drawn[4:24, 13:16] = 255
-    with client(Source.at(run.folder)) as asked:
+    with client(WatchedRuns.at(run.folder)) as asked:
         answer = asked.post("/api/runs/run/answer", content=drawn.tobytes())
         assert answer.status_code == 200, answer.text
         assert sum(answer.json()["probabilities"]) == pytest.approx(1.0, abs=1e-5)

@@ -19,7 +19,7 @@ from lockstep.ps.records.run_folder import RunFolder
 from lockstep.results.watch.app import WatchApp
 from lockstep.results.watch.guard import Guard
 from lockstep.results.watch.serving import Place, listen
-from lockstep.results.watch.sources import Source
+from lockstep.results.watch.sources import WatchedRuns
 from tests.lockstep.results.reports.plots.records import write_steps
 from tests.lockstep.results.watch.folders import running
 
@@ -39,7 +39,7 @@ def served(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         ledger.write_bytes(ledger.read_bytes().replace(b'"here"', b'"<img src=x onerror=\\"window.hit=1\\">"'))
     with listen(Place("127.0.0.1", 0)) as listening:
         host = f"127.0.0.1:{listening.getsockname()[1]}"
-        app = WatchApp(Source.at(tmp_path / "runs"), lambda: 1.0)
+        app = WatchApp(WatchedRuns.at(tmp_path / "runs"), lambda: 1.0)
         guard = Guard(app.asgi(), frozenset({host}), lambda: 1.0)
         server = uvicorn.Server(uvicorn.Config(guard, log_level="error", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

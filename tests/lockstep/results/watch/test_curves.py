@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockstep.results.watch.curves import StepColumns, StepLine, curves
+from lockstep.ps.records.metrics import StepRecord
+from lockstep.results.watch.curves import StepColumns, curves
 
 
-def line(step: int, loss: float = 1.0) -> StepLine:
-    return StepLine(step=step, epoch=1, loss=loss, lr=0.1, samples=8, round_s=0.5)
+def line(step: int, loss: float = 1.0) -> StepRecord:
+    return StepRecord(step=step, epoch=1, loss=loss, lr=0.1, samples=8, round_s=0.5)
 
 
 def columns(*steps: int, loss: float = 1.0) -> StepColumns:

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from lockstep.ps.records.metrics import FailureRecord, encode_record
-from lockstep.results.watch.ledger_file import EventKind
+from lockstep.results.watch.ledger_figures import EventKind
 from lockstep.results.watch.run_view import STOPPED_S, RunState, RunView
 from tests.lockstep.results.reports.plots.records import LEDGER, write_ledger, write_steps
 from tests.lockstep.results.watch.folders import running, viewed

@@ -10,7 +10,7 @@ pytest.importorskip("uvicorn", reason="the page is served by uvicorn: .venv/bin/
 from lockstep.cli.main import run
 from lockstep.common.errors import KeyFileError, UsageError
 from lockstep.results.watch.serving import Place, listen, parse_place, read_token
-from lockstep.results.watch.sources import Source
+from lockstep.results.watch.sources import WatchedRuns
 from tests.lockstep.results.watch.folders import running
 
 
@@ -62,16 +62,16 @@ def test_a_token_is_long_and_nobody_else_can_read_it(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_a_run_or_holds_runs_or_neither(tmp_path: Path) -> None:
-    assert not Source.at(running(tmp_path / "runs" / "a")).is_many
-    assert Source.at(tmp_path / "runs").is_many
-    assert not Source.at(tmp_path / "not yet").is_many
+    assert not WatchedRuns.at(running(tmp_path / "runs" / "a")).is_many
+    assert WatchedRuns.at(tmp_path / "runs").is_many
+    assert not WatchedRuns.at(tmp_path / "not yet").is_many
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     for path, text in ((tmp_path / "other", "holds no run"), (tmp_path / "other" / "file", "is not a folder")):
         with pytest.raises(UsageError, match=text):
-            Source.at(path)
+            WatchedRuns.at(path)
     with pytest.raises(UsageError, match="is not there"):
-        Source.at(tmp_path / "no" / "where")
+        WatchedRuns.at(tmp_path / "no" / "where")
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,13 @@ from lockstep.common.autograd.primitives.spatial.images import (
     batch_innermost,
     channel_blocks,
     check_images,
-    check_signals,
 )
+from lockstep.common.autograd.primitives.spatial.signals import over_signals
 from lockstep.common.autograd.primitives.spatial.windows import (
     Pair,
     Window,
-    as_images,
     pair,
     pooling_windows,
-    single,
     taps,
 )
 
@@ -81,23 +79,7 @@ def _seen(window: Window) -> Array:
 
 
 avg_pool2d = Primitive("avg_pool2d", _avg_pool2d, (_avg_pool2d_x,), keeps=True, reads=((),), is_taped=True)
-
-
-def _avg_pool1d(x: Array, **options: Any) -> tuple[Array, _Divided]:
-    """Pool (batch, channels, length): images of one row. Options as of `avg_pool2d`, one integer each."""
-    check_signals(x, "avg_pool1d")
-    pooled, saved = _avg_pool2d(x[:, :, None], **as_images(options))
-    return pooled[:, :, 0], saved
-
-
-avg_pool1d = Primitive(
-    "avg_pool1d",
-    _avg_pool1d,
-    (lambda g, saved, x, **_: _avg_pool2d_x(g[:, :, None], saved)[:, :, 0],),
-    keeps=True,
-    reads=((),),
-    is_taped=True,
-)
+avg_pool1d = over_signals("avg_pool1d", avg_pool2d)
 
 
 def _adaptive_avg_pool2d(x: Array, *, output_size: Pair) -> tuple[Array, tuple[int, ...]]:
@@ -143,20 +125,4 @@ def _adaptive_spans(image: tuple[int, ...], output_size: Pair) -> tuple[_Spans, 
 adaptive_avg_pool2d = Primitive(
     "adaptive_avg_pool2d", _adaptive_avg_pool2d, (_adaptive_avg_pool2d_x,), keeps=True, reads=((),), is_taped=True
 )
-
-
-def _adaptive_avg_pool1d(x: Array, *, output_size: Pair) -> tuple[Array, tuple[int, ...]]:
-    """Pool (batch, channels, length): images of one row."""
-    check_signals(x, "adaptive_avg_pool1d")
-    pooled, saved = _adaptive_avg_pool2d(x[:, :, None], output_size=(1, single(output_size, "output_size")))
-    return pooled[:, :, 0], saved
-
-
-def _adaptive_avg_pool1d_x(gradient: Array, image: tuple[int, ...], _: None, *, output_size: Pair) -> Array:
-    windows = (1, single(output_size, "output_size"))
-    return _adaptive_avg_pool2d_x(gradient[:, :, None], image, None, output_size=windows)[:, :, 0]
-
-
-adaptive_avg_pool1d = Primitive(
-    "adaptive_avg_pool1d", _adaptive_avg_pool1d, (_adaptive_avg_pool1d_x,), keeps=True, reads=((),), is_taped=True
-)
+adaptive_avg_pool1d = over_signals("adaptive_avg_pool1d", adaptive_avg_pool2d)

@@ -11,8 +11,9 @@ import numpy as np
 from lockstep.common.autograd.primitives.memory import contiguous, empty, zeros
 from lockstep.common.autograd.primitives.primitive import Array, Primitive
 from lockstep.common.autograd.primitives.spatial.columns import correlate, kernel_gradient, scatter, windows_of
-from lockstep.common.autograd.primitives.spatial.images import batch_first, batch_innermost, check_images, check_signals
-from lockstep.common.autograd.primitives.spatial.windows import Pair, Window, check_window, pair, single
+from lockstep.common.autograd.primitives.spatial.images import batch_first, batch_innermost, check_images
+from lockstep.common.autograd.primitives.spatial.signals import over_signals
+from lockstep.common.autograd.primitives.spatial.windows import Pair, Window, check_window, pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,49 +85,12 @@ conv2d = Primitive(
 )
 
 
-def _of_one_row(x: Array | None) -> Array | None:
-    return None if x is None else x[:, :, None]
-
-
-def _conv1d(
-    x: Array,
-    weight: Array,
-    bias: Array | None = None,
-    *,
-    stride: Pair = 1,
-    padding: Pair = 0,
-    dilation: Pair = 1,
-    groups: int = 1,
-) -> tuple[Array, _Seen]:
-    """Correlate `x` (batch, in, length) with `weight` (out, in/groups, kernel): an image of one row."""
-    check_signals(x, "conv1d")
+def _check_kernel(weight: Array, bias: Array | None = None) -> None:
     if weight.ndim != 3:
         raise ValueError(f"conv1d got a weight of shape {weight.shape!r}, expected (out, in/groups, kernel)")
-    result, seen = _conv2d(
-        x[:, :, None],
-        weight[:, :, None],
-        bias,
-        stride=(1, single(stride, "stride")),
-        padding=(0, single(padding, "padding")),
-        dilation=(1, single(dilation, "dilation")),
-        groups=groups,
-    )
-    return result[:, :, 0], seen
 
 
-conv1d = Primitive(
-    "conv1d",
-    _conv1d,
-    (
-        lambda g, seen, x, weight, *_, **__: _conv2d_x(g[:, :, None], seen, x, weight[:, :, None])[:, :, 0],
-        lambda g, seen, *_, out=None, **__: _conv2d_weight(g[:, :, None], seen, out=_of_one_row(out))[:, :, 0],
-        lambda g, *_, out=None, **__: _conv2d_bias(g[:, :, None], out=out),
-    ),
-    keeps=True,
-    reads=((1,), (0,), ()),
-    writes=(1, 2),
-    is_taped=True,
-)
+conv1d = over_signals("conv1d", conv2d, _check_kernel)
 
 
 @lru_cache(maxsize=1024)

@@ -21,14 +21,6 @@ def check_images(x: Array, name: str) -> None:
         )
 
 
-def check_signals(x: Array, name: str) -> None:
-    """Raise ValueError unless `x` is (batch, channels, length)."""
-    if x.ndim != 3:
-        raise ValueError(
-            f"{name} got an input of shape {x.shape!r}, expected (batch, channels, length): reshape it to three axes"
-        )
-
-
 def batch_innermost(x: Array) -> Array:
     """Return (channels, height, width, batch), contiguous: a view where memory is so already, else a copy."""
     return contiguous(x.transpose(1, 2, 3, 0))

@@ -15,9 +15,9 @@ from lockstep.common.autograd.primitives.spatial.images import (
     batch_innermost,
     channel_blocks,
     check_images,
-    check_signals,
 )
-from lockstep.common.autograd.primitives.spatial.windows import Pair, Tap, as_images, pooling_windows, taps
+from lockstep.common.autograd.primitives.spatial.signals import over_signals
+from lockstep.common.autograd.primitives.spatial.windows import Pair, Tap, pooling_windows, taps
 
 
 def _max_pool2d(x: Array, *, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Array:
@@ -99,15 +99,4 @@ def _bits(x: Array) -> np.dtype[Any]:
 max_pool2d = Primitive("max_pool2d", _max_pool2d, (_max_pool2d_x,), reads=((0, RESULT),), is_taped=True)
 
 
-def _max_pool1d(x: Array, **options: Any) -> Array:
-    """Pool (batch, channels, length): images of one row. Options as of `max_pool2d`, one integer each."""
-    check_signals(x, "max_pool1d")
-    return _max_pool2d(x[:, :, None], **as_images(options))[:, :, 0]
-
-
-def _max_pool1d_x(gradient: Array, pooled: Array, x: Array, **options: Any) -> Array:
-    lifted = (each[:, :, None] for each in (gradient, pooled, x))
-    return _max_pool2d_x(*lifted, **as_images(options))[:, :, 0]
-
-
-max_pool1d = Primitive("max_pool1d", _max_pool1d, (_max_pool1d_x,), reads=((0, RESULT),), is_taped=True)
+max_pool1d = over_signals("max_pool1d", max_pool2d)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -130,12 +129,3 @@ def _each_tap(rows: Window, columns: Window) -> Iterator[Tap]:
         for column in range(columns.kernel):
             elements_x, windows_x = columns.tap(column)
             yield (everything, elements_y, elements_x), (everything, windows_y, windows_x)
-
-
-def as_images(options: dict[str, Any]) -> dict[str, Any]:
-    """Turn the options of pooling over (batch, channels, length) into those over images of one row."""
-    lifted = dict(options)
-    for name, across in (("kernel_size", 1), ("stride", 1), ("padding", 0)):
-        if lifted.get(name) is not None:
-            lifted[name] = (across, single(lifted[name], name))
-    return lifted

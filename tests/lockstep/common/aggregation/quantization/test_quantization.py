@@ -157,7 +157,7 @@ def tree_of(it: Quantization, micro_batches: int) -> VectorTree:
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
-@given(arrivals(), st.sampled_from(NAMES), st.sampled_from(["kept", "copied", "own"]))
+@given(arrivals(), st.sampled_from(NAMES), st.sampled_from(["kept", "own"]))
 def test_any_tiling_order_and_duplicates_give_the_same_bits(
     arriving: tuple[int, list[Node]], name: str, how: str
 ) -> None:
@@ -170,9 +170,6 @@ def test_any_tiling_order_and_duplicates_give_the_same_bits(
             own = tree.pool.take()
             own[:] = value
             tree.add_own(node, own)
-        elif how == "copied":
-            tree.add_copy(node, value)
-            value.fill(np.nan)
         else:
             tree.add(node, value)
     assert [term.tobytes() for term in tree.terms()] == [node_value(it, vectors, Node(0, micro_batches)).tobytes()]

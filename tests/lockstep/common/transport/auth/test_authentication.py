@@ -13,7 +13,7 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential, Lock, ServerKeys, Token
 from lockstep.common.transport.auth.curve import check_curve, new_pair, secure_server
 from lockstep.common.transport.auth.zap import DOMAIN
-from lockstep.common.transport.limits.rejection_log import RejectionLog
+from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import Limits
 from lockstep.common.transport.zeromq.client import ZeroMqClient
 from lockstep.common.transport.zeromq.ports import dial, serve

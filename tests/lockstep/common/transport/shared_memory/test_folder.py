@@ -34,7 +34,7 @@ MAKER = """if True:
 def maker(root: Path) -> Iterator[tuple["subprocess.Popen[str]", Path]]:
     """A process that has made a folder, and that folder."""
     command = [sys.executable, "-c", MAKER, str(root)]
-    place = Path(__file__).parents[4]
+    place = Path(__file__).parents[5]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=place) as process:
         assert process.stdout is not None
         yield process, root / process.stdout.readline().strip()

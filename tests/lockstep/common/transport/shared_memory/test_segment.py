@@ -68,7 +68,7 @@ def test_another_process_reads_and_writes(tmp_path: Path, folder: int) -> None:
         segment = attach(path, Shape(2, 5000), folder=os.open(path.parent, os.O_RDONLY), is_writable=True)
         segment.vectors[1][:] = segment.vectors[0] * 2
     """
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "a")], check=True, cwd=Path(__file__).parents[4])
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "a")], check=True, cwd=Path(__file__).parents[5])
     assert set(ours.vectors[1].tolist()) == {6.0}
     assert (tmp_path / "a").exists()
 
@@ -136,7 +136,7 @@ def test_a_real_limit_of_the_system_is_no_signal(tmp_path: Path) -> None:
             print(error)
     """
     command = [sys.executable, "-c", program, str(tmp_path / "a")]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[4])
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[5])
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "has no room for 0.4 MiB" in ended.stdout
     assert list(tmp_path.iterdir()) == []

@@ -11,8 +11,7 @@ import pytest
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.auth.credentials import Lock, ServerKeys
 from lockstep.common.transport.auth.curve import HANDSHAKE_MS, new_pair
-from lockstep.common.transport.limits.ingress_quota import IngressQuota
-from lockstep.common.transport.limits.rejection_log import RejectionLog
+from lockstep.common.transport.limits import IngressQuota, RejectionLog
 from lockstep.common.transport.port import Limits, PeerSlow
 from lockstep.common.transport.zeromq.ports import dial, serve
 from lockstep.common.transport.zeromq.server import CHECK_S, ZeroMqServer

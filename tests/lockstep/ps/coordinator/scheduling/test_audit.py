@@ -13,7 +13,7 @@ from lockstep.ps.coordinator.effects import UpdateWeights
 from lockstep.ps.coordinator.membership import Member
 from lockstep.ps.coordinator.scheduling.audit import AUDITED, Audit, chosen_for_audit
 from lockstep.ps.coordinator.transitions import RunPhase
-from lockstep.ps.records.ledger import Again
+from lockstep.ps.records.ledger import UnusedWork
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Round
 from tests.lockstep.ps.runs import Drive, facts_of, finished, join_of, messages, peer_of, result_of, said
@@ -51,9 +51,9 @@ class Audited(Drive):
         return [message for message in sent if isinstance(message, Lease) and message.work == "audit"]
 
 
-def again(drive: Drive) -> list[Again]:
+def again(drive: Drive) -> list[UnusedWork]:
     updates = [effect for effect in drive.effects if isinstance(effect, UpdateWeights)]
-    return [entry for update in updates for entry in update.account.entries if isinstance(entry, Again)]
+    return [entry for update in updates for entry in update.account.entries if isinstance(entry, UnusedWork)]
 
 
 def test_what_is_chosen_follows_from_seed_step_and_micro_batch() -> None:
@@ -91,7 +91,7 @@ def test_every_micro_batch_is_computed_again_by_another_worker_and_booked() -> N
             first = {
                 micro_batch: share.rank for share in effect.account.shares for micro_batch in range(share.lo, share.hi)
             }
-            second = {entry.lo: entry.rank for entry in effect.account.entries if isinstance(entry, Again)}
+            second = {entry.lo: entry.rank for entry in effect.account.entries if isinstance(entry, UnusedWork)}
             assert all(first[micro_batch] != rank for micro_batch, rank in second.items())
 
 

@@ -11,7 +11,7 @@ from lockstep.ps.coordinator.effects import AddSharedSums, AwaitShards
 from lockstep.ps.coordinator.membership import Member, MemberState
 from lockstep.ps.coordinator.scheduling.audit import AUDITED, Audit
 from lockstep.ps.coordinator.scheduling.round_state import PendingAcknowledgements, RoundState
-from lockstep.ps.records.ledger import Again
+from lockstep.ps.records.ledger import UnusedWork
 from lockstep.ps.run.plan import Round
 from tests.lockstep.ps.runs import join_of, peer_of, result_of
 
@@ -39,7 +39,7 @@ def leased(*members: Member, chosen: frozenset[int] = frozenset()) -> RoundState
 
 def again(state: RoundState) -> Iterator[tuple[str, int, int, int, str]]:
     for entry in state.account.entries:
-        assert isinstance(entry, Again)
+        assert isinstance(entry, UnusedWork)
         yield entry.work, entry.step, entry.lo, entry.rank, entry.why
 
 
@@ -86,7 +86,7 @@ def timed() -> RoundState:
 
 
 def times(state: RoundState) -> list[tuple[float | None, float | None]]:
-    return [(entry.began_s, entry.ended_s) for entry in state.account.entries if isinstance(entry, Again)]
+    return [(entry.began_s, entry.ended_s) for entry in state.account.entries if isinstance(entry, UnusedWork)]
 
 
 def test_times_in_the_ledger_are_counted_from_the_begin_of_the_round() -> None:

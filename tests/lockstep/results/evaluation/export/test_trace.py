@@ -5,14 +5,7 @@ import pytest
 
 from lockstep import F, Tensor, nn
 from lockstep.common.errors import ModelError
-from lockstep.results.evaluation.export.trace import (
-    ANY,
-    TracedConstant,
-    TracedInput,
-    TracedResult,
-    TracedWeight,
-    trace_of,
-)
+from lockstep.results.evaluation.export.trace import ANY, INPUT, trace_of
 
 SAMPLES = np.linspace(-1, 1, 3 * 8, dtype=np.float32).reshape(3, 1, 2, 4)
 
@@ -29,13 +22,11 @@ def test_operands_are_the_input_results_weights_and_constants() -> None:
     trace = trace_of(Net().eval(), SAMPLES)
     assert [step.primitive for step in trace.steps] == ["reshape", "linear", "multiply"]
     reshape, linear, multiply = trace.steps
-    assert reshape.operands == (TracedInput(),)
+    assert reshape.operands == (INPUT,)
     assert reshape.shape == (ANY, 8)
-    assert linear.operands == (TracedResult(0), TracedWeight("linear.weight"), TracedWeight("linear.bias"))
-    constant = multiply.operands[1]
-    assert isinstance(constant, TracedConstant)
-    assert constant.value == 2
-    assert trace.output == TracedResult(2)
+    assert linear.operands == (reshape.result, "linear.weight", "linear.bias")
+    assert multiply.operands == (linear.result, 2)
+    assert trace.output == multiply.result
     assert trace.shape == (ANY, 3)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import msgspec
 
-from lockstep.ps.records.ledger import Again, LedgerEntry, LedgerShare, RunBegun, StepDone, WorkerIn
-from lockstep.ps.records.metrics import EpochRecord, StepRecord
+from lockstep.ps.records.ledger import LedgerEntry, LedgerShare, RunBegun, StepDone, UnusedWork, WorkerIn
+from lockstep.ps.records.metrics import EpochLine, StepRecord
 from lockstep.ps.records.run_folder import RunFolder
 
 
@@ -38,7 +38,7 @@ def write_steps(
         if step % 4 == 3:
             test = {"test_loss": 0.25, "test_accuracy": 0.75, "wall_s": 3.0}
             figures = {"loss": 1.0, "accuracy": 0.5, **test, **chosen_by}
-            run.add_record(EpochRecord(epoch=step // 4 + 1, weights_sha256="00", **figures))
+            run.add_record(EpochLine(epoch=step // 4 + 1, weights_sha256="00", **figures))
     run.close()
 
 
@@ -48,8 +48,8 @@ LEDGER: list[LedgerEntry] = [
     WorkerIn(rank=0, host="here", pid=11),
     WorkerIn(rank=1, host="there", pid=22),
     StepDone(step=0, shares=[LedgerShare(0, 2, 0), LedgerShare(2, 4, 1)], losses=bytes(16), checksum=1),
-    Again(work="train", step=1, lo=2, hi=4, rank=1, why="it left"),
-    Again(work="evaluate", step=1, lo=0, hi=1, rank=1, why="it left"),
+    UnusedWork(work="train", step=1, lo=2, hi=4, rank=1, why="it left"),
+    UnusedWork(work="evaluate", step=1, lo=0, hi=1, rank=1, why="it left"),
     StepDone(step=1, shares=[LedgerShare(0, 4, 0)], losses=bytes(16), checksum=2),
     RunBegun(step=1, weights_sha256="01", lost_steps=1),
     WorkerIn(rank=0, host="new", pid=33),
@@ -72,7 +72,7 @@ TIMED_LEDGER: list[LedgerEntry] = [
         )
         for step in range(4)
     ),
-    Again(work="train", step=4, lo=2, hi=3, rank=1, why="others had done it", began_s=0.12, ended_s=0.5),
+    UnusedWork(work="train", step=4, lo=2, hi=3, rank=1, why="others had done it", began_s=0.12, ended_s=0.5),
     StepDone(
         step=4,
         shares=[LedgerShare(0, 2, 0, 0.1, 0.3), LedgerShare(2, 3, 0, 0.11, 0.5)],

@@ -14,20 +14,17 @@ from lockstep import nn
 from lockstep.common.data.dataset import Dataset
 from lockstep.common.errors import ModelError
 from lockstep.common.job.tally import Tally
-from lockstep.results.evaluation.assessment import Assessment
+from lockstep.results.evaluation.assessment import Assessment, surest_mistakes
 from lockstep.results.evaluation.confusion import Confusion
-from lockstep.results.evaluation.mistakes import surest_mistakes
-from lockstep.results.reports.plots.curves import Floats, RunCurves, read_curves
-from lockstep.results.reports.plots.learning import learning
-from lockstep.results.reports.plots.leases import UNUSED
+from lockstep.results.reports.plots.curves import Floats, RunCurves, parts_of, read_curves
 from lockstep.results.reports.plots.results import (
     confusion_matrix,
     first_images,
     first_layer,
     worst_mistakes,
 )
-from lockstep.results.reports.plots.throughput import parts_of, throughput
-from lockstep.results.reports.plots.timeline import timeline
+from lockstep.results.reports.plots.timeline import UNUSED, timeline
+from lockstep.results.reports.plots.training import learning, throughput
 from lockstep.results.reports.plots.worker_timeline import read_timeline
 from tests.lockstep.results.reports.plots.records import LEDGER, write_ledger, write_steps
 

@@ -7,7 +7,6 @@ import pytest
 
 from lockstep.common.autograd.primitives.spatial.windows import (
     Window,
-    as_images,
     check_window,
     pair,
     pooling_windows,
@@ -104,8 +103,3 @@ def test_pooling_padding_beyond_half_the_kernel_is_refused() -> None:
 def test_stride_defaults_to_the_kernel() -> None:
     rows, columns = pooling_windows((8, 9), (2, 3), None, 0)
     assert (rows.stride, columns.stride) == (2, 3)
-
-
-def test_options_of_signals_become_those_of_images_of_one_row() -> None:
-    lifted = as_images({"kernel_size": 3, "stride": None, "padding": (1,), "count_include_pad": False})
-    assert lifted == {"kernel_size": (1, 3), "stride": None, "padding": (0, 1), "count_include_pad": False}

@@ -4,24 +4,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
+from lockstep.checking.verification.receipts import SUBJECTS
 from lockstep.common.data.source import load
-from lockstep.common.errors import FileFormatError, JobError, UsageError
-from lockstep.common.files.json_file import convert, decode
-from lockstep.common.files.reading import read_regular
+from lockstep.common.errors import JobError, UsageError
 from lockstep.common.job.job import Job
-from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.checkpoint.resuming import fill
-from lockstep.ps.records.ledger import Line, RunBegun, StepDone, WorkerIn, read_lines
-from lockstep.ps.records.metrics import MOST_LINES_BYTES
+from lockstep.ps.records.ledger import Line, RunBegun, StepDone, WorkerIn
 from lockstep.ps.records.receipt import Receipt, receipt_of
-from lockstep.ps.records.run_folder import CHECKPOINTS, LEDGER, MOST_BYTES, RECEIPT
+from lockstep.ps.records.run_folder import CHECKPOINTS, RECEIPT, read_ledger, read_receipt
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
-from lockstep.runs.job_file import read_values, resolve
-from lockstep.runs.launch_config import default_launch
-from lockstep.runs.run_dir import JOB, has_begun
+from lockstep.runs.run_dir import JOB, has_begun, recorded_job
 
 
 @dataclass(frozen=True)
@@ -43,17 +36,7 @@ def read_run(folder: Path) -> RecordedRun:
     """Return what a folder records; `JobError` if it is not a run's, `FileFormatError` if a file of it is damaged."""
     if not has_begun(folder):
         raise JobError(f"{str(folder)!r} holds no run: expected a run folder, with its {JOB}")
-    job, _ = resolve(read_values(folder / JOB), {}, default_launch())
-    try:
-        receipt = decode(read_regular(folder / RECEIPT, MOST_BYTES), Receipt)
-        ledger = read_regular(folder / LEDGER, MOST_LINES_BYTES)
-    except OSError as error:
-        raise FileFormatError(
-            f"cannot read {error.filename!r}: {error.strerror}: expected it in a run's folder"
-        ) from error
-    except msgspec.MsgspecError as error:
-        raise FileFormatError(f"{folder / RECEIPT}: is not a receipt of a run: {error}") from error
-    return RecordedRun(folder, job, receipt, read_lines(ledger, str(folder / LEDGER)))
+    return RecordedRun(folder, recorded_job(folder), read_receipt(folder), read_ledger(folder))
 
 
 def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
@@ -61,12 +44,8 @@ def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
     admission = AdmissionPolicy(allows_mixed_numerics=allows_mixed_numerics)
     setup = open_run(run.folder.name, run.job, load(run.job.data, is_checked=True), admission)
     here, there = receipt_of(setup.info, []), run.receipt
-    for what, was, is_ in (
-        ("job", there.job_sha256, here.job_sha256),
-        ("dataset", there.dataset_sha256, here.dataset_sha256),
-        ("model's file", there.model_source_sha256, here.model_source_sha256),
-        ("model", there.layout_sha256, here.layout_sha256),
-    ):
+    for name, what in SUBJECTS.items():
+        was, is_ = getattr(there, name), getattr(here, name)
         if was != is_:
             raise UsageError(
                 f"the {what} is not the run's: SHA-256 {was[:12]}… then, {is_[:12]}… now: expected the same"
@@ -82,15 +61,8 @@ def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
 
 def other_numerics(run: RecordedRun, setup: RunSetup) -> str:
     """Return how the numerics here differ from those of a run, empty if they do not."""
-    differences = _numerics_of(run).differences(setup.info.fingerprint)
+    differences = run.receipt.fingerprint(str(run.folder / RECEIPT)).differences(setup.info.fingerprint)
     return "; ".join(f"{name} {was!r} in the run, {is_!r} here" for name, was, is_ in differences)
-
-
-def _numerics_of(run: RecordedRun) -> Fingerprint:
-    try:
-        return convert(run.receipt.numerics, Fingerprint)
-    except msgspec.MsgspecError as error:
-        raise FileFormatError(f"{run.folder / RECEIPT}: has no numerics of this version: {error}") from error
 
 
 def load_checkpoint_before(setup: RunSetup, folder: Path, step: int, say: Callable[[str], None]) -> None:

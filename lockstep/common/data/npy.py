@@ -8,14 +8,15 @@ import math
 import re
 import struct
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from lockstep.common.data.formats.idx import MAX_BYTES
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 
+#: Most bytes of an array that is read into memory: forty times MNIST's training images.
+MAX_BYTES = 2 * 1024**3
 #: Bytes of an array's header: NumPy reads no longer ones either.
 MAX_HEADER_BYTES = 10_000
 MAX_DIMENSIONS = 32
@@ -32,6 +33,12 @@ _SIZES = re.compile(r"\((?:|(?:[0-9]{1,19}, ?)+(?:[0-9]{1,19})?)\)", re.ASCII)
 _PLAIN_DTYPE = re.compile(r"'[<>|=]?[biuf][0-9]{1,2}'", re.ASCII)
 
 
+class ByteStream(Protocol):
+    """What bytes are read from in order: a file, or what unpacks one."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
 @dataclass(frozen=True)
 class NpyHeader:
     """What a header claims of its array."""
@@ -46,7 +53,7 @@ class NpyHeader:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_header(stream: IO[bytes], named: str, most_values: int = MAX_BYTES) -> NpyHeader:
+def read_header(stream: ByteStream, named: str, most_values: int = MAX_BYTES) -> NpyHeader:
     """Return the header at the beginning of a stream, which is then at the data.
 
     Raises DataError, which begins with `named`, for arrays that are no plain numbers, and ValueError or struct.error if

@@ -1,43 +1,29 @@
 """What `ledger.jsonl` says of a run by now: its workers, who computed what in the last steps, and what happened."""
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from lockstep.ps.records.ledger import (
     OTHERS_FASTER,
-    Again,
     EpochDone,
-    LedgerEntry,
     LedgerShare,
+    Line,
     RunBegun,
-    Unlisted,
+    StepDone,
+    UnusedWork,
     WeightsAt,
     WorkerIn,
 )
-from lockstep.ps.records.run_folder import LEDGER
-from lockstep.results.watch.line_follower import LineFollower
 
 #: Steps whose leases are kept for the timeline, and events that are kept.
 TIMELINE_STEPS, MOST_EVENTS = 64, 2000
 
 #: Steps by which the shares and speeds of workers are judged.
 RECENT_STEPS = 64
-
-
-class SharesDone(LedgerEntry, frozen=True, kw_only=True, tag="step", forbid_unknown_fields=False):
-    """What is read of the entry of a step."""
-
-    step: int
-    shares: list[LedgerShare]
-
-
-#: `SharesDone` in place of `StepDone`: a step's losses are not needed, and are most of its line.
-AnyEntry = RunBegun | WorkerIn | SharesDone | Again | Unlisted | EpochDone | WeightsAt
 
 
 class EventKind(StrEnum):
@@ -78,14 +64,13 @@ class StepLeases:
 
     step: int
     shares: list[LedgerShare]
-    unused: list[Again]
+    unused: list[UnusedWork]
 
 
 @dataclass
-class LedgerFile:
-    """The ledger of one run, read as it comes."""
+class LedgerFigures:
+    """What `ledger.jsonl` has of a run by now."""
 
-    folder: Path
     workers: dict[int, SeenWorker] = field(default_factory=dict)
     timeline: deque[StepLeases] = field(default_factory=lambda: deque(maxlen=TIMELINE_STEPS))
     events: deque[RunEvent] = field(default_factory=lambda: deque(maxlen=MOST_EVENTS))
@@ -97,41 +82,20 @@ class LedgerFile:
     restarts: int = 0
     #: Epoch -> the last of its steps.
     epoch_ends: dict[int, int] = field(default_factory=dict)
-    unread: int = 0
     _step: int = 0
-    _unused: list[Again] = field(default_factory=list)
-    _follower: LineFollower = field(init=False)
-    _decoder: msgspec.json.Decoder[Any] = field(default_factory=lambda: msgspec.json.Decoder(AnyEntry))
+    _unused: list[UnusedWork] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self._follower = LineFollower(self.folder / LEDGER, most_bytes=2**22)
+    def add(self, entries: Iterable[Line]) -> None:
+        """Add what is new."""
+        for entry in entries:
+            self._add(entry)
 
-    def read(self) -> tuple[bool, bool]:
-        """Read what is new; return whether anything was, and whether there is more to read at once."""
-        new = self._follower.read()
-        if new.is_restarted:
-            self._clear()
-        for line in new.data.splitlines():
-            try:
-                self._add(self._decoder.decode(line))
-            except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
-                self.unread += 1
-        return bool(new.data) or new.is_restarted, new.has_more
-
-    def _clear(self) -> None:
-        self.workers.clear()
-        self.timeline.clear()
-        self.events.clear()
-        self.epoch_ends.clear()
-        self._unused.clear()
-        self.copied = self.reassigned = self.audited = self.restarts = self.unread = self._step = 0
-
-    def _add(self, entry: AnyEntry) -> None:
+    def _add(self, entry: Line) -> None:
         match entry:
-            case SharesDone():
+            case StepDone():
                 self._add_step(entry)
-            case Again():
-                self._add_again(entry)
+            case UnusedWork():
+                self._add_unused(entry)
             case WorkerIn(rank=rank):
                 self.workers[rank] = SeenWorker(rank, entry.host, entry.pid)
                 self._note(EventKind.JOINED, f"{entry.named()} joined")
@@ -155,7 +119,7 @@ class LedgerFile:
         lost = f"; {entry.lost_steps:,} steps are made again" if entry.lost_steps else ""
         self._note(EventKind.RESUMED, f"resumed after {entry.step:,} steps{lost}")
 
-    def _add_step(self, entry: SharesDone) -> None:
+    def _add_step(self, entry: StepDone) -> None:
         for share in entry.shares:
             worker = self.workers.get(share.rank)
             if worker is not None:
@@ -165,7 +129,7 @@ class LedgerFile:
         self.timeline.append(StepLeases(entry.step, entry.shares, unused))
         self._step = entry.step + 1
 
-    def _add_again(self, entry: Again) -> None:
+    def _add_unused(self, entry: UnusedWork) -> None:
         worker = self.workers.get(entry.rank)
         if worker is not None:
             worker.unused += entry.hi - entry.lo

@@ -12,10 +12,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from lockstep.ps.records.ledger import Again
+from lockstep.ps.records.ledger import UnusedWork
 from lockstep.results.reports.plots.curves import read_curves
-from lockstep.results.reports.plots.leases import UNUSED, bars_of, leases, shown_steps, timed_steps
 from lockstep.results.reports.plots.style import PARTS, colour
+from lockstep.results.reports.plots.timeline import UNUSED, bars_of, leases, shown_steps, timed_steps
 from lockstep.results.reports.plots.worker_timeline import ComputedShare, read_timeline
 from tests.lockstep.results.reports.plots.records import LEDGER, TIMED_LEDGER, write_ledger, write_steps
 
@@ -65,7 +65,7 @@ def test_who_was_waited_for_is_marked(tmp_path: Path) -> None:
 
 def test_a_copy_that_was_not_used_is_drawn_after_what_its_worker_computed_before(tmp_path: Path) -> None:
     write_steps(tmp_path, range(1))
-    unused = Again(work="train", step=0, lo=2, hi=3, rank=0, why="others had done it", began_s=0.1, ended_s=0.52)
+    unused = UnusedWork(work="train", step=0, lo=2, hi=3, rank=0, why="others had done it", began_s=0.1, ended_s=0.52)
     write_ledger(tmp_path, [*TIMED_LEDGER[:3], unused, TIMED_LEDGER[3]])
     axes = Figure().subplots()
     leases(axes, read_curves(tmp_path), read_timeline(tmp_path))

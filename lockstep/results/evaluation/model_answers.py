@@ -18,9 +18,8 @@ from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.run_folder import CHECKPOINTS, WEIGHTS
-from lockstep.results.evaluation.assessment import Assessment, assess
+from lockstep.results.evaluation.assessment import Assessment, assess, surest_mistakes
 from lockstep.results.evaluation.confusion import shown_names
-from lockstep.results.evaluation.mistakes import surest_mistakes
 from lockstep.results.evaluation.predictions import FIELD, Recognizer
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import default_launch

@@ -1,4 +1,4 @@
-"""Plot loss, accuracy or R², and learning rate over the steps of runs, and the losses of a range test."""
+"""Plot what training shows over its steps: loss, accuracy or R², learning rate, speed, and where the time goes."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -8,11 +8,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from lockstep.results.reports.plots.curves import Floats, RunCurves, smoothed
-from lockstep.results.reports.plots.style import COLOURS, colour, logarithmic, new_figure, tidy, whole_numbers
+from lockstep.results.reports.plots.curves import Floats, RunCurves, parts_of, smoothed
+from lockstep.results.reports.plots.style import (
+    COLOURS,
+    PARTS,
+    PLAIN,
+    colour,
+    logarithmic,
+    new_figure,
+    tidy,
+    whole_numbers,
+)
 
 #: Windows over which a run is smoothed, and most points of a line.
-PARTS, POINTS = 100, 2000
+WINDOWS, POINTS = 100, 2000
 
 
 def learning(runs: Sequence[RunCurves]) -> Figure:
@@ -68,7 +77,7 @@ class LineStyle(NamedTuple):
 
 def _plot(axes: Axes, run: RunCurves, style: LineStyle, names: Names) -> None:
     steps, values = run.column("step"), run.column(names.of_step)
-    line = smoothed(values, max(1, len(values) // PARTS))
+    line = smoothed(values, max(1, len(values) // WINDOWS))
     axes.plot(*thinned(steps, line), color=style.colour, linewidth=style.width, label=f"{run.name}: training")
     for name, kind, marker in ((names.of_test, "test", "o--"), (names.of_validation, "validation", "s:")):
         ended = [epoch for epoch in run.epochs if epoch.epoch in run.ends]
@@ -82,7 +91,7 @@ def _plot(axes: Axes, run: RunCurves, style: LineStyle, names: Names) -> None:
 def _focus(axes: Axes, names: Names, runs: Sequence[RunCurves]) -> None:
     """Leave out the first steps, in which the model only guesses: what matters is in the last few percent."""
     shown = [run for run in runs if getattr(run.steps[0], names.of_step) is not None]
-    later = [smoothed(run.column(names.of_step), max(1, len(run.steps) // PARTS)) for run in shown]
+    later = [smoothed(run.column(names.of_step), max(1, len(run.steps) // WINDOWS)) for run in shown]
     tests: list[float] = [getattr(epoch, names.of_test) for run in shown for epoch in run.epochs]
     lows = [float(np.quantile(values, 0.1)) for values in later] + tests
     highest = max(tests + [float(values.max()) for values in later])
@@ -95,6 +104,56 @@ def thinned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
     """Return so many points, evenly spaced, that a line looks the same."""
     every = max(1, len(x) // POINTS)
     return x[::every], y[::every]
+
+
+#: Windows over which the speed is smoothed, and most runs whose time is split up.
+SMOOTHED, MOST_DIVIDED = 60, 4
+
+
+def throughput(runs: Sequence[RunCurves]) -> Figure:
+    """Return samples per second of all runs, and below it the parts of a step, one panel per run."""
+    split = runs[:MOST_DIVIDED]
+    figure = new_figure(12.0, 3.4 + 2.6 * len(split))
+    speed, *panels = figure.subplots(1 + len(split), 1, height_ratios=[3.4, *(2.6 for _ in split)])
+    for place, run in enumerate(runs):
+        speed.plot(*thinned(run.column("step"), _speed(run)), color=colour(place), label=run.name)
+    tidy(speed, title="throughput", x="step", y="samples / s")
+    speed.set_ylim(bottom=0)
+    speed.yaxis.set_major_formatter(PLAIN)
+    whole_numbers(speed)
+    if len(runs) > 1:
+        _legend_above(speed)
+    for axes, run in zip(panels, split, strict=True):
+        _plot_split(axes, run)
+    return figure
+
+
+def _legend_above(axes: Axes) -> None:
+    """Put the legend next to the title of the panel, where there are no lines."""
+    axes.set_title(axes.get_title(), loc="left")
+    axes.set_title("")
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, fontsize="small")
+
+
+def _window(run: RunCurves) -> int:
+    return max(1, len(run.steps) // SMOOTHED)
+
+
+def _speed(run: RunCurves) -> Floats:
+    """Return samples per second, from sums over a window, so that a slow step counts by its duration."""
+    samples, seconds = (smoothed(run.column(field), _window(run)) for field in ("samples", "round_s"))
+    return np.divide(samples, seconds, out=np.zeros_like(samples), where=seconds > 0)
+
+
+def _plot_split(axes: Axes, run: RunCurves) -> None:
+    steps = run.column("step")
+    parts = {name: 1e3 * smoothed(values, _window(run)) for name, values in parts_of(run).items()}
+    areas = [thinned(steps, values)[1] for values in parts.values()]
+    axes.stackplot(thinned(steps, steps)[0], areas, labels=list(parts), colors=[PARTS[name] for name in parts])
+    tidy(axes, title=f"time of a step, {run.name}", x="step", y="ms")
+    axes.set_ylim(bottom=0)
+    whole_numbers(axes)
+    _legend_above(axes)
 
 
 def rates_figure(

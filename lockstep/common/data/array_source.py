@@ -1,0 +1,197 @@
+"""Finds the training set and the test set in files of arrays, and turns arrays into samples and labels."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.common.data.array_files import ArrayReader, open_idx, open_npy, open_npz
+from lockstep.common.data.npy import MAX_BYTES
+from lockstep.common.errors import DataError
+
+#: Bytes of samples that are read at once.
+BATCH_BYTES = 2**23
+
+#: MNIST has ten classes, and so have the datasets that share its file names (Fashion-MNIST, KMNIST).
+IDX_CLASSES = 10
+
+IDX_TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
+IDX_TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+#: The arrays of a training set, and of a test set, in an .npz or as .npy files of a folder.
+TRAIN, TEST = ("x_train", "y_train"), ("x_test", "y_test")
+
+
+@dataclass
+class ArraySet:
+    """One set: samples with their labels."""
+
+    samples: ArrayReader
+    labels: ArrayReader
+
+    def __post_init__(self) -> None:
+        for reader in (self.samples, self.labels):
+            if not reader.header.shape:
+                raise DataError(f"{reader.named} is a single number: expected an array of samples")
+        if len(self) != self.labels.header.shape[0]:
+            labels = self.labels.header.shape[0]
+            raise DataError(f"{self.labels.named}: {labels} labels for {len(self)} samples: expected one each")
+
+    def __len__(self) -> int:
+        return self.samples.header.shape[0]
+
+    @property
+    def has_real_labels(self) -> bool:
+        """Whether labels are real numbers, and not classes."""
+        return self.labels.header.dtype.kind == "f"
+
+    def read_whole(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return all samples and labels."""
+        samples = as_samples(self.samples.named, self.samples.read_whole())
+        return samples, as_labels(self.labels.named, self.labels.read_whole())
+
+    def batches(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        """Return samples and labels as they are stored in a folder, some at a time."""
+        for reader in (self.samples, self.labels):
+            if reader.header.is_fortran and len(reader.header.shape) > 1:
+                raise DataError(f"{reader.named} is in Fortran order: save numpy.ascontiguousarray of it")
+        rows = max(1, BATCH_BYTES // max(1, self.samples.header.data_bytes // max(1, len(self))))
+        for first in range(0, len(self), rows):
+            samples = as_samples(self.samples.named, self.samples.read(rows))
+            labels = as_labels(self.labels.named, self.labels.read(rows))
+            _check_finite(self.samples.named, samples, first)
+            _check_finite(self.labels.named, labels, first)
+            if labels.dtype == np.int64 and int(labels.min()) < 0:
+                row = first + int(np.argwhere(labels < 0)[0, 0])
+                raise DataError(f"{self.labels.named}: label {int(labels.min())} in row {row}: expected classes from 0")
+            yield samples, labels
+        self.samples.check_end()
+        self.labels.check_end()
+
+
+def _check_finite(named: str, rows: NDArray[Any], first: int) -> None:
+    if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+        row, *rest = np.argwhere(~np.isfinite(rows))[0].tolist()
+        place = f", at {tuple(rest)}" if rest else ""
+        raise DataError(f"{named}: row {first + row}{place} is not a finite number: expected none that is missing")
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """The sets of a source of arrays; no test set if it has none."""
+
+    train: ArraySet
+    test: ArraySet | None
+    #: The number of classes, if the source implies it.
+    classes: int = 0
+    class_names: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.test is not None and self.train.has_real_labels != self.test.has_real_labels:
+            kinds = ("integers", "real numbers")
+            raise DataError(
+                f"{self.train.labels.named} has {kinds[self.train.has_real_labels]}, and the test set "
+                f"{kinds[self.test.has_real_labels]}: expected one kind in both"
+            )
+
+
+@contextmanager
+def open_arrays(source: str, labels: Path | None = None, most_bytes: int = MAX_BYTES) -> Iterator[ArraySource]:
+    """Open a source of arrays, none larger than `most_bytes`; DataError if one cannot be read or does not fit.
+
+    `labels` is the file of labels if the source is an .npy file of samples.
+    """
+    with ExitStack() as stack:
+        path, opener = Path(source), _Opener(stack, most_bytes)
+        if source == "mnist":
+            yield opener.idx_folder(stack.enter_context(as_file(files("lockstep.common.data") / "mnist")))
+        elif path.suffix == ".npz":
+            yield opener.npz(path)
+        elif path.suffix == ".npy":
+            if labels is None:
+                raise DataError(f"{path}: has samples alone: expected --labels FILE.npy with a label for each")
+            yield ArraySource(opener.npy_set(path, labels), None)
+        elif (path / f"{TRAIN[0]}.npy").is_file():
+            train, test = ([path / f"{name}.npy" for name in names] for names in (TRAIN, TEST))
+            yield ArraySource(opener.npy_set(*train), opener.npy_set(*test) if test[0].is_file() else None)
+        else:
+            yield opener.idx_folder(path)
+
+
+def is_array_source(source: str) -> bool:
+    """Tell whether a source is one of arrays."""
+    path = Path(source)
+    is_idx = any((path / name).is_file() or (path / f"{name}.gz").is_file() for name in IDX_TRAIN)
+    return source == "mnist" or path.suffix in (".npz", ".npy") or (path / f"{TRAIN[0]}.npy").is_file() or is_idx
+
+
+@dataclass
+class _Opener:
+    """Opens files for as long as the stack is."""
+
+    stack: ExitStack
+    most_bytes: int
+
+    def npz(self, path: Path) -> ArraySource:
+        archive = self.stack.enter_context(open_npz(path, self.most_bytes))
+        names = archive.names()
+        train = TRAIN if TRAIN[0] in names or "x" not in names else ("x", "y")
+        test = ArraySet(*map(archive.array, TEST)) if names.intersection(TEST) else None
+        return ArraySource(ArraySet(*map(archive.array, train)), test)
+
+    def npy_set(self, *paths: Path) -> ArraySet:
+        samples, labels = (self.stack.enter_context(open_npy(path, self.most_bytes)) for path in paths)
+        return ArraySet(samples, labels)
+
+    def idx_folder(self, folder: Path) -> ArraySource:
+        train, test = (
+            ArraySet(self._idx(folder / samples, 3), self._idx(folder / labels, 1))
+            for samples, labels in (IDX_TRAIN, IDX_TEST)
+        )
+        return ArraySource(train, test, IDX_CLASSES)
+
+    def _idx(self, path: Path, dimensions: int) -> ArrayReader:
+        found = next((each for each in (path, path.with_name(f"{path.name}.gz")) if each.is_file()), None)
+        if found is None:
+            raise DataError(f"{path}: missing: expected this IDX file, or the same with .gz; copy it there")
+        return self.stack.enter_context(open_idx(found, dimensions, self.most_bytes))
+
+
+def as_samples(named: str, array: NDArray[Any]) -> NDArray[Any]:
+    """Return integers in rows, but for bytes, which are images that were flattened, as tokens; others as images."""
+    if array.ndim != 2 or array.dtype.kind not in "iu" or array.dtype == np.uint8:
+        return _as_images(array)
+    # Before the cast, which would wrap.
+    if array.size and not 0 <= int(array.min()) <= int(array.max()) <= np.iinfo(np.int32).max:
+        ends = f"{int(array.min())!r} to {int(array.max())!r}"
+        raise DataError(f"{named} has tokens from {ends}: expected integers from 0")
+    return np.ascontiguousarray(array, dtype=np.int32)
+
+
+def _as_images(array: NDArray[Any]) -> NDArray[Any]:
+    """Return gray images (n, h, w) with the channel they lack, floats of any width as float32, others as they are."""
+    images = array[:, np.newaxis] if array.ndim == 3 else array
+    if images.dtype.kind == "f":
+        # What a float32 cannot hold becomes an infinity, which the Dataset refuses by name: no warning is needed.
+        with np.errstate(over="ignore"):
+            images = images.astype(np.float32)
+    return np.ascontiguousarray(images)
+
+
+def as_labels(named: str, array: NDArray[Any]) -> NDArray[Any]:
+    """Return classes as int64, of any shape, and real numbers as float32, one row a sample."""
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # as in `_as_images`
+            targets = array.astype(np.float32)
+        return targets[:, np.newaxis] if targets.ndim == 1 else targets
+    if array.dtype.kind not in "iu":
+        raise DataError(f"{named} is of dtype {str(array.dtype)!r}: expected integers (.astype(numpy.int64)) or floats")
+    # Before the cast, which would wrap: the largest uint64 becomes -1.
+    if array.size and int(array.max()) > np.iinfo(np.int32).max:
+        raise DataError(f"{named} has the label {int(array.max())!r}: expected the classes, counted from 0")
+    return array.astype(np.int64)

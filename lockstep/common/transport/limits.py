@@ -1,0 +1,141 @@
+"""What strangers may cost a server: bytes of messages that never end, connections, and lines of its log.
+
+Knows no socket and no clock: the time is an argument.
+"""
+
+import math
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from threading import Lock
+
+from lockstep.common.transport.port import Limits
+
+#: Bytes that the system itself may hold for a connection if it was tuned for fast networks.
+SYSTEM_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flow:
+    """The bytes received over one connection so far."""
+
+    descriptor: int
+    #: The peer that has sent a message over it, if any.
+    peer: bytes | None
+    received_bytes: int
+
+
+@dataclass
+class IngressQuota:
+    """What each connection has sent since its last complete message.
+
+    ZeroMQ limits the bytes of a frame and the number of waiting messages, but not the frames of a message: it would
+    keep all frames of one that never ends.
+    """
+
+    limits: Limits
+    #: Complete messages of each peer.
+    messages: Counter[bytes] = field(default_factory=Counter)
+    #: By descriptor, the number of messages when it was last found to have changed, and the bytes received by then.
+    _since: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def allowance(self) -> int:
+        """Bytes of one connection that may wait: a backlog of the largest messages."""
+        return self.limits.backlog * self.limits.frames * self.limits.frame_bytes + SYSTEM_BYTES
+
+    def over_quota(self, flows: Iterable[Flow]) -> list[int]:
+        """Return the descriptors of the open connections that are over their quota; record the others."""
+        since, found = self._since, list[int]()
+        self._since = {}
+        for flow in flows:
+            messages = 0 if flow.peer is None else self.messages[flow.peer]
+            # A new connection has sent all its bytes since it was opened.
+            known = since.get(flow.descriptor, (0, 0))
+            self._since[flow.descriptor] = known if known[0] == messages else (messages, flow.received_bytes)
+            if known[0] == messages and flow.received_bytes - known[1] > self.allowance:
+                found.append(flow.descriptor)
+        return found
+
+
+#: Seconds of the first block of a host; each further one is twice as long, up to the most.
+FIRST_S, MOST_S = 1.0, 8.0
+
+#: Seconds after the end of a block without another until it is forgotten.
+FORGOTTEN_S = 60.0
+
+#: Most hosts that are remembered; the one that was cut off longest ago is forgotten first.
+MOST_REMEMBERED = 1024
+
+
+@dataclass
+class HostBackoff:
+    """How long hosts are blocked after one of their connections was cut off; connections that are open stay.
+
+    Cutting off a client that sends without measure takes time too, and it can dial again at once: without a block, the
+    others would run at half their speed next to a client that does nothing else.
+    """
+
+    #: By host, the seconds of its last block, and when that ends.
+    _blocks: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def record(self, host: str, now: float) -> None:
+        """Record that a connection of a host was cut off. If the host is blocked now, this one was opened before."""
+        seconds, until = self._blocks.pop(host, (0.0, -math.inf))
+        if now >= until:
+            seconds = FIRST_S if now >= until + FORGOTTEN_S else min(2.0 * seconds, MOST_S)
+            until = now + seconds
+        self._blocks[host] = (seconds, until)
+        if len(self._blocks) > MOST_REMEMBERED:
+            del self._blocks[next(iter(self._blocks))]
+
+    def is_blocked(self, host: str, now: float) -> bool:
+        """Tell whether a host is blocked."""
+        return now < self._blocks.get(host, (0.0, -math.inf))[1]
+
+
+#: Most lines that strangers can cause in so many seconds.
+LINES, WINDOW_S = 5, 10.0
+
+
+@dataclass
+class RejectionLog:
+    """Refused connections: all are counted, some are reported.
+
+    An authenticator records them in its thread, and a server reports them in its own.
+    """
+
+    #: All refused connections so far.
+    count: int = 0
+    #: The first ones that were not reported yet.
+    _pending: deque[str] = field(default_factory=deque)
+    #: How many were not reported yet.
+    unreported: int = 0
+    _began_s: float = -math.inf
+    _lines: int = 0
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    def record(self, text: str) -> None:
+        """Record a refused connection, and why."""
+        with self._lock:
+            self.count += 1
+            self.unreported += 1
+            if len(self._pending) < LINES:
+                self._pending.append(text)
+
+    def has_due(self, now: float) -> bool:
+        """Tell whether a line is due at `now` seconds."""
+        return self.unreported > 0 and (self._lines < LINES or now >= self._began_s + WINDOW_S)
+
+    def due(self, now: float) -> list[str]:
+        """Return the lines that are due at `now` seconds: a few at once, then the number of the others."""
+        with self._lock:
+            if now >= self._began_s + WINDOW_S:
+                self._began_s, self._lines = now, 0
+            lines = [self._pending.popleft() for _ in range(min(LINES - self._lines, len(self._pending)))]
+            self._lines += len(lines)
+            self.unreported -= len(lines)
+            if lines and self.unreported and not self._pending:
+                lines.append(f"{self.unreported} more connections were refused")
+                self.unreported = 0
+            return lines
