@@ -6,8 +6,7 @@ run = fit("mlp", "mnist", workers=4, epochs=3)
 
 from typing import TYPE_CHECKING
 
-from lockstep.common.runtime.environment import use_one_blas_thread
-from lockstep.common.runtime.memory import keep_freed_memory
+from lockstep.common.runtime.environment import keep_freed_memory, use_one_blas_thread
 from lockstep.common.runtime.numerics import hold_numerics
 
 use_one_blas_thread()  # rule R4: before NumPy is imported, here and in the processes that we start

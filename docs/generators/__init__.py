@@ -1,1 +1,1 @@
-"""What the reference shows of the code, made from the code itself when the site is built: nothing here is copied."""
+"""The parts of the reference that are made from the code when the site is built: nothing here is copied."""

@@ -1,6 +1,6 @@
 """Puts what is generated into the pages: each comment `<!-- generated: NAME -->` is replaced by what NAME makes.
 
-A comment, so that on GitHub a page shows its own text and says nothing twice.
+It is a comment, so that a page on GitHub shows only its own text.
 """
 
 import re

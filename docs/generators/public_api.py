@@ -1,4 +1,4 @@
-"""The public names of the library: which there are, what each says of itself, and what it says of PyTorch."""
+"""The public names of the library, the first sentence of each docstring, and how each differs from PyTorch."""
 
 import inspect
 import re
@@ -8,10 +8,10 @@ from docs.generators.tables import first_sentence, table
 from lockstep import F, nn, optim
 from lockstep.common.nn.module import LAYERS, Module
 
-#: How the paragraph of a docstring begins that tells the differences from what PyTorch calls by the same name.
+#: The beginning of the paragraph of a docstring that lists the differences from PyTorch.
 DIFFERS = "Differs from PyTorch:"
 
-#: Methods that a layer overrides, and that nobody calls on it: what it computes is said by its class.
+#: Methods that a layer overrides, and that nobody calls on it: its class describes what it computes.
 OF_ANY_LAYER = ("forward", "extra_repr", "count_values", "reset_parameters")
 
 
@@ -45,7 +45,7 @@ def _is_described(member: object) -> bool:
 
 
 def difference(docstring: str | None) -> str:
-    """Return what a docstring says about PyTorch, empty if it says nothing."""
+    """Return how a docstring differs from PyTorch, empty if it names no difference."""
     for paragraph in inspect.cleandoc(docstring or "").split("\n\n"):
         if paragraph.startswith(DIFFERS):
             text = " ".join(paragraph.removeprefix(DIFFERS).split())
@@ -143,8 +143,8 @@ def _function(name: str) -> str:
 
 def _class(name: str, kind: type) -> str:
     members = members_of(kind)
-    listed = f"   :members: {', '.join(members)}\n   :member-order: bysource\n" if members else ""
-    return _rst(f".. autoclass:: {name}\n{listed}")
+    options = f"   :members: {', '.join(members)}\n   :member-order: bysource\n" if members else ""
+    return _rst(f".. autoclass:: {name}\n{options}")
 
 
 def _rst(text: str) -> str:

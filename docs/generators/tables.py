@@ -1,4 +1,4 @@
-"""Markdown tables, and what a definition in the code says of itself: its types in words, and its `#:` comments."""
+"""Markdown tables, and how a definition in the code is described: its types in words, and its `#:` comments."""
 
 import ast
 import inspect

@@ -59,7 +59,7 @@ class Training:
     #: The run's folder.
     folder: Path
     job: Job
-    #: One record an epoch so far: loss, accuracy, test_loss, test_accuracy, and with a validation set val_loss and
+    #: One record per epoch so far: loss, accuracy, test_loss, test_accuracy, and with a validation set val_loss and
     #: val_accuracy.
     history: list[EpochStatus] = field(default_factory=list)
     is_stopped: bool = False

@@ -122,7 +122,7 @@ def _with_values_of(callbacks: Sequence[Callback], values: Mapping[str, Any]) ->
 
 
 def _carry_out(job: Job, destination: Destination, callbacks: Sequence[Callback], *, verbose: bool) -> Run:
-    """Train to the end, with callbacks if there are any that are no values of the job."""
+    """Train to the end, calling the callbacks that are code; the others are values of the job."""
     folder = destination.folder
     called = [callback for callback in callbacks if not isinstance(callback, EarlyStopping)]
     runner = CallbackRunner(called, Training(folder, job))

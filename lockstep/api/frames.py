@@ -11,8 +11,7 @@ from lockstep.api.job_inputs import PackInto, named_arrays
 from lockstep.common.errors import DataError, JobError
 from lockstep.common.runtime.environment import cache_home
 from lockstep.packing.cache import changed, packed_source
-from lockstep.packing.options import PackOptions
-from lockstep.packing.result import Watch
+from lockstep.packing.options import PackOptions, Watch
 from lockstep.runs.optional_packages import demand
 
 #: A data frame, or two, or a mapping of them: of any library, so that it has no type here.
@@ -23,7 +22,7 @@ OPTIONS = ("target", "columns", "task", "missing", "standardize", "size", "grays
 
 
 def taken_options(values: Mapping[str, Any]) -> tuple[PackOptions, dict[str, Any]]:
-    """Return what is said about packing, and the values of the job; `JobError` for an option of another kind."""
+    """Return the options of packing and the values of the job; `JobError` for an option of another kind."""
     given = {name: value for name, value in values.items() if name in OPTIONS and value is not None}
     for name in ("target", "columns"):
         if name in given:
@@ -58,7 +57,7 @@ def memory_data(data: Any, options: PackOptions, loss: str) -> dict[str, NDArray
 
         def into(folder: Path) -> object:
             # Imported here, since the extra may not be installed.
-            from lockstep.packing.frames import pack_frame
+            from lockstep.packing.pack_table import pack_frame
 
             return pack_frame(data, folder, options.for_loss(loss))
 

@@ -1,4 +1,4 @@
-"""What the calling process has in memory, written into the run's folder: weights, data, a model's source."""
+"""Writes what the calling process has in memory into the run's folder: weights, data, a model's source."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from lockstep.common.files.safetensors import write
 #: `((x_train, y_train), (x_test, y_test))`, as Keras has it.
 Arrays = tuple[tuple[ArrayLike, ArrayLike], tuple[ArrayLike, ArrayLike]]
 
-#: Where the weights stand that a warm start begins with, the data, and a model's source, in the run's folder.
+#: Files in the run's folder: the weights that a warm start begins with, the data, and a model's source.
 INITIAL, DATA, MODEL = "initial.safetensors", "data.npz", "model.py"
 
 #: The folder that a data frame is packed into there, and what packs it.
@@ -52,7 +52,7 @@ def job_inputs(
 ) -> Iterator[dict[str, str]]:
     """Write weights, data and a model's source into the run's folder; give the job's values that name them.
 
-    Where the run cannot begin, they are taken away again, and so are the folders made for them.
+    If the run cannot begin, they are removed, and so are the folders made for them.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     paths: dict[str, Path] = {}

@@ -1,9 +1,9 @@
-"""Finds a learning rate by trying them: rates rise exponentially from step to step, and the loss tells when to stop.
+"""Finds a learning rate by trying them: rates rise exponentially from step to step, until the loss is too high.
 
 The range test is Smith's ("Cyclical learning rates for training neural networks", WACV 2017, section 3.3); the
 exponential rise, the smoothing and the end at four times the best loss are fastai's (Gugger, "How do you find a good
-learning rate", 2018). All of it in this process, without a run's folder, and with no randomness but the job's own: the
-same call gives the same numbers.
+learning rate", 2018). It runs in this process, without a run's folder, and draws only the random
+numbers of the job: the same call gives the same numbers.
 """
 
 import math
@@ -38,7 +38,7 @@ Floats = NDArray[np.float64]
 #: The share of the past in the smoothed loss: of the last ten steps, about.
 BETA = 0.9
 
-#: The test ends where the smoothed loss is so many times the best one.
+#: The test ends when the smoothed loss is so many times the best one.
 TOO_MUCH = 4.0
 
 #: Steps at the beginning in which nothing is looked for: the smoothed loss rests on too few.
@@ -83,12 +83,12 @@ class RateTest:
         return SETTLING + int(np.argmin(self.smoothed[SETTLING:]))
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """Return a matplotlib figure of the losses over the rates, and write it as a PNG where a path is given.
+        """Return a matplotlib figure of the losses over the rates, and write it as a PNG if a path is given.
 
-        Needs the extra `plot`; `UsageError` where that is missing.
+        Needs the extra `plot`; `UsageError` if that is missing.
         """
         demand("matplotlib", "plot", "RateTest.plot")
-        # Here, as the extra may be missing where nobody draws.
+        # Imported here, since the extra may not be installed.
         from lockstep.results.reports.plots.style import save
         from lockstep.results.reports.plots.training import rates_figure
 

@@ -1,7 +1,7 @@
-"""A model's source, gathered from a notebook or a script into a file that stands alone.
+"""A model's source, gathered from a notebook or a script into a file that needs no other.
 
-What is installed is imported, where every worker of this machine finds the same; what is defined next to it is copied,
-and so are plain values. Anything else has no text, and is named in an error.
+Installed packages are imported, since every worker of this machine finds the same ones. Definitions next to the model
+are copied, and so are plain values. An error names anything else, which has no text.
 
 The text does not come from `inspect.getsource`: before Python 3.13 that finds no class of a notebook, since `__main__`
 has no file there. But every function knows the cell that it was compiled from, and `linecache` has that cell's text.

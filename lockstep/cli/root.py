@@ -41,10 +41,10 @@ SECTIONS: dict[str, dict[str, str]] = {
         "status": "machines.status:status",
     },
     "Develop": {
-        "bench": "development.bench.group:bench",
-        "simulate": "development.simulate:simulate_command",
+        "bench": "bench:bench",
+        "simulate": "simulate:simulate_command",
     },
-    "Shell": {"completion": "shell.completion:completion"},
+    "Shell": {"completion": "completion:completion"},
 }
 
 PLACES = {name: place for places in SECTIONS.values() for name, place in places.items()}

@@ -1,16 +1,14 @@
 """From what a person gave, or a run's private folder holds, to addresses, and to what a socket demands and shows."""
 
-import os
 import platform
 import secrets
 import socket
 from pathlib import Path
 
 from lockstep.common.errors import AddressError, UnreachableError, UsageError
-from lockstep.common.transport.address import IpcAddress, parse
+from lockstep.common.transport.address import parse
 from lockstep.common.transport.auth.credentials import Credential, Lock, Token
-from lockstep.common.transport.auth.key_file import read_ours, write_new
-from lockstep.common.transport.auth.key_folder import KeyFolder, read_key
+from lockstep.common.transport.auth.keys import KeyFolder, read_key, read_ours, write_new
 
 #: The file with the token of a run whose processes are all of one machine, in the private folder that they share.
 TOKEN = "token"
@@ -66,14 +64,12 @@ def nearby(address: str) -> str:
 def bind_near(address: str) -> str:
     """Return where a shard of the server at `address` listens, next to it; `AddressError` if that cannot be known."""
     parsed = parse(address)
-    if isinstance(parsed, IpcAddress):
-        return f"{parsed}.{os.getpid()}"
     if not parsed.is_loopback:
         raise AddressError(
             f"the server at {address!r} is on another machine, and its workers may be on others: expected the address "
             "at which they reach this shard, as --bind tcp://0.0.0.0:0 --keys DIR"
         )
-    return f"tcp://{'[::1]' if parsed.is_ipv6 else '127.0.0.1'}:0"
+    return str(parsed.free_address())
 
 
 def tcp_address(host: str, port: int) -> str:

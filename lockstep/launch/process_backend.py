@@ -13,6 +13,7 @@ from lockstep.common.runtime.environment import cores, keep_to_core
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.transport.auth.credentials import Token
 from lockstep.common.transport.port import ClientPort
+from lockstep.common.transport.transports import TRANSPORTS
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.child import LOG, Child, WatchedProcess
 from lockstep.launch.endpoints import make_token
@@ -97,11 +98,11 @@ class LocalBackend:
         return dial(address, credential=self._token)
 
     def _bind(self, name: str, folder: Path) -> str:
-        if self.launch.transport != "tcp":
-            return f"ipc://{folder}/{name}.sock"
-        # Other users of this machine can reach the port, and not the folder, where our own processes find the token.
-        self._token = make_token(folder)
-        return "tcp://127.0.0.1:0"
+        transport = TRANSPORTS[self.launch.transport]
+        if transport.needs_token:
+            # Other users cannot read the folder, where our own processes find the token.
+            self._token = make_token(folder)
+        return transport.local_address(folder, name)
 
 
 def start_here(command: ProcessCommand, added: list[str], folder: Path, numerics: Numerics) -> Child:

@@ -18,8 +18,8 @@ from lockstep.common.transport.auth.credentials import Lock, ServerKeys
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import Limits, ServerPort
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
+from lockstep.common.transport.transports import TRANSPORTS, MemorySharing, Transport
 from lockstep.common.transport.zeromq.ports import serve
-from lockstep.common.transport.zeromq.server import ZeroMqServer
 from lockstep.launch.child import ERRORS, ExitRecord
 from lockstep.launch.endpoints import WARNING, dialled, nearby
 from lockstep.launch.lifetime import uninterrupted
@@ -27,15 +27,14 @@ from lockstep.launch.page_process import PageRequest, page_beside, watched
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.parallel_update.parallel_update import ParallelUpdateConfig
 from lockstep.ps.records.recorder import Setting
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.server.server import QUEUE, Server
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
-from lockstep.ps.shared_memory import ServerSharedMemory, share
+from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
+from lockstep.ps.shared_memory.parallel_update import ParallelUpdateConfig
 from lockstep.results.reports.display import Display, Lines, display_for, print_plainly
-from lockstep.runs.launch_config import Transport
 from lockstep.runs.session import Destination, RunSession, open_session
 
 
@@ -61,7 +60,7 @@ class Listening:
     is_insecure: bool
     rejections: RejectionLog = field(default_factory=RejectionLog)
 
-    def serve(self, servers: int) -> ZeroMqServer:
+    def serve(self, servers: int) -> ServerPort:
         """Listen, for a run of so many servers."""
         # The vectors that may wait for a worker come on top of it, once the model is known. Shards get more messages.
         limits = Limits(queue=QUEUE) if servers == 1 else Limits()
@@ -195,18 +194,24 @@ def shared_memory(setup: RunSetup, transport: Transport, root: Path) -> Iterator
     """
     # Whatever the transport is: those that were killed may have had another.
     sweep(root)
-    offer = MemoryOffer(setup)
-    if transport in ("auto", "shm"):
-        try:
-            shared, memory = share(setup, root)
-            offer = MemoryOffer(replace(shared, info=replace(shared.info, needs_memory=transport == "shm")), memory)
-        except SharingError as error:
-            if transport == "shm":
-                raise
-            offer = MemoryOffer(setup, obstacle=str(error))
+    offer = _offer(setup, transport, root)
     try:
         yield offer
     finally:
         if offer.memory is not None:
             with uninterrupted():
                 offer.memory.close()
+
+
+def _offer(setup: RunSetup, transport: Transport, root: Path) -> MemoryOffer:
+    sharing = TRANSPORTS[transport].memory
+    if sharing is MemorySharing.NEVER:
+        return MemoryOffer(setup)
+    try:
+        shared, memory = share(setup, root)
+    except SharingError as error:
+        if sharing is MemorySharing.ALWAYS:
+            raise
+        return MemoryOffer(setup, obstacle=str(error))
+    info = replace(shared.info, needs_memory=sharing is MemorySharing.ALWAYS)
+    return MemoryOffer(replace(shared, info=info), memory)

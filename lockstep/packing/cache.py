@@ -16,9 +16,8 @@ from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.runtime.version import VERSION
 from lockstep.packing.files import files_below, has_pictures, table_files
-from lockstep.packing.options import PackOptions
+from lockstep.packing.options import PackOptions, Watch
 from lockstep.packing.pack import pack
-from lockstep.packing.result import Watch
 
 #: Shows how far packing is, for as long as the context lasts.
 Progress = Callable[[str], AbstractContextManager[Watch]]

@@ -1,10 +1,17 @@
-"""What a person may say about packing. Pure."""
+"""What a person may say about packing, and what is reported of it. Pure."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
+from lockstep.common.data.folder import FolderManifest
 from lockstep.packing.division import Division
+
+#: Called with the share of a source that has been read, from 0 to 1.
+Watch = Callable[[float], None]
 
 #: What a missing value of a table becomes; "drop" leaves its row out.
 Missing = Literal["drop", "mean"] | float
@@ -43,6 +50,10 @@ class PackOptions:
         """Return what divides a source that has no test set."""
         return Division(self.test_split, self.seed)
 
+    def division_note(self) -> str:
+        """Return what a person should know of a test set that was taken out of the samples."""
+        return f"the test set is {self.test_split:.0%} of it, drawn by seed {self.seed} (--test-split, --seed)"
+
     def texts(self) -> dict[str, str]:
         """Return what was said, for the manifest of a folder."""
         default = PackOptions()
@@ -51,3 +62,23 @@ class PackOptions:
             for name, value in vars(self).items()
             if value != getattr(default, name) or name in ("test_split", "seed")
         }
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A source that was packed."""
+
+    folder: Path
+    manifest: FolderManifest
+    #: What was decided and a person should know, a line each.
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> Iterator[str]:
+        """Return what a person is to read of it."""
+        train, test, names = self.manifest.train.info, self.manifest.test.info, self.manifest.class_names
+        yield f"packed {train.samples:,} samples to train on and {test.samples:,} to test with into {self.folder}"
+        shape, dtype = " x ".join(map(str, train.sample_shape)), np.dtype(train.images_dtype)
+        kinds = f"{self.manifest.classes} classes" if self.manifest.classes else "real numbers to predict"
+        names_text = f": {', '.join(names[:10])}{', …' if len(names) > 10 else ''}"
+        yield f"each is {shape} of {dtype}; {kinds}{names_text if names else ''}"
+        yield from self.notes

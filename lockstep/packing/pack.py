@@ -17,8 +17,7 @@ from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.runtime.version import VERSION
 from lockstep.packing.files import has_pictures, table_files
-from lockstep.packing.options import PackOptions
-from lockstep.packing.result import Packed, Watch, division_note
+from lockstep.packing.options import Packed, PackOptions, Watch
 from lockstep.runs.optional_packages import demand
 
 
@@ -58,7 +57,7 @@ def pack(source: str, destination: Path, options: PackOptions, watch: Watch = la
             origin=Origin(source=one_line(source), options=options.texts(), version=VERSION),
             class_names=[one_line(name) for name in opened.class_names],
         )
-    return Packed(destination, manifest, () if opened.test is not None else (division_note(options),))
+    return Packed(destination, manifest, () if opened.test is not None else (options.division_note(),))
 
 
 def _opened(kind: Kind, source: str, options: PackOptions) -> AbstractContextManager[SampleSource]:

@@ -1,8 +1,15 @@
-"""Packs a table: which columns are learned from and predicted, and one set or two."""
+"""Packs a table: which columns are learned from and predicted, and one set or two.
 
-from collections.abc import Callable, Sequence
+A table is a file, or a data frame: whatever gives its rows as Arrow does, without importing what it is of. pandas,
+Polars, DuckDB and Arrow itself have `__arrow_c_stream__`; Hugging Face's datasets give tables batch by batch.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 
 from lockstep.common.data.folder import PARTS, Origin
 from lockstep.common.data.folder_writer import dataset_folder
@@ -10,11 +17,10 @@ from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.runtime.version import VERSION
 from lockstep.packing.encoding import ColumnEncoder, TableEncoder
-from lockstep.packing.options import PackOptions
-from lockstep.packing.result import Packed, Watch, division_note
-from lockstep.packing.tables import Advance, Table, open_table
+from lockstep.packing.options import Packed, PackOptions, Watch
+from lockstep.packing.tables import ROWS, Advance, StreamTable, Table, open_table
 
-#: Opens the table again whose rows are to be read; it is called with what counts bytes.
+#: Opens a table whose rows are then read; it is called with what counts them.
 Opener = Callable[[Advance], Table]
 
 
@@ -45,7 +51,7 @@ def pack_table(named: str, openers: Sequence[Opener], destination: Path, options
             encoder.read(name, each.batches(columns), options.division() if is_divided else None)
         origin = Origin(source=one_line(named), options=options.texts(), version=VERSION)
         manifest = encoder.finish(origin)
-    return Packed(destination, manifest, (*encoder.notes, *([division_note(options)] if is_divided else [])))
+    return Packed(destination, manifest, (*encoder.notes, *([options.division_note()] if is_divided else [])))
 
 
 def _features(table: Table, options: PackOptions) -> list[str]:
@@ -75,3 +81,46 @@ class _Progress:
     def advance(self, count: int) -> None:
         self.done += count
         self.watch(min(1.0, self.done / max(1, self.whole)))
+
+
+#: What pandas calls an index as a column.
+_INDEX = "__index_level_"
+
+
+def pack_frame(data: Any, destination: Path, options: PackOptions) -> Packed:
+    """Pack a frame, a pair of frames to train and to test with, or a mapping of both; as `pack`."""
+    train, test = data if isinstance(data, tuple) else (data, None)
+    if isinstance(data, Mapping):
+        train, test = data["train"], next((data[name] for name in ("test", "validation", "val") if name in data), None)
+    openers = [partial(_opened, frame) for frame in (train, test) if frame is not None]
+    return pack_table(f"a {type(train).__name__}", openers, destination, options, lambda share: None)
+
+
+def _opened(frame: Any, advance: Advance) -> StreamTable:
+    named = f"the {type(frame).__name__}"
+    try:
+        if _is_dataset(frame):
+            schema, batches = frame.features.arrow_schema, _of_hugging_face(frame)
+        else:
+            batches = pa.RecordBatchReader.from_stream(frame)
+            schema = batches.schema
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise DataError(f"{named} has a column that Arrow cannot take ({error}): expected numbers and texts") from None
+    # Without the index, which pandas sends as a column.
+    columns = pa.schema([field for field in schema if not field.name.startswith(_INDEX)])
+    return StreamTable(named, advance, len(frame) if hasattr(frame, "__len__") else 1, columns, batches)
+
+
+def _is_dataset(frame: Any) -> bool:
+    """Tell whether a frame is a dataset of Hugging Face's library."""
+    return hasattr(frame, "with_format") and hasattr(frame, "features")
+
+
+def _of_hugging_face(frame: Any) -> Iterator[pa.RecordBatch]:
+    names = {name: list(feature.names) for name, feature in frame.features.items() if getattr(feature, "names", None)}
+    for table in frame.with_format("arrow").iter(batch_size=ROWS):
+        for name, texts in names.items():
+            at = table.schema.get_field_index(name)
+            codes = table.column(name).combine_chunks().cast(pa.int32())
+            table = table.set_column(at, name, pa.DictionaryArray.from_arrays(codes, pa.array(texts)))
+        yield from table.to_batches()

@@ -1,4 +1,4 @@
-"""Tables as sources: CSV and Parquet files, whole folders of them, and data frames; the only file that imports pyarrow.
+"""Tables as sources: CSV and Parquet files, whole folders of them, and data frames, through pyarrow.
 
 A table is read some thousand rows at a time, column by column: numbers as float64 with NaN for what is missing, texts
 as indices into a list.

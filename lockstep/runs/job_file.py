@@ -104,7 +104,7 @@ def read_values(path: Path) -> dict[str, Any]:
         meant = f" (did you mean --model {path}?)" if str(path) in SHIPPED else ""
         raise JobError(f"cannot read the job file {str(path)!r}: {error.strerror}{meant}: expected a .toml") from error
     except (ValueError, RecursionError) as error:
-        # Of which TOML's own error is one; Python has others for bytes that are no text, and for very long numbers.
+        # TOML's error is a ValueError; so are Python's for bytes that are not text, and for very long numbers.
         raise JobError(f"the job file {str(path)!r} is not valid TOML: {one_line(str(error))}") from error
 
 

@@ -1,13 +1,12 @@
 """How a job is carried out: nothing here changes the result."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from lockstep.common.runtime.environment import cores
-
-Transport = Literal["auto", "shm", "ipc", "tcp"]
+from lockstep.common.transport.transports import DESCRIPTION, Transport
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,10 +29,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     servers: Annotated[int, Meta(ge=1, le=64, description="server processes, each with a slice of the weights")] = 1
     transport: Annotated[
         Transport,
-        Meta(
-            description="transport of gradients and weights; auto: shared memory where a worker can see it, else "
-            "sockets; shm: shared memory only; ipc, tcp: sockets only"
-        ),
+        Meta(description=DESCRIPTION),
     ] = "auto"
     max_restarts: Annotated[
         int,
@@ -61,5 +57,5 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def default_launch() -> Launch:
-    """Return what is used if nothing is said: one worker per core."""
+    """Return the launch that is used by default: one worker per core."""
     return Launch(workers=cores())

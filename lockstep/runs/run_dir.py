@@ -24,8 +24,8 @@ JOB = "job.toml"
 def claimed_run_dir(wanted: Path | None, model: str) -> Iterator[Path]:
     """Claim the folder `wanted`, or a new one below `runs` named by the time and the model.
 
-    Two runs that begin in the same moment never get the same one. Where nothing was written until the end, the claim
-    and the folders that were made for it are taken away. `UsageError` if the folder holds something, belongs to
+    Two runs that begin in the same moment never get the same one. If nothing was written until the end, the claim
+    and the folders that were made for it are removed. `UsageError` if the folder holds something, belongs to
     another run, or cannot be made.
     """
     folder = check_run_dir(wanted) if wanted is not None else None

@@ -26,7 +26,7 @@ from lockstep.ps.setup import RunSetup
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import claimed_run_dir, make_run_dir
 
-#: Begins what a person is to see at once, of all that a server prints, as `warning: ` does.
+#: The beginning of a line of a server's that is shown at once, as those with `warning: ` are.
 NOTICE_MARK = "notice: "
 
 
@@ -64,7 +64,7 @@ def open_session(
 ) -> RunSession:
     """Open the session of a run, in whose folder nobody else may write from now on.
 
-    A `UsageError` says that the folder cannot be written to, is in use, or holds another run.
+    Raises `UsageError` if the folder cannot be written to, is in use, or holds another run.
     """
     launch = destination.launch
     folder = _folder(setup, destination, say)

@@ -13,11 +13,12 @@ from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.interrupts import held_back
 from lockstep.ps.checkpoint.checkpointer import Checkpointer
 from lockstep.ps.checkpoint.resuming import Resumption, first_round
+from lockstep.ps.coordinator.coordinator import initial_phase
 from lockstep.ps.coordinator.effects import UpdateWeights
 from lockstep.ps.coordinator.failures import diverged_text
 from lockstep.ps.coordinator.membership import Membership
 from lockstep.ps.coordinator.status import status_of
-from lockstep.ps.coordinator.transitions import RunPhase, initial_phase
+from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import Account
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.records.run_folder import RunResult

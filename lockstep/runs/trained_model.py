@@ -109,7 +109,7 @@ class Trained:
 
 
 def open_trained(folder: Path, moment: Moment = "last") -> Trained:
-    """Return a run's weights, the last ones or others; a `UsageError` says what is missing or damaged."""
+    """Return a run's weights, the last ones or others; a `UsageError` names what is missing or damaged."""
     if not (folder / JOB).is_file() or (moment == "last" and not (folder / WEIGHTS).is_file()):
         found = _runs_in(folder)
         there = f"; the runs in it: {', '.join(found[-MOST_NAMED:])}" if found else ""

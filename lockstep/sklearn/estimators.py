@@ -1,7 +1,7 @@
 """The estimators: a network of Lockstep's behind `fit`, `predict` and `score` of scikit-learn.
 
-Every value of a job that decides the weights is a parameter. What is fitted is arrays, texts and numbers, so that a
-pickle of it runs nothing of ours.
+Every value of a job that decides the weights is a parameter. A fitted estimator holds arrays, texts and numbers, so
+that loading its pickle runs none of our code.
 """
 
 import inspect
@@ -176,7 +176,7 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         return msgspec.structs.replace(job, **lowered)
 
     def _micro_batches(self) -> int:
-        """Return how many micro-batches are wide enough to be worth it; what is no batch is named later."""
+        """Return how many micro-batches are wide enough to be worth it; a wrong batch is refused later."""
         least = LEAST_ROWS if self.sample_shape is None else LEAST_IMAGES
         batch = self.global_batch if isinstance(self.global_batch, int | np.integer) else 1
         return max(1, min(MOST_MICRO_BATCHES, int(batch) // least))

@@ -53,7 +53,7 @@ class NetworkShape:
 def exported_network(network: Any, activation: str, shape: NetworkShape) -> ExportedModel:
     """Return a network as a job can name it; `ModelError` or `JobError` if it is none.
 
-    What builds it may have two parameters: it is given the number of values of a sample, and that of outputs.
+    A function that builds it may have two parameters: the number of values of a sample, and the number of outputs.
     """
     if isinstance(network, str):
         return ExportedModel(network)

@@ -1,6 +1,6 @@
 """Training on arrays that this process holds, which leaves nothing on disk: here, or with workers if that is quicker.
 
-Knows nothing of scikit-learn. Whoever computes, the bits are the same.
+Knows nothing of scikit-learn. The bits are the same, whichever processes compute.
 """
 
 import tempfile
@@ -32,8 +32,8 @@ from lockstep.ps.coordinator.failures import diverged_text
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
 from lockstep.ps.records.run_folder import WEIGHTS, RunResult
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
-from lockstep.results.reports.cost_model import CostModel
 from lockstep.results.reports.display import Display
+from lockstep.runs.cost_model import CostModel
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.session import Destination
 from lockstep.runs.single_process import SerialRun
@@ -229,7 +229,7 @@ def quickest(step_s: float, steps: int, setup: RunSetup, most: int, cores: int) 
 
 @dataclass(frozen=True)
 class Stream:
-    """A network that is trained pass by pass, on data that comes in parts, with all that the next pass goes on from."""
+    """A network that is trained pass by pass on data that comes in parts, and all that the next pass needs."""
 
     weights: Arrays
     #: The optimizer's slots by name, each as long as all trained values; empty before the first update.

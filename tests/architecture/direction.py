@@ -34,6 +34,7 @@ PACKAGE_ORDER = Order(
         ("lockstep.checking.simulation",),
         ("lockstep.checking.verification",),
         ("lockstep.bench",),
+        ("lockstep.cli.options",),
         ("lockstep.checking.checkup",),
         ("lockstep.sklearn",),
         ("lockstep.api", "lockstep.results.watch"),
@@ -43,7 +44,6 @@ PACKAGE_ORDER = Order(
         ("lockstep.packing",),
         ("lockstep.runs",),
         ("lockstep.ps", "lockstep.worker"),
-        ("lockstep.common.client",),
         ("lockstep.common.statemachine",),
         ("lockstep.common.protocol",),
         ("lockstep.common.transport",),
@@ -72,7 +72,7 @@ AUTOGRAD_ORDER = Order(
         ("lockstep.common.autograd.capture",),
         ("lockstep.common.autograd.functional",),
         ("lockstep.common.autograd.tensor",),
-        ("lockstep.common.autograd.graph",),
+        ("lockstep.common.autograd.graph", "lockstep.common.autograd.arguments"),
         ("lockstep.common.autograd.fusion",),
         ("lockstep.common.autograd.tape",),
         ("lockstep.common.autograd.primitives",),
@@ -85,7 +85,7 @@ PROTOCOL_ORDER = Order(
     scope="lockstep.common.protocol",
     groups=(
         ("lockstep.common.protocol.codec",),
-        ("lockstep.common.protocol.shard_messages", "lockstep.common.protocol.memory_offer"),
+        ("lockstep.common.protocol.shard_messages", "lockstep.common.protocol.shared_files"),
         ("lockstep.common.protocol.messages",),
         ("lockstep.common.protocol.fingerprint",),
         ("lockstep.common.protocol.canary", "lockstep.common.protocol.step_board"),
@@ -106,7 +106,7 @@ TRANSPORT_ORDER = Order(
         ("lockstep.common.transport.auth",),
         ("lockstep.common.transport.limits",),
         ("lockstep.common.transport.port", "lockstep.common.transport.ipc_path"),
-        ("lockstep.common.transport.address",),
+        ("lockstep.common.transport.address", "lockstep.common.transport.transports"),
     ),
 )
 
@@ -117,8 +117,7 @@ SERVER_ORDER = Order(
     groups=(
         ("lockstep.ps.server",),
         ("lockstep.ps.shard_group", "lockstep.ps.shard_process"),
-        ("lockstep.ps.parallel_update", "lockstep.ps.stretch"),
-        ("lockstep.ps.shared_memory", "lockstep.ps.checkpoint"),
+        ("lockstep.ps.shared_memory", "lockstep.ps.checkpoint", "lockstep.ps.received_frames"),
         ("lockstep.ps.setup",),
         ("lockstep.ps.coordinator", "lockstep.ps.shard"),
         ("lockstep.ps.records",),

@@ -14,17 +14,17 @@ from lockstep.checking.simulation.disk import Disk, DiskWriter
 from lockstep.checking.simulation.oracle import ReferenceRun, violations
 from lockstep.checking.simulation.processes import Parts, ServerProcess, ShardProcess, SimulatedRun, WorkerProcess
 from lockstep.checking.simulation.world import Process, World
-from lockstep.common.client.events_and_effects import Exit
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.job.job import Job
 from lockstep.common.random import Purpose, generator
+from lockstep.common.statemachine.client import Exit
 from lockstep.common.transport.in_memory import MemoryNetwork
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.ps.coordinator.effects import Finish
-from lockstep.ps.parallel_update.parallel_update import ParallelUpdateConfig
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.setup import AdmissionPolicy
 from lockstep.ps.shard_process.shell import ShardShell
+from lockstep.ps.shared_memory.parallel_update import ParallelUpdateConfig
 from lockstep.runs.launch_config import Launch
 from lockstep.worker.setup import Loader
 from lockstep.worker.shell import WorkerShell

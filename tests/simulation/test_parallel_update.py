@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lockstep.ps.coordinator.effects import Finish
-from lockstep.ps.parallel_update.parallel_update import ParallelUpdateConfig
 from lockstep.ps.setup import AdmissionPolicy
+from lockstep.ps.shared_memory.parallel_update import ParallelUpdateConfig
 from lockstep.worker.shell import WorkerShell
 from tests.leftovers import LINUX_ONLY, nothing_left_open
 from tests.simulation.cluster import Member, Simulation

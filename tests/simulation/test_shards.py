@@ -12,7 +12,6 @@ import pytest
 
 from lockstep.checking.simulation.oracle import ReferenceRun, reference_run
 from lockstep.common.aggregation.slices import slices_for
-from lockstep.common.client.events_and_effects import Exit
 from lockstep.common.errors import FailureKind, JobError
 from lockstep.common.files.safetensors import read
 from lockstep.common.job.job import Job
@@ -21,11 +20,11 @@ from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import PROTOCOL_VERSION, Refused, SumsFrame
 from lockstep.common.protocol.shard_messages import ShardJoin, ToShardMessage
+from lockstep.common.statemachine.client import Exit
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.run_folder import WEIGHTS
 from lockstep.ps.setup import AdmissionPolicy, open_run
-from lockstep.ps.shard_group.effects import GroupEffect
-from lockstep.ps.shard_group.group import ShardGroup
+from lockstep.ps.shard_group.group import GroupEffect, ShardGroup
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import digits, job_of
 
@@ -247,8 +246,8 @@ def test_a_worker_that_sends_a_shard_for_ever_is_lost_and_the_run_goes_on() -> N
         (rank,) = [member.rank for member in members if member.join.pid == 0]
         peer = shard.runner.state.workers.by_rank[rank].peer
         (client,) = [it for it in simulation.network.clients if it.address == "memory://shard-0" and it.peer == peer]
-        assert shard.runner.executor is not None
-        (frame, *_) = shard.runner.executor.storage.shard.frames
+        assert shard.runner.storage is not None
+        (frame, *_) = shard.runner.storage.shard.frames
         part = encode(SumsFrame(step=7, lo=0, hi=8, start=frame.start), [np.zeros(len(frame), np.float32)])
         flooding.process.stop()
         client.up.messages.extend([(0.0, [memoryview(bytes(it)) for it in part]) for _ in range(200)])

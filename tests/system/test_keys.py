@@ -11,7 +11,7 @@ import pytest
 
 from lockstep.cli.main import run
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.common.transport.auth.key_folder import KeyFolder, read_key
+from lockstep.common.transport.auth.keys import KeyFolder, read_key
 from lockstep.common.transport.zeromq.ports import dial
 from tests.system.jobs import BRIEF, ENDLESS
 from tests.system.processes import GONE_S, Place, Process

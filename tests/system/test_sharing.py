@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lockstep.common.protocol.memory_offer import CALLERS
+from lockstep.common.protocol.shared_files import CALLERS
 from lockstep.common.transport.shared_memory.folder import shared_root
 from tests.system.alone import digest_alone
 from tests.system.jobs import BRIEF, ENDLESS
@@ -149,7 +149,7 @@ def test_a_worker_that_is_killed_in_the_middle_changes_nothing(place: Place) -> 
     names = {path.name for path in folder.iterdir()}
     assert {"weights", "sums-0", "sums-1"} <= names
     # And sums that the server adds, in as many files as it needs.
-    assert {name.partition("-")[0] for name in names - {CALLERS}} <= {"weights", "sums", "merged"}
+    assert {name.partition("-")[0] for name in names - {CALLERS}} <= {"weights", "sums", "partial"}
     os.kill(place.pids("lockstep worker")[0], signal.SIGKILL)
     process.line_with("was killed by SIGKILL; its micro-batches go to the others")
     code, _, error = process.end()

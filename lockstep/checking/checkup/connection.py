@@ -30,8 +30,7 @@ from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.environment import child_environment
 from lockstep.common.transport.address import TcpAddress, parse
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential
-from lockstep.common.transport.diagnosis import Diagnosis, Stage
-from lockstep.common.transport.zeromq.client import ZeroMqClient
+from lockstep.common.transport.diagnosis import DiagnosedClient, Diagnosis, Stage
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.endpoints import address_towards
 
@@ -105,7 +104,7 @@ class Examiner:
             # The obstacle is found by trying to connect.
             return
 
-    def _ask(self, port: ZeroMqClient) -> Message | Diagnosis:
+    def _ask(self, port: DiagnosedClient) -> Message | Diagnosis:
         """Return the answer of the server to a joining worker, or why there is none."""
         join = Join(
             protocol=PROTOCOL_VERSION,
@@ -139,9 +138,9 @@ class Examiner:
             return self._connection(steps, found("version", text=f"the server refuses: {answer.reason}"))
         steps.append(("version", f"lockstep {self.shown.lockstep} (code {self.shown.code}), as at the server"))
         if isinstance(answer, Refused):
-            is_portable = answer.numerics == "portable"
-            name = "no-portable-numerics" if is_portable else "other-numerics"
-            name = name if answer.kind is RefusalKind.NUMERICS else "refused"
+            name = "no-portable-numerics" if answer.numerics == "portable" else "other-numerics"
+            if answer.kind is not RefusalKind.NUMERICS:
+                name = "refused"
             return self._connection(steps, found(name, reason=answer.reason))
         steps.append(("numerics", f"{self.shown.mode} {self.shown.canary}, as at the server"))
         match answer:

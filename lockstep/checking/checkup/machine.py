@@ -83,10 +83,6 @@ class SharedMemory(msgspec.Struct, frozen=True, kw_only=True):
     total_bytes: int
     free_bytes: int
 
-    @property
-    def is_memory(self) -> bool:
-        return self.folder == "/dev/shm"
-
 
 class PortableNumerics(msgspec.Struct, frozen=True, kw_only=True):
     """What a process of this machine has that was started with portable numerics."""
@@ -126,17 +122,17 @@ class MachineInfo(msgspec.Struct, frozen=True, kw_only=True):
     ports: dict[str, str]
 
 
-class Machine(msgspec.Struct, frozen=True, kw_only=True):
+class MachineReport(msgspec.Struct, frozen=True, kw_only=True):
     """The facts about a machine, and the findings."""
 
     facts: MachineInfo
     findings: list[Finding]
 
 
-def examine_machine() -> Machine:
+def examine_machine() -> MachineReport:
     """Examine this machine. Takes half a second, or three times as long if a kernel was selected by hand."""
     facts = facts_of(child_environment())
-    return Machine(facts=facts, findings=machine_findings(facts))
+    return MachineReport(facts=facts, findings=machine_findings(facts))
 
 
 def facts_of(environment: Mapping[str, str]) -> MachineInfo:
@@ -188,12 +184,12 @@ def machine_findings(facts: MachineInfo) -> list[Finding]:
     return findings + [found("unusable-port", name=name, why=why) for name, why in facts.ports.items() if why]
 
 
-def machine_lines(machine: Machine) -> list[str]:
+def machine_lines(machine: MachineReport) -> list[str]:
     """Return the facts, one per line, and the findings."""
     facts, shown = machine.facts, machine.facts.fingerprint
     chosen = f", by {CORETYPE}={facts.coretype}" if facts.coretype else ""
     free = _mebibytes(facts.shared.free_bytes)
-    memory = "" if facts.shared.is_memory else ", which is on a disk and slower"
+    memory = "" if facts.shared.folder == "/dev/shm" else ", which is on a disk and slower"
     return [
         f"system         {facts.system}, Python {facts.python}",
         f"cores          {facts.cores}",

@@ -8,9 +8,9 @@ from pathlib import Path
 from lockstep.checking.simulation.disk import DiskWriter
 from lockstep.checking.simulation.jobs import load
 from lockstep.checking.simulation.world import Process
-from lockstep.common.client.client import ClientConfig
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.job.job import Job
+from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.in_memory import ADDRESS, MemoryNetwork
 from lockstep.common.transport.links import wait_for_nothing
 from lockstep.launch.client import ProcessIdentity
@@ -18,7 +18,6 @@ from lockstep.launch.serve import open_server
 from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.transitions import RunPhase
-from lockstep.ps.parallel_update.parallel_update import ParallelUpdateConfig
 from lockstep.ps.records.recorder import Setting
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.server.server import Server
@@ -26,14 +25,15 @@ from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard_process.shell import ShardShell
 from lockstep.ps.shard_process.state import ShardState
-from lockstep.ps.shared_memory import ServerSharedMemory, share
+from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
+from lockstep.ps.shared_memory.parallel_update import ParallelUpdateConfig
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination, RunSession
+from lockstep.worker.multi_step import StepStage
 from lockstep.worker.setup import Loader
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import WorkerState
-from lockstep.worker.stretch import Stage
 
 RUN = "simulated"
 
@@ -43,6 +43,9 @@ SILENCE_S = 30.0
 #: Seconds that a fast worker takes for a micro-batch, and for a part of its slice of an update.
 MICRO_BATCH_S, PART_S = 0.004, 0.002
 
+#: Steps before the first multi-step lease: they take no longer than others here, and a run has few.
+NO_FIRST_STEPS = 0
+
 Say = Callable[[str], None]
 
 
@@ -50,7 +53,9 @@ Say = Callable[[str], None]
 class Parts:
     """The parts of a run; a test replaces one by a part with a bug, to show that it is found."""
 
-    coordinator: Callable[[RunInfo, Resumption], Coordinator] = coordinator_of
+    coordinator: Callable[[RunInfo, Resumption], Coordinator] = lambda info, start: coordinator_of(
+        info, start, first_steps=NO_FIRST_STEPS
+    )
     shard: Callable[[Shard], Shard] = lambda shard: shard
     server: Callable[[Server], Server] = lambda server: server
     worker: Callable[[WorkerShell], WorkerShell] = lambda worker: worker
@@ -116,8 +121,6 @@ class ServerProcess:
                 coordinator_at=run.parts.coordinator,
                 helping=run.helping,
             )
-            # The first steps take no longer here, and a run has few.
-            opened.server.coordinator.stretches.earliest = 0
             writer.attach(opened.session)
             stack.pop_all()
         return cls(run.parts.server(opened.server), opened.session, writer, sharing)
@@ -127,8 +130,8 @@ class ServerProcess:
         self.server.coordinator.validate()
         self.server.group.state.validate()
         self.server.group.updating.state.validate()
-        self.server.stretch.state.validate()
-        assert self.server.stretch.is_any() or self.server.coordinator.phase is not RunPhase.STRETCH
+        self.server.multi_step.state.validate()
+        assert self.server.multi_step.is_any() or self.server.coordinator.phase is not RunPhase.MULTI_STEP
         return is_busy
 
     def deadline(self) -> float | None:
@@ -150,7 +153,7 @@ class ServerProcess:
             self.writer.end()
         self.server.port.close(1.0)
         self.server.group.updating.close()
-        self.server.stretch.close()
+        self.server.multi_step.close()
         self.session.recorder.close()
         if self.sharing is not None:
             self.sharing.close()
@@ -238,10 +241,10 @@ class WorkerProcess:
     def cost_s(self) -> float:
         """Return the seconds of a micro-batch, if one is about to be computed, or of a part of a slice."""
         progress = self.runner.state.progress
-        if self.runner.state.is_updating() or (progress is not None and progress.stage is Stage.UPDATING):
+        if self.runner.state.is_updating() or (progress is not None and progress.stage is StepStage.UPDATING):
             return PART_S
         if progress is not None:
-            return MICRO_BATCH_S if progress.stage is Stage.COMPUTING else 0.0
+            return MICRO_BATCH_S if progress.stage is StepStage.COMPUTING else 0.0
         return MICRO_BATCH_S if self.runner.state.has_work() else 0.0
 
     def interrupt(self) -> None:

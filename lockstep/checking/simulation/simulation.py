@@ -20,17 +20,17 @@ from lockstep.checking.simulation.processes import (
 )
 from lockstep.checking.simulation.scenario import Scenario, ScheduledFault
 from lockstep.checking.simulation.world import Process, SimulatedShell, World
-from lockstep.common.client.client import ClientPhase
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import DataError, FailureKind
 from lockstep.common.protocol.codec import decode_header
 from lockstep.common.protocol.messages import Result, ServerMessage, SumsFrame, WorkerMessage
 from lockstep.common.protocol.shard_messages import ShardMessage, ToShardMessage, WorkerToShardMessage
 from lockstep.common.random import Purpose, generator
+from lockstep.common.statemachine.client import ClientPhase
 from lockstep.common.transport.in_memory import Link, MemoryNetwork
-from lockstep.ps.parallel_update.parallel_update import ParallelUpdateConfig
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.setup import AdmissionPolicy
+from lockstep.ps.shared_memory.parallel_update import ParallelUpdateConfig
 from lockstep.runs.launch_config import Launch
 
 #: Seconds by which the clock of each process is ahead of that of the one before: clocks do not begin at zero, and those

@@ -23,7 +23,7 @@ class Difference:
 
     step: int
     #: None if all losses agree, but not the weights after the step.
-    micro_batch: int | None
+    micro_batch: int | None = None
     text: str
 
 
@@ -57,7 +57,7 @@ class Verifier:
         first = self.setup.shard.updates
         if (odd := self._other_digest(first)) is not None:
             text = f"the weights after {first} steps, from which this starts, are not those of the run: {odd}"
-            return Difference(step=first, micro_batch=None, text=text)
+            return Difference(step=first, text=text)
         found: Difference | None = None
         trainer = SingleProcessTrainer(self.setup, self.clock)
         for step in range(first, until):
@@ -70,7 +70,7 @@ class Verifier:
     def _step(self, step: int, trainer: SingleProcessTrainer) -> Difference | None:
         recorded = self._steps.get(step)
         if recorded is None:
-            return Difference(step=step, micro_batch=None, text=f"step {step} is not in the ledger: expected its entry")
+            return Difference(step=step, text=f"step {step} is not in the ledger: expected its entry")
         try:
             trainer.step(step)
         except NotFiniteError as error:
@@ -92,7 +92,7 @@ class Verifier:
         there = recorded.loss_sums()
         if len(there) != len(here):
             text = f"step {recorded.step} has {len(there)} losses in the ledger: expected {len(here)}"
-            return Difference(step=recorded.step, micro_batch=None, text=text)
+            return Difference(step=recorded.step, text=text)
         micro_batch = int(np.flatnonzero(there.view(np.uint32) != here.view(np.uint32))[0])
         text = (
             f"step {recorded.step}, micro-batch {micro_batch}: the sum of its losses was {there[micro_batch]!s} "
@@ -120,4 +120,4 @@ class Verifier:
             f"step {recorded.step}: the losses of all its micro-batches are the same, and the weights after it are not "
             f"({where}): a gradient differs, or the update; computed {workers}"
         )
-        return Difference(step=recorded.step, micro_batch=None, text=text)
+        return Difference(step=recorded.step, text=text)

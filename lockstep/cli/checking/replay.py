@@ -18,7 +18,7 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.launch.numerics import begin_with
 from lockstep.results.reports.display import print_plainly
 
-#: Samples that are listed; `--json` has them all.
+#: Samples that are shown; `--json` has them all.
 MOST_SAMPLES = 16
 
 
@@ -73,12 +73,12 @@ def show(console: Console, replayed: MicroBatchReplay) -> None:
 
 def summary_lines(replayed: MicroBatchReplay) -> list[str]:
     """Return the lines above the table of layers."""
-    listed = ", ".join(map(str, replayed.samples[:MOST_SAMPLES]))
+    shown = ", ".join(map(str, replayed.samples[:MOST_SAMPLES]))
     more = f", … ({len(replayed.samples)} in all)" if len(replayed.samples) > MOST_SAMPLES else ""
     recorded = "not recorded" if replayed.recorded_loss_sum is None else f"recorded as {replayed.recorded_loss_sum!r}"
     return [
         f"step {replayed.step}, micro-batch {replayed.micro_batch} of run {replayed.run}",
-        f"samples   {listed}{more}",
+        f"samples   {shown}{more}",
         f"inputs    {replayed.inputs.shape}, norm {replayed.inputs.norm:.6g}, SHA-256 {replayed.inputs_sha256[:12]}…",
         f"loss sum  {replayed.loss_sum!r}, {recorded}",
         f"correct   {replayed.correct} of {replayed.targets}",

@@ -103,7 +103,7 @@ def verify(
 
 
 def compare_receipts(run: Path, other: Path) -> None:
-    """Print that two runs computed the same weights; `DifferenceError` says what differs."""
+    """Print that two runs computed the same weights; `DifferenceError` names what differs."""
     ours, theirs = read_receipt(run), read_receipt(other)
     if difference := comparison(ours, theirs):
         raise DifferenceError(difference)
@@ -165,5 +165,5 @@ def end_difference(recorded: RecordedRun, setup: RunSetup, steps: int) -> Differ
     for name, digest in ((WEIGHTS, weights_digest(kept)), (RESULT, result.weights_sha256)):
         if digest != here:
             text = f"{recorded.folder / name} holds weights {digest[:12]}…, and the run computed {here[:12]}…"
-            return Difference(step=steps, micro_batch=None, text=text)
+            return Difference(step=steps, text=text)
     return None

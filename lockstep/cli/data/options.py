@@ -80,18 +80,20 @@ _OPTIONS = (
 _DIRECT = ("target", "columns", "task", "missing", "standardize", "size", "grayscale", "test_split")
 
 
-def PACK_OPTIONS(command: F) -> F:  # noqa: N802  # used as the flags of other commands are
-    """Add the flags of packing."""
-    for option in reversed(_OPTIONS):
+def _added(command: F, count: int) -> F:
+    for option in reversed(_OPTIONS[:count]):
         command = option(command)
     return command
+
+
+def PACK_OPTIONS(command: F) -> F:  # noqa: N802  # used as the flags of other commands are
+    """Add the flags of packing."""
+    return _added(command, len(_OPTIONS))
 
 
 def DIRECT_OPTIONS(command: F) -> F:  # noqa: N802  # as above
     """Add the flags of packing that `train` has."""
-    for option in reversed(_OPTIONS[: len(_DIRECT)]):
-        command = option(command)
-    return command
+    return _added(command, len(_DIRECT))
 
 
 def direct_options(flags: dict[str, Any]) -> PackOptions:
@@ -101,11 +103,5 @@ def direct_options(flags: dict[str, Any]) -> PackOptions:
 
 def options_of(given: Mapping[str, Any]) -> PackOptions:
     """Return what the flags say; columns may be separated by commas."""
-    values = dict(given)
-    values["target"] = tuple(values["target"])
-    values["columns"] = tuple(name for text in values["columns"] for name in _names(text))
-    return PackOptions(**values)
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    names = [name.strip() for text in given["columns"] for name in text.split(",")]
+    return PackOptions(**{**given, "target": tuple(given["target"]), "columns": tuple(filter(None, names))})

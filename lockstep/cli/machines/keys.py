@@ -7,8 +7,7 @@ import click
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.transport.auth.credentials import Z85_KEY
 from lockstep.common.transport.auth.curve import new_pair
-from lockstep.common.transport.auth.key_file import SecretKey, read_ours, write_secret
-from lockstep.common.transport.auth.key_folder import KeyFolder, check_names
+from lockstep.common.transport.auth.keys import KeyFolder, SecretKey, check_names, read_ours, write_secret
 
 _FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 

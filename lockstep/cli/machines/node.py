@@ -17,7 +17,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import own_environment
 from lockstep.common.runtime.numerics import Numerics
-from lockstep.common.transport.auth.key_folder import SERVER
+from lockstep.common.transport.auth.keys import SERVER
 from lockstep.common.transport.port import ClientPort
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.child import WatchedProcess

@@ -10,15 +10,12 @@ from lockstep.cli.options.keys import KEY_OPTION
 from lockstep.common.errors import UsageError
 from lockstep.common.transport.address import parse
 from lockstep.launch.client import say
-from lockstep.launch.page_process import demand_page
-
-#: Where the page is served by default: any free port of this machine alone.
-LISTEN = "127.0.0.1:0"
+from lockstep.launch.page_process import LOOPBACK, demand_page
 
 
 @click.command(short_help="Show runs live in a browser.")
 @click.argument("what", metavar="RUN|RUNS|ADDRESS")
-@click.option("--listen", metavar="HOST:PORT", default=LISTEN, help="address of the page  [127.0.0.1, a free port]")
+@click.option("--listen", metavar="HOST:PORT", default=LOOPBACK, help="address of the page  [127.0.0.1, a free port]")
 @click.option(
     "--published",
     metavar="HOST:PORT",

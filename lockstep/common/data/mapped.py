@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lockstep.common.data.npy import DATA_OFFSET, NpyHeader, read_header
 from lockstep.common.errors import DataError
 from lockstep.common.files.reading import open_regular
-from lockstep.common.runtime.memory import major_faults
+from lockstep.common.runtime.environment import major_faults
 
 #: Most bytes of an array's file: 256 TiB.
 MAX_FILE_BYTES = 2**48

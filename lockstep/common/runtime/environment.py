@@ -1,6 +1,8 @@
 """The only reader of the environment and of the machine's resources; must stay importable before NumPy."""
 
+import ctypes
 import os
+import resource
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -13,6 +15,15 @@ BLAS_THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
     "OMP_NUM_THREADS",
 )
+
+#: glibc's `mallopt` options (malloc.h).
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+#: Bytes of the largest block from the heap, which reuses blocks: glibc's own limit on 64 bits.
+LARGEST_BLOCK = 32 << 20
+
+#: Bytes of free memory at the heap's top that are kept.
+KEPT_FREE = 1 << 30
 
 #: Variables for the flags `--keys` and `--key`.
 KEY_VARIABLES = ("LOCKSTEP_KEYS", "LOCKSTEP_KEY")
@@ -96,3 +107,25 @@ def replace_variables(names: Iterable[str], values: Mapping[str, str]) -> None:
     for name in names:
         os.environ.pop(name, None)
     os.environ.update(values)
+
+
+def keep_freed_memory() -> bool:
+    """Let the allocator hand the arrays of one step to the next, for this process; return whether it accepted that.
+
+    Fresh pages from the system are the most expensive thing in NumPy training.
+
+    glibc gives blocks of 128 KiB and more back to the system as soon as they are freed, and their successors arrive
+    page by page, zeroed. A step asks for the same sizes in the same order, so that what it freed fits: this is the
+    arena that other frameworks write themselves. An array that is still referenced is simply not free.
+    """
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # musl
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK) and mallopt(M_TRIM_THRESHOLD, KEPT_FREE))
+
+
+def major_faults() -> int:
+    """Return how many pages this process has had to wait for, since they had to be read from a disk."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt

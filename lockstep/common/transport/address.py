@@ -1,7 +1,10 @@
-"""What an address looks like, and which addresses are open to this machine only; opens nothing."""
+"""What an address looks like, and which addresses are open to this machine only."""
 
 import ipaddress
+import os
 import re
+import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +43,14 @@ class TcpAddress:
         host = f"[{self.host}]" if self.is_ipv6 else self.host
         return f"tcp://{host}:{self.port}"
 
+    def connect(self, timeout_s: float) -> socket.socket:
+        """Return a system socket that is connected; OSError if nothing accepts it in time."""
+        return socket.create_connection((self.host, self.port), timeout_s)
+
+    def free_address(self) -> "TcpAddress":
+        """Return where another process of this machine can listen."""
+        return TcpAddress("::1" if self.is_ipv6 else "127.0.0.1", 0)
+
 
 @dataclass(frozen=True)
 class IpcAddress:
@@ -47,17 +58,36 @@ class IpcAddress:
 
     path: Path
 
+    #: Only processes of this machine can connect.
+    is_loopback = True
+
     def __str__(self) -> str:
         return f"ipc://{self.path}"
 
+    def connect(self, timeout_s: float) -> socket.socket:
+        """Return a system socket that is connected; OSError if nothing accepts it in time."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(timeout_s)
+            connection.connect(str(self.path))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
-def parse(text: str) -> TcpAddress | IpcAddress:
+    def free_address(self) -> "IpcAddress":
+        """Return where another process of this machine can listen."""
+        return IpcAddress(self.path.with_name(f"{self.path.name}.{os.getpid()}"))
+
+
+Address = TcpAddress | IpcAddress
+
+
+def parse(text: str) -> Address:
     """Parse an address; raises AddressError."""
     scheme, separator, rest = text.partition("://")
-    if separator and scheme == "tcp":
-        return _parse_tcp(text, rest)
-    if separator and scheme == "ipc":
-        return _parse_ipc(text, rest)
+    if separator and scheme in _PARSERS:
+        return _PARSERS[scheme](text, rest)
     match = _HOST_AND_PORT.fullmatch(text)
     if match is not None:
         _parse_tcp(text, text)  # raises if it is more than the scheme that is wrong
@@ -95,3 +125,7 @@ def _is_ipv6(host: str) -> bool:
         return ipaddress.ip_address(host).version == 6
     except ValueError:
         return False
+
+
+#: By the beginning of an address.
+_PARSERS: dict[str, Callable[[str, str], Address]] = {"tcp": _parse_tcp, "ipc": _parse_ipc}

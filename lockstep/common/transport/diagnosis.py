@@ -4,10 +4,12 @@ import socket
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.common.transport.address import IpcAddress, TcpAddress, parse
+from lockstep.common.transport.address import parse
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential, Token
+from lockstep.common.transport.port import ClientPort
 
 #: Handshakes in a row that have to fail before that counts as the server's answer.
 ENOUGH_FAILURES = 2
@@ -42,6 +44,14 @@ class Diagnosis:
     stage: Stage
     #: Whether waiting longer is of no use.
     is_final: bool = False
+
+
+class DiagnosedClient(ClientPort, Protocol):
+    """A client's port that knows why it has no connection."""
+
+    def diagnosis(self) -> Diagnosis | None:
+        """Return what prevents a connection; None if nothing is known to. May take some seconds."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +139,7 @@ def _broken_off(address: str, credential: Credential) -> str:
 def probe(address: str, timeout_s: float = TIMEOUT_S) -> ProbeResult:
     """Return what is found at `address`; raises AddressError if it is malformed."""
     try:
-        with closing(_connected(parse(address), timeout_s)) as connection:
+        with closing(parse(address).connect(timeout_s)) as connection:
             return ProbeResult(mechanism=_mechanism(_greeting(connection, timeout_s)))
     except socket.gaierror as error:
         obstacle = f"the host of {address} is not known here ({error.strerror}): check its name"
@@ -144,19 +154,6 @@ def probe(address: str, timeout_s: float = TIMEOUT_S) -> ProbeResult:
         return ProbeResult(obstacle=obstacle, stage=Stage.FIREWALL)
     except OSError as error:
         return ProbeResult(obstacle=f"{address} cannot be reached: {error.strerror or error}", stage=Stage.ROUTE)
-
-
-def _connected(address: TcpAddress | IpcAddress, timeout_s: float) -> socket.socket:
-    if isinstance(address, TcpAddress):
-        return socket.create_connection((address.host, address.port), timeout_s)
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        connection.settimeout(timeout_s)
-        connection.connect(str(address.path))
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 def _greeting(connection: socket.socket, timeout_s: float) -> bytes:

@@ -14,7 +14,7 @@ from lockstep.common.errors import NumericsError
 from lockstep.common.protocol.fingerprint import code_digest
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.runtime.version import VERSION
-from lockstep.common.transport.auth.key_folder import KeyFolder
+from lockstep.common.transport.auth.keys import KeyFolder
 from lockstep.common.transport.port import ClientPort
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.child import ERROR_MARK, Child

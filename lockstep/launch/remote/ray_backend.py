@@ -24,8 +24,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from lockstep.common.errors import JobError, RunError, UsageError
 from lockstep.common.runtime.environment import own_environment
 from lockstep.common.runtime.numerics import Numerics
-from lockstep.common.transport.auth.key_folder import ALLOWED, SERVER, SERVER_PUBLIC, KeyFolder
+from lockstep.common.transport.auth.keys import ALLOWED, SERVER, SERVER_PUBLIC, KeyFolder
 from lockstep.common.transport.port import ClientPort
+from lockstep.common.transport.transports import TRANSPORTS
 from lockstep.launch.child import HERE, LOG, ProcessLog, WatchedProcess
 from lockstep.launch.endpoints import tcp_address
 from lockstep.launch.lifetime import interrupt_on_signals, uninterrupted
@@ -84,8 +85,9 @@ def check(launch: Launch) -> None:
     """Raise `JobError` for what makes no sense on several machines."""
     if not launch.workers:
         raise JobError("workers = 0, which trains in this process alone, has no use for a cluster: expected 1 or more")
-    if launch.transport not in ("auto", "tcp"):
-        raise JobError(f"transport = {launch.transport!r} cannot reach other machines: expected auto or tcp")
+    if not TRANSPORTS[launch.transport].reaches_other_machines:
+        others = " or ".join(name for name, transport in TRANSPORTS.items() if transport.reaches_other_machines)
+        raise JobError(f"transport = {launch.transport!r} cannot reach other machines: expected {others}")
 
 
 def connect(address: str) -> None:

@@ -11,6 +11,7 @@ from lockstep.ps.checkpoint.checkpoint import Checkpoint, CheckpointIdentity, Ru
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.membership import Membership
+from lockstep.ps.coordinator.scheduling.multi_step_plan import FIRST_STEPS
 from lockstep.ps.records.ledger import RunBegun, read_lines
 from lockstep.ps.records.receipt import read_chain
 from lockstep.ps.records.recorder import MetricsRecorder
@@ -38,10 +39,10 @@ def first_round(setup: RunSetup) -> Resumption:
     return Resumption(round=setup.info.plan.first(), progress=Progress(setup.info.targets, setup.info.guess))
 
 
-def coordinator_of(info: RunInfo, start: Resumption) -> Coordinator:
-    """Return the coordinator of a run that begins or resumes there."""
+def coordinator_of(info: RunInfo, start: Resumption, *, first_steps: int = FIRST_STEPS) -> Coordinator:
+    """Return the coordinator of a run that begins or resumes there; `first_steps` as of `Coordinator`."""
     membership = Membership(compute_s=start.compute_s)
-    return Coordinator(info, membership=membership, progress=start.progress, start=start.round)
+    return Coordinator(info, membership=membership, progress=start.progress, start=start.round, first_steps=first_steps)
 
 
 def begin_again(setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder) -> Resumption:

@@ -19,10 +19,10 @@ from lockstep.common.errors import FileFormatError
 from lockstep.common.files.json_file import decode
 from lockstep.common.protocol.messages import Result, Work
 
-#: Why the ledger lists what nobody needs.
+#: Why a result was not used although its worker was neither late nor gone.
 OTHERS_FASTER = "others had done it, or it came twice"
 
-#: Most entries of a round next to its own: what a peer sends must not fill our memory.
+#: Most entries of a round besides that of its step: what a peer sends must not fill our memory.
 MOST_ENTRIES = 1000
 
 Count = Annotated[int, Meta(ge=0, le=2**62)]
@@ -239,7 +239,7 @@ class Account:
         return StepDone(step=step, shares=self.shares, losses=bytes(self._losses), checksum=checksum)
 
     def other_entries(self, work: Work, step: int) -> list[LedgerEntry]:
-        """Return the entries next to it, of a round of that kind."""
+        """Return the other entries of a round of that kind."""
         if not self.omitted:
             return self.entries
         return [*self.entries, OmittedEntries(work=work, step=step, count=self.omitted)]

@@ -56,7 +56,9 @@ class LineFile:
         return self._written_bytes + sum(map(len, self._waiting))
 
     def flush(self) -> None:
-        """Write the lines that wait; if that fails, the rest waits for the next call."""
+        """Write the lines that wait, if any do; if that fails, the rest waits for the next call."""
+        if not self._waiting:
+            return  # a file without a line is not made
         try:
             self.open()
             self._catch_up()
@@ -102,8 +104,7 @@ class LineFile:
 
     def close(self) -> None:
         """Flush and close; appending again would reopen the file."""
-        if self._waiting:
-            self.flush()
+        self.flush()
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

@@ -18,7 +18,7 @@ from lockstep.ps.run.early_stopping import early_stopping_state, is_stopped
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.progress import Progress
 from lockstep.ps.run.timing import StepTime, StepTimeTotals
-from lockstep.ps.run.traffic import NOTHING, Moved, TrafficTotals
+from lockstep.ps.run.traffic import NOTHING, Moved
 
 #: Seconds after which lines that wait are written, so that whoever follows the files sees each step within a second.
 FLUSH_S = 0.3
@@ -55,7 +55,9 @@ class MetricsRecorder:
     update_s: float = 0.0
     #: Where the time of the steps so far went.
     times: StepTimeTotals = field(default_factory=StepTimeTotals)
-    traffic: TrafficTotals = field(default_factory=TrafficTotals)
+    #: What has crossed sockets, and in how many steps.
+    moved: Moved = NOTHING
+    moved_steps: int = 0
     #: Steps whose entry is in the ledger.
     steps: int = 0
     #: The receipt's links, from the one before the first epoch on.
@@ -78,7 +80,8 @@ class MetricsRecorder:
     ) -> None:
         """Record the figures of a training step; `moved` is what crossed sockets since the one before."""
         self.update_s += update_s
-        self.traffic.add(moved)
+        self.moved += moved
+        self.moved_steps += 1
         self.times.add(time, update_s, is_counted=step % self.info.plan.steps_per_epoch != 0)
         if self.folder is not None:
             guess = self.info.guess
@@ -146,7 +149,7 @@ class MetricsRecorder:
         """Write the lines that wait, at most three times a second."""
         if self.folder is not None and now >= self._flushed + FLUSH_S:
             self._flushed = now
-            self.folder.flush_waiting()
+            self.folder.flush()
 
     def keep_receipt(self) -> None:
         """Write the receipt as it is by now."""
@@ -189,7 +192,7 @@ class MetricsRecorder:
             obstacle=self.setting.obstacle,
             wire=job.wire,
             wire_weights=job.wire_weights,
-            moved=self.traffic.mean(),
+            moved=self.moved.mean(self.moved_steps),
             weights_epoch=kept.epoch,
             stopped=self._why_stopped(),
             audited=progress.audited,

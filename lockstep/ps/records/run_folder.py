@@ -165,12 +165,6 @@ class RunFolder:
         self.metrics.flush()
         self.ledger.flush()
 
-    def flush_waiting(self) -> None:
-        """Write the lines that wait, if any do: a file without a line is not made."""
-        for file in (self.metrics, self.ledger):
-            if not file.is_written():
-                file.flush()
-
     def close(self) -> None:
         """Flush and close; recording again would reopen the files."""
         self.metrics.close()

@@ -27,10 +27,10 @@ class Round:
 
     def named(self, nodes: Sequence[Node]) -> str:
         """Return how some of its micro-batches are named in messages to people."""
-        listed = ", ".join(map(str, nodes))
+        named = ", ".join(map(str, nodes))
         if self.work in EVALUATIONS:
-            return f"{EVALUATIONS[self.work]} chunks {listed} after step {self.step}"
-        return f"micro-batches {listed} of step {self.step}"
+            return f"{EVALUATIONS[self.work]} chunks {named} after step {self.step}"
+        return f"micro-batches {named} of step {self.step}"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,13 @@ class Moved(msgspec.Struct, frozen=True, kw_only=True):
     #: Bytes of weights.
     weights: int = 0
 
+    def __add__(self, other: "Moved") -> "Moved":
+        return Moved(sums=self.sums + other.sums, weights=self.weights + other.weights)
+
+    def mean(self, steps: int) -> "Moved":
+        """Return what an average step moved, in whole bytes."""
+        return Moved(sums=self.sums // max(1, steps), weights=self.weights // max(1, steps))
+
 
 NOTHING = Moved()
 
@@ -25,49 +32,26 @@ NOTHING = Moved()
 class Traffic:
     """Counts what crosses the sockets of one server, and what other servers report."""
 
-    _sums: int = 0
-    _weights: int = 0
+    _moved: Moved = NOTHING
 
     def record_received(self, message: Message, frames: Sequence[Buffer]) -> None:
         """Count a message that was received, if it brings sums."""
         if isinstance(message, SumsFrame) or (isinstance(message, Result) and len(frames) > 1):
-            self._sums += _bytes_of(frames)
+            self._moved += Moved(sums=_bytes_of(frames))
 
     def record_sent(self, message: Message, frames: Sequence[Buffer]) -> None:
         """Count a message that was sent, if it brings weights."""
         if isinstance(message, Weights):
-            self._weights += _bytes_of(frames)
+            self._moved += Moved(weights=_bytes_of(frames))
 
     def add(self, moved: Moved) -> None:
         """Count what crossed another server's sockets."""
-        self._sums += moved.sums
-        self._weights += moved.weights
+        self._moved += moved
 
     def drain(self) -> Moved:
         """Return what was counted since the last call."""
-        moved = Moved(sums=self._sums, weights=self._weights)
-        self._sums = self._weights = 0
+        moved, self._moved = self._moved, NOTHING
         return moved
-
-
-@dataclass
-class TrafficTotals:
-    """Adds up what was moved, step by step."""
-
-    steps: int = 0
-    sums: int = 0
-    weights: int = 0
-
-    def add(self, moved: Moved) -> None:
-        """Add a step."""
-        self.steps += 1
-        self.sums += moved.sums
-        self.weights += moved.weights
-
-    def mean(self) -> Moved:
-        """Return what an average step moved, in whole bytes."""
-        steps = max(1, self.steps)
-        return Moved(sums=self.sums // steps, weights=self.weights // steps)
 
 
 def _bytes_of(frames: Sequence[Buffer]) -> int:

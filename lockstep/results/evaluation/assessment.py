@@ -47,6 +47,13 @@ class Assessment:
             raise ModelError("a regression has no classes")
         return Confusion.of(self.targets, self.outputs.argmax(axis=1), self.outputs.shape[1])
 
+    def surest_mistakes(self) -> NDArray[np.intp]:
+        """Return the indices of a classifier's mistakes, those with the least probability of the true class first."""
+        labels = self.targets
+        own = probabilities_of(self.outputs)[np.arange(len(labels)), labels]
+        wrong = np.flatnonzero(self.outputs.argmax(axis=1) != labels)
+        return wrong[np.argsort(own[wrong], kind="stable")]
+
     @property
     def fit(self) -> list[TargetFigures]:
         """The errors of a regression by target. Raises ModelError for a classifier."""

@@ -18,7 +18,7 @@ from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.run_folder import CHECKPOINTS, WEIGHTS
-from lockstep.results.evaluation.assessment import Assessment, assess, surest_mistakes
+from lockstep.results.evaluation.assessment import Assessment, assess
 from lockstep.results.evaluation.confusion import shown_names
 from lockstep.results.evaluation.predictions import FIELD, Recognizer
 from lockstep.runs.job_file import read_values, resolve
@@ -42,24 +42,26 @@ class ModelAnswers:
 
     folder: Path
     _lock: Lock = field(default_factory=Lock)
-    _recognizer: tuple[Moment, int, Recognizer] | None = None
+    #: The weights that were opened last, and when they were written.
+    _opened: tuple[Moment, int] | None = None
+    #: Of these weights.
+    _recognizer: Recognizer | None = None
+    _evaluation: dict[str, Any] | None = None
     _drawing: dict[str, Any] | None = None
-    _evaluation: tuple[Moment, int, dict[str, Any]] | None = None
 
-    def moment(self) -> Moment:
+    def _newest(self) -> Moment:
         """Return the newest weights that there are; `UsageError` if there are none yet."""
         steps = CheckpointFolder(self.folder / CHECKPOINTS, lambda text: None).steps()
         if (self.folder / WEIGHTS).is_file():
-            return "last"
-        if not steps:
+            moment: Moment = "last"
+            written = (self.folder / WEIGHTS).stat().st_mtime_ns
+        elif steps:
+            moment, written = steps[-1], 0
+        else:
             raise UsageError("there are no weights yet: expected a checkpoint, which a run writes once per minute")
-        return steps[-1]
-
-    def _stamp(self) -> int:
-        try:
-            return (self.folder / WEIGHTS).stat().st_mtime_ns
-        except OSError:
-            return 0
+        if self._opened != (moment, written):
+            self._opened, self._recognizer, self._evaluation = (moment, written), None, None
+        return moment
 
     def drawing(self) -> dict[str, Any]:
         """Return whether the model was trained on images as somebody can draw them, (1, 28, 28), and its classes."""
@@ -72,24 +74,22 @@ class ModelAnswers:
     def probabilities(self, pixels: NDArray[np.float64]) -> dict[str, Any]:
         """Return what the model sees in an image (28, 28) from 0 to 1; `UsageError` if it has no answer to that."""
         with self._lock:
-            moment, stamp = self.moment(), self._stamp()
-            known = self._recognizer
-            if known is None or known[:2] != (moment, stamp):
+            moment = self._newest()
+            if self._recognizer is None:
                 recognizer = Recognizer.of(open_trained(self.folder, moment), centres=True)
                 if recognizer.shape != (1, FIELD, FIELD):
                     raise UsageError(f"the model was trained on samples of shape {recognizer.shape}: expected 1x28x28")
-                known = self._recognizer = moment, stamp, recognizer
+                self._recognizer = recognizer
             image = np.broadcast_to(pixels, (3, FIELD, FIELD))
-            return {"weights": str(moment), "probabilities": known[2].probabilities(image).tolist()}
+            return {"weights": str(moment), "probabilities": self._recognizer.probabilities(image).tolist()}
 
     def evaluation(self) -> dict[str, Any]:
         """Return how the model does on its test set; `UsageError` if that cannot be told."""
         with self._lock:
-            moment, stamp = self.moment(), self._stamp()
-            if self._evaluation is None or self._evaluation[:2] != (moment, stamp):
-                found = _evaluated(assess(open_trained(self.folder, moment)))
-                self._evaluation = moment, stamp, {"weights": str(moment), **found}
-            return self._evaluation[2]
+            moment = self._newest()
+            if self._evaluation is None:
+                self._evaluation = {"weights": str(moment), **_evaluated(assess(open_trained(self.folder, moment)))}
+            return self._evaluation
 
 
 def _drawing_of(job: Job) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def _mistakes(assessment: Assessment) -> list[dict[str, Any]]:
     if dataset.images.ndim != 4 or dataset.labels.ndim != 1:
         return []
     found = []
-    for index in surest_mistakes(assessment)[:MOST_MISTAKES].tolist():
+    for index in assessment.surest_mistakes()[:MOST_MISTAKES].tolist():
         image = dataset.images[index].astype(np.float64).mean(axis=0)
         low, high = float(image.min()), float(image.max())
         gray = np.rint(255 * (image - low) / ((high - low) or 1.0)).astype(np.uint8)

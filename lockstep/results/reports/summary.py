@@ -15,8 +15,8 @@ from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.metrics import EpochRecord
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.timing import Split
-from lockstep.results.reports.cost_model import Measured, bytes_per_parameter, fitted
 from lockstep.results.reports.display import print_plainly
+from lockstep.runs.cost_model import Measured, bytes_per_parameter, fitted
 
 #: Seconds of training below which times mean nothing.
 NOTED_S = 0.5

@@ -124,15 +124,15 @@ def curves(columns: StepColumns, first: float, last: float, points: int) -> dict
     edges = np.arange(0, count, width)
     sizes = np.diff(np.append(edges, count))
     middles = np.minimum(edges + (sizes - 1) // 2, count - 1)
-    found: dict[str, list[float | None]] = {"step": _listed(steps[low:high][middles])}
+    found: dict[str, list[float | None]] = {"step": _json_numbers(steps[low:high][middles])}
     for name in CURVES:
         values = _values(columns, name)[low:high]
         if not np.isfinite(values).any():
             continue
         with np.errstate(all="ignore"):
-            found[name] = _listed(np.add.reduceat(values, edges) / sizes)
-            found[f"{name}_min"] = _listed(np.fmin.reduceat(values, edges))
-            found[f"{name}_max"] = _listed(np.fmax.reduceat(values, edges))
+            found[name] = _json_numbers(np.add.reduceat(values, edges) / sizes)
+            found[f"{name}_min"] = _json_numbers(np.fmin.reduceat(values, edges))
+            found[f"{name}_max"] = _json_numbers(np.fmax.reduceat(values, edges))
     return found
 
 
@@ -144,5 +144,5 @@ def _values(columns: StepColumns, name: str) -> Column:
         return np.asarray(np.where(seconds > 0, columns["samples"] / seconds, np.nan))
 
 
-def _listed(values: Column) -> list[float | None]:
+def _json_numbers(values: Column) -> list[float | None]:
     return [value if np.isfinite(value) else None for value in values.tolist()]

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from lockstep.results.reports.plots.curves import parts_of
 from lockstep.results.watch.run_view import RunState, RunView
 
 
@@ -96,20 +97,11 @@ def _of_steps(view: RunView) -> Iterator[Metric]:
     wire.add_metric(["sums"], _sum(view, "sums_bytes"))
     wire.add_metric(["weights"], _sum(view, "weights_bytes"))
     yield wire
-    # As in `lockstep.ps.run.timing.Split`: the update of a step lies within the round of the next one.
-    total, slowest, mean = (_sum(view, name) for name in ("round_s", "slowest_s", "mean_s"))
-    update = float(steps["update_s"][:-1].sum())
-    parts = {
-        "compute": mean,
-        "waiting": slowest - mean,
-        "update": update,
-        "exchange": max(0.0, total - slowest - update),
-    }
     seconds = CounterMetricFamily(
         "lockstep_step_seconds", "Seconds of training steps, by what they were spent on.", labels=["part"]
     )
-    for part, value in parts.items():
-        seconds.add_metric([part], value)
+    for part, values in parts_of(steps.__getitem__).items():
+        seconds.add_metric([part], float(values.sum()))
     yield seconds
 
 

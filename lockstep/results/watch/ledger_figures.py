@@ -1,6 +1,6 @@
 """What `ledger.jsonl` says of a run by now: its workers, who computed what in the last steps, and what happened."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -45,20 +45,6 @@ class RunEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass
-class SeenWorker:
-    """A worker that took part since the run was last begun or resumed."""
-
-    rank: int
-    host: str
-    pid: int
-    #: Micro-batches that were accepted, and those that were computed in vain.
-    accepted: int = 0
-    unused: int = 0
-    #: The last step that has one of its micro-batches.
-    last_step: int = -1
-
-
-@dataclass
 class StepLeases:
     """Who computed what in one step, and when: pairs of shares with whether they were used."""
 
@@ -71,7 +57,11 @@ class StepLeases:
 class LedgerFigures:
     """What `ledger.jsonl` has of a run by now."""
 
-    workers: dict[int, SeenWorker] = field(default_factory=dict)
+    #: The workers that took part since the run was last begun or resumed, by rank.
+    workers: dict[int, WorkerIn] = field(default_factory=dict)
+    #: By rank, their micro-batches that were accepted, and those that were computed in vain.
+    accepted: Counter[int] = field(default_factory=Counter)
+    unused: Counter[int] = field(default_factory=Counter)
     timeline: deque[StepLeases] = field(default_factory=lambda: deque(maxlen=TIMELINE_STEPS))
     events: deque[RunEvent] = field(default_factory=lambda: deque(maxlen=MOST_EVENTS))
     #: Leases whose results were not used, since another worker was faster; those that went to others, since their
@@ -97,7 +87,7 @@ class LedgerFigures:
             case UnusedWork():
                 self._add_unused(entry)
             case WorkerIn(rank=rank):
-                self.workers[rank] = SeenWorker(rank, entry.host, entry.pid)
+                self.workers[rank] = entry
                 self._note(EventKind.JOINED, f"{entry.named()} joined")
             case RunBegun():
                 self._begin(entry)
@@ -109,7 +99,8 @@ class LedgerFigures:
                 pass
 
     def _begin(self, entry: RunBegun) -> None:
-        self.workers.clear()
+        for by_rank in (self.workers, self.accepted, self.unused):
+            by_rank.clear()
         is_first = not self.events
         self._step = entry.step
         if is_first:
@@ -121,18 +112,13 @@ class LedgerFigures:
 
     def _add_step(self, entry: StepDone) -> None:
         for share in entry.shares:
-            worker = self.workers.get(share.rank)
-            if worker is not None:
-                worker.accepted += share.hi - share.lo
-                worker.last_step = entry.step
+            self.accepted[share.rank] += share.hi - share.lo
         unused, self._unused = [one for one in self._unused if one.step == entry.step], []
         self.timeline.append(StepLeases(entry.step, entry.shares, unused))
         self._step = entry.step + 1
 
     def _add_unused(self, entry: UnusedWork) -> None:
-        worker = self.workers.get(entry.rank)
-        if worker is not None:
-            worker.unused += entry.hi - entry.lo
+        self.unused[entry.rank] += entry.hi - entry.lo
         if entry.work in ("train", "audit"):
             self._unused.append(entry)
         if entry.work == "audit":

@@ -15,12 +15,12 @@ from lockstep.common.errors import LockstepError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import Status, WorkerStatus
-from lockstep.ps.records.ledger import Line
+from lockstep.ps.records.ledger import Line, WorkerIn
 from lockstep.ps.records.metrics import METRICS, EpochRecord, Record
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, RunResult, read_receipt, read_result
 from lockstep.results.watch.curves import MetricsFigures
-from lockstep.results.watch.ledger_figures import RECENT_STEPS, LedgerFigures, RunEvent, SeenWorker, StepLeases
+from lockstep.results.watch.ledger_figures import RECENT_STEPS, LedgerFigures, RunEvent, StepLeases
 from lockstep.results.watch.line_follower import LineFollower, RecordFollower
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import Launch, default_launch
@@ -289,10 +289,9 @@ class RunView:
         ranks = sorted(known) if known else sorted(seen)
         return [self._worker(rank, known.get(rank), seen.get(rank), recent[rank] / total) for rank in ranks]
 
-    def _worker(self, rank: int, known: WorkerStatus | None, seen: SeenWorker | None, share: float) -> WorkerView:
-        host, pid = (known.host, known.pid) if known is not None else ("", 0)
-        if known is None and seen is not None:
-            host, pid = seen.host, seen.pid
+    def _worker(self, rank: int, known: WorkerStatus | None, seen: WorkerIn | None, share: float) -> WorkerView:
+        place = known or seen
+        host, pid = (place.host, place.pid) if place is not None else ("", 0)
         speed = known.samples / known.compute_s if known is not None and known.compute_s > 0 else None
         state = known.state if known is not None else "computed in the last steps" if share else "no recent work"
         return WorkerView(
@@ -302,8 +301,8 @@ class RunView:
             state=one_line(state, 100),
             share=share,
             samples_per_s=speed,
-            accepted=0 if seen is None else seen.accepted,
-            unused=0 if seen is None else seen.unused,
+            accepted=self.ledger.accepted[rank],
+            unused=self.ledger.unused[rank],
         )
 
     def _recent_shares(self) -> Counter[int]:

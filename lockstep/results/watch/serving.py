@@ -17,10 +17,11 @@ from types import FrameType
 import msgspec
 import uvicorn
 
-from lockstep.common.errors import RemoteProtocolError, UsageError
+from lockstep.common.errors import AddressError, RemoteProtocolError, UsageError
 from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.common.transport.auth.key_file import read_ours
+from lockstep.common.transport.address import TcpAddress, parse
+from lockstep.common.transport.auth.keys import read_ours
 from lockstep.common.transport.port import PeerGone, PeerSlow
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.client import StatusClient
@@ -42,46 +43,33 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 MOST_STATUS_BYTES = 2**21
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where the page is served."""
-
-    host: str
-    port: int
-
-    @property
-    def is_loopback(self) -> bool:
-        return self.host in ("127.0.0.1", "localhost", "::1")
-
-    def bracketed(self) -> str:
-        return f"[{self.host}]" if ":" in self.host else self.host
-
-
-def parse_place(text: str) -> Place:
-    """Return the place that HOST:PORT, or PORT alone, names; `UsageError` if it is malformed."""
-    host, separator, port = text.rpartition(":")
-    host = host.strip("[]") if separator else "127.0.0.1"
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise UsageError(f"{text!r} is not a valid address: expected HOST:PORT or PORT, as 127.0.0.1:8000")
-    return Place(host, int(port))
-
-
-def listen(place: Place) -> socket.socket:
-    """Return a socket that listens there; `UsageError` if the port is in use, or the address is not ours."""
-    family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
+def parse_place(text: str) -> TcpAddress:
+    """Return the address that HOST:PORT, or PORT alone, names; `UsageError` if it is malformed."""
     try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind((place.host, place.port))
-        made.listen(128)
+        address = parse(f"tcp://{text}" if ":" in text else f"tcp://127.0.0.1:{text}")
+    except AddressError:
+        raise UsageError(f"{text!r} is not a valid address: expected HOST:PORT or PORT, as 127.0.0.1:8000") from None
+    assert isinstance(address, TcpAddress)
+    return address
+
+
+def listen(place: TcpAddress) -> socket.socket:
+    """Return a socket that listens there; `UsageError` if the port is in use, or the address is not ours."""
+    family = socket.AF_INET6 if place.is_ipv6 else socket.AF_INET
+    try:
+        return socket.create_server((place.host, place.port), family=family, backlog=128)
     except OSError as error:
-        made.close()
-        shown = f"{place.bracketed()}:{place.port}"
+        # Without the address, which `create_server` adds in its own way.
+        reason = str(error.strerror).partition(" (while")[0]
+        host = _bracketed(place.host)
         raise UsageError(
-            f"cannot listen on {shown}: {error.strerror}: choose another port, as --listen {place.bracketed()}:0 for "
-            "any that is free"
+            f"cannot listen on {host}:{place.port}: {reason}: choose another port, as --listen {host}:0 for any that "
+            "is free"
         ) from None
-    return made
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 @dataclass
@@ -89,25 +77,25 @@ class PageServer:
     """Serves one source of runs."""
 
     source: WatchedRuns
-    place: Place
+    place: TcpAddress
     is_metrics_only: bool = False
     #: What the link has in it on any address but loopback; by default something new.
     token: str = ""
     #: By which browsers reach us, if that is another place: a proxy's, or one outside of a container.
-    published: Place | None = None
+    published: TcpAddress | None = None
 
     def run(self, say: Callable[[str], None]) -> None:
         """Say the link, and serve until SIGINT or SIGTERM."""
         with listen(self.place) as listening:
             port = listening.getsockname()[1]
             token = "" if self.place.is_loopback else self.token or secrets.token_urlsafe(24)
-            names = LOOPBACK if self.place.is_loopback else (*LOOPBACK, *_names_of(self.place))
-            hosts = {f"{name.lower()}:{port}" for name in names}
+            names = [_bracketed(self.place.host)] if self.place.is_loopback else _names_of(self.place)
+            hosts = {f"{name.lower()}:{port}" for name in (*LOOPBACK, *names)}
             shown = f"{_named(self.place)}:{port}"
             if self.published is not None:
-                shown = f"{self.published.bracketed()}:{self.published.port}"
+                shown = f"{_bracketed(self.published.host)}:{self.published.port}"
                 # Browsers leave out the port that is usual.
-                hosts |= {shown.lower(), self.published.bracketed().lower()}
+                hosts |= {shown.lower(), _bracketed(self.published.host).lower()}
             clock = SystemClock()
             app = WatchApp(self.source, clock.now, is_metrics_only=self.is_metrics_only)
             guard = Guard(app.asgi(), frozenset(hosts), clock.now, token)
@@ -136,14 +124,13 @@ class _PageServer(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def _named(place: Place) -> str:
-    everywhere = place.host in ("0.0.0.0", "::")
-    return socket.gethostname() if everywhere else place.bracketed()
+def _named(place: TcpAddress) -> str:
+    return socket.gethostname() if place.host in ("0.0.0.0", "::") else _bracketed(place.host)
 
 
-def _names_of(place: Place) -> list[str]:
+def _names_of(place: TcpAddress) -> list[str]:
     """Return the names by which other machines may call us."""
-    names = {place.bracketed(), _named(place), socket.gethostname(), socket.getfqdn()}
+    names = {_bracketed(place.host), _named(place), socket.gethostname(), socket.getfqdn()}
     with suppress(OSError):
         names.update(socket.gethostbyname_ex(socket.gethostname())[2])
     return sorted(names)

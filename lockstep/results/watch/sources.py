@@ -21,10 +21,10 @@ from lockstep.runs.run_dir import JOB
 #: The name of the only run, where one is watched.
 ONLY = "run"
 
-#: Runs of a folder that are listed: the newest ones.
+#: Most runs of a folder that are shown: the newest ones.
 MOST_RUNS = 1000
 
-#: Where the files of a run would be of which only the server is known: nowhere.
+#: The folder of a run of which only the server is known: it cannot exist.
 NOWHERE = Path(os.devnull, "run")
 
 #: Seconds after which a run that nobody looks at is forgotten, and read again when it is opened.
@@ -159,7 +159,7 @@ def _written(folder: Path) -> float:
 
 
 def brief_of(folder: Path, written: float) -> RunBrief:
-    """Return the figures of a run for a list: those of its result, or the last ones that it has written."""
+    """Return the figures of a run: those of its result, or the last ones that it has written."""
     try:
         result = read_result(folder)
     except (FileFormatError, OSError):

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from lockstep.bench.slowdown import PATTERNS, Begun, DutyCycle, Pattern, Slowdown
-from lockstep.bench.timed_run import finished_run
+from lockstep.bench.straggler import PATTERNS, Begun, DutyCycle, Pattern, Slowdown
+from lockstep.bench.timed_run import BenchSession
 from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import ManualClock, SystemClock
 from lockstep.launch.chaos import RunProcesses
@@ -161,11 +162,9 @@ class InterruptedSlowdown:
 def test_nobody_is_left_after_an_interrupt_while_a_worker_stands_still(tmp_path: Path) -> None:
     job, _ = resolve({"model": "linear", "global_batch": 8, "micro_batches": 2, "epochs": 1000}, {}, Launch(workers=2))
     slowdown = InterruptedSlowdown(Slowdown(PATTERNS["stopped"], 1, SystemClock()))
-    with (
-        pytest.raises(KeyboardInterrupt),
-        finished_run(job, Launch(workers=2), tmp_path, lambda text: None, slowdown),
-    ):
-        raise AssertionError("expected to be interrupted")
+    with pytest.raises(KeyboardInterrupt):
+        BenchSession(tmp_path, Console()).run(job, Launch(workers=2), slowdown)
+    assert list(tmp_path.iterdir()) == []
     assert len(slowdown.children) == 3
     for child in slowdown.children:
         assert child.has_ended()

@@ -7,9 +7,9 @@ import pytest
 
 from lockstep.common.errors import SharingError
 from lockstep.common.transport.shared_memory.folder import NAME
+from lockstep.common.transport.transports import Transport
 from lockstep.launch.serve import shared_memory
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
-from lockstep.runs.launch_config import Transport
 from tests.simulation.small import digits, job_of
 
 

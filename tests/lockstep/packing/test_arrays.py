@@ -10,9 +10,8 @@ import pytest
 
 from lockstep.common.data.source import load
 from lockstep.common.errors import DataError
-from lockstep.packing.options import PackOptions
+from lockstep.packing.options import Packed, PackOptions
 from lockstep.packing.pack import pack
-from lockstep.packing.result import Packed
 from tests.lockstep.common.data.test_source import ARRAYS, write_folder
 
 PLAIN = PackOptions()

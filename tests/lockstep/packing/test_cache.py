@@ -11,8 +11,7 @@ import pytest
 from lockstep.common.data.folder import read_manifest
 from lockstep.common.errors import DataError
 from lockstep.packing.cache import is_to_be_packed, packed_source
-from lockstep.packing.options import PackOptions
-from lockstep.packing.result import Watch
+from lockstep.packing.options import PackOptions, Watch
 from tests.lockstep.tiny_data import write_tiny
 
 pytest.importorskip("pyarrow")

@@ -8,9 +8,8 @@ import pytest
 
 from lockstep.common.data.source import load
 from lockstep.common.errors import DataError
-from lockstep.packing.options import PackOptions
+from lockstep.packing.options import Packed, PackOptions
 from lockstep.packing.pack import pack
-from lockstep.packing.result import Packed
 from tests.lockstep.packing.test_arrays import sizes
 
 Image = pytest.importorskip("PIL.Image")

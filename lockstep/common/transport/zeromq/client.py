@@ -113,7 +113,6 @@ class ZeroMqClient:
         return True
 
     def diagnosis(self) -> Diagnosis | None:
-        """Return what prevents a connection; None if nothing is known to. May take some seconds."""
         state = self._handshakes.poll()
         is_known = state.is_connected or state.is_refused
         return diagnose(self._address, self._credential, state, ProbeResult() if is_known else probe(self._address))

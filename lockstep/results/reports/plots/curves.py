@@ -1,5 +1,6 @@
 """The figures of a run over its steps, as arrays from `metrics.jsonl`; plots nothing."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,12 +59,14 @@ def smoothed(values: Floats, window: int) -> Floats:
     return np.asarray((sums[ends] - sums[starts]) / (ends - starts))
 
 
-def parts_of(run: RunCurves) -> dict[str, Floats]:
-    """Return the four parts of each step in seconds; what is neither computing nor update is exchange."""
-    whole, mean, slowest = (run.column(field) for field in ("round_s", "mean_s", "slowest_s"))
-    update = run.column("update_s")
+def parts_of(column: Callable[[str], Floats]) -> dict[str, Floats]:
+    """Return the four parts of each step in seconds, as `lockstep.ps.run.timing.Split` has those of an average one.
+
+    `column` returns one figure of all steps, in their order.
+    """
+    whole, mean, slowest = column("round_s"), column("mean_s"), column("slowest_s")
     # A step waits for the update of the step before.
-    before = np.concatenate([[0.0], update[:-1]])
+    before = np.concatenate([[0.0], column("update_s")])[:-1]
     return {
         "compute": mean,
         "exchange": np.maximum(0.0, whole - slowest - before),

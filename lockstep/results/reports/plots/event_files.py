@@ -19,7 +19,7 @@ def write_events(curves: RunCurves, folder: Path, start: float) -> None:
     for earlier in folder.glob(f"events.out.tfevents.*{SUFFIX}"):
         earlier.unlink()
     with SummaryWriter(str(folder), max_queue=1000, filename_suffix=SUFFIX) as writer:
-        parts = parts_of(curves)
+        parts = parts_of(curves.column)
         for place, step in enumerate(curves.steps):
             at = start + float(curves.seconds[place])
             figures = {

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.dataset import Dataset
 from lockstep.common.errors import ModelError
-from lockstep.results.evaluation.assessment import Assessment, probabilities_of, surest_mistakes
+from lockstep.results.evaluation.assessment import Assessment, probabilities_of
 from lockstep.results.evaluation.confusion import Confusion
 from lockstep.results.reports.plots.style import colour, new_figure, tidy
 
@@ -87,7 +87,7 @@ def worst_mistakes(assessment: Assessment) -> Figure:
     dataset = assessment.dataset
     if dataset.images.ndim != 4:
         raise ModelError(f"samples of shape {dataset.sample_shape} are not images")
-    wrong = surest_mistakes(assessment)
+    wrong = assessment.surest_mistakes()
     if not wrong.size:
         raise ModelError("all test samples are correct")
     probabilities = probabilities_of(assessment.outputs)

@@ -147,7 +147,7 @@ def _speed(run: RunCurves) -> Floats:
 
 def _plot_split(axes: Axes, run: RunCurves) -> None:
     steps = run.column("step")
-    parts = {name: 1e3 * smoothed(values, _window(run)) for name, values in parts_of(run).items()}
+    parts = {name: 1e3 * smoothed(values, _window(run)) for name, values in parts_of(run.column).items()}
     areas = [thinned(steps, values)[1] for values in parts.values()]
     axes.stackplot(thinned(steps, steps)[0], areas, labels=list(parts), colors=[PARTS[name] for name in parts])
     tidy(axes, title=f"time of a step, {run.name}", x="step", y="ms")

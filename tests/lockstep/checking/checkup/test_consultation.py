@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lockstep import doctor, nn
+from lockstep import doctor, load, nn
+from lockstep.checking.checkup.checks.first_steps import FirstSteps, check_workers
 from lockstep.checking.checkup.examination import Examination
+from lockstep.checking.checkup.target import ExaminationTarget
+from lockstep.common.job.job import Job
 from tests.lockstep.checking.checkup import plants
 from tests.lockstep.tiny_data import tiny_arrays, write_tiny
 
@@ -132,13 +135,6 @@ MODELS: dict[str, tuple[nn.Module, dict[str, Any], str, str]] = {
         "too large: lr = 30.*momentum 0.9 adds.*with 0.3 it went from",
     ),
     "a rate beyond all numbers": (plants.net(nn.ReLU()), {"lr": 1e30}, "rate", "look for another mistake first"),
-    "idle workers": (plants.net(nn.ReLU()), {"workers": 5}, "workers", "5 workers are more than 4 micro-batches"),
-    "a model too small for workers": (
-        nn.Sequential(nn.Flatten(), nn.Linear(784, 10)),
-        {"workers": 2, "global_batch": 4},
-        "workers",
-        "the model is too small for 2 workers|2 workers share 1 core",
-    ),
 }
 
 
@@ -152,6 +148,21 @@ def test_a_planted_mistake_is_named(model: nn.Module, call: dict[str, Any], kind
     assert kind in found.kinds, found
     named = " ".join(str(finding) for finding in found.findings if finding.kind == kind)
     assert re.search(text, named), named
+
+
+@pytest.mark.parametrize(
+    ("workers", "step_s", "text"),
+    [
+        (5, 1.0, "5 workers are more than 4 micro-batches"),
+        (4, 1.0, "4 workers share 3 cores"),
+        (2, 1e-4, "the model is too small for 2 workers: .* in 0.1 ms; with 2 workers it takes about 0.2"),
+        (2, 1.0, ""),
+    ],
+)
+def test_workers_that_do_not_pay_are_named(workers: int, step_s: float, text: str) -> None:
+    target = ExaminationTarget(Job(**BRIEF), plants.net(nn.ReLU(), inputs=8), load("mnist"), workers)
+    named = " ".join(map(str, check_workers(target, FirstSteps([1.0], 0.1, step_s), cores=3)))
+    assert re.match(text, named) if text else not named
 
 
 Change = dict[str, Any]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from click.shell_completion import BashComplete
 
+from lockstep.cli.completion import VARIABLE
 from lockstep.cli.main import run
 from lockstep.cli.options.completion import runs_like
 from lockstep.cli.root import SECTIONS, cli
-from lockstep.cli.shell.completion import VARIABLE
 from lockstep.common.runtime.environment import child_environment
 
 

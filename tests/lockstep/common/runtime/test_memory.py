@@ -5,7 +5,7 @@ import platform
 import numpy as np
 import pytest
 
-from lockstep.common.runtime.memory import keep_freed_memory
+from lockstep.common.runtime.environment import keep_freed_memory
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")

@@ -4,7 +4,7 @@ import numpy as np
 
 from lockstep.common.protocol.codec import encode
 from lockstep.common.protocol.messages import Message, Ping, Result, SumsFrame, Weights
-from lockstep.ps.run.traffic import Moved, Traffic, TrafficTotals
+from lockstep.ps.run.traffic import NOTHING, Moved, Traffic
 
 VALUES = np.ones(100, np.float32)
 
@@ -42,8 +42,6 @@ def test_what_was_taken_is_not_counted_again() -> None:
 
 
 def test_the_mean_is_over_the_steps() -> None:
-    totals = TrafficTotals()
-    assert totals.mean() == Moved()
-    for sums in (100, 200, 301):
-        totals.add(Moved(sums=sums, weights=10))
-    assert totals.mean() == Moved(sums=200, weights=10)
+    assert NOTHING.mean(0) == Moved()
+    moved = [Moved(sums=sums, weights=10) for sums in (100, 200, 301)]
+    assert sum(moved, NOTHING).mean(3) == Moved(sums=200, weights=10)

@@ -29,8 +29,8 @@ from lockstep.common.protocol.messages import (
 from lockstep.common.transport.in_memory import MemoryClient
 from lockstep.common.transport.port import Frames, ServerPort, Shortcut
 from lockstep.ps.coordinator.effects import Finish
+from lockstep.ps.server.limits import AT_ONCE, PER_SECOND
 from lockstep.ps.server.server import WATCH_S
-from lockstep.ps.server.status_rate_limit import AT_ONCE, PER_SECOND
 from lockstep.ps.setup import AdmissionPolicy
 from lockstep.worker.shell import WorkerShell
 from tests.simulation.cluster import Member, Simulation

@@ -15,10 +15,11 @@ pytest.importorskip("playwright", reason="a browser is driven by Playwright: pip
 import uvicorn
 from playwright import sync_api
 
+from lockstep.common.transport.address import TcpAddress
 from lockstep.ps.records.run_folder import RunFolder
 from lockstep.results.watch.app import WatchApp
 from lockstep.results.watch.guard import Guard
-from lockstep.results.watch.serving import Place, listen
+from lockstep.results.watch.serving import listen
 from lockstep.results.watch.sources import WatchedRuns
 from tests.lockstep.results.reports.plots.records import write_steps
 from tests.lockstep.results.watch.folders import running
@@ -37,7 +38,7 @@ def served(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         folder = running(tmp_path / "runs" / name)
         ledger = folder / "ledger.jsonl"
         ledger.write_bytes(ledger.read_bytes().replace(b'"here"', b'"<img src=x onerror=\\"window.hit=1\\">"'))
-    with listen(Place("127.0.0.1", 0)) as listening:
+    with listen(TcpAddress("127.0.0.1", 0)) as listening:
         host = f"127.0.0.1:{listening.getsockname()[1]}"
         app = WatchApp(WatchedRuns.at(tmp_path / "runs"), lambda: 1.0)
         guard = Guard(app.asgi(), frozenset({host}), lambda: 1.0)

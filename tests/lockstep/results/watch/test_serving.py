@@ -9,7 +9,8 @@ pytest.importorskip("uvicorn", reason="the page is served by uvicorn: .venv/bin/
 
 from lockstep.cli.main import run
 from lockstep.common.errors import KeyFileError, UsageError
-from lockstep.results.watch.serving import Place, listen, parse_place, read_token
+from lockstep.common.transport.address import TcpAddress
+from lockstep.results.watch.serving import listen, parse_place, read_token
 from lockstep.results.watch.sources import WatchedRuns
 from tests.lockstep.results.watch.folders import running
 
@@ -17,13 +18,13 @@ from tests.lockstep.results.watch.folders import running
 @pytest.mark.parametrize(
     ("text", "place"),
     [
-        ("127.0.0.1:0", Place("127.0.0.1", 0)),
-        ("8000", Place("127.0.0.1", 8000)),
-        ("[::1]:80", Place("::1", 80)),
-        ("0.0.0.0:8000", Place("0.0.0.0", 8000)),
+        ("127.0.0.1:0", TcpAddress("127.0.0.1", 0)),
+        ("8000", TcpAddress("127.0.0.1", 8000)),
+        ("[::1]:80", TcpAddress("::1", 80)),
+        ("0.0.0.0:8000", TcpAddress("0.0.0.0", 8000)),
     ],
 )
-def test_a_place_is_a_host_and_a_port(text: str, place: Place) -> None:
+def test_a_place_is_a_host_and_a_port(text: str, place: TcpAddress) -> None:
     assert parse_place(text) == place
 
 
@@ -34,17 +35,15 @@ def test_anything_else_is_none(text: str) -> None:
 
 
 def test_a_port_in_use_is_named_with_what_to_do() -> None:
-    with listen(Place("127.0.0.1", 0)) as taken:
+    with listen(TcpAddress("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UsageError, match=rf"cannot listen on 127.0.0.1:{port}: .*--listen 127.0.0.1:0"):
-            listen(Place("127.0.0.1", port))
+        with pytest.raises(UsageError, match=rf"cannot listen on 127.0.0.1:{port}: [^()]*--listen 127.0.0.1:0"):
+            listen(TcpAddress("127.0.0.1", port))
 
 
 def test_only_loopback_goes_without_a_token() -> None:
-    assert [Place(host, 1).is_loopback for host in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "10.0.0.1", "::")] == [
-        *(True, True, True),
-        *(False, False, False),
-    ]
+    places = [parse_place(f"{host}:1") for host in ("127.0.0.1", "localhost", "[::1]", "0.0.0.0", "10.0.0.1", "[::]")]
+    assert [place.is_loopback for place in places] == [*(True, True, True), *(False, False, False)]
 
 
 def test_a_token_is_long_and_nobody_else_can_read_it(tmp_path: Path) -> None:

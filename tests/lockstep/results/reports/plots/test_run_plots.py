@@ -14,7 +14,7 @@ from lockstep import nn
 from lockstep.common.data.dataset import Dataset
 from lockstep.common.errors import ModelError
 from lockstep.common.job.tally import Tally
-from lockstep.results.evaluation.assessment import Assessment, surest_mistakes
+from lockstep.results.evaluation.assessment import Assessment
 from lockstep.results.evaluation.confusion import Confusion
 from lockstep.results.reports.plots.curves import Floats, RunCurves, parts_of, read_curves
 from lockstep.results.reports.plots.results import (
@@ -67,7 +67,7 @@ def test_validations_have_marks_of_their_own(tmp_path: Path) -> None:
 
 def test_parts_of_a_step_add_up(tmp_path: Path) -> None:
     (course,) = courses(tmp_path, "a")
-    parts = parts_of(course)
+    parts = parts_of(course.column)
     assert {name: round(float(values[1]), 9) for name, values in parts.items()} == {
         "compute": 0.2,
         "exchange": 0.1,
@@ -164,7 +164,7 @@ def assessment(logits: list[list[float]], shape: tuple[int, ...] = (1, 2, 2)) ->
 def test_the_worst_mistakes_come_first() -> None:
     # Of classes 0, 1, 0, 1, 0: wrong are the second and, more so, the third.
     found = assessment([[5, 0], [1, 0], [0, 9], [0, 1], [1, 0]])
-    assert surest_mistakes(found).tolist() == [2, 1]
+    assert found.surest_mistakes().tolist() == [2, 1]
     shown = [axes.get_title() for axes in worst_mistakes(found).axes if axes.images]
     assert shown == ["0, not 1 (100%)", "1, not 0 (73%)"]
 
