@@ -11,7 +11,9 @@ from types import FrameType
 import msgspec
 import pytest
 
+from lockstep.checking.simulation.processes import Parts
 from lockstep.common.protocol.messages import Join
+from lockstep.ps.checkpoint.resuming import Resumption
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect
 from lockstep.ps.run.info import RunInfo
@@ -20,7 +22,7 @@ from lockstep.ps.shared_memory.parallel_update import ParallelUpdateConfig
 from tests.architecture.direction import ORDERS
 from tests.architecture.source import ROOT
 from tests.simulation.cluster import Simulation
-from tests.simulation.small import JOBS, job_of
+from tests.simulation.small import job_of
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
@@ -80,7 +82,7 @@ class Roomy(Coordinator):
         return super()._join(peer, msgspec.structs.replace(join, machine="here", cores=[0, 1]), now)
 
 
-def roomy(info: RunInfo) -> Coordinator:
+def roomy(info: RunInfo, start: Resumption) -> Coordinator:
     """Return a coordinator that lets workers make steps by themselves as soon as it can."""
     return Roomy(info, first_steps=0)
 
@@ -93,12 +95,12 @@ def step(request: pytest.FixtureRequest, short_root: Path) -> tuple[str, list[Ca
         "frames": job_of(model="mlp", steps=6),
         "several steps": job_of(steps=20, global_batch=2, micro_batches=2),
     }.get(name)
-    coordinator_of = roomy if name == "several steps" else Coordinator
+    parts = Parts(coordinator=roomy) if name == "several steps" else Parts()
     helping = ParallelUpdateConfig(cores=2) if name == "several steps" else ParallelUpdateConfig()
     admission = AdmissionPolicy(min_workers=2)
-    simulation = Simulation(
-        job or JOBS["linear"], 1, admission, root=memory, coordinator_of=coordinator_of, helping=helping
-    )
+    # Five steps an epoch: what happens at its end belongs to no step.
+    job = job or job_of(global_batch=8, steps=5)
+    simulation = Simulation(job, 1, admission, root=memory, parts=parts, helping=helping)
     with simulation:
         for _ in range(2):
             simulation.add_worker()

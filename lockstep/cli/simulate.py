@@ -6,7 +6,7 @@ from collections import Counter
 import click
 from rich.console import Console
 
-from lockstep.checking.simulation.oracle import Outcome, simulate
+from lockstep.checking.simulation.oracle import SimulationOutcome, simulate
 from lockstep.checking.simulation.scenario import scenario_of
 from lockstep.cli.options.types import WholeNumber, number_range
 from lockstep.common.errors import DifferenceError
@@ -95,7 +95,7 @@ class OutcomeTally:
         self.faults: Counter[str] = Counter()
         self.digest = ""
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: SimulationOutcome) -> None:
         self.runs += 1
         self.events += outcome.events
         self.seconds += outcome.seconds

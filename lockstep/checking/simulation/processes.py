@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lockstep.checking.simulation.disk import DiskWriter
-from lockstep.checking.simulation.jobs import data, load
+from lockstep.checking.simulation.jobs import load
 from lockstep.checking.simulation.world import Process
 from lockstep.common.data.dataset import TrainTest
-from lockstep.common.errors import DataError
 from lockstep.common.job.job import Job
 from lockstep.common.statemachine.client import ClientConfig
-from lockstep.common.transport.in_memory import MemoryNetwork
+from lockstep.common.transport.in_memory import ADDRESS, MemoryNetwork
 from lockstep.common.transport.links import wait_for_nothing
 from lockstep.launch.client import ProcessIdentity
 from lockstep.launch.serve import open_server
@@ -36,19 +35,16 @@ from lockstep.worker.setup import Loader
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import WorkerState
 
-SERVER, RUN = "memory://server", "simulated"
+RUN = "simulated"
 
-#: Seconds until a lease expires, and after which a silent server counts as lost.
-LEASE_S, SILENCE_S = 2.0, 30.0
+#: Seconds after which a silent server counts as lost.
+SILENCE_S = 30.0
 
 #: Seconds that a fast worker takes for a micro-batch, and for a part of its slice of an update.
 MICRO_BATCH_S, PART_S = 0.004, 0.002
 
 #: Steps before the first multi-step lease: they take no longer than others here, and a run has few.
 NO_FIRST_STEPS = 0
-
-#: How workers help with updates: also with those of small vectors, in each possible way in turn.
-HELPING = ParallelUpdateConfig(least_values=1, unit=7, is_measured=False, withdraw_s=0.01, patience_s=0.03)
 
 Say = Callable[[str], None]
 
@@ -72,21 +68,18 @@ class SimulatedRun:
     """What all processes of a run are started with."""
 
     job: Job
+    data: TrainTest
+    admission: AdmissionPolicy
+    launch: Launch
     folder: Path
     #: The folder of shared memory.
     root: Path
     network: MemoryNetwork
     parts: Parts
-    workers: int
-    min_workers: int
-    servers: int
-    checkpoint_every: int
-    keep: int
-    audit: float
-    #: Cores of the machine, and the values of a worker's slice that it makes at once.
-    cores: int
+    #: How workers help with updates, and the values of a worker's slice that it makes at once.
+    helping: ParallelUpdateConfig
     part: int
-    #: Where workers that have no data keep the samples that they receive; None if all have the data.
+    #: Where workers keep the samples that they receive if they have no data, None to accept none.
     cache: Path | None = None
 
 
@@ -107,27 +100,14 @@ class ServerProcess:
 
         The process may be killed at any report: what has been opened until then is closed again.
         """
-        admission = AdmissionPolicy(
-            min_workers=run.min_workers,
-            lease_timeout_s=LEASE_S,
-            servers=run.servers,
-            audit=run.audit,
-            ships_data=run.cache is not None,
-        )
-        launch = Launch(
-            workers=run.workers,
-            servers=run.servers,
-            checkpoint_keep=run.keep,
-            checkpoint_every_steps=run.checkpoint_every,
-        )
-        destination = Destination(folder=run.folder, launch=launch, is_resumed=has_begun(run.folder))
-        setting = Setting(servers=run.servers, transport="memory", started=process.clock.now())
-        setup, sharing = open_run(RUN, run.job, data(), admission), None
+        destination = Destination(folder=run.folder, launch=run.launch, is_resumed=has_begun(run.folder))
+        setting = Setting(servers=run.admission.servers, transport="memory", started=process.clock.now())
+        setup, sharing = open_run(RUN, run.job, run.data, run.admission), None
         with ExitStack() as stack:
             if shares:
                 setup, sharing = share(setup, run.root)
                 stack.callback(sharing.close)
-            port = run.network.server(SERVER, process)
+            port = run.network.server(ADDRESS, process)
             stack.callback(port.close)
             setup = replace(setup, shard=run.parts.shard(setup.shard))
             opened = open_server(
@@ -139,7 +119,7 @@ class ServerProcess:
                 say,
                 sharing,
                 coordinator_at=run.parts.coordinator,
-                helping=replace(HELPING, cores=run.cores),
+                helping=run.helping,
             )
             writer.attach(opened.session)
             stack.pop_all()
@@ -157,11 +137,8 @@ class ServerProcess:
     def deadline(self) -> float | None:
         return self.server.deadline()
 
-    def is_over(self) -> bool:
-        return self.server.ended is not None
-
-    def exit_reason(self) -> str:
-        return "" if self.server.ended is None else self.server.ended.failure
+    def exit_reason(self) -> str | None:
+        return None if self.server.ended is None else self.server.ended.failure
 
     def cost_s(self) -> float:
         return 0.0
@@ -172,7 +149,7 @@ class ServerProcess:
     def close(self) -> None:
         """End the process; what a killed one has not written is lost, and others find room on the disk."""
         self.writer.disk.empty()
-        if not self.is_over():
+        if self.server.ended is None:
             self.writer.end()
         self.server.port.close(1.0)
         self.server.group.updating.close()
@@ -193,9 +170,9 @@ class ShardProcess:
         address = f"memory://{process.name}"
         join = ProcessIdentity(incarnation=process.name, host="host", pid=number).shard_join(address)
         server = ShardShell(
-            ShardState(ClientConfig(address=SERVER, join=join, silence_s=SILENCE_S)),
+            ShardState(ClientConfig(address=ADDRESS, join=join, silence_s=SILENCE_S)),
             run.network.server(address, process),
-            run.network.client(SERVER, process),
+            run.network.client(ADDRESS, process),
             process.clock,
             say,
             wait_for_nothing,
@@ -212,11 +189,8 @@ class ShardProcess:
     def deadline(self) -> float | None:
         return self.server.state.deadline()
 
-    def is_over(self) -> bool:
-        return self.server.ended is not None
-
-    def exit_reason(self) -> str:
-        return "" if self.server.ended is None else self.server.ended.reason
+    def exit_reason(self) -> str | None:
+        return None if self.server.ended is None else self.server.ended.reason
 
     def cost_s(self) -> float:
         return 0.0
@@ -236,14 +210,14 @@ class WorkerProcess:
 
     @classmethod
     def open(cls, run: SimulatedRun, process: Process, number: int, say: Say, *, shares: bool) -> "WorkerProcess":
-        cores = tuple(range(run.cores))
+        cores = tuple(range(run.helping.cores))
         identity = ProcessIdentity(incarnation=process.name, host="host", pid=number, machine="host", cores=cores)
         join = identity.worker_join()
         runner = WorkerShell(
-            WorkerState(ClientConfig(address=SERVER, join=join, silence_s=SILENCE_S)),
-            run.network.client(SERVER, process),
+            WorkerState(ClientConfig(address=ADDRESS, join=join, silence_s=SILENCE_S)),
+            run.network.client(ADDRESS, process),
             process.clock,
-            run.parts.load(number) if run.cache is None else _load_nothing,
+            run.parts.load(number),
             say,
             run.root if shares else None,
             lambda address: run.network.client(address, process),
@@ -261,11 +235,8 @@ class WorkerProcess:
     def deadline(self) -> float | None:
         return self.runner.deadline()
 
-    def is_over(self) -> bool:
-        return self.runner.ended is not None
-
-    def exit_reason(self) -> str:
-        return "" if self.runner.ended is None else self.runner.ended.reason
+    def exit_reason(self) -> str | None:
+        return None if self.runner.ended is None else self.runner.ended.reason
 
     def cost_s(self) -> float:
         """Return the seconds of a micro-batch, if one is about to be computed, or of a part of a slice."""
@@ -281,7 +252,3 @@ class WorkerProcess:
 
     def close(self) -> None:
         self.runner.close()
-
-
-def _load_nothing(name: str) -> TrainTest:
-    raise DataError(f"no dataset {name!r} on this host")

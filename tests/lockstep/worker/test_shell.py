@@ -262,7 +262,7 @@ def test_a_model_that_always_raises_stops_the_run_with_the_traceback(tmp_path: P
     for _ in range(workers):
         simulation.add_worker()
     simulation.run()
-    simulation.drain()
+    simulation.run_until_quiet()
     ended = simulation.server.ended
     assert ended is not None
     assert "ValueError: odd" in ended.failure

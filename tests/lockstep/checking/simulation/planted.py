@@ -101,6 +101,15 @@ class TwiceOver(Heap):
         return sum(doubled, tree.total())
 
 
+class AllOrNothing(VectorTree):
+    """Refuses a node if it has any part of it, as if it had all of it."""
+
+    def add(self, node: Node, value: Vector) -> bool:
+        if any(self.tree.covers(Node(one, one + 1)) for one in range(node.lo, node.hi)):
+            return False
+        return super().add(node, value)
+
+
 def with_trees(kind: type[VectorTree]) -> Callable[[Shard], Shard]:
     """Return what puts such trees into a shard."""
 
@@ -339,20 +348,21 @@ PLANTED = {
     "sums are applied twice": Planted(
         Parts(coordinator=coordinating(CredulousCoordinator), shard=with_trees(TwiceOver)), OTHER_WEIGHTS
     ),
-    "an update is made twice": Planted(Parts(coordinator=made_again), "the run has not ended within "),
+    "an update is made twice": Planted(Parts(coordinator=made_again), "the run has not ended within ", first=44),
     # The server adds up what it does not have.
     "what is late is not fenced off": Planted(Parts(coordinator=coordinating(Unfenced)), "KeyError: Node("),
     "sums are added as they arrive": Planted(Parts(shard=with_trees(Heap)), OTHER_WEIGHTS),
+    "sums are refused of which a part is there": Planted(Parts(shard=with_trees(AllOrNothing)), OTHER_WEIGHTS, first=4),
     "updates do not wait for all shards": Planted(Parts(server=hasty), "reports: the server broke the protocol: step "),
     "another learning rate is recorded": Planted(Parts(server=recording(MisreportingRecorder)), ": lr = "),
     "the receipt lacks an epoch": Planted(Parts(server=recording(ForgetfulRecorder)), "the receipt: chain = "),
     "memory is left behind": Planted(Parts(server=untidy), "the run has left lockstep-"),
     "a slice of an update is torn": Planted(Parts(server=grasping), OTHER_LOSSES, first=100),
     "a slice is updated twice in place": Planted(Parts(server=in_place, worker=working_in_place), OTHER_WEIGHTS),
-    "a worker stays in old memory": Planted(Parts(worker=staying), OTHER_LOSSES, first=30),
+    "a worker stays in old memory": Planted(Parts(worker=staying), OTHER_LOSSES, first=36),
     "a step begins before the one before is made": Planted(Parts(worker=pacing(Impatient)), OTHER_WEIGHTS),
-    "an update is made before its sums are there": Planted(Parts(worker=pacing(Early)), OTHER_WEIGHTS),
-    "a step counts that one worker has made": Planted(Parts(server=optimistic), OTHER_WEIGHTS),
+    "an update is made before its sums are there": Planted(Parts(worker=pacing(Early)), OTHER_WEIGHTS, first=13),
+    "a step counts that one worker has made": Planted(Parts(server=optimistic), OTHER_WEIGHTS, first=47),
     "steps are taken back from a worker that still writes": Planted(Parts(server=trusting), OTHER_WEIGHTS),
     "workers are told of a failure": Planted(
         Parts(coordinator=coordinating(Ungrateful)), "ends, although the run is done, with: "

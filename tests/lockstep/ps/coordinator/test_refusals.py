@@ -41,7 +41,7 @@ def test_who_asks_for_ever_is_answered_and_seldom_told_of(join: Join | ShardJoin
         return [text for text in simulation.said if "refused" in text]
 
     assert 1 <= len(ask(TIMES)) <= LINES + 1
-    simulation.clock.advance(WINDOW_S)
+    simulation.advance(WINDOW_S)
     later = ask(1)
     assert later[0].startswith("refused a ")
     assert later[-1].endswith("more connections were refused")
