@@ -28,7 +28,6 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.numerics import own_numerics
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.runs.job_file import resolve
-from lockstep.runs.launch_config import Launch
 from lockstep.runs.optional_packages import demand
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.worker.gradient_sink import NotFiniteError
@@ -125,7 +124,7 @@ def find_lr(
     """
     known = exported(model)
     arrays = None if isinstance(data, str | Path) else named_arrays(data)
-    job, _ = resolve({}, {**({"data": str(data)} if arrays is None else {}), **values, "model": known.value}, Launch())
+    job, _ = resolve({}, {**({"data": str(data)} if arrays is None else {}), **values, "model": known.value})
     with (
         tempfile.TemporaryDirectory(prefix="lockstep-rates-") as folder,
         job_inputs(Path(folder), None, arrays, known.text) as paths,

@@ -87,8 +87,8 @@ class Scaling:
             "steps": WARM_UP + self.turn_steps(),
         }
         single = {"global_batch": share, "micro_batches": max(1, micro_batches // workers), "epochs": 10**6}
-        job, _ = resolve({**values, **shared}, {}, Launch(workers=workers))
-        single_job, _ = resolve({**values, **single}, {}, Launch(workers=0))
+        job, _ = resolve({**values, **shared}, {})
+        single_job, _ = resolve({**values, **single}, {})
         return Cell(batch=batch, workers=workers, job=job, single_job=single_job)
 
     def turn_steps(self) -> int:

@@ -41,7 +41,7 @@ class Straggler:
         """Return the job; write its data into the folder."""
         values = {"model": self.model, "data": str(write_data(folder)), "lr": 0.01, "momentum": 0.9}
         shape = {"global_batch": self.batch, "micro_batches": self.micro_batches}
-        job, _ = resolve({**values, **shape, "steps": WARM_UP + self.turn_steps()}, {}, Launch(workers=self.workers))
+        job, _ = resolve({**values, **shape, "steps": WARM_UP + self.turn_steps()}, {})
         return job
 
     def turn_steps(self) -> int:

@@ -19,7 +19,7 @@ from lockstep.common.files.did_you_mean import nearest
 from lockstep.common.files.reading import read_regular
 from lockstep.common.files.sanitize import cut, one_line
 from lockstep.common.job.job import Job, check
-from lockstep.runs.launch_config import Launch
+from lockstep.runs.launch_config import Launch, default_launch
 
 S = TypeVar("S", Job, Launch)
 
@@ -116,7 +116,7 @@ def shipped_values(model: str) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
-def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any], default_launch: Launch) -> tuple[Job, Launch]:
+def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[Job, Launch]:
     """Return the checked job and launch: the file's values, or the model's shipped job, overridden by the flags.
 
     `JobError` names the value, what was expected and, for an unknown key, the nearest right one.
@@ -130,7 +130,7 @@ def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any], default_la
             # The whole list only if nothing is near: it is long.
             advice = _meant(key[:MOST_TOLD], known) or f": expected one of {', '.join(known)}"
             raise JobError(f"the job has no key {cut(key, MOST_TOLD)!r}{advice}")
-    launch_values = msgspec.to_builtins(default_launch) | {
+    launch_values = msgspec.to_builtins(default_launch()) | {
         key: value for key, value in values.items() if key in Launch.__struct_fields__
     }
     job_values = {key: value for key, value in values.items() if key in Job.__struct_fields__}

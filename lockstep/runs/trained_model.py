@@ -24,7 +24,7 @@ from lockstep.ps.checkpoint.checkpoint import Checkpoint
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.metrics import EpochRecord
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, read_result
-from lockstep.ps.run.early_stopping import early_stopping_state
+from lockstep.ps.run.early_stopping import best_epoch
 from lockstep.runs.run_dir import JOB, recorded_job
 
 #: Runs that an error names, at most.
@@ -64,10 +64,9 @@ def _own(arrays: Mapping[str, NDArray[Any]], layout: ParameterLayout) -> dict[st
 
 def _best(folder: Path, job: Job, layout: ParameterLayout, checkpoints: Sequence[Checkpoint]) -> Vector:
     history = _history(folder, checkpoints)
-    stopping = early_stopping_state(job, history)
-    if stopping is None:
+    best = best_epoch(job, history)
+    if best is None:
         raise JobError(f"{str(folder)!r} has no finished epoch, and so no best one: expected at least one")
-    best = next(epoch for epoch in history if epoch.epoch == stopping.best)
     if (folder / RESULT).exists() and read_result(folder).weights_sha256 == best.weights_sha256:
         return kept_weights(folder, job, layout, "last")
     # By their digest: a checkpoint of the epoch's last step may have been taken before the epoch was evaluated.

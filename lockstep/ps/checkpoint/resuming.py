@@ -15,7 +15,7 @@ from lockstep.ps.records.ledger import RunBegun, read_lines
 from lockstep.ps.records.receipt import read_chain
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.records.run_folder import RunFolder
-from lockstep.ps.run.early_stopping import early_stopping_state
+from lockstep.ps.run.early_stopping import best_epoch
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Round
 from lockstep.ps.run.progress import Progress
@@ -108,11 +108,9 @@ def resume(setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder, checkp
 
 def _best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> Checkpoint | None:
     """Return the checkpoint of the best epoch in another one's history, None before the first or if it is gone."""
-    saved, stopping = checkpoint.progress, early_stopping_state(checkpoint.identity.job, checkpoint.progress.history)
-    if stopping is None:
-        return None
-    record = saved.history[stopping.best - 1]
-    return next((found for found in checkpoints.back_from(saved.steps) if found.is_of(record)), None)
+    saved = checkpoint.progress
+    best = best_epoch(checkpoint.identity.job, saved.history)
+    return best and next((found for found in checkpoints.back_from(saved.steps) if found.is_of(best)), None)
 
 
 def has_best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> bool:

@@ -14,7 +14,7 @@ from lockstep.ps.records.ledger import Account, EpochDone, LedgerEntry, RunBegun
 from lockstep.ps.records.metrics import EpochLine, EpochRecord, FailureRecord, StepRecord
 from lockstep.ps.records.receipt import ReceiptLink, first_link, next_link, receipt_of
 from lockstep.ps.records.run_folder import RunFolder, RunResult
-from lockstep.ps.run.early_stopping import early_stopping_state, is_stopped
+from lockstep.ps.run.early_stopping import best_epoch, is_stopped
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.progress import Progress
 from lockstep.ps.run.timing import StepTime, StepTimeTotals
@@ -121,13 +121,12 @@ class MetricsRecorder:
             self.folder.flush()
         # Last, as in `account`.
         self.history.append(record)
-        if self.info.job.keep_best and self.best_epoch() == record.epoch:
+        if self.info.job.keep_best and self.best_epoch() is record:
             self.best = weights.copy()
 
-    def best_epoch(self) -> int | None:
-        """Return the number of the best epoch so far, None before the first."""
-        stopping = early_stopping_state(self.info.job, self.history)
-        return None if stopping is None else stopping.best
+    def best_epoch(self) -> EpochRecord | None:
+        """Return the best epoch so far, None before the first."""
+        return best_epoch(self.info.job, self.history)
 
     def ends_at(self, epoch: int) -> int:
         """Return after how many steps an epoch ends."""
@@ -160,7 +159,7 @@ class MetricsRecorder:
         """Write the weights and the result of a run that succeeded."""
         info, job, kept = self.info, self.info.job, self.history[-1]
         if self.best is not None:
-            weights, kept = self.best, self.history[(self.best_epoch() or 0) - 1]
+            weights, kept = self.best, self.best_epoch() or kept
         self.result = RunResult(
             run=info.run,
             model=job.model_name(),

@@ -63,14 +63,6 @@ class Assessment:
         return in_units(figures, self.columns) if self.columns else figures
 
 
-def surest_mistakes(assessment: Assessment) -> NDArray[np.intp]:
-    """Return the indices of a classifier's mistakes, those with the smallest probability of the true class first."""
-    labels, logits = assessment.targets, assessment.outputs
-    own = probabilities_of(logits)[np.arange(len(labels)), labels]
-    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
-    return wrong[np.argsort(own[wrong], kind="stable")]
-
-
 def probabilities_of(logits: Array) -> Array:
     """Return the softmax of each row, (n, classes), as float64."""
     raised = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))

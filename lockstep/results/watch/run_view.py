@@ -23,7 +23,7 @@ from lockstep.results.watch.curves import MetricsFigures
 from lockstep.results.watch.ledger_figures import RECENT_STEPS, LedgerFigures, RunEvent, StepLeases
 from lockstep.results.watch.line_follower import LineFollower, RecordFollower
 from lockstep.runs.job_file import read_values, resolve
-from lockstep.runs.launch_config import Launch, default_launch
+from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import JOB, has_begun
 
 #: Steps of the timeline that the page draws.
@@ -209,7 +209,7 @@ class RunView:
     def _read_job(self) -> None:
         self.job, self.launch = None, None
         if has_begun(self.folder):
-            self.job, self.launch = resolve(read_values(self.folder / JOB), {}, default_launch())
+            self.job, self.launch = resolve(read_values(self.folder / JOB), {})
 
     def _read_receipt(self) -> None:
         self.receipt = None

@@ -17,7 +17,6 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.launch.numerics import begin_with
 from lockstep.runs.job_file import resolve
-from lockstep.runs.launch_config import Launch
 
 
 @click.command(short_help="One training step of one process and one thread.")
@@ -84,5 +83,5 @@ def step(
 def _bench(model: str, batch: int, micro_batches: int, numerics: Numerics) -> StepBench:
     values = {"model": model, "global_batch": batch, "micro_batches": micro_batches, "numerics": numerics}
     # Momentum as in the baseline; a step count beyond what is measured, so that no epoch ends early.
-    job, _ = resolve({**values, "lr": 0.01, "momentum": 0.9, "epochs": 1000}, {}, Launch(workers=0))
+    job, _ = resolve({**values, "lr": 0.01, "momentum": 0.9, "epochs": 1000}, {})
     return StepBench(job, load(job.data), SystemClock())
