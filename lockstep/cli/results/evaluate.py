@@ -12,8 +12,7 @@ from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.job.score import score_of
 from lockstep.launch.numerics import begin_with
 from lockstep.results.evaluation.assessment import Assessment, assess
-from lockstep.results.evaluation.confusion import figures_lines, matrix_lines
-from lockstep.results.evaluation.regression import figures_lines as target_lines
+from lockstep.results.evaluation.figures import class_lines, matrix_lines, target_lines
 from lockstep.results.reports.display import print_plainly
 from lockstep.runs.trained_model import Moment, open_trained
 
@@ -73,7 +72,7 @@ def lines(tested: Assessment, dataset: str, digest: str) -> list[str]:
     confusion = tested.confusion
     matrix = matrix_lines(confusion, tested.class_names)
     first = f"test accuracy  {tally.accuracy:.2%} of {counted}"
-    return [first, *below, *figures_lines(confusion.figures(), tested.class_names), *(["", *matrix] if matrix else [])]
+    return [first, *below, *class_lines(confusion.figures(), tested.class_names), *(["", *matrix] if matrix else [])]
 
 
 def r2_of(tested: Assessment) -> float:

@@ -14,8 +14,7 @@ from lockstep.common.data.source import load
 from lockstep.common.errors import DataError, ModelError
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.tally import Tally
-from lockstep.results.evaluation.confusion import Confusion
-from lockstep.results.evaluation.regression import TargetFigures, figures_of, in_units
+from lockstep.results.evaluation.figures import Confusion, TargetFigures, in_units, target_figures
 from lockstep.runs.trained_model import Trained, dataset_of, table_of
 from lockstep.worker.compute import Compute
 
@@ -59,7 +58,7 @@ class Assessment:
         """The errors of a regression by target. Raises ModelError for a classifier."""
         if not self.objective.is_regression:
             raise ModelError("a run with classes is not a regression")
-        figures = figures_of(self.outputs, self.targets)
+        figures = target_figures(self.outputs, self.targets)
         return in_units(figures, self.columns) if self.columns else figures
 
 

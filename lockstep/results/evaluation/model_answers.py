@@ -19,7 +19,7 @@ from lockstep.common.job.job import Job
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.run_folder import CHECKPOINTS, WEIGHTS
 from lockstep.results.evaluation.assessment import Assessment, assess
-from lockstep.results.evaluation.confusion import shown_names
+from lockstep.results.evaluation.figures import shown_names
 from lockstep.results.evaluation.predictions import FIELD, Recognizer
 from lockstep.runs.run_dir import recorded_job
 from lockstep.runs.trained_model import Moment, dataset_of, open_trained

@@ -11,7 +11,7 @@ from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.dataset import Dataset
 from lockstep.common.errors import ModelError
 from lockstep.results.evaluation.assessment import Assessment, probabilities_of
-from lockstep.results.evaluation.confusion import Confusion
+from lockstep.results.evaluation.figures import Confusion
 from lockstep.results.reports.plots.style import colour, new_figure, tidy
 
 #: Most classes whose counts are written into a confusion matrix, and most filters, mistakes and targets to show.

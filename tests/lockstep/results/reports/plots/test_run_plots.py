@@ -15,7 +15,7 @@ from lockstep.common.data.dataset import Dataset
 from lockstep.common.errors import ModelError
 from lockstep.common.job.tally import Tally
 from lockstep.results.evaluation.assessment import Assessment
-from lockstep.results.evaluation.confusion import Confusion
+from lockstep.results.evaluation.figures import Confusion
 from lockstep.results.reports.plots.curves import Floats, RunCurves, parts_of, read_curves
 from lockstep.results.reports.plots.results import (
     confusion_matrix,

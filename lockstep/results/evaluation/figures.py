@@ -1,15 +1,24 @@
-"""The confusion matrix of a classifier, and precision, recall and F1 of each class. Pure."""
+"""The figures of an evaluation: a classifier's confusion matrix and figures by class, or a regression's errors. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from lockstep.common.data.folder import Column
 from lockstep.common.files.sanitize import cut, one_line
 
 Integers = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+#: Most classes whose confusion matrix fits a terminal of 80 columns.
+MOST_SHOWN = 12
+
+#: Most characters of the name of a class or a target in a line.
+MOST_NAME = 20
 
 
 class ClassFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,12 +73,40 @@ def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
-#: Most classes whose confusion matrix fits a terminal of 80 columns.
-MOST_SHOWN = 12
+class TargetFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """The errors of one of the numbers of a sample."""
+
+    target: int
+    #: Means of the squared and of the absolute error.
+    mse: float
+    mae: float
+    #: The share of the variance that is explained, at most 1; None if the target is constant.
+    r2: float | None
+    #: What the number is called in the table that it is from; empty if nobody has given it a name.
+    name: str = ""
 
 
-#: Most characters of a class's name in a line.
-MOST_NAME = 20
+def target_figures(outputs: Floats, targets: Floats) -> list[TargetFigures]:
+    """Return the figures of each target, in order; both arrays are (n, targets)."""
+    errors = outputs.astype(np.float64) - targets
+    variances = np.var(targets, axis=0, dtype=np.float64)
+    return [
+        TargetFigures(
+            target=number,
+            mse=float(np.mean(np.square(error))),
+            mae=float(np.mean(np.abs(error))),
+            r2=1.0 - float(np.mean(np.square(error)) / variance) if variance else None,
+        )
+        for number, (error, variance) in enumerate(zip(errors.T, variances, strict=True))
+    ]
+
+
+def in_units(figures: list[TargetFigures], columns: Sequence[Column]) -> list[TargetFigures]:
+    """Return the figures in the units of a table whose columns were scaled, and under their names."""
+    return [
+        replace(one, mse=one.mse * column.std**2, mae=one.mae * column.std, name=column.name)
+        for one, column in zip(figures, columns, strict=True)
+    ]
 
 
 def shown_names(names: Sequence[str], classes: int) -> list[str]:
@@ -77,19 +114,40 @@ def shown_names(names: Sequence[str], classes: int) -> list[str]:
     return [cut(one_line(name), MOST_NAME) for name in names] if names else [str(label) for label in range(classes)]
 
 
-def figures_lines(figures: list[ClassFigures], names: Sequence[str] = ()) -> list[str]:
+def class_lines(figures: list[ClassFigures], names: Sequence[str] = ()) -> list[str]:
     """Return one line per class."""
     shown = shown_names(names, len(figures))
-    width = max(5, *map(len, shown))
-    head = f"{'class':>{width}}  samples  precision   recall       F1  most often mistaken for"
-    return [head, *(_line(one, shown, width) for one in figures)]
+    head = ("class", "samples", "precision", " recall", "     F1", "most often mistaken for")
+    return _aligned(head, (_cells(one, shown) for one in figures))
 
 
-def _line(one: ClassFigures, shown: Sequence[str], width: int) -> str:
-    shares = "  ".join(f"{value:>7.2%}" if value is not None else f"{'-':>7}" for value in (one.recall, one.f1))
-    precision = f"{one.precision:.2%}" if one.precision is not None else "-"
-    mistaken = f"{shown[one.mistaken_for]}, {one.mistakes} times" if one.mistaken_for is not None else "-"
-    return f"{shown[one.label]:>{width}}  {one.samples:>7,}  {precision:>9}  {shares}  {mistaken}"
+def _cells(one: ClassFigures, shown: Sequence[str]) -> list[str]:
+    shares = ("-" if value is None else f"{value:.2%}" for value in (one.precision, one.recall, one.f1))
+    mistaken = "-" if one.mistaken_for is None else f"{shown[one.mistaken_for]}, {one.mistakes} times"
+    return [shown[one.label], f"{one.samples:,}", *shares, mistaken]
+
+
+def target_lines(figures: list[TargetFigures]) -> list[str]:
+    """Return one line per target."""
+    head = ("target", "mean squared error", "root of it", "mean absolute error", "     R²")
+    rows = (
+        (
+            cut(one_line(one.name), MOST_NAME) or str(one.target),
+            f"{one.mse:.5g}",
+            f"{one.mse**0.5:.5g}",
+            f"{one.mae:.5g}",
+            f"{'-' if one.r2 is None else f'{one.r2:.4f}':>7}",
+        )
+        for one in figures
+    )
+    return _aligned(head, rows)
+
+
+def _aligned(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return lines with all columns but the last one set flush right."""
+    table = [head, *rows]
+    widths = [max(map(len, column)) for column in list(zip(*table, strict=True))[:-1]]
+    return ["  ".join([*map(str.rjust, cells, widths), cells[-1]]) for cells in table]
 
 
 def matrix_lines(confusion: Confusion, names: Sequence[str] = ()) -> list[str]:
