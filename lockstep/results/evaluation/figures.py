@@ -1,4 +1,4 @@
-"""The figures of an evaluation: a classifier's confusion matrix and figures by class, or a regression's errors. Pure."""
+"""The figures of an evaluation: a classifier's confusion matrix, and errors by class or by target. Pure."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
