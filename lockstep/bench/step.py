@@ -56,7 +56,7 @@ class StepBench:
     at: int = 0
 
     def __post_init__(self) -> None:
-        self.trainer = SingleProcessTrainer(open_run("bench", self.job, self.data, AdmissionPolicy()), self.clock)
+        self.trainer = SingleProcessTrainer(open_run("bench", self.job, self.data, AdmissionPolicy()))
 
     def times(self, steps: int) -> list[float]:
         """Make `steps` steps; return the seconds that each took."""
