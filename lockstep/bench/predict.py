@@ -48,20 +48,12 @@ def read_basis(path: Path, model: str | None = None, batch: int | None = None) -
 
 def basis_of_result(result: RunResult) -> Basis:
     """Return the basis of a run with workers, which is assumed to have run on this machine."""
-    if result.split is None or not result.workers:
+    point = Measured.of(result)
+    if point is None:
         raise UsageError(
             f"run {result.run!r} has no times of an exchange (workers = {result.workers}, steps = {result.steps}): "
             "expected a run with workers and at least two steps per epoch"
         )
-    point = Measured(
-        workers=result.workers,
-        servers=result.servers,
-        micro_batches=result.micro_batches,
-        global_batch=result.global_batch,
-        parameters=result.parameters,
-        split=result.split,
-        bytes_per_parameter=bytes_per_parameter(result.wire, result.wire_weights),
-    )
     speed = MeasuredSpeed(workers=result.workers, images_per_s=result.images_per_s)
     name = f"{result.model}, {result.global_batch} samples a step, {result.transport}"
     return Basis(name=name, is_weak=False, cores=cores(), points=(point,), speeds=(speed,))

@@ -58,9 +58,14 @@ def has_begun(folder: Path) -> bool:
     return claim.is_file() and claim.stat().st_size > 0
 
 
+def recorded(folder: Path) -> tuple[Job, Launch]:
+    """Return the job of the run in a folder, and how it was first carried out."""
+    return resolve(read_values(folder / JOB), {})
+
+
 def recorded_job(folder: Path) -> Job:
     """Return the job of the run in a folder."""
-    return resolve(read_values(folder / JOB), {})[0]
+    return recorded(folder)[0]
 
 
 def make_run_dir(folder: Path, job: Job, launch: Launch, say: Callable[[str], None] = lambda text: None) -> RunFolder:

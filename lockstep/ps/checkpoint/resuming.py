@@ -11,10 +11,10 @@ from lockstep.ps.checkpoint.checkpoint import Checkpoint, CheckpointIdentity, Ru
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.membership import Membership
-from lockstep.ps.records.ledger import RunBegun, read_lines
+from lockstep.ps.records.ledger import RunBegun
 from lockstep.ps.records.receipt import read_chain
 from lockstep.ps.records.recorder import MetricsRecorder
-from lockstep.ps.records.run_folder import RunFolder
+from lockstep.ps.records.run_folder import RunFolder, read_ledger
 from lockstep.ps.run.early_stopping import best_epoch
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Round
@@ -46,9 +46,7 @@ def coordinator_of(info: RunInfo, start: Resumption) -> Coordinator:
 
 def begin_again(setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder) -> Resumption:
     """Begin a run again that has no checkpoint: cut off all its lines, and return its beginning."""
-    folder.metrics.cut(0)
-    lost = _steps_in(folder.ledger.cut(0))
-    recorder.begin(setup.shard.digest(), lost_steps=lost)
+    recorder.begin(setup.shard.digest(), lost_steps=_cut_lines(folder))
     return first_round(setup)
 
 
@@ -94,12 +92,11 @@ def resume(setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder, checkp
             f"{checkpoint.path}: is from the end of a run, so there is nothing to resume: remove the file"
         )
     fill(setup.shard, checkpoint, setup)
-    lost = _cut_lines(folder, saved)
+    lost = _cut_lines(folder, saved.metrics_bytes, saved.ledger_bytes)
     recorder.history = list(saved.history)
     recorder.steps, recorder.update_s = saved.steps, saved.update_s
     recorder.setting = replace(recorder.setting, started=recorder.setting.started - saved.wall_s)
-    path = folder.ledger.path
-    recorder.chain = read_chain(setup.info, read_lines(path.read_bytes(), str(path)), str(path))
+    recorder.chain = read_chain(setup.info, read_ledger(folder.path), str(folder.ledger.path))
     recorder.add_entries(
         RunBegun(step=saved.steps, weights_sha256=weights_digest(setup.shard.weights), lost_steps=lost)
     )
@@ -157,19 +154,15 @@ def _progress(saved: RunProgress, info: RunInfo) -> Progress:
     )
 
 
-def _cut_lines(folder: RunFolder, saved: RunProgress) -> int:
-    """Cut off the lines of steps after the checkpoint; return of how many steps there were any."""
-    for file, size in ((folder.metrics, saved.metrics_bytes), (folder.ledger, saved.ledger_bytes)):
+def _cut_lines(folder: RunFolder, metrics_bytes: int = 0, ledger_bytes: int = 0) -> int:
+    """Cut off the lines of steps after a checkpoint; return of how many steps there were any."""
+    for file, size in ((folder.metrics, metrics_bytes), (folder.ledger, ledger_bytes)):
         file.open()
         if file.size() < size:
             raise FileFormatError(
                 f"{file.path}: {file.size()} bytes: expected at least {size}, as when the checkpoint was written; put "
                 "the run's own file back"
             )
-    folder.metrics.cut(saved.metrics_bytes)
-    return _steps_in(folder.ledger.cut(saved.ledger_bytes))
-
-
-def _steps_in(lines: bytes) -> int:
+    folder.metrics.cut(metrics_bytes)
     # Not parsed: after a loss of power there may be anything.
-    return lines.count(b'"kind":"step"')
+    return folder.ledger.cut(ledger_bytes).count(b'"kind":"step"')

@@ -181,14 +181,7 @@ class RunFolder:
         except OSError as error:
             self.say(f"warning: cannot write {str(self.path / EPOCH_WEIGHTS)!r}: {error.strerror}: the run continues")
 
-    def keep_result(self, result: RunResult) -> None:
-        """Write `result.json`, whole or not at all."""
-        self._keep(RESULT, result)
-
-    def keep_receipt(self, receipt: Receipt) -> None:
-        """Write `receipt.json`, whole or not at all."""
-        self._keep(RECEIPT, receipt)
-
-    def _keep(self, name: str, value: RunResult | Receipt) -> None:
+    def keep(self, name: str, value: RunResult | Receipt) -> None:
+        """Write `result.json` or `receipt.json`, whole or not at all."""
         text = msgspec.json.format(msgspec.json.encode(value), indent=2)
         write_atomically(self.path / name, [text, b"\n"])

@@ -2,12 +2,13 @@
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -22,9 +23,10 @@ from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, RunResult, r
 from lockstep.results.watch.curves import MetricsFigures
 from lockstep.results.watch.ledger_figures import RECENT_STEPS, LedgerFigures, RunEvent, StepLeases
 from lockstep.results.watch.line_follower import LineFollower, RecordFollower
-from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import Launch
-from lockstep.runs.run_dir import JOB, has_begun
+from lockstep.runs.run_dir import JOB, has_begun, recorded
+
+T = TypeVar("T")
 
 #: Steps of the timeline that the page draws.
 DRAWN_STEPS = 8
@@ -193,31 +195,22 @@ class RunView:
 
     def _read_small(self) -> bool:
         """Read the job, the receipt and the result if they are new; return whether any is."""
-        changed = False
-        for name, read in ((JOB, self._read_job), (RECEIPT, self._read_receipt), (RESULT, self._read_result)):
-            stamp: tuple[int, ...] = ()
-            with suppress(OSError):
-                found = os.stat(self.folder / name)
-                stamp = found.st_ino, found.st_mtime_ns, found.st_size
-            if self._stamps.get(name, ()) != stamp:
-                self._stamps[name], changed = stamp, True
-                # It may be missing, or of another version: the page shows what there is.
-                with suppress(OSError, LockstepError):
-                    read()
-        return changed
+        new = [name for name in (JOB, RECEIPT, RESULT) if self._is_new(name)]
+        if JOB in new:
+            begun = _read(recorded, self.folder) if has_begun(self.folder) else None
+            self.job, self.launch = begun or (None, None)
+        if RECEIPT in new:
+            self.receipt = _read(read_receipt, self.folder)
+        if RESULT in new:
+            self.result = _read(read_result, self.folder)
+        return bool(new)
 
-    def _read_job(self) -> None:
-        self.job, self.launch = None, None
-        if has_begun(self.folder):
-            self.job, self.launch = resolve(read_values(self.folder / JOB), {})
-
-    def _read_receipt(self) -> None:
-        self.receipt = None
-        self.receipt = read_receipt(self.folder)
-
-    def _read_result(self) -> None:
-        self.result = None
-        self.result = read_result(self.folder)
+    def _is_new(self, name: str) -> bool:
+        before, self._stamps[name] = self._stamps.get(name, ()), ()
+        with suppress(OSError):
+            found = os.stat(self.folder / name)
+            self._stamps[name] = found.st_ino, found.st_mtime_ns, found.st_size
+        return self._stamps[name] != before
 
     # What there is to show
 
@@ -382,6 +375,13 @@ class RunView:
         if self.result is not None:
             del found["result"]["history"]
         return {"folder": str(self.folder) if self.has_folder else None, **found}
+
+
+def _read(read: Callable[[Path], T], folder: Path) -> T | None:
+    """Return what there is in a folder: it may be missing, or of another version."""
+    with suppress(OSError, LockstepError):
+        return read(folder)
+    return None
 
 
 def _finite(value: float) -> float | None:
