@@ -197,7 +197,7 @@ class RunView:
         """Read the job, the receipt and the result if they are new; return whether any is."""
         new = [name for name in (JOB, RECEIPT, RESULT) if self._is_new(name)]
         if JOB in new:
-            begun = _read(recorded, self.folder) if has_begun(self.folder) else None
+            begun = _read(lambda folder: recorded(folder) if has_begun(folder) else None, self.folder)
             self.job, self.launch = begun or (None, None)
         if RECEIPT in new:
             self.receipt = _read(read_receipt, self.folder)
