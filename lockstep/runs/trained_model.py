@@ -43,7 +43,7 @@ def kept_weights(folder: Path, job: Job, layout: ParameterLayout, moment: Moment
         return _best(folder, job, layout, checkpoints)
     found = next((checkpoint for checkpoint in checkpoints if checkpoint.progress.steps == moment), None)
     if found is not None:
-        return _of_checkpoint(found, layout)
+        return _own(found.arrays, layout)
     raise JobError(f"{str(folder)!r} holds no whole checkpoint after {moment} steps: {_advice(folder, checkpoints)}")
 
 
@@ -53,13 +53,10 @@ def _vector(arrays: Mapping[str, NDArray[Any]], layout: ParameterLayout) -> Vect
     return weights
 
 
-def _of_checkpoint(checkpoint: Checkpoint, layout: ParameterLayout) -> Vector:
-    return _vector(_own(checkpoint.arrays, layout), layout)
-
-
-def _own(arrays: Mapping[str, NDArray[Any]], layout: ParameterLayout) -> dict[str, NDArray[Any]]:
+def _own(arrays: Mapping[str, NDArray[Any]], layout: ParameterLayout) -> Vector:
     """Return the weights among arrays: a checkpoint also has the optimizer's slots."""
-    return {name: arrays[name] for name in layout.read(np.empty(layout.size, np.float32)) if name in arrays}
+    names = layout.read(np.empty(layout.size, np.float32))
+    return _vector({name: arrays[name] for name in names if name in arrays}, layout)
 
 
 def _best(folder: Path, job: Job, layout: ParameterLayout, checkpoints: Sequence[Checkpoint]) -> Vector:
@@ -70,7 +67,7 @@ def _best(folder: Path, job: Job, layout: ParameterLayout, checkpoints: Sequence
     if (folder / RESULT).exists() and read_result(folder).weights_sha256 == best.weights_sha256:
         return kept_weights(folder, job, layout, "last")
     # By their digest: a checkpoint of the epoch's last step may have been taken before the epoch was evaluated.
-    for weights in (_of_checkpoint(checkpoint, layout) for checkpoint in checkpoints):
+    for weights in (_own(checkpoint.arrays, layout) for checkpoint in checkpoints):
         if weights_digest(weights) == best.weights_sha256:
             return weights
     raise JobError(
@@ -133,7 +130,7 @@ def model_with(job: Job, arrays: Mapping[str, NDArray[Any]], steps: int) -> Any:
     `arrays` may have more than the weights.
     """
     model = open_model(job.model, job.seed)
-    model.load(_vector(_own(arrays, model.layout), model.layout), steps)
+    model.load(_own(arrays, model.layout), steps)
     return model.module
 
 

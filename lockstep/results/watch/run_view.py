@@ -16,12 +16,12 @@ from lockstep.common.errors import LockstepError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import Status, WorkerStatus
-from lockstep.ps.records.ledger import Line, WorkerIn
+from lockstep.ps.records.ledger import LedgerShare, Line, WorkerIn
 from lockstep.ps.records.metrics import METRICS, EpochRecord, Record
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, RunResult, read_receipt, read_result
 from lockstep.results.watch.curves import MetricsFigures
-from lockstep.results.watch.ledger_figures import RECENT_STEPS, LedgerFigures, RunEvent, StepLeases
+from lockstep.results.watch.ledger_figures import RECENT_STEPS, LedgerFigures, RunEvent
 from lockstep.results.watch.line_follower import LineFollower, RecordFollower
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import JOB, has_begun, recorded
@@ -91,7 +91,7 @@ class DrawnStep(msgspec.Struct, frozen=True, kw_only=True):
     round_s: float
     update_s: float
     #: Each [lo, hi, rank, began_s, ended_s].
-    used: list[Any]
+    used: list[LedgerShare]
     unused: list[Any]
 
 
@@ -316,7 +316,11 @@ class RunView:
             if 0 <= place < steps.count and int(steps["step"][place]) == leases.step:
                 is_follower = place > 0 and steps["epoch"][place - 1] == steps["epoch"][place]
                 update_s = float(steps["update_s"][place - 1]) if is_follower else 0.0
-                drawn.append(_drawn(leases, float(steps["round_s"][place]), update_s))
+                unused = [[one.lo, one.hi, one.rank, one.began_s, one.ended_s] for one in leases.unused]
+                round_s = float(steps["round_s"][place])
+                drawn.append(
+                    DrawnStep(step=leases.step, round_s=round_s, update_s=update_s, used=leases.shares, unused=unused)
+                )
         return drawn
 
     def encoded_snapshot(self) -> bytes:
@@ -386,9 +390,3 @@ def _read(read: Callable[[Path], T], folder: Path) -> T | None:
 
 def _finite(value: float) -> float | None:
     return value if abs(value) < float("inf") else None
-
-
-def _drawn(leases: StepLeases, round_s: float, update_s: float) -> DrawnStep:
-    used = [[share.lo, share.hi, share.rank, share.began_s, share.ended_s] for share in leases.shares]
-    unused = [[one.lo, one.hi, one.rank, one.began_s, one.ended_s] for one in leases.unused]
-    return DrawnStep(step=leases.step, round_s=round_s, update_s=update_s, used=used, unused=unused)
