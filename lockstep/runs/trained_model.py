@@ -107,7 +107,8 @@ class Trained:
 def open_trained(folder: Path, moment: Moment = "last") -> Trained:
     """Return a run's weights, the last ones or others; a `UsageError` names what is missing or damaged."""
     if not (folder / JOB).is_file() or (moment == "last" and not (folder / WEIGHTS).is_file()):
-        found = _runs_in(folder)
+        # By name, so that the newest of `runs` is the last.
+        found = sorted(one_line(str(weights.parent), 200) for weights in folder.glob(f"*/{WEIGHTS}"))
         there = f"; the runs in it: {', '.join(found[-MOST_NAMED:])}" if found else ""
         raise JobError(
             f"{str(folder)!r} holds no weights of a run: expected a run folder, with {JOB} and {WEIGHTS}{there}"
@@ -117,11 +118,6 @@ def open_trained(folder: Path, moment: Moment = "last") -> Trained:
     weights = kept_weights(folder, job, model.layout, moment)
     model.load(weights)
     return Trained(folder, job, model, model.layout, weights)
-
-
-def _runs_in(folder: Path) -> list[str]:
-    """Return the runs with weights directly in a folder, by name, so that the newest of `runs` is the last."""
-    return sorted(one_line(str(weights.parent), 200) for weights in folder.glob(f"*/{WEIGHTS}"))
 
 
 def model_with(job: Job, arrays: Mapping[str, NDArray[Any]], steps: int) -> Any:

@@ -139,7 +139,7 @@ class MetricsRecorder:
         """Add entries to the ledger."""
         if self.folder is not None:
             for entry in entries:
-                self.folder.add_entry(entry)
+                self.folder.ledger.append(msgspec.json.encode(entry))
 
     def flush_if_due(self, now: float) -> None:
         """Write the lines that wait, at most three times a second."""

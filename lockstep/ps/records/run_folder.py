@@ -14,7 +14,7 @@ from lockstep.common.files.atomic import write_atomically
 from lockstep.common.files.json_file import decode
 from lockstep.common.files.reading import read_regular
 from lockstep.common.files.safetensors import write
-from lockstep.ps.records.ledger import LedgerEntry, Line, read_lines
+from lockstep.ps.records.ledger import Line, read_lines
 from lockstep.ps.records.line_file import LineFile
 from lockstep.ps.records.metrics import METRICS, MOST_LINES_BYTES, EpochRecord, Record, encode_record
 from lockstep.ps.records.receipt import Receipt
@@ -155,10 +155,6 @@ class RunFolder:
     def add_record(self, record: Record) -> None:
         """Append one line to `metrics.jsonl`; buffered until `flush`."""
         self.metrics.append(encode_record(record))
-
-    def add_entry(self, entry: LedgerEntry) -> None:
-        """Append one line to `ledger.jsonl`; buffered until `flush`."""
-        self.ledger.append(msgspec.json.encode(entry))
 
     def flush(self) -> None:
         """Write what was recorded."""

@@ -1,7 +1,6 @@
 """The figures of an evaluation: a classifier's confusion matrix, and errors by class or by target. Pure."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -37,36 +36,35 @@ class ClassFigures(msgspec.Struct, frozen=True, kw_only=True):
     mistakes: int
 
 
-@dataclass(frozen=True)
-class Confusion:
-    """Counts, (classes, classes): row i, column j is the number of samples of class i predicted as class j."""
+def confusion_of(labels: Integers, predicted: Integers, classes: int) -> Integers:
+    """Count samples by their class and their predicted class, both (n,) in [0, classes).
 
-    counts: Integers
+    Returns the confusion matrix, (classes, classes): row i, column j is the number of samples of class i predicted as
+    class j.
+    """
+    return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
 
-    @classmethod
-    def of(cls, labels: Integers, predicted: Integers, classes: int) -> "Confusion":
-        """Count samples by their class and their predicted class, both (n,) in [0, classes)."""
-        return cls(np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes))
 
-    def figures(self) -> list[ClassFigures]:
-        """Return the figures of each class, in order."""
-        return [self._figures(label) for label in range(len(self.counts))]
+def class_figures(confusion: Integers) -> list[ClassFigures]:
+    """Return the figures of each class, in order."""
+    return [_figures_of(confusion, label) for label in range(len(confusion))]
 
-    def _figures(self, label: int) -> ClassFigures:
-        right = int(self.counts[label, label])
-        samples, predicted = int(self.counts[label].sum()), int(self.counts[:, label].sum())
-        others = self.counts[label].copy()
-        others[label] = 0
-        worst = int(others.argmax())
-        return ClassFigures(
-            label=label,
-            samples=samples,
-            precision=_share(right, predicted),
-            recall=_share(right, samples),
-            f1=_share(2 * right, samples + predicted),
-            mistaken_for=worst if others[worst] else None,
-            mistakes=int(others[worst]),
-        )
+
+def _figures_of(confusion: Integers, label: int) -> ClassFigures:
+    right = int(confusion[label, label])
+    samples, predicted = int(confusion[label].sum()), int(confusion[:, label].sum())
+    others = confusion[label].copy()
+    others[label] = 0
+    worst = int(others.argmax())
+    return ClassFigures(
+        label=label,
+        samples=samples,
+        precision=_share(right, predicted),
+        recall=_share(right, samples),
+        f1=_share(2 * right, samples + predicted),
+        mistaken_for=worst if others[worst] else None,
+        mistakes=int(others[worst]),
+    )
 
 
 def _share(part: int, whole: int) -> float | None:
@@ -150,12 +148,12 @@ def _aligned(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return ["  ".join([*map(str.rjust, cells, widths), cells[-1]]) for cells in table]
 
 
-def matrix_lines(confusion: Confusion, names: Sequence[str] = ()) -> list[str]:
+def matrix_lines(confusion: Integers, names: Sequence[str] = ()) -> list[str]:
     """Return the matrix, one line per class, or none if it would not fit."""
-    classes = len(confusion.counts)
+    classes = len(confusion)
     if classes > MOST_SHOWN:
         return []
-    width = max(5, len(str(int(confusion.counts.max()))) + 1)
+    width = max(5, len(str(int(confusion.max()))) + 1)
     # There is no room for names over the columns: a column is the class of the row with its number.
     shown = [f"{label} {name}" for label, name in enumerate(shown_names(names, classes))] if names else []
     first = max(9, *map(len, shown)) if shown else 9
@@ -163,6 +161,6 @@ def matrix_lines(confusion: Confusion, names: Sequence[str] = ()) -> list[str]:
     rows = (
         (f"{shown[label]:<{first}}" if shown else f"class {label:>3}")
         + "".join(f"{count or '.':>{width}}" for count in row.tolist())
-        for label, row in enumerate(confusion.counts)
+        for label, row in enumerate(confusion)
     )
     return [head, *rows]

@@ -107,13 +107,13 @@ def _evaluated(assessment: Assessment) -> dict[str, Any]:
     if assessment.objective.is_regression:
         raise UsageError("a regression has no classes: `lockstep evaluate` reports its errors")
     confusion = assessment.confusion
-    if len(confusion.counts) > MOST_CLASSES:
-        raise UsageError(f"a matrix of {len(confusion.counts)} classes is too large to show: expected {MOST_CLASSES}")
+    if len(confusion) > MOST_CLASSES:
+        raise UsageError(f"a matrix of {len(confusion)} classes is too large to show: expected {MOST_CLASSES}")
     return {
         "loss": assessment.tally.loss,
         "accuracy": assessment.tally.accuracy,
-        "names": _names(assessment.class_names, len(confusion.counts)),
-        "counts": confusion.counts.tolist(),
+        "names": _names(assessment.class_names, len(confusion)),
+        "counts": confusion.tolist(),
         "mistakes": _mistakes(assessment),
     }
 

@@ -5,8 +5,9 @@ import pytest
 
 from lockstep.results.evaluation.figures import (
     MOST_SHOWN,
-    Confusion,
+    class_figures,
     class_lines,
+    confusion_of,
     matrix_lines,
     target_figures,
     target_lines,
@@ -17,12 +18,12 @@ TAKEN = np.array([0, 0, 0, 1, 1, 0, 1], dtype=np.int64)
 
 
 def test_counts_are_by_class_and_by_what_it_is_taken_for() -> None:
-    counts = Confusion.of(LABELS, TAKEN, 4).counts
+    counts = confusion_of(LABELS, TAKEN, 4)
     assert counts.tolist() == [[3, 1, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
 
 
 def test_precision_recall_and_f1() -> None:
-    first, second, *_ = Confusion.of(LABELS, TAKEN, 4).figures()
+    first, second, *_ = class_figures(confusion_of(LABELS, TAKEN, 4))
     assert (first.samples, first.precision, first.recall, first.f1) == (4, 0.75, 0.75, 0.75)
     assert (first.mistaken_for, first.mistakes) == (1, 1)
     assert (second.samples, second.recall) == (2, 0.5)
@@ -31,7 +32,7 @@ def test_precision_recall_and_f1() -> None:
 
 
 def test_what_would_divide_by_zero_is_none() -> None:
-    _, _, never_taken, absent = Confusion.of(LABELS, TAKEN, 4).figures()
+    _, _, never_taken, absent = class_figures(confusion_of(LABELS, TAKEN, 4))
     assert (never_taken.precision, never_taken.recall, never_taken.f1) == (None, 0.0, 0.0)
     assert (absent.samples, absent.precision, absent.recall, absent.f1, absent.mistaken_for) == (
         0,
@@ -43,11 +44,11 @@ def test_what_would_divide_by_zero_is_none() -> None:
 
 
 def test_lines_fit_80_columns_and_a_large_matrix_is_left_out() -> None:
-    many = Confusion(np.full((MOST_SHOWN, MOST_SHOWN), 9999))
-    lines = [*class_lines(many.figures()), *matrix_lines(many)]
+    many = np.full((MOST_SHOWN, MOST_SHOWN), 9999)
+    lines = [*class_lines(class_figures(many)), *matrix_lines(many)]
     assert max(map(len, lines)) <= 80
-    assert matrix_lines(Confusion(np.ones((MOST_SHOWN + 1, MOST_SHOWN + 1), np.int64))) == []
-    assert class_lines(Confusion.of(LABELS, TAKEN, 4).figures())[3].split() == [
+    assert matrix_lines(np.ones((MOST_SHOWN + 1, MOST_SHOWN + 1), np.int64)) == []
+    assert class_lines(class_figures(confusion_of(LABELS, TAKEN, 4)))[3].split() == [
         "2",
         "1",
         "-",
