@@ -119,11 +119,7 @@ def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, Launch]:
     values = {key: value for key, value in read_values(folder / JOB).items() if key != "min_workers"}
     job, _ = resolve(values, {})
     wanted, launch = resolve(values, given)
-    odd = [name for name in job.__struct_fields__ if getattr(job, name) != getattr(wanted, name)]
-    if odd:
-        differences = "; ".join(
-            f"{name} = {getattr(job, name)!r} in the run, {getattr(wanted, name)!r} here" for name in odd
-        )
+    if differences := job.changed_in(wanted):
         raise JobError(
             f"{str(folder)!r} is a run of another job: {differences}: remove these flags, or begin a new run"
         )

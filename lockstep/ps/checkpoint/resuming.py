@@ -53,9 +53,7 @@ def begin_again(setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder) -
 def check_identity(checkpoint: Checkpoint, info: RunInfo, *, allows_mixed_numerics: bool = False) -> None:
     """Raise a `UsageError` that names both if the job, the model, the data or the numerics are not the run's."""
     there, here, path = checkpoint.identity, CheckpointIdentity.of(info), checkpoint.path
-    values = {name: (getattr(there.job, name), getattr(here.job, name)) for name in there.job.__struct_fields__}
-    odd = "; ".join(f"{name} = {was!r} in the run, {is_!r} here" for name, (was, is_) in values.items() if was != is_)
-    if odd:
+    if odd := there.job.changed_in(here.job):
         raise JobError(
             f"{path} belongs to another job: {odd}: expected the same; a new run may start from --initial {path}"
         )
