@@ -5,7 +5,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -128,18 +128,14 @@ def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[J
     for key in values:
         if key not in known:
             # The whole list only if nothing is near: it is long.
-            advice = _meant(key[:MOST_TOLD], known) or f": expected one of {', '.join(known)}"
+            near = f" (did you mean {ELSEWHERE[key]!r}?)" if key in ELSEWHERE else nearest(key[:MOST_TOLD], known)
+            advice = near or f": expected one of {', '.join(known)}"
             raise JobError(f"the job has no key {cut(key, MOST_TOLD)!r}{advice}")
     launch_values = msgspec.to_builtins(default_launch()) | {
         key: value for key, value in values.items() if key in Launch.__struct_fields__
     }
     job_values = {key: value for key, value in values.items() if key in Job.__struct_fields__}
     return check(_convert(job_values, Job)), _convert(launch_values, Launch)
-
-
-def _meant(key: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)`, empty if no key is near."""
-    return f" (did you mean {ELSEWHERE[key]!r}?)" if key in ELSEWHERE else nearest(key, known)
 
 
 def _convert(values: dict[str, Any], to: type[S]) -> S:

@@ -96,12 +96,11 @@ class Trained:
     job: Job
     #: With these weights.
     model: Model
-    layout: ParameterLayout
     weights: Vector
 
     def arrays(self) -> dict[str, Vector]:
         """Return the weights by their names."""
-        return self.layout.read(self.weights)
+        return self.model.layout.read(self.weights)
 
 
 def open_trained(folder: Path, moment: Moment = "last") -> Trained:
@@ -117,7 +116,7 @@ def open_trained(folder: Path, moment: Moment = "last") -> Trained:
     model = open_model(job.model, job.seed)
     weights = kept_weights(folder, job, model.layout, moment)
     model.load(weights)
-    return Trained(folder, job, model, model.layout, weights)
+    return Trained(folder, job, model, weights)
 
 
 def model_with(job: Job, arrays: Mapping[str, NDArray[Any]], steps: int) -> Any:

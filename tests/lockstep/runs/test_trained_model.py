@@ -109,7 +109,7 @@ def test_the_model_has_the_weights_of_the_run(tmp_path: Path) -> None:
     assert not trained.model.module.training
     assert trained.job == run.job
     expected = run.model.state_dict()
-    assert expected.keys() == trained.layout.read(trained.weights).keys()
+    assert expected.keys() == trained.arrays().keys()
     for name, array in trained.model.module.state_dict().items():
         np.testing.assert_array_equal(array, expected[name])
 
