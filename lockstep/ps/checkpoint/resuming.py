@@ -105,7 +105,9 @@ def _best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> Checkpoint |
     """Return the checkpoint of the best epoch in another one's history, None before the first or if it is gone."""
     saved = checkpoint.progress
     best = best_epoch(checkpoint.identity.job, saved.history)
-    return best and next((found for found in checkpoints.back_from(saved.steps) if found.is_of(best)), None)
+    if best is None:
+        return None
+    return next((found for found in checkpoints.back_from(saved.steps) if found.is_of(best)), None)
 
 
 def has_best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> bool:

@@ -114,7 +114,7 @@ def advice(result: RunResult, cores: int | None = None) -> list[str]:
     single_s = result.compute_s + result.update_s
     is_noted = result.train_s > NOTED_S
     measured = Measured.of(result) if is_noted else None
-    gain = measured and gain_of_one_more(measured, cores)
+    gain = None if measured is None else gain_of_one_more(measured, cores)
     # With one more worker than it had, this run may still be faster than a single process.
     is_too_small = result.train_s > single_s * (gain or 1.0)
     if result.train_s > single_s and is_noted:
