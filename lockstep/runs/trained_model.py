@@ -22,10 +22,9 @@ from lockstep.common.model.port import Model
 from lockstep.common.model.source import open_model
 from lockstep.ps.checkpoint.checkpoint import Checkpoint
 from lockstep.ps.checkpoint.folder import CheckpointFolder
-from lockstep.ps.records.metrics import EpochRecord
-from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, read_result
+from lockstep.ps.records.run_folder import CHECKPOINTS, WEIGHTS
 from lockstep.ps.run.early_stopping import best_epoch
-from lockstep.runs.run_dir import JOB, recorded_job
+from lockstep.runs.run_dir import JOB, finished, recorded_job
 
 #: Runs that an error names, at most.
 MOST_NAMED = 8
@@ -60,11 +59,12 @@ def _own(arrays: Mapping[str, NDArray[Any]], layout: ParameterLayout) -> Vector:
 
 
 def _best(folder: Path, job: Job, layout: ParameterLayout, checkpoints: Sequence[Checkpoint]) -> Vector:
-    history = _history(folder, checkpoints)
+    result = finished(folder)
+    history = result.history if result else checkpoints[0].progress.history if checkpoints else []
     best = best_epoch(job, history)
     if best is None:
         raise JobError(f"{str(folder)!r} has no finished epoch, and so no best one: expected at least one")
-    if (folder / RESULT).exists() and read_result(folder).weights_sha256 == best.weights_sha256:
+    if result is not None and result.weights_sha256 == best.weights_sha256:
         return kept_weights(folder, job, layout, "last")
     # By their digest: a checkpoint of the epoch's last step may have been taken before the epoch was evaluated.
     for weights in (_own(checkpoint.arrays, layout) for checkpoint in checkpoints):
@@ -74,12 +74,6 @@ def _best(folder: Path, job: Job, layout: ParameterLayout, checkpoints: Sequence
         f"{str(folder)!r} holds no checkpoint of its best epoch, which was {best.epoch}: "
         f"{_advice(folder, checkpoints)}; a run with --keep-best always has it"
     )
-
-
-def _history(folder: Path, checkpoints: Sequence[Checkpoint]) -> list[EpochRecord]:
-    if (folder / RESULT).exists():
-        return read_result(folder).history
-    return checkpoints[0].progress.history if checkpoints else []
 
 
 def _advice(folder: Path, checkpoints: Sequence[Checkpoint]) -> str:

@@ -146,7 +146,8 @@ class RunView:
     is_whole: bool = False
     #: Whether there is a folder with the run's job.
     has_folder: bool = False
-    #: When the run last wrote something, by the clock of `refresh`.
+    #: When somebody last looked at it, and when the run last wrote something, by the clock of `refresh`.
+    seen: float = 0.0
     _written: float = 0.0
     _metrics_file: RecordFollower = field(init=False)
     _ledger_file: RecordFollower = field(init=False)
@@ -164,24 +165,21 @@ class RunView:
     def refresh(self, now: float, status: Status | None = None) -> bool:
         """Read a part of what is new at `now` seconds; return whether there is more to read at once."""
         with self.lock:
-            return self._refresh(now, status)
-
-    def _refresh(self, now: float, status: Status | None) -> bool:
-        has_folder = (self.folder / JOB).is_file()
-        changed = has_folder != self.has_folder or status != self.status
-        self.has_folder, self.status = has_folder, status
-        changed |= self._read_small()
-        has_lines, has_more = self._read_lines()
-        if status is not None and changed and not has_folder:
-            self.metrics.add_status(status)
-        if has_lines or not self._written:
-            self._written = now
-        before = self.is_whole, self._was_stopped
-        self.is_whole = self.is_whole or not has_more
-        self._was_stopped = status is None and now >= self._written + STOPPED_S
-        if changed or has_lines or before != (self.is_whole, self._was_stopped):
-            self.version += 1
-        return has_more
+            has_folder = (self.folder / JOB).is_file()
+            changed = has_folder != self.has_folder or status != self.status
+            self.has_folder, self.status = has_folder, status
+            changed |= self._read_small()
+            has_lines, has_more = self._read_lines()
+            if status is not None and changed and not has_folder:
+                self.metrics.add_status(status)
+            if has_lines or not self._written:
+                self._written = now
+            before = self.is_whole, self._was_stopped
+            self.is_whole = self.is_whole or not has_more
+            self._was_stopped = status is None and now >= self._written + STOPPED_S
+            if changed or has_lines or before != (self.is_whole, self._was_stopped):
+                self.version += 1
+            return has_more
 
     def _read_lines(self) -> tuple[bool, bool]:
         """Read a part of what is new in the files of lines; return whether any is, and whether there is more."""
