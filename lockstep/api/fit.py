@@ -24,7 +24,6 @@ from lockstep.ps.records.run_folder import EPOCH_WEIGHTS, RESULT
 from lockstep.results.reports.display import Display, display_for
 from lockstep.results.reports.notebook_display import NotebookPage, cell_output
 from lockstep.runs.job_file import resolve
-from lockstep.runs.launch_config import default_launch
 from lockstep.runs.run_dir import claimed_run_dir, has_begun, resumed_job
 from lockstep.runs.session import Destination
 
@@ -75,7 +74,7 @@ def fit(
     options, values = taken_options(values)
     known = exported(model)
     given = {"model": known.value, **_with_values_of(callbacks, values)}
-    job, launch = resolve({}, given, default_launch())
+    job, launch = resolve({}, given)
     arrays = None
     if isinstance(data, str | Path):
         job = msgspec.structs.replace(job, data=named_data(str(data), options, job.loss, verbose=verbose))

@@ -14,7 +14,7 @@ from lockstep.launch.page_process import PageProcess, PageRequest
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.metrics import EpochRecord
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult, read_result
-from lockstep.ps.run.early_stopping import early_stopping_state
+from lockstep.ps.run.early_stopping import best_epoch
 from lockstep.runs.run_dir import has_begun, recorded_job
 from lockstep.runs.trained_model import model_with
 
@@ -110,9 +110,9 @@ class Run:
     @property
     def best_epoch(self) -> EpochRecord:
         """The record of the best epoch, by the job's `monitor` and `min_delta`; its numbers count from 1."""
-        stopping = early_stopping_state(self.job, self.history)
-        assert stopping is not None  # a finished run has an epoch
-        return self.history[stopping.best - 1]
+        best = best_epoch(self.job, self.history)
+        assert best is not None  # a finished run has an epoch
+        return best
 
     @cached_property
     def best_model(self) -> Any:

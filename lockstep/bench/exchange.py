@@ -136,7 +136,6 @@ class ExchangeBench(Bench[ExchangeRow]):
         blank = np.zeros((labels.size, 1), dtype=np.uint8)
         np.savez(data, x_train=blank, y_train=labels, x_test=blank[:CLASSES], y_test=labels[:CLASSES])
         return timed_run.bench_job(
-            workers,
             model=f"{model}:build",
             data=str(data),
             global_batch=workers,

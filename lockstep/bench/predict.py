@@ -17,7 +17,7 @@ from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import FileFormatError, UsageError
 from lockstep.common.runtime.environment import cores
 from lockstep.ps.records.run_folder import RunResult
-from lockstep.runs.cost_model import BYTES_PER_PARAMETER, CostModel, Measured, bytes_per_parameter, fitted
+from lockstep.runs.cost_model import CostModel, Measured, bytes_per_parameter, fitted
 
 
 class PredictionRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,12 +68,12 @@ def read_basis(path: Path, model: str | None = None, batch: int | None = None) -
 
 def basis_of_result(result: RunResult) -> Basis:
     """Return the basis of a run with workers, which is assumed to have run on this machine."""
-    if result.split is None or not result.workers:
+    point = Measured.of(result)
+    if point is None:
         raise UsageError(
             f"run {result.run!r} has no times of an exchange (workers = {result.workers}, steps = {result.steps}): "
             "expected a run with workers and at least two steps per epoch"
         )
-    point = _point(result, bytes_per_parameter(result.wire, result.wire_weights))
     name = f"{result.model}, {result.global_batch} samples a step, {result.transport}"
     speeds = {result.workers: result.images_per_s}
     return Basis(name=name, is_weak=False, cores=cores(), points=(point,), speeds=speeds)
@@ -88,21 +88,19 @@ def basis_of_rows(rows: Sequence[ScalingRow]) -> Basis:
         name=f"{first.model}, {first.batch} samples {share}, {first.carrier}",
         is_weak=first.scaling == "weak",
         cores=first.cores,
-        points=tuple(_point(row) for row in similar),
+        points=tuple(_measured(row) for row in similar),
         speeds={row.workers: row.images_per_s for row in similar},
     )
 
 
-def _point(found: RunResult | ScalingRow, bytes_per_parameter: float = BYTES_PER_PARAMETER) -> Measured:
-    assert found.split is not None
+def _measured(row: ScalingRow) -> Measured:
     return Measured(
-        workers=found.workers,
-        servers=found.servers,
-        micro_batches=found.micro_batches,
-        global_batch=found.global_batch,
-        parameters=found.parameters,
-        split=found.split,
-        bytes_per_parameter=bytes_per_parameter,
+        workers=row.workers,
+        servers=row.servers,
+        micro_batches=row.micro_batches,
+        global_batch=row.global_batch,
+        parameters=row.parameters,
+        split=row.split,
     )
 
 

@@ -182,8 +182,8 @@ class ScalingBench(Bench[ScalingRow]):
         turn, values = timed_run.per_turn(self.steps, self.rounds), {"model": model, "data": session.data(self.data)}
         shared = {"global_batch": global_batch, "micro_batches": micro_batches, "steps": WARM_UP + turn}
         share = {"global_batch": global_batch // workers, "micro_batches": max(1, micro_batches // workers)}
-        job = timed_run.bench_job(workers, **values, **shared)
-        single_job = timed_run.bench_job(0, **values, **share, epochs=10**6)
+        job = timed_run.bench_job(**values, **shared)
+        single_job = timed_run.bench_job(**values, **share, epochs=10**6)
         ours: dict[Launch, list[TimedRun]] = {launch: [] for launch in self._launches(workers)}
         with ExitStack() as stack:
             singles = _singles(session, single_job, workers, stack)

@@ -42,7 +42,6 @@ from lockstep.launch.child import ERROR_MARK
 from lockstep.launch.numerics import begin_with
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.runs.job_file import read_values, resolve
-from lockstep.runs.launch_config import Launch
 from lockstep.runs.single_process import SingleProcessTrainer
 
 #: Turns in which ours and the baseline alternate.
@@ -89,7 +88,7 @@ class LocalSteps:
     at: int = 0
 
     def __post_init__(self) -> None:
-        self.trainer = SingleProcessTrainer(open_run("bench", self.job, self.data, AdmissionPolicy()), self.clock)
+        self.trainer = SingleProcessTrainer(open_run("bench", self.job, self.data, AdmissionPolicy()))
 
     def times(self, steps: int) -> list[float]:
         """Make `steps` steps; return the seconds that each took."""
@@ -111,7 +110,7 @@ class LocalSteps:
 @click.argument("job_file", type=click.Path(path_type=Path))
 def lone(job_file: Path) -> None:
     """Make as many steps of the job as each line of standard input says; answer with what each took."""
-    job, _ = resolve(read_values(job_file), {}, Launch(workers=0))
+    job, _ = resolve(read_values(job_file), {})
     local = LocalSteps(job, load(job.data), SystemClock())
     for line in sys.stdin:
         click.echo(msgspec.json.encode(Answer(VERSION, local.times(int(line)), peak_rss_bytes())))
@@ -168,7 +167,7 @@ class StepBench(Bench[StepFigures]):
     def _measure(self, session: BenchSession, model: str, batch: int, cut: int) -> Iterator[StepFigures]:
         # More epochs than are measured, so that none ends early.
         values = {"global_batch": batch, "micro_batches": cut, "numerics": self.numerics, "epochs": 1000}
-        job = timed_run.bench_job(0, model=model, **values)
+        job = timed_run.bench_job(model=model, **values)
         local = LocalSteps(job, load(job.data), session.clock)
         if self.is_profiling:
             session.console.print(profile(local, self.steps))

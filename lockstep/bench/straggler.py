@@ -240,7 +240,6 @@ class StragglerBench(Bench[StragglerRow]):
             if len(self.models) > 1:
                 session.say(model)
             job = bench_job(
-                self.workers,
                 model=model,
                 data=session.data(),
                 global_batch=self.batch,

@@ -104,9 +104,9 @@ class BenchSession:
         return str(path)
 
 
-def bench_job(workers: int, **values: Any) -> Job:
+def bench_job(**values: Any) -> Job:
     """Return the job of these values, with the momentum of the baseline."""
-    job, _ = resolve({"lr": 0.01, "momentum": 0.9, **values}, {}, Launch(workers=workers))
+    job, _ = resolve({"lr": 0.01, "momentum": 0.9, **values}, {})
     return job
 
 

@@ -29,7 +29,6 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import cores
 from lockstep.results.reports.display import display_for
 from lockstep.runs.job_file import fields, resolve
-from lockstep.runs.launch_config import Launch
 from lockstep.sklearn.network import Network, NetworkShape, exported_network, opened_network
 from lockstep.sklearn.training import Stream, TrainingTask, train, train_pass
 
@@ -170,7 +169,7 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         if str(self.monitor).startswith("test_"):
             raise JobError(f"monitor = {self.monitor!r}: expected loss, val_loss or the like; there is no test set")
         given = {"model": value, "data": "arrays", "seed": self._stream_seed, "loss": self._loss}
-        job, _ = resolve({}, {**values, **given, **changed}, Launch())
+        job, _ = resolve({}, {**values, **given, **changed})
         # Folds of a cross-validation differ in size, and the last parts of a stream are smaller.
         lowered = {name: min(getattr(job, name), samples) for name in ("global_batch", "micro_batches")}
         return msgspec.structs.replace(job, **lowered)
@@ -191,7 +190,7 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         """Return how many workers may be used: none in a process of a search that runs several."""
         if self.workers is None:
             return 0 if _is_one_of_several() else cores()
-        return resolve({}, {"workers": _plain(self.workers)}, Launch())[1].workers
+        return resolve({}, {"workers": _plain(self.workers)})[1].workers
 
     def _shape(self, x: NDArray[np.float32], labels: NDArray[Any], classes: int) -> NetworkShape:
         sample = (x.shape[1],) if self.sample_shape is None else tuple(int(size) for size in self.sample_shape)

@@ -22,7 +22,6 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import cores
 from lockstep.ps.setup import first_weights
 from lockstep.runs.job_file import resolve
-from lockstep.runs.launch_config import Launch
 
 
 def doctor(
@@ -42,9 +41,9 @@ def doctor(
         raise no_layers(type(model).__name__)
     name = type(model).__name__ if isinstance(model, Module) else model
     if isinstance(model, Module):
-        job, _ = resolve({"data": "mnist"}, values, Launch())
+        job, _ = resolve({"data": "mnist"}, values)
     else:
-        job, _ = resolve({}, {**values, "model": model}, Launch())
+        job, _ = resolve({}, {**values, "model": model})
         model = model_of(job)
     subject = f"{name} on {data if isinstance(data, str | Path) else 'arrays'}"
     workers = values.get("workers")

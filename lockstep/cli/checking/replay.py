@@ -14,7 +14,6 @@ from lockstep.cli.options.run import RUN_ARGUMENT
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import UsageError
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.runtime.clock import SystemClock
 from lockstep.launch.numerics import begin_with
 from lockstep.results.reports.display import print_plainly
 
@@ -45,7 +44,7 @@ def replay_command(run: Path, step: int, micro_batch: int, allow_mixed_numerics:
     check_place(recorded, step, micro_batch)
     setup = open_again(recorded, allows_mixed_numerics=allow_mixed_numerics)
     load_checkpoint_before(setup, run, step, lambda text: print_plainly(console, text))
-    replayed = replay(recorded, setup, SystemClock(), step, micro_batch)
+    replayed = replay(recorded, setup, step, micro_batch)
     if as_json:
         click.echo(msgspec.json.encode(replayed).decode())
         return

@@ -80,7 +80,7 @@ def verify(
     check_chain(recorded, setup)
     if low:
         load_checkpoint_before(setup, run, low, lambda text: print_plainly(console, text))
-    verifier = Verifier(recorded, setup, SystemClock())
+    verifier = Verifier(recorded, setup)
     first = setup.shard.updates
     found = verifier.verify(high, Watch(console, high))
     if found is None and (run / RESULT).exists():

@@ -160,7 +160,7 @@ class InterruptedSlowdown:
 
 
 def test_nobody_is_left_after_an_interrupt_while_a_worker_stands_still(tmp_path: Path) -> None:
-    job, _ = resolve({"model": "linear", "global_batch": 8, "micro_batches": 2, "epochs": 1000}, {}, Launch(workers=2))
+    job, _ = resolve({"model": "linear", "global_batch": 8, "micro_batches": 2, "epochs": 1000}, {})
     slowdown = InterruptedSlowdown(Slowdown(PATTERNS["stopped"], 1, SystemClock()))
     with pytest.raises(KeyboardInterrupt):
         BenchSession(tmp_path, Console()).run(job, Launch(workers=2), slowdown)

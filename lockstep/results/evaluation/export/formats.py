@@ -32,7 +32,7 @@ class Exporter:
         """Write the file atomically. Raises UsageError if the model or the folder does not allow it."""
         if not self.path.parent.is_dir():
             raise UsageError(f"cannot write {str(self.path)!r}: expected an existing folder, {str(self.path.parent)!r}")
-        arrays = self.trained.layout.read(self.trained.weights)
+        arrays = self.trained.arrays()
         match to:
             case "safetensors":
                 write(self.path, arrays, {"format": "pt", **self._metadata(self._preparation())})
@@ -58,7 +58,7 @@ class Exporter:
         preparation = self._preparation()
         samples = preparation.images(np.resize(train.images[:MORE], (MORE, *train.sample_shape)))
         trace = trace_of(model, samples)
-        graph = graph_of(trace, self.trained.layout.read(self.trained.weights))
+        graph = graph_of(trace, self.trained.arrays())
         metadata = self._metadata(preparation)
         return onnx_bytes(graph, train.sample_shape, trace.shape[1:], metadata, of_tokens=train.is_tokens)
 
