@@ -18,8 +18,9 @@ from lockstep.bench.timed_run import BenchSession
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.fingerprint import fingerprint
-from lockstep.common.protocol.messages import CORES_LIMIT, PROTOCOL_VERSION, Join, Lease, Ready, Result
+from lockstep.common.protocol.messages import CORES_LIMIT, Lease, Ready, Result
 from lockstep.common.runtime.clock import Clock
+from lockstep.launch.client import worker_join
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Send, UpdateWeights
@@ -106,15 +107,7 @@ class SimulatedWorkers:
         """Let all workers join, and be prepared a second later."""
         for number in range(self.workers):
             peer = number.to_bytes(4, "big")
-            join = Join(
-                protocol=PROTOCOL_VERSION,
-                incarnation=str(number),
-                host="run",
-                pid=number,
-                fingerprint=fingerprint(),
-                machine="run",
-                cores=list(range(min(self.workers, CORES_LIMIT))),
-            )
+            join = worker_join(str(number), "run", number, "run", range(min(self.workers, CORES_LIMIT)))
             self._send(0.0, events.Received(peer=peer, message=join))
             self._send(1.0, events.Received(peer=peer, message=Ready()))
 

@@ -25,6 +25,7 @@ from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.environment import cores
 from lockstep.launch.chaos import RunProcesses
+from lockstep.launch.process_backend import Role
 from lockstep.ps.records.ledger import StepDone, UnusedWork, WorkerIn
 from lockstep.runs.launch_config import Launch
 
@@ -108,7 +109,7 @@ class Slowdown:
         """Begin if it is time."""
         if self.begun is not None or status is None or status.step < self.after_steps:
             return
-        worker = processes.workers[-1]
+        worker = processes[Role.WORKER][-1]
         self.begun = Begun(step=status.step, pid=worker.pid)
         if self.pattern is not None:
             cycle = DutyCycle(pattern=self.pattern, send=worker.send, clock=self.clock, wait=self._end.wait)

@@ -10,13 +10,13 @@ from lockstep.cli.root import cli
 from lockstep.common.errors import LockstepError, UsageError
 from lockstep.common.files.sanitize import printable
 from lockstep.common.runtime.numerics import Numerics
-from lockstep.launch.child import ERROR_MARK
+from lockstep.launch.child import ERROR_MARK, USAGE
 from lockstep.launch.lifetime import ignore_signals, interrupt_on_signals
 from lockstep.launch.numerics import RestartNeededError, restart
 from lockstep.runs.own_command import own_command
 
-#: Exit codes: wrong usage or job, a run that failed, an interrupt (128 + SIGINT, as shells have it).
-USAGE, FAILED, INTERRUPTED = 2, 1, 130
+#: Other exit codes: a run that failed, an interrupt (128 + SIGINT, as shells have it).
+FAILED, INTERRUPTED = 1, 130
 
 
 def main() -> None:

@@ -60,8 +60,7 @@ def simulate_command(
         outcome = simulate(scenario, is_traced=is_traced)
         tally.add(outcome)
         if is_traced:
-            for line in (scenario.summary(), *outcome.trace):
-                print_plainly(console, line)
+            print_plainly(console, *(scenario.summary(), *outcome.trace))
         if outcome.violations:
             failed.append(seed)
             print_plainly(console, f"seed {seed}: {outcome.violations[0]}")
@@ -71,8 +70,7 @@ def simulate_command(
         if clock.now() - reported >= PLAIN_EVERY_S:
             reported = clock.now()
             print_plainly(console, f"seed {seed}: {tally.runs} runs, {len(failed)} failed so far")
-    for line in tally.lines(clock.now() - start):
-        print_plainly(console, line)
+    print_plainly(console, *tally.lines(clock.now() - start))
     if len(seeds) == 1:
         print_plainly(console, f"digest of the trace: {tally.digest}")
     if failed:

@@ -6,7 +6,7 @@ stopped or slowed down is released after some steps, or after some seconds if th
 
 import re
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -17,6 +17,7 @@ from lockstep.common.protocol.messages import Status
 from lockstep.common.random import Purpose, generator
 from lockstep.common.runtime.clock import Clock
 from lockstep.launch.child import WatchedProcess
+from lockstep.launch.process_backend import Role
 from lockstep.runs.launch_config import Launch
 
 #: The part of a run in which things happen: not before it has begun, nor when it is nearly over.
@@ -41,6 +42,11 @@ class ChaosAction(Enum):
     KILL_SERVER = "kill-server"
     KILL_SHARD = "kill-shard"
     STOP_SERVER = "stop-server"
+
+    @property
+    def role(self) -> Role:
+        """Which processes it is done to: each action is called by what is done, and by that."""
+        return Role(self.value.partition("-")[2])
 
 
 #: Those after which a process has to be started again.
@@ -104,15 +110,8 @@ def planned_actions(wanted: dict[ChaosAction, int], seed: int) -> list[PlannedAc
     return sorted(made, key=lambda it: it.moment)
 
 
-class RunProcesses(Protocol):
-    """The processes of a run."""
-
-    @property
-    def server(self) -> WatchedProcess: ...
-    @property
-    def workers(self) -> Sequence[WatchedProcess]: ...
-    @property
-    def shards(self) -> Sequence[WatchedProcess]: ...
+#: The processes of a run, by what they do in it.
+RunProcesses = Mapping[Role, Sequence[WatchedProcess]]
 
 
 class Interference(Protocol):
@@ -168,13 +167,7 @@ class Chaos:
     def _target(self, due: PlannedAction, processes: RunProcesses) -> WatchedProcess | None:
         """Return the process it is done to, None if all are gone or stand still: then it is done later."""
         afflicted = [disturbance.child for disturbance in self.disturbances]
-        match due.action:
-            case ChaosAction.KILL_SERVER | ChaosAction.STOP_SERVER:
-                group: Sequence[WatchedProcess] = [processes.server]
-            case ChaosAction.KILL_SHARD:
-                group = processes.shards
-            case _:
-                group = processes.workers
+        group = processes[due.action.role]
         able = [child for child in group if child not in afflicted and not child.has_ended()]
         return able[due.target % len(able)] if able else None
 

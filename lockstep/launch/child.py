@@ -21,6 +21,9 @@ LOG = ".log"
 #: What `lockstep` prints before the text of an error, at the start of a line.
 ERROR_MARK = "error: "
 
+#: The exit code of a process that could not begin, was refused, or cannot do what was asked: the next would end alike.
+USAGE = 2
+
 #: Most lines of a log that are shown if it holds no error of ours.
 TAIL_LINES = 20
 

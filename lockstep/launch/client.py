@@ -3,7 +3,7 @@
 import os
 import platform
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,51 +33,35 @@ from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.numerics import begin_with
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProcessIdentity:
-    """Which process joins a run."""
-
-    incarnation: str
-    host: str
-    pid: int
-    #: As in `Join`.
-    machine: str = ""
-    cores: tuple[int, ...] = ()
-
-    def worker_join(self) -> Join:
-        """Return the request to join as a worker."""
-        return Join(
-            protocol=PROTOCOL_VERSION,
-            incarnation=self.incarnation,
-            host=self.host,
-            pid=self.pid,
-            fingerprint=fingerprint(),
-            machine=self.machine,
-            cores=list(self.cores),
-        )
-
-    def shard_join(self, address: str) -> ShardJoin:
-        """Return the request to join as a shard, which workers reach at an address."""
-        return ShardJoin(
-            protocol=PROTOCOL_VERSION,
-            incarnation=self.incarnation,
-            host=self.host,
-            pid=self.pid,
-            fingerprint=fingerprint(),
-            address=address,
-        )
-
-
-def own_identity() -> ProcessIdentity:
-    """Return a new incarnation of this process."""
-    host = one_line(platform.node() or "unknown", NAME_LIMIT)
-    return ProcessIdentity(
-        incarnation=secrets.token_hex(8),
+def worker_join(incarnation: str, host: str, pid: int, machine: str = "", cores: Sequence[int] = ()) -> Join:
+    """Return the request of a process to join a run as a worker, with what is known of it."""
+    return Join(
+        protocol=PROTOCOL_VERSION,
+        incarnation=incarnation,
         host=host,
-        pid=os.getpid(),
-        machine=machine_id() or host,
-        cores=tuple(core_numbers()[:CORES_LIMIT]),
+        pid=pid,
+        fingerprint=fingerprint(),
+        machine=machine,
+        cores=list(cores),
     )
+
+
+def shard_join(worker: Join, address: str) -> ShardJoin:
+    """Return the request of the same process to join as a shard, which workers reach at an address."""
+    return ShardJoin(
+        protocol=worker.protocol,
+        incarnation=worker.incarnation,
+        host=worker.host,
+        pid=worker.pid,
+        fingerprint=worker.fingerprint,
+        address=address,
+    )
+
+
+def own_join() -> Join:
+    """Return the request of this process, as a new incarnation, to join a run as a worker."""
+    host = one_line(platform.node() or "unknown", NAME_LIMIT)
+    return worker_join(secrets.token_hex(8), host, os.getpid(), machine_id() or host, core_numbers()[:CORES_LIMIT])
 
 
 def say(text: str) -> None:

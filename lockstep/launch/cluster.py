@@ -18,7 +18,7 @@ from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.numerics import KERNEL, Numerics, own_numerics
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.launch.chaos import Chaos, Interference
-from lockstep.launch.child import HERE, WatchedProcess, exit_record
+from lockstep.launch.child import HERE, USAGE, WatchedProcess, exit_record
 from lockstep.launch.client import StatusClient
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.numerics import demand_numerics
@@ -98,11 +98,6 @@ class Cluster:
     def run_dir(self) -> Path:
         """The run's folder."""
         return self.destination.folder
-
-    @property
-    def workers(self) -> list[WatchedProcess]:
-        """The current process of each worker, or its last one."""
-        return self.supervisor.processes
 
     def run(self) -> RunResult:
         """Train to the end. `UsageError` or `RunError` with the root cause; nothing is left running in any case."""
@@ -187,7 +182,9 @@ class Cluster:
                     self.watch(status)
                     self._run_callbacks(status, client)
                 if self.chaos is not None:
-                    self.chaos.on_status(status, self)
+                    workers = self.supervisor.processes
+                    groups = {Role.SERVER: [self.server], Role.SHARD: self.shards, Role.WORKER: workers}
+                    self.chaos.on_status(status, groups)
         finally:
             client.close()
             self._relay()
@@ -305,7 +302,7 @@ def exit_message(child: WatchedProcess) -> str:
 
 def exit_error(child: WatchedProcess, text: str) -> LockstepError:
     """Return the error for a process that has ended: wrong usage if it said so by its exit code."""
-    return UsageError(text) if child.code == 2 else RunError(text)
+    return UsageError(text) if child.code == USAGE else RunError(text)
 
 
 def crash_message(child: WatchedProcess, numerics: Numerics) -> str:

@@ -1,8 +1,5 @@
 """Where a run's processes are started: the port, its implementation for this machine, and a run's private folder."""
 
-import os
-import re
-import shutil
 import tempfile
 from dataclasses import dataclass, field
 from enum import Enum
@@ -102,7 +99,7 @@ class LocalBackend:
         if transport.needs_token:
             # Other users cannot read the folder, where our own processes find the token.
             self._token = make_token(folder)
-        return transport.local_address(folder, name)
+        return transport.local_address.format(folder=folder, name=name)
 
 
 def start_here(command: ProcessCommand, added: list[str], folder: Path, numerics: Numerics) -> Child:
@@ -113,39 +110,11 @@ def start_here(command: ProcessCommand, added: list[str], folder: Path, numerics
 #: Longest folder name below which a socket's path stays within the system's 107 bytes.
 FOLDER_LIMIT = 80
 
-#: How the folder of a process begins that may be killed at any time: with its number, so that others can find out.
-_OWNED = re.compile(r"lockstep-of-([0-9]+)-")
-
 
 def private_folder() -> Path:
-    """Return a new folder."""
-    return _made("lockstep-")
-
-
-def own_folder() -> Path:
-    """Return a new folder of this process, and remove those of processes that were killed."""
-    folder = _made(f"lockstep-of-{os.getpid()}-")
-    for path in folder.parent.glob("lockstep-of-*"):
-        found = _OWNED.match(path.name)
-        if found is not None and not _is_running(int(found[1])):
-            # Another user's stays: we may not.
-            shutil.rmtree(path, ignore_errors=True)
-    return folder
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True  # another user's
-    return True
-
-
-def _made(prefix: str) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    """Return a new folder, which its maker removes."""
+    folder = Path(tempfile.mkdtemp(prefix="lockstep-"))
     if len(str(folder).encode()) <= FOLDER_LIMIT:
         return folder
     folder.rmdir()
-    return Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+    return Path(tempfile.mkdtemp(prefix="lockstep-", dir="/tmp"))

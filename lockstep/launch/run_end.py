@@ -53,8 +53,7 @@ def show_end(
     if has_picture and draw_picture(folder):
         print_plainly(console, f"picture         {folder / PICTURE}")
     show_advice(console, result, cores)
-    for line in next_steps(result, folder):
-        print_plainly(console, line)
+    print_plainly(console, *next_steps(result, folder))
 
 
 def next_steps(result: RunResult, folder: Path) -> list[str]:

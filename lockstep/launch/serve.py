@@ -67,14 +67,6 @@ class Listening:
         return serve(self.bind, lock=self.lock, insecure=self.is_insecure, limits=limits, rejections=self.rejections)
 
 
-@dataclass(frozen=True, kw_only=True)
-class OpenServer:
-    """A server that is about to step, and the session that its run is recorded in."""
-
-    server: Server
-    session: RunSession
-
-
 def serve_supervised(service: Service, listening: Listening) -> None:
     """Serve the run of a `train` that reads our standard output, and shows the progress itself."""
     console = Console(highlight=False, stderr=True)
@@ -123,10 +115,11 @@ def serve_run(service: Service, port: ServerPort, display: Display, rejections: 
             obstacle=offer.obstacle,
             started=started,
         )
-        opened = open_server(offer.setup, destination, setting, port, clock, display.say, offer.memory, rejections)
+        server, session = open_server(
+            offer.setup, destination, setting, port, clock, display.say, offer.memory, rejections
+        )
         if offer.obstacle:
             display.say(f"gradients and weights go through sockets: {offer.obstacle}")
-        server = opened.server
         # With the address, which the coordinator does not know.
         server.remind = lambda text: display.remind(f"{text}, at {port.address}")
         ended = server.run(watch=lambda: display.show(server.coordinator.status(clock.now())))
@@ -134,7 +127,7 @@ def serve_run(service: Service, port: ServerPort, display: Display, rejections: 
         raise KeyboardInterrupt
     if ended.kind is not None:
         raise ERRORS.get(ended.kind, RunError)(ended.failure.rstrip())
-    result = opened.session.recorder.result
+    result = session.recorder.result
     assert result is not None
     return result
 
@@ -150,8 +143,8 @@ def open_server(
     rejections: RejectionLog | None = None,
     coordinator_at: Callable[[RunInfo, Resumption], Coordinator] = coordinator_of,
     helping: ParallelUpdateConfig | None = None,
-) -> OpenServer:
-    """Open a run's session, new or resumed, and return the server that leads it from there.
+) -> tuple[Server, RunSession]:
+    """Open a run's session, new or resumed, and return it after the server that leads the run from there.
 
     A `UsageError` says why the folder cannot be used. The session is closed again if anything is raised here.
     """
@@ -173,7 +166,7 @@ def open_server(
     except BaseException:
         session.recorder.close()
         raise
-    return OpenServer(server=server, session=session)
+    return server, session
 
 
 @dataclass(frozen=True)

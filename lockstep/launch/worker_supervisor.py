@@ -4,18 +4,15 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lockstep.common.runtime.backoff import Backoff
+from lockstep.common.runtime.backoff import backoff_s
 from lockstep.common.runtime.clock import Clock
-from lockstep.launch.child import WatchedProcess
+from lockstep.launch.child import USAGE, WatchedProcess
 
 #: Seconds that a process has to live for its earlier deaths not to count any more.
 STEADY_S = 60.0
 
 #: Seconds before the first restart at most, and before any.
 FIRST_S, MOST_S = 0.5, 10.0
-
-#: The exit code of a process that was refused, or cannot do what was asked of it: the next one would end alike.
-USAGE = 2
 
 #: The signals by which a processor or a library ends a process that computes: the next one would crash alike.
 CRASHES = frozenset({signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP})
@@ -46,7 +43,7 @@ class Restarts:
         if code == USAGE or self.deaths >= self.most:
             return None
         self.deaths += 1
-        return Backoff(first_s=FIRST_S, most_s=MOST_S, seed=self.seed).delay_s(self.deaths)
+        return backoff_s(self.deaths, first_s=FIRST_S, most_s=MOST_S, seed=self.seed)
 
 
 #: Starts the worker of that number.

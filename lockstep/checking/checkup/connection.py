@@ -30,7 +30,8 @@ from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.environment import child_environment
 from lockstep.common.transport.address import TcpAddress, parse
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential
-from lockstep.common.transport.diagnosis import DiagnosedClient, Diagnosis, Stage
+from lockstep.common.transport.diagnosis import Diagnosis, Stage
+from lockstep.common.transport.zeromq.client import ZeroMqClient
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.endpoints import address_towards
 
@@ -104,7 +105,7 @@ class Examiner:
             # The obstacle is found by trying to connect.
             return
 
-    def _ask(self, port: DiagnosedClient) -> Message | Diagnosis:
+    def _ask(self, port: ZeroMqClient) -> Message | Diagnosis:
         """Return the answer of the server to a joining worker, or why there is none."""
         join = Join(
             protocol=PROTOCOL_VERSION,

@@ -13,7 +13,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.in_memory import ADDRESS, MemoryNetwork
 from lockstep.common.transport.links import wait_for_nothing
-from lockstep.launch.client import ProcessIdentity
+from lockstep.launch.client import shard_join, worker_join
 from lockstep.launch.serve import open_server
 from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
 from lockstep.ps.coordinator.coordinator import Coordinator
@@ -110,7 +110,7 @@ class ServerProcess:
             port = run.network.server(ADDRESS, process)
             stack.callback(port.close)
             setup = replace(setup, shard=run.parts.shard(setup.shard))
-            opened = open_server(
+            server, session = open_server(
                 setup,
                 destination,
                 setting,
@@ -121,9 +121,9 @@ class ServerProcess:
                 coordinator_at=run.parts.coordinator,
                 helping=run.helping,
             )
-            writer.attach(opened.session)
+            writer.attach(session)
             stack.pop_all()
-        return cls(run.parts.server(opened.server), opened.session, writer, sharing)
+        return cls(run.parts.server(server), session, writer, sharing)
 
     def step(self) -> bool:
         is_busy = self.server.step()
@@ -168,7 +168,7 @@ class ShardProcess:
     @classmethod
     def open(cls, run: SimulatedRun, process: Process, number: int, say: Say, *, shares: bool) -> "ShardProcess":
         address = f"memory://{process.name}"
-        join = ProcessIdentity(incarnation=process.name, host="host", pid=number).shard_join(address)
+        join = shard_join(worker_join(process.name, "host", number), address)
         server = ShardShell(
             ShardState(ClientConfig(address=ADDRESS, join=join, silence_s=SILENCE_S)),
             run.network.server(address, process),
@@ -210,9 +210,7 @@ class WorkerProcess:
 
     @classmethod
     def open(cls, run: SimulatedRun, process: Process, number: int, say: Say, *, shares: bool) -> "WorkerProcess":
-        cores = tuple(range(run.helping.cores))
-        identity = ProcessIdentity(incarnation=process.name, host="host", pid=number, machine="host", cores=cores)
-        join = identity.worker_join()
+        join = worker_join(process.name, "host", number, "host", range(run.helping.cores))
         runner = WorkerShell(
             WorkerState(ClientConfig(address=ADDRESS, join=join, silence_s=SILENCE_S)),
             run.network.client(ADDRESS, process),

@@ -64,8 +64,7 @@ def check_place(recorded: RecordedRun, step: int, micro_batch: int) -> None:
 
 def show(console: Console, replayed: MicroBatchReplay) -> None:
     """Print a micro-batch for a person."""
-    for line in summary_lines(replayed):
-        print_plainly(console, line)
+    print_plainly(console, *summary_lines(replayed))
     console.print(layers_table(replayed.layers))
     print_plainly(console, f"first number that is not finite: {replayed.first_nonfinite or 'none'}")
 

@@ -73,8 +73,7 @@ def verify(
         begin_with(recorded.job.numerics)
     low, high = wanted_steps(recorded, steps)
     report = coverage_of(recorded)
-    for line in coverage_lines(recorded, report):
-        print_plainly(console, line)
+    print_plainly(console, *coverage_lines(recorded, report))
     demand_coverage(report)
     setup = open_again(recorded, allows_mixed_numerics=allow_mixed_numerics)
     check_chain(recorded, setup)

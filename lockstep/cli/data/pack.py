@@ -43,5 +43,4 @@ def pack_command(source: str, dest: Path, **given: Any) -> None:
     with progress_of(f"packing {source}") as watch:
         packed = pack(source, dest, options_of(given), watch)
     console = Console(highlight=False)
-    for line in packed.lines():
-        print_plainly(console, line)
+    print_plainly(console, *packed.lines())

@@ -9,8 +9,7 @@ from rich.console import Console
 
 from lockstep.cli.machines.worker import worker
 from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job
-from lockstep.cli.options.keys import INSECURE_OPTION, KEY_OPTION, KEYS_OPTION
-from lockstep.cli.options.run import PICTURE_OPTION
+from lockstep.cli.options.run import INSECURE_OPTION, KEY_OPTION, KEYS_OPTION, PICTURE_OPTION
 from lockstep.cli.options.types import seconds
 from lockstep.common.errors import JobError
 from lockstep.common.job.job import Job

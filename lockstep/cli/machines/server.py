@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from lockstep.cli.options.job import CHECKPOINT_FIELDS, JOB_FIELDS, GroupedCommand, JobRequest, takes_job
-from lockstep.cli.options.keys import INSECURE_OPTION, KEYS_OPTION
 from lockstep.cli.options.run import (
+    INSECURE_OPTION,
+    KEYS_OPTION,
     PICTURE_OPTION,
     RESUME_OPTION,
     RUN_DIR_OPTION,

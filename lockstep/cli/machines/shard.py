@@ -5,8 +5,7 @@ from pathlib import Path
 
 import click
 
-from lockstep.cli.options.keys import INSECURE_OPTION, KEYS_OPTION
-from lockstep.cli.options.run import NUMERICS_OPTION, SUPERVISED_OPTION
+from lockstep.cli.options.run import INSECURE_OPTION, KEYS_OPTION, NUMERICS_OPTION, SUPERVISED_OPTION
 from lockstep.cli.options.types import seconds
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.numerics import Numerics
@@ -14,7 +13,7 @@ from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.ports import dial, serve, wait_for_any
-from lockstep.launch.client import own_identity, say, take_part
+from lockstep.launch.client import own_join, say, shard_join, take_part
 from lockstep.launch.endpoints import WARNING, bind_near, dialled, lock_of, server_credential
 from lockstep.launch.numerics import begin_with
 from lockstep.ps.shard_process.shell import ShardShell
@@ -63,7 +62,7 @@ def shard(
         if not supervised:
             say(f"connecting to {address}, listening on {port.address}")
         upstream = dial(address, credential=server_credential(keys, supervised))
-        join = own_identity().shard_join(dialled(port.address))
+        join = shard_join(own_join(), dialled(port.address))
         shell = ShardShell(
             ShardState(ClientConfig(address=address, join=join, timeout_s=timeout, silence_s=SILENCE_S)),
             port,

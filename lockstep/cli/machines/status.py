@@ -7,7 +7,7 @@ import click
 import msgspec
 from rich.console import Console
 
-from lockstep.cli.options.keys import KEY_OPTION
+from lockstep.cli.options.run import KEY_OPTION
 from lockstep.cli.options.types import seconds
 from lockstep.common.errors import UnreachableError
 from lockstep.common.protocol.messages import Status
@@ -44,8 +44,7 @@ def status(address: str, timeout: float, key: Path | None, as_json: bool) -> Non
 
 def show(console: Console, answer: Status) -> None:
     """Print a status for a person."""
-    for line in status_lines(answer):
-        print_plainly(console, line)
+    print_plainly(console, *status_lines(answer))
     console.print(workers_table(answer.workers))
 
 

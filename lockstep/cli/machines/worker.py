@@ -5,8 +5,7 @@ from pathlib import Path
 
 import click
 
-from lockstep.cli.options.keys import KEY_OPTION
-from lockstep.cli.options.run import NUMERICS_OPTION, SUPERVISED_OPTION
+from lockstep.cli.options.run import KEY_OPTION, NUMERICS_OPTION, SUPERVISED_OPTION
 from lockstep.cli.options.types import seconds
 from lockstep.common.data.source import load
 from lockstep.common.runtime.clock import SystemClock
@@ -15,7 +14,7 @@ from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.ports import dial, wait_for_any
-from lockstep.launch.client import own_identity, say, take_part
+from lockstep.launch.client import own_join, say, take_part
 from lockstep.launch.endpoints import credential_of
 from lockstep.launch.numerics import begin_with
 from lockstep.worker.shell import WorkerShell
@@ -61,9 +60,8 @@ def worker(
         say(f"connecting to {address}")
     give_way()
     silence_s = SILENCE_S if timeout is None else timeout
-    join = own_identity().worker_join()
     shell = WorkerShell(
-        WorkerState(ClientConfig(address=address, join=join, timeout_s=timeout, silence_s=silence_s)),
+        WorkerState(ClientConfig(address=address, join=own_join(), timeout_s=timeout, silence_s=silence_s)),
         port,
         SystemClock(),
         functools.cache(load),

@@ -55,3 +55,20 @@ CHECKPOINT_OPTION = click.option(
 )
 BEST_OPTION = click.option("--best", "moment", flag_value="best", type=moment, help="the same as --checkpoint best")
 RUN_ARGUMENT = click.argument("run", type=RunPath())
+KEYS_OPTION = click.option(
+    "--keys",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    envvar="LOCKSTEP_KEYS",
+    help="admit only workers whose keys are in this folder, which `lockstep keys` makes  [$LOCKSTEP_KEYS]",
+)
+KEY_OPTION = click.option(
+    "--key",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    envvar="LOCKSTEP_KEY",
+    help="file with the key to connect with; no server but the one it names is trusted  [$LOCKSTEP_KEY]",
+)
+INSECURE_OPTION = click.option(
+    "--insecure", is_flag=True, help="accept anybody who can reach the address, without keys and unencrypted"
+)

@@ -45,8 +45,7 @@ def evaluate(run: Path, data: str | None, moment: Moment, as_json: bool) -> None
         click.echo(msgspec.json.encode({**start, **figures(tested), **rest}).decode())
         return
     console = Console(highlight=False)
-    for line in lines(tested, dataset, weights_digest(trained.weights)):
-        print_plainly(console, line)
+    print_plainly(console, *lines(tested, dataset, weights_digest(trained.weights)))
 
 
 def figures(tested: Assessment) -> dict[str, Any]:

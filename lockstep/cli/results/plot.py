@@ -61,8 +61,7 @@ def plot(runs: tuple[Path, ...], to: Path | None, is_brief: bool, is_events: boo
     except OSError as error:
         raise UsageError(f"cannot write to the folder {str(folder)!r}: {error.strerror}") from None
     lines = _events if is_events else _learning if is_brief else _plots
-    for line in lines(runs, curves, folder):
-        print_plainly(console, line)
+    print_plainly(console, *lines(runs, curves, folder))
 
 
 def _curves_of(runs: tuple[Path, ...]) -> list[RunCurves]:

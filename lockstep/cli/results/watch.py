@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from lockstep.cli.options.keys import KEY_OPTION
+from lockstep.cli.options.run import KEY_OPTION
 from lockstep.common.errors import UsageError
 from lockstep.common.transport.address import parse
 from lockstep.launch.client import say

@@ -10,7 +10,7 @@ from lockstep.checking.checkup.connection import Examiner
 from lockstep.checking.checkup.consultation import examine_job
 from lockstep.checking.checkup.machine import examine_machine, machine_lines
 from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job
-from lockstep.cli.options.keys import KEY_OPTION
+from lockstep.cli.options.run import KEY_OPTION
 from lockstep.launch.endpoints import credential_of
 from lockstep.launch.numerics import begin_with
 from lockstep.results.reports.display import print_plainly
@@ -54,6 +54,5 @@ def doctor(job: JobRequest, is_machine: bool, connect: str | None, key: Path | N
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(figures), indent=2).decode())
     else:
-        for line in lines:
-            print_plainly(console, line)
+        print_plainly(console, *lines)
     return 1 if findings else 0

@@ -1,7 +1,7 @@
 """`lockstep train`: a server and workers on this machine, or this process alone."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import cache_home, cores
-from lockstep.launch.chaos import Chaos, ChaosAction, check_chaos, parse_chaos, planned_actions
+from lockstep.launch.chaos import Chaos, PlannedAction, check_chaos, parse_chaos, planned_actions
 from lockstep.launch.cluster import train_here, train_on
 from lockstep.launch.numerics import begin_with
 from lockstep.launch.page_process import PageRequest, page_beside, watched
@@ -95,7 +95,7 @@ def train(
     job = replace(job, given={**(workers or {}), **job.given})
     faults = None if chaos is None else parse_chaos(chaos)
     page = PageRequest() if is_watched else None
-    options = TrainOptions(Console(highlight=False), faults, chaos_seed, on, picture, page)
+    console = Console(highlight=False)
     if resume is None:
         resolved, launch = job.resolve()
     else:
@@ -106,30 +106,18 @@ def train(
             )
         resolved, launch = resumed_job(resume, job.given)
         if (result := finished(resume)) is not None:
-            print_plainly(options.console, f"the run in {resume} is already finished")
-            show_end(options.console, result, resume, cores(), has_picture=False)
+            print_plainly(console, f"the run in {resume} is already finished")
+            show_end(console, result, resume, cores(), has_picture=False)
             return
     if not launch.workers:
         begin_with(resolved.numerics)
     if resume is None:
-        resolved = with_packed_data(resolved, packing, options.console)
+        resolved = with_packed_data(resolved, packing, console)
     with destination_of(resolved, launch, resume or run_dir, is_resumed=resume is not None) as destination:
-        carry_out(options, resolved, destination)
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """What the flags say of how a run is carried out and shown."""
-
-    console: Console
-    #: How often each fault is injected, None if none is; and the seed of their moments.
-    chaos: dict[ChaosAction, int] | None
-    chaos_seed: int
-    #: The Ray cluster on which processes are placed, None for this machine.
-    cluster: str | None
-    has_picture: bool
-    #: A page that shows the run, None if there is to be none.
-    page: PageRequest | None
+        if faults is not None:
+            check_chaos(faults, destination.launch)
+        ahead = None if faults is None else planned_actions(faults, chaos_seed)
+        carry_out(console, resolved, destination, ahead, cluster=on, page=page, has_picture=picture)
 
 
 def with_packed_data(job: Job, packing: PackOptions, console: Console) -> Job:
@@ -139,25 +127,33 @@ def with_packed_data(job: Job, packing: PackOptions, console: Console) -> Job:
     return msgspec.structs.replace(job, data=data)
 
 
-def carry_out(options: TrainOptions, job: Job, destination: Destination) -> None:
-    """Train to the end and show how it went; a page stays open in a terminal until somebody ends it."""
-    console, cluster = options.console, options.cluster
-    if options.chaos is not None:
-        check_chaos(options.chaos, destination.launch)
-    with page_beside(options.page, destination.folder) as page:
+def carry_out(
+    console: Console,
+    job: Job,
+    destination: Destination,
+    ahead: list[PlannedAction] | None,
+    *,
+    cluster: str | None,
+    page: PageRequest | None,
+    has_picture: bool,
+) -> None:
+    """Train to the end, with these faults, and show how it went; a page stays open in a terminal until it is ended.
+
+    `cluster` is the Ray cluster on which processes are placed, None for this machine.
+    """
+    with page_beside(page, destination.folder) as process:
         shown = display_for(console, SystemClock(), announcement(job, destination, cluster))
-        with kept_on_failure(console, destination.folder), watched(page, shown) as display:
-            ahead = None if options.chaos is None else planned_actions(options.chaos, options.chaos_seed)
+        with kept_on_failure(console, destination.folder), watched(process, shown) as display:
             chaos = None if ahead is None else Chaos(ahead, SystemClock(), display.say)
             if cluster is None:
                 result = train_here(job, destination, display, chaos)
             else:
                 result = train_on_ray(cluster, job, destination, display, chaos)
         machine = cores() if cluster is None else None
-        show_end(console, result, destination.folder, machine, has_picture=options.has_picture)
-        if page is not None and console.is_terminal:
-            print_plainly(console, f"the page stays open at {page.link} until you press Ctrl-C")
-            page.stay()
+        show_end(console, result, destination.folder, machine, has_picture=has_picture)
+        if process is not None and console.is_terminal:
+            print_plainly(console, f"the page stays open at {process.link} until you press Ctrl-C")
+            process.stay()
 
 
 def announcement(job: Job, destination: Destination, cluster: str | None) -> list[str]:

@@ -13,8 +13,8 @@ import numpy as np
 
 from lockstep.common.protocol.canary import canary, canary_digest, check_canary, installed_canary
 from lockstep.common.runtime.blas import blas_kernel, blas_threads
-from lockstep.common.runtime.numerics import Numerics, own_numerics
-from lockstep.common.runtime.portable import blas_name, demand_held, found_features
+from lockstep.common.runtime.numerics import Numerics, feature_table, own_numerics
+from lockstep.common.runtime.portable import blas_name, demand_held
 from lockstep.common.runtime.version import VERSION
 
 #: Packages and modules whose code decides the bits of a result: from a sample to the sums, and from these to weights.
@@ -139,7 +139,7 @@ def fingerprint() -> Fingerprint:
         blas=blas_name(),
         kernel=blas_kernel(),
         threads=blas_threads(),
-        features=" ".join(found_features()),
+        features=" ".join(feature_table()[0]),
         canary=canary_digest(parts),
         python=platform.python_version(),
         libc=_c_library(),

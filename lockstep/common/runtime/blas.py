@@ -2,53 +2,42 @@
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class LoadedBlas:
-    """The OpenBLAS inside NumPy's wheel, addressed by its exported functions."""
-
-    library: ctypes.CDLL
-    #: What the build added to each name, such as `scipy_` and `64_`.
-    prefix: str
-    suffix: str
-
-    def function(self, name: str) -> Callable[..., object] | None:
-        """Return an exported function by its plain OpenBLAS name, None if it is not exported."""
-        return getattr(self.library, f"{self.prefix}openblas_{name}{self.suffix}", None)
+#: What builds make of the name of a function of OpenBLAS.
+_SPELLINGS = ("scipy_openblas_{}64_", "openblas_{}64_", "scipy_openblas_{}", "openblas_{}")
 
 
 @cache
-def loaded_blas() -> LoadedBlas | None:
-    """Find the OpenBLAS that NumPy's wheel carries; None for another BLAS (Accelerate, MKL, a distribution's)."""
+def blas_function(name: str) -> Callable[..., object] | None:
+    """Return a function of the OpenBLAS that NumPy's wheel carries, by its plain name; None if it is not exported.
+
+    Another BLAS (Accelerate, MKL, a distribution's) has none of them.
+    """
     package = Path(np.__file__).parent
     for folder in (package.parent / "numpy.libs", package / ".dylibs"):
         for path in sorted(folder.glob("*openblas*")):
             library = ctypes.CDLL(str(path))
-            for prefix, suffix in (("scipy_", "64_"), ("", "64_"), ("scipy_", ""), ("", "")):
-                blas = LoadedBlas(library, prefix, suffix)
-                if blas.function("set_num_threads") is not None:
-                    return blas
+            for spelling in _SPELLINGS:
+                found: Callable[..., object] | None = getattr(library, spelling.format(name), None)
+                if found is not None:
+                    return found
     return None
 
 
 def limit_blas_threads() -> None:
     """Set the loaded BLAS to one thread, for a process that imported NumPy before Lockstep (a notebook)."""
-    blas = loaded_blas()
-    setter = blas.function("set_num_threads") if blas else None
+    setter = blas_function("set_num_threads")
     if setter is not None:
         setter(1)
 
 
 def blas_threads() -> int:
     """Return the number of threads of the loaded BLAS, 0 if it does not report them."""
-    blas = loaded_blas()
-    getter = blas.function("get_num_threads") if blas else None
+    getter = blas_function("get_num_threads")
     threads = getter() if getter is not None else 0
     return threads if isinstance(threads, int) else 0
 
@@ -56,8 +45,7 @@ def blas_threads() -> int:
 @cache
 def blas_kernel() -> str:
     """Return the kernel that OpenBLAS chose for this processor, such as `SkylakeX`."""
-    blas = loaded_blas()
-    getter = blas.function("get_corename") if blas else None
+    getter = blas_function("get_corename")
     if getter is None:
         return "unknown"
     getter.restype = ctypes.c_char_p  # type: ignore[attr-defined]  # a ctypes function pointer, typed as a callable

@@ -8,7 +8,7 @@ import platform
 import numpy as np
 
 from lockstep.common.errors import NumericsError
-from lockstep.common.runtime.blas import blas_kernel, blas_threads, loaded_blas
+from lockstep.common.runtime.blas import blas_function, blas_kernel, blas_threads
 from lockstep.common.runtime.numerics import HASWELL, KERNEL, feature_table, has_needed
 
 #: Releases of OpenBLAS whose products for Haswell go to code for AVX-512 where the processor has it, whatever
@@ -16,11 +16,6 @@ from lockstep.common.runtime.numerics import HASWELL, KERNEL, feature_table, has
 FAULTY_OPENBLAS = ("0.3.34",)
 
 ADVICE = "use another machine, or numerics = 'native'"
-
-
-def found_features() -> list[str]:
-    """Return the features of this processor by which NumPy dispatches."""
-    return feature_table()[0]
 
 
 def _baseline() -> list[str]:
@@ -42,13 +37,14 @@ def demand_portable_machine(architecture: str = platform.machine()) -> None:
             f"numerics = 'portable' on a processor of the kind {architecture!r}: expected x86-64 with AVX2 and FMA; "
             f"{ADVICE}"
         )
-    if loaded_blas() is None:
+    if blas_function("set_num_threads") is None:
         raise NumericsError(
             f"numerics = 'portable' with the BLAS {blas_name()!r}: expected the OpenBLAS of NumPy's own wheel; install "
             "that (pip install --force-reinstall numpy), or use numerics = 'native'"
         )
-    check_features(found_features(), _baseline())
-    check_openblas(blas_name(), found_features())
+    found, _ = feature_table()
+    check_features(found, _baseline())
+    check_openblas(blas_name(), found)
 
 
 def check_features(found: list[str], baseline: list[str]) -> None:
@@ -83,7 +79,7 @@ def demand_held() -> None:
     It has to be asked before anything is computed: a kernel that was selected for a processor without AVX2 crashes.
     """
     demand_portable_machine()
-    check_held(blas_kernel(), blas_threads(), found_features())
+    check_held(blas_kernel(), blas_threads(), feature_table()[0])
 
 
 def check_held(kernel: str, threads: int, found: list[str]) -> None:

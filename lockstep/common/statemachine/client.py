@@ -25,7 +25,7 @@ from lockstep.common.protocol.messages import (
     shortened,
 )
 from lockstep.common.protocol.shard_messages import ShardJoin, ShardReady, ShardWelcome
-from lockstep.common.runtime.backoff import Backoff
+from lockstep.common.runtime.backoff import backoff_s
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.statemachine.machine import IGNORED, Interrupted, Machine, Report, TimePassed, table_of
 
@@ -212,8 +212,8 @@ class Client(Machine[ClientEvent, ClientEffect]):
         return self._next_retry(MOST_RETRY_S) if self.phase is ClientPhase.JOINED else None
 
     def _next_retry(self, most_s: float) -> float:
-        backoff = Backoff(first_s=FIRST_RETRY_S, most_s=most_s, seed=self.config.join.incarnation)
-        return self.asked + backoff.delay_s(self.tries + 1)
+        seed = self.config.join.incarnation
+        return self.asked + backoff_s(self.tries + 1, first_s=FIRST_RETRY_S, most_s=most_s, seed=seed)
 
     def _join_timeout_s(self) -> float | None:
         """Return the seconds to wait for a server that is not there, None for ever."""

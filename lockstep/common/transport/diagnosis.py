@@ -4,12 +4,10 @@ import socket
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
 
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.address import parse
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential, Token
-from lockstep.common.transport.port import ClientPort
 
 #: Handshakes in a row that have to fail before that counts as the server's answer.
 ENOUGH_FAILURES = 2
@@ -46,26 +44,6 @@ class Diagnosis:
     is_final: bool = False
 
 
-class DiagnosedClient(ClientPort, Protocol):
-    """A client's port that knows why it has no connection."""
-
-    def diagnosis(self) -> Diagnosis | None:
-        """Return what prevents a connection; None if nothing is known to. May take some seconds."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeResult:
-    """What probing an address found: an obstacle, or else what listens there."""
-
-    #: Why there is no connection; empty if there is one.
-    obstacle: str = ""
-    #: How far the probe got, if there is none.
-    stage: Stage = Stage.ROUTE
-    #: The security mechanism that a ZeroMQ server demands; empty if it is not one.
-    mechanism: str = ""
-
-
 @dataclass(frozen=True, kw_only=True)
 class HandshakeState:
     """What ZeroMQ reported of a client's handshakes."""
@@ -80,23 +58,24 @@ class HandshakeState:
     is_over: bool = False
 
 
-def mechanism_of(credential: Credential) -> str:
-    """Return the security mechanism that a client's greeting names."""
-    return {ClientKeys: "CURVE", Token: "PLAIN"}.get(type(credential), "NULL")
+#: The security mechanisms that clients' greetings name; without a credential it is NULL.
+_MECHANISMS = {ClientKeys: "CURVE", Token: "PLAIN"}
 
 
-def diagnose(address: str, credential: Credential, handshakes: HandshakeState, probed: ProbeResult) -> Diagnosis | None:
-    """Return what prevents a connection to `address`; None if nothing is known to."""
+def diagnose(
+    address: str, credential: Credential, handshakes: HandshakeState, probed: Diagnosis | str
+) -> Diagnosis | None:
+    """Return what prevents a connection to `address`, where `probe` has found this; None if nothing is known to."""
     if handshakes.is_connected:
         return None
     if handshakes.is_refused:
         return Diagnosis(_refused(address, credential), Stage.KEY, is_final=True)
-    if probed.obstacle:
-        return Diagnosis(probed.obstacle, probed.stage)
-    if not probed.mechanism:
+    if isinstance(probed, Diagnosis):
+        return probed
+    if not probed:
         return Diagnosis(f"the program at {address} is not a Lockstep server: check the port", Stage.SERVICE)
-    if probed.mechanism != mechanism_of(credential):
-        return Diagnosis(_mismatch(address, credential, probed.mechanism), Stage.KEY, is_final=True)
+    if probed != _MECHANISMS.get(type(credential), "NULL"):
+        return Diagnosis(_mismatch(address, credential, probed), Stage.KEY, is_final=True)
     if handshakes.failed >= ENOUGH_FAILURES:
         has_keys = isinstance(credential, ClientKeys)
         return Diagnosis(_broken_off(address, credential), Stage.KEY if has_keys else Stage.VERSION, is_final=has_keys)
@@ -136,24 +115,25 @@ def _broken_off(address: str, credential: Credential) -> str:
     return f"the server at {address} breaks off the handshake: install the same version of Lockstep on both machines"
 
 
-def probe(address: str, timeout_s: float = TIMEOUT_S) -> ProbeResult:
-    """Return what is found at `address`; raises AddressError if it is malformed."""
+def probe(address: str, timeout_s: float = TIMEOUT_S) -> Diagnosis | str:
+    """Return the security mechanism of the ZeroMQ server at `address`, empty for another program, or the obstacle.
+
+    Raises AddressError if the address is malformed.
+    """
     try:
         with closing(parse(address).connect(timeout_s)) as connection:
-            return ProbeResult(mechanism=_mechanism(_greeting(connection, timeout_s)))
+            return _mechanism(_greeting(connection, timeout_s))
     except socket.gaierror as error:
-        obstacle = f"the host of {address} is not known here ({error.strerror}): check its name"
-        return ProbeResult(obstacle=obstacle, stage=Stage.NAME)
+        return Diagnosis(f"the host of {address} is not known here ({error.strerror}): check its name", Stage.NAME)
     except ConnectionRefusedError:
-        obstacle = f"nothing listens at {address}: start the server, or check the port"
-        return ProbeResult(obstacle=obstacle, stage=Stage.PORT)
+        return Diagnosis(f"nothing listens at {address}: start the server, or check the port", Stage.PORT)
     except FileNotFoundError:
-        return ProbeResult(obstacle=f"nothing listens at {address}: there is no such socket", stage=Stage.PORT)
+        return Diagnosis(f"nothing listens at {address}: there is no such socket", Stage.PORT)
     except TimeoutError:
-        obstacle = f"nothing answers at {address} within {timeout_s:g} s: check the firewalls in between"
-        return ProbeResult(obstacle=obstacle, stage=Stage.FIREWALL)
+        text = f"nothing answers at {address} within {timeout_s:g} s: check the firewalls in between"
+        return Diagnosis(text, Stage.FIREWALL)
     except OSError as error:
-        return ProbeResult(obstacle=f"{address} cannot be reached: {error.strerror or error}", stage=Stage.ROUTE)
+        return Diagnosis(f"{address} cannot be reached: {error.strerror or error}", Stage.ROUTE)
 
 
 def _greeting(connection: socket.socket, timeout_s: float) -> bytes:

@@ -52,7 +52,7 @@ class Shortcut(Protocol):
 
     @property
     def descriptor(self) -> int:
-        """The descriptor to wait for."""
+        """The descriptor to wait for; -1 once it is closed."""
         ...
 
     def send(self, frame: Frame, timeout_s: float = 0.0) -> None:

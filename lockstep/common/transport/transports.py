@@ -1,9 +1,7 @@
 """The transports that a run can ask for, with all that others need to know of each: a new one is a row of the table."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Literal
 
 Transport = Literal["auto", "shm", "ipc", "tcp"]
@@ -28,28 +26,22 @@ class TransportProperties:
     """One transport."""
 
     memory: MemorySharing
-    #: Returns where a process of a run on this machine listens, given the run's private folder and the process's name.
-    local_address: Callable[[Path, str], str]
+    #: Where a process of a run on this machine listens, with the run's private {folder} and the process's {name}.
+    local_address: str
     #: Whether other users of this machine can reach that address, so that a token is needed.
     needs_token: bool = False
     reaches_other_machines: bool = False
 
 
-def _socket_file(folder: Path, name: str) -> str:
-    return f"ipc://{folder}/{name}.sock"
-
-
-def _free_port(folder: Path, name: str) -> str:
-    return "tcp://127.0.0.1:0"
-
+_SOCKET_FILE = "ipc://{folder}/{name}.sock"
 
 TRANSPORTS: dict[Transport, TransportProperties] = {
     "auto": TransportProperties(
-        memory=MemorySharing.IF_POSSIBLE, local_address=_socket_file, reaches_other_machines=True
+        memory=MemorySharing.IF_POSSIBLE, local_address=_SOCKET_FILE, reaches_other_machines=True
     ),
-    "shm": TransportProperties(memory=MemorySharing.ALWAYS, local_address=_socket_file),
-    "ipc": TransportProperties(memory=MemorySharing.NEVER, local_address=_socket_file),
+    "shm": TransportProperties(memory=MemorySharing.ALWAYS, local_address=_SOCKET_FILE),
+    "ipc": TransportProperties(memory=MemorySharing.NEVER, local_address=_SOCKET_FILE),
     "tcp": TransportProperties(
-        memory=MemorySharing.NEVER, local_address=_free_port, needs_token=True, reaches_other_machines=True
+        memory=MemorySharing.NEVER, local_address="tcp://127.0.0.1:0", needs_token=True, reaches_other_machines=True
     ),
 }

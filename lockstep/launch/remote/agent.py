@@ -5,9 +5,9 @@ What it is asked and answers is of plain types, since it travels as the engine t
 
 import os
 import platform
-import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 from lockstep.common.errors import NumericsError
@@ -16,13 +16,10 @@ from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.runtime.version import VERSION
 from lockstep.common.transport.auth.keys import KeyFolder
 from lockstep.common.transport.port import ClientPort
+from lockstep.common.transport.shared_memory.folder import SharedFolder, sweep
 from lockstep.common.transport.zeromq.ports import dial
-from lockstep.launch.child import ERROR_MARK, Child
+from lockstep.launch.child import ERROR_MARK, USAGE, Child
 from lockstep.launch.numerics import demand_numerics
-from lockstep.launch.process_backend import own_folder
-
-#: The exit code of a command that could not be begun.
-USAGE = 2
 
 #: Name of a server's folder of keys below its private folder.
 KEYS = "keys"
@@ -35,7 +32,7 @@ class LaunchAgent:
     """One process and its private folder; without a process it holds nothing."""
 
     def __init__(self) -> None:
-        self._folder: Path | None = None
+        self._folder: SharedFolder | None = None
         self._child: Child | None = None
         self._port: ClientPort | None = None
         #: Why there is no child.
@@ -61,8 +58,11 @@ class LaunchAgent:
 
         If it cannot be started its number is 0, and what it has written says why.
         """
-        # An engine may kill this process, and with it the child, which would have removed the folder.
-        folder = self._folder = own_folder()
+        # An engine may kill this process, and with it the child, which would have removed it: the next one does.
+        root = Path(tempfile.gettempdir())
+        sweep(root)
+        self._folder = SharedFolder.create(root)
+        folder = self._folder.path
         try:
             for path, text in files.items():
                 _write(folder / path, text)
@@ -95,7 +95,7 @@ class LaunchAgent:
         """Send a message to the server at `address`, which is the process here."""
         if self._port is None:
             assert self._folder is not None  # the server was started in it
-            credential = KeyFolder(self._folder / KEYS).server_key().client()
+            credential = KeyFolder(self._folder.path / KEYS).server_key().client()
             self._port = dial(address, credential=credential)
         self._port.send(frames)
 
@@ -116,7 +116,7 @@ class LaunchAgent:
         if self._child is not None:
             self._child.end(grace_s)
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.remove()
 
 
 def host_name() -> str:

@@ -7,7 +7,7 @@ found, only some of them say; `MASTER_ADDR` and `MASTER_PORT` say so under any o
 import re
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lockstep.common.errors import UsageError
 from lockstep.launch.endpoints import tcp_address
@@ -36,11 +36,6 @@ class LauncherPlace:
     port: int
 
     @property
-    def is_on_one_host(self) -> bool:
-        """Return whether nobody from another machine is to reach rank 0."""
-        return self.host in ("localhost", "::1") or self.host.startswith("127.")
-
-    @property
     def address(self) -> str:
         """Where rank 0 serves, as the others dial it."""
         return tcp_address(self.host, self.port)
@@ -48,8 +43,8 @@ class LauncherPlace:
     @property
     def bind(self) -> str:
         """Where rank 0 listens: all that this machine is called by, since its own name may lead to loopback alone."""
-        if self.is_on_one_host:
-            return self.address
+        if self.host in ("localhost", "::1") or self.host.startswith("127."):
+            return self.address  # nobody from another machine is to reach it
         return tcp_address("::" if ":" in self.host else "0.0.0.0", self.port)
 
 
@@ -105,10 +100,7 @@ def _torchrun(found: Environment) -> LauncherPlace:
             )
     place = found.place("RANK", "WORLD_SIZE", "")
     # torchrun's own agent listens at that port, and its processes are given it.
-    shift = int(found.text("TORCHELASTIC_USE_AGENT_STORE") == "True")
-    return LauncherPlace(
-        launcher=place.launcher, rank=place.rank, size=place.size, host=place.host, port=place.port + shift
-    )
+    return replace(place, port=place.port + (found.text("TORCHELASTIC_USE_AGENT_STORE") == "True"))
 
 
 def _open_mpi(found: Environment) -> LauncherPlace:

@@ -224,9 +224,10 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def print_plainly(console: Console, text: str) -> None:
-    """Print untrusted text plainly: without markup, colours, escapes or added line breaks."""
-    console.print(printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
+def print_plainly(console: Console, *texts: str) -> None:
+    """Print untrusted texts plainly: without markup, colours, escapes or added line breaks."""
+    for text in texts:
+        console.print(printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def workers_table(workers: list[WorkerStatus]) -> Table:

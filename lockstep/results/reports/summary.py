@@ -24,8 +24,7 @@ NOTED_S = 0.5
 def show_summary(console: Console, result: RunResult, folder: Path | None) -> None:
     """Print the epochs and the figures of a run."""
     console.print(epochs_table(result.history))
-    for line in summary_lines(result, folder):
-        print_plainly(console, line)
+    print_plainly(console, *summary_lines(result, folder))
 
 
 def show_advice(console: Console, result: RunResult, cores: int | None = None) -> None:

@@ -15,6 +15,7 @@ from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import ManualClock, SystemClock
 from lockstep.launch.chaos import RunProcesses
 from lockstep.launch.child import WatchedProcess
+from lockstep.launch.process_backend import Role
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch_config import Launch
 from tests.lockstep.statuses import status
@@ -106,17 +107,10 @@ class FakeWorker:
         self.signals.append(number)
 
 
-@dataclass
-class FakeRun:
-    """A run of which only the workers are asked for."""
-
-    workers: list[FakeWorker]
-
-
 def slowdown_of(name: str | None, workers: list[FakeWorker], statuses: Sequence[Status | None]) -> Slowdown:
-    slowdown, processes = Slowdown(None if name is None else PATTERNS[name], 20, SystemClock()), FakeRun(workers)
+    slowdown = Slowdown(None if name is None else PATTERNS[name], 20, SystemClock())
     for each in statuses:
-        slowdown.on_status(each, processes)  # type: ignore[arg-type]  # a fake has only what is used
+        slowdown.on_status(each, {Role.WORKER: workers})  # type: ignore[dict-item]
     slowdown.end()
     return slowdown
 
@@ -152,7 +146,7 @@ class InterruptedSlowdown:
     def on_status(self, found: Status | None, processes: RunProcesses) -> None:
         self.slowdown.on_status(found, processes)
         if self.slowdown.begun is not None:
-            self.children = [processes.server, *processes.workers]
+            self.children = [*processes[Role.SERVER], *processes[Role.WORKER]]
             raise KeyboardInterrupt
 
     def end(self) -> None:

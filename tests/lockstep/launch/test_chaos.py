@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from lockstep.launch.chaos import (
     planned_actions,
 )
 from lockstep.launch.child import Child, ProcessLog
+from lockstep.launch.process_backend import Role
 from lockstep.runs.launch_config import Launch
 from tests.lockstep.statuses import status
 
@@ -62,13 +62,8 @@ def test_moments_depend_on_the_seed_alone() -> None:
     assert [it.action for it in made].count(ChaosAction.KILL_WORKER) == 5
 
 
-@dataclass
-class Sleepers:
-    """Processes that do nothing."""
-
-    server: Child
-    workers: list[Child]
-    shards: list[Child] = field(default_factory=list)
+#: Processes that do nothing.
+Sleepers = dict[Role, list[Child]]
 
 
 @pytest.fixture
@@ -79,7 +74,7 @@ def sleepers(tmp_path: Path) -> Iterator[Sleepers]:
             [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         children.append(Child(name, ProcessLog(tmp_path / "log"), process))
-    yield Sleepers(children[0], children[1:])
+    yield {Role.SERVER: children[:1], Role.WORKER: children[1:], Role.SHARD: []}
     for child in children:
         child.process.kill()
         child.end(5.0)
@@ -113,16 +108,16 @@ def test_a_worker_is_killed_when_its_moment_has_come(sleepers: Sleepers) -> None
     chaos.on_status(at(10), sleepers)
     assert said == []
     chaos.on_status(at(11), sleepers)
-    assert said == [f"chaos: killed a worker (pid {sleepers.workers[1].process.pid}) at step 11"]
-    assert sleepers.workers[1].wait(5.0)
-    assert not sleepers.workers[0].has_ended()
+    assert said == [f"chaos: killed a worker (pid {sleepers[Role.WORKER][1].process.pid}) at step 11"]
+    assert sleepers[Role.WORKER][1].wait(5.0)
+    assert not sleepers[Role.WORKER][0].has_ended()
 
 
 def test_one_that_is_stopped_goes_on_after_some_steps(sleepers: Sleepers) -> None:
     chaos, _, said = chaos_with(ChaosAction.STOP_SERVER)
     chaos.on_status(at(20), sleepers)
-    assert said == [f"chaos: stopped the server (pid {sleepers.server.process.pid}) at step 20, until step 25"]
-    assert state_of(sleepers.server) == "T"
+    assert said == [f"chaos: stopped the server (pid {sleepers[Role.SERVER][0].process.pid}) at step 20, until step 25"]
+    assert state_of(sleepers[Role.SERVER][0]) == "T"
     chaos.on_status(at(24), sleepers)
     assert len(chaos.disturbances) == 1
     chaos.on_status(at(25), sleepers)
@@ -144,7 +139,7 @@ def test_a_slow_one_stands_still_most_of_the_time(sleepers: Sleepers) -> None:
     states = []
     for _ in range(4):
         chaos.on_status(at(21), sleepers)
-        states.append(state_of(sleepers.workers[1]))
+        states.append(state_of(sleepers[Role.WORKER][1]))
     assert states == ["T"] * 4
 
 
@@ -153,7 +148,7 @@ def test_one_thing_is_done_at_a_time_and_to_those_that_can_act(sleepers: Sleeper
     for _ in range(4):
         chaos.on_status(at(50), sleepers)
     assert [text.partition(" (")[0] for text in said] == ["chaos: stopped a worker"] * 2
-    assert {disturbance.child.pid for disturbance in chaos.disturbances} == {it.pid for it in sleepers.workers}
+    assert {disturbance.child.pid for disturbance in chaos.disturbances} == {it.pid for it in sleepers[Role.WORKER]}
     chaos.on_status(at(60), sleepers)
     assert "killed a worker" in said[2]
 
@@ -163,5 +158,5 @@ def test_at_the_end_everybody_is_let_go(sleepers: Sleepers) -> None:
     chaos.on_status(at(50), sleepers)
     chaos.end()
     assert said[-1] == "chaos: injected 1 of 2 faults"
-    sleepers.workers[1].send(signal.SIGTERM)
-    assert sleepers.workers[1].wait(5.0)
+    sleepers[Role.WORKER][1].send(signal.SIGTERM)
+    assert sleepers[Role.WORKER][1].wait(5.0)

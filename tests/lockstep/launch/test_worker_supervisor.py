@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from lockstep.common.runtime.clock import ManualClock
-from lockstep.launch.child import Child, ProcessLog
-from lockstep.launch.worker_supervisor import FIRST_S, MOST_S, STEADY_S, USAGE, Restarts, WorkerSupervisor
+from lockstep.launch.child import USAGE, Child, ProcessLog
+from lockstep.launch.worker_supervisor import FIRST_S, MOST_S, STEADY_S, Restarts, WorkerSupervisor
 
 
 class Ended:

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import zmq
 
 from lockstep.common.errors import KeyFileError
-from lockstep.common.transport.auth.credentials import ClientKeys, Credential, KeyPair, Lock, Token
-from lockstep.common.transport.auth.zap import DOMAIN
+from lockstep.common.transport.auth.credentials import DOMAIN, ClientKeys, Credential, KeyPair, Lock, Token
 
 #: Milliseconds that a handshake may take. Honest ones take a few round trips.
 HANDSHAKE_MS = 4_000

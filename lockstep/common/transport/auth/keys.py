@@ -73,8 +73,8 @@ def write_new(path: Path, text: str, mode: int) -> None:
         raise _unwritable(path, error) from None
 
 
-def read_secret(path: Path) -> SecretKey:
-    """Return what a file of `write_secret` holds.
+def read_key(path: Path) -> SecretKey:
+    """Return what a file of `write_secret` holds: a worker's key, or a server's.
 
     KeyFileError if it is missing, malformed, another user's, or readable or writable by others.
     """
@@ -91,6 +91,8 @@ def read_secret(path: Path) -> SecretKey:
         if not (isinstance(values[field], str) and Z85_KEY.fullmatch(values[field])):
             # Without the value: it may be a secret.
             raise KeyFileError(_malformed(path, f"its {field} is not a key of 40 characters"))
+    if public_of(values["secret"]) != values["public"]:
+        raise KeyFileError(f"the public and the secret key in {str(path)!r} do not belong together: make a new one")
     return SecretKey(values["name"], KeyPair(values["public"], values["secret"]), values.get("server", ""))
 
 
@@ -297,11 +299,3 @@ def check_names(names: Sequence[str]) -> None:
             )
     if len(set(names)) != len(names):
         raise KeyFileError(f"two workers have the same name in {', '.join(names)}: expected different ones")
-
-
-def read_key(path: Path) -> SecretKey:
-    """Return the key in a worker's file, or a server's; KeyFileError if it cannot be used."""
-    key = read_secret(path)
-    if public_of(key.pair.secret) != key.pair.public:
-        raise KeyFileError(f"the public and the secret key in {str(path)!r} do not belong together: make a new one")
-    return key

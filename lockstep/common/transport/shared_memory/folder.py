@@ -6,10 +6,12 @@ lock knows that the creator is gone. A pid with its start time would show the sa
 containers that share the memory and not the pids, where each would remove the other's folder, or without /proc.
 """
 
+import errno
 import fcntl
 import os
 import re
 import secrets
+import shutil
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,9 +23,10 @@ from lockstep.common.transport.shared_memory.segment import (
     Allocate,
     Segment,
     Shape,
-    attach,
+    check_file,
     check_private,
-    create,
+    mapped,
+    refusal,
     reserve,
 )
 
@@ -72,7 +75,7 @@ class FileLock:
 
 @dataclass
 class SharedFolder:
-    """An open folder of mode 0700, with files of mode 0600 that are mapped as vectors."""
+    """An open folder of mode 0700, most often with files of mode 0600 that are mapped as vectors."""
 
     path: Path
     #: Known only to processes that can read the memory.
@@ -116,12 +119,41 @@ class SharedFolder:
         return self.path.name
 
     def make(self, name: str, shape: Shape, allocate: Allocate = reserve) -> Segment:
-        """Make a file in it, headed by the nonce; as `segment.create`."""
-        return create(self.path / name, shape, self.nonce, folder=self._descriptor, allocate=allocate)
+        """Create a file in it, headed by the nonce, and map it for writing.
+
+        `SharingError`, with nothing left, if that fails.
+        """
+        path = self.path / name
+        try:
+            descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self._descriptor)
+        except OSError as error:
+            raise SharingError(f"{path} cannot be created: {error.strerror}") from None
+        try:
+            allocate(descriptor, shape.total)
+            os.pwrite(descriptor, self.nonce, 0)
+            return mapped(descriptor, shape, is_writable=True)
+        except OSError as error:
+            os.unlink(name, dir_fd=self._descriptor)
+            raise SharingError(refusal(path, shape, error)) from None
+        finally:
+            os.close(descriptor)
 
     def attach(self, name: str, shape: Shape, *, is_writable: bool = False) -> Segment:
-        """Map a file in it; as `segment.attach`."""
-        return attach(self.path / name, shape, folder=self._descriptor, is_writable=is_writable)
+        """Map a file in it that another process has created; `SharingError` if it is anything else."""
+        path, flags = self.path / name, os.O_RDWR if is_writable else os.O_RDONLY
+        try:
+            # Not blocking, since opening a FIFO of that name would block for ever.
+            descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._descriptor)
+        except OSError as error:
+            what = "is a symbolic link" if error.errno == errno.ELOOP else f"cannot be opened: {error.strerror}"
+            raise SharingError(f"{path} {what}") from None
+        try:
+            check_file(path, os.fstat(descriptor), shape)
+            return mapped(descriptor, shape, is_writable=is_writable)
+        except OSError as error:
+            raise SharingError(f"{path} cannot be mapped: {error.strerror}") from None
+        finally:
+            os.close(descriptor)
 
     def replace(self, name: str, by: str) -> None:
         """Give a file the name of another, which is removed; processes that have mapped that keep its memory."""
@@ -141,7 +173,7 @@ class SharedFolder:
 
     def remove(self) -> None:
         """Remove the folder with its files, and close it."""
-        _remove(self.path, self._descriptor)
+        _remove(self.path)
         self.close()
 
     def close(self) -> None:
@@ -176,7 +208,7 @@ def _remove_if_abandoned(path: Path) -> bool:
     try:
         if os.fstat(descriptor).st_uid != os.geteuid():
             return False
-        return _remove(path, descriptor)
+        return _remove(path)
     finally:
         os.close(descriptor)
 
@@ -200,17 +232,11 @@ def _locked(path: Path) -> int | None:
     return None
 
 
-def _remove(path: Path, descriptor: int) -> bool:
-    """Remove an open folder and its files; return whether it is gone."""
+def _remove(path: Path) -> bool:
+    """Remove a folder of ours with all that is in it; return whether it is gone."""
     # Again if a process that has joined was just creating a file.
     for _ in range(_TRIES):
-        try:
-            for name in os.listdir(descriptor):
-                os.unlink(name, dir_fd=descriptor)
-            path.rmdir()
-        except FileNotFoundError:
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
             return True
-        except OSError:
-            continue
-        return True
     return False

@@ -28,11 +28,9 @@ class PacketSocket:
 
     @property
     def descriptor(self) -> int:
-        """The descriptor to wait for; -1 once it is closed."""
         return self._socket.fileno()
 
     def send(self, frame: Frame, timeout_s: float = 0.0) -> None:
-        """Send a packet. Raises PeerSlow if too many wait and none is read within the time, or PeerGone."""
         try:
             if not self._put(frame) and not (self._has_room(timeout_s) and self._put(frame)):
                 raise PeerSlow("too many packets wait for this peer: expected one that reads them")
@@ -72,7 +70,6 @@ class PacketSocket:
             return self._socket.recv(PACKET_BYTES + 1)
 
     def close(self) -> None:
-        """Close it; what was sent may still be received."""
         self._socket.close()
 
 

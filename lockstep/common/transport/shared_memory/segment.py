@@ -85,47 +85,6 @@ def write_zeros(descriptor: int, size: int) -> None:
         size -= os.write(descriptor, zeros[:size])
 
 
-def create(path: Path, shape: Shape, nonce: bytes, *, folder: int, allocate: Allocate = reserve) -> Segment:
-    """Create a file of mode 0600 and map it for writing; `SharingError`, with nothing left, if that fails.
-
-    `folder` is the open folder in which the last part of `path` is created.
-    """
-    try:
-        descriptor = os.open(path.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=folder)
-    except OSError as error:
-        raise SharingError(f"{path} cannot be created: {error.strerror}") from None
-    try:
-        allocate(descriptor, shape.total)
-        os.pwrite(descriptor, nonce, 0)
-        return _mapped(descriptor, shape, is_writable=True)
-    except OSError as error:
-        os.unlink(path.name, dir_fd=folder)
-        raise SharingError(_refusal(path, shape, error)) from None
-    finally:
-        os.close(descriptor)
-
-
-def attach(path: Path, shape: Shape, *, folder: int, is_writable: bool = False) -> Segment:
-    """Map a file that another process has created; `SharingError` if it is anything else.
-
-    Without `is_writable`, writing into the vectors is a `ValueError`.
-    """
-    flags = os.O_RDWR if is_writable else os.O_RDONLY
-    try:
-        # Not blocking, since opening a FIFO of that name would block for ever.
-        descriptor = os.open(path.name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
-    except OSError as error:
-        what = "is a symbolic link" if error.errno == errno.ELOOP else f"cannot be opened: {error.strerror}"
-        raise SharingError(f"{path} {what}") from None
-    try:
-        _check_ours(path, os.fstat(descriptor), shape)
-        return _mapped(descriptor, shape, is_writable=is_writable)
-    except OSError as error:
-        raise SharingError(f"{path} cannot be mapped: {error.strerror}") from None
-    finally:
-        os.close(descriptor)
-
-
 def check_private(path: Path, found: os.stat_result) -> None:
     """Raise `SharingError` unless a file or folder belongs to this user and is open to nobody else."""
     if found.st_uid != os.geteuid():
@@ -136,7 +95,8 @@ def check_private(path: Path, found: os.stat_result) -> None:
         )
 
 
-def _check_ours(path: Path, found: os.stat_result, shape: Shape) -> None:
+def check_file(path: Path, found: os.stat_result, shape: Shape) -> None:
+    """Raise `SharingError` unless a file is one of ours, of that shape."""
     if not stat.S_ISREG(found.st_mode):
         raise SharingError(f"{path} is not a regular file")
     check_private(path, found)
@@ -144,7 +104,8 @@ def _check_ours(path: Path, found: os.stat_result, shape: Shape) -> None:
         raise SharingError(f"{path} has {found.st_size} bytes: expected {shape.total}")
 
 
-def _mapped(descriptor: int, shape: Shape, *, is_writable: bool) -> Segment:
+def mapped(descriptor: int, shape: Shape, *, is_writable: bool) -> Segment:
+    """Map an open file; without `is_writable`, writing into the vectors is a `ValueError`."""
     access = mmap.ACCESS_WRITE if is_writable else mmap.ACCESS_READ
     mapping = mmap.mmap(descriptor, shape.total, access=access)
     starts = (PAGE_BYTES + number * shape.stride for number in range(shape.vectors))
@@ -153,7 +114,7 @@ def _mapped(descriptor: int, shape: Shape, *, is_writable: bool) -> Segment:
     return Segment(mapping[:NONCE_BYTES], vectors, head)
 
 
-def _refusal(path: Path, shape: Shape, error: OSError) -> str:
+def refusal(path: Path, shape: Shape, error: OSError) -> str:
     """Return why there is no memory for a file."""
     if error.errno not in _TOO_MUCH:
         return f"{path} cannot be created: {error.strerror}"

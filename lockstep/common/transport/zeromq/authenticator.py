@@ -1,16 +1,17 @@
-"""The authenticator of one context: a thread that answers ZeroMQ whether a connection is let in.
+"""The authenticator of one context: a thread that answers ZeroMQ whether a connection is let in (RFC 27).
 
 Not pyzmq's: that needs an event loop, reads key files of any mode, lets in every client whose mechanism is NULL, and
 does not report whom it refused.
 """
 
+import hmac
 import threading
 
 import zmq
 from zmq.utils import z85
 
-from lockstep.common.transport.auth.credentials import ServerKeys, Token
-from lockstep.common.transport.auth.zap import AuthReply, Request, authenticate
+from lockstep.common.errors import LockstepError
+from lockstep.common.transport.auth.credentials import DOMAIN, ServerKeys, Token
 from lockstep.common.transport.limits import RejectionLog
 
 #: Where ZeroMQ asks.
@@ -18,6 +19,42 @@ ENDPOINT = "inproc://zeromq.zap.01"
 
 #: Status codes of RFC 27.
 ACCEPTED, REFUSED = b"200", b"400"
+
+
+class NotAdmittedError(Exception):
+    """A connection is not let in, for this reason."""
+
+
+def authenticate(lock: ServerKeys | Token, domain: bytes, mechanism: str, credentials: tuple[str, ...]) -> str:
+    """Return the name under which a connection is let in: only if everything is known to be right.
+
+    The credentials of CURVE are a public key in Z85, those of PLAIN a user's name and the password. Raises
+    NotAdmittedError otherwise.
+    """
+    if domain != DOMAIN:
+        raise NotAdmittedError(f"the domain {domain!r} is not ours")
+    match lock, mechanism, credentials:
+        case ServerKeys(), "CURVE", (public,):
+            return _name_of(public, lock)
+        case Token(), "PLAIN", (_, password) if hmac.compare_digest(password.encode(), lock.text.encode()):
+            return "token"
+        case Token(), "PLAIN", (_, _):
+            raise NotAdmittedError("it does not have the token of this run, which only its own processes have")
+    raise NotAdmittedError(f"it uses the mechanism {mechanism}, which this server does not accept")
+
+
+def _name_of(public: str, lock: ServerKeys) -> str:
+    if public == lock.pair.public:
+        # Whoever has the server's own secret is the server: its shards, and a status asked on its machine.
+        return "server"
+    try:
+        return lock.allowed()[public]
+    except LockstepError as error:
+        raise NotAdmittedError(f"nobody is admitted: {error}") from None
+    except KeyError:
+        raise NotAdmittedError(
+            f"its key {public!r} is not admitted (to admit it: lockstep keys allow DIR NAME '{public}')"
+        ) from None
 
 
 class Authenticator:
@@ -44,15 +81,15 @@ class Authenticator:
 
     def _answer(self, frames: list[bytes]) -> list[bytes]:
         version, number, domain, address, _, mechanism, *credentials = frames
-        request = Request(
-            domain=domain,
-            address=address.decode("ascii", "replace"),
-            mechanism=mechanism.decode("ascii", "replace"),
-            credentials=_spelled(mechanism, credentials),
-        )
-        host = request.address or "a local process"
+        host = address.decode("ascii", "replace") or "a local process"
         try:
-            verdict = self._authenticate(request)
+            spelled = _spelled(mechanism, credentials)
+            name = authenticate(self._lock, domain, mechanism.decode("ascii", "replace"), spelled)
+            return [version, number, ACCEPTED, b"", name.encode(), b""]
+        except NotAdmittedError as error:
+            reason = str(error)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it must let nobody in
+            reason = f"the authenticator failed: {type(error).__name__}: {error}"
         except BaseException as error:
             # Reported once: of those that come later is known only that their handshakes do not complete.
             self._rejections.record(
@@ -60,16 +97,8 @@ class Authenticator:
                 "restart the server"
             )
             raise
-        if verdict.is_accepted:
-            return [version, number, ACCEPTED, b"", verdict.name.encode(), b""]
-        self._rejections.record(f"refused {host}: {verdict.reason}")
+        self._rejections.record(f"refused {host}: {reason}")
         return [version, number, REFUSED, b"not allowed", b"", b""]
-
-    def _authenticate(self, request: Request) -> AuthReply:
-        try:
-            return authenticate(request, self._lock)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it must let nobody in
-            return AuthReply(reason=f"the authenticator failed: {type(error).__name__}: {error}")
 
 
 def _spelled(mechanism: bytes, credentials: list[bytes]) -> tuple[str, ...]:

@@ -6,19 +6,21 @@ from dataclasses import replace
 import zmq
 
 from lockstep.common.errors import AddressError
-from lockstep.common.runtime.interrupts import held_back
 from lockstep.common.transport.address import IpcAddress, TcpAddress
 from lockstep.common.transport.auth.credentials import Credential
 from lockstep.common.transport.auth.curve import secure_client
-from lockstep.common.transport.diagnosis import Diagnosis, HandshakeState, ProbeResult, diagnose, probe
-from lockstep.common.transport.port import Frames, Limits, PeerGone, PeerSlow, Shortcut
-from lockstep.common.transport.shared_memory.packet_socket import is_short
+from lockstep.common.transport.diagnosis import Diagnosis, HandshakeState, diagnose, probe
+from lockstep.common.transport.port import Frames, Limits, PeerSlow, Shortcut
+from lockstep.common.transport.zeromq.shortcuts import Shortcuts
 from lockstep.common.transport.zeromq.socket import LimitedSocket, milliseconds, monitored_event
 
 # A worker that starts first connects as soon as its server is there, and does not flood one that is away.
 _REDIAL_MS = 20
 _REDIAL_MOST_MS = 1_000
 _CONNECT_MS = 5_000
+
+#: What the only peer of a client is called here.
+_SERVER = b""
 
 _EVENTS = (
     zmq.EVENT_CONNECTED
@@ -41,8 +43,8 @@ class ZeroMqClient:
         self._socket.raw.set(zmq.RECONNECT_IVL, _REDIAL_MS)
         self._socket.raw.set(zmq.RECONNECT_IVL_MAX, _REDIAL_MOST_MS)
         self._socket.raw.set(zmq.CONNECT_TIMEOUT, _CONNECT_MS)
-        self._shortcut: Shortcut | None = None
-        #: Whether a message came over it: before that, the server may not listen there.
+        self._shortcuts = Shortcuts(self._socket)
+        #: Whether a message came over the shortcut: before that, the server may not listen there.
         self._is_shortcut_open = False
         #: Messages left on the previous one.
         self._left: deque[list[memoryview]] = deque()
@@ -63,69 +65,45 @@ class ZeroMqClient:
         if self._left:
             return self._left.popleft()
         for source in self._socket.wait(timeout_s):
-            frames = self._receive_short() if isinstance(source, int) else self._socket.receive(extra=0)
+            frames = self._receive_short(source) if isinstance(source, int) else self._socket.receive(extra=0)
             if frames is not None and len(frames) <= self._socket.limits.frames:
                 return frames
         # ZeroMQ blocks for ever if nobody reads its events.
         self._handshakes.poll()
         return None
 
-    def _receive_short(self) -> list[memoryview] | None:
-        """Return the next message that came over the shortcut."""
-        if self._shortcut is None:
-            return None
-        try:
-            packet = self._shortcut.receive()
-        except PeerGone:
-            self._end_shortcut()
-            return None
-        if packet is None:
+    def _receive_short(self, descriptor: int) -> list[memoryview] | None:
+        received = self._shortcuts.receive(descriptor)
+        if received is None:
             return None
         self._is_shortcut_open = True
-        return [memoryview(packet)]
+        return received[1]
 
     def shorten(self, shortcut: Shortcut | None) -> None:
-        while (frames := self._receive_short()) is not None:
-            self._left.append(frames)
-        with held_back():
-            self._end_shortcut()
-            if shortcut is not None:
-                self._shortcut = shortcut
-                self._socket.watch(shortcut.descriptor)
-
-    def _end_shortcut(self) -> None:
-        with held_back():
-            if self._shortcut is not None:
-                self._socket.unwatch(self._shortcut.descriptor)
-                self._shortcut.close()
-            self._shortcut, self._is_shortcut_open = None, False
-
-    def _send_short(self, frames: Frames, timeout_s: float) -> bool:
-        """Send a short message over the shortcut; return whether it was."""
-        if self._shortcut is None or not self._is_shortcut_open or not is_short(frames):
-            return False
-        try:
-            self._shortcut.send(frames[0], timeout_s)
-        except PeerGone:
-            # What the server sent before that may still be there: reading it finds the end.
-            self._is_shortcut_open = False
-            return False
-        return True
+        for descriptor in self._shortcuts.descriptors():
+            while (frames := self._receive_short(descriptor)) is not None:
+                self._left.append(frames)
+        self._is_shortcut_open = False
+        if shortcut is None:
+            self._shortcuts.drop(_SERVER)
+        else:
+            self._shortcuts.add(_SERVER, shortcut)
 
     def diagnosis(self) -> Diagnosis | None:
+        """Return what prevents a connection; None if nothing is known to. May take some seconds."""
         state = self._handshakes.poll()
         is_known = state.is_connected or state.is_refused
-        return diagnose(self._address, self._credential, state, ProbeResult() if is_known else probe(self._address))
+        return diagnose(self._address, self._credential, state, "" if is_known else probe(self._address))
 
     def register(self, poller: zmq.Poller) -> None:
         """Let a poller wait for this port among others."""
         self._socket.register(poller)
-        if self._shortcut is not None:
-            poller.register(self._shortcut.descriptor, zmq.POLLIN)
+        for descriptor in self._shortcuts.descriptors():
+            poller.register(descriptor, zmq.POLLIN)
 
     def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         self._socket.limits.check(frames)
-        if self._send_short(frames, timeout_s):
+        if self._is_shortcut_open and self._shortcuts.send(_SERVER, frames, timeout_s):
             return
         try:
             self._socket.send(frames)
@@ -144,9 +122,8 @@ class ZeroMqClient:
         self._socket.raw.connect(self._address)
 
     def close(self, linger_s: float = 0.0) -> None:
-        if not self._socket.raw.closed:
-            self._end_shortcut()
-            self._left.clear()
+        self._shortcuts.close()
+        self._left.clear()
         self._handshakes.close()
         self._socket.close(linger_s)
 

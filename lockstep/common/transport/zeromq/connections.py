@@ -27,27 +27,20 @@ MOST_REMEMBERED = 8192
 
 _FAILURES = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 
-#: Why a handshake failed, by ZeroMQ's code.
-_REASONS: dict[int, str] = {
-    zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it expects a server with another key",
-}
-
-#: Why a handshake failed if the two ends demand different things: of a server with a lock, and of one without.
-_MISMATCH = {True: "it has no key", False: "it has a key, although this server has none"}
-
 #: In place of host and port, if a connection ended before it could be examined.
 _GONE = ("a host that disconnected at once", 0)
-
-
-def _incomplete(code: int) -> str:
-    return f"its handshake did not complete ({os.strerror(code)}): check its key"
 
 
 class ConnectionTracker:
     """The connections of one socket. Close it before the socket, or its context never ends."""
 
     def __init__(self, socket: "zmq.Socket[bytes]", rejections: RejectionLog, clock: Clock, *, is_locked: bool) -> None:
-        self._reasons = {**_REASONS, zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: _MISMATCH[is_locked]}
+        mismatch = "it has no key" if is_locked else "it has a key, although this server has none"
+        #: Why a handshake failed, by ZeroMQ's code.
+        self._reasons: dict[int, str] = {
+            zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it expects a server with another key",
+            zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: mismatch,
+        }
         self._socket, self._rejections, self._clock = socket, rejections, clock
         self._backoff = HostBackoff()
         self.monitor: zmq.Socket[bytes] = socket.get_monitor_socket(
@@ -90,7 +83,8 @@ class ConnectionTracker:
                 case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                     self._failure = self._reasons.get(value, f"it broke the handshake (0x{value:x})")
                 case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-                    self._failure = self._failure or _incomplete(value)
+                    text = f"its handshake did not complete ({os.strerror(value)}): check its key"
+                    self._failure = self._failure or text
 
     def _begin(self, descriptor: int) -> None:
         self._blocked.discard(descriptor)

@@ -13,7 +13,7 @@ from lockstep.common.transport.ipc_path import free_path
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import Limits
 from lockstep.common.transport.zeromq.client import ZeroMqClient
-from lockstep.common.transport.zeromq.server import CHECK_S, ZeroMqServer
+from lockstep.common.transport.zeromq.server import ZeroMqServer
 from lockstep.common.transport.zeromq.socket import wait_for
 
 
@@ -64,9 +64,8 @@ def wait_for_any(ports: Sequence[object], timeout_s: float | None) -> None:
     for port in ports:
         assert isinstance(port, ZeroMqServer | ZeroMqClient)
         port.register(poller)
-        if isinstance(port, ZeroMqServer) and port.has_connections():
-            # Or less, so that `receive` can check its quotas.
-            timeout_s = CHECK_S if timeout_s is None else min(timeout_s, CHECK_S)
+        if isinstance(port, ZeroMqServer):
+            timeout_s = port.wait_s(timeout_s)
     wait_for(poller, timeout_s)
 
 

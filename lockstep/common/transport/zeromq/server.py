@@ -2,31 +2,26 @@
 
 import errno
 from collections import deque
-from dataclasses import dataclass, field
 
 import zmq
 
 from lockstep.common.errors import AddressError
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.common.runtime.interrupts import held_back
 from lockstep.common.transport.address import IpcAddress, TcpAddress
 from lockstep.common.transport.auth.credentials import Lock
 from lockstep.common.transport.auth.curve import secure_server
 from lockstep.common.transport.ipc_path import SocketFile, private_files
 from lockstep.common.transport.limits import IngressQuota, RejectionLog
-from lockstep.common.transport.port import Frames, Limits, PeerGone, Shortcut
-from lockstep.common.transport.shared_memory.packet_socket import is_short
+from lockstep.common.transport.port import Frames, Limits, Shortcut
 from lockstep.common.transport.zeromq.authenticator import Authenticator
 from lockstep.common.transport.zeromq.connections import ConnectionTracker
+from lockstep.common.transport.zeromq.shortcuts import Received, Shortcuts
 from lockstep.common.transport.zeromq.socket import LimitedSocket, Source
 
 #: Seconds between two checks of the bytes that connections send without completing a message.
 CHECK_S = 0.02
 
 _CLOCK = SystemClock()
-
-#: A message with its peer.
-Received = tuple[bytes, list[memoryview]]
 
 _BIND_ADVICE = {
     errno.EADDRINUSE: "is in use: stop the program that listens there, or choose another port (0: any free one)",
@@ -60,7 +55,7 @@ class ZeroMqServer:
         self._connections = ConnectionTracker(self._socket.raw, self._rejections, _CLOCK, is_locked=lock is not None)
         self._socket.watch(self._connections.monitor)
         self._file = SocketFile(address.path) if isinstance(address, IpcAddress) else None
-        self._address = self._socket.raw.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        self.address = self._socket.raw.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
         self._quota = IngressQuota(limits)
         self._shortcuts = Shortcuts(self._socket)
         #: Where something has come that was not read yet.
@@ -77,10 +72,6 @@ class ZeroMqServer:
             advice = _BIND_ADVICE.get(error.errno or 0, f"cannot be bound to ({error.strerror}): choose another")
             raise AddressError(f"address {str(address)!r} {advice}") from None
 
-    @property
-    def address(self) -> str:
-        return self._address
-
     def receive(self, timeout_s: float | None) -> Received | None:
         self._socket.check_open()
         now = _CLOCK.now()
@@ -89,14 +80,14 @@ class ZeroMqServer:
         while True:
             self._check_quota(now)
             if not self._ready:
-                self._ready.extend(self._socket.wait(self._wait_s(now, end)))
+                self._ready.extend(self._socket.wait(self.wait_s(None if end is None else end - now)))
                 now = _CLOCK.now()
             # All messages are read before an end is reported, and once more after it.
             received = self._receive_ready() or self._receive_any()
             if received is not None:
                 return received
             self._connections.poll()
-            if self._connections.has_ended() or self._has_rejections(now):
+            if self._connections.has_ended() or (self._reports_rejections and self._rejections.has_due(now)):
                 received = self._receive_any()
                 self._is_drained = received is None
                 return received
@@ -139,18 +130,11 @@ class ZeroMqServer:
         self._connections.identify(peer, self._socket.first)
         self._connections.cut(peer)
 
-    def _has_rejections(self, now: float) -> bool:
-        return self._reports_rejections and self._rejections.has_due(now)
-
-    def _wait_s(self, now: float, end: float | None) -> float | None:
-        left = None if end is None else end - now
-        if not self.has_connections():
-            return left
-        return CHECK_S if left is None else min(left, CHECK_S)
-
-    def has_connections(self) -> bool:
-        """Tell whether anybody is connected."""
-        return self._connections.has_open()
+    def wait_s(self, timeout_s: float | None) -> float | None:
+        """Return how long one may wait who would wait so long: less if anybody is connected, to check the quotas."""
+        if not self._connections.has_open():
+            return timeout_s
+        return CHECK_S if timeout_s is None else min(timeout_s, CHECK_S)
 
     def _check_quota(self, now: float) -> None:
         """Cut off peers that send more than their quota without completing a message."""
@@ -203,64 +187,3 @@ class ZeroMqServer:
         self._shortcuts.close()
         self._connections.close()
         self._socket.close(linger_s)
-
-
-@dataclass
-class Shortcuts:
-    """The shortcuts of one server, by peer and by descriptor; without one, messages go over ZeroMQ."""
-
-    #: Whose wait they end.
-    socket: LimitedSocket
-    _of_peers: dict[bytes, Shortcut] = field(default_factory=dict)
-    _by_descriptor: dict[int, bytes] = field(default_factory=dict)
-
-    def add(self, peer: bytes, shortcut: Shortcut) -> None:
-        """Use this shortcut to a peer from now on."""
-        with held_back():
-            self.drop(peer)
-            self._of_peers[peer] = shortcut
-            self._by_descriptor[shortcut.descriptor] = peer
-            self.socket.watch(shortcut.descriptor)
-
-    def drop(self, peer: bytes) -> None:
-        """Close the shortcut to a peer, if it has one."""
-        with held_back():
-            shortcut = self._of_peers.pop(peer, None)
-            if shortcut is not None:
-                self.socket.unwatch(shortcut.descriptor)
-                del self._by_descriptor[shortcut.descriptor]
-                shortcut.close()
-
-    def descriptors(self) -> list[int]:
-        """Return the descriptors to wait for."""
-        return list(self._by_descriptor)
-
-    def receive(self, descriptor: int) -> Received | None:
-        """Return the next message that came over one, with its peer; None if there is none."""
-        peer = self._by_descriptor.get(descriptor)
-        if peer is None:
-            return None
-        try:
-            packet = self._of_peers[peer].receive()
-        except PeerGone:
-            # The end of the shortcut is not that of the peer, which its connection reports.
-            self.drop(peer)
-            return None
-        return None if packet is None else (peer, [memoryview(packet)])
-
-    def send(self, peer: bytes, frames: Frames) -> bool:
-        """Send a short message to a peer that has one; return whether it was. Raises PeerSlow."""
-        shortcut = self._of_peers.get(peer)
-        if shortcut is None or not is_short(frames):
-            return False
-        try:
-            shortcut.send(frames[0])
-        except PeerGone:
-            # What the peer sent before that may still be there: reading it finds the end.
-            return False
-        return True
-
-    def close(self) -> None:
-        """Close all."""
-        for peer in list(self._of_peers):
-            self.drop(peer)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.launch.child import HERE
-from lockstep.launch.remote.agent import USAGE, LaunchAgent
+from lockstep.launch.child import HERE, USAGE
+from lockstep.launch.remote.agent import LaunchAgent
 
 #: Seconds within which a command ends that only says what is wrong.
 SAID_S = 60.0
@@ -28,7 +28,7 @@ def last_look(attendant: LaunchAgent) -> tuple[int | None, str]:
 
 def own_folders() -> set[Path]:
     """Return the folders that attendants of this process have now."""
-    return set(Path(tempfile.gettempdir()).glob(f"lockstep-of-{os.getpid()}-*"))
+    return set(Path(tempfile.gettempdir()).glob(f"lockstep-{os.geteuid()}-{os.getpid()}-*"))
 
 
 def test_without_a_process_it_holds_nothing_and_ends_well() -> None:

@@ -10,9 +10,8 @@ import zmq
 
 from lockstep.common.errors import AddressError, KeyFileError
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.common.transport.auth.credentials import ClientKeys, Credential, Lock, ServerKeys, Token
+from lockstep.common.transport.auth.credentials import DOMAIN, ClientKeys, Credential, Lock, ServerKeys, Token
 from lockstep.common.transport.auth.curve import check_curve, new_pair, secure_server
-from lockstep.common.transport.auth.zap import DOMAIN
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import Limits
 from lockstep.common.transport.zeromq.client import ZeroMqClient

@@ -21,7 +21,6 @@ from lockstep.common.transport.auth.keys import (
     KeyFolder,
     SecretKey,
     read_key,
-    read_secret,
     write_new,
     write_secret,
 )
@@ -105,23 +104,23 @@ def test_what_cannot_be_written_whole_is_not_there(tmp_path: Path) -> None:
 def test_a_secret_that_is_open_to_others_is_refused_with_the_cure(key: Path, loose: int) -> None:
     key.chmod(loose)
     with refused(f"'{key}' has mode 0{loose:o} and is open to others: chmod {loose & 0o700:o} '{key}'"):
-        read_secret(key)
+        read_key(key)
     key.chmod(loose & 0o700)
-    read_secret(key)
+    read_key(key)
 
 
 def test_a_secret_may_be_read_only_and_behind_a_link(key: Path, tmp_path: Path) -> None:
     key.chmod(0o400)
     link = tmp_path / "link.key"
     link.symlink_to(key)
-    assert read_secret(link).name == "worker-1"
+    assert read_key(link).name == "worker-1"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_a_secret_of_another_user_is_refused(key: Path) -> None:
     os.chown(key, 12345, 12345)
     with refused(f"'{key}' belongs to user 12345, and this process to 0: chown it, or copy it"):
-        read_secret(key)
+        read_key(key)
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 
 from lockstep.common.errors import SharingError
+from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.common.transport.shared_memory.segment import (
     PAGE_BYTES,
     Allocate,
-    Segment,
     Shape,
-    attach,
-    create,
     reserve,
     write_zeros,
 )
@@ -28,15 +26,11 @@ SHAPE = Shape(vectors=2, size=5000)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[int]:
+def folder(tmp_path: Path) -> Iterator[SharedFolder]:
     """The test's own folder, open."""
-    descriptor = os.open(tmp_path, os.O_RDONLY)
-    yield descriptor
-    os.close(descriptor)
-
-
-def made(path: Path, folder: int, shape: Shape = SHAPE) -> Segment:
-    return create(path, shape, NONCE, folder=folder)
+    folder = SharedFolder(tmp_path, NONCE, os.open(tmp_path, os.O_RDONLY))
+    yield folder
+    folder.close()
 
 
 @pytest.mark.parametrize("size", [1, PAGE_BYTES // 4, PAGE_BYTES // 4 + 1, 100_000])
@@ -47,9 +41,9 @@ def test_each_vector_has_pages_of_its_own(size: int) -> None:
     assert shape.total == PAGE_BYTES + 3 * shape.stride
 
 
-def test_what_one_writes_the_other_reads(tmp_path: Path, folder: int) -> None:
-    ours = made(tmp_path / "a", folder)
-    theirs = attach(tmp_path / "a", SHAPE, folder=folder)
+def test_what_one_writes_the_other_reads(folder: SharedFolder) -> None:
+    ours = folder.make("a", SHAPE)
+    theirs = folder.attach("a", SHAPE)
     assert theirs.nonce == NONCE
     assert [vector.shape for vector in theirs.vectors] == [(5000,)] * 2
     for number, vector in enumerate(ours.vectors):
@@ -57,68 +51,69 @@ def test_what_one_writes_the_other_reads(tmp_path: Path, folder: int) -> None:
     assert [set(vector.tolist()) for vector in theirs.vectors] == [{1.5}, {2.5}]
 
 
-def test_another_process_reads_and_writes(tmp_path: Path, folder: int) -> None:
-    ours = made(tmp_path / "a", folder)
+def test_another_process_reads_and_writes(tmp_path: Path, folder: SharedFolder) -> None:
+    ours = folder.make("a", SHAPE)
     ours.vectors[0][:] = 3.0
     program = """if True:
         import os, sys
         from pathlib import Path
-        from lockstep.common.transport.shared_memory.segment import Shape, attach
-        path = Path(sys.argv[1])
-        segment = attach(path, Shape(2, 5000), folder=os.open(path.parent, os.O_RDONLY), is_writable=True)
+        from lockstep.common.transport.shared_memory.folder import SharedFolder
+        from lockstep.common.transport.shared_memory.segment import Shape
+        folder = SharedFolder(Path(sys.argv[1]), b"", os.open(sys.argv[1], os.O_RDONLY))
+        segment = folder.attach("a", Shape(2, 5000), is_writable=True)
         segment.vectors[1][:] = segment.vectors[0] * 2
     """
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "a")], check=True, cwd=Path(__file__).parents[5])
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, cwd=Path(__file__).parents[5])
     assert set(ours.vectors[1].tolist()) == {6.0}
     assert (tmp_path / "a").exists()
 
 
-def test_who_has_it_to_read_cannot_write(tmp_path: Path, folder: int) -> None:
-    made(tmp_path / "a", folder)
-    theirs = attach(tmp_path / "a", SHAPE, folder=folder)
+def test_who_has_it_to_read_cannot_write(folder: SharedFolder) -> None:
+    folder.make("a", SHAPE)
+    theirs = folder.attach("a", SHAPE)
     with pytest.raises(ValueError, match="read-only"):
         theirs.vectors[0][0] = 1.0
 
 
-def test_it_outlives_its_file(tmp_path: Path, folder: int) -> None:
-    ours = made(tmp_path / "a", folder)
-    theirs = attach(tmp_path / "a", SHAPE, folder=folder).vectors[0]
+def test_it_outlives_its_file(tmp_path: Path, folder: SharedFolder) -> None:
+    ours = folder.make("a", SHAPE)
+    theirs = folder.attach("a", SHAPE).vectors[0]
     (tmp_path / "a").unlink()
     ours.vectors[0][7] = 9.0
     assert theirs[7] == 9.0
 
 
-def test_the_file_is_open_to_its_user_only_and_all_there(tmp_path: Path, folder: int) -> None:
-    made(tmp_path / "a", folder)
+def test_the_file_is_open_to_its_user_only_and_all_there(tmp_path: Path, folder: SharedFolder) -> None:
+    folder.make("a", SHAPE)
     found = (tmp_path / "a").stat()
     assert (found.st_mode & 0o777, found.st_size) == (0o600, SHAPE.total)
     assert found.st_blocks * 512 >= SHAPE.total
 
 
-def test_a_name_that_is_taken_is_refused_and_kept(tmp_path: Path, folder: int) -> None:
+def test_a_name_that_is_taken_is_refused_and_kept(tmp_path: Path, folder: SharedFolder) -> None:
     (tmp_path / "a").write_text("mine")
     with pytest.raises(SharingError, match=r"a cannot be created: File exists"):
-        made(tmp_path / "a", folder)
+        folder.make("a", SHAPE)
     assert (tmp_path / "a").read_text() == "mine"
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_no_room_is_told_with_what_is_free_and_leaves_nothing(tmp_path: Path, folder: int, code: int) -> None:
+def test_no_room_is_told_with_what_is_free_and_leaves_nothing(tmp_path: Path, folder: SharedFolder, code: int) -> None:
     def allocate(descriptor: int, size: int) -> None:
         os.write(descriptor, b"a part of it")
         raise OSError(code, os.strerror(code))
 
     with pytest.raises(SharingError, match=r"has no room for 0\.1 MiB \([0-9.]+ MiB are free, .*--shm-size"):
-        create(tmp_path / "a", SHAPE, NONCE, folder=folder, allocate=allocate)
+        folder.make("a", SHAPE, allocate)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_whatever_else_the_system_says_is_told(tmp_path: Path, folder: int) -> None:
+def test_whatever_else_the_system_says_is_told(tmp_path: Path, folder: SharedFolder) -> None:
     def allocate(descriptor: int, size: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with pytest.raises(SharingError, match=r"a cannot be created: Input/output error"):
-        create(tmp_path / "a", SHAPE, NONCE, folder=folder, allocate=allocate)
+        folder.make("a", SHAPE, allocate)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -127,15 +122,16 @@ def test_a_real_limit_of_the_system_is_no_signal(tmp_path: Path) -> None:
         import os, resource, sys
         from pathlib import Path
         from lockstep.common.errors import SharingError
-        from lockstep.common.transport.shared_memory.segment import Shape, create
+        from lockstep.common.transport.shared_memory.folder import SharedFolder
+        from lockstep.common.transport.shared_memory.segment import Shape
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        path = Path(sys.argv[1])
+        folder = SharedFolder(Path(sys.argv[1]), bytes(16), os.open(sys.argv[1], os.O_RDONLY))
         try:
-            create(path, Shape(2, 50_000), bytes(16), folder=os.open(path.parent, os.O_RDONLY))
+            folder.make("a", Shape(2, 50_000))
         except SharingError as error:
             print(error)
     """
-    command = [sys.executable, "-c", program, str(tmp_path / "a")]
+    command = [sys.executable, "-c", program, str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[5])
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "has no room for 0.4 MiB" in ended.stdout
@@ -153,78 +149,78 @@ def test_memory_is_had_before_it_is_used(tmp_path: Path, allocate: Allocate) -> 
 # What is not ours.
 
 
-def test_a_file_that_is_not_there(tmp_path: Path, folder: int) -> None:
+def test_a_file_that_is_not_there(folder: SharedFolder) -> None:
     with pytest.raises(SharingError, match=r"a cannot be opened: No such file"):
-        attach(tmp_path / "a", SHAPE, folder=folder)
+        folder.attach("a", SHAPE)
 
 
-def test_a_symbolic_link(tmp_path: Path, folder: int) -> None:
-    made(tmp_path / "a", folder)
+def test_a_symbolic_link(tmp_path: Path, folder: SharedFolder) -> None:
+    folder.make("a", SHAPE)
     (tmp_path / "link").symlink_to(tmp_path / "a")
     with pytest.raises(SharingError, match=r"link is a symbolic link"):
-        attach(tmp_path / "link", SHAPE, folder=folder)
+        folder.attach("link", SHAPE)
 
 
-def test_a_fifo_holds_nobody(tmp_path: Path, folder: int) -> None:
+def test_a_fifo_holds_nobody(tmp_path: Path, folder: SharedFolder) -> None:
     os.mkfifo(tmp_path / "pipe", 0o600)
     with pytest.raises(SharingError, match=r"pipe is not a regular file"):
-        attach(tmp_path / "pipe", SHAPE, folder=folder)
+        folder.attach("pipe", SHAPE)
 
 
-def test_a_folder(tmp_path: Path, folder: int) -> None:
+def test_a_folder(tmp_path: Path, folder: SharedFolder) -> None:
     (tmp_path / "sub").mkdir(mode=0o700)
     with pytest.raises(SharingError, match=r"sub is not a regular file"):
-        attach(tmp_path / "sub", SHAPE, folder=folder)
+        folder.attach("sub", SHAPE)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o622])
-def test_a_file_that_is_open_to_others(tmp_path: Path, folder: int, mode: int) -> None:
-    made(tmp_path / "a", folder)
+def test_a_file_that_is_open_to_others(tmp_path: Path, folder: SharedFolder, mode: int) -> None:
+    folder.make("a", SHAPE)
     (tmp_path / "a").chmod(mode)
     with pytest.raises(SharingError, match=rf"a has mode {mode:04o}: expected it to be open to its user only"):
-        attach(tmp_path / "a", SHAPE, folder=folder)
+        folder.attach("a", SHAPE)
 
 
 @pytest.mark.parametrize("other", [Shape(1, 5000), Shape(2, 10_000), Shape(3, 5000)])
-def test_a_file_of_another_size(tmp_path: Path, folder: int, other: Shape) -> None:
-    made(tmp_path / "a", folder)
+def test_a_file_of_another_size(folder: SharedFolder, other: Shape) -> None:
+    folder.make("a", SHAPE)
     with pytest.raises(SharingError, match=rf"a has {SHAPE.total} bytes: expected {other.total}"):
-        attach(tmp_path / "a", other, folder=folder)
+        folder.attach("a", other)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
-def test_a_file_of_another_user(tmp_path: Path, folder: int) -> None:
-    made(tmp_path / "a", folder)
+def test_a_file_of_another_user(tmp_path: Path, folder: SharedFolder) -> None:
+    folder.make("a", SHAPE)
     os.chown(tmp_path / "a", 1, -1)
     with pytest.raises(SharingError, match=r"a belongs to user 1: expected 0, as this process"):
-        attach(tmp_path / "a", SHAPE, folder=folder)
+        folder.attach("a", SHAPE)
 
 
-def test_vectors_are_of_the_type_that_is_computed_with(tmp_path: Path, folder: int) -> None:
-    vectors = made(tmp_path / "a", folder).vectors
+def test_vectors_are_of_the_type_that_is_computed_with(folder: SharedFolder) -> None:
+    vectors = folder.make("a", SHAPE).vectors
     assert all(vector.dtype == np.float32 and vector.flags.c_contiguous for vector in vectors)
     assert all(not vector.any() for vector in vectors)
 
 
 @LINUX_ONLY
-def test_nothing_stays_open_or_mapped_without_its_vectors(tmp_path: Path, folder: int) -> None:
+def test_nothing_stays_open_or_mapped_without_its_vectors(folder: SharedFolder) -> None:
     with nothing_left_open():
         for number in range(3):
-            ours = made(tmp_path / str(number), folder)
-            theirs = attach(tmp_path / str(number), SHAPE, folder=folder)
+            ours = folder.make(str(number), SHAPE)
+            theirs = folder.attach(str(number), SHAPE)
             assert theirs.nonce == ours.nonce
         del ours, theirs
 
 
 @LINUX_ONLY
-def test_a_refusal_leaves_nothing_open(tmp_path: Path, folder: int) -> None:
+def test_a_refusal_leaves_nothing_open(tmp_path: Path, folder: SharedFolder) -> None:
     def refuse(descriptor: int, size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     (tmp_path / "short").write_bytes(b"")
     with nothing_left_open():
         with pytest.raises(SharingError):
-            create(tmp_path / "a", SHAPE, NONCE, folder=folder, allocate=refuse)
+            folder.make("a", SHAPE, refuse)
         with pytest.raises(SharingError):
-            attach(tmp_path / "short", SHAPE, folder=folder)
+            folder.attach("short", SHAPE)
     assert [path.name for path in tmp_path.iterdir()] == ["short"]
