@@ -16,6 +16,22 @@ Watch = Callable[[float], None]
 #: What a missing value of a table becomes; "drop" leaves its row out.
 Missing = Literal["drop", "mean"] | float
 
+#: The options of `train` and `fit`, whose data may be a source that is packed on the way.
+DIRECT = ("target", "columns", "task", "missing", "standardize", "size", "grayscale", "test_split")
+
+
+@dataclass
+class ReadProgress:
+    """Reports the share of a source that has been read; `advance` is called with what was read since the last call."""
+
+    watch: Watch
+    whole: int = 1
+    done: int = 0
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        self.watch(min(1.0, self.done / max(1, self.whole)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class PackOptions:

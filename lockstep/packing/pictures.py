@@ -53,7 +53,6 @@ class PictureSource:
 
     @property
     def classes(self) -> int:
-        """The number of classes."""
         return len(self.class_names)
 
 

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from lockstep.cli.data.progress import progress_of
 from lockstep.common.data.folder import check_folder
+from lockstep.packing.options import ReadProgress
 from lockstep.results.reports.display import print_plainly
 
 
@@ -22,14 +23,8 @@ def check_data(folder: Path) -> None:
       lockstep check-data pictures.data
     """
     console = Console(highlight=False)
-    total = sum(path.stat().st_size for path in folder.glob("*.npy")) or 1
-    done = 0
     with progress_of(f"checking {folder}") as watch:
-
-        def add(count: int) -> None:
-            nonlocal done
-            done += count
-            watch(min(1.0, done / total))
-
-        manifest = check_folder(folder, add)
-    print_plainly(console, f"{folder}: all {done:,} bytes are as they were packed; dataset sha256 {manifest.digest()}")
+        progress = ReadProgress(watch, sum(path.stat().st_size for path in folder.glob("*.npy")))
+        manifest = check_folder(folder, progress.advance)
+    checked = f"all {progress.done:,} bytes are as they were packed"
+    print_plainly(console, f"{folder}: {checked}; dataset sha256 {manifest.digest()}")

@@ -13,7 +13,6 @@ from lockstep.common.errors import ModelError, UsageError
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.files.safetensors import write
 from lockstep.common.nn.module import Module
-from lockstep.results.evaluation.export.onnx_nodes import graph_of
 from lockstep.results.evaluation.export.trace import MORE, trace_of
 from lockstep.runs.optional_packages import demand
 from lockstep.runs.trained_model import Trained, dataset_of
@@ -46,7 +45,7 @@ class Exporter:
     def _onnx(self) -> bytes:
         demand("onnx", "export", "--to onnx")
         # Imported here, since the extra may not be installed.
-        from lockstep.results.evaluation.export.onnx_file import onnx_bytes
+        from lockstep.results.evaluation.export.onnx_nodes import graph_of, onnx_bytes
 
         model = self.trained.model.module
         if not isinstance(model, Module):
