@@ -47,8 +47,9 @@ class Preparation:
             )
         if train.is_tokens:
             return cls(0.0, 1.0)
-        mean, std = train.moments or _moments_of(train)
-        return cls(mean, std, max_shift)
+        images = train.images
+        moments = train.moments or moments_of(lambda: value_blocks(images, BLOCK), images.dtype, images.size)
+        return cls(*moments, max_shift)
 
     def images(
         self, raw: NDArray[Any], rng: np.random.Generator | None = None, out: NDArray[Any] | None = None
@@ -109,10 +110,6 @@ def moments_of(blocks: ValueBlocks, dtype: np.dtype[Any], count: int) -> tuple[f
     mean, variance = (_moments_of_bytes if dtype == np.uint8 else _moments_of_floats)(blocks, count)
     # If all values are equal there is nothing to scale; scikit-learn's StandardScaler leaves them alone as well.
     return mean, math.sqrt(variance) or 1.0
-
-
-def _moments_of(train: Dataset) -> tuple[float, float]:
-    return moments_of(lambda: value_blocks(train.images, BLOCK), train.images.dtype, train.images.size)
 
 
 def value_blocks(images: Samples, count: int) -> Iterator[NDArray[Any]]:
