@@ -144,8 +144,7 @@ def load_run(folder: str | Path) -> Run:
     path = Path(folder)
     if not (path / RESULT).is_file():
         if has_begun(path):
-            raise JobError(
-                f"the run in {str(folder)!r} is not finished: resume it with lockstep.resume({str(folder)!r})"
-            )
+            named = repr(str(folder))
+            raise JobError(f"the run in {named} is not finished: resume it with lockstep.resume({named})")
         raise JobError(f"{str(folder)!r} holds no finished run: expected a folder with {RESULT}")
     return Run(read_result(path), path, recorded_job(path))
