@@ -1,11 +1,12 @@
 """What a person may say about packing, and what is reported of it. Pure."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lockstep.common.data.folder import FolderManifest
 from lockstep.packing.division import Division
@@ -78,6 +79,24 @@ class PackOptions:
             for name, value in vars(self).items()
             if value != getattr(default, name) or name in ("test_split", "seed")
         }
+
+
+class SampleSet(Protocol):
+    """Samples with their labels."""
+
+    def __len__(self) -> int: ...
+    def batches(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]: ...
+
+
+@dataclass(frozen=True)
+class SampleSource:
+    """Samples and labels as they are to be stored; no test set if the source has none."""
+
+    train: SampleSet
+    test: SampleSet | None
+    #: 0 to tell by the labels.
+    classes: int
+    class_names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

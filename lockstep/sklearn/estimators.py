@@ -72,9 +72,8 @@ def _signature_of(init: Callable[..., None]) -> inspect.Signature:
     for name, default in JOB_VALUES.items():
         kind = fields()[name].kind
         annotation = kind if fields()[name].default is not None and default is not None else kind | None
-        parameters.append(
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        )
+        given = {"default": default, "annotation": annotation}
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, **given))
     return signature.replace(parameters=parameters)
 
 

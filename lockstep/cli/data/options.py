@@ -76,20 +76,17 @@ _OPTIONS = (
 )
 
 
-def _added(command: F, count: int) -> F:
-    for option in reversed(_OPTIONS[:count]):
-        command = option(command)
-    return command
+def _adding(count: int) -> Callable[[F], F]:
+    def add(command: F) -> F:
+        for option in reversed(_OPTIONS[:count]):
+            command = option(command)
+        return command
+
+    return add
 
 
-def PACK_OPTIONS(command: F) -> F:  # noqa: N802  # used as the flags of other commands are
-    """Add the flags of packing."""
-    return _added(command, len(_OPTIONS))
-
-
-def DIRECT_OPTIONS(command: F) -> F:  # noqa: N802  # as above
-    """Add the flags of packing that `train` has."""
-    return _added(command, len(DIRECT))
+#: Add the flags of packing to a command, and those of them that `train` has.
+PACK_OPTIONS, DIRECT_OPTIONS = _adding(len(_OPTIONS)), _adding(len(DIRECT))
 
 
 def direct_options(flags: dict[str, Any]) -> PackOptions:

@@ -1,6 +1,6 @@
 """Finds the training set and the test set in files of arrays, and turns arrays into samples and labels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -89,7 +89,6 @@ class ArraySource:
     test: ArraySet | None
     #: The number of classes, if the source implies it.
     classes: int = 0
-    class_names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.test is not None and self.train.has_real_labels != self.test.has_real_labels:
