@@ -271,7 +271,6 @@ class CallbackRunner:
     _stopped_after: int | None = field(default=None, init=False)
 
     def begin(self) -> None:
-        """Call `on_train_begin` of all callbacks."""
         for callback in self.callbacks:
             _call(callback.on_train_begin, self.training)
 

@@ -134,9 +134,8 @@ class Run:
         return model_with(self.job, kept.arrays, kept.progress.steps)
 
     def __repr__(self) -> str:
-        score = self.result.test_r2 if self.result.test_accuracy is None else self.result.test_accuracy
         name = "test_r2" if self.result.test_accuracy is None else "test_accuracy"
-        return f"Run({str(self.folder)!r}, {name}={score:.4f})"
+        return f"Run({str(self.folder)!r}, {name}={getattr(self.result, name):.4f})"
 
 
 def load_run(folder: str | Path) -> Run:

@@ -121,7 +121,6 @@ class Gathering:
         self.parts.append(text)
 
     def text(self) -> str:
-        """Return the source so far."""
         imports = "".join(f"{line}\n" for line in sorted(set(self.imports)))
         return "\n\n".join(part for part in (imports, *self.parts) if part)
 
@@ -195,7 +194,6 @@ def _is_installed(module: str) -> bool:
 
 @cache
 def _folders() -> tuple[Path, ...]:
-    """Return where packages are installed."""
     paths = sysconfig.get_paths()
     named = (paths["stdlib"], paths["platstdlib"], paths["purelib"], paths["platlib"], site.getusersitepackages())
     return tuple(Path(path) for path in named)

@@ -4,8 +4,7 @@ A table is a file, or a data frame: whatever gives its rows as Arrow does, witho
 Polars, DuckDB and Arrow itself have `__arrow_c_stream__`; Hugging Face's datasets give tables batch by batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,18 @@ from lockstep.packing.encoding import ColumnEncoder, TableEncoder
 from lockstep.packing.options import Packed, PackOptions, ReadProgress, Watch
 from lockstep.packing.tables import ROWS, Advance, StreamTable, Table, open_table
 
-#: Opens a table whose rows are then read; it is called with what counts them.
-Opener = Callable[[Advance], Table]
-
 
 def pack_table_file(source: Path, destination: Path, options: PackOptions, watch: Watch) -> Packed:
     """Pack a CSV or Parquet file, or a folder of them; as `pack`."""
-    openers = [partial(open_table, path) for path in (source, options.test) if path is not None]
-    return pack_table(str(source), openers, destination, options, watch)
-
-
-def pack_table(named: str, openers: Sequence[Opener], destination: Path, options: PackOptions, watch: Watch) -> Packed:
-    """Pack a table, of which a share of the rows becomes the test set, or two."""
     progress = ReadProgress(watch)
-    tables = [opener(progress.advance) for opener in openers]
+    tables = [open_table(path, progress.advance) for path in (source, options.test) if path is not None]
+    return pack_table(str(source), tables, destination, options, progress)
+
+
+def pack_table(
+    named: str, tables: Sequence[Table], destination: Path, options: PackOptions, progress: ReadProgress
+) -> Packed:
+    """Pack a table, of which a share of the rows becomes the test set, or two."""
     features = _features(tables[0], options)
     columns, is_divided = [*features, *options.target], len(tables) == 1
     for each in tables:
@@ -80,8 +77,9 @@ def pack_frame(data: Any, destination: Path, options: PackOptions) -> Packed:
     train, test = data if isinstance(data, tuple) else (data, None)
     if isinstance(data, Mapping):
         train, test = data["train"], next((data[name] for name in ("test", "validation", "val") if name in data), None)
-    openers = [partial(_opened, frame) for frame in (train, test) if frame is not None]
-    return pack_table(f"a {type(train).__name__}", openers, destination, options, lambda share: None)
+    progress = ReadProgress(lambda share: None)
+    tables = [_opened(frame, progress.advance) for frame in (train, test) if frame is not None]
+    return pack_table(f"a {type(train).__name__}", tables, destination, options, progress)
 
 
 def _opened(frame: Any, advance: Advance) -> StreamTable:

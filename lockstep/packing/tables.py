@@ -98,15 +98,8 @@ class Table(ABC):
 
 def _is_number(kind: pa.DataType) -> bool:
     types = pa.types
-    return bool(
-        types.is_integer(kind)
-        or types.is_floating(kind)
-        or types.is_boolean(kind)
-        or types.is_decimal(kind)
-        or types.is_null(kind)
-        or types.is_date(kind)
-        or types.is_timestamp(kind)
-    )
+    numbers = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)
+    return any(is_one(kind) for is_one in (*numbers, types.is_null, types.is_date, types.is_timestamp))
 
 
 def _is_text(kind: pa.DataType) -> bool:

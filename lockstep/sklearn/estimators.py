@@ -151,7 +151,6 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         return TrainingTask(job=job, data=self._data(x, labels, classes, shape), text=exported.text)
 
     def _hold(self, stream: Stream) -> Self:
-        """Keep what training resulted in."""
         self.weights_, self._moments = stream.weights, stream.moments
         self.n_iter_, self.loss_ = stream.passes, stream.loss
         self._stream, self._opened = stream, None

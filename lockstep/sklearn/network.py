@@ -46,7 +46,6 @@ class NetworkShape:
 
     @property
     def inputs(self) -> int:
-        """The number of values of a sample."""
         return math.prod(self.sample)
 
 

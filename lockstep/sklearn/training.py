@@ -119,7 +119,6 @@ def _watch(
 
 
 def train_here(setup: RunSetup, clock: Clock, watch: Callable[[Status], None] | None = None) -> TrainedNetwork:
-    """Train in this process."""
     setting = Setting(servers=0, transport="none", started=clock.now())
     recorder = MetricsRecorder(setup.info, setting, setup.layout, folder=None)
     recorder.begin(setup.shard.digest())
@@ -145,7 +144,6 @@ def train_by_workers(setup: RunSetup, data: TrainTest, workers: int, folder: Pat
 
 
 def _moments(setup: RunSetup) -> tuple[float, float]:
-    """Return what samples are prepared with."""
     assert setup.data.train.moments is not None  # `_prepared` has put them there
     return setup.data.train.moments
 

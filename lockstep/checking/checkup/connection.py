@@ -50,7 +50,6 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     findings: list[Finding]
 
     def lines(self) -> list[str]:
-        """Return the result as lines of text."""
         return [*(f"{heading:<10} {text}" for heading, text in self.steps), *findings_lines(self.findings)]
 
 

@@ -135,7 +135,6 @@ def examine_machine() -> Machine:
 
 
 def facts_of(environment: Mapping[str, str]) -> MachineInfo:
-    """Return the facts about this machine under an environment."""
     coretype = environment.get(CORETYPE, "")
     root = shared_root()
     usage = shutil.disk_usage(root)

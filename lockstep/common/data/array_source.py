@@ -51,7 +51,6 @@ class ArraySet:
         return self.labels.header.dtype.kind == "f"
 
     def read_whole(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return all samples and labels."""
         samples = as_samples(self.samples.named, self.samples.read_whole())
         return samples, as_labels(self.labels.named, self.labels.read_whole())
 
@@ -123,7 +122,6 @@ def open_arrays(source: str, labels: Path | None = None, most_bytes: int = MAX_B
 
 
 def is_array_source(source: str) -> bool:
-    """Tell whether a source is one of arrays."""
     path = Path(source)
     is_idx = any((path / name).is_file() or (path / f"{name}.gz").is_file() for name in IDX_TRAIN)
     return source == "mnist" or path.suffix in (".npz", ".npy") or (path / f"{TRAIN[0]}.npy").is_file() or is_idx

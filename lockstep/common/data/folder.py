@@ -102,7 +102,6 @@ class FolderManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     origin: Origin
 
     def part(self, name: PartName) -> FolderPart:
-        """Return one set."""
         return self.train if name == "train" else self.test
 
     def digest(self) -> str:
@@ -112,7 +111,6 @@ class FolderManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 def array_file(folder: Path, part: str, array: ArrayName) -> Path:
-    """Return the file of an array."""
     return folder / f"{part}-{array}.npy"
 
 
