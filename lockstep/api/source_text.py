@@ -110,8 +110,7 @@ class Gathering:
         if not self._take(name, definition, name):
             return
         text = text_of(definition)
-        is_function = isinstance(definition, FunctionType)
-        namespace = definition.__globals__ if is_function else vars(sys.modules[definition.__module__])
+        namespace = vars(sys.modules[definition.__module__]) if isinstance(definition, type) else definition.__globals__
         for borrowed in borrowed_names(text):
             if borrowed in GIVEN:
                 continue
