@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.common.data.npy import MAX_BYTES, NpyHeader, read_header
+from lockstep.common.data.npy import MAX_BYTES, ByteStream, NpyHeader, read_header
 from lockstep.common.errors import DataError
 from lockstep.common.files.reading import open_regular
 from lockstep.common.files.sanitize import one_line
@@ -49,7 +49,7 @@ class ArrayReader:
     #: What the file is, for errors.
     kind: str
     header: NpyHeader
-    stream: io.BufferedIOBase
+    stream: ByteStream
     rows_read: int = 0
 
     def read(self, rows: int) -> NDArray[Any]:
@@ -108,7 +108,7 @@ def open_idx(path: Path, dimensions: int, most_bytes: int = MAX_BYTES) -> Iterat
         file = open_regular(path, most_bytes)
     with file:
         size, is_packed = os.fstat(file.fileno()).st_size, file.peek(2)[:2] == _GZIP_MAGIC
-        stream: io.BufferedIOBase = gzip.GzipFile(fileobj=file) if is_packed else file
+        stream: ByteStream = gzip.GzipFile(fileobj=file) if is_packed else file
         with _damage_named(path, "an IDX file"):
             header = _idx_header(path, stream, dimensions, most_bytes)
         if is_packed and header.data_bytes > size * DEFLATE_RATIO:
@@ -118,7 +118,7 @@ def open_idx(path: Path, dimensions: int, most_bytes: int = MAX_BYTES) -> Iterat
         yield ArrayReader(str(path), "an IDX file", header, stream)
 
 
-def _idx_header(path: Path, stream: io.BufferedIOBase, dimensions: int, most_bytes: int) -> NpyHeader:
+def _idx_header(path: Path, stream: ByteStream, dimensions: int, most_bytes: int) -> NpyHeader:
     magic, expected = stream.read(4), bytes([0, 0, _UNSIGNED_BYTE, dimensions])
     if magic != expected:
         raise DataError(

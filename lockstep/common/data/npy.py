@@ -8,8 +8,7 @@ import math
 import re
 import struct
 from dataclasses import dataclass
-from io import BufferedIOBase
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -34,6 +33,12 @@ _SIZES = re.compile(r"\((?:|(?:[0-9]{1,19}, ?)+(?:[0-9]{1,19})?)\)", re.ASCII)
 _PLAIN_DTYPE = re.compile(r"'[<>|=]?[biuf][0-9]{1,2}'", re.ASCII)
 
 
+class ByteStream(Protocol):
+    """What bytes are read from in order: a file, or what unpacks one."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
 @dataclass(frozen=True)
 class NpyHeader:
     """What a header claims of its array."""
@@ -48,7 +53,7 @@ class NpyHeader:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_header(stream: BufferedIOBase, named: str, most_values: int = MAX_BYTES) -> NpyHeader:
+def read_header(stream: ByteStream, named: str, most_values: int = MAX_BYTES) -> NpyHeader:
     """Return the header at the beginning of a stream, which is then at the data.
 
     Raises DataError, which begins with `named`, for arrays that are no plain numbers, and ValueError or struct.error if

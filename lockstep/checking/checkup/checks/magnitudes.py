@@ -37,42 +37,36 @@ class ModuleCall:
 @contextmanager
 def recorded_calls(model: Module) -> Iterator[list[ModuleCall]]:
     """Give a list to which each call of a module's forward is added when it ends, inner modules before outer ones."""
-    done: list[ModuleCall] = []
-    active: list[ModuleCall] = []
-
-    def record_primitive(applied: Applied) -> None:
-        if applied.direction == "forward" and active:
-            active[-1].applied.append((applied.primitive.name, applied.result))
-
-    modules = list(model.named_modules())
+    recorder, modules = _CallRecorder(), list(model.named_modules())
     # A module's observers see outputs only. An attribute of the instance takes precedence over the class's method.
     for name, module in modules:
-        vars(module)["forward"] = partial(_record_call, name, module, module.forward, active, done)
+        vars(module)["forward"] = partial(recorder.call, name, module, module.forward)
     try:
-        with watch(record_primitive):
-            yield done
+        with watch(recorder.record_primitive):
+            yield recorder.done
     finally:
         for _, module in modules:
             del vars(module)["forward"]
 
 
-def _record_call(
-    name: str,
-    module: Module,
-    forward: Callable[..., Tensor],
-    active: list[ModuleCall],
-    done: list[ModuleCall],
-    *arguments: Any,
-    **options: Any,
-) -> Tensor:
-    call = ModuleCall(name, module, arguments, options)
-    active.append(call)
-    try:
-        call.output = output = forward(*arguments, **options)
-    finally:
-        active.pop()
-    done.append(call)
-    return output
+@dataclass
+class _CallRecorder:
+    done: list[ModuleCall] = field(default_factory=list)
+    active: list[ModuleCall] = field(default_factory=list)
+
+    def call(self, name: str, module: Module, forward: Callable[..., Tensor], *arguments: Any, **options: Any) -> Any:
+        call = ModuleCall(name, module, arguments, options)
+        self.active.append(call)
+        try:
+            call.output = forward(*arguments, **options)
+        finally:
+            self.active.pop()
+        self.done.append(call)
+        return call.output
+
+    def record_primitive(self, applied: Applied) -> None:
+        if applied.direction == "forward" and self.active:
+            self.active[-1].applied.append((applied.primitive.name, applied.result))
 
 
 #: Samples in the batch.
