@@ -134,9 +134,8 @@ class Run:
         return model_with(self.job, kept.arrays, kept.progress.steps)
 
     def __repr__(self) -> str:
-        score = self.result.test_r2 if self.result.test_accuracy is None else self.result.test_accuracy
         name = "test_r2" if self.result.test_accuracy is None else "test_accuracy"
-        return f"Run({str(self.folder)!r}, {name}={score:.4f})"
+        return f"Run({str(self.folder)!r}, {name}={getattr(self.result, name):.4f})"
 
 
 def load_run(folder: str | Path) -> Run:
@@ -144,8 +143,7 @@ def load_run(folder: str | Path) -> Run:
     path = Path(folder)
     if not (path / RESULT).is_file():
         if has_begun(path):
-            raise JobError(
-                f"the run in {str(folder)!r} is not finished: resume it with lockstep.resume({str(folder)!r})"
-            )
+            named = repr(str(folder))
+            raise JobError(f"the run in {named} is not finished: resume it with lockstep.resume({named})")
         raise JobError(f"{str(folder)!r} holds no finished run: expected a folder with {RESULT}")
     return Run(read_result(path), path, recorded_job(path))

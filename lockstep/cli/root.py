@@ -29,8 +29,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "replay": "checking.replay:replay_command",
     },
     "Data": {
-        "pack": "data.pack:pack_command",
-        "check-data": "data.check_data:check_data",
+        "pack": "data.folders:pack_command",
+        "check-data": "data.folders:check_data",
     },
     "Several machines": {
         "server": "machines.server:server",

@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.manifest import Manifest, PartInfo, PartName, unpacked
+from lockstep.common.data.mapped import Indices
 from lockstep.common.errors import DataError, RemoteProtocolError
 from lockstep.common.protocol.messages import Lease, Samples, SamplesRequest, Work
 from lockstep.worker.batches import Batches
-
-Indices = NDArray[np.int64]
 
 _CHECKSUM_BYTES = 4
 

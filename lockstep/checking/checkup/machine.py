@@ -9,7 +9,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from subprocess import run
 from typing import TypeVar
 
@@ -136,7 +135,6 @@ def examine_machine() -> MachineReport:
 
 
 def facts_of(environment: Mapping[str, str]) -> MachineInfo:
-    """Return the facts about this machine under an environment."""
     coretype = environment.get(CORETYPE, "")
     root = shared_root()
     usage = shutil.disk_usage(root)
@@ -157,18 +155,15 @@ def facts_of(environment: Mapping[str, str]) -> MachineInfo:
 
 def _ports() -> dict[str, str]:
     """Try to listen as a server does, on each transport."""
+    found = {}
     with tempfile.TemporaryDirectory(prefix="lockstep-doctor-") as folder:
-        socket = Path(folder) / "server.sock"
-        tried = {"tcp://127.0.0.1": "tcp://127.0.0.1:0", "ipc": f"ipc://{socket}"}
-        return {name: _why_not(address) for name, address in tried.items()}
-
-
-def _why_not(address: str) -> str:
-    try:
-        serve(address).close()
-    except (AddressError, OSError) as error:
-        return str(error)
-    return ""
+        for name, address in (("tcp://127.0.0.1", "tcp://127.0.0.1:0"), ("ipc", f"ipc://{folder}/server.sock")):
+            try:
+                serve(address).close()
+                found[name] = ""
+            except (AddressError, OSError) as error:
+                found[name] = str(error)
+    return found
 
 
 def machine_findings(facts: MachineInfo) -> list[Finding]:

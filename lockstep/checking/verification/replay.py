@@ -108,7 +108,6 @@ def layer_of(name: str, kind: str, output: Array, gradients: dict[str, Array]) -
 
 
 def figures_of(array: Array) -> LayerFigures:
-    """Return the figures of an array."""
     finite = array[np.isfinite(array)].astype(np.float64)
     return LayerFigures(
         shape=tuple(array.shape),

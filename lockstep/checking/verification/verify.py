@@ -44,11 +44,10 @@ class Verifier:
         self._steps, self._workers = self.run.steps(), workers_by_step(self.run.lines)
         self._digests = {}
         for line in self.run.lines:
-            if isinstance(line, RunBegun | WeightsAt):
+            if isinstance(line, RunBegun | WeightsAt | EpochDone):
                 named = "the weights that it was resumed from" if isinstance(line, RunBegun) else "the checkpoint"
+                named = f"epoch {line.epoch}" if isinstance(line, EpochDone) else named
                 self._digests.setdefault(line.step, []).append((named, line.weights_sha256))
-            elif isinstance(line, EpochDone):
-                self._digests.setdefault(line.step, []).append((f"epoch {line.epoch}", line.weights_sha256))
 
     def verify(self, until: int, watch: Callable[[int], None]) -> Difference | None:
         """Compute all steps before `until` again, and return the first difference. Calls `watch` after each step."""

@@ -46,7 +46,6 @@ def ledger(run: Path, lists_all: bool, as_json: bool) -> None:
 
 
 def coverage_of(recorded: RecordedRun) -> CoverageReport:
-    """Return what a run's ledger proves."""
     data, job = dataset_of(recorded.job), recorded.job
     sampler = Sampler(len(data.train), job.global_batch, job.micro_batches, job.seed)
     return check_coverage(recorded.lines, plan_of(job, len(data.train), len(data.test)), sampler)

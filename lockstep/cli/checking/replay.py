@@ -48,7 +48,10 @@ def replay_command(run: Path, step: int, micro_batch: int, allow_mixed_numerics:
     if as_json:
         click.echo(msgspec.json.encode(replayed).decode())
         return
-    show(console, replayed)
+    for line in summary_lines(replayed):
+        print_plainly(console, line)
+    console.print(layers_table(replayed.layers))
+    print_plainly(console, f"first number that is not finite: {replayed.first_nonfinite or 'none'}")
 
 
 def check_place(recorded: RecordedRun, step: int, micro_batch: int) -> None:
@@ -60,13 +63,6 @@ def check_place(recorded: RecordedRun, step: int, micro_batch: int) -> None:
     last_one = recorded.job.micro_batches - 1
     if micro_batch > last_one:
         raise UsageError(f"--micro-batch {micro_batch}: expected 0 to {last_one}, as the job has it")
-
-
-def show(console: Console, replayed: MicroBatchReplay) -> None:
-    """Print a micro-batch for a person."""
-    print_plainly(console, *summary_lines(replayed))
-    console.print(layers_table(replayed.layers))
-    print_plainly(console, f"first number that is not finite: {replayed.first_nonfinite or 'none'}")
 
 
 def summary_lines(replayed: MicroBatchReplay) -> list[str]:

@@ -14,10 +14,11 @@ import pytest
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.manifest import PartName, manifest_of, packed, part_of
+from lockstep.common.data.mapped import Indices
 from lockstep.common.errors import DataError, RemoteProtocolError
 from lockstep.common.protocol.messages import Lease, Samples, SamplesRequest, Work
 from lockstep.worker.batches import Batches
-from lockstep.worker.samples import Indices, SampleFetcher, SampleStore, checksum
+from lockstep.worker.samples import SampleFetcher, SampleStore, checksum
 from tests.simulation.small import digits, job_of
 
 PLACES = np.array([7, 3, 39])

@@ -12,7 +12,6 @@ from lockstep.common.autograd.graph import Applied, watch
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.nn.inspection import first_nonfinite_layer
-from lockstep.common.nn.layers.containers import Sequential
 from lockstep.common.nn.module import Module, place_of
 
 
@@ -32,11 +31,6 @@ class ModuleCall:
     def named(self) -> str:
         """The module as it is shown to the user: `3.1 (Linear)`."""
         return place_of(self.name, self.module)
-
-    @property
-    def is_plain_chain(self) -> bool:
-        """Whether the module only calls others."""
-        return type(self.module) is Sequential
 
 
 @contextmanager
