@@ -6,6 +6,7 @@ import pytest
 
 from tests.architecture.confinement import LONGEST, PURE
 from tests.architecture.direction import ORDERS
+from tests.architecture.naming import folder_faults
 from tests.architecture.rules import violations
 from tests.architecture.source import ROOT, read_tree
 
@@ -153,6 +154,16 @@ PLANTED = {
     ),
     "state machine with files": ("lockstep.worker.state", "from pathlib import Path", "has to be pure"),
     "state machine that prints": ("lockstep.worker.state", "print('hello')", "has to be pure"),
+    "class name twice": (
+        "lockstep.worker.state",
+        "class Join: ...\nclass Other:\n    class Join: ...",
+        "class Join is defined in",
+    ),
+    "private word": ("lockstep.ps.store", "# The run is in a stretch.", "says 'stretch'"),
+    "private words": ("lockstep.ps.store", "'It takes back what was sent.'", "says 'takes back'"),
+    "private name": ("lockstep.ps.store", "def f(is_listed: bool) -> None: ...", "is_listed is a private word"),
+    "private attribute": ("lockstep.ps.store", "self.mergedSums = 1", "mergedSums is a private word"),
+    "private class": ("lockstep.ps.store", "class Manner: ...", "Manner is a private word"),
     "long": ("lockstep.common.nn.module", "\n" * (LONGEST + 1), "lines, above"),
 }
 
@@ -205,6 +216,19 @@ def test_a_planted_file_is_found_in_a_folder(tmp_path: Path) -> None:
     assert [str(found) for found in violations(read_tree(tmp_path))] == [
         "lockstep.ps.server:1: imports lockstep.worker.server.x, which is not below it"
     ]
+
+
+@pytest.mark.parametrize(("entries", "fault"), [(2, "has 2 entries, below"), (15, "has 15 entries, above"), (14, "")])
+def test_a_folder_is_neither_full_nor_a_closet(tmp_path: Path, entries: int, fault: str) -> None:
+    for name in ["__init__.py", *(f"{i}.py" for i in range(entries))]:
+        (tmp_path / "lockstep" / "room").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "lockstep" / "room" / name).touch()
+    found = [text for text in folder_faults(tmp_path / "lockstep") if text.startswith("lockstep/room ")]
+    assert [fault in text for text in found] == [True] * bool(fault)
+
+
+def test_no_folder_of_the_package_is_full_or_a_closet() -> None:
+    assert list(folder_faults(ROOT / "lockstep")) == []
 
 
 def test_the_rules_name_modules_that_exist() -> None:

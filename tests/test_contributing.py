@@ -8,17 +8,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+import msgspec
 import pytest
 
+from lockstep.checking.simulation.processes import Parts
+from lockstep.common.protocol.messages import Join
+from lockstep.ps.checkpoint.resuming import Resumption
+from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.coordinator.effects import Effect
+from lockstep.ps.run.info import RunInfo
+from lockstep.ps.setup import AdmissionPolicy
+from lockstep.ps.shared_memory.parallel_update import ParallelUpdateConfig
 from tests.architecture.direction import ORDERS
 from tests.architecture.source import ROOT
 from tests.simulation.cluster import Simulation
-from tests.simulation.small import JOBS
+from tests.simulation.small import job_of
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
-#: A stop on a walk: its number, the module, and the function that is called there.
+#: A stop on a walk: its number, the module, and the function that is called there; or a row of the table of walks.
 STOP = re.compile(r"^\d+\. `(?P<path>[\w/]+\.py)` `(?P<function>[\w.]+)`", re.MULTILINE)
+ROW = re.compile(r"^\| `(?P<path>[\w/]+\.py)` `(?P<function>[\w.]+)` \|[^|]+\|(?P<ways>.*)\|$", re.MULTILINE)
+
+#: The ways that a gradient can go, in the order of the table's columns.
+WAYS = ("frames", "one frame", "memory", "several steps")
 
 Call = tuple[str, str]
 
@@ -31,6 +44,13 @@ def section(title: str) -> str:
 def walk(title: str) -> list[Call]:
     """Return the stops of a walk, in order."""
     return [(found["path"], found["function"]) for found in STOP.finditer(section(title))]
+
+
+def way(name: str) -> list[Call]:
+    """Return the stops of a gradient that goes this way, in order."""
+    rows = ROW.finditer(section("The way of a gradient"))
+    column = WAYS.index(name)
+    return [(row["path"], row["function"]) for row in rows if row["ways"].split("|")[column].strip()]
 
 
 @dataclass
@@ -55,40 +75,78 @@ def logged() -> Iterator[Log]:
         sys.setprofile(before)
 
 
-@pytest.fixture(scope="module")
-def step() -> list[Call]:
-    """The calls of one training step of a server and two workers that send frames."""
-    simulation = Simulation(JOBS["linear"], seed=1)
-    for _ in range(2):
-        simulation.add_worker()
-    simulation.run_to(2)  # the first steps are computed by the engine, and captured
-    with logged() as log:
-        simulation.run_to(4)
-    return log.calls
+class Roomy(Coordinator):
+    """Takes all workers for ones on a machine with a core for each."""
+
+    def _join(self, peer: bytes, join: Join, now: float) -> list[Effect]:
+        return super()._join(peer, msgspec.structs.replace(join, machine="here", cores=[0, 1]), now)
 
 
-@pytest.mark.parametrize("title", ["The way of a gradient", "The way of the weights"])
-def test_a_walk_is_the_way_that_the_code_takes(title: str, step: list[Call]) -> None:
-    stops, place = walk(title), 0
+def roomy(info: RunInfo, start: Resumption) -> Coordinator:
+    """Return a coordinator that lets workers make steps by themselves as soon as it can."""
+    return Roomy(info, first_steps=0)
+
+
+@pytest.fixture(params=WAYS)
+def step(request: pytest.FixtureRequest, short_root: Path) -> tuple[str, list[Call]]:
+    """Return a way, and the calls of a training step of a server and two workers whose gradients go there."""
+    name, memory = request.param, short_root if request.param in ("memory", "several steps") else None
+    job = {
+        "frames": job_of(model="mlp", steps=6),
+        "several steps": job_of(steps=20, global_batch=2, micro_batches=2),
+    }.get(name)
+    parts = Parts(coordinator=roomy) if name == "several steps" else Parts()
+    helping = ParallelUpdateConfig(cores=2) if name == "several steps" else ParallelUpdateConfig()
+    admission = AdmissionPolicy(min_workers=2)
+    # Five steps an epoch: what happens at its end belongs to no step.
+    job = job or job_of(global_batch=8, steps=5)
+    simulation = Simulation(job, 1, admission, root=memory, parts=parts, helping=helping)
+    with simulation:
+        for _ in range(2):
+            simulation.add_worker()
+        if name == "several steps":  # these begin after the first
+            simulation.run(until=simulation.server.coordinator.is_running)
+        else:  # the first steps are computed by the engine, and captured
+            simulation.run_to(2)
+        with logged() as log:
+            simulation.run_to(4)
+    return name, log.calls
+
+
+def check(stops: list[Call], calls: list[Call]) -> None:
+    """Check that these functions are called in this order."""
+    place = 0
     assert len(stops) >= 5
     for stop in stops:
-        assert stop in step[place:], f"{stop} is not called after the stops before it"
-        place += step[place:].index(stop)
+        assert stop in calls[place:], f"{stop} is not called after the stops before it"
+        place += calls[place:].index(stop)
 
 
-def test_no_stop_is_missing(step: list[Call]) -> None:
+def test_a_gradient_and_the_weights_go_the_way_that_is_described(step: tuple[str, list[Call]]) -> None:
+    name, calls = step
+    check(way(name), calls)
+    if name == "one frame":
+        check(walk("The way of the weights"), calls)
+
+
+def test_no_stop_is_missing(step: tuple[str, list[Call]]) -> None:
     """Each module of a worker or a server that takes part in a step is on a walk, or named as one that is asked."""
-    named = set(re.findall(r"`((?:ps|worker)/[\w/]+\.py)`", CONTRIBUTING))
-    entered = {path for path, _ in step if path.startswith(("ps/", "worker/"))}
-    assert entered <= named, f"not in CONTRIBUTING: {sorted(entered - named)}"
+    named = tuple(re.findall(r"`((?:ps|worker)/[\w/]+(?:\.py|/))`", CONTRIBUTING))
+    entered = {path for path, _ in step[1] if path.startswith(("ps/", "worker/"))}
+    missing = sorted(path for path in entered if not path.startswith(named))
+    assert missing == [], f"not in CONTRIBUTING: {missing}"
 
 
-def test_a_gradient_passes_through_few_modules() -> None:
-    stops = walk("The way of a gradient")
-    on_server = {path for path, _ in stops if path.startswith("ps/")}
-    on_worker = {path for path, _ in stops if path.startswith("worker/")}
-    assert len(on_server) <= 15
-    assert len(on_worker) <= 10
+def test_few_modules_are_asked_on_the_way() -> None:
+    asked = CONTRIBUTING.split("These are asked on the way", 1)[1].split("\n\n", 1)[0]
+    assert len(re.findall("`[^`]+`", asked)) <= 10
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_a_gradient_passes_through_few_modules(name: str) -> None:
+    stops = way(name)
+    assert len({path for path, _ in stops if path.startswith("ps/")}) <= 12
+    assert len({path for path, _ in stops if path.startswith("worker/")}) <= 8
 
 
 def test_every_path_exists() -> None:

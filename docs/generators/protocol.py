@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-import lockstep.common.client.client as client
+import lockstep.common.statemachine.client as client
 import lockstep.ps.coordinator.transitions as coordinator
-import lockstep.ps.parallel_update.parallel_update as parallel_update
-import lockstep.ps.shard_group.transitions as shard_group
+import lockstep.ps.shard_group.group as shard_group
 import lockstep.ps.shard_process.state as shard_process
-import lockstep.ps.stretch.stretch as stretch
+import lockstep.ps.shared_memory.multi_step as multi_step
+import lockstep.ps.shared_memory.parallel_update as parallel_update
 import lockstep.worker.state as worker
 from docs.generators.tables import code, comments_of, fields_table, first_sentence, table
 from lockstep.common.protocol import messages, shard_messages
@@ -33,7 +33,7 @@ class Machine:
 
 MACHINES = (
     Machine("The run, as the coordinator sees it", coordinator.RunPhase, coordinator.TRANSITIONS, "ps/coordinator"),
-    Machine("A process that joins a server", client.ClientPhase, client.TRANSITIONS, "common/client"),
+    Machine("A process that joins a server", client.ClientPhase, client.TRANSITIONS, "common/statemachine"),
     Machine("A worker in the run", worker.WorkerPhase, worker.TRANSITIONS, "worker"),
     Machine("A shard in the run", shard_process.ShardPhase, shard_process.TRANSITIONS, "ps/shard_process"),
     Machine("The group of servers", shard_group.GroupPhase, shard_group.TRANSITIONS, "ps/shard_group"),
@@ -41,9 +41,9 @@ MACHINES = (
         "An update that workers help with",
         parallel_update.UpdatePhase,
         parallel_update.TRANSITIONS,
-        "ps/parallel_update",
+        "ps/shared_memory",
     ),
-    Machine("A stretch of steps", stretch.StretchPhase, stretch.TRANSITIONS, "ps/stretch"),
+    Machine("A lease of several steps", multi_step.MultiStepPhase, multi_step.TRANSITIONS, "ps/shared_memory"),
 )
 
 

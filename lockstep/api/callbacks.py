@@ -36,6 +36,7 @@ There is nothing to be called after each step: steps are made by other processes
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -236,35 +237,28 @@ def check_form(callbacks: Sequence[Callback]) -> None:
                 f"callbacks has {callback!r}: expected a Callback, such as the instance EarlyStopping(); for a "
                 "function, write LambdaCallback(on_epoch_end=…)"
             )
-        _check_names(callback)
+        # Keras and Lightning would call others.
+        unknown = [name for name in dir(type(callback)) if name.startswith("on_") and name not in CALLED]
+        if unknown:
+            raise JobError(
+                f"{type(callback).__name__} has {unknown[0]!r}, which is never called: expected {', '.join(CALLED)}; "
+                "the figures of each step are in metrics.jsonl in the run's folder"
+            )
         for name, given in CALLED.items():
             _check_parameters(callback, name, given)
 
 
-def _check_names(callback: Callback) -> None:
-    """Refuse methods that Keras and Lightning would call, and that are never called here."""
-    unknown = [name for name in dir(type(callback)) if name.startswith("on_") and name not in CALLED]
-    if unknown:
-        raise JobError(
-            f"{type(callback).__name__} has {unknown[0]!r}, which is never called: expected {', '.join(CALLED)}; the "
-            "figures of each step are in metrics.jsonl in the run's folder"
-        )
-
-
 def _check_parameters(callback: Callback, name: str, given: tuple[str, ...]) -> None:
     parameters = inspect.signature(getattr(callback, name))
-    try:
+    with suppress(TypeError):
         parameters.bind(*given)
-    except TypeError:
-        fits = False
-    else:
         # Keras's `on_epoch_end(epoch, logs)` would take the run for the epoch's number.
-        fits = "logs" not in parameters.parameters
-    if not fits:
-        raise JobError(
-            f"{type(callback).__name__}.{name}{parameters} is called with ({', '.join(given)}): expected "
-            f"def {name}(self, {', '.join(given)})"
-        )
+        if "logs" not in parameters.parameters:
+            return
+    raise JobError(
+        f"{type(callback).__name__}.{name}{parameters} is called with ({', '.join(given)}): expected "
+        f"def {name}(self, {', '.join(given)})"
+    )
 
 
 @dataclass
@@ -277,7 +271,6 @@ class CallbackRunner:
     _stopped_after: int | None = field(default=None, init=False)
 
     def begin(self) -> None:
-        """Call `on_train_begin` of all callbacks."""
         for callback in self.callbacks:
             _call(callback.on_train_begin, self.training)
 

@@ -10,11 +10,9 @@ import numpy as np
 from lockstep.api.source_text import Definition, Gathering
 from lockstep.common.aggregation.layout import check_trained
 from lockstep.common.errors import ModelError
-from lockstep.common.model.source import is_torch_class, is_torch_module, torch_model
+from lockstep.common.model.source import WRITTEN_BY_FIT, is_torch_class, is_torch_module, torch_model
 from lockstep.common.nn.description import describe, is_describable
 from lockstep.common.nn.module import Module, Parameter, RunningStatistic
-
-HEADER = '"""A model that was defined in a notebook or a script, as `fit` found it there."""\n\n'
 
 #: A model, of `lockstep.nn` or of PyTorch, what builds one, or the name of one.
 Model = Any
@@ -71,8 +69,11 @@ def model_text(model: Any) -> ModelText:
     kind = model if isinstance(model, type) else type(model)
     if not issubclass(kind, Module) and not is_torch_class(kind):
         raise ModelError(f"the model is {model!r}: expected a Module, its class, or a function that returns it")
-    if is_torch_class(kind):
-        _check_torch_class(kind)
+    if is_torch_class(kind) and kind.__module__.partition(".")[0] == "torch":
+        raise ModelError(
+            f"the {kind.__name__} is a class of PyTorch, and what it was built with is not known: expected a class of "
+            "your own, or a function that builds the model; write `def build(): return ...` and pass it to `fit`"
+        )
     if not isinstance(model, type):
         _check_own(model)
         check_rebuilt(model)
@@ -83,16 +84,7 @@ def model_text(model: Any) -> ModelText:
 def _text_of(definition: Definition) -> str:
     gathering = Gathering()
     gathering.add(definition)
-    return HEADER + gathering.text()
-
-
-def _check_torch_class(kind: type) -> None:
-    """Raise if the class of a model is PyTorch's own, whose arguments nobody knows."""
-    if kind.__module__.partition(".")[0] == "torch":
-        raise ModelError(
-            f"the {kind.__name__} is a class of PyTorch, and what it was built with is not known: expected a class of "
-            "your own, or a function that builds the model; write `def build(): return ...` and pass it to `fit`"
-        )
+    return WRITTEN_BY_FIT + gathering.text()
 
 
 def _check_own(model: Any) -> None:
@@ -118,20 +110,18 @@ def check_rebuilt(model: Any) -> None:
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         raise ModelError(f"{name}() raised {text}: {advice}") from error
-    for odd in _differences(model, other):
+    if isinstance(model, Module):
+        found = _differences(model, other)
+    else:
+        # Here, where the model itself has imported PyTorch already.
+        from lockstep.common.model.pytorch.comparison import differences
+
+        found = differences(model, other)
+    for odd in found:
         raise ModelError(f"{odd}: {advice}")
 
 
-def _differences(model: Any, other: Any) -> Iterator[str]:
-    if isinstance(model, Module):
-        return _own_differences(model, other)
-    # Here, where the model itself has imported PyTorch already.
-    from lockstep.common.model.pytorch.comparison import differences
-
-    return differences(model, other)
-
-
-def _own_differences(model: Module, other: Module) -> Iterator[str]:
+def _differences(model: Module, other: Module) -> Iterator[str]:
     here, there = dict(_attributes(model)), dict(_attributes(other))
     for place in sorted(here.keys() | there.keys()):
         if place not in here or place not in there:

@@ -1,7 +1,6 @@
 """Training from Python: one call, in a script or a notebook cell, on any number of workers."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from lockstep.ps.records.run_folder import EPOCH_WEIGHTS, RESULT
 from lockstep.results.reports.display import Display, display_for
 from lockstep.results.reports.notebook_display import NotebookPage, cell_output
 from lockstep.runs.job_file import resolve
-from lockstep.runs.launch_config import default_launch
 from lockstep.runs.run_dir import claimed_run_dir, has_begun, resumed_job
 from lockstep.runs.session import Destination
 
@@ -75,7 +73,7 @@ def fit(
     options, values = taken_options(values)
     known = exported(model)
     given = {"model": known.value, **_with_values_of(callbacks, values)}
-    job, launch = resolve({}, given, default_launch())
+    job, launch = resolve({}, given)
     arrays = None
     if isinstance(data, str | Path):
         job = msgspec.structs.replace(job, data=named_data(str(data), options, job.loss, verbose=verbose))
@@ -126,25 +124,18 @@ def _carry_out(job: Job, destination: Destination, callbacks: Sequence[Callback]
     folder = destination.folder
     called = [callback for callback in callbacks if not isinstance(callback, EarlyStopping)]
     runner = CallbackRunner(called, Training(folder, job))
-    with _display(verbose) as display, _resume_hint(folder, display):
-        runner.begin()
+    with _display(verbose) as display:
         try:
+            runner.begin()
             result = train_here(job, destination, display, is_to_stop=runner.is_to_stop if called else None)
             runner.end([epoch.status() for epoch in result.history])
+        except KeyboardInterrupt:
+            if has_begun(folder):
+                display.say(f"interrupted: the run is kept; resume it with lockstep.resume({str(folder)!r})")
+            raise
         finally:
             (folder / EPOCH_WEIGHTS).unlink(missing_ok=True)
     return Run(result, folder, job)
-
-
-@contextmanager
-def _resume_hint(folder: Path, display: Display) -> Iterator[None]:
-    """Print how to resume a run that is interrupted."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if has_begun(folder):
-            display.say(f"interrupted: the run is kept; resume it with lockstep.resume({str(folder)!r})")
-        raise
 
 
 def _weights(model: Model) -> dict[str, NDArray[Any]]:

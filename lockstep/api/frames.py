@@ -1,7 +1,7 @@
 """Data that `fit` is given in other forms than arrays: files to be packed, and data frames."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,16 @@ from lockstep.api.job_inputs import PackInto, named_arrays
 from lockstep.common.errors import DataError, JobError
 from lockstep.common.runtime.environment import cache_home
 from lockstep.packing.cache import changed, packed_source
-from lockstep.packing.options import PackOptions, Watch
+from lockstep.packing.options import DIRECT, PackOptions
 from lockstep.runs.optional_packages import demand
 
 #: A data frame, or two, or a mapping of them: of any library, so that it has no type here.
 Frame = Any
 
-#: The options of packing that `fit` takes next to the values of a job.
-OPTIONS = ("target", "columns", "task", "missing", "standardize", "size", "grayscale", "test_split")
-
 
 def taken_options(values: Mapping[str, Any]) -> tuple[PackOptions, dict[str, Any]]:
     """Return the options of packing and the values of the job; `JobError` for an option of another kind."""
-    given = {name: value for name, value in values.items() if name in OPTIONS and value is not None}
+    given = {name: value for name, value in values.items() if name in DIRECT and value is not None}
     for name in ("target", "columns"):
         if name in given:
             several = given[name] if isinstance(given[name], list | tuple) else [given[name]]
@@ -44,7 +41,7 @@ def taken_options(values: Mapping[str, Any]) -> tuple[PackOptions, dict[str, Any
         raise JobError(f"test_split = {given['test_split']!r}: expected a share, at least 0 and below 1")
     if given.get("task") not in (None, "classes", "numbers"):
         raise JobError(f"task = {given['task']!r}: expected 'classes' or 'numbers'")
-    return PackOptions(**given), {name: value for name, value in values.items() if name not in OPTIONS}
+    return PackOptions(**given), {name: value for name, value in values.items() if name not in DIRECT}
 
 
 def memory_data(data: Any, options: PackOptions, loss: str) -> dict[str, NDArray[Any]] | PackInto:
@@ -70,9 +67,5 @@ def memory_data(data: Any, options: PackOptions, loss: str) -> dict[str, NDArray
 def named_data(name: str, options: PackOptions, loss: str, *, verbose: bool) -> str:
     """Return a job's data: what was packed if it is a file that has to be."""
     cache = Path(cache_home()) / "lockstep"
-    return packed_source(name, options, loss, cache, _no_progress, print if verbose else lambda text: None)
-
-
-@contextmanager
-def _no_progress(what: str) -> Iterator[Watch]:
-    yield lambda share: None
+    say = print if verbose else lambda text: None
+    return packed_source(name, options, loss, cache, lambda what: nullcontext(lambda share: None), say)

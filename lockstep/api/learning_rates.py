@@ -24,11 +24,9 @@ from lockstep.common.data.source import load
 from lockstep.common.errors import JobError, RunError
 from lockstep.common.job.job import Job
 from lockstep.common.optim.schedules import Exponential
-from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.numerics import own_numerics
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.runs.job_file import resolve
-from lockstep.runs.launch_config import Launch
 from lockstep.runs.optional_packages import demand
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.worker.gradient_sink import NotFiniteError
@@ -125,7 +123,7 @@ def find_lr(
     """
     known = exported(model)
     arrays = None if isinstance(data, str | Path) else named_arrays(data)
-    job, _ = resolve({}, {**({"data": str(data)} if arrays is None else {}), **values, "model": known.value}, Launch())
+    job, _ = resolve({}, {**({"data": str(data)} if arrays is None else {}), **values, "model": known.value})
     with (
         tempfile.TemporaryDirectory(prefix="lockstep-rates-") as folder,
         job_inputs(Path(folder), None, arrays, known.text) as paths,
@@ -157,14 +155,14 @@ def rates_of(job: Job, *, lowest: float = 1e-6, highest: float = 10.0, steps: in
 
 def _losses(setup: RunSetup, steps: int) -> list[float]:
     """Make steps until the loss is too much; return the mean loss of each step's batch before its update."""
-    trainer, losses, best = SingleProcessTrainer(setup, SystemClock()), list[float](), math.inf
+    trainer, losses, best = SingleProcessTrainer(setup), list[float](), math.inf
     for step in range(steps):
         try:
-            done = trainer.sums(step)
+            sums, tally = trainer.sums(step)
         except NotFiniteError:
             break
-        trainer.update(step, done)
-        losses.append(done.tally.loss)
+        trainer.update(step, sums, tally)
+        losses.append(tally.loss)
         *_, smoothed = _smoothed(losses)
         best = min(best, smoothed)
         if len(losses) > SETTLING and smoothed > TOO_MUCH * best:

@@ -14,7 +14,7 @@ from lockstep.launch.page_process import PageProcess, PageRequest
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.metrics import EpochRecord
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult, read_result
-from lockstep.ps.run.early_stopping import early_stopping_state
+from lockstep.ps.run.early_stopping import best_epoch
 from lockstep.runs.run_dir import has_begun, recorded_job
 from lockstep.runs.trained_model import model_with
 
@@ -110,9 +110,9 @@ class Run:
     @property
     def best_epoch(self) -> EpochRecord:
         """The record of the best epoch, by the job's `monitor` and `min_delta`; its numbers count from 1."""
-        stopping = early_stopping_state(self.job, self.history)
-        assert stopping is not None  # a finished run has an epoch
-        return self.history[stopping.best - 1]
+        best = best_epoch(self.job, self.history)
+        assert best is not None  # a finished run has an epoch
+        return best
 
     @cached_property
     def best_model(self) -> Any:
@@ -134,9 +134,8 @@ class Run:
         return model_with(self.job, kept.arrays, kept.progress.steps)
 
     def __repr__(self) -> str:
-        score = self.result.test_r2 if self.result.test_accuracy is None else self.result.test_accuracy
         name = "test_r2" if self.result.test_accuracy is None else "test_accuracy"
-        return f"Run({str(self.folder)!r}, {name}={score:.4f})"
+        return f"Run({str(self.folder)!r}, {name}={getattr(self.result, name):.4f})"
 
 
 def load_run(folder: str | Path) -> Run:
@@ -144,8 +143,7 @@ def load_run(folder: str | Path) -> Run:
     path = Path(folder)
     if not (path / RESULT).is_file():
         if has_begun(path):
-            raise JobError(
-                f"the run in {str(folder)!r} is not finished: resume it with lockstep.resume({str(folder)!r})"
-            )
+            named = repr(str(folder))
+            raise JobError(f"the run in {named} is not finished: resume it with lockstep.resume({named})")
         raise JobError(f"{str(folder)!r} holds no finished run: expected a folder with {RESULT}")
     return Run(read_result(path), path, recorded_job(path))

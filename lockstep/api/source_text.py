@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
-from typing import Any
 
 from lockstep.common.errors import ModelError
 
@@ -92,9 +91,6 @@ def _cut_out(definition: Definition, code: CodeType, text: str) -> str:
     )
 
 
-#: Our own packages: workers have them wherever they lie.
-OURS = ("lockstep",)
-
 #: Names that every module has.
 GIVEN = ("__name__", "__file__", "__doc__")
 
@@ -114,7 +110,7 @@ class Gathering:
         if not self._take(name, definition, name):
             return
         text = text_of(definition)
-        namespace = _namespace_of(definition)
+        namespace = vars(sys.modules[definition.__module__]) if isinstance(definition, type) else definition.__globals__
         for borrowed in borrowed_names(text):
             if borrowed in GIVEN:
                 continue
@@ -124,7 +120,6 @@ class Gathering:
         self.parts.append(text)
 
     def text(self) -> str:
-        """Return the source so far."""
         imports = "".join(f"{line}\n" for line in sorted(set(self.imports)))
         return "\n\n".join(part for part in (imports, *self.parts) if part)
 
@@ -184,17 +179,10 @@ def _plain(name: str, value: object, user: str) -> str:
     return text
 
 
-def _namespace_of(definition: Definition) -> dict[str, Any]:
-    """Return the names that a definition sees."""
-    if isinstance(definition, FunctionType):
-        return definition.__globals__
-    return vars(sys.modules[definition.__module__])
-
-
 def _is_installed(module: str) -> bool:
     """Return whether a worker of this machine can import a module: it has the same packages, and not our folder."""
     root = module.partition(".")[0]
-    if root in OURS or root in sys.builtin_module_names:
+    if root == "lockstep" or root in sys.builtin_module_names:
         return True
     if root == "__main__":
         return False
@@ -205,7 +193,6 @@ def _is_installed(module: str) -> bool:
 
 @cache
 def _folders() -> tuple[Path, ...]:
-    """Return where packages are installed."""
     paths = sysconfig.get_paths()
     named = (paths["stdlib"], paths["platstdlib"], paths["purelib"], paths["platlib"], site.getusersitepackages())
     return tuple(Path(path) for path in named)

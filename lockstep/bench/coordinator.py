@@ -8,11 +8,17 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from typing import Annotated, ClassVar
 
-from lockstep.bench.reports.rows import CoordinatorRow
+import msgspec
+
+from lockstep.bench import parameters as options
+from lockstep.bench.bench import Bench, Panel, Series, TableColumn
+from lockstep.bench.timed_run import BenchSession
+from lockstep.cli.options.types import WholeNumber
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.fingerprint import fingerprint
-from lockstep.common.protocol.messages import CORES_LIMIT, Lease, Result
+from lockstep.common.protocol.messages import CORES_LIMIT, Lease, Ready, Result
 from lockstep.common.runtime.clock import Clock
 from lockstep.launch.client import worker_join
 from lockstep.ps.coordinator import events
@@ -31,6 +37,23 @@ GOLDEN = 0.6180339887498949
 MAX_MICRO_BATCHES = 4096
 
 DIGEST = "0" * 64
+
+
+class CoordinatorRow(msgspec.Struct, frozen=True, kw_only=True):
+    """The costs of decisions of the real coordinator with simulated workers, in virtual time."""
+
+    workers: Annotated[int, TableColumn("workers", 7)]
+    micro_batches: Annotated[int, TableColumn("micro-batches", 14)]
+    #: Steps made, and events handled from the first step on.
+    steps: int
+    events: Annotated[int, TableColumn("events", 9, ",")]
+    #: Seconds that the coordinator took for them, including the look at its deadline before each.
+    decide_s: float
+    events_per_s: Annotated[float, TableColumn("events/s", 10, ",.0f")]
+    us_per_event: Annotated[float, TableColumn("us/event", 9, ".1f")]
+    #: Microseconds per event over those with the fewest workers; 1 if the costs do not depend on their number.
+    growth: Annotated[float, TableColumn("growth", 7, ".2f", "x")]
+    ms_per_step: Annotated[float, TableColumn("ms/step", 8, ".2f")]
 
 
 @dataclass
@@ -85,8 +108,8 @@ class SimulatedWorkers:
         for number in range(self.workers):
             peer = number.to_bytes(4, "big")
             join = worker_join(str(number), "run", number, "run", range(min(self.workers, CORES_LIMIT)))
-            self._send(0.0, events.WorkerJoined(peer=peer, join=join))
-            self._send(1.0, events.WorkerPrepared(peer=peer))
+            self._send(0.0, events.Received(peer=peer, message=join))
+            self._send(1.0, events.Received(peer=peer, message=Ready()))
 
     def turn(self) -> None:
         """Let the coordinator handle the next event, after a look at its deadline, as a server does."""
@@ -128,29 +151,61 @@ class SimulatedWorkers:
             compute_s=takes_s,
             number=lease.number,
         )
-        self._send(done + LATENCY_S, events.ResultReceived(peer=peer, result=result))
+        self._send(done + LATENCY_S, events.Received(peer=peer, message=result))
 
     def _send(self, at: float, event: events.Event) -> None:
         self._sent += 1
         heappush(self._pending, (at, self._sent, event))
 
 
-def measure(workers: Sequence[int], per_worker: int, steps: int, clock: Clock) -> Iterator[CoordinatorRow]:
-    """Yield a row for each number of workers, with `per_worker` micro-batches each, up to the limit of a job."""
-    first: float | None = None
-    for count in workers:
-        run = SimulatedWorkers(count, min(count * per_worker, MAX_MICRO_BATCHES), steps, clock)
-        run.run()
-        us = run.decide_s / run.handled * 1e6
-        first = us if first is None else first
-        yield CoordinatorRow(
-            workers=count,
-            micro_batches=run.micro_batches,
-            steps=steps,
-            events=run.handled,
-            decide_s=run.decide_s,
-            events_per_s=run.handled / run.decide_s,
-            us_per_event=us,
-            ms_per_step=run.decide_s / steps * 1e3,
-            growth=us / first,
-        )
+@dataclass(kw_only=True)
+class CoordinatorBench(Bench[CoordinatorRow]):
+    """Time the decisions of the coordinator in runs of simulated workers, in virtual time.
+
+    The coordinator is the real one; no gradients and no messages travel. The time is what the server's thread needs to
+    decide who computes what. It must stay small compared to the exchange, and an event must cost the same for any
+    number of workers.
+
+    \b
+      lockstep bench coordinator --workers 1,1000
+    """
+
+    name: ClassVar = "coordinator"
+    summary: ClassVar = "The coordinator alone: events per second."
+    row: ClassVar = CoordinatorRow
+
+    workers: tuple[int, ...] = options.option(
+        "--workers", options.Several(WholeNumber(1, 4096)), "numbers of simulated workers", "1,10,100,1000"
+    )
+    micro_batches_per_worker: int = options.option(
+        "--micro-batches-per-worker", WholeNumber(1, MAX_MICRO_BATCHES), "micro-batches per worker", "4"
+    )
+    steps: int = options.option("--steps", WholeNumber(1), "steps of each run", "20")
+
+    def measure(self, session: BenchSession) -> Iterator[CoordinatorRow]:
+        first: float | None = None
+        for count in self.workers:
+            micro_batches = min(count * self.micro_batches_per_worker, MAX_MICRO_BATCHES)
+            run = SimulatedWorkers(count, micro_batches, self.steps, session.clock)
+            run.run()
+            us = run.decide_s / run.handled * 1e6
+            first = us if first is None else first
+            yield CoordinatorRow(
+                workers=count,
+                micro_batches=run.micro_batches,
+                steps=self.steps,
+                events=run.handled,
+                decide_s=run.decide_s,
+                events_per_s=run.handled / run.decide_s,
+                us_per_event=us,
+                growth=us / first,
+                ms_per_step=run.decide_s / self.steps * 1e3,
+            )
+
+    def panels(self, rows: Sequence[CoordinatorRow]) -> list[list[Panel]]:
+        """Return the costs of an event and of a step by the number of workers."""
+        counts, us = [row.workers for row in rows], [row.us_per_event for row in rows]
+        events = Series("", "compute", us, "o-", counts)
+        steps = Series("", "exchange", [row.ms_per_step for row in rows], "o-", counts)
+        left = Panel("the coordinator: microseconds per event", "µs", [events], end=1.15 * max(us))
+        return [[left, Panel("milliseconds of all decisions per step", "ms", [steps], is_log=True)]]

@@ -1,149 +1,201 @@
 """Bench the exchange alone: real server and worker processes, with a gradient that is filled and not computed."""
 
-import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, ClassVar
 
+import msgspec
 import numpy as np
 
-from lockstep.bench.baseline import Baseline
+from lockstep.bench import parameters as options
+from lockstep.bench import peers, timed_run
+from lockstep.bench.bench import (
+    TORCH,
+    Bench,
+    Panel,
+    TableColumn,
+    described,
+    over,
+    split_columns,
+    split_series,
+    torch_marks,
+    with_torch,
+)
 from lockstep.bench.constant_gradient import CLASSES, source_of
-from lockstep.bench.reports.rows import BaselineExchange, ExchangeRow
-from lockstep.bench.step import FIRST
-from lockstep.bench.timed_run import WARM_UP, DigestCheck, TimedRuns, timed_run
+from lockstep.bench.peers import WARM_UP, Stepper
+from lockstep.bench.timed_run import BenchSession, TimedRun
+from lockstep.cli.options.types import WholeNumber
 from lockstep.common.job.job import Job
 from lockstep.common.runtime.environment import cores
 from lockstep.common.transport.transports import Transport
 from lockstep.launch.cluster import check_launch
+from lockstep.ps.run.timing import Split
 from lockstep.runs.cost_model import BYTES_PER_PARAMETER
-from lockstep.runs.job_file import resolve
 from lockstep.runs.launch_config import Launch
 
 
-@dataclass(frozen=True, kw_only=True)
-class Exchange:
-    """What to measure: every combination."""
+class BaselineExchange(msgspec.Struct, frozen=True, kw_only=True):
+    """The baseline's all-reduce and update among as many processes, measured in turns with ours."""
 
-    parameters: tuple[int, ...]
-    workers: tuple[int, ...]
-    transports: tuple[Transport, ...]
-    servers: tuple[int, ...]
-    #: Formats of sums, and the format of weights.
-    wires: tuple[str, ...] = ("float32",)
-    wire_weights: str = "float32"
-    #: Exchanges of each combination, and the turns in which they are measured.
-    steps: int = 300
-    rounds: int = 3
-    peer_python: Path | None = None
+    version: str
+    ms_per_exchange: float
+    gb_per_s: float
+    #: The baseline's time over ours; above 1 if we are faster.
+    ratio: float
 
-    def turn_steps(self) -> int:
-        """Return the exchanges of one turn."""
-        return -(-self.steps // self.rounds)
 
-    def job(self, folder: Path, parameters: int, workers: int, wire: str) -> Job:
+class ExchangeRow(msgspec.Struct, frozen=True, kw_only=True):
+    """An exchange: gradients are pushed and summed, weights are updated and pulled. Gradients are only filled."""
+
+    parameters: Annotated[int, TableColumn("parameters ", 11, unit=" ")]
+    workers: int
+    servers: int
+    transport: Annotated[str, over("workers over", -12)]
+    carrier: str
+    cores: int
+    #: Formats of sums and of weights, and bytes of messages with either that crossed sockets in an exchange.
+    wire: Annotated[str, TableColumn("sums", -8)]
+    wire_weights: str
+    sums_bytes: int
+    weights_bytes: int
+    #: Exchanges measured, and their median.
+    steps: int
+    ms_per_exchange: Annotated[float, TableColumn("ms", 8, ".3f")]
+    #: Gradients pushed and weights pulled, 8 bytes per parameter and worker whatever the formats, over that time.
+    gb_per_s: Annotated[float, TableColumn("GB/s ", 8, ".2f", " ")]
+    peer: Annotated[BaselineExchange | None, TORCH]
+    #: Where the time of an exchange went, over the middle half of them; `compute_s` is the filling.
+    split: Annotated[Split, *split_columns(" fill", "exch", "updt", "wait")]
+
+
+@dataclass(kw_only=True)
+class ExchangeBench(Bench[ExchangeRow]):
+    """Time only the exchange of gradients and weights. Workers fill a gradient with a number instead of computing one.
+
+    Server and workers are those of `lockstep train`. With --peer-python, torch's all-reduce over gloo runs in turns
+    with them, with as many processes, the same filling and the same update.
+
+    \b
+      lockstep bench exchange --params 535818,25000000 --transport auto,tcp
+      lockstep bench exchange --transport tcp --wire float32,float16,int8
+      lockstep bench exchange --workers 2,4 --peer-python ~/torch/bin/python
+    """
+
+    name: ClassVar = "exchange"
+    summary: ClassVar = "The exchange of gradients and weights alone."
+    row: ClassVar = ExchangeRow
+
+    parameters: tuple[int, ...] = options.option(
+        "--params", options.Several(WholeNumber(1, 2**30)), "sizes of the gradient, in parameters", "535818"
+    )
+    workers: tuple[int, ...] = options.workers("2")
+    transports: tuple[Transport, ...] = options.transports()
+    servers: tuple[int, ...] = options.servers("numbers of server processes", "1")
+    steps: int = options.steps("exchanges to measure", "300")
+    wires: tuple[str, ...] = options.option(
+        "--wire", options.Several(options.WIRES), "types in which sums of gradients travel", "float32"
+    )
+    wire_weights: str = options.wire_weights("float32")
+    rounds: int = options.rounds()
+    peer_python: Path | None = options.peer_python()
+
+    def measure(self, session: BenchSession) -> Iterator[ExchangeRow]:
+        # Without checkpoints: the one at the end, of weights that do not matter, may take longer than the rest.
+        setups = [
+            Launch(workers=1, servers=servers, transport=transport, checkpoint_keep=0)
+            for servers, transport in product(self.servers, self.transports)
+        ]
+        for launch in setups:
+            check_launch(launch)
+        for parameters, workers, wire in product(self.parameters, self.workers, self.wires):
+            launches = [msgspec.structs.replace(launch, workers=workers) for launch in setups]
+            yield from self._measure(session, parameters, launches, wire)
+
+    def _measure(self, session: BenchSession, count: int, launches: list[Launch], wire: str) -> Iterator[ExchangeRow]:
+        workers, turn = launches[0].workers, timed_run.per_turn(self.steps, self.rounds)
+        job = self._job(session.folder, count, workers, wire)
+        ours: dict[Launch, list[TimedRun]] = {launch: [] for launch in launches}
+        arguments = ["allreduce", str(count), str(workers)]
+        with ExitStack() as stack:
+            baselines = peers.start_baselines(self.peer_python, arguments, stack)
+            peers.in_turns(self.rounds, turn, partial(session.run_each, job, ours), baselines)
+        for launch, runs in ours.items():
+            yield _row(count, launch, runs, baselines)
+
+    def _job(self, folder: Path, parameters: int, workers: int, wire: str) -> Job:
         """Return a job whose workers push one gradient each per step; write its files into the folder."""
-        steps = WARM_UP + self.turn_steps()
+        steps = WARM_UP + timed_run.per_turn(self.steps, self.rounds)
         model, data = folder / f"filler-{parameters}.py", folder / f"blank-{workers}.npz"
         model.write_text(source_of(parameters), encoding="utf-8")
         # One sample per worker and step, all in one epoch, so that nothing is evaluated in between.
         labels = np.arange(steps * workers) % CLASSES
         blank = np.zeros((labels.size, 1), dtype=np.uint8)
         np.savez(data, x_train=blank, y_train=labels, x_test=blank[:CLASSES], y_test=labels[:CLASSES])
-        values: dict[str, Any] = {
-            "model": f"{model}:build",
-            "data": str(data),
-            "global_batch": workers,
-            "micro_batches": workers,
-        }
-        # The baseline has no momentum, which would cost the server a pass; the rate is too small to change a weight.
-        values |= {"steps": steps, "wire": wire, "wire_weights": self.wire_weights}
-        job, _ = resolve({**values, "optimizer": "sgd", "momentum": 0.0, "lr": 1e-9}, {}, Launch())
-        return job
-
-
-@dataclass
-class ExchangeBench:
-    """A running bench, with a folder of its own."""
-
-    exchange: Exchange
-    folder: Path
-    say: Callable[[str], None]
-
-    def rows(self) -> Iterator[ExchangeRow]:
-        """Measure, and yield each row as soon as it is known."""
-        exchange = self.exchange
-        setups = [(servers, transport) for servers in exchange.servers for transport in exchange.transports]
-        for servers, transport in setups:
-            check_launch(Launch(workers=1, servers=servers, transport=transport))
-        for parameters in exchange.parameters:
-            for workers in exchange.workers:
-                # Without checkpoints: the one at the end, of weights that do not matter, may take longer than the rest.
-                launches = [
-                    Launch(workers=workers, servers=servers, transport=transport, checkpoint_keep=0)
-                    for servers, transport in setups
-                ]
-                for wire in exchange.wires:
-                    yield from self._measure(parameters, launches, wire)
-
-    def _measure(self, parameters: int, launches: list[Launch], wire: str) -> Iterator[ExchangeRow]:
-        exchange, workers = self.exchange, launches[0].workers
-        job, digests = exchange.job(self.folder, parameters, workers, wire), DigestCheck()
-        ours: dict[Launch, TimedRuns] = {launch: TimedRuns() for launch in launches}
-        theirs: list[float] = []
-        version = ""
-        with ExitStack() as stack:
-            baseline = self._baseline(parameters, workers, stack)
-            for _ in range(exchange.rounds):
-                for launch, runs in ours.items():
-                    result, steps = timed_run(job, launch, self.folder, self.say)
-                    digests.check(job, result)
-                    runs.add(result, steps)
-                if baseline is not None:
-                    answer = baseline.steps(FIRST + exchange.turn_steps())
-                    theirs += answer.seconds[FIRST:]
-                    version = answer.version
-        for launch, runs in ours.items():
-            yield row_of(parameters, launch, runs, theirs, version)
-
-    def _baseline(self, parameters: int, workers: int, stack: ExitStack) -> Baseline | None:
-        if self.exchange.peer_python is None:
-            return None
-        baseline = Baseline.start(self.exchange.peer_python, ["allreduce", str(parameters), str(workers)])
-        stack.callback(baseline.close)
-        baseline.steps(WARM_UP)
-        return baseline
-
-
-def row_of(parameters: int, launch: Launch, runs: TimedRuns, theirs: list[float], version: str) -> ExchangeRow:
-    """Return the row of one launch."""
-    seconds = statistics.median(runs.steady())
-    volume = BYTES_PER_PARAMETER * parameters * launch.workers
-    baseline = None
-    if theirs:
-        baseline_s = statistics.median(theirs)
-        baseline = BaselineExchange(
-            version=version,
-            ms_per_exchange=baseline_s * 1e3,
-            gb_per_s=volume / baseline_s / 1e9,
-            ratio=baseline_s / seconds,
+        return timed_run.bench_job(
+            model=f"{model}:build",
+            data=str(data),
+            global_batch=workers,
+            micro_batches=workers,
+            steps=steps,
+            wire=wire,
+            wire_weights=self.wire_weights,
+            # The baseline has no momentum, which would cost the server a pass; the rate changes no weight.
+            optimizer="sgd",
+            momentum=0.0,
+            lr=1e-9,
         )
+
+    def panels(self, rows: Sequence[ExchangeRow]) -> list[list[Panel]]:
+        """Return a panel per size: the parts of each exchange as a bar, and the baseline's time as a marker."""
+        sizes = dict.fromkeys(row.parameters for row in rows)
+        return [[_panel(size, [row for row in rows if row.parameters == size])] for size in sizes]
+
+
+def _row(parameters: int, launch: Launch, runs: list[TimedRun], baselines: list[Stepper]) -> ExchangeRow:
+    turns, result = [run.seconds() for run in runs], runs[-1].result
+    seconds, volume = timed_run.median_step_s(turns), BYTES_PER_PARAMETER * parameters * launch.workers
     return ExchangeRow(
         parameters=parameters,
         workers=launch.workers,
         servers=launch.servers,
         transport=launch.transport,
-        carrier=runs.results[-1].transport,
-        wire=runs.results[-1].wire,
-        wire_weights=runs.results[-1].wire_weights,
-        sums_bytes=runs.results[-1].moved.sums,
-        weights_bytes=runs.results[-1].moved.weights,
+        carrier=result.transport,
         cores=cores(),
-        steps=len(runs.steady()),
+        wire=result.wire,
+        wire_weights=result.wire_weights,
+        sums_bytes=result.moved.sums,
+        weights_bytes=result.moved.weights,
+        steps=len(timed_run.all_seconds(turns)),
         ms_per_exchange=seconds * 1e3,
         gb_per_s=volume / seconds / 1e9,
-        split=runs.split(),
-        peer=baseline,
+        peer=_peer(baselines, volume, seconds),
+        split=timed_run.undisturbed_split(runs),
+    )
+
+
+def _peer(baselines: list[Stepper], volume: float, our_s: float) -> BaselineExchange | None:
+    if (found := peers.faster(baselines, timed_run.median_step_s)) is None:
+        return None
+    baseline, step_s = found
+    return BaselineExchange(
+        version=baseline.turns[-1].version,
+        ms_per_exchange=step_s * 1e3,
+        gb_per_s=volume / step_s / 1e9,
+        ratio=step_s / our_s,
+    )
+
+
+def _panel(size: int, rows: Sequence[ExchangeRow]) -> Panel:
+    texts = [f"{row.ms_per_exchange:.2f} ms, {row.gb_per_s:.1f} GB/s" for row in rows]
+    return Panel(
+        f"{size:,} parameters: push, sum, update, pull",
+        "ms",
+        [*split_series(rows), torch_marks(rows, "ms_per_exchange")],
+        [described(row) for row in rows],
+        with_torch(texts, rows),
+        end=1.35,
     )

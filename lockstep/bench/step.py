@@ -4,49 +4,81 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, get_args
 
+import click
 import msgspec
 import numpy as np
 from rich.table import Table
 
-from lockstep.bench.baseline import Answer, Baseline, layouts_of
-from lockstep.bench.reports.rows import BaselineFigures, StepFigures, median_ms
+from lockstep.bench import parameters as options
+from lockstep.bench import peers, timed_run
+from lockstep.bench.bench import Bench, Panel, Series, with_torch
+from lockstep.bench.peers import FIRST, WARM_UP, Answer, Stepper
+from lockstep.bench.timed_run import BenchSession
+from lockstep.checking.checkup.machine import measured
+from lockstep.cli.options.types import WholeNumber
 from lockstep.common.autograd.graph import no_grad, observe
 from lockstep.common.autograd.primitives.primitive import Primitive
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.dataset import TrainTest
-from lockstep.common.errors import RunError
+from lockstep.common.data.source import load
+from lockstep.common.errors import RunError, UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.model.port import Engine
 from lockstep.common.nn.layers.convolution import Conv1d, Conv2d
 from lockstep.common.nn.layers.linear import Linear
 from lockstep.common.nn.module import Module
-from lockstep.common.random import Purpose, generator
-from lockstep.common.runtime.clock import Clock
+from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.environment import child_environment
+from lockstep.common.runtime.numerics import Numerics
+from lockstep.common.runtime.version import VERSION
 from lockstep.launch.child import ERROR_MARK
+from lockstep.launch.numerics import begin_with
 from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.single_process import SingleProcessTrainer
 
-#: Steps before anything is measured: buffers are made and caches filled.
-WARM_UP = 10
-
-#: Steps at the beginning of a turn that do not count, because the caches still hold the other's data.
-FIRST = 3
-
-#: Turns in which ours and the baseline alternate, so that a disturbance of the machine affects both.
+#: Turns in which ours and the baseline alternate.
 ROUNDS = 6
 
 
+class BaselineFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """The baseline in its faster memory layout."""
+
+    version: str
+    layout: str
+    ms_per_step: float
+    peak_rss_mb: float
+    #: The baseline's time over ours; above 1 if we are faster.
+    ratio: float
+
+
+class StepFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One row: a model at a batch size."""
+
+    model: str
+    batch: int
+    micro_batches: int
+    #: Median over `steps` steps.
+    ms_per_step: float
+    steps: int
+    images_per_s: float
+    peak_rss_mb: float
+    #: Share of the step that its unavoidable matrix products take at the peak, and that peak.
+    gemm_gflops_share: float
+    gemm_peak_gflops: float
+    peer: BaselineFigures | None = None
+
+
 @dataclass
-class StepBench:
-    """Makes the steps of a job in one process, on data that is loaded already."""
+class LocalSteps:
+    """Makes the steps of a job in this process, on data that is loaded already."""
 
     job: Job
     data: TrainTest
@@ -56,7 +88,7 @@ class StepBench:
     at: int = 0
 
     def __post_init__(self) -> None:
-        self.trainer = SingleProcessTrainer(open_run("bench", self.job, self.data, AdmissionPolicy()), self.clock)
+        self.trainer = SingleProcessTrainer(open_run("bench", self.job, self.data, AdmissionPolicy()))
 
     def times(self, steps: int) -> list[float]:
         """Make `steps` steps; return the seconds that each took."""
@@ -74,71 +106,182 @@ class StepBench:
         return step_flops(self.trainer.setup.model.module, self.trainer.compute.batches.preparation.images(images))
 
 
-def measure(bench: StepBench, steps: int, peer_python: Path | None) -> StepFigures:
+@click.command(hidden=True)
+@click.argument("job_file", type=click.Path(path_type=Path))
+def lone(job_file: Path) -> None:
+    """Make as many steps of the job as each line of standard input says; answer with what each took."""
+    job, _ = resolve(read_values(job_file), {})
+    local = LocalSteps(job, load(job.data), SystemClock())
+    for line in sys.stdin:
+        click.echo(msgspec.json.encode(Answer(VERSION, local.times(int(line)), peak_rss_bytes())))
+
+
+@dataclass(kw_only=True)
+class StepBench(Bench[StepFigures]):
+    """Time whole training steps: forward, loss, backward, update.
+
+    The bench runs the code of a worker and a server in one process, with one BLAS thread and with MNIST in memory. It
+    reports the median over the steps, and with --peer-python the ratio of torch's median to it. Each combination runs
+    in a separate process. With several numbers of micro-batches, the last lines compare each speed with that of the
+    first number.
+
+    \b
+      lockstep bench step --model cnn --batch 32
+      lockstep bench step --model mlp --peer-python ~/torch/bin/python
+      lockstep bench step --model linear,mlp,lenet,cnn --batch 32,128
+      lockstep bench step --model mlp --micro-batches 1,2,4,8,16,32
+    """
+
+    name: ClassVar = "step"
+    summary: ClassVar = "One training step of one process and one thread."
+    row: ClassVar = StepFigures
+
+    models: tuple[str, ...] = options.models("--model", text="models", default="lenet")
+    batches: tuple[int, ...] = options.option("--batch", options.NUMBERS, "batch sizes", "128")
+    cuts: tuple[int, ...] = options.option("--micro-batches", options.NUMBERS, "micro-batches per step", "1")
+    steps: int = options.option("--steps", WholeNumber(30), "steps to measure", "120")
+    numerics: Numerics = options.option(
+        "--numerics", click.Choice(get_args(Numerics)), "native or portable", "native", metavar="NAME"
+    )
+    peer_python: Path | None = options.peer_python()
+    is_profiling: bool = options.option("--profile", click.BOOL, "show time and bytes per primitive instead", "no")
+
+    def measure(self, session: BenchSession) -> Iterator[StepFigures]:
+        begin_with(self.numerics)
+        combinations = list(product(self.models, self.batches, self.cuts))
+        if len(combinations) == 1:
+            yield from self._measure(session, *combinations[0])
+            return
+        if self.is_profiling:
+            raise UsageError("--profile: expected one model, one batch size and one number of micro-batches")
+        rows = list[StepFigures]()
+        for combination in combinations:
+            rows.append(self._measured(*combination))
+            yield rows[-1]
+        for line in cut_lines(rows) if len(self.cuts) > 1 else ():
+            session.say(line)
+        if self.peer_python:
+            ratio = statistics.geometric_mean(row.peer.ratio for row in rows if row.peer is not None)
+            session.say(f"geometric mean of torch / ours: {ratio:.2f}")
+
+    def _measure(self, session: BenchSession, model: str, batch: int, cut: int) -> Iterator[StepFigures]:
+        # More epochs than are measured, so that none ends early.
+        values = {"global_batch": batch, "micro_batches": cut, "numerics": self.numerics, "epochs": 1000}
+        job = timed_run.bench_job(model=model, **values)
+        local = LocalSteps(job, load(job.data), session.clock)
+        if self.is_profiling:
+            session.console.print(profile(local, self.steps))
+        else:
+            yield figures_of(local, self.steps, self.peer_python)
+
+    def _measured(self, model: str, batch: int, cut: int) -> StepFigures:
+        """Return the figures of a process of its own, so that its peak memory is too."""
+        flags = ["--model", model, "--batch", str(batch), "--micro-batches", str(cut), "--steps", str(self.steps)]
+        flags += ["--numerics", self.numerics, "--json"]
+        flags += ["--peer-python", str(self.peer_python)] if self.peer_python else []
+        command = [sys.executable, "-P", "-m", "lockstep", "bench", "step", *flags]
+        done = subprocess.run(command, capture_output=True, check=False, env=child_environment())
+        if done.returncode:
+            text = done.stderr.decode(errors="replace").strip()
+            raise RunError(f"{model} at batch {batch}: {text.removeprefix(ERROR_MARK)}")
+        (figures,) = msgspec.json.decode(done.stdout, type=list[StepFigures])
+        return figures
+
+    def lines(self, row: StepFigures) -> list[str]:
+        cut = f" in {row.micro_batches} micro-batches" if row.micro_batches > 1 else ""
+        lines = [
+            f"{row.model}, batch {row.batch}{cut}, one thread, median of {row.steps} steps",
+            f"step          {row.ms_per_step:.3f} ms, {row.images_per_s:,.0f} images/s",
+            f"products      {row.gemm_gflops_share:.0%} of it at the peak of {row.gemm_peak_gflops:.0f} GFLOP/s",
+            f"peak memory   {row.peak_rss_mb:.0f} MB",
+        ]
+        if row.peer is not None:
+            torch, size = row.peer, row.peer.peak_rss_mb
+            lines += [
+                f"torch         {torch.ms_per_step:.3f} ms, torch {torch.version}, {torch.layout}, {size:.0f} MB",
+                f"torch / ours  {torch.ratio:.2f}",
+            ]
+        return lines
+
+    def panels(self, rows: Sequence[StepFigures]) -> list[list[Panel]]:
+        """Return a pair of bars per model and batch: the time and memory of a step, ours and the baseline's."""
+        names = [f"{row.model}, {row.batch}" for row in rows]
+        texts = with_torch([f"{row.images_per_s:,.0f}/s" for row in rows], rows)
+        title, pair = "a training step of one process, one thread", _pair(rows, "ms_per_step")
+        time = Panel(title, "ms", pair, names, texts, is_grouped=True, is_log=True, end=12)
+        pair = _pair(rows, "peak_rss_mb")
+        return [[time, Panel("peak memory of the process", "MB", pair, [""] * len(rows), is_grouped=True)]]
+
+
+def _pair(rows: Sequence[StepFigures], figure: str) -> list[Series]:
+    ours = Series("Lockstep", "ours", [getattr(row, figure) for row in rows])
+    if all(row.peer is None for row in rows):
+        return [ours]
+    return [ours, Series("torch, in its faster layout", "torch", [getattr(row.peer, figure, 0.0) for row in rows])]
+
+
+def cut_lines(rows: Sequence[StepFigures]) -> list[str]:
+    """Return, for each model and batch, the speed with each number of micro-batches over that with the first."""
+    cuts = list(dict.fromkeys(row.micro_batches for row in rows))
+    lines = ["micro-batches  " + "".join(f"{cut:>6}" for cut in cuts)]
+    by_place = {(row.model, row.batch): row.ms_per_step for row in rows if row.micro_batches == cuts[0]}
+    for (model, batch), first in by_place.items():
+        times = [row.ms_per_step for row in rows if (row.model, row.batch) == (model, batch)]
+        lines.append(f"{f'{model} {batch}':<15}" + "".join(f"{first / ms:>6.2f}" for ms in times))
+    return lines
+
+
+def figures_of(local: LocalSteps, steps: int, peer_python: Path | None) -> StepFigures:
     """Return the figures of at least `steps` steps, and of as many steps of the baseline, in turns with ours."""
-    model, batch = bench.job.model_name(), bench.job.global_batch
-    layouts = layouts_of(model) if peer_python else ()
-    baselines = [Baseline.start(peer_python, ["step", model, str(batch)], layout) for layout in layouts if peer_python]
-    per_turn = FIRST + -(-steps // ROUNDS)
-    try:
-        bench.times(WARM_UP)
-        for baseline in baselines:
-            baseline.steps(WARM_UP)
-        ours: list[float] = []
-        theirs: dict[str, list[Answer]] = {baseline.layout: [] for baseline in baselines}
-        for _ in range(ROUNDS):
-            ours += bench.times(per_turn)[FIRST:]
-            for baseline in baselines:
-                theirs[baseline.layout].append(baseline.steps(per_turn))
-    finally:
-        for baseline in baselines:
-            baseline.close()
-    peak = gemm_peak(bench.clock)
-    ms = median_ms(ours)
+    model, batch, turn = local.job.model_name(), local.job.global_batch, timed_run.per_turn(steps, ROUNDS)
+    ours = list[list[float]]()
+    with ExitStack() as stack:
+        baselines = peers.start_baselines(peer_python, ["step", model, str(batch)], stack, peers.layouts_of(model))
+        one_by_one = ([baseline] for baseline in baselines)
+        local.times(WARM_UP)
+        peers.in_turns(ROUNDS, turn, lambda: ours.append(local.times(FIRST + turn)[FIRST:]), *one_by_one)
+    peak, step_s = measured(local.clock).gflops, timed_run.median_step_s(ours)
     return StepFigures(
         model=model,
         batch=batch,
-        micro_batches=bench.job.micro_batches,
-        ms_per_step=ms,
-        steps=len(ours),
-        images_per_s=batch / ms * 1e3,
+        micro_batches=local.job.micro_batches,
+        ms_per_step=step_s * 1e3,
+        steps=len(timed_run.all_seconds(ours)),
+        images_per_s=batch / step_s,
         peak_rss_mb=peak_rss_bytes() / 1e6,
-        gemm_gflops_share=bench.flops() / peak / (ms / 1e3),
-        gemm_peak_gflops=peak / 1e9,
-        peer=faster_layout(theirs, ms) if baselines else None,
+        gemm_gflops_share=local.flops() / (peak * 1e9) / step_s,
+        gemm_peak_gflops=peak,
+        peer=faster_figures(baselines, step_s),
     )
 
 
-def faster_layout(theirs: dict[str, list[Answer]], our_ms: float) -> BaselineFigures:
-    """Return the baseline's figures in its faster layout, so that the comparison is fair."""
-    medians = {
-        layout: median_ms([second for answer in answers for second in answer.seconds[FIRST:]])
-        for layout, answers in theirs.items()
-    }
-    layout = min(medians, key=lambda each: medians[each])
-    last = theirs[layout][-1]
+def faster_figures(baselines: Sequence[Stepper], our_s: float) -> BaselineFigures | None:
+    """Return the baseline's figures in its faster layout, or None without a baseline."""
+    if (found := peers.faster(baselines, timed_run.median_step_s)) is None:
+        return None
+    baseline, step_s = found
     return BaselineFigures(
-        version=last.version,
-        layout=layout,
-        ms_per_step=medians[layout],
-        peak_rss_mb=last.peak_rss_bytes / 1e6,
-        ratio=medians[layout] / our_ms,
+        version=baseline.turns[-1].version,
+        layout=baseline.layout,
+        ms_per_step=step_s * 1e3,
+        peak_rss_mb=baseline.turns[-1].peak_rss_bytes / 1e6,
+        ratio=step_s / our_s,
     )
 
 
-def profile(bench: StepBench, steps: int) -> Table:
-    """Return a table of where the time of a step goes; its caption tells how micro-batches are computed otherwise.
+def profile(local: LocalSteps, steps: int) -> Table:
+    """Return a table of where the time of a step goes; its caption tells how micro-batches are computed otherwise."""
+    local.times(WARM_UP)
+    observer, plain, turn = Profile(local.clock), list[float](), timed_run.per_turn(steps, ROUNDS)
 
-    Steps with and without the observer alternate, so that a disturbance of the machine affects both.
-    """
-    bench.times(WARM_UP)
-    observer, plain, per_turn = Profile(bench.clock), list[float](), -(-steps // ROUNDS)
-    for _ in range(ROUNDS):
-        plain += bench.times(per_turn)
+    def both() -> None:
+        plain.extend(local.times(turn))
         with observe(observer):
-            bench.times(per_turn)
+            local.times(turn)
+
+    peers.in_turns(ROUNDS, turn, both)
     table = observer.table(len(plain), statistics.mean(plain))
-    table.caption, table.caption_justify = caption(bench.trainer.compute.engine), "left"
+    table.caption, table.caption_justify = caption(local.trainer.compute.engine), "left"
     return table
 
 
@@ -154,13 +297,6 @@ def peak_rss_bytes() -> int:
     """Return the peak memory of this process in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-#: Side of the square product that measures the peak: large enough to be bound by arithmetic only.
-PEAK_SIDE = 1024
-
-#: How often the peak is measured; the best counts.
-PEAK_TRIES = 10
 
 
 def step_flops(model: Module, images: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> int:
@@ -181,19 +317,6 @@ def _forward_flops(model: Module, images: np.ndarray[tuple[int, ...], np.dtype[n
         if isinstance(module, Linear | Conv1d | Conv2d):
             # For each output value, the weights (out, ...) below `out` are read once: 2 operations each.
             yield 2 * int(np.prod(shape)) * int(np.prod(module.weight.shape[1:]))
-
-
-def gemm_peak(clock: Clock) -> float:
-    """Return the floating-point operations per second of a large float32 product, the best of several."""
-    rng = generator(0, Purpose.CANARY)
-    left, right = (rng.standard_normal((PEAK_SIDE, PEAK_SIDE), dtype=np.float32) for _ in range(2))
-    product = np.empty_like(left)
-    best = float("inf")
-    for _ in range(PEAK_TRIES):
-        start = clock.now()
-        np.matmul(left, right, out=product)
-        best = min(best, clock.now() - start)
-    return 2.0 * PEAK_SIDE**3 / best
 
 
 @dataclass
@@ -238,29 +361,3 @@ class Profile:
         rest = step_s - sum(share.seconds for share in self.shares.values()) / steps
         table.add_row("everything else", "", "", f"{rest * 1e6:,.1f}", f"{rest / step_s:.1%}", "")
         return table
-
-
-def figures_of(
-    models: Sequence[str], batches: Sequence[int], cuts: Sequence[int], flags: Sequence[str]
-) -> Iterator[StepFigures]:
-    """Yield the figures of each model at each batch, cut into each number of micro-batches.
-
-    Each is from a process of its own, so that its peak memory is too.
-
-    `flags` are those of `bench step` for all.
-    """
-    with tempfile.TemporaryDirectory(prefix="lockstep-bench-") as folder:
-        for model, batch, cut in product(models, batches, cuts):
-            yield _measured(model, batch, ["--micro-batches", str(cut), *flags], Path(folder) / "figures.json")
-
-
-def _measured(model: str, batch: int, flags: Sequence[str], file: Path) -> StepFigures:
-    command = [sys.executable, "-P", "-m", "lockstep", "bench", "step", "--model", model, "--batch", str(batch)]
-    done = subprocess.run(
-        [*command, *flags, "--to", str(file)], capture_output=True, check=False, env=child_environment()
-    )
-    if done.returncode:
-        text = done.stderr.decode(errors="replace").strip()
-        raise RunError(f"{model} at batch {batch}: {text.removeprefix(ERROR_MARK)}")
-    (figures,) = msgspec.json.decode(file.read_bytes(), type=list[StepFigures])
-    return figures

@@ -1,21 +1,32 @@
-"""Bench training with one slow worker, in turns with the fast workers alone and with all of them fast."""
+"""Bench training with one slow worker, in turns with the fast workers alone and with all of them fast.
 
+The worker is slowed down from outside, as a busy machine would: its process is stopped and continued by a duty cycle.
+"""
+
+import signal
 import statistics
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import cycle
+from typing import Annotated, ClassVar
 
-from lockstep.bench.reports.rows import StragglerRow
-from lockstep.bench.slowdown import PATTERNS, Begun, Slowdown
-from lockstep.bench.timed_run import WARM_UP, DigestCheck, counted, finished_run, mean_step_s, write_data
+import click
+import msgspec
+
+from lockstep.bench import parameters as options
+from lockstep.bench.bench import Bench, Panel, Series, TableColumn
+from lockstep.bench.peers import WARM_UP
+from lockstep.bench.timed_run import BenchSession, TimedRun, all_seconds, bench_job, mean_step_s, per_turn
+from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import RunError
 from lockstep.common.job.job import Job
+from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.environment import cores
-from lockstep.ps.records.ledger import Line, StepDone, UnusedWork, WorkerIn
-from lockstep.ps.records.metrics import StepRecord, read_metrics
-from lockstep.ps.records.run_folder import RunResult, read_ledger
-from lockstep.runs.job_file import resolve
+from lockstep.launch.chaos import RunProcesses
+from lockstep.launch.process_backend import Role
+from lockstep.ps.records.ledger import StepDone, UnusedWork, WorkerIn
 from lockstep.runs.launch_config import Launch
 
 #: The fast workers alone, and all workers fast: what the slow ones are compared with.
@@ -23,42 +34,128 @@ ALONE, ALL = "alone", "all"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Straggler:
-    """What to measure: one job, in every case."""
+class Pattern:
+    """How long a process runs, and how long it stands still, again and again."""
+
+    #: Seconds; `still_s` is None if it stands still until the end.
+    runs_s: float
+    still_s: float | None
+
+    @property
+    def speed(self) -> float:
+        """The share of the time in which the process runs."""
+        return 0.0 if self.still_s is None else self.runs_s / (self.runs_s + self.still_s)
+
+
+#: Slowdown by a factor, in periods of a few milliseconds; a stall of 40 of every 60 ms; and stopped for good.
+PATTERNS = {
+    "2": Pattern(runs_s=0.001, still_s=0.001),
+    "3": Pattern(runs_s=0.001, still_s=0.002),
+    "10": Pattern(runs_s=0.001, still_s=0.009),
+    "stall": Pattern(runs_s=0.020, still_s=0.040),
+    "stopped": Pattern(runs_s=0.0, still_s=None),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DutyCycle:
+    """Stops and continues one process until it is told to end."""
+
+    pattern: Pattern
+    send: Callable[[signal.Signals], None]
+    clock: Clock
+    #: Waits for so many seconds, or for ever if None; returns early, and True, once the cycle is to end.
+    wait: Callable[[float | None], bool]
+
+    def run(self) -> None:
+        """Slow the process down; in the end it runs, whatever happens."""
+        phases = ((signal.SIGSTOP, self.pattern.still_s), (signal.SIGCONT, self.pattern.runs_s))
+        due = self.clock.now()
+        try:
+            for number, lasts_s in cycle(phases):
+                self.send(number)
+                if lasts_s is not None:
+                    # From when the last signal was due, so that late wake-ups do not add up; from now if that is so
+                    # long ago that the process would not stand still at all, or not run.
+                    now = self.clock.now()
+                    due = (due if now - due < lasts_s else now) + lasts_s
+                if self.wait(None if lasts_s is None else max(0.0, due - self.clock.now())):
+                    return
+        finally:
+            self.send(signal.SIGCONT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """The step in which a slowdown began, and the process of the worker."""
+
+    step: int
+    pid: int
+
+
+@dataclass
+class Slowdown:
+    """Slows the last worker of a run down, from a thread of its own, once the run has made some steps."""
+
+    #: None leaves the worker alone, and only finds the step from which on it would be slow.
+    pattern: Pattern | None
+    after_steps: int
+    clock: Clock
+    begun: Begun | None = None
+    _end: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def on_status(self, status: Status | None, processes: RunProcesses) -> None:
+        """Begin if it is time."""
+        if self.begun is not None or status is None or status.step < self.after_steps:
+            return
+        worker = processes[Role.WORKER][-1]
+        self.begun = Begun(step=status.step, pid=worker.pid)
+        if self.pattern is not None:
+            cycle = DutyCycle(pattern=self.pattern, send=worker.send, clock=self.clock, wait=self._end.wait)
+            self._thread = threading.Thread(target=cycle.run, name="duty cycle", daemon=True)
+            self._thread.start()
+
+    def end(self) -> None:
+        """Let the worker run as it will."""
+        self._end.set()
+        if self._thread is not None:
+            self._thread.join()
+
+
+class StragglerRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A model trained by some workers of which the last one is slow, or by the fast ones alone, or with all fast."""
 
     model: str
     batch: int
     micro_batches: int
-    #: 2 or more, of whom the last is slow.
     workers: int
-    #: Of `PATTERNS`: what is done to the last worker.
-    cases: tuple[str, ...]
-    #: Steps of each case, and the turns in which they are measured.
+    #: Cores of the machine, which workers, server and the bench share.
+    cores: int
+    case: Annotated[str, TableColumn("the last worker", -17, of=lambda row: case_name(row.case))]
+    #: The slow worker's share of its full speed; 1 if all are fast, and 0 if the fast ones are alone.
+    speed: float
+    #: Steps measured in all turns, and their mean in the middle turn.
     steps: int
-    rounds: int
+    ms_per_step: Annotated[float, TableColumn("ms", 8, ".2f")]
+    images_per_s: Annotated[float, TableColumn("images/s", 9, ",.0f")]
+    #: Images/s over those of the fast workers alone, of all workers when all are fast, and of the ideal, in which the
+    #: speeds of all add up: the median of the ratios within each turn.
+    of_alone: Annotated[float, TableColumn("/alone", 7, ".2f")]
+    of_all: Annotated[float, TableColumn("/all", 5, ".2f")]
+    of_ideal: Annotated[float, TableColumn("/ideal", 7, ".2f")]
+    #: Micro-batches that were leased and not used, over those of all steps.
+    duplicates: Annotated[float, TableColumn("twice", 6, ".1%")]
+    #: Micro-batches of a step that each fast worker computed, and the slow one; None if there was none.
+    micro_batches_of_fast: Annotated[float, TableColumn("fast", 5, ".1f")]
+    micro_batches_of_slow: Annotated[float | None, TableColumn("slow", 5, ".1f")]
+    weights_sha256: str
 
-    def job(self, folder: Path) -> Job:
-        """Return the job; write its data into the folder."""
-        values = {"model": self.model, "data": str(write_data(folder)), "lr": 0.01, "momentum": 0.9}
-        shape = {"global_batch": self.batch, "micro_batches": self.micro_batches}
-        job, _ = resolve({**values, **shape, "steps": WARM_UP + self.turn_steps()}, {}, Launch(workers=self.workers))
-        return job
 
-    def turn_steps(self) -> int:
-        """Return the steps of one turn."""
-        return -(-self.steps // self.rounds)
-
-    def all_cases(self) -> tuple[str, ...]:
-        """Return the cases in the order of a turn, those that the others are compared with first."""
-        return (ALONE, ALL, *self.cases)
-
-    def workers_in(self, case: str) -> int:
-        """Return how many workers take part in a case."""
-        return self.workers - 1 if case == ALONE else self.workers
-
-    def ideal(self, case: str) -> float:
-        """Return the ideal images/s over those of the fast workers alone: the speeds of all workers add up."""
-        return 1.0 + speed_in(case) / (self.workers - 1)
+def case_name(case: str) -> str:
+    """Return what is done to the last worker in a case."""
+    names = {ALONE: "is not there", ALL: "is as fast", "stall": "stalls", "stopped": "is stopped"}
+    return names.get(case, f"is {case} times slower")
 
 
 def speed_in(case: str) -> float:
@@ -78,18 +175,23 @@ class Turn:
     unused: int
 
 
-def turn_of(lines: Sequence[Line], steps: Sequence[StepRecord], begun: Begun | None) -> Turn:
-    """Return what a run's ledger and metrics have of the steps from that one on in which its last worker was slowed."""
-    first = len(steps) if begun is None else begun.step
-    seconds = {step.step: step.round_s for step, counts in counted(steps) if counts and step.step >= first}
+def turn_of(run: TimedRun, begun: Begun | None) -> Turn:
+    """Return what a run has recorded of the steps from that one on in which its last worker was slowed down."""
+    first = len(run.steps) if begun is None else begun.step
+    seconds = {step.step: step.round_s for step, counts in run.counted() if counts and step.step >= first}
     if begun is None or not seconds:
         raise RunError(
-            f"the run of {len(steps)} steps was over before its last worker was slowed down: expected more (--steps)"
+            f"the run of {len(run.steps)} steps was over before its last worker was slowed down: expected more "
+            "(--steps)"
         )
     # One that was evicted and joined again has several ranks.
-    ranks = {line.rank for line in lines if isinstance(line, WorkerIn) and line.pid == begun.pid}
-    shares = [share for line in lines if isinstance(line, StepDone) and line.step in seconds for share in line.shares]
-    unused = [line for line in lines if isinstance(line, UnusedWork) and line.work == "train" and line.step in seconds]
+    ranks = {line.rank for line in run.ledger if isinstance(line, WorkerIn) and line.pid == begun.pid}
+    shares = [
+        share for line in run.ledger if isinstance(line, StepDone) and line.step in seconds for share in line.shares
+    ]
+    unused = [
+        line for line in run.ledger if isinstance(line, UnusedWork) and line.work == "train" and line.step in seconds
+    ]
     return Turn(
         seconds=list(seconds.values()),
         by_last=sum(share.hi - share.lo for share in shares if share.rank in ranks),
@@ -98,48 +200,89 @@ def turn_of(lines: Sequence[Line], steps: Sequence[StepRecord], begun: Begun | N
     )
 
 
-@dataclass
-class StragglerBench:
-    """A running bench, with a folder of its own."""
+@dataclass(kw_only=True)
+class StragglerBench(Bench[StragglerRow]):
+    """Train with one slow worker, and compare the speed with the fast workers alone and with all workers fast.
 
-    straggler: Straggler
-    folder: Path
-    say: Callable[[str], None]
-    clock: Clock
-    digests: DigestCheck = field(default_factory=DigestCheck)
+    The last worker is slowed down from outside. Its process is paused again and again, so that it runs for 1 of every
+    2, 3 or 10 ms, or for 20 of every 60 ms (a stall). Or it is stopped for good. Ideally, the speeds of all workers
+    add up. "twice" is the share of micro-batches that were leased and not used. "fast" and "slow" are the micro-batches
+    per step of each fast worker and of the slow one.
 
-    def rows(self) -> Iterator[StragglerRow]:
-        """Measure, and yield each row as soon as it is known, in the last turn."""
-        straggler = self.straggler
-        job, turns = straggler.job(self.folder), dict[str, list[Turn]]()
-        for number in range(straggler.rounds):
-            for case in straggler.all_cases():
-                result, turn = self._turn(job, case)
-                turns.setdefault(case, []).append(turn)
-                if number == straggler.rounds - 1 and case != ALONE:
-                    # Its ratio to all fast ones is known only now.
-                    yield from [self._row(job, ALONE, result, turns)] if case == ALL else []
-                    yield self._row(job, case, result, turns)
+    Images/s count from the step in which the worker is slowed down, after 20 steps, in the median turn. Ratios are
+    medians over the turns. The start, evaluations and the step after each evaluation are not measured.
 
-    def _turn(self, job: Job, case: str) -> tuple[RunResult, Turn]:
-        launch = Launch(workers=self.straggler.workers_in(case))
-        # Without a pattern the run is watched in the same way, so that the runs differ in nothing else.
-        slowdown = Slowdown(PATTERNS.get(case), WARM_UP, self.clock)
-        with finished_run(job, launch, self.folder, self.say, slowdown) as (result, run_dir):
-            self.digests.check(job, result)
-            return result, turn_of(read_ledger(run_dir), read_metrics(run_dir).steps, slowdown.begun)
+    \b
+      lockstep bench straggler
+      lockstep bench straggler --model cnn --cases 3,stopped --to straggler.json
+      lockstep bench straggler --workers 4 --micro-batches 32 --plot straggler.png
+    """
 
-    def _row(self, job: Job, case: str, result: RunResult, turns: dict[str, list[Turn]]) -> StragglerRow:
-        seconds = {each: [turn.seconds for turn in turns[each]] for each in (case, ALONE, ALL)}
-        step_s, steps = mean_step_s(seconds[case]), sum(map(len, seconds[case]))
-        of_alone, of_all = (median_ratio(seconds[case], seconds[each]) for each in (ALONE, ALL))
+    name: ClassVar = "straggler"
+    summary: ClassVar = "One slow worker: images/s, compared with the others alone."
+    plots_one_model: ClassVar = True
+    row: ClassVar = StragglerRow
+
+    models: tuple[str, ...] = options.models("--model", text="models", default="lenet")
+    batch: int = options.option("--batch", WholeNumber(1), "batch size", "128")
+    micro_batches: int = options.option("--micro-batches", WholeNumber(1, 4096), "micro-batches per step", "8")
+    workers: int = options.option("--workers", WholeNumber(2, 1024), "worker processes, with the slow one", "2")
+    cases: tuple[str, ...] = options.option(
+        "--cases",
+        options.Several(click.Choice(tuple(PATTERNS))),
+        "how the last worker is slowed down",
+        "2,3,10,stall,stopped",
+    )
+    steps: int = options.steps("steps to measure in each case", "300")
+    rounds: int = options.rounds()
+
+    def measure(self, session: BenchSession) -> Iterator[StragglerRow]:
+        for model in self.models:
+            if len(self.models) > 1:
+                session.say(model)
+            job = bench_job(
+                model=model,
+                data=session.data(),
+                global_batch=self.batch,
+                micro_batches=self.micro_batches,
+                steps=WARM_UP + per_turn(self.steps, self.rounds),
+            )
+            yield from self._measure(session, job)
+
+    def _measure(self, session: BenchSession, job: Job) -> Iterator[StragglerRow]:
+        turns = dict[str, list[Turn]]()
+        for number in range(self.rounds):
+            for case in self.all_cases():
+                # Without a pattern the run is watched in the same way, so that the runs differ in nothing else.
+                slowdown = Slowdown(PATTERNS.get(case), WARM_UP, session.clock)
+                run = session.run(job, Launch(workers=self.workers_in(case)), slowdown)
+                turns.setdefault(case, []).append(turn_of(run, slowdown.begun))
+                if number == self.rounds - 1 and case != ALONE:
+                    # The ratio of the fast ones alone to all fast ones is known only now.
+                    for known in (ALONE, ALL) if case == ALL else (case,):
+                        yield self._row(job, known, turns, run.result.weights_sha256)
+
+    def all_cases(self) -> tuple[str, ...]:
+        """Return the cases in the order of a turn, those that the others are compared with first."""
+        return (ALONE, ALL, *self.cases)
+
+    def workers_in(self, case: str) -> int:
+        """Return how many workers take part in a case."""
+        return self.workers - 1 if case == ALONE else self.workers
+
+    def ideal(self, case: str) -> float:
+        """Return the ideal images/s over those of the fast workers alone: the speeds of all workers add up."""
+        return 1.0 + speed_in(case) / (self.workers - 1)
+
+    def _row(self, job: Job, case: str, turns: dict[str, list[Turn]], weights_sha256: str) -> StragglerRow:
+        mine, alone, all_fast = ([turn.seconds for turn in turns[each]] for each in (case, ALONE, ALL))
+        step_s, steps, of_alone = mean_step_s(mine), len(all_seconds(mine)), median_ratio(mine, alone)
         by_last, by_others = (sum(getattr(turn, name) for turn in turns[case]) for name in ("by_last", "by_others"))
-        others = self.straggler.workers - 1
         return StragglerRow(
             model=job.model_name(),
             batch=job.global_batch,
             micro_batches=job.micro_batches,
-            workers=self.straggler.workers_in(case),
+            workers=self.workers_in(case),
             cores=cores(),
             case=case,
             speed=speed_in(case),
@@ -147,13 +290,34 @@ class StragglerBench:
             ms_per_step=step_s * 1e3,
             images_per_s=job.global_batch / step_s,
             of_alone=of_alone,
-            of_all=of_all,
-            of_ideal=of_alone / self.straggler.ideal(case),
+            of_all=median_ratio(mine, all_fast),
+            of_ideal=of_alone / self.ideal(case),
             duplicates=sum(turn.unused for turn in turns[case]) / (steps * job.micro_batches),
-            micro_batches_of_fast=(by_others + (by_last if case == ALONE else 0)) / steps / others,
+            micro_batches_of_fast=(by_others + (by_last if case == ALONE else 0)) / steps / (self.workers - 1),
             micro_batches_of_slow=None if case == ALONE else by_last / steps,
-            weights_sha256=result.weights_sha256,
+            weights_sha256=weights_sha256,
         )
+
+    def panels(self, rows: Sequence[StragglerRow]) -> list[list[Panel]]:
+        """Return images/s of each case next to the ideal, and the micro-batches of each worker in a step."""
+        alone, cut = rows[0].images_per_s, rows[0].micro_batches
+        ideals = [alone * row.of_alone / row.of_ideal for row in rows]
+        lasts = [row.micro_batches_of_slow or 0.0 for row in rows]
+        speeds = [
+            Series("measured", "ours", [row.images_per_s for row in rows]),
+            Series("ideal: the speeds of all workers", "ceiling", ideals, "|"),
+            Series("the other workers alone", "torch", [alone], "-"),
+        ]
+        shares = [
+            Series("micro-batches of the others", "update", [cut - last for last in lasts]),
+            Series("micro-batches of the last worker", "exchange", lasts),
+            Series("leased and not used", "waiting", [row.duplicates * cut for row in rows]),
+        ]
+        title = f"{rows[0].model}, {rows[0].batch} samples in {cut} micro-batches"
+        names = [f"the last worker {case_name(row.case)}" for row in rows]
+        texts = [f"{row.of_alone:.2f}x without it, {row.of_ideal:.0%} of the ideal" for row in rows]
+        left = Panel(title, "images/s", speeds, names, texts, end=1.6, width=1.5)
+        return [[left, Panel("micro-batches of a step", "micro-batches", shares, [""] * len(rows))]]
 
 
 def median_ratio(ours: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> float:

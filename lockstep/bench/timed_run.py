@@ -1,81 +1,135 @@
-"""Run a job on a cluster of processes, and read the times of its steady steps from the metrics of the run."""
+"""Run jobs on clusters of processes, and read the times of their steady steps from the records of the runs."""
 
 import shutil
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from rich.console import Console
 
+from lockstep.bench.peers import WARM_UP
 from lockstep.common.data.source import load
 from lockstep.common.errors import RunError
+from lockstep.common.files.reading import read_regular
 from lockstep.common.job.job import Job
+from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.launch.chaos import Interference
 from lockstep.launch.cluster import Cluster
 from lockstep.launch.process_backend import LocalBackend
-from lockstep.ps.records.metrics import StepRecord, read_metrics
-from lockstep.ps.records.run_folder import RunResult
+from lockstep.ps.records.ledger import Line, read_lines
+from lockstep.ps.records.metrics import MOST_LINES_BYTES, StepRecord, read_metrics
+from lockstep.ps.records.run_folder import LEDGER, RunResult
 from lockstep.ps.run.timing import Split, StepTimeTotals
+from lockstep.results.reports.display import print_plainly
+from lockstep.runs.job_file import resolve
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.session import Destination
-
-#: Steps at the beginning of a run that do not count, while buffers are made and caches filled.
-WARM_UP = 20
 
 #: Test images: few, because evaluations are not measured.
 TEST_SAMPLES = 64
 
 
+@dataclass(frozen=True, kw_only=True)
+class TimedRun:
+    """What a run has recorded."""
+
+    result: RunResult
+    steps: Sequence[StepRecord]
+    ledger: Sequence[Line] = ()
+
+    def counted(self) -> Iterator[tuple[StepRecord, bool]]:
+        """Yield the steps, and whether each counts: not the warm-up, and not the step after an evaluation."""
+        before = 0
+        for step in self.steps:
+            yield step, step.step >= WARM_UP and step.epoch == before
+            before = step.epoch
+
+    def seconds(self) -> list[float]:
+        """Return the seconds of the steps that count."""
+        return [step.round_s for step, counts in self.counted() if counts]
+
+
 @dataclass
-class TimedRuns:
-    """Runs of one job with one launch, and the steps of each."""
+class BenchSession:
+    """Where a bench measures: with a console for what it reports, and a folder that is removed afterwards."""
 
-    results: list[RunResult] = field(default_factory=list)
-    steps: list[list[StepRecord]] = field(default_factory=list)
+    folder: Path
+    console: Console
+    clock: Clock = field(default_factory=SystemClock)
+    #: Digests of the weights that each job gave, by the digest of the job.
+    _weights: dict[str, str] = field(default_factory=dict)
 
-    def add(self, result: RunResult, steps: list[StepRecord]) -> None:
-        """Add a run."""
-        self.results.append(result)
-        self.steps.append(steps)
+    def say(self, text: str) -> None:
+        """Print a line for a person."""
+        print_plainly(self.console, text)
 
-    def steady(self) -> list[float]:
-        """Return the seconds of the steps that count, without the warm-up and the step after an evaluation."""
-        return [second for turn in self.turns() for second in turn]
+    def run(self, job: Job, launch: Launch, interference: Interference | None = None) -> TimedRun:
+        """Run a job once. Raises RunError if the same job gave other weights before."""
+        run_dir = self.folder / "run"
+        destination, backend = Destination(folder=run_dir, launch=launch), LocalBackend(launch)
+        try:
+            cluster = Cluster(job, destination, say=self.say, watch=lambda _: None, backend=backend, chaos=interference)
+            result = cluster.run()
+            lines = read_lines(read_regular(run_dir / LEDGER, MOST_LINES_BYTES), str(run_dir / LEDGER))
+            run = TimedRun(result=result, steps=read_metrics(run_dir).steps, ledger=lines)
+        finally:
+            shutil.rmtree(run_dir, ignore_errors=True)
+        self._check_weights(job, result)
+        return run
 
-    def turns(self) -> list[list[float]]:
-        """Return the seconds of the steps that count, a list for each run."""
-        return [[step.round_s for step, counts in counted(steps) if counts] for steps in self.steps]
+    def run_each(self, job: Job, runs: Mapping[Launch, list[TimedRun]]) -> None:
+        """Run a job once with each launch, and append to its runs."""
+        for launch, done in runs.items():
+            done.append(self.run(job, launch))
 
-    def split(self) -> Split:
-        """Return where the time went in the steps between the quartiles, so that disturbances are left out."""
-        low, _, high = statistics.quantiles(self.steady(), n=4, method="inclusive")
-        book = StepTimeTotals()
-        for steps in self.steps:
-            for step, counts in counted(steps):
-                book.add(step.time(), step.update_s, is_counted=counts and low <= step.round_s <= high)
-        split = book.split()
-        assert split is not None  # the median is between the quartiles
-        return split
+    def _check_weights(self, job: Job, result: RunResult) -> None:
+        before = self._weights.setdefault(job.digest(), result.weights_sha256)
+        if before != result.weights_sha256:
+            raise RunError(
+                f"one job gave the weights {before[:12]}… and {result.weights_sha256[:12]}…, the latter with "
+                f"{result.workers} workers over {result.transport}: expected the same bits; please report this"
+            )
 
-    def middle_split(self) -> Split:
-        """Return where the time of all steps of the middle turn went: its whole is the turn's mean step."""
-        turns, book = self.turns(), StepTimeTotals()
-        middle = [statistics.mean(turn) for turn in turns].index(mean_step_s(turns))
-        for step, counts in counted(self.steps[middle]):
-            book.add(step.time(), step.update_s, is_counted=counts)
-        split = book.split()
-        assert split is not None  # a run has at least one step that counts
-        return split
+    def data(self, name: str = "mnist") -> str:
+        """Return the path of MNIST, or other data, with fewer test samples."""
+        path = self.folder / "digits.npz"
+        if not path.exists():
+            data = load(name)
+            train, test = data.train, data.test
+            x_test, y_test = test.images[:TEST_SAMPLES], test.labels[:TEST_SAMPLES]
+            np.savez(path, x_train=train.images[:], y_train=train.labels, x_test=x_test, y_test=y_test)
+        return str(path)
 
 
-def counted(steps: Sequence[StepRecord]) -> Iterator[tuple[StepRecord, bool]]:
-    """Yield the steps of a run, and whether each counts."""
-    before = 0
-    for step in steps:
-        yield step, step.step >= WARM_UP and step.epoch == before
-        before = step.epoch
+def bench_job(**values: Any) -> Job:
+    """Return the job of these values, with the momentum of the baseline."""
+    job, _ = resolve({"lr": 0.01, "momentum": 0.9, **values}, {})
+    return job
+
+
+def per_turn(steps: int, rounds: int) -> int:
+    """Return the steps of one turn, of at least `steps` in all turns."""
+    return -(-steps // rounds)
+
+
+def in_turns(rounds: int, *sides: Callable[[], object]) -> None:
+    """Let all sides measure in turns, so that a disturbance of the machine affects them all."""
+    for _ in range(rounds):
+        for side in sides:
+            side()
+
+
+def all_seconds(turns: Sequence[Sequence[float]]) -> list[float]:
+    """Return the seconds of the steps of all turns."""
+    return [second for turn in turns for second in turn]
+
+
+def median_step_s(turns: Sequence[Sequence[float]]) -> float:
+    """Return the seconds of the median step of all turns."""
+    return statistics.median(all_seconds(turns))
 
 
 def mean_step_s(turns: Sequence[Sequence[float]]) -> float:
@@ -87,48 +141,35 @@ def mean_step_s(turns: Sequence[Sequence[float]]) -> float:
     return statistics.median_high(statistics.mean(turn) for turn in turns)
 
 
-def write_data(folder: Path, name: str = "mnist") -> Path:
-    """Write MNIST, or other data, with fewer test samples, and return the path."""
-    path = folder / "digits.npz"
-    if not path.exists():
-        data = load(name)
-        train, test = data.train, data.test
-        x_test, y_test = test.images[:TEST_SAMPLES], test.labels[:TEST_SAMPLES]
-        np.savez(path, x_train=train.images[:], y_train=train.labels, x_test=x_test, y_test=y_test)
-    return path
+def middle_run(runs: Sequence[TimedRun]) -> TimedRun:
+    """Return the run whose mean step is that of `mean_step_s`."""
+    turns = [run.seconds() for run in runs]
+    return runs[[statistics.mean(turn) for turn in turns].index(mean_step_s(turns))]
 
 
-def timed_run(job: Job, launch: Launch, folder: Path, say: Callable[[str], None]) -> tuple[RunResult, list[StepRecord]]:
-    """Run the job once, and return its result and its steps."""
-    with finished_run(job, launch, folder, say) as (result, run_dir):
-        return result, read_metrics(run_dir).steps
+def split_of(runs: Sequence[TimedRun], low: float = 0.0, high: float = float("inf")) -> Split:
+    """Return where the time went in the steps that count, of those that took `low` to `high` seconds."""
+    book = StepTimeTotals()
+    for run in runs:
+        for step, counts in run.counted():
+            book.add(step.time(), step.update_s, is_counted=counts and low <= step.round_s <= high)
+    split = book.split()
+    assert split is not None  # a run has at least one step that counts
+    return split
 
 
-@contextmanager
-def finished_run(
-    job: Job, launch: Launch, folder: Path, say: Callable[[str], None], interference: Interference | None = None
-) -> Iterator[tuple[RunResult, Path]]:
-    """Run the job once, and yield its result and its run folder, which is removed afterwards."""
-    run_dir = folder / "run"
-    destination, backend = Destination(folder=run_dir, launch=launch), LocalBackend(launch)
-    try:
-        cluster = Cluster(job, destination, say=say, watch=lambda _: None, backend=backend, chaos=interference)
-        yield cluster.run(), run_dir
-    finally:
-        shutil.rmtree(run_dir, ignore_errors=True)
+def undisturbed_split(runs: Sequence[TimedRun]) -> Split:
+    """Return where the time went in the steps between the quartiles, so that disturbances are left out."""
+    low, _, high = statistics.quantiles(all_seconds([run.seconds() for run in runs]), n=4, method="inclusive")
+    return split_of(runs, low, high)
 
 
-@dataclass
-class DigestCheck:
-    """Checks that the same job always gives the same weights."""
+def least_s(measured: Callable[[], object], repeats: int, clock: Clock) -> float:
+    """Return the seconds of the fastest of several calls."""
 
-    known: dict[str, str] = field(default_factory=dict)
+    def seconds() -> float:
+        start = clock.now()
+        measured()
+        return clock.now() - start
 
-    def check(self, job: Job, result: RunResult) -> None:
-        """Record the weights of a run. Raises RunError if the same job gave others before."""
-        before = self.known.setdefault(job.digest(), result.weights_sha256)
-        if before != result.weights_sha256:
-            raise RunError(
-                f"one job gave the weights {before[:12]}… and {result.weights_sha256[:12]}…, the latter with "
-                f"{result.workers} workers over {result.transport}: expected the same bits; please report this"
-            )
+    return min(seconds() for _ in range(repeats))

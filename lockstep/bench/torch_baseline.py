@@ -11,6 +11,7 @@ Imports nothing of Lockstep, which is not installed there.
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import resource
@@ -33,31 +34,34 @@ SAMPLES = 4096
 TIMEOUT = timedelta(days=7)
 
 
+def mlp(*sizes: int) -> list[nn.Module]:
+    """Return dense layers of these sizes, with a ReLU between two of them."""
+    layers = [layer for pair in itertools.pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())]
+    return [nn.Flatten(), *layers[:-1]]
+
+
+def convolution(inputs: int, outputs: int, side: int, padding: int) -> list[nn.Module]:
+    """Return a convolution with ReLU and pooling."""
+    return [nn.Conv2d(inputs, outputs, side, padding=padding), nn.ReLU(), nn.MaxPool2d(2)]
+
+
+NETS: dict[str, Callable[[], list[nn.Module]]] = {
+    "linear": lambda: mlp(784, 10),
+    "mlp": lambda: mlp(784, 512, 256, 10),
+    "lenet": lambda: [*convolution(1, 6, 5, 2), *convolution(6, 16, 5, 0), *mlp(400, 120, 84, 10)],
+    "cnn": lambda: [*convolution(1, 32, 3, 1), *convolution(32, 64, 3, 1), *mlp(3136, 128, 10)],
+}
+
+
 def build(name: str) -> nn.Module:
-    """Return one of the four nets."""
+    """Return one of the four nets, or a module of the user's own."""
     torch.manual_seed(0)
-    if name == "linear":
-        return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-    if name == "mlp":
-        return nn.Sequential(
-            nn.Flatten(), nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 10)
-        )
-    if name == "lenet":
-        return nn.Sequential(
-            *(nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)),
-        )
-    if name == "cnn":
-        return nn.Sequential(
-            *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Flatten(), nn.Linear(3136, 128), nn.ReLU(), nn.Linear(128, 10)),
-        )
+    if name in NETS:
+        return nn.Sequential(*NETS[name]())
     if ":" in name:
         path, _, function = name.rpartition(":")
         return runpy.run_path(path)[function]()
-    raise SystemExit(f"unknown model {name!r}: expected linear, mlp, lenet, cnn or FILE.py:FUNCTION")
+    raise SystemExit(f"unknown model {name!r}: expected {', '.join(NETS)} or FILE.py:FUNCTION")
 
 
 def samples(data: str | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,7 +71,7 @@ def samples(data: str | None) -> tuple[torch.Tensor, torch.Tensor]:
     with np.load(data) as arrays:
         images, labels = arrays["x_train"][:SAMPLES], arrays["y_train"][:SAMPLES]
     if images.dtype == np.uint8:
-        return torch.from_numpy(images.astype(np.float32) / 255), torch.from_numpy(labels.astype(np.int64))
+        images = images.astype(np.float32) / 255
     kind = np.float32 if images.dtype.kind == "f" else np.int64
     return torch.from_numpy(images.astype(kind)), torch.from_numpy(labels.astype(np.int64))
 

@@ -29,8 +29,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "replay": "checking.replay:replay_command",
     },
     "Data": {
-        "pack": "data.pack:pack_command",
-        "check-data": "data.check_data:check_data",
+        "pack": "data.folders:pack_command",
+        "check-data": "data.folders:check_data",
     },
     "Several machines": {
         "server": "machines.server:server",
@@ -41,8 +41,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "status": "machines.status:status",
     },
     "Develop": {
-        "bench": "development.bench.group:bench",
-        "simulate": "development.simulate:simulate_command",
+        "bench": "bench:bench",
+        "simulate": "simulate:simulate_command",
     },
     "Shell": {"completion": "completion:completion"},
 }

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import click
 
-from lockstep.common.client.events_and_effects import Exit
 from lockstep.common.files.sanitize import one_line, printable
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.fingerprint import fingerprint
@@ -27,6 +26,7 @@ from lockstep.common.protocol.messages import (
 from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.runtime.environment import core_numbers, machine_id
 from lockstep.common.runtime.numerics import Numerics
+from lockstep.common.statemachine.client import Exit
 from lockstep.common.transport.port import ClientPort
 from lockstep.launch.child import ERROR_MARK
 from lockstep.launch.lifetime import ends_with_parent

@@ -27,13 +27,13 @@ from lockstep.launch.page_process import PageRequest, page_beside, watched
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.parallel_update.parallel_update import ParallelUpdateConfig
 from lockstep.ps.records.recorder import Setting
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.server.server import QUEUE, Server
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
-from lockstep.ps.shared_memory import ServerSharedMemory, share
+from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
+from lockstep.ps.shared_memory.parallel_update import ParallelUpdateConfig
 from lockstep.results.reports.display import Display, Lines, display_for, print_plainly
 from lockstep.runs.session import Destination, RunSession, open_session
 

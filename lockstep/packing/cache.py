@@ -72,7 +72,6 @@ def _check_target(source: str, folder: Path, loss: str) -> None:
 
 
 def changed(options: PackOptions) -> list[str]:
-    """Return the names of the options that are not as by default."""
     default = PackOptions()
     return [name for name in vars(default) if getattr(options, name) != getattr(default, name)]
 

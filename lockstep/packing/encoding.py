@@ -128,31 +128,27 @@ def _is_number(text: str) -> bool:
 
 @dataclass
 class Scratch:
-    """The rows of one set on their way: samples float32 (n, features), labels float64 (n, targets)."""
+    """The rows of one set on their way, in a file."""
 
-    samples: Path
-    labels: Path
-    features: int
-    targets: int
+    path: Path
+    #: What a row is: its samples, float32 (features,), and its labels, float64 (targets,).
+    row: np.dtype[np.void]
     rows: int = 0
 
     def append(self, samples: NDArray[np.float32], labels: Floats) -> None:
-        for path, rows in ((self.samples, samples), (self.labels, labels)):
-            with path.open("ab") as file:
-                rows.tofile(file)
-        self.rows += len(samples)
+        rows = np.empty(len(samples), self.row)
+        rows["samples"], rows["labels"] = samples, labels
+        with self.path.open("ab") as file:
+            rows.tofile(file)
+        self.rows += len(rows)
 
     def blocks(self) -> Iterator[tuple[NDArray[np.float32], Floats]]:
         """Return the rows again, in blocks that do not depend on how they came."""
         if not self.rows:
             return
-        with self.samples.open("rb") as samples, self.labels.open("rb") as labels:
-            for begin in range(0, self.rows, BLOCK_ROWS):
-                rows = min(BLOCK_ROWS, self.rows - begin)
-                yield (
-                    np.fromfile(samples, np.float32, rows * self.features).reshape(rows, self.features),
-                    np.fromfile(labels, np.float64, rows * self.targets).reshape(rows, self.targets),
-                )
+        with self.path.open("rb") as file:
+            while len(rows := np.fromfile(file, self.row, BLOCK_ROWS)):
+                yield rows["samples"], rows["labels"]
 
 
 @dataclass
@@ -169,15 +165,9 @@ class TableEncoder:
     dropped: int = 0
 
     def __post_init__(self) -> None:
-        self.parts = {
-            name: Scratch(
-                self.writer.scratch(f"{name}-samples"),
-                self.writer.scratch(f"{name}-labels"),
-                len(self.features),
-                len(self.targets),
-            )
-            for name in PARTS
-        }
+        features, targets = len(self.features), len(self.targets)
+        row = np.dtype([("samples", np.float32, (features,)), ("labels", np.float64, (targets,))])
+        self.parts = {name: Scratch(self.writer.scratch(name), row) for name in PARTS}
 
     def read(self, name: PartName, batches: Iterator[TableBatch], division: Division | None) -> None:
         """Read a table into a set, or into both as it is divided."""

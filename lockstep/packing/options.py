@@ -1,11 +1,12 @@
 """What a person may say about packing, and what is reported of it. Pure."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lockstep.common.data.folder import FolderManifest
 from lockstep.packing.division import Division
@@ -15,6 +16,22 @@ Watch = Callable[[float], None]
 
 #: What a missing value of a table becomes; "drop" leaves its row out.
 Missing = Literal["drop", "mean"] | float
+
+#: The options of `train` and `fit`, whose data may be a source that is packed on the way.
+DIRECT = ("target", "columns", "task", "missing", "standardize", "size", "grayscale", "test_split")
+
+
+@dataclass
+class ReadProgress:
+    """Reports the share of a source that has been read; `advance` is called with what was read since the last call."""
+
+    watch: Watch
+    whole: int = 1
+    done: int = 0
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        self.watch(min(1.0, self.done / max(1, self.whole)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +81,24 @@ class PackOptions:
         }
 
 
+class SampleSet(Protocol):
+    """Samples with their labels."""
+
+    def __len__(self) -> int: ...
+    def batches(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]: ...
+
+
+@dataclass(frozen=True)
+class SampleSource:
+    """Samples and labels as they are to be stored; no test set if the source has none."""
+
+    train: SampleSet
+    test: SampleSet | None
+    #: 0 to tell by the labels.
+    classes: int
+    class_names: Sequence[str] = ()
+
+
 @dataclass(frozen=True)
 class Packed:
     """A source that was packed."""
@@ -79,6 +114,6 @@ class Packed:
         yield f"packed {train.samples:,} samples to train on and {test.samples:,} to test with into {self.folder}"
         shape, dtype = " x ".join(map(str, train.sample_shape)), np.dtype(train.images_dtype)
         kinds = f"{self.manifest.classes} classes" if self.manifest.classes else "real numbers to predict"
-        listed = f": {', '.join(names[:10])}{', …' if len(names) > 10 else ''}"
-        yield f"each is {shape} of {dtype}; {kinds}{listed if names else ''}"
+        names_text = f": {', '.join(names[:10])}{', …' if len(names) > 10 else ''}"
+        yield f"each is {shape} of {dtype}; {kinds}{names_text if names else ''}"
         yield from self.notes

@@ -1,10 +1,10 @@
 """Packs a source into a dataset folder, whatever it is, with flat memory however large it is."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,28 +17,8 @@ from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.runtime.version import VERSION
 from lockstep.packing.files import has_pictures, table_files
-from lockstep.packing.options import Packed, PackOptions, Watch
+from lockstep.packing.options import Packed, PackOptions, SampleSource, Watch
 from lockstep.runs.optional_packages import demand
-
-
-class SampleSet(Protocol):
-    """Samples with their labels."""
-
-    def __len__(self) -> int: ...
-    def batches(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]: ...
-
-
-class SampleSource(Protocol):
-    """What samples and labels are read from as they are stored."""
-
-    @property
-    def train(self) -> SampleSet: ...
-    @property
-    def test(self) -> SampleSet | None: ...
-    @property
-    def classes(self) -> int: ...
-    @property
-    def class_names(self) -> Sequence[str]: ...
 
 
 def pack(source: str, destination: Path, options: PackOptions, watch: Watch = lambda share: None) -> Packed:
@@ -60,15 +40,18 @@ def pack(source: str, destination: Path, options: PackOptions, watch: Watch = la
     return Packed(destination, manifest, () if opened.test is not None else (options.division_note(),))
 
 
-def _opened(kind: Kind, source: str, options: PackOptions) -> AbstractContextManager[SampleSource]:
+@contextmanager
+def _opened(kind: Kind, source: str, options: PackOptions) -> Iterator[SampleSource]:
     if kind == "pictures":
         demand("pillow", "data", f"packing {source}")
         from lockstep.packing.pictures import find_pictures
 
-        return nullcontext(find_pictures(Path(source), options))
+        yield find_pictures(Path(source), options)
+        return
     if options.test is not None:
         raise DataError("--test is for tables and pictures: expected x_test and y_test next to x_train and y_train")
-    return open_arrays(source, options.labels, MAX_FILE_BYTES)
+    with open_arrays(source, options.labels, MAX_FILE_BYTES) as arrays:
+        yield SampleSource(arrays.train, arrays.test, arrays.classes)
 
 
 def kind_of(source: str) -> Kind:

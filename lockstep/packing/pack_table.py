@@ -4,8 +4,7 @@ A table is a file, or a data frame: whatever gives its rows as Arrow does, witho
 Polars, DuckDB and Arrow itself have `__arrow_c_stream__`; Hugging Face's datasets give tables batch by batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,21 @@ from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.runtime.version import VERSION
 from lockstep.packing.encoding import ColumnEncoder, TableEncoder
-from lockstep.packing.options import Packed, PackOptions, Watch
+from lockstep.packing.options import Packed, PackOptions, ReadProgress, Watch
 from lockstep.packing.tables import ROWS, Advance, StreamTable, Table, open_table
-
-#: Opens a table whose rows are then read; it is called with what counts them.
-Opener = Callable[[Advance], Table]
 
 
 def pack_table_file(source: Path, destination: Path, options: PackOptions, watch: Watch) -> Packed:
     """Pack a CSV or Parquet file, or a folder of them; as `pack`."""
-    test = options.test
-    openers: list[Opener] = [partial(open_table, source), *([] if test is None else [partial(open_table, test)])]
-    return pack_table(str(source), openers, destination, options, watch)
+    progress = ReadProgress(watch)
+    tables = [open_table(path, progress.advance) for path in (source, options.test) if path is not None]
+    return pack_table(str(source), tables, destination, options, progress)
 
 
-def pack_table(named: str, openers: Sequence[Opener], destination: Path, options: PackOptions, watch: Watch) -> Packed:
+def pack_table(
+    named: str, tables: Sequence[Table], destination: Path, options: PackOptions, progress: ReadProgress
+) -> Packed:
     """Pack a table, of which a share of the rows becomes the test set, or two."""
-    progress = _Progress(watch)
-    tables = [opener(progress.advance) for opener in openers]
     features = _features(tables[0], options)
     columns, is_divided = [*features, *options.target], len(tables) == 1
     for each in tables:
@@ -72,17 +68,6 @@ def _features(table: Table, options: PackOptions) -> list[str]:
     return features
 
 
-class _Progress:
-    """How much of all tables has been read."""
-
-    def __init__(self, watch: Watch) -> None:
-        self.watch, self.whole, self.done = watch, 1, 0
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        self.watch(min(1.0, self.done / max(1, self.whole)))
-
-
 #: What pandas calls an index as a column.
 _INDEX = "__index_level_"
 
@@ -92,14 +77,15 @@ def pack_frame(data: Any, destination: Path, options: PackOptions) -> Packed:
     train, test = data if isinstance(data, tuple) else (data, None)
     if isinstance(data, Mapping):
         train, test = data["train"], next((data[name] for name in ("test", "validation", "val") if name in data), None)
-    openers = [partial(_opened, frame) for frame in (train, test) if frame is not None]
-    return pack_table(f"a {type(train).__name__}", openers, destination, options, lambda share: None)
+    progress = ReadProgress(lambda share: None)
+    tables = [_opened(frame, progress.advance) for frame in (train, test) if frame is not None]
+    return pack_table(f"a {type(train).__name__}", tables, destination, options, progress)
 
 
 def _opened(frame: Any, advance: Advance) -> StreamTable:
     named = f"the {type(frame).__name__}"
     try:
-        if _is_dataset(frame):
+        if hasattr(frame, "with_format") and hasattr(frame, "features"):
             schema, batches = frame.features.arrow_schema, _of_hugging_face(frame)
         else:
             batches = pa.RecordBatchReader.from_stream(frame)
@@ -109,11 +95,6 @@ def _opened(frame: Any, advance: Advance) -> StreamTable:
     # Without the index, which pandas sends as a column.
     columns = pa.schema([field for field in schema if not field.name.startswith(_INDEX)])
     return StreamTable(named, advance, len(frame) if hasattr(frame, "__len__") else 1, columns, batches)
-
-
-def _is_dataset(frame: Any) -> bool:
-    """Tell whether a frame is a dataset of Hugging Face's library."""
-    return hasattr(frame, "with_format") and hasattr(frame, "features")
 
 
 def _of_hugging_face(frame: Any) -> Iterator[pa.RecordBatch]:

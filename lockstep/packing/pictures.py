@@ -15,7 +15,7 @@ from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.runtime.environment import cores
 from lockstep.packing.files import files_below, folders_in
-from lockstep.packing.options import PackOptions
+from lockstep.packing.options import PackOptions, SampleSource
 
 #: What a folder with the test set's pictures may be called, next to `train`.
 TRAIN_NAME, TEST_NAMES = "train", ("test", "val", "valid", "validation")
@@ -43,21 +43,7 @@ class PictureSet:
             yield samples, np.array(self.labels[begin : begin + AT_ONCE], np.int64)
 
 
-@dataclass(frozen=True)
-class PictureSource:
-    """All that was found in a folder."""
-
-    class_names: Sequence[str]
-    train: PictureSet
-    test: PictureSet | None
-
-    @property
-    def classes(self) -> int:
-        """The number of classes."""
-        return len(self.class_names)
-
-
-def find_pictures(folder: Path, options: PackOptions) -> PictureSource:
+def find_pictures(folder: Path, options: PackOptions) -> SampleSource:
     """Return the pictures of a folder; DataError if its folders are not one for each class."""
     inside = {each.name: each for each in folders_in(folder)}
     train = inside.get(TRAIN_NAME, folder)
@@ -68,7 +54,8 @@ def find_pictures(folder: Path, options: PackOptions) -> PictureSource:
         found = f"one class only, {names[0]!r}" if names else "no folder with pictures"
         raise DataError(f"{train}: has {found}: expected a folder of pictures for each of at least two classes")
     reader = PictureReader(options)
-    return PictureSource(names, _set_of(train, names, reader), None if test is None else _set_of(test, names, reader))
+    sets = (_set_of(train, names, reader), None if test is None else _set_of(test, names, reader))
+    return SampleSource(*sets, len(names), names)
 
 
 def _set_of(folder: Path, names: Sequence[str], reader: "PictureReader") -> PictureSet:

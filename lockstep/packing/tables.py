@@ -9,7 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,8 @@ class Table(ABC):
     advance: Advance
     #: How much there is to read, in what `advance` counts.
     length: int
-
-    @property
-    @abstractmethod
-    def schema(self) -> pa.Schema:
-        """The columns, with their types."""
+    #: The columns, with their types.
+    schema: pa.Schema = field(init=False)
 
     @abstractmethod
     def _record_batches(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
@@ -101,15 +98,8 @@ class Table(ABC):
 
 def _is_number(kind: pa.DataType) -> bool:
     types = pa.types
-    return bool(
-        types.is_integer(kind)
-        or types.is_floating(kind)
-        or types.is_boolean(kind)
-        or types.is_decimal(kind)
-        or types.is_null(kind)
-        or types.is_date(kind)
-        or types.is_timestamp(kind)
-    )
+    numbers = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)
+    return any(is_one(kind) for is_one in (*numbers, types.is_null, types.is_date, types.is_timestamp))
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -120,20 +110,18 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _values(column: Any) -> NDArray[np.float64] | TextValues:
-    if _is_text(column.type):
-        coded = column if pa.types.is_dictionary(column.type) else _without_views(column).dictionary_encode()
+    types, kind = pa.types, column.type
+    if _is_text(kind):
+        column = column.cast(pa.string()) if types.is_string_view(kind) else column
+        coded = column if types.is_dictionary(kind) else column.dictionary_encode()
         indices = pc.fill_null(coded.indices.cast(pa.int64()), -1).to_numpy(zero_copy_only=False)
         return TextValues(indices, [text if text is not None else "" for text in coded.dictionary.to_pylist()])
-    if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
+    if types.is_date(kind) or types.is_timestamp(kind):
         column = column.cast(pa.timestamp("us")).cast(pa.int64())
-    elif pa.types.is_decimal(column.type) or pa.types.is_boolean(column.type) or pa.types.is_null(column.type):
+    elif types.is_decimal(kind) or types.is_boolean(kind) or types.is_null(kind):
         column = column.cast(pa.float64())
     # Nulls become NaN.
     return np.asarray(column.to_numpy(zero_copy_only=False)).astype(np.float64, copy=False)
-
-
-def _without_views(column: Any) -> Any:
-    return column.cast(pa.string()) if pa.types.is_string_view(column.type) else column
 
 
 @dataclass
@@ -141,15 +129,11 @@ class CsvTable(Table):
     """CSV files with one header; types are those of the first rows, but that whole numbers may become others."""
 
     paths: Sequence[Path]
-    _schema: pa.Schema | None = None
 
-    @property
-    def schema(self) -> pa.Schema:
-        if self._schema is None:
-            found = self._open(self.paths[0], None, {}, threads=False).schema
-            # A later value may have digits after the point, or be missing in all of the first rows.
-            self._schema = pa.schema([pa.field(each.name, _widened(each.type)) for each in found])
-        return self._schema
+    def __post_init__(self) -> None:
+        found = self._open(self.paths[0], None, {}, threads=False).schema
+        # A later value may have digits after the point, or be missing in all of the first rows.
+        self.schema = pa.schema([pa.field(each.name, _widened(each.type)) for each in found])
 
     def _open(self, path: Path, columns: Sequence[str] | None, types: dict[str, Any], *, threads: bool) -> Any:
         convert = pyarrow.csv.ConvertOptions(
@@ -159,14 +143,14 @@ class CsvTable(Table):
             delimiter="\t" if path.name.endswith((".tsv", ".tsv.gz")) else ",", newlines_in_values=True
         )
         read = pyarrow.csv.ReadOptions(use_threads=threads, block_size=CSV_BLOCK)
-        try:
-            return pyarrow.csv.open_csv(path, read_options=read, parse_options=parse, convert_options=convert)
-        except OSError as error:
-            raise _unreadable(path, "a CSV file", error) from None
-        except KeyError:
-            raise DataError(f"{path}: has not the columns of {self.paths[0].name}: expected the same header") from None
-        except pa.ArrowInvalid as error:
-            raise DataError(f"{path}: {self._described(error)}") from None
+        with _named_errors(path, "a CSV file"):
+            try:
+                return pyarrow.csv.open_csv(path, read_options=read, parse_options=parse, convert_options=convert)
+            except KeyError:
+                first = self.paths[0].name
+                raise DataError(f"{path}: has not the columns of {first}: expected the same header") from None
+            except pa.ArrowInvalid as error:
+                raise DataError(f"{path}: {self._described(error)}") from None
 
     def _record_batches(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         types = {name: self.schema.field(name).type for name in columns}
@@ -218,9 +202,8 @@ class ParquetTable(Table):
 
     paths: Sequence[Path]
 
-    @property
-    def schema(self) -> pa.Schema:
-        return self._open(self.paths[0]).schema_arrow
+    def __post_init__(self) -> None:
+        self.schema = self._open(self.paths[0]).schema_arrow
 
     def _open(self, path: Path) -> Any:
         with _named_errors(path, "a Parquet file"):
@@ -250,12 +233,8 @@ class ParquetTable(Table):
 class StreamTable(Table):
     """Record batches that somebody has: a data frame's, or those of a file in Arrow's own formats."""
 
-    columns: pa.Schema
+    schema: pa.Schema
     batches_in_order: Iterable[pa.RecordBatch]
-
-    @property
-    def schema(self) -> pa.Schema:
-        return self.columns
 
     def _record_batches(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         row = 1
@@ -310,8 +289,5 @@ def _named_errors(path: Path, kind: str) -> Iterator[None]:
     except pa.ArrowException as error:
         raise DataError(f"{path}: damaged ({one_line(str(error), 120)}): expected {kind}") from None
     except OSError as error:
-        raise _unreadable(path, kind, error) from None
-
-
-def _unreadable(path: Path, kind: str, error: OSError) -> DataError:
-    return DataError(f"{path}: cannot be read ({one_line(error.strerror or str(error), 120)}): expected {kind}")
+        reason = one_line(error.strerror or str(error), 120)
+        raise DataError(f"{path}: cannot be read ({reason}): expected {kind}") from None

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lockstep.common.aggregation.quantization.quantization import bytes_per_value
+from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.timing import Split
 
 #: Bytes that cross the link of the server per worker and parameter: a float32 of sums in, one of weights out.
@@ -31,6 +32,21 @@ class Measured:
     split: Split
     #: See `bytes_per_parameter`.
     bytes_per_parameter: float = BYTES_PER_PARAMETER
+
+    @classmethod
+    def of(cls, result: RunResult) -> "Measured | None":
+        """Return what a run measured, None if it had no workers, or no step that was timed."""
+        if result.split is None or not result.workers:
+            return None
+        return cls(
+            workers=result.workers,
+            servers=result.servers,
+            micro_batches=result.micro_batches,
+            global_batch=result.global_batch,
+            parameters=result.parameters,
+            split=result.split,
+            bytes_per_parameter=bytes_per_parameter(result.wire, result.wire_weights),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -19,7 +19,7 @@ from lockstep.common.files.did_you_mean import nearest
 from lockstep.common.files.reading import read_regular
 from lockstep.common.files.sanitize import cut, one_line
 from lockstep.common.job.job import Job, check
-from lockstep.runs.launch_config import Launch
+from lockstep.runs.launch_config import Launch, default_launch
 
 S = TypeVar("S", Job, Launch)
 
@@ -116,7 +116,7 @@ def shipped_values(model: str) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
-def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any], default_launch: Launch) -> tuple[Job, Launch]:
+def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[Job, Launch]:
     """Return the checked job and launch: the file's values, or the model's shipped job, overridden by the flags.
 
     `JobError` names the value, what was expected and, for an unknown key, the nearest right one.
@@ -128,18 +128,14 @@ def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any], default_la
     for key in values:
         if key not in known:
             # The whole list only if nothing is near: it is long.
-            advice = _meant(key[:MOST_TOLD], known) or f": expected one of {', '.join(known)}"
+            near = f" (did you mean {ELSEWHERE[key]!r}?)" if key in ELSEWHERE else nearest(key[:MOST_TOLD], known)
+            advice = near or f": expected one of {', '.join(known)}"
             raise JobError(f"the job has no key {cut(key, MOST_TOLD)!r}{advice}")
-    launch_values = msgspec.to_builtins(default_launch) | {
+    launch_values = msgspec.to_builtins(default_launch()) | {
         key: value for key, value in values.items() if key in Launch.__struct_fields__
     }
     job_values = {key: value for key, value in values.items() if key in Job.__struct_fields__}
     return check(_convert(job_values, Job)), _convert(launch_values, Launch)
-
-
-def _meant(key: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)`, empty if no key is near."""
-    return f" (did you mean {ELSEWHERE[key]!r}?)" if key in ELSEWHERE else nearest(key, known)
 
 
 def _convert(values: dict[str, Any], to: type[S]) -> S:

@@ -17,23 +17,14 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = 1
     min_workers: (
         Annotated[
-            int,
-            Meta(
-                ge=1,
-                le=4096,
-                description="workers to wait for; others may join later  [train: all, server: 1]",
-            ),
+            int, Meta(ge=1, le=4096, description="workers to wait for; others may join later  [train: all, server: 1]")
         ]
         | None
     ) = None
     servers: Annotated[int, Meta(ge=1, le=64, description="server processes, each with a slice of the weights")] = 1
-    transport: Annotated[
-        Transport,
-        Meta(description=DESCRIPTION),
-    ] = "auto"
+    transport: Annotated[Transport, Meta(description=DESCRIPTION)] = "auto"
     max_restarts: Annotated[
-        int,
-        Meta(ge=0, le=10000, description="restarts of a process that dies again and again"),
+        int, Meta(ge=0, le=10000, description="restarts of a process that dies again and again")
     ] = 3
     audit: Annotated[
         float,

@@ -11,7 +11,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.runtime.clock import wall_time
 from lockstep.ps.records.run_folder import RESULT, RunFolder, RunResult, read_result
 from lockstep.runs.job_file import read_values, resolve, to_toml
-from lockstep.runs.launch_config import Launch, default_launch
+from lockstep.runs.launch_config import Launch
 
 #: Where runs go that were given no folder.
 RUNS = Path("runs")
@@ -58,9 +58,14 @@ def has_begun(folder: Path) -> bool:
     return claim.is_file() and claim.stat().st_size > 0
 
 
+def recorded(folder: Path) -> tuple[Job, Launch]:
+    """Return the job of the run in a folder, and how it was first carried out."""
+    return resolve(read_values(folder / JOB), {})
+
+
 def recorded_job(folder: Path) -> Job:
     """Return the job of the run in a folder."""
-    return resolve(read_values(folder / JOB), {}, default_launch())[0]
+    return recorded(folder)[0]
 
 
 def make_run_dir(folder: Path, job: Job, launch: Launch, say: Callable[[str], None] = lambda text: None) -> RunFolder:
@@ -112,13 +117,9 @@ def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, Launch]:
         raise JobError(f"{str(folder)!r} holds no run to resume: expected a run folder, with its {JOB}")
     # A resumed run waits for other workers than it began with.
     values = {key: value for key, value in read_values(folder / JOB).items() if key != "min_workers"}
-    job, _ = resolve(values, {}, default_launch())
-    wanted, launch = resolve(values, given, default_launch())
-    odd = [name for name in job.__struct_fields__ if getattr(job, name) != getattr(wanted, name)]
-    if odd:
-        differences = "; ".join(
-            f"{name} = {getattr(job, name)!r} in the run, {getattr(wanted, name)!r} here" for name in odd
-        )
+    job, _ = resolve(values, {})
+    wanted, launch = resolve(values, given)
+    if differences := job.changed_in(wanted):
         raise JobError(
             f"{str(folder)!r} is a run of another job: {differences}: remove these flags, or begin a new run"
         )

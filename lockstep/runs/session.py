@@ -67,7 +67,10 @@ def open_session(
     Raises `UsageError` if the folder cannot be written to, is in use, or holds another run.
     """
     launch = destination.launch
-    folder = _folder(setup, destination, say)
+    if destination.is_resumed:
+        folder = RunFolder(destination.folder, say)
+    else:
+        folder = make_run_dir(destination.folder, setup.info.job, launch, say)
     own = setup.info.fingerprint
     if own.mode == "portable" and (note := version_note(own.numpy, own.blas)):
         say(f"{NOTICE_MARK}{note}")
@@ -88,12 +91,6 @@ def open_session(
     seen = (start.progress.steps, len(start.progress.history))
     checkpointer = Checkpointer(recorder, folder, checkpoints, schedule, clock, seen)
     return RunSession(recorder=recorder, checkpointer=checkpointer, start=start)
-
-
-def _folder(setup: RunSetup, destination: Destination, say: Callable[[str], None]) -> RunFolder:
-    if destination.is_resumed:
-        return RunFolder(destination.folder, say)
-    return make_run_dir(destination.folder, setup.info.job, destination.launch, say)
 
 
 def _start(

@@ -13,11 +13,12 @@ from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.interrupts import held_back
 from lockstep.ps.checkpoint.checkpointer import Checkpointer
 from lockstep.ps.checkpoint.resuming import Resumption, first_round
+from lockstep.ps.coordinator.coordinator import initial_phase
 from lockstep.ps.coordinator.effects import UpdateWeights
 from lockstep.ps.coordinator.failures import diverged_text
 from lockstep.ps.coordinator.membership import Membership
 from lockstep.ps.coordinator.status import status_of
-from lockstep.ps.coordinator.transitions import RunPhase, initial_phase
+from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import Account
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.records.run_folder import RunResult
@@ -29,29 +30,11 @@ from lockstep.worker.compute import Compute
 from lockstep.worker.gradient_sink import NotFiniteError
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SingleProcessSums:
-    """The sums of a step: where they are, their tally, and the seconds of forward and backward."""
-
-    sums: Vector
-    tally: Tally
-    compute_s: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SingleProcessUpdate:
-    """The learning rate of an update, and the seconds that it took."""
-
-    rate: float
-    update_s: float
-
-
 @dataclass
 class SingleProcessTrainer:
     """A worker and a shard that share their memory."""
 
     setup: RunSetup
-    clock: Clock
     compute: Compute = field(init=False)
 
     def __post_init__(self) -> None:
@@ -60,21 +43,18 @@ class SingleProcessTrainer:
 
     def step(self, step: int) -> None:
         """Make a step: forward, loss, backward, sum, update. Raises what the model raises, and `NotFiniteError`."""
-        self.update(step, self.sums(step))
+        sums, tally = self.sums(step)
+        self.update(step, sums, tally)
 
-    def sums(self, step: int) -> SingleProcessSums:
-        """Compute the sums of a step; raises as `step`."""
-        began = self.clock.now()
+    def sums(self, step: int) -> tuple[Vector, Tally]:
+        """Return the sums of a step, which are valid until the next one, and its tally; raises as `step`."""
         self.compute.turn(step)
-        sums, tally = self.compute.train(step, self._whole)
-        return SingleProcessSums(sums=sums, tally=tally, compute_s=self.clock.now() - began)
+        return self.compute.train(step, self._whole)
 
-    def update(self, step: int, done: SingleProcessSums) -> SingleProcessUpdate:
-        """Change the weights by the sums of a step."""
-        shard, began = self.setup.shard, self.clock.now()
-        shard.add(self._whole, done.sums)
-        rate = shard.update(step, done.tally.count)
-        return SingleProcessUpdate(rate=rate, update_s=self.clock.now() - began)
+    def update(self, step: int, sums: Vector, tally: Tally) -> float:
+        """Change the weights by the sums of a step; return the learning rate."""
+        self.setup.shard.add(self._whole, sums)
+        return self.setup.shard.update(step, tally.count)
 
     @property
     def _whole(self) -> Node:
@@ -107,7 +87,7 @@ class SerialRun:
         setup, start = self.setup, self.start or first_round(self.setup)
         progress, self.compute_s = start.progress, start.compute_s
         at: Round | None = start.round
-        trainer = SingleProcessTrainer(setup, self.clock)
+        trainer = SingleProcessTrainer(setup)
         try:
             while at is not None:
                 progress.begin_round(self.clock.now())
@@ -157,18 +137,22 @@ class SerialRun:
                 epoch = progress.end_epoch(number, tally, self.clock.now())
                 self.recorder.epoch(epoch, self.setup.shard.weights)
             return
-        done = trainer.sums(at.step)
+        began = self.clock.now()
+        sums, tally = trainer.sums(at.step)
+        compute_s = self.clock.now() - began
         if self.guard.text:
             raise NonFiniteWeightsError(self.guard.text)
         account = Account(at.micro_batches)
         account.record_accepted(Node(0, at.micro_batches), 0, pack_losses(trainer.compute.losses))
         with held_back():
-            update = trainer.update(at.step, done)
-            progress.end_step(done.tally, self.clock.now(), (done.compute_s, done.compute_s))
-            self.recorder.step(at.step, done.tally, update.rate, update.update_s, progress.last_step)
+            began = self.clock.now()
+            rate = trainer.update(at.step, sums, tally)
+            ended = self.clock.now()
+            progress.end_step(tally, ended, (compute_s, compute_s))
+            self.recorder.step(at.step, tally, rate, ended - began, progress.last_step)
             self.recorder.account(at.step, account, checksum_after(at.step, self.setup.shard.weights))
-            self.compute_s += done.compute_s
-        made = UpdateWeights(step=at.step, tally=done.tally, account=account)
+            self.compute_s += compute_s
+        made = UpdateWeights(step=at.step, tally=tally, account=account)
         self.guard.check(made, self.setup.shard, Membership())
 
     def _keep(self, progress: Progress) -> None:

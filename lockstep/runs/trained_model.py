@@ -22,10 +22,9 @@ from lockstep.common.model.port import Model
 from lockstep.common.model.source import open_model
 from lockstep.ps.checkpoint.checkpoint import Checkpoint
 from lockstep.ps.checkpoint.folder import CheckpointFolder
-from lockstep.ps.records.metrics import EpochRecord
-from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, read_result
-from lockstep.ps.run.early_stopping import early_stopping_state
-from lockstep.runs.run_dir import JOB, recorded_job
+from lockstep.ps.records.run_folder import CHECKPOINTS, WEIGHTS
+from lockstep.ps.run.early_stopping import best_epoch
+from lockstep.runs.run_dir import JOB, finished, recorded_job
 
 #: Runs that an error names, at most.
 MOST_NAMED = 8
@@ -43,7 +42,7 @@ def kept_weights(folder: Path, job: Job, layout: ParameterLayout, moment: Moment
         return _best(folder, job, layout, checkpoints)
     found = next((checkpoint for checkpoint in checkpoints if checkpoint.progress.steps == moment), None)
     if found is not None:
-        return _of_checkpoint(found, layout)
+        return _own(found.arrays, layout)
     raise JobError(f"{str(folder)!r} holds no whole checkpoint after {moment} steps: {_advice(folder, checkpoints)}")
 
 
@@ -53,37 +52,28 @@ def _vector(arrays: Mapping[str, NDArray[Any]], layout: ParameterLayout) -> Vect
     return weights
 
 
-def _of_checkpoint(checkpoint: Checkpoint, layout: ParameterLayout) -> Vector:
-    return _vector(_own(checkpoint.arrays, layout), layout)
-
-
-def _own(arrays: Mapping[str, NDArray[Any]], layout: ParameterLayout) -> dict[str, NDArray[Any]]:
+def _own(arrays: Mapping[str, NDArray[Any]], layout: ParameterLayout) -> Vector:
     """Return the weights among arrays: a checkpoint also has the optimizer's slots."""
-    return {name: arrays[name] for name in layout.read(np.empty(layout.size, np.float32)) if name in arrays}
+    names = layout.read(np.empty(layout.size, np.float32))
+    return _vector({name: arrays[name] for name in names if name in arrays}, layout)
 
 
 def _best(folder: Path, job: Job, layout: ParameterLayout, checkpoints: Sequence[Checkpoint]) -> Vector:
-    history = _history(folder, checkpoints)
-    stopping = early_stopping_state(job, history)
-    if stopping is None:
+    result = finished(folder)
+    history = result.history if result else checkpoints[0].progress.history if checkpoints else []
+    best = best_epoch(job, history)
+    if best is None:
         raise JobError(f"{str(folder)!r} has no finished epoch, and so no best one: expected at least one")
-    best = next(epoch for epoch in history if epoch.epoch == stopping.best)
-    if (folder / RESULT).exists() and read_result(folder).weights_sha256 == best.weights_sha256:
+    if result is not None and result.weights_sha256 == best.weights_sha256:
         return kept_weights(folder, job, layout, "last")
     # By their digest: a checkpoint of the epoch's last step may have been taken before the epoch was evaluated.
-    for weights in (_of_checkpoint(checkpoint, layout) for checkpoint in checkpoints):
+    for weights in (_own(checkpoint.arrays, layout) for checkpoint in checkpoints):
         if weights_digest(weights) == best.weights_sha256:
             return weights
     raise JobError(
         f"{str(folder)!r} holds no checkpoint of its best epoch, which was {best.epoch}: "
         f"{_advice(folder, checkpoints)}; a run with --keep-best always has it"
     )
-
-
-def _history(folder: Path, checkpoints: Sequence[Checkpoint]) -> list[EpochRecord]:
-    if (folder / RESULT).exists():
-        return read_result(folder).history
-    return checkpoints[0].progress.history if checkpoints else []
 
 
 def _advice(folder: Path, checkpoints: Sequence[Checkpoint]) -> str:
@@ -100,18 +90,18 @@ class Trained:
     job: Job
     #: With these weights.
     model: Model
-    layout: ParameterLayout
     weights: Vector
 
     def arrays(self) -> dict[str, Vector]:
         """Return the weights by their names."""
-        return self.layout.read(self.weights)
+        return self.model.layout.read(self.weights)
 
 
 def open_trained(folder: Path, moment: Moment = "last") -> Trained:
     """Return a run's weights, the last ones or others; a `UsageError` names what is missing or damaged."""
     if not (folder / JOB).is_file() or (moment == "last" and not (folder / WEIGHTS).is_file()):
-        found = _runs_in(folder)
+        # By name, so that the newest of `runs` is the last.
+        found = sorted(one_line(str(weights.parent), 200) for weights in folder.glob(f"*/{WEIGHTS}"))
         there = f"; the runs in it: {', '.join(found[-MOST_NAMED:])}" if found else ""
         raise JobError(
             f"{str(folder)!r} holds no weights of a run: expected a run folder, with {JOB} and {WEIGHTS}{there}"
@@ -120,12 +110,7 @@ def open_trained(folder: Path, moment: Moment = "last") -> Trained:
     model = open_model(job.model, job.seed)
     weights = kept_weights(folder, job, model.layout, moment)
     model.load(weights)
-    return Trained(folder, job, model, model.layout, weights)
-
-
-def _runs_in(folder: Path) -> list[str]:
-    """Return the runs with weights directly in a folder, by name, so that the newest of `runs` is the last."""
-    return sorted(one_line(str(weights.parent), 200) for weights in folder.glob(f"*/{WEIGHTS}"))
+    return Trained(folder, job, model, weights)
 
 
 def model_with(job: Job, arrays: Mapping[str, NDArray[Any]], steps: int) -> Any:
@@ -134,7 +119,7 @@ def model_with(job: Job, arrays: Mapping[str, NDArray[Any]], steps: int) -> Any:
     `arrays` may have more than the weights.
     """
     model = open_model(job.model, job.seed)
-    model.load(_vector(_own(arrays, model.layout), model.layout), steps)
+    model.load(_own(arrays, model.layout), steps)
     return model.module
 
 

@@ -29,7 +29,6 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import cores
 from lockstep.results.reports.display import display_for
 from lockstep.runs.job_file import fields, resolve
-from lockstep.runs.launch_config import Launch
 from lockstep.sklearn.network import Network, NetworkShape, exported_network, opened_network
 from lockstep.sklearn.training import Stream, TrainingTask, train, train_pass
 
@@ -61,21 +60,17 @@ ROWS = 128
 #: Narrower products are slower: 535,818 parameters take 14 % longer with four micro-batches of 50 rows than with one.
 LEAST_ROWS, LEAST_IMAGES, MOST_MICRO_BATCHES = 128, 16, 8
 
-#: Seeds are drawn below this.
-SEEDS = 2**31 - 1
-
 
 def _signature_of(init: Callable[..., None]) -> inspect.Signature:
     """Return the signature of a constructor, with the values of a job in place of its `**values`."""
     signature = inspect.signature(init)
-    *own, _ = signature.parameters.values()
-    return signature.replace(parameters=[*own, *map(_parameter, JOB_VALUES)])
-
-
-def _parameter(name: str) -> inspect.Parameter:
-    kind, default = fields()[name].kind, JOB_VALUES[name]
-    annotation = kind if fields()[name].default is not None and default is not None else kind | None
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    *parameters, _ = signature.parameters.values()
+    for name, default in JOB_VALUES.items():
+        kind = fields()[name].kind
+        annotation = kind if fields()[name].default is not None and default is not None else kind | None
+        given = {"default": default, "annotation": annotation}
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, **given))
+    return signature.replace(parameters=parameters)
 
 
 class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no types
@@ -152,7 +147,6 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         return TrainingTask(job=job, data=self._data(x, labels, classes, shape), text=exported.text)
 
     def _hold(self, stream: Stream) -> Self:
-        """Keep what training resulted in."""
         self.weights_, self._moments = stream.weights, stream.moments
         self.n_iter_, self.loss_ = stream.passes, stream.loss
         self._stream, self._opened = stream, None
@@ -170,7 +164,7 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         if str(self.monitor).startswith("test_"):
             raise JobError(f"monitor = {self.monitor!r}: expected loss, val_loss or the like; there is no test set")
         given = {"model": value, "data": "arrays", "seed": self._stream_seed, "loss": self._loss}
-        job, _ = resolve({}, {**values, **given, **changed}, Launch())
+        job, _ = resolve({}, {**values, **given, **changed})
         # Folds of a cross-validation differ in size, and the last parts of a stream are smaller.
         lowered = {name: min(getattr(job, name), samples) for name in ("global_batch", "micro_batches")}
         return msgspec.structs.replace(job, **lowered)
@@ -185,13 +179,13 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         """Return the seed of a job: `random_state` itself if that is a number."""
         if isinstance(self.random_state, int | np.integer):
             return int(self.random_state)
-        return int(check_random_state(self.random_state).randint(SEEDS))
+        return int(check_random_state(self.random_state).randint(2**31 - 1))
 
     def _most_workers(self) -> int:
-        """Return how many workers may be used: none in a process of a search that runs several."""
+        """Return how many workers may be used: none in a process of a search that runs several, as joblib does."""
         if self.workers is None:
-            return 0 if _is_one_of_several() else cores()
-        return resolve({}, {"workers": _plain(self.workers)}, Launch())[1].workers
+            return cores() if multiprocessing.current_process().name == "MainProcess" else 0
+        return resolve({}, {"workers": _plain(self.workers)})[1].workers
 
     def _shape(self, x: NDArray[np.float32], labels: NDArray[Any], classes: int) -> NetworkShape:
         sample = (x.shape[1],) if self.sample_shape is None else tuple(int(size) for size in self.sample_shape)
@@ -379,8 +373,3 @@ def _figures(epoch: Any) -> dict[str, Any]:
     """Return the figures of an epoch that an estimator has: none of a test set."""
     names = ("epoch", "loss", "accuracy", "r2", "val_loss", "val_accuracy", "wall_s", "weights_sha256")
     return {name: value for name in names if (value := getattr(epoch, name)) is not None}
-
-
-def _is_one_of_several() -> bool:
-    """Return whether joblib, or the like, has started this process to share the machine with others."""
-    return multiprocessing.current_process().name != "MainProcess"

@@ -33,9 +33,6 @@ ACTIVATIONS: dict[str, Callable[[], Module]] = {
     "identity": Identity,
 }
 
-#: Parameters of a builder that is given the numbers of inputs and of outputs.
-SHAPED = 2
-
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkShape:
@@ -46,7 +43,6 @@ class NetworkShape:
 
     @property
     def inputs(self) -> int:
-        """The number of values of a sample."""
         return math.prod(self.sample)
 
 
@@ -60,9 +56,7 @@ def exported_network(network: Any, activation: str, shape: NetworkShape) -> Expo
     if not _is_model(network) and not callable(network):
         return exported(_of_sizes(_sizes(network), activation, shape))
     model = network if _is_model(network) else _built(network, shape)
-    if _wants_shape(network) or is_described(model):
-        return exported(model)
-    return exported(network)
+    return exported(model if _wants_shape(network) or is_described(model) else network)
 
 
 def opened_network(network: Any, value: str | dict[str, Any], shape: NetworkShape, seed: int) -> Model:
@@ -113,7 +107,7 @@ def _wants_shape(network: Callable[..., object]) -> bool:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(network).parameters.values()
     needed = [each.name for each in parameters if each.kind in kinds and each.default is each.empty]
-    if len(needed) not in (0, SHAPED):
+    if len(needed) not in (0, 2):
         raise ModelError(
             f"model = {network!r} needs {', '.join(needed)}: expected a function of the numbers of inputs and outputs, "
             "or one without parameters"

@@ -119,7 +119,6 @@ def _watch(
 
 
 def train_here(setup: RunSetup, clock: Clock, watch: Callable[[Status], None] | None = None) -> TrainedNetwork:
-    """Train in this process."""
     setting = Setting(servers=0, transport="none", started=clock.now())
     recorder = MetricsRecorder(setup.info, setting, setup.layout, folder=None)
     recorder.begin(setup.shard.digest())
@@ -145,7 +144,6 @@ def train_by_workers(setup: RunSetup, data: TrainTest, workers: int, folder: Pat
 
 
 def _moments(setup: RunSetup) -> tuple[float, float]:
-    """Return what samples are prepared with."""
     assert setup.data.train.moments is not None  # `_prepared` has put them there
     return setup.data.train.moments
 
@@ -251,8 +249,12 @@ def train_pass(task: TrainingTask, before: Stream | None) -> Stream:
     with task.opened(AdmissionPolicy(), None if before is None else before.moments) as (setup, _):
         shard, passes = setup.shard, 0
         if before is not None:
-            passes = before.passes
-            _continue(setup, before)
+            for slot in shard.slots:
+                setup.layout.write(slot, before.weights)
+            for name, values in before.slots.items():
+                shard.state[name][:] = values
+            passes, shard.updates = before.passes, before.updates
+            shard.refresh_served()
         loss = _pass_loss(setup, passes)
     return Stream(
         _copies(setup.layout.read(shard.weights)),
@@ -268,7 +270,8 @@ def _pass_loss(setup: RunSetup, passes: int) -> float:
     """Make the steps of the pass after so many others; return the mean loss over its samples."""
     shard, job, total = setup.shard, setup.info.job, Tally()
     compute, whole = Compute(job, setup.model, setup.data, shard.served), Node(0, job.micro_batches)
-    for step in range(passes * setup.info.plan.steps_per_epoch, (passes + 1) * setup.info.plan.steps_per_epoch):
+    each = setup.info.plan.steps_per_epoch
+    for step in range(passes * each, (passes + 1) * each):
         # The optimizer counts all updates; the sampler and dropout count as if all passes had been as long as this one.
         compute.turn(shard.updates)
         try:
@@ -285,14 +288,3 @@ def _pass_loss(setup: RunSetup, passes: int) -> float:
                 f"{shard.updates}, although every loss was: lower lr or set clip_norm"
             )
     return total.loss
-
-
-def _continue(setup: RunSetup, before: Stream) -> None:
-    """Let the shard hold what the last pass left."""
-    shard = setup.shard
-    for slot in shard.slots:
-        setup.layout.write(slot, before.weights)
-    for name, values in before.slots.items():
-        shard.state[name][:] = values
-    shard.updates = before.updates
-    shard.refresh_served()

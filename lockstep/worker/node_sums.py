@@ -218,7 +218,7 @@ class SumsInOnePass:
         batches.fill(step, node, made.images, made.targets)
         if made.draws:
             made.reseed([DrawKey(batches.job.seed, step, each) for each in range(node.lo, node.hi)])
-        progress = Progress(attempt, len(node), made.length)
+        progress = PassProgress(attempt, len(node), made.length)
         sums, outputs = made.forward(progress.advance)
         losses = sums.tolist()
         if not all(map(math.isfinite, losses)):
@@ -238,7 +238,7 @@ class SumsInOnePass:
 
 
 @dataclass
-class Progress:
+class PassProgress:
     """How far a pass over several micro-batches is, counted as if they were computed one by one."""
 
     attempt: Attempt

@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.manifest import Manifest, PartInfo, PartName, unpacked
+from lockstep.common.data.mapped import Indices
 from lockstep.common.errors import DataError, RemoteProtocolError
 from lockstep.common.protocol.messages import Lease, Samples, SamplesRequest, Work
 from lockstep.worker.batches import Batches
-
-Places = NDArray[np.int64]
 
 _CHECKSUM_BYTES = 4
 
@@ -66,7 +65,7 @@ class PartStore:
     def _path(self, suffix: str) -> Path:
         return self.stem.with_name(self.stem.name + suffix)
 
-    def missing(self, places: Places) -> Places:
+    def missing(self, places: Indices) -> Indices:
         """Return those of the given samples that are not here."""
         unknown = places[~self._verified[places]]
         found = [place for place in unknown if self._is_here(int(place))]
@@ -76,7 +75,7 @@ class PartStore:
     def _is_here(self, place: int) -> bool:
         return int(self._checksums[place]) == checksum(self.images[place].tobytes(), self.labels[place].tobytes())
 
-    def put(self, places: Places, images: bytes, labels: bytes) -> None:
+    def put(self, places: Indices, images: bytes, labels: bytes) -> None:
         """Store samples; OSError if there is no room: what was written then counts as missing."""
         with (
             open(self._path(".images"), "r+b") as to_images,
@@ -90,7 +89,7 @@ class PartStore:
                 _write(to_checksums.fileno(), checksum(image, label).to_bytes(4, "little"), place * _CHECKSUM_BYTES)
         self._verified[places] = True
 
-    def _each(self, places: Places, images: bytes, labels: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    def _each(self, places: Indices, images: bytes, labels: bytes) -> Iterator[tuple[int, bytes, bytes]]:
         image_bytes, label_bytes = self.info.image_bytes, self.info.label_bytes
         for number, place in enumerate(places):
             image = images[number * image_bytes : (number + 1) * image_bytes]
@@ -136,13 +135,13 @@ class SampleStore:
         }
         return TrainTest(name, sets["train"], sets["test"], sets.get("validation"))
 
-    def request_for(self, name: PartName, places: Places) -> SamplesRequest | None:
+    def request_for(self, name: PartName, places: Indices) -> SamplesRequest | None:
         """Return the next request that brings these samples here; None if they are here."""
         part = self.parts[name]
         missing = part.missing(places)[: part.info.in_a_message()]
         return SamplesRequest(part=name, places=missing.astype("<u4").tobytes()) if len(missing) else None
 
-    def put(self, name: PartName, places: Places, words: NDArray[np.float32]) -> None:
+    def put(self, name: PartName, places: Indices, words: NDArray[np.float32]) -> None:
         """Store what was sent; `RemoteProtocolError` if it is malformed, `DataError` if there is no room."""
         part = self.parts.get(name)
         if part is None or (len(places) and places.max() >= part.info.samples):
@@ -177,7 +176,7 @@ class SampleFetcher:
         others = [self._places(each) for each in later if each.work == lease.work]
         return self.store.request_for(part, np.concatenate([own, *others]))
 
-    def _places(self, lease: Lease) -> Places:
+    def _places(self, lease: Lease) -> Indices:
         return self.batches.samples_of(lease.work, lease.step, Node(lease.lo, lease.hi))
 
     def put(self, samples: Samples, words: Vector) -> None:

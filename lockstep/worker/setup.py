@@ -17,8 +17,8 @@ from lockstep.common.job.objective import Objective
 from lockstep.common.model.first_batch import first_micro_batch
 from lockstep.common.model.port import Model
 from lockstep.common.model.source import read_model_source
-from lockstep.common.protocol.memory_offer import CALLERS, WEIGHTS, sums_file, sums_shape, weights_shape
 from lockstep.common.protocol.messages import Welcome
+from lockstep.common.protocol.shared_files import CALLERS, WEIGHTS, sums_file, sums_shape, weights_shape
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.common.transport.shared_memory.packet_socket import PacketSocket, call
 from lockstep.common.transport.shared_memory.segment import Allocate, reserve
@@ -31,7 +31,7 @@ Loader = Callable[[str], TrainTest]
 
 
 @dataclass(frozen=True)
-class Workplace:
+class ComputeSetup:
     """What computes leases, and whether in memory that the server sees."""
 
     compute: Compute
@@ -48,7 +48,7 @@ class Workplace:
 
 
 @dataclass(frozen=True)
-class Places:
+class WorkerFolders:
     """Folders of this machine that a worker may use."""
 
     #: Where shared memory is, and where samples are stored that a server sends; None if there is no such folder.
@@ -56,7 +56,7 @@ class Places:
     cache: Path | None = None
 
 
-def prepare(welcome: Welcome, load: Loader, places: Places) -> Workplace:
+def prepare(welcome: Welcome, load: Loader, places: WorkerFolders) -> ComputeSetup:
     """Return what computes this run's leases; `ModelError` or `DataError` if it is not the server's."""
     job = welcome.job
     model_source = read_model_source(job.model)
@@ -89,11 +89,11 @@ def prepare(welcome: Welcome, load: Loader, places: Places) -> Workplace:
                 head=shared.head,
                 server_head=shared.server_head,
             )
-            return Workplace(compute, nonce=shared.nonce, store=store, shortcut=shared.shortcut, shared=place)
+            return ComputeSetup(compute, nonce=shared.nonce, store=store, shortcut=shared.shortcut, shared=place)
         except SharingError as error:
             obstacle = str(error)
     compute = Compute(job, model, data, frames=frames, moments=moments)
-    return Workplace(compute, obstacle=obstacle, store=store)
+    return ComputeSetup(compute, obstacle=obstacle, store=store)
 
 
 def _check_evidence(welcome: Welcome, model: Model, data: TrainTest) -> None:

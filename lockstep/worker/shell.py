@@ -11,16 +11,19 @@ from typing import assert_never
 
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, Vector, is_node
-from lockstep.common.client.events_and_effects import ClientEvent, Exit, PreparationFailed, Prepared, Welcomed
-from lockstep.common.client.shell import ClientShell
 from lockstep.common.errors import DataError, LockstepError, RemoteProtocolError, SharingError
+from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.tally import Tally, pack_losses
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import (
+    NAME_LIMIT,
     OF_A_STEP,
-    EndStretch,
+    ComputeFailed,
+    Diverged,
     Lease,
     Message,
+    MultiStepLease,
+    MultiStepWithdrawal,
     Ping,
     Ready,
     Result,
@@ -29,7 +32,6 @@ from lockstep.common.protocol.messages import (
     SliceLease,
     Standby,
     Status,
-    Stretch,
     SumsFrame,
     Weights,
     Welcome,
@@ -39,20 +41,22 @@ from lockstep.common.protocol.messages import (
 from lockstep.common.protocol.shard_messages import Hello, ShardWelcome
 from lockstep.common.protocol.step_board import MOST_LOSSES
 from lockstep.common.runtime.clock import Clock
+from lockstep.common.statemachine.client import ClientEvent, Exit, PreparationFailed, Prepared
+from lockstep.common.statemachine.client_shell import ClientShell
 from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.links import Wait, wait_for_nothing
 from lockstep.common.transport.port import ClientPort
-from lockstep.worker import effects, events
+from lockstep.worker import state as machine
 from lockstep.worker.compute import Compute
 from lockstep.worker.connections import SEND_TIMEOUT_S, Dial, ServerConnections, WeightsAssembly, assembly_of
 from lockstep.worker.gradient_sink import NotFiniteError
+from lockstep.worker.multi_step import MultiStepProgress
 from lockstep.worker.node_sums import StoppedError
 from lockstep.worker.samples import SampleFetcher
-from lockstep.worker.setup import Loader, Places, prepare
+from lockstep.worker.setup import Loader, WorkerFolders, prepare
 from lockstep.worker.slice_update import PART, SliceUpdater
 from lockstep.worker.state import WorkerState, is_of
-from lockstep.worker.stretch import StretchProgress
-from lockstep.worker.stretch_steps import StretchSteps
+from lockstep.worker.step_maker import StepMaker
 
 #: Seconds of computing after which the worker looks for the first time, and then each time, whether what it computes is
 #: still wanted: to look takes some microseconds.
@@ -63,7 +67,7 @@ MOST_EARLY = 16
 
 
 @dataclass
-class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
+class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
     """One worker: its state, and what carries out the effects of the state."""
 
     state: WorkerState
@@ -89,7 +93,7 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
     #: Makes slices of updates; None if no memory is shared.
     _slices: SliceUpdater | None = None
     #: Makes steps with another worker; None where that cannot be.
-    _steps: StretchSteps | None = None
+    _steps: StepMaker | None = None
     #: Gets the samples that the server sends; None if the data is here.
     _fetcher: SampleFetcher | None = None
     #: The frames of the weights that are on their way here.
@@ -127,7 +131,7 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
         While a slice of an update is being made, make a part of it.
         """
         if self.state.is_updating():
-            self.dispatch(events.PartDue())
+            self.dispatch(machine.PartDue())
             return True
         if self.state.progress is not None:
             self._make_steps(self.state.progress)
@@ -141,98 +145,90 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
         if frames is not None:
             self.on_server_message(frames)
         elif has_work:
-            self.dispatch(events.InboxEmptied())
+            self.dispatch(machine.InboxEmptied())
         elif deadline is not None and self.clock.now() >= deadline:
             self.expire()
         else:
             return False
         return True
 
-    def _make_steps(self, progress: StretchProgress) -> None:
-        """Do what is due for the stretch at hand, or handle a message, but not in the middle of a slice."""
+    def _make_steps(self, progress: MultiStepProgress) -> None:
+        """Do what is due for the multi-step lease at hand, or handle a message, but not in the middle of a slice."""
         frames = None
         if progress.is_listening():
             left = max(0.0, progress.due - self.clock.now())
             frames = self._early.popleft() if self._early else self.servers.receive(left)
         if frames is None:
-            self.dispatch(events.StageDue())
+            self.dispatch(machine.StageDue())
         else:
             self.on_server_message(frames)
 
     # From messages to events
 
-    def event_of(self, message: Message) -> events.Event | None:
+    def event_of(self, message: Message) -> machine.Event | None:
         match message:
-            case Welcome():
-                return Welcomed(welcome=message, place=f"worker {message.rank}")
-            case Standby():
-                return events.StandbyRequested(standby=message)
+            case Welcome() | Standby() | Withdrawal() | MultiStepWithdrawal() | Ping():
+                return message
             case Samples():
                 return self._store(message)
             case Weights():
-                return events.WeightsReceived(step=message.step) if self._install(message) else None
+                return machine.WeightsReceived(step=message.step) if self._install(message) else None
             case Lease():
-                return self._lease_received(message)
-            case Withdrawal():
-                return events.LeaseWithdrawn(withdrawal=message)
+                return self._check_lease(message)
             case SliceLease():
-                return self._slice_lease_received(message)
-            case Stretch():
-                return self._stretch_received(message)
-            case EndStretch():
-                return events.EndStretchReceived(number=message.number)
-            case Ping():
-                return events.ServerPinged()
+                return self._check_slice_lease(message)
+            case MultiStepLease():
+                return self._check_multi_step_lease(message)
             case Status():
                 return None
             case _:
                 raise RemoteProtocolError(f"a {type(message).__name__} is not a message for a worker")
 
-    def _lease_received(self, lease: Lease) -> events.Event:
+    def _check_lease(self, lease: Lease) -> machine.Event:
         """Check that a lease is a node of the tree: 2**31 micro-batches that do not exist would take years."""
         micro_batches = 0 if self._compute is None else self._compute.batches.micro_batches_of(lease.work)
         if self._compute is not None and not is_node(lease.lo, lease.hi, micro_batches):
             raise RemoteProtocolError(
                 f"a lease of [{lease.lo}, {lease.hi}): not a node of {micro_batches} micro-batches"
             )
+        return self._follow(lease)
+
+    def _follow(self, lease: Lease | MultiStepLease) -> machine.Event:
+        """Return a lease once the memory that it names is mapped."""
         try:
             if self._slices is not None:
                 self._slices.follow(lease.memory)
         except SharingError as error:
-            return events.MemoryLost(reason=str(error))
-        return events.LeaseReceived(lease=lease)
+            return machine.MemoryLost(reason=str(error))
+        return lease
 
-    def _slice_lease_received(self, lease: SliceLease) -> events.Event | None:
+    def _check_slice_lease(self, lease: SliceLease) -> machine.Event | None:
         """Check that there is such a slice; one that is for this process before it joined again is ignored."""
         if self._compute is None or self._slices is None or lease.incarnation != self.state.client.join().incarnation:
             return None
         if not lease.start < lease.stop <= self._compute.layout.size:
             raise RemoteProtocolError(f"a slice of values {lease.start} to {lease.stop}: the vector has fewer")
-        return events.SliceLeaseReceived(lease=lease)
+        return lease
 
-    def _stretch_received(self, stretch: Stretch) -> events.Event | None:
+    def _check_multi_step_lease(self, lease: MultiStepLease) -> machine.Event | None:
         """Check that there are such steps; those for this process before it joined again are ignored."""
-        if self._compute is None or self._steps is None or stretch.incarnation != self.state.client.join().incarnation:
+        if self._compute is None or self._steps is None or lease.incarnation != self.state.client.join().incarnation:
             return None
         micro_batches, size = self._compute.batches.micro_batches_of("train"), self._compute.layout.size
-        is_half = is_node(stretch.lo, stretch.hi, micro_batches) and stretch.hi - stretch.lo <= MOST_LOSSES
-        is_ours = self._steps.slices.place.rank in stretch.ranks and stretch.ranks[0] != stretch.ranks[1]
-        if not (is_half and is_ours and stretch.start < stretch.stop <= size and stretch.first < stretch.last):
-            raise RemoteProtocolError(f"a stretch of steps {stretch.first} to {stretch.last}: not one for this worker")
-        try:
-            self._steps.slices.follow(stretch.memory)
-        except SharingError as error:
-            return events.MemoryLost(reason=str(error))
-        return events.StretchReceived(stretch=stretch)
+        is_half = is_node(lease.lo, lease.hi, micro_batches) and lease.hi - lease.lo <= MOST_LOSSES
+        is_ours = self._steps.slices.place.rank in lease.ranks and lease.ranks[0] != lease.ranks[1]
+        if not (is_half and is_ours and lease.start < lease.stop <= size and lease.first < lease.last):
+            raise RemoteProtocolError(f"a lease of steps {lease.first} to {lease.last}: not one for this worker")
+        return self._follow(lease)
 
-    def _store(self, samples: Samples) -> events.Event:
+    def _store(self, samples: Samples) -> machine.Event:
         if self._fetcher is None:
             raise RemoteProtocolError("samples that nobody requested")
         try:
             self._fetcher.put(samples, self.arrays[0])
         except DataError as error:
-            return events.SamplesNotStored(reason=str(error))
-        return events.SamplesReceived()
+            return machine.SamplesNotStored(reason=str(error))
+        return samples
 
     def _install(self, weights: Weights) -> bool:
         """Copy a frame that came into its slot, and return whether the weights are complete now.
@@ -253,48 +249,48 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
     def send_to_server(self, message: Message) -> None:
         self.servers.send(encode(message))
 
-    def perform(self, effect: effects.WorkEffect) -> Iterable[events.Event]:
+    def perform(self, effect: machine.WorkEffect) -> Iterable[machine.Event]:
         match effect:
-            case effects.SendResult():
+            case machine.SendResult():
                 self.servers.send(encode(effect.result, self._sums), SEND_TIMEOUT_S)
-            case effects.IntroduceToShards():
+            case machine.IntroduceToShards():
                 self.servers.introduce()
-            case effects.ComputeLease():
+            case machine.ComputeLease():
                 return [self._compute_lease(effect.lease)]
-            case effects.AdvanceSlice():
+            case machine.AdvanceSlice():
                 assert self._slices is not None  # otherwise none was accepted
                 result = self._slices.advance(effect.lease)
-                return [] if result is None else [events.SliceEnded(result=result)]
-            case effects.PrepareStretch():
+                return [] if result is None else [machine.SliceEnded(result=result)]
+            case machine.PrepareSteps():
                 assert self._steps is not None  # otherwise none was accepted
                 try:
-                    self._steps.begin(effect.stretch)
+                    self._steps.begin(effect.lease)
                 except SharingError:
-                    return [events.StretchBroken()]
-            case effects.AdvanceStretch():
-                return [self._advance_stretch(effect)]
+                    return [machine.StageFailed()]
+            case machine.AdvanceStage():
+                return [self._advance_stage(effect)]
             case _:
                 assert_never(effect)
         return []
 
-    def _advance_stretch(self, effect: effects.AdvanceStretch) -> events.Event:
+    def _advance_stage(self, effect: machine.AdvanceStage) -> machine.Event:
         assert self._steps is not None  # otherwise none was accepted
         self._looked = self.clock.now()
-        is_done = self._steps.advance(effect.stretch, effect.step, effect.stage)
+        is_done = self._steps.advance(effect.lease, effect.step, effect.stage)
         if is_done is None:
-            return events.StretchBroken()
-        return events.StageDone() if is_done else events.StageNotDone()
+            return machine.StageFailed()
+        return machine.StageDone() if is_done else machine.StageNotDone()
 
     def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
         assert isinstance(welcome, Welcome)
         try:
-            place = prepare(welcome, self.load, Places(self.root, self.cache))
+            place = prepare(welcome, self.load, WorkerFolders(self.root, self.cache))
             compute, self._compute = place.compute, place.compute
             compute.is_wanted = self._is_wanted
             self._end_slices()
             if place.shared is not None:
                 self._slices = SliceUpdater(compute, place.shared, self.clock, self.part)
-                self._steps = None if place.store else StretchSteps(compute, self._slices, self.clock)
+                self._steps = None if place.store else StepMaker(compute, self._slices, self.clock)
             self._fetcher = None if place.store is None else SampleFetcher(place.store, compute.batches)
             self._weights = assembly_of(compute.frames)
             # If all servers share memory with us, there is nothing to exchange with the others.
@@ -307,12 +303,12 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
         self.port.shorten(place.shortcut)
         return Prepared(ready=Ready(nonce=place.nonce, obstacle=shortened(place.obstacle)))
 
-    def _compute_lease(self, lease: Lease) -> events.Event:
+    def _compute_lease(self, lease: Lease) -> machine.Event:
         compute = self._compute
         assert compute is not None
         request = None if self._fetcher is None else self._fetcher.request_for(lease, self.state.leases)
         if request is not None:
-            return events.SamplesMissing(lease=lease, request=request)
+            return machine.SamplesMissing(lease=lease, request=request)
         began, self._sending_s, self._sums = self.clock.now(), 0.0, []
         self._at_hand, self._looked = lease, began
         node, is_training = Node(lease.lo, lease.hi), lease.work in OF_A_STEP
@@ -320,12 +316,20 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
         try:
             tally = self._train(compute, lease) if is_training else compute.evaluate(node, lease.work)
         except NotFiniteError as error:
-            at, layer, quantity = error.micro_batch, error.layer, error.quantity
-            return events.LeaseDiverged(lease=lease, micro_batch=at, layer=layer, quantity=quantity)
+            diverged = Diverged(
+                work=lease.work,
+                step=lease.step,
+                micro_batch=error.micro_batch,
+                layer=one_line(error.layer, NAME_LIMIT),
+                quantity=error.quantity,
+            )
+            return machine.LeaseEnded(answer=diverged)
         except StoppedError as error:
-            return events.LeaseStopped(lease=lease, computed=error.computed)
+            return machine.LeaseStopped(lease=lease, computed=error.computed)
         except Exception:  # noqa: BLE001  # whatever a user's model raises is reported at the server
-            return events.LeaseRaised(lease=lease, traceback=traceback.format_exc())
+            raised = shortened(traceback.format_exc())
+            failed = ComputeFailed(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, traceback=raised)
+            return machine.LeaseEnded(answer=failed)
         result = Result(
             work=lease.work,
             step=lease.step,
@@ -339,7 +343,7 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
             losses=pack_losses(compute.losses) if is_training else b"",
             digest=result_digest(compute.into, compute.losses, tally) if lease.is_digested else "",
         )
-        return events.LeaseComputed(result=result)
+        return machine.LeaseEnded(answer=result)
 
     def _is_wanted(self) -> bool:
         """Tell whether the lease at hand has not been withdrawn, as far as is known; look from time to time."""
@@ -360,7 +364,7 @@ class WorkerShell(ClientShell[events.WorkEvent, effects.WorkEffect]):
         except RemoteProtocolError:
             return False
         if self.state.progress is not None:
-            return isinstance(message, EndStretch)
+            return isinstance(message, MultiStepWithdrawal)
         return isinstance(message, Withdrawal) and self._at_hand is not None and is_of(self._at_hand, message)
 
     def _train(self, compute: Compute, lease: Lease) -> Tally:

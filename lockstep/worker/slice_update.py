@@ -16,26 +16,26 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.aggregation.update import Pair, UpdatePass, UpdateRule, UpdateStep, UpdateVectors
 from lockstep.common.errors import SharingError
 from lockstep.common.job.optimizer import rule_of
-from lockstep.common.protocol.memory_offer import (
+from lockstep.common.protocol.messages import SliceLease, SliceResult, SumsPlace
+from lockstep.common.protocol.shared_files import (
     EXACT_WEIGHTS,
     STATE,
     WEIGHTS,
-    merged_file,
-    merged_shape,
+    partial_sums_file,
+    partial_sums_shape,
     state_sets,
     state_shape,
     sums_file,
     sums_shape,
     weights_shape,
 )
-from lockstep.common.protocol.messages import SliceLease, SliceResult, SumsPlace
-from lockstep.common.protocol.step_board import LISTED, StepBoard
+from lockstep.common.protocol.step_board import READ, StepBoard
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.transport.shared_memory.folder import FileLock, SharedFolder
 from lockstep.common.transport.shared_memory.segment import Segment
 from lockstep.worker.compute import Compute
 
-#: Told of a slice that was made, before anybody else may make it.
+#: Called with a slice that was made while its lock is still held: nobody else can make it before this returns.
 OnMade = Callable[[SliceLease, SliceResult], None]
 
 #: Values that are updated before the worker looks whether it was interrupted: a millisecond's work.
@@ -182,7 +182,7 @@ class SliceUpdater:
         size, folder = self.compute.layout.size, self._join()
         try:
             if place.rank is None:
-                return folder.attach(merged_file(place.slot), merged_shape(size))
+                return folder.attach(partial_sums_file(place.slot), partial_sums_shape(size))
             return folder.attach(sums_file(place.rank), sums_shape(size))
         finally:
             folder.close()
@@ -213,9 +213,9 @@ class SliceUpdater:
         vectors = UpdateVectors(weights=weights, served=served, slots=state_sets(names, state))
         return UpdatePass(made, vectors, [Slice(0, layout.size)])
 
-    def listed(self) -> int:
+    def read_steps(self) -> int:
         """Return of how many steps the server has read what workers show."""
-        return self._server.count(LISTED)
+        return self._server.count(READ)
 
     def weights_after(self, step: int) -> Vector:
         """Return the weights after the update of a step, of which a slice was made here."""

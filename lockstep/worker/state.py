@@ -1,7 +1,6 @@
 """The worker decides what to do next. No socket, clock, file or array; no state of the run.
 
-`handle(event, now)` returns what is to be done; `deadline()` says when `TimePassed` is due. How it joins and leaves a
-run is the client's part.
+What the server sends are events as they are. How the worker joins and leaves a run is the client's part.
 """
 
 from collections import deque
@@ -9,69 +8,41 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import assert_never
 
-from lockstep.common.client.client import Client, ClientConfig, ClientPhase
-from lockstep.common.client.events_and_effects import ClientEvent, Evicted, Prepared, SendToServer
+from msgspec import Struct
+
 from lockstep.common.errors import FailureKind, ProtocolError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.messages import (
-    NAME_LIMIT,
     ComputeFailed,
     Diverged,
     Dropped,
+    Eviction,
     Lease,
     Leave,
+    MultiStepLease,
+    MultiStepWithdrawal,
+    Ping,
     Ready,
+    Result,
+    Samples,
     SamplesRequest,
     SliceLease,
+    SliceResult,
+    Standby,
     Withdrawal,
     shortened,
 )
-from lockstep.common.statemachine.events_and_effects import Interrupted, Report, TimePassed
-from lockstep.common.statemachine.transitions import (
-    IGNORED,
-    ILLEGAL,
-    TransitionTable,
-    check_reached,
-    table_of,
-    targets_in,
+from lockstep.common.statemachine.client import (
+    Client,
+    ClientConfig,
+    ClientEffect,
+    ClientEvent,
+    ClientPhase,
+    Prepared,
+    SendToServer,
 )
-from lockstep.worker.effects import (
-    AdvanceSlice,
-    AdvanceStretch,
-    ComputeLease,
-    Effect,
-    IntroduceToShards,
-    PrepareStretch,
-    SendResult,
-)
-from lockstep.worker.events import (
-    EndStretchReceived,
-    Event,
-    InboxEmptied,
-    LeaseComputed,
-    LeaseDiverged,
-    LeaseRaised,
-    LeaseReceived,
-    LeaseStopped,
-    LeaseWithdrawn,
-    MemoryLost,
-    PartDue,
-    SamplesMissing,
-    SamplesNotStored,
-    SamplesReceived,
-    ServerPinged,
-    SliceEnded,
-    SliceLeaseReceived,
-    StageDone,
-    StageDue,
-    StageNotDone,
-    StandbyRequested,
-    StretchBroken,
-    StretchReceived,
-    WeightsReceived,
-    WorkEvent,
-)
-from lockstep.worker.stretch import StretchProgress
+from lockstep.common.statemachine.machine import IGNORED, Interrupted, Machine, Report, TimePassed, stays, table_of
+from lockstep.worker.multi_step import MultiStepProgress, StepStage
 
 #: Seconds after which a server that went silent counts as gone: it may be restarted meanwhile.
 SILENCE_S = 600.0
@@ -92,57 +63,193 @@ class WorkerPhase(Enum):
     #: It makes a slice of an update.
     UPDATING = "updating"
     #: It makes steps with another worker.
-    STRETCH = "making steps"
+    MULTI_STEP = "making steps"
 
 
-_OUTSIDE, _WAITING = frozenset({WorkerPhase.OUTSIDE}), frozenset({WorkerPhase.WAITING})
-_COMPUTING, _UPDATING = frozenset({WorkerPhase.COMPUTING}), frozenset({WorkerPhase.UPDATING})
-_STRETCH = frozenset({WorkerPhase.STRETCH})
+# Events
 
-#: For each event, what may follow in the phases OUTSIDE, WAITING, COMPUTING, UPDATING, STRETCH. While it computes or
-#: updates, messages wait: the shell looks only whether the lease at hand is withdrawn. In a stretch the server sends
-#: nothing else before it has ended that.
-TRANSITIONS: TransitionTable[WorkerPhase, WorkEvent] = table_of(
+
+class WeightsReceived(Struct, frozen=True, kw_only=True):
+    """All weights of a step are in their slot."""
+
+    step: int
+
+
+class InboxEmptied(Struct, frozen=True, kw_only=True):
+    """No message is waiting: if there is work, it is time to compute."""
+
+
+class LeaseEnded(Struct, frozen=True, kw_only=True):
+    """The lease at hand is computed, and the shell has its sums; or that was not possible."""
+
+    answer: Result | Diverged | ComputeFailed
+
+
+class LeaseStopped(Struct, frozen=True, kw_only=True):
+    """The lease at hand was given up, since it is withdrawn, after some of its micro-batches were computed."""
+
+    lease: Lease
+    computed: int
+
+
+class PartDue(Struct, frozen=True, kw_only=True):
+    """It is time to make the next part of the slice at hand; between two parts, a process can be interrupted."""
+
+
+class SliceEnded(Struct, frozen=True, kw_only=True):
+    """The slice at hand is made, or will not be."""
+
+    result: SliceResult
+
+
+class MemoryLost(Struct, frozen=True, kw_only=True):
+    """The memory that a lease names cannot be mapped."""
+
+    reason: str
+
+
+class SamplesMissing(Struct, frozen=True, kw_only=True):
+    """A lease cannot be computed yet: samples are missing, of which these are to be requested next."""
+
+    lease: Lease
+    request: SamplesRequest
+
+
+class SamplesNotStored(Struct, frozen=True, kw_only=True):
+    """Samples came that cannot be stored."""
+
+    reason: str
+
+
+class StageDue(Struct, frozen=True, kw_only=True):
+    """It is time to do something for the multi-step lease at hand."""
+
+
+class StageDone(Struct, frozen=True, kw_only=True):
+    """A stage of a step of the multi-step lease is done."""
+
+
+class StageNotDone(Struct, frozen=True, kw_only=True):
+    """It is not done yet: what it waits for is not there, or the slice has further parts."""
+
+
+class StageFailed(Struct, frozen=True, kw_only=True):
+    """A stage cannot be done: the rest of the multi-step lease is left to the server."""
+
+
+#: What the server sends a worker that is in the run.
+Request = Standby | Lease | Withdrawal | SliceLease | Samples | MultiStepLease | MultiStepWithdrawal | Ping
+MultiStepEvent = MultiStepWithdrawal | StageDue | StageDone | StageNotDone | StageFailed
+WorkEvent = (
+    Request
+    | WeightsReceived
+    | InboxEmptied
+    | LeaseEnded
+    | LeaseStopped
+    | PartDue
+    | SliceEnded
+    | MemoryLost
+    | SamplesMissing
+    | SamplesNotStored
+    | StageDue
+    | StageDone
+    | StageNotDone
+    | StageFailed
+)
+Event = WorkEvent | ClientEvent
+
+# Effects
+
+
+class ComputeLease(Struct, frozen=True, kw_only=True):
+    """Compute a lease; answered by `LeaseEnded`, `LeaseStopped` or `SamplesMissing`."""
+
+    lease: Lease
+
+
+class SendResult(Struct, frozen=True, kw_only=True):
+    """Send a result with the sums just computed."""
+
+    result: Result
+
+
+class AdvanceSlice(Struct, frozen=True, kw_only=True):
+    """Make the next part of a slice of an update; answered by `SliceEnded` after the last."""
+
+    lease: SliceLease
+
+
+class PrepareSteps(Struct, frozen=True, kw_only=True):
+    """Get ready for a multi-step lease."""
+
+    lease: MultiStepLease
+
+
+class AdvanceStage(Struct, frozen=True, kw_only=True):
+    """Do what is to be done in a stage of a step; answered by `StageDone`, `StageNotDone` or `StageFailed`."""
+
+    lease: MultiStepLease
+    step: int
+    stage: StepStage
+
+
+class IntroduceToShards(Struct, frozen=True, kw_only=True):
+    """Send the run's other servers, if there are any, who is behind the connections to them."""
+
+
+WorkEffect = ComputeLease | SendResult | AdvanceSlice | PrepareSteps | AdvanceStage | IntroduceToShards
+Effect = WorkEffect | ClientEffect
+
+_OUTSIDE, _WAITING, _COMPUTING, _UPDATING, _MULTI_STEP = WorkerPhase
+
+#: What a worker that is in no run does not even notice.
+_OUT = {_OUTSIDE: IGNORED}
+
+#: The same, with what comes too late for a multi-step lease, in which the server sends nothing else.
+_LATE = {_OUTSIDE: IGNORED, _MULTI_STEP: IGNORED}
+
+#: What may follow. While it computes or updates, messages wait: the shell looks only whether the lease at hand is
+#: withdrawn.
+TRANSITIONS = table_of(
     WorkerPhase,
     {
-        StandbyRequested: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, _STRETCH),
-        WeightsReceived: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, IGNORED),
-        LeaseReceived: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, IGNORED),
-        LeaseWithdrawn: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, _STRETCH),
-        LeaseStopped: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, ILLEGAL),
-        SliceLeaseReceived: (IGNORED, _UPDATING, ILLEGAL, ILLEGAL, IGNORED),
-        PartDue: (IGNORED, ILLEGAL, ILLEGAL, _UPDATING, ILLEGAL),
-        SliceEnded: (IGNORED, ILLEGAL, ILLEGAL, _WAITING, ILLEGAL),
-        MemoryLost: (IGNORED, _OUTSIDE, ILLEGAL, ILLEGAL, ILLEGAL),
-        InboxEmptied: (IGNORED, _WAITING | _COMPUTING, ILLEGAL, ILLEGAL, ILLEGAL),
-        LeaseComputed: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, ILLEGAL),
-        LeaseDiverged: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, ILLEGAL),
-        LeaseRaised: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, ILLEGAL),
-        SamplesMissing: (IGNORED, ILLEGAL, _WAITING, ILLEGAL, ILLEGAL),
-        SamplesReceived: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, IGNORED),
-        SamplesNotStored: (IGNORED, _OUTSIDE, ILLEGAL, ILLEGAL, IGNORED),
-        StretchReceived: (IGNORED, _STRETCH, ILLEGAL, ILLEGAL, IGNORED),
-        EndStretchReceived: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, _WAITING | _STRETCH),
-        StageDue: (IGNORED, ILLEGAL, ILLEGAL, ILLEGAL, _STRETCH),
-        StageDone: (IGNORED, ILLEGAL, ILLEGAL, ILLEGAL, _STRETCH | _WAITING),
-        StageNotDone: (IGNORED, ILLEGAL, ILLEGAL, ILLEGAL, _STRETCH | _WAITING),
-        StretchBroken: (IGNORED, ILLEGAL, ILLEGAL, ILLEGAL, _WAITING),
-        ServerPinged: (IGNORED, _WAITING, ILLEGAL, ILLEGAL, _STRETCH),
+        Standby: _OUT | stays(_WAITING, _MULTI_STEP),
+        WeightsReceived: _LATE | stays(_WAITING),
+        Lease: _LATE | stays(_WAITING),
+        Withdrawal: _OUT | stays(_WAITING, _MULTI_STEP),
+        SliceLease: _LATE | {_WAITING: {_UPDATING}},
+        Samples: _LATE | stays(_WAITING),
+        MultiStepLease: _LATE | {_WAITING: {_MULTI_STEP}},
+        MultiStepWithdrawal: _OUT | stays(_WAITING) | {_MULTI_STEP: {_WAITING, _MULTI_STEP}},
+        Ping: _OUT | stays(_WAITING, _MULTI_STEP),
+        InboxEmptied: _OUT | {_WAITING: {_WAITING, _COMPUTING}},
+        LeaseEnded: _OUT | {_COMPUTING: {_WAITING}},
+        LeaseStopped: _OUT | {_COMPUTING: {_WAITING}},
+        PartDue: _OUT | stays(_UPDATING),
+        SliceEnded: _OUT | {_UPDATING: {_WAITING}},
+        MemoryLost: _OUT | {_WAITING: {_OUTSIDE}},
+        SamplesMissing: _OUT | {_COMPUTING: {_WAITING}},
+        SamplesNotStored: _LATE | {_WAITING: {_OUTSIDE}},
+        StageDue: _OUT | stays(_MULTI_STEP),
+        StageDone: _OUT | {_MULTI_STEP: {_MULTI_STEP, _WAITING}},
+        StageNotDone: _OUT | {_MULTI_STEP: {_MULTI_STEP, _WAITING}},
+        StageFailed: _OUT | {_MULTI_STEP: {_WAITING}},
     },
 )
 
 
 #: What a worker notices by itself, without a message.
-NOT_FROM_SERVER = SamplesMissing | InboxEmptied | StageDue | StageDone | StageNotDone | StretchBroken
+NOT_FROM_SERVER = SamplesMissing | InboxEmptied | StageDue | StageDone | StageNotDone | StageFailed
 
 #: The phases in which no message is read.
 BUSY = (WorkerPhase.COMPUTING, WorkerPhase.UPDATING)
 
 
 @dataclass
-class WorkerState:
-    """The state of a worker; see `TRANSITIONS` for the table that it obeys."""
+class WorkerState(Machine[Event, Effect]):
+    """The state of a worker."""
 
+    transitions = TRANSITIONS
     config: ClientConfig
     client: Client = field(init=False)
     phase: WorkerPhase = WorkerPhase.OUTSIDE
@@ -159,27 +266,20 @@ class WorkerState:
     stopped: tuple[Lease, int] | None = None
     #: The slice of an update that is being made, part by part.
     slice_lease: SliceLease | None = None
-    #: The stretch of steps that is being made, and how far.
-    progress: StretchProgress | None = None
+    #: The lease of several steps that is being made, and how far.
+    progress: MultiStepProgress | None = None
 
     def __post_init__(self) -> None:
         self.client = Client(self.config, role="worker", may_rejoin=True)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
-        """Handle what happened at `now` seconds; return what is to be done, in order."""
         if not isinstance(event, WorkEvent):
             return self._as_client(event, now)
-        targets = targets_in(TRANSITIONS, self.phase, event)
-        if not targets:
-            return []
-        if not isinstance(event, NOT_FROM_SERVER):
+        if self.transitions[self.phase, type(event)] and not isinstance(event, NOT_FROM_SERVER):
             self.client.on_message(now)
-        effects = self._react(event, now)
-        check_reached(targets, event, self.phase)
-        return effects
+        return self.obey(event, now)
 
     def deadline(self) -> float | None:
-        """Return when `TimePassed` is due, None in phases that wait for nothing."""
         if self.progress is not None:
             return self.progress.due
         return None if self.phase in BUSY else self.client.deadline()
@@ -208,27 +308,39 @@ class WorkerState:
             effects.append(SendToServer(message=self.requested))
         return effects
 
-    def _react(self, event: WorkEvent, now: float) -> list[Effect]:
+    def react(self, event: Event, now: float) -> list[Effect]:
         match event:
-            case StandbyRequested():
-                return [Report(text=one_line(event.standby.reason))]
-            case ServerPinged():
+            case Standby(reason=reason):
+                return [Report(text=one_line(reason))]
+            case Ping():
                 # It pings those that are silent for a while. One may be waiting for a shard whose connection broke: the
                 # shard learns of the new one only from us, and what it was sent first may be lost.
                 return [IntroduceToShards()]
             case WeightsReceived(step=step):
                 self._begin_step(step)
                 return []
-            case LeaseReceived(lease=lease):
-                self._add_lease(lease)
+            case Lease():
+                self._add_lease(event)
                 return []
-            case LeaseWithdrawn(withdrawal=withdrawal):
-                return [SendToServer(message=self._drop(withdrawal))]
+            case Withdrawal():
+                return [SendToServer(message=self._drop(event))]
+            case SliceLease():
+                self.phase, self.slice_lease = WorkerPhase.UPDATING, event
+                return []
+            case Samples():
+                self.requested = None
+                return []
+            case MultiStepLease():
+                self._drop_leases()
+                self.phase, self.progress = WorkerPhase.MULTI_STEP, MultiStepProgress.begin(event, now)
+                return [PrepareSteps(lease=event)]
+            case InboxEmptied():
+                return self._compute_next()
+            case LeaseEnded(answer=answer):
+                self.phase = WorkerPhase.WAITING
+                return [SendResult(result=answer) if isinstance(answer, Result) else SendToServer(message=answer)]
             case LeaseStopped(lease=lease, computed=computed):
                 self.phase, self.stopped = WorkerPhase.WAITING, (lease, computed)
-                return []
-            case SliceLeaseReceived(lease=slice_lease):
-                self.phase, self.slice_lease = WorkerPhase.UPDATING, slice_lease
                 return []
             case PartDue():
                 assert self.slice_lease is not None  # it is being made
@@ -239,45 +351,33 @@ class WorkerState:
             case MemoryLost(reason=reason):
                 # Perhaps since the run is over; otherwise it goes on over the socket.
                 leave = SendToServer(message=Leave(reason=shortened(reason)))
-                return [leave, *self._as_client(Evicted(reason=reason), now)]
-            case InboxEmptied():
-                return self._compute_next()
+                return [leave, *self._as_client(Eviction(reason=reason), now)]
             case SamplesMissing(lease=lease, request=request):
                 self.phase, self.requested, self.client.asked = WorkerPhase.WAITING, request, now
                 self.leases.appendleft(lease)
                 return [SendToServer(message=request)]
-            case SamplesReceived():
-                self.requested = None
-                return []
             case SamplesNotStored(reason=reason):
                 self.phase = WorkerPhase.OUTSIDE
                 return [*self.client.leave(1, reason, FailureKind.PREPARATION)]
-            case LeaseComputed() | LeaseDiverged() | LeaseRaised():
-                self.phase = WorkerPhase.WAITING
-                return [_answer(event)]
-            case StretchReceived(stretch=stretch):
-                self._drop_leases()
-                self.phase, self.progress = WorkerPhase.STRETCH, StretchProgress.begin(stretch, now)
-                return [PrepareStretch(stretch=stretch)]
+            case MultiStepWithdrawal() | StageDue() | StageDone() | StageNotDone() | StageFailed():
+                return self._make_steps(event, now)
             case _:
-                return self._react_in_stretch(event, now)
+                raise AssertionError(event)  # those of the client never come here
 
-    def _react_in_stretch(
-        self, event: EndStretchReceived | StageDue | StageDone | StageNotDone | StretchBroken, now: float
-    ) -> list[Effect]:
+    def _make_steps(self, event: MultiStepEvent, now: float) -> list[Effect]:
         progress = self.progress
         if progress is None:
-            return []  # it was over before it was cancelled
+            return []  # it was over before it was withdrawn
         match event:
             case StageDue():
-                return [AdvanceStretch(stretch=progress.stretch, step=progress.step, stage=progress.stage)]
+                return [AdvanceStage(lease=progress.lease, step=progress.step, stage=progress.stage)]
             case StageDone():
                 is_over = progress.advance(now)
             case StageNotDone():
                 is_over = not progress.put_off(now)
-            case EndStretchReceived(number=number):
-                is_over = number == progress.stretch.number
-            case StretchBroken():
+            case MultiStepWithdrawal(number=number):
+                is_over = number == progress.lease.number
+            case StageFailed():
                 is_over = True
             case _:
                 assert_never(event)
@@ -335,22 +435,3 @@ def is_of(lease: Lease, withdrawal: Withdrawal) -> bool:
     """Tell whether it is this lease that is withdrawn."""
     key = (withdrawal.work, withdrawal.step, withdrawal.number)
     return (lease.work, lease.step, lease.number) == key
-
-
-def _answer(event: LeaseComputed | LeaseDiverged | LeaseRaised) -> Effect:
-    match event:
-        case LeaseComputed(result=result):
-            return SendResult(result=result)
-        case LeaseDiverged(lease=lease):
-            diverged = Diverged(
-                work=lease.work,
-                step=lease.step,
-                micro_batch=event.micro_batch,
-                layer=one_line(event.layer, NAME_LIMIT),
-                quantity=event.quantity,
-            )
-            return SendToServer(message=diverged)
-        case LeaseRaised(lease=lease):
-            text = shortened(event.traceback)
-            failed = ComputeFailed(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, traceback=text)
-            return SendToServer(message=failed)

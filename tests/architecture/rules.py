@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from tests.architecture.code_from_data import check_code_from_data
 from tests.architecture.confinement import check_imports, check_length, check_purity, check_uses
 from tests.architecture.direction import check_cycles, check_directions, check_form
+from tests.architecture.naming import check_class_names, check_words
 from tests.architecture.source import Source, Violation, sources_of
 
 Rule = Callable[[Mapping[str, Source]], Iterator[Violation]]
@@ -18,6 +19,8 @@ RULES: tuple[Rule, ...] = (
     check_code_from_data,
     check_purity,
     check_length,
+    check_class_names,
+    check_words,
 )
 
 

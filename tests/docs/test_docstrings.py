@@ -71,7 +71,7 @@ def of_module(prefix: str, module: ModuleType) -> Iterator[Entry]:
 def of_class(prefix: str, kind: type) -> Iterator[Entry]:
     yield Entry(prefix, kind)
     for name in members_of(kind):
-        member = vars(kind)[name]
+        member = inspect.getattr_static(kind, name)
         yield Entry(f"{prefix}.{name}", getattr(member, "__func__", getattr(member, "func", member)), kind)
 
 
@@ -127,7 +127,7 @@ def complaints(entry: Entry) -> Iterator[str]:
 
 
 def methods(member: Any) -> list[Any]:
-    return [vars(member)[name] for name in members_of(member)] if inspect.isclass(member) else []
+    return [inspect.getattr_static(member, name) for name in members_of(member)] if inspect.isclass(member) else []
 
 
 def raised_in(member: Any) -> set[str]:

@@ -66,7 +66,7 @@ def test_the_job_files_that_pages_show_are_good() -> None:
     jobs = [tomllib.loads(block.text) for block in blocks if "file" in block.markers]
     assert len(jobs) > 0
     for values in jobs:
-        resolve(values, {}, Launch())
+        resolve(values, {})
 
 
 def parsed(path: Path) -> tuple[Block, ...]:

@@ -14,7 +14,6 @@ from lockstep.checking.checkup.consultation import examine_job
 from lockstep.common.data.source import load
 from lockstep.common.nn.description import build
 from lockstep.runs.job_file import read_values, resolve
-from lockstep.runs.launch_config import Launch
 from tests.architecture.source import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -61,7 +60,7 @@ def train(name: str, characters: Path, folder: Path, **changed: Any) -> Run:
 @pytest.mark.usefixtures("in_root")
 @pytest.mark.parametrize("name", OWN_JOBS)
 def test_a_job_gives_no_alarm(name: str, characters: Path) -> None:
-    job, _ = resolve(values_of(name, characters), {}, Launch())
+    job, _ = resolve(values_of(name, characters), {})
     found = examine_job(job, 2)
     # Two workers are too many for the smallest, on some machines.
     assert [finding for finding in found.findings if finding.kind != "workers"] == [], found

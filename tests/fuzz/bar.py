@@ -30,7 +30,7 @@ ROOM_BYTES = 128 * 2**20
 
 #: Bytes that a case may take at its height, beside what was there before. It is measured of one in so many, since that
 #: takes four times as long.
-CASE_BYTES, MEASURED = 2 * 2**20, 2
+CASE_BYTES, MEASURED = 2 * 2**20, 6
 
 #: The same for what is made by hand of files of the greatest length that is read at all, a MiB.
 FILE_BYTES = 16 * 2**20

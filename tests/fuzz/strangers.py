@@ -140,7 +140,7 @@ class Stage:
         size = self.simulation.server.shard.weights.size
         choices: tuple[Message, ...] = (
             self.join(),
-            msgspec.structs.replace(self.join(), incarnation=tape.choose(("life-0", "life-1", "", "x" * 255))),
+            msgspec.structs.replace(self.join(), incarnation=tape.choose(("worker-0", "worker-1", "", "x" * 255))),
             msgspec.structs.replace(
                 self.join(),
                 machine=tape.choose(("", "host", "x" * 255)),

@@ -82,11 +82,11 @@ def test_job_files(cases: int, file: Path) -> None:
     def check(contents: bytes) -> None:
         file.write_bytes(contents)
         try:
-            job, launch = resolve(read_values(file), {}, Launch())
+            job, launch = resolve(read_values(file), {})
         except JobError as error:
             told = str(error)
         else:
-            assert resolve(tomllib.loads(to_toml(job, launch)), {}, Launch()) == (job, launch)
+            assert resolve(tomllib.loads(to_toml(job, launch)), {}) == (job, launch)
             return
         assert len(told) < 2500
         assert told.isprintable()
@@ -111,7 +111,7 @@ def test_a_job_file_that_is_none_is_refused(contents: bytes, file: Path) -> None
 
     def explode() -> None:
         with pytest.raises(JobError):
-            resolve(read_values(file), {}, Launch())
+            resolve(read_values(file), {})
 
     bear(explode, FILE_BYTES)
 

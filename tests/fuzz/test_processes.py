@@ -6,12 +6,12 @@ import msgspec
 import pytest
 
 from lockstep.checking.simulation.jobs import data, jobs, load
-from lockstep.common.client.client import ClientConfig
 from lockstep.common.protocol.codec import Buffer, encode
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, Lease, Weights, Welcome
 from lockstep.common.protocol.shard_messages import Admit, Begin, Hello, ShardJoin, ShardWelcome
 from lockstep.common.runtime.clock import ManualClock
+from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork, MemoryServer
 from lockstep.common.transport.links import wait_for_nothing
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run

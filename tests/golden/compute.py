@@ -8,7 +8,6 @@ from pathlib import Path
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.data.source import load
 from lockstep.common.protocol.canary import canary
-from lockstep.common.runtime.clock import SystemClock
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.runs.single_process import SingleProcessTrainer
 from tests.golden.jobs import STEPS, golden_job
@@ -18,7 +17,7 @@ def digest_of(name: str, folder: Path) -> str:
     """Return the digest of the weights after the steps of a golden job."""
     job, _ = golden_job(name, folder)
     setup = open_run("golden", job, load(job.data), AdmissionPolicy())
-    trainer = SingleProcessTrainer(setup, SystemClock())
+    trainer = SingleProcessTrainer(setup)
     for step in range(STEPS):
         trainer.step(step)
     return weights_digest(setup.shard.weights)

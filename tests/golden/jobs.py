@@ -91,7 +91,7 @@ def golden_job(name: str, folder: Path) -> tuple[Job, Launch]:
     """Return a job by its name, with its data written to `folder`. It can be carried out from any folder."""
     draw, file, values = GOLDEN[name]
     example = read_values(ROOT / "examples" / file) if file else {}
-    flags: dict[str, Any] = {**values, "steps": STEPS, "numerics": "portable"}
+    flags: dict[str, Any] = {"workers": 1, **values, "steps": STEPS, "numerics": "portable"}
     # The examples' paths are those of the checkout.
     flags |= {key: str(ROOT / example[key]) for key in ("model", "data") if isinstance(example.get(key), str)}
     if draw is not None:
@@ -99,4 +99,4 @@ def golden_job(name: str, folder: Path) -> tuple[Job, Launch]:
         if not path.exists():
             np.savez(path, **draw())  # type: ignore[arg-type]  # NumPy types them as if they were its own flags
         flags["data"] = str(path)
-    return resolve(example, flags, Launch())
+    return resolve(example, flags)

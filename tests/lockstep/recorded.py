@@ -14,13 +14,10 @@ from lockstep.common.data.source import load
 from lockstep.common.job.job import Job
 from lockstep.common.job.tally import Tally
 from lockstep.common.runtime.clock import ManualClock
-from lockstep.ps.checkpoint.resuming import coordinator_of
 from lockstep.ps.records.recorder import Setting
-from lockstep.ps.server.server import Server
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.runs.launch_config import Launch
-from lockstep.runs.run_dir import make_run_dir
 from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
 from lockstep.worker.compute import Compute
@@ -110,22 +107,9 @@ def nodes_of(compute: Compute) -> SumsByMicroBatch:
 def record_with_workers(folder: Path, job: Job, workers: int, lie: tuple[int, int] | None = None) -> Path:
     """Train with as many workers as pieces, one of which lies in that step and micro-batch; return the run's folder."""
     data = load(job.data)
-    simulation = Simulation(job, admission=AdmissionPolicy(min_workers=workers), data=lambda: data)
     launch = Launch(workers=workers, checkpoint_keep=9)
-    make_run_dir(folder / "run", job, launch)
-    destination = Destination(folder=folder / "run", launch=launch)
-    setting = Setting(servers=1, transport="memory", started=0.0)
-    opening = simulation.opening
-    session = open_session(opening, setting, destination, simulation.clock, lambda text: None)
-    simulation.server = Server(
-        coordinator_of(opening.info, session.start),
-        opening,
-        session.recorder,
-        simulation.server.port,
-        simulation.clock,
-        simulation.said.append,
-        checkpointer=session.checkpointer,
-    )
+    admission = AdmissionPolicy(min_workers=workers)
+    simulation = Simulation(job, admission=admission, data=lambda: data, folder=folder / "run", launch=launch)
     for _ in range(workers):
         simulation.add_worker()
     simulation.run(until=simulation.server.coordinator.is_running)
@@ -134,5 +118,4 @@ def record_with_workers(folder: Path, job: Job, workers: int, lie: tuple[int, in
         if lie is not None and compute is not None:
             nodes_of(compute)._micro_batch = LyingCompute(compute, *lie).compute_one  # type: ignore[method-assign]
     simulation.run()
-    session.recorder.close()
     return folder / "run"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lockstep.cli.main import run
-from lockstep.results.evaluation.export.formats import Exporter
+from lockstep.results.evaluation.export.formats import write_model
 from lockstep.runs.trained_model import open_trained
 
 pa = pytest.importorskip("pyarrow")
@@ -119,7 +119,7 @@ def test_pictures_by_class(place: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert (named["class"], named["name"]) == (0, "night")
     assert "night" in told(capsys, "evaluate", "run")
     onnx = pytest.importorskip("onnx")
-    Exporter(open_trained(Path("run")), place / "m.onnx").write("onnx")
+    write_model(open_trained(Path("run")), place / "m.onnx", "onnx")
     metadata = {entry.key: entry.value for entry in onnx.load("m.onnx").metadata_props}
     assert json.loads(metadata["classes"]) == ["night", "noon"]
 

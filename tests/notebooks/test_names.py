@@ -12,8 +12,8 @@ import pytest
 from tests.notebooks.exercises import exercises
 from tests.notebooks.folder import NOTEBOOKS, Notebook, code_cells, read, source
 
-#: The project's packages: others have their own tests.
-OURS = ("lockstep", "common", "ps", "worker")
+#: The project's package: others have their own tests.
+OURS = "lockstep"
 
 
 def missing(notebook: Notebook) -> list[str]:
@@ -35,7 +35,7 @@ def missing(notebook: Notebook) -> list[str]:
 def _imported(tree: ast.Module, known: dict[str, object]) -> Iterator[str]:
     """Note the modules and classes of ours that a cell imports; return what could not be imported."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in OURS:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == OURS:
             module = import_module(node.module or "")
             for name in node.names:
                 value = getattr(module, name.name, None)
@@ -52,7 +52,7 @@ def private(notebook: Notebook) -> list[str]:
     nodes = [node for text in texts for node in ast.walk(ast.parse(text))]
     modules = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
     modules += [name.name for node in nodes if isinstance(node, ast.Import) for name in node.names]
-    return [module for module in modules if module.partition(".")[0] in OURS and module != "lockstep"]
+    return [module for module in modules if module.partition(".")[0] == OURS and module != OURS]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -61,7 +61,10 @@ def test_it_imports_from_the_public_package_alone(path: Path) -> None:
 
 
 def test_an_import_from_another_room_is_found() -> None:
-    text = "import numpy as np\nimport ps.setup\nfrom lockstep import fit\nfrom common.data.source import load"
+    text = (
+        "import numpy as np\nimport lockstep.ps.setup\n"
+        "from lockstep import fit\nfrom lockstep.common.data.source import load"
+    )
     cell: dict[str, Any] = {"cell_type": "code", "source": text, "metadata": {}}
     assert private({"cells": [cell]}) == ["lockstep.common.data.source", "lockstep.ps.setup"]
 

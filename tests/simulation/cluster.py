@@ -1,270 +1,101 @@
-"""A whole run in one thread: the real server and workers over the seeded network, in virtual time.
+"""A run in the simulator as a test wants it: any job and data, and processes that come, stop and end as it says."""
 
-Who acts next is drawn from the seed. A worker can be killed, hang, or be heard twice.
-"""
-
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Generic, Self, TypeVar
 
-import numpy as np
+import msgspec
 
-from lockstep.common.aggregation.tree import Vector
-from lockstep.common.client.client import ClientConfig
-from lockstep.common.client.events_and_effects import Exit
+from lockstep.checking.simulation.disk import Disk, DiskWriter
+from lockstep.checking.simulation.oracle import ReferenceRun, violations
+from lockstep.checking.simulation.processes import Parts, ServerProcess, ShardProcess, SimulatedRun, WorkerProcess
+from lockstep.checking.simulation.world import Process, World
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.job.job import Job
-from lockstep.common.protocol.codec import decode, encode
-from lockstep.common.protocol.fingerprint import Fingerprint, fingerprint
-from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, Result, SumsFrame, WorkerMessage
-from lockstep.common.protocol.shard_messages import Hello, ShardJoin
 from lockstep.common.random import Purpose, generator
-from lockstep.common.runtime.clock import ManualClock
-from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork
-from lockstep.common.transport.links import wait_for_nothing
-from lockstep.common.transport.port import ClientPort, Frames, Shortcut
-from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.common.statemachine.client import Exit
+from lockstep.common.transport.in_memory import MemoryNetwork
+from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.ps.coordinator.effects import Finish
-from lockstep.ps.parallel_update.parallel_update import ParallelUpdateConfig
-from lockstep.ps.records.ledger import Account, LedgerShare
-from lockstep.ps.records.recorder import MetricsRecorder, Setting
-from lockstep.ps.records.run_folder import RunFolder
-from lockstep.ps.run.info import RunInfo
-from lockstep.ps.server.server import Server
-from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
-from lockstep.ps.shard.shard import Shard
+from lockstep.ps.records.run_folder import RunResult
+from lockstep.ps.setup import AdmissionPolicy
 from lockstep.ps.shard_process.shell import ShardShell
-from lockstep.ps.shard_process.state import SILENCE_S, ShardState
-from lockstep.ps.shared_memory import ServerSharedMemory, share
+from lockstep.ps.shared_memory.parallel_update import ParallelUpdateConfig
+from lockstep.runs.launch_config import Launch
 from lockstep.worker.setup import Loader
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.slice_update import PART
-from lockstep.worker.state import WorkerState
 from tests.simulation.small import digits
 
-#: Seconds that one act takes, and turns after which a run counts as stuck.
-TICK_S, LIMIT = 0.01, 20_000
+#: Events after which a run counts as stuck, and seconds within which what is under way goes on.
+LIMIT, SOON_S = 20_000, 0.05
+
+Shell = TypeVar("Shell", WorkerShell, ShardShell)
 
 
-@dataclass
-class DoublingClient:
-    """A connection over which every part and every result arrives twice."""
+@dataclass(eq=False)
+class Member(Generic[Shell]):
+    """A worker or a shard, and the process that it is."""
 
-    client: MemoryClient
-
-    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
-        return self.client.receive(timeout_s)
-
-    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
-        self.client.send(frames)
-        if isinstance(decode(frames, WorkerMessage | Hello)[0], SumsFrame | Result):
-            self.client.send(frames)
-
-    def shorten(self, shortcut: Shortcut | None) -> None:
-        self.client.shorten(shortcut)
-
-    def close(self, linger_s: float = 0.0) -> None:
-        self.client.close(linger_s)
-
-
-class Killed(BaseException):  # nothing that a worker would catch
-    """The end of a worker in the middle of what it does."""
-
-
-@dataclass
-class Life:
-    """How many parts a worker sends before it is killed; with 0 it is not."""
-
-    parts: int
-
-
-@dataclass
-class DyingClient:
-    """A connection whose worker is killed once it has sent so many parts, over this one and others."""
-
-    client: MemoryClient
-    life: Life
-
-    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
-        return self.client.receive(timeout_s)
-
-    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
-        self.client.send(frames)
-        if isinstance(decode(frames, WorkerMessage | Hello)[0], SumsFrame):
-            self.life.parts -= 1
-            if self.life.parts == 0:
-                raise Killed
-
-    def shorten(self, shortcut: Shortcut | None) -> None:
-        self.client.shorten(shortcut)
-
-    def close(self, linger_s: float = 0.0) -> None:
-        self.client.close(linger_s)
-
-
-@dataclass
-class SpoilingClient:
-    """A connection of a worker whose sums of some step are not finite at one place, wherever it leaves them."""
-
-    client: MemoryClient
-    spoils: "Spoils"
-
-    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
-        return self.client.receive(timeout_s)
-
-    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
-        message, arrays = decode(frames, WorkerMessage | Hello)
-        if isinstance(message, SumsFrame | Result) and message.step == self.spoils.step:
-            frames = encode(message, [self.spoils.words(array) for array in arrays])
-            self.spoils.shared()
-        self.client.send(frames)
-
-    def shorten(self, shortcut: Shortcut | None) -> None:
-        self.client.shorten(shortcut)
-
-    def close(self, linger_s: float = 0.0) -> None:
-        self.client.close(linger_s)
-
-
-@dataclass
-class Spoils:
-    """At which step, and of which of its values; `runner` is set once there is one."""
-
-    step: int
-    place: int
-    runner: WorkerShell | None = None
-
-    def words(self, sums: Vector) -> Vector:
-        """Return sums, or what they travel as, that hold no number."""
-        words = sums.copy()
-        words.view(np.uint32)[self.place] = 0xFFFFFFFF  # in float32, and in each type of the wire
-        return words
-
-    def shared(self) -> None:
-        """Spoil sums in memory, where they are the server's as well."""
-        compute = None if self.runner is None else self.runner._compute
-        if compute is not None:
-            compute.into[self.place] = np.nan
-
-
-@dataclass
-class Worker:
-    """A worker and whether it acts at all."""
-
-    runner: WorkerShell
-    is_hanging: bool = False
-    is_dead: bool = False
-
-    def can_act(self) -> bool:
-        return not (self.is_hanging or self.is_dead) and self.runner.ended is None
-
-    def act(self) -> bool:
-        """Let it handle a message, or the passing of time; return whether anything happened."""
-        try:
-            return self.runner.step()
-        except Killed:
-            self.die()
-            return True
+    process: Process
+    runner: Shell
 
     def die(self) -> None:
-        """End as by SIGKILL: the connection breaks, and nothing is said."""
-        if not self.is_dead:
-            self.is_dead = True
-            self.runner.close()
+        self.process.end(is_killed=True)
 
 
-@dataclass
-class ShardProcess:
-    """A shard and whether it acts at all."""
-
-    server: ShardShell
-    network: MemoryNetwork
-    is_hanging: bool = False
-    is_dead: bool = False
-
-    def can_act(self) -> bool:
-        return not (self.is_hanging or self.is_dead) and self.server.ended is None
-
-    def die(self) -> None:
-        """End as by SIGKILL."""
-        if not self.is_dead:
-            self.is_dead = True
-            self.server.port.close()
-            self.server.upstream.close()
-
-    def close(self) -> None:
-        """Give back what the system would take from a process that has ended: connections, and shared memory."""
-        self.server.close()
-
-
-@dataclass
-class CountingRecorder(MetricsRecorder):
-    """A recorder that also remembers who computed which micro-batches of each step, whether it has a folder or not."""
-
-    shares: dict[int, list[LedgerShare]] = field(default_factory=dict)
-
-    def account(self, step: int, account: Account, checksum: int) -> None:
-        super().account(step, account, checksum)
-        assert step not in self.shares, f"step {step} is recorded twice"
-        self.shares[step] = list(account.shares)
-
-
-@dataclass
+@dataclass(eq=False)
 class Simulation:
-    """One run: a server, its workers, the network between them.
-
-    One that offers memory, or keeps a run folder, has to be closed: it is the subject of a `with`.
-    """
+    """One run, whose network and clocks lose no time: the seed decides who acts next of those that can."""
 
     job: Job
     seed: int = 0
     admission: AdmissionPolicy = field(default_factory=AdmissionPolicy)
     data: Callable[[], TrainTest] = digits
-    folder: RunFolder | None = None
-    #: Where the memory is that the server offers, None where it offers none.
+    #: The run's folder, in which it is resumed if it has begun there; None for one that goes with the simulation.
+    folder: Path | None = None
+    #: The folder of the memory that is shared, None if none is.
     root: Path | None = None
-    #: What makes a shard of that which the run opens with: a test double to show that the hash can differ.
-    shard_of: Callable[[Shard], Shard] = lambda shard: shard
-    #: Makes the coordinator: a test double to show the same.
-    coordinator_of: Callable[[RunInfo], Coordinator] = Coordinator
-    #: How workers help with updates, and the values of a slice that they make at once.
+    parts: Parts = field(default_factory=Parts)
     helping: ParallelUpdateConfig = field(default_factory=ParallelUpdateConfig)
     part: int = PART
-    #: Whether the shards see the memory that is offered.
+    launch: Launch = field(default_factory=Launch)
     shards_share: bool = True
-    workers: list[Worker] = field(default_factory=list)
-    shards: list[ShardProcess] = field(default_factory=list)
-    #: What the person at the server, and those at the workers, were told.
+    #: What is printed by the server, and by others.
     said: list[str] = field(default_factory=list)
     heard: list[str] = field(default_factory=list)
-    clock: ManualClock = field(default_factory=ManualClock)
-    network: MemoryNetwork = field(init=False)
-    opening: RunSetup = field(init=False)
-    recorder: CountingRecorder = field(init=False)
-    server: Server = field(init=False)
-    sharing: ServerSharedMemory | None = None
+    workers: list[Member[WorkerShell]] = field(default_factory=list)
+    shards: list[Member[ShardShell]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._rng = generator(self.seed, Purpose.SHUFFLE, layer=2)
-        self.network = MemoryNetwork(self.seed)
-        self.opening = open_run("simulation", self.job, self.data(), self.admission)
-        if self.root is not None:
-            self.opening, self.sharing = share(self.opening, self.root)
-        self.opening = replace(self.opening, shard=self.shard_of(self.opening.shard))
-        setting = Setting(servers=self.admission.servers, transport="memory", started=self.clock.now())
-        self.recorder = CountingRecorder(self.opening.info, setting, self.opening.layout, self.folder)
-        self.recorder.begin(self.opening.shard.digest())
-        self.server = Server(
-            self.coordinator_of(self.opening.info),
-            self.opening,
-            self.recorder,
-            self.network.server(),
-            self.clock,
-            self.said.append,
-            sharing=self.sharing,
+        if self.folder is None:
+            made = Path(tempfile.mkdtemp(prefix="lockstep-simulation-", dir=shared_root()))
+            weakref.finalize(self, shutil.rmtree, made, ignore_errors=True)
+            self.folder = made / "run"
+        self.world, self._rng = World(tick_s=0.0), generator(self.seed, Purpose.SHUFFLE, layer=2)
+        self.network = MemoryNetwork(self.seed, timeline=self.world)
+        self.started = SimulatedRun(
+            job=self.job,
+            data=self.data(),
+            admission=self.admission,
+            launch=msgspec.structs.replace(self.launch, servers=self.admission.servers),
+            folder=self.folder,
+            root=self.root or self.folder,
+            network=self.network,
+            parts=self.parts,
             helping=self.helping,
+            part=self.part,
         )
+        process = Process("server", self.world)
+        writer, shares = DiskWriter(Disk(), process), self.root is not None
+        process.start(lambda: ServerProcess.open(self.started, process, writer, self.said.append, shares=shares))
+        assert isinstance(process.shell, ServerProcess)
+        self.process, self.server, self.sharing = process, process.shell.server, process.shell.sharing
+        self.opening, self.recorder = self.server.setup, self.server.recorder
         for _ in range(self.admission.servers - 1):
             self.add_shard()
 
@@ -272,123 +103,41 @@ class Simulation:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self.close()
+        for process in list(self.world.processes):
+            process.end(is_killed=True)
 
-    def close(self) -> None:
-        """End all processes, and remove the memory that was offered."""
-        for worker in self.workers:
-            worker.die()
-        for shard in self.shards:
-            shard.close()
-        self.server.port.close()
-        self.server.group.updating.close()
-        self.recorder.close()
-        if self.sharing is not None:
-            self.sharing.close()
-
-    def add_shard(self, *, numerics: Fingerprint | None = None) -> ShardProcess:
-        """Start a shard."""
-        number = len(self.shards)
-        network = MemoryNetwork(self.seed + 1 + number)
-        join = ShardJoin(
-            protocol=PROTOCOL_VERSION,
-            incarnation=f"shard-{number}",
-            host="host",
-            pid=number,
-            fingerprint=numerics or fingerprint(),
-            address=f"memory://{number}",
-        )
-        server = ShardShell(
-            ShardState(ClientConfig(address="memory://", join=join, silence_s=SILENCE_S)),
-            network.server(),
-            self.network.client(),
-            self.clock,
-            self.heard.append,
-            wait_for_nothing,
-            self.root if self.shards_share else None,
-        )
-        shard = ShardProcess(server, network)
-        self.shards.append(shard)
-        server.begin()
-        return shard
+    def add_shard(self) -> Member[ShardShell]:
+        """Start a shard; it shares the memory that is offered if shards do."""
+        number, shares = len(self.shards), self.root is not None and self.shards_share
+        process = Process(f"shard-{number}", self.world)
+        process.start(lambda: ShardProcess.open(self.started, process, number, self.heard.append, shares=shares))
+        assert isinstance(process.shell, ShardProcess)
+        self.shards.append(Member(process, process.shell.server))
+        return self.shards[-1]
 
     def add_worker(
-        self,
-        *,
-        load: Loader | None = None,
-        numerics: Fingerprint | None = None,
-        doubles: bool = False,
-        shares: bool = True,
-        dies_after_parts: int = 0,
-        spoils: Spoils | None = None,
-        cache: Path | None = None,
-    ) -> Worker:
-        """Start a worker; one that `shares` does so where memory is offered."""
-        join = Join(
-            protocol=PROTOCOL_VERSION,
-            incarnation=f"life-{len(self.workers)}",
-            host="host",
-            pid=len(self.workers),
-            fingerprint=numerics or fingerprint(),
-        )
-        state = WorkerState(ClientConfig(address="memory://", join=join, silence_s=600.0))
-        life = Life(dies_after_parts)
-
-        def connect(network: MemoryNetwork) -> ClientPort:
-            if spoils is not None:
-                return SpoilingClient(network.client(), spoils)
-            return DoublingClient(network.client()) if doubles else DyingClient(network.client(), life)
-
-        def dial(address: str) -> ClientPort:
-            return connect(self.shards[int(address.removeprefix("memory://"))].network)
-
-        port = connect(self.network)
-        root = self.root if shares else None
-        load = load or (lambda name: self.data())
-        runner = WorkerShell(state, port, self.clock, load, self.heard.append, root, dial, cache=cache, part=self.part)
-        worker = Worker(runner)
-        if spoils is not None:
-            spoils.runner = runner
-        self.workers.append(worker)
-        runner.begin()
-        return worker
+        self, *, load: Loader | None = None, shares: bool = True, cache: Path | None = None
+    ) -> Member[WorkerShell]:
+        """Start a worker, which loads the run's data unless told otherwise."""
+        number, shares = len(self.workers), self.root is not None and shares
+        parts = replace(self.parts, load=lambda number: load or (lambda name: self.started.data))
+        run = replace(self.started, parts=parts, cache=cache)
+        process = Process(f"worker-{number}", self.world)
+        process.start(lambda: WorkerProcess.open(run, process, number, self.heard.append, shares=shares))
+        assert isinstance(process.shell, WorkerProcess)
+        self.workers.append(Member(process, process.shell.runner))
+        return self.workers[-1]
 
     def turn(self) -> bool:
-        """Let the server or a worker act, whichever is drawn; where nobody can, let time pass instead."""
-        actors: list[Callable[[], bool]] = [worker.act for worker in self.workers if worker.can_act()]
-        actors += [shard.server.step for shard in self.shards if shard.can_act()]
-        actors.append(self.server.step)
-        for place in self._rng.permutation(len(actors)):
-            if actors[place]():
-                self.validate()
-                self.clock.advance(TICK_S)
-                return True
-        return self._let_time_pass()
+        """Let the next process act."""
+        self._rng.shuffle(self.world.processes)
+        for process in self.world.processes:
+            process.reschedule()
+        return self.world.turn()
 
-    def validate(self) -> None:
-        """Check the books of all servers."""
-        self.server.coordinator.validate()
-        self.server.group.state.validate()
-        self.server.group.updating.state.validate()
-        for shard in self.shards:
-            shard.server.state.validate()
-
-    def _let_time_pass(self) -> bool:
-        """Move time to the next deadline of anybody; return False where there is none."""
-        deadlines = [worker.runner.deadline() for worker in self.workers if worker.can_act()]
-        deadlines += [shard.server.state.deadline() for shard in self.shards if shard.can_act()]
-        deadlines.append(self.server.deadline())
-        due = [at for at in deadlines if at is not None]
-        if not due:
-            return False
-        self.clock.advance(max(0.0, min(due) - self.clock.now()))
-        return True
-
-    def wait(self, seconds: float) -> None:
-        """Let time pass; the server looks at it each second, and reads nothing meanwhile."""
-        for _ in range(round(seconds)):
-            self.clock.advance(1.0)
-            self.server.step()
+    def advance(self, seconds: float) -> None:
+        """Let time pass in which nobody acts."""
+        self.world.now += seconds
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         """Act until the run has ended, or `until` holds."""
@@ -398,62 +147,46 @@ class Simulation:
             assert self.turn(), "nobody acts, and nobody waits"
         raise AssertionError(f"the run is stuck: {self.said[-3:]}")
 
-    def run_until_quiet(self) -> None:
-        """Let the server act until it waits for a message or for time to pass."""
-        while self.server.step():
-            pass
-
     def run_to(self, step: int) -> None:
-        """Act until the run is at that step."""
+        """Act until the run is at a step."""
         self.run(until=lambda: self.server.coordinator.round.step >= step)
 
-    def drain(self) -> None:
-        """Let the workers read what was last sent to them."""
-        while any(worker.act() for worker in self.workers if worker.can_act()):
-            pass
-        while any(shard.server.step() for shard in self.shards if shard.can_act()):
-            pass
+    def run_until_quiet(self) -> None:
+        """Act until nobody has anything to do soon."""
+        while any(process.due <= self.world.now + SOON_S for process in self.world.processes):
+            self.turn()
+
+    def wait(self, seconds: int) -> None:
+        """Let time pass, second by second: in a longer leap all would take their machine for one that has slept."""
+        for _ in range(seconds):
+            self.advance(1.0)
+            self.run_until_quiet()
 
     def finish(self) -> str:
-        """Run to the end, which is to be a good one; return the digest of the weights."""
+        """Run to the end, which has to be a good one; return the digest of the weights."""
         self.run()
         assert self.server.ended == Finish(), self.server.ended
+        return self.result().weights_sha256
+
+    def result(self) -> RunResult:
+        """Return the result of a run that has ended."""
         assert self.recorder.result is not None
-        self.check_records()
-        return self.recorder.result.weights_sha256
+        return self.recorder.result
 
-    def check_records(self) -> None:
-        """Check what a run that ended well has recorded and released, whatever happened on the way."""
-        assert self.recorder.result is not None
-        assert list(self.recorder.shares) == list(range(self.recorder.result.steps))
-        for step, shares in self.recorder.shares.items():
-            counted = sorted(one for share in shares for one in range(share.lo, share.hi))
-            assert counted == list(range(self.job.micro_batches)), f"step {step} counted {counted}"
-        state, group = self.server.coordinator.state, self.server.group.state
-        assert not state.leases.held, "leases are held after the end"
-        assert not state.pending.results, "sums are awaited after the end"
-        assert not group.awaited, "the shards are waited for after the end"
-
-    def check_released(self) -> None:
-        """Let everybody read what was last sent; all that can act have ended, and their sockets are closed."""
-        self.drain()
-        self.server.port.close()
-        for worker in self.workers:
-            if not (worker.is_dead or worker.is_hanging):
-                assert worker.runner.ended == Exit(code=0, reason=""), worker.runner.ended
-                worker.runner.close()
-        for shard in self.shards:
-            if not (shard.is_dead or shard.is_hanging):
-                assert shard.server.ended == Exit(code=0, reason=""), shard.server.ended
-                shard.server.close()
-        for network in (self.network, *(shard.network for shard in self.shards)):
-            assert not network.servers, "a server is still there"
-            assert not network.clients, "a connection is still open"
+    def prove(self, reference: ReferenceRun) -> None:
+        """Run to the end: the weights and all records are those of one process, and all who act end well."""
+        self.finish()
+        assert list(violations(self.job, self.started.data, self.started.folder, reference)) == []
+        self.run_until_quiet()
+        everybody: list[Member[WorkerShell] | Member[ShardShell]] = [*self.workers, *self.shards]
+        ended = [one.runner.ended for one in everybody if not one.process.is_stopped]
+        assert all(end is None or end == Exit(code=0, reason="") for end in ended)
+        assert not self.network.clients or any(one.process.is_stopped for one in everybody)
 
 
-def digest_with(job: Job, workers: int, seed: int, servers: int = 1) -> str:
-    """Return the digest of the weights after a run with so many workers from the start, and so many servers."""
+def prove(job: Job, reference: ReferenceRun, workers: int, seed: int, servers: int = 1) -> None:
+    """Prove a run with as many workers from the start."""
     simulation = Simulation(job, seed, AdmissionPolicy(min_workers=workers, servers=servers))
     for _ in range(workers):
         simulation.add_worker()
-    return simulation.finish()
+    simulation.prove(reference)

@@ -1,23 +1,25 @@
-"""A run that stops anywhere and goes on, with other workers or none, is the run that never stopped."""
+"""A run that stops anywhere and resumes, with other workers and servers or none, is the run that never stopped."""
 
-import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import pytest
 
+from lockstep.checking.simulation.oracle import ReferenceRun, reference_run, violations
+from lockstep.common import nn
+from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import DataError, FileFormatError, JobError, UsageError
 from lockstep.common.job.job import Job
+from lockstep.common.nn.description import describe
 from lockstep.common.runtime.clock import ManualClock
-from lockstep.ps.checkpoint.resuming import coordinator_of
 from lockstep.ps.records.metrics import METRICS
 from lockstep.ps.records.recorder import Setting
 from lockstep.ps.records.run_folder import CHECKPOINTS, LEDGER, RESULT
-from lockstep.ps.server.server import Server
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.runs.launch_config import Launch
+from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
 from tests.simulation.cluster import Simulation
@@ -39,179 +41,144 @@ JOB = job_of(
     wire_weights="bfloat16",
 )
 
-#: What may differ: times, and how many computed.
-FREE = (
-    "wall_s",
-    "train_s",
-    "images_per_s",
-    "compute_s",
-    "update_s",
-    "split",
-    "workers",
-    "servers",
-    "transport",
-    "moved",
+#: Of a vector that can be cut into three slices, with slots of the optimizer and clipping.
+CUT = job_of(
+    model=dict(describe(nn.Sequential(nn.Flatten(), nn.Linear(784, 14), nn.ReLU(), nn.Linear(14, 10)))),
+    steps=6,
+    global_batch=18,
+    micro_batches=3,
+    optimizer="adamw",
+    lr=0.01,
+    clip_norm=0.5,
 )
 
-
-def opening_of(job: Job = JOB) -> RunSetup:
-    return open_run("run", job, digits(), AdmissionPolicy())
-
-
-def destination_in(folder: Path, *, is_resumed: bool, every_steps: int = 1, keep: int = 3) -> Destination:
-    launch = Launch(checkpoint_keep=keep, checkpoint_every_steps=every_steps)
-    return Destination(folder=folder, launch=launch, is_resumed=is_resumed)
+LAUNCH = Launch(checkpoint_keep=3, checkpoint_every_steps=1)
 
 
 class StoppedError(BaseException):
     """What stops a run as SIGKILL does: nothing is tidied up that a killed process would not tidy up."""
 
 
-def run(
-    folder: Path, workers: int, *, is_resumed: bool, stop_at: int | None = None, opening: RunSetup | None = None
-) -> list[str]:
-    """Carry out a run, or a part of it up to a number of steps; return what was said."""
-    opening, said = opening or opening_of(), list[str]()
-    setting = Setting(servers=1, transport="memory", started=0.0)
-    destination = destination_in(folder, is_resumed=is_resumed)
+def run(folder: Path, workers: int, servers: int = 1, *, job: Job = JOB, stop_at: int | None = None) -> list[str]:
+    """Carry out a run, or a part of it up to a number of steps, from where it is; return what was said."""
     if workers == 0:
-        clock = ManualClock()
-        session = open_session(opening, setting, destination, clock, said.append)
+        return run_alone(folder, open_run("simulated", job, digits(), AdmissionPolicy()), stop_at)
+    admission = AdmissionPolicy(min_workers=workers, servers=servers)
+    with Simulation(job, servers + 10 * workers, admission, folder=folder, launch=LAUNCH) as simulation:
+        for _ in range(workers):
+            simulation.add_worker()
+        simulation.run(until=lambda: stop_at is not None and simulation.server.shard.updates >= stop_at)
+        assert stop_at is not None or simulation.finish()
+    return simulation.said
 
-        def watch(status: object) -> None:
-            if opening.shard.updates == stop_at:
-                raise StoppedError
 
-        try:
-            SerialRun(opening, session.recorder, clock, watch, session.start, session.checkpointer).train()
-        except StoppedError:
-            return said
-        finally:
-            session.recorder.close()
+def run_alone(folder: Path, opening: RunSetup, stop_at: int | None = None) -> list[str]:
+    """Carry out a run in one process."""
+    said, clock = list[str](), ManualClock()
+    setting = Setting(servers=1, transport="memory", started=0.0)
+    destination = Destination(folder=folder, launch=LAUNCH, is_resumed=has_begun(folder))
+    session = open_session(opening, setting, destination, clock, said.append)
+
+    def watch(status: object) -> None:
+        if opening.shard.updates == stop_at:
+            raise StoppedError
+
+    try:
+        SerialRun(opening, session.recorder, clock, watch, session.start, session.checkpointer).train()
+    except StoppedError:
         return said
-    simulation = Simulation(opening.info.job, admission=AdmissionPolicy(min_workers=workers))
-    session = open_session(opening, setting, destination, simulation.clock, said.append)
-    simulation.server = Server(
-        coordinator_of(replace(opening.info, min_workers=workers), session.start),
-        opening,
-        session.recorder,
-        simulation.server.port,
-        simulation.clock,
-        said.append,
-        checkpointer=session.checkpointer,
-    )
-    for _ in range(workers):
-        simulation.add_worker()
-    simulation.run(until=lambda: stop_at is not None and opening.shard.updates >= stop_at)
-    session.recorder.close()
+    finally:
+        session.recorder.close()
     return said
 
 
-def bits(folder: Path) -> dict[str, Any]:
-    """Return the result and the lines of metrics, without times."""
-    result = {key: value for key, value in json.loads((folder / RESULT).read_text()).items() if key not in FREE}
-    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    for record in (*result["history"], *lines):
-        for key in [key for key in record if key.endswith(("_s", "_bytes"))]:
-            del record[key]
-    return {"result": result, "lines": lines}
-
-
 @cache
-def calm(root: Path) -> dict[str, Any]:
-    folder = root / "run"
-    folder.mkdir()
-    run(folder, 0, is_resumed=False)
-    return bits(folder)
+def alone(is_cut: bool = False) -> ReferenceRun:
+    return reference_run(CUT if is_cut else JOB, digits())
 
 
-@pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return calm(tmp_path_factory.mktemp("calm"))
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "run"
-    path.mkdir()
-    return path
+def prove(folder: Path, job: Job = JOB) -> None:
+    assert list(violations(job, digits(), folder, alone(is_cut=job is CUT))) == []
 
 
 @pytest.mark.parametrize("stop_at", range(1, 8))
-@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (3, 1)])
-def test_stopping_after_any_step_changes_nothing(
-    folder: Path, expected: dict[str, Any], stop_at: int, before: int, after: int
-) -> None:
-    run(folder, before, is_resumed=False, stop_at=stop_at)
-    assert not (folder / RESULT).exists()
-    said = run(folder, after, is_resumed=True)
+def test_stopping_after_any_step_changes_nothing(tmp_path: Path, stop_at: int) -> None:
+    before, after = [(0, 2), (2, 0), (3, 1)][stop_at % 3]
+    run(tmp_path, before, stop_at=stop_at)
+    assert not (tmp_path / RESULT).exists()
+    said = run(tmp_path, after)
     assert any(f"resumes after step {stop_at} of 7" in text for text in said)
-    assert bits(folder) == expected
+    prove(tmp_path)
 
 
-def test_stopping_after_every_step_changes_nothing(folder: Path, expected: dict[str, Any]) -> None:
-    for stop_at in range(1, 8):
-        run(folder, stop_at % 3, is_resumed=stop_at > 1, stop_at=stop_at)
-    run(folder, 1, is_resumed=True)
-    assert bits(folder) == expected
+@pytest.mark.parametrize("stop_at", range(1, 6))
+def test_other_servers_change_nothing(tmp_path: Path, stop_at: int) -> None:
+    before, after = [((2, 1), (1, 2)), ((1, 2), (3, 1)), ((2, 3), (1, 2))][stop_at % 3]
+    run(tmp_path, *before, job=CUT, stop_at=stop_at)
+    assert not (tmp_path / RESULT).exists()
+    run(tmp_path, *after, job=CUT)
+    prove(tmp_path, CUT)
 
 
-def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(folder: Path, expected: dict[str, Any]) -> None:
-    run(folder, 0, is_resumed=False, stop_at=5)
-    damaged = folder / CHECKPOINTS / "step-00000005.safetensors"
+@pytest.mark.parametrize("job", [JOB, CUT], ids=["workers", "servers"])
+def test_stopping_after_every_step_changes_nothing(tmp_path: Path, job: Job) -> None:
+    for stop_at in range(1, (job.steps or 0)):
+        run(tmp_path, stop_at % 3, 1 + (stop_at % 3 if job is CUT else 0), job=job, stop_at=stop_at)
+    run(tmp_path, 1, job=job)
+    prove(tmp_path, job)
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(tmp_path: Path) -> None:
+    run(tmp_path, 0, stop_at=5)
+    damaged = tmp_path / CHECKPOINTS / "step-00000005.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-3])
-    said = run(folder, 2, is_resumed=True)
+    said = run(tmp_path, 2)
     assert str(damaged) in said[0]
     assert "resumes after step 4 of 7" in said[1]
-    assert bits(folder) == expected
-    assert '"step":4,"weights_sha256"' in (folder / LEDGER).read_text()
-    assert '"lost_steps":1' in (folder / LEDGER).read_text()
+    prove(tmp_path)
+    assert '"step":4,"weights_sha256"' in (tmp_path / LEDGER).read_text()
+    assert '"lost_steps":1' in (tmp_path / LEDGER).read_text()
 
 
 @pytest.mark.parametrize("damage", ["all are damaged", "there is none"])
-def test_without_a_whole_checkpoint_a_run_begins_anew(folder: Path, expected: dict[str, Any], damage: str) -> None:
-    run(folder, 0, is_resumed=False, stop_at=2)
-    for file in (folder / CHECKPOINTS).iterdir():
+def test_without_a_whole_checkpoint_a_run_begins_anew(tmp_path: Path, damage: str) -> None:
+    run(tmp_path, 0, stop_at=2)
+    for file in (tmp_path / CHECKPOINTS).iterdir():
         if damage == "there is none":
             file.unlink()
         else:
             file.write_bytes(b"x" * 100)
-    said = run(folder, 1, is_resumed=True)
+    said = run(tmp_path, 1)
     assert any(text.startswith("notice: starts over: ") for text in said)
-    assert bits(folder) == expected
-    assert '"lost_steps":2' in (folder / LEDGER).read_text().splitlines()[0]
+    prove(tmp_path)
+    assert '"lost_steps":2' in (tmp_path / LEDGER).read_text().splitlines()[0]
 
 
-def test_what_is_not_the_runs_is_refused_with_both_named(folder: Path) -> None:
-    run(folder, 0, is_resumed=False, stop_at=2)
-    other_job = open_run("run", job_of(**{**vars_of(JOB), "lr": 0.02}), digits(), AdmissionPolicy())
+def opening_of(job: Job = JOB, data: TrainTest | None = None) -> RunSetup:
+    return open_run("simulated", job, data or digits(), AdmissionPolicy())
+
+
+def test_what_is_not_the_runs_is_refused_with_both_named(tmp_path: Path) -> None:
+    run(tmp_path, 0, stop_at=2)
     with pytest.raises(JobError, match=r"to another job: lr = 0\.01 in the run, 0\.02 here"):
-        run(folder, 0, is_resumed=True, opening=other_job)
-    other_data = open_run("run", JOB, other_digits(), AdmissionPolicy())
+        run_alone(tmp_path, opening_of(msgspec.structs.replace(JOB, lr=0.02)))
     with pytest.raises(DataError, match="has changed since"):
-        run(folder, 0, is_resumed=True, opening=other_data)
+        run_alone(tmp_path, opening_of(data=other_digits()))
     opening = opening_of()
     odd = replace(opening.info, source="0" * 64)
     with pytest.raises(UsageError, match="the file of model"):
-        run(folder, 0, is_resumed=True, opening=replace(opening, info=odd))
-
-
-def vars_of(job: Job) -> dict[str, Any]:
-    return {name: getattr(job, name) for name in job.__struct_fields__}
+        run_alone(tmp_path, replace(opening, info=odd))
 
 
 @pytest.mark.parametrize("name", [METRICS, LEDGER])
-def test_lines_that_are_gone_are_told(folder: Path, name: str) -> None:
-    run(folder, 0, is_resumed=False, stop_at=3)
-    lines = (folder / name).read_bytes()
-    (folder / name).write_bytes(lines[: len(lines) // 2])
+def test_lines_that_are_gone_are_told(tmp_path: Path, name: str) -> None:
+    run(tmp_path, 0, stop_at=3)
+    lines = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(lines[: len(lines) // 2])
     with pytest.raises(FileFormatError, match="put the run's own file back"):
-        run(folder, 0, is_resumed=True)
+        run(tmp_path, 0)
 
 
-def test_a_run_that_goes_on_is_nobody_elses(folder: Path) -> None:
-    opening, setting = opening_of(), Setting(servers=1, transport="memory", started=0.0)
-    session = open_session(opening, setting, destination_in(folder, is_resumed=False), ManualClock(), lambda text: None)
-    with pytest.raises(UsageError, match="is in use by a run that is not over"):
-        run(folder, 0, is_resumed=True)
-    session.recorder.close()
+def test_a_run_that_goes_on_is_nobody_elses(tmp_path: Path) -> None:
+    with Simulation(JOB, folder=tmp_path), pytest.raises(UsageError, match="is in use by a run that is not over"):
+        run(tmp_path, 0)

@@ -1,26 +1,32 @@
-"""The promise with the weights in several processes: whatever is lost on the way to one of them, the same bits."""
+"""The promise with the weights in several processes; shards that come late, are odd, die or hang."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
+from lockstep.checking.simulation.oracle import ReferenceRun, reference_run
 from lockstep.common.aggregation.slices import slices_for
-from lockstep.common.errors import JobError
+from lockstep.common.errors import FailureKind, JobError
+from lockstep.common.files.safetensors import read
 from lockstep.common.job.job import Job
 from lockstep.common.optim.clipping import BLOCK
-from lockstep.common.runtime.clock import ManualClock
-from lockstep.ps.records.recorder import MetricsRecorder, Setting
-from lockstep.ps.records.run_folder import RunResult
+from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, Refused, SumsFrame
+from lockstep.common.protocol.shard_messages import ShardJoin, ToShardMessage
+from lockstep.common.statemachine.client import Exit
+from lockstep.ps.coordinator.transitions import RunPhase
+from lockstep.ps.records.run_folder import WEIGHTS
 from lockstep.ps.setup import AdmissionPolicy, open_run
-from lockstep.runs.single_process import SerialRun
-from tests.simulation.cluster import Simulation, digest_with
+from lockstep.ps.shard_group.group import GroupEffect, ShardGroup
+from tests.simulation.cluster import Simulation
 from tests.simulation.small import digits, job_of
-from tests.simulation.test_frames import ACTIONS, act
 
 #: A net whose running statistics are longer than a block, so that slices begin among them too.
 STATISTICS = {
@@ -49,11 +55,9 @@ TIMEOUT_S = 5.0
 
 
 @cache
-def alone(name: str) -> RunResult:
-    """Return the result of one process without any transport: the oracle."""
-    opening = open_run("alone", SHARDED[name], digits(), AdmissionPolicy())
-    recorder = MetricsRecorder(opening.info, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
-    return SerialRun(opening, recorder, ManualClock(), lambda status: None).train()
+def alone(name: str) -> ReferenceRun:
+    """Return the run of one process without any transport: the oracle."""
+    return reference_run(SHARDED[name], digits())
 
 
 def most(job: Job) -> int:
@@ -66,7 +70,6 @@ def simulated(
     name: str,
     servers: int,
     *,
-    seed: int = 0,
     workers: int = 1,
     root: Path | None = None,
     shards_share: bool = True,
@@ -74,21 +77,27 @@ def simulated(
 ) -> Iterator[Simulation]:
     """A run with so many servers; `root` is where memory is shared."""
     admission = AdmissionPolicy(min_workers=workers, servers=servers, lease_timeout_s=timeout_s)
-    with Simulation(SHARDED[name], seed, admission, root=root, shards_share=shards_share) as simulation:
+    with Simulation(SHARDED[name], servers, admission, root=root, shards_share=shards_share) as simulation:
         yield simulation
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("servers", [2, 3, 5])
-@pytest.mark.parametrize("name", ["clipped", "plain", "statistics", "rounded"])
-def test_any_number_of_servers_gives_the_bits_of_one_process(name: str, servers: int, workers: int) -> None:
-    if servers <= most(SHARDED[name]):
-        assert digest_with(SHARDED[name], workers, servers + workers, servers) == alone(name).weights_sha256
-
-
-@pytest.mark.parametrize("name", ["statistics", "rounded", "small"])
-def test_as_many_servers_as_there_are_blocks(name: str) -> None:
-    assert digest_with(SHARDED[name], 2, 1, most(SHARDED[name])) == alone(name).weights_sha256
+@pytest.mark.parametrize(
+    ("name", "servers", "workers"),
+    [
+        *(("clipped", 2, 3), ("clipped", 5, 1), ("plain", 3, 1), ("plain", 5, 3)),
+        *(("statistics", 2, 1), ("statistics", 3, 3), ("rounded", 2, 3), ("rounded", 3, 1)),
+        *((name, 0, 2) for name in ("statistics", "rounded", "small")),
+    ],
+)
+@pytest.mark.parametrize("sharing", [0, 1, 3])
+def test_any_number_of_servers_gives_the_bits_and_records_of_one_process(
+    short_root: Path, name: str, servers: int, workers: int, sharing: int
+) -> None:
+    root = short_root if sharing else None
+    with simulated(name, servers or most(SHARDED[name]), workers=workers, root=root) as simulation:
+        for number in range(workers):
+            simulation.add_worker(shares=number < sharing)
+        simulation.prove(alone(name))
 
 
 @pytest.mark.parametrize("name", SHARDED)
@@ -104,121 +113,181 @@ def test_the_statistics_lie_across_slices() -> None:
     assert any(it.start < opening.layout.parameter_size < it.stop for it in slices)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("servers", [2, 3])
-@pytest.mark.parametrize("name", ["clipped", "statistics", "rounded"])
-def test_workers_and_shards_that_share_memory_give_the_same_bits(
-    short_root: Path, name: str, servers: int, workers: int
-) -> None:
-    with simulated(name, servers, seed=servers, workers=workers, root=short_root) as simulation:
-        for number in range(workers):
-            simulation.add_worker(doubles=number == 1)
-        assert simulation.finish() == alone(name).weights_sha256
-        assert simulation.recorder.result is not None
-        assert simulation.recorder.result.transport == "shm"
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_some_that_share_and_some_that_do_not_give_the_same_bits(short_root: Path, seed: int) -> None:
-    with simulated("clipped", 3, seed=seed, workers=3, root=short_root) as simulation:
-        for number in range(3):
-            simulation.add_worker(shares=number % 2 == seed % 2, doubles=number == 0)
-        assert simulation.finish() == alone("clipped").weights_sha256
-
-
 def test_a_shard_without_the_memory_lets_all_go_over_sockets(short_root: Path) -> None:
     with simulated("clipped", 2, workers=2, root=short_root, shards_share=False) as simulation:
-        simulation.shards[0].server.root = short_root / "elsewhere"
+        simulation.shards[0].runner.root = short_root / "elsewhere"
         simulation.add_worker()
         simulation.add_worker()
-        assert simulation.finish() == alone("clipped").weights_sha256
-        assert simulation.recorder.result is not None
-        assert simulation.recorder.result.transport == "memory"
-        assert "cannot be opened here" in simulation.recorder.result.obstacle
+        simulation.prove(alone("clipped"))
+        assert simulation.result().transport == "memory"
+        assert "cannot be opened here" in simulation.result().obstacle
         assert any(
             "shard 1 (host host, pid 0) exchanges gradients and weights through its socket" in text
             for text in simulation.said
         )
 
 
-@pytest.mark.parametrize("name", ["clipped", "statistics"])
-@pytest.mark.parametrize("seed", range(4))
-def test_what_arrives_twice_or_in_another_order_changes_nothing(name: str, seed: int) -> None:
-    with simulated(name, 2, seed=10 + seed, workers=3) as simulation:
-        for number in range(3):
-            simulation.add_worker(doubles=number > 0)
-        assert simulation.finish() == alone(name).weights_sha256
+# Shards come, and go
 
 
-@pytest.mark.parametrize("servers", [2, 3, 5])
-@pytest.mark.parametrize("parts", [1, 2, 3, 4, 5, 7])
-def test_a_worker_that_dies_between_the_shards_changes_nothing(parts: int, servers: int) -> None:
-    with simulated("clipped", servers, seed=parts, workers=2) as simulation:
-        simulation.add_worker(dies_after_parts=parts)
+def test_a_run_waits_for_its_shards_and_says_so() -> None:
+    with simulated("plain", 3) as simulation:
+        for shard in simulation.shards:
+            shard.process.stop()
+        simulation.network.clients[0].up.messages.clear()
+        simulation.network.clients[1].up.messages.clear()
         simulation.add_worker()
-        assert simulation.finish() == alone("clipped").weights_sha256
-        assert simulation.workers[0].is_dead
+        simulation.run(until=lambda: "waiting for shards: 0 of 2 are ready" in simulation.said)
+        simulation.shards[0].process.resume()
+        simulation.run(until=lambda: "waiting for shards: 1 of 2 are ready" in simulation.said)
+        assert not simulation.server.coordinator.membership.members
+        assert not any("waiting for workers" in text for text in simulation.said)
+        simulation.shards[1].process.resume()
+        simulation.prove(alone("plain"))
+        assert [shard.runner.ended for shard in simulation.shards] == [Exit(code=0, reason="")] * 2
 
 
-@pytest.mark.parametrize("parts", [1, 3, 6, 8])
-def test_what_one_shard_has_and_another_has_not_is_in_nobodys_way(parts: int) -> None:
-    with simulated("clipped", 3, seed=parts, workers=2) as simulation:
-        dying, other = simulation.add_worker(dies_after_parts=parts), simulation.add_worker()
-        simulation.run(until=lambda: dying.is_dead)
-        other.die()
-        simulation.run(until=lambda: not simulation.server.coordinator.membership.members)
-        # Alone, it gets all pieces in one lease: a node that covers what some shards have of others.
+def test_a_shard_of_other_numerics_is_refused_with_both_named() -> None:
+    with simulated("plain", 2) as simulation:
+        simulation.shards[0].die()
+        odd = simulation.network.client()
+        numerics = msgspec.structs.replace(fingerprint(), kernel="Z80")
+        join = ShardJoin(
+            protocol=PROTOCOL_VERSION, incarnation="odd", host="host", pid=9, fingerprint=numerics, address="memory://9"
+        )
+        odd.send(encode(join))
+        simulation.run_until_quiet()
+        frames = odd.receive(0.0)
+        assert frames is not None
+        refused, _ = decode(frames, ToShardMessage)
+        assert isinstance(refused, Refused)
+        assert f"kernel {fingerprint().kernel!r} at the server, 'Z80' there" in refused.reason
+        assert any(text.startswith("refused a shard: the numerics of host 'host' differ") for text in simulation.said)
+        simulation.add_shard()
         simulation.add_worker()
-        assert simulation.finish() == alone("clipped").weights_sha256
+        simulation.finish()
 
 
-def test_frames_that_are_lost_on_the_way_to_one_shard_are_computed_again() -> None:
-    with simulated("clipped", 2, seed=3, workers=2, timeout_s=TIMEOUT_S) as simulation:
-        slow, _ = simulation.add_worker(), simulation.add_worker()
-        simulation.run(until=lambda: simulation.server.coordinator.is_running())
-        simulation.run(until=lambda: bool(slow.runner.state.leases) and slow.runner.state.weights_step == 0)
-        # All of it is on its way; the connection to the shard breaks before that has read any.
-        while slow.act() and slow.runner.state.leases:
-            pass
-        network = simulation.shards[0].network
-        (client,) = [client for client in network.clients if client.peer == peer_at(simulation, rank=0)]
-        client.up.messages.clear()
-        assert simulation.finish() == alone("clipped").weights_sha256
-        assert any("leased again" in text for text in simulation.said)
+def test_one_shard_too_many_is_refused() -> None:
+    with simulated("plain", 2) as simulation:
+        simulation.run(until=lambda: simulation.server.coordinator.phase is RunPhase.AWAITING_WORKERS)
+        more = simulation.add_shard()
+        simulation.run(until=lambda: more.runner.ended is not None)
+        assert more.runner.ended == Exit(
+            code=2,
+            reason="the server refused this shard: all 2 servers of this run are there: start the server with more "
+            "--servers",
+            kind=FailureKind.REFUSED,
+        )
+        simulation.add_worker()
+        simulation.finish()
 
 
-def peer_at(simulation: Simulation, rank: int) -> bytes:
-    peer = simulation.shards[0].server.state.workers.by_rank[rank].peer
-    assert peer is not None
-    return peer
+def test_a_shard_of_a_run_with_one_server_is_refused() -> None:
+    simulation = Simulation(SHARDED["plain"])
+    shard = simulation.add_shard()
+    simulation.run(until=lambda: shard.runner.ended is not None)
+    assert shard.runner.ended is not None
+    assert shard.runner.ended.code == 2
+    assert "this run has one server: start that with --servers 2 or more" in shard.runner.ended.reason
 
 
-@settings(derandomize=True, deadline=None, max_examples=25)
-@given(st.integers(0, 2**32), st.lists(st.tuples(st.integers(1, 40), ACTIONS, st.integers(1, 16)), max_size=10))
-def test_whatever_happens_to_workers_changes_nothing(seed: int, story: list[tuple[int, str, int]]) -> None:
-    with simulated("clipped", 2 + seed % 2, seed=seed, timeout_s=TIMEOUT_S) as simulation:
-        play(simulation, story)
-        assert simulation.finish() == alone("clipped").weights_sha256
+@pytest.mark.parametrize("phase", [RunPhase.AWAITING_WORKERS, RunPhase.TRAINING, RunPhase.UPDATING])
+def test_a_shard_that_dies_fails_the_run_with_its_cause(phase: RunPhase) -> None:
+    with simulated("clipped", 3) as simulation:
+        worker = simulation.add_worker()
+        if phase is RunPhase.AWAITING_WORKERS:
+            worker.process.stop()
+        simulation.run(until=lambda: simulation.server.coordinator.phase is phase)
+        simulation.shards[1].die()
+        simulation.run()
+        ended = simulation.server.ended
+        assert ended is not None
+        index = next(one.index for one in simulation.server.group.state.members.values() if one.join.pid == 1)
+        assert ended.failure == (
+            f"shard {index} (host host, pid 1) is gone, and its slice of the weights with it: its connection is gone"
+        )
+        worker.process.resume()
+        simulation.run_until_quiet()
+        # The run may go on from a checkpoint: a worker looks for it.
+        assert worker.runner.ended is None
+        assert simulation.shards[0].runner.ended == Exit(
+            code=1, reason=f"the run failed: {ended.failure}", kind=FailureKind.SERVER_LOST
+        )
 
 
-@settings(derandomize=True, deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(0, 2**32), st.lists(st.tuples(st.integers(1, 40), ACTIONS, st.integers(1, 16)), max_size=10))
-def test_whatever_happens_to_workers_that_share_changes_nothing(
-    short_root: Path, seed: int, story: list[tuple[int, str, int]]
-) -> None:
-    with simulated("small", 2, seed=seed, timeout_s=TIMEOUT_S, root=short_root) as simulation:
-        play(simulation, story)
-        assert simulation.finish() == alone("small").weights_sha256
+def test_a_shard_that_hangs_fails_the_run_in_the_end() -> None:
+    with simulated("plain", 2, timeout_s=TIMEOUT_S) as simulation:
+        simulation.add_worker()
+        simulation.run_to(1)
+        simulation.shards[0].process.stop()
+        simulation.run()
+        assert simulation.server.ended is not None
+        assert "its slice of the weights with it: it has been silent for" in simulation.server.ended.failure
 
 
-def play(simulation: Simulation, story: list[tuple[int, str, int]]) -> None:
-    """Let happen to the workers what the story tells, after so many turns each; one more comes at its end."""
-    simulation.add_worker()
-    for turns, action, number in story:
-        for _ in range(turns):
-            if simulation.server.ended is None:
-                simulation.turn()
-        # Longer than that nobody is to be silent, or a shard would count as gone.
-        if simulation.server.ended is None and action != "wait":
-            act(simulation, action, number)
-    simulation.add_worker()
+def test_a_shard_whose_server_is_gone_ends() -> None:
+    with simulated("plain", 2) as simulation:
+        (shard,) = simulation.shards
+        simulation.run(until=lambda: simulation.server.coordinator.phase is RunPhase.AWAITING_WORKERS)
+        simulation.process.stop()
+        while shard.runner.ended is None:
+            assert simulation.turn()
+        assert (shard.runner.ended.code, shard.runner.ended.kind) == (1, FailureKind.UNREACHABLE)
+        assert shard.runner.ended.reason.startswith("the server at memory:// has been silent for 3")
+
+
+def test_a_worker_that_sends_a_shard_for_ever_is_lost_and_the_run_goes_on() -> None:
+    with simulated("clipped", 2, workers=2) as simulation:
+        flooding, _ = simulation.add_worker(), simulation.add_worker()
+        simulation.run_to(1)
+        (shard,) = simulation.shards
+        members = simulation.server.coordinator.membership.members.values()
+        (rank,) = [member.rank for member in members if member.join.pid == 0]
+        peer = shard.runner.state.workers.by_rank[rank].peer
+        (client,) = [it for it in simulation.network.clients if it.address == "memory://shard-0" and it.peer == peer]
+        assert shard.runner.storage is not None
+        (frame, *_) = shard.runner.storage.shard.frames
+        part = encode(SumsFrame(step=7, lo=0, hi=8, start=frame.start), [np.zeros(len(frame), np.float32)])
+        flooding.process.stop()
+        client.up.messages.extend([(0.0, [memoryview(bytes(it)) for it in part]) for _ in range(200)])
+        simulation.run(until=lambda: any("left: " in text for text in simulation.said))
+        told = f"worker {rank} (host host, pid 0) left: shard 1 lost it: it sends more than its leases ask for"
+        assert any(text.startswith(told) for text in simulation.said)
+        simulation.prove(alone("clipped"))
+
+
+@dataclass
+class Provincial(ShardGroup):
+    """A planted mistake: each server clips by the norm of its own slice."""
+
+    def _update(self, scale: float | None) -> list[GroupEffect]:
+        return super()._update(None)
+
+
+def test_clipping_by_the_norm_of_a_slice_is_found() -> None:
+    with simulated("clipped", 2) as simulation:
+        simulation.server.group.state = Provincial(simulation.server.group.state.config)
+        simulation.add_worker()
+        assert simulation.finish() != alone("clipped").result.weights_sha256
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_what_an_interrupted_run_keeps_is_whole(tmp_path: Path, short_root: Path, is_shared: bool) -> None:
+    admission = AdmissionPolicy(servers=3)
+    root = short_root if is_shared else None
+    with Simulation(SHARDED["plain"], 1, admission, folder=tmp_path / "run", root=root) as simulation:
+        simulation.add_worker()
+        simulation.run_to(2)
+        simulation.server.interrupt()
+    arrays, metadata = read(tmp_path / "run" / WEIGHTS)
+    # Where memory is shared it is at hand; otherwise the shards, which cannot act meanwhile, do not bring it in time.
+    steps = 2 if is_shared else 0
+    assert metadata["steps"] == str(steps)
+    expected = Simulation(SHARDED["plain"])
+    expected.add_worker()
+    expected.run_to(steps)
+    whole = expected.opening.layout.read(expected.server.shard.weights)
+    assert {name: array.tobytes() for name, array in arrays.items()} == {
+        name: array.tobytes() for name, array in whole.items()
+    }

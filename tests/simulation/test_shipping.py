@@ -6,18 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lockstep.checking.simulation.oracle import ReferenceRun, reference_run
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import DataError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.codec import decode
 from lockstep.common.protocol.messages import Lease, Samples, SamplesRequest, ServerMessage, WorkerMessage
-from lockstep.common.transport.in_memory import MemoryClient
-from lockstep.common.transport.port import Frames, Shortcut
+from lockstep.common.transport.port import ClientPort, Frames, Shortcut
 from lockstep.ps.setup import AdmissionPolicy
 from lockstep.worker.samples import PARTS
-from tests.simulation.cluster import Simulation, Worker, digest_with
-from tests.simulation.small import job_of, noisy_net, other_digits
+from lockstep.worker.shell import WorkerShell
+from tests.simulation.cluster import Member, Simulation
+from tests.simulation.small import digits, job_of, noisy_net, other_digits
 
 SHIPPING = AdmissionPolicy(ships_data=True)
 
@@ -29,8 +30,8 @@ JOBS = {
 
 
 @cache
-def expected(name: str) -> str:
-    return digest_with(JOBS[name], 1, seed=1)
+def expected(name: str) -> ReferenceRun:
+    return reference_run(JOBS[name], digits())
 
 
 def nothing(name: str) -> TrainTest:
@@ -44,7 +45,7 @@ def run(job: Job, cache_dir: Path, workers: int = 1, seed: int = 1) -> Simulatio
     return simulation
 
 
-def here(worker: Worker) -> int:
+def here(worker: Member[WorkerShell]) -> int:
     """Return how many training samples a worker has."""
     fetcher = worker.runner._fetcher
     assert fetcher is not None
@@ -55,19 +56,19 @@ def here(worker: Worker) -> int:
 @pytest.mark.parametrize("name", JOBS)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_without_data_come_to_the_same_bits(name: str, workers: int, tmp_path: Path) -> None:
-    assert run(JOBS[name], tmp_path, workers).finish() == expected(name)
+    run(JOBS[name], tmp_path, workers).prove(expected(name))
 
 
 def test_a_worker_with_other_data_is_sent_the_servers(tmp_path: Path) -> None:
     simulation = Simulation(JOBS["plain"], 1, SHIPPING)
     simulation.add_worker(load=lambda name: other_digits(), cache=tmp_path)
-    assert simulation.finish() == expected("plain")
+    simulation.prove(expected("plain"))
 
 
 def test_a_worker_with_the_data_asks_for_nothing(tmp_path: Path) -> None:
     simulation = Simulation(JOBS["plain"], 1, SHIPPING)
     worker = simulation.add_worker(cache=tmp_path)
-    assert simulation.finish() == expected("plain")
+    simulation.prove(expected("plain"))
     assert worker.runner._fetcher is None
     assert list(tmp_path.iterdir()) == []
 
@@ -76,7 +77,7 @@ def test_a_worker_with_the_data_asks_for_nothing(tmp_path: Path) -> None:
 def test_only_the_samples_of_its_leases_are_sent(name: str, tmp_path: Path) -> None:
     simulation = run(JOBS[name], tmp_path, workers=2)
     ports = [count(worker) for worker in simulation.workers]
-    assert simulation.finish() == expected(name)
+    simulation.prove(expected(name))
     for worker, port in zip(simulation.workers, ports, strict=True):
         compute = worker.runner._compute
         assert compute is not None
@@ -100,7 +101,7 @@ def test_a_worker_that_computes_half_of_a_step_has_half_of_its_samples(tmp_path:
 class Counting:
     """A connection that counts what is leased and asked for, and loses the first answers."""
 
-    def __init__(self, client: MemoryClient, lost: int = 0) -> None:
+    def __init__(self, client: ClientPort, lost: int = 0) -> None:
         self.client, self.lost, self.asked = client, lost, 0
         self.leases: list[Lease] = []
         #: Each set and place that was asked for.
@@ -130,11 +131,9 @@ class Counting:
         self.client.close(linger_s)
 
 
-def count(worker: Worker, lost: int = 0) -> Counting:
+def count(worker: Member[WorkerShell], lost: int = 0) -> Counting:
     """Count from now on what a worker hears and says."""
-    inner = worker.runner.servers.first
-    assert hasattr(inner, "client")
-    port = Counting(inner.client, lost)
+    port = Counting(worker.runner.servers.first, lost)
     worker.runner.servers.first = port
     return port
 
@@ -147,14 +146,14 @@ def counted(job: Job, cache_dir: Path, lost: int = 0) -> tuple[str, Counting]:
 
 def test_what_was_sent_once_is_not_asked_for_again(tmp_path: Path) -> None:
     first, second = (counted(JOBS["plain"], tmp_path) for _ in range(2))
-    assert first[0] == second[0] == expected("plain")
+    assert first[0] == second[0] == expected("plain").result.weights_sha256
     assert first[1].asked > 3
     assert second[1].asked == 0
 
 
 def test_an_answer_that_is_lost_is_asked_for_again(tmp_path: Path) -> None:
     digest, port = counted(JOBS["plain"], tmp_path, lost=3)
-    assert digest == expected("plain")
+    assert digest == expected("plain").result.weights_sha256
     assert port.lost == 0
 
 
@@ -165,8 +164,8 @@ def test_a_worker_whose_disk_is_full_says_so_and_costs_the_run_nothing(tmp_path:
     (images,) = (tmp_path / "0").glob("*/train.images")
     images.unlink()
     images.symlink_to("/dev/full")
-    assert simulation.finish() == expected("plain")
-    simulation.drain()
+    assert simulation.finish() == expected("plain").result.weights_sha256
+    simulation.run_until_quiet()
     ended = simulation.workers[0].runner.ended
     assert ended is not None
     assert ended.code == 1
@@ -176,7 +175,7 @@ def test_a_worker_whose_disk_is_full_says_so_and_costs_the_run_nothing(tmp_path:
 def test_a_server_that_sends_no_samples_names_the_way_out(tmp_path: Path) -> None:
     simulation = Simulation(JOBS["plain"], 1)
     worker = simulation.add_worker(load=lambda name: other_digits(), cache=tmp_path)
-    while worker.runner.ended is None:
-        simulation.turn()
+    simulation.run(until=lambda: worker.runner.ended is not None)
+    assert worker.runner.ended is not None
     assert worker.runner.ended.code == 2
     assert "start the server with --ship-data" in worker.runner.ended.reason

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lockstep.checking.simulation.oracle import ReferenceRun, reference_run, violations
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.codec import encode
 from lockstep.common.protocol.messages import CallbackDecision, EpochStatus
@@ -17,7 +18,7 @@ from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.runs.single_process import SerialRun
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import JOBS, digits, job_of
-from tests.simulation.test_resuming import bits, run
+from tests.simulation.test_resuming import run
 
 JOB = JOBS["stopped"]
 
@@ -30,8 +31,12 @@ def alone(job: Job, **values: Any) -> RunResult:
 
 
 @cache
+def reference() -> ReferenceRun:
+    return reference_run(JOB, digits())
+
+
 def expected() -> RunResult:
-    return alone(JOB)
+    return reference().result
 
 
 def timeless(result: RunResult) -> list[EpochStatus]:
@@ -62,10 +67,8 @@ def test_any_number_of_workers_stops_at_the_same_step(workers: int, servers: int
     simulation = Simulation(JOB, workers, AdmissionPolicy(min_workers=workers, servers=servers))
     for _ in range(workers):
         simulation.add_worker()
-    assert simulation.finish() == expected().weights_sha256
-    result = simulation.recorder.result
-    assert result is not None
-    assert timeless(result) == timeless(expected())
+    simulation.prove(reference())
+    result = simulation.result()
     assert (result.steps, result.weights_epoch, result.stopped) == (12, 4, expected().stopped)
 
 
@@ -75,41 +78,27 @@ def test_a_worker_that_dies_in_a_validation_costs_nothing() -> None:
         simulation.add_worker()
     simulation.run(until=lambda: simulation.server.coordinator.round.work == "validate")
     simulation.workers[0].die()
-    assert simulation.finish() == expected().weights_sha256
+    simulation.prove(reference())
 
 
-# Gone on with
+# Resumed
 
 
-def opening_of(job: Job = JOB) -> Any:
-    return open_run("run", job, digits(), AdmissionPolicy())
-
-
-@pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("calm") / "run"
-    folder.mkdir()
-    run(folder, 0, is_resumed=False, opening=opening_of())
-    return bits(folder)
-
-
-@pytest.mark.parametrize("stop_at", range(1, 12))
-def test_a_run_that_goes_on_ends_with_the_best_of_both_parts(
-    tmp_path: Path, calm: dict[str, Any], stop_at: int
-) -> None:
-    run(tmp_path, stop_at % 3, is_resumed=False, stop_at=stop_at, opening=opening_of())
+@pytest.mark.parametrize("stop_at", [1, 4, 7, 8, 9, 11])
+def test_a_run_that_resumes_ends_with_the_best_of_both_parts(tmp_path: Path, stop_at: int) -> None:
+    run(tmp_path, stop_at % 3, job=JOB, stop_at=stop_at)
     assert not (tmp_path / RESULT).exists()
-    run(tmp_path, (stop_at + 1) % 3, is_resumed=True, opening=opening_of())
-    assert bits(tmp_path) == calm
+    run(tmp_path, (stop_at + 1) % 3, job=JOB)
+    assert list(violations(JOB, digits(), tmp_path, reference())) == []
 
 
-def test_without_the_best_weights_it_goes_on_from_before_them(tmp_path: Path, calm: dict[str, Any]) -> None:
-    run(tmp_path, 0, is_resumed=False, stop_at=11, opening=opening_of())
+def test_without_the_best_weights_it_resumes_from_before_them(tmp_path: Path) -> None:
+    run(tmp_path, 0, job=JOB, stop_at=11)
     (tmp_path / CHECKPOINTS / "step-00000008.safetensors").unlink()
-    said = run(tmp_path, 1, is_resumed=True, opening=opening_of())
+    said = run(tmp_path, 1, job=JOB)
     assert sum("the best epoch's weights are gone: using the one before it" in text for text in said) == 3
     assert any("starts over: " in text for text in said)
-    assert bits(tmp_path) == calm
+    assert list(violations(JOB, digits(), tmp_path, reference())) == []
 
 
 # Callbacks
@@ -140,15 +129,16 @@ def test_in_a_pause_nothing_is_computed_and_everybody_is_answered() -> None:
     simulation = paused(2)
     steps = simulation.opening.shard.updates
     simulation.add_worker()
-    simulation.wait(300.0)
+    simulation.wait(300)
     simulation.run_until_quiet()
     assert simulation.opening.shard.updates == steps == 3
     assert simulation.server.coordinator.phase is RunPhase.PAUSED
-    assert simulation.server.coordinator.status(simulation.clock.now()).phase == "waiting for callbacks"
+    assert simulation.server.coordinator.status(simulation.world.now).phase == "waiting for callbacks"
 
 
-@pytest.mark.parametrize(("workers", "servers"), [(1, 1), (3, 1), (2, 2)])
-@pytest.mark.parametrize("stop_after", [1, 2, 3, None])
+@pytest.mark.parametrize(
+    ("workers", "servers", "stop_after"), [(1, 1, 1), (3, 1, 2), (2, 2, 3), (2, 2, 1), (2, 1, None)]
+)
 def test_a_run_ends_after_the_epoch_that_callbacks_name(workers: int, servers: int, stop_after: int | None) -> None:
     simulation, epoch = paused(workers, servers), 1
     while not simulation.server.ended and epoch < PLAIN.epochs:
@@ -156,8 +146,7 @@ def test_a_run_ends_after_the_epoch_that_callbacks_name(workers: int, servers: i
         epoch += 1
         wait_for_pause(simulation)
     simulation.finish()
-    result, truth = simulation.recorder.result, alone(replace_epochs(stop_after or PLAIN.epochs))
-    assert result is not None
+    result, truth = simulation.result(), alone(replace_epochs(stop_after or PLAIN.epochs))
     assert timeless(result) == timeless(truth)
     assert result.weights_sha256 == truth.weights_sha256
     assert result.steps == 3 * (stop_after or PLAIN.epochs)

@@ -11,25 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from lockstep.checking.simulation.oracle import ReferenceRun, reference_run
+from lockstep.checking.simulation.processes import Parts
 from lockstep.common.aggregation.quantization.quantization import EXACT, RoundingKey
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Addition, Node, Vector
 from lockstep.common.aggregation.update import UpdateStep
 from lockstep.common.job.job import Job
 from lockstep.common.random import Purpose, generator
-from lockstep.common.runtime.clock import ManualClock
-from lockstep.ps.records.recorder import MetricsRecorder, Setting
 from lockstep.ps.run.traffic import Moved
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.ps.shard.shard import Shard
-from lockstep.runs.single_process import SerialRun
 from lockstep.worker.compute import Compute
-from tests.simulation.cluster import Simulation, digest_with
+from tests.simulation.cluster import Simulation
 from tests.simulation.small import digits, job_of, noisy_net
-from tests.simulation.test_frames import ACTIONS, TIMEOUT_S, act
 from tests.simulation.test_reference import Rounding, keep, reference
 
 NAMES = ("float16", "bfloat16", "int8")
@@ -85,10 +81,9 @@ def plain_job(wire: str, wire_weights: str = "float32") -> Job:
     return job_with(wire, wire_weights, model="linear" if wire == "int8" else "mlp")
 
 
-@pytest.mark.parametrize("wire", [*NAMES])
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(("wire", "workers"), [("float16", 1), ("bfloat16", 3), ("int8", 2)])
 def test_a_loop_of_plain_calls_arrives_at_the_same_bits(wire: str, workers: int) -> None:
-    assert digest_with(plain_job(wire), workers, seed=7) == by_plain_calls(wire)
+    assert by_plain_calls(wire) == digest_of(Shard, workers, plain_job(wire))
 
 
 @cache
@@ -99,12 +94,13 @@ def by_plain_calls(wire: str) -> str:
 def test_weights_that_are_rounded_for_workers_stay_float32_at_the_server() -> None:
     job = plain_job("int8", "bfloat16")
     expected = reference(job, to_int8, to_bfloat16)
-    assert digest_with(job, 2, seed=3) == expected
+    assert digest_of(Shard, 2, job) == expected
     assert expected != by_plain_calls("int8")
 
 
 def test_the_types_have_bits_of_their_own() -> None:
-    assert len({alone(job_with("float32")), *map(alone_named, NAMES)}) == len(ROUNDINGS)
+    exact = reference_run(job_with("float32"), digits())
+    assert len({run.result.weights_sha256 for run in (exact, *map(alone, NAMES))}) == len(ROUNDINGS)
 
 
 # All ways to carry a job out
@@ -118,59 +114,22 @@ JOBS = {
 
 
 @cache
-def alone_named(name: str) -> str:
-    return alone(JOBS[name])
-
-
-def alone(job: Job) -> str:
-    """Return the digest of one process without any transport."""
-    opening = open_run("alone", job, digits(), AdmissionPolicy())
-    recorder = MetricsRecorder(opening.info, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
-    return SerialRun(opening, recorder, ManualClock(), lambda status: None).train().weights_sha256
+def alone(name: str) -> ReferenceRun:
+    return reference_run(JOBS[name], digits())
 
 
 @pytest.mark.parametrize("name", JOBS)
-@pytest.mark.parametrize("workers", [1, 2, 5])
-def test_any_number_of_workers_gives_the_bits_of_one_process(name: str, workers: int) -> None:
-    assert digest_with(JOBS[name], workers, seed=workers) == alone_named(name)
-
-
-@pytest.mark.parametrize("name", [name for name in JOBS if name != "noisy"])
-@pytest.mark.parametrize("servers", [2, 3])
-def test_any_number_of_servers_gives_the_bits_of_one_process(name: str, servers: int) -> None:
-    assert digest_with(JOBS[name], 2, seed=servers, servers=servers) == alone_named(name)
-
-
-@pytest.mark.parametrize("name", JOBS)
-@pytest.mark.parametrize(("servers", "shards_share"), [(1, True), (3, True), (3, False)])
-def test_memory_that_is_shared_holds_what_would_have_travelled(
-    name: str, servers: int, shards_share: bool, short_root: Path
+@pytest.mark.parametrize(("workers", "servers", "sharing"), [(1, 1, 0), (5, 3, 0), (2, 1, 1), (2, 3, 1), (2, 2, -1)])
+def test_any_number_of_workers_and_servers_gives_the_bits_of_one_process(
+    name: str, workers: int, servers: int, sharing: int, short_root: Path
 ) -> None:
-    # One vector is too short to be cut.
-    admission = AdmissionPolicy(min_workers=2, servers=1 if name == "noisy" else servers)
-    with Simulation(JOBS[name], 4, admission, root=short_root, shards_share=shards_share) as simulation:
-        simulation.add_worker()
-        simulation.add_worker(shares=False)
-        assert simulation.finish() == alone_named(name)
-
-
-@settings(derandomize=True, deadline=None, max_examples=15)
-@given(
-    st.sampled_from(["int8", "both"]),
-    st.integers(0, 2**32),
-    st.lists(st.tuples(st.integers(1, 40), ACTIONS, st.integers(1, 16)), max_size=8),
-)
-def test_whatever_happens_to_workers_changes_nothing(name: str, seed: int, story: list[tuple[int, str, int]]) -> None:
-    simulation = Simulation(JOBS[name], seed, AdmissionPolicy(lease_timeout_s=TIMEOUT_S))
-    simulation.add_worker()
-    for turns, action, number in story:
-        for _ in range(turns):
-            if simulation.server.ended is None:
-                simulation.turn()
-        if simulation.server.ended is None:
-            act(simulation, action, number)
-    simulation.add_worker()
-    assert simulation.finish() == alone_named(name)
+    # One vector is too short to be cut. With -1 there is memory, but not for shards.
+    admission = AdmissionPolicy(min_workers=workers, servers=1 if name == "noisy" else servers)
+    root = short_root if sharing else None
+    with Simulation(JOBS[name], workers, admission, root=root, shards_share=sharing > 0) as simulation:
+        for number in range(workers):
+            simulation.add_worker(shares=number == 0)
+        simulation.prove(alone(name))
 
 
 @cache
@@ -181,8 +140,7 @@ def moved(wire: str, wire_weights: str = "float32") -> Moved:
     simulation.add_worker()
     simulation.add_worker()
     simulation.finish()
-    assert simulation.recorder.result is not None
-    return simulation.recorder.result.moved
+    return simulation.result().moved
 
 
 @pytest.mark.parametrize(("wire", "share"), [("float16", 0.502), ("bfloat16", 0.502), ("int8", 0.26)])
@@ -250,7 +208,7 @@ class CountsFromTheFrame(Shard):
 
 @pytest.mark.parametrize("mistake", [RoundsTheWholeAlone, RoundsNothing, CountsFromTheFrame])
 def test_a_planted_mistake_has_other_bits(mistake: type[Shard]) -> None:
-    assert digest_of(mistake, workers=5) != alone_named("int8")
+    assert digest_of(mistake, workers=5) != alone("int8").result.weights_sha256
 
 
 @pytest.mark.parametrize("mistake", [RoundsTheWholeAlone, RoundsNothing])
@@ -258,16 +216,12 @@ def test_with_a_planted_mistake_the_bits_depend_on_the_workers(mistake: type[Sha
     assert digest_of(mistake, workers=5) != digest_of(mistake, workers=1)
 
 
-def test_the_double_is_faithful_but_for_its_mistake() -> None:
-    assert digest_of(Shard, workers=5) == alone_named("int8")
-
-
-def digest_of(kind: Callable[..., Shard], workers: int) -> str:
+def digest_of(kind: Callable[..., Shard], workers: int, job: Job = JOBS["int8"]) -> str:
     simulation = Simulation(
-        JOBS["int8"],
+        job,
         1,
         AdmissionPolicy(min_workers=workers),
-        shard_of=lambda shard: kind(shard.slots, shard.policy, shard.micro_batches),
+        parts=Parts(shard=lambda it: kind(it.slots, it.policy, it.micro_batches, rounded=it.rounded)),
     )
     for _ in range(workers):
         simulation.add_worker()
@@ -291,6 +245,6 @@ def test_weights_that_are_rounded_for_some_workers_alone_are_noticed(short_root:
     def careless(shard: Shard) -> Shard:
         return ServesTheWeightsThemselves(shard.slots, shard.policy, shard.micro_batches, rounded=shard.rounded)
 
-    with Simulation(JOBS["both"], 1, root=short_root, shard_of=careless) as simulation:
+    with Simulation(JOBS["both"], 1, root=short_root, parts=Parts(shard=careless)) as simulation:
         simulation.add_worker()
-        assert simulation.finish() != alone_named("both")
+        assert simulation.finish() != alone("both").result.weights_sha256

@@ -62,6 +62,7 @@ def served(place: Place, *job: str) -> tuple[Process, str]:
     return server, server.line_with("lockstep worker").split()[-1]
 
 
+@pytest.mark.slow  # the seeds of `lockstep simulate` delay all messages of most runs
 def test_delays_change_nothing(place: Place) -> None:
     expected = alone(place, *SMALL[:-2], "--steps", "8")
     server, address = served(place, *SMALL[:-2], "--steps", "8")

@@ -12,7 +12,7 @@ import pytest
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.port import Limits
 from lockstep.common.transport.zeromq.ports import dial
-from lockstep.ps.coordinator.scheduling.buffer_pool import WINDOW
+from lockstep.ps.coordinator.scheduling.round_state import WINDOW
 from tests.system.alone import train_alone
 from tests.system.bad_worker import ACTS, Act, BadWorker, misbehaving, never_read
 from tests.system.processes import GONE_S, Place, Process

@@ -61,6 +61,7 @@ def test_a_callback_stops_any_number_of_workers_at_the_same_step(tmp_path: Path,
         assert alone.read_bytes() == shared.read_bytes()
 
 
+@pytest.mark.slow  # tests/simulation/test_stopping.py has two servers pause in virtual time
 def test_two_servers_and_two_workers_pause_too(tmp_path: Path) -> None:
     runs = [
         fit(

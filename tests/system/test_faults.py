@@ -267,7 +267,7 @@ def test_a_run_whose_server_is_killed_goes_on_to_the_same_bits(place: Place, poi
 
 
 def test_a_server_started_by_hand_again_at_its_address_has_its_workers_back(place: Place) -> None:
-    flags = (*job(place, 250), *OFTEN)
+    flags = (*job(place, 150), *OFTEN)
     expected, slack_s = timed_calm(place, flags)
     server = place.start("server", *flags, "--bind", "tcp://127.0.0.1:0", "--min-workers", "2", "--run-dir", "run")
     address = server.line_with("lockstep worker").split()[-1]
@@ -287,7 +287,7 @@ def test_a_server_started_by_hand_again_at_its_address_has_its_workers_back(plac
 
 
 def test_a_shard_that_is_killed_costs_the_steps_since_the_checkpoint(place: Place) -> None:
-    flags = (*job(place, 250), *OFTEN)
+    flags = (*job(place, 150), *OFTEN)
     expected, slack_s = timed_calm(place, flags)
     process = place.start("train", *flags, "--workers", "2", "--servers", "2", "--run-dir", "run")
     process.line_with("epoch 2/")

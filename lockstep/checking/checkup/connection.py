@@ -51,7 +51,6 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     findings: list[Finding]
 
     def lines(self) -> list[str]:
-        """Return the result as lines of text."""
         return [*(f"{heading:<10} {text}" for heading, text in self.steps), *findings_lines(self.findings)]
 
 
@@ -116,10 +115,12 @@ class Examiner:
         )
         port.send(encode(join))
         deadline, diagnosis = self.clock.now() + TIMEOUT_S, None
-        while self.clock.now() < deadline and not _is_certain(diagnosis):
+        while self.clock.now() < deadline:
             frames = port.receive(min(INTERVAL_S, max(0.0, deadline - self.clock.now())))
             if frames is None:
                 diagnosis = port.diagnosis()
+                if diagnosis is not None and (diagnosis.is_final or diagnosis.stage in CERTAIN_AT_ONCE):
+                    break
                 continue
             try:
                 message, _ = decode(frames, ServerMessage)
@@ -155,7 +156,3 @@ class Examiner:
 
     def _connection(self, steps: list[tuple[str, str]], *findings: Finding) -> Connection:
         return Connection(address=self.address, steps=steps, findings=list(findings))
-
-
-def _is_certain(diagnosis: Diagnosis | None) -> bool:
-    return diagnosis is not None and (diagnosis.is_final or diagnosis.stage in CERTAIN_AT_ONCE)

@@ -1,13 +1,23 @@
-"""Examine a job, or a model and data in a notebook, for mistakes that make training fail."""
+"""Examine a job, or a model and data in a notebook, for mistakes that make training fail.
+
+Causes are checked before what follows from them.
+"""
 
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lockstep.api.job_inputs import Arrays, job_inputs, named_arrays
-from lockstep.checking.checkup.checks.data import check_labels
-from lockstep.checking.checkup.examination import Examination, examined
-from lockstep.checking.checkup.finding import Finding
+from lockstep.checking.checkup.checks.activations import check_activations, check_norms
+from lockstep.checking.checkup.checks.backward_order import check_walk
+from lockstep.checking.checkup.checks.data import check_balance, check_classes, check_labels, check_samples
+from lockstep.checking.checkup.checks.first_steps import check_first_loss, check_rate, check_workers, first_steps
+from lockstep.checking.checkup.checks.gradients import check_gradients
+from lockstep.checking.checkup.checks.initial_values import check_initial_values
+from lockstep.checking.checkup.checks.magnitudes import signals_of
+from lockstep.checking.checkup.finding import Finding, findings_lines, wrapped
 from lockstep.checking.checkup.target import ExaminationTarget, Walk
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.array_files import read_npz
@@ -18,11 +28,37 @@ from lockstep.common.job.objective import Objective
 from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.model.source import is_torch_module, open_model
 from lockstep.common.nn.module import Module
-from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.environment import cores
-from lockstep.ps.setup import first_weights
+from lockstep.ps.setup import dry_run, first_weights, two_samples
 from lockstep.runs.job_file import resolve
-from lockstep.runs.launch_config import Launch
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The subject of an examination, and the findings."""
+
+    subject: str
+    findings: list[Finding]
+    seconds: float
+
+    @property
+    def is_healthy(self) -> bool:
+        return not self.findings
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of the findings, in order."""
+        return [finding.kind for finding in self.findings]
+
+    def lines(self) -> list[str]:
+        """Return the report, one finding below the other."""
+        count = "1 finding" if len(self.findings) == 1 else f"{len(self.findings) or 'no'} findings"
+        lines = wrapped("", f"{self.subject}: {count} in {self.seconds:.1f} s")
+        return lines + findings_lines(self.findings)
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines())
 
 
 def doctor(
@@ -42,9 +78,9 @@ def doctor(
         raise no_layers(type(model).__name__)
     name = type(model).__name__ if isinstance(model, Module) else model
     if isinstance(model, Module):
-        job, _ = resolve({"data": "mnist"}, values, Launch())
+        job, _ = resolve({"data": "mnist"}, values)
     else:
-        job, _ = resolve({}, {**values, "model": model}, Launch())
+        job, _ = resolve({}, {**values, "model": model})
         model = model_of(job)
     subject = f"{name} on {data if isinstance(data, str | Path) else 'arrays'}"
     workers = values.get("workers")
@@ -102,3 +138,42 @@ def _label_findings(job: Job, data: str) -> list[Finding]:
     samples, train, test = read_npz(path, ("x_train", "y_train", "y_test")).values()
     is_sequence = train.ndim == 2 and samples.dtype.kind in "iu" and samples.shape == train.shape
     return check_labels(train, test, is_sequence=is_sequence)
+
+
+def outputs_of(target: ExaminationTarget) -> int:
+    """Return the number of outputs per sample or token. Raises ModelError if the outputs have another shape.
+
+    For classes, the number is checked later; for a regression, it has to equal the number of targets.
+    """
+    train, objective = target.data.train, target.objective
+    shape = dry_run(AutogradModel(target.probe()), two_samples(target.data, 0))
+    if objective.is_regression or shape[:-1] != (2, *train.labels.shape[1:]):
+        objective.check_fit(train, shape)
+    return shape[-1]
+
+
+def examined(target: ExaminationTarget, clock: Clock, cores: int) -> Iterator[Finding]:
+    """Yield the findings; checks that make no sense after earlier findings are skipped."""
+    target.objective.check_labels(target.data.train, target.data.class_names)
+    outputs = outputs_of(target)
+    unfit: list[Finding] = []
+    if not target.objective.is_regression:
+        train, test = (target.objective.targets(part.labels) for part in (target.data.train, target.data.test))
+        unfit = check_classes(train, test, outputs)
+        yield from unfit
+        yield from check_balance(train, test)
+    yield from check_samples(target)
+    yield from check_initial_values(target.model)
+    wrong = check_walk(target.walk) or check_gradients(target)
+    yield from wrong
+    if unfit:
+        return
+    signals = signals_of(target, with_backward=not wrong)
+    yield from check_activations(signals)
+    yield from check_norms(signals)
+    yield from check_first_loss(signals)
+    if wrong or signals.nonfinite:
+        return
+    steps = first_steps(target, clock)
+    yield from check_rate(target, steps, clock)
+    yield from check_workers(target, steps, cores)

@@ -30,7 +30,6 @@ def found(name: str, /, **facts: object) -> Finding:
 
 @cache
 def texts() -> dict[str, dict[str, str]]:
-    """Return the texts of `findings.toml`."""
     return tomllib.loads(resources.files(__package__).joinpath("findings.toml").read_text(encoding="utf-8"))
 
 

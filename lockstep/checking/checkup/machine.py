@@ -9,7 +9,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from subprocess import run
 from typing import TypeVar
 
@@ -122,21 +121,20 @@ class MachineInfo(msgspec.Struct, frozen=True, kw_only=True):
     ports: dict[str, str]
 
 
-class Machine(msgspec.Struct, frozen=True, kw_only=True):
+class MachineReport(msgspec.Struct, frozen=True, kw_only=True):
     """The facts about a machine, and the findings."""
 
     facts: MachineInfo
     findings: list[Finding]
 
 
-def examine_machine() -> Machine:
+def examine_machine() -> MachineReport:
     """Examine this machine. Takes half a second, or three times as long if a kernel was selected by hand."""
     facts = facts_of(child_environment())
-    return Machine(facts=facts, findings=machine_findings(facts))
+    return MachineReport(facts=facts, findings=machine_findings(facts))
 
 
 def facts_of(environment: Mapping[str, str]) -> MachineInfo:
-    """Return the facts about this machine under an environment."""
     coretype = environment.get(CORETYPE, "")
     root = shared_root()
     usage = shutil.disk_usage(root)
@@ -157,18 +155,15 @@ def facts_of(environment: Mapping[str, str]) -> MachineInfo:
 
 def _ports() -> dict[str, str]:
     """Try to listen as a server does, on each transport."""
+    found = {}
     with tempfile.TemporaryDirectory(prefix="lockstep-doctor-") as folder:
-        socket = Path(folder) / "server.sock"
-        tried = {"tcp://127.0.0.1": "tcp://127.0.0.1:0", "ipc": f"ipc://{socket}"}
-        return {name: _why_not(address) for name, address in tried.items()}
-
-
-def _why_not(address: str) -> str:
-    try:
-        serve(address).close()
-    except (AddressError, OSError) as error:
-        return str(error)
-    return ""
+        for name, address in (("tcp://127.0.0.1", "tcp://127.0.0.1:0"), ("ipc", f"ipc://{folder}/server.sock")):
+            try:
+                serve(address).close()
+                found[name] = ""
+            except (AddressError, OSError) as error:
+                found[name] = str(error)
+    return found
 
 
 def machine_findings(facts: MachineInfo) -> list[Finding]:
@@ -184,7 +179,7 @@ def machine_findings(facts: MachineInfo) -> list[Finding]:
     return findings + [found("unusable-port", name=name, why=why) for name, why in facts.ports.items() if why]
 
 
-def machine_lines(machine: Machine) -> list[str]:
+def machine_lines(machine: MachineReport) -> list[str]:
     """Return the facts, one per line, and the findings."""
     facts, shown = machine.facts, machine.facts.fingerprint
     chosen = f", by {CORETYPE}={facts.coretype}" if facts.coretype else ""

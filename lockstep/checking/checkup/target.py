@@ -40,7 +40,6 @@ class ExaminationTarget:
 
     @property
     def objective(self) -> Objective:
-        """What the job's loss is."""
         return Objective.of(self.job)
 
     def batch(self, step: int, most: int) -> tuple[Vector, Vector]:

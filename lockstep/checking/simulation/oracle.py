@@ -17,15 +17,17 @@ from lockstep.checking.simulation.processes import RUN, Parts
 from lockstep.checking.simulation.scenario import Scenario
 from lockstep.checking.simulation.simulation import Simulation
 from lockstep.checking.verification.coverage import check_coverage
+from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.sampler import Sampler
 from lockstep.common.data.source import with_validation
+from lockstep.common.job.job import Job
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.ps.records.ledger import Line, StepDone, read_lines
 from lockstep.ps.records.metrics import RunMetrics, read_metrics
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
-from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RunFolder, RunResult
+from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RunFolder, RunResult, read_result
 from lockstep.ps.run.plan import plan_of
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.runs.single_process import SerialRun
@@ -54,9 +56,14 @@ class ReferenceRun:
 
 
 @cache
-def reference_run(job: str, steps: int | None) -> ReferenceRun:
-    """Return the run of a small job in one process."""
-    setup = open_run(RUN, job_named(job, steps), data(), AdmissionPolicy())
+def reference_of(job: str, steps: int | None) -> ReferenceRun:
+    """Return the run of a small job, by its name, in one process."""
+    return reference_run(job_named(job, steps), data())
+
+
+def reference_run(job: Job, data: TrainTest) -> ReferenceRun:
+    """Return the run of a job in one process."""
+    setup = open_run(RUN, job, data, AdmissionPolicy())
     with tempfile.TemporaryDirectory(prefix="lockstep-reference-") as name:
         folder = RunFolder(Path(name))
         setting = Setting(servers=0, transport="none", started=0.0)
@@ -69,9 +76,9 @@ def reference_run(job: str, steps: int | None) -> ReferenceRun:
         )
 
 
-def violations(job: str, steps: int | None, result: RunResult, folder: Path) -> Iterator[str]:
+def violations(job: Job, data: TrainTest, folder: Path, reference: ReferenceRun) -> Iterator[str]:
     """Yield how a successful run differs from the run of one process, or what its records do not prove."""
-    reference, lines = reference_run(job, steps), _ledger_in(folder)
+    result, lines = read_result(folder), _ledger_in(folder)
     # The first difference is the most informative one.
     for step, line in _steps(lines).items():
         there = reference.steps[step]
@@ -86,7 +93,7 @@ def violations(job: str, steps: int | None, result: RunResult, folder: Path) -> 
     for epoch, there_too in zip(result.history, reference.result.history, strict=False):
         yield from _differences(f"epoch {epoch.epoch}", epoch, there_too)
     yield from _differences("the result", result, reference.result)
-    yield from _ledger_violations(job, steps, lines)
+    yield from _ledger_violations(job, data, lines, reference.result.steps)
     yield from _metrics_violations(read_metrics(folder), reference.metrics)
     yield from _differences("the receipt", _receipt_in(folder), reference.receipt)
 
@@ -126,15 +133,14 @@ def _receipt_in(folder: Path) -> Receipt:
     return msgspec.json.decode((folder / RECEIPT).read_bytes(), type=Receipt)
 
 
-def _ledger_violations(job: str, steps: int | None, lines: list[Line]) -> Iterator[str]:
+def _ledger_violations(job: Job, data: TrainTest, lines: list[Line], total: int) -> Iterator[str]:
     """Yield what the ledger does not prove: each sample once per epoch, and each step once."""
-    the_job = job_named(job, steps)
-    parts = with_validation(data(), the_job.validation_split, the_job.seed)
+    parts = with_validation(data, job.validation_split, job.seed)
     samples = len(parts.train)
-    plan = plan_of(the_job, samples, len(parts.test), len(parts.validation or ()))
-    report = check_coverage(lines, plan, Sampler(samples, the_job.global_batch, the_job.micro_batches, the_job.seed))
+    plan = plan_of(job, samples, len(parts.test), len(parts.validation or ()))
+    report = check_coverage(lines, plan, Sampler(samples, job.global_batch, job.micro_batches, job.seed))
     yield from report.faults()
-    done, total = sorted(_steps(lines)), reference_run(job, steps).result.steps
+    done = sorted(_steps(lines))
     if done != list(range(total)):
         yield f"the ledger has the steps {done}: expected all {total}"
     short = [epoch.epoch for epoch in report.epochs[: total // plan.steps_per_epoch] if not epoch.is_whole()]
@@ -151,7 +157,7 @@ def _steps(lines: list[Line]) -> dict[int, StepDone]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class SimulationOutcome:
     """The outcome of one simulated run."""
 
     scenario: Scenario
@@ -168,7 +174,7 @@ class Outcome:
     trace: tuple[str, ...] = ()
 
 
-def simulate(scenario: Scenario, parts: Parts | None = None, *, is_traced: bool = False) -> Outcome:
+def simulate(scenario: Scenario, parts: Parts | None = None, *, is_traced: bool = False) -> SimulationOutcome:
     """Run a scenario in a folder of its own, in memory if possible, and check the outcome."""
     with tempfile.TemporaryDirectory(prefix="lockstep-simulation-", dir=shared_root()) as folder:
         simulation = Simulation(scenario, Path(folder), parts or Parts())
@@ -180,7 +186,7 @@ def simulate(scenario: Scenario, parts: Parts | None = None, *, is_traced: bool 
             simulation.close()
         if not found and (left := simulation.leftovers()):
             found = (f"the run has left {', '.join(left)}",)
-        return Outcome(
+        return SimulationOutcome(
             scenario=scenario,
             violations=found,
             digest=world.digest(),
@@ -199,5 +205,5 @@ def _violations_of(simulation: Simulation) -> tuple[str, ...]:
         return (f"raised {traceback.format_exc().rstrip()}",)
     if failure:
         return (failure,)
-    assert simulation.result is not None
-    return tuple(violations(scenario.job, scenario.steps, simulation.result, simulation.run.folder))
+    run = simulation.run
+    return tuple(violations(run.job, run.data, run.folder, reference_of(scenario.job, scenario.steps)))

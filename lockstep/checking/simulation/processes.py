@@ -6,20 +6,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lockstep.checking.simulation.disk import DiskWriter
-from lockstep.checking.simulation.jobs import data, load
+from lockstep.checking.simulation.jobs import load
 from lockstep.checking.simulation.world import Process
-from lockstep.common.client.client import ClientConfig
 from lockstep.common.data.dataset import TrainTest
-from lockstep.common.errors import DataError
 from lockstep.common.job.job import Job
-from lockstep.common.transport.in_memory import MemoryNetwork
+from lockstep.common.statemachine.client import ClientConfig
+from lockstep.common.transport.in_memory import ADDRESS, MemoryNetwork
 from lockstep.common.transport.links import wait_for_nothing
 from lockstep.launch.client import shard_join, worker_join
 from lockstep.launch.serve import open_server
 from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.transitions import RunPhase
-from lockstep.ps.parallel_update.parallel_update import ParallelUpdateConfig
 from lockstep.ps.records.recorder import Setting
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.server.server import Server
@@ -27,25 +25,26 @@ from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard_process.shell import ShardShell
 from lockstep.ps.shard_process.state import ShardState
-from lockstep.ps.shared_memory import ServerSharedMemory, share
+from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
+from lockstep.ps.shared_memory.parallel_update import ParallelUpdateConfig
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination, RunSession
+from lockstep.worker.multi_step import StepStage
 from lockstep.worker.setup import Loader
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import WorkerState
-from lockstep.worker.stretch import Stage
 
-SERVER, RUN = "memory://server", "simulated"
+RUN = "simulated"
 
-#: Seconds until a lease expires, and after which a silent server counts as lost.
-LEASE_S, SILENCE_S = 2.0, 30.0
+#: Seconds after which a silent server counts as lost.
+SILENCE_S = 30.0
 
 #: Seconds that a fast worker takes for a micro-batch, and for a part of its slice of an update.
 MICRO_BATCH_S, PART_S = 0.004, 0.002
 
-#: How workers help with updates: also with those of small vectors, in each possible way in turn.
-HELPING = ParallelUpdateConfig(least_values=1, unit=7, is_measured=False, withdraw_s=0.01, patience_s=0.03)
+#: Steps before the first multi-step lease: they take no longer than others here, and a run has few.
+NO_FIRST_STEPS = 0
 
 Say = Callable[[str], None]
 
@@ -54,7 +53,9 @@ Say = Callable[[str], None]
 class Parts:
     """The parts of a run; a test replaces one by a part with a bug, to show that it is found."""
 
-    coordinator: Callable[[RunInfo, Resumption], Coordinator] = coordinator_of
+    coordinator: Callable[[RunInfo, Resumption], Coordinator] = lambda info, start: coordinator_of(
+        info, start, first_steps=NO_FIRST_STEPS
+    )
     shard: Callable[[Shard], Shard] = lambda shard: shard
     server: Callable[[Server], Server] = lambda server: server
     worker: Callable[[WorkerShell], WorkerShell] = lambda worker: worker
@@ -67,21 +68,18 @@ class SimulatedRun:
     """What all processes of a run are started with."""
 
     job: Job
+    data: TrainTest
+    admission: AdmissionPolicy
+    launch: Launch
     folder: Path
     #: The folder of shared memory.
     root: Path
     network: MemoryNetwork
     parts: Parts
-    workers: int
-    min_workers: int
-    servers: int
-    checkpoint_every: int
-    keep: int
-    audit: float
-    #: Cores of the machine, and the values of a worker's slice that it makes at once.
-    cores: int
+    #: How workers help with updates, and the values of a worker's slice that it makes at once.
+    helping: ParallelUpdateConfig
     part: int
-    #: Where workers that have no data keep the samples that they receive; None if all have the data.
+    #: Where workers keep the samples that they receive if they have no data, None to accept none.
     cache: Path | None = None
 
 
@@ -102,27 +100,14 @@ class ServerProcess:
 
         The process may be killed at any report: what has been opened until then is closed again.
         """
-        admission = AdmissionPolicy(
-            min_workers=run.min_workers,
-            lease_timeout_s=LEASE_S,
-            servers=run.servers,
-            audit=run.audit,
-            ships_data=run.cache is not None,
-        )
-        launch = Launch(
-            workers=run.workers,
-            servers=run.servers,
-            checkpoint_keep=run.keep,
-            checkpoint_every_steps=run.checkpoint_every,
-        )
-        destination = Destination(folder=run.folder, launch=launch, is_resumed=has_begun(run.folder))
-        setting = Setting(servers=run.servers, transport="memory", started=process.clock.now())
-        setup, sharing = open_run(RUN, run.job, data(), admission), None
+        destination = Destination(folder=run.folder, launch=run.launch, is_resumed=has_begun(run.folder))
+        setting = Setting(servers=run.admission.servers, transport="memory", started=process.clock.now())
+        setup, sharing = open_run(RUN, run.job, run.data, run.admission), None
         with ExitStack() as stack:
             if shares:
                 setup, sharing = share(setup, run.root)
                 stack.callback(sharing.close)
-            port = run.network.server(SERVER, process)
+            port = run.network.server(ADDRESS, process)
             stack.callback(port.close)
             setup = replace(setup, shard=run.parts.shard(setup.shard))
             server, session = open_server(
@@ -134,10 +119,8 @@ class ServerProcess:
                 say,
                 sharing,
                 coordinator_at=run.parts.coordinator,
-                helping=replace(HELPING, cores=run.cores),
+                helping=run.helping,
             )
-            # The first steps take no longer here, and a run has few.
-            server.coordinator.stretches.earliest = 0
             writer.attach(session)
             stack.pop_all()
         return cls(run.parts.server(server), session, writer, sharing)
@@ -147,18 +130,15 @@ class ServerProcess:
         self.server.coordinator.validate()
         self.server.group.state.validate()
         self.server.group.updating.state.validate()
-        self.server.stretch.state.validate()
-        assert self.server.stretch.is_any() or self.server.coordinator.phase is not RunPhase.STRETCH
+        self.server.multi_step.state.validate()
+        assert self.server.multi_step.is_any() or self.server.coordinator.phase is not RunPhase.MULTI_STEP
         return is_busy
 
     def deadline(self) -> float | None:
         return self.server.deadline()
 
-    def is_over(self) -> bool:
-        return self.server.ended is not None
-
-    def exit_reason(self) -> str:
-        return "" if self.server.ended is None else self.server.ended.failure
+    def exit_reason(self) -> str | None:
+        return None if self.server.ended is None else self.server.ended.failure
 
     def cost_s(self) -> float:
         return 0.0
@@ -169,11 +149,11 @@ class ServerProcess:
     def close(self) -> None:
         """End the process; what a killed one has not written is lost, and others find room on the disk."""
         self.writer.disk.empty()
-        if not self.is_over():
+        if self.server.ended is None:
             self.writer.end()
         self.server.port.close(1.0)
         self.server.group.updating.close()
-        self.server.stretch.close()
+        self.server.multi_step.close()
         self.session.recorder.close()
         if self.sharing is not None:
             self.sharing.close()
@@ -190,9 +170,9 @@ class ShardProcess:
         address = f"memory://{process.name}"
         join = shard_join(worker_join(process.name, "host", number), address)
         server = ShardShell(
-            ShardState(ClientConfig(address=SERVER, join=join, silence_s=SILENCE_S)),
+            ShardState(ClientConfig(address=ADDRESS, join=join, silence_s=SILENCE_S)),
             run.network.server(address, process),
-            run.network.client(SERVER, process),
+            run.network.client(ADDRESS, process),
             process.clock,
             say,
             wait_for_nothing,
@@ -209,11 +189,8 @@ class ShardProcess:
     def deadline(self) -> float | None:
         return self.server.state.deadline()
 
-    def is_over(self) -> bool:
-        return self.server.ended is not None
-
-    def exit_reason(self) -> str:
-        return "" if self.server.ended is None else self.server.ended.reason
+    def exit_reason(self) -> str | None:
+        return None if self.server.ended is None else self.server.ended.reason
 
     def cost_s(self) -> float:
         return 0.0
@@ -233,12 +210,12 @@ class WorkerProcess:
 
     @classmethod
     def open(cls, run: SimulatedRun, process: Process, number: int, say: Say, *, shares: bool) -> "WorkerProcess":
-        join = worker_join(process.name, "host", number, "host", range(run.cores))
+        join = worker_join(process.name, "host", number, "host", range(run.helping.cores))
         runner = WorkerShell(
-            WorkerState(ClientConfig(address=SERVER, join=join, silence_s=SILENCE_S)),
-            run.network.client(SERVER, process),
+            WorkerState(ClientConfig(address=ADDRESS, join=join, silence_s=SILENCE_S)),
+            run.network.client(ADDRESS, process),
             process.clock,
-            run.parts.load(number) if run.cache is None else _load_nothing,
+            run.parts.load(number),
             say,
             run.root if shares else None,
             lambda address: run.network.client(address, process),
@@ -256,19 +233,16 @@ class WorkerProcess:
     def deadline(self) -> float | None:
         return self.runner.deadline()
 
-    def is_over(self) -> bool:
-        return self.runner.ended is not None
-
-    def exit_reason(self) -> str:
-        return "" if self.runner.ended is None else self.runner.ended.reason
+    def exit_reason(self) -> str | None:
+        return None if self.runner.ended is None else self.runner.ended.reason
 
     def cost_s(self) -> float:
         """Return the seconds of a micro-batch, if one is about to be computed, or of a part of a slice."""
         progress = self.runner.state.progress
-        if self.runner.state.is_updating() or (progress is not None and progress.stage is Stage.UPDATING):
+        if self.runner.state.is_updating() or (progress is not None and progress.stage is StepStage.UPDATING):
             return PART_S
         if progress is not None:
-            return MICRO_BATCH_S if progress.stage is Stage.COMPUTING else 0.0
+            return MICRO_BATCH_S if progress.stage is StepStage.COMPUTING else 0.0
         return MICRO_BATCH_S if self.runner.state.has_work() else 0.0
 
     def interrupt(self) -> None:
@@ -276,7 +250,3 @@ class WorkerProcess:
 
     def close(self) -> None:
         self.runner.close()
-
-
-def _load_nothing(name: str) -> TrainTest:
-    raise DataError(f"no dataset {name!r} on this host")

@@ -3,13 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from lockstep.checking.simulation.disk import Disk, DiskWriter
 from lockstep.checking.simulation.faults import inject
-from lockstep.checking.simulation.jobs import job_named, size_of
+from lockstep.checking.simulation.jobs import data, job_named, size_of
 from lockstep.checking.simulation.processes import (
     SILENCE_S,
     Parts,
@@ -20,18 +20,28 @@ from lockstep.checking.simulation.processes import (
 )
 from lockstep.checking.simulation.scenario import Scenario, ScheduledFault
 from lockstep.checking.simulation.world import Process, SimulatedShell, World
-from lockstep.common.client.client import ClientPhase
-from lockstep.common.errors import FailureKind
+from lockstep.common.data.dataset import TrainTest
+from lockstep.common.errors import DataError, FailureKind
 from lockstep.common.protocol.codec import decode_header
 from lockstep.common.protocol.messages import Result, ServerMessage, SumsFrame, WorkerMessage
 from lockstep.common.protocol.shard_messages import ShardMessage, ToShardMessage, WorkerToShardMessage
 from lockstep.common.random import Purpose, generator
+from lockstep.common.statemachine.client import ClientPhase
 from lockstep.common.transport.in_memory import Link, MemoryNetwork
 from lockstep.ps.records.run_folder import RunResult
+from lockstep.ps.setup import AdmissionPolicy
+from lockstep.ps.shared_memory.parallel_update import ParallelUpdateConfig
+from lockstep.runs.launch_config import Launch
 
 #: Seconds by which the clock of each process is ahead of that of the one before: clocks do not begin at zero, and those
 #: of two hosts have nothing in common.
 CLOCK_S = 7_919.0
+
+#: Seconds until a lease expires.
+LEASE_S = 2.0
+
+#: How workers help with updates: also with those of small vectors, in each possible way in turn.
+HELPING = ParallelUpdateConfig(least_values=1, unit=7, is_measured=False, withdraw_s=0.01, patience_s=0.03)
 
 #: Virtual seconds within which all processes end after their run: one that has lost the server waits for it first.
 SETTLE_S = 2 * SILENCE_S
@@ -110,7 +120,7 @@ class Simulation:
             least_s=LEAST_S,
             delay_s=scenario.delay_s,
             repeats=scenario.doubling,
-            may_repeat=_carries_sums,
+            may_repeat=carries_sums,
             swallows=SWALLOWED,
             redial_s=REDIAL_S,
         )
@@ -119,17 +129,25 @@ class Simulation:
         (self.root / "memory").mkdir()
         self.run = SimulatedRun(
             job=job_named(scenario.job, scenario.steps),
+            data=data(),
+            admission=AdmissionPolicy(
+                min_workers=scenario.min_workers,
+                lease_timeout_s=LEASE_S,
+                servers=scenario.servers,
+                audit=scenario.audit,
+                ships_data=scenario.ships,
+            ),
+            launch=Launch(
+                workers=scenario.workers,
+                servers=scenario.servers,
+                checkpoint_keep=scenario.keep,
+                checkpoint_every_steps=scenario.checkpoint_every,
+            ),
             folder=self.root / "run",
             root=self.root / "memory",
             network=self.network,
-            parts=self.parts,
-            workers=scenario.workers,
-            min_workers=scenario.min_workers,
-            cores=scenario.cores,
-            servers=scenario.servers,
-            checkpoint_every=scenario.checkpoint_every,
-            keep=scenario.keep,
-            audit=scenario.audit,
+            parts=replace(self.parts, load=lambda number: _load_nothing) if scenario.ships else self.parts,
+            helping=replace(HELPING, cores=scenario.cores),
             part=-(-size_of(scenario.job) // PARTS),
             cache=self.root / "cache" if scenario.ships else None,
         )
@@ -211,7 +229,8 @@ class Simulation:
         return process
 
     def _ended(self, process: Process, on_end: Callable[[], None], *, is_killed: bool) -> None:
-        reason = "" if process.shell is None or is_killed else process.shell.exit_reason()
+        reason = None if process.shell is None or is_killed else process.shell.exit_reason()
+        reason = reason or ""
         self._check_breach(process, reason)
         if self.result is not None and reason and not _LOST.search(reason):
             self.failure = f"{process.name} ends, although the run is done, with: {self._plain(reason)}"
@@ -303,7 +322,11 @@ class Simulation:
         self.disturbed_until = max(self.disturbed_until, self.world.now + seconds)
 
 
-def _carries_sums(message: Sequence[memoryview]) -> bool:
+def _load_nothing(name: str) -> TrainTest:
+    raise DataError(f"no dataset {name!r} on this host")
+
+
+def carries_sums(message: Sequence[memoryview]) -> bool:
     return isinstance(decode_header(message[0], AnyMessage), SumsFrame | Result)
 
 

@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-#: Seconds that a tick takes.
+#: Seconds that a tick takes, if nothing else is given.
 TICK_S = 1e-4
-
 
 #: Bytes of a header that identify the message.
 HEAD_BYTES = 16
@@ -38,12 +37,8 @@ class SimulatedShell(Protocol):
         """Return the time by its own clock at which it has to act without a message."""
         ...
 
-    def is_over(self) -> bool:
-        """Return whether it has ended."""
-        ...
-
-    def exit_reason(self) -> str:
-        """Return why it has ended, empty for success."""
+    def exit_reason(self) -> str | None:
+        """Return why it has ended, empty for success; None while it has not."""
         ...
 
     def cost_s(self) -> float:
@@ -64,6 +59,8 @@ class World:
     """All processes of a simulated run, and what is scheduled."""
 
     now: float = 0.0
+    #: Seconds that a tick takes.
+    tick_s: float = TICK_S
     processes: list["Process"] = field(default_factory=list)
     #: Actions and scheduled events so far.
     events: int = 0
@@ -150,8 +147,9 @@ class Process:
     #: When its last action ends, and how far the current one has got.
     busy_until: float = 0.0
     lead_s: float = 0.0
-    #: Seconds per tick, and how many times as long as a fast one it takes for its work.
-    tick_s: float = TICK_S
+    #: Seconds that a tick of its current action takes longer, and how many times as long as a fast process it takes
+    #: for its work.
+    work_s: float = 0.0
     slowness: float = 1.0
     is_stopped: bool = False
     is_dead: bool = False
@@ -171,7 +169,7 @@ class Process:
 
     def tick(self) -> None:
         """Let a tick pass; raise Killed if it is the last one."""
-        self.lead_s += self.tick_s
+        self.lead_s += self.world.tick_s + self.work_s
         if self.kill_after is not None:
             self.kill_after -= 1
             if self.kill_after <= 0:
@@ -190,11 +188,10 @@ class Process:
         """Let the shell carry out one action."""
         shell = self.shell
         assert shell is not None
-        cost_s = shell.cost_s() * self.slowness
         # Spread over the ticks of the action, so that the process sees that it takes time.
-        self.tick_s = TICK_S + cost_s / 4
+        self.work_s = shell.cost_s() * self.slowness / 4
         self._run(lambda: _step(shell))
-        self.tick_s = TICK_S
+        self.work_s = 0.0
 
     def _run(self, act: Callable[[], None]) -> None:
         # After its last action, which may have taken it until later than now: its time never goes back.
@@ -206,7 +203,7 @@ class Process:
             return
         finally:
             self.busy_until, self.lead_s = self.world.now + self.lead_s, 0.0
-        if self.shell is not None and self.shell.is_over():
+        if self.shell is not None and self.shell.exit_reason() is not None:
             self.end(is_killed=False)
         else:
             self.reschedule()

@@ -28,7 +28,6 @@ class RecordedRun:
     lines: list[Line]
 
     def steps(self) -> dict[int, StepDone]:
-        """Return the entries of training steps."""
         return {line.step: line for line in self.lines if isinstance(line, StepDone)}
 
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from lockstep.checking.verification.recorded_run import RecordedRun
 from lockstep.common.model.port import DrawKey
-from lockstep.common.runtime.clock import Clock
 from lockstep.ps.setup import RunSetup
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.worker.compute import Compute
@@ -63,9 +62,9 @@ class MicroBatchReplay(msgspec.Struct, frozen=True, kw_only=True):
     first_nonfinite: str | None
 
 
-def replay(run: RecordedRun, setup: RunSetup, clock: Clock, step: int, micro_batch: int) -> MicroBatchReplay:
+def replay(run: RecordedRun, setup: RunSetup, step: int, micro_batch: int) -> MicroBatchReplay:
     """Bring the shard, which holds the weights of an earlier step, to `step`, and inspect a micro-batch of it."""
-    trainer = SingleProcessTrainer(setup, clock)
+    trainer = SingleProcessTrainer(setup)
     for before in range(setup.shard.updates, step):
         trainer.step(before)
     trainer.compute.turn(step)
@@ -109,7 +108,6 @@ def layer_of(name: str, kind: str, output: Array, gradients: dict[str, Array]) -
 
 
 def figures_of(array: Array) -> LayerFigures:
-    """Return the figures of an array."""
     finite = array[np.isfinite(array)].astype(np.float64)
     return LayerFigures(
         shape=tuple(array.shape),

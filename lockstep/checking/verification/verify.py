@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from lockstep.checking.verification.recorded_run import RecordedRun, workers_by_step
 from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.layout import weights_digest
-from lockstep.common.runtime.clock import Clock
 from lockstep.ps.coordinator.failures import diverged_text
 from lockstep.ps.records.ledger import EpochDone, RunBegun, StepDone, WeightsAt
 from lockstep.ps.setup import RunSetup
@@ -33,7 +32,6 @@ class Verifier:
 
     run: RecordedRun
     setup: RunSetup
-    clock: Clock
     #: Micro-batches and steps that were found equal.
     micro_batches: int = 0
     steps: int = 0
@@ -46,11 +44,10 @@ class Verifier:
         self._steps, self._workers = self.run.steps(), workers_by_step(self.run.lines)
         self._digests = {}
         for line in self.run.lines:
-            if isinstance(line, RunBegun | WeightsAt):
+            if isinstance(line, RunBegun | WeightsAt | EpochDone):
                 named = "the weights that it was resumed from" if isinstance(line, RunBegun) else "the checkpoint"
+                named = f"epoch {line.epoch}" if isinstance(line, EpochDone) else named
                 self._digests.setdefault(line.step, []).append((named, line.weights_sha256))
-            elif isinstance(line, EpochDone):
-                self._digests.setdefault(line.step, []).append((f"epoch {line.epoch}", line.weights_sha256))
 
     def verify(self, until: int, watch: Callable[[int], None]) -> Difference | None:
         """Compute all steps before `until` again, and return the first difference. Calls `watch` after each step."""
@@ -59,7 +56,7 @@ class Verifier:
             text = f"the weights after {first} steps, from which this starts, are not those of the run: {odd}"
             return Difference(step=first, text=text)
         found: Difference | None = None
-        trainer = SingleProcessTrainer(self.setup, self.clock)
+        trainer = SingleProcessTrainer(self.setup)
         for step in range(first, until):
             if found is not None:
                 return found

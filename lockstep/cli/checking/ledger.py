@@ -18,7 +18,7 @@ from lockstep.ps.run.plan import plan_of
 from lockstep.runs.trained_model import dataset_of
 
 #: Leases of one epoch that are listed for one reason. More are only counted: a busy machine has dozens of copies.
-MOST_LISTED = 3
+MOST_ENTERED = 3
 
 
 @click.command(short_help="Check that a run used every sample once.")
@@ -46,7 +46,6 @@ def ledger(run: Path, lists_all: bool, as_json: bool) -> None:
 
 
 def coverage_of(recorded: RecordedRun) -> CoverageReport:
-    """Return what a run's ledger proves."""
     data, job = dataset_of(recorded.job), recorded.job
     sampler = Sampler(len(data.train), job.global_batch, job.micro_batches, job.seed)
     return check_coverage(recorded.lines, plan_of(job, len(data.train), len(data.test)), sampler)
@@ -67,10 +66,10 @@ def coverage_lines(recorded: RecordedRun, report: CoverageReport, *, lists_all: 
     for epoch in report.epochs:
         lines.append(_epoch_line(epoch))
         counts = Counter(again.why for again in epoch.again)
-        counted = {why: n for why, n in counts.items() if n > MOST_LISTED and not lists_all}
+        counted = {why: n for why, n in counts.items() if n > MOST_ENTERED and not lists_all}
         lines += [f"  {n} leases, listed by `lockstep ledger --all`: {why}" for why, n in counted.items()]
-        listed = (again for again in epoch.again if again.why not in counted)
-        lines += [f"  {_again_line(again, names.get(again.step, {}))}" for again in listed]
+        shown = (again for again in epoch.again if again.why not in counted)
+        lines += [f"  {_again_line(again, names.get(again.step, {}))}" for again in shown]
         if epoch.omitted:
             lines.append(f"  and {epoch.omitted} more that the ledger only counts")
     return lines

@@ -14,7 +14,6 @@ from lockstep.cli.options.run import RUN_ARGUMENT
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import UsageError
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.runtime.clock import SystemClock
 from lockstep.launch.numerics import begin_with
 from lockstep.results.reports.display import print_plainly
 
@@ -45,11 +44,14 @@ def replay_command(run: Path, step: int, micro_batch: int, allow_mixed_numerics:
     check_place(recorded, step, micro_batch)
     setup = open_again(recorded, allows_mixed_numerics=allow_mixed_numerics)
     load_checkpoint_before(setup, run, step, lambda text: print_plainly(console, text))
-    replayed = replay(recorded, setup, SystemClock(), step, micro_batch)
+    replayed = replay(recorded, setup, step, micro_batch)
     if as_json:
         click.echo(msgspec.json.encode(replayed).decode())
         return
-    show(console, replayed)
+    for line in summary_lines(replayed):
+        print_plainly(console, line)
+    console.print(layers_table(replayed.layers))
+    print_plainly(console, f"first number that is not finite: {replayed.first_nonfinite or 'none'}")
 
 
 def check_place(recorded: RecordedRun, step: int, micro_batch: int) -> None:
@@ -61,13 +63,6 @@ def check_place(recorded: RecordedRun, step: int, micro_batch: int) -> None:
     last_one = recorded.job.micro_batches - 1
     if micro_batch > last_one:
         raise UsageError(f"--micro-batch {micro_batch}: expected 0 to {last_one}, as the job has it")
-
-
-def show(console: Console, replayed: MicroBatchReplay) -> None:
-    """Print a micro-batch for a person."""
-    print_plainly(console, *summary_lines(replayed))
-    console.print(layers_table(replayed.layers))
-    print_plainly(console, f"first number that is not finite: {replayed.first_nonfinite or 'none'}")
 
 
 def summary_lines(replayed: MicroBatchReplay) -> list[str]:

@@ -66,7 +66,10 @@ def verify(
     """
     console = Console(highlight=False, stderr=as_json)
     if against is not None:
-        compare_receipts(run, against)
+        ours, theirs = read_receipt(run), read_receipt(against)
+        if difference := comparison(ours, theirs):
+            raise DifferenceError(difference)
+        click.echo(f"the same weights after each of {len(ours.chain) - 1} epochs: {ours.chain[-1].weights_sha256}")
         return
     recorded = read_run(run)
     with suppress(NumericsError) if allow_mixed_numerics else nullcontext():
@@ -79,15 +82,14 @@ def verify(
     check_chain(recorded, setup)
     if low:
         load_checkpoint_before(setup, run, low, lambda text: print_plainly(console, text))
-    verifier = Verifier(recorded, setup, SystemClock())
+    verifier = Verifier(recorded, setup)
     first = setup.shard.updates
     found = verifier.verify(high, Watch(console, high))
     if found is None and (run / RESULT).exists():
         found = end_difference(recorded, setup, high)
     if found is not None and (numerics := other_numerics(recorded, setup)):
-        found = replace(
-            found, text=f"the numerics differ from the run's, and so may the bits: {numerics}; {found.text}"
-        )
+        text = f"the numerics differ from the run's, and so may the bits: {numerics}; {found.text}"
+        found = replace(found, text=text)
     if as_json:
         figures = {"run": run.name, "steps": [first, high], "micro_batches": verifier.micro_batches}
         click.echo(msgspec.json.encode({**figures, "is_same": found is None, "difference": found}).decode())
@@ -99,14 +101,6 @@ def verify(
         f"the same bits: steps {first} to {high - 1}, the losses of {verifier.micro_batches:,} micro-batches and the "
         f"weights after each step",
     )
-
-
-def compare_receipts(run: Path, other: Path) -> None:
-    """Print that two runs computed the same weights; `DifferenceError` names what differs."""
-    ours, theirs = read_receipt(run), read_receipt(other)
-    if difference := comparison(ours, theirs):
-        raise DifferenceError(difference)
-    click.echo(f"the same weights after each of {len(ours.chain) - 1} epochs: {ours.chain[-1].weights_sha256}")
 
 
 class Watch:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from lockstep.cli.options.types import SEED, share_below_one
-from lockstep.packing.options import Missing, PackOptions
+from lockstep.packing.options import DIRECT, Missing, PackOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -76,29 +76,22 @@ _OPTIONS = (
 )
 
 
-#: Those of `train`, whose data may be a source that is packed on the way.
-_DIRECT = ("target", "columns", "task", "missing", "standardize", "size", "grayscale", "test_split")
+def _adding(count: int) -> Callable[[F], F]:
+    def add(command: F) -> F:
+        for option in reversed(_OPTIONS[:count]):
+            command = option(command)
+        return command
+
+    return add
 
 
-def _added(command: F, count: int) -> F:
-    for option in reversed(_OPTIONS[:count]):
-        command = option(command)
-    return command
-
-
-def PACK_OPTIONS(command: F) -> F:  # noqa: N802  # used as the flags of other commands are
-    """Add the flags of packing."""
-    return _added(command, len(_OPTIONS))
-
-
-def DIRECT_OPTIONS(command: F) -> F:  # noqa: N802  # as above
-    """Add the flags of packing that `train` has."""
-    return _added(command, len(_DIRECT))
+#: Add the flags of packing to a command, and those of them that `train` has.
+PACK_OPTIONS, DIRECT_OPTIONS = _adding(len(_OPTIONS)), _adding(len(DIRECT))
 
 
 def direct_options(flags: dict[str, Any]) -> PackOptions:
     """Take what the flags say about packing out of the flags of `train`."""
-    return options_of({name: flags.pop(name) for name in _DIRECT})
+    return options_of({name: flags.pop(name) for name in DIRECT})
 
 
 def options_of(given: Mapping[str, Any]) -> PackOptions:

@@ -7,9 +7,9 @@ import click
 
 from lockstep.cli.options.run import INSECURE_OPTION, KEYS_OPTION, NUMERICS_OPTION, SUPERVISED_OPTION
 from lockstep.cli.options.types import seconds
-from lockstep.common.client.client import ClientConfig
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.numerics import Numerics
+from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.ports import dial, serve, wait_for_any

@@ -7,11 +7,11 @@ import click
 
 from lockstep.cli.options.run import KEY_OPTION, NUMERICS_OPTION, SUPERVISED_OPTION
 from lockstep.cli.options.types import seconds
-from lockstep.common.client.client import ClientConfig
 from lockstep.common.data.source import load
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import cache_home, give_way
 from lockstep.common.runtime.numerics import Numerics
+from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.ports import dial, wait_for_any
 from lockstep.launch.client import own_join, say, take_part

@@ -14,7 +14,7 @@ from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.job.optimizer import hyperparameters
 from lockstep.runs.job_file import Field, fields, read_values, resolve, shipped_values
-from lockstep.runs.launch_config import Launch, default_launch
+from lockstep.runs.launch_config import Launch
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -87,7 +87,7 @@ class JobRequest:
 
     def resolve(self) -> tuple[Job, Launch]:
         """Return the job, and how it is carried out."""
-        return resolve(self.in_file(), self.given, default_launch())
+        return resolve(self.in_file(), self.given)
 
 
 def takes_job(*names: str) -> Callable[[F], F]:

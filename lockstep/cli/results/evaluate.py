@@ -12,8 +12,7 @@ from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.job.score import score_of
 from lockstep.launch.numerics import begin_with
 from lockstep.results.evaluation.assessment import Assessment, assess
-from lockstep.results.evaluation.confusion import figures_lines, matrix_lines
-from lockstep.results.evaluation.regression import figures_lines as target_lines
+from lockstep.results.evaluation.figures import class_figures, class_lines, matrix_lines, target_lines
 from lockstep.results.reports.display import print_plainly
 from lockstep.runs.trained_model import Moment, open_trained
 
@@ -56,9 +55,9 @@ def figures(tested: Assessment) -> dict[str, Any]:
     confusion = tested.confusion
     return {
         "test_accuracy": tested.tally.accuracy,
-        "class_names": list(tested.class_names) or [str(label) for label in range(len(confusion.counts))],
-        "classes": confusion.figures(),
-        "confusion": confusion.counts.tolist(),
+        "class_names": list(tested.class_names) or [str(label) for label in range(len(confusion))],
+        "classes": class_figures(confusion),
+        "confusion": confusion.tolist(),
     }
 
 
@@ -71,8 +70,8 @@ def lines(tested: Assessment, dataset: str, digest: str) -> list[str]:
     counted = samples if tally.count == len(tested.dataset) else f"{tally.count:,} positions in {samples}"
     confusion = tested.confusion
     matrix = matrix_lines(confusion, tested.class_names)
-    first = f"test accuracy  {tally.accuracy:.2%} of {counted}"
-    return [first, *below, *figures_lines(confusion.figures(), tested.class_names), *(["", *matrix] if matrix else [])]
+    by_class = class_lines(class_figures(confusion), tested.class_names)
+    return [f"test accuracy  {tally.accuracy:.2%} of {counted}", *below, *by_class, *(["", *matrix] if matrix else [])]
 
 
 def r2_of(tested: Assessment) -> float:

@@ -6,7 +6,7 @@ from typing import get_args
 import click
 
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT
-from lockstep.results.evaluation.export.formats import Exporter, Format
+from lockstep.results.evaluation.export.formats import Format, write_model
 from lockstep.runs.trained_model import Moment, open_trained
 
 FORMATS = get_args(Format)
@@ -40,5 +40,5 @@ def export(run: Path, file: Path, moment: Moment, form: Format | None) -> None:
             f"{str(file)!r} does not end in .{', .'.join(FORMATS[:-1])} or .{FORMATS[-1]}: add --format",
             click.get_current_context(),
         )
-    Exporter(open_trained(run, moment), file).write(chosen)
+    write_model(open_trained(run, moment), file, chosen)
     click.echo(f"wrote {file}, {file.stat().st_size:,} bytes")

@@ -15,7 +15,7 @@ from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.folder import FolderManifest
 from lockstep.common.errors import DataError
 from lockstep.launch.numerics import begin_with
-from lockstep.results.evaluation.confusion import shown_names
+from lockstep.results.evaluation.figures import shown_names
 from lockstep.results.evaluation.predictions import Recognizer
 from lockstep.results.reports.display import print_plainly
 from lockstep.runs.optional_packages import demand

@@ -66,7 +66,6 @@ def watch(
         parse_place,
         read_statuses,
         read_token,
-        stdin_lines,
     )
     from lockstep.results.watch.sources import WatchedRuns
 
@@ -80,7 +79,7 @@ def watch(
         )
     is_over = threading.Event()
     if is_fed:
-        threading.Thread(target=read_statuses, args=(source, stdin_lines()), daemon=True).start()
+        threading.Thread(target=read_statuses, args=(source,), daemon=True).start()
     elif address is not None:
         threading.Thread(target=ask_statuses, args=(source, address, key, is_over), daemon=True).start()
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import ModelError
-from lockstep.common.nn.module import Module, RunningStatistic
+from lockstep.common.nn.module import Module
 from lockstep.common.nn.state_dict import is_counter
 
 
@@ -105,11 +105,6 @@ class ParameterLayout:
             entry.view(vector)[...] = state[name]
 
 
-def running_statistics(module: Module) -> dict[str, RunningStatistic]:
-    """Return the running statistics of a model by their qualified names, in the layout's order."""
-    return {name: buffer for name, buffer in module.named_buffers() if isinstance(buffer, RunningStatistic)}
-
-
 def check_trained(module: Module) -> None:
     """Raise `ModelError` with the first parameter that is frozen: update rules, as weight decay, would change it."""
     for name, parameter in module.named_parameters():
@@ -124,14 +119,14 @@ def layout_of(module: Module) -> ParameterLayout:
     """Return the layout of a model, in the order of `named_parameters` and `named_buffers`. Raises `ModelError`."""
     check_trained(module)
     parameters = {name: parameter.shape for name, parameter in module.named_parameters()}
-    return ParameterLayout.of(parameters, {name: each.value.shape for name, each in running_statistics(module).items()})
+    return ParameterLayout.of(parameters, {name: each.value.shape for name, each in module.named_buffers()})
 
 
 def gather(module: Module, layout: ParameterLayout) -> Vector:
     """Return a new flat vector holding a copy of the model's parameters and statistics."""
     vector = np.empty(layout.size, dtype=np.float32)
     state = {name: parameter.data for name, parameter in module.named_parameters()}
-    state |= {name: statistic.value for name, statistic in running_statistics(module).items()}
+    state |= {name: statistic.value for name, statistic in module.named_buffers()}
     layout.write(vector, state)
     return vector
 
@@ -149,7 +144,7 @@ class Binding:
     ) -> None:
         #: In the layout's order.
         self.parameters = list(module.parameters())
-        self._statistics = list(running_statistics(module).values())
+        self._statistics = list(module.buffers())
         self._values = [_views(layout, vector) for vector in weights]
         self._gradients = [_views(layout, vector) for vector in sums]
         self.read_from(0)

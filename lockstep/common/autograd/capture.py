@@ -57,8 +57,10 @@ def capture(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Array]
 
 
 def _leaf_of(tensor: Tensor) -> Leaf:
-    if tensor.leaf is None or not tensor.data.flags.c_contiguous:
-        raise UntapeableError("a tensor requires no gradient, or is not in C order")
+    if not tensor.data.flags.c_contiguous:
+        raise UntapeableError("a tensor is not in C order")
+    if tensor.leaf is None:
+        raise UntapeableError("a tensor requires no gradient")
     return tensor.leaf
 
 
@@ -80,27 +82,33 @@ def _computed(tape: Tape, result: Tensor) -> View:
 def _record(
     tape: Tape, primitive: Primitive, direction: str, function: Callable[..., Any], *arrays: Any, **options: Any
 ) -> Any:
-    """Record the calls of a primitive that promises that they can be recorded, and any other as one call.
+    """Record the calls of a primitive, and an opaque one as one call.
 
     The engine continues with an ordinary array, whose memory the tape knows. Gradients stay what they are: the engine
     computes with them too.
     """
     arrays, is_forward = tuple(map(tape.seen, arrays)), direction == "forward"
-    if primitive.is_taped:
-        result = function(*arrays, **options)
+    if primitive.is_opaque:
+        result = _whole(tape, primitive, function, arrays, options, keeps=primitive.keeps and is_forward)
     else:
-        result = _whole(tape, function, arrays, options, keeps=primitive.keeps and is_forward)
+        result = function(*arrays, **options)
     if not is_forward:
         return result
     return (plain(result[0]), result[1]) if primitive.keeps else plain(result)
 
 
 def _whole(
-    tape: Tape, function: Callable[..., Any], arrays: tuple[Any, ...], options: dict[str, Any], *, keeps: bool
+    tape: Tape,
+    primitive: Primitive,
+    function: Callable[..., Any],
+    arrays: tuple[Any, ...],
+    options: dict[str, Any],
+    *,
+    keeps: bool,
 ) -> Any:
     """Call a function whose own calls are not recorded."""
     if isinstance(options.get("rng"), np.random.Generator):
-        raise UntapeableError("it draws from a generator that cannot be replaced")
+        raise UntapeableError(f"{primitive.name!r} draws from a generator that cannot be replaced")
     out = options.pop("out", None)
     # What each batch has its own of must be an operand: it comes before the arrays.
     own = {name: options.pop(name) for name in list(options) if isinstance(options[name], OfBatch)}

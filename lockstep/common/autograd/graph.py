@@ -8,15 +8,17 @@ from contextvars import ContextVar
 from functools import partial
 from itertools import count
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from lockstep.common.autograd.primitives.primitive import RESULT, Array, Primitive
 
+_T = TypeVar("_T")
+
 #: Context variables and not globals: each thread and each asynchronous task has its own.
 recording: ContextVar[bool] = ContextVar("recording", default=True)
-_watching: ContextVar[bool] = ContextVar("watching", default=False)
+_digesting: ContextVar[bool] = ContextVar("digesting", default=False)
 
 #: `(primitive, "forward" or "backward", function, *arguments, **options) -> the function's result`.
 Observer = Callable[..., Any]
@@ -111,7 +113,7 @@ class GraphNode:
             if version is not None:
                 watched.append((version, version.count))
         self.arrays = held
-        if _watching.get():
+        if _digesting.get():
             self.digests = self._digest()
 
     def release(self) -> None:
@@ -158,26 +160,29 @@ def needed(primitive: Primitive, parents: Sequence[Parent]) -> Iterable[int]:
 
 
 @contextmanager
+def _holding(variable: ContextVar[_T], value: _T) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+@contextmanager
 def no_grad() -> Iterator[None]:
     """Record nothing inside: a context manager, or a decorator as `@no_grad()`.
 
     Results that are computed inside require no gradient, and take less memory.
     """
-    token = recording.set(False)
-    try:
+    with _holding(recording, False):
         yield
-    finally:
-        recording.reset(token)
 
 
 @contextmanager
 def enable_grad() -> Iterator[None]:
     """Record again inside a `no_grad`."""
-    token = recording.set(True)
-    try:
+    with _holding(recording, True):
         yield
-    finally:
-        recording.reset(token)
 
 
 @contextmanager
@@ -186,21 +191,15 @@ def detect_in_place() -> Iterator[None]:
 
     For debugging: it reads all arrays once more in each direction.
     """
-    token = _watching.set(True)
-    try:
+    with _holding(_digesting, True):
         yield
-    finally:
-        _watching.reset(token)
 
 
 @contextmanager
 def observe(observer: Observer) -> Iterator[None]:
     """Let `observer` call every primitive and derivative inside: what it returns counts as their result."""
-    token = observing.set(observer)
-    try:
+    with _holding(observing, observer):
         yield
-    finally:
-        observing.reset(token)
 
 
 class Applied(NamedTuple):

@@ -16,7 +16,7 @@ from lockstep.common.autograd.tape import Call, MemoryKind, Resource, Saved, Unt
 MOST_CALLS = 8
 
 #: Calls in their order, each with its place on the tape.
-Places = Mapping[Call, int]
+TapeIndices = Mapping[Call, int]
 
 
 @dataclass(slots=True, eq=False)
@@ -86,7 +86,7 @@ def _whole(blocks: list[Call], finishes: tuple[int, ...]) -> Part:
     return Part(calls, is_backward=True, is_summed=True, finishes=finishes)
 
 
-def _needed(capture: Capture) -> Places:
+def _needed(capture: Capture) -> TapeIndices:
     """Return the calls on which an output or a gradient depends."""
     wanted: set[Resource] = {view.memory for view in capture.outputs}
     found: dict[Call, int] = {}
@@ -98,7 +98,7 @@ def _needed(capture: Capture) -> Places:
     return dict(reversed(found.items()))
 
 
-def _joined(places: Places) -> Places:
+def _joined(places: TapeIndices) -> TapeIndices:
     """Join products into fewer calls, but for those that make gradients, which are summed block by block."""
     calls = list(places)
     cuts = runs(calls, lambda call: not _gradients([call]))
@@ -119,7 +119,7 @@ def _gradients(calls: Iterable[Call]) -> list[int]:
     return sorted({each.number for each in written if not isinstance(each, Saved) and _is_gradient(each)})
 
 
-def _groups(places: Places) -> list[list[Call]]:
+def _groups(places: TapeIndices) -> list[list[Call]]:
     """Return the calls that make gradients, in groups that share no memory but what all may read.
 
     A group holds the calls that write into one gradient, or a block of it, and those that prepare something for them
@@ -141,7 +141,7 @@ def _groups(places: Places) -> list[list[Call]]:
     return groups
 
 
-def _add_preparations(own: set[Call], touching: Mapping[Resource, list[Call]], places: Places) -> set[Resource]:
+def _add_preparations(own: set[Call], touching: Mapping[Resource, list[Call]], places: TapeIndices) -> set[Resource]:
     """Add to the calls of a group those whose results no other call reads; return what these write."""
     private: set[Resource] = set()
     is_growing = True
@@ -160,7 +160,7 @@ def _add_preparations(own: set[Call], touching: Mapping[Resource, list[Call]], p
     return private
 
 
-def _components(own: list[Call], private: set[Resource], places: Places) -> list[list[Call]]:
+def _components(own: list[Call], private: set[Resource], places: TapeIndices) -> list[list[Call]]:
     """Cut a group where its calls have nothing in common: neither memory of their own nor a part of the gradient."""
     components: list[tuple[set[Resource], list[tuple[int, int]], list[Call]]] = []
     for call in own:
@@ -180,7 +180,7 @@ def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
     return one[0] < other[1] and other[0] < one[1]
 
 
-def _is_ordered(own: set[Call], places: Places) -> bool:
+def _is_ordered(own: set[Call], places: TapeIndices) -> bool:
     """Tell whether a group may be made where its last call is: nothing that it reads is overwritten before."""
     inside = [places[call] for call in own]
     first, last, read = min(inside), max(inside), set[Resource]()

@@ -1,7 +1,7 @@
 """Repeats what a tape recorded, for one batch or for a stack of several of one shape in one pass.
 
 Each batch gets the bits that it would get alone. A stack has an axis in front of those of a single batch's arrays, and
-within it everything lies as it would alone. So whatever computes elements from elements is called once for the whole
+within it each array has the strides that it would have alone. So an element-wise operation is called once for the whole
 stack; a product of matrices is one call that multiplies matrix by matrix, each in its own shape; anything else is
 called batch by batch. That pays while a stack stays in cache: `fits_in_cache` tells.
 
@@ -41,14 +41,14 @@ Own = Source | Sink | Saved
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class CallList:
     """Instructions that are carried out without a break, and the gradients that are final after them."""
 
     instructions: list[Instruction]
     finishes: tuple[int, ...] = ()
 
 
-def run(segments: Iterable[Segment], between: Callable[[Sequence[int]], None]) -> None:
+def run(segments: Iterable[CallList], between: Callable[[Sequence[int]], None]) -> None:
     """Carry out segments; call `between` after each with the gradients that are final."""
     for segment in segments:
         for instruction in segment.instructions:
@@ -109,15 +109,15 @@ class Program:
                 sink.observe(*own[batch].last)
 
     def poison(self) -> None:
-        """Overwrite all that is computed on the way, so that nothing is right that the program does not compute."""
+        """Fill the memory of intermediate results with NaN, so that what the program does not compute is wrong."""
         self._arena.memory.fill(0xFF)
 
-    def forward(self, shared: Sequence[Array]) -> list[Segment]:
+    def forward(self, shared: Sequence[Array]) -> list[CallList]:
         """Return the forward pass that reads `shared`, in the order of the tape."""
         emitter = self._emitter(shared, ())
-        return [Segment(list(emitter.stacked(part.calls))) for part in self._parts if not part.is_backward]
+        return [CallList(list(emitter.stacked(part.calls))) for part in self._parts if not part.is_backward]
 
-    def backward(self, shared: Sequence[Array], gradients: Sequence[Array], *, adds: bool = False) -> list[Segment]:
+    def backward(self, shared: Sequence[Array], gradients: Sequence[Array], *, adds: bool = False) -> list[CallList]:
         """Return the backward pass that reads `shared` and writes sums into `gradients`, in the order of the tape.
 
         If it adds, which a program for one batch can, its gradients are added to what is there, block by block; one
@@ -144,11 +144,11 @@ class Program:
         }
         return _Emitter(self._count, {**self._arena.bases, **self._inputs, **elsewhere}, self._own)
 
-    def _segment(self, part: Part, emitter: "_Emitter", *, adds: bool) -> Segment:
+    def _segment(self, part: Part, emitter: "_Emitter", *, adds: bool) -> CallList:
         if not part.is_summed:
-            return Segment(list(emitter.stacked(part.calls)))
+            return CallList(list(emitter.stacked(part.calls)))
         make = self._added if adds else self._summed
-        return Segment(list(make(part, self.tree, emitter, 0)), part.finishes)
+        return CallList(list(make(part, self.tree, emitter, 0)), part.finishes)
 
     def _summed(self, part: Part, tree: Tree, into: "_Emitter", depth: int) -> Iterator[Instruction]:
         """Write the sum over a tree into what the emitter has for the gradient."""
@@ -257,7 +257,7 @@ def _instruction(call: Call, operands: list[Any]) -> Instruction:
 
 
 def _as_arrays(function: np.ufunc, operands: list[Any]) -> list[Any]:
-    """Return operands with numbers as arrays of the type that NumPy would turn them into, each time anew."""
+    """Return operands with numbers as arrays of the type into which NumPy would convert them in each call."""
     kinds = [each.dtype if isinstance(each, np.ndarray) else type(each) for each in operands]
     if not {int, float} & set(kinds):
         return operands
@@ -278,9 +278,9 @@ def proven(
 ) -> Program | None:
     """Return the program for a tree of batches if it gives the bits of `function`, None if it does not.
 
-    What a tape recorded may miss something: so the program is carried out on memory where nothing is right that it does
-    not compute, and all that it computes for `batches` is compared. The tensors' gradients change. `reseed` gets a
-    batch's number before it is computed, to replace what is drawn from.
+    A tape may miss a call: so the program runs on memory full of NaN, and all that it computes for `batches` is
+    compared. The tensors' gradients change. `reseed` gets the number of each batch before that is computed, so that it
+    can replace the generators.
     """
     program = Program(captured, tree)
     if not program.fits_in_cache:

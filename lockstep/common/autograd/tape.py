@@ -19,7 +19,7 @@ from numpy.lib.array_utils import byte_bounds
 from lockstep.common.autograd.primitives.primitive import Array, Sink
 from lockstep.common.random import Source
 
-#: Options of primitives in whose place each batch has one of its own: what it draws from, and who observes it.
+#: Options of primitives that differ from batch to batch: the source of random numbers, and the sink of statistics.
 OfBatch = Source | Sink
 
 
@@ -30,13 +30,13 @@ class UntapeableError(Exception):
 class MemoryKind(Enum):
     """Whose an array's memory is."""
 
-    #: Given anew with each batch.
+    #: Filled with each batch.
     INPUT = auto()
     #: The same for all batches, as weights are.
     SHARED = auto()
     #: Where the gradient of a leaf goes.
     GRADIENT = auto()
-    #: What is computed on the way.
+    #: Intermediate results.
     TEMPORARY = auto()
 
 
@@ -90,22 +90,22 @@ class CallKind(Enum):
 
 @dataclass(slots=True, eq=False)
 class Saved:
-    """Stands for what a function, whose own calls are not recorded, saved for another."""
+    """The place of a value that one function saves for another, if their own calls are not recorded."""
 
-    #: What it saved last.
+    #: The value that was saved last.
     value: Any
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """`function(*operands)`: views, what functions have saved, what each batch has its own of, and constants."""
+    """`function(*operands)`. An operand is a view, a value that a function saved, an `OfBatch`, or a constant."""
 
     function: Callable[..., Any]
     operands: tuple[Any, ...]
     #: The places among the operands of what is written.
     writes: tuple[int, ...]
     kind: CallKind
-    #: What else must still be there, since something that was saved may be a view of it.
+    #: Memory that must not be used again before this call: a saved value among the operands may be a view of it.
     holds: tuple[View, ...] = ()
 
     def views(self) -> Iterator[View]:
@@ -185,7 +185,7 @@ class Tape:
 
     calls: list[Call] = field(default_factory=list)
     memories: list[Memory] = field(default_factory=list)
-    #: What must still be there when something that was saved is used.
+    #: For each saved value, the memory of which it may be a view.
     _held: dict[Saved, tuple[View, ...]] = field(default_factory=dict)
     _starts: list[int] = field(default_factory=list)
     _by_start: list[Memory] = field(default_factory=list)
@@ -219,7 +219,10 @@ class Tape:
         return self._taped(operand)
 
     def call_whole(self, function: Callable[..., Any], arrays: tuple[Any, ...], *, keeps: bool) -> Any:
-        """Call a function whose own calls are not shown, and record it as one call; as primitives, it may save."""
+        """Call a function whose own calls are not recorded, and record it as one call.
+
+        If it `keeps`, it returns its result and a value to be saved, as the forward of a primitive does.
+        """
         outcome = function(*(each.value if isinstance(each, Saved) else plain(each) for each in arrays))
         result, saved = outcome if keeps else (outcome, None)
         operands = tuple(self._operand(each) for each in arrays)

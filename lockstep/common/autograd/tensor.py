@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from lockstep.common.autograd.arguments import as_array, as_operand, either, matching, require_floating, sizes_of
 from lockstep.common.autograd.graph import (
     GraphNode,
     Leaf,
@@ -25,9 +26,6 @@ from lockstep.common.autograd.primitives.reduction import Axis
 
 #: Types that primitives take as they are. With Python numbers, NumPy lets the array decide the dtype (NEP 50).
 _PLAIN = frozenset({np.ndarray, float, int, bool, type(None)})
-
-#: Types, not their subclasses: `np.float64` is a `float`.
-_TYPED_BY_HAND = frozenset({float, int, list, tuple})
 
 
 #: What an operator between a tensor and something else is.
@@ -87,7 +85,7 @@ class Tensor:
     _version: Version
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: DTypeLike | None = None) -> None:
-        self._data = _as_array(data, dtype)
+        self._data = as_array(data, dtype)
         self._version = Version()
         self._node = None
         if requires_grad:
@@ -105,7 +103,7 @@ class Tensor:
                 parents.append(operand._node)
                 versions.append(operand._version)
             else:
-                arrays.append(operand if type(operand) in _PLAIN else _as_operand(operand))
+                arrays.append(operand if type(operand) in _PLAIN else as_operand(operand))
                 parents.append(None)
                 versions.append(None)
         observer = observing.get()
@@ -146,9 +144,9 @@ class Tensor:
             self._version.count += 1
             return
         if type(array) is not np.ndarray or array.dtype is not known.dtype or array.shape != known.shape:
-            array = _as_array(array)
+            array = as_array(array)
             if isinstance(self._node, Leaf):
-                _require_floating(array)
+                require_floating(array)
                 if array.shape != known.shape or array.dtype != known.dtype:
                     self._node = Leaf(array.shape, array.dtype)
         self._data = array
@@ -206,7 +204,7 @@ class Tensor:
         elif not wanted:
             self._node = None
         elif self._node is None:
-            _require_floating(self._data)
+            require_floating(self._data)
             self._node = Leaf(self._data.shape, self._data.dtype)
 
     @property
@@ -223,7 +221,7 @@ class Tensor:
         if gradient is None and type(self._node) is not Leaf:
             return
         leaf = self._leaf()
-        leaf.grad = None if gradient is None else _matching(gradient, self._data, "grad")
+        leaf.grad = None if gradient is None else matching(gradient, self._data, "grad")
 
     @property
     def grad_buffer(self) -> Array | None:
@@ -239,7 +237,7 @@ class Tensor:
     def grad_buffer(self, buffer: Array | None) -> None:
         leaf = self._leaf()
         leaf.grad = None
-        leaf.buffer = None if buffer is None else _matching(buffer, self._data, "grad_buffer")
+        leaf.buffer = None if buffer is None else matching(buffer, self._data, "grad_buffer")
 
     def _leaf(self) -> Leaf:
         if not isinstance(self._node, Leaf):
@@ -271,7 +269,7 @@ class Tensor:
                 raise RuntimeError(f"backward() of a tensor of shape {self.shape} needs a gradient of that shape")
             seed = np.ones(self._data.shape, self._data.dtype)
         else:
-            seed = np.asarray(_as_array(gradient), self.dtype)
+            seed = np.asarray(as_array(gradient), self.dtype)
             if seed.shape != self.shape:
                 raise RuntimeError(f"gradient of shape {seed.shape} for a tensor of shape {self.shape}: must be equal")
         backward(self._node, seed, retain_graph, on_final)
@@ -487,28 +485,28 @@ class Tensor:
 
         Raises ValueError for an axis that there is not.
         """
-        return self._apply(reduction.reduce_sum, self, axis=_either(axis, dim), keepdims=keepdims or keepdim)
+        return self._apply(reduction.reduce_sum, self, axis=either(axis, dim), keepdims=keepdims or keepdim)
 
     def mean(self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> "Tensor":
         """Return the mean over axes, which are dropped from the shape, or have size 1 with `keepdims=True`.
 
         Raises ValueError for an axis that there is not.
         """
-        return self._apply(reduction.reduce_mean, self, axis=_either(axis, dim), keepdims=keepdims or keepdim)
+        return self._apply(reduction.reduce_mean, self, axis=either(axis, dim), keepdims=keepdims or keepdim)
 
     def max(self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> "Tensor":
         """Return the greatest elements over axes, without their indices; those that tie share the gradient evenly.
 
         Shapes are as in `sum`. Raises ValueError for an axis that there is not, and for one of size 0.
         """
-        return self._apply(reduction.reduce_max, self, axis=_either(axis, dim), keepdims=keepdims or keepdim)
+        return self._apply(reduction.reduce_max, self, axis=either(axis, dim), keepdims=keepdims or keepdim)
 
     def min(self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> "Tensor":
         """Return the smallest elements over axes, without their indices; those that tie share the gradient evenly.
 
         Shapes are as in `sum`. Raises ValueError for an axis that there is not, and for one of size 0.
         """
-        return self._apply(reduction.reduce_min, self, axis=_either(axis, dim), keepdims=keepdims or keepdim)
+        return self._apply(reduction.reduce_min, self, axis=either(axis, dim), keepdims=keepdims or keepdim)
 
     def var(
         self, axis: Axis = None, keepdims: bool = False, *, correction: int = 1, dim: Axis = None, keepdim: bool = False
@@ -518,7 +516,7 @@ class Tensor:
 
         Shapes are as in `sum`. Raises ValueError for an axis that there is not.
         """
-        along, kept = _either(axis, dim), keepdims or keepdim
+        along, kept = either(axis, dim), keepdims or keepdim
         return self._apply(reduction.variance, self, axis=along, correction=correction, keepdims=kept)
 
     def reshape(self, *sizes: Any) -> "Tensor":
@@ -528,7 +526,7 @@ class Tensor:
 
         Differs from PyTorch: `view` copies if the memory does not allow a view, where PyTorch raises.
         """
-        return self._apply(shape.reshape, self, shape=_sizes(sizes))
+        return self._apply(shape.reshape, self, shape=sizes_of(sizes))
 
     view = reshape
 
@@ -541,8 +539,8 @@ class Tensor:
         start, end = start_dim % len(sizes), end_dim % len(sizes)
         if start > end:
             raise ValueError(f"start_dim {start_dim!r} lies behind end_dim {end_dim!r} in shape {self.shape}")
-        merged = (*sizes[:start], math.prod(sizes[start : end + 1]), *sizes[end + 1 :])
-        return self._apply(shape.reshape, self, shape=merged)
+        flattened = (*sizes[:start], math.prod(sizes[start : end + 1]), *sizes[end + 1 :])
+        return self._apply(shape.reshape, self, shape=flattened)
 
     def transpose(self, dim0: int, dim1: int) -> "Tensor":
         """Swap two axes: (a, b) to (b, a). Raises ValueError for an axis that there is not."""
@@ -550,7 +548,7 @@ class Tensor:
 
     def permute(self, *dims: Any) -> "Tensor":
         """Reorder all axes of the shape. Raises ValueError if `dims` does not name each axis once."""
-        return self._apply(shape.permute, self, axes=_sizes(dims))
+        return self._apply(shape.permute, self, axes=sizes_of(dims))
 
     def squeeze(self, dim: Axis = None) -> "Tensor":
         """Drop axes of size 1 from the shape: all of them, or `dim` if its size is 1; others stay, as in PyTorch.
@@ -571,7 +569,7 @@ class Tensor:
 
         Raises ValueError if it cannot become that.
         """
-        return self._apply(shape.broadcast_to, self, shape=_sizes(sizes))
+        return self._apply(shape.broadcast_to, self, shape=sizes_of(sizes))
 
     @property
     def T(self) -> "Tensor":  # noqa: N802
@@ -598,50 +596,3 @@ def _plain_index(index: Any) -> Any:
     if isinstance(index, tuple):
         return tuple(each._data if isinstance(each, Tensor) else each for each in index)
     return index._data if isinstance(index, Tensor) else index
-
-
-def _sizes(sizes: tuple[Any, ...]) -> tuple[int, ...]:
-    """Return sizes that were given one by one, or as one tuple or list."""
-    return tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
-
-
-def _either(axis: Axis, dim: Axis) -> Axis:
-    """Return the axis under whichever name it was given; PyTorch's users pass lists too."""
-    chosen = axis if dim is None else dim
-    return tuple(chosen) if isinstance(chosen, list) else chosen
-
-
-def _as_array(data: Any, dtype: DTypeLike | None = None) -> Array:
-    """Return `data` as an array without copying one; numbers and lists of numbers become float32, of bools bool."""
-    array = np.asarray(data)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"a tensor cannot hold {data!r}, dtype {array.dtype}: expected floats, integers or bools")
-    if dtype is None and array.dtype.kind != "b" and type(data) in _TYPED_BY_HAND:
-        # As PyTorch: numbers typed by hand have single precision, arrays from NumPy keep theirs.
-        dtype = np.float32
-    return np.asarray(array, dtype)
-
-
-def _as_operand(data: Any) -> Array | float:
-    """Return `data` as something to compute with; `np.float64` numbers become Python's, which take the others' dtype.
-
-    Otherwise one `np.sqrt(2)` would turn a float32 graph into a float64 one; PyTorch has the same rule.
-    """
-    return float(data) if isinstance(data, float) else _as_array(data)
-
-
-def _require_floating(array: Array) -> None:
-    """Raise RuntimeError for an array of a dtype that no gradient can have."""
-    if array.dtype not in (np.float32, np.float64):
-        raise RuntimeError(f"a tensor of dtype {array.dtype} cannot require a gradient: only float32 and float64 can")
-
-
-def _matching(gradient: Any, array: Array, name: str) -> Array:
-    """Return `gradient` as an array; raise ValueError if its shape or dtype is not that of `array`."""
-    found: Array = np.asarray(gradient)
-    if found.shape != array.shape or found.dtype != array.dtype:
-        raise ValueError(
-            f"{name} has shape {found.shape} and dtype {found.dtype}: "
-            f"must be those of the data, {array.shape} and {array.dtype}"
-        )
-    return found

@@ -173,7 +173,6 @@ class NpzArchive:
     _most_bytes: int
 
     def names(self) -> set[str]:
-        """Return the names of the arrays."""
         return {name.removesuffix(".npy") for name in self._archive.namelist()}
 
     def array(self, name: str) -> ArrayReader:

@@ -1,6 +1,6 @@
 """Finds the training set and the test set in files of arrays, and turns arrays into samples and labels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -51,7 +51,6 @@ class ArraySet:
         return self.labels.header.dtype.kind == "f"
 
     def read_whole(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return all samples and labels."""
         samples = as_samples(self.samples.named, self.samples.read_whole())
         return samples, as_labels(self.labels.named, self.labels.read_whole())
 
@@ -89,7 +88,6 @@ class ArraySource:
     test: ArraySet | None
     #: The number of classes, if the source implies it.
     classes: int = 0
-    class_names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.test is not None and self.train.has_real_labels != self.test.has_real_labels:
@@ -124,7 +122,6 @@ def open_arrays(source: str, labels: Path | None = None, most_bytes: int = MAX_B
 
 
 def is_array_source(source: str) -> bool:
-    """Tell whether a source is one of arrays."""
     path = Path(source)
     is_idx = any((path / name).is_file() or (path / f"{name}.gz").is_file() for name in IDX_TRAIN)
     return source == "mnist" or path.suffix in (".npz", ".npy") or (path / f"{TRAIN[0]}.npy").is_file() or is_idx

@@ -112,7 +112,6 @@ class TrainTest:
 
 
 def _check_kind(images: Samples) -> None:
-    """Raise DataError for samples of a dtype or shape that there is not."""
     if images.dtype == np.int32 and images.ndim == 2:
         if 0 in images.shape:
             raise DataError(f"tokens of shape {images.shape!r}: expected (n, t), neither of them 0")
@@ -126,7 +125,6 @@ def _check_kind(images: Samples) -> None:
 
 
 def _check_images(images: NDArray[Any]) -> None:
-    """Raise DataError for values that samples cannot have."""
     if images.dtype == np.int32 and int(images.min()) < 0:
         raise DataError(f"token {int(images.min())!r} in sample {_first(images < 0)}: expected integers from 0")
     if images.dtype == np.float32 and not np.isfinite(images).all():
@@ -134,7 +132,6 @@ def _check_images(images: NDArray[Any]) -> None:
 
 
 def _check_label_kind(labels: NDArray[Any], classes: int) -> None:
-    """Raise DataError for labels of a dtype or shape that there is not."""
     if classes and (labels.dtype != np.int64 or labels.ndim not in (1, 2)):
         raise DataError(f"labels of dtype {str(labels.dtype)!r} and shape {labels.shape!r}: expected int64 and (n,)")
     if not classes and (labels.dtype != np.float32 or labels.ndim != 2 or not labels.shape[1]):
@@ -144,7 +141,6 @@ def _check_label_kind(labels: NDArray[Any], classes: int) -> None:
 
 
 def _check_labels(labels: NDArray[Any], classes: int) -> None:
-    """Raise DataError for values that labels cannot have."""
     if not classes and not np.isfinite(labels).all():
         raise DataError(f"label {_first(~np.isfinite(labels))} holds an infinity or NaN: expected finite numbers")
     outside = (labels < 0) | (labels >= classes)

@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.manifest import PartInfo
-from lockstep.common.data.mapped import Blocks, MappedFile, MappedSamples
+from lockstep.common.data.mapped import MappedFile, MappedSamples
 from lockstep.common.data.npy import DATA_OFFSET, NpyHeader
 from lockstep.common.errors import DataError
 from lockstep.common.files.json_file import decode
@@ -65,16 +65,12 @@ class FolderPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     samples: list[_Digest]
     labels: list[_Digest]
 
-    def header(self, array: ArrayName) -> NpyHeader:
-        """Return what the file of an array has to begin with."""
+    def array(self, name: ArrayName) -> tuple[NpyHeader, list[str]]:
+        """Return what the file of an array has to begin with, and the digests of its blocks."""
         info = self.info
-        if array == "samples":
-            return NpyHeader((info.samples, *info.sample_shape), np.dtype(info.images_dtype))
-        return NpyHeader((info.samples, *info.label_shape), np.dtype(info.labels_dtype))
-
-    def blocks(self, array: ArrayName, size: int) -> Blocks:
-        """Return the digests of an array's blocks."""
-        return Blocks(size=size, digests=self.samples if array == "samples" else self.labels)
+        if name == "samples":
+            return NpyHeader((info.samples, *info.sample_shape), np.dtype(info.images_dtype)), self.samples
+        return NpyHeader((info.samples, *info.label_shape), np.dtype(info.labels_dtype)), self.labels
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -106,7 +102,6 @@ class FolderManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     origin: Origin
 
     def part(self, name: PartName) -> FolderPart:
-        """Return one set."""
         return self.train if name == "train" else self.test
 
     def digest(self) -> str:
@@ -116,7 +111,6 @@ class FolderManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 def array_file(folder: Path, part: str, array: ArrayName) -> Path:
-    """Return the file of an array."""
     return folder / f"{part}-{array}.npy"
 
 
@@ -130,11 +124,11 @@ def read_manifest(folder: Path) -> FolderManifest:
     except msgspec.DecodeError as error:
         raise DataError(f"{path}: damaged ({error}): expected what `lockstep pack` writes; pack it again") from None
     for name in PARTS:
-        part = manifest.part(name)
         for array in ARRAYS:
-            blocks, size = len(part.blocks(array, 1).digests), part.header(array).data_bytes
-            if blocks != -(-size // manifest.block_bytes):
-                raise DataError(f"{path}: {blocks} digests for {size} bytes of {name}-{array}: pack it again")
+            header, digests = manifest.part(name).array(array)
+            if len(digests) != -(-header.data_bytes // manifest.block_bytes):
+                found = f"{len(digests)} digests for {header.data_bytes} bytes of {name}-{array}"
+                raise DataError(f"{path}: {found}: pack it again")
     if manifest.class_names and len(manifest.class_names) != manifest.classes:
         raise DataError(f"{path}: {len(manifest.class_names)} names for {manifest.classes} classes: pack it again")
     return manifest
@@ -149,10 +143,9 @@ def load_folder(folder: Path, *, is_checked: bool = False) -> TrainTest:
     manifest = read_manifest(folder)
     try:
         train, test = (_open_part(folder, manifest, name, is_checked=is_checked) for name in PARTS)
-        moments = (manifest.mean, manifest.std)
         return TrainTest(
             folder.resolve().name,
-            replace(train, moments=moments, known_largest=manifest.largest),
+            replace(train, moments=(manifest.mean, manifest.std), known_largest=manifest.largest),
             test,
             class_names=tuple(manifest.class_names),
             known_digest=manifest.digest(),
@@ -173,9 +166,10 @@ def open_array(
     folder: Path, manifest: FolderManifest, name: PartName, array: ArrayName, *, is_checked: bool = False
 ) -> MappedFile:
     """Map the file of an array; as `MappedFile.open`."""
-    part = manifest.part(name)
-    header, blocks = part.header(array), part.blocks(array, manifest.block_bytes)
-    return MappedFile.open(array_file(folder, name, array), header, blocks, is_checked=is_checked)
+    header, digests = manifest.part(name).array(array)
+    return MappedFile.open(
+        array_file(folder, name, array), header, manifest.block_bytes, digests, is_checked=is_checked
+    )
 
 
 def check_folder(folder: Path, watch: Callable[[int], None] = lambda done: None) -> FolderManifest:
@@ -192,6 +186,6 @@ def check_folder(folder: Path, watch: Callable[[int], None] = lambda done: None)
             with file.path.open("rb") as stream:
                 stream.seek(DATA_OFFSET)
                 for number, block in enumerate(iter(partial(stream.read, size), b"")):
-                    file.blocks.check(file.path, number, block)
+                    file.check_block(number, block)
                     watch(len(block))
     return manifest

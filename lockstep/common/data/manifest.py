@@ -40,7 +40,6 @@ class PartInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def label_bytes(self) -> int:
-        """Bytes of one label."""
         return np.dtype(self.labels_dtype).itemsize * math.prod(self.label_shape)
 
     @property
@@ -65,7 +64,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     validation: PartInfo | None = None
 
     def parts(self) -> dict[PartName, PartInfo]:
-        """Return the sets that there are."""
         found: dict[PartName, PartInfo] = {"train": self.train, "test": self.test}
         return found if self.validation is None else {**found, "validation": self.validation}
 
@@ -76,7 +74,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def manifest_of(data: TrainTest) -> Manifest:
-    """Return the manifest of data."""
     preparation, validation = Preparation.of(data.train), data.validation
     return Manifest(
         classes=data.train.classes,
@@ -110,7 +107,6 @@ def part_info(samples: Rows, labels: Rows) -> PartInfo:
 
 
 def part_of(data: TrainTest, name: PartName) -> Dataset | None:
-    """Return one set."""
     return {"train": data.train, "test": data.test, "validation": data.validation}[name]
 
 

@@ -29,25 +29,6 @@ CALM_GATHERS = 64
 Indices = NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Blocks:
-    """What the data of a file is compared with, block by block."""
-
-    size: int
-    #: The SHA-256 of each block, in hex.
-    digests: Sequence[str]
-
-    def check(self, path: Path, number: int, data: bytes | memoryview) -> None:
-        """Raise DataError if a block is not what was packed."""
-        found = hashlib.sha256(data).hexdigest()
-        if found != self.digests[number]:
-            begin = number * self.size
-            raise DataError(
-                f"{path}: block {number} (bytes {begin:,} to {begin + len(data) - 1:,} of the data) has changed since "
-                f"it was packed: SHA-256 {found[:12]}…, expected {self.digests[number][:12]}…; pack it again"
-            )
-
-
 @dataclass
 class MappedFile:
     """One array's file, mapped for reading, with its rows as an array."""
@@ -55,7 +36,9 @@ class MappedFile:
     path: Path
     rows: NDArray[Any]
     _mapping: mmap.mmap
-    blocks: Blocks
+    #: Bytes of a block, and the SHA-256 of each in hex.
+    block_bytes: int
+    digests: Sequence[str]
     #: Whether each block is compared with its digest when something of it is first gathered.
     is_checked: bool = False
     _checked: NDArray[np.bool_] = field(init=False)
@@ -63,10 +46,12 @@ class MappedFile:
     wary: int = CALM_GATHERS
 
     def __post_init__(self) -> None:
-        self._checked = np.zeros(len(self.blocks.digests), np.bool_)
+        self._checked = np.zeros(len(self.digests), np.bool_)
 
     @classmethod
-    def open(cls, path: Path, header: NpyHeader, blocks: Blocks, *, is_checked: bool = False) -> "MappedFile":
+    def open(
+        cls, path: Path, header: NpyHeader, block_bytes: int, digests: Sequence[str], *, is_checked: bool = False
+    ) -> "MappedFile":
         """Map a file; DataError if it cannot be read or is not the array that `header` describes."""
         try:
             with open_regular(path, MAX_FILE_BYTES) as file:
@@ -90,7 +75,7 @@ class MappedFile:
         # Rows are gathered from all over the file: what follows one is not read along with it.
         mapping.madvise(mmap.MADV_RANDOM)
         values = np.frombuffer(mapping, header.dtype, offset=DATA_OFFSET)
-        return cls(path, values.reshape(header.shape), mapping, blocks, is_checked)
+        return cls(path, values.reshape(header.shape), mapping, block_bytes, digests, is_checked)
 
     def take(self, indices: Indices) -> NDArray[Any]:
         """Return copies of rows, in the order given."""
@@ -121,23 +106,32 @@ class MappedFile:
         if not len(indices):
             return
         each = self.rows.itemsize * self.rows[0].size
-        first, last = indices * each // self.blocks.size, ((indices + 1) * each - 1) // self.blocks.size
+        first, last = indices * each // self.block_bytes, ((indices + 1) * each - 1) // self.block_bytes
         touched = np.unique(np.concatenate([np.arange(low, high + 1) for low, high in zip(first, last, strict=True)]))
         for number in touched[~self._checked[touched]].tolist():
-            self.check_block(number)
+            self._check_mapped(number)
 
-    def check_block(self, number: int) -> None:
-        """Raise DataError if a block is not what was packed."""
-        begin = number * self.blocks.size
-        end = min(begin + self.blocks.size, self.rows.nbytes)
+    def _check_mapped(self, number: int) -> None:
+        begin = number * self.block_bytes
+        end = min(begin + self.block_bytes, self.rows.nbytes)
         with memoryview(self._mapping) as whole, whole[DATA_OFFSET + begin : DATA_OFFSET + end] as block:
-            self.blocks.check(self.path, number, block)
+            self.check_block(number, block)
         self._checked[number] = True
+
+    def check_block(self, number: int, data: bytes | memoryview) -> None:
+        """Raise DataError if `data` is not what was packed as this block."""
+        found = hashlib.sha256(data).hexdigest()
+        if found != self.digests[number]:
+            begin = number * self.block_bytes
+            raise DataError(
+                f"{self.path}: block {number} (bytes {begin:,} to {begin + len(data) - 1:,} of the data) has changed "
+                f"since it was packed: SHA-256 {found[:12]}…, expected {self.digests[number][:12]}…; pack it again"
+            )
 
     def check_ends(self) -> None:
         """Raise DataError if the first or the last block is not what was packed: a cheap look, not a whole one."""
-        for number in sorted({0, len(self.blocks.digests) - 1} if self.blocks.digests else ()):
-            self.check_block(number)
+        for number in sorted({0, len(self.digests) - 1} if self.digests else ()):
+            self._check_mapped(number)
 
 
 class MappedSamples:

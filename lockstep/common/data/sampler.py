@@ -84,6 +84,5 @@ def evaluation_chunks(samples: int) -> int:
 
 
 def evaluation_rows(chunk: int, samples: int) -> slice:
-    """Return the rows of one chunk."""
     chunks = evaluation_chunks(samples)
     return slice(chunk * samples // chunks, (chunk + 1) * samples // chunks)

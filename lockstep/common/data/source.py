@@ -108,11 +108,9 @@ def with_validation(data: TrainTest, share: float, seed: int) -> TrainTest:
 
 
 def _subset(data: Dataset, rows: NDArray[np.int64]) -> Dataset:
-    labels = data.labels.take(rows, axis=0)
-    if isinstance(data.images, MappedSamples):
-        chosen, largest = data.images.subset(rows), data.known_largest
-        return Dataset(chosen, labels, data.classes, is_checked=True, known_largest=largest)
-    return Dataset(data.images.take(rows, axis=0), labels, data.classes, is_checked=True)
+    images, labels = data.images, data.labels.take(rows, axis=0)
+    chosen = images.subset(rows) if isinstance(images, MappedSamples) else images.take(rows, axis=0)
+    return Dataset(chosen, labels, data.classes, is_checked=True, known_largest=data.known_largest)
 
 
 def with_moments(data: TrainTest) -> TrainTest:

@@ -120,6 +120,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         """Return the number of steps for a training set of that size."""
         return self.steps if self.steps is not None else self.epochs * -(-training_samples // self.global_batch)
 
+    def changed_in(self, here: "Job") -> str:
+        """Return the values of a run's job that are others in the job here, empty if there are none."""
+        values = ((name, getattr(self, name), getattr(here, name)) for name in self.__struct_fields__)
+        return "; ".join(f"{name} = {was!r} in the run, {is_!r} here" for name, was, is_ in values if was != is_)
+
 
 def check(job: Job) -> Job:
     """Return the job; `JobError` if two of its values contradict each other."""

@@ -12,13 +12,12 @@ from lockstep.common.aggregation.layout import (
     ParameterLayout,
     gather,
     layout_of,
-    running_statistics,
 )
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.capture import Capture, capture
 from lockstep.common.autograd.graph import Leaf, no_grad, observing, watch
 from lockstep.common.autograd.primitives.primitive import Array
-from lockstep.common.autograd.program import Program, Segment, Tree, proven, run
+from lockstep.common.autograd.program import CallList, Program, Tree, proven, run
 from lockstep.common.autograd.tape import UntapeableError
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.job.objective import Objective
@@ -44,7 +43,7 @@ class AutogradModel:
         self.layout = layout_of(self.module)
 
     def momenta(self) -> Vector:
-        return self.layout.momenta(each.momentum for each in running_statistics(self.module).values())
+        return self.layout.momenta(each.momentum for each in self.module.buffers())
 
     def first_weights(self, seed: int) -> Vector:
         return gather(self.module.initialize(seed), self.layout)
@@ -84,9 +83,9 @@ class StackedPass:
     _weights: Sequence[Vector] = ()
     _reads: int = 0
     #: By the index of the weights.
-    _forward: dict[int, list[Segment]] = field(default_factory=dict)
+    _forward: dict[int, list[CallList]] = field(default_factory=dict)
     #: By the index of the weights, and by whether sums are added to what is there: for each vector of sums.
-    _backward: dict[tuple[int, bool], list[tuple[Vector, list[Segment]]]] = field(default_factory=dict)
+    _backward: dict[tuple[int, bool], list[tuple[Vector, list[CallList]]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.images, self.targets = self.program.inputs
@@ -132,7 +131,7 @@ class StackedPass:
             return np.add(first, second, out=first)
         # What no forward observes stays as it is: its sum is the number of samples times its value.
         seen = self._weights[self._reads][self.layout.parameter_size :] * np.float32(self.images.shape[1])
-        for entry, statistic in zip(self.layout.statistics, running_statistics(self.module).values(), strict=True):
+        for entry, statistic in zip(self.layout.statistics, self.module.buffers(), strict=True):
             start = entry.offset - self.layout.parameter_size
             statistic.observed = seen[start : start + entry.size].reshape(entry.shape)
         self.program.observe(tree)
@@ -152,7 +151,7 @@ class StackedPass:
             for entry in self.unreached:
                 entry.view(sums).fill(0.0)
 
-    def _segments_for(self, sums: Vector, *, adds: bool) -> list[Segment]:
+    def _segments_for(self, sums: Vector, *, adds: bool) -> list[CallList]:
         known = self._backward.setdefault((self._reads, adds), [])
         for vector, segments in known:
             if vector is sums:

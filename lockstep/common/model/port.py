@@ -1,6 +1,6 @@
-"""What a run needs of a model, whoever computes its gradients; nothing else of a run learns who that is.
+"""What a run needs of a model: the same for our autograd, for PyTorch, and for whatever else computes gradients.
 
-A `Model` says what is trained. Its `Engine` computes: the weights of a slot and a micro-batch go in, sums are written
+A `Model` is what is trained. Its `Engine` computes: the weights of a slot and a micro-batch go in, sums are written
 into a flat vector, and the loss and the outputs come out. Samples, leases, the tree of sums, the update, checkpoints
 and verification know these two protocols only.
 """
@@ -19,7 +19,7 @@ OnFinal = Callable[[int], None]
 
 
 class DrawKey(NamedTuple):
-    """What all random numbers of a micro-batch follow from, together with a layer's place (rule R2)."""
+    """The key of all random numbers of a micro-batch; a layer adds its place in the model to it (rule R2)."""
 
     seed: int
     step: int
@@ -27,7 +27,7 @@ class DrawKey(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a forward came to."""
+    """The result of a forward."""
 
     #: The sum of the losses, as a float32 that may not be finite.
     loss: float
@@ -88,7 +88,7 @@ class LayerOutput(NamedTuple):
 
 
 class Inspection(NamedTuple):
-    """All that can be seen of a micro-batch."""
+    """What was computed of a micro-batch: outputs of layers, and gradients."""
 
     outcome: Outcome
     #: In the order of computation.
@@ -100,11 +100,11 @@ class Inspection(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What shows that a model computes the same here as elsewhere; both are empty if the fingerprint shows it."""
+    """Evidence that a model computes the same here as elsewhere; empty if the fingerprint of the numerics is enough."""
 
-    #: Who computes, with the version and what it uses of the processor.
+    #: The library that computes, its version, and the instructions that it uses of the processor.
     engine: str = ""
-    #: Of what it computed of the model, in hex.
+    #: The digest of what it computed with the model, in hex.
     digest: str = ""
 
 

@@ -27,6 +27,12 @@ from lockstep.common.nn.module import Module
 #: A file that imports PyTorch. Here and below it is imported within functions, where a model asks for it.
 _TORCH_IMPORT = re.compile(rb"^\s*(?:import|from)\s+torch\b", re.MULTILINE)
 
+#: How a file begins that `fit` made of a model from a notebook.
+WRITTEN_BY_FIT = '"""A model that was defined in a notebook or a script, as `fit` found it there."""\n\n'
+
+#: An import in such a file of a run from before `common` was in `lockstep`.
+_OLD_IMPORT = re.compile(rb"^(import|from) common\.", re.MULTILINE)
+
 #: Bytes of a model's file.
 MOST_BYTES = 2**24
 
@@ -63,7 +69,10 @@ class ModelFile:
         module.__file__ = str(self.path)
         sys.modules[module.__name__] = module
         try:
-            exec(compile(self.source, self.path, "exec"), vars(module))
+            source = self.source
+            if source.startswith(WRITTEN_BY_FIT.encode()):
+                source = _OLD_IMPORT.sub(rb"\1 lockstep.common.", source)
+            exec(compile(source, self.path, "exec"), vars(module))
         except (Exception, SystemExit) as error:
             del sys.modules[module.__name__]
             advice = ""

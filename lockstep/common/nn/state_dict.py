@@ -34,7 +34,7 @@ def load(
     }
     problems = _shape_problems(own, arrays)
     if strict:
-        problems = [*_listed("missing keys", missing), *_listed("unexpected keys", unexpected), *problems]
+        problems = [*_with_keys("missing keys", missing), *_with_keys("unexpected keys", unexpected), *problems]
     if problems:
         advice = "" if not strict else "; strict=False loads the keys that agree"
         raise RuntimeError(f"the state dict does not fit {owner}: {'; '.join(problems)}{advice}")
@@ -49,7 +49,7 @@ def is_counter(key: str, own: Mapping[str, object]) -> bool:
     return name == _COUNTER and prefix + "running_mean" in own
 
 
-def _listed(title: str, keys: list[str]) -> list[str]:
+def _with_keys(title: str, keys: list[str]) -> list[str]:
     return [f"{title}: {', '.join(map(repr, keys))}"] if keys else []
 
 

@@ -47,7 +47,7 @@ def encode(message: Message, arrays: Sequence[Vector] = ()) -> list[Buffer]:
     """Return the frames of a message; the array frames are views, valid while the arrays do not change."""
     if len(arrays) not in arrays_of(message):
         raise ProtocolError(
-            f"a {type(message).__name__} carries {_listed(arrays_of(message))} arrays, not {len(arrays)}"
+            f"a {type(message).__name__} carries {_alternatives(arrays_of(message))} arrays, not {len(arrays)}"
         )
     header = msgpack.packb(msgspec.to_builtins(message))
     if len(header) > HEADER_LIMIT:
@@ -65,12 +65,12 @@ def decode(frames: Sequence[Buffer], expected: Any) -> tuple[Message, list[Vecto
     message = decode_header(frames[0], expected)
     if len(frames) - 1 not in arrays_of(message):
         raise RemoteProtocolError(
-            f"a {type(message).__name__} with {len(frames) - 1} arrays: expected {_listed(arrays_of(message))}"
+            f"a {type(message).__name__} with {len(frames) - 1} arrays: expected {_alternatives(arrays_of(message))}"
         )
     return message, [array_from(frame) for frame in frames[1:]]
 
 
-def _listed(numbers: range) -> str:
+def _alternatives(numbers: range) -> str:
     return " or ".join(map(str, numbers))
 
 

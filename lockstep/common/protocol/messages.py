@@ -61,6 +61,15 @@ Quantity = Literal["loss", "gradient"]
 OF_A_STEP: frozenset[Work] = frozenset({"train", "audit"})
 
 
+#: What names a lease among all that a worker is sent: what it is of, its step, and its number.
+LeaseKey = tuple[Work | Literal["steps"], int, int]
+
+
+def steps_key(number: int) -> LeaseKey:
+    """Return what names a multi-step lease: it is of several steps, and so of none."""
+    return "steps", 0, number
+
+
 def shortened(text: str, limit: int = TEXT_LIMIT) -> str:
     """Return a text that a peer accepts: one too long loses its middle, as a traceback is most useful at its ends."""
     # A file's name may hold what is not Unicode, and with it a traceback.
@@ -146,6 +155,9 @@ class Result(Message, frozen=True, kw_only=True):
     def node(self) -> Node:
         return Node(self.lo, self.hi)
 
+    def key(self) -> LeaseKey:
+        return self.work, self.step, self.number
+
 
 class SliceResult(Message, frozen=True, kw_only=True):
     """The result of a slice of an update that was leased."""
@@ -160,8 +172,8 @@ class SliceResult(Message, frozen=True, kw_only=True):
     seconds: Seconds = 0.0
 
 
-class StretchEnded(Message, frozen=True, kw_only=True):
-    """The answer to each `Stretch`: the worker begins nothing more of it.
+class MultiStepResult(Message, frozen=True, kw_only=True):
+    """The answer to each `MultiStepLease`: the worker begins nothing more of it.
 
     The worker has made its last step or cannot go on, or the server has ended it. After that, steps are leased.
     """
@@ -169,6 +181,9 @@ class StretchEnded(Message, frozen=True, kw_only=True):
     number: Count
     #: Steps of the run whose slices of updates the worker has made.
     steps: Count
+
+    def key(self) -> LeaseKey:
+        return steps_key(self.number)
 
 
 class ComputeFailed(Message, frozen=True, kw_only=True):
@@ -203,6 +218,9 @@ class Dropped(Message, frozen=True, kw_only=True):
     number: Count
     #: Micro-batches of it that were computed in vain, and of which no result was sent.
     computed: MicroBatch = 0
+
+    def key(self) -> LeaseKey:
+        return self.work, self.step, self.number
 
 
 class Leave(Message, frozen=True, kw_only=True):
@@ -307,6 +325,9 @@ class Lease(Message, frozen=True, kw_only=True):
     #: Which memory holds the weights, if it is shared: a later number means that the run moved on into other memory.
     memory: Count = 0
 
+    def key(self) -> LeaseKey:
+        return self.work, self.step, self.number
+
 
 class SumsPlace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where sums are in shared memory."""
@@ -320,7 +341,7 @@ class SliceLease(Message, frozen=True, kw_only=True):
     """Make the update of a step for the values `[start, stop)`, all in memory that is shared.
 
     It is made once by whoever holds the lock on the worker's file of sums. A worker that cannot get that lock makes
-    nothing, since the server has taken the slice back.
+    nothing, since the server has withdrawn the slice.
     """
 
     #: Different for each lease of a slice.
@@ -342,7 +363,7 @@ class SliceLease(Message, frozen=True, kw_only=True):
     memory: Count = 0
 
 
-class Stretch(Message, frozen=True, kw_only=True):
+class MultiStepLease(Message, frozen=True, kw_only=True):
     """Make the steps `[first, last)` without waiting for the server, while another worker makes the other half.
 
     In each of them a worker computes the sums of its half, and makes its slice of the update once the sums of both are
@@ -350,7 +371,7 @@ class Stretch(Message, frozen=True, kw_only=True):
     are in slot `step % 2`. The slice is made by whoever holds the lock on the worker's file, as with a `SliceLease`.
     """
 
-    #: Different for each stretch of steps.
+    #: Different for each lease of several steps.
     number: Count
     #: Of the worker that it is for, as in `SliceLease`.
     incarnation: ShortText
@@ -368,14 +389,17 @@ class Stretch(Message, frozen=True, kw_only=True):
     reads: Annotated[int, Meta(ge=0, le=1)]
     #: The workers of the first and of the second half.
     ranks: Annotated[list[Count], Meta(min_length=2, max_length=2)]
-    #: How long it waits for the other worker before it leaves the stretch.
+    #: How long it waits for the other worker before it leaves the multi-step lease.
     patience_s: Seconds
     #: Which memory it is in, as in `Lease`.
     memory: Count = 0
 
+    def key(self) -> LeaseKey:
+        return steps_key(self.number)
 
-class EndStretch(Message, frozen=True, kw_only=True):
-    """Begin no further slice of a stretch of steps, and say where it ended."""
+
+class MultiStepWithdrawal(Message, frozen=True, kw_only=True):
+    """Begin no further slice of a lease of several steps, and say where it ended."""
 
     number: Count
 
@@ -386,6 +410,9 @@ class Withdrawal(Message, frozen=True, kw_only=True):
     work: Work
     step: Count
     number: Count
+
+    def key(self) -> LeaseKey:
+        return self.work, self.step, self.number
 
 
 class Finished(Message, frozen=True, kw_only=True):
@@ -481,7 +508,7 @@ WorkerMessage = (
     | SumsFrame
     | Result
     | SliceResult
-    | StretchEnded
+    | MultiStepResult
     | ComputeFailed
     | Diverged
     | Dropped
@@ -500,8 +527,8 @@ ServerMessage = (
     | Weights
     | Lease
     | SliceLease
-    | Stretch
-    | EndStretch
+    | MultiStepLease
+    | MultiStepWithdrawal
     | Withdrawal
     | Finished
     | Ping

@@ -37,7 +37,10 @@ ENTRY = np.dtype(
 )
 
 #: The marks: steps of which the worker has computed the sums, has made its slice of the update, and has all entries.
-SUMMED, MADE, LISTED = range(3)
+SUMMED, MADE, ENTERED = range(3)
+
+#: The server's only mark: steps whose entries it has read.
+READ = ENTERED
 
 #: Bytes of the marks, on a cache line of their own.
 _MARKS_BYTES = 64
@@ -49,7 +52,7 @@ _BARRIER = threading.Lock()
 class StepBoard:
     """The marks and entries in the head of a file."""
 
-    #: int64, by `SUMMED`, `MADE` and `LISTED`: each counts the run's steps.
+    #: int64, by `SUMMED`, `MADE` and `ENTERED`: each counts the run's steps.
     marks: NDArray[np.int64]
     #: Of `ENTRY`, shape (ENTRIES,): that of a step is at `step % ENTRIES`.
     entries: NDArray[np.void]

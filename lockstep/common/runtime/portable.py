@@ -52,12 +52,12 @@ def check_features(found: list[str], baseline: list[str]) -> None:
     have = {*found, *baseline}
     if not has_needed(have):
         raise NumericsError(
-            f"numerics = 'portable' on a processor without AVX2 and FMA (NumPy finds {_listed(have)}): expected one "
+            f"numerics = 'portable' on a processor without AVX2 and FMA (NumPy finds {_names(have)}): expected one "
             f"of Intel since 2013 or AMD since 2015; {ADVICE}"
         )
     if newer := set(baseline) - HASWELL:
         raise NumericsError(
-            f"numerics = 'portable' with a NumPy that was built for {_listed(newer)}: expected its wheel from PyPI "
+            f"numerics = 'portable' with a NumPy that was built for {_names(newer)}: expected its wheel from PyPI "
             "(pip install --force-reinstall numpy), or numerics = 'native'"
         )
 
@@ -67,7 +67,7 @@ def check_openblas(name: str, found: list[str]) -> None:
     newer = set(found) - HASWELL
     if newer and any(f" {release}" in name for release in FAULTY_OPENBLAS):
         raise NumericsError(
-            f"numerics = 'portable' with {name} on a processor with {_listed(newer)}, where its products for Haswell "
+            f"numerics = 'portable' with {name} on a processor with {_names(newer)}, where its products for Haswell "
             "crash or have other bits: expected another release; install NumPy by constraints.txt (pip install -c "
             "constraints.txt numpy), or use numerics = 'native'"
         )
@@ -95,5 +95,5 @@ def check_held(kernel: str, threads: int, found: list[str]) -> None:
     )
 
 
-def _listed(names: set[str]) -> str:
+def _names(names: set[str]) -> str:
     return ", ".join(sorted(names)) or "none"

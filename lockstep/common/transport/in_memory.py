@@ -49,22 +49,29 @@ class Host(Protocol):
 
 
 class StandingTime:
-    """A timeline and host for which no time passes: what would happen later never does."""
+    """A timeline on which no time passes: what would happen later never does."""
 
-    name, now = "", 0.0
+    now = 0.0
 
-    def __init__(self) -> None:
-        self.arrivals: list[Callable[[], float]] = []
+    def after(self, seconds: float, action: Callable[[], None]) -> None: ...
+    def record(self, who: str, what: str) -> None: ...
+    def record_message(self, who: str, frames: Sequence[memoryview]) -> None: ...
+
+
+@dataclass
+class Bystander:
+    """The host of a port that belongs to no simulated process: its calls take no time."""
+
+    timeline: Timeline
+    name: str = ""
+    arrivals: list[Callable[[], float]] = field(default_factory=list)
 
     def time(self) -> float:
-        return self.now
+        return self.timeline.now
 
     def tick(self) -> None: ...
     def wake(self, at: float) -> None: ...
     def reschedule(self) -> None: ...
-    def after(self, seconds: float, action: Callable[[], None]) -> None: ...
-    def record(self, who: str, what: str) -> None: ...
-    def record_message(self, who: str, frames: Sequence[memoryview]) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +147,7 @@ class MemoryNetwork:
         """Return the server at an address. Raises AddressError while there is another."""
         if address in self.servers:
             raise AddressError(f"address {address!r} is in use: close that server first")
-        self.servers[address] = server = MemoryServer(self, address, host or StandingTime())
+        self.servers[address] = server = MemoryServer(self, address, host or Bystander(self.timeline))
         if self.link.redial_s is None:
             for client in self.clients:
                 client.connect()
@@ -148,7 +155,7 @@ class MemoryNetwork:
 
     def client(self, address: str = ADDRESS, host: Host | None = None) -> "MemoryClient":
         """Return another client of an address, before or after its server."""
-        client = MemoryClient(self, address, host or StandingTime())
+        client = MemoryClient(self, address, host or Bystander(self.timeline))
         self.clients.append(client)
         client.connect()
         return client

@@ -53,11 +53,7 @@ class CheckpointIdentity(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, info: RunInfo) -> "CheckpointIdentity":
         return cls(
-            job=info.job,
-            source=info.source,
-            dataset=info.dataset,
-            layout=info.layout,
-            numerics=info.fingerprint,
+            job=info.job, source=info.source, dataset=info.dataset, layout=info.layout, numerics=info.fingerprint
         )
 
 

@@ -149,4 +149,4 @@ class Checkpointer:
     def best(self) -> int | None:
         """Return after how many steps the best epoch ended, None before the first."""
         epoch = self.recorder.best_epoch()
-        return None if epoch is None else self.recorder.ends_at(epoch)
+        return None if epoch is None else self.recorder.ends_at(epoch.epoch)

@@ -11,11 +11,12 @@ from lockstep.ps.checkpoint.checkpoint import Checkpoint, CheckpointIdentity, Ru
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.membership import Membership
-from lockstep.ps.records.ledger import RunBegun, read_lines
+from lockstep.ps.coordinator.scheduling.multi_step_plan import FIRST_STEPS
+from lockstep.ps.records.ledger import RunBegun
 from lockstep.ps.records.receipt import read_chain
 from lockstep.ps.records.recorder import MetricsRecorder
-from lockstep.ps.records.run_folder import RunFolder
-from lockstep.ps.run.early_stopping import early_stopping_state
+from lockstep.ps.records.run_folder import RunFolder, read_ledger
+from lockstep.ps.run.early_stopping import best_epoch
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Round
 from lockstep.ps.run.progress import Progress
@@ -38,26 +39,22 @@ def first_round(setup: RunSetup) -> Resumption:
     return Resumption(round=setup.info.plan.first(), progress=Progress(setup.info.targets, setup.info.guess))
 
 
-def coordinator_of(info: RunInfo, start: Resumption) -> Coordinator:
-    """Return the coordinator of a run that begins or resumes there."""
+def coordinator_of(info: RunInfo, start: Resumption, *, first_steps: int = FIRST_STEPS) -> Coordinator:
+    """Return the coordinator of a run that begins or resumes there; `first_steps` as of `Coordinator`."""
     membership = Membership(compute_s=start.compute_s)
-    return Coordinator(info, membership=membership, progress=start.progress, start=start.round)
+    return Coordinator(info, membership=membership, progress=start.progress, start=start.round, first_steps=first_steps)
 
 
 def begin_again(setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder) -> Resumption:
     """Begin a run again that has no checkpoint: cut off all its lines, and return its beginning."""
-    folder.metrics.cut(0)
-    lost = _steps_in(folder.ledger.cut(0))
-    recorder.begin(setup.shard.digest(), lost_steps=lost)
+    recorder.begin(setup.shard.digest(), lost_steps=_cut_lines(folder))
     return first_round(setup)
 
 
 def check_identity(checkpoint: Checkpoint, info: RunInfo, *, allows_mixed_numerics: bool = False) -> None:
     """Raise a `UsageError` that names both if the job, the model, the data or the numerics are not the run's."""
     there, here, path = checkpoint.identity, CheckpointIdentity.of(info), checkpoint.path
-    values = {name: (getattr(there.job, name), getattr(here.job, name)) for name in there.job.__struct_fields__}
-    odd = "; ".join(f"{name} = {was!r} in the run, {is_!r} here" for name, (was, is_) in values.items() if was != is_)
-    if odd:
+    if odd := there.job.changed_in(here.job):
         raise JobError(
             f"{path} belongs to another job: {odd}: expected the same; a new run may start from --initial {path}"
         )
@@ -94,12 +91,11 @@ def resume(setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder, checkp
             f"{checkpoint.path}: is from the end of a run, so there is nothing to resume: remove the file"
         )
     fill(setup.shard, checkpoint, setup)
-    lost = _cut_lines(folder, saved)
+    lost = _cut_lines(folder, saved.metrics_bytes, saved.ledger_bytes)
     recorder.history = list(saved.history)
     recorder.steps, recorder.update_s = saved.steps, saved.update_s
     recorder.setting = replace(recorder.setting, started=recorder.setting.started - saved.wall_s)
-    path = folder.ledger.path
-    recorder.chain = read_chain(setup.info, read_lines(path.read_bytes(), str(path)), str(path))
+    recorder.chain = read_chain(setup.info, read_ledger(folder.path), str(folder.ledger.path))
     recorder.add_entries(
         RunBegun(step=saved.steps, weights_sha256=weights_digest(setup.shard.weights), lost_steps=lost)
     )
@@ -108,11 +104,11 @@ def resume(setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder, checkp
 
 def _best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> Checkpoint | None:
     """Return the checkpoint of the best epoch in another one's history, None before the first or if it is gone."""
-    saved, stopping = checkpoint.progress, early_stopping_state(checkpoint.identity.job, checkpoint.progress.history)
-    if stopping is None:
+    saved = checkpoint.progress
+    best = best_epoch(checkpoint.identity.job, saved.history)
+    if best is None:
         return None
-    record = saved.history[stopping.best - 1]
-    return next((found for found in checkpoints.back_from(saved.steps) if found.is_of(record)), None)
+    return next((found for found in checkpoints.back_from(saved.steps) if found.is_of(best)), None)
 
 
 def has_best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> bool:
@@ -159,19 +155,15 @@ def _progress(saved: RunProgress, info: RunInfo) -> Progress:
     )
 
 
-def _cut_lines(folder: RunFolder, saved: RunProgress) -> int:
-    """Cut off the lines of steps after the checkpoint; return of how many steps there were any."""
-    for file, size in ((folder.metrics, saved.metrics_bytes), (folder.ledger, saved.ledger_bytes)):
+def _cut_lines(folder: RunFolder, metrics_bytes: int = 0, ledger_bytes: int = 0) -> int:
+    """Cut off the lines of steps after a checkpoint; return of how many steps there were any."""
+    for file, size in ((folder.metrics, metrics_bytes), (folder.ledger, ledger_bytes)):
         file.open()
         if file.size() < size:
             raise FileFormatError(
                 f"{file.path}: {file.size()} bytes: expected at least {size}, as when the checkpoint was written; put "
                 "the run's own file back"
             )
-    folder.metrics.cut(saved.metrics_bytes)
-    return _steps_in(folder.ledger.cut(saved.ledger_bytes))
-
-
-def _steps_in(lines: bytes) -> int:
+    folder.metrics.cut(metrics_bytes)
     # Not parsed: after a loss of power there may be anything.
-    return lines.count(b'"kind":"step"')
+    return folder.ledger.cut(ledger_bytes).count(b'"kind":"step"')

@@ -1,7 +1,6 @@
 """The coordinator decides who computes what, and when a step is complete. No socket, clock, file or array.
 
-`handle(event, now)` returns what is to be done; `deadline()` says when to call again if nothing happens before. What it
-decides never changes the result, only who computes it: the sums are added over one fixed tree.
+What it decides never changes the result, only who computes it: the sums are added over one fixed tree.
 """
 
 from collections.abc import Sequence
@@ -11,30 +10,44 @@ from typing import assert_never
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind
 from lockstep.common.job.tally import Tally
-from lockstep.common.protocol.messages import Eviction, Finished, Ping, Result, Status, Welcome, shortened
-from lockstep.common.statemachine.events_and_effects import Report, Send
-from lockstep.common.statemachine.transitions import check_reached, targets_in
+from lockstep.common.protocol.messages import (
+    CallbackDecision,
+    ComputeFailed,
+    Diverged,
+    Dropped,
+    Eviction,
+    Finished,
+    Join,
+    Message,
+    MultiStepResult,
+    Ping,
+    Ready,
+    Result,
+    Status,
+    Welcome,
+    shortened,
+)
+from lockstep.common.statemachine.machine import Machine, Received, Report, Send
 from lockstep.ps.coordinator import events, failures, registration
 from lockstep.ps.coordinator.effects import (
-    BeginStretch,
     Effect,
     Finish,
     ForgetWorker,
+    LeaseSteps,
     RecordEpoch,
     RecordStep,
-    TakeBackSteps,
     UpdateWeights,
+    WithdrawSteps,
 )
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState
 from lockstep.ps.coordinator.scheduling.audit import Audit
-from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
+from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable, WithdrawnLease
+from lockstep.ps.coordinator.scheduling.multi_step_plan import FIRST_STEPS, MultiStepPlan, even_step_s
 from lockstep.ps.coordinator.scheduling.round_state import UNKNOWN, RoundState
 from lockstep.ps.coordinator.scheduling.scheduler import Scheduler
 from lockstep.ps.coordinator.scheduling.stragglers import LeaseTimeouts, StragglerMonitor
-from lockstep.ps.coordinator.scheduling.stretch_plan import StretchPlan, even_step_s
-from lockstep.ps.coordinator.scheduling.withdrawals import WithdrawnLease
 from lockstep.ps.coordinator.status import Reminder, status_of, waiting_text, with_rejections
-from lockstep.ps.coordinator.transitions import PHASES, TRANSITIONS, RunPhase, initial_phase
+from lockstep.ps.coordinator.transitions import PHASES, TRANSITIONS, RunPhase
 from lockstep.ps.records.ledger import OTHERS_FASTER, Account
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Round, next_round
@@ -45,9 +58,10 @@ STRANGER = "the server does not know this worker: it was silent for too long, or
 
 
 @dataclass
-class Coordinator:
-    """The state of a run, and how it proceeds; see `ps.coordinator.transitions` for the table that it obeys."""
+class Coordinator(Machine[events.Event, Effect]):
+    """The state of a run, and how it proceeds."""
 
+    transitions = TRANSITIONS
     info: RunInfo
     phase: RunPhase = RunPhase.AWAITING_WORKERS
     membership: Membership = field(default_factory=Membership)
@@ -60,13 +74,15 @@ class Coordinator:
     shards: Sequence[str] = ()
     offers_memory: bool = True
     #: Workers that came before all servers were ready.
-    early_joins: list[events.WorkerJoined] = field(default_factory=list)
+    early_joins: dict[bytes, Join] = field(default_factory=dict)
     #: The round to begin with if a run is resumed; otherwise the plan's first.
     start: Round | None = None
-    #: When workers may make steps by themselves; the stretch at hand, and whether that is being taken back.
-    stretches: StretchPlan = field(default_factory=StretchPlan)
-    stretch: BeginStretch | None = None
+    #: Steps before the first multi-step lease.
+    first_steps: int = FIRST_STEPS
+    #: The multi-step lease at hand, and whether that is being withdrawn.
+    leased_steps: LeaseSteps | None = None
     is_ending: bool = False
+    multi_step: MultiStepPlan = field(init=False)
     state: RoundState = field(init=False)
     scheduler: Scheduler = field(init=False)
     stragglers: StragglerMonitor = field(init=False)
@@ -78,7 +94,7 @@ class Coordinator:
         self.stragglers = StragglerMonitor(self.scheduler.timeouts, self.scheduler.withdrawals)
         self.progress.targets, self.progress.guess = self.info.targets, self.info.guess
         self._open(self.start or self.info.plan.first())
-        self.stretches.earliest += self.round.step
+        self.multi_step = MultiStepPlan(earliest=self.round.step + self.first_steps)
 
     @property
     def round(self) -> Round:
@@ -99,23 +115,23 @@ class Coordinator:
         return self.phase in (RunPhase.FINISHED, RunPhase.FAILED)
 
     def handle(self, event: events.Event, now: float) -> list[Effect]:
-        """React to what happened at `now` seconds; return what is to be done, in order."""
         self.stragglers.check(now, self.leases)
-        if isinstance(event, events.FROM_MEMBERS) and event.peer not in self.membership.members and not self.is_over():
+        if isinstance(event, Received) and self._is_stranger(event) and not self.is_over():
             # Before the table, which is of the run's phases: whoever this is takes no part in the run.
             return [Send(peer=event.peer, message=Eviction(reason=STRANGER))]
-        targets = targets_in(TRANSITIONS, self.phase, event)
-        if not targets:
-            return []
+        return self.obey(event, now)
+
+    def _is_stranger(self, event: Received) -> bool:
+        return isinstance(event.message, events.FROM_MEMBERS) and event.peer not in self.membership.members
+
+    def react(self, event: events.Event, now: float) -> list[Effect]:
         effects = self._dispatch(event, now)
         if not self.is_over():
             effects += self._record_sign_of_life(event, now) + self._end_audit(now) + self._remind(now)
-            effects += self._watch_stretch()
-        check_reached(targets, event, self.phase)
+            effects += self._watch_multi_step()
         return effects
 
     def deadline(self) -> float | None:
-        """Return when `TimePassed` is due, None if only a message can move the run."""
         if self.is_over():
             return None
         due = [
@@ -128,28 +144,13 @@ class Coordinator:
 
     def _dispatch(self, event: events.Event, now: float) -> list[Effect]:
         match event:
-            case events.WorkerJoined():
-                return self._join(event, now)
-            case events.WorkerPrepared():
-                return self._prepared(event, now)
-            case events.WorkerAdvanced():
-                return []
-            case events.ResultReceived():
-                return self._on_result(event, now)
-            case events.LeaseFailed():
-                return self._on_lease_failed(event, now)
-            case events.LossDiverged():
-                return self._on_diverged(event)
-            case events.LeaseDropped():
-                return self._on_dropped(event, now)
+            case Received(peer=peer, message=message):
+                member = self.membership.members.get(peer)
+                return self._on_message(peer, message, now) if member is None else self._on_work(member, message, now)
             case events.WorkerLeft():
                 return self._on_left(event, now)
-            case events.WorkerPinged():
-                return self._on_ping(event.peer)
             case events.StatusRequested():
                 return [Send(peer=event.peer, message=with_rejections(self.status(now), event.refused, event.broken))]
-            case events.CallbacksDecided():
-                return self._on_callbacks_decided(event, now)
             case events.ServersReady():
                 return self._on_servers_ready(event, now)
             case events.SumsAcknowledged():
@@ -158,13 +159,11 @@ class Coordinator:
                 return self._begin_next_round() + self._go_on(now) if event.step == self.round.step else []
             case events.StepMade():
                 return self._on_step_made(event)
-            case events.StretchCompleted():
-                return self._on_stretch_completed(event, now)
-            case events.StretchAnswered():
-                return self._on_stretch_answered(event, now)
-            case events.StretchRefused():
-                self.stretches.is_possible = False
-                self._leave_stretch(self.round.step, now)
+            case events.MultiStepLeaseEnded():
+                return self._on_multi_step_ended(event, now)
+            case events.MultiStepLeaseRefused():
+                self.multi_step.is_possible = False
+                self._leave_multi_step(self.round.step, now)
                 return self._assign_leases(now)
             case events.ServerLost():
                 return self._fail(event.text, FailureKind.SERVER_LOST)
@@ -177,19 +176,51 @@ class Coordinator:
             case _:
                 assert_never(event)
 
+    def _on_message(self, peer: bytes, message: Message, now: float) -> list[Effect]:
+        """Handle what anybody may send."""
+        match message:
+            case Join():
+                return self._join(peer, message, now)
+            case CallbackDecision():
+                return self._on_callbacks_decided(message, now)
+            case Ping():
+                return [Send(peer=peer, message=self._finished() if self.is_over() else Ping())]
+            case _:
+                return []
+
+    def _on_work(self, member: Member, message: Message, now: float) -> list[Effect]:
+        """Handle what a member of the run sends."""
+        match message:
+            case Ready():
+                return self._prepared(member, message, now)
+            case Result():
+                return self._on_result(member, message, now)
+            case ComputeFailed():
+                return self._on_compute_failed(member, message, now)
+            case Diverged():
+                found = failures.diverged(member, message, self.state)
+                return [] if found is None else self._fail(found.text, found.kind)
+            case Dropped():
+                return self._on_dropped(member, message, now)
+            case MultiStepResult():
+                is_expected = self.scheduler.end_multi_step(member.rank, message.key(), now)
+                return self._assign_leases(now, self._only(member)) if is_expected else []
+            case _:
+                return self._on_message(member.peer, message, now)
+
     # Workers come and go
 
-    def _join(self, event: events.WorkerJoined, now: float) -> list[Effect]:
-        if refused := registration.refuse(event, self.membership, self.info):
+    def _join(self, peer: bytes, join: Join, now: float) -> list[Effect]:
+        if refused := registration.refuse(peer, join, self.membership, self.info):
             return refused
         if self.is_over():
-            return [Send(peer=event.peer, message=self._finished())]
-        if event.peer in self.membership.members:
+            return [Send(peer=peer, message=self._finished())]
+        if peer in self.membership.members:
             return []
         if self.phase is RunPhase.AWAITING_SERVERS:
-            self.early_joins = [early for early in self.early_joins if early.peer != event.peer] + [event]
+            self.early_joins[peer] = join
             return []
-        return registration.admit(event, self.membership, self.state.account, self._welcome, now)
+        return registration.admit(peer, join, self.membership, self.state.account, self._welcome, now)
 
     def _welcome(self, rank: int) -> Welcome:
         return self.info.welcome(rank, shards=self.shards, offers_memory=self.offers_memory)
@@ -198,14 +229,13 @@ class Coordinator:
         self.shards, self.offers_memory = event.addresses, event.shares
         self.membership.obstacle = self.membership.obstacle or event.obstacle
         self.phase = RunPhase.AWAITING_WORKERS
-        early, self.early_joins = self.early_joins, []
-        return [effect for joined in early for effect in self._join(joined, now)]
+        early, self.early_joins = self.early_joins, {}
+        return [effect for peer, join in early.items() for effect in self._join(peer, join, now)]
 
-    def _prepared(self, event: events.WorkerPrepared, now: float) -> list[Effect]:
-        member = self.membership.members.get(event.peer)
-        if member is None or member.state is not MemberState.PREPARING:
+    def _prepared(self, member: Member, ready: Ready, now: float) -> list[Effect]:
+        if member.state is not MemberState.PREPARING:
             return []
-        effects = registration.prepared(member, event, self.membership, self.info)
+        effects = registration.prepared(member, ready, self.membership, self.info)
         is_waiting = self.phase is RunPhase.AWAITING_WORKERS
         if is_waiting and self.membership.count_prepared() >= self.info.min_workers:
             self.phase = initial_phase(self.info, self.round)
@@ -213,7 +243,7 @@ class Coordinator:
         return effects + self._assign_leases(now)
 
     def _on_left(self, event: events.WorkerLeft, now: float) -> list[Effect]:
-        self.early_joins = [early for early in self.early_joins if early.peer != event.peer]
+        self.early_joins.pop(event.peer, None)
         member = self.membership.remove(event.peer)
         if member is None:
             return []
@@ -225,29 +255,27 @@ class Coordinator:
         forget = ForgetWorker(peer=member.peer, rank=member.rank)
         return [report, forget, *registration.activate_standby(self.membership, self.info), *self._assign_leases(now)]
 
-    def _on_ping(self, peer: bytes) -> list[Effect]:
-        if self.is_over():
-            return [Send(peer=peer, message=self._finished())]
-        return [Send(peer=peer, message=Ping())]
-
     def _record_sign_of_life(self, event: events.Event, now: float) -> list[Effect]:
         """Record that a worker is alive: progress extends its leases, and a suspect gets work again.
 
         A suspect that says something again and again, but brings nothing, does not.
         """
-        if isinstance(event, events.NOT_A_SIGN_OF_LIFE):
+        if not isinstance(event, Received | events.StatusRequested):
+            return []
+        message = event.message if isinstance(event, Received) else None
+        if isinstance(message, CallbackDecision):
             return []
         member = self.membership.on_message(event.peer, now)
         if member is None:
             return []
         self.stragglers.on_message(member.rank)
-        if isinstance(event, events.WorkerAdvanced | events.ResultReceived) and member.rank in self.leases.held:
+        if isinstance(message, events.PROGRESS) and member.rank in self.leases.held:
             self.leases.extend(member.rank, now + self._timeout_s(member.rank))
         if member.state is not MemberState.SUSPECT:
             return []
         is_needed = not self.membership.count(MemberState.READY)
         is_on_probation = self.stragglers.is_on_probation(member.rank, now)
-        if isinstance(event, events.WITHOUT_PROGRESS) and not is_needed and is_on_probation:
+        if isinstance(message, Ping | None) and not is_needed and is_on_probation:
             return []
         return registration.activate(member, self.membership, self.info) + self._assign_leases(now)
 
@@ -267,10 +295,7 @@ class Coordinator:
         """Return a member if it may be given work."""
         return [member] if member.state is MemberState.READY else []
 
-    def _on_result(self, event: events.ResultReceived, now: float) -> list[Effect]:
-        member, result = self.membership.members.get(event.peer), event.result
-        if member is None:
-            return []
+    def _on_result(self, member: Member, result: Result, now: float) -> list[Effect]:
         withdrawn = self._record_duration(member, result, now)
         times = UNKNOWN if withdrawn is None else withdrawn.times(now)
         effects, counts = self.state.on_result(member, result, has_shards=self.info.servers > 1, times=times)
@@ -283,7 +308,7 @@ class Coordinator:
 
         A result of anything else measures nothing: it came twice, or too late.
         """
-        withdrawn = self.scheduler.past(member, (result.work, result.step, result.number), None, now)
+        withdrawn = self.scheduler.past(member, result, None, now)
         if withdrawn is not None:
             return withdrawn
         node, rank = result.node(), member.rank
@@ -292,14 +317,10 @@ class Coordinator:
             self.scheduler.timeouts.record(rank, result.work, len(node), now, is_trial=is_trial)
         return None
 
-    def _on_dropped(self, event: events.LeaseDropped, now: float) -> list[Effect]:
+    def _on_dropped(self, member: Member, dropped: Dropped, now: float) -> list[Effect]:
         """Let a worker have work again that is past a lease which was withdrawn."""
-        member, dropped = self.membership.members.get(event.peer), event.dropped
-        if member is None:
-            return []
-        key = (dropped.work, dropped.step, dropped.number)
-        withdrawn = self.scheduler.past(member, key, dropped.computed, now)
-        if withdrawn is None:
+        withdrawn = self.scheduler.past(member, dropped, dropped.computed, now)
+        if withdrawn is None or withdrawn.lease is None:
             return []
         node = withdrawn.lease.node
         if dropped.computed:
@@ -339,15 +360,11 @@ class Coordinator:
             effects.append(Send(peer=member.peer, message=self.scheduler.withdraw(self.state, lease, now)))
         return effects
 
-    def _on_lease_failed(self, event: events.LeaseFailed, now: float) -> list[Effect]:
-        found = failures.lease_failed(event, self.membership, self.state)
+    def _on_compute_failed(self, member: Member, failed: ComputeFailed, now: float) -> list[Effect]:
+        found = failures.lease_failed(member, failed, self.state)
         if isinstance(found, failures.Failure):
             return self._fail(found.text, found.kind)
         return [] if found is None else [found, *self._assign_leases(now)]
-
-    def _on_diverged(self, event: events.LossDiverged) -> list[Effect]:
-        found = failures.diverged(event, self.membership, self.state)
-        return [] if found is None else self._fail(found.text, found.kind)
 
     # Rounds follow one another
 
@@ -396,11 +413,11 @@ class Coordinator:
     def _go_on(self, now: float) -> list[Effect]:
         """Let workers make the next steps by themselves if they can; otherwise lease the round that has begun."""
         if self.phase is RunPhase.TRAINING:
-            self.stretch = self.stretches.next(self.info, self.round, self.membership, self.scheduler)
-        if self.stretch is None:
+            self.leased_steps = self.multi_step.next(self.info, self.round, self.membership, self.scheduler)
+        if self.leased_steps is None:
             return self._assign_leases(now)
-        self.phase = RunPhase.STRETCH
-        return [self.stretch]
+        self.phase = RunPhase.MULTI_STEP
+        return [self.leased_steps]
 
     def _on_step_made(self, made: events.StepMade) -> list[Effect]:
         """Count a step as if its results had come."""
@@ -420,48 +437,41 @@ class Coordinator:
         self.state.round = Round("train", made.step + 1, micro_batches)
         return [RecordStep(tally=tally, account=account, made=made)]
 
-    def _watch_stretch(self) -> list[Effect]:
-        """Take the steps back once others can work than those that do, or one is much slower than the other."""
-        stretch = self.stretch
-        if self.phase is not RunPhase.STRETCH or stretch is None or self.is_ending:
+    def _watch_multi_step(self) -> list[Effect]:
+        """Withdraw the steps once other workers can work too, or one of the two is much slower than the other."""
+        steps = self.leased_steps
+        if self.phase is not RunPhase.MULTI_STEP or steps is None or self.is_ending:
             return []
-        is_even = even_step_s(self.round.micro_batches, stretch.ranks, self.scheduler.timeouts) is not None
-        if is_even and [member.rank for member in self.membership.ready()] == list(stretch.ranks):
+        is_even = even_step_s(self.round.micro_batches, steps.ranks, self.scheduler.timeouts) is not None
+        if is_even and [member.rank for member in self.membership.ready()] == list(steps.ranks):
             return []
         self.is_ending = True
-        return [TakeBackSteps()]
+        return [WithdrawSteps()]
 
-    def _on_stretch_completed(self, event: events.StretchCompleted, now: float) -> list[Effect]:
+    def _on_multi_step_ended(self, event: events.MultiStepLeaseEnded, now: float) -> list[Effect]:
         """Continue step by step; a worker that has not answered stands still if it was late."""
-        assert self.stretch is not None  # it is completed
-        self.stretches.on_completed(self.stretch.first, event.steps, is_cut=event.is_cut)
-        self._leave_stretch(event.steps, now)
+        assert self.leased_steps is not None  # it is completed
+        self.multi_step.on_completed(self.leased_steps.first, event.steps, is_cut=event.is_cut)
+        self._leave_multi_step(event.steps, now)
         for rank in event.silent:
-            if self.membership.by_rank(rank) is not None:
-                self.scheduler.await_stretch(rank, event.number, now, is_late=event.is_cut)
+            if event.lease is not None and self.membership.by_rank(rank) is not None:
+                self.scheduler.await_multi_step(rank, event.lease, now, is_late=event.is_cut)
         return self._assign_leases(now)
 
-    def _on_stretch_answered(self, event: events.StretchAnswered, now: float) -> list[Effect]:
-        """Let a worker have work again."""
-        member = self.membership.members.get(event.peer)
-        if member is None or not self.scheduler.end_stretch(member.rank, event.number, now):
-            return []
-        return self._assign_leases(now, self._only(member))
-
-    def _leave_stretch(self, steps: int, now: float) -> None:
+    def _leave_multi_step(self, steps: int, now: float) -> None:
         """Continue step by step."""
-        self.stretch, self.is_ending, self.phase, account = None, False, RunPhase.TRAINING, self.state.account
+        self.leased_steps, self.is_ending, self.phase, account = None, False, RunPhase.TRAINING, self.state.account
         # Workers have measured the time of their steps by their own clocks.
         self.progress.begin_round(min(self.progress.round_started, now))
         self._open(Round("train", steps, self.round.micro_batches))
         # What has happened since the last step was made.
         self.state.account.merge(account)
 
-    def _on_callbacks_decided(self, event: events.CallbacksDecided, now: float) -> list[Effect]:
+    def _on_callbacks_decided(self, decision: CallbackDecision, now: float) -> list[Effect]:
         """Begin the epoch before which callbacks were asked, or end the run."""
-        if event.epoch != self.progress.history[-1].epoch:
+        if decision.epoch != self.progress.history[-1].epoch:
             return []
-        if event.stops:
+        if decision.stops:
             return self._finish()
         self.phase = PHASES[self.round.work]
         self._begin_round(now)
@@ -504,7 +514,7 @@ class Coordinator:
         return [*dismissed, Finish(failure=failure, kind=kind)]
 
     def _dismiss(self) -> list[Effect]:
-        peers = [*self.membership.members, *(early.peer for early in self.early_joins)]
+        peers = [*self.membership.members, *self.early_joins]
         return [Send(peer=peer, message=self._finished()) for peer in peers]
 
     def _finished(self) -> Finished:
@@ -527,10 +537,10 @@ class Coordinator:
     def status(self, now: float) -> Status:
         """Return the status of the run."""
         members = self.membership.members.values()
-        busy = self.leases.held.keys() if self.stretch is None else set(self.stretch.ranks)
+        busy = self.leases.held.keys() if self.leased_steps is None else set(self.leased_steps.ranks)
         workers = [member.status(is_busy=member.rank in busy) for member in members]
         # Who asks need not know how a step is made.
-        phase = RunPhase.TRAINING if self.phase is RunPhase.STRETCH else self.phase
+        phase = RunPhase.TRAINING if self.phase is RunPhase.MULTI_STEP else self.phase
         return status_of(self.info, self.progress, phase, self.round, now, workers, self.failure)
 
     def validate(self) -> None:
@@ -543,3 +553,12 @@ class Coordinator:
             assert not self.leases.is_complete()
             self.state.validate(sorted(rank for rank in ready if not self.scheduler.withdrawals.has_any(rank)))
             assert ready or self.reminder.due is not None, "nobody works, and nobody is reminded"
+
+
+def initial_phase(info: RunInfo, at: Round) -> RunPhase:
+    """Return the phase in which a round begins: callbacks are asked before each epoch but the first.
+
+    Before it, and not after the last: so a run that resumes from a checkpoint between two epochs asks again.
+    """
+    begins_epoch = at.work == "train" and at.step > 0 and at.step % info.plan.steps_per_epoch == 0
+    return RunPhase.PAUSED if info.pauses and begins_epoch else PHASES[at.work]

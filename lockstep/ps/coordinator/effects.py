@@ -6,9 +6,9 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import EpochStatus
-from lockstep.common.statemachine.events_and_effects import Report as Report
-from lockstep.common.statemachine.events_and_effects import ReportRefusal as ReportRefusal
-from lockstep.common.statemachine.events_and_effects import Send as Send
+from lockstep.common.statemachine.machine import Report as Report
+from lockstep.common.statemachine.machine import ReportRefusal as ReportRefusal
+from lockstep.common.statemachine.machine import Send as Send
 from lockstep.ps.coordinator.events import StepMade
 from lockstep.ps.records.ledger import Account
 
@@ -50,10 +50,11 @@ class UpdateWeights(Struct, frozen=True, kw_only=True):
     account: Account
 
 
-class BeginStretch(Struct, frozen=True, kw_only=True):
+class LeaseSteps(Struct, frozen=True, kw_only=True):
     """Let two workers make the steps from `first` on by themselves, up to `last` at most.
 
-    Each step ends in `StepMade`, and the stretch in `StretchCompleted`; answered by `StretchRefused` if it cannot be.
+    Each step ends in `StepMade`, and the multi-step lease in `MultiStepLeaseEnded`; answered by `MultiStepLeaseRefused`
+    if it cannot be.
     """
 
     first: int
@@ -64,7 +65,7 @@ class BeginStretch(Struct, frozen=True, kw_only=True):
     patience_s: float
 
 
-class TakeBackSteps(Struct, frozen=True, kw_only=True):
+class WithdrawSteps(Struct, frozen=True, kw_only=True):
     """Take the steps back, to continue one by one."""
 
 
@@ -98,8 +99,8 @@ Effect = (
     | AwaitShards
     | ForgetWorker
     | UpdateWeights
-    | BeginStretch
-    | TakeBackSteps
+    | LeaseSteps
+    | WithdrawSteps
     | RecordStep
     | RecordEpoch
     | Report

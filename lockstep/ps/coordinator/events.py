@@ -3,51 +3,24 @@
 from msgspec import Struct
 
 from lockstep.common.aggregation.tree import Node
-from lockstep.common.protocol.messages import ComputeFailed, Diverged, Dropped, Join, Result
-from lockstep.common.statemachine.events_and_effects import Interrupted as Interrupted
-from lockstep.common.statemachine.events_and_effects import TimePassed as TimePassed
-
-
-class WorkerJoined(Struct, frozen=True, kw_only=True):
-    peer: bytes
-    join: Join
-
-
-class WorkerPrepared(Struct, frozen=True, kw_only=True):
-    """It has the model and the data."""
-
-    peer: bytes
-    #: Whether it sees the server's memory, and if not although that was expected, why.
-    shares: bool = False
-    obstacle: str = ""
-
-
-class WorkerAdvanced(Struct, frozen=True, kw_only=True):
-    """The worker is on its way through a lease: some of the sums are there."""
-
-    peer: bytes
-
-
-class ResultReceived(Struct, frozen=True, kw_only=True):
-    peer: bytes
-    result: Result
-
-
-class LeaseFailed(Struct, frozen=True, kw_only=True):
-    peer: bytes
-    failed: ComputeFailed
-
-
-class LossDiverged(Struct, frozen=True, kw_only=True):
-    peer: bytes
-    diverged: Diverged
-
-
-class LeaseDropped(Struct, frozen=True, kw_only=True):
-    """A worker is past a lease that was withdrawn."""
-
-    peer: bytes
-    dropped: Dropped
+from lockstep.common.protocol.messages import (
+    CallbackDecision,
+    ComputeFailed,
+    Diverged,
+    Dropped,
+    Join,
+    LeaseKey,
+    MultiStepResult,
+    Ping,
+    Ready,
+    Result,
+    SamplesRequest,
+    SliceResult,
+    SumsFrame,
+)
+from lockstep.common.statemachine.machine import Interrupted as Interrupted
+from lockstep.common.statemachine.machine import Received as Received
+from lockstep.common.statemachine.machine import TimePassed as TimePassed
 
 
 class WorkerLeft(Struct, frozen=True, kw_only=True):
@@ -57,25 +30,11 @@ class WorkerLeft(Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class WorkerPinged(Struct, frozen=True, kw_only=True):
-    """A worker without work asked whether the server is there."""
-
-    peer: bytes
-
-
 class StatusRequested(Struct, frozen=True, kw_only=True):
     peer: bytes
     #: Numbers of connections that were not let in, and of peers that broke the protocol.
     refused: int = 0
     broken: int = 0
-
-
-class CallbacksDecided(Struct, frozen=True, kw_only=True):
-    """Callbacks have run after an epoch."""
-
-    epoch: int
-    #: Whether they ended the run with it.
-    stops: bool
 
 
 class ServersReady(Struct, frozen=True, kw_only=True):
@@ -130,10 +89,11 @@ class StepMade(Struct, frozen=True, kw_only=True):
     rate: float
 
 
-class StretchCompleted(Struct, frozen=True, kw_only=True):
+class MultiStepLeaseEnded(Struct, frozen=True, kw_only=True):
     """The run continues step by step, after so many steps."""
 
-    number: int
+    #: The lease that ends, None if it was not sent.
+    lease: LeaseKey | None
     steps: int
     #: Whether that is since a worker was late, or could not go on.
     is_cut: bool
@@ -141,14 +101,7 @@ class StretchCompleted(Struct, frozen=True, kw_only=True):
     silent: tuple[int, ...]
 
 
-class StretchAnswered(Struct, frozen=True, kw_only=True):
-    """A worker makes nothing more of a stretch."""
-
-    peer: bytes
-    number: int
-
-
-class StretchRefused(Struct, frozen=True, kw_only=True):
+class MultiStepLeaseRefused(Struct, frozen=True, kw_only=True):
     """Workers cannot make steps by themselves in this run."""
 
 
@@ -164,51 +117,40 @@ class WeightsNotFinite(Struct, frozen=True, kw_only=True):
     text: str
 
 
+#: What a worker sends, or whoever decides for callbacks, that the coordinator decides on. `SumsFrame` and
+#: `SamplesRequest` only show that the worker works: they come once the server has carried them out.
+CoordinatorMessage = (
+    Join
+    | Ready
+    | SumsFrame
+    | SamplesRequest
+    | SliceResult
+    | Result
+    | ComputeFailed
+    | Diverged
+    | Dropped
+    | MultiStepResult
+    | Ping
+    | CallbackDecision
+)
 Event = (
-    WorkerJoined
-    | WorkerPrepared
-    | WorkerAdvanced
-    | ResultReceived
-    | LeaseFailed
-    | LossDiverged
-    | LeaseDropped
+    Received
     | WorkerLeft
-    | WorkerPinged
     | StatusRequested
-    | CallbacksDecided
     | ServersReady
     | SumsAcknowledged
     | StepUpdated
     | StepMade
-    | StretchCompleted
-    | StretchAnswered
-    | StretchRefused
+    | MultiStepLeaseEnded
+    | MultiStepLeaseRefused
     | ServerLost
     | WeightsNotFinite
     | TimePassed
     | Interrupted
 )
 
-#: Events that do not show a worker to be alive.
-NOT_A_SIGN_OF_LIFE = (
-    TimePassed,
-    Interrupted,
-    WorkerLeft,
-    CallbacksDecided,
-    ServersReady,
-    SumsAcknowledged,
-    StepUpdated,
-    StepMade,
-    StretchCompleted,
-    StretchRefused,
-    ServerLost,
-    WeightsNotFinite,
-)
+#: Messages that only a member of the run can send.
+FROM_MEMBERS = Ready | Result | ComputeFailed | Diverged | Dropped | MultiStepResult | Ping
 
-#: Events that only a member of the run can cause.
-FROM_MEMBERS = (
-    WorkerPrepared | ResultReceived | LeaseFailed | LossDiverged | LeaseDropped | StretchAnswered | WorkerPinged
-)
-
-#: Events that show a worker to be alive, but no progress with its work.
-WITHOUT_PROGRESS = WorkerPinged | StatusRequested
+#: Messages that show that a worker makes progress with its leases.
+PROGRESS = SumsFrame | SamplesRequest | SliceResult | Result

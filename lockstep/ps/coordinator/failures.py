@@ -1,21 +1,27 @@
-"""What becomes of workers that fail: leases that raise, values that are not finite, late and silent workers. Pure."""
+"""What becomes of workers that fail: leases that raise, values that are not finite, results that cannot be true. Pure.
 
+Also of workers that are late or silent. Gradients have to be believed, or audited. What follows from the job alone does
+not: the step's sums are divided by the counts, and a wrong one would change all weights.
+"""
+
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from lockstep.common.aggregation.tree import Node
-from lockstep.common.errors import FailureKind
+from lockstep.common.errors import FailureKind, RemoteProtocolError
 from lockstep.common.files.sanitize import indented, one_line
-from lockstep.common.protocol.messages import Quantity, Work
-from lockstep.ps.coordinator import events
+from lockstep.common.protocol.messages import OF_A_STEP, ComputeFailed, Diverged, Quantity, Result, Work
 from lockstep.ps.coordinator.effects import Effect, ForgetWorker, Report
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState
 from lockstep.ps.coordinator.scheduling.round_state import RoundState
 from lockstep.ps.coordinator.scheduling.stragglers import StragglerMonitor
-from lockstep.ps.coordinator.status import late_text
+from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import EVALUATIONS
 
-#: Shares of a step that are listed.
+#: Shares of a step that are named.
 MOST_SHARES = 16
 
 
@@ -30,10 +36,10 @@ class Failure:
 # Leases that fail
 
 
-def lease_failed(event: events.LeaseFailed, membership: Membership, state: RoundState) -> Failure | Report | None:
+def lease_failed(member: Member, failed: ComputeFailed, state: RoundState) -> Failure | Report | None:
     """Record a lease that raised; return the run's failure or what is reported, None if the lease had ended."""
-    member, failed, at = membership.members.get(event.peer), event.failed, state.round
-    if member is None or (failed.work, failed.step) != (at.work, at.step):
+    at = state.round
+    if (failed.work, failed.step) != (at.work, at.step):
         return None
     is_second = state.leases.record_failure(failed.node(), member.rank)
     if is_second is None:
@@ -46,10 +52,10 @@ def lease_failed(event: events.LeaseFailed, membership: Membership, state: Round
     return Report(text=f"{what} raised, and is tried once more:\n{indented(failed.traceback)}")
 
 
-def diverged(event: events.LossDiverged, membership: Membership, state: RoundState) -> Failure | None:
+def diverged(member: Member, found: Diverged, state: RoundState) -> Failure | None:
     """Return the run's failure if a loss or gradient is not finite, None if it is not of this round."""
-    member, found, at = membership.members.get(event.peer), event.diverged, state.round
-    if member is None or (found.work, found.step) != (at.work, at.step):
+    at = state.round
+    if (found.work, found.step) != (at.work, at.step):
         return None
     held = state.leases.held_by(member.rank)
     if not any(lease.node.lo <= found.micro_batch < lease.node.hi for lease in held):
@@ -84,12 +90,12 @@ def not_finite_text(step: int, parameter: str, shares: Sequence[tuple[int, int, 
 
     `shares` are `(lo, hi, who)`. The sums are added up by then: only computing a micro-batch again shows what it gave.
     """
-    listed = ", ".join(f"{Node(lo, hi)} by {who}" for lo, hi, who in shares[:MOST_SHARES])
+    named = ", ".join(f"{Node(lo, hi)} by {who}" for lo, hi, who in shares[:MOST_SHARES])
     more = f" and {len(shares) - MOST_SHARES} more" if len(shares) > MOST_SHARES else ""
     where = f", first of {parameter!r}," if parameter else ""
     return (
         f"the weights{where} after step {step} are not finite, although every loss was; they were updated from "
-        f"micro-batches {listed}{more}. "
+        f"micro-batches {named}{more}. "
         f"Compute one again with `lockstep replay RUN --step {step} --micro-batch M`: if its gradient is not finite, "
         "lower the learning rate or clip (--lr, --clip-norm); if it is, its worker sent something else"
     )
@@ -110,7 +116,7 @@ class LateWorker:
 def expire_leases(
     state: RoundState, membership: Membership, stragglers: StragglerMonitor, now: float
 ) -> list[LateWorker]:
-    """Take back the leases of workers that are late: dead, hung or slow. Their answers may still be the first."""
+    """Release the leases of workers that are late: dead, hung or slow. Their answers may still be the first."""
     late = dict.fromkeys([*state.leases.expired(now), *stragglers.withdrawals.expired(now)])
     return [_expire(rank, state, membership, stragglers, now) for rank in late]
 
@@ -153,3 +159,51 @@ def _evict(
     stragglers.remove(rank)
     report = Report(text=f"{member.named()} was evicted: it has sent nothing for {silent_s:.1f} s")
     return [report, ForgetWorker(peer=member.peer, rank=rank)]
+
+
+def late_text(who: str, what: str, held_s: float, median_s: float | None, takers: list[int]) -> str:
+    """Describe a worker that is late; `takers` are the ranks to which its micro-batches were leased again."""
+    usual = "" if median_s is None else f" (median {median_s:.2g} s per micro-batch)"
+    workers = f"worker{'s' * (len(takers) > 1)} {', '.join(map(str, takers))}"
+    again = f"leased again to {workers}" if takers else "to be leased again as soon as a worker is free"
+    return f"{who} has held {what} for {held_s:.1f} s{usual}: {again}"
+
+
+# Results that cannot be true
+
+
+def check_result(result: Result, info: RunInfo) -> None:
+    """Raise RemoteProtocolError if a result contradicts the job."""
+    if fault := contradiction(result, info):
+        raise RemoteProtocolError(fault)
+
+
+def not_finite(step: int, node: Node) -> RemoteProtocolError:
+    """Return the error for sums that are not finite, which would spoil all others.
+
+    A worker that finds a gradient which is not finite reports it instead of sending it, and the run ends: a worker that
+    sends one computes wrongly, or lies, and its micro-batches go to others.
+    """
+    return RemoteProtocolError(f"a gradient that is not finite, of micro-batches {node} of step {step}")
+
+
+def contradiction(result: Result, info: RunInfo) -> str:
+    """Describe how a result contradicts the job, empty if it does not."""
+    if result.work in OF_A_STEP and len(result.losses) != 4 * max(0, result.hi - result.lo):
+        return f"losses of {len(result.losses)} bytes: expected 4 for each of its micro-batches"
+    if not (math.isfinite(result.loss_sum) and np.isfinite(np.frombuffer(result.losses, "<f4")).all()):
+        return f"a sum of losses that is not finite, {result.loss_sum}: expected a report of that instead"
+    samples = _samples(result, info)
+    if samples is not None and result.count != (count := samples * info.targets):
+        return f"a count of {result.count} for micro-batches {result.node()} of step {result.step}: expected {count}"
+    return ""
+
+
+def _samples(result: Result, info: RunInfo) -> int | None:
+    """Return the number of samples in micro-batches of a training step, None if they are not of this run."""
+    job, plan = info.job, info.plan
+    if result.work not in OF_A_STEP or not 0 <= result.lo < result.hi <= job.micro_batches:
+        return None
+    start = result.step % plan.steps_per_epoch * job.global_batch
+    batch = min(job.global_batch, info.training_samples - start)
+    return result.hi * batch // job.micro_batches - result.lo * batch // job.micro_batches

@@ -28,7 +28,7 @@ class MemberState(Enum):
 
 
 @dataclass
-class Trial:
+class SlowWorkerTrial:
     """A worker that is too slow to be given anything, which may have changed."""
 
     #: Rounds in which it got nothing, and after how many it is tried: twice as many each time.
@@ -65,7 +65,7 @@ class Member:
     #: How long after its last message or probe it is probed next.
     probe_interval_s: float = PROBE_S
     #: None while it is quick enough to be given work in each round.
-    trial: Trial | None = None
+    trial: SlowWorkerTrial | None = None
 
     def named(self) -> str:
         """Return how the worker is named in messages to people."""

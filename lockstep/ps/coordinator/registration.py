@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import msgspec
 
 from lockstep.common.errors import RefusalKind
+from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.fingerprint import Fingerprint
-from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, Refused, Standby, Welcome, shortened
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, Ready, Refused, Standby, Welcome, shortened
 from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.runtime.numerics import Numerics
-from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import Effect, ForgetWorker, Report, ReportRefusal, Send
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState
 from lockstep.ps.records.ledger import Account, WorkerIn
@@ -68,62 +68,67 @@ def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics:
     )
 
 
-def _refusal(event: events.WorkerJoined, membership: Membership, info: RunInfo) -> Refusal | None:
-    join = event.join
+def _refusal(peer: bytes, join: Join, membership: Membership, info: RunInfo) -> Refusal | None:
     if join.run not in ("", info.run):
         reason = f"a worker of host {join.host!r} asks for run {join.run!r}: this is run {info.run!r}"
         return Refusal(RefusalKind.OTHER_RUN, reason)
     twin = membership.by_incarnation(join.incarnation)
     # One that has said nothing since may have dialled again, before its welcome came: see `admit`.
-    if twin is not None and twin.peer != event.peer and twin.state is not MemberState.PREPARING:
+    if twin is not None and twin.peer != peer and twin.state is not MemberState.PREPARING:
         reason = f"incarnation {join.incarnation!r} is {twin.named()} already: start a new worker"
         return Refusal(RefusalKind.DUPLICATE, reason)
     return refusal(join, info.fingerprint, allows_mixed_numerics=info.allows_mixed_numerics)
 
 
-def refuse(event: events.WorkerJoined, membership: Membership, info: RunInfo) -> list[Effect]:
+def refuse(peer: bytes, join: Join, membership: Membership, info: RunInfo) -> list[Effect]:
     """Return what refuses a worker; nothing if it may join."""
-    why = _refusal(event, membership, info)
+    why = _refusal(peer, join, membership, info)
     if why is None:
         return []
-    return [Send(peer=event.peer, message=why.message()), ReportRefusal(text=f"refused a worker: {why.reason}")]
+    return [Send(peer=peer, message=why.message()), ReportRefusal(text=f"refused a worker: {why.reason}")]
 
 
 def admit(
-    event: events.WorkerJoined, membership: Membership, account: Account, welcome: Callable[[int], Welcome], now: float
+    peer: bytes,
+    join: Join,
+    membership: Membership,
+    account: Account,
+    welcome: Callable[[int], Welcome],
+    now: float,
 ) -> list[Effect]:
     """Give a worker a rank, and drop its previous connection: the welcome may have been lost with that.
 
     `welcome` makes the welcome of a rank.
     """
     effects: list[Effect] = []
-    if (twin := membership.by_incarnation(event.join.incarnation)) is not None:
+    if (twin := membership.by_incarnation(join.incarnation)) is not None:
         membership.remove(twin.peer)
         effects += [
             Report(text=f"{twin.named()} left: it connected again"),
             ForgetWorker(peer=twin.peer, rank=twin.rank),
         ]
-    member = membership.admit(event.peer, event.join, now)
+    member = membership.admit(peer, join, now)
     account.add(WorkerIn(rank=member.rank, host=member.join.host, pid=member.join.pid))
-    send = Send(peer=event.peer, message=welcome(member.rank))
+    send = Send(peer=peer, message=welcome(member.rank))
     return [*effects, send, Report(text=f"{member.named()} joined")]
 
 
-def prepared(member: Member, event: events.WorkerPrepared, membership: Membership, info: RunInfo) -> list[Effect]:
+def prepared(member: Member, ready: Ready, membership: Membership, info: RunInfo) -> list[Effect]:
     """Activate a member that has the model and the data, or refuse it if it has to share memory and does not."""
-    if info.needs_memory and not event.shares:
+    shares, obstacle = bool(ready.nonce), one_line(ready.obstacle)
+    if info.needs_memory and not shares:
         membership.remove(member.peer)
-        reason = f"it does not share the server's memory: {event.obstacle}"
+        reason = f"it does not share the server's memory: {obstacle}"
         refused = Send(peer=member.peer, message=Refused(reason=shortened(reason), kind=RefusalKind.MEMORY))
         report = Report(text=f"refused {member.named()}: {reason}")
         return [refused, report, ForgetWorker(peer=member.peer, rank=member.rank)]
-    member.shares = event.shares
-    membership.sharing.add(event.shares)
-    membership.obstacle = membership.obstacle or event.obstacle
+    member.shares = shares
+    membership.sharing.add(shares)
+    membership.obstacle = membership.obstacle or obstacle
     effects = activate(member, membership, info)
-    if event.obstacle:
+    if obstacle:
         effects.insert(
-            0, Report(text=f"{member.named()} exchanges gradients and weights through its socket: {event.obstacle}")
+            0, Report(text=f"{member.named()} exchanges gradients and weights through its socket: {obstacle}")
         )
     return effects
 

@@ -56,14 +56,6 @@ def with_rejections(status: Status, refused: int, broken: int) -> Status:
     return msgspec.structs.replace(status, refused=refused, broken=broken)
 
 
-def late_text(who: str, what: str, held_s: float, median_s: float | None, takers: list[int]) -> str:
-    """Describe a worker that is late; `takers` are the ranks to which its micro-batches were leased again."""
-    usual = "" if median_s is None else f" (median {median_s:.2g} s per micro-batch)"
-    workers = f"worker{'s' * (len(takers) > 1)} {', '.join(map(str, takers))}"
-    again = f"leased again to {workers}" if takers else "to be leased again as soon as a worker is free"
-    return f"{who} has held {what} for {held_s:.1f} s{usual}: {again}"
-
-
 def waiting_text(phase: RunPhase, membership: Membership, info: RunInfo) -> str:
     """Return which workers a run waits for, empty if it does not."""
     if phase is RunPhase.AWAITING_SERVERS:

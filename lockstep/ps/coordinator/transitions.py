@@ -2,11 +2,23 @@
 
 from enum import Enum
 
-from lockstep.common.protocol.messages import Work
-from lockstep.common.statemachine.transitions import IGNORED, table_of
+from lockstep.common.protocol.messages import (
+    CallbackDecision,
+    ComputeFailed,
+    Diverged,
+    Dropped,
+    Join,
+    MultiStepResult,
+    Ping,
+    Ready,
+    Result,
+    SamplesRequest,
+    SliceResult,
+    SumsFrame,
+    Work,
+)
+from lockstep.common.statemachine.machine import IGNORED, leads, stays, table_of
 from lockstep.ps.coordinator import events
-from lockstep.ps.run.info import RunInfo
-from lockstep.ps.run.plan import Round
 
 
 class RunPhase(Enum):
@@ -25,7 +37,7 @@ class RunPhase(Enum):
     #: All results of a step are there, and not all servers have made its update yet.
     UPDATING = "updating"
     #: Workers make steps by themselves; a status shows it as training.
-    STRETCH = "training in a stretch"
+    MULTI_STEP = "training in a multi-step lease"
     #: Between two epochs, until callbacks have decided whether the run continues.
     PAUSED = "waiting for callbacks"
     #: The run has ended well.
@@ -43,86 +55,59 @@ PHASES: dict[Work, RunPhase] = {
 }
 
 
-def initial_phase(info: RunInfo, at: Round) -> RunPhase:
-    """Return the phase in which a round begins: callbacks are asked before each epoch but the first.
+P = RunPhase
 
-    Before it, and not after the last: so a run that resumes from a checkpoint between two epochs asks again.
-    """
-    begins_epoch = at.work == "train" and at.step > 0 and at.step % info.plan.steps_per_epoch == 0
-    return RunPhase.PAUSED if info.pauses and begins_epoch else PHASES[at.work]
+#: The phases of a run that has not ended, and those of them in which workers may have work.
+OPEN = frozenset(RunPhase) - {P.FINISHED, P.FAILED}
+WORKING = OPEN - {P.AWAITING_SERVERS, P.AWAITING_WORKERS}
 
+#: What a worker may do at any time while there is work. An audit waits for nobody: what may leave it without a worker
+#: ends it, and that is the end of the step.
+_ANY_TIME = stays(*WORKING) | {P.AUDITING: {P.AUDITING, P.UPDATING}}
 
-_S, _W = frozenset({RunPhase.AWAITING_SERVERS}), frozenset({RunPhase.AWAITING_WORKERS})
-_T, _E = frozenset({RunPhase.TRAINING}), frozenset({RunPhase.EVALUATING})
-_A, _U, _P = frozenset({RunPhase.AUDITING}), frozenset({RunPhase.UPDATING}), frozenset({RunPhase.PAUSED})
-_X = frozenset({RunPhase.STRETCH})
-_END, _FAIL = frozenset({RunPhase.FINISHED}), frozenset({RunPhase.FAILED})
-
-#: What an audit may turn into: its end is that of the step.
-_AUDIT = _A | _U
-
-#: For each event, what may follow in the phases AWAITING_SERVERS (_S), AWAITING_WORKERS (_W), TRAINING (_T),
-#: EVALUATING (_E), AUDITING (_A), UPDATING (_U), STRETCH (_X), PAUSED (_P), FINISHED (_END) and FAILED (_FAIL).
-_TABLE: dict[type[events.Event], tuple[frozenset[RunPhase], ...]] = {
-    events.WorkerJoined: (_S, _W, _T, _E, _A, _U, _X, _P, _END, _FAIL),
-    # A run that resumes from a checkpoint may begin with an evaluation. An audit waits for nobody: what may leave it
-    # without a worker ends it.
-    events.WorkerPrepared: (IGNORED, _W | _T | _E | _P, _T, _E, _AUDIT, _U, _X, _P, IGNORED, IGNORED),
-    events.WorkerAdvanced: (IGNORED, IGNORED, _T, _E, _AUDIT, _U, _X, _P, IGNORED, IGNORED),
-    events.ResultReceived: (
-        IGNORED,
-        IGNORED,
-        _T | _A | _U,
-        _T | _E | _P | _END,
-        _AUDIT | _FAIL,
-        _U,
-        _X,
-        _P,
-        IGNORED,
-        IGNORED,
-    ),
-    events.LeaseFailed: (
-        IGNORED,
-        IGNORED,
-        _T | _FAIL,
-        _E | _FAIL,
-        _AUDIT | _FAIL,
-        IGNORED,
-        IGNORED,
-        IGNORED,
-        IGNORED,
-        IGNORED,
-    ),
-    events.LossDiverged: (
-        IGNORED,
-        IGNORED,
-        _T | _FAIL,
-        _E | _FAIL,
-        _A | _FAIL,
-        IGNORED,
-        IGNORED,
-        IGNORED,
-        IGNORED,
-        IGNORED,
-    ),
-    events.LeaseDropped: (IGNORED, IGNORED, _T, _E, _AUDIT, _U, _X, _P, IGNORED, IGNORED),
-    events.WorkerLeft: (_S, _W, _T, _E, _AUDIT, _U, _X, _P, IGNORED, IGNORED),
-    # After the end a worker is told so; nothing else is of use any more.
-    events.WorkerPinged: (_S, _W, _T, _E, _AUDIT, _U, _X, _P, _END, _FAIL),
-    events.StatusRequested: (_S, _W, _T, _E, _A, _U, _X, _P, _END, _FAIL),
-    events.ServersReady: (_W, *[IGNORED] * 9),
-    events.CallbacksDecided: (*[IGNORED] * 7, _P | _T | _END, IGNORED, IGNORED),
-    events.SumsAcknowledged: (IGNORED, IGNORED, _T | _A | _U, IGNORED, _A, *[IGNORED] * 5),
-    events.StepUpdated: (*[IGNORED] * 5, _T | _E | _X | _END, *[IGNORED] * 4),
-    events.StepMade: (*[IGNORED] * 6, _X, *[IGNORED] * 3),
-    events.StretchCompleted: (*[IGNORED] * 6, _T, *[IGNORED] * 3),
-    events.StretchAnswered: (IGNORED, IGNORED, _T, _E, _AUDIT, _U, _X, _P, IGNORED, IGNORED),
-    events.StretchRefused: (*[IGNORED] * 6, _T, *[IGNORED] * 3),
-    events.ServerLost: (*[_FAIL] * 8, IGNORED, IGNORED),
-    events.WeightsNotFinite: (IGNORED, IGNORED, *[_FAIL] * 6, IGNORED, IGNORED),
-    events.TimePassed: (_S, _W, _T, _E, _AUDIT, _U, _X, _P, IGNORED, IGNORED),
-    events.Interrupted: (*[_FAIL] * 8, IGNORED, IGNORED),
-}
-
-#: For each phase and event the phases that may follow, or `IGNORED`.
-TRANSITIONS = table_of(RunPhase, _TABLE)
+#: What may follow; in phases that are not named, nothing happens.
+TRANSITIONS = table_of(
+    RunPhase,
+    {
+        Join: stays(*RunPhase),
+        # A run that resumes from a checkpoint may begin with an evaluation.
+        Ready: _ANY_TIME | {P.AWAITING_WORKERS: {P.AWAITING_WORKERS, P.TRAINING, P.EVALUATING, P.PAUSED}},
+        SumsFrame: _ANY_TIME,
+        SamplesRequest: _ANY_TIME,
+        SliceResult: _ANY_TIME,
+        Result: _ANY_TIME
+        | {
+            P.TRAINING: {P.TRAINING, P.AUDITING, P.UPDATING},
+            P.EVALUATING: {P.TRAINING, P.EVALUATING, P.PAUSED, P.FINISHED},
+            P.AUDITING: {P.AUDITING, P.UPDATING, P.FAILED},
+        },
+        ComputeFailed: {
+            P.TRAINING: {P.TRAINING, P.FAILED},
+            P.EVALUATING: {P.EVALUATING, P.FAILED},
+            P.AUDITING: {P.AUDITING, P.UPDATING, P.FAILED},
+        },
+        Diverged: {
+            P.TRAINING: {P.TRAINING, P.FAILED},
+            P.EVALUATING: {P.EVALUATING, P.FAILED},
+            P.AUDITING: {P.AUDITING, P.FAILED},
+        },
+        Dropped: _ANY_TIME,
+        MultiStepResult: _ANY_TIME,
+        events.WorkerLeft: stays(*OPEN) | _ANY_TIME,
+        # After the end a worker that pings is told so.
+        Ping: stays(*RunPhase) | _ANY_TIME,
+        CallbackDecision: {P.PAUSED: {P.PAUSED, P.TRAINING, P.FINISHED}},
+        events.StatusRequested: stays(*RunPhase),
+        events.ServersReady: {P.AWAITING_SERVERS: {P.AWAITING_WORKERS}},
+        events.SumsAcknowledged: {P.TRAINING: {P.TRAINING, P.AUDITING, P.UPDATING}, P.AUDITING: {P.AUDITING}},
+        events.StepUpdated: {P.UPDATING: {P.TRAINING, P.EVALUATING, P.MULTI_STEP, P.FINISHED}},
+        events.StepMade: stays(P.MULTI_STEP),
+        events.MultiStepLeaseEnded: {P.MULTI_STEP: {P.TRAINING}},
+        events.MultiStepLeaseRefused: {P.MULTI_STEP: {P.TRAINING}},
+        events.ServerLost: leads({P.FAILED}, *OPEN),
+        events.WeightsNotFinite: leads({P.FAILED}, *WORKING),
+        events.TimePassed: stays(*OPEN) | _ANY_TIME,
+        events.Interrupted: leads({P.FAILED}, *OPEN),
+    },
+    otherwise=IGNORED,
+)

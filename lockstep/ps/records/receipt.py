@@ -78,17 +78,19 @@ def receipt_of(info: RunInfo, chain: list[ReceiptLink]) -> Receipt:
 
 def first_link(info: RunInfo, weights_sha256: str) -> ReceiptLink:
     """Return the link before the first epoch: over the job, the data, the model and its first weights."""
-    covered = f"{info.job.digest()} {info.dataset} {info.layout} {info.source} {weights_sha256}"
-    return ReceiptLink(
-        epoch=0, step=0, weights_sha256=weights_sha256, link=hashlib.sha256(covered.encode()).hexdigest()
+    return _link(
+        f"{info.job.digest()} {info.dataset} {info.layout} {info.source} {weights_sha256}", 0, 0, weights_sha256
     )
 
 
 def next_link(before: ReceiptLink, *, epoch: int, step: int, weights_sha256: str) -> ReceiptLink:
     """Return the link after another epoch."""
-    covered = f"{before.link} {epoch} {step} {weights_sha256}"
-    digest = hashlib.sha256(covered.encode()).hexdigest()
-    return ReceiptLink(epoch=epoch, step=step, weights_sha256=weights_sha256, link=digest)
+    return _link(f"{before.link} {epoch} {step} {weights_sha256}", epoch, step, weights_sha256)
+
+
+def _link(covered: str, epoch: int, step: int, weights_sha256: str) -> ReceiptLink:
+    link = hashlib.sha256(covered.encode()).hexdigest()
+    return ReceiptLink(epoch=epoch, step=step, weights_sha256=weights_sha256, link=link)
 
 
 def read_chain(info: RunInfo, lines: Sequence[Line], name: str) -> list[ReceiptLink]:

@@ -13,8 +13,8 @@ from lockstep.common.protocol.messages import EpochStatus
 from lockstep.ps.records.ledger import Account, EpochDone, LedgerEntry, RunBegun
 from lockstep.ps.records.metrics import EpochLine, EpochRecord, FailureRecord, StepRecord
 from lockstep.ps.records.receipt import ReceiptLink, first_link, next_link, receipt_of
-from lockstep.ps.records.run_folder import RunFolder, RunResult
-from lockstep.ps.run.early_stopping import early_stopping_state, is_stopped
+from lockstep.ps.records.run_folder import RECEIPT, RESULT, RunFolder, RunResult
+from lockstep.ps.run.early_stopping import best_epoch, is_stopped
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.progress import Progress
 from lockstep.ps.run.timing import StepTime, StepTimeTotals
@@ -115,35 +115,31 @@ class MetricsRecorder:
         record = EpochRecord(**msgspec.structs.asdict(status), weights_sha256=digest)
         if self.folder is not None:
             self.folder.add_record(EpochLine(**msgspec.structs.asdict(record)))
-            self._link(status.epoch, digest)
+            step = self.ends_at(status.epoch)
+            link = next_link(self.chain[-1], epoch=status.epoch, step=step, weights_sha256=digest)
+            self.add_entries(EpochDone(**msgspec.structs.asdict(link)))
+            self.chain.append(link)
             if self.info.pauses:
-                self.folder.keep_epoch(self.layout, weights, status.epoch, self.ends_at(status.epoch))
+                self.folder.keep_epoch(self.layout, weights, status.epoch, step)
             self.folder.flush()
         # Last, as in `account`.
         self.history.append(record)
-        if self.info.job.keep_best and self.best_epoch() == record.epoch:
+        if self.info.job.keep_best and self.best_epoch() is record:
             self.best = weights.copy()
 
-    def best_epoch(self) -> int | None:
-        """Return the number of the best epoch so far, None before the first."""
-        stopping = early_stopping_state(self.info.job, self.history)
-        return None if stopping is None else stopping.best
+    def best_epoch(self) -> EpochRecord | None:
+        """Return the best epoch so far, None before the first."""
+        return best_epoch(self.info.job, self.history)
 
     def ends_at(self, epoch: int) -> int:
         """Return after how many steps an epoch ends."""
         return min(epoch * self.info.plan.steps_per_epoch, self.info.plan.total_steps)
 
-    def _link(self, epoch: int, digest: str) -> None:
-        step = self.ends_at(epoch)
-        link = next_link(self.chain[-1], epoch=epoch, step=step, weights_sha256=digest)
-        self.add_entries(EpochDone(epoch=epoch, step=step, weights_sha256=digest, link=link.link))
-        self.chain.append(link)
-
     def add_entries(self, *entries: LedgerEntry) -> None:
         """Add entries to the ledger."""
         if self.folder is not None:
             for entry in entries:
-                self.folder.add_entry(entry)
+                self.folder.ledger.append(msgspec.json.encode(entry))
 
     def flush_if_due(self, now: float) -> None:
         """Write the lines that wait, at most three times a second."""
@@ -154,13 +150,13 @@ class MetricsRecorder:
     def keep_receipt(self) -> None:
         """Write the receipt as it is by now."""
         if self.folder is not None:
-            self.folder.keep_receipt(receipt_of(self.info, self.chain))
+            self.folder.keep(RECEIPT, receipt_of(self.info, self.chain))
 
     def finish(self, progress: Progress, *, workers: int, compute_s: float, weights: Vector, now: float) -> RunResult:
         """Write the weights and the result of a run that succeeded."""
         info, job, kept = self.info, self.info.job, self.history[-1]
         if self.best is not None:
-            weights, kept = self.best, self.history[(self.best_epoch() or 0) - 1]
+            weights, kept = self.best, self.best_epoch() or kept
         self.result = RunResult(
             run=info.run,
             model=job.model_name(),
@@ -201,7 +197,7 @@ class MetricsRecorder:
         if self.folder is not None:
             self._keep(weights, self.ends_at(kept.epoch))
             self.keep_receipt()
-            self.folder.keep_result(self.result)
+            self.folder.keep(RESULT, self.result)
         return self.result
 
     def _why_stopped(self) -> str:

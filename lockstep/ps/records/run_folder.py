@@ -14,7 +14,7 @@ from lockstep.common.files.atomic import write_atomically
 from lockstep.common.files.json_file import decode
 from lockstep.common.files.reading import read_regular
 from lockstep.common.files.safetensors import write
-from lockstep.ps.records.ledger import LedgerEntry, Line, read_lines
+from lockstep.ps.records.ledger import Line, read_lines
 from lockstep.ps.records.line_file import LineFile
 from lockstep.ps.records.metrics import METRICS, MOST_LINES_BYTES, EpochRecord, Record, encode_record
 from lockstep.ps.records.receipt import Receipt
@@ -156,10 +156,6 @@ class RunFolder:
         """Append one line to `metrics.jsonl`; buffered until `flush`."""
         self.metrics.append(encode_record(record))
 
-    def add_entry(self, entry: LedgerEntry) -> None:
-        """Append one line to `ledger.jsonl`; buffered until `flush`."""
-        self.ledger.append(msgspec.json.encode(entry))
-
     def flush(self) -> None:
         """Write what was recorded."""
         self.metrics.flush()
@@ -181,14 +177,7 @@ class RunFolder:
         except OSError as error:
             self.say(f"warning: cannot write {str(self.path / EPOCH_WEIGHTS)!r}: {error.strerror}: the run continues")
 
-    def keep_result(self, result: RunResult) -> None:
-        """Write `result.json`, whole or not at all."""
-        self._keep(RESULT, result)
-
-    def keep_receipt(self, receipt: Receipt) -> None:
-        """Write `receipt.json`, whole or not at all."""
-        self._keep(RECEIPT, receipt)
-
-    def _keep(self, name: str, value: RunResult | Receipt) -> None:
+    def keep(self, name: str, value: RunResult | Receipt) -> None:
+        """Write `result.json` or `receipt.json`, whole or not at all."""
         text = msgspec.json.format(msgspec.json.encode(value), indent=2)
         write_atomically(self.path / name, [text, b"\n"])

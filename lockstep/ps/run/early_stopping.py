@@ -6,24 +6,16 @@ this the third class of criteria: stop after so many strips without a better fig
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import TypeVar
 
 from lockstep.common.job.job import Job, Monitor
 from lockstep.common.protocol.messages import EpochStatus
 
-
-@dataclass(frozen=True, kw_only=True)
-class EarlyStoppingState:
-    """What a job's rule says about the epochs so far."""
-
-    #: The number of the best one, counted from 1; of equals the first.
-    best: int
-    #: Epochs since.
-    waited: int
+Epoch = TypeVar("Epoch", bound=EpochStatus)
 
 
-def early_stopping_state(job: Job, history: Sequence[EpochStatus]) -> EarlyStoppingState | None:
-    """Return what a job's `monitor` and `min_delta` say about its epochs, None before the first."""
+def best_epoch(job: Job, history: Sequence[Epoch]) -> Epoch | None:
+    """Return the best epoch by a job's `monitor` and `min_delta`, of equals the first; None if there is none yet."""
     if not history:
         return None
     best = history[0]
@@ -32,15 +24,15 @@ def early_stopping_state(job: Job, history: Sequence[EpochStatus]) -> EarlyStopp
             job.monitored(), figure_of(epoch, job.monitored()), figure_of(best, job.monitored()), job.min_delta
         ):
             best = epoch
-    return EarlyStoppingState(best=best.epoch, waited=history[-1].epoch - best.epoch)
+    return best
 
 
 def is_stopped(job: Job, history: Sequence[EpochStatus]) -> bool:
     """Tell whether a run is to end although epochs are left: its `patience` is used up."""
     if job.patience is None:
         return False  # without a look at an ever longer history
-    stopping = early_stopping_state(job, history)
-    return stopping is not None and stopping.waited >= job.patience
+    best = best_epoch(job, history)
+    return best is not None and history[-1].epoch - best.epoch >= job.patience
 
 
 def is_better(monitor: Monitor, figure: float, than: float, min_delta: float = 0.0) -> bool:

@@ -12,10 +12,10 @@ from lockstep.common.aggregation.tree import Node, Vector, is_node
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.protocol.messages import Lease, Result, SumsFrame
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.validation import not_finite
-from lockstep.ps.shard.received_frames import ReceivedFrames
+from lockstep.ps.coordinator.failures import not_finite
+from lockstep.ps.received_frames import ReceivedFrames
 from lockstep.ps.shard.shard import Shard
-from lockstep.ps.shared_memory import ServerSharedMemory
+from lockstep.ps.shared_memory.memory import ServerSharedMemory
 
 
 @dataclass

@@ -1,37 +1,38 @@
-"""The server's shell: turns frames into events and effects into frames, and has files written. Decides nothing."""
+"""The server's shell: turns frames into events and effects into frames, sends samples, has files written.
+
+It decides nothing.
+"""
 
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import assert_never
 
 import msgspec
+import numpy as np
 
 from lockstep.common.aggregation.tree import Vector
+from lockstep.common.data.dataset import TrainTest
+from lockstep.common.data.manifest import Manifest, packed, part_of
 from lockstep.common.errors import FailureKind, RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import (
     PROTOCOL_VERSION,
-    CallbackDecision,
-    ComputeFailed,
-    Diverged,
     Dropped,
-    EndStretch,
-    Join,
     Lease,
     Leave,
     Message,
-    Ping,
+    MultiStepLease,
+    MultiStepResult,
+    MultiStepWithdrawal,
     Ready,
     Refused,
     Result,
+    Samples,
     SamplesRequest,
     SliceResult,
     StatusRequest,
-    Stretch,
-    StretchEnded,
     SumsFrame,
     Weights,
     WorkerMessage,
@@ -40,26 +41,25 @@ from lockstep.common.protocol.messages import (
 from lockstep.common.protocol.shard_messages import ShardMessage
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.interrupts import held_back
+from lockstep.common.statemachine.machine import carry_out
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import PeerGone, PeerSlow, ServerPort
 from lockstep.ps.checkpoint.checkpointer import Checkpointer
 from lockstep.ps.coordinator import effects, events
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.scheduling.buffer_pool import WINDOW
-from lockstep.ps.coordinator.validation import check_result
-from lockstep.ps.parallel_update.parallel_update import ParallelUpdateConfig
+from lockstep.ps.coordinator.failures import check_result
+from lockstep.ps.coordinator.scheduling.round_state import WINDOW
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.run.traffic import Traffic
 from lockstep.ps.server.gradient_receiver import GradientReceiver
-from lockstep.ps.server.peer_blocklist import PeerBlocklist
-from lockstep.ps.server.samples import SampleSender
-from lockstep.ps.server.status_rate_limit import StatusRateLimit
+from lockstep.ps.server.limits import PeerBlocklist, StatusRateLimit
 from lockstep.ps.server.step_committer import StepCommitter
 from lockstep.ps.setup import RunSetup
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard_group.shell import ShardGroupShell
-from lockstep.ps.shared_memory import ServerSharedMemory
-from lockstep.ps.stretch.shell import StretchShell, declined
+from lockstep.ps.shared_memory.memory import ServerSharedMemory
+from lockstep.ps.shared_memory.multi_step_shell import MultiStepShell, declined
+from lockstep.ps.shared_memory.parallel_update import ParallelUpdateConfig
 
 #: Seconds for which the last messages may still go out.
 LINGER_S = 1.0
@@ -67,12 +67,35 @@ LINGER_S = 1.0
 #: Seconds between two calls of `watch`, which shows the progress.
 WATCH_S = 0.1
 
-#: How often the server tries to take steps back from workers before the run ends, and the seconds between two attempts.
-HURRIES, HURRY_S = 500, 0.002
+#: How often the server tries to withdraw steps from workers before the run ends, and the seconds between two attempts.
+WITHDRAWALS, WITHDRAW_S = 500, 0.002
 
 #: Messages without arrays that may wait for a worker. In addition it may have the weights for a window of leases: a
 #: worker that does not read costs no more memory than that.
 QUEUE = 16
+
+
+@dataclass(frozen=True)
+class SampleSender:
+    """The data of a run, for workers that do not have it."""
+
+    data: TrainTest
+    manifest: Manifest
+
+    def answer(self, asked: SamplesRequest) -> tuple[Samples, Vector]:
+        """Return the samples that are asked for; `RemoteProtocolError` if there are none such, or too many."""
+        part, facts = part_of(self.data, asked.part), self.manifest.parts().get(asked.part)
+        if part is None or facts is None:
+            raise RemoteProtocolError(f"samples of {asked.part!r} are asked for: this run has no such set")
+        if len(asked.places) % 4 or not 0 < len(asked.places) // 4 <= facts.in_a_message():
+            raise RemoteProtocolError(
+                f"samples at {len(asked.places)} bytes of places are asked for: expected 1 to {facts.in_a_message()} "
+                "of 4 each"
+            )
+        places = np.frombuffer(asked.places, "<u4").astype(np.int64)
+        if places.max() >= facts.samples:
+            raise RemoteProtocolError(f"sample {int(places.max())} is asked for: expected one below {facts.samples}")
+        return Samples(part=asked.part, places=asked.places), packed(part, places)
 
 
 @dataclass
@@ -107,7 +130,7 @@ class Server:
     group: ShardGroupShell = field(init=False)
     shard: Shard = field(init=False)
     #: Steps that workers make by themselves.
-    stretch: StretchShell = field(init=False)
+    multi_step: MultiStepShell = field(init=False)
     receiver: GradientReceiver = field(init=False)
     committer: StepCommitter = field(init=False)
     #: The samples for workers that lack the data, None if the run does not send any.
@@ -135,8 +158,7 @@ class Server:
         )
         self.shard = self.group.own
         sharing = self.sharing if info.servers == 1 and self.helping.cores > 1 else None
-        self.stretch = StretchShell(info, self.shard, self.clock, self._send_stretch, self.say, sharing)
-        coordinator.stretches.is_possible = sharing is not None
+        self.multi_step = MultiStepShell(info, self.shard, self.clock, self._send_multi_step, self.say, sharing)
         self.receiver = GradientReceiver(coordinator, self.shard, self.sharing)
         self.committer = StepCommitter(coordinator, self.group, self.recorder, self.checkpointer, self.traffic)
         self.samples = None if info.manifest is None else SampleSender(setup.data, info.manifest)
@@ -158,20 +180,20 @@ class Server:
     def interrupt(self) -> None:
         """End the run now, with the update at hand, which else would be lost."""
         with held_back():
-            happened = [*self.group.hurry(), *self._take_back()]
+            happened = [*self.group.finish_update(), *self._withdraw_steps()]
             if happened:
                 self._dispatch(*happened)
         self._dispatch(events.Interrupted())
 
-    def _take_back(self) -> list[events.Event]:
-        """Take back the steps that workers make by themselves, which are in the middle of one most of the time."""
-        happened = self.stretch.end(is_hurried=True)
-        for _ in range(HURRIES):
-            if not self.stretch.is_any():
+    def _withdraw_steps(self) -> list[events.Event]:
+        """Withdraw the steps that workers make by themselves: most of the time they are in the middle of one."""
+        happened = self.multi_step.end(is_interrupted=True)
+        for _ in range(WITHDRAWALS):
+            if not self.multi_step.is_any():
                 break
-            self.port.receive(HURRY_S)  # what they send does not matter any more
-            happened += self.stretch.end(is_hurried=True)
-        return happened + self.stretch.end(is_final=True)
+            self.port.receive(WITHDRAW_S)  # what they send does not matter any more
+            happened += self.multi_step.end(is_interrupted=True)
+        return happened + self.multi_step.end(is_final=True)
 
     def _show(self, watch: Callable[[], None]) -> None:
         now = self.clock.now()
@@ -205,14 +227,14 @@ class Server:
         due = (
             self.coordinator.deadline(),
             self.group.deadline(),
-            self.stretch.deadline(),
+            self.multi_step.deadline(),
             self.status_limit.deadline(),
         )
         return min((at for at in due if at is not None), default=None)
 
     def _time_passed(self, now: float) -> list[events.Event]:
         due = [self._status_requested(peer) for peer in self.status_limit.due(now)]
-        due += self.group.on_time(now) + self.stretch.on_time(now)
+        due += self.group.on_time(now) + self.multi_step.on_time(now)
         at = self.coordinator.deadline()
         return [*due, events.TimePassed()] if at is not None and now >= at else due
 
@@ -231,66 +253,52 @@ class Server:
         self._dispatch(*happened)
 
     def _events_of(self, peer: bytes, message: Message) -> Sequence[events.Event]:
+        """Do with a message what the coordinator has no hands for; return what it means to the coordinator."""
         if self.group.handles(peer, message):
             return self.group.on_message(peer, message, self._arrays)
-        if isinstance(message, StretchEnded):
-            return self._stretch_ended(peer, message)
-        if isinstance(message, SliceResult):
-            return [events.WorkerAdvanced(peer=peer), *self.group.on_slice_result(peer, message)]
-        event = self._event_of(peer, message)
-        if isinstance(event, events.WorkerPrepared):
-            # Before any lease, and so before any sums.
-            return [*self.group.admit(peer, shares=event.shares), event]
-        return [] if event is None else [event]
-
-    def _event_of(self, peer: bytes, message: Message) -> events.Event | None:
+        received = events.Received(peer=peer, message=message)
         match message:
-            case Join():
-                return events.WorkerJoined(peer=peer, join=message)
             case Ready():
-                return self._prepared(peer, message)
+                self._prepare(peer, message)
+                # Before any lease, and so before any sums.
+                return [*self.group.admit(peer, shares=bool(message.nonce)), received]
             case SumsFrame():
-                is_added = self.receiver.on_frame(peer, message, self._arrays[0])
-                return events.WorkerAdvanced(peer=peer) if is_added else None
+                return [received] if self.receiver.on_frame(peer, message, self._arrays[0]) else []
             case Result():
                 check_result(message, self.coordinator.info)
                 self._record_answer(peer, message)
-                may_count = self.receiver.on_result(peer, message, self._arrays)
-                return events.ResultReceived(peer=peer, result=message) if may_count else None
-            case ComputeFailed():
-                return events.LeaseFailed(peer=peer, failed=message)
-            case Diverged():
-                return events.LossDiverged(peer=peer, diverged=message)
+                return [received] if self.receiver.on_result(peer, message, self._arrays) else []
             case Dropped():
                 self._record_answer(peer, message)
-                return events.LeaseDropped(peer=peer, dropped=message)
+            case MultiStepResult():
+                return [*self._end_steps(peer, message), received]
+            case SliceResult():
+                return [received, *self.group.on_slice_result(peer, message)]
             case Leave():
-                return events.WorkerLeft(peer=peer, reason=one_line(message.reason))
+                return [events.WorkerLeft(peer=peer, reason=one_line(message.reason))]
             case SamplesRequest():
                 return self._send_samples(peer, message)
-            case Ping():
-                return events.WorkerPinged(peer=peer)
             case StatusRequest():
-                return self._status_requested(peer) if self.status_limit.ask(peer, self.clock.now()) else None
-            case CallbackDecision():
-                return events.CallbacksDecided(epoch=message.epoch, stops=message.stops)
-            case _:
+                is_now = self.status_limit.ask(peer, self.clock.now())
+                return [self._status_requested(peer)] if is_now else []
+            case _ if not isinstance(message, events.CoordinatorMessage):
                 raise RemoteProtocolError(f"a {type(message).__name__} is not a message for a server")
+        return [received]
 
-    def _stretch_ended(self, peer: bytes, ended: StretchEnded) -> Sequence[events.Event]:
-        member, happened = self.coordinator.membership.members.get(peer), list[events.Event]()
-        if member is not None:
-            self.group.updating.on_stretch(member.rank, ended.number, is_answered=True)
-            happened = self.stretch.on_answer(member.rank, ended)
-        return [*happened, events.StretchAnswered(peer=peer, number=ended.number)]
+    def _end_steps(self, peer: bytes, ended: MultiStepResult) -> Sequence[events.Event]:
+        member = self.coordinator.membership.members.get(peer)
+        if member is None:
+            return []
+        self.group.updating.on_answer(member.rank, ended)
+        return self.multi_step.on_answer(member.rank, ended)
 
-    def _send_stretch(self, rank: int, message: Stretch | EndStretch) -> Sequence[events.Event]:
-        """Send a worker what concerns a stretch of steps."""
+    def _send_multi_step(self, rank: int, message: MultiStepLease | MultiStepWithdrawal) -> Sequence[events.Event]:
+        """Send a worker what concerns a lease of several steps."""
         member = self.coordinator.membership.by_rank(rank)
         if member is None:
             return []
-        if isinstance(message, Stretch):
-            self.group.updating.on_stretch(rank, message.number, is_answered=False)
+        if isinstance(message, MultiStepLease):
+            self.group.updating.on_lease(rank, message)
             message = msgspec.structs.replace(message, incarnation=member.join.incarnation)
         return self._send(member.peer, message)
 
@@ -298,7 +306,7 @@ class Server:
         broken = self.blocklist.broken.count
         return events.StatusRequested(peer=peer, refused=self.rejections.count, broken=broken)
 
-    def _prepared(self, peer: bytes, ready: Ready) -> events.Event:
+    def _prepare(self, peer: bytes, ready: Ready) -> None:
         """Map the sums of a worker that shares memory, and answer its call; make room for one that sends messages."""
         member = self.coordinator.membership.members.get(peer)
         if not ready.nonce:
@@ -310,16 +318,14 @@ class Server:
             shortcut = self.sharing.take_shortcut(member.rank)
             if shortcut is not None:
                 self.port.shorten(peer, shortcut)
-        return events.WorkerPrepared(peer=peer, shares=bool(ready.nonce), obstacle=one_line(ready.obstacle))
 
-    def _send_samples(self, peer: bytes, asked: SamplesRequest) -> events.Event | None:
+    def _send_samples(self, peer: bytes, asked: SamplesRequest) -> Sequence[events.Event]:
         """Send samples to a worker, whose leases do not run out while they are on their way."""
         if self.samples is None:
             raise RemoteProtocolError("samples are asked for, which this run does not send: it lacks --ship-data")
         if peer not in self.coordinator.membership.members:
-            return None
-        failed = self._send(peer, *self.samples.answer(asked))
-        return failed[0] if failed else events.WorkerAdvanced(peer=peer)
+            return []
+        return self._send(peer, *self.samples.answer(asked)) or [events.Received(peer=peer, message=asked)]
 
     def _turn_away(self, peer: bytes, fault: str) -> list[events.Event]:
         """Answer what cannot be understood: a worker of another version would wait for ever, not knowing why."""
@@ -338,14 +344,11 @@ class Server:
 
     def _dispatch(self, *happened: events.Event) -> None:
         """Let the coordinator handle events, and whatever its effects lead to."""
-        pending = deque(happened)
-        while pending:
-            for effect in self.coordinator.handle(pending.popleft(), self.clock.now()):
-                pending.extend(self._perform(effect))
+        carry_out(self.coordinator, happened, self._perform, self.clock.now)
         # Afterwards: what workers wait for has been sent.
         self.committer.record_completed()
-        # Never while workers make steps, and so write the weights: a stretch ends when a checkpoint is due.
-        if self.ended is None and not self.stretch.is_any():
+        # Never while workers make steps, and so write the weights: a multi-step lease ends when a checkpoint is due.
+        if self.ended is None and not self.multi_step.is_any():
             self.committer.take_due_checkpoint()
 
     def _perform(self, effect: effects.Effect) -> Sequence[events.Event]:
@@ -361,13 +364,13 @@ class Server:
                 return self.group.await_sums(effect)
             case effects.ForgetWorker():
                 self.receiver.forget(effect.peer, effect.rank)
-                return [*self.stretch.remove(effect.rank), *self.group.forget(effect.rank)]
+                return [*self.multi_step.remove(effect.rank), *self.group.forget(effect.rank)]
             case effects.UpdateWeights():
                 return self.committer.update(effect)
-            case effects.BeginStretch():
-                return self._begin_stretch(effect)
-            case effects.TakeBackSteps():
-                return self.stretch.end()
+            case effects.LeaseSteps():
+                return self._lease_steps(effect)
+            case effects.WithdrawSteps():
+                return self.multi_step.end()
             case effects.RecordStep():
                 self.committer.record_made(effect)
             case effects.RecordEpoch():
@@ -378,16 +381,16 @@ class Server:
                 self.blocklist.report_refusal(effect.text)
             case effects.Finish():
                 self.ended = self.committer.finish(effect)
-                self.stretch.close()
+                self.multi_step.close()
             case _:
                 assert_never(effect)
         return []
 
-    def _begin_stretch(self, effect: effects.BeginStretch) -> Sequence[events.Event]:
+    def _lease_steps(self, effect: effects.LeaseSteps) -> Sequence[events.Event]:
         """Let workers make steps, unless one of them may still write a slice of an update."""
         if any(self.group.updating.state.has_slice(rank) for rank in effect.ranks):
             return [declined(effect)]
-        return self.stretch.begin(effect, *self.committer.bounds())
+        return self.multi_step.begin(effect, *self.committer.bounds())
 
     def _report(self, report: effects.Report) -> None:
         show = self.remind if report.is_reminder and self.remind is not None else self.say

@@ -66,7 +66,7 @@ class Shard:
     rounded: Pair | None = None
     #: Returns memory for sums that are added here: for each index from 0 on a vector as long as the slice, which is the
     #: whole one then. By default any memory will do.
-    merged: Callable[[int], Vector] | None = None
+    partial_sums: Callable[[int], Vector] | None = None
     frames: list[Slice] = field(init=False)
     #: What workers compute with, slot by slot: the weights rounded, or the weights themselves.
     served: Pair = field(init=False)
@@ -99,10 +99,10 @@ class Shard:
 
     def _pools(self) -> list[VectorPool]:
         """Return the pool of each frame: one for all of the same length, unless each has parts of certain vectors."""
-        if self.merged is None:
+        if self.partial_sums is None:
             pools = {len(frame): VectorPool(len(frame)) for frame in self.frames}
             return [pools[len(frame)] for frame in self.frames]
-        return [VectorPool(len(frame), make=_parts_of(frame, self.merged)) for frame in self.frames]
+        return [VectorPool(len(frame), make=_parts_of(frame, self.partial_sums)) for frame in self.frames]
 
     def _begin_in_memory(self) -> None:
         vectors = UpdateVectors(weights=self.slots, served=self.served, slots=self._sets, start=self.start)
@@ -164,6 +164,10 @@ class Shard:
         with np.errstate(all="ignore"):  # as in `add_frame`
             self.policy.wire.unpack(words, self.frames[frame].start, sums)
             self.trees[frame].add_own(node, sums)
+
+    def fits(self, frame: int, words: Vector) -> bool:
+        """Tell whether one frame of sums has as many words as it travels in."""
+        return len(words) == self.policy.wire.words(self.frames[frame])
 
     def is_finite(self, frame: int, words: Vector) -> bool:
         """Tell whether one frame of sums, as it travelled, holds finite values only."""
@@ -256,7 +260,7 @@ class Shard:
         return weights_digest(self.weights)
 
 
-def _parts_of(frame: Slice, merged: Callable[[int], Vector]) -> Callable[[], Vector]:
+def _parts_of(frame: Slice, partial_sums: Callable[[int], Vector]) -> Callable[[], Vector]:
     """Return what returns a frame's part of the first vector, then of the second, and so on."""
     numbers = count()
-    return lambda: frame.of(merged(next(numbers)))
+    return lambda: frame.of(partial_sums(next(numbers)))

@@ -1,39 +1,229 @@
 """The shards as the server sees them: who has which slice, which sums all of them have, how far an update is. Pure.
 
-`handle(event, now)` returns what is to be done; `deadline()` says when to call again if nothing happens before. The
-coordinator's own slice is the first, and no member: a group of one server has no members, and waits for nobody.
+The coordinator's own slice is the first, and no member: a group of one server has no members, and waits for nobody.
 """
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import assert_never
+
+from msgspec import Struct
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind, RefusalKind
+from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.fingerprint import Fingerprint
-from lockstep.common.protocol.messages import Finished, Ping, Refused, shortened
-from lockstep.common.protocol.shard_messages import ShardJoin, SquaresRequest, Update
-from lockstep.common.statemachine.transitions import check_reached, targets_in
-from lockstep.ps.coordinator.registration import Refusal, refusal
-from lockstep.ps.coordinator.status import Reminder
-from lockstep.ps.shard_group import events
-from lockstep.ps.shard_group.effects import (
-    AnnounceGroup,
-    CompleteStep,
-    ConfirmSums,
-    FillShard,
-    FindScale,
-    GroupEffect,
-    LoseShard,
+from lockstep.common.protocol.messages import Finished, Message, Ping, Refused, shortened
+from lockstep.common.protocol.shard_messages import (
+    Collected,
+    ShardJoin,
+    ShardReady,
+    Squares,
+    SquaresRequest,
+    SumsAck,
+    Update,
+    UpdateDone,
+)
+from lockstep.common.statemachine.machine import (
+    IGNORED,
+    Machine,
+    Received,
     Report,
     ReportRefusal,
     Send,
-    UpdateOwnSlice,
-    WelcomeShard,
+    TimePassed,
+    leads,
+    stays,
+    table_of,
 )
-from lockstep.ps.shard_group.transitions import TRANSITIONS, GroupPhase
+from lockstep.ps.coordinator.registration import Refusal, refusal
+from lockstep.ps.coordinator.status import Reminder
 
 #: Seconds between two pings of a shard: sending to a process that is gone fails, and so is its death noticed.
 PING_S = 1.0
+
+
+class GroupPhase(Enum):
+    """The phases of the shards of a run."""
+
+    #: Not all have joined.
+    WAITING = "waiting for servers"
+    #: Sums of a step are on their way into their trees.
+    ADDING = "adding sums"
+    #: Clipping needs the norm of the whole gradient.
+    MEASURING = "measuring the gradient"
+    #: Each makes the update of its slice.
+    UPDATING = "updating"
+    #: The run is over.
+    ENDED = "ended"
+
+
+# Events
+
+
+class SumsAwaited(Struct, frozen=True, kw_only=True):
+    """A worker's result came: all shards are to have its sums before it counts."""
+
+    rank: int
+    node: Node
+
+
+class WorkerRemoved(Struct, frozen=True, kw_only=True):
+    rank: int
+
+
+class TreeCompleted(Struct, frozen=True, kw_only=True):
+    """All results of a step count."""
+
+    step: int
+    count: int
+    is_clipped: bool
+    ranks: tuple[int, ...]
+    collected: Collected
+
+
+class ScaleFound(Struct, frozen=True, kw_only=True):
+    """The factor of clipping, from the squares of all shards."""
+
+    scale: float
+
+
+class OwnSliceUpdated(Struct, frozen=True, kw_only=True):
+    """The server's own slice has its new weights."""
+
+    step: int
+
+
+class ShardGone(Struct, frozen=True, kw_only=True):
+    """The shard left, broke the protocol, or can no longer be reached."""
+
+    peer: bytes
+    reason: str
+
+
+class RunEnded(Struct, frozen=True, kw_only=True):
+    """`reason` is empty if it ended well."""
+
+    reason: str
+
+
+#: What shards send, and the group decides on.
+GroupMessage = ShardJoin | ShardReady | SumsAck | Squares | UpdateDone | Ping
+GroupEvent = (
+    Received
+    | SumsAwaited
+    | WorkerRemoved
+    | TreeCompleted
+    | ScaleFound
+    | OwnSliceUpdated
+    | ShardGone
+    | TimePassed
+    | RunEnded
+)
+
+# Effects
+
+
+class WelcomeShard(Struct, frozen=True, kw_only=True):
+    """Send a shard its place and the job."""
+
+    peer: bytes
+    index: int
+
+
+class FillShard(Struct, frozen=True, kw_only=True):
+    """Send a shard what its slice begins with: the weights only if it does not share them."""
+
+    peer: bytes
+    index: int
+    shares: bool
+
+
+class AnnounceGroup(Struct, frozen=True, kw_only=True):
+    """All shards are ready: workers may be welcomed."""
+
+    addresses: tuple[str, ...]
+    #: Whether all see the server's memory, and why not.
+    shares: bool
+    obstacle: str
+
+
+class ConfirmSums(Struct, frozen=True, kw_only=True):
+    """All shards have the sums of a worker's result."""
+
+    rank: int
+    node: Node
+
+
+class FindScale(Struct, frozen=True, kw_only=True):
+    """Find the factor of clipping: the squares of all shards have come."""
+
+
+class UpdateOwnSlice(Struct, frozen=True, kw_only=True):
+    """Make the server's own part of the update; answered by `OwnSliceUpdated`, perhaps later."""
+
+    step: int
+    count: int
+    scale: float | None
+
+
+class CompleteStep(Struct, frozen=True, kw_only=True):
+    """All slices have their new weights."""
+
+    step: int
+
+
+class LoseShard(Struct, frozen=True, kw_only=True):
+    """A shard is gone without which the run cannot go on."""
+
+    text: str
+
+
+GroupEffect = (
+    Send
+    | WelcomeShard
+    | FillShard
+    | AnnounceGroup
+    | ConfirmSums
+    | FindScale
+    | UpdateOwnSlice
+    | CompleteStep
+    | LoseShard
+    | Report
+    | ReportRefusal
+)
+
+_WAITING, _ADDING, _MEASURING, _UPDATING, _ENDED = GroupPhase
+
+#: What comes too late in all other phases.
+_LATE = leads(IGNORED, *GroupPhase)
+
+#: What may follow. Before all shards are ready no work is leased, and while they update no result can count.
+TRANSITIONS = table_of(
+    GroupPhase,
+    {
+        ShardJoin: stays(*GroupPhase),
+        ShardReady: _LATE | {_WAITING: {_WAITING, _ADDING}},
+        Ping: stays(_WAITING, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
+        SumsAwaited: stays(_ADDING) | leads(IGNORED, _ENDED),
+        SumsAck: _LATE | stays(_ADDING),
+        WorkerRemoved: stays(_WAITING, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
+        TreeCompleted: leads({_MEASURING, _UPDATING}, _ADDING) | leads(IGNORED, _ENDED),
+        Squares: _LATE | stays(_MEASURING),
+        ScaleFound: leads({_UPDATING}, _MEASURING) | leads(IGNORED, _ENDED),
+        OwnSliceUpdated: leads({_UPDATING, _ADDING}, _UPDATING) | leads(IGNORED, _ENDED),
+        UpdateDone: _LATE | leads({_UPDATING, _ADDING}, _UPDATING),
+        ShardGone: stays(_WAITING) | leads({_ENDED}, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
+        TimePassed: {
+            _WAITING: {_WAITING},
+            _ADDING: {_ADDING, _ENDED},
+            _MEASURING: {_MEASURING, _ENDED},
+            _UPDATING: {_UPDATING, _ENDED},
+            _ENDED: IGNORED,
+        },
+        RunEnded: leads({_ENDED}, _WAITING, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
+    },
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +260,10 @@ class ShardMember:
 
 
 @dataclass
-class ShardGroup:
-    """The shards of a run; see `lockstep.ps.shard_group.transitions` for the table that it obeys."""
+class ShardGroup(Machine[GroupEvent, GroupEffect]):
+    """The shards of a run."""
 
+    transitions = TRANSITIONS
     config: GroupConfig
     #: The step whose sums are added.
     step: int = 0
@@ -88,7 +279,7 @@ class ShardGroup:
     #: Shards that have answered the last request to all.
     answered: set[int] = field(default_factory=set)
     #: The update under way, and whether the server's own slice has been updated.
-    update: events.TreeCompleted | None = None
+    update: TreeCompleted | None = None
     is_own_updated: bool = False
 
     def __post_init__(self) -> None:
@@ -99,57 +290,55 @@ class ShardGroup:
         """The number of servers but the coordinator's."""
         return self.config.servers - 1
 
-    def handle(self, event: events.GroupEvent, now: float) -> list[GroupEffect]:
-        """Handle what happened at `now` seconds; return what is to be done, in order."""
-        targets = targets_in(TRANSITIONS, self.phase, event)
-        if not targets:
-            return []
-        effects = self._react(event, now)
-        check_reached(targets, event, self.phase)
-        return effects
+    def handle(self, event: GroupEvent, now: float) -> list[GroupEffect]:
+        return self.obey(event, now)
 
     def deadline(self) -> float | None:
-        """Return when `TimePassed` is due, None if never."""
         if self.phase is GroupPhase.ENDED or not self.others:
             return None
         return self.next_ping if self.reminder.due is None else min(self.next_ping, self.reminder.due)
 
-    def _react(self, event: events.GroupEvent, now: float) -> list[GroupEffect]:
+    def react(self, event: GroupEvent, now: float) -> list[GroupEffect]:
         match event:
-            case events.ShardJoined():
-                return self._join(event, now)
-            case events.ShardPrepared():
-                return self._prepared(event, now)
-            case events.ShardPinged():
-                self._heard(event.peer, now)
-                return []
-            case events.SumsAwaited():
-                self.awaited.add((event.rank, event.node))
-                return self._confirm((event.rank, event.node))
-            case events.SumsConfirmed():
-                return self._confirmed(event, now)
-            case events.WorkerRemoved():
-                return self._remove_worker(event.rank)
-            case events.TreeCompleted():
+            case Received(peer=peer, message=message):
+                return self._on_message(peer, message, now)
+            case SumsAwaited(rank=rank, node=node):
+                self.awaited.add((rank, node))
+                return self._confirm((rank, node))
+            case WorkerRemoved(rank=rank):
+                return self._remove_worker(rank)
+            case TreeCompleted():
                 return self._begin_update(event)
-            case events.SquaresReceived():
-                return [FindScale()] if self._is_last_answer(event.peer, event.step, now) else []
-            case events.ScaleFound():
-                return self._update(event.scale)
-            case events.OwnSliceUpdated():
+            case ScaleFound(scale=scale):
+                return self._update(scale)
+            case OwnSliceUpdated():
                 self.is_own_updated = True
                 return self._complete()
-            case events.SliceUpdated():
-                return self._complete() if self._is_last_answer(event.peer, event.step, now) else []
-            case events.ShardGone():
+            case ShardGone():
                 return self._gone(event)
-            case events.TimePassed():
+            case TimePassed():
                 return self._time_passed(now)
-            case events.RunEnded():
+            case RunEnded(reason=reason):
                 self.phase = GroupPhase.ENDED
-                return [Send(peer=peer, message=Finished(reason=shortened(event.reason))) for peer in self.members]
+                return [Send(peer=peer, message=Finished(reason=shortened(reason))) for peer in self.members]
             case _:
                 assert_never(event)
+
+    def _on_message(self, peer: bytes, message: Message, now: float) -> list[GroupEffect]:
+        match message:
+            case ShardJoin():
+                return self._join(peer, message, now)
+            case ShardReady():
+                return self._prepared(peer, message, now)
+            case SumsAck():
+                return self._confirmed(peer, message, now)
+            case Squares(step=step):
+                return [FindScale()] if self._is_last_answer(peer, step, now) else []
+            case UpdateDone(step=step):
+                return self._complete() if self._is_last_answer(peer, step, now) else []
+            case _:
+                self._heard(peer, now)
+                return []
 
     def _heard(self, peer: bytes, now: float) -> ShardMember | None:
         member = self.members.get(peer)
@@ -159,16 +348,16 @@ class ShardGroup:
 
     # Shards join
 
-    def _join(self, event: events.ShardJoined, now: float) -> list[GroupEffect]:
-        if self._heard(event.peer, now) is not None:
+    def _join(self, peer: bytes, join: ShardJoin, now: float) -> list[GroupEffect]:
+        if self._heard(peer, now) is not None:
             return []
-        if (why := self._refusal(event.join)) is not None:
-            refused = Send(peer=event.peer, message=why.message())
+        if (why := self._refusal(join)) is not None:
+            refused = Send(peer=peer, message=why.message())
             return [refused, ReportRefusal(text=f"refused a shard: {why.reason}")]
         taken = {member.index for member in self.members.values()}
         index = next(index for index in range(1, self.config.servers) if index not in taken)
-        member = self.members[event.peer] = ShardMember(event.peer, index, event.join, heard=now)
-        return [WelcomeShard(peer=event.peer, index=index), Report(text=f"{member.named()} joined")]
+        member = self.members[peer] = ShardMember(peer, index, join, heard=now)
+        return [WelcomeShard(peer=peer, index=index), Report(text=f"{member.named()} joined")]
 
     def _refusal(self, join: ShardJoin) -> Refusal | None:
         """Return why a shard is refused, None if it is not."""
@@ -182,16 +371,16 @@ class ShardGroup:
             return Refusal(RefusalKind.FULL, text)
         return refusal(join, config.fingerprint, allows_mixed_numerics=config.allows_mixed_numerics)
 
-    def _prepared(self, event: events.ShardPrepared, now: float) -> list[GroupEffect]:
-        member = self._heard(event.peer, now)
+    def _prepared(self, peer: bytes, ready: ShardReady, now: float) -> list[GroupEffect]:
+        member, shares, obstacle = self._heard(peer, now), bool(ready.nonce), one_line(ready.obstacle)
         if member is None or member.is_ready:
             return []
-        if self.config.needs_memory and not event.shares:
-            del self.members[event.peer]
-            reason = f"it does not share the server's memory: {event.obstacle}"
-            refused = Send(peer=event.peer, message=Refused(reason=shortened(reason), kind=RefusalKind.MEMORY))
+        if self.config.needs_memory and not shares:
+            del self.members[peer]
+            reason = f"it does not share the server's memory: {obstacle}"
+            refused = Send(peer=peer, message=Refused(reason=shortened(reason), kind=RefusalKind.MEMORY))
             return [refused, Report(text=f"refused {member.named()}: {reason}")]
-        member.is_ready, member.shares, member.obstacle = True, event.shares, event.obstacle
+        member.is_ready, member.shares, member.obstacle = True, shares, obstacle
         effects: list[GroupEffect] = [FillShard(peer=member.peer, index=member.index, shares=member.shares)]
         if member.obstacle:
             effects.append(
@@ -218,8 +407,8 @@ class ShardGroup:
 
     # Sums are added
 
-    def _confirmed(self, event: events.SumsConfirmed, now: float) -> list[GroupEffect]:
-        member, ack = self._heard(event.peer, now), event.ack
+    def _confirmed(self, peer: bytes, ack: SumsAck, now: float) -> list[GroupEffect]:
+        member = self._heard(peer, now)
         if member is None or ack.step != self.step:
             return []
         key = (ack.rank, ack.node())
@@ -240,7 +429,7 @@ class ShardGroup:
 
     # Weights are updated
 
-    def _begin_update(self, event: events.TreeCompleted) -> list[GroupEffect]:
+    def _begin_update(self, event: TreeCompleted) -> list[GroupEffect]:
         self.update = event
         if not event.is_clipped or not self.others:
             return self._update(None)  # a shard of the whole vector finds the factor of clipping itself
@@ -280,7 +469,7 @@ class ShardGroup:
 
     # Shards fail
 
-    def _gone(self, event: events.ShardGone) -> list[GroupEffect]:
+    def _gone(self, event: ShardGone) -> list[GroupEffect]:
         if event.peer not in self.members:
             return []
         member = self.members[event.peer]

@@ -1,6 +1,5 @@
 """All servers of a run, as the server sees them: carries out the effects of `ShardGroup`, and gathers the weights."""
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
@@ -15,7 +14,7 @@ from lockstep.common.aggregation.update import UpdateStep
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.codec import decode, encode
-from lockstep.common.protocol.messages import Eviction, Leave, Message, Ping, SliceLease, SliceResult, shortened
+from lockstep.common.protocol.messages import Eviction, Leave, Message, SliceLease, SliceResult, shortened
 from lockstep.common.protocol.shard_messages import (
     WEIGHTS,
     AddFromMemory,
@@ -33,26 +32,29 @@ from lockstep.common.protocol.shard_messages import (
     ShardWelcome,
     SliceMessage,
     Squares,
-    SumsAck,
     UpdateDone,
     WorkerLost,
 )
 from lockstep.common.runtime.clock import Clock
+from lockstep.common.statemachine.machine import Received, Report, ReportRefusal, Send, TimePassed, carry_out
 from lockstep.common.transport.port import PeerGone, PeerSlow, ServerPort
 from lockstep.ps.coordinator import effects as coordinator_effects
 from lockstep.ps.coordinator import events as coordinator_events
 from lockstep.ps.coordinator.membership import Membership
-from lockstep.ps.parallel_update.events import HelperAdmitted, UpdateHurried
-from lockstep.ps.parallel_update.parallel_update import ParallelUpdate, ParallelUpdateConfig
-from lockstep.ps.parallel_update.shell import ParallelUpdateShell
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.shard.partition import checksum_in, held_frames, initial_frames, own_part
 from lockstep.ps.shard.shard import Shard, WeightsAfter
-from lockstep.ps.shard_group import effects, events
-from lockstep.ps.shard_group.distributed_update import CompletedUpdate, DistributedUpdate
-from lockstep.ps.shard_group.gathered_weights import GatheredWeights
+from lockstep.ps.shard_group import group as machine
+from lockstep.ps.shard_group.distributed_update import CompletedUpdate, DistributedUpdate, GatheredWeights
 from lockstep.ps.shard_group.group import GroupConfig, ShardGroup, ShardMember
-from lockstep.ps.shared_memory import ServerSharedMemory
+from lockstep.ps.shared_memory.memory import ServerSharedMemory
+from lockstep.ps.shared_memory.parallel_update import (
+    HelperAdmitted,
+    ParallelUpdate,
+    ParallelUpdateConfig,
+    RunInterrupted,
+)
+from lockstep.ps.shared_memory.parallel_update_shell import ParallelUpdateShell
 
 #: The reason to evict a peer that is not a shard of this run, and sends what only a shard does.
 STRANGER = "its connection broke, or the server was started again, and its slice is lost"
@@ -77,7 +79,7 @@ class ShardGroupShell:
     _: KW_ONLY
     port: ServerPort
     clock: Clock
-    report: Callable[[effects.Report], None]
+    report: Callable[[Report], None]
     report_refusal: Callable[[str], None]
     #: The memory that workers and shards on this machine share, if there is any.
     sharing: ServerSharedMemory | None = None
@@ -93,8 +95,8 @@ class ShardGroupShell:
     completed: CompletedUpdate | None = None
     #: The update that all make, or made last.
     _update: DistributedUpdate = field(default_factory=DistributedUpdate)
-    #: Workers that could not be sent to.
-    _unreachable: list[coordinator_events.Event] = field(default_factory=list)
+    #: What the coordinator is to handle, until `_dispatch` returns it.
+    _happened: list[coordinator_events.Event] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         info, whole = self.info, self.whole
@@ -140,34 +142,21 @@ class ShardGroupShell:
         if not isinstance(message, ShardJoin) and peer not in self.state.members:
             return self._send_to([peer], Eviction(reason=STRANGER))
         match message:
-            case ShardJoin():
-                return self._dispatch(events.ShardJoined(peer=peer, join=message))
-            case ShardReady():
-                return self._dispatch(self._prepared(peer, message))
-            case SumsAck():
-                return self._dispatch(events.SumsConfirmed(peer=peer, ack=message))
-            case Squares():
-                self._update.on_squares(peer, self._trained(peer), arrays[0])
-                return self._dispatch(events.SquaresReceived(peer=peer, step=message.step))
             case CollectedFrame():
                 self._gather(peer, message, arrays[0])
                 return []
-            case UpdateDone():
-                self._update.on_done(message)
-                return self._dispatch(events.SliceUpdated(peer=peer, step=message.step))
             case WorkerLost():
                 return self._worker_lost(peer, message)
             case Leave():
                 return self.on_shard_gone(peer, one_line(message.reason))
-            case Ping():
-                return self._dispatch(events.ShardPinged(peer=peer))
-            case _:
-                assert_never(message)
-
-    def _prepared(self, peer: bytes, ready: ShardReady) -> events.GroupEvent:
-        if ready.nonce and (self.sharing is None or ready.nonce != self.sharing.folder.nonce.hex()):
-            raise RemoteProtocolError(f"the nonce {ready.nonce!r} is not that of the shared memory")
-        return events.ShardPrepared(peer=peer, shares=bool(ready.nonce), obstacle=one_line(ready.obstacle))
+            case ShardReady(nonce=nonce):
+                if nonce and (self.sharing is None or nonce != self.sharing.folder.nonce.hex()):
+                    raise RemoteProtocolError(f"the nonce {nonce!r} is not that of the shared memory")
+            case Squares():
+                self._update.on_squares(peer, self._trained(peer), arrays[0])
+            case UpdateDone():
+                self._update.on_done(message)
+        return self._dispatch(Received(peer=peer, message=message))
 
     def _trained(self, peer: bytes) -> int:
         """Return how many of the values in a shard's slice are trained."""
@@ -183,64 +172,59 @@ class ShardGroupShell:
 
     def on_shard_gone(self, peer: bytes, reason: str) -> list[coordinator_events.Event]:
         """Handle that a shard is gone."""
-        return self._dispatch(events.ShardGone(peer=peer, reason=reason))
+        return self._dispatch(machine.ShardGone(peer=peer, reason=reason))
 
     def on_time(self, now: float) -> list[coordinator_events.Event]:
         """Handle the passing of time."""
         due, happened = self.state.deadline(), self._after(self.updating.on_time(now))
-        return happened + (self._dispatch(events.TimePassed()) if due is not None and now >= due else [])
+        return happened + (self._dispatch(TimePassed()) if due is not None and now >= due else [])
 
     # Events become effects, and effects are carried out
 
-    def _dispatch(self, event: events.GroupEvent) -> list[coordinator_events.Event]:
-        """Let the group handle an event, and whatever its effects lead to; return what the coordinator is to handle."""
-        pending, happened = deque([event]), list[coordinator_events.Event]()
-        while pending:
-            for effect in self.state.handle(pending.popleft(), self.clock.now()):
-                for following in self._perform(effect):
-                    if isinstance(following, events.GroupEvent):
-                        pending.append(following)
-                    else:
-                        happened.append(following)
+    def _dispatch(self, *events: machine.GroupEvent) -> list[coordinator_events.Event]:
+        """Let the group handle events, and whatever its effects lead to; return what the coordinator is to handle."""
+        carry_out(self.state, events, self._perform, self.clock.now)
+        happened, self._happened = self._happened, []
         return happened
 
-    def _perform(self, effect: effects.GroupEffect) -> Iterator[events.GroupEvent | coordinator_events.Event]:
+    def _perform(self, effect: machine.GroupEffect) -> Iterator[machine.GroupEvent]:
         match effect:
-            case effects.Send():
+            case Send():
                 yield from self._send(effect.peer, effect.message)
-            case effects.WelcomeShard():
+            case machine.WelcomeShard():
                 yield from self._send(effect.peer, self._welcome(effect.index))
-            case effects.FillShard():
+            case machine.FillShard():
                 yield from self._fill(effect)
-            case effects.AnnounceGroup(addresses=addresses, shares=shares, obstacle=obstacle):
-                yield coordinator_events.ServersReady(addresses=addresses, shares=shares, obstacle=obstacle)
-            case effects.ConfirmSums():
-                yield coordinator_events.SumsAcknowledged(rank=effect.rank, node=effect.node)
-            case effects.FindScale():
+            case machine.AnnounceGroup(addresses=addresses, shares=shares, obstacle=obstacle):
+                ready = coordinator_events.ServersReady(addresses=addresses, shares=shares, obstacle=obstacle)
+                self._happened.append(ready)
+            case machine.ConfirmSums():
+                self._happened.append(coordinator_events.SumsAcknowledged(rank=effect.rank, node=effect.node))
+            case machine.FindScale():
                 assert self.state.update is not None  # that is what is measured
                 order = [member.peer for member in self.state.in_order()]
-                yield events.ScaleFound(scale=self._update.scale(self.own, self.state.update.count, order))
-            case effects.UpdateOwnSlice():
+                yield machine.ScaleFound(scale=self._update.scale(self.own, self.state.update.count, order))
+            case machine.UpdateOwnSlice():
                 yield from self._own_updated(self.updating.update(effect.step, effect.count, effect.scale))
-            case effects.CompleteStep():
+            case machine.CompleteStep():
                 self._complete(effect.step)
-                yield coordinator_events.StepUpdated(step=effect.step)
-            case effects.LoseShard():
-                yield coordinator_events.ServerLost(text=effect.text)
-            case effects.Report():
+                self._happened.append(coordinator_events.StepUpdated(step=effect.step))
+            case machine.LoseShard():
+                self._happened.append(coordinator_events.ServerLost(text=effect.text))
+            case Report():
                 self.report(effect)
-            case effects.ReportRefusal():
+            case ReportRefusal():
                 self.report_refusal(effect.text)
             case _:
                 assert_never(effect)
 
-    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> Iterator[events.GroupEvent]:
+    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> Iterator[machine.GroupEvent]:
         try:
             self.port.send(peer, encode(message, arrays))
         except PeerGone:
-            yield events.ShardGone(peer=peer, reason="its connection is gone")
+            yield machine.ShardGone(peer=peer, reason="its connection is gone")
         except PeerSlow:
-            yield events.ShardGone(peer=peer, reason="it does not read what it is sent")
+            yield machine.ShardGone(peer=peer, reason="it does not read what it is sent")
 
     def _send_to(self, peers: Sequence[bytes], message: Message) -> list[coordinator_events.Event]:
         gone = [event for peer in peers for event in self._send(peer, message)]
@@ -264,7 +248,7 @@ class ShardGroupShell:
             memory=self.info.memory,
         )
 
-    def _fill(self, effect: effects.FillShard) -> Iterator[events.GroupEvent]:
+    def _fill(self, effect: machine.FillShard) -> Iterator[machine.GroupEvent]:
         has_weights = effect.shares and self.whole.policy.wire_weights.is_exact
         frames = list(initial_frames(self.whole, self.slices[effect.index], has_weights=has_weights))
         self.port.allow(QUEUE + len(frames))
@@ -286,7 +270,7 @@ class ShardGroupShell:
     def forget(self, rank: int) -> list[coordinator_events.Event]:
         """Inform all shards that a worker is gone."""
         happened = self._after(self.updating.remove(rank))
-        return happened + self._dispatch(events.WorkerRemoved(rank=rank)) + self._send_all(Forget(rank=rank))
+        return happened + self._dispatch(machine.WorkerRemoved(rank=rank)) + self._send_all(Forget(rank=rank))
 
     def send_weights(self, rank: int, step: int) -> Sequence[coordinator_events.Event]:
         """Let all shards send a worker their weights of a step, unless the update's message has told them to."""
@@ -299,7 +283,7 @@ class ShardGroupShell:
 
     def await_sums(self, effect: coordinator_effects.AwaitShards) -> list[coordinator_events.Event]:
         """Return that all shards have the sums of a result, if they have them already."""
-        return self._dispatch(events.SumsAwaited(rank=effect.rank, node=effect.node))
+        return self._dispatch(machine.SumsAwaited(rank=effect.rank, node=effect.node))
 
     # Updates
 
@@ -310,7 +294,7 @@ class ShardGroupShell:
         if self.gathered is not None and collected != "nothing":
             self.gathered.begin()
         return self._dispatch(
-            events.TreeCompleted(
+            machine.TreeCompleted(
                 step=step,
                 count=count,
                 is_clipped=self.own.policy.clip_norm is not None,
@@ -319,20 +303,15 @@ class ShardGroupShell:
             )
         )
 
-    def _own_updated(self, made: UpdateStep | None) -> Iterator[events.GroupEvent | coordinator_events.Event]:
-        """Yield what follows from an update of our own slice, None while workers are still to answer."""
-        while self._unreachable:
-            yield self._unreachable.pop()
+    def _own_updated(self, made: UpdateStep | None) -> Iterator[machine.GroupEvent]:
+        """Yield that our own slice is updated, unless workers are still to answer."""
         if made is not None:
             self._update.rate = made.rate
-            yield events.OwnSliceUpdated(step=made.step)
+            yield machine.OwnSliceUpdated(step=made.step)
 
     def _after(self, made: UpdateStep | None) -> list[coordinator_events.Event]:
         """Return what the coordinator is to handle after something that may have completed the update of our slice."""
-        happened = list[coordinator_events.Event]()
-        for event in self._own_updated(made):
-            happened += self._dispatch(event) if isinstance(event, events.GroupEvent) else [event]
-        return happened
+        return self._dispatch(*self._own_updated(made))
 
     def _send_lease(self, rank: int, lease: SliceLease) -> None:
         """Lease a slice of the update to a worker; that it is gone is known later."""
@@ -343,16 +322,16 @@ class ShardGroupShell:
             self.port.send(member.peer, encode(msgspec.structs.replace(lease, incarnation=member.join.incarnation)))
         except (PeerGone, PeerSlow):
             gone = coordinator_events.WorkerLeft(peer=member.peer, reason="its connection is gone")
-            self._unreachable.append(gone)
+            self._happened.append(gone)
 
     def on_slice_result(self, peer: bytes, result: SliceResult) -> list[coordinator_events.Event]:
         """Handle what a worker reports of its slice of an update."""
         member = self.membership.members.get(peer)
         return [] if member is None else self._after(self.updating.on_result(member.rank, result))
 
-    def hurry(self) -> list[coordinator_events.Event]:
+    def finish_update(self) -> list[coordinator_events.Event]:
         """Make what is left of the update at hand, since the run is about to end."""
-        return self._after(self.updating.dispatch(UpdateHurried()))
+        return self._after(self.updating.dispatch(RunInterrupted()))
 
     def _complete(self, step: int) -> None:
         self.completed = self._update.completed(step, self.clock.now())
@@ -437,5 +416,5 @@ class ShardGroupShell:
 
     def end(self, reason: str) -> None:
         """Inform all shards that the run is over."""
-        self._dispatch(events.RunEnded(reason=shortened(reason)))
+        self._dispatch(machine.RunEnded(reason=shortened(reason)))
         self.updating.close()

@@ -5,40 +5,43 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
 
+import numpy as np
+
+from lockstep.common.aggregation.checksum import MODULUS
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.client.events_and_effects import ClientEvent, Exit, PreparationFailed, Prepared, Welcomed
-from lockstep.common.client.shell import ClientShell
-from lockstep.common.errors import LockstepError, RemoteProtocolError
+from lockstep.common.errors import LockstepError, RemoteProtocolError, SharingError
 from lockstep.common.protocol.codec import decode, encode
-from lockstep.common.protocol.messages import Join, Message, Ping, SumsFrame, Weights, Welcome, shortened
+from lockstep.common.protocol.messages import Join, Message, SumsFrame, Weights, Welcome, shortened
 from lockstep.common.protocol.shard_messages import (
-    AddFromMemory,
-    Admit,
     Begin,
     Collect,
-    Forget,
+    CollectedFrame,
     Hello,
     InitialFrame,
-    SendWeightsTo,
     ShardReady,
     ShardWelcome,
+    Squares,
     SquaresRequest,
     ToShardMessage,
     Update,
+    UpdateDone,
     WorkerToShardMessage,
 )
 from lockstep.common.runtime.clock import Clock
+from lockstep.common.statemachine.client import ClientEvent, Exit, PreparationFailed, Prepared
+from lockstep.common.statemachine.client_shell import ClientShell
+from lockstep.common.statemachine.machine import Received
 from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.links import Wait
 from lockstep.common.transport.port import ClientPort, PeerGone, PeerSlow, ServerPort
-from lockstep.ps.coordinator.scheduling.buffer_pool import WINDOW
-from lockstep.ps.coordinator.validation import not_finite
+from lockstep.ps.coordinator.failures import not_finite
+from lockstep.ps.coordinator.scheduling.round_state import WINDOW
 from lockstep.ps.run.traffic import Traffic
-from lockstep.ps.shard_process import effects, events
-from lockstep.ps.shard_process.slice_executor import SliceExecutor
+from lockstep.ps.shard.partition import checksum_in, held_frames
+from lockstep.ps.shard_process import state as machine
 from lockstep.ps.shard_process.state import ShardState
-from lockstep.ps.shard_process.storage import storage_of
+from lockstep.ps.shard_process.storage import ShardStorage, storage_of
 
 #: Seconds for which the last messages may still be sent.
 LINGER_S = 1.0
@@ -48,7 +51,7 @@ QUEUE = 32
 
 
 @dataclass
-class ShardShell(ClientShell[events.SliceEvent, effects.SliceEffect]):
+class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
     """One shard's process: its state, and what carries out the effects of the state."""
 
     state: ShardState
@@ -67,17 +70,18 @@ class ShardShell(ClientShell[events.SliceEvent, effects.SliceEffect]):
     ended: Exit | None = None
     expected = ToShardMessage
     arrays: list[Vector] = field(default_factory=list)
-    executor: SliceExecutor | None = None
+    #: The slice, None before the welcome.
+    storage: ShardStorage | None = None
+    #: By rank, our part of the sums of workers that share memory.
+    sums: dict[int, tuple[Vector, ...]] = field(default_factory=dict)
     #: What crossed the workers' sockets since the last update.
     traffic: Traffic = field(default_factory=Traffic)
-    #: The index of the frame that begins there.
-    _frame_at: dict[int, int] = field(default_factory=dict)
 
     def close(self) -> None:
         self.port.close(LINGER_S)
         self.upstream.close(LINGER_S)
-        if self.executor is not None:
-            self.executor.storage.close()
+        if self.storage is not None:
+            self.storage.close()
 
     def step(self) -> bool:
         """Handle one message, or the passing of time; return whether anything happened."""
@@ -107,99 +111,114 @@ class ShardShell(ClientShell[events.SliceEvent, effects.SliceEffect]):
             return True
         lost = self.port.lost()
         for peer in lost:
-            self.dispatch(events.PeerFailed(peer=peer, reason="its connection is gone"))
+            self.dispatch(machine.PeerFailed(peer=peer, reason="its connection is gone"))
         return bool(lost)
 
     def _on_worker_message(self, peer: bytes, frames: list[memoryview]) -> None:
         try:
             message, self.arrays = decode(frames, WorkerToShardMessage | Join)
             self.traffic.record_received(message, frames)
-            self.dispatch(self._worker_event_of(peer, message))
+            self._check(message)
+            self.dispatch(Received(peer=peer, message=message))
         except RemoteProtocolError as error:
-            self.dispatch(events.PeerFailed(peer=peer, reason=str(error)))
+            self.dispatch(machine.PeerFailed(peer=peer, reason=str(error)))
 
-    def _worker_event_of(self, peer: bytes, message: Message) -> events.SliceEvent:
+    def _check(self, message: Message) -> None:
+        """Raise `RemoteProtocolError` if a message must not come from a worker."""
         match message:
             case Hello():
                 self._make_room()
-                return events.WorkerConnected(peer=peer, hello=message)
             case SumsFrame():
-                return events.SumsReceived(peer=peer, sums=message, frame=self._frame_of(message))
+                self._check_sums(message)
             case _:
                 raise RemoteProtocolError(f"this is a shard: connect to the server at {self.state.config.address}")
 
-    def _frame_of(self, sums: SumsFrame) -> int:
-        frame = self._frame_at.get(sums.start)
-        if self.executor is not None and frame is not None:
-            shard = self.executor.storage.shard
-            if len(self.arrays[0]) == shard.policy.wire.words(shard.frames[frame]):
-                if shard.is_finite(frame, self.arrays[0]):
-                    return frame
-                raise not_finite(sums.step, sums.node())
-        raise RemoteProtocolError(f"{len(self.arrays[0])} sums from {sums.start} on: not a frame of this slice")
+    def _check_sums(self, sums: SumsFrame) -> None:
+        frame, words = self.state.frame_at.get(sums.start), self.arrays[0]
+        if self.storage is None or frame is None or not self.storage.shard.fits(frame, words):
+            raise RemoteProtocolError(f"{len(words)} sums from {sums.start} on: not a frame of this slice")
+        if not self.storage.shard.is_finite(frame, words):
+            raise not_finite(sums.step, sums.node())
 
-    def event_of(self, message: Message) -> events.ShardEvent:
+    def event_of(self, message: Message) -> machine.ShardEvent:
         match message:
-            case ShardWelcome():
-                return Welcomed(welcome=message, place=f"shard {message.index} of {message.servers} servers")
             case InitialFrame():
-                self._demand_slice().storage.fill(message.name, message.start, self.arrays[0])
-                return events.ServerHeard()
+                self._demand_slice().fill(message.name, message.start, self.arrays[0])
             case Begin():
-                self._demand_slice().storage.begin(message.steps)
-                return events.SliceFilled(steps=message.steps)
-            case Admit():
-                return events.WorkerAdmitted(admit=message)
-            case Forget():
-                return events.WorkerForgotten(rank=message.rank)
-            case SendWeightsTo():
-                return events.WeightsRequested(request=message)
-            case AddFromMemory():
-                return events.SumsShared(add=message)
-            case SquaresRequest():
+                self._demand_slice().begin(message.steps)
+            case SquaresRequest() | Update():
                 self._demand_sums(message.step, message.count)
-                return events.SquaresRequested(request=message)
-            case Update():
-                self._demand_sums(message.step, message.count)
-                return events.UpdateRequested(update=message)
             case Collect():
-                self._demand_slice().send_held(message.steps, has_state=False)
-                return events.ServerHeard()
-            case Ping():
-                return events.PingReceived()
-            case _:
+                self._send_held(message.steps, has_state=False)
+            case _ if not isinstance(message, machine.Request | ShardWelcome):
                 raise RemoteProtocolError(f"a {type(message).__name__} is not a message for a shard")
+        return message
 
     def _demand_sums(self, step: int, count: int) -> None:
         """Raise `RemoteProtocolError` if the sums of the step at hand are incomplete, or over no samples."""
-        shard = self._demand_slice().storage.shard
+        shard = self._demand_slice().shard
         if step == shard.updates and (count < 1 or not shard.is_whole()):
             raise RemoteProtocolError(f"step {step} over {count} samples, whose sums are not all there")
 
-    def _demand_slice(self) -> SliceExecutor:
-        """Return what works on the slice; `RemoteProtocolError` before the welcome."""
-        if self.executor is None:
+    def _demand_slice(self) -> ShardStorage:
+        """Return the slice; `RemoteProtocolError` before the welcome."""
+        if self.storage is None:
             raise RemoteProtocolError("a state before the welcome")
-        return self.executor
+        return self.storage
 
     # From effects to actions
 
-    def perform(self, effect: effects.SliceEffect) -> Iterable[events.ShardEvent]:
-        executor = self._demand_slice()
+    def perform(self, effect: machine.SliceEffect) -> Iterable[machine.ShardEvent]:
+        storage = self._demand_slice()
         match effect:
-            case effects.SendSlice():
+            case machine.SendSlice():
                 yield from self._send_weights(effect.peer)
-            case effects.RefusePeer():
+            case machine.RefusePeer():
                 for _ in self._send(effect.peer, effect.refused):
                     break  # it is given up already
-            case effects.MapSums():
-                yield from executor.map_sums(effect.rank)
-            case effects.UnmapSums():
-                executor.unmap_sums(effect.rank)
-            case effects.AddFrame() | effects.AddSharedSlice() | effects.SendSquares() | effects.UpdateSlice():
-                executor.perform(effect, self.arrays)
+            case machine.MapSums(rank=rank):
+                try:
+                    self.sums[rank] = storage.sums_of(rank)
+                except SharingError as error:
+                    yield machine.SumsMissing(rank=rank, reason=str(error))
+            case machine.UnmapSums(rank=rank):
+                self.sums.pop(rank, None)
+            case machine.AddFrame():
+                storage.shard.receive(effect.frame, effect.node, self.arrays[0])
+            case machine.AddSharedSlice():
+                sums = self.sums[effect.rank][effect.slot]
+                storage.shard.add(effect.node, sums)
+                # The server leases the slot again as soon as this is acknowledged.
+                storage.shard.settle(sums)
+            case machine.SendSquares():
+                squares = storage.shard.squares(effect.count).view(np.float32)
+                self.send_to_server(Squares(step=effect.step), squares)
+            case machine.UpdateSlice(update=update):
+                self._update(storage, update)
             case _:
                 assert_never(effect)
+
+    def _update(self, storage: ShardStorage, update: Update) -> None:
+        """Make an update, and send the server what it collects of it."""
+        storage.shard.update(update.step, update.count, update.scale)
+        if update.collected != "nothing":
+            self._send_held(update.step + 1, has_state=update.collected == "all")
+        moved = self.traffic.drain()
+        done = UpdateDone(
+            step=update.step,
+            checksum=str(checksum_in(storage.shard, update.step, storage.size) % MODULUS),
+            sums_bytes=moved.sums,
+            weights_bytes=moved.weights,
+            is_finite=storage.shard.not_finite is None,
+        )
+        self.send_to_server(done)
+
+    def _send_held(self, updates: int, *, has_state: bool) -> None:
+        """Send the server what it cannot see of the slice."""
+        storage = self._demand_slice()
+        frames = held_frames(storage.shard, updates, has_weights=not storage.shows_weights, has_state=has_state)
+        for name, part, values in frames:
+            self.send_to_server(CollectedFrame(name=name, steps=updates, start=part.start), values)
 
     def send_to_server(self, message: Message, *arrays: Vector) -> None:
         try:
@@ -208,18 +227,18 @@ class ShardShell(ClientShell[events.SliceEvent, effects.SliceEffect]):
             # Nobody has read for so long: the server's silence ends this.
             return
 
-    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> Iterable[events.ShardEvent]:
+    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> Iterable[machine.ShardEvent]:
         frames = encode(message, arrays)
         try:
             self.port.send(peer, frames)
             self.traffic.record_sent(message, frames)
         except PeerGone:
-            yield events.PeerFailed(peer=peer, reason="its connection is gone")
+            yield machine.PeerFailed(peer=peer, reason="its connection is gone")
         except PeerSlow:
-            yield events.PeerFailed(peer=peer, reason="it does not read what it is sent")
+            yield machine.PeerFailed(peer=peer, reason="it does not read what it is sent")
 
-    def _send_weights(self, peer: bytes) -> Iterable[events.ShardEvent]:
-        storage = self._demand_slice().storage
+    def _send_weights(self, peer: bytes) -> Iterable[machine.ShardEvent]:
+        storage = self._demand_slice()
         shard, wire = storage.shard, storage.shard.policy.wire_weights
         for frame in shard.frames:
             values = shard.served_weights[frame.start - storage.owned.start : frame.stop - storage.owned.start]
@@ -236,12 +255,11 @@ class ShardShell(ClientShell[events.SliceEvent, effects.SliceEffect]):
             return PreparationFailed(reason=str(error))
         except MemoryError:
             return PreparationFailed(reason=f"a slice of {welcome.size:,} values does not fit into the memory")
-        self.executor = SliceExecutor(storage, self.send_to_server, self.traffic)
-        self._frame_at = {frame.start: index for index, frame in enumerate(storage.shard.frames)}
+        self.storage, self.sums = storage, {}
         self._make_room()
         return Prepared(ready=ShardReady(nonce=storage.nonce, obstacle=shortened(storage.obstacle)))
 
     def _make_room(self) -> None:
         """Let the weights for a window of leases be queued for each worker that is there."""
-        if self.executor is not None:
-            self.port.allow(QUEUE + WINDOW * len(self.executor.storage.shard.frames))
+        if self.storage is not None:
+            self.port.allow(QUEUE + WINDOW * len(self.storage.shard.frames))

@@ -1,40 +1,45 @@
 """A shard's process decides what to add and what to send. No socket, clock, file or array.
 
-`handle(event, now)` returns what is to be done; `deadline()` says when `TimePassed` is due. How it joins and leaves a
-run is the client's part.
+What the server sends are events as they are; what workers send is `Received`. How the shard joins and leaves a run is
+the client's part.
 """
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import assert_never
+
+from msgspec import Struct
 
 from lockstep.common.aggregation.slices import slices_for
-from lockstep.common.client.client import Client, ClientConfig, ClientPhase
-from lockstep.common.client.events_and_effects import (
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.errors import RefusalKind
+from lockstep.common.protocol.messages import Ping, Refused, SumsFrame, shortened
+from lockstep.common.protocol.shard_messages import (
+    AddFromMemory,
+    Admit,
+    Begin,
+    Collect,
+    Forget,
+    Hello,
+    InitialFrame,
+    SendWeightsTo,
+    ShardWelcome,
+    SquaresRequest,
+    SumsAck,
+    Update,
+    WorkerLost,
+)
+from lockstep.common.statemachine.client import (
+    Client,
+    ClientConfig,
     ClientEffect,
     ClientEvent,
+    ClientPhase,
     Prepared,
     ProtocolBroken,
     SendToServer,
-    Welcomed,
 )
-from lockstep.common.errors import RefusalKind
-from lockstep.common.protocol.messages import Ping, Refused, shortened
-from lockstep.common.protocol.shard_messages import ShardWelcome, SumsAck, Update, WorkerLost
-from lockstep.common.statemachine.transitions import IGNORED, TransitionTable, check_reached, table_of, targets_in
-from lockstep.ps.shard.received_frames import ReceivedFrames
-from lockstep.ps.shard_process import events
-from lockstep.ps.shard_process.effects import (
-    AddFrame,
-    AddSharedSlice,
-    MapSums,
-    RefusePeer,
-    SendSlice,
-    SendSquares,
-    ShardEffect,
-    UnmapSums,
-    UpdateSlice,
-)
+from lockstep.common.statemachine.machine import IGNORED, Machine, Received, stays, table_of
+from lockstep.ps.received_frames import ReceivedFrames
 from lockstep.ps.shard_process.worker_connections import WorkerConnection, WorkerConnections
 
 #: Seconds after which a server that went silent counts as gone: it pings every second.
@@ -52,35 +57,125 @@ class ShardPhase(Enum):
     SERVING = "serving"
 
 
-_OUTSIDE, _FILLING = frozenset({ShardPhase.OUTSIDE}), frozenset({ShardPhase.FILLING})
-_SERVING = frozenset({ShardPhase.SERVING})
+# Events
 
-#: For each event, what may follow in the phases OUTSIDE, FILLING, SERVING.
-TRANSITIONS: TransitionTable[ShardPhase, events.SliceEvent] = table_of(
+
+class SumsMissing(Struct, frozen=True, kw_only=True):
+    """The sums of a worker that shares memory cannot be mapped."""
+
+    rank: int
+    reason: str
+
+
+class PeerFailed(Struct, frozen=True, kw_only=True):
+    """A peer broke the protocol, or can no longer be reached."""
+
+    peer: bytes
+    reason: str
+
+
+#: What the server sends a shard that is in the run; the shell carries out some of it itself.
+Request = (
+    InitialFrame | Begin | Admit | Forget | SendWeightsTo | AddFromMemory | SquaresRequest | Update | Collect | Ping
+)
+#: What workers send it.
+FromWorker = Hello | SumsFrame
+SliceEvent = Request | Received | SumsMissing | PeerFailed
+ShardEvent = SliceEvent | ClientEvent
+
+#: What does not come from the server.
+FROM_WORKERS = Received | PeerFailed
+
+# Effects
+
+
+class SendSlice(Struct, frozen=True, kw_only=True):
+    """Send the weights of the slice that are in use to a worker."""
+
+    peer: bytes
+
+
+class AddFrame(Struct, frozen=True, kw_only=True):
+    """Add the array that came with the event just handled to the tree of a frame."""
+
+    frame: int
+    node: Node
+
+
+class AddSharedSlice(Struct, frozen=True, kw_only=True):
+    """Add the sums in a worker's slot of shared memory; afterwards that memory is not used any more."""
+
+    node: Node
+    rank: int
+    slot: int
+
+
+class MapSums(Struct, frozen=True, kw_only=True):
+    """Map the sums of a worker that shares memory."""
+
+    rank: int
+
+
+class UnmapSums(Struct, frozen=True, kw_only=True):
+    """Give back what was mapped of a worker."""
+
+    rank: int
+
+
+class SendSquares(Struct, frozen=True, kw_only=True):
+    """Send the server what the blocks of the mean over `count` samples add to the squared norm."""
+
+    step: int
+    count: int
+
+
+class UpdateSlice(Struct, frozen=True, kw_only=True):
+    """Make the update; send the server what it collects of the slice, and then that the update is done."""
+
+    update: Update
+
+
+class RefusePeer(Struct, frozen=True, kw_only=True):
+    """Tell a peer that nothing more is accepted from it."""
+
+    peer: bytes
+    refused: Refused
+
+
+SliceEffect = SendSlice | AddFrame | AddSharedSlice | MapSums | UnmapSums | SendSquares | UpdateSlice | RefusePeer
+ShardEffect = SliceEffect | ClientEffect
+
+_OUTSIDE, _FILLING, _SERVING = ShardPhase
+
+#: What may follow.
+TRANSITIONS = table_of(
     ShardPhase,
     {
-        events.SliceFilled: (IGNORED, _SERVING, IGNORED),
-        events.WorkerAdmitted: (IGNORED, IGNORED, _SERVING),
-        events.WorkerForgotten: (IGNORED, IGNORED, _SERVING),
+        InitialFrame: stays(_FILLING, _SERVING),
+        Begin: {_FILLING: {_SERVING}},
+        Admit: stays(_SERVING),
+        Forget: stays(_SERVING),
         # A worker dials as soon as it is welcome, perhaps before the server has admitted it here.
-        events.WorkerConnected: (IGNORED, _FILLING, _SERVING),
-        events.WeightsRequested: (IGNORED, IGNORED, _SERVING),
-        events.SumsReceived: (IGNORED, IGNORED, _SERVING),
-        events.SumsShared: (IGNORED, IGNORED, _SERVING),
-        events.SumsMissing: (IGNORED, IGNORED, _SERVING),
-        events.SquaresRequested: (IGNORED, IGNORED, _SERVING | _OUTSIDE),
-        events.UpdateRequested: (IGNORED, IGNORED, _SERVING | _OUTSIDE),
-        events.PeerFailed: (IGNORED, _FILLING, _SERVING),
-        events.PingReceived: (IGNORED, _FILLING, _SERVING),
-        events.ServerHeard: (IGNORED, _FILLING, _SERVING),
+        Hello: stays(_FILLING, _SERVING),
+        SendWeightsTo: stays(_SERVING),
+        SumsFrame: stays(_SERVING),
+        AddFromMemory: stays(_SERVING),
+        SumsMissing: stays(_SERVING),
+        SquaresRequest: {_SERVING: {_SERVING, _OUTSIDE}},
+        Update: {_SERVING: {_SERVING, _OUTSIDE}},
+        Collect: stays(_FILLING, _SERVING),
+        PeerFailed: stays(_FILLING, _SERVING),
+        Ping: stays(_FILLING, _SERVING),
     },
+    otherwise=IGNORED,
 )
 
 
 @dataclass
-class ShardState:
-    """The state of a shard's process; see `TRANSITIONS` for the table that it obeys."""
+class ShardState(Machine[ShardEvent, ShardEffect]):
+    """The state of a shard's process."""
 
+    transitions = TRANSITIONS
     config: ClientConfig
     client: Client = field(init=False)
     phase: ShardPhase = ShardPhase.OUTSIDE
@@ -88,86 +183,80 @@ class ShardState:
     welcome: ShardWelcome | None = None
     #: Updates made: only sums of this step are accepted.
     step: int = 0
+    #: The index of the frame that begins there.
+    frame_at: dict[int, int] = field(default_factory=dict)
     workers: WorkerConnections = field(init=False)
 
     def __post_init__(self) -> None:
         self.client = Client(self.config, role="shard", may_rejoin=False)
         self.workers = WorkerConnections(0, ReceivedFrames(0))
 
-    def handle(self, event: events.ShardEvent, now: float) -> list[ShardEffect]:
-        """Handle what happened at `now` seconds; return what is to be done, in order."""
-        if not isinstance(event, events.SliceEvent):
+    def handle(self, event: ShardEvent, now: float) -> list[ShardEffect]:
+        if not isinstance(event, SliceEvent):
             return [*self._as_client(event, now)]
-        targets = targets_in(TRANSITIONS, self.phase, event)
-        if not targets:
-            return []
-        if not isinstance(event, events.FROM_WORKERS):
+        if not isinstance(event, FROM_WORKERS) and self.transitions[self.phase, type(event)]:
             self.client.on_message(now)
-        effects = self._react(event, now)
-        check_reached(targets, event, self.phase)
-        return effects
+        return self.obey(event, now)
 
     def deadline(self) -> float | None:
-        """Return when `TimePassed` is due, None in phases that wait for nothing."""
         return self.client.deadline()
 
     def _as_client(self, event: ClientEvent, now: float) -> list[ClientEffect]:
         effects = self.client.handle(event, now)
         if self.client.phase is not ClientPhase.JOINED:
             self.phase = ShardPhase.OUTSIDE
-        if isinstance(event, Welcomed) and isinstance(event.welcome, ShardWelcome):
-            self.welcome = event.welcome
+        if isinstance(event, ShardWelcome):
+            self.welcome = event
         elif isinstance(event, Prepared) and self.welcome is not None:
             # Not before: what is welcome may turn out to be no slice.
             welcome, self.phase = self.welcome, ShardPhase.FILLING
             frames = slices_for(welcome.size, welcome.servers)[welcome.index].frames()
+            self.frame_at = {frame.start: index for index, frame in enumerate(frames)}
             self.workers = WorkerConnections(welcome.job.micro_batches, ReceivedFrames(len(frames)))
         return effects
 
-    def _react(self, event: events.SliceEvent, now: float) -> list[ShardEffect]:
+    def react(self, event: ShardEvent, now: float) -> list[ShardEffect]:
         workers = self.workers
         match event:
-            case events.SliceFilled():
-                self.phase, self.step = ShardPhase.SERVING, event.steps
+            case Begin(steps=steps):
+                self.phase, self.step = ShardPhase.SERVING, steps
                 return []
-            case events.PingReceived():
+            case InitialFrame() | Collect():
+                return []  # the shell has carried it out
+            case Ping():
                 return [SendToServer(message=Ping())]
-            case events.ServerHeard():
-                return []
-            case events.WorkerAdmitted(admit=admit):
-                workers.admit(admit)
-                return [MapSums(rank=admit.rank)] if admit.shares else []
-            case events.WorkerForgotten(rank=rank):
+            case Admit(rank=rank):
+                workers.admit(event)
+                return [MapSums(rank=rank)] if event.shares else []
+            case Forget(rank=rank):
                 workers.remove(rank)
                 return [UnmapSums(rank=rank)]
-            case events.WorkerConnected():
-                return self._weights(workers.identify(event.peer, event.hello))
-            case events.WeightsRequested(request=request):
-                worker = workers.by_rank.get(request.rank)
+            case Received(peer=peer, message=Hello() as hello):
+                return self._weights(workers.identify(peer, hello))
+            case Received(peer=peer, message=SumsFrame() as sums):
+                return self._add(peer, sums)
+            case SendWeightsTo(rank=rank):
+                worker = workers.by_rank.get(rank)
                 if worker is not None:
-                    worker.wanted_step = request.step
+                    worker.wanted_step = event.step
                 return self._weights(worker)
-            case events.SumsReceived():
-                return self._add(event)
-            case events.SumsShared(add=add):
-                worker = workers.by_rank.get(add.rank)
-                if add.step != self.step or worker is None or not worker.admit.shares:
+            case AddFromMemory(rank=rank):
+                worker = workers.by_rank.get(rank)
+                if event.step != self.step or worker is None or not worker.admit.shares:
                     return []
-                ack = SumsAck(rank=add.rank, step=add.step, lo=add.lo, hi=add.hi)
-                return [AddSharedSlice(node=add.node(), rank=add.rank, slot=add.slot), SendToServer(message=ack)]
-            case events.SumsMissing():
-                workers.remove(event.rank)
-                return [SendToServer(message=WorkerLost(rank=event.rank, reason=shortened(event.reason)))]
-            case events.SquaresRequested(request=squares):
-                if squares.step != self.step:
-                    return self._fail_at(squares.step, now)
-                return [SendSquares(step=squares.step, count=squares.count)]
-            case events.UpdateRequested(update=update):
-                return self._update(update) if update.step == self.step else self._fail_at(update.step, now)
-            case events.PeerFailed():
+                ack = SumsAck(rank=rank, step=event.step, lo=event.lo, hi=event.hi)
+                return [AddSharedSlice(node=event.node(), rank=rank, slot=event.slot), SendToServer(message=ack)]
+            case SumsMissing(rank=rank):
+                workers.remove(rank)
+                return [SendToServer(message=WorkerLost(rank=rank, reason=shortened(event.reason)))]
+            case SquaresRequest(step=step):
+                return [SendSquares(step=step, count=event.count)] if step == self.step else self._fail_at(step, now)
+            case Update(step=step):
+                return self._update(event) if step == self.step else self._fail_at(step, now)
+            case PeerFailed():
                 return self._remove_peer(event)
             case _:
-                assert_never(event)
+                raise AssertionError(event)  # those of the client never come here
 
     def _weights(self, worker: WorkerConnection | None) -> list[ShardEffect]:
         """Return what sends a worker the weights, if it waits for those at hand and can be reached."""
@@ -176,12 +265,12 @@ class ShardState:
         assert worker.peer is not None  # otherwise nothing is due
         return [SendSlice(peer=worker.peer)]
 
-    def _add(self, event: events.SumsReceived) -> list[ShardEffect]:
-        sums, node, rank = event.sums, event.sums.node(), self.workers.rank_of(event.peer)
-        if rank is None or not self.workers.accept(event.peer, sums, event.frame, self.step):
+    def _add(self, peer: bytes, sums: SumsFrame) -> list[ShardEffect]:
+        rank, node, frame = self.workers.rank_of(peer), sums.node(), self.frame_at[sums.start]
+        if rank is None or not self.workers.accept(peer, sums, frame, self.step):
             return []
-        effects: list[ShardEffect] = [AddFrame(frame=event.frame, node=node)]
-        if self.workers.book.is_whole(event.peer, sums.step, node):
+        effects: list[ShardEffect] = [AddFrame(frame=frame, node=node)]
+        if self.workers.book.is_whole(peer, sums.step, node):
             effects.append(SendToServer(message=SumsAck(rank=rank, step=sums.step, lo=sums.lo, hi=sums.hi)))
         return effects
 
@@ -200,7 +289,7 @@ class ShardState:
         fault = f"the server is at step {step}, this shard at {self.step}: expected the same"
         return [*self._as_client(ProtocolBroken(fault=fault), now)]
 
-    def _remove_peer(self, event: events.PeerFailed) -> list[ShardEffect]:
+    def _remove_peer(self, event: PeerFailed) -> list[ShardEffect]:
         rank = self.workers.rank_of(event.peer)
         self.workers.remove_peer(event.peer)
         refused = Refused(reason=shortened(event.reason), kind=RefusalKind.FAILED)

@@ -8,9 +8,9 @@ import numpy as np
 from lockstep.common.aggregation.slices import Slice, slices_for
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import RemoteProtocolError, SharingError
-from lockstep.common.protocol.memory_offer import WEIGHTS as WEIGHTS_FILE
-from lockstep.common.protocol.memory_offer import sums_file, sums_shape, weights_shape
 from lockstep.common.protocol.shard_messages import MOMENTA, WEIGHTS, ShardWelcome
+from lockstep.common.protocol.shared_files import WEIGHTS as WEIGHTS_FILE
+from lockstep.common.protocol.shared_files import sums_file, sums_shape, weights_shape
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.ps.run.plan import plan_of
 from lockstep.ps.shard.shard import Shard

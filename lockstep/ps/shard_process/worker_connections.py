@@ -9,7 +9,7 @@ from lockstep.common.aggregation.tree import is_node
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.protocol.messages import SumsFrame
 from lockstep.common.protocol.shard_messages import Admit, Hello
-from lockstep.ps.shard.received_frames import ReceivedFrames
+from lockstep.ps.received_frames import ReceivedFrames
 
 #: Connections whose workers the server has not admitted yet.
 MOST_UNIDENTIFIED = 4096
@@ -38,7 +38,7 @@ class WorkerConnections:
     hellos: dict[bytes, Hello] = field(default_factory=dict)
 
     def admit(self, admit: Admit) -> None:
-        """Book that a worker takes sums."""
+        """Record that a worker takes part: from now on it is sent weights, and its sums are added."""
         worker = self.by_rank.setdefault(admit.rank, WorkerConnection(admit))
         worker.peer = next((peer for peer, hello in self.hellos.items() if _are_one(hello, worker.admit)), None)
 

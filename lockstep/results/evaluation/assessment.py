@@ -14,8 +14,7 @@ from lockstep.common.data.source import load
 from lockstep.common.errors import DataError, ModelError
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.tally import Tally
-from lockstep.results.evaluation.confusion import Confusion
-from lockstep.results.evaluation.regression import TargetFigures, figures_of, in_units
+from lockstep.results.evaluation.figures import Integers, TargetFigures, confusion_of, in_units, target_figures
 from lockstep.runs.trained_model import Trained, dataset_of, table_of
 from lockstep.worker.compute import Compute
 
@@ -41,11 +40,11 @@ class Assessment:
         return self.objective.targets(self.dataset.labels)
 
     @property
-    def confusion(self) -> Confusion:
-        """The confusion matrix. Raises ModelError for a regression."""
+    def confusion(self) -> Integers:
+        """The confusion matrix, (classes, classes). Raises ModelError for a regression."""
         if self.objective.is_regression:
             raise ModelError("a regression has no classes")
-        return Confusion.of(self.targets, self.outputs.argmax(axis=1), self.outputs.shape[1])
+        return confusion_of(self.targets, self.outputs.argmax(axis=1), self.outputs.shape[1])
 
     def surest_mistakes(self) -> NDArray[np.intp]:
         """Return the indices of a classifier's mistakes, those with the least probability of the true class first."""
@@ -59,16 +58,8 @@ class Assessment:
         """The errors of a regression by target. Raises ModelError for a classifier."""
         if not self.objective.is_regression:
             raise ModelError("a run with classes is not a regression")
-        figures = figures_of(self.outputs, self.targets)
+        figures = target_figures(self.outputs, self.targets)
         return in_units(figures, self.columns) if self.columns else figures
-
-
-def surest_mistakes(assessment: Assessment) -> NDArray[np.intp]:
-    """Return the indices of a classifier's mistakes, those with the smallest probability of the true class first."""
-    labels, logits = assessment.targets, assessment.outputs
-    own = probabilities_of(logits)[np.arange(len(labels)), labels]
-    wrong = np.flatnonzero(logits.argmax(axis=1) != labels)
-    return wrong[np.argsort(own[wrong], kind="stable")]
 
 
 def probabilities_of(logits: Array) -> Array:

@@ -19,11 +19,9 @@ from lockstep.common.job.job import Job
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.run_folder import CHECKPOINTS, WEIGHTS
 from lockstep.results.evaluation.assessment import Assessment, assess
-from lockstep.results.evaluation.confusion import shown_names
+from lockstep.results.evaluation.figures import shown_names
 from lockstep.results.evaluation.predictions import FIELD, Recognizer
-from lockstep.runs.job_file import read_values, resolve
-from lockstep.runs.launch_config import default_launch
-from lockstep.runs.run_dir import JOB
+from lockstep.runs.run_dir import recorded_job
 from lockstep.runs.trained_model import Moment, dataset_of, open_trained
 
 #: Worst mistakes that are shown.
@@ -67,8 +65,7 @@ class ModelAnswers:
         """Return whether the model was trained on images as somebody can draw them, (1, 28, 28), and its classes."""
         with self._lock:
             if self._drawing is None:
-                job, _ = resolve(read_values(self.folder / JOB), {}, default_launch())
-                self._drawing = _drawing_of(job)
+                self._drawing = _drawing_of(recorded_job(self.folder))
             return self._drawing
 
     def probabilities(self, pixels: NDArray[np.float64]) -> dict[str, Any]:
@@ -110,13 +107,13 @@ def _evaluated(assessment: Assessment) -> dict[str, Any]:
     if assessment.objective.is_regression:
         raise UsageError("a regression has no classes: `lockstep evaluate` reports its errors")
     confusion = assessment.confusion
-    if len(confusion.counts) > MOST_CLASSES:
-        raise UsageError(f"a matrix of {len(confusion.counts)} classes is too large to show: expected {MOST_CLASSES}")
+    if len(confusion) > MOST_CLASSES:
+        raise UsageError(f"a matrix of {len(confusion)} classes is too large to show: expected {MOST_CLASSES}")
     return {
         "loss": assessment.tally.loss,
         "accuracy": assessment.tally.accuracy,
-        "names": _names(assessment.class_names, len(confusion.counts)),
-        "counts": confusion.counts.tolist(),
+        "names": _names(assessment.class_names, len(confusion)),
+        "counts": confusion.tolist(),
         "mistakes": _mistakes(assessment),
     }
 

@@ -79,7 +79,8 @@ class Display:
         announcement, self.announcement = self.announcement, ()
         for line in announcement:
             self.say(line)
-        for epoch in epochs_after(self._shown_epoch, status):
+        # The status of a long run holds only the last ones.
+        for epoch in (each for each in status.history if each.epoch > self._shown_epoch):
             self._shown_epoch = epoch.epoch
             self.say(epoch_line(epoch, status.epochs))
         now = self.clock.now()
@@ -221,13 +222,6 @@ def duration(seconds: float) -> str:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def epochs_after(shown: int, status: Status) -> list[EpochStatus]:
-    """Return the epochs after number `shown`; the status of a long run holds only the last ones."""
-    history = status.history
-    count = max(0, history[-1].epoch - shown) if history else 0
-    return history[max(0, len(history) - count) :]
 
 
 def print_plainly(console: Console, *texts: str) -> None:

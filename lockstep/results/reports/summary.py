@@ -14,9 +14,8 @@ from lockstep.common.protocol.messages import Status
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.metrics import EpochRecord
 from lockstep.ps.records.run_folder import RunResult
-from lockstep.ps.run.timing import Split
 from lockstep.results.reports.display import print_plainly
-from lockstep.runs.cost_model import Measured, bytes_per_parameter, fitted
+from lockstep.runs.cost_model import Measured, fitted
 
 #: Seconds of training below which times mean nothing.
 NOTED_S = 0.5
@@ -113,7 +112,8 @@ def advice(result: RunResult, cores: int | None = None) -> list[str]:
     # What a single process would need: the same computing and updates, without an exchange.
     single_s = result.compute_s + result.update_s
     is_noted = result.train_s > NOTED_S
-    gain = gain_of_one_more(result, result.split, cores) if result.split is not None and is_noted else None
+    measured = Measured.of(result) if is_noted else None
+    gain = None if measured is None else gain_of_one_more(measured, cores)
     # With one more worker than it had, this run may still be faster than a single process.
     is_too_small = result.train_s > single_s * (gain or 1.0)
     if result.train_s > single_s and is_noted:
@@ -128,19 +128,10 @@ def advice(result: RunResult, cores: int | None = None) -> list[str]:
     return notes
 
 
-def gain_of_one_more(result: RunResult, split: Split, cores: int | None) -> float:
-    """Return how many times as fast one more worker would make the run."""
-    measured = Measured(
-        workers=result.workers,
-        servers=result.servers,
-        micro_batches=result.micro_batches,
-        global_batch=result.global_batch,
-        parameters=result.parameters,
-        split=split,
-        bytes_per_parameter=bytes_per_parameter(result.wire, result.wire_weights),
-    )
-    model, more = fitted([measured], cores=cores), result.workers + 1
-    return model.step_s(result.workers) / model.step_s(more)
+def gain_of_one_more(measured: Measured, cores: int | None) -> float:
+    """Return how many times as fast one more worker would make a run."""
+    model = fitted([measured], cores=cores)
+    return model.step_s(measured.workers) / model.step_s(measured.workers + 1)
 
 
 def one_more(result: RunResult, gain: float, cores: int | None) -> str:

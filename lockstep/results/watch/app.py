@@ -46,14 +46,6 @@ MOST_STREAMS, MOST_POINTS = 100, 4000
 MOST_ASKED = 4
 
 
-@dataclass(eq=False)
-class _Stream:
-    """A browser that is kept informed of a run."""
-
-    name: str
-    view: RunView
-
-
 @dataclass
 class WatchApp:
     """One page server."""
@@ -65,7 +57,7 @@ class WatchApp:
     #: Set when the process ends, so that streams end too.
     is_over: asyncio.Event = field(default_factory=asyncio.Event)
     #: The streams that are open, each as long as somebody holds it.
-    _streams: WeakSet["_Stream"] = field(default_factory=WeakSet)
+    _streams: WeakSet[AsyncIterator[dict[str, str]]] = field(default_factory=WeakSet)
     _asked: int = 0
     #: Of the run whose model was asked last: each holds its data.
     _model: ModelAnswers | None = None
@@ -166,12 +158,12 @@ class WatchApp:
         view = await self._view(name)
         if len(self._streams) >= MOST_STREAMS:
             raise _refusal(503, f"{MOST_STREAMS} pages are open already: expected at most as many; close one")
-        stream = _Stream(name, view)
-        self._streams.add(stream)
-        return EventSourceResponse(self._snapshots_of(stream), ping=int(PING_S), send_timeout=SEND_TIMEOUT_S)
+        snapshots = self._snapshots_of(name, view)
+        self._streams.add(snapshots)
+        return EventSourceResponse(snapshots, ping=int(PING_S), send_timeout=SEND_TIMEOUT_S)
 
-    async def _snapshots_of(self, stream: "_Stream") -> AsyncIterator[dict[str, str]]:
-        view, sent = stream.view, -1
+    async def _snapshots_of(self, name: str, view: RunView) -> AsyncIterator[dict[str, str]]:
+        sent = -1
         while not self.is_over.is_set():
             if view.version != sent:
                 sent = view.version
@@ -179,7 +171,7 @@ class WatchApp:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.is_over.wait(), SEND_S)
             # Somebody still looks at it.
-            self.source.view(stream.name, self.now())
+            self.source.view(name, self.now())
 
     # Its model
 

@@ -2,12 +2,13 @@
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -15,16 +16,17 @@ from lockstep.common.errors import LockstepError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import Status, WorkerStatus
-from lockstep.ps.records.ledger import Line, WorkerIn
+from lockstep.ps.records.ledger import LedgerShare, Line, WorkerIn
 from lockstep.ps.records.metrics import METRICS, EpochRecord, Record
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, RunResult, read_receipt, read_result
 from lockstep.results.watch.curves import MetricsFigures
-from lockstep.results.watch.ledger_figures import RECENT_STEPS, LedgerFigures, RunEvent, StepLeases
+from lockstep.results.watch.ledger_figures import RECENT_STEPS, LedgerFigures, RunEvent
 from lockstep.results.watch.line_follower import LineFollower, RecordFollower
-from lockstep.runs.job_file import read_values, resolve
-from lockstep.runs.launch_config import Launch, default_launch
-from lockstep.runs.run_dir import JOB, has_begun
+from lockstep.runs.launch_config import Launch
+from lockstep.runs.run_dir import JOB, has_begun, recorded
+
+T = TypeVar("T")
 
 #: Steps of the timeline that the page draws.
 DRAWN_STEPS = 8
@@ -89,7 +91,7 @@ class DrawnStep(msgspec.Struct, frozen=True, kw_only=True):
     round_s: float
     update_s: float
     #: Each [lo, hi, rank, began_s, ended_s].
-    used: list[Any]
+    used: list[LedgerShare]
     unused: list[Any]
 
 
@@ -144,7 +146,8 @@ class RunView:
     is_whole: bool = False
     #: Whether there is a folder with the run's job.
     has_folder: bool = False
-    #: When the run last wrote something, by the clock of `refresh`.
+    #: When somebody last looked at it, and when the run last wrote something, by the clock of `refresh`.
+    seen: float = 0.0
     _written: float = 0.0
     _metrics_file: RecordFollower = field(init=False)
     _ledger_file: RecordFollower = field(init=False)
@@ -162,24 +165,21 @@ class RunView:
     def refresh(self, now: float, status: Status | None = None) -> bool:
         """Read a part of what is new at `now` seconds; return whether there is more to read at once."""
         with self.lock:
-            return self._refresh(now, status)
-
-    def _refresh(self, now: float, status: Status | None) -> bool:
-        has_folder = (self.folder / JOB).is_file()
-        changed = has_folder != self.has_folder or status != self.status
-        self.has_folder, self.status = has_folder, status
-        changed |= self._read_small()
-        has_lines, has_more = self._read_lines()
-        if status is not None and changed and not has_folder:
-            self.metrics.add_status(status)
-        if has_lines or not self._written:
-            self._written = now
-        before = self.is_whole, self._was_stopped
-        self.is_whole = self.is_whole or not has_more
-        self._was_stopped = status is None and now >= self._written + STOPPED_S
-        if changed or has_lines or before != (self.is_whole, self._was_stopped):
-            self.version += 1
-        return has_more
+            has_folder = (self.folder / JOB).is_file()
+            changed = has_folder != self.has_folder or status != self.status
+            self.has_folder, self.status = has_folder, status
+            changed |= self._read_small()
+            has_lines, has_more = self._read_lines()
+            if status is not None and changed and not has_folder:
+                self.metrics.add_status(status)
+            if has_lines or not self._written:
+                self._written = now
+            before = self.is_whole, self._was_stopped
+            self.is_whole = self.is_whole or not has_more
+            self._was_stopped = status is None and now >= self._written + STOPPED_S
+            if changed or has_lines or before != (self.is_whole, self._was_stopped):
+                self.version += 1
+            return has_more
 
     def _read_lines(self) -> tuple[bool, bool]:
         """Read a part of what is new in the files of lines; return whether any is, and whether there is more."""
@@ -193,31 +193,22 @@ class RunView:
 
     def _read_small(self) -> bool:
         """Read the job, the receipt and the result if they are new; return whether any is."""
-        changed = False
-        for name, read in ((JOB, self._read_job), (RECEIPT, self._read_receipt), (RESULT, self._read_result)):
-            stamp: tuple[int, ...] = ()
-            with suppress(OSError):
-                found = os.stat(self.folder / name)
-                stamp = found.st_ino, found.st_mtime_ns, found.st_size
-            if self._stamps.get(name, ()) != stamp:
-                self._stamps[name], changed = stamp, True
-                # It may be missing, or of another version: the page shows what there is.
-                with suppress(OSError, LockstepError):
-                    read()
-        return changed
+        new = [name for name in (JOB, RECEIPT, RESULT) if self._is_new(name)]
+        if JOB in new:
+            begun = _read(lambda folder: recorded(folder) if has_begun(folder) else None, self.folder)
+            self.job, self.launch = begun or (None, None)
+        if RECEIPT in new:
+            self.receipt = _read(read_receipt, self.folder)
+        if RESULT in new:
+            self.result = _read(read_result, self.folder)
+        return bool(new)
 
-    def _read_job(self) -> None:
-        self.job, self.launch = None, None
-        if has_begun(self.folder):
-            self.job, self.launch = resolve(read_values(self.folder / JOB), {}, default_launch())
-
-    def _read_receipt(self) -> None:
-        self.receipt = None
-        self.receipt = read_receipt(self.folder)
-
-    def _read_result(self) -> None:
-        self.result = None
-        self.result = read_result(self.folder)
+    def _is_new(self, name: str) -> bool:
+        before, self._stamps[name] = self._stamps.get(name, ()), ()
+        with suppress(OSError):
+            found = os.stat(self.folder / name)
+            self._stamps[name] = found.st_ino, found.st_mtime_ns, found.st_size
+        return self._stamps[name] != before
 
     # What there is to show
 
@@ -323,7 +314,11 @@ class RunView:
             if 0 <= place < steps.count and int(steps["step"][place]) == leases.step:
                 is_follower = place > 0 and steps["epoch"][place - 1] == steps["epoch"][place]
                 update_s = float(steps["update_s"][place - 1]) if is_follower else 0.0
-                drawn.append(_drawn(leases, float(steps["round_s"][place]), update_s))
+                unused = [[one.lo, one.hi, one.rank, one.began_s, one.ended_s] for one in leases.unused]
+                round_s = float(steps["round_s"][place])
+                drawn.append(
+                    DrawnStep(step=leases.step, round_s=round_s, update_s=update_s, used=leases.shares, unused=unused)
+                )
         return drawn
 
     def encoded_snapshot(self) -> bytes:
@@ -384,11 +379,12 @@ class RunView:
         return {"folder": str(self.folder) if self.has_folder else None, **found}
 
 
+def _read(read: Callable[[Path], T], folder: Path) -> T | None:
+    """Return what there is in a folder: it may be missing, or of another version."""
+    with suppress(OSError, LockstepError):
+        return read(folder)
+    return None
+
+
 def _finite(value: float) -> float | None:
     return value if abs(value) < float("inf") else None
-
-
-def _drawn(leases: StepLeases, round_s: float, update_s: float) -> DrawnStep:
-    used = [[share.lo, share.hi, share.rank, share.began_s, share.ended_s] for share in leases.shares]
-    unused = [[one.lo, one.hi, one.rank, one.began_s, one.ended_s] for one in leases.unused]
-    return DrawnStep(step=leases.step, round_s=round_s, update_s=update_s, used=used, unused=unused)

@@ -139,9 +139,9 @@ def _names_of(place: TcpAddress) -> list[str]:
 # What the server of the run says
 
 
-def read_statuses(source: WatchedRuns, line_of: Callable[[], bytes]) -> None:
-    """Take statuses from lines of JSON, as `train` writes them to its page; at their end, end this process."""
-    while line := line_of():
+def read_statuses(source: WatchedRuns) -> None:
+    """Take statuses from lines of standard input, as `train` writes them to its page; end this process with it."""
+    while line := sys.stdin.buffer.readline(MOST_STATUS_BYTES):
         with suppress(msgspec.MsgspecError):
             source.status = msgspec.json.decode(line, type=Status)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -165,11 +165,6 @@ def ask_statuses(source: WatchedRuns, address: str, key: Path | None, is_over: t
                 source.status = None
     finally:
         client.close()
-
-
-def stdin_lines() -> Callable[[], bytes]:
-    """Return what returns the next line of standard input, empty at its end."""
-    return lambda: sys.stdin.buffer.readline(MOST_STATUS_BYTES)
 
 
 def read_token(path: Path) -> str:

@@ -63,8 +63,6 @@ class WatchedRuns:
     #: What the server of the only run has last answered.
     status: Status | None = None
     _views: dict[str, RunView] = field(default_factory=dict)
-    #: When each was last looked at.
-    _opened: dict[str, float] = field(default_factory=dict)
     #: The list's lines of runs that have not changed.
     _briefs: dict[str, tuple[float, RunBrief]] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
@@ -102,7 +100,7 @@ class WatchedRuns:
                 if folder is None:
                     return None
                 self._views[name] = RunView(folder)
-            self._opened[name] = now
+            self._views[name].seen = now
             return self._views[name]
 
     def _folder_of(self, name: str) -> Path | None:
@@ -122,8 +120,7 @@ class WatchedRuns:
     def open_views(self, now: float) -> list[RunView]:
         """Return the runs that somebody has looked at lately; the others are forgotten."""
         with self._lock:
-            for name in [name for name, opened in self._opened.items() if now > opened + FORGET_S]:
-                del self._views[name], self._opened[name]
+            self._views = {name: view for name, view in self._views.items() if now <= view.seen + FORGET_S}
             return list(self._views.values())
 
     def refresh(self, view: RunView, now: float) -> bool:

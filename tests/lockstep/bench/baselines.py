@@ -1,7 +1,11 @@
 """A stand-in for the Python that has torch: it takes the arguments of the baseline and answers as it does."""
 
+import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
+
+from lockstep.bench.peers import Answer, Stepper
 
 #: Its steps take no time, but what they are said to take: a millisecond less in the layout that is asked for by a flag.
 SOURCE = """#!{python}
@@ -21,3 +25,9 @@ def write_peer(folder: Path) -> tuple[Path, Path]:
     python.write_text(SOURCE.format(python=sys.executable, calls=str(calls)))
     python.chmod(0o700)
     return python, calls
+
+
+def baseline(layout: str, *turns: list[float]) -> Stepper:
+    """Return a baseline that has ended, with the seconds of the steps of its turns."""
+    answers = [Answer("2", seconds, 10 * number) for number, seconds in enumerate(turns, 1)]
+    return Stepper("the baseline", Mock(subprocess.Popen), layout, turns=answers)

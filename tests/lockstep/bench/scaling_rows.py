@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from lockstep.bench.reports.rows import ScalingRow
+from lockstep.bench.scaling import ScalingRow
 from lockstep.ps.run.timing import Split
 
 

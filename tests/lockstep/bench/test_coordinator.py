@@ -6,9 +6,10 @@ from types import FrameType
 
 import msgspec
 import pytest
+from rich.console import Console
 
-from lockstep.bench.coordinator import SimulatedWorkers, measure
-from lockstep.bench.reports.rows import CoordinatorRow
+from lockstep.bench.coordinator import CoordinatorBench, CoordinatorRow, SimulatedWorkers
+from lockstep.bench.timed_run import BenchSession
 from lockstep.cli.main import run
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.coordinator.transitions import RunPhase
@@ -79,8 +80,9 @@ def test_rows_and_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
-def test_a_job_has_no_more_micro_batches_than_it_may_have() -> None:
-    (row,) = measure([3000], 4, 1, ManualClockThatMoves())
+def test_a_job_has_no_more_micro_batches_than_it_may_have(tmp_path: Path) -> None:
+    session = BenchSession(tmp_path, Console(), ManualClockThatMoves())
+    (row,) = CoordinatorBench(workers=(3000,), steps=1).measure(session)
     assert row.micro_batches == 4096
 
 

@@ -6,9 +6,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from lockstep.bench.bench import heading, line
 from lockstep.bench.constant_gradient import Filler
-from lockstep.bench.reports.rows import ExchangeRow
-from lockstep.bench.reports.tables import EXCHANGE_HEAD, exchange_line
+from lockstep.bench.exchange import ExchangeRow
 from lockstep.cli.main import run
 from lockstep.common.aggregation.layout import Binding, layout_of
 from lockstep.common.autograd.tensor import Tensor
@@ -41,9 +41,9 @@ def test_exchanges_are_timed_next_to_the_baseline(tmp_path: Path, capsys: pytest
     assert (row.peer.version, row.peer.ms_per_exchange) == ("9.9", 5.0)
     assert row.peer.ratio == pytest.approx(5.0 / row.ms_per_exchange)
     assert plot_file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    head, line = capsys.readouterr().out.splitlines()
-    assert (head, line) == (EXCHANGE_HEAD, exchange_line(row))
-    assert len(head) == len(line) <= 80
+    head, figures = capsys.readouterr().out.splitlines()
+    assert (head, figures) == (heading(ExchangeRow), line(row))
+    assert len(head) == len(figures) <= 80
 
 
 def test_the_bytes_of_each_type_are_counted(tmp_path: Path) -> None:
@@ -58,17 +58,3 @@ def test_the_bytes_of_each_type_are_counted(tmp_path: Path) -> None:
     assert vector / 4 <= short.sums_bytes <= 4.04 * vector * 0.27
     assert vector * 0.9 <= min(short.weights_bytes, exact.weights_bytes)
     assert max(short.weights_bytes, exact.weights_bytes) <= 2.1 * vector
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--wire", "float8"], "float8"),
-        (["--params", "0"], "'0': expected a whole number from 1 to 1073741824"),
-        (["--servers", "65"], "'65': expected a whole number from 1 to 64"),
-        (["--peer-python", "nowhere"], "cannot run --peer-python 'nowhere'"),
-    ],
-)
-def test_mistakes_are_one_line(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([*TINY, *flags]) == 2
-    assert message in capsys.readouterr().err.strip().splitlines()[-1]

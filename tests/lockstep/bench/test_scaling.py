@@ -5,11 +5,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lockstep.bench.reports.rows import ScalingRow
-from lockstep.bench.reports.tables import SCALING_HEAD, scaling_line
-from lockstep.bench.scaling import Turns, faster_baseline
+from lockstep.bench.bench import heading, line
+from lockstep.bench.scaling import ScalingRow, faster_baseline
 from lockstep.cli.main import run
-from tests.lockstep.bench.baselines import write_peer
+from tests.lockstep.bench.baselines import baseline, write_peer
 from tests.lockstep.bench.scaling_rows import scaling_row
 
 TINY = ["bench", "scaling", "--model", "linear", "--batch", "32", "--steps", "8", "--rounds", "1"]
@@ -40,7 +39,7 @@ def test_weak_scaling_next_to_the_baseline(tmp_path: Path, capsys: pytest.Captur
     assert one.of_one_worker == 1.0
     assert two.of_one_worker == pytest.approx(two.images_per_s / 2 / one.images_per_s)
     assert plot_file.read_bytes().startswith(PNG)
-    assert capsys.readouterr().out.splitlines()[0] == SCALING_HEAD
+    assert capsys.readouterr().out.splitlines()[0] == heading(ScalingRow)
 
 
 @pytest.mark.slow
@@ -56,26 +55,6 @@ def test_strong_scaling_shows_one_hash(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out.count(rows[0].weights_sha256) == 2
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--strong", "--workers", "1,3"], "a batch of 32 cannot be divided among 3 workers"),
-        (["--models", "mlp.py:build", "--peer-python", "nowhere"], "model file 'mlp.py' cannot be read"),
-        (["--peer-python", "nowhere"], "cannot run --peer-python 'nowhere'"),
-        (["--transports", "auto,smoke"], "'smoke' is not one of"),
-        (["--workers", "0"], "'0': expected a whole number from 1 to 1024"),
-        (["--batches", "32,"], "'': expected a whole number >= 1"),
-        (["--plot", "rows.pdf"], "--plot 'rows.pdf': expected a name that ends in .png"),
-        (["--models", "resnet"], "model = 'resnet' is not known"),
-    ],
-)
-def test_mistakes_are_one_line(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([*TINY, *flags]) in (1, 2)
-    error = capsys.readouterr().err.strip().splitlines()
-    assert error[-1].startswith("error: ")
-    assert message in error[-1]
-
-
 def test_the_baseline_has_four_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = tmp_path / "own.py"
     own.write_text("from lockstep import nn\n\n\ndef build():\n    return nn.Linear(784, 10)\n")
@@ -84,14 +63,14 @@ def test_the_baseline_has_four_models(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_faster_layout_of_the_baseline_counts() -> None:
-    turns = Turns(baselines={"contiguous": [[0.004, 0.004]], "channels-last": [[0.002, 0.002]]}, baseline_version="2")
-    peer = faster_baseline(turns, 64, 64_000)
+    baselines = [baseline("contiguous", [0.004, 0.004]), baseline("channels-last", [0.002, 0.002])]
+    peer = faster_baseline(baselines, 64, 64_000)
     assert peer is not None
     assert (peer.layout, peer.ms_per_step, peer.images_per_s, peer.ratio) == ("channels-last", 2.0, 32_000, 2.0)
-    assert faster_baseline(Turns(), 64, 1.0) is None
+    assert faster_baseline([], 64, 1.0) is None
 
 
 def test_a_row_is_a_line_below_its_heading() -> None:
-    line = scaling_line(scaling_row(workers=2, exchange_s=0.010, images_per_s=51_200.0, of_one_worker=0.9))
-    assert " ".join(line.split()) == "mlp 64 2+1 auto 100.000 51,200 90% 80% - 83% 10% 6% 0%"
-    assert len(line) == len(SCALING_HEAD)
+    figures = line(scaling_row(workers=2, exchange_s=0.010, images_per_s=51_200.0, of_one_worker=0.9))
+    assert " ".join(figures.split()) == "mlp 64 2+1 auto 100.000 51,200 90% 80% - 83% 10% 6% 0%"
+    assert len(figures) == len(heading(ScalingRow))

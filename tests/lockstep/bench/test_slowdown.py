@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from lockstep.bench.slowdown import PATTERNS, Begun, DutyCycle, Pattern, Slowdown
-from lockstep.bench.timed_run import finished_run
+from lockstep.bench.straggler import PATTERNS, Begun, DutyCycle, Pattern, Slowdown
+from lockstep.bench.timed_run import BenchSession
 from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import ManualClock, SystemClock
 from lockstep.launch.chaos import RunProcesses
@@ -109,7 +110,7 @@ class FakeWorker:
 def slowdown_of(name: str | None, workers: list[FakeWorker], statuses: Sequence[Status | None]) -> Slowdown:
     slowdown = Slowdown(None if name is None else PATTERNS[name], 20, SystemClock())
     for each in statuses:
-        slowdown.on_status(each, {Role.WORKER: workers})  # type: ignore[dict-item]  # a fake has only what is used
+        slowdown.on_status(each, {Role.WORKER: workers})  # type: ignore[dict-item]
     slowdown.end()
     return slowdown
 
@@ -153,13 +154,11 @@ class InterruptedSlowdown:
 
 
 def test_nobody_is_left_after_an_interrupt_while_a_worker_stands_still(tmp_path: Path) -> None:
-    job, _ = resolve({"model": "linear", "global_batch": 8, "micro_batches": 2, "epochs": 1000}, {}, Launch(workers=2))
+    job, _ = resolve({"model": "linear", "global_batch": 8, "micro_batches": 2, "epochs": 1000}, {})
     slowdown = InterruptedSlowdown(Slowdown(PATTERNS["stopped"], 1, SystemClock()))
-    with (
-        pytest.raises(KeyboardInterrupt),
-        finished_run(job, Launch(workers=2), tmp_path, lambda text: None, slowdown),
-    ):
-        raise AssertionError("expected to be interrupted")
+    with pytest.raises(KeyboardInterrupt):
+        BenchSession(tmp_path, Console()).run(job, Launch(workers=2), slowdown)
+    assert list(tmp_path.iterdir()) == []
     assert len(slowdown.children) == 3
     for child in slowdown.children:
         assert child.has_ended()

@@ -2,26 +2,29 @@
 
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lockstep.bench.baseline import Answer, Baseline, layouts_of
-from lockstep.bench.step import FIRST, Profile, StepBench, faster_layout
+from lockstep.bench.peers import FIRST, in_turns, layouts_of, start_baselines
+from lockstep.bench.step import LocalSteps, Profile, faster_figures, step_flops
 from lockstep.cli.main import run
 from lockstep.common.autograd.graph import observe
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.source import load
 from lockstep.common.errors import RunError, UsageError
 from lockstep.common.job.job import Job
+from lockstep.common.nn.models import MODELS
 from lockstep.common.runtime.clock import ManualClock, SystemClock
+from tests.lockstep.bench.baselines import baseline, write_peer
 from tests.lockstep.tiny_data import write_tiny
 
 
 def test_the_bench_trains(tmp_path: Path) -> None:
     data = str(write_tiny(tmp_path))
-    bench = StepBench(Job(model="linear", data=data, global_batch=32, micro_batches=2), load(data), SystemClock())
+    bench = LocalSteps(Job(model="linear", data=data, global_batch=32, micro_batches=2), load(data), SystemClock())
     before = bench.trainer.setup.shard.digest()
     assert len(bench.times(3)) == 3
     assert bench.trainer.setup.shard.updates == 3
@@ -75,6 +78,7 @@ def test_what_micro_batches_cost_is_shown_by_several_numbers_of_them(capsys: pyt
         (["--model", "linear,mlp", "--profile"], "--profile: expected one model"),
         (["--micro-batches", "1,2", "--profile"], "--profile: expected one model"),
         (["--model", "linear,nosuch", "--steps", "30"], "model = 'nosuch' is not known"),
+        (["--profile", "--plot", "figures.png"], "--plot with --profile, which has no plot"),
         (["--plot", "figures.pdf"], "expected a name that ends in .png"),
     ],
 )
@@ -122,13 +126,18 @@ def test_the_profile_books_calls_and_bytes_and_changes_nothing() -> None:
 
 
 def test_the_faster_layout_counts() -> None:
-    first = [9.0] * FIRST
-    answers = {
-        "contiguous": [Answer("2", [*first, 0.004, 0.004], 10)],
-        "channels-last": [Answer("2", [*first, 0.003], 10), Answer("2", [*first, 0.001, 0.003], 20)],
-    }
-    figures = faster_layout(answers, our_ms=2.0)
+    baselines = [baseline("contiguous", [0.004, 0.004]), baseline("channels-last", [0.003], [0.001, 0.003])]
+    figures = faster_figures(baselines, our_s=0.002)
+    assert figures is not None
     assert (figures.layout, figures.ms_per_step, figures.ratio) == ("channels-last", 3.0, 1.5)
+
+
+def test_the_first_steps_of_a_turn_do_not_count(tmp_path: Path) -> None:
+    python, _ = write_peer(tmp_path)
+    with ExitStack() as stack:
+        (peer,) = start_baselines(python, [], stack)
+        in_turns(2, 4, list, [peer])
+        assert (FIRST, peer.seconds()) == (3, [[0.005] * 4] * 2)
 
 
 def test_layouts() -> None:
@@ -138,15 +147,29 @@ def test_layouts() -> None:
 
 def test_a_baseline_that_is_not_there_is_reported() -> None:
     with pytest.raises(UsageError, match="cannot run --peer-python 'nowhere'"):
-        Baseline.start(Path("nowhere"), ["step", "linear", "32"])
+        start_baselines(Path("nowhere"), ["step", "linear", "32"], ExitStack())
 
 
 def test_a_baseline_without_torch_is_reported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # without installed packages
     python.chmod(0o755)
-    peer = Baseline.start(python, ["step", "linear", "32"])
-    with pytest.raises(RunError, match="is torch installed in its environment"):
-        peer.steps(1)
-    peer.close()
+    with ExitStack() as stack, pytest.raises(RunError, match="is torch installed in its environment"):
+        start_baselines(python, ["step", "linear", "32"], stack)
     assert "torch" in capfd.readouterr().err
+
+
+#: Multiplications of one image forward, layer by layer.
+LAYERS = {
+    "linear": [784 * 10],
+    "mlp": [784 * 512, 512 * 256, 256 * 10],
+    "lenet": [28 * 28 * 6 * 25, 10 * 10 * 16 * 6 * 25, 400 * 120, 120 * 84, 84 * 10],
+    "cnn": [28 * 28 * 32 * 9, 14 * 14 * 64 * 32 * 9, 3136 * 128, 128 * 10],
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_flops_are_those_of_forward_weights_and_inputs_but_the_first(name: str) -> None:
+    images = np.zeros((5, 1, 28, 28), dtype=np.float32)
+    first, *others = LAYERS[name]
+    assert step_flops(MODELS[name](), images) == 2 * 5 * (2 * first + 3 * sum(others))

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from lockstep.bench.reports.rows import ScalingRow
+from lockstep.bench.scaling import ScalingRow
 from lockstep.cli.main import run
 from tests.lockstep.common.model.pytorch.jobs import NETS
 

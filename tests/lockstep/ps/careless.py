@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.scheduling.buffer_pool import BufferPool
+from lockstep.ps.coordinator.scheduling.round_state import BufferPool
 from lockstep.ps.run.plan import Round
 
 

@@ -15,6 +15,8 @@ from lockstep.common.protocol.messages import (
     Join,
     Lease,
     Message,
+    Ping,
+    Ready,
     Result,
     Work,
 )
@@ -25,6 +27,9 @@ from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import plan_of
 
 DIGEST = "0123456789abcdef" * 4
+
+#: What a worker reads that shares memory.
+NONCE = "0" * 32
 
 #: Samples of the training and of the test set: two epochs of three steps, one piece of evaluation.
 TRAIN, TEST = 40, 100
@@ -121,17 +126,18 @@ class Drive:
         return effects
 
     def join(self, worker: int) -> list[Effect]:
-        return self.happen(events.WorkerJoined(peer=peer_of(worker), join=join_of(worker)))
+        return self.happen(events.Received(peer=peer_of(worker), message=join_of(worker)))
 
     def prepare(self, worker: int, *, shares: bool = False, obstacle: str = "") -> list[Effect]:
-        return self.happen(events.WorkerPrepared(peer=peer_of(worker), shares=shares, obstacle=obstacle))
+        ready = Ready(nonce=NONCE if shares else "", obstacle=obstacle)
+        return self.happen(events.Received(peer=peer_of(worker), message=ready))
 
     def enter(self, *workers: int, shares: bool = False) -> list[Effect]:
         """Let workers join and be ready."""
         return [effect for worker in workers for effect in self.join(worker) + self.prepare(worker, shares=shares)]
 
     def ask(self, worker: int) -> list[Effect]:
-        return self.happen(events.WorkerPinged(peer=peer_of(worker)))
+        return self.happen(events.Received(peer=peer_of(worker), message=Ping()))
 
     def leave(self, worker: int, reason: str = "interrupted") -> list[Effect]:
         self.leases.pop(worker, None)
@@ -142,18 +148,18 @@ class Drive:
         return self.send(worker, result_of(self.leases[worker].pop(0)))
 
     def send(self, worker: int, result: Result) -> list[Effect]:
-        return self.happen(events.ResultReceived(peer=peer_of(worker), result=result))
+        return self.happen(events.Received(peer=peer_of(worker), message=result))
 
     def fail(self, worker: int, traceback: str = "Traceback: boom") -> list[Effect]:
         """Let a worker raise on the first of its leases."""
         lease = self.leases[worker].pop(0)
         failed = ComputeFailed(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, traceback=traceback)
-        return self.happen(events.LeaseFailed(peer=peer_of(worker), failed=failed))
+        return self.happen(events.Received(peer=peer_of(worker), message=failed))
 
     def diverge(self, worker: int, work: Work = "train") -> list[Effect]:
         piece = 2 if work == "train" else 0
         diverged = Diverged(work=work, step=self.coordinator.round.step, micro_batch=piece, layer="3 (Linear)")
-        return self.happen(events.LossDiverged(peer=peer_of(worker), diverged=diverged))
+        return self.happen(events.Received(peer=peer_of(worker), message=diverged))
 
     def pass_time(self, seconds: float) -> list[Effect]:
         """Let time pass, waking the coordinator at each of its deadlines."""

@@ -9,10 +9,10 @@ import msgspec
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.job.job import Job
-from lockstep.common.protocol.messages import Dropped, Lease, Withdrawal
+from lockstep.common.protocol.messages import Dropped, Lease, Ready, Withdrawal
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.effects import Effect, Send, UpdateWeights
+from lockstep.ps.coordinator.effects import Effect, LeaseSteps, Send, UpdateWeights
 from lockstep.ps.records.ledger import UnusedWork
 from lockstep.ps.run.plan import plan_of
 from tests.lockstep.ps.runs import facts_of, join_of, peer_of, result_of
@@ -67,9 +67,9 @@ class TimedRun:
         cores = len(self.speeds) if self.cores is None else self.cores
         for worker in self.workers:
             join = msgspec.structs.replace(join_of(worker.number), machine="one", cores=list(range(cores)))
-            self._handle(events.WorkerJoined(peer=peer_of(worker.number), join=join))
+            self._handle(events.Received(peer=peer_of(worker.number), message=join))
         for worker in self.workers:
-            self._handle(events.WorkerPrepared(peer=peer_of(worker.number), shares=True))
+            self._handle(events.Received(peer=peer_of(worker.number), message=Ready(nonce="0" * 32)))
 
     def run(self, steps: int) -> float:
         """Run on for so many steps; return the mean seconds of each."""
@@ -104,6 +104,8 @@ class TimedRun:
         if isinstance(effect, UpdateWeights):
             self.updated.append(self.now)
             self._handle(events.StepUpdated(step=effect.step))
+        elif isinstance(effect, LeaseSteps):
+            self._handle(events.MultiStepLeaseRefused())
         elif isinstance(effect, Send) and isinstance(effect.message, Lease | Withdrawal):
             worker, message = self.workers[int.from_bytes(effect.peer, "big")], effect.message
             if isinstance(message, Lease):
@@ -129,7 +131,7 @@ class TimedRun:
                     worker.done = 0 if lease is worker.leases[0] else worker.done
                     worker.leases.remove(lease)
             dropped = Dropped(work=message.work, step=message.step, number=message.number, computed=computed)
-            self._reply(events.LeaseDropped(peer=peer_of(worker.number), dropped=dropped))
+            self._reply(events.Received(peer=peer_of(worker.number), message=dropped))
         worker.inbox.clear()
 
     def _begin(self, worker: TimedWorker) -> None:
@@ -145,7 +147,7 @@ class TimedRun:
         if worker.done == lease.hi - lease.lo:
             worker.leases.popleft()
             worker.done = 0
-            self._reply(events.ResultReceived(peer=peer_of(worker.number), result=result_of(lease)))
+            self._reply(events.Received(peer=peer_of(worker.number), message=result_of(lease)))
         self._read(worker)
         self._begin(worker)
 

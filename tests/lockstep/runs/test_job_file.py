@@ -45,13 +45,13 @@ LAUNCHES = st.builds(Launch, workers=st.integers(0, 1024), transport=st.sampled_
 @given(JOBS, LAUNCHES)
 def test_what_is_written_resolves_to_the_same(job: Job, launch: Launch) -> None:
     text = to_toml(job, launch)
-    assert resolve(tomllib.loads(text), {}, default_launch()) == (job, launch)
+    assert resolve(tomllib.loads(text), {}) == (job, launch)
     assert len(text.splitlines()) >= len(Job.__struct_fields__) - 3  # a value a line, those that are None left out
 
 
 @pytest.mark.parametrize("model", SHIPPED)
 def test_a_shipped_job_is_of_its_model_and_whole(model: str) -> None:
-    job, launch = resolve({}, {"model": model}, default_launch())
+    job, launch = resolve({}, {"model": model})
     assert job.model == model
     assert (job.micro_batches, job.momentum, launch) == (8, 0.9, default_launch())
 
@@ -61,25 +61,25 @@ def test_every_model_has_a_shipped_job() -> None:
 
 
 def test_without_anything_it_is_lenet() -> None:
-    assert resolve({}, {}, default_launch())[0].model == "lenet"
+    assert resolve({}, {})[0].model == "lenet"
 
 
 def test_a_model_of_ones_own_has_the_defaults_of_a_job() -> None:
-    assert resolve({}, {"model": "mine.py:build"}, default_launch())[0] == Job(model="mine.py:build")
+    assert resolve({}, {"model": "mine.py:build"})[0] == Job(model="mine.py:build")
 
 
 def test_flags_lie_over_the_file_and_the_file_over_the_defaults() -> None:
-    job, launch = resolve({"model": "mlp", "lr": 0.5, "seed": 3, "workers": 7}, {"lr": 0.25}, default_launch())
+    job, launch = resolve({"model": "mlp", "lr": 0.5, "seed": 3, "workers": 7}, {"lr": 0.25})
     assert (job.lr, job.seed, launch.workers, job.momentum) == (0.25, 3, 7, Job().momentum)
 
 
 def test_a_file_takes_nothing_from_the_shipped_job() -> None:
     assert shipped_values("mlp")["epochs"] != Job().epochs
-    assert resolve({"model": "mlp"}, {}, default_launch())[0] == Job(model="mlp")
+    assert resolve({"model": "mlp"}, {})[0] == Job(model="mlp")
 
 
 def test_flags_lie_over_the_shipped_job() -> None:
-    job, _ = resolve({}, {"model": "linear", "epochs": 1}, default_launch())
+    job, _ = resolve({}, {"model": "linear", "epochs": 1})
     assert (job.epochs, job.schedule) == (1, "one-cycle")
 
 
@@ -107,7 +107,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_mistake_is_named_with_what_was_expected(values: dict[str, Any], text: str) -> None:
     pattern = re.escape(text).replace(r"\.\*", ".*")
     with pytest.raises(JobError, match=f"^{pattern}$"):
-        resolve(values, {}, default_launch())
+        resolve(values, {})
 
 
 @pytest.mark.parametrize(
@@ -133,12 +133,12 @@ def test_what_toml_cannot_say_is_refused() -> None:
 
 
 def test_a_job_file_says_how_many_workers_a_run_begins_with() -> None:
-    job, launch = resolve({"model": "mlp", "min_workers": 2}, {}, Launch(workers=4))
+    job, launch = resolve({"model": "mlp", "min_workers": 2}, {"workers": 4})
     assert (launch.min_workers, launch.workers) == (2, 4)
     assert "min_workers = 2\n" in to_toml(job, launch)
     assert "min_workers" not in to_toml(job, Launch())
     with pytest.raises(JobError, match=r"min_workers = 0: expected a whole number >= 1"):
-        resolve({"min_workers": 0}, {}, Launch())
+        resolve({"min_workers": 0}, {})
 
 
 def test_every_value_of_job_and_launch_is_there_once() -> None:

@@ -15,7 +15,6 @@ from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.errors import FileFormatError, JobError, ModelError
 from lockstep.common.files.safetensors import write
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS
-from lockstep.ps.run.early_stopping import early_stopping_state
 from lockstep.runs.trained_model import open_trained
 from tests.lockstep.small_runs import small_run
 from tests.lockstep.tiny_data import write_tiny
@@ -35,15 +34,9 @@ def trained(folder: Path, **values: Any) -> Run:
     return fit("linear", data, run_dir=folder / "run", verbose=False, **{**given, **values})
 
 
-def best_of(run: Run) -> int:
-    stopping = early_stopping_state(run.job, run.history)
-    assert stopping is not None
-    return stopping.best
-
-
 def test_the_best_epochs_weights_and_those_of_a_step(tmp_path: Path) -> None:
     done = trained(tmp_path, checkpoint_every_steps=1)
-    best = done.history[best_of(done) - 1]
+    best = done.best_epoch
     assert best.epoch < 5
     assert weights_digest(open_trained(done.folder, "best").weights) == best.weights_sha256
     assert weights_digest(open_trained(done.folder).weights) == done.weights_sha256
@@ -63,20 +56,20 @@ def test_of_a_folder_of_runs_the_last_are_named(tmp_path: Path) -> None:
 
 def test_the_best_may_be_the_last(tmp_path: Path) -> None:
     done = trained(tmp_path, lr=0.01, checkpoint_keep=0)
-    assert best_of(done) == 5
+    assert done.best_epoch.epoch == 5
     assert weights_digest(open_trained(done.folder, "best").weights) == done.weights_sha256
 
 
 def test_of_a_run_that_is_not_finished_the_checkpoints_tell(tmp_path: Path) -> None:
     done = trained(tmp_path, checkpoint_every_steps=1)
-    best = done.history[best_of(done) - 1]
+    best = done.best_epoch
     (done.folder / RESULT).unlink()
     assert weights_digest(open_trained(done.folder, "best").weights) == best.weights_sha256
 
 
 def test_what_was_not_kept_is_told_with_what_was(tmp_path: Path) -> None:
     done = trained(tmp_path, checkpoint_every_steps=1)
-    best, steps = best_of(done), done.result.steps // 5
+    best, steps = done.best_epoch.epoch, done.result.steps // 5
     with pytest.raises(JobError, match=rf"no whole checkpoint after 7777 steps: expected .*--checkpoint {4 * steps}, "):
         open_trained(done.folder, 7777)
     (done.folder / CHECKPOINTS / f"step-{best * steps:08d}.safetensors").unlink()
@@ -95,7 +88,7 @@ def test_a_run_without_an_epoch_has_no_best(tmp_path: Path) -> None:
 
 def test_evaluate_and_export_take_either_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = trained(tmp_path, checkpoint_every_steps=1)
-    best = done.history[best_of(done) - 1]
+    best = done.best_epoch
     told = []
     for flags in (["--best"], ["--checkpoint", "best"], []):
         assert run(["evaluate", str(done.folder), "--json", *flags]) == 0
@@ -116,7 +109,7 @@ def test_the_model_has_the_weights_of_the_run(tmp_path: Path) -> None:
     assert not trained.model.module.training
     assert trained.job == run.job
     expected = run.model.state_dict()
-    assert expected.keys() == trained.layout.read(trained.weights).keys()
+    assert expected.keys() == trained.arrays().keys()
     for name, array in trained.model.module.state_dict().items():
         np.testing.assert_array_equal(array, expected[name])
 

@@ -2,20 +2,18 @@
 
 from dataclasses import dataclass, field
 
-from lockstep.common.client.events_and_effects import Started
-from lockstep.common.protocol.messages import Lease, Result, SliceLease, SliceResult, Stretch, SumsPlace, Work
-from lockstep.common.statemachine.events_and_effects import TimePassed
-from lockstep.worker.effects import Effect
-from lockstep.worker.events import (
+from lockstep.common.protocol.messages import Lease, MultiStepLease, Result, SliceLease, SliceResult, SumsPlace, Work
+from lockstep.common.statemachine.client import Started
+from lockstep.common.statemachine.machine import TimePassed
+from lockstep.worker.state import (
+    Effect,
     Event,
     InboxEmptied,
-    LeaseReceived,
-    SliceLeaseReceived,
-    StretchReceived,
     WeightsReceived,
+    WorkerPhase,
+    WorkerState,
 )
-from lockstep.worker.state import WorkerPhase, WorkerState
-from tests.lockstep.common.client.clients import PREPARED, WELCOMED, config_of
+from tests.lockstep.common.statemachine.clients import PREPARED, WELCOME, config_of
 
 
 def lease_of(step: int, lo: int = 0, hi: int = 1, work: Work = "train") -> Lease:
@@ -46,7 +44,7 @@ SLICE_LEASE = SliceLease(
 SLICE_RESULT = SliceResult(number=5, is_done=True, seconds=0.25)
 
 #: Two steps, of each of which this worker makes the first half.
-STRETCH = Stretch(
+MULTI_STEP = MultiStepLease(
     number=2,
     incarnation="life",
     first=3,
@@ -74,13 +72,13 @@ class Drive:
 
     def enter(self) -> list[Effect]:
         """Start, be welcomed, and be prepared."""
-        return self.dispatch(Started()) + self.dispatch(WELCOMED) + self.dispatch(PREPARED)
+        return self.dispatch(Started()) + self.dispatch(WELCOME) + self.dispatch(PREPARED)
 
     def weights(self, step: int) -> list[Effect]:
         return self.dispatch(WeightsReceived(step=step))
 
     def lease(self, lease: Lease) -> list[Effect]:
-        return self.dispatch(LeaseReceived(lease=lease))
+        return self.dispatch(lease)
 
     def empty_inbox(self) -> list[Effect]:
         return self.dispatch(InboxEmptied())
@@ -105,8 +103,8 @@ def drive_in(phase: WorkerPhase) -> Drive:
         drive.lease(LEASE)
         drive.empty_inbox()
     if phase is WorkerPhase.UPDATING:
-        drive.dispatch(SliceLeaseReceived(lease=SLICE_LEASE))
-    if phase is WorkerPhase.STRETCH:
-        drive.dispatch(StretchReceived(stretch=STRETCH))
+        drive.dispatch(SLICE_LEASE)
+    if phase is WorkerPhase.MULTI_STEP:
+        drive.dispatch(MULTI_STEP)
     assert drive.state.phase is phase
     return drive

@@ -14,10 +14,11 @@ import pytest
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.manifest import PartName, manifest_of, packed, part_of
+from lockstep.common.data.mapped import Indices
 from lockstep.common.errors import DataError, RemoteProtocolError
 from lockstep.common.protocol.messages import Lease, Samples, SamplesRequest, Work
 from lockstep.worker.batches import Batches
-from lockstep.worker.samples import Places, SampleFetcher, SampleStore, checksum
+from lockstep.worker.samples import SampleFetcher, SampleStore, checksum
 from tests.simulation.small import digits, job_of
 
 PLACES = np.array([7, 3, 39])
@@ -32,11 +33,11 @@ def opened(folder: Path) -> SampleStore:
     return SampleStore.open(folder, manifest_of(digits()))
 
 
-def put(store: SampleStore, places: Places = PLACES) -> None:
+def put(store: SampleStore, places: Indices = PLACES) -> None:
     store.put("train", places, packed(digits().train, places))
 
 
-def asked(store: SampleStore, places: Places) -> list[int]:
+def asked(store: SampleStore, places: Indices) -> list[int]:
     request = store.request_for("train", places)
     return [] if request is None else [int(place) for place in np.frombuffer(request.places, "<u4")]
 
@@ -98,7 +99,7 @@ def test_files_of_another_length_are_as_good_as_empty(folder: Path) -> None:
     ],
 )
 def test_what_is_not_what_it_says_is_a_breach_of_the_protocol(
-    folder: Path, name: PartName, places: Places, words: int, text: str
+    folder: Path, name: PartName, places: Indices, words: int, text: str
 ) -> None:
     with pytest.raises(RemoteProtocolError) as raised:
         opened(folder).put(name, places, packed(digits().train, PLACES[:words]))

@@ -9,7 +9,6 @@ import pytest
 
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.client.client import ClientConfig
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import DataError
 from lockstep.common.job.job import Job
@@ -33,13 +32,14 @@ from lockstep.common.protocol.messages import (
     WorkerMessage,
 )
 from lockstep.common.runtime.clock import ManualClock
+from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork, MemoryServer
 from lockstep.common.transport.port import Frames, PeerGone, Shortcut
 from lockstep.ps.setup import AdmissionPolicy, open_run
-from lockstep.worker.setup import Loader, Places, prepare
+from lockstep.worker.setup import Loader, WorkerFolders, prepare
 from lockstep.worker.shell import LOOK_S, MOST_EARLY, WorkerShell
 from lockstep.worker.state import WorkerState
-from tests.lockstep.common.client.clients import JOIN
+from tests.lockstep.common.statemachine.clients import JOIN
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import digits, job_of, load_digits, other_digits
 
@@ -189,7 +189,7 @@ def test_a_file_that_changes_after_it_was_looked_at_is_not_run(tmp_path: Path) -
         model_file(tmp_path / "net.py", f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
         return load_digits(name)
 
-    prepare(welcome, load_slowly, Places())
+    prepare(welcome, load_slowly, WorkerFolders())
     assert not (tmp_path / "ran").exists()
     assert "open(" in (tmp_path / "net.py").read_text()
 
@@ -262,7 +262,7 @@ def test_a_model_that_always_raises_stops_the_run_with_the_traceback(tmp_path: P
     for _ in range(workers):
         simulation.add_worker()
     simulation.run()
-    simulation.drain()
+    simulation.run_until_quiet()
     ended = simulation.server.ended
     assert ended is not None
     assert "ValueError: odd" in ended.failure

@@ -10,7 +10,7 @@ import pytest
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import Lease, Leave, Message, Ready, Result, Weights
 from lockstep.ps.setup import AdmissionPolicy, open_run
-from lockstep.ps.shared_memory import ServerSharedMemory, share
+from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.worker.compute import Compute
 from tests.lockstep.worker.test_shell import Bench
 from tests.simulation.small import digits, job_of

@@ -11,8 +11,8 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.aggregation.update import UpdateStep
 from lockstep.common.protocol.codec import encode
 from lockstep.common.protocol.messages import Lease, Leave, Message, Ready, Result, SliceLease, SliceResult, SumsPlace
-from lockstep.ps.shared_memory import ServerSharedMemory, share
-from tests.lockstep.common.client.clients import JOIN
+from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
+from tests.lockstep.common.statemachine.clients import JOIN
 from tests.lockstep.worker.test_shell import Bench
 from tests.simulation.small import job_of
 
@@ -31,12 +31,12 @@ class SliceBench(Bench):
         self.sharing.admit(0, ready.nonce)
         self.shard = self.opening.shard
         # As if micro-batches had been added by the worker, and by the server.
-        self.sharing.merged(0)[:] = np.linspace(-3, 3, SIZE, dtype=np.float32)
+        self.sharing.partial_sums(0)[:] = np.linspace(-3, 3, SIZE, dtype=np.float32)
 
     def at(self) -> UpdateStep:
         assert self.sharing.share_update(self.shard)
         half = self.opening.info.job.micro_batches // 2
-        self.shard.add(Node(0, half), self.sharing.merged(0))
+        self.shard.add(Node(0, half), self.sharing.partial_sums(0))
         self.shard.add(Node(half, 2 * half), self.sharing.sums[0][1])
         return self.shard.begin_update(0, 32, in_place=False)
 
@@ -74,7 +74,7 @@ def expected(sharing: ServerSharedMemory) -> list[bytes]:
     """Return the weights and slots that one process comes to."""
     shard = Bench(job_of(momentum=0.9)).opening.shard
     half = shard.micro_batches // 2
-    shard.add(Node(0, half), sharing.merged(0))
+    shard.add(Node(0, half), sharing.partial_sums(0))
     shard.add(Node(half, 2 * half), sharing.sums[0][1])
     shard.update(0, 32)
     return [shard.weights.tobytes(), *(slot.tobytes() for slot in shard.state.values())]
@@ -116,7 +116,7 @@ def test_a_worker_has_the_lock_until_its_slice_is_made(bench: SliceBench) -> Non
 
 def test_a_weight_that_is_not_finite_is_reported_by_its_place(bench: SliceBench) -> None:
     at = bench.at()
-    bench.sharing.merged(0)[5000] = np.inf
+    bench.sharing.partial_sums(0)[5000] = np.inf
     assert bench.result(bench.lease(at, 4096, SIZE)).not_finite == 5000
     assert bench.result(bench.lease(at, 0, 4096)).not_finite is None
 

@@ -6,50 +6,53 @@ from typing import get_args
 import msgspec
 import pytest
 
-from lockstep.common.client.client import FIRST_RETRY_S
-from lockstep.common.client.events_and_effects import (
-    Evicted,
-    Exit,
-    JoinRefused,
-    Prepared,
-    RunFinished,
-    SendToServer,
-    Started,
-)
 from lockstep.common.errors import FailureKind, ProtocolError, RefusalKind
 from lockstep.common.protocol.messages import (
-    NAME_LIMIT,
-    TEXT_LIMIT,
     ComputeFailed,
     Diverged,
     Dropped,
+    Eviction,
     Finished,
     Lease,
     Leave,
+    MultiStepResult,
+    MultiStepWithdrawal,
     Ping,
     Ready,
     Refused,
+    Samples,
     SamplesRequest,
     Standby,
-    StretchEnded,
     Withdrawal,
     Work,
 )
-from lockstep.common.statemachine.events_and_effects import Interrupted, Report, TimePassed
-from lockstep.common.statemachine.transitions import ILLEGAL
-from lockstep.worker import events
-from lockstep.worker.effects import (
+from lockstep.common.statemachine.client import FIRST_RETRY_S, Exit, Prepared, SendToServer, Started
+from lockstep.common.statemachine.machine import ILLEGAL, Interrupted, Report, TimePassed
+from lockstep.worker import state as events
+from lockstep.worker.multi_step import StepStage
+from lockstep.worker.state import (
+    MOST_LEASES,
+    TRANSITIONS,
     AdvanceSlice,
-    AdvanceStretch,
+    AdvanceStage,
     ComputeLease,
     IntroduceToShards,
-    PrepareStretch,
+    PrepareSteps,
     SendResult,
+    WorkerPhase,
+    is_of,
 )
-from lockstep.worker.state import MOST_LEASES, TRANSITIONS, WorkerPhase, is_of
-from lockstep.worker.stretch import Stage
-from tests.lockstep.common.client.clients import PREPARED, WELCOMED, exits, reports, sent
-from tests.lockstep.worker.states import LEASE, SLICE_LEASE, SLICE_RESULT, STRETCH, Drive, drive_in, lease_of, result_of
+from tests.lockstep.common.statemachine.clients import PREPARED, WELCOME, exits, reports, sent
+from tests.lockstep.worker.states import (
+    LEASE,
+    MULTI_STEP,
+    SLICE_LEASE,
+    SLICE_RESULT,
+    Drive,
+    drive_in,
+    lease_of,
+    result_of,
+)
 
 REQUEST = SamplesRequest(part="train", places=b"\7\0\0\0")
 
@@ -57,29 +60,27 @@ REQUEST = SamplesRequest(part="train", places=b"\7\0\0\0")
 EVENTS: dict[type[events.WorkEvent], events.WorkEvent] = {
     type(event): event
     for event in (
-        events.StandbyRequested(standby=Standby(reason="enough")),
+        Standby(reason="enough"),
         events.WeightsReceived(step=3),
-        events.LeaseReceived(lease=LEASE),
-        events.LeaseWithdrawn(withdrawal=Withdrawal(work="train", step=3, number=0)),
+        LEASE,
+        Withdrawal(work="train", step=3, number=0),
         events.LeaseStopped(lease=LEASE, computed=1),
-        events.SliceLeaseReceived(lease=SLICE_LEASE),
+        SLICE_LEASE,
         events.PartDue(),
         events.SliceEnded(result=SLICE_RESULT),
         events.MemoryLost(reason="gone"),
         events.InboxEmptied(),
-        events.LeaseComputed(result=result_of(LEASE)),
-        events.LeaseDiverged(lease=LEASE, micro_batch=0, layer="0"),
-        events.LeaseRaised(lease=LEASE, traceback=""),
+        events.LeaseEnded(answer=result_of(LEASE)),
         events.SamplesMissing(lease=LEASE, request=REQUEST),
-        events.SamplesReceived(),
+        Samples(part="train", places=b""),
         events.SamplesNotStored(reason="no room"),
-        events.StretchReceived(stretch=STRETCH),
-        events.EndStretchReceived(number=STRETCH.number),
+        MULTI_STEP,
+        MultiStepWithdrawal(number=MULTI_STEP.number),
         events.StageDue(),
         events.StageDone(),
         events.StageNotDone(),
-        events.StretchBroken(),
-        events.ServerPinged(),
+        events.StageFailed(),
+        Ping(),
     )
 }
 
@@ -116,7 +117,7 @@ def test_while_it_is_busy_nothing_but_an_interrupt_reaches_it(phase: WorkerPhase
 
 def test_a_slice_of_an_update_is_made_part_by_part_and_then_answered() -> None:
     drive = drive_in(WorkerPhase.WAITING)
-    assert drive.dispatch(events.SliceLeaseReceived(lease=SLICE_LEASE)) == []
+    assert drive.dispatch(SLICE_LEASE) == []
     for _ in range(2):
         assert drive.state.is_updating()
         assert drive.dispatch(events.PartDue()) == [AdvanceSlice(lease=SLICE_LEASE)]
@@ -125,54 +126,56 @@ def test_a_slice_of_an_update_is_made_part_by_part_and_then_answered() -> None:
     assert drive.state.slice_lease is None
 
 
-def stages(drive: Drive, count: int) -> list[tuple[int, Stage]]:
-    """Let stages of a stretch be done; return of which step, and which."""
+def stages(drive: Drive, count: int) -> list[tuple[int, StepStage]]:
+    """Let stages of a multi-step lease be done; return of which step, and which."""
     found = []
     for _ in range(count):
         (effect,) = drive.dispatch(events.StageDue())
-        assert isinstance(effect, AdvanceStretch)
+        assert isinstance(effect, AdvanceStage)
         found.append((effect.step, effect.stage))
         drive.dispatch(events.StageDone())
     return found
 
 
-def test_the_steps_of_a_stretch_are_made_stage_by_stage_and_then_answered() -> None:
+def test_the_steps_of_a_multi_step_lease_are_made_stage_by_stage_and_then_answered() -> None:
     drive = drive_in(WorkerPhase.WAITING)
-    assert drive.dispatch(events.StretchReceived(stretch=STRETCH)) == [PrepareStretch(stretch=STRETCH)]
-    assert stages(drive, 7) == [(3, stage) for stage in Stage] + [(4, stage) for stage in list(Stage)[:3]]
+    assert drive.dispatch(MULTI_STEP) == [PrepareSteps(lease=MULTI_STEP)]
+    assert stages(drive, 7) == [(3, stage) for stage in StepStage] + [(4, stage) for stage in list(StepStage)[:3]]
     drive.dispatch(events.StageDue())
-    assert sent(drive.dispatch(events.StageDone())) == [StretchEnded(number=STRETCH.number, steps=STRETCH.last)]
-    assert (drive.state.phase, drive.state.weights_step) == (WorkerPhase.WAITING, STRETCH.last)
+    assert sent(drive.dispatch(events.StageDone())) == [
+        MultiStepResult(number=MULTI_STEP.number, steps=MULTI_STEP.last)
+    ]
+    assert (drive.state.phase, drive.state.weights_step) == (WorkerPhase.WAITING, MULTI_STEP.last)
 
 
 @pytest.mark.parametrize(("done", "steps"), [(0, 3), (2, 3), (3, 4), (4, 4), (7, 5)])
-@pytest.mark.parametrize("end", [events.EndStretchReceived(number=STRETCH.number), events.StretchBroken()])
-def test_a_stretch_may_end_in_any_stage(end: events.WorkEvent, done: int, steps: int) -> None:
-    drive = drive_in(WorkerPhase.STRETCH)
+@pytest.mark.parametrize("end", [MultiStepWithdrawal(number=MULTI_STEP.number), events.StageFailed()])
+def test_a_multi_step_lease_may_end_in_any_stage(end: events.WorkEvent, done: int, steps: int) -> None:
+    drive = drive_in(WorkerPhase.MULTI_STEP)
     stages(drive, done)
-    if isinstance(end, events.StretchBroken):
+    if isinstance(end, events.StageFailed):
         drive.dispatch(events.StageDue())
-    assert sent(drive.dispatch(end)) == [StretchEnded(number=STRETCH.number, steps=steps)]
+    assert sent(drive.dispatch(end)) == [MultiStepResult(number=MULTI_STEP.number, steps=steps)]
     assert drive.state.phase is WorkerPhase.WAITING
 
 
-def test_another_stretch_than_the_one_at_hand_is_not_cancelled() -> None:
-    drive = drive_in(WorkerPhase.STRETCH)
-    assert drive.dispatch(events.EndStretchReceived(number=STRETCH.number - 1)) == []
-    assert drive.state.phase is WorkerPhase.STRETCH
+def test_another_multi_step_lease_than_the_one_at_hand_is_not_cancelled() -> None:
+    drive = drive_in(WorkerPhase.MULTI_STEP)
+    assert drive.dispatch(MultiStepWithdrawal(number=MULTI_STEP.number - 1)) == []
+    assert drive.state.phase is WorkerPhase.MULTI_STEP
 
 
 def test_what_is_waited_for_is_looked_for_less_and_less_often_and_not_for_ever() -> None:
-    drive = drive_in(WorkerPhase.STRETCH)
+    drive = drive_in(WorkerPhase.MULTI_STEP)
     stages(drive, 1)
     looks = [drive.now]
-    while drive.state.phase is WorkerPhase.STRETCH:
+    while drive.state.phase is WorkerPhase.MULTI_STEP:
         due = drive.state.deadline()
         assert due is not None
         drive.now = max(drive.now + 1e-4, due)
         looks.append(drive.now)
         drive.dispatch(events.StageNotDone())
-    assert STRETCH.patience_s <= looks[-1] - looks[0] < STRETCH.patience_s + 0.1
+    assert MULTI_STEP.patience_s <= looks[-1] - looks[0] < MULTI_STEP.patience_s + 0.1
     assert len(looks) < 2000
 
 
@@ -180,7 +183,7 @@ def test_a_slice_comes_before_leases_that_wait() -> None:
     drive = drive_in(WorkerPhase.WAITING)
     drive.weights(3)
     drive.lease(LEASE)
-    drive.dispatch(events.SliceLeaseReceived(lease=SLICE_LEASE))
+    drive.dispatch(SLICE_LEASE)
     assert not drive.state.has_work()
     drive.dispatch(events.SliceEnded(result=SLICE_RESULT))
     assert drive.state.has_work()
@@ -197,7 +200,7 @@ def test_one_that_cannot_follow_the_weights_into_other_memory_joins_again() -> N
 
 
 def test_one_that_is_refused_says_that_a_worker_was() -> None:
-    refused = JoinRefused(refused=Refused(reason="the run is over", kind=RefusalKind.OVER))
+    refused = Refused(reason="the run is over", kind=RefusalKind.OVER)
     expected = Exit(code=2, reason="the server refused this worker: the run is over", kind=FailureKind.REFUSED)
     assert drive_in(WorkerPhase.OUTSIDE).dispatch(refused) == [expected]
 
@@ -206,7 +209,7 @@ def test_one_that_is_refused_says_that_a_worker_was() -> None:
 def test_it_shares_memory_if_it_has_read_what_the_server_wrote(nonce: str) -> None:
     drive = Drive()
     drive.dispatch(Started())
-    drive.dispatch(WELCOMED)
+    drive.dispatch(WELCOME)
     drive.dispatch(Prepared(ready=Ready(nonce=nonce)))
     assert drive.state.shares == bool(nonce)
 
@@ -221,7 +224,7 @@ def test_leases_are_computed_in_their_order_each_answered() -> None:
         assert drive.empty_inbox() == [ComputeLease(lease=lease)]
         assert drive.state.deadline() is None
         result = result_of(lease)
-        assert drive.dispatch(events.LeaseComputed(result=result)) == [SendResult(result=result)]
+        assert drive.dispatch(events.LeaseEnded(answer=result)) == [SendResult(result=result)]
     due = drive.state.deadline()
     assert due is not None
     assert FIRST_RETRY_S / 2 <= due - drive.now <= FIRST_RETRY_S
@@ -277,67 +280,52 @@ def test_a_lease_that_is_quicker_than_its_weights_waits_for_them() -> None:
 def test_leases_without_an_end_do_not_fill_the_memory() -> None:
     drive = drive_in(WorkerPhase.WAITING)
     for number in range(3 * MOST_LEASES):
-        drive.dispatch(events.LeaseReceived(lease=msgspec.structs.replace(lease_of(7), number=number)))
+        drive.dispatch(msgspec.structs.replace(lease_of(7), number=number))
     assert len(drive.state.leases) == MOST_LEASES
     assert drive.state.leases[-1].number == 3 * MOST_LEASES - 1
 
 
 def test_what_a_server_says_is_a_line() -> None:
     drive = drive_in(WorkerPhase.WAITING)
-    (standby,) = drive.dispatch(events.StandbyRequested(standby=Standby(reason="wait\nerror: forged")))
+    (standby,) = drive.dispatch(Standby(reason="wait\nerror: forged"))
     assert standby == Report(text="wait\\nerror: forged")
 
 
-def test_divergence_and_errors_are_told_with_their_place() -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Diverged(work="train", step=3, micro_batch=0, layer="0.weight", quantity="gradient"),
+        ComputeFailed(work="train", step=3, lo=0, hi=1, traceback="Traceback"),
+    ],
+)
+def test_divergence_and_errors_are_told_without_sums(answer: Diverged | ComputeFailed) -> None:
     drive = drive_in(WorkerPhase.COMPUTING)
-    assert sent(drive.dispatch(events.LeaseDiverged(lease=LEASE, micro_batch=7, layer="2 (Linear)"))) == [
-        Diverged(work="train", step=3, micro_batch=7, layer="2 (Linear)")
-    ]
-    drive = drive_in(WorkerPhase.COMPUTING)
-    found = events.LeaseDiverged(lease=LEASE, micro_batch=7, layer="0.weight", quantity="gradient")
-    assert sent(drive.dispatch(found)) == [
-        Diverged(work="train", step=3, micro_batch=7, layer="0.weight", quantity="gradient")
-    ]
-    drive = drive_in(WorkerPhase.COMPUTING)
-    assert sent(drive.dispatch(events.LeaseRaised(lease=lease_of(3, 2, 4), traceback="Traceback"))) == [
-        ComputeFailed(work="train", step=3, lo=2, hi=4, traceback="Traceback")
-    ]
+    assert sent(drive.dispatch(events.LeaseEnded(answer=answer))) == [answer]
     assert drive.state.phase is WorkerPhase.WAITING
-
-
-def test_texts_are_short_enough_for_the_server() -> None:
-    (diverged,) = sent(
-        drive_in(WorkerPhase.COMPUTING).dispatch(events.LeaseDiverged(lease=LEASE, micro_batch=0, layer="x." * 999))
-    )
-    (failed,) = sent(drive_in(WorkerPhase.COMPUTING).dispatch(events.LeaseRaised(lease=LEASE, traceback="x" * 99_999)))
-    assert isinstance(diverged, Diverged)
-    assert isinstance(failed, ComputeFailed)
-    assert len(diverged.layer) <= NAME_LIMIT
-    assert len(failed.traceback) <= TEXT_LIMIT
 
 
 def test_without_work_it_asks_whether_the_server_is_there() -> None:
     drive = drive_in(WorkerPhase.WAITING)
     assert set(map(type, sent(drive.pass_time(2 * FIRST_RETRY_S)))) == {Ping}
-    drive.dispatch(events.ServerPinged())
+    drive.dispatch(Ping())
     assert sent(drive.pass_time(FIRST_RETRY_S / 2 - 0.1)) == []
 
 
 def test_when_the_server_asks_all_others_hear_again_who_this_is() -> None:
     drive = drive_in(WorkerPhase.WAITING)
     drive.lease(lease_of(3))
-    assert drive.dispatch(events.ServerPinged()) == [IntroduceToShards()]
+    assert drive.dispatch(Ping()) == [IntroduceToShards()]
 
 
 def test_an_evicted_worker_rejoins_and_forgets_the_run() -> None:
     drive = drive_in(WorkerPhase.WAITING)
     drive.weights(3)
     drive.lease(lease_of(3))
-    assert reports(drive.dispatch(Evicted(reason="silent for 9 s"))) == ["rejoining: silent for 9 s"]
+    assert reports(drive.dispatch(Eviction(reason="silent for 9 s"))) == ["rejoining: silent for 9 s"]
     assert drive.state.phase is WorkerPhase.OUTSIDE
     # What still comes from before is ignored.
     assert drive.weights(3) == drive.lease(lease_of(3)) == drive.empty_inbox() == []
-    drive.dispatch(WELCOMED)
+    drive.dispatch(WELCOME)
     drive.dispatch(PREPARED)
     assert drive.empty_inbox() == []
     drive.lease(lease_of(3))
@@ -348,7 +336,7 @@ def test_the_end_of_the_run_is_the_end_of_its_work() -> None:
     drive = drive_in(WorkerPhase.WAITING)
     drive.weights(3)
     drive.lease(lease_of(3))
-    assert drive.dispatch(RunFinished(finished=Finished(reason=""))) == [Exit(code=0, reason="")]
+    assert drive.dispatch(Finished(reason="")) == [Exit(code=0, reason="")]
     assert drive.empty_inbox() == []
     assert drive.state.deadline() is None
 
@@ -356,13 +344,13 @@ def test_the_end_of_the_run_is_the_end_of_its_work() -> None:
 def test_a_long_computation_is_no_silence_of_the_server() -> None:
     drive = drive_in(WorkerPhase.COMPUTING)
     drive.now += 1000.0
-    drive.dispatch(events.LeaseComputed(result=result_of(LEASE)))
+    drive.dispatch(events.LeaseEnded(answer=result_of(LEASE)))
     assert not exits(drive.pass_time(FIRST_RETRY_S))
 
 
 def test_one_that_stands_by_says_why_and_goes_on_asking() -> None:
     drive = drive_in(WorkerPhase.WAITING)
-    assert reports(drive.dispatch(events.StandbyRequested(standby=Standby(reason="enough")))) == ["enough"]
+    assert reports(drive.dispatch(Standby(reason="enough"))) == ["enough"]
     assert sent(drive.pass_time(FIRST_RETRY_S))[0] == Ping()
 
 
@@ -376,7 +364,7 @@ def missing() -> Drive:
 def test_a_lease_whose_samples_are_lacking_is_computed_once_they_are_here() -> None:
     drive = missing()
     assert not drive.state.has_work()
-    assert drive.dispatch(events.SamplesReceived()) == []
+    assert drive.dispatch(Samples(part="train", places=b"")) == []
     assert drive.empty_inbox() == [ComputeLease(lease=LEASE)]
 
 
@@ -384,7 +372,7 @@ def test_samples_that_do_not_come_are_asked_for_again() -> None:
     drive = missing()
     assert [effect for effect in drive.pass_time(FIRST_RETRY_S * 2) if effect == SendToServer(message=REQUEST)]
     # An answer to something else says nothing of them.
-    drive.dispatch(events.ServerPinged())
+    drive.dispatch(Ping())
     assert [effect for effect in drive.pass_time(FIRST_RETRY_S * 2) if effect == SendToServer(message=REQUEST)]
 
 
@@ -411,7 +399,7 @@ def test_samples_that_cannot_be_kept_end_the_worker() -> None:
 
 def test_of_what_is_lacking_the_first_is_computed_first() -> None:
     drive = drive_in(WorkerPhase.COMPUTING)
-    drive.dispatch(events.LeaseComputed(result=result_of(LEASE)))
+    drive.dispatch(events.LeaseEnded(answer=result_of(LEASE)))
     drive.lease(lease_of(3, 0, 1))
     drive.lease(lease_of(3, 1, 2))
     drive.empty_inbox()
@@ -445,7 +433,7 @@ def sharing() -> Drive:
     """Return a worker that computes in the server's memory, and waits."""
     drive = Drive()
     drive.dispatch(Started())
-    drive.dispatch(WELCOMED)
+    drive.dispatch(WELCOME)
     drive.dispatch(Prepared(ready=Ready(nonce="0" * 32)))
     return drive
 
@@ -455,7 +443,7 @@ def test_where_memory_is_shared_a_lease_says_that_its_weights_are_there() -> Non
     for step in (3, 4):
         drive.lease(lease_of(step))
         assert drive.empty_inbox() == [ComputeLease(lease=lease_of(step))]
-        drive.dispatch(events.LeaseComputed(result=result_of(lease_of(step))))
+        drive.dispatch(events.LeaseEnded(answer=result_of(lease_of(step))))
 
 
 # A worker that joins again, late: nothing of before is left.
@@ -465,14 +453,14 @@ def evicted_late(drive: Drive) -> Drive:
     """Let the server restart after more than an hour of a run: it knows this worker no more."""
     for _ in range(50):
         drive.now += 100.0
-        drive.dispatch(events.ServerPinged())
-    drive.dispatch(Evicted(reason="a restart"))
+        drive.dispatch(Ping())
+    drive.dispatch(Eviction(reason="a restart"))
     return drive
 
 
 def rejoined(drive: Drive) -> Drive:
     evicted_late(drive)
-    drive.dispatch(WELCOMED)
+    drive.dispatch(WELCOME)
     drive.dispatch(PREPARED)
     return drive
 
@@ -522,7 +510,7 @@ def withdrawal_of(lease: Lease) -> Withdrawal:
 
 def withdraw(drive: Drive, lease: Lease, *, computed: int = 0) -> None:
     """Withdraw a lease; the worker is to answer at once, and once."""
-    effects = drive.dispatch(events.LeaseWithdrawn(withdrawal=withdrawal_of(lease)))
+    effects = drive.dispatch(withdrawal_of(lease))
     dropped = Dropped(work=lease.work, step=lease.step, number=lease.number, computed=computed)
     assert effects == [SendToServer(message=dropped)]
 
@@ -553,7 +541,7 @@ def test_a_withdrawal_of_what_it_does_not_hold_is_answered_and_changes_nothing(o
 def test_a_lease_that_was_answered_is_dropped_with_nothing_computed_in_vain() -> None:
     drive = holding(1)
     drive.empty_inbox()
-    drive.dispatch(events.LeaseComputed(result=result_of(numbered(1))))
+    drive.dispatch(events.LeaseEnded(answer=result_of(numbered(1))))
     withdraw(drive, numbered(1))
 
 

@@ -11,7 +11,6 @@ from lockstep.checking.checkup.checks.magnitudes import Signals
 from lockstep.checking.checkup.finding import Finding, found
 from lockstep.checking.checkup.target import ExaminationTarget
 from lockstep.common.aggregation.layout import layout_of
-from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.job.optimizer import rule_of, schedule_of
 from lockstep.common.nn.module import Parameter
@@ -36,17 +35,14 @@ def check_first_loss(signals: Signals) -> list[Finding]:
         is_far = loss > MOST_OF_GUESS * signals.guess > 0
         return [found("far-targets", loss=loss, guess=signals.guess, mean=mean, deviation=deviation)] if is_far else []
     guess, findings = math.log(signals.classes), []
-    if signals.classes > 1 and _are_probabilities(signals.outputs):
+    sums = signals.outputs.sum(axis=1)
+    if signals.classes > 1 and (signals.outputs >= 0).all() and np.allclose(sums, 1.0, atol=1e-4):
         findings.append(found("softmax-twice", least=math.log(1 + (signals.classes - 1) / math.e)))
     if loss > FACTOR * guess + MARGIN:
         findings.append(
             found("confident-outputs", loss=loss, classes=signals.classes, guess=guess, deviation=deviation)
         )
     return findings
-
-
-def _are_probabilities(outputs: Array) -> bool:
-    return bool((outputs >= 0).all() and np.allclose(outputs.sum(axis=1), 1.0, atol=1e-4))
 
 
 #: Steps to make, and most samples per step, so that the user waits a few seconds at most.
@@ -111,9 +107,10 @@ def check_rate(target: ExaminationTarget, steps: FirstSteps, clock: Clock) -> li
     advice = "; no rate down to a ten-thousandth of it works, so look for another mistake first"
     if good is not None:
         advice = f": with {good.rate:.3g} it went from {good.losses[0]:.2f} to {good.losses[-1]:.2f}"
-    job, losses = target.job, steps.losses
+    job, losses, last = target.job, steps.losses, steps.losses[-1]
+    change = f"from {losses[0]:.2f} to {last:.3g}" if math.isfinite(last) else f"from {losses[0]:.2f} to {last}"
     momentum = f", and momentum {job.momentum:g} adds to it" if job.optimizer == "sgd" and job.momentum else ""
-    facts = {"lr": job.lr, "steps": len(losses), "rate": steps.rate, "change": _change(losses)}
+    facts = {"lr": job.lr, "steps": len(losses), "rate": steps.rate, "change": change}
     return [found("rate", **facts, momentum=momentum, advice=advice)]
 
 
@@ -135,11 +132,6 @@ def _clip(parameters: list[Parameter], most: float | None) -> None:
     if most is not None and norm > most:
         for gradient in gradients:
             gradient *= gradient.dtype.type(most / norm)
-
-
-def _change(losses: list[float]) -> str:
-    last = losses[-1]
-    return f"from {losses[0]:.2f} to {last:.3g}" if math.isfinite(last) else f"from {losses[0]:.2f} to {last}"
 
 
 #: Seconds that an exchange takes at least, and per float32 sent and received, on one machine over shared memory:

@@ -1,18 +1,19 @@
 """Check that the gradients of each layer are the derivatives of its forward, innermost layers first."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from lockstep.checking.checkup.checks.magnitudes import ModuleCall, recorded_calls
+from lockstep.checking.checkup.checks.magnitudes import ModuleCall, recorded_calls, root_mean_square
 from lockstep.checking.checkup.finding import Finding, found
 from lockstep.checking.checkup.target import ExaminationTarget, Walk
-from lockstep.common.autograd.gradient_check import slope_along
+from lockstep.common.autograd.gradient_check import Slope, slope_along
 from lockstep.common.autograd.graph import no_grad
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.nn.layers.containers import Sequential
 from lockstep.common.nn.module import Module
 from lockstep.common.random import Purpose, generator
 
@@ -40,68 +41,58 @@ COARSE = Precision(1e-2, 0.1, 1e-3)
 
 @dataclass(frozen=True)
 class Mismatch:
-    """An argument with a wrong gradient: its slopes along some directions, by the gradient and by differences."""
+    """An argument with a wrong gradient, and its slopes along some directions."""
 
     argument: str
-    exact: tuple[float, ...]
-    numeric: tuple[float, ...]
+    slopes: list[Slope]
 
 
-@dataclass
-class ModuleCheck:
-    """A module in float64, with arguments that may be changed."""
+def mismatches_of(call: ModuleCall, walk: Walk) -> Iterator[Mismatch]:
+    """Yield the arguments with a wrong gradient of a call in float64, whose arguments may be changed.
 
-    module: Module
-    arguments: tuple[Any, ...]
-    options: dict[str, Any]
-
-    def mismatches(self, walk: Walk) -> Iterator[Mismatch]:
-        """Yield the arguments with a wrong gradient. Raises what the backward pass raises."""
-        output = self._output()
-        weights = generator(0, Purpose.CANARY, at=1).standard_normal(output.shape)
-        precision = FINE if output.dtype == np.float64 else COARSE
-        arrays = dict(self._arrays())
-        if output.requires_grad:
-            walk((output * weights.astype(output.dtype)).sum())
-        noise = precision.of_value * float(np.sum(np.abs(output.data * weights)))
-        for number, (argument, tensor) in enumerate(arrays.items()):
-            slopes = self._compare(tensor, weights, precision, noise, number)
-            if slopes is not None:
-                yield Mismatch(argument, *slopes)
-
-    def _arrays(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors whose gradients are checked."""
-        inputs = [each for each in self.arguments if isinstance(each, Tensor) and each.requires_grad]
-        for place, each in enumerate(inputs):
-            yield ("its input" if len(inputs) == 1 else f"its input {place}"), each
-        yield from self.module.named_parameters()
-
-    def _output(self) -> Tensor:
-        self.module.reseed(0, 0, 0)
-        return self.module(*self.arguments, **self.options)
-
-    def _compare(
-        self, tensor: Tensor, weights: Array, precision: Precision, noise: float, number: int
-    ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        gradient = np.zeros(tensor.shape) if tensor.grad is None else np.array(tensor.grad, np.float64)
+    Raises what the backward pass raises.
+    """
+    output = _output(call)
+    weights = generator(0, Purpose.CANARY, at=1).standard_normal(output.shape)
+    precision = FINE if output.dtype == np.float64 else COARSE
+    arrays = dict(_checked_arrays(call))
+    if output.requires_grad:
+        walk((output * weights.astype(output.dtype)).sum())
+    noise = precision.of_value * float(np.sum(np.abs(output.data * weights)))
+    for number, (argument, tensor) in enumerate(arrays.items()):
         slopes = []
-        for place in range(DIRECTIONS):
-            rng = generator(0, Purpose.CANARY, at=2, micro_batch=number, layer=place)
-            direction = rng.standard_normal(tensor.shape) * _size(tensor.data)
-            slope = slope_along(direction, tensor.data, gradient, lambda: self._value(weights), precision.step)
+        for slope in _slopes(call, tensor, weights, precision, number):
             if not abs(slope.exact - slope.numeric) > precision.of_slope * slope.scale + noise:
-                return None  # NaN is reported by another check
+                break  # it is right, or NaN, which another check reports
             slopes.append(slope)
-        return tuple(each.exact for each in slopes), tuple(each.numeric for each in slopes)
-
-    def _value(self, weights: Array) -> float:
-        with no_grad():
-            return float(np.sum(self._output().data * weights))
+        else:
+            yield Mismatch(argument, slopes)
 
 
-def _size(array: Array) -> float:
-    """Return the root mean square, or 1 if that is 0."""
-    return float(np.sqrt(np.mean(np.square(array)))) or 1.0
+def _checked_arrays(call: ModuleCall) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors whose gradients are checked."""
+    inputs = [each for each in call.arguments if isinstance(each, Tensor) and each.requires_grad]
+    for place, each in enumerate(inputs):
+        yield ("its input" if len(inputs) == 1 else f"its input {place}"), each
+    yield from call.module.named_parameters()
+
+
+def _output(call: ModuleCall) -> Tensor:
+    call.module.reseed(0, 0, 0)
+    return call.module(*call.arguments, **call.options)
+
+
+def _slopes(call: ModuleCall, tensor: Tensor, weights: Array, precision: Precision, number: int) -> Iterator[Slope]:
+    gradient = np.zeros(tensor.shape) if tensor.grad is None else np.array(tensor.grad, np.float64)
+    for place in range(DIRECTIONS):
+        rng = generator(0, Purpose.CANARY, at=2, micro_batch=number, layer=place)
+        direction = rng.standard_normal(tensor.shape) * (root_mean_square(tensor.data) or 1.0)
+        yield slope_along(direction, tensor.data, gradient, lambda: _value(call, weights), precision.step)
+
+
+def _value(call: ModuleCall, weights: Array) -> float:
+    with no_grad():
+        return float(np.sum(_output(call).data * weights))
 
 
 #: Name -> (function, derivative), both of the input x.
@@ -127,17 +118,17 @@ def _sigmoid(x: Array) -> Array:
     return np.asarray(0.5 * (1 + np.tanh(0.5 * x)))
 
 
-def known_mistake(call: ModuleCall, checked: ModuleCheck) -> str | None:
+def known_mistake(call: ModuleCall) -> str | None:
     """Return which known derivative a layer with one input and no parameters has, if any."""
-    (x,) = [each for each in checked.arguments if isinstance(each, Tensor)] or (None,)
+    (x,) = [each for each in call.arguments if isinstance(each, Tensor)] or (None,)
     if x is None or any(True for _ in call.module.parameters()) or call.output.shape != x.shape:
         return None
     x.zero_grad()
-    output = call.module(*checked.arguments, **checked.options)
+    output = call.module(*call.arguments, **call.options)
     output.backward(np.ones_like(output.data))
     derivative = np.asarray(x.grad)
-    function = _function_of(x.data, output.data)
-    kind = type(call.module).__name__ if function is None else function
+    known = (name for name, (formula, _) in _KNOWN.items() if np.allclose(output.data, formula(x.data)))
+    kind = next(known, type(call.module).__name__)
     for name, (_, formula) in _KNOWN.items():
         if np.allclose(derivative, formula(x.data)):
             return f"it computes {kind}, and its derivative is that of {name}"
@@ -145,11 +136,6 @@ def known_mistake(call: ModuleCall, checked: ModuleCheck) -> str | None:
         if np.allclose(derivative, swapped(x.data, output.data)):
             return f"its derivative is {name}"
     return None
-
-
-def _function_of(x: Array, y: Array) -> str | None:
-    with no_grad():
-        return next((name for name, (formula, _) in _KNOWN.items() if np.allclose(y, formula(x))), None)
 
 
 #: Samples for checking gradients: BatchNorm needs several, and more only take time.
@@ -176,11 +162,11 @@ def check_gradients(target: ExaminationTarget) -> list[Finding]:
     seen: set[Module] = set()
     for number, call in enumerate(calls):
         is_root = call.name == ""
-        if call.module in seen or any(_is_within(name, call.name) for name in faulty):
+        if call.module in seen or any(is_root or name.startswith(f"{call.name}.") for name in faulty):
             continue
         seen.add(call.module)
-        if call.is_plain_chain and not is_root:
-            continue
+        if type(call.module) is Sequential and not is_root:
+            continue  # it only calls others
         finding = _examine(call, target.walk if is_root else Tensor.backward, number)
         if finding is not None:
             findings.append(finding)
@@ -188,23 +174,19 @@ def check_gradients(target: ExaminationTarget) -> list[Finding]:
     return findings
 
 
-def _is_within(name: str, outer: str) -> bool:
-    return outer == "" or name.startswith(f"{outer}.")
-
-
 def _examine(call: ModuleCall, walk: Walk, number: int) -> Finding | None:
     if not isinstance(call.output, Tensor):
         return None
     call.module.zero_grad()
-    checked = ModuleCheck(call.module, _variable(call.arguments, number), call.options)
+    call = replace(call, arguments=_variable(call.arguments, number))
     try:
         with np.errstate(all="ignore"):
-            mismatches = list(checked.mismatches(walk))
+            mismatches = list(mismatches_of(call, walk))
     except Exception as error:  # noqa: BLE001  # the user's derivative: whatever it raises is the finding
         return _finding(call, f"backward raised {_described(error)}", "its derivative does not fit its forward")
     if not mismatches:
         return None
-    return _finding(call, _evidence(mismatches), _cause(call, checked, mismatches))
+    return _finding(call, _evidence(mismatches), _cause(call, mismatches))
 
 
 def _variable(arguments: Sequence[Any], number: int) -> tuple[Any, ...]:
@@ -230,23 +212,22 @@ def _described(error: Exception) -> str:
 def _evidence(mismatches: list[Mismatch]) -> str:
     """Return both slopes of the first argument with a wrong gradient, and the names of the others."""
     first, others = mismatches[0], [each.argument for each in mismatches[1:]]
-    text = f"along a random direction of {first.argument} the output changes by {first.numeric[0]:.4g}"
-    text += f", and by its gradient it should be {first.exact[0]:.4g}"
+    text = f"along a random direction of {first.argument} the output changes by {first.slopes[0].numeric:.4g}"
+    text += f", and by its gradient it should be {first.slopes[0].exact:.4g}"
     return f"{text}; also wrong: {', '.join(others)}" if others else text
 
 
-def _cause(call: ModuleCall, checked: ModuleCheck, mismatches: list[Mismatch]) -> str:
+def _cause(call: ModuleCall, mismatches: list[Mismatch]) -> str:
     first = mismatches[0]
     samples = call.output.shape[0] if call.output.ndim else 1
-    if not any(first.exact):
+    if not any(slope.exact for slope in first.slopes):
         return (
             f"no gradient arrives at {first.argument}: the forward leaves the graph, by .data, .numpy() or a NumPy "
             "function"
         )
-    mistake = known_mistake(call, checked) if first.argument == "its input" else None
-    if mistake is not None:
+    if first.argument == "its input" and (mistake := known_mistake(call)) is not None:
         return mistake
-    ratios = [exact / numeric for exact, numeric in zip(first.exact, first.numeric, strict=True) if numeric]
+    ratios = [slope.exact / slope.numeric for slope in first.slopes if slope.numeric]
     if ratios and all(abs(ratio - ratios[0]) <= _SAME * abs(ratios[0]) for ratio in ratios):
         return _factor(ratios[0], samples)
     return "its derivative is not that of its forward"

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from lockstep.common.autograd.graph import Applied, watch
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.nn.inspection import first_nonfinite_layer
-from lockstep.common.nn.layers.containers import Sequential
 from lockstep.common.nn.module import Module, place_of
 
 
@@ -34,17 +32,25 @@ class ModuleCall:
         """The module as it is shown to the user: `3.1 (Linear)`."""
         return place_of(self.name, self.module)
 
-    @property
-    def is_plain_chain(self) -> bool:
-        """Whether the module only calls others."""
-        return type(self.module) is Sequential
-
 
 @contextmanager
 def recorded_calls(model: Module) -> Iterator[list[ModuleCall]]:
     """Give a list to which each call of a module's forward is added when it ends, inner modules before outer ones."""
     done: list[ModuleCall] = []
     active: list[ModuleCall] = []
+
+    def recording(name: str, module: Module, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def recorded(*arguments: Any, **options: Any) -> Tensor:
+            call = ModuleCall(name, module, arguments, options)
+            active.append(call)
+            try:
+                call.output = output = forward(*arguments, **options)
+            finally:
+                active.pop()
+            done.append(call)
+            return output
+
+        return recorded
 
     def record_primitive(applied: Applied) -> None:
         if applied.direction == "forward" and active:
@@ -53,32 +59,13 @@ def recorded_calls(model: Module) -> Iterator[list[ModuleCall]]:
     modules = list(model.named_modules())
     # A module's observers see outputs only. An attribute of the instance takes precedence over the class's method.
     for name, module in modules:
-        vars(module)["forward"] = partial(_record_call, name, module, module.forward, active, done)
+        vars(module)["forward"] = recording(name, module, module.forward)
     try:
         with watch(record_primitive):
             yield done
     finally:
         for _, module in modules:
             del vars(module)["forward"]
-
-
-def _record_call(
-    name: str,
-    module: Module,
-    forward: Callable[..., Tensor],
-    active: list[ModuleCall],
-    done: list[ModuleCall],
-    *arguments: Any,
-    **options: Any,
-) -> Tensor:
-    call = ModuleCall(name, module, arguments, options)
-    active.append(call)
-    try:
-        call.output = output = forward(*arguments, **options)
-    finally:
-        active.pop()
-    done.append(call)
-    return output
 
 
 #: Samples in the batch.

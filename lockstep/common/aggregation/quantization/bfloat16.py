@@ -5,27 +5,26 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.common.aggregation.quantization.format import CHUNK, Bytes, chunks, is_below
+from lockstep.common.aggregation.quantization.format import CHUNK, Bytes, Halves, chunks
 from lockstep.common.aggregation.quantization.stochastic_rounding import StochasticRounding
 from lockstep.common.aggregation.tree import Vector
 
 #: Half of the last bit that is kept, less one; and the bits that are.
 _HALF, _KEPT = np.uint32(0x7FFF), np.uint32(0xFFFF0000)
 
-#: The exponent bits of infinities and NaNs.
-_NOT_FINITE = np.uint16(0x7F80)
-
 #: What every NaN becomes: the payload of another might round to an infinity.
 _NAN = np.uint32(0x7FC00000)
 
 
 @dataclass
-class BFloat16:
+class BFloat16(Halves):
     """Round to nearest, ties to even; infinities and NaNs stay what they are.
 
     What is beyond the largest bfloat16 by half of its last bit becomes infinite, as IEEE 754 has it: a float32 that
     large has four parts in a thousand to go until it does as well.
     """
+
+    _not_finite = np.uint16(0x7F80)
 
     _scratch: NDArray[np.uint32] = field(default_factory=lambda: np.empty(CHUNK, np.uint32))
 
@@ -40,9 +39,6 @@ class BFloat16:
         np.add(bits, scratch, out=bits)
         np.bitwise_and(bits, _KEPT, out=bits)
 
-    def size(self, count: int) -> int:
-        return 2 * count
-
     def encode(self, values: Vector, into: Bytes) -> None:
         bits, halves = values.view(np.uint32), into.view(np.uint16)
         for part in chunks(values.size):
@@ -54,6 +50,3 @@ class BFloat16:
         bits = into.view(np.uint32)
         np.copyto(bits, data.view(np.uint16))
         np.left_shift(bits, 16, out=bits)
-
-    def is_finite(self, data: Bytes, count: int) -> bool:
-        return is_below(data, _NOT_FINITE)

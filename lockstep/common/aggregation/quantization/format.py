@@ -1,7 +1,7 @@
 """What a number format has to do: round values, and encode rounded ones as bytes and back. Knows no job."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,12 +43,21 @@ class NumberFormat(Protocol):
         ...
 
 
-def is_below(data: Bytes, limit: np.uint16) -> bool:
-    """Tell whether all magnitudes of two bytes are below `limit`: as integers they are in the order of their values."""
-    halves = data.view(np.uint16)
-    return not any((halves[part] & _MAGNITUDE).max() >= limit for part in chunks(halves.size))
-
-
 def chunks(count: int) -> Iterator[slice]:
     """Yield the chunks of so many values."""
     return (slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
+
+
+class Halves:
+    """What formats of two bytes share: an exponent whose bits are all set is that of an infinity or NaN."""
+
+    #: These bits.
+    _not_finite: ClassVar[np.uint16]
+
+    def size(self, count: int) -> int:
+        return 2 * count
+
+    def is_finite(self, data: Bytes, count: int) -> bool:
+        # As integers, magnitudes are in the order of their values.
+        halves = data.view(np.uint16)
+        return not any((halves[part] & _MAGNITUDE).max() >= self._not_finite for part in chunks(halves.size))

@@ -109,20 +109,14 @@ def _gelu_tanh_derivative(gradient: Array, curve: Array, x: Array) -> Array:
     return result
 
 
-exp = Primitive("exp", np.exp, (lambda g, result, x: g * result,), reads=((RESULT,),), is_taped=True)
-log = Primitive("log", np.log, (lambda g, _, x: g / x,), reads=((0,),), is_taped=True)
-sqrt = Primitive("sqrt", np.sqrt, (lambda g, root, x: 0.5 * g / root,), reads=((RESULT,),), is_taped=True)
-tanh = Primitive("tanh", np.tanh, (lambda g, result, x: g * (1 - result * result),), reads=((RESULT,),), is_taped=True)
-sigmoid = Primitive(
-    "sigmoid", _sigmoid, (lambda g, result, x: g * result * (1 - result),), reads=((RESULT,),), is_taped=True
-)
+exp = Primitive("exp", np.exp, (lambda g, result, x: g * result,), reads=((RESULT,),))
+log = Primitive("log", np.log, (lambda g, _, x: g / x,), reads=((0,),))
+sqrt = Primitive("sqrt", np.sqrt, (lambda g, root, x: 0.5 * g / root,), reads=((RESULT,),))
+tanh = Primitive("tanh", np.tanh, (lambda g, result, x: g * (1 - result * result),), reads=((RESULT,),))
+sigmoid = Primitive("sigmoid", _sigmoid, (lambda g, result, x: g * result * (1 - result),), reads=((RESULT,),))
 # By the result, so that a pre-activation is not kept alive; 0 has derivative 0, as in PyTorch.
-relu = Primitive(
-    "relu", lambda x: np.maximum(x, 0), (lambda g, result, x: masked(g, result > 0),), reads=((RESULT,),), is_taped=True
-)
-leaky_relu = Primitive("leaky_relu", _leaky_relu, (_leaky_relu_derivative,), reads=((0,),), is_taped=True)
-softplus = Primitive(
-    "softplus", _softplus, (lambda g, _, x, beta: g * _sigmoid(beta * x),), reads=((0,),), is_taped=True
-)
-gelu = Primitive("gelu", _gelu, (_gelu_derivative,), keeps=True, reads=((0,),), is_taped=True)
-gelu_tanh = Primitive("gelu_tanh", _gelu_tanh, (_gelu_tanh_derivative,), keeps=True, reads=((0,),), is_taped=True)
+relu = Primitive("relu", lambda x: np.maximum(x, 0), (lambda g, result, x: masked(g, result > 0),), reads=((RESULT,),))
+leaky_relu = Primitive("leaky_relu", _leaky_relu, (_leaky_relu_derivative,), reads=((0,),))
+softplus = Primitive("softplus", _softplus, (lambda g, _, x, beta: g * _sigmoid(beta * x),), reads=((0,),))
+gelu = Primitive("gelu", _gelu, (_gelu_derivative,), keeps=True, reads=((0,),))
+gelu_tanh = Primitive("gelu_tanh", _gelu_tanh, (_gelu_tanh_derivative,), keeps=True, reads=((0,),))

@@ -72,43 +72,39 @@ def _dropout(x: Array, *, p: float, rng: np.random.Generator | Source) -> tuple[
     return x * mask, mask
 
 
-add = Primitive("add", np.add, (lambda g, _, x, y: g, lambda g, _, x, y: g), reads=((), ()), is_taped=True)
-subtract = Primitive(
-    "subtract", np.subtract, (lambda g, _, x, y: g, lambda g, _, x, y: -g), reads=((), ()), is_taped=True
-)
-multiply = Primitive(
-    "multiply", np.multiply, (lambda g, _, x, y: g * y, lambda g, _, x, y: g * x), reads=((1,), (0,)), is_taped=True
-)
+add = Primitive("add", np.add, (lambda g, _, x, y: g, lambda g, _, x, y: g), reads=((), ()))
+subtract = Primitive("subtract", np.subtract, (lambda g, _, x, y: g, lambda g, _, x, y: -g), reads=((), ()))
+multiply = Primitive("multiply", np.multiply, (lambda g, _, x, y: g * y, lambda g, _, x, y: g * x), reads=((1,), (0,)))
 divide = Primitive(
     "divide",
     np.true_divide,
     (lambda g, _, x, y: g / y, lambda g, ratio, x, y: -g * ratio / y),
     reads=((1,), (1, RESULT)),
-    is_taped=True,
 )
 # The operator and not np.power: it turns the common exponents 2, 0.5 and -1 into single instructions.
-power = Primitive("power", lambda x, y: x**y, (_power_by_base, _power_by_exponent), reads=((0, 1), (0, 1)))
-negate = Primitive("negate", np.negative, (lambda g, _, x: -g,), reads=((),), is_taped=True)
-absolute = Primitive("abs", np.absolute, (lambda g, _, x: g * np.sign(x),), reads=((0,),), is_taped=True)
+power = Primitive(
+    "power", lambda x, y: x**y, (_power_by_base, _power_by_exponent), reads=((0, 1), (0, 1)), is_opaque=True
+)
+negate = Primitive("negate", np.negative, (lambda g, _, x: -g,), reads=((),))
+absolute = Primitive("abs", np.absolute, (lambda g, _, x: g * np.sign(x),), reads=((0,),))
 maximum = Primitive(
     "maximum",
     np.maximum,
     (lambda g, _, x, y: _greater_share(g, x, y), lambda g, _, x, y: _greater_share(g, y, x)),
     reads=((0, 1), (0, 1)),
-    is_taped=True,
 )
 minimum = Primitive(
     "minimum",
     np.minimum,
     (lambda g, _, x, y: _greater_share(g, y, x), lambda g, _, x, y: _greater_share(g, x, y)),
     reads=((0, 1), (0, 1)),
-    is_taped=True,
 )
 where = Primitive(
     "where",
     lambda chosen, x, y: np.where(chosen, x, y),
     (None, lambda g, _, chosen, x, y: masked(g, chosen), lambda g, _, chosen, x, y: masked(g, ~chosen)),
     reads=((), (0,), (0,)),
+    is_opaque=True,
 )
-clip = Primitive("clip", _clip, (_clip_derivative,), reads=((0,),), is_taped=True)
-dropout = Primitive("dropout", _dropout, (lambda g, mask, _, **__: g * mask,), keeps=True, reads=((),))
+clip = Primitive("clip", _clip, (_clip_derivative,), reads=((0,),))
+dropout = Primitive("dropout", _dropout, (lambda g, mask, _, **__: g * mask,), keeps=True, reads=((),), is_opaque=True)

@@ -88,6 +88,8 @@ def _embedding_weight(
     return result
 
 
-take = Primitive("index", _take, (_take_derivative,), keeps=True, reads=((),))
-put = Primitive("index_put", _put, (_put_by_target, _put_by_values), keeps=True, reads=((), ()))
-embedding = Primitive("embedding", _embedding, (None, _embedding_weight), keeps=True, reads=((), (0,)), writes=(1,))
+take = Primitive("index", _take, (_take_derivative,), keeps=True, reads=((),), is_opaque=True)
+put = Primitive("index_put", _put, (_put_by_target, _put_by_values), keeps=True, reads=((), ()), is_opaque=True)
+embedding = Primitive(
+    "embedding", _embedding, (None, _embedding_weight), keeps=True, reads=((), (0,)), writes=(1,), is_opaque=True
+)

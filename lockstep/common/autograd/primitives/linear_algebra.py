@@ -71,12 +71,7 @@ def _linear_by_bias(gradient: Array, *_: Array | None, out: Array | None = None)
     return total
 
 
-matmul = Primitive("matmul", np.matmul, (_matmul_by_left, _matmul_by_right), reads=((0, 1), (0, 1)), is_taped=True)
+matmul = Primitive("matmul", np.matmul, (_matmul_by_left, _matmul_by_right), reads=((0, 1), (0, 1)))
 linear = Primitive(
-    "linear",
-    _linear,
-    (_linear_by_input, _linear_by_weight, _linear_by_bias),
-    reads=((0, 1), (0,), ()),
-    writes=(1, 2),
-    is_taped=True,
+    "linear", _linear, (_linear_by_input, _linear_by_weight, _linear_by_bias), reads=((0, 1), (0,), ()), writes=(1, 2)
 )

@@ -57,9 +57,7 @@ def _cross_entropy_logits(
     return _unrow(result.T, shape)
 
 
-cross_entropy = Primitive(
-    "cross_entropy", _cross_entropy, (_cross_entropy_logits, None), keeps=True, reads=((), ()), is_taped=True
-)
+cross_entropy = Primitive("cross_entropy", _cross_entropy, (_cross_entropy_logits, None), keeps=True, reads=((), ()))
 
 
 def _nll(log_probabilities: Array, target: Array, *, reduction: str = "mean") -> tuple[Array, Shape]:
@@ -75,7 +73,7 @@ def _nll_log_probabilities(gradient: Array, shape: Shape, _: None, target: Array
     return _unrow(result, shape)
 
 
-nll = Primitive("nll", _nll, (_nll_log_probabilities, None), keeps=True, reads=((1,), ()))
+nll = Primitive("nll", _nll, (_nll_log_probabilities, None), keeps=True, reads=((1,), ()), is_opaque=True)
 
 
 def _mse(prediction: Array, target: Array, *, reduction: str = "mean") -> tuple[Array, Array]:
@@ -96,7 +94,6 @@ mse = Primitive(
     (_mse_prediction, lambda g, difference, *_, reduction="mean": -_mse_prediction(g, difference, reduction=reduction)),
     keeps=True,
     reads=((), ()),
-    is_taped=True,
 )
 
 
@@ -127,7 +124,6 @@ bce_with_logits = Primitive(
         lambda g, _, logits, target, reduction="mean": -logits * _spread(g, logits.size, reduction),
     ),
     reads=((0, 1), (0,)),
-    is_taped=True,
 )
 
 

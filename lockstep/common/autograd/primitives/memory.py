@@ -1,4 +1,4 @@
-"""New arrays of primitives, made after those that they were given: so a tape knows them (`Primitive.is_taped`)."""
+"""New arrays of primitives, made after those that they were given: so a tape knows them (see `Primitive`)."""
 
 from typing import Any
 

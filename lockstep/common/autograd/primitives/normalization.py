@@ -76,7 +76,6 @@ batch_norm = Primitive(
     keeps=True,
     reads=((1,), (), (), ()),
     writes=(1, 2),
-    is_taped=True,
 )
 
 
@@ -94,7 +93,7 @@ def _batch_moments_x(gradient: Array, moments: Array, x: Array, **_: object) -> 
 
 
 # In `batch_norm` no gradient goes through them.
-batch_moments = Primitive("batch_moments", _batch_moments, (_batch_moments_x,), reads=((0, RESULT),))
+batch_moments = Primitive("batch_moments", _batch_moments, (_batch_moments_x,), reads=((0, RESULT),), is_opaque=True)
 
 
 def _batch_norm_inference(
@@ -118,6 +117,7 @@ batch_norm_inference = Primitive(
     keeps=True,
     reads=((1,), (), ()),
     writes=(1, 2),
+    is_opaque=True,
 )
 
 
@@ -177,7 +177,6 @@ layer_norm = Primitive(
     keeps=True,
     reads=((1,), (), ()),
     writes=(1, 2),
-    is_taped=True,
 )
 
 

@@ -34,10 +34,10 @@ class Primitive:
     `writes` are the indices of the arguments whose derivative takes `out=`, an array of the argument's shape and dtype
     which it fills and returns: a parameter's gradient then lands in its buffer without a copy.
 
-    `is_taped` promises that the forward and the derivatives make the same calls of NumPy for all arrays of the same
-    shapes, and that a tape can record them: they are ufuncs (`np.asanyarray`, not `np.asarray`, between them),
-    `np.empty_like`, `np.zeros_like`, `np.copyto` and `np.take` of what they were given, and views of it. Then several
-    micro-batches are computed at once, call by call; without the promise, one after the other.
+    The forward and the derivatives make the same calls of NumPy for all arrays of the same shapes, which a tape can
+    record: they are ufuncs (`np.asanyarray`, not `np.asarray`, between them), `np.empty_like`, `np.zeros_like`,
+    `np.copyto` and `np.take` of what they were given, and views of it. Then several micro-batches are computed at once,
+    call by call. Those of an `is_opaque` primitive may be any calls: it is called for one micro-batch after the other.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Primitive:
     keeps: bool = False
     reads: tuple[tuple[int, ...], ...] | None = None
     writes: tuple[int, ...] = ()
-    is_taped: bool = False
+    is_opaque: bool = False
 
     def __post_init__(self) -> None:
         """Raise TypeError unless `reads` has one tuple per derivative."""

@@ -67,6 +67,14 @@ def _extreme_derivative(gradient: Array, extreme: Array, x: Array, axis: Axis, k
     return masked(_restore(gradient, x.shape, axis, keepdims) / count.astype(gradient.dtype), attained)
 
 
+def _extreme(name: str, ufunc: np.ufunc) -> Primitive:
+    def forward(x: Array, axis: Axis, keepdims: bool) -> Array:
+        extreme: Array = ufunc.reduce(x, axis=axis, keepdims=keepdims)
+        return extreme
+
+    return Primitive(name, forward, (_extreme_derivative,), reads=((0, RESULT),), is_opaque=True)
+
+
 def _variance(x: Array, axis: Axis, correction: int, keepdims: bool) -> Array:
     return _drop(np.var(x, axis=axis, ddof=correction, keepdims=True), axis, keepdims)
 
@@ -79,18 +87,8 @@ def _variance_derivative(gradient: Array, _: None, x: Array, axis: Axis, correct
 
 
 # Called `reduce_...` if the usual name would hide a Python builtin from the rest of a module.
-reduce_sum = Primitive("sum", _sum, (_sum_derivative,), keeps=True, reads=((),), is_taped=True)
-reduce_mean = Primitive("mean", _mean, (_mean_derivative,), keeps=True, reads=((),))
-reduce_max = Primitive(
-    "max",
-    lambda x, axis, keepdims: np.maximum.reduce(x, axis=axis, keepdims=keepdims),
-    (_extreme_derivative,),
-    reads=((0, RESULT),),
-)
-reduce_min = Primitive(
-    "min",
-    lambda x, axis, keepdims: np.minimum.reduce(x, axis=axis, keepdims=keepdims),
-    (_extreme_derivative,),
-    reads=((0, RESULT),),
-)
-variance = Primitive("var", _variance, (_variance_derivative,), reads=((0,),))
+reduce_sum = Primitive("sum", _sum, (_sum_derivative,), keeps=True, reads=((),))
+reduce_mean = Primitive("mean", _mean, (_mean_derivative,), keeps=True, reads=((),), is_opaque=True)
+reduce_max = _extreme("max", np.maximum)
+reduce_min = _extreme("min", np.minimum)
+variance = Primitive("var", _variance, (_variance_derivative,), reads=((0,),), is_opaque=True)

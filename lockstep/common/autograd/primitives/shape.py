@@ -49,48 +49,27 @@ def _stack_derivative(index: int, gradient: Array, _: Array, *__: None, axis: in
     return gradient[(slice(None),) * (axis % gradient.ndim) + (index,)]
 
 
-reshape = Primitive(
-    "reshape", _reshape, (lambda g, before, x, shape: g.reshape(before),), keeps=True, reads=((),), is_taped=True
-)
-squeeze = Primitive(
-    "squeeze", _squeeze, (lambda g, before, x, axis: g.reshape(before),), keeps=True, reads=((),), is_taped=True
-)
+reshape = Primitive("reshape", _reshape, (lambda g, before, x, shape: g.reshape(before),), keeps=True, reads=((),))
+squeeze = Primitive("squeeze", _squeeze, (lambda g, before, x, axis: g.reshape(before),), keeps=True, reads=((),))
 unsqueeze = Primitive(
-    "unsqueeze",
-    lambda x, axis: np.expand_dims(x, axis),
-    (lambda g, _, x, axis: np.squeeze(g, axis),),
-    reads=((),),
-    is_taped=True,
+    "unsqueeze", lambda x, axis: np.expand_dims(x, axis), (lambda g, _, x, axis: np.squeeze(g, axis),), reads=((),)
 )
 permute = Primitive(
     "permute",
     lambda x, axes: x.transpose(axes),
     (lambda g, _, x, axes: g.transpose(np.argsort([axis % g.ndim for axis in axes])),),
     reads=((),),
-    is_taped=True,
 )
 transpose = Primitive(
     "transpose",
     lambda x, first, second: x.swapaxes(first, second),
     (lambda g, _, x, first, second: g.swapaxes(first, second),),
     reads=((),),
-    is_taped=True,
 )
 # The engine sums the gradient down to the argument's shape.
 broadcast_to = Primitive(
-    "broadcast_to",
-    lambda x, shape: np.broadcast_to(x, shape, subok=True),
-    (lambda g, _, x, shape: g,),
-    reads=((),),
-    is_taped=True,
+    "broadcast_to", lambda x, shape: np.broadcast_to(x, shape, subok=True), (lambda g, _, x, shape: g,), reads=((),)
 )
-pad = Primitive(
-    "pad",
-    _pad,
-    (lambda g, before, x, widths, value: g[_inner(before, widths)],),
-    keeps=True,
-    reads=((),),
-    is_taped=True,
-)
-concatenate = Primitive("concatenate", _concatenate, _concatenate_derivative, keeps=True, reads=())
-stack = Primitive("stack", lambda *arrays, axis: np.stack(arrays, axis), _stack_derivative, reads=())
+pad = Primitive("pad", _pad, (lambda g, before, x, widths, value: g[_inner(before, widths)],), keeps=True, reads=((),))
+concatenate = Primitive("concatenate", _concatenate, _concatenate_derivative, keeps=True, reads=(), is_opaque=True)
+stack = Primitive("stack", lambda *arrays, axis: np.stack(arrays, axis), _stack_derivative, reads=(), is_opaque=True)

@@ -28,7 +28,7 @@ def _softmax_x(gradient: Array, result: Array, _: None, *, axis: int = -1) -> Ar
     return product
 
 
-softmax = Primitive("softmax", _softmax, (_softmax_x,), reads=((RESULT,),), is_taped=True)
+softmax = Primitive("softmax", _softmax, (_softmax_x,), reads=((RESULT,),))
 
 
 def _causal_softmax(x: Array) -> Array:
@@ -51,11 +51,7 @@ def _later(rows: int, columns: int, dtype: str) -> Array:
 
 
 causal_softmax = Primitive(
-    "causal_softmax",
-    _causal_softmax,
-    (lambda g, result, _: _softmax_x(g, result, None),),
-    reads=((RESULT,),),
-    is_taped=True,
+    "causal_softmax", _causal_softmax, (lambda g, result, _: _softmax_x(g, result, None),), reads=((RESULT,),)
 )
 
 
@@ -72,4 +68,4 @@ def _log_softmax_x(gradient: Array, result: Array, _: None, *, axis: int = -1) -
     return np.subtract(gradient, share, out=share)
 
 
-log_softmax = Primitive("log_softmax", _log_softmax, (_log_softmax_x,), reads=((RESULT,),), is_taped=True)
+log_softmax = Primitive("log_softmax", _log_softmax, (_log_softmax_x,), reads=((RESULT,),))

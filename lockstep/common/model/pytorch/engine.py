@@ -127,7 +127,7 @@ class TorchEngine:
         def on_layer(name: str, kind: str, output: Any) -> None:
             if isinstance(output, torch.Tensor):
                 layers.append(LayerOutput(name, kind, output.detach().numpy().copy()))
-            if not odd and not is_finite(output):
+            if not is_finite(output):
                 odd.append(f"layer {name} ({kind})" if name else f"the model ({kind})")
 
         self._put(is_training=True)
@@ -136,7 +136,7 @@ class TorchEngine:
         with observed_layers(self._module, on_layer):
             outputs = apply(self._module, images)
         loss = self._loss_of(outputs, targets, self._objective.label_smoothing)
-        if not odd and not is_finite(loss):
+        if not is_finite(loss):
             odd.append("the loss")
         found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
         named = zip((name for name, _ in self._structure.parameters), found, strict=True)
@@ -151,7 +151,7 @@ class TorchEngine:
         found: list[str] = []
 
         def on_layer(name: str, kind: str, output: Any) -> None:
-            if not found and not is_finite(output):
+            if not is_finite(output):
                 found.append(f"{name} ({kind})" if name else kind)
 
         self._put(is_training=key is not None)

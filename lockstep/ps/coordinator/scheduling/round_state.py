@@ -1,20 +1,23 @@
-"""The state of one round: who computes what, which results came, and what they add up to. Pure.
+"""The state of one round: who computes what, when that should be done, which results came, what they add up to. Pure.
 
 Results come before their sums count: with several servers, each of which adds a slice of the sums, a result is pending
 until all of them have theirs.
+
+A worker that shares memory writes a lease's sums into the slot that the lease names. It works through its leases in
+turn, some of which may have ended here long ago. So what is in a slot is a result's only while no later lease has named
+that slot: the worker may be writing that one's sums by now.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
 
 from lockstep.common.aggregation.tree import Node, TreeSum
 from lockstep.common.job.tally import Tally
-from lockstep.common.protocol.messages import Result
+from lockstep.common.protocol.messages import SLOTS, Result
 from lockstep.ps.coordinator.effects import AddSharedSums, AwaitShards, Effect
 from lockstep.ps.coordinator.membership import Member
 from lockstep.ps.coordinator.scheduling.audit import AUDITED, Audit
-from lockstep.ps.coordinator.scheduling.buffer_pool import BufferPool
-from lockstep.ps.coordinator.scheduling.expected_ends import ExpectedEnds
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
 from lockstep.ps.records.ledger import Account
 from lockstep.ps.run.plan import Round
@@ -54,6 +57,110 @@ class PendingAcknowledgements:
     def numbers(self, rank: int) -> list[int]:
         """Return the numbers of the leases whose results of a worker have come: their sums are still being read."""
         return [result.number for (owner, _), result in self.results.items() if owner == rank]
+
+
+#: Leases that a worker may hold: the next one is there when it finishes one. Each needs a slot for its sums.
+WINDOW = SLOTS
+
+
+@dataclass(frozen=True, slots=True)
+class BufferLoan:
+    """The lease that a slot was last named in."""
+
+    #: The lease's, 0 if there was none.
+    number: int = 0
+    #: Its micro-batches.
+    node: Node | None = None
+
+
+@dataclass
+class BufferPool:
+    """The slots of all workers in one round."""
+
+    #: By rank, for each slot.
+    lent: dict[int, list[BufferLoan]] = field(default_factory=dict)
+
+    def lend(self, rank: int, number: int, node: Node, held: Collection[Node], read: Collection[int] = ()) -> int:
+        """Return a slot for the sums of a lease, which is later than all before; `held` and `read` as in `needed`.
+
+        Of the slots that are not needed, it is the one that was named longest ago: its lease has ended here, and the
+        worker is more likely to be done with it than with the other.
+        """
+        needed = self.needed(rank, held, read)
+        slots = self.lent.setdefault(rank, [BufferLoan()] * SLOTS)
+        free = [slot for slot in range(SLOTS) if slot not in needed]
+        assert free, f"rank {rank} holds {held}, and {read} are read: no slot is free"
+        slot = min(free, key=lambda slot: slots[slot].number)
+        slots[slot] = BufferLoan(number, node)
+        return slot
+
+    def needed(self, rank: int, held: Collection[Node], read: Collection[int]) -> list[int]:
+        """Return the slots of a worker that cannot be named now.
+
+        They are those of the nodes that it holds (if two were named for one node, the later one) and those of leases
+        with the numbers in `read`, whose results have come and whose sums are still being read.
+        """
+        slots = self.lent.get(rank, ())
+        return [
+            slot
+            for slot, lent in enumerate(slots)
+            if lent.number in read
+            or (lent.node in held and lent.number == max(one.number for one in slots if one.node == lent.node))
+        ]
+
+    def slot_of(self, rank: int, number: int) -> int | None:
+        """Return the slot that holds the sums of a lease whose result has come, None if it may not any more."""
+        numbers = [lent.number for lent in self.lent.get(rank, ())]
+        return numbers.index(number) if number and number in numbers else None
+
+
+#: A time, and the number of the lease, so that leases are not compared.
+_Entry = tuple[float, int, HeldLease]
+
+
+@dataclass
+class ExpectedEnds:
+    """Heaps whose entries may be of leases that have ended: it costs least to find that out where it matters."""
+
+    #: Leases of which nobody has a second copy, by minus the time at which they are expected to end.
+    _ends: list[_Entry] = field(default_factory=list)
+    #: Leases by the time at which they are delayed, unless they have ended.
+    _delays: list[_Entry] = field(default_factory=list)
+    #: Leases that are delayed, with what of them nobody else has been given.
+    delayed: list[tuple[HeldLease, Node]] = field(default_factory=list)
+
+    def add(self, lease: HeldLease, end: float, slack_s: float) -> None:
+        """Record when a lease is expected to end, and how much later it is delayed."""
+        heappush(self._ends, (-end, lease.number, lease))
+        heappush(self._delays, (end + slack_s, lease.number, lease))
+
+    def next_delay(self, table: LeaseTable) -> float | None:
+        """Return when the next lease is delayed unless it ends before."""
+        while self._delays and not table.is_held(self._delays[0][2]):
+            heappop(self._delays)
+        return self._delays[0][0] if self._delays else None
+
+    def pop_delayed(self, table: LeaseTable, now: float) -> HeldLease | None:
+        """Return, once, a lease that is delayed by now; None if there is none."""
+        while self._delays and self._delays[0][0] <= now:
+            lease = heappop(self._delays)[2]
+            if table.is_held(lease):
+                return lease
+        return None
+
+    def put_off(self, lease: HeldLease, until: float) -> None:
+        """Record that a lease that was returned is delayed at a later time only: its worker began it later."""
+        heappush(self._delays, (until, lease.number, lease))
+
+    def latest(self, table: LeaseTable) -> tuple[HeldLease, float] | None:
+        """Return the lease that is expected to end last, of those that nobody has a second copy of, and when."""
+        while self._ends and not table.is_held(self._ends[0][2]):
+            heappop(self._ends)
+        return (self._ends[0][2], -self._ends[0][0]) if self._ends else None
+
+    def drop_latest(self) -> None:
+        """Forget the lease that `latest` has returned: there is a second copy of it."""
+        heappop(self._ends)
 
 
 @dataclass
@@ -145,7 +252,7 @@ class RoundState:
         return [lease for lease in ended if lease.rank != member.rank], leases.free() > free
 
     def release(self, rank: int, why: str, now: float) -> list[Node]:
-        """Take back the leases of a worker that is gone or late, for a reason that the ledger lists; return them."""
+        """Release the leases of a worker that is gone or late, for a reason that the ledger lists; return them."""
         began_s = [lease.began - self.began for lease in self.leases.held_by(rank)]
         released, work, step = self.leases.release(rank), self.round.work, self.round.step
         self.account.record_recomputed(work, step, released, rank, why, began_s, now - self.began)

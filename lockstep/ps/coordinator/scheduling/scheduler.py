@@ -8,15 +8,13 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 
 from lockstep.common.aggregation.tree import Node, largest_node_at
-from lockstep.common.protocol.messages import Lease, Withdrawal
+from lockstep.common.protocol.messages import Dropped, Lease, LeaseKey, Result, Withdrawal
 from lockstep.ps.coordinator.effects import Effect, Send, SendWeights
-from lockstep.ps.coordinator.membership import Member, Membership, MemberState, Trial
-from lockstep.ps.coordinator.scheduling.buffer_pool import WINDOW
+from lockstep.ps.coordinator.membership import Member, Membership, MemberState, SlowWorkerTrial
 from lockstep.ps.coordinator.scheduling.finishing_time import finishing_time_s, whole
-from lockstep.ps.coordinator.scheduling.lease_table import HeldLease
-from lockstep.ps.coordinator.scheduling.round_state import RoundState
+from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, Withdrawals, WithdrawnLease
+from lockstep.ps.coordinator.scheduling.round_state import WINDOW, RoundState
 from lockstep.ps.coordinator.scheduling.stragglers import LeaseTimeouts
-from lockstep.ps.coordinator.scheduling.withdrawals import LeaseKey, Withdrawals, WithdrawnLease
 
 #: A second copy is worth it if it will be there sooner by this part of the time that it takes.
 COPY_MARGIN = 0.25
@@ -65,7 +63,7 @@ class Scheduler:
         return now >= self._expected_end(state, held[0], now) + self._slack_s(state, held[0])
 
     def withdraw(self, state: RoundState, lease: HeldLease, now: float) -> Withdrawal:
-        """Take back a lease that another worker was faster with; return the message that says so.
+        """Withdraw a lease that another worker was faster with; return the message that says so.
 
         Its worker stops within a micro-batch, unless it is so late already that it seems to stand still.
         """
@@ -75,36 +73,48 @@ class Scheduler:
             each_s = self.timeouts.expected_s(lease.rank, work)
             is_late = now > began + len(lease.node) * each_s + self._slack_s(state, lease)
             due = now if is_late else now + 2 * each_s
-        self.withdrawals.add(work, step, WithdrawnLease(lease, began, due, state.began))
-        return Withdrawal(work=work, step=step, number=lease.number)
+        message = Withdrawal(work=work, step=step, number=lease.number)
+        self.withdrawals.add(
+            WithdrawnLease(
+                rank=lease.rank,
+                key=message.key(),
+                began=began,
+                due=due,
+                deadline=lease.deadline,
+                lease=lease,
+                round_began=state.began,
+            )
+        )
+        return message
 
-    def past(self, member: Member, key: LeaseKey, computed: int | None, now: float) -> WithdrawnLease | None:
+    def past(self, member: Member, answer: Result | Dropped, computed: int | None, now: float) -> WithdrawnLease | None:
         """Record that a worker is past a lease after so many of its micro-batches, None for all of them.
 
         None if it was not withdrawn.
         """
-        withdrawn = self.withdrawals.answer(member.rank, key)
+        withdrawn = self.withdrawals.answer(member.rank, answer.key())
         if withdrawn is None:
             return None
-        done = len(withdrawn.lease.node) if computed is None else min(computed, len(withdrawn.lease.node))
+        assert withdrawn.lease is not None  # a lease of several steps is answered otherwise
+        size = len(withdrawn.lease.node)
+        done = size if computed is None else min(computed, size)
         if done:
             each_s = max(0.0, now - withdrawn.began) / done
-            self.timeouts.add(member.rank, key[0], each_s, is_trial=member.trial is not None)
+            self.timeouts.add(member.rank, answer.work, each_s, is_trial=member.trial is not None)
         # What it was given meanwhile it begins now.
         self.timeouts.begin(member.rank, now)
         return withdrawn
 
-    def await_stretch(self, rank: int, number: int, now: float, *, is_late: bool) -> None:
-        """Expect a worker to answer that it makes nothing more of a stretch; one that was late seems to stand still."""
-        each_s = self.timeouts.expected_s(rank, "train")
-        lease = HeldLease(Node(0, 1), rank, now + self.timeouts.timeout_s(rank, "train", 1), -number, now)
+    def await_multi_step(self, rank: int, key: LeaseKey, now: float, *, is_late: bool) -> None:
+        """Expect a worker to answer a multi-step lease; one that was late seems to stand still."""
+        due = now if is_late else now + 2 * self.timeouts.expected_s(rank, "train")
+        deadline = now + self.timeouts.timeout_s(rank, "train", 1)
         self.timeouts.begin(rank, now)
-        due = now if is_late else now + 2 * each_s
-        self.withdrawals.add("train", 0, WithdrawnLease(lease, now, due, now))
+        self.withdrawals.add(WithdrawnLease(rank=rank, key=key, began=now, due=due, deadline=deadline))
 
-    def end_stretch(self, rank: int, number: int, now: float) -> bool:
+    def end_multi_step(self, rank: int, key: LeaseKey, now: float) -> bool:
         """Record that a worker has answered that; return whether it was expected to."""
-        is_expected = self.withdrawals.answer(rank, ("train", 0, -number)) is not None
+        is_expected = self.withdrawals.answer(rank, key) is not None
         if is_expected:
             self.timeouts.begin(rank, now)
         return is_expected
@@ -172,7 +182,7 @@ class Scheduler:
         if not is_too_slow:
             member.trial = None
             return False
-        member.trial = member.trial or Trial()
+        member.trial = member.trial or SlowWorkerTrial()
         return member.trial.begins(is_free=self._has_copies)
 
     def _speed(self, state: RoundState, rank: int, now: float) -> tuple[float, float]:

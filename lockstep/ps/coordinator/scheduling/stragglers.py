@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from lockstep.common.protocol.messages import Work
-from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
-from lockstep.ps.coordinator.scheduling.withdrawals import Withdrawals
+from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable, Withdrawals
 from lockstep.ps.coordinator.timer_queue import TimerQueue
 
 #: Seconds that every lease lasts at least: other programs may take a processor for as long, and swapping longer.

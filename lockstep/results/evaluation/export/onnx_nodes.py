@@ -1,46 +1,39 @@
-"""Translate primitives to operators of ONNX; knows the standard, not the package.
+"""Translate primitives to operators of ONNX, and write the file: the only module that imports onnx, an extra.
 
 https://onnx.ai/onnx/operators, operator set 20.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, checker, helper, numpy_helper
 
 from lockstep.common.errors import ModelError
-from lockstep.results.evaluation.export.trace import Operand, Trace, TracedStep
+from lockstep.results.evaluation.export.trace import INPUT, Operand, Trace, TracedStep
 
-#: The version of the operator set, the first with Gelu.
-OPERATOR_SET = 20
+#: The version of the operator set, the first with Gelu, and that of the file format that came with it, so that older
+#: readers know it.
+OPERATOR_SET, FORMAT_VERSION = 20, 9
 
 #: The name of the graph's output.
 OUTPUT = "logits"
-
-
-@dataclass(frozen=True)
-class OnnxNode:
-    """One operator, with the names of its inputs and its output."""
-
-    operator: str
-    inputs: list[str]
-    output: str
-    attributes: dict[str, Any]
 
 
 @dataclass
 class OnnxGraph:
     """Operators in order, and the arrays that they read besides the input."""
 
-    nodes: list[OnnxNode] = field(default_factory=list)
+    nodes: list[NodeProto] = field(default_factory=list)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def add(self, operator: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
         """Add an operator, and return the name of its output."""
         output = output or f"between.{len(self.nodes)}"
-        self.nodes.append(OnnxNode(operator, inputs, output, attributes))
+        name = f"node.{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, inputs, [output], name=name, **attributes))
         return output
 
     def constant(self, array: Any) -> str:
@@ -72,9 +65,40 @@ def graph_of(trace: Trace, weights: dict[str, NDArray[Any]]) -> OnnxGraph:
             )
         write(graph, step, [graph.name(operand) for operand in step.operands], step.result)
     graph.add("Identity", [graph.name(trace.output)], OUTPUT)
-    used = {name for node in graph.nodes for name in node.inputs}
+    used = {name for node in graph.nodes for name in node.input}
     graph.arrays = {name: array for name, array in graph.arrays.items() if name in used}
     return graph
+
+
+def onnx_bytes(
+    graph: OnnxGraph,
+    sample_shape: Sequence[int],
+    output_shape: Sequence[int],
+    metadata: Mapping[str, str],
+    *,
+    of_tokens: bool = False,
+) -> bytes:
+    """Return the content of the file, for any number of samples, checked by the checker of the package.
+
+    Samples are float32, or tokens as int64.
+    """
+    kind = TensorProto.INT64 if of_tokens else TensorProto.FLOAT
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "lockstep",
+            [helper.make_tensor_value_info(INPUT, kind, ["samples", *sample_shape])],
+            [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["samples", *output_shape])],
+            [numpy_helper.from_array(np.array(array, order="C"), name) for name, array in graph.arrays.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", OPERATOR_SET)],
+        producer_name="lockstep",
+        ir_version=FORMAT_VERSION,
+    )
+    helper.set_model_props(model, dict(metadata))
+    checker.check_model(model, full_check=True)
+    content: bytes = model.SerializeToString()
+    return content
 
 
 #: `(graph, step, names of its operands, name of its result)`
@@ -84,6 +108,11 @@ Writer = Callable[[OnnxGraph, TracedStep, list[str], str], object]
 def _plain(operator: str, **attributes: Any) -> Writer:
     """Return the writer of an operator with the operands of the primitive and no options."""
     return lambda graph, step, names, out: graph.add(operator, names, out, **attributes)
+
+
+def _with_option(operator: str, attribute: str, option: str) -> Writer:
+    """Return the writer of an operator with an attribute that is an option of the primitive."""
+    return lambda graph, step, names, out: graph.add(operator, names, out, **{attribute: step.options[option]})
 
 
 def _linear(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
@@ -99,16 +128,9 @@ def _linear(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> N
 
 def _convolution(axes: int) -> Writer:
     def write(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
-        options = step.options
-        graph.add(
-            "Conv",
-            [name for name in names if name],
-            out,
-            strides=_each(options["stride"], axes),
-            pads=2 * _each(options["padding"], axes),
-            dilations=_each(options["dilation"], axes),
-            group=options["groups"],
-        )
+        stride, padding, dilation = (_each(step.options[name], axes) for name in ("stride", "padding", "dilation"))
+        more = {"dilations": dilation, "group": step.options["groups"]}
+        graph.add("Conv", [name for name in names if name], out, strides=stride, pads=2 * padding, **more)
 
     return write
 
@@ -116,18 +138,10 @@ def _convolution(axes: int) -> Writer:
 def _pooling(operator: str, axes: int) -> Writer:
     def write(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
         options = step.options
-        kernel = _each(options["kernel_size"], axes)
-        stride = options["stride"]
+        kernel, padding = _each(options["kernel_size"], axes), _each(options["padding"], axes)
+        stride = kernel if options["stride"] is None else _each(options["stride"], axes)
         more = {"count_include_pad": int(options["count_include_pad"])} if operator == "AveragePool" else {}
-        graph.add(
-            operator,
-            names,
-            out,
-            kernel_shape=kernel,
-            strides=kernel if stride is None else _each(stride, axes),
-            pads=2 * _each(options["padding"], axes),
-            **more,
-        )
+        graph.add(operator, names, out, kernel_shape=kernel, strides=stride, pads=2 * padding, **more)
 
     return write
 
@@ -202,10 +216,6 @@ def _softplus(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) ->
     graph.add("Div", [curve, factor], out)
 
 
-def _along_axis(operator: str) -> Writer:
-    return lambda graph, step, names, out: graph.add(operator, names, out, axis=step.options["axis"])
-
-
 def _causal_softmax(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
     rows, columns = step.before[-2:]
     # The standard has no causal mask: adding -inf removes later positions.
@@ -252,10 +262,6 @@ def _embedding(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -
     graph.add("Gather", [weight, graph.add("Cast", [indices], to=_INT64)], out)
 
 
-def _leaky_relu(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
-    graph.add("LeakyRelu", names, out, alpha=step.options["negative_slope"])
-
-
 #: The number of the type in ONNX.
 _INT64 = 7
 
@@ -265,31 +271,23 @@ def _each(value: Any, axes: int) -> list[int]:
 
 
 _WRITERS: dict[str, Writer] = {
+    **{name: _plain(name.title()) for name in ("abs", "add", "exp", "log", "relu", "sigmoid", "sqrt", "tanh", "where")},
     "linear": _linear,
     "matmul": _plain("MatMul"),
-    "add": _plain("Add"),
     "subtract": _plain("Sub"),
     "multiply": _plain("Mul"),
     "divide": _plain("Div"),
     "power": _plain("Pow"),
     "negate": _plain("Neg"),
-    "abs": _plain("Abs"),
     "maximum": _plain("Max"),
     "minimum": _plain("Min"),
-    "where": _plain("Where"),
     "clip": _clip,
-    "exp": _plain("Exp"),
-    "log": _plain("Log"),
-    "sqrt": _plain("Sqrt"),
-    "tanh": _plain("Tanh"),
-    "sigmoid": _plain("Sigmoid"),
-    "relu": _plain("Relu"),
-    "leaky_relu": _leaky_relu,
+    "leaky_relu": _with_option("LeakyRelu", "alpha", "negative_slope"),
     "softplus": _softplus,
     "gelu": _plain("Gelu"),
     "gelu_tanh": _plain("Gelu", approximate="tanh"),
-    "softmax": _along_axis("Softmax"),
-    "log_softmax": _along_axis("LogSoftmax"),
+    "softmax": _with_option("Softmax", "axis", "axis"),
+    "log_softmax": _with_option("LogSoftmax", "axis", "axis"),
     "conv1d": _convolution(1),
     "conv2d": _convolution(2),
     "max_pool1d": _pooling("MaxPool", 1),
@@ -308,7 +306,7 @@ _WRITERS: dict[str, Writer] = {
     "unsqueeze": _unsqueeze,
     "permute": _permute,
     "transpose": _transpose,
-    "concatenate": _along_axis("Concat"),
+    "concatenate": _with_option("Concat", "axis", "axis"),
     "stack": _stack,
     "pad": _pad,
     "sum": _reduction("ReduceSum"),

@@ -11,7 +11,7 @@ from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.dataset import Dataset
 from lockstep.common.errors import ModelError
 from lockstep.results.evaluation.assessment import Assessment, probabilities_of
-from lockstep.results.evaluation.confusion import Confusion
+from lockstep.results.evaluation.figures import Integers
 from lockstep.results.reports.plots.style import colour, new_figure, tidy
 
 #: Most classes whose counts are written into a confusion matrix, and most filters, mistakes and targets to show.
@@ -24,9 +24,8 @@ CHARACTER = 0.07
 MOST_TICKS = 32
 
 
-def confusion_matrix(confusion: Confusion) -> Figure:
+def confusion_matrix(counts: Integers) -> Figure:
     """Return the counts, coloured by their share of the class, and without the diagonal, which would hide the rest."""
-    counts = confusion.counts
     classes = len(counts)
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     size = max(4.5, min(14.0, 0.55 * classes + 1.5))

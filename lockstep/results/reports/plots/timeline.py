@@ -202,14 +202,14 @@ def _legend(axes: Axes) -> None:
 
 
 def _by_place(axes: Axes, workers: WorkerTimeline) -> None:
-    steps = shown_steps(sorted(workers.used), workers.unused, PLACED_STEPS)
+    steps, micro_batches = shown_steps(sorted(workers.used), workers.unused, PLACED_STEPS), workers.micro_batches
     for step in steps:
         for share in workers.used[step]:
-            left, width = _place(share, workers.micro_batches)
+            left, width = _place(share, micro_batches)
             _bar(axes, share, left, width, len(steps))
     for share in workers.unused:
         if share.step in steps:
-            _bar(axes, share, *_place(share, workers.micro_batches), len(steps), is_used=False)
+            _bar(axes, share, *_place(share, micro_batches), len(steps), is_used=False)
     for step in (*steps, steps[-1] + 1):
         axes.axvline(step, color="#888888", linewidth=0.8)
     title = "leases by place in the step, since this ledger has no times: which micro-batches each worker computed"

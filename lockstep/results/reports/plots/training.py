@@ -33,11 +33,11 @@ def learning(runs: Sequence[RunCurves]) -> Figure:
     scores = R2 if is_regression else ACCURACIES
     for place, run in enumerate(runs):
         # Runs of one job coincide to the bit: a wider line below is visible on both sides of the one above.
-        style = LineStyle(colour(place), 1.2 + 1.3 * min(3, len(runs) - 1 - place))
-        _plot(loss, run, style, LOSSES)
+        width = 1.2 + 1.3 * min(3, len(runs) - 1 - place)
+        _plot(loss, run, LOSSES, colour(place), width)
         if run.is_regression == is_regression:
-            _plot(score, run, style, scores)
-        rate.plot(*thinned(run.column("step"), run.column("lr")), color=style.colour, linewidth=style.width)
+            _plot(score, run, scores, colour(place), width)
+        rate.plot(*thinned(run.column("step"), run.column("lr")), color=colour(place), linewidth=width)
     kinds = {"mean squared error" if run.is_regression else "cross-entropy" for run in runs}
     tidy(loss, title="loss", x="step", y=" or ".join(sorted(kinds)))
     logarithmic(loss.yaxis)
@@ -67,25 +67,18 @@ ACCURACIES = Names("accuracy", "test_accuracy", "val_accuracy")
 R2 = Names("r2", "test_r2", "")
 
 
-class LineStyle(NamedTuple):
-    """The style of the lines of one run."""
-
-    colour: str
-    #: Width in points.
-    width: float
-
-
-def _plot(axes: Axes, run: RunCurves, style: LineStyle, names: Names) -> None:
+def _plot(axes: Axes, run: RunCurves, names: Names, colour: str, width: float) -> None:
+    """Plot one figure of a run, its training as a line of that width in points."""
     steps, values = run.column("step"), run.column(names.of_step)
     line = smoothed(values, max(1, len(values) // WINDOWS))
-    axes.plot(*thinned(steps, line), color=style.colour, linewidth=style.width, label=f"{run.name}: training")
+    axes.plot(*thinned(steps, line), color=colour, linewidth=width, label=f"{run.name}: training")
     for name, kind, marker in ((names.of_test, "test", "o--"), (names.of_validation, "validation", "s:")):
         ended = [epoch for epoch in run.epochs if epoch.epoch in run.ends]
         ended = [epoch for epoch in ended if name and getattr(epoch, name) is not None]
         if ended:
             places, figures = [run.ends[epoch.epoch] for epoch in ended], [getattr(epoch, name) for epoch in ended]
-            size, label = 5 + style.width, f"{run.name}: {kind}"
-            axes.plot(places, figures, marker, color=style.colour, linewidth=0.8, markersize=size, label=label)
+            size, label = 5 + width, f"{run.name}: {kind}"
+            axes.plot(places, figures, marker, color=colour, linewidth=0.8, markersize=size, label=label)
 
 
 def _focus(axes: Axes, names: Names, runs: Sequence[RunCurves]) -> None:

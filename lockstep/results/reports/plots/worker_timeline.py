@@ -32,17 +32,24 @@ class ComputedShare:
         return str(self.lo) if self.hi == self.lo + 1 else f"{self.lo}-{self.hi - 1}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class WorkerTimeline:
     """The workers of a run, one row each, and what they computed."""
 
     #: The name of each worker as it is shown; ranks start again when a run is resumed.
-    names: list[str]
+    names: list[str] = field(default_factory=list)
     #: Step -> the shares that were used, of the last attempt.
-    used: dict[int, list[ComputedShare]]
+    used: dict[int, list[ComputedShare]] = field(default_factory=dict)
     #: Shares that were computed or begun, and not used.
-    unused: list[ComputedShare]
-    micro_batches: int
+    unused: list[ComputedShare] = field(default_factory=list)
+    #: The row of each rank since the run was last begun or resumed, and how often it was.
+    _rows: dict[int, int] = field(default_factory=dict)
+    _begun: int = 0
+
+    @property
+    def micro_batches(self) -> int:
+        """Those of a step."""
+        return max(share.hi for shares in self.used.values() for share in shares)
 
     def shares(self, bins: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the share of each worker per bin of steps, (workers, bins), and the edges of the bins."""
@@ -55,21 +62,12 @@ class WorkerTimeline:
                 counts[share.row, place] += share.hi - share.lo
         return counts / np.maximum(1.0, counts.sum(axis=0)), edges
 
-
-@dataclass
-class _Reader:
-    names: list[str] = field(default_factory=list)
-    used: dict[int, list[ComputedShare]] = field(default_factory=dict)
-    unused: list[ComputedShare] = field(default_factory=list)
-    #: The row of each rank since the run was last begun or resumed, and how often it was.
-    rows: dict[int, int] = field(default_factory=dict)
-    begun: int = 0
-
-    def on_line(self, line: Line) -> None:
+    def add(self, line: Line) -> None:
+        """Add what a line of the ledger says."""
         match line:
             case RunBegun():
-                self.rows = {}
-                self.begun += 1
+                self._rows = {}
+                self._begun += 1
             case WorkerIn(rank=rank):
                 self._row(rank, one_line(f"{rank}: {line.host}, pid {line.pid}", MOST_NAME))
             case StepDone(step=step, shares=shares):
@@ -86,18 +84,17 @@ class _Reader:
         return ComputedShare(step, entry.lo, entry.hi, row, entry.began_s, entry.ended_s)
 
     def _row(self, rank: int, name: str) -> int:
-        if rank not in self.rows:
-            self.rows[rank] = len(self.names)
-            self.names.append(name if self.begun < 2 else f"{name}, after restart {self.begun - 1}")
-        return self.rows[rank]
+        if rank not in self._rows:
+            self._rows[rank] = len(self.names)
+            self.names.append(name if self._begun < 2 else f"{name}, after restart {self._begun - 1}")
+        return self._rows[rank]
 
 
 def read_timeline(folder: Path) -> WorkerTimeline:
     """Return what the workers of a run computed. Raises FileFormatError if its ledger is missing or damaged."""
-    reader = _Reader()
+    workers = WorkerTimeline()
     for line in read_ledger(folder):
-        reader.on_line(line)
-    if not reader.used:
+        workers.add(line)
+    if not workers.used:
         raise FileFormatError(f"{str(folder / LEDGER)!r} has no step yet")
-    micro_batches = max(share.hi for each in reader.used.values() for share in each)
-    return WorkerTimeline(reader.names, reader.used, reader.unused, micro_batches)
+    return workers

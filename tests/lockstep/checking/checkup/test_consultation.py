@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lockstep import doctor, load, nn
 from lockstep.checking.checkup.checks.first_steps import FirstSteps, check_workers
-from lockstep.checking.checkup.examination import Examination
+from lockstep.checking.checkup.consultation import Examination
 from lockstep.checking.checkup.target import ExaminationTarget
 from lockstep.common.job.job import Job
 from tests.lockstep.checking.checkup import plants

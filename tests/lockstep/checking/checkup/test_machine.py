@@ -9,8 +9,8 @@ import pytest
 
 from lockstep.checking.checkup.machine import (
     Gemm,
-    Machine,
     MachineInfo,
+    MachineReport,
     PortableNumerics,
     SharedMemory,
     facts_of,
@@ -55,7 +55,7 @@ def test_what_is_in_the_way_is_named(change: dict[str, Any], kind: str, text: st
     (finding,) = machine_findings(facts)
     assert finding.kind == kind
     assert re.search(text, str(finding)), finding
-    lines = machine_lines(Machine(facts=facts, findings=[finding]))
+    lines = machine_lines(MachineReport(facts=facts, findings=[finding]))
     assert all(len(line) <= 80 for line in lines[-4:])
 
 
@@ -75,7 +75,7 @@ def test_the_facts_of_this_machine() -> None:
     assert facts.gemm_without is None
     assert Path(facts.shared.folder).is_dir()
     assert facts.ports == {"tcp://127.0.0.1": "", "ipc": ""}
-    lines = machine_lines(Machine(facts=facts, findings=[]))
+    lines = machine_lines(MachineReport(facts=facts, findings=[]))
     assert len(lines) == 14
     assert facts.portable.fingerprint is not None or facts.portable.obstacle
     assert lines[-1] == "no findings: nothing would hinder a run"
@@ -92,7 +92,7 @@ def test_what_a_portable_job_would_have_is_told() -> None:
             PortableNumerics(fingerprint=msgspec.structs.replace(known, numpy="9.9")),
             PortableNumerics(obstacle="no AVX2"),
         )
-        for line in machine_lines(Machine(facts=msgspec.structs.replace(GOOD, portable=portable), findings=[]))
+        for line in machine_lines(MachineReport(facts=msgspec.structs.replace(GOOD, portable=portable), findings=[]))
         if line.startswith("portable ")
     ]
     assert lines[0] == "portable       c0ffee: the bits of NumPy 2.4.6 on x86-64 with AVX2"

@@ -44,11 +44,8 @@ class Listener:
     def deadline(self) -> float | None:
         return self.alarm
 
-    def is_over(self) -> bool:
-        return self.is_done
-
-    def exit_reason(self) -> str:
-        return ""
+    def exit_reason(self) -> str | None:
+        return "" if self.is_done else None
 
     def cost_s(self) -> float:
         return 0.0

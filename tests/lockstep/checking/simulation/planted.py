@@ -1,6 +1,6 @@
 """Planted bugs: servers that are careless in one way each, which a simulation has to find."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -9,21 +9,19 @@ import msgspec
 from lockstep.checking.simulation.processes import Parts
 from lockstep.common.aggregation.tree import Node, TreeSum, Vector, VectorTree
 from lockstep.common.aggregation.update import Pair, UpdatePass
-from lockstep.common.client.events_and_effects import ClientEvent
 from lockstep.common.errors import FailureKind
 from lockstep.common.job.tally import Tally
-from lockstep.common.protocol.messages import Finished, Welcome
+from lockstep.common.protocol.messages import Finished, Result, Welcome
 from lockstep.common.protocol.shard_messages import ShardWelcome
-from lockstep.common.protocol.step_board import LISTED
+from lockstep.common.protocol.step_board import ENTERED
+from lockstep.common.statemachine.client import ClientEvent
+from lockstep.common.statemachine.machine import Received
 from lockstep.ps.checkpoint.resuming import Resumption
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect
 from lockstep.ps.coordinator.membership import Membership
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
-from lockstep.ps.parallel_update import effects
-from lockstep.ps.parallel_update.events import ParallelUpdateEvent, WithdrawalTried
-from lockstep.ps.parallel_update.shell import ParallelUpdateShell
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Round
@@ -31,21 +29,28 @@ from lockstep.ps.run.timing import StepTime
 from lockstep.ps.run.traffic import NOTHING, Moved
 from lockstep.ps.server.server import Server
 from lockstep.ps.shard.shard import Shard
-from lockstep.ps.shard_group.effects import ConfirmSums, GroupEffect
-from lockstep.ps.shard_group.group import ShardGroup
-from lockstep.ps.shared_memory import ServerSharedMemory
-from lockstep.ps.stretch.shell import StretchShell
-from lockstep.ps.stretch.stretch import StretchControl
+from lockstep.ps.shard_group.group import ConfirmSums, GroupEffect, ShardGroup
+from lockstep.ps.shared_memory.memory import ServerSharedMemory
+from lockstep.ps.shared_memory.multi_step import MultiStepControl
+from lockstep.ps.shared_memory.multi_step_shell import MultiStepShell
+from lockstep.ps.shared_memory.parallel_update import (
+    ParallelUpdateEffect,
+    ParallelUpdateEvent,
+    WithdrawalTried,
+    WithdrawSlices,
+)
+from lockstep.ps.shared_memory.parallel_update_shell import ParallelUpdateShell
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.slice_update import SliceUpdater
-from lockstep.worker.stretch_steps import StretchSteps
+from lockstep.worker.step_maker import StepMaker
 
 
 def coordinating(kind: type[Coordinator]) -> Callable[[RunInfo, Resumption], Coordinator]:
     """Return what makes a coordinator of a kind, as `coordinator_of` does."""
 
     def make(info: RunInfo, start: Resumption) -> Coordinator:
-        return kind(info, membership=Membership(compute_s=start.compute_s), progress=start.progress, start=start.round)
+        membership = Membership(compute_s=start.compute_s)
+        return kind(info, membership=membership, progress=start.progress, start=start.round, first_steps=0)
 
     return make
 
@@ -96,6 +101,15 @@ class TwiceOver(Heap):
         return sum(doubled, tree.total())
 
 
+class AllOrNothing(VectorTree):
+    """Refuses a node if it has any part of it, as if it had all of it."""
+
+    def add(self, node: Node, value: Vector) -> bool:
+        if any(self.tree.covers(Node(one, one + 1)) for one in range(node.lo, node.hi)):
+            return False
+        return super().add(node, value)
+
+
 def with_trees(kind: type[VectorTree]) -> Callable[[Shard], Shard]:
     """Return what puts such trees into a shard."""
 
@@ -117,9 +131,9 @@ class Unfenced(Coordinator):
     """Takes what is late for what is asked."""
 
     def handle(self, event: events.Event, now: float) -> list[Effect]:
-        if isinstance(event, events.ResultReceived) and event.result.work == self.round.work:
-            late = msgspec.structs.replace(event.result, step=self.round.step)
-            event = msgspec.structs.replace(event, result=late)
+        if isinstance(event, Received) and isinstance(event.message, Result) and event.message.work == self.round.work:
+            late = msgspec.structs.replace(event.message, step=self.round.step)
+            event = Received(peer=event.peer, message=late)
         return super().handle(event, now)
 
 
@@ -183,9 +197,9 @@ def untidy(server: Server) -> Server:
 class Grasping(ParallelUpdateShell):
     """Takes slices back from workers that are in the middle of them."""
 
-    def _perform(self, effect: effects.ParallelUpdateEffect) -> ParallelUpdateEvent | None:
-        if isinstance(effect, effects.WithdrawSlices):
-            return WithdrawalTried(withdrawn=tuple(effect.ranks), held=())
+    def _perform(self, effect: ParallelUpdateEffect) -> Sequence[ParallelUpdateEvent]:
+        if isinstance(effect, WithdrawSlices):
+            return [WithdrawalTried(withdrawn=tuple(effect.ranks), held=())]
         return super()._perform(effect)
 
 
@@ -254,22 +268,22 @@ def staying(worker: WorkerShell) -> WorkerShell:
     return worker
 
 
-class Impatient(StretchSteps):
+class Impatient(StepMaker):
     """Begins the next step before the other worker has made its slice."""
 
     def _see_slice(self, step: int) -> bool:
-        self.board.mark(LISTED, step + 1)
+        self.board.mark(ENTERED, step + 1)
         return True
 
 
-class Early(StretchSteps):
+class Early(StepMaker):
     """Makes its slice before the sums of the other worker are there."""
 
     def _see_sums(self, step: int) -> bool:
         return True
 
 
-def pacing(kind: type[StretchSteps]) -> Callable[[WorkerShell], WorkerShell]:
+def pacing(kind: type[StepMaker]) -> Callable[[WorkerShell], WorkerShell]:
     """Return what makes a worker make steps of a kind."""
 
     class Pacing(WorkerShell):
@@ -286,14 +300,14 @@ def pacing(kind: type[StretchSteps]) -> Callable[[WorkerShell], WorkerShell]:
     return make
 
 
-class Optimistic(StretchShell):
+class Optimistic(MultiStepShell):
     """Goes by what the quicker worker has made."""
 
     def _least(self, what: int) -> int:
         return max(self.state.recorded, *(board.count(what) for board in self._boards.values()))
 
 
-class Trusting(StretchControl):
+class Trusting(MultiStepControl):
     """Goes on although a worker may still be writing."""
 
     def _are_out(self) -> bool:
@@ -301,12 +315,12 @@ class Trusting(StretchControl):
 
 
 def optimistic(server: Server) -> Server:
-    server.stretch.__class__ = Optimistic
+    server.multi_step.__class__ = Optimistic
     return server
 
 
 def trusting(server: Server) -> Server:
-    server.stretch.state.__class__ = Trusting
+    server.multi_step.state.__class__ = Trusting
     return server
 
 
@@ -334,20 +348,21 @@ PLANTED = {
     "sums are applied twice": Planted(
         Parts(coordinator=coordinating(CredulousCoordinator), shard=with_trees(TwiceOver)), OTHER_WEIGHTS
     ),
-    "an update is made twice": Planted(Parts(coordinator=made_again), "the run has not ended within "),
+    "an update is made twice": Planted(Parts(coordinator=made_again), "the run has not ended within ", first=44),
     # The server adds up what it does not have.
     "what is late is not fenced off": Planted(Parts(coordinator=coordinating(Unfenced)), "KeyError: Node("),
     "sums are added as they arrive": Planted(Parts(shard=with_trees(Heap)), OTHER_WEIGHTS),
+    "sums are refused of which a part is there": Planted(Parts(shard=with_trees(AllOrNothing)), OTHER_WEIGHTS, first=4),
     "updates do not wait for all shards": Planted(Parts(server=hasty), "reports: the server broke the protocol: step "),
     "another learning rate is recorded": Planted(Parts(server=recording(MisreportingRecorder)), ": lr = "),
     "the receipt lacks an epoch": Planted(Parts(server=recording(ForgetfulRecorder)), "the receipt: chain = "),
     "memory is left behind": Planted(Parts(server=untidy), "the run has left lockstep-"),
     "a slice of an update is torn": Planted(Parts(server=grasping), OTHER_LOSSES, first=100),
     "a slice is updated twice in place": Planted(Parts(server=in_place, worker=working_in_place), OTHER_WEIGHTS),
-    "a worker stays in old memory": Planted(Parts(worker=staying), OTHER_LOSSES, first=30),
+    "a worker stays in old memory": Planted(Parts(worker=staying), OTHER_LOSSES, first=36),
     "a step begins before the one before is made": Planted(Parts(worker=pacing(Impatient)), OTHER_WEIGHTS),
-    "an update is made before its sums are there": Planted(Parts(worker=pacing(Early)), OTHER_WEIGHTS),
-    "a step counts that one worker has made": Planted(Parts(server=optimistic), OTHER_WEIGHTS),
+    "an update is made before its sums are there": Planted(Parts(worker=pacing(Early)), OTHER_WEIGHTS, first=13),
+    "a step counts that one worker has made": Planted(Parts(server=optimistic), OTHER_WEIGHTS, first=47),
     "steps are taken back from a worker that still writes": Planted(Parts(server=trusting), OTHER_WEIGHTS),
     "workers are told of a failure": Planted(
         Parts(coordinator=coordinating(Ungrateful)), "ends, although the run is done, with: "

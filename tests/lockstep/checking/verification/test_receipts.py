@@ -81,7 +81,7 @@ def test_the_command_compares_and_computes_nothing(tmp_path: Path, capsys: pytes
     other.write_bytes(msgspec.json.encode(receipt()))
     assert run(["verify", str(tmp_path / "mine"), "--against", str(other)]) == 0
     assert capsys.readouterr().out == f"the same weights after each of 2 epochs: {'c' * 32}\n"
-    other.write_bytes(msgspec.json.encode(receipt("abd", kernel="Zen")))
+    other.write_bytes(msgspec.json.encode(receipt("abd", kernel="Other")))
     assert run(["verify", str(tmp_path / "mine"), "--against", str(other)]) == 1
     assert "kernel" in capsys.readouterr().err
 

@@ -19,7 +19,6 @@ from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.source import load
 from lockstep.common.nn.description import describe
 from lockstep.common.nn.inspection import Inspector, _is_finite
-from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.records.ledger import StepDone
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.worker.compute import Compute
@@ -84,9 +83,9 @@ def test_every_figure_is_that_of_the_array_in_its_place(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(784, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 10))
     job = job_in(tmp_path, model=dict(describe(net)), max_shift=1)
     recorded = read_run(record_alone(tmp_path, job))
-    found = replay(recorded, open_again(recorded, allows_mixed_numerics=False), ManualClock(), 1, 2)
+    found = replay(recorded, open_again(recorded, allows_mixed_numerics=False), 1, 2)
     # The same by hand: a step, then the micro-batch with the model alone.
-    trainer = SingleProcessTrainer(open_again(recorded, allows_mixed_numerics=False), ManualClock())
+    trainer = SingleProcessTrainer(open_again(recorded, allows_mixed_numerics=False))
     trainer.step(0)
     compute, alone = trainer.compute, open_again(recorded, allows_mixed_numerics=False).model
     alone.load(trainer.setup.shard.weights)

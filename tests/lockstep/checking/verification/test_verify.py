@@ -15,7 +15,6 @@ from lockstep.checking.verification.verify import Difference, Verifier
 from lockstep.cli.main import run
 from lockstep.common.aggregation.checksum import window_of
 from lockstep.common.errors import UsageError
-from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.coordinator.failures import diverged_text
 from lockstep.ps.records.ledger import EpochDone, LedgerShare, Line, RunBegun, StepDone, WeightsAt, WorkerIn
 from lockstep.ps.records.run_folder import CHECKPOINTS, LEDGER, RECEIPT, WEIGHTS
@@ -29,7 +28,7 @@ def found_in(folder: Path, first: int = 0) -> Difference | None:
     opening = open_again(past, allows_mixed_numerics=False)
     if first:
         load_checkpoint_before(opening, folder, first, lambda text: None)
-    return Verifier(past, opening, ManualClock()).verify(7, lambda step: None)
+    return Verifier(past, opening).verify(7, lambda step: None)
 
 
 #: Sums and weights that are rounded.
@@ -90,7 +89,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> RecordedRun:
 
 def found_by(run: RecordedRun, until: int, *, watch: Callable[[int], None] = lambda step: None) -> Difference | None:
     setup = open_again(run, allows_mixed_numerics=False)
-    return Verifier(run, setup, ManualClock()).verify(until, watch)
+    return Verifier(run, setup).verify(until, watch)
 
 
 def with_lines(run: RecordedRun, change: Callable[[Line], Line]) -> RecordedRun:
@@ -185,7 +184,7 @@ def found_from(run: RecordedRun, weight: float) -> Difference | None:
     run = replace(run, lines=[line for line in run.lines if not isinstance(line, RunBegun)])
     setup = open_again(run, allows_mixed_numerics=False)
     setup.shard.weights[:] = weight
-    return Verifier(run, setup, ManualClock()).verify(7, lambda step: None)
+    return Verifier(run, setup).verify(7, lambda step: None)
 
 
 def test_a_loss_that_is_not_finite_here_and_was_in_the_run_is_a_difference(honest: RecordedRun) -> None:
@@ -231,7 +230,7 @@ def test_a_step_that_is_not_in_the_ledger_is_named(honest: RecordedRun) -> None:
 def test_what_is_behind_the_range_is_not_looked_at(honest: RecordedRun) -> None:
     lines = [line for line in honest.lines if not (isinstance(line, StepDone) and line.step >= 2)]
     seen: list[int] = []
-    verifier = Verifier(replace(honest, lines=lines), open_again(honest, allows_mixed_numerics=False), ManualClock())
+    verifier = Verifier(replace(honest, lines=lines), open_again(honest, allows_mixed_numerics=False))
     assert verifier.verify(2, seen.append) is None
     assert (seen, verifier.steps, verifier.micro_batches) == ([0, 1], 2, 8)
 

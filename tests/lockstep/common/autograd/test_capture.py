@@ -74,5 +74,5 @@ def test_what_could_be_another_computation_the_next_time_is_refused(
 
 def test_tensors_of_no_gradient_or_another_order_are_refused() -> None:
     for tensor in (Tensor(batch(3, 3)), Tensor(batch(3, 4).T, requires_grad=True)):
-        with pytest.raises(UntapeableError, match="requires no gradient, or is not in C order"):
+        with pytest.raises(UntapeableError, match=r"a tensor (requires no gradient|is not in C order)"):
             capture(lambda tensor=tensor: ((tensor * X[0]).sum(),), [], [tensor])

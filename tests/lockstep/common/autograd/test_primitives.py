@@ -36,7 +36,7 @@ def floats(arguments: list[Any]) -> list[int]:
 
 
 @pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
-@settings(derandomize=True, deadline=None, max_examples=40)
+@settings(derandomize=True, deadline=None, max_examples=20)
 @given(data=st.data())
 def test_gradient_of_every_argument_is_the_derivative(case: Case, data: st.DataObject) -> None:
     arguments, options = data.draw(case.calls)
@@ -44,7 +44,7 @@ def test_gradient_of_every_argument_is_the_derivative(case: Case, data: st.DataO
 
 
 @pytest.mark.parametrize("case", ALL_CASES, ids=IDS)
-@settings(derandomize=True, deadline=None, max_examples=10)
+@settings(derandomize=True, deadline=None, max_examples=5)
 @given(data=st.data())
 def test_gradient_of_one_argument_alone(case: Case, data: st.DataObject) -> None:
     # The graph then keeps only what this argument's derivative declares that it reads.

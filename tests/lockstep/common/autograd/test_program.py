@@ -255,8 +255,8 @@ def _doubled_in_place(x: Array) -> Array:
 
 
 def test_a_primitive_that_promises_in_vain_to_be_taped_is_found() -> None:
-    careless = Primitive("careless", _doubled_in_place, (lambda g, _, x: g * 2,), reads=((),), is_taped=True)
-    honest = Primitive("honest", _doubled_in_place, (lambda g, _, x: g * 2,), reads=((),))
+    careless = Primitive("careless", _doubled_in_place, (lambda g, _, x: g * 2,), reads=((),))
+    honest = Primitive("honest", _doubled_in_place, (lambda g, _, x: g * 2,), reads=((),), is_opaque=True)
     weight = Tensor(RNG.standard_normal((4, 4)).astype(np.float32), requires_grad=True)
     stack = [(RNG.standard_normal((3, 4)).astype(np.float32),) for _ in range(2)]
     for primitive, is_found in ((careless, True), (honest, False)):
@@ -268,9 +268,7 @@ def test_a_primitive_that_promises_in_vain_to_be_taped_is_found() -> None:
 
 
 def test_what_was_computed_out_of_sight_raises_when_it_is_used() -> None:
-    hidden = Primitive(
-        "hidden", lambda x: np.where(x > 0, x, 0) * 2, (lambda g, r, x: g * 2,), reads=((RESULT,),), is_taped=True
-    )
+    hidden = Primitive("hidden", lambda x: np.where(x > 0, x, 0) * 2, (lambda g, r, x: g * 2,), reads=((RESULT,),))
     weight = Tensor(RNG.standard_normal((4, 4)).astype(np.float32), requires_grad=True)
     x = RNG.standard_normal((3, 4)).astype(np.float32)
     with pytest.raises(UntapeableError):

@@ -8,7 +8,7 @@ import pytest
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind, ProtocolError
 from lockstep.common.job.job import Job
-from lockstep.common.protocol.messages import Finished, Lease, Result, Welcome
+from lockstep.common.protocol.messages import Finished, Lease, Result, SumsFrame, Welcome
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import AwaitShards, Effect, Finish, RecordEpoch, Send, UpdateWeights
 from lockstep.ps.coordinator.membership import MemberState
@@ -112,7 +112,7 @@ def test_workers_that_came_before_the_servers_are_welcomed_with_them_in_order() 
     welcomes = {worker: messages(effects, worker) for worker in (1, 2)}
     assert [message.rank for worker in (2, 1) for message in welcomes[worker] if isinstance(message, Welcome)] == [0, 1]
     assert [message.shards for message in messages(effects) if isinstance(message, Welcome)] == [["memory://0"]] * 2
-    assert drive.coordinator.early_joins == []
+    assert drive.coordinator.early_joins == {}
     assert drive.coordinator.membership.obstacle == "no such folder"
 
 
@@ -160,7 +160,7 @@ def test_the_next_round_begins_when_this_step_is_updated_and_an_update_of_anothe
     now = 200.0
     (lease,) = coordinator.leases.held_by(0)
     result = result_of(Lease(work="train", step=0, lo=lease.node.lo, hi=lease.node.hi, number=1))
-    coordinator.handle(events.ResultReceived(peer=peer_of(1), result=result), now)
+    coordinator.handle(events.Received(peer=peer_of(1), message=result), now)
     coordinator.handle(events.SumsAcknowledged(rank=0, node=lease.node), now)
     assert coordinator.phase is RunPhase.UPDATING
     with pytest.raises(ProtocolError, match="StepUpdated led to updating: not a transition of the table"):
@@ -222,7 +222,7 @@ def test_a_sign_of_progress_extends_what_is_held() -> None:
     drive = Drive()
     drive.enter(1)
     drive.pass_time(40.0)
-    drive.happen(events.WorkerAdvanced(peer=peer_of(1)))
+    drive.happen(events.Received(peer=peer_of(1), message=SumsFrame(step=0, lo=0, hi=1, start=0)))
     assert [one.deadline for one in drive.coordinator.leases.held_by(0)] == [drive.now + drive.info.lease_timeout_s]
     drive.now += 1.0
     drive.ask(1)
@@ -239,7 +239,7 @@ def test_a_sign_of_progress_gives_a_worker_the_time_that_it_takes_itself_for_all
         for _ in range(ENOUGH):
             timeouts.begin(rank, 0.0)
             timeouts.record(rank, "train", 1, seconds)
-    drive.happen(events.WorkerAdvanced(peer=peer_of(1)))
+    drive.happen(events.Received(peer=peer_of(1), message=SumsFrame(step=0, lo=0, hi=1, start=0)))
     held = drive.coordinator.leases.held_by(0)
     seconds = timeouts.timeout_s(0, "train", sum(len(lease.node) for lease in held))
     assert {lease.deadline - drive.now for lease in held} == {seconds}

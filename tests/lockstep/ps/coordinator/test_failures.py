@@ -58,9 +58,9 @@ def test_a_failure_of_what_is_not_held_is_ignored() -> None:
     drive.enter(1)
     for lo, hi, step in ((0, 2**31, 0), (0, 2, 0), (0, 4, 1)):
         failed = ComputeFailed(work="train", step=step, lo=lo, hi=hi, traceback="")
-        assert drive.happen(events.LeaseFailed(peer=peer_of(1), failed=failed)) == []
+        assert drive.happen(events.Received(peer=peer_of(1), message=failed)) == []
     failed = ComputeFailed(work="train", step=0, lo=0, hi=4, traceback="")
-    assert kinds(drive.happen(events.LeaseFailed(peer=peer_of(9), failed=failed))) == [Eviction]
+    assert kinds(drive.happen(events.Received(peer=peer_of(9), message=failed))) == [Eviction]
 
 
 def test_the_failure_that_workers_are_told_is_short_enough_for_them() -> None:

@@ -62,7 +62,7 @@ class Story:
             case "nonsense":
                 drive.send(life, nonsense(number, drive.coordinator.round.step))
                 far = Diverged(work="train", step=99, micro_batch=0, layer="")
-                drive.happen(events.LossDiverged(peer=peer_of(life), diverged=far))
+                drive.happen(events.Received(peer=peer_of(life), message=far))
 
     def finish(self) -> None:
         """One honest worker more, and time: that must be enough."""

@@ -48,7 +48,7 @@ def test_a_join_of_another_run_is_refused_and_told_of() -> None:
     """Be it an old word said again, or a worker whose server was replaced: that may ask anew, as one of no run."""
     drive = Drive()
     replayed = msgspec.structs.replace(join_of(1), run="another")
-    effects = drive.happen(events.WorkerJoined(peer=peer_of(1), join=replayed))
+    effects = drive.happen(events.Received(peer=peer_of(1), message=replayed))
     (refused,) = messages(effects)
     assert isinstance(refused, Refused)
     assert refused.kind is RefusalKind.OTHER_RUN
@@ -56,7 +56,7 @@ def test_a_join_of_another_run_is_refused_and_told_of() -> None:
     assert f"refused a worker: {refused.reason}" in said(effects)
     assert drive.coordinator.membership.members == {}
     ours = msgspec.structs.replace(join_of(1), run=drive.info.run)
-    assert kinds(drive.happen(events.WorkerJoined(peer=peer_of(1), join=ours)), 1) == [Welcome]
+    assert kinds(drive.happen(events.Received(peer=peer_of(1), message=ours)), 1) == [Welcome]
 
 
 def test_a_worker_is_welcomed_with_all_that_it_must_know() -> None:
@@ -94,7 +94,7 @@ def test_a_doubled_join_is_ignored() -> None:
 def test_a_worker_is_refused_with_the_reason(join: Join, text: str) -> None:
     drive = Drive()
     drive.enter(1)
-    effects = drive.happen(events.WorkerJoined(peer=peer_of(2), join=join))
+    effects = drive.happen(events.Received(peer=peer_of(2), message=join))
     (refused,) = messages(effects)
     assert isinstance(refused, Refused)
     assert text in refused.reason
@@ -109,7 +109,7 @@ PORTABLE = msgspec.structs.replace(fingerprint(), mode="portable", kernel="Haswe
 def test_a_worker_with_the_other_numerics_is_refused_with_both_named(ours: str, theirs: str) -> None:
     shown = {"portable": PORTABLE, "native": fingerprint()}
     drive = Drive(replace(facts_of(), fingerprint=shown[ours]))
-    effects = drive.happen(events.WorkerJoined(peer=peer_of(1), join=join_of(1, numerics=shown[theirs])))
+    effects = drive.happen(events.Received(peer=peer_of(1), message=join_of(1, numerics=shown[theirs])))
     (refused,) = messages(effects)
     assert isinstance(refused, Refused)
     assert (refused.kind, refused.numerics) == (RefusalKind.NUMERICS, ours)
@@ -121,7 +121,7 @@ def test_a_worker_with_the_other_numerics_is_refused_with_both_named(ours: str, 
 def test_a_native_worker_on_a_haswell_is_refused_although_its_kernel_is_that_of_the_run() -> None:
     drive = Drive(replace(facts_of(), fingerprint=PORTABLE))
     join = join_of(1, numerics=msgspec.structs.replace(PORTABLE, mode="native"))
-    (refused,) = messages(drive.happen(events.WorkerJoined(peer=peer_of(1), join=join)))
+    (refused,) = messages(drive.happen(events.Received(peer=peer_of(1), message=join)))
     assert isinstance(refused, Refused)
     assert refused.numerics == "portable"
 
@@ -130,7 +130,7 @@ def test_a_native_worker_on_a_haswell_is_refused_although_its_kernel_is_that_of_
 def test_a_worker_that_claims_portable_numerics_and_does_not_have_them_is_refused(field: str) -> None:
     drive = Drive(replace(facts_of(), fingerprint=PORTABLE))
     liar = msgspec.structs.replace(PORTABLE, **{field: "X86_V9"})
-    (refused,) = messages(drive.happen(events.WorkerJoined(peer=peer_of(1), join=join_of(1, numerics=liar))))
+    (refused,) = messages(drive.happen(events.Received(peer=peer_of(1), message=join_of(1, numerics=liar))))
     assert isinstance(refused, Refused)
     assert (refused.kind, refused.numerics) == (RefusalKind.NUMERICS, None)
     assert f"{field} {getattr(PORTABLE, field)!r} at the server, 'X86_V9' there" in refused.reason
@@ -140,7 +140,7 @@ def test_a_worker_that_claims_portable_numerics_and_does_not_have_them_is_refuse
 def test_other_versions_are_the_reason_even_if_the_numerics_differ_too() -> None:
     drive = Drive(replace(facts_of(), fingerprint=PORTABLE))
     join = join_of(1, numerics=msgspec.structs.replace(fingerprint(), numpy="1.0"))
-    (refused,) = messages(drive.happen(events.WorkerJoined(peer=peer_of(1), join=join)))
+    (refused,) = messages(drive.happen(events.Received(peer=peer_of(1), message=join)))
     assert isinstance(refused, Refused)
     assert (refused.kind, refused.numerics) == (RefusalKind.VERSION, None)
     assert "'1.0' there" in refused.reason
@@ -150,13 +150,13 @@ def test_other_versions_are_the_reason_even_if_the_numerics_differ_too() -> None
 def test_workers_with_another_python_or_c_library_are_admitted(field: str) -> None:
     drive = Drive(replace(facts_of(), fingerprint=PORTABLE))
     join = join_of(1, numerics=msgspec.structs.replace(PORTABLE, **{field: "other"}))
-    assert kinds(drive.happen(events.WorkerJoined(peer=peer_of(1), join=join))) == [Welcome]
+    assert kinds(drive.happen(events.Received(peer=peer_of(1), message=join))) == [Welcome]
 
 
 def test_a_worker_that_dials_again_before_its_welcome_came_is_taken_in() -> None:
     drive = Drive()
     drive.join(1)
-    effects = drive.happen(events.WorkerJoined(peer=peer_of(2), join=join_of(1)))
+    effects = drive.happen(events.Received(peer=peer_of(2), message=join_of(1)))
     (welcome,) = messages(effects)
     assert isinstance(welcome, Welcome)
     assert welcome.rank == 1
@@ -169,12 +169,12 @@ def test_a_worker_that_dials_again_before_its_welcome_came_is_taken_in() -> None
 def test_other_numerics_are_admitted_on_demand() -> None:
     drive = Drive(facts_of(is_mixed=True))
     join = join_of(1, numerics=other_numerics())
-    assert kinds(drive.happen(events.WorkerJoined(peer=peer_of(1), join=join))) == [Welcome]
+    assert kinds(drive.happen(events.Received(peer=peer_of(1), message=join))) == [Welcome]
 
 
 def test_other_protocols_are_never_admitted() -> None:
     drive = Drive(facts_of(is_mixed=True))
-    assert kinds(drive.happen(events.WorkerJoined(peer=peer_of(1), join=join_of(1, protocol=98)))) == [Refused]
+    assert kinds(drive.happen(events.Received(peer=peer_of(1), message=join_of(1, protocol=98)))) == [Refused]
 
 
 def test_a_run_begins_when_enough_workers_are_ready() -> None:

@@ -15,7 +15,7 @@ from lockstep.ps.coordinator.membership import (
     Member,
     Membership,
     MemberState,
-    Trial,
+    SlowWorkerTrial,
 )
 from tests.lockstep.ps.runs import join_of, peer_of
 
@@ -291,7 +291,7 @@ def test_whoever_comes_and_goes_spare_cores_are_those_of_who_is_there(
 # Members that are too slow
 
 
-def rounds_until_tried(trial: Trial, *, is_free: bool) -> int:
+def rounds_until_tried(trial: SlowWorkerTrial, *, is_free: bool) -> int:
     rounds = 1
     while not trial.begins(is_free=is_free):
         rounds += 1
@@ -302,7 +302,7 @@ def rounds_until_tried(trial: Trial, *, is_free: bool) -> int:
 def test_one_that_is_too_slow_is_tried_after_twice_as_many_rounds_each_time_up_to_a_limit(
     is_free: bool, most: int
 ) -> None:
-    trial, waits, expected = Trial(), list[int](), 1
+    trial, waits, expected = SlowWorkerTrial(), list[int](), 1
     for _ in range(10):
         waits.append(rounds_until_tried(trial, is_free=is_free) - 1)
         assert waits[-1] == expected
@@ -311,7 +311,7 @@ def test_one_that_is_too_slow_is_tried_after_twice_as_many_rounds_each_time_up_t
 
 
 def test_once_a_trial_costs_nothing_the_next_but_one_comes_soon() -> None:
-    trial = Trial()
+    trial = SlowWorkerTrial()
     for _ in range(10):
         rounds_until_tried(trial, is_free=False)
     assert rounds_until_tried(trial, is_free=True) - 1 == MOST_PATIENCE

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from lockstep.common.protocol.messages import Finished, Lease
+from lockstep.common.protocol.messages import CallbackDecision, Finished, Lease
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect
@@ -25,7 +25,7 @@ def paused() -> Drive:
 
 
 def say(drive: Drive, epoch: int, *, stops: bool) -> list[Effect]:
-    return drive.happen(events.CallbacksDecided(epoch=epoch, stops=stops))
+    return drive.happen(events.Received(peer=b"callbacks", message=CallbackDecision(epoch=epoch, stops=stops)))
 
 
 def test_no_work_is_given_out_before_the_word() -> None:

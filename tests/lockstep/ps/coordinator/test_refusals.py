@@ -12,7 +12,7 @@ from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.transport.in_memory import MemoryNetwork
 from lockstep.common.transport.limits import LINES, WINDOW_S, RejectionLog
 from lockstep.ps.coordinator import events
-from lockstep.ps.server.peer_blocklist import PeerBlocklist
+from lockstep.ps.server.limits import PeerBlocklist
 from lockstep.ps.setup import AdmissionPolicy
 from tests.lockstep.ps.runs import Drive, facts_of, join_of, peer_of
 from tests.simulation.cluster import Simulation
@@ -41,7 +41,7 @@ def test_who_asks_for_ever_is_answered_and_seldom_told_of(join: Join | ShardJoin
         return [text for text in simulation.said if "refused" in text]
 
     assert 1 <= len(ask(TIMES)) <= LINES + 1
-    simulation.clock.advance(WINDOW_S)
+    simulation.advance(WINDOW_S)
     later = ask(1)
     assert later[0].startswith("refused a ")
     assert later[-1].endswith("more connections were refused")
@@ -61,7 +61,7 @@ def test_who_came_early_and_left_is_not_kept(times: int) -> None:
     drive = Drive(replace(facts_of(), servers=2))
     for number in range(TIMES):
         for _ in range(times):
-            drive.happen(events.WorkerJoined(peer=peer_of(number), join=join_of(number)))
-        assert [early.peer for early in drive.coordinator.early_joins] == [peer_of(number)]
+            drive.happen(events.Received(peer=peer_of(number), message=join_of(number)))
+        assert [*drive.coordinator.early_joins] == [peer_of(number)]
         drive.happen(events.WorkerLeft(peer=peer_of(number), reason="its connection is gone"))
-    assert drive.coordinator.early_joins == []
+    assert drive.coordinator.early_joins == {}

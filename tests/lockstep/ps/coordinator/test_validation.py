@@ -11,7 +11,7 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.job.tally import pack_losses
 from lockstep.common.protocol.messages import Lease, Result
-from lockstep.ps.coordinator.validation import check_result, contradiction, not_finite
+from lockstep.ps.coordinator.failures import check_result, contradiction, not_finite
 from tests.lockstep.ps.runs import facts_of
 
 FACTS = facts_of()

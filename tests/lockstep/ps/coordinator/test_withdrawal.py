@@ -3,7 +3,7 @@
 import pytest
 
 from lockstep.common.aggregation.tree import Node
-from lockstep.common.protocol.messages import Dropped, Eviction, Lease, Withdrawal
+from lockstep.common.protocol.messages import Dropped, Eviction, Lease, SumsFrame, Withdrawal
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import Effect
 from lockstep.ps.coordinator.membership import MemberState
@@ -27,7 +27,7 @@ def withdrawn() -> tuple[Drive, Lease, list[Effect]]:
 
 def drop(drive: Drive, worker: int, lease: Lease, computed: int) -> list[Effect]:
     dropped = Dropped(work=lease.work, step=lease.step, number=lease.number, computed=computed)
-    return drive.happen(events.LeaseDropped(peer=peer_of(worker), dropped=dropped))
+    return drive.happen(events.Received(peer=peer_of(worker), message=dropped))
 
 
 def listed(drive: Drive, worker: int) -> list[UnusedWork]:
@@ -105,7 +105,7 @@ def test_one_that_does_not_answer_within_the_time_of_the_lease_is_late() -> None
     told = []
     for _ in range(59):
         told.append(said(drive.pass_time(1.0)))
-        drive.happen(events.WorkerAdvanced(peer=peer_of(1)))
+        drive.happen(events.Received(peer=peer_of(1), message=SumsFrame(step=0, lo=0, hi=1, start=0)))
         drive.ask(2)
     text = "worker 1 (host host, pid 2) has sent nothing for "
     assert text in "\n".join(told)

@@ -8,7 +8,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import Eviction, Lease, Result
 from lockstep.ps.coordinator.effects import Finish, RecordEpoch, SendWeights, UpdateWeights
-from lockstep.ps.coordinator.scheduling.buffer_pool import WINDOW
+from lockstep.ps.coordinator.scheduling.round_state import WINDOW
 from lockstep.ps.coordinator.transitions import RunPhase
 from tests.lockstep.ps.runs import Drive, facts_of, finished, kinds, messages, peer_of, result_of, said
 from tests.lockstep.ps.timed import TimedRun, steady

@@ -6,7 +6,7 @@ import pytest
 
 from lockstep.common.job.job import Job, Monitor
 from lockstep.common.protocol.messages import EpochStatus
-from lockstep.ps.run.early_stopping import EarlyStoppingState, early_stopping_state, figure_of, is_stopped
+from lockstep.ps.run.early_stopping import best_epoch, figure_of, is_stopped
 
 
 def history_of(*figures: float, name: str = "val_loss") -> list[EpochStatus]:
@@ -35,22 +35,20 @@ def job_of(**values: Any) -> Job:
 def test_the_best_is_the_first_that_none_is_better_than(
     monitor: Monitor, figures: tuple[float, ...], best: int
 ) -> None:
-    job = job_of(monitor=monitor)
-    assert early_stopping_state(job, history_of(*figures, name=monitor)) == EarlyStoppingState(
-        best=best, waited=3 - best
-    )
+    history = history_of(*figures, name=monitor)
+    assert best_epoch(job_of(monitor=monitor), history) is history[best - 1]
 
 
 def test_before_the_first_epoch_nothing_is_judged() -> None:
-    assert early_stopping_state(job_of(), []) is None
+    assert best_epoch(job_of(), []) is None
     assert not is_stopped(job_of(patience=1), [])
 
 
 def test_small_gains_do_not_count_and_do_not_add_up_unseen() -> None:
     job, slow = job_of(min_delta=0.5), history_of(2.0, 1.75, 1.5, 1.25)
-    assert early_stopping_state(job, slow[:3]) == EarlyStoppingState(best=1, waited=2)
+    assert best_epoch(job, slow[:3]) is slow[0]
     # Together they do: it is the best one that each is compared with.
-    assert early_stopping_state(job, slow) == EarlyStoppingState(best=4, waited=0)
+    assert best_epoch(job, slow) is slow[3]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +70,8 @@ def test_a_run_stops_when_its_patience_is_used_up(
 
 
 def test_without_a_validation_set_the_test_loss_is_watched() -> None:
-    assert early_stopping_state(Job(), history_of(2.0, 1.0, name="test_loss")) == EarlyStoppingState(best=2, waited=0)
+    history = history_of(2.0, 1.0, name="test_loss")
+    assert best_epoch(Job(), history) is history[1]
 
 
 def test_a_figure_that_there_is_not() -> None:

@@ -1,7 +1,6 @@
 """How a run ends at the server: what is kept of a good one, a diverged one, and one interrupted at any moment."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from lockstep.checking.simulation.processes import Parts
 from lockstep.common.aggregation.layout import ParameterLayout, weights_digest
 from lockstep.common.aggregation.update import UpdateStep
 from lockstep.common.errors import FailureKind
@@ -16,6 +16,7 @@ from lockstep.common.job.job import Job
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.records.metrics import METRICS
 from lockstep.ps.records.run_folder import RESULT, WEIGHTS, RunFolder
+from lockstep.ps.server.server import Server
 from lockstep.ps.shard.shard import Shard
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import job_of
@@ -28,10 +29,9 @@ def digest_of(job: Job) -> str:
 
 
 def test_the_end_is_kept_in_the_folder(tmp_path: Path) -> None:
-    simulation = Simulation(job_of(), folder=RunFolder(tmp_path))
+    simulation = Simulation(job_of(), folder=tmp_path)
     simulation.add_worker()
     digest = simulation.finish()
-    simulation.recorder.close()
     assert digest_in(tmp_path, simulation.opening.layout) == digest
     result = json.loads((tmp_path / RESULT).read_text())
     assert (result["weights_sha256"], result["workers"], result["transport"]) == (digest, 1, "memory")
@@ -65,16 +65,15 @@ class InterruptedShard(Shard):
         super().end_update(at, not_finite)
 
 
-def like(kind: type[Shard]) -> Callable[[Shard], Shard]:
-    return lambda shard: kind(slots=shard.slots, policy=shard.policy, micro_batches=shard.micro_batches)
+def like(kind: type[Shard]) -> Parts:
+    return Parts(shard=lambda it: kind(slots=it.slots, policy=it.policy, micro_batches=it.micro_batches))
 
 
 def test_divergence_stops_the_run_and_keeps_the_last_good_weights(tmp_path: Path) -> None:
-    simulation = Simulation(job_of(model="lenet"), folder=RunFolder(tmp_path), shard_of=like(ExplodingShard))
+    simulation = Simulation(job_of(model="lenet"), folder=tmp_path, parts=like(ExplodingShard))
     worker = simulation.add_worker()
     simulation.run()
-    simulation.drain()
-    simulation.recorder.close()
+    simulation.run_until_quiet()
     ended = simulation.server.ended
     assert ended is not None
     assert ended.kind is FailureKind.DIVERGED
@@ -94,12 +93,11 @@ def digest_after(steps: int) -> str:
 
 
 def test_an_interrupt_in_the_middle_of_an_update_keeps_whole_weights(tmp_path: Path) -> None:
-    simulation = Simulation(job_of(model="lenet"), folder=RunFolder(tmp_path), shard_of=like(InterruptedShard))
+    simulation = Simulation(job_of(model="lenet"), folder=tmp_path, parts=like(InterruptedShard))
     simulation.add_worker()
     with pytest.raises(KeyboardInterrupt):
         simulation.run()
     simulation.server.interrupt()
-    simulation.recorder.close()
     assert simulation.server.ended == Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)
     assert digest_in(tmp_path, simulation.opening.layout) == digest_after(2)
 
@@ -123,8 +121,14 @@ class InterruptedFolder(RunFolder):
         raise KeyboardInterrupt
 
 
+def interrupted_at_its_result(server: Server) -> Server:
+    assert server.recorder.folder is not None
+    server.recorder.folder.__class__ = InterruptedFolder
+    return server
+
+
 def test_an_interrupt_while_the_result_is_kept_counts_as_one(tmp_path: Path) -> None:
-    simulation = Simulation(job_of(steps=1), folder=InterruptedFolder(tmp_path))
+    simulation = Simulation(job_of(steps=1), folder=tmp_path, parts=Parts(server=interrupted_at_its_result))
     simulation.add_worker()
     with pytest.raises(KeyboardInterrupt):
         simulation.run()

@@ -100,12 +100,12 @@ def test_a_result_before_all_its_frames_does_not_count() -> None:
 def test_frames_put_off_the_end_of_a_lease_and_frames_that_nobody_wants_do_not() -> None:
     hand = Hand()
     for start in (0, FRAME):
-        hand.simulation.wait(40.0)
+        hand.simulation.wait(40)
         hand.send(part(start))
     assert not any("leased again" in text for text in hand.simulation.said)
-    hand.simulation.wait(40.0)
+    hand.simulation.wait(40)
     hand.send(part(0), part(FRAME))
-    hand.simulation.wait(30.0)
+    hand.simulation.wait(30)
     hand.simulation.run_until_quiet()
     assert any("leased again" in text for text in hand.simulation.said)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lockstep.common.aggregation.tree import Node
-from lockstep.common.protocol.messages import Lease, Result, SumsFrame
-from lockstep.common.statemachine.events_and_effects import Send
+from lockstep.common.protocol.messages import Lease, Ready, Result, SumsFrame
+from lockstep.common.statemachine.machine import Send
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.server.gradient_receiver import GradientReceiver
@@ -33,8 +33,8 @@ class Received:
         self.coordinator = Coordinator(setup.info)
         self.receiver = GradientReceiver(self.coordinator, setup.shard, None)
         for worker in range(self.workers):
-            self.handle(events.WorkerJoined(peer=peer_of(worker), join=join_of(worker)))
-            self.handle(events.WorkerPrepared(peer=peer_of(worker)))
+            self.handle(events.Received(peer=peer_of(worker), message=join_of(worker)))
+            self.handle(events.Received(peer=peer_of(worker), message=Ready()))
 
     def handle(self, event: events.Event) -> None:
         for effect in self.coordinator.handle(event, 0.0):

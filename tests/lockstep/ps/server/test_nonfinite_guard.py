@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lockstep.checking.simulation.processes import Parts
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import DivergedError, FailureKind
+from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
-from lockstep.ps.records.run_folder import WEIGHTS, RunFolder
+from lockstep.ps.records.run_folder import WEIGHTS
 from lockstep.ps.setup import AdmissionPolicy
 from lockstep.ps.shard.shard import Shard
 from lockstep.runs.single_process import SerialRun
@@ -46,8 +48,8 @@ def simulation_of(value: float, folder: Path) -> Simulation:
     return Simulation(
         JOB,
         admission=AdmissionPolicy(min_workers=2),
-        shard_of=lambda shard: Poisoned(shard.slots, shard.policy, shard.micro_batches, value=value),
-        folder=RunFolder(folder),
+        parts=Parts(shard=lambda it: Poisoned(it.slots, it.policy, it.micro_batches, value=value)),
+        folder=folder,
     )
 
 
@@ -84,4 +86,4 @@ def test_a_process_alone_says_it_too(tmp_path: Path) -> None:
     recorder = MetricsRecorder(opening.info, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
     recorder.begin(opening.shard.digest())
     with pytest.raises(DivergedError, match="after step 1 are not finite, although every loss was"):
-        SerialRun(opening, recorder, simulation.clock, lambda status: None).train()
+        SerialRun(opening, recorder, ManualClock(), lambda status: None).train()

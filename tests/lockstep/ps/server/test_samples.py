@@ -6,7 +6,7 @@ import pytest
 from lockstep.common.data.manifest import PartName, manifest_of, unpacked
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.protocol.messages import SamplesRequest
-from lockstep.ps.server.samples import SampleSender
+from lockstep.ps.server.server import SampleSender
 from tests.simulation.small import digits
 
 SHIPPING = SampleSender(digits(), manifest_of(digits()))

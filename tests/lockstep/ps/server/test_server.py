@@ -26,14 +26,14 @@ from lockstep.common.protocol.messages import (
     StatusRequest,
     Weights,
 )
-from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.transport.in_memory import MemoryClient
 from lockstep.common.transport.port import Frames, ServerPort, Shortcut
 from lockstep.ps.coordinator.effects import Finish
+from lockstep.ps.server.limits import AT_ONCE, PER_SECOND
 from lockstep.ps.server.server import WATCH_S
-from lockstep.ps.server.status_rate_limit import AT_ONCE, PER_SECOND
 from lockstep.ps.setup import AdmissionPolicy
-from tests.simulation.cluster import Simulation, Worker
+from lockstep.worker.shell import WorkerShell
+from tests.simulation.cluster import Member, Simulation
 from tests.simulation.small import JOBS, job_of
 
 JOIN = Join(protocol=PROTOCOL_VERSION, incarnation="a", host="h", pid=1, fingerprint=fingerprint())
@@ -145,11 +145,11 @@ def test_leases_run_out_although_there_is_always_a_message() -> None:
     simulation = Simulation(job_of(), admission=AdmissionPolicy(lease_timeout_s=1.0))
     worker, chatty = simulation.add_worker(), simulation.network.client()
     simulation.run(until=lambda: simulation.server.coordinator.is_running())
-    worker.is_hanging = True
+    worker.process.stop()
     for _ in range(200):
         chatty.send(encode(StatusRequest()))
         simulation.server.step()
-        simulation.clock.advance(0.05)
+        simulation.advance(0.05)
         heard(chatty)
     assert any("leased again" in text for text in simulation.said)
 
@@ -174,15 +174,15 @@ class WorkingPort:
     """A port at which time passes, and a worker works, while the server waits."""
 
     port: ServerPort
-    worker: Worker
-    clock: ManualClock
+    worker: Member[WorkerShell]
+    simulation: Simulation
 
     @property
     def address(self) -> str:
         return self.port.address
 
     def receive(self, timeout_s: float | None) -> tuple[bytes, list[memoryview]] | None:
-        self.clock.advance(0.03)
+        self.simulation.advance(0.03)
         self.worker.runner.step()
         return self.port.receive(timeout_s)
 
@@ -208,10 +208,10 @@ class WorkingPort:
 def test_the_progress_is_looked_at_now_and_then_and_at_the_end() -> None:
     simulation = Simulation(job_of())
     server = simulation.server
-    server.port = WorkingPort(server.port, simulation.add_worker(), simulation.clock)
+    server.port = WorkingPort(server.port, simulation.add_worker(), simulation)
     looks: list[float] = []
-    assert server.run(watch=lambda: looks.append(simulation.clock.now())) == Finish()
-    assert looks[-1] == simulation.clock.now()
+    assert server.run(watch=lambda: looks.append(simulation.world.now)) == Finish()
+    assert looks[-1] == simulation.world.now
     assert all(later - earlier >= WATCH_S for earlier, later in pairwise(looks[:-1]))
     assert len(looks) >= 3
 
@@ -233,7 +233,7 @@ def test_one_that_asks_without_end_is_answered_later_and_not_each_time() -> None
         while simulation.server.step():
             pass
     assert [type(message) for message in heard(curious)] == [Status] * int(AT_ONCE)
-    simulation.clock.advance(1.0 / PER_SECOND)
+    simulation.advance(1.0 / PER_SECOND)
     while simulation.server.step():
         pass
     assert [type(message) for message in heard(curious)] == [Status]
@@ -246,7 +246,7 @@ def test_a_peer_that_does_not_read_loses_its_place() -> None:
     for _ in range(100):
         silent.send(encode(StatusRequest()))
         simulation.run_until_quiet()
-        simulation.clock.advance(1.0 / PER_SECOND)
+        simulation.advance(1.0 / PER_SECOND)
     assert any("does not read what it is sent" in text for text in simulation.said)
     silent.close()
 

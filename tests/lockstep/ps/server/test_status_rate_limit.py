@@ -1,6 +1,6 @@
 """Whoever asks is answered, and whoever asks without end so many times a second."""
 
-from lockstep.ps.server.status_rate_limit import AT_ONCE, PER_SECOND, REMEMBERED, StatusRateLimit
+from lockstep.ps.server.limits import AT_ONCE, PER_SECOND, REMEMBERED, StatusRateLimit
 
 
 def answers_to(limit: StatusRateLimit, peer: bytes, times: list[float]) -> int:

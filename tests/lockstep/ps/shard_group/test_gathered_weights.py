@@ -5,7 +5,7 @@ import pytest
 
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.errors import RemoteProtocolError
-from lockstep.ps.shard_group.gathered_weights import GatheredWeights
+from lockstep.ps.shard_group.distributed_update import GatheredWeights
 
 
 def gathered() -> GatheredWeights:

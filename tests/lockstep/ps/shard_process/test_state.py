@@ -5,16 +5,18 @@ from typing import get_args
 
 import pytest
 
-from lockstep.common.client.client import ClientConfig
-from lockstep.common.client.events_and_effects import Evicted, Exit, Prepared, SendToServer, Started, Welcomed
 from lockstep.common.errors import FailureKind
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.fingerprint import fingerprint
-from lockstep.common.protocol.messages import PROTOCOL_VERSION, Leave, Ping, SumsFrame
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, Eviction, Leave, Ping, SumsFrame
 from lockstep.common.protocol.shard_messages import (
     AddFromMemory,
     Admit,
+    Begin,
+    Collect,
+    Forget,
     Hello,
+    InitialFrame,
     SendWeightsTo,
     ShardJoin,
     ShardReady,
@@ -24,20 +26,24 @@ from lockstep.common.protocol.shard_messages import (
     Update,
     WorkerLost,
 )
-from lockstep.common.statemachine.events_and_effects import TimePassed
-from lockstep.ps.shard_process import events
-from lockstep.ps.shard_process.effects import (
+from lockstep.common.statemachine.client import ClientConfig, Exit, Prepared, SendToServer, Started
+from lockstep.common.statemachine.machine import Received, TimePassed, kind_of
+from lockstep.ps.shard_process import state as events
+from lockstep.ps.shard_process.state import (
+    SILENCE_S,
+    TRANSITIONS,
     AddFrame,
     MapSums,
     RefusePeer,
     SendSlice,
     SendSquares,
     ShardEffect,
+    ShardPhase,
+    ShardState,
     UnmapSums,
     UpdateSlice,
 )
-from lockstep.ps.shard_process.state import SILENCE_S, TRANSITIONS, ShardPhase, ShardState
-from tests.lockstep.common.client.clients import exits, sent
+from tests.lockstep.common.statemachine.clients import exits, sent
 
 JOIN = ShardJoin(
     protocol=PROTOCOL_VERSION, incarnation="s", host="h", pid=1, fingerprint=fingerprint(), address="tcp://h:2"
@@ -55,22 +61,23 @@ def update_of(step: int) -> Update:
 
 
 #: One event of each kind.
-EVENTS: dict[type[events.SliceEvent], events.SliceEvent] = {
-    type(event): event
+EVENTS: dict[type, events.SliceEvent] = {
+    kind_of(event): event
     for event in (
-        events.SliceFilled(steps=5),
-        events.WorkerAdmitted(admit=ADMIT),
-        events.WorkerForgotten(rank=3),
-        events.WorkerConnected(peer=PEER, hello=HELLO),
-        events.WeightsRequested(request=SendWeightsTo(rank=3, step=5)),
-        events.SumsReceived(peer=PEER, sums=SumsFrame(step=5, lo=0, hi=1, start=4096), frame=0),
-        events.SumsShared(add=AddFromMemory(rank=3, slot=0, step=5, lo=0, hi=1)),
+        Begin(steps=5),
+        ADMIT,
+        Forget(rank=3),
+        Received(peer=PEER, message=HELLO),
+        SendWeightsTo(rank=3, step=5),
+        Received(peer=PEER, message=SumsFrame(step=5, lo=0, hi=1, start=4096)),
+        AddFromMemory(rank=3, slot=0, step=5, lo=0, hi=1),
         events.SumsMissing(rank=3, reason="no such file"),
-        events.SquaresRequested(request=SquaresRequest(step=5, count=64)),
-        events.UpdateRequested(update=update_of(5)),
+        SquaresRequest(step=5, count=64),
+        update_of(5),
         events.PeerFailed(peer=PEER, reason="its connection is gone"),
-        events.PingReceived(),
-        events.ServerHeard(),
+        Ping(),
+        InitialFrame(name="weights", start=4096),
+        Collect(steps=5),
     )
 }
 
@@ -80,10 +87,10 @@ def shard_in(phase: ShardPhase) -> ShardState:
     state = ShardState(ClientConfig(address="tcp://h:1", join=JOIN, silence_s=SILENCE_S))
     state.handle(Started(), 0.0)
     if phase is not ShardPhase.OUTSIDE:
-        state.handle(Welcomed(welcome=WELCOME, place="shard 1 of 2 servers"), 0.0)
+        state.handle(WELCOME, 0.0)
         assert state.handle(Prepared(ready=ShardReady()), 0.0) == [SendToServer(message=ShardReady())]
     if phase is ShardPhase.SERVING:
-        state.handle(events.SliceFilled(steps=5), 0.0)
+        state.handle(Begin(steps=5), 0.0)
     assert state.phase is phase
     return state
 
@@ -91,20 +98,21 @@ def shard_in(phase: ShardPhase) -> ShardState:
 def serving() -> ShardState:
     """Return a shard that has sent worker 3 the weights of step 5."""
     state = shard_in(ShardPhase.SERVING)
-    for event in (events.WorkerAdmitted, events.WorkerConnected):
+    for event in (Admit, Hello):
         assert state.handle(EVENTS[event], 0.0) == []
-    assert state.handle(EVENTS[events.WeightsRequested], 0.0) == [SendSlice(peer=PEER)]
+    assert state.handle(EVENTS[SendWeightsTo], 0.0) == [SendSlice(peer=PEER)]
     return state
 
 
 def test_every_phase_has_an_entry_for_every_event() -> None:
-    assert set(TRANSITIONS) == set(product(ShardPhase, get_args(events.SliceEvent)))
-    assert set(EVENTS) == set(get_args(events.SliceEvent))
+    kinds = set(get_args(events.SliceEvent)) - {Received} | set(get_args(events.FromWorker))
+    assert set(TRANSITIONS) == set(product(ShardPhase, kinds))
+    assert set(EVENTS) == kinds
 
 
 @pytest.mark.parametrize("phase", ShardPhase)
 @pytest.mark.parametrize("kind", EVENTS)
-def test_every_event_in_every_phase_obeys_the_table(phase: ShardPhase, kind: type[events.SliceEvent]) -> None:
+def test_every_event_in_every_phase_obeys_the_table(phase: ShardPhase, kind: type) -> None:
     state, targets = shard_in(phase), TRANSITIONS[phase, kind]
     effects = state.handle(EVENTS[kind], 0.0)
     state.validate()
@@ -118,7 +126,7 @@ def test_sums_are_added_and_acknowledged_once_they_are_complete() -> None:
     state = serving()
     ack = SumsAck(rank=3, step=5, lo=0, hi=1)
     node = ack.node()
-    received = EVENTS[events.SumsReceived]
+    received = EVENTS[SumsFrame]
     assert state.handle(received, 0.0) == [AddFrame(frame=0, node=node), SendToServer(message=ack)]
     assert state.handle(received, 0.0) == []
 
@@ -126,7 +134,7 @@ def test_sums_are_added_and_acknowledged_once_they_are_complete() -> None:
 def test_an_update_serves_those_that_are_to_have_the_new_weights_at_once() -> None:
     state = serving()
     update = update_of(5)
-    assert state.handle(events.UpdateRequested(update=update), 0.0) == [
+    assert state.handle(update, 0.0) == [
         UpdateSlice(update=update),
         SendSlice(peer=PEER),
     ]
@@ -136,8 +144,8 @@ def test_an_update_serves_those_that_are_to_have_the_new_weights_at_once() -> No
 @pytest.mark.parametrize(
     "event",
     [
-        events.UpdateRequested(update=update_of(6)),
-        events.SquaresRequested(request=SquaresRequest(step=4, count=64)),
+        update_of(6),
+        SquaresRequest(step=4, count=64),
     ],
 )
 def test_a_server_at_another_step_ends_it(event: events.SliceEvent) -> None:
@@ -147,11 +155,11 @@ def test_a_server_at_another_step_ends_it(event: events.SliceEvent) -> None:
     assert (end.code, end.kind) == (1, FailureKind.PROTOCOL)
     assert isinstance(sent(effects)[0], Leave)
     assert state.phase is ShardPhase.OUTSIDE
-    assert state.handle(EVENTS[events.PingReceived], 0.0) == []
+    assert state.handle(EVENTS[Ping], 0.0) == []
 
 
 def test_squares_are_those_of_the_step_at_hand() -> None:
-    assert serving().handle(EVENTS[events.SquaresRequested], 0.0) == [SendSquares(step=5, count=64)]
+    assert serving().handle(EVENTS[SquaresRequest], 0.0) == [SendSquares(step=5, count=64)]
 
 
 def test_a_worker_that_fails_is_refused_and_reported() -> None:
@@ -160,25 +168,25 @@ def test_a_worker_that_fails_is_refused_and_reported() -> None:
     assert isinstance(refused, RefusePeer)
     lost = WorkerLost(rank=3, reason="its connection is gone")
     assert rest == [UnmapSums(rank=3), SendToServer(message=lost)]
-    assert state.handle(EVENTS[events.SumsReceived], 0.0) == []
+    assert state.handle(EVENTS[SumsFrame], 0.0) == []
 
 
 def test_a_worker_that_shares_memory_is_mapped() -> None:
     state = shard_in(ShardPhase.SERVING)
     admit = Admit(rank=4, incarnation="life-4", shares=True)
     expected: list[ShardEffect] = [MapSums(rank=4)]
-    assert state.handle(events.WorkerAdmitted(admit=admit), 0.0) == expected
+    assert state.handle(admit, 0.0) == expected
 
 
 def test_it_answers_pings_and_does_not_take_a_worker_for_the_server() -> None:
     state = shard_in(ShardPhase.SERVING)
-    assert state.handle(EVENTS[events.PingReceived], 10.0) == [SendToServer(message=Ping())]
-    state.handle(EVENTS[events.WorkerConnected], 20.0)
+    assert state.handle(EVENTS[Ping], 10.0) == [SendToServer(message=Ping())]
+    state.handle(EVENTS[Hello], 20.0)
     assert state.client.heard == 10.0
 
 
 def test_an_evicted_shard_ends_and_so_does_one_whose_server_is_silent() -> None:
-    (end,) = exits(shard_in(ShardPhase.SERVING).handle(Evicted(reason="a restart"), 0.0))
+    (end,) = exits(shard_in(ShardPhase.SERVING).handle(Eviction(reason="a restart"), 0.0))
     assert end == Exit(code=1, reason="the server evicted this shard: a restart", kind=FailureKind.EVICTED)
     state, ends, now = shard_in(ShardPhase.SERVING), list[Exit](), 0.0
     while (due := state.deadline()) is not None:

@@ -5,7 +5,7 @@ import pytest
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.protocol.messages import SumsFrame
 from lockstep.common.protocol.shard_messages import Admit, Hello
-from lockstep.ps.shard.received_frames import ReceivedFrames
+from lockstep.ps.received_frames import ReceivedFrames
 from lockstep.ps.shard_process.worker_connections import MOST_UNIDENTIFIED, WorkerConnections
 
 ADMIT = Admit(rank=3, incarnation="life-3", shares=False)

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from lockstep.ps.records.ledger import LedgerShare
 from lockstep.ps.records.metrics import FailureRecord, encode_record
 from lockstep.results.watch.ledger_figures import EventKind
 from lockstep.results.watch.run_view import STOPPED_S, RunState, RunView
@@ -39,7 +40,7 @@ def test_a_run_that_goes_on_shows_its_figures_workers_and_last_steps(tmp_path: P
     assert [(one.rank, one.host) for one in found.workers] == [(0, "here"), (1, "there")]
     assert [one.share for one in found.workers] == pytest.approx([2 / 3, 1 / 3])
     assert [step.step for step in found.timeline] == [0, 1, 2, 3]
-    assert found.timeline[1].used == [[0, 2, 0, 0.1, 0.4], [2, 3, 1, 0.1, 0.5]]
+    assert found.timeline[1].used == [LedgerShare(0, 2, 0, 0.1, 0.4), LedgerShare(2, 3, 1, 0.1, 0.5)]
     # An epoch's first step has no update before it in the same epoch.
     assert [step.update_s for step in found.timeline] == [0.0, 0.1, 0.1, 0.1]
     assert [event.kind for event in found.events] == [EventKind.BEGUN, EventKind.JOINED, EventKind.JOINED]

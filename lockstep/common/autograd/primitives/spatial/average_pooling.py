@@ -78,7 +78,7 @@ def _seen(window: Window) -> Array:
     return counts
 
 
-avg_pool2d = Primitive("avg_pool2d", _avg_pool2d, (_avg_pool2d_x,), keeps=True, reads=((),), is_taped=True)
+avg_pool2d = Primitive("avg_pool2d", _avg_pool2d, (_avg_pool2d_x,), keeps=True, reads=((),))
 avg_pool1d = over_signals("avg_pool1d", avg_pool2d)
 
 
@@ -123,6 +123,6 @@ def _adaptive_spans(image: tuple[int, ...], output_size: Pair) -> tuple[_Spans, 
 
 
 adaptive_avg_pool2d = Primitive(
-    "adaptive_avg_pool2d", _adaptive_avg_pool2d, (_adaptive_avg_pool2d_x,), keeps=True, reads=((),), is_taped=True
+    "adaptive_avg_pool2d", _adaptive_avg_pool2d, (_adaptive_avg_pool2d_x,), keeps=True, reads=((),)
 )
 adaptive_avg_pool1d = over_signals("adaptive_avg_pool1d", adaptive_avg_pool2d)

@@ -75,13 +75,7 @@ def _conv2d_bias(gradient: Array, *_: object, out: Array | None = None, **__: ob
 
 # The weight's derivative counts as reading `x`: without padding or another layout, the windows are a view of it.
 conv2d = Primitive(
-    "conv2d",
-    _conv2d,
-    (_conv2d_x, _conv2d_weight, _conv2d_bias),
-    keeps=True,
-    reads=((1,), (0,), ()),
-    writes=(1, 2),
-    is_taped=True,
+    "conv2d", _conv2d, (_conv2d_x, _conv2d_weight, _conv2d_bias), keeps=True, reads=((1,), (0,), ()), writes=(1, 2)
 )
 
 

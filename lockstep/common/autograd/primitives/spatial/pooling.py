@@ -96,7 +96,7 @@ def _bits(x: Array) -> np.dtype[Any]:
     return np.dtype(f"i{x.itemsize}")
 
 
-max_pool2d = Primitive("max_pool2d", _max_pool2d, (_max_pool2d_x,), reads=((0, RESULT),), is_taped=True)
+max_pool2d = Primitive("max_pool2d", _max_pool2d, (_max_pool2d_x,), reads=((0, RESULT),))
 
 
 max_pool1d = over_signals("max_pool1d", max_pool2d)

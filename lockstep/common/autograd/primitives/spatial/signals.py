@@ -33,7 +33,7 @@ def over_signals(name: str, images: Primitive, check: Callable[..., None] | None
         keeps=images.keeps,
         reads=images.reads,
         writes=images.writes,
-        is_taped=images.is_taped,
+        is_opaque=images.is_opaque,
     )
 
 

@@ -12,7 +12,6 @@ from lockstep.common.errors import ModelError
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.port import DrawKey, Engine, Model
 from lockstep.common.model.source import open_model
-from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.worker.compute import Compute
@@ -71,7 +70,7 @@ def _seed_like(key: DrawKey) -> None:
 @pytest.mark.parametrize("name", ["mlp", "cnn", "lenet", "gru", "resnet18"])
 def test_ten_steps_are_those_of_a_plain_loop(name: str) -> None:
     job = torch_job(name, steps=10, global_batch=8, micro_batches=1, lr=0.05, momentum=0.9)
-    trainer = SingleProcessTrainer(open_run("run", job, digits(), AdmissionPolicy()), ManualClock())
+    trainer = SingleProcessTrainer(open_run("run", job, digits(), AdmissionPolicy()))
     module = open_model(job.model, job.seed).module.train()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
     batches = trainer.compute.batches

@@ -125,9 +125,9 @@ def test_a_loss_that_only_the_second_one_finds_infinite_is_a_difference() -> Non
     drive.to_audit(1, 2)
     lease = drive.leases[1][0]
     nowhere = Diverged(work="audit", step=0, micro_batch=99, layer="fc")
-    assert drive.happen(events.LossDiverged(peer=peer_of(1), diverged=nowhere)) == []
+    assert drive.happen(events.Received(peer=peer_of(1), message=nowhere)) == []
     diverged = Diverged(work="audit", step=0, micro_batch=lease.lo, layer="fc")
-    drive.happen(events.LossDiverged(peer=peer_of(1), diverged=diverged))
+    drive.happen(events.Received(peer=peer_of(1), message=diverged))
     (finish,) = finished(drive.effects)
     assert finish.kind is FailureKind.AUDIT
     assert "from layer fc on" in finish.failure

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import SLOTS
-from lockstep.ps.coordinator.scheduling.buffer_pool import BufferPool
+from lockstep.ps.coordinator.scheduling.round_state import BufferPool
 from tests.lockstep.ps.careless import Careless
 
 RANK = 3

@@ -1,7 +1,7 @@
 """When leases should end: the next that is delayed, once each, and the one that ends last, of those that have not."""
 
-from lockstep.ps.coordinator.scheduling.expected_ends import ExpectedEnds
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
+from lockstep.ps.coordinator.scheduling.round_state import ExpectedEnds
 
 
 def leased(ends: ExpectedEnds, *expected: tuple[float, float]) -> tuple[LeaseTable, list[HeldLease]]:

@@ -5,7 +5,7 @@ import pytest
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.job.job import Job
-from lockstep.common.protocol.messages import SLOTS, Lease, Work
+from lockstep.common.protocol.messages import SLOTS, Dropped, Lease, Work
 from lockstep.ps.coordinator.effects import Effect, Send, SendWeights
 from lockstep.ps.coordinator.membership import FREE_PATIENCE, MOST_PATIENCE, Member, Membership, MemberState
 from lockstep.ps.coordinator.scheduling.audit import Audit
@@ -227,7 +227,8 @@ def test_a_worker_that_was_not_late_is_expected_to_stop_at_the_next_micro_batch(
     assert desk.state.end == NOW + 7.25 + 0.75 + 8.0
     assert desk.scheduler.timeouts.held_s(1, NOW + 9.0) == 1.0
     # What it says then tells how long it took, and when it has begun the next.
-    desk.scheduler.past(desk.members[1], ("train", 0, lease.number), 4, NOW + 8.5)
+    dropped = Dropped(work="train", step=0, number=lease.number, computed=4)
+    desk.scheduler.past(desk.members[1], dropped, 4, NOW + 8.5)
     assert list(desk.scheduler.timeouts._own[1, "train"].recent) == [1.0, 1.0, 1.0, 8.5 / 4]
     assert desk.scheduler.timeouts.held_s(1, NOW + 9.0) == 0.5
 

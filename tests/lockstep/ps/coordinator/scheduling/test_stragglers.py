@@ -7,7 +7,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import Eviction, Lease, Ping, Welcome
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import ForgetWorker
-from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
+from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable, WithdrawnLease
 from lockstep.ps.coordinator.scheduling.stragglers import (
     CHECK_S,
     EVICTION_S,
@@ -18,7 +18,6 @@ from lockstep.ps.coordinator.scheduling.stragglers import (
     StallDetector,
     StragglerMonitor,
 )
-from lockstep.ps.coordinator.scheduling.withdrawals import WithdrawnLease
 from tests.lockstep.ps.runs import Drive, facts_of, join_of, kinds, messages, peer_of, result_of, said
 
 
@@ -110,7 +109,8 @@ def test_all_that_a_worker_holds_counts_for_its_time() -> None:
 
 def test_answers_to_what_was_withdrawn_are_awaited_put_off_and_forgotten_with_their_worker() -> None:
     made, leases = monitor_of_one(), LeaseTable(4)
-    made.withdrawals.add("train", 0, WithdrawnLease(HeldLease(Node(0, 2), 0, 100.5, 1), 99.0, 99.5))
+    withdrawn = WithdrawnLease(rank=0, key=("train", 0, 1), began=99.0, due=99.5, deadline=100.5)
+    made.withdrawals.add(withdrawn)
     assert made.deadline(leases) == 100.5
     made.check(100.0, leases)
     made.check(130.0, leases)
@@ -173,7 +173,7 @@ def test_one_that_stays_silent_loses_its_place_and_what_it_brings_later_is_not_a
     assert drive.counted == counted
     assert kinds(drive.ask(1), 1) == [Eviction]
     # It joins anew over the same connection, as another.
-    join = events.WorkerJoined(peer=peer_of(1), join=join_of(31))
+    join = events.Received(peer=peer_of(1), message=join_of(31))
     (welcome,) = messages(drive.happen(join), 1)
     assert isinstance(welcome, Welcome)
     assert welcome.rank == 2

@@ -1,24 +1,24 @@
-"""What was taken back from workers is awaited until they answer, or until it is too late."""
+"""What was withdrawn from workers is awaited until they answer, or until it is too late."""
 
 from lockstep.common.aggregation.tree import Node
-from lockstep.ps.coordinator.scheduling.lease_table import HeldLease
-from lockstep.ps.coordinator.scheduling.withdrawals import LeaseKey, Withdrawals, WithdrawnLease
+from lockstep.common.protocol.messages import LeaseKey
+from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, Withdrawals, WithdrawnLease
 
 
 def withdrawn(
-    rank: int, number: int, *, deadline: float = 60.0, began: float = 10.0, due: float = 20.0
+    rank: int, number: int, *, step: int = 3, deadline: float = 60.0, began: float = 10.0, due: float = 20.0
 ) -> WithdrawnLease:
-    return WithdrawnLease(HeldLease(Node(0, 4), rank, deadline, number), began, due)
+    return WithdrawnLease(rank=rank, key=key(number, step), began=began, due=due, deadline=deadline)
 
 
-def key(number: int) -> LeaseKey:
-    return "train", 3, number
+def key(number: int, step: int = 3) -> LeaseKey:
+    return "train", step, number
 
 
 def made(*leases: WithdrawnLease) -> Withdrawals:
     withdrawals = Withdrawals()
     for one in leases:
-        withdrawals.add("train", 3, one)
+        withdrawals.add(one)
     return withdrawals
 
 
@@ -48,9 +48,8 @@ def test_an_answer_is_taken_once_from_its_own_worker_for_its_own_lease() -> None
 
 
 def test_leases_of_other_rounds_that_have_the_same_number_are_told_apart() -> None:
-    withdrawals, first, second = Withdrawals(), withdrawn(1, 5), withdrawn(1, 5)
-    withdrawals.add("train", 3, first)
-    withdrawals.add("train", 4, second)
+    first, second = withdrawn(1, 5), withdrawn(1, 5, step=4)
+    withdrawals = made(first, second)
     assert withdrawals.answer(1, ("train", 4, 5)) is second
     assert withdrawals.answer(1, ("train", 3, 5)) is first
 
@@ -98,7 +97,7 @@ def test_time_in_which_the_server_did_not_run_puts_everything_off() -> None:
 
 def test_the_times_of_a_lease_are_counted_from_the_begin_of_its_round() -> None:
     lease = HeldLease(Node(0, 4), 1, 60.0, 5, began=12.0)
-    one = WithdrawnLease(lease, began=14.0, due=20.0, round_began=10.0)
+    one = WithdrawnLease(rank=1, key=key(5), began=14.0, due=20.0, deadline=60.0, lease=lease, round_began=10.0)
     assert one.times(17.5) == (2.0, 7.5)
     withdrawals = made(one)
     withdrawals.postpone(100.0)

@@ -10,7 +10,6 @@ from lockstep.common.aggregation.layout import layout_of
 from lockstep.common.autograd.graph import no_grad
 from lockstep.common.errors import ModelError
 from lockstep.common.random import Purpose, generator
-from lockstep.results.evaluation.export.onnx_nodes import graph_of
 from lockstep.results.evaluation.export.trace import trace_of
 from tests.lockstep.small_runs import small_run
 
@@ -18,7 +17,7 @@ pytest.importorskip("onnx", reason="ONNX files are written by the package onnx: 
 runtime = pytest.importorskip("onnxruntime", reason="exported graphs are compared with onnxruntime")
 
 from lockstep.cli.main import run  # noqa: E402
-from lockstep.results.evaluation.export.onnx_file import onnx_bytes  # noqa: E402  # it imports what may be missing
+from lockstep.results.evaluation.export.onnx_nodes import graph_of, onnx_bytes  # noqa: E402  # what may be missing
 
 
 class Functions(nn.Module):

@@ -14,7 +14,6 @@ from lockstep.common.autograd.graph import no_grad
 from lockstep.common.errors import ModelError
 from lockstep.common.files.safetensors import read
 from lockstep.runs.job_file import resolve
-from lockstep.runs.launch_config import Launch
 from tests.lockstep.small_runs import small_run
 
 #: Weights of a net that PyTorch 2.13 trained the statistics of, as `safetensors.torch.save_file(model.state_dict())`
@@ -30,7 +29,7 @@ def the_net() -> nn.Sequential:
 
 
 def test_pytorchs_weights_give_pytorchs_logits() -> None:
-    job, _ = resolve({"model": nn.description.describe(the_net()), "initial": str(FROM_TORCH)}, {}, Launch())
+    job, _ = resolve({"model": nn.description.describe(the_net()), "initial": str(FROM_TORCH)}, {})
     model = model_of(job).eval()
     arrays, _ = read(LOGITS)
     with no_grad():
@@ -129,7 +128,7 @@ def test_what_cannot_be_written_is_one_line(
 
 def test_a_layout_refuses_a_count_without_its_statistics() -> None:
     state = the_net().state_dict()
-    job, _ = resolve({"model": nn.description.describe(the_net())}, {}, Launch())
+    job, _ = resolve({"model": nn.description.describe(the_net())}, {})
     model = model_of(job)
     layout = layout_of(model)
     with pytest.raises(ModelError, match=r"'9.num_batches_tracked' is in only one of them"):

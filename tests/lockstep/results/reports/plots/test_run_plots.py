@@ -15,7 +15,6 @@ from lockstep.common.data.dataset import Dataset
 from lockstep.common.errors import ModelError
 from lockstep.common.job.tally import Tally
 from lockstep.results.evaluation.assessment import Assessment
-from lockstep.results.evaluation.confusion import Confusion
 from lockstep.results.reports.plots.curves import Floats, RunCurves, parts_of, read_curves
 from lockstep.results.reports.plots.results import (
     confusion_matrix,
@@ -101,7 +100,7 @@ def test_the_timeline_of_an_older_ledger_shows_leases_by_place_and_what_was_not_
 
 
 def test_the_matrix_has_the_counts_and_colours_for_mistakes_only() -> None:
-    axes = confusion_matrix(Confusion(np.array([[3, 1], [0, 4]]))).axes[0]
+    axes = confusion_matrix(np.array([[3, 1], [0, 4]])).axes[0]
     assert [(text.get_position(), text.get_text()) for text in axes.texts] == [
         ((0, 0), "3"),
         ((1, 0), "1"),

@@ -1,0 +1,161 @@
+"""What a bench is: parameters, rows whose fields say how they are printed, and panels in which they are plotted."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
+
+import msgspec
+
+from lockstep.bench.timed_run import BenchSession
+
+R = TypeVar("R", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True)
+class TableColumn:
+    """How a field of a row is printed: an annotation of the field."""
+
+    title: str
+    #: Characters; below zero, the text stands at the left of them.
+    width: int
+    #: As of `format`, and what follows the value. None is printed as `-`.
+    form: str = ""
+    unit: str = ""
+    #: What is printed instead of the field, a function of the row.
+    of: Callable[[Any], Any] | None = None
+
+    def aligned(self, text: str) -> str:
+        """Return a text in the width of the column."""
+        return text.rjust(self.width) if self.width > 0 else text.ljust(-self.width)
+
+    def cell(self, row: msgspec.Struct, field: str) -> str:
+        """Return what is printed of a row."""
+        value = getattr(row, field) if self.of is None else self.of(row)
+        return self.aligned("-" if value is None else f"{value:{self.form}}{self.unit}")
+
+
+def columns_of(kind: type[msgspec.Struct]) -> list[tuple[str, TableColumn]]:
+    """Return the fields of a row that are printed, and their columns."""
+    hints = get_type_hints(kind, include_extras=True).items()
+    return [(name, column) for name, hint in hints for column in getattr(hint, "__metadata__", ())]
+
+
+def heading(kind: type[msgspec.Struct]) -> str:
+    """Return the heading above rows; empty if they are not printed in columns."""
+    return " ".join(column.aligned(column.title) for _, column in columns_of(kind))
+
+
+def line(row: msgspec.Struct) -> str:
+    """Return a row as a line below its heading."""
+    return " ".join(column.cell(row, name) for name, column in columns_of(type(row)))
+
+
+@dataclass(frozen=True)
+class Series:
+    """The values of one colour in a panel."""
+
+    #: Its name in the legend; empty if it has no entry.
+    name: str
+    #: A name of the plotter's colours.
+    colour: str
+    values: Sequence[float | None]
+    #: `bar`, `-` for an upright line at each value, or a marker or line of matplotlib.
+    shape: str = "bar"
+    #: Where the values are, if the panel has curves.
+    at: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves, or horizontal bars if the panel has `names`."""
+
+    title: str
+    #: Label of the axis of values.
+    unit: str
+    series: Sequence[Series]
+    #: What each bar is, from top to bottom, and the text at its end.
+    names: Sequence[str] = ()
+    texts: Sequence[str] = ()
+    #: Whether the bars of one place lie next to one another, and not end to end.
+    is_grouped: bool = False
+    is_log: bool = False
+    #: Where the axis of values ends, over where it would end without texts; of curves, its end.
+    end: float | None = None
+    #: Relative to other panels of the figure.
+    width: float = 1.0
+
+
+@dataclass(kw_only=True)
+class Bench(ABC, Generic[R]):
+    """A bench: its docstring is the help of its command, its fields are the options."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    row: ClassVar[type[msgspec.Struct]]
+    #: Whether the heading of the rows is the first line.
+    has_heading: ClassVar[bool] = True
+    has_plot: ClassVar[bool] = True
+    #: Whether the plot has room for one of several models only.
+    plots_one_model: ClassVar[bool] = False
+
+    @abstractmethod
+    def measure(self, session: BenchSession) -> Iterator[R]:
+        """Yield each row as soon as it is known."""
+
+    def lines(self, row: R) -> list[str]:
+        """Return a row as lines of at most 80 columns."""
+        return [line(row)]
+
+    def panels(self, rows: Sequence[R]) -> list[list[Panel]]:
+        """Return the panels of a plot, in rows."""
+        return []
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number of things."""
+    return f"1 {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def described(row: Any) -> str:
+    """Return how many workers and servers a row is of, and what carried their messages."""
+    carried = row.transport if row.transport == row.carrier else f"{row.transport} ({row.carrier})"
+    return f"{counted(row.workers, 'worker')}, {carried}" + (f", {row.servers} servers" if row.servers > 1 else "")
+
+
+def over(title: str, width: int) -> TableColumn:
+    """Return a column for the workers, the servers and the transport."""
+    return TableColumn(title, width, of=lambda row: f"{row.workers}+{row.servers} {row.transport}")
+
+
+#: A column for how much faster than the baseline a row is.
+TORCH = TableColumn("/torch", 6, ".2f", "x", of=lambda row: row.peer and row.peer.ratio)
+
+
+def with_torch(texts: Sequence[str], rows: Sequence[Any]) -> list[str]:
+    """Return the texts at the ends of bars, with the ratio to the baseline if there is one."""
+    ratios = [row.peer and f", {row.peer.ratio:.2f}x torch" for row in rows]
+    return [text + (ratio or "") for text, ratio in zip(texts, ratios, strict=True)]
+
+
+def torch_marks(rows: Sequence[Any], figure: str) -> Series:
+    """Return a figure of the baseline as markers."""
+    return Series("torch over gloo", "torch", [row.peer and getattr(row.peer, figure) for row in rows], "D")
+
+
+#: The parts of a step.
+PARTS = ("compute", "exchange", "update", "waiting")
+
+
+def split_columns(*titles: str) -> list[TableColumn]:
+    """Return a column for each part of a step, as a share of it."""
+
+    def share(name: str) -> Callable[[Any], float]:
+        return lambda row: getattr(row.split, f"{name}_s") / row.split.step_s
+
+    return [TableColumn(title, len(title), ".0%", of=share(name)) for title, name in zip(titles, PARTS, strict=True)]
+
+
+def split_series(rows: Sequence[Any]) -> list[Series]:
+    """Return the parts of steps in milliseconds."""
+    return [Series(name, name, [max(0.0, getattr(row.split, f"{name}_s")) * 1e3 for row in rows]) for name in PARTS]

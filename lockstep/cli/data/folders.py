@@ -1,0 +1,67 @@
+"""`lockstep pack` makes a dataset folder from the files that people have; `lockstep check-data` checks all of one."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from lockstep.cli.data.options import PACK_OPTIONS, options_of
+from lockstep.cli.data.progress import progress_of
+from lockstep.common.data.folder import check_folder
+from lockstep.packing.options import ReadProgress
+from lockstep.packing.pack import pack
+from lockstep.results.reports.display import print_plainly
+
+
+@click.command("pack", short_help="Turn tables, pictures or arrays into a dataset.")
+@click.argument("source")
+@click.argument("dest", type=click.Path(path_type=Path))
+@PACK_OPTIONS
+def pack_command(source: str, dest: Path, **given: Any) -> None:
+    """Pack SOURCE into the new folder DEST. `--data DEST` then trains on it without loading it into memory.
+
+    \b
+    table.csv, table.parquet  or a folder of such files, with --target COLUMN
+    pictures/                 one folder of pictures per class, or the same
+                              below train/ and test/
+    arrays.npz                x_train, y_train, x_test, y_test; or x and y
+    arrays/                   x_train.npy, y_train.npy and so on
+    samples.npy               with --labels labels.npy
+    idx/                      the four IDX files of MNIST, gzipped or not
+
+    SOURCE may be larger than the memory. DEST appears once it is complete. It holds .npy files, which numpy.load can
+    open, and dataset.json, which describes them. Tables and pictures need the extra data.
+
+    In a table, texts become codes in alphabetical order, and each column is scaled to mean 0 and deviation 1 over the
+    training set. If the target is text or has few different whole numbers, its values are classes. Other numbers make a
+    regression.
+
+    \b
+      lockstep pack houses.csv houses.data --target price
+      lockstep pack pictures pictures.data --size 64x64
+      lockstep train --data pictures.data --model model.py:build
+    """
+    with progress_of(f"packing {source}") as watch:
+        packed = pack(source, dest, options_of(given), watch)
+    console = Console(highlight=False)
+    print_plainly(console, *packed.lines())
+
+
+@click.command("check-data", short_help="Check every byte of a packed dataset.")
+@click.argument("folder", type=click.Path(path_type=Path))
+def check_data(folder: Path) -> None:
+    """Compare every block of the dataset in FOLDER with its digest, and report the first that has changed.
+
+    When a run begins, it checks only a few blocks, however large the dataset is. `lockstep verify` checks the blocks
+    that it reads.
+
+    \b
+      lockstep check-data pictures.data
+    """
+    console = Console(highlight=False)
+    with progress_of(f"checking {folder}") as watch:
+        progress = ReadProgress(watch, sum(path.stat().st_size for path in folder.glob("*.npy")))
+        manifest = check_folder(folder, progress.advance)
+    checked = f"all {progress.done:,} bytes are as they were packed"
+    print_plainly(console, f"{folder}: {checked}; dataset sha256 {manifest.digest()}")

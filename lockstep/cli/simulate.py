@@ -1,0 +1,107 @@
+"""`lockstep simulate`: many runs in virtual time, with faults of all kinds, and the violations found."""
+
+import textwrap
+from collections import Counter
+
+import click
+from rich.console import Console
+
+from lockstep.checking.simulation.oracle import SimulationOutcome, simulate
+from lockstep.checking.simulation.scenario import scenario_of
+from lockstep.cli.options.types import WholeNumber, number_range
+from lockstep.common.errors import DifferenceError
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.results.reports.display import PLAIN_EVERY_S, print_plainly
+
+#: Characters per line.
+WIDTH = 80
+
+#: Failed seeds after which to stop.
+MOST_FAILURES = 5
+
+
+@click.command("simulate", short_help="Test the protocol with simulated faults.")
+@click.option("--seeds", type=number_range, default="0..99", metavar="A..B", help="runs to simulate  [0..99]")
+@click.option("--workers", type=WholeNumber(1, 64), metavar="N", help="number of workers  [1 to 4, by the seed]")
+@click.option("--servers", type=WholeNumber(1, 3), metavar="N", help="number of servers  [by the seed]")
+@click.option("--steps", type=WholeNumber(3, 1000), metavar="N", help="steps per run  [by the seed]")
+@click.option("--trace", "is_traced", is_flag=True, help="print all events")
+@click.pass_context
+def simulate_command(
+    context: click.Context,
+    seeds: range,
+    workers: int | None,
+    servers: int | None,
+    steps: int | None,
+    is_traced: bool,
+) -> None:
+    """Simulate runs of small jobs with faults of all kinds, in one process and in virtual time.
+
+    The coordinator, the shards and the workers are the real ones, with their shells and files. Network, clocks and disk
+    are simulated. The seed decides the processes and the faults: crashes and restarts at any moment, processes that
+    stop or are slow, clocks that jump, connections that break or fall silent in one or both directions, networks that
+    split and heal in any order, messages that arrive late or twice, and a full disk.
+
+    Each run has to end in bounded time with the same bits, figures and receipt as a single process. Every sample must
+    be used once, and nothing may be left behind. The same seed always gives the same run. If a seed fails, the command
+    to replay it is printed, and the exit code is 1.
+
+    \b
+      lockstep simulate --seeds 0..499
+      lockstep simulate --seeds 17 --trace
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    clock = SystemClock()
+    start = reported = clock.now()
+    failed: list[int] = []
+    tally = OutcomeTally()
+    for seed in seeds:
+        scenario = scenario_of(seed, workers=workers, servers=servers, steps=steps)
+        outcome = simulate(scenario, is_traced=is_traced)
+        tally.add(outcome)
+        if is_traced:
+            print_plainly(console, *(scenario.summary(), *outcome.trace))
+        if outcome.violations:
+            failed.append(seed)
+            print_plainly(console, f"seed {seed}: {outcome.violations[0]}")
+            print_plainly(console, f"  replay it with: {replay_command(seed, workers, servers, steps)}")
+        if len(failed) == MOST_FAILURES:
+            break
+        if clock.now() - reported >= PLAIN_EVERY_S:
+            reported = clock.now()
+            print_plainly(console, f"seed {seed}: {tally.runs} runs, {len(failed)} failed so far")
+    print_plainly(console, *tally.lines(clock.now() - start))
+    if len(seeds) == 1:
+        print_plainly(console, f"digest of the trace: {tally.digest}")
+    if failed:
+        raise DifferenceError(f"{len(failed)} of {tally.runs} simulated runs broke the promise: seeds {failed}")
+
+
+def replay_command(seed: int, workers: int | None, servers: int | None, steps: int | None) -> str:
+    """Return the command that replays a seed."""
+    given = (("--workers", workers), ("--servers", servers), ("--steps", steps))
+    flags = "".join(f" {flag} {value}" for flag, value in given if value is not None)
+    return f"lockstep simulate --seeds {seed}{flags} --trace"
+
+
+class OutcomeTally:
+    """The totals of all runs."""
+
+    def __init__(self) -> None:
+        self.runs = self.events = 0
+        self.seconds = 0.0
+        self.faults: Counter[str] = Counter()
+        self.digest = ""
+
+    def add(self, outcome: SimulationOutcome) -> None:
+        self.runs += 1
+        self.events += outcome.events
+        self.seconds += outcome.seconds
+        self.faults += outcome.faults
+        self.digest = outcome.digest
+
+    def lines(self, took_s: float) -> list[str]:
+        """Return the totals as lines."""
+        kinds = ", ".join(f"{name} {count}" for name, count in sorted(self.faults.items()))
+        totals = f"{self.runs} runs, {self.events:,} events, {self.seconds:,.0f} s of virtual time in {took_s:.1f} s"
+        return [*textwrap.wrap(f"faults: {kinds or 'none'}", WIDTH, break_on_hyphens=False), totals]

@@ -1,0 +1,325 @@
+"""A client of a server: it joins the run, waits, rejoins, leaves and ends. Pure; knows nothing of the work in the run.
+
+What the server sends are events as they are: there is one server.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import assert_never
+
+import msgspec
+from msgspec import Struct
+
+from lockstep.common.errors import FailureKind, RefusalKind
+from lockstep.common.files.sanitize import one_line
+from lockstep.common.protocol.messages import (
+    Eviction,
+    Finished,
+    Join,
+    Leave,
+    Message,
+    Ping,
+    Ready,
+    Refused,
+    Welcome,
+    shortened,
+)
+from lockstep.common.protocol.shard_messages import ShardJoin, ShardReady, ShardWelcome
+from lockstep.common.runtime.backoff import backoff_s
+from lockstep.common.runtime.numerics import Numerics
+from lockstep.common.statemachine.machine import IGNORED, Interrupted, Machine, Report, TimePassed, table_of
+
+#: Seconds until a server that does not answer is asked again: at first, and at most. One that was there may be back at
+#: any moment.
+FIRST_RETRY_S = 2.0
+MOST_RETRY_S = 5.0
+
+#: The same at most for a server that was never there: joins that find none are queued, and all arrive at once.
+MOST_JOIN_RETRY_S = 60.0
+
+#: Seconds of a server's silence after which it is reported for the first time: then at twice the time, and so on.
+FIRST_REPORT_S = 10.0
+
+
+class ClientPhase(Enum):
+    """The phases of a process that joins a run."""
+
+    #: It asks the server for a place.
+    JOINING = "joining"
+    #: It has a place, and loads the model and the data, or makes room for its slice.
+    PREPARING = "preparing"
+    #: It takes part in the run.
+    JOINED = "joined"
+    #: It has left, was refused, or the run is over.
+    ENDED = "ended"
+
+
+# Events
+
+
+class Started(Struct, frozen=True, kw_only=True):
+    """The process runs and dials the server, which may not be there yet."""
+
+
+class Prepared(Struct, frozen=True, kw_only=True):
+    """Everything that the welcome demands is there."""
+
+    ready: Ready | ShardReady
+
+
+class PreparationFailed(Struct, frozen=True, kw_only=True):
+    """This process does not have what the welcome demands, or has something else than the server."""
+
+    reason: str
+
+
+class ProtocolBroken(Struct, frozen=True, kw_only=True):
+    """The server sent what it must not."""
+
+    fault: str
+
+
+class ObstacleFound(Struct, frozen=True, kw_only=True):
+    """Something prevents a connection to the server."""
+
+    obstacle: str
+    #: Whether waiting does not help.
+    is_final: bool
+
+
+ClientEvent = (
+    Started
+    | Welcome
+    | ShardWelcome
+    | Refused
+    | Eviction
+    | Prepared
+    | PreparationFailed
+    | Finished
+    | ProtocolBroken
+    | ObstacleFound
+    | TimePassed
+    | Interrupted
+)
+
+# Effects
+
+
+class SendToServer(Struct, frozen=True, kw_only=True):
+    """Send the server a message that carries no array."""
+
+    message: Message
+
+
+class Prepare(Struct, frozen=True, kw_only=True):
+    """Get what the welcome demands; answered by `Prepared` or `PreparationFailed`."""
+
+    welcome: Welcome | ShardWelcome
+
+
+class Exit(Struct, frozen=True, kw_only=True):
+    """End the process with this code; `reason` is empty and `kind` None if all went well."""
+
+    code: int
+    reason: str
+    kind: FailureKind | None = None
+    #: The numerics with which the server would have let the process in, None if others are no reason.
+    numerics: Numerics | None = None
+
+
+ClientEffect = SendToServer | Prepare | Report | Exit
+
+_JOINING, _PREPARING, _JOINED, _ENDED = ClientPhase
+
+#: A worker has a place among the workers, a shard one among the servers.
+_WELCOMED = {_JOINING: {_PREPARING}, _JOINED: IGNORED, _ENDED: IGNORED}
+
+#: What may follow. While it prepares, the shell reads no messages: they wait in the socket.
+TRANSITIONS = table_of(
+    ClientPhase,
+    {
+        Started: {_JOINING: {_JOINING}},
+        Welcome: _WELCOMED,
+        ShardWelcome: _WELCOMED,
+        Refused: {_JOINING: {_JOINING, _ENDED}, _JOINED: {_JOINED, _ENDED}, _ENDED: IGNORED},
+        # While it joins, the server does not know it yet.
+        Eviction: {_JOINING: IGNORED, _JOINED: {_JOINING, _ENDED}, _ENDED: IGNORED},
+        Prepared: {_PREPARING: {_JOINED}, _ENDED: IGNORED},
+        PreparationFailed: {_PREPARING: {_ENDED}, _ENDED: IGNORED},
+        Finished: {_JOINING: {_ENDED}, _JOINED: {_ENDED}, _ENDED: IGNORED},
+        ProtocolBroken: {_JOINING: {_ENDED}, _JOINED: {_ENDED}, _ENDED: IGNORED},
+        ObstacleFound: {_JOINING: {_JOINING, _ENDED}, _ENDED: IGNORED},
+        TimePassed: {_JOINING: {_JOINING, _ENDED}, _JOINED: {_JOINED, _ENDED}, _ENDED: IGNORED},
+        Interrupted: {_JOINING: {_ENDED}, _PREPARING: {_ENDED}, _JOINED: {_ENDED}, _ENDED: IGNORED},
+    },
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientConfig:
+    """How a process finds the server, and how long it waits for it."""
+
+    address: str
+    join: Join | ShardJoin
+    #: Seconds to wait for a server that is not there, None for ever.
+    timeout_s: float | None = None
+    #: Seconds after which a server that was there and is silent counts as gone.
+    silence_s: float
+
+
+@dataclass
+class Client(Machine[ClientEvent, ClientEffect]):
+    """What a process knows of its server."""
+
+    transitions = TRANSITIONS
+    config: ClientConfig
+    #: What this process is called in texts.
+    role: str
+    #: Whether it asks for a new place after an eviction, or ends.
+    may_rejoin: bool
+    phase: ClientPhase = ClientPhase.JOINING
+    #: When it began to wait for a server.
+    started: float = 0.0
+    #: When the server last sent anything, or was last asked.
+    heard: float = 0.0
+    asked: float = 0.0
+    #: How often it was asked since it last sent anything.
+    tries: int = 0
+    #: Seconds of the server's silence after which it is reported next.
+    report_s: float = FIRST_REPORT_S
+    #: How often this process has joined again, or tried to.
+    rejoins: int = 0
+    #: The run that it is in, or was evicted from and asks for again.
+    run: str = ""
+    #: What prevents a connection, as last found out.
+    obstacle: str = ""
+
+    def handle(self, event: ClientEvent, now: float) -> list[ClientEffect]:
+        if self.transitions[self.phase, type(event)] and not isinstance(event, TimePassed | ObstacleFound):
+            self.on_message(now)
+        return self.obey(event, now)
+
+    def on_message(self, now: float) -> None:
+        """Record that the server sent something, or that this process was busy until now."""
+        self.heard = self.asked = now
+        self.tries, self.report_s = 0, FIRST_REPORT_S
+
+    def deadline(self) -> float | None:
+        if self.phase is ClientPhase.JOINING:
+            timeout = self._join_timeout_s()
+            retry = self._next_retry(MOST_JOIN_RETRY_S if timeout is None else MOST_RETRY_S)
+            return retry if timeout is None else min(retry, self.started + timeout)
+        return self._next_retry(MOST_RETRY_S) if self.phase is ClientPhase.JOINED else None
+
+    def _next_retry(self, most_s: float) -> float:
+        seed = self.config.join.incarnation
+        return self.asked + backoff_s(self.tries + 1, first_s=FIRST_RETRY_S, most_s=most_s, seed=seed)
+
+    def _join_timeout_s(self) -> float | None:
+        """Return the seconds to wait for a server that is not there, None for ever."""
+        given = self.config.timeout_s
+        return self.config.silence_s if given is None and self.rejoins else given
+
+    def join(self) -> Join | ShardJoin:
+        """Return the request for a place: after each eviction this process is a new incarnation."""
+        join = self.config.join
+        if not self.rejoins:
+            return join
+        incarnation = f"{join.incarnation}.{self.rejoins}"
+        if isinstance(join, ShardJoin):
+            return msgspec.structs.replace(join, incarnation=incarnation)
+        return msgspec.structs.replace(join, incarnation=incarnation, run=self.run)
+
+    def react(self, event: ClientEvent, now: float) -> list[ClientEffect]:
+        match event:
+            case Started():
+                self.started = now
+                return [SendToServer(message=self.join())]
+            case Welcome() | ShardWelcome():
+                self.phase, self.run = ClientPhase.PREPARING, event.run
+                return [Report(text=f"joined run {event.run} as {_place_of(event)}"), Prepare(welcome=event)]
+            case Refused():
+                return self._on_refusal(event, now)
+            case Eviction(reason=reason):
+                if self.may_rejoin:
+                    return self._rejoin(reason, now)
+                return self._end(1, f"the server evicted this {self.role}: {reason}", FailureKind.EVICTED)
+            case Prepared(ready=ready):
+                self.phase = ClientPhase.JOINED
+                return [SendToServer(message=ready)]
+            case PreparationFailed(reason=reason):
+                return self.leave(2, reason, FailureKind.PREPARATION)
+            case Finished():
+                reason = event.reason and f"the run failed: {event.reason}"
+                return self._end(1 if reason else 0, reason, event.kind)
+            case ProtocolBroken(fault=fault):
+                return self.leave(1, f"the server broke the protocol: {fault}", FailureKind.PROTOCOL)
+            case Interrupted():
+                return self.leave(130, "interrupted", FailureKind.INTERRUPTED)
+            case ObstacleFound(obstacle=obstacle, is_final=is_final):
+                self.obstacle = obstacle
+                return self._end(2, obstacle, FailureKind.UNREACHABLE) if is_final else []
+            case TimePassed():
+                return self._join_again(now) if self.phase is ClientPhase.JOINING else self._probe(now)
+            case _:
+                assert_never(event)
+
+    def leave(self, code: int, reason: str, kind: FailureKind) -> list[ClientEffect]:
+        """End, and tell the server why."""
+        return [SendToServer(message=Leave(reason=shortened(reason))), *self._end(code, reason, kind)]
+
+    def _end(self, code: int, reason: str, kind: FailureKind | None) -> list[ClientEffect]:
+        self.phase = ClientPhase.ENDED
+        return [Exit(code=code, reason=reason, kind=kind)]
+
+    def _on_refusal(self, refused: Refused, now: float) -> list[ClientEffect]:
+        if refused.kind is not RefusalKind.OTHER_RUN:
+            reason = f"the server refused this {self.role}: {refused.reason}"
+            # Of a process without a place: one that has had one was let in with the numerics that it has.
+            numerics = refused.numerics if self.phase is ClientPhase.JOINING else None
+            self.phase = ClientPhase.ENDED
+            return [Exit(code=2, reason=reason, kind=FailureKind.REFUSED, numerics=numerics)]
+        if self.phase is not ClientPhase.JOINING or not self.run:
+            # It answers a join before the last one: now this process does not ask for that run.
+            return []
+        self.run = ""
+        return self._rejoin(refused.reason, now)
+
+    def _rejoin(self, reason: str, now: float) -> list[ClientEffect]:
+        """Ask for a place as a process that was never there."""
+        self.phase, self.started = ClientPhase.JOINING, now
+        self.rejoins += 1
+        return [Report(text=f"rejoining: {one_line(reason)}"), SendToServer(message=self.join())]
+
+    def _join_again(self, now: float) -> list[ClientEffect]:
+        timeout, obstacle = self._join_timeout_s(), self.obstacle
+        self.obstacle = ""
+        if timeout is not None and now >= self.started + timeout:
+            reason = f"no server answered at {self.config.address} within {timeout:g} s: "
+            return self._end(1, reason + (obstacle or "is it running there?"), FailureKind.UNREACHABLE)
+        self.asked = now
+        self.tries += 1
+        text = f"waiting for a server at {self.config.address} ({now - self.started:.0f} s)"
+        # The first join may have been lost with a server that died.
+        return [Report(text=text + (obstacle and f": {obstacle}")), SendToServer(message=self.join())]
+
+    def _probe(self, now: float) -> list[ClientEffect]:
+        """Ask a silent server whether it is still there; end if it has been silent for too long."""
+        silent_s, limit_s = now - self.heard, self.config.silence_s
+        text = f"the server at {self.config.address} has been silent for {silent_s:.0f} s"
+        # Ask twice at least: a process that was stopped for an hour has not been listening.
+        if silent_s >= limit_s and self.tries >= 2:
+            return self._end(1, f"{text}: is it gone?", FailureKind.UNREACHABLE)
+        self.asked = now
+        self.tries += 1
+        if silent_s < self.report_s:
+            return [SendToServer(message=Ping())]
+        self.report_s *= 2
+        return [Report(text=f"{text}: trying for {limit_s:g} s"), SendToServer(message=Ping())]
+
+
+def _place_of(welcome: Welcome | ShardWelcome) -> str:
+    """Return the place in the run, for people."""
+    if isinstance(welcome, Welcome):
+        return f"worker {welcome.rank}"
+    return f"shard {welcome.index} of {welcome.servers} servers"
