@@ -1,4 +1,4 @@
-"""What a person may say about packing, and what is reported of it. Pure."""
+"""What a person may say about packing, the form of what is packed, and what is reported of it. Pure."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace

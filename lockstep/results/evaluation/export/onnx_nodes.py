@@ -126,38 +126,37 @@ def _linear(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> N
         graph.add("Add", [product, *bias], out)
 
 
-def _convolution(axes: int) -> Writer:
-    def write(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
-        stride, padding, dilation = (_each(step.options[name], axes) for name in ("stride", "padding", "dilation"))
-        more = {"dilations": dilation, "group": step.options["groups"]}
-        graph.add("Conv", [name for name in names if name], out, strides=stride, pads=2 * padding, **more)
-
-    return write
+def _each(value: Any, step: TracedStep) -> list[int]:
+    """Return an option of a step over images or signals for each axis behind samples and channels."""
+    return [value] * (len(step.before) - 2) if isinstance(value, int) else [int(each) for each in value]
 
 
-def _pooling(operator: str, axes: int) -> Writer:
+def _convolution(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    stride, padding, dilation = (_each(step.options[name], step) for name in ("stride", "padding", "dilation"))
+    more = {"dilations": dilation, "group": step.options["groups"]}
+    graph.add("Conv", [name for name in names if name], out, strides=stride, pads=2 * padding, **more)
+
+
+def _pooling(operator: str) -> Writer:
     def write(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
         options = step.options
-        kernel, padding = _each(options["kernel_size"], axes), _each(options["padding"], axes)
-        stride = kernel if options["stride"] is None else _each(options["stride"], axes)
+        kernel, padding = _each(options["kernel_size"], step), _each(options["padding"], step)
+        stride = kernel if options["stride"] is None else _each(options["stride"], step)
         more = {"count_include_pad": int(options["count_include_pad"])} if operator == "AveragePool" else {}
         graph.add(operator, names, out, kernel_shape=kernel, strides=stride, pads=2 * padding, **more)
 
     return write
 
 
-def _adaptive_average(axes: int) -> Writer:
-    def write(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
-        sizes, wanted = step.before[-axes:], _each(step.options["output_size"], axes)
-        if any(size % few for size, few in zip(sizes, wanted, strict=True)):
-            raise ModelError(
-                f"adaptive average pooling from {sizes} to {tuple(wanted)} is not exported to ONNX: expected "
-                "input sizes that are multiples of the output sizes"
-            )
-        kernel = [size // few for size, few in zip(sizes, wanted, strict=True)]
-        graph.add("AveragePool", names, out, kernel_shape=kernel, strides=kernel)
-
-    return write
+def _adaptive_average(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
+    sizes, wanted = step.before[2:], _each(step.options["output_size"], step)
+    if any(size % few for size, few in zip(sizes, wanted, strict=True)):
+        raise ModelError(
+            f"adaptive average pooling from {sizes} to {tuple(wanted)} is not exported to ONNX: expected "
+            "input sizes that are multiples of the output sizes"
+        )
+    kernel = [size // few for size, few in zip(sizes, wanted, strict=True)]
+    graph.add("AveragePool", names, out, kernel_shape=kernel, strides=kernel)
 
 
 def _batch_norm(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -> None:
@@ -266,10 +265,6 @@ def _embedding(graph: OnnxGraph, step: TracedStep, names: list[str], out: str) -
 _INT64 = 7
 
 
-def _each(value: Any, axes: int) -> list[int]:
-    return [value] * axes if isinstance(value, int) else [int(each) for each in value]
-
-
 _WRITERS: dict[str, Writer] = {
     **{name: _plain(name.title()) for name in ("abs", "add", "exp", "log", "relu", "sigmoid", "sqrt", "tanh", "where")},
     "linear": _linear,
@@ -288,14 +283,14 @@ _WRITERS: dict[str, Writer] = {
     "gelu_tanh": _plain("Gelu", approximate="tanh"),
     "softmax": _with_option("Softmax", "axis", "axis"),
     "log_softmax": _with_option("LogSoftmax", "axis", "axis"),
-    "conv1d": _convolution(1),
-    "conv2d": _convolution(2),
-    "max_pool1d": _pooling("MaxPool", 1),
-    "max_pool2d": _pooling("MaxPool", 2),
-    "avg_pool1d": _pooling("AveragePool", 1),
-    "avg_pool2d": _pooling("AveragePool", 2),
-    "adaptive_avg_pool1d": _adaptive_average(1),
-    "adaptive_avg_pool2d": _adaptive_average(2),
+    "conv1d": _convolution,
+    "conv2d": _convolution,
+    "max_pool1d": _pooling("MaxPool"),
+    "max_pool2d": _pooling("MaxPool"),
+    "avg_pool1d": _pooling("AveragePool"),
+    "avg_pool2d": _pooling("AveragePool"),
+    "adaptive_avg_pool1d": _adaptive_average,
+    "adaptive_avg_pool2d": _adaptive_average,
     "batch_norm_inference": _batch_norm,
     "layer_norm": _layer_norm,
     "causal_softmax": _causal_softmax,
