@@ -29,8 +29,10 @@ STAY_S = 1.0
 
 def demand_page(what: str) -> None:
     """Raise `UsageError` if a package that serves the page is not installed."""
-    for package in ("starlette", "uvicorn", "sse-starlette", "prometheus-client"):
-        demand(package, "watch", what)
+    demand("starlette", "watch", what)
+    demand("uvicorn", "watch", what)
+    demand("sse-starlette", "watch", what)
+    demand("prometheus-client", "watch", what)
 
 
 @dataclass(frozen=True)
