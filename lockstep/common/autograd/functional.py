@@ -21,7 +21,7 @@ from lockstep.common.autograd.primitives import (
 )
 from lockstep.common.autograd.primitives import softmax as softmax_primitives
 from lockstep.common.autograd.primitives.primitive import Array
-from lockstep.common.autograd.primitives.spatial import average_pooling, convolution, pooling
+from lockstep.common.autograd.primitives.spatial import convolution, pooling
 from lockstep.common.autograd.primitives.spatial.windows import Pair
 from lockstep.common.autograd.tensor import Tensor, apply
 from lockstep.common.random import Source
@@ -289,7 +289,7 @@ def avg_pool1d(
     Differs from PyTorch: there is no `ceil_mode`.
     """
     options = {"stride": stride, "padding": padding, "count_include_pad": count_include_pad}
-    return apply(average_pooling.avg_pool1d, x, kernel_size=kernel_size, **options)
+    return apply(pooling.avg_pool1d, x, kernel_size=kernel_size, **options)
 
 
 def avg_pool2d(
@@ -302,7 +302,7 @@ def avg_pool2d(
     Differs from PyTorch: there is no `ceil_mode` and no `divisor_override`.
     """
     options = {"stride": stride, "padding": padding, "count_include_pad": count_include_pad}
-    return apply(average_pooling.avg_pool2d, x, kernel_size=kernel_size, **options)
+    return apply(pooling.avg_pool2d, x, kernel_size=kernel_size, **options)
 
 
 def adaptive_avg_pool1d(x: Any, output_size: Pair) -> Tensor:
@@ -310,7 +310,7 @@ def adaptive_avg_pool1d(x: Any, output_size: Pair) -> Tensor:
 
     Raises ValueError if `output_size` is below 1.
     """
-    return apply(average_pooling.adaptive_avg_pool1d, x, output_size=output_size)
+    return apply(pooling.adaptive_avg_pool1d, x, output_size=output_size)
 
 
 def adaptive_avg_pool2d(x: Any, output_size: Pair) -> Tensor:
@@ -321,7 +321,7 @@ def adaptive_avg_pool2d(x: Any, output_size: Pair) -> Tensor:
 
     Differs from PyTorch: a size is never None.
     """
-    return apply(average_pooling.adaptive_avg_pool2d, x, output_size=output_size)
+    return apply(pooling.adaptive_avg_pool2d, x, output_size=output_size)
 
 
 # Softmax and losses
