@@ -27,7 +27,6 @@ from lockstep.common.autograd.primitives.reduction import Axis
 #: Types that primitives take as they are. With Python numbers, NumPy lets the array decide the dtype (NEP 50).
 _PLAIN = frozenset({np.ndarray, float, int, bool, type(None)})
 
-
 #: What an operator between a tensor and something else is.
 _Operator = Callable[["Tensor", Any], "Tensor"]
 
@@ -473,11 +472,11 @@ class Tensor:
         return Tensor._apply(activation.tanh, x)
 
     def sigmoid(x: Any) -> "Tensor":
-        """Return `1 / (1 + exp(-x))`, of the shape of `x`, never infinite. Raises TypeError if it holds no numbers."""
+        """Return `1 / (1 + exp(-x))` of the shape of `x`, not overflowing. Raises TypeError if it holds no numbers."""
         return Tensor._apply(activation.sigmoid, x)
 
     def relu(x: Any) -> "Tensor":
-        """Return `max(x, 0)`, of the shape of `x`; its derivative at 0 is 0. Raises TypeError without numbers."""
+        """Return `max(x, 0)`, of the shape of `x`; at 0 its derivative is 0. Raises TypeError if it has no numbers."""
         return Tensor._apply(activation.relu, x)
 
     def sum(x: Any, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> "Tensor":
