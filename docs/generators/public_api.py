@@ -16,11 +16,14 @@ OF_ANY_LAYER = ("forward", "extra_repr", "count_values", "reset_parameters")
 
 
 def functions_of(module: ModuleType) -> list[str]:
-    """Return the public functions that a module defines, and their second names, in the order of its text."""
+    """Return the public functions that a module defines, their second names, and methods that it has as functions."""
     return [
         name
         for name, member in vars(module).items()
-        if inspect.isfunction(member) and member.__module__ == module.__name__ and not name.startswith("_")
+        if inspect.isfunction(member)
+        and (member.__module__ == module.__name__ or "." in member.__qualname__)
+        and not name.startswith("_")
+        and name != "apply"
     ]
 
 

@@ -98,11 +98,6 @@ class SimulatedWorkers:
         while not self.coordinator.is_over():
             self.turn()
 
-    def run_to_first_step(self) -> None:
-        """Run until all workers have joined."""
-        while not self.coordinator.is_running():
-            self.turn()
-
     def _join_all(self) -> None:
         """Let all workers join, and be prepared a second later."""
         for number in range(self.workers):

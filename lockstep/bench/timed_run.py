@@ -115,13 +115,6 @@ def per_turn(steps: int, rounds: int) -> int:
     return -(-steps // rounds)
 
 
-def in_turns(rounds: int, *sides: Callable[[], object]) -> None:
-    """Let all sides measure in turns, so that a disturbance of the machine affects them all."""
-    for _ in range(rounds):
-        for side in sides:
-            side()
-
-
 def all_seconds(turns: Sequence[Sequence[float]]) -> list[float]:
     """Return the seconds of the steps of all turns."""
     return [second for turn in turns for second in turn]

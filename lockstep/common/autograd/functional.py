@@ -17,18 +17,23 @@ from lockstep.common.autograd.primitives import (
     linear_algebra,
     losses,
     normalization,
-    reduction,
     shape,
 )
 from lockstep.common.autograd.primitives import softmax as softmax_primitives
 from lockstep.common.autograd.primitives.primitive import Array
-from lockstep.common.autograd.primitives.reduction import Axis
-from lockstep.common.autograd.primitives.spatial import average_pooling, convolution, pooling
+from lockstep.common.autograd.primitives.spatial import convolution, pooling
 from lockstep.common.autograd.primitives.spatial.windows import Pair
 from lockstep.common.autograd.tensor import Tensor, apply
 from lockstep.common.random import Source
 
-# Arithmetic, activations and reductions
+# What tensors have as methods is the same function.
+abs, maximum, minimum, clip, clamp = Tensor.abs, Tensor.maximum, Tensor.minimum, Tensor.clip, Tensor.clamp  # noqa: A001
+exp, log, sqrt, tanh, sigmoid, relu = Tensor.exp, Tensor.log, Tensor.sqrt, Tensor.tanh, Tensor.sigmoid, Tensor.relu
+sum, mean, max, min, var = Tensor.sum, Tensor.mean, Tensor.max, Tensor.min, Tensor.var  # noqa: A001
+flatten, transpose, squeeze, unsqueeze = Tensor.flatten, Tensor.transpose, Tensor.squeeze, Tensor.unsqueeze
+matmul = Tensor.matmul
+
+# Arithmetic and activations
 
 
 def add(x: Any, other: Any) -> Tensor:
@@ -77,30 +82,6 @@ def negate(x: Any) -> Tensor:
     return apply(elementwise.negate, x)
 
 
-def abs(x: Any) -> Tensor:  # noqa: A001
-    """Return the absolute value, of the shape of `x`; at 0 its derivative is 0.
-
-    Raises TypeError if `x` holds no numbers.
-    """
-    return apply(elementwise.absolute, x)
-
-
-def maximum(x: Any, other: Any) -> Tensor:
-    """Return the greater of the two, element by element; at a tie each gets half of the gradient.
-
-    Shapes broadcast; raises ValueError if they do not.
-    """
-    return apply(elementwise.maximum, x, other)
-
-
-def minimum(x: Any, other: Any) -> Tensor:
-    """Return the smaller of the two, element by element; at a tie each gets half of the gradient.
-
-    Shapes broadcast; raises ValueError if they do not.
-    """
-    return apply(elementwise.minimum, x, other)
-
-
 def where(condition: Any, x: Any, other: Any) -> Tensor:
     """Return `x` where `condition` holds and `other` elsewhere.
 
@@ -109,31 +90,6 @@ def where(condition: Any, x: Any, other: Any) -> Tensor:
     `condition` holds bools; no gradient goes to it.
     """
     return apply(elementwise.where, condition, x, other)
-
-
-def clip(x: Any, min: Any = None, max: Any = None) -> Tensor:  # noqa: A002
-    """Bound from below by `min` and from above by `max`; None leaves that side open.
-
-    The gradient passes where nothing was cut.
-
-    The bounds are numbers, or arrays whose shapes broadcast with `x`; raises ValueError if they do not. `clamp` is the
-    same function.
-
-    >>> F.clip([-2.0, 0.5, 3.0], min=0, max=1)
-    tensor([0. , 0.5, 1. ])
-    """
-    return apply(elementwise.clip, x, low=min, high=max)
-
-
-clamp = clip
-
-
-def matmul(x: Any, other: Any) -> Tensor:
-    """Return `x @ other`, with vectors and batches as in NumPy: (..., n, k) and (..., k, m) to (..., n, m).
-
-    Raises ValueError if the inner sizes differ, or if one of the two is a number.
-    """
-    return apply(linear_algebra.matmul, x, other)
 
 
 def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
@@ -145,42 +101,6 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Tensor:
     tensor([[1., 2., 3.]])
     """
     return apply(linear_algebra.linear, x, weight, bias)
-
-
-def exp(x: Any) -> Tensor:
-    """Return `e ** x`, of the shape of `x`. Raises TypeError if `x` does not hold numbers."""
-    return apply(activation.exp, x)
-
-
-def log(x: Any) -> Tensor:
-    """Return the natural logarithm, of the shape of `x`. Raises TypeError if `x` does not hold numbers.
-
-    At 0 it is minus infinity and below 0 NaN, as in NumPy: nothing is raised.
-    """
-    return apply(activation.log, x)
-
-
-def sqrt(x: Any) -> Tensor:
-    """Return the square root, of the shape of `x`. Raises TypeError if `x` does not hold numbers.
-
-    Below 0 it is NaN, as in NumPy. At 0 the derivative is infinite.
-    """
-    return apply(activation.sqrt, x)
-
-
-def tanh(x: Any) -> Tensor:
-    """Return the hyperbolic tangent, of the shape of `x`. Raises TypeError if `x` does not hold numbers."""
-    return apply(activation.tanh, x)
-
-
-def sigmoid(x: Any) -> Tensor:
-    """Return `1 / (1 + exp(-x))`, of the shape of `x`, without overflow. Raises TypeError if `x` holds no numbers."""
-    return apply(activation.sigmoid, x)
-
-
-def relu(x: Any) -> Tensor:
-    """Return `max(x, 0)`, of the shape of `x`; at 0 the derivative is 0. Raises TypeError if `x` holds no numbers."""
-    return apply(activation.relu, x)
 
 
 def leaky_relu(x: Any, negative_slope: float = 0.01) -> Tensor:
@@ -210,56 +130,6 @@ def softplus(x: Any, beta: float = 1.0) -> Tensor:
     return apply(activation.softplus, x, beta=beta)
 
 
-def sum(x: Any, dim: Axis = None, keepdim: bool = False) -> Tensor:  # noqa: A001
-    """Return the sum over the axes `dim`, an integer or a tuple; None means all axes.
-
-    The summed axes are dropped from the shape, or have size 1 with `keepdim=True`. Raises ValueError for an axis that
-    `x` does not have.
-    """
-    return apply(reduction.reduce_sum, x, axis=dim, keepdims=keepdim)
-
-
-def mean(x: Any, dim: Axis = None, keepdim: bool = False) -> Tensor:
-    """Return the mean over the axes `dim`, an integer or a tuple; None means all axes.
-
-    Shapes and errors are those of `sum`: the axes are dropped, or have size 1 with `keepdim=True`. Raises ValueError
-    for an axis that `x` does not have.
-    """
-    return apply(reduction.reduce_mean, x, axis=dim, keepdims=keepdim)
-
-
-def max(x: Any, dim: Axis = None, keepdim: bool = False) -> Tensor:  # noqa: A001
-    """Return the greatest elements over the axes `dim`; None means all axes. Those that tie share the gradient evenly.
-
-    The axes are dropped from the shape, or have size 1 with `keepdim=True`. Raises ValueError for an axis that `x` does
-    not have, and for one of size 0.
-
-    Differs from PyTorch: with `dim` it returns the values alone, without their indices; `Tensor.argmax` has those.
-    """
-    return apply(reduction.reduce_max, x, axis=dim, keepdims=keepdim)
-
-
-def min(x: Any, dim: Axis = None, keepdim: bool = False) -> Tensor:  # noqa: A001
-    """Return the smallest elements over the axes `dim`; None means all axes. Those that tie share the gradient evenly.
-
-    The axes are dropped from the shape, or have size 1 with `keepdim=True`. Raises ValueError for an axis that `x` does
-    not have, and for one of size 0.
-
-    Differs from PyTorch: with `dim` it returns the values alone, without their indices.
-    """
-    return apply(reduction.reduce_min, x, axis=dim, keepdims=keepdim)
-
-
-def var(x: Any, dim: Axis = None, keepdim: bool = False, correction: int = 1) -> Tensor:
-    """Return the variance over the axes `dim`, divided by the count less `correction`: 1 gives the unbiased one, the
-    default.
-
-    The axes are dropped from the shape, or have size 1 with `keepdim=True`. Raises ValueError for an axis that `x` does
-    not have.
-    """
-    return apply(reduction.variance, x, axis=dim, correction=correction, keepdims=keepdim)
-
-
 # Changing the shape, joining and cutting
 
 
@@ -271,41 +141,12 @@ def reshape(x: Any, sizes: Sequence[int]) -> Tensor:
     return apply(shape.reshape, x, shape=tuple(sizes))
 
 
-def flatten(x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
-    """Merge the axes from `start_dim` to `end_dim`, both included, into one: (a, b, c) to (a, b·c) with `start_dim=1`.
-
-    Raises ValueError if `start_dim` lies behind `end_dim`.
-    """
-    return x.flatten(start_dim, end_dim)
-
-
-def transpose(x: Any, dim0: int, dim1: int) -> Tensor:
-    """Swap the axes `dim0` and `dim1`: (a, b) to (b, a). Raises ValueError for an axis that `x` does not have."""
-    return apply(shape.transpose, x, first=dim0, second=dim1)
-
-
 def permute(x: Any, dims: Sequence[int]) -> Tensor:
     """Reorder all axes: the shape of the result is that of `x` in the order of `dims`.
 
     Raises ValueError if `dims` does not name each axis once.
     """
     return apply(shape.permute, x, axes=tuple(dims))
-
-
-def squeeze(x: Tensor, dim: Axis = None) -> Tensor:
-    """Drop axes of size 1 from the shape: all of them, or `dim` if its size is 1.
-
-    Raises IndexError for an axis that `x` does not have.
-    """
-    return x.squeeze(dim)
-
-
-def unsqueeze(x: Any, dim: int) -> Tensor:
-    """Insert an axis of size 1 at `dim`: (a, b) to (1, a, b) with `dim=0`.
-
-    Raises ValueError if `dim` is out of range.
-    """
-    return apply(shape.unsqueeze, x, axis=dim)
 
 
 def broadcast_to(x: Any, sizes: Sequence[int]) -> Tensor:
@@ -448,7 +289,7 @@ def avg_pool1d(
     Differs from PyTorch: there is no `ceil_mode`.
     """
     options = {"stride": stride, "padding": padding, "count_include_pad": count_include_pad}
-    return apply(average_pooling.avg_pool1d, x, kernel_size=kernel_size, **options)
+    return apply(pooling.avg_pool1d, x, kernel_size=kernel_size, **options)
 
 
 def avg_pool2d(
@@ -461,7 +302,7 @@ def avg_pool2d(
     Differs from PyTorch: there is no `ceil_mode` and no `divisor_override`.
     """
     options = {"stride": stride, "padding": padding, "count_include_pad": count_include_pad}
-    return apply(average_pooling.avg_pool2d, x, kernel_size=kernel_size, **options)
+    return apply(pooling.avg_pool2d, x, kernel_size=kernel_size, **options)
 
 
 def adaptive_avg_pool1d(x: Any, output_size: Pair) -> Tensor:
@@ -469,7 +310,7 @@ def adaptive_avg_pool1d(x: Any, output_size: Pair) -> Tensor:
 
     Raises ValueError if `output_size` is below 1.
     """
-    return apply(average_pooling.adaptive_avg_pool1d, x, output_size=output_size)
+    return apply(pooling.adaptive_avg_pool1d, x, output_size=output_size)
 
 
 def adaptive_avg_pool2d(x: Any, output_size: Pair) -> Tensor:
@@ -480,7 +321,7 @@ def adaptive_avg_pool2d(x: Any, output_size: Pair) -> Tensor:
 
     Differs from PyTorch: a size is never None.
     """
-    return apply(average_pooling.adaptive_avg_pool2d, x, output_size=output_size)
+    return apply(pooling.adaptive_avg_pool2d, x, output_size=output_size)
 
 
 # Softmax and losses

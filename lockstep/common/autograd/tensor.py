@@ -27,7 +27,6 @@ from lockstep.common.autograd.primitives.reduction import Axis
 #: Types that primitives take as they are. With Python numbers, NumPy lets the array decide the dtype (NEP 50).
 _PLAIN = frozenset({np.ndarray, float, int, bool, type(None)})
 
-
 #: What an operator between a tensor and something else is.
 _Operator = Callable[["Tensor", Any], "Tensor"]
 
@@ -288,10 +287,7 @@ class Tensor:
         return np.array(self.numpy(), dtype, copy=copy)
 
     def item(self) -> Any:
-        """Return the only element as a Python number.
-
-        Raises ValueError if the shape has more elements than one, or none.
-        """
+        """Return the only element as a Python number. Raises ValueError if the shape has more than one, or none."""
         return self._data.item()
 
     def tolist(self) -> Any:
@@ -369,10 +365,8 @@ class Tensor:
     def copy_(self, source: Any) -> "Tensor":
         """Overwrite all elements with those of `source`, and return the tensor.
 
-        The shape of `source` broadcasts to the tensor's.
-
-        Raises ValueError if it does not, RuntimeError if the tensor was created, requires a gradient, and is not within
-        `no_grad`.
+        The shape of `source` broadcasts to the tensor's. Raises ValueError if it does not, RuntimeError if the tensor
+        was created, requires a gradient, and is not within `no_grad`.
         """
         self[...] = source
         return self
@@ -409,9 +403,6 @@ class Tensor:
     def __pos__(self) -> "Tensor":
         return self._apply(elementwise.multiply, self, 1)
 
-    def __abs__(self) -> "Tensor":
-        return self._apply(elementwise.absolute, self)
-
     # Tensors are equal to nothing but themselves as keys, whatever their elements.
     __hash__ = object.__hash__
 
@@ -419,105 +410,149 @@ class Tensor:
         """Return `self ** exponent`, with broadcast shapes. Raises ValueError if the shapes do not broadcast."""
         return self._apply(elementwise.power, self, exponent)
 
-    def matmul(self, other: Any) -> "Tensor":
-        """Return `self @ other`, with vectors and batches as in NumPy: (..., n, k) and (..., k, m) to (..., n, m).
+    # From here to `unsqueeze`, each method is a function of `lockstep.F` too, and so takes arrays and numbers as `x`.
 
-        Raises ValueError if the inner sizes differ.
-        """
-        return self._apply(linear_algebra.matmul, self, other)
+    def abs(x: Any) -> "Tensor":
+        """Return `|x|`, of the shape of `x`; at 0 its derivative is 0. Raises TypeError if `x` holds no numbers."""
+        return Tensor._apply(elementwise.absolute, x)
 
-    def abs(self) -> "Tensor":
-        """Return the absolute value, in the same shape; at 0 its derivative is 0."""
-        return self._apply(elementwise.absolute, self)
+    __abs__ = abs  # noqa: A003
 
-    def maximum(self, other: Any) -> "Tensor":
+    def maximum(x: Any, other: Any) -> "Tensor":
         """Return the greater of the two, element by element; at a tie each gets half of the gradient.
 
-        Raises ValueError if the shapes do not broadcast.
+        Shapes broadcast; raises ValueError if they do not.
         """
-        return self._apply(elementwise.maximum, self, other)
+        return Tensor._apply(elementwise.maximum, x, other)
 
-    def minimum(self, other: Any) -> "Tensor":
-        """Return the smaller of the two, element by element; at a tie each gets half of the gradient.
+    def minimum(x: Any, other: Any) -> "Tensor":
+        """Return the smaller of the two; shapes, ties, and the ValueError that it raises are those of `maximum`."""
+        return Tensor._apply(elementwise.minimum, x, other)
 
-        Raises ValueError if the shapes do not broadcast.
+    def clip(x: Any, min: Any = None, max: Any = None) -> "Tensor":  # noqa: A002
+        """Bound from below by `min` and from above by `max`; None leaves that side open.
+
+        The gradient passes where nothing was cut. The bounds are numbers, or arrays whose shapes broadcast with `x`;
+        raises ValueError if they do not. `clamp` is the same function.
+
+        >>> F.clip([-2.0, 0.5, 3.0], min=0, max=1)
+        tensor([0. , 0.5, 1. ])
         """
-        return self._apply(elementwise.minimum, self, other)
+        return Tensor._apply(elementwise.clip, x, low=min, high=max)
 
-    def exp(self) -> "Tensor":
-        """Return `e ** self`, in the same shape. Raises nothing: beyond the range of the dtype it is infinite."""
-        return self._apply(activation.exp, self)
-
-    def log(self) -> "Tensor":
-        """Return the natural logarithm, in the same shape. Raises nothing: at 0 it is minus infinity, below NaN."""
-        return self._apply(activation.log, self)
-
-    def sqrt(self) -> "Tensor":
-        """Return the square root, in the same shape. Raises nothing: below 0 it is NaN."""
-        return self._apply(activation.sqrt, self)
-
-    def tanh(self) -> "Tensor":
-        """Return the hyperbolic tangent, in the same shape."""
-        return self._apply(activation.tanh, self)
-
-    def sigmoid(self) -> "Tensor":
-        """Return `1 / (1 + exp(-self))`, in the same shape."""
-        return self._apply(activation.sigmoid, self)
-
-    def relu(self) -> "Tensor":
-        """Return `max(self, 0)`, in the same shape."""
-        return self._apply(activation.relu, self)
-
-    def clip(self, min: Any = None, max: Any = None) -> "Tensor":  # noqa: A002
-        """Bound from below and above, in the same shape; the gradient passes where nothing was cut off.
-
-        `clamp` is the same.
-
-        Raises ValueError if the shape of a bound does not broadcast.
-        """
-        return self._apply(elementwise.clip, self, low=min, high=max)
-
-    #: PyTorch has both names.
     clamp = clip
 
-    def sum(self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> "Tensor":
-        """Return the sum over axes, which are dropped from the shape, or have size 1 with `keepdims=True`.
+    def matmul(x: Any, other: Any) -> "Tensor":
+        """Return `x @ other`, with vectors and batches as in NumPy: (..., n, k) and (..., k, m) to (..., n, m).
 
-        Raises ValueError for an axis that there is not.
+        Raises ValueError if the inner sizes differ, or if one of the two is a number.
         """
-        return self._apply(reduction.reduce_sum, self, axis=either(axis, dim), keepdims=keepdims or keepdim)
+        return Tensor._apply(linear_algebra.matmul, x, other)
 
-    def mean(self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> "Tensor":
-        """Return the mean over axes, which are dropped from the shape, or have size 1 with `keepdims=True`.
+    def exp(x: Any) -> "Tensor":
+        """Return `e ** x`, of the shape of `x`, infinite beyond its dtype. Raises TypeError if `x` holds no numbers."""
+        return Tensor._apply(activation.exp, x)
 
-        Raises ValueError for an axis that there is not.
+    def log(x: Any) -> "Tensor":
+        """Return the natural logarithm, of the shape of `x`. Raises TypeError if `x` does not hold numbers.
+
+        At 0 it is minus infinity and below 0 NaN, as in NumPy: nothing is raised.
         """
-        return self._apply(reduction.reduce_mean, self, axis=either(axis, dim), keepdims=keepdims or keepdim)
+        return Tensor._apply(activation.log, x)
 
-    def max(self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> "Tensor":
-        """Return the greatest elements over axes, without their indices; those that tie share the gradient evenly.
+    def sqrt(x: Any) -> "Tensor":
+        """Return the square root, of the shape of `x`. Raises TypeError if `x` does not hold numbers.
 
-        Shapes are as in `sum`. Raises ValueError for an axis that there is not, and for one of size 0.
+        Below 0 it is NaN, as in NumPy. At 0 the derivative is infinite.
         """
-        return self._apply(reduction.reduce_max, self, axis=either(axis, dim), keepdims=keepdims or keepdim)
+        return Tensor._apply(activation.sqrt, x)
 
-    def min(self, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> "Tensor":
-        """Return the smallest elements over axes, without their indices; those that tie share the gradient evenly.
+    def tanh(x: Any) -> "Tensor":
+        """Return the hyperbolic tangent, of the shape of `x`. Raises TypeError if `x` does not hold numbers."""
+        return Tensor._apply(activation.tanh, x)
 
-        Shapes are as in `sum`. Raises ValueError for an axis that there is not, and for one of size 0.
+    def sigmoid(x: Any) -> "Tensor":
+        """Return `1 / (1 + exp(-x))` of the shape of `x`, not overflowing. Raises TypeError if it holds no numbers."""
+        return Tensor._apply(activation.sigmoid, x)
+
+    def relu(x: Any) -> "Tensor":
+        """Return `max(x, 0)`, of the shape of `x`; at 0 its derivative is 0. Raises TypeError if it has no numbers."""
+        return Tensor._apply(activation.relu, x)
+
+    def sum(x: Any, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> "Tensor":
+        """Return the sum over `axis` or `dim`, an integer or a tuple; None means all axes.
+
+        The summed axes are dropped from the shape, or have size 1 with `keepdims=True`, which is also called `keepdim`.
+        Raises ValueError for an axis that `x` does not have.
         """
-        return self._apply(reduction.reduce_min, self, axis=either(axis, dim), keepdims=keepdims or keepdim)
+        return Tensor._apply(reduction.reduce_sum, x, axis=either(axis, dim), keepdims=keepdims or keepdim)
+
+    def mean(x: Any, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> "Tensor":
+        """Return the mean over axes. Arguments, shapes, and the ValueError that it raises are those of `sum`."""
+        return Tensor._apply(reduction.reduce_mean, x, axis=either(axis, dim), keepdims=keepdims or keepdim)
+
+    def max(x: Any, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> "Tensor":
+        """Return the greatest elements over axes; those that tie share the gradient evenly.
+
+        Arguments and shapes are those of `sum`. Raises ValueError for an axis that `x` does not have, and for one of
+        size 0.
+
+        Differs from PyTorch: with `dim` it returns the values alone, without their indices; `Tensor.argmax` has those.
+        """
+        return Tensor._apply(reduction.reduce_max, x, axis=either(axis, dim), keepdims=keepdims or keepdim)
+
+    def min(x: Any, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> "Tensor":
+        """Return the smallest elements over axes. Arguments, ties, shapes, and what it raises are those of `max`.
+
+        Differs from PyTorch: with `dim` it returns the values alone, without their indices.
+        """
+        return Tensor._apply(reduction.reduce_min, x, axis=either(axis, dim), keepdims=keepdims or keepdim)
 
     def var(
-        self, axis: Axis = None, keepdims: bool = False, *, correction: int = 1, dim: Axis = None, keepdim: bool = False
+        x: Any,
+        axis: Axis = None,
+        keepdims: bool = False,
+        correction: int = 1,
+        *,
+        dim: Axis = None,
+        keepdim: bool = False,
     ) -> "Tensor":
-        """Return the variance over axes, divided by the count less `correction`: 1 is the unbiased one, PyTorch's
-        default.
+        """Return the variance over axes, divided by the count less `correction`: 1 gives the unbiased one, the default.
 
-        Shapes are as in `sum`. Raises ValueError for an axis that there is not.
+        Other arguments, and shapes, are those of `sum`. Raises ValueError for an axis that `x` does not have.
         """
         along, kept = either(axis, dim), keepdims or keepdim
-        return self._apply(reduction.variance, self, axis=along, correction=correction, keepdims=kept)
+        return Tensor._apply(reduction.variance, x, axis=along, correction=correction, keepdims=kept)
+
+    def flatten(x: Any, start_dim: int = 0, end_dim: int = -1) -> "Tensor":
+        """Merge the axes from `start_dim` to `end_dim`, both included: (a, b, c) to (a, b·c) with `start_dim=1`.
+
+        Raises ValueError if `start_dim` lies behind `end_dim`.
+        """
+        sizes = x.shape or (1,)
+        start, end = start_dim % len(sizes), end_dim % len(sizes)
+        if start > end:
+            raise ValueError(f"start_dim {start_dim!r} lies behind end_dim {end_dim!r} in shape {x.shape}")
+        flattened = (*sizes[:start], math.prod(sizes[start : end + 1]), *sizes[end + 1 :])
+        return Tensor._apply(shape.reshape, x, shape=flattened)
+
+    def transpose(x: Any, dim0: int, dim1: int) -> "Tensor":
+        """Swap the axes `dim0` and `dim1`: (a, b) to (b, a). Raises ValueError for an axis that `x` does not have."""
+        return Tensor._apply(shape.transpose, x, first=dim0, second=dim1)
+
+    def squeeze(x: Any, dim: Axis = None) -> "Tensor":
+        """Drop axes of size 1 from the shape: all of them, or `dim` if its size is 1; others stay, as in PyTorch.
+
+        Raises IndexError for an axis that `x` does not have.
+        """
+        if dim is not None:
+            chosen = dim if isinstance(dim, tuple) else (dim,)
+            dim = tuple(each for each in chosen if x.shape[each] == 1)
+        return Tensor._apply(shape.squeeze, x, axis=dim)
+
+    def unsqueeze(x: Any, dim: int) -> "Tensor":
+        """Insert an axis of size 1 at `dim`: (a, b) to (1, a, b) at 0. Raises ValueError if `dim` is out of range."""
+        return Tensor._apply(shape.unsqueeze, x, axis=dim)
 
     def reshape(self, *sizes: Any) -> "Tensor":
         """Return the elements in another shape, one of whose sizes may be -1; a view if possible. `view` is the same.
@@ -530,45 +565,12 @@ class Tensor:
 
     view = reshape
 
-    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> "Tensor":
-        """Merge the axes from `start_dim` to `end_dim`, both included: (a, b, c) to (a, b·c) with `start_dim=1`.
-
-        Raises ValueError if `start_dim` lies behind `end_dim`.
-        """
-        sizes = self.shape or (1,)
-        start, end = start_dim % len(sizes), end_dim % len(sizes)
-        if start > end:
-            raise ValueError(f"start_dim {start_dim!r} lies behind end_dim {end_dim!r} in shape {self.shape}")
-        flattened = (*sizes[:start], math.prod(sizes[start : end + 1]), *sizes[end + 1 :])
-        return self._apply(shape.reshape, self, shape=flattened)
-
-    def transpose(self, dim0: int, dim1: int) -> "Tensor":
-        """Swap two axes: (a, b) to (b, a). Raises ValueError for an axis that there is not."""
-        return self._apply(shape.transpose, self, first=dim0, second=dim1)
-
     def permute(self, *dims: Any) -> "Tensor":
         """Reorder all axes of the shape. Raises ValueError if `dims` does not name each axis once."""
         return self._apply(shape.permute, self, axes=sizes_of(dims))
 
-    def squeeze(self, dim: Axis = None) -> "Tensor":
-        """Drop axes of size 1 from the shape: all of them, or `dim` if its size is 1; others stay, as in PyTorch.
-
-        Raises IndexError for an axis that there is not.
-        """
-        if dim is not None:
-            chosen = dim if isinstance(dim, tuple) else (dim,)
-            dim = tuple(each for each in chosen if self.shape[each] == 1)
-        return self._apply(shape.squeeze, self, axis=dim)
-
-    def unsqueeze(self, dim: int) -> "Tensor":
-        """Insert an axis of size 1 into the shape at `dim`. Raises ValueError if `dim` is out of range."""
-        return self._apply(shape.unsqueeze, self, axis=dim)
-
     def broadcast_to(self, *sizes: Any) -> "Tensor":
-        """Repeat axes of size 1, without a copy, until the shape is `sizes`.
-
-        Raises ValueError if it cannot become that.
-        """
+        """Repeat axes of size 1, without a copy, until the shape is `sizes`. Raises ValueError if it cannot be."""
         return self._apply(shape.broadcast_to, self, shape=sizes_of(sizes))
 
     @property
@@ -577,9 +579,7 @@ class Tensor:
         return self._apply(shape.permute, self, axes=tuple(reversed(range(len(self.shape)))))
 
 
-def apply(primitive: Primitive, *operands: Any, **options: Any) -> Tensor:
-    """Compute a primitive on tensors, arrays and numbers, and record it if a gradient is wanted."""
-    return Tensor._apply(primitive, *operands, **options)
+apply = Tensor._apply
 
 
 def _wrap(array: Array, version: Version, node: Parent) -> Tensor:

@@ -6,13 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lockstep.common.aggregation.layout import (
-    Binding,
-    LayoutEntry,
-    ParameterLayout,
-    gather,
-    layout_of,
-)
+from lockstep.common.aggregation.layout import Binding, LayoutEntry, ParameterLayout, gather, layout_of
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.capture import Capture, capture
 from lockstep.common.autograd.graph import Leaf, no_grad, observing, watch

@@ -139,9 +139,7 @@ def _called(file: ModelFile, seed: int) -> object:
 
     def seed_again() -> None:
         if "torch" in sys.modules:
-            from lockstep.common.model.pytorch.runtime import seed_all
-
-            seed_all(seed)
+            sys.modules["torch"].default_generator.manual_seed(seed)
 
     if "torch" not in sys.modules and not _TORCH_IMPORT.search(file.source):
         return file.call(seed_again)  # what it imports may still import PyTorch

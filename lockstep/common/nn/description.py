@@ -18,7 +18,7 @@ from typing import Any, TypedDict
 from lockstep.common.errors import ModelError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.nn.layers.containers import ModuleList, Sequential
-from lockstep.common.nn.module import LAYERS, Module, Parameter, Stochastic
+from lockstep.common.nn.module import LAYERS, Module, Stochastic, arguments_of
 
 #: Values of a described model: half a GiB of float32. A description comes from elsewhere, and is a few bytes long.
 MAX_VALUES = 2**27
@@ -78,7 +78,7 @@ def _has_state(module: Module) -> bool:
 
 def _describe(module: Module, name: str) -> Description:
     kind = type(module)
-    if LAYERS.get(kind.__name__) is not kind:
+    if not is_describable(kind):
         where = f"the module at {name!r}" if name else "the model"
         raise ModelError(
             f"{where} is a {kind.__qualname__}, which cannot be described: expected only classes of lockstep.nn; "
@@ -100,22 +100,14 @@ def _children(container: Module, prefix: str) -> list[Any]:
 
 
 def _arguments(module: Module) -> dict[str, Any]:
-    """Return the constructor's arguments, read from the attributes of the same names."""
-    parameters = inspect.signature(type(module).__init__).parameters.values()
-    values = {p.name: (getattr(module, p.name), p.default) for p in parameters if p.name not in ("self", "rng")}
-    return {name: _plain(value) for name, (value, default) in values.items() if not _is_default(value, default)}
-
-
-def _plain(value: Any) -> Any:
-    """Return an argument as data. A `bias` is a parameter or None if the argument was True or False."""
-    if value is None or isinstance(value, Parameter):
-        return value is not None
-    return list(value) if isinstance(value, tuple) else value
+    """Return the constructor's arguments as data, without those that equal their defaults."""
+    parameters = inspect.signature(type(module)).parameters
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in arguments_of(module).items()}
+    return {name: value for name, value in plain.items() if not _is_default(value, parameters[name].default)}
 
 
 def _is_default(value: Any, default: Any) -> bool:
-    plain = _plain(value)
-    return bool(plain == default) or (isinstance(plain, list) and all(size == default for size in plain))
+    return bool(value == default) or (isinstance(value, list) and all(size == default for size in value))
 
 
 def count_values(description: object, depth: int = 0) -> int:

@@ -4,6 +4,7 @@ What a module consists of is found among its attributes, in the order of their f
 that could disagree with them. `__setattr__` refuses the assignments that would silently lose a parameter.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self, TypeVar
@@ -130,8 +131,8 @@ class Module:
         return 0
 
     def extra_repr(self) -> str:
-        """Return the text between the brackets of `repr`, such as sizes, on one line."""
-        return ""
+        """Return the text between the brackets of `repr`, on one line: by default a layer's arguments."""
+        return ", ".join(f"{name}={value!r}" for name, value in arguments_of(self).items())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         output = self.forward(*args, **kwargs)
@@ -382,6 +383,17 @@ def layer(*, repeatable: bool) -> Callable[[_Layer], _Layer]:
         return kind
 
     return register
+
+
+def arguments_of(module: Module) -> dict[str, Any]:
+    """Return with what a layer of this library was constructed; it keeps each argument in the attribute of its name.
+
+    Empty for other modules. A `bias` is a parameter or None if the argument was True or False.
+    """
+    kind = next((each for each in type(module).__mro__ if LAYERS.get(each.__name__) is each), Module)
+    known = {name: vars(module)[name] for name in inspect.signature(kind).parameters if name in vars(module)}
+    optional = (type(None), Parameter)
+    return {name: value is not None if isinstance(value, optional) else value for name, value in known.items()}
 
 
 def first_unrepeatable(model: Module) -> str | None:

@@ -32,7 +32,11 @@ def load(
         for key in own
         if key in given
     }
-    problems = _shape_problems(own, arrays)
+    problems = [
+        f"{key!r} has shape {array.shape}, expected {own[key].shape}"
+        for key, array in arrays.items()
+        if array.shape != own[key].shape
+    ]
     if strict:
         problems = [*_with_keys("missing keys", missing), *_with_keys("unexpected keys", unexpected), *problems]
     if problems:
@@ -51,11 +55,3 @@ def is_counter(key: str, own: Mapping[str, object]) -> bool:
 
 def _with_keys(title: str, keys: list[str]) -> list[str]:
     return [f"{title}: {', '.join(map(repr, keys))}"] if keys else []
-
-
-def _shape_problems(own: Mapping[str, NDArray[Any]], arrays: Mapping[str, NDArray[Any]]) -> list[str]:
-    return [
-        f"{key!r} has shape {array.shape}, expected {own[key].shape}"
-        for key, array in arrays.items()
-        if array.shape != own[key].shape
-    ]

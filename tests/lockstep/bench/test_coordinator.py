@@ -52,7 +52,8 @@ def opcodes_per_event(workers: int) -> float:
         workers, 2 * workers, 2, ManualClock()
     ).run()  # what is found once for a shape of the tree is known after it
     crowd = SimulatedWorkers(workers, 2 * workers, 2, ManualClock())
-    crowd.run_to_first_step()
+    while not crowd.coordinator.is_running():
+        crowd.turn()
     before, opcodes = sys.gettrace(), OpcodeCount()
     sys.settrace(opcodes)
     try:

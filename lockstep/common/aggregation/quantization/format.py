@@ -1,7 +1,7 @@
 """What a number format has to do: round values, and encode rounded ones as bytes and back. Knows no job."""
 
 from collections.abc import Iterator
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +13,6 @@ Bytes = NDArray[np.uint8]
 
 #: Values that are rounded together, so that scratch memory stays in cache: a multiple of any block.
 CHUNK = 32_768
-
-
-#: All bits of a value of two bytes but its sign.
-_MAGNITUDE = np.uint16(0x7FFF)
 
 
 class NumberFormat(Protocol):
@@ -46,18 +42,3 @@ class NumberFormat(Protocol):
 def chunks(count: int) -> Iterator[slice]:
     """Yield the chunks of so many values."""
     return (slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
-
-
-class Halves:
-    """What formats of two bytes share: an exponent whose bits are all set is that of an infinity or NaN."""
-
-    #: These bits.
-    _not_finite: ClassVar[np.uint16]
-
-    def size(self, count: int) -> int:
-        return 2 * count
-
-    def is_finite(self, data: Bytes, count: int) -> bool:
-        # As integers, magnitudes are in the order of their values.
-        halves = data.view(np.uint16)
-        return not any((halves[part] & _MAGNITUDE).max() >= self._not_finite for part in chunks(halves.size))

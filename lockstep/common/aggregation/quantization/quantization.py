@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lockstep.common.aggregation.finiteness import first_not_finite
-from lockstep.common.aggregation.quantization.bfloat16 import BFloat16
-from lockstep.common.aggregation.quantization.float16 import Float16
 from lockstep.common.aggregation.quantization.format import NumberFormat, chunks
+from lockstep.common.aggregation.quantization.halves import BFloat16, Float16
 from lockstep.common.aggregation.quantization.int8 import Int8
 from lockstep.common.aggregation.quantization.stochastic_rounding import StochasticRounding
 from lockstep.common.aggregation.slices import Slice

@@ -8,14 +8,6 @@ from lockstep.common.autograd.primitives.primitive import Array, Primitive
 from lockstep.common.autograd.primitives.products import multiply
 
 
-def _as_rows(x: Array) -> Array:
-    return x[np.newaxis, :] if x.ndim == 1 else x
-
-
-def _as_columns(y: Array) -> Array:
-    return y[:, np.newaxis] if y.ndim == 1 else y
-
-
 def _full(gradient: Array, x: Array, y: Array) -> Array:
     """Return the gradient with the axes that NumPy drops from the product if an operand is a vector."""
     if y.ndim == 1:
@@ -24,12 +16,14 @@ def _full(gradient: Array, x: Array, y: Array) -> Array:
 
 
 def _matmul_by_left(gradient: Array, _: None, x: Array, y: Array) -> Array:
-    product: Array = np.matmul(_full(gradient, x, y), _as_columns(y).swapaxes(-1, -2))
+    across = y[np.newaxis, :] if y.ndim == 1 else y.swapaxes(-1, -2)
+    product: Array = np.matmul(_full(gradient, x, y), across)
     return np.squeeze(product, -2) if x.ndim == 1 else product
 
 
 def _matmul_by_right(gradient: Array, _: None, x: Array, y: Array) -> Array:
-    product: Array = np.matmul(_as_rows(x).swapaxes(-1, -2), _full(gradient, x, y))
+    across = x[:, np.newaxis] if x.ndim == 1 else x.swapaxes(-1, -2)
+    product: Array = np.matmul(across, _full(gradient, x, y))
     return np.squeeze(product, -1) if y.ndim == 1 else product
 
 

@@ -43,13 +43,8 @@ def seed_draws(key: DrawKey | None) -> None:
 def seeded(seed: int) -> Iterator[None]:
     """Within the context, draw what follows from the seed; afterwards, what would have been drawn without it."""
     with torch.random.fork_rng(devices=[]):
-        seed_all(seed)
+        torch.default_generator.manual_seed(seed)
         yield
-
-
-def seed_all(seed: int) -> None:
-    """Let what PyTorch draws from now on follow from the seed."""
-    torch.default_generator.manual_seed(seed)
 
 
 def build_name() -> str:

@@ -39,9 +39,6 @@ class LeakyReLU(Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.leaky_relu(x, self.negative_slope)
 
-    def extra_repr(self) -> str:
-        return f"negative_slope={self.negative_slope}"
-
 
 @layer(repeatable=True)
 class GELU(Module):
@@ -60,9 +57,6 @@ class GELU(Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(x, approximate=self.approximate)
 
-    def extra_repr(self) -> str:
-        return f"approximate={self.approximate!r}"
-
 
 @layer(repeatable=True)
 class Softplus(Module):
@@ -79,9 +73,6 @@ class Softplus(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.softplus(x, beta=self.beta)
-
-    def extra_repr(self) -> str:
-        return f"beta={self.beta}"
 
 
 @layer(repeatable=True)
@@ -109,9 +100,6 @@ class _AlongAxis(Module):
     def __init__(self, dim: int = -1) -> None:
         super().__init__()
         self.dim = dim
-
-    def extra_repr(self) -> str:
-        return f"dim={self.dim}"
 
 
 @layer(repeatable=True)
@@ -159,6 +147,3 @@ class Dropout(Stochastic):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.p, self.training, self._source)
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}"

@@ -22,9 +22,6 @@ class _Loss(Module):
             raise ValueError(f"reduction is {reduction!r}: expected 'mean', 'sum' or 'none'")
         self.reduction = reduction
 
-    def extra_repr(self) -> str:
-        return f"reduction={self.reduction!r}"
-
 
 @layer(repeatable=False)
 class CrossEntropyLoss(_Loss):
@@ -46,9 +43,6 @@ class CrossEntropyLoss(_Loss):
 
     def forward(self, logits: Tensor, target: Tensor | NDArray[np.int64]) -> Tensor:
         return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        return f"label_smoothing={self.label_smoothing}, {super().extra_repr()}"
 
 
 @layer(repeatable=False)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,6 +22,9 @@ class _BatchNorm(Module):
     batch that forward is given, a micro-batch in a run (rule R8); its running statistics follow them, the variance with
     the divisor count - 1 as in PyTorch. In evaluation the running statistics are used.
     """
+
+    #: By the number of axes that an input may have: those after the channels.
+    _beyond_channels: ClassVar[Mapping[int, str]]
 
     weight: Parameter | None
     bias: Parameter | None
@@ -54,7 +57,9 @@ class _BatchNorm(Module):
             zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        self._check(x)
+        if x.ndim not in self._beyond_channels or x.shape[1] != self.num_features:
+            shapes = " or ".join(f"(n, {self.num_features}{axes})" for axes in self._beyond_channels.values())
+            raise ValueError(f"{type(self).__name__} got shape {x.shape}: expected {shapes}")
         if not self.training:
             mean, var = self.running_mean.value, self.running_var.value
             return F.batch_norm(x, mean, var, self.weight, self.bias, training=False, eps=self.eps)
@@ -66,10 +71,6 @@ class _BatchNorm(Module):
         samples, count = shape[0], math.prod(shape) // shape[1]
         for running, seen in ((self.running_mean, mean), (self.running_var, var * (count / max(1, count - 1)))):
             running.observe(np.add(seen, 0, dtype=running.value.dtype, casting="same_kind"), samples)
-
-    def _check(self, x: Tensor) -> None:
-        """Raise ValueError if `x` is not of a shape that the layer accepts."""
-        raise NotImplementedError
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}"
@@ -88,11 +89,7 @@ class BatchNorm1d(_BatchNorm):
     `track_running_stats` and no `bias` without `affine`.
     """
 
-    def _check(self, x: Tensor) -> None:
-        if x.ndim not in (2, 3) or x.shape[1] != self.num_features:
-            raise ValueError(
-                f"BatchNorm1d got shape {x.shape}: expected (n, {self.num_features}) or (n, {self.num_features}, l)"
-            )
+    _beyond_channels: ClassVar = {2: "", 3: ", l"}
 
 
 @layer(repeatable=True)
@@ -107,9 +104,7 @@ class BatchNorm2d(_BatchNorm):
     `track_running_stats` and no `bias` without `affine`.
     """
 
-    def _check(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != self.num_features:
-            raise ValueError(f"BatchNorm2d got shape {x.shape}: expected (n, {self.num_features}, h, w)")
+    _beyond_channels: ClassVar = {4: ", h, w"}
 
 
 @layer(repeatable=True)

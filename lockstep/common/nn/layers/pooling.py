@@ -26,9 +26,6 @@ class _Pooling(Module):
     def forward(self, x: Tensor) -> Tensor:
         return type(self)._function(x, self.kernel_size, self.stride, self.padding)
 
-    def extra_repr(self) -> str:
-        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
-
 
 class _AdaptivePooling(Module):
     """What the layers share: the number of windows."""
@@ -42,9 +39,6 @@ class _AdaptivePooling(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return type(self)._function(x, self.output_size)
-
-    def extra_repr(self) -> str:
-        return f"output_size={self.output_size}"
 
 
 @layer(repeatable=True)

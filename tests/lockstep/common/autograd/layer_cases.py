@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from lockstep.common.autograd.primitives import elementwise, indexing, losses, normalization, softmax
 from lockstep.common.autograd.primitives.primitive import Array, Sink
-from lockstep.common.autograd.primitives.spatial import average_pooling, convolution, pooling
+from lockstep.common.autograd.primitives.spatial import convolution, pooling
 from tests.lockstep.common.autograd.cases import Call, Case
 from tests.lockstep.common.autograd.strategies import anything, arrays, distinct, positive, shapes
 
@@ -133,10 +133,10 @@ LAYER_CASES = [
     Case(convolution.conv2d, _convolved(2)),
     Case(pooling.max_pool1d, _pooled(1)),
     Case(pooling.max_pool2d, _pooled(2)),
-    *(Case(average_pooling.avg_pool1d, _pooled(1, count_include_pad=each)) for each in (True, False)),
-    *(Case(average_pooling.avg_pool2d, _pooled(2, count_include_pad=each)) for each in (True, False)),
-    Case(average_pooling.adaptive_avg_pool1d, _adaptive(1)),
-    Case(average_pooling.adaptive_avg_pool2d, _adaptive(2)),
+    *(Case(pooling.avg_pool1d, _pooled(1, count_include_pad=each)) for each in (True, False)),
+    *(Case(pooling.avg_pool2d, _pooled(2, count_include_pad=each)) for each in (True, False)),
+    Case(pooling.adaptive_avg_pool1d, _adaptive(1)),
+    Case(pooling.adaptive_avg_pool2d, _adaptive(2)),
     Case(normalization.batch_norm, _batch_norm(inference=False)),
     Case(normalization.batch_moments, _observed()),
     Case(normalization.batch_norm_inference, _batch_norm(inference=True)),

@@ -1,9 +1,10 @@
-"""Maximum pooling over (batch, channels, height, width) or (batch, channels, length).
+"""Pooling over (batch, channels, height, width) or (batch, channels, length): maxima, means, and adaptive means.
 
 Any memory layout is accepted; results and gradients have the batch innermost. Padding never exists in memory: each
 offset of the window is one slice of elements and one of windows.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,12 @@ from lockstep.common.autograd.primitives.spatial.images import (
     check_images,
 )
 from lockstep.common.autograd.primitives.spatial.signals import over_signals
-from lockstep.common.autograd.primitives.spatial.windows import Pair, Tap, pooling_windows, taps
+from lockstep.common.autograd.primitives.spatial.windows import Pair, Tap, Window, pair, pooling_windows, taps
+
+#: The windows along the height and the width, and what divides their sums (oh, ow, batch).
+_Divided = tuple[Window, Window, Array]
+#: (first, last + 1) of each window along one axis.
+_Spans = list[tuple[int, int]]
 
 
 def _max_pool2d(x: Array, *, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0) -> Array:
@@ -97,6 +103,101 @@ def _bits(x: Array) -> np.dtype[Any]:
 
 
 max_pool2d = Primitive("max_pool2d", _max_pool2d, (_max_pool2d_x,), reads=((0, RESULT),))
-
-
 max_pool1d = over_signals("max_pool1d", max_pool2d)
+
+
+def _avg_pool2d(
+    x: Array, *, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0, count_include_pad: bool = True
+) -> tuple[Array, _Divided]:
+    """Return the mean of each window; with `count_include_pad`, the zeros of the padding count as elements."""
+    check_images(x, "avg_pool2d")
+    rows, columns = pooling_windows(x.shape[2:], kernel_size, stride, padding)
+    divisor = _divisor(rows, columns, count_include_pad, x.dtype)
+    images = batch_innermost(x)
+    pooled = zeros((images.shape[0], rows.count, columns.count, images.shape[3]), x)
+    for block in channel_blocks(images):
+        part, result = images[block], pooled[block]
+        for elements, windows in taps(rows, columns):
+            result[windows] += part[elements]
+        result /= divisor
+    return batch_first(pooled), (rows, columns, divisor)
+
+
+def _avg_pool2d_x(gradient: Array, saved: _Divided, *_: None, **__: object) -> Array:
+    rows, columns, divisor = saved
+    share = batch_innermost(gradient) / divisor
+    result = zeros((share.shape[0], rows.size, columns.size, share.shape[3]), gradient)
+    for block in channel_blocks(result):
+        part, source = result[block], share[block]
+        for elements, windows in taps(rows, columns):
+            part[elements] += source[windows]
+    return batch_first(result)
+
+
+@lru_cache(maxsize=64)
+def _divisor(rows: Window, columns: Window, count_include_pad: bool, dtype: np.dtype[Any]) -> Array:
+    """Return the number of elements of each window, as something that divides (oh, ow, batch); to be read only."""
+    if count_include_pad or not (rows.padding or columns.padding):
+        counts = np.array(rows.kernel * columns.kernel, dtype)
+    else:
+        counts = np.multiply.outer(_seen(rows), _seen(columns)).astype(dtype)[:, :, None]
+    counts.flags.writeable = False
+    return counts
+
+
+def _seen(window: Window) -> Array:
+    """Count the elements, without the padding, that each window along one axis sees."""
+    counts = np.zeros(window.count, np.int64)
+    for offset in range(window.kernel):
+        counts[window.tap(offset)[1]] += 1
+    return counts
+
+
+avg_pool2d = Primitive("avg_pool2d", _avg_pool2d, (_avg_pool2d_x,), keeps=True, reads=((),))
+avg_pool1d = over_signals("avg_pool1d", avg_pool2d)
+
+
+def _adaptive_avg_pool2d(x: Array, *, output_size: Pair) -> tuple[Array, tuple[int, ...]]:
+    """Return means over oh × ow windows that cover the image, of near-equal size, overlapping if it does not divide.
+
+    Window k along an axis of n elements is [floor(k n / o), ceil((k + 1) n / o)), as in PyTorch.
+    """
+    check_images(x, "adaptive_avg_pool2d")
+    rows, columns = _adaptive_spans(x.shape[2:], output_size)
+    images = batch_innermost(x)
+    pooled = empty((images.shape[0], len(rows), len(columns), images.shape[3]), x)
+    for i, (top, bottom) in enumerate(rows):
+        for j, (left, right) in enumerate(columns):
+            np.add.reduce(images[:, top:bottom, left:right], axis=(1, 2), out=pooled[:, i, j])
+            pooled[:, i, j] /= (bottom - top) * (right - left)
+    return batch_first(pooled), x.shape[2:]
+
+
+def _adaptive_avg_pool2d_x(gradient: Array, image: tuple[int, ...], _: None, *, output_size: Pair) -> Array:
+    rows, columns = _adaptive_spans(image, output_size)
+    upstream = batch_innermost(gradient)
+    result = zeros((upstream.shape[0], *image, upstream.shape[3]), gradient)
+    for i, (top, bottom) in enumerate(rows):
+        for j, (left, right) in enumerate(columns):
+            share = upstream[:, i, j] / ((bottom - top) * (right - left))
+            result[:, top:bottom, left:right] += share[:, None, None]
+    return batch_first(result)
+
+
+def _adaptive_spans(image: tuple[int, ...], output_size: Pair) -> tuple[_Spans, _Spans]:
+    outputs = pair(output_size, "output_size")
+    if min(outputs) < 1 or min(image) < 1:
+        raise ValueError(
+            f"adaptive pooling has output_size {output_size!r} for images of {image!r}, expected each to be at least 1"
+        )
+    rows, columns = (
+        [(k * size // parts, -(-(k + 1) * size // parts)) for k in range(parts)]
+        for size, parts in zip(image, outputs, strict=True)
+    )
+    return rows, columns
+
+
+adaptive_avg_pool2d = Primitive(
+    "adaptive_avg_pool2d", _adaptive_avg_pool2d, (_adaptive_avg_pool2d_x,), keeps=True, reads=((),)
+)
+adaptive_avg_pool1d = over_signals("adaptive_avg_pool1d", adaptive_avg_pool2d)

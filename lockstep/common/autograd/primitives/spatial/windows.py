@@ -1,8 +1,9 @@
 """Where the windows of a kernel lie on an image. Computes nothing on arrays."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 
@@ -119,13 +120,5 @@ def _pooling_windows(
 @lru_cache(maxsize=1024)
 def taps(rows: Window, columns: Window) -> tuple[Tap, ...]:
     """Return the offsets of a window in row-major order, as indices into (channels, height, width, batch)."""
-    return tuple(_each_tap(rows, columns))
-
-
-def _each_tap(rows: Window, columns: Window) -> Iterator[Tap]:
-    everything = slice(None)
-    for row in range(rows.kernel):
-        elements_y, windows_y = rows.tap(row)
-        for column in range(columns.kernel):
-            elements_x, windows_x = columns.tap(column)
-            yield (everything, elements_y, elements_x), (everything, windows_y, windows_x)
+    whole, along = slice(None), ([window.tap(offset) for offset in range(window.kernel)] for window in (rows, columns))
+    return tuple(((whole, y, x), (whole, seen_y, seen_x)) for (y, seen_y), (x, seen_x) in product(*along))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockstep.common.autograd.primitives.primitive import Primitive
-from lockstep.common.autograd.primitives.spatial.average_pooling import (
+from lockstep.common.autograd.primitives.spatial.pooling import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
     avg_pool1d,
