@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import assert_never
 
 from lockstep.common.aggregation.slices import Slice
-from lockstep.common.aggregation.tree import Node, Vector, is_node
+from lockstep.common.aggregation.tree import Vector, is_node
 from lockstep.common.errors import DataError, LockstepError, RemoteProtocolError, SharingError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.tally import Tally, pack_losses
@@ -55,7 +55,7 @@ from lockstep.worker.node_sums import StoppedError
 from lockstep.worker.samples import SampleFetcher
 from lockstep.worker.setup import Loader, WorkerFolders, prepare
 from lockstep.worker.slice_update import PART, SliceUpdater
-from lockstep.worker.state import WorkerState, is_of
+from lockstep.worker.state import WorkerState
 from lockstep.worker.step_maker import StepMaker
 
 #: Seconds of computing after which the worker looks for the first time, and then each time, whether what it computes is
@@ -247,12 +247,13 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
     # From effects to actions
 
     def send_to_server(self, message: Message) -> None:
-        self.servers.send(encode(message))
+        if isinstance(message, Result):
+            self.servers.send(encode(message, self._sums), SEND_TIMEOUT_S)
+        else:
+            self.servers.send(encode(message))
 
     def perform(self, effect: machine.WorkEffect) -> Iterable[machine.Event]:
         match effect:
-            case machine.SendResult():
-                self.servers.send(encode(effect.result, self._sums), SEND_TIMEOUT_S)
             case machine.IntroduceToShards():
                 self.servers.introduce()
             case machine.ComputeLease():
@@ -260,7 +261,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             case machine.AdvanceSlice():
                 assert self._slices is not None  # otherwise none was accepted
                 result = self._slices.advance(effect.lease)
-                return [] if result is None else [machine.SliceEnded(result=result)]
+                return [] if result is None else [result]
             case machine.PrepareSteps():
                 assert self._steps is not None  # otherwise none was accepted
                 try:
@@ -311,26 +312,24 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             return machine.SamplesMissing(lease=lease, request=request)
         began, self._sending_s, self._sums = self.clock.now(), 0.0, []
         self._at_hand, self._looked = lease, began
-        node, is_training = Node(lease.lo, lease.hi), lease.work in OF_A_STEP
+        is_training = lease.work in OF_A_STEP
         compute.turn(lease.step, into=lease.slot if self.state.shares else 0)
         try:
-            tally = self._train(compute, lease) if is_training else compute.evaluate(node, lease.work)
+            tally = self._train(compute, lease) if is_training else compute.evaluate(lease.node(), lease.work)
         except NotFiniteError as error:
-            diverged = Diverged(
+            return Diverged(
                 work=lease.work,
                 step=lease.step,
                 micro_batch=error.micro_batch,
                 layer=one_line(error.layer, NAME_LIMIT),
                 quantity=error.quantity,
             )
-            return machine.LeaseEnded(answer=diverged)
         except StoppedError as error:
             return machine.LeaseStopped(lease=lease, computed=error.computed)
         except Exception:  # noqa: BLE001  # whatever a user's model raises is reported at the server
             raised = shortened(traceback.format_exc())
-            failed = ComputeFailed(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, traceback=raised)
-            return machine.LeaseEnded(answer=failed)
-        result = Result(
+            return ComputeFailed(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, traceback=raised)
+        return Result(
             work=lease.work,
             step=lease.step,
             lo=lease.lo,
@@ -343,7 +342,6 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             losses=pack_losses(compute.losses) if is_training else b"",
             digest=result_digest(compute.into, compute.losses, tally) if lease.is_digested else "",
         )
-        return machine.LeaseEnded(answer=result)
 
     def _is_wanted(self) -> bool:
         """Tell whether the lease at hand has not been withdrawn, as far as is known; look from time to time."""
@@ -365,14 +363,14 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             return False
         if self.state.progress is not None:
             return isinstance(message, MultiStepWithdrawal)
-        return isinstance(message, Withdrawal) and self._at_hand is not None and is_of(self._at_hand, message)
+        return isinstance(message, Withdrawal) and self._at_hand is not None and self._at_hand.key() == message.key()
 
     def _train(self, compute: Compute, lease: Lease) -> Tally:
         """Compute the sums of a lease, where the server sees them or to be sent; those of an audit are not sent.
 
         Sums that are longer than one frame are sent frame by frame on the way.
         """
-        node = Node(lease.lo, lease.hi)
+        node = lease.node()
         if self.state.shares or lease.work == "audit":
             return compute.train(lease.step, node)[1]
         if len(compute.frames) == 1:

@@ -14,11 +14,12 @@ from lockstep.common.protocol.codec import encode
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import SumsFrame
 from lockstep.common.statemachine.client import Exit
+from lockstep.ps.coordinator.events import SumsAcknowledged
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import EpochDone, StepDone, read_lines
 from lockstep.ps.records.run_folder import LEDGER, WEIGHTS, RunFolder
 from lockstep.ps.setup import AdmissionPolicy
-from lockstep.ps.shard_group.group import ConfirmSums, GroupEffect, ShardGroup
+from lockstep.ps.shard_group.group import GroupEffect, ShardGroup
 from tests.simulation.cluster import Simulation
 from tests.simulation.test_shards import SHARDED, TIMEOUT_S, alone, peer_at, simulated
 
@@ -169,7 +170,7 @@ class Hasty(ShardGroup):
         if key not in self.awaited or not self.confirmed.get(key):
             return []
         self.awaited.remove(key)
-        return [ConfirmSums(rank=key[0], node=key[1])]
+        return [SumsAcknowledged(rank=key[0], node=key[1])]
 
 
 def lagging(kind: type[ShardGroup]) -> str:

@@ -91,7 +91,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         (events.StatusRequested, 1),
         (events.StatusRequested, 4),
         (events.TimePassed, 1),
-        (events.WorkerLeft, 1),
+        (events.PeerLeft, 1),
     ],
 )
 def test_a_server_that_dies_at_an_event_changes_nothing(
@@ -109,7 +109,7 @@ def test_a_server_that_dies_at_an_event_changes_nothing(
                 observer.send(encode(StatusRequest()))
                 while observer.receive(0.0) is not None:
                     pass
-            if kind is events.WorkerLeft and turn == 30:
+            if kind is events.PeerLeft and turn == 30:
                 workers[1].die()
                 workers.append(simulation.add_worker())
             # One that waits for the others asks whether the server is there.

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from lockstep.common.errors import ProtocolError
 from lockstep.common.protocol.messages import Message
+from lockstep.common.transport.port import Frames, PeerGone, PeerSlow, ServerPort
 
 Phase = TypeVar("Phase", bound=Enum)
 Event = TypeVar("Event")
@@ -65,6 +66,13 @@ class Received(Struct, frozen=True, kw_only=True):
 
     peer: bytes
     message: Message
+
+
+class PeerLeft(Struct, frozen=True, kw_only=True):
+    """A peer said so, broke the protocol, or can no longer be reached."""
+
+    peer: bytes
+    reason: str
 
 
 class TimePassed(Struct, frozen=True, kw_only=True):
@@ -131,6 +139,17 @@ class Machine(ABC, Generic[Event, Effect]):
         if self.phase not in targets:
             raise ProtocolError(f"{kind.__name__} led to {self.phase.value}: not a transition of the table")
         return effects
+
+
+def deliver(port: ServerPort, peer: bytes, frames: Frames) -> list[PeerLeft]:
+    """Send frames to a peer; return that it has left if that cannot be."""
+    try:
+        port.send(peer, frames)
+    except PeerGone:
+        return [PeerLeft(peer=peer, reason="its connection is gone")]
+    except PeerSlow:
+        return [PeerLeft(peer=peer, reason="it does not read what it is sent")]
+    return []
 
 
 def carry_out(

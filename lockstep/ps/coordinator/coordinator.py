@@ -147,7 +147,7 @@ class Coordinator(Machine[events.Event, Effect]):
             case Received(peer=peer, message=message):
                 member = self.membership.members.get(peer)
                 return self._on_message(peer, message, now) if member is None else self._on_work(member, message, now)
-            case events.WorkerLeft():
+            case events.PeerLeft():
                 return self._on_left(event, now)
             case events.StatusRequested():
                 return [Send(peer=event.peer, message=with_rejections(self.status(now), event.refused, event.broken))]
@@ -242,7 +242,7 @@ class Coordinator(Machine[events.Event, Effect]):
             self._begin_round(now)
         return effects + self._assign_leases(now)
 
-    def _on_left(self, event: events.WorkerLeft, now: float) -> list[Effect]:
+    def _on_left(self, event: events.PeerLeft, now: float) -> list[Effect]:
         self.early_joins.pop(event.peer, None)
         member = self.membership.remove(event.peer)
         if member is None:

@@ -27,6 +27,7 @@ from lockstep.common.protocol.shard_messages import (
 from lockstep.common.statemachine.machine import (
     IGNORED,
     Machine,
+    PeerLeft,
     Received,
     Report,
     ReportRefusal,
@@ -36,6 +37,8 @@ from lockstep.common.statemachine.machine import (
     stays,
     table_of,
 )
+from lockstep.ps.coordinator.effects import AwaitShards, ForgetWorker
+from lockstep.ps.coordinator.events import ServerLost, ServersReady, StepUpdated, SumsAcknowledged
 from lockstep.ps.coordinator.registration import Refusal, refusal
 from lockstep.ps.coordinator.status import Reminder
 
@@ -58,18 +61,7 @@ class GroupPhase(Enum):
     ENDED = "ended"
 
 
-# Events
-
-
-class SumsAwaited(Struct, frozen=True, kw_only=True):
-    """A worker's result came: all shards are to have its sums before it counts."""
-
-    rank: int
-    node: Node
-
-
-class WorkerRemoved(Struct, frozen=True, kw_only=True):
-    rank: int
+# Events; some of them are effects of the coordinator, as they are
 
 
 class TreeCompleted(Struct, frozen=True, kw_only=True):
@@ -94,13 +86,6 @@ class OwnSliceUpdated(Struct, frozen=True, kw_only=True):
     step: int
 
 
-class ShardGone(Struct, frozen=True, kw_only=True):
-    """The shard left, broke the protocol, or can no longer be reached."""
-
-    peer: bytes
-    reason: str
-
-
 class RunEnded(Struct, frozen=True, kw_only=True):
     """`reason` is empty if it ended well."""
 
@@ -111,12 +96,12 @@ class RunEnded(Struct, frozen=True, kw_only=True):
 GroupMessage = ShardJoin | ShardReady | SumsAck | Squares | UpdateDone | Ping
 GroupEvent = (
     Received
-    | SumsAwaited
-    | WorkerRemoved
+    | AwaitShards
+    | ForgetWorker
     | TreeCompleted
     | ScaleFound
     | OwnSliceUpdated
-    | ShardGone
+    | PeerLeft
     | TimePassed
     | RunEnded
 )
@@ -139,22 +124,6 @@ class FillShard(Struct, frozen=True, kw_only=True):
     shares: bool
 
 
-class AnnounceGroup(Struct, frozen=True, kw_only=True):
-    """All shards are ready: workers may be welcomed."""
-
-    addresses: tuple[str, ...]
-    #: Whether all see the server's memory, and why not.
-    shares: bool
-    obstacle: str
-
-
-class ConfirmSums(Struct, frozen=True, kw_only=True):
-    """All shards have the sums of a worker's result."""
-
-    rank: int
-    node: Node
-
-
 class FindScale(Struct, frozen=True, kw_only=True):
     """Find the factor of clipping: the squares of all shards have come."""
 
@@ -167,28 +136,17 @@ class UpdateOwnSlice(Struct, frozen=True, kw_only=True):
     scale: float | None
 
 
-class CompleteStep(Struct, frozen=True, kw_only=True):
-    """All slices have their new weights."""
-
-    step: int
-
-
-class LoseShard(Struct, frozen=True, kw_only=True):
-    """A shard is gone without which the run cannot go on."""
-
-    text: str
-
-
+#: Of these, the coordinator's events are what it is to handle.
 GroupEffect = (
     Send
     | WelcomeShard
     | FillShard
-    | AnnounceGroup
-    | ConfirmSums
+    | ServersReady
+    | SumsAcknowledged
     | FindScale
     | UpdateOwnSlice
-    | CompleteStep
-    | LoseShard
+    | StepUpdated
+    | ServerLost
     | Report
     | ReportRefusal
 )
@@ -205,15 +163,15 @@ TRANSITIONS = table_of(
         ShardJoin: stays(*GroupPhase),
         ShardReady: _LATE | {_WAITING: {_WAITING, _ADDING}},
         Ping: stays(_WAITING, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
-        SumsAwaited: stays(_ADDING) | leads(IGNORED, _ENDED),
+        AwaitShards: stays(_ADDING) | leads(IGNORED, _ENDED),
         SumsAck: _LATE | stays(_ADDING),
-        WorkerRemoved: stays(_WAITING, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
+        ForgetWorker: stays(_WAITING, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
         TreeCompleted: leads({_MEASURING, _UPDATING}, _ADDING) | leads(IGNORED, _ENDED),
         Squares: _LATE | stays(_MEASURING),
         ScaleFound: leads({_UPDATING}, _MEASURING) | leads(IGNORED, _ENDED),
         OwnSliceUpdated: leads({_UPDATING, _ADDING}, _UPDATING) | leads(IGNORED, _ENDED),
         UpdateDone: _LATE | leads({_UPDATING, _ADDING}, _UPDATING),
-        ShardGone: stays(_WAITING) | leads({_ENDED}, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
+        PeerLeft: stays(_WAITING) | leads({_ENDED}, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
         TimePassed: {
             _WAITING: {_WAITING},
             _ADDING: {_ADDING, _ENDED},
@@ -302,10 +260,10 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         match event:
             case Received(peer=peer, message=message):
                 return self._on_message(peer, message, now)
-            case SumsAwaited(rank=rank, node=node):
+            case AwaitShards(rank=rank, node=node):
                 self.awaited.add((rank, node))
                 return self._confirm((rank, node))
-            case WorkerRemoved(rank=rank):
+            case ForgetWorker(rank=rank):
                 return self._remove_worker(rank)
             case TreeCompleted():
                 return self._begin_update(event)
@@ -314,7 +272,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
             case OwnSliceUpdated():
                 self.is_own_updated = True
                 return self._complete()
-            case ShardGone():
+            case PeerLeft():
                 return self._gone(event)
             case TimePassed():
                 return self._time_passed(now)
@@ -394,7 +352,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
             return []
         self.phase = GroupPhase.ADDING
         return [
-            AnnounceGroup(
+            ServersReady(
                 addresses=tuple(member.join.address for member in members),
                 shares=all(member.shares for member in members),
                 obstacle=next((member.obstacle for member in members if member.obstacle), ""),
@@ -419,7 +377,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         if key not in self.awaited or len(self.confirmed.get(key, ())) < self.others:
             return []
         self.awaited.remove(key)
-        return [ConfirmSums(rank=key[0], node=key[1])]
+        return [SumsAcknowledged(rank=key[0], node=key[1])]
 
     def _remove_worker(self, rank: int) -> list[GroupEffect]:
         for key in [key for key in (*self.confirmed, *self.awaited) if key[0] == rank]:
@@ -465,11 +423,11 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         self.confirmed.clear()
         self.awaited.clear()
         self.answered.clear()
-        return [CompleteStep(step=done)]
+        return [StepUpdated(step=done)]
 
     # Shards fail
 
-    def _gone(self, event: ShardGone) -> list[GroupEffect]:
+    def _gone(self, event: PeerLeft) -> list[GroupEffect]:
         if event.peer not in self.members:
             return []
         member = self.members[event.peer]
@@ -484,7 +442,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         lost = f"{member.named()} is gone, and its slice of the weights with it: {reason}"
         finished = Finished(reason=shortened(lost), kind=FailureKind.SERVER_LOST)
         others = [Send(peer=peer, message=finished) for peer in self.members if peer != member.peer]
-        return [*others, LoseShard(text=lost)]
+        return [*others, ServerLost(text=lost)]
 
     def _time_passed(self, now: float) -> list[GroupEffect]:
         if now >= self.next_ping:

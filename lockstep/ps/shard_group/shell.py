@@ -36,8 +36,17 @@ from lockstep.common.protocol.shard_messages import (
     WorkerLost,
 )
 from lockstep.common.runtime.clock import Clock
-from lockstep.common.statemachine.machine import Received, Report, ReportRefusal, Send, TimePassed, carry_out
-from lockstep.common.transport.port import PeerGone, PeerSlow, ServerPort
+from lockstep.common.statemachine.machine import (
+    PeerLeft,
+    Received,
+    Report,
+    ReportRefusal,
+    Send,
+    TimePassed,
+    carry_out,
+    deliver,
+)
+from lockstep.common.transport.port import ServerPort
 from lockstep.ps.coordinator import effects as coordinator_effects
 from lockstep.ps.coordinator import events as coordinator_events
 from lockstep.ps.coordinator.membership import Membership
@@ -168,11 +177,11 @@ class ShardGroupShell:
         if member is None:
             return []
         reason = f"shard {self.state.members[peer].index} lost it: {one_line(lost.reason)}"
-        return [coordinator_events.WorkerLeft(peer=member.peer, reason=reason)]
+        return [PeerLeft(peer=member.peer, reason=reason)]
 
     def on_shard_gone(self, peer: bytes, reason: str) -> list[coordinator_events.Event]:
         """Handle that a shard is gone."""
-        return self._dispatch(machine.ShardGone(peer=peer, reason=reason))
+        return self._dispatch(PeerLeft(peer=peer, reason=reason))
 
     def on_time(self, now: float) -> list[coordinator_events.Event]:
         """Handle the passing of time."""
@@ -195,22 +204,21 @@ class ShardGroupShell:
                 yield from self._send(effect.peer, self._welcome(effect.index))
             case machine.FillShard():
                 yield from self._fill(effect)
-            case machine.AnnounceGroup(addresses=addresses, shares=shares, obstacle=obstacle):
-                ready = coordinator_events.ServersReady(addresses=addresses, shares=shares, obstacle=obstacle)
-                self._happened.append(ready)
-            case machine.ConfirmSums():
-                self._happened.append(coordinator_events.SumsAcknowledged(rank=effect.rank, node=effect.node))
             case machine.FindScale():
                 assert self.state.update is not None  # that is what is measured
                 order = [member.peer for member in self.state.in_order()]
                 yield machine.ScaleFound(scale=self._update.scale(self.own, self.state.update.count, order))
             case machine.UpdateOwnSlice():
                 yield from self._own_updated(self.updating.update(effect.step, effect.count, effect.scale))
-            case machine.CompleteStep():
+            case coordinator_events.StepUpdated():
                 self._complete(effect.step)
-                self._happened.append(coordinator_events.StepUpdated(step=effect.step))
-            case machine.LoseShard():
-                self._happened.append(coordinator_events.ServerLost(text=effect.text))
+                self._happened.append(effect)
+            case (
+                coordinator_events.ServersReady()
+                | coordinator_events.SumsAcknowledged()
+                | coordinator_events.ServerLost()
+            ):
+                self._happened.append(effect)
             case Report():
                 self.report(effect)
             case ReportRefusal():
@@ -218,13 +226,8 @@ class ShardGroupShell:
             case _:
                 assert_never(effect)
 
-    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> Iterator[machine.GroupEvent]:
-        try:
-            self.port.send(peer, encode(message, arrays))
-        except PeerGone:
-            yield machine.ShardGone(peer=peer, reason="its connection is gone")
-        except PeerSlow:
-            yield machine.ShardGone(peer=peer, reason="it does not read what it is sent")
+    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> list[PeerLeft]:
+        return deliver(self.port, peer, encode(message, arrays))
 
     def _send_to(self, peers: Sequence[bytes], message: Message) -> list[coordinator_events.Event]:
         gone = [event for peer in peers for event in self._send(peer, message)]
@@ -267,10 +270,10 @@ class ShardGroupShell:
             self.updating.dispatch(HelperAdmitted(rank=member.rank))
         return self._send_all(Admit(rank=member.rank, incarnation=member.join.incarnation, shares=shares))
 
-    def forget(self, rank: int) -> list[coordinator_events.Event]:
+    def forget(self, effect: coordinator_effects.ForgetWorker) -> list[coordinator_events.Event]:
         """Inform all shards that a worker is gone."""
-        happened = self._after(self.updating.remove(rank))
-        return happened + self._dispatch(machine.WorkerRemoved(rank=rank)) + self._send_all(Forget(rank=rank))
+        happened = self._after(self.updating.remove(effect))
+        return happened + self._dispatch(effect) + self._send_all(Forget(rank=effect.rank))
 
     def send_weights(self, rank: int, step: int) -> Sequence[coordinator_events.Event]:
         """Let all shards send a worker their weights of a step, unless the update's message has told them to."""
@@ -283,7 +286,7 @@ class ShardGroupShell:
 
     def await_sums(self, effect: coordinator_effects.AwaitShards) -> list[coordinator_events.Event]:
         """Return that all shards have the sums of a result, if they have them already."""
-        return self._dispatch(machine.SumsAwaited(rank=effect.rank, node=effect.node))
+        return self._dispatch(effect)
 
     # Updates
 
@@ -318,11 +321,7 @@ class ShardGroupShell:
         member = self.membership.by_rank(rank)
         if member is None:
             return
-        try:
-            self.port.send(member.peer, encode(msgspec.structs.replace(lease, incarnation=member.join.incarnation)))
-        except (PeerGone, PeerSlow):
-            gone = coordinator_events.WorkerLeft(peer=member.peer, reason="its connection is gone")
-            self._happened.append(gone)
+        self._happened += self._send(member.peer, msgspec.structs.replace(lease, incarnation=member.join.incarnation))
 
     def on_slice_result(self, peer: bytes, result: SliceResult) -> list[coordinator_events.Event]:
         """Handle what a worker reports of its slice of an update."""
@@ -393,12 +392,8 @@ class ShardGroupShell:
 
     def _request_weights(self, updates: int) -> bool:
         """Request the weights that we do not see; return whether all shards can be reached."""
-        try:
-            for peer in [member.peer for member in self.state.members.values() if not self._sees(member)]:
-                self.port.send(peer, encode(Collect(steps=updates)))
-        except (PeerGone, PeerSlow):
-            return False
-        return True
+        hidden = [member.peer for member in self.state.members.values() if not self._sees(member)]
+        return not any(self._send(peer, Collect(steps=updates)) for peer in hidden)
 
     def _receive_weights(self, gathered: GatheredWeights, updates: int) -> None:
         deadline = self.clock.now() + FINAL_WEIGHTS_S

@@ -22,6 +22,7 @@ from lockstep.common.protocol.messages import (
 )
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.statemachine.machine import TimePassed, carry_out
+from lockstep.ps.coordinator.effects import ForgetWorker
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shared_memory import parallel_update as machine
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, WorkerLocks
@@ -92,9 +93,9 @@ class ParallelUpdateShell:
         if self.may_lease:
             self.dispatch(machine.HelperAnswered(rank=rank, lease=answer.key()))
 
-    def remove(self, rank: int) -> UpdateStep | None:
+    def remove(self, effect: ForgetWorker) -> UpdateStep | None:
         """Handle that a worker is gone; return the update if it is complete."""
-        completed = self.dispatch(machine.HelperRemoved(rank=rank))
+        completed, rank = self.dispatch(effect), effect.rank
         is_needed = rank in self.state.withdrawn.values() or any(
             loan.rank == rank for loan in self.state.loans.values()
         )
