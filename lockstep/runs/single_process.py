@@ -74,7 +74,7 @@ class SingleProcessTrainer:
         """Change the weights by the sums of a step."""
         shard, began = self.setup.shard, self.clock.now()
         shard.add(self._whole, done.sums)
-        rate = shard.update(step, done.tally.count)
+        rate = shard.update(step, done.tally.count).rate
         return SingleProcessUpdate(rate=rate, update_s=self.clock.now() - began)
 
     @property

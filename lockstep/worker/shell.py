@@ -48,12 +48,12 @@ from lockstep.common.transport.links import Wait, wait_for_nothing
 from lockstep.common.transport.port import ClientPort
 from lockstep.worker import state as machine
 from lockstep.worker.compute import Compute
-from lockstep.worker.connections import SEND_TIMEOUT_S, Dial, ServerConnections, WeightsAssembly, assembly_of
+from lockstep.worker.connections import SEND_TIMEOUT_S, Dial, ServerConnections, WeightsAssembly
 from lockstep.worker.gradient_sink import NotFiniteError
 from lockstep.worker.multi_step import MultiStepProgress
 from lockstep.worker.node_sums import StoppedError
 from lockstep.worker.samples import SampleFetcher
-from lockstep.worker.setup import Loader, WorkerFolders, prepare
+from lockstep.worker.setup import Loader, prepare
 from lockstep.worker.slice_update import PART, SliceUpdater
 from lockstep.worker.state import WorkerState
 from lockstep.worker.step_maker import StepMaker
@@ -285,24 +285,26 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
     def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
         assert isinstance(welcome, Welcome)
         try:
-            place = prepare(welcome, self.load, WorkerFolders(self.root, self.cache))
+            place = prepare(welcome, self.load, self.root, self.cache)
             compute, self._compute = place.compute, place.compute
             compute.is_wanted = self._is_wanted
             self._end_slices()
-            if place.shared is not None:
-                self._slices = SliceUpdater(compute, place.shared, self.clock, self.part)
+            shared = place.shared
+            if shared is not None:
+                self._slices = SliceUpdater(compute, shared, self.clock, self.part)
                 self._steps = None if place.store else StepMaker(compute, self._slices, self.clock)
             self._fetcher = None if place.store is None else SampleFetcher(place.store, compute.batches)
-            self._weights = assembly_of(compute.frames)
+            self._weights = WeightsAssembly({frame.start: len(frame) for frame in compute.frames})
             # If all servers share memory with us, there is nothing to exchange with the others.
-            addresses = [] if place.nonce else welcome.shards
+            addresses = welcome.shards if shared is None else []
             hello = Hello(rank=welcome.rank, incarnation=self.state.client.join().incarnation)
             self.servers.connect(addresses, compute.layout.size, hello)
         except LockstepError as error:
             return PreparationFailed(reason=str(error))
         # Without one, sums go in frames, and none may be overtaken on a shortcut of a run before.
-        self.port.shorten(place.shortcut)
-        return Prepared(ready=Ready(nonce=place.nonce, obstacle=shortened(place.obstacle)))
+        self.port.shorten(None if shared is None else shared.shortcut)
+        nonce = "" if shared is None else shared.nonce
+        return Prepared(ready=Ready(nonce=nonce, obstacle=shortened(place.obstacle)))
 
     def _compute_lease(self, lease: Lease) -> machine.Event:
         compute = self._compute

@@ -319,7 +319,8 @@ class WorkerState(Machine[Event, Effect]):
                 return []
             case MultiStepLease():
                 self._drop_leases()
-                self.phase, self.progress = WorkerPhase.MULTI_STEP, MultiStepProgress.begin(event, now)
+                self.phase = WorkerPhase.MULTI_STEP
+                self.progress = MultiStepProgress(event, event.first, since=now, due=now)
                 return [PrepareSteps(lease=event)]
             case InboxEmptied():
                 return self._compute_next()

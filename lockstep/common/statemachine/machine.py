@@ -15,7 +15,6 @@ from msgspec import Struct
 
 from lockstep.common.errors import ProtocolError
 from lockstep.common.protocol.messages import Message
-from lockstep.common.transport.port import Frames, PeerGone, PeerSlow, ServerPort
 
 Phase = TypeVar("Phase", bound=Enum)
 Event = TypeVar("Event")
@@ -141,15 +140,9 @@ class Machine(ABC, Generic[Event, Effect]):
         return effects
 
 
-def deliver(port: ServerPort, peer: bytes, frames: Frames) -> list[PeerLeft]:
-    """Send frames to a peer; return that it has left if that cannot be."""
-    try:
-        port.send(peer, frames)
-    except PeerGone:
-        return [PeerLeft(peer=peer, reason="its connection is gone")]
-    except PeerSlow:
-        return [PeerLeft(peer=peer, reason="it does not read what it is sent")]
-    return []
+def soonest(*deadlines: float | None) -> float | None:
+    """Return the first of several deadlines; None if there is none."""
+    return min((at for at in deadlines if at is not None), default=None)
 
 
 def carry_out(

@@ -41,7 +41,8 @@ from lockstep.common.protocol.messages import (
 from lockstep.common.protocol.shard_messages import ShardMessage
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.interrupts import held_back
-from lockstep.common.statemachine.machine import carry_out, deliver
+from lockstep.common.statemachine.delivery import deliver
+from lockstep.common.statemachine.machine import carry_out, soonest
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import ServerPort
 from lockstep.ps.checkpoint.checkpointer import Checkpointer
@@ -224,13 +225,12 @@ class Server:
 
     def deadline(self) -> float | None:
         """Return when something is due although no message comes."""
-        due = (
+        return soonest(
             self.coordinator.deadline(),
             self.group.deadline(),
             self.multi_step.deadline(),
             self.status_limit.deadline(),
         )
-        return min((at for at in due if at is not None), default=None)
 
     def _time_passed(self, now: float) -> list[events.Event]:
         due = [self._status_requested(peer) for peer in self.status_limit.due(now)]

@@ -34,12 +34,13 @@ from lockstep.common.statemachine.machine import (
     Send,
     TimePassed,
     leads,
+    soonest,
     stays,
     table_of,
 )
 from lockstep.ps.coordinator.effects import AwaitShards, ForgetWorker
 from lockstep.ps.coordinator.events import ServerLost, ServersReady, StepUpdated, SumsAcknowledged
-from lockstep.ps.coordinator.registration import Refusal, refusal
+from lockstep.ps.coordinator.registration import refusal, refused, through_its_socket, without_memory
 from lockstep.ps.coordinator.status import Reminder
 
 #: Seconds between two pings of a shard: sending to a process that is gone fails, and so is its death noticed.
@@ -254,7 +255,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
     def deadline(self) -> float | None:
         if self.phase is GroupPhase.ENDED or not self.others:
             return None
-        return self.next_ping if self.reminder.due is None else min(self.next_ping, self.reminder.due)
+        return soonest(self.next_ping, self.reminder.due)
 
     def react(self, event: GroupEvent, now: float) -> list[GroupEffect]:
         match event:
@@ -310,23 +311,22 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         if self._heard(peer, now) is not None:
             return []
         if (why := self._refusal(join)) is not None:
-            refused = Send(peer=peer, message=why.message())
-            return [refused, ReportRefusal(text=f"refused a shard: {why.reason}")]
+            return [Send(peer=peer, message=why), ReportRefusal(text=f"refused a shard: {why.reason}")]
         taken = {member.index for member in self.members.values()}
         index = next(index for index in range(1, self.config.servers) if index not in taken)
         member = self.members[peer] = ShardMember(peer, index, join, heard=now)
         return [WelcomeShard(peer=peer, index=index), Report(text=f"{member.named()} joined")]
 
-    def _refusal(self, join: ShardJoin) -> Refusal | None:
+    def _refusal(self, join: ShardJoin) -> Refused | None:
         """Return why a shard is refused, None if it is not."""
         config = self.config
         if not self.others:
-            return Refusal(RefusalKind.FULL, "this run has one server: start that with --servers 2 or more")
+            return refused(RefusalKind.FULL, "this run has one server: start that with --servers 2 or more")
         if self.phase is GroupPhase.ENDED:
-            return Refusal(RefusalKind.OVER, "the run is over")
+            return refused(RefusalKind.OVER, "the run is over")
         if len(self.members) == self.others:
             text = f"all {config.servers} servers of this run are there: start the server with more --servers"
-            return Refusal(RefusalKind.FULL, text)
+            return refused(RefusalKind.FULL, text)
         return refusal(join, config.fingerprint, allows_mixed_numerics=config.allows_mixed_numerics)
 
     def _prepared(self, peer: bytes, ready: ShardReady, now: float) -> list[GroupEffect]:
@@ -335,16 +335,10 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
             return []
         if self.config.needs_memory and not shares:
             del self.members[peer]
-            reason = f"it does not share the server's memory: {obstacle}"
-            refused = Send(peer=peer, message=Refused(reason=shortened(reason), kind=RefusalKind.MEMORY))
-            return [refused, Report(text=f"refused {member.named()}: {reason}")]
+            return [*without_memory(peer, member.named(), obstacle)]
         member.is_ready, member.shares, member.obstacle = True, shares, obstacle
-        effects: list[GroupEffect] = [FillShard(peer=member.peer, index=member.index, shares=member.shares)]
-        if member.obstacle:
-            effects.append(
-                Report(text=f"{member.named()} exchanges gradients and weights through its socket: {member.obstacle}")
-            )
-        return [*effects, *self._announce(), *self._remind(now)]
+        fill = FillShard(peer=peer, index=member.index, shares=shares)
+        return [fill, *through_its_socket(member.named(), obstacle), *self._announce(), *self._remind(now)]
 
     def _announce(self) -> list[GroupEffect]:
         members = self.in_order()

@@ -36,6 +36,7 @@ from lockstep.common.protocol.shard_messages import (
     WorkerLost,
 )
 from lockstep.common.runtime.clock import Clock
+from lockstep.common.statemachine.delivery import deliver
 from lockstep.common.statemachine.machine import (
     PeerLeft,
     Received,
@@ -44,7 +45,7 @@ from lockstep.common.statemachine.machine import (
     Send,
     TimePassed,
     carry_out,
-    deliver,
+    soonest,
 )
 from lockstep.common.transport.port import ServerPort
 from lockstep.ps.coordinator import effects as coordinator_effects
@@ -54,7 +55,7 @@ from lockstep.ps.run.info import RunInfo
 from lockstep.ps.shard.partition import checksum_in, held_frames, initial_frames, own_part
 from lockstep.ps.shard.shard import Shard, WeightsAfter
 from lockstep.ps.shard_group import group as machine
-from lockstep.ps.shard_group.distributed_update import CompletedUpdate, DistributedUpdate, GatheredWeights
+from lockstep.ps.shard_group.distributed_update import DistributedUpdate, GatheredWeights
 from lockstep.ps.shard_group.group import GroupConfig, ShardGroup, ShardMember
 from lockstep.ps.shared_memory.memory import ServerSharedMemory
 from lockstep.ps.shared_memory.parallel_update import (
@@ -101,7 +102,7 @@ class ShardGroupShell:
     #: The weights of all servers, None if all of them are ours.
     gathered: GatheredWeights | None = None
     #: The update that all have made, until it is recorded.
-    completed: CompletedUpdate | None = None
+    completed: DistributedUpdate | None = None
     #: The update that all make, or made last.
     _update: DistributedUpdate = field(default_factory=DistributedUpdate)
     #: What the coordinator is to handle, until `_dispatch` returns it.
@@ -128,10 +129,7 @@ class ShardGroupShell:
 
     def deadline(self) -> float | None:
         """Return when `on_time` has something to do although no message comes."""
-        group, update = self.state.deadline(), self.updating.state.deadline()
-        if group is None or update is None:
-            return update if group is None else group
-        return min(group, update)
+        return soonest(self.state.deadline(), self.updating.state.deadline())
 
     @property
     def holder(self) -> Shard | GatheredWeights:
@@ -333,13 +331,14 @@ class ShardGroupShell:
         return self._after(self.updating.dispatch(RunInterrupted()))
 
     def _complete(self, step: int) -> None:
-        self.completed = self._update.completed(step, self.clock.now())
+        self._update.step, self._update.seconds = step, self.clock.now() - self._update.began
+        self.completed = self._update
         if self.gathered is not None and self._update.collected != "nothing":
             self._gather_near(self.gathered, step + 1, has_state=self._update.collected == "all")
             if not self.gathered.end(step + 1):
                 raise RemoteProtocolError("not all shards have sent their slices")
 
-    def checksum(self, done: CompletedUpdate) -> int:
+    def checksum(self, done: DistributedUpdate) -> int:
         """Return the checksum of the weights in all slices after an update that was just made."""
         return (done.checksum + checksum_in(self.own, done.step, self.whole.weights.size)) % MODULUS
 

@@ -31,7 +31,8 @@ from lockstep.common.protocol.shard_messages import (
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.statemachine.client import ClientEvent, Exit, PreparationFailed, Prepared
 from lockstep.common.statemachine.client_shell import ClientShell
-from lockstep.common.statemachine.machine import PeerLeft, Received, Send, deliver
+from lockstep.common.statemachine.delivery import deliver
+from lockstep.common.statemachine.machine import PeerLeft, Received, Send
 from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.links import Wait

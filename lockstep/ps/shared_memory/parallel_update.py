@@ -60,10 +60,6 @@ class UpdateMode(Enum):
     WORKERS = "workers alone"
 
 
-def _recent() -> deque[float]:
-    return deque(maxlen=SAMPLES)
-
-
 @dataclass
 class ModeChoice:
     """How the next update is made, from the durations of those before: whichever is fastest.
@@ -77,7 +73,7 @@ class ModeChoice:
     _updates: int = 0
     _last: UpdateMode | None = None
     #: The seconds of the last updates of each kind, and their medians once there are enough.
-    _seconds: dict[UpdateMode, deque[float]] = field(default_factory=lambda: defaultdict(_recent))
+    _seconds: dict[UpdateMode, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=SAMPLES)))
     _medians: dict[UpdateMode, float] = field(default_factory=dict)
 
     def choose(self, possible: Sequence[UpdateMode]) -> UpdateMode:

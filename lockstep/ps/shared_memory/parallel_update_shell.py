@@ -61,19 +61,12 @@ class ParallelUpdateShell:
     def update(self, step: int, count: int, scale: float | None) -> UpdateStep | None:
         """Make an update; return it, or None if workers are still to answer."""
         if not self.may_lease:
-            return self._update_alone(step, count, scale)
+            return self.shard.update(step, count, scale)  # for which the machine need not be asked
         self._terms = self.shard.terms()
         self._places = self._shared_places()
         is_shared = bool(self._places)
         self._at = self.shard.begin_update(step, count, scale, in_place=not is_shared)
         return self.dispatch(machine.SumsCompleted(step=step, can_share=is_shared))
-
-    def _update_alone(self, step: int, count: int, scale: float | None) -> UpdateStep:
-        """Make an update that nobody could ever help with, for which the machine need not be asked."""
-        shard = self.shard
-        at = shard.begin_update(step, count, scale)
-        shard.end_update(at, shard.updating.run(at, shard.owned, shard.terms()))
-        return at
 
     def _shared_places(self) -> Sequence[SumsPlace]:
         """Return where the sums are if the update can be leased, and is to be."""
