@@ -176,7 +176,7 @@ class Hasty(ShardGroup):
 def lagging(kind: type[ShardGroup]) -> str:
     """Finish a run in which one shard hears of nothing for a while, once the first step is on its way."""
     with simulated("plain", 3, workers=1) as simulation:
-        simulation.server.group.state = kind(simulation.server.group.state.config)
+        simulation.server.group.state = kind(simulation.server.group.info)
         worker = simulation.add_worker()
         simulation.run(until=lambda: worker.runner.state.weights_step == 0)
         simulation.shards[1].is_hanging = True
@@ -206,7 +206,7 @@ class Provincial(ShardGroup):
 
 def test_clipping_by_the_norm_of_a_slice_is_found() -> None:
     with simulated("clipped", 2) as simulation:
-        simulation.server.group.state = Provincial(simulation.server.group.state.config)
+        simulation.server.group.state = Provincial(simulation.server.group.info)
         simulation.add_worker()
         assert simulation.finish() != alone("clipped").weights_sha256
 

@@ -267,7 +267,7 @@ class Coordinator(Machine[events.Event, Effect]):
         member = self.membership.on_message(event.peer, now)
         if member is None:
             return []
-        self.stragglers.on_message(member.rank)
+        self.stragglers.evictions.drop(member.rank)
         if isinstance(message, events.PROGRESS) and member.rank in self.leases.held:
             self.leases.extend(member.rank, now + self._timeout_s(member.rank))
         if member.state is not MemberState.SUSPECT:

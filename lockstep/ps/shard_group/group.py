@@ -12,7 +12,6 @@ from msgspec import Struct
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind, RefusalKind
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.protocol.messages import Finished, Message, Ping, Refused, shortened
 from lockstep.common.protocol.shard_messages import (
     Collected,
@@ -38,10 +37,11 @@ from lockstep.common.statemachine.machine import (
     stays,
     table_of,
 )
-from lockstep.ps.coordinator.effects import AwaitShards, ForgetWorker
+from lockstep.ps.coordinator.effects import AwaitShards, Finish, ForgetWorker
 from lockstep.ps.coordinator.events import ServerLost, ServersReady, StepUpdated, SumsAcknowledged
 from lockstep.ps.coordinator.registration import refusal, refused, through_its_socket, without_memory
 from lockstep.ps.coordinator.status import Reminder
+from lockstep.ps.run.info import RunInfo
 
 #: Seconds between two pings of a shard: sending to a process that is gone fails, and so is its death noticed.
 PING_S = 1.0
@@ -87,12 +87,6 @@ class OwnSliceUpdated(Struct, frozen=True, kw_only=True):
     step: int
 
 
-class RunEnded(Struct, frozen=True, kw_only=True):
-    """`reason` is empty if it ended well."""
-
-    reason: str
-
-
 #: What shards send, and the group decides on.
 GroupMessage = ShardJoin | ShardReady | SumsAck | Squares | UpdateDone | Ping
 GroupEvent = (
@@ -104,7 +98,7 @@ GroupEvent = (
     | OwnSliceUpdated
     | PeerLeft
     | TimePassed
-    | RunEnded
+    | Finish
 )
 
 # Effects
@@ -129,15 +123,8 @@ class FindScale(Struct, frozen=True, kw_only=True):
     """Find the factor of clipping: the squares of all shards have come."""
 
 
-class UpdateOwnSlice(Struct, frozen=True, kw_only=True):
-    """Make the server's own part of the update; answered by `OwnSliceUpdated`, perhaps later."""
-
-    step: int
-    count: int
-    scale: float | None
-
-
-#: Of these, the coordinator's events are what it is to handle.
+#: Of these, the coordinator's events are what it is to handle, and `Update` is to be made of the server's own slice:
+#: answered by `OwnSliceUpdated`, perhaps later.
 GroupEffect = (
     Send
     | WelcomeShard
@@ -145,7 +132,7 @@ GroupEffect = (
     | ServersReady
     | SumsAcknowledged
     | FindScale
-    | UpdateOwnSlice
+    | Update
     | StepUpdated
     | ServerLost
     | Report
@@ -180,23 +167,9 @@ TRANSITIONS = table_of(
             _UPDATING: {_UPDATING, _ENDED},
             _ENDED: IGNORED,
         },
-        RunEnded: leads({_ENDED}, _WAITING, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
+        Finish: leads({_ENDED}, _WAITING, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
     },
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupConfig:
-    """What is known of the shards from the start."""
-
-    #: Servers in all, with the coordinator's own slice.
-    servers: int
-    fingerprint: Fingerprint
-    allows_mixed_numerics: bool = False
-    #: Refuse shards that do not share the server's memory.
-    needs_memory: bool = False
-    #: Seconds after which a silent shard counts as gone.
-    silence_s: float = 60.0
 
 
 @dataclass
@@ -223,7 +196,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
     """The shards of a run."""
 
     transitions = TRANSITIONS
-    config: GroupConfig
+    info: RunInfo
     #: The step whose sums are added.
     step: int = 0
     phase: GroupPhase = field(init=False)
@@ -247,7 +220,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
     @property
     def others(self) -> int:
         """The number of servers but the coordinator's."""
-        return self.config.servers - 1
+        return self.info.servers - 1
 
     def handle(self, event: GroupEvent, now: float) -> list[GroupEffect]:
         return self.obey(event, now)
@@ -277,7 +250,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
                 return self._gone(event)
             case TimePassed():
                 return self._time_passed(now)
-            case RunEnded(reason=reason):
+            case Finish(failure=reason):
                 self.phase = GroupPhase.ENDED
                 return [Send(peer=peer, message=Finished(reason=shortened(reason))) for peer in self.members]
             case _:
@@ -313,27 +286,27 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         if (why := self._refusal(join)) is not None:
             return [Send(peer=peer, message=why), ReportRefusal(text=f"refused a shard: {why.reason}")]
         taken = {member.index for member in self.members.values()}
-        index = next(index for index in range(1, self.config.servers) if index not in taken)
+        index = next(index for index in range(1, self.info.servers) if index not in taken)
         member = self.members[peer] = ShardMember(peer, index, join, heard=now)
         return [WelcomeShard(peer=peer, index=index), Report(text=f"{member.named()} joined")]
 
     def _refusal(self, join: ShardJoin) -> Refused | None:
         """Return why a shard is refused, None if it is not."""
-        config = self.config
+        info = self.info
         if not self.others:
             return refused(RefusalKind.FULL, "this run has one server: start that with --servers 2 or more")
         if self.phase is GroupPhase.ENDED:
             return refused(RefusalKind.OVER, "the run is over")
         if len(self.members) == self.others:
-            text = f"all {config.servers} servers of this run are there: start the server with more --servers"
+            text = f"all {info.servers} servers of this run are there: start the server with more --servers"
             return refused(RefusalKind.FULL, text)
-        return refusal(join, config.fingerprint, allows_mixed_numerics=config.allows_mixed_numerics)
+        return refusal(join, info.fingerprint, allows_mixed_numerics=info.allows_mixed_numerics)
 
     def _prepared(self, peer: bytes, ready: ShardReady, now: float) -> list[GroupEffect]:
         member, shares, obstacle = self._heard(peer, now), bool(ready.nonce), one_line(ready.obstacle)
         if member is None or member.is_ready:
             return []
-        if self.config.needs_memory and not shares:
+        if self.info.needs_memory and not shares:
             del self.members[peer]
             return [*without_memory(peer, member.named(), obstacle)]
         member.is_ready, member.shares, member.obstacle = True, shares, obstacle
@@ -397,7 +370,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         message = Update(step=at.step, count=at.count, scale=scale, ranks=list(at.ranks), collected=at.collected)
         # The others first, so that all update at the same time.
         effects: list[GroupEffect] = [Send(peer=peer, message=message) for peer in self.members]
-        return [*effects, UpdateOwnSlice(step=at.step, count=at.count, scale=scale)]
+        return [*effects, message]
 
     def _is_last_answer(self, peer: bytes, step: int, now: float) -> bool:
         """Record an answer to a request to all; return whether it is the last."""
@@ -442,7 +415,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         if now >= self.next_ping:
             self.next_ping = now + PING_S
             for member in self.in_order():
-                if now - member.heard >= self.config.silence_s and self.phase is not GroupPhase.WAITING:
+                if now - member.heard >= self.info.lease_timeout_s and self.phase is not GroupPhase.WAITING:
                     return self._lose(member, f"it has been silent for {now - member.heard:.0f} s")
             pings: list[GroupEffect] = [Send(peer=peer, message=Ping()) for peer in self.members]
             return [*pings, *self._remind(now)]
@@ -458,7 +431,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         """Raise AssertionError if the state contradicts itself: for tests, after each event."""
         indices = [member.index for member in self.members.values()]
         assert len(set(indices)) == len(indices), "two shards have one slice"
-        assert all(0 < index < self.config.servers for index in indices)
+        assert all(0 < index < self.info.servers for index in indices)
         if self.phase not in (GroupPhase.WAITING, GroupPhase.ENDED):
             assert len(indices) == self.others, "a slice is nobody's"
         assert (self.update is not None) == (self.phase in (GroupPhase.MEASURING, GroupPhase.UPDATING)) or (

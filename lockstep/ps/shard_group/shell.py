@@ -14,7 +14,7 @@ from lockstep.common.aggregation.update import UpdateStep
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.codec import decode, encode
-from lockstep.common.protocol.messages import Eviction, Leave, Message, SliceLease, SliceResult, shortened
+from lockstep.common.protocol.messages import Eviction, Leave, Message, SliceLease, SliceResult
 from lockstep.common.protocol.shard_messages import (
     WEIGHTS,
     AddFromMemory,
@@ -32,6 +32,7 @@ from lockstep.common.protocol.shard_messages import (
     ShardWelcome,
     SliceMessage,
     Squares,
+    Update,
     UpdateDone,
     WorkerLost,
 )
@@ -56,7 +57,7 @@ from lockstep.ps.shard.partition import checksum_in, held_frames, initial_frames
 from lockstep.ps.shard.shard import Shard, WeightsAfter
 from lockstep.ps.shard_group import group as machine
 from lockstep.ps.shard_group.distributed_update import DistributedUpdate, GatheredWeights
-from lockstep.ps.shard_group.group import GroupConfig, ShardGroup, ShardMember
+from lockstep.ps.shard_group.group import ShardGroup, ShardMember
 from lockstep.ps.shared_memory.memory import ServerSharedMemory
 from lockstep.ps.shared_memory.parallel_update import (
     HelperAdmitted,
@@ -113,16 +114,7 @@ class ShardGroupShell:
         self.slices, self.own = slices_for(whole.weights.size, info.servers), whole
         if info.servers > 1:
             self.own, self.gathered = own_part(whole, self.slices[0]), GatheredWeights.of(whole)
-        self.state = ShardGroup(
-            GroupConfig(
-                servers=info.servers,
-                fingerprint=info.fingerprint,
-                allows_mixed_numerics=info.allows_mixed_numerics,
-                needs_memory=info.needs_memory,
-                silence_s=info.lease_timeout_s,
-            ),
-            step=whole.updates,
-        )
+        self.state = ShardGroup(info, step=whole.updates)
         helping, sharing = (self.helping, self.sharing) if info.servers == 1 else (ParallelUpdateConfig(), None)
         state = ParallelUpdate(helping, self.own.weights.size)
         self.updating = ParallelUpdateShell(state, self.own, self.clock, self._send_lease, sharing)
@@ -206,7 +198,7 @@ class ShardGroupShell:
                 assert self.state.update is not None  # that is what is measured
                 order = [member.peer for member in self.state.in_order()]
                 yield machine.ScaleFound(scale=self._update.scale(self.own, self.state.update.count, order))
-            case machine.UpdateOwnSlice():
+            case Update():
                 yield from self._own_updated(self.updating.update(effect.step, effect.count, effect.scale))
             case coordinator_events.StepUpdated():
                 self._complete(effect.step)
@@ -408,7 +400,7 @@ class ShardGroupShell:
                 if peer in self.state.members and isinstance(message, CollectedFrame) and message.steps == updates:
                     self._gather(peer, message, arrays[0])
 
-    def end(self, reason: str) -> None:
+    def end(self, finish: coordinator_effects.Finish) -> None:
         """Inform all shards that the run is over."""
-        self._dispatch(machine.RunEnded(reason=shortened(reason)))
+        self._dispatch(finish)
         self.updating.close()

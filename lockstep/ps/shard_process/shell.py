@@ -14,9 +14,11 @@ from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import Join, Message, SumsFrame, Weights, Welcome, shortened
 from lockstep.common.protocol.shard_messages import (
     AddFromMemory,
+    Admit,
     Begin,
     Collect,
     CollectedFrame,
+    Forget,
     Hello,
     InitialFrame,
     ShardReady,
@@ -26,6 +28,7 @@ from lockstep.common.protocol.shard_messages import (
     ToShardMessage,
     Update,
     UpdateDone,
+    WorkerLost,
     WorkerToShardMessage,
 )
 from lockstep.common.runtime.clock import Clock
@@ -177,12 +180,12 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
                 yield from self._send_weights(effect.peer)
             case Send():
                 self._send(effect.peer, effect.message)  # to a peer that is given up already
-            case machine.MapSums(rank=rank):
+            case Admit(rank=rank):
                 try:
                     self.sums[rank] = storage.sums_of(rank)
                 except SharingError as error:
-                    yield machine.SumsMissing(rank=rank, reason=str(error))
-            case machine.UnmapSums(rank=rank):
+                    yield WorkerLost(rank=rank, reason=shortened(str(error)))
+            case Forget(rank=rank):
                 self.sums.pop(rank, None)
             case machine.AddFrame():
                 storage.shard.receive(effect.frame, effect.node, self.arrays[0])

@@ -59,21 +59,14 @@ class ShardPhase(Enum):
 
 # Events
 
-
-class SumsMissing(Struct, frozen=True, kw_only=True):
-    """The sums of a worker that shares memory cannot be mapped."""
-
-    rank: int
-    reason: str
-
-
 #: What the server sends a shard that is in the run; the shell carries out some of it itself.
 Request = (
     InitialFrame | Begin | Admit | Forget | SendWeightsTo | AddFromMemory | SquaresRequest | Update | Collect | Ping
 )
 #: What workers send it.
 FromWorker = Hello | SumsFrame
-SliceEvent = Request | Received | SumsMissing | PeerLeft
+#: `WorkerLost` is here that the sums of a worker that shares memory cannot be mapped.
+SliceEvent = Request | Received | WorkerLost | PeerLeft
 ShardEvent = SliceEvent | ClientEvent
 
 #: What does not come from the server.
@@ -95,21 +88,10 @@ class AddFrame(Struct, frozen=True, kw_only=True):
     node: Node
 
 
-class MapSums(Struct, frozen=True, kw_only=True):
-    """Map the sums of a worker that shares memory."""
-
-    rank: int
-
-
-class UnmapSums(Struct, frozen=True, kw_only=True):
-    """Give back what was mapped of a worker."""
-
-    rank: int
-
-
-#: Three messages of the server's are effects as they are. The sums in memory are added, and not used any more.
-#: The squares are sent. The update is made, and what the server collects of it is sent.
-SliceEffect = SendSlice | AddFrame | AddFromMemory | MapSums | UnmapSums | SquaresRequest | Update | Send
+#: Messages of the server's are effects as they are. With `Admit`, a worker's sums are mapped until `Forget`. Those in
+#: memory are added, and not used any more. The squares are sent. The update is made, and what the server collects of it
+#: is sent.
+SliceEffect = SendSlice | AddFrame | AddFromMemory | Admit | Forget | SquaresRequest | Update | Send
 ShardEffect = SliceEffect | ClientEffect
 
 _OUTSIDE, _FILLING, _SERVING = ShardPhase
@@ -127,7 +109,7 @@ TRANSITIONS = table_of(
         SendWeightsTo: stays(_SERVING),
         SumsFrame: stays(_SERVING),
         AddFromMemory: stays(_SERVING),
-        SumsMissing: stays(_SERVING),
+        WorkerLost: stays(_SERVING),
         SquaresRequest: {_SERVING: {_SERVING, _OUTSIDE}},
         Update: {_SERVING: {_SERVING, _OUTSIDE}},
         Collect: stays(_FILLING, _SERVING),
@@ -192,12 +174,12 @@ class ShardState(Machine[ShardEvent, ShardEffect]):
                 return []  # the shell has carried it out
             case Ping():
                 return [SendToServer(message=Ping())]
-            case Admit(rank=rank):
+            case Admit():
                 workers.admit(event)
-                return [MapSums(rank=rank)] if event.shares else []
+                return [event] if event.shares else []
             case Forget(rank=rank):
                 workers.remove(rank)
-                return [UnmapSums(rank=rank)]
+                return [event]
             case Received(peer=peer, message=Hello() as hello):
                 return self._weights(workers.identify(peer, hello))
             case Received(peer=peer, message=SumsFrame() as sums):
@@ -213,9 +195,9 @@ class ShardState(Machine[ShardEvent, ShardEffect]):
                     return []
                 ack = SumsAck(rank=rank, step=event.step, lo=event.lo, hi=event.hi)
                 return [event, SendToServer(message=ack)]
-            case SumsMissing(rank=rank):
+            case WorkerLost(rank=rank):
                 workers.remove(rank)
-                return [SendToServer(message=WorkerLost(rank=rank, reason=shortened(event.reason)))]
+                return [SendToServer(message=event)]
             case SquaresRequest(step=step):
                 return [event] if step == self.step else self._fail_at(step, now)
             case Update(step=step):
@@ -264,7 +246,7 @@ class ShardState(Machine[ShardEvent, ShardEffect]):
         if rank is not None:
             self.workers.remove(rank)
             lost = WorkerLost(rank=rank, reason=shortened(event.reason))
-            effects += [UnmapSums(rank=rank), SendToServer(message=lost)]
+            effects += [Forget(rank=rank), SendToServer(message=lost)]
         return effects
 
     def validate(self) -> None:

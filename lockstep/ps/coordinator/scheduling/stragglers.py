@@ -262,10 +262,6 @@ class StragglerMonitor:
         """Tell whether a worker was late, and needs more than a sign of life to get work."""
         return now < self._probation.get(rank, now)
 
-    def on_message(self, rank: int) -> None:
-        """Record that a worker said something."""
-        self.evictions.drop(rank)
-
     def remove(self, rank: int) -> None:
         """Forget a worker that is gone."""
         self.evictions.drop(rank)

@@ -140,7 +140,7 @@ class Hasty(ShardGroup):
 
 
 def hasty(server: Server) -> Server:
-    server.group.state = Hasty(server.group.state.config, step=server.group.state.step)
+    server.group.state = Hasty(server.group.info, step=server.group.state.step)
     return server
 
 

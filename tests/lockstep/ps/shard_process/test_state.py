@@ -33,12 +33,10 @@ from lockstep.ps.shard_process.state import (
     SILENCE_S,
     TRANSITIONS,
     AddFrame,
-    MapSums,
     SendSlice,
     ShardEffect,
     ShardPhase,
     ShardState,
-    UnmapSums,
 )
 from tests.lockstep.common.statemachine.clients import exits, sent
 
@@ -68,7 +66,7 @@ EVENTS: dict[type, events.SliceEvent] = {
         SendWeightsTo(rank=3, step=5),
         Received(peer=PEER, message=SumsFrame(step=5, lo=0, hi=1, start=4096)),
         AddFromMemory(rank=3, slot=0, step=5, lo=0, hi=1),
-        events.SumsMissing(rank=3, reason="no such file"),
+        WorkerLost(rank=3, reason="no such file"),
         SquaresRequest(step=5, count=64),
         update_of(5),
         PeerLeft(peer=PEER, reason="its connection is gone"),
@@ -161,14 +159,14 @@ def test_a_worker_that_fails_is_refused_and_reported() -> None:
     refused, *rest = state.handle(EVENTS[PeerLeft], 0.0)
     assert isinstance(refused, Send)
     lost = WorkerLost(rank=3, reason="its connection is gone")
-    assert rest == [UnmapSums(rank=3), SendToServer(message=lost)]
+    assert rest == [Forget(rank=3), SendToServer(message=lost)]
     assert state.handle(EVENTS[SumsFrame], 0.0) == []
 
 
 def test_a_worker_that_shares_memory_is_mapped() -> None:
     state = shard_in(ShardPhase.SERVING)
     admit = Admit(rank=4, incarnation="life-4", shares=True)
-    expected: list[ShardEffect] = [MapSums(rank=4)]
+    expected: list[ShardEffect] = [admit]
     assert state.handle(admit, 0.0) == expected
 
 

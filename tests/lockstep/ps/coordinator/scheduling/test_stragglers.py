@@ -62,7 +62,7 @@ def test_one_that_is_late_is_on_probation_for_twenty_times_as_long_whatever_it_s
     made = monitor_of_one()
     assert not made.is_on_probation(0, 104.0)
     made.record_late(0, 104.0)
-    made.on_message(0)
+    made.evictions.drop(0)
     assert made.to_evict(1e6, has_others=True) == []
     until = 104.0 + PROBATION * 4.0
     assert [made.is_on_probation(0, at) for at in (104.0, until - 0.1, until)] == [True, True, False]
