@@ -175,7 +175,7 @@ def directions(module: Any) -> dict[str, list[type[Message]]]:
     text = inspect.getsource(module)
     places = [(match.start(), match[1]) for match in _DIRECTION.finditer(text)]
     found: dict[str, list[type[Message]]] = {}
-    for match in re.finditer(r"^class (\w+)\(Message, ", text, re.MULTILINE):
+    for match in re.finditer(r"^class (?!NodeMessage)(\w+)\((?:Node)?Message, ", text, re.MULTILINE):
         kind = getattr(module, match[1])
         heading = [title for place, title in places if place < match.start()][-1]
         found.setdefault(heading, []).append(kind)

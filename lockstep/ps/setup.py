@@ -23,27 +23,11 @@ from lockstep.common.model.port import Model
 from lockstep.common.model.source import read_model_source
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.runtime.numerics import NUMERICS
+from lockstep.ps.run.info import AdmissionPolicy as AdmissionPolicy
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import plan_of
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard.update_policy import policy_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdmissionPolicy:
-    """Which workers a run admits, and how long it waits for them."""
-
-    min_workers: int = 1
-    lease_timeout_s: float = 60.0
-    allows_mixed_numerics: bool = False
-    #: Servers that share the weights.
-    servers: int = 1
-    #: As in `RunInfo`.
-    pauses: bool = False
-    #: The share of micro-batches that a second worker computes again.
-    audit: float = 0.0
-    #: Whether workers that lack the data are sent the samples of their leases.
-    ships_data: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +76,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
         )
     plan = plan_of(job, len(data.train), len(data.test), len(data.validation or ()))
     info = RunInfo(
+        **vars(admission),
         run=run,
         job=job,
         plan=plan,
@@ -102,17 +87,12 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
         fingerprint=msgspec.structs.replace(own, engine=evidence.engine, evidence=evidence.digest),
         targets=data.train.targets,
         guess=guess_of(objective, data),
-        min_workers=admission.min_workers,
-        lease_timeout_s=admission.lease_timeout_s,
-        allows_mixed_numerics=admission.allows_mixed_numerics,
-        servers=admission.servers,
-        pauses=admission.pauses,
-        audit=admission.audit,
         manifest=manifest_of(data) if admission.ships_data else None,
         moments=data.train.moments,
     )
     weights = first_weights(job, model)
-    shard = Shard((weights, np.zeros_like(weights)), policy_of(job, plan, model), job.micro_batches)
+    policy = policy_of(job, plan, layout.parameter_size, model.momenta())
+    shard = Shard((weights, np.zeros_like(weights)), policy, job.micro_batches)
     return RunSetup(info=info, model=model, data=data, layout=layout, shard=shard)
 
 

@@ -54,7 +54,7 @@ class SingleProcessTrainer:
     def update(self, step: int, sums: Vector, tally: Tally) -> float:
         """Change the weights by the sums of a step; return the learning rate."""
         self.setup.shard.add(self._whole, sums)
-        return self.setup.shard.update(step, tally.count)
+        return self.setup.shard.update(step, tally.count).rate
 
     @property
     def _whole(self) -> Node:

@@ -67,7 +67,7 @@ class Compute:
         self.frames = self.frames or Slice(0, self.layout.size).frames()
         self.batches = Batches(job, self.data, self.moments)
         self.engine = self.model.engine(self.batches.objective)
-        self._bind(self.slots)
+        self.move(self.slots)
         self._attempt = Attempt(lambda: self.is_wanted())
         sink = GradientSink(self.layout, self.frames, self.wire)
         self._nodes = SumsInOnePass(SumsByMicroBatch(self.engine, self.layout, self.batches, sink, self._attempt))
@@ -85,16 +85,12 @@ class Compute:
     def _new_vector(self) -> Vector:
         return np.zeros(self.layout.size, dtype=np.float32)
 
-    def _bind(self, slots: tuple[Vector, Vector]) -> None:
-        """Bind the model to vectors of weights."""
+    def move(self, slots: tuple[Vector, Vector]) -> None:
+        """Compute with weights in other memory from the next `turn` on; both are of the layout's size."""
         self.slots, self.weights, self.into = slots, slots[0], self.sums[0]
         # Read only, as they are where memory is shared: a model that changes its own weights would get other bits on
         # another worker.
         self.engine.bind([read_only(slot) for slot in slots], self.sums)
-
-    def move(self, slots: tuple[Vector, Vector]) -> None:
-        """Compute with weights in other memory from the next `turn` on; both are of the layout's size."""
-        self._bind(slots)
 
     def turn(self, step: int, *, into: int = 0) -> None:
         """Compute with the weights after `step` steps from now on, and write sums into `sums[into]`."""

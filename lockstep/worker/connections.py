@@ -3,10 +3,10 @@
 Knows no message but Hello.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lockstep.common.aggregation.slices import Slice, slices_for
+from lockstep.common.aggregation.slices import slices_for
 from lockstep.common.errors import AddressError
 from lockstep.common.protocol.codec import Buffer, encode
 from lockstep.common.protocol.shard_messages import Hello
@@ -117,8 +117,3 @@ class WeightsAssembly:
             return False
         self.missing.remove(start)
         return not self.missing
-
-
-def assembly_of(frames: Iterable[Slice]) -> WeightsAssembly:
-    """Return what records the arrival of these frames."""
-    return WeightsAssembly({frame.start: len(frame) for frame in frames})

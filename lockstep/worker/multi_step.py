@@ -39,11 +39,6 @@ class MultiStepProgress:
     #: Whether it has looked for something in this stage that was not there.
     has_waited: bool = False
 
-    @classmethod
-    def begin(cls, lease: MultiStepLease, now: float) -> "MultiStepProgress":
-        """Begin a multi-step lease."""
-        return cls(lease, lease.first, since=now, due=now)
-
     def advance(self, now: float) -> bool:
         """Record that a stage is done; return whether the multi-step lease is."""
         if self.stage is StepStage.AWAITING_SLICE:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.common.aggregation.tree import Node, Vector
+from lockstep.common.aggregation.tree import Vector
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.manifest import Manifest, PartInfo, PartName, unpacked
 from lockstep.common.data.mapped import Indices
@@ -177,7 +177,7 @@ class SampleFetcher:
         return self.store.request_for(part, np.concatenate([own, *others]))
 
     def _places(self, lease: Lease) -> Indices:
-        return self.batches.samples_of(lease.work, lease.step, Node(lease.lo, lease.hi))
+        return self.batches.samples_of(lease.work, lease.step, lease.node())
 
     def put(self, samples: Samples, words: Vector) -> None:
         """Store samples that came; as `SampleStore.put`."""

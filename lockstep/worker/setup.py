@@ -1,14 +1,11 @@
 """From a welcome to a model with its data, checked to be the server's, and to the memory that both share."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lockstep.common.aggregation.slices import frames_of
-from lockstep.common.aggregation.tree import Vector
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.manifest import Manifest
 from lockstep.common.data.source import with_validation
@@ -20,7 +17,7 @@ from lockstep.common.model.source import read_model_source
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.shared_files import CALLERS, WEIGHTS, sums_file, sums_shape, weights_shape
 from lockstep.common.transport.shared_memory.folder import SharedFolder
-from lockstep.common.transport.shared_memory.packet_socket import PacketSocket, call
+from lockstep.common.transport.shared_memory.packet_socket import call
 from lockstep.common.transport.shared_memory.segment import Allocate, reserve
 from lockstep.worker.compute import Compute
 from lockstep.worker.samples import SampleStore
@@ -35,29 +32,20 @@ class ComputeSetup:
     """What computes leases, and whether in memory that the server sees."""
 
     compute: Compute
-    #: What was read in that memory, empty if none is shared.
-    nonce: str = ""
     #: Why none is shared although it was offered.
     obstacle: str = ""
     #: Where samples are stored that the server sends; None if the data is here.
     store: SampleStore | None = None
-    #: A shortcut to the server that was requested; None if there is none.
-    shortcut: PacketSocket | None = None
     #: Where memory is shared, by which slices of updates can be made; None if it is not.
     shared: SharedPlace | None = None
 
 
-@dataclass(frozen=True)
-class WorkerFolders:
-    """Folders of this machine that a worker may use."""
+def prepare(welcome: Welcome, load: Loader, memory: Path | None = None, cache: Path | None = None) -> ComputeSetup:
+    """Return what computes this run's leases; `ModelError` or `DataError` if it is not the server's.
 
-    #: Where shared memory is, and where samples are stored that a server sends; None if there is no such folder.
-    memory: Path | None = None
-    cache: Path | None = None
-
-
-def prepare(welcome: Welcome, load: Loader, places: WorkerFolders) -> ComputeSetup:
-    """Return what computes this run's leases; `ModelError` or `DataError` if it is not the server's."""
+    `memory` is where shared memory is, `cache` where samples are stored that a server sends; None if there is no such
+    folder.
+    """
     job = welcome.job
     model_source = read_model_source(job.model)
     source = model_source.digest
@@ -66,7 +54,7 @@ def prepare(welcome: Welcome, load: Loader, places: WorkerFolders) -> ComputeSet
             f"the file of model {job.model!r} is not the server's (SHA-256 {source[:12]}… here, "
             f"{welcome.source[:12]}… there): copy the server's file to this machine"
         )
-    data, store = _data_of(welcome, load, places.cache)
+    data, store = _data_of(welcome, load, cache)
     moments = welcome.moments if store is None else (store.manifest.mean, store.manifest.std)
     model = model_source.build(job.seed)
     layout = model.layout
@@ -78,18 +66,11 @@ def prepare(welcome: Welcome, load: Loader, places: WorkerFolders) -> ComputeSet
     _check_evidence(welcome, model, data)
     frames = frames_of(layout.size, 1 + len(welcome.shards))
     obstacle = ""
-    if welcome.memory and places.memory is not None:
+    if welcome.memory and memory is not None:
         try:
-            shared = attach(places.memory, welcome, layout.size)
+            shared = attach(memory, welcome, layout.size)
             compute = Compute(job, model, data, shared.slots, shared.sums, moments=moments)
-            place = SharedPlace(
-                root=places.memory,
-                folder=welcome.memory,
-                rank=welcome.rank,
-                head=shared.head,
-                server_head=shared.server_head,
-            )
-            return ComputeSetup(compute, nonce=shared.nonce, store=store, shortcut=shared.shortcut, shared=place)
+            return ComputeSetup(compute, store=store, shared=shared)
         except SharingError as error:
             obstacle = str(error)
     compute = Compute(job, model, data, frames=frames, moments=moments)
@@ -139,33 +120,22 @@ def _shipped(welcome: Welcome, manifest: Manifest, cache: Path) -> tuple[TrainTe
     return store.data(job.data), store
 
 
-@dataclass(frozen=True)
-class SharedVectors:
-    """What a worker computes with if it shares memory."""
-
-    #: What was read there, by which the server knows that we see its memory.
-    nonce: str
-    #: The weights, read only.
-    slots: tuple[Vector, Vector]
-    #: Where sums are written.
-    sums: tuple[Vector, ...]
-    #: The head of our file, where others see how far we are.
-    head: NDArray[np.uint8]
-    #: That of the weights, where the server shows it.
-    server_head: NDArray[np.uint8]
-    #: A shortcut to the server that was requested, None if there can be none.
-    shortcut: PacketSocket | None
-
-
-def attach(root: Path, welcome: Welcome, size: int, allocate: Allocate = reserve) -> SharedVectors:
+def attach(root: Path, welcome: Welcome, size: int, allocate: Allocate = reserve) -> SharedPlace:
     """Map the weights that the server offers, and make room for our sums; `SharingError` if that fails."""
-    folder = SharedFolder.join(root, welcome.memory)
-    try:
+    with closing(SharedFolder.join(root, welcome.memory)) as folder:
         weights = folder.attach(WEIGHTS, weights_shape(size))
         folder.nonce = weights.nonce
         sums = folder.make(sums_file(welcome.rank), sums_shape(size), allocate)
         shortcut = call(folder.path / CALLERS, sums_file(welcome.rank))
-    finally:
-        folder.close()
     first, second = weights.vectors
-    return SharedVectors(weights.nonce.hex(), (first, second), sums.vectors, sums.head, weights.head, shortcut)
+    return SharedPlace(
+        root=root,
+        folder=welcome.memory,
+        rank=welcome.rank,
+        nonce=weights.nonce.hex(),
+        slots=(first, second),
+        sums=sums.vectors,
+        head=sums.head,
+        server_head=weights.head,
+        shortcut=shortcut,
+    )

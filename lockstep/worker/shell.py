@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import assert_never
 
 from lockstep.common.aggregation.slices import Slice
-from lockstep.common.aggregation.tree import Node, Vector, is_node
+from lockstep.common.aggregation.tree import Vector, is_node
 from lockstep.common.errors import DataError, LockstepError, RemoteProtocolError, SharingError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.tally import Tally, pack_losses
@@ -48,14 +48,14 @@ from lockstep.common.transport.links import Wait, wait_for_nothing
 from lockstep.common.transport.port import ClientPort
 from lockstep.worker import state as machine
 from lockstep.worker.compute import Compute
-from lockstep.worker.connections import SEND_TIMEOUT_S, Dial, ServerConnections, WeightsAssembly, assembly_of
+from lockstep.worker.connections import SEND_TIMEOUT_S, Dial, ServerConnections, WeightsAssembly
 from lockstep.worker.gradient_sink import NotFiniteError
 from lockstep.worker.multi_step import MultiStepProgress
 from lockstep.worker.node_sums import StoppedError
 from lockstep.worker.samples import SampleFetcher
-from lockstep.worker.setup import Loader, WorkerFolders, prepare
+from lockstep.worker.setup import Loader, prepare
 from lockstep.worker.slice_update import PART, SliceUpdater
-from lockstep.worker.state import WorkerState, is_of
+from lockstep.worker.state import WorkerState
 from lockstep.worker.step_maker import StepMaker
 
 #: Seconds of computing after which the worker looks for the first time, and then each time, whether what it computes is
@@ -247,12 +247,13 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
     # From effects to actions
 
     def send_to_server(self, message: Message) -> None:
-        self.servers.send(encode(message))
+        if isinstance(message, Result):
+            self.servers.send(encode(message, self._sums), SEND_TIMEOUT_S)
+        else:
+            self.servers.send(encode(message))
 
     def perform(self, effect: machine.WorkEffect) -> Iterable[machine.Event]:
         match effect:
-            case machine.SendResult():
-                self.servers.send(encode(effect.result, self._sums), SEND_TIMEOUT_S)
             case machine.IntroduceToShards():
                 self.servers.introduce()
             case machine.ComputeLease():
@@ -260,7 +261,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             case machine.AdvanceSlice():
                 assert self._slices is not None  # otherwise none was accepted
                 result = self._slices.advance(effect.lease)
-                return [] if result is None else [machine.SliceEnded(result=result)]
+                return [] if result is None else [result]
             case machine.PrepareSteps():
                 assert self._steps is not None  # otherwise none was accepted
                 try:
@@ -284,24 +285,26 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
     def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
         assert isinstance(welcome, Welcome)
         try:
-            place = prepare(welcome, self.load, WorkerFolders(self.root, self.cache))
+            place = prepare(welcome, self.load, self.root, self.cache)
             compute, self._compute = place.compute, place.compute
             compute.is_wanted = self._is_wanted
             self._end_slices()
-            if place.shared is not None:
-                self._slices = SliceUpdater(compute, place.shared, self.clock, self.part)
+            shared = place.shared
+            if shared is not None:
+                self._slices = SliceUpdater(compute, shared, self.clock, self.part)
                 self._steps = None if place.store else StepMaker(compute, self._slices, self.clock)
             self._fetcher = None if place.store is None else SampleFetcher(place.store, compute.batches)
-            self._weights = assembly_of(compute.frames)
+            self._weights = WeightsAssembly({frame.start: len(frame) for frame in compute.frames})
             # If all servers share memory with us, there is nothing to exchange with the others.
-            addresses = [] if place.nonce else welcome.shards
+            addresses = welcome.shards if shared is None else []
             hello = Hello(rank=welcome.rank, incarnation=self.state.client.join().incarnation)
             self.servers.connect(addresses, compute.layout.size, hello)
         except LockstepError as error:
             return PreparationFailed(reason=str(error))
         # Without one, sums go in frames, and none may be overtaken on a shortcut of a run before.
-        self.port.shorten(place.shortcut)
-        return Prepared(ready=Ready(nonce=place.nonce, obstacle=shortened(place.obstacle)))
+        self.port.shorten(None if shared is None else shared.shortcut)
+        nonce = "" if shared is None else shared.nonce
+        return Prepared(ready=Ready(nonce=nonce, obstacle=shortened(place.obstacle)))
 
     def _compute_lease(self, lease: Lease) -> machine.Event:
         compute = self._compute
@@ -311,26 +314,24 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             return machine.SamplesMissing(lease=lease, request=request)
         began, self._sending_s, self._sums = self.clock.now(), 0.0, []
         self._at_hand, self._looked = lease, began
-        node, is_training = Node(lease.lo, lease.hi), lease.work in OF_A_STEP
+        is_training = lease.work in OF_A_STEP
         compute.turn(lease.step, into=lease.slot if self.state.shares else 0)
         try:
-            tally = self._train(compute, lease) if is_training else compute.evaluate(node, lease.work)
+            tally = self._train(compute, lease) if is_training else compute.evaluate(lease.node(), lease.work)
         except NotFiniteError as error:
-            diverged = Diverged(
+            return Diverged(
                 work=lease.work,
                 step=lease.step,
                 micro_batch=error.micro_batch,
                 layer=one_line(error.layer, NAME_LIMIT),
                 quantity=error.quantity,
             )
-            return machine.LeaseEnded(answer=diverged)
         except StoppedError as error:
             return machine.LeaseStopped(lease=lease, computed=error.computed)
         except Exception:  # noqa: BLE001  # whatever a user's model raises is reported at the server
             raised = shortened(traceback.format_exc())
-            failed = ComputeFailed(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, traceback=raised)
-            return machine.LeaseEnded(answer=failed)
-        result = Result(
+            return ComputeFailed(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, traceback=raised)
+        return Result(
             work=lease.work,
             step=lease.step,
             lo=lease.lo,
@@ -343,7 +344,6 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             losses=pack_losses(compute.losses) if is_training else b"",
             digest=result_digest(compute.into, compute.losses, tally) if lease.is_digested else "",
         )
-        return machine.LeaseEnded(answer=result)
 
     def _is_wanted(self) -> bool:
         """Tell whether the lease at hand has not been withdrawn, as far as is known; look from time to time."""
@@ -365,14 +365,14 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             return False
         if self.state.progress is not None:
             return isinstance(message, MultiStepWithdrawal)
-        return isinstance(message, Withdrawal) and self._at_hand is not None and is_of(self._at_hand, message)
+        return isinstance(message, Withdrawal) and self._at_hand is not None and self._at_hand.key() == message.key()
 
     def _train(self, compute: Compute, lease: Lease) -> Tally:
         """Compute the sums of a lease, where the server sees them or to be sent; those of an audit are not sent.
 
         Sums that are longer than one frame are sent frame by frame on the way.
         """
-        node = Node(lease.lo, lease.hi)
+        node = lease.node()
         if self.state.shares or lease.work == "audit":
             return compute.train(lease.step, node)[1]
         if len(compute.frames) == 1:

@@ -5,6 +5,7 @@ worker has the lock on its own file: by getting that, the server knows that noth
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from lockstep.common.protocol.shared_files import (
 from lockstep.common.protocol.step_board import READ, StepBoard
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.transport.shared_memory.folder import FileLock, SharedFolder
+from lockstep.common.transport.shared_memory.packet_socket import PacketSocket
 from lockstep.common.transport.shared_memory.segment import Segment
 from lockstep.worker.compute import Compute
 
@@ -44,14 +46,21 @@ PART = 2 * FRAME
 
 @dataclass(frozen=True, kw_only=True)
 class SharedPlace:
-    """Where the memory of a run is, and which file in it is this worker's."""
+    """Where the memory of a run is, which file in it is this worker's, and what it computes with there."""
 
     root: Path
     folder: str
     rank: int
-    #: The head of that file, and that of the weights.
+    #: What was read there, by which the server knows that we see its memory.
+    nonce: str
+    #: The weights, read only, and where sums are written.
+    slots: Pair
+    sums: tuple[Vector, ...]
+    #: The head of our file, where others see how far we are, and that of the weights, where the server shows it.
     head: NDArray[np.uint8]
     server_head: NDArray[np.uint8]
+    #: A shortcut to the server that was requested, None if there can be none.
+    shortcut: PacketSocket | None
 
 
 @dataclass
@@ -111,7 +120,7 @@ class SliceUpdater:
             if lease.memory < self.generation:
                 return False  # the run has left that memory
             terms = [self._sums_at(place, lease.terms) for place in lease.terms]
-            updating = self._mapped()
+            updating = self._updating or self._map()
             lock = self._own_lock()
         except SharingError:
             return False
@@ -151,15 +160,12 @@ class SliceUpdater:
 
     def _own_lock(self) -> FileLock:
         if self._lock is None:
-            folder = self._join()
-            try:
+            with self._joined() as folder:
                 self._lock = folder.lock_of(sums_file(self.place.rank))
-            finally:
-                folder.close()
         return self._lock
 
-    def _join(self) -> SharedFolder:
-        return SharedFolder.join(self.place.root, self.place.folder)
+    def _joined(self) -> closing[SharedFolder]:
+        return closing(SharedFolder.join(self.place.root, self.place.folder))
 
     def _sums_at(self, place: SumsPlace, needed: Sequence[SumsPlace]) -> Vector:
         """Return sums, mapping their file if it is not."""
@@ -179,31 +185,24 @@ class SliceUpdater:
         return self._sums[key]
 
     def _attach_sums(self, place: SumsPlace) -> Segment:
-        size, folder = self.compute.layout.size, self._join()
-        try:
+        size = self.compute.layout.size
+        with self._joined() as folder:
             if place.rank is None:
                 return folder.attach(partial_sums_file(place.slot), partial_sums_shape(size))
             return folder.attach(sums_file(place.rank), sums_shape(size))
-        finally:
-            folder.close()
-
-    def _mapped(self) -> UpdatePass:
-        """Return what updates the vectors in shared memory, mapping them if they are not."""
-        return self._updating or self._map()
 
     def _map(self) -> UpdatePass:
+        """Map the vectors in shared memory, and return what updates them."""
         compute, layout = self.compute, self.compute.layout
-        rule, shape, folder = rule_of(compute.job), weights_shape(layout.size), self._join()
+        rule, shape = rule_of(compute.job), weights_shape(layout.size)
         names = list(rule.init(0))
-        try:
+        with self._joined() as folder:
             first, second = folder.attach(WEIGHTS, shape, is_writable=True).vectors
             weights = served = first, second
             if not compute.wire_weights.is_exact:
                 first, second = folder.attach(EXACT_WEIGHTS, shape, is_writable=True).vectors
                 weights = first, second
             state = folder.attach(STATE, state_shape(names, layout.parameter_size), is_writable=True).vectors
-        finally:
-            folder.close()
         made = UpdateRule(
             rule=rule,
             parameter_size=layout.parameter_size,
@@ -226,14 +225,10 @@ class SliceUpdater:
         """Compute with the weights in the memory that a lease names; `SharingError` if it cannot be mapped."""
         if generation <= self.generation:
             return
-        folder = self._join()
-        try:
+        with self._joined() as folder:
             segment = folder.attach(WEIGHTS, weights_shape(self.compute.layout.size))
-        finally:
-            folder.close()
         first, second = segment.vectors
-        weights: Pair = first, second
-        self.compute.move(weights)
+        self.compute.move((first, second))
         self._server = StepBoard.of(segment.head)
         self.generation, self._updating = generation, None
 

@@ -1,6 +1,7 @@
 """The worker decides what to do next. No socket, clock, file or array; no state of the run.
 
-What the server sends are events as they are. How the worker joins and leaves a run is the client's part.
+What the server sends are events as they are, and so are the answers to leases. How the worker joins and leaves a run is
+the client's part.
 """
 
 from collections import deque
@@ -79,12 +80,6 @@ class InboxEmptied(Struct, frozen=True, kw_only=True):
     """No message is waiting: if there is work, it is time to compute."""
 
 
-class LeaseEnded(Struct, frozen=True, kw_only=True):
-    """The lease at hand is computed, and the shell has its sums; or that was not possible."""
-
-    answer: Result | Diverged | ComputeFailed
-
-
 class LeaseStopped(Struct, frozen=True, kw_only=True):
     """The lease at hand was given up, since it is withdrawn, after some of its micro-batches were computed."""
 
@@ -94,12 +89,6 @@ class LeaseStopped(Struct, frozen=True, kw_only=True):
 
 class PartDue(Struct, frozen=True, kw_only=True):
     """It is time to make the next part of the slice at hand; between two parts, a process can be interrupted."""
-
-
-class SliceEnded(Struct, frozen=True, kw_only=True):
-    """The slice at hand is made, or will not be."""
-
-    result: SliceResult
 
 
 class MemoryLost(Struct, frozen=True, kw_only=True):
@@ -144,10 +133,12 @@ WorkEvent = (
     Request
     | WeightsReceived
     | InboxEmptied
-    | LeaseEnded
+    | Result
+    | Diverged
+    | ComputeFailed
     | LeaseStopped
     | PartDue
-    | SliceEnded
+    | SliceResult
     | MemoryLost
     | SamplesMissing
     | SamplesNotStored
@@ -162,19 +153,13 @@ Event = WorkEvent | ClientEvent
 
 
 class ComputeLease(Struct, frozen=True, kw_only=True):
-    """Compute a lease; answered by `LeaseEnded`, `LeaseStopped` or `SamplesMissing`."""
+    """Compute a lease; answered by what is to be sent of it, `LeaseStopped` or `SamplesMissing`."""
 
     lease: Lease
 
 
-class SendResult(Struct, frozen=True, kw_only=True):
-    """Send a result with the sums just computed."""
-
-    result: Result
-
-
 class AdvanceSlice(Struct, frozen=True, kw_only=True):
-    """Make the next part of a slice of an update; answered by `SliceEnded` after the last."""
+    """Make the next part of a slice of an update; answered by `SliceResult` after the last."""
 
     lease: SliceLease
 
@@ -197,7 +182,7 @@ class IntroduceToShards(Struct, frozen=True, kw_only=True):
     """Send the run's other servers, if there are any, who is behind the connections to them."""
 
 
-WorkEffect = ComputeLease | SendResult | AdvanceSlice | PrepareSteps | AdvanceStage | IntroduceToShards
+WorkEffect = ComputeLease | AdvanceSlice | PrepareSteps | AdvanceStage | IntroduceToShards
 Effect = WorkEffect | ClientEffect
 
 _OUTSIDE, _WAITING, _COMPUTING, _UPDATING, _MULTI_STEP = WorkerPhase
@@ -223,10 +208,12 @@ TRANSITIONS = table_of(
         MultiStepWithdrawal: _OUT | stays(_WAITING) | {_MULTI_STEP: {_WAITING, _MULTI_STEP}},
         Ping: _OUT | stays(_WAITING, _MULTI_STEP),
         InboxEmptied: _OUT | {_WAITING: {_WAITING, _COMPUTING}},
-        LeaseEnded: _OUT | {_COMPUTING: {_WAITING}},
+        Result: _OUT | {_COMPUTING: {_WAITING}},
+        Diverged: _OUT | {_COMPUTING: {_WAITING}},
+        ComputeFailed: _OUT | {_COMPUTING: {_WAITING}},
         LeaseStopped: _OUT | {_COMPUTING: {_WAITING}},
         PartDue: _OUT | stays(_UPDATING),
-        SliceEnded: _OUT | {_UPDATING: {_WAITING}},
+        SliceResult: _OUT | {_UPDATING: {_WAITING}},
         MemoryLost: _OUT | {_WAITING: {_OUTSIDE}},
         SamplesMissing: _OUT | {_COMPUTING: {_WAITING}},
         SamplesNotStored: _LATE | {_WAITING: {_OUTSIDE}},
@@ -332,22 +319,20 @@ class WorkerState(Machine[Event, Effect]):
                 return []
             case MultiStepLease():
                 self._drop_leases()
-                self.phase, self.progress = WorkerPhase.MULTI_STEP, MultiStepProgress.begin(event, now)
+                self.phase = WorkerPhase.MULTI_STEP
+                self.progress = MultiStepProgress(event, event.first, since=now, due=now)
                 return [PrepareSteps(lease=event)]
             case InboxEmptied():
                 return self._compute_next()
-            case LeaseEnded(answer=answer):
-                self.phase = WorkerPhase.WAITING
-                return [SendResult(result=answer) if isinstance(answer, Result) else SendToServer(message=answer)]
+            case Result() | Diverged() | ComputeFailed() | SliceResult():
+                self.phase, self.slice_lease = WorkerPhase.WAITING, None
+                return [SendToServer(message=event)]
             case LeaseStopped(lease=lease, computed=computed):
                 self.phase, self.stopped = WorkerPhase.WAITING, (lease, computed)
                 return []
             case PartDue():
                 assert self.slice_lease is not None  # it is being made
                 return [AdvanceSlice(lease=self.slice_lease)]
-            case SliceEnded(result=result):
-                self.phase, self.slice_lease = WorkerPhase.WAITING, None
-                return [SendToServer(message=result)]
             case MemoryLost(reason=reason):
                 # Perhaps since the run is over; otherwise it goes on over the socket.
                 leave = SendToServer(message=Leave(reason=shortened(reason)))
@@ -399,18 +384,13 @@ class WorkerState(Machine[Event, Effect]):
 
     def _drop(self, withdrawal: Withdrawal) -> Dropped:
         """Forget a lease; return the answer, which the server awaits whatever became of it."""
-        if self.leases and is_of(self.leases[0], withdrawal):
+        key, computed = withdrawal.key(), 0
+        if self.leases and self.leases[0].key() == key:
             self.requested = None
-        self.leases = deque((lease for lease in self.leases if not is_of(lease, withdrawal)), MOST_LEASES)
-        lease, computed = self.stopped or (None, 0)
-        is_stopped = lease is not None and is_of(lease, withdrawal)
-        self.stopped = None if is_stopped else self.stopped
-        return Dropped(
-            work=withdrawal.work,
-            step=withdrawal.step,
-            number=withdrawal.number,
-            computed=computed if is_stopped else 0,
-        )
+        self.leases = deque((lease for lease in self.leases if lease.key() != key), MOST_LEASES)
+        if self.stopped is not None and self.stopped[0].key() == key:
+            (_, computed), self.stopped = self.stopped, None
+        return Dropped(work=withdrawal.work, step=withdrawal.step, number=withdrawal.number, computed=computed)
 
     def _begin_step(self, step: int) -> None:
         """Record that the weights of a step are there."""
@@ -429,9 +409,3 @@ class WorkerState(Machine[Event, Effect]):
         """Forget what is not to be computed any more."""
         self.leases.clear()
         self.requested = None
-
-
-def is_of(lease: Lease, withdrawal: Withdrawal) -> bool:
-    """Tell whether it is this lease that is withdrawn."""
-    key = (withdrawal.work, withdrawal.step, withdrawal.number)
-    return (lease.work, lease.step, lease.number) == key

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.aggregation.checksum import checksum_after
-from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import SharingError
 from lockstep.common.job.optimizer import schedule_of
 from lockstep.common.optim.schedules import Schedule
@@ -69,16 +68,15 @@ class StepMaker:
         if step - self.slices.read_steps() >= ENTRIES:
             return False  # what would be overwritten was not read
         began, compute = self.clock.now(), self.compute
-        node = Node(lease.lo, lease.hi)
         compute.turn(step, into=step % 2)
         try:
-            _, tally = compute.train(step, node)
+            _, tally = compute.train(step, lease.node())
         except Exception:  # noqa: BLE001  # a user's model may raise anything, and will again, lease by lease
             return None
         ended, entry = self.clock.now(), self._entry(step)
         entry["loss_sum"], entry["correct"], entry["count"] = tally.loss_sum, tally.correct, tally.count
         entry["compute_s"] = max(0.0, ended - began)
-        entry["losses"][: len(node)] = compute.losses
+        entry["losses"][: len(compute.losses)] = compute.losses
         entry["began_s"], entry["ended_s"] = began - self._summed_at, ended - self._summed_at
         self.board.mark(SUMMED, step + 1)
         return True

@@ -267,7 +267,7 @@ class Provincial(ShardGroup):
 
 def test_clipping_by_the_norm_of_a_slice_is_found() -> None:
     with simulated("clipped", 2) as simulation:
-        simulation.server.group.state = Provincial(simulation.server.group.state.config)
+        simulation.server.group.state = Provincial(simulation.server.group.info)
         simulation.add_worker()
         assert simulation.finish() != alone("clipped").result.weights_sha256
 

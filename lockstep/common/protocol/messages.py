@@ -18,7 +18,7 @@ from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.runtime.numerics import Numerics
 
 #: Changes with every change to a message's meaning; two sides with different numbers refuse each other.
-PROTOCOL_VERSION = 8
+PROTOCOL_VERSION = 9
 
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
@@ -87,6 +87,16 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The root of all messages."""
 
 
+class NodeMessage(Message, frozen=True, kw_only=True):
+    """A message about the micro-batches `[lo, hi)` of a step, or chunks of an evaluation: a node of their tree."""
+
+    lo: MicroBatch
+    hi: MicroBatch
+
+    def node(self) -> Node:
+        return Node(self.lo, self.hi)
+
+
 # From a worker to the server
 
 
@@ -116,22 +126,17 @@ class Ready(Message, frozen=True, kw_only=True):
     obstacle: Text = ""
 
 
-class SumsFrame(Message, frozen=True, kw_only=True):
+class SumsFrame(NodeMessage, frozen=True, kw_only=True):
     """A frame of the sums over the micro-batches `[lo, hi)`: one float32 array, from element `start` of the vector on.
 
     Frames come in any order, before the result; if all sums fit into one frame, the result carries it.
     """
 
     step: Count
-    lo: MicroBatch
-    hi: MicroBatch
     start: Count
 
-    def node(self) -> Node:
-        return Node(self.lo, self.hi)
 
-
-class Result(Message, frozen=True, kw_only=True):
+class Result(NodeMessage, frozen=True, kw_only=True):
     """The result of a lease. In training it carries the flat vector of sums, if that is one frame long.
 
     `[lo, hi)` are micro-batches of a step, or chunks of an evaluation: both are leased in the same way.
@@ -139,8 +144,6 @@ class Result(Message, frozen=True, kw_only=True):
 
     work: Work
     step: Count
-    lo: MicroBatch
-    hi: MicroBatch
     loss_sum: float
     correct: Count
     count: Count
@@ -151,9 +154,6 @@ class Result(Message, frozen=True, kw_only=True):
     losses: Annotated[bytes, Meta(max_length=4 * 4096)] = b""
     #: Of the sums and the figures here, if the lease asks for it; otherwise empty.
     digest: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
-
-    def node(self) -> Node:
-        return Node(self.lo, self.hi)
 
     def key(self) -> LeaseKey:
         return self.work, self.step, self.number
@@ -186,17 +186,12 @@ class MultiStepResult(Message, frozen=True, kw_only=True):
         return steps_key(self.number)
 
 
-class ComputeFailed(Message, frozen=True, kw_only=True):
+class ComputeFailed(NodeMessage, frozen=True, kw_only=True):
     """Computing the micro-batches `[lo, hi)` raised an exception."""
 
     work: Work
     step: Count
-    lo: MicroBatch
-    hi: MicroBatch
     traceback: Text
-
-    def node(self) -> Node:
-        return Node(self.lo, self.hi)
 
 
 class Diverged(Message, frozen=True, kw_only=True):
@@ -307,7 +302,7 @@ class Weights(Message, frozen=True, kw_only=True):
     start: Count
 
 
-class Lease(Message, frozen=True, kw_only=True):
+class Lease(NodeMessage, frozen=True, kw_only=True):
     """The micro-batches `[lo, hi)` of a step, a whole node of its tree, to be computed on that step's weights.
 
     For a worker that shares memory it also means that these are in their slot.
@@ -315,8 +310,6 @@ class Lease(Message, frozen=True, kw_only=True):
 
     work: Work
     step: Count
-    lo: MicroBatch
-    hi: MicroBatch
     #: Distinguishes leases of the same micro-batches, and names the vector of sums to write into in shared memory.
     number: Count = 0
     slot: Annotated[int, Meta(ge=0, lt=SLOTS)] = 0
@@ -363,12 +356,13 @@ class SliceLease(Message, frozen=True, kw_only=True):
     memory: Count = 0
 
 
-class MultiStepLease(Message, frozen=True, kw_only=True):
+class MultiStepLease(NodeMessage, frozen=True, kw_only=True):
     """Make the steps `[first, last)` without waiting for the server, while another worker makes the other half.
 
     In each of them a worker computes the sums of its half, and makes its slice of the update once the sums of both are
     there; the next step begins once both slices are made. Each shows on its `StepBoard` how far it is. Sums of a step
-    are in slot `step % 2`. The slice is made by whoever holds the lock on the worker's file, as with a `SliceLease`.
+    are in slot `step % 2`. `[lo, hi)` is the worker's half. The slice is made by whoever holds the lock on the worker's
+    file, as with a `SliceLease`.
     """
 
     #: Different for each lease of several steps.
@@ -377,10 +371,7 @@ class MultiStepLease(Message, frozen=True, kw_only=True):
     incarnation: ShortText
     first: Count
     last: Count
-    #: The worker's half of each step, a whole node of its tree.
-    lo: MicroBatch
-    hi: MicroBatch
-    #: Its slice of each update.
+    #: The worker's slice of each update.
     start: Count
     stop: Count
     #: What the sums are divided by, in each step.

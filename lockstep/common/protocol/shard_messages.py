@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from lockstep.common.aggregation.tree import Node
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.protocol.messages import (
@@ -17,7 +16,7 @@ from lockstep.common.protocol.messages import (
     Finished,
     Leave,
     Message,
-    MicroBatch,
+    NodeMessage,
     Ping,
     Refused,
     ShortText,
@@ -53,16 +52,11 @@ class ShardReady(Message, frozen=True, kw_only=True):
     obstacle: Text = ""
 
 
-class SumsAck(Message, frozen=True, kw_only=True):
+class SumsAck(NodeMessage, frozen=True, kw_only=True):
     """All that a worker has for this slice of the sums over `[lo, hi)` is in the shard's tree."""
 
     rank: Count
     step: Count
-    lo: MicroBatch
-    hi: MicroBatch
-
-    def node(self) -> Node:
-        return Node(self.lo, self.hi)
 
 
 class Squares(Message, frozen=True, kw_only=True):
@@ -154,17 +148,12 @@ class SendWeightsTo(Message, frozen=True, kw_only=True):
     step: Count
 
 
-class AddFromMemory(Message, frozen=True, kw_only=True):
+class AddFromMemory(NodeMessage, frozen=True, kw_only=True):
     """The sums over `[lo, hi)` are in a worker's slot of shared memory; they stay there until this is `SumsAck`."""
 
     rank: Count
     slot: Annotated[int, Meta(ge=0, lt=SLOTS)]
     step: Count
-    lo: MicroBatch
-    hi: MicroBatch
-
-    def node(self) -> Node:
-        return Node(self.lo, self.hi)
 
 
 class SquaresRequest(Message, frozen=True, kw_only=True):

@@ -67,6 +67,13 @@ class Received(Struct, frozen=True, kw_only=True):
     message: Message
 
 
+class PeerLeft(Struct, frozen=True, kw_only=True):
+    """A peer said so, broke the protocol, or can no longer be reached."""
+
+    peer: bytes
+    reason: str
+
+
 class TimePassed(Struct, frozen=True, kw_only=True):
     """The deadline came before anything else did."""
 
@@ -131,6 +138,11 @@ class Machine(ABC, Generic[Event, Effect]):
         if self.phase not in targets:
             raise ProtocolError(f"{kind.__name__} led to {self.phase.value}: not a transition of the table")
         return effects
+
+
+def soonest(*deadlines: float | None) -> float | None:
+    """Return the first of several deadlines; None if there is none."""
+    return min((at for at in deadlines if at is not None), default=None)
 
 
 def carry_out(

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
 
+from msgspec.structs import replace
+
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind
 from lockstep.common.job.tally import Tally
@@ -27,7 +29,7 @@ from lockstep.common.protocol.messages import (
     Welcome,
     shortened,
 )
-from lockstep.common.statemachine.machine import Machine, Received, Report, Send
+from lockstep.common.statemachine.machine import Machine, Received, Report, Send, soonest
 from lockstep.ps.coordinator import events, failures, registration
 from lockstep.ps.coordinator.effects import (
     Effect,
@@ -46,7 +48,7 @@ from lockstep.ps.coordinator.scheduling.multi_step_plan import FIRST_STEPS, Mult
 from lockstep.ps.coordinator.scheduling.round_state import UNKNOWN, RoundState
 from lockstep.ps.coordinator.scheduling.scheduler import Scheduler
 from lockstep.ps.coordinator.scheduling.stragglers import LeaseTimeouts, StragglerMonitor
-from lockstep.ps.coordinator.status import Reminder, status_of, waiting_text, with_rejections
+from lockstep.ps.coordinator.status import Reminder, status_of, waiting_text
 from lockstep.ps.coordinator.transitions import PHASES, TRANSITIONS, RunPhase
 from lockstep.ps.records.ledger import OTHERS_FASTER, Account
 from lockstep.ps.run.info import RunInfo
@@ -134,23 +136,20 @@ class Coordinator(Machine[events.Event, Effect]):
     def deadline(self) -> float | None:
         if self.is_over():
             return None
-        due = [
-            self.reminder.due,
-            self.membership.next_probe(),
-            self.stragglers.deadline(self.leases),
-            self.scheduler.deadline(self.state) if self.is_running() else None,
-        ]
-        return min((at for at in due if at is not None), default=None)
+        late = self.scheduler.deadline(self.state) if self.is_running() else None
+        membership, stragglers = self.membership, self.stragglers
+        return soonest(self.reminder.due, membership.probes.soonest(), stragglers.deadline(self.leases), late)
 
     def _dispatch(self, event: events.Event, now: float) -> list[Effect]:
         match event:
             case Received(peer=peer, message=message):
                 member = self.membership.members.get(peer)
                 return self._on_message(peer, message, now) if member is None else self._on_work(member, message, now)
-            case events.WorkerLeft():
+            case events.PeerLeft():
                 return self._on_left(event, now)
             case events.StatusRequested():
-                return [Send(peer=event.peer, message=with_rejections(self.status(now), event.refused, event.broken))]
+                status = replace(self.status(now), refused=event.refused, broken=event.broken)
+                return [Send(peer=event.peer, message=status)]
             case events.ServersReady():
                 return self._on_servers_ready(event, now)
             case events.SumsAcknowledged():
@@ -242,7 +241,7 @@ class Coordinator(Machine[events.Event, Effect]):
             self._begin_round(now)
         return effects + self._assign_leases(now)
 
-    def _on_left(self, event: events.WorkerLeft, now: float) -> list[Effect]:
+    def _on_left(self, event: events.PeerLeft, now: float) -> list[Effect]:
         self.early_joins.pop(event.peer, None)
         member = self.membership.remove(event.peer)
         if member is None:
@@ -268,7 +267,7 @@ class Coordinator(Machine[events.Event, Effect]):
         member = self.membership.on_message(event.peer, now)
         if member is None:
             return []
-        self.stragglers.on_message(member.rank)
+        self.stragglers.evictions.drop(member.rank)
         if isinstance(message, events.PROGRESS) and member.rank in self.leases.held:
             self.leases.extend(member.rank, now + self._timeout_s(member.rank))
         if member.state is not MemberState.SUSPECT:

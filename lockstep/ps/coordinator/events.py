@@ -19,15 +19,9 @@ from lockstep.common.protocol.messages import (
     SumsFrame,
 )
 from lockstep.common.statemachine.machine import Interrupted as Interrupted
+from lockstep.common.statemachine.machine import PeerLeft as PeerLeft
 from lockstep.common.statemachine.machine import Received as Received
 from lockstep.common.statemachine.machine import TimePassed as TimePassed
-
-
-class WorkerLeft(Struct, frozen=True, kw_only=True):
-    """The worker said so, broke the protocol, or can no longer be reached."""
-
-    peer: bytes
-    reason: str
 
 
 class StatusRequested(Struct, frozen=True, kw_only=True):
@@ -135,7 +129,7 @@ CoordinatorMessage = (
 )
 Event = (
     Received
-    | WorkerLeft
+    | PeerLeft
     | StatusRequested
     | ServersReady
     | SumsAcknowledged

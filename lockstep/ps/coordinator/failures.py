@@ -117,7 +117,7 @@ def expire_leases(
     state: RoundState, membership: Membership, stragglers: StragglerMonitor, now: float
 ) -> list[LateWorker]:
     """Release the leases of workers that are late: dead, hung or slow. Their answers may still be the first."""
-    late = dict.fromkeys([*state.leases.expired(now), *stragglers.withdrawals.expired(now)])
+    late = dict.fromkeys([*state.leases.deadlines.due(now), *stragglers.withdrawals.deadlines.due(now)])
     return [_expire(rank, state, membership, stragglers, now) for rank in late]
 
 
@@ -134,13 +134,15 @@ def _expire(
 
 def report_late(late: LateWorker, state: RoundState, stragglers: StragglerMonitor) -> Report:
     """Return the report of a late worker, once its micro-batches are leased again."""
-    takers = sorted({rank for node in late.released for rank in state.leases.holders(node)})
-    median_s = stragglers.timeouts.median_s(late.member.rank, state.round.work)
+    who, rank, held_s = late.member.named(), late.member.rank, late.held_s
     if not late.released:
-        text = f"{late.member.named()} has sent nothing for {late.held_s:.1f} s: others have computed its micro-batches"
-        return Report(text=text)
-    what = state.round.named(late.released)
-    return Report(text=late_text(late.member.named(), what, late.held_s, median_s, takers))
+        return Report(text=f"{who} has sent nothing for {held_s:.1f} s: others have computed its micro-batches")
+    takers = sorted({taker for node in late.released for taker in state.leases.holders(node)})
+    median_s = stragglers.timeouts.median_s(rank, state.round.work)
+    usual = "" if median_s is None else f" (median {median_s:.2g} s per micro-batch)"
+    workers = f"worker{'s' * (len(takers) > 1)} {', '.join(map(str, takers))}"
+    again = f"leased again to {workers}" if takers else "to be leased again as soon as a worker is free"
+    return Report(text=f"{who} has held {state.round.named(late.released)} for {held_s:.1f} s{usual}: {again}")
 
 
 def evict(state: RoundState, membership: Membership, stragglers: StragglerMonitor, now: float) -> list[Effect]:
@@ -159,14 +161,6 @@ def _evict(
     stragglers.remove(rank)
     report = Report(text=f"{member.named()} was evicted: it has sent nothing for {silent_s:.1f} s")
     return [report, ForgetWorker(peer=member.peer, rank=rank)]
-
-
-def late_text(who: str, what: str, held_s: float, median_s: float | None, takers: list[int]) -> str:
-    """Describe a worker that is late; `takers` are the ranks to which its micro-batches were leased again."""
-    usual = "" if median_s is None else f" (median {median_s:.2g} s per micro-batch)"
-    workers = f"worker{'s' * (len(takers) > 1)} {', '.join(map(str, takers))}"
-    again = f"leased again to {workers}" if takers else "to be leased again as soon as a worker is free"
-    return f"{who} has held {what} for {held_s:.1f} s{usual}: {again}"
 
 
 # Results that cannot be true

@@ -198,10 +198,6 @@ class Membership:
             self.probes.set(member.peer, now + member.probe_interval_s)
         return sorted(due, key=lambda member: member.rank)
 
-    def next_probe(self) -> float | None:
-        """Return when the next member is to be probed."""
-        return self.probes.soonest()
-
     # Work
 
     def activate(self, member: Member, capacity: int) -> bool:

@@ -1,7 +1,6 @@
 """How workers join a run and get work, and why some are refused. Pure."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import msgspec
 
@@ -21,25 +20,31 @@ from lockstep.ps.run.info import RunInfo
 VERSIONS = ("lockstep", "code", "numpy", "blas")
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a worker or a shard may not join."""
-
-    kind: RefusalKind
-    reason: str
-    #: The numerics with which it might.
-    numerics: Numerics | None = None
-
-    def message(self) -> Refused:
-        """Return what the worker or shard is told."""
-        return Refused(reason=shortened(self.reason), kind=self.kind, numerics=self.numerics)
+def refused(kind: RefusalKind, reason: str, numerics: Numerics | None = None) -> Refused:
+    """Return what a worker or shard is sent that may not join; `numerics` are those with which it might."""
+    return Refused(reason=shortened(reason), kind=kind, numerics=numerics)
 
 
-def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics: bool) -> Refusal | None:
+def without_memory(peer: bytes, named: str, obstacle: str) -> list[Send | Report]:
+    """Refuse a worker or shard that has to share memory, and does not."""
+    reason = f"it does not share the server's memory: {obstacle}"
+    return [
+        Send(peer=peer, message=refused(RefusalKind.MEMORY, reason)),
+        Report(text=f"refused {named}: {reason}"),
+    ]
+
+
+def through_its_socket(named: str, obstacle: str) -> list[Report]:
+    """Report that a worker or shard does not share memory that it was offered, and why."""
+    text = f"{named} exchanges gradients and weights through its socket: {obstacle}"
+    return [Report(text=text)] if obstacle else []
+
+
+def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics: bool) -> Refused | None:
     """Return why to refuse a worker or a shard of another version or with other numerics, None if it has ours."""
     who = "worker" if isinstance(join, Join) else "shard"
     if join.protocol != PROTOCOL_VERSION:
-        return Refusal(
+        return refused(
             RefusalKind.VERSION,
             f"the {who} speaks protocol {join.protocol}, the server {PROTOCOL_VERSION}: "
             "install the same version of lockstep on both",
@@ -52,7 +57,7 @@ def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics:
     is_version = any(name in VERSIONS for name, _, _ in differences)
     if join.fingerprint.mode != ours.mode and not is_version:
         # The rest follows from it.
-        return Refusal(
+        return refused(
             RefusalKind.NUMERICS,
             f"host {join.host!r} computes with {join.fingerprint.mode} numerics, and this run with {ours.mode} ones: "
             f"start the {who} without --numerics, or with --numerics {ours.mode}",
@@ -60,7 +65,7 @@ def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics:
         )
     named = "; ".join(f"{name} {here!r} at the server, {there!r} there" for name, here, there in differences)
     advice = "" if ours.mode == "portable" else " or a job with --numerics portable,"
-    return Refusal(
+    return refused(
         RefusalKind.VERSION if is_version else RefusalKind.NUMERICS,
         f"the numerics of host {join.host!r} differ from the server's, and so would its bits: {named}: "
         f"use equal machines and versions,{advice} or start the server with --allow-mixed-numerics and give up equal "
@@ -68,15 +73,15 @@ def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics:
     )
 
 
-def _refusal(peer: bytes, join: Join, membership: Membership, info: RunInfo) -> Refusal | None:
+def _refusal(peer: bytes, join: Join, membership: Membership, info: RunInfo) -> Refused | None:
     if join.run not in ("", info.run):
         reason = f"a worker of host {join.host!r} asks for run {join.run!r}: this is run {info.run!r}"
-        return Refusal(RefusalKind.OTHER_RUN, reason)
+        return refused(RefusalKind.OTHER_RUN, reason)
     twin = membership.by_incarnation(join.incarnation)
     # One that has said nothing since may have dialled again, before its welcome came: see `admit`.
     if twin is not None and twin.peer != peer and twin.state is not MemberState.PREPARING:
         reason = f"incarnation {join.incarnation!r} is {twin.named()} already: start a new worker"
-        return Refusal(RefusalKind.DUPLICATE, reason)
+        return refused(RefusalKind.DUPLICATE, reason)
     return refusal(join, info.fingerprint, allows_mixed_numerics=info.allows_mixed_numerics)
 
 
@@ -85,7 +90,7 @@ def refuse(peer: bytes, join: Join, membership: Membership, info: RunInfo) -> li
     why = _refusal(peer, join, membership, info)
     if why is None:
         return []
-    return [Send(peer=peer, message=why.message()), ReportRefusal(text=f"refused a worker: {why.reason}")]
+    return [Send(peer=peer, message=why), ReportRefusal(text=f"refused a worker: {why.reason}")]
 
 
 def admit(
@@ -118,19 +123,12 @@ def prepared(member: Member, ready: Ready, membership: Membership, info: RunInfo
     shares, obstacle = bool(ready.nonce), one_line(ready.obstacle)
     if info.needs_memory and not shares:
         membership.remove(member.peer)
-        reason = f"it does not share the server's memory: {obstacle}"
-        refused = Send(peer=member.peer, message=Refused(reason=shortened(reason), kind=RefusalKind.MEMORY))
-        report = Report(text=f"refused {member.named()}: {reason}")
-        return [refused, report, ForgetWorker(peer=member.peer, rank=member.rank)]
+        forget = ForgetWorker(peer=member.peer, rank=member.rank)
+        return [*without_memory(member.peer, member.named(), obstacle), forget]
     member.shares = shares
     membership.sharing.add(shares)
     membership.obstacle = membership.obstacle or obstacle
-    effects = activate(member, membership, info)
-    if obstacle:
-        effects.insert(
-            0, Report(text=f"{member.named()} exchanges gradients and weights through its socket: {obstacle}")
-        )
-    return effects
+    return [*through_its_socket(member.named(), obstacle), *activate(member, membership, info)]
 
 
 def activate(member: Member, membership: Membership, info: RunInfo) -> list[Effect]:

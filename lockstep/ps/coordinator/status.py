@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import msgspec
-
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.messages import HISTORY_LIMIT, NAME_LIMIT, OF_A_STEP, Status, WorkerStatus, shortened
 from lockstep.ps.coordinator.membership import Membership, MemberState
@@ -49,11 +47,6 @@ def status_of(
         history=progress.history[-HISTORY_LIMIT:],
         failure=shortened(failure),
     )
-
-
-def with_rejections(status: Status, refused: int, broken: int) -> Status:
-    """Return a status that also counts connections that were not let in, and peers that broke the protocol."""
-    return msgspec.structs.replace(status, refused=refused, broken=broken)
 
 
 def waiting_text(phase: RunPhase, membership: Membership, info: RunInfo) -> str:

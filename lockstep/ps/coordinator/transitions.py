@@ -93,7 +93,7 @@ TRANSITIONS = table_of(
         },
         Dropped: _ANY_TIME,
         MultiStepResult: _ANY_TIME,
-        events.WorkerLeft: stays(*OPEN) | _ANY_TIME,
+        events.PeerLeft: stays(*OPEN) | _ANY_TIME,
         # After the end a worker that pings is told so.
         Ping: stays(*RunPhase) | _ANY_TIME,
         CallbackDecision: {P.PAUSED: {P.PAUSED, P.TRAINING, P.FINISHED}},

@@ -13,8 +13,28 @@ from lockstep.ps.run.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunInfo:
-    """The constants of one run."""
+class AdmissionPolicy:
+    """Which workers, and which servers, a run admits, and how it treats them."""
+
+    #: Ready workers to begin with.
+    min_workers: int = 1
+    #: Seconds after which any lease expires.
+    lease_timeout_s: float = 60.0
+    #: Admit workers whose numerics differ, and with them other bits.
+    allows_mixed_numerics: bool = False
+    #: Servers that share the weights.
+    servers: int = 1
+    #: Before each epoch but the first, wait for what callbacks decide.
+    pauses: bool = False
+    #: The share of micro-batches that a second worker computes again.
+    audit: float = 0.0
+    #: Whether workers that lack the data are sent the samples of their leases.
+    ships_data: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo(AdmissionPolicy):
+    """The constants of one run, with whom it admits."""
 
     run: str
     job: Job
@@ -28,22 +48,10 @@ class RunInfo:
     targets: int = 1
     #: What a regression's R² is measured by; None in a classification.
     guess: Guess | None = None
-    #: Ready workers to begin with.
-    min_workers: int = 1
-    #: Seconds after which any lease expires.
-    lease_timeout_s: float = 60.0
-    #: Admit workers whose numerics differ, and with them other bits.
-    allows_mixed_numerics: bool = False
     #: The folder of memory that workers on this machine may share, empty if there is none.
     memory: str = ""
     #: Refuse workers, and other servers, that do not share it.
     needs_memory: bool = False
-    #: Before each epoch but the first, wait for what callbacks decide.
-    pauses: bool = False
-    #: Servers that share the weights.
-    servers: int = 1
-    #: The share of micro-batches that another worker computes again.
-    audit: float = 0.0
     #: Of the data, if its samples are sent to workers that do not have it.
     manifest: Manifest | None = None
     #: Of the training set, if workers need not compute them.

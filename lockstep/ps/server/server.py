@@ -41,9 +41,10 @@ from lockstep.common.protocol.messages import (
 from lockstep.common.protocol.shard_messages import ShardMessage
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.interrupts import held_back
-from lockstep.common.statemachine.machine import carry_out
+from lockstep.common.statemachine.delivery import deliver
+from lockstep.common.statemachine.machine import carry_out, soonest
 from lockstep.common.transport.limits import RejectionLog
-from lockstep.common.transport.port import PeerGone, PeerSlow, ServerPort
+from lockstep.common.transport.port import ServerPort
 from lockstep.ps.checkpoint.checkpointer import Checkpointer
 from lockstep.ps.coordinator import effects, events
 from lockstep.ps.coordinator.coordinator import Coordinator
@@ -224,13 +225,12 @@ class Server:
 
     def deadline(self) -> float | None:
         """Return when something is due although no message comes."""
-        due = (
+        return soonest(
             self.coordinator.deadline(),
             self.group.deadline(),
             self.multi_step.deadline(),
             self.status_limit.deadline(),
         )
-        return min((at for at in due if at is not None), default=None)
 
     def _time_passed(self, now: float) -> list[events.Event]:
         due = [self._status_requested(peer) for peer in self.status_limit.due(now)]
@@ -275,7 +275,7 @@ class Server:
             case SliceResult():
                 return [received, *self.group.on_slice_result(peer, message)]
             case Leave():
-                return [events.WorkerLeft(peer=peer, reason=one_line(message.reason))]
+                return [events.PeerLeft(peer=peer, reason=one_line(message.reason))]
             case SamplesRequest():
                 return self._send_samples(peer, message)
             case StatusRequest():
@@ -338,7 +338,7 @@ class Server:
         """Return what it means to the coordinator that a peer is gone: a worker, a shard, or neither."""
         if peer in self.group.state.members:
             return self.group.on_shard_gone(peer, reason)
-        return [events.WorkerLeft(peer=peer, reason=reason)]
+        return [events.PeerLeft(peer=peer, reason=reason)]
 
     # Events become effects, and effects are carried out
 
@@ -364,7 +364,7 @@ class Server:
                 return self.group.await_sums(effect)
             case effects.ForgetWorker():
                 self.receiver.forget(effect.peer, effect.rank)
-                return [*self.multi_step.remove(effect.rank), *self.group.forget(effect.rank)]
+                return [*self.multi_step.dispatch(effect), *self.group.forget(effect)]
             case effects.UpdateWeights():
                 return self.committer.update(effect)
             case effects.LeaseSteps():
@@ -427,11 +427,7 @@ class Server:
             self.receiver.expect(peer, message)
             message = self._in_memory(peer, message)
         frames = encode(message, arrays)
-        try:
-            self.port.send(peer, frames)
-        except PeerGone:
-            return [events.WorkerLeft(peer=peer, reason="its connection is gone")]
-        except PeerSlow:
-            return [events.WorkerLeft(peer=peer, reason="it does not read what it is sent")]
-        self.traffic.record_sent(message, frames)
-        return []
+        failed = deliver(self.port, peer, frames)
+        if not failed:
+            self.traffic.record_sent(message, frames)
+        return failed

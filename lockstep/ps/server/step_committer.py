@@ -108,5 +108,5 @@ class StepCommitter:
             if self.checkpointer is not None and not is_diverged:
                 self.checkpointer.take(group.holder, progress, membership.compute_s)
             recorder.fail(finish.failure, *group.final_weights(is_diverged=is_diverged))
-        group.end(finish.failure)
+        group.end(finish)
         return finish

@@ -11,41 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.aggregation.layout import weights_digest
-from lockstep.common.aggregation.quantization.quantization import EXACT, Quantization, RoundingKey
+from lockstep.common.aggregation.quantization.quantization import RoundingKey
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Addition, Node, Vector, VectorPool, VectorTree
-from lockstep.common.aggregation.update import Pair, Slots, UpdatePass, UpdateRule, UpdateStep, UpdateVectors
+from lockstep.common.aggregation.update import Pair, Slots, UpdatePass, UpdateStep, UpdateVectors
 from lockstep.common.optim.clipping import add_blocks, block_squares, scale_for
-from lockstep.common.optim.rules import Rule
-from lockstep.common.optim.schedules import Schedule
+from lockstep.ps.shard.update_policy import UpdatePolicy
 
 #: Weights with the number of updates that led to them.
 WeightsAfter = tuple[Vector, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class UpdatePolicy:
-    """How sums become new weights."""
-
-    rule: Rule
-    schedule: Schedule
-    clip_norm: float | None
-    #: Number of trained values, which come first in the vector; running statistics follow.
-    parameter_size: int
-    #: Momentum of each running statistic, shape (size - parameter_size,).
-    momenta: Vector
-    #: How sums are rounded over the tree, and how the weights are that workers compute with.
-    wire: Quantization = EXACT
-    wire_weights: Quantization = EXACT
-
-    def update_rule(self) -> UpdateRule:
-        """Return the part of it that whoever updates a slice has to know."""
-        return UpdateRule(
-            rule=self.rule,
-            parameter_size=self.parameter_size,
-            momenta=self.momenta,
-            wire_weights=self.wire_weights,
-        )
 
 
 @dataclass
@@ -194,14 +168,14 @@ class Shard:
         """Return, for each frame, the one or two vectors whose sum is the whole, to be read until the update."""
         return [tree.terms() for tree in self.trees]
 
-    def update(self, step: int, count: int, scale: float | None = None) -> float:
-        """Step the optimizer with the whole sum over `count` samples; return the learning rate used.
+    def update(self, step: int, count: int, scale: float | None = None) -> UpdateStep:
+        """Step the optimizer with the whole sum over `count` samples; return what was done.
 
         `scale` is the factor of clipping; without it, a shard that holds the whole vector finds it itself.
         """
         at = self.begin_update(step, count, scale)
         self.end_update(at, self.updating.run(at, self.owned, self.terms()))
-        return at.rate
+        return at
 
     def begin_update(self, step: int, count: int, scale: float | None = None, *, in_place: bool = True) -> UpdateStep:
         """Return what `updating` needs to update any part; arguments as of `update`.

@@ -1,21 +1,44 @@
-"""From a job's values to how a shard updates its weights."""
+"""How a shard updates its weights, which follows from a job's values."""
 
-from lockstep.common.aggregation.quantization.quantization import quantization_of
+from dataclasses import dataclass
+
+from lockstep.common.aggregation.quantization.quantization import EXACT, Quantization, quantization_of
 from lockstep.common.aggregation.tree import Vector
+from lockstep.common.aggregation.update import UpdateRule
 from lockstep.common.job.job import Job
 from lockstep.common.job.optimizer import rule_of, schedule_of
-from lockstep.common.model.port import Model
+from lockstep.common.optim.rules import Rule
+from lockstep.common.optim.schedules import Schedule
 from lockstep.ps.run.plan import Plan
-from lockstep.ps.shard.shard import UpdatePolicy
 
 
-def policy_of(job: Job, plan: Plan, model: Model) -> UpdatePolicy:
-    """Return how a shard is to turn this job's sums into weights."""
-    return policy_for(job, plan, model.layout.parameter_size, model.momenta())
+@dataclass(frozen=True, kw_only=True)
+class UpdatePolicy:
+    """How sums become new weights."""
+
+    rule: Rule
+    schedule: Schedule
+    clip_norm: float | None
+    #: Number of trained values, which come first in the vector; running statistics follow.
+    parameter_size: int
+    #: Momentum of each running statistic, shape (size - parameter_size,).
+    momenta: Vector
+    #: How sums are rounded over the tree, and how the weights are that workers compute with.
+    wire: Quantization = EXACT
+    wire_weights: Quantization = EXACT
+
+    def update_rule(self) -> UpdateRule:
+        """Return the part of it that whoever updates a slice has to know."""
+        return UpdateRule(
+            rule=self.rule,
+            parameter_size=self.parameter_size,
+            momenta=self.momenta,
+            wire_weights=self.wire_weights,
+        )
 
 
-def policy_for(job: Job, plan: Plan, parameter_size: int, momenta: Vector) -> UpdatePolicy:
-    """Return the same where the model is not at hand: with so many trained values, and its statistics' momenta."""
+def policy_of(job: Job, plan: Plan, parameter_size: int, momenta: Vector) -> UpdatePolicy:
+    """Return how a shard is to turn a job's sums into weights, of a model with so many trained values."""
     return UpdatePolicy(
         rule=rule_of(job),
         schedule=schedule_of(job, plan.total_steps, plan.steps_per_epoch),

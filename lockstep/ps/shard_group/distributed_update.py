@@ -15,36 +15,24 @@ from lockstep.ps.run.traffic import NOTHING, Moved
 from lockstep.ps.shard.shard import Shard
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompletedUpdate:
-    """An update that all servers have made."""
-
-    step: int
-    rate: float
-    #: Whether the weights in the slices of the other servers are finite, and the sum of their checksums.
-    are_finite: bool
-    checksum: int
-    #: Bytes that crossed the sockets of the other servers since their last update.
-    moved: Moved
-    #: Seconds from the moment when the tree was whole.
-    seconds: float
-
-
 @dataclass(kw_only=True)
 class DistributedUpdate:
-    """The update of one step, under way."""
+    """The update of one step, under way or made by all servers."""
 
-    #: When the tree was whole.
+    step: int = 0
+    #: When the tree was whole, and how many seconds later all had made it.
     began: float = 0.0
+    seconds: float = 0.0
     #: What is gathered with it.
     collected: Collected = "nothing"
     #: Workers that are sent the new weights without being asked for.
     pushed: frozenset[int] = frozenset()
     #: The learning rate of our own slice, which is that of all.
     rate: float = 0.0
-    #: Of the other servers, as in `CompletedUpdate`.
+    #: Whether the weights in the slices of the other servers are finite, and the sum of their checksums.
     checksum: int = 0
     are_finite: bool = True
+    #: Bytes that crossed the sockets of the other servers since their last update.
     moved: Moved = NOTHING
     #: By shard, for each block of its slice, the sum of the squares of the mean gradient.
     squares: dict[bytes, NDArray[np.float64]] = field(default_factory=dict)
@@ -67,17 +55,6 @@ class DistributedUpdate:
         self.checksum += int(done.checksum)
         self.are_finite = self.are_finite and done.is_finite
         self.moved = Moved(sums=self.moved.sums + done.sums_bytes, weights=self.moved.weights + done.weights_bytes)
-
-    def completed(self, step: int, now: float) -> CompletedUpdate:
-        """Return what the update resulted in, now that all have made it."""
-        return CompletedUpdate(
-            step=step,
-            rate=self.rate,
-            are_finite=self.are_finite,
-            checksum=self.checksum,
-            moved=self.moved,
-            seconds=now - self.began,
-        )
 
 
 @dataclass

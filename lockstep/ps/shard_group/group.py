@@ -12,7 +12,6 @@ from msgspec import Struct
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind, RefusalKind
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.protocol.messages import Finished, Message, Ping, Refused, shortened
 from lockstep.common.protocol.shard_messages import (
     Collected,
@@ -27,17 +26,22 @@ from lockstep.common.protocol.shard_messages import (
 from lockstep.common.statemachine.machine import (
     IGNORED,
     Machine,
+    PeerLeft,
     Received,
     Report,
     ReportRefusal,
     Send,
     TimePassed,
     leads,
+    soonest,
     stays,
     table_of,
 )
-from lockstep.ps.coordinator.registration import Refusal, refusal
+from lockstep.ps.coordinator.effects import AwaitShards, Finish, ForgetWorker
+from lockstep.ps.coordinator.events import ServerLost, ServersReady, StepUpdated, SumsAcknowledged
+from lockstep.ps.coordinator.registration import refusal, refused, through_its_socket, without_memory
 from lockstep.ps.coordinator.status import Reminder
+from lockstep.ps.run.info import RunInfo
 
 #: Seconds between two pings of a shard: sending to a process that is gone fails, and so is its death noticed.
 PING_S = 1.0
@@ -58,18 +62,7 @@ class GroupPhase(Enum):
     ENDED = "ended"
 
 
-# Events
-
-
-class SumsAwaited(Struct, frozen=True, kw_only=True):
-    """A worker's result came: all shards are to have its sums before it counts."""
-
-    rank: int
-    node: Node
-
-
-class WorkerRemoved(Struct, frozen=True, kw_only=True):
-    rank: int
+# Events; some of them are effects of the coordinator, as they are
 
 
 class TreeCompleted(Struct, frozen=True, kw_only=True):
@@ -94,31 +87,18 @@ class OwnSliceUpdated(Struct, frozen=True, kw_only=True):
     step: int
 
 
-class ShardGone(Struct, frozen=True, kw_only=True):
-    """The shard left, broke the protocol, or can no longer be reached."""
-
-    peer: bytes
-    reason: str
-
-
-class RunEnded(Struct, frozen=True, kw_only=True):
-    """`reason` is empty if it ended well."""
-
-    reason: str
-
-
 #: What shards send, and the group decides on.
 GroupMessage = ShardJoin | ShardReady | SumsAck | Squares | UpdateDone | Ping
 GroupEvent = (
     Received
-    | SumsAwaited
-    | WorkerRemoved
+    | AwaitShards
+    | ForgetWorker
     | TreeCompleted
     | ScaleFound
     | OwnSliceUpdated
-    | ShardGone
+    | PeerLeft
     | TimePassed
-    | RunEnded
+    | Finish
 )
 
 # Effects
@@ -139,56 +119,22 @@ class FillShard(Struct, frozen=True, kw_only=True):
     shares: bool
 
 
-class AnnounceGroup(Struct, frozen=True, kw_only=True):
-    """All shards are ready: workers may be welcomed."""
-
-    addresses: tuple[str, ...]
-    #: Whether all see the server's memory, and why not.
-    shares: bool
-    obstacle: str
-
-
-class ConfirmSums(Struct, frozen=True, kw_only=True):
-    """All shards have the sums of a worker's result."""
-
-    rank: int
-    node: Node
-
-
 class FindScale(Struct, frozen=True, kw_only=True):
     """Find the factor of clipping: the squares of all shards have come."""
 
 
-class UpdateOwnSlice(Struct, frozen=True, kw_only=True):
-    """Make the server's own part of the update; answered by `OwnSliceUpdated`, perhaps later."""
-
-    step: int
-    count: int
-    scale: float | None
-
-
-class CompleteStep(Struct, frozen=True, kw_only=True):
-    """All slices have their new weights."""
-
-    step: int
-
-
-class LoseShard(Struct, frozen=True, kw_only=True):
-    """A shard is gone without which the run cannot go on."""
-
-    text: str
-
-
+#: Of these, the coordinator's events are what it is to handle, and `Update` is to be made of the server's own slice:
+#: answered by `OwnSliceUpdated`, perhaps later.
 GroupEffect = (
     Send
     | WelcomeShard
     | FillShard
-    | AnnounceGroup
-    | ConfirmSums
+    | ServersReady
+    | SumsAcknowledged
     | FindScale
-    | UpdateOwnSlice
-    | CompleteStep
-    | LoseShard
+    | Update
+    | StepUpdated
+    | ServerLost
     | Report
     | ReportRefusal
 )
@@ -205,15 +151,15 @@ TRANSITIONS = table_of(
         ShardJoin: stays(*GroupPhase),
         ShardReady: _LATE | {_WAITING: {_WAITING, _ADDING}},
         Ping: stays(_WAITING, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
-        SumsAwaited: stays(_ADDING) | leads(IGNORED, _ENDED),
+        AwaitShards: stays(_ADDING) | leads(IGNORED, _ENDED),
         SumsAck: _LATE | stays(_ADDING),
-        WorkerRemoved: stays(_WAITING, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
+        ForgetWorker: stays(_WAITING, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
         TreeCompleted: leads({_MEASURING, _UPDATING}, _ADDING) | leads(IGNORED, _ENDED),
         Squares: _LATE | stays(_MEASURING),
         ScaleFound: leads({_UPDATING}, _MEASURING) | leads(IGNORED, _ENDED),
         OwnSliceUpdated: leads({_UPDATING, _ADDING}, _UPDATING) | leads(IGNORED, _ENDED),
         UpdateDone: _LATE | leads({_UPDATING, _ADDING}, _UPDATING),
-        ShardGone: stays(_WAITING) | leads({_ENDED}, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
+        PeerLeft: stays(_WAITING) | leads({_ENDED}, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
         TimePassed: {
             _WAITING: {_WAITING},
             _ADDING: {_ADDING, _ENDED},
@@ -221,23 +167,9 @@ TRANSITIONS = table_of(
             _UPDATING: {_UPDATING, _ENDED},
             _ENDED: IGNORED,
         },
-        RunEnded: leads({_ENDED}, _WAITING, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
+        Finish: leads({_ENDED}, _WAITING, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
     },
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupConfig:
-    """What is known of the shards from the start."""
-
-    #: Servers in all, with the coordinator's own slice.
-    servers: int
-    fingerprint: Fingerprint
-    allows_mixed_numerics: bool = False
-    #: Refuse shards that do not share the server's memory.
-    needs_memory: bool = False
-    #: Seconds after which a silent shard counts as gone.
-    silence_s: float = 60.0
 
 
 @dataclass
@@ -264,7 +196,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
     """The shards of a run."""
 
     transitions = TRANSITIONS
-    config: GroupConfig
+    info: RunInfo
     #: The step whose sums are added.
     step: int = 0
     phase: GroupPhase = field(init=False)
@@ -288,7 +220,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
     @property
     def others(self) -> int:
         """The number of servers but the coordinator's."""
-        return self.config.servers - 1
+        return self.info.servers - 1
 
     def handle(self, event: GroupEvent, now: float) -> list[GroupEffect]:
         return self.obey(event, now)
@@ -296,16 +228,16 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
     def deadline(self) -> float | None:
         if self.phase is GroupPhase.ENDED or not self.others:
             return None
-        return self.next_ping if self.reminder.due is None else min(self.next_ping, self.reminder.due)
+        return soonest(self.next_ping, self.reminder.due)
 
     def react(self, event: GroupEvent, now: float) -> list[GroupEffect]:
         match event:
             case Received(peer=peer, message=message):
                 return self._on_message(peer, message, now)
-            case SumsAwaited(rank=rank, node=node):
+            case AwaitShards(rank=rank, node=node):
                 self.awaited.add((rank, node))
                 return self._confirm((rank, node))
-            case WorkerRemoved(rank=rank):
+            case ForgetWorker(rank=rank):
                 return self._remove_worker(rank)
             case TreeCompleted():
                 return self._begin_update(event)
@@ -314,11 +246,11 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
             case OwnSliceUpdated():
                 self.is_own_updated = True
                 return self._complete()
-            case ShardGone():
+            case PeerLeft():
                 return self._gone(event)
             case TimePassed():
                 return self._time_passed(now)
-            case RunEnded(reason=reason):
+            case Finish(failure=reason):
                 self.phase = GroupPhase.ENDED
                 return [Send(peer=peer, message=Finished(reason=shortened(reason))) for peer in self.members]
             case _:
@@ -352,41 +284,34 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         if self._heard(peer, now) is not None:
             return []
         if (why := self._refusal(join)) is not None:
-            refused = Send(peer=peer, message=why.message())
-            return [refused, ReportRefusal(text=f"refused a shard: {why.reason}")]
+            return [Send(peer=peer, message=why), ReportRefusal(text=f"refused a shard: {why.reason}")]
         taken = {member.index for member in self.members.values()}
-        index = next(index for index in range(1, self.config.servers) if index not in taken)
+        index = next(index for index in range(1, self.info.servers) if index not in taken)
         member = self.members[peer] = ShardMember(peer, index, join, heard=now)
         return [WelcomeShard(peer=peer, index=index), Report(text=f"{member.named()} joined")]
 
-    def _refusal(self, join: ShardJoin) -> Refusal | None:
+    def _refusal(self, join: ShardJoin) -> Refused | None:
         """Return why a shard is refused, None if it is not."""
-        config = self.config
+        info = self.info
         if not self.others:
-            return Refusal(RefusalKind.FULL, "this run has one server: start that with --servers 2 or more")
+            return refused(RefusalKind.FULL, "this run has one server: start that with --servers 2 or more")
         if self.phase is GroupPhase.ENDED:
-            return Refusal(RefusalKind.OVER, "the run is over")
+            return refused(RefusalKind.OVER, "the run is over")
         if len(self.members) == self.others:
-            text = f"all {config.servers} servers of this run are there: start the server with more --servers"
-            return Refusal(RefusalKind.FULL, text)
-        return refusal(join, config.fingerprint, allows_mixed_numerics=config.allows_mixed_numerics)
+            text = f"all {info.servers} servers of this run are there: start the server with more --servers"
+            return refused(RefusalKind.FULL, text)
+        return refusal(join, info.fingerprint, allows_mixed_numerics=info.allows_mixed_numerics)
 
     def _prepared(self, peer: bytes, ready: ShardReady, now: float) -> list[GroupEffect]:
         member, shares, obstacle = self._heard(peer, now), bool(ready.nonce), one_line(ready.obstacle)
         if member is None or member.is_ready:
             return []
-        if self.config.needs_memory and not shares:
+        if self.info.needs_memory and not shares:
             del self.members[peer]
-            reason = f"it does not share the server's memory: {obstacle}"
-            refused = Send(peer=peer, message=Refused(reason=shortened(reason), kind=RefusalKind.MEMORY))
-            return [refused, Report(text=f"refused {member.named()}: {reason}")]
+            return [*without_memory(peer, member.named(), obstacle)]
         member.is_ready, member.shares, member.obstacle = True, shares, obstacle
-        effects: list[GroupEffect] = [FillShard(peer=member.peer, index=member.index, shares=member.shares)]
-        if member.obstacle:
-            effects.append(
-                Report(text=f"{member.named()} exchanges gradients and weights through its socket: {member.obstacle}")
-            )
-        return [*effects, *self._announce(), *self._remind(now)]
+        fill = FillShard(peer=peer, index=member.index, shares=shares)
+        return [fill, *through_its_socket(member.named(), obstacle), *self._announce(), *self._remind(now)]
 
     def _announce(self) -> list[GroupEffect]:
         members = self.in_order()
@@ -394,7 +319,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
             return []
         self.phase = GroupPhase.ADDING
         return [
-            AnnounceGroup(
+            ServersReady(
                 addresses=tuple(member.join.address for member in members),
                 shares=all(member.shares for member in members),
                 obstacle=next((member.obstacle for member in members if member.obstacle), ""),
@@ -419,7 +344,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         if key not in self.awaited or len(self.confirmed.get(key, ())) < self.others:
             return []
         self.awaited.remove(key)
-        return [ConfirmSums(rank=key[0], node=key[1])]
+        return [SumsAcknowledged(rank=key[0], node=key[1])]
 
     def _remove_worker(self, rank: int) -> list[GroupEffect]:
         for key in [key for key in (*self.confirmed, *self.awaited) if key[0] == rank]:
@@ -445,7 +370,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         message = Update(step=at.step, count=at.count, scale=scale, ranks=list(at.ranks), collected=at.collected)
         # The others first, so that all update at the same time.
         effects: list[GroupEffect] = [Send(peer=peer, message=message) for peer in self.members]
-        return [*effects, UpdateOwnSlice(step=at.step, count=at.count, scale=scale)]
+        return [*effects, message]
 
     def _is_last_answer(self, peer: bytes, step: int, now: float) -> bool:
         """Record an answer to a request to all; return whether it is the last."""
@@ -465,11 +390,11 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         self.confirmed.clear()
         self.awaited.clear()
         self.answered.clear()
-        return [CompleteStep(step=done)]
+        return [StepUpdated(step=done)]
 
     # Shards fail
 
-    def _gone(self, event: ShardGone) -> list[GroupEffect]:
+    def _gone(self, event: PeerLeft) -> list[GroupEffect]:
         if event.peer not in self.members:
             return []
         member = self.members[event.peer]
@@ -484,13 +409,13 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         lost = f"{member.named()} is gone, and its slice of the weights with it: {reason}"
         finished = Finished(reason=shortened(lost), kind=FailureKind.SERVER_LOST)
         others = [Send(peer=peer, message=finished) for peer in self.members if peer != member.peer]
-        return [*others, LoseShard(text=lost)]
+        return [*others, ServerLost(text=lost)]
 
     def _time_passed(self, now: float) -> list[GroupEffect]:
         if now >= self.next_ping:
             self.next_ping = now + PING_S
             for member in self.in_order():
-                if now - member.heard >= self.config.silence_s and self.phase is not GroupPhase.WAITING:
+                if now - member.heard >= self.info.lease_timeout_s and self.phase is not GroupPhase.WAITING:
                     return self._lose(member, f"it has been silent for {now - member.heard:.0f} s")
             pings: list[GroupEffect] = [Send(peer=peer, message=Ping()) for peer in self.members]
             return [*pings, *self._remind(now)]
@@ -506,7 +431,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         """Raise AssertionError if the state contradicts itself: for tests, after each event."""
         indices = [member.index for member in self.members.values()]
         assert len(set(indices)) == len(indices), "two shards have one slice"
-        assert all(0 < index < self.config.servers for index in indices)
+        assert all(0 < index < self.info.servers for index in indices)
         if self.phase not in (GroupPhase.WAITING, GroupPhase.ENDED):
             assert len(indices) == self.others, "a slice is nobody's"
         assert (self.update is not None) == (self.phase in (GroupPhase.MEASURING, GroupPhase.UPDATING)) or (

@@ -14,7 +14,7 @@ from lockstep.common.aggregation.update import UpdateStep
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.codec import decode, encode
-from lockstep.common.protocol.messages import Eviction, Leave, Message, SliceLease, SliceResult, shortened
+from lockstep.common.protocol.messages import Eviction, Leave, Message, SliceLease, SliceResult
 from lockstep.common.protocol.shard_messages import (
     WEIGHTS,
     AddFromMemory,
@@ -32,12 +32,23 @@ from lockstep.common.protocol.shard_messages import (
     ShardWelcome,
     SliceMessage,
     Squares,
+    Update,
     UpdateDone,
     WorkerLost,
 )
 from lockstep.common.runtime.clock import Clock
-from lockstep.common.statemachine.machine import Received, Report, ReportRefusal, Send, TimePassed, carry_out
-from lockstep.common.transport.port import PeerGone, PeerSlow, ServerPort
+from lockstep.common.statemachine.delivery import deliver
+from lockstep.common.statemachine.machine import (
+    PeerLeft,
+    Received,
+    Report,
+    ReportRefusal,
+    Send,
+    TimePassed,
+    carry_out,
+    soonest,
+)
+from lockstep.common.transport.port import ServerPort
 from lockstep.ps.coordinator import effects as coordinator_effects
 from lockstep.ps.coordinator import events as coordinator_events
 from lockstep.ps.coordinator.membership import Membership
@@ -45,8 +56,8 @@ from lockstep.ps.run.info import RunInfo
 from lockstep.ps.shard.partition import checksum_in, held_frames, initial_frames, own_part
 from lockstep.ps.shard.shard import Shard, WeightsAfter
 from lockstep.ps.shard_group import group as machine
-from lockstep.ps.shard_group.distributed_update import CompletedUpdate, DistributedUpdate, GatheredWeights
-from lockstep.ps.shard_group.group import GroupConfig, ShardGroup, ShardMember
+from lockstep.ps.shard_group.distributed_update import DistributedUpdate, GatheredWeights
+from lockstep.ps.shard_group.group import ShardGroup, ShardMember
 from lockstep.ps.shared_memory.memory import ServerSharedMemory
 from lockstep.ps.shared_memory.parallel_update import (
     HelperAdmitted,
@@ -92,7 +103,7 @@ class ShardGroupShell:
     #: The weights of all servers, None if all of them are ours.
     gathered: GatheredWeights | None = None
     #: The update that all have made, until it is recorded.
-    completed: CompletedUpdate | None = None
+    completed: DistributedUpdate | None = None
     #: The update that all make, or made last.
     _update: DistributedUpdate = field(default_factory=DistributedUpdate)
     #: What the coordinator is to handle, until `_dispatch` returns it.
@@ -103,26 +114,14 @@ class ShardGroupShell:
         self.slices, self.own = slices_for(whole.weights.size, info.servers), whole
         if info.servers > 1:
             self.own, self.gathered = own_part(whole, self.slices[0]), GatheredWeights.of(whole)
-        self.state = ShardGroup(
-            GroupConfig(
-                servers=info.servers,
-                fingerprint=info.fingerprint,
-                allows_mixed_numerics=info.allows_mixed_numerics,
-                needs_memory=info.needs_memory,
-                silence_s=info.lease_timeout_s,
-            ),
-            step=whole.updates,
-        )
+        self.state = ShardGroup(info, step=whole.updates)
         helping, sharing = (self.helping, self.sharing) if info.servers == 1 else (ParallelUpdateConfig(), None)
         state = ParallelUpdate(helping, self.own.weights.size)
         self.updating = ParallelUpdateShell(state, self.own, self.clock, self._send_lease, sharing)
 
     def deadline(self) -> float | None:
         """Return when `on_time` has something to do although no message comes."""
-        group, update = self.state.deadline(), self.updating.state.deadline()
-        if group is None or update is None:
-            return update if group is None else group
-        return min(group, update)
+        return soonest(self.state.deadline(), self.updating.state.deadline())
 
     @property
     def holder(self) -> Shard | GatheredWeights:
@@ -168,11 +167,11 @@ class ShardGroupShell:
         if member is None:
             return []
         reason = f"shard {self.state.members[peer].index} lost it: {one_line(lost.reason)}"
-        return [coordinator_events.WorkerLeft(peer=member.peer, reason=reason)]
+        return [PeerLeft(peer=member.peer, reason=reason)]
 
     def on_shard_gone(self, peer: bytes, reason: str) -> list[coordinator_events.Event]:
         """Handle that a shard is gone."""
-        return self._dispatch(machine.ShardGone(peer=peer, reason=reason))
+        return self._dispatch(PeerLeft(peer=peer, reason=reason))
 
     def on_time(self, now: float) -> list[coordinator_events.Event]:
         """Handle the passing of time."""
@@ -195,22 +194,21 @@ class ShardGroupShell:
                 yield from self._send(effect.peer, self._welcome(effect.index))
             case machine.FillShard():
                 yield from self._fill(effect)
-            case machine.AnnounceGroup(addresses=addresses, shares=shares, obstacle=obstacle):
-                ready = coordinator_events.ServersReady(addresses=addresses, shares=shares, obstacle=obstacle)
-                self._happened.append(ready)
-            case machine.ConfirmSums():
-                self._happened.append(coordinator_events.SumsAcknowledged(rank=effect.rank, node=effect.node))
             case machine.FindScale():
                 assert self.state.update is not None  # that is what is measured
                 order = [member.peer for member in self.state.in_order()]
                 yield machine.ScaleFound(scale=self._update.scale(self.own, self.state.update.count, order))
-            case machine.UpdateOwnSlice():
+            case Update():
                 yield from self._own_updated(self.updating.update(effect.step, effect.count, effect.scale))
-            case machine.CompleteStep():
+            case coordinator_events.StepUpdated():
                 self._complete(effect.step)
-                self._happened.append(coordinator_events.StepUpdated(step=effect.step))
-            case machine.LoseShard():
-                self._happened.append(coordinator_events.ServerLost(text=effect.text))
+                self._happened.append(effect)
+            case (
+                coordinator_events.ServersReady()
+                | coordinator_events.SumsAcknowledged()
+                | coordinator_events.ServerLost()
+            ):
+                self._happened.append(effect)
             case Report():
                 self.report(effect)
             case ReportRefusal():
@@ -218,13 +216,8 @@ class ShardGroupShell:
             case _:
                 assert_never(effect)
 
-    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> Iterator[machine.GroupEvent]:
-        try:
-            self.port.send(peer, encode(message, arrays))
-        except PeerGone:
-            yield machine.ShardGone(peer=peer, reason="its connection is gone")
-        except PeerSlow:
-            yield machine.ShardGone(peer=peer, reason="it does not read what it is sent")
+    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> list[PeerLeft]:
+        return deliver(self.port, peer, encode(message, arrays))
 
     def _send_to(self, peers: Sequence[bytes], message: Message) -> list[coordinator_events.Event]:
         gone = [event for peer in peers for event in self._send(peer, message)]
@@ -267,10 +260,10 @@ class ShardGroupShell:
             self.updating.dispatch(HelperAdmitted(rank=member.rank))
         return self._send_all(Admit(rank=member.rank, incarnation=member.join.incarnation, shares=shares))
 
-    def forget(self, rank: int) -> list[coordinator_events.Event]:
+    def forget(self, effect: coordinator_effects.ForgetWorker) -> list[coordinator_events.Event]:
         """Inform all shards that a worker is gone."""
-        happened = self._after(self.updating.remove(rank))
-        return happened + self._dispatch(machine.WorkerRemoved(rank=rank)) + self._send_all(Forget(rank=rank))
+        happened = self._after(self.updating.remove(effect))
+        return happened + self._dispatch(effect) + self._send_all(Forget(rank=effect.rank))
 
     def send_weights(self, rank: int, step: int) -> Sequence[coordinator_events.Event]:
         """Let all shards send a worker their weights of a step, unless the update's message has told them to."""
@@ -283,7 +276,7 @@ class ShardGroupShell:
 
     def await_sums(self, effect: coordinator_effects.AwaitShards) -> list[coordinator_events.Event]:
         """Return that all shards have the sums of a result, if they have them already."""
-        return self._dispatch(machine.SumsAwaited(rank=effect.rank, node=effect.node))
+        return self._dispatch(effect)
 
     # Updates
 
@@ -318,11 +311,7 @@ class ShardGroupShell:
         member = self.membership.by_rank(rank)
         if member is None:
             return
-        try:
-            self.port.send(member.peer, encode(msgspec.structs.replace(lease, incarnation=member.join.incarnation)))
-        except (PeerGone, PeerSlow):
-            gone = coordinator_events.WorkerLeft(peer=member.peer, reason="its connection is gone")
-            self._happened.append(gone)
+        self._happened += self._send(member.peer, msgspec.structs.replace(lease, incarnation=member.join.incarnation))
 
     def on_slice_result(self, peer: bytes, result: SliceResult) -> list[coordinator_events.Event]:
         """Handle what a worker reports of its slice of an update."""
@@ -334,13 +323,14 @@ class ShardGroupShell:
         return self._after(self.updating.dispatch(RunInterrupted()))
 
     def _complete(self, step: int) -> None:
-        self.completed = self._update.completed(step, self.clock.now())
+        self._update.step, self._update.seconds = step, self.clock.now() - self._update.began
+        self.completed = self._update
         if self.gathered is not None and self._update.collected != "nothing":
             self._gather_near(self.gathered, step + 1, has_state=self._update.collected == "all")
             if not self.gathered.end(step + 1):
                 raise RemoteProtocolError("not all shards have sent their slices")
 
-    def checksum(self, done: CompletedUpdate) -> int:
+    def checksum(self, done: DistributedUpdate) -> int:
         """Return the checksum of the weights in all slices after an update that was just made."""
         return (done.checksum + checksum_in(self.own, done.step, self.whole.weights.size)) % MODULUS
 
@@ -393,12 +383,8 @@ class ShardGroupShell:
 
     def _request_weights(self, updates: int) -> bool:
         """Request the weights that we do not see; return whether all shards can be reached."""
-        try:
-            for peer in [member.peer for member in self.state.members.values() if not self._sees(member)]:
-                self.port.send(peer, encode(Collect(steps=updates)))
-        except (PeerGone, PeerSlow):
-            return False
-        return True
+        hidden = [member.peer for member in self.state.members.values() if not self._sees(member)]
+        return not any(self._send(peer, Collect(steps=updates)) for peer in hidden)
 
     def _receive_weights(self, gathered: GatheredWeights, updates: int) -> None:
         deadline = self.clock.now() + FINAL_WEIGHTS_S
@@ -414,7 +400,7 @@ class ShardGroupShell:
                 if peer in self.state.members and isinstance(message, CollectedFrame) and message.steps == updates:
                     self._gather(peer, message, arrays[0])
 
-    def end(self, reason: str) -> None:
+    def end(self, finish: coordinator_effects.Finish) -> None:
         """Inform all shards that the run is over."""
-        self._dispatch(machine.RunEnded(reason=shortened(reason)))
+        self._dispatch(finish)
         self.updating.close()

@@ -13,9 +13,12 @@ from lockstep.common.errors import LockstepError, RemoteProtocolError, SharingEr
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import Join, Message, SumsFrame, Weights, Welcome, shortened
 from lockstep.common.protocol.shard_messages import (
+    AddFromMemory,
+    Admit,
     Begin,
     Collect,
     CollectedFrame,
+    Forget,
     Hello,
     InitialFrame,
     ShardReady,
@@ -25,16 +28,18 @@ from lockstep.common.protocol.shard_messages import (
     ToShardMessage,
     Update,
     UpdateDone,
+    WorkerLost,
     WorkerToShardMessage,
 )
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.statemachine.client import ClientEvent, Exit, PreparationFailed, Prepared
 from lockstep.common.statemachine.client_shell import ClientShell
-from lockstep.common.statemachine.machine import Received
+from lockstep.common.statemachine.delivery import deliver
+from lockstep.common.statemachine.machine import PeerLeft, Received, Send
 from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.links import Wait
-from lockstep.common.transport.port import ClientPort, PeerGone, PeerSlow, ServerPort
+from lockstep.common.transport.port import ClientPort, PeerSlow, ServerPort
 from lockstep.ps.coordinator.failures import not_finite
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW
 from lockstep.ps.run.traffic import Traffic
@@ -111,7 +116,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
             return True
         lost = self.port.lost()
         for peer in lost:
-            self.dispatch(machine.PeerFailed(peer=peer, reason="its connection is gone"))
+            self.dispatch(PeerLeft(peer=peer, reason="its connection is gone"))
         return bool(lost)
 
     def _on_worker_message(self, peer: bytes, frames: list[memoryview]) -> None:
@@ -121,7 +126,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
             self._check(message)
             self.dispatch(Received(peer=peer, message=message))
         except RemoteProtocolError as error:
-            self.dispatch(machine.PeerFailed(peer=peer, reason=str(error)))
+            self.dispatch(PeerLeft(peer=peer, reason=str(error)))
 
     def _check(self, message: Message) -> None:
         """Raise `RemoteProtocolError` if a message must not come from a worker."""
@@ -173,28 +178,27 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
         match effect:
             case machine.SendSlice():
                 yield from self._send_weights(effect.peer)
-            case machine.RefusePeer():
-                for _ in self._send(effect.peer, effect.refused):
-                    break  # it is given up already
-            case machine.MapSums(rank=rank):
+            case Send():
+                self._send(effect.peer, effect.message)  # to a peer that is given up already
+            case Admit(rank=rank):
                 try:
                     self.sums[rank] = storage.sums_of(rank)
                 except SharingError as error:
-                    yield machine.SumsMissing(rank=rank, reason=str(error))
-            case machine.UnmapSums(rank=rank):
+                    yield WorkerLost(rank=rank, reason=shortened(str(error)))
+            case Forget(rank=rank):
                 self.sums.pop(rank, None)
             case machine.AddFrame():
                 storage.shard.receive(effect.frame, effect.node, self.arrays[0])
-            case machine.AddSharedSlice():
+            case AddFromMemory():
                 sums = self.sums[effect.rank][effect.slot]
-                storage.shard.add(effect.node, sums)
+                storage.shard.add(effect.node(), sums)
                 # The server leases the slot again as soon as this is acknowledged.
                 storage.shard.settle(sums)
-            case machine.SendSquares():
+            case SquaresRequest():
                 squares = storage.shard.squares(effect.count).view(np.float32)
                 self.send_to_server(Squares(step=effect.step), squares)
-            case machine.UpdateSlice(update=update):
-                self._update(storage, update)
+            case Update():
+                self._update(storage, effect)
             case _:
                 assert_never(effect)
 
@@ -227,25 +231,23 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
             # Nobody has read for so long: the server's silence ends this.
             return
 
-    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> Iterable[machine.ShardEvent]:
+    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> list[PeerLeft]:
         frames = encode(message, arrays)
-        try:
-            self.port.send(peer, frames)
+        failed = deliver(self.port, peer, frames)
+        if not failed:
             self.traffic.record_sent(message, frames)
-        except PeerGone:
-            yield machine.PeerFailed(peer=peer, reason="its connection is gone")
-        except PeerSlow:
-            yield machine.PeerFailed(peer=peer, reason="it does not read what it is sent")
+        return failed
 
-    def _send_weights(self, peer: bytes) -> Iterable[machine.ShardEvent]:
+    def _send_weights(self, peer: bytes) -> list[PeerLeft]:
         storage = self._demand_slice()
         shard, wire = storage.shard, storage.shard.policy.wire_weights
         for frame in shard.frames:
             values = shard.served_weights[frame.start - storage.owned.start : frame.stop - storage.owned.start]
             words = wire.pack(values, frame.start)
-            for failed in self._send(peer, Weights(step=shard.updates, start=frame.start), words):
-                yield failed
-                return
+            failed = self._send(peer, Weights(step=shard.updates, start=frame.start), words)
+            if failed:
+                return failed
+        return []
 
     def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
         assert isinstance(welcome, ShardWelcome)

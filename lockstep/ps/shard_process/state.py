@@ -38,7 +38,7 @@ from lockstep.common.statemachine.client import (
     ProtocolBroken,
     SendToServer,
 )
-from lockstep.common.statemachine.machine import IGNORED, Machine, Received, stays, table_of
+from lockstep.common.statemachine.machine import IGNORED, Machine, PeerLeft, Received, Send, stays, table_of
 from lockstep.ps.received_frames import ReceivedFrames
 from lockstep.ps.shard_process.worker_connections import WorkerConnection, WorkerConnections
 
@@ -59,32 +59,18 @@ class ShardPhase(Enum):
 
 # Events
 
-
-class SumsMissing(Struct, frozen=True, kw_only=True):
-    """The sums of a worker that shares memory cannot be mapped."""
-
-    rank: int
-    reason: str
-
-
-class PeerFailed(Struct, frozen=True, kw_only=True):
-    """A peer broke the protocol, or can no longer be reached."""
-
-    peer: bytes
-    reason: str
-
-
 #: What the server sends a shard that is in the run; the shell carries out some of it itself.
 Request = (
     InitialFrame | Begin | Admit | Forget | SendWeightsTo | AddFromMemory | SquaresRequest | Update | Collect | Ping
 )
 #: What workers send it.
 FromWorker = Hello | SumsFrame
-SliceEvent = Request | Received | SumsMissing | PeerFailed
+#: `WorkerLost` is here that the sums of a worker that shares memory cannot be mapped.
+SliceEvent = Request | Received | WorkerLost | PeerLeft
 ShardEvent = SliceEvent | ClientEvent
 
 #: What does not come from the server.
-FROM_WORKERS = Received | PeerFailed
+FROM_WORKERS = Received | PeerLeft
 
 # Effects
 
@@ -102,47 +88,10 @@ class AddFrame(Struct, frozen=True, kw_only=True):
     node: Node
 
 
-class AddSharedSlice(Struct, frozen=True, kw_only=True):
-    """Add the sums in a worker's slot of shared memory; afterwards that memory is not used any more."""
-
-    node: Node
-    rank: int
-    slot: int
-
-
-class MapSums(Struct, frozen=True, kw_only=True):
-    """Map the sums of a worker that shares memory."""
-
-    rank: int
-
-
-class UnmapSums(Struct, frozen=True, kw_only=True):
-    """Give back what was mapped of a worker."""
-
-    rank: int
-
-
-class SendSquares(Struct, frozen=True, kw_only=True):
-    """Send the server what the blocks of the mean over `count` samples add to the squared norm."""
-
-    step: int
-    count: int
-
-
-class UpdateSlice(Struct, frozen=True, kw_only=True):
-    """Make the update; send the server what it collects of the slice, and then that the update is done."""
-
-    update: Update
-
-
-class RefusePeer(Struct, frozen=True, kw_only=True):
-    """Tell a peer that nothing more is accepted from it."""
-
-    peer: bytes
-    refused: Refused
-
-
-SliceEffect = SendSlice | AddFrame | AddSharedSlice | MapSums | UnmapSums | SendSquares | UpdateSlice | RefusePeer
+#: Messages of the server's are effects as they are. With `Admit`, a worker's sums are mapped until `Forget`. Those in
+#: memory are added, and not used any more. The squares are sent. The update is made, and what the server collects of it
+#: is sent.
+SliceEffect = SendSlice | AddFrame | AddFromMemory | Admit | Forget | SquaresRequest | Update | Send
 ShardEffect = SliceEffect | ClientEffect
 
 _OUTSIDE, _FILLING, _SERVING = ShardPhase
@@ -160,11 +109,11 @@ TRANSITIONS = table_of(
         SendWeightsTo: stays(_SERVING),
         SumsFrame: stays(_SERVING),
         AddFromMemory: stays(_SERVING),
-        SumsMissing: stays(_SERVING),
+        WorkerLost: stays(_SERVING),
         SquaresRequest: {_SERVING: {_SERVING, _OUTSIDE}},
         Update: {_SERVING: {_SERVING, _OUTSIDE}},
         Collect: stays(_FILLING, _SERVING),
-        PeerFailed: stays(_FILLING, _SERVING),
+        PeerLeft: stays(_FILLING, _SERVING),
         Ping: stays(_FILLING, _SERVING),
     },
     otherwise=IGNORED,
@@ -225,12 +174,12 @@ class ShardState(Machine[ShardEvent, ShardEffect]):
                 return []  # the shell has carried it out
             case Ping():
                 return [SendToServer(message=Ping())]
-            case Admit(rank=rank):
+            case Admit():
                 workers.admit(event)
-                return [MapSums(rank=rank)] if event.shares else []
+                return [event] if event.shares else []
             case Forget(rank=rank):
                 workers.remove(rank)
-                return [UnmapSums(rank=rank)]
+                return [event]
             case Received(peer=peer, message=Hello() as hello):
                 return self._weights(workers.identify(peer, hello))
             case Received(peer=peer, message=SumsFrame() as sums):
@@ -245,15 +194,15 @@ class ShardState(Machine[ShardEvent, ShardEffect]):
                 if event.step != self.step or worker is None or not worker.admit.shares:
                     return []
                 ack = SumsAck(rank=rank, step=event.step, lo=event.lo, hi=event.hi)
-                return [AddSharedSlice(node=event.node(), rank=rank, slot=event.slot), SendToServer(message=ack)]
-            case SumsMissing(rank=rank):
+                return [event, SendToServer(message=ack)]
+            case WorkerLost(rank=rank):
                 workers.remove(rank)
-                return [SendToServer(message=WorkerLost(rank=rank, reason=shortened(event.reason)))]
+                return [SendToServer(message=event)]
             case SquaresRequest(step=step):
-                return [SendSquares(step=step, count=event.count)] if step == self.step else self._fail_at(step, now)
+                return [event] if step == self.step else self._fail_at(step, now)
             case Update(step=step):
                 return self._update(event) if step == self.step else self._fail_at(step, now)
-            case PeerFailed():
+            case PeerLeft():
                 return self._remove_peer(event)
             case _:
                 raise AssertionError(event)  # those of the client never come here
@@ -276,7 +225,7 @@ class ShardState(Machine[ShardEvent, ShardEffect]):
 
     def _update(self, update: Update) -> list[ShardEffect]:
         self.step += 1
-        effects: list[ShardEffect] = [UpdateSlice(update=update)]
+        effects: list[ShardEffect] = [update]
         for rank in update.ranks:
             worker = self.workers.by_rank.get(rank)
             if worker is not None:
@@ -289,15 +238,15 @@ class ShardState(Machine[ShardEvent, ShardEffect]):
         fault = f"the server is at step {step}, this shard at {self.step}: expected the same"
         return [*self._as_client(ProtocolBroken(fault=fault), now)]
 
-    def _remove_peer(self, event: PeerFailed) -> list[ShardEffect]:
+    def _remove_peer(self, event: PeerLeft) -> list[ShardEffect]:
         rank = self.workers.rank_of(event.peer)
         self.workers.remove_peer(event.peer)
         refused = Refused(reason=shortened(event.reason), kind=RefusalKind.FAILED)
-        effects: list[ShardEffect] = [RefusePeer(peer=event.peer, refused=refused)]
+        effects: list[ShardEffect] = [Send(peer=event.peer, message=refused)]
         if rank is not None:
             self.workers.remove(rank)
             lost = WorkerLost(rank=rank, reason=shortened(event.reason))
-            effects += [UnmapSums(rank=rank), SendToServer(message=lost)]
+            effects += [Forget(rank=rank), SendToServer(message=lost)]
         return effects
 
     def validate(self) -> None:

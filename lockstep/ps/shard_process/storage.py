@@ -14,7 +14,7 @@ from lockstep.common.protocol.shared_files import sums_file, sums_shape, weights
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.ps.run.plan import plan_of
 from lockstep.ps.shard.shard import Shard
-from lockstep.ps.shard.update_policy import policy_for
+from lockstep.ps.shard.update_policy import policy_of
 
 
 @dataclass
@@ -82,7 +82,7 @@ def storage_of(welcome: ShardWelcome, root: Path | None) -> ShardStorage:
     owned = slices_for(size, welcome.servers)[welcome.index]
     plan = plan_of(job, welcome.training_samples, welcome.test_samples)
     momenta = np.zeros(size - welcome.parameter_size, np.float32)
-    policy = policy_for(job, plan, welcome.parameter_size, momenta)
+    policy = policy_of(job, plan, welcome.parameter_size, momenta)
 
     def storage(served: tuple[Vector, Vector], folder: SharedFolder | None, nonce: str, obstacle: str) -> ShardStorage:
         slots = served

@@ -20,7 +20,10 @@ from typing import assert_never
 
 from msgspec import Struct
 
+from lockstep.common.protocol.messages import steps_key
 from lockstep.common.statemachine.machine import IGNORED, Machine, TimePassed, table_of
+from lockstep.ps.coordinator.effects import ForgetWorker, LeaseSteps
+from lockstep.ps.coordinator.events import MultiStepLeaseEnded
 
 #: Steps after which the boards are read, and the least and most seconds: often enough that no worker waits until its
 #: entries are read, and that one that is late is noticed; seldom enough to cost the workers little.
@@ -47,18 +50,7 @@ class MultiStepPhase(Enum):
     ENDING = "withdrawing the steps"
 
 
-# Events
-
-
-class StepsLeased(Struct, frozen=True, kw_only=True):
-    """Two workers were told to make the steps `[first, last)`."""
-
-    number: int
-    first: int
-    last: int
-    ranks: tuple[int, int]
-    #: Seconds that a step is expected to take.
-    step_s: float
+# Events; some of them are effects of the coordinator, as they are
 
 
 class BoardsRead(Struct, frozen=True, kw_only=True):
@@ -74,12 +66,6 @@ class WorkerAnswered(Struct, frozen=True, kw_only=True):
     number: int
     rank: int
     steps: int
-
-
-class MemberRemoved(Struct, frozen=True, kw_only=True):
-    """It is no member of the run any more, which does not mean that its process has ended."""
-
-    rank: int
 
 
 class EndRequested(Struct, frozen=True, kw_only=True):
@@ -104,7 +90,7 @@ class MemoryLeft(Struct, frozen=True, kw_only=True):
 
 
 MultiStepEvent = (
-    StepsLeased | BoardsRead | WorkerAnswered | MemberRemoved | EndRequested | LocksTried | MemoryLeft | TimePassed
+    LeaseSteps | BoardsRead | WorkerAnswered | ForgetWorker | EndRequested | LocksTried | MemoryLeft | TimePassed
 )
 
 # Effects
@@ -147,18 +133,8 @@ class ReportStuck(Struct, frozen=True, kw_only=True):
     """Report that the run waits for two workers that stand still."""
 
 
-class CompleteSteps(Struct, frozen=True, kw_only=True):
-    """Continue step by step, with the weights after so many steps."""
-
-    steps: int
-    #: Whether it was ended since a worker was late, or could not go on.
-    is_cut: bool
-    #: The workers that have not answered yet.
-    silent: tuple[int, ...]
-
-
 MultiStepEffect = (
-    ReadBoards | RecordSteps | SendWithdrawal | TryLocks | ReleaseLock | LeaveMemory | ReportStuck | CompleteSteps
+    ReadBoards | RecordSteps | SendWithdrawal | TryLocks | ReleaseLock | LeaveMemory | ReportStuck | MultiStepLeaseEnded
 )
 
 _IDLE, _RUNNING, _ENDING = MultiStepPhase
@@ -167,10 +143,10 @@ _IDLE, _RUNNING, _ENDING = MultiStepPhase
 TRANSITIONS = table_of(
     MultiStepPhase,
     {
-        StepsLeased: {_IDLE: {_RUNNING}},
+        LeaseSteps: {_IDLE: {_RUNNING}},
         BoardsRead: {_IDLE: IGNORED, _RUNNING: {_IDLE, _RUNNING, _ENDING}, _ENDING: {_ENDING, _IDLE}},
         WorkerAnswered: {_IDLE: {_IDLE}, _RUNNING: {_RUNNING, _ENDING}, _ENDING: {_ENDING}},
-        MemberRemoved: {_IDLE: {_IDLE}, _RUNNING: {_RUNNING, _ENDING}, _ENDING: {_ENDING}},
+        ForgetWorker: {_IDLE: {_IDLE}, _RUNNING: {_RUNNING, _ENDING}, _ENDING: {_ENDING}},
         EndRequested: {_IDLE: IGNORED, _RUNNING: {_ENDING}, _ENDING: {_ENDING}},
         LocksTried: {_ENDING: {_ENDING}},
         MemoryLeft: {_ENDING: {_ENDING, _IDLE}},
@@ -216,13 +192,13 @@ class MultiStepControl(Machine[MultiStepEvent, MultiStepEffect]):
 
     def react(self, event: MultiStepEvent, now: float) -> list[MultiStepEffect]:
         match event:
-            case StepsLeased():
+            case LeaseSteps():
                 return self._begin(event, now)
             case BoardsRead(made=made, entered=entered):
                 return self._on_boards(made, entered, now)
             case WorkerAnswered():
                 return self._on_answer(event, now)
-            case MemberRemoved(rank=rank):
+            case ForgetWorker(rank=rank):  # its process may not have ended
                 return self._end(now) if self.phase is MultiStepPhase.RUNNING and rank in self.ranks else []
             case EndRequested(is_interrupted=is_interrupted, is_final=is_final):
                 if is_final:
@@ -241,9 +217,10 @@ class MultiStepControl(Machine[MultiStepEvent, MultiStepEffect]):
             case _:
                 assert_never(event)
 
-    def _begin(self, event: StepsLeased, now: float) -> list[MultiStepEffect]:
+    def _begin(self, event: LeaseSteps, now: float) -> list[MultiStepEffect]:
         low, high = BETWEEN_S
-        self.phase, self.number, self.last, self.ranks = MultiStepPhase.RUNNING, event.number, event.last, event.ranks
+        self.phase, self.last, self.ranks = MultiStepPhase.RUNNING, event.last, event.ranks
+        self.number += 1
         self.recorded, self.is_interrupted, self.is_cut = event.first, False, False
         self.out.clear()
         self.answered.clear()
@@ -269,7 +246,8 @@ class MultiStepControl(Machine[MultiStepEvent, MultiStepEffect]):
     def _complete(self) -> MultiStepEffect:
         self.phase = MultiStepPhase.IDLE
         silent = tuple(rank for rank in self.ranks if rank not in self.answered)
-        return CompleteSteps(steps=self.recorded, is_cut=self.is_cut, silent=silent)
+        lease = steps_key(self.number)
+        return MultiStepLeaseEnded(lease=lease, steps=self.recorded, is_cut=self.is_cut, silent=silent)
 
     def _are_out(self) -> bool:
         return all(rank in self.out for rank in self.ranks)

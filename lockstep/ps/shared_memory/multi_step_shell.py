@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
 
+import msgspec
+
 from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.slices import slices_for
 from lockstep.common.aggregation.tree import Node
@@ -104,8 +106,7 @@ class MultiStepShell:
                 memory=sharing.generation,
             )
             self._happened += self.send(rank, lease)
-        begun = machine.StepsLeased(number=number, first=asked.first, last=stop, ranks=asked.ranks, step_s=asked.step_s)
-        return self.dispatch(begun)
+        return self.dispatch(msgspec.structs.replace(asked, last=stop))
 
     def on_time(self, now: float) -> list[coordinator_events.Event]:
         """Handle the passing of time; return what the coordinator is to handle."""
@@ -118,10 +119,6 @@ class MultiStepShell:
     def on_answer(self, rank: int, answer: messages.MultiStepResult) -> list[coordinator_events.Event]:
         """Handle that a worker makes nothing more of a multi-step lease."""
         return self.dispatch(machine.WorkerAnswered(number=answer.number, rank=rank, steps=answer.steps))
-
-    def remove(self, rank: int) -> list[coordinator_events.Event]:
-        """Handle that a worker is gone."""
-        return self.dispatch(machine.MemberRemoved(rank=rank))
 
     def end(self, *, is_interrupted: bool = False, is_final: bool = False) -> list[coordinator_events.Event]:
         """Withdraw the steps, to continue one by one; arguments as of `EndRequested`."""
@@ -154,8 +151,10 @@ class MultiStepShell:
             case machine.ReportStuck():
                 text = "both workers stand still in the middle of an update: the run waits for one to go on, or to end"
                 self.report(text)
-            case machine.CompleteSteps():
-                self._complete(effect)
+            case coordinator_events.MultiStepLeaseEnded():
+                if self.shard.updates < effect.steps:
+                    self.shard.skip_to(effect.steps)
+                self._happened.append(effect)
             case _:
                 assert_never(effect)
         return []
@@ -165,14 +164,6 @@ class MultiStepShell:
         assert self.sharing is not None
         assert self.sharing.board is not None  # of a multi-step lease
         self.sharing.board.mark(READ, steps)
-
-    def _complete(self, effect: machine.CompleteSteps) -> None:
-        if self.shard.updates < effect.steps:
-            self.shard.skip_to(effect.steps)
-        completed = coordinator_events.MultiStepLeaseEnded(
-            lease=messages.steps_key(self.state.number), steps=effect.steps, is_cut=effect.is_cut, silent=effect.silent
-        )
-        self._happened.append(completed)
 
     def _least(self, what: int) -> int:
         """Return how many steps all workers have made, or entered; what they show may be of an earlier lease."""

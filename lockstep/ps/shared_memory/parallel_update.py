@@ -32,6 +32,7 @@ from lockstep.common.aggregation.slices import Slice
 from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.messages import LeaseKey, SliceResult
 from lockstep.common.statemachine.machine import IGNORED, Machine, TimePassed, stays, table_of
+from lockstep.ps.coordinator.effects import ForgetWorker
 
 #: Values below which updates are never leased. An update of 535,818 weights takes 0.56 ms alone, and leasing half of it
 #: saves 0.27 ms and costs 0.3 ms for messages on the two cores where this was measured; 25 million take 57 and 37 ms.
@@ -59,10 +60,6 @@ class UpdateMode(Enum):
     WORKERS = "workers alone"
 
 
-def _recent() -> deque[float]:
-    return deque(maxlen=SAMPLES)
-
-
 @dataclass
 class ModeChoice:
     """How the next update is made, from the durations of those before: whichever is fastest.
@@ -76,7 +73,7 @@ class ModeChoice:
     _updates: int = 0
     _last: UpdateMode | None = None
     #: The seconds of the last updates of each kind, and their medians once there are enough.
-    _seconds: dict[UpdateMode, deque[float]] = field(default_factory=lambda: defaultdict(_recent))
+    _seconds: dict[UpdateMode, deque[float]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=SAMPLES)))
     _medians: dict[UpdateMode, float] = field(default_factory=dict)
 
     def choose(self, possible: Sequence[UpdateMode]) -> UpdateMode:
@@ -154,12 +151,6 @@ class HelperAnswered(Struct, frozen=True, kw_only=True):
     lease: LeaseKey
 
 
-class HelperRemoved(Struct, frozen=True, kw_only=True):
-    """It is no member of the run any more, which does not mean that its process has ended."""
-
-    rank: int
-
-
 class SumsCompleted(Struct, frozen=True, kw_only=True):
     """The sums of a step are whole: it may be updated."""
 
@@ -195,7 +186,7 @@ ParallelUpdateEvent = (
     HelperAdmitted
     | HelperLeased
     | HelperAnswered
-    | HelperRemoved
+    | ForgetWorker
     | SumsCompleted
     | OwnPartUpdated
     | SliceResult
@@ -256,7 +247,7 @@ TRANSITIONS = table_of(
         HelperAdmitted: stays(_IDLE, _UPDATING),
         HelperLeased: stays(_IDLE, _UPDATING),
         HelperAnswered: stays(_IDLE, _UPDATING),
-        HelperRemoved: stays(_IDLE, _UPDATING),
+        ForgetWorker: stays(_IDLE, _UPDATING),
         SumsCompleted: {_IDLE: {_UPDATING}},
         OwnPartUpdated: {_UPDATING: {_UPDATING, _IDLE}},
         SliceResult: {_IDLE: {_IDLE}, _UPDATING: {_UPDATING, _IDLE}},
@@ -379,7 +370,7 @@ class ParallelUpdate(Machine[ParallelUpdateEvent, ParallelUpdateEffect]):
                 if rank in self.helpers:
                     self.helpers[rank].answered = lease
                 return []
-            case HelperRemoved(rank=rank):
+            case ForgetWorker(rank=rank):  # its process may not have ended
                 return self._remove(rank)
             case SumsCompleted():
                 return self._begin(event, now)

@@ -22,6 +22,7 @@ from lockstep.common.protocol.messages import (
 )
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.statemachine.machine import TimePassed, carry_out
+from lockstep.ps.coordinator.effects import ForgetWorker
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shared_memory import parallel_update as machine
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, WorkerLocks
@@ -60,19 +61,12 @@ class ParallelUpdateShell:
     def update(self, step: int, count: int, scale: float | None) -> UpdateStep | None:
         """Make an update; return it, or None if workers are still to answer."""
         if not self.may_lease:
-            return self._update_alone(step, count, scale)
+            return self.shard.update(step, count, scale)  # for which the machine need not be asked
         self._terms = self.shard.terms()
         self._places = self._shared_places()
         is_shared = bool(self._places)
         self._at = self.shard.begin_update(step, count, scale, in_place=not is_shared)
         return self.dispatch(machine.SumsCompleted(step=step, can_share=is_shared))
-
-    def _update_alone(self, step: int, count: int, scale: float | None) -> UpdateStep:
-        """Make an update that nobody could ever help with, for which the machine need not be asked."""
-        shard = self.shard
-        at = shard.begin_update(step, count, scale)
-        shard.end_update(at, shard.updating.run(at, shard.owned, shard.terms()))
-        return at
 
     def _shared_places(self) -> Sequence[SumsPlace]:
         """Return where the sums are if the update can be leased, and is to be."""
@@ -92,9 +86,9 @@ class ParallelUpdateShell:
         if self.may_lease:
             self.dispatch(machine.HelperAnswered(rank=rank, lease=answer.key()))
 
-    def remove(self, rank: int) -> UpdateStep | None:
+    def remove(self, effect: ForgetWorker) -> UpdateStep | None:
         """Handle that a worker is gone; return the update if it is complete."""
-        completed = self.dispatch(machine.HelperRemoved(rank=rank))
+        completed, rank = self.dispatch(effect), effect.rank
         is_needed = rank in self.state.withdrawn.values() or any(
             loan.rank == rank for loan in self.state.loans.values()
         )

@@ -141,7 +141,7 @@ class Drive:
 
     def leave(self, worker: int, reason: str = "interrupted") -> list[Effect]:
         self.leases.pop(worker, None)
-        return self.happen(events.WorkerLeft(peer=peer_of(worker), reason=reason))
+        return self.happen(events.PeerLeft(peer=peer_of(worker), reason=reason))
 
     def answer(self, worker: int) -> list[Effect]:
         """Let a worker answer the first of its leases."""

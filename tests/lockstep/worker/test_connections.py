@@ -1,11 +1,11 @@
 """Weights are whole once all their frames have come; those of a newer step end the wait."""
 
 from lockstep.common.aggregation.slices import FRAME, Slice
-from lockstep.worker.connections import WeightsAssembly, assembly_of
+from lockstep.worker.connections import WeightsAssembly
 
 
 def assembly() -> WeightsAssembly:
-    return assembly_of(Slice(0, 2 * FRAME + 5).frames())
+    return WeightsAssembly({frame.start: len(frame) for frame in Slice(0, 2 * FRAME + 5).frames()})
 
 
 def test_the_last_frame_makes_them_whole_whichever_it_is() -> None:

@@ -36,7 +36,7 @@ from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork, MemoryServer
 from lockstep.common.transport.port import Frames, PeerGone, Shortcut
 from lockstep.ps.setup import AdmissionPolicy, open_run
-from lockstep.worker.setup import Loader, WorkerFolders, prepare
+from lockstep.worker.setup import Loader, prepare
 from lockstep.worker.shell import LOOK_S, MOST_EARLY, WorkerShell
 from lockstep.worker.state import WorkerState
 from tests.lockstep.common.statemachine.clients import JOIN
@@ -189,7 +189,7 @@ def test_a_file_that_changes_after_it_was_looked_at_is_not_run(tmp_path: Path) -
         model_file(tmp_path / "net.py", f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
         return load_digits(name)
 
-    prepare(welcome, load_slowly, WorkerFolders())
+    prepare(welcome, load_slowly)
     assert not (tmp_path / "ran").exists()
     assert "open(" in (tmp_path / "net.py").read_text()
 

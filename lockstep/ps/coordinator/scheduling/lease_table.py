@@ -54,7 +54,7 @@ class LeaseTable:
     #: For each micro-batch that is held, the ranks that hold it, the first one first.
     _holders: list[tuple[int, ...]] = field(init=False)
     #: By rank, when the first of its leases expires.
-    _deadlines: TimerQueue[int] = field(default_factory=TimerQueue)
+    deadlines: TimerQueue[int] = field(default_factory=TimerQueue)
     #: Numbers of micro-batches that are free, and that are not done.
     _free: int = field(init=False)
     _open: int = field(init=False)
@@ -138,10 +138,10 @@ class LeaseTable:
         """Replace all that a worker holds."""
         if leases:
             self.held[rank] = leases
-            self._deadlines.set(rank, min(lease.deadline for lease in leases))
+            self.deadlines.set(rank, min(lease.deadline for lease in leases))
         else:
             self.held.pop(rank, None)
-            self._deadlines.drop(rank)
+            self.deadlines.drop(rank)
 
     def _is_free_for(self, rank: int, micro_batch: int, is_alone: bool) -> bool:
         if self._states[micro_batch] != FREE or self.excluded.get(micro_batch) == rank:
@@ -250,14 +250,6 @@ class LeaseTable:
             if not self._holders[one]:
                 self._set_state(Node(one, one + 1), FREE)
 
-    def expired(self, now: float) -> list[int]:
-        """Return the ranks that hold a lease whose deadline has passed."""
-        return self._deadlines.due(now)
-
-    def next_deadline(self) -> float | None:
-        """Return when the next lease expires."""
-        return self._deadlines.soonest()
-
     def validate(self) -> None:
         """Raise AssertionError if the table contradicts itself: for tests, after each event."""
         expected = bytearray(state if state == DONE else FREE for state in self._states)
@@ -278,7 +270,7 @@ class LeaseTable:
             "holders are not those of the leases"
         )
         first = {rank: min(lease.deadline for lease in leases) for rank, leases in self.held.items()}
-        assert self._deadlines.times == first, "a lease expires at another time than is recorded"
+        assert self.deadlines.times == first, "a lease expires at another time than is recorded"
         assert (self._free, self._open) == (expected.count(FREE), self.total - expected.count(DONE))
 
 
@@ -314,7 +306,7 @@ class Withdrawals:
     #: By rank: none is empty.
     open: dict[int, dict[LeaseKey, WithdrawnLease]] = field(default_factory=dict)
     #: By rank, when the first of them expires.
-    _deadlines: TimerQueue[int] = field(default_factory=TimerQueue)
+    deadlines: TimerQueue[int] = field(default_factory=TimerQueue)
 
     def add(self, withdrawn: WithdrawnLease) -> None:
         """Record that a lease was withdrawn."""
@@ -345,15 +337,7 @@ class Withdrawals:
     def remove(self, rank: int) -> None:
         """Expect no answer of a worker any more."""
         self.open.pop(rank, None)
-        self._deadlines.drop(rank)
-
-    def expired(self, now: float) -> list[int]:
-        """Return the ranks that have not answered within the time of a lease."""
-        return self._deadlines.due(now)
-
-    def next_deadline(self) -> float | None:
-        """Return when the next answer is later than any lease lasts."""
-        return self._deadlines.soonest()
+        self.deadlines.drop(rank)
 
     def postpone(self, by_s: float) -> None:
         """Do not count some seconds in which the server did not run."""
@@ -366,6 +350,6 @@ class Withdrawals:
     def _set_deadline(self, rank: int) -> None:
         leases = self.open.get(rank)
         if leases:
-            self._deadlines.set(rank, min(one.deadline for one in leases.values()))
+            self.deadlines.set(rank, min(one.deadline for one in leases.values()))
         else:
             self.remove(rank)

@@ -9,6 +9,7 @@ from heapq import heapify, heappop, heappush
 
 from lockstep.common.aggregation.tree import Node, largest_node_at
 from lockstep.common.protocol.messages import Dropped, Lease, LeaseKey, Result, Withdrawal
+from lockstep.common.statemachine.machine import soonest
 from lockstep.ps.coordinator.effects import Effect, Send, SendWeights
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState, SlowWorkerTrial
 from lockstep.ps.coordinator.scheduling.finishing_time import finishing_time_s, whole
@@ -46,9 +47,7 @@ class Scheduler:
     def deadline(self, state: RoundState) -> float | None:
         """Return when something may be leased to others, or to others as well, since its worker is late."""
         delay = state.expected.next_delay(state.leases) if self._has_copies else None
-        if not state.leases.free() or state.end is None:
-            return delay
-        return state.end if delay is None else min(state.end, delay)
+        return soonest(delay, state.end) if state.leases.free() else delay
 
     def _available(self, state: RoundState, members: Iterable[Member], now: float) -> list[Member]:
         """Return those of some ready members that do not seem to stand still."""

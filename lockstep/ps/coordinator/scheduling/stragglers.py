@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from lockstep.common.protocol.messages import Work
+from lockstep.common.statemachine.machine import soonest
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable, Withdrawals
 from lockstep.ps.coordinator.timer_queue import TimerQueue
 
@@ -243,13 +244,8 @@ class StragglerMonitor:
         """Return when to check again."""
         if not leases.held and not self.evictions.times and not self.withdrawals.open:
             return None
-        due = (
-            self.stalls.due(),
-            leases.next_deadline(),
-            self.withdrawals.next_deadline(),
-            self.evictions.soonest(),
-        )
-        return min(at for at in due if at is not None)
+        withdrawals, evictions = self.withdrawals.deadlines.soonest(), self.evictions.soonest()
+        return soonest(self.stalls.due(), leases.deadlines.soonest(), withdrawals, evictions)
 
     def timeout_s(self, rank: int, work: Work, held: Sequence[HeldLease]) -> float:
         """Return how many seconds a worker may take for what it holds."""
@@ -265,10 +261,6 @@ class StragglerMonitor:
     def is_on_probation(self, rank: int, now: float) -> bool:
         """Tell whether a worker was late, and needs more than a sign of life to get work."""
         return now < self._probation.get(rank, now)
-
-    def on_message(self, rank: int) -> None:
-        """Record that a worker said something."""
-        self.evictions.drop(rank)
 
     def remove(self, rank: int) -> None:
         """Forget a worker that is gone."""

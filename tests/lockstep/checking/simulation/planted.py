@@ -20,6 +20,7 @@ from lockstep.ps.checkpoint.resuming import Resumption
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect
+from lockstep.ps.coordinator.events import SumsAcknowledged
 from lockstep.ps.coordinator.membership import Membership
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
 from lockstep.ps.records.recorder import MetricsRecorder
@@ -29,7 +30,7 @@ from lockstep.ps.run.timing import StepTime
 from lockstep.ps.run.traffic import NOTHING, Moved
 from lockstep.ps.server.server import Server
 from lockstep.ps.shard.shard import Shard
-from lockstep.ps.shard_group.group import ConfirmSums, GroupEffect, ShardGroup
+from lockstep.ps.shard_group.group import GroupEffect, ShardGroup
 from lockstep.ps.shared_memory.memory import ServerSharedMemory
 from lockstep.ps.shared_memory.multi_step import MultiStepControl
 from lockstep.ps.shared_memory.multi_step_shell import MultiStepShell
@@ -144,11 +145,11 @@ class Hasty(ShardGroup):
         if key not in self.awaited:
             return []
         self.awaited.remove(key)
-        return [ConfirmSums(rank=key[0], node=key[1])]
+        return [SumsAcknowledged(rank=key[0], node=key[1])]
 
 
 def hasty(server: Server) -> Server:
-    server.group.state = Hasty(server.group.state.config, step=server.group.state.step)
+    server.group.state = Hasty(server.group.info, step=server.group.state.step)
     return server
 
 

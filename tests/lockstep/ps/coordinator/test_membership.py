@@ -145,7 +145,7 @@ def test_a_probe_waits_twice_as_long_each_time_until_its_member_says_something()
     member = made.admit(peer_of(0), join_of(0), now)
     waits = []
     for _ in range(3):
-        due = made.next_probe()
+        due = made.probes.soonest()
         assert due is not None
         waits.append(due - now)
         now = due
@@ -153,7 +153,7 @@ def test_a_probe_waits_twice_as_long_each_time_until_its_member_says_something()
     assert waits == [PROBE_S, 2 * PROBE_S, 4 * PROBE_S]
     assert made.on_message(member.peer, now) is member
     assert made.to_probe(now + PROBE_S) == [member]
-    assert made.next_probe() == now + PROBE_S + 2 * PROBE_S
+    assert made.probes.soonest() == now + PROBE_S + 2 * PROBE_S
 
 
 def test_members_are_probed_in_the_order_of_their_ranks() -> None:

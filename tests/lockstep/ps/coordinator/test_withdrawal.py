@@ -94,7 +94,7 @@ def test_a_result_that_was_on_its_way_is_an_answer_too_and_is_not_applied() -> N
 def test_one_that_leaves_instead_of_answering_is_not_waited_for() -> None:
     drive, _, _ = withdrawn()
     drive.leave(2)
-    assert drive.coordinator.scheduler.withdrawals.next_deadline() is None
+    assert drive.coordinator.scheduler.withdrawals.deadlines.soonest() is None
     drive.finish()
     assert finished(drive.effects)
 

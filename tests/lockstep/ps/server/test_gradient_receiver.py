@@ -107,6 +107,6 @@ def test_what_comes_when_the_slice_is_updated_is_not_added_to_the_next_step() ->
 @pytest.mark.parametrize("worker", [0, 1])
 def test_of_a_worker_that_is_gone_nothing_is_added(worker: int) -> None:
     received = Received(workers=2)
-    received.handle(events.WorkerLeft(peer=peer_of(worker), reason="interrupted"))
+    received.handle(events.PeerLeft(peer=peer_of(worker), reason="interrupted"))
     received.receiver.forget(peer_of(worker), worker)
     assert not received.frame(worker, node_of(received.leases[worker][0]))

@@ -24,7 +24,8 @@ from lockstep.ps.shard.partition import (
     own_part,
     trained_frames,
 )
-from lockstep.ps.shard.shard import Shard, UpdatePolicy
+from lockstep.ps.shard.shard import Shard
+from lockstep.ps.shard.update_policy import UpdatePolicy
 
 #: More than a frame of trained values, with statistics behind them.
 TRAINED = FRAME + 2 * BLOCK + 5

@@ -14,7 +14,8 @@ from lockstep.common.optim.clipping import BLOCK, add_blocks, scale_for, squared
 from lockstep.common.optim.rules import CHUNK, AdamRule, Rule, SGDRule, SlotSets
 from lockstep.common.optim.schedules import Constant, Cosine
 from lockstep.common.random import Purpose, generator
-from lockstep.ps.shard.shard import Shard, UpdatePolicy
+from lockstep.ps.shard.shard import Shard
+from lockstep.ps.shard.update_policy import UpdatePolicy
 
 #: Trained values, and statistics behind them.
 TRAINED, STATISTICS = 6, 2
@@ -53,7 +54,7 @@ def test_an_update_is_the_optimizers_on_the_mean(rule: Rule, clip_norm: float | 
     for step in range(3):
         sums = vectors(4, seed=step + 10)
         add(shard, sums, (2, 0, 3, 1))
-        rate = shard.update(step, count=37)
+        rate = shard.update(step, count=37).rate
         mean = ((sums[0] + sums[1]) + (sums[2] + sums[3])) / np.float32(37)
         gradient: Vector = mean[:TRAINED].astype(np.float32)
         if clip_norm is not None:

@@ -27,21 +27,16 @@ from lockstep.common.protocol.shard_messages import (
     WorkerLost,
 )
 from lockstep.common.statemachine.client import ClientConfig, Exit, Prepared, SendToServer, Started
-from lockstep.common.statemachine.machine import Received, TimePassed, kind_of
+from lockstep.common.statemachine.machine import PeerLeft, Received, Send, TimePassed, kind_of
 from lockstep.ps.shard_process import state as events
 from lockstep.ps.shard_process.state import (
     SILENCE_S,
     TRANSITIONS,
     AddFrame,
-    MapSums,
-    RefusePeer,
     SendSlice,
-    SendSquares,
     ShardEffect,
     ShardPhase,
     ShardState,
-    UnmapSums,
-    UpdateSlice,
 )
 from tests.lockstep.common.statemachine.clients import exits, sent
 
@@ -71,10 +66,10 @@ EVENTS: dict[type, events.SliceEvent] = {
         SendWeightsTo(rank=3, step=5),
         Received(peer=PEER, message=SumsFrame(step=5, lo=0, hi=1, start=4096)),
         AddFromMemory(rank=3, slot=0, step=5, lo=0, hi=1),
-        events.SumsMissing(rank=3, reason="no such file"),
+        WorkerLost(rank=3, reason="no such file"),
         SquaresRequest(step=5, count=64),
         update_of(5),
-        events.PeerFailed(peer=PEER, reason="its connection is gone"),
+        PeerLeft(peer=PEER, reason="its connection is gone"),
         Ping(),
         InitialFrame(name="weights", start=4096),
         Collect(steps=5),
@@ -134,10 +129,7 @@ def test_sums_are_added_and_acknowledged_once_they_are_complete() -> None:
 def test_an_update_serves_those_that_are_to_have_the_new_weights_at_once() -> None:
     state = serving()
     update = update_of(5)
-    assert state.handle(update, 0.0) == [
-        UpdateSlice(update=update),
-        SendSlice(peer=PEER),
-    ]
+    assert state.handle(update, 0.0) == [update, SendSlice(peer=PEER)]
     assert state.step == 6
 
 
@@ -159,22 +151,22 @@ def test_a_server_at_another_step_ends_it(event: events.SliceEvent) -> None:
 
 
 def test_squares_are_those_of_the_step_at_hand() -> None:
-    assert serving().handle(EVENTS[SquaresRequest], 0.0) == [SendSquares(step=5, count=64)]
+    assert serving().handle(EVENTS[SquaresRequest], 0.0) == [SquaresRequest(step=5, count=64)]
 
 
 def test_a_worker_that_fails_is_refused_and_reported() -> None:
     state = serving()
-    refused, *rest = state.handle(EVENTS[events.PeerFailed], 0.0)
-    assert isinstance(refused, RefusePeer)
+    refused, *rest = state.handle(EVENTS[PeerLeft], 0.0)
+    assert isinstance(refused, Send)
     lost = WorkerLost(rank=3, reason="its connection is gone")
-    assert rest == [UnmapSums(rank=3), SendToServer(message=lost)]
+    assert rest == [Forget(rank=3), SendToServer(message=lost)]
     assert state.handle(EVENTS[SumsFrame], 0.0) == []
 
 
 def test_a_worker_that_shares_memory_is_mapped() -> None:
     state = shard_in(ShardPhase.SERVING)
     admit = Admit(rank=4, incarnation="life-4", shares=True)
-    expected: list[ShardEffect] = [MapSums(rank=4)]
+    expected: list[ShardEffect] = [admit]
     assert state.handle(admit, 0.0) == expected
 
 

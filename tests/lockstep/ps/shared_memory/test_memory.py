@@ -19,7 +19,8 @@ from lockstep.common.transport.shared_memory.segment import Allocate, reserve
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
-from lockstep.worker.setup import SharedVectors, attach
+from lockstep.worker.setup import attach
+from lockstep.worker.slice_update import SharedPlace
 from tests.leftovers import LINUX_ONLY, nothing_left_open
 from tests.simulation.small import digits, job_of
 
@@ -38,7 +39,7 @@ def shared(tmp_path: Path) -> Iterator[tuple[RunSetup, ServerSharedMemory]]:
     sharing.close()
 
 
-def joined(opening: RunSetup, root: Path, rank: int = 0) -> SharedVectors:
+def joined(opening: RunSetup, root: Path, rank: int = 0) -> SharedPlace:
     worker = attach(root, opening.info.welcome(rank), SIZE)
     if worker.shortcut is not None:
         worker.shortcut.close()

@@ -10,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockstep.common.errors import ProtocolError
+from lockstep.common.protocol.messages import steps_key
 from lockstep.common.statemachine.machine import ILLEGAL, TimePassed
+from lockstep.ps.coordinator.effects import ForgetWorker, LeaseSteps
+from lockstep.ps.coordinator.events import MultiStepLeaseEnded
 from lockstep.ps.shared_memory import multi_step as effects
 from lockstep.ps.shared_memory import multi_step as events
 from lockstep.ps.shared_memory.multi_step import (
@@ -24,6 +27,12 @@ from lockstep.ps.shared_memory.multi_step import (
 
 FIRST, LAST, STEP_S = 10, 20, 0.01
 
+LEASE = LeaseSteps(first=FIRST, last=LAST, ranks=(0, 1), step_s=STEP_S, patience_s=0.01)
+
+
+def ended(*, steps: int, is_cut: bool, silent: tuple[int, ...], number: int = 1) -> MultiStepLeaseEnded:
+    return MultiStepLeaseEnded(lease=steps_key(number), steps=steps, is_cut=is_cut, silent=silent)
+
 
 @dataclass
 class Drive:
@@ -36,7 +45,7 @@ class Drive:
     inside: set[int] = field(default_factory=set)
     has_room: bool = True
     recorded: list[int] = field(default_factory=list)
-    completed: list[effects.CompleteSteps] = field(default_factory=list)
+    completed: list[MultiStepLeaseEnded] = field(default_factory=list)
     cancelled: list[int] = field(default_factory=list)
     released: list[int] = field(default_factory=list)
     moves: int = 0
@@ -45,7 +54,7 @@ class Drive:
 
     def begin(self) -> "Drive":
         self.number += 1
-        self.handle(events.StepsLeased(number=self.number, first=FIRST, last=LAST, ranks=(0, 1), step_s=STEP_S))
+        self.handle(LEASE)
         return self
 
     def handle(self, event: events.MultiStepEvent) -> None:
@@ -71,7 +80,7 @@ class Drive:
             case effects.LeaveMemory():
                 self.moves += 1
                 return events.MemoryLeft(made=min(self.made.values()) if self.has_room else None)
-            case effects.CompleteSteps():
+            case MultiStepLeaseEnded():
                 self.completed.append(effect)
         return None
 
@@ -97,10 +106,10 @@ class Drive:
 EVENTS: dict[type[events.MultiStepEvent], events.MultiStepEvent] = {
     type(event): event
     for event in (
-        events.StepsLeased(number=1, first=FIRST, last=LAST, ranks=(0, 1), step_s=STEP_S),
+        LEASE,
         events.BoardsRead(made=FIRST, entered=FIRST),
         events.WorkerAnswered(number=1, rank=0, steps=LAST),
-        events.MemberRemoved(rank=0),
+        ForgetWorker(peer=b"", rank=0),
         events.EndRequested(),
         events.LocksTried(taken=()),
         events.MemoryLeft(made=None),
@@ -132,7 +141,7 @@ def test_steps_are_recorded_now_and_then_and_a_multi_step_lease_ends_when_both_a
     assert not drive.completed
     drive.answer(1)
     assert drive.recorded == list(range(FIRST, LAST))
-    assert drive.completed == [effects.CompleteSteps(steps=LAST, is_cut=False, silent=())]
+    assert drive.completed == [ended(steps=LAST, is_cut=False, silent=())]
     assert not drive.cancelled
     assert drive.state.deadline() is None
 
@@ -154,7 +163,7 @@ def test_a_late_step_ends_the_multi_step_lease_after_what_both_have_made() -> No
     drive.wait(2 * STEP_S + LATE_S + 3 * BETWEEN_S[1])
     assert drive.cancelled == [0, 1]
     assert drive.recorded == [10, 11]
-    assert drive.completed == [effects.CompleteSteps(steps=12, is_cut=True, silent=(0, 1))]
+    assert drive.completed == [ended(steps=12, is_cut=True, silent=(0, 1))]
     # Their locks are kept until they answer.
     assert set(drive.state.locked) == {0, 1}
     drive.answer(1)
@@ -166,15 +175,15 @@ def test_a_worker_that_leaves_early_or_is_gone_ends_it() -> None:
     drive = Drive().begin()
     drive.advance(1)
     drive.answer(0)
-    assert drive.completed == [effects.CompleteSteps(steps=11, is_cut=True, silent=(1,))]
+    assert drive.completed == [ended(steps=11, is_cut=True, silent=(1,))]
     drive = Drive().begin()
-    drive.handle(events.MemberRemoved(rank=1))
-    assert drive.completed == [effects.CompleteSteps(steps=FIRST, is_cut=False, silent=(0, 1))]
+    drive.handle(ForgetWorker(peer=b"", rank=1))
+    assert drive.completed == [ended(steps=FIRST, is_cut=False, silent=(0, 1))]
 
 
 def test_somebody_else_that_is_gone_does_not() -> None:
     drive = Drive().begin()
-    drive.handle(events.MemberRemoved(rank=7))
+    drive.handle(ForgetWorker(peer=b"", rank=7))
     assert drive.state.phase is MultiStepPhase.RUNNING
 
 
@@ -188,7 +197,7 @@ def test_a_worker_in_the_middle_of_a_slice_is_waited_for() -> None:
     drive.wait(0.01)
     # Nobody has entered its figures, and made all the same.
     assert drive.recorded == [FIRST]
-    assert drive.completed == [effects.CompleteSteps(steps=FIRST + 1, is_cut=False, silent=(0, 1))]
+    assert drive.completed == [ended(steps=FIRST + 1, is_cut=False, silent=(0, 1))]
 
 
 def test_memory_is_left_to_a_worker_that_stands_still_within_its_slice() -> None:
@@ -220,7 +229,7 @@ def test_nothing_is_copied_while_both_may_write() -> None:
 def test_in_an_interrupted_run_one_worker_that_is_out_is_enough() -> None:
     drive = Drive(inside={1}).begin()
     drive.handle(events.EndRequested(is_interrupted=True))
-    assert drive.completed == [effects.CompleteSteps(steps=FIRST, is_cut=False, silent=(0, 1))]
+    assert drive.completed == [ended(steps=FIRST, is_cut=False, silent=(0, 1))]
 
 
 def test_an_answer_to_an_earlier_multi_step_lease_releases_its_lock_and_nothing_else() -> None:
@@ -254,7 +263,7 @@ def test_whatever_happens_each_step_is_recorded_once_and_the_run_goes_on(data: s
             case "end":
                 drive.handle(events.EndRequested())
             case "gone":
-                drive.handle(events.MemberRemoved(rank=rank))
+                drive.handle(ForgetWorker(peer=b"", rank=rank))
             case "answer" if rank not in drive.inside:
                 drive.answer(rank)
     drive.inside.clear()

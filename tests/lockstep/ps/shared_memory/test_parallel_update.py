@@ -12,6 +12,7 @@ from lockstep.common.aggregation.slices import Slice
 from lockstep.common.errors import ProtocolError
 from lockstep.common.protocol.messages import SliceResult
 from lockstep.common.statemachine.machine import ILLEGAL, TimePassed
+from lockstep.ps.coordinator.effects import ForgetWorker
 from lockstep.ps.shared_memory import parallel_update as effects
 from lockstep.ps.shared_memory import parallel_update as events
 from lockstep.ps.shared_memory.parallel_update import (
@@ -127,7 +128,7 @@ EVENTS: dict[type[events.ParallelUpdateEvent], events.ParallelUpdateEvent] = {
         events.HelperAdmitted(rank=0),
         events.HelperLeased(rank=0, lease=("train", 0, 1)),
         events.HelperAnswered(rank=0, lease=("train", 0, 1)),
-        events.HelperRemoved(rank=0),
+        ForgetWorker(peer=b"", rank=0),
         events.SumsCompleted(step=0, can_share=True),
         events.OwnPartUpdated(part=Slice(0, 1)),
         SliceResult(number=1, is_done=True, seconds=0.0),
@@ -300,7 +301,7 @@ def test_the_slice_of_one_that_died_is_made_here_at_once() -> None:
     drive = Drive()
     drive.begin()
     drive.answer(1)
-    drive.handle(events.HelperRemoved(rank=1))
+    drive.handle(ForgetWorker(peer=b"", rank=1))
     assert (drive.completed, drive.made) == ([0], [1] * SIZE)
     # Its process may be there all the same, with the slice before it.
     assert drive.prevented == {1}
@@ -311,7 +312,7 @@ def test_one_that_is_removed_in_the_middle_of_its_slice_may_still_write() -> Non
     drive.begin()
     drive.answer(1)
     drive.inside.add(1)
-    drive.handle(events.HelperRemoved(rank=1))
+    drive.handle(ForgetWorker(peer=b"", rank=1))
     assert not drive.completed
     drive.wait(12.0)
     assert (drive.completed, drive.moves) == ([0], 1)
@@ -387,7 +388,7 @@ def _act(drive: Drive, action: str, place: int) -> None:
         case "enter" if number is not None and drive.leases[number].rank not in drive.prevented:
             drive.inside.add(drive.leases[number].rank)
         case "remove":
-            drive.handle(events.HelperRemoved(rank=place))
+            drive.handle(ForgetWorker(peer=b"", rank=place))
         case "admit":
             drive.handle(events.HelperAdmitted(rank=10 + len(drive.state.helpers) + 100 * place))
         case "wait":

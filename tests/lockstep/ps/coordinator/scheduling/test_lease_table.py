@@ -138,7 +138,9 @@ class LeaseTableMachine(RuleBasedStateMachine):
 
     @rule(now=st.integers(0, 9))
     def expire(self, now: int) -> None:
-        assert sorted(self.table.expired(now)) == sorted({held.rank for held in self.held if held.deadline <= now})
+        assert sorted(self.table.deadlines.due(now)) == sorted(
+            {held.rank for held in self.held if held.deadline <= now}
+        )
 
     @invariant()
     def agree(self) -> None:
@@ -147,7 +149,7 @@ class LeaseTableMachine(RuleBasedStateMachine):
         assert self.table.count == self.count
         assert self.table.is_complete() == (len(self.done) == self.table.total)
         assert self.table.is_restricted() == bool(self.failed)
-        assert self.table.next_deadline() == min((held.deadline for held in self.held), default=None)
+        assert self.table.deadlines.soonest() == min((held.deadline for held in self.held), default=None)
         assert all(self.table.is_held(held) for held in self.held)
         for rank in range(4):
             assert self.table.held_by(rank) == [held for held in self.held if held.rank == rank]
@@ -331,7 +333,7 @@ def test_leases_are_postponed_one_and_all() -> None:
         table.lease(rank, 1, deadline, is_alone=False)
     table.postpone(5.0)
     assert [[lease.deadline for lease in table.held_by(rank)] for rank in range(2)] == [[14.0, 13.0], [12.0]]
-    assert (table.next_deadline(), table.expired(12.0), table.expired(11.9)) == (12.0, [1], [])
+    assert (table.deadlines.soonest(), table.deadlines.due(12.0), table.deadlines.due(11.9)) == (12.0, [1], [])
     assert table.release(2) == []
     table.validate()
 
@@ -351,7 +353,7 @@ def copied() -> LeaseTable:
 def test_a_copy_is_a_lease_as_any_other_and_frees_nothing_and_takes_nothing() -> None:
     table = copied()
     assert table.held_by(1) == [HeldLease(Node(0, 2), 1, 8.0, number=2, began=3.0)]
-    assert (table.holders(Node(0, 2)), table.free(), table.next_deadline()) == ([0, 1], 4, 8.0)
+    assert (table.holders(Node(0, 2)), table.free(), table.deadlines.soonest()) == ([0, 1], 4, 8.0)
     assert table.was_granted(1, Node(0, 2))
     table.validate()
 

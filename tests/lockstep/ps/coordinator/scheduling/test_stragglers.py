@@ -62,7 +62,7 @@ def test_one_that_is_late_is_on_probation_for_twenty_times_as_long_whatever_it_s
     made = monitor_of_one()
     assert not made.is_on_probation(0, 104.0)
     made.record_late(0, 104.0)
-    made.on_message(0)
+    made.evictions.drop(0)
     assert made.to_evict(1e6, has_others=True) == []
     until = 104.0 + PROBATION * 4.0
     assert [made.is_on_probation(0, at) for at in (104.0, until - 0.1, until)] == [True, True, False]
@@ -80,7 +80,7 @@ def test_time_in_which_the_server_did_not_run_puts_everything_off() -> None:
     made.record_late(0, 101.0)
     for now in (131.0, 132.0):
         made.check(now, leases)
-        assert (leases.next_deadline(), made.evictions.soonest()) == (141.0, 135.0)
+        assert (leases.deadlines.soonest(), made.evictions.soonest()) == (141.0, 135.0)
         assert made.timeouts.held_s(0, 132.0) == 1.0
 
 
@@ -114,7 +114,7 @@ def test_answers_to_what_was_withdrawn_are_awaited_put_off_and_forgotten_with_th
     assert made.deadline(leases) == 100.5
     made.check(100.0, leases)
     made.check(130.0, leases)
-    assert made.withdrawals.next_deadline() == made.deadline(leases) == 130.5
+    assert made.withdrawals.deadlines.soonest() == made.deadline(leases) == 130.5
     made.remove(1)
     assert made.withdrawals.has_any(0)
     made.remove(0)

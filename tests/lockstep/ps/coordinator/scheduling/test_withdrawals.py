@@ -30,7 +30,7 @@ def test_a_worker_has_something_to_answer_until_it_has_answered_all_of_it() -> N
     assert withdrawals.has_any(1)
     assert withdrawals.answer(1, key(5)) is first
     assert not withdrawals.has_any(1)
-    assert withdrawals.next_deadline() is None
+    assert withdrawals.deadlines.soonest() is None
 
 
 def test_an_answer_is_taken_once_from_its_own_worker_for_its_own_lease() -> None:
@@ -71,10 +71,10 @@ def test_it_began_what_it_is_to_stop_first_with_the_first_of_them() -> None:
 
 def test_who_does_not_answer_in_the_time_of_its_lease_is_late() -> None:
     withdrawals = made(withdrawn(1, 5, deadline=60.0), withdrawn(1, 6, deadline=50.0), withdrawn(2, 7, deadline=55.0))
-    assert withdrawals.next_deadline() == 50.0
-    assert [sorted(withdrawals.expired(now)) for now in (49.9, 50.0, 55.0)] == [[], [1], [1, 2]]
+    assert withdrawals.deadlines.soonest() == 50.0
+    assert [sorted(withdrawals.deadlines.due(now)) for now in (49.9, 50.0, 55.0)] == [[], [1], [1, 2]]
     withdrawals.answer(1, key(6))
-    assert (withdrawals.next_deadline(), withdrawals.expired(55.0)) == (55.0, [2])
+    assert (withdrawals.deadlines.soonest(), withdrawals.deadlines.due(55.0)) == (55.0, [2])
 
 
 def test_nothing_is_expected_of_one_that_is_gone() -> None:
@@ -82,17 +82,17 @@ def test_nothing_is_expected_of_one_that_is_gone() -> None:
     withdrawals.remove(1)
     withdrawals.remove(0)
     assert [withdrawals.has_any(rank) for rank in (1, 2)] == [False, True]
-    assert (withdrawals.next_deadline(), withdrawals.answer(1, key(5))) == (55.0, None)
+    assert (withdrawals.deadlines.soonest(), withdrawals.answer(1, key(5))) == (55.0, None)
 
 
 def test_time_in_which_the_server_did_not_run_puts_everything_off() -> None:
     withdrawals = made(withdrawn(1, 5), withdrawn(2, 7, deadline=70.0))
     withdrawals.postpone(100.0)
-    assert withdrawals.next_deadline() == 160.0
+    assert withdrawals.deadlines.soonest() == 160.0
     assert [withdrawals.stands_still(1, now) for now in (119.9, 120.0)] == [False, True]
     assert withdrawals.began(1) == 110.0
     assert withdrawals.answer(1, key(5)) == withdrawn(1, 5, deadline=160.0, began=110.0, due=120.0)
-    assert withdrawals.next_deadline() == 170.0
+    assert withdrawals.deadlines.soonest() == 170.0
 
 
 def test_the_times_of_a_lease_are_counted_from_the_begin_of_its_round() -> None:
