@@ -17,9 +17,6 @@ class Disk:
 
     is_full: bool = False
 
-    def empty(self) -> None:
-        self.is_full = False
-
     def check(self) -> None:
         if self.is_full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -40,9 +37,6 @@ class DiskWriter:
         checkpointer.folder.write = self.write_file
         for lines in (checkpointer.run.metrics, checkpointer.run.ledger):
             lines.write = self.write_lines
-
-    def end(self) -> None:
-        self.is_over = True
 
     def write_lines(self, descriptor: int, lines: bytes) -> int:
         """Write to an open file, as `os.write` does, in two parts, between which the process may be killed."""

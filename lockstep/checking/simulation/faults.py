@@ -1,6 +1,7 @@
 """Inject the faults of a scenario into a simulated run."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from lockstep.checking.simulation.disk import Disk
@@ -31,14 +32,14 @@ def inject(run: FaultTarget, fault: ScheduledFault) -> None:
     """Inject one fault."""
     run.world.record(
         "fault",
-        f"{fault.kind.value} {fault.target}: {fault.seconds:.3f} s, {fault.ways}, kill after {fault.kill_after}",
+        f"{fault.kind.label} {fault.target}: {fault.seconds:.3f} s, {fault.ways}, kill after {fault.kill_after}",
     )
     run.disturb(0.0)
-    action, _, role = fault.kind.value.partition("-")
+    action, _, role = fault.kind.label.partition("-")
     match fault.kind:
         case FaultKind.FILL_DISK:
             run.disk.is_full = True
-            _later(run, fault.seconds, run.disk.empty)
+            _later(run, fault.seconds, partial(setattr, run.disk, "is_full", False))
         case FaultKind.ADD_WORKER:
             run.start_worker()
         case FaultKind.BREAK_WIRE | FaultKind.CUT_WIRE:
@@ -70,7 +71,7 @@ def _harm_process(run: FaultTarget, action: str, fault: ScheduledFault, process:
             process.interrupt()
         case "slow":
             process.slowness = 1.0 + SLOWNESS * fault.seconds
-            _later(run, SLOW_S, process.recover)
+            _later(run, SLOW_S, partial(setattr, process, "slowness", 1.0))
         case "jump":
             process.jump_clock(fault.seconds)
         case _:

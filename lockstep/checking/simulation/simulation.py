@@ -12,6 +12,7 @@ from lockstep.checking.simulation.faults import inject
 from lockstep.checking.simulation.jobs import data, job_named, size_of
 from lockstep.checking.simulation.processes import (
     SILENCE_S,
+    NodeProcess,
     Parts,
     ServerProcess,
     ShardProcess,
@@ -19,7 +20,7 @@ from lockstep.checking.simulation.processes import (
     WorkerProcess,
 )
 from lockstep.checking.simulation.scenario import Scenario, ScheduledFault
-from lockstep.checking.simulation.world import Process, SimulatedShell, World
+from lockstep.checking.simulation.world import VARYING, Process, SimulatedShell, World
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import DataError, FailureKind
 from lockstep.common.protocol.codec import decode_header
@@ -77,9 +78,6 @@ _LOST = re.compile(
     r"has been silent for \d+ s: is it gone\?|no server answered at \S+ within \d+ s|the run failed: interrupted$"
 )
 
-#: Names of shared memory, which differ in every run.
-_MEMORY = re.compile(r"lockstep-\d+-\d+-[0-9a-f]{16}")
-
 
 @dataclass
 class Simulation:
@@ -87,8 +85,8 @@ class Simulation:
 
     scenario: Scenario
     root: Path
-    parts: Parts = field(default_factory=Parts)
-    world: World = field(default_factory=World)
+    parts: Parts
+    world: World
     disk: Disk = field(default_factory=Disk)
     #: The current processes, in the order of their starts.
     server: Process | None = None
@@ -164,7 +162,7 @@ class Simulation:
         while self.result is None and not self.failure:
             while self._pending and self._pending[-1].event <= self.world.events:
                 fault = self._pending.pop()
-                self.injected[fault.kind.value] += 1
+                self.injected[fault.kind.label] += 1
                 inject(self, fault)
             if not self.world.turn():
                 return "no process acts, and nothing is scheduled"
@@ -195,7 +193,7 @@ class Simulation:
     def close(self) -> None:
         """End all processes."""
         for process in list(self.world.processes):
-            process.on_end = _ignore
+            process.on_end = Process.on_end
             process.end(is_killed=True)
 
     def _check_versions(self) -> None:
@@ -222,15 +220,14 @@ class Simulation:
     ) -> Process:
         process = Process(f"{name}-{self._started}", self.world, kill_after=kill_after)
         self._started += 1
-        process.clock.ahead_s = CLOCK_S * self._started
+        process.ahead_s = CLOCK_S * self._started
         process.on_end = lambda ended, is_killed: self._ended(ended, on_end, is_killed=is_killed)
         self.world.record(process.name, "starts")
         process.start(lambda: open_shell(process))
         return process
 
     def _ended(self, process: Process, on_end: Callable[[], None], *, is_killed: bool) -> None:
-        reason = None if process.shell is None or is_killed else process.shell.exit_reason()
-        reason = reason or ""
+        reason = (process.shell.exit_reason() if process.shell and not is_killed else None) or ""
         self._check_breach(process, reason)
         if self.result is not None and reason and not _LOST.search(reason):
             self.failure = f"{process.name} ends, although the run is done, with: {self._plain(reason)}"
@@ -253,7 +250,7 @@ class Simulation:
             return
         self.server = server
         for _ in range(1, self.scenario.servers):
-            self.shards.append(self._start("shard", self._open_shard, again))
+            self.shards.append(self._start("shard", partial(self._open, ShardProcess), again))
 
     def _restart_servers(self, start: int) -> None:
         """Restart the server and all shards after one of them has ended, unless the run is over."""
@@ -280,19 +277,16 @@ class Simulation:
         """Start a worker, unless the run has ended."""
         if self.result is None and not self.failure:
             self.workers = [worker for worker in self.workers if not worker.is_dead]
-            self.workers.append(self._start("worker", self._open_worker, lambda: self._later(self.start_worker)))
+            open_worker = partial(self._open, WorkerProcess)
+            self.workers.append(self._start("worker", open_worker, partial(self._later, self.start_worker)))
 
     def _later(self, start: Callable[[], None]) -> None:
         low, high = RESTART_S
         self.world.after(low + (high - low) * self._rng.random(), start)
 
-    def _open_shard(self, process: Process) -> SimulatedShell:
+    def _open(self, kind: type[ShardProcess] | type[WorkerProcess], process: Process) -> SimulatedShell:
         shares = self._rng.random() < self.scenario.sharing
-        return ShardProcess.open(self.run, process, self._started, partial(self._report, process), shares=shares)
-
-    def _open_worker(self, process: Process) -> SimulatedShell:
-        shares = self._rng.random() < self.scenario.sharing
-        return WorkerProcess.open(self.run, process, self._started, partial(self._report, process), shares=shares)
+        return kind.open(self.run, process, self._started, partial(self._report, process), shares=shares)
 
     def _report(self, process: Process, text: str) -> None:
         if process.is_dead:
@@ -308,7 +302,7 @@ class Simulation:
 
     def _plain(self, text: str) -> str:
         """Return the first line of a text, without what differs in every run."""
-        return _MEMORY.sub("MEMORY", text.replace(str(self.root), "ROOT")).partition("\n")[0]
+        return VARYING.sub("MEMORY", text.replace(str(self.root), "ROOT")).partition("\n")[0]
 
     def process_at(self, role: str, target: int) -> Process | None:
         """Return a server, shard or worker by its number, if there is any."""
@@ -340,15 +334,7 @@ def describe(message: Sequence[memoryview]) -> str:
 
 def _has_to_end(process: Process) -> bool:
     """Tell whether a process has to end once its run has."""
-    shell = process.shell
-    if isinstance(shell, WorkerProcess):
-        client = shell.runner.state.client
-    elif isinstance(shell, ShardProcess):
-        client = shell.server.state.client
-    else:
+    if not isinstance(process.shell, NodeProcess):
         return True
+    client = process.shell.runner.state.client
     return client.phase is not ClientPhase.JOINING or bool(client.run)
-
-
-def _ignore(process: Process, is_killed: bool) -> None:
-    pass
