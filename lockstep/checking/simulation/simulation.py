@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from lockstep.checking.simulation.disk import Disk, DiskWriter
-from lockstep.checking.simulation.faults import inject
 from lockstep.checking.simulation.jobs import data, job_named, size_of
 from lockstep.checking.simulation.processes import (
     SILENCE_S,
@@ -19,7 +18,7 @@ from lockstep.checking.simulation.processes import (
     SimulatedRun,
     WorkerProcess,
 )
-from lockstep.checking.simulation.scenario import Scenario, ScheduledFault
+from lockstep.checking.simulation.scenario import FaultKind, Scenario, ScheduledFault
 from lockstep.checking.simulation.world import VARYING, Process, SimulatedShell, World
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import DataError, FailureKind
@@ -28,7 +27,7 @@ from lockstep.common.protocol.messages import Result, ServerMessage, SumsFrame, 
 from lockstep.common.protocol.shard_messages import ShardMessage, ToShardMessage, WorkerToShardMessage
 from lockstep.common.random import Purpose, generator
 from lockstep.common.statemachine.client import ClientPhase
-from lockstep.common.transport.in_memory import Link, MemoryNetwork
+from lockstep.common.transport.in_memory import Link, MemoryClient, MemoryNetwork
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.setup import AdmissionPolicy
 from lockstep.ps.shared_memory.parallel_update import ParallelUpdateConfig
@@ -63,6 +62,12 @@ PARTS = 20
 
 #: Share of ended connections that are not reported to the server.
 SWALLOWED = 0.2
+
+#: Seconds until an idle process dies that should be killed in the middle of an action.
+IDLE_S = 1.0
+
+#: How much slower a slow worker gets per second of its fault, and for how many seconds.
+SLOWNESS, SLOW_S = 20.0, 10.0
 
 #: All messages of a run.
 AnyMessage = WorkerMessage | ServerMessage | ShardMessage | ToShardMessage | WorkerToShardMessage
@@ -118,7 +123,7 @@ class Simulation:
             least_s=LEAST_S,
             delay_s=scenario.delay_s,
             repeats=scenario.doubling,
-            may_repeat=carries_sums,
+            may_repeat=lambda message: isinstance(decode_header(message[0], AnyMessage), SumsFrame | Result),
             swallows=SWALLOWED,
             redial_s=REDIAL_S,
         )
@@ -311,17 +316,77 @@ class Simulation:
         group = self.shards if role == "shard" else self.workers
         return group[target % len(group)] if group else None
 
-    def disturb(self, seconds: float) -> None:
-        """Record a fault that lasts for a number of seconds."""
+    def disturb(self, seconds: float, then: Callable[[], None]) -> None:
+        """Record a fault that lasts for a number of seconds, and schedule what ends it."""
         self.disturbed_until = max(self.disturbed_until, self.world.now + seconds)
+        self.world.after(seconds, then)
+
+
+def inject(run: Simulation, fault: ScheduledFault) -> None:
+    """Inject one fault."""
+    run.world.record(
+        "fault",
+        f"{fault.kind.label} {fault.target}: {fault.seconds:.3f} s, {fault.ways}, kill after {fault.kill_after}",
+    )
+    run.disturbed_until = max(run.disturbed_until, run.world.now)
+    action, _, role = fault.kind.label.partition("-")
+    match fault.kind:
+        case FaultKind.FILL_DISK:
+            run.disk.is_full = True
+            run.disturb(fault.seconds, partial(setattr, run.disk, "is_full", False))
+        case FaultKind.ADD_WORKER:
+            run.start_worker()
+        case FaultKind.BREAK_WIRE | FaultKind.CUT_WIRE:
+            wires = [wire for wire in run.network.clients if wire.peer is not None]
+            if wires:
+                _harm_wire(run, fault, wires[fault.target % len(wires)])
+        case FaultKind.PARTITION:
+            _cut_off(run, fault)
+        case _:
+            process = run.process_at(role, fault.target)
+            if process is not None and not process.is_dead:
+                _harm_process(run, action, fault, process)
+
+
+def _harm_process(run: Simulation, action: str, fault: ScheduledFault, process: Process) -> None:
+    match action:
+        case "kill":
+            process.kill_after = fault.kill_after
+            run.disturb(IDLE_S, lambda: process.end(is_killed=True))
+        case "stop":
+            process.stop()
+            run.disturb(fault.seconds, process.resume)
+        case "interrupt":
+            process.interrupt()
+        case "slow":
+            process.slowness = 1.0 + SLOWNESS * fault.seconds
+            run.disturb(SLOW_S, partial(setattr, process, "slowness", 1.0))
+        case "jump":
+            process.jump_clock(fault.seconds)
+        case _:
+            raise AssertionError(f"{fault.kind} has no target")
+
+
+def _harm_wire(run: Simulation, fault: ScheduledFault, wire: MemoryClient) -> None:
+    if fault.kind is FaultKind.BREAK_WIRE:
+        wire.disconnect()
+        return
+    wire.silence(up=fault.ways != "down", down=fault.ways != "up")
+    run.disturb(fault.seconds, wire.heal)
+
+
+def _cut_off(run: Simulation, fault: ScheduledFault) -> None:
+    """Cut one process off from all others; its wires heal one after the other, in any order."""
+    processes = run.world.processes
+    if processes:
+        cut = processes[fault.target % len(processes)]
+        for number, wire in enumerate(run.network.connections_of(cut)):
+            wire.silence(up=fault.ways != "down", down=fault.ways != "up")
+            run.disturb(fault.seconds * (1 + (fault.target + 7 * number) % 5) / 5, wire.heal)
 
 
 def _load_nothing(name: str) -> TrainTest:
     raise DataError(f"no dataset {name!r} on this host")
-
-
-def carries_sums(message: Sequence[memoryview]) -> bool:
-    return isinstance(decode_header(message[0], AnyMessage), SumsFrame | Result)
 
 
 def describe(message: Sequence[memoryview]) -> str:

@@ -85,9 +85,6 @@ class Direction:
     def next_arrival(self) -> float:
         return self.messages[0][0] if self.messages else math.inf
 
-    def pop(self) -> Message:
-        return self.messages.popleft()[1]
-
     def silence(self, now: float) -> None:
         """Hold back what has not arrived."""
         self.is_silent = True
@@ -195,7 +192,9 @@ class MemoryServer:
         client = self.connections.get(peer)
         if client is None:
             raise PeerGone("no connection to this peer: expected one that was heard and has not gone")
-        client.deliver(_copy(frames), self._queue, self.host.time())
+        _demand_room(client.down.messages, self._queue)
+        client.down.put(self.host.time() + self.network.delay_s(), _copy(frames))
+        client.host.wake(client.down.next_arrival())
 
     def lost(self) -> list[bytes]:
         _demand_open(self.is_open)
@@ -248,7 +247,7 @@ class MemoryServer:
         if not peers:
             return None
         peer = peers[int(self.network.draw() * len(peers))] if len(peers) > 1 else peers[0]
-        return peer, self.connections[peer].up.pop()
+        return peer, self.connections[peer].up.messages.popleft()[1]
 
 
 class MemoryClient:
@@ -269,7 +268,7 @@ class MemoryClient:
         self.host.tick()
         if self.down.next_arrival() > self.host.time():
             return None
-        message = self.down.pop()
+        _, message = self.down.messages.popleft()
         self.network.timeline.record_message(self.host.name, message)
         return message
 
@@ -330,12 +329,6 @@ class MemoryClient:
         server = self.network.servers.get(self.address)
         if server is not None:
             server.host.wake(self.up.next_arrival())
-
-    def deliver(self, message: Message, limit: int, time: float) -> None:
-        """Send a message of the server down to this client."""
-        _demand_room(self.down.messages, limit)
-        self.down.put(time + self.network.delay_s(), message)
-        self.host.wake(self.down.next_arrival())
 
     def disconnect(self, *, keeps_down: bool = False) -> None:
         """Lose the connection with what is on its way; `keeps_down` spares what a server sent before it closed."""
