@@ -10,7 +10,6 @@ from typing import Generic, Self, TypeVar
 
 import msgspec
 
-from lockstep.checking.simulation.disk import Disk, DiskWriter
 from lockstep.checking.simulation.oracle import RunRecords, violations
 from lockstep.checking.simulation.processes import Parts, ServerProcess, ShardProcess, SimulatedRun, WorkerProcess
 from lockstep.checking.simulation.world import Process, World
@@ -91,8 +90,8 @@ class Simulation:
             part=self.part,
         )
         process = Process("server", self.world)
-        writer, shares = DiskWriter(Disk(), process), self.root is not None
-        process.start(lambda: ServerProcess.open(self.started, process, writer, self.said.append, shares=shares))
+        shares = self.root is not None
+        process.start(lambda: ServerProcess.open(self.started, process, self.said.append, shares=shares))
         assert isinstance(process.shell, ServerProcess)
         self.process, self.server, self.sharing = process, process.shell.server, process.shell.sharing
         self.opening, self.recorder = self.server.setup, self.server.recorder

@@ -1,16 +1,18 @@
-"""The real shells as processes of the world: the server, a shard, a worker."""
+"""The real shells as processes of the world: the server, a shard, a worker; and the disk that servers write to."""
 
+import errno
+import os
 from abc import ABC
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
-from lockstep.checking.simulation.disk import DiskWriter
 from lockstep.checking.simulation.jobs import load
 from lockstep.checking.simulation.world import Process, SimulatedShell
 from lockstep.common.data.dataset import TrainTest
+from lockstep.common.files.atomic import write_atomically
 from lockstep.common.job.job import Job
 from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.in_memory import ADDRESS, MemoryNetwork
@@ -51,6 +53,56 @@ NO_FIRST_STEPS = 0
 Say = Callable[[str], None]
 
 
+@dataclass
+class Disk:
+    """The disk that all servers of a run write to, one after the other: real files, until it is full."""
+
+    is_full: bool = False
+
+    def check(self) -> None:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@dataclass
+class DiskWriter:
+    """The access of one process to the disk."""
+
+    disk: Disk
+    process: Process
+    #: Whether the process has ended: what it still had in its memory is lost.
+    is_over: bool = False
+
+    def attach(self, session: RunSession) -> None:
+        """Write what a run's session has to write."""
+        checkpointer = session.checkpointer
+        checkpointer.folder.write = self.write_file
+        for lines in (checkpointer.run.metrics, checkpointer.run.ledger):
+            lines.write = self.write_lines
+
+    def write_lines(self, descriptor: int, lines: bytes) -> int:
+        """Write to an open file, as `os.write` does, in two parts, between which the process may be killed."""
+        if self.is_over:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self.process.tick()
+        self.disk.check()
+        half = os.write(descriptor, lines[: len(lines) // 2])
+        self.process.tick()
+        return half + os.write(descriptor, lines[half:])
+
+    def write_file(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
+        """Write a file, as `write_atomically` does."""
+        self.process.tick()
+        self.disk.check()
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        held = [bytes(part) for part in parts]
+        partial.write_bytes(held[0])
+        # A process that is killed here leaves a part next to the old file.
+        self.process.tick()
+        write_atomically(path, held)
+        self.process.tick()
+
+
 @dataclass(frozen=True)
 class Parts:
     """The parts of a run; a test replaces one by a part with a bug, to show that it is found."""
@@ -83,6 +135,7 @@ class SimulatedRun:
     part: int
     #: Where workers keep the samples that they receive if they have no data, None to accept none.
     cache: Path | None = None
+    disk: Disk = field(default_factory=Disk)
 
 
 @dataclass
@@ -95,7 +148,7 @@ class ServerProcess(SimulatedShell):
     sharing: ServerSharedMemory | None
 
     @classmethod
-    def open(cls, run: SimulatedRun, process: Process, writer: DiskWriter, say: Say, *, shares: bool) -> Self:
+    def open(cls, run: SimulatedRun, process: Process, say: Say, *, shares: bool) -> Self:
         """Open the run, new or resumed, as `lockstep server` does.
 
         The process may be killed at any report: what has been opened until then is closed again.
@@ -121,6 +174,7 @@ class ServerProcess(SimulatedShell):
                 coordinator_at=run.parts.coordinator,
                 helping=run.helping,
             )
+            writer = DiskWriter(run.disk, process)
             writer.attach(session)
             stack.pop_all()
         return cls(run.parts.server(server), session, writer, sharing)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from lockstep.checking.simulation.disk import Disk, DiskWriter
 from lockstep.checking.simulation.jobs import data, job_named, size_of
 from lockstep.checking.simulation.processes import (
     SILENCE_S,
@@ -92,7 +91,6 @@ class Simulation:
     root: Path
     parts: Parts
     world: World
-    disk: Disk = field(default_factory=Disk)
     #: The current processes, in the order of their starts.
     server: Process | None = None
     shards: list[Process] = field(default_factory=list)
@@ -245,9 +243,9 @@ class Simulation:
         again = partial(self._restart_servers, self._server_starts)
 
         def open_server(process: Process) -> SimulatedShell:
-            writer = DiskWriter(self.disk, process)
-            say = partial(self._report, process)
-            return ServerProcess.open(self.run, process, writer, say, shares=self.scenario.sharing > 0.0)
+            return ServerProcess.open(
+                self.run, process, partial(self._report, process), shares=self.scenario.sharing > 0.0
+            )
 
         kill_after = dict(enumerate(self.scenario.early_kills, 1)).get(self._server_starts, 0)
         server = self._start("server", open_server, again, kill_after or None)
@@ -332,8 +330,8 @@ def inject(run: Simulation, fault: ScheduledFault) -> None:
     action, _, role = fault.kind.label.partition("-")
     match fault.kind:
         case FaultKind.FILL_DISK:
-            run.disk.is_full = True
-            run.disturb(fault.seconds, partial(setattr, run.disk, "is_full", False))
+            run.run.disk.is_full = True
+            run.disturb(fault.seconds, partial(setattr, run.run.disk, "is_full", False))
         case FaultKind.ADD_WORKER:
             run.start_worker()
         case FaultKind.BREAK_WIRE | FaultKind.CUT_WIRE:
