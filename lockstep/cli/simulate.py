@@ -60,7 +60,7 @@ def simulate_command(
         outcome = simulate(scenario, is_traced=is_traced)
         tally.add(outcome)
         if is_traced:
-            print_plainly(console, *(scenario.summary(), *outcome.trace))
+            print_plainly(console, scenario.summary(), *outcome.world.trace)
         if outcome.violations:
             failed.append(seed)
             print_plainly(console, f"seed {seed}: {outcome.violations[0]}")
@@ -95,10 +95,10 @@ class OutcomeTally:
 
     def add(self, outcome: SimulationOutcome) -> None:
         self.runs += 1
-        self.events += outcome.events
-        self.seconds += outcome.seconds
+        self.events += outcome.world.events
+        self.seconds += outcome.world.now
         self.faults += outcome.faults
-        self.digest = outcome.digest
+        self.digest = outcome.world.digest()
 
     def lines(self, took_s: float) -> list[str]:
         """Return the totals as lines."""

@@ -10,8 +10,7 @@ from typing import Generic, Self, TypeVar
 
 import msgspec
 
-from lockstep.checking.simulation.disk import Disk, DiskWriter
-from lockstep.checking.simulation.oracle import ReferenceRun, violations
+from lockstep.checking.simulation.oracle import RunRecords, violations
 from lockstep.checking.simulation.processes import Parts, ServerProcess, ShardProcess, SimulatedRun, WorkerProcess
 from lockstep.checking.simulation.world import Process, World
 from lockstep.common.data.dataset import TrainTest
@@ -91,8 +90,8 @@ class Simulation:
             part=self.part,
         )
         process = Process("server", self.world)
-        writer, shares = DiskWriter(Disk(), process), self.root is not None
-        process.start(lambda: ServerProcess.open(self.started, process, writer, self.said.append, shares=shares))
+        shares = self.root is not None
+        process.start(lambda: ServerProcess.open(self.started, process, self.said.append, shares=shares))
         assert isinstance(process.shell, ServerProcess)
         self.process, self.server, self.sharing = process, process.shell.server, process.shell.sharing
         self.opening, self.recorder = self.server.setup, self.server.recorder
@@ -112,7 +111,7 @@ class Simulation:
         process = Process(f"shard-{number}", self.world)
         process.start(lambda: ShardProcess.open(self.started, process, number, self.heard.append, shares=shares))
         assert isinstance(process.shell, ShardProcess)
-        self.shards.append(Member(process, process.shell.server))
+        self.shards.append(Member(process, process.shell.runner))
         return self.shards[-1]
 
     def add_worker(
@@ -173,7 +172,7 @@ class Simulation:
         assert self.recorder.result is not None
         return self.recorder.result
 
-    def prove(self, reference: ReferenceRun) -> None:
+    def prove(self, reference: RunRecords) -> None:
         """Run to the end: the weights and all records are those of one process, and all who act end well."""
         self.finish()
         assert list(violations(self.job, self.started.data, self.started.folder, reference)) == []
@@ -184,7 +183,7 @@ class Simulation:
         assert not self.network.clients or any(one.process.is_stopped for one in everybody)
 
 
-def prove(job: Job, reference: ReferenceRun, workers: int, seed: int, servers: int = 1) -> None:
+def prove(job: Job, reference: RunRecords, workers: int, seed: int, servers: int = 1) -> None:
     """Prove a run with as many workers from the start."""
     simulation = Simulation(job, seed, AdmissionPolicy(min_workers=workers, servers=servers))
     for _ in range(workers):

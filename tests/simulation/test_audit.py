@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from lockstep.checking.simulation.oracle import ReferenceRun, reference_run
+from lockstep.checking.simulation.oracle import RunRecords, reference_run
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.errors import FailureKind
 from lockstep.ps.setup import AdmissionPolicy
@@ -33,7 +33,7 @@ WIRES = {
 
 
 @cache
-def unaudited(wire: str) -> ReferenceRun:
+def unaudited(wire: str) -> RunRecords:
     return reference_run(WIRES[wire], digits())
 
 

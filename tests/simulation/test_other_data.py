@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lockstep.checking.simulation.oracle import ReferenceRun, reference_run
+from lockstep.checking.simulation.oracle import RunRecords, reference_run
 from lockstep.common import nn
 from lockstep.common.autograd import functional as F
 from lockstep.common.autograd.tensor import Tensor
@@ -64,7 +64,7 @@ JOBS = {
 
 
 @cache
-def alone(name: str) -> ReferenceRun:
+def alone(name: str) -> RunRecords:
     chosen, data = JOBS[name]
     return reference_run(chosen, data())
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from lockstep.checking.simulation.oracle import ReferenceRun, reference_run
+from lockstep.checking.simulation.oracle import RunRecords, reference_run
 from lockstep.ps.setup import AdmissionPolicy
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import JOBS, digits, long_test_set
 
 
 @cache
-def alone(name: str) -> ReferenceRun:
+def alone(name: str) -> RunRecords:
     """Return the run of one process without any transport: the oracle."""
     return reference_run(JOBS[name], digits())
 

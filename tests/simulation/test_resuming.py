@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lockstep.checking.simulation.oracle import ReferenceRun, reference_run, violations
+from lockstep.checking.simulation.oracle import RunRecords, reference_run, violations
 from lockstep.common import nn
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import DataError, FileFormatError, JobError, UsageError
@@ -93,7 +93,7 @@ def run_alone(folder: Path, opening: RunSetup, stop_at: int | None = None) -> li
 
 
 @cache
-def alone(is_cut: bool = False) -> ReferenceRun:
+def alone(is_cut: bool = False) -> RunRecords:
     return reference_run(CUT if is_cut else JOB, digits())
 
 

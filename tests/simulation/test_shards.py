@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from lockstep.checking.simulation.oracle import ReferenceRun, reference_run
+from lockstep.checking.simulation.oracle import RunRecords, reference_run
 from lockstep.common.aggregation.slices import slices_for
 from lockstep.common.errors import FailureKind, JobError
 from lockstep.common.files.safetensors import read
@@ -55,7 +55,7 @@ TIMEOUT_S = 5.0
 
 
 @cache
-def alone(name: str) -> ReferenceRun:
+def alone(name: str) -> RunRecords:
     """Return the run of one process without any transport: the oracle."""
     return reference_run(SHARDED[name], digits())
 

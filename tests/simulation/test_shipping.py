@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lockstep.checking.simulation.oracle import ReferenceRun, reference_run
+from lockstep.checking.simulation.oracle import RunRecords, reference_run
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import DataError
@@ -30,7 +30,7 @@ JOBS = {
 
 
 @cache
-def expected(name: str) -> ReferenceRun:
+def expected(name: str) -> RunRecords:
     return reference_run(JOBS[name], digits())
 
 

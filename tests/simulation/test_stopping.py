@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lockstep.checking.simulation.oracle import ReferenceRun, reference_run, violations
+from lockstep.checking.simulation.oracle import RunRecords, reference_run, violations
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.codec import encode
 from lockstep.common.protocol.messages import CallbackDecision, EpochStatus
@@ -31,7 +31,7 @@ def alone(job: Job, **values: Any) -> RunResult:
 
 
 @cache
-def reference() -> ReferenceRun:
+def reference() -> RunRecords:
     return reference_run(JOB, digits())
 
 

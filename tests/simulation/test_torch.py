@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lockstep.checking.simulation.oracle import ReferenceRun, reference_run, violations
+from lockstep.checking.simulation.oracle import RunRecords, reference_run, violations
 from lockstep.common.errors import NumericsError
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from tests.lockstep.common.model.pytorch.jobs import NAMES, characters, model_file, torch_job
@@ -18,7 +18,7 @@ pytest.importorskip("torch", reason="models of PyTorch need the extra: .venv/bin
 
 
 @cache
-def alone(name: str) -> ReferenceRun:
+def alone(name: str) -> RunRecords:
     return reference_run(torch_job(name), digits())
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lockstep.checking.simulation.oracle import ReferenceRun, reference_run
+from lockstep.checking.simulation.oracle import RunRecords, reference_run
 from lockstep.checking.simulation.processes import Parts
 from lockstep.common.aggregation.quantization.quantization import EXACT, RoundingKey
 from lockstep.common.aggregation.slices import Slice
@@ -114,7 +114,7 @@ JOBS = {
 
 
 @cache
-def alone(name: str) -> ReferenceRun:
+def alone(name: str) -> RunRecords:
     return reference_run(JOBS[name], digits())
 
 

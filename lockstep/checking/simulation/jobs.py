@@ -40,8 +40,8 @@ def load(name: str) -> TrainTest:
 
 
 def _job(net: nn.Module, **values: Any) -> Job:
-    fixed = {"model": dict(describe(net)), "data": DATA, "seed": 5, "steps": 6, "lr": 0.05}
-    return msgspec.convert({**fixed, **values}, Job)
+    usual = {"data": DATA, "seed": 5, "steps": 6, "lr": 0.05, "global_batch": 8, "micro_batches": 4}
+    return msgspec.convert({**usual, **values, "model": dict(describe(net))}, Job)
 
 
 def _wide(width: int) -> nn.Module:
@@ -52,11 +52,12 @@ def _wide(width: int) -> nn.Module:
 @cache
 def jobs() -> dict[str, Job]:
     """Return the jobs by name."""
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES))
     noisy = nn.Sequential(
         nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.25), nn.Linear(8, CLASSES)
     )
     return {
-        "plain": _job(nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)), global_batch=8, micro_batches=4),
+        "plain": _job(linear),
         "noisy": _job(
             noisy,
             global_batch=9,
@@ -69,39 +70,14 @@ def jobs() -> dict[str, Job]:
             wire_weights="bfloat16",
         ),
         # The short batch of an epoch has two samples for five micro-batches.
-        "short": _job(
-            nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)),
-            global_batch=6,
-            micro_batches=5,
-            steps=8,
-            schedule="cosine",
-            warmup_steps=2,
-        ),
+        "short": _job(linear, global_batch=6, micro_batches=5, steps=8, schedule="cosine", warmup_steps=2),
         # Stops early, and ends with the weights of an epoch that is not the last.
-        "stopped": _job(
-            nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)),
-            global_batch=8,
-            micro_batches=4,
-            steps=16,
-            lr=0.02,
-            validation_split=0.3,
-            patience=2,
-            keep_best=True,
-        ),
-        "long": _job(_wide(14_000), global_batch=8, micro_batches=4, steps=4, momentum=0.0, wire="bfloat16"),
+        "stopped": _job(linear, steps=16, lr=0.02, validation_split=0.3, patience=2, keep_best=True),
+        "long": _job(_wide(14_000), steps=4, momentum=0.0, wire="bfloat16"),
         # Two workers make most steps by themselves.
         "paired": _job(_wide(520), global_batch=2, micro_batches=2, steps=30, momentum=0.9, wire_weights="bfloat16"),
-        "wide": _job(_wide(520), global_batch=8, micro_batches=4, steps=5),
-        "clipped": _job(
-            _wide(520),
-            global_batch=8,
-            micro_batches=4,
-            steps=5,
-            optimizer="adamw",
-            clip_norm=0.1,
-            wire="int8",
-            wire_weights="bfloat16",
-        ),
+        "wide": _job(_wide(520), steps=5),
+        "clipped": _job(_wide(520), steps=5, optimizer="adamw", clip_norm=0.1, wire="int8", wire_weights="bfloat16"),
     }
 
 

@@ -4,11 +4,11 @@ import math
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -16,6 +16,7 @@ from lockstep.checking.simulation.jobs import data, job_named
 from lockstep.checking.simulation.processes import RUN, Parts
 from lockstep.checking.simulation.scenario import Scenario
 from lockstep.checking.simulation.simulation import Simulation
+from lockstep.checking.simulation.world import World
 from lockstep.checking.verification.coverage import check_coverage
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.sampler import Sampler
@@ -23,11 +24,11 @@ from lockstep.common.data.source import with_validation
 from lockstep.common.job.job import Job
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.transport.shared_memory.folder import shared_root
-from lockstep.ps.records.ledger import Line, StepDone, read_lines
-from lockstep.ps.records.metrics import RunMetrics, read_metrics
+from lockstep.ps.records.ledger import Line, StepDone
+from lockstep.ps.records.metrics import EpochRecord, RunMetrics, StepRecord, read_metrics
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
-from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RunFolder, RunResult, read_result
+from lockstep.ps.records.run_folder import RunFolder, RunResult, read_ledger, read_receipt, read_result
 from lockstep.ps.run.plan import plan_of
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.runs.single_process import SerialRun
@@ -41,27 +42,38 @@ FREE = {
 #: The fields that are durations, in seconds.
 DURATIONS = ("round_s", "mean_s", "slowest_s", "update_s", "wall_s", "train_s")
 
+#: A line of the metrics.
+Row = StepRecord | EpochRecord
+
 #: Characters of a value that are shown of a difference.
 LONGEST = 80
 
 
 @dataclass(frozen=True)
-class ReferenceRun:
-    """The run of one process."""
+class RunRecords:
+    """What is recorded of a run that has succeeded."""
 
     result: RunResult
-    steps: dict[int, StepDone]
+    ledger: list[Line]
     metrics: RunMetrics
     receipt: Receipt
 
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        return cls(read_result(folder), read_ledger(folder), read_metrics(folder), read_receipt(folder))
+
+    @property
+    def steps(self) -> dict[int, StepDone]:
+        return {line.step: line for line in self.ledger if isinstance(line, StepDone)}
+
 
 @cache
-def reference_of(job: str, steps: int | None) -> ReferenceRun:
+def reference_of(job: str, steps: int | None) -> RunRecords:
     """Return the run of a small job, by its name, in one process."""
     return reference_run(job_named(job, steps), data())
 
 
-def reference_run(job: Job, data: TrainTest) -> ReferenceRun:
+def reference_run(job: Job, data: TrainTest) -> RunRecords:
     """Return the run of a job in one process."""
     setup = open_run(RUN, job, data, AdmissionPolicy())
     with tempfile.TemporaryDirectory(prefix="lockstep-reference-") as name:
@@ -69,33 +81,31 @@ def reference_run(job: Job, data: TrainTest) -> ReferenceRun:
         setting = Setting(servers=0, transport="none", started=0.0)
         recorder = MetricsRecorder(setup.info, setting, setup.layout, folder)
         recorder.begin(setup.shard.digest())
-        result = SerialRun(setup, recorder, ManualClock(), lambda status: None).train()
+        SerialRun(setup, recorder, ManualClock(), lambda status: None).train()
         recorder.close()
-        return ReferenceRun(
-            result, _steps(_ledger_in(folder.path)), read_metrics(folder.path), _receipt_in(folder.path)
-        )
+        return RunRecords.of(folder.path)
 
 
-def violations(job: Job, data: TrainTest, folder: Path, reference: ReferenceRun) -> Iterator[str]:
+def violations(job: Job, data: TrainTest, folder: Path, reference: RunRecords) -> Iterator[str]:
     """Yield how a successful run differs from the run of one process, or what its records do not prove."""
-    result, lines = read_result(folder), _ledger_in(folder)
+    found, expected_steps = RunRecords.of(folder), reference.steps
     # The first difference is the most informative one.
-    for step, line in _steps(lines).items():
-        there = reference.steps[step]
+    for step, line in found.steps.items():
+        there = expected_steps[step]
         if line.losses != there.losses:
             yield f"step {step} has other losses than in one process"
             break
         if line.checksum != there.checksum:
             yield f"the weights after step {step} are not those of one process"
             break
-    if len(result.history) != len(reference.result.history):
-        yield f"{len(result.history)} epochs are in the result: expected {len(reference.result.history)}"
-    for epoch, there_too in zip(result.history, reference.result.history, strict=False):
-        yield from _differences(f"epoch {epoch.epoch}", epoch, there_too)
-    yield from _differences("the result", result, reference.result)
-    yield from _ledger_violations(job, data, lines, reference.result.steps)
-    yield from _metrics_violations(read_metrics(folder), reference.metrics)
-    yield from _differences("the receipt", _receipt_in(folder), reference.receipt)
+    history, expected = found.result.history, reference.result.history
+    if len(history) != len(expected):
+        yield f"{len(history)} epochs are in the result: expected {len(expected)}"
+    yield from _row_differences("epoch", history, expected)
+    yield from _differences("the result", found.result, reference.result)
+    yield from _ledger_violations(job, data, found, reference.result.steps)
+    yield from _metrics_violations(found.metrics, reference.metrics)
+    yield from _differences("the receipt", found.receipt, reference.receipt)
 
 
 def _differences(what: str, found: msgspec.Struct, expected: msgspec.Struct) -> Iterator[str]:
@@ -107,6 +117,11 @@ def _differences(what: str, found: msgspec.Struct, expected: msgspec.Struct) -> 
                 yield f"{what}: {name} = {value!r}: expected seconds"
         elif name not in FREE and name != "history" and value != there:
             yield f"{what}: {name} = {_short(value)}: expected {_short(there)}"
+
+
+def _row_differences(what: str, found: Sequence[Row], expected: Sequence[Row]) -> Iterator[str]:
+    for row, there in zip(found, expected, strict=False):
+        yield from _differences(f"{what} {row.step if isinstance(row, StepRecord) else row.epoch}", row, there)
 
 
 def _short(value: Any) -> str:
@@ -123,24 +138,18 @@ def _metrics_violations(found: RunMetrics, expected: RunMetrics) -> Iterator[str
         if numbers != wanted:
             yield f"the metrics have the {name} {numbers}: expected {wanted}"
             return
-    for step, there in zip(found.steps, expected.steps, strict=True):
-        yield from _differences(f"the metrics of step {step.step}", step, there)
-    for epoch, there_too in zip(found.epochs, expected.epochs, strict=True):
-        yield from _differences(f"the metrics of epoch {epoch.epoch}", epoch, there_too)
+    yield from _row_differences("the metrics of step", found.steps, expected.steps)
+    yield from _row_differences("the metrics of epoch", found.epochs, expected.epochs)
 
 
-def _receipt_in(folder: Path) -> Receipt:
-    return msgspec.json.decode((folder / RECEIPT).read_bytes(), type=Receipt)
-
-
-def _ledger_violations(job: Job, data: TrainTest, lines: list[Line], total: int) -> Iterator[str]:
+def _ledger_violations(job: Job, data: TrainTest, run: RunRecords, total: int) -> Iterator[str]:
     """Yield what the ledger does not prove: each sample once per epoch, and each step once."""
     parts = with_validation(data, job.validation_split, job.seed)
     samples = len(parts.train)
     plan = plan_of(job, samples, len(parts.test), len(parts.validation or ()))
-    report = check_coverage(lines, plan, Sampler(samples, job.global_batch, job.micro_batches, job.seed))
+    report = check_coverage(run.ledger, plan, Sampler(samples, job.global_batch, job.micro_batches, job.seed))
     yield from report.faults()
-    done = sorted(_steps(lines))
+    done = sorted(run.steps)
     if done != list(range(total)):
         yield f"the ledger has the steps {done}: expected all {total}"
     short = [epoch.epoch for epoch in report.epochs[: total // plan.steps_per_epoch] if not epoch.is_whole()]
@@ -148,62 +157,37 @@ def _ledger_violations(job: Job, data: TrainTest, lines: list[Line], total: int)
         yield f"not all samples were used in the epochs {short}"
 
 
-def _ledger_in(folder: Path) -> list[Line]:
-    return read_lines((folder / LEDGER).read_bytes(), LEDGER)
-
-
-def _steps(lines: list[Line]) -> dict[int, StepDone]:
-    return {line.step: line for line in lines if isinstance(line, StepDone)}
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SimulationOutcome:
     """The outcome of one simulated run."""
 
-    scenario: Scenario
     #: Violations of the promise, the most informative first.
     violations: tuple[str, ...]
-    #: Digest of all events: the same for the same seed.
-    digest: str
-    events: int
-    #: Seconds of virtual time.
-    seconds: float
+    #: The world after the run, with the number, digest and trace of its events.
+    world: World
     #: Kind of fault -> how often it occurred.
     faults: Counter[str]
-    #: A line per event, if a trace was requested.
-    trace: tuple[str, ...] = ()
 
 
 def simulate(scenario: Scenario, parts: Parts | None = None, *, is_traced: bool = False) -> SimulationOutcome:
     """Run a scenario in a folder of its own, in memory if possible, and check the outcome."""
     with tempfile.TemporaryDirectory(prefix="lockstep-simulation-", dir=shared_root()) as folder:
-        simulation = Simulation(scenario, Path(folder), parts or Parts())
-        world = simulation.world
-        world.trace = [] if is_traced else None
+        simulation = Simulation(scenario, Path(folder), parts or Parts(), World(is_traced=is_traced))
         try:
             found = _violations_of(simulation)
         finally:
             simulation.close()
         if not found and (left := simulation.leftovers()):
             found = (f"the run has left {', '.join(left)}",)
-        return SimulationOutcome(
-            scenario=scenario,
-            violations=found,
-            digest=world.digest(),
-            events=world.events,
-            seconds=world.now,
-            faults=simulation.injected,
-            trace=tuple(world.trace or ()),
-        )
+        return SimulationOutcome(found, simulation.world, simulation.injected)
 
 
 def _violations_of(simulation: Simulation) -> tuple[str, ...]:
-    scenario = simulation.scenario
+    run, scenario = simulation.run, simulation.scenario
     try:
         failure = simulation.run_to_end() or simulation.settle()
     except Exception:  # noqa: BLE001  # whatever a state machine raises is a violation
         return (f"raised {traceback.format_exc().rstrip()}",)
     if failure:
         return (failure,)
-    run = simulation.run
     return tuple(violations(run.job, run.data, run.folder, reference_of(scenario.job, scenario.steps)))

@@ -1,14 +1,18 @@
-"""The real shells as processes of the world: the server, a shard, a worker."""
+"""The real shells as processes of the world: the server, a shard, a worker; and the disk that servers write to."""
 
-from collections.abc import Callable
+import errno
+import os
+from abc import ABC
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
-from lockstep.checking.simulation.disk import DiskWriter
 from lockstep.checking.simulation.jobs import load
-from lockstep.checking.simulation.world import Process
+from lockstep.checking.simulation.world import Process, SimulatedShell
 from lockstep.common.data.dataset import TrainTest
+from lockstep.common.files.atomic import write_atomically
 from lockstep.common.job.job import Job
 from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.in_memory import ADDRESS, MemoryNetwork
@@ -49,6 +53,56 @@ NO_FIRST_STEPS = 0
 Say = Callable[[str], None]
 
 
+@dataclass
+class Disk:
+    """The disk that all servers of a run write to, one after the other: real files, until it is full."""
+
+    is_full: bool = False
+
+    def check(self) -> None:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@dataclass
+class DiskWriter:
+    """The access of one process to the disk."""
+
+    disk: Disk
+    process: Process
+    #: Whether the process has ended: what it still had in its memory is lost.
+    is_over: bool = False
+
+    def attach(self, session: RunSession) -> None:
+        """Write what a run's session has to write."""
+        checkpointer = session.checkpointer
+        checkpointer.folder.write = self.write_file
+        for lines in (checkpointer.run.metrics, checkpointer.run.ledger):
+            lines.write = self.write_lines
+
+    def write_lines(self, descriptor: int, lines: bytes) -> int:
+        """Write to an open file, as `os.write` does, in two parts, between which the process may be killed."""
+        if self.is_over:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self.process.tick()
+        self.disk.check()
+        half = os.write(descriptor, lines[: len(lines) // 2])
+        self.process.tick()
+        return half + os.write(descriptor, lines[half:])
+
+    def write_file(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
+        """Write a file, as `write_atomically` does."""
+        self.process.tick()
+        self.disk.check()
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        held = [bytes(part) for part in parts]
+        partial.write_bytes(held[0])
+        # A process that is killed here leaves a part next to the old file.
+        self.process.tick()
+        write_atomically(path, held)
+        self.process.tick()
+
+
 @dataclass(frozen=True)
 class Parts:
     """The parts of a run; a test replaces one by a part with a bug, to show that it is found."""
@@ -81,10 +135,11 @@ class SimulatedRun:
     part: int
     #: Where workers keep the samples that they receive if they have no data, None to accept none.
     cache: Path | None = None
+    disk: Disk = field(default_factory=Disk)
 
 
 @dataclass
-class ServerProcess:
+class ServerProcess(SimulatedShell):
     """The server and the run's session."""
 
     server: Server
@@ -93,15 +148,13 @@ class ServerProcess:
     sharing: ServerSharedMemory | None
 
     @classmethod
-    def open(
-        cls, run: SimulatedRun, process: Process, writer: DiskWriter, say: Say, *, shares: bool
-    ) -> "ServerProcess":
+    def open(cls, run: SimulatedRun, process: Process, say: Say, *, shares: bool) -> Self:
         """Open the run, new or resumed, as `lockstep server` does.
 
         The process may be killed at any report: what has been opened until then is closed again.
         """
         destination = Destination(folder=run.folder, launch=run.launch, is_resumed=has_begun(run.folder))
-        setting = Setting(servers=run.admission.servers, transport="memory", started=process.clock.now())
+        setting = Setting(servers=run.admission.servers, transport="memory", started=process.now())
         setup, sharing = open_run(RUN, run.job, run.data, run.admission), None
         with ExitStack() as stack:
             if shares:
@@ -115,12 +168,13 @@ class ServerProcess:
                 destination,
                 setting,
                 port,
-                process.clock,
+                process,
                 say,
                 sharing,
                 coordinator_at=run.parts.coordinator,
                 helping=run.helping,
             )
+            writer = DiskWriter(run.disk, process)
             writer.attach(session)
             stack.pop_all()
         return cls(run.parts.server(server), session, writer, sharing)
@@ -140,17 +194,14 @@ class ServerProcess:
     def exit_reason(self) -> str | None:
         return None if self.server.ended is None else self.server.ended.failure
 
-    def cost_s(self) -> float:
-        return 0.0
-
     def interrupt(self) -> None:
         self.server.interrupt()
 
     def close(self) -> None:
         """End the process; what a killed one has not written is lost, and others find room on the disk."""
-        self.writer.disk.empty()
+        self.writer.disk.is_full = False
         if self.server.ended is None:
-            self.writer.end()
+            self.writer.is_over = True
         self.server.port.close(1.0)
         self.server.group.updating.close()
         self.server.multi_step.close()
@@ -160,61 +211,65 @@ class ServerProcess:
 
 
 @dataclass
-class ShardProcess:
+class NodeProcess(SimulatedShell, ABC):
+    """A process that joins the run."""
+
+    runner: WorkerShell | ShardShell
+
+    def exit_reason(self) -> str | None:
+        return None if self.runner.ended is None else self.runner.ended.reason
+
+    def interrupt(self) -> None:
+        self.runner.interrupt()
+
+    def close(self) -> None:
+        self.runner.close()
+
+
+@dataclass
+class ShardProcess(NodeProcess):
     """A shard."""
 
-    server: ShardShell
+    runner: ShardShell
 
     @classmethod
-    def open(cls, run: SimulatedRun, process: Process, number: int, say: Say, *, shares: bool) -> "ShardProcess":
+    def open(cls, run: SimulatedRun, process: Process, number: int, say: Say, *, shares: bool) -> Self:
         address = f"memory://{process.name}"
         join = shard_join(worker_join(process.name, "host", number), address)
-        server = ShardShell(
+        runner = ShardShell(
             ShardState(ClientConfig(address=ADDRESS, join=join, silence_s=SILENCE_S)),
             run.network.server(address, process),
             run.network.client(ADDRESS, process),
-            process.clock,
+            process,
             say,
             wait_for_nothing,
             run.root if shares else None,
         )
-        server.begin()
-        return cls(server)
+        runner.begin()
+        return cls(runner)
 
     def step(self) -> bool:
-        is_busy = self.server.step()
-        self.server.state.validate()
+        is_busy = self.runner.step()
+        self.runner.state.validate()
         return is_busy
 
     def deadline(self) -> float | None:
-        return self.server.state.deadline()
-
-    def exit_reason(self) -> str | None:
-        return None if self.server.ended is None else self.server.ended.reason
-
-    def cost_s(self) -> float:
-        return 0.0
-
-    def interrupt(self) -> None:
-        self.server.interrupt()
-
-    def close(self) -> None:
-        self.server.close()
+        return self.runner.state.deadline()
 
 
 @dataclass
-class WorkerProcess:
+class WorkerProcess(NodeProcess):
     """A worker."""
 
     runner: WorkerShell
 
     @classmethod
-    def open(cls, run: SimulatedRun, process: Process, number: int, say: Say, *, shares: bool) -> "WorkerProcess":
+    def open(cls, run: SimulatedRun, process: Process, number: int, say: Say, *, shares: bool) -> Self:
         join = worker_join(process.name, "host", number, "host", range(run.helping.cores))
         runner = WorkerShell(
             WorkerState(ClientConfig(address=ADDRESS, join=join, silence_s=SILENCE_S)),
             run.network.client(ADDRESS, process),
-            process.clock,
+            process,
             run.parts.load(number),
             say,
             run.root if shares else None,
@@ -233,9 +288,6 @@ class WorkerProcess:
     def deadline(self) -> float | None:
         return self.runner.deadline()
 
-    def exit_reason(self) -> str | None:
-        return None if self.runner.ended is None else self.runner.ended.reason
-
     def cost_s(self) -> float:
         """Return the seconds of a micro-batch, if one is about to be computed, or of a part of a slice."""
         progress = self.runner.state.progress
@@ -244,9 +296,3 @@ class WorkerProcess:
         if progress is not None:
             return MICRO_BATCH_S if progress.stage is StepStage.COMPUTING else 0.0
         return MICRO_BATCH_S if self.runner.state.has_work() else 0.0
-
-    def interrupt(self) -> None:
-        self.runner.interrupt()
-
-    def close(self) -> None:
-        self.runner.close()

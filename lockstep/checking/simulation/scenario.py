@@ -33,45 +33,27 @@ SHIPPING = 0.3
 
 
 class FaultKind(Enum):
-    """Everything that can go wrong."""
+    """Everything that can go wrong, by name, and the relative frequency of each; what stops a whole run is rarer."""
 
-    KILL_WORKER = "kill-worker"
-    KILL_SERVER = "kill-server"
-    KILL_SHARD = "kill-shard"
-    STOP_WORKER = "stop-worker"
-    STOP_SERVER = "stop-server"
-    STOP_SHARD = "stop-shard"
-    INTERRUPT_WORKER = "interrupt-worker"
-    INTERRUPT_SERVER = "interrupt-server"
-    SLOW_WORKER = "slow-worker"
-    ADD_WORKER = "add-worker"
-    JUMP_WORKER = "jump-worker"
-    JUMP_SERVER = "jump-server"
-    BREAK_WIRE = "break-wire"
-    CUT_WIRE = "cut-wire"
-    PARTITION = "partition"
-    FILL_DISK = "fill-disk"
+    KILL_WORKER = ("kill-worker", 4.0)
+    KILL_SERVER = ("kill-server", 2.0)
+    KILL_SHARD = ("kill-shard", 1.0)
+    STOP_WORKER = ("stop-worker", 3.0)
+    STOP_SERVER = ("stop-server", 1.0)
+    STOP_SHARD = ("stop-shard", 1.0)
+    INTERRUPT_WORKER = ("interrupt-worker", 1.0)
+    INTERRUPT_SERVER = ("interrupt-server", 0.5)
+    SLOW_WORKER = ("slow-worker", 2.0)
+    ADD_WORKER = ("add-worker", 1.0)
+    JUMP_WORKER = ("jump-worker", 1.0)
+    JUMP_SERVER = ("jump-server", 0.5)
+    BREAK_WIRE = ("break-wire", 3.0)
+    CUT_WIRE = ("cut-wire", 3.0)
+    PARTITION = ("partition", 1.0)
+    FILL_DISK = ("fill-disk", 1.0)
 
-
-#: The relative frequency of each; what stops a whole run is rarer.
-WEIGHTS = {
-    FaultKind.KILL_WORKER: 4.0,
-    FaultKind.KILL_SERVER: 2.0,
-    FaultKind.KILL_SHARD: 1.0,
-    FaultKind.STOP_WORKER: 3.0,
-    FaultKind.STOP_SERVER: 1.0,
-    FaultKind.STOP_SHARD: 1.0,
-    FaultKind.INTERRUPT_WORKER: 1.0,
-    FaultKind.INTERRUPT_SERVER: 0.5,
-    FaultKind.SLOW_WORKER: 2.0,
-    FaultKind.ADD_WORKER: 1.0,
-    FaultKind.JUMP_WORKER: 1.0,
-    FaultKind.JUMP_SERVER: 0.5,
-    FaultKind.BREAK_WIRE: 3.0,
-    FaultKind.CUT_WIRE: 3.0,
-    FaultKind.PARTITION: 1.0,
-    FaultKind.FILL_DISK: 1.0,
-}
+    def __init__(self, label: str, weight: float) -> None:
+        self.label, self.weight = label, weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +105,7 @@ class Scenario:
 
     def summary(self) -> str:
         """Return the scenario as a line."""
-        faults = ", ".join(f"{fault.kind.value}@{fault.event}" for fault in self.faults) or "none"
+        faults = ", ".join(f"{fault.kind.label}@{fault.event}" for fault in self.faults) or "none"
         return f"{self.job}, {self.workers} workers, {self.servers} servers; faults: {faults}"
 
 
@@ -179,7 +161,8 @@ def _paired(scenario: Scenario, rng: np.random.Generator) -> Scenario:
 
 
 def _faults(rng: np.random.Generator) -> tuple[ScheduledFault, ...]:
-    kinds, weights = list(WEIGHTS), np.array(list(WEIGHTS.values()))
+    kinds = list(FaultKind)
+    weights = np.array([kind.weight for kind in kinds])
     found = [
         ScheduledFault(
             kind=kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))],

@@ -7,19 +7,18 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from lockstep.checking.simulation.disk import Disk, DiskWriter
-from lockstep.checking.simulation.faults import inject
 from lockstep.checking.simulation.jobs import data, job_named, size_of
 from lockstep.checking.simulation.processes import (
     SILENCE_S,
+    NodeProcess,
     Parts,
     ServerProcess,
     ShardProcess,
     SimulatedRun,
     WorkerProcess,
 )
-from lockstep.checking.simulation.scenario import Scenario, ScheduledFault
-from lockstep.checking.simulation.world import Process, SimulatedShell, World
+from lockstep.checking.simulation.scenario import FaultKind, Scenario, ScheduledFault
+from lockstep.checking.simulation.world import VARYING, Process, SimulatedShell, World
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import DataError, FailureKind
 from lockstep.common.protocol.codec import decode_header
@@ -27,7 +26,7 @@ from lockstep.common.protocol.messages import Result, ServerMessage, SumsFrame, 
 from lockstep.common.protocol.shard_messages import ShardMessage, ToShardMessage, WorkerToShardMessage
 from lockstep.common.random import Purpose, generator
 from lockstep.common.statemachine.client import ClientPhase
-from lockstep.common.transport.in_memory import Link, MemoryNetwork
+from lockstep.common.transport.in_memory import Link, MemoryClient, MemoryNetwork
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.setup import AdmissionPolicy
 from lockstep.ps.shared_memory.parallel_update import ParallelUpdateConfig
@@ -63,6 +62,12 @@ PARTS = 20
 #: Share of ended connections that are not reported to the server.
 SWALLOWED = 0.2
 
+#: Seconds until an idle process dies that should be killed in the middle of an action.
+IDLE_S = 1.0
+
+#: How much slower a slow worker gets per second of its fault, and for how many seconds.
+SLOWNESS, SLOW_S = 20.0, 10.0
+
 #: All messages of a run.
 AnyMessage = WorkerMessage | ServerMessage | ShardMessage | ToShardMessage | WorkerToShardMessage
 
@@ -77,9 +82,6 @@ _LOST = re.compile(
     r"has been silent for \d+ s: is it gone\?|no server answered at \S+ within \d+ s|the run failed: interrupted$"
 )
 
-#: Names of shared memory, which differ in every run.
-_MEMORY = re.compile(r"lockstep-\d+-\d+-[0-9a-f]{16}")
-
 
 @dataclass
 class Simulation:
@@ -87,9 +89,8 @@ class Simulation:
 
     scenario: Scenario
     root: Path
-    parts: Parts = field(default_factory=Parts)
-    world: World = field(default_factory=World)
-    disk: Disk = field(default_factory=Disk)
+    parts: Parts
+    world: World
     #: The current processes, in the order of their starts.
     server: Process | None = None
     shards: list[Process] = field(default_factory=list)
@@ -120,7 +121,7 @@ class Simulation:
             least_s=LEAST_S,
             delay_s=scenario.delay_s,
             repeats=scenario.doubling,
-            may_repeat=carries_sums,
+            may_repeat=lambda message: isinstance(decode_header(message[0], AnyMessage), SumsFrame | Result),
             swallows=SWALLOWED,
             redial_s=REDIAL_S,
         )
@@ -164,7 +165,7 @@ class Simulation:
         while self.result is None and not self.failure:
             while self._pending and self._pending[-1].event <= self.world.events:
                 fault = self._pending.pop()
-                self.injected[fault.kind.value] += 1
+                self.injected[fault.kind.label] += 1
                 inject(self, fault)
             if not self.world.turn():
                 return "no process acts, and nothing is scheduled"
@@ -195,7 +196,7 @@ class Simulation:
     def close(self) -> None:
         """End all processes."""
         for process in list(self.world.processes):
-            process.on_end = _ignore
+            process.on_end = Process.on_end
             process.end(is_killed=True)
 
     def _check_versions(self) -> None:
@@ -222,15 +223,14 @@ class Simulation:
     ) -> Process:
         process = Process(f"{name}-{self._started}", self.world, kill_after=kill_after)
         self._started += 1
-        process.clock.ahead_s = CLOCK_S * self._started
+        process.ahead_s = CLOCK_S * self._started
         process.on_end = lambda ended, is_killed: self._ended(ended, on_end, is_killed=is_killed)
         self.world.record(process.name, "starts")
         process.start(lambda: open_shell(process))
         return process
 
     def _ended(self, process: Process, on_end: Callable[[], None], *, is_killed: bool) -> None:
-        reason = None if process.shell is None or is_killed else process.shell.exit_reason()
-        reason = reason or ""
+        reason = (process.shell.exit_reason() if process.shell and not is_killed else None) or ""
         self._check_breach(process, reason)
         if self.result is not None and reason and not _LOST.search(reason):
             self.failure = f"{process.name} ends, although the run is done, with: {self._plain(reason)}"
@@ -243,9 +243,9 @@ class Simulation:
         again = partial(self._restart_servers, self._server_starts)
 
         def open_server(process: Process) -> SimulatedShell:
-            writer = DiskWriter(self.disk, process)
-            say = partial(self._report, process)
-            return ServerProcess.open(self.run, process, writer, say, shares=self.scenario.sharing > 0.0)
+            return ServerProcess.open(
+                self.run, process, partial(self._report, process), shares=self.scenario.sharing > 0.0
+            )
 
         kill_after = dict(enumerate(self.scenario.early_kills, 1)).get(self._server_starts, 0)
         server = self._start("server", open_server, again, kill_after or None)
@@ -253,7 +253,7 @@ class Simulation:
             return
         self.server = server
         for _ in range(1, self.scenario.servers):
-            self.shards.append(self._start("shard", self._open_shard, again))
+            self.shards.append(self._start("shard", partial(self._open, ShardProcess), again))
 
     def _restart_servers(self, start: int) -> None:
         """Restart the server and all shards after one of them has ended, unless the run is over."""
@@ -280,19 +280,16 @@ class Simulation:
         """Start a worker, unless the run has ended."""
         if self.result is None and not self.failure:
             self.workers = [worker for worker in self.workers if not worker.is_dead]
-            self.workers.append(self._start("worker", self._open_worker, lambda: self._later(self.start_worker)))
+            open_worker = partial(self._open, WorkerProcess)
+            self.workers.append(self._start("worker", open_worker, partial(self._later, self.start_worker)))
 
     def _later(self, start: Callable[[], None]) -> None:
         low, high = RESTART_S
         self.world.after(low + (high - low) * self._rng.random(), start)
 
-    def _open_shard(self, process: Process) -> SimulatedShell:
+    def _open(self, kind: type[ShardProcess] | type[WorkerProcess], process: Process) -> SimulatedShell:
         shares = self._rng.random() < self.scenario.sharing
-        return ShardProcess.open(self.run, process, self._started, partial(self._report, process), shares=shares)
-
-    def _open_worker(self, process: Process) -> SimulatedShell:
-        shares = self._rng.random() < self.scenario.sharing
-        return WorkerProcess.open(self.run, process, self._started, partial(self._report, process), shares=shares)
+        return kind.open(self.run, process, self._started, partial(self._report, process), shares=shares)
 
     def _report(self, process: Process, text: str) -> None:
         if process.is_dead:
@@ -308,7 +305,7 @@ class Simulation:
 
     def _plain(self, text: str) -> str:
         """Return the first line of a text, without what differs in every run."""
-        return _MEMORY.sub("MEMORY", text.replace(str(self.root), "ROOT")).partition("\n")[0]
+        return VARYING.sub("MEMORY", text.replace(str(self.root), "ROOT")).partition("\n")[0]
 
     def process_at(self, role: str, target: int) -> Process | None:
         """Return a server, shard or worker by its number, if there is any."""
@@ -317,17 +314,77 @@ class Simulation:
         group = self.shards if role == "shard" else self.workers
         return group[target % len(group)] if group else None
 
-    def disturb(self, seconds: float) -> None:
-        """Record a fault that lasts for a number of seconds."""
+    def disturb(self, seconds: float, then: Callable[[], None]) -> None:
+        """Record a fault that lasts for a number of seconds, and schedule what ends it."""
         self.disturbed_until = max(self.disturbed_until, self.world.now + seconds)
+        self.world.after(seconds, then)
+
+
+def inject(run: Simulation, fault: ScheduledFault) -> None:
+    """Inject one fault."""
+    run.world.record(
+        "fault",
+        f"{fault.kind.label} {fault.target}: {fault.seconds:.3f} s, {fault.ways}, kill after {fault.kill_after}",
+    )
+    run.disturbed_until = max(run.disturbed_until, run.world.now)
+    action, _, role = fault.kind.label.partition("-")
+    match fault.kind:
+        case FaultKind.FILL_DISK:
+            run.run.disk.is_full = True
+            run.disturb(fault.seconds, partial(setattr, run.run.disk, "is_full", False))
+        case FaultKind.ADD_WORKER:
+            run.start_worker()
+        case FaultKind.BREAK_WIRE | FaultKind.CUT_WIRE:
+            wires = [wire for wire in run.network.clients if wire.peer is not None]
+            if wires:
+                _harm_wire(run, fault, wires[fault.target % len(wires)])
+        case FaultKind.PARTITION:
+            _cut_off(run, fault)
+        case _:
+            process = run.process_at(role, fault.target)
+            if process is not None and not process.is_dead:
+                _harm_process(run, action, fault, process)
+
+
+def _harm_process(run: Simulation, action: str, fault: ScheduledFault, process: Process) -> None:
+    match action:
+        case "kill":
+            process.kill_after = fault.kill_after
+            run.disturb(IDLE_S, lambda: process.end(is_killed=True))
+        case "stop":
+            process.stop()
+            run.disturb(fault.seconds, process.resume)
+        case "interrupt":
+            process.interrupt()
+        case "slow":
+            process.slowness = 1.0 + SLOWNESS * fault.seconds
+            run.disturb(SLOW_S, partial(setattr, process, "slowness", 1.0))
+        case "jump":
+            process.jump_clock(fault.seconds)
+        case _:
+            raise AssertionError(f"{fault.kind} has no target")
+
+
+def _harm_wire(run: Simulation, fault: ScheduledFault, wire: MemoryClient) -> None:
+    if fault.kind is FaultKind.BREAK_WIRE:
+        wire.disconnect()
+        return
+    wire.silence(up=fault.ways != "down", down=fault.ways != "up")
+    run.disturb(fault.seconds, wire.heal)
+
+
+def _cut_off(run: Simulation, fault: ScheduledFault) -> None:
+    """Cut one process off from all others; its wires heal one after the other, in any order."""
+    processes = run.world.processes
+    if processes:
+        cut = processes[fault.target % len(processes)]
+        for number, wire in enumerate(run.network.connections_of(cut)):
+            wire.silence(up=fault.ways != "down", down=fault.ways != "up")
+            run.disturb(fault.seconds * (1 + (fault.target + 7 * number) % 5) / 5, wire.heal)
 
 
 def _load_nothing(name: str) -> TrainTest:
     raise DataError(f"no dataset {name!r} on this host")
-
-
-def carries_sums(message: Sequence[memoryview]) -> bool:
-    return isinstance(decode_header(message[0], AnyMessage), SumsFrame | Result)
 
 
 def describe(message: Sequence[memoryview]) -> str:
@@ -340,15 +397,7 @@ def describe(message: Sequence[memoryview]) -> str:
 
 def _has_to_end(process: Process) -> bool:
     """Tell whether a process has to end once its run has."""
-    shell = process.shell
-    if isinstance(shell, WorkerProcess):
-        client = shell.runner.state.client
-    elif isinstance(shell, ShardProcess):
-        client = shell.server.state.client
-    else:
+    if not isinstance(process.shell, NodeProcess):
         return True
+    client = process.shell.runner.state.client
     return client.phase is not ClientPhase.JOINING or bool(client.run)
-
-
-def _ignore(process: Process, is_killed: bool) -> None:
-    pass

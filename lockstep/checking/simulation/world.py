@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from lockstep.common.transport.in_memory import Host, Timeline
+
 #: Seconds that a tick takes, if nothing else is given.
 TICK_S = 1e-4
 
@@ -43,7 +45,7 @@ class SimulatedShell(Protocol):
 
     def cost_s(self) -> float:
         """Return the seconds that its next action takes, besides its ticks."""
-        ...
+        return 0.0
 
     def interrupt(self) -> None:
         """End in order, as by SIGINT."""
@@ -55,17 +57,17 @@ class SimulatedShell(Protocol):
 
 
 @dataclass
-class World:
+class World(Timeline):
     """All processes of a simulated run, and what is scheduled."""
 
-    now: float = 0.0
     #: Seconds that a tick takes.
     tick_s: float = TICK_S
     processes: list["Process"] = field(default_factory=list)
     #: Actions and scheduled events so far.
     events: int = 0
-    #: A line per event, or None if no trace is wanted.
-    trace: list[str] | None = None
+    #: A line per event, if a trace is wanted.
+    is_traced: bool = False
+    trace: list[str] = field(default_factory=list)
     #: Describes a message for the trace.
     describe: Callable[[Sequence[memoryview]], str] = lambda frames: f"{len(frames)} frames"
     #: Scheduled actions, in the order of (time, number).
@@ -86,14 +88,14 @@ class World:
         """Record an event."""
         line = f"{self.now:11.6f} {who}: {what}"
         self._digest.update(line.encode() + b"\n")
-        if self.trace is not None:
+        if self.is_traced:
             self.trace.append(line)
 
     def record_message(self, who: str, frames: Sequence[memoryview]) -> None:
         """Record a received message by its head and lengths, since its content may vary between equal runs."""
         head, arrays = bytes(frames[0][:HEAD_BYTES]), [frame.nbytes for frame in frames[1:]]
         self._digest.update(f"{self.now:.6f} {who} {head!r} {arrays}\n".encode())
-        if self.trace is not None:
+        if self.is_traced:
             text = VARYING.sub("…", self.describe(frames))
             self.trace.append(f"{self.now:11.6f} {who}: receives {text}")
 
@@ -103,7 +105,7 @@ class World:
 
     def turn(self) -> bool:
         """Carry out the next event; return whether there was one."""
-        actor = min(self.processes, key=_due, default=None)
+        actor = min(self.processes, key=lambda process: process.due, default=None)
         due = math.inf if actor is None else actor.due
         if self._agenda and self._agenda[0][0] <= due:
             self.now, _, action = heapq.heappop(self._agenda)
@@ -117,30 +119,13 @@ class World:
         return True
 
 
-def _due(process: "Process") -> float:
-    return process.due
-
-
 @dataclass
-class ProcessClock:
-    """The clock of one process, which advances while the process acts, and may jump ahead."""
+class Process(Host):
+    """One process: a shell in the world, and its clock, which advances while it acts, and may jump ahead."""
 
-    process: "Process"
-    #: Seconds by which it is ahead of the clock of the world.
+    timeline: World
+    #: Seconds by which its clock is ahead of that of the world.
     ahead_s: float = 0.0
-
-    def now(self) -> float:
-        self.process.tick()
-        return self.process.time() + self.ahead_s
-
-
-@dataclass
-class Process:
-    """One process: a shell in the world."""
-
-    name: str
-    world: World
-    clock: ProcessClock = field(init=False)
     shell: SimulatedShell | None = None
     #: When it acts next, by the clock of the world.
     due: float = math.inf
@@ -155,21 +140,21 @@ class Process:
     is_dead: bool = False
     #: Ticks until it is killed, None if it is not.
     kill_after: int | None = None
-    #: When the next message arrives, for each of its ports.
-    arrivals: list[Callable[[], float]] = field(default_factory=list)
     #: Called when it has ended, with whether it was killed.
     on_end: Callable[["Process", bool], None] = lambda process, is_killed: None
 
-    def __post_init__(self) -> None:
-        self.clock = ProcessClock(self)
+    def now(self) -> float:
+        """Return the time by its own clock; to look takes a tick."""
+        self.tick()
+        return self.time() + self.ahead_s
 
     def time(self) -> float:
         """Return the time of the world as far as the process has got."""
-        return self.world.now + self.lead_s
+        return self.timeline.now + self.lead_s
 
     def tick(self) -> None:
         """Let a tick pass; raise Killed if it is the last one."""
-        self.lead_s += self.world.tick_s + self.work_s
+        self.lead_s += self.timeline.tick_s + self.work_s
         if self.kill_after is not None:
             self.kill_after -= 1
             if self.kill_after <= 0:
@@ -178,11 +163,8 @@ class Process:
 
     def start(self, open_shell: Callable[[], SimulatedShell]) -> None:
         """Start the process."""
-        self.world.processes.append(self)
-        self._run(lambda: self._open(open_shell))
-
-    def _open(self, open_shell: Callable[[], SimulatedShell]) -> None:
-        self.shell = open_shell()
+        self.timeline.processes.append(self)
+        self._run(lambda: setattr(self, "shell", open_shell()))
 
     def act(self) -> None:
         """Let the shell carry out one action."""
@@ -190,19 +172,19 @@ class Process:
         assert shell is not None
         # Spread over the ticks of the action, so that the process sees that it takes time.
         self.work_s = shell.cost_s() * self.slowness / 4
-        self._run(lambda: _step(shell))
+        self._run(shell.step)
         self.work_s = 0.0
 
-    def _run(self, act: Callable[[], None]) -> None:
+    def _run(self, act: Callable[[], object]) -> None:
         # After its last action, which may have taken it until later than now: its time never goes back.
-        self.lead_s = max(0.0, self.busy_until - self.world.now)
+        self.lead_s = max(0.0, self.busy_until - self.timeline.now)
         try:
             act()
         except Killed:
             self.end(is_killed=True)
             return
         finally:
-            self.busy_until, self.lead_s = self.world.now + self.lead_s, 0.0
+            self.busy_until, self.lead_s = self.timeline.now + self.lead_s, 0.0
         if self.shell is not None and self.shell.exit_reason() is not None:
             self.end(is_killed=False)
         else:
@@ -216,7 +198,7 @@ class Process:
         deadline = self.shell.deadline()
         due = min((arrival() for arrival in self.arrivals), default=math.inf)
         if deadline is not None:
-            due = min(due, deadline - self.clock.ahead_s)
+            due = min(due, deadline - self.ahead_s)
         self.due = max(due, self.busy_until)
 
     def interrupt(self) -> None:
@@ -240,13 +222,9 @@ class Process:
         self.is_stopped = False
         self.reschedule()
 
-    def recover(self) -> None:
-        """Work as fast as the others again."""
-        self.slowness = 1.0
-
     def jump_clock(self, seconds: float) -> None:
         """Let the clock jump ahead, as after the sleep of a machine."""
-        self.clock.ahead_s += seconds
+        self.ahead_s += seconds
         self.reschedule()
 
     def end(self, *, is_killed: bool) -> None:
@@ -254,11 +232,7 @@ class Process:
         if self.is_dead:
             return
         self.is_dead, self.due, self.kill_after = True, math.inf, None
-        self.world.processes.remove(self)
+        self.timeline.processes.remove(self)
         if self.shell is not None:
             self.shell.close()
         self.on_end(self, is_killed)
-
-
-def _step(shell: SimulatedShell) -> None:
-    shell.step()

@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import count
 
 from lockstep.common.errors import AddressError, ProtocolError
 from lockstep.common.random import Purpose, generator
@@ -25,33 +25,11 @@ SILENCE_S = 8.0
 ADDRESS = "memory://"
 
 
-class Timeline(Protocol):
-    """Virtual time, and a record of what happens in it."""
+@dataclass
+class Timeline:
+    """Virtual time, and a record of what happens in it. In this one no time passes: what is due later never happens."""
 
-    now: float
-
-    def after(self, seconds: float, action: Callable[[], None]) -> None: ...
-    def record(self, who: str, what: str) -> None: ...
-    def record_message(self, who: str, frames: Sequence[memoryview]) -> None: ...
-
-
-class Host(Protocol):
-    """The process that owns a port. Each call of the port takes it a moment, in which it may be killed."""
-
-    name: str
-    #: When the next message arrives, for each of its ports.
-    arrivals: list[Callable[[], float]]
-
-    def time(self) -> float: ...
-    def tick(self) -> None: ...
-    def wake(self, at: float) -> None: ...
-    def reschedule(self) -> None: ...
-
-
-class StandingTime:
-    """A timeline on which no time passes: what would happen later never does."""
-
-    now = 0.0
+    now: float = 0.0
 
     def after(self, seconds: float, action: Callable[[], None]) -> None: ...
     def record(self, who: str, what: str) -> None: ...
@@ -59,11 +37,12 @@ class StandingTime:
 
 
 @dataclass
-class Bystander:
-    """The host of a port that belongs to no simulated process: its calls take no time."""
+class Host:
+    """The owner of a port. The calls of a simulated process take it a moment, in which it may be killed."""
 
+    name: str
     timeline: Timeline
-    name: str = ""
+    #: When the next message arrives, for each of its ports.
     arrivals: list[Callable[[], float]] = field(default_factory=list)
 
     def time(self) -> float:
@@ -106,9 +85,6 @@ class Direction:
     def next_arrival(self) -> float:
         return self.messages[0][0] if self.messages else math.inf
 
-    def pop(self) -> Message:
-        return self.messages.popleft()[1]
-
     def silence(self, now: float) -> None:
         """Hold back what has not arrived."""
         self.is_silent = True
@@ -136,18 +112,19 @@ class MemoryNetwork:
     ) -> None:
         self.limits = limits or Limits()
         self.link = link or Link()
-        self.timeline = timeline or StandingTime()
+        self.timeline = timeline or Timeline()
         self.servers: dict[str, MemoryServer] = {}
         self.clients: list[MemoryClient] = []
         self._rng = generator(seed, Purpose.SIMULATE, layer=3)
         self._drawn: list[float] = []
-        self._connections = 0
+        #: Names of connections.
+        self.names = (number.to_bytes(5, "big") for number in count(1))
 
     def server(self, address: str = ADDRESS, host: Host | None = None) -> "MemoryServer":
         """Return the server at an address. Raises AddressError while there is another."""
         if address in self.servers:
             raise AddressError(f"address {address!r} is in use: close that server first")
-        self.servers[address] = server = MemoryServer(self, address, host or Bystander(self.timeline))
+        self.servers[address] = server = MemoryServer(self, address, host or Host("", self.timeline))
         if self.link.redial_s is None:
             for client in self.clients:
                 client.connect()
@@ -155,7 +132,7 @@ class MemoryNetwork:
 
     def client(self, address: str = ADDRESS, host: Host | None = None) -> "MemoryClient":
         """Return another client of an address, before or after its server."""
-        client = MemoryClient(self, address, host or Bystander(self.timeline))
+        client = MemoryClient(self, address, host or Host("", self.timeline))
         self.clients.append(client)
         client.connect()
         return client
@@ -177,10 +154,6 @@ class MemoryNetwork:
     def delay_s(self) -> float:
         """Return the seconds that a message takes, exponentially distributed."""
         return self.link.least_s - self.link.delay_s * math.log(1.0 - self.draw())
-
-    def next_peer(self) -> bytes:
-        self._connections += 1
-        return self._connections.to_bytes(5, "big")
 
 
 class MemoryServer:
@@ -219,7 +192,9 @@ class MemoryServer:
         client = self.connections.get(peer)
         if client is None:
             raise PeerGone("no connection to this peer: expected one that was heard and has not gone")
-        client.deliver(_copy(frames), self._queue, self.host.time())
+        _demand_room(client.down.messages, self._queue)
+        client.down.put(self.host.time() + self.network.delay_s(), _copy(frames))
+        client.host.wake(client.down.next_arrival())
 
     def lost(self) -> list[bytes]:
         _demand_open(self.is_open)
@@ -268,13 +243,11 @@ class MemoryServer:
         if self._left:
             return self._left.pop(0)
         first = self.next_arrival()
-        if first > now:
-            return None
-        peers = [peer for peer, client in self.connections.items() if client.up.next_arrival() == first]
+        peers = [peer for peer, client in self.connections.items() if client.up.next_arrival() == first <= now]
         if not peers:
             return None
         peer = peers[int(self.network.draw() * len(peers))] if len(peers) > 1 else peers[0]
-        return peer, self.connections[peer].up.pop()
+        return peer, self.connections[peer].up.messages.popleft()[1]
 
 
 class MemoryClient:
@@ -288,7 +261,6 @@ class MemoryClient:
         #: What waits for a connection.
         self._unsent: deque[Message] = deque()
         self._is_open = True
-        self._breaks = 0
         host.arrivals.append(self.down.next_arrival)
 
     def receive(self, timeout_s: float | None) -> Message | None:
@@ -296,7 +268,7 @@ class MemoryClient:
         self.host.tick()
         if self.down.next_arrival() > self.host.time():
             return None
-        message = self.down.pop()
+        _, message = self.down.messages.popleft()
         self.network.timeline.record_message(self.host.name, message)
         return message
 
@@ -335,7 +307,7 @@ class MemoryClient:
         if server is None or not server.is_open or self.up.is_silent or self.down.is_silent:
             self._redial_later()
             return
-        self.peer = self.network.next_peer()
+        self.peer = next(self.network.names)
         server.connections[self.peer] = self
         self.network.timeline.record(self.host.name, f"is connected to {server.host.name}")
         while self._unsent:
@@ -358,12 +330,6 @@ class MemoryClient:
         if server is not None:
             server.host.wake(self.up.next_arrival())
 
-    def deliver(self, message: Message, limit: int, time: float) -> None:
-        """Send a message of the server down to this client."""
-        _demand_room(self.down.messages, limit)
-        self.down.put(time + self.network.delay_s(), message)
-        self.host.wake(self.down.next_arrival())
-
     def disconnect(self, *, keeps_down: bool = False) -> None:
         """Lose the connection with what is on its way; `keeps_down` spares what a server sent before it closed."""
         if self.peer is None:
@@ -371,7 +337,6 @@ class MemoryClient:
         timeline = self.network.timeline
         arrived = [message for at, message in self.up.messages if at <= timeline.now]
         peer, self.peer = self.peer, None
-        self._breaks += 1
         self.up.messages.clear()
         if not keeps_down:
             self.down.drop(timeline.now)
@@ -385,14 +350,14 @@ class MemoryClient:
 
     def silence(self, *, up: bool, down: bool) -> None:
         """Let nothing through in one direction or both; after a while the connection counts as broken."""
-        timeline, breaks = self.network.timeline, self._breaks
+        timeline, peer = self.network.timeline, self.peer
         for direction, is_meant in ((self.up, up), (self.down, down)):
             if is_meant:
                 direction.silence(timeline.now)
-        timeline.after(SILENCE_S, lambda: self._break_silent(breaks))
+        timeline.after(SILENCE_S, lambda: self._break_silent(peer))
 
-    def _break_silent(self, breaks: int) -> None:
-        if breaks == self._breaks and (self.up.is_silent or self.down.is_silent):
+    def _break_silent(self, peer: bytes | None) -> None:
+        if peer == self.peer and (self.up.is_silent or self.down.is_silent):
             self.disconnect()
 
     def heal(self) -> None:

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lockstep.checking.simulation.simulation import LEAST_S, REDIAL_S, SWALLOWED
-from lockstep.checking.simulation.world import Process, World
+from lockstep.checking.simulation.world import Process, SimulatedShell, World
 from lockstep.common.transport.in_memory import Link, MemoryNetwork, Message
 from lockstep.common.transport.port import ClientPort, ServerPort
 
 
 @dataclass
-class Listener:
+class Listener(SimulatedShell):
     """A shell that notes when it receives what, and wakes at a time of its own."""
 
     process: Process
@@ -32,7 +32,7 @@ class Listener:
         if received is not None:
             self.heard.append((self.process.time(), bytes(received[0])))
         elif self.alarm is not None:
-            self.rang.append(self.process.clock.now())
+            self.rang.append(self.process.now())
             self.alarm = None
             for _ in range(self.moments):
                 self.process.tick()
@@ -46,9 +46,6 @@ class Listener:
 
     def exit_reason(self) -> str | None:
         return "" if self.is_done else None
-
-    def cost_s(self) -> float:
-        return 0.0
 
     def interrupt(self) -> None:
         self.is_done = True

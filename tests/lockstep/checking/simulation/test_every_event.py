@@ -47,6 +47,6 @@ def with_fault(scenario: Scenario, fault: FaultKind, event: int, target: int) ->
 def test_it_changes_nothing_at_any_event(case: int, every: int) -> None:
     servers, workers, fault, target = CASES[case]
     scenario = calm(servers, workers)
-    for event in range(case % every, simulate(scenario).events, every):
+    for event in range(case % every, simulate(scenario).world.events, every):
         found = simulate(with_fault(scenario, fault, event, target)).violations
-        assert found == (), f"{fault.value} of {target} at event {event}"
+        assert found == (), f"{fault.label} of {target} at event {event}"

@@ -40,12 +40,12 @@ def test_a_planted_bug_is_found_as_what_it_is(bug: str) -> None:
 
 @pytest.mark.parametrize("seed", [3, 60, 145])
 def test_a_seed_replays_identically(seed: int) -> None:
-    traces = [simulate(scenario_of(seed), is_traced=number == 1).digest for number in range(3)]
+    traces = [simulate(scenario_of(seed), is_traced=number == 1).world.digest() for number in range(3)]
     assert len(set(traces)) == 1
 
 
 def test_the_seeds_give_different_scenarios() -> None:
-    assert len({simulate(scenario_of(seed)).digest for seed in range(5)}) == 5
+    assert len({simulate(scenario_of(seed)).world.digest() for seed in range(5)}) == 5
 
 
 def test_all_that_can_happen_does() -> None:
@@ -55,6 +55,6 @@ def test_all_that_can_happen_does() -> None:
 
 def test_a_trace_tells_who_heard_what() -> None:
     outcome = simulate(scenario_of(2), is_traced=True)
-    assert any("server-0: receives Join(" in line for line in outcome.trace)
-    assert any(": receives Lease(" in line for line in outcome.trace)
-    assert simulate(scenario_of(2)).trace == ()
+    assert any("server-0: receives Join(" in line for line in outcome.world.trace)
+    assert any(": receives Lease(" in line for line in outcome.world.trace)
+    assert simulate(scenario_of(2)).world.trace == []
