@@ -145,7 +145,33 @@ def layouts_of(model: str) -> tuple[str, ...]:
     return ("contiguous", "channels-last") if model in ("lenet", "cnn") else ("contiguous",)
 
 
-def faster(baselines: Sequence[Stepper], figure: Callable[[list[list[float]]], float]) -> tuple[Stepper, float] | None:
-    """Return the baseline in its faster layout and its seconds per step; None without a baseline."""
-    figures = [(each, figure(each.seconds())) for each in baselines]
-    return min(figures, key=lambda pair: pair[1], default=None)
+class BaselineRow(msgspec.Struct, frozen=True, kw_only=True):
+    """The baseline with as many processes in its faster memory layout, measured in turns with ours."""
+
+    version: str
+    layout: str
+    #: Of as many steps as ours, and taken from them in the same way.
+    ms_per_step: float
+    images_per_s: float
+    #: Of its first process; 0 in rows of a scaling bench that did not know it yet.
+    peak_rss_mb: float = 0.0
+    #: The baseline's time over ours; above 1 if we are faster.
+    ratio: float
+
+
+def faster(
+    baselines: Sequence[Stepper], step_s_of: Callable[[list[list[float]]], float], our_s: float, global_batch: int
+) -> BaselineRow | None:
+    """Return the baseline in its faster layout, by the seconds of a step in several turns; None without a baseline."""
+    if not baselines:
+        return None
+    step_s, number = min((step_s_of(each.seconds()), number) for number, each in enumerate(baselines))
+    baseline = baselines[number]
+    return BaselineRow(
+        version=baseline.turns[-1].version,
+        layout=baseline.layout,
+        ms_per_step=step_s * 1e3,
+        images_per_s=global_batch / step_s,
+        peak_rss_mb=baseline.turns[-1].peak_rss_bytes / 1e6,
+        ratio=step_s / our_s,
+    )

@@ -27,7 +27,7 @@ from lockstep.bench.bench import (
     torch_marks,
     with_torch,
 )
-from lockstep.bench.peers import WARM_UP, Stepper
+from lockstep.bench.peers import WARM_UP, BaselineRow, Stepper
 from lockstep.bench.timed_run import BenchSession, TimedRun
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import UsageError
@@ -40,18 +40,6 @@ from lockstep.launch.cluster import check_launch
 from lockstep.ps.run.timing import Split
 from lockstep.runs.job_file import to_toml
 from lockstep.runs.launch_config import Launch
-
-
-class BaselineRow(msgspec.Struct, frozen=True, kw_only=True):
-    """The baseline with as many processes in its faster memory layout, measured in turns with ours."""
-
-    version: str
-    layout: str
-    #: The mean of as many steps as ours, in the middle turn.
-    ms_per_step: float
-    images_per_s: float
-    #: Our images/s over the baseline's; above 1 if we are faster.
-    ratio: float
 
 
 class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -225,7 +213,7 @@ class ScalingBench(Bench[ScalingRow]):
             ceiling_images_per_s=ceiling,
             of_ceiling=speed / ceiling,
             weights_sha256=result.weights_sha256,
-            peer=faster_baseline(baselines, job.global_batch, speed),
+            peer=peers.faster(baselines, timed_run.mean_step_s, step_s, job.global_batch),
             split=timed_run.split_of([timed_run.middle_run(runs)]),
         )
 
@@ -249,20 +237,6 @@ def _singles(session: BenchSession, job: Job, count: int, stack: ExitStack) -> l
             keep_to_core(singles[-1].process.pid, number)
     peers.steps_of(singles, WARM_UP)
     return singles
-
-
-def faster_baseline(baselines: Sequence[Stepper], global_batch: int, our_speed: float) -> BaselineRow | None:
-    """Return the baseline in its faster layout, or None without a baseline."""
-    if (found := peers.faster(baselines, timed_run.mean_step_s)) is None:
-        return None
-    baseline, step_s = found
-    return BaselineRow(
-        version=baseline.turns[-1].version,
-        layout=baseline.layout,
-        ms_per_step=step_s * 1e3,
-        images_per_s=global_batch / step_s,
-        ratio=our_speed * step_s / global_batch,
-    )
 
 
 def _panels(model: str, rows: Sequence[ScalingRow]) -> list[Panel]:

@@ -1,5 +1,6 @@
 """Bench one training step of one process with one thread, next to the same step in PyTorch."""
 
+import math
 import resource
 import statistics
 import subprocess
@@ -7,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -19,7 +20,7 @@ from rich.table import Table
 from lockstep.bench import parameters as options
 from lockstep.bench import peers, timed_run
 from lockstep.bench.bench import Bench, Panel, Series, with_torch
-from lockstep.bench.peers import FIRST, WARM_UP, Answer, Stepper
+from lockstep.bench.peers import FIRST, WARM_UP, Answer, BaselineRow
 from lockstep.bench.timed_run import BenchSession
 from lockstep.checking.checkup.machine import measured
 from lockstep.cli.options.types import WholeNumber
@@ -30,7 +31,6 @@ from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.source import load
 from lockstep.common.errors import RunError, UsageError
 from lockstep.common.job.job import Job
-from lockstep.common.model.port import Engine
 from lockstep.common.nn.layers.convolution import Conv1d, Conv2d
 from lockstep.common.nn.layers.linear import Linear
 from lockstep.common.nn.module import Module
@@ -48,17 +48,6 @@ from lockstep.runs.single_process import SingleProcessTrainer
 ROUNDS = 6
 
 
-class BaselineFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """The baseline in its faster memory layout."""
-
-    version: str
-    layout: str
-    ms_per_step: float
-    peak_rss_mb: float
-    #: The baseline's time over ours; above 1 if we are faster.
-    ratio: float
-
-
 class StepFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One row: a model at a batch size."""
 
@@ -73,7 +62,7 @@ class StepFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     #: Share of the step that its unavoidable matrix products take at the peak, and that peak.
     gemm_gflops_share: float
     gemm_peak_gflops: float
-    peer: BaselineFigures | None = None
+    peer: BaselineRow | None = None
 
 
 @dataclass
@@ -84,21 +73,15 @@ class LocalSteps:
     data: TrainTest
     clock: Clock
     trainer: SingleProcessTrainer = field(init=False)
-    #: The next step.
-    at: int = 0
+    #: Those of the steps to come.
+    _numbers: Iterator[int] = field(default_factory=count)
 
     def __post_init__(self) -> None:
         self.trainer = SingleProcessTrainer(open_run("bench", self.job, self.data, AdmissionPolicy()))
 
     def times(self, steps: int) -> list[float]:
         """Make `steps` steps; return the seconds that each took."""
-        times = []
-        for _ in range(steps):
-            start = self.clock.now()
-            self.trainer.step(self.at)
-            times.append(self.clock.now() - start)
-            self.at += 1
-        return times
+        return timed_run.times_of(lambda: self.trainer.step(next(self._numbers)), steps, self.clock)
 
     def flops(self) -> int:
         """Return the operations of the matrix products of one step."""
@@ -251,21 +234,7 @@ def figures_of(local: LocalSteps, steps: int, peer_python: Path | None) -> StepF
         peak_rss_mb=peak_rss_bytes() / 1e6,
         gemm_gflops_share=local.flops() / (peak * 1e9) / step_s,
         gemm_peak_gflops=peak,
-        peer=faster_figures(baselines, step_s),
-    )
-
-
-def faster_figures(baselines: Sequence[Stepper], our_s: float) -> BaselineFigures | None:
-    """Return the baseline's figures in its faster layout, or None without a baseline."""
-    if (found := peers.faster(baselines, timed_run.median_step_s)) is None:
-        return None
-    baseline, step_s = found
-    return BaselineFigures(
-        version=baseline.turns[-1].version,
-        layout=baseline.layout,
-        ms_per_step=step_s * 1e3,
-        peak_rss_mb=baseline.turns[-1].peak_rss_bytes / 1e6,
-        ratio=step_s / our_s,
+        peer=peers.faster(baselines, timed_run.median_step_s, step_s, batch),
     )
 
 
@@ -281,16 +250,12 @@ def profile(local: LocalSteps, steps: int) -> Table:
 
     peers.in_turns(ROUNDS, turn, both)
     table = observer.table(len(plain), statistics.mean(plain))
-    table.caption, table.caption_justify = caption(local.trainer.compute.engine), "left"
-    return table
-
-
-def caption(engine: Engine) -> str:
-    """Return a sentence on whether micro-batches are computed in one pass, which an observer cannot see."""
-    obstacle = engine.obstacle
+    obstacle = local.trainer.compute.engine.obstacle
+    table.caption_justify, table.caption = "left", f"always one micro-batch at a time: {obstacle}"
     if obstacle is None:
-        return "observed one micro-batch at a time; otherwise as many in one pass as stay in cache"
-    return f"always one micro-batch at a time: {obstacle}"
+        # An observer cannot see what is computed in one pass.
+        table.caption = "observed one micro-batch at a time; otherwise as many in one pass as stay in cache"
+    return table
 
 
 def peak_rss_bytes() -> int:
@@ -305,18 +270,16 @@ def step_flops(model: Module, images: np.ndarray[tuple[int, ...], np.dtype[np.fl
     Each layer multiplies once forward, once for the gradient of its weights, and once for the gradient of its input,
     which the first layer does not need.
     """
-    forward = list(_forward_flops(model, images))
-    return 3 * sum(forward) - (forward[0] if forward else 0)
+    forward = list[int]()
 
-
-def _forward_flops(model: Module, images: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Iterator[int]:
-    outputs: list[tuple[Module, tuple[int, ...]]] = []
-    with no_grad(), model.observe_outputs(lambda _, module, output: outputs.append((module, output.shape))):
-        model(Tensor(images))
-    for module, shape in outputs:
+    def add(_: str, module: Module, output: Tensor) -> None:
         if isinstance(module, Linear | Conv1d | Conv2d):
             # For each output value, the weights (out, ...) below `out` are read once: 2 operations each.
-            yield 2 * int(np.prod(shape)) * int(np.prod(module.weight.shape[1:]))
+            forward.append(2 * math.prod(output.shape) * math.prod(module.weight.shape[1:]))
+
+    with no_grad(), model.observe_outputs(add):
+        model(Tensor(images))
+    return 3 * sum(forward) - sum(forward[:1])
 
 
 @dataclass

@@ -48,11 +48,11 @@ class OpcodeCount:
 
 
 def opcodes_per_event(workers: int) -> float:
-    SimulatedWorkers(
-        workers, 2 * workers, 2, ManualClock()
-    ).run()  # what is found once for a shape of the tree is known after it
+    # What is found once for a shape of the tree is known after the first run.
+    SimulatedWorkers(workers, 2 * workers, 2, ManualClock()).run()
     crowd = SimulatedWorkers(workers, 2 * workers, 2, ManualClock())
-    crowd.run_to_first_step()
+    while not crowd.coordinator.is_running():
+        crowd.turn()
     before, opcodes = sys.gettrace(), OpcodeCount()
     sys.settrace(opcodes)
     try:
