@@ -122,7 +122,7 @@ class ExchangeBench(Bench[ExchangeRow]):
         arguments = ["allreduce", str(count), str(workers)]
         with ExitStack() as stack:
             baselines = peers.start_baselines(self.peer_python, arguments, stack)
-            peers.in_turns(self.rounds, turn, partial(session.run_each, job, ours), baselines)
+            peers.in_turns(self.rounds, turn, [baselines], partial(session.run_each, job, ours))
         for launch, runs in ours.items():
             yield _row(count, launch, runs, baselines)
 
@@ -173,8 +173,9 @@ def _row(parameters: int, launch: Launch, runs: list[TimedRun], baselines: list[
         steps=len(timed_run.all_seconds(turns)),
         ms_per_exchange=seconds * 1e3,
         gb_per_s=volume / seconds / 1e9,
-        peer=peer
-        and BaselineExchange(
+        peer=None
+        if peer is None
+        else BaselineExchange(
             version=peer.version,
             ms_per_exchange=peer.ms_per_step,
             gb_per_s=volume / peer.ms_per_step / 1e6,

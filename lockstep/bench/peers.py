@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -11,7 +12,10 @@ from pathlib import Path
 import msgspec
 
 from lockstep.common.errors import RunError, UsageError
-from lockstep.common.runtime.environment import child_environment
+from lockstep.common.job.job import Job
+from lockstep.common.runtime.environment import child_environment, cores, keep_to_core
+from lockstep.runs.job_file import to_toml
+from lockstep.runs.launch_config import Launch
 
 #: Steps before anything is measured: buffers are made and caches filled.
 WARM_UP = 20
@@ -101,16 +105,34 @@ def steps_of(steppers: Sequence[Stepper], count: int) -> list[Answer]:
     return [stepper.answer() for stepper in steppers]
 
 
-def in_turns(rounds: int, count: int, ours: Callable[[], object], *groups: Sequence[Stepper]) -> None:
-    """Measure in turns, so that a disturbance of the machine affects all: `ours`, then `count` steps of each group.
+def in_turns(
+    rounds: int, count: int, groups: Sequence[Sequence[Stepper]], first: Callable[[], object] = lambda: None
+) -> None:
+    """Measure in turns, so that a disturbance of the machine affects all: `first`, then `count` steps of each group.
 
     The processes of a group make their steps at the same time, after those that do not count.
     """
     for _ in range(rounds):
-        ours()
+        first()
         for group in groups:
             for stepper, answer in zip(group, steps_of(group, FIRST + count), strict=True):
                 stepper.turns.append(msgspec.structs.replace(answer, seconds=answer.seconds[FIRST:]))
+
+
+def start_singles(job: Job, count: int, folder: Path, stack: ExitStack) -> list[Stepper]:
+    """Start independent processes that make the steps of a job, until the stack is closed, and warm them up."""
+    job_file = folder / "single.toml"
+    job_file.write_text(to_toml(job, Launch(workers=0)), encoding="utf-8")
+    command = [sys.executable, "-P", "-m", "lockstep", "bench", "lone", str(job_file)]
+    singles = []
+    for number in range(count):
+        singles.append(Stepper.start("an independent process", command))
+        stack.callback(singles[-1].close)
+        if count == cores():
+            # As the workers of a cluster are, so that the ceiling is not lower.
+            keep_to_core(singles[-1].process.pid, number)
+    steps_of(singles, WARM_UP)
+    return singles
 
 
 def start_baselines(

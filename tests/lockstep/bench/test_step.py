@@ -129,7 +129,7 @@ def test_the_first_steps_of_a_turn_do_not_count(tmp_path: Path) -> None:
     python, _ = write_peer(tmp_path)
     with ExitStack() as stack:
         (peer,) = start_baselines(python, [], stack)
-        in_turns(2, 4, list, [peer])
+        in_turns(2, 4, [[peer]])
         assert (FIRST, peer.seconds()) == (3, [[0.005] * 4] * 2)
 
 
