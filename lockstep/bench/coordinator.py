@@ -91,30 +91,25 @@ class SimulatedWorkers:
             min_workers=self.workers,
         )
         self.coordinator = Coordinator(info)
-        self._join_all()
-
-    def run(self) -> None:
-        """Run to the end."""
-        while not self.coordinator.is_over():
-            self.turn()
-
-    def _join_all(self) -> None:
-        """Let all workers join, and be prepared a second later."""
         for number in range(self.workers):
             peer = number.to_bytes(4, "big")
             join = worker_join(str(number), "run", number, "run", range(min(self.workers, CORES_LIMIT)))
             self._send(0.0, events.Received(peer=peer, message=join))
             self._send(1.0, events.Received(peer=peer, message=Ready()))
 
+    def run(self) -> None:
+        """Run to the end."""
+        while not self.coordinator.is_over():
+            self.turn()
+
     def turn(self) -> None:
         """Let the coordinator handle the next event, after a look at its deadline, as a server does."""
-        at, _, event = self._pending[0]
+        at, _, arriving = self._pending[0]
+        event: events.Event = arriving
         counts = self.coordinator.is_running()
         start = self.clock.now()
         due = self.coordinator.deadline()
-        is_time = due is not None and due <= at
-        if is_time:
-            assert due is not None
+        if due is not None and due <= at:
             self.now, event = max(self.now, due), events.TimePassed()
         else:
             self.now = at
@@ -124,7 +119,7 @@ class SimulatedWorkers:
         if counts:
             self.decide_s += self.clock.now() - start
             self.handled += 1
-        if not is_time:
+        if event is arriving:
             heappop(self._pending)
         for effect in effects:
             if isinstance(effect, Send) and isinstance(effect.message, Lease):

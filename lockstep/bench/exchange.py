@@ -122,7 +122,7 @@ class ExchangeBench(Bench[ExchangeRow]):
         arguments = ["allreduce", str(count), str(workers)]
         with ExitStack() as stack:
             baselines = peers.start_baselines(self.peer_python, arguments, stack)
-            peers.in_turns(self.rounds, turn, partial(session.run_each, job, ours), baselines)
+            peers.in_turns(self.rounds, turn, [baselines], partial(session.run_each, job, ours))
         for launch, runs in ours.items():
             yield _row(count, launch, runs, baselines)
 
@@ -158,6 +158,7 @@ class ExchangeBench(Bench[ExchangeRow]):
 def _row(parameters: int, launch: Launch, runs: list[TimedRun], baselines: list[Stepper]) -> ExchangeRow:
     turns, result = [run.seconds() for run in runs], runs[-1].result
     seconds, volume = timed_run.median_step_s(turns), BYTES_PER_PARAMETER * parameters * launch.workers
+    peer = peers.faster(baselines, timed_run.median_step_s, seconds, result.global_batch)
     return ExchangeRow(
         parameters=parameters,
         workers=launch.workers,
@@ -172,20 +173,15 @@ def _row(parameters: int, launch: Launch, runs: list[TimedRun], baselines: list[
         steps=len(timed_run.all_seconds(turns)),
         ms_per_exchange=seconds * 1e3,
         gb_per_s=volume / seconds / 1e9,
-        peer=_peer(baselines, volume, seconds),
+        peer=None
+        if peer is None
+        else BaselineExchange(
+            version=peer.version,
+            ms_per_exchange=peer.ms_per_step,
+            gb_per_s=volume / peer.ms_per_step / 1e6,
+            ratio=peer.ratio,
+        ),
         split=timed_run.undisturbed_split(runs),
-    )
-
-
-def _peer(baselines: list[Stepper], volume: float, our_s: float) -> BaselineExchange | None:
-    if (found := peers.faster(baselines, timed_run.median_step_s)) is None:
-        return None
-    baseline, step_s = found
-    return BaselineExchange(
-        version=baseline.turns[-1].version,
-        ms_per_exchange=step_s * 1e3,
-        gb_per_s=volume / step_s / 1e9,
-        ratio=step_s / our_s,
     )
 
 

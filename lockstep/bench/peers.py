@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -11,7 +12,10 @@ from pathlib import Path
 import msgspec
 
 from lockstep.common.errors import RunError, UsageError
-from lockstep.common.runtime.environment import child_environment
+from lockstep.common.job.job import Job
+from lockstep.common.runtime.environment import child_environment, cores, keep_to_core
+from lockstep.runs.job_file import to_toml
+from lockstep.runs.launch_config import Launch
 
 #: Steps before anything is measured: buffers are made and caches filled.
 WARM_UP = 20
@@ -101,16 +105,34 @@ def steps_of(steppers: Sequence[Stepper], count: int) -> list[Answer]:
     return [stepper.answer() for stepper in steppers]
 
 
-def in_turns(rounds: int, count: int, ours: Callable[[], object], *groups: Sequence[Stepper]) -> None:
-    """Measure in turns, so that a disturbance of the machine affects all: `ours`, then `count` steps of each group.
+def in_turns(
+    rounds: int, count: int, groups: Sequence[Sequence[Stepper]], first: Callable[[], object] = lambda: None
+) -> None:
+    """Measure in turns, so that a disturbance of the machine affects all: `first`, then `count` steps of each group.
 
     The processes of a group make their steps at the same time, after those that do not count.
     """
     for _ in range(rounds):
-        ours()
+        first()
         for group in groups:
             for stepper, answer in zip(group, steps_of(group, FIRST + count), strict=True):
                 stepper.turns.append(msgspec.structs.replace(answer, seconds=answer.seconds[FIRST:]))
+
+
+def start_singles(job: Job, count: int, folder: Path, stack: ExitStack) -> list[Stepper]:
+    """Start independent processes that make the steps of a job, until the stack is closed, and warm them up."""
+    job_file = folder / "single.toml"
+    job_file.write_text(to_toml(job, Launch(workers=0)), encoding="utf-8")
+    command = [sys.executable, "-P", "-m", "lockstep", "bench", "lone", str(job_file)]
+    singles = []
+    for number in range(count):
+        singles.append(Stepper.start("an independent process", command))
+        stack.callback(singles[-1].close)
+        if count == cores():
+            # As the workers of a cluster are, so that the ceiling is not lower.
+            keep_to_core(singles[-1].process.pid, number)
+    steps_of(singles, WARM_UP)
+    return singles
 
 
 def start_baselines(
@@ -145,7 +167,33 @@ def layouts_of(model: str) -> tuple[str, ...]:
     return ("contiguous", "channels-last") if model in ("lenet", "cnn") else ("contiguous",)
 
 
-def faster(baselines: Sequence[Stepper], figure: Callable[[list[list[float]]], float]) -> tuple[Stepper, float] | None:
-    """Return the baseline in its faster layout and its seconds per step; None without a baseline."""
-    figures = [(each, figure(each.seconds())) for each in baselines]
-    return min(figures, key=lambda pair: pair[1], default=None)
+class BaselineRow(msgspec.Struct, frozen=True, kw_only=True):
+    """The baseline with as many processes in its faster memory layout, measured in turns with ours."""
+
+    version: str
+    layout: str
+    #: Of as many steps as ours, and taken from them in the same way.
+    ms_per_step: float
+    images_per_s: float
+    #: Of its first process; 0 in rows of a scaling bench that did not know it yet.
+    peak_rss_mb: float = 0.0
+    #: The baseline's time over ours; above 1 if we are faster.
+    ratio: float
+
+
+def faster(
+    baselines: Sequence[Stepper], step_s_of: Callable[[list[list[float]]], float], our_s: float, global_batch: int
+) -> BaselineRow | None:
+    """Return the baseline in its faster layout, by the seconds of a step in several turns; None without a baseline."""
+    if not baselines:
+        return None
+    step_s, number = min((step_s_of(each.seconds()), number) for number, each in enumerate(baselines))
+    baseline = baselines[number]
+    return BaselineRow(
+        version=baseline.turns[-1].version,
+        layout=baseline.layout,
+        ms_per_step=step_s * 1e3,
+        images_per_s=global_batch / step_s,
+        peak_rss_mb=baseline.turns[-1].peak_rss_bytes / 1e6,
+        ratio=step_s / our_s,
+    )

@@ -88,19 +88,8 @@ def basis_of_rows(rows: Sequence[ScalingRow]) -> Basis:
         name=f"{first.model}, {first.batch} samples {share}, {first.carrier}",
         is_weak=first.scaling == "weak",
         cores=first.cores,
-        points=tuple(_measured(row) for row in similar),
+        points=tuple(msgspec.convert(row, Measured, from_attributes=True) for row in similar),
         speeds={row.workers: row.images_per_s for row in similar},
-    )
-
-
-def _measured(row: ScalingRow) -> Measured:
-    return Measured(
-        workers=row.workers,
-        servers=row.servers,
-        micro_batches=row.micro_batches,
-        global_batch=row.global_batch,
-        parameters=row.parameters,
-        split=row.split,
     )
 
 

@@ -27,31 +27,18 @@ from lockstep.bench.bench import (
     torch_marks,
     with_torch,
 )
-from lockstep.bench.peers import WARM_UP, Stepper
+from lockstep.bench.peers import WARM_UP, BaselineRow, Stepper
 from lockstep.bench.timed_run import BenchSession, TimedRun
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.model.source import is_torch_module, open_model
 from lockstep.common.nn.models import MODELS
-from lockstep.common.runtime.environment import cores, keep_to_core
+from lockstep.common.runtime.environment import cores
 from lockstep.common.transport.transports import Transport
 from lockstep.launch.cluster import check_launch
 from lockstep.ps.run.timing import Split
-from lockstep.runs.job_file import to_toml
 from lockstep.runs.launch_config import Launch
-
-
-class BaselineRow(msgspec.Struct, frozen=True, kw_only=True):
-    """The baseline with as many processes in its faster memory layout, measured in turns with ours."""
-
-    version: str
-    layout: str
-    #: The mean of as many steps as ours, in the middle turn.
-    ms_per_step: float
-    images_per_s: float
-    #: Our images/s over the baseline's; above 1 if we are faster.
-    ratio: float
 
 
 class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,12 +173,12 @@ class ScalingBench(Bench[ScalingRow]):
         single_job = timed_run.bench_job(**values, **share, epochs=10**6)
         ours: dict[Launch, list[TimedRun]] = {launch: [] for launch in self._launches(workers)}
         with ExitStack() as stack:
-            singles = _singles(session, single_job, workers, stack)
+            singles = peers.start_singles(single_job, workers, session.folder, stack)
             data = [] if model in MODELS else ["--data", job.data]
             arguments = ["ddp", model, str(single_job.global_batch), str(workers), *data]
             baselines = peers.start_baselines(python, arguments, stack, peers.layouts_of(model))
-            one_by_one = ([baseline] for baseline in baselines)
-            peers.in_turns(self.rounds, turn, partial(session.run_each, job, ours), singles, *one_by_one)
+            groups = [singles, *([baseline] for baseline in baselines)]
+            peers.in_turns(self.rounds, turn, groups, partial(session.run_each, job, ours))
         ceiling = sum(single_job.global_batch / timed_run.mean_step_s(single.seconds()) for single in singles)
         for launch, runs in ours.items():
             yield self._row(batch, job, launch, runs, ceiling, baselines)
@@ -225,7 +212,7 @@ class ScalingBench(Bench[ScalingRow]):
             ceiling_images_per_s=ceiling,
             of_ceiling=speed / ceiling,
             weights_sha256=result.weights_sha256,
-            peer=faster_baseline(baselines, job.global_batch, speed),
+            peer=peers.faster(baselines, timed_run.mean_step_s, step_s, job.global_batch),
             split=timed_run.split_of([timed_run.middle_run(runs)]),
         )
 
@@ -233,36 +220,6 @@ class ScalingBench(Bench[ScalingRow]):
         """Return two panels per model: images/s next to ceiling and baseline, and the parts of a step."""
         models = dict.fromkeys(row.model for row in rows)
         return [_panels(model, [row for row in rows if row.model == model]) for model in models]
-
-
-def _singles(session: BenchSession, job: Job, count: int, stack: ExitStack) -> list[Stepper]:
-    """Start independent processes that make the steps of a job, until the stack is closed, and warm them up."""
-    job_file = session.folder / "single.toml"
-    job_file.write_text(to_toml(job, Launch(workers=0)), encoding="utf-8")
-    command = [sys.executable, "-P", "-m", "lockstep", "bench", "lone", str(job_file)]
-    singles = []
-    for number in range(count):
-        singles.append(Stepper.start("an independent process", command))
-        stack.callback(singles[-1].close)
-        if count == cores():
-            # As the workers of a cluster are, so that the ceiling is not lower.
-            keep_to_core(singles[-1].process.pid, number)
-    peers.steps_of(singles, WARM_UP)
-    return singles
-
-
-def faster_baseline(baselines: Sequence[Stepper], global_batch: int, our_speed: float) -> BaselineRow | None:
-    """Return the baseline in its faster layout, or None without a baseline."""
-    if (found := peers.faster(baselines, timed_run.mean_step_s)) is None:
-        return None
-    baseline, step_s = found
-    return BaselineRow(
-        version=baseline.turns[-1].version,
-        layout=baseline.layout,
-        ms_per_step=step_s * 1e3,
-        images_per_s=global_batch / step_s,
-        ratio=our_speed * step_s / global_batch,
-    )
 
 
 def _panels(model: str, rows: Sequence[ScalingRow]) -> list[Panel]:

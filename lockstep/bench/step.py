@@ -1,13 +1,13 @@
 """Bench one training step of one process with one thread, next to the same step in PyTorch."""
 
+import math
 import resource
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -19,7 +19,7 @@ from rich.table import Table
 from lockstep.bench import parameters as options
 from lockstep.bench import peers, timed_run
 from lockstep.bench.bench import Bench, Panel, Series, with_torch
-from lockstep.bench.peers import FIRST, WARM_UP, Answer, Stepper
+from lockstep.bench.peers import WARM_UP, Answer, BaselineRow
 from lockstep.bench.timed_run import BenchSession
 from lockstep.checking.checkup.machine import measured
 from lockstep.cli.options.types import WholeNumber
@@ -28,17 +28,14 @@ from lockstep.common.autograd.primitives.primitive import Primitive
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.source import load
-from lockstep.common.errors import RunError, UsageError
+from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
-from lockstep.common.model.port import Engine
 from lockstep.common.nn.layers.convolution import Conv1d, Conv2d
 from lockstep.common.nn.layers.linear import Linear
 from lockstep.common.nn.module import Module
 from lockstep.common.runtime.clock import Clock, SystemClock
-from lockstep.common.runtime.environment import child_environment
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.runtime.version import VERSION
-from lockstep.launch.child import ERROR_MARK
 from lockstep.launch.numerics import begin_with
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.runs.job_file import read_values, resolve
@@ -46,17 +43,6 @@ from lockstep.runs.single_process import SingleProcessTrainer
 
 #: Turns in which ours and the baseline alternate.
 ROUNDS = 6
-
-
-class BaselineFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """The baseline in its faster memory layout."""
-
-    version: str
-    layout: str
-    ms_per_step: float
-    peak_rss_mb: float
-    #: The baseline's time over ours; above 1 if we are faster.
-    ratio: float
 
 
 class StepFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -73,7 +59,7 @@ class StepFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     #: Share of the step that its unavoidable matrix products take at the peak, and that peak.
     gemm_gflops_share: float
     gemm_peak_gflops: float
-    peer: BaselineFigures | None = None
+    peer: BaselineRow | None = None
 
 
 @dataclass
@@ -84,21 +70,15 @@ class LocalSteps:
     data: TrainTest
     clock: Clock
     trainer: SingleProcessTrainer = field(init=False)
-    #: The next step.
-    at: int = 0
+    #: Those of the steps to come.
+    _numbers: Iterator[int] = field(default_factory=count)
 
     def __post_init__(self) -> None:
         self.trainer = SingleProcessTrainer(open_run("bench", self.job, self.data, AdmissionPolicy()))
 
     def times(self, steps: int) -> list[float]:
         """Make `steps` steps; return the seconds that each took."""
-        times = []
-        for _ in range(steps):
-            start = self.clock.now()
-            self.trainer.step(self.at)
-            times.append(self.clock.now() - start)
-            self.at += 1
-        return times
+        return timed_run.times_of(lambda: self.trainer.step(next(self._numbers)), steps, self.clock)
 
     def flops(self) -> int:
         """Return the operations of the matrix products of one step."""
@@ -149,43 +129,24 @@ class StepBench(Bench[StepFigures]):
     def measure(self, session: BenchSession) -> Iterator[StepFigures]:
         begin_with(self.numerics)
         combinations = list(product(self.models, self.batches, self.cuts))
-        if len(combinations) == 1:
-            yield from self._measure(session, *combinations[0])
-            return
-        if self.is_profiling:
+        if self.is_profiling and len(combinations) > 1:
             raise UsageError("--profile: expected one model, one batch size and one number of micro-batches")
         rows = list[StepFigures]()
-        for combination in combinations:
-            rows.append(self._measured(*combination))
+        for model, batch, cut in combinations:
+            # More epochs than are measured, so that none ends early.
+            values = {"global_batch": batch, "micro_batches": cut, "numerics": self.numerics, "epochs": 1000}
+            job = timed_run.bench_job(model=model, **values)
+            local = LocalSteps(job, load(job.data), session.clock)
+            if self.is_profiling:
+                session.console.print(profile(local, self.steps))
+                return
+            rows.append(figures_of(local, session.folder, self.steps, self.peer_python))
             yield rows[-1]
         for line in cut_lines(rows) if len(self.cuts) > 1 else ():
             session.say(line)
-        if self.peer_python:
+        if self.peer_python and len(rows) > 1:
             ratio = statistics.geometric_mean(row.peer.ratio for row in rows if row.peer is not None)
             session.say(f"geometric mean of torch / ours: {ratio:.2f}")
-
-    def _measure(self, session: BenchSession, model: str, batch: int, cut: int) -> Iterator[StepFigures]:
-        # More epochs than are measured, so that none ends early.
-        values = {"global_batch": batch, "micro_batches": cut, "numerics": self.numerics, "epochs": 1000}
-        job = timed_run.bench_job(model=model, **values)
-        local = LocalSteps(job, load(job.data), session.clock)
-        if self.is_profiling:
-            session.console.print(profile(local, self.steps))
-        else:
-            yield figures_of(local, self.steps, self.peer_python)
-
-    def _measured(self, model: str, batch: int, cut: int) -> StepFigures:
-        """Return the figures of a process of its own, so that its peak memory is too."""
-        flags = ["--model", model, "--batch", str(batch), "--micro-batches", str(cut), "--steps", str(self.steps)]
-        flags += ["--numerics", self.numerics, "--json"]
-        flags += ["--peer-python", str(self.peer_python)] if self.peer_python else []
-        command = [sys.executable, "-P", "-m", "lockstep", "bench", "step", *flags]
-        done = subprocess.run(command, capture_output=True, check=False, env=child_environment())
-        if done.returncode:
-            text = done.stderr.decode(errors="replace").strip()
-            raise RunError(f"{model} at batch {batch}: {text.removeprefix(ERROR_MARK)}")
-        (figures,) = msgspec.json.decode(done.stdout, type=list[StepFigures])
-        return figures
 
     def lines(self, row: StepFigures) -> list[str]:
         cut = f" in {row.micro_batches} micro-batches" if row.micro_batches > 1 else ""
@@ -231,41 +192,28 @@ def cut_lines(rows: Sequence[StepFigures]) -> list[str]:
     return lines
 
 
-def figures_of(local: LocalSteps, steps: int, peer_python: Path | None) -> StepFigures:
-    """Return the figures of at least `steps` steps, and of as many steps of the baseline, in turns with ours."""
+def figures_of(local: LocalSteps, folder: Path, steps: int, peer_python: Path | None) -> StepFigures:
+    """Return the figures of at least `steps` steps, and of as many steps of the baseline, in turns with ours.
+
+    The steps are made in a process of their own, so that its peak memory is theirs.
+    """
     model, batch, turn = local.job.model_name(), local.job.global_batch, timed_run.per_turn(steps, ROUNDS)
-    ours = list[list[float]]()
     with ExitStack() as stack:
+        (ours,) = peers.start_singles(local.job, 1, folder, stack)
         baselines = peers.start_baselines(peer_python, ["step", model, str(batch)], stack, peers.layouts_of(model))
-        one_by_one = ([baseline] for baseline in baselines)
-        local.times(WARM_UP)
-        peers.in_turns(ROUNDS, turn, lambda: ours.append(local.times(FIRST + turn)[FIRST:]), *one_by_one)
-    peak, step_s = measured(local.clock).gflops, timed_run.median_step_s(ours)
+        peers.in_turns(ROUNDS, turn, [[each] for each in (ours, *baselines)])
+    peak, step_s = measured(local.clock).gflops, timed_run.median_step_s(ours.seconds())
     return StepFigures(
         model=model,
         batch=batch,
         micro_batches=local.job.micro_batches,
         ms_per_step=step_s * 1e3,
-        steps=len(timed_run.all_seconds(ours)),
+        steps=ROUNDS * turn,
         images_per_s=batch / step_s,
-        peak_rss_mb=peak_rss_bytes() / 1e6,
+        peak_rss_mb=ours.turns[-1].peak_rss_bytes / 1e6,
         gemm_gflops_share=local.flops() / (peak * 1e9) / step_s,
         gemm_peak_gflops=peak,
-        peer=faster_figures(baselines, step_s),
-    )
-
-
-def faster_figures(baselines: Sequence[Stepper], our_s: float) -> BaselineFigures | None:
-    """Return the baseline's figures in its faster layout, or None without a baseline."""
-    if (found := peers.faster(baselines, timed_run.median_step_s)) is None:
-        return None
-    baseline, step_s = found
-    return BaselineFigures(
-        version=baseline.turns[-1].version,
-        layout=baseline.layout,
-        ms_per_step=step_s * 1e3,
-        peak_rss_mb=baseline.turns[-1].peak_rss_bytes / 1e6,
-        ratio=step_s / our_s,
+        peer=peers.faster(baselines, timed_run.median_step_s, step_s, batch),
     )
 
 
@@ -273,24 +221,17 @@ def profile(local: LocalSteps, steps: int) -> Table:
     """Return a table of where the time of a step goes; its caption tells how micro-batches are computed otherwise."""
     local.times(WARM_UP)
     observer, plain, turn = Profile(local.clock), list[float](), timed_run.per_turn(steps, ROUNDS)
-
-    def both() -> None:
+    for _ in range(ROUNDS):
         plain.extend(local.times(turn))
         with observe(observer):
             local.times(turn)
-
-    peers.in_turns(ROUNDS, turn, both)
     table = observer.table(len(plain), statistics.mean(plain))
-    table.caption, table.caption_justify = caption(local.trainer.compute.engine), "left"
-    return table
-
-
-def caption(engine: Engine) -> str:
-    """Return a sentence on whether micro-batches are computed in one pass, which an observer cannot see."""
-    obstacle = engine.obstacle
+    obstacle = local.trainer.compute.engine.obstacle
+    table.caption_justify, table.caption = "left", f"always one micro-batch at a time: {obstacle}"
     if obstacle is None:
-        return "observed one micro-batch at a time; otherwise as many in one pass as stay in cache"
-    return f"always one micro-batch at a time: {obstacle}"
+        # An observer cannot see what is computed in one pass.
+        table.caption = "observed one micro-batch at a time; otherwise as many in one pass as stay in cache"
+    return table
 
 
 def peak_rss_bytes() -> int:
@@ -305,18 +246,16 @@ def step_flops(model: Module, images: np.ndarray[tuple[int, ...], np.dtype[np.fl
     Each layer multiplies once forward, once for the gradient of its weights, and once for the gradient of its input,
     which the first layer does not need.
     """
-    forward = list(_forward_flops(model, images))
-    return 3 * sum(forward) - (forward[0] if forward else 0)
+    forward = list[int]()
 
-
-def _forward_flops(model: Module, images: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Iterator[int]:
-    outputs: list[tuple[Module, tuple[int, ...]]] = []
-    with no_grad(), model.observe_outputs(lambda _, module, output: outputs.append((module, output.shape))):
-        model(Tensor(images))
-    for module, shape in outputs:
+    def add(_: str, module: Module, output: Tensor) -> None:
         if isinstance(module, Linear | Conv1d | Conv2d):
             # For each output value, the weights (out, ...) below `out` are read once: 2 operations each.
-            yield 2 * int(np.prod(shape)) * int(np.prod(module.weight.shape[1:]))
+            forward.append(2 * math.prod(output.shape) * math.prod(module.weight.shape[1:]))
+
+    with no_grad(), model.observe_outputs(add):
+        model(Tensor(images))
+    return 3 * sum(forward) - sum(forward[:1])
 
 
 @dataclass

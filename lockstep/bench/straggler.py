@@ -35,9 +35,8 @@ ALONE, ALL = "alone", "all"
 
 @dataclass(frozen=True, kw_only=True)
 class Pattern:
-    """How long a process runs, and how long it stands still, again and again."""
+    """How many seconds a process runs and stands still, again and again; None if it does so until the end."""
 
-    #: Seconds; `still_s` is None if it stands still until the end.
     runs_s: float
     still_s: float | None
 
@@ -57,32 +56,26 @@ PATTERNS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class DutyCycle:
-    """Stops and continues one process until it is told to end."""
+def slow_down(
+    pattern: Pattern, send: Callable[[signal.Signals], None], wait: Callable[[float | None], bool], clock: Clock
+) -> None:
+    """Stop and continue a process until `wait` says that this is over; in the end it runs, whatever happens.
 
-    pattern: Pattern
-    send: Callable[[signal.Signals], None]
-    clock: Clock
-    #: Waits for so many seconds, or for ever if None; returns early, and True, once the cycle is to end.
-    wait: Callable[[float | None], bool]
-
-    def run(self) -> None:
-        """Slow the process down; in the end it runs, whatever happens."""
-        phases = ((signal.SIGSTOP, self.pattern.still_s), (signal.SIGCONT, self.pattern.runs_s))
-        due = self.clock.now()
-        try:
-            for number, lasts_s in cycle(phases):
-                self.send(number)
-                if lasts_s is not None:
-                    # From when the last signal was due, so that late wake-ups do not add up; from now if that is so
-                    # long ago that the process would not stand still at all, or not run.
-                    now = self.clock.now()
-                    due = (due if now - due < lasts_s else now) + lasts_s
-                if self.wait(None if lasts_s is None else max(0.0, due - self.clock.now())):
-                    return
-        finally:
-            self.send(signal.SIGCONT)
+    `wait` waits for so many seconds, or for ever if None; it returns early, and True, once the process is to run again.
+    """
+    due = clock.now()
+    try:
+        for number, lasts_s in cycle(((signal.SIGSTOP, pattern.still_s), (signal.SIGCONT, pattern.runs_s))):
+            send(number)
+            if lasts_s is not None:
+                # From when the last signal was due, so that late wake-ups do not add up; from now if that is so long
+                # ago that the process would not stand still at all, or not run.
+                now = clock.now()
+                due = (due if now - due < lasts_s else now) + lasts_s
+            if wait(None if lasts_s is None else max(0.0, due - clock.now())):
+                return
+    finally:
+        send(signal.SIGCONT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +105,8 @@ class Slowdown:
         worker = processes[Role.WORKER][-1]
         self.begun = Begun(step=status.step, pid=worker.pid)
         if self.pattern is not None:
-            cycle = DutyCycle(pattern=self.pattern, send=worker.send, clock=self.clock, wait=self._end.wait)
-            self._thread = threading.Thread(target=cycle.run, name="duty cycle", daemon=True)
+            arguments = (self.pattern, worker.send, self._end.wait, self.clock)
+            self._thread = threading.Thread(target=slow_down, args=arguments, name="duty cycle", daemon=True)
             self._thread.start()
 
     def end(self) -> None:

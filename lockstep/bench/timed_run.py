@@ -77,21 +77,18 @@ class BenchSession:
             run = TimedRun(result=result, steps=read_metrics(run_dir).steps, ledger=lines)
         finally:
             shutil.rmtree(run_dir, ignore_errors=True)
-        self._check_weights(job, result)
-        return run
-
-    def run_each(self, job: Job, runs: Mapping[Launch, list[TimedRun]]) -> None:
-        """Run a job once with each launch, and append to its runs."""
-        for launch, done in runs.items():
-            done.append(self.run(job, launch))
-
-    def _check_weights(self, job: Job, result: RunResult) -> None:
         before = self._weights.setdefault(job.digest(), result.weights_sha256)
         if before != result.weights_sha256:
             raise RunError(
                 f"one job gave the weights {before[:12]}… and {result.weights_sha256[:12]}…, the latter with "
                 f"{result.workers} workers over {result.transport}: expected the same bits; please report this"
             )
+        return run
+
+    def run_each(self, job: Job, runs: Mapping[Launch, list[TimedRun]]) -> None:
+        """Run a job once with each launch, and append to its runs."""
+        for launch, done in runs.items():
+            done.append(self.run(job, launch))
 
     def data(self, name: str = "mnist") -> str:
         """Return the path of MNIST, or other data, with fewer test samples."""
@@ -113,6 +110,16 @@ def bench_job(**values: Any) -> Job:
 def per_turn(steps: int, rounds: int) -> int:
     """Return the steps of one turn, of at least `steps` in all turns."""
     return -(-steps // rounds)
+
+
+def times_of(measured: Callable[[], object], repeats: int, clock: Clock) -> list[float]:
+    """Return the seconds that each of several calls took."""
+    times = []
+    for _ in range(repeats):
+        start = clock.now()
+        measured()
+        times.append(clock.now() - start)
+    return times
 
 
 def all_seconds(turns: Sequence[Sequence[float]]) -> list[float]:
@@ -159,10 +166,4 @@ def undisturbed_split(runs: Sequence[TimedRun]) -> Split:
 
 def least_s(measured: Callable[[], object], repeats: int, clock: Clock) -> float:
     """Return the seconds of the fastest of several calls."""
-
-    def seconds() -> float:
-        start = clock.now()
-        measured()
-        return clock.now() - start
-
-    return min(seconds() for _ in range(repeats))
+    return min(times_of(measured, repeats, clock))

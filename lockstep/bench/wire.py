@@ -53,13 +53,9 @@ class WireBench(Bench[QuantizationRow]):
 
     def measure(self, session: BenchSession) -> Iterator[QuantizationRow]:
         left, right = generator(0, Purpose.CANARY).standard_normal((2, self.values), dtype=np.float32)
-        out = np.empty_like(left)
+        out, at = np.empty_like(left), RoundingKey(0, Node(0, 2))
         for name in ("float32", *FORMATS):
-            quantization, out, at = (
-                quantization_of(name, 0, self.values),
-                np.empty_like(left),
-                RoundingKey(0, Node(0, 2)),
-            )
+            quantization = quantization_of(name, 0, self.values)
             quantization.add(left, right, out, at)
             words = quantization.pack(out, 0)
             turns: tuple[Callable[[], object], ...] = (

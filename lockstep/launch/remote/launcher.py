@@ -50,17 +50,14 @@ class LauncherPlace:
 
 @dataclass(frozen=True)
 class Environment:
-    """What a launcher has said, read by its name."""
+    """What a launcher has said: variables that are not empty, read by their names."""
 
     launcher: str
     variables: Mapping[str, str]
 
-    def __contains__(self, name: str) -> bool:
-        return bool(self.variables.get(name))
-
     def text(self, *names: str) -> str:
         """Return the value of the first of these that has one, empty if none has."""
-        return next((self.variables[name] for name in names if name in self), "")
+        return next((self.variables[name] for name in names if name in self.variables), "")
 
     def number(self, name: str, least: int, most: int = 2**31 - 1) -> int:
         """Return a number; `UsageError` if it is none, out of range, or missing."""
@@ -86,14 +83,14 @@ class Environment:
                 f"{self.launcher} does not provide the address of rank 0, to which rank {rank} connects: expected "
                 f"its host in {HEAD_HOST} (and its port in {HEAD_PORT}, or else {PORT}), set for all processes"
             )
-        port = self.number(HEAD_PORT, 1, 65535) if HEAD_PORT in self else port
+        port = self.number(HEAD_PORT, 1, 65535) if HEAD_PORT in self.variables else port
         return LauncherPlace(launcher=self.launcher, rank=rank, size=size, host=host, port=port)
 
 
 def _torchrun(found: Environment) -> LauncherPlace:
     """RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as `torchrun` and Kubeflow's PyTorchJob set them."""
     for name in (HEAD_HOST, HEAD_PORT):
-        if name not in found:
+        if name not in found.variables:
             raise UsageError(
                 f"RANK = {found.text('RANK')!r} is set and {name} is not: expected all of RANK, WORLD_SIZE, "
                 f"{HEAD_HOST} and {HEAD_PORT}, or none"
@@ -112,18 +109,18 @@ def _open_mpi(found: Environment) -> LauncherPlace:
 
 def _slurm(found: Environment) -> LauncherPlace:
     """`srun` gives ranks and sizes, and the nodes, on the first of which it puts rank 0."""
-    if "SLURM_STEP_ID" not in found:
+    if "SLURM_STEP_ID" not in found.variables:
         raise UsageError(
             f"SLURM_PROCID = {found.text('SLURM_PROCID')!r} is set and SLURM_STEP_ID is not, so that this is the batch "
             "script itself: expected `srun lockstep node` there, which starts one process per task"
         )
     hosts = found.text("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
-    size = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in found else "SLURM_NTASKS"
+    size = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in found.variables else "SLURM_NTASKS"
     return found.place("SLURM_PROCID", size, first_host(hosts), _job_port(found))
 
 
 def _job_port(found: Environment) -> int:
-    if "SLURM_JOB_ID" not in found:
+    if "SLURM_JOB_ID" not in found.variables:
         return PORT
     step = f"{found.text('SLURM_JOB_ID')}.{found.text('SLURM_STEP_ID')}"
     return JOB_PORTS[zlib.crc32(step.encode()) % len(JOB_PORTS)]
@@ -131,7 +128,7 @@ def _job_port(found: Environment) -> int:
 
 def _kubernetes(found: Environment) -> LauncherPlace:
     """An Indexed Job gives the index of its pod, and nothing else."""
-    return found.place("JOB_COMPLETION_INDEX", "WORLD_SIZE" if "WORLD_SIZE" in found else "", "")
+    return found.place("JOB_COMPLETION_INDEX", "WORLD_SIZE" if "WORLD_SIZE" in found.variables else "", "")
 
 
 #: Launchers, what shows that one was there, and how it is read. The innermost comes first: `mpirun` may run within a
@@ -146,10 +143,10 @@ LAUNCHERS: tuple[tuple[str, str, Callable[[Environment], LauncherPlace]], ...] =
 
 def detect(environ: Mapping[str, str]) -> LauncherPlace:
     """Return the place that a launcher has given to this process; `UsageError` if there was none."""
+    variables = {name: value for name, value in environ.items() if value}
     for launcher, mark, read in LAUNCHERS:
-        found = Environment(launcher, environ)
-        if mark in found:
-            return read(found)
+        if mark in variables:
+            return read(Environment(launcher, variables))
     marks = ", ".join(f"{mark} ({launcher})" for launcher, mark, _ in LAUNCHERS)
     raise UsageError(
         f"no launcher has started this process: expected one of {marks} in the environment; by hand, start `lockstep "

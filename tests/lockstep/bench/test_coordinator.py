@@ -48,9 +48,8 @@ class OpcodeCount:
 
 
 def opcodes_per_event(workers: int) -> float:
-    SimulatedWorkers(
-        workers, 2 * workers, 2, ManualClock()
-    ).run()  # what is found once for a shape of the tree is known after it
+    # What is found once for a shape of the tree is known after the first run.
+    SimulatedWorkers(workers, 2 * workers, 2, ManualClock()).run()
     crowd = SimulatedWorkers(workers, 2 * workers, 2, ManualClock())
     while not crowd.coordinator.is_running():
         crowd.turn()

@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
-from lockstep.bench.peers import Stepper, steps_of
+from lockstep.bench.peers import Stepper, faster, steps_of
+from lockstep.bench.timed_run import median_step_s
 from lockstep.common.errors import RunError
+from tests.lockstep.bench.baselines import baseline
 
 #: Answers each line, with the number of the line as the version.
 HONEST = """
@@ -44,3 +46,12 @@ def test_what_does_not_end_is_killed_with_what_it_has_started() -> None:
     stepper = start(source)
     stepper.close(grace_s=0.2)
     assert stepper.process.returncode == -signal.SIGKILL
+
+
+def test_the_faster_layout_of_the_baseline_counts() -> None:
+    baselines = [baseline("contiguous", [0.004, 0.004]), baseline("channels-last", [0.003], [0.001, 0.003])]
+    peer = faster(baselines, median_step_s, our_s=0.002, global_batch=6)
+    assert peer is not None
+    assert (peer.layout, peer.ms_per_step, peer.images_per_s, peer.ratio) == ("channels-last", 3.0, 2000, 1.5)
+    assert peer.peak_rss_mb == 2e-5
+    assert faster([], median_step_s, our_s=0.001, global_batch=64) is None

@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from lockstep.bench.bench import heading, line
-from lockstep.bench.scaling import ScalingRow, faster_baseline
+from lockstep.bench.scaling import ScalingRow
 from lockstep.cli.main import run
-from tests.lockstep.bench.baselines import baseline, write_peer
+from tests.lockstep.bench.baselines import write_peer
 from tests.lockstep.bench.scaling_rows import scaling_row
 
 TINY = ["bench", "scaling", "--model", "linear", "--batch", "32", "--steps", "8", "--rounds", "1"]
@@ -60,14 +60,6 @@ def test_the_baseline_has_four_models(tmp_path: Path, capsys: pytest.CaptureFixt
     own.write_text("from lockstep import nn\n\n\ndef build():\n    return nn.Linear(784, 10)\n")
     assert run([*TINY, "--models", f"{own}:build", "--peer-python", "nowhere"]) == 2
     assert "the PyTorch baseline has no model" in capsys.readouterr().err
-
-
-def test_the_faster_layout_of_the_baseline_counts() -> None:
-    baselines = [baseline("contiguous", [0.004, 0.004]), baseline("channels-last", [0.002, 0.002])]
-    peer = faster_baseline(baselines, 64, 64_000)
-    assert peer is not None
-    assert (peer.layout, peer.ms_per_step, peer.images_per_s, peer.ratio) == ("channels-last", 2.0, 32_000, 2.0)
-    assert faster_baseline([], 64, 1.0) is None
 
 
 def test_a_row_is_a_line_below_its_heading() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lockstep.bench.straggler import PATTERNS, Begun, DutyCycle, Pattern, Slowdown
+from lockstep.bench.straggler import PATTERNS, Begun, Slowdown, slow_down
 from lockstep.bench.timed_run import BenchSession
 from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import ManualClock, SystemClock
@@ -45,32 +45,32 @@ class Timeline:
         self.left -= 1
         return self.left <= 0
 
-    def cycle(self, pattern: Pattern) -> DutyCycle:
-        return DutyCycle(pattern=pattern, send=self.send, clock=self.clock, wait=self.wait)
+    def run(self, pattern: str) -> None:
+        slow_down(PATTERNS[pattern], self.send, self.wait, self.clock)
 
 
 def test_a_process_runs_and_stands_still_in_turn() -> None:
     timeline = Timeline(left=5)
-    timeline.cycle(PATTERNS["3"]).run()
+    timeline.run("3")
     # Ended while it stood still.
     assert timeline.signals == [(0, STOP), (2, CONTINUE), (3, STOP), (5, CONTINUE), (6, STOP), (8, CONTINUE)]
 
 
 def test_late_wake_ups_do_not_add_up() -> None:
     timeline = Timeline(left=4, late_s=[0.0005, 0.0002])
-    timeline.cycle(PATTERNS["3"]).run()
+    timeline.run("3")
     assert [at for at, _ in timeline.signals] == [0, 2.5, 3.2, 5, 6]
 
 
 def test_after_a_wake_up_that_is_much_too_late_each_part_has_its_full_time() -> None:
     timeline = Timeline(left=4, late_s=[0.1])
-    timeline.cycle(PATTERNS["3"]).run()
+    timeline.run("3")
     assert [at for at, _ in timeline.signals] == [0, 102, 103, 105, 106]
 
 
 def test_one_that_is_stopped_for_good_waits_for_the_end() -> None:
     timeline = Timeline(left=1)
-    timeline.cycle(PATTERNS["stopped"]).run()
+    timeline.run("stopped")
     assert (timeline.waits, [number for _, number in timeline.signals]) == ([None], [STOP, CONTINUE])
 
 
@@ -83,9 +83,8 @@ def test_an_error_leaves_the_process_running(waits: int) -> None:
             raise RuntimeError("broken")
         return timeline.wait(timeout_s)
 
-    cycle = DutyCycle(pattern=PATTERNS["2"], send=timeline.send, clock=timeline.clock, wait=wait)
     with pytest.raises(RuntimeError, match="broken"):
-        cycle.run()
+        slow_down(PATTERNS["2"], timeline.send, wait, timeline.clock)
     assert timeline.signals[-1][1] is CONTINUE
 
 

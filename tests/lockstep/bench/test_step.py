@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lockstep.bench.peers import FIRST, in_turns, layouts_of, start_baselines
-from lockstep.bench.step import LocalSteps, Profile, faster_figures, step_flops
+from lockstep.bench.step import LocalSteps, Profile, step_flops
 from lockstep.cli.main import run
 from lockstep.common.autograd.graph import observe
 from lockstep.common.autograd.tensor import Tensor
@@ -18,7 +18,7 @@ from lockstep.common.errors import RunError, UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.nn.models import MODELS
 from lockstep.common.runtime.clock import ManualClock, SystemClock
-from tests.lockstep.bench.baselines import baseline, write_peer
+from tests.lockstep.bench.baselines import write_peer
 from tests.lockstep.tiny_data import write_tiny
 
 
@@ -125,18 +125,11 @@ def test_the_profile_books_calls_and_bytes_and_changes_nothing() -> None:
     assert profile.shares["multiply", "forward"].calls == 1
 
 
-def test_the_faster_layout_counts() -> None:
-    baselines = [baseline("contiguous", [0.004, 0.004]), baseline("channels-last", [0.003], [0.001, 0.003])]
-    figures = faster_figures(baselines, our_s=0.002)
-    assert figures is not None
-    assert (figures.layout, figures.ms_per_step, figures.ratio) == ("channels-last", 3.0, 1.5)
-
-
 def test_the_first_steps_of_a_turn_do_not_count(tmp_path: Path) -> None:
     python, _ = write_peer(tmp_path)
     with ExitStack() as stack:
         (peer,) = start_baselines(python, [], stack)
-        in_turns(2, 4, list, [peer])
+        in_turns(2, 4, [[peer]])
         assert (FIRST, peer.seconds()) == (3, [[0.005] * 4] * 2)
 
 

@@ -15,7 +15,8 @@ from lockstep.common.errors import FailureKind
 from lockstep.common.job.job import Job
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.records.metrics import METRICS
-from lockstep.ps.records.run_folder import RESULT, WEIGHTS, RunFolder
+from lockstep.ps.records.receipt import Receipt
+from lockstep.ps.records.run_folder import RESULT, WEIGHTS, RunFolder, RunResult
 from lockstep.ps.server.server import Server
 from lockstep.ps.shard.shard import Shard
 from tests.simulation.cluster import Simulation
@@ -117,8 +118,10 @@ def test_an_interrupt_before_anybody_came_ends_the_run() -> None:
 class InterruptedFolder(RunFolder):
     """Ctrl-C while the result is written."""
 
-    def keep_result(self, result: object) -> None:
-        raise KeyboardInterrupt
+    def keep(self, name: str, value: RunResult | Receipt) -> None:
+        if isinstance(value, RunResult):
+            raise KeyboardInterrupt
+        super().keep(name, value)
 
 
 def interrupted_at_its_result(server: Server) -> Server:
