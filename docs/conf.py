@@ -49,7 +49,6 @@ smartquotes = False
 default_role = "code"
 add_module_names = False
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
 

@@ -29,7 +29,7 @@ def functions_of(module: ModuleType) -> list[str]:
 
 def members_of(kind: type) -> list[str]:
     """Return the public methods and properties that a class, or a base without a public name, defines itself."""
-    kinds = [each for each in reversed(kind.__mro__) if each is kind or each.__name__.startswith("_")]
+    kinds = [each for each in reversed(kind.__mro__) if each is kind or _is_private(each)]
     skipped = OF_ANY_LAYER if issubclass(kind, Module) and kind is not Module else ()
     return [
         name
@@ -37,6 +37,10 @@ def members_of(kind: type) -> list[str]:
         for name, member in vars(each).items()
         if not name.startswith("_") and name not in skipped and _is_described(member)
     ]
+
+
+def _is_private(kind: type) -> bool:
+    return kind.__name__.startswith("_") and kind.__module__.startswith("lockstep.")
 
 
 def _is_described(member: object) -> bool:
