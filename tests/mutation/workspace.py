@@ -47,7 +47,9 @@ def module_paths(given: list[str]) -> list[Path]:
     found: list[Path] = []
     for text in given:
         path = (ROOT / text).resolve()
-        paths = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        # Never read what is around the checkout: others may be changing it.
+        inside = path.is_relative_to(ROOT) and path != ROOT
+        paths = sorted(path.rglob("*.py")) if inside and path.is_dir() else [path]
         relative = [each.relative_to(ROOT) for each in paths if each.is_relative_to(ROOT) and each.is_file()]
         if not relative or any(each.parts[0] not in PACKAGES for each in relative):
             raise ValueError(

@@ -28,6 +28,7 @@ DECIDING = (
     "lockstep.common.optim",
     "lockstep.common.random",
     "lockstep.common.runtime.blas",
+    "lockstep.ps.run.early_stopping",
     "lockstep.ps.run.plan",
     "lockstep.ps.shard",
     "lockstep.worker.batches",

@@ -27,7 +27,7 @@ ROOTS = ("lockstep.worker.compute", "lockstep.ps.shard.shard")
 #: What these import that does not decide bits: errors, files, the types of messages, and what a job's numerics may be.
 UNDECIDING = (
     *("lockstep.common.errors", "lockstep.common.files", "lockstep.common.protocol"),
-    *("lockstep.common.runtime.numerics", "lockstep.common.runtime.environment", "lockstep.common.runtime.environment"),
+    *("lockstep.common.runtime.numerics", "lockstep.common.runtime.environment"),
 )
 
 
