@@ -18,7 +18,7 @@ from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.runtime.numerics import Numerics
 
 #: Changes with every change to a message's meaning; two sides with different numbers refuse each other.
-PROTOCOL_VERSION = 9
+PROTOCOL_VERSION = 10
 
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
@@ -35,6 +35,9 @@ PLACES_BYTES = 4 * SAMPLES_AT_ONCE
 
 #: Most cores of a machine that are told apart.
 CORES_LIMIT = 1024
+
+#: Processes of a team at most.
+PROCESSES_LIMIT = 256
 
 #: Longest name that a peer may send.
 NAME_LIMIT = 255
@@ -113,6 +116,8 @@ class Join(Message, frozen=True, kw_only=True):
     #: use; none if nobody knows.
     machine: ShortText = ""
     cores: Annotated[list[Count], Meta(max_length=CORES_LIMIT)] = []
+    #: Of how many processes the worker is a team.
+    processes: Annotated[int, Meta(ge=1, le=PROCESSES_LIMIT)] = 1
     #: The run that it was evicted from; empty if it was in none.
     run: ShortText = ""
 
@@ -124,6 +129,8 @@ class Ready(Message, frozen=True, kw_only=True):
     nonce: Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
     #: Why it does not share the memory that it was offered.
     obstacle: Text = ""
+    #: The folder with the memory of its team, beside the one that it was offered; empty if it shares none.
+    team: ShortText = ""
 
 
 class SumsFrame(NodeMessage, frozen=True, kw_only=True):
@@ -159,28 +166,15 @@ class Result(NodeMessage, frozen=True, kw_only=True):
         return self.work, self.step, self.number
 
 
-class SliceResult(Message, frozen=True, kw_only=True):
-    """The result of a slice of an update that was leased."""
-
-    #: The lease's.
-    number: Count
-    #: Whether the new values are in memory; otherwise nothing was written, and nothing will be.
-    is_done: bool
-    #: The first place in the whole vector whose weight is not finite, None if all are.
-    not_finite: Count | None = None
-    #: How long it took.
-    seconds: Seconds = 0.0
-
-
 class MultiStepResult(Message, frozen=True, kw_only=True):
-    """The answer to each `MultiStepLease`: the worker begins nothing more of it.
+    """The answer to each `MultiStepLease`: the worker has made its last step or cannot go on, or the server ended it.
 
-    The worker has made its last step or cannot go on, or the server has ended it. After that, steps are leased.
+    How many steps were made, the memory of the weights says.
     """
 
     number: Count
-    #: Steps of the run whose slices of updates the worker has made.
-    steps: Count
+    #: Whether the last step was made.
+    is_done: bool
 
     def key(self) -> LeaseKey:
         return steps_key(self.number)
@@ -322,66 +316,23 @@ class Lease(NodeMessage, frozen=True, kw_only=True):
         return self.work, self.step, self.number
 
 
-class SumsPlace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where sums are in shared memory."""
+class MultiStepLease(Message, frozen=True, kw_only=True):
+    """Make the steps `[first, last)` without waiting for the server: all of each, and the update.
 
-    #: The worker in whose file they are, None if they are in the server's.
-    rank: Count | None
-    slot: Annotated[int, Meta(ge=0, lt=64)]
-
-
-class SliceLease(Message, frozen=True, kw_only=True):
-    """Make the update of a step for the values `[start, stop)`, all in memory that is shared.
-
-    It is made once by whoever holds the lock on the worker's file of sums. A worker that cannot get that lock makes
-    nothing, since the server has withdrawn the slice.
-    """
-
-    #: Different for each lease of a slice.
-    number: Count
-    #: Of the worker that it is for: what came late to one that has joined again must not be made.
-    incarnation: ShortText
-    step: Count
-    start: Count
-    stop: Count
-    #: What the sums are divided by, the learning rate, and the factor of clipping, None if nothing is clipped.
-    count: Count
-    rate: float
-    scale: float | None
-    #: The set of the optimizer's slots that is read; the other one is written.
-    reads: Annotated[int, Meta(ge=0, le=1)]
-    #: The one or two vectors whose sum is that of the step, in this order.
-    terms: Annotated[list[SumsPlace], Meta(min_length=1, max_length=2)]
-    #: As in `Lease`.
-    memory: Count = 0
-
-
-class MultiStepLease(NodeMessage, frozen=True, kw_only=True):
-    """Make the steps `[first, last)` without waiting for the server, while another worker makes the other half.
-
-    In each of them a worker computes the sums of its half, and makes its slice of the update once the sums of both are
-    there; the next step begins once both slices are made. Each shows on its `StepBoard` how far it is. Sums of a step
-    are in slot `step % 2`. `[lo, hi)` is the worker's half. The slice is made by whoever holds the lock on the worker's
-    file, as with a `SliceLease`.
+    It is for a worker that is alone and shares the server's memory. Its processes show in the team's `TeamMarks` what
+    they have computed; a slice of an update is made by whoever holds that slice's lock, beside the weights.
     """
 
     #: Different for each lease of several steps.
     number: Count
-    #: Of the worker that it is for, as in `SliceLease`.
+    #: Of the worker that it is for: what came late to one that has joined again must not be made.
     incarnation: ShortText
     first: Count
     last: Count
-    #: The worker's slice of each update.
-    start: Count
-    stop: Count
     #: What the sums are divided by, in each step.
     count: Count
     #: The set of the optimizer's slots that the first update reads: each reads what the one before has written.
     reads: Annotated[int, Meta(ge=0, le=1)]
-    #: The workers of the first and of the second half.
-    ranks: Annotated[list[Count], Meta(min_length=2, max_length=2)]
-    #: How long it waits for the other worker before it leaves the multi-step lease.
-    patience_s: Seconds
     #: Which memory it is in, as in `Lease`.
     memory: Count = 0
 
@@ -390,7 +341,7 @@ class MultiStepLease(NodeMessage, frozen=True, kw_only=True):
 
 
 class MultiStepWithdrawal(Message, frozen=True, kw_only=True):
-    """Begin no further slice of a lease of several steps, and say where it ended."""
+    """Begin nothing more of a lease of several steps."""
 
     number: Count
 
@@ -498,7 +449,6 @@ WorkerMessage = (
     | Ready
     | SumsFrame
     | Result
-    | SliceResult
     | MultiStepResult
     | ComputeFailed
     | Diverged
@@ -517,7 +467,6 @@ ServerMessage = (
     | Samples
     | Weights
     | Lease
-    | SliceLease
     | MultiStepLease
     | MultiStepWithdrawal
     | Withdrawal

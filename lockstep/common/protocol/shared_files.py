@@ -1,8 +1,9 @@
 """What the shared memory of a run holds: where which vectors are, and who makes them.
 
 The server makes one file with both slots of weights; each worker makes one with its slots of sums, once it has read
-back what the server wrote. Either maps the other's for reading only, until slices of an update are leased to workers:
-these write weights and the optimizer's slots, and read the sums of others.
+back what the server wrote. Either maps the other's for reading only, until a team is to make several steps: then its
+processes write weights and the optimizer's slots, slice by slice, and each slice under its lock. What the processes of
+a team show one another is in the team's own folder.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.aggregation.update import Slots
 from lockstep.common.protocol.messages import SLOTS
+from lockstep.common.protocol.team_memory import ROWS
 from lockstep.common.transport.shared_memory.segment import Shape
 
 #: The file of the weights, of which those after step t are in slot t % 2.
@@ -21,8 +23,11 @@ EXACT_WEIGHTS = "exact-weights"
 #: The file of the optimizer's slots, all of the first set and then all of the second.
 STATE = "state"
 
-#: The socket where a worker asks the server for a shortcut, by the name of its file.
-CALLERS = "callers"
+#: The file that says how far updates are, in its head (`UpdateMarks`); it holds no vector of use.
+UPDATE = "update"
+
+#: The file of a team's marks, in the team's own folder (`TeamMarks`).
+MARKS = "marks"
 
 
 def weights_shape(size: int) -> Shape:
@@ -40,14 +45,24 @@ def sums_shape(size: int) -> Shape:
     return Shape(vectors=SLOTS, size=size)
 
 
-def partial_sums_file(slot: int) -> str:
-    """Return the name of a file of sums that the server has added, a vector each."""
-    return f"partial-sums-{slot}"
+def update_shape() -> Shape:
+    """Return what the file of the marks of updates holds besides its head."""
+    return Shape(vectors=1, size=1)
 
 
-def partial_sums_shape(size: int) -> Shape:
-    """Return what such a file holds."""
-    return Shape(vectors=1, size=size)
+def lock_file(slice_: int) -> str:
+    """Return the name of the file that is the lock of a slice of updates: who has it may write that slice."""
+    return f"lock-{slice_}"
+
+
+def process_file(process: int) -> str:
+    """Return the name of the file of a team's process, in the team's own folder: its vectors of sums, and of results."""
+    return f"process-{process}"
+
+
+def process_shape(size: int) -> Shape:
+    """Return what such a file holds: a vector for each of its rows, and one for the slices that it adds up."""
+    return Shape(vectors=ROWS + 1, size=size)
 
 
 def state_shape(names: Sequence[str], parameter_size: int) -> Shape:
