@@ -11,7 +11,7 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.step_board import MOST_LOSSES
 from lockstep.ps.coordinator.effects import LeaseSteps
 from lockstep.ps.coordinator.membership import Member, Membership
-from lockstep.ps.coordinator.scheduling.finishing_time import finishing_time_s
+from lockstep.common.aggregation.finishing_time import finishing_time_s
 from lockstep.ps.coordinator.scheduling.lease_table import Withdrawals
 from lockstep.ps.coordinator.scheduling.scheduler import Scheduler
 from lockstep.ps.coordinator.scheduling.stragglers import LeaseTimeouts
