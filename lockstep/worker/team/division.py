@@ -29,20 +29,25 @@ class Plan:
 
     #: In the order of their micro-batches, which are those of the order.
     parts: tuple[Part, ...]
-    #: For each slice of the vector, the process that adds it up, or makes its update.
+    #: Those that make slices of vectors, in turn.
     owners: tuple[int, ...]
 
     def of(self, process: int) -> list[Node]:
         """Return the nodes that a process computes."""
         return [part.node for part in self.parts if part.process == process]
 
+    def slices_of(self, process: int, slices: int) -> list[int]:
+        """Return those of so many slices that a process makes."""
+        if process not in self.owners:
+            return []
+        return list(range(self.owners.index(process), slices, len(self.owners)))
+
 
 class Division(NamedTuple):
-    """What is to be divided: a node of the tree over so many micro-batches, and a vector into so many slices."""
+    """What is to be divided: a node of the tree over so many micro-batches."""
 
     node: Node
     micro_batches: int
-    slices: int
 
 
 def plan_for(what: Division, seconds: Mapping[int, float]) -> Plan:
@@ -53,8 +58,7 @@ def plan_for(what: Division, seconds: Mapping[int, float]) -> Plan:
     grain = 1
     while (parts := _share_out(what, seconds, grain)) is None:
         grain *= 2
-    processes = sorted(seconds)
-    return Plan(tuple(parts), tuple(processes[slice_ % len(processes)] for slice_ in range(what.slices)))
+    return Plan(tuple(parts), tuple(sorted(seconds)))
 
 
 def _share_out(what: Division, seconds: Mapping[int, float], grain: int) -> list[Part] | None:
@@ -80,7 +84,7 @@ def _share_out(what: Division, seconds: Mapping[int, float], grain: int) -> list
 
 def share_of(node: Node, micro_batches: int, helpers: int, place: int) -> Node:
     """Return what one of so many helpers, all equal, computes of a node of somebody who is late."""
-    parts = plan_for(Division(node, micro_batches, 0), dict.fromkeys(range(helpers), 1.0)).parts
+    parts = plan_for(Division(node, micro_batches), dict.fromkeys(range(helpers), 1.0)).parts
     return parts[place % len(parts)].node
 
 
