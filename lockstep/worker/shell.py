@@ -78,8 +78,6 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
     say: Callable[[str], None]
     #: Where memory that a server offers is found, None if none is to be shared.
     root: Path | None = None
-    #: Where the memory of its team may be, the best first.
-    roots: tuple[Path, ...] = field(default_factory=default_roots)
     #: How other servers of a run are reached, None if there can be none.
     dial: Dial | None = None
     wait: Wait = wait_for_nothing
@@ -89,6 +87,8 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
     #: Where the processes of its team meet, None if it is the only one; and how long they wait for one another.
     meeting: MeetingPlace | None = None
     patience: Patience = PATIENT
+    #: Where the memory of the team may be, the best first.
+    roots: tuple[Path, ...] = field(default_factory=default_roots)
     ended: Exit | None = None
     expected = ServerMessage
     servers: ServerConnections = field(init=False)
@@ -166,6 +166,9 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
 
     def _work(self, leader: Leader) -> None:
         """Do what is due of the order at hand; now and then, handle a message, or find out that it is withdrawn."""
+        if not self.state.is_busy():
+            leader.stop()  # it has left the run
+            return
         if not self._is_wanted():
             leader.stop()
             self.dispatch(self._stopped())
@@ -328,7 +331,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             material = gather(welcome, self.load, self.cache)
             setup = self._setup = lead(welcome, material, self._surroundings())
             compute, self._compute = setup.compute, setup.compute
-            compute.is_wanted = self._is_wanted
+            compute.is_wanted = lambda: self._is_wanted() and self._is_on_time()
             self._leader = None if setup.member is None else Leader(setup.member, self.meeting)
             self._fetcher = None if material.store is None else SampleFetcher(material.store, compute.batches)
             self._weights = WeightsAssembly({frame.start: len(frame) for frame in compute.frames})
@@ -403,6 +406,10 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             losses=pack_losses(losses) if lease.work in OF_A_STEP else b"",
             digest=digest,
         )
+
+    def _is_on_time(self) -> bool:
+        """Tell whether the step at hand was not made by the other processes."""
+        return self.state.steps is None or self._leader is None or self._leader.member.is_wanted()
 
     def _is_wanted(self) -> bool:
         """Tell whether the lease at hand has not been withdrawn, as far as is known; look from time to time."""
