@@ -197,7 +197,12 @@ class TeamMarks:
             size = dtype.itemsize * int(np.prod(dimensions))
             found[name] = words[start : start + size].view(dtype).reshape(dimensions)
             start += _occupied(dtype, dimensions)
-        return cls(**found)  # type: ignore[arg-type]  # each of its dtype
+        return cls(**found)
+
+    @property
+    def slices(self) -> int:
+        """Into how many slices the team cuts a vector."""
+        return int(self.added.shape[1])
 
     @property
     def newest(self) -> int:
