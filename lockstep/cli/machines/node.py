@@ -82,7 +82,7 @@ def node(
         return 0
     if place.rank:
         say(f"rank {place.rank} of {place.size or 'many'}, started by {place.launcher}")
-        code: int = context.invoke(worker, address=place.address, timeout=timeout, key=key or own_key(keys))
+        code: int = context.invoke(worker, address=place.address, workers=1, timeout=timeout, key=key or own_key(keys))
         return code
     if run_dir is not None and is_resumed:
         resolved, launch = resumed_job(run_dir, {**job.in_file(), **job.given})
@@ -107,11 +107,14 @@ class HeadBackend:
     keys: Path | None
     is_insecure: bool
     has_external_workers: bool = field(default=True, init=False)
+    workers: int = field(default=1, init=False)
+    team_size: int = field(default=1, init=False)
 
     def start(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> WatchedProcess:
         key = own_key(self.keys)
         if command.role is Role.WORKER:
-            return start_here(command, [] if key is None else ["--key", str(key)], folder, numerics)
+            flags = ["--workers", "1", *([] if key is None else ["--key", str(key)])]
+            return start_here(command, flags, folder, numerics)
         access = [] if self.keys is None else ["--keys", str(self.keys)]
         access += ["--insecure"] if self.is_insecure else []
         # At the same address again: the others know no other.
