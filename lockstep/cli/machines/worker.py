@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from lockstep.launch.process_backend import private_folder
 from lockstep.launch.team import TeamSupervisor, default_processes, place_on_core, team_arguments
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import SILENCE_S, WorkerState
-from lockstep.worker.team.helper import TeamProcess
+from lockstep.worker.team.helper import TeamProcess, never
 from lockstep.worker.team.meeting import MeetingPlace
 
 
@@ -37,11 +38,11 @@ class WorkerRequest:
     """A worker, or one process of it, as the flags ask for it."""
 
     address: str
-    timeout: float | None
-    cache: Path | None
-    key: Path | None
-    numerics: Numerics | None
-    supervised: Path | None
+    timeout: float | None = None
+    cache: Path | None = None
+    key: Path | None = None
+    numerics: Numerics | None = None
+    supervised: Path | None = None
     #: Of the team; and which of them this one is and where they meet, None if it is the only one or starts them.
     processes: int
     process: int | None = None
@@ -139,7 +140,7 @@ def take_place(request: WorkerRequest) -> int:
     if request.processes > 1 and request.team is None:
         # It showed that address and key are good; the leader has one of its own.
         port.close()
-        return supervise(request)
+        return supervise(request, request.processes)
     give_way()
     silence_s = SILENCE_S if request.timeout is None else request.timeout
     config = ClientConfig(
@@ -161,22 +162,22 @@ def take_place(request: WorkerRequest) -> int:
     return take_part(shell.run, request.numerics, request.supervised)
 
 
-def be_in_team(request: WorkerRequest) -> int:
-    """Be a process that its team's leader gives work to; return the exit code."""
+def be_in_team(request: WorkerRequest, is_over: Callable[[], bool] = never) -> int:
+    """Be a process that its team's leader gives work to, until the run is over; return the exit code."""
     give_way()
     meeting = request.meeting()
     assert meeting is not None  # the flags have one, or none of them
     process = TeamProcess(meeting, SystemClock(), functools.cache(load), say, shared_root(), request.cache_folder())
-    return take_part(process.run, request.numerics, request.supervised)
+    return take_part(functools.partial(process.run, is_over), request.numerics, request.supervised)
 
 
-def supervise(request: WorkerRequest) -> int:
-    """Start the processes of a team and keep them going until the run is over; return the exit code of its leader."""
+def supervise(request: WorkerRequest, count: int) -> int:
+    """Start the first processes of a team and keep them going until the run is over; return the leader's exit code."""
     folder = private_folder()
     with ends_with_parent(request.supervised) if request.supervised else nullcontext():
         try:
             start = functools.partial(start_process, request, folder)
-            code = TeamSupervisor(start, request.processes, SystemClock(), say).run()
+            code = TeamSupervisor(start, count, SystemClock(), say).run()
         finally:
             with uninterrupted():
                 shutil.rmtree(folder, ignore_errors=True)
@@ -186,10 +187,11 @@ def supervise(request: WorkerRequest) -> int:
 
 
 def start_process(request: WorkerRequest, folder: Path, number: int) -> Child:
-    """Start one process of a team, in a folder that they all share."""
-    flags = [*team_arguments(folder / "team", number, request.processes), "--supervised", HERE]
+    """Start one process of a team, in a folder of those that are started here."""
+    flags = [*team_arguments(request.team or folder / "team", number, request.processes), "--supervised", HERE]
     name = "a process of the team" if number else "the leader"
     # Without the ending of logs that are kept: whoever ends last removes it.
     child = Child.start(name, ["worker", *request.arguments(), *flags], folder / f"{number}", numerics=own_numerics())
-    place_on_core(child.pid, number, request.processes)
+    if request.team is None:
+        place_on_core(child.pid, number, request.processes)
     return child
