@@ -2,7 +2,6 @@
 
 import functools
 import shutil
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from lockstep.common.data.source import load
 from lockstep.common.errors import UsageError
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.common.runtime.environment import cache_home, give_way
+from lockstep.common.runtime.environment import cache_home, cores, give_way
 from lockstep.common.runtime.numerics import Numerics, own_numerics
 from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.shared_memory.folder import shared_root
@@ -29,8 +28,10 @@ from lockstep.launch.process_backend import private_folder
 from lockstep.launch.team import TeamSupervisor, default_processes, place_on_core, team_arguments
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import SILENCE_S, WorkerState
-from lockstep.worker.team.helper import TeamProcess, never
+from lockstep.worker.team.helper import TeamProcess
 from lockstep.worker.team.meeting import MeetingPlace
+from lockstep.worker.team.progress import patience_of
+from lockstep.worker.team.session import Surroundings, default_roots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,17 +159,26 @@ def take_place(request: WorkerRequest) -> int:
         port.diagnosis,
         request.cache_folder(),
         meeting=request.meeting(),
+        patience=patience_of(request.processes, cores()),
     )
     return take_part(shell.run, request.numerics, request.supervised)
 
 
-def be_in_team(request: WorkerRequest, is_over: Callable[[], bool] = never) -> int:
+def be_in_team(request: WorkerRequest) -> int:
     """Be a process that its team's leader gives work to, until the run is over; return the exit code."""
     give_way()
     meeting = request.meeting()
     assert meeting is not None  # the flags have one, or none of them
-    process = TeamProcess(meeting, SystemClock(), functools.cache(load), say, shared_root(), request.cache_folder())
-    return take_part(functools.partial(process.run, is_over), request.numerics, request.supervised)
+    around = Surroundings(
+        clock=SystemClock(),
+        say=say,
+        patience=patience_of(request.processes, cores()),
+        root=shared_root(),
+        roots=default_roots(),
+        meeting=meeting,
+    )
+    process = TeamProcess(around, meeting, functools.cache(load), request.cache_folder())
+    return take_part(process.run, request.numerics, request.supervised)
 
 
 def supervise(request: WorkerRequest, count: int) -> int:
