@@ -58,7 +58,7 @@ class Member:
     state: MemberState = MemberState.PREPARING
     #: Whether it computes in memory which the server sees: then no vector is sent either way.
     shares: bool = False
-    #: Whether its team may make several steps by itself: the server sees what the processes of that show one another.
+    #: Whether its processes share memory with one another as well, so that it may make several steps by itself.
     has_team: bool = False
     #: The step whose weights it was last sent; None before the first and if it shares memory.
     weights_step: int | None = None

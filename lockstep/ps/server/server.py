@@ -287,7 +287,7 @@ class Server:
         elif self.sharing is None:
             raise RemoteProtocolError("it shares memory that it was not offered")
         elif member is not None:
-            self.sharing.admit(member.rank, ready.nonce, ready.team, self._team_shape(member))
+            self.sharing.admit(member.rank, ready.nonce, self._team_shape(member) if ready.team else None)
 
     def _team_shape(self, member: Member) -> TeamShape:
         job = self.coordinator.info.job

@@ -9,19 +9,17 @@ from lockstep.common.aggregation.update import Pair
 from lockstep.common.errors import RemoteProtocolError, SharingError
 from lockstep.common.protocol.shared_files import (
     EXACT_WEIGHTS,
-    MARKS,
     STATE,
-    UPDATE,
     WEIGHTS,
     lock_file,
     state_sets,
     state_shape,
     sums_file,
     sums_shape,
-    update_shape,
+    update_file,
     weights_shape,
 )
-from lockstep.common.protocol.team_memory import TeamMarks, TeamShape, UpdateMarks
+from lockstep.common.protocol.team_memory import TeamShape, UpdateMarks, file_of
 from lockstep.common.transport.shared_memory.folder import FileLock, SharedFolder
 from lockstep.common.transport.shared_memory.segment import Allocate, Segment, Shape, reserve
 from lockstep.ps.setup import RunSetup
@@ -35,9 +33,10 @@ _NEXT = "-next"
 class SharedUpdate:
     """What decides who may write a slice of an update, beside the weights that it is about."""
 
-    marks: UpdateMarks
-    #: By slice. Whoever has one writes that slice, if the marks allow it; so without any, nobody is writing.
+    #: By slice. Whoever has one writes that slice, if the marks allow it: whoever has all knows that nobody is writing.
     locks: list[FileLock] = field(default_factory=list)
+    #: By rank, of the teams that have had a lease of several steps here.
+    marks: dict[int, UpdateMarks] = field(default_factory=dict)
 
     def close(self) -> None:
         """Release all locks for good."""
@@ -54,8 +53,8 @@ class ServerSharedMemory:
     size: int
     #: By rank, the slots of sums of the workers that share.
     sums: dict[int, tuple[Vector, ...]] = field(default_factory=dict)
-    #: By rank, what those of them show that may make several steps by themselves.
-    teams: dict[int, TeamMarks] = field(default_factory=dict)
+    #: By rank, those of them that may make several steps by themselves.
+    teams: dict[int, TeamShape] = field(default_factory=dict)
     #: None as long as no update was made by anybody but the server.
     update: SharedUpdate | None = None
     #: How often the weights have moved into other files.
@@ -64,67 +63,64 @@ class ServerSharedMemory:
     #: Whether there was no room for what updates by others need.
     _is_full: bool = False
 
-    def admit(self, rank: int, nonce: str, team: str = "", shape: TeamShape | None = None) -> None:
-        """Map the sums of a worker that claims to have read the nonce, and what its team shows.
+    def admit(self, rank: int, nonce: str, team: TeamShape | None = None) -> None:
+        """Map the sums of a worker that claims to have read the nonce; `RemoteProtocolError` if it has not.
 
-        `team` is the name of the team's folder, beside ours, empty if it shares none; `shape` is what the marks there
-        are to have. `RemoteProtocolError` if anything is not as the worker claims.
+        It may make several steps by itself if it is a team of that shape.
         """
         if nonce != self.folder.nonce.hex():
             raise RemoteProtocolError(f"the nonce {nonce!r} is not that of the shared memory")
         try:
-            sums = self.folder.attach(sums_file(rank), sums_shape(self.size))
+            segment = self.folder.attach(sums_file(rank), sums_shape(self.size))
         except SharingError as error:
             raise RemoteProtocolError(f"sums that are not there: {error}") from None
-        if team and shape is not None:
-            try:
-                self.teams[rank] = TeamMarks.of(self._attach_marks(team, shape), shape)
-            except SharingError as error:
-                raise RemoteProtocolError(f"marks of a team that are not there: {error}") from None
-        self.sums[rank] = sums.vectors
-
-    def _attach_marks(self, team: str, shape: TeamShape) -> Segment:
-        folder = SharedFolder.join(self.folder.path.parent, team)
-        try:
-            return folder.attach(MARKS, shape.file())
-        finally:
-            folder.close()
+        self.sums[rank] = segment.vectors
+        if team is not None:
+            self.teams[rank] = team
 
     def forget(self, rank: int) -> None:
         """Release the memory of a worker that is gone."""
         self.sums.pop(rank, None)
         self.teams.pop(rank, None)
         self.folder.drop(sums_file(rank))
+        if self.update is not None:
+            self.update.marks.pop(rank, None)
+            self.folder.drop(update_file(rank))
 
-    def share_update(self, shard: Shard, slices: int) -> bool:
-        """Share all that an update of the whole vector reads and writes, in so many slices; return whether it is.
+    def share_update(self, shard: Shard, rank: int) -> UpdateMarks | None:
+        """Share all that an update of the whole vector reads and writes with a team; return its marks.
 
-        There are two sets of the optimizer's slots then. It is not if there is no room.
+        There are two sets of the optimizer's slots then. None if it is not a team, or if there is no room.
         """
-        if self._is_full:
-            return False
+        team = self.teams.get(rank)
+        if self._is_full or team is None:
+            return None
+        slices = len(team.slices)
         try:
             if self.update is None:
                 self.update = self._share(shard, shard.served, "", slices)
+            # Another team may cut a vector more often.
             self._add_locks(self.update, "", slices)
+            if rank not in self.update.marks:
+                segment = self._make(update_file(rank), file_of(team.of_update()))
+                self.update.marks[rank] = UpdateMarks.of(segment, team)
         except SharingError:
             self._is_full = True
-        return not self._is_full
+            return None
+        return self.update.marks[rank]
 
     def _share(self, shard: Shard, served: Pair, suffix: str, slices: int) -> SharedUpdate:
         """Move the rest into files whose names end with the suffix; `SharingError`, with none of them left, if not."""
         names, size = list(shard.state), shard.policy.parameter_size
-        weights, update = served, None
+        weights, update = served, SharedUpdate()
         try:
             sets = state_sets(names, self._make(STATE + suffix, state_shape(names, size)).vectors)
             if not shard.policy.wire_weights.is_exact:
                 first, second = self._make(EXACT_WEIGHTS + suffix, weights_shape(self.size)).vectors
                 weights = first, second
-            update = SharedUpdate(UpdateMarks.of(self._make(UPDATE + suffix, update_shape()).head))
             self._add_locks(update, suffix, slices)
         except SharingError:
-            if update is not None:
-                update.close()
+            update.close()
             for name in _update_files(slices):
                 self.folder.drop(name + suffix)
             raise
@@ -135,15 +131,15 @@ class ServerSharedMemory:
         return self.folder.make(name, shape, self.allocate)
 
     def _add_locks(self, update: SharedUpdate, suffix: str, slices: int) -> None:
-        """Make those locks of so many slices that are not there yet: another team may cut a vector more often."""
+        """Make those locks of so many slices that are not there yet."""
         for slice_ in range(len(update.locks), slices):
             update.locks.append(self.folder.make_lock(lock_file(slice_) + suffix))
 
     def move(self, shard: Shard) -> bool:
         """Move all of it into new files, and leave the old ones to whoever has them; return False if there is no room.
 
-        Whoever attaches these files from now on gets the new ones. Locks that we had are released with the old memory,
-        where no update may be made any more.
+        Whoever attaches these files from now on gets the new ones; a team's marks are made when it needs them. Locks
+        that we had are released with the old memory, where no update may be made any more.
         """
         old = self.update
         assert old is not None  # nobody else can be writing otherwise
@@ -157,6 +153,8 @@ class ServerSharedMemory:
         for name in (WEIGHTS, *_update_files(slices)):
             if name != EXACT_WEIGHTS or not shard.policy.wire_weights.is_exact:
                 self.folder.replace(name, by=name + _NEXT)
+        for rank in old.marks:
+            self.folder.drop(update_file(rank))
         self.generation += 1
         old.close()
         return True
@@ -170,7 +168,7 @@ class ServerSharedMemory:
 
 def _update_files(slices: int) -> Sequence[str]:
     """Return the names of all files that an update needs besides that of the weights that workers compute with."""
-    return [STATE, EXACT_WEIGHTS, UPDATE, *(lock_file(slice_) for slice_ in range(slices))]
+    return [STATE, EXACT_WEIGHTS, *(lock_file(slice_) for slice_ in range(slices))]
 
 
 def share(setup: RunSetup, root: Path, allocate: Allocate = reserve) -> tuple[RunSetup, ServerSharedMemory]:

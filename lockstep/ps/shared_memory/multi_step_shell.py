@@ -13,16 +13,17 @@ from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol import messages
-from lockstep.common.protocol.team_memory import ENTRIES, TeamMarks, keep_order
+from lockstep.common.protocol.team_memory import ENTRIES, UpdateMarks, keep_order
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.statemachine.machine import TimePassed, carry_out
+from lockstep.common.transport.shared_memory.folder import FileLock
 from lockstep.ps.coordinator import effects as coordinator_effects
 from lockstep.ps.coordinator import events as coordinator_events
 from lockstep.ps.coordinator.scheduling.multi_step_plan import LEAST_STEPS
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shared_memory import multi_step as machine
-from lockstep.ps.shared_memory.memory import ServerSharedMemory, SharedUpdate
+from lockstep.ps.shared_memory.memory import ServerSharedMemory
 from lockstep.ps.shared_memory.multi_step import MultiStepControl
 
 #: Sends a worker, by its rank, a message of a multi-step lease; returns that it has left if it cannot be sent to.
@@ -45,9 +46,9 @@ class MultiStepShell:
     state: MultiStepControl = field(default_factory=MultiStepControl)
     #: When a checkpoint is due, for which the multi-step lease at hand is to end.
     until: float | None = None
-    #: What the team that makes it shows.
-    _team: TeamMarks | None = None
-    #: Steps whose figures are all in its entries, as of when the marks were read last.
+    #: What the team that makes it shows; also if the run leaves the memory that this is in.
+    _marks: UpdateMarks | None = None
+    #: Steps whose figures are all in its entries, as of when they were read last.
     _entered: int = 0
     #: What the coordinator is to handle, until `dispatch` returns it.
     _happened: list[coordinator_events.Event] = field(default_factory=list)
@@ -70,19 +71,18 @@ class MultiStepShell:
         """
         stop = asked.last if last is None else min(asked.last, last)
         sharing = self.sharing
-        team = None if sharing is None else sharing.teams.get(asked.rank)
-        if sharing is None or team is None or not sharing.share_update(self.shard, team.slices):
+        marks = None if sharing is None else sharing.share_update(self.shard, asked.rank)
+        if sharing is None or marks is None:
             return [coordinator_events.MultiStepLeaseRefused()]
         is_due = stop - asked.first < LEAST_STEPS or (until is not None and self.clock.now() >= until)
         # If the weights are not finite, the next step shows where, and those before them are kept.
         if is_due or self.shard.not_finite is not None:
             return [declined(asked)]
-        self._team, self.until = team, until
-        leased = machine.StepsLeased(
-            rank=asked.rank, first=asked.first, last=stop, step_s=asked.step_s, slices=team.slices
-        )
+        self._marks, self.until, slices = marks, until, len(sharing.teams[asked.rank].slices)
+        leased = machine.StepsLeased(rank=asked.rank, first=asked.first, last=stop, step_s=asked.step_s, slices=slices)
         happened = self.dispatch(leased)
-        self._begin_updates(asked.first, team.slices)
+        assert not marks.number, "a lease of several steps has not ended"
+        marks.begin(self.state.number, asked.first, slices)
         lease = messages.MultiStepLease(
             number=self.state.number,
             incarnation="",
@@ -93,17 +93,6 @@ class MultiStepShell:
             memory=sharing.generation,
         )
         return [*happened, *self.send(asked.rank, lease)]
-
-    def _begin_updates(self, first: int, slices: int) -> None:
-        """Let slices be written, which nobody could write until now."""
-        marks = self._update().marks
-        assert not marks.number, "a lease of several steps has not ended"
-        marks.begin(self.state.number, first, slices)
-
-    def _update(self) -> SharedUpdate:
-        assert self.sharing is not None
-        assert self.sharing.update is not None  # of a multi-step lease
-        return self.sharing.update
 
     def on_time(self, now: float) -> list[coordinator_events.Event]:
         """Handle the passing of time; return what the coordinator is to handle."""
@@ -133,17 +122,17 @@ class MultiStepShell:
                 return [self._read_marks()]
             case machine.RecordSteps(first=first, last=last):
                 self._happened += self._made(first, last)
-                self._update().marks.show_read(last)
+                self._of_lease().show_read(last)
             case machine.SendWithdrawal(rank=rank):
                 self._happened += self.send(rank, messages.MultiStepWithdrawal(number=self.state.number))
             case machine.TryLocks(slices=slices):
-                locks = self._update().locks
+                locks = self._locks()
                 return [machine.LocksTried(taken=tuple(slice_ for slice_ in slices if locks[slice_].acquire()))]
             case machine.EndUpdates():
-                self._update().marks.end()
+                self._of_lease().end()
             case machine.ReleaseLocks(slices=slices):
                 for slice_ in slices:
-                    self._update().locks[slice_].release()
+                    self._locks()[slice_].release()
             case machine.LeaveMemory():
                 return [machine.MemoryLeft(made=self._move())]
             case machine.ReportStuck():
@@ -160,8 +149,17 @@ class MultiStepShell:
     def _ended(self, effect: coordinator_events.MultiStepLeaseEnded) -> None:
         if self.shard.updates < effect.steps:
             self.shard.skip_to(effect.steps)
-        self._team = None
+        self._marks = None
         self._happened.append(effect)
+
+    def _of_lease(self) -> UpdateMarks:
+        assert self._marks is not None  # of a multi-step lease
+        return self._marks
+
+    def _locks(self) -> Sequence[FileLock]:
+        assert self.sharing is not None
+        assert self.sharing.update is not None
+        return self.sharing.update.locks
 
     def _read_marks(self) -> machine.MarksRead:
         """Return how far the team is.
@@ -169,7 +167,7 @@ class MultiStepShell:
         The checksum of the weights after a step is in the entry of the next one, which is there before that step is
         marked as made in the first slice.
         """
-        marks = self._update().marks
+        marks = self._of_lease()
         made = marks.least()
         self._entered = min(made, int(marks.made[0]) - 1)
         keep_order()
@@ -177,13 +175,12 @@ class MultiStepShell:
 
     def _made(self, first: int, last: int) -> Iterator[coordinator_events.StepMade]:
         """Yield the steps `[first, last)` as their team has shown them."""
-        team = self._team
-        assert team is not None  # of a multi-step lease
+        entries = self._of_lease().entries
         for step in range(first, last):
-            entry = team.entries[step % ENTRIES]
+            entry = entries[step % ENTRIES]
             assert entry["step"] == step, f"the entry of step {step} is that of {entry['step']}"
             if step < self._entered:
-                checksum = int(team.entries[(step + 1) % ENTRIES]["checksum"])
+                checksum = int(entries[(step + 1) % ENTRIES]["checksum"])
             else:
                 # Nobody has begun the next step but one, so nothing is written over its weights.
                 checksum = checksum_after(step, self.shard.slots[(step + 1) % 2])
@@ -206,7 +203,7 @@ class MultiStepShell:
         so beside the weights that count: it began before all slices of this step were made.
         """
         assert self.sharing is not None
-        self._update().marks.end()
+        self._of_lease().end()
         made, before = self._read_marks().made, self.shard.updates
         self.shard.skip_to(made)
         if self.sharing.move(self.shard):
