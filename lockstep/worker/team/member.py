@@ -212,7 +212,7 @@ class TeamMember:
 
     def is_waiting(self) -> bool:
         """Tell whether the process waits for others."""
-        return self.progress is not None and self.progress.has_waited and not self.progress.todo
+        return self.progress is not None and self.progress.waits_since is not None and not self.progress.todo
 
     # One thing after the other
 
