@@ -4,7 +4,9 @@ The leader gives orders, and every process, the leader too, works on the newest.
 one another without new orders: whoever makes the first slice of an update writes beside it who computes what next.
 """
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -14,11 +16,14 @@ import numpy as np
 from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.finiteness import first_not_finite
 from lockstep.common.aggregation.tree import Node, TreeSum, Vector
+from lockstep.common.errors import SharingError
 from lockstep.common.job.tally import Tally
 from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.messages import OF_A_STEP
+from lockstep.common.protocol.shared_files import WEIGHTS, weights_shape
 from lockstep.common.protocol.team_memory import ENTRIES
 from lockstep.common.runtime.clock import Clock
+from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.compute import Compute
 from lockstep.worker.node_sums import StoppedError
 from lockstep.worker.team.division import Division, Plan, Planner, missing_parts
@@ -31,6 +36,9 @@ from lockstep.worker.team.updates import UpdateMaker, UpdatePlace
 
 #: Seconds until a team that is too far ahead of the server looks again whether its entries were read.
 READ_S = 0.001
+
+#: Seconds for which the leader waits for that: the server is gone then.
+SERVER_PATIENCE_S = 10.0
 
 
 class Bells(Protocol):
@@ -67,12 +75,17 @@ class TeamMember:
     first_row: int
     session: int = 1
     order: Order | None = None
+    #: The last order that was begun here.
+    last: Order | None = None
     progress: OrderProgress | None = None
     planner: Planner = field(default_factory=Planner)
     adder: SliceAdder = field(init=False)
     _updates: UpdateMaker | None = None
     #: Which memory `_updates` is in.
     _updated_memory: int = -1
+    #: Which memory the weights are in, and the number of the order of the leader's that was begun last.
+    _memory: int = 0
+    _begun_last: int = 0
     #: What was begun and is to be finished next.
     _begun: ComputePart | MakeSlice | None = None
     _began: float = 0.0
@@ -88,6 +101,8 @@ class TeamMember:
     def begin(self, order: Order) -> None:
         """Begin with an order; `SharingError` if the memory of its weights cannot be mapped."""
         self._drop()
+        self._begun_last = order.number
+        self.follow(order.memory)
         self.order, self._summed = order, self.clock.now()
         if order.steps is not None and (self._updates is None or self._updated_memory != order.memory):
             self._map(order.memory)
@@ -116,8 +131,55 @@ class TeamMember:
             seconds=self.memory.marks.seconds.tolist(),
             patience=self.patience,
         )
-        self.order, self.progress = order, OrderProgress(course, self.clock.now())
+        self.order = self.last = order
+        self.progress = OrderProgress(course, self.clock.now())
         self.memory.show("at", order.number)
+
+    def show_ready(self) -> None:
+        """Show that we take part from now on, in what comes next."""
+        newest = self.memory.marks.newest
+        for name, value in (
+            ("pid", os.getpid()),
+            ("failed", 0),
+            ("sleeps", 0),
+            ("at", newest),
+            ("ready", self.session),
+        ):
+            self.memory.show(name, value)
+
+    def is_wanted(self) -> bool:
+        """Tell whether the order at hand is still the team's."""
+        order, updates = self.order, self._updates
+        if order is None or order.steps is None:
+            return order is not None and self.memory.marks.newest == order.number
+        return updates is not None and updates.may_make(order) and updates.marks.least() <= order.step
+
+    def newest(self) -> Order | None:
+        """Return the newest order, unless it is the one that was begun last."""
+        number = self.memory.marks.newest
+        return None if number <= self._begun_last else self.memory.read(number)
+
+    def follow(self, memory: int) -> None:
+        """Compute with the weights in the memory that an order names; `SharingError` if it cannot be mapped."""
+        place = self.place
+        if place is None or memory <= self._memory:
+            return
+        with closing(SharedFolder.join(place.root, place.folder)) as folder:
+            first, second = folder.attach(WEIGHTS, weights_shape(self.compute.layout.size)).vectors
+        self.compute.move((first, second))
+        self._memory = memory
+
+    def fall_asleep(self) -> None:
+        """Show that we sleep, and look once more before: who was not seen to sleep is not woken."""
+        self.memory.show("sleeps", 1)
+        if self.progress is not None:
+            self.progress.due = self.clock.now()
+
+    def wake_up(self) -> None:
+        """Show that we do not sleep, and look."""
+        self.memory.show("sleeps", 0)
+        if self.progress is not None:
+            self.progress.due = min(self.progress.due, self.clock.now())
 
     def stop(self) -> None:
         """Give up the order at hand, if there is one."""
@@ -191,7 +253,7 @@ class TeamMember:
         self._began = self.clock.now()
         if isinstance(action, ComputePart):
             if order.steps is not None and self._is_ahead(order):
-                progress.due = self._began + READ_S
+                self._await_server(order, progress, self._began)
                 return
             if order.work in OF_A_STEP:
                 self.memory.begin_row(action.row)
@@ -208,6 +270,12 @@ class TeamMember:
     def _is_ahead(self, order: Order) -> bool:
         """Tell whether the entry of a step would be written over one that the server has not read."""
         return self._updates is not None and order.step - self._updates.marks.read >= ENTRIES
+
+    def _await_server(self, order: Order, progress: OrderProgress, now: float) -> None:
+        """Wait until the server has read entries; the leader fails once that takes too long."""
+        progress.due = now + READ_S
+        if self.memory.process == 0 and now > progress.since + SERVER_PATIENCE_S:
+            raise SharingError("the server does not read what the team has made")
 
     # Sums
 
@@ -297,13 +365,13 @@ class TeamMember:
         now = self.clock.now()
         if self._has_failed(order):
             return Outcome.FAILED
+        if self.memory.marks.newest > order.last_number:
+            return Outcome.STOPPED
         if order.steps is not None:
             updates = self._updates
             assert updates is not None
             if not updates.may_make(order) or updates.marks.least() > order.step:
                 return self._catch_up(order)
-        elif self.memory.process != 0 and self.memory.marks.newest != order.number:
-            return Outcome.STOPPED
         missing = self._missing(order, stage)
         idle = self._idle(order) if missing and now >= progress.late else ()
         progress.on_seen(missing, idle, now)

@@ -197,7 +197,7 @@ class TeamMemory:
         keep_order()
         is_made = (done[:, : len(self.shape.slices)] == order).any(axis=0)
         keep_order()
-        return np.nonzero(~is_made)[0].tolist()  # type: ignore[no-any-return]
+        return np.nonzero(~is_made)[0].tolist()
 
     def maker_of(self, done: NDArray[np.int64], slice_: int, order: int) -> int:
         """Return a process that has made a slice."""
@@ -205,12 +205,12 @@ class TeamMemory:
 
     def ready(self, session: int) -> list[int]:
         """Return the processes that take part in a session."""
-        return np.nonzero(self.marks.processes["ready"] == session)[0].tolist()  # type: ignore[no-any-return]
+        return np.nonzero(self.marks.processes["ready"] == session)[0].tolist()
 
     def sleepers(self) -> Iterable[int]:
         """Return the processes that sleep until somebody wakes them."""
         keep_order()
-        return np.nonzero(self.marks.processes["sleeps"])[0].tolist()  # type: ignore[no-any-return]
+        return np.nonzero(self.marks.processes["sleeps"])[0].tolist()
 
     # Orders
 

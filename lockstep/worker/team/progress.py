@@ -66,6 +66,12 @@ class Patience:
 #: Where each process has a core to itself, and where some wait for one: then those who are late most often wait too.
 PATIENT, CROWDED = Patience(0.003, 0.75, 0.004), Patience(0.05, 4.0, 0.0)
 
+
+def patience_of(processes: int, cores: int) -> Patience:
+    """Return how long so many processes on so many cores wait for one another."""
+    return PATIENT if processes <= cores else CROWDED
+
+
 #: Most seconds that a process waits, asleep, until it looks again.
 SLEEP_S = 0.05
 
