@@ -16,7 +16,7 @@ from lockstep.common.job.job import Job
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.coordinator.transitions import RunPhase
-from lockstep.runs.session import Launch
+from lockstep.runs.launch_config import Launch
 from tests.lockstep.checking.simulation.planted import coordinating
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import digits, job_of
