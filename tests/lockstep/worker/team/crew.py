@@ -1,24 +1,19 @@
 """The processes of a team, all in this one, each of which does one thing after the other in the order that is asked."""
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lockstep.common.aggregation.layout import gather, layout_of
-from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.job.job import Job
 from lockstep.common.model.autograd import AutogradModel
-from lockstep.common.protocol.messages import Work
 from lockstep.common.protocol.shared_files import WEIGHTS, weights_shape
 from lockstep.common.protocol.team_memory import ROWS, TeamShape
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.compute import Compute
 from lockstep.worker.team.leader import Leader
-from lockstep.worker.team.member import Outcome, TeamMember
+from lockstep.worker.team.member import TeamMember
 from lockstep.worker.team.memory import TeamMemory
-from lockstep.worker.team.order import Order
 from lockstep.worker.team.progress import PATIENT, Patience
 from tests.lockstep.common.model.built import build_model
 from tests.simulation.small import digits
