@@ -17,7 +17,7 @@ from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import cache_home, give_way
 from lockstep.common.runtime.numerics import Numerics, own_numerics
-from lockstep.common.statemachine.client import ClientConfig
+from lockstep.common.statemachine.client import ClientConfig, Exit
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.ports import dial, wait_for_any
 from lockstep.launch.child import HERE, Child
@@ -131,7 +131,7 @@ def take_place(request: WorkerRequest) -> int:
     if request.numerics is not None:
         begin_with(request.numerics)
     if request.process:
-        return be_in_team(request)
+        return take_part(functools.partial(be_in_team, request), request.numerics, request.supervised)
     # Shown to all servers of the run.
     credential = credential_of(request.key, request.supervised)
     port = dial(request.address, credential=credential)
@@ -162,13 +162,13 @@ def take_place(request: WorkerRequest) -> int:
     return take_part(shell.run, request.numerics, request.supervised)
 
 
-def be_in_team(request: WorkerRequest, is_over: Callable[[], bool] = never) -> int:
-    """Be a process that its team's leader gives work to, until the run is over; return the exit code."""
+def be_in_team(request: WorkerRequest, is_over: Callable[[], bool] = never) -> Exit:
+    """Be a process that its team's leader gives work to, until the run or this is over."""
     give_way()
     meeting = request.meeting()
     assert meeting is not None  # the flags have one, or none of them
     process = TeamProcess(meeting, SystemClock(), functools.cache(load), say, shared_root(), request.cache_folder())
-    return take_part(functools.partial(process.run, is_over), request.numerics, request.supervised)
+    return process.run(is_over)
 
 
 def supervise(request: WorkerRequest, count: int) -> int:
