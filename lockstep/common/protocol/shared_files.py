@@ -53,7 +53,7 @@ def lock_file(slice_: int) -> str:
 
 
 def process_file(process: int) -> str:
-    """Return the name of the file of a team's process, in the team's own folder: its vectors of sums, and of results."""
+    """Return the name of the file of a team's process, in the team's own folder: its vectors of sums and of results."""
     return f"process-{process}"
 
 

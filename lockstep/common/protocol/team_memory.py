@@ -101,9 +101,9 @@ class TeamShape:
 
     @property
     def plan(self) -> np.dtype[np.void]:
-        """Who computes what: rows of (lo, hi, process), and for each slice the process that makes it."""
+        """Who computes what: rows of (lo, hi, process), and the processes that make slices."""
         parts = ("parts", "<i4", (self.processes * OWN_PARTS, 3))
-        return np.dtype([("given", "<i8"), parts, ("owners", "<i4", (MOST_SLICES,))])
+        return np.dtype([("given", "<i8"), ("active", "<i8"), parts, ("owners", "<i4", (self.processes,))])
 
     @property
     def order(self) -> np.dtype[np.void]:
