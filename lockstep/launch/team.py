@@ -9,7 +9,7 @@ from threading import Event
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.environment import cores, kept_to_core
-from lockstep.launch.child import end_all, exit_message
+from lockstep.launch.child import GRACE_S, end_all, exit_message
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.worker_supervisor import Start, SupervisedWorker, WorkerSupervisor
 from lockstep.worker.team.meeting import MeetingPlace
@@ -80,8 +80,12 @@ class TeamSupervisor:
             self.say(line)
         if has_ended and leader.code >= 0:
             return leader.code
-        for dead in self.supervisor.dead():
-            self._report(dead)
+        dead = self.supervisor.dead()
+        # Where the run is over, or failed, the leader lets the others end first, a moment before it says why.
+        if any(worker.process.code > 0 for worker in dead) and leader.wait(GRACE_S):
+            return None
+        for worker in dead:
+            self._report(worker)
         if self.supervisor.are_given_up():
             return 128 - leader.code  # as shells have it
         self.supervisor.restart_due()
