@@ -137,8 +137,6 @@ def take_place(request: WorkerRequest) -> int:
         return take_part(functools.partial(be_in_team, request), request.numerics, request.supervised)
     # Shown to all servers of the run.
     credential = credential_of(request.key, request.supervised)
-    if not request.supervised:
-        say(f"connecting to {request.address}")
     if request.processes > 1 and request.team is None:
         # As the leader does: then an address or a key that is wrong is reported once, before anything is started.
         dial(request.address, credential=credential).close()
@@ -155,6 +153,8 @@ def lead(request: WorkerRequest, credential: Credential) -> int:
     config = ClientConfig(address=request.address, join=join, timeout_s=request.timeout, silence_s=silence_s)
     with own_core(0, request.processes):
         port = dial(request.address, credential=credential)
+        if not request.supervised:
+            say(f"connecting to {request.address}")
         shell = WorkerShell(
             WorkerState(config),
             port,
@@ -192,6 +192,8 @@ def be_in_team(request: WorkerRequest, is_over: Callable[[], bool] = never) -> E
 
 def supervise(request: WorkerRequest, count: int) -> int:
     """Start the first processes of a team and keep them going until the run is over; return the leader's exit code."""
+    if not request.supervised:
+        say(f"connecting to {request.address}")
     folder = private_folder()
     with ends_with_parent(request.supervised) if request.supervised else nullcontext():
         try:
