@@ -14,7 +14,7 @@ from lockstep.common.protocol.messages import Status
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.metrics import EpochRecord
 from lockstep.ps.records.run_folder import RunResult
-from lockstep.results.reports.display import print_plainly
+from lockstep.results.reports.display import in_teams, print_plainly
 from lockstep.runs.cost_model import Measured, fitted
 
 #: Seconds of training below which times mean nothing.
@@ -54,9 +54,7 @@ def epochs_table(history: list[EpochRecord]) -> Table:
 
 def summary_lines(result: RunResult, folder: Path | None) -> list[str]:
     """Return the figures of a run, one per line."""
-    who = "one process" if result.workers == 0 else f"{result.workers} workers over {result.transport}"
-    if result.workers == 1:
-        who = f"1 worker over {result.transport}"
+    who = f"{in_teams(result.workers, result.teams)} over {result.transport}" if result.workers else "one process"
     score = Score(result.test_accuracy, result.test_r2)
     lines = [
         "",
