@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
 
 import msgspec
 
-from lockstep.bench.timed_run import BenchSession
+from lockstep.bench.measuring.timed_run import BenchSession
 
 R = TypeVar("R", bound=msgspec.Struct)
 
@@ -117,10 +117,12 @@ def counted(count: int, noun: str) -> str:
     return f"1 {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def described(row: Any) -> str:
-    """Return how many workers and servers a row is of, and what carried their messages."""
+def described(row: Any, teams: int = 1) -> str:
+    """Return how many workers in how many teams, and servers, a row is of, and what carried their messages."""
     carried = row.transport if row.transport == row.carrier else f"{row.transport} ({row.carrier})"
-    return f"{counted(row.workers, 'worker')}, {carried}" + (f", {row.servers} servers" if row.servers > 1 else "")
+    together = f" in {teams} teams" if teams > 1 else ""
+    servers = f", {row.servers} servers" if row.servers > 1 else ""
+    return f"{counted(row.workers, 'worker')}{together}, {carried}{servers}"
 
 
 def over(title: str, width: int) -> TableColumn:

@@ -11,8 +11,8 @@ import msgspec
 
 from lockstep.bench import parameters as options
 from lockstep.bench.bench import PARTS, Bench, Panel, Series, TableColumn, counted, heading
+from lockstep.bench.measuring.timed_run import BenchSession
 from lockstep.bench.scaling import ScalingBench, ScalingRow
-from lockstep.bench.timed_run import BenchSession
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import FileFormatError, UsageError
 from lockstep.common.runtime.environment import cores

@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-import click
 import msgspec
 import pytest
 
 from lockstep.bench.bench import heading, line
-from lockstep.bench.parameters import NUMBERS, LinkParam, PowersRange
 from lockstep.bench.predict import PredictionRow, basis_of_result, basis_of_rows, predict, read_basis
 from lockstep.bench.scaling import ScalingRow
 from lockstep.cli.bench import json_of
@@ -130,24 +128,6 @@ def test_files_that_are_of_no_use_are_reported(tmp_path: Path, capsys: pytest.Ca
     path.write_bytes(json_of(ROWS))
     assert run(["bench", "predict", "--from", str(path), "--model", "cnn"]) == 2
     assert "did not measure cnn: expected one of mlp at 64, mlp at 32" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("text", "speed"), [("1Gbit", 125e6), ("2.5 gbit/s", 312.5e6), ("100Mbit", 12.5e6)])
-def test_links_are_named_in_bits(text: str, speed: float) -> None:
-    assert LinkParam().convert(text, None, None) == speed
-
-
-@pytest.mark.parametrize(
-    ("text", "numbers"),
-    [("1..8", (1, 2, 4, 8)), ("3..20", (3, 4, 8, 16, 20)), ("5..5", (5,)), ("1:9", (1, 2, 4, 8)), ("1,7,7", (1, 7))],
-)
-def test_a_range_stands_for_powers_of_two(text: str, numbers: tuple[int, ...]) -> None:
-    assert PowersRange(NUMBERS.kind).convert(text, None, None) == numbers
-
-
-def test_a_range_does_not_go_on_for_ever() -> None:
-    with pytest.raises(click.BadParameter, match=r"expected FROM\.\.TO, with numbers from 1 to"):
-        PowersRange(NUMBERS.kind).convert("1..100000000", None, None)
 
 
 def test_a_file_of_rows_can_be_narrowed(tmp_path: Path) -> None:
