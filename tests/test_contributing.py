@@ -18,7 +18,6 @@ from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.setup import AdmissionPolicy
-from lockstep.ps.shared_memory.parallel_update import ParallelUpdateConfig
 from tests.architecture.direction import ORDERS
 from tests.architecture.source import ROOT
 from tests.simulation.cluster import Simulation
@@ -96,11 +95,10 @@ def step(request: pytest.FixtureRequest, short_root: Path) -> tuple[str, list[Ca
         "several steps": job_of(steps=20, global_batch=2, micro_batches=2),
     }.get(name)
     parts = Parts(coordinator=roomy) if name == "several steps" else Parts()
-    helping = ParallelUpdateConfig(cores=2) if name == "several steps" else ParallelUpdateConfig()
     admission = AdmissionPolicy(min_workers=2)
     # Five steps an epoch: what happens at its end belongs to no step.
     job = job or job_of(global_batch=8, steps=5)
-    simulation = Simulation(job, 1, admission, root=memory, parts=parts, helping=helping)
+    simulation = Simulation(job, 1, admission, root=memory, parts=parts)
     with simulation:
         for _ in range(2):
             simulation.add_worker()

@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from lockstep.common.errors import ComputeError, DivergedError, FailureKind, RunError
+from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import child_environment
 from lockstep.common.runtime.numerics import Numerics, environment_with
 
@@ -23,6 +25,9 @@ ERROR_MARK = "error: "
 
 #: The exit code of a process that could not begin, was refused, or cannot do what was asked: the next would end alike.
 USAGE = 2
+
+#: Seconds that processes have for an orderly end: together with the kill after it, well below five.
+GRACE_S = 2.0
 
 #: Most lines of a log that are shown if it holds no error of ours.
 TAIL_LINES = 20
@@ -172,6 +177,22 @@ class WatchedProcess(ABC):
             return "is gone with its node"
         code = self.code
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def exit_message(child: WatchedProcess) -> str:
+    """Return how a process ended, with the last message in its log if there is one."""
+    message = child.log.last_message() if child.code > 0 else ""
+    return f"{child.named()} {child.how_it_ended()}{message and ': '}{message}"
+
+
+def end_all(children: Sequence[WatchedProcess]) -> None:
+    """End processes: all are asked at once, share the time of grace, and are killed after it."""
+    clock = SystemClock()
+    for child in children:
+        child.send(signal.SIGTERM)
+    deadline = clock.now() + GRACE_S
+    for child in children:
+        child.end(max(0.0, deadline - clock.now()))
 
 
 #: Stands in a command for the private folder of the process that it starts, on whatever machine that is.

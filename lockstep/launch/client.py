@@ -32,8 +32,13 @@ from lockstep.launch.child import ERROR_MARK
 from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.numerics import begin_with
 
+#: What is printed when a run has ended well.
+DONE = "the run is done"
 
-def worker_join(incarnation: str, host: str, pid: int, machine: str = "", cores: Sequence[int] = ()) -> Join:
+
+def worker_join(
+    incarnation: str, host: str, pid: int, machine: str = "", cores: Sequence[int] = (), processes: int = 1
+) -> Join:
     """Return the request of a process to join a run as a worker, with what is known of it."""
     return Join(
         protocol=PROTOCOL_VERSION,
@@ -43,6 +48,7 @@ def worker_join(incarnation: str, host: str, pid: int, machine: str = "", cores:
         fingerprint=fingerprint(),
         machine=machine,
         cores=list(cores),
+        processes=processes,
     )
 
 
@@ -58,10 +64,11 @@ def shard_join(worker: Join, address: str) -> ShardJoin:
     )
 
 
-def own_join() -> Join:
-    """Return the request of this process, as a new incarnation, to join a run as a worker."""
+def own_join(processes: int = 1) -> Join:
+    """Return the request of this process, as a new incarnation, to join a run as a worker of so many processes."""
     host = one_line(platform.node() or "unknown", NAME_LIMIT)
-    return worker_join(secrets.token_hex(8), host, os.getpid(), machine_id() or host, core_numbers()[:CORES_LIMIT])
+    machine, numbers = machine_id() or host, core_numbers()[:CORES_LIMIT]
+    return worker_join(secrets.token_hex(8), host, os.getpid(), machine, numbers, processes)
 
 
 def say(text: str) -> None:
@@ -72,8 +79,7 @@ def say(text: str) -> None:
 def take_part(join: Callable[[], Exit], numerics: Numerics | None, supervised: Path | None) -> int:
     """Take part in a run until one of us ends, and return the exit code.
 
-    If the run has other numerics, begin again with these, unless `numerics` asks for those that this process has.
-    """
+    If the run has other numerics, begin again with these, unless `numerics` asks for those that this process has."""
     with ends_with_parent(supervised) if supervised else nullcontext():
         ended = join()
     if numerics is None and ended.numerics is not None:
@@ -82,7 +88,7 @@ def take_part(join: Callable[[], Exit], numerics: Numerics | None, supervised: P
     if ended.reason:
         say(f"{ERROR_MARK}{ended.reason}")
     elif not supervised:
-        say("the run is done")
+        say(DONE)
     return ended.code
 
 

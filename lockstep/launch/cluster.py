@@ -1,7 +1,6 @@
 """Trains a job: in this process alone, or with a server and workers, which are started, watched, and ended with it."""
 
 import shutil
-import signal
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.numerics import KERNEL, Numerics, own_numerics
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.launch.chaos import Chaos, Interference
-from lockstep.launch.child import HERE, USAGE, WatchedProcess, exit_record
+from lockstep.launch.child import GRACE_S, HERE, USAGE, WatchedProcess, end_all, exit_message, exit_record
 from lockstep.launch.client import StatusClient
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.numerics import demand_numerics
@@ -47,8 +46,8 @@ from lockstep.runs.single_process import SerialRun
 #: Seconds between two polls of the run, and if faults are injected or callbacks are awaited.
 POLL_S, CHAOS_POLL_S = 0.2, 0.02
 
-#: Seconds that processes have for an orderly end: together with the kill after it, well below five.
-GRACE_S = 2.0
+#: Seconds between two looks whether a worker has died: its team waits for it at the next step.
+LOOK_S = 0.1
 
 #: How the lines of the server begin that are shown at once.
 SHOWN = ("warning: ", NOTICE_MARK)
@@ -104,7 +103,9 @@ class Cluster:
         check_launch(self.launch)
         self.folder = private_folder()
         self._restarts = Restarts(self.launch.max_restarts, seed="server")
-        self.supervisor = WorkerSupervisor(self._start_worker, self.clock, self.launch.max_restarts)
+        self.supervisor = WorkerSupervisor(
+            self._start_worker, self.clock, self.launch.max_restarts, self.backend.team_size
+        )
         try:
             address = self._start_servers("") or self._revive("")
             while address:
@@ -156,7 +157,7 @@ class Cluster:
         """Start all workers, again if servers were started elsewhere: those before do not know the new address."""
         self._address = address
         self.supervisor.end_all()
-        self.supervisor.start_all(1 if self.backend.has_external_workers else self.launch.workers)
+        self.supervisor.start_all(self.backend.workers)
 
     def _start(self, role: Role, *words: str, number: int = 0, address: str = "") -> WatchedProcess:
         arguments = [role.value, *words, "--supervised", HERE]
@@ -168,7 +169,7 @@ class Cluster:
     def _follow(self) -> None:
         client = StatusClient(self.backend.dial(self._address, self.server))
         try:
-            while not self.server.wait(POLL_S if self.chaos is None and self.is_to_stop is None else CHAOS_POLL_S):
+            while self._is_served():
                 # Before the question, so that the answer shows what came of it.
                 dead = self.supervisor.dead()
                 self._check_shards()
@@ -188,6 +189,15 @@ class Cluster:
         finally:
             client.close()
             self._relay()
+
+    def _is_served(self) -> bool:
+        """Wait until the next poll is due, or something is to be done for a worker; return whether the server runs."""
+        poll_s = POLL_S if self.chaos is None and self.is_to_stop is None else CHAOS_POLL_S
+        until = self.clock.now() + poll_s
+        while not self.server.wait(min(poll_s, LOOK_S)):
+            if self.clock.now() >= until or self.supervisor.is_due():
+                return True
+        return False
 
     def _run_callbacks(self, status: Status, client: StatusClient) -> None:
         """Let callbacks decide whether a run that waits for them continues; repeat that if it was lost."""
@@ -257,12 +267,12 @@ class Cluster:
         # Asked after the death, the server knows whether the run had begun; if it does not answer, nobody does.
         if crashed is not None and status is not None and not self._has_begun:
             raise RunError(crash_message(crashed, self.job.numerics))
-        first = dead[0].process
-        if self.supervisor.are_given_up() and not self.backend.has_external_workers:
-            raise exit_error(first, f"no worker is left: {exit_message(first)}")
+        lost = next((worker.process for worker in dead if worker.is_given_up), None)
+        if lost is not None and self.supervisor.are_given_up() and not self.backend.has_external_workers:
+            raise exit_error(lost, f"no worker is left: {exit_message(lost)}")
         is_under_way = self._is_second or status is None or status.phase not in BEFORE
-        if not is_under_way and any(worker.is_given_up for worker in dead):
-            raise exit_error(first, f"the run cannot begin with all its workers: {exit_message(first)}")
+        if lost is not None and not is_under_way:
+            raise exit_error(lost, f"the run cannot begin with all its workers: {exit_message(lost)}")
         for worker in dead:
             outlook = "it is not restarted" if worker.is_given_up else "it is restarted"
             self.say(f"{exit_message(worker.process)}; its micro-batches go to the others, and {outlook}")
@@ -294,12 +304,6 @@ def check_launch(launch: Launch) -> None:
         )
 
 
-def exit_message(child: WatchedProcess) -> str:
-    """Return how a process ended, with the last message in its log if there is one."""
-    message = child.log.last_message() if child.code > 0 else ""
-    return f"{child.named()} {child.how_it_ended()}{message and ': '}{message}"
-
-
 def exit_error(child: WatchedProcess, text: str) -> LockstepError:
     """Return the error for a process that has ended: wrong usage if it said so by its exit code."""
     return UsageError(text) if child.code == USAGE else RunError(text)
@@ -316,16 +320,6 @@ def crash_message(child: WatchedProcess, numerics: Numerics) -> str:
         f"{exit_message(child)} before it was ready; the BLAS kernel is {blas_kernel()!r}; set OPENBLAS_CORETYPE "
         "to choose another"
     )
-
-
-def end_all(children: list[WatchedProcess]) -> None:
-    """End processes: all are asked at once, share the time of grace, and are killed after it."""
-    clock = SystemClock()
-    for child in children:
-        child.send(signal.SIGTERM)
-    deadline = clock.now() + GRACE_S
-    for child in children:
-        child.end(max(0.0, deadline - clock.now()))
 
 
 #: Called with the epochs so far, between two of them; returns whether the run ends with the last.

@@ -126,6 +126,8 @@ def _sweep(folder: Path | None, rescue: Callable[[], None] | None) -> None:
         return
     with suppress(OSError):
         for path in folder.iterdir():
-            if path.suffix != LOG:
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.suffix != LOG:
                 path.unlink()
         folder.rmdir()

@@ -6,7 +6,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from lockstep.common.runtime.environment import cores, keep_to_core
+from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.transport.auth.credentials import Token
 from lockstep.common.transport.port import ClientPort
@@ -14,6 +14,7 @@ from lockstep.common.transport.transports import TRANSPORTS
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.child import LOG, Child, WatchedProcess
 from lockstep.launch.endpoints import make_token
+from lockstep.launch.team import place_on_core, team_arguments
 from lockstep.runs.launch_config import Launch
 
 
@@ -53,7 +54,17 @@ class ProcessBackend(Protocol):
 
     @property
     def has_external_workers(self) -> bool:
-        """Whether workers that we did not start take part as well: then we start one, and otherwise all."""
+        """Whether workers that we did not start take part as well."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """How many processes that compute are started here."""
+        ...
+
+    @property
+    def team_size(self) -> int:
+        """How many of these form a team, one after the other; the first of each leads it."""
         ...
 
     def start(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> WatchedProcess:
@@ -79,17 +90,28 @@ class LocalBackend:
 
     launch: Launch
     has_external_workers: bool = field(default=False, init=False)
+    workers: int = field(init=False)
+    team_size: int = field(init=False)
     #: What our processes show one another, where others can reach them.
     _token: Token | None = field(default=None, init=False)
 
+    def __post_init__(self) -> None:
+        self.workers = self.launch.workers
+        # What is audited is computed again by another worker: then there has to be one.
+        self.team_size = 1 if self.launch.audit else max(1, min(self.workers, PROCESSES_LIMIT))
+
     def start(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> WatchedProcess:
-        is_worker = command.role is Role.WORKER
-        bind = [] if is_worker else ["--bind", command.address or self._bind(command.stem, folder)]
-        child = start_here(command, bind, folder, numerics)
-        if is_worker and self.launch.workers == cores():
-            # Otherwise one that is woken may share a core with another for milliseconds while a third is idle.
-            keep_to_core(child.pid, command.number)
+        if command.role is not Role.WORKER:
+            bind = ["--bind", command.address or self._bind(command.stem, folder)]
+            return start_here(command, bind, folder, numerics)
+        child = start_here(command, self._team(command.number, folder), folder, numerics)
+        place_on_core(child.pid, command.number, self.workers)
         return child
+
+    def _team(self, number: int, folder: Path) -> list[str]:
+        team, process = divmod(number, self.team_size)
+        processes = min(self.team_size, self.workers - team * self.team_size)
+        return team_arguments(folder / f"team-{team}", process, processes)
 
     def dial(self, address: str, server: WatchedProcess) -> ClientPort:
         return dial(address, credential=self._token)

@@ -13,7 +13,6 @@ from lockstep.common.data.source import load
 from lockstep.common.errors import FailureKind, RunError, SharingError
 from lockstep.common.job.job import Job
 from lockstep.common.runtime.clock import Clock, SystemClock
-from lockstep.common.runtime.environment import cores
 from lockstep.common.transport.auth.credentials import Lock, ServerKeys
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import Limits, ServerPort
@@ -33,7 +32,6 @@ from lockstep.ps.run.info import RunInfo
 from lockstep.ps.server.server import QUEUE, Server
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
-from lockstep.ps.shared_memory.parallel_update import ParallelUpdateConfig
 from lockstep.results.reports.display import Display, Lines, display_for, print_plainly
 from lockstep.runs.session import Destination, RunSession, open_session
 
@@ -142,7 +140,6 @@ def open_server(
     memory: ServerSharedMemory | None = None,
     rejections: RejectionLog | None = None,
     coordinator_at: Callable[[RunInfo, Resumption], Coordinator] = coordinator_of,
-    helping: ParallelUpdateConfig | None = None,
 ) -> tuple[Server, RunSession]:
     """Open a run's session, new or resumed, and return it after the server that leads the run from there.
 
@@ -161,7 +158,6 @@ def open_server(
             sharing=memory,
             checkpointer=session.checkpointer,
             rejections=rejections or RejectionLog(),
-            helping=helping or ParallelUpdateConfig(cores=cores()),
         )
     except BaseException:
         session.recorder.close()

@@ -11,8 +11,8 @@ from lockstep.launch.child import USAGE, WatchedProcess
 #: Seconds that a process has to live for its earlier deaths not to count any more.
 STEADY_S = 60.0
 
-#: Seconds before the first restart at most, and before any.
-FIRST_S, MOST_S = 0.5, 10.0
+#: Seconds before the first restart at most, and before any: a process that was killed is soon back in its team.
+FIRST_S, MOST_S = 0.1, 10.0
 
 #: The signals by which a processor or a library ends a process that computes: the next one would crash alike.
 CRASHES = frozenset({signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP})
@@ -62,6 +62,10 @@ class SupervisedWorker:
     #: When the next one starts, None if there will be none.
     due_s: float | None = None
 
+    def has_died(self) -> bool:
+        """Return whether its process has died, and nobody was told."""
+        return not self.is_reported and self.process.has_ended() and self.process.code != 0
+
     @property
     def is_given_up(self) -> bool:
         """Whether it has died and is not started again."""
@@ -75,6 +79,8 @@ class WorkerSupervisor:
     start: Start
     clock: Clock
     most: int
+    #: How many form a team, one after the other: the first of each leads it.
+    team_size: int = 1
     supervised: list[SupervisedWorker] = field(default_factory=list)
 
     @property
@@ -94,12 +100,19 @@ class WorkerSupervisor:
             worker.process.end(0.0)
         self.supervised.clear()
 
+    def is_due(self) -> bool:
+        """Return whether `dead` or `restart_due` has something to do."""
+        now = self.clock.now()
+        return any(
+            worker.has_died() or (worker.due_s is not None and now >= worker.due_s) for worker in self.supervised
+        )
+
     def dead(self) -> list[SupervisedWorker]:
         """Return the workers that have died since the last call, and schedule their restarts."""
         found = []
         for worker in self.supervised:
             process = worker.process
-            if worker.is_reported or not process.has_ended() or process.code == 0:
+            if not worker.has_died():
                 continue
             worker.is_reported, now = True, self.clock.now()
             delay_s = worker.restarts.delay_s(process.lived_s(worker.started_s, now), process.code)
@@ -108,8 +121,8 @@ class WorkerSupervisor:
         return found
 
     def are_given_up(self) -> bool:
-        """Return whether no worker is left, and none will be started."""
-        return all(worker.is_given_up for worker in self.supervised)
+        """Return whether no team has a leader, and none will be started: the others cannot work without theirs."""
+        return all(leader.is_given_up for leader in self.supervised[:: self.team_size])
 
     def restart_due(self) -> None:
         """Start those again whose time has come."""

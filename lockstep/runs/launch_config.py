@@ -31,7 +31,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(
             ge=0.0,
             le=1.0,
-            description="share of micro-batches that a second worker recomputes to compare the bits, as 1% or 0.01",
+            description="share of micro-batches that a second worker recomputes to compare the bits, as 1% or 0.01; "
+            "train: each worker is then a team of one process",
         ),
     ] = 0.0
     ship_data: Annotated[bool, Meta(description="send samples to workers that do not have the data")] = False

@@ -1,50 +1,68 @@
 """From a welcome to a model with its data, checked to be the server's, and to the memory that both share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from lockstep.common.aggregation.slices import frames_of
+from lockstep.common.aggregation.slices import Slice
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.aggregation.update import Pair
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.manifest import Manifest
 from lockstep.common.data.source import with_validation
-from lockstep.common.errors import DataError, ModelError, SharingError
+from lockstep.common.errors import DataError, ModelError
+from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.first_batch import first_micro_batch
 from lockstep.common.model.port import Model
 from lockstep.common.model.source import read_model_source
 from lockstep.common.protocol.messages import Welcome
-from lockstep.common.protocol.shared_files import CALLERS, WEIGHTS, sums_file, sums_shape, weights_shape
+from lockstep.common.protocol.shared_files import WEIGHTS, sums_file, sums_shape, weights_shape
 from lockstep.common.transport.shared_memory.folder import SharedFolder
-from lockstep.common.transport.shared_memory.packet_socket import call
 from lockstep.common.transport.shared_memory.segment import Allocate, reserve
-from lockstep.worker.compute import Compute
+from lockstep.worker.compute import Compute, Slots
 from lockstep.worker.samples import SampleStore
-from lockstep.worker.slice_update import SharedPlace
+from lockstep.worker.team.updates import UpdatePlace
 
 #: How a dataset is loaded from its name; an argument so that workers in one process can share one.
 Loader = Callable[[str], TrainTest]
 
 
-@dataclass(frozen=True)
-class ComputeSetup:
-    """What computes leases, and whether in memory that the server sees."""
+@dataclass(frozen=True, kw_only=True)
+class SharedPlace:
+    """What a worker has in the memory of a run."""
 
-    compute: Compute
-    #: Why none is shared although it was offered.
-    obstacle: str = ""
+    #: What was read there, by which the server knows that we see its memory.
+    nonce: str
+    #: The weights, read only, and where sums are written.
+    slots: Pair
+    sums: tuple[Vector, ...]
+    #: Where updates are made.
+    updates: UpdatePlace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What a process computes with, checked to be the server's."""
+
+    job: Job
+    model: Model
+    data: TrainTest
+    #: Mean and deviation of the training set, if the server told them; otherwise they are computed.
+    moments: tuple[float, float] | None
     #: Where samples are stored that the server sends; None if the data is here.
-    store: SampleStore | None = None
-    #: Where memory is shared, by which slices of updates can be made; None if it is not.
-    shared: SharedPlace | None = None
+    store: SampleStore | None
+
+    def compute(self, slots: Slots, sums: tuple[Vector, ...], frames: Sequence[Slice] = ()) -> Compute:
+        """Return what computes leases in that memory; by default in memory of its own."""
+        return Compute(self.job, self.model, self.data, slots, sums, frames=frames, moments=self.moments)
 
 
-def prepare(welcome: Welcome, load: Loader, memory: Path | None = None, cache: Path | None = None) -> ComputeSetup:
-    """Return what computes this run's leases; `ModelError` or `DataError` if it is not the server's.
+def gather(welcome: Welcome, load: Loader, cache: Path | None = None) -> Material:
+    """Build the model and load the data of a run; `ModelError` or `DataError` if it is not the server's.
 
-    `memory` is where shared memory is, `cache` where samples are stored that a server sends; None if there is no such
-    folder.
+    `cache` is where samples are stored that a server sends, None if there is no such folder.
     """
     job = welcome.job
     model_source = read_model_source(job.model)
@@ -57,24 +75,13 @@ def prepare(welcome: Welcome, load: Loader, memory: Path | None = None, cache: P
     data, store = _data_of(welcome, load, cache)
     moments = welcome.moments if store is None else (store.manifest.mean, store.manifest.std)
     model = model_source.build(job.seed)
-    layout = model.layout
-    if layout.digest() != welcome.layout:
+    if model.layout.digest() != welcome.layout:
         raise ModelError(
             f"model {job.model_name()!r} has other parameters here than at the server: "
             "install the same version of lockstep on both"
         )
     _check_evidence(welcome, model, data)
-    frames = frames_of(layout.size, 1 + len(welcome.shards))
-    obstacle = ""
-    if welcome.memory and memory is not None:
-        try:
-            shared = attach(memory, welcome, layout.size)
-            compute = Compute(job, model, data, shared.slots, shared.sums, moments=moments)
-            return ComputeSetup(compute, store=store, shared=shared)
-        except SharingError as error:
-            obstacle = str(error)
-    compute = Compute(job, model, data, frames=frames, moments=moments)
-    return ComputeSetup(compute, obstacle=obstacle, store=store)
+    return Material(job=job, model=model, data=data, moments=moments, store=store)
 
 
 def _check_evidence(welcome: Welcome, model: Model, data: TrainTest) -> None:
@@ -126,16 +133,6 @@ def attach(root: Path, welcome: Welcome, size: int, allocate: Allocate = reserve
         weights = folder.attach(WEIGHTS, weights_shape(size))
         folder.nonce = weights.nonce
         sums = folder.make(sums_file(welcome.rank), sums_shape(size), allocate)
-        shortcut = call(folder.path / CALLERS, sums_file(welcome.rank))
     first, second = weights.vectors
-    return SharedPlace(
-        root=root,
-        folder=welcome.memory,
-        rank=welcome.rank,
-        nonce=weights.nonce.hex(),
-        slots=(first, second),
-        sums=sums.vectors,
-        head=sums.head,
-        server_head=weights.head,
-        shortcut=shortcut,
-    )
+    updates = UpdatePlace(root, welcome.memory, welcome.rank)
+    return SharedPlace(nonce=weights.nonce.hex(), slots=(first, second), sums=sums.vectors, updates=updates)

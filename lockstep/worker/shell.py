@@ -29,7 +29,6 @@ from lockstep.common.protocol.messages import (
     Result,
     Samples,
     ServerMessage,
-    SliceLease,
     Standby,
     Status,
     SumsFrame,
@@ -39,7 +38,6 @@ from lockstep.common.protocol.messages import (
     shortened,
 )
 from lockstep.common.protocol.shard_messages import Hello, ShardWelcome
-from lockstep.common.protocol.step_board import MOST_LOSSES
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.statemachine.client import ClientEvent, Exit, PreparationFailed, Prepared
 from lockstep.common.statemachine.client_shell import ClientShell
@@ -50,13 +48,16 @@ from lockstep.worker import state as machine
 from lockstep.worker.compute import Compute
 from lockstep.worker.connections import SEND_TIMEOUT_S, Dial, ServerConnections, WeightsAssembly
 from lockstep.worker.gradient_sink import NotFiniteError
-from lockstep.worker.multi_step import MultiStepProgress
 from lockstep.worker.node_sums import StoppedError
 from lockstep.worker.samples import SampleFetcher
-from lockstep.worker.setup import Loader, prepare
-from lockstep.worker.slice_update import PART, SliceUpdater
+from lockstep.worker.setup import Loader, gather
 from lockstep.worker.state import WorkerState
-from lockstep.worker.step_maker import StepMaker
+from lockstep.worker.team.leader import Leader
+from lockstep.worker.team.meeting import MeetingPlace, Session
+from lockstep.worker.team.member import Outcome
+from lockstep.worker.team.order import Order
+from lockstep.worker.team.progress import PATIENT, Patience
+from lockstep.worker.team.session import LeaderSetup, Surroundings, default_roots, lead
 
 #: Seconds of computing after which the worker looks for the first time, and then each time, whether what it computes is
 #: still wanted: to look takes some microseconds.
@@ -83,17 +84,19 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
     diagnose: Callable[[], Diagnosis | None] | None = None
     #: Where samples are stored that a server sends if the data is not here, None to accept none.
     cache: Path | None = None
-    #: Values of a slice of an update that are made at once.
-    part: int = PART
+    #: Where the processes of its team meet, None if it is the only one; and how long they wait for one another.
+    meeting: MeetingPlace | None = None
+    patience: Patience = PATIENT
+    #: Where the memory of the team may be, the best first.
+    roots: tuple[Path, ...] = field(default_factory=default_roots)
     ended: Exit | None = None
     expected = ServerMessage
     servers: ServerConnections = field(init=False)
     arrays: list[Vector] = field(default_factory=list)
     _compute: Compute | None = None
-    #: Makes slices of updates; None if no memory is shared.
-    _slices: SliceUpdater | None = None
-    #: Makes steps with another worker; None where that cannot be.
-    _steps: StepMaker | None = None
+    #: What is computed with, and the team: None if there is no other process, and no memory is shared.
+    _setup: LeaderSetup | None = None
+    _leader: Leader | None = None
     #: Gets the samples that the server sends; None if the data is here.
     _fetcher: SampleFetcher | None = None
     #: The frames of the weights that are on their way here.
@@ -102,8 +105,9 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
     _sums: list[Vector] = field(default_factory=list)
     #: Seconds of the lease at hand that were spent on sending and not on computing.
     _sending_s: float = 0.0
-    #: The lease at hand, and when it was last looked whether it is wanted.
+    #: The lease at hand, when it was begun, and when it was last looked whether it is wanted.
     _at_hand: Lease | None = None
+    _began: float = 0.0
     _looked: float = 0.0
     #: Messages that were read while a lease was computed.
     _early: deque[list[memoryview]] = field(default_factory=deque)
@@ -112,29 +116,37 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         self.servers = ServerConnections(self.port, self.dial, self.wait)
 
     def close(self) -> None:
-        self._end_slices()
+        self._end_team()
+        if self.meeting is not None:
+            self._dismiss(self.meeting)
+            self.meeting.close()
         self.servers.close()
 
-    def _end_slices(self) -> None:
-        if self._slices is not None:
-            self._slices.close()
-            self._slices = self._steps = None
+    def _end_team(self) -> None:
+        if self._setup is not None:
+            self._setup.close()
+            self._setup = self._leader = None
+
+    def _dismiss(self, meeting: MeetingPlace) -> None:
+        """Let the other processes end, unless this one begins again with the numerics of the run."""
+        if self.ended is not None and self.ended.numerics is None:
+            before = meeting.session()
+            meeting.announce(Session(number=1 if before is None else before.number + 1, code=self.ended.code))
 
     def deadline(self) -> float | None:
         """Return when `step` has something to do even if no message comes: with work at hand, a moment that is past."""
-        has_work = self.state.has_work() or self.state.is_updating() or bool(self._early)
+        if self._leader is not None and self._leader.is_busy:
+            return self._leader.member.due()
+        has_work = self.state.has_work() or bool(self._early)
         return self.state.client.heard if has_work else self.state.deadline()
 
     def step(self) -> bool:
         """Handle one message, or compute a lease if none is waiting, or handle the passing of time.
 
-        While a slice of an update is being made, make a part of it.
+        While the team works on an order, do what is due of it.
         """
-        if self.state.is_updating():
-            self.dispatch(machine.PartDue())
-            return True
-        if self.state.progress is not None:
-            self._make_steps(self.state.progress)
+        if self._leader is not None and self._leader.is_busy:
+            self._work(self._leader)
             return True
         deadline, has_work = self.state.deadline(), self.state.has_work()
         if self._early:
@@ -152,16 +164,67 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             return False
         return True
 
-    def _make_steps(self, progress: MultiStepProgress) -> None:
-        """Do what is due for the multi-step lease at hand, or handle a message, but not in the middle of a slice."""
-        frames = None
-        if progress.is_listening():
-            left = max(0.0, progress.due - self.clock.now())
-            frames = self._early.popleft() if self._early else self.servers.receive(left)
-        if frames is None:
-            self.dispatch(machine.StageDue())
-        else:
-            self.on_server_message(frames)
+    def _work(self, leader: Leader) -> None:
+        """Do what is due of the order at hand; now and then, handle a message, or find out that it is withdrawn."""
+        if not self.state.is_busy():
+            leader.stop()  # it has left the run
+            return
+        if not self._is_wanted():
+            leader.stop()
+            self.dispatch(self._stopped())
+            return
+        if self.state.steps is not None and self._early:
+            self.on_server_message(self._early.popleft())
+            return
+        order = leader.member.order
+        outcome = leader.advance(self.clock.now())
+        if outcome is not None and order is not None:
+            self.dispatch(self._outcome_of(leader, outcome))
+
+    def _stopped(self) -> machine.Event:
+        """Return that the lease at hand is not wanted any more."""
+        if self.state.steps is not None:
+            return machine.StepsEnded(is_done=False)
+        assert self._at_hand is not None
+        return machine.LeaseStopped(lease=self._at_hand, computed=1)
+
+    def _outcome_of(self, leader: Leader, outcome: Outcome) -> machine.Event:
+        if self.state.steps is not None:
+            return machine.StepsEnded(is_done=outcome is Outcome.DONE)
+        lease, order = self._at_hand, leader.order
+        assert lease is not None
+        assert order is not None
+        match outcome:
+            case Outcome.DONE:
+                return self._team_result(leader, order, lease)
+            case Outcome.STOPPED:
+                return self._stopped()
+            case Outcome.FAILED:
+                # Whoever could not compute it would have found the same alone: so this process does, and reports it.
+                return self._compute_alone(lease)
+            case _:
+                assert_never(outcome)
+
+    def _team_result(self, leader: Leader, order: Order, lease: Lease) -> machine.Event:
+        """Return the result of a lease that the team has computed; its sums are put where the server sees them."""
+        compute = self._compute
+        assert compute is not None
+        is_training = lease.work in OF_A_STEP
+        out = compute.sums[lease.slot if self.state.shares else 0] if is_training else None
+        found = leader.found(order, out)
+        if out is not None and not self.state.shares and lease.work != "audit":
+            self._send_sums(compute, lease, out)
+        digest = result_digest(out, found.losses, found.tally) if out is not None and lease.is_digested else ""
+        return self._result(lease, found.tally, found.losses, digest)
+
+    def _send_sums(self, compute: Compute, lease: Lease, sums: Vector) -> None:
+        """Send sums that the server does not see: with the result if they are one frame, otherwise before it."""
+        for frame in compute.frames:
+            words = compute.wire.pack(frame.of(sums), frame.start)
+            if len(compute.frames) == 1:
+                self._sums = [words]
+            else:
+                self._send_frame(lease, frame.start, words)
 
     # From messages to events
 
@@ -175,8 +238,6 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
                 return machine.WeightsReceived(step=message.step) if self._install(message) else None
             case Lease():
                 return self._check_lease(message)
-            case SliceLease():
-                return self._check_slice_lease(message)
             case MultiStepLease():
                 return self._check_multi_step_lease(message)
             case Status():
@@ -196,28 +257,17 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
     def _follow(self, lease: Lease | MultiStepLease) -> machine.Event:
         """Return a lease once the memory that it names is mapped."""
         try:
-            if self._slices is not None:
-                self._slices.follow(lease.memory)
+            if self._leader is not None:
+                self._leader.member.follow(lease.memory)
         except SharingError as error:
             return machine.MemoryLost(reason=str(error))
         return lease
 
-    def _check_slice_lease(self, lease: SliceLease) -> machine.Event | None:
-        """Check that there is such a slice; one that is for this process before it joined again is ignored."""
-        if self._compute is None or self._slices is None or lease.incarnation != self.state.client.join().incarnation:
-            return None
-        if not lease.start < lease.stop <= self._compute.layout.size:
-            raise RemoteProtocolError(f"a slice of values {lease.start} to {lease.stop}: the vector has fewer")
-        return lease
-
     def _check_multi_step_lease(self, lease: MultiStepLease) -> machine.Event | None:
         """Check that there are such steps; those for this process before it joined again are ignored."""
-        if self._compute is None or self._steps is None or lease.incarnation != self.state.client.join().incarnation:
+        if self._leader is None or lease.incarnation != self.state.client.join().incarnation:
             return None
-        micro_batches, size = self._compute.batches.micro_batches_of("train"), self._compute.layout.size
-        is_half = is_node(lease.lo, lease.hi, micro_batches) and lease.hi - lease.lo <= MOST_LOSSES
-        is_ours = self._steps.slices.place.rank in lease.ranks and lease.ranks[0] != lease.ranks[1]
-        if not (is_half and is_ours and lease.start < lease.stop <= size and lease.first < lease.last):
+        if not (self.state.shares and lease.first < lease.last):
             raise RemoteProtocolError(f"a lease of steps {lease.first} to {lease.last}: not one for this worker")
         return self._follow(lease)
 
@@ -257,63 +307,70 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             case machine.IntroduceToShards():
                 self.servers.introduce()
             case machine.ComputeLease():
-                return [self._compute_lease(effect.lease)]
-            case machine.AdvanceSlice():
-                assert self._slices is not None  # otherwise none was accepted
-                result = self._slices.advance(effect.lease)
-                return [] if result is None else [result]
-            case machine.PrepareSteps():
-                assert self._steps is not None  # otherwise none was accepted
+                event = self._compute_lease(effect.lease)
+                return [] if event is None else [event]
+            case machine.BeginSteps():
+                assert self._leader is not None  # otherwise none was accepted
                 try:
-                    self._steps.begin(effect.lease)
+                    self._looked = self.clock.now()
+                    self._leader.begin_steps(effect.lease)
                 except SharingError:
-                    return [machine.StageFailed()]
-            case machine.AdvanceStage():
-                return [self._advance_stage(effect)]
+                    return [machine.StepsEnded(is_done=False)]
+            case machine.StopSteps():
+                assert self._leader is not None  # as above
+                self._leader.stop()
+                return [machine.StepsEnded(is_done=False)]
             case _:
                 assert_never(effect)
         return []
 
-    def _advance_stage(self, effect: machine.AdvanceStage) -> machine.Event:
-        assert self._steps is not None  # otherwise none was accepted
-        self._looked = self.clock.now()
-        is_done = self._steps.advance(effect.lease, effect.step, effect.stage)
-        if is_done is None:
-            return machine.StageFailed()
-        return machine.StageDone() if is_done else machine.StageNotDone()
-
     def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
         assert isinstance(welcome, Welcome)
+        self._end_team()
         try:
-            place = prepare(welcome, self.load, self.root, self.cache)
-            compute, self._compute = place.compute, place.compute
-            compute.is_wanted = self._is_wanted
-            self._end_slices()
-            shared = place.shared
-            if shared is not None:
-                self._slices = SliceUpdater(compute, shared, self.clock, self.part)
-                self._steps = None if place.store else StepMaker(compute, self._slices, self.clock)
-            self._fetcher = None if place.store is None else SampleFetcher(place.store, compute.batches)
+            material = gather(welcome, self.load, self.cache)
+            setup = self._setup = lead(welcome, material, self._surroundings())
+            compute, self._compute = setup.compute, setup.compute
+            compute.is_wanted = lambda: self._is_wanted() and self._is_on_time()
+            self._leader = None if setup.member is None else Leader(setup.member, self.meeting)
+            self._fetcher = None if material.store is None else SampleFetcher(material.store, compute.batches)
             self._weights = WeightsAssembly({frame.start: len(frame) for frame in compute.frames})
             # If all servers share memory with us, there is nothing to exchange with the others.
-            addresses = welcome.shards if shared is None else []
+            addresses = welcome.shards if setup.shared is None else []
             hello = Hello(rank=welcome.rank, incarnation=self.state.client.join().incarnation)
             self.servers.connect(addresses, compute.layout.size, hello)
         except LockstepError as error:
             return PreparationFailed(reason=str(error))
-        # Without one, sums go in frames, and none may be overtaken on a shortcut of a run before.
-        self.port.shorten(None if shared is None else shared.shortcut)
-        nonce = "" if shared is None else shared.nonce
-        return Prepared(ready=Ready(nonce=nonce, obstacle=shortened(place.obstacle)))
+        nonce = "" if setup.shared is None else setup.shared.nonce
+        team = "" if setup.shared is None or setup.folder is None else setup.folder.name
+        return Prepared(ready=Ready(nonce=nonce, obstacle=shortened(setup.obstacle), team=team))
 
-    def _compute_lease(self, lease: Lease) -> machine.Event:
-        compute = self._compute
-        assert compute is not None
+    def _surroundings(self) -> Surroundings:
+        return Surroundings(
+            clock=self.clock,
+            say=self.say,
+            patience=self.patience,
+            root=self.root,
+            roots=self.roots,
+            meeting=self.meeting,
+        )
+
+    def _compute_lease(self, lease: Lease) -> machine.Event | None:
+        """Compute a lease, alone or with the team; None if its result comes later."""
         request = None if self._fetcher is None else self._fetcher.request_for(lease, self.state.leases)
         if request is not None:
             return machine.SamplesMissing(lease=lease, request=request)
-        began, self._sending_s, self._sums = self.clock.now(), 0.0, []
-        self._at_hand, self._looked = lease, began
+        self._began, self._sending_s, self._sums = self.clock.now(), 0.0, []
+        self._at_hand, self._looked = lease, self._began
+        if self._leader is None or not self._leader.can_divide(lease):
+            return self._compute_alone(lease)
+        self._leader.begin_lease(lease)
+        return None
+
+    def _compute_alone(self, lease: Lease) -> machine.Event:
+        """Compute a lease in this process."""
+        compute = self._compute
+        assert compute is not None
         is_training = lease.work in OF_A_STEP
         compute.turn(lease.step, into=lease.slot if self.state.shares else 0)
         try:
@@ -331,6 +388,11 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         except Exception:  # noqa: BLE001  # whatever a user's model raises is reported at the server
             raised = shortened(traceback.format_exc())
             return ComputeFailed(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, traceback=raised)
+        losses = compute.losses if is_training else []
+        digest = result_digest(compute.into, losses, tally) if lease.is_digested else ""
+        return self._result(lease, tally, losses, digest)
+
+    def _result(self, lease: Lease, tally: Tally, losses: Sequence[float], digest: str) -> Result:
         return Result(
             work=lease.work,
             step=lease.step,
@@ -339,11 +401,15 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             loss_sum=tally.loss_sum,
             correct=tally.correct,
             count=tally.count,
-            compute_s=max(0.0, self.clock.now() - began - self._sending_s),
+            compute_s=max(0.0, self.clock.now() - self._began - self._sending_s),
             number=lease.number,
-            losses=pack_losses(compute.losses) if is_training else b"",
-            digest=result_digest(compute.into, compute.losses, tally) if lease.is_digested else "",
+            losses=pack_losses(losses) if lease.work in OF_A_STEP else b"",
+            digest=digest,
         )
+
+    def _is_on_time(self) -> bool:
+        """Tell whether the step at hand was not made by the other processes."""
+        return self.state.steps is None or self._leader is None or self._leader.member.is_wanted()
 
     def _is_wanted(self) -> bool:
         """Tell whether the lease at hand has not been withdrawn, as far as is known; look from time to time."""
@@ -363,7 +429,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             message, _ = decode(frames, ServerMessage)
         except RemoteProtocolError:
             return False
-        if self.state.progress is not None:
+        if self.state.steps is not None:
             return isinstance(message, MultiStepWithdrawal)
         return isinstance(message, Withdrawal) and self._at_hand is not None and self._at_hand.key() == message.key()
 
@@ -380,14 +446,14 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             self._sums = [compute.wire.pack(sums, 0)]
             return tally
 
-        def send(start: int, words: Vector) -> None:
-            began = self.clock.now()
-            part = SumsFrame(step=lease.step, lo=lease.lo, hi=lease.hi, start=start)
-            # With a timeout: a frame that is not sent would cost the whole lease.
-            self.servers.send(encode(part, [words]), SEND_TIMEOUT_S, start)
-            self._sending_s += self.clock.now() - began
+        return compute.train(lease.step, node, lambda start, words: self._send_frame(lease, start, words))[1]
 
-        return compute.train(lease.step, node, send)[1]
+    def _send_frame(self, lease: Lease, start: int, words: Vector) -> None:
+        began = self.clock.now()
+        part = SumsFrame(step=lease.step, lo=lease.lo, hi=lease.hi, start=start)
+        # With a timeout: a frame that is not sent would cost the whole lease.
+        self.servers.send(encode(part, [words]), SEND_TIMEOUT_S, start)
+        self._sending_s += self.clock.now() - began
 
 
 def result_digest(sums: Vector, losses: Sequence[float], tally: Tally) -> str:

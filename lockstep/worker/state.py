@@ -7,7 +7,6 @@ the client's part.
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import assert_never
 
 from msgspec import Struct
 
@@ -21,14 +20,13 @@ from lockstep.common.protocol.messages import (
     Lease,
     Leave,
     MultiStepLease,
+    MultiStepResult,
     MultiStepWithdrawal,
     Ping,
     Ready,
     Result,
     Samples,
     SamplesRequest,
-    SliceLease,
-    SliceResult,
     Standby,
     Withdrawal,
     shortened,
@@ -43,7 +41,6 @@ from lockstep.common.statemachine.client import (
     SendToServer,
 )
 from lockstep.common.statemachine.machine import IGNORED, Interrupted, Machine, Report, TimePassed, stays, table_of
-from lockstep.worker.multi_step import MultiStepProgress, StepStage
 
 #: Seconds after which a server that went silent counts as gone: it may be restarted meanwhile.
 SILENCE_S = 600.0
@@ -61,9 +58,7 @@ class WorkerPhase(Enum):
     WAITING = "waiting"
     #: It computes the micro-batches of a lease.
     COMPUTING = "computing"
-    #: It makes a slice of an update.
-    UPDATING = "updating"
-    #: It makes steps with another worker.
+    #: It makes steps without the server.
     MULTI_STEP = "making steps"
 
 
@@ -87,10 +82,6 @@ class LeaseStopped(Struct, frozen=True, kw_only=True):
     computed: int
 
 
-class PartDue(Struct, frozen=True, kw_only=True):
-    """It is time to make the next part of the slice at hand; between two parts, a process can be interrupted."""
-
-
 class MemoryLost(Struct, frozen=True, kw_only=True):
     """The memory that a lease names cannot be mapped."""
 
@@ -110,25 +101,14 @@ class SamplesNotStored(Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class StageDue(Struct, frozen=True, kw_only=True):
-    """It is time to do something for the multi-step lease at hand."""
+class StepsEnded(Struct, frozen=True, kw_only=True):
+    """The team makes nothing more of its multi-step lease; whether it has made the last step."""
 
-
-class StageDone(Struct, frozen=True, kw_only=True):
-    """A stage of a step of the multi-step lease is done."""
-
-
-class StageNotDone(Struct, frozen=True, kw_only=True):
-    """It is not done yet: what it waits for is not there, or the slice has further parts."""
-
-
-class StageFailed(Struct, frozen=True, kw_only=True):
-    """A stage cannot be done: the rest of the multi-step lease is left to the server."""
+    is_done: bool
 
 
 #: What the server sends a worker that is in the run.
-Request = Standby | Lease | Withdrawal | SliceLease | Samples | MultiStepLease | MultiStepWithdrawal | Ping
-MultiStepEvent = MultiStepWithdrawal | StageDue | StageDone | StageNotDone | StageFailed
+Request = Standby | Lease | Withdrawal | Samples | MultiStepLease | MultiStepWithdrawal | Ping
 WorkEvent = (
     Request
     | WeightsReceived
@@ -137,15 +117,10 @@ WorkEvent = (
     | Diverged
     | ComputeFailed
     | LeaseStopped
-    | PartDue
-    | SliceResult
     | MemoryLost
     | SamplesMissing
     | SamplesNotStored
-    | StageDue
-    | StageDone
-    | StageNotDone
-    | StageFailed
+    | StepsEnded
 )
 Event = WorkEvent | ClientEvent
 
@@ -158,34 +133,24 @@ class ComputeLease(Struct, frozen=True, kw_only=True):
     lease: Lease
 
 
-class AdvanceSlice(Struct, frozen=True, kw_only=True):
-    """Make the next part of a slice of an update; answered by `SliceResult` after the last."""
-
-    lease: SliceLease
-
-
-class PrepareSteps(Struct, frozen=True, kw_only=True):
-    """Get ready for a multi-step lease."""
+class BeginSteps(Struct, frozen=True, kw_only=True):
+    """Begin with a multi-step lease; answered by `StepsEnded`."""
 
     lease: MultiStepLease
 
 
-class AdvanceStage(Struct, frozen=True, kw_only=True):
-    """Do what is to be done in a stage of a step; answered by `StageDone`, `StageNotDone` or `StageFailed`."""
-
-    lease: MultiStepLease
-    step: int
-    stage: StepStage
+class StopSteps(Struct, frozen=True, kw_only=True):
+    """Make nothing more of a multi-step lease; answered by `StepsEnded`."""
 
 
 class IntroduceToShards(Struct, frozen=True, kw_only=True):
     """Send the run's other servers, if there are any, who is behind the connections to them."""
 
 
-WorkEffect = ComputeLease | AdvanceSlice | PrepareSteps | AdvanceStage | IntroduceToShards
+WorkEffect = ComputeLease | BeginSteps | StopSteps | IntroduceToShards
 Effect = WorkEffect | ClientEffect
 
-_OUTSIDE, _WAITING, _COMPUTING, _UPDATING, _MULTI_STEP = WorkerPhase
+_OUTSIDE, _WAITING, _COMPUTING, _MULTI_STEP = WorkerPhase
 
 #: What a worker that is in no run does not even notice.
 _OUT = {_OUTSIDE: IGNORED}
@@ -193,8 +158,7 @@ _OUT = {_OUTSIDE: IGNORED}
 #: The same, with what comes too late for a multi-step lease, in which the server sends nothing else.
 _LATE = {_OUTSIDE: IGNORED, _MULTI_STEP: IGNORED}
 
-#: What may follow. While it computes or updates, messages wait: the shell looks only whether the lease at hand is
-#: withdrawn.
+#: What may follow. While it computes, messages wait: the shell looks only whether the lease at hand is withdrawn.
 TRANSITIONS = table_of(
     WorkerPhase,
     {
@@ -202,34 +166,25 @@ TRANSITIONS = table_of(
         WeightsReceived: _LATE | stays(_WAITING),
         Lease: _LATE | stays(_WAITING),
         Withdrawal: _OUT | stays(_WAITING, _MULTI_STEP),
-        SliceLease: _LATE | {_WAITING: {_UPDATING}},
         Samples: _LATE | stays(_WAITING),
         MultiStepLease: _LATE | {_WAITING: {_MULTI_STEP}},
-        MultiStepWithdrawal: _OUT | stays(_WAITING) | {_MULTI_STEP: {_WAITING, _MULTI_STEP}},
+        MultiStepWithdrawal: _OUT | stays(_WAITING, _MULTI_STEP),
         Ping: _OUT | stays(_WAITING, _MULTI_STEP),
         InboxEmptied: _OUT | {_WAITING: {_WAITING, _COMPUTING}},
         Result: _OUT | {_COMPUTING: {_WAITING}},
         Diverged: _OUT | {_COMPUTING: {_WAITING}},
         ComputeFailed: _OUT | {_COMPUTING: {_WAITING}},
         LeaseStopped: _OUT | {_COMPUTING: {_WAITING}},
-        PartDue: _OUT | stays(_UPDATING),
-        SliceResult: _OUT | {_UPDATING: {_WAITING}},
         MemoryLost: _OUT | {_WAITING: {_OUTSIDE}},
         SamplesMissing: _OUT | {_COMPUTING: {_WAITING}},
         SamplesNotStored: _LATE | {_WAITING: {_OUTSIDE}},
-        StageDue: _OUT | stays(_MULTI_STEP),
-        StageDone: _OUT | {_MULTI_STEP: {_MULTI_STEP, _WAITING}},
-        StageNotDone: _OUT | {_MULTI_STEP: {_MULTI_STEP, _WAITING}},
-        StageFailed: _OUT | {_MULTI_STEP: {_WAITING}},
+        StepsEnded: _OUT | stays(_WAITING) | {_MULTI_STEP: {_WAITING}},
     },
 )
 
 
 #: What a worker notices by itself, without a message.
-NOT_FROM_SERVER = SamplesMissing | InboxEmptied | StageDue | StageDone | StageNotDone | StageFailed
-
-#: The phases in which no message is read.
-BUSY = (WorkerPhase.COMPUTING, WorkerPhase.UPDATING)
+NOT_FROM_SERVER = SamplesMissing | InboxEmptied | StepsEnded
 
 
 @dataclass
@@ -251,10 +206,8 @@ class WorkerState(Machine[Event, Effect]):
     requested: SamplesRequest | None = None
     #: The lease that was stopped last, with how many of its micro-batches were computed until then.
     stopped: tuple[Lease, int] | None = None
-    #: The slice of an update that is being made, part by part.
-    slice_lease: SliceLease | None = None
-    #: The lease of several steps that is being made, and how far.
-    progress: MultiStepProgress | None = None
+    #: The lease of several steps that is being made.
+    steps: MultiStepLease | None = None
 
     def __post_init__(self) -> None:
         self.client = Client(self.config, role="worker", may_rejoin=True)
@@ -267,27 +220,25 @@ class WorkerState(Machine[Event, Effect]):
         return self.obey(event, now)
 
     def deadline(self) -> float | None:
-        if self.progress is not None:
-            return self.progress.due
-        return None if self.phase in BUSY else self.client.deadline()
+        return None if self.is_busy() else self.client.deadline()
+
+    def is_busy(self) -> bool:
+        """Tell whether a lease is being computed, or several steps: then its shell knows what is due."""
+        return self.phase in (WorkerPhase.COMPUTING, WorkerPhase.MULTI_STEP)
 
     def has_work(self) -> bool:
         """Tell whether a lease could be computed now: then `InboxEmptied` is due as soon as it is true."""
         is_due = bool(self.leases) and self.leases[0].step == self.weights_step
         return is_due and self.phase is WorkerPhase.WAITING and self.requested is None
 
-    def is_updating(self) -> bool:
-        """Tell whether a slice of an update is being made: then `PartDue` is due before anything else."""
-        return self.phase is WorkerPhase.UPDATING
-
     def _as_client(self, event: ClientEvent, now: float) -> list[Effect]:
-        if self.phase in BUSY and not isinstance(event, Interrupted):
+        if self.phase is WorkerPhase.COMPUTING and not isinstance(event, Interrupted):
             raise ProtocolError(f"{type(event).__name__} while {self.phase.value}: not a transition of the table")
         effects: list[Effect] = [*self.client.handle(event, now)]
         is_joined = self.client.phase is ClientPhase.JOINED
         if not is_joined and self.phase is not WorkerPhase.OUTSIDE:
             self.phase, self.weights_step = WorkerPhase.OUTSIDE, None
-            self.stopped = self.slice_lease = self.progress = None
+            self.stopped = self.steps = None
             self._drop_leases()
         elif is_joined and isinstance(event, Prepared) and isinstance(event.ready, Ready):
             self.phase, self.shares = WorkerPhase.WAITING, bool(event.ready.nonce)
@@ -311,28 +262,26 @@ class WorkerState(Machine[Event, Effect]):
                 return []
             case Withdrawal():
                 return [SendToServer(message=self._drop(event))]
-            case SliceLease():
-                self.phase, self.slice_lease = WorkerPhase.UPDATING, event
-                return []
             case Samples():
                 self.requested = None
                 return []
             case MultiStepLease():
                 self._drop_leases()
-                self.phase = WorkerPhase.MULTI_STEP
-                self.progress = MultiStepProgress(event, event.first, since=now, due=now)
-                return [PrepareSteps(lease=event)]
+                self.phase, self.steps = WorkerPhase.MULTI_STEP, event
+                return [BeginSteps(lease=event)]
+            case MultiStepWithdrawal(number=number):
+                is_at_hand = self.steps is not None and self.steps.number == number
+                return [StopSteps()] if is_at_hand else []
+            case StepsEnded(is_done=is_done):
+                return self._end_steps(is_done=is_done)
             case InboxEmptied():
                 return self._compute_next()
-            case Result() | Diverged() | ComputeFailed() | SliceResult():
-                self.phase, self.slice_lease = WorkerPhase.WAITING, None
+            case Result() | Diverged() | ComputeFailed():
+                self.phase = WorkerPhase.WAITING
                 return [SendToServer(message=event)]
             case LeaseStopped(lease=lease, computed=computed):
                 self.phase, self.stopped = WorkerPhase.WAITING, (lease, computed)
                 return []
-            case PartDue():
-                assert self.slice_lease is not None  # it is being made
-                return [AdvanceSlice(lease=self.slice_lease)]
             case MemoryLost(reason=reason):
                 # Perhaps since the run is over; otherwise it goes on over the socket.
                 leave = SendToServer(message=Leave(reason=shortened(reason)))
@@ -344,32 +293,17 @@ class WorkerState(Machine[Event, Effect]):
             case SamplesNotStored(reason=reason):
                 self.phase = WorkerPhase.OUTSIDE
                 return [*self.client.leave(1, reason, FailureKind.PREPARATION)]
-            case MultiStepWithdrawal() | StageDue() | StageDone() | StageNotDone() | StageFailed():
-                return self._make_steps(event, now)
             case _:
                 raise AssertionError(event)  # those of the client never come here
 
-    def _make_steps(self, event: MultiStepEvent, now: float) -> list[Effect]:
-        progress = self.progress
-        if progress is None:
+    def _end_steps(self, *, is_done: bool) -> list[Effect]:
+        """Answer the multi-step lease at hand; how many steps were made, the server knows."""
+        steps = self.steps
+        if steps is None:
             return []  # it was over before it was withdrawn
-        match event:
-            case StageDue():
-                return [AdvanceStage(lease=progress.lease, step=progress.step, stage=progress.stage)]
-            case StageDone():
-                is_over = progress.advance(now)
-            case StageNotDone():
-                is_over = not progress.put_off(now)
-            case MultiStepWithdrawal(number=number):
-                is_over = number == progress.lease.number
-            case StageFailed():
-                is_over = True
-            case _:
-                assert_never(event)
-        if not is_over:
-            return []
-        self.phase, self.progress, self.weights_step = WorkerPhase.WAITING, None, progress.step
-        return [SendToServer(message=progress.ended())]
+        self.phase, self.steps = WorkerPhase.WAITING, None
+        self.weights_step = steps.last if is_done else steps.first
+        return [SendToServer(message=MultiStepResult(number=steps.number, is_done=is_done))]
 
     def _add_lease(self, lease: Lease) -> None:
         if self.shares and (self.weights_step is None or lease.step > self.weights_step):

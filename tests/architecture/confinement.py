@@ -65,7 +65,6 @@ PURE = (
     "lockstep.common.aggregation.checksum",
     "lockstep.ps.shard.shard",
     "lockstep.ps.shared_memory.multi_step",
-    "lockstep.ps.shared_memory.parallel_update",
     "lockstep.ps.shard_group.group",
     "lockstep.ps.shard_process.state",
     "lockstep.ps.shard_process.worker_connections",

@@ -88,7 +88,7 @@ PROTOCOL_ORDER = Order(
         ("lockstep.common.protocol.shard_messages", "lockstep.common.protocol.shared_files"),
         ("lockstep.common.protocol.messages",),
         ("lockstep.common.protocol.fingerprint",),
-        ("lockstep.common.protocol.canary", "lockstep.common.protocol.step_board"),
+        ("lockstep.common.protocol.canary", "lockstep.common.protocol.team_memory"),
     ),
 )
 

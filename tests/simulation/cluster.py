@@ -23,7 +23,6 @@ from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.setup import AdmissionPolicy
 from lockstep.ps.shard_process.shell import ShardShell
-from lockstep.ps.shared_memory.parallel_update import ParallelUpdateConfig
 from lockstep.runs.launch_config import Launch
 from lockstep.worker.setup import Loader
 from lockstep.worker.shell import WorkerShell
@@ -60,7 +59,7 @@ class Simulation:
     #: The folder of the memory that is shared, None if none is.
     root: Path | None = None
     parts: Parts = field(default_factory=Parts)
-    helping: ParallelUpdateConfig = field(default_factory=ParallelUpdateConfig)
+    cores: int = 1
     part: int = PART
     launch: Launch = field(default_factory=Launch)
     shards_share: bool = True
@@ -86,7 +85,7 @@ class Simulation:
             root=self.root or self.folder,
             network=self.network,
             parts=self.parts,
-            helping=self.helping,
+            cores=self.cores,
             part=self.part,
         )
         process = Process("server", self.world)

@@ -13,7 +13,7 @@ from lockstep.common.errors import FailureKind
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import Result, SumsFrame, WorkerMessage
 from lockstep.common.protocol.shard_messages import Hello
-from lockstep.common.transport.port import ClientPort, Frames, Shortcut
+from lockstep.common.transport.port import ClientPort, Frames
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.setup import AdmissionPolicy
 from lockstep.worker.shell import WorkerShell
@@ -46,9 +46,6 @@ class SpoilingClient:
         words = sums.copy()
         words.view(np.uint32)[self.place] = 0xFFFFFFFF  # in float32, and in each type of the wire
         return words
-
-    def shorten(self, shortcut: Shortcut | None) -> None:
-        self.client.shorten(shortcut)
 
     def close(self, linger_s: float = 0.0) -> None:
         self.client.close(linger_s)

@@ -13,7 +13,7 @@ from lockstep.common.errors import DataError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.codec import decode
 from lockstep.common.protocol.messages import Lease, Samples, SamplesRequest, ServerMessage, WorkerMessage
-from lockstep.common.transport.port import ClientPort, Frames, Shortcut
+from lockstep.common.transport.port import ClientPort, Frames
 from lockstep.ps.setup import AdmissionPolicy
 from lockstep.worker.samples import PARTS
 from lockstep.worker.shell import WorkerShell
@@ -123,9 +123,6 @@ class Counting:
             self.asked += 1
             self.places += [(message.part, int(place)) for place in np.frombuffer(message.places, "<u4")]
         self.client.send(frames)
-
-    def shorten(self, shortcut: Shortcut | None) -> None:
-        self.client.shorten(shortcut)
 
     def close(self, linger_s: float = 0.0) -> None:
         self.client.close(linger_s)

@@ -18,7 +18,7 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential, ServerKeys, Token
 from lockstep.common.transport.auth.curve import new_pair
 from lockstep.common.transport.limits import RejectionLog
-from lockstep.common.transport.port import ClientPort, Frames, Shortcut
+from lockstep.common.transport.port import ClientPort, Frames
 from lockstep.common.transport.zeromq.ports import dial, serve
 from lockstep.common.transport.zeromq.server import ZeroMqServer
 from lockstep.ps.coordinator.coordinator import Coordinator
@@ -74,9 +74,6 @@ class Brief:
 
     def allow(self, queue: int) -> None:
         self.port.allow(queue)
-
-    def shorten(self, peer: bytes, shortcut: Shortcut) -> None:
-        self.port.shorten(peer, shortcut)
 
     def close(self, linger_s: float = 0.0) -> None:
         self.port.close(linger_s)

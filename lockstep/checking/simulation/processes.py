@@ -30,7 +30,6 @@ from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard_process.shell import ShardShell
 from lockstep.ps.shard_process.state import ShardState
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
-from lockstep.ps.shared_memory.parallel_update import ParallelUpdateConfig
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination, RunSession
@@ -130,8 +129,8 @@ class SimulatedRun:
     root: Path
     network: MemoryNetwork
     parts: Parts
-    #: How workers help with updates, and the values of a worker's slice that it makes at once.
-    helping: ParallelUpdateConfig
+    #: Cores of the machine that all workers are on, and the values of a worker's slice that it makes at once.
+    cores: int
     part: int
     #: Where workers keep the samples that they receive if they have no data, None to accept none.
     cache: Path | None = None
@@ -172,7 +171,6 @@ class ServerProcess(SimulatedShell):
                 say,
                 sharing,
                 coordinator_at=run.parts.coordinator,
-                helping=run.helping,
             )
             writer = DiskWriter(run.disk, process)
             writer.attach(session)
@@ -265,7 +263,7 @@ class WorkerProcess(NodeProcess):
 
     @classmethod
     def open(cls, run: SimulatedRun, process: Process, number: int, say: Say, *, shares: bool) -> Self:
-        join = worker_join(process.name, "host", number, "host", range(run.helping.cores))
+        join = worker_join(process.name, "host", number, "host", range(run.cores))
         runner = WorkerShell(
             WorkerState(ClientConfig(address=ADDRESS, join=join, silence_s=SILENCE_S)),
             run.network.client(ADDRESS, process),

@@ -29,7 +29,6 @@ from lockstep.common.statemachine.client import ClientPhase
 from lockstep.common.transport.in_memory import Link, MemoryClient, MemoryNetwork
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.setup import AdmissionPolicy
-from lockstep.ps.shared_memory.parallel_update import ParallelUpdateConfig
 from lockstep.runs.launch_config import Launch
 
 #: Seconds by which the clock of each process is ahead of that of the one before: clocks do not begin at zero, and those
@@ -38,9 +37,6 @@ CLOCK_S = 7_919.0
 
 #: Seconds until a lease expires.
 LEASE_S = 2.0
-
-#: How workers help with updates: also with those of small vectors, in each possible way in turn.
-HELPING = ParallelUpdateConfig(least_values=1, unit=7, is_measured=False, withdraw_s=0.01, patience_s=0.03)
 
 #: Virtual seconds within which all processes end after their run: one that has lost the server waits for it first.
 SETTLE_S = 2 * SILENCE_S
@@ -148,7 +144,7 @@ class Simulation:
             root=self.root / "memory",
             network=self.network,
             parts=replace(self.parts, load=lambda number: _load_nothing) if scenario.ships else self.parts,
-            helping=replace(HELPING, cores=scenario.cores),
+            cores=scenario.cores,
             part=-(-size_of(scenario.job) // PARTS),
             cache=self.root / "cache" if scenario.ships else None,
         )

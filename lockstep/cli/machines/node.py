@@ -1,18 +1,21 @@
 """`lockstep node`: the same command on every machine, under whatever launcher; each takes the place it was given."""
 
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 
 import click
 import msgspec
 from rich.console import Console
 
-from lockstep.cli.machines.worker import worker
+from lockstep.cli.machines.worker import WorkerRequest, be_in_team, supervise, take_place
 from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job
 from lockstep.cli.options.run import INSECURE_OPTION, KEY_OPTION, KEYS_OPTION, PICTURE_OPTION
-from lockstep.cli.options.types import seconds
+from lockstep.cli.options.types import WholeNumber, seconds
 from lockstep.common.errors import JobError
 from lockstep.common.job.job import Job
+from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import own_environment
 from lockstep.common.runtime.numerics import Numerics
@@ -25,8 +28,10 @@ from lockstep.launch.cluster import train_on
 from lockstep.launch.endpoints import WARNING, server_credential
 from lockstep.launch.numerics import demand_numerics
 from lockstep.launch.process_backend import ProcessCommand, Role, start_here
+from lockstep.launch.remote.host_team import HostTeam
 from lockstep.launch.remote.launcher import LauncherPlace, detect
 from lockstep.launch.run_end import kept_on_failure, show_end
+from lockstep.launch.team import default_processes, team_arguments
 from lockstep.results.reports.display import display_for, print_plainly
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import finished, has_begun, resumed_job
@@ -41,17 +46,21 @@ from lockstep.runs.session import Destination, destination_of
     metavar="DIR",
     help="folder of the run, which is resumed if it has begun  [runs/TIME-MODEL]",
 )
+@click.option(
+    "--workers",
+    type=WholeNumber(1, PROCESSES_LIMIT),
+    metavar="INT",
+    help="worker processes of each rank  [one per core, or one if the launcher starts several ranks per machine]",
+)
 @click.option("--timeout", type=seconds, metavar="SECONDS", help="seconds to wait for rank 0  [forever]")
 @KEYS_OPTION
 @KEY_OPTION
 @INSECURE_OPTION
 @PICTURE_OPTION
-@click.pass_context
 def node(
-    context: click.Context,
-    /,
     job: JobRequest,
     run_dir: Path | None,
+    workers: int | None,
     timeout: float | None,
     keys: Path | None,
     key: Path | None,
@@ -61,8 +70,9 @@ def node(
     """Take part in a run that a launcher starts on many machines with one command.
 
     The rank of this process comes from the environment: of torchrun (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT),
-    Slurm, Open MPI, or a pod of a Kubernetes job (JOB_COMPLETION_INDEX). Every rank is a worker, and rank 0 is the
-    server as well. If the launcher does not provide the address of rank 0, set MASTER_ADDR.
+    Slurm, Open MPI, or a pod of a Kubernetes job (JOB_COMPLETION_INDEX). Every rank computes, and rank 0 is the server
+    as well. One rank on a machine starts a worker process per core; several ranks on a machine are one process each,
+    and form a team. If the launcher does not provide the address of rank 0, set MASTER_ADDR.
 
     With --run-dir, the same command resumes a run that was interrupted. Rank 0 needs --keys. The other ranks need
     --key, or the same --keys if they see that folder. Exit codes are those of `lockstep train`.
@@ -82,15 +92,54 @@ def node(
         return 0
     if place.rank:
         say(f"rank {place.rank} of {place.size or 'many'}, started by {place.launcher}")
-        code: int = context.invoke(worker, address=place.address, timeout=timeout, key=key or own_key(keys))
-        return code
+        return compute(place, workers, timeout, key or own_key(keys))
     if run_dir is not None and is_resumed:
         resolved, launch = resumed_job(run_dir, {**job.in_file(), **job.given})
     else:
         resolved, launch = job.resolve()
-    with destination_of(resolved, with_all_workers(place, launch), run_dir, is_resumed=is_resumed) as destination:
-        train_as_head(HeadBackend(place, keys, insecure), resolved, destination, has_picture=picture)
+    launch = with_all_workers(place, launch, workers)
+    with destination_of(resolved, launch, run_dir, is_resumed=is_resumed) as destination:
+        if is_host_team(place, workers):
+            with (team := host_team(place)).led():
+                backend = HeadBackend(place, keys, insecure, host=team)
+                train_as_head(backend, resolved, destination, has_picture=picture)
+        else:
+            backend = HeadBackend(place, keys, insecure, workers or default_processes())
+            train_as_head(backend, resolved, destination, has_picture=picture)
     return 0
+
+
+def is_host_team(place: LauncherPlace, workers: int | None) -> bool:
+    """Return whether the ranks on this host are the processes of one team: nobody has said that each is one."""
+    return workers is None and place.local_size > 1
+
+
+def host_team(place: LauncherPlace) -> HostTeam:
+    """Return the team of this host."""
+    return HostTeam.of(place, Path(tempfile.gettempdir()))
+
+
+def compute(place: LauncherPlace, workers: int | None, timeout: float | None, key: Path | None) -> int:
+    """Be another rank than 0 until the run is over; return the exit code."""
+
+    def request(processes: int, process: int | None = None, team: Path | None = None) -> WorkerRequest:
+        return WorkerRequest(
+            address=place.address, timeout=timeout, key=key, processes=processes, process=process, team=team
+        )
+
+    if not is_host_team(place, workers):
+        return take_place(request(workers or default_processes()))
+    team = host_team(place)
+    mine = request(place.local_size, place.local_rank, team.folder)
+    if place.local_rank:
+        if not team.is_made(Event().wait):
+            # A container of its own, for instance.
+            return take_place(request(1))
+        code = be_in_team(mine, team.is_left)
+        if not team.leads:
+            return code
+    with team.led():
+        return supervise(mine, 1)
 
 
 def own_key(keys: Path | None) -> Path | None:
@@ -100,40 +149,57 @@ def own_key(keys: Path | None) -> Path | None:
 
 @dataclass(frozen=True)
 class HeadBackend:
-    """Starts what belongs to rank 0, the server and one worker; its launcher starts the rest."""
+    """Starts what belongs to rank 0, the server and its worker processes; its launcher starts the rest."""
 
     place: LauncherPlace
     #: The server's folder of keys, None if there are none.
     keys: Path | None
     is_insecure: bool
+    workers: int = 1
+    #: The team of the other ranks on this host, whose leader is started here; None if they are no team.
+    host: HostTeam | None = None
     has_external_workers: bool = field(default=True, init=False)
 
+    @property
+    def team_size(self) -> int:
+        return self.workers
+
     def start(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> WatchedProcess:
-        key = own_key(self.keys)
         if command.role is Role.WORKER:
-            return start_here(command, [] if key is None else ["--key", str(key)], folder, numerics)
+            key = own_key(self.keys)
+            flags = [*self._team(command.number, folder), *([] if key is None else ["--key", str(key)])]
+            return start_here(command, flags, folder, numerics)
         access = [] if self.keys is None else ["--keys", str(self.keys)]
         access += ["--insecure"] if self.is_insecure else []
         # At the same address again: the others know no other.
         return start_here(command, ["--bind", self.place.bind, *access], folder, numerics)
 
+    def _team(self, number: int, folder: Path) -> list[str]:
+        if self.host is None:
+            return team_arguments(folder / "team-0", number, self.workers)
+        return team_arguments(self.host.folder, number, self.place.local_size)
+
     def dial(self, address: str, server: WatchedProcess) -> ClientPort:
         return dial(address, credential=server_credential(self.keys, None))
 
 
-def with_all_workers(place: LauncherPlace, launch: Launch) -> Launch:
-    """Return the launch with a worker for each process of the launcher; `JobError` if it asks for shards."""
+def with_all_workers(place: LauncherPlace, launch: Launch, workers: int | None) -> Launch:
+    """Return the launch with so many workers of each rank, at least one; `JobError` if it asks for shards.
+
+    How many cores other machines have is not known here: a run does not wait for more than one process of each.
+    """
     if launch.servers != 1:
         raise JobError(f"servers = {launch.servers!r} under {place.launcher}: expected 1, which rank 0 starts")
-    return msgspec.structs.replace(launch, workers=place.size or max(1, launch.min_workers or 1))
+    return msgspec.structs.replace(launch, workers=(place.size or max(1, launch.min_workers or 1)) * (workers or 1))
 
 
 def train_as_head(backend: HeadBackend, job: Job, destination: Destination, *, has_picture: bool) -> None:
     """Be rank 0: train to the end and show how it went."""
     demand_numerics(job.numerics)
     console, place = Console(highlight=False), backend.place
+    who = "a worker" if backend.workers == 1 else f"{backend.workers} workers"
     print_plainly(
-        console, f"rank 0 of {place.size or 'many'}, started by {place.launcher}: server at {place.bind}, and worker"
+        console, f"rank 0 of {place.size or 'many'}, started by {place.launcher}: server at {place.bind}, and {who}"
     )
     if backend.is_insecure:
         print_plainly(console, WARNING)

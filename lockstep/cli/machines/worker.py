@@ -1,28 +1,81 @@
-"""`lockstep worker`: one worker, which needs nothing but the server's address."""
+"""`lockstep worker`: a worker of one or several processes, which needs nothing but the server's address."""
 
 import functools
+import shutil
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from lockstep.cli.options.run import KEY_OPTION, NUMERICS_OPTION, SUPERVISED_OPTION
-from lockstep.cli.options.types import seconds
+from lockstep.cli.options.types import WholeNumber, seconds
 from lockstep.common.data.source import load
+from lockstep.common.errors import UsageError
+from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.common.runtime.environment import cache_home, give_way
-from lockstep.common.runtime.numerics import Numerics
+from lockstep.common.runtime.environment import cache_home, cores, give_way
+from lockstep.common.runtime.numerics import Numerics, own_numerics
 from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.ports import dial, wait_for_any
-from lockstep.launch.client import own_join, say, take_part
+from lockstep.launch.child import HERE, Child
+from lockstep.launch.client import DONE, own_join, say, take_part
 from lockstep.launch.endpoints import credential_of
+from lockstep.launch.lifetime import ends_with_parent, uninterrupted
 from lockstep.launch.numerics import begin_with
+from lockstep.launch.process_backend import private_folder
+from lockstep.launch.team import TeamSupervisor, default_processes, place_on_core, team_arguments
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import SILENCE_S, WorkerState
+from lockstep.worker.team.helper import TeamProcess
+from lockstep.worker.team.meeting import MeetingPlace
+from lockstep.worker.team.progress import patience_of
+from lockstep.worker.team.session import Surroundings, default_roots
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerRequest:
+    """A worker, or one process of it, as the flags ask for it."""
+
+    address: str
+    timeout: float | None = None
+    cache: Path | None = None
+    key: Path | None = None
+    numerics: Numerics | None = None
+    supervised: Path | None = None
+    #: Of the team; and which of them this one is and where they meet, None if it is the only one or starts them.
+    processes: int
+    process: int | None = None
+    team: Path | None = None
+
+    def arguments(self) -> list[str]:
+        """Return the flags of each process of the team, without those that say which one it is."""
+        given = {"--timeout": self.timeout, "--cache": self.cache, "--key": self.key, "--numerics": self.numerics}
+        return [
+            self.address,
+            *(word for flag, value in given.items() if value is not None for word in (flag, str(value))),
+        ]
+
+    def cache_folder(self) -> Path:
+        """Return the folder for samples that the server sends."""
+        return self.cache or Path(cache_home()) / "lockstep"
+
+    def meeting(self) -> MeetingPlace | None:
+        """Return the place where the processes of the team meet, None if there is one process."""
+        if self.team is None or self.process is None:
+            return None
+        return MeetingPlace.open(self.team, self.process, self.processes)
 
 
 @click.command(short_help="Compute for the server at an address.")
 @click.argument("address")
+@click.option(
+    "--workers",
+    type=WholeNumber(1, PROCESSES_LIMIT),
+    metavar="INT",
+    help="processes of this worker, which share memory and one connection  [one per core]",
+)
 @click.option("--timeout", type=seconds, metavar="SECONDS", help="seconds to wait for the server  [forever]")
 @click.option(
     "--cache",
@@ -33,35 +86,69 @@ from lockstep.worker.state import SILENCE_S, WorkerState
 @KEY_OPTION
 @NUMERICS_OPTION
 @SUPERVISED_OPTION
+@click.option("--process", type=WholeNumber(0), hidden=True, help="which process of the team this is: 0 leads it")
+@click.option("--team", type=click.Path(path_type=Path), hidden=True, help="folder in which the team meets")
 def worker(
     address: str,
+    workers: int | None,
     timeout: float | None,
     cache: Path | None,
     key: Path | None,
     numerics: Numerics | None,
     supervised: Path | None,
+    process: int | None,
+    team: Path | None,
 ) -> int:
     """Compute for the server at ADDRESS until its run is over.
 
-    The job comes from the server. A worker may start before the server. It runs on any machine of the same kind, or
-    with portable numerics on any x86-64 machine with AVX2. Exit codes: 0 the run is done, 1 the run failed or no server
-    answered, 2 the server refused this worker, 130 interrupted.
+    The job comes from the server. A worker may start before the server. It is a team of processes, one per core, which
+    share memory and one connection; the server counts each process as a worker. It runs on any machine of the same
+    kind, or with portable numerics on any x86-64 machine with AVX2. Exit codes: 0 the run is done, 1 the run failed or
+    no server answered, 2 the server refused this worker, 130 interrupted.
 
     \b
       lockstep worker tcp://192.168.1.7:5555 --key worker-1.key
+      lockstep worker tcp://192.168.1.7:5555 --key worker-1.key --workers 4
       lockstep worker ipc:///tmp/lockstep.sock --timeout 60
     """
-    if numerics is not None:
-        begin_with(numerics)
+    if (process is None) != (team is None):
+        raise UsageError("--process and --team belong together: expected both, or none")
+    request = WorkerRequest(
+        address=address,
+        timeout=timeout,
+        cache=cache,
+        key=key,
+        numerics=numerics,
+        supervised=supervised,
+        processes=workers or default_processes(),
+        process=process,
+        team=team,
+    )
+    return take_place(request)
+
+
+def take_place(request: WorkerRequest) -> int:
+    """Be what the request asks for, until the run is over; return the exit code."""
+    if request.numerics is not None:
+        begin_with(request.numerics)
+    if request.process:
+        return be_in_team(request)
     # Shown to all servers of the run.
-    credential = credential_of(key, supervised)
-    port = dial(address, credential=credential)
-    if not supervised:
-        say(f"connecting to {address}")
+    credential = credential_of(request.key, request.supervised)
+    port = dial(request.address, credential=credential)
+    if not request.supervised:
+        say(f"connecting to {request.address}")
+    if request.processes > 1 and request.team is None:
+        # It showed that address and key are good; the leader has one of its own.
+        port.close()
+        return supervise(request, request.processes)
     give_way()
-    silence_s = SILENCE_S if timeout is None else timeout
+    silence_s = SILENCE_S if request.timeout is None else request.timeout
+    config = ClientConfig(
+        address=request.address, join=own_join(request.processes), timeout_s=request.timeout, silence_s=silence_s
+    )
     shell = WorkerShell(
-        WorkerState(ClientConfig(address=address, join=own_join(), timeout_s=timeout, silence_s=silence_s)),
+        WorkerState(config),
         port,
         SystemClock(),
         functools.cache(load),
@@ -70,6 +157,51 @@ def worker(
         functools.partial(dial, credential=credential),
         wait_for_any,
         port.diagnosis,
-        cache or Path(cache_home()) / "lockstep",
+        request.cache_folder(),
+        meeting=request.meeting(),
+        patience=patience_of(request.processes, cores()),
     )
-    return take_part(shell.run, numerics, supervised)
+    return take_part(shell.run, request.numerics, request.supervised)
+
+
+def be_in_team(request: WorkerRequest) -> int:
+    """Be a process that its team's leader gives work to, until the run is over; return the exit code."""
+    give_way()
+    meeting = request.meeting()
+    assert meeting is not None  # the flags have one, or none of them
+    around = Surroundings(
+        clock=SystemClock(),
+        say=say,
+        patience=patience_of(request.processes, cores()),
+        root=shared_root(),
+        roots=default_roots(),
+        meeting=meeting,
+    )
+    process = TeamProcess(around, meeting, functools.cache(load), request.cache_folder())
+    return take_part(process.run, request.numerics, request.supervised)
+
+
+def supervise(request: WorkerRequest, count: int) -> int:
+    """Start the first processes of a team and keep them going until the run is over; return the leader's exit code."""
+    folder = private_folder()
+    with ends_with_parent(request.supervised) if request.supervised else nullcontext():
+        try:
+            start = functools.partial(start_process, request, folder)
+            code = TeamSupervisor(start, count, SystemClock(), say).run()
+        finally:
+            with uninterrupted():
+                shutil.rmtree(folder, ignore_errors=True)
+    if code == 0 and not request.supervised:
+        say(DONE)
+    return code
+
+
+def start_process(request: WorkerRequest, folder: Path, number: int) -> Child:
+    """Start one process of a team, in a folder of those that are started here."""
+    flags = [*team_arguments(request.team or folder / "team", number, request.processes), "--supervised", HERE]
+    name = "a process of the team" if number else "the leader"
+    # Without the ending of logs that are kept: whoever ends last removes it.
+    child = Child.start(name, ["worker", *request.arguments(), *flags], folder / f"{number}", numerics=own_numerics())
+    if request.team is None:
+        place_on_core(child.pid, number, request.processes)
+    return child

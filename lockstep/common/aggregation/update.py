@@ -24,6 +24,9 @@ MOST_PARTS = 128
 #: Both sets of something: the weights after step t are in set t % 2.
 Pair = tuple[Vector, Vector]
 
+#: By frame, the one or two vectors of its length whose sum is to be divided.
+Terms = Sequence[Sequence[Vector]] | Mapping[int, Sequence[Vector]]
+
 #: The optimizer's slots by name, each as long as the trained part of the slice.
 Slots = Mapping[str, Vector]
 
@@ -138,7 +141,7 @@ class UpdatePass:
             momenta=None if is_trained else self.rule.momenta[part.start - trained : part.stop - trained],
         )
 
-    def mean(self, chunk: UpdateChunk, terms: Sequence[Sequence[Vector]], count: int) -> Vector:
+    def mean(self, chunk: UpdateChunk, terms: Terms, count: int) -> Vector:
         """Return a chunk's part of the mean, in the chunk's memory for it; `terms` as in `run`."""
         parts = [term[chunk.part] for term in terms[chunk.frame]]
         total = parts[0] if len(parts) == 1 else np.add(parts[0], parts[1], out=chunk.mean)
@@ -147,7 +150,7 @@ class UpdatePass:
             return np.multiply(total, np.float32(1 / count), out=chunk.mean)
         return np.divide(total, np.float32(count), out=chunk.mean)
 
-    def run(self, at: UpdateStep, part: Slice, terms: Sequence[Sequence[Vector]]) -> int | None:
+    def run(self, at: UpdateStep, part: Slice, terms: Terms) -> int | None:
         """Write the new weights and slots of a part; return the first place that is not finite, None if all are.
 
         `terms` are, for each frame, the one or two vectors of its length whose sum is to be divided (rule R1). The

@@ -389,6 +389,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     #: Samples whose gradients it computed, and the seconds this took it.
     samples: Count
     compute_s: float
+    #: Of how many processes it is a team.
+    processes: Count = 1
 
 
 class EpochStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

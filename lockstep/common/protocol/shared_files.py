@@ -23,9 +23,6 @@ EXACT_WEIGHTS = "exact-weights"
 #: The file of the optimizer's slots, all of the first set and then all of the second.
 STATE = "state"
 
-#: The file that says how far updates are, in its head (`UpdateMarks`); it holds no vector of use.
-UPDATE = "update"
-
 #: The file of a team's marks, in the team's own folder (`TeamMarks`).
 MARKS = "marks"
 
@@ -45,9 +42,9 @@ def sums_shape(size: int) -> Shape:
     return Shape(vectors=SLOTS, size=size)
 
 
-def update_shape() -> Shape:
-    """Return what the file of the marks of updates holds besides its head."""
-    return Shape(vectors=1, size=1)
+def update_file(rank: int) -> str:
+    """Return the name of the file that says how far the team of that rank is with updates (`UpdateMarks`)."""
+    return f"update-{rank}"
 
 
 def lock_file(slice_: int) -> str:
@@ -56,7 +53,7 @@ def lock_file(slice_: int) -> str:
 
 
 def process_file(process: int) -> str:
-    """Return the name of the file of a team's process, in the team's own folder: its vectors of sums, and of results."""
+    """Return the name of the file of a team's process, in the team's own folder: its vectors of sums and of results."""
     return f"process-{process}"
 
 

@@ -1,31 +1,36 @@
 """What the processes of a team show one another in memory, and what a team shows the server; nothing of who waits.
 
-A team's file of marks has a part for each process, which it alone writes, and a part for orders and entries, which one
-process at a time writes. What a mark stands for is written before it, and read after it. Whoever may write weights is
-a matter of the memory that they are in: its `UpdateMarks` and the locks beside them.
+A team's file of marks has a part for each process, which it alone writes, and one for the leader's orders. What a mark
+stands for is written before it, and read after it. What is written by whoever has a lock is not there, but beside the
+weights to which the locks belong (`UpdateMarks`): if a process stands still with a lock, the run leaves all of that.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.aggregation.slices import Slice, slices_for
 from lockstep.common.optim.clipping import BLOCK
+from lockstep.common.protocol.messages import Work
 from lockstep.common.transport.shared_memory.segment import Segment, Shape
 
-#: Vectors of sums of each process: for the parts that it is given, for a part of somebody who is late, and for all.
-OWN_PARTS = 4
-HELP_ROW, WHOLE_ROW = OWN_PARTS, OWN_PARTS + 1
-ROWS = OWN_PARTS + 2
+#: Vectors of sums of each process: those of the parts that it is given, so many at most, and of parts of processes that
+#: are late; the last one is for the sums over all of an order, which it can always compute alone.
+OWN_PARTS, ROWS = 4, 8
+WHOLE_ROW = ROWS - 1
 
 #: Steps whose entries are kept. A team waits when it is so many steps ahead of what the server has read.
 ENTRIES = 32
 
 #: Orders that are kept: who is so far behind does not need them any more.
 ORDERS = 8
+
+#: What an order may be about, by its number there.
+WORKS: tuple[Work, ...] = get_args(Work)
 
 #: Slices into which a team cuts a vector at most, and the values below which one is not worth it.
 MOST_SLICES, LEAST_SLICE = 64, 16_384
@@ -95,39 +100,42 @@ class TeamShape:
         return min(self.micro_batches, self.processes * ROWS)
 
     @property
+    def plan(self) -> np.dtype[np.void]:
+        """Who computes what: rows of (lo, hi, process), and the processes that make slices."""
+        parts = ("parts", "<i4", (self.processes * OWN_PARTS, 3))
+        return np.dtype([("given", "<i8"), ("active", "<i8"), parts, ("owners", "<i4", (self.processes,))])
+
+    @property
     def order(self) -> np.dtype[np.void]:
-        """One order."""
+        """One order of the leader's: a lease, or the first step of a multi-step lease."""
         return np.dtype(
             [
                 ("order", "<i8"),
-                # Of `WORKS`, or that a step of a multi-step lease is made, with that lease's number and last step.
+                # An index of `WORKS`.
                 ("work", "<i8"),
                 ("step", "<i8"),
                 ("lo", "<i8"),
                 ("hi", "<i8"),
+                # As in `MultiStepLease`, 0 in an order that is a lease; but for `memory`, which both have.
                 ("number", "<i8"),
                 ("last", "<i8"),
-                # As in `MultiStepLease`: of this step.
                 ("count", "<i8"),
                 ("reads", "<i8"),
                 ("memory", "<i8"),
-                # Rows of (lo, hi, process), and for each slice the process that makes it.
-                ("given", "<i8"),
-                ("parts", "<i4", (self.processes * OWN_PARTS, 3)),
-                ("owners", "<i4", (MOST_SLICES,)),
+                ("plan", self.plan),
             ]
         )
 
     @property
     def entry(self) -> np.dtype[np.void]:
-        """What the server gets to know of a step that a team has made by itself."""
+        """What the server gets to know of a step that a team has made by itself, and who computes what in the next."""
         return np.dtype(
             [
                 ("step", "<i8"),
                 ("loss_sum", "<f8"),
                 ("correct", "<i8"),
                 ("count", "<i8"),
-                # Until all sums were there since those of the step before were, and of the update's first slice.
+                # Seconds until all sums were there since those of the step before were, and of the update's first slice.
                 ("round_s", "<f8"),
                 ("update_s", "<f8"),
                 # Of the weights after the step before.
@@ -137,11 +145,17 @@ class TeamShape:
                 ("parts", "<i4", (self.parts, 3)),
                 ("times", "<f8", (self.parts, 3)),
                 ("losses", "<f4", (self.micro_batches,)),
+                ("next", self.plan),
             ]
         )
 
-    def fields(self) -> dict[str, tuple[np.dtype[np.generic], tuple[int, ...]]]:
-        """Return what the file of marks holds, in order: name -> (dtype, shape)."""
+    def of_update(self) -> "Fields":
+        """Return what the file of the marks of updates holds, in order."""
+        integers = np.dtype("<i8")
+        return {"head": (integers, (8,)), "made": (integers, (MOST_SLICES,)), "entries": (self.entry, (ENTRIES,))}
+
+    def of_team(self) -> "Fields":
+        """Return what the file of a team's marks holds, in order."""
         count, slices = self.processes, len(self.slices)
         integers, floats = np.dtype("<i8"), np.dtype("<f8")
         return {
@@ -154,12 +168,26 @@ class TeamShape:
             "squared": (integers, (count, MOST_SLICES)),
             "squares": (floats, (count, -(-self.size // BLOCK) if self.clips else 0)),
             "orders": (self.order, (ORDERS,)),
-            "entries": (self.entry, (ENTRIES,)),
         }
 
-    def file(self) -> Shape:
-        """Return the shape of the file of marks, in float32."""
-        return Shape(vectors=1, size=sum(_occupied(dtype, shape) for dtype, shape in self.fields().values()) // 4)
+
+#: By name, the dtype and shape of each array in a file.
+Fields = Mapping[str, tuple[np.dtype[np.generic], tuple[int, ...]]]
+
+
+def file_of(fields: Fields) -> Shape:
+    """Return the shape of a file with these arrays, in float32."""
+    return Shape(vectors=1, size=sum(_occupied(dtype, shape) for dtype, shape in fields.values()) // 4)
+
+
+def _arrays(segment: Segment, fields: Fields) -> dict[str, NDArray[Any]]:
+    """Return the arrays in a file of that shape."""
+    words, start, found = segment.vectors[0].view(np.uint8), 0, {}
+    for name, (dtype, shape) in fields.items():
+        size = dtype.itemsize * int(np.prod(shape))
+        found[name] = words[start : start + size].view(dtype).reshape(shape)
+        start += _occupied(dtype, shape)
+    return found
 
 
 def _occupied(dtype: np.dtype[np.generic], shape: Sequence[int]) -> int:
@@ -171,9 +199,9 @@ def _occupied(dtype: np.dtype[np.generic], shape: Sequence[int]) -> int:
 class TeamMarks:
     """A team's file of marks. Who writes what stands at each; everybody reads all of it."""
 
-    #: int64: the newest order. Written by whoever gives the orders.
+    #: int64: the newest order. Written by the leader.
     marks: NDArray[np.int64]
-    #: Seconds that a micro-batch takes each process, 0 if that is not known, shape (processes,); by the same.
+    #: Seconds that a micro-batch takes each process, 0 if that is not known, shape (processes,): each its own.
     seconds: NDArray[np.float64]
     #: Of `PROCESS`, shape (processes,): each process writes its own.
     processes: NDArray[np.void]
@@ -185,19 +213,13 @@ class TeamMarks:
     #: The order of which it has added up the squares of a slice, and these, block by block: the same.
     squared: NDArray[np.int64]
     squares: NDArray[np.float64]
-    #: The order n is at n % ORDERS, the entry of a step at step % ENTRIES: by whoever gives the orders.
+    #: The order n is at n % ORDERS; by the leader.
     orders: NDArray[np.void]
-    entries: NDArray[np.void]
 
     @classmethod
     def of(cls, segment: Segment, shape: TeamShape) -> "TeamMarks":
         """Return the marks in a file of that shape."""
-        words, start, found = segment.vectors[0].view(np.uint8), 0, {}
-        for name, (dtype, dimensions) in shape.fields().items():
-            size = dtype.itemsize * int(np.prod(dimensions))
-            found[name] = words[start : start + size].view(dtype).reshape(dimensions)
-            start += _occupied(dtype, dimensions)
-        return cls(**found)  # type: ignore[arg-type]  # each of its dtype
+        return cls(**_arrays(segment, shape.of_team()))
 
     @property
     def newest(self) -> int:
@@ -207,10 +229,11 @@ class TeamMarks:
 
 @dataclass(frozen=True)
 class UpdateMarks:
-    """How far updates are in the memory of the weights beside which it is; the locks of slices are there as well.
+    """How far a team is with updates of the weights beside which this is; the locks of slices are there as well.
 
-    It is written by the server while no lease of several steps is made, and otherwise, but for `read`, slice by slice
-    by whoever has that slice's lock.
+    It is written by the server while no lease of several steps is made. Otherwise whoever has the lock of a slice
+    writes what is made of it, and whoever has that of the first slice the entry of the step, before; and the server
+    `read`.
     """
 
     #: int64: the number of the multi-step lease whose updates may be made, 0 for none; steps of which the server has
@@ -218,12 +241,13 @@ class UpdateMarks:
     head: NDArray[np.int64]
     #: int64, for each slice: steps of the run whose update was made.
     made: NDArray[np.int64]
+    #: Of `TeamShape.entry`: that of a step at step % ENTRIES.
+    entries: NDArray[np.void]
 
     @classmethod
-    def of(cls, head: NDArray[np.uint8]) -> "UpdateMarks":
-        """Return the marks in the head of a file."""
-        words = head[: 8 * (8 + MOST_SLICES)].view(np.int64)
-        return cls(words[:8], words[8:])
+    def of(cls, segment: Segment, shape: TeamShape) -> "UpdateMarks":
+        """Return the marks in a file of that shape."""
+        return cls(**_arrays(segment, shape.of_update()))
 
     @property
     def number(self) -> int:

@@ -14,7 +14,7 @@ from itertools import count
 
 from lockstep.common.errors import AddressError, ProtocolError
 from lockstep.common.random import Purpose, generator
-from lockstep.common.transport.port import Frames, Limits, PeerGone, PeerSlow, Shortcut
+from lockstep.common.transport.port import Frames, Limits, PeerGone, PeerSlow
 
 Message = list[memoryview]
 
@@ -212,9 +212,6 @@ class MemoryServer:
     def allow(self, queue: int) -> None:
         self._queue = max(self._queue, queue)
 
-    def shorten(self, peer: bytes, shortcut: Shortcut) -> None:
-        shortcut.close()
-
     def close(self, linger_s: float = 0.0) -> None:
         if not self.is_open:
             return
@@ -282,10 +279,6 @@ class MemoryClient:
             self._unsent.append(_copy(frames))
         else:
             self._send_up(_copy(frames))
-
-    def shorten(self, shortcut: Shortcut | None) -> None:
-        if shortcut is not None:
-            shortcut.close()
 
     def close(self, linger_s: float = 0.0) -> None:
         if not self._is_open:

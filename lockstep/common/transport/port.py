@@ -47,27 +47,6 @@ class Limits:
             raise ProtocolError(f"a frame of {longest} bytes: expected at most {self.frame_bytes}")
 
 
-class Shortcut(Protocol):
-    """A second connection between two ends, for messages of one short frame; see `shared_memory.packet_socket`."""
-
-    @property
-    def descriptor(self) -> int:
-        """The descriptor to wait for; -1 once it is closed."""
-        ...
-
-    def send(self, frame: Frame, timeout_s: float = 0.0) -> None:
-        """Send a frame. Raises PeerSlow if too many wait and none is read within the time, or PeerGone."""
-        ...
-
-    def receive(self) -> bytes | None:
-        """Return the next frame, None if none has come. Raises PeerGone at the end."""
-        ...
-
-    def close(self) -> None:
-        """Close it; what was sent may still be received."""
-        ...
-
-
 class ServerPort(Protocol):
     """The end that many peers dial. All methods but a second `close` raise ProtocolError once it is closed."""
 
@@ -111,14 +90,6 @@ class ServerPort(Protocol):
         """
         ...
 
-    def shorten(self, peer: bytes, shortcut: Shortcut) -> None:
-        """Send short messages to a peer over a shortcut from now on, and receive from it there as well.
-
-        There is no order between messages over it and others. It lasts until another replaces it, one end is closed or
-        the connection ends. The port closes it: at once if it has no use for it.
-        """
-        ...
-
     def close(self, linger_s: float = 0.0) -> None:
         """Close all connections; what was sent gets at most `linger_s` seconds to leave."""
         ...
@@ -135,13 +106,6 @@ class ClientPort(Protocol):
         """Send a message, or keep it until there is a connection; as `ServerPort.send`.
 
         Raises PeerSlow if too many are on their way and none arrives within the time.
-        """
-        ...
-
-    def shorten(self, shortcut: Shortcut | None) -> None:
-        """Receive over a shortcut as well, and send over it once something came over it; as `ServerPort.shorten`.
-
-        None ends the previous one.
         """
         ...
 

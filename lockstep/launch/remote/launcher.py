@@ -34,6 +34,9 @@ class LauncherPlace:
     #: Where the others find rank 0; the host is empty if nobody said and this is rank 0.
     host: str
     port: int
+    #: Which of the processes on its host it is, and how many the launcher has started there.
+    local_rank: int = 0
+    local_size: int = 1
 
     @property
     def address(self) -> str:
@@ -68,6 +71,11 @@ class Environment:
             raise UsageError(f"{self.launcher} has {name} = {shown}: expected a whole number from {least} to {most}")
         return number
 
+    def among_neighbours(self, place: LauncherPlace, rank_name: str, size: int) -> LauncherPlace:
+        """Return the place with what the launcher says of the processes on its host: alone there if it does not."""
+        rank = self.number(rank_name, 0) if rank_name in self.variables else 0
+        return replace(place, local_rank=rank, local_size=size) if rank < size else place
+
     def place(self, rank_name: str, size_name: str, host: str, port: int = PORT) -> LauncherPlace:
         """Return the place; `MASTER_ADDR` and `MASTER_PORT` come before `host` and `port`.
 
@@ -97,14 +105,19 @@ def _torchrun(found: Environment) -> LauncherPlace:
             )
     place = found.place("RANK", "WORLD_SIZE", "")
     # torchrun's own agent listens at that port, and its processes are given it.
-    return replace(place, port=place.port + (found.text("TORCHELASTIC_USE_AGENT_STORE") == "True"))
+    place = replace(place, port=place.port + (found.text("TORCHELASTIC_USE_AGENT_STORE") == "True"))
+    size = found.number("LOCAL_WORLD_SIZE", 1) if "LOCAL_WORLD_SIZE" in found.variables else 1
+    return found.among_neighbours(place, "LOCAL_RANK", size)
 
 
 def _open_mpi(found: Environment) -> LauncherPlace:
     """`mpirun` gives ranks and sizes; the host of rank 0 only if all are on one, or Slurm has given the nodes."""
-    is_one_host = found.text("OMPI_COMM_WORLD_LOCAL_SIZE") == found.text("OMPI_COMM_WORLD_SIZE")
+    local_size = found.text("OMPI_COMM_WORLD_LOCAL_SIZE")
+    is_one_host = local_size == found.text("OMPI_COMM_WORLD_SIZE")
     host = "127.0.0.1" if is_one_host else first_host(found.text("SLURM_JOB_NODELIST"))
-    return found.place("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", host, _job_port(found))
+    place = found.place("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", host, _job_port(found))
+    size = found.number("OMPI_COMM_WORLD_LOCAL_SIZE", 1) if local_size else 1
+    return found.among_neighbours(place, "OMPI_COMM_WORLD_LOCAL_RANK", size)
 
 
 def _slurm(found: Environment) -> LauncherPlace:
@@ -116,7 +129,10 @@ def _slurm(found: Environment) -> LauncherPlace:
         )
     hosts = found.text("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
     size = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in found.variables else "SLURM_NTASKS"
-    return found.place("SLURM_PROCID", size, first_host(hosts), _job_port(found))
+    place = found.place("SLURM_PROCID", size, first_host(hosts), _job_port(found))
+    node = found.number("SLURM_NODEID", 0) if "SLURM_NODEID" in found.variables else 0
+    tasks = tasks_of(found.text("SLURM_STEP_TASKS_PER_NODE"), node)
+    return found.among_neighbours(place, "SLURM_LOCALID", tasks)
 
 
 def _job_port(found: Environment) -> int:
@@ -152,6 +168,15 @@ def detect(environ: Mapping[str, str]) -> LauncherPlace:
         f"no launcher has started this process: expected one of {marks} in the environment; by hand, start `lockstep "
         "server` and `lockstep worker`, or on one machine `lockstep train`"
     )
+
+
+def tasks_of(counts: str, node: int) -> int:
+    """Return the tasks of a node, by a list as `SLURM_STEP_TASKS_PER_NODE` has it: `4(x2),3`; 1 if it has no such."""
+    for count, times in re.findall(r"([0-9]{1,6})(?:\(x([0-9]{1,6})\))?", counts):
+        node -= int(times or 1)
+        if node < 0:
+            return int(count)
+    return 1
 
 
 def first_host(hosts: str) -> str:

@@ -142,9 +142,15 @@ class RayBackend:
     display: Display
     keys: KeyFolder
     has_external_workers: bool = field(default=False, init=False)
+    #: Each place is a core somewhere, and so a team of one process.
+    team_size: int = field(default=1, init=False)
     #: The placement group, and attendants in it that have no process yet, by their bundle.
     _group: Any = None
     _idle: dict[int, Any] = field(default_factory=dict)
+
+    @property
+    def workers(self) -> int:
+        return self.destination.launch.workers
 
     @property
     def fewest(self) -> int:
@@ -190,7 +196,7 @@ class RayBackend:
         if command.role is Role.WORKER:
             bundle = command.number if command.number < self.fewest else None
             actor = self._idle.pop(command.number, None) or self._agent(bundle, cpus=1)
-            names, added = [f"{WORKER}.key"], ["--key", f"{HERE}/{KEYS}/{WORKER}.key"]
+            names, added = [f"{WORKER}.key"], ["--workers", "1", "--key", f"{HERE}/{KEYS}/{WORKER}.key"]
         else:
             living = self._await("room for a server", self._living)
             bundle = list(living)[command.number % len(living)]

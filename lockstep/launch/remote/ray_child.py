@@ -136,8 +136,5 @@ class RayPort:
         self._asked = None
         return None if frames is None else [memoryview(frame) for frame in frames]
 
-    def shorten(self, shortcut: object) -> None:
-        """There is no shorter way."""
-
     def close(self, linger_s: float = 0.0) -> None:
         """The actor has the connection, and closes it at its end."""

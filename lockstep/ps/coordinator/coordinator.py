@@ -11,7 +11,6 @@ from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind
-from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import (
     CallbackDecision,
     ComputeFailed,
@@ -44,7 +43,7 @@ from lockstep.ps.coordinator.effects import (
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState
 from lockstep.ps.coordinator.scheduling.audit import Audit
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable, WithdrawnLease
-from lockstep.ps.coordinator.scheduling.multi_step_plan import FIRST_STEPS, MultiStepPlan, even_step_s
+from lockstep.ps.coordinator.scheduling.multi_step_plan import FIRST_STEPS, MultiStepPlan
 from lockstep.ps.coordinator.scheduling.round_state import UNKNOWN, RoundState
 from lockstep.ps.coordinator.scheduling.scheduler import Scheduler
 from lockstep.ps.coordinator.scheduling.stragglers import LeaseTimeouts, StragglerMonitor
@@ -236,7 +235,7 @@ class Coordinator(Machine[events.Event, Effect]):
             return []
         effects = registration.prepared(member, ready, self.membership, self.info)
         is_waiting = self.phase is RunPhase.AWAITING_WORKERS
-        if is_waiting and self.membership.count_prepared() >= self.info.min_workers:
+        if is_waiting and self.membership.processes_prepared() >= self.info.min_workers:
             self.phase = initial_phase(self.info, self.round)
             self._begin_round(now)
         return effects + self._assign_leases(now)
@@ -407,10 +406,10 @@ class Coordinator(Machine[events.Event, Effect]):
         self.phase = initial_phase(self.info, following)
         return []
 
-    # Workers make steps by themselves
+    # A team makes steps by itself
 
     def _go_on(self, now: float) -> list[Effect]:
-        """Let workers make the next steps by themselves if they can; otherwise lease the round that has begun."""
+        """Let a team make the next steps by itself if it can; otherwise lease the round that has begun."""
         if self.phase is RunPhase.TRAINING:
             self.leased_steps = self.multi_step.next(self.info, self.round, self.membership, self.scheduler)
         if self.leased_steps is None:
@@ -420,47 +419,47 @@ class Coordinator(Machine[events.Event, Effect]):
 
     def _on_step_made(self, made: events.StepMade) -> list[Effect]:
         """Count a step as if its results had come."""
-        micro_batches, account = self.round.micro_batches, self.state.account
-        halves = Node(0, micro_batches).halves()
-        for node, half in zip(halves, made.halves, strict=True):
-            account.record_accepted(node, half.rank, half.losses, half.began_s, half.ended_s)
-            if (member := self.membership.by_rank(half.rank)) is not None:
-                self.scheduler.timeouts.add(half.rank, "train", half.compute_s / len(node))
-                self.membership.credit(member, half.count // self.info.targets, half.compute_s)
-        first, second = (Tally(half.loss_sum, half.correct, half.count) for half in made.halves)
-        tally, started = first + second, self.progress.round_started
-        assert tally.count == self.info.job.global_batch * self.info.targets  # by which they have divided
-        self.progress.end_step(tally, started + made.round_s, self.membership.end_step())
-        self.progress.begin_round(started + made.round_s)
+        micro_batches, account, tally = self.round.micro_batches, self.state.account, made.tally
+        member = self.membership.by_rank(made.rank)
+        assert tally.count == self.info.job.global_batch * self.info.targets  # by which the team has divided
+        for part in made.parts:
+            losses = made.losses[4 * part.node.lo : 4 * part.node.hi]
+            process = None if member is not None and member.processes == 1 else part.process
+            account.record_accepted(part.node, made.rank, losses, part.began_s, part.ended_s, process)
+        if member is not None:
+            self.scheduler.timeouts.add(made.rank, "train", made.round_s / micro_batches)
+            self.membership.credit(member, tally.count // self.info.targets, *made.compute_s())
+        ended = self.progress.round_started + made.round_s
+        self.progress.end_step(tally, ended, self.membership.end_step())
+        self.progress.begin_round(ended)
         self.state.account = Account(micro_batches)
         self.state.round = Round("train", made.step + 1, micro_batches)
-        return [RecordStep(tally=tally, account=account, made=made)]
+        return [RecordStep(account=account, made=made)]
 
     def _watch_multi_step(self) -> list[Effect]:
-        """Withdraw the steps once other workers can work too, or one of the two is much slower than the other."""
+        """End the multi-step lease once another worker can work too, or the one that has it is not to work."""
         steps = self.leased_steps
         if self.phase is not RunPhase.MULTI_STEP or steps is None or self.is_ending:
             return []
-        is_even = even_step_s(self.round.micro_batches, steps.ranks, self.scheduler.timeouts) is not None
-        if is_even and [member.rank for member in self.membership.ready()] == list(steps.ranks):
+        if [member.rank for member in self.membership.ready()] == [steps.rank]:
             return []
         self.is_ending = True
         return [WithdrawSteps()]
 
     def _on_multi_step_ended(self, event: events.MultiStepLeaseEnded, now: float) -> list[Effect]:
-        """Continue step by step; a worker that has not answered stands still if it was late."""
+        """Continue step by step; a team that has not answered stands still if it was late."""
         assert self.leased_steps is not None  # it is completed
+        rank = self.leased_steps.rank
         self.multi_step.on_completed(self.leased_steps.first, event.steps, is_cut=event.is_cut)
         self._leave_multi_step(event.steps, now)
-        for rank in event.silent:
-            if event.lease is not None and self.membership.by_rank(rank) is not None:
-                self.scheduler.await_multi_step(rank, event.lease, now, is_late=event.is_cut)
+        if event.is_silent and event.lease is not None and self.membership.by_rank(rank) is not None:
+            self.scheduler.await_multi_step(rank, event.lease, now, is_late=event.is_cut)
         return self._assign_leases(now)
 
     def _leave_multi_step(self, steps: int, now: float) -> None:
         """Continue step by step."""
         self.leased_steps, self.is_ending, self.phase, account = None, False, RunPhase.TRAINING, self.state.account
-        # Workers have measured the time of their steps by their own clocks.
+        # The team has measured the time of its steps by its own clock.
         self.progress.begin_round(min(self.progress.round_started, now))
         self._open(Round("train", steps, self.round.micro_batches))
         # What has happened since the last step was made.
@@ -536,7 +535,7 @@ class Coordinator(Machine[events.Event, Effect]):
     def status(self, now: float) -> Status:
         """Return the status of the run."""
         members = self.membership.members.values()
-        busy = self.leases.held.keys() if self.leased_steps is None else set(self.leased_steps.ranks)
+        busy = self.leases.held.keys() if self.leased_steps is None else {self.leased_steps.rank}
         workers = [member.status(is_busy=member.rank in busy) for member in members]
         # Who asks need not know how a step is made.
         phase = RunPhase.TRAINING if self.phase is RunPhase.MULTI_STEP else self.phase

@@ -51,7 +51,7 @@ class UpdateWeights(Struct, frozen=True, kw_only=True):
 
 
 class LeaseSteps(Struct, frozen=True, kw_only=True):
-    """Let two workers make the steps from `first` on by themselves, up to `last` at most.
+    """Let a team make the steps from `first` on by itself, up to `last` at most.
 
     Each step ends in `StepMade`, and the multi-step lease in `MultiStepLeaseEnded`; answered by `MultiStepLeaseRefused`
     if it cannot be.
@@ -59,20 +59,18 @@ class LeaseSteps(Struct, frozen=True, kw_only=True):
 
     first: int
     last: int
-    #: The workers of both halves, how many seconds a step is expected to take, and how long one waits for the other.
-    ranks: tuple[int, int]
+    #: The team's, and how many seconds a step is expected to take it.
+    rank: int
     step_s: float
-    patience_s: float
 
 
 class WithdrawSteps(Struct, frozen=True, kw_only=True):
-    """Take the steps back, to continue one by one."""
+    """End the multi-step lease, to continue step by step."""
 
 
 class RecordStep(Struct, frozen=True, kw_only=True):
-    """Record a step that workers have made by themselves."""
+    """Record a step that a team has made by itself."""
 
-    tally: Tally
     account: Account
     made: StepMade
 

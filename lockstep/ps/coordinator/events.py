@@ -3,6 +3,7 @@
 from msgspec import Struct
 
 from lockstep.common.aggregation.tree import Node
+from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import (
     CallbackDecision,
     ComputeFailed,
@@ -15,7 +16,6 @@ from lockstep.common.protocol.messages import (
     Ready,
     Result,
     SamplesRequest,
-    SliceResult,
     SumsFrame,
 )
 from lockstep.common.statemachine.machine import Interrupted as Interrupted
@@ -54,33 +54,41 @@ class StepUpdated(Struct, frozen=True, kw_only=True):
     step: int
 
 
-class HalfStep(Struct, frozen=True, kw_only=True):
-    """What a worker computed of a step that it made with another."""
+class PartMade(Struct, frozen=True, kw_only=True):
+    """What a process of a team computed of a step that the team has made by itself."""
 
-    rank: int
-    #: As in `Result`.
-    loss_sum: float
-    correct: int
-    count: int
-    compute_s: float
-    losses: bytes
-    #: When it began and ended to compute, in seconds from the begin of the round.
+    node: Node
+    process: int
+    #: When it began and ended, in seconds from the begin of the round, and the seconds of computing.
     began_s: float
     ended_s: float
+    compute_s: float
 
 
 class StepMade(Struct, frozen=True, kw_only=True):
-    """Two workers have made a step by themselves."""
+    """A team has made a step by itself."""
 
     step: int
-    #: In the order of the halves.
-    halves: tuple[HalfStep, HalfStep]
+    #: The team's.
+    rank: int
+    tally: Tally
+    #: Of all micro-batches, as in `Result`.
+    losses: bytes
+    #: What it was put together from.
+    parts: tuple[PartMade, ...]
     #: Seconds from the last sums of the step before to its own, and of its update.
     round_s: float
     update_s: float
     #: Of the weights after it, and the learning rate.
     checksum: int
     rate: float
+
+    def compute_s(self) -> tuple[float, float]:
+        """Return the seconds of computing that went into it, of all processes and the most of any."""
+        seconds: dict[int, float] = {}
+        for part in self.parts:
+            seconds[part.process] = seconds.get(part.process, 0.0) + part.compute_s
+        return sum(seconds.values()), max(seconds.values(), default=0.0)
 
 
 class MultiStepLeaseEnded(Struct, frozen=True, kw_only=True):
@@ -91,12 +99,12 @@ class MultiStepLeaseEnded(Struct, frozen=True, kw_only=True):
     steps: int
     #: Whether that is since a worker was late, or could not go on.
     is_cut: bool
-    #: The ranks of the workers that have not answered, which may stand still.
-    silent: tuple[int, ...]
+    #: Whether the team has not answered: it may stand still.
+    is_silent: bool
 
 
 class MultiStepLeaseRefused(Struct, frozen=True, kw_only=True):
-    """Workers cannot make steps by themselves in this run."""
+    """No team can make steps by itself in this run."""
 
 
 class ServerLost(Struct, frozen=True, kw_only=True):
@@ -118,7 +126,6 @@ CoordinatorMessage = (
     | Ready
     | SumsFrame
     | SamplesRequest
-    | SliceResult
     | Result
     | ComputeFailed
     | Diverged
@@ -147,4 +154,4 @@ Event = (
 FROM_MEMBERS = Ready | Result | ComputeFailed | Diverged | Dropped | MultiStepResult | Ping
 
 #: Messages that show that a worker makes progress with its leases.
-PROGRESS = SumsFrame | SamplesRequest | SliceResult | Result
+PROGRESS = SumsFrame | SamplesRequest | Result

@@ -6,6 +6,7 @@ from enum import Enum
 
 from lockstep.common.protocol.messages import Join, WorkerStatus
 from lockstep.ps.coordinator.timer_queue import TimerQueue
+from lockstep.ps.records.ledger import worker_name
 
 #: Seconds until a worker that says nothing is probed: sending to a process that is gone fails, and so it is noticed.
 PROBE_S = 1.0
@@ -49,7 +50,7 @@ class SlowWorkerTrial:
 
 @dataclass
 class Member:
-    """One worker of the run."""
+    """One worker of the run: a team of processes, or a single one."""
 
     peer: bytes
     rank: int
@@ -57,6 +58,8 @@ class Member:
     state: MemberState = MemberState.PREPARING
     #: Whether it computes in memory which the server sees: then no vector is sent either way.
     shares: bool = False
+    #: Whether its processes share memory with one another as well, so that it may make several steps by itself.
+    has_team: bool = False
     #: The step whose weights it was last sent; None before the first and if it shares memory.
     weights_step: int | None = None
     #: Samples whose gradients were accepted from it, and the seconds that these took it.
@@ -67,9 +70,14 @@ class Member:
     #: None while it is quick enough to be given work in each round.
     trial: SlowWorkerTrial | None = None
 
+    @property
+    def processes(self) -> int:
+        """Of how many processes it is a team: people's workers."""
+        return self.join.processes
+
     def named(self) -> str:
         """Return how the worker is named in messages to people."""
-        return f"worker {self.rank} (host {self.join.host}, pid {self.join.pid})"
+        return worker_name(self.rank, self.join.host, self.join.pid, self.processes)
 
     def status(self, *, is_busy: bool) -> WorkerStatus:
         """Return its line of a status."""
@@ -81,7 +89,18 @@ class Member:
             state=state,
             samples=self.samples,
             compute_s=self.compute_s,
+            processes=self.processes,
         )
+
+
+@dataclass
+class StepCompute:
+    """The computing of a worker for one step."""
+
+    processes: int
+    #: Of all its processes, and of the slowest one.
+    seconds: float = 0.0
+    slowest_s: float = 0.0
 
 
 @dataclass
@@ -92,7 +111,8 @@ class Membership:
     #: When each is probed next.
     probes: TimerQueue[bytes] = field(default_factory=TimerQueue)
     next_rank: int = 0
-    #: Most members that were prepared at one time, including those on standby.
+    #: Most members that were prepared at one time, including those on standby, and most processes of theirs.
+    most_teams: int = 0
     most_prepared: int = 0
     #: Of all that were ever prepared, whether they shared memory.
     sharing: set[bool] = field(default_factory=set)
@@ -101,13 +121,16 @@ class Membership:
     #: Seconds of computing whose gradients were accepted, of all members that ever were.
     compute_s: float = 0.0
     #: The same of the step at hand, by rank.
-    step_compute_s: dict[int, float] = field(default_factory=dict)
-    #: How many members are in each state: to count them again at each message would be quadratic.
+    step_compute_s: dict[int, StepCompute] = field(default_factory=dict)
+    #: How many members are in each state, and how many processes of theirs: to count them again at each message would
+    #: be quadratic.
     _counts: Counter[MemberState] = field(default_factory=Counter)
-    #: How many are on each machine, and how many of them may use each of its cores.
+    _processes: Counter[MemberState] = field(default_factory=Counter)
+    #: How many are on each machine, how many processes of theirs, and how many members may use each of its cores.
     _on_machine: Counter[str] = field(default_factory=Counter)
+    _processes_on: Counter[str] = field(default_factory=Counter)
     _cores: dict[str, Counter[int]] = field(default_factory=dict)
-    #: Members on machines that have a core for each of theirs.
+    #: Members on machines that have a core for each process of theirs.
     _uncrowded: int = 0
 
     def admit(self, peer: bytes, join: Join, now: float) -> Member:
@@ -116,7 +139,7 @@ class Membership:
         self.next_rank += 1
         self.members[peer] = member
         self.probes.set(peer, now + PROBE_S)
-        self._counts[member.state] += 1
+        self._count(member, 1)
         self._move(member, 1)
         return member
 
@@ -125,9 +148,13 @@ class Membership:
         member = self.members.pop(peer, None)
         if member is not None:
             self.probes.drop(peer)
-            self._counts[member.state] -= 1
+            self._count(member, -1)
             self._move(member, -1)
         return member
+
+    def _count(self, member: Member, change: int) -> None:
+        self._counts[member.state] += change
+        self._processes[member.state] += change * member.processes
 
     def _move(self, member: Member, change: int) -> None:
         """Count a member that comes to its machine, or leaves it."""
@@ -135,6 +162,7 @@ class Membership:
         cores = self._cores.setdefault(machine, Counter())
         self._uncrowded -= 0 if self.is_crowded(member) else self._on_machine[machine]
         self._on_machine[machine] += change
+        self._processes_on[machine] += change * member.processes
         for core in member.join.cores:
             cores[core] += change
             if not cores[core]:
@@ -142,9 +170,9 @@ class Membership:
         self._uncrowded += 0 if self.is_crowded(member) else self._on_machine[machine]
 
     def is_crowded(self, member: Member) -> bool:
-        """Tell whether the members on a machine may use fewer cores than they are, or nobody knows how many."""
+        """Tell whether the members on a machine may use fewer cores than processes, or nobody knows how many."""
         machine = member.join.machine
-        return self._on_machine[machine] > len(self._cores[machine])
+        return self._processes_on[machine] > len(self._cores[machine])
 
     def has_spare_cores(self) -> bool:
         """Tell whether there are members whose machine is not crowded: at least two, to help one another."""
@@ -152,9 +180,9 @@ class Membership:
 
     def set_state(self, member: Member, state: MemberState) -> None:
         """Change a member's state."""
-        self._counts[member.state] -= 1
-        self._counts[state] += 1
+        self._count(member, -1)
         member.state = state
+        self._count(member, 1)
 
     def count(self, state: MemberState) -> int:
         """Return how many members are in a state."""
@@ -163,6 +191,10 @@ class Membership:
     def count_prepared(self) -> int:
         """Return how many members have the model and the data."""
         return len(self.members) - self.count(MemberState.PREPARING)
+
+    def processes_prepared(self) -> int:
+        """Return how many processes these have."""
+        return sum(self._processes.values()) - self._processes[MemberState.PREPARING]
 
     def by_rank(self, rank: int) -> Member | None:
         """Return the member of that rank, if it is still there."""
@@ -204,7 +236,8 @@ class Membership:
         """Make a prepared member ready, or put it on standby if `capacity` members are; return whether it is ready."""
         is_active = self.count(MemberState.READY) < capacity
         self.set_state(member, MemberState.READY if is_active else MemberState.STANDBY)
-        self.most_prepared = max(self.most_prepared, self.count_prepared())
+        self.most_teams = max(self.most_teams, self.count_prepared())
+        self.most_prepared = max(self.most_prepared, self.processes_prepared())
         return is_active
 
     def activate_standby(self, capacity: int) -> list[Member]:
@@ -217,22 +250,30 @@ class Membership:
             self.set_state(member, MemberState.READY)
         return waiting[:free]
 
-    def credit(self, member: Member, samples: int, compute_s: float) -> None:
-        """Record gradients that were accepted from a member."""
+    def credit(self, member: Member, samples: int, compute_s: float, slowest_s: float | None = None) -> None:
+        """Record gradients that were accepted from a member, and the seconds of computing of all its processes.
+
+        `slowest_s` are the most seconds of any process, None if only their mean is known.
+        """
         member.samples += samples
         member.compute_s += compute_s
         self.compute_s += compute_s
-        self.step_compute_s[member.rank] = self.step_compute_s.get(member.rank, 0.0) + compute_s
+        self._credit_step(member, compute_s, slowest_s)
 
     def credit_audit(self, member: Member, compute_s: float) -> None:
         """Record computing for which the step waited, but of which no gradient is used."""
-        self.step_compute_s[member.rank] = self.step_compute_s.get(member.rank, 0.0) + compute_s
+        self._credit_step(member, compute_s, None)
+
+    def _credit_step(self, member: Member, compute_s: float, slowest_s: float | None) -> None:
+        step = self.step_compute_s.setdefault(member.rank, StepCompute(member.processes))
+        step.seconds += compute_s
+        step.slowest_s += compute_s / member.processes if slowest_s is None else slowest_s
 
     def end_step(self) -> tuple[float, float]:
-        """Return the seconds of computing for the step, the mean over ready workers and the most; then reset them."""
-        seconds = self.step_compute_s.values()
-        workers = max(self.count(MemberState.READY), len(seconds), 1)
-        computed = sum(seconds) / workers, max(seconds, default=0.0)
+        """Return the seconds of computing for the step, the mean over ready processes and the most; then reset them."""
+        steps = self.step_compute_s.values()
+        processes = max(self._processes[MemberState.READY], sum(step.processes for step in steps), 1)
+        computed = sum(step.seconds for step in steps) / processes, max((step.slowest_s for step in steps), default=0.0)
         self.step_compute_s.clear()
         return computed
 
@@ -247,5 +288,10 @@ class Membership:
         assert len(self.ready()) <= capacity, "more workers are ready than can have work"
         assert MemberState.STANDBY not in states or len(self.ready()) == capacity, "one is on standby without need"
         assert +self._counts == Counter(states), "members are counted wrongly"
-        assert self.count_prepared() <= self.most_prepared
+        processes = Counter[MemberState]()
+        for member in self.members.values():
+            processes[member.state] += member.processes
+        assert +self._processes == processes, "processes are counted wrongly"
+        assert self.count_prepared() <= self.most_teams
+        assert self.processes_prepared() <= self.most_prepared
         assert self.probes.times.keys() == self.members.keys(), "members and those that are probed differ"

@@ -113,7 +113,7 @@ def admit(
             ForgetWorker(peer=twin.peer, rank=twin.rank),
         ]
     member = membership.admit(peer, join, now)
-    account.add(WorkerIn(rank=member.rank, host=member.join.host, pid=member.join.pid))
+    account.add(WorkerIn(rank=member.rank, host=join.host, pid=join.pid, processes=join.processes))
     send = Send(peer=peer, message=welcome(member.rank))
     return [*effects, send, Report(text=f"{member.named()} joined")]
 
@@ -125,7 +125,7 @@ def prepared(member: Member, ready: Ready, membership: Membership, info: RunInfo
         membership.remove(member.peer)
         forget = ForgetWorker(peer=member.peer, rank=member.rank)
         return [*without_memory(member.peer, member.named(), obstacle), forget]
-    member.shares = shares
+    member.shares, member.has_team = shares, bool(ready.team)
     membership.sharing.add(shares)
     membership.obstacle = membership.obstacle or obstacle
     return [*through_its_socket(member.named(), obstacle), *activate(member, membership, info)]
@@ -136,7 +136,7 @@ def activate(member: Member, membership: Membership, info: RunInfo) -> list[Effe
     capacity = info.job.micro_batches
     if membership.activate(member, capacity):
         return []
-    reason = f"{capacity} micro-batches keep {capacity} workers busy: waiting to replace one that leaves"
+    reason = f"{capacity} micro-batches keep {capacity} teams busy: waiting to replace one that leaves"
     standby = Standby(reason=reason)
     return [Send(peer=member.peer, message=standby), Report(text=f"{member.named()} is on standby: {reason}")]
 

@@ -54,7 +54,7 @@ def waiting_text(phase: RunPhase, membership: Membership, info: RunInfo) -> str:
     if phase is RunPhase.AWAITING_SERVERS:
         return ""  # the shard group says so
     if phase is RunPhase.AWAITING_WORKERS:
-        return f"waiting for workers: {membership.count_prepared()} of {info.min_workers} are ready"
+        return f"waiting for workers: {membership.processes_prepared()} of {info.min_workers} are ready"
     return "" if membership.count(MemberState.READY) else "waiting for a worker: none is left"
 
 

@@ -13,7 +13,6 @@ from lockstep.common.protocol.messages import (
     Ready,
     Result,
     SamplesRequest,
-    SliceResult,
     SumsFrame,
     Work,
 )
@@ -36,7 +35,7 @@ class RunPhase(Enum):
     AUDITING = "auditing"
     #: All results of a step are there, and not all servers have made its update yet.
     UPDATING = "updating"
-    #: Workers make steps by themselves; a status shows it as training.
+    #: A team makes steps by itself; a status shows it as training.
     MULTI_STEP = "training in a multi-step lease"
     #: Between two epochs, until callbacks have decided whether the run continues.
     PAUSED = "waiting for callbacks"
@@ -74,7 +73,6 @@ TRANSITIONS = table_of(
         Ready: _ANY_TIME | {P.AWAITING_WORKERS: {P.AWAITING_WORKERS, P.TRAINING, P.EVALUATING, P.PAUSED}},
         SumsFrame: _ANY_TIME,
         SamplesRequest: _ANY_TIME,
-        SliceResult: _ANY_TIME,
         Result: _ANY_TIME
         | {
             P.TRAINING: {P.TRAINING, P.AUDITING, P.UPDATING},

@@ -49,19 +49,28 @@ class RunBegun(LedgerEntry, frozen=True, kw_only=True, tag="begun"):
     lost_steps: Count = 0
 
 
-class WorkerIn(LedgerEntry, frozen=True, kw_only=True, tag="worker"):
+class WorkerIn(LedgerEntry, frozen=True, kw_only=True, tag="worker", omit_defaults=True):
     """The worker that has a rank."""
 
     #: The worker's number in the lines that follow.
     rank: Count
     #: The name of its machine.
     host: str
-    #: The number of its process.
+    #: The number of its process; of a team's leader.
     pid: Count
+    #: Of how many processes it is a team.
+    processes: Count = 1
 
     def named(self) -> str:
         """Return how the worker is named in messages to people."""
-        return f"worker {self.rank} (host {self.host}, pid {self.pid})"
+        return worker_name(self.rank, self.host, self.pid, self.processes)
+
+
+def worker_name(rank: int, host: str, pid: int, processes: int) -> str:
+    """Return how a worker is named in messages to people, who count each process of a team as a worker."""
+    if processes == 1:
+        return f"worker {rank} (host {host}, pid {pid})"
+    return f"team {rank} (host {host}, pid {pid}, {processes} workers)"
 
 
 class LedgerShare(msgspec.Struct, frozen=True, array_like=True):
@@ -84,7 +93,7 @@ class LedgerShare(msgspec.Struct, frozen=True, array_like=True):
             raise ValueError(f"micro-batches from {self.lo} to {self.hi}: expected at least one")
 
 
-class StepDone(LedgerEntry, frozen=True, kw_only=True, tag="step"):
+class StepDone(LedgerEntry, frozen=True, kw_only=True, tag="step", omit_defaults=True):
     """A training step, after its update."""
 
     #: The step, from 0.
@@ -95,6 +104,8 @@ class StepDone(LedgerEntry, frozen=True, kw_only=True, tag="step"):
     losses: bytes
     #: Of the weights after the update: see `common.aggregation.checksum`. Up to 64 bits. On disk it is called `mark`.
     checksum: Annotated[int, Meta(ge=0)] = msgspec.field(name="mark")
+    #: For each share, which process of its worker computed it. Empty if that is unknown, or each worker is one process.
+    processes: list[Count] = []
 
     def __post_init__(self) -> None:
         if self.checksum >= 2**64:  # more than the validator can compare with
@@ -175,6 +186,7 @@ class Account:
     #: Work given to others or done twice, and workers that joined, since the round before.
     entries: list[LedgerEntry] = field(default_factory=list)
     shares: list[LedgerShare] = field(default_factory=list)
+    processes: list[int] = field(default_factory=list)
     omitted: int = 0
     _losses: bytearray = field(init=False)
 
@@ -182,14 +194,22 @@ class Account:
         self._losses = bytearray(4 * self.micro_batches)
 
     def record_accepted(
-        self, node: Node, rank: int, losses: bytes, began_s: float | None = None, ended_s: float | None = None
+        self,
+        node: Node,
+        rank: int,
+        losses: bytes,
+        began_s: float | None = None,
+        ended_s: float | None = None,
+        process: int | None = None,
     ) -> None:
         """Record micro-batches that were accepted; `losses` as in `StepDone`, of these alone.
 
-        The times are seconds from the round's begin: when the lease was given out, and when its result came.
+        The times are seconds from the round's begin: when the lease was given out, and when its result came. `process`
+        is the one of the worker's that computed them, None if that is unknown: the same for all of a step.
         """
         share = LedgerShare(node.lo, node.hi, rank, in_microseconds(began_s), in_microseconds(ended_s))
         self.shares.append(share)
+        self.processes += [] if process is None else [process]
         if len(losses) == 4 * len(node):
             self._losses[4 * node.lo : 4 * node.hi] = losses
 
@@ -236,7 +256,8 @@ class Account:
 
     def step_done(self, step: int, checksum: int) -> StepDone:
         """Return the entry of a training step that is over."""
-        return StepDone(step=step, shares=self.shares, losses=bytes(self._losses), checksum=checksum)
+        losses = bytes(self._losses)
+        return StepDone(step=step, shares=self.shares, losses=losses, checksum=checksum, processes=self.processes)
 
     def other_entries(self, work: Work, step: int) -> list[LedgerEntry]:
         """Return the other entries of a round of that kind."""

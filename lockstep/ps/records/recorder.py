@@ -152,8 +152,10 @@ class MetricsRecorder:
         if self.folder is not None:
             self.folder.keep(RECEIPT, receipt_of(self.info, self.chain))
 
-    def finish(self, progress: Progress, *, workers: int, compute_s: float, weights: Vector, now: float) -> RunResult:
-        """Write the weights and the result of a run that succeeded."""
+    def finish(
+        self, progress: Progress, *, workers: int, compute_s: float, weights: Vector, now: float, teams: int = 0
+    ) -> RunResult:
+        """Write the weights and the result of a run that succeeded, of so many workers in so many teams."""
         info, job, kept = self.info, self.info.job, self.history[-1]
         if self.best is not None:
             weights, kept = self.best, self.best_epoch() or kept
@@ -193,6 +195,7 @@ class MetricsRecorder:
             stopped=self._why_stopped(),
             audited=progress.audited,
             unaudited=progress.unaudited,
+            teams=teams,
         )
         if self.folder is not None:
             self._keep(weights, self.ends_at(kept.epoch))

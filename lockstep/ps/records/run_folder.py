@@ -44,7 +44,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     dataset: str
     #: The job's seed.
     seed: int
-    #: The number of workers that took part.
+    #: The number of workers that took part: of processes.
     workers: int
     #: The number of servers.
     servers: int
@@ -106,6 +106,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     audited: int = 0
     #: Micro-batches that were to be audited, and were not for lack of a second worker.
     unaudited: int = 0
+    #: The teams in which the workers were; 0 in the folder of an older version.
+    teams: int = 0
 
 
 def read_result(folder: Path) -> RunResult:

@@ -19,7 +19,6 @@ from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import (
     PROTOCOL_VERSION,
-    Dropped,
     Lease,
     Leave,
     Message,
@@ -31,7 +30,6 @@ from lockstep.common.protocol.messages import (
     Result,
     Samples,
     SamplesRequest,
-    SliceResult,
     StatusRequest,
     SumsFrame,
     Weights,
@@ -39,6 +37,7 @@ from lockstep.common.protocol.messages import (
     shortened,
 )
 from lockstep.common.protocol.shard_messages import ShardMessage
+from lockstep.common.protocol.team_memory import TeamShape
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.interrupts import held_back
 from lockstep.common.statemachine.delivery import deliver
@@ -49,6 +48,7 @@ from lockstep.ps.checkpoint.checkpointer import Checkpointer
 from lockstep.ps.coordinator import effects, events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.failures import check_result
+from lockstep.ps.coordinator.membership import Member
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.run.traffic import Traffic
@@ -59,17 +59,13 @@ from lockstep.ps.setup import RunSetup
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard_group.shell import ShardGroupShell
 from lockstep.ps.shared_memory.memory import ServerSharedMemory
-from lockstep.ps.shared_memory.multi_step_shell import MultiStepShell, declined
-from lockstep.ps.shared_memory.parallel_update import ParallelUpdateConfig
+from lockstep.ps.shared_memory.multi_step_shell import MultiStepShell
 
 #: Seconds for which the last messages may still go out.
 LINGER_S = 1.0
 
 #: Seconds between two calls of `watch`, which shows the progress.
 WATCH_S = 0.1
-
-#: How often the server tries to withdraw steps from workers before the run ends, and the seconds between two attempts.
-WITHDRAWALS, WITHDRAW_S = 500, 0.002
 
 #: Messages without arrays that may wait for a worker. In addition it may have the weights for a window of leases: a
 #: worker that does not read costs no more memory than that.
@@ -119,8 +115,6 @@ class Server:
     checkpointer: Checkpointer | None = None
     #: Connections that were not let in.
     rejections: RejectionLog = field(default_factory=RejectionLog)
-    #: How workers that share memory help with updates; by default they do not.
-    helping: ParallelUpdateConfig = field(default_factory=ParallelUpdateConfig)
     #: Set once the run has ended.
     ended: effects.Finish | None = None
     #: Bytes that crossed the sockets of all servers since the last step was recorded.
@@ -130,7 +124,7 @@ class Server:
     #: All servers of the run; its `own` slice is `shard`.
     group: ShardGroupShell = field(init=False)
     shard: Shard = field(init=False)
-    #: Steps that workers make by themselves.
+    #: Steps that a team makes by itself.
     multi_step: MultiStepShell = field(init=False)
     receiver: GradientReceiver = field(init=False)
     committer: StepCommitter = field(init=False)
@@ -155,11 +149,11 @@ class Server:
             report=self._report,
             report_refusal=self.blocklist.report_refusal,
             sharing=self.sharing,
-            helping=self.helping,
         )
         self.shard = self.group.own
-        sharing = self.sharing if info.servers == 1 and self.helping.cores > 1 else None
-        self.multi_step = MultiStepShell(info, self.shard, self.clock, self._send_multi_step, self.say, sharing)
+        self.multi_step = MultiStepShell(
+            info, self.shard, self.clock, self._send_multi_step, self.say, self.sharing if info.servers == 1 else None
+        )
         self.receiver = GradientReceiver(coordinator, self.shard, self.sharing)
         self.committer = StepCommitter(coordinator, self.group, self.recorder, self.checkpointer, self.traffic)
         self.samples = None if info.manifest is None else SampleSender(setup.data, info.manifest)
@@ -179,22 +173,10 @@ class Server:
         return self.ended or effects.Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)
 
     def interrupt(self) -> None:
-        """End the run now, with the update at hand, which else would be lost."""
+        """End the run now, after the steps that a team has made by itself."""
         with held_back():
-            happened = [*self.group.finish_update(), *self._withdraw_steps()]
-            if happened:
-                self._dispatch(*happened)
+            self._dispatch(*self.multi_step.end(is_interrupted=True))
         self._dispatch(events.Interrupted())
-
-    def _withdraw_steps(self) -> list[events.Event]:
-        """Withdraw the steps that workers make by themselves: most of the time they are in the middle of one."""
-        happened = self.multi_step.end(is_interrupted=True)
-        for _ in range(WITHDRAWALS):
-            if not self.multi_step.is_any():
-                break
-            self.port.receive(WITHDRAW_S)  # what they send does not matter any more
-            happened += self.multi_step.end(is_interrupted=True)
-        return happened + self.multi_step.end(is_final=True)
 
     def _show(self, watch: Callable[[], None]) -> None:
         now = self.clock.now()
@@ -266,14 +248,9 @@ class Server:
                 return [received] if self.receiver.on_frame(peer, message, self._arrays[0]) else []
             case Result():
                 check_result(message, self.coordinator.info)
-                self._record_answer(peer, message)
                 return [received] if self.receiver.on_result(peer, message, self._arrays) else []
-            case Dropped():
-                self._record_answer(peer, message)
             case MultiStepResult():
                 return [*self._end_steps(peer, message), received]
-            case SliceResult():
-                return [received, *self.group.on_slice_result(peer, message)]
             case Leave():
                 return [events.PeerLeft(peer=peer, reason=one_line(message.reason))]
             case SamplesRequest():
@@ -287,10 +264,7 @@ class Server:
 
     def _end_steps(self, peer: bytes, ended: MultiStepResult) -> Sequence[events.Event]:
         member = self.coordinator.membership.members.get(peer)
-        if member is None:
-            return []
-        self.group.updating.on_answer(member.rank, ended)
-        return self.multi_step.on_answer(member.rank, ended)
+        return [] if member is None else self.multi_step.on_answer(member.rank, ended)
 
     def _send_multi_step(self, rank: int, message: MultiStepLease | MultiStepWithdrawal) -> Sequence[events.Event]:
         """Send a worker what concerns a lease of several steps."""
@@ -298,7 +272,6 @@ class Server:
         if member is None:
             return []
         if isinstance(message, MultiStepLease):
-            self.group.updating.on_lease(rank, message)
             message = msgspec.structs.replace(message, incarnation=member.join.incarnation)
         return self._send(member.peer, message)
 
@@ -307,17 +280,23 @@ class Server:
         return events.StatusRequested(peer=peer, refused=self.rejections.count, broken=broken)
 
     def _prepare(self, peer: bytes, ready: Ready) -> None:
-        """Map the sums of a worker that shares memory, and answer its call; make room for one that sends messages."""
+        """Map what a worker that shares memory has there; make room for one that sends messages."""
         member = self.coordinator.membership.members.get(peer)
         if not ready.nonce:
             self.port.allow(QUEUE + WINDOW * len(self.shard.frames))
         elif self.sharing is None:
             raise RemoteProtocolError("it shares memory that it was not offered")
         elif member is not None:
-            self.sharing.admit(member.rank, ready.nonce)
-            shortcut = self.sharing.take_shortcut(member.rank)
-            if shortcut is not None:
-                self.port.shorten(peer, shortcut)
+            self.sharing.admit(member.rank, ready.nonce, self._team_shape(member) if ready.team else None)
+
+    def _team_shape(self, member: Member) -> TeamShape:
+        job = self.coordinator.info.job
+        return TeamShape(
+            processes=member.processes,
+            micro_batches=job.micro_batches,
+            size=self.setup.layout.size,
+            clips=job.clip_norm is not None,
+        )
 
     def _send_samples(self, peer: bytes, asked: SamplesRequest) -> Sequence[events.Event]:
         """Send samples to a worker, whose leases do not run out while they are on their way."""
@@ -347,7 +326,7 @@ class Server:
         carry_out(self.coordinator, happened, self._perform, self.clock.now)
         # Afterwards: what workers wait for has been sent.
         self.committer.record_completed()
-        # Never while workers make steps, and so write the weights: a multi-step lease ends when a checkpoint is due.
+        # Never while a team makes steps, and so writes the weights: a multi-step lease ends when a checkpoint is due.
         if self.ended is None and not self.multi_step.is_any():
             self.committer.take_due_checkpoint()
 
@@ -368,7 +347,7 @@ class Server:
             case effects.UpdateWeights():
                 return self.committer.update(effect)
             case effects.LeaseSteps():
-                return self._lease_steps(effect)
+                return self.multi_step.begin(effect, *self.committer.bounds())
             case effects.WithdrawSteps():
                 return self.multi_step.end()
             case effects.RecordStep():
@@ -381,16 +360,9 @@ class Server:
                 self.blocklist.report_refusal(effect.text)
             case effects.Finish():
                 self.ended = self.committer.finish(effect)
-                self.multi_step.close()
             case _:
                 assert_never(effect)
         return []
-
-    def _lease_steps(self, effect: effects.LeaseSteps) -> Sequence[events.Event]:
-        """Let workers make steps, unless one of them may still write a slice of an update."""
-        if any(self.group.updating.state.has_slice(rank) for rank in effect.ranks):
-            return [declined(effect)]
-        return self.multi_step.begin(effect, *self.committer.bounds())
 
     def _report(self, report: effects.Report) -> None:
         show = self.remind if report.is_reminder and self.remind is not None else self.say
@@ -407,17 +379,11 @@ class Server:
         member = self.coordinator.membership.members.get(peer)
         return [] if member is None else self.group.send_weights(member.rank, step)
 
-    def _record_answer(self, peer: bytes, answer: Result | Dropped) -> None:
-        member = self.coordinator.membership.members.get(peer)
-        if member is not None and member.shares:
-            self.group.updating.on_answer(member.rank, answer)
-
     def _in_memory(self, peer: bytes, lease: Lease) -> Lease:
         """Return a lease that names the memory in which its weights are, if its worker shares that."""
         member = self.coordinator.membership.members.get(peer)
         if member is None or not member.shares or self.sharing is None:
             return lease
-        self.group.updating.on_lease(member.rank, lease)
         generation = self.sharing.generation
         return msgspec.structs.replace(lease, memory=generation) if generation else lease
 

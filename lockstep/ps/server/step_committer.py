@@ -61,14 +61,14 @@ class StepCommitter:
         self.guard.check(update, self.group.own, coordinator.membership, others_are_finite=done.are_finite)
 
     def record_made(self, effect: effects.RecordStep) -> None:
-        """Record a step that workers have made by themselves."""
+        """Record a step that a team has made by itself."""
         self.record_completed()
         made, time = effect.made, self.coordinator.progress.last_step
-        self.recorder.step(made.step, effect.tally, made.rate, made.update_s, time, self.traffic.drain())
+        self.recorder.step(made.step, made.tally, made.rate, made.update_s, time, self.traffic.drain())
         self.recorder.account(made.step, effect.account, made.checksum)
 
     def bounds(self) -> tuple[int | None, float | None]:
-        """Return after how many steps, and when, a checkpoint is due, for which workers must not be making steps."""
+        """Return after how many steps, and when, a checkpoint is due, for which no team must be making steps."""
         checkpointer = self.checkpointer
         return (
             (None, None) if checkpointer is None or not checkpointer.folder.keep else checkpointer.schedule.next_due()
@@ -99,6 +99,7 @@ class StepCommitter:
             recorder.finish(
                 progress,
                 workers=membership.most_prepared,
+                teams=membership.most_teams,
                 compute_s=membership.compute_s,
                 weights=group.holder.weights,
                 now=group.clock.now(),

@@ -3,9 +3,7 @@
 Knows nothing of workers, leases or messages. Sums are added frame by frame, each over a tree of its own, as they come.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +36,6 @@ class Shard:
     start: int = 0
     #: Memory for the weights as the policy rounds them for workers, slot by slot; by default new vectors, if it does.
     rounded: Pair | None = None
-    #: Returns memory for sums that are added here: for each index from 0 on a vector as long as the slice, which is the
-    #: whole one then. By default any memory will do.
-    partial_sums: Callable[[int], Vector] | None = None
     frames: list[Slice] = field(init=False)
     #: What workers compute with, slot by slot: the weights rounded, or the weights themselves.
     served: Pair = field(init=False)
@@ -54,7 +49,7 @@ class Shard:
     not_finite: int | None = None
     #: Makes updates of any part.
     updating: UpdatePass = field(init=False)
-    #: Both sets of the optimizer's slots; one set twice as long as all updates are made here, and so in place.
+    #: Both sets of the optimizer's slots, the same one twice as long as all updates are made here: these are in place.
     _sets: tuple[Slots, Slots] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,18 +60,9 @@ class Shard:
         if not self.policy.wire_weights.is_exact:
             self.served = self.rounded or (np.zeros_like(self.weights), np.zeros_like(self.weights))
         self.refresh_served()
-        self.trees = [
-            VectorTree(self.micro_batches, pool, self._addition(frame))
-            for frame, pool in zip(self.frames, self._pools(), strict=True)
-        ]
+        pools = {len(frame): VectorPool(len(frame)) for frame in self.frames}
+        self.trees = [VectorTree(self.micro_batches, pools[len(frame)], self._addition(frame)) for frame in self.frames]
         self._begin_in_memory()
-
-    def _pools(self) -> list[VectorPool]:
-        """Return the pool of each frame: one for all of the same length, unless each has parts of certain vectors."""
-        if self.partial_sums is None:
-            pools = {len(frame): VectorPool(len(frame)) for frame in self.frames}
-            return [pools[len(frame)] for frame in self.frames]
-        return [VectorPool(len(frame), make=_parts_of(frame, self.partial_sums)) for frame in self.frames]
 
     def _begin_in_memory(self) -> None:
         vectors = UpdateVectors(weights=self.slots, served=self.served, slots=self._sets, start=self.start)
@@ -91,6 +77,11 @@ class Shard:
     def weights(self) -> Vector:
         """The vector in use."""
         return self.slots[self.updates % 2]
+
+    @property
+    def reads(self) -> int:
+        """Which of the two sets of the optimizer's slots is in use."""
+        return 0 if self.state is self._sets[0] else 1
 
     @property
     def served_weights(self) -> Vector:
@@ -173,25 +164,16 @@ class Shard:
 
         `scale` is the factor of clipping; without it, a shard that holds the whole vector finds it itself.
         """
-        at = self.begin_update(step, count, scale)
+        if scale is None and self.policy.clip_norm is not None:
+            scale = scale_for(add_blocks(self.squares(count)), self.policy.clip_norm)
+        reads, rate = self.reads, self.policy.schedule.rate(step)
+        at = UpdateStep(step=step, count=count, rate=rate, scale=scale, reads=reads, writes=reads)
         self.end_update(at, self.updating.run(at, self.owned, self.terms()))
         return at
 
-    def begin_update(self, step: int, count: int, scale: float | None = None, *, in_place: bool = True) -> UpdateStep:
-        """Return what `updating` needs to update any part; arguments as of `update`.
-
-        One that is not in place, which needs two sets of slots, changes nothing that is in use before `end_update`.
-        """
-        if scale is None and self.policy.clip_norm is not None:
-            scale = scale_for(add_blocks(self.squares(count)), self.policy.clip_norm)
-        reads = 1 if self.state is self._sets[1] else 0
-        writes = reads if in_place else 1 - reads
-        rate = self.policy.schedule.rate(step)
-        return UpdateStep(step=step, count=count, rate=rate, scale=scale, reads=reads, writes=writes)
-
     def end_update(self, at: UpdateStep, not_finite: int | None) -> None:
-        """Let the new weights and slots be the ones in use, after all parts were updated."""
-        self.updates, self.state, self.not_finite = at.step + 1, self._sets[at.writes], not_finite
+        """Let the new weights be the ones in use, after all of them were written."""
+        self.updates, self.not_finite = at.step + 1, not_finite
         for tree in self.trees:
             tree.reset()
 
@@ -200,8 +182,8 @@ class Shard:
 
         They have used both sets of slots in turn.
         """
-        here = 0 if self.state is self._sets[0] else 1
-        self.state, self.updates, self.not_finite = self._sets[(here + updates - self.updates) % 2], updates, None
+        self.state = self._sets[(self.reads + updates - self.updates) % 2]
+        self.updates, self.not_finite = updates, None
         for tree in self.trees:
             tree.reset()
 
@@ -232,9 +214,3 @@ class Shard:
     def digest(self) -> str:
         """Return the SHA-256 of the weights in use, in hex."""
         return weights_digest(self.weights)
-
-
-def _parts_of(frame: Slice, partial_sums: Callable[[int], Vector]) -> Callable[[], Vector]:
-    """Return what returns a frame's part of the first vector, then of the second, and so on."""
-    numbers = count()
-    return lambda: frame.of(partial_sums(next(numbers)))

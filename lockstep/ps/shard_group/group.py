@@ -124,7 +124,7 @@ class FindScale(Struct, frozen=True, kw_only=True):
 
 
 #: Of these, the coordinator's events are what it is to handle, and `Update` is to be made of the server's own slice:
-#: answered by `OwnSliceUpdated`, perhaps later.
+#: answered by `OwnSliceUpdated`.
 GroupEffect = (
     Send
     | WelcomeShard

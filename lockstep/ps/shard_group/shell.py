@@ -5,16 +5,13 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from typing import assert_never
 
-import msgspec
-
 from lockstep.common.aggregation.checksum import MODULUS
 from lockstep.common.aggregation.slices import Slice, slices_for
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.aggregation.update import UpdateStep
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.codec import decode, encode
-from lockstep.common.protocol.messages import Eviction, Leave, Message, SliceLease, SliceResult
+from lockstep.common.protocol.messages import Eviction, Leave, Message
 from lockstep.common.protocol.shard_messages import (
     WEIGHTS,
     AddFromMemory,
@@ -46,7 +43,6 @@ from lockstep.common.statemachine.machine import (
     Send,
     TimePassed,
     carry_out,
-    soonest,
 )
 from lockstep.common.transport.port import ServerPort
 from lockstep.ps.coordinator import effects as coordinator_effects
@@ -59,13 +55,6 @@ from lockstep.ps.shard_group import group as machine
 from lockstep.ps.shard_group.distributed_update import DistributedUpdate, GatheredWeights
 from lockstep.ps.shard_group.group import ShardGroup, ShardMember
 from lockstep.ps.shared_memory.memory import ServerSharedMemory
-from lockstep.ps.shared_memory.parallel_update import (
-    HelperAdmitted,
-    ParallelUpdate,
-    ParallelUpdateConfig,
-    RunInterrupted,
-)
-from lockstep.ps.shared_memory.parallel_update_shell import ParallelUpdateShell
 
 #: The reason to evict a peer that is not a shard of this run, and sends what only a shard does.
 STRANGER = "its connection broke, or the server was started again, and its slice is lost"
@@ -94,10 +83,7 @@ class ShardGroupShell:
     report_refusal: Callable[[str], None]
     #: The memory that workers and shards on this machine share, if there is any.
     sharing: ServerSharedMemory | None = None
-    #: How workers help with updates of a vector that is not divided.
-    helping: ParallelUpdateConfig = field(default_factory=ParallelUpdateConfig)
     own: Shard = field(init=False)
-    updating: ParallelUpdateShell = field(init=False)
     state: ShardGroup = field(init=False)
     slices: list[Slice] = field(init=False)
     #: The weights of all servers, None if all of them are ours.
@@ -115,13 +101,10 @@ class ShardGroupShell:
         if info.servers > 1:
             self.own, self.gathered = own_part(whole, self.slices[0]), GatheredWeights.of(whole)
         self.state = ShardGroup(info, step=whole.updates)
-        helping, sharing = (self.helping, self.sharing) if info.servers == 1 else (ParallelUpdateConfig(), None)
-        state = ParallelUpdate(helping, self.own.weights.size)
-        self.updating = ParallelUpdateShell(state, self.own, self.clock, self._send_lease, sharing)
 
     def deadline(self) -> float | None:
         """Return when `on_time` has something to do although no message comes."""
-        return soonest(self.state.deadline(), self.updating.state.deadline())
+        return self.state.deadline()
 
     @property
     def holder(self) -> Shard | GatheredWeights:
@@ -175,8 +158,8 @@ class ShardGroupShell:
 
     def on_time(self, now: float) -> list[coordinator_events.Event]:
         """Handle the passing of time."""
-        due, happened = self.state.deadline(), self._after(self.updating.on_time(now))
-        return happened + (self._dispatch(TimePassed()) if due is not None and now >= due else [])
+        due = self.state.deadline()
+        return self._dispatch(TimePassed()) if due is not None and now >= due else []
 
     # Events become effects, and effects are carried out
 
@@ -199,7 +182,8 @@ class ShardGroupShell:
                 order = [member.peer for member in self.state.in_order()]
                 yield machine.ScaleFound(scale=self._update.scale(self.own, self.state.update.count, order))
             case Update():
-                yield from self._own_updated(self.updating.update(effect.step, effect.count, effect.scale))
+                self._update.rate = self.own.update(effect.step, effect.count, effect.scale).rate
+                yield machine.OwnSliceUpdated(step=effect.step)
             case coordinator_events.StepUpdated():
                 self._complete(effect.step)
                 self._happened.append(effect)
@@ -256,14 +240,11 @@ class ShardGroupShell:
         member = self.membership.members.get(peer)
         if member is None:
             return []
-        if shares:
-            self.updating.dispatch(HelperAdmitted(rank=member.rank))
         return self._send_all(Admit(rank=member.rank, incarnation=member.join.incarnation, shares=shares))
 
     def forget(self, effect: coordinator_effects.ForgetWorker) -> list[coordinator_events.Event]:
         """Inform all shards that a worker is gone."""
-        happened = self._after(self.updating.remove(effect))
-        return happened + self._dispatch(effect) + self._send_all(Forget(rank=effect.rank))
+        return self._dispatch(effect) + self._send_all(Forget(rank=effect.rank))
 
     def send_weights(self, rank: int, step: int) -> Sequence[coordinator_events.Event]:
         """Let all shards send a worker their weights of a step, unless the update's message has told them to."""
@@ -295,32 +276,6 @@ class ShardGroupShell:
                 collected=collected,
             )
         )
-
-    def _own_updated(self, made: UpdateStep | None) -> Iterator[machine.GroupEvent]:
-        """Yield that our own slice is updated, unless workers are still to answer."""
-        if made is not None:
-            self._update.rate = made.rate
-            yield machine.OwnSliceUpdated(step=made.step)
-
-    def _after(self, made: UpdateStep | None) -> list[coordinator_events.Event]:
-        """Return what the coordinator is to handle after something that may have completed the update of our slice."""
-        return self._dispatch(*self._own_updated(made))
-
-    def _send_lease(self, rank: int, lease: SliceLease) -> None:
-        """Lease a slice of the update to a worker; that it is gone is known later."""
-        member = self.membership.by_rank(rank)
-        if member is None:
-            return
-        self._happened += self._send(member.peer, msgspec.structs.replace(lease, incarnation=member.join.incarnation))
-
-    def on_slice_result(self, peer: bytes, result: SliceResult) -> list[coordinator_events.Event]:
-        """Handle what a worker reports of its slice of an update."""
-        member = self.membership.members.get(peer)
-        return [] if member is None else self._after(self.updating.on_result(member.rank, result))
-
-    def finish_update(self) -> list[coordinator_events.Event]:
-        """Make what is left of the update at hand, since the run is about to end."""
-        return self._after(self.updating.dispatch(RunInterrupted()))
 
     def _complete(self, step: int) -> None:
         self._update.step, self._update.seconds = step, self.clock.now() - self._update.began
@@ -403,4 +358,3 @@ class ShardGroupShell:
     def end(self, finish: coordinator_effects.Finish) -> None:
         """Inform all shards that the run is over."""
         self._dispatch(finish)
-        self.updating.close()

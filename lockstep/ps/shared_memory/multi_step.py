@@ -1,17 +1,17 @@
-"""When the steps that workers make by themselves are recorded, and when they are withdrawn. Pure.
+"""When the steps that a team makes by itself are recorded, and when it may make no more. Pure: no clock, no array.
 
-No socket, clock or array.
+A team with a lease of several steps shows how many it has made, and the server reads that now and then. The lease ends
+at its last step, or as soon as anything else happens: another worker is ready; a checkpoint is due; the team is late or
+gone; the run is interrupted. Then it is not enough to send the team that it ends, since one of its processes may be
+standing still, and write on later:
 
-Workers in a multi-step lease show how many steps they have made, and the server reads that now and then. A multi-step
-lease ends at its last step, or as soon as anything else happens: a worker is late, gone, or comes; a checkpoint is due;
-the run is interrupted. Then it is not enough to tell the workers so, since one may be standing still, and write on
-later. As with single slices (`lockstep.ps.parallel_update`), a worker writes only while it has the lock on its file:
-
-1. Whoever's lock the server has, or who has answered, makes no further slice. What both workers have made by then are
-   the steps that count; the weights after them are whole, since an update writes where it does not read, and nobody
-   begins the next but one without the other.
-2. The run goes on once that is true of both. A worker that has its lock and is silent may write at any time: after some
-   patience the run moves into memory that this one does not know.
+1. A process writes a slice of an update only while it has that slice's lock, and only if it finds, once it has it, that
+   the lease has not been ended. So once the server has all locks, nobody is writing. It marks the lease as ended, and
+   from then on nobody begins, with whatever lock: that is when the locks are released again.
+2. What was made of all slices by then are the steps that count. The weights after them are whole, since an update
+   writes where it does not read.
+3. A process that stands still within a slice keeps its lock, and may write at any time. After some patience the run
+   moves into memory that this process does not know. The system releases the lock of a process that has ended.
 """
 
 from dataclasses import dataclass, field
@@ -21,18 +21,19 @@ from typing import assert_never
 from msgspec import Struct
 
 from lockstep.common.protocol.messages import steps_key
-from lockstep.common.statemachine.machine import IGNORED, Machine, TimePassed, table_of
-from lockstep.ps.coordinator.effects import ForgetWorker, LeaseSteps
+from lockstep.common.statemachine.machine import IGNORED, Machine, TimePassed, stays, table_of
+from lockstep.ps.coordinator.effects import ForgetWorker
 from lockstep.ps.coordinator.events import MultiStepLeaseEnded
 
-#: Steps after which the boards are read, and the least and most seconds: often enough that no worker waits until its
-#: entries are read, and that one that is late is noticed; seldom enough to cost the workers little.
+#: Steps after which the marks are read, and the least and most seconds: often enough that a team never waits until its
+#: entries are read, seldom enough to cost it little.
 STEPS_BETWEEN, BETWEEN_S = 3.0, (0.002, 0.02)
 
-#: A step is late if it takes so many times as long as expected, and so many seconds more.
-LATE, LATE_S = 2.0, 0.002
+#: Steps are late once none was made for so many times as long as one takes, and for at least so many seconds. A process
+#: that stands still costs its team less than that: the others do its work.
+LATE, LATE_S = 4.0, 0.25
 
-#: Seconds between two attempts to get a lock, and until memory is left to a worker that stands still in it.
+#: Seconds between two attempts to get locks, and until memory is left to a process that stands still in it.
 RETRY_S, MOVE_S = 0.002, 0.25
 
 #: Seconds between two reports that the run waits.
@@ -42,62 +43,68 @@ REPORT_S = 5.0
 class MultiStepPhase(Enum):
     """The phases of a multi-step lease."""
 
-    #: There is none.
+    #: There is none, and nobody but the server writes weights.
     IDLE = "step by step"
-    #: Workers make steps.
-    RUNNING = "workers make steps"
-    #: It is over, and not all workers are known to make nothing more.
-    ENDING = "withdrawing the steps"
+    #: A team makes steps.
+    RUNNING = "a team makes steps"
+    #: It is to make no more, and may still be writing.
+    ENDING = "ending the multi-step lease"
 
 
-# Events; some of them are effects of the coordinator, as they are
+# Events; one of them is an effect of the coordinator, as it is
 
 
-class BoardsRead(Struct, frozen=True, kw_only=True):
-    """So many steps of the run are made, and of so many of these all entries are there: what a slower worker shows."""
+class StepsLeased(Struct, frozen=True, kw_only=True):
+    """The steps `[first, last)` were leased to the team of that rank, which makes updates in so many slices."""
+
+    rank: int
+    first: int
+    last: int
+    #: Seconds that one is expected to take.
+    step_s: float
+    slices: int
+
+
+class MarksRead(Struct, frozen=True, kw_only=True):
+    """So many steps of the run are made, and so many of these can be recorded while the team goes on."""
 
     made: int
     entered: int
 
 
-class WorkerAnswered(Struct, frozen=True, kw_only=True):
-    """A worker makes nothing more of a multi-step lease; of the run's steps it has made so many."""
+class HolderAnswered(Struct, frozen=True, kw_only=True):
+    """The team makes no more of a multi-step lease, at its end or before it."""
 
     number: int
-    rank: int
-    steps: int
 
 
 class EndRequested(Struct, frozen=True, kw_only=True):
-    """The run is to go on step by step."""
+    """The run is to continue step by step, or if it is interrupted, not at all."""
 
-    #: Whether one worker that makes nothing more is enough, since the run is about to end.
     is_interrupted: bool = False
-    #: Whether none is waited for: both have stood still for long.
-    is_final: bool = False
 
 
 class LocksTried(Struct, frozen=True, kw_only=True):
-    """The locks of workers were taken, or not, since they are in the middle of a slice."""
+    """The locks of these slices, of those that were tried, are ours now."""
 
     taken: tuple[int, ...]
 
 
 class MemoryLeft(Struct, frozen=True, kw_only=True):
-    """The run has left the memory that workers may still write into, after so many steps; None if it cannot."""
+    """The run has left the memory that a process may still write into, after so many steps; None if it cannot."""
 
     made: int | None
 
 
 MultiStepEvent = (
-    LeaseSteps | BoardsRead | WorkerAnswered | ForgetWorker | EndRequested | LocksTried | MemoryLeft | TimePassed
+    StepsLeased | MarksRead | HolderAnswered | ForgetWorker | EndRequested | LocksTried | MemoryLeft | TimePassed
 )
 
 # Effects
 
 
-class ReadBoards(Struct, frozen=True, kw_only=True):
-    """Read how far the workers are; answered by `BoardsRead`."""
+class ReadMarks(Struct, frozen=True, kw_only=True):
+    """Read how far the team is; answered by `MarksRead`."""
 
 
 class RecordSteps(Struct, frozen=True, kw_only=True):
@@ -108,33 +115,48 @@ class RecordSteps(Struct, frozen=True, kw_only=True):
 
 
 class SendWithdrawal(Struct, frozen=True, kw_only=True):
-    """Send workers that the multi-step lease ends."""
-
-    ranks: tuple[int, ...]
-
-
-class TryLocks(Struct, frozen=True, kw_only=True):
-    """Prevent workers from beginning slices; answered by `LocksTried`."""
-
-    ranks: tuple[int, ...]
-
-
-class ReleaseLock(Struct, frozen=True, kw_only=True):
-    """Let a worker make slices again: it has said that it is out of the multi-step lease."""
+    """Send the team that the lease ends."""
 
     rank: int
 
 
+class TryLocks(Struct, frozen=True, kw_only=True):
+    """Take the locks of these slices, as far as nobody has them; answered by `LocksTried`."""
+
+    slices: tuple[int, ...]
+
+
+class EndUpdates(Struct, frozen=True, kw_only=True):
+    """Mark the lease as ended: who takes a lock after this writes nothing."""
+
+
+class ReleaseLocks(Struct, frozen=True, kw_only=True):
+    """Release the locks of these slices, once the lease is marked as ended."""
+
+    slices: tuple[int, ...]
+
+
 class LeaveMemory(Struct, frozen=True, kw_only=True):
-    """Continue in other memory, with the weights after the steps that are made; answered by `MemoryLeft`."""
+    """Continue in other memory, with the weights after the steps that are made; answered by `MemoryLeft`.
+
+    The locks stay with the memory that was left.
+    """
 
 
 class ReportStuck(Struct, frozen=True, kw_only=True):
-    """Report that the run waits for two workers that stand still."""
+    """Report that the run waits for a process that stands still."""
 
 
 MultiStepEffect = (
-    ReadBoards | RecordSteps | SendWithdrawal | TryLocks | ReleaseLock | LeaveMemory | ReportStuck | MultiStepLeaseEnded
+    ReadMarks
+    | RecordSteps
+    | SendWithdrawal
+    | TryLocks
+    | EndUpdates
+    | ReleaseLocks
+    | LeaveMemory
+    | ReportStuck
+    | MultiStepLeaseEnded
 )
 
 _IDLE, _RUNNING, _ENDING = MultiStepPhase
@@ -143,14 +165,14 @@ _IDLE, _RUNNING, _ENDING = MultiStepPhase
 TRANSITIONS = table_of(
     MultiStepPhase,
     {
-        LeaseSteps: {_IDLE: {_RUNNING}},
-        BoardsRead: {_IDLE: IGNORED, _RUNNING: {_IDLE, _RUNNING, _ENDING}, _ENDING: {_ENDING, _IDLE}},
-        WorkerAnswered: {_IDLE: {_IDLE}, _RUNNING: {_RUNNING, _ENDING}, _ENDING: {_ENDING}},
-        ForgetWorker: {_IDLE: {_IDLE}, _RUNNING: {_RUNNING, _ENDING}, _ENDING: {_ENDING}},
+        StepsLeased: {_IDLE: {_RUNNING}},
+        MarksRead: {_RUNNING: {_RUNNING, _ENDING}, _ENDING: {_IDLE}},
+        HolderAnswered: {_IDLE: IGNORED} | stays(_RUNNING, _ENDING),
+        ForgetWorker: {_IDLE: IGNORED, _RUNNING: {_RUNNING, _ENDING}, _ENDING: {_ENDING}},
         EndRequested: {_IDLE: IGNORED, _RUNNING: {_ENDING}, _ENDING: {_ENDING}},
         LocksTried: {_ENDING: {_ENDING}},
         MemoryLeft: {_ENDING: {_ENDING, _IDLE}},
-        TimePassed: {_IDLE: IGNORED, _RUNNING: {_RUNNING}, _ENDING: {_ENDING}},
+        TimePassed: {_IDLE: IGNORED} | stays(_RUNNING, _ENDING),
     },
 )
 
@@ -161,27 +183,28 @@ class MultiStepControl(Machine[MultiStepEvent, MultiStepEffect]):
 
     transitions = TRANSITIONS
     phase: MultiStepPhase = MultiStepPhase.IDLE
+    #: Of the lease: no two have the same.
     number: int = 0
+    #: The team's, and the slices in which it makes updates.
+    rank: int = 0
+    slices: int = 0
     last: int = 0
-    ranks: tuple[int, ...] = ()
-    #: Steps that are recorded.
+    #: Steps that are recorded, and that were made when this was read last.
     recorded: int = 0
-    #: Workers that make nothing more of it: that have answered, or whose lock we have.
-    out: set[int] = field(default_factory=set)
-    #: Those of them that have answered.
-    answered: set[int] = field(default_factory=set)
-    #: By rank, whose lock we have until they answer, and the multi-step lease that they are to answer.
-    locked: dict[int, int] = field(default_factory=dict)
-    #: When the boards are read again, or locks tried; and how often the former happens.
+    made: int = 0
+    #: The slices whose locks we have: none but while it ends.
+    held: set[int] = field(default_factory=set)
+    has_answered: bool = False
+    #: When the marks are read again, or locks tried; and how often the former happens.
     due: float = 0.0
     between_s: float = 0.0
     #: When the last step was seen to be made, and in how many seconds the next has to be.
     advanced: float = 0.0
     late_s: float = 0.0
-    #: When memory is left to a worker that stands still.
+    #: When memory is left to a process that stands still, and when it is reported if that cannot be.
     patient_until: float = 0.0
-    is_interrupted: bool = False
-    #: Whether it was ended since a worker was late, or could not go on.
+    report_at: float = 0.0
+    #: Whether it was ended since the team was late, or could not go on.
     is_cut: bool = False
 
     def handle(self, event: MultiStepEvent, now: float) -> list[MultiStepEffect]:
@@ -191,115 +214,112 @@ class MultiStepControl(Machine[MultiStepEvent, MultiStepEffect]):
         return None if self.phase is MultiStepPhase.IDLE else self.due
 
     def react(self, event: MultiStepEvent, now: float) -> list[MultiStepEffect]:
+        is_running = self.phase is MultiStepPhase.RUNNING
         match event:
-            case LeaseSteps():
+            case StepsLeased():
                 return self._begin(event, now)
-            case BoardsRead(made=made, entered=entered):
-                return self._on_boards(made, entered, now)
-            case WorkerAnswered():
-                return self._on_answer(event, now)
-            case ForgetWorker(rank=rank):  # its process may not have ended
-                return self._end(now) if self.phase is MultiStepPhase.RUNNING and rank in self.ranks else []
-            case EndRequested(is_interrupted=is_interrupted, is_final=is_final):
-                if is_final:
-                    self.phase = MultiStepPhase.ENDING
-                    return [ReadBoards()]
-                self.is_interrupted = self.is_interrupted or is_interrupted
-                return self._end(now) if self.phase is MultiStepPhase.RUNNING else self._withdraw()
+            case MarksRead(made=made, entered=entered):
+                return self._on_marks(made, entered, now) if is_running else self._complete(made)
+            case HolderAnswered():
+                return self._on_answer(event)
+            case ForgetWorker(rank=rank):  # its processes may not have ended
+                return self._end(now) if is_running and rank == self.rank else []
+            case EndRequested(is_interrupted=True):
+                # Who is in the middle of a slice writes beside the weights that count, and nobody will need that place.
+                self.phase = MultiStepPhase.ENDING
+                return [EndUpdates(), ReadMarks()]
+            case EndRequested():
+                return self._end(now) if is_running else self._try_locks()
             case LocksTried(taken=taken):
-                self.locked |= dict.fromkeys(taken, self.number)
-                self.out |= set(taken)
-                return self._go_on(now)
+                return self._on_locks(taken, now)
             case MemoryLeft(made=made):
-                return self._on_moved(made, now)
+                return self._on_memory(made, now)
             case TimePassed():
-                return [ReadBoards()] if self.phase is MultiStepPhase.RUNNING else self._withdraw()
+                return [ReadMarks()] if is_running else self._try_locks()
             case _:
                 assert_never(event)
 
-    def _begin(self, event: LeaseSteps, now: float) -> list[MultiStepEffect]:
+    def _begin(self, event: StepsLeased, now: float) -> list[MultiStepEffect]:
         low, high = BETWEEN_S
-        self.phase, self.last, self.ranks = MultiStepPhase.RUNNING, event.last, event.ranks
+        self.phase, self.rank, self.slices, self.last = MultiStepPhase.RUNNING, event.rank, event.slices, event.last
         self.number += 1
-        self.recorded, self.is_interrupted, self.is_cut = event.first, False, False
-        self.out.clear()
-        self.answered.clear()
+        self.recorded = self.made = event.first
+        self.has_answered = self.is_cut = False
         self.between_s = min(max(low, STEPS_BETWEEN * event.step_s), high)
-        self.advanced, self.late_s = now, LATE * event.step_s + LATE_S + self.between_s
+        self.advanced, self.late_s = now, max(LATE_S, LATE * event.step_s) + self.between_s
         self.due = now + self.between_s
         return []
 
-    def _on_boards(self, made: int, entered: int, now: float) -> list[MultiStepEffect]:
-        until = entered if self.phase is MultiStepPhase.RUNNING else made
-        effects = list[MultiStepEffect]()
-        if until > self.recorded:
-            effects.append(RecordSteps(first=self.recorded, last=until))
-            self.recorded, self.advanced = until, now
-        if self.phase is MultiStepPhase.ENDING or (made == entered == self.last and self._are_out()):
-            return [*effects, self._complete()]
+    def _on_marks(self, made: int, entered: int, now: float) -> list[MultiStepEffect]:
+        """Record what can be, and end the lease if it is made, if the team makes no more of it, or if that is late."""
+        effects = self._record(entered)
+        if made > self.made:
+            self.made, self.advanced = made, now
         self.due = now + self.between_s
-        if now >= self.advanced + self.late_s:
+        if made >= self.last:
+            return effects + self._end(now)
+        if self.has_answered or now >= self.advanced + self.late_s:
             self.is_cut = True
-            effects += self._end(now)
+            return effects + self._end(now)
         return effects
 
-    def _complete(self) -> MultiStepEffect:
-        self.phase = MultiStepPhase.IDLE
-        silent = tuple(rank for rank in self.ranks if rank not in self.answered)
-        lease = steps_key(self.number)
-        return MultiStepLeaseEnded(lease=lease, steps=self.recorded, is_cut=self.is_cut, silent=silent)
+    def _record(self, until: int) -> list[MultiStepEffect]:
+        if until <= self.recorded:
+            return []
+        first, self.recorded = self.recorded, until
+        return [RecordSteps(first=first, last=until)]
 
-    def _are_out(self) -> bool:
-        return all(rank in self.out for rank in self.ranks)
-
-    def _on_answer(self, event: WorkerAnswered, now: float) -> list[MultiStepEffect]:
-        effects, rank = list[MultiStepEffect](), event.rank
-        if self.locked.get(rank) == event.number:
-            del self.locked[rank]
-            effects.append(ReleaseLock(rank=rank))
-        if event.number != self.number or self.phase is MultiStepPhase.IDLE:
-            return effects
-        self.out.add(rank)
-        self.answered.add(rank)
-        if self.phase is MultiStepPhase.RUNNING and event.steps < self.last:
-            self.is_cut = True
-            return [*effects, *self._end(now)]
-        return [*effects, ReadBoards()] if self.phase is MultiStepPhase.RUNNING or self._are_out() else effects
+    def _on_answer(self, event: HolderAnswered) -> list[MultiStepEffect]:
+        if event.number != self.number:
+            return []
+        self.has_answered = True
+        return [ReadMarks()] if self.phase is MultiStepPhase.RUNNING else self._try_locks()
 
     def _end(self, now: float) -> list[MultiStepEffect]:
-        """Withdraw the steps."""
-        self.phase, self.patient_until = MultiStepPhase.ENDING, now + MOVE_S
-        left = tuple(rank for rank in self.ranks if rank not in self.out)
-        return [SendWithdrawal(ranks=left), *self._withdraw()]
+        """Let the team make no more of it."""
+        self.phase = MultiStepPhase.ENDING
+        self.patient_until = self.report_at = now + MOVE_S
+        is_over = self.has_answered or self.made >= self.last
+        return [*([] if is_over else [SendWithdrawal(rank=self.rank)]), *self._try_locks()]
 
-    def _withdraw(self) -> list[MultiStepEffect]:
-        return [TryLocks(ranks=tuple(rank for rank in self.ranks if rank not in self.out))]
+    def _try_locks(self) -> list[MultiStepEffect]:
+        return [TryLocks(slices=tuple(slice_ for slice_ in range(self.slices) if slice_ not in self.held))]
 
-    def _go_on(self, now: float) -> list[MultiStepEffect]:
-        """Complete the multi-step lease if nobody makes anything more of it; else wait, or leave the memory."""
-        if self._are_out() or (self.is_interrupted and self.out):
-            return [ReadBoards()]
+    def _on_locks(self, taken: tuple[int, ...], now: float) -> list[MultiStepEffect]:
+        """Complete the lease if nobody can be writing; else wait, or leave the memory."""
+        self.held.update(taken)
+        if len(self.held) == self.slices:
+            return [EndUpdates(), ReadMarks()]
         self.due = now + RETRY_S
-        if now < self.patient_until:
+        return [] if now < self.patient_until else [LeaveMemory()]
+
+    def _on_memory(self, made: int | None, now: float) -> list[MultiStepEffect]:
+        """Continue in other memory, or wait further for whoever holds the old one."""
+        if made is not None:
+            self.held.clear()
+            return self._complete(made)
+        self.patient_until = now + MOVE_S
+        if now < self.report_at:
             return []
-        if self.out:
-            return [LeaveMemory()]
-        # The weights might change while they are copied.
-        self.patient_until = now + REPORT_S
+        self.report_at = now + REPORT_S
         return [ReportStuck()]
 
-    def _on_moved(self, made: int | None, now: float) -> list[MultiStepEffect]:
-        """Continue in other memory, or wait further for those that hold the old one."""
-        if made is not None:
-            return self._on_boards(made, made, now)
-        self.patient_until = now + MOVE_S
-        return []
+    def _complete(self, made: int) -> list[MultiStepEffect]:
+        """Continue after so many steps, step by step."""
+        effects = self._record(made)
+        if self.held:
+            effects.append(ReleaseLocks(slices=tuple(sorted(self.held))))
+            self.held.clear()
+        self.phase = MultiStepPhase.IDLE
+        is_silent, lease = not self.has_answered, steps_key(self.number)
+        return [
+            *effects,
+            MultiStepLeaseEnded(lease=lease, steps=self.recorded, is_cut=self.is_cut, is_silent=is_silent),
+        ]
 
     def validate(self) -> None:
         """Raise AssertionError if the state contradicts itself: for tests, after each event."""
-        assert self.answered <= self.out <= set(self.ranks), "somebody is out who was never in"
-        if self.phase is MultiStepPhase.ENDING:
-            assert not self._are_out(), "all are out, and nobody has noticed"
-        else:
-            assert self.number not in self.locked.values() or self.phase is MultiStepPhase.IDLE, "locked while it runs"
-        assert self.recorded <= self.last or self.phase is MultiStepPhase.IDLE, "more was made than was asked for"
+        assert self.phase is MultiStepPhase.ENDING or not self.held, "locks are held although nothing is to be ended"
+        assert self.held <= set(range(self.slices)), "a lock is held of a slice that there is not"
+        assert self.phase is MultiStepPhase.IDLE or len(self.held) < self.slices, "all locks are held for nothing"
+        assert self.recorded <= self.last or not self.number, "more was made than was asked for"

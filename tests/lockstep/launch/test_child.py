@@ -6,8 +6,7 @@ import msgspec
 import pytest
 
 from lockstep.common.errors import DivergedError, RunError, UnreachableError
-from lockstep.launch.child import TAIL_LINES, Child, ExitRecord, exit_record
-from lockstep.launch.cluster import exit_message
+from lockstep.launch.child import TAIL_LINES, Child, ExitRecord, exit_message, exit_record
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1\nValueError: boom'
 

@@ -1,6 +1,5 @@
 """Workers that die: each death is reported once, and each is started again until that is hopeless."""
 
-from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -8,30 +7,17 @@ import pytest
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.launch.child import USAGE, Child, ProcessLog
 from lockstep.launch.worker_supervisor import FIRST_S, MOST_S, STEADY_S, Restarts, WorkerSupervisor
+from tests.lockstep.launch.processes import Ended
 
 
-class Ended:
-    """A process that has ended, whose pipes nobody has closed yet."""
-
-    def __init__(self, code: int) -> None:
-        self.returncode = code
-        self.stdin, self.stdout = BytesIO(), BytesIO()
-
-    def poll(self) -> int:
-        return self.returncode
-
-    def wait(self, timeout_s: float) -> int:
-        return self.returncode
-
-
-def supervisor_of(codes: list[list[int]], most: int) -> tuple[WorkerSupervisor, ManualClock]:
+def supervisor_of(codes: list[list[int]], most: int, team_size: int = 1) -> tuple[WorkerSupervisor, ManualClock]:
     """Return places at which processes end at once, by these exit codes in turn."""
     clock, left = ManualClock(), [list(row) for row in codes]
 
     def start(number: int) -> Child:
         return Child("a worker", ProcessLog(Path()), Ended(left[number].pop(0)))  # type: ignore[arg-type]
 
-    supervisor = WorkerSupervisor(start, clock, most)
+    supervisor = WorkerSupervisor(start, clock, most, team_size)
     supervisor.start_all(len(codes))
     return supervisor, clock
 
@@ -90,6 +76,33 @@ def test_a_run_all_of_whose_places_are_given_up_is_hopeless(code: int, most: int
     clock.advance(1000.0)
     supervisor.restart_due()
     assert dead(supervisor) == []
+
+
+def test_a_team_is_given_up_with_its_leader_and_not_without_a_process() -> None:
+    supervisor, _ = supervisor_of([[0], [-9], [-9], [0]], most=0, team_size=2)
+    assert dead(supervisor) == [1, 2]
+    # One leader is left.
+    assert not supervisor.are_given_up()
+    alone, _ = supervisor_of([[-9], [0]], most=0, team_size=2)
+    assert dead(alone) == [0]
+    assert alone.are_given_up()
+
+
+def test_there_is_something_to_do_for_a_death_and_for_a_restart_and_not_in_between() -> None:
+    supervisor, clock = supervisor_of([[-9, 0], [0]], most=1)
+    assert supervisor.is_due()
+    assert dead(supervisor) == [0]
+    assert not supervisor.is_due()
+    clock.advance(FIRST_S)
+    assert supervisor.is_due()
+    supervisor.restart_due()
+    assert not supervisor.is_due()
+
+
+def test_a_process_that_was_killed_is_back_before_its_team_has_missed_it_for_long() -> None:
+    delay_s = Restarts(most=3, seed="worker 0").delay_s(1.0, KILLED)
+    assert delay_s is not None
+    assert delay_s <= 0.1
 
 
 KILLED = -9

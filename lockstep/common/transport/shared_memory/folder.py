@@ -159,10 +159,17 @@ class SharedFolder:
         """Give a file the name of another, which is removed; processes that have mapped that keep its memory."""
         os.rename(by, name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
 
-    def lock_of(self, name: str) -> "FileLock":
+    def make_lock(self, name: str) -> FileLock:
+        """Create an empty file in it, to be locked; `SharingError` if that fails."""
+        return self._open_lock(name, os.O_CREAT | os.O_EXCL)
+
+    def lock_of(self, name: str) -> FileLock:
         """Open a file in it to be locked; `SharingError` if it is missing."""
+        return self._open_lock(name, os.O_NONBLOCK)
+
+    def _open_lock(self, name: str, flags: int) -> FileLock:
         try:
-            return FileLock(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._descriptor))
+            return FileLock(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | flags, 0o600, dir_fd=self._descriptor))
         except OSError as error:
             raise SharingError(f"{self.path / name} cannot be locked: {error.strerror}") from None
 

@@ -1,6 +1,5 @@
-"""A client's port over ZeroMQ: a DEALER, with a shortcut if there is one. Sees frames and never a message."""
+"""A client's port over ZeroMQ: a DEALER. Sees frames and never a message."""
 
-from collections import deque
 from dataclasses import replace
 
 import zmq
@@ -10,17 +9,13 @@ from lockstep.common.transport.address import IpcAddress, TcpAddress
 from lockstep.common.transport.auth.credentials import Credential
 from lockstep.common.transport.auth.curve import secure_client
 from lockstep.common.transport.diagnosis import Diagnosis, HandshakeState, diagnose, probe
-from lockstep.common.transport.port import Frames, Limits, PeerSlow, Shortcut
-from lockstep.common.transport.zeromq.shortcuts import Shortcuts
+from lockstep.common.transport.port import Frames, Limits, PeerSlow
 from lockstep.common.transport.zeromq.socket import LimitedSocket, milliseconds, monitored_event
 
 # A worker that starts first connects as soon as its server is there, and does not flood one that is away.
 _REDIAL_MS = 20
 _REDIAL_MOST_MS = 1_000
 _CONNECT_MS = 5_000
-
-#: What the only peer of a client is called here.
-_SERVER = b""
 
 _EVENTS = (
     zmq.EVENT_CONNECTED
@@ -43,11 +38,6 @@ class ZeroMqClient:
         self._socket.raw.set(zmq.RECONNECT_IVL, _REDIAL_MS)
         self._socket.raw.set(zmq.RECONNECT_IVL_MAX, _REDIAL_MOST_MS)
         self._socket.raw.set(zmq.CONNECT_TIMEOUT, _CONNECT_MS)
-        self._shortcuts = Shortcuts(self._socket)
-        #: Whether a message came over the shortcut: before that, the server may not listen there.
-        self._is_shortcut_open = False
-        #: Messages left on the previous one.
-        self._left: deque[list[memoryview]] = deque()
         self._handshakes = Handshakes(self._socket.raw)
         try:
             secure_client(self._socket.raw, credential)
@@ -62,32 +52,13 @@ class ZeroMqClient:
             raise
 
     def receive(self, timeout_s: float | None) -> list[memoryview] | None:
-        if self._left:
-            return self._left.popleft()
-        for source in self._socket.wait(timeout_s):
-            frames = self._receive_short(source) if isinstance(source, int) else self._socket.receive(extra=0)
-            if frames is not None and len(frames) <= self._socket.limits.frames:
-                return frames
+        self._socket.wait(timeout_s)
+        frames = self._socket.receive(extra=0)
+        if frames is not None and len(frames) <= self._socket.limits.frames:
+            return frames
         # ZeroMQ blocks for ever if nobody reads its events.
         self._handshakes.poll()
         return None
-
-    def _receive_short(self, descriptor: int) -> list[memoryview] | None:
-        received = self._shortcuts.receive(descriptor)
-        if received is None:
-            return None
-        self._is_shortcut_open = True
-        return received[1]
-
-    def shorten(self, shortcut: Shortcut | None) -> None:
-        for descriptor in self._shortcuts.descriptors():
-            while (frames := self._receive_short(descriptor)) is not None:
-                self._left.append(frames)
-        self._is_shortcut_open = False
-        if shortcut is None:
-            self._shortcuts.drop(_SERVER)
-        else:
-            self._shortcuts.add(_SERVER, shortcut)
 
     def diagnosis(self) -> Diagnosis | None:
         """Return what prevents a connection; None if nothing is known to. May take some seconds."""
@@ -98,13 +69,9 @@ class ZeroMqClient:
     def register(self, poller: zmq.Poller) -> None:
         """Let a poller wait for this port among others."""
         self._socket.register(poller)
-        for descriptor in self._shortcuts.descriptors():
-            poller.register(descriptor, zmq.POLLIN)
 
     def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         self._socket.limits.check(frames)
-        if self._is_shortcut_open and self._shortcuts.send(_SERVER, frames, timeout_s):
-            return
         try:
             self._socket.send(frames)
         except PeerSlow:
@@ -122,8 +89,6 @@ class ZeroMqClient:
         self._socket.raw.connect(self._address)
 
     def close(self, linger_s: float = 0.0) -> None:
-        self._shortcuts.close()
-        self._left.clear()
         self._handshakes.close()
         self._socket.close(linger_s)
 

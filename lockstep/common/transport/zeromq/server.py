@@ -1,7 +1,6 @@
-"""The server's port over ZeroMQ: a ROUTER, and shortcuts to its peers. Sees frames and never a message."""
+"""The server's port over ZeroMQ: a ROUTER. Sees frames and never a message."""
 
 import errno
-from collections import deque
 
 import zmq
 
@@ -12,11 +11,13 @@ from lockstep.common.transport.auth.credentials import Lock
 from lockstep.common.transport.auth.curve import secure_server
 from lockstep.common.transport.ipc_path import SocketFile, private_files
 from lockstep.common.transport.limits import IngressQuota, RejectionLog
-from lockstep.common.transport.port import Frames, Limits, Shortcut
+from lockstep.common.transport.port import Frames, Limits
 from lockstep.common.transport.zeromq.authenticator import Authenticator
 from lockstep.common.transport.zeromq.connections import ConnectionTracker
-from lockstep.common.transport.zeromq.shortcuts import Received, Shortcuts
-from lockstep.common.transport.zeromq.socket import LimitedSocket, Source
+from lockstep.common.transport.zeromq.socket import LimitedSocket
+
+#: A message with its peer.
+Received = tuple[bytes, list[memoryview]]
 
 #: Seconds between two checks of the bytes that connections send without completing a message.
 CHECK_S = 0.02
@@ -57,9 +58,6 @@ class ZeroMqServer:
         self._file = SocketFile(address.path) if isinstance(address, IpcAddress) else None
         self.address = self._socket.raw.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
         self._quota = IngressQuota(limits)
-        self._shortcuts = Shortcuts(self._socket)
-        #: Where something has come that was not read yet.
-        self._ready: deque[Source] = deque()
         self._checked_at = _CLOCK.now()
         #: Whether nothing was waiting when it was last looked: an end that is known before is not reported yet.
         self._is_drained = False
@@ -79,41 +77,23 @@ class ZeroMqServer:
         self._is_drained = False
         while True:
             self._check_quota(now)
-            if not self._ready:
-                self._ready.extend(self._socket.wait(self.wait_s(None if end is None else end - now)))
-                now = _CLOCK.now()
+            self._socket.wait(self.wait_s(None if end is None else end - now))
+            now = _CLOCK.now()
             # All messages are read before an end is reported, and once more after it.
-            received = self._receive_ready() or self._receive_any()
+            received = self._receive_message()
             if received is not None:
                 return received
             self._connections.poll()
             if self._connections.has_ended() or (self._reports_rejections and self._rejections.has_due(now)):
-                received = self._receive_any()
+                received = self._receive_message()
                 self._is_drained = received is None
                 return received
             # Otherwise a connection ended that never sent a message, which concerns nobody.
             if end is not None and now >= end:
                 return None
 
-    def _receive_ready(self) -> Received | None:
-        """Return a message from a source that may have one; each is asked in its turn."""
-        while self._ready:
-            source = self._ready.popleft()
-            if isinstance(source, int):
-                received = self._shortcuts.receive(source)
-            else:
-                received = self._receive_long() if source is self._socket.raw else None
-            if received is not None:
-                return received
-        return None
-
-    def _receive_any(self) -> Received | None:
-        """Return a message from anywhere."""
-        self._ready.extend([self._socket.raw, *self._shortcuts.descriptors()])
-        return self._receive_ready()
-
-    def _receive_long(self) -> Received | None:
-        """Return a message that came over ZeroMQ; a peer whose message has too many frames is cut off."""
+    def _receive_message(self) -> Received | None:
+        """Return a message that has come, if any; a peer whose message has too many frames is cut off."""
         while (frames := self._socket.receive(extra=1)) is not None:
             peer = bytes(frames[0])
             if len(frames) - 1 > self._socket.limits.frames:
@@ -148,14 +128,12 @@ class ZeroMqServer:
 
     def cut(self, peer: bytes) -> None:
         self._socket.check_open()
-        self._shortcuts.drop(peer)
         self._connections.cut(peer)
 
     def lost(self) -> list[bytes]:
         self._socket.check_open()
         lost = self._connections.take_ended() if self._is_drained else []
         for peer in lost:
-            self._shortcuts.drop(peer)
             del self._quota.messages[peer]
         return lost
 
@@ -163,17 +141,10 @@ class ZeroMqServer:
         """Let a poller wait for this port among others."""
         self._socket.register(poller)
         poller.register(self._connections.monitor, zmq.POLLIN)
-        for descriptor in self._shortcuts.descriptors():
-            poller.register(descriptor, zmq.POLLIN)
 
     def send(self, peer: bytes, frames: Frames) -> None:
         self._socket.limits.check(frames)
-        if not self._shortcuts.send(peer, frames):
-            self._socket.send([peer, *frames])
-
-    def shorten(self, peer: bytes, shortcut: Shortcut) -> None:
-        self._socket.check_open()
-        self._shortcuts.add(peer, shortcut)
+        self._socket.send([peer, *frames])
 
     def allow(self, queue: int) -> None:
         # For existing connections: a later one gets what was set when the socket was bound.
@@ -184,6 +155,5 @@ class ZeroMqServer:
             # First, while nobody else can have bound to it.
             self._file.remove()
             self._file = None
-        self._shortcuts.close()
         self._connections.close()
         self._socket.close(linger_s)

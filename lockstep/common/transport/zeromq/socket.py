@@ -11,9 +11,6 @@ from lockstep.common.errors import ProtocolError
 from lockstep.common.transport.address import IpcAddress, TcpAddress
 from lockstep.common.transport.port import Frame, Limits, PeerGone, PeerSlow
 
-#: A ZeroMQ socket, or the descriptor of a system socket.
-Source = zmq.Socket[bytes] | int
-
 #: How TCP detects within half a minute that a host has vanished: seconds of silence until it asks, seconds between two
 #: questions, how many may stay unanswered, and milliseconds for which sent bytes may stay unacknowledged. Not by
 #: ZeroMQ's heartbeats: they abort the whole process (`Assertion failed: !_io_error`, libzmq issue 4841) if a peer
@@ -59,18 +56,14 @@ class LimitedSocket:
         self.check_open()
         poller.register(self.raw, zmq.POLLIN)
 
-    def watch(self, other: Source) -> None:
+    def watch(self, other: zmq.Socket[bytes]) -> None:
         """Let what comes on another socket end the wait for a message."""
         self._poller.register(other, zmq.POLLIN)
 
-    def unwatch(self, other: Source) -> None:
-        """Stop waiting for another socket."""
-        self._poller.unregister(other)
-
-    def wait(self, timeout_s: float | None) -> list[Source]:
-        """Wait until something has come, or for so many seconds, None for ever; return the sources that have it."""
+    def wait(self, timeout_s: float | None) -> None:
+        """Wait until something has come, or for so many seconds, None for ever."""
         self.check_open()
-        return wait_for(self._poller, timeout_s)
+        wait_for(self._poller, timeout_s)
 
     def receive(self, extra: int) -> list[memoryview] | None:
         """Return the frames of a message, None if none has come; of one that is too long, one more than the limit.
@@ -136,11 +129,10 @@ def milliseconds(seconds: float | None) -> int | None:
     return None if seconds is None else min(math.ceil(max(seconds, 0.0) * 1000.0), 2**31 - 1)
 
 
-def wait_for(poller: zmq.Poller, timeout_s: float | None) -> list[Source]:
-    """Wait until something has come, or for so many seconds, None for ever; return the sources that have it."""
+def wait_for(poller: zmq.Poller, timeout_s: float | None) -> None:
+    """Wait until something has come, or for so many seconds, None for ever."""
     left_s = math.inf if timeout_s is None else timeout_s
-    while not (ready := poller.poll(milliseconds(min(left_s, _POLL_S)))):
+    while not poller.poll(milliseconds(min(left_s, _POLL_S))):
         left_s -= _POLL_S
         if left_s <= 0.0:
-            return []
-    return [source for source, _ in ready]
+            return

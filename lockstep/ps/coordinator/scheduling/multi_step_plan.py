@@ -1,39 +1,25 @@
-"""Whether workers may make the next steps by themselves, and which. Pure.
+"""Whether a team may make the next steps by itself, and which. Pure.
 
-Where two workers share memory and each computes a half of a step, they can do without the server between two steps:
-each sees when the sums of the other are there, makes its slice of the update, and sees when the other has. The server
-leaves them alone as long as nothing else is to be decided.
+A team that computes all of each step, in the server's own memory, can do without the server between two steps: its
+processes see in their own memory when all sums are there, and when all slices of the update are made. The server leaves
+it alone as long as nothing else is to be decided.
 """
 
 from dataclasses import dataclass
 
-from lockstep.common.aggregation.tree import Node
-from lockstep.common.protocol.step_board import MOST_LOSSES
 from lockstep.ps.coordinator.effects import LeaseSteps
-from lockstep.ps.coordinator.membership import Member, Membership
-from lockstep.ps.coordinator.scheduling.finishing_time import finishing_time_s
-from lockstep.ps.coordinator.scheduling.lease_table import Withdrawals
+from lockstep.ps.coordinator.membership import Membership
 from lockstep.ps.coordinator.scheduling.scheduler import Scheduler
-from lockstep.ps.coordinator.scheduling.stragglers import LeaseTimeouts
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Round
 
-#: Workers that make a step without the server: an update is made from two terms.
-WORKERS = 2
-
-#: Halves are leased as long as a step takes at most this many times as long as with the best shares.
-UNEVEN = 1.25
-
 #: Least steps of a multi-step lease, and the steps of a run before the first: in some of these workers record the
-#: model's calls, which takes longer than a worker waits for the other.
+#: model's calls, and it becomes known how long a step takes.
 LEAST_STEPS, FIRST_STEPS = 4, 12
 
 #: Steps after a multi-step lease that was cut until the next, at first and at most: twice as many after each.
 #: Multi-step leases of so many times the pause show that whatever cut the last one has passed.
 PAUSE, LONGEST_PAUSE, PASSED = 32, 1024, 4
-
-#: A worker waits for the other for so many seconds, and this part of a step: by as much do equal workers differ.
-PATIENCE_S, PATIENCE = 0.003, 0.75
 
 
 @dataclass
@@ -68,38 +54,21 @@ class MultiStepPlan:
         last = min((at.step // info.plan.steps_per_epoch + 1) * info.plan.steps_per_epoch, info.plan.total_steps) - 1
         if last - at.step < LEAST_STEPS or not may_lease_steps(info):
             return None
-        halves = _halves(membership, scheduler.withdrawals)
-        if not halves or not scheduler.timeouts.is_known("train"):
+        rank = _rank_alone(membership, scheduler)
+        if rank is None:
             return None
-        first, second = (member.rank for member in halves)
-        step_s = even_step_s(at.micro_batches, (first, second), scheduler.timeouts)
-        if step_s is None:
-            return None
-        patience_s = PATIENCE_S + PATIENCE * step_s
-        return LeaseSteps(first=at.step, last=last, ranks=(first, second), step_s=step_s, patience_s=patience_s)
-
-
-def even_step_s(micro_batches: int, ranks: tuple[int, int], timeouts: LeaseTimeouts) -> float | None:
-    """Return how many seconds a step takes in which each worker has a half; None if other shares are much faster."""
-    each_s = [timeouts.expected_s(rank, "train") for rank in ranks]
-    step_s = micro_batches // WORKERS * max(each_s)
-    return None if step_s > UNEVEN * finishing_time_s(micro_batches, [(0.0, one_s) for one_s in each_s]) else step_s
+        step_s = at.micro_batches * scheduler.timeouts.expected_s(rank, "train")
+        return LeaseSteps(first=at.step, last=last, rank=rank, step_s=step_s)
 
 
 def may_lease_steps(info: RunInfo) -> bool:
-    """Tell whether an update follows from the sums of its step alone, without a look at all of them."""
-    job = info.job
-    is_simple = job.clip_norm is None and job.wire == "float32" and not info.audit and info.manifest is None
-    if job.micro_batches < WORKERS or not is_simple or info.servers > 1:
-        return False
-    first, second = Node(0, job.micro_batches).halves()
-    return len(first) == len(second) <= MOST_LOSSES
+    """Tell whether a team that shares the server's memory has all that it needs for a step."""
+    return info.servers == 1 and not info.audit and info.manifest is None
 
 
-def _halves(membership: Membership, withdrawals: Withdrawals) -> list[Member]:
-    """Return the workers of both halves: all that are ready, with a core each, in shared memory, and no other work."""
+def _rank_alone(membership: Membership, scheduler: Scheduler) -> int | None:
+    """Return the rank of the worker that is ready, if it alone is, shares memory as a team, and has no other work."""
     ready = membership.ready()
-    may = all(
-        member.shares and not membership.is_crowded(member) and not withdrawals.has_any(member.rank) for member in ready
-    )
-    return ready if may and len(ready) == WORKERS else []
+    if len(ready) != 1 or not ready[0].has_team or not scheduler.timeouts.is_known("train"):
+        return None
+    return None if scheduler.withdrawals.has_any(ready[0].rank) else ready[0].rank

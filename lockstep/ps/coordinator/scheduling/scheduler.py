@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 
+from lockstep.common.aggregation.finishing_time import finishing_time_s, whole
 from lockstep.common.aggregation.tree import Node, largest_node_at
 from lockstep.common.protocol.messages import Dropped, Lease, LeaseKey, Result, Withdrawal
 from lockstep.common.statemachine.machine import soonest
 from lockstep.ps.coordinator.effects import Effect, Send, SendWeights
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState, SlowWorkerTrial
-from lockstep.ps.coordinator.scheduling.finishing_time import finishing_time_s, whole
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, Withdrawals, WithdrawnLease
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW, RoundState
 from lockstep.ps.coordinator.scheduling.stragglers import LeaseTimeouts

@@ -4,7 +4,7 @@ import pytest
 
 from lockstep.common.errors import UsageError
 from lockstep.launch.endpoints import nearby
-from lockstep.launch.remote.launcher import JOB_PORTS, LauncherPlace, detect, first_host
+from lockstep.launch.remote.launcher import JOB_PORTS, LauncherPlace, detect, first_host, tasks_of
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "29500", "LOCAL_RANK": "1"}
 SLURM = {
@@ -58,6 +58,21 @@ PLACES: dict[str, tuple[dict[str, str], tuple[str, int, int | None, str, int | N
         ("Kubernetes", 1, None, "lenet-node-0-0.lenet", 5555),
     ),
 }
+
+#: What the environment holds -> which of so many processes on its host this one is.
+NEIGHBOURS = {
+    "torchrun": ({**TORCHRUN, "LOCAL_WORLD_SIZE": "2"}, (1, 2)),
+    "torchrun, which does not say how many": (TORCHRUN, (0, 1)),
+    "Slurm": ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "1,3", "SLURM_NODEID": "1", "SLURM_LOCALID": "2"}, (2, 3)),
+    "Slurm, one task per node": ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "1(x4)", "SLURM_LOCALID": "0"}, (0, 1)),
+    "Slurm, which says nothing": (SLURM, (0, 1)),
+    "mpirun": ({**MPI, "OMPI_COMM_WORLD_LOCAL_RANK": "2"}, (2, 3)),
+    "mpirun on several": ({**SPREAD_MPI, "MASTER_ADDR": "a", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}, (0, 1)),
+    "a pod": (POD, (0, 1)),
+}
+
+#: A list of tasks per node, and a node -> its tasks.
+TASKS = {("4", 0): 4, ("4(x2),3", 0): 4, ("4(x2),3", 1): 4, ("4(x2),3", 2): 3, ("4(x2),3", 3): 1, ("", 0): 1}
 
 #: What the environment holds -> what is said of it.
 MISTAKES = {
@@ -139,3 +154,14 @@ def test_rank_0_listens_everywhere_unless_all_are_on_its_machine(
 ) -> None:
     place = LauncherPlace(launcher="torchrun", rank=0, size=1, host=host, port=9)
     assert (place.address, place.bind, nearby(place.bind)) == (dialled, bound, beside)
+
+
+@pytest.mark.parametrize(("environ", "neighbours"), NEIGHBOURS.values(), ids=NEIGHBOURS)
+def test_who_else_is_on_its_host(environ: dict[str, str], neighbours: tuple[int, int]) -> None:
+    place = detect(environ)
+    assert (place.local_rank, place.local_size) == neighbours
+
+
+@pytest.mark.parametrize(("at", "tasks"), TASKS.items())
+def test_the_tasks_of_a_node(at: tuple[str, int], tasks: int) -> None:
+    assert tasks_of(*at) == tasks

@@ -27,7 +27,7 @@ from lockstep.common.protocol.messages import (
     Weights,
 )
 from lockstep.common.transport.in_memory import MemoryClient
-from lockstep.common.transport.port import Frames, ServerPort, Shortcut
+from lockstep.common.transport.port import Frames, ServerPort
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.server.limits import AT_ONCE, PER_SECOND
 from lockstep.ps.server.server import WATCH_S
@@ -197,9 +197,6 @@ class WorkingPort:
 
     def allow(self, queue: int) -> None:
         self.port.allow(queue)
-
-    def shorten(self, peer: bytes, shortcut: Shortcut) -> None:
-        self.port.shorten(peer, shortcut)
 
     def close(self, linger_s: float = 0.0) -> None:
         self.port.close(linger_s)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep.ps.coordinator.scheduling.finishing_time import ROUNDING, _even_time_s, finishing_time_s, whole
+from lockstep.common.aggregation.finishing_time import ROUNDING, _even_time_s, finishing_time_s, whole
 
 Workers = list[tuple[float, float]]
 

@@ -1,0 +1,119 @@
+"""The processes that a launcher has started on one host, as one team: where they meet, and who leads them."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lockstep.common.errors import UsageError
+from lockstep.launch.remote.launcher import LauncherPlace
+from lockstep.worker.team.meeting import MeetingPlace
+
+#: Seconds for the first process of a host to make the folder, after which another one no longer counts on it: in a
+#: container of its own it would wait for ever.
+FIRST_S, POLL_S = 30.0, 0.05
+
+#: The file whose lock the leader's process has until it ends, in whatever way.
+LEADER = "leader"
+
+
+@dataclass
+class HostTeam:
+    """A team whose first process makes the folder, leads it, and removes the folder in the end.
+
+    If it is killed, whoever sees that first leads the team in its place.
+    """
+
+    place: LauncherPlace
+    folder: Path
+    #: The lock's file, while this process leads.
+    _lock: int = field(default=-1, init=False)
+
+    @classmethod
+    def of(cls, place: LauncherPlace, root: Path) -> "HostTeam":
+        """Return the team of a host, whose folder is in `root`: named after its user and the run's server."""
+        text = f"{place.launcher} {place.host} {place.port} {place.local_size}"
+        name = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return cls(place, root / f"lockstep-{os.getuid()}-{name}")
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process leads the team."""
+        return self._lock >= 0
+
+    @contextmanager
+    def led(self) -> Iterator[None]:
+        """Lead the team within the context, and remove its folder in the end; `UsageError` if somebody leads it."""
+        if not self.folder.exists():
+            self._make()
+        self._demand_ours()
+        if not self.take_lead():
+            raise UsageError(f"{str(self.folder)!r} is used by another run of this address: end that one first")
+        try:
+            yield
+        finally:
+            # Before the lock is released: who finds the folder gone knows that there is nothing left to do.
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.let_go()
+
+    def is_made(self, pause: Callable[[float], object]) -> bool:
+        """Wait until the folder is there; return whether it came in time."""
+        for _ in range(round(FIRST_S / POLL_S)):
+            if self.folder.exists():
+                self._demand_ours()
+                return True
+            pause(POLL_S)
+        return False
+
+    def is_left(self) -> bool:
+        """Return whether the process that leads has ended; if it could not remove the folder, this one now leads."""
+        return self.take_lead() or not self.folder.exists()
+
+    def take_lead(self) -> bool:
+        """Lead the team if nobody does; return whether this process leads it."""
+        if self.leads:
+            return True
+        try:
+            lock = os.open(self.folder / LEADER, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return False
+        if not self.folder.exists():
+            # It was removed since the file was opened: by a leader that has ended in an orderly way.
+            os.close(lock)
+            return False
+        self._lock = lock
+        return True
+
+    def let_go(self) -> None:
+        """Lead the team no longer, as if this process had ended."""
+        if self.leads:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _make(self) -> None:
+        """Make the folder, whole from its first moment; one that is left of a process that was killed will do."""
+        made = Path(tempfile.mkdtemp(prefix="lockstep-", dir=self.folder.parent))
+        try:
+            MeetingPlace.create(made, self.place.local_size)
+            made.rename(self.folder)
+        except OSError:
+            shutil.rmtree(made, ignore_errors=True)
+
+    def _demand_ours(self) -> None:
+        """Raise `UsageError` if another user may have made the folder: what is in it decides what is computed."""
+        found = os.lstat(self.folder)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700:
+            raise UsageError(
+                f"{str(self.folder)!r} is not a private folder of this user: expected none, or one of an earlier run"
+            )

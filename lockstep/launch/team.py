@@ -1,0 +1,92 @@
+"""A worker that is several processes: the command of each, and who keeps them going if a person starts them by one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+
+from lockstep.common.protocol.messages import PROCESSES_LIMIT
+from lockstep.common.runtime.clock import Clock
+from lockstep.common.runtime.environment import cores, keep_to_core
+from lockstep.launch.child import end_all, exit_message
+from lockstep.launch.lifetime import uninterrupted
+from lockstep.launch.worker_supervisor import Start, SupervisedWorker, WorkerSupervisor
+from lockstep.worker.team.meeting import MeetingPlace
+
+#: Seconds between two looks whether a process has died: short, since its team waits for it at the next step.
+POLL_S = 0.05
+
+#: Restarts of a process that dies again and again: for hours, as long as its leader can compute without it.
+MOST_RESTARTS = 1000
+
+
+def default_processes() -> int:
+    """Return how many processes a worker has if nobody says: one per core that it may use."""
+    return min(cores(), PROCESSES_LIMIT)
+
+
+def team_arguments(folder: Path, process: int, processes: int) -> list[str]:
+    """Return what makes `lockstep worker` one process of a team, which meets in a folder; process 0 leads it.
+
+    The folder is made if it is not there; the one that it is in must be private.
+    """
+    if processes == 1:
+        return ["--workers", "1"]
+    if not folder.exists():
+        folder.mkdir(mode=0o700)
+        MeetingPlace.create(folder, processes)
+    return ["--workers", str(processes), "--process", str(process), "--team", str(folder)]
+
+
+def place_on_core(pid: int, number: int, processes: int) -> None:
+    """Keep a process on a core of its own if there are as many processes as cores."""
+    if processes == cores():
+        # Otherwise one that is woken may share a core with another for milliseconds while a third is idle.
+        keep_to_core(pid, number)
+
+
+@dataclass
+class TeamSupervisor:
+    """Starts the processes of one team, again if they die, shows what their leader reports, and ends all with it."""
+
+    start: Start
+    processes: int
+    clock: Clock
+    say: Callable[[str], None]
+    #: Lets so many seconds pass.
+    pause: Callable[[float], object] = field(default_factory=lambda: Event().wait)
+    supervisor: WorkerSupervisor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.supervisor = WorkerSupervisor(self.start, self.clock, MOST_RESTARTS, self.processes)
+
+    def run(self) -> int:
+        """Return the exit code of the leader when it ends by itself. Nothing is left running in any case."""
+        try:
+            self.supervisor.start_all(self.processes)
+            while (code := self._code()) is None:
+                self.pause(POLL_S)
+            return code
+        finally:
+            with uninterrupted():
+                end_all(self.supervisor.processes)
+
+    def _code(self) -> int | None:
+        """Do what is due; return the exit code if there is nothing left to do."""
+        leader = self.supervisor.processes[0]
+        # Before its last words are read.
+        has_ended = leader.has_ended()
+        for line in leader.log.new_lines():
+            self.say(line)
+        if has_ended and leader.code >= 0:
+            return leader.code
+        for dead in self.supervisor.dead():
+            self._report(dead)
+        if self.supervisor.are_given_up():
+            return 128 - leader.code  # as shells have it
+        self.supervisor.restart_due()
+        return None
+
+    def _report(self, dead: SupervisedWorker) -> None:
+        outlook = "it is not restarted" if dead.is_given_up else "it is restarted"
+        self.say(f"{exit_message(dead.process)}; {outlook}")

@@ -1,0 +1,63 @@
+"""In which order the sums over some nodes are added up, and into which memory. Pure; made once for the same nodes."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from lockstep.common.aggregation.tree import Node, TreeSum
+
+
+class Operand(NamedTuple):
+    """The sums over a node, in the buffer of that number: first the given ones, then those for what is added."""
+
+    node: Node
+    buffer: int
+
+
+class AddInto(NamedTuple):
+    """Add two buffers into a third one, which may be either: the sums over the halves of a node."""
+
+    node: Node
+    left: int
+    right: int
+    out: int
+
+
+class Additions(NamedTuple):
+    """How the sums over a node are formed from given ones."""
+
+    steps: tuple[AddInto, ...]
+    #: The one or two buffers whose sum is what is asked for.
+    terms: tuple[int, ...]
+    #: Number of buffers besides the given ones.
+    buffers: int
+
+
+@lru_cache(maxsize=256)
+def additions_of(nodes: tuple[Node, ...], micro_batches: int, *, joins_halves: bool) -> Additions:
+    """Return how nodes that follow one another, and are together one node, are added over the tree.
+
+    With `joins_halves` the last two are added as well; otherwise that is left to whoever reads the terms.
+    """
+    steps, free, given = list[AddInto](), list[int](), len(nodes)
+    made = 0
+
+    def merge(left: Operand, right: Operand) -> Operand:
+        nonlocal made
+        node = Node(left.node.lo, right.node.hi)
+        own = [one.buffer for one in (left, right) if one.buffer >= given]
+        if own:
+            out, *rest = own
+            free.extend(rest)
+        elif free:
+            out = free.pop()
+        else:
+            out, made = given + made, made + 1
+        steps.append(AddInto(node, left.buffer, right.buffer, out))
+        return Operand(node, out)
+
+    tree = TreeSum(micro_batches, merge, joins_halves=joins_halves)
+    for buffer, node in enumerate(nodes):
+        tree.add(node, Operand(node, buffer))
+    whole = Node(nodes[0].lo, nodes[-1].hi)
+    terms = tree.terms() if tree.is_whole() else [tree.held[whole]]
+    return Additions(tuple(steps), tuple(term.buffer for term in terms), made)

@@ -1,0 +1,142 @@
+"""A process of a team that is not its leader: it has no connection, and works on what the leader orders. A shell."""
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lockstep.common.errors import LockstepError
+from lockstep.common.runtime.numerics import own_numerics
+from lockstep.common.statemachine.client import Exit
+from lockstep.worker.setup import Loader, gather
+from lockstep.worker.team.meeting import MeetingPlace, Session
+from lockstep.worker.team.member import TeamMember
+from lockstep.worker.team.session import Surroundings, follow
+
+#: Most seconds that a process sleeps until it looks by itself whether there is something to do.
+SLEEP_S = 1.0
+
+#: The exit codes of a process that was interrupted, and of one whose run is not what it can compute.
+INTERRUPTED, UNFIT = 130, 2
+
+
+@dataclass
+class TeamProcess:
+    """One process, and what it works with in the run that its leader is in."""
+
+    around: Surroundings
+    meeting: MeetingPlace
+    load: Loader
+    cache: Path | None = None
+    ended: Exit | None = None
+    #: The session that was looked at last.
+    _number: int = 0
+    _member: TeamMember | None = None
+    #: Whether it has shown that it sleeps, and not looked since.
+    _is_asleep: bool = False
+
+    def run(self) -> Exit:
+        """Work until the leader has no run any more, or the process is interrupted."""
+        try:
+            while self.ended is None:
+                self.step()
+        except KeyboardInterrupt:
+            self.ended = Exit(code=INTERRUPTED, reason="interrupted")
+        finally:
+            self.close()
+        return self.ended
+
+    def deadline(self) -> float | None:
+        """Return when `step` has something to do although nobody rings."""
+        member = self._member
+        return None if member is None else member.due()
+
+    def step(self) -> bool:
+        """Do what is due, or wait until somebody rings; return whether there was anything to do."""
+        member = self._member
+        if member is not None and member.is_busy:
+            return self._work(member)
+        if self._begin_next():
+            return True
+        return self._sleep(SLEEP_S)
+
+    def _work(self, member: TeamMember) -> bool:
+        now, due = self.around.clock.now(), member.due()
+        if due is not None and due > now:
+            return self._sleep(due - now)
+        member.advance()
+        if not member.is_waiting():
+            self._wake_up()
+        return True
+
+    def _begin_next(self) -> bool:
+        """Begin with a new session or a new order, if there is one."""
+        session = self.meeting.session()
+        if session is not None and session.number != self._number:
+            self._wake_up()
+            self._join(session)
+            return True
+        order = None if self._member is None else self._member.newest()
+        if order is None or self._member is None:
+            return False
+        self._wake_up()
+        self._guard(lambda member: member.begin(order), self._member)
+        return True
+
+    def _guard(self, act: Callable[[TeamMember], None], member: TeamMember) -> None:
+        """Take part no longer if the memory of a session is gone: its leader makes another one."""
+        try:
+            act(member)
+        except LockstepError:
+            self._leave()
+
+    def _join(self, session: Session) -> None:
+        self._leave()
+        self._number, welcome = session.number, session.welcome
+        if welcome is None:
+            self.ended = Exit(code=session.code, reason="")
+        elif welcome.job.numerics != own_numerics():
+            reason = f"the run has {welcome.job.numerics} numerics: expected {own_numerics()}"
+            self.ended = Exit(code=UNFIT, reason=reason, numerics=welcome.job.numerics)
+        else:
+            self._prepare(session)
+
+    def _prepare(self, session: Session) -> None:
+        assert session.welcome is not None
+        try:
+            self._member = follow(session, gather(session.welcome, self.load, self.cache), self.around)
+        except LockstepError as error:
+            self.around.say(f"process {self.meeting.process} of the team does not take part: {error}")
+        except Exception:  # noqa: BLE001  # a user's model may raise anything: the leader meets it too, and reports it
+            self.around.say(f"process {self.meeting.process} of the team: {traceback.format_exc()}")
+
+    def _leave(self) -> None:
+        if self._member is not None:
+            self._member.close()
+            self._member = None
+
+    # Sleep
+
+    def _sleep(self, timeout_s: float) -> bool:
+        """Wait until somebody rings, after having looked once more since we showed that we sleep."""
+        member = self._member
+        if not self._is_asleep and member is not None:
+            self._is_asleep = True
+            member.fall_asleep()
+            return True
+        self.meeting.wait(timeout_s)
+        self._wake_up()
+        session = self.meeting.session()
+        if member is not None and session is not None and session.number != self._number:
+            member.stop()
+        return False
+
+    def _wake_up(self) -> None:
+        if self._is_asleep and self._member is not None:
+            self._member.wake_up()
+        self._is_asleep = False
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._leave()
+        self.meeting.close()

@@ -1,0 +1,114 @@
+"""What only the leader of a team does: it gives the orders, and puts together what the server is sent. A shell."""
+
+from dataclasses import dataclass
+
+from lockstep.common.aggregation.tree import Node, Vector
+from lockstep.common.job.tally import Tally
+from lockstep.common.protocol.messages import Lease, MultiStepLease, Work
+from lockstep.worker.team.meeting import MeetingPlace
+from lockstep.worker.team.member import Outcome, TeamMember
+from lockstep.worker.team.order import Order, Steps
+
+#: Most seconds that the leader sleeps until it looks whether the server has sent something.
+LISTEN_S = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the processes of a team have found in a lease."""
+
+    tally: Tally
+    #: The sum of losses of each micro-batch, in order; none of an evaluation.
+    losses: list[float]
+    #: Seconds that they have computed, all together.
+    compute_s: float
+
+
+@dataclass
+class Leader:
+    """The orders of one session."""
+
+    member: TeamMember
+    meeting: MeetingPlace | None
+    #: The last order, and the highest number that belongs to it.
+    order: Order | None = None
+    _last: int = 0
+    _is_asleep: bool = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is an order at hand."""
+        return self.member.is_busy
+
+    def can_divide(self, lease: Lease) -> bool:
+        """Tell whether other processes can help with a lease."""
+        return len(lease.node()) > 1 and len(self.member.present(self.member.last)) > 1
+
+    def begin_lease(self, lease: Lease) -> None:
+        """Let the team compute a lease."""
+        self._give(lease.work, lease.step, lease.node(), lease.memory, None)
+
+    def begin_steps(self, lease: MultiStepLease) -> None:
+        """Let the team make the steps of a multi-step lease; `SharingError` if its memory cannot be mapped."""
+        steps = Steps(number=lease.number, first=lease.first, last=lease.last, count=lease.count, reads=lease.reads)
+        node = Node(0, self.member.compute.job.micro_batches)
+        self._give("train", lease.first, node, lease.memory, steps)
+
+    def _give(self, work: Work, step: int, node: Node, memory: int, steps: Steps | None) -> None:
+        order = Order(
+            number=self._last + 1,
+            work=work,
+            step=step,
+            node=node,
+            plan=self.member.plan(work, node, self.member.last),
+            memory=memory,
+            steps=steps,
+        )
+        self.order, self._last = order, order.last_number
+        self.member.memory.give(order)
+        self.member.begin(order)
+        self.member.wake()
+
+    def advance(self, now: float) -> Outcome | None:
+        """Do what is due, or sleep a little; return how the order has ended if it has."""
+        due = self.member.due()
+        if due is not None and due > now:
+            self._sleep(due - now)
+            return None
+        outcome = self.member.advance()
+        if not self.member.is_waiting():
+            self._wake_up()
+        return outcome
+
+    def _sleep(self, seconds: float) -> None:
+        if not self._is_asleep:
+            self._is_asleep = True
+            self.member.fall_asleep()
+            return
+        if self.meeting is not None:
+            self.meeting.wait(min(seconds, LISTEN_S))
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        if self._is_asleep:
+            self.member.wake_up()
+            self._is_asleep = False
+
+    def stop(self) -> None:
+        """Give up the order at hand."""
+        self._wake_up()
+        self.member.stop()
+
+    def found(self, order: Order, out: Vector | None) -> Found:
+        """Return what was found in an order that is done; sums are written into `out`, of the whole size."""
+        member, memory = self.member, self.member.memory
+        copies = memory.copies(order.number, order.node)
+        assert copies is not None  # it is done
+        if out is not None:
+            member.gather(order, out)
+        rows = [memory.marks.rows[copy.process, copy.row] for copy in copies]
+        return Found(
+            tally=member.tally_of(order, copies),
+            losses=[] if out is None else member.losses_of(copies),
+            compute_s=sum(float(row["compute_s"]) for row in rows),
+        )

@@ -1,0 +1,103 @@
+"""Where the processes of a team find one another: what the leader tells the others, and by what they are woken.
+
+A private folder, made by whoever starts the processes. The leader writes into it which run it has joined, and where the
+team's memory is; each process has a pipe with a name there, through which the others wake it.
+"""
+
+import os
+import select
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from lockstep.common.errors import SharingError
+from lockstep.common.files.atomic import write_atomically
+from lockstep.common.protocol.messages import Welcome
+
+_SESSION = "session"
+
+#: Bytes that are read of a pipe at once: as many as there may be.
+_ALL = 65_536
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """What the leader tells the other processes."""
+
+    #: Rises with each session.
+    number: int
+    #: Which run it is; None once there will be none any more, and with what the leader has ended.
+    welcome: Welcome | None = None
+    code: int = 0
+    #: The folder of the team's memory, and where that of the server is: empty if that is not shared.
+    folder: str = ""
+    shared_root: str = ""
+
+
+@dataclass
+class MeetingPlace:
+    """The folder as one process of the team uses it."""
+
+    path: Path
+    process: int
+    processes: int
+    _pipes: list[int] = field(default_factory=list)
+
+    @classmethod
+    def create(cls, path: Path, processes: int) -> None:
+        """Make what processes need in a folder that only this user can read."""
+        for process in range(processes):
+            with suppress(FileExistsError):
+                os.mkfifo(path / _pipe(process), 0o600)
+
+    @classmethod
+    def open(cls, path: Path, process: int, processes: int) -> "MeetingPlace":
+        """Join the others; `SharingError` if the folder is not one of a team's."""
+        place = cls(path, process, processes)
+        try:
+            # For reading too, whoever it is: then nothing that is written is lost while nobody reads.
+            place._pipes = [os.open(path / _pipe(one), os.O_RDWR | os.O_NONBLOCK) for one in range(processes)]
+        except OSError as error:
+            raise SharingError(f"{path} is not where a team of {processes} meets: {error.strerror}") from None
+        return place
+
+    def ring(self, process: int) -> None:
+        """Wake a process."""
+        with suppress(BlockingIOError):  # it has not read what is in there, and will
+            os.write(self._pipes[process], b"\0")
+
+    def ring_all(self) -> None:
+        """Wake all others."""
+        for process in range(self.processes):
+            if process != self.process:
+                self.ring(process)
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until somebody wakes us, for so many seconds at most."""
+        pipe = self._pipes[self.process]
+        if select.select([pipe], [], [], max(0.0, timeout_s))[0]:
+            with suppress(BlockingIOError):
+                os.read(pipe, _ALL)
+
+    def announce(self, session: Session) -> None:
+        """Tell the others of a session."""
+        write_atomically(self.path / _SESSION, [msgspec.msgpack.encode(session)])
+        self.ring_all()
+
+    def session(self) -> Session | None:
+        """Return the newest session, None before the first."""
+        try:
+            return msgspec.msgpack.decode((self.path / _SESSION).read_bytes(), type=Session)
+        except FileNotFoundError:
+            return None
+
+    def close(self) -> None:
+        """Close the pipes."""
+        for pipe in self._pipes:
+            os.close(pipe)
+        self._pipes = []
+
+
+def _pipe(process: int) -> str:
+    return f"bell-{process}"

@@ -1,0 +1,494 @@
+"""One process of a team at work on an order: carries out what `OrderProgress` decides. A shell.
+
+The leader gives orders, and every process, the leader too, works on the newest. The steps of a multi-step lease follow
+one another without new orders: whoever makes the first slice of an update writes beside it who computes what next.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+import numpy as np
+
+from lockstep.common.aggregation.checksum import checksum_after
+from lockstep.common.aggregation.finiteness import first_not_finite
+from lockstep.common.aggregation.tree import Node, TreeSum, Vector
+from lockstep.common.errors import SharingError
+from lockstep.common.job.tally import Tally
+from lockstep.common.optim.clipping import BLOCK
+from lockstep.common.protocol.messages import OF_A_STEP
+from lockstep.common.protocol.shared_files import WEIGHTS, weights_shape
+from lockstep.common.protocol.team_memory import ENTRIES
+from lockstep.common.runtime.clock import Clock
+from lockstep.common.transport.shared_memory.folder import SharedFolder
+from lockstep.worker.compute import Compute
+from lockstep.worker.node_sums import StoppedError
+from lockstep.worker.team.division import Division, Plan, Planner, missing_parts
+from lockstep.worker.team.memory import RESULT, Computed, Copy, TeamMemory, read_plan, write_plan
+from lockstep.worker.team.order import Order
+from lockstep.worker.team.progress import Action, Course, Look, MakeSlice, OrderProgress, Patience, Stage
+from lockstep.worker.team.progress import Compute as ComputePart
+from lockstep.worker.team.slices import Operands, SliceAdder
+from lockstep.worker.team.updates import UpdateMaker, UpdatePlace
+
+#: Seconds until a team that is too far ahead of the server looks again whether its entries were read.
+READ_S = 0.001
+
+#: Seconds for which the leader waits for that: the server is gone then.
+SERVER_PATIENCE_S = 10.0
+
+
+class Bells(Protocol):
+    """By which processes of a team wake one another."""
+
+    def ring(self, process: int) -> None:
+        """Wake a process."""
+        ...
+
+
+class Outcome(Enum):
+    """How an order has ended for a process."""
+
+    #: All of it is done, of a multi-step lease the last step.
+    DONE = "done"
+    #: Some process cannot carry it out.
+    FAILED = "failed"
+    #: It is not wanted any more.
+    STOPPED = "stopped"
+
+
+@dataclass
+class TeamMember:
+    """What a process of a team works with in one session."""
+
+    compute: Compute
+    memory: TeamMemory
+    clock: Clock
+    bells: Bells
+    patience: Patience
+    #: Where the server's memory is; None if it is not shared.
+    place: UpdatePlace | None
+    #: Number among the vectors of sums that `compute` writes into of the first that is our own.
+    first_row: int
+    session: int = 1
+    order: Order | None = None
+    #: The last order that was begun here.
+    last: Order | None = None
+    progress: OrderProgress | None = None
+    planner: Planner = field(default_factory=Planner)
+    adder: SliceAdder = field(init=False)
+    _updates: UpdateMaker | None = None
+    #: Which memory `_updates` is in.
+    _updated_memory: int = -1
+    #: Which memory the weights are in, and the number of the order of the leader's that was begun last.
+    _memory: int = 0
+    _begun_last: int = 0
+    #: What was begun and is to be finished next.
+    _begun: ComputePart | MakeSlice | None = None
+    _began: float = 0.0
+    #: When all sums were there, of the order at hand and of the one before.
+    _summed: float = 0.0
+    _summed_before: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.adder = SliceAdder(self.compute.wire)
+
+    # Orders begin and end
+
+    def begin(self, order: Order) -> None:
+        """Begin with an order; `SharingError` if the memory of its weights cannot be mapped."""
+        self._drop()
+        self._begun_last = order.number
+        self.follow(order.memory)
+        self.order, self._summed = order, self.clock.now()
+        if order.steps is not None and (self._updates is None or self._updated_memory != order.memory):
+            self._map(order.memory)
+        self._begin_step(order)
+
+    def _map(self, memory: int) -> None:
+        assert self.place is not None  # otherwise there is no multi-step lease
+        if self._updates is not None:
+            self._updates.close()
+            self._updates = None
+        self._updates = UpdateMaker.open(self.compute, self.memory.shape, self.adder, self.place)
+        self._updated_memory = memory
+
+    def _begin_step(self, order: Order) -> None:
+        updates = self._updates if order.steps is not None else None
+        course = Course(
+            process=self.memory.process,
+            node=order.node,
+            micro_batches=self.compute.batches.micro_batches_of(order.work),
+            plan=order.plan,
+            stages=order.stages(
+                len(self.memory.shape.slices),
+                0 if updates is None else len(updates.locks),
+                clips=self.compute.job.clip_norm is not None,
+            ),
+            seconds=self.memory.marks.seconds.tolist(),
+            patience=self.patience,
+        )
+        self.order = self.last = order
+        self.progress = OrderProgress(course, self.clock.now())
+        self.memory.show("at", order.number)
+
+    def show_ready(self) -> None:
+        """Show that we take part from now on, in what comes next."""
+        newest = self.memory.marks.newest
+        for name, value in (
+            ("pid", os.getpid()),
+            ("failed", 0),
+            ("sleeps", 0),
+            ("at", newest),
+            ("ready", self.session),
+        ):
+            self.memory.show(name, value)
+
+    def is_wanted(self) -> bool:
+        """Tell whether the order at hand is still the team's."""
+        order, updates = self.order, self._updates
+        if order is None or order.steps is None:
+            return order is not None and self.memory.marks.newest == order.number
+        return updates is not None and updates.may_make(order) and updates.marks.least() <= order.step
+
+    def newest(self) -> Order | None:
+        """Return the newest order, unless it is the one that was begun last."""
+        number = self.memory.marks.newest
+        return None if number <= self._begun_last else self.memory.read(number)
+
+    def follow(self, memory: int) -> None:
+        """Compute with the weights in the memory that an order names; `SharingError` if it cannot be mapped."""
+        place = self.place
+        if place is None or memory <= self._memory:
+            return
+        with closing(SharedFolder.join(place.root, place.folder)) as folder:
+            first, second = folder.attach(WEIGHTS, weights_shape(self.compute.layout.size)).vectors
+        self.compute.move((first, second))
+        self._memory = memory
+
+    def fall_asleep(self) -> None:
+        """Show that we sleep, and look once more before: who was not seen to sleep is not woken."""
+        self.memory.show("sleeps", 1)
+        if self.progress is not None:
+            self.progress.due = self.clock.now()
+
+    def wake_up(self) -> None:
+        """Show that we do not sleep, and look."""
+        self.memory.show("sleeps", 0)
+        if self.progress is not None:
+            self.progress.due = min(self.progress.due, self.clock.now())
+
+    def stop(self) -> None:
+        """Give up the order at hand, if there is one."""
+        self._drop()
+        self.order = self.progress = None
+
+    def _drop(self) -> None:
+        """Leave what was begun: a slice's lock is let go."""
+        begun, self._begun = self._begun, None
+        if isinstance(begun, MakeSlice) and begun.stage is Stage.UPDATE and self._updates is not None:
+            self._updates.locks[begun.slice_].release()
+
+    def close(self) -> None:
+        """Let go of everything, as the system does when the process ends."""
+        self._drop()
+        if self._updates is not None:
+            self._updates.close()
+        self.memory.close()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is an order at hand."""
+        return self.progress is not None
+
+    def due(self) -> float | None:
+        """Return when `advance` has something to do, None if there is no order at hand."""
+        return None if self.progress is None else self.progress.due
+
+    def is_waiting(self) -> bool:
+        """Tell whether the process waits for others."""
+        return self.progress is not None and self.progress.has_waited and not self.progress.todo
+
+    # One thing after the other
+
+    def advance(self) -> Outcome | None:
+        """Do what is due; return how the order has ended if it has."""
+        progress, order = self.progress, self.order
+        assert progress is not None
+        assert order is not None
+        try:
+            outcome = self._do(order, progress, progress.action())
+        except StoppedError:
+            outcome = self._catch_up(order) if order.steps is not None else Outcome.STOPPED
+        except Exception:  # noqa: BLE001  # a user's model may raise anything: the leader computes it again, and reports it
+            outcome = self._fail(order)
+        if outcome is not None:
+            self.stop()
+        return outcome
+
+    def _fail(self, order: Order) -> Outcome:
+        """Show that we cannot carry out an order."""
+        self.memory.show("failed", order.number)
+        self.wake()
+        return Outcome.FAILED
+
+    def _do(self, order: Order, progress: OrderProgress, action: Action) -> Outcome | None:
+        if isinstance(action, Look):
+            return self._look(order, progress, action.stage)
+        if self._begun is None:
+            self._begin_action(order, progress, action)
+            return None
+        begun, self._begun = self._begun, None
+        if isinstance(begun, ComputePart):
+            self._compute(order, begun)
+        elif not self._make(order, begun):
+            return self._fail(order)
+        progress.on_made(self.clock.now())
+        return None
+
+    def _begin_action(self, order: Order, progress: OrderProgress, action: ComputePart | MakeSlice) -> None:
+        self._began = self.clock.now()
+        if isinstance(action, ComputePart):
+            if order.steps is not None and self._is_ahead(order):
+                self._await_server(order, progress, self._began)
+                return
+            if order.work in OF_A_STEP:
+                self.memory.begin_row(action.row)
+            self._begun = action
+        elif action.stage is Stage.UPDATE:
+            assert self._updates is not None  # there is an update
+            if self._updates.begin(action.slice_, order):
+                self._begun = action
+            else:
+                progress.on_refused(self._began)
+        else:
+            self._begun = action
+
+    def _is_ahead(self, order: Order) -> bool:
+        """Tell whether the entry of a step would be written over one that the server has not read."""
+        return self._updates is not None and order.step - self._updates.marks.read >= ENTRIES
+
+    def _await_server(self, order: Order, progress: OrderProgress, now: float) -> None:
+        """Wait until the server has read entries; the leader fails once that takes too long."""
+        progress.due = now + READ_S
+        if self.memory.process == 0 and now > progress.since + SERVER_PATIENCE_S:
+            raise SharingError("the server does not read what the team has made")
+
+    # Sums
+
+    def _compute(self, order: Order, part: ComputePart) -> None:
+        compute, began = self.compute, self.clock.now()
+        compute.turn(order.step, into=self.first_row + part.row)
+        if order.work in OF_A_STEP:
+            _, tally = compute.train(order.step, part.node)
+            losses: Sequence[float] = compute.losses
+        else:
+            tally, losses = compute.evaluate(part.node, order.work), ()
+        ended = self.clock.now()
+        self.memory.record_speed(max(1e-9, ended - began) / len(part.node))
+        computed = Computed(
+            node=part.node,
+            tally=tally,
+            losses=losses,
+            began_s=max(0.0, began - self._summed),
+            ended_s=max(0.0, ended - self._summed),
+        )
+        self.memory.show_row(part.row, order.number, computed)
+        self._wake_if(lambda: self.memory.copies(order.number, order.node) is not None)
+
+    def operands(self, order: Order) -> Operands | None:
+        """Return the sums over an order's parts, wherever they are; None if they are not all there."""
+        copies = self.memory.copies(order.number, order.node)
+        if copies is None:
+            return None
+        return Operands(
+            order.step,
+            tuple(copy.node for copy in copies),
+            [self.memory.vector(copy.process, copy.row) for copy in copies],
+            self.compute.batches.micro_batches_of(order.work),
+        )
+
+    # Slices
+
+    def _make(self, order: Order, making: MakeSlice) -> bool:
+        """Make a slice; return whether it is finite."""
+        operands = self.operands(order)
+        assert operands is not None  # all sums were there, and are until the order is done
+        if making.stage is Stage.UPDATE:
+            return self._update(order, making.slice_, operands)
+        process, whole = self.memory.process, self.memory.shape.slices[making.slice_]
+        marks, name = self.memory.marks, "added"
+        if making.stage is Stage.ADDED:
+            self.memory.own.reserve(RESULT)
+            result = self.memory.vector(process, RESULT)
+            self.adder.total(operands, whole, result)
+            is_finite = first_not_finite(whole.of(result)) is None
+        else:
+            assert self._updates is not None  # what is clipped is an update
+            name, is_finite = "squared", True
+            self._updates.add_squares(order, operands, whole, marks.squares[process])
+        done = marks.added if name == "added" else marks.squared
+        self.memory.show_slice(done, making.slice_, order.number)
+        self._wake_if(lambda: not self.memory.missing_slices(done, order.number))
+        return is_finite
+
+    def _update(self, order: Order, slice_: int, operands: Operands) -> bool:
+        updates = self._updates
+        assert updates is not None  # its slice was begun
+        is_finite = updates.write(slice_, order, operands, lambda: self._squares(order))
+        show = (lambda: self._show_entry(order)) if slice_ == 0 else (lambda: None)
+        updates.end(slice_, order, is_made=is_finite, show=show)
+        if is_finite:
+            self._wake_if(lambda: not updates.missing(order.step))
+        return is_finite
+
+    def _squares(self, order: Order) -> list[float]:
+        marks, found, count = self.memory.marks, list[float](), -(-self.compute.layout.parameter_size // BLOCK)
+        for slice_, whole in enumerate(self.memory.shape.slices):
+            process = self.memory.maker_of(marks.squared, slice_, order.number)
+            start, stop = whole.start // BLOCK, min(-(-whole.stop // BLOCK), count)
+            found += marks.squares[process, start:stop].tolist()
+        return found
+
+    def gather(self, order: Order, out: Vector) -> None:
+        """Write the sums over an order, whose slices are all there, into a vector of the whole size."""
+        for slice_, whole in enumerate(self.memory.shape.slices):
+            process = self.memory.maker_of(self.memory.marks.added, slice_, order.number)
+            np.copyto(whole.of(out), whole.of(self.memory.vector(process, RESULT)))
+
+    # Looking
+
+    def _look(self, order: Order, progress: OrderProgress, stage: Stage) -> Outcome | None:
+        now = self.clock.now()
+        if self._has_failed(order):
+            return Outcome.FAILED
+        if self.memory.marks.newest > order.last_number:
+            return Outcome.STOPPED
+        if order.steps is not None:
+            updates = self._updates
+            assert updates is not None
+            if not updates.may_make(order) or updates.marks.least() > order.step:
+                return self._catch_up(order)
+        missing = self._missing(order, stage)
+        idle = self._idle(order) if missing and now >= progress.late else ()
+        progress.on_seen(missing, idle, now)
+        if not missing and stage is Stage.SUMS:
+            self._summed_before, self._summed = self._summed, now
+        return Outcome.DONE if progress.is_done else None
+
+    def _has_failed(self, order: Order) -> bool:
+        """Tell the leader whether somebody cannot carry out an order: it computes that alone, or leaves it."""
+        if self.memory.process != 0:
+            return False
+        return bool((self.memory.marks.processes["failed"] >= order.first_number).any())
+
+    def _missing(self, order: Order, stage: Stage) -> Sequence[Node] | Sequence[int]:
+        if stage is Stage.SUMS:
+            if self.memory.copies(order.number, order.node) is not None:
+                return ()
+            covered = self.memory.covered(order.number, order.node)
+            return missing_parts([part.node for part in order.plan.parts], covered, order.node.lo)
+        if stage is Stage.UPDATE:
+            assert self._updates is not None
+            return self._updates.missing(order.step)
+        marks = self.memory.marks
+        return self.memory.missing_slices(marks.added if stage is Stage.ADDED else marks.squared, order.number)
+
+    def _idle(self, order: Order) -> list[int]:
+        """Return the processes that have seen an order, and all of whose parts are there."""
+        covered = self.memory.covered(order.number, order.node)
+        at = self.memory.marks.processes["at"].tolist()
+        present = [process for process in range(len(at)) if at[process] == order.number]
+        return [one for one in present if not missing_parts(order.plan.of(one), covered, order.node.lo)]
+
+    def _catch_up(self, order: Order) -> Outcome | None:
+        """Go on with the step that the team is at; return how the multi-step lease has ended if it has."""
+        updates, steps = self._updates, order.steps
+        assert updates is not None
+        assert steps is not None
+        made = updates.marks.least()
+        if not updates.may_make(order):
+            return Outcome.STOPPED
+        if made >= steps.last:
+            return Outcome.DONE
+        if made <= order.step:
+            return Outcome.STOPPED
+        entry = updates.marks.entries[(made - 1) % ENTRIES]
+        if int(entry["step"]) != made - 1:
+            return None  # others are even further: look again
+        self._begin_step(order.following(made, read_plan(entry["next"])))
+        return None
+
+    # What the server gets to know
+
+    def _show_entry(self, order: Order) -> None:
+        """Write the entry of a step, whose first slice's lock is ours."""
+        updates, copies = self._updates, self.memory.copies(order.number, order.node)
+        assert updates is not None
+        assert copies is not None  # its sums were just added up
+        rows = [self.memory.marks.rows[copy.process, copy.row] for copy in copies]
+        tally, entry = self.tally_of(order, copies), updates.marks.entries[order.step % ENTRIES]
+        entry["step"], entry["used"] = order.step, len(copies)
+        entry["loss_sum"], entry["correct"], entry["count"] = tally.loss_sum, tally.correct, tally.count
+        entry["round_s"], entry["update_s"] = self._summed - self._summed_before, self.clock.now() - self._began
+        entry["checksum"] = checksum_after(order.step - 1, updates.weights_before(order.step)) if order.step else 0
+        entry["parts"][: len(copies)] = [(copy.node.lo, copy.node.hi, copy.process) for copy in copies]
+        entry["times"][: len(copies)] = [
+            (float(row["began_s"]), float(row["ended_s"]), float(row["compute_s"])) for row in rows
+        ]
+        entry["losses"][:] = self.losses_of(copies)
+        write_plan(entry["next"], self.plan(order.work, order.node, order))
+
+    def tally_of(self, order: Order, copies: Sequence[Copy]) -> Tally:
+        """Return the tally of an order: a floating-point sum too, added over the same tree."""
+        micro_batches = self.compute.batches.micro_batches_of(order.work)
+        tree = TreeSum[Tally](micro_batches, lambda left, right: left + right)
+        for copy in copies:
+            row = self.memory.marks.rows[copy.process, copy.row]
+            tree.add(copy.node, Tally(float(row["loss_sum"]), int(row["correct"]), int(row["count"])))
+        return tree.held[order.node]
+
+    def losses_of(self, copies: Sequence[Copy]) -> list[float]:
+        """Return the sum of losses of each micro-batch of some nodes, in order; float32 each."""
+        losses = self.memory.marks.losses
+        return [loss for copy in copies for loss in losses[copy.process, copy.node.lo : copy.node.hi].tolist()]
+
+    # Plans
+
+    def plan(self, work: str, node: Node, before: Order | None) -> Plan:
+        """Return who computes what of the next order, and makes which slices: those who were not late with the last."""
+        seconds = self.memory.marks.seconds.tolist()
+        processes = self.present(before)
+        division = Division(node, self.compute.batches.micro_batches_of(work))  # type: ignore[arg-type]
+        return self.planner.plan(division, {process: seconds[process] for process in processes})
+
+    def present(self, before: Order | None) -> list[int]:
+        """Return the processes of this session that have been in time for an order: at least this one."""
+        ready, own = self.memory.ready(self.session), self.memory.process
+        if before is None:
+            return ready or [own]
+        at = self.memory.marks.processes["at"].tolist()
+        late = self._late(before)
+        return [one for one in ready if one == own or (at[one] >= before.number and one not in late)] or [own]
+
+    def _late(self, order: Order) -> set[int]:
+        """Return the processes of whose parts somebody else had to compute some."""
+        rows = self.memory.marks.rows
+        has = set(np.nonzero(rows["order"] == order.number)[0].tolist())
+        return {part.process for part in order.plan.parts} - has
+
+    # Waking others
+
+    def _wake_if(self, is_complete: Callable[[], bool]) -> None:
+        """Wake those who wait if what they wait for is there."""
+        if self.memory.sleepers() and is_complete():
+            self.wake()
+
+    def wake(self) -> None:
+        """Wake all who sleep."""
+        for process in self.memory.sleepers():
+            if process != self.memory.process:
+                self.bells.ring(process)

@@ -1,0 +1,287 @@
+"""The memory of a team as one of its processes sees it: its own vectors, those of the others, and everybody's marks."""
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.common.aggregation.tree import Node, Vector
+from lockstep.common.errors import SharingError
+from lockstep.common.job.tally import Tally
+from lockstep.common.protocol.shared_files import MARKS, process_file, process_shape
+from lockstep.common.protocol.team_memory import ORDERS, ROWS, WORKS, TeamMarks, TeamShape, file_of, keep_order
+from lockstep.common.transport.shared_memory.folder import SharedFolder
+from lockstep.common.transport.shared_memory.segment import PAGE_BYTES, Segment
+from lockstep.worker.team.division import Part, Plan
+from lockstep.worker.team.order import Order, Steps
+
+#: The vector into which a process adds up slices: the one behind those of its rows.
+RESULT = ROWS
+
+#: What a new measurement of a process's speed counts for.
+NEW = 0.3
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Sums over a node that some process has."""
+
+    node: Node
+    process: int
+    row: int
+
+
+@dataclass
+class OwnVectors:
+    """The vectors of one process, in a file with holes: memory is reserved for each before it is first written."""
+
+    vectors: tuple[Vector, ...]
+    _descriptor: int
+    _reserved: set[int] = field(default_factory=set)
+
+    def reserve(self, index: int) -> None:
+        """Make sure that there is memory for a vector; `SharingError` if there is not."""
+        if index in self._reserved:
+            return
+        size = self.vectors[0].nbytes
+        stride = -(-size // PAGE_BYTES) * PAGE_BYTES
+        try:
+            _reserve(self._descriptor, PAGE_BYTES + index * stride, size)
+        except OSError as error:
+            raise SharingError(f"no room for {size / 2**20:.1f} MiB of sums: {error.strerror}") from None
+        self._reserved.add(index)
+
+    def close(self) -> None:
+        """Close the file; what is mapped stays mapped."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _reserve(descriptor: int, start: int, size: int) -> None:
+    if sys.platform != "darwin":
+        os.posix_fallocate(descriptor, start, size)
+    else:
+        os.pwrite(descriptor, bytes(size), start)
+
+
+@dataclass
+class TeamMemory:
+    """A team's folder, and what of it one process has mapped."""
+
+    path: Path
+    shape: TeamShape
+    process: int
+    marks: TeamMarks
+    own: OwnVectors
+    #: By process, its vectors.
+    _vectors: dict[int, tuple[Vector, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, folder: SharedFolder, shape: TeamShape) -> "TeamMemory":
+        """Make the files of a team in its folder, for the leader; `SharingError` if there is no room."""
+        folder.make(MARKS, file_of(shape.of_team()))
+        for process in range(shape.processes):
+            # With holes: how many vectors each needs depends on what it is given.
+            folder.make(process_file(process), process_shape(shape.size), os.ftruncate)
+        return cls.join(folder, shape, 0)
+
+    @classmethod
+    def join(cls, folder: SharedFolder, shape: TeamShape, process: int) -> "TeamMemory":
+        """Map what a process needs of its team's folder; `SharingError` if it is gone."""
+        marks = TeamMarks.of(folder.attach(MARKS, file_of(shape.of_team()), is_writable=True), shape)
+        segment = folder.attach(process_file(process), process_shape(shape.size), is_writable=True)
+        try:
+            descriptor = os.open(folder.path / process_file(process), os.O_RDWR | os.O_NOFOLLOW)
+        except OSError as error:
+            raise SharingError(f"{folder.path} has no memory for process {process}: {error.strerror}") from None
+        memory = cls(folder.path, shape, process, marks, OwnVectors(segment.vectors, descriptor))
+        memory._vectors[process] = segment.vectors
+        return memory
+
+    # What we have
+
+    @property
+    def mine(self) -> NDArray[np.void]:
+        """What this process shows of itself."""
+        return self.marks.processes[self.process]  # type: ignore[no-any-return]  # a row, through which it is written
+
+    def show(self, name: str, value: int) -> None:
+        """Show something of ourselves: a field of `PROCESS`."""
+        self.mine[name] = value
+        keep_order()
+
+    def begin_row(self, row: int) -> None:
+        """Show that a vector of ours is written, and holds nothing; `SharingError` if there is no memory for it."""
+        self.marks.rows[self.process, row]["order"] = 0
+        keep_order()
+        self.own.reserve(row)
+
+    def show_row(self, row: int, order: int, copy: "Computed") -> None:
+        """Show that a vector of ours holds sums, and all that belongs to them."""
+        cells, node = self.marks.rows[self.process, row], copy.node
+        cells["lo"], cells["hi"] = node.lo, node.hi
+        cells["loss_sum"], cells["correct"], cells["count"] = copy.tally.loss_sum, copy.tally.correct, copy.tally.count
+        cells["compute_s"], cells["began_s"], cells["ended_s"] = copy.ended_s - copy.began_s, copy.began_s, copy.ended_s
+        if copy.losses:
+            self.marks.losses[self.process, node.lo : node.hi] = copy.losses
+        keep_order()
+        cells["order"] = order
+        keep_order()
+
+    def record_speed(self, seconds: float) -> None:
+        """Record what a micro-batch took us."""
+        before = float(self.marks.seconds[self.process])
+        # The first ones, in which the model's calls are recorded, take much longer.
+        is_known = before > 0.0 and seconds > before / 2
+        self.marks.seconds[self.process] = before + NEW * (seconds - before) if is_known else seconds
+
+    # What all have
+
+    def copies(self, order: int, node: Node) -> list[Copy] | None:
+        """Return sums of an order from which those over a node can be put together, in order; None if not all are."""
+        found = self._found(order)
+        chosen, at = list[Copy](), node.lo
+        while at < node.hi:
+            copy = found.get(at)
+            if copy is None:
+                return None
+            chosen.append(copy)
+            at = copy.node.hi
+        return chosen
+
+    def covered(self, order: int, node: Node) -> bytes:
+        """Return a byte for each micro-batch of a node, 1 if somebody has its sums, alone or with others."""
+        covered = bytearray(len(node))
+        for copy in self._found(order).values():
+            covered[copy.node.lo - node.lo : copy.node.hi - node.lo] = b"\1" * len(copy.node)
+        return bytes(covered)
+
+    def _found(self, order: int) -> dict[int, Copy]:
+        """Return the largest sums of an order that begin at each micro-batch."""
+        keep_order()
+        rows = self.marks.rows
+        places = np.nonzero(rows["order"] == order)
+        keep_order()
+        found = dict[int, Copy]()
+        for process, row in zip(*(axis.tolist() for axis in places), strict=True):
+            cells = rows[process, row]
+            node = Node(int(cells["lo"]), int(cells["hi"]))
+            if node.lo not in found or len(found[node.lo].node) < len(node):
+                found[node.lo] = Copy(node, process, row)
+        return found
+
+    def vector(self, process: int, index: int) -> Vector:
+        """Return a vector of a process, mapped if it was not."""
+        if process not in self._vectors:
+            self._vectors[process] = self._attach(process).vectors
+        return self._vectors[process][index]
+
+    def _attach(self, process: int) -> Segment:
+        with closing(SharedFolder.join(self.path.parent, self.path.name)) as folder:
+            return folder.attach(process_file(process), process_shape(self.shape.size))
+
+    def show_slice(self, done: NDArray[np.int64], slice_: int, order: int) -> None:
+        """Show that we have made a slice; `done` is the array of marks of its kind, shape (processes, slices)."""
+        keep_order()
+        done[self.process, slice_] = order
+        keep_order()
+
+    def missing_slices(self, done: NDArray[np.int64], order: int) -> list[int]:
+        """Return the slices that nobody has made yet."""
+        keep_order()
+        is_made = (done[:, : len(self.shape.slices)] == order).any(axis=0)
+        keep_order()
+        return np.nonzero(~is_made)[0].tolist()
+
+    def maker_of(self, done: NDArray[np.int64], slice_: int, order: int) -> int:
+        """Return a process that has made a slice."""
+        return int(np.nonzero(done[:, slice_] == order)[0][0])
+
+    def ready(self, session: int) -> list[int]:
+        """Return the processes that take part in a session."""
+        return np.nonzero(self.marks.processes["ready"] == session)[0].tolist()
+
+    def sleepers(self) -> Iterable[int]:
+        """Return the processes that sleep until somebody wakes them."""
+        keep_order()
+        return np.nonzero(self.marks.processes["sleeps"])[0].tolist()
+
+    # Orders
+
+    def give(self, order: Order) -> None:
+        """Show an order, as the newest; by the leader alone."""
+        cells = self.marks.orders[order.number % ORDERS]
+        cells["order"] = 0
+        keep_order()
+        cells["work"], cells["step"], cells["memory"] = WORKS.index(order.work), order.step, order.memory
+        cells["lo"], cells["hi"] = order.node.lo, order.node.hi
+        steps = order.steps or Steps(number=0, first=0, last=0, count=0, reads=0)
+        cells["number"], cells["last"], cells["count"], cells["reads"] = (
+            steps.number,
+            steps.last,
+            steps.count,
+            steps.reads,
+        )
+        write_plan(cells["plan"], order.plan)
+        keep_order()
+        cells["order"] = order.number
+        keep_order()
+        self.marks.marks[0] = order.number
+        keep_order()
+
+    def read(self, number: int) -> Order | None:
+        """Return an order; None if newer ones have taken its place."""
+        cells = self.marks.orders[number % ORDERS].copy()
+        keep_order()
+        if int(cells["order"]) != number or int(self.marks.orders[number % ORDERS]["order"]) != number:
+            return None
+        step, lease = int(cells["step"]), int(cells["number"])
+        steps = Steps(
+            number=lease, first=step, last=int(cells["last"]), count=int(cells["count"]), reads=int(cells["reads"])
+        )
+        return Order(
+            number=number,
+            work=WORKS[int(cells["work"])],
+            step=step,
+            node=Node(int(cells["lo"]), int(cells["hi"])),
+            plan=read_plan(cells["plan"]),
+            memory=int(cells["memory"]),
+            steps=steps if lease else None,
+        )
+
+    def close(self) -> None:
+        """Let go of what is not mapped."""
+        self.own.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computed:
+    """What belongs to sums that were computed: times in seconds since those of the step before were there."""
+
+    node: Node
+    tally: Tally
+    losses: Sequence[float]
+    began_s: float
+    ended_s: float
+
+
+def write_plan(cells: NDArray[np.void], plan: Plan) -> None:
+    """Write a plan into a field of `TeamShape.plan`."""
+    count = len(plan.parts)
+    cells["given"] = count
+    cells["parts"][:count] = [(part.node.lo, part.node.hi, part.process) for part in plan.parts]
+    cells["active"] = len(plan.owners)
+    cells["owners"][: len(plan.owners)] = plan.owners
+
+
+def read_plan(cells: NDArray[np.void]) -> Plan:
+    """Return the plan in a field of `TeamShape.plan`."""
+    rows: list[list[int]] = cells["parts"][: int(cells["given"])].tolist()
+    owners: list[int] = cells["owners"][: int(cells["active"])].tolist()
+    return Plan(tuple(Part(Node(lo, hi), process) for lo, hi, process in rows), tuple(owners))

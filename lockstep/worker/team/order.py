@@ -1,0 +1,56 @@
+"""What a team works on: a lease, or one step of a multi-step lease. Pure."""
+
+from dataclasses import dataclass, replace
+
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.protocol.messages import OF_A_STEP, Work
+from lockstep.worker.team.division import Plan
+from lockstep.worker.team.progress import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """A multi-step lease, as in `MultiStepLease`; its orders have the numbers from that of its first step on."""
+
+    number: int
+    first: int
+    last: int
+    count: int
+    reads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What the processes of a team do together; the numbers of orders only rise."""
+
+    number: int
+    work: Work
+    step: int
+    node: Node
+    plan: Plan
+    #: Which memory holds the weights, as in `Lease`.
+    memory: int = 0
+    #: The multi-step lease of which this is a step, None for a lease.
+    steps: Steps | None = None
+
+    def stages(self, slices: int, updated: int, *, clips: bool) -> tuple[tuple[Stage, int], ...]:
+        """Return what is made, one after the other, with the number of slices: those of the team, and of updates."""
+        sums = (Stage.SUMS, 0)
+        if self.steps is None:
+            return (sums, (Stage.ADDED, slices)) if self.work in OF_A_STEP else (sums,)
+        update = (Stage.UPDATE, updated)
+        return (sums, (Stage.SQUARES, slices), update) if clips else (sums, update)
+
+    def following(self, step: int, plan: Plan) -> "Order":
+        """Return the order of a later step of the same multi-step lease."""
+        return replace(self, number=self.number + step - self.step, step=step, plan=plan)
+
+    @property
+    def first_number(self) -> int:
+        """The number of the order with which the leader began."""
+        return self.number if self.steps is None else self.number - (self.step - self.steps.first)
+
+    @property
+    def last_number(self) -> int:
+        """The last number that belongs to the leader's order."""
+        return self.number if self.steps is None else self.number + self.steps.last - self.step

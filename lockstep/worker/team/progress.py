@@ -1,0 +1,188 @@
+"""What one process of a team does next in an order, and when it takes over what others are late with. Pure.
+
+An order is done in stages, each of which is a set of units: the sums of nodes, then slices of vectors. A process makes
+the units that the plan gives it, and looks whether all others are there. If some are not when they should be, whoever
+has nothing to do makes them too. There is nothing to agree on: every copy of a unit has the same bits.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.protocol.team_memory import OWN_PARTS, WHOLE_ROW
+from lockstep.worker.team.division import Plan, share_of
+
+
+class Stage(Enum):
+    """What the processes of a team make together, in this order."""
+
+    #: Sums over nodes of the step's tree, or tallies of an evaluation's.
+    SUMS = "sums"
+    #: The squares of slices of the gradient, by whose sum it is clipped.
+    SQUARES = "squares"
+    #: Slices of the sums over the order.
+    ADDED = "added sums"
+    #: Slices of the update.
+    UPDATE = "update"
+
+
+class Compute(NamedTuple):
+    """Compute the sums over a node into the process's vector of that number."""
+
+    node: Node
+    row: int
+
+
+class MakeSlice(NamedTuple):
+    """Make a slice of a stage's vector."""
+
+    stage: Stage
+    slice_: int
+
+
+class Look(NamedTuple):
+    """Look what is there of a stage."""
+
+    stage: Stage
+
+
+Action = Compute | MakeSlice | Look
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a process waits for others before it makes what they are late with, in seconds."""
+
+    #: How much longer than expected a unit may take: so many seconds, and this part of a micro-batch.
+    slack_s: float
+    slack: float
+    #: For so long it looks again and again, without a pause: as long as equal processes may differ in a step.
+    spin_s: float
+
+
+#: Where each process has a core to itself, and where some wait for one: then those who are late most often wait too.
+PATIENT, CROWDED = Patience(0.003, 0.75, 0.004), Patience(0.05, 4.0, 0.0)
+
+
+def patience_of(processes: int, cores: int) -> Patience:
+    """Return how long so many processes on so many cores wait for one another."""
+    return PATIENT if processes <= cores else CROWDED
+
+
+#: Most seconds that a process waits, asleep, until it looks again.
+SLEEP_S = 0.05
+
+#: Seconds of a micro-batch for which one whose time nobody knows may take, and after which a slice is late.
+UNKNOWN_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """All that an order means to one process."""
+
+    process: int
+    node: Node
+    #: Micro-batches of the whole tree.
+    micro_batches: int
+    plan: Plan
+    #: What is made, one after the other, with the number of its slices.
+    stages: tuple[tuple[Stage, int], ...]
+    #: Seconds that a micro-batch takes each process, 0 if that is not known.
+    seconds: Sequence[float]
+    patience: Patience
+
+    def expected_s(self) -> float:
+        """Return the seconds until the sums of all parts should be there."""
+        each = dict.fromkeys((part.process for part in self.plan.parts), 0.0)
+        for part in self.plan.parts:
+            each[part.process] += len(part.node) * (self.seconds[part.process] or UNKNOWN_S)
+        return max(each.values(), default=0.0)
+
+    def slack_s(self) -> float:
+        """Return how much later they may be there."""
+        return self.patience.slack_s + self.patience.slack * (self.seconds[self.process] or UNKNOWN_S)
+
+
+@dataclass
+class OrderProgress:
+    """How far a process is with an order."""
+
+    course: Course
+    #: Since when it is in this stage, when it looks again, and from when on others are late.
+    since: float
+    due: float = field(init=False)
+    late: float = field(init=False)
+    stage: Stage = field(init=False)
+    todo: deque[Compute | MakeSlice] = field(default_factory=deque)
+    #: Whether it has looked in this stage and not found all.
+    has_waited: bool = False
+    #: The vector that the next part of somebody else's goes into.
+    _row: int = OWN_PARTS
+    _place: int = -1
+
+    def __post_init__(self) -> None:
+        self._begin_stage(self.since)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all stages are."""
+        return self._place == len(self.course.stages)
+
+    def action(self) -> Action:
+        """Return what is to be done next, from `due` on."""
+        return self.todo[0] if self.todo else Look(self.stage)
+
+    def on_made(self, now: float) -> None:
+        """Record that what was to be made is there."""
+        self.todo.popleft()
+        self.due, self.late = now, max(self.late, now)
+
+    def on_refused(self, now: float) -> None:
+        """Record that it cannot be made, since somebody else is making it."""
+        self.todo.popleft()
+        self.due, self.late = now, now + self.course.patience.slack_s
+
+    def on_seen(self, missing: Sequence[Node] | Sequence[int], idle: Sequence[int], now: float) -> None:
+        """Record what was not there, in order, and which processes have nothing to do."""
+        if not missing:
+            self._begin_stage(now)
+            return
+        self.has_waited = True
+        if now >= self.late:
+            self._take_over(missing, idle, now)
+        else:
+            spins = now < self.since + self.course.patience.spin_s
+            self.due = now if spins else min(self.late, now + SLEEP_S)
+
+    def _begin_stage(self, now: float) -> None:
+        self._place, self.since, self.due, self.has_waited = self._place + 1, now, now, False
+        if self.is_done:
+            return
+        course, (self.stage, slices) = self.course, self.course.stages[self._place]
+        if self.stage is Stage.SUMS:
+            self.todo.extend(Compute(node, row) for row, node in enumerate(course.plan.of(course.process)))
+            self.late = now + course.expected_s() + course.slack_s()
+        else:
+            self.todo.extend(MakeSlice(self.stage, slice_) for slice_ in course.plan.slices_of(course.process, slices))
+            self.late = now + course.patience.slack_s
+
+    def _take_over(self, missing: Sequence[Node] | Sequence[int], idle: Sequence[int], now: float) -> None:
+        """Make one of the units that are missing; those who are idle share them."""
+        course = self.course
+        place = idle.index(course.process) if course.process in idle else 0
+        unit = missing[place % len(missing)]
+        self.due = now
+        if not isinstance(unit, Node):
+            self.todo.append(MakeSlice(self.stage, unit))
+        elif self._row < WHOLE_ROW:
+            helpers = len(range(place % len(missing), max(len(idle), 1), len(missing)))
+            share = share_of(unit, course.micro_batches, helpers, place // len(missing))
+            self.todo.append(Compute(share, self._row))
+            self._row += 1
+            self.late = now + course.slack_s()
+        else:
+            # It has no other vector left, and needs none.
+            self.todo.append(Compute(course.node, WHOLE_ROW))

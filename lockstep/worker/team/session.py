@@ -1,0 +1,207 @@
+"""How the processes of a team come to share memory: the leader makes it for the run that it joins, others map it."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lockstep.common.aggregation.slices import frames_of
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.errors import SharingError
+from lockstep.common.protocol.messages import Welcome
+from lockstep.common.protocol.shared_files import WEIGHTS, process_shape, weights_shape
+from lockstep.common.protocol.team_memory import ROWS, TeamShape, file_of
+from lockstep.common.runtime.clock import Clock
+from lockstep.common.transport.shared_memory.folder import SharedFolder, shared_root
+from lockstep.worker.compute import Compute, Slots
+from lockstep.worker.setup import Material, SharedPlace, attach
+from lockstep.worker.team.meeting import MeetingPlace, Session
+from lockstep.worker.team.member import Bells, TeamMember
+from lockstep.worker.team.memory import RESULT, TeamMemory
+from lockstep.worker.team.progress import Patience
+from lockstep.worker.team.updates import UpdatePlace
+
+
+class Alone:
+    """The bells of a team of one process."""
+
+    def ring(self, process: int) -> None:
+        raise AssertionError(f"process {process} of a team of one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a process of a team is given by whoever starts it."""
+
+    clock: Clock
+    say: Callable[[str], None]
+    #: How long it waits for the others.
+    patience: Patience
+    #: Where the server's memory would be, None if none is to be shared; and where a team's may be, the best first.
+    root: Path | None
+    roots: tuple[Path, ...]
+    #: Where it meets the others, None if it is the only one.
+    meeting: MeetingPlace | None = None
+
+    @property
+    def processes(self) -> int:
+        """Of how many processes the team is."""
+        return 1 if self.meeting is None else self.meeting.processes
+
+    @property
+    def bells(self) -> Bells:
+        """By which it wakes the others."""
+        return Alone() if self.meeting is None else self.meeting
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaderSetup:
+    """What the leader computes with."""
+
+    compute: Compute
+    #: What of the server's memory it shares, None if none; then why, if that was offered.
+    shared: SharedPlace | None = None
+    obstacle: str = ""
+    #: The team, with the folder of its memory; None for one process that shares no memory.
+    member: TeamMember | None = None
+    folder: SharedFolder | None = None
+
+    def close(self) -> None:
+        """Let go of all memory."""
+        if self.member is not None:
+            self.member.close()
+        if self.folder is not None:
+            self.folder.remove()
+
+
+def lead(welcome: Welcome, material: Material, around: Surroundings) -> LeaderSetup:
+    """Return what the leader of a team computes with, after the others were told."""
+    size, shared, obstacle = material.model.layout.size, None, ""
+    if welcome.memory and around.root is not None:
+        try:
+            shared = attach(around.root, welcome, size)
+        except SharingError as error:
+            obstacle = str(error)
+    frames = () if shared is not None else frames_of(size, 1 + len(welcome.shards))
+    slots: Slots = () if shared is None else shared.slots
+    sums: tuple[Vector, ...] = () if shared is None else shared.sums
+    if shared is None and around.processes == 1:
+        return LeaderSetup(compute=material.compute(slots, sums, frames), obstacle=obstacle)
+    shape = shape_of(welcome, around.processes, size)
+    try:
+        folder, memory, own_slots = _make(around, shape, has_weights=shared is None)
+    except SharingError as error:
+        if around.processes > 1:
+            around.say(f"only one of {around.processes} processes computes: {error}")
+        return LeaderSetup(compute=material.compute(slots, sums, frames), shared=shared, obstacle=obstacle)
+    sums = sums or (_new_sums(size),)
+    compute = material.compute(slots or own_slots, (*sums, *memory.own.vectors[:ROWS]), frames)
+    member = TeamMember(
+        compute,
+        memory,
+        around.clock,
+        around.bells,
+        around.patience,
+        None if shared is None else shared.updates,
+        first_row=len(sums),
+    )
+    if around.meeting is not None:
+        member.session = _announce(welcome, folder, shared, around.meeting)
+    member.show_ready()
+    return LeaderSetup(compute=compute, shared=shared, obstacle=obstacle, member=member, folder=folder)
+
+
+def shape_of(welcome: Welcome, processes: int, size: int) -> TeamShape:
+    """Return the shape of a team's memory in a run."""
+    job = welcome.job
+    return TeamShape(processes=processes, micro_batches=job.micro_batches, size=size, clips=job.clip_norm is not None)
+
+
+def _make(around: Surroundings, shape: TeamShape, *, has_weights: bool) -> tuple[SharedFolder, TeamMemory, Slots]:
+    """Make the memory of a team where there is room; `SharingError` if there is none anywhere."""
+    obstacle = ""
+    for root in around.roots:
+        try:
+            _check_room(root, shape)
+            folder = SharedFolder.create(root)
+        except SharingError as error:
+            obstacle = obstacle or str(error)
+            continue
+        try:
+            first, second = folder.make(WEIGHTS, weights_shape(shape.size)).vectors if has_weights else (None, None)
+            slots: Slots = () if first is None or second is None else (first, second)
+            return folder, TeamMemory.make(folder, shape), slots
+        except SharingError as error:
+            folder.remove()
+            obstacle = obstacle or str(error)
+    raise SharingError(obstacle)
+
+
+def _check_room(root: Path, shape: TeamShape) -> None:
+    """Raise `SharingError` if a team needs more memory than there is, for the weights and two vectors a process."""
+    needed = (2 * shape.processes + 2) * process_shape(shape.size).stride + file_of(shape.of_team()).total
+    try:
+        space = os.statvfs(root)
+    except OSError as error:
+        raise SharingError(f"{root} cannot be used: {error.strerror}") from None
+    free = space.f_bavail * space.f_frsize
+    if free < needed:
+        raise SharingError(
+            f"{root} has no room for the {needed / 2**20:.0f} MiB of a team of {shape.processes} "
+            f"({free / 2**20:.0f} MiB are free): make it larger (for a container, --shm-size)"
+        )
+
+
+def _new_sums(size: int) -> Vector:
+    return np.zeros(size, np.float32)
+
+
+def _announce(welcome: Welcome, folder: SharedFolder, shared: SharedPlace | None, meeting: MeetingPlace) -> int:
+    """Tell the others which run it is; return the number of the session."""
+    before = meeting.session()
+    number = 1 if before is None else before.number + 1
+    root = "" if shared is None else str(shared.updates.root)
+    meeting.announce(Session(number=number, welcome=welcome, folder=str(folder.path), shared_root=root))
+    return number
+
+
+def follow(session: Session, material: Material, around: Surroundings) -> TeamMember:
+    """Return what another process of the team computes with; `SharingError` if the team's memory is gone."""
+    welcome, meeting = session.welcome, around.meeting
+    assert welcome is not None
+    assert meeting is not None
+    shape = shape_of(welcome, around.processes, material.model.layout.size)
+    path, updates = Path(session.folder), None
+    with closing(SharedFolder.join(path.parent, path.name)) as folder:
+        memory = TeamMemory.join(folder, shape, meeting.process)
+        if not session.shared_root:
+            first, second = folder.attach(WEIGHTS, weights_shape(shape.size)).vectors
+    if session.shared_root:
+        updates = UpdatePlace(Path(session.shared_root), welcome.memory, welcome.rank)
+        with closing(SharedFolder.join(updates.root, updates.folder)) as folder:
+            first, second = folder.attach(WEIGHTS, weights_shape(shape.size)).vectors
+    memory.own.reserve(0)
+    memory.own.reserve(RESULT)
+    compute = material.compute((first, second), memory.own.vectors[:ROWS])
+    member = TeamMember(
+        compute,
+        memory,
+        around.clock,
+        around.bells,
+        around.patience,
+        updates,
+        first_row=0,
+        session=session.number,
+    )
+    compute.is_wanted = member.is_wanted
+    member.show_ready()
+    return member
+
+
+def default_roots() -> tuple[Path, ...]:
+    """Return where the memory of a team may be: files there are memory, or else on a disk."""
+    return tuple(dict.fromkeys((shared_root(), Path(tempfile.gettempdir()))))

@@ -1,0 +1,65 @@
+"""Slices of the sums over an order, added up over the tree from whoever's copies are there. Bits, and no marks."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lockstep.common.aggregation.quantization.quantization import Quantization, RoundingKey
+from lockstep.common.aggregation.slices import Slice
+from lockstep.common.aggregation.tree import Node, Vector, VectorPool
+from lockstep.worker.team.additions import Additions, additions_of
+
+#: Values that are added up at once, so that they stay in a second-level cache: a multiple of clipping's BLOCK.
+PIECE = 131_072
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The sums over some nodes, which together are one node of the tree over so many micro-batches, in order."""
+
+    step: int
+    nodes: tuple[Node, ...]
+    #: Each of the whole size.
+    vectors: Sequence[Vector]
+    micro_batches: int
+
+
+@dataclass
+class SliceAdder:
+    """Adds up slices."""
+
+    wire: Quantization
+    _pools: dict[int, VectorPool] = field(default_factory=dict)
+
+    def pieces(self, operands: Operands, whole: Slice) -> Iterator[tuple[Slice, list[Vector]]]:
+        """Yield each piece of a slice with the one or two vectors whose sum is that over the node.
+
+        They are valid until the next; it is one where sums are rounded.
+        """
+        exact = self.wire.is_exact
+        additions = additions_of(operands.nodes, operands.micro_batches, joins_halves=not exact)
+        for piece in whole.cut(PIECE):
+            pool = self._pools.setdefault(len(piece), VectorPool(len(piece)))
+            lent = [pool.take() for _ in range(additions.buffers)]
+            buffers = [piece.of(vector) for vector in operands.vectors] + lent
+            self._add(additions, buffers, RoundingKey(operands.step, operands.nodes[0], piece.start))
+            yield piece, [buffers[term] for term in additions.terms]
+            pool.free += lent
+
+    def _add(self, additions: Additions, buffers: Sequence[Vector], at: RoundingKey) -> None:
+        for one in additions.steps:
+            left, right, out = buffers[one.left], buffers[one.right], buffers[one.out]
+            if self.wire.is_exact:
+                np.add(left, right, out=out)
+            else:
+                self.wire.add(left, right, out, RoundingKey(at.step, one.node, at.start))
+
+    def total(self, operands: Operands, whole: Slice, out: Vector) -> None:
+        """Write a slice of the sums over the node into its place in `out`, of the whole size."""
+        with np.errstate(all="ignore"):  # what overflows is found by whoever reads it
+            for piece, terms in self.pieces(operands, whole):
+                if len(terms) == 1:
+                    np.copyto(piece.of(out), terms[0])
+                else:
+                    np.add(terms[0], terms[1], out=piece.of(out))

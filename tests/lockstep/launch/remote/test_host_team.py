@@ -1,0 +1,105 @@
+"""The ranks of one host as a team: where they meet, who leads, and who does after a death."""
+
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lockstep.common.errors import UsageError
+from lockstep.launch.remote.host_team import FIRST_S, HostTeam
+from lockstep.launch.remote.launcher import LauncherPlace
+
+PLACE = LauncherPlace(launcher="Slurm", rank=4, size=8, host="a", port=5555, local_rank=0, local_size=4)
+
+
+def team(root: Path, local_rank: int = 0) -> HostTeam:
+    return HostTeam.of(replace(PLACE, rank=4 + local_rank, local_rank=local_rank), root)
+
+
+def no_pause(seconds: float) -> None:
+    """Let no time pass."""
+
+
+def test_all_ranks_of_a_host_meet_in_one_private_folder_and_other_runs_in_others(tmp_path: Path) -> None:
+    assert team(tmp_path, 0).folder == team(tmp_path, 3).folder
+    others = (replace(PLACE, port=5556), replace(PLACE, host="b"), replace(PLACE, local_size=3))
+    assert len({HostTeam.of(place, tmp_path).folder for place in (PLACE, *others)}) == 4
+    with team(tmp_path).led():
+        assert stat.S_IMODE(team(tmp_path).folder.stat().st_mode) == 0o700
+        assert [path.name for path in tmp_path.iterdir()] == [team(tmp_path).folder.name]
+
+
+def test_the_others_wait_for_the_first_and_not_for_ever(tmp_path: Path) -> None:
+    waited: list[float] = []
+    assert not team(tmp_path, 1).is_made(waited.append)
+    assert sum(waited) == pytest.approx(FIRST_S)
+    first = team(tmp_path)
+
+    def come(seconds: float) -> None:
+        first.folder.mkdir(mode=0o700)
+
+    assert team(tmp_path, 1).is_made(come)
+
+
+def test_while_the_first_leads_nobody_else_does_and_its_end_is_everybodys(tmp_path: Path) -> None:
+    first, second = team(tmp_path), team(tmp_path, 1)
+    with first.led():
+        assert first.leads
+        assert second.is_made(no_pause)
+        assert not second.is_left()
+    assert second.is_left()
+    assert (first.leads, second.leads) == (False, False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_of_the_others_leads_in_the_place_of_a_first_one_that_was_killed(tmp_path: Path) -> None:
+    first, second, third = (team(tmp_path, local_rank) for local_rank in range(3))
+    with first.led():
+        # What the system does for a process that is killed, and nobody removes the folder.
+        first.let_go()
+        assert second.is_left()
+        assert second.leads
+        assert not third.is_left()
+        with second.led():
+            assert not third.is_left()
+        assert third.is_left()
+        assert not third.leads
+
+
+def test_a_folder_that_is_left_of_a_killed_run_will_do(tmp_path: Path) -> None:
+    with team(tmp_path).led():
+        kept = {path.name for path in team(tmp_path).folder.iterdir()}
+        (tmp_path / "kept").mkdir()
+        team(tmp_path).folder.rename(tmp_path / "kept")
+    (tmp_path / "kept").rename(team(tmp_path).folder)
+    with team(tmp_path).led():
+        assert {path.name for path in team(tmp_path).folder.iterdir()} >= kept
+
+
+def test_two_runs_cannot_lead_one_team(tmp_path: Path) -> None:
+    with (
+        team(tmp_path).led(),
+        pytest.raises(UsageError, match="another run of this address"),
+        team(tmp_path).led(),
+    ):
+        raise AssertionError
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o770])
+def test_a_folder_that_others_may_write_to_is_not_used(tmp_path: Path, mode: int) -> None:
+    folder = team(tmp_path).folder
+    folder.mkdir()
+    folder.chmod(mode)
+    with pytest.raises(UsageError, match="not a private folder"):
+        team(tmp_path, 1).is_made(no_pause)
+    with pytest.raises(UsageError, match="not a private folder"), team(tmp_path).led():
+        raise AssertionError
+
+
+def test_a_link_to_a_folder_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    team(tmp_path).folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="not a private folder"):
+        team(tmp_path, 1).is_made(no_pause)
