@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from lockstep.launch.process_backend import private_folder
 from lockstep.launch.team import TeamSupervisor, default_processes, place_on_core, team_arguments
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import SILENCE_S, WorkerState
-from lockstep.worker.team.helper import TeamProcess
+from lockstep.worker.team.helper import TeamProcess, never
 from lockstep.worker.team.meeting import MeetingPlace
 from lockstep.worker.team.progress import patience_of
 from lockstep.worker.team.session import Surroundings, default_roots
@@ -164,7 +165,7 @@ def take_place(request: WorkerRequest) -> int:
     return take_part(shell.run, request.numerics, request.supervised)
 
 
-def be_in_team(request: WorkerRequest) -> int:
+def be_in_team(request: WorkerRequest, is_over: Callable[[], bool] = never) -> int:
     """Be a process that its team's leader gives work to, until the run is over; return the exit code."""
     give_way()
     meeting = request.meeting()
@@ -178,7 +179,7 @@ def be_in_team(request: WorkerRequest) -> int:
         meeting=meeting,
     )
     process = TeamProcess(around, meeting, functools.cache(load), request.cache_folder())
-    return take_part(process.run, request.numerics, request.supervised)
+    return take_part(functools.partial(process.run, is_over), request.numerics, request.supervised)
 
 
 def supervise(request: WorkerRequest, count: int) -> int:

@@ -20,6 +20,11 @@ SLEEP_S = 1.0
 INTERRUPTED, UNFIT = 130, 2
 
 
+def never() -> bool:
+    """Return False."""
+    return False
+
+
 @dataclass
 class TeamProcess:
     """One process, and what it works with in the run that its leader is in."""
@@ -35,11 +40,12 @@ class TeamProcess:
     #: Whether it has shown that it sleeps, and not looked since.
     _is_asleep: bool = False
 
-    def run(self) -> Exit:
-        """Work until the leader has no run any more, or the process is interrupted."""
+    def run(self, is_over: Callable[[], bool] = never) -> Exit:
+        """Work until the leader has no run any more, or the process is interrupted, or it is over while it waits."""
         try:
             while self.ended is None:
-                self.step()
+                if not self.step() and is_over():
+                    self.ended = Exit(code=0, reason="")
         except KeyboardInterrupt:
             self.ended = Exit(code=INTERRUPTED, reason="interrupted")
         finally:
