@@ -84,6 +84,8 @@ class Panel:
     end: float | None = None
     #: Relative to other panels of the figure.
     width: float = 1.0
+    #: Label of the other axis of curves.
+    along: str = "workers"
 
 
 @dataclass(kw_only=True)

@@ -25,9 +25,9 @@ from lockstep.bench.bench import (
     with_torch,
 )
 from lockstep.bench.measuring import timed_run
+from lockstep.bench.measuring.stand_ins import Filler, write_model, write_samples
 from lockstep.bench.measuring.timed_run import BenchSession, TimedRun
 from lockstep.bench.peers import WARM_UP, Stepper
-from lockstep.bench.stand_ins import Filler, write_model, write_samples
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.job.job import Job
 from lockstep.common.runtime.environment import cores
@@ -118,12 +118,12 @@ class ExchangeBench(Bench[ExchangeRow]):
     def _measure(self, session: BenchSession, count: int, launches: list[Launch], wire: str) -> Iterator[ExchangeRow]:
         workers, turn = launches[0].workers, timed_run.per_turn(self.steps, self.rounds)
         job = self._job(session.folder, count, workers, wire)
-        ours: dict[Launch, list[TimedRun]] = {launch: [] for launch in launches}
+        ours: dict[tuple[Launch, int], list[TimedRun]] = {(launch, 1): [] for launch in launches}
         arguments = ["allreduce", str(count), str(workers)]
         with ExitStack() as stack:
             baselines = peers.start_baselines(self.peer_python, arguments, stack)
             peers.in_turns(self.rounds, turn, [baselines], partial(session.run_each, job, ours))
-        for launch, runs in ours.items():
+        for (launch, _), runs in ours.items():
             yield _row(count, launch, runs, baselines)
 
     def _job(self, folder: Path, parameters: int, workers: int, wire: str) -> Job:

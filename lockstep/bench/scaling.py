@@ -30,9 +30,9 @@ from lockstep.bench.bench import (
 )
 from lockstep.bench.measuring import timed_run
 from lockstep.bench.measuring.processor_time import StepProcessorTime, per_step
+from lockstep.bench.measuring.stand_ins import CLASSES, Sleeper, write_model, write_samples
 from lockstep.bench.measuring.timed_run import BenchSession, TimedRun
 from lockstep.bench.peers import WARM_UP, BaselineRow, Stepper
-from lockstep.bench.stand_ins import CLASSES, Sleeper, write_model, write_samples
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
@@ -46,6 +46,9 @@ from lockstep.runs.launch_config import Launch
 
 #: The models that are measured if none is named, and the values of one that sleeps: those of `mlp`.
 MEASURED, VALUES = ("mlp", "lenet", "cnn"), 535_818
+
+#: What rows call the model that sleeps.
+SLEEP = "sleep"
 
 
 class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,8 +68,8 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     global_batch: int
     micro_batches: int
     parameters: int
-    #: Seconds for which a micro-batch sleeps instead of computing; None if it computes.
-    sleep_s: float | None = None
+    #: Seconds for which a micro-batch sleeps instead of computing.
+    sleep_s: float = 0.0
     #: Cores of the machine, which workers, servers and the bench share.
     cores: int
     #: Steady steps measured in all turns, and their mean in the middle turn.
@@ -90,7 +93,7 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
 
     def short_name(self) -> str:
         """Return the model, or the number of values of one that sleeps."""
-        return self.model if self.sleep_s is None else short_number(self.parameters)
+        return self.model if self.model != SLEEP else short_number(self.parameters)
 
 
 def short_number(number: int) -> str:
@@ -163,8 +166,11 @@ class ScalingBench(Bench[ScalingRow]):
         "--batch --batches", options.NUMBERS, "batch sizes", shown="32,128; with --sleep, 32"
     )
     workers: tuple[int, ...] = options.workers("1,2")
-    teams: int = options.option(
-        "--teams", WholeNumber(1, options.MOST_PROCESSES), "teams that the workers are in, if there are as many", "1"
+    teams: tuple[int, ...] = options.option(
+        "--teams",
+        options.PowersRange(WholeNumber(1, options.MOST_PROCESSES)),
+        "numbers of teams in which the workers are, as far as there are enough",
+        "1",
     )
     transports: tuple[Transport, ...] = options.transports()
     servers: tuple[int, ...] = options.servers("numbers of server processes", "1")
@@ -188,18 +194,22 @@ class ScalingBench(Bench[ScalingRow]):
     _one: dict[tuple[str, int, int, str, int], float] = field(default_factory=dict, init=False)
 
     def measure(self, session: BenchSession) -> Iterator[ScalingRow]:
-        self._check()
         rows = list[ScalingRow]()
-        for subject, batch, workers in product(self._subjects(), self._batches(), sorted(self.workers)):
-            for row in self._measure(session, subject, batch, workers):
-                rows.append(row)
-                yield row
+        for row in self.rows(session):
+            rows.append(row)
+            yield row
         session.say("")
         session.say(" ".join(column.aligned(column.title) for column in COSTS))
         for row in rows:
             session.say(" ".join(column.cell(row, "") for column in COSTS))
         for row in rows if not self.is_weak else ():
             session.say(f"weights sha256  {row.weights_sha256}  {row.model}, {row.workers} {row.transport}")
+
+    def rows(self, session: BenchSession) -> Iterator[ScalingRow]:
+        """Yield each row as soon as it is known, and print nothing."""
+        self._check()
+        for subject, batch, workers in product(self._subjects(), self._batches(), sorted(self.workers)):
+            yield from self._measure(session, subject, batch, workers)
 
     def _subjects(self) -> tuple[str | int, ...]:
         """Return the models, or the sizes of the one that sleeps."""
@@ -219,11 +229,12 @@ class ScalingBench(Bench[ScalingRow]):
                     f"a batch of {batch} cannot be divided among {workers} workers: expected a multiple of each of "
                     f"{', '.join(map(str, self.workers))}, so that each has the same share"
                 )
-            if workers % self._teams(workers):
-                raise UsageError(
-                    f"--teams {self.teams} with {workers} workers: expected a number that divides {workers}, so that "
-                    "teams are equal"
-                )
+            for teams in self._teams(workers):
+                if workers % teams:
+                    raise UsageError(
+                        f"--teams {teams} with {workers} workers: expected a number that divides {workers}, so that "
+                        "teams are equal"
+                    )
 
     def _check_subjects(self) -> None:
         if self.sleep_s is None and self.values is not None:
@@ -238,8 +249,8 @@ class ScalingBench(Bench[ScalingRow]):
                     "function that returns a torch.nn.Module"
                 )
 
-    def _teams(self, workers: int) -> int:
-        return min(self.teams, workers)
+    def _teams(self, workers: int) -> list[int]:
+        return sorted({min(teams, workers) for teams in self.teams})
 
     def _launches(self, workers: int) -> list[Launch]:
         setups = product(self.servers, self.transports)
@@ -277,18 +288,19 @@ class ScalingBench(Bench[ScalingRow]):
         share = {"global_batch": global_batch // workers, "micro_batches": max(1, micro_batches // workers)}
         job = timed_run.bench_job(**values, **shared)
         single_job = timed_run.bench_job(**values, **share, epochs=10**6)
-        ours: dict[Launch, list[TimedRun]] = {launch: [] for launch in self._launches(workers)}
+        setups = product(self._launches(workers), self._teams(workers))
+        ours: dict[tuple[Launch, int], list[TimedRun]] = {setup: [] for setup in setups}
         with ExitStack() as stack:
             singles = peers.start_singles(single_job, workers, session.folder, stack)
             data = [] if subject in MODELS else ["--data", job.data]
             arguments = ["ddp", str(subject), str(single_job.global_batch), str(workers), *data]
             baselines = peers.start_baselines(python, arguments, stack, peers.layouts_of(str(subject)))
             groups = [singles, *([baseline] for baseline in baselines)]
-            first = partial(session.run_each, job, ours, self._teams(workers))
-            peers.in_turns(self.rounds, turn, groups, first)
+            peers.in_turns(self.rounds, turn, groups, partial(session.run_each, job, ours))
         ceiling = sum(single_job.global_batch / timed_run.mean_step_s(single.seconds()) for single in singles)
-        for launch, runs in ours.items():
-            yield self._row(batch, job, launch, runs, ceiling, baselines)
+        for (launch, teams), runs in ours.items():
+            row = self._row(batch, job, launch, runs, ceiling, baselines)
+            yield msgspec.structs.replace(row, teams=teams)
 
     def _row(
         self, batch: int, job: Job, launch: Launch, runs: list[TimedRun], ceiling: float, baselines: list[Stepper]
@@ -296,7 +308,7 @@ class ScalingBench(Bench[ScalingRow]):
         result, turns = runs[-1].result, [run.seconds() for run in runs]
         step_s = timed_run.mean_step_s(turns)
         speed = job.global_batch / step_s
-        model = job.model_name() if self.sleep_s is None else "sleep"
+        model = job.model_name() if self.sleep_s is None else SLEEP
         setup = (model, result.parameters, batch, launch.transport, launch.servers)
         if launch.workers == 1:
             self._one[setup] = speed
@@ -306,14 +318,13 @@ class ScalingBench(Bench[ScalingRow]):
             scaling="weak" if self.is_weak else "strong",
             batch=batch,
             workers=launch.workers,
-            teams=self._teams(launch.workers),
             servers=launch.servers,
             transport=launch.transport,
             carrier=result.transport,
             global_batch=job.global_batch,
             micro_batches=job.micro_batches,
             parameters=result.parameters,
-            sleep_s=self.sleep_s,
+            sleep_s=self.sleep_s or 0.0,
             cores=cores(),
             steps=len(timed_run.all_seconds(turns)),
             ms_per_step=step_s * 1e3,

@@ -199,7 +199,9 @@ class CostModel:
     def shards(self, at: Machines) -> int:
         """Return the fewest servers with which a step does not take twice as long as with one per host."""
         numbers = range(1, at.hosts + 1)
-        return numbers[bisect_left(numbers, True, key=lambda servers: self.slowdown(replace(at, servers=servers)) < 2.0)]
+        return numbers[
+            bisect_left(numbers, True, key=lambda servers: self.slowdown(replace(at, servers=servers)) < 2.0)
+        ]
 
     def is_bound_by_link(self, link: float) -> bool:
         """Return whether the link of a server, and not the server itself, is the first bottleneck."""

@@ -11,7 +11,6 @@ import numpy as np
 from rich.console import Console
 
 from lockstep.bench.measuring.processor_time import ProcessorClock
-from lockstep.bench.measuring.separate_teams import teams_backend
 from lockstep.bench.peers import WARM_UP
 from lockstep.common.data.source import load
 from lockstep.common.errors import RunError
@@ -21,6 +20,7 @@ from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.launch.chaos import Interference
 from lockstep.launch.cluster import Cluster
+from lockstep.launch.process_backend import LocalBackend
 from lockstep.ps.records.ledger import Line, read_lines
 from lockstep.ps.records.metrics import MOST_LINES_BYTES, StepRecord, read_metrics
 from lockstep.ps.records.run_folder import LEDGER, RunResult
@@ -77,8 +77,9 @@ class BenchSession:
     def run(self, job: Job, launch: Launch, interference: Interference | None = None, *, teams: int = 1) -> TimedRun:
         """Run a job once, with the workers of a launch in so many teams. RunError if it gave other weights before."""
         run_dir, processors = self.folder / "run", ProcessorClock()
-        commands, backend = teams_backend(launch, teams)
-        destination = Destination(folder=run_dir, launch=commands)
+        destination, backend = Destination(folder=run_dir, launch=launch), LocalBackend(launch)
+        if teams > 1:
+            backend.team_size = launch.workers // teams
 
         def watch(status: Status) -> None:
             processors.on_status(status, cluster.server.pid, [each.pid for each in cluster.supervisor.processes])
@@ -98,9 +99,9 @@ class BenchSession:
             )
         return run
 
-    def run_each(self, job: Job, runs: Mapping[Launch, list[TimedRun]], teams: int = 1) -> None:
-        """Run a job once with each launch, and append to its runs."""
-        for launch, done in runs.items():
+    def run_each(self, job: Job, runs: Mapping[tuple[Launch, int], list[TimedRun]]) -> None:
+        """Run a job once with each launch and number of teams, and append to its runs."""
+        for (launch, teams), done in runs.items():
             done.append(self.run(job, launch, teams=teams))
 
     def data(self, name: str = "mnist") -> str:

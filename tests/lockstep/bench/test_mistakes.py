@@ -41,6 +41,8 @@ TINY = {
         ("straggler", ["--model", "mlp,cnn", "--plot", "rows.png"], "--plot with --model mlp,cnn: expected one model"),
         ("predict", ["--workers", "8..2"], "'8..2' is not a valid range: expected A..B"),
         ("predict", ["--workers", "1..many"], "'1..many' is not a valid range"),
+        ("predict", ["--hosts", "0"], "'0': expected a whole number from 1 to 65536"),
+        ("predict", ["--sleep", "20ms", "--model", "mlp"], "--sleep with --from or --model: nothing is measured"),
         ("predict", ["--link", "fast"], "'fast' is not a valid speed: expected one such as 100Mbit"),
         ("predict", ["--link", "0Gbit"], "'0Gbit' is not a valid speed"),
         ("predict", ["--from", "nowhere.json"], "cannot read 'nowhere.json': No such file or directory"),
