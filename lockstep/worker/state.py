@@ -302,7 +302,6 @@ class WorkerState(Machine[Event, Effect]):
         if steps is None:
             return []  # it was over before it was withdrawn
         self.phase, self.steps = WorkerPhase.WAITING, None
-        self.weights_step = steps.last if is_done else steps.first
         return [SendToServer(message=MultiStepResult(number=steps.number, is_done=is_done))]
 
     def _add_lease(self, lease: Lease) -> None:

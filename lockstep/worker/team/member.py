@@ -377,7 +377,9 @@ class TeamMember:
         progress.on_seen(missing, idle, now)
         if not missing and stage is Stage.SUMS:
             self._summed_before, self._summed = self._summed, now
-        return Outcome.DONE if progress.is_done else None
+        if not progress.is_done:
+            return None
+        return Outcome.DONE if order.steps is None else self._catch_up(order)
 
     def _has_failed(self, order: Order) -> bool:
         """Tell the leader whether somebody cannot carry out an order: it computes that alone, or leaves it."""
