@@ -29,6 +29,10 @@ class TableColumn:
         """Return a text in the width of the column."""
         return text.rjust(self.width) if self.width > 0 else text.ljust(-self.width)
 
+    def heading(self) -> str:
+        """Return its title in the width of the column."""
+        return self.aligned(self.title)
+
     def cell(self, row: msgspec.Struct, field: str) -> str:
         """Return what is printed of a row."""
         value = getattr(row, field) if self.of is None else self.of(row)
@@ -43,7 +47,7 @@ def columns_of(kind: type[msgspec.Struct]) -> list[tuple[str, TableColumn]]:
 
 def heading(kind: type[msgspec.Struct]) -> str:
     """Return the heading above rows; empty if they are not printed in columns."""
-    return " ".join(column.aligned(column.title) for _, column in columns_of(kind))
+    return " ".join(column.heading() for _, column in columns_of(kind))
 
 
 def line(row: msgspec.Struct) -> str:

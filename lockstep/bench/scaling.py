@@ -112,7 +112,7 @@ COSTS = (
     TableColumn("batch", 5, of=lambda row: row.batch),
     TableColumn("over", -10, of=lambda row: f"{row.workers}+{row.servers} {row.transport}"),
     TableColumn("teams", 5, of=lambda row: row.teams),
-    TableColumn("ms", 7, ".3f", of=lambda row: row.ms_per_step),
+    TableColumn("ms", 8, ".3f", of=lambda row: row.ms_per_step),
     TableColumn("server ms", 9, ".3f", of=_processors("server_ms")),
     TableColumn("leader ms", 9, ".3f", of=_processors("leader_ms")),
     TableColumn("process ms", 10, ".3f", of=_processors("process_ms")),
@@ -199,7 +199,7 @@ class ScalingBench(Bench[ScalingRow]):
             rows.append(row)
             yield row
         session.say("")
-        session.say(" ".join(column.aligned(column.title) for column in COSTS))
+        session.say(" ".join(column.heading() for column in COSTS))
         for row in rows:
             session.say(" ".join(column.cell(row, "") for column in COSTS))
         for row in rows if not self.is_weak else ():

@@ -62,13 +62,13 @@ sleep = Primitive("sleep", _sleep, (_pull, None), reads=((0, 1), ()), writes=(0,
 
 
 class Sleeper(Module):
-    """A number of parameters in one vector; forward sleeps for some seconds, whatever the number of samples."""
+    """A number of parameters in one vector, from -1 to 1 at first; forward sleeps for so many seconds."""
 
     weights: Parameter
 
     def __init__(self, parameters: int, seconds: float) -> None:
         super().__init__()
-        self.weights = Parameter(np.zeros(parameters, dtype=np.float32))
+        self.weights = Parameter(np.linspace(-1.0, 1.0, parameters, dtype=np.float32))
         self._seconds = seconds
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from lockstep.bench.measuring.stand_ins import CLASSES, Filler, Sleeper, write_m
 from lockstep.common.aggregation.layout import Binding, layout_of
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.source import load
+from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.model.source import open_model
 from lockstep.common.nn.module import Module
 
@@ -62,6 +63,11 @@ def test_a_model_file_builds_the_same_one(kind: type[Module], arguments: tuple[f
 def test_a_model_file_says_how_long_to_sleep(tmp_path: Path) -> None:
     name = write_model(tmp_path / "model.py", Sleeper, 62_000, 0.02)
     assert "return Sleeper(62000, 0.02)" in Path(name.removesuffix(":build")).read_text()
+
+
+def test_values_of_one_that_sleeps_differ() -> None:
+    model = AutogradModel(Sleeper(62_000, 0.0))
+    assert len(np.unique(model.first_weights(7))) == 62_000
 
 
 def test_samples_differ_and_have_every_class(tmp_path: Path) -> None:
