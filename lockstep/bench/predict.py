@@ -196,8 +196,8 @@ class Prediction:
     link: float
     #: Whether a server's link is the first bottleneck, or else its work per host.
     is_bound_by_link: bool
-    #: What the model predicts for the measured machine, for each measured number of teams.
-    here: dict[int, list[Machines]]
+    #: What to predict for the measured machine, for each measured number of teams, and whether it shares memory.
+    here: dict[tuple[int, bool], list[Machines]]
     rows: list[PredictionRow]
 
     def link_text(self) -> str:
@@ -255,14 +255,14 @@ def machines(hosts: int, workers: int, servers: int, link: float) -> Machines:
     return Machines(workers=hosts * workers, hosts=hosts, servers=servers, link=link, is_local=is_local)
 
 
-def _here(basis: Basis) -> dict[int, list[Machines]]:
+def _here(basis: Basis) -> dict[tuple[int, bool], list[Machines]]:
     """Return the numbers of workers to predict for the measured machine, by the number of teams."""
     most = max((at.workers for at, _ in basis.measured), default=0)
     most = max(most, 4 * (basis.model.cores or 1))
-    kinds = {at.hosts: at for at, _ in basis.measured}
+    kinds = {(at.hosts, at.is_local): at for at, _ in basis.measured}
     return {
-        teams: [replace(at, workers=count) for count in range(teams, most + 1, teams)]
-        for teams, at in sorted(kinds.items())
+        kind: [replace(at, workers=count) for count in range(at.hosts, most + 1, at.hosts)]
+        for kind, at in sorted(kinds.items())
     }
 
 
@@ -422,9 +422,9 @@ def _curves(rows: Sequence[PredictionRow]) -> dict[str, list[PredictionRow]]:
 def _measured_panels(prediction: Prediction) -> list[Panel]:
     """Return images/s and the times of steps of the measured machine: measured as marks, calculated as lines."""
     basis, speeds, times = prediction.basis, list[Series](), list[Series]()
-    for colour, (teams, curve) in zip(cycle(CURVES), prediction.here.items(), strict=False):
-        marks = [(at.workers, speed) for at, speed in basis.measured if at.hosts == teams]
-        at, name = [each.workers for each in curve], counted(teams, "team")
+    for colour, (kind, curve) in zip(cycle(CURVES), prediction.here.items(), strict=False):
+        marks = [(at.workers, speed) for at, speed in basis.measured if (at.hosts, at.is_local) == kind]
+        at, name = [each.workers for each in curve], counted(kind[0], "team") + (" sharing memory" if kind[1] else "")
         done, calculated = [speed for _, speed in marks], [basis.model.samples_per_s(each) for each in curve]
         steps = [basis.model.samples(count) / speed * 1e3 for count, speed in marks]
         speeds += [

@@ -95,11 +95,12 @@ def test_other_sockets_do_not_count() -> None:
 def test_the_machine_that_was_measured_is_predicted_next_to() -> None:
     basis = basis_of_rows(ROWS[:2])
     here = predict(basis, [1], [1], [1], LINK).here
-    assert [at.workers for at in here[1]] == list(range(1, 9))
+    alone = here[1, True]
+    assert [at.workers for at in alone] == list(range(1, 9))
     # 80 ms, three vectors in 10 ms, and an update by two; until four share two cores.
-    assert basis.model.samples_per_s(here[1][1]) == pytest.approx(128 / (0.080 + 0.010 + 0.006))
-    assert basis.model.samples_per_s(here[1][3]) == pytest.approx(256 / (0.160 + 0.010 * 5 / 3 + 0.006))
-    assert [at.workers for at in predict(basis_of_rows(ROWS), [1], [1], [1], LINK).here[2]] == [2, 4, 6, 8]
+    assert basis.model.samples_per_s(alone[1]) == pytest.approx(128 / (0.080 + 0.010 + 0.006))
+    assert basis.model.samples_per_s(alone[3]) == pytest.approx(256 / (0.160 + 0.010 * 5 / 3 + 0.006))
+    assert [at.workers for at in predict(basis_of_rows(ROWS), [1], [1], [1], LINK).here[2, False]] == [2, 4, 6, 8]
 
 
 def test_a_model_that_sleeps_needs_no_measurement() -> None:
