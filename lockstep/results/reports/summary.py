@@ -1,6 +1,7 @@
 """Show the end of a run: a table of its epochs, its figures, and advice."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,10 @@ def advice(result: RunResult, cores: int | None = None) -> list[str]:
 
 def gain_of_one_more(measured: Measured, cores: int | None) -> float:
     """Return how many times as fast one more worker would make a run."""
-    model = fitted([measured], cores=cores)
-    return model.step_s(measured.workers) / model.step_s(measured.workers + 1)
+    model, at = fitted([measured], cores=cores), measured.machines()
+    # To those of one process each, another is added; other teams grow.
+    hosts = at.hosts + 1 if at.hosts == at.workers and not at.is_local else at.hosts
+    return model.step_s(at) / model.step_s(replace(at, workers=at.workers + 1, hosts=hosts))
 
 
 def one_more(result: RunResult, gain: float, cores: int | None) -> str:
