@@ -78,7 +78,7 @@ class TeamMember:
     #: The last order that was begun here.
     last: Order | None = None
     progress: OrderProgress | None = None
-    planner: Planner = field(default_factory=Planner)
+    planner: Planner = field(init=False)
     adder: SliceAdder = field(init=False)
     _updates: UpdateMaker | None = None
     #: Which memory `_updates` is in.
@@ -94,7 +94,7 @@ class TeamMember:
     _summed_before: float = 0.0
 
     def __post_init__(self) -> None:
-        self.adder = SliceAdder(self.compute.wire)
+        self.adder, self.planner = SliceAdder(self.compute.wire), Planner(self.patience.even)
 
     # Orders begin and end
 
@@ -134,6 +134,8 @@ class TeamMember:
         self.order = self.last = order
         self.progress = OrderProgress(course, self.clock.now())
         self.memory.show("at", order.number)
+        if not order.plan.of(self.memory.process):
+            self.memory.forget_speed()
 
     def show_ready(self) -> None:
         """Show that we take part from now on, in what comes next."""

@@ -26,6 +26,9 @@ RESULT = ROWS
 #: What a new measurement of a process's speed counts for.
 NEW = 0.3
 
+#: What the seconds of a process that is too slow to be given anything are multiplied by at each order.
+FORGOTTEN = 0.97
+
 
 @dataclass(frozen=True)
 class Copy:
@@ -140,6 +143,10 @@ class TeamMemory:
         # The first ones, in which the model's calls are recorded, take much longer.
         is_known = before > 0.0 and seconds > before / 2
         self.marks.seconds[self.process] = before + NEW * (seconds - before) if is_known else seconds
+
+    def forget_speed(self) -> None:
+        """Let us count as a little faster, since we were given nothing: so we are tried again."""
+        self.marks.seconds[self.process] *= FORGOTTEN
 
     # What all have
 

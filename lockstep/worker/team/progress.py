@@ -61,10 +61,12 @@ class Patience:
     slack: float
     #: For so long it looks again and again, without a pause: as long as equal processes may differ in a step.
     spin_s: float
+    #: Up to which factor in their times processes count as equally fast.
+    even: float
 
 
 #: Where each process has a core to itself, and where some wait for one: then those who are late most often wait too.
-PATIENT, CROWDED = Patience(0.003, 0.75, 0.004), Patience(0.05, 4.0, 0.0)
+PATIENT, CROWDED = Patience(0.003, 0.75, 0.004, 1.25), Patience(0.05, 4.0, 0.0, 3.0)
 
 
 def patience_of(processes: int, cores: int) -> Patience:
