@@ -27,7 +27,7 @@ from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.compute import Compute
 from lockstep.worker.node_sums import StoppedError
 from lockstep.worker.team.division import Division, Plan, Planner, missing_parts
-from lockstep.worker.team.memory import RESULT, Computed, Copy, TeamMemory, read_plan, write_plan
+from lockstep.worker.team.memory import RESULT, Computed, Copy, TeamMemory, write_plan
 from lockstep.worker.team.order import Order
 from lockstep.worker.team.progress import Action, Course, Look, MakeSlice, OrderProgress, Patience, Stage
 from lockstep.worker.team.progress import Compute as ComputePart
@@ -319,7 +319,7 @@ class TeamMember:
             ended_s=max(0.0, ended - self._summed),
         )
         self.memory.show_row(part.row, order.number, computed)
-        self._wake_if(lambda: self.memory.copies(order.number, order.node) is not None)
+        self._wake_if(lambda: self.memory.is_covered(order.number, order.node))
 
     def operands(self, order: Order) -> Operands | None:
         """Return the sums over an order's parts, wherever they are; None if they are not all there."""
@@ -411,8 +411,11 @@ class TeamMember:
 
     def _missing(self, order: Order, stage: Stage) -> Sequence[Node] | Sequence[int]:
         if stage is Stage.SUMS:
-            if self.memory.copies(order.number, order.node) is not None:
+            if self.memory.is_covered(order.number, order.node):
                 return ()
+            progress = self.progress
+            if progress is not None and self.clock.now() < progress.late:
+                return (order.node,)  # it does not matter what
             covered = self.memory.covered(order.number, order.node)
             return missing_parts([part.node for part in order.plan.parts], covered, order.node.lo)
         if stage is Stage.UPDATE:
@@ -443,7 +446,7 @@ class TeamMember:
         entry = updates.marks.entries[(made - 1) % ENTRIES]
         if int(entry["step"]) != made - 1:
             return None  # others are even further: look again
-        self._begin_step(order.following(made, read_plan(entry["next"])))
+        self._begin_step(order.following(made, self.memory.plan_in(entry["next"])))
         return None
 
     # What the server gets to know

@@ -94,6 +94,8 @@ class TeamMemory:
     process: int
     marks: TeamMarks
     own: OwnVectors
+    #: The plan that was read last, and its bytes.
+    _plan: tuple[bytes, Plan] = b"", Plan((), ())
     #: By process, its vectors.
     _vectors: dict[int, tuple[Vector, ...]] = field(default_factory=dict)
 
@@ -173,6 +175,16 @@ class TeamMemory:
             chosen.append(copy)
             at = copy.node.hi
         return chosen
+
+    def is_covered(self, order: int, node: Node) -> bool:
+        """Tell whether somebody, alone or with others, has the sums of all of a node's micro-batches."""
+        keep_order()
+        nodes = self.marks.nodes
+        has = nodes[:, :, ORDER] == order
+        keep_order()
+        # What is there more than once may hide that something is missing.
+        count = int((nodes[:, :, HI] - nodes[:, :, LO])[has].sum())
+        return count == len(node) or (count > len(node) and self.copies(order, node) is not None)
 
     def covered(self, order: int, node: Node) -> bytes:
         """Return a byte for each micro-batch of a node, 1 if somebody has its sums, alone or with others."""
@@ -272,10 +284,17 @@ class TeamMemory:
             work=WORKS[int(cells["work"])],
             step=step,
             node=Node(int(cells["lo"]), int(cells["hi"])),
-            plan=read_plan(cells["plan"]),
+            plan=self.plan_in(cells["plan"]),
             memory=int(cells["memory"]),
             steps=steps if lease else None,
         )
+
+    def plan_in(self, cells: NDArray[np.void]) -> Plan:
+        """Return the plan in a field of `TeamShape.plan`: most often that of the order before."""
+        words = cells.tobytes()
+        if words != self._plan[0]:
+            self._plan = words, read_plan(cells)
+        return self._plan[1]
 
     def close(self) -> None:
         """Let go of what is not mapped."""

@@ -139,8 +139,10 @@ class OrderProgress:
 
     def on_made(self, now: float) -> None:
         """Record that what was to be made is there."""
-        self.todo.popleft()
-        self.due, self.late = now, max(self.late, now)
+        made, took_s = self.todo.popleft(), now - self.due
+        # Slices are equally long, and so may take others as long as us; sums that others help with come one by one.
+        late = now + self.course.patience.slack_s + took_s if isinstance(made, MakeSlice) else now
+        self.due, self.late = now, max(self.late, late)
 
     def on_refused(self, now: float) -> None:
         """Record that it cannot be made, since somebody else is making it."""
