@@ -86,9 +86,10 @@ PROTOCOL_ORDER = Order(
     groups=(
         ("lockstep.common.protocol.codec",),
         ("lockstep.common.protocol.shard_messages", "lockstep.common.protocol.shared_files"),
+        ("lockstep.common.protocol.team_memory",),
         ("lockstep.common.protocol.messages",),
         ("lockstep.common.protocol.fingerprint",),
-        ("lockstep.common.protocol.canary", "lockstep.common.protocol.team_memory"),
+        ("lockstep.common.protocol.canary",),
     ),
 )
 
