@@ -78,10 +78,10 @@ ONES = np.ones(2, np.float32)
 EXAMPLES: list[Message] = [
     Join(protocol=1, incarnation="a1", host="b", pid=7, fingerprint=fingerprint()),
     Join(
-        protocol=1, incarnation="a1", host="b", pid=7, fingerprint=fingerprint(), machine="c", cores=[0, 5], processes=4
+        protocol=1, incarnation="a1", host="b", pid=7, fingerprint=fingerprint(), machine="c", cores=[0, 5], processes=2
     ),
     Ready(),
-    Ready(nonce="0" * 32, team="lockstep-0-1-0"),
+    Ready(nonce="0123456789abcdef" * 2, team="lockstep-0-1-0123456789abcdef"),
     SumsFrame(step=3, lo=0, hi=2, start=131072),
     Result(work="train", step=3, lo=0, hi=2, loss_sum=1.5, correct=3, count=4, compute_s=0.1, losses=bytes(range(8))),
     Result(work="evaluate", step=3, lo=0, hi=2, loss_sum=float("inf"), correct=3, count=4, compute_s=0.1),
@@ -103,15 +103,7 @@ EXAMPLES: list[Message] = [
     Weights(step=4, start=0),
     Lease(work="train", step=4, lo=2, hi=4, number=7, slot=1),
     Withdrawal(work="audit", step=4, number=7),
-    MultiStepLease(
-        number=3,
-        incarnation="life-1",
-        first=4,
-        last=90,
-        count=64,
-        reads=1,
-        memory=1,
-    ),
+    MultiStepLease(number=3, incarnation="life-1", first=4, last=90, count=64, reads=1, memory=1),
     MultiStepWithdrawal(number=3),
     MultiStepResult(number=3, is_done=True),
     Finished(reason=""),

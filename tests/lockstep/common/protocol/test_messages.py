@@ -132,6 +132,8 @@ STATUS = {
         (Join, JOIN, "machine", ["", "x" * 255], ["x" * 256, None]),
         (Join, JOIN, "processes", [1, PROCESSES_LIMIT], [0, PROCESSES_LIMIT + 1, "1", None]),
         (Join, JOIN, "cores", [[], [0, 2**62], [7] * CORES_LIMIT], [[7] * (CORES_LIMIT + 1), [-1], ["0"], 4, None]),
+        (Join, JOIN, "processes", [1, PROCESSES_LIMIT], [0, PROCESSES_LIMIT + 1, -1, 1.5, None]),
+        (Ready, {}, "team", ["", "x" * 255], ["x" * 256, "a\n", None]),
         (Withdrawal, NUMBERED, "work", ["train", "audit", "validate", "evaluate"], ["", "steal"]),
         (Withdrawal, NUMBERED, "number", [0, 2**62], [-1, 2**62 + 1]),
         (Dropped, NUMBERED, "step", [0, 2**62], [-1, 2**62 + 1]),
