@@ -125,7 +125,7 @@ class TeamShape:
                 ("loss_sum", "<f8"),
                 ("correct", "<i8"),
                 ("count", "<i8"),
-                # Seconds until all sums were there since those of the step before were, and of the update's first slice.
+                # Seconds until all sums were there, since those of the step before were, and of the first slice's update.
                 ("round_s", "<f8"),
                 ("update_s", "<f8"),
                 # Of the weights after the step before.
@@ -135,7 +135,7 @@ class TeamShape:
                 ("parts", "<i4", (self.parts, 3)),
                 ("times", "<f8", (self.parts, 3)),
                 ("losses", "<f4", (self.micro_batches,)),
-                ("next", self.plan),
+                # Seconds until all sums were there, since those of the step before, and of the update of the first slice.
             ]
         )
 

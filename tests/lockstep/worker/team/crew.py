@@ -302,9 +302,7 @@ class Crew:
 
 
 def shape_of(job: Job, processes: int, size: int) -> TeamShape:
-    return TeamShape(
-        processes=processes, micro_batches=job.micro_batches, size=size, clips=job.clip_norm is not None
-    )
+    return TeamShape(processes=processes, micro_batches=job.micro_batches, size=size, clips=job.clip_norm is not None)
 
 
 def weights_of(job: Job) -> Vector:
@@ -332,9 +330,7 @@ def _members(
         yield _member(compute, memory, clock, patience, place)
 
 
-def compute_of(
-    job: Job, data: TrainTest | None, slots: tuple[Vector, Vector], sums: tuple[Vector, ...]
-) -> Compute:
+def compute_of(job: Job, data: TrainTest | None, slots: tuple[Vector, Vector], sums: tuple[Vector, ...]) -> Compute:
     """Return what computes a job, by default on a few digits, in one pass as soon as it can."""
     model = AutogradModel(build_model(job.model).initialize(job.seed), warm_up=0)
     return Compute(job, model, with_validation(data or digits(), job.validation_split, job.seed), slots, sums)
