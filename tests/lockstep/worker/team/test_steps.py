@@ -170,8 +170,8 @@ def yard_of(job: Job, processes: int, root: Path, seed: int = 0, share: float = 
 
 @pytest.mark.parametrize("name", UPDATE_JOBS)
 @pytest.mark.parametrize("processes", [1, 3])
-def test_weights_are_those_of_one_process_after_each_step(name: str, processes: int, tmp_path: Path) -> None:
-    with yard_of(UPDATE_JOBS[name], processes, tmp_path, seed=processes) as yard:
+def test_weights_are_those_of_one_process_after_each_step(name: str, processes: int, memory: Path) -> None:
+    with yard_of(UPDATE_JOBS[name], processes, memory, seed=processes) as yard:
         for steps in (3, 1, 4):
             yard.run(steps)
             assert set(yard.crew.ended.values()) == {Outcome.DONE}
@@ -179,17 +179,17 @@ def test_weights_are_those_of_one_process_after_each_step(name: str, processes: 
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_whoever_has_which_turn(seed: int, tmp_path: Path) -> None:
+def test_whoever_has_which_turn(seed: int, memory: Path) -> None:
     job = UPDATE_JOBS["adam, clipped"]
-    with yard_of(job, 2 + seed % 3, tmp_path, seed, share=0.1 * (seed + 1)) as yard:
+    with yard_of(job, 2 + seed % 3, memory, seed, share=0.1 * (seed + 1)) as yard:
         yard.run(4)
         assert yard.at == 4
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam, clipped"])
-def test_whoever_is_killed_wherever_it_is(name: str, tmp_path: Path) -> None:
+def test_whoever_is_killed_wherever_it_is(name: str, memory: Path) -> None:
     """Others finish without it, and no lock is left."""
-    with yard_of(UPDATE_JOBS[name], 3, tmp_path, seed=4) as yard:
+    with yard_of(UPDATE_JOBS[name], 3, memory, seed=4) as yard:
         yard.run(2)
         for at in range(1, max(yard.crew.turns.barriers.values()) + 1, 2):
             yard.crew.turns.reset()
@@ -200,13 +200,12 @@ def test_whoever_is_killed_wherever_it_is(name: str, tmp_path: Path) -> None:
             yard.crew.revive()
 
 
-@pytest.mark.parametrize("process", [0, 2])
-@pytest.mark.parametrize("name", ["sgd", "adam, clipped"])
+@pytest.mark.parametrize(("name", "process"), [("sgd", 0), ("adam, clipped", 2)])
 def test_who_stands_still_anywhere_and_wakes_up_late_writes_nothing_that_counts(
-    name: str, process: int, tmp_path: Path
+    name: str, process: int, memory: Path
 ) -> None:
     """The lease is ended meanwhile, in other memory if need be, and further steps are made; then it goes on."""
-    with yard_of(UPDATE_JOBS[name], 3, tmp_path, seed=9) as yard:
+    with yard_of(UPDATE_JOBS[name], 3, memory, seed=9) as yard:
         crew, moved = yard.crew, set[bool]()
         yard.run(2)
 
