@@ -246,6 +246,7 @@ class TeamMember:
         try:
             outcome = self._do(order, progress, progress.action())
         except StoppedError:
+            self._drop()
             outcome = self._catch_up(order) if order.steps is not None else Outcome.STOPPED
         except Exception as error:  # noqa: BLE001  # a user's model may raise anything, and will again, lease by lease
             self.error = f"{type(error).__name__}: {error}"
@@ -266,23 +267,20 @@ class TeamMember:
         if self._begun is None:
             self._begin_action(order, progress, action)
             return None
-        begun, self._begun = self._begun, None
+        # Until it is done, since a lock may belong to it.
+        begun = self._begun
         if isinstance(begun, ComputePart):
             self._compute(order, begun)
         elif not self._make(order, begun):
             return self._fail(order)
+        self._begun = None
         progress.on_made(self.clock.now())
         return None
 
     def _begin_action(self, order: Order, progress: OrderProgress, action: ComputePart | MakeSlice) -> None:
         self._began = self.clock.now()
         if isinstance(action, ComputePart):
-            if order.steps is not None and self._is_ahead(order):
-                self._await_server(order, progress, self._began)
-                return
-            if order.work in OF_A_STEP:
-                self.memory.begin_row(action.row)
-            self._begun = action
+            self._begin_sums(order, progress, action)
         elif action.stage is Stage.UPDATE:
             assert self._updates is not None  # there is an update
             if self._updates.begin(action.slice_, order):
@@ -291,6 +289,19 @@ class TeamMember:
                 progress.on_refused(self._began)
         else:
             self._begun = action
+
+    def _begin_sums(self, order: Order, progress: OrderProgress, part: ComputePart) -> None:
+        if order.steps is not None and not self.is_wanted():
+            # The vector may hold sums of the step that the others are at: of a process that was here before us.
+            raise StoppedError(0)
+        if self.memory.holds(part.row, order.number, part.node):
+            progress.on_made(self._began)
+        elif order.steps is not None and self._is_ahead(order):
+            self._await_server(order, progress, self._began)
+        else:
+            if order.work in OF_A_STEP:
+                self.memory.begin_row(part.row)
+            self._begun = part
 
     def _is_ahead(self, order: Order) -> bool:
         """Tell whether the entry of a step would be written over one that the server has not read."""
@@ -341,7 +352,9 @@ class TeamMember:
     def _make(self, order: Order, making: MakeSlice) -> bool:
         """Make a slice; return whether it is finite."""
         operands = self.operands(order)
-        assert operands is not None  # all sums were there, and are until the order is done
+        if operands is None:
+            # All sums were there, and are until the order is done: others have done it without us.
+            raise StoppedError(0)
         if making.stage is Stage.UPDATE:
             return self._update(order, making.slice_, operands)
         process, whole = self.memory.process, self.memory.shape.slices[making.slice_]

@@ -139,6 +139,11 @@ class TeamMemory:
         keep_order()
         self.own.reserve(row)
 
+    def holds(self, row: int, order: int, node: Node) -> bool:
+        """Tell whether a vector of ours holds the sums over a node, perhaps by a process that was here before us."""
+        cells = self.marks.rows[self.process, row]
+        return (int(cells["order"]), int(cells["lo"]), int(cells["hi"])) == (order, node.lo, node.hi)
+
     def show_row(self, row: int, order: int, copy: "Computed") -> None:
         """Show that a vector of ours holds sums, and all that belongs to them."""
         marks, node, tally = self.marks, copy.node, copy.tally

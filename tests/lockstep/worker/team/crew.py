@@ -32,6 +32,7 @@ from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.worker.compute import Compute
+from lockstep.worker.gradient_sink import SendBucket
 from lockstep.worker.setup import attach
 from lockstep.worker.team.leader import Leader
 from lockstep.worker.team.member import Outcome, TeamMember
@@ -74,8 +75,12 @@ class Turns:
     """Whose turn it is; what becomes of a process at one of its barriers."""
 
     seed: int = 0
-    #: How often another process has a turn at a barrier.
+    #: How often others have turns at a barrier; and how many at most.
     share: float = 0.3
+    most: int = 12
+    #: How often a process does nothing for some time when it is its turn; and for how many seconds at most.
+    pauses: float = 0.02
+    longest_s: float = 0.02
     #: By process, the barrier at which it is killed, or at which it stands still until `wake`.
     killed: dict[int, int] = field(default_factory=dict)
     stopped: dict[int, int] = field(default_factory=dict)
@@ -109,6 +114,8 @@ class Crew:
     #: What happens while a process stands still, before it wakes up.
     meanwhile: Callable[[], None] = lambda: None
     gone: set[int] = field(default_factory=set)
+    #: By process, until when it does nothing.
+    paused: dict[int, float] = field(default_factory=dict)
     leader: Leader = field(init=False)
     #: The processes in the middle of something, the innermost last; how the last order has ended for which.
     acting: list[int] = field(default_factory=list)
@@ -147,7 +154,7 @@ class Crew:
 
     def is_due(self, process: int) -> bool:
         """Tell whether a process has something to do now."""
-        if process in self.gone or process in self.acting:
+        if process in self.gone or process in self.acting or self.paused.get(process, 0.0) > self.clock.now():
             return False
         member = self.members[process]
         due = member.due()
@@ -200,15 +207,16 @@ class Crew:
         """Let others act in the middle of what a process does."""
 
         def on_call(frame: FrameType, event: str, _: object) -> None:
-            if event == "call" and frame.f_code is keep_order.__code__:
+            if frame.f_code is keep_order.__code__:
                 self._at_barrier(process)
 
-        before = sys.getprofile()
-        sys.setprofile(on_call)
+        # A trace function that returns None is called for calls alone, which costs much less than a profile function.
+        before = sys.gettrace()
+        sys.settrace(on_call)
         try:
             yield
         finally:
-            sys.setprofile(before)
+            sys.settrace(before)
 
     def _at_barrier(self, process: int) -> None:
         turns = self.turns
@@ -220,9 +228,8 @@ class Crew:
             del turns.stopped[process]
             self.meanwhile()
         elif len(self.acting) < 2 and turns.rng.random() < turns.share:
-            others = self.due()
-            if others:
-                self.act(turns.choose(others))
+            for _ in range(int(turns.rng.integers(turns.most))):
+                self.turn()
 
     def due(self) -> list[int]:
         """Return the processes that have something to do now."""
@@ -230,18 +237,27 @@ class Crew:
 
     def turn(self) -> bool:
         """Let somebody do something, or time pass; return False if nobody has anything to do any more."""
-        due = self.due()
+        due, turns = self.due(), self.turns
         if due:
-            self.act(self.turns.choose(due))
+            process = turns.choose(due)
+            if turns.rng.random() < turns.pauses:
+                self.paused[process] = self.clock.now() + turns.longest_s * turns.rng.random()
+            else:
+                self.act(process)
             return True
         later = [
-            at
+            max(at, self.paused.get(process, 0.0))
             for process, member in enumerate(self.members)
-            if process not in self.gone and process not in self.acting and (at := member.due()) is not None
+            if process not in self.gone and process not in self.acting and (at := self._wakes(member)) is not None
         ]
         if later:
             self.clock.advance(max(0.0, min(later) - self.clock.now()))
         return bool(later)
+
+    def _wakes(self, member: TeamMember) -> float | None:
+        """Return when a process has something to do, None if it waits for an order."""
+        due = member.due()
+        return self.clock.now() if due is None and member.newest() is not None else due
 
     def run(self, is_over: Callable[[], bool] = lambda: False) -> None:
         """Let all act until it is over, or nobody has anything to do any more."""
@@ -302,7 +318,9 @@ class Crew:
 
 
 def shape_of(job: Job, processes: int, size: int) -> TeamShape:
-    return TeamShape(processes=processes, micro_batches=job.micro_batches, size=size, clips=job.clip_norm is not None)
+    return TeamShape(
+        processes=processes, micro_batches=job.micro_batches, size=size, clips=job.clip_norm is not None
+    )
 
 
 def weights_of(job: Job) -> Vector:
@@ -330,10 +348,24 @@ def _members(
         yield _member(compute, memory, clock, patience, place)
 
 
-def compute_of(job: Job, data: TrainTest | None, slots: tuple[Vector, Vector], sums: tuple[Vector, ...]) -> Compute:
+class UntracedCompute(Compute):
+    """Computes without the trace function, which would be called a thousand times and find no barrier."""
+
+    def train(self, step: int, node: Node, send: SendBucket | None = None) -> tuple[Vector, Tally]:
+        before = sys.gettrace()
+        sys.settrace(None)
+        try:
+            return super().train(step, node, send)
+        finally:
+            sys.settrace(before)
+
+
+def compute_of(
+    job: Job, data: TrainTest | None, slots: tuple[Vector, Vector], sums: tuple[Vector, ...]
+) -> Compute:
     """Return what computes a job, by default on a few digits, in one pass as soon as it can."""
     model = AutogradModel(build_model(job.model).initialize(job.seed), warm_up=0)
-    return Compute(job, model, with_validation(data or digits(), job.validation_split, job.seed), slots, sums)
+    return UntracedCompute(job, model, with_validation(data or digits(), job.validation_split, job.seed), slots, sums)
 
 
 def _member(
@@ -341,6 +373,8 @@ def _member(
 ) -> TeamMember:
     member = TeamMember(compute, memory, clock, Silent(), patience, place, first_row=0)
     compute.is_wanted = member.is_wanted
+    # As if it had computed before: otherwise others would wait for seconds.
+    memory.record_speed(TICK_S)
     member.show_ready()
     return member
 

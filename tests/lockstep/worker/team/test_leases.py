@@ -42,9 +42,9 @@ def check(crew: Crew, alone: Alone, lease: Lease) -> None:
 
 
 @pytest.mark.parametrize("name", TEAM_JOBS)
-def test_a_team_finds_what_one_process_finds(name: str, tmp_path: Path) -> None:
+def test_a_team_finds_what_one_process_finds(name: str, memory: Path) -> None:
     job = TEAM_JOBS[name]
-    with crew_of(Crew.of(job, 3, tmp_path, Turns(1))) as crew:
+    with crew_of(Crew.of(job, 3, memory, Turns(1))) as crew:
         alone = Alone.of(job)
         for step, work in enumerate(("train", "audit", "train")):
             check(crew, alone, whole(job, step % job.micro_batches, work))  # type: ignore[arg-type]
@@ -53,18 +53,18 @@ def test_a_team_finds_what_one_process_finds(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2, 5, 8])
 @pytest.mark.parametrize("wire", ["float32", "bfloat16", "int8"])
-def test_any_number_of_processes_and_any_rounding(processes: int, wire: str, tmp_path: Path) -> None:
+def test_any_number_of_processes_and_any_rounding(processes: int, wire: str, memory: Path) -> None:
     job = job_of(micro_batches=7, wire=wire)
-    with crew_of(Crew.of(job, processes, tmp_path, Turns(processes))) as crew:
+    with crew_of(Crew.of(job, processes, memory, Turns(processes))) as crew:
         alone = Alone.of(job)
         for node in (Node(0, 7), Node(0, 4), Node(4, 7), Node(6, 7)):
             check(crew, alone, Lease(work="train", step=0, lo=node.lo, hi=node.hi))
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_whoever_is_killed_wherever_it_is(seed: int, tmp_path: Path) -> None:
+def test_whoever_is_killed_wherever_it_is(seed: int, memory: Path) -> None:
     job = wide(micro_batches=6)
-    with crew_of(Crew.of(job, 3, tmp_path, Turns(seed))) as crew:
+    with crew_of(Crew.of(job, 3, memory, Turns(seed))) as crew:
         alone = Alone.of(job)
         check(crew, alone, whole(job))
         last = max(crew.turns.barriers.values())
@@ -76,9 +76,9 @@ def test_whoever_is_killed_wherever_it_is(seed: int, tmp_path: Path) -> None:
                 crew.revive()
 
 
-def test_the_leader_alone_is_left(tmp_path: Path) -> None:
+def test_the_leader_alone_is_left(memory: Path) -> None:
     job = wide(micro_batches=6)
-    with crew_of(Crew.of(job, 4, tmp_path)) as crew:
+    with crew_of(Crew.of(job, 4, memory)) as crew:
         alone = Alone.of(job)
         for at in range(1, 9, 2):
             crew.turns.reset()
@@ -88,13 +88,13 @@ def test_the_leader_alone_is_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("patience", [PATIENT, CROWDED])
-def test_who_wakes_up_late_does_no_harm(patience: Patience, tmp_path: Path) -> None:
+def test_who_wakes_up_late_does_no_harm(patience: Patience, memory: Path) -> None:
     """It stands still in the middle of one lease until two more are done, and goes on with the first."""
     job = wide(micro_batches=6)
-    with crew_of(Crew.of(job, 3, tmp_path, Turns(5), patience=patience)) as crew:
+    with crew_of(Crew.of(job, 3, memory, Turns(5), patience=patience)) as crew:
         alone = Alone.of(job)
         check(crew, alone, whole(job))
-        last = crew.turns.barriers[1]
+        last = max(crew.turns.barriers.values())
         for at in range(1, last + 1):
             crew.turns.reset()
             crew.turns.stopped = {1: at}
@@ -122,9 +122,9 @@ def test_who_wakes_up_late_does_no_harm(patience: Patience, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("work", get_args(Work)[2:])
-def test_an_evaluation_is_divided_too(work: Work, tmp_path: Path) -> None:
+def test_an_evaluation_is_divided_too(work: Work, memory: Path) -> None:
     job = JOBS["stopped"]
-    with crew_of(Crew.of(job, 3, tmp_path, Turns(2), data=long_test_set())) as crew:
+    with crew_of(Crew.of(job, 3, memory, Turns(2), data=long_test_set())) as crew:
         alone = Alone.of(job, long_test_set())
         chunks = alone.compute.batches.micro_batches_of(work)
         assert crew.work(whole(job, 0, work, chunks)) is Outcome.DONE
