@@ -35,7 +35,7 @@ from lockstep.runs.single_process import SerialRun
 
 #: The fields of a result, a step or an epoch that depend on who computed it.
 FREE = {
-    *("workers", "servers", "transport", "obstacle", "moved", "split", "audited", "unaudited"),
+    *("workers", "teams", "servers", "transport", "obstacle", "moved", "split", "audited", "unaudited"),
     *("images_per_s", "compute_s", "sums_bytes", "weights_bytes"),
 }
 
@@ -70,7 +70,8 @@ class RunRecords:
 @cache
 def reference_of(job: str, steps: int | None) -> RunRecords:
     """Return the run of a small job, by its name, in one process."""
-    return reference_run(job_named(job, steps), data())
+    named = job_named(job, steps)
+    return reference_run(named, data(named.data))
 
 
 def reference_run(job: Job, data: TrainTest) -> RunRecords:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +79,8 @@ class TeamMemory:
     process: int
     marks: TeamMarks
     own: OwnVectors
+    #: Called between what is written, or read, in an order that others rely on.
+    keep_order: Callable[[], None] = keep_order
     #: By process, its vectors.
     _vectors: dict[int, tuple[Vector, ...]] = field(default_factory=dict)
 
@@ -114,12 +116,12 @@ class TeamMemory:
     def show(self, name: str, value: int) -> None:
         """Show something of ourselves: a field of `PROCESS`."""
         self.mine[name] = value
-        keep_order()
+        self.keep_order()
 
     def begin_row(self, row: int) -> None:
         """Show that a vector of ours is written, and holds nothing; `SharingError` if there is no memory for it."""
         self.marks.rows[self.process, row]["order"] = 0
-        keep_order()
+        self.keep_order()
         self.own.reserve(row)
 
     def show_row(self, row: int, order: int, copy: "Computed") -> None:
@@ -130,9 +132,9 @@ class TeamMemory:
         cells["compute_s"], cells["began_s"], cells["ended_s"] = copy.ended_s - copy.began_s, copy.began_s, copy.ended_s
         if copy.losses:
             self.marks.losses[self.process, node.lo : node.hi] = copy.losses
-        keep_order()
+        self.keep_order()
         cells["order"] = order
-        keep_order()
+        self.keep_order()
 
     def record_speed(self, seconds: float) -> None:
         """Record what a micro-batch took us."""
@@ -164,10 +166,10 @@ class TeamMemory:
 
     def _found(self, order: int) -> dict[int, Copy]:
         """Return the largest sums of an order that begin at each micro-batch."""
-        keep_order()
+        self.keep_order()
         rows = self.marks.rows
         places = np.nonzero(rows["order"] == order)
-        keep_order()
+        self.keep_order()
         found = dict[int, Copy]()
         for process, row in zip(*(axis.tolist() for axis in places), strict=True):
             cells = rows[process, row]
@@ -188,15 +190,15 @@ class TeamMemory:
 
     def show_slice(self, done: NDArray[np.int64], slice_: int, order: int) -> None:
         """Show that we have made a slice; `done` is the array of marks of its kind, shape (processes, slices)."""
-        keep_order()
+        self.keep_order()
         done[self.process, slice_] = order
-        keep_order()
+        self.keep_order()
 
     def missing_slices(self, done: NDArray[np.int64], order: int) -> list[int]:
         """Return the slices that nobody has made yet."""
-        keep_order()
+        self.keep_order()
         is_made = (done[:, : len(self.shape.slices)] == order).any(axis=0)
-        keep_order()
+        self.keep_order()
         return np.nonzero(~is_made)[0].tolist()
 
     def maker_of(self, done: NDArray[np.int64], slice_: int, order: int) -> int:
@@ -209,7 +211,7 @@ class TeamMemory:
 
     def sleepers(self) -> Iterable[int]:
         """Return the processes that sleep until somebody wakes them."""
-        keep_order()
+        self.keep_order()
         return np.nonzero(self.marks.processes["sleeps"])[0].tolist()
 
     # Orders
@@ -218,7 +220,7 @@ class TeamMemory:
         """Show an order, as the newest; by the leader alone."""
         cells = self.marks.orders[order.number % ORDERS]
         cells["order"] = 0
-        keep_order()
+        self.keep_order()
         cells["work"], cells["step"], cells["memory"] = WORKS.index(order.work), order.step, order.memory
         cells["lo"], cells["hi"] = order.node.lo, order.node.hi
         steps = order.steps or Steps(number=0, first=0, last=0, count=0, reads=0)
@@ -229,16 +231,16 @@ class TeamMemory:
             steps.reads,
         )
         write_plan(cells["plan"], order.plan)
-        keep_order()
+        self.keep_order()
         cells["order"] = order.number
-        keep_order()
+        self.keep_order()
         self.marks.marks[0] = order.number
-        keep_order()
+        self.keep_order()
 
     def read(self, number: int) -> Order | None:
         """Return an order; None if newer ones have taken its place."""
         cells = self.marks.orders[number % ORDERS].copy()
-        keep_order()
+        self.keep_order()
         if int(cells["order"]) != number or int(self.marks.orders[number % ORDERS]["order"]) != number:
             return None
         step, lease = int(cells["step"]), int(cells["number"])

@@ -19,7 +19,7 @@ from lockstep.common.runtime.clock import Clock
 from lockstep.common.transport.shared_memory.folder import SharedFolder, shared_root
 from lockstep.worker.compute import Compute, Slots
 from lockstep.worker.setup import Material, SharedPlace, attach
-from lockstep.worker.team.meeting import MeetingPlace, Session
+from lockstep.worker.team.meeting import Meeting, Session
 from lockstep.worker.team.member import Bells, TeamMember
 from lockstep.worker.team.memory import RESULT, TeamMemory
 from lockstep.worker.team.progress import Patience
@@ -45,7 +45,9 @@ class Surroundings:
     root: Path | None
     roots: tuple[Path, ...]
     #: Where it meets the others, None if it is the only one.
-    meeting: MeetingPlace | None = None
+    meeting: Meeting | None = None
+    #: What makes it one process of its team.
+    kind: type[TeamMember] = TeamMember
 
     @property
     def processes(self) -> int:
@@ -100,7 +102,7 @@ def lead(welcome: Welcome, material: Material, around: Surroundings) -> LeaderSe
         return LeaderSetup(compute=material.compute(slots, sums, frames), shared=shared, obstacle=obstacle)
     sums = sums or (_new_sums(size),)
     compute = material.compute(slots or own_slots, (*sums, *memory.own.vectors[:ROWS]), frames)
-    member = TeamMember(
+    member = around.kind(
         compute,
         memory,
         around.clock,
@@ -160,7 +162,7 @@ def _new_sums(size: int) -> Vector:
     return np.zeros(size, np.float32)
 
 
-def _announce(welcome: Welcome, folder: SharedFolder, shared: SharedPlace | None, meeting: MeetingPlace) -> int:
+def _announce(welcome: Welcome, folder: SharedFolder, shared: SharedPlace | None, meeting: Meeting) -> int:
     """Tell the others which run it is; return the number of the session."""
     before = meeting.session()
     number = 1 if before is None else before.number + 1
@@ -187,7 +189,7 @@ def follow(session: Session, material: Material, around: Surroundings) -> TeamMe
     memory.own.reserve(0)
     memory.own.reserve(RESULT)
     compute = material.compute((first, second), memory.own.vectors[:ROWS])
-    member = TeamMember(
+    member = around.kind(
         compute,
         memory,
         around.clock,
