@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,20 +100,24 @@ def lead(welcome: Welcome, material: Material, around: Surroundings) -> LeaderSe
         if around.processes > 1:
             around.say(f"only one of {around.processes} processes computes: {error}")
         return LeaderSetup(compute=material.compute(slots, sums, frames), shared=shared, obstacle=obstacle)
-    sums = sums or (_new_sums(size),)
-    compute = material.compute(slots or own_slots, (*sums, *memory.own.vectors[:ROWS]), frames)
-    member = around.kind(
-        compute,
-        memory,
-        around.clock,
-        around.bells,
-        around.patience,
-        None if shared is None else shared.updates,
-        first_row=len(sums),
-    )
-    if around.meeting is not None:
-        member.session = _announce(welcome, folder, shared, around.meeting)
-    member.show_ready()
+    with ExitStack() as stack:
+        stack.callback(folder.remove)
+        stack.callback(memory.close)
+        sums = sums or (_new_sums(size),)
+        compute = material.compute(slots or own_slots, (*sums, *memory.own.vectors[:ROWS]), frames)
+        member = around.kind(
+            compute,
+            memory,
+            around.clock,
+            around.bells,
+            around.patience,
+            None if shared is None else shared.updates,
+            first_row=len(sums),
+        )
+        if around.meeting is not None:
+            member.session = _announce(welcome, folder, shared, around.meeting)
+        member.show_ready()
+        stack.pop_all()
     return LeaderSetup(compute=compute, shared=shared, obstacle=obstacle, member=member, folder=folder)
 
 
