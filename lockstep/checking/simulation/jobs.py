@@ -18,7 +18,7 @@ DATA, MANY, NUMBERS = "simulated", "simulated-many", "simulated-numbers"
 
 #: Training and test samples; an epoch ends with a short batch. Of many, one has more steps than a team may be ahead of
 #: the server.
-TRAIN, TEST, MANY_TRAIN = 20, 9, 81
+TRAIN, TEST, MANY_TRAIN = 20, 9, 161
 
 CLASSES = 3
 
@@ -97,9 +97,9 @@ def _team_jobs() -> dict[str, Job]:
     """Return the jobs whose steps a team makes by itself: their vectors are cut into one to four slices."""
     many: dict[str, Any] = {"data": MANY, "global_batch": 2, "micro_batches": 2}
     return {
-        # One epoch and a half, in each of which the rings run full if the server is slow.
-        "team-long": _job(_wide(1_700), **many, steps=60, schedule="one-cycle"),
-        "team-quick": _job(nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)), **many, steps=100, momentum=0.0),
+        # More than an epoch, in which the rings run full if the server is slow.
+        "team-long": _job(_wide(1_700), **many, steps=90, schedule="one-cycle"),
+        "team-quick": _job(nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)), **many, steps=120, momentum=0.0),
         "team-sevenths": _job(
             _noisy(1_700),
             data=MANY,

@@ -1,5 +1,6 @@
 """A scenario, drawn from a seed: a job, the processes and network of its run, and the faults. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -26,6 +27,9 @@ LONGER = 0.1
 #: Share of runs of one team that shares memory, and makes most steps by itself;
 #: the most steps between their checkpoints; and the last event at which a fault may occur.
 ALONE, MOST_BETWEEN, LAST_OF_TEAM = 0.5, 100, 3_000
+
+#: How much more frequent some faults are in such a run: those that tell whether who is late does no harm.
+OF_TEAM = {"stop-worker": 3.0, "kill-worker": 1.5, "stop-server": 4.0, "slow-server": 3.0, "add-worker": 2.0}
 
 #: Processes of a team: few have many, which take longer.
 TEAMS = (1, 2, 2, 3, 4)
@@ -169,7 +173,7 @@ def scenario_of(
         ships=bool(generator(seed, Purpose.SIMULATE, layer=7).random() < SHIPPING),
         checkpoint_every=int(rng.integers(1, 4)),
         keep=int(rng.integers(1, 3)),
-        faults=_faults(rng, LAST_EVENT),
+        faults=_faults(rng, LAST_EVENT, {}),
     )
     if workers is None and servers is None and team.random() < ALONE:
         scenario = _alone(scenario, team)
@@ -188,13 +192,13 @@ def _alone(scenario: Scenario, rng: np.random.Generator) -> Scenario:
         audit=0.0,
         ships=False,
         checkpoint_every=int(1 + MOST_BETWEEN * float(rng.random()) ** 2),
-        faults=_faults(rng, LAST_OF_TEAM),
+        faults=_faults(rng, LAST_OF_TEAM, OF_TEAM),
     )
 
 
-def _faults(rng: np.random.Generator, last: int) -> tuple[ScheduledFault, ...]:
+def _faults(rng: np.random.Generator, last: int, more: Mapping[str, float]) -> tuple[ScheduledFault, ...]:
     kinds = list(FaultKind)
-    weights = np.array([kind.weight for kind in kinds])
+    weights = np.array([kind.weight * more.get(kind.label, 1.0) for kind in kinds])
     found = [
         ScheduledFault(
             kind=kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))],

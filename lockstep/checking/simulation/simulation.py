@@ -58,7 +58,7 @@ LEAST_S, REDIAL_S = 1e-4, (0.02, 0.5)
 
 #: Ticks of an action after which a process stands still in the middle of it, at most; for how many seconds at least,
 #: and for how many times as long at most.
-LATEST_PAUSE, PAUSE_S, LONGEST_PAUSE = 60, 1e-4, 1000.0
+LATEST_PAUSE, PAUSE_S, LONGEST_PAUSE = 60, 1e-4, 10_000.0
 
 #: Seconds within which the processes of a team end after their leader; then they are killed.
 TEAM_SETTLE_S = 1.0
@@ -340,7 +340,7 @@ class Simulation:
         """Now and then, let a process stand still in the middle of the action that it begins."""
         if process.pause_after is None and self._rng.random() < self.scenario.pauses:
             process.pause_after = int(self._rng.integers(1, LATEST_PAUSE))
-            process.pause_s = PAUSE_S * float(LONGEST_PAUSE ** self._rng.random())
+            process.pause_s = PAUSE_S * float(LONGEST_PAUSE ** (self._rng.random() ** 2))
 
     def _later(self, start: Callable[[], None]) -> None:
         low, high = RESTART_S
