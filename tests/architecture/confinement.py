@@ -69,6 +69,11 @@ PURE = (
     "lockstep.ps.shard_process.state",
     "lockstep.ps.shard_process.worker_connections",
     "lockstep.worker.state",
+    "lockstep.worker.team.additions",
+    "lockstep.worker.team.division",
+    "lockstep.worker.team.order",
+    "lockstep.worker.team.progress",
+    "lockstep.worker.team.slices",
 )
 
 #: What would make them impure.

@@ -86,9 +86,10 @@ PROTOCOL_ORDER = Order(
     groups=(
         ("lockstep.common.protocol.codec",),
         ("lockstep.common.protocol.shard_messages", "lockstep.common.protocol.shared_files"),
+        ("lockstep.common.protocol.team_memory",),
         ("lockstep.common.protocol.messages",),
         ("lockstep.common.protocol.fingerprint",),
-        ("lockstep.common.protocol.canary", "lockstep.common.protocol.team_memory"),
+        ("lockstep.common.protocol.canary",),
     ),
 )
 
@@ -125,7 +126,25 @@ SERVER_ORDER = Order(
     ),
 )
 
-ORDERS = (PACKAGE_ORDER, AUTOGRAD_ORDER, PROTOCOL_ORDER, TRANSPORT_ORDER, SERVER_ORDER)
+#: What a team does is decided by modules that know neither memory nor weights; above them is what carries it out, and
+#: above that what knows of runs and servers.
+WORKER_ORDER = Order(
+    scope="lockstep.worker",
+    groups=(
+        ("lockstep.worker.shell", "lockstep.worker.team.helper"),
+        ("lockstep.worker.team.leader", "lockstep.worker.team.session"),
+        ("lockstep.worker.setup", "lockstep.worker.team.member"),
+        ("lockstep.worker.team.memory", "lockstep.worker.team.meeting", "lockstep.worker.team.updates"),
+        ("lockstep.worker.team.order", "lockstep.worker.team.slices"),
+        ("lockstep.worker.team.additions", "lockstep.worker.team.progress"),
+        ("lockstep.worker.team.division",),
+        ("lockstep.worker.compute", "lockstep.worker.connections", "lockstep.worker.samples", "lockstep.worker.state"),
+        ("lockstep.worker.node_sums",),
+        ("lockstep.worker.batches", "lockstep.worker.gradient_sink"),
+    ),
+)
+
+ORDERS = (PACKAGE_ORDER, AUTOGRAD_ORDER, PROTOCOL_ORDER, TRANSPORT_ORDER, SERVER_ORDER, WORKER_ORDER)
 
 #: What the orders would allow and the design does not, with the one exception: the engine names no primitive.
 FORBIDDEN = (

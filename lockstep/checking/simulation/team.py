@@ -113,7 +113,7 @@ class SimulatedMember(TeamMember):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.memory.keep_order = self.host.tick
+        self.memory.keep_order, self.is_stepwise = self.host.tick, True
 
     @property
     def host(self) -> Process:

@@ -92,6 +92,8 @@ def share_of(node: Node, micro_batches: int, helpers: int, place: int) -> Node:
 class Planner:
     """Makes plans; keeps the last one as long as it fits."""
 
+    #: Up to which factor in their times processes count as equally fast.
+    even: float = 1.0
     _what: Division | None = None
     _seconds: Mapping[int, float] | None = None
     _plan: Plan | None = None
@@ -99,9 +101,11 @@ class Planner:
     def plan(self, what: Division, seconds: Mapping[int, float]) -> Plan:
         """Return the plan of an order; `seconds` as for `plan_for`, 0 for a process that has computed nothing yet."""
         if self._plan is None or what != self._what or not self._is_near(seconds):
-            known = [one for one in seconds.values() if one > 0.0]
-            usual = sum(known) / len(known) if known else 1.0
-            self._plan = plan_for(what, {process: one or usual for process, one in seconds.items()})
+            least = min((one for one in seconds.values() if one > 0.0), default=1.0)
+            # Nobody knows better of one that has computed nothing yet.
+            self._plan = plan_for(
+                what, {process: one if one > self.even * least else least for process, one in seconds.items()}
+            )
             self._what, self._seconds = what, dict(seconds)
         return self._plan
 

@@ -14,7 +14,19 @@ from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import SharingError
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.shared_files import MARKS, process_file, process_shape
-from lockstep.common.protocol.team_memory import ORDERS, ROWS, WORKS, TeamMarks, TeamShape, file_of, keep_order
+from lockstep.common.protocol.team_memory import (
+    ENDED_S,
+    HI,
+    LO,
+    ORDER,
+    ORDERS,
+    ROWS,
+    WORKS,
+    TeamMarks,
+    TeamShape,
+    file_of,
+    keep_order,
+)
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.common.transport.shared_memory.segment import PAGE_BYTES, Segment
 from lockstep.worker.team.division import Part, Plan
@@ -25,6 +37,9 @@ RESULT = ROWS
 
 #: What a new measurement of a process's speed counts for.
 NEW = 0.3
+
+#: What the seconds of a process that is too slow to be given anything are multiplied by at each order.
+FORGOTTEN = 0.97
 
 
 @dataclass(frozen=True)
@@ -120,20 +135,20 @@ class TeamMemory:
 
     def begin_row(self, row: int) -> None:
         """Show that a vector of ours is written, and holds nothing; `SharingError` if there is no memory for it."""
-        self.marks.rows[self.process, row]["order"] = 0
+        self.marks.nodes[self.process, row, ORDER] = 0
         self.keep_order()
         self.own.reserve(row)
 
     def show_row(self, row: int, order: int, copy: "Computed") -> None:
         """Show that a vector of ours holds sums, and all that belongs to them."""
-        cells, node = self.marks.rows[self.process, row], copy.node
-        cells["lo"], cells["hi"] = node.lo, node.hi
-        cells["loss_sum"], cells["correct"], cells["count"] = copy.tally.loss_sum, copy.tally.correct, copy.tally.count
-        cells["compute_s"], cells["began_s"], cells["ended_s"] = copy.ended_s - copy.began_s, copy.began_s, copy.ended_s
+        marks, node, tally = self.marks, copy.node, copy.tally
+        times = copy.ended_s - copy.began_s, copy.began_s, copy.ended_s
+        marks.figures[self.process, row, : ENDED_S + 1] = (tally.loss_sum, tally.correct, tally.count, *times)
+        marks.nodes[self.process, row, LO : HI + 1] = node.lo, node.hi
         if copy.losses:
             self.marks.losses[self.process, node.lo : node.hi] = copy.losses
         self.keep_order()
-        cells["order"] = order
+        marks.nodes[self.process, row, ORDER] = order
         self.keep_order()
 
     def record_speed(self, seconds: float) -> None:
@@ -142,6 +157,10 @@ class TeamMemory:
         # The first ones, in which the model's calls are recorded, take much longer.
         is_known = before > 0.0 and seconds > before / 2
         self.marks.seconds[self.process] = before + NEW * (seconds - before) if is_known else seconds
+
+    def forget_speed(self) -> None:
+        """Let us count as a little faster, since we were given nothing: so we are tried again."""
+        self.marks.seconds[self.process] *= FORGOTTEN
 
     # What all have
 
@@ -167,16 +186,19 @@ class TeamMemory:
     def _found(self, order: int) -> dict[int, Copy]:
         """Return the largest sums of an order that begin at each micro-batch."""
         self.keep_order()
-        rows = self.marks.rows
-        places = np.nonzero(rows["order"] == order)
+        nodes = self.marks.nodes
+        processes, rows = np.nonzero(nodes[:, :, ORDER] == order)
         self.keep_order()
         found = dict[int, Copy]()
-        for process, row in zip(*(axis.tolist() for axis in places), strict=True):
-            cells = rows[process, row]
-            node = Node(int(cells["lo"]), int(cells["hi"]))
-            if node.lo not in found or len(found[node.lo].node) < len(node):
-                found[node.lo] = Copy(node, process, row)
+        ends = nodes[processes, rows, LO : HI + 1].tolist()
+        for process, row, (lo, hi) in zip(processes.tolist(), rows.tolist(), ends, strict=True):
+            if lo not in found or found[lo].node.hi < hi:
+                found[lo] = Copy(Node(lo, hi), process, row)
         return found
+
+    def figures(self, copies: Sequence[Copy]) -> list[list[float]]:
+        """Return what belongs to some sums, each from `LOSS_SUM` to `ENDED_S`."""
+        return [self.marks.figures[copy.process, copy.row, : ENDED_S + 1].tolist() for copy in copies]
 
     def vector(self, process: int, index: int) -> Vector:
         """Return a vector of a process, mapped if it was not."""

@@ -61,10 +61,12 @@ class Patience:
     slack: float
     #: For so long it looks again and again, without a pause: as long as equal processes may differ in a step.
     spin_s: float
+    #: Up to which factor in their times processes count as equally fast.
+    even: float
 
 
 #: Where each process has a core to itself, and where some wait for one: then those who are late most often wait too.
-PATIENT, CROWDED = Patience(0.003, 0.75, 0.004), Patience(0.05, 4.0, 0.0)
+PATIENT, CROWDED = Patience(0.003, 0.75, 0.004, 1.25), Patience(0.05, 4.0, 0.0, 3.0)
 
 
 def patience_of(processes: int, cores: int) -> Patience:
@@ -117,8 +119,8 @@ class OrderProgress:
     late: float = field(init=False)
     stage: Stage = field(init=False)
     todo: deque[Compute | MakeSlice] = field(default_factory=deque)
-    #: Whether it has looked in this stage and not found all.
-    has_waited: bool = False
+    #: When it first looked in this stage and did not find all, None if it has not.
+    waits_since: float | None = None
     #: The vector that the next part of somebody else's goes into.
     _row: int = OWN_PARTS
     _place: int = -1
@@ -150,15 +152,16 @@ class OrderProgress:
         if not missing:
             self._begin_stage(now)
             return
-        self.has_waited = True
+        if self.waits_since is None:
+            self.waits_since = now
         if now >= self.late:
             self._take_over(missing, idle, now)
         else:
-            spins = now < self.since + self.course.patience.spin_s
+            spins = now < self.waits_since + self.course.patience.spin_s
             self.due = now if spins else min(self.late, now + SLEEP_S)
 
     def _begin_stage(self, now: float) -> None:
-        self._place, self.since, self.due, self.has_waited = self._place + 1, now, now, False
+        self._place, self.since, self.due, self.waits_since = self._place + 1, now, now, None
         if self.is_done:
             return
         course, (self.stage, slices) = self.course, self.course.stages[self._place]

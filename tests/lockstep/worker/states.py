@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from lockstep.common.protocol.messages import Lease, MultiStepLease, Result, SliceLease, SliceResult, SumsPlace, Work
+from lockstep.common.protocol.messages import Lease, MultiStepLease, Result, Work
 from lockstep.common.statemachine.client import Started
 from lockstep.common.statemachine.machine import TimePassed
 from lockstep.worker.state import (
@@ -28,36 +28,8 @@ def result_of(lease: Lease) -> Result:
 
 LEASE = lease_of(3)
 
-#: A slice of an update, and what becomes of it.
-SLICE_LEASE = SliceLease(
-    number=5,
-    incarnation="life",
-    step=3,
-    start=0,
-    stop=2,
-    count=4,
-    rate=0.1,
-    scale=None,
-    reads=0,
-    terms=[SumsPlace(rank=0, slot=0)],
-)
-SLICE_RESULT = SliceResult(number=5, is_done=True, seconds=0.25)
-
-#: Two steps, of each of which this worker makes the first half.
-MULTI_STEP = MultiStepLease(
-    number=2,
-    incarnation="life",
-    first=3,
-    last=5,
-    lo=0,
-    hi=1,
-    start=0,
-    stop=2,
-    count=4,
-    reads=0,
-    ranks=[0, 1],
-    patience_s=2.0,
-)
+#: Two steps that the worker makes by itself.
+MULTI_STEP = MultiStepLease(number=2, incarnation="life", first=3, last=5, count=4, reads=0)
 
 
 @dataclass
@@ -102,8 +74,6 @@ def drive_in(phase: WorkerPhase) -> Drive:
         drive.weights(3)
         drive.lease(LEASE)
         drive.empty_inbox()
-    if phase is WorkerPhase.UPDATING:
-        drive.dispatch(SLICE_LEASE)
     if phase is WorkerPhase.MULTI_STEP:
         drive.dispatch(MULTI_STEP)
     assert drive.state.phase is phase

@@ -34,13 +34,12 @@ from lockstep.common.protocol.messages import (
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork, MemoryServer
-from lockstep.common.transport.port import Frames, PeerGone, Shortcut
+from lockstep.common.transport.port import Frames, PeerGone
 from lockstep.ps.setup import AdmissionPolicy, open_run
-from lockstep.worker.setup import Loader, prepare
+from lockstep.worker.setup import Loader, gather
 from lockstep.worker.shell import LOOK_S, MOST_EARLY, WorkerShell
 from lockstep.worker.state import WorkerState
 from tests.lockstep.common.statemachine.clients import JOIN
-from tests.simulation.cluster import Simulation
 from tests.simulation.small import digits, job_of, load_digits, other_digits
 
 
@@ -115,9 +114,6 @@ class SlowClient:
         self.clock.advance(1.0)
         self.client.send(frames, timeout_s)
 
-    def shorten(self, shortcut: Shortcut | None) -> None:
-        self.client.shorten(shortcut)
-
     def close(self, linger_s: float = 0.0) -> None:
         self.client.close(linger_s)
 
@@ -189,7 +185,7 @@ def test_a_file_that_changes_after_it_was_looked_at_is_not_run(tmp_path: Path) -
         model_file(tmp_path / "net.py", f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
         return load_digits(name)
 
-    prepare(welcome, load_slowly)
+    gather(welcome, load_slowly)
     assert not (tmp_path / "ran").exists()
     assert "open(" in (tmp_path / "net.py").read_text()
 
@@ -255,31 +251,6 @@ def test_an_exception_comes_home_with_its_traceback_and_the_worker_goes_on(tmp_p
     assert isinstance(bench.send(Lease(work="evaluate", step=0, lo=0, hi=1))[0], Result)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_a_model_that_always_raises_stops_the_run_with_the_traceback(tmp_path: Path, workers: int) -> None:
-    job = job_of(model=model_file(tmp_path / "net.py", RAISING))
-    simulation = Simulation(job, admission=AdmissionPolicy(min_workers=workers))
-    for _ in range(workers):
-        simulation.add_worker()
-    simulation.run()
-    simulation.run_until_quiet()
-    ended = simulation.server.ended
-    assert ended is not None
-    assert "ValueError: odd" in ended.failure
-    assert "raised, as it did before" in ended.failure
-    assert [worker.runner.ended.code for worker in simulation.workers if worker.runner.ended] == [1] * workers
-
-
-def test_a_worker_with_other_data_leaves_and_the_others_finish() -> None:
-    simulation = Simulation(job_of())
-    odd = simulation.add_worker(load=lambda name: other_digits())
-    simulation.add_worker()
-    simulation.finish()
-    assert odd.runner.ended is not None
-    assert odd.runner.ended.code == 2
-    assert any("is not the server's" in text for text in simulation.said)
-
-
 def test_nobody_reads_while_there_is_no_server() -> None:
     network, clock = MemoryNetwork(1), ManualClock()
     said: list[str] = []
@@ -309,33 +280,6 @@ def test_run_ends_with_the_run_and_closes_its_connection() -> None:
         bench.port.send(bench.peer, encode(Finished(reason="")))
 
 
-class Shortened:
-    """A connection that notes which shortcuts it is given."""
-
-    def __init__(self, client: MemoryClient) -> None:
-        self.client, self.given = client, list[Shortcut | None]()
-
-    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
-        return self.client.receive(timeout_s)
-
-    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
-        self.client.send(frames, timeout_s)
-
-    def shorten(self, shortcut: Shortcut | None) -> None:
-        self.given.append(shortcut)
-
-    def close(self, linger_s: float = 0.0) -> None:
-        self.client.close(linger_s)
-
-
-def test_who_shares_no_memory_in_this_life_ends_the_shortcut_of_the_one_before() -> None:
-    bench = Bench(job_of())
-    port = Shortened(bench.network.client())
-    bench.runner.port = bench.runner.servers.first = port
-    bench.enter()
-    assert port.given == [None]
-
-
 class Interrupting:
     """A connection on which Ctrl-C comes while the worker waits."""
 
@@ -347,9 +291,6 @@ class Interrupting:
 
     def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         self.sent.append(decode(frames, WorkerMessage)[0])
-
-    def shorten(self, shortcut: Shortcut | None) -> None:
-        assert shortcut is None
 
     def close(self, linger_s: float = 0.0) -> None:
         self.sent.append(Leave(reason="closed"))
@@ -379,9 +320,6 @@ class Counting:
 
     def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
         self.client.send(frames, timeout_s)
-
-    def shorten(self, shortcut: Shortcut | None) -> None:
-        self.client.shorten(shortcut)
 
     def close(self, linger_s: float = 0.0) -> None:
         self.client.close(linger_s)

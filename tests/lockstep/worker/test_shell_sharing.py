@@ -22,7 +22,7 @@ class SharingBench(Bench):
     def __init__(self, root: Path, there: Path) -> None:
         super().__init__(job_of(model="mlp"))
         self.opening, self.sharing = share(self.opening, root)
-        self.runner.root = there
+        self.runner.root, self.runner.roots = there, (root,)
 
     def enter_here(self) -> ServerSharedMemory:
         """Let the worker join and share."""

@@ -29,23 +29,19 @@ from lockstep.common.protocol.messages import (
 from lockstep.common.statemachine.client import FIRST_RETRY_S, Exit, Prepared, SendToServer, Started
 from lockstep.common.statemachine.machine import ILLEGAL, Interrupted, Report, TimePassed
 from lockstep.worker import state as events
-from lockstep.worker.multi_step import StepStage
 from lockstep.worker.state import (
     MOST_LEASES,
     TRANSITIONS,
-    AdvanceSlice,
-    AdvanceStage,
+    BeginSteps,
     ComputeLease,
     IntroduceToShards,
-    PrepareSteps,
+    StopSteps,
     WorkerPhase,
 )
 from tests.lockstep.common.statemachine.clients import PREPARED, WELCOME, exits, reports, sent
 from tests.lockstep.worker.states import (
     LEASE,
     MULTI_STEP,
-    SLICE_LEASE,
-    SLICE_RESULT,
     Drive,
     drive_in,
     lease_of,
@@ -69,9 +65,6 @@ EVENTS: dict[type[events.WorkEvent], events.WorkEvent] = {
         LEASE,
         Withdrawal(work="train", step=3, number=0),
         events.LeaseStopped(lease=LEASE, computed=1),
-        SLICE_LEASE,
-        events.PartDue(),
-        SLICE_RESULT,
         events.MemoryLost(reason="gone"),
         events.InboxEmptied(),
         result_of(LEASE),
@@ -81,10 +74,7 @@ EVENTS: dict[type[events.WorkEvent], events.WorkEvent] = {
         events.SamplesNotStored(reason="no room"),
         MULTI_STEP,
         MultiStepWithdrawal(number=MULTI_STEP.number),
-        events.StageDue(),
-        events.StageDone(),
-        events.StageNotDone(),
-        events.StageFailed(),
+        events.StepsEnded(is_done=True),
         Ping(),
     )
 }
@@ -110,88 +100,71 @@ def test_every_event_in_every_phase_obeys_the_table(phase: WorkerPhase, kind: ty
         assert (effects, drive.state.phase) == ([], phase)
 
 
-@pytest.mark.parametrize("phase", [WorkerPhase.COMPUTING, WorkerPhase.UPDATING])
-def test_while_it_is_busy_nothing_but_an_interrupt_reaches_it(phase: WorkerPhase) -> None:
-    with pytest.raises(ProtocolError, match=f"TimePassed while {phase.value}"):
-        drive_in(phase).dispatch(TimePassed())
-    drive = drive_in(phase)
+def test_while_it_computes_nothing_but_an_interrupt_reaches_it() -> None:
+    with pytest.raises(ProtocolError, match="TimePassed while computing"):
+        drive_in(WorkerPhase.COMPUTING).dispatch(TimePassed())
+    drive = drive_in(WorkerPhase.COMPUTING)
     assert drive.state.deadline() is None
     assert sent(drive.dispatch(Interrupted())) == [Leave(reason="interrupted")]
     assert drive.state.phase is WorkerPhase.OUTSIDE
 
 
-def test_a_slice_of_an_update_is_made_part_by_part_and_then_answered() -> None:
+# Several steps
+
+
+ANSWER = MultiStepResult(number=MULTI_STEP.number, is_done=True)
+
+
+def withdraw_steps(drive: Drive, number: int = MULTI_STEP.number) -> list[events.Effect]:
+    return drive.dispatch(MultiStepWithdrawal(number=number))
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+def test_a_multi_step_lease_is_begun_once_and_answered_once(is_done: bool) -> None:
     drive = drive_in(WorkerPhase.WAITING)
-    assert drive.dispatch(SLICE_LEASE) == []
-    for _ in range(2):
-        assert drive.state.is_updating()
-        assert drive.dispatch(events.PartDue()) == [AdvanceSlice(lease=SLICE_LEASE)]
-    assert sent(drive.dispatch(SLICE_RESULT)) == [SLICE_RESULT]
-    assert not drive.state.is_updating()
-    assert drive.state.slice_lease is None
+    assert drive.dispatch(MULTI_STEP) == [BeginSteps(lease=MULTI_STEP)]
+    assert (drive.state.deadline(), drive.state.is_busy()) == (None, True)
+    answer = msgspec.structs.replace(ANSWER, is_done=is_done)
+    assert sent(drive.dispatch(events.StepsEnded(is_done=is_done))) == [answer]
+    assert (drive.state.phase, drive.state.steps, drive.state.is_busy()) == (WorkerPhase.WAITING, None, False)
 
 
-def stages(drive: Drive, count: int) -> list[tuple[int, StepStage]]:
-    """Let stages of a multi-step lease be done; return of which step, and which."""
-    found = []
-    for _ in range(count):
-        (effect,) = drive.dispatch(events.StageDue())
-        assert isinstance(effect, AdvanceStage)
-        found.append((effect.step, effect.stage))
-        drive.dispatch(events.StageDone())
-    return found
-
-
-def test_the_steps_of_a_multi_step_lease_are_made_stage_by_stage_and_then_answered() -> None:
-    drive = drive_in(WorkerPhase.WAITING)
-    assert drive.dispatch(MULTI_STEP) == [PrepareSteps(lease=MULTI_STEP)]
-    assert stages(drive, 7) == [(3, stage) for stage in StepStage] + [(4, stage) for stage in list(StepStage)[:3]]
-    drive.dispatch(events.StageDue())
-    assert sent(drive.dispatch(events.StageDone())) == [
-        MultiStepResult(number=MULTI_STEP.number, steps=MULTI_STEP.last)
-    ]
-    assert (drive.state.phase, drive.state.weights_step) == (WorkerPhase.WAITING, MULTI_STEP.last)
-
-
-@pytest.mark.parametrize(("done", "steps"), [(0, 3), (2, 3), (3, 4), (4, 4), (7, 5)])
-@pytest.mark.parametrize("end", [MultiStepWithdrawal(number=MULTI_STEP.number), events.StageFailed()])
-def test_a_multi_step_lease_may_end_in_any_stage(end: events.WorkEvent, done: int, steps: int) -> None:
+def test_a_multi_step_lease_that_is_withdrawn_is_stopped_and_then_answered() -> None:
     drive = drive_in(WorkerPhase.MULTI_STEP)
-    stages(drive, done)
-    if isinstance(end, events.StageFailed):
-        drive.dispatch(events.StageDue())
-    assert sent(drive.dispatch(end)) == [MultiStepResult(number=MULTI_STEP.number, steps=steps)]
-    assert drive.state.phase is WorkerPhase.WAITING
-
-
-def test_another_multi_step_lease_than_the_one_at_hand_is_not_cancelled() -> None:
-    drive = drive_in(WorkerPhase.MULTI_STEP)
-    assert drive.dispatch(MultiStepWithdrawal(number=MULTI_STEP.number - 1)) == []
+    assert withdraw_steps(drive) == [StopSteps()]
     assert drive.state.phase is WorkerPhase.MULTI_STEP
+    assert sent(drive.dispatch(events.StepsEnded(is_done=False))) == [msgspec.structs.replace(ANSWER, is_done=False)]
 
 
-def test_what_is_waited_for_is_looked_for_less_and_less_often_and_not_for_ever() -> None:
+@pytest.mark.parametrize("phase", [WorkerPhase.WAITING, WorkerPhase.MULTI_STEP])
+def test_another_multi_step_lease_than_the_one_at_hand_is_not_withdrawn(phase: WorkerPhase) -> None:
+    drive = drive_in(phase)
+    assert withdraw_steps(drive, MULTI_STEP.number - 1) == []
+    assert drive.state.phase is phase
+
+
+def test_a_withdrawal_after_the_last_step_is_not_answered_again() -> None:
     drive = drive_in(WorkerPhase.MULTI_STEP)
-    stages(drive, 1)
-    looks = [drive.now]
-    while drive.state.phase is WorkerPhase.MULTI_STEP:
-        due = drive.state.deadline()
-        assert due is not None
-        drive.now = max(drive.now + 1e-4, due)
-        looks.append(drive.now)
-        drive.dispatch(events.StageNotDone())
-    assert MULTI_STEP.patience_s <= looks[-1] - looks[0] < MULTI_STEP.patience_s + 0.1
-    assert len(looks) < 2000
+    drive.dispatch(events.StepsEnded(is_done=True))
+    assert withdraw_steps(drive) == []
+    assert drive.dispatch(events.StepsEnded(is_done=False)) == []
 
 
-def test_a_slice_comes_before_leases_that_wait() -> None:
+def test_leases_that_wait_are_over_once_the_worker_makes_steps_by_itself() -> None:
     drive = drive_in(WorkerPhase.WAITING)
     drive.weights(3)
     drive.lease(LEASE)
-    drive.dispatch(SLICE_LEASE)
+    drive.dispatch(MULTI_STEP)
+    assert not drive.state.leases
+    drive.dispatch(events.StepsEnded(is_done=True))
     assert not drive.state.has_work()
-    drive.dispatch(SLICE_RESULT)
-    assert drive.state.has_work()
+
+
+def test_one_that_is_evicted_while_it_makes_steps_answers_nothing() -> None:
+    drive = drive_in(WorkerPhase.MULTI_STEP)
+    drive.dispatch(Eviction(reason="silent for 9 s"))
+    assert (drive.state.phase, drive.state.steps) == (WorkerPhase.OUTSIDE, None)
+    assert drive.dispatch(events.StepsEnded(is_done=False)) == []
 
 
 def test_one_that_cannot_follow_the_weights_into_other_memory_joins_again() -> None:

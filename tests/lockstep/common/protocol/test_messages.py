@@ -16,6 +16,7 @@ from lockstep.common.protocol.messages import (
     CORES_LIMIT,
     NAME_LIMIT,
     PLACES_BYTES,
+    PROCESSES_LIMIT,
     TEXT_LIMIT,
     CallbackDecision,
     ComputeFailed,
@@ -129,7 +130,10 @@ STATUS = {
         (Result, RESULT, "losses", [b"", bytes(4 * 4096)], [bytes(4 * 4096 + 1)]),
         (Result, RESULT, "digest", ["", "0123456789abcdef" * 4], ["0" * 63, "0" * 65, "A" * 64, "0" * 64 + "\n"]),
         (Join, JOIN, "machine", ["", "x" * 255], ["x" * 256, None]),
+        (Join, JOIN, "processes", [1, PROCESSES_LIMIT], [0, PROCESSES_LIMIT + 1, "1", None]),
         (Join, JOIN, "cores", [[], [0, 2**62], [7] * CORES_LIMIT], [[7] * (CORES_LIMIT + 1), [-1], ["0"], 4, None]),
+        (Join, JOIN, "processes", [1, PROCESSES_LIMIT], [0, PROCESSES_LIMIT + 1, -1, 1.5, None]),
+        (Ready, {}, "team", ["", "x" * 255], ["x" * 256, "a\n", None]),
         (Withdrawal, NUMBERED, "work", ["train", "audit", "validate", "evaluate"], ["", "steal"]),
         (Withdrawal, NUMBERED, "number", [0, 2**62], [-1, 2**62 + 1]),
         (Dropped, NUMBERED, "step", [0, 2**62], [-1, 2**62 + 1]),
@@ -179,7 +183,7 @@ def without_limit(field: inspect.Type, name: str) -> Iterator[str]:
         case inspect.StrType() | inspect.BytesType():
             yield from [name] if field.max_length is None else []
         case inspect.IntType():
-            yield from [name] if field.ge != 0 or (field.le is None and field.lt is None) else []
+            yield from [name] if field.ge not in (0, 1) or (field.le is None and field.lt is None) else []
         case inspect.EnumType() | inspect.LiteralType() | inspect.BoolType() | inspect.FloatType() | inspect.NoneType():
             return
         case _:

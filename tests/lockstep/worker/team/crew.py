@@ -1,27 +1,51 @@
-"""The processes of a team, all in this one, each of which does one thing after the other in the order that is asked."""
+"""A team whose processes are all in this one: a seed decides whose turn it is, also in the middle of what one does.
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+Others see what a process writes as it comes: at each of its barriers (`keep_order`), somebody else may have a turn, or
+the process may be killed, or stand still until all is over, and then wake up.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
+import numpy as np
+
+from lockstep.common import nn
 from lockstep.common.aggregation.layout import gather, layout_of
 from lockstep.common.aggregation.tree import Node, Vector
+from lockstep.common.data.dataset import TrainTest
+from lockstep.common.data.source import with_validation
 from lockstep.common.job.job import Job
+from lockstep.common.job.tally import Tally
 from lockstep.common.model.autograd import AutogradModel
-from lockstep.common.protocol.messages import Work
+from lockstep.common.nn.description import describe
+from lockstep.common.protocol.messages import Lease, MultiStepLease, Work
 from lockstep.common.protocol.shared_files import WEIGHTS, weights_shape
-from lockstep.common.protocol.team_memory import ROWS, TeamShape
+from lockstep.common.protocol.team_memory import ENTRIES, ROWS, TeamShape, UpdateMarks, keep_order
+from lockstep.common.random import Purpose, generator
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
+from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.worker.compute import Compute
+from lockstep.worker.setup import attach
 from lockstep.worker.team.leader import Leader
 from lockstep.worker.team.member import Outcome, TeamMember
 from lockstep.worker.team.memory import TeamMemory
-from lockstep.worker.team.order import Order
 from lockstep.worker.team.progress import PATIENT, Patience
+from lockstep.worker.team.updates import UpdatePlace
 from tests.lockstep.common.model.built import build_model
-from tests.simulation.small import digits
+from tests.simulation.small import JOBS, digits, job_of
+
+#: Seconds that a turn takes, and turns after which a team counts as stuck.
+TICK_S, LIMIT = 1e-4, 4000
+
+#: Of the team, at the server.
+RANK = 0
 
 
 class Silent:
@@ -31,43 +55,325 @@ class Silent:
         """Do nothing."""
 
 
+class Stuck(BaseException):
+    """Nothing that the processes do leads to anything: not an exception that a process would take for a model's."""
+
+
+class Killed(BaseException):
+    """A process was killed in the middle of what it did."""
+
+
+def wide(**values: Any) -> Job:
+    """Return a job whose vector is three slices long, the last with statistics of BatchNorm; no step is short."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 10))
+    return job_of(**{"model": describe(net), "global_batch": 8, "micro_batches": 4, "steps": 9, **values})
+
+
+@dataclass
+class Turns:
+    """Whose turn it is; what becomes of a process at one of its barriers."""
+
+    seed: int = 0
+    #: How often another process has a turn at a barrier.
+    share: float = 0.3
+    #: By process, the barrier at which it is killed, or at which it stands still until `wake`.
+    killed: dict[int, int] = field(default_factory=dict)
+    stopped: dict[int, int] = field(default_factory=dict)
+    #: By process, the barriers that it has come to.
+    barriers: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.rng = generator(self.seed, Purpose.SIMULATE)
+
+    def reset(self) -> None:
+        """Let nothing happen to any process, and count barriers from here on."""
+        self.killed, self.stopped, self.barriers = {}, {}, {}
+
+    def choose(self, from_: list[int]) -> int:
+        return from_[int(self.rng.integers(len(from_)))]
+
+
 @dataclass
 class Crew:
-    """A team that shares no memory with a server."""
+    """A team, and the server's end of what it shares if it makes steps by itself."""
 
     job: Job
     members: list[TeamMember]
     clock: ManualClock
     folder: SharedFolder
+    turns: Turns = field(default_factory=Turns)
+    opening: RunSetup | None = None
+    sharing: ServerSharedMemory | None = None
+    #: Called after each turn.
+    check: Callable[[], None] = lambda: None
+    #: What happens while a process stands still, before it wakes up.
+    meanwhile: Callable[[], None] = lambda: None
+    gone: set[int] = field(default_factory=set)
     leader: Leader = field(init=False)
-
-    @classmethod
-    def of(cls, job: Job, processes: int, root: Path, patience: Patience = PATIENT) -> "Crew":
-        """Return a team of so many processes with the first weights of a job, in a folder below `root`."""
-        clock, folder, members = ManualClock(), SharedFolder.create(root), list[TeamMember]()
-        model = build_model(job.model).initialize(job.seed)
-        layout = layout_of(model)
-        shape = TeamShape(
-            processes=processes,
-            micro_batches=job.micro_batches,
-            size=layout.size,
-            clips=job.clip_norm is not None,
-        )
-        first, second = folder.make(WEIGHTS, weights_shape(layout.size)).vectors
-        first[:] = second[:] = gather(model, layout)
-        for process in range(processes):
-            memory = TeamMemory.join(folder, shape, process) if process else TeamMemory.make(folder, shape)
-            compute = Compute(
-                job,
-                AutogradModel(build_model(job.model).initialize(job.seed)),
-                digits(),
-                (first, second),
-                memory.own.vectors[:ROWS],
-            )
-            member = TeamMember(compute, memory, clock, Silent(), patience, None, first_row=0)
-            member.show_ready()
-            members.append(member)
-        return cls(job, members, clock, folder)
+    #: The processes in the middle of something, the innermost last; how the last order has ended for which.
+    acting: list[int] = field(default_factory=list)
+    ended: dict[int, Outcome] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.leader = Leader(self.members[0], None)
+
+    @classmethod
+    def of(cls, job: Job, processes: int, root: Path, turns: Turns | None = None, **values: Any) -> "Crew":
+        """Return a team of so many processes with the first weights of a job, in a folder below `root`."""
+        clock, folder, first = ManualClock(), SharedFolder.create(root), weights_of(job)
+        slots = folder.make(WEIGHTS, weights_shape(first.size)).vectors
+        slots[0][:] = slots[1][:] = first
+        members = list(_members(job, folder, processes, clock, (slots[0], slots[1]), **values))
+        return cls(job, members, clock, folder, turns or Turns())
+
+    @classmethod
+    def serving(cls, job: Job, processes: int, root: Path, turns: Turns | None = None, **values: Any) -> "Crew":
+        """Return a team that shares the memory of a server, with which a run begins."""
+        clock, folder = ManualClock(), SharedFolder.create(root)
+        opening, sharing = share(open_run("crew", job, digits(), AdmissionPolicy()), root)
+        place = attach(root, opening.info.welcome(RANK), opening.layout.size)
+        sharing.admit(RANK, place.nonce, shape_of(job, processes, opening.layout.size))
+        members = list(_members(job, folder, processes, clock, place.slots, place.updates, **values))
+        return cls(job, members, clock, folder, turns or Turns(), opening, sharing)
+
+    def close(self) -> None:
+        for member in self.members:
+            member.close()
+        if self.sharing is not None:
+            self.sharing.close()
+        self.folder.remove()
+
+    # Turns
+
+    def is_due(self, process: int) -> bool:
+        """Tell whether a process has something to do now."""
+        if process in self.gone or process in self.acting:
+            return False
+        member = self.members[process]
+        due = member.due()
+        return member.newest() is not None if due is None else due <= self.clock.now()
+
+    def act(self, process: int) -> None:
+        """Let a process do one thing; if it is killed in the middle of that, the system lets go of what it had."""
+        self.acting.append(process)
+        try:
+            with self._watched(process):
+                outcome = self._act(process, self.members[process])
+        except Killed:
+            self.leave(process)
+        else:
+            if outcome is not None:
+                self.ended[process] = outcome
+        self.acting.pop()
+        self.clock.advance(TICK_S)
+        self.check()
+
+    def _act(self, process: int, member: TeamMember) -> Outcome | None:
+        if member.is_busy:
+            return self.leader.advance(self.clock.now()) if process == 0 else member.advance()
+        order = member.newest()
+        assert order is not None
+        member.begin(order)
+        return None
+
+    def leave(self, process: int) -> None:
+        """Let a process be gone, and with it its locks."""
+        self.gone.add(process)
+        self.members[process].close()
+
+    def revive(self) -> None:
+        """Start those that are gone again."""
+        for process in sorted(self.gone):
+            old = self.members[process]
+            memory = TeamMemory.join(self.folder, old.memory.shape, process)
+            # Its model has captured calls already: that is all that it has in common with the one before.
+            member = _member(old.compute, memory, self.clock, old.patience, old.place)
+            member.follow(0 if self.sharing is None else self.sharing.generation)
+            self.members[process] = member
+        if 0 in self.gone:
+            self.leader = Leader(self.members[0], None, None, self.leader.member.memory.marks.newest + ENTRIES)
+        self.gone.clear()
+        self.turns.reset()
+
+    @contextmanager
+    def _watched(self, process: int) -> Iterator[None]:
+        """Let others act in the middle of what a process does."""
+
+        def on_call(frame: FrameType, event: str, _: object) -> None:
+            if event == "call" and frame.f_code is keep_order.__code__:
+                self._at_barrier(process)
+
+        before = sys.getprofile()
+        sys.setprofile(on_call)
+        try:
+            yield
+        finally:
+            sys.setprofile(before)
+
+    def _at_barrier(self, process: int) -> None:
+        turns = self.turns
+        count = turns.barriers[process] = turns.barriers.get(process, 0) + 1
+        if turns.killed.get(process) == count:
+            raise Killed
+        # Not in the middle of what the leader does, which would have to act meanwhile.
+        if self.acting == [process] and turns.stopped.get(process, count + 1) <= count:
+            del turns.stopped[process]
+            self.meanwhile()
+        elif len(self.acting) < 2 and turns.rng.random() < turns.share:
+            others = self.due()
+            if others:
+                self.act(turns.choose(others))
+
+    def due(self) -> list[int]:
+        """Return the processes that have something to do now."""
+        return [process for process in range(len(self.members)) if self.is_due(process)]
+
+    def turn(self) -> bool:
+        """Let somebody do something, or time pass; return False if nobody has anything to do any more."""
+        due = self.due()
+        if due:
+            self.act(self.turns.choose(due))
+            return True
+        later = [
+            at
+            for process, member in enumerate(self.members)
+            if process not in self.gone and process not in self.acting and (at := member.due()) is not None
+        ]
+        if later:
+            self.clock.advance(max(0.0, min(later) - self.clock.now()))
+        return bool(later)
+
+    def run(self, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Let all act until it is over, or nobody has anything to do any more."""
+        for _ in range(LIMIT):
+            if is_over() or not self.turn():
+                return
+        raise Stuck([(member.order, member.progress) for member in self.members])
+
+    # What it works on
+
+    def work(self, lease: Lease) -> Outcome:
+        """Let the team compute a lease; return how it has ended for the leader."""
+        self.ended.pop(0, None)
+        self.leader.begin_lease(lease)
+        self.run(lambda: 0 in self.ended)
+        return self.ended[0]
+
+    def marks(self) -> UpdateMarks:
+        """Return the marks of updates, which the server has made."""
+        assert self.sharing is not None
+        assert self.opening is not None
+        marks = self.sharing.share_update(self.opening.shard, RANK)
+        assert marks is not None
+        return marks
+
+    def begin_steps(self, first: int, last: int, number: int = 1) -> UpdateMarks:
+        """Give the team several steps, as the server does."""
+        assert self.sharing is not None
+        assert self.opening is not None
+        marks = self.marks()
+        marks.begin(number, first, len(self.sharing.teams[RANK].slices))
+        self.ended.clear()
+        self.leader.begin_steps(
+            MultiStepLease(
+                number=number,
+                incarnation="",
+                first=first,
+                last=last,
+                count=self.job.global_batch * self.opening.info.targets,
+                reads=self.opening.shard.reads,
+                memory=self.sharing.generation,
+            )
+        )
+        return marks
+
+    def end_steps(self, marks: UpdateMarks) -> int:
+        """End them, as the server does once it has all locks; return after how many steps."""
+        assert self.sharing is not None
+        assert self.sharing.update is not None
+        assert self.opening is not None
+        locks = self.sharing.update.locks
+        assert all([lock.acquire() for lock in locks]), "somebody is still writing"
+        marks.end()
+        for lock in locks:
+            lock.release()
+        self.opening.shard.skip_to(marks.least())
+        return marks.least()
+
+
+def shape_of(job: Job, processes: int, size: int) -> TeamShape:
+    return TeamShape(
+        processes=processes, micro_batches=job.micro_batches, size=size, clips=job.clip_norm is not None
+    )
+
+
+def weights_of(job: Job) -> Vector:
+    """Return the weights that a job begins with."""
+    model = build_model(job.model).initialize(job.seed)
+    return gather(model, layout_of(model))
+
+
+def _members(
+    job: Job,
+    folder: SharedFolder,
+    processes: int,
+    clock: ManualClock,
+    slots: tuple[Vector, Vector],
+    place: UpdatePlace | None = None,
+    *,
+    patience: Patience = PATIENT,
+    data: TrainTest | None = None,
+) -> Iterator[TeamMember]:
+    """Make the processes of a team, the leader first."""
+    shape = shape_of(job, processes, slots[0].size)
+    for process in range(processes):
+        memory = TeamMemory.join(folder, shape, process) if process else TeamMemory.make(folder, shape)
+        compute = compute_of(job, data, slots, memory.own.vectors[:ROWS])
+        yield _member(compute, memory, clock, patience, place)
+
+
+def compute_of(
+    job: Job, data: TrainTest | None, slots: tuple[Vector, Vector], sums: tuple[Vector, ...]
+) -> Compute:
+    """Return what computes a job, by default on a few digits, in one pass as soon as it can."""
+    model = AutogradModel(build_model(job.model).initialize(job.seed), warm_up=0)
+    return Compute(job, model, with_validation(data or digits(), job.validation_split, job.seed), slots, sums)
+
+
+def _member(
+    compute: Compute, memory: TeamMemory, clock: ManualClock, patience: Patience, place: UpdatePlace | None
+) -> TeamMember:
+    member = TeamMember(compute, memory, clock, Silent(), patience, place, first_row=0)
+    compute.is_wanted = member.is_wanted
+    member.show_ready()
+    return member
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What one process computes of a job, without a team."""
+
+    compute: Compute
+
+    @classmethod
+    def of(cls, job: Job, data: TrainTest | None = None) -> "Alone":
+        first = weights_of(job)
+        return cls(compute_of(job, data, (first, first.copy()), (np.zeros_like(first),)))
+
+    def train(self, step: int, node: Node) -> tuple[Vector, Tally, list[float]]:
+        self.compute.turn(step)
+        sums, tally = self.compute.train(step, node)
+        return sums, tally, list(self.compute.losses)
+
+
+def whole(job: Job, step: int = 0, work: Work = "train", micro_batches: int | None = None, number: int = 1) -> Lease:
+    """Return a lease of all of a step."""
+    return Lease(work=work, step=step, lo=0, hi=micro_batches or job.micro_batches, number=number)
+
+
+def bits(vector: Vector) -> bytes:
+    return np.ascontiguousarray(vector).tobytes()
+
+
+#: What a team computes: any job, and one whose vector is cut into slices.
+TEAM_JOBS = {**JOBS, "wide": wide()}

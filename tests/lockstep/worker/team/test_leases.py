@@ -1,0 +1,136 @@
+"""A team computes a lease: bits, tally and losses are those of one process, whoever has which turn, or none any more."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.protocol.messages import Lease, Work
+from lockstep.worker.team.leader import Found
+from lockstep.worker.team.member import Outcome
+from lockstep.worker.team.progress import CROWDED, PATIENT, Patience
+from tests.lockstep.worker.team.crew import TEAM_JOBS, Alone, Crew, Turns, bits, whole, wide
+from tests.simulation.small import JOBS, job_of, long_test_set
+
+
+@contextmanager
+def crew_of(crew: Crew) -> Iterator[Crew]:
+    try:
+        yield crew
+    finally:
+        crew.close()
+
+
+def found(crew: Crew) -> tuple[Found, bytes]:
+    """Return what the leader has found in the order that is done, and the bits of the sums."""
+    order, out = crew.leader.order, np.full(crew.members[0].memory.shape.size, np.nan, np.float32)
+    assert order is not None
+    return crew.leader.found(order, out), bits(out)
+
+
+def check(crew: Crew, alone: Alone, lease: Lease) -> None:
+    """Let a crew compute a lease, and check that it finds what one process finds."""
+    sums, tally, losses = alone.train(lease.step, lease.node())
+    expected = bits(sums)
+    assert crew.work(lease) is Outcome.DONE
+    what, vector = found(crew)
+    assert (vector, what.tally, what.losses) == (expected, tally, losses)
+
+
+@pytest.mark.parametrize("name", TEAM_JOBS)
+def test_a_team_finds_what_one_process_finds(name: str, tmp_path: Path) -> None:
+    job = TEAM_JOBS[name]
+    with crew_of(Crew.of(job, 3, tmp_path, Turns(1))) as crew:
+        alone = Alone.of(job)
+        for step, work in enumerate(("train", "audit", "train")):
+            check(crew, alone, whole(job, step % job.micro_batches, work))  # type: ignore[arg-type]
+        check(crew, alone, Lease(work="train", step=1, lo=0, hi=2))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 5, 8])
+@pytest.mark.parametrize("wire", ["float32", "bfloat16", "int8"])
+def test_any_number_of_processes_and_any_rounding(processes: int, wire: str, tmp_path: Path) -> None:
+    job = job_of(micro_batches=7, wire=wire)
+    with crew_of(Crew.of(job, processes, tmp_path, Turns(processes))) as crew:
+        alone = Alone.of(job)
+        for node in (Node(0, 7), Node(0, 4), Node(4, 7), Node(6, 7)):
+            check(crew, alone, Lease(work="train", step=0, lo=node.lo, hi=node.hi))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whoever_is_killed_wherever_it_is(seed: int, tmp_path: Path) -> None:
+    job = wide(micro_batches=6)
+    with crew_of(Crew.of(job, 3, tmp_path, Turns(seed))) as crew:
+        alone = Alone.of(job)
+        check(crew, alone, whole(job))
+        last = max(crew.turns.barriers.values())
+        for at in range(1, last + 1):
+            for process in (1, 2):
+                crew.turns.reset()
+                crew.turns.killed = {process: at}
+                check(crew, alone, whole(job, at % 2))
+                crew.revive()
+
+
+def test_the_leader_alone_is_left(tmp_path: Path) -> None:
+    job = wide(micro_batches=6)
+    with crew_of(Crew.of(job, 4, tmp_path)) as crew:
+        alone = Alone.of(job)
+        for at in range(1, 9, 2):
+            crew.turns.reset()
+            crew.turns.killed = {1: at, 2: at + 1, 3: 1}
+            check(crew, alone, whole(job, at % 2))
+            crew.revive()
+
+
+@pytest.mark.parametrize("patience", [PATIENT, CROWDED])
+def test_who_wakes_up_late_does_no_harm(patience: Patience, tmp_path: Path) -> None:
+    """It stands still in the middle of one lease until two more are done, and goes on with the first."""
+    job = wide(micro_batches=6)
+    with crew_of(Crew.of(job, 3, tmp_path, Turns(5), patience=patience)) as crew:
+        alone = Alone.of(job)
+        check(crew, alone, whole(job))
+        last = crew.turns.barriers[1]
+        for at in range(1, last + 1):
+            crew.turns.reset()
+            crew.turns.stopped = {1: at}
+            results = list[tuple[int, bytes]]()
+
+            def meanwhile(results: list[tuple[int, bytes]] = results) -> None:
+                crew.run(lambda: 0 in crew.ended)
+                results.append((0, found(crew)[1]))
+                for step in (1, 0):
+                    crew.work(whole(job, step))
+                    results.append((step, found(crew)[1]))
+
+            crew.meanwhile = meanwhile
+            outcome = crew.work(whole(job, 0))
+            if not results:
+                results.append((0, found(crew)[1]))
+            assert outcome is Outcome.DONE
+            assert results == [(step, bits(alone.train(step, Node(0, 6))[0])) for step, _ in results]
+            # It is in again with the next one.
+            crew.turns.reset()
+            check(crew, alone, whole(job, 1))
+            crew.run()
+            newest = crew.members[0].memory.marks.newest
+            assert [member.last and member.last.number for member in crew.members] == [newest] * 3
+
+
+@pytest.mark.parametrize("work", get_args(Work)[2:])
+def test_an_evaluation_is_divided_too(work: Work, tmp_path: Path) -> None:
+    job = JOBS["stopped"]
+    with crew_of(Crew.of(job, 3, tmp_path, Turns(2), data=long_test_set())) as crew:
+        alone = Alone.of(job, long_test_set())
+        chunks = alone.compute.batches.micro_batches_of(work)
+        assert crew.work(whole(job, 0, work, chunks)) is Outcome.DONE
+        order = crew.leader.order
+        assert order is not None
+        result = crew.leader.found(order, None)
+        assert result.tally == alone.compute.evaluate(Node(0, chunks), work)
+        assert result.losses == []
+        assert result.compute_s == 0.0

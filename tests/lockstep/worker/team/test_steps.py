@@ -1,0 +1,235 @@
+"""A team makes several steps in the server's memory: after each, weights and slots have the bits of one process.
+
+Whoever has which turn, is killed, or stands still, with a lock or without, and wakes up when all has moved on.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lockstep.common.aggregation.checksum import checksum_after
+from lockstep.common.aggregation.layout import weights_digest
+from lockstep.common.job.job import Job
+from lockstep.common.job.tally import Tally
+from lockstep.common.protocol.team_memory import ENTRIES, UpdateMarks
+from lockstep.ps.shard.shard import Shard
+from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.runs.single_process import SingleProcessTrainer
+from lockstep.worker.team.member import SERVER_PATIENCE_S, Outcome
+from tests.lockstep.worker.team.crew import RANK, Crew, Turns, bits, wide
+from tests.simulation.small import digits, job_of
+
+#: Seconds after which the server has no patience with a team any more.
+LATE_S = 0.25
+
+#: Steps of any number, none of them short.
+STEPS = {"steps": 4000, "global_batch": 8}
+
+#: All that an update depends on.
+UPDATE_JOBS = {
+    "sgd": wide(**STEPS),
+    "adam, clipped": wide(**STEPS, optimizer="adam", lr=0.001, clip_norm=0.05),
+    "bfloat16": wide(**STEPS, wire="bfloat16", wire_weights="bfloat16", optimizer="adamw", lr=0.01),
+    "int8, clipped, not a power of two": wide(
+        steps=4000, global_batch=20, micro_batches=5, wire="int8", clip_norm=0.05, schedule="cosine", warmup_steps=5
+    ),
+    "one slice": job_of(**STEPS, micro_batches=3, momentum=0.9, nesterov=True),
+    "one micro-batch": wide(**STEPS, micro_batches=1, optimizer="rmsprop", lr=0.001),
+}
+
+
+def weights_at(shard: Shard, steps: int) -> tuple[str, str]:
+    """Return digests of the weights after so many steps, and of those that workers compute with."""
+    return weights_digest(shard.slots[steps % 2]), weights_digest(shard.served[steps % 2])
+
+
+def slots_of(shard: Shard) -> dict[str, str]:
+    """Return digests of the optimizer's slots with which a shard continues."""
+    return {name: weights_digest(slot) for name, slot in shard.state.items()}
+
+
+@dataclass
+class Made:
+    """What one process makes of a job, step by step."""
+
+    job: Job
+    trainer: SingleProcessTrainer = field(init=False)
+    #: By steps, digests of the weights after them, of those that workers compute with, and of the optimizer's slots.
+    weights: list[tuple[str, str]] = field(default_factory=list)
+    slots: list[dict[str, str]] = field(default_factory=list)
+    #: By step, its tally, losses and the checksum of the weights after it.
+    figures: list[tuple[Tally, list[float], int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.trainer = SingleProcessTrainer(open_run("alone", self.job, digits(), AdmissionPolicy()))
+        self._keep()
+
+    def _keep(self) -> None:
+        shard = self.trainer.setup.shard
+        self.weights.append(weights_at(shard, shard.updates))
+        self.slots.append(slots_of(shard))
+
+    def advance(self, steps: int) -> None:
+        """Make so many steps of the run, if they were not made yet."""
+        for step in range(len(self.figures), steps):
+            sums, tally = self.trainer.sums(step)
+            losses = list(self.trainer.compute.losses)
+            self.trainer.update(step, sums, tally)
+            self.figures.append((tally, losses, checksum_after(step, self.trainer.setup.shard.weights)))
+            self._keep()
+
+
+@dataclass
+class Yard:
+    """A team with a server, and what it should come to."""
+
+    crew: Crew
+    made: Made
+    #: Steps of the run that are made, and the number of the last lease.
+    at: int = 0
+    number: int = 0
+    marks: UpdateMarks | None = None
+
+    def begin(self, last: int) -> UpdateMarks:
+        """Give the team the steps up to `last`."""
+        self.made.advance(last)
+        self.number += 1
+        self.marks = self.crew.begin_steps(self.at, last, self.number)
+        self.crew.check = self.check
+        return self.marks
+
+    def check(self) -> None:
+        """Check the weights after the last step that is whole, and what the team shows of those before."""
+        opening, marks = self.crew.opening, self.marks
+        assert opening is not None
+        assert marks is not None
+        steps = marks.least()
+        if marks.number != self.number or steps == self.at:
+            return
+        assert weights_at(opening.shard, steps) == self.made.weights[steps]
+        for step in range(self.at, steps):
+            entry, (tally, losses, checksum) = marks.entries[step % ENTRIES], self.made.figures[step]
+            assert int(entry["step"]) == step
+            assert Tally(float(entry["loss_sum"]), int(entry["correct"]), int(entry["count"])) == tally
+            assert entry["losses"].tolist() == losses
+            if step + 1 < int(marks.made[0]):
+                assert int(marks.entries[(step + 1) % ENTRIES]["checksum"]) == checksum
+        marks.show_read(steps)
+        self.at = steps
+
+    def end(self) -> None:
+        """End the lease, as the server does: in other memory if somebody stands still with a lock."""
+        crew, marks = self.crew, self.marks
+        sharing, opening = crew.sharing, crew.opening
+        assert marks is not None
+        assert sharing is not None
+        assert opening is not None
+        assert sharing.update is not None
+        taken = [lock for lock in sharing.update.locks if lock.acquire()]
+        if len(taken) == len(sharing.update.locks):
+            self.check()
+        marks.end()
+        steps = marks.least()
+        opening.shard.skip_to(steps)
+        if len(taken) < len(sharing.update.locks):
+            assert sharing.move(opening.shard)
+        else:
+            for lock in taken:
+                lock.release()
+        self.at = steps
+        self.check_state()
+
+    def check_state(self) -> None:
+        """Check the weights and the optimizer's slots with which the run continues."""
+        assert self.crew.opening is not None
+        shard = self.crew.opening.shard
+        assert (shard.updates, weights_at(shard, self.at)) == (self.at, self.made.weights[self.at])
+        assert slots_of(shard) == self.made.slots[self.at]
+
+    def run(self, steps: int) -> None:
+        """Let the team make so many steps, and end the lease when they are made, or late."""
+        last, crew = self.at + steps, self.crew
+        self.begin(last)
+        until = crew.clock.now() + LATE_S
+        crew.run(lambda: crew.clock.now() > until)
+        self.end()
+
+
+@contextmanager
+def yard_of(job: Job, processes: int, root: Path, seed: int = 0, share: float = 0.3) -> Iterator[Yard]:
+    crew = Crew.serving(job, processes, root, Turns(seed, share))
+    try:
+        yield Yard(crew, Made(job))
+    finally:
+        crew.close()
+
+
+@pytest.mark.parametrize("name", UPDATE_JOBS)
+@pytest.mark.parametrize("processes", [1, 3])
+def test_weights_are_those_of_one_process_after_each_step(name: str, processes: int, tmp_path: Path) -> None:
+    with yard_of(UPDATE_JOBS[name], processes, tmp_path, seed=processes) as yard:
+        for steps in (3, 1, 4):
+            yard.run(steps)
+            assert set(yard.crew.ended.values()) == {Outcome.DONE}
+        assert yard.at == 8
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whoever_has_which_turn(seed: int, tmp_path: Path) -> None:
+    job = UPDATE_JOBS["adam, clipped"]
+    with yard_of(job, 2 + seed % 3, tmp_path, seed, share=0.1 * (seed + 1)) as yard:
+        yard.run(4)
+        assert yard.at == 4
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam, clipped"])
+def test_whoever_is_killed_wherever_it_is(name: str, tmp_path: Path) -> None:
+    """Others finish without it, and no lock is left."""
+    with yard_of(UPDATE_JOBS[name], 3, tmp_path, seed=4) as yard:
+        yard.run(2)
+        for at in range(1, max(yard.crew.turns.barriers.values()) + 1, 2):
+            yard.crew.turns.reset()
+            yard.crew.turns.killed = {at // 2 % 3: at}
+            before = yard.at
+            yard.run(2)
+            assert yard.at == before + 2
+            yard.crew.revive()
+
+
+@pytest.mark.parametrize("process", [0, 2])
+@pytest.mark.parametrize("name", ["sgd", "adam, clipped"])
+def test_who_stands_still_anywhere_and_wakes_up_late_writes_nothing_that_counts(
+    name: str, process: int, tmp_path: Path
+) -> None:
+    """The lease is ended meanwhile, in other memory if need be, and further steps are made; then it goes on."""
+    with yard_of(UPDATE_JOBS[name], 3, tmp_path, seed=9) as yard:
+        crew, moved = yard.crew, set[bool]()
+        yard.run(2)
+
+        def meanwhile() -> None:
+            assert crew.sharing is not None
+            generation, until = crew.sharing.generation, crew.clock.now() + LATE_S
+            crew.run(lambda: crew.clock.now() > until)
+            yard.end()
+            moved.add(crew.sharing.generation > generation)
+            if process != 0:
+                yard.run(2)
+
+        for at in range(1, max(crew.turns.barriers.values()) + 1, 2):
+            crew.turns.reset()
+            crew.turns.stopped, crew.meanwhile = {process: at}, meanwhile
+            last = yard.at + 2
+            yard.begin(last)
+            until = crew.clock.now() + 3 * LATE_S
+            crew.run(lambda until=until: crew.clock.now() > until)  # type: ignore[misc]
+            if yard.marks is not None and yard.marks.number:
+                yard.end()
+            crew.turns.reset()
+            yard.check_state()
+            yard.run(2)
+            yard.check_state()
+        assert moved == {True, False}
