@@ -244,6 +244,7 @@ class TeamMember:
         try:
             outcome = self._do(order, progress, progress.action())
         except StoppedError:
+            self._drop()
             outcome = self._catch_up(order) if order.steps is not None else Outcome.STOPPED
         except Exception:  # noqa: BLE001  # a user's model may raise anything: the leader computes it again, and reports it
             outcome = self._fail(order)
@@ -263,13 +264,20 @@ class TeamMember:
         if self._begun is None:
             self._begin_action(order, progress, action)
             return None
-        begun, self._begun = self._begun, None
-        if isinstance(begun, ComputePart):
-            self._compute(order, begun)
-        elif not self._make(order, begun):
+        is_made = self._finish(order, self._begun)
+        # Not before, since a lock has to be let go of whatever is raised.
+        self._begun = None
+        if not is_made:
             return self._fail(order)
         progress.on_made(self.clock.now())
         return None
+
+    def _finish(self, order: Order, begun: ComputePart | MakeSlice) -> bool:
+        """Make what was begun; return False if it is not finite."""
+        if isinstance(begun, ComputePart):
+            self._compute(order, begun)
+            return True
+        return self._make(order, begun)
 
     def _begin_action(self, order: Order, progress: OrderProgress, action: ComputePart | MakeSlice) -> None:
         self._began = self.clock.now()
@@ -338,7 +346,9 @@ class TeamMember:
     def _make(self, order: Order, making: MakeSlice) -> bool:
         """Make a slice; return whether it is finite."""
         operands = self.operands(order)
-        assert operands is not None  # all sums were there, and are until the order is done
+        if operands is None:
+            # All sums were there: so others have made the slice, and are at the next step.
+            raise StoppedError(0)
         if making.stage is Stage.UPDATE:
             return self._update(order, making.slice_, operands)
         process, whole = self.memory.process, self.memory.shape.slices[making.slice_]
