@@ -49,8 +49,8 @@ SILENCE_S = 30.0
 #: Seconds of an action of a server, if it is slow, for each time that it is as slow as that.
 SLOW_SERVER_S = 0.001
 
-#: Steps before the first multi-step lease: they take no longer than others here, and a run has few.
-NO_FIRST_STEPS = 0
+#: Steps before the first multi-step lease, and until the next after one that was cut, at first: a run has few.
+NO_FIRST_STEPS, SHORT_PAUSE = 0, 1
 
 Say = Callable[[str], None]
 
@@ -177,6 +177,7 @@ class ServerProcess(SimulatedShell):
                 sharing,
                 coordinator_at=run.parts.coordinator,
             )
+            server.coordinator.multi_step.pause = SHORT_PAUSE
             writer = DiskWriter(run.disk, process)
             writer.attach(session)
             stack.pop_all()
