@@ -69,6 +69,10 @@ class FaultKind(Enum):
         self.label, self.weight = label, weight
 
 
+#: Share of such runs in which only the server is stopped or slow, early, and its team gets as far ahead as it can.
+AHEAD, LAST_OF_SERVER, OF_SERVER = 0.3, 500, (FaultKind.STOP_SERVER, FaultKind.SLOW_SERVER)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScheduledFault:
     """A fault at a certain event of a run."""
@@ -183,7 +187,7 @@ def scenario_of(
 
 def _alone(scenario: Scenario, rng: np.random.Generator) -> Scenario:
     """Return the scenario of a team that is left alone, but for a while when another one comes."""
-    return replace(
+    alone = replace(
         scenario,
         job=str(rng.choice([name for name in jobs() if name.startswith(TEAM)])),
         workers=1,
@@ -194,6 +198,11 @@ def _alone(scenario: Scenario, rng: np.random.Generator) -> Scenario:
         checkpoint_every=int(1 + MOST_BETWEEN * float(rng.random()) ** 2),
         faults=_faults(rng, LAST_OF_TEAM, OF_TEAM),
     )
+    if rng.random() >= AHEAD:
+        return alone
+    others = {kind.label: 0.0 for kind in FaultKind if kind not in OF_SERVER}
+    faults = _faults(rng, LAST_OF_SERVER, others)
+    return replace(alone, checkpoint_every=MOST_BETWEEN, pauses=min(alone.pauses, PAUSES[1]), faults=faults)
 
 
 def _faults(rng: np.random.Generator, last: int, more: Mapping[str, float]) -> tuple[ScheduledFault, ...]:

@@ -47,8 +47,8 @@ SETTLE_S = 2 * SILENCE_S
 
 #: Virtual seconds after the last fault within which a run has to end, and events after which it counts as stuck; and
 #: what each step of a longer run may add to both.
-BOUND_S, LIMIT = 120.0, 20_000
-STEP_BOUND_S, STEP_LIMIT = 1.0, 200
+BOUND_S, LIMIT = 120.0, 100_000
+STEP_BOUND_S, STEP_LIMIT = 1.0, 400
 
 #: Least and most seconds until an ended process is started again.
 RESTART_S = (0.05, 0.5)
