@@ -29,7 +29,7 @@ LONGER = 0.1
 ALONE, MOST_BETWEEN, LAST_OF_TEAM = 0.5, 100, 3_000
 
 #: How much more frequent some faults are in such a run: those that tell whether who is late does no harm.
-OF_TEAM = {"stop-worker": 3.0, "kill-worker": 1.5, "stop-server": 4.0, "slow-server": 3.0, "add-worker": 2.0}
+OF_TEAM = {"stop-worker": 3.0, "kill-worker": 3.0, "stop-server": 4.0, "slow-server": 3.0, "add-worker": 4.0}
 
 #: Processes of a team: few have many, which take longer.
 TEAMS = (1, 2, 2, 3, 4)
@@ -186,11 +186,11 @@ def scenario_of(
 
 
 def _alone(scenario: Scenario, rng: np.random.Generator) -> Scenario:
-    """Return the scenario of a team that is left alone, but for a while when another one comes."""
+    """Return the scenario of a team that is left alone, but for a while when another one comes, or comes back."""
     alone = replace(
         scenario,
         job=str(rng.choice([name for name in jobs() if name.startswith(TEAM)])),
-        workers=1,
+        workers=int(rng.choice([1, 1, 2])),
         servers=1,
         sharing=1.0,
         audit=0.0,
@@ -202,7 +202,7 @@ def _alone(scenario: Scenario, rng: np.random.Generator) -> Scenario:
         return alone
     others = {kind.label: 0.0 for kind in FaultKind if kind not in OF_SERVER}
     faults = _faults(rng, LAST_OF_SERVER, others)
-    return replace(alone, checkpoint_every=MOST_BETWEEN, pauses=min(alone.pauses, PAUSES[1]), faults=faults)
+    return replace(alone, workers=1, checkpoint_every=MOST_BETWEEN, pauses=min(alone.pauses, PAUSES[1]), faults=faults)
 
 
 def _faults(rng: np.random.Generator, last: int, more: Mapping[str, float]) -> tuple[ScheduledFault, ...]:

@@ -299,14 +299,14 @@ class Simulation:
         """Return the processes of all teams."""
         return [process for team in self.teams for process in team.processes.values() if not process.is_dead]
 
-    def start_team(self) -> None:
-        """Start a team, unless the run has ended."""
+    def start_team(self, size: int | None = None) -> None:
+        """Start a team of so many processes, by default of the next number, unless the run has ended."""
         if self._is_over():
             return
         self.teams = [team for team in self.teams if not team.is_over]
         sizes = self.scenario.processes
-        team = Team(Hall(sizes[self._teams % len(sizes)]))
-        self._teams += 1
+        team = Team(Hall(size or sizes[self._teams % len(sizes)]))
+        self._teams += size is None
         self.teams.append(team)
         for place in range(team.hall.processes):
             self._start_process(team, place)
@@ -315,8 +315,10 @@ class Simulation:
         return self.result is not None or bool(self.failure)
 
     def _start_process(self, team: Team, place: int) -> None:
-        """Start a process of a team, again if it has ended."""
-        if not (self._is_over() or team.is_over):
+        """Start a process of a team, again if it has ended; a team whose leader is not needed any more ends."""
+        if self._is_over() and place == 0:
+            self._end_team(team)
+        elif not (self._is_over() or team.is_over):
             open_process = partial(self._open_helper, team.hall, place) if place else partial(self._open, team.hall)
             team.processes[place] = self._start("worker", open_process, partial(self._after, team, place))
 
@@ -330,7 +332,7 @@ class Simulation:
         elif place == 0 and not team.is_over:
             team.is_over = True
             self.world.after(TEAM_SETTLE_S, partial(self._end_team, team))
-            self._later(self.start_team)
+            self._later(partial(self.start_team, team.hall.processes))
 
     def _end_team(self, team: Team) -> None:
         for process in team.processes.values():
