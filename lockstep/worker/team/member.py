@@ -21,7 +21,7 @@ from lockstep.common.job.tally import Tally
 from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.messages import OF_A_STEP
 from lockstep.common.protocol.shared_files import WEIGHTS, weights_shape
-from lockstep.common.protocol.team_memory import BEGAN_S, COMPUTE_S, CORRECT, COUNT, ENDED_S, ENTRIES, LOSS_SUM, ORDER
+from lockstep.common.protocol.team_memory import BEGAN_S, COMPUTE_S, CORRECT, COUNT, ENDED_S, ENTRIES, LOSS_SUM
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.compute import Compute
@@ -516,13 +516,7 @@ class TeamMember:
         if before is None:
             return ready or [own]
         at = self.memory.marks.processes["at"].tolist()
-        late = self._late(before)
-        return [one for one in ready if one == own or (at[one] >= before.number and one not in late)] or [own]
-
-    def _late(self, order: Order) -> set[int]:
-        """Return the processes of whose parts somebody else had to compute some."""
-        has = set(np.nonzero(self.memory.marks.nodes[:, :, ORDER] == order.number)[0].tolist())
-        return {part.process for part in order.plan.parts} - has
+        return [one for one in ready if one == own or at[one] >= before.number] or [own]
 
     # Waking others
 
