@@ -12,7 +12,7 @@ import numpy as np
 
 from lockstep.common.autograd.primitives.primitive import Array, Primitive
 from lockstep.common.autograd.tensor import Tensor, apply
-from lockstep.common.nn.module import Module, Parameter
+from lockstep.common.nn.module import Module, Parameter, repeats
 
 #: Classes of the data.
 CLASSES = 2
@@ -49,18 +49,21 @@ def _sleep(weights: Array, x: Array, *, seconds: float) -> Array:
     return np.tile(weights[:CLASSES], (len(x), 1))
 
 
-def _pull(gradient: Array, saved: object, weights: Array, x: Array, *, seconds: float, out: Array) -> Array:
+def _pull(
+    gradient: Array, saved: object, weights: Array, x: Array, *, seconds: float, out: Array | None = None
+) -> Array:
     """Fill the gradient of the weights with weights + the sum of the samples, which pulls them towards that sum.
 
     All values are written, in one pass over memory, and weights stay finite with any sensible rate.
     """
-    np.add(weights, x.sum(), out=out)
-    return out
+    pulled: Array = np.add(weights, x.sum(), out=out)
+    return pulled
 
 
 sleep = Primitive("sleep", _sleep, (_pull, None), reads=((0, 1), ()), writes=(0,), is_opaque=True)
 
 
+@repeats
 class Sleeper(Module):
     """A number of parameters in one vector, from -1 to 1 at first; forward sleeps for so many seconds."""
 
