@@ -68,6 +68,11 @@ def test_workers_can_be_scaled() -> None:
     assert not [word for word in worker["command"] if "rank" in word]
 
 
+def test_a_container_is_one_worker_unless_more_are_asked_for() -> None:
+    assert compose()["services"]["worker"]["command"][-2:] == ["--workers", "1"]
+    assert compose(WORKERS="8")["services"]["worker"]["command"][-2:] == ["--workers", "8"]
+
+
 def test_any_start_order_is_right() -> None:
     for service in ("worker", "shard"):
         assert compose()["services"][service]["depends_on"] == {"server": {"condition": "service_started"}}

@@ -8,14 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-import msgspec
 import pytest
 
 from lockstep.checking.simulation.processes import Parts
-from lockstep.common.protocol.messages import Join
 from lockstep.ps.checkpoint.resuming import Resumption
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.effects import Effect
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.setup import AdmissionPolicy
 from tests.architecture.direction import ORDERS
@@ -74,16 +71,9 @@ def logged() -> Iterator[Log]:
         sys.setprofile(before)
 
 
-class Roomy(Coordinator):
-    """Takes all workers for ones on a machine with a core for each."""
-
-    def _join(self, peer: bytes, join: Join, now: float) -> list[Effect]:
-        return super()._join(peer, msgspec.structs.replace(join, machine="here", cores=[0, 1]), now)
-
-
-def roomy(info: RunInfo, start: Resumption) -> Coordinator:
-    """Return a coordinator that lets workers make steps by themselves as soon as it can."""
-    return Roomy(info, first_steps=0)
+def eager(info: RunInfo, start: Resumption) -> Coordinator:
+    """Return a coordinator that lets a team make steps by itself as soon as it can."""
+    return Coordinator(info, first_steps=0)
 
 
 @pytest.fixture(params=WAYS)
@@ -94,13 +84,13 @@ def step(request: pytest.FixtureRequest, short_root: Path) -> tuple[str, list[Ca
         "frames": job_of(model="mlp", steps=6),
         "several steps": job_of(steps=20, global_batch=2, micro_batches=2),
     }.get(name)
-    parts = Parts(coordinator=roomy) if name == "several steps" else Parts()
-    admission = AdmissionPolicy(min_workers=2)
+    parts = Parts(coordinator=eager) if name == "several steps" else Parts()
+    admission = AdmissionPolicy(min_workers=1 if name == "several steps" else 2)
     # Five steps an epoch: what happens at its end belongs to no step.
     job = job or job_of(global_batch=8, steps=5)
     simulation = Simulation(job, 1, admission, root=memory, parts=parts)
     with simulation:
-        for _ in range(2):
+        for _ in range(admission.min_workers):
             simulation.add_worker()
         if name == "several steps":  # these begin after the first
             simulation.run(until=simulation.server.coordinator.is_running)

@@ -13,7 +13,6 @@ import lockstep.ps.coordinator.transitions as coordinator
 import lockstep.ps.shard_group.group as shard_group
 import lockstep.ps.shard_process.state as shard_process
 import lockstep.ps.shared_memory.multi_step as multi_step
-import lockstep.ps.shared_memory.parallel_update as parallel_update
 import lockstep.worker.state as worker
 from docs.generators.tables import code, comments_of, fields_table, first_sentence, table
 from lockstep.common.protocol import messages, shard_messages
@@ -37,12 +36,6 @@ MACHINES = (
     Machine("A worker in the run", worker.WorkerPhase, worker.TRANSITIONS, "worker"),
     Machine("A shard in the run", shard_process.ShardPhase, shard_process.TRANSITIONS, "ps/shard_process"),
     Machine("The group of servers", shard_group.GroupPhase, shard_group.TRANSITIONS, "ps/shard_group"),
-    Machine(
-        "An update that workers help with",
-        parallel_update.UpdatePhase,
-        parallel_update.TRANSITIONS,
-        "ps/shared_memory",
-    ),
     Machine("A lease of several steps", multi_step.MultiStepPhase, multi_step.TRANSITIONS, "ps/shared_memory"),
 )
 

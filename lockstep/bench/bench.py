@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
 
 import msgspec
 
-from lockstep.bench.timed_run import BenchSession
+from lockstep.bench.measuring.timed_run import BenchSession
 
 R = TypeVar("R", bound=msgspec.Struct)
 
@@ -29,6 +29,10 @@ class TableColumn:
         """Return a text in the width of the column."""
         return text.rjust(self.width) if self.width > 0 else text.ljust(-self.width)
 
+    def heading(self) -> str:
+        """Return its title in the width of the column."""
+        return self.aligned(self.title)
+
     def cell(self, row: msgspec.Struct, field: str) -> str:
         """Return what is printed of a row."""
         value = getattr(row, field) if self.of is None else self.of(row)
@@ -43,7 +47,7 @@ def columns_of(kind: type[msgspec.Struct]) -> list[tuple[str, TableColumn]]:
 
 def heading(kind: type[msgspec.Struct]) -> str:
     """Return the heading above rows; empty if they are not printed in columns."""
-    return " ".join(column.aligned(column.title) for _, column in columns_of(kind))
+    return " ".join(column.heading() for _, column in columns_of(kind))
 
 
 def line(row: msgspec.Struct) -> str:
@@ -84,6 +88,8 @@ class Panel:
     end: float | None = None
     #: Relative to other panels of the figure.
     width: float = 1.0
+    #: Label of the other axis of curves.
+    along: str = "workers"
 
 
 @dataclass(kw_only=True)
@@ -117,10 +123,12 @@ def counted(count: int, noun: str) -> str:
     return f"1 {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def described(row: Any) -> str:
-    """Return how many workers and servers a row is of, and what carried their messages."""
+def described(row: Any, teams: int = 1) -> str:
+    """Return how many workers in how many teams, and servers, a row is of, and what carried their messages."""
     carried = row.transport if row.transport == row.carrier else f"{row.transport} ({row.carrier})"
-    return f"{counted(row.workers, 'worker')}, {carried}" + (f", {row.servers} servers" if row.servers > 1 else "")
+    together = f" in {teams} teams" if teams > 1 else ""
+    servers = f", {row.servers} servers" if row.servers > 1 else ""
+    return f"{counted(row.workers, 'worker')}{together}, {carried}{servers}"
 
 
 def over(title: str, width: int) -> TableColumn:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 import msgspec
-import numpy as np
 
 from lockstep.bench import parameters as options
-from lockstep.bench import peers, timed_run
+from lockstep.bench import peers
 from lockstep.bench.bench import (
     TORCH,
     Bench,
@@ -25,9 +24,10 @@ from lockstep.bench.bench import (
     torch_marks,
     with_torch,
 )
-from lockstep.bench.constant_gradient import CLASSES, source_of
+from lockstep.bench.measuring import timed_run
+from lockstep.bench.measuring.stand_ins import Filler, write_model, write_samples
+from lockstep.bench.measuring.timed_run import BenchSession, TimedRun
 from lockstep.bench.peers import WARM_UP, Stepper
-from lockstep.bench.timed_run import BenchSession, TimedRun
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.job.job import Job
 from lockstep.common.runtime.environment import cores
@@ -118,26 +118,22 @@ class ExchangeBench(Bench[ExchangeRow]):
     def _measure(self, session: BenchSession, count: int, launches: list[Launch], wire: str) -> Iterator[ExchangeRow]:
         workers, turn = launches[0].workers, timed_run.per_turn(self.steps, self.rounds)
         job = self._job(session.folder, count, workers, wire)
-        ours: dict[Launch, list[TimedRun]] = {launch: [] for launch in launches}
+        ours: dict[tuple[Launch, int], list[TimedRun]] = {(launch, 1): [] for launch in launches}
         arguments = ["allreduce", str(count), str(workers)]
         with ExitStack() as stack:
             baselines = peers.start_baselines(self.peer_python, arguments, stack)
             peers.in_turns(self.rounds, turn, [baselines], partial(session.run_each, job, ours))
-        for launch, runs in ours.items():
+        for (launch, _), runs in ours.items():
             yield _row(count, launch, runs, baselines)
 
     def _job(self, folder: Path, parameters: int, workers: int, wire: str) -> Job:
         """Return a job whose workers push one gradient each per step; write its files into the folder."""
         steps = WARM_UP + timed_run.per_turn(self.steps, self.rounds)
-        model, data = folder / f"filler-{parameters}.py", folder / f"blank-{workers}.npz"
-        model.write_text(source_of(parameters), encoding="utf-8")
         # One sample per worker and step, all in one epoch, so that nothing is evaluated in between.
-        labels = np.arange(steps * workers) % CLASSES
-        blank = np.zeros((labels.size, 1), dtype=np.uint8)
-        np.savez(data, x_train=blank, y_train=labels, x_test=blank[:CLASSES], y_test=labels[:CLASSES])
+        samples = write_samples(folder / f"samples-{workers}.npz", steps * workers)
         return timed_run.bench_job(
-            model=f"{model}:build",
-            data=str(data),
+            model=write_model(folder / f"filler-{parameters}.py", Filler, parameters),
+            data=samples,
             global_batch=workers,
             micro_batches=workers,
             steps=steps,

@@ -12,7 +12,6 @@ import click
 from lockstep.cli.options.completion import MODELS, complete_list
 from lockstep.cli.options.types import WholeNumber, number_range
 from lockstep.common.transport.transports import Transport
-from lockstep.runs.cost_model import MOST_WORKERS
 from lockstep.runs.job_file import fields
 
 if TYPE_CHECKING:
@@ -20,6 +19,13 @@ if TYPE_CHECKING:
 
 #: Fewest steady steps: below, a median and quartiles say nothing.
 FEWEST_STEPS = 8
+
+#: Most processes, in all.
+MOST_PROCESSES = 1024
+
+#: Seconds by their units, and the longest time that a micro-batch may sleep.
+UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+LONGEST_S = 60.0
 
 
 class Several(click.ParamType[tuple[Any, ...]]):
@@ -51,11 +57,24 @@ class PowersRange(Several):
         if isinstance(value, tuple) or (".." not in value and ":" not in value):
             return super().convert(value, param, ctx)
         numbers = number_range(value)
-        first, last = numbers.start, numbers.stop - 1
-        if not 1 <= first <= last <= MOST_WORKERS:
-            self.fail(f"{value!r}: expected FROM..TO, with numbers from 1 to {MOST_WORKERS}", param, ctx)
+        first, last = (self.kind.convert(number, param, ctx) for number in (numbers.start, numbers.stop - 1))
         between = (2**power for power in range(1, last.bit_length()))
         return tuple(dict.fromkeys((first, *(number for number in between if first < number < last), last)))
+
+
+class DurationParam(click.ParamType[float]):
+    """A time such as `20ms`; it arrives in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds; a usage error says how they are written."""
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(us|ms|s)", str(value))
+        if found is None or not (seconds := float(found[1]) * UNITS_S[found[2]]) <= LONGEST_S:
+            self.fail(f"{value!r} is not a valid time: expected one such as 20ms or 1.5s, up to 60s", param, ctx)
+        return seconds
 
 
 class LinkParam(click.ParamType[float]):
@@ -100,7 +119,9 @@ TRANSPORTS = Several(click.Choice(get_args(Transport)))
 
 # What several benches have: functions, because each bench needs a field of its own.
 models = partial(option, kind=Several(click.STRING, MODELS))
-workers = partial(option, "--workers", Several(WholeNumber(1, 1024)), "numbers of worker processes")
+workers = partial(
+    option, "--workers", PowersRange(WholeNumber(1, MOST_PROCESSES)), "numbers of worker processes, or FROM..TO"
+)
 servers = partial(option, "--servers", Several(WholeNumber(1, 64)))
 transports = partial(option, "--transport --transports", TRANSPORTS, "transports, as of train", "auto")
 steps = partial(option, "--steps", WholeNumber(FEWEST_STEPS))

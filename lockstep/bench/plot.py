@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from lockstep.bench.bench import Panel, Series
 from lockstep.results.reports.plots.style import PARTS, logarithmic, new_figure
@@ -105,17 +106,25 @@ def curves(axes: Axes, panel: Panel) -> None:
             axes.axvline(series.values[0] or 0.0, color=color, linestyle=":", label=series.name)
         else:
             axes.plot(series.at, numbers(series), series.shape, markersize=4, color=color, label=series.name)
-    axes.set(title=panel.title, ylabel=panel.unit, xlabel="workers")
-    logarithmic(axes.xaxis)
+    axes.set_title(panel.title, fontsize=11)
+    axes.set(ylabel=panel.unit, xlabel=panel.along)
+    plain_logarithmic(axes.xaxis, LogLocator(base=2, numticks=12))
     if panel.is_log:
-        logarithmic(axes.yaxis)
+        plain_logarithmic(axes.yaxis, LogLocator(subs=(1.0, 2.0, 5.0)))
     else:
         axes.set_ylim(0, panel.end)
-    axes.xaxis.set_major_formatter(TICKS)
-    axes.yaxis.set_major_formatter(TICKS)
+        axes.yaxis.set_major_formatter(TICKS)
     axes.grid(alpha=0.3)
     if any(series.name for series in panel.series):
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+
+
+def plain_logarithmic(axis: XAxis | YAxis, places: LogLocator) -> None:
+    """Use a logarithmic scale with whole numbers at these places, and none between them."""
+    logarithmic(axis)
+    axis.set_major_locator(places)
+    axis.set_major_formatter(TICKS)
+    axis.set_minor_locator(NullLocator())
 
 
 def legend(figure: Figure, panels: Sequence[Sequence[Panel]]) -> None:

@@ -1,4 +1,4 @@
-"""Predict the speed of many machines from measurements on one, by the cost model."""
+"""Predict the speed of several hosts from measurements on one machine, by the cost model."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,30 +10,49 @@ import click
 import msgspec
 
 from lockstep.bench import parameters as options
-from lockstep.bench.bench import PARTS, Bench, Panel, Series, TableColumn, counted, heading
-from lockstep.bench.scaling import ScalingBench, ScalingRow
-from lockstep.bench.timed_run import BenchSession
+from lockstep.bench.bench import Bench, Panel, Series, TableColumn, counted, heading
+from lockstep.bench.measuring.timed_run import BenchSession
+from lockstep.bench.scaling import VALUES, ScalingBench, ScalingRow
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import FileFormatError, UsageError
 from lockstep.common.runtime.environment import cores
 from lockstep.ps.records.run_folder import RunResult
-from lockstep.runs.cost_model import CostModel, Measured, bytes_per_parameter, fitted
+from lockstep.runs.cost_model import (
+    BYTES_PER_PARAMETER,
+    HANDLING,
+    MOST_HOSTS,
+    CostModel,
+    Machines,
+    Measured,
+    bytes_per_parameter,
+    fitted,
+    shares_memory,
+)
+
+#: Seconds per value to fill a gradient and check it (0.15 ms for 535,818 of them), and to update (0.25 ms), if nothing
+#: is measured: `bench exchange`.
+FILL_S, UPDATE_S = 0.28e-9, 0.47e-9
+
+#: The colours of curves.
+CURVES = ("compute", "exchange", "update", "torch", "ceiling", "model")
 
 
 class PredictionRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What the cost model predicts for machines with one worker or one server each."""
+    """What the cost model predicts for hosts with a team each, and a core for each process."""
 
     #: What was measured: model, batch, transport.
     basis: str
-    workers: Annotated[int, TableColumn("workers", 7)]
-    servers: Annotated[int, TableColumn("servers", 8)]
-    ms_per_step: Annotated[float, TableColumn("ms/step", 10, ".2f")]
-    images_per_s: Annotated[float, TableColumn("images/s", 13, ",.0f")]
-    #: Images/s over those of one worker with as many servers.
+    hosts: Annotated[int, TableColumn("hosts", 5)]
+    #: Processes of each host's team.
+    workers: Annotated[int, TableColumn("workers each", 12)]
+    servers: Annotated[int, TableColumn("servers", 7)]
+    ms_per_step: Annotated[float, TableColumn("ms/step", 9, ".2f")]
+    images_per_s: Annotated[float, TableColumn("images/s", 12, ",.0f")]
+    #: Images/s over those of one process, which shares the server's memory.
     speedup: Annotated[float, TableColumn("speedup", 8, ".1f", "x")]
     #: Share of a step in which the busiest link carries vectors.
     link_share: Annotated[float, TableColumn("link", 5, ".0%")]
-    #: Number of workers at which a step takes twice as long as with one server per worker; None if it never does.
+    #: Number of hosts at which a step takes twice as long as with one server per host; None if it never does.
     saturates_at: int | None
     #: Fewest servers with which a step does not take twice as long.
     shards: Annotated[int, TableColumn("shards needed", 14)]
@@ -41,20 +60,43 @@ class PredictionRow(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class Basis:
-    """The measurements behind a prediction: one job on one machine, with one or more numbers of workers."""
+    """What a prediction is made from: a job's costs on one machine, and the measurements that they were taken from."""
 
     name: str
-    is_weak: bool
-    cores: int
-    points: tuple[Measured, ...]
-    #: Images/s by number of workers.
-    speeds: dict[int, float]
+    #: Of this machine, with its cores.
+    model: CostModel
+    #: Where it was measured, with images/s; empty if it was not.
+    measured: tuple[tuple[Machines, float], ...] = ()
+
+    def source(self) -> str:
+        """Return in words what it was taken from."""
+        if not self.measured:
+            return f"calculated for {self.name}"
+        counts = list(dict.fromkeys(str(at.workers) for at, _ in self.measured))
+        of_workers = f"{' and '.join(counts)} worker" + ("" if counts == ["1"] else "s")
+        return f"from {self.name}, measured with {of_workers} on {self.model.cores} cores"
+
+    def largest_team(self) -> int:
+        """Return the processes of the largest team that was measured."""
+        return max((round(at.team) for at, _ in self.measured), default=1)
 
 
-def read_basis(path: Path, model: str | None = None, batch: int | None = None) -> Basis:
-    """Return the basis in a `result.json` or the rows of a scaling bench. Raises UsageError if it is neither."""
+def read_basis(
+    paths: Sequence[Path], model: str | None = None, batch: int | None = None, values: int | None = None
+) -> Basis:
+    """Return the basis in a `result.json`, or in the rows of scaling benches. Raises UsageError if it is neither."""
+    found = [_read(path) for path in paths]
+    if isinstance(found[0], RunResult):
+        if len(found) > 1:
+            raise UsageError(f"--from {paths[0]},…: expected one result.json, or several files of a scaling bench")
+        return basis_of_result(found[0])
+    rows = [row for each in found if isinstance(each, list) for row in each]
+    return basis_of_rows(matching_rows(rows, model, batch, values))
+
+
+def _read(path: Path) -> RunResult | list[ScalingRow]:
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=RunResult | list[ScalingRow])
+        return msgspec.json.decode(path.read_bytes(), type=RunResult | list[ScalingRow])
     except OSError as error:
         raise UsageError(
             f"cannot read {str(path)!r}: {error.strerror}: expected a result.json, or rows of a scaling bench"
@@ -63,7 +105,6 @@ def read_basis(path: Path, model: str | None = None, batch: int | None = None) -
         raise FileFormatError(
             f"{str(path)!r} is neither a run's result.json nor a file of `lockstep bench scaling --to FILE`: {error}"
         ) from error
-    return basis_of_rows(matching_rows(found, model, batch)) if isinstance(found, list) else basis_of_result(found)
 
 
 def basis_of_result(result: RunResult) -> Basis:
@@ -74,50 +115,89 @@ def basis_of_result(result: RunResult) -> Basis:
             f"run {result.run!r} has no times of an exchange (workers = {result.workers}, steps = {result.steps}): "
             "expected a run with workers and at least two steps per epoch"
         )
-    name = f"{result.model}, {result.global_batch} samples a step, {result.transport}"
-    speeds = {result.workers: result.images_per_s}
-    return Basis(name=name, is_weak=False, cores=cores(), points=(point,), speeds=speeds)
-
-
-def basis_of_rows(rows: Sequence[ScalingRow]) -> Basis:
-    """Return the basis of all rows with the model, batch and transport of the first one."""
-    first = rows[0]
-    similar = [row for row in rows if _setup(row) == _setup(first)]
-    share = "each" if first.scaling == "weak" else "in all"
     return Basis(
-        name=f"{first.model}, {first.batch} samples {share}, {first.carrier}",
-        is_weak=first.scaling == "weak",
-        cores=first.cores,
-        points=tuple(msgspec.convert(row, Measured, from_attributes=True) for row in similar),
-        speeds={row.workers: row.images_per_s for row in similar},
+        name=f"{result.model}, {result.global_batch} samples a step, {result.transport}",
+        model=fitted([point], cores=cores()),
+        measured=((point.machines(), result.images_per_s),),
     )
 
 
-def _setup(row: ScalingRow) -> tuple[str, str, int, str, int]:
-    return row.model, row.scaling, row.batch, row.transport, row.servers
+def basis_of_rows(rows: Sequence[ScalingRow]) -> Basis:
+    """Return the basis of all rows that trained what the first one did, over memory and over one kind of socket."""
+    same = [row for row in rows if _subject(row) == _subject(rows[0])]
+    first = same[0]
+    ways = dict.fromkeys(_way(row) for row in same if not _is_local(row))
+    similar = [row for row in same if _is_local(row) or _way(row) == next(iter(ways))]
+    points = [_measured(row) for row in similar]
+    carriers, share = dict.fromkeys(row.carrier for row in similar), "each" if first.scaling == "weak" else "in all"
+    return Basis(
+        name=f"{first.short_name()}, {first.batch} samples {share}, {' and '.join(carriers)}",
+        model=fitted(points, is_weak=first.scaling == "weak", cores=first.cores),
+        measured=tuple((point.machines(), row.images_per_s) for point, row in zip(points, similar, strict=True)),
+    )
 
 
-def matching_rows(rows: Sequence[ScalingRow], model: str | None, batch: int | None) -> list[ScalingRow]:
-    """Return the rows of a model and a batch, None for any. Raises UsageError if there are none."""
-    found = [row for row in rows if model in (None, row.model) and batch in (None, row.batch)]
+def _subject(row: ScalingRow) -> tuple[str, int, str, int]:
+    return row.model, row.parameters, row.scaling, row.batch
+
+
+def _way(row: ScalingRow) -> tuple[str, int]:
+    return row.carrier, row.servers
+
+
+def _is_local(row: ScalingRow) -> bool:
+    return shares_memory(row.teams, row.servers, row.carrier)
+
+
+def _measured(row: ScalingRow) -> Measured:
+    return replace(msgspec.convert(row, Measured, from_attributes=True), is_local=_is_local(row))
+
+
+def basis_of_sleep(values: int, sleep_s: float, batch: int) -> Basis:
+    """Return the basis of a model that sleeps: nothing is measured, only bytes and known rates count."""
+    model = CostModel(
+        parameters=values,
+        micro_batch_samples=batch,
+        micro_batch_s=sleep_s + FILL_S * values,
+        sleep_s=sleep_s,
+        micro_batches=1,
+        is_weak=True,
+        latency_s=0.0,
+        per_host_s=BYTES_PER_PARAMETER * values / HANDLING,
+        update_s=UPDATE_S * values,
+        jitter_s=0.0,
+        cores=cores(),
+    )
+    return Basis(name=f"{values:,} values, sleeping {sleep_s * 1e3:g} ms, {batch} samples each", model=model)
+
+
+def matching_rows(
+    rows: Sequence[ScalingRow], model: str | None, batch: int | None, values: int | None = None
+) -> list[ScalingRow]:
+    """Return the rows of a model, a batch and a size, None for any. Raises UsageError if there are none."""
+    found = [
+        row
+        for row in rows
+        if model in (None, row.model) and batch in (None, row.batch) and values in (None, row.parameters)
+    ]
     if not found:
-        there = ", ".join(dict.fromkeys(f"{row.model} at {row.batch}" for row in rows)) or "none"
-        asked = " at ".join(str(each) for each in (model, batch) if each is not None) or "row"
+        there = ", ".join(dict.fromkeys(f"{row.short_name()} at {row.batch}" for row in rows)) or "none"
+        asked = " at ".join(str(each) for each in (model, values, batch) if each is not None) or "row"
         raise UsageError(f"the scaling bench did not measure {asked}: expected one of {there}")
     return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Rows for each number of servers and workers, and the measurements that they are predicted from."""
+    """Rows for each number of servers, workers and hosts, and what they are predicted from."""
 
     basis: Basis
     #: Bytes/s of each link.
     link: float
-    #: Whether a server's link is the first bottleneck, or else its work per worker.
+    #: Whether a server's link is the first bottleneck, or else its work per host.
     is_bound_by_link: bool
-    #: What the model predicts for the measured machine: images/s by number of workers.
-    here: dict[int, float]
+    #: What to predict for the measured machine, for each measured number of teams, and whether it shares memory.
+    here: dict[tuple[int, bool], list[Machines]]
     rows: list[PredictionRow]
 
     def link_text(self) -> str:
@@ -125,7 +205,7 @@ class Prediction:
         return f"{self.link * 8 / 1e9:g} Gbit/s"
 
     def summary(self) -> list[str]:
-        """Return in words at how many workers links saturate, and how many shards avoid that."""
+        """Return in words at how many hosts links saturate, and how many shards avoid that."""
         lines = []
         for servers, row in {row.servers: row for row in self.rows}.items():
             name = counted(servers, "server")
@@ -134,90 +214,132 @@ class Prediction:
             if row.saturates_at is None:
                 lines.append(f"{name} would never be a bottleneck")
             else:
-                at = counted(row.saturates_at, "worker")
-                lines.append(f"{name} would saturate at {at}: a step takes twice as long as with one server per worker")
-        most = max(self.rows, key=lambda row: row.workers)
-        lines.append(f"{most.workers} workers would need {most.shards} shards to avoid that")
+                at = counted(row.saturates_at, "host")
+                lines.append(f"{name} would saturate at {at}: a step takes twice as long as with one server per host")
+        most = max(self.rows, key=lambda row: row.hosts)
+        lines.append(f"{counted(most.hosts, 'host')} would need {counted(most.shards, 'shard')} to avoid that")
         return lines
 
 
 def predict(
-    basis: Basis, workers: Sequence[int], servers: Sequence[int], link: float, types: tuple[str, str] | None = None
+    basis: Basis,
+    hosts: Sequence[int],
+    workers: Sequence[int],
+    servers: Sequence[int],
+    link: float,
+    types: tuple[str, str] | None = None,
 ) -> Prediction:
-    """Return the prediction for machines with a link of `link` bytes/s and one worker each.
+    """Return the prediction for hosts with a link of `link` bytes/s and a core for each of their `workers`.
 
     `types` are the formats of sums and weights, if they differ from those of the basis.
     """
-    here = fitted(basis.points, is_weak=basis.is_weak, cores=basis.cores)
-    most = 4 * max(basis.cores, *(point.workers for point in basis.points))
-    model = replace(here, cores=None)
+    model = replace(basis.model, cores=None)
     if types is not None:
         model = replace(model, bytes_per_parameter=bytes_per_parameter(*types))
+    setups = [(count, each, number) for count in servers for each in workers for number in hosts]
     return Prediction(
         basis=basis,
         link=link,
         is_bound_by_link=model.is_bound_by_link(link),
-        here={count: here.samples_per_s(count) for count in range(1, most + 1)},
-        rows=[row for count in servers for row in _rows(basis.name, model, workers, count, link)],
+        here=_here(basis),
+        rows=[_row(basis.name, model, machines(number, each, count, link)) for count, each, number in setups],
     )
 
 
-def _rows(basis: str, model: CostModel, workers: Sequence[int], servers: int, link: float) -> Iterator[PredictionRow]:
-    one = model.samples_per_s(1, servers, link)
-    for count in workers:
-        speed = model.samples_per_s(count, servers, link)
-        yield PredictionRow(
-            basis=basis,
-            workers=count,
-            servers=servers,
-            ms_per_step=model.step_s(count, servers, link) * 1e3,
-            images_per_s=speed,
-            speedup=speed / one,
-            link_share=model.link_share(count, servers, link),
-            saturates_at=model.saturation(servers, link),
-            shards=model.shards(count, link),
-        )
+def machines(hosts: int, workers: int, servers: int, link: float) -> Machines:
+    """Return so many hosts with so many workers each. A single host has its server in its memory.
+
+    Other servers have hosts of their own.
+    """
+    is_local = hosts == servers == 1
+    return Machines(workers=hosts * workers, hosts=hosts, servers=servers, link=link, is_local=is_local)
+
+
+def _here(basis: Basis) -> dict[tuple[int, bool], list[Machines]]:
+    """Return the numbers of workers to predict for the measured machine, by the number of teams."""
+    most = max((at.workers for at, _ in basis.measured), default=0)
+    most = max(most, 4 * (basis.model.cores or 1))
+    kinds = {(at.hosts, at.is_local): at for at, _ in basis.measured}
+    return {
+        kind: [replace(at, workers=count) for count in range(at.hosts, most + 1, at.hosts)]
+        for kind, at in sorted(kinds.items())
+    }
+
+
+def _row(basis: str, model: CostModel, at: Machines) -> PredictionRow:
+    speed = model.samples_per_s(at)
+    return PredictionRow(
+        basis=basis,
+        hosts=at.hosts,
+        workers=round(at.team),
+        servers=at.servers,
+        ms_per_step=model.step_s(at) * 1e3,
+        images_per_s=speed,
+        speedup=speed / model.samples_per_s(Machines(is_local=True)),
+        link_share=model.link_share(at),
+        saturates_at=model.saturation(at),
+        shards=model.shards(at),
+    )
 
 
 @dataclass(kw_only=True)
 class PredictBench(Bench[PredictionRow]):
-    """Predict the speed of many machines with one worker each, from measurements on one machine.
+    """Predict the speed of several hosts with a team of processes each, from measurements on one machine.
 
-    The time of a step is the slowest worker's computing, the exchange and the update. In an exchange, each worker sends
-    its sums of gradients to the servers and gets the weights back: 8 bytes per parameter, or fewer with --wire, over
-    links of the given speed. The time for rounding is included only if the measurement includes it.
+    The time of a step is the slowest process's computing, the adding within each team, the exchange and the update. In
+    an exchange, each host sends one vector of sums to the servers and gets the weights back: 8 bytes per parameter, or
+    fewer with --wire, over links of the given speed, whatever the number of its processes. A single host has its
+    server in its memory and sends nothing. The time for rounding is included only if the measurement includes it.
+
+    With --sleep, nothing is measured: the prediction is that for a model that sleeps, from known rates of a machine.
 
     \b
       lockstep bench predict --model mlp
+      lockstep bench predict --hosts 1..8 --workers 1,8 --link 10Gbit
       lockstep bench predict --from runs/mine/result.json --link 10Gbit
       lockstep bench predict --from scaling.json --servers 1,8 --plot p.png
     """
 
     name: ClassVar = "predict"
-    summary: ClassVar = "The speed that more machines would bring."
+    summary: ClassVar = "The speed that more hosts would bring."
     plots_one_model: ClassVar = True
     row: ClassVar = PredictionRow
     has_heading: ClassVar = False
 
-    workers: tuple[int, ...] = options.option(
-        "--workers", options.PowersRange(WholeNumber(1)), "numbers, or FROM..TO", "1..1024"
+    hosts: tuple[int, ...] = options.option(
+        "--hosts", options.PowersRange(WholeNumber(1, MOST_HOSTS)), "numbers of hosts, or FROM..TO", "1..64"
+    )
+    workers: tuple[int, ...] | None = options.option(
+        "--workers",
+        options.PowersRange(WholeNumber(1, options.MOST_PROCESSES)),
+        "processes of each host",
+        shown="as many as were measured",
     )
     link: float = options.option(
-        "--link", options.LinkParam(), "speed of each machine's network", "1Gbit", metavar="SPEED"
+        "--link", options.LinkParam(), "speed of each host's network", "1Gbit", metavar="SPEED"
     )
     servers: tuple[int, ...] = options.servers("numbers of servers", "1,4,16")
-    source: Path | None = options.option(
+    sources: tuple[Path, ...] | None = options.option(
         "--from",
-        click.Path(path_type=Path),
+        options.Several(click.Path(path_type=Path)),
         "result.json of a run, or rows of `lockstep bench scaling --to FILE`",
         shown="measure this machine",
-        metavar="FILE",
+        metavar="FILES",
     )
     models: tuple[str, ...] | None = options.models(
-        "--model", text="models to measure, or to take from FILE", shown="lenet"
+        "--model", text="models to measure, or to take from FILES", shown="lenet"
     )
     batch: int | None = options.option(
-        "--batch", WholeNumber(1), "batch size per worker to measure, or to take from FILE", shown="128"
+        "--batch",
+        WholeNumber(1),
+        "batch size per worker to measure, or to take from FILES",
+        shown="128; with --sleep, 32",
+    )
+    sleep_s: float | None = options.option(
+        "--sleep", options.DurationParam(), "calculate for a model that sleeps so long", metavar="TIME"
+    )
+    values: int | None = options.option(
+        "--values", WholeNumber(1, 2**30), "of the model that sleeps, its size", shown="535818"
     )
     steps: int = options.steps("steps to measure", "100")
     wire: str | None = options.option(
@@ -228,22 +350,25 @@ class PredictBench(Bench[PredictionRow]):
     prediction: Prediction = field(init=False)
 
     def measure(self, session: BenchSession) -> Iterator[PredictionRow]:
+        if self.sleep_s is not None and (self.sources or self.models):
+            raise UsageError("--sleep with --from or --model: nothing is measured with --sleep; remove one of the two")
         types = (self.wire or "float32", self.wire_weights or "float32") if self.wire or self.wire_weights else None
         for model in self.models or (None,):
             basis = self._basis(session, model)
-            self.prediction = predict(basis, self.workers, self.servers, self.link, types)
-            counts = " and ".join(str(point.workers) for point in basis.points)
-            of_workers = f"{counts} worker" + ("" if counts == "1" else "s")
-            session.say(f"from {basis.name}, measured with {of_workers} on {basis.cores} cores")
+            workers = self.workers or (basis.largest_team(),)
+            self.prediction = predict(basis, self.hosts, workers, self.servers, self.link, types)
+            session.say(basis.source())
             session.say(heading(PredictionRow))
             yield from self.prediction.rows
             for line in self.prediction.summary():
                 session.say(line)
 
     def _basis(self, session: BenchSession, model: str | None) -> Basis:
-        """Return what a prediction is made from: a file, or one worker on this machine, and two if it has the cores."""
-        if self.source is not None:
-            return read_basis(self.source, model, self.batch)
+        """Return what a prediction is made from: files, one process on this machine and a team of two, or nothing."""
+        if self.sleep_s is not None:
+            return basis_of_sleep(self.values or VALUES, self.sleep_s, self.batch or 32)
+        if self.sources is not None:
+            return read_basis(self.sources, model, self.batch, self.values)
         bench = ScalingBench(
             models=(model or "lenet",),
             batches=(self.batch or 128,),
@@ -252,26 +377,64 @@ class PredictBench(Bench[PredictionRow]):
             steps=self.steps,
             rounds=1,
         )
-        return basis_of_rows(list(bench.measure(session)))
+        return basis_of_rows(list(bench.rows(session)))
 
     def panels(self, rows: Sequence[PredictionRow]) -> list[list[Panel]]:
-        """Return images/s and the use of links, with a curve per number of servers, and the measurements."""
-        speeds, shares = list[Series](), list[Series]()
-        for colour, servers in zip(cycle(PARTS), dict.fromkeys(row.servers for row in rows), strict=False):
-            curve, name = [row for row in rows if row.servers == servers], counted(servers, "server")
-            counts = [row.workers for row in curve]
-            images, percent = [row.images_per_s for row in curve], [row.link_share * 100 for row in curve]
-            speeds.append(Series(name, colour, images, "o-", counts))
-            shares.append(Series("", colour, percent, "o-", counts))
-            if (at := curve[0].saturates_at) is not None and at <= counts[-1]:
-                name = f"{name}: saturated at {counted(at, 'worker')}"
-                shares.append(Series(name, colour, [at], "-"))
-        basis, here = self.prediction.basis, self.prediction.here
-        machine = f"the model of one machine ({basis.cores} cores)"
+        """Return images/s and the use of links as calculated, and below, what was measured next to the model of that.
+
+        There is a curve for each number of hosts, or for each number of processes of a host if those are fewer.
+        """
+        calculated = _calculated_panels(self.prediction, rows)
+        return [calculated, _measured_panels(self.prediction)] if self.prediction.basis.measured else [calculated]
+
+
+def _calculated_panels(prediction: Prediction, rows: Sequence[PredictionRow]) -> list[Panel]:
+    speeds, shares = list[Series](), list[Series]()
+    for colour, (name, curve) in zip(cycle(CURVES), _curves(rows).items(), strict=False):
+        counts = [row.hosts * row.workers for row in curve]
+        speeds.append(Series(name, colour, [row.images_per_s for row in curve], "o-", counts))
+        shares.append(Series("", colour, [row.link_share * 100 for row in curve], "o-", counts))
+    speeds.append(_ideal(prediction.basis.model, [row.hosts * row.workers for row in rows]))
+    title, along = f"calculated: {prediction.basis.name}", "workers, with a core each"
+    left = Panel(title, "images/s", speeds, is_log=True, along=along)
+    title = f"use of the busiest link, {prediction.link_text()} each"
+    return [left, Panel(title, "% of a step", shares, end=100, along=along)]
+
+
+def _ideal(model: CostModel, counts: Sequence[int]) -> Series:
+    """Return the images/s of one process times the number of processes."""
+    ends = (min(counts), max(counts))
+    one = model.samples_per_s(Machines(is_local=True))
+    return Series("one process times their number", "model", [one * count for count in ends], ":", ends)
+
+
+def _curves(rows: Sequence[PredictionRow]) -> dict[str, list[PredictionRow]]:
+    """Return the rows of each curve by its name."""
+    is_by_hosts = 1 < len({row.hosts for row in rows}) <= len({row.workers for row in rows})
+    has_one = len({row.servers for row in rows}) == 1
+    curves = dict[str, list[PredictionRow]]()
+    for row in rows:
+        name = counted(row.hosts, "host") if is_by_hosts else f"{counted(row.workers, 'worker')} each"
+        curves.setdefault(name if has_one else f"{name}, {counted(row.servers, 'server')}", []).append(row)
+    return curves
+
+
+def _measured_panels(prediction: Prediction) -> list[Panel]:
+    """Return images/s and the times of steps of the measured machine: measured as marks, calculated as lines."""
+    basis, speeds, times = prediction.basis, list[Series](), list[Series]()
+    for colour, (kind, curve) in zip(cycle(CURVES), prediction.here.items(), strict=False):
+        marks = [(at.workers, speed) for at, speed in basis.measured if (at.hosts, at.is_local) == kind]
+        at, name = [each.workers for each in curve], counted(kind[0], "team") + (" sharing memory" if kind[1] else "")
+        done, calculated = [speed for _, speed in marks], [basis.model.samples_per_s(each) for each in curve]
+        steps = [basis.model.samples(count) / speed * 1e3 for count, speed in marks]
         speeds += [
-            Series(machine, "model", [*here.values()], "--", [*here]),
-            Series("measured", "torch", [*basis.speeds.values()], "D", [*basis.speeds]),
+            Series(f"{name}, measured", colour, done, "D", [count for count, _ in marks]),
+            Series(f"{name}, calculated", colour, calculated, "--", at),
         ]
-        title = f"use of the busiest link, {self.prediction.link_text()} each"
-        left = Panel(f"{basis.name}: images/s", "images/s", speeds, is_log=True)
-        return [[left, Panel(title, "% of a step", shares, end=100)]]
+        times += [
+            Series("", colour, steps, "D", [count for count, _ in marks]),
+            Series("", colour, [basis.model.step_s(each) * 1e3 for each in curve], "--", at),
+        ]
+    cores = counted(basis.model.cores or 1, "core")
+    left = Panel(f"on the machine that was measured ({cores})", "images/s", speeds, is_log=True)
+    return [left, Panel("the same: time of a step", "ms", times)]

@@ -1,7 +1,8 @@
-"""Bench training with several numbers of workers, in turns with the baseline and with independent processes."""
+"""Bench training with several numbers of processes, in turns with the baseline and with independent processes."""
 
+import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +14,7 @@ import click
 import msgspec
 
 from lockstep.bench import parameters as options
-from lockstep.bench import peers, timed_run
+from lockstep.bench import peers
 from lockstep.bench.bench import (
     TORCH,
     Bench,
@@ -27,8 +28,11 @@ from lockstep.bench.bench import (
     torch_marks,
     with_torch,
 )
+from lockstep.bench.measuring import timed_run
+from lockstep.bench.measuring.processor_time import StepProcessorTime, per_step
+from lockstep.bench.measuring.stand_ins import CLASSES, Sleeper, write_model, write_samples
+from lockstep.bench.measuring.timed_run import BenchSession, TimedRun
 from lockstep.bench.peers import WARM_UP, BaselineRow, Stepper
-from lockstep.bench.timed_run import BenchSession, TimedRun
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
@@ -40,15 +44,23 @@ from lockstep.launch.cluster import check_launch
 from lockstep.ps.run.timing import Split
 from lockstep.runs.launch_config import Launch
 
+#: The models that are measured if none is named, and the values of one that sleeps: those of `mlp`.
+MEASURED, VALUES = ("mlp", "lenet", "cnn"), 535_818
+
+#: What rows call the model that sleeps.
+SLEEP = "sleep"
+
 
 class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     """A model trained by a number of workers over one transport."""
 
-    model: Annotated[str, TableColumn("model", -6, ".6")]
+    model: Annotated[str, TableColumn("model", -6, ".6", of=lambda row: row.short_name())]
     #: Weak: each worker has `batch` samples per step. Strong: all workers share `batch` samples.
     scaling: Literal["weak", "strong"]
     batch: Annotated[int, TableColumn("batch", 5)]
+    #: Processes, in so many teams.
     workers: int
+    teams: int = 1
     servers: int
     #: The requested transport, and the one that carried the messages.
     transport: Annotated[str, over("over", -10)]
@@ -56,13 +68,15 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     global_batch: int
     micro_batches: int
     parameters: int
+    #: Seconds for which a micro-batch sleeps instead of computing.
+    sleep_s: float = 0.0
     #: Cores of the machine, which workers, servers and the bench share.
     cores: int
     #: Steady steps measured in all turns, and their mean in the middle turn.
     steps: int
     ms_per_step: Annotated[float, TableColumn("ms", 7, ".3f")]
     images_per_s: Annotated[float, TableColumn("images/s", 9, ",.0f")]
-    #: Images/s per worker over the images/s of a single worker; None if a single worker was not measured.
+    #: Images/s per process over those of a single process: the efficiency. None if a single one was not measured.
     of_one_worker: Annotated[float | None, TableColumn("/one", 5, ".0%")]
     #: Images/s of as many independent processes at the same time, and our share of that.
     ceiling_images_per_s: float
@@ -72,14 +86,51 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     peer: Annotated[BaselineRow | None, TORCH]
     #: Where the time of the mean step of that turn went.
     split: Annotated[Split, *split_columns("comp", "exch", "updt", "wait")]
+    #: Processor time per step; None if a run was too short to read it twice, or the system does not show it.
+    processors: StepProcessorTime | None = None
+    #: Bytes of sums and weights that crossed sockets in an average step.
+    socket_bytes: float = 0.0
+
+    def short_name(self) -> str:
+        """Return the model, or the number of values of one that sleeps."""
+        return self.model if self.model != SLEEP else short_number(self.parameters)
+
+
+def short_number(number: int) -> str:
+    """Return a number with three digits and a unit, as `536k`."""
+    power = 0 if number < 1000 else 2 if number >= 999_500 else 1
+    return f"{number / 1000**power:.3g}{('', 'k', 'M')[power]}"
+
+
+def _processors(name: str) -> Callable[[ScalingRow], float | None]:
+    return lambda row: None if row.processors is None else getattr(row.processors, name)
+
+
+#: What a step costs the machine: the columns of a second table below the rows.
+COSTS = (
+    TableColumn("model", -6, ".6", of=ScalingRow.short_name),
+    TableColumn("batch", 5, of=lambda row: row.batch),
+    TableColumn("over", -10, of=lambda row: f"{row.workers}+{row.servers} {row.transport}"),
+    TableColumn("teams", 5, of=lambda row: row.teams),
+    TableColumn("ms", 8, ".3f", of=lambda row: row.ms_per_step),
+    TableColumn("server ms", 9, ".3f", of=_processors("server_ms")),
+    TableColumn("leader ms", 9, ".3f", of=_processors("leader_ms")),
+    TableColumn("process ms", 10, ".3f", of=_processors("process_ms")),
+    TableColumn("kB", 10, ",.1f", of=lambda row: row.socket_bytes / 1e3),
+)
 
 
 @dataclass(kw_only=True)
 class ScalingBench(Bench[ScalingRow]):
-    """Train with several numbers of workers, as `lockstep train` does, and time the steps.
+    """Train with several numbers of processes, as `lockstep train --workers` does, and time the steps.
 
     Records and checkpoints are written as in any run. The start, the first 20 steps, evaluations and the step after
     each evaluation are not measured. Images/s are those of all other steps in the median turn, slow ones included.
+
+    The processes are one team, or with --teams several, each started by its own `lockstep worker`, as on several hosts.
+    With --sleep, a model waits instead of computing, so that a machine can stand for one with more cores. A second
+    table has the processor time per step of the server, of a leader and of another process, and the kB that crossed
+    sockets. It needs runs of a second or more.
 
     As many independent processes run in turns with the workers; their speed is the ceiling. With --peer-python, so
     does torch's DistributedDataParallel over gloo, in its faster memory layout. For a torch.nn.Module, this is the
@@ -87,19 +138,40 @@ class ScalingBench(Bench[ScalingRow]):
 
     \b
       lockstep bench scaling --model mlp --batch 128 --to scaling.json
+      lockstep bench scaling --workers 1..16 --sleep 20ms --values 62000,535818
+      lockstep bench scaling --workers 8 --teams 2 --transport tcp
       lockstep bench scaling --strong --workers 1,2,4 --plot scaling.png
       lockstep bench scaling --peer-python ~/torch/bin/python
       lockstep bench scaling --model my_net.py:build --data my.npz
     """
 
     name: ClassVar = "scaling"
-    summary: ClassVar = "Several workers: images/s, and where the time goes."
+    summary: ClassVar = "Several processes: images/s, and where the time goes."
     row: ClassVar = ScalingRow
 
-    models: tuple[str, ...] = options.models("--model --models", text="models, as of train", default="mlp,lenet,cnn")
+    models: tuple[str, ...] | None = options.models(
+        "--model --models", text="models, as of train", shown="mlp,lenet,cnn"
+    )
+    sleep_s: float | None = options.option(
+        "--sleep", options.DurationParam(), "sleep so long for each micro-batch instead of computing", metavar="TIME"
+    )
+    values: tuple[int, ...] | None = options.option(
+        "--values",
+        options.Several(WholeNumber(CLASSES, 2**30)),
+        "with --sleep, sizes of the gradient",
+        shown="535818, as of mlp",
+    )
     data: str = options.option("--data", click.STRING, "data, as of train", "mnist", metavar="DATA")
-    batches: tuple[int, ...] = options.option("--batch --batches", options.NUMBERS, "batch sizes", "32,128")
+    batches: tuple[int, ...] | None = options.option(
+        "--batch --batches", options.NUMBERS, "batch sizes", shown="32,128; with --sleep, 32"
+    )
     workers: tuple[int, ...] = options.workers("1,2")
+    teams: tuple[int, ...] = options.option(
+        "--teams",
+        options.PowersRange(WholeNumber(1, options.MOST_PROCESSES)),
+        "numbers of teams in which the workers are, as far as there are enough",
+        "1",
+    )
     transports: tuple[Transport, ...] = options.transports()
     servers: tuple[int, ...] = options.servers("numbers of server processes", "1")
     is_weak: bool = options.option(
@@ -118,70 +190,117 @@ class ScalingBench(Bench[ScalingRow]):
     steps: int = options.steps("steps to measure", "300")
     rounds: int = options.rounds()
     peer_python: Path | None = options.peer_python()
-    #: Images/s of one worker, by model, batch, transport and servers.
-    _one: dict[tuple[str, int, str, int], float] = field(default_factory=dict, init=False)
+    #: Images/s of one worker, by model, parameters, batch, transport and servers.
+    _one: dict[tuple[str, int, int, str, int], float] = field(default_factory=dict, init=False)
 
     def measure(self, session: BenchSession) -> Iterator[ScalingRow]:
-        self._check()
         rows = list[ScalingRow]()
-        for model, batch, workers in product(self.models, self.batches, sorted(self.workers)):
-            for row in self._measure(session, model, batch, workers):
-                rows.append(row)
-                yield row
+        for row in self.rows(session):
+            rows.append(row)
+            yield row
+        session.say("")
+        session.say(" ".join(column.heading() for column in COSTS))
+        for row in rows:
+            session.say(" ".join(column.cell(row, "") for column in COSTS))
         for row in rows if not self.is_weak else ():
             session.say(f"weights sha256  {row.weights_sha256}  {row.model}, {row.workers} {row.transport}")
 
+    def rows(self, session: BenchSession) -> Iterator[ScalingRow]:
+        """Yield each row as soon as it is known, and print nothing."""
+        self._check()
+        for subject, batch, workers in product(self._subjects(), self._batches(), sorted(self.workers)):
+            yield from self._measure(session, subject, batch, workers)
+
+    def _subjects(self) -> tuple[str | int, ...]:
+        """Return the models, or the sizes of the one that sleeps."""
+        return (self.models or MEASURED) if self.sleep_s is None else (self.values or (VALUES,))
+
+    def _batches(self) -> tuple[int, ...]:
+        return self.batches or ((32, 128) if self.sleep_s is None else (32,))
+
     def _check(self) -> None:
         """Raise UsageError for what cannot be measured, before measuring anything."""
+        self._check_subjects()
         for launch in self._launches(1):
             check_launch(launch)
-        for model in self.models:
-            if self.peer_python is not None and self._python_of(model) is None:
-                raise UsageError(
-                    f"the PyTorch baseline has no model {model!r}: expected one of {', '.join(MODELS)}, or a function "
-                    "that returns a torch.nn.Module"
-                )
-        for batch, workers in product(self.batches, self.workers):
+        for batch, workers in product(self._batches(), self.workers):
             if not self.is_weak and batch % workers:
                 raise UsageError(
                     f"a batch of {batch} cannot be divided among {workers} workers: expected a multiple of each of "
                     f"{', '.join(map(str, self.workers))}, so that each has the same share"
                 )
+            for teams in self._teams(workers):
+                if workers % teams:
+                    raise UsageError(
+                        f"--teams {teams} with {workers} workers: expected a number that divides {workers}, so that "
+                        "teams are equal"
+                    )
+
+    def _check_subjects(self) -> None:
+        if self.sleep_s is None and self.values is not None:
+            raise UsageError("--values without --sleep: expected --sleep TIME too, since other models have their size")
+        if self.sleep_s is not None and (self.models or self.peer_python):
+            flag = "--model" if self.models else "--peer-python"
+            raise UsageError(f"--sleep with {flag}: the model that sleeps is one of its own; remove one of the two")
+        for subject in self._subjects():
+            if self.peer_python is not None and self._python_of(subject) is None:
+                raise UsageError(
+                    f"the PyTorch baseline has no model {subject!r}: expected one of {', '.join(MODELS)}, or a "
+                    "function that returns a torch.nn.Module"
+                )
+
+    def _teams(self, workers: int) -> list[int]:
+        return sorted({min(teams, workers) for teams in self.teams})
 
     def _launches(self, workers: int) -> list[Launch]:
         setups = product(self.servers, self.transports)
         return [Launch(workers=workers, servers=servers, transport=transport) for servers, transport in setups]
 
-    def _python_of(self, model: str) -> Path | None:
+    def _python_of(self, subject: str | int) -> Path | None:
         """Return the Python under which the baseline trains a model, None if there is no baseline.
 
         A module of PyTorch is trained here by us, and so it can be by the baseline.
         """
-        if is_torch_module(open_model(model, 0).module):
+        if isinstance(subject, int):
+            return None
+        if is_torch_module(open_model(subject, 0).module):
             return self.peer_python or Path(sys.executable)
-        return self.peer_python if model in MODELS else None
+        return self.peer_python if subject in MODELS else None
 
-    def _measure(self, session: BenchSession, model: str, batch: int, workers: int) -> Iterator[ScalingRow]:
+    def _source(self, session: BenchSession, subject: str | int, samples: int) -> dict[str, str]:
+        """Return the values of a job that name its model and its data, of which it reads so many samples."""
+        if isinstance(subject, str):
+            return {"model": subject, "data": session.data(self.data)}
+        assert self.sleep_s is not None
+        # All of them in one epoch, so that nothing is evaluated in between.
+        data = write_samples(session.folder / f"samples-{samples}.npz", samples)
+        model = write_model(session.folder / f"sleep-{subject}.py", Sleeper, subject, self.sleep_s)
+        return {"model": model, "data": data}
+
+    def _measure(self, session: BenchSession, subject: str | int, batch: int, workers: int) -> Iterator[ScalingRow]:
         """Measure side by side: the job with all launches, independent processes with a share each, the baseline."""
-        python = self._python_of(model)
+        python = self._python_of(subject)
         micro_batches = self.micro_batches_per_worker * (workers if self.is_weak else max(self.workers))
         global_batch = batch * workers if self.is_weak else batch
-        turn, values = timed_run.per_turn(self.steps, self.rounds), {"model": model, "data": session.data(self.data)}
+        turn = timed_run.per_turn(self.steps, self.rounds)
+        values = self._source(session, subject, (WARM_UP + turn) * global_batch)
         shared = {"global_batch": global_batch, "micro_batches": micro_batches, "steps": WARM_UP + turn}
         share = {"global_batch": global_batch // workers, "micro_batches": max(1, micro_batches // workers)}
         job = timed_run.bench_job(**values, **shared)
         single_job = timed_run.bench_job(**values, **share, epochs=10**6)
-        ours: dict[Launch, list[TimedRun]] = {launch: [] for launch in self._launches(workers)}
+        setups = product(self._launches(workers), self._teams(workers))
+        ours: dict[tuple[Launch, int], list[TimedRun]] = {setup: [] for setup in setups}
         with ExitStack() as stack:
             singles = peers.start_singles(single_job, workers, session.folder, stack)
-            data = [] if model in MODELS else ["--data", job.data]
-            arguments = ["ddp", model, str(single_job.global_batch), str(workers), *data]
-            baselines = peers.start_baselines(python, arguments, stack, peers.layouts_of(model))
+            data = [] if subject in MODELS else ["--data", job.data]
+            arguments = ["ddp", str(subject), str(single_job.global_batch), str(workers), *data]
+            baselines = peers.start_baselines(python, arguments, stack, peers.layouts_of(str(subject)))
             groups = [singles, *([baseline] for baseline in baselines)]
             peers.in_turns(self.rounds, turn, groups, partial(session.run_each, job, ours))
         ceiling = sum(single_job.global_batch / timed_run.mean_step_s(single.seconds()) for single in singles)
-        for launch, runs in ours.items():
-            yield self._row(batch, job, launch, runs, ceiling, baselines)
+        for (launch, teams), runs in ours.items():
+            row = self._row(batch, job, launch, runs, ceiling, baselines)
+            yield msgspec.structs.replace(row, teams=teams)
 
     def _row(
         self, batch: int, job: Job, launch: Launch, runs: list[TimedRun], ceiling: float, baselines: list[Stepper]
@@ -189,12 +308,13 @@ class ScalingBench(Bench[ScalingRow]):
         result, turns = runs[-1].result, [run.seconds() for run in runs]
         step_s = timed_run.mean_step_s(turns)
         speed = job.global_batch / step_s
-        setup = (job.model_name(), batch, launch.transport, launch.servers)
+        model = job.model_name() if self.sleep_s is None else SLEEP
+        setup = (model, result.parameters, batch, launch.transport, launch.servers)
         if launch.workers == 1:
             self._one[setup] = speed
         one = self._one.get(setup)
         return ScalingRow(
-            model=job.model_name(),
+            model=model,
             scaling="weak" if self.is_weak else "strong",
             batch=batch,
             workers=launch.workers,
@@ -204,6 +324,7 @@ class ScalingBench(Bench[ScalingRow]):
             global_batch=job.global_batch,
             micro_batches=job.micro_batches,
             parameters=result.parameters,
+            sleep_s=self.sleep_s or 0.0,
             cores=cores(),
             steps=len(timed_run.all_seconds(turns)),
             ms_per_step=step_s * 1e3,
@@ -214,12 +335,14 @@ class ScalingBench(Bench[ScalingRow]):
             weights_sha256=result.weights_sha256,
             peer=peers.faster(baselines, timed_run.mean_step_s, step_s, job.global_batch),
             split=timed_run.split_of([timed_run.middle_run(runs)]),
+            processors=per_step(run.processors for run in runs),
+            socket_bytes=statistics.mean(run.socket_bytes() for run in runs),
         )
 
     def panels(self, rows: Sequence[ScalingRow]) -> list[list[Panel]]:
         """Return two panels per model: images/s next to ceiling and baseline, and the parts of a step."""
-        models = dict.fromkeys(row.model for row in rows)
-        return [_panels(model, [row for row in rows if row.model == model]) for model in models]
+        models = dict.fromkeys(row.short_name() for row in rows)
+        return [_panels(model, [row for row in rows if row.short_name() == model]) for model in models]
 
 
 def _panels(model: str, rows: Sequence[ScalingRow]) -> list[Panel]:
@@ -232,7 +355,7 @@ def _panels(model: str, rows: Sequence[ScalingRow]) -> list[Panel]:
             Series("ceiling (independent processes)", "ceiling", ceiling, "|"),
             torch_marks(rows, "images_per_s"),
         ],
-        [f"batch {row.batch}, {described(row)}" for row in rows],
+        [f"batch {row.batch}, {described(row, row.teams)}" for row in rows],
         with_torch([f"{row.of_ceiling:.0%}" for row in rows], rows),
         end=1.3,
     )

@@ -8,7 +8,7 @@ import statistics
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import cycle, zip_longest
 from typing import Annotated, ClassVar
 
 import click
@@ -16,8 +16,8 @@ import msgspec
 
 from lockstep.bench import parameters as options
 from lockstep.bench.bench import Bench, Panel, Series, TableColumn
+from lockstep.bench.measuring.timed_run import BenchSession, TimedRun, all_seconds, bench_job, mean_step_s, per_turn
 from lockstep.bench.peers import WARM_UP
-from lockstep.bench.timed_run import BenchSession, TimedRun, all_seconds, bench_job, mean_step_s, per_turn
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import RunError
 from lockstep.common.job.job import Job
@@ -26,7 +26,7 @@ from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.environment import cores
 from lockstep.launch.chaos import RunProcesses
 from lockstep.launch.process_backend import Role
-from lockstep.ps.records.ledger import StepDone, UnusedWork, WorkerIn
+from lockstep.ps.records.ledger import Line, StepDone, UnusedWork, WorkerIn
 from lockstep.runs.launch_config import Launch
 
 #: The fast workers alone, and all workers fast: what the slow ones are compared with.
@@ -80,10 +80,11 @@ def slow_down(
 
 @dataclass(frozen=True, kw_only=True)
 class Begun:
-    """The step in which a slowdown began, and the process of the worker."""
+    """The step in which a slowdown began, and the process of the worker: its number in the system, and in its team."""
 
     step: int
     pid: int
+    process: int
 
 
 @dataclass
@@ -102,8 +103,8 @@ class Slowdown:
         """Begin if it is time."""
         if self.begun is not None or status is None or status.step < self.after_steps:
             return
-        worker = processes[Role.WORKER][-1]
-        self.begun = Begun(step=status.step, pid=worker.pid)
+        *others, worker = processes[Role.WORKER]
+        self.begun = Begun(step=status.step, pid=worker.pid, process=len(others))
         if self.pattern is not None:
             arguments = (self.pattern, worker.send, self._end.wait, self.clock)
             self._thread = threading.Thread(target=slow_down, args=arguments, name="duty cycle", daemon=True)
@@ -162,9 +163,12 @@ class Turn:
 
     #: Seconds of each step.
     seconds: list[float]
-    #: Micro-batches that were used: of the last worker, and of all others together; and those that were not.
+    #: Steps of which it is known who computed what: a team does not say so of each step.
+    known: int
+    #: Micro-batches of these that were used: of the last worker, and of all others together.
     by_last: int
     by_others: int
+    #: Micro-batches of all steps that were not used.
     unused: int
 
 
@@ -177,20 +181,34 @@ def turn_of(run: TimedRun, begun: Begun | None) -> Turn:
             f"the run of {len(run.steps)} steps was over before its last worker was slowed down: expected more "
             "(--steps)"
         )
-    # One that was evicted and joined again has several ranks.
-    ranks = {line.rank for line in run.ledger if isinstance(line, WorkerIn) and line.pid == begun.pid}
-    shares = [
-        share for line in run.ledger if isinstance(line, StepDone) and line.step in seconds for share in line.shares
+    owners = [
+        owners_of(line, begun, run.ledger) for line in run.ledger if isinstance(line, StepDone) and line.step in seconds
     ]
+    known = [each for each in owners if each is not None]
     unused = [
         line for line in run.ledger if isinstance(line, UnusedWork) and line.work == "train" and line.step in seconds
     ]
     return Turn(
         seconds=list(seconds.values()),
-        by_last=sum(share.hi - share.lo for share in shares if share.rank in ranks),
-        by_others=sum(share.hi - share.lo for share in shares if share.rank not in ranks),
+        known=len(known),
+        by_last=sum(by_last for by_last, _ in known),
+        by_others=sum(by_others for _, by_others in known),
         unused=sum(line.hi - line.lo for line in unused),
     )
+
+
+def owners_of(step: StepDone, begun: Begun, ledger: Sequence[Line]) -> tuple[int, int] | None:
+    """Return the micro-batches of a step by the last worker and by the others, None if a team does not say."""
+    # One that was evicted and joined again has several ranks.
+    ranks = {line.rank for line in ledger if isinstance(line, WorkerIn) and line.pid == begun.pid}
+    teams = {line.rank for line in ledger if isinstance(line, WorkerIn) and line.processes > 1}
+    by_last = 0
+    for share, process in zip_longest(step.shares, step.processes):
+        if share.rank in teams and process is None:
+            return None
+        is_last = process == begun.process if share.rank in teams else share.rank in ranks
+        by_last += (share.hi - share.lo) * is_last
+    return by_last, sum(share.hi - share.lo for share in step.shares) - by_last
 
 
 @dataclass(kw_only=True)
@@ -270,7 +288,9 @@ class StragglerBench(Bench[StragglerRow]):
     def _row(self, job: Job, case: str, turns: dict[str, list[Turn]], weights_sha256: str) -> StragglerRow:
         mine, alone, all_fast = ([turn.seconds for turn in turns[each]] for each in (case, ALONE, ALL))
         step_s, steps, of_alone = mean_step_s(mine), len(all_seconds(mine)), median_ratio(mine, alone)
-        by_last, by_others = (sum(getattr(turn, name) for turn in turns[case]) for name in ("by_last", "by_others"))
+        names = ("known", "by_last", "by_others")
+        known, by_last, by_others = (sum(getattr(turn, name) for turn in turns[case]) for name in names)
+        known = max(1, known)
         return StragglerRow(
             model=job.model_name(),
             batch=job.global_batch,
@@ -286,8 +306,8 @@ class StragglerBench(Bench[StragglerRow]):
             of_all=median_ratio(mine, all_fast),
             of_ideal=of_alone / self.ideal(case),
             duplicates=sum(turn.unused for turn in turns[case]) / (steps * job.micro_batches),
-            micro_batches_of_fast=(by_others + (by_last if case == ALONE else 0)) / steps / (self.workers - 1),
-            micro_batches_of_slow=None if case == ALONE else by_last / steps,
+            micro_batches_of_fast=(by_others + (by_last if case == ALONE else 0)) / known / (self.workers - 1),
+            micro_batches_of_slow=None if case == ALONE else by_last / known,
             weights_sha256=weights_sha256,
         )
 

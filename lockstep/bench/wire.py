@@ -13,7 +13,7 @@ import numpy as np
 
 from lockstep.bench import parameters as options
 from lockstep.bench.bench import Bench, TableColumn
-from lockstep.bench.timed_run import BenchSession, least_s
+from lockstep.bench.measuring.timed_run import BenchSession, least_s
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.aggregation.quantization.quantization import FORMATS, RoundingKey, quantization_of
 from lockstep.common.aggregation.tree import Node

@@ -13,11 +13,11 @@ from rich.console import Console
 from lockstep.bench.bench import Bench, heading
 from lockstep.bench.coordinator import CoordinatorBench
 from lockstep.bench.exchange import ExchangeBench
+from lockstep.bench.measuring.timed_run import BenchSession
 from lockstep.bench.predict import PredictBench
 from lockstep.bench.scaling import ScalingBench
 from lockstep.bench.step import StepBench, lone
 from lockstep.bench.straggler import StragglerBench
-from lockstep.bench.timed_run import BenchSession
 from lockstep.bench.wire import WireBench
 from lockstep.common.errors import RunError, UsageError
 from lockstep.common.files.atomic import write_atomically

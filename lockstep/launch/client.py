@@ -82,12 +82,17 @@ def take_part(join: Callable[[], Exit], numerics: Numerics | None, supervised: P
     If the run has other numerics, begin again with these, unless `numerics` asks for those that this process has."""
     with ends_with_parent(supervised) if supervised else nullcontext():
         ended = join()
+    return conclude(ended, numerics, is_silent=supervised is not None)
+
+
+def conclude(ended: Exit, numerics: Numerics | None, *, is_silent: bool) -> int:
+    """Report how a process has taken part, unless all went well and it is silent; begin again as `take_part` says."""
     if numerics is None and ended.numerics is not None:
         say(f"the run has {ended.numerics} numerics: restarting with these")
         begin_with(ended.numerics)
     if ended.reason:
         say(f"{ERROR_MARK}{ended.reason}")
-    elif not supervised:
+    elif not is_silent:
         say(DONE)
     return ended.code
 

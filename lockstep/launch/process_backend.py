@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
+from lockstep.common.runtime.environment import cores, keep_to_core
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.transport.auth.credentials import Token
 from lockstep.common.transport.port import ClientPort
@@ -14,7 +15,7 @@ from lockstep.common.transport.transports import TRANSPORTS
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.child import LOG, Child, WatchedProcess
 from lockstep.launch.endpoints import make_token
-from lockstep.launch.team import place_on_core, team_arguments
+from lockstep.launch.team import team_arguments
 from lockstep.runs.launch_config import Launch
 
 
@@ -105,7 +106,9 @@ class LocalBackend:
             bind = ["--bind", command.address or self._bind(command.stem, folder)]
             return start_here(command, bind, folder, numerics)
         child = start_here(command, self._team(command.number, folder), folder, numerics)
-        place_on_core(child.pid, command.number, self.workers)
+        if self.team_size == 1 and self.workers == cores():
+            # The processes of a team do this themselves.
+            keep_to_core(child.pid, command.number)
         return child
 
     def _team(self, number: int, folder: Path) -> list[str]:

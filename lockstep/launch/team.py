@@ -1,14 +1,15 @@
 """A worker that is several processes: the command of each, and who keeps them going if a person starts them by one."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.runtime.clock import Clock
-from lockstep.common.runtime.environment import cores, keep_to_core
-from lockstep.launch.child import end_all, exit_message
+from lockstep.common.runtime.environment import cores, kept_to_core
+from lockstep.launch.child import GRACE_S, end_all, exit_message
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.worker_supervisor import Start, SupervisedWorker, WorkerSupervisor
 from lockstep.worker.team.meeting import MeetingPlace
@@ -38,11 +39,10 @@ def team_arguments(folder: Path, process: int, processes: int) -> list[str]:
     return ["--workers", str(processes), "--process", str(process), "--team", str(folder)]
 
 
-def place_on_core(pid: int, number: int, processes: int) -> None:
-    """Keep a process on a core of its own if there are as many processes as cores."""
-    if processes == cores():
-        # Otherwise one that is woken may share a core with another for milliseconds while a third is idle.
-        keep_to_core(pid, number)
+def own_core(process: int, processes: int) -> AbstractContextManager[None]:
+    """Keep a process of a team that has all cores on a core of its own, within the context."""
+    # Otherwise one that is woken may share a core with another for milliseconds while a third is idle.
+    return kept_to_core(process) if processes == cores() else nullcontext()
 
 
 @dataclass
@@ -80,8 +80,12 @@ class TeamSupervisor:
             self.say(line)
         if has_ended and leader.code >= 0:
             return leader.code
-        for dead in self.supervisor.dead():
-            self._report(dead)
+        dead = self.supervisor.dead()
+        # Where the run is over, or failed, the leader lets the others end first, a moment before it says why.
+        if any(worker.process.code > 0 for worker in dead) and leader.wait(GRACE_S):
+            return None
+        for worker in dead:
+            self._report(worker)
         if self.supervisor.are_given_up():
             return 128 - leader.code  # as shells have it
         self.supervisor.restart_due()

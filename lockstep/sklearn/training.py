@@ -33,7 +33,7 @@ from lockstep.ps.records.recorder import MetricsRecorder, Setting
 from lockstep.ps.records.run_folder import WEIGHTS, RunResult
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.results.reports.display import Display
-from lockstep.runs.cost_model import CostModel
+from lockstep.runs.cost_model import CostModel, Machines
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.session import Destination
 from lockstep.runs.single_process import SerialRun
@@ -160,6 +160,9 @@ START_S, START_PER_WORKER_S = 1.0, 0.2
 #: 0.6 ms, one of 535,818 took 1.8 ms, with two workers.
 LATENCY_S, PER_PARAMETER_S = 0.5e-3, 2.4e-9
 
+#: Bytes per parameter that two workers read and write in memory to add up their sums.
+TEAM_OF_TWO_BYTES = 12.0
+
 #: Steps after which it is decided who computes. The first are slower: memory is new.
 DECIDING_STEPS = 8
 
@@ -213,14 +216,20 @@ def quickest(step_s: float, steps: int, setup: RunSetup, most: int, cores: int) 
         micro_batch_s=step_s / job.micro_batches,
         micro_batches=job.micro_batches,
         is_weak=False,
-        latency_s=LATENCY_S,
-        per_worker_s=PER_PARAMETER_S * parameters / 2,
+        local_s=LATENCY_S,
+        memory=TEAM_OF_TWO_BYTES / PER_PARAMETER_S,
+        latency_s=0.0,
+        per_host_s=0.0,
         update_s=0.0,
         jitter_s=0.0,
         cores=cores,
     )
+
+    def step_of(workers: int) -> float:
+        return model.step_s(Machines(workers=workers, is_local=True))
+
     numbers = range(2, min(most, cores, job.micro_batches) + 1)
-    there_s = {n: START_S + START_PER_WORKER_S * n + setup.info.plan.total_steps * model.step_s(n) for n in numbers}
+    there_s = {n: START_S + START_PER_WORKER_S * n + setup.info.plan.total_steps * step_of(n) for n in numbers}
     best = min(there_s, key=lambda n: there_s[n], default=0)
     return best if best and there_s[best] < WORTHWHILE * steps * step_s else 0
 

@@ -192,7 +192,7 @@ def trained(engine: Engine) -> tuple[str, Path]:
 
 def test_four_workers_give_the_bits_of_one_process(trained: tuple[str, Path], alone: str) -> None:
     output, folder = trained
-    assert "4 workers over tcp" in output
+    assert "4 workers in 4 teams over tcp" in output
     assert digest(folder) == alone
 
 

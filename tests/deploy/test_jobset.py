@@ -112,11 +112,16 @@ def test_what_is_mounted_is_there_and_memory_is_memory() -> None:
         for one in (*pod(name)["initContainers"], *pod(name)["containers"]):
             assert {mount["name"] for mount in one["volumeMounts"]} <= volumes.keys()
         assert volumes["keys"]["emptyDir"]["medium"] == "Memory"
-    (shm,) = (mount["name"] for mount in container("server")["volumeMounts"] if mount["mountPath"] == "/dev/shm")
-    (volume,) = (volume for volume in pod("server")["volumes"] if volume["name"] == shm)
-    assert volume["emptyDir"]["medium"] == "Memory"
+        (shm,) = (mount["name"] for mount in container(name)["volumeMounts"] if mount["mountPath"] == "/dev/shm")
+        assert volumes[shm]["emptyDir"]["medium"] == "Memory"
     (claim,) = (volume["persistentVolumeClaim"] for volume in pod("server")["volumes"] if volume["name"] == "runs")
     assert claim["claimName"] == documents()[0]["metadata"]["name"]
+
+
+def test_a_pod_starts_as_many_processes_as_it_has_requested_cores() -> None:
+    for name in ("server", "worker"):
+        args = container(name)["args"]
+        assert args[args.index("--workers") + 1] == container(name)["resources"]["requests"]["cpu"]
 
 
 def test_the_servers_secret_stays_with_the_server() -> None:

@@ -24,7 +24,8 @@ words = [word for word in sys.argv[1:] if not word.startswith("--kill-on-bad-exi
 assert len(words) == len(sys.argv) - 2
 tasks = [
     subprocess.Popen(words, env={{**os.environ, "SLURM_PROCID": str(rank), "SLURM_STEP_ID": "0",
-        "SLURM_STEP_NUM_TASKS": os.environ["SLURM_NTASKS"], "SLURM_STEP_NODELIST": os.environ["SLURM_JOB_NODELIST"]}})
+        "SLURM_STEP_NUM_TASKS": os.environ["SLURM_NTASKS"], "SLURM_STEP_NODELIST": os.environ["SLURM_JOB_NODELIST"],
+        "SLURM_STEP_TASKS_PER_NODE": os.environ["SLURM_NTASKS"], "SLURM_NODEID": "0", "SLURM_LOCALID": str(rank)}})
     for rank in range(int(os.environ["SLURM_NTASKS"]))
 ]
 signal.signal(signal.SIGTERM, lambda number, frame: [task.send_signal(number) for task in tasks])

@@ -26,7 +26,6 @@ from lockstep.ps.shard_process.shell import ShardShell
 from lockstep.runs.launch_config import Launch
 from lockstep.worker.setup import Loader
 from lockstep.worker.shell import WorkerShell
-from lockstep.worker.slice_update import PART
 from tests.simulation.small import digits
 
 #: Events after which a run counts as stuck, and seconds within which what is under way goes on.
@@ -60,7 +59,6 @@ class Simulation:
     root: Path | None = None
     parts: Parts = field(default_factory=Parts)
     cores: int = 1
-    part: int = PART
     launch: Launch = field(default_factory=Launch)
     shards_share: bool = True
     #: What is printed by the server, and by others.
@@ -86,7 +84,6 @@ class Simulation:
             network=self.network,
             parts=self.parts,
             cores=self.cores,
-            part=self.part,
         )
         process = Process("server", self.world)
         shares = self.root is not None

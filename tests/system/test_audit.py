@@ -43,7 +43,7 @@ def test_all_is_computed_twice_and_is_the_same(
 
 def test_one_worker_alone_is_told_of_once_and_not_waited_for(place: Place) -> None:
     server = place.start("server", *JOB, "--audit", "0.5", "--bind", place.address(), "--run-dir", "run")
-    worker = place.start("worker", server.line_with("lockstep worker").split()[-1])
+    worker = place.start("worker", server.line_with("lockstep worker").split()[-1], "--workers", "1")
     code, out, _ = server.end()
     assert (code, worker.end()[0]) == (0, 0)
     assert out.count("cannot audit micro-batches ") == 1

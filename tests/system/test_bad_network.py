@@ -51,7 +51,9 @@ def here(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def begin(place: Place, relay: Relay, server: Process, workers: int = 2) -> Setting:
-    return Setting(place, relay, server, [place.start("worker", relay.address) for _ in range(workers)])
+    return Setting(
+        place, relay, server, [place.start("worker", relay.address, "--workers", "1") for _ in range(workers)]
+    )
 
 
 def served(place: Place, *job: str) -> tuple[Process, str]:

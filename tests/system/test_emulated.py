@@ -76,7 +76,9 @@ class Bench:
         job = ("--job", str(self.job(name)), "--run-dir", "run")
         serving = self.start(server, "server", *job, "--bind", self.bind(flags), *flags)
         address = serving.line_with("lockstep worker").split()[2]
-        working = [self.start(processor, "worker", address, "--timeout", "120") for processor in workers]
+        working = [
+            self.start(processor, "worker", address, "--workers", "1", "--timeout", "120") for processor in workers
+        ]
         ended = [process.end() for process in (*working, serving)]
         assert [code for code, _, _ in ended] == [0] * len(ended), [err for _, _, err in ended]
         return self.place.folder / "run"
@@ -182,6 +184,6 @@ def test_a_processor_without_avx2_is_refused(place: Place, command: tuple[str, .
 def test_a_worker_without_avx2_ends_where_the_run_is_portable(bench: Bench) -> None:
     server = bench.start(HOST, "server", "--job", str(bench.job("mlp")), "--bind", bench.place.address())
     address = server.line_with("lockstep worker").split()[2]
-    code, _, err = bench.place.start("worker", address, within=on(OLD)).end()
+    code, _, err = bench.place.start("worker", address, "--workers", "1", within=on(OLD)).end()
     assert code == 2
     assert err.splitlines()[-1].startswith("error: numerics = 'portable' on a processor without AVX2")

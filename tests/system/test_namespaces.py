@@ -160,7 +160,7 @@ def test_a_step_takes_what_the_cost_model_predicts_within_a_fifth(lab: Lab, wire
     """Predicted by `bench predict --from` of the same run on this machine alone."""
     job = (*TIMED, "--wire", wire, "--wire-weights", wire_weights)
     here = lab.result(*lab.begin_here(*job))
-    (row,) = predict(basis_of_result(here), [2], [1], speed(lab.net.rate)).rows
+    (row,) = predict(basis_of_result(here), [2], [1], [1], speed(lab.net.rate)).rows
     there = lab.result(*lab.begin(*job))
     assert there.weights_sha256 == here.weights_sha256
     took_ms = 1e3 * there.train_s / there.steps

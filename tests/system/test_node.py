@@ -24,18 +24,31 @@ def free_port() -> str:
 
 
 def torchrun(rank: int, size: int, port: str) -> dict[str, str]:
-    return {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        **beside(rank, size),
+    }
+
+
+def beside(local_rank: int, local_size: int) -> dict[str, str]:
+    """Return what torchrun says of a rank among those of its host."""
+    return {"LOCAL_RANK": str(local_rank), "LOCAL_WORLD_SIZE": str(local_size)}
 
 
 def slurm(rank: int, size: int, port: str) -> dict[str, str]:
     step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NODELIST": "node[1-3]"}
-    at = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    at = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "SLURM_LOCALID": str(rank)}
+    at = {**at, "SLURM_NODEID": "0", "SLURM_STEP_TASKS_PER_NODE": str(size)}
     return {**step, **at, "SLURM_PROCID": str(rank), "SLURM_STEP_NUM_TASKS": str(size)}
 
 
 def open_mpi(rank: int, size: int, port: str) -> dict[str, str]:
     sizes = {"OMPI_COMM_WORLD_SIZE": str(size), "OMPI_COMM_WORLD_LOCAL_SIZE": str(size)}
-    return {**sizes, "OMPI_COMM_WORLD_RANK": str(rank), "MASTER_PORT": port}
+    ranks = {"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_LOCAL_RANK": str(rank)}
+    return {**sizes, **ranks, "MASTER_PORT": port}
 
 
 def kubernetes(rank: int, size: int, port: str) -> dict[str, str]:
@@ -65,14 +78,16 @@ LAUNCHERS = (torchrun, *(pytest.param(it, marks=pytest.mark.slow) for it in (ope
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_the_same_command_under_any_launcher_comes_to_the_bits_of_one_process(place: Place, launcher: Launcher) -> None:
     port = free_port()
-    ranks = [place.start("node", *BRIEF, "--run-dir", "run", environ=launcher(rank, 3, port)) for rank in (2, 0, 1)]
+    # A pod has no neighbours that it knows of.
+    flags = (*BRIEF, "--run-dir", "run", *(["--workers", "1"] if launcher is kubernetes else []))
+    ranks = [place.start("node", *flags, environ=launcher(rank, 3, port)) for rank in (2, 0, 1)]
     ends = [process.end() for process in ranks]
     assert [code for code, _, _ in ends] == [0, 0, 0], ends
     assert "server at tcp://127.0.0.1:" in ends[1][1]
     assert digest(place, "run") == alone(place)
     result = json.loads((place.folder / "run" / "result.json").read_text())
     # Rank 0 works too.
-    assert result["workers"] == 3
+    assert (result["workers"], result["teams"]) == (3, 3 if launcher is kubernetes else 1)
     assert place.is_empty(0.0)
 
 
@@ -108,6 +123,23 @@ def test_a_rank_that_dies_does_not_end_the_run(place: Place) -> None:
     assert (code, error.strip()) == (130, "error: interrupted")
     assert ranks[1].end()[0] == -signal.SIGKILL
     assert place.is_empty(0.0)
+
+
+@pytest.mark.slow
+def test_another_rank_leads_those_of_a_host_if_the_one_that_did_was_killed(place: Place) -> None:
+    port = free_port()
+    alone, led = torchrun(0, 3, port), [{**torchrun(rank, 3, port), **beside(rank - 1, 2)} for rank in (1, 2)]
+    head = place.start("node", *ENDLESS, "--run-dir", "run", "--workers", "1", environ={**alone, **beside(0, 1)})
+    first, second = (place.start("node", *ENDLESS, "--run-dir", "run", environ=environ) for environ in led)
+    first.error_with("joined run run")
+    first.send(signal.SIGKILL)
+    assert "rank 2 leads them now" in second.error_with("is gone")
+    second.error_with("joined run run")
+    head.send(signal.SIGINT)
+    assert head.end(GONE_S)[0] == 130
+    assert second.end(GONE_S)[0] == 1
+    assert first.end()[0] == -signal.SIGKILL
+    assert place.is_empty(GONE_S)
 
 
 def node(

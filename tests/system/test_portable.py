@@ -125,7 +125,10 @@ def test_a_process_that_was_to_have_them_and_does_not_is_found_before_it_changes
     place: Place, alone: str, lie: dict[str, str]
 ) -> None:
     address = place.address()
-    for command in (("server", *PORTABLE, "--bind", address, "--run-dir", "bad"), ("worker", address)):
+    for command in (
+        ("server", *PORTABLE, "--bind", address, "--run-dir", "bad"),
+        ("worker", address, "--workers", "1"),
+    ):
         code, _, err = place.start(*command, environ=lie).end()
         assert code == 2
         (line,) = [line for line in err.splitlines() if line.startswith("error: ")]

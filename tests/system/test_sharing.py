@@ -55,7 +55,7 @@ def test_workers_started_by_hand_share_whatever_the_address(place: Place, bind: 
     address = place.address() if bind == "ipc" else "tcp://127.0.0.1:0"
     server = place.start("server", *BRIEF, "--min-workers", "2", "--bind", address, "--run-dir", "run")
     address = server.line_with("lockstep worker").split()[-1]
-    workers = [place.start("worker", address) for _ in range(2)]
+    workers = [place.start("worker", address, "--workers", "1") for _ in range(2)]
     assert [worker.end()[0] for worker in workers] == [0, 0]
     assert server.end()[0] == 0
     assert result_in(place)["transport"] == "shm"
@@ -66,7 +66,10 @@ def test_a_worker_without_room_goes_over_its_socket_beside_one_that_shares(place
     address = place.address()
     server = place.start("server", *LARGE, "--min-workers", "2", "--bind", address, "--run-dir", "run")
     server.line_with("waiting for workers")
-    roomy, short = place.start("worker", address), place.start("worker", address, file_bytes=TOO_SHORT)
+    roomy, short = (
+        place.start("worker", address, "--workers", "1"),
+        place.start("worker", address, "--workers", "1", file_bytes=TOO_SHORT),
+    )
     told = server.line_with("exchanges gradients and weights through its socket")
     assert f"pid {short.popen.pid}" in told
     assert "has no room for" in told
@@ -104,10 +107,10 @@ def test_a_worker_that_cannot_share_is_refused_where_all_must(place: Place) -> N
     address = place.address()
     server = place.start("server", *BRIEF, "--transport", "shm", "--bind", address, "--run-dir", "run")
     server.line_with("waiting for workers")
-    code, _, error = place.start("worker", address, file_bytes=TOO_SHORT).end()
+    code, _, error = place.start("worker", address, "--workers", "1", file_bytes=TOO_SHORT).end()
     assert code == 2
     assert "error: the server refused this worker: it does not share the server's memory: " in error
-    assert place.start("worker", address).end()[0] == 0
+    assert place.start("worker", address, "--workers", "1").end()[0] == 0
     assert server.end()[0] == 0
     assert result_in(place)["transport"] == "shm"
 

@@ -35,7 +35,7 @@ from lockstep.runs.single_process import SerialRun
 
 #: The fields of a result, a step or an epoch that depend on who computed it.
 FREE = {
-    *("workers", "servers", "transport", "obstacle", "moved", "split", "audited", "unaudited"),
+    *("workers", "teams", "servers", "transport", "obstacle", "moved", "split", "audited", "unaudited"),
     *("images_per_s", "compute_s", "sums_bytes", "weights_bytes"),
 }
 

@@ -33,7 +33,6 @@ from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination, RunSession
-from lockstep.worker.multi_step import StepStage
 from lockstep.worker.setup import Loader
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import WorkerState
@@ -43,8 +42,8 @@ RUN = "simulated"
 #: Seconds after which a silent server counts as lost.
 SILENCE_S = 30.0
 
-#: Seconds that a fast worker takes for a micro-batch, and for a part of its slice of an update.
-MICRO_BATCH_S, PART_S = 0.004, 0.002
+#: Seconds that a fast worker takes for a micro-batch.
+MICRO_BATCH_S = 0.004
 
 #: Steps before the first multi-step lease: they take no longer than others here, and a run has few.
 NO_FIRST_STEPS = 0
@@ -129,9 +128,8 @@ class SimulatedRun:
     root: Path
     network: MemoryNetwork
     parts: Parts
-    #: Cores of the machine that all workers are on, and the values of a worker's slice that it makes at once.
+    #: Cores of the machine that all workers are on.
     cores: int
-    part: int
     #: Where workers keep the samples that they receive if they have no data, None to accept none.
     cache: Path | None = None
     disk: Disk = field(default_factory=Disk)
@@ -181,7 +179,6 @@ class ServerProcess(SimulatedShell):
         is_busy = self.server.step()
         self.server.coordinator.validate()
         self.server.group.state.validate()
-        self.server.group.updating.state.validate()
         self.server.multi_step.state.validate()
         assert self.server.multi_step.is_any() or self.server.coordinator.phase is not RunPhase.MULTI_STEP
         return is_busy
@@ -201,8 +198,6 @@ class ServerProcess(SimulatedShell):
         if self.server.ended is None:
             self.writer.is_over = True
         self.server.port.close(1.0)
-        self.server.group.updating.close()
-        self.server.multi_step.close()
         self.session.recorder.close()
         if self.sharing is not None:
             self.sharing.close()
@@ -274,7 +269,6 @@ class WorkerProcess(NodeProcess):
             lambda address: run.network.client(address, process),
             wait_for_nothing,
             cache=run.cache,
-            part=run.part,
         )
         runner = run.parts.worker(runner)
         runner.begin()
@@ -287,10 +281,5 @@ class WorkerProcess(NodeProcess):
         return self.runner.deadline()
 
     def cost_s(self) -> float:
-        """Return the seconds of a micro-batch, if one is about to be computed, or of a part of a slice."""
-        progress = self.runner.state.progress
-        if self.runner.state.is_updating() or (progress is not None and progress.stage is StepStage.UPDATING):
-            return PART_S
-        if progress is not None:
-            return MICRO_BATCH_S if progress.stage is StepStage.COMPUTING else 0.0
+        """Return the seconds of a micro-batch, if one is about to be computed."""
         return MICRO_BATCH_S if self.runner.state.has_work() else 0.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from lockstep.checking.simulation.jobs import data, job_named, size_of
+from lockstep.checking.simulation.jobs import data, job_named
 from lockstep.checking.simulation.processes import (
     SILENCE_S,
     NodeProcess,
@@ -51,9 +51,6 @@ RESTART_S = (0.05, 0.5)
 
 #: Seconds that every message takes, and least and most seconds between two attempts to dial.
 LEAST_S, REDIAL_S = 1e-4, (0.02, 0.5)
-
-#: Parts of an update in which workers make it, at least: a process may be stopped or killed between two of them.
-PARTS = 20
 
 #: Share of ended connections that are not reported to the server.
 SWALLOWED = 0.2
@@ -145,7 +142,6 @@ class Simulation:
             network=self.network,
             parts=replace(self.parts, load=lambda number: _load_nothing) if scenario.ships else self.parts,
             cores=scenario.cores,
-            part=-(-size_of(scenario.job) // PARTS),
             cache=self.root / "cache" if scenario.ships else None,
         )
         self.world.describe = describe

@@ -99,9 +99,13 @@ class Verifier:
         return Difference(step=recorded.step, micro_batch=micro_batch, text=text)
 
     def _who(self, recorded: StepDone, micro_batch: int) -> str:
-        ranks = [share.rank for share in recorded.shares if share.lo <= micro_batch < share.hi]
-        named = self._workers[recorded.step]
-        return " and ".join(f"by {named.get(rank, 'the single training process')}" for rank in ranks) or "by no worker"
+        named, found = self._workers[recorded.step], []
+        for number, share in enumerate(recorded.shares):
+            if share.lo <= micro_batch < share.hi:
+                who = named.get(share.rank, "the single training process")
+                is_known = number < len(recorded.processes)
+                found.append(f"by {who}, process {recorded.processes[number]}" if is_known else f"by {who}")
+        return " and ".join(found) or "by no worker"
 
     def _other_digest(self, steps: int) -> str | None:
         """Return which recorded digest differs from the current weights after that number of steps, if any."""

@@ -23,7 +23,7 @@ from lockstep.common.transport.auth.keys import SERVER
 from lockstep.common.transport.port import ClientPort
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.child import WatchedProcess
-from lockstep.launch.client import say
+from lockstep.launch.client import conclude, say
 from lockstep.launch.cluster import train_on
 from lockstep.launch.endpoints import WARNING, server_credential
 from lockstep.launch.numerics import demand_numerics
@@ -135,9 +135,10 @@ def compute(place: LauncherPlace, workers: int | None, timeout: float | None, ke
         if not team.is_made(Event().wait):
             # A container of its own, for instance.
             return take_place(request(1))
-        code = be_in_team(mine, team.is_left)
+        ended = be_in_team(mine, team.is_left)
         if not team.leads:
-            return code
+            return conclude(ended, None, is_silent=False)
+        say(f"the rank that led the {place.local_size} of this machine is gone: rank {place.rank} leads them now")
     with team.led():
         return supervise(mine, 1)
 

@@ -14,7 +14,7 @@ from lockstep.common.protocol.messages import Status
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.client import StatusClient
 from lockstep.launch.endpoints import credential_of
-from lockstep.results.reports.display import epoch_line, figures, place, print_plainly, workers_table
+from lockstep.results.reports.display import epoch_line, figures, in_teams, place, print_plainly, workers_table
 
 
 @click.command(short_help="Show the progress of a run.")
@@ -55,6 +55,7 @@ def status_lines(answer: Status) -> list[str]:
         *(epoch_line(epoch, answer.epochs) for epoch in answer.history),
         place(answer),
         figures(answer),
+        *([f"{in_teams(sum(one.processes for one in answer.workers), len(answer.workers))}"] if answer.workers else []),
         *([f"failed: {answer.failure}"] if answer.failure else []),
         *([f"connections rejected: {answer.refused}"] if answer.refused else []),
         *([f"peers disconnected because they broke the protocol: {answer.broken}"] if answer.broken else []),

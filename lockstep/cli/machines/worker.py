@@ -17,7 +17,8 @@ from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import cache_home, cores, give_way
 from lockstep.common.runtime.numerics import Numerics, own_numerics
-from lockstep.common.statemachine.client import ClientConfig
+from lockstep.common.statemachine.client import ClientConfig, Exit
+from lockstep.common.transport.auth.credentials import Credential
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.ports import dial, wait_for_any
 from lockstep.launch.child import HERE, Child
@@ -26,7 +27,7 @@ from lockstep.launch.endpoints import credential_of
 from lockstep.launch.lifetime import ends_with_parent, uninterrupted
 from lockstep.launch.numerics import begin_with
 from lockstep.launch.process_backend import private_folder
-from lockstep.launch.team import TeamSupervisor, default_processes, place_on_core, team_arguments
+from lockstep.launch.team import TeamSupervisor, default_processes, own_core, team_arguments
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import SILENCE_S, WorkerState
 from lockstep.worker.team.helper import TeamProcess, never
@@ -133,40 +134,46 @@ def take_place(request: WorkerRequest) -> int:
     if request.numerics is not None:
         begin_with(request.numerics)
     if request.process:
-        return be_in_team(request)
+        return take_part(functools.partial(be_in_team, request), request.numerics, request.supervised)
     # Shown to all servers of the run.
     credential = credential_of(request.key, request.supervised)
-    port = dial(request.address, credential=credential)
-    if not request.supervised:
-        say(f"connecting to {request.address}")
     if request.processes > 1 and request.team is None:
-        # It showed that address and key are good; the leader has one of its own.
-        port.close()
+        # As the leader does: then an address or a key that is wrong is reported once, before anything is started.
+        dial(request.address, credential=credential).close()
         return supervise(request, request.processes)
+    return lead(request, credential)
+
+
+def lead(request: WorkerRequest, credential: Credential) -> int:
+    """Be a worker alone, or the process of a team that has its connection; return the exit code."""
     give_way()
+    # While it may use all cores of the team.
+    join, patience = own_join(request.processes), patience_of(request.processes, cores())
     silence_s = SILENCE_S if request.timeout is None else request.timeout
-    config = ClientConfig(
-        address=request.address, join=own_join(request.processes), timeout_s=request.timeout, silence_s=silence_s
-    )
-    shell = WorkerShell(
-        WorkerState(config),
-        port,
-        SystemClock(),
-        functools.cache(load),
-        say,
-        shared_root(),
-        functools.partial(dial, credential=credential),
-        wait_for_any,
-        port.diagnosis,
-        request.cache_folder(),
-        meeting=request.meeting(),
-        patience=patience_of(request.processes, cores()),
-    )
-    return take_part(shell.run, request.numerics, request.supervised)
+    config = ClientConfig(address=request.address, join=join, timeout_s=request.timeout, silence_s=silence_s)
+    with own_core(0, request.processes):
+        port = dial(request.address, credential=credential)
+        if not request.supervised:
+            say(f"connecting to {request.address}")
+        shell = WorkerShell(
+            WorkerState(config),
+            port,
+            SystemClock(),
+            functools.cache(load),
+            say,
+            shared_root(),
+            functools.partial(dial, credential=credential),
+            wait_for_any,
+            port.diagnosis,
+            request.cache_folder(),
+            meeting=request.meeting(),
+            patience=patience,
+        )
+        return take_part(shell.run, request.numerics, request.supervised)
 
 
-def be_in_team(request: WorkerRequest, is_over: Callable[[], bool] = never) -> int:
-    """Be a process that its team's leader gives work to, until the run is over; return the exit code."""
+def be_in_team(request: WorkerRequest, is_over: Callable[[], bool] = never) -> Exit:
+    """Be a process that its team's leader gives work to, until the run or this is over."""
     give_way()
     meeting = request.meeting()
     assert meeting is not None  # the flags have one, or none of them
@@ -178,12 +185,15 @@ def be_in_team(request: WorkerRequest, is_over: Callable[[], bool] = never) -> i
         roots=default_roots(),
         meeting=meeting,
     )
-    process = TeamProcess(around, meeting, functools.cache(load), request.cache_folder())
-    return take_part(functools.partial(process.run, is_over), request.numerics, request.supervised)
+    with own_core(meeting.process, request.processes):
+        process = TeamProcess(around, meeting, functools.cache(load), request.cache_folder())
+        return process.run(is_over)
 
 
 def supervise(request: WorkerRequest, count: int) -> int:
     """Start the first processes of a team and keep them going until the run is over; return the leader's exit code."""
+    if not request.supervised:
+        say(f"connecting to {request.address}")
     folder = private_folder()
     with ends_with_parent(request.supervised) if request.supervised else nullcontext():
         try:
@@ -202,7 +212,4 @@ def start_process(request: WorkerRequest, folder: Path, number: int) -> Child:
     flags = [*team_arguments(request.team or folder / "team", number, request.processes), "--supervised", HERE]
     name = "a process of the team" if number else "the leader"
     # Without the ending of logs that are kept: whoever ends last removes it.
-    child = Child.start(name, ["worker", *request.arguments(), *flags], folder / f"{number}", numerics=own_numerics())
-    if request.team is None:
-        place_on_core(child.pid, number, request.processes)
-    return child
+    return Child.start(name, ["worker", *request.arguments(), *flags], folder / f"{number}", numerics=own_numerics())

@@ -165,14 +165,12 @@ class VectorPool:
 
     size: int
     free: list[Vector] = field(default_factory=list)
-    #: Makes another vector; None if it may be any memory.
-    make: Callable[[], Vector] | None = None
 
     def take(self) -> Vector:
         """Return a vector with unspecified contents."""
         if self.free:
             return self.free.pop()
-        return np.empty(self.size, dtype=np.float32) if self.make is None else self.make()
+        return np.empty(self.size, dtype=np.float32)
 
     def give(self, vector: Vector) -> None:
         """Add a vector that nobody uses any more, to be taken again."""

@@ -41,21 +41,11 @@ PROCESS = np.dtype(
     [("at", "<i8"), ("failed", "<i8"), ("sleeps", "<i8"), ("pid", "<i8"), ("ready", "<i8"), ("rest", "<i8", (3,))]
 )
 
-#: Sums that a process has in one of its vectors: of which order (0 while they are being written) and node, and what
-#: belongs to them, as in `Result`. The times are seconds since all sums of the step before were there.
-ROW = np.dtype(
-    [
-        ("order", "<i8"),
-        ("lo", "<i8"),
-        ("hi", "<i8"),
-        ("loss_sum", "<f8"),
-        ("correct", "<i8"),
-        ("count", "<i8"),
-        ("compute_s", "<f8"),
-        ("began_s", "<f8"),
-        ("ended_s", "<f8"),
-    ]
-)
+#: What a process shows of each of its vectors of sums: of which order they are (0 while they are being written) and of
+#: which node; and, as float64, what belongs to them as in `Result`, with seconds since all sums of the step before
+#: were there.
+ORDER, LO, HI = range(3)
+LOSS_SUM, CORRECT, COUNT, COMPUTE_S, BEGAN_S, ENDED_S = range(6)
 
 
 def team_slices(size: int, processes: int) -> list[Slice]:
@@ -135,7 +125,7 @@ class TeamShape:
                 ("loss_sum", "<f8"),
                 ("correct", "<i8"),
                 ("count", "<i8"),
-                # Seconds until all sums were there since those of the step before were, and of the update's first slice.
+                # Seconds until all sums were there, since those of the step before were, and of the first slice's update.
                 ("round_s", "<f8"),
                 ("update_s", "<f8"),
                 # Of the weights after the step before.
@@ -145,7 +135,7 @@ class TeamShape:
                 ("parts", "<i4", (self.parts, 3)),
                 ("times", "<f8", (self.parts, 3)),
                 ("losses", "<f4", (self.micro_batches,)),
-                ("next", self.plan),
+                # Seconds until all sums were there, since those of the step before, and of the update of the first slice.
             ]
         )
 
@@ -162,7 +152,8 @@ class TeamShape:
             "marks": (integers, (8,)),
             "seconds": (floats, (count,)),
             "processes": (PROCESS, (count,)),
-            "rows": (ROW, (count, ROWS)),
+            "nodes": (integers, (count, ROWS, 4)),
+            "figures": (floats, (count, ROWS, 8)),
             "losses": (np.dtype("<f4"), (count, self.micro_batches)),
             "added": (integers, (count, slices)),
             "squared": (integers, (count, MOST_SLICES)),
@@ -205,8 +196,10 @@ class TeamMarks:
     seconds: NDArray[np.float64]
     #: Of `PROCESS`, shape (processes,): each process writes its own.
     processes: NDArray[np.void]
-    #: Of `ROW`, shape (processes, ROWS), and the losses of micro-batches, (processes, micro-batches): the same.
-    rows: NDArray[np.void]
+    #: Of each vector of sums, from `ORDER` and from `LOSS_SUM` on, shapes (processes, ROWS, 4) and (processes, ROWS, 8);
+    #: and the losses of micro-batches, (processes, micro-batches): the same.
+    nodes: NDArray[np.int64]
+    figures: NDArray[np.float64]
     losses: NDArray[np.float32]
     #: The order of which a process has added up a slice, (processes, slices): the same.
     added: NDArray[np.int64]

@@ -4,8 +4,8 @@ import ctypes
 import os
 import resource
 import sys
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 #: Read once by the BLAS libraries that NumPy may be linked with, when they are loaded.
 BLAS_THREAD_VARIABLES = (
@@ -79,6 +79,18 @@ def keep_to_core(pid: int, number: int) -> None:
         mine = sorted(os.sched_getaffinity(0))
         with suppress(ProcessLookupError):
             os.sched_setaffinity(pid, {mine[number % len(mine)]})
+
+
+@contextmanager
+def kept_to_core(number: int) -> Iterator[None]:
+    """Keep this process, and threads that it starts within the context, on one core as `keep_to_core` does."""
+    before = core_numbers()
+    keep_to_core(0, number)
+    try:
+        yield
+    finally:
+        if sys.platform == "linux":
+            os.sched_setaffinity(0, before)
 
 
 def child_environment() -> Mapping[str, str]:

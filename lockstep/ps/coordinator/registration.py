@@ -136,7 +136,7 @@ def activate(member: Member, membership: Membership, info: RunInfo) -> list[Effe
     capacity = info.job.micro_batches
     if membership.activate(member, capacity):
         return []
-    reason = f"{capacity} micro-batches keep {capacity} teams busy: waiting to replace one that leaves"
+    reason = f"{capacity} micro-batches keep {capacity} workers busy: waiting to replace one that leaves"
     standby = Standby(reason=reason)
     return [Send(peer=member.peer, message=standby), Report(text=f"{member.named()} is on standby: {reason}")]
 

@@ -20,7 +20,8 @@ from lockstep.common.protocol.shared_files import (
     weights_shape,
 )
 from lockstep.common.protocol.team_memory import TeamShape, UpdateMarks, file_of
-from lockstep.common.transport.shared_memory.folder import FileLock, SharedFolder
+from lockstep.common.transport.shared_memory.file_lock import FileLock
+from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.common.transport.shared_memory.segment import Allocate, Segment, Shape, reserve
 from lockstep.ps.setup import RunSetup
 from lockstep.ps.shard.shard import Shard

@@ -16,7 +16,7 @@ from lockstep.common.protocol import messages
 from lockstep.common.protocol.team_memory import ENTRIES, UpdateMarks, keep_order
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.statemachine.machine import TimePassed, carry_out
-from lockstep.common.transport.shared_memory.folder import FileLock
+from lockstep.common.transport.shared_memory.file_lock import FileLock
 from lockstep.ps.coordinator import effects as coordinator_effects
 from lockstep.ps.coordinator import events as coordinator_events
 from lockstep.ps.coordinator.scheduling.multi_step_plan import LEAST_STEPS

@@ -199,7 +199,7 @@ def place(status: Status) -> str:
 def figures(status: Status) -> str:
     """Return the figures of a run as a line, or what it waits for."""
     if not status.elapsed_s:
-        ready = sum(worker.state != "preparing" for worker in status.workers)
+        ready = sum(worker.processes for worker in status.workers if worker.state != "preparing")
         return f"{status.phase}: {ready} of {status.min_workers} ready"
     score = Score(status.accuracy, status.r2)
     return (
@@ -230,15 +230,28 @@ def print_plainly(console: Console, *texts: str) -> None:
         console.print(printable(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
+def in_teams(workers: int, teams: int) -> str:
+    """Return how many workers there are, and in how many teams, 0 if that is unknown: `4 workers in 1 team`."""
+    who = "1 worker" if workers == 1 else f"{workers} workers"
+    where = "" if workers == 1 or not teams else f" in {teams} {'team' if teams == 1 else 'teams'}"
+    return f"{who}{where}"
+
+
+def speed_of(worker: WorkerStatus) -> float | None:
+    """Return the samples per second that all processes of a worker compute together, None if that is unknown."""
+    return worker.processes * worker.samples / worker.compute_s if worker.compute_s > 0 else None
+
+
 def workers_table(workers: list[WorkerStatus]) -> Table:
-    """Return one line per worker, as far as they fit."""
+    """Return one line per worker, as far as they fit: a team is one, which says how many of people's workers it has."""
     table = Table.grid(padding=(0, 2))
     for _ in range(5):
         table.add_column(no_wrap=True)
     for worker in workers[:MOST_WORKER_LINES]:
-        speed = f"{worker.samples / worker.compute_s:,.0f} samples/s" if worker.compute_s else ""
+        speed = "" if (found := speed_of(worker)) is None else f"{found:,.0f} samples/s"
+        name = f"worker {worker.rank}" if worker.processes == 1 else f"team {worker.rank}: {worker.processes} workers"
         where = f"{cut(worker.host, MOST_HOST)}:{worker.pid}"
-        cells = (f"worker {worker.rank}", worker.state, f"{worker.samples:,} samples", speed, where)
+        cells = (name, worker.state, f"{worker.samples:,} samples", speed, where)
         # As plain text: the name of a worker must not be interpreted as markup.
         table.add_row(*(Text(one_line(cell)) for cell in cells))
     if len(workers) > MOST_WORKER_LINES:

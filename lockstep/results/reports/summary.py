@@ -1,6 +1,7 @@
 """Show the end of a run: a table of its epochs, its figures, and advice."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lockstep.common.protocol.messages import Status
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.metrics import EpochRecord
 from lockstep.ps.records.run_folder import RunResult
-from lockstep.results.reports.display import print_plainly
+from lockstep.results.reports.display import in_teams, print_plainly
 from lockstep.runs.cost_model import Measured, fitted
 
 #: Seconds of training below which times mean nothing.
@@ -54,9 +55,7 @@ def epochs_table(history: list[EpochRecord]) -> Table:
 
 def summary_lines(result: RunResult, folder: Path | None) -> list[str]:
     """Return the figures of a run, one per line."""
-    who = "one process" if result.workers == 0 else f"{result.workers} workers over {result.transport}"
-    if result.workers == 1:
-        who = f"1 worker over {result.transport}"
+    who = f"{in_teams(result.workers, result.teams)} over {result.transport}" if result.workers else "one process"
     score = Score(result.test_accuracy, result.test_r2)
     lines = [
         "",
@@ -130,8 +129,10 @@ def advice(result: RunResult, cores: int | None = None) -> list[str]:
 
 def gain_of_one_more(measured: Measured, cores: int | None) -> float:
     """Return how many times as fast one more worker would make a run."""
-    model = fitted([measured], cores=cores)
-    return model.step_s(measured.workers) / model.step_s(measured.workers + 1)
+    model, at = fitted([measured], cores=cores), measured.machines()
+    # To those of one process each, another is added; other teams grow.
+    hosts = at.hosts + 1 if at.hosts == at.workers and not at.is_local else at.hosts
+    return model.step_s(at) / model.step_s(replace(at, workers=at.workers + 1, hosts=hosts))
 
 
 def one_more(result: RunResult, gain: float, cores: int | None) -> str:

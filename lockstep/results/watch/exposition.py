@@ -89,9 +89,15 @@ def _of_steps(view: RunView) -> Iterator[Metric]:
 def _of_workers(view: RunView) -> Iterator[Metric]:
     workers = view.workers()
     if view.status is not None:
-        states = dict(sorted(Counter(worker.state for worker in workers).items()))
-        yield _labelled(GaugeMetricFamily, "workers", "Workers by state, as the server reports it.", "state", states)
-    text = "Part of the last steps that a worker computed, 0 to 1."
+        teams, processes = Counter[str](), Counter[str]()
+        for worker in workers:
+            teams[worker.state] += 1
+            processes[worker.state] += worker.processes
+        text = "Worker processes by state, as the server reports it."
+        yield _labelled(GaugeMetricFamily, "workers", text, "state", dict(sorted(processes.items())))
+        text = "Teams of worker processes by state, as the server reports it."
+        yield _labelled(GaugeMetricFamily, "teams", text, "state", dict(sorted(teams.items())))
+    text = "Part of the last steps that a team computed, 0 to 1."
     shares = {str(worker.rank): worker.share for worker in workers}
     yield _labelled(GaugeMetricFamily, "worker_share_ratio", text, "rank", shares)
 

@@ -51,6 +51,8 @@ class StepLeases:
     step: int
     shares: list[LedgerShare]
     unused: list[UnusedWork]
+    #: For each share, which process of its team computed it; empty if that is unknown.
+    processes: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -114,7 +116,7 @@ class LedgerFigures:
         for share in entry.shares:
             self.accepted[share.rank] += share.hi - share.lo
         unused, self._unused = [one for one in self._unused if one.step == entry.step], []
-        self.timeline.append(StepLeases(entry.step, entry.shares, unused))
+        self.timeline.append(StepLeases(entry.step, entry.shares, unused, entry.processes))
         self._step = entry.step + 1
 
     def _add_unused(self, entry: UnusedWork) -> None:

@@ -20,6 +20,7 @@ from lockstep.ps.records.ledger import LedgerShare, Line, WorkerIn
 from lockstep.ps.records.metrics import METRICS, EpochRecord, Record
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, RunResult, read_receipt, read_result
+from lockstep.results.reports.display import speed_of
 from lockstep.results.watch.curves import MetricsFigures
 from lockstep.results.watch.ledger_figures import RECENT_STEPS, LedgerFigures, RunEvent
 from lockstep.results.watch.line_follower import LineFollower, RecordFollower
@@ -70,15 +71,17 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker: what the server says of it if that answers, and what the ledger has of it."""
+    """One worker, or a team: what the server says of it if that answers, and what the ledger has of it."""
 
     rank: int
     host: str
     pid: int
+    #: Of how many processes it is a team.
+    processes: int = 1
     state: str
     #: Part of the last steps' micro-batches that were accepted from it, from 0 to 1.
     share: float
-    #: Samples per second of its own computing, None if the server does not answer.
+    #: Samples per second that its processes compute together, None if the server does not answer.
     samples_per_s: float | None = None
     accepted: int = 0
     unused: int = 0
@@ -93,6 +96,8 @@ class DrawnStep(msgspec.Struct, frozen=True, kw_only=True):
     #: Each [lo, hi, rank, began_s, ended_s].
     used: list[LedgerShare]
     unused: list[Any]
+    #: For each that was used, which process of its team computed it; empty if that is unknown.
+    processes: list[int]
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -282,13 +287,14 @@ class RunView:
 
     def _worker(self, rank: int, known: WorkerStatus | None, seen: WorkerIn | None, share: float) -> WorkerView:
         place = known or seen
-        host, pid = (place.host, place.pid) if place is not None else ("", 0)
-        speed = known.samples / known.compute_s if known is not None and known.compute_s > 0 else None
+        host, pid, processes = (place.host, place.pid, place.processes) if place is not None else ("", 0, 1)
+        speed = None if known is None else speed_of(known)
         state = known.state if known is not None else "computed in the last steps" if share else "no recent work"
         return WorkerView(
             rank=rank,
             host=one_line(host, 100),
             pid=pid,
+            processes=processes,
             state=one_line(state, 100),
             share=share,
             samples_per_s=speed,
@@ -317,7 +323,14 @@ class RunView:
                 unused = [[one.lo, one.hi, one.rank, one.began_s, one.ended_s] for one in leases.unused]
                 round_s = float(steps["round_s"][place])
                 drawn.append(
-                    DrawnStep(step=leases.step, round_s=round_s, update_s=update_s, used=leases.shares, unused=unused)
+                    DrawnStep(
+                        step=leases.step,
+                        round_s=round_s,
+                        update_s=update_s,
+                        used=leases.shares,
+                        unused=unused,
+                        processes=leases.processes,
+                    )
                 )
         return drawn
 

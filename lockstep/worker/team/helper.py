@@ -77,8 +77,8 @@ class TeamProcess:
 
     def _begin_next(self) -> bool:
         """Begin with a new session or a new order, if there is one."""
-        session = self.meeting.session()
-        if session is not None and session.number != self._number:
+        session = self.meeting.session() if self._is_over() else None
+        if session is not None:
             self._wake_up()
             self._join(session)
             return True
@@ -130,12 +130,16 @@ class TeamProcess:
             self._is_asleep = True
             member.fall_asleep()
             return True
-        self.meeting.wait(timeout_s)
+        is_rung = self.meeting.wait(timeout_s)
         self._wake_up()
-        session = self.meeting.session()
-        if member is not None and session is not None and session.number != self._number:
+        if not is_rung and member is not None and self._is_over():
             member.stop()
         return False
+
+    def _is_over(self) -> bool:
+        """Tell whether the leader has begun with another session."""
+        session = self.meeting.session()
+        return session is not None and session.number != self._number
 
     def _wake_up(self) -> None:
         if self._is_asleep and self._member is not None:

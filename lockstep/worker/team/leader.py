@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import Lease, MultiStepLease, Work
+from lockstep.common.protocol.team_memory import COMPUTE_S
 from lockstep.worker.team.meeting import MeetingPlace
 from lockstep.worker.team.member import Outcome, TeamMember
 from lockstep.worker.team.order import Order, Steps
@@ -106,9 +107,8 @@ class Leader:
         assert copies is not None  # it is done
         if out is not None:
             member.gather(order, out)
-        rows = [memory.marks.rows[copy.process, copy.row] for copy in copies]
         return Found(
             tally=member.tally_of(order, copies),
             losses=[] if out is None else member.losses_of(copies),
-            compute_s=sum(float(row["compute_s"]) for row in rows),
+            compute_s=sum(of_one[COMPUTE_S] for of_one in memory.figures(copies)),
         )

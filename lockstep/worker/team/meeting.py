@@ -73,12 +73,14 @@ class MeetingPlace:
             if process != self.process:
                 self.ring(process)
 
-    def wait(self, timeout_s: float) -> None:
-        """Wait until somebody wakes us, for so many seconds at most."""
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until somebody wakes us, for so many seconds at most; return whether somebody did."""
         pipe = self._pipes[self.process]
-        if select.select([pipe], [], [], max(0.0, timeout_s))[0]:
-            with suppress(BlockingIOError):
-                os.read(pipe, _ALL)
+        if not select.select([pipe], [], [], max(0.0, timeout_s))[0]:
+            return False
+        with suppress(BlockingIOError):
+            os.read(pipe, _ALL)
+        return True
 
     def announce(self, session: Session) -> None:
         """Tell the others of a session."""

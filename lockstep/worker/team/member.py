@@ -21,13 +21,13 @@ from lockstep.common.job.tally import Tally
 from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.messages import OF_A_STEP
 from lockstep.common.protocol.shared_files import WEIGHTS, weights_shape
-from lockstep.common.protocol.team_memory import ENTRIES
+from lockstep.common.protocol.team_memory import BEGAN_S, COMPUTE_S, CORRECT, COUNT, ENDED_S, ENTRIES, LOSS_SUM, ORDER
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.compute import Compute
 from lockstep.worker.node_sums import StoppedError
 from lockstep.worker.team.division import Division, Plan, Planner, missing_parts
-from lockstep.worker.team.memory import RESULT, Computed, Copy, TeamMemory, read_plan, write_plan
+from lockstep.worker.team.memory import RESULT, Computed, Copy, TeamMemory, write_plan
 from lockstep.worker.team.order import Order
 from lockstep.worker.team.progress import Action, Course, Look, MakeSlice, OrderProgress, Patience, Stage
 from lockstep.worker.team.progress import Compute as ComputePart
@@ -74,6 +74,8 @@ class TeamMember:
     #: Number among the vectors of sums that `compute` writes into of the first that is our own.
     first_row: int
     session: int = 1
+    #: Whether `advance` returns between the beginning of what it does and its end, as for a simulation.
+    is_stepwise: bool = False
     order: Order | None = None
     #: The last order that was begun here.
     last: Order | None = None
@@ -212,12 +214,30 @@ class TeamMember:
 
     def is_waiting(self) -> bool:
         """Tell whether the process waits for others."""
-        return self.progress is not None and self.progress.has_waited and not self.progress.todo
+        return self.progress is not None and self.progress.waits_since is not None and not self.progress.todo
 
     # One thing after the other
 
     def advance(self) -> Outcome | None:
-        """Do what is due; return how the order has ended if it has."""
+        """Do what is due; return how the order has ended if it has.
+
+        All that is due, but no more than one computation; or, if `is_stepwise`, one thing after the other.
+        """
+        outcome = self._advance()
+        while outcome is None and not self.is_stepwise and self._goes_on():
+            outcome = self._advance()
+        return outcome
+
+    def _goes_on(self) -> bool:
+        """Tell whether something is due at once that takes no time to speak of."""
+        progress = self.progress
+        if progress is None or self._begun is not None:
+            return progress is not None
+        if progress.todo:
+            return not isinstance(progress.todo[0], ComputePart)
+        return progress.waits_since is None
+
+    def _advance(self) -> Outcome | None:
         progress, order = self.progress, self.order
         assert progress is not None
         assert order is not None
@@ -310,7 +330,7 @@ class TeamMember:
             ended_s=max(0.0, ended - self._summed),
         )
         self.memory.show_row(part.row, order.number, computed)
-        self._wake_if(lambda: self.memory.copies(order.number, order.node) is not None)
+        self._wake_if(lambda: self.memory.is_covered(order.number, order.node))
 
     def operands(self, order: Order) -> Operands | None:
         """Return the sums over an order's parts, wherever they are; None if they are not all there."""
@@ -404,8 +424,11 @@ class TeamMember:
 
     def _missing(self, order: Order, stage: Stage) -> Sequence[Node] | Sequence[int]:
         if stage is Stage.SUMS:
-            if self.memory.copies(order.number, order.node) is not None:
+            if self.memory.is_covered(order.number, order.node):
                 return ()
+            progress = self.progress
+            if progress is not None and self.clock.now() < progress.late:
+                return (order.node,)  # it does not matter what
             covered = self.memory.covered(order.number, order.node)
             return missing_parts([part.node for part in order.plan.parts], covered, order.node.lo)
         if stage is Stage.UPDATE:
@@ -436,7 +459,7 @@ class TeamMember:
         entry = updates.marks.entries[(made - 1) % ENTRIES]
         if int(entry["step"]) != made - 1:
             return None  # others are even further: look again
-        self._begin_step(order.following(made, read_plan(entry["next"])))
+        self._begin_step(order.following(made, self.memory.plan_in(entry["next"])))
         return None
 
     # What the server gets to know
@@ -446,16 +469,14 @@ class TeamMember:
         updates, copies = self._updates, self.memory.copies(order.number, order.node)
         assert updates is not None
         assert copies is not None  # its sums were just added up
-        rows = [self.memory.marks.rows[copy.process, copy.row] for copy in copies]
+        figures = self.memory.figures(copies)
         tally, entry = self.tally_of(order, copies), updates.marks.entries[order.step % ENTRIES]
         entry["step"], entry["used"] = order.step, len(copies)
         entry["loss_sum"], entry["correct"], entry["count"] = tally.loss_sum, tally.correct, tally.count
         entry["round_s"], entry["update_s"] = self._summed - self._summed_before, self.clock.now() - self._began
         entry["checksum"] = checksum_after(order.step - 1, updates.weights_before(order.step)) if order.step else 0
         entry["parts"][: len(copies)] = [(copy.node.lo, copy.node.hi, copy.process) for copy in copies]
-        entry["times"][: len(copies)] = [
-            (float(row["began_s"]), float(row["ended_s"]), float(row["compute_s"])) for row in rows
-        ]
+        entry["times"][: len(copies)] = [(of_one[BEGAN_S], of_one[ENDED_S], of_one[COMPUTE_S]) for of_one in figures]
         entry["losses"][:] = self.losses_of(copies)
         write_plan(entry["next"], self.plan(order.work, order.node, order))
 
@@ -463,9 +484,8 @@ class TeamMember:
         """Return the tally of an order: a floating-point sum too, added over the same tree."""
         micro_batches = self.compute.batches.micro_batches_of(order.work)
         tree = TreeSum[Tally](micro_batches, lambda left, right: left + right)
-        for copy in copies:
-            row = self.memory.marks.rows[copy.process, copy.row]
-            tree.add(copy.node, Tally(float(row["loss_sum"]), int(row["correct"]), int(row["count"])))
+        for copy, of_one in zip(copies, self.memory.figures(copies), strict=True):
+            tree.add(copy.node, Tally(of_one[LOSS_SUM], int(of_one[CORRECT]), int(of_one[COUNT])))
         return tree.held[order.node]
 
     def losses_of(self, copies: Sequence[Copy]) -> list[float]:
@@ -493,8 +513,7 @@ class TeamMember:
 
     def _late(self, order: Order) -> set[int]:
         """Return the processes of whose parts somebody else had to compute some."""
-        rows = self.memory.marks.rows
-        has = set(np.nonzero(rows["order"] == order.number)[0].tolist())
+        has = set(np.nonzero(self.memory.marks.nodes[:, :, ORDER] == order.number)[0].tolist())
         return {part.process for part in order.plan.parts} - has
 
     # Waking others

@@ -14,7 +14,19 @@ from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import SharingError
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.shared_files import MARKS, process_file, process_shape
-from lockstep.common.protocol.team_memory import ORDERS, ROWS, WORKS, TeamMarks, TeamShape, file_of, keep_order
+from lockstep.common.protocol.team_memory import (
+    ENDED_S,
+    HI,
+    LO,
+    ORDER,
+    ORDERS,
+    ROWS,
+    WORKS,
+    TeamMarks,
+    TeamShape,
+    file_of,
+    keep_order,
+)
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.common.transport.shared_memory.segment import PAGE_BYTES, Segment
 from lockstep.worker.team.division import Part, Plan
@@ -82,6 +94,8 @@ class TeamMemory:
     process: int
     marks: TeamMarks
     own: OwnVectors
+    #: The plan that was read last, and its bytes.
+    _plan: tuple[bytes, Plan] = b"", Plan((), ())
     #: By process, its vectors.
     _vectors: dict[int, tuple[Vector, ...]] = field(default_factory=dict)
 
@@ -121,25 +135,25 @@ class TeamMemory:
 
     def begin_row(self, row: int) -> None:
         """Show that a vector of ours is written, and holds nothing; `SharingError` if there is no memory for it."""
-        self.marks.rows[self.process, row]["order"] = 0
+        self.marks.nodes[self.process, row, ORDER] = 0
         keep_order()
         self.own.reserve(row)
 
     def holds(self, row: int, order: int, node: Node) -> bool:
         """Tell whether a vector of ours holds the sums over a node, perhaps by a process that was here before us."""
-        cells = self.marks.rows[self.process, row]
-        return (int(cells["order"]), int(cells["lo"]), int(cells["hi"])) == (order, node.lo, node.hi)
+        cells = self.marks.nodes[self.process, row]
+        return (int(cells[ORDER]), int(cells[LO]), int(cells[HI])) == (order, node.lo, node.hi)
 
     def show_row(self, row: int, order: int, copy: "Computed") -> None:
         """Show that a vector of ours holds sums, and all that belongs to them."""
-        cells, node = self.marks.rows[self.process, row], copy.node
-        cells["lo"], cells["hi"] = node.lo, node.hi
-        cells["loss_sum"], cells["correct"], cells["count"] = copy.tally.loss_sum, copy.tally.correct, copy.tally.count
-        cells["compute_s"], cells["began_s"], cells["ended_s"] = copy.ended_s - copy.began_s, copy.began_s, copy.ended_s
+        marks, node, tally = self.marks, copy.node, copy.tally
+        times = copy.ended_s - copy.began_s, copy.began_s, copy.ended_s
+        marks.figures[self.process, row, : ENDED_S + 1] = (tally.loss_sum, tally.correct, tally.count, *times)
+        marks.nodes[self.process, row, LO : HI + 1] = node.lo, node.hi
         if copy.losses:
             self.marks.losses[self.process, node.lo : node.hi] = copy.losses
         keep_order()
-        cells["order"] = order
+        marks.nodes[self.process, row, ORDER] = order
         keep_order()
 
     def record_speed(self, seconds: float) -> None:
@@ -167,6 +181,16 @@ class TeamMemory:
             at = copy.node.hi
         return chosen
 
+    def is_covered(self, order: int, node: Node) -> bool:
+        """Tell whether somebody, alone or with others, has the sums of all of a node's micro-batches."""
+        keep_order()
+        nodes = self.marks.nodes
+        has = nodes[:, :, ORDER] == order
+        keep_order()
+        count = int((nodes[:, :, HI] - nodes[:, :, LO])[has].sum())
+        # What is there more than once may hide that something is missing.
+        return count >= len(node) and self.copies(order, node) is not None
+
     def covered(self, order: int, node: Node) -> bytes:
         """Return a byte for each micro-batch of a node, 1 if somebody has its sums, alone or with others."""
         covered = bytearray(len(node))
@@ -177,16 +201,19 @@ class TeamMemory:
     def _found(self, order: int) -> dict[int, Copy]:
         """Return the largest sums of an order that begin at each micro-batch."""
         keep_order()
-        rows = self.marks.rows
-        places = np.nonzero(rows["order"] == order)
+        nodes = self.marks.nodes
+        processes, rows = np.nonzero(nodes[:, :, ORDER] == order)
         keep_order()
         found = dict[int, Copy]()
-        for process, row in zip(*(axis.tolist() for axis in places), strict=True):
-            cells = rows[process, row]
-            node = Node(int(cells["lo"]), int(cells["hi"]))
-            if node.lo not in found or len(found[node.lo].node) < len(node):
-                found[node.lo] = Copy(node, process, row)
+        ends = nodes[processes, rows, LO : HI + 1].tolist()
+        for process, row, (lo, hi) in zip(processes.tolist(), rows.tolist(), ends, strict=True):
+            if lo not in found or found[lo].node.hi < hi:
+                found[lo] = Copy(Node(lo, hi), process, row)
         return found
+
+    def figures(self, copies: Sequence[Copy]) -> list[list[float]]:
+        """Return what belongs to some sums, each from `LOSS_SUM` to `ENDED_S`."""
+        return [self.marks.figures[copy.process, copy.row, : ENDED_S + 1].tolist() for copy in copies]
 
     def vector(self, process: int, index: int) -> Vector:
         """Return a vector of a process, mapped if it was not."""
@@ -262,10 +289,17 @@ class TeamMemory:
             work=WORKS[int(cells["work"])],
             step=step,
             node=Node(int(cells["lo"]), int(cells["hi"])),
-            plan=read_plan(cells["plan"]),
+            plan=self.plan_in(cells["plan"]),
             memory=int(cells["memory"]),
             steps=steps if lease else None,
         )
+
+    def plan_in(self, cells: NDArray[np.void]) -> Plan:
+        """Return the plan in a field of `TeamShape.plan`: most often that of the order before."""
+        words = cells.tobytes()
+        if words != self._plan[0]:
+            self._plan = words, read_plan(cells)
+        return self._plan[1]
 
     def close(self) -> None:
         """Let go of what is not mapped."""

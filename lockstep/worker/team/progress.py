@@ -119,8 +119,8 @@ class OrderProgress:
     late: float = field(init=False)
     stage: Stage = field(init=False)
     todo: deque[Compute | MakeSlice] = field(default_factory=deque)
-    #: Whether it has looked in this stage and not found all.
-    has_waited: bool = False
+    #: When it first looked in this stage and did not find all, None if it has not.
+    waits_since: float | None = None
     #: The vector that the next part of somebody else's goes into.
     _row: int = OWN_PARTS
     _place: int = -1
@@ -139,8 +139,10 @@ class OrderProgress:
 
     def on_made(self, now: float) -> None:
         """Record that what was to be made is there."""
-        self.todo.popleft()
-        self.due, self.late = now, max(self.late, now)
+        made, took_s = self.todo.popleft(), now - self.due
+        # Slices are equally long, and so may take others as long as us; sums that others help with come one by one.
+        late = now + self.course.patience.slack_s + took_s if isinstance(made, MakeSlice) else now
+        self.due, self.late = now, max(self.late, late)
 
     def on_refused(self, now: float) -> None:
         """Record that it cannot be made, since somebody else is making it."""
@@ -152,15 +154,16 @@ class OrderProgress:
         if not missing:
             self._begin_stage(now)
             return
-        self.has_waited = True
+        if self.waits_since is None:
+            self.waits_since = now
         if now >= self.late:
             self._take_over(missing, idle, now)
         else:
-            spins = now < self.since + self.course.patience.spin_s
+            spins = now < self.waits_since + self.course.patience.spin_s
             self.due = now if spins else min(self.late, now + SLEEP_S)
 
     def _begin_stage(self, now: float) -> None:
-        self._place, self.since, self.due, self.has_waited = self._place + 1, now, now, False
+        self._place, self.since, self.due, self.waits_since = self._place + 1, now, now, None
         if self.is_done:
             return
         course, (self.stage, slices) = self.course, self.course.stages[self._place]

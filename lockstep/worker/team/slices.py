@@ -11,7 +11,7 @@ from lockstep.common.aggregation.tree import Node, Vector, VectorPool
 from lockstep.worker.team.additions import Additions, additions_of
 
 #: Values that are added up at once, so that they stay in a second-level cache: a multiple of clipping's BLOCK.
-PIECE = 131_072
+PIECE = 262_144
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ from lockstep.common.protocol.shared_files import (
     weights_shape,
 )
 from lockstep.common.protocol.team_memory import TeamShape, UpdateMarks, file_of, keep_order
-from lockstep.common.transport.shared_memory.folder import FileLock, SharedFolder
+from lockstep.common.transport.shared_memory.file_lock import FileLock
+from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.compute import Compute
 from lockstep.worker.team.order import Order
 from lockstep.worker.team.slices import PIECE, Operands, SliceAdder

@@ -3,28 +3,14 @@
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
 
 from lockstep.bench.bench import heading, line
-from lockstep.bench.constant_gradient import Filler
 from lockstep.bench.exchange import ExchangeRow
 from lockstep.cli.main import run
-from lockstep.common.aggregation.layout import Binding, layout_of
-from lockstep.common.autograd.tensor import Tensor
 from tests.lockstep.bench.baselines import write_peer
 
 TINY = ["bench", "exchange", "--steps", "8", "--rounds", "1"]
-
-
-def test_a_gradient_is_filled_where_it_belongs() -> None:
-    filler = Filler(5)
-    gradient = np.zeros(5, dtype=np.float32)
-    Binding(filler, layout_of(filler), (np.zeros(5, dtype=np.float32),), (gradient,))
-    output = filler(Tensor(np.zeros((3, 1), dtype=np.float32)))
-    assert output.shape == (3, 2)
-    output.sum().backward()
-    assert gradient.tolist() == [0.5] * 5
 
 
 def test_exchanges_are_timed_next_to_the_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-import click
 import msgspec
 import pytest
 
 from lockstep.bench.bench import heading, line
-from lockstep.bench.parameters import NUMBERS, LinkParam, PowersRange
-from lockstep.bench.predict import PredictionRow, basis_of_result, basis_of_rows, predict, read_basis
+from lockstep.bench.predict import PredictionRow, basis_of_result, basis_of_rows, basis_of_sleep, predict, read_basis
 from lockstep.bench.scaling import ScalingRow
 from lockstep.cli.bench import json_of
 from lockstep.cli.main import run
+from lockstep.common.runtime.environment import cores
 from lockstep.ps.run.timing import Split
+from lockstep.runs.cost_model import MEMORY, Machines
 from tests.lockstep.bench.scaling_rows import scaling_row
 from tests.lockstep.statuses import result
 
@@ -26,62 +26,120 @@ RUN = result(
     split=Split(steps=9, compute_s=0.080, exchange_s=0.010, update_s=0.006, waiting_s=0.0),
 )
 
-#: The same in the rows of the scaling bench: 4 micro-batches per worker, 20 ms each.
+#: The same in the rows of the scaling bench: 4 micro-batches per worker, 20 ms each. Teams share memory, or there are
+#: two of them with sockets to the server.
 ROWS = [
-    scaling_row(workers=1, exchange_s=0.010, images_per_s=640.0),
-    scaling_row(workers=2, exchange_s=0.020, images_per_s=1200.0),
+    scaling_row(workers=1, exchange_s=0.0, images_per_s=640.0),
+    scaling_row(workers=2, exchange_s=0.010, images_per_s=1200.0),
     scaling_row(workers=1, exchange_s=0.5, batch=32),
-    scaling_row(workers=1, exchange_s=0.5, transport="tcp"),
+    scaling_row(workers=2, teams=2, exchange_s=0.024, transport="tcp", carrier="tcp", images_per_s=1000.0),
+    scaling_row(workers=4, teams=2, exchange_s=0.044, transport="tcp", carrier="tcp", images_per_s=1500.0),
 ]
 
 
-def test_a_run_predicts_the_same_step_on_more_machines() -> None:
-    prediction = predict(basis_of_result(RUN), [1, 8], [1, 8], LINK)
-    # 8 MB for each worker take 64 ms; each of eight workers has one micro-batch of 10 ms.
-    assert [(row.servers, row.workers) for row in prediction.rows] == [(1, 1), (1, 8), (8, 1), (8, 8)]
+def test_a_run_predicts_the_same_step_on_more_hosts() -> None:
+    prediction = predict(basis_of_result(RUN), [2, 8], [1], [1, 8], LINK)
+    # 8 MB for each host take 64 ms; each of two hosts has four micro-batches of 10 ms, each of eight has one.
+    assert [(row.servers, row.hosts, row.workers) for row in prediction.rows] == [
+        *((1, 2, 1), (1, 8, 1)),
+        *((8, 2, 1), (8, 8, 1)),
+    ]
     steps = [row.ms_per_step for row in prediction.rows]
-    assert steps == pytest.approx([80 + 64 + 6, 10 + 512 + 6, 80 + 64 + 6 / 8, 10 + 64 + 6 / 8])
-    assert prediction.rows[3].speedup == pytest.approx(steps[2] / steps[3])
+    assert steps == pytest.approx([40 + 128 + 6, 10 + 512 + 6, 40 + 64 + 6 / 8, 10 + 64 + 6 / 8])
+    # One process alone computes and updates.
+    assert prediction.rows[3].speedup == pytest.approx(86 / steps[3])
     assert prediction.rows[1].link_share == pytest.approx(512 / steps[1])
-    assert (prediction.basis.is_weak, prediction.link_text(), prediction.is_bound_by_link) == (False, "1 Gbit/s", True)
-    assert prediction.basis.speeds == {1: RUN.images_per_s}
+    assert (prediction.link_text(), prediction.is_bound_by_link) == ("1 Gbit/s", True)
+    assert prediction.basis.measured == ((Machines(), RUN.images_per_s),)
+    assert prediction.basis.largest_team() == 1
 
 
-def test_rows_of_one_way_are_taken_together() -> None:
+def test_teams_send_what_one_process_does() -> None:
+    one, eight = predict(basis_of_result(RUN), [2], [1, 4], [1], LINK).rows
+    # Each of eight processes has one micro-batch; four vectors of 4 MB are read and one is written.
+    assert eight.ms_per_step == pytest.approx(10 + 20e6 / MEMORY * 1e3 + 128 + 6)
+    assert (one.workers, eight.workers) == (1, 4)
+    # Three hosts have three micro-batches each and three vectors on one link: 30 + 192 + 6 ms, or 30 + 64 + 2 ms.
+    assert one.saturates_at == 3
+
+
+def test_one_host_has_its_server_in_its_memory() -> None:
+    row, with_servers = predict(basis_of_result(RUN), [1], [8], [1, 2], LINK).rows
+    assert row.ms_per_step == pytest.approx(10 + 36e6 / MEMORY * 1e3 + 6 / 8)
+    assert (row.link_share, row.saturates_at is None, row.shards) == (0.0, False, 1)
+    # Two servers have machines of their own.
+    assert with_servers.ms_per_step == pytest.approx(10 + 36e6 / MEMORY * 1e3 + 64 + 6 / 2)
+
+
+def test_rows_of_what_was_trained_are_taken_together_over_memory_and_one_kind_of_socket() -> None:
     basis = basis_of_rows(ROWS)
-    assert [(point.workers, point.split.exchange_s) for point in basis.points] == [(1, 0.010), (2, 0.020)]
-    assert basis.speeds == {1: 640.0, 2: 1200.0}
-    assert basis.is_weak
-    assert basis.name == "mlp, 64 samples each, shm"
-    # Weak: 80 ms for any number of workers.
-    (at,) = predict(basis, [16], [16], LINK).rows
-    assert at.ms_per_step == pytest.approx(80 + 64 + 6 / 16)
+    places = [(at.workers, at.hosts, at.is_local) for at, _ in basis.measured]
+    assert places == [(1, 1, True), (2, 1, True), (2, 2, False), (4, 2, False)]
+    assert [speed for _, speed in basis.measured] == [640.0, 1200.0, 1000.0, 1500.0]
+    assert basis.name == "mlp, 64 samples each, shm and tcp"
+    assert basis.largest_team() == 2
+    # Weak: four on two cores take 80 ms, so that each with its own takes 40. A team of two reads and writes three
+    # vectors of 4 MB in 10 ms, and two such teams in 20, since they share the memory: 12 ms per team are the server's.
+    model = basis.model
+    assert (model.is_weak, model.cores) == (True, 2)
+    assert model.memory == pytest.approx(12e6 / 0.010)
+    assert (model.latency_s, model.per_host_s) == pytest.approx((0.0, 0.012))
+    (at,) = predict(basis, [16], [2], [16], LINK).rows
+    assert at.ms_per_step == pytest.approx(40 + 10 + 64 + 6 / 16)
+
+
+def test_other_sockets_do_not_count() -> None:
+    assert basis_of_rows([*ROWS, scaling_row(workers=2, teams=2, exchange_s=9.0, carrier="ipc")]) == basis_of_rows(ROWS)
 
 
 def test_the_machine_that_was_measured_is_predicted_next_to() -> None:
-    prediction = predict(basis_of_rows(ROWS), [1], [1], LINK)
-    assert list(prediction.here) == list(range(1, 9))
-    # 80 ms and 10 ms for each worker, until four share two cores.
-    assert prediction.here[2] == pytest.approx(128 / 0.106)
-    assert prediction.here[4] == pytest.approx(256 / (0.160 + 0.040 + 0.006))
+    basis = basis_of_rows(ROWS[:2])
+    here = predict(basis, [1], [1], [1], LINK).here
+    alone = here[1, True]
+    assert [at.workers for at in alone] == list(range(1, 9))
+    # 80 ms, three vectors in 10 ms, and an update by two; until four share two cores.
+    assert basis.model.samples_per_s(alone[1]) == pytest.approx(128 / (0.080 + 0.010 + 0.006))
+    assert basis.model.samples_per_s(alone[3]) == pytest.approx(256 / (0.160 + 0.010 * 5 / 3 + 0.006))
+    assert [at.workers for at in predict(basis_of_rows(ROWS), [1], [1], [1], LINK).here[2, False]] == [2, 4, 6, 8]
+
+
+def test_a_model_that_sleeps_needs_no_measurement() -> None:
+    basis = basis_of_sleep(1_000_000, 0.020, 32)
+    assert basis.measured == ()
+    assert basis.source() == "calculated for 1,000,000 values, sleeping 20 ms, 32 samples each"
+    alone, team, hosts = (
+        predict(basis, [1, 4], [1, 8], [1], LINK).rows[::2][:2] + predict(basis, [4], [8], [1], LINK).rows
+    )
+    # 20 ms, 0.28 ms to fill and 0.47 ms to update; eight update an eighth each, and add nine vectors of 4 MB.
+    assert alone.ms_per_step == pytest.approx(20 + 0.28 + 0.47)
+    assert team.ms_per_step == pytest.approx(20 + 0.28 + 0.47 / 8 + 36e6 / MEMORY * 1e3)
+    assert hosts.ms_per_step == pytest.approx(20 + 0.28 + 36e6 / MEMORY * 1e3 + 4 * 64 + 0.47)
+    assert team.speedup == pytest.approx(8 * alone.ms_per_step / team.ms_per_step)
+
+
+def test_rows_of_one_that_sleeps_leave_the_cores_free() -> None:
+    rows = [scaling_row(workers=count, exchange_s=0.0, model="sleep", sleep_s=0.019) for count in (1, 16)]
+    model = basis_of_rows(rows).model
+    # Of the 20 ms of a micro-batch, 1 ms is computing, by 16 on two cores.
+    assert (model.sleep_s, model.micro_batch_s) == pytest.approx((0.019, 0.019 + 0.001 / 8))
 
 
 def test_it_is_said_where_a_link_saturates_and_what_that_takes() -> None:
-    prediction = predict(basis_of_result(RUN), [1, 100], [1, 4], LINK)
+    prediction = predict(basis_of_result(RUN), [2, 100], [1], [1, 4], LINK)
     one, *_ = (row.saturates_at for row in prediction.rows)
     shards = prediction.rows[-1].shards
     words = prediction.summary()
     name = "the 1 Gbit/s link of 1 server"
-    assert words[0].startswith(f"{name} would saturate at {one} workers: a step takes twice as long as with one")
+    assert words[0].startswith(f"{name} would saturate at {one} hosts: a step takes twice as long as with one server")
     assert words[1].startswith("the links of 4 servers would saturate at ")
-    assert words[2] == f"100 workers would need {shards} shards to avoid that"
-    fast = predict(basis_of_result(RUN), [2], [1], 1e15)
+    assert words[2] == f"100 hosts would need {shards} shards to avoid that"
+    fast = predict(basis_of_result(RUN), [2], [1], [1], 1e15)
     assert not fast.is_bound_by_link
     assert fast.summary()[0].startswith("1 server would saturate at ")
 
 
 def test_a_line_fits_its_heading() -> None:
-    (row,) = predict(basis_of_result(RUN), [1024], [16], LINK).rows
+    (row,) = predict(basis_of_result(RUN), [1024], [64], [16], LINK).rows
     assert len(line(row)) == len(heading(PredictionRow)) <= 80
 
 
@@ -89,31 +147,35 @@ def test_the_command_reads_both_files(tmp_path: Path, capsys: pytest.CaptureFixt
     run_file, rows_file, json_file = (tmp_path / name for name in ("result.json", "rows.json", "out.json"))
     run_file.write_bytes(msgspec.json.encode(RUN))
     rows_file.write_bytes(json_of(ROWS))
-    ask = ["bench", "predict", "--workers", "1..8", "--to", str(json_file)]
+    ask = ["bench", "predict", "--hosts", "1..8", "--to", str(json_file)]
     assert run([*ask, "--from", str(run_file), "--servers", "1,2", "--plot", str(tmp_path / "p.png")]) == 0
     rows = msgspec.json.decode(json_file.read_bytes(), type=list[PredictionRow])
-    assert [(row.servers, row.workers) for row in rows] == [(s, w) for s in (1, 2) for w in (1, 2, 4, 8)]
+    assert [(row.servers, row.hosts) for row in rows] == [(s, h) for s in (1, 2) for h in (1, 2, 4, 8)]
+    assert {row.workers for row in rows} == {1}
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert run([*ask, "--from", str(rows_file), "--batch", "32", "--link", "10Gbit"]) == 0
     message = capsys.readouterr().out
-    assert (
-        f"from lenet, 128 samples a step, ipc, measured with 1 worker on {basis_of_result(RUN).cores} cores" in message
-    )
+    assert f"from lenet, 128 samples a step, ipc, measured with 1 worker on {cores()} cores" in message
     assert "from mlp, 32 samples each, shm, measured with 1 worker on 2 cores" in message
+    assert (
+        run([*ask, "--from", f"{rows_file},{rows_file}", "--workers", "1..4", "--plot", str(tmp_path / "q.png")]) == 0
+    )
+    assert "from mlp, 64 samples each, shm and tcp, measured with 1 and 2 and 4 workers" in capsys.readouterr().out
+    assert (tmp_path / "q.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
 def test_several_models_are_predicted_one_after_the_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows_file = tmp_path / "rows.json"
     rows_file.write_bytes(json_of([*ROWS, *(msgspec.structs.replace(row, model="cnn") for row in ROWS)]))
-    ask = ["bench", "predict", "--workers", "4", "--servers", "1", "--from", str(rows_file), "--batch", "64", "--json"]
+    ask = ["bench", "predict", "--hosts", "4", "--servers", "1", "--from", str(rows_file), "--batch", "64", "--json"]
     assert run([*ask, "--model", "mlp,cnn"]) == 0
     rows = msgspec.json.decode(capsys.readouterr().out, type=list[PredictionRow])
-    assert [row.basis for row in rows] == ["mlp, 64 samples each, shm", "cnn, 64 samples each, shm"]
+    assert [row.basis for row in rows] == ["mlp, 64 samples each, shm and tcp", "cnn, 64 samples each, shm and tcp"]
 
 
 @pytest.mark.slow
 def test_without_a_file_this_machine_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", "predict", "--workers", "4", "--model", "linear", "--batch", "32", "--steps", "8"]) == 0
+    assert run(["bench", "predict", "--hosts", "4", "--model", "linear", "--batch", "32", "--steps", "8"]) == 0
     assert capsys.readouterr().out.startswith("from linear, 32 samples each, ")
 
 
@@ -132,25 +194,7 @@ def test_files_that_are_of_no_use_are_reported(tmp_path: Path, capsys: pytest.Ca
     assert "did not measure cnn: expected one of mlp at 64, mlp at 32" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("text", "speed"), [("1Gbit", 125e6), ("2.5 gbit/s", 312.5e6), ("100Mbit", 12.5e6)])
-def test_links_are_named_in_bits(text: str, speed: float) -> None:
-    assert LinkParam().convert(text, None, None) == speed
-
-
-@pytest.mark.parametrize(
-    ("text", "numbers"),
-    [("1..8", (1, 2, 4, 8)), ("3..20", (3, 4, 8, 16, 20)), ("5..5", (5,)), ("1:9", (1, 2, 4, 8)), ("1,7,7", (1, 7))],
-)
-def test_a_range_stands_for_powers_of_two(text: str, numbers: tuple[int, ...]) -> None:
-    assert PowersRange(NUMBERS.kind).convert(text, None, None) == numbers
-
-
-def test_a_range_does_not_go_on_for_ever() -> None:
-    with pytest.raises(click.BadParameter, match=r"expected FROM\.\.TO, with numbers from 1 to"):
-        PowersRange(NUMBERS.kind).convert("1..100000000", None, None)
-
-
 def test_a_file_of_rows_can_be_narrowed(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_bytes(json_of(ROWS))
-    assert [point.global_batch for point in read_basis(tmp_path / "rows.json", None, 32).points] == [32]
+    assert read_basis([tmp_path / "rows.json"], None, 32).name == "mlp, 32 samples each, shm"
     assert isinstance(ROWS[0], ScalingRow)

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from lockstep.bench.bench import heading, line
-from lockstep.bench.scaling import ScalingRow
+from lockstep.bench.measuring.processor_time import StepProcessorTime
+from lockstep.bench.scaling import COSTS, ScalingRow, short_number
 from lockstep.cli.main import run
 from tests.lockstep.bench.baselines import write_peer
 from tests.lockstep.bench.scaling_rows import scaling_row
@@ -39,7 +40,12 @@ def test_weak_scaling_next_to_the_baseline(tmp_path: Path, capsys: pytest.Captur
     assert one.of_one_worker == 1.0
     assert two.of_one_worker == pytest.approx(two.images_per_s / 2 / one.images_per_s)
     assert plot_file.read_bytes().startswith(PNG)
-    assert capsys.readouterr().out.splitlines()[0] == heading(ScalingRow)
+    # Too short to read processor time twice.
+    assert (two.teams, two.sleep_s, two.processors, two.socket_bytes) == (1, 0.0, None, 0.0)
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert (head, len(lines)) == (heading(ScalingRow), 6)
+    assert " ".join(lines[3].split()) == "model batch over teams ms server ms leader ms process ms kB"
+    assert lines[5].split()[-4:] == ["-", "-", "-", "0.0"]
 
 
 @pytest.mark.slow
@@ -55,6 +61,31 @@ def test_strong_scaling_shows_one_hash(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out.count(rows[0].weights_sha256) == 2
 
 
+@pytest.mark.slow
+def test_a_model_that_sleeps_is_trained_by_teams(tmp_path: Path) -> None:
+    json_file = tmp_path / "rows.json"
+    flags = ["--sleep", "20ms", "--values", "20000", "--workers", "1,4", "--teams", "1,2", "--transport", "tcp"]
+    assert run(["bench", "scaling", *flags, "--steps", "60", "--rounds", "1", "--to", str(json_file)]) == 0
+    rows = rows_of(json_file)
+    assert [(row.workers, row.teams) for row in rows] == [(1, 1), (4, 1), (4, 2)]
+    assert {(row.model, row.parameters, row.sleep_s, row.batch) for row in rows} == {("sleep", 20_000, 0.02, 32)}
+    assert [row.global_batch for row in rows] == [32, 128, 128]
+    for row in rows:
+        assert row.ms_per_step > 20
+        assert row.ceiling_images_per_s < 32 * row.workers / 0.020
+        # A vector up and down for each team, with some bytes around them.
+        assert row.socket_bytes >= 8 * 20_000 * row.teams * 0.9
+    assert rows[1].socket_bytes < 1.5 * 8 * 20_000
+    assert rows[1].weights_sha256 == rows[2].weights_sha256
+    if Path("/proc/self/stat").exists():
+        assert [row.processors is not None and row.processors.process_ms is not None for row in rows] == [
+            False,
+            True,
+            True,
+        ]
+        assert all(row.processors is not None and row.processors.leader_ms is not None for row in rows)
+
+
 def test_the_baseline_has_four_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = tmp_path / "own.py"
     own.write_text("from lockstep import nn\n\n\ndef build():\n    return nn.Linear(784, 10)\n")
@@ -66,3 +97,21 @@ def test_a_row_is_a_line_below_its_heading() -> None:
     figures = line(scaling_row(workers=2, exchange_s=0.010, images_per_s=51_200.0, of_one_worker=0.9))
     assert " ".join(figures.split()) == "mlp 64 2+1 auto 100.000 51,200 90% 80% - 83% 10% 6% 0%"
     assert len(figures) == len(heading(ScalingRow))
+
+
+def test_what_a_step_costs_is_a_second_table() -> None:
+    times = StepProcessorTime(server_ms=0.81, leader_ms=2.5, process_ms=None)
+    row = scaling_row(workers=16, exchange_s=0.0, teams=2, model="sleep", parameters=62_000, processors=times)
+    row = msgspec.structs.replace(row, socket_bytes=992_340.0, ms_per_step=1000.5)
+    titles, figures = (
+        " ".join(words) for words in zip(*((each.heading(), each.cell(row, "")) for each in COSTS), strict=False)
+    )
+    assert " ".join(figures.split()) == "62k 64 16+1 auto 2 1000.500 0.810 2.500 - 992.3"
+    assert len(figures) == len(titles) <= 80
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(999, "999"), (62_000, "62k"), (535_818, "536k"), (999_700, "1M"), (25_000_000, "25M")]
+)
+def test_sizes_have_three_digits(number: int, text: str) -> None:
+    assert short_number(number) == text

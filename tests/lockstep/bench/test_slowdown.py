@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from lockstep.bench.measuring.timed_run import BenchSession
 from lockstep.bench.straggler import PATTERNS, Begun, Slowdown, slow_down
-from lockstep.bench.timed_run import BenchSession
 from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import ManualClock, SystemClock
 from lockstep.launch.chaos import RunProcesses
@@ -119,7 +119,7 @@ def test_the_last_worker_is_slowed_down_once_the_run_has_warmed_up() -> None:
     slowdown = slowdown_of(
         "stopped", workers, [None, status(step=0), status(step=19), status(step=23), status(step=30)]
     )
-    assert slowdown.begun == Begun(step=23, pid=22)
+    assert slowdown.begun == Begun(step=23, pid=22, process=1)
     assert [worker.signals for worker in workers] == [[], [STOP, CONTINUE]]
 
 
@@ -131,7 +131,7 @@ def test_a_run_that_is_over_before_is_left_alone() -> None:
 
 def test_without_a_pattern_only_the_step_is_found() -> None:
     workers = [FakeWorker(11)]
-    assert slowdown_of(None, workers, [status(step=20)]).begun == Begun(step=20, pid=11)
+    assert slowdown_of(None, workers, [status(step=20)]).begun == Begun(step=20, pid=11, process=0)
     assert workers[0].signals == []
 
 

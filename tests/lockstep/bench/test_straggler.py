@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from lockstep.bench.bench import heading, line
+from lockstep.bench.measuring.timed_run import TimedRun
 from lockstep.bench.peers import WARM_UP
 from lockstep.bench.straggler import Begun, StragglerBench, StragglerRow, Turn, median_ratio, turn_of
-from lockstep.bench.timed_run import TimedRun
 from lockstep.cli.main import run
 from lockstep.common.errors import RunError
 from lockstep.ps.records.ledger import LedgerShare, Line, RunBegun, StepDone, UnusedWork, WorkerIn
@@ -46,11 +46,24 @@ def test_steps_count_from_the_one_on_in_which_the_worker_was_slowed_down() -> No
         for step in (3, 24)
     ]
     validation = UnusedWork(work="evaluate", step=24, lo=0, hi=4, rank=1, why="it left")
-    turn = turn_of(run_of(27, *again, validation), Begun(step=23, pid=22))
-    assert turn == Turn(seconds=[0.23, 0.24, 0.25, 0.26], by_last=4, by_others=12, unused=2)
+    turn = turn_of(run_of(27, *again, validation), Begun(step=23, pid=22, process=1))
+    assert turn == Turn(seconds=[0.23, 0.24, 0.25, 0.26], known=4, by_last=4, by_others=12, unused=2)
 
 
-@pytest.mark.parametrize("begun", [None, Begun(step=WARM_UP, pid=22)])
+def test_of_a_team_the_steps_count_of_which_it_says_who_computed_what() -> None:
+    team: list[Line] = [
+        WorkerIn(rank=0, host="h", pid=22, processes=3),
+        StepDone(step=20, shares=[LedgerShare(0, 4, 0)], losses=bytes(16), checksum=1),
+        StepDone(
+            step=21, shares=[LedgerShare(0, 3, 0), LedgerShare(3, 4, 0)], processes=[1, 2], losses=bytes(16), checksum=1
+        ),
+    ]
+    run = TimedRun(result=result(), steps=run_of(22).steps, ledger=team)
+    turn = turn_of(run, Begun(step=20, pid=24, process=2))
+    assert turn == Turn(seconds=[0.2, 0.21], known=1, by_last=1, by_others=3, unused=0)
+
+
+@pytest.mark.parametrize("begun", [None, Begun(step=WARM_UP, pid=22, process=1)])
 def test_a_run_that_was_over_too_early_is_reported(begun: Begun | None) -> None:
     with pytest.raises(RunError, match="the run of 20 steps was over before its last worker was slowed down"):
         turn_of(run_of(WARM_UP), begun)

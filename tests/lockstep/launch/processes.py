@@ -27,6 +27,8 @@ class Pretended(WatchedProcess):
 
     ended: int | None = None
     received: list[signal.Signals] = field(default_factory=list)
+    #: Whether it ends with exit code 1 if somebody waits for that.
+    ends_soon: bool = False
 
     @property
     def pid(self) -> int:
@@ -47,6 +49,8 @@ class Pretended(WatchedProcess):
         return b""
 
     def wait(self, timeout_s: float) -> bool:
+        if self.ends_soon and timeout_s:
+            self.ended = 1
         return self.ended is not None
 
     def send(self, number: signal.Signals) -> None:

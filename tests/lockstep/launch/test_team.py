@@ -119,6 +119,21 @@ def test_who_is_killed_is_started_again_and_the_others_stay(tmp_path: Path) -> N
     assert scene.clock.now() < 1.0
 
 
+def test_who_ends_with_its_leader_is_not_missed(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, 2)
+
+    def script() -> Iterator[None]:
+        # The supervisor sees this end first, and waits for the other one.
+        scene.running[1].ended, scene.running[0].ends_soon = 1, True
+        yield
+        scene.say(0, "error: the run failed\n")
+        yield
+
+    assert scene.run(script()) == 1
+    assert scene.said == ["error: the run failed"]
+    assert scene.started == [0, 1]
+
+
 def test_a_process_that_cannot_take_part_is_left_out(tmp_path: Path) -> None:
     scene = Scene(tmp_path, 2)
 

@@ -59,13 +59,16 @@ def peer_of(worker: int) -> bytes:
     return worker.to_bytes(2, "big")
 
 
-def join_of(worker: int, *, protocol: int = PROTOCOL_VERSION, numerics: Fingerprint | None = None) -> Join:
+def join_of(
+    worker: int, *, protocol: int = PROTOCOL_VERSION, numerics: Fingerprint | None = None, processes: int = 1
+) -> Join:
     return Join(
         protocol=protocol,
         incarnation=f"life-{worker}",
         host="host",
         pid=worker,
         fingerprint=numerics or fingerprint(),
+        processes=processes,
     )
 
 
@@ -125,16 +128,20 @@ class Drive:
         self.effects += effects
         return effects
 
-    def join(self, worker: int) -> list[Effect]:
-        return self.happen(events.Received(peer=peer_of(worker), message=join_of(worker)))
+    def join(self, worker: int, processes: int = 1) -> list[Effect]:
+        return self.happen(events.Received(peer=peer_of(worker), message=join_of(worker, processes=processes)))
 
-    def prepare(self, worker: int, *, shares: bool = False, obstacle: str = "") -> list[Effect]:
-        ready = Ready(nonce=NONCE if shares else "", obstacle=obstacle)
+    def prepare(self, worker: int, *, shares: bool = False, obstacle: str = "", team: str = "") -> list[Effect]:
+        ready = Ready(nonce=NONCE if shares else "", obstacle=obstacle, team=team)
         return self.happen(events.Received(peer=peer_of(worker), message=ready))
 
     def enter(self, *workers: int, shares: bool = False) -> list[Effect]:
         """Let workers join and be ready."""
         return [effect for worker in workers for effect in self.join(worker) + self.prepare(worker, shares=shares)]
+
+    def enter_team(self, worker: int, processes: int = 2) -> list[Effect]:
+        """Let a team join that shares memory, and be ready."""
+        return self.join(worker, processes) + self.prepare(worker, shares=True, team="lockstep-team")
 
     def ask(self, worker: int) -> list[Effect]:
         return self.happen(events.Received(peer=peer_of(worker), message=Ping()))

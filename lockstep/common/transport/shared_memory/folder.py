@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lockstep.common.errors import SharingError
+from lockstep.common.transport.shared_memory.file_lock import FileLock
 from lockstep.common.transport.shared_memory.segment import (
     NONCE_BYTES,
     Allocate,
@@ -43,34 +44,6 @@ def shared_root() -> Path:
     """Return the folder whose files are memory, or that of temporary files if there is none."""
     memory = Path("/dev/shm")
     return memory if memory.is_dir() and os.access(memory, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
-
-
-@dataclass
-class FileLock:
-    """A lock on a file that one process at most has; the system releases it when that process ends, however it ends.
-
-    Whoever gets it knows that no other process has it any more, and that what the other wrote before is there.
-    """
-
-    _descriptor: int
-
-    def acquire(self) -> bool:
-        """Lock, without waiting; return whether it is ours now."""
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
-
-    def release(self) -> None:
-        """Let others lock."""
-        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-
-    def close(self) -> None:
-        """Release it, and close the file; may be called twice."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """What the workers of a run computed, and when, as its ledger tells it; plots nothing."""
 
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,11 @@ class WorkerTimeline:
     used: dict[int, list[ComputedShare]] = field(default_factory=dict)
     #: Shares that were computed or begun, and not used.
     unused: list[ComputedShare] = field(default_factory=list)
-    #: The row of each rank since the run was last begun or resumed, and how often it was.
-    _rows: dict[int, int] = field(default_factory=dict)
+    #: The row of each rank, and process if its team says which, since the run was last begun or resumed, and how often
+    #: it was.
+    _rows: dict[tuple[int, int | None], int] = field(default_factory=dict)
+    #: The host of each team.
+    _teams: dict[int, str] = field(default_factory=dict)
     _begun: int = 0
 
     @property
@@ -66,28 +70,35 @@ class WorkerTimeline:
         """Add what a line of the ledger says."""
         match line:
             case RunBegun():
-                self._rows = {}
+                self._rows, self._teams = {}, {}
                 self._begun += 1
+            case WorkerIn(processes=1):
+                self._row(line.rank, None, one_line(f"{line.rank}: {line.host}, pid {line.pid}", MOST_NAME))
             case WorkerIn(rank=rank):
-                self._row(rank, one_line(f"{rank}: {line.host}, pid {line.pid}", MOST_NAME))
+                self._teams[rank] = one_line(line.host, MOST_NAME)
             case StepDone(step=step, shares=shares):
-                self.used[step] = [self._share(step, share) for share in shares]
+                known = len(line.processes) == len(shares)
+                processes = line.processes if known else repeat(None)
+                self.used[step] = list(map(self._share, repeat(step), shares, processes))
             case UnusedWork(work="train" | "audit", step=step):
-                row = self._row(line.rank, str(line.rank))
+                row = self._row(line.rank, None, str(line.rank))
                 self.unused.append(ComputedShare(step, line.lo, line.hi, row, line.began_s, line.ended_s))
             case _:
                 pass
 
-    def _share(self, step: int, entry: LedgerShare) -> ComputedShare:
-        # A run in one process has no workers that join.
-        row = self._row(entry.rank, "this process")
+    def _share(self, step: int, entry: LedgerShare, process: int | None) -> ComputedShare:
+        host = self._teams.get(entry.rank)
+        number = f"{entry.rank}" if process is None else f"{entry.rank}.{process}"
+        # A run in one process has no workers that join; a team does not always say which of its processes it was.
+        row = self._row(entry.rank, process, "this process" if host is None else f"{number}: {host}")
         return ComputedShare(step, entry.lo, entry.hi, row, entry.began_s, entry.ended_s)
 
-    def _row(self, rank: int, name: str) -> int:
-        if rank not in self._rows:
-            self._rows[rank] = len(self.names)
+    def _row(self, rank: int, process: int | None, name: str) -> int:
+        key = rank, process
+        if key not in self._rows:
+            self._rows[key] = len(self.names)
             self.names.append(name if self._begun < 2 else f"{name}, after restart {self._begun - 1}")
-        return self._rows[rank]
+        return self._rows[key]
 
 
 def read_timeline(folder: Path) -> WorkerTimeline:

@@ -6,10 +6,10 @@ const ROW = 26, GAP = 4, LEFT = 96, HEAD = 18, FOOT = 20;
 
 export function drawTimeline(canvas, legend, steps, workers) {
   const timed = steps.filter((step) => step.used.every(([, , , , ended]) => ended !== null));
-  const ranks = [...new Set([...workers.map((one) => one.rank), ...timed.flatMap((step) => step.used.map((share) => share[2]))])].sort((a, b) => a - b);
-  const rows = new Map(ranks.map((rank, index) => [rank, index]));
+  const names = rowsOf(timed, workers);
+  const rows = new Map(names.map((name, index) => [name, index]));
   const width = Math.max(300, canvas.parentElement.clientWidth);
-  const height = HEAD + (ranks.length + 1) * (ROW + GAP) + FOOT;
+  const height = HEAD + (names.length + 1) * (ROW + GAP) + FOOT;
   const scale = devicePixelRatio || 1;
   canvas.width = width * scale;
   canvas.height = height * scale;
@@ -19,8 +19,8 @@ export function drawTimeline(canvas, legend, steps, workers) {
   ctx.font = "12px system-ui, sans-serif";
   ctx.textBaseline = "middle";
   const ink = style("--ink"), soft = style("--soft"), line = style("--line");
-  ranks.forEach((rank) => label(ctx, `worker ${rank}`, rows.get(rank), ink));
-  label(ctx, "update", ranks.length, soft);
+  names.forEach((name) => label(ctx, `worker ${name}`, rows.get(name), ink));
+  label(ctx, "update", names.length, soft);
   const total = timed.reduce((sum, step) => sum + step.round_s, 0) || 1;
   const x = (seconds) => LEFT + ((width - LEFT - 8) * seconds) / total;
   let at = 0;
@@ -32,10 +32,10 @@ export function drawTimeline(canvas, legend, steps, workers) {
     if (ctx.measureText(name).width < x(at + step.round_s) - x(at)) ctx.fillText(name, x(at) + 3, HEAD / 2);
     const last = Math.max(...step.used.map((share) => share[4]));
     for (const [share, began] of inOrder(step)) {
-      bar(ctx, x, at, share, began, rows, { isLast: share[4] === last, isUnused: step.unused.includes(share), ink });
+      bar(ctx, x, at, share, began, rows.get(nameOf(step, share)), { isLast: share[4] === last, isUnused: step.unused.includes(share), ink });
     }
     ctx.fillStyle = soft;
-    ctx.fillRect(x(at), y(ranks.length), Math.max(1, x(at + step.update_s) - x(at)), ROW);
+    ctx.fillRect(x(at), y(names.length), Math.max(1, x(at + step.update_s) - x(at)), ROW);
     at += step.round_s;
   }
   ctx.fillStyle = soft;
@@ -46,14 +46,27 @@ export function drawTimeline(canvas, legend, steps, workers) {
   return timed.length > 0;
 }
 
+// A row for each worker: rank and process in a team that says which of its processes computed what, or else the rank.
+function rowsOf(timed, workers) {
+  const computed = timed.flatMap((step) => step.used.map((share) => nameOf(step, share)));
+  const seen = new Set(computed.map((name) => name.split(".")[0]));
+  const others = workers.map((one) => `${one.rank}`).filter((rank) => !seen.has(rank));
+  return [...new Set([...computed, ...others])].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
+}
+
+function nameOf(step, share) {
+  const process = step.processes[step.used.indexOf(share)];
+  return process === undefined ? `${share[2]}` : `${share[2]}.${process}`;
+}
+
 // Leases with the seconds at which their workers began with them. A worker is leased more than it computes at a time, so
 // that it never waits: it begins with a lease once it is done with the one before.
 function inOrder(step) {
   const free = new Map();
   const all = [...step.used, ...step.unused].filter((share) => share[4] !== null).sort((a, b) => a[4] - b[4]);
   return all.map((share) => {
-    const before = free.get(share[2]) ?? (share[3] === null ? share[4] : 0);
-    free.set(share[2], share[4]);
+    const name = nameOf(step, share), before = free.get(name) ?? (share[3] === null ? share[4] : 0);
+    free.set(name, share[4]);
     return [share, Math.min(share[4], Math.max(share[3] ?? 0, before))];
   });
 }
@@ -65,8 +78,7 @@ function label(ctx, text, row, colour) {
   ctx.fillText(text, 4, y(row) + ROW / 2, LEFT - 8);
 }
 
-function bar(ctx, x, at, [lo, hi, rank, , ended], began, rows, { isLast, isUnused, ink }) {
-  const row = rows.get(rank);
+function bar(ctx, x, at, [lo, hi, , , ended], began, row, { isLast, isUnused, ink }) {
   if (row === undefined) return;
   const [left, right] = [x(at + began), x(at + ended)];
   const wide = Math.max(1, right - left);

@@ -140,12 +140,12 @@ class RunPage {
 
   showWorkers({ workers }) {
     const rows = workers.map((one) => [
-      `${one.rank}`, one.state, percent(one.share),
+      `${one.rank}`, `${one.processes}`, one.state, percent(one.share),
       one.samples_per_s === null ? "–" : Math.round(one.samples_per_s).toLocaleString("en"),
       one.accepted.toLocaleString("en"), one.unused.toLocaleString("en"), one.host, one.pid ? `${one.pid}` : "",
     ]);
-    const heads = ["worker", "state", "share of the last steps", "own samples / s", "micro-batches", "unused", "host", "pid"];
-    fillTable($("workers"), heads, rows, [0, 1, 6]);
+    const heads = ["team", "workers", "state", "share of the last steps", "own samples / s", "micro-batches", "unused", "host", "pid"];
+    fillTable($("workers"), heads, rows, [0, 2, 7]);
   }
 
   showEpochs({ epochs }) {

@@ -1,6 +1,6 @@
 """Planted bugs: servers that are careless in one way each, which a simulation has to find."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -8,13 +8,9 @@ import msgspec
 
 from lockstep.checking.simulation.processes import Parts
 from lockstep.common.aggregation.tree import Node, TreeSum, Vector, VectorTree
-from lockstep.common.aggregation.update import Pair, UpdatePass
 from lockstep.common.errors import FailureKind
 from lockstep.common.job.tally import Tally
-from lockstep.common.protocol.messages import Finished, Result, Welcome
-from lockstep.common.protocol.shard_messages import ShardWelcome
-from lockstep.common.protocol.step_board import ENTERED
-from lockstep.common.statemachine.client import ClientEvent
+from lockstep.common.protocol.messages import Finished, Result
 from lockstep.common.statemachine.machine import Received
 from lockstep.ps.checkpoint.resuming import Resumption
 from lockstep.ps.coordinator import events
@@ -32,18 +28,6 @@ from lockstep.ps.server.server import Server
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard_group.group import GroupEffect, ShardGroup
 from lockstep.ps.shared_memory.memory import ServerSharedMemory
-from lockstep.ps.shared_memory.multi_step import MultiStepControl
-from lockstep.ps.shared_memory.multi_step_shell import MultiStepShell
-from lockstep.ps.shared_memory.parallel_update import (
-    ParallelUpdateEffect,
-    ParallelUpdateEvent,
-    WithdrawalTried,
-    WithdrawSlices,
-)
-from lockstep.ps.shared_memory.parallel_update_shell import ParallelUpdateShell
-from lockstep.worker.shell import WorkerShell
-from lockstep.worker.slice_update import SliceUpdater
-from lockstep.worker.step_maker import StepMaker
 
 
 def coordinating(kind: type[Coordinator]) -> Callable[[RunInfo, Resumption], Coordinator]:
@@ -185,143 +169,13 @@ class Untidy(ServerSharedMemory):
     """Leaves the folder of shared memory behind."""
 
     def close(self) -> None:
-        if self.callers is not None:
-            self.callers.close()
+        if self.update is not None:
+            self.update.close()
 
 
 def untidy(server: Server) -> Server:
     if server.sharing is not None:
         server.sharing.__class__ = Untidy
-    return server
-
-
-class Grasping(ParallelUpdateShell):
-    """Takes slices back from workers that are in the middle of them."""
-
-    def _perform(self, effect: ParallelUpdateEffect) -> Sequence[ParallelUpdateEvent]:
-        if isinstance(effect, WithdrawSlices):
-            return [WithdrawalTried(withdrawn=tuple(effect.ranks), held=())]
-        return super()._perform(effect)
-
-
-def grasping(server: Server) -> Server:
-    server.group.updating.__class__ = Grasping
-    return server
-
-
-class InPlace(ServerSharedMemory):
-    """Has one set of the optimizer's slots, as if nothing were ever updated twice."""
-
-    def _move(self, shard: Shard, served: Pair, suffix: str) -> None:
-        super()._move(shard, served, suffix)
-        shard.move(shard.slots, shard.served, (shard.state, shard.state))
-
-
-def in_place(server: Server) -> Server:
-    if server.sharing is not None:
-        server.sharing.__class__ = InPlace
-    return server
-
-
-class UpdaterInPlace(SliceUpdater):
-    """The same in a worker."""
-
-    def _map(self) -> UpdatePass:
-        made = super()._map()
-        first, _ = made.vectors.slots
-        return UpdatePass(made.rule, replace(made.vectors, slots=(first, first)), made.frames)
-
-
-class WorkerInPlace(WorkerShell):
-    """Goes by that."""
-
-    def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
-        prepared = super().prepare(welcome)
-        if self._slices is not None:
-            self._slices.__class__ = UpdaterInPlace
-        return prepared
-
-
-def working_in_place(worker: WorkerShell) -> WorkerShell:
-    worker.__class__ = WorkerInPlace
-    return worker
-
-
-class Unfollowing(SliceUpdater):
-    """Stays in the memory that the run has left."""
-
-    def follow(self, generation: int) -> None:
-        self.generation = generation
-
-
-class WorkerThatStays(WorkerShell):
-    """Goes by that."""
-
-    def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
-        prepared = super().prepare(welcome)
-        if self._slices is not None:
-            self._slices.__class__ = Unfollowing
-        return prepared
-
-
-def staying(worker: WorkerShell) -> WorkerShell:
-    worker.__class__ = WorkerThatStays
-    return worker
-
-
-class Impatient(StepMaker):
-    """Begins the next step before the other worker has made its slice."""
-
-    def _see_slice(self, step: int) -> bool:
-        self.board.mark(ENTERED, step + 1)
-        return True
-
-
-class Early(StepMaker):
-    """Makes its slice before the sums of the other worker are there."""
-
-    def _see_sums(self, step: int) -> bool:
-        return True
-
-
-def pacing(kind: type[StepMaker]) -> Callable[[WorkerShell], WorkerShell]:
-    """Return what makes a worker make steps of a kind."""
-
-    class Pacing(WorkerShell):
-        def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
-            prepared = super().prepare(welcome)
-            if self._steps is not None:
-                self._steps.__class__ = kind
-            return prepared
-
-    def make(worker: WorkerShell) -> WorkerShell:
-        worker.__class__ = Pacing
-        return worker
-
-    return make
-
-
-class Optimistic(MultiStepShell):
-    """Goes by what the quicker worker has made."""
-
-    def _least(self, what: int) -> int:
-        return max(self.state.recorded, *(board.count(what) for board in self._boards.values()))
-
-
-class Trusting(MultiStepControl):
-    """Goes on although a worker may still be writing."""
-
-    def _are_out(self) -> bool:
-        return True
-
-
-def optimistic(server: Server) -> Server:
-    server.multi_step.__class__ = Optimistic
-    return server
-
-
-def trusting(server: Server) -> Server:
-    server.multi_step.state.__class__ = Trusting
     return server
 
 
@@ -358,13 +212,6 @@ PLANTED = {
     "another learning rate is recorded": Planted(Parts(server=recording(MisreportingRecorder)), ": lr = "),
     "the receipt lacks an epoch": Planted(Parts(server=recording(ForgetfulRecorder)), "the receipt: chain = "),
     "memory is left behind": Planted(Parts(server=untidy), "the run has left lockstep-"),
-    "a slice of an update is torn": Planted(Parts(server=grasping), OTHER_LOSSES, first=100),
-    "a slice is updated twice in place": Planted(Parts(server=in_place, worker=working_in_place), OTHER_WEIGHTS),
-    "a worker stays in old memory": Planted(Parts(worker=staying), OTHER_LOSSES, first=36),
-    "a step begins before the one before is made": Planted(Parts(worker=pacing(Impatient)), OTHER_WEIGHTS),
-    "an update is made before its sums are there": Planted(Parts(worker=pacing(Early)), OTHER_WEIGHTS, first=13),
-    "a step counts that one worker has made": Planted(Parts(server=optimistic), OTHER_WEIGHTS, first=47),
-    "steps are taken back from a worker that still writes": Planted(Parts(server=trusting), OTHER_WEIGHTS),
     "workers are told of a failure": Planted(
         Parts(coordinator=coordinating(Ungrateful)), "ends, although the run is done, with: "
     ),

@@ -295,6 +295,16 @@ def test_whoever_the_ledger_names_is_blamed(honest: RecordedRun, shares: list[Le
     )
 
 
+def test_the_process_of_a_team_is_blamed_if_it_is_known(honest: RecordedRun) -> None:
+    losses, _ = losses_with_a_lie(honest, 2)
+    team: list[Line] = [WorkerIn(rank=0, host="h", pid=10, processes=2)]
+    run = blaming(honest, [LedgerShare(0, 2, 0), LedgerShare(2, 4, 0)], losses, team)
+    lines = [msgspec.structs.replace(it, processes=[0, 1]) if isinstance(it, StepDone) else it for it in run.lines]
+    found = found_by(replace(run, lines=lines), 7)
+    assert found is not None
+    assert "by team 0 (host h, pid 10, 2 workers), process 1; computed again" in found.text
+
+
 def test_the_first_of_several_losses_that_differ_is_named(honest: RecordedRun) -> None:
     found = found_by(blaming(honest, SHARES, bytes(16), WORKERS), 7)
     assert found is not None

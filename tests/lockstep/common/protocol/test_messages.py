@@ -130,6 +130,7 @@ STATUS = {
         (Result, RESULT, "losses", [b"", bytes(4 * 4096)], [bytes(4 * 4096 + 1)]),
         (Result, RESULT, "digest", ["", "0123456789abcdef" * 4], ["0" * 63, "0" * 65, "A" * 64, "0" * 64 + "\n"]),
         (Join, JOIN, "machine", ["", "x" * 255], ["x" * 256, None]),
+        (Join, JOIN, "processes", [1, PROCESSES_LIMIT], [0, PROCESSES_LIMIT + 1, "1", None]),
         (Join, JOIN, "cores", [[], [0, 2**62], [7] * CORES_LIMIT], [[7] * (CORES_LIMIT + 1), [-1], ["0"], 4, None]),
         (Join, JOIN, "processes", [1, PROCESSES_LIMIT], [0, PROCESSES_LIMIT + 1, -1, 1.5, None]),
         (Ready, {}, "team", ["", "x" * 255], ["x" * 256, "a\n", None]),

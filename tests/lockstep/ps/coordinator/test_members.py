@@ -215,6 +215,17 @@ def test_while_the_run_waits_it_calls_every_few_seconds() -> None:
     assert called(drive.pass_time(3 * REMINDER_S)) == []
 
 
+def test_a_run_waits_for_processes_of_whatever_teams() -> None:
+    drive = Drive(facts_of(min_workers=4))
+    assert kinds(drive.enter_team(1, processes=2)) == [Welcome]
+    assert called(drive.pass_time(REMINDER_S)) == ["waiting for workers: 2 of 4 are ready"]
+    drive.enter(2)
+    effects = drive.enter_team(3, processes=16)
+    assert Lease in kinds(effects)
+    assert "team 2 (host host, pid 3, 16 workers) joined" in said(effects)
+    assert (drive.coordinator.membership.most_prepared, drive.coordinator.membership.most_teams) == (19, 3)
+
+
 def test_a_run_is_woken_at_once_to_say_that_it_waits() -> None:
     assert Drive().coordinator.deadline() == -math.inf
 

@@ -64,6 +64,35 @@ def test_the_seconds_of_a_step_are_booked_by_worker_and_begin_anew() -> None:
     assert made.compute_s == 11.0
 
 
+def with_teams(*sizes: int) -> Membership:
+    """Return teams of so many processes, all of which are ready."""
+    made = Membership()
+    for worker, processes in enumerate(sizes):
+        made.activate(made.admit(peer_of(worker), join_of(worker, processes=processes), 0.0), capacity=8)
+    return made
+
+
+def test_people_count_processes() -> None:
+    made = with_teams(4, 1)
+    made.admit(peer_of(2), join_of(2, processes=16), 0.0)
+    made.validate(8)
+    assert (made.count_prepared(), made.processes_prepared()) == (2, 5)
+    made.remove(peer_of(0))
+    made.validate(8)
+    assert (made.processes_prepared(), made.most_teams, made.most_prepared) == (1, 2, 5)
+
+
+def test_the_seconds_of_a_team_are_those_of_all_its_processes() -> None:
+    made = with_teams(4, 1)
+    team, single = made.ready()
+    made.credit(team, 1, 6.0, 2.0)
+    made.credit(team, 1, 2.0)
+    made.credit(single, 1, 1.0)
+    # Nine seconds of five processes; the slowest had two, and half a second of what is only known of all four.
+    assert made.end_step() == (1.8, 2.5)
+    assert (made.compute_s, team.compute_s) == (9.0, 8.0)
+
+
 def test_a_free_place_is_filled_in_the_order_of_joining() -> None:
     made = roster()
     made.set_state(made.members[peer_of(0)], MemberState.SUSPECT)
@@ -243,6 +272,16 @@ def test_a_machine_is_crowded_if_its_members_may_use_fewer_cores_than_they_are(
     made = on_machines(*places)
     assert [made.is_crowded(member) for member in made.members.values()] == crowded
     assert made.has_spare_cores() is has_spare
+
+
+@pytest.mark.parametrize(("processes", "is_crowded"), [(3, False), (4, True)])
+def test_a_machine_is_crowded_by_processes(processes: int, is_crowded: bool) -> None:
+    made = Membership()
+    for worker, size in enumerate((1, processes)):
+        join = msgspec.structs.replace(join_of(worker, processes=size), machine="one", cores=[0, 1, 2, 3])
+        made.admit(peer_of(worker), join, 0.0)
+    assert [made.is_crowded(member) for member in made.members.values()] == [is_crowded, is_crowded]
+    assert made.has_spare_cores() is not is_crowded
 
 
 def test_a_machine_is_crowded_no_more_once_members_leave_and_spare_cores_go_with_theirs() -> None:

@@ -1,4 +1,4 @@
-"""When the coordinator lets two workers make steps by themselves, how it counts these, and when it takes them back."""
+"""When the coordinator lets a team make steps by itself, how it counts these, and when it ends them."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -6,9 +6,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.data.manifest import manifest_of
 from lockstep.common.job.job import Job
-from lockstep.common.job.tally import pack_losses
-from lockstep.common.protocol.messages import Dropped, Join, Lease, MultiStepResult
+from lockstep.common.job.tally import Tally, pack_losses
+from lockstep.common.protocol.messages import Dropped, Lease, MultiStepResult
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect, LeaseSteps, RecordStep, WithdrawSteps
@@ -23,76 +25,73 @@ from lockstep.ps.coordinator.scheduling.multi_step_plan import (
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Round
-from tests.lockstep.ps.runs import TRAIN, Drive, facts_of, join_of, kinds, peer_of, said
+from tests.lockstep.ps.runs import TRAIN, Drive, facts_of, kinds, peer_of, said
+from tests.simulation.small import digits
 
-#: Twenty steps an epoch, of two micro-batches each.
-JOB = Job(model="linear", epochs=2, global_batch=2, micro_batches=2)
-STEPS = TRAIN // JOB.global_batch
+#: Thirteen steps an epoch and a short one, of three micro-batches each.
+JOB = Job(model="linear", epochs=2, global_batch=3, micro_batches=3)
+STEPS = -(-TRAIN // JOB.global_batch)
 
 
 def info_of(**values: Any) -> RunInfo:
-    return replace(facts_of(msgspec.structs.replace(JOB, **values), min_workers=2), needs_memory=False)
+    return replace(facts_of(msgspec.structs.replace(JOB, **values)), needs_memory=False)
 
 
 @dataclass
-class Pair(Drive):
-    """Two workers on a machine with a core for each, which share memory."""
+class Team(Drive):
+    """A team of two processes that shares the server's memory."""
 
     info: RunInfo = field(default_factory=info_of)
-    cores: int = 2
 
     def __post_init__(self) -> None:
         self.coordinator = Coordinator(self.info, first_steps=0)
 
-    def join(self, worker: int) -> list[Effect]:
-        joined: Join = msgspec.structs.replace(join_of(worker), machine="here", cores=tuple(range(self.cores)))
-        return self.happen(events.Received(peer=peer_of(worker), message=joined))
-
-    def begin(self) -> list[Effect]:
-        """Let both enter, and make the first step, after which their speed is known."""
-        effects = self.enter(1, 2, shares=True)
-        self.now += 0.01
+    def begin(self, processes: int = 2) -> list[Effect]:
+        """Let it enter, and make the first step, after which its speed is known."""
+        effects = self.enter_team(1, processes)
+        self.now += 0.03
         return effects + self.finish_round()
 
-    def make(self, step: int, *, slow: float = 1.0) -> list[Effect]:
-        """Let workers make a step; the second takes so many times as long."""
-        count = self.info.job.global_batch // 2
-        halves = tuple(
-            events.HalfStep(
-                rank=rank,
-                loss_sum=1.0,
-                correct=1,
-                count=count,
-                compute_s=0.01 * (slow if rank else 1.0),
-                losses=pack_losses([1.0] * count),
-                began_s=0.0,
-                ended_s=0.01,
-            )
-            for rank in (0, 1)
+    def make(self, step: int) -> list[Effect]:
+        parts = (
+            events.PartMade(node=Node(0, 2), process=1, began_s=0.0, ended_s=0.02, compute_s=0.015),
+            events.PartMade(node=Node(2, 3), process=0, began_s=0.0, ended_s=0.01, compute_s=0.009),
         )
         made = events.StepMade(
-            step=step, halves=(halves[0], halves[1]), round_s=0.01, update_s=0.001, checksum=7, rate=0.1
+            step=step,
+            rank=0,
+            tally=Tally(2.5, 1, 3),
+            losses=pack_losses([1.0, 0.5, 1.0]),
+            parts=parts,
+            round_s=0.03,
+            update_s=0.001,
+            checksum=7,
+            rate=0.1,
         )
         return self.happen(made)
 
-    def complete(self, steps: int, *, is_cut: bool = False, silent: tuple[int, ...] = ()) -> list[Effect]:
+    def complete(self, steps: int, *, is_cut: bool = False, is_silent: bool = False) -> list[Effect]:
         self.leases.clear()
-        completed = events.MultiStepLeaseEnded(lease=("steps", 0, 1), steps=steps, is_cut=is_cut, silent=silent)
-        return self.happen(completed)
+        lease = ("steps", 0, 1)
+        return self.happen(
+            events.MultiStepLeaseEnded(lease=lease, steps=steps, is_cut=is_cut, is_silent=is_silent)  # type: ignore[arg-type]
+        )
 
 
 def begun(effects: list[Effect]) -> list[LeaseSteps]:
     return [effect for effect in effects if isinstance(effect, LeaseSteps)]
 
 
-def test_once_two_equal_workers_are_known_they_make_the_steps_up_to_the_last_of_the_epoch() -> None:
-    drive = Pair()
-    (multi_step_lease,) = begun(drive.begin())
-    assert (multi_step_lease.first, multi_step_lease.last, multi_step_lease.ranks) == (1, STEPS - 1, (0, 1))
+@pytest.mark.parametrize("processes", [1, 2, 16])
+def test_once_the_speed_of_a_team_is_known_it_makes_the_steps_up_to_the_last_of_the_epoch(processes: int) -> None:
+    drive = Team()
+    (lease,) = begun(drive.begin(processes))
+    assert (lease.first, lease.last, lease.rank) == (1, STEPS - 1, 0)
+    assert lease.step_s == pytest.approx(0.03)
     assert drive.coordinator.phase is RunPhase.MULTI_STEP
     status = drive.coordinator.status(drive.now)
     assert status.phase == "training"
-    assert [worker.state for worker in status.workers] == ["computing", "computing"]
+    assert [(worker.state, worker.processes) for worker in status.workers] == [("computing", processes)]
 
 
 def test_the_first_steps_of_a_run_are_leased_also_of_one_that_is_resumed() -> None:
@@ -100,107 +99,106 @@ def test_the_first_steps_of_a_run_are_leased_also_of_one_that_is_resumed() -> No
     assert Coordinator(info_of(), start=at).multi_step.earliest == 3 + FIRST_STEPS
 
 
-def test_a_step_that_they_made_counts_like_any_other() -> None:
-    drive = Pair()
+def test_a_step_that_a_team_made_counts_like_any_other() -> None:
+    drive = Team()
     drive.begin()
-    before = drive.coordinator.progress.samples
+    before, compute_s = drive.coordinator.progress.samples, drive.coordinator.membership.compute_s
     (recorded,) = drive.make(1)
     assert isinstance(recorded, RecordStep)
-    assert (recorded.tally.count, recorded.tally.loss_sum) == (2, 2.0)
-    assert [(share.lo, share.hi, share.rank) for share in recorded.account.shares] == [(0, 1, 0), (1, 2, 1)]
-    assert drive.coordinator.progress.samples == before + 2
+    entry = recorded.account.step_done(1, recorded.made.checksum)
+    assert [(share.lo, share.hi, share.rank) for share in entry.shares] == [(0, 2, 0), (2, 3, 0)]
+    assert (entry.processes, entry.loss_sums().tolist()) == ([1, 0], [1.0, 0.5, 1.0])
+    progress = drive.coordinator.progress
+    assert progress.samples == before + 3
+    assert drive.coordinator.membership.compute_s == pytest.approx(compute_s + 0.024)
+    time = progress.last_step
+    assert (time.round_s, time.mean_s, time.slowest_s) == pytest.approx((0.03, 0.012, 0.015))
     assert drive.coordinator.status(drive.now).step == 2
     drive.make(2)
-    effects = drive.complete(3)
-    assert kinds(effects) == [Lease, Lease]
+    assert kinds(drive.complete(3)) == [Lease]
     assert drive.coordinator.round.step == 3
+
+
+def test_the_ledger_names_no_process_of_a_team_of_one() -> None:
+    drive = Team()
+    drive.begin(1)
+    (recorded,) = drive.make(1)
+    assert isinstance(recorded, RecordStep)
+    assert recorded.account.step_done(1, 7).processes == []
 
 
 @pytest.mark.parametrize(
     "values",
     [
+        {},
         {"clip_norm": 1.0},
-        {"wire": "float16"},
-        {"micro_batches": 1},
-        {"global_batch": 6, "micro_batches": 6},
+        {"wire": "float16", "wire_weights": "bfloat16"},
         {"global_batch": 256, "micro_batches": 256},
+        {"micro_batches": 1},
     ],
 )
-def test_some_jobs_need_the_server_in_each_step(values: dict[str, Any]) -> None:
-    assert not may_lease_steps(info_of(**values))
+def test_any_job_can_be_left_to_a_team(values: dict[str, Any]) -> None:
+    assert may_lease_steps(info_of(**values))
 
 
-def test_audits_and_several_servers_need_it_too() -> None:
-    assert may_lease_steps(info_of())
+def test_audits_several_servers_and_data_that_is_sent_need_the_server_in_each_step() -> None:
     assert not may_lease_steps(replace(info_of(), audit=0.1))
     assert not may_lease_steps(replace(info_of(), servers=2))
+    assert not may_lease_steps(replace(info_of(), manifest=manifest_of(digits())))
 
 
-@pytest.mark.parametrize("change", ["alone", "third", "crowded", "sockets", "impossible"])
-def test_others_than_two_workers_with_a_core_each_in_shared_memory_are_leased_each_step(change: str) -> None:
-    drive = Pair(cores=1 if change == "crowded" else 2)
-    if change == "impossible":
-        drive.coordinator.multi_step.is_possible = False
-    drive.enter(1, shares=True)
-    if change != "alone":
-        drive.enter(2, shares=change != "sockets")
+@pytest.mark.parametrize("change", ["two", "no team", "impossible"])
+def test_who_is_not_alone_or_no_team_is_leased_each_step(change: str) -> None:
+    drive = Team()
+    drive.coordinator.multi_step.is_possible = change != "impossible"
+    if change == "no team":
+        drive.enter(1, shares=True)
     else:
-        drive.enter(2, shares=True)
-        drive.leave(2)
-    if change == "third":
-        drive.info = replace(drive.info, job=msgspec.structs.replace(JOB, global_batch=4, micro_batches=4))
-        drive = Pair(drive.info, cores=3)
-        drive.enter(1, 2, 3, shares=True)
-    drive.now += 0.01
-    effects = [effect for _ in range(3) for effect in drive.finish_round()]
-    assert not begun(effects)
+        drive.enter_team(1)
+    if change == "two":
+        drive.enter(2)
+    drive.now += 0.03
+    assert not begun([effect for _ in range(3) for effect in drive.finish_round()])
 
 
-def test_a_worker_that_comes_or_goes_ends_the_multi_step_lease_once() -> None:
-    drive = Pair(info_of(global_batch=4, micro_batches=4), cores=3)
-    drive.enter(1, 2, shares=True)
-    drive.now += 0.01
-    drive.finish_round()
-    assert drive.coordinator.phase is RunPhase.MULTI_STEP
-    assert [effect for effect in drive.enter(3, shares=True) if isinstance(effect, WithdrawSteps)] == [WithdrawSteps()]
-    assert not [effect for effect in drive.pass_time(5.0) if isinstance(effect, WithdrawSteps)]
-    assert set(kinds(drive.complete(1))) == {Lease}
-    assert drive.coordinator.is_running()
-
-
-def test_workers_that_are_not_equally_fast_any_more_are_leased_what_suits_them() -> None:
-    drive = Pair(info_of(global_batch=4, micro_batches=4))
-    drive.enter(1, 2, shares=True)
-    drive.now += 0.01
-    drive.finish_round()
-    made = [effect for step in range(1, 6) for effect in drive.make(step, slow=4.0)]
-    assert [effect for effect in made if isinstance(effect, WithdrawSteps)] == [WithdrawSteps()]
+@pytest.mark.parametrize("change", ["comes", "goes"])
+def test_a_worker_that_comes_or_goes_ends_the_multi_step_lease_once(change: str) -> None:
+    drive = Team()
+    drive.begin()
+    effects = drive.join(2)
+    assert WithdrawSteps() not in effects
+    effects = drive.prepare(2) if change == "comes" else drive.leave(1)
+    assert effects.count(WithdrawSteps()) == 1
+    assert WithdrawSteps() not in drive.pass_time(5.0)
+    if change == "comes":
+        assert set(kinds(drive.complete(1))) == {Lease}
+    assert drive.coordinator.is_running() is (change == "comes")
 
 
 def test_one_that_has_not_answered_gets_no_work_until_it_does() -> None:
-    drive = Pair()
+    drive = Team()
     drive.begin()
-    effects = drive.complete(1, is_cut=True, silent=(1,))
-    assert kinds(effects, 1) == [Lease, Lease]
-    assert kinds(effects, 2) == []
-    assert drive.coordinator.scheduler.withdrawals.has_any(1)
-    drive.happen(events.Received(peer=peer_of(2), message=MultiStepResult(number=1, steps=0)))
-    assert not drive.coordinator.scheduler.withdrawals.has_any(1)
-    drive.happen(events.Received(peer=peer_of(2), message=Dropped(work="train", step=0, number=1)))
+    assert kinds(drive.complete(1, is_cut=True, is_silent=True)) == []
+    assert drive.coordinator.scheduler.withdrawals.has_any(0)
+    answer = MultiStepResult(number=1, is_done=False)
+    assert kinds(drive.happen(events.Received(peer=peer_of(1), message=answer))) == [Lease]
+    assert not drive.coordinator.scheduler.withdrawals.has_any(0)
+    drive.happen(events.Received(peer=peer_of(1), message=Dropped(work="train", step=0, number=1)))
 
 
 def test_one_that_never_answers_is_late_like_any_other() -> None:
-    drive = Pair()
+    drive = Team()
     drive.begin()
-    drive.complete(1, is_cut=True, silent=(1,))
-    assert "worker 1 (host host, pid 2) has sent nothing for" in said(drive.pass_time(drive.info.lease_timeout_s))
+    drive.complete(1, is_cut=True, is_silent=True)
+    late = said(drive.pass_time(drive.info.lease_timeout_s))
+    assert "team 0 (host host, pid 1, 2 workers) has sent nothing for" in late
 
 
 def test_a_refused_multi_step_lease_is_never_tried_again() -> None:
-    drive = Pair()
+    drive = Team()
     drive.begin()
-    assert kinds(drive.happen(events.MultiStepLeaseRefused())) == [Lease, Lease]
-    drive.now += 0.01
+    assert kinds(drive.happen(events.MultiStepLeaseRefused())) == [Lease]
+    drive.now += 0.03
     assert not begun(drive.finish_round())
 
 

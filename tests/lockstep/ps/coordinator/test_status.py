@@ -14,7 +14,13 @@ from tests.lockstep.ps.runs import facts_of
 
 EPOCH = EpochStatus(epoch=1, loss=0.123456789, accuracy=0.5, test_loss=0.1, test_accuracy=0.123456789, wall_s=1e9 / 3)
 WORKER = WorkerStatus(
-    rank=4000, host="a-host-of-some-length.example", pid=2**22, state="computing", samples=10**9, compute_s=1 / 3
+    rank=4000,
+    host="a-host-of-some-length.example",
+    pid=2**22,
+    state="computing",
+    samples=10**9,
+    compute_s=1 / 3,
+    processes=256,
 )
 
 

@@ -25,6 +25,7 @@ AGAIN = UnusedWork(work="train", step=3, lo=0, hi=2, rank=1, why="it left: kille
 ENTRIES = [
     RunBegun(step=4, lost_steps=2, weights_sha256="2" * 64),
     WorkerIn(rank=0, host="b", pid=812),
+    WorkerIn(rank=1, host="c", pid=813, processes=8),
     AGAIN,
     OmittedEntries(work="evaluate", step=3, count=7),
     EpochDone(epoch=1, step=3, weights_sha256="0" * 64, link="1" * 64),
@@ -47,6 +48,23 @@ def test_entries_come_back_as_they_went_in() -> None:
     entries = [*ENTRIES, step_of([0.1, 1e-45, 3.4e38]).step_done(9, 2**64 - 1)]
     data = b"".join(msgspec.json.encode(entry) + b"\n" for entry in entries)
     assert read_lines(data, "ledger") == entries
+
+
+def test_who_of_a_team_computed_what_is_there_if_it_is_known_and_else_takes_no_room() -> None:
+    account = Account(4)
+    for node, process in ((Node(0, 2), 5), (Node(2, 4), 0)):
+        account.record_accepted(node, 1, pack_losses([1.0, 2.0]), 0.0, 1.0, process)
+    done = account.step_done(3, 7)
+    assert done.processes == [5, 0]
+    assert read_lines(msgspec.json.encode(done) + b"\n", "ledger") == [done]
+    assert b"processes" not in msgspec.json.encode(step_of([1.0]).step_done(3, 7))
+
+
+def test_people_count_the_processes_of_a_team() -> None:
+    assert [entry.named() for entry in ENTRIES if isinstance(entry, WorkerIn)] == [
+        "worker 0 (host b, pid 812)",
+        "team 1 (host c, pid 813, 8 workers)",
+    ]
 
 
 def test_a_last_line_that_was_cut_off_is_left_out() -> None:

@@ -91,7 +91,7 @@ def record(folder: Path | None) -> MetricsRecorder:
         recorder.account(step, account(), checksum=7)
         if step % 3 == 2:
             recorder.epoch(EPOCHS[step // 3], weights())
-    recorder.finish(progress, workers=3, compute_s=4.0, weights=weights(), now=20.0)
+    recorder.finish(progress, workers=3, teams=2, compute_s=4.0, weights=weights(), now=20.0)
     recorder.close()
     return recorder
 
@@ -109,7 +109,7 @@ def test_the_result_says_what_happened(tmp_path: Path) -> None:
     result = read_result(tmp_path)
     assert result == recorder.result
     assert (result.model, result.dataset, result.seed) == ("linear", "mnist", 0)
-    assert (result.workers, result.servers, result.transport) == (3, 1, "ipc")
+    assert (result.workers, result.teams, result.servers, result.transport) == (3, 2, 1, "ipc")
     assert (result.epochs, result.steps, result.global_batch, result.micro_batches) == (2, 6, 16, 4)
     assert (result.wall_s, result.train_s, result.images_per_s) == (15.0, 12.0, 8.0)
     assert (result.compute_s, result.update_s) == (4.0, 1.5)

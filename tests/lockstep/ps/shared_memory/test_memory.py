@@ -1,26 +1,25 @@
-"""Both ends of shared memory: weights go one way and sums the other, and only whoever read the nonce is believed."""
+"""The server's end of shared memory, with workers by hand: who is believed, what is shared for updates, and moves."""
 
 import errno
 import os
-import sys
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lockstep.common.aggregation.layout import weights_digest
-from lockstep.common.aggregation.tree import Node
+from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import RemoteProtocolError, SharingError
-from lockstep.common.protocol.messages import SumsPlace
-from lockstep.common.protocol.shared_files import CALLERS
-from lockstep.common.transport.port import PeerGone
+from lockstep.common.protocol.shared_files import WEIGHTS, sums_file, sums_shape, weights_shape
+from lockstep.common.protocol.team_memory import TeamShape
+from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.common.transport.shared_memory.segment import Allocate, reserve
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
-from lockstep.worker.setup import attach
-from lockstep.worker.slice_update import SharedPlace
 from tests.leftovers import LINUX_ONLY, nothing_left_open
 from tests.simulation.small import digits, job_of
 
@@ -39,11 +38,28 @@ def shared(tmp_path: Path) -> Iterator[tuple[RunSetup, ServerSharedMemory]]:
     sharing.close()
 
 
-def joined(opening: RunSetup, root: Path, rank: int = 0) -> SharedPlace:
-    worker = attach(root, opening.info.welcome(rank), SIZE)
-    if worker.shortcut is not None:
-        worker.shortcut.close()
-    return worker
+@dataclass(frozen=True)
+class FakeWorker:
+    """What a worker has mapped."""
+
+    nonce: str
+    slots: tuple[Vector, ...]
+    sums: tuple[Vector, ...]
+
+
+def joined(opening: RunSetup, root: Path, rank: int = 0) -> FakeWorker:
+    with closing(SharedFolder.join(root, opening.info.memory)) as folder:
+        weights = folder.attach(WEIGHTS, weights_shape(SIZE))
+        sums = folder.make(sums_file(rank), sums_shape(SIZE))
+    return FakeWorker(weights.nonce.hex(), weights.vectors, sums.vectors)
+
+
+def team_of(processes: int) -> TeamShape:
+    return TeamShape(processes=processes, micro_batches=4, size=SIZE, clips=False)
+
+
+def names_in(sharing: ServerSharedMemory) -> set[str]:
+    return {path.name for path in sharing.folder.path.iterdir()}
 
 
 def refuse(code: int) -> Allocate:
@@ -82,11 +98,10 @@ def test_sums_that_a_worker_writes_are_read_by_rank_and_slot(
     assert [[slot[-1] for slot in sharing.sums[rank]] for rank in (0, 3)] == [[0.0, 1.0], [30.0, 31.0]]
 
 
-def test_neither_can_write_what_is_the_others(shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path) -> None:
+def test_the_server_cannot_write_sums(shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path) -> None:
     opening, sharing = shared
-    worker = joined(opening, tmp_path)
-    sharing.admit(0, worker.nonce)
-    for vector in (*worker.slots, *sharing.sums[0]):
+    sharing.admit(0, joined(opening, tmp_path).nonce)
+    for vector in sharing.sums[0]:
         with pytest.raises(ValueError, match="read-only"):
             vector[0] = 1.0
 
@@ -120,26 +135,7 @@ def test_what_a_worker_had_is_given_back(shared: tuple[RunSetup, ServerSharedMem
     sharing.forget(0)
     sharing.forget(0)
     assert not sharing.sums
-    assert {path.name for path in sharing.folder.path.iterdir()} - {CALLERS} == {"weights"}
-
-
-@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no sockets that keep the bounds of packets")
-def test_a_worker_has_the_shortcut_that_it_asked_for_unless_it_was_forgotten(short_root: Path) -> None:
-    opening, sharing = share(opened(), short_root)
-    first, second = (attach(short_root, opening.info.welcome(rank), SIZE).shortcut for rank in (0, 1))
-    assert first is not None
-    assert second is not None
-    sharing.forget(1)
-    assert sharing.take_shortcut(1) is None
-    with pytest.raises(PeerGone):
-        second.receive()
-    mine = sharing.take_shortcut(0)
-    assert mine is not None
-    mine.send(b"a lease")
-    assert first.receive() == b"a lease"
-    sharing.close()
-    for end in (first, second, mine):
-        end.close()
+    assert names_in(sharing) == {"weights"}
 
 
 def test_nothing_is_left_at_the_end_and_the_weights_can_still_be_read(tmp_path: Path) -> None:
@@ -159,29 +155,6 @@ def test_no_room_for_the_weights_leaves_nothing(tmp_path: Path, code: int) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_room_for_the_sums_is_the_workers_to_tell(
-    shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path
-) -> None:
-    opening, sharing = shared
-    with pytest.raises(SharingError, match=r"has no room for 0\.1 MiB"):
-        attach(tmp_path, opening.info.welcome(0), SIZE, refuse(errno.ENOSPC))
-    assert {path.name for path in sharing.folder.path.iterdir()} - {CALLERS} == {"weights"}
-
-
-def test_a_worker_with_another_model_attaches_nothing(
-    shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path
-) -> None:
-    with pytest.raises(SharingError, match=r"weights has \d+ bytes: expected"):
-        attach(tmp_path, shared[0].info.welcome(0), 10 * SIZE)
-
-
-def test_a_worker_elsewhere_sees_nothing(shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    with pytest.raises(SharingError, match="cannot be opened here: No such file"):
-        joined(shared[0], elsewhere)
-
-
 @LINUX_ONLY
 def test_a_server_and_workers_that_come_and_go_leave_nothing_open(short_root: Path) -> None:
     with nothing_left_open():
@@ -190,10 +163,9 @@ def test_a_server_and_workers_that_come_and_go_leave_nothing_open(short_root: Pa
             nonce = joined(opening, short_root, rank).nonce
             sharing.admit(rank, nonce)
         sharing.forget(0)
-        # Each rank has called; two of these calls have not been answered.
-        shortcut = sharing.take_shortcut(1)
-        if shortcut is not None:
-            shortcut.close()
+        sharing.admit(1, sharing.folder.nonce.hex(), team_of(2))
+        assert sharing.share_update(opening.shard, 1)
+        assert sharing.move(opening.shard)
         sharing.close()
         del opening, sharing
     assert list(short_root.iterdir()) == []
@@ -204,30 +176,6 @@ def test_memory_that_is_refused_leaves_nothing_open(tmp_path: Path) -> None:
     with nothing_left_open(), pytest.raises(SharingError):
         share(opened(), tmp_path, refuse(errno.ENOSPC))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_places_of_sums_are_found_while_they_are_shared(
-    shared: tuple[RunSetup, ServerSharedMemory], tmp_path: Path
-) -> None:
-    opening, sharing = shared
-    for rank in (0, 3):
-        sharing.admit(rank, joined(opening, tmp_path, rank).nonce)
-    frames, partial_sums = opening.shard.frames, sharing.partial_sums(1)
-    terms = [[frame.of(sharing.sums[3][1]), frame.of(partial_sums)] for frame in frames]
-    assert sharing.places_of(frames, terms) == [SumsPlace(rank=3, slot=1), SumsPlace(rank=None, slot=1)]
-    elsewhere = [[frame.of(partial_sums.copy())] for frame in frames]
-    assert sharing.places_of(frames, elsewhere) == []
-    sharing.forget(3)
-    assert sharing.places_of(frames, terms) == []
-
-
-def test_sums_that_the_server_adds_are_anywhere_if_there_is_no_room(tmp_path: Path) -> None:
-    _, sharing = share(opened(), tmp_path)
-    sharing.allocate = refuse(errno.ENOSPC)
-    vector = sharing.partial_sums(0)
-    assert (vector.size, vector.dtype.name, sharing.partial_sums(0) is vector) == (SIZE, "float32", True)
-    assert sorted(path.name for path in sharing.folder.path.iterdir() if path.name != CALLERS) == ["weights"]
-    sharing.close()
 
 
 def bits_of(shard: Shard) -> list[bytes]:
@@ -242,39 +190,89 @@ def updated(wire_weights: str) -> RunSetup:
     return opening
 
 
+def admitted(opening: RunSetup, sharing: ServerSharedMemory, root: Path, rank: int = 0, processes: int = 1) -> None:
+    sharing.admit(rank, joined(opening, root, rank).nonce, team_of(processes))
+
+
 @pytest.mark.parametrize("wire_weights", ["float32", "bfloat16"])
 def test_a_run_goes_on_in_other_memory_which_new_workers_find(tmp_path: Path, wire_weights: str) -> None:
     opening, sharing = share(updated(wire_weights), tmp_path)
     shard = opening.shard
     shard.add(Node(0, opening.info.job.micro_batches), np.ones(SIZE, np.float32))
     shard.update(0, 3)
-    before, old = bits_of(shard), joined(opening, tmp_path).slots
-    assert sharing.share_update(shard)
+    admitted(opening, sharing, tmp_path)
+    before, marks = bits_of(shard), sharing.share_update(shard, 0)
+    old = joined(opening, tmp_path, rank=1).slots
     assert bits_of(shard) == before
+    exact = set() if wire_weights == "float32" else {"exact-weights"}
+    names = {"weights", "state", "lock-0", "sums-0", "sums-1", *exact}
+    assert names_in(sharing) == {*names, "update-0"}
     assert sharing.move(shard)
     assert (sharing.generation, bits_of(shard)) == (1, before)
+    assert names_in(sharing) == names
     shard.served_weights[:] = 7.0
     assert 7.0 not in old[1]
-    assert set(joined(opening, tmp_path, rank=1).slots[1].tolist()) == {7.0}
+    assert set(joined(opening, tmp_path, rank=2).slots[1].tolist()) == {7.0}
+    newer = sharing.share_update(shard, 0)
+    assert newer is not None
+    assert newer is not marks
+    sharing.close()
+
+
+def test_the_locks_of_memory_that_is_left_are_free_and_those_of_the_new_one_are_others(tmp_path: Path) -> None:
+    opening, sharing = share(opened(), tmp_path)
+    admitted(opening, sharing, tmp_path)
+    sharing.share_update(opening.shard, 0)
+    assert sharing.update is not None
+    (ours,) = sharing.update.locks
+    with closing(sharing.folder.lock_of("lock-0")) as theirs:
+        assert (ours.acquire(), theirs.acquire()) == (True, False)
+        sharing.move(opening.shard)
+        (new,) = sharing.update.locks
+        assert (theirs.acquire(), new.acquire()) == (True, True)
+    with closing(sharing.folder.lock_of("lock-0")) as later:
+        assert not later.acquire()
+    sharing.close()
+
+
+def test_a_team_of_more_processes_has_more_locks_and_marks_of_its_own(tmp_path: Path) -> None:
+    opening = open_run("run", job_of(model="mlp"), digits(), AdmissionPolicy())
+    size = opening.layout.size
+    opening, sharing = share(opening, tmp_path)
+    for rank, processes in ((0, 1), (1, 4)):
+        sharing.folder.make(sums_file(rank), sums_shape(size))
+        team = TeamShape(processes=processes, micro_batches=4, size=size, clips=True)
+        sharing.admit(rank, sharing.folder.nonce.hex(), team)
+    first, second = (sharing.share_update(opening.shard, rank) for rank in (0, 1))
+    assert sharing.update is not None
+    assert len(sharing.update.locks) == 4
+    assert first is not second
+    assert sharing.share_update(opening.shard, 0) is first
+    sharing.forget(1)
+    assert "update-1" not in names_in(sharing)
+    assert sharing.share_update(opening.shard, 1) is None
     sharing.close()
 
 
 def test_without_room_a_run_stays_where_it_is(tmp_path: Path) -> None:
     opening, sharing = share(opened(), tmp_path)
     shard, before = opening.shard, bits_of(opening.shard)
-    assert sharing.share_update(shard)
-    names = sorted(path.name for path in sharing.folder.path.iterdir())
+    admitted(opening, sharing, tmp_path)
+    assert sharing.share_update(shard, 0)
+    names = names_in(sharing)
     sharing.allocate = refuse(errno.ENOSPC)
     assert not sharing.move(shard)
     assert (sharing.generation, bits_of(shard)) == (0, before)
-    assert sorted(path.name for path in sharing.folder.path.iterdir()) == names
+    assert names_in(sharing) == names
     sharing.close()
 
 
 def test_without_room_for_its_slots_no_update_is_shared(tmp_path: Path) -> None:
     opening, sharing = share(opened(), tmp_path)
+    admitted(opening, sharing, tmp_path)
     sharing.allocate = refuse(errno.ENOSPC)
-    assert not sharing.share_update(opening.shard)
+    assert sharing.share_update(opening.shard, 0) is None
+    assert names_in(sharing) == {"weights", "sums-0"}
     sharing.allocate = reserve
-    assert not sharing.share_update(opening.shard)
+    assert sharing.share_update(opening.shard, 0) is None
     sharing.close()

@@ -1,6 +1,7 @@
-"""Multi-step leases in real memory, with workers by hand: what they are sent, what counts, who may write."""
+"""Multi-step leases in real memory, with a team by hand: what it is sent, what counts, who may write."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,59 +9,121 @@ import numpy as np
 import pytest
 
 from lockstep.common.aggregation.checksum import checksum_after
-from lockstep.common.job.tally import pack_losses
+from lockstep.common.aggregation.slices import slices_for
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.job.tally import Tally, pack_losses
 from lockstep.common.protocol.messages import MultiStepLease, MultiStepResult, MultiStepWithdrawal
-from lockstep.common.protocol.shared_files import sums_file, sums_shape
-from lockstep.common.protocol.step_board import ENTERED, ENTRIES, MADE, SUMMED, StepBoard
+from lockstep.common.protocol.shared_files import (
+    WEIGHTS,
+    lock_file,
+    sums_file,
+    sums_shape,
+    update_file,
+    weights_shape,
+)
+from lockstep.common.protocol.team_memory import ENTRIES, TeamShape, UpdateMarks, file_of
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import LeaseSteps
 from lockstep.ps.setup import AdmissionPolicy, open_run
-from lockstep.ps.shared_memory.memory import share
-from lockstep.ps.shared_memory.multi_step import BETWEEN_S, MOVE_S
+from lockstep.ps.shared_memory import multi_step as machine
+from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
+from lockstep.ps.shared_memory.multi_step import BETWEEN_S, MOVE_S, MultiStepControl
 from lockstep.ps.shared_memory.multi_step_shell import MultiStepShell, declined
 from tests.simulation.small import digits, job_of
 
-#: Twenty steps of two micro-batches each, of which workers are to make these.
-JOB = job_of(global_batch=2, micro_batches=2, steps=20, momentum=0.9)
-ASKED = LeaseSteps(first=3, last=15, ranks=(0, 1), step_s=0.01, patience_s=0.01)
+#: Twenty steps of three micro-batches each, of which a team of five processes is to make these.
+JOB = job_of(global_batch=3, micro_batches=3, steps=13, momentum=0.9, model="mlp")
+ASKED = LeaseSteps(first=3, last=12, rank=4, step_s=0.01)
+NEXT = LeaseSteps(first=4, last=12, rank=4, step_s=0.01)
+PROCESSES = 5
 
 
 @dataclass
-class Pair:
-    """A server that has made three steps, and two workers that share its memory."""
+class FakeTeam:
+    """A team in the memory of the server, made when it gets a lease, as its processes map it then."""
+
+    sharing: ServerSharedMemory
+    shape: TeamShape
+    lease: MultiStepLease
+
+    def __post_init__(self) -> None:
+        folder, rank = self.sharing.folder, ASKED.rank
+        segment = folder.attach(update_file(rank), file_of(self.shape.of_update()), is_writable=True)
+        self.marks = UpdateMarks.of(segment, self.shape)
+        self.slices = slices_for(self.shape.size, self.marks.slices)
+        self.weights = folder.attach(WEIGHTS, weights_shape(self.shape.size), is_writable=True).vectors
+        self.locks = [folder.lock_of(lock_file(slice_)) for slice_ in range(self.marks.slices)]
+
+    def enter(self, slice_: int, step: int) -> bool:
+        """Get into the middle of a slice; return whether it may be written."""
+        if not self.locks[slice_].acquire():
+            return False
+        if self.marks.number == self.lease.number and self.marks.made[slice_] == step:
+            return True
+        self.locks[slice_].release()
+        return False
+
+    def write(self, slice_: int, step: int) -> None:
+        """Write a slice, and what belongs to the first one; then leave it."""
+        self.slices[slice_].of(self.weights[(step + 1) % 2])[:] = step + 1
+        if slice_ == 0:
+            self._write_entry(step)
+        self.marks.made[slice_] = step + 1
+        self.locks[slice_].release()
+
+    def _write_entry(self, step: int) -> None:
+        entry = self.marks.entries[step % ENTRIES]
+        entry["step"], entry["loss_sum"], entry["correct"], entry["count"] = step, step / 2, 1, 3
+        entry["round_s"], entry["update_s"], entry["used"] = 0.5, 0.125, 2
+        entry["parts"][:2] = [(0, 2, 3), (2, 3, 1)]
+        entry["times"][:2] = [(0.0, 0.25, 0.125), (0.0, 0.375, 0.25)]
+        entry["losses"] = [step, step + 0.25, step + 0.5]
+        entry["checksum"] = 1000 + step - 1
+
+    def make(self, step: int, *slices: int) -> list[int]:
+        """Make some slices of a step, or all; return those that could be written."""
+        written = [slice_ for slice_ in (slices or range(len(self.slices))) if self.enter(slice_, step)]
+        for slice_ in written:
+            self.write(slice_, step)
+        return written
+
+    def close(self) -> None:
+        for lock in self.locks:
+            lock.close()
+
+
+@dataclass
+class Bench:
+    """A server that has made three steps, and a team that shares its memory."""
 
     root: Path
     clock: ManualClock = field(default_factory=ManualClock)
-    sent: list[tuple[int, MultiStepLease | MultiStepWithdrawal]] = field(default_factory=list)
+    sent: list[MultiStepLease | MultiStepWithdrawal] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
+    #: One for each lease.
+    teams: list[FakeTeam] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        setup, self.sharing = share(open_run("pair", JOB, digits(), AdmissionPolicy()), self.root)
+        setup, self.sharing = share(open_run("run", JOB, digits(), AdmissionPolicy()), self.root)
         self.shard = setup.shard
         self.shard.skip_to(ASKED.first)
-        self.boards = []
-        for rank in ASKED.ranks:
-            segment = self.sharing.folder.make(sums_file(rank), sums_shape(self.shard.weights.size))
-            self.sharing.admit(rank, self.sharing.folder.nonce.hex())
-            self.boards.append(StepBoard.of(segment.head))
-        self.locks = [self.sharing.lock_of(rank) for rank in ASKED.ranks]
+        size = self.shard.weights.size
+        self.shape = TeamShape(processes=PROCESSES, micro_batches=JOB.micro_batches, size=size, clips=False)
+        self.sharing.folder.make(sums_file(ASKED.rank), sums_shape(size))
+        self.sharing.admit(ASKED.rank, self.sharing.folder.nonce.hex(), self.shape)
         self.shell = MultiStepShell(setup.info, self.shard, self.clock, self._send, self.said.append, self.sharing)
 
     def _send(self, rank: int, message: MultiStepLease | MultiStepWithdrawal) -> list[events.Event]:
-        self.sent.append((rank, message))
+        assert rank == ASKED.rank
+        self.sent.append(message)
+        if isinstance(message, MultiStepLease):
+            self.teams.append(FakeTeam(self.sharing, self.shape, message))
         return []
 
-    def make(self, step: int, *ranks: int, is_entered: bool = True) -> None:
-        """Let workers show a step; in its entries is what tells the worker and the step."""
-        for rank in ranks or ASKED.ranks:
-            entry = self.boards[rank].entries[step % ENTRIES]
-            entry["loss_sum"], entry["correct"], entry["count"], entry["compute_s"] = step, rank, 1, 0.25
-            entry["losses"][0], entry["checksum"], entry["round_s"] = step + rank / 2, 1000 + step, 0.5 + rank
-            self.boards[rank].mark(SUMMED, step + 1)
-            self.boards[rank].mark(MADE, step + 1)
-            if is_entered:
-                self.boards[rank].mark(ENTERED, step + 1)
+    def begin(self) -> FakeTeam:
+        assert self.shell.begin(ASKED) == []
+        return self.teams[-1]
 
     def wait(self, seconds: float) -> list[events.Event]:
         """Let time pass, waking the shell when it is due."""
@@ -71,152 +134,316 @@ class Pair:
         self.clock.advance(max(0.0, end - self.clock.now()))
         return happened
 
-    def answer(self, rank: int, steps: int) -> list[events.Event]:
-        return self.shell.on_answer(rank, MultiStepResult(number=1, steps=steps))
+    def answer(self) -> list[events.Event]:
+        number = self.shell.state.number
+        return self.shell.on_answer(ASKED.rank, MultiStepResult(number=number, is_done=True))
 
     def close(self) -> None:
-        for lock in self.locks:
-            lock.close()
-        self.shell.close()
+        for team in self.teams:
+            team.close()
         self.sharing.close()
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
-    made = Pair(tmp_path)
-    yield made
-    made.close()
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with closing(Bench(tmp_path)) as made:
+        yield made
+
+
+def made_in(happened: list[events.Event]) -> list[events.StepMade]:
+    return [event for event in happened if isinstance(event, events.StepMade)]
 
 
 def steps_in(happened: list[events.Event]) -> list[int]:
-    return [event.step for event in happened if isinstance(event, events.StepMade)]
+    return [event.step for event in made_in(happened)]
 
 
-def completed(happened: list[events.Event]) -> list[events.MultiStepLeaseEnded]:
+def ended_in(happened: list[events.Event]) -> list[events.MultiStepLeaseEnded]:
     return [event for event in happened if isinstance(event, events.MultiStepLeaseEnded)]
 
 
-def test_each_worker_is_sent_its_half_of_the_micro_batches_and_of_the_values(pair: Pair) -> None:
-    assert pair.shell.begin(ASKED) == []
-    (rank, first), (other, second) = pair.sent
-    assert isinstance(first, MultiStepLease)
-    assert isinstance(second, MultiStepLease)
-    assert (rank, other, first.ranks, second.ranks) == (0, 1, [0, 1], [0, 1])
-    assert (first.first, first.last, first.count, first.lo, first.hi, second.lo, second.hi) == (3, 15, 2, 0, 1, 1, 2)
-    assert (first.start, first.stop, second.stop) == (0, second.start, pair.shard.weights.size)
+def test_a_team_is_sent_its_steps_and_may_make_their_updates_in_its_slices(bench: Bench) -> None:
+    team = bench.begin()
+    (lease,) = bench.sent
+    assert lease == MultiStepLease(number=1, incarnation="", first=3, last=12, count=3, reads=0)
+    assert (team.marks.number, team.marks.slices, team.marks.read, team.marks.least()) == (1, 5, 3, 3)
+    assert len(team.make(3)) == len(bench.shape.slices) == 5
 
 
-def test_what_workers_show_becomes_steps_that_are_made(pair: Pair) -> None:
-    pair.shell.begin(ASKED)
+def test_what_a_team_shows_becomes_steps_that_are_made_but_for_the_newest(bench: Bench) -> None:
+    team = bench.begin()
     for step in range(3, 6):
-        pair.make(step)
-    happened = pair.wait(BETWEEN_S[1])
-    assert steps_in(happened) == [3, 4, 5]
-    last = happened[-1]
-    assert isinstance(last, events.StepMade)
-    assert [(half.rank, half.loss_sum, half.correct, half.count) for half in last.halves] == [
-        (0, 5, 0, 1),
-        (1, 5, 1, 1),
+        team.make(step)
+    happened = bench.wait(BETWEEN_S[1])
+    assert steps_in(happened) == [3, 4]
+    last = made_in(happened)[-1]
+    assert (last.rank, last.tally, last.losses) == (4, Tally(2.0, 1, 3), pack_losses([4.0, 4.25, 4.5]))
+    assert last.parts == (
+        events.PartMade(node=Node(0, 2), process=3, began_s=0.0, ended_s=0.25, compute_s=0.125),
+        events.PartMade(node=Node(2, 3), process=1, began_s=0.0, ended_s=0.375, compute_s=0.25),
+    )
+    assert last.compute_s() == (0.375, 0.25)
+    assert (last.round_s, last.update_s, last.checksum) == (0.5, 0.125, 1004)
+    # Their entries may be used again.
+    assert team.marks.read == 5
+    assert bench.shard.updates == ASKED.first
+
+
+def test_at_the_end_the_server_has_the_weights_and_slots_of_the_last_step(bench: Bench) -> None:
+    before, other = bench.shard.state, bench.begin()
+    for step in range(3, 12):
+        other.make(step)
+    happened = bench.answer()
+    assert steps_in(happened) == list(range(3, 12))
+    assert ended_in(happened) == [
+        events.MultiStepLeaseEnded(lease=("steps", 0, 1), steps=12, is_cut=False, is_silent=False)
     ]
-    assert [half.losses for half in last.halves] == [pack_losses([5.0]), pack_losses([5.5])]
-    assert (last.round_s, last.checksum) == (0.5, 1005)
-    # They may use these entries again.
-    assert pair.sharing.board is not None
-    assert pair.sharing.board.count(ENTERED) == 6
-    assert pair.shard.updates == ASKED.first
+    assert bench.shard.updates == 12
+    assert set(bench.shard.weights.tolist()) == {12.0}
+    # An odd number of updates: the slots are in the other set.
+    assert bench.shard.reads == 1
+    assert bench.shard.state is not before
 
 
-def test_at_the_end_the_server_has_the_weights_and_slots_of_the_last_step(pair: Pair) -> None:
-    pair.shell.begin(ASKED)
-    pair.shard.slots[1][:] = np.arange(pair.shard.weights.size)
-    before = pair.shard.state
-    for step in range(3, 15):
-        pair.make(step)
-    happened = pair.answer(0, 15) + pair.answer(1, 15)
-    assert steps_in(happened) == list(range(3, 15))
-    assert completed(happened) == [events.MultiStepLeaseEnded(lease=("steps", 0, 1), steps=15, is_cut=False, silent=())]
-    assert pair.shard.updates == 15
-    assert pair.shard.weights[7] == 7.0
-    # An even number of updates: the slots are in the set that they were in.
-    assert pair.shard.state is before
-
-
-def test_the_checksum_of_a_step_that_nobody_has_entered_is_taken_here(pair: Pair) -> None:
-    pair.shell.begin(ASKED)
-    pair.shard.slots[0][:] = np.linspace(0, 1, pair.shard.weights.size)
-    pair.make(3, is_entered=False)
-    happened = pair.shell.end()
-    (made,) = [event for event in happened if isinstance(event, events.StepMade)]
-    assert made.checksum == checksum_after(3, pair.shard.slots[0])
-    assert completed(happened) == [
-        events.MultiStepLeaseEnded(lease=("steps", 0, 1), steps=4, is_cut=False, silent=(0, 1))
+def test_the_checksum_of_the_newest_step_is_taken_here(bench: Bench) -> None:
+    team = bench.begin()
+    team.make(3)
+    happened = bench.shell.end()
+    (made,) = made_in(happened)
+    assert made.checksum == checksum_after(3, bench.shard.slots[0])
+    assert ended_in(happened) == [
+        events.MultiStepLeaseEnded(lease=("steps", 0, 1), steps=4, is_cut=False, is_silent=True)
     ]
-    assert [message for _, message in pair.sent[2:]] == [MultiStepWithdrawal(number=1)] * 2
-    # Nobody writes any more until it has answered.
-    assert not pair.locks[0].acquire()
-    pair.answer(0, 4)
-    assert pair.locks[0].acquire()
+    assert bench.sent[1:] == [MultiStepWithdrawal(number=1)]
 
 
-def test_what_was_shown_in_an_earlier_multi_step_lease_is_not_made_again(pair: Pair) -> None:
-    pair.make(1)
-    pair.shell.begin(ASKED)
-    assert steps_in(pair.wait(BETWEEN_S[1])) == []
-    assert completed(pair.shell.end()) == [
-        events.MultiStepLeaseEnded(lease=("steps", 0, 1), steps=3, is_cut=False, silent=(0, 1))
+def test_after_the_end_nobody_writes_any_more_whatever_is_leased_next(bench: Bench) -> None:
+    late = bench.begin()
+    late.make(3, 0, 1, 2)
+    assert [event.steps for event in ended_in(bench.shell.end())] == [3]
+    assert late.make(3) == []
+    next_team = bench.begin()
+    assert late.make(3) == []
+    assert next_team.make(3) == [0, 1, 2, 3, 4]
+    assert late.make(4) == []
+
+
+def test_what_was_made_of_some_slices_only_is_made_again(bench: Bench) -> None:
+    team = bench.begin()
+    team.make(3)
+    team.make(4, 0, 2)
+    happened = bench.shell.end()
+    # The entry of step 4 has the checksum of step 3.
+    assert [(made.step, made.checksum) for made in made_in(happened)] == [(3, 1003)]
+    assert (bench.shard.updates, set(bench.shard.weights.tolist())) == (4, {4.0})
+
+
+def test_entries_are_read_before_they_are_used_again(bench: Bench) -> None:
+    long = LeaseSteps(first=3, last=3 + 3 * ENTRIES, rank=4, step_s=0.01)
+    bench.shell.begin(long)
+    (team,), happened = bench.teams, list[events.Event]()
+    for step in range(long.first, long.last):
+        team.make(step)
+        if step + 1 - team.marks.read == ENTRIES:
+            happened += bench.wait(BETWEEN_S[1])
+    happened += bench.wait(BETWEEN_S[1])
+    assert [made.losses for made in made_in(happened)] == [
+        pack_losses([step, step + 0.25, step + 0.5]) for step in range(long.first, long.last)
+    ]
+    assert [made.checksum for made in made_in(happened)[:-1]] == [
+        1000 + step for step in range(long.first, long.last - 1)
     ]
 
 
-def test_memory_is_left_to_a_worker_that_has_its_lock_with_the_steps_that_are_made(pair: Pair) -> None:
-    pair.shell.begin(ASKED)
-    pair.shard.slots[0][:] = 4.0
-    pair.make(3)
-    assert pair.locks[1].acquire()
-    assert completed(pair.shell.end()) == []
-    happened = pair.wait(MOVE_S + 0.01)
-    assert steps_in(happened) == [3]
-    assert [event.silent for event in completed(happened)] == [(0, 1)]
-    assert (pair.sharing.generation, pair.shard.updates, pair.shard.weights[0]) == (1, 4, 4.0)
+def test_a_process_that_is_killed_within_a_slice_costs_nothing(bench: Bench) -> None:
+    team = bench.begin()
+    team.make(3, 0, 1, 3, 4)
+    assert team.enter(2, 3)
+    assert ended_in(bench.shell.end()) == []
+    # The system releases its lock.
+    team.locks[2].release()
+    assert [event.steps for event in ended_in(bench.wait(0.01))] == [3]
+    assert bench.sharing.generation == 0
 
 
-def test_it_says_that_it_waits_for_two_that_stand_still(pair: Pair) -> None:
-    pair.shell.begin(ASKED)
-    assert [lock.acquire() for lock in pair.locks] == [True, True]
-    assert completed(pair.shell.end()) == []
-    pair.wait(1.0)
-    assert pair.said == [
-        "both workers stand still in the middle of an update: the run waits for one to go on, or to end"
+def test_memory_is_left_to_a_process_that_stands_still_and_what_it_writes_there_is_nobodys(bench: Bench) -> None:
+    team = bench.begin()
+    team.make(3)
+    assert team.enter(0, 4)
+    team.make(4, 1, 2)
+    assert ended_in(bench.shell.end()) == []
+    happened = bench.wait(MOVE_S + 0.01)
+    assert [(made.step, made.checksum) for made in made_in(happened)] == [
+        (3, checksum_after(3, np.full_like(bench.shard.weights, 4.0)))
     ]
-    assert [event.steps for event in completed(pair.shell.end(is_final=True))] == [3]
+    assert [event.steps for event in ended_in(happened)] == [4]
+    assert (bench.sharing.generation, bench.shard.updates) == (1, 4)
+    # In the old memory nobody begins anything, although its locks are free.
+    assert team.make(4, 3) == []
+    bench.shell.begin(NEXT)
+    assert bench.sent[-1] == MultiStepLease(number=2, incarnation="", first=4, last=12, count=3, reads=0, memory=1)
+    slots = [slot.copy() for slot in bench.shard.slots]
+    # It wakes up.
+    team.write(0, 4)
+    assert bench.teams[-1].marks.least() == 4
+    assert set(bench.shard.weights.tolist()) == {4.0}
+    assert np.array_equal(bench.shard.slots, slots)
 
 
-@pytest.mark.parametrize("why", ["soon", "late", "not finite", "locked"])
-def test_steps_are_leased_instead_where_workers_cannot_be_left_alone(pair: Pair, why: str) -> None:
+def test_without_room_for_other_memory_the_run_waits_and_says_so(bench: Bench) -> None:
+    team = bench.begin()
+    assert team.enter(1, 3)
+
+    def refuse(descriptor: int, size: int) -> None:
+        raise OSError("no room")
+
+    bench.sharing.allocate = refuse
+    assert ended_in(bench.shell.end()) == []
+    assert ended_in(bench.wait(1.0)) == []
+    (said,) = bench.said
+    assert said.endswith("and there is no room for other memory: the run waits for it to continue, or to end")
+    team.write(1, 3)
+    assert [event.steps for event in ended_in(bench.wait(0.01))] == [3]
+
+
+def test_an_interrupt_waits_for_nobody_and_keeps_all_that_is_made(bench: Bench) -> None:
+    team = bench.begin()
+    for step in range(3, 7):
+        team.make(step)
+    assert team.enter(1, 7)
+    happened = bench.shell.end(is_interrupted=True)
+    assert steps_in(happened) == [3, 4, 5, 6]
+    assert [event.steps for event in ended_in(happened)] == [7]
+    weights = bench.shard.weights.copy()
+    team.write(1, 7)
+    assert np.array_equal(bench.shard.weights, weights)
+    assert bench.shell.end(is_interrupted=True) == []
+
+
+@pytest.mark.parametrize("why", ["soon", "late", "not finite"])
+def test_steps_are_leased_instead_where_a_team_cannot_be_left_alone(bench: Bench, why: str) -> None:
     last, until = None, None
     match why:
         case "soon":
             last = ASKED.first + 3
         case "late":
-            until = pair.clock.now()
+            until = bench.clock.now()
         case "not finite":
-            pair.shard.not_finite = 5
-        case "locked":
-            pair.shell.begin(ASKED)
-            pair.shell.end()
-            pair.sent.clear()
-    assert pair.shell.begin(ASKED, last, until) == [declined(ASKED)]
-    assert pair.sent == []
+            bench.shard.not_finite = 5
+    assert bench.shell.begin(ASKED, last, until) == [declined(ASKED)]
+    assert bench.sent == []
 
 
-def test_a_multi_step_lease_ends_when_a_checkpoint_is_due(pair: Pair) -> None:
-    pair.shell.begin(ASKED, None, pair.clock.now() + 0.001)
-    pair.make(3)
-    happened = pair.wait(0.0015)
+def test_a_multi_step_lease_ends_when_a_checkpoint_is_due(bench: Bench) -> None:
+    bench.shell.begin(ASKED, None, bench.clock.now() + 0.001)
+    bench.teams[-1].make(3)
+    happened = bench.wait(0.0015)
     assert steps_in(happened) == [3]
-    assert [event.steps for event in completed(happened)] == [4]
+    assert [event.steps for event in ended_in(happened)] == [4]
 
 
-def test_without_shared_memory_or_room_there_is_none(pair: Pair) -> None:
-    pair.shell.sharing = None
-    assert pair.shell.begin(ASKED) == [events.MultiStepLeaseRefused()]
-    assert not pair.shell.is_any()
+def test_without_shared_memory_or_a_team_in_it_there_is_none(bench: Bench) -> None:
+    bench.sharing.forget(ASKED.rank)
+    assert bench.shell.begin(ASKED) == [events.MultiStepLeaseRefused()]
+    bench.shell.sharing = None
+    assert bench.shell.begin(ASKED) == [events.MultiStepLeaseRefused()]
+    assert not bench.shell.is_any()
+
+
+# Planted bugs
+
+
+class Grasping(MultiStepControl):
+    """Ends a lease without the locks of all slices."""
+
+    def _on_locks(self, taken: tuple[int, ...], now: float) -> list[machine.MultiStepEffect]:
+        self.held.update(taken)
+        return [machine.EndUpdates(), machine.ReadMarks()]
+
+
+class Lax(MultiStepShell):
+    """Does not mark a lease as ended."""
+
+    def _perform(self, effect: machine.MultiStepEffect) -> list[machine.MultiStepEvent]:
+        return [] if isinstance(effect, machine.EndUpdates) else list(super()._perform(effect))
+
+
+class Eager(MultiStepControl):
+    """Loses patience with a process that stands still, and lets the next lease begin where that may write."""
+
+    def _on_locks(self, taken: tuple[int, ...], now: float) -> list[machine.MultiStepEffect]:
+        found = super()._on_locks(taken, now)
+        return [machine.EndUpdates(), machine.ReadMarks()] if found == [machine.LeaveMemory()] else found
+
+
+class Trusting(MultiStepShell):
+    """Reads entries before they are whole."""
+
+    def _read_marks(self) -> machine.MarksRead:
+        made = super()._read_marks().made
+        self._entered = made
+        return machine.MarksRead(made=made, entered=made)
+
+
+def controlling(kind: type[MultiStepControl]) -> Callable[[Bench], None]:
+    def plant(bench: Bench) -> None:
+        bench.shell.state = kind()
+
+    return plant
+
+
+def planting(kind: type[MultiStepShell]) -> Callable[[Bench], None]:
+    def plant(bench: Bench) -> None:
+        bench.shell.__class__ = kind
+
+    return plant
+
+
+def what_a_late_process_writes_is_in_nobodys_way(bench: Bench) -> None:
+    """Let a process get into a slice, and write once its lease is over and another one is made."""
+    team = bench.begin()
+    team.make(3)
+    assert team.enter(1, 4)
+    assert ended_in(bench.shell.end() + bench.wait(MOVE_S + 0.01))
+    bench.shell.begin(NEXT)
+    before = bench.shard.slots[1].copy()
+    team.write(1, 4)
+    assert np.array_equal(bench.shard.slots[1], before), "it wrote into memory in use"
+    assert bench.teams[-1].marks.least() == bench.teams[-1].marks.made.max() == 4
+
+
+def nothing_is_made_of_an_ended_lease(bench: Bench) -> None:
+    team = bench.begin()
+    team.make(3)
+    bench.shell.end()
+    assert team.make(4) == [], "it wrote after the end"
+
+
+def each_step_has_the_checksum_of_its_weights(bench: Bench) -> None:
+    team = bench.begin()
+    for step in range(3, 6):
+        team.make(step)
+        happened = bench.wait(BETWEEN_S[1])
+        assert all(made.checksum == 1000 + made.step for made in made_in(happened)), "a checksum of something else"
+
+
+@pytest.mark.parametrize(
+    ("plant", "scenario", "message"),
+    [
+        (controlling(Grasping), what_a_late_process_writes_is_in_nobodys_way, "it wrote into memory in use"),
+        (controlling(Eager), what_a_late_process_writes_is_in_nobodys_way, "it wrote into memory in use"),
+        (planting(Lax), nothing_is_made_of_an_ended_lease, "it wrote after the end"),
+        (planting(Trusting), each_step_has_the_checksum_of_its_weights, "a checksum of something else"),
+    ],
+)
+def test_planted_bugs_are_found(
+    tmp_path: Path, plant: Callable[[Bench], None], scenario: Callable[[Bench], None], message: str
+) -> None:
+    for name in ("sound", "planted"):
+        (tmp_path / name).mkdir()
+    with closing(Bench(tmp_path / "sound")) as bench:
+        scenario(bench)
+    with closing(Bench(tmp_path / "planted")) as bench:
+        plant(bench)
+        with pytest.raises(AssertionError, match=message):
+            scenario(bench)

@@ -18,6 +18,7 @@ from lockstep.results.reports.display import (
     duration,
     epoch_line,
     figures,
+    in_teams,
 )
 from tests.lockstep.statuses import EPOCH, status, worker
 
@@ -72,6 +73,9 @@ def test_figures_of_a_run_that_has_begun() -> None:
 def test_figures_of_a_run_that_waits_say_for_whom() -> None:
     waiting = status(phase="waiting for workers", elapsed_s=0.0, workers=[worker(0, state="preparing"), worker(1)])
     assert figures(waiting) == "waiting for workers: 1 of 2 ready"
+    team = [worker(0, processes=3), worker(1, state="preparing", processes=4)]
+    waiting = status(phase="waiting for workers", elapsed_s=0.0, workers=team, min_workers=7)
+    assert figures(waiting) == "waiting for workers: 3 of 7 ready"
 
 
 def test_the_live_display() -> None:
@@ -84,6 +88,25 @@ def test_the_live_display() -> None:
         "worker 0  computing  24,000 samples  12,000 samples/s  alpha:4000",
         "worker 1  preparing  0 samples                         alpha:4001",
     ]
+
+
+def test_a_team_has_one_line_with_the_number_of_its_workers_and_their_speed_together() -> None:
+    _, _, *lines = picture(status(workers=[worker(0, processes=4), worker(1)]))
+    assert lines == [
+        "team 0: 4 workers  computing  24,000 samples  48,000 samples/s  alpha:4000",
+        "worker 1           computing  24,000 samples  12,000 samples/s  alpha:4001",
+    ]
+
+
+def test_how_many_workers_there_are_in_how_many_teams() -> None:
+    assert [in_teams(1, 1), in_teams(4, 1), in_teams(8, 2), in_teams(2, 2)] == [
+        "1 worker",
+        "4 workers in 1 team",
+        "8 workers in 2 teams",
+        "2 workers in 2 teams",
+    ]
+    # A run of an older version.
+    assert in_teams(3, 0) == "3 workers"
 
 
 def test_the_live_display_neither_wraps_nor_outgrows_the_terminal() -> None:

@@ -96,12 +96,17 @@ def test_nothing_is_predicted_of_a_run_that_was_too_short() -> None:
 
 
 @pytest.mark.parametrize(
-    ("workers", "who"),
-    [(0, "one process"), (1, "1 worker over ipc"), (3, "3 workers over ipc")],
+    ("workers", "teams", "who"),
+    [
+        (0, 0, "one process"),
+        (1, 1, "1 worker over ipc"),
+        (3, 1, "3 workers in 1 team over ipc"),
+        (3, 0, "3 workers over ipc"),
+    ],
 )
-def test_the_summary_in_a_terminal(workers: int, who: str) -> None:
+def test_the_summary_in_a_terminal(workers: int, teams: int, who: str) -> None:
     console = Console(width=80, file=io.StringIO(), force_terminal=True, record=True)
-    ended = result(workers=workers, compute_s=8.5, update_s=0.5)
+    ended = result(workers=workers, teams=teams, compute_s=8.5, update_s=0.5)
     show_summary(console, ended, Path("runs/mine"))
     show_advice(console, ended)
     lines = [line.rstrip() for line in console.export_text().splitlines()]

@@ -20,7 +20,9 @@ from tests.lockstep.statuses import status, worker
 def samples(folder: Path, *, is_asked: bool = False) -> dict[str, float]:
     view = viewed(folder)
     if is_asked:
-        view.refresh(2.0, status(workers=[worker(0), worker(1), worker(2, state='odd "name"\n')], refused=3))
+        view.refresh(
+            2.0, status(workers=[worker(0, processes=4), worker(1), worker(2, state='odd "name"\n')], refused=3)
+        )
     families = text_string_to_metric_families(exposition(view).decode())
     return {
         sample.name + "".join(f"/{value}" for value in sample.labels.values()): sample.value
@@ -39,7 +41,8 @@ def test_figures_are_those_of_the_run(tmp_path: Path) -> None:
     assert found["lockstep_run_state/running"] == 1
     assert found["lockstep_run_state/finished"] == 0
     assert found["lockstep_refused_connections_total"] == 3
-    assert found["lockstep_workers/computing"] == 2
+    assert found["lockstep_workers/computing"] == 5
+    assert found["lockstep_teams/computing"] == 2
     assert found['lockstep_workers/odd "name"\\n'] == 1
     # Six rounds of half a second: each has 0.2 s of computing and 0.1 of waiting, all but the first 0.1 of an update.
     expected = {"compute": 1.2, "waiting": 0.6, "update": 0.5, "exchange": 0.7}

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lockstep.ps.records.ledger import LedgerShare
+from lockstep.ps.records.ledger import LedgerShare, RunBegun, StepDone, WorkerIn
 from lockstep.ps.records.metrics import FailureRecord, encode_record
 from lockstep.results.watch.ledger_figures import EventKind
 from lockstep.results.watch.run_view import STOPPED_S, RunState, RunView
@@ -70,8 +70,22 @@ def test_the_server_says_more_of_its_workers(tmp_path: Path) -> None:
         (1, "suspect", 12_000.0),
         (7, "preparing", None),
     ]
+    assert [one.processes for one in found.workers] == [1, 1, 1]
     assert found.refused == 3
     assert found.figures.left_s == 200.0
+
+
+def test_a_team_is_shown_with_its_processes_and_what_each_has_computed(tmp_path: Path) -> None:
+    folder = running(tmp_path / "mine", steps=1)
+    shares = [LedgerShare(0, 2, 0, 0.1, 0.4), LedgerShare(2, 4, 0, 0.1, 0.5)]
+    step = StepDone(step=0, shares=shares, losses=bytes(16), checksum=1, processes=[0, 1])
+    write_ledger(folder, [RunBegun(step=0, weights_sha256="00"), WorkerIn(rank=0, host="a", pid=7, processes=2), step])
+    view = viewed(folder)
+    found = view.snapshot()
+    assert [(one.rank, one.processes) for one in found.workers] == [(0, 2)]
+    assert [(step.used, step.processes) for step in found.timeline] == [(shares, [0, 1])]
+    view.refresh(2.0, status(workers=[worker(0, processes=2)]))
+    assert [(one.processes, one.samples_per_s) for one in view.snapshot().workers] == [(2, 24_000.0)]
 
 
 def test_a_run_that_failed_says_why_and_one_that_goes_on_again_does_not(tmp_path: Path) -> None:

@@ -309,7 +309,8 @@ class Crew:
         assert self.sharing.update is not None
         assert self.opening is not None
         locks = self.sharing.update.locks
-        assert all([lock.acquire() for lock in locks]), "somebody is still writing"
+        taken = [lock.acquire() for lock in locks]
+        assert all(taken), "somebody is still writing"
         marks.end()
         for lock in locks:
             lock.release()
@@ -318,9 +319,7 @@ class Crew:
 
 
 def shape_of(job: Job, processes: int, size: int) -> TeamShape:
-    return TeamShape(
-        processes=processes, micro_batches=job.micro_batches, size=size, clips=job.clip_norm is not None
-    )
+    return TeamShape(processes=processes, micro_batches=job.micro_batches, size=size, clips=job.clip_norm is not None)
 
 
 def weights_of(job: Job) -> Vector:
@@ -360,9 +359,7 @@ class UntracedCompute(Compute):
             sys.settrace(before)
 
 
-def compute_of(
-    job: Job, data: TrainTest | None, slots: tuple[Vector, Vector], sums: tuple[Vector, ...]
-) -> Compute:
+def compute_of(job: Job, data: TrainTest | None, slots: tuple[Vector, Vector], sums: tuple[Vector, ...]) -> Compute:
     """Return what computes a job, by default on a few digits, in one pass as soon as it can."""
     model = AutogradModel(build_model(job.model).initialize(job.seed), warm_up=0)
     return UntracedCompute(job, model, with_validation(data or digits(), job.validation_split, job.seed), slots, sums)
@@ -371,7 +368,9 @@ def compute_of(
 def _member(
     compute: Compute, memory: TeamMemory, clock: ManualClock, patience: Patience, place: UpdatePlace | None
 ) -> TeamMember:
-    member = TeamMember(compute, memory, clock, Silent(), patience, place, first_row=0)
+    # Some do several things at once, as processes do, and others one.
+    is_stepwise = memory.process % 2 == 0
+    member = TeamMember(compute, memory, clock, Silent(), patience, place, first_row=0, is_stepwise=is_stepwise)
     compute.is_wanted = member.is_wanted
     # As if it had computed before: otherwise others would wait for seconds.
     memory.record_speed(TICK_S)

@@ -1,6 +1,6 @@
-"""A team computes a lease: bits, tally and losses are those of one process, whoever has which turn, or none any more."""
+"""A team computes a lease: bits, tally and losses are those of one process, whoever has which turn or none."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args

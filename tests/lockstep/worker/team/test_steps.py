@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from lockstep.common.aggregation.checksum import checksum_after
@@ -16,11 +15,11 @@ from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.job.job import Job
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.team_memory import ENTRIES, UpdateMarks
-from lockstep.ps.shard.shard import Shard
 from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.ps.shard.shard import Shard
 from lockstep.runs.single_process import SingleProcessTrainer
-from lockstep.worker.team.member import SERVER_PATIENCE_S, Outcome
-from tests.lockstep.worker.team.crew import RANK, Crew, Turns, bits, wide
+from lockstep.worker.team.member import Outcome
+from tests.lockstep.worker.team.crew import Crew, Turns, wide
 from tests.simulation.small import digits, job_of
 
 #: Seconds after which the server has no patience with a team any more.

@@ -288,6 +288,17 @@ def test_a_lock_is_one_process_at_most_and_released_when_that_is_gone(tmp_path: 
         process.kill()
 
 
+def test_a_lock_that_is_made_is_an_empty_file_which_others_open_by_its_name(folder: SharedFolder) -> None:
+    ours = folder.make_lock("lock-0")
+    theirs = folder.lock_of("lock-0")
+    assert (folder.path / "lock-0").stat().st_size == 0
+    assert (theirs.acquire(), ours.acquire()) == (True, False)
+    with pytest.raises(SharingError, match=r"lock-0 cannot be locked: File exists"):
+        folder.make_lock("lock-0")
+    ours.close()
+    theirs.close()
+
+
 def test_a_file_that_replaces_another_leaves_that_to_those_who_have_it(folder: SharedFolder) -> None:
     old = folder.make("weights", SHAPE).vectors[0]
     new = folder.make("weights-next", SHAPE).vectors[0]

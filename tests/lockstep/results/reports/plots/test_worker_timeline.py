@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lockstep.common.errors import FileFormatError
-from lockstep.ps.records.ledger import LedgerShare, RunBegun, StepDone
+from lockstep.ps.records.ledger import LedgerShare, RunBegun, StepDone, WorkerIn
 from lockstep.results.reports.plots.worker_timeline import ComputedShare, read_timeline
 from tests.lockstep.results.reports.plots.records import LEDGER, TIMED_LEDGER, write_ledger
 
@@ -35,6 +35,18 @@ def test_a_process_alone_is_a_row_too(tmp_path: Path) -> None:
     step = StepDone(step=0, shares=[LedgerShare(0, 8, 0)], losses=bytes(32), checksum=1)
     write_ledger(tmp_path, [RunBegun(step=0, weights_sha256="00"), step])
     assert read_timeline(tmp_path).names == ["this process"]
+
+
+def test_the_processes_of_a_team_have_a_row_each_in_steps_that_say_who_it_was(tmp_path: Path) -> None:
+    shares = [LedgerShare(0, 4, 0), LedgerShare(4, 8, 0)]
+    team = WorkerIn(rank=0, host="here", pid=11, processes=2)
+    told = StepDone(step=0, shares=shares, losses=bytes(32), checksum=1, processes=[0, 1])
+    untold = StepDone(step=1, shares=[LedgerShare(0, 8, 0)], losses=bytes(32), checksum=1)
+    write_ledger(tmp_path, [RunBegun(step=0, weights_sha256="00"), team, told, untold])
+    workers = read_timeline(tmp_path)
+    assert workers.names == ["0.0: here", "0.1: here", "0: here"]
+    assert workers.used[0] == [ComputedShare(0, 0, 4, 0), ComputedShare(0, 4, 8, 1)]
+    assert workers.used[1] == [ComputedShare(1, 0, 8, 2)]
 
 
 def test_times_of_shares_are_read_and_labels_are_short(tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from lockstep.bench.measuring.processor_time import ProcessorClock
 from lockstep.bench.peers import WARM_UP
 from lockstep.common.data.source import load
 from lockstep.common.errors import RunError
 from lockstep.common.files.reading import read_regular
 from lockstep.common.job.job import Job
+from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.launch.chaos import Interference
 from lockstep.launch.cluster import Cluster
@@ -39,6 +41,8 @@ class TimedRun:
     result: RunResult
     steps: Sequence[StepRecord]
     ledger: Sequence[Line] = ()
+    #: What its processes took.
+    processors: ProcessorClock = field(default_factory=ProcessorClock)
 
     def counted(self) -> Iterator[tuple[StepRecord, bool]]:
         """Yield the steps, and whether each counts: not the warm-up, and not the step after an evaluation."""
@@ -50,6 +54,10 @@ class TimedRun:
     def seconds(self) -> list[float]:
         """Return the seconds of the steps that count."""
         return [step.round_s for step, counts in self.counted() if counts]
+
+    def socket_bytes(self) -> float:
+        """Return the bytes of sums and weights that crossed sockets in an average step that counts."""
+        return statistics.mean(step.sums_bytes + step.weights_bytes for step, counts in self.counted() if counts)
 
 
 @dataclass
@@ -66,15 +74,21 @@ class BenchSession:
         """Print a line for a person."""
         print_plainly(self.console, text)
 
-    def run(self, job: Job, launch: Launch, interference: Interference | None = None) -> TimedRun:
-        """Run a job once. Raises RunError if the same job gave other weights before."""
-        run_dir = self.folder / "run"
+    def run(self, job: Job, launch: Launch, interference: Interference | None = None, *, teams: int = 1) -> TimedRun:
+        """Run a job once, with the workers of a launch in so many teams. RunError if it gave other weights before."""
+        run_dir, processors = self.folder / "run", ProcessorClock()
         destination, backend = Destination(folder=run_dir, launch=launch), LocalBackend(launch)
+        if teams > 1:
+            backend.team_size = launch.workers // teams
+
+        def watch(status: Status) -> None:
+            processors.on_status(status, cluster.server.pid, [each.pid for each in cluster.supervisor.processes])
+
         try:
-            cluster = Cluster(job, destination, say=self.say, watch=lambda _: None, backend=backend, chaos=interference)
+            cluster = Cluster(job, destination, say=self.say, watch=watch, backend=backend, chaos=interference)
             result = cluster.run()
             lines = read_lines(read_regular(run_dir / LEDGER, MOST_LINES_BYTES), str(run_dir / LEDGER))
-            run = TimedRun(result=result, steps=read_metrics(run_dir).steps, ledger=lines)
+            run = TimedRun(result=result, steps=read_metrics(run_dir).steps, ledger=lines, processors=processors)
         finally:
             shutil.rmtree(run_dir, ignore_errors=True)
         before = self._weights.setdefault(job.digest(), result.weights_sha256)
@@ -85,10 +99,10 @@ class BenchSession:
             )
         return run
 
-    def run_each(self, job: Job, runs: Mapping[Launch, list[TimedRun]]) -> None:
-        """Run a job once with each launch, and append to its runs."""
-        for launch, done in runs.items():
-            done.append(self.run(job, launch))
+    def run_each(self, job: Job, runs: Mapping[tuple[Launch, int], list[TimedRun]]) -> None:
+        """Run a job once with each launch and number of teams, and append to its runs."""
+        for (launch, teams), done in runs.items():
+            done.append(self.run(job, launch, teams=teams))
 
     def data(self, name: str = "mnist") -> str:
         """Return the path of MNIST, or other data, with fewer test samples."""

@@ -1,0 +1,87 @@
+"""Teams of real processes, by hand and with `train`: deaths cost no bits, and nothing is left."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from lockstep.cli.main import run
+from tests.system.jobs import BRIEF, ENDLESS
+from tests.system.processes import GONE_S, Place, is_gone
+
+
+def digest(place: Place, name: str) -> str:
+    found: str = json.loads((place.folder / name / "result.json").read_text())["weights_sha256"]
+    return found
+
+
+def kill(place: Place, process: int) -> None:
+    """Kill a process of the only team."""
+    (pid,) = place.pids(f"--process {process} ")
+    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+def test_a_team_has_the_bits_of_one_process(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], transport: str
+) -> None:
+    monkeypatch.chdir(place.folder)
+    server = place.start("server", *BRIEF, "--bind", "tcp://127.0.0.1:0", "--transport", transport, "--run-dir", "run")
+    address = server.line_with("lockstep worker").split()[-1]
+    worker = place.start("worker", address, "--workers", "3").end()
+    assert worker[0::2] == (0, f"connecting to {address}\njoined run run as worker 0\nthe run is done\n")
+    assert server.end()[0] == 0
+    assert run(["train", *BRIEF, "--workers", "0", "--run-dir", "alone"]) == 0
+    assert digest(place, "run") == digest(place, "alone")
+    result = json.loads((place.folder / "run" / "result.json").read_text())
+    assert (result["workers"], result["teams"]) == (3, 1)
+    assert place.is_empty(0.0)
+
+
+def test_who_is_killed_is_back_in_the_team_and_the_others_stay(place: Place) -> None:
+    address = place.address()
+    server = place.start("server", *ENDLESS, "--bind", address, "--run-dir", "run")
+    worker = place.start("worker", address, "--workers", "3")
+    worker.error_with("joined run run as worker 0")
+    server.line_with("epoch 1/")
+    (kept,) = place.pids("--process 2 ")
+    kill(place, 1)
+    assert worker.error_with("a process of the team").endswith("was killed by SIGKILL; it is restarted")
+    kill(place, 0)
+    assert worker.error_with("the leader (pid").endswith("was killed by SIGKILL; it is restarted")
+    worker.error_with("joined run run as worker 1")
+    assert place.pids("--process 2 ") == [kept]
+    server.send(signal.SIGINT)
+    assert server.end(GONE_S)[0] == 130
+    code, _, error = worker.end(GONE_S)
+    assert (code, error.splitlines()[-1]) == (1, "error: the run failed: interrupted")
+    assert place.is_empty(0.0)
+
+
+def test_an_interrupt_ends_all_of_a_team(place: Place) -> None:
+    address = place.address()
+    server = place.start("server", *ENDLESS, "--bind", address, "--run-dir", "run")
+    worker = place.start("worker", address, "--workers", "2")
+    server.line_with("epoch 1/")
+    worker.send(signal.SIGINT)
+    code, _, error = worker.end(GONE_S)
+    assert (code, error.splitlines()[-1]) == (130, "error: interrupted")
+    server.line_with("left: interrupted")
+    server.send(signal.SIGINT)
+    assert server.end(GONE_S)[0] == 130
+    assert place.is_empty(0.0)
+
+
+def test_nothing_of_a_team_outlives_who_started_it(place: Place) -> None:
+    address = place.address()
+    server = place.start("server", *ENDLESS, "--bind", address, "--run-dir", "run")
+    worker = place.start("worker", address, "--workers", "2")
+    server.line_with("epoch 1/")
+    team = place.pids("--process")
+    assert len(team) == 2
+    worker.send(signal.SIGKILL)
+    assert all(is_gone(pid, GONE_S) for pid in team)
+    server.send(signal.SIGINT)
+    assert server.end(GONE_S)[0] == 130
+    assert place.is_empty(0.0)
