@@ -190,6 +190,9 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
 
     def _outcome_of(self, leader: Leader, outcome: Outcome) -> machine.Event:
         if self.state.steps is not None:
+            if outcome is Outcome.FAILED:
+                error = leader.member.error or "another process of the team says why"
+                self.say(f"the team leaves steps to the server: {one_line(error)}")
             return machine.StepsEnded(is_done=outcome is Outcome.DONE)
         lease, order = self._at_hand, leader.order
         assert lease is not None

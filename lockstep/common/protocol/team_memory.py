@@ -135,7 +135,7 @@ class TeamShape:
                 ("parts", "<i4", (self.parts, 3)),
                 ("times", "<f8", (self.parts, 3)),
                 ("losses", "<f4", (self.micro_batches,)),
-                # Seconds until all sums were there, since those of the step before, and of the update of the first slice.
+                ("next", self.plan),
             ]
         )
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lockstep.common.errors import LockstepError
+from lockstep.common.files.sanitize import one_line
 from lockstep.common.runtime.numerics import own_numerics
 from lockstep.common.statemachine.client import Exit
 from lockstep.worker.setup import Loader, gather
 from lockstep.worker.team.meeting import MeetingPlace, Session
-from lockstep.worker.team.member import TeamMember
+from lockstep.worker.team.member import Outcome, TeamMember
 from lockstep.worker.team.session import Surroundings, follow
 
 #: Most seconds that a process sleeps until it looks by itself whether there is something to do.
@@ -70,7 +71,9 @@ class TeamProcess:
         now, due = self.around.clock.now(), member.due()
         if due is not None and due > now:
             return self._sleep(due - now)
-        member.advance()
+        outcome = member.advance()
+        if outcome is Outcome.FAILED:
+            self.around.say(f"process {self.meeting.process} of the team: {one_line(member.error)}")
         if not member.is_waiting():
             self._wake_up()
         return True

@@ -74,6 +74,8 @@ class TeamMember:
     #: Number among the vectors of sums that `compute` writes into of the first that is our own.
     first_row: int
     session: int = 1
+    #: What was raised last, while an order was carried out.
+    error: str = ""
     #: Whether `advance` returns between the beginning of what it does and its end, as for a simulation.
     is_stepwise: bool = False
     order: Order | None = None
@@ -246,7 +248,8 @@ class TeamMember:
         except StoppedError:
             self._drop()
             outcome = self._catch_up(order) if order.steps is not None else Outcome.STOPPED
-        except Exception:  # noqa: BLE001  # a user's model may raise anything: the leader computes it again, and reports it
+        except Exception as error:  # noqa: BLE001  # a user's model may raise anything, and will again, lease by lease
+            self.error = f"{type(error).__name__}: {error}"
             outcome = self._fail(order)
         if outcome is not None:
             self.stop()

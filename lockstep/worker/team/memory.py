@@ -249,7 +249,8 @@ class TeamMemory:
     def sleepers(self) -> Iterable[int]:
         """Return the processes that sleep until somebody wakes them."""
         keep_order()
-        return np.nonzero(self.marks.processes["sleeps"])[0].tolist()
+        # A copy of what others may change meanwhile.
+        return np.nonzero(self.marks.processes["sleeps"] != 0)[0].tolist()
 
     # Orders
 
