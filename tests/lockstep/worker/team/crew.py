@@ -350,7 +350,12 @@ def _members(
 class UntracedCompute(Compute):
     """Computes without the trace function, which would be called a thousand times and find no barrier."""
 
+    #: What the model raises, if anything.
+    fault: Exception | None = None
+
     def train(self, step: int, node: Node, send: SendBucket | None = None) -> tuple[Vector, Tally]:
+        if self.fault is not None:
+            raise self.fault
         before = sys.gettrace()
         sys.settrace(None)
         try:

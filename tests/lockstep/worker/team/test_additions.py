@@ -34,9 +34,7 @@ def expression(whole: Node) -> str:
 
 @settings(derandomize=True, deadline=None)
 @given(tilings(), st.booleans())
-def test_any_tiling_is_added_up_over_the_tree(
-    tiling: tuple[Node, tuple[Node, ...], int], joins_halves: bool
-) -> None:
+def test_any_tiling_is_added_up_over_the_tree(tiling: tuple[Node, tuple[Node, ...], int], joins_halves: bool) -> None:
     whole, nodes, micro_batches = tiling
     additions = additions_of(nodes, micro_batches, joins_halves=joins_halves)
     buffers = [expression(node) for node in nodes] + ["?"] * additions.buffers
