@@ -23,6 +23,7 @@ MOST_FAILURES = 5
 @click.command("simulate", short_help="Test the protocol with simulated faults.")
 @click.option("--seeds", type=number_range, default="0..99", metavar="A..B", help="runs to simulate  [0..99]")
 @click.option("--workers", type=WholeNumber(1, 64), metavar="N", help="number of workers  [1 to 4, by the seed]")
+@click.option("--processes", type=WholeNumber(1, 8), metavar="N", help="processes per worker  [1 to 4, by the seed]")
 @click.option("--servers", type=WholeNumber(1, 3), metavar="N", help="number of servers  [by the seed]")
 @click.option("--steps", type=WholeNumber(3, 1000), metavar="N", help="steps per run  [by the seed]")
 @click.option("--trace", "is_traced", is_flag=True, help="print all events")
@@ -31,16 +32,18 @@ def simulate_command(
     context: click.Context,
     seeds: range,
     workers: int | None,
+    processes: int | None,
     servers: int | None,
     steps: int | None,
     is_traced: bool,
 ) -> None:
     """Simulate runs of small jobs with faults of all kinds, in one process and in virtual time.
 
-    The coordinator, the shards and the workers are the real ones, with their shells and files. Network, clocks and disk
-    are simulated. The seed decides the processes and the faults: crashes and restarts at any moment, processes that
-    stop or are slow, clocks that jump, connections that break or fall silent in one or both directions, networks that
-    split and heal in any order, messages that arrive late or twice, and a full disk.
+    The coordinator, the shards and the workers are the real ones, with their shells and files. Each worker is a team of
+    one to four processes. Network, clocks and disk are simulated. The seed decides the processes and the faults:
+    crashes and restarts at any moment, processes that stop or are slow, clocks that jump, connections that break or
+    fall silent in one or both directions, networks that split and heal in any order, messages that arrive late or
+    twice, and a full disk.
 
     Each run has to end in bounded time with the same bits, figures and receipt as a single process. Every sample must
     be used once, and nothing may be left behind. The same seed always gives the same run. If a seed fails, the command
@@ -56,7 +59,7 @@ def simulate_command(
     failed: list[int] = []
     tally = OutcomeTally()
     for seed in seeds:
-        scenario = scenario_of(seed, workers=workers, servers=servers, steps=steps)
+        scenario = scenario_of(seed, workers=workers, servers=servers, steps=steps, processes=processes)
         outcome = simulate(scenario, is_traced=is_traced)
         tally.add(outcome)
         if is_traced:
@@ -64,7 +67,7 @@ def simulate_command(
         if outcome.violations:
             failed.append(seed)
             print_plainly(console, f"seed {seed}: {outcome.violations[0]}")
-            print_plainly(console, f"  replay it with: {replay_command(seed, workers, servers, steps)}")
+            print_plainly(console, f"  replay it with: {replay_command(seed, workers, processes, servers, steps)}")
         if len(failed) == MOST_FAILURES:
             break
         if clock.now() - reported >= PLAIN_EVERY_S:
@@ -77,9 +80,11 @@ def simulate_command(
         raise DifferenceError(f"{len(failed)} of {tally.runs} simulated runs broke the promise: seeds {failed}")
 
 
-def replay_command(seed: int, workers: int | None, servers: int | None, steps: int | None) -> str:
+def replay_command(
+    seed: int, workers: int | None, processes: int | None, servers: int | None, steps: int | None
+) -> str:
     """Return the command that replays a seed."""
-    given = (("--workers", workers), ("--servers", servers), ("--steps", steps))
+    given = (("--workers", workers), ("--processes", processes), ("--servers", servers), ("--steps", steps))
     flags = "".join(f" {flag} {value}" for flag, value in given if value is not None)
     return f"lockstep simulate --seeds {seed}{flags} --trace"
 

@@ -53,8 +53,8 @@ from lockstep.worker.samples import SampleFetcher
 from lockstep.worker.setup import Loader, gather
 from lockstep.worker.state import WorkerState
 from lockstep.worker.team.leader import Leader
-from lockstep.worker.team.meeting import MeetingPlace, Session
-from lockstep.worker.team.member import Outcome
+from lockstep.worker.team.meeting import Meeting, Session
+from lockstep.worker.team.member import Outcome, TeamMember
 from lockstep.worker.team.order import Order
 from lockstep.worker.team.progress import PATIENT, Patience
 from lockstep.worker.team.session import LeaderSetup, Surroundings, default_roots, lead
@@ -85,10 +85,12 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
     #: Where samples are stored that a server sends if the data is not here, None to accept none.
     cache: Path | None = None
     #: Where the processes of its team meet, None if it is the only one; and how long they wait for one another.
-    meeting: MeetingPlace | None = None
+    meeting: Meeting | None = None
     patience: Patience = PATIENT
     #: Where the memory of the team may be, the best first.
     roots: tuple[Path, ...] = field(default_factory=default_roots)
+    #: What makes it one process of its team.
+    kind: type[TeamMember] = TeamMember
     ended: Exit | None = None
     expected = ServerMessage
     servers: ServerConnections = field(init=False)
@@ -127,7 +129,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             self._setup.close()
             self._setup = self._leader = None
 
-    def _dismiss(self, meeting: MeetingPlace) -> None:
+    def _dismiss(self, meeting: Meeting) -> None:
         """Let the other processes end, unless this one begins again with the numerics of the run."""
         if self.ended is not None and self.ended.numerics is None:
             before = meeting.session()
@@ -356,6 +358,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             root=self.root,
             roots=self.roots,
             meeting=self.meeting,
+            kind=self.kind,
         )
 
     def _compute_lease(self, lease: Lease) -> machine.Event | None:

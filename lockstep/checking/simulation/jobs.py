@@ -13,30 +13,34 @@ from lockstep.common.model.source import open_model
 from lockstep.common.nn.description import describe
 from lockstep.common.random import Purpose, generator
 
-#: The name of the data in a job.
-DATA = "simulated"
+#: The names of data in a job: few samples, many, and as many with numbers for labels.
+DATA, MANY, NUMBERS = "simulated", "simulated-many", "simulated-numbers"
 
-#: Training and test samples; an epoch ends with a short batch.
-TRAIN, TEST = 20, 9
+#: Training and test samples; an epoch ends with a short batch. Of many, one has more steps than a team may be ahead of
+#: the server.
+TRAIN, TEST, MANY_TRAIN = 20, 9, 161
 
 CLASSES = 3
 
 
 @cache
-def data() -> TrainTest:
+def data(name: str = DATA) -> TrainTest:
     """Return some images of noise."""
-    return TrainTest(DATA, _noise(TRAIN, 0), _noise(TEST, 1))
+    count = TRAIN if name == DATA else MANY_TRAIN
+    return TrainTest(name, _noise(count, 0, name), _noise(TEST, 1, name))
 
 
-def _noise(count: int, part: int) -> Dataset:
+def _noise(count: int, part: int, name: str) -> Dataset:
     rng = generator(0, Purpose.SIMULATE, at=part)
     images = rng.integers(0, 256, (count, 1, 4, 4)).astype(np.uint8)
+    if name == NUMBERS:
+        return Dataset(images, rng.random((count, CLASSES)).astype(np.float32), 0)
     return Dataset(images, rng.integers(0, CLASSES, count).astype(np.int64), CLASSES)
 
 
 def load(name: str) -> TrainTest:
     """Load the data of a job."""
-    return data()
+    return data(name)
 
 
 def _job(net: nn.Module, **values: Any) -> Job:
@@ -45,21 +49,30 @@ def _job(net: nn.Module, **values: Any) -> Job:
 
 
 def _wide(width: int) -> nn.Module:
-    """Return a net whose weights can be split over several servers."""
+    """Return a net whose weights can be split over several servers, or cut into slices."""
     return nn.Sequential(nn.Flatten(), nn.Linear(16, width), nn.ReLU(), nn.Linear(width, CLASSES))
+
+
+def _noisy(width: int) -> nn.Module:
+    """Return a net that draws numbers, and has statistics of what it sees."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(16, width),
+        nn.BatchNorm1d(width),
+        nn.ReLU(),
+        nn.Dropout(0.25),
+        nn.Linear(width, CLASSES),
+    )
 
 
 @cache
 def jobs() -> dict[str, Job]:
     """Return the jobs by name."""
     linear = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES))
-    noisy = nn.Sequential(
-        nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.25), nn.Linear(8, CLASSES)
-    )
     return {
         "plain": _job(linear),
         "noisy": _job(
-            noisy,
+            _noisy(8),
             global_batch=9,
             micro_batches=3,
             optimizer="adam",
@@ -74,10 +87,62 @@ def jobs() -> dict[str, Job]:
         # Stops early, and ends with the weights of an epoch that is not the last.
         "stopped": _job(linear, steps=16, lr=0.02, validation_split=0.3, patience=2, keep_best=True),
         "long": _job(_wide(14_000), steps=4, momentum=0.0, wire="bfloat16"),
-        # Two workers make most steps by themselves.
-        "paired": _job(_wide(520), global_batch=2, micro_batches=2, steps=30, momentum=0.9, wire_weights="bfloat16"),
         "wide": _job(_wide(520), steps=5),
         "clipped": _job(_wide(520), steps=5, optimizer="adamw", clip_norm=0.1, wire="int8", wire_weights="bfloat16"),
+        **_team_jobs(),
+    }
+
+
+def _team_jobs() -> dict[str, Job]:
+    """Return the jobs whose steps a team makes by itself: their vectors are cut into one to four slices."""
+    many: dict[str, Any] = {"data": MANY, "global_batch": 2, "micro_batches": 2}
+    return {
+        # More than an epoch, in which the rings run full if the server is slow.
+        "team-long": _job(_wide(1_700), **many, steps=90, schedule="one-cycle"),
+        "team-quick": _job(nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)), **many, steps=120, momentum=0.0),
+        "team-sevenths": _job(
+            _noisy(1_700),
+            data=MANY,
+            global_batch=9,
+            micro_batches=7,
+            steps=20,
+            optimizer="adam",
+            lr=0.003,
+            schedule="one-cycle",
+            max_shift=1,
+        ),
+        "team-clipped": _job(
+            _noisy(3_300),
+            data=MANY,
+            global_batch=10,
+            micro_batches=5,
+            steps=18,
+            optimizer="adamw",
+            lr=0.003,
+            weight_decay=0.1,
+            clip_norm=0.1,
+            schedule="cosine",
+            warmup_steps=4,
+            wire_weights="bfloat16",
+        ),
+        "team-numbers": _job(
+            _wide(1_700),
+            data=NUMBERS,
+            loss="mse",
+            global_batch=6,
+            micro_batches=3,
+            steps=26,
+            optimizer="rmsprop",
+            lr=0.001,
+            nesterov=False,
+            wire="int8",
+            validation_split=0.2,
+            clip_norm=1.0,
+        ),
+        "team-rounded": _job(
+            _wide(3_300), data=MANY, global_batch=8, micro_batches=6, steps=20, wire="bfloat16", nesterov=True
+        ),
+        "team-one": _job(_wide(3_300), data=MANY, global_batch=4, micro_batches=1, steps=30, validation_split=0.1),
     }
 
 
@@ -93,6 +158,6 @@ def job_named(name: str, steps: int | None) -> Job:
     return job if steps is None else msgspec.structs.replace(job, steps=steps)
 
 
-#: The jobs whose weights can be split over three servers, the one whose sums travel in several frames, which takes
-#: longer, and the one for two workers on a machine.
-SHARDED, LONG, PAIRED = ("wide", "clipped"), "long", "paired"
+#: The jobs whose weights can be split over three servers, and the one whose sums travel in several frames, which takes
+#: longer; and those of a team that is left alone.
+SHARDED, LONG, TEAM = ("wide", "clipped"), "long", "team-"

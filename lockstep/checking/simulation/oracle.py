@@ -70,7 +70,8 @@ class RunRecords:
 @cache
 def reference_of(job: str, steps: int | None) -> RunRecords:
     """Return the run of a small job, by its name, in one process."""
-    return reference_run(job_named(job, steps), data())
+    named = job_named(job, steps)
+    return reference_run(named, data(named.data))
 
 
 def reference_run(job: Job, data: TrainTest) -> RunRecords:

@@ -1,4 +1,4 @@
-"""The real shells as processes of the world: the server, a shard, a worker; and the disk that servers write to."""
+"""The real shells as processes of the world: server, shard, leader and other processes of a team; and servers' disk."""
 
 import errno
 import os
@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Self
 
 from lockstep.checking.simulation.jobs import load
+from lockstep.checking.simulation.team import MICRO_BATCH_S, Hall, SimulatedMember
 from lockstep.checking.simulation.world import Process, SimulatedShell
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.job.job import Job
-from lockstep.common.statemachine.client import ClientConfig
+from lockstep.common.statemachine.client import ClientConfig, Exit
 from lockstep.common.transport.in_memory import ADDRESS, MemoryNetwork
 from lockstep.common.transport.links import wait_for_nothing
 from lockstep.launch.client import shard_join, worker_join
@@ -36,17 +37,20 @@ from lockstep.runs.session import Destination, RunSession
 from lockstep.worker.setup import Loader
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import WorkerState
+from lockstep.worker.team.helper import INTERRUPTED, TeamProcess
+from lockstep.worker.team.progress import PATIENT, Patience
+from lockstep.worker.team.session import Surroundings
 
 RUN = "simulated"
 
 #: Seconds after which a silent server counts as lost.
 SILENCE_S = 30.0
 
-#: Seconds that a fast worker takes for a micro-batch.
-MICRO_BATCH_S = 0.004
+#: Seconds of an action of a server, if it is slow, for each time that it is as slow as that.
+SLOW_SERVER_S = 0.001
 
-#: Steps before the first multi-step lease: they take no longer than others here, and a run has few.
-NO_FIRST_STEPS = 0
+#: Steps before the first multi-step lease, and until the next after one that was cut, at first: a run has few.
+NO_FIRST_STEPS, SHORT_PAUSE = 0, 1
 
 Say = Callable[[str], None]
 
@@ -111,6 +115,8 @@ class Parts:
     shard: Callable[[Shard], Shard] = lambda shard: shard
     server: Callable[[Server], Server] = lambda server: server
     worker: Callable[[WorkerShell], WorkerShell] = lambda worker: worker
+    #: What makes a worker one process of its team.
+    member: type[SimulatedMember] = SimulatedMember
     #: Number among all processes -> how that worker gets its data.
     load: Callable[[int], Loader] = lambda number: load
 
@@ -128,8 +134,9 @@ class SimulatedRun:
     root: Path
     network: MemoryNetwork
     parts: Parts
-    #: Cores of the machine that all workers are on.
+    #: Cores of the machine that all workers are on, and how long the processes of a team wait for one another.
     cores: int
+    patience: Patience = PATIENT
     #: Where workers keep the samples that they receive if they have no data, None to accept none.
     cache: Path | None = None
     disk: Disk = field(default_factory=Disk)
@@ -170,6 +177,7 @@ class ServerProcess(SimulatedShell):
                 sharing,
                 coordinator_at=run.parts.coordinator,
             )
+            server.coordinator.multi_step.pause = SHORT_PAUSE
             writer = DiskWriter(run.disk, process)
             writer.attach(session)
             stack.pop_all()
@@ -185,6 +193,10 @@ class ServerProcess(SimulatedShell):
 
     def deadline(self) -> float | None:
         return self.server.deadline()
+
+    def cost_s(self) -> float:
+        """Return the seconds that an action takes beside its ticks: a server is slow only if it was made so."""
+        return SLOW_SERVER_S if self.writer.process.slowness > 1.0 else 0.0
 
     def exit_reason(self) -> str | None:
         return None if self.server.ended is None else self.server.ended.failure
@@ -252,13 +264,17 @@ class ShardProcess(NodeProcess):
 
 @dataclass
 class WorkerProcess(NodeProcess):
-    """A worker."""
+    """A worker: the leader of a team, or its only process."""
 
     runner: WorkerShell
 
     @classmethod
-    def open(cls, run: SimulatedRun, process: Process, number: int, say: Say, *, shares: bool) -> Self:
-        join = worker_join(process.name, "host", number, "host", range(run.cores))
+    def open(
+        cls, run: SimulatedRun, process: Process, number: int, say: Say, *, shares: bool, hall: Hall | None = None
+    ) -> Self:
+        """Open a worker, which leads the team that meets in a hall."""
+        processes = 1 if hall is None else hall.processes
+        join = worker_join(process.name, "host", number, "host", range(run.cores), processes)
         runner = WorkerShell(
             WorkerState(ClientConfig(address=ADDRESS, join=join, silence_s=SILENCE_S)),
             run.network.client(ADDRESS, process),
@@ -269,17 +285,71 @@ class WorkerProcess(NodeProcess):
             lambda address: run.network.client(address, process),
             wait_for_nothing,
             cache=run.cache,
+            meeting=None if hall is None or processes == 1 else hall.enter(0, process),
+            patience=run.patience,
+            roots=(run.root,),
+            kind=run.parts.member,
         )
         runner = run.parts.worker(runner)
-        runner.begin()
+        try:
+            runner.begin()
+        except BaseException:
+            runner.close()
+            raise
         return cls(runner)
 
     def step(self) -> bool:
         return self.runner.step()
 
     def deadline(self) -> float | None:
-        return self.runner.deadline()
+        """Return when it has something to do; with its team at work, a moment that is past: it waits by itself."""
+        state = self.runner.state
+        return state.client.heard if state.is_busy() else self.runner.deadline()
 
     def cost_s(self) -> float:
-        """Return the seconds of a micro-batch, if one is about to be computed."""
+        """Return the seconds of a micro-batch, if one is about to be computed here."""
         return MICRO_BATCH_S if self.runner.state.has_work() else 0.0
+
+
+@dataclass
+class HelperProcess(SimulatedShell):
+    """Another process of a team."""
+
+    runner: TeamProcess
+    process: Process
+    hall: Hall
+
+    @classmethod
+    def open(cls, run: SimulatedRun, process: Process, number: int, say: Say, hall: Hall, place: int) -> Self:
+        """Open the process of a team with that number in it."""
+        meeting = hall.enter(place, process)
+        around = Surroundings(
+            clock=process,
+            say=say,
+            patience=run.patience,
+            root=None,
+            roots=(run.root,),
+            meeting=meeting,
+            kind=run.parts.member,
+        )
+        return cls(TeamProcess(around, meeting, run.parts.load(number), run.cache), process, hall)
+
+    def step(self) -> bool:
+        return self.runner.step()
+
+    def leader(self) -> Process | None:
+        """Return the process that leads its team, None if that is gone."""
+        return self.hall.present.get(0)
+
+    def deadline(self) -> float | None:
+        """Return a moment that is past: it waits by itself."""
+        return self.process.ahead_s
+
+    def exit_reason(self) -> str | None:
+        return None if self.runner.ended is None else self.runner.ended.reason
+
+    def interrupt(self) -> None:
+        self.runner.ended = Exit(code=INTERRUPTED, reason="")
+
+    def close(self) -> None:
+        self.runner.close()

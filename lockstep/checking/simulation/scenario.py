@@ -1,11 +1,12 @@
 """A scenario, drawn from a seed: a job, the processes and network of its run, and the faults. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
 
-from lockstep.checking.simulation.jobs import LONG, PAIRED, SHARDED, jobs
+from lockstep.checking.simulation.jobs import LONG, SHARDED, TEAM, jobs
 from lockstep.common.random import Purpose, generator
 
 #: Most faults in a run, and the last event at which one may occur.
@@ -17,16 +18,27 @@ EARLY_KILLS = 0.1
 #: Shares of micro-batches to audit: none in half of the runs.
 AUDITS = (0.0, 0.0, 0.3, 1.0)
 
-#: Cores of the machine that all are on: workers help with updates if there are two, and nobody gets a second copy of a
-#: lease if there are fewer than workers.
+#: Cores of the machine that all are on: nobody gets a second copy of a lease if there are fewer than workers.
 CORES = (1, 2, 3, 64)
 
 #: Share of runs with the long job.
 LONGER = 0.1
 
-#: Share of runs of two workers that share memory, and make most steps by themselves; the most steps between their
-#: checkpoints.
-PAIRS, MOST_BETWEEN = 0.2, 20
+#: Share of runs of one team that shares memory, and makes most steps by itself;
+#: the most steps between their checkpoints; and the last event at which a fault may occur.
+ALONE, MOST_BETWEEN, LAST_OF_TEAM = 0.5, 100, 3_000
+
+#: How much more frequent some faults are in such a run: those that tell whether who is late does no harm.
+OF_TEAM = {"stop-worker": 3.0, "kill-worker": 3.0, "stop-server": 4.0, "slow-server": 3.0, "add-worker": 4.0}
+
+#: Processes of a team: few have many, which take longer.
+TEAMS = (1, 2, 2, 3, 4)
+
+#: How many times as long as the fastest a process takes for a micro-batch.
+SLOWNESS = (1.0, 1.0, 1.0, 1.6, 4.0)
+
+#: Shares of the actions of a process of a team in the middle of which it stands still for a moment.
+PAUSES = (0.0, 0.02, 0.2)
 
 #: Share of runs in which workers have no data, and receive the samples of their leases.
 SHIPPING = 0.3
@@ -44,6 +56,7 @@ class FaultKind(Enum):
     INTERRUPT_WORKER = ("interrupt-worker", 1.0)
     INTERRUPT_SERVER = ("interrupt-server", 0.5)
     SLOW_WORKER = ("slow-worker", 2.0)
+    SLOW_SERVER = ("slow-server", 1.0)
     ADD_WORKER = ("add-worker", 1.0)
     JUMP_WORKER = ("jump-worker", 1.0)
     JUMP_SERVER = ("jump-server", 0.5)
@@ -54,6 +67,10 @@ class FaultKind(Enum):
 
     def __init__(self, label: str, weight: float) -> None:
         self.label, self.weight = label, weight
+
+
+#: Share of such runs in which only the server is stopped or slow, early, and its team gets as far ahead as it can.
+AHEAD, LAST_OF_SERVER, OF_SERVER = 0.3, 500, (FaultKind.STOP_SERVER, FaultKind.SLOW_SERVER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +98,15 @@ class Scenario:
     job: str
     #: Number of steps; None for that of the job.
     steps: int | None = None
+    #: Workers, each of which is a team; and of how many processes, in turn.
     workers: int
+    processes: tuple[int, ...]
+    #: How much slower than the fastest each started process is, in turn.
+    slowness: tuple[float, ...]
+    #: Share of the actions of a process of a team in the middle of which it stands still.
+    pauses: float
+    #: Whether processes wait for one another as if there were too few cores for them.
+    is_crowded: bool
     servers: int
     #: Share of the workers and shards that share the memory of the server.
     sharing: float
@@ -97,7 +122,7 @@ class Scenario:
     #: Steps between checkpoints, and how many are kept.
     checkpoint_every: int
     keep: int
-    #: Number of workers with which the run begins.
+    #: Number of processes with which the run begins.
     min_workers: int
     #: Ticks until each of the first servers is killed; 0 if it is not.
     early_kills: tuple[int, ...]
@@ -106,24 +131,40 @@ class Scenario:
     def summary(self) -> str:
         """Return the scenario as a line."""
         faults = ", ".join(f"{fault.kind.label}@{fault.event}" for fault in self.faults) or "none"
-        return f"{self.job}, {self.workers} workers, {self.servers} servers; faults: {faults}"
+        teams = " + ".join(str(count) for count in self.team_sizes())
+        return f"{self.job}, {teams} processes, {self.servers} servers; faults: {faults}"
+
+    def team_sizes(self) -> list[int]:
+        """Return of how many processes each of the first workers is."""
+        return [self.processes[number % len(self.processes)] for number in range(self.workers)]
 
 
 def scenario_of(
-    seed: int, *, workers: int | None = None, servers: int | None = None, steps: int | None = None
+    seed: int,
+    *,
+    workers: int | None = None,
+    servers: int | None = None,
+    steps: int | None = None,
+    processes: int | None = None,
 ) -> Scenario:
     """Return the scenario of a seed; what is given is not drawn."""
     rng = generator(seed, Purpose.SIMULATE, layer=1)
+    team = generator(seed, Purpose.SIMULATE, layer=9)
     drawn = int(rng.choice([1, 1, 1, 2, 3]))
     server_count = drawn if servers is None else servers
-    names = [name for name in jobs() if name in SHARDED or (server_count == 1 and name not in (LONG, PAIRED))]
-    job = str(rng.choice(names)) if rng.random() >= LONGER else LONG
+    names = [name for name in jobs() if name in SHARDED or (server_count == 1 and name != LONG)]
+    job = str(rng.choice([name for name in names if not name.startswith(TEAM)])) if rng.random() >= LONGER else LONG
     worker_count = int(rng.integers(1, 5)) if workers is None else workers
+    sizes = tuple(int(team.choice(TEAMS)) if processes is None else processes for _ in range(4))
     scenario = Scenario(
         seed=seed,
         job=job,
         workers=worker_count,
-        min_workers=int(rng.choice([1, worker_count])),
+        processes=sizes,
+        slowness=tuple(float(team.choice(SLOWNESS)) for _ in range(7)),
+        pauses=float(team.choice(PAUSES)),
+        is_crowded=bool(team.random() < 0.25),
+        min_workers=1,
         # The first one begins the run; the others resume it.
         early_kills=tuple(int(rng.integers(1, 120)) if rng.random() < EARLY_KILLS else 0 for _ in range(4)),
         servers=server_count,
@@ -136,38 +177,42 @@ def scenario_of(
         ships=bool(generator(seed, Purpose.SIMULATE, layer=7).random() < SHIPPING),
         checkpoint_every=int(rng.integers(1, 4)),
         keep=int(rng.integers(1, 3)),
-        faults=_faults(rng),
+        faults=_faults(rng, LAST_EVENT, {}),
     )
-    pair = generator(seed, Purpose.SIMULATE, layer=9)
-    if workers is None and servers is None and pair.random() < PAIRS:
-        scenario = _paired(scenario, pair)
-    return replace(scenario, steps=steps)
+    if workers is None and servers is None and team.random() < ALONE:
+        scenario = _alone(scenario, team)
+    whole = sum(scenario.team_sizes())
+    return replace(scenario, steps=steps, min_workers=int(rng.choice([1, whole])))
 
 
-def _paired(scenario: Scenario, rng: np.random.Generator) -> Scenario:
-    """Return the scenario of a pair of workers, with the faults of another."""
-    return replace(
+def _alone(scenario: Scenario, rng: np.random.Generator) -> Scenario:
+    """Return the scenario of a team that is left alone, but for a while when another one comes, or comes back."""
+    alone = replace(
         scenario,
-        job=PAIRED,
-        workers=2,
-        min_workers=int(rng.integers(1, 3)),
+        job=str(rng.choice([name for name in jobs() if name.startswith(TEAM)])),
+        workers=int(rng.choice([1, 1, 2])),
         servers=1,
         sharing=1.0,
-        cores=int(rng.integers(2, 4)),
         audit=0.0,
         ships=False,
-        checkpoint_every=int(rng.integers(1, MOST_BETWEEN + 1)),
+        checkpoint_every=int(1 + MOST_BETWEEN * float(rng.random()) ** 2),
+        faults=_faults(rng, LAST_OF_TEAM, OF_TEAM),
     )
+    if rng.random() >= AHEAD:
+        return alone
+    others = {kind.label: 0.0 for kind in FaultKind if kind not in OF_SERVER}
+    faults = _faults(rng, LAST_OF_SERVER, others)
+    return replace(alone, workers=1, checkpoint_every=MOST_BETWEEN, pauses=min(alone.pauses, PAUSES[1]), faults=faults)
 
 
-def _faults(rng: np.random.Generator) -> tuple[ScheduledFault, ...]:
+def _faults(rng: np.random.Generator, last: int, more: Mapping[str, float]) -> tuple[ScheduledFault, ...]:
     kinds = list(FaultKind)
-    weights = np.array([kind.weight for kind in kinds])
+    weights = np.array([kind.weight * more.get(kind.label, 1.0) for kind in kinds])
     found = [
         ScheduledFault(
             kind=kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))],
             # Most of them early, since a run without faults has a hundred events.
-            event=int(LAST_EVENT * float(rng.random()) ** 2),
+            event=int(last * float(rng.random()) ** 2),
             target=int(rng.integers(0, 60)),
             seconds=float(0.01 * 1000 ** rng.random()),
             kill_after=int(rng.integers(1, 30)),

@@ -10,6 +10,7 @@ from pathlib import Path
 from lockstep.checking.simulation.jobs import data, job_named
 from lockstep.checking.simulation.processes import (
     SILENCE_S,
+    HelperProcess,
     NodeProcess,
     Parts,
     ServerProcess,
@@ -18,6 +19,8 @@ from lockstep.checking.simulation.processes import (
     WorkerProcess,
 )
 from lockstep.checking.simulation.scenario import FaultKind, Scenario, ScheduledFault
+from lockstep.checking.simulation.strand import Strand
+from lockstep.checking.simulation.team import Hall
 from lockstep.checking.simulation.world import VARYING, Process, SimulatedShell, World
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import DataError, FailureKind
@@ -30,6 +33,7 @@ from lockstep.common.transport.in_memory import Link, MemoryClient, MemoryNetwor
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.setup import AdmissionPolicy
 from lockstep.runs.launch_config import Launch
+from lockstep.worker.team.progress import CROWDED, PATIENT
 
 #: Seconds by which the clock of each process is ahead of that of the one before: clocks do not begin at zero, and those
 #: of two hosts have nothing in common.
@@ -43,14 +47,21 @@ SETTLE_S = 2 * SILENCE_S
 
 #: Virtual seconds after the last fault within which a run has to end, and events after which it counts as stuck; and
 #: what each step of a longer run may add to both.
-BOUND_S, LIMIT = 120.0, 20_000
-STEP_BOUND_S, STEP_LIMIT = 1.0, 200
+BOUND_S, LIMIT = 120.0, 100_000
+STEP_BOUND_S, STEP_LIMIT = 1.0, 400
 
 #: Least and most seconds until an ended process is started again.
 RESTART_S = (0.05, 0.5)
 
 #: Seconds that every message takes, and least and most seconds between two attempts to dial.
 LEAST_S, REDIAL_S = 1e-4, (0.02, 0.5)
+
+#: Ticks of an action after which a process stands still in the middle of it, at most; for how many seconds at least,
+#: and for how many times as long at most.
+LATEST_PAUSE, PAUSE_S, LONGEST_PAUSE = 60, 1e-4, 10_000.0
+
+#: Seconds within which the processes of a team end after their leader; then they are killed.
+TEAM_SETTLE_S = 1.0
 
 #: Share of ended connections that are not reported to the server.
 SWALLOWED = 0.2
@@ -76,6 +87,16 @@ _LOST = re.compile(
 )
 
 
+@dataclass(eq=False)
+class Team:
+    """A worker: the hall in which its processes meet, and the current ones by their numbers."""
+
+    hall: Hall
+    processes: dict[int, Process] = field(default_factory=dict)
+    #: Whether its leader has ended by itself.
+    is_over: bool = False
+
+
 @dataclass
 class Simulation:
     """One run of a scenario, in a folder of its own."""
@@ -87,7 +108,7 @@ class Simulation:
     #: The current processes, in the order of their starts.
     server: Process | None = None
     shards: list[Process] = field(default_factory=list)
-    workers: list[Process] = field(default_factory=list)
+    teams: list["Team"] = field(default_factory=list)
     #: The result, once the run has succeeded.
     result: RunResult | None = None
     #: Why the run was stopped: two workers disagreed, or a process reported a breach of the protocol.
@@ -103,6 +124,8 @@ class Simulation:
     #: Process -> the step of the weights that it last had.
     _seen: dict[str, int | None] = field(default_factory=dict)
     _started: int = 0
+    #: Teams so far.
+    _teams: int = 0
     #: How often the servers were started, and whether they are down.
     _server_starts: int = 0
     _is_down: bool = False
@@ -123,7 +146,7 @@ class Simulation:
         (self.root / "memory").mkdir()
         self.run = SimulatedRun(
             job=job_named(scenario.job, scenario.steps),
-            data=data(),
+            data=data(job_named(scenario.job, scenario.steps).data),
             admission=AdmissionPolicy(
                 min_workers=scenario.min_workers,
                 lease_timeout_s=LEASE_S,
@@ -132,7 +155,7 @@ class Simulation:
                 ships_data=scenario.ships,
             ),
             launch=Launch(
-                workers=scenario.workers,
+                workers=sum(scenario.team_sizes()),
                 servers=scenario.servers,
                 checkpoint_keep=scenario.keep,
                 checkpoint_every_steps=scenario.checkpoint_every,
@@ -142,6 +165,7 @@ class Simulation:
             network=self.network,
             parts=replace(self.parts, load=lambda number: _load_nothing) if scenario.ships else self.parts,
             cores=scenario.cores,
+            patience=CROWDED if scenario.is_crowded else PATIENT,
             cache=self.root / "cache" if scenario.ships else None,
         )
         self.world.describe = describe
@@ -151,8 +175,8 @@ class Simulation:
         """Run the scenario; return why the run did not end, or an empty string."""
         self._start_servers()
         for _ in range(self.scenario.workers):
-            self.start_worker()
-        steps = self.scenario.steps or 0
+            self.start_team()
+        steps = self.run.job.steps or 0
         bound_s, limit = BOUND_S + STEP_BOUND_S * steps, LIMIT + STEP_LIMIT * steps
         while self.result is None and not self.failure:
             while self._pending and self._pending[-1].event <= self.world.events:
@@ -195,7 +219,7 @@ class Simulation:
         """Check that weights only get newer: at a server, and at a worker between two joins."""
         if self.server is not None and isinstance(self.server.shell, ServerProcess):
             self._check_version(self.server.name, self.server.shell.server.shard.updates)
-        for worker in self.workers:
+        for worker in self.workers():
             if isinstance(worker.shell, WorkerProcess):
                 self._check_version(worker.name, worker.shell.runner.state.weights_step)
 
@@ -213,10 +237,13 @@ class Simulation:
         on_end: Callable[[], None],
         kill_after: int | None = None,
     ) -> Process:
-        process = Process(f"{name}-{self._started}", self.world, kill_after=kill_after)
+        process = Process(f"{name}-{self._started}", self.world, kill_after=kill_after, strand=Strand())
         self._started += 1
         process.ahead_s = CLOCK_S * self._started
         process.on_end = lambda ended, is_killed: self._ended(ended, on_end, is_killed=is_killed)
+        if name == "worker":
+            slowness = self.scenario.slowness
+            process.slowness, process.on_act = slowness[self._started % len(slowness)], self._pause
         self.world.record(process.name, "starts")
         process.start(lambda: open_shell(process))
         return process
@@ -245,7 +272,7 @@ class Simulation:
             return
         self.server = server
         for _ in range(1, self.scenario.servers):
-            self.shards.append(self._start("shard", partial(self._open, ShardProcess), again))
+            self.shards.append(self._start("shard", self._open_shard, again))
 
     def _restart_servers(self, start: int) -> None:
         """Restart the server and all shards after one of them has ended, unless the run is over."""
@@ -268,20 +295,70 @@ class Simulation:
             self.failure = ended.failure
         return self.result is not None or bool(self.failure)
 
-    def start_worker(self) -> None:
-        """Start a worker, unless the run has ended."""
-        if self.result is None and not self.failure:
-            self.workers = [worker for worker in self.workers if not worker.is_dead]
-            open_worker = partial(self._open, WorkerProcess)
-            self.workers.append(self._start("worker", open_worker, partial(self._later, self.start_worker)))
+    def workers(self) -> list[Process]:
+        """Return the processes of all teams."""
+        return [process for team in self.teams for process in team.processes.values() if not process.is_dead]
+
+    def start_team(self, size: int | None = None) -> None:
+        """Start a team of so many processes, by default of the next number, unless the run has ended."""
+        if self._is_over():
+            return
+        self.teams = [team for team in self.teams if not team.is_over]
+        sizes = self.scenario.processes
+        team = Team(Hall(size or sizes[self._teams % len(sizes)]))
+        self._teams += size is None
+        self.teams.append(team)
+        for place in range(team.hall.processes):
+            self._start_process(team, place)
+
+    def _is_over(self) -> bool:
+        return self.result is not None or bool(self.failure)
+
+    def _start_process(self, team: Team, place: int) -> None:
+        """Start a process of a team, again if it has ended; a team whose leader is not needed any more ends."""
+        if self._is_over() and place == 0:
+            self._end_team(team)
+        elif not (self._is_over() or team.is_over):
+            open_process = partial(self._open_helper, team.hall, place) if place else partial(self._open, team.hall)
+            team.processes[place] = self._start("worker", open_process, partial(self._after, team, place))
+
+    def _after(self, team: Team, place: int) -> None:
+        """Start a process of a team that has ended again, or the team if its leader has left."""
+        process = team.processes.get(place)
+        shell = None if process is None else process.shell
+        has_left = place == 0 and shell is not None and shell.exit_reason() is not None
+        if not (has_left or self._is_over()):
+            self._later(partial(self._start_process, team, place))
+        elif place == 0 and not team.is_over:
+            team.is_over = True
+            self.world.after(TEAM_SETTLE_S, partial(self._end_team, team))
+            self._later(partial(self.start_team, team.hall.processes))
+
+    def _end_team(self, team: Team) -> None:
+        for process in team.processes.values():
+            process.end(is_killed=True)
+
+    def _pause(self, process: Process) -> None:
+        """Now and then, let a process stand still in the middle of the action that it begins."""
+        if process.pause_after is None and self._rng.random() < self.scenario.pauses:
+            process.pause_after = int(self._rng.integers(1, LATEST_PAUSE))
+            process.pause_s = PAUSE_S * float(LONGEST_PAUSE ** (self._rng.random() ** 2))
 
     def _later(self, start: Callable[[], None]) -> None:
         low, high = RESTART_S
         self.world.after(low + (high - low) * self._rng.random(), start)
 
-    def _open(self, kind: type[ShardProcess] | type[WorkerProcess], process: Process) -> SimulatedShell:
+    def _open(self, hall: Hall, process: Process) -> SimulatedShell:
         shares = self._rng.random() < self.scenario.sharing
-        return kind.open(self.run, process, self._started, partial(self._report, process), shares=shares)
+        report = partial(self._report, process)
+        return WorkerProcess.open(self.run, process, self._started, report, shares=shares, hall=hall)
+
+    def _open_helper(self, hall: Hall, place: int, process: Process) -> SimulatedShell:
+        return HelperProcess.open(self.run, process, self._started, partial(self._report, process), hall, place)
+
+    def _open_shard(self, process: Process) -> SimulatedShell:
+        shares = self._rng.random() < self.scenario.sharing
+        return ShardProcess.open(self.run, process, self._started, partial(self._report, process), shares=shares)
 
     def _report(self, process: Process, text: str) -> None:
         if process.is_dead:
@@ -303,7 +380,7 @@ class Simulation:
         """Return a server, shard or worker by its number, if there is any."""
         if role == "server":
             return self.server
-        group = self.shards if role == "shard" else self.workers
+        group = self.shards if role == "shard" else self.workers()
         return group[target % len(group)] if group else None
 
     def disturb(self, seconds: float, then: Callable[[], None]) -> None:
@@ -325,7 +402,7 @@ def inject(run: Simulation, fault: ScheduledFault) -> None:
             run.run.disk.is_full = True
             run.disturb(fault.seconds, partial(setattr, run.run.disk, "is_full", False))
         case FaultKind.ADD_WORKER:
-            run.start_worker()
+            run.start_team()
         case FaultKind.BREAK_WIRE | FaultKind.CUT_WIRE:
             wires = [wire for wire in run.network.clients if wire.peer is not None]
             if wires:
@@ -343,9 +420,13 @@ def _harm_process(run: Simulation, action: str, fault: ScheduledFault, process: 
         case "kill":
             process.kill_after = fault.kill_after
             run.disturb(IDLE_S, lambda: process.end(is_killed=True))
-        case "stop":
+        case "stop" if fault.kill_after % 2:
             process.stop()
             run.disturb(fault.seconds, process.resume)
+        case "stop":
+            # In the middle of something.
+            process.pause_after, process.pause_s = fault.kill_after, fault.seconds
+            run.disturb(fault.seconds + IDLE_S, lambda: None)
         case "interrupt":
             process.interrupt()
         case "slow":
@@ -389,6 +470,9 @@ def describe(message: Sequence[memoryview]) -> str:
 
 def _has_to_end(process: Process) -> bool:
     """Tell whether a process has to end once its run has."""
+    if isinstance(process.shell, HelperProcess):
+        leader = process.shell.leader()
+        return leader is None or _has_to_end(leader)
     if not isinstance(process.shell, NodeProcess):
         return True
     client = process.shell.runner.state.client

@@ -1,7 +1,9 @@
 """Virtual time, and the processes in it: the next to act is the one with the earliest deadline or message.
 
 A process is a shell with a clock and ports of its own. Its actions take time, and it can be killed, stopped or slowed
-down at any tick: each look at the clock and each message is one, so that a kill may fall between any two of them.
+down at any tick: each look at the clock, each message, and each mark and lock in shared memory is one. On a strand of
+its own a process is suspended at a tick while the world catches up, stands still there, or sleeps; others act
+meanwhile, and see in memory what it has written until then.
 """
 
 import hashlib
@@ -12,20 +14,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from lockstep.checking.simulation.strand import Killed, Strand
 from lockstep.common.transport.in_memory import Host, Timeline
 
 #: Seconds that a tick takes, if nothing else is given.
 TICK_S = 1e-4
+
+#: Seconds by which a process on a strand may be ahead of the world within an action.
+QUANTUM_S = 1e-3
 
 #: Bytes of a header that identify the message.
 HEAD_BYTES = 16
 
 #: What differs in every run, in the texts of messages: the name of shared memory and its nonce.
 VARYING = re.compile(r"lockstep-[0-9]+-[0-9]+-[0-9a-f]+|\b[0-9a-f]{32}\b")
-
-
-class Killed(BaseException):  # so that no process catches it
-    """The end of a process in the middle of an action."""
 
 
 class SimulatedShell(Protocol):
@@ -140,8 +142,22 @@ class Process(Host):
     is_dead: bool = False
     #: Ticks until it is killed, None if it is not.
     kill_after: int | None = None
+    #: Ticks until it stands still, None if it does not, and for how many seconds.
+    pause_after: int | None = None
+    pause_s: float = 0.0
+    #: The strand on which it acts; None if all its actions are as one to others.
+    strand: Strand | None = None
+    #: Called before each action.
+    on_act: Callable[["Process"], None] = lambda process: None
     #: Called when it has ended, with whether it was killed.
     on_end: Callable[["Process", bool], None] = lambda process, is_killed: None
+    #: Seconds that the second next tick takes longer, and whether that is the next one.
+    _owed_s: float = 0.0
+    _owes_next: bool = False
+    #: When it wakes up if nobody rings, by the clock of the world; None while it does not sleep.
+    _alarm: float | None = None
+    #: Whether it is to end in order once its action has ended.
+    _is_interrupted: bool = False
 
     def now(self) -> float:
         """Return the time by its own clock; to look takes a tick."""
@@ -152,14 +168,50 @@ class Process(Host):
         """Return the time of the world as far as the process has got."""
         return self.timeline.now + self.lead_s
 
+    def work(self, seconds: float) -> None:
+        """Take so many seconds between the next tick and the one after; a slow process takes longer."""
+        self._owed_s, self._owes_next = seconds * self.slowness, False
+
     def tick(self) -> None:
         """Let a tick pass; raise Killed if it is the last one."""
-        self.lead_s += self.timeline.tick_s + self.work_s
+        if self.is_dead:
+            return
+        self.lead_s += self.timeline.tick_s + self.work_s + self._pay()
         if self.kill_after is not None:
             self.kill_after -= 1
             if self.kill_after <= 0:
                 self.kill_after = None
                 raise Killed
+        if self.strand is not None and self.strand.is_inside():
+            self._pause()
+            if self.lead_s >= QUANTUM_S:
+                self.strand.suspend()
+
+    def _pay(self) -> float:
+        owed = self._owed_s if self._owes_next else 0.0
+        self._owed_s, self._owes_next = self._owed_s - owed, self._owed_s > owed
+        return owed
+
+    def _pause(self) -> None:
+        """Stand still if it is time."""
+        if self.pause_after is not None:
+            self.pause_after -= 1
+            if self.pause_after <= 0:
+                self.pause_after = None
+                self.lead_s += self.pause_s
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep until somebody rings, for so many seconds at most; not at all without a strand."""
+        if self.strand is not None and self.strand.is_inside():
+            self._alarm = self.time() + seconds
+            self.strand.suspend()
+            self._alarm = None
+
+    def ring(self, at: float) -> None:
+        """Wake up at a time, or earlier."""
+        if self._alarm is not None:
+            self._alarm = min(self._alarm, at)
+            self.reschedule()
 
     def start(self, open_shell: Callable[[], SimulatedShell]) -> None:
         """Start the process."""
@@ -167,49 +219,80 @@ class Process(Host):
         self._run(lambda: setattr(self, "shell", open_shell()))
 
     def act(self) -> None:
-        """Let the shell carry out one action."""
+        """Let the shell carry out one action, or go on with the one at hand."""
+        if self._is_suspended():
+            assert self.strand is not None
+            self._carry_on(self.strand.resume)
+            return
         shell = self.shell
         assert shell is not None
+        self.on_act(self)
         # Spread over the ticks of the action, so that the process sees that it takes time.
         self.work_s = shell.cost_s() * self.slowness / 4
         self._run(shell.step)
-        self.work_s = 0.0
+
+    def _is_suspended(self) -> bool:
+        return self.strand is not None and self.strand.is_suspended
 
     def _run(self, act: Callable[[], object]) -> None:
+        strand = self.strand
+        if strand is not None:
+            self._carry_on(lambda: strand.run(act))
+        else:
+            self._carry_on(lambda: (act(), True)[1])
+
+    def _carry_on(self, go: Callable[[], bool]) -> None:
+        """Go on with an action, which returns whether it has ended."""
         # After its last action, which may have taken it until later than now: its time never goes back.
         self.lead_s = max(0.0, self.busy_until - self.timeline.now)
         try:
-            act()
+            is_over = go()
         except Killed:
             self.end(is_killed=True)
             return
         finally:
             self.busy_until, self.lead_s = self.timeline.now + self.lead_s, 0.0
-        if self.shell is not None and self.shell.exit_reason() is not None:
+        if not is_over:
+            self.reschedule()
+            return
+        self.work_s = self._owed_s = 0.0
+        if self._is_interrupted and self.shell is not None:
+            self._is_interrupted = False
+            self._run(self.shell.interrupt)
+        elif self.shell is not None and self.shell.exit_reason() is not None:
             self.end(is_killed=False)
         else:
             self.reschedule()
 
     def reschedule(self) -> None:
         """Find out when it has to act next."""
-        if self.shell is None or self.is_stopped or self.is_dead:
+        if self.is_stopped or self.is_dead:
             self.due = math.inf
-            return
-        deadline = self.shell.deadline()
-        due = min((arrival() for arrival in self.arrivals), default=math.inf)
-        if deadline is not None:
-            due = min(due, deadline - self.ahead_s)
-        self.due = max(due, self.busy_until)
+        elif self._is_suspended():
+            self.due = max(self.busy_until, self._alarm or 0.0)
+        elif self.shell is None:
+            self.due = math.inf
+        else:
+            deadline = self.shell.deadline()
+            due = min((arrival() for arrival in self.arrivals), default=math.inf)
+            if deadline is not None:
+                due = min(due, deadline - self.ahead_s)
+            self.due = max(due, self.busy_until)
 
     def interrupt(self) -> None:
         """End in order, as by SIGINT; a stopped process ends when it resumes."""
         shell = self.shell
-        if shell is not None and not self.is_dead:
+        if shell is None or self.is_dead:
+            return
+        if self._is_suspended():
+            self._is_interrupted = True
+            self.ring(self.timeline.now)
+        else:
             self._run(shell.interrupt)
 
     def wake(self, at: float) -> None:
         """Act at a time, at which a message arrives, or earlier."""
-        if not (self.shell is None or self.is_stopped or self.is_dead):
+        if not (self.shell is None or self.is_stopped or self.is_dead or self._is_suspended()):
             self.due = min(self.due, max(at, self.busy_until))
 
     def stop(self) -> None:
@@ -233,6 +316,8 @@ class Process(Host):
             return
         self.is_dead, self.due, self.kill_after = True, math.inf, None
         self.timeline.processes.remove(self)
+        if self.strand is not None:
+            self.strand.end()
         if self.shell is not None:
             self.shell.close()
         self.on_end(self, is_killed)

@@ -6,7 +6,7 @@ weights to which the locks belong (`UpdateMarks`): if a process stands still wit
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -236,11 +236,14 @@ class UpdateMarks:
     made: NDArray[np.int64]
     #: Of `TeamShape.entry`: that of a step at step % ENTRIES.
     entries: NDArray[np.void]
+    #: Called between what is written, or read, in an order that others rely on.
+    keep_order: Callable[[], None] = keep_order
 
     @classmethod
     def of(cls, segment: Segment, shape: TeamShape) -> "UpdateMarks":
         """Return the marks in a file of that shape."""
-        return cls(**_arrays(segment, shape.of_update()))
+        found = _arrays(segment, shape.of_update())
+        return cls(found["head"], found["made"], found["entries"])
 
     @property
     def number(self) -> int:
@@ -260,19 +263,19 @@ class UpdateMarks:
     def least(self) -> int:
         """Return the steps of the run whose updates are whole."""
         least = int(self.made[: self.slices].min())
-        keep_order()
+        self.keep_order()
         return least
 
     def begin(self, number: int, first: int, slices: int) -> None:
         """Let updates of a lease from step `first` on be made."""
         self.made[:], self.head[1], self.head[2] = first, first, slices
-        keep_order()
+        self.keep_order()
         self.head[0] = number
 
     def end(self) -> None:
         """Let none be made any more, while all locks are held."""
         self.head[0] = 0
-        keep_order()
+        self.keep_order()
 
     def show_read(self, steps: int) -> None:
         """Show that the entries of so many steps of the run were read."""

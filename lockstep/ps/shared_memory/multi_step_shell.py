@@ -13,7 +13,7 @@ from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol import messages
-from lockstep.common.protocol.team_memory import ENTRIES, UpdateMarks, keep_order
+from lockstep.common.protocol.team_memory import ENTRIES, UpdateMarks
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.statemachine.machine import TimePassed, carry_out
 from lockstep.common.transport.shared_memory.file_lock import FileLock
@@ -170,7 +170,7 @@ class MultiStepShell:
         marks = self._of_lease()
         made = marks.least()
         self._entered = min(made, int(marks.made[0]) - 1)
-        keep_order()
+        marks.keep_order()
         return machine.MarksRead(made=made, entered=self._entered)
 
     def _made(self, first: int, last: int) -> Iterator[coordinator_events.StepMade]:

@@ -10,7 +10,7 @@ from lockstep.common.files.sanitize import one_line
 from lockstep.common.runtime.numerics import own_numerics
 from lockstep.common.statemachine.client import Exit
 from lockstep.worker.setup import Loader, gather
-from lockstep.worker.team.meeting import MeetingPlace, Session
+from lockstep.worker.team.meeting import Meeting, Session
 from lockstep.worker.team.member import Outcome, TeamMember
 from lockstep.worker.team.session import Surroundings, follow
 
@@ -31,7 +31,7 @@ class TeamProcess:
     """One process, and what it works with in the run that its leader is in."""
 
     around: Surroundings
-    meeting: MeetingPlace
+    meeting: Meeting
     load: Loader
     cache: Path | None = None
     ended: Exit | None = None

@@ -6,7 +6,7 @@ from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import Lease, MultiStepLease, Work
 from lockstep.common.protocol.team_memory import COMPUTE_S
-from lockstep.worker.team.meeting import MeetingPlace
+from lockstep.worker.team.meeting import Meeting
 from lockstep.worker.team.member import Outcome, TeamMember
 from lockstep.worker.team.order import Order, Steps
 
@@ -30,7 +30,7 @@ class Leader:
     """The orders of one session."""
 
     member: TeamMember
-    meeting: MeetingPlace | None
+    meeting: Meeting | None
     #: The last order, and the highest number that belongs to it.
     order: Order | None = None
     _last: int = 0

@@ -9,6 +9,7 @@ import select
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -33,6 +34,28 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     #: The folder of the team's memory, and where that of the server is: empty if that is not shared.
     folder: str = ""
     shared_root: str = ""
+
+
+class Meeting(Protocol):
+    """Where one process of a team meets the others."""
+
+    process: int
+    processes: int
+
+    def ring(self, process: int) -> None:
+        """Wake a process."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until somebody wakes us, for so many seconds at most."""
+
+    def announce(self, session: Session) -> None:
+        """Tell the others of a session."""
+
+    def session(self) -> Session | None:
+        """Return the newest session, None before the first."""
+
+    def close(self) -> None:
+        """Leave."""
 
 
 @dataclass

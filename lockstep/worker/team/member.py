@@ -267,15 +267,20 @@ class TeamMember:
         if self._begun is None:
             self._begin_action(order, progress, action)
             return None
-        # Until it is done, since a lock may belong to it.
-        begun = self._begun
-        if isinstance(begun, ComputePart):
-            self._compute(order, begun)
-        elif not self._make(order, begun):
-            return self._fail(order)
+        is_made = self._finish(order, self._begun)
+        # Not before, since a lock has to be let go of whatever is raised.
         self._begun = None
+        if not is_made:
+            return self._fail(order)
         progress.on_made(self.clock.now())
         return None
+
+    def _finish(self, order: Order, begun: ComputePart | MakeSlice) -> bool:
+        """Make what was begun; return False if it is not finite."""
+        if isinstance(begun, ComputePart):
+            self._compute(order, begun)
+            return True
+        return self._make(order, begun)
 
     def _begin_action(self, order: Order, progress: OrderProgress, action: ComputePart | MakeSlice) -> None:
         self._began = self.clock.now()
@@ -353,7 +358,7 @@ class TeamMember:
         """Make a slice; return whether it is finite."""
         operands = self.operands(order)
         if operands is None:
-            # All sums were there, and are until the order is done: others have done it without us.
+            # All sums were there: so others have made the slice, and are at the next step.
             raise StoppedError(0)
         if making.stage is Stage.UPDATE:
             return self._update(order, making.slice_, operands)

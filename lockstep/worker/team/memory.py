@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +96,8 @@ class TeamMemory:
     own: OwnVectors
     #: The plan that was read last, and its bytes.
     _plan: tuple[bytes, Plan] = b"", Plan((), ())
+    #: Called between what is written, or read, in an order that others rely on.
+    keep_order: Callable[[], None] = keep_order
     #: By process, its vectors.
     _vectors: dict[int, tuple[Vector, ...]] = field(default_factory=dict)
 
@@ -131,18 +133,18 @@ class TeamMemory:
     def show(self, name: str, value: int) -> None:
         """Show something of ourselves: a field of `PROCESS`."""
         self.mine[name] = value
-        keep_order()
+        self.keep_order()
 
     def begin_row(self, row: int) -> None:
         """Show that a vector of ours is written, and holds nothing; `SharingError` if there is no memory for it."""
         self.marks.nodes[self.process, row, ORDER] = 0
-        keep_order()
+        self.keep_order()
         self.own.reserve(row)
 
     def holds(self, row: int, order: int, node: Node) -> bool:
         """Tell whether a vector of ours holds the sums over a node, perhaps by a process that was here before us."""
-        cells = self.marks.nodes[self.process, row]
-        return (int(cells[ORDER]), int(cells[LO]), int(cells[HI])) == (order, node.lo, node.hi)
+        found: list[int] = self.marks.nodes[self.process, row, : HI + 1].tolist()
+        return found == [order, node.lo, node.hi]
 
     def show_row(self, row: int, order: int, copy: "Computed") -> None:
         """Show that a vector of ours holds sums, and all that belongs to them."""
@@ -152,9 +154,9 @@ class TeamMemory:
         marks.nodes[self.process, row, LO : HI + 1] = node.lo, node.hi
         if copy.losses:
             self.marks.losses[self.process, node.lo : node.hi] = copy.losses
-        keep_order()
+        self.keep_order()
         marks.nodes[self.process, row, ORDER] = order
-        keep_order()
+        self.keep_order()
 
     def record_speed(self, seconds: float) -> None:
         """Record what a micro-batch took us."""
@@ -183,12 +185,12 @@ class TeamMemory:
 
     def is_covered(self, order: int, node: Node) -> bool:
         """Tell whether somebody, alone or with others, has the sums of all of a node's micro-batches."""
-        keep_order()
+        self.keep_order()
         nodes = self.marks.nodes
         has = nodes[:, :, ORDER] == order
-        keep_order()
-        count = int((nodes[:, :, HI] - nodes[:, :, LO])[has].sum())
+        self.keep_order()
         # What is there more than once may hide that something is missing.
+        count = int((nodes[:, :, HI] - nodes[:, :, LO])[has].sum())
         return count >= len(node) and self.copies(order, node) is not None
 
     def covered(self, order: int, node: Node) -> bytes:
@@ -200,10 +202,10 @@ class TeamMemory:
 
     def _found(self, order: int) -> dict[int, Copy]:
         """Return the largest sums of an order that begin at each micro-batch."""
-        keep_order()
+        self.keep_order()
         nodes = self.marks.nodes
         processes, rows = np.nonzero(nodes[:, :, ORDER] == order)
-        keep_order()
+        self.keep_order()
         found = dict[int, Copy]()
         ends = nodes[processes, rows, LO : HI + 1].tolist()
         for process, row, (lo, hi) in zip(processes.tolist(), rows.tolist(), ends, strict=True):
@@ -227,15 +229,15 @@ class TeamMemory:
 
     def show_slice(self, done: NDArray[np.int64], slice_: int, order: int) -> None:
         """Show that we have made a slice; `done` is the array of marks of its kind, shape (processes, slices)."""
-        keep_order()
+        self.keep_order()
         done[self.process, slice_] = order
-        keep_order()
+        self.keep_order()
 
     def missing_slices(self, done: NDArray[np.int64], order: int) -> list[int]:
         """Return the slices that nobody has made yet."""
-        keep_order()
+        self.keep_order()
         is_made = (done[:, : len(self.shape.slices)] == order).any(axis=0)
-        keep_order()
+        self.keep_order()
         return np.nonzero(~is_made)[0].tolist()
 
     def maker_of(self, done: NDArray[np.int64], slice_: int, order: int) -> int:
@@ -248,7 +250,7 @@ class TeamMemory:
 
     def sleepers(self) -> Iterable[int]:
         """Return the processes that sleep until somebody wakes them."""
-        keep_order()
+        self.keep_order()
         # A copy of what others may change meanwhile.
         return np.nonzero(self.marks.processes["sleeps"] != 0)[0].tolist()
 
@@ -258,7 +260,7 @@ class TeamMemory:
         """Show an order, as the newest; by the leader alone."""
         cells = self.marks.orders[order.number % ORDERS]
         cells["order"] = 0
-        keep_order()
+        self.keep_order()
         cells["work"], cells["step"], cells["memory"] = WORKS.index(order.work), order.step, order.memory
         cells["lo"], cells["hi"] = order.node.lo, order.node.hi
         steps = order.steps or Steps(number=0, first=0, last=0, count=0, reads=0)
@@ -269,16 +271,16 @@ class TeamMemory:
             steps.reads,
         )
         write_plan(cells["plan"], order.plan)
-        keep_order()
+        self.keep_order()
         cells["order"] = order.number
-        keep_order()
+        self.keep_order()
         self.marks.marks[0] = order.number
-        keep_order()
+        self.keep_order()
 
     def read(self, number: int) -> Order | None:
         """Return an order; None if newer ones have taken its place."""
         cells = self.marks.orders[number % ORDERS].copy()
-        keep_order()
+        self.keep_order()
         if int(cells["order"]) != number or int(self.marks.orders[number % ORDERS]["order"]) != number:
             return None
         step, lease = int(cells["step"]), int(cells["number"])

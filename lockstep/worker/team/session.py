@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from lockstep.common.runtime.clock import Clock
 from lockstep.common.transport.shared_memory.folder import SharedFolder, shared_root
 from lockstep.worker.compute import Compute, Slots
 from lockstep.worker.setup import Material, SharedPlace, attach
-from lockstep.worker.team.meeting import MeetingPlace, Session
+from lockstep.worker.team.meeting import Meeting, Session
 from lockstep.worker.team.member import Bells, TeamMember
 from lockstep.worker.team.memory import RESULT, TeamMemory
 from lockstep.worker.team.progress import Patience
@@ -45,7 +45,9 @@ class Surroundings:
     root: Path | None
     roots: tuple[Path, ...]
     #: Where it meets the others, None if it is the only one.
-    meeting: MeetingPlace | None = None
+    meeting: Meeting | None = None
+    #: What makes it one process of its team.
+    kind: type[TeamMember] = TeamMember
 
     @property
     def processes(self) -> int:
@@ -98,20 +100,24 @@ def lead(welcome: Welcome, material: Material, around: Surroundings) -> LeaderSe
         if around.processes > 1:
             around.say(f"only one of {around.processes} processes computes: {error}")
         return LeaderSetup(compute=material.compute(slots, sums, frames), shared=shared, obstacle=obstacle)
-    sums = sums or (_new_sums(size),)
-    compute = material.compute(slots or own_slots, (*sums, *memory.own.vectors[:ROWS]), frames)
-    member = TeamMember(
-        compute,
-        memory,
-        around.clock,
-        around.bells,
-        around.patience,
-        None if shared is None else shared.updates,
-        first_row=len(sums),
-    )
-    if around.meeting is not None:
-        member.session = _announce(welcome, folder, shared, around.meeting)
-    member.show_ready()
+    with ExitStack() as stack:
+        stack.callback(folder.remove)
+        stack.callback(memory.close)
+        sums = sums or (_new_sums(size),)
+        compute = material.compute(slots or own_slots, (*sums, *memory.own.vectors[:ROWS]), frames)
+        member = around.kind(
+            compute,
+            memory,
+            around.clock,
+            around.bells,
+            around.patience,
+            None if shared is None else shared.updates,
+            first_row=len(sums),
+        )
+        if around.meeting is not None:
+            member.session = _announce(welcome, folder, shared, around.meeting)
+        member.show_ready()
+        stack.pop_all()
     return LeaderSetup(compute=compute, shared=shared, obstacle=obstacle, member=member, folder=folder)
 
 
@@ -160,7 +166,7 @@ def _new_sums(size: int) -> Vector:
     return np.zeros(size, np.float32)
 
 
-def _announce(welcome: Welcome, folder: SharedFolder, shared: SharedPlace | None, meeting: MeetingPlace) -> int:
+def _announce(welcome: Welcome, folder: SharedFolder, shared: SharedPlace | None, meeting: Meeting) -> int:
     """Tell the others which run it is; return the number of the session."""
     before = meeting.session()
     number = 1 if before is None else before.number + 1
@@ -187,7 +193,7 @@ def follow(session: Session, material: Material, around: Surroundings) -> TeamMe
     memory.own.reserve(0)
     memory.own.reserve(RESULT)
     compute = material.compute((first, second), memory.own.vectors[:ROWS])
-    member = TeamMember(
+    member = around.kind(
         compute,
         memory,
         around.clock,

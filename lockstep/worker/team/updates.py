@@ -28,7 +28,7 @@ from lockstep.common.protocol.shared_files import (
     update_file,
     weights_shape,
 )
-from lockstep.common.protocol.team_memory import TeamShape, UpdateMarks, file_of, keep_order
+from lockstep.common.protocol.team_memory import TeamShape, UpdateMarks, file_of
 from lockstep.common.transport.shared_memory.file_lock import FileLock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.compute import Compute
@@ -104,7 +104,7 @@ class UpdateMaker:
 
     def may_make(self, order: Order) -> bool:
         """Tell whether updates of a multi-step lease may be made."""
-        keep_order()
+        self.marks.keep_order()
         return order.steps is not None and self.marks.number == order.steps.number
 
     def is_made(self, slice_: int, step: int) -> bool:
@@ -114,7 +114,7 @@ class UpdateMaker:
     def missing(self, step: int) -> list[int]:
         """Return the slices whose update of a step was not made."""
         missing: list[int] = np.nonzero(self.marks.made[: len(self.locks)] <= step)[0].tolist()
-        keep_order()
+        self.marks.keep_order()
         return missing
 
     def write(self, slice_: int, order: Order, operands: Operands, squares: "Squares") -> bool:
@@ -140,9 +140,9 @@ class UpdateMaker:
         """Show that a slice is made, if it is, and let others have its lock; `show` shows the rest of it before."""
         if is_made:
             show()
-            keep_order()
+            self.marks.keep_order()
             self.marks.made[slice_] = order.step + 1
-            keep_order()
+            self.marks.keep_order()
         self.locks[slice_].release()
 
     def _pass_over(self, whole: Slice) -> UpdatePass:

@@ -1,0 +1,177 @@
+"""A team in virtual time: where its processes meet, and how what each writes to memory is seen by the others.
+
+What a process makes holds no numbers until it is made, and each mark and each lock takes a tick, at which the process
+may die or stand still while the others see just what it has written until then.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from lockstep.checking.simulation.world import Process
+from lockstep.common.aggregation.slices import Slice
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.optim.clipping import BLOCK
+from lockstep.common.protocol.messages import OF_A_STEP
+from lockstep.common.transport.shared_memory.file_lock import FileLock
+from lockstep.worker.team.meeting import Session
+from lockstep.worker.team.member import TeamMember
+from lockstep.worker.team.memory import RESULT
+from lockstep.worker.team.order import Order
+from lockstep.worker.team.progress import Compute, MakeSlice, OrderProgress, Stage
+from lockstep.worker.team.updates import UpdateMaker
+
+#: Seconds that a fast process takes for a micro-batch, and for a slice.
+MICRO_BATCH_S, SLICE_S = 0.004, 0.001
+
+
+@dataclass
+class Hall:
+    """Where the processes of one team meet: what is there outlives them."""
+
+    processes: int
+    said: Session | None = None
+    #: Whether somebody has rung for a process that has not looked since.
+    has_rung: list[bool] = field(init=False)
+    #: By number, the processes that are there.
+    present: dict[int, Process] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.has_rung = [False] * self.processes
+
+    def enter(self, number: int, process: Process) -> "SimulatedMeeting":
+        """Let a process in, in the place of one that is gone."""
+        self.present[number] = process
+        return SimulatedMeeting(self, number, self.processes, process)
+
+
+@dataclass
+class SimulatedMeeting:
+    """The hall as one process uses it: a `Meeting`."""
+
+    hall: Hall
+    process: int
+    processes: int
+    host: Process
+
+    def ring(self, process: int) -> None:
+        self.host.tick()
+        self.hall.has_rung[process] = True
+        other = self.hall.present.get(process)
+        if other is not None:
+            other.ring(self.host.time())
+
+    def wait(self, timeout_s: float) -> bool:
+        self.host.tick()
+        is_rung = self.hall.has_rung[self.process]
+        if not is_rung:
+            self.host.sleep(timeout_s)
+        self.hall.has_rung[self.process] = False
+        return is_rung
+
+    def announce(self, session: Session) -> None:
+        self.host.tick()
+        self.hall.said = session
+        for process in range(self.processes):
+            if process != self.process:
+                self.ring(process)
+
+    def session(self) -> Session | None:
+        self.host.tick()
+        return self.hall.said
+
+    def close(self) -> None:
+        if self.hall.present.get(self.process) is self.host:
+            del self.hall.present[self.process]
+
+
+@dataclass
+class TickingLock(FileLock):
+    """A lock whose taking and releasing take a tick each, before and after."""
+
+    tick: Callable[[], None]
+
+    @classmethod
+    def of(cls, lock: FileLock, tick: Callable[[], None]) -> "TickingLock":
+        """Return such a lock in the place of another."""
+        return cls(lock._descriptor, tick)
+
+    def acquire(self) -> bool:
+        self.tick()
+        is_ours = super().acquire()
+        self.tick()
+        return is_ours
+
+    def release(self) -> None:
+        self.tick()
+        super().release()
+        self.tick()
+
+
+@dataclass
+class SimulatedMember(TeamMember):
+    """A process of a team whose clock is a process of the world."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.memory.keep_order, self.is_stepwise = self.host.tick, True
+
+    @property
+    def host(self) -> Process:
+        """The process of the world."""
+        assert isinstance(self.clock, Process)
+        return self.clock
+
+    def _map(self, memory: int) -> None:
+        super()._map(memory)
+        updates, tick = self._updates, self.host.tick
+        assert updates is not None
+        updates.marks = replace(updates.marks, keep_order=tick)
+        updates.locks = [TickingLock.of(lock, tick) for lock in updates.locks]
+
+    def _begin_action(self, order: Order, progress: OrderProgress, action: Compute | MakeSlice) -> None:
+        super()._begin_action(order, progress, action)
+        if self._begun is not None:
+            self._spoil(order, self._begun)
+
+    def _spoil(self, order: Order, begun: Compute | MakeSlice) -> None:
+        """Fill what is begun with what is no number, until it is made."""
+        if isinstance(begun, Compute):
+            if order.work in OF_A_STEP:
+                self.memory.vector(self.memory.process, begun.row).fill(np.nan)
+        elif begun.stage is Stage.UPDATE:
+            assert self._updates is not None
+            spoil_update(self._updates, begun.slice_, order)
+        else:
+            whole, process = self.memory.shape.slices[begun.slice_], self.memory.process
+            if begun.stage is Stage.ADDED:
+                self.memory.own.reserve(RESULT)
+                whole.of(self.memory.vector(process, RESULT)).fill(np.nan)
+            else:
+                self.memory.marks.squares[process, whole.start // BLOCK : -(-whole.stop // BLOCK)] = np.nan
+
+    def _compute(self, order: Order, part: Compute) -> None:
+        self.host.work(len(part.node) * MICRO_BATCH_S)
+        super()._compute(order, part)
+
+    def _make(self, order: Order, making: MakeSlice) -> bool:
+        self.host.work(SLICE_S)
+        self.host.tick()
+        self.host.tick()
+        return super()._make(order, making)
+
+
+def spoil_update(updates: UpdateMaker, slice_: int, order: Order) -> None:
+    """Fill what the update of a slice writes with what is no number."""
+    assert order.steps is not None
+    vectors, whole = updates.vectors, updates.slices[slice_]
+    writes = (order.step + 1) % 2
+    sets = 1 - (order.steps.reads + order.step - order.steps.first) % 2
+    written: list[Vector] = [vectors.weights[writes], vectors.served[writes]]
+    for vector in written:
+        whole.of(vector).fill(np.nan)
+    trained = Slice(whole.start, min(whole.stop, updates.rule.parameter_size))
+    if len(trained) > 0:
+        for slot in vectors.slots[sets].values():
+            trained.of(slot).fill(np.nan)
