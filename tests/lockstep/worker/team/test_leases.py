@@ -14,7 +14,7 @@ from lockstep.worker.gradient_sink import NotFiniteError
 from lockstep.worker.team.leader import Found
 from lockstep.worker.team.member import Outcome
 from lockstep.worker.team.progress import CROWDED, PATIENT, Patience
-from tests.lockstep.worker.team.crew import TEAM_JOBS, Alone, Crew, Turns, UntracedCompute, bits, whole, wide
+from tests.lockstep.worker.team.crew import TEAM_JOBS, Alone, Crew, FaultyCompute, Turns, bits, whole, wide
 from tests.simulation.small import JOBS, job_of, long_test_set
 
 
@@ -145,7 +145,7 @@ def test_one_that_cannot_compute_its_part_leaves_the_lease_to_the_leader(process
         alone = Alone.of(job)
         check(crew, alone, whole(job))
         compute = crew.members[process].compute
-        assert isinstance(compute, UntracedCompute)
+        assert isinstance(compute, FaultyCompute)
         compute.fault = NotFiniteError(2, "1 (Linear)")
         assert crew.work(whole(job)) is Outcome.FAILED
         assert crew.members[process].error.startswith("NotFiniteError: ")
