@@ -4,12 +4,9 @@ Others see what a process writes as it comes: at each of its barriers (`keep_ord
 the process may be killed, or stand still until all is over, and then wake up.
 """
 
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -25,7 +22,7 @@ from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.nn.description import describe
 from lockstep.common.protocol.messages import Lease, MultiStepLease, Work
 from lockstep.common.protocol.shared_files import WEIGHTS, weights_shape
-from lockstep.common.protocol.team_memory import ENTRIES, ROWS, TeamShape, UpdateMarks, keep_order
+from lockstep.common.protocol.team_memory import ENTRIES, ROWS, TeamShape, UpdateMarks
 from lockstep.common.random import Purpose, generator
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
@@ -162,10 +159,10 @@ class Crew:
 
     def act(self, process: int) -> None:
         """Let a process do one thing; if it is killed in the middle of that, the system lets go of what it had."""
+        self._listen(process)
         self.acting.append(process)
         try:
-            with self._watched(process):
-                outcome = self._act(process, self.members[process])
+            outcome = self._act(process, self.members[process])
         except Killed:
             self.leave(process)
         else:
@@ -202,21 +199,19 @@ class Crew:
         self.gone.clear()
         self.turns.reset()
 
-    @contextmanager
-    def _watched(self, process: int) -> Iterator[None]:
-        """Let others act in the middle of what a process does."""
+    def _listen(self, process: int) -> None:
+        """Let others act in the middle of what a process does: at its barriers."""
+        member = self.members[process]
 
-        def on_call(frame: FrameType, event: str, _: object) -> None:
-            if frame.f_code is keep_order.__code__:
+        def keep_order() -> None:
+            if self.acting and self.acting[-1] == process:
                 self._at_barrier(process)
 
-        # A trace function that returns None is called for calls alone, which costs much less than a profile function.
-        before = sys.gettrace()
-        sys.settrace(on_call)
-        try:
-            yield
-        finally:
-            sys.settrace(before)
+        if member.memory.keep_order.__module__ != __name__:
+            member.memory.keep_order = keep_order
+        updates = member._updates
+        if updates is not None and updates.marks.keep_order.__module__ != __name__:
+            updates.marks = replace(updates.marks, keep_order=keep_order)
 
     def _at_barrier(self, process: int) -> None:
         turns = self.turns
@@ -309,7 +304,8 @@ class Crew:
         assert self.sharing.update is not None
         assert self.opening is not None
         locks = self.sharing.update.locks
-        assert all([lock.acquire() for lock in locks]), "somebody is still writing"
+        taken = [lock.acquire() for lock in locks]
+        assert all(taken), "somebody is still writing"
         marks.end()
         for lock in locks:
             lock.release()
@@ -318,9 +314,7 @@ class Crew:
 
 
 def shape_of(job: Job, processes: int, size: int) -> TeamShape:
-    return TeamShape(
-        processes=processes, micro_batches=job.micro_batches, size=size, clips=job.clip_norm is not None
-    )
+    return TeamShape(processes=processes, micro_batches=job.micro_batches, size=size, clips=job.clip_norm is not None)
 
 
 def weights_of(job: Job) -> Vector:
@@ -348,30 +342,29 @@ def _members(
         yield _member(compute, memory, clock, patience, place)
 
 
-class UntracedCompute(Compute):
-    """Computes without the trace function, which would be called a thousand times and find no barrier."""
+class FaultyCompute(Compute):
+    """Computes with a model that may raise something."""
+
+    fault: Exception | None = None
 
     def train(self, step: int, node: Node, send: SendBucket | None = None) -> tuple[Vector, Tally]:
-        before = sys.gettrace()
-        sys.settrace(None)
-        try:
-            return super().train(step, node, send)
-        finally:
-            sys.settrace(before)
+        if self.fault is not None:
+            raise self.fault
+        return super().train(step, node, send)
 
 
-def compute_of(
-    job: Job, data: TrainTest | None, slots: tuple[Vector, Vector], sums: tuple[Vector, ...]
-) -> Compute:
+def compute_of(job: Job, data: TrainTest | None, slots: tuple[Vector, Vector], sums: tuple[Vector, ...]) -> Compute:
     """Return what computes a job, by default on a few digits, in one pass as soon as it can."""
     model = AutogradModel(build_model(job.model).initialize(job.seed), warm_up=0)
-    return UntracedCompute(job, model, with_validation(data or digits(), job.validation_split, job.seed), slots, sums)
+    return FaultyCompute(job, model, with_validation(data or digits(), job.validation_split, job.seed), slots, sums)
 
 
 def _member(
     compute: Compute, memory: TeamMemory, clock: ManualClock, patience: Patience, place: UpdatePlace | None
 ) -> TeamMember:
-    member = TeamMember(compute, memory, clock, Silent(), patience, place, first_row=0)
+    # Some do several things at once, as processes do, and others one.
+    is_stepwise = memory.process % 2 == 0
+    member = TeamMember(compute, memory, clock, Silent(), patience, place, first_row=0, is_stepwise=is_stepwise)
     compute.is_wanted = member.is_wanted
     # As if it had computed before: otherwise others would wait for seconds.
     memory.record_speed(TICK_S)

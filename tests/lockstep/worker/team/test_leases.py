@@ -1,4 +1,4 @@
-"""A team computes a lease: bits, tally and losses are those of one process, whoever has which turn, or none any more."""
+"""A team computes a lease: bits, tally and losses are those of one process, whoever has which turn or none."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +10,11 @@ import pytest
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import Lease, Work
+from lockstep.worker.gradient_sink import NotFiniteError
 from lockstep.worker.team.leader import Found
 from lockstep.worker.team.member import Outcome
 from lockstep.worker.team.progress import CROWDED, PATIENT, Patience
-from tests.lockstep.worker.team.crew import TEAM_JOBS, Alone, Crew, Turns, bits, whole, wide
+from tests.lockstep.worker.team.crew import TEAM_JOBS, Alone, Crew, FaultyCompute, Turns, bits, whole, wide
 from tests.simulation.small import JOBS, job_of, long_test_set
 
 
@@ -134,3 +135,34 @@ def test_an_evaluation_is_divided_too(work: Work, memory: Path) -> None:
         assert result.tally == alone.compute.evaluate(Node(0, chunks), work)
         assert result.losses == []
         assert result.compute_s == 0.0
+
+
+@pytest.mark.parametrize("process", [0, 1, 2])
+def test_one_that_cannot_compute_its_part_leaves_the_lease_to_the_leader(process: int, memory: Path) -> None:
+    """Whoever finds a loss that is not finite would find it alone as well: so the leader does, and reports it."""
+    job = wide(micro_batches=6)
+    with crew_of(Crew.of(job, 3, memory, Turns(3))) as crew:
+        alone = Alone.of(job)
+        check(crew, alone, whole(job))
+        compute = crew.members[process].compute
+        assert isinstance(compute, FaultyCompute)
+        compute.fault = NotFiniteError(2, "1 (Linear)")
+        assert crew.work(whole(job)) is Outcome.FAILED
+        assert crew.members[process].error.startswith("NotFiniteError: ")
+        # The order is over for the others too once there is another one, and that is as if nothing had been.
+        compute.fault = None
+        check(crew, alone, whole(job, 1))
+        crew.run()
+        assert crew.ended == dict.fromkeys(range(3), Outcome.DONE)
+
+
+def test_what_nobody_wants_any_more_is_stopped(memory: Path) -> None:
+    job = wide(micro_batches=6)
+    with crew_of(Crew.of(job, 3, memory, Turns(3))) as crew:
+        alone = Alone.of(job)
+        for turns in range(0, 20, 3):
+            crew.leader.begin_lease(whole(job, turns % 2))
+            for _ in range(turns):
+                crew.turn()
+            crew.leader.stop()
+            check(crew, alone, whole(job, 1 - turns % 2))

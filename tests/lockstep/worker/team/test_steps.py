@@ -19,6 +19,7 @@ from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.worker.team.member import Outcome
+from lockstep.worker.team.progress import MakeSlice
 from tests.lockstep.worker.team.crew import Crew, Turns, wide
 from tests.simulation.small import digits, job_of
 
@@ -222,9 +223,9 @@ def test_who_stands_still_anywhere_and_wakes_up_late_writes_nothing_that_counts(
             yard.end()
             moved.add(crew.sharing.generation > generation)
             if process != 0:
-                yard.run(2)
+                yard.run(1)
 
-        for at in range(1, max(crew.turns.barriers.values()) + 1, 2):
+        for at in range(1, max(crew.turns.barriers.values()) + 1):
             crew.turns.reset()
             crew.turns.stopped, crew.meanwhile = {process: at}, meanwhile
             last = yard.at + 2
@@ -235,6 +236,59 @@ def test_who_stands_still_anywhere_and_wakes_up_late_writes_nothing_that_counts(
                 yard.end()
             crew.turns.reset()
             yard.check_state()
-            yard.run(2)
-            yard.check_state()
+            yard.run(1)
         assert moved == {True, False}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_who_is_started_again_at_once_spoils_nothing(seed: int, memory: Path) -> None:
+    """It has the vectors of its life before, which others may be adding up."""
+    with yard_of(UPDATE_JOBS["clipped"], 3, memory, seed) as yard:
+        crew = yard.crew
+        yard.run(1)
+        for at in range(1, max(crew.turns.barriers.values()) + 1, 3):
+            crew.turns.reset()
+            crew.turns.killed = {1 + at % 2: at}
+            yard.begin(yard.at + 3)
+            crew.run(lambda: bool(crew.gone))
+            crew.revive()
+            crew.run()
+            assert crew.ended[0] is Outcome.DONE
+            yard.end()
+
+
+def test_a_team_that_is_ahead_of_the_server_waits_until_it_has_read(memory: Path) -> None:
+    with yard_of(UPDATE_JOBS["one slice"], 2, memory) as yard:
+        marks, crew = yard.begin(ENTRIES + 4), yard.crew
+        crew.check = lambda: None
+        crew.run(lambda: marks.least() == ENTRIES)
+        until = crew.clock.now() + 0.1
+        crew.run(lambda: crew.clock.now() > until)
+        assert (marks.least(), crew.ended) == (ENTRIES, {})
+        crew.check = yard.check
+        crew.run()
+        assert (marks.least(), crew.ended[0]) == (ENTRIES + 4, Outcome.DONE)
+
+
+def test_a_leader_whose_server_does_not_read_gives_up_in_the_end(memory: Path) -> None:
+    with yard_of(UPDATE_JOBS["one slice"], 1, memory) as yard:
+        yard.begin(ENTRIES + 4)
+        crew = yard.crew
+        crew.check = lambda: crew.clock.advance(0.01)
+        crew.run()
+        assert crew.ended == {0: Outcome.FAILED}
+        assert "the server does not read" in crew.members[0].error
+
+
+def test_an_order_that_is_given_up_leaves_no_lock(memory: Path) -> None:
+    with yard_of(UPDATE_JOBS["sgd"], 1, memory, share=0.0) as yard:
+        crew = yard.crew
+        marks, member = yard.begin(2), crew.members[0]
+        crew.run(lambda: isinstance(member._begun, MakeSlice))
+        assert crew.sharing is not None
+        assert crew.sharing.update is not None
+        locks = crew.sharing.update.locks
+        assert [lock.acquire() for lock in locks].count(False) == 1
+        member.stop()
+        assert all(lock.acquire() for lock in locks)
+        assert marks.least() == 0

@@ -1,0 +1,212 @@
+"""What a process of a team shows is seen once it is whole, and what is not there is not seen."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.errors import SharingError
+from lockstep.common.job.tally import Tally
+from lockstep.common.protocol.team_memory import ORDERS, OWN_PARTS, ROWS, WORKS, TeamShape
+from lockstep.common.transport.shared_memory.folder import SharedFolder
+from lockstep.worker.team.division import Division, Part, Plan, plan_for
+from lockstep.worker.team.memory import RESULT, Computed, Copy, OwnVectors, TeamMemory
+from lockstep.worker.team.order import Order, Steps
+
+SHAPE = TeamShape(processes=3, micro_batches=8, size=5000, clips=False)
+PLAN = plan_for(Division(Node(0, 8), 8), {0: 1.0, 1: 1.5, 2: 4.0})
+
+
+@contextmanager
+def folder_in(root: Path) -> Iterator[SharedFolder]:
+    folder = SharedFolder.create(root)
+    try:
+        yield folder
+    finally:
+        folder.remove()
+
+
+@pytest.fixture
+def team(memory: Path) -> Iterator[list[TeamMemory]]:
+    """Return the memory of a team as each of its processes sees it."""
+    with folder_in(memory) as folder:
+        members = [TeamMemory.make(folder, SHAPE), *(TeamMemory.join(folder, SHAPE, process) for process in (1, 2))]
+        yield members
+        for member in members:
+            member.close()
+
+
+def computed(node: Node) -> Computed:
+    losses = [float(micro_batch) for micro_batch in range(node.lo, node.hi)]
+    return Computed(node=node, tally=Tally(sum(losses), node.lo, len(node)), losses=losses, began_s=1.0, ended_s=3.5)
+
+
+def show(member: TeamMemory, row: int, lo: int, hi: int, order: int = 4) -> None:
+    member.begin_row(row)
+    member.own.vectors[row][:] = 100 * lo + hi
+    member.show_row(row, order, computed(Node(lo, hi)))
+
+
+def test_copies_are_the_largest_that_follow_one_another_whoever_has_them(team: list[TeamMemory]) -> None:
+    first, second, third = team
+    show(first, 0, 0, 1)
+    show(second, 3, 1, 2)
+    show(third, 1, 0, 2)
+    show(first, 1, 2, 4)
+    assert second.copies(4, Node(0, 8)) is None
+    assert second.copies(4, Node(0, 4)) == [Copy(Node(0, 2), 2, 1), Copy(Node(2, 4), 0, 1)]
+    show(first, 2, 4, 8)
+    copies = second.copies(4, Node(0, 8))
+    assert copies is not None
+    assert [copy.node for copy in copies] == [Node(0, 2), Node(2, 4), Node(4, 8)]
+    assert [int(second.vector(copy.process, copy.row)[0]) for copy in copies] == [2, 204, 408]
+    show(second, 7, 0, 8)
+    assert third.copies(4, Node(0, 8)) == [Copy(Node(0, 8), 1, 7)]
+
+
+def test_what_is_covered_is_told_by_micro_batch(team: list[TeamMemory]) -> None:
+    show(team[0], 0, 2, 4)
+    show(team[1], 0, 3, 4)
+    show(team[2], 0, 6, 7)
+    assert team[0].covered(4, Node(0, 8)) == bytes([0, 0, 1, 1, 0, 0, 1, 0])
+    assert team[0].covered(5, Node(0, 8)) == bytes(8)
+
+
+def test_what_is_there_twice_does_not_hide_what_is_missing(team: list[TeamMemory]) -> None:
+    show(team[0], 0, 0, 2)
+    show(team[1], 0, 0, 2)
+    assert not team[2].is_covered(4, Node(0, 4))
+    show(team[1], 1, 2, 4)
+    assert team[2].is_covered(4, Node(0, 4))
+    assert not team[2].is_covered(5, Node(0, 4))
+
+
+def test_sums_that_are_being_written_are_not_seen(team: list[TeamMemory]) -> None:
+    show(team[0], 0, 0, 8)
+    assert team[1].is_covered(4, Node(0, 8))
+    team[0].begin_row(0)
+    assert (team[1].copies(4, Node(0, 8)), team[1].is_covered(4, Node(0, 8))) == (None, False)
+
+
+def test_what_belongs_to_sums_comes_with_them(team: list[TeamMemory]) -> None:
+    show(team[2], 5, 4, 8)
+    copies = team[0].copies(4, Node(4, 8))
+    assert copies is not None
+    assert team[0].figures(copies) == [[22.0, 4.0, 4.0, 2.5, 1.0, 3.5]]
+    assert team[0].marks.losses[2].tolist() == [0.0] * 4 + [4.0, 5.0, 6.0, 7.0]
+    assert team[2].holds(5, 4, Node(4, 8))
+    assert not any(team[2].holds(*other) for other in ((5, 5, Node(4, 8)), (4, 4, Node(4, 8)), (5, 4, Node(4, 6))))
+
+
+def test_a_slice_is_missing_until_somebody_has_made_it_for_this_order(memory: Path) -> None:
+    shape = TeamShape(processes=3, micro_batches=8, size=60_000, clips=True)
+    with folder_in(memory) as folder:
+        first, second = TeamMemory.make(folder, shape), TeamMemory.join(folder, shape, 1)
+        added = first.marks.added
+        assert first.missing_slices(added, 4) == [0, 1, 2]
+        second.show_slice(second.marks.added, 1, 4)
+        first.show_slice(added, 2, 3)
+        assert (first.missing_slices(added, 4), first.maker_of(added, 1, 4)) == ([0, 2], 1)
+        first.close()
+        second.close()
+
+
+def test_who_takes_part_and_who_sleeps(team: list[TeamMemory]) -> None:
+    for member, session, sleeps in zip(team, (2, 1, 2), (0, 1, 1), strict=True):
+        member.show("ready", session)
+        member.show("sleeps", sleeps)
+    assert (team[1].ready(2), list(team[0].sleepers())) == ([0, 2], [1, 2])
+
+
+def order_of(number: int, **values: object) -> Order:
+    return Order(**{"number": number, "work": "train", "step": 3, "node": Node(0, 8), "plan": PLAN, **values})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("work", WORKS)
+def test_an_order_is_read_as_it_was_given(work: str, team: list[TeamMemory]) -> None:
+    order = order_of(1, work=work, memory=5, node=Node(4, 8))
+    team[0].give(order)
+    assert team[2].marks.newest == 1
+    assert team[2].read(1) == order
+
+
+def test_the_order_of_several_steps_is_read_as_it_was_given(team: list[TeamMemory]) -> None:
+    order = order_of(1, steps=Steps(number=9, first=3, last=77, count=8, reads=1))
+    team[0].give(order)
+    assert team[1].read(1) == order
+
+
+def test_the_last_orders_are_kept_and_older_ones_are_none(team: list[TeamMemory]) -> None:
+    for number in range(1, ORDERS + 3):
+        team[0].give(order_of(number, step=number))
+    found = [team[1].read(number) for number in range(1, ORDERS + 4)]
+    assert [order and order.step for order in found] == [None, None, *range(3, ORDERS + 3), None]
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan((Part(Node(0, 8), 2),), (0, 1, 2)),
+        Plan(tuple(Part(Node(m % 8, m % 8 + 1), m % 3) for m in range(3 * OWN_PARTS)), (2,)),
+    ],
+)
+def test_a_plan_is_read_as_it_was_written_whatever_was_there_before(plan: Plan, team: list[TeamMemory]) -> None:
+    for number, one in enumerate((PLAN, plan, PLAN, plan), 1):
+        team[0].give(order_of(number, plan=one))
+        order = team[1].read(number)
+        assert order is not None
+        assert order.plan == one
+
+
+def test_a_process_measures_its_speed_as_a_mean_that_forgets(team: list[TeamMemory]) -> None:
+    member, seconds = team[1], team[0].marks.seconds
+    member.record_speed(8.0)
+    assert seconds.tolist() == [0.0, 8.0, 0.0]
+    member.record_speed(1.0)  # the first one was not like the others
+    member.record_speed(2.0)
+    assert 1.0 < seconds[1] < 1.5
+    before = float(seconds[1])
+    member.forget_speed()
+    assert 0.9 * before < seconds[1] < before
+
+
+# Memory that is not there
+
+
+def test_vectors_take_memory_when_they_are_first_written(team: list[TeamMemory]) -> None:
+    def taken() -> int:
+        return os.stat(team[1].path / "process-1").st_blocks * 512
+
+    before = taken()
+    team[1].begin_row(2)
+    once = taken()
+    assert once - before >= SHAPE.size * 4
+    team[1].begin_row(2)
+    assert taken() == once
+    team[1].own.reserve(RESULT)
+    assert taken() > once
+
+
+def test_a_vector_for_which_there_is_no_memory_is_an_error_before_it_is_written(team: list[TeamMemory]) -> None:
+    member = team[1]
+    full = os.open(member.path / "process-1", os.O_RDONLY)  # in which nothing can be reserved
+    member.own, own = OwnVectors(member.own.vectors, full), member.own
+    with pytest.raises(SharingError, match=r"no room for 0\.0 MiB of sums: "):
+        member.begin_row(ROWS - 1)
+    member.own.close()
+    # It shows that nothing is there, and the next attempt is one.
+    assert not np.any(member.marks.nodes[1])
+    member.own = own
+    member.begin_row(ROWS - 1)
+
+
+def test_a_process_that_comes_when_its_teams_memory_is_gone_is_told(memory: Path) -> None:
+    with folder_in(memory) as folder:
+        TeamMemory.make(folder, SHAPE).close()
+        folder.drop("process-1")
+        with pytest.raises(SharingError):
+            TeamMemory.join(folder, SHAPE, 1)
