@@ -106,7 +106,9 @@ class Doubling(SimulatedMember):
         nodes, vectors = self.memory.marks.nodes, list[Any]()
         for node, vector in zip(found.nodes, found.vectors, strict=True):
             same = (nodes[:, :, : HI + 1] == (order.number, node.lo, node.hi)).all(axis=2)
-            copies = [self.memory.vector(int(process), int(row)) for process, row in zip(*np.nonzero(same), strict=True)]
+            copies = [
+                self.memory.vector(int(process), int(row)) for process, row in zip(*np.nonzero(same), strict=True)
+            ]
             vectors.append(vector if len(copies) < 2 else copies[0] + copies[1])
         return found.__class__(found.step, found.nodes, vectors, found.micro_batches)
 
