@@ -14,7 +14,7 @@ from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.messages import OF_A_STEP
-from lockstep.common.transport.shared_memory.folder import FileLock
+from lockstep.common.transport.shared_memory.folder import FileLock, SharedFolder
 from lockstep.worker.team.meeting import Session
 from lockstep.worker.team.member import TeamMember
 from lockstep.worker.team.memory import RESULT
@@ -105,6 +105,21 @@ class TickingLock(FileLock):
         self.tick()
         super().release()
         self.tick()
+
+
+@dataclass
+class TickingFolder(SharedFolder):
+    """A folder whose locks take ticks."""
+
+    tick: Callable[[], None]
+
+    @classmethod
+    def of(cls, folder: SharedFolder, tick: Callable[[], None]) -> "TickingFolder":
+        """Return such a folder in the place of another."""
+        return cls(folder.path, folder.nonce, folder._descriptor, tick)
+
+    def make_lock(self, name: str) -> FileLock:
+        return TickingLock.of(super().make_lock(name), self.tick)
 
 
 @dataclass
