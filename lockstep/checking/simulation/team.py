@@ -146,6 +146,8 @@ class SimulatedMember(TeamMember):
     def _begin_action(self, order: Order, progress: OrderProgress, action: Compute | MakeSlice) -> None:
         super()._begin_action(order, progress, action)
         if self._begun is not None:
+            # Between what it has found and what it writes.
+            self.host.tick()
             self._spoil(order, self._begun)
 
     def _spoil(self, order: Order, begun: Compute | MakeSlice) -> None:
