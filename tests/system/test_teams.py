@@ -7,6 +7,8 @@ import signal
 import pytest
 
 from lockstep.cli.main import run
+from lockstep.ps.records.ledger import StepDone
+from lockstep.ps.records.run_folder import read_ledger
 from tests.system.jobs import BRIEF, ENDLESS
 from tests.system.processes import GONE_S, Place, is_gone
 
@@ -14,6 +16,16 @@ from tests.system.processes import GONE_S, Place, is_gone
 def digest(place: Place, name: str) -> str:
     found: str = json.loads((place.folder / name / "result.json").read_text())["weights_sha256"]
     return found
+
+
+#: Some epochs of a vector in several slices: after the first steps, a team makes all but the last of each by itself.
+LONG = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "4", "--micro-batches", "4", "--steps", "200")
+
+
+def made_without_the_server(place: Place, name: str) -> int:
+    """Return how many steps of a run a team has made by itself: of these it is known which process computed what."""
+    lines = read_ledger(place.folder / name)
+    return sum(isinstance(line, StepDone) and bool(line.processes) for line in lines)
 
 
 def kill(place: Place, process: int) -> None:
@@ -36,6 +48,31 @@ def test_a_team_has_the_bits_of_one_process(
     assert digest(place, "run") == digest(place, "alone")
     result = json.loads((place.folder / "run" / "result.json").read_text())
     assert (result["workers"], result["teams"]) == (3, 1)
+    assert place.is_empty(0.0)
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        ("--optimizer", "adam", "--lr", "0.001", "--clip-norm", "0.5", "--schedule", "one-cycle"),
+        pytest.param(("--wire", "int8", "--wire-weights", "bfloat16", "--lr", "0.002"), marks=pytest.mark.slow),
+    ],
+    ids=["adam, clipped", "rounded"],
+)
+@pytest.mark.parametrize("workers", ["3", pytest.param("2", marks=pytest.mark.slow)])
+def test_a_team_that_is_alone_makes_most_steps_without_the_server(
+    place: Place, monkeypatch: pytest.MonkeyPatch, workers: str, job: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(place.folder)
+    flags = (*LONG, *job, "--run-dir")
+    code, out, error = place.start("train", *flags, "run", "--workers", workers).end()
+    assert (code, error) == (0, "")
+    assert "over shm" in out
+    assert run(["train", *flags, "alone", "--workers", "0"]) == 0
+    assert digest(place, "run") == digest(place, "alone")
+    assert made_without_the_server(place, "run") >= 50
+    assert run(["verify", "run"]) == 0
+    assert run(["ledger", "run"]) == 0
     assert place.is_empty(0.0)
 
 

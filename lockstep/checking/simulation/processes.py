@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from lockstep.checking.simulation.jobs import load
-from lockstep.checking.simulation.team import MICRO_BATCH_S, Hall, SimulatedMember
+from lockstep.checking.simulation.team import MICRO_BATCH_S, Hall, SimulatedMember, TickingFolder
 from lockstep.checking.simulation.world import Process, SimulatedShell
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.files.atomic import write_atomically
@@ -163,6 +163,7 @@ class ServerProcess(SimulatedShell):
         with ExitStack() as stack:
             if shares:
                 setup, sharing = share(setup, run.root)
+                sharing.folder, sharing.keep_order = TickingFolder.of(sharing.folder, process.tick), process.tick
                 stack.callback(sharing.close)
             port = run.network.server(ADDRESS, process)
             stack.callback(port.close)

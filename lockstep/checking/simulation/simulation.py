@@ -243,7 +243,9 @@ class Simulation:
         process.on_end = lambda ended, is_killed: self._ended(ended, on_end, is_killed=is_killed)
         if name == "worker":
             slowness = self.scenario.slowness
-            process.slowness, process.on_act = slowness[self._started % len(slowness)], self._pause
+            process.slowness = slowness[self._started % len(slowness)]
+        process.needs_strand = name == "worker"
+        process.on_act = self._pause
         self.world.record(process.name, "starts")
         process.start(lambda: open_shell(process))
         return process

@@ -15,6 +15,7 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.messages import OF_A_STEP
 from lockstep.common.transport.shared_memory.file_lock import FileLock
+from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.team.meeting import Session
 from lockstep.worker.team.member import TeamMember
 from lockstep.worker.team.memory import RESULT
@@ -110,6 +111,21 @@ class TickingLock(FileLock):
 
 
 @dataclass
+class TickingFolder(SharedFolder):
+    """A folder whose locks take ticks."""
+
+    tick: Callable[[], None]
+
+    @classmethod
+    def of(cls, folder: SharedFolder, tick: Callable[[], None]) -> "TickingFolder":
+        """Return such a folder in the place of another."""
+        return cls(folder.path, folder.nonce, folder._descriptor, tick)
+
+    def make_lock(self, name: str) -> FileLock:
+        return TickingLock.of(super().make_lock(name), self.tick)
+
+
+@dataclass
 class SimulatedMember(TeamMember):
     """A process of a team whose clock is a process of the world."""
 
@@ -133,6 +149,8 @@ class SimulatedMember(TeamMember):
     def _begin_action(self, order: Order, progress: OrderProgress, action: Compute | MakeSlice) -> None:
         super()._begin_action(order, progress, action)
         if self._begun is not None:
+            # Between what it has found and what it writes.
+            self.host.tick()
             self._spoil(order, self._begun)
 
     def _spoil(self, order: Order, begun: Compute | MakeSlice) -> None:

@@ -145,8 +145,10 @@ class Process(Host):
     #: Ticks until it stands still, None if it does not, and for how many seconds.
     pause_after: int | None = None
     pause_s: float = 0.0
-    #: The strand on which it acts; None if all its actions are as one to others.
+    #: The strand on which it acts; None if all its actions are as one to others. One that never sleeps, and takes no
+    #: time to speak of, needs it only for an action in which it stands still: changing strands takes time.
     strand: Strand | None = None
+    needs_strand: bool = True
     #: Called before each action.
     on_act: Callable[["Process"], None] = lambda process: None
     #: Called when it has ended, with whether it was killed.
@@ -236,7 +238,7 @@ class Process(Host):
 
     def _run(self, act: Callable[[], object]) -> None:
         strand = self.strand
-        if strand is not None:
+        if strand is not None and (self.needs_strand or self.pause_after is not None):
             self._carry_on(lambda: strand.run(act))
         else:
             self._carry_on(lambda: (act(), True)[1])

@@ -59,12 +59,14 @@ def keep_order() -> None:
 
     Nothing passes a lock's release downwards, nor the next acquisition upwards, nor these two each other.
     """
-    for _ in range(2):
-        with _BARRIER:
-            pass
+    _acquire()
+    _release()
+    _acquire()
+    _release()
 
 
 _BARRIER = threading.Lock()
+_acquire, _release = _BARRIER.acquire, _BARRIER.release
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +127,7 @@ class TeamShape:
                 ("loss_sum", "<f8"),
                 ("correct", "<i8"),
                 ("count", "<i8"),
-                # Seconds until all sums were there, since those of the step before were, and of the first slice's update.
+                # Seconds until all sums were there since those of the step before were; of the update's first slice.
                 ("round_s", "<f8"),
                 ("update_s", "<f8"),
                 # Of the weights after the step before.
@@ -196,8 +198,8 @@ class TeamMarks:
     seconds: NDArray[np.float64]
     #: Of `PROCESS`, shape (processes,): each process writes its own.
     processes: NDArray[np.void]
-    #: Of each vector of sums, from `ORDER` and from `LOSS_SUM` on, shapes (processes, ROWS, 4) and (processes, ROWS, 8);
-    #: and the losses of micro-batches, (processes, micro-batches): the same.
+    #: Of each vector of sums, from `ORDER` and from `LOSS_SUM` on, of shapes (processes, ROWS, 4) and
+    #: (processes, ROWS, 8); and the losses of micro-batches, (processes, micro-batches): the same.
     nodes: NDArray[np.int64]
     figures: NDArray[np.float64]
     losses: NDArray[np.float32]
@@ -242,8 +244,8 @@ class UpdateMarks:
     @classmethod
     def of(cls, segment: Segment, shape: TeamShape) -> "UpdateMarks":
         """Return the marks in a file of that shape."""
-        found = _arrays(segment, shape.of_update())
-        return cls(found["head"], found["made"], found["entries"])
+        arrays: dict[str, Any] = _arrays(segment, shape.of_update())
+        return cls(**arrays)
 
     @property
     def number(self) -> int:

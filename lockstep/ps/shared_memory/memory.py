@@ -1,6 +1,6 @@
 """The server's end of the memory that it shares with processes on its machine. A shell, which decides nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from lockstep.common.protocol.shared_files import (
     update_file,
     weights_shape,
 )
-from lockstep.common.protocol.team_memory import TeamShape, UpdateMarks, file_of
+from lockstep.common.protocol.team_memory import TeamShape, UpdateMarks, file_of, keep_order
 from lockstep.common.transport.shared_memory.file_lock import FileLock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.common.transport.shared_memory.segment import Allocate, Segment, Shape, reserve
@@ -61,6 +61,8 @@ class ServerSharedMemory:
     #: How often the weights have moved into other files.
     generation: int = 0
     allocate: Allocate = reserve
+    #: Called between what is written to a team's marks, or read, in an order that it relies on.
+    keep_order: Callable[[], None] = keep_order
     #: Whether there was no room for what updates by others need.
     _is_full: bool = False
 
@@ -104,7 +106,7 @@ class ServerSharedMemory:
             self._add_locks(self.update, "", slices)
             if rank not in self.update.marks:
                 segment = self._make(update_file(rank), file_of(team.of_update()))
-                self.update.marks[rank] = UpdateMarks.of(segment, team)
+                self.update.marks[rank] = replace(UpdateMarks.of(segment, team), keep_order=self.keep_order)
         except SharingError:
             self._is_full = True
             return None

@@ -40,6 +40,9 @@ READ_S = 0.001
 #: Seconds for which the leader waits for that: the server is gone then.
 SERVER_PATIENCE_S = 10.0
 
+#: Orders of one plan after which it is looked again how long a micro-batch takes each process.
+COURSE_ORDERS = 64
+
 
 class Bells(Protocol):
     """By which processes of a team wake one another."""
@@ -90,6 +93,11 @@ class TeamMember:
     #: Which memory the weights are in, and the number of the order of the leader's that was begun last.
     _memory: int = 0
     _begun_last: int = 0
+    #: What the order at hand means to us: the same for all steps with one plan.
+    _course: Course | None = None
+    #: The sums that were added up last.
+    _copies: list[Copy] | None = None
+    _slices: int = 0
     #: What was begun and is to be finished next.
     _begun: ComputePart | MakeSlice | None = None
     _began: float = 0.0
@@ -98,6 +106,7 @@ class TeamMember:
     _summed_before: float = 0.0
 
     def __post_init__(self) -> None:
+        self._slices = len(self.memory.shape.slices)
         self.adder, self.planner = SliceAdder(self.compute.wire), Planner(self.patience.even)
 
     # Orders begin and end
@@ -121,25 +130,31 @@ class TeamMember:
         self._updated_memory = memory
 
     def _begin_step(self, order: Order) -> None:
+        before, course = self.last, self._course
+        is_known = before is not None and before.plan is order.plan and before.steps is order.steps
+        if course is None or not is_known or order.number % COURSE_ORDERS == 0:
+            course = self._course = self._course_of(order)
+        self.order = self.last = order
+        self.progress = OrderProgress(course, self.clock.now())
+        self.memory.show("at", order.number)
+        if not order.plan.of(self.memory.process):
+            self.memory.forget_speed()
+
+    def _course_of(self, order: Order) -> Course:
         updates = self._updates if order.steps is not None else None
-        course = Course(
+        return Course(
             process=self.memory.process,
             node=order.node,
             micro_batches=self.compute.batches.micro_batches_of(order.work),
             plan=order.plan,
             stages=order.stages(
-                len(self.memory.shape.slices),
+                self._slices,
                 0 if updates is None else len(updates.locks),
                 clips=self.compute.job.clip_norm is not None,
             ),
             seconds=self.memory.marks.seconds.tolist(),
             patience=self.patience,
         )
-        self.order = self.last = order
-        self.progress = OrderProgress(course, self.clock.now())
-        self.memory.show("at", order.number)
-        if not order.plan.of(self.memory.process):
-            self.memory.forget_speed()
 
     def show_ready(self) -> None:
         """Show that we take part from now on, in what comes next."""
@@ -342,7 +357,7 @@ class TeamMember:
 
     def operands(self, order: Order) -> Operands | None:
         """Return the sums over an order's parts, wherever they are; None if they are not all there."""
-        copies = self.memory.copies(order.number, order.node)
+        copies = self._copies = self.memory.copies(order.number, order.node)
         if copies is None:
             return None
         return Operands(
@@ -465,21 +480,23 @@ class TeamMember:
         if made <= order.step:
             return Outcome.STOPPED
         entry = updates.marks.entries[(made - 1) % ENTRIES]
-        if int(entry["step"]) != made - 1:
-            return None  # others are even further: look again
-        self._begin_step(order.following(made, self.memory.plan_in(entry["next"])))
+        plan = self.memory.plan_in(entry["next"], lambda: int(entry["step"]) == made - 1)
+        if plan is not None:  # otherwise others are even further: look again
+            self._begin_step(order.following(made, plan))
         return None
 
     # What the server gets to know
 
     def _show_entry(self, order: Order) -> None:
         """Write the entry of a step, whose first slice's lock is ours."""
-        updates, copies = self._updates, self.memory.copies(order.number, order.node)
+        updates, copies = self._updates, self._copies
         assert updates is not None
         assert copies is not None  # its sums were just added up
         figures = self.memory.figures(copies)
         tally, entry = self.tally_of(order, copies), updates.marks.entries[order.step % ENTRIES]
-        entry["step"], entry["used"] = order.step, len(copies)
+        entry["step"] = -1  # while it is written
+        self.memory.keep_order()
+        entry["used"] = len(copies)
         entry["loss_sum"], entry["correct"], entry["count"] = tally.loss_sum, tally.correct, tally.count
         entry["round_s"], entry["update_s"] = self._summed - self._summed_before, self.clock.now() - self._began
         entry["checksum"] = checksum_after(order.step - 1, updates.weights_before(order.step)) if order.step else 0
@@ -487,6 +504,8 @@ class TeamMember:
         entry["times"][: len(copies)] = [(of_one[BEGAN_S], of_one[ENDED_S], of_one[COMPUTE_S]) for of_one in figures]
         entry["losses"][:] = self.losses_of(copies)
         write_plan(entry["next"], self.plan(order.work, order.node, order))
+        self.memory.keep_order()
+        entry["step"] = order.step
 
     def tally_of(self, order: Order, copies: Sequence[Copy]) -> Tally:
         """Return the tally of an order: a floating-point sum too, added over the same tree."""

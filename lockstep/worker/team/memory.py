@@ -292,16 +292,23 @@ class TeamMemory:
             work=WORKS[int(cells["work"])],
             step=step,
             node=Node(int(cells["lo"]), int(cells["hi"])),
-            plan=self.plan_in(cells["plan"]),
+            plan=read_plan(cells["plan"]),
             memory=int(cells["memory"]),
             steps=steps if lease else None,
         )
 
-    def plan_in(self, cells: NDArray[np.void]) -> Plan:
-        """Return the plan in a field of `TeamShape.plan`: most often that of the order before."""
+    def plan_in(self, cells: NDArray[np.void], is_whole: Callable[[], bool] = lambda: True) -> Plan | None:
+        """Return the plan in a field of `TeamShape.plan`: most often that of the order before.
+
+        None unless it is whole, before and after it was read.
+        """
+        was_whole, _ = is_whole(), self.keep_order()
         words = cells.tobytes()
+        self.keep_order()
+        if not (was_whole and is_whole()):
+            return None
         if words != self._plan[0]:
-            self._plan = words, read_plan(cells)
+            self._plan = words, read_plan(np.frombuffer(words, cells.dtype)[0])
         return self._plan[1]
 
     def close(self) -> None:

@@ -180,31 +180,33 @@ def follow(session: Session, material: Material, around: Surroundings) -> TeamMe
     welcome, meeting = session.welcome, around.meeting
     assert welcome is not None
     assert meeting is not None
-    shape = shape_of(welcome, around.processes, material.model.layout.size)
-    path, updates = Path(session.folder), None
-    with closing(SharedFolder.join(path.parent, path.name)) as folder:
-        memory = TeamMemory.join(folder, shape, meeting.process)
-        if not session.shared_root:
-            first, second = folder.attach(WEIGHTS, weights_shape(shape.size)).vectors
-    if session.shared_root:
-        updates = UpdatePlace(Path(session.shared_root), welcome.memory, welcome.rank)
-        with closing(SharedFolder.join(updates.root, updates.folder)) as folder:
-            first, second = folder.attach(WEIGHTS, weights_shape(shape.size)).vectors
-    memory.own.reserve(0)
-    memory.own.reserve(RESULT)
-    compute = material.compute((first, second), memory.own.vectors[:ROWS])
-    member = around.kind(
-        compute,
-        memory,
-        around.clock,
-        around.bells,
-        around.patience,
-        updates,
-        first_row=0,
-        session=session.number,
-    )
-    compute.is_wanted = member.is_wanted
-    member.show_ready()
+    size, path = material.model.layout.size, Path(session.folder)
+    with ExitStack() as stack:
+        folder = stack.enter_context(closing(SharedFolder.join(path.parent, path.name)))
+        memory = TeamMemory.join(folder, shape_of(welcome, around.processes, size), meeting.process)
+        opened = stack.enter_context(ExitStack())
+        opened.callback(memory.close)
+        updates = None
+        if session.shared_root:
+            updates = UpdatePlace(Path(session.shared_root), welcome.memory, welcome.rank)
+            folder = stack.enter_context(closing(SharedFolder.join(updates.root, updates.folder)))
+        first, second = folder.attach(WEIGHTS, weights_shape(size)).vectors
+        memory.own.reserve(0)
+        memory.own.reserve(RESULT)
+        compute = material.compute((first, second), memory.own.vectors[:ROWS])
+        member = around.kind(
+            compute,
+            memory,
+            around.clock,
+            around.bells,
+            around.patience,
+            updates,
+            first_row=0,
+            session=session.number,
+        )
+        compute.is_wanted = member.is_wanted
+        member.show_ready()
+        opened.pop_all()
     return member
 
 

@@ -1,6 +1,6 @@
 """Planted bugs: processes of a team, and a server that leaves it alone, that break one rule each of who writes when."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from lockstep.worker.team.order import Order
 from lockstep.worker.team.progress import Compute, MakeSlice, OrderProgress
 from lockstep.worker.team.slices import Operands
 from lockstep.worker.team.updates import UpdateMaker
+from tests.lockstep.checking.simulation.planted import OTHER_LOSSES, OTHER_WEIGHTS, Planted
 
 
 class Lockless(UpdateMaker):
@@ -106,7 +107,9 @@ class Doubling(SimulatedMember):
         nodes, vectors = self.memory.marks.nodes, list[Any]()
         for node, vector in zip(found.nodes, found.vectors, strict=True):
             same = (nodes[:, :, : HI + 1] == (order.number, node.lo, node.hi)).all(axis=2)
-            copies = [self.memory.vector(int(process), int(row)) for process, row in zip(*np.nonzero(same), strict=True)]
+            copies = [
+                self.memory.vector(int(process), int(row)) for process, row in zip(*np.nonzero(same), strict=True)
+            ]
             vectors.append(vector if len(copies) < 2 else copies[0] + copies[1])
         return found.__class__(found.step, found.nodes, vectors, found.micro_batches)
 
@@ -151,16 +154,14 @@ def trusting(server: Server) -> Server:
 
 
 #: By what is wrong.
-OF_TEAMS: dict[str, Parts] = {
-    "a slice is written without its lock": making(Lockless),
-    "a slice is made again": making(Remaking),
-    "a slice is written after the lease was ended": making(Unaware),
-    "sums are shown before they are written": Parts(member=Boastful),
-    "sums are taken that are not complete": remembering(Greedy),
-    "a part is counted twice": Parts(member=Doubling),
-    "sums are overwritten too early": Parts(member=Impatient),
-    "entries are overwritten that were not read": Parts(member=Headlong),
-    "a lease is ended without all locks": Parts(server=trusting),
+OF_TEAMS = {
+    "a slice is written without its lock": Planted(making(Lockless), OTHER_LOSSES, first=5),
+    "a slice is made again": Planted(making(Remaking), OTHER_LOSSES, first=10),
+    "a slice is written after the lease was ended": Planted(making(Unaware), OTHER_LOSSES),
+    "sums are shown before they are written": Planted(Parts(member=Boastful), OTHER_WEIGHTS),
+    "sums are taken that are not complete": Planted(remembering(Greedy), OTHER_WEIGHTS),
+    "a part is counted twice": Planted(Parts(member=Doubling), OTHER_WEIGHTS),
+    "sums are overwritten too early": Planted(Parts(member=Impatient), OTHER_WEIGHTS, first=3),
+    "entries are overwritten that were not read": Planted(Parts(member=Headlong), "AssertionError: the entry of step "),
+    "a lease is ended without all locks": Planted(Parts(server=trusting), OTHER_LOSSES, first=159),
 }
-
-_ = Callable

@@ -5,6 +5,10 @@ import pytest
 from lockstep.checking.simulation.oracle import simulate
 from lockstep.checking.simulation.scenario import FaultKind, scenario_of
 from tests.lockstep.checking.simulation.planted import PLANTED
+from tests.lockstep.checking.simulation.planted_in_teams import OF_TEAMS
+
+#: All bugs that are planted, by what is wrong.
+BUGS = {**PLANTED, **OF_TEAMS}
 
 #: Seeds that are tried, and how many of them in one test: tests are spread over the cores.
 SEEDS, EACH = 100, 25
@@ -31,9 +35,9 @@ def test_a_long_run_is_not_taken_for_one_that_is_stuck() -> None:
     assert simulate(scenario_of(1, workers=2, servers=1, steps=1000)).violations == ()
 
 
-@pytest.mark.parametrize("bug", PLANTED)
+@pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_is_found_as_what_it_is(bug: str) -> None:
-    parts, says, first = PLANTED[bug]
+    parts, says, first = BUGS[bug]
     found = (simulate(scenario_of(seed), parts).violations for seed in range(first, SEARCHED))
     assert any(says in violation for violations in found for violation in violations)
 

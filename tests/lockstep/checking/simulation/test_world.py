@@ -1,7 +1,10 @@
 """Virtual time: who acts when, and what can happen to a process."""
 
+from dataclasses import dataclass
+
 import pytest
 
+from lockstep.checking.simulation.strand import Strand
 from lockstep.checking.simulation.world import TICK_S, Process, World
 from tests.lockstep.checking.simulation.listeners import Listener, listener
 
@@ -94,3 +97,63 @@ def test_the_digest_tells_whether_the_same_happened() -> None:
     for world, text in zip(worlds, ("a", "a", "b"), strict=True):
         world.record("one", text)
     assert worlds[0].digest() == worlds[1].digest() != worlds[2].digest()
+
+
+def on_strand(world: World, name: str, alarm: float, moments: int) -> Listener:
+    """Start a process that listens, on a strand of its own, and takes so many moments when it wakes."""
+    shell = listener(world, name, alarm)
+    shell.process.strand, shell.moments = Strand(), moments
+    return shell
+
+
+def test_others_act_while_one_is_ahead_of_the_world_in_the_middle_of_what_it_does() -> None:
+    world, order = World(), list[str]()
+    long = on_strand(world, "long", 1.0, moments=100)
+    short = on_strand(world, "short", 1.0 + 50 * TICK_S, moments=0)
+    long.process.on_act = lambda process: order.append("long begins")
+    short.process.on_act = lambda process: order.append("short acts")
+    while world.turn():
+        if long.process.busy_until >= 1.0 + 100 * TICK_S and "long ends" not in order:
+            order.append("long ends")
+    assert order == ["long begins", "short acts", "long ends"]
+
+
+def test_one_stands_still_in_the_middle_of_what_it_does() -> None:
+    world = World()
+    shell = on_strand(world, "one", 1.0, moments=10)
+    shell.process.pause_after, shell.process.pause_s = 5, 3.0
+    run(world)
+    assert shell.process.busy_until == pytest.approx(4.0 + 11 * TICK_S)
+
+
+def test_one_that_stands_still_can_be_killed_there_and_lets_go_of_everything() -> None:
+    world = World()
+    shell = on_strand(world, "one", 1.0, moments=10)
+    shell.process.pause_after, shell.process.pause_s = 5, 3.0
+    world.at(2.0, lambda: shell.process.end(is_killed=True))
+    run(world)
+    assert (world.now, shell.is_closed, world.processes) == (2.0, True, [])
+    assert shell.process.strand is not None
+    assert not shell.process.strand.is_suspended
+
+
+@dataclass
+class Sleeper(Listener):
+    """Sleeps for some seconds when its alarm rings, and notes when it wakes up."""
+
+    def step(self) -> bool:
+        self.alarm = None
+        self.process.sleep(3.0)
+        self.rang.append(self.process.time())
+        return True
+
+
+@pytest.mark.parametrize(("rings_at", "wakes_at"), [(2.0, 2.0), (9.0, 4.0)])
+def test_one_that_sleeps_wakes_up_when_somebody_rings_or_by_itself(rings_at: float, wakes_at: float) -> None:
+    world = World()
+    process = Process("one", world, strand=Strand())
+    shell = Sleeper(process, alarm=1.0)
+    process.start(lambda: shell)
+    world.at(rings_at, lambda: process.ring(world.now))
+    run(world)
+    assert shell.rang == [pytest.approx(wakes_at, abs=0.01)]
