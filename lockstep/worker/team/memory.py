@@ -38,8 +38,14 @@ RESULT = ROWS
 #: What a new measurement of a process's speed counts for.
 NEW = 0.3
 
+#: A measurement counts as at most so many times what was known before.
+MOST = 2.0
+
 #: What the seconds of a process that is too slow to be given anything are multiplied by at each order.
 FORGOTTEN = 0.97
+
+#: The same until it has computed so many times: at first memory is cold, and calls are recorded.
+FIRST, FIRST_FORGOTTEN = 24, 0.7
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,8 @@ class TeamMemory:
     process: int
     marks: TeamMarks
     own: OwnVectors
+    #: How often we have computed.
+    _measured: int = 0
     #: The plan that was read last, and its bytes.
     _plan: tuple[bytes, Plan] = b"", Plan((), ())
     #: Called between what is written, or read, in an order that others rely on.
@@ -161,13 +169,16 @@ class TeamMemory:
     def record_speed(self, seconds: float) -> None:
         """Record what a micro-batch took us."""
         before = float(self.marks.seconds[self.process])
-        # The first ones, in which the model's calls are recorded, take much longer.
+        # The first ones, in which the model's calls are recorded, take much longer; and so does one in which the
+        # process waits for a core, which says little of the next.
         is_known = before > 0.0 and seconds > before / 2
-        self.marks.seconds[self.process] = before + NEW * (seconds - before) if is_known else seconds
+        usual = min(seconds, MOST * before)
+        self.marks.seconds[self.process] = before + NEW * (usual - before) if is_known else seconds
+        self._measured += 1
 
     def forget_speed(self) -> None:
         """Let us count as a little faster, since we were given nothing: so we are tried again."""
-        self.marks.seconds[self.process] *= FORGOTTEN
+        self.marks.seconds[self.process] *= FORGOTTEN if self._measured > FIRST else FIRST_FORGOTTEN
 
     # What all have
 
@@ -302,7 +313,8 @@ class TeamMemory:
 
         None unless it is whole, before and after it was read.
         """
-        was_whole, _ = is_whole(), self.keep_order()
+        was_whole = is_whole()
+        self.keep_order()
         words = cells.tobytes()
         self.keep_order()
         if not (was_whole and is_whole()):
