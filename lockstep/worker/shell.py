@@ -57,7 +57,7 @@ from lockstep.worker.team.meeting import Meeting, Session
 from lockstep.worker.team.member import Outcome, TeamMember
 from lockstep.worker.team.order import Order
 from lockstep.worker.team.progress import PATIENT, Patience
-from lockstep.worker.team.session import LeaderSetup, Surroundings, default_roots, lead
+from lockstep.worker.team.session import LeaderSetup, Surroundings, default_roots, foretell, lead
 
 #: Seconds of computing after which the worker looks for the first time, and then each time, whether what it computes is
 #: still wanted: to look takes some microseconds.
@@ -333,6 +333,8 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         assert isinstance(welcome, Welcome)
         self._end_team()
         try:
+            if self.meeting is not None:
+                foretell(welcome, self.meeting)
             material = gather(welcome, self.load, self.cache)
             setup = self._setup = lead(welcome, material, self._surroundings())
             compute, self._compute = setup.compute, setup.compute

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from lockstep.common.errors import LockstepError
 from lockstep.common.files.sanitize import one_line
+from lockstep.common.protocol.messages import Welcome
 from lockstep.common.runtime.numerics import own_numerics
 from lockstep.common.statemachine.client import Exit
-from lockstep.worker.setup import Loader, gather
+from lockstep.worker.setup import Loader, Material, gather
 from lockstep.worker.team.meeting import Meeting, Session
 from lockstep.worker.team.member import Outcome, TeamMember
 from lockstep.worker.team.session import Surroundings, follow
@@ -38,6 +39,8 @@ class TeamProcess:
     #: The session that was looked at last.
     _number: int = 0
     _member: TeamMember | None = None
+    #: What it computes with in the run that was told last, with the leader's place in it.
+    _material: tuple[Welcome, Material] | None = None
     #: Whether it has shown that it sleeps, and not looked since.
     _is_asleep: bool = False
 
@@ -111,13 +114,21 @@ class TeamProcess:
             self._prepare(session)
 
     def _prepare(self, session: Session) -> None:
-        assert session.welcome is not None
         try:
-            self._member = follow(session, gather(session.welcome, self.load, self.cache), self.around)
+            material = self._material_for(session)
+            self._member = follow(session, material, self.around) if session.folder else None
         except LockstepError as error:
             self.around.say(f"process {self.meeting.process} of the team does not take part: {error}")
         except Exception:  # noqa: BLE001  # a user's model may raise anything: the leader meets it too, and reports it
             self.around.say(f"process {self.meeting.process} of the team: {traceback.format_exc()}")
+
+    def _material_for(self, session: Session) -> Material:
+        """Return what a run is computed with: it may have been foretold."""
+        welcome, known = session.welcome, self._material
+        assert welcome is not None
+        if known is None or known[0] != welcome:
+            known = self._material = welcome, gather(welcome, self.load, self.cache)
+        return known[1]
 
     def _leave(self) -> None:
         if self._member is not None:

@@ -31,7 +31,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     #: Which run it is; None once there will be none any more, and with what the leader has ended.
     welcome: Welcome | None = None
     code: int = 0
-    #: The folder of the team's memory, and where that of the server is: empty if that is not shared.
+    #: The folder of the team's memory, empty until it is made; and where that of the server is, if that is shared.
     folder: str = ""
     shared_root: str = ""
 

@@ -166,13 +166,21 @@ def _new_sums(size: int) -> Vector:
     return np.zeros(size, np.float32)
 
 
+def foretell(welcome: Welcome, meeting: Meeting) -> None:
+    """Tell the others which run it will be, so that they build the model and load the data while the leader does."""
+    meeting.announce(Session(number=_next_number(meeting), welcome=welcome))
+
+
 def _announce(welcome: Welcome, folder: SharedFolder, shared: SharedPlace | None, meeting: Meeting) -> int:
-    """Tell the others which run it is; return the number of the session."""
-    before = meeting.session()
-    number = 1 if before is None else before.number + 1
-    root = "" if shared is None else str(shared.updates.root)
+    """Tell the others where the memory for a run is; return the number of the session."""
+    number, root = _next_number(meeting), "" if shared is None else str(shared.updates.root)
     meeting.announce(Session(number=number, welcome=welcome, folder=str(folder.path), shared_root=root))
     return number
+
+
+def _next_number(meeting: Meeting) -> int:
+    before = meeting.session()
+    return 1 if before is None else before.number + 1
 
 
 def follow(session: Session, material: Material, around: Surroundings) -> TeamMember:
