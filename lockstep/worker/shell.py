@@ -54,7 +54,7 @@ from lockstep.worker.setup import Loader, gather
 from lockstep.worker.state import WorkerState
 from lockstep.worker.team.leader import Leader
 from lockstep.worker.team.meeting import Meeting, Session
-from lockstep.worker.team.member import Outcome, TeamMember
+from lockstep.worker.team.member import OrderOutcome, TeamMember
 from lockstep.worker.team.order import Order
 from lockstep.worker.team.progress import PATIENT, Patience
 from lockstep.worker.team.session import LeaderSetup, Surroundings, default_roots, foretell, lead
@@ -190,21 +190,21 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         assert self._at_hand is not None
         return machine.LeaseStopped(lease=self._at_hand, computed=1)
 
-    def _outcome_of(self, leader: Leader, outcome: Outcome) -> machine.Event:
+    def _outcome_of(self, leader: Leader, outcome: OrderOutcome) -> machine.Event:
         if self.state.steps is not None:
-            if outcome is Outcome.FAILED:
+            if outcome is OrderOutcome.FAILED:
                 error = leader.member.error or "another process of the team says why"
                 self.say(f"the team leaves steps to the server: {one_line(error)}")
-            return machine.StepsEnded(is_done=outcome is Outcome.DONE)
+            return machine.StepsEnded(is_done=outcome is OrderOutcome.DONE)
         lease, order = self._at_hand, leader.order
         assert lease is not None
         assert order is not None
         match outcome:
-            case Outcome.DONE:
+            case OrderOutcome.DONE:
                 return self._team_result(leader, order, lease)
-            case Outcome.STOPPED:
+            case OrderOutcome.STOPPED:
                 return self._stopped()
-            case Outcome.FAILED:
+            case OrderOutcome.FAILED:
                 # Whoever could not compute it would have found the same alone: so this process does, and reports it.
                 return self._compute_alone(lease)
             case _:

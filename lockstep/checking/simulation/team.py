@@ -20,7 +20,7 @@ from lockstep.worker.team.meeting import Session
 from lockstep.worker.team.member import TeamMember
 from lockstep.worker.team.memory import RESULT
 from lockstep.worker.team.order import Order
-from lockstep.worker.team.progress import Compute, MakeSlice, OrderProgress, Stage
+from lockstep.worker.team.progress import ComputeNode, MakeSlice, OrderProgress, OrderStage
 from lockstep.worker.team.updates import UpdateMaker
 
 #: Seconds that a fast process takes for a micro-batch, and for a slice.
@@ -146,30 +146,30 @@ class SimulatedMember(TeamMember):
         updates.marks = replace(updates.marks, keep_order=tick)
         updates.locks = [TickingLock.of(lock, tick) for lock in updates.locks]
 
-    def _begin_action(self, order: Order, progress: OrderProgress, action: Compute | MakeSlice) -> None:
+    def _begin_action(self, order: Order, progress: OrderProgress, action: ComputeNode | MakeSlice) -> None:
         super()._begin_action(order, progress, action)
         if self._begun is not None:
             # Between what it has found and what it writes.
             self.host.tick()
             self._spoil(order, self._begun)
 
-    def _spoil(self, order: Order, begun: Compute | MakeSlice) -> None:
+    def _spoil(self, order: Order, begun: ComputeNode | MakeSlice) -> None:
         """Fill what is begun with what is no number, until it is made."""
-        if isinstance(begun, Compute):
+        if isinstance(begun, ComputeNode):
             if order.work in OF_A_STEP:
                 self.memory.vector(self.memory.process, begun.row).fill(np.nan)
-        elif begun.stage is Stage.UPDATE:
+        elif begun.stage is OrderStage.UPDATE:
             assert self._updates is not None
             spoil_update(self._updates, begun.slice_, order)
         else:
             whole, process = self.memory.shape.slices[begun.slice_], self.memory.process
-            if begun.stage is Stage.ADDED:
+            if begun.stage is OrderStage.ADDED:
                 self.memory.own.reserve(RESULT)
                 whole.of(self.memory.vector(process, RESULT)).fill(np.nan)
             else:
                 self.memory.marks.squares[process, whole.start // BLOCK : -(-whole.stop // BLOCK)] = np.nan
 
-    def _compute(self, order: Order, part: Compute) -> None:
+    def _compute(self, order: Order, part: ComputeNode) -> None:
         self.host.work(len(part.node) * MICRO_BATCH_S)
         super()._compute(order, part)
 

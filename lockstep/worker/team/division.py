@@ -16,7 +16,7 @@ from lockstep.common.protocol.team_memory import OWN_PARTS
 DIFFERENT = 0.1
 
 
-class Part(NamedTuple):
+class TeamPart(NamedTuple):
     """A node that a process computes."""
 
     node: Node
@@ -24,11 +24,11 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class OrderPlan:
     """Who does what in an order."""
 
     #: In the order of their micro-batches, which are those of the order.
-    parts: tuple[Part, ...]
+    parts: tuple[TeamPart, ...]
     #: Those that make slices of vectors, in turn.
     owners: tuple[int, ...]
 
@@ -43,14 +43,14 @@ class Plan:
         return list(range(self.owners.index(process), slices, len(self.owners)))
 
 
-class Division(NamedTuple):
+class OrderWork(NamedTuple):
     """What is to be divided: a node of the tree over so many micro-batches."""
 
     node: Node
     micro_batches: int
 
 
-def plan_for(what: Division, seconds: Mapping[int, float]) -> Plan:
+def plan_for(what: OrderWork, seconds: Mapping[int, float]) -> OrderPlan:
     """Divide an order among processes, by the seconds that each takes for a micro-batch.
 
     Each of at least one gets as many micro-batches as it can compute until all are done, in at most `OWN_PARTS` nodes.
@@ -58,12 +58,12 @@ def plan_for(what: Division, seconds: Mapping[int, float]) -> Plan:
     grain = 1
     while (parts := _share_out(what, seconds, grain)) is None:
         grain *= 2
-    return Plan(tuple(parts), tuple(sorted(seconds)))
+    return OrderPlan(tuple(parts), tuple(sorted(seconds)))
 
 
-def _share_out(what: Division, seconds: Mapping[int, float], grain: int) -> list[Part] | None:
+def _share_out(what: OrderWork, seconds: Mapping[int, float], grain: int) -> list[TeamPart] | None:
     """Share out a node in multiples of `grain` micro-batches; None if somebody would get too many nodes."""
-    node, parts, given = what.node, list[Part](), dict.fromkeys(seconds, 0)
+    node, parts, given = what.node, list[TeamPart](), dict.fromkeys(seconds, 0)
     takes_s = finishing_time_s(-(-len(node) // grain), [(0.0, grain * each_s) for each_s in seconds.values()])
     rooms = ((process, grain * whole(takes_s, grain * each_s)) for process, each_s in seconds.items())
     # The largest first, whosever it is: then each begins where a node as large does.
@@ -73,7 +73,7 @@ def _share_out(what: Division, seconds: Mapping[int, float], grain: int) -> list
     while at < node.hi:
         _, process, room = heappop(waiting)
         part = largest_node_at(at, node.hi, what.micro_batches, room)
-        parts.append(Part(part, process))
+        parts.append(TeamPart(part, process))
         at, room, given[process] = part.hi, room - len(part), given[process] + 1
         if given[process] > OWN_PARTS:
             return None
@@ -84,7 +84,7 @@ def _share_out(what: Division, seconds: Mapping[int, float], grain: int) -> list
 
 def share_of(node: Node, micro_batches: int, helpers: int, place: int) -> Node:
     """Return what one of so many helpers, all equal, computes of a node of somebody who is late."""
-    parts = plan_for(Division(node, micro_batches), dict.fromkeys(range(helpers), 1.0)).parts
+    parts = plan_for(OrderWork(node, micro_batches), dict.fromkeys(range(helpers), 1.0)).parts
     return parts[place % len(parts)].node
 
 
@@ -94,11 +94,11 @@ class Planner:
 
     #: Up to which factor in their times processes count as equally fast.
     even: float = 1.0
-    _what: Division | None = None
+    _what: OrderWork | None = None
     _seconds: Mapping[int, float] | None = None
-    _plan: Plan | None = None
+    _plan: OrderPlan | None = None
 
-    def plan(self, what: Division, seconds: Mapping[int, float]) -> Plan:
+    def plan(self, what: OrderWork, seconds: Mapping[int, float]) -> OrderPlan:
         """Return the plan of an order; `seconds` as for `plan_for`, 0 for a process that has computed nothing yet."""
         if self._plan is None or what != self._what or not self._is_near(seconds):
             least = min((one for one in seconds.values() if one > 0.0), default=1.0)

@@ -12,7 +12,7 @@ from lockstep.common.runtime.numerics import own_numerics
 from lockstep.common.statemachine.client import Exit
 from lockstep.worker.setup import Loader, Material, gather
 from lockstep.worker.team.meeting import Meeting, Session
-from lockstep.worker.team.member import Outcome, TeamMember
+from lockstep.worker.team.member import OrderOutcome, TeamMember
 from lockstep.worker.team.session import Surroundings, follow
 
 #: Most seconds that a process sleeps until it looks by itself whether there is something to do.
@@ -75,7 +75,7 @@ class TeamProcess:
         if due is not None and due > now:
             return self._sleep(due - now)
         outcome = member.advance()
-        if outcome is Outcome.FAILED:
+        if outcome is OrderOutcome.FAILED:
             self.around.say(f"process {self.meeting.process} of the team: {one_line(member.error)}")
         if not member.is_waiting():
             self._wake_up()

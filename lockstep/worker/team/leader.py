@@ -7,7 +7,7 @@ from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import Lease, MultiStepLease, Work
 from lockstep.common.protocol.team_memory import COMPUTE_S
 from lockstep.worker.team.meeting import Meeting
-from lockstep.worker.team.member import Outcome, TeamMember
+from lockstep.worker.team.member import OrderOutcome, TeamMember
 from lockstep.worker.team.order import Order, Steps
 
 #: Most seconds that the leader sleeps until it looks whether the server has sent something.
@@ -70,7 +70,7 @@ class Leader:
         self.member.begin(order)
         self.member.wake()
 
-    def advance(self, now: float) -> Outcome | None:
+    def advance(self, now: float) -> OrderOutcome | None:
         """Do what is due, or sleep a little; return how the order has ended if it has."""
         due = self.member.due()
         if due is not None and due > now:

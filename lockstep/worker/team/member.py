@@ -26,11 +26,19 @@ from lockstep.common.runtime.clock import Clock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.compute import Compute
 from lockstep.worker.node_sums import StoppedError
-from lockstep.worker.team.division import Division, Plan, Planner, missing_parts
+from lockstep.worker.team.division import OrderPlan, OrderWork, Planner, missing_parts
 from lockstep.worker.team.memory import RESULT, Computed, Copy, TeamMemory, write_plan
 from lockstep.worker.team.order import Order
-from lockstep.worker.team.progress import Action, Course, Look, MakeSlice, OrderProgress, Patience, Stage
-from lockstep.worker.team.progress import Compute as ComputePart
+from lockstep.worker.team.progress import (
+    Action,
+    ComputeNode,
+    Course,
+    Look,
+    MakeSlice,
+    OrderProgress,
+    OrderStage,
+    Patience,
+)
 from lockstep.worker.team.slices import Operands, SliceAdder
 from lockstep.worker.team.updates import UpdateMaker, UpdatePlace
 
@@ -52,7 +60,7 @@ class Bells(Protocol):
         ...
 
 
-class Outcome(Enum):
+class OrderOutcome(Enum):
     """How an order has ended for a process."""
 
     #: All of it is done, of a multi-step lease the last step.
@@ -99,7 +107,7 @@ class TeamMember:
     _copies: list[Copy] | None = None
     _slices: int = 0
     #: What was begun and is to be finished next.
-    _begun: ComputePart | MakeSlice | None = None
+    _begun: ComputeNode | MakeSlice | None = None
     _began: float = 0.0
     #: When all sums were there, of the order at hand and of the one before.
     _summed: float = 0.0
@@ -210,7 +218,7 @@ class TeamMember:
     def _drop(self) -> None:
         """Leave what was begun: a slice's lock is let go."""
         begun, self._begun = self._begun, None
-        if isinstance(begun, MakeSlice) and begun.stage is Stage.UPDATE and self._updates is not None:
+        if isinstance(begun, MakeSlice) and begun.stage is OrderStage.UPDATE and self._updates is not None:
             self._updates.locks[begun.slice_].release()
 
     def close(self) -> None:
@@ -235,7 +243,7 @@ class TeamMember:
 
     # One thing after the other
 
-    def advance(self) -> Outcome | None:
+    def advance(self) -> OrderOutcome | None:
         """Do what is due; return how the order has ended if it has.
 
         All that is due, but no more than one computation; or, if `is_stepwise`, one thing after the other.
@@ -251,10 +259,10 @@ class TeamMember:
         if progress is None or self._begun is not None:
             return progress is not None
         if progress.todo:
-            return not isinstance(progress.todo[0], ComputePart)
+            return not isinstance(progress.todo[0], ComputeNode)
         return progress.waits_since is None
 
-    def _advance(self) -> Outcome | None:
+    def _advance(self) -> OrderOutcome | None:
         progress, order = self.progress, self.order
         assert progress is not None
         assert order is not None
@@ -262,7 +270,7 @@ class TeamMember:
             outcome = self._do(order, progress, progress.action())
         except StoppedError:
             self._drop()
-            outcome = self._catch_up(order) if order.steps is not None else Outcome.STOPPED
+            outcome = self._catch_up(order) if order.steps is not None else OrderOutcome.STOPPED
         except Exception as error:  # noqa: BLE001  # a user's model may raise anything, and will again, lease by lease
             self.error = f"{type(error).__name__}: {error}"
             outcome = self._fail(order)
@@ -270,13 +278,13 @@ class TeamMember:
             self.stop()
         return outcome
 
-    def _fail(self, order: Order) -> Outcome:
+    def _fail(self, order: Order) -> OrderOutcome:
         """Show that we cannot carry out an order."""
         self.memory.show("failed", order.number)
         self.wake()
-        return Outcome.FAILED
+        return OrderOutcome.FAILED
 
-    def _do(self, order: Order, progress: OrderProgress, action: Action) -> Outcome | None:
+    def _do(self, order: Order, progress: OrderProgress, action: Action) -> OrderOutcome | None:
         if isinstance(action, Look):
             return self._look(order, progress, action.stage)
         if self._begun is None:
@@ -290,18 +298,18 @@ class TeamMember:
         progress.on_made(self.clock.now())
         return None
 
-    def _finish(self, order: Order, begun: ComputePart | MakeSlice) -> bool:
+    def _finish(self, order: Order, begun: ComputeNode | MakeSlice) -> bool:
         """Make what was begun; return False if it is not finite."""
-        if isinstance(begun, ComputePart):
+        if isinstance(begun, ComputeNode):
             self._compute(order, begun)
             return True
         return self._make(order, begun)
 
-    def _begin_action(self, order: Order, progress: OrderProgress, action: ComputePart | MakeSlice) -> None:
+    def _begin_action(self, order: Order, progress: OrderProgress, action: ComputeNode | MakeSlice) -> None:
         self._began = self.clock.now()
-        if isinstance(action, ComputePart):
+        if isinstance(action, ComputeNode):
             self._begin_sums(order, progress, action)
-        elif action.stage is Stage.UPDATE:
+        elif action.stage is OrderStage.UPDATE:
             assert self._updates is not None  # there is an update
             if self._updates.begin(action.slice_, order):
                 self._begun = action
@@ -310,7 +318,7 @@ class TeamMember:
         else:
             self._begun = action
 
-    def _begin_sums(self, order: Order, progress: OrderProgress, part: ComputePart) -> None:
+    def _begin_sums(self, order: Order, progress: OrderProgress, part: ComputeNode) -> None:
         if order.steps is not None and not self.is_wanted():
             # The vector may hold sums of the step that the others are at: of a process that was here before us.
             raise StoppedError(0)
@@ -335,7 +343,7 @@ class TeamMember:
 
     # Sums
 
-    def _compute(self, order: Order, part: ComputePart) -> None:
+    def _compute(self, order: Order, part: ComputeNode) -> None:
         compute, began = self.compute, self.clock.now()
         compute.turn(order.step, into=self.first_row + part.row)
         if order.work in OF_A_STEP:
@@ -375,11 +383,11 @@ class TeamMember:
         if operands is None:
             # All sums were there: so others have made the slice, and are at the next step.
             raise StoppedError(0)
-        if making.stage is Stage.UPDATE:
+        if making.stage is OrderStage.UPDATE:
             return self._update(order, making.slice_, operands)
         process, whole = self.memory.process, self.memory.shape.slices[making.slice_]
         marks, name = self.memory.marks, "added"
-        if making.stage is Stage.ADDED:
+        if making.stage is OrderStage.ADDED:
             self.memory.own.reserve(RESULT)
             result = self.memory.vector(process, RESULT)
             self.adder.total(operands, whole, result)
@@ -419,12 +427,12 @@ class TeamMember:
 
     # Looking
 
-    def _look(self, order: Order, progress: OrderProgress, stage: Stage) -> Outcome | None:
+    def _look(self, order: Order, progress: OrderProgress, stage: OrderStage) -> OrderOutcome | None:
         now = self.clock.now()
         if self._has_failed(order):
-            return Outcome.FAILED
+            return OrderOutcome.FAILED
         if self.memory.marks.newest > order.last_number:
-            return Outcome.STOPPED
+            return OrderOutcome.STOPPED
         if order.steps is not None:
             updates = self._updates
             assert updates is not None
@@ -433,11 +441,11 @@ class TeamMember:
         missing = self._missing(order, stage)
         idle = self._idle(order) if missing and now >= progress.late else ()
         progress.on_seen(missing, idle, now)
-        if not missing and stage is Stage.SUMS:
+        if not missing and stage is OrderStage.SUMS:
             self._summed_before, self._summed = self._summed, now
         if not progress.is_done:
             return None
-        return Outcome.DONE if order.steps is None else self._catch_up(order)
+        return OrderOutcome.DONE if order.steps is None else self._catch_up(order)
 
     def _has_failed(self, order: Order) -> bool:
         """Tell the leader whether somebody cannot carry out an order: it computes that alone, or leaves it."""
@@ -445,8 +453,8 @@ class TeamMember:
             return False
         return bool((self.memory.marks.processes["failed"] >= order.first_number).any())
 
-    def _missing(self, order: Order, stage: Stage) -> Sequence[Node] | Sequence[int]:
-        if stage is Stage.SUMS:
+    def _missing(self, order: Order, stage: OrderStage) -> Sequence[Node] | Sequence[int]:
+        if stage is OrderStage.SUMS:
             if self.memory.is_covered(order.number, order.node):
                 return ()
             progress = self.progress
@@ -454,11 +462,11 @@ class TeamMember:
                 return (order.node,)  # it does not matter what
             covered = self.memory.covered(order.number, order.node)
             return missing_parts([part.node for part in order.plan.parts], covered, order.node.lo)
-        if stage is Stage.UPDATE:
+        if stage is OrderStage.UPDATE:
             assert self._updates is not None
             return self._updates.missing(order.step)
         marks = self.memory.marks
-        return self.memory.missing_slices(marks.added if stage is Stage.ADDED else marks.squared, order.number)
+        return self.memory.missing_slices(marks.added if stage is OrderStage.ADDED else marks.squared, order.number)
 
     def _idle(self, order: Order) -> list[int]:
         """Return the processes that have seen an order, and all of whose parts are there."""
@@ -467,18 +475,18 @@ class TeamMember:
         present = [process for process in range(len(at)) if at[process] == order.number]
         return [one for one in present if not missing_parts(order.plan.of(one), covered, order.node.lo)]
 
-    def _catch_up(self, order: Order) -> Outcome | None:
+    def _catch_up(self, order: Order) -> OrderOutcome | None:
         """Go on with the step that the team is at; return how the multi-step lease has ended if it has."""
         updates, steps = self._updates, order.steps
         assert updates is not None
         assert steps is not None
         made = updates.marks.least()
         if not updates.may_make(order):
-            return Outcome.STOPPED
+            return OrderOutcome.STOPPED
         if made >= steps.last:
-            return Outcome.DONE
+            return OrderOutcome.DONE
         if made <= order.step:
-            return Outcome.STOPPED
+            return OrderOutcome.STOPPED
         entry = updates.marks.entries[(made - 1) % ENTRIES]
         plan = self.memory.plan_in(entry["next"], lambda: int(entry["step"]) == made - 1)
         if plan is not None:  # otherwise others are even further: look again
@@ -522,11 +530,11 @@ class TeamMember:
 
     # Plans
 
-    def plan(self, work: str, node: Node, before: Order | None) -> Plan:
+    def plan(self, work: str, node: Node, before: Order | None) -> OrderPlan:
         """Return who computes what of the next order, and makes which slices: those who were not late with the last."""
         seconds = self.memory.marks.seconds.tolist()
         processes = self.present(before)
-        division = Division(node, self.compute.batches.micro_batches_of(work))  # type: ignore[arg-type]
+        division = OrderWork(node, self.compute.batches.micro_batches_of(work))  # type: ignore[arg-type]
         return self.planner.plan(division, {process: seconds[process] for process in processes})
 
     def present(self, before: Order | None) -> list[int]:

@@ -29,7 +29,7 @@ from lockstep.common.protocol.team_memory import (
 )
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.common.transport.shared_memory.segment import PAGE_BYTES, Segment
-from lockstep.worker.team.division import Part, Plan
+from lockstep.worker.team.division import OrderPlan, TeamPart
 from lockstep.worker.team.order import Order, Steps
 
 #: The vector into which a process adds up slices: the one behind those of its rows.
@@ -103,7 +103,7 @@ class TeamMemory:
     #: How often we have computed.
     _measured: int = 0
     #: The plan that was read last, and its bytes.
-    _plan: tuple[bytes, Plan] = b"", Plan((), ())
+    _plan: tuple[bytes, OrderPlan] = b"", OrderPlan((), ())
     #: Called between what is written, or read, in an order that others rely on.
     keep_order: Callable[[], None] = keep_order
     #: By process, its vectors.
@@ -308,7 +308,7 @@ class TeamMemory:
             steps=steps if lease else None,
         )
 
-    def plan_in(self, cells: NDArray[np.void], is_whole: Callable[[], bool] = lambda: True) -> Plan | None:
+    def plan_in(self, cells: NDArray[np.void], is_whole: Callable[[], bool] = lambda: True) -> OrderPlan | None:
         """Return the plan in a field of `TeamShape.plan`: most often that of the order before.
 
         None unless it is whole, before and after it was read.
@@ -339,7 +339,7 @@ class Computed:
     ended_s: float
 
 
-def write_plan(cells: NDArray[np.void], plan: Plan) -> None:
+def write_plan(cells: NDArray[np.void], plan: OrderPlan) -> None:
     """Write a plan into a field of `TeamShape.plan`."""
     count = len(plan.parts)
     cells["given"] = count
@@ -348,8 +348,8 @@ def write_plan(cells: NDArray[np.void], plan: Plan) -> None:
     cells["owners"][: len(plan.owners)] = plan.owners
 
 
-def read_plan(cells: NDArray[np.void]) -> Plan:
+def read_plan(cells: NDArray[np.void]) -> OrderPlan:
     """Return the plan in a field of `TeamShape.plan`."""
     rows: list[list[int]] = cells["parts"][: int(cells["given"])].tolist()
     owners: list[int] = cells["owners"][: int(cells["active"])].tolist()
-    return Plan(tuple(Part(Node(lo, hi), process) for lo, hi, process in rows), tuple(owners))
+    return OrderPlan(tuple(TeamPart(Node(lo, hi), process) for lo, hi, process in rows), tuple(owners))

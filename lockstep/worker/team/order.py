@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import OF_A_STEP, Work
-from lockstep.worker.team.division import Plan
-from lockstep.worker.team.progress import Stage
+from lockstep.worker.team.division import OrderPlan
+from lockstep.worker.team.progress import OrderStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,21 +27,21 @@ class Order:
     work: Work
     step: int
     node: Node
-    plan: Plan
+    plan: OrderPlan
     #: Which memory holds the weights, as in `Lease`.
     memory: int = 0
     #: The multi-step lease of which this is a step, None for a lease.
     steps: Steps | None = None
 
-    def stages(self, slices: int, updated: int, *, clips: bool) -> tuple[tuple[Stage, int], ...]:
+    def stages(self, slices: int, updated: int, *, clips: bool) -> tuple[tuple[OrderStage, int], ...]:
         """Return what is made, one after the other, with the number of slices: those of the team, and of updates."""
-        sums = (Stage.SUMS, 0)
+        sums = (OrderStage.SUMS, 0)
         if self.steps is None:
-            return (sums, (Stage.ADDED, slices)) if self.work in OF_A_STEP else (sums,)
-        update = (Stage.UPDATE, updated)
-        return (sums, (Stage.SQUARES, slices), update) if clips else (sums, update)
+            return (sums, (OrderStage.ADDED, slices)) if self.work in OF_A_STEP else (sums,)
+        update = (OrderStage.UPDATE, updated)
+        return (sums, (OrderStage.SQUARES, slices), update) if clips else (sums, update)
 
-    def following(self, step: int, plan: Plan) -> "Order":
+    def following(self, step: int, plan: OrderPlan) -> "Order":
         """Return the order of a later step of the same multi-step lease."""
         return replace(self, number=self.number + step - self.step, step=step, plan=plan)
 

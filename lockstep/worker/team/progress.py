@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.team_memory import OWN_PARTS, WHOLE_ROW
-from lockstep.worker.team.division import Plan, share_of
+from lockstep.worker.team.division import OrderPlan, share_of
 
 
-class Stage(Enum):
+class OrderStage(Enum):
     """What the processes of a team make together, in this order."""
 
     #: Sums over nodes of the step's tree, or tallies of an evaluation's.
@@ -29,7 +29,7 @@ class Stage(Enum):
     UPDATE = "update"
 
 
-class Compute(NamedTuple):
+class ComputeNode(NamedTuple):
     """Compute the sums over a node into the process's vector of that number."""
 
     node: Node
@@ -39,17 +39,17 @@ class Compute(NamedTuple):
 class MakeSlice(NamedTuple):
     """Make a slice of a stage's vector."""
 
-    stage: Stage
+    stage: OrderStage
     slice_: int
 
 
 class Look(NamedTuple):
     """Look what is there of a stage."""
 
-    stage: Stage
+    stage: OrderStage
 
 
-Action = Compute | MakeSlice | Look
+Action = ComputeNode | MakeSlice | Look
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class Course:
     node: Node
     #: Micro-batches of the whole tree.
     micro_batches: int
-    plan: Plan
+    plan: OrderPlan
     #: What is made, one after the other, with the number of its slices.
-    stages: tuple[tuple[Stage, int], ...]
+    stages: tuple[tuple[OrderStage, int], ...]
     #: Seconds that a micro-batch takes each process, 0 if that is not known.
     seconds: Sequence[float]
     patience: Patience
@@ -117,8 +117,8 @@ class OrderProgress:
     since: float
     due: float = field(init=False)
     late: float = field(init=False)
-    stage: Stage = field(init=False)
-    todo: deque[Compute | MakeSlice] = field(default_factory=deque)
+    stage: OrderStage = field(init=False)
+    todo: deque[ComputeNode | MakeSlice] = field(default_factory=deque)
     #: When it first looked in this stage and did not find all, None if it has not.
     waits_since: float | None = None
     #: The vector that the next part of somebody else's goes into.
@@ -167,8 +167,8 @@ class OrderProgress:
         if self.is_done:
             return
         course, (self.stage, slices) = self.course, self.course.stages[self._place]
-        if self.stage is Stage.SUMS:
-            self.todo.extend(Compute(node, row) for row, node in enumerate(course.plan.of(course.process)))
+        if self.stage is OrderStage.SUMS:
+            self.todo.extend(ComputeNode(node, row) for row, node in enumerate(course.plan.of(course.process)))
             self.late = now + course.expected_s() + course.slack_s()
         else:
             self.todo.extend(MakeSlice(self.stage, slice_) for slice_ in course.plan.slices_of(course.process, slices))
@@ -185,9 +185,9 @@ class OrderProgress:
         elif self._row < WHOLE_ROW:
             helpers = len(range(place % len(missing), max(len(idle), 1), len(missing)))
             share = share_of(unit, course.micro_batches, helpers, place // len(missing))
-            self.todo.append(Compute(share, self._row))
+            self.todo.append(ComputeNode(share, self._row))
             self._row += 1
             self.late = now + course.slack_s()
         else:
             # It has no other vector left, and needs none.
-            self.todo.append(Compute(course.node, WHOLE_ROW))
+            self.todo.append(ComputeNode(course.node, WHOLE_ROW))

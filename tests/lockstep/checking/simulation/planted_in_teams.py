@@ -14,7 +14,7 @@ from lockstep.ps.server.server import Server
 from lockstep.ps.shared_memory.multi_step import MultiStepControl, MultiStepEffect
 from lockstep.worker.team.memory import Copy, TeamMemory
 from lockstep.worker.team.order import Order
-from lockstep.worker.team.progress import Compute, MakeSlice, OrderProgress
+from lockstep.worker.team.progress import ComputeNode, MakeSlice, OrderProgress
 from lockstep.worker.team.slices import Operands
 from lockstep.worker.team.updates import UpdateMaker
 from tests.lockstep.checking.simulation.planted import OTHER_LOSSES, OTHER_WEIGHTS, Planted
@@ -66,10 +66,10 @@ def making(kind: type[UpdateMaker]) -> Parts:
 class Boastful(SimulatedMember):
     """Shows sums before they are written."""
 
-    def _begin_action(self, order: Order, progress: OrderProgress, action: Compute | MakeSlice) -> None:
+    def _begin_action(self, order: Order, progress: OrderProgress, action: ComputeNode | MakeSlice) -> None:
         super()._begin_action(order, progress, action)
         begun, nodes = self._begun, self.memory.marks.nodes[self.memory.process]
-        if isinstance(begun, Compute) and order.work in OF_A_STEP:
+        if isinstance(begun, ComputeNode) and order.work in OF_A_STEP:
             nodes[begun.row, LO : HI + 1] = begun.node.lo, begun.node.hi
             nodes[begun.row, ORDER] = order.number
 

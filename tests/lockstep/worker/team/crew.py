@@ -32,7 +32,7 @@ from lockstep.worker.compute import Compute
 from lockstep.worker.gradient_sink import SendBucket
 from lockstep.worker.setup import attach
 from lockstep.worker.team.leader import Leader
-from lockstep.worker.team.member import Outcome, TeamMember
+from lockstep.worker.team.member import OrderOutcome, TeamMember
 from lockstep.worker.team.memory import TeamMemory
 from lockstep.worker.team.progress import PATIENT, Patience
 from lockstep.worker.team.updates import UpdatePlace
@@ -116,7 +116,7 @@ class Crew:
     leader: Leader = field(init=False)
     #: The processes in the middle of something, the innermost last; how the last order has ended for which.
     acting: list[int] = field(default_factory=list)
-    ended: dict[int, Outcome] = field(default_factory=dict)
+    ended: dict[int, OrderOutcome] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.leader = Leader(self.members[0], None)
@@ -172,7 +172,7 @@ class Crew:
         self.clock.advance(TICK_S)
         self.check()
 
-    def _act(self, process: int, member: TeamMember) -> Outcome | None:
+    def _act(self, process: int, member: TeamMember) -> OrderOutcome | None:
         if member.is_busy:
             return self.leader.advance(self.clock.now()) if process == 0 else member.advance()
         order = member.newest()
@@ -263,7 +263,7 @@ class Crew:
 
     # What it works on
 
-    def work(self, lease: Lease) -> Outcome:
+    def work(self, lease: Lease) -> OrderOutcome:
         """Let the team compute a lease; return how it has ended for the leader."""
         self.ended.pop(0, None)
         self.leader.begin_lease(lease)

@@ -7,25 +7,34 @@ from hypothesis import strategies as st
 from lockstep.common.aggregation.finishing_time import finishing_time_s
 from lockstep.common.aggregation.tree import Node, is_node, largest_node_at
 from lockstep.common.protocol.team_memory import OWN_PARTS
-from lockstep.worker.team.division import DIFFERENT, Division, Part, Plan, Planner, missing_parts, plan_for, share_of
+from lockstep.worker.team.division import (
+    DIFFERENT,
+    OrderPlan,
+    OrderWork,
+    Planner,
+    TeamPart,
+    missing_parts,
+    plan_for,
+    share_of,
+)
 
 #: Seconds of a micro-batch, by process; the first is the leader, which may be missing.
 SPEEDS = st.dictionaries(st.integers(0, 15), st.floats(1e-6, 10.0), min_size=1, max_size=9)
 
 
 @st.composite
-def divisions(draw: st.DrawFn) -> Division:
+def divisions(draw: st.DrawFn) -> OrderWork:
     """Return any node of any tree."""
     micro_batches = draw(st.integers(1, 200))
     lo = draw(st.integers(0, micro_batches - 1))
-    return Division(
+    return OrderWork(
         largest_node_at(lo, micro_batches, micro_batches, draw(st.integers(1, micro_batches))), micro_batches
     )
 
 
 @settings(derandomize=True, deadline=None)
 @given(divisions(), SPEEDS)
-def test_every_micro_batch_is_given_once_in_few_nodes(what: Division, seconds: dict[int, float]) -> None:
+def test_every_micro_batch_is_given_once_in_few_nodes(what: OrderWork, seconds: dict[int, float]) -> None:
     plan = plan_for(what, seconds)
     assert [m for part in plan.parts for m in range(part.node.lo, part.node.hi)] == list(
         range(what.node.lo, what.node.hi)
@@ -48,13 +57,13 @@ def test_every_micro_batch_is_given_once_in_few_nodes(what: Division, seconds: d
     ],
 )
 def test_all_are_done_when_they_can_be_at_the_earliest(micro_batches: int, seconds: dict[int, float]) -> None:
-    plan = plan_for(Division(Node(0, micro_batches), micro_batches), seconds)
+    plan = plan_for(OrderWork(Node(0, micro_batches), micro_batches), seconds)
     took = max(sum(map(len, plan.of(process))) * each_s for process, each_s in seconds.items())
     assert took == finishing_time_s(micro_batches, [(0.0, each_s) for each_s in seconds.values()])
 
 
 def test_so_many_that_each_gets_few_nodes_are_given_in_larger_pieces() -> None:
-    what = Division(Node(0, 4096), 4096)
+    what = OrderWork(Node(0, 4096), 4096)
     plan = plan_for(what, {process: 1.0 + process / 7 for process in range(9)})
     assert max(len(plan.of(process)) for process in range(9)) <= OWN_PARTS
     took = max(sum(map(len, plan.of(process))) * (1.0 + process / 7) for process in range(9))
@@ -63,20 +72,20 @@ def test_so_many_that_each_gets_few_nodes_are_given_in_larger_pieces() -> None:
 
 
 def test_one_that_is_much_too_slow_gets_nothing_and_still_makes_slices() -> None:
-    plan = plan_for(Division(Node(0, 4), 4), {0: 1.0, 1: 100.0})
+    plan = plan_for(OrderWork(Node(0, 4), 4), {0: 1.0, 1: 100.0})
     assert (plan.of(0), plan.of(1)) == ([Node(0, 4)], [])
     assert plan.slices_of(1, 5) == [1, 3]
 
 
 def test_slices_are_made_in_turn_by_the_processes_of_the_plan() -> None:
-    plan = Plan((Part(Node(0, 1), 4),), (2, 4, 7))
+    plan = OrderPlan((TeamPart(Node(0, 1), 4),), (2, 4, 7))
     assert [plan.slices_of(process, 7) for process in (2, 4, 7, 3)] == [[0, 3, 6], [1, 4], [2, 5], []]
     assert plan.slices_of(7, 2) == []
 
 
 @settings(derandomize=True, deadline=None)
 @given(divisions(), st.integers(1, 9))
-def test_helpers_share_all_of_a_part(what: Division, helpers: int) -> None:
+def test_helpers_share_all_of_a_part(what: OrderWork, helpers: int) -> None:
     shares = [share_of(what.node, what.micro_batches, helpers, place) for place in range(2 * helpers)]
     covered = bytearray(what.micro_batches)
     for share in shares:
@@ -96,7 +105,7 @@ def test_parts_of_which_something_is_missing() -> None:
 # A plan is kept
 
 
-WHAT = Division(Node(0, 8), 8)
+WHAT = OrderWork(Node(0, 8), 8)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +123,7 @@ def test_a_plan_is_kept_as_long_as_the_same_are_as_fast(then: dict[int, float], 
     planner = Planner()
     first = planner.plan(WHAT, {0: 1.0, 1: 2.0})
     assert (planner.plan(WHAT, then) is first) == is_kept
-    assert planner.plan(Division(Node(0, 4), 8), then) is not first
+    assert planner.plan(OrderWork(Node(0, 4), 8), then) is not first
 
 
 def test_small_changes_that_go_on_lead_to_another_plan_in_the_end() -> None:

@@ -12,7 +12,7 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import Lease, Work
 from lockstep.worker.gradient_sink import NotFiniteError
 from lockstep.worker.team.leader import Found
-from lockstep.worker.team.member import Outcome
+from lockstep.worker.team.member import OrderOutcome
 from lockstep.worker.team.progress import CROWDED, PATIENT, Patience
 from tests.lockstep.worker.team.crew import TEAM_JOBS, Alone, Crew, FaultyCompute, Turns, bits, whole, wide
 from tests.simulation.small import JOBS, job_of, long_test_set
@@ -37,7 +37,7 @@ def check(crew: Crew, alone: Alone, lease: Lease) -> None:
     """Let a crew compute a lease, and check that it finds what one process finds."""
     sums, tally, losses = alone.train(lease.step, lease.node())
     expected = bits(sums)
-    assert crew.work(lease) is Outcome.DONE
+    assert crew.work(lease) is OrderOutcome.DONE
     what, vector = found(crew)
     assert (vector, what.tally, what.losses) == (expected, tally, losses)
 
@@ -112,7 +112,7 @@ def test_who_wakes_up_late_does_no_harm(patience: Patience, memory: Path) -> Non
             outcome = crew.work(whole(job, 0))
             if not results:
                 results.append((0, found(crew)[1]))
-            assert outcome is Outcome.DONE
+            assert outcome is OrderOutcome.DONE
             assert results == [(step, bits(alone.train(step, Node(0, 6))[0])) for step, _ in results]
             # It is in again with the next one.
             crew.turns.reset()
@@ -128,7 +128,7 @@ def test_an_evaluation_is_divided_too(work: Work, memory: Path) -> None:
     with crew_of(Crew.of(job, 3, memory, Turns(2), data=long_test_set())) as crew:
         alone = Alone.of(job, long_test_set())
         chunks = alone.compute.batches.micro_batches_of(work)
-        assert crew.work(whole(job, 0, work, chunks)) is Outcome.DONE
+        assert crew.work(whole(job, 0, work, chunks)) is OrderOutcome.DONE
         order = crew.leader.order
         assert order is not None
         result = crew.leader.found(order, None)
@@ -147,13 +147,13 @@ def test_one_that_cannot_compute_its_part_leaves_the_lease_to_the_leader(process
         compute = crew.members[process].compute
         assert isinstance(compute, FaultyCompute)
         compute.fault = NotFiniteError(2, "1 (Linear)")
-        assert crew.work(whole(job)) is Outcome.FAILED
+        assert crew.work(whole(job)) is OrderOutcome.FAILED
         assert crew.members[process].error.startswith("NotFiniteError: ")
         # The order is over for the others too once there is another one, and that is as if nothing had been.
         compute.fault = None
         check(crew, alone, whole(job, 1))
         crew.run()
-        assert crew.ended == dict.fromkeys(range(3), Outcome.DONE)
+        assert crew.ended == dict.fromkeys(range(3), OrderOutcome.DONE)
 
 
 def test_what_nobody_wants_any_more_is_stopped(memory: Path) -> None:

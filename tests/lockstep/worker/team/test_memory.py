@@ -13,12 +13,12 @@ from lockstep.common.errors import SharingError
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.team_memory import ORDERS, OWN_PARTS, ROWS, WORKS, TeamShape
 from lockstep.common.transport.shared_memory.folder import SharedFolder
-from lockstep.worker.team.division import Division, Part, Plan, plan_for
+from lockstep.worker.team.division import OrderPlan, OrderWork, TeamPart, plan_for
 from lockstep.worker.team.memory import RESULT, Computed, Copy, OwnVectors, TeamMemory
 from lockstep.worker.team.order import Order, Steps
 
 SHAPE = TeamShape(processes=3, micro_batches=8, size=5000, clips=False)
-PLAN = plan_for(Division(Node(0, 8), 8), {0: 1.0, 1: 1.5, 2: 4.0})
+PLAN = plan_for(OrderWork(Node(0, 8), 8), {0: 1.0, 1: 1.5, 2: 4.0})
 
 
 @contextmanager
@@ -150,11 +150,11 @@ def test_the_last_orders_are_kept_and_older_ones_are_none(team: list[TeamMemory]
 @pytest.mark.parametrize(
     "plan",
     [
-        Plan((Part(Node(0, 8), 2),), (0, 1, 2)),
-        Plan(tuple(Part(Node(m % 8, m % 8 + 1), m % 3) for m in range(3 * OWN_PARTS)), (2,)),
+        OrderPlan((TeamPart(Node(0, 8), 2),), (0, 1, 2)),
+        OrderPlan(tuple(TeamPart(Node(m % 8, m % 8 + 1), m % 3) for m in range(3 * OWN_PARTS)), (2,)),
     ],
 )
-def test_a_plan_is_read_as_it_was_written_whatever_was_there_before(plan: Plan, team: list[TeamMemory]) -> None:
+def test_a_plan_is_read_as_it_was_written_whatever_was_there_before(plan: OrderPlan, team: list[TeamMemory]) -> None:
     for number, one in enumerate((PLAN, plan, PLAN, plan), 1):
         team[0].give(order_of(number, plan=one))
         order = team[1].read(number)

@@ -6,28 +6,30 @@ import pytest
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.team_memory import OWN_PARTS, ROWS, WHOLE_ROW
-from lockstep.worker.team.division import Part, Plan
+from lockstep.worker.team.division import OrderPlan, TeamPart
 from lockstep.worker.team.progress import (
     CROWDED,
     PATIENT,
     SLEEP_S,
     UNKNOWN_S,
-    Compute,
+    ComputeNode,
     Course,
     Look,
     MakeSlice,
     OrderProgress,
-    Stage,
+    OrderStage,
     patience_of,
 )
 
-PLAN = Plan((Part(Node(0, 2), 0), Part(Node(2, 3), 1), Part(Node(3, 4), 0), Part(Node(4, 8), 2)), (0, 1, 2))
+PLAN = OrderPlan(
+    (TeamPart(Node(0, 2), 0), TeamPart(Node(2, 3), 1), TeamPart(Node(3, 4), 0), TeamPart(Node(4, 8), 2)), (0, 1, 2)
+)
 COURSE = Course(
     process=0,
     node=Node(0, 8),
     micro_batches=8,
     plan=PLAN,
-    stages=((Stage.SUMS, 0), (Stage.UPDATE, 4)),
+    stages=((OrderStage.SUMS, 0), (OrderStage.UPDATE, 4)),
     seconds=[0.1, 0.2, 0.1],
     patience=PATIENT,
 )
@@ -50,25 +52,25 @@ def waiting(now: float = 10.0, **values: object) -> OrderProgress:
 
 def test_its_own_parts_come_first_each_in_a_vector_of_its_own_and_then_it_looks() -> None:
     progress = begun()
-    assert progress.action() == Compute(Node(0, 2), 0)
+    assert progress.action() == ComputeNode(Node(0, 2), 0)
     progress.on_made(10.1)
-    assert (progress.action(), progress.due) == (Compute(Node(3, 4), 1), 10.1)
+    assert (progress.action(), progress.due) == (ComputeNode(Node(3, 4), 1), 10.1)
     progress.on_made(10.2)
-    assert (progress.action(), progress.due) == (Look(Stage.SUMS), 10.2)
+    assert (progress.action(), progress.due) == (Look(OrderStage.SUMS), 10.2)
 
 
 def test_who_has_no_part_looks_at_once() -> None:
-    assert begun(process=3, seconds=[0.1] * 4).action() == Look(Stage.SUMS)
+    assert begun(process=3, seconds=[0.1] * 4).action() == Look(OrderStage.SUMS)
 
 
 def test_stages_follow_one_another_until_all_are_done() -> None:
     progress = waiting()
     progress.on_seen((), NOBODY, 11.0)
-    assert (progress.action(), progress.due, progress.is_done) == (MakeSlice(Stage.UPDATE, 0), 11.0, False)
+    assert (progress.action(), progress.due, progress.is_done) == (MakeSlice(OrderStage.UPDATE, 0), 11.0, False)
     progress.on_made(11.1)
-    assert progress.action() == MakeSlice(Stage.UPDATE, 3)
+    assert progress.action() == MakeSlice(OrderStage.UPDATE, 3)
     progress.on_made(11.2)
-    assert progress.action() == Look(Stage.UPDATE)
+    assert progress.action() == Look(OrderStage.UPDATE)
     progress.on_seen((), NOBODY, 11.3)
     assert progress.is_done
 
@@ -80,7 +82,7 @@ def test_it_looks_without_a_pause_first_and_then_now_and_then() -> None:
     now = 10.0 + PATIENT.spin_s
     progress.on_seen([Node(4, 8)], NOBODY, now)
     assert now < progress.due <= now + SLEEP_S
-    assert progress.action() == Look(Stage.SUMS)
+    assert progress.action() == Look(OrderStage.SUMS)
 
 
 def test_where_processes_wait_for_a_core_it_gives_way_at_once_and_waits_longer() -> None:
@@ -97,7 +99,7 @@ def test_nothing_is_taken_over_before_it_is_late() -> None:
     late = 10.0 + 0.4 + PATIENT.slack_s + 0.1 * PATIENT.slack
     assert progress.late == pytest.approx(late)
     progress.on_seen([Node(4, 8)], [0, 1], late - 1e-3)
-    assert progress.action() == Look(Stage.SUMS)
+    assert progress.action() == Look(OrderStage.SUMS)
     assert progress.due <= progress.late
 
 
@@ -111,7 +113,7 @@ def test_what_is_late_is_computed_by_who_is_idle_each_another_part_of_it() -> No
         progress = waiting(process=process)
         progress.on_seen([Node(4, 8)], [0, 1], progress.late)
         found.append(progress.action())
-    assert found == [Compute(Node(4, 6), OWN_PARTS), Compute(Node(6, 8), OWN_PARTS)]
+    assert found == [ComputeNode(Node(4, 6), OWN_PARTS), ComputeNode(Node(6, 8), OWN_PARTS)]
 
 
 def test_of_several_late_parts_the_idle_take_one_each() -> None:
@@ -120,7 +122,7 @@ def test_of_several_late_parts_the_idle_take_one_each() -> None:
         progress = waiting(process=process, seconds=[0.1] * 5)
         progress.on_seen(missing, [0, 3, 4], progress.late)
         found.append(progress.action())
-    assert [one.node for one in found if isinstance(one, Compute)] == [Node(2, 3), Node(4, 8), Node(2, 3)]
+    assert [one.node for one in found if isinstance(one, ComputeNode)] == [Node(2, 3), Node(4, 8), Node(2, 3)]
 
 
 def test_one_that_is_alone_left_computes_everything() -> None:
@@ -128,14 +130,14 @@ def test_one_that_is_alone_left_computes_everything() -> None:
     now = progress.late
     for node, row in ((Node(2, 3), OWN_PARTS), (Node(4, 8), OWN_PARTS + 1)):
         progress.on_seen(missing, [0], now)
-        assert progress.action() == Compute(node, row)
+        assert progress.action() == ComputeNode(node, row)
         progress.on_made(now)
         missing = missing[1:]
         # It waits a little before the next.
         assert progress.late > now
         now = progress.late
     progress.on_seen(missing, [0], now)
-    assert progress.action() == MakeSlice(Stage.UPDATE, 0)
+    assert progress.action() == MakeSlice(OrderStage.UPDATE, 0)
 
 
 def test_without_a_free_vector_it_computes_the_whole_into_the_last_one() -> None:
@@ -143,7 +145,7 @@ def test_without_a_free_vector_it_computes_the_whole_into_the_last_one() -> None
     for _ in range(ROWS):
         progress.on_seen([Node(4, 8)], [0], progress.late)
         action = progress.action()
-        assert isinstance(action, Compute)
+        assert isinstance(action, ComputeNode)
         rows.append((action.row, action.node))
         progress.on_made(progress.late)
     own = [(row, Node(4, 8)) for row in range(OWN_PARTS, WHOLE_ROW)]
@@ -153,25 +155,25 @@ def test_without_a_free_vector_it_computes_the_whole_into_the_last_one() -> None
 def test_a_late_slice_is_made_by_who_is_idle_another_by_each() -> None:
     found = []
     for process in (0, 1, 2):
-        progress = begun(process=process, stages=((Stage.ADDED, 3),))
+        progress = begun(process=process, stages=((OrderStage.ADDED, 3),))
         progress.on_made(10.0)
         progress.on_seen([1, 2], [0, 1, 2], progress.late)
         found.append(progress.action())
-    assert found == [MakeSlice(Stage.ADDED, slice_) for slice_ in (1, 2, 1)]
+    assert found == [MakeSlice(OrderStage.ADDED, slice_) for slice_ in (1, 2, 1)]
 
 
 def test_a_slice_that_somebody_else_makes_is_left_to_it_for_a_while() -> None:
-    progress = begun(stages=((Stage.UPDATE, 1),))
-    assert progress.action() == MakeSlice(Stage.UPDATE, 0)
+    progress = begun(stages=((OrderStage.UPDATE, 1),))
+    assert progress.action() == MakeSlice(OrderStage.UPDATE, 0)
     progress.on_refused(11.0)
-    assert progress.action() == Look(Stage.UPDATE)
+    assert progress.action() == Look(OrderStage.UPDATE)
     progress.on_seen([0], [0], 11.0)
-    assert progress.action() == Look(Stage.UPDATE)
+    assert progress.action() == Look(OrderStage.UPDATE)
     progress.on_seen([0], [0], 11.0 + PATIENT.slack_s)
-    assert progress.action() == MakeSlice(Stage.UPDATE, 0)
+    assert progress.action() == MakeSlice(OrderStage.UPDATE, 0)
 
 
 def test_others_may_take_as_long_for_a_slice_as_it_took_us() -> None:
-    progress = begun(stages=((Stage.UPDATE, 3),))
+    progress = begun(stages=((OrderStage.UPDATE, 3),))
     progress.on_made(10.5)
     assert progress.late == pytest.approx(10.5 + 0.5 + PATIENT.slack_s)

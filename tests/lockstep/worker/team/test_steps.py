@@ -18,7 +18,7 @@ from lockstep.common.protocol.team_memory import ENTRIES, UpdateMarks
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.runs.single_process import SingleProcessTrainer
-from lockstep.worker.team.member import Outcome
+from lockstep.worker.team.member import OrderOutcome
 from lockstep.worker.team.progress import MakeSlice
 from tests.lockstep.worker.team.crew import Crew, Turns, wide
 from tests.simulation.small import digits, job_of
@@ -175,7 +175,7 @@ def test_weights_are_those_of_one_process_after_each_step(name: str, processes: 
     with yard_of(UPDATE_JOBS[name], processes, memory, seed=processes) as yard:
         for steps in (3, 1, 4):
             yard.run(steps)
-            assert set(yard.crew.ended.values()) == {Outcome.DONE}
+            assert set(yard.crew.ended.values()) == {OrderOutcome.DONE}
         assert yard.at == 8
 
 
@@ -187,8 +187,8 @@ def test_whoever_has_which_turn(name: str, seed: int, memory: Path) -> None:
         yard.crew.turns.pauses = 0.05
         yard.begin(8)
         yard.crew.run()
-        assert set(yard.crew.ended.values()) <= {Outcome.DONE, Outcome.STOPPED}
-        assert yard.crew.ended[0] is Outcome.DONE
+        assert set(yard.crew.ended.values()) <= {OrderOutcome.DONE, OrderOutcome.STOPPED}
+        assert yard.crew.ended[0] is OrderOutcome.DONE
         yard.end()
         assert yard.at == 8
 
@@ -253,7 +253,7 @@ def test_who_is_started_again_at_once_spoils_nothing(seed: int, memory: Path) ->
             crew.run(lambda: bool(crew.gone))
             crew.revive()
             crew.run()
-            assert crew.ended[0] is Outcome.DONE
+            assert crew.ended[0] is OrderOutcome.DONE
             yard.end()
 
 
@@ -267,7 +267,7 @@ def test_a_team_that_is_ahead_of_the_server_waits_until_it_has_read(memory: Path
         assert (marks.least(), crew.ended) == (ENTRIES, {})
         crew.check = yard.check
         crew.run()
-        assert (marks.least(), crew.ended[0]) == (ENTRIES + 4, Outcome.DONE)
+        assert (marks.least(), crew.ended[0]) == (ENTRIES + 4, OrderOutcome.DONE)
 
 
 def test_a_leader_whose_server_does_not_read_gives_up_in_the_end(memory: Path) -> None:
@@ -276,7 +276,7 @@ def test_a_leader_whose_server_does_not_read_gives_up_in_the_end(memory: Path) -
         crew = yard.crew
         crew.check = lambda: crew.clock.advance(0.01)
         crew.run()
-        assert crew.ended == {0: Outcome.FAILED}
+        assert crew.ended == {0: OrderOutcome.FAILED}
         assert "the server does not read" in crew.members[0].error
 
 
