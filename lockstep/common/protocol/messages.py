@@ -129,7 +129,7 @@ class Ready(Message, frozen=True, kw_only=True):
     nonce: Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
     #: Why it does not share the memory that it was offered.
     obstacle: Text = ""
-    #: The folder with the memory of its team, beside the one that it was offered; empty if it shares none.
+    #: The folder with the memory of its team, next to the one that it was offered; empty if it shares none.
     team: ShortText = ""
 
 
@@ -320,7 +320,7 @@ class MultiStepLease(Message, frozen=True, kw_only=True):
     """Make the steps `[first, last)` without waiting for the server: all of each, and the update.
 
     It is for a worker that is alone and shares the server's memory. Its processes show in the team's `TeamMarks` what
-    they have computed; a slice of an update is made by whoever holds that slice's lock, beside the weights.
+    they have computed; a slice of an update is made by whoever holds that slice's lock, next to the weights.
     """
 
     #: Different for each lease of several steps.

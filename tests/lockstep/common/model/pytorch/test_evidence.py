@@ -11,7 +11,7 @@ from lockstep.common.job.objective import Objective
 from lockstep.common.model.port import Evidence
 from lockstep.common.model.source import open_model
 from lockstep.ps.setup import AdmissionPolicy, open_run
-from lockstep.worker.setup import prepare
+from lockstep.worker.setup import gather
 from tests.lockstep.common.model.pytorch.jobs import NAMES, NETS, batch, model_file, model_of, torch_job
 from tests.simulation.small import digits, job_of
 
@@ -167,13 +167,13 @@ def test_the_caller_keeps_its_generator() -> None:
 def test_a_worker_with_another_pytorch_or_another_result_is_refused() -> None:
     job = torch_job("mlp")
     welcome = open_run("run", job, digits(), AdmissionPolicy()).info.welcome(0)
-    assert prepare(welcome, lambda name: digits()).compute.layout.size
+    assert gather(welcome, lambda name: digits()).model.layout.size
     for field, value, text in (
         ("engine", "torch 1.0, AVX2", r"is computed by torch .* here, and by torch 1\.0, AVX2 at the server"),
         ("evidence", "0" * 16, r"computes something else here than at the server, of the first micro-batch"),
     ):
         with pytest.raises(ModelError, match=text) as raised:
-            prepare(msgspec.structs.replace(welcome, **{field: value}), lambda name: digits())
+            gather(msgspec.structs.replace(welcome, **{field: value}), lambda name: digits())
         assert "\n" not in str(raised.value)
 
 
@@ -193,7 +193,7 @@ def test_where_samples_are_sent_the_evidence_needs_none_of_them() -> None:
     admission = AdmissionPolicy(ships_data=True)
     welcome = open_run("run", job, digits(), admission).info.welcome(0)
     assert welcome.manifest is not None
-    assert prepare(welcome, lambda name: empty).compute.layout.size
+    assert gather(welcome, lambda name: empty).model.layout.size
     assert welcome.evidence != open_run("run", job, digits(), AdmissionPolicy()).info.fingerprint.evidence
 
 
