@@ -281,6 +281,11 @@ class TeamMember:
 
     def _begin_action(self, order: Order, progress: OrderProgress, action: ComputePart | MakeSlice) -> None:
         self._began = self.clock.now()
+        if self._has_made(order, action):
+            progress.on_made(self._began)
+            return
+        if order.steps is not None and not self.is_wanted():
+            raise StoppedError(0)
         if isinstance(action, ComputePart):
             if order.steps is not None and self._is_ahead(order):
                 self._await_server(order, progress, self._began)
@@ -296,6 +301,16 @@ class TeamMember:
                 progress.on_refused(self._began)
         else:
             self._begun = action
+
+    def _has_made(self, order: Order, action: ComputePart | MakeSlice) -> bool:
+        """Tell whether we have made it before we were killed, and came back: others may be reading it."""
+        marks, own = self.memory.marks, self.memory.process
+        if isinstance(action, ComputePart):
+            return int(marks.nodes[own, action.row, ORDER]) == order.number
+        if action.stage is Stage.UPDATE:
+            return False
+        done = marks.added if action.stage is Stage.ADDED else marks.squared
+        return int(done[own, action.slice_]) == order.number
 
     def _is_ahead(self, order: Order) -> bool:
         """Tell whether the entry of a step would be written over one that the server has not read."""
