@@ -307,8 +307,18 @@ class TeamMember:
 
     def _begin_action(self, order: Order, progress: OrderProgress, action: ComputeNode | MakeSlice) -> None:
         self._began = self.clock.now()
+        if self._has_made(order, action):
+            progress.on_made(self._began)
+            return
+        if order.steps is not None and not self.is_wanted():
+            raise StoppedError(0)
         if isinstance(action, ComputeNode):
-            self._begin_sums(order, progress, action)
+            if order.steps is not None and self._is_ahead(order):
+                self._await_server(order, progress, self._began)
+                return
+            if order.work in OF_A_STEP:
+                self.memory.begin_row(action.row)
+            self._begun = action
         elif action.stage is OrderStage.UPDATE:
             assert self._updates is not None  # there is an update
             if self._updates.begin(action.slice_, order):
@@ -318,18 +328,15 @@ class TeamMember:
         else:
             self._begun = action
 
-    def _begin_sums(self, order: Order, progress: OrderProgress, part: ComputeNode) -> None:
-        if order.steps is not None and not self.is_wanted():
-            # The vector may hold sums of the step that the others are at: of a process that was here before us.
-            raise StoppedError(0)
-        if self.memory.holds(part.row, order.number, part.node):
-            progress.on_made(self._began)
-        elif order.steps is not None and self._is_ahead(order):
-            self._await_server(order, progress, self._began)
-        else:
-            if order.work in OF_A_STEP:
-                self.memory.begin_row(part.row)
-            self._begun = part
+    def _has_made(self, order: Order, action: ComputeNode | MakeSlice) -> bool:
+        """Tell whether we have made it before we were killed, and came back: others may be reading it."""
+        marks, own = self.memory.marks, self.memory.process
+        if isinstance(action, ComputeNode):
+            return self.memory.holds(action.row, order.number, action.node)
+        if action.stage is OrderStage.UPDATE:
+            return False
+        done = marks.added if action.stage is OrderStage.ADDED else marks.squared
+        return int(done[own, action.slice_]) == order.number
 
     def _is_ahead(self, order: Order) -> bool:
         """Tell whether the entry of a step would be written over one that the server has not read."""

@@ -203,7 +203,7 @@ PLANTED = {
     "sums are applied twice": Planted(
         Parts(coordinator=coordinating(CredulousCoordinator), shard=with_trees(TwiceOver)), OTHER_WEIGHTS
     ),
-    "an update is made twice": Planted(Parts(coordinator=made_again), "the run has not ended within ", first=44),
+    "an update is made twice": Planted(Parts(coordinator=made_again), OTHER_LOSSES, first=52),
     # The server adds up what it does not have.
     "what is late is not fenced off": Planted(Parts(coordinator=coordinating(Unfenced)), "KeyError: Node("),
     "sums are added as they arrive": Planted(Parts(shard=with_trees(Heap)), OTHER_WEIGHTS),
