@@ -143,8 +143,8 @@ def trusting(server: Server) -> Server:
 
 #: By what is wrong.
 OF_TEAMS = {
-    "a slice is written without its lock": Planted(making(Lockless), OTHER_WEIGHTS, first=125),
-    "a slice is made again": Planted(making(Remaking), OTHER_WEIGHTS, first=62),
+    "a slice is written without its lock": Planted(making(Lockless), OTHER_WEIGHTS, first=217),
+    "a slice is made again": Planted(making(Remaking), OTHER_WEIGHTS, first=125),
     "sums are shown before they are written": Planted(Parts(member=Boastful), OTHER_WEIGHTS, first=5),
     "sums are taken that are not complete": Planted(remembering(Greedy), OTHER_WEIGHTS, first=3),
     "a part is counted twice": Planted(Parts(member=Doubling), OTHER_WEIGHTS),
@@ -152,5 +152,5 @@ OF_TEAMS = {
     "entries are overwritten that were not read": Planted(
         Parts(member=Headlong), "AssertionError: the entry of step ", first=63
     ),
-    "a lease is ended without all locks": Planted(Parts(server=trusting), OTHER_LOSSES, first=159),
+    "a lease is ended without all locks": Planted(Parts(server=trusting), OTHER_LOSSES, first=419),
 }
