@@ -178,8 +178,14 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         if self.state.steps is not None and self._early:
             self.on_server_message(self._early.popleft())
             return
-        order = leader.member.order
-        outcome = leader.advance(self.clock.now())
+        order, now = leader.member.order, self.clock.now()
+        due = leader.member.due()
+        if self.meeting is None and due is not None and due > now:
+            # Nobody will ring: it is the server that is waited for.
+            frames = self.servers.receive(due - now)
+            self._early.extend([] if frames is None else [frames])
+            return
+        outcome = leader.advance(now)
         if outcome is not None and order is not None:
             self.dispatch(self._outcome_of(leader, outcome))
 

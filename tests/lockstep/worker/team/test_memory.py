@@ -14,7 +14,7 @@ from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.team_memory import ORDERS, OWN_PARTS, ROWS, WORKS, TeamShape
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.team.division import OrderPlan, OrderWork, TeamPart, plan_for
-from lockstep.worker.team.memory import RESULT, Computed, Copy, OwnVectors, TeamMemory
+from lockstep.worker.team.memory import FIRST, RESULT, Computed, Copy, OwnVectors, TeamMemory
 from lockstep.worker.team.order import Order, Steps
 
 SHAPE = TeamShape(processes=3, micro_batches=8, size=5000, clips=False)
@@ -170,6 +170,13 @@ def test_a_process_measures_its_speed_as_a_mean_that_forgets(team: list[TeamMemo
     member.record_speed(2.0)
     assert 1.0 < seconds[1] < 1.5
     before = float(seconds[1])
+    member.forget_speed()  # soon, while memory is cold
+    assert 0.5 * before < seconds[1] < 0.9 * before
+    for _ in range(FIRST):
+        member.record_speed(2.0)
+    member.record_speed(200.0)  # it waited for a core
+    before = float(seconds[1])
+    assert before < 3.0
     member.forget_speed()
     assert 0.9 * before < seconds[1] < before
 
