@@ -20,7 +20,19 @@ JOB = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "60", "--micro-
 OFTEN = ("--checkpoint-every-steps", "7")
 
 #: What may differ between a run and one that stopped: times, and how it was carried out.
-FREE = ("run", "wall_s", "train_s", "images_per_s", "compute_s", "update_s", "split", "workers", "servers", "transport")
+FREE = (
+    "teams",
+    "run",
+    "wall_s",
+    "train_s",
+    "images_per_s",
+    "compute_s",
+    "update_s",
+    "split",
+    "workers",
+    "servers",
+    "transport",
+)
 
 
 def bits(folder: Path) -> dict[str, Any]:
@@ -29,6 +41,14 @@ def bits(folder: Path) -> dict[str, Any]:
     for epoch in result["history"]:
         del epoch["wall_s"]
     return result
+
+
+#: What a process writes into its log when it takes part in a run.
+JOINED = {
+    "server.log": " joined\n",
+    "worker-0.log": "joined run run as worker",
+    "worker-1.log": "process 1 of the team takes part",
+}
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +190,7 @@ def test_the_logs_and_figures_of_all_parts_are_kept(place: Place, calm: dict[str
         both = (place.folder / "run" / name).read_text()
         assert both.startswith(words)
         assert "--- the run was resumed, until " in both
-        assert both.count("joined run run as worker" if "worker" in name else " joined\n") >= 2
+        assert both.count(JOINED[name]) >= 2
     assert steps_in(place) == list(range(STEPS))
     # What was there stays as it was, but for the end and what came after the checkpoint.
     kept = (place.folder / "run" / "metrics.jsonl").read_text()

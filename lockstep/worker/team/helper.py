@@ -116,7 +116,9 @@ class TeamProcess:
     def _prepare(self, session: Session) -> None:
         try:
             material = self._material_for(session)
-            self._member = follow(session, material, self.around) if session.folder else None
+            if session.folder:
+                self._member = follow(session, material, self.around)
+                self.around.say(f"process {self.meeting.process} of the team takes part")
         except LockstepError as error:
             self.around.say(f"process {self.meeting.process} of the team does not take part: {error}")
         except Exception:  # noqa: BLE001  # a user's model may raise anything: the leader meets it too, and reports it

@@ -39,7 +39,7 @@ LYING = Parts(load=every_third)
 
 def audited(seed: int, share: float = 1.0) -> Scenario:
     # With data of their own: what workers are sent is the server's, and true.
-    return replace(scenario_of(seed, workers=3), audit=share, ships=False)
+    return replace(scenario_of(seed, workers=3, processes=1), audit=share, ships=False)
 
 
 def calm(seed: int, share: float = 1.0) -> Scenario:
