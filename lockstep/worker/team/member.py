@@ -139,8 +139,8 @@ class TeamMember:
 
     def _begin_step(self, order: Order) -> None:
         before, course = self.last, self._course
-        is_known = before is not None and before.plan is order.plan and before.steps is order.steps
-        if course is None or not is_known or order.number % COURSE_ORDERS == 0:
+        is_next = before is not None and order.steps is not None and before.steps is order.steps
+        if course is None or not is_next or course.plan is not order.plan or order.number % COURSE_ORDERS == 0:
             course = self._course = self._course_of(order)
         self.order = self.last = order
         self.progress = OrderProgress(course, self.clock.now())

@@ -137,6 +137,17 @@ def test_an_evaluation_is_divided_too(work: Work, memory: Path) -> None:
         assert result.compute_s == 0.0
 
 
+def test_an_evaluation_of_as_many_chunks_as_a_step_has_micro_batches_is_divided_alike(memory: Path) -> None:
+    job = wide(micro_batches=3)
+    with crew_of(Crew.of(job, 3, memory, Turns(2), data=long_test_set())) as crew:
+        alone = Alone.of(job, long_test_set())
+        assert alone.compute.batches.micro_batches_of("evaluate") == job.micro_batches
+        check(crew, alone, whole(job))
+        for step in (1, 0):
+            assert crew.work(whole(job, 0, "evaluate")) is OrderOutcome.DONE
+            check(crew, alone, whole(job, step))
+
+
 @pytest.mark.parametrize("process", [0, 1, 2])
 def test_one_that_cannot_compute_its_part_leaves_the_lease_to_the_leader(process: int, memory: Path) -> None:
     """Whoever finds a loss that is not finite would find it alone as well: so the leader does, and reports it."""
