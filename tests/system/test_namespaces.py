@@ -64,7 +64,8 @@ class Lab:
         address = server.line_with("lockstep worker ").split()[2]
         showing = ("--key", "keys/worker-1.key")
         workers = [
-            self.place.start("worker", address, *showing, within=within(number)) for number in range(1, self.net.count)
+            self.place.start("worker", address, "--workers", "1", *showing, within=within(number))
+            for number in range(1, self.net.count)
         ]
         return server, workers
 

@@ -347,6 +347,8 @@ class Server:
             case effects.UpdateWeights():
                 return self.committer.update(effect)
             case effects.LeaseSteps():
+                # The checksum of the last step's weights is taken before anybody may write over them.
+                self.committer.record_completed()
                 return self.multi_step.begin(effect, *self.committer.bounds())
             case effects.WithdrawSteps():
                 return self.multi_step.end()
