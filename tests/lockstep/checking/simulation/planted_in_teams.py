@@ -10,14 +10,12 @@ from lockstep.checking.simulation.team import SimulatedMember
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import OF_A_STEP
 from lockstep.common.protocol.team_memory import HI, LO, ORDER, UpdateMarks
-from lockstep.ps.server.server import Server
-from lockstep.ps.shared_memory.multi_step import MultiStepControl, MultiStepEffect
 from lockstep.worker.team.memory import Copy, TeamMemory
 from lockstep.worker.team.order import Order
 from lockstep.worker.team.progress import ComputeNode, MakeSlice, OrderProgress
 from lockstep.worker.team.slices import Operands
 from lockstep.worker.team.updates import UpdateMaker
-from tests.lockstep.checking.simulation.planted import OTHER_LOSSES, OTHER_WEIGHTS, Planted
+from tests.lockstep.checking.simulation.planted import OTHER_WEIGHTS, Planted
 
 
 class Lockless(UpdateMaker):
@@ -129,18 +127,6 @@ class Headlong(SimulatedMember):
         return False
 
 
-class Trusting(MultiStepControl):
-    """Ends a lease although a process may still be writing."""
-
-    def _on_locks(self, taken: tuple[int, ...], now: float) -> list[MultiStepEffect]:
-        return super()._on_locks(tuple(range(self.slices)), now)
-
-
-def trusting(server: Server) -> Server:
-    server.multi_step.state.__class__ = Trusting
-    return server
-
-
 #: By what is wrong.
 OF_TEAMS = {
     "a slice is written without its lock": Planted(making(Lockless), OTHER_WEIGHTS, first=217),
@@ -152,5 +138,4 @@ OF_TEAMS = {
     "entries are overwritten that were not read": Planted(
         Parts(member=Headlong), "AssertionError: the entry of step ", first=63
     ),
-    "a lease is ended without all locks": Planted(Parts(server=trusting), OTHER_LOSSES, first=419),
 }
