@@ -52,12 +52,12 @@ from lockstep.worker.node_sums import StoppedError
 from lockstep.worker.samples import SampleFetcher
 from lockstep.worker.setup import Loader, gather
 from lockstep.worker.state import WorkerState
-from lockstep.worker.team.leader import Leader
-from lockstep.worker.team.meeting import Meeting, Session
+from lockstep.worker.team.leader import Found, Leader
+from lockstep.worker.team.meeting import Meeting
 from lockstep.worker.team.member import OrderOutcome, TeamMember
 from lockstep.worker.team.order import Order
 from lockstep.worker.team.progress import PATIENT, Patience
-from lockstep.worker.team.session import LeaderSetup, Surroundings, default_roots, foretell, lead
+from lockstep.worker.team.session import LeaderSetup, Surroundings, default_roots, dismiss, foretell, lead
 
 #: Seconds of computing after which the worker looks for the first time, and then each time, whether what it computes is
 #: still wanted: to look takes some microseconds.
@@ -120,7 +120,9 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
     def close(self) -> None:
         self._end_team()
         if self.meeting is not None:
-            self._dismiss(self.meeting)
+            # They stay if this process begins again with the numerics of the run.
+            if self.ended is not None and self.ended.numerics is None:
+                dismiss(self.ended.code, self.meeting)
             self.meeting.close()
         self.servers.close()
 
@@ -128,12 +130,6 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         if self._setup is not None:
             self._setup.close()
             self._setup = self._leader = None
-
-    def _dismiss(self, meeting: Meeting) -> None:
-        """Let the other processes end, unless this one begins again with the numerics of the run."""
-        if self.ended is not None and self.ended.numerics is None:
-            before = meeting.session()
-            meeting.announce(Session(number=1 if before is None else before.number + 1, code=self.ended.code))
 
     def deadline(self) -> float | None:
         """Return when `step` has something to do even if no message comes: with work at hand, a moment that is past."""
@@ -194,7 +190,8 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         if self.state.steps is not None:
             return machine.StepsEnded(is_done=False)
         assert self._at_hand is not None
-        return machine.LeaseStopped(lease=self._at_hand, computed=1)
+        computed = 0 if self._leader is None else self._leader.computed()
+        return machine.LeaseStopped(lease=self._at_hand, computed=computed)
 
     def _outcome_of(self, leader: Leader, outcome: OrderOutcome) -> machine.Event:
         if self.state.steps is not None:
@@ -226,7 +223,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         if out is not None and not self.state.shares and lease.work != "audit":
             self._send_sums(compute, lease, out)
         digest = result_digest(out, found.losses, found.tally) if out is not None and lease.is_digested else ""
-        return self._result(lease, found.tally, found.losses, digest)
+        return self._result(lease, found, digest)
 
     def _send_sums(self, compute: Compute, lease: Lease, sums: Vector) -> None:
         """Send sums that the server does not see: with the result if they are one frame, otherwise before it."""
@@ -404,9 +401,11 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             return ComputeFailed(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, traceback=raised)
         losses = compute.losses if is_training else []
         digest = result_digest(compute.into, losses, tally) if lease.is_digested else ""
-        return self._result(lease, tally, losses, digest)
+        compute_s = max(0.0, self.clock.now() - self._began - self._sending_s)
+        return self._result(lease, Found(tally=tally, losses=losses, compute_s=compute_s), digest)
 
-    def _result(self, lease: Lease, tally: Tally, losses: Sequence[float], digest: str) -> Result:
+    def _result(self, lease: Lease, found: Found, digest: str) -> Result:
+        tally = found.tally
         return Result(
             work=lease.work,
             step=lease.step,
@@ -415,9 +414,9 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             loss_sum=tally.loss_sum,
             correct=tally.correct,
             count=tally.count,
-            compute_s=max(0.0, self.clock.now() - self._began - self._sending_s),
+            compute_s=found.compute_s,
             number=lease.number,
-            losses=pack_losses(losses) if lease.work in OF_A_STEP else b"",
+            losses=pack_losses(found.losses) if lease.work in OF_A_STEP else b"",
             digest=digest,
         )
 

@@ -9,7 +9,6 @@ import numpy as np
 from lockstep.common import nn
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.job.job import Job
-from lockstep.common.model.source import open_model
 from lockstep.common.nn.description import describe
 from lockstep.common.random import Purpose, generator
 
@@ -144,12 +143,6 @@ def _team_jobs() -> dict[str, Job]:
         ),
         "team-one": _job(_wide(3_300), data=MANY, global_batch=4, micro_batches=1, steps=30, validation_split=0.1),
     }
-
-
-@cache
-def size_of(name: str) -> int:
-    """Return the number of values in the vector of a job's model."""
-    return open_model(jobs()[name].model, 0).layout.size
 
 
 def job_named(name: str, steps: int | None) -> Job:

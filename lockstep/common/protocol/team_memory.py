@@ -36,10 +36,8 @@ WORKS: tuple[Work, ...] = get_args(Work)
 MOST_SLICES, LEAST_SLICE = 64, 16_384
 
 #: What a process shows of itself, a cache line each: the order that it has seen last, the one that it cannot carry out,
-#: whether it sleeps until somebody wakes it, its number in the system; and the session that it is ready for.
-PROCESS = np.dtype(
-    [("at", "<i8"), ("failed", "<i8"), ("sleeps", "<i8"), ("pid", "<i8"), ("ready", "<i8"), ("rest", "<i8", (3,))]
-)
+#: whether it sleeps until somebody wakes it, and the session that it is ready for.
+PROCESS = np.dtype([("at", "<i8"), ("failed", "<i8"), ("sleeps", "<i8"), ("ready", "<i8"), ("rest", "<i8", (4,))])
 
 #: What a process shows of each of its vectors of sums: of which order they are (0 while they are being written) and of
 #: which node; and, as float64, what belongs to them as in `Result`, with seconds since all sums of the step before

@@ -41,8 +41,6 @@ class TeamProcess:
     _member: TeamMember | None = None
     #: What it computes with in the run that was told last, with the leader's place in it.
     _material: tuple[Welcome, Material] | None = None
-    #: Whether it has shown that it sleeps, and not looked since.
-    _is_asleep: bool = False
 
     def run(self, is_over: Callable[[], bool] = never) -> Exit:
         """Work until the leader has no run any more, or the process is interrupted, or it is over while it waits."""
@@ -77,30 +75,25 @@ class TeamProcess:
         outcome = member.advance()
         if outcome is OrderOutcome.FAILED:
             self.around.say(f"process {self.meeting.process} of the team: {one_line(member.error)}")
-        if not member.is_waiting():
-            self._wake_up()
         return True
 
     def _begin_next(self) -> bool:
         """Begin with a new session or a new order, if there is one."""
         session = self.meeting.session() if self._is_over() else None
         if session is not None:
-            self._wake_up()
             self._join(session)
             return True
-        order = None if self._member is None else self._member.newest()
-        if order is None or self._member is None:
+        member = self._member
+        order = None if member is None else member.newest()
+        if member is None or order is None:
             return False
-        self._wake_up()
-        self._guard(lambda member: member.begin(order), self._member)
-        return True
-
-    def _guard(self, act: Callable[[TeamMember], None], member: TeamMember) -> None:
-        """Take part no longer if the memory of a session is gone: its leader makes another one."""
+        member.wake_up()
         try:
-            act(member)
+            member.begin(order)
         except LockstepError:
+            # The memory of the session is gone: the leader makes another one.
             self._leave()
+        return True
 
     def _join(self, session: Session) -> None:
         self._leave()
@@ -142,13 +135,14 @@ class TeamProcess:
     def _sleep(self, timeout_s: float) -> bool:
         """Wait until somebody rings, after having looked once more since we showed that we sleep."""
         member = self._member
-        if not self._is_asleep and member is not None:
-            self._is_asleep = True
-            member.fall_asleep()
+        if member is None:
+            self.meeting.wait(timeout_s)
+            return False
+        if not member.falls_asleep():
             return True
         is_rung = self.meeting.wait(timeout_s)
-        self._wake_up()
-        if not is_rung and member is not None and self._is_over():
+        member.wake_up()
+        if not is_rung and self._is_over():
             member.stop()
         return False
 
@@ -156,11 +150,6 @@ class TeamProcess:
         """Tell whether the leader has begun with another session."""
         session = self.meeting.session()
         return session is not None and session.number != self._number
-
-    def _wake_up(self) -> None:
-        if self._is_asleep and self._member is not None:
-            self._member.wake_up()
-        self._is_asleep = False
 
     def close(self) -> None:
         """Let go of everything."""

@@ -34,7 +34,6 @@ class Leader:
     #: The last order, and the highest number that belongs to it.
     order: Order | None = None
     _last: int = 0
-    _is_asleep: bool = False
 
     @property
     def is_busy(self) -> bool:
@@ -73,32 +72,22 @@ class Leader:
     def advance(self, now: float) -> OrderOutcome | None:
         """Do what is due, or sleep a little; return how the order has ended if it has."""
         due = self.member.due()
-        if due is not None and due > now:
-            self._sleep(due - now)
-            return None
-        outcome = self.member.advance()
-        if not self.member.is_waiting():
-            self._wake_up()
-        return outcome
-
-    def _sleep(self, seconds: float) -> None:
-        if not self._is_asleep:
-            self._is_asleep = True
-            self.member.fall_asleep()
-            return
-        if self.meeting is not None:
-            self.meeting.wait(min(seconds, LISTEN_S))
-        self._wake_up()
-
-    def _wake_up(self) -> None:
-        if self._is_asleep:
+        if due is None or due <= now or self.meeting is None:
+            return self.member.advance()
+        if self.member.falls_asleep():
+            self.meeting.wait(min(due - now, LISTEN_S))
             self.member.wake_up()
-            self._is_asleep = False
+        return None
 
     def stop(self) -> None:
         """Give up the order at hand."""
-        self._wake_up()
+        self.member.wake_up()
         self.member.stop()
+
+    def computed(self) -> int:
+        """Return of how many micro-batches of the last order somebody has the sums."""
+        order = self.order
+        return 0 if order is None else sum(self.member.memory.covered(order.number, order.node))
 
     def found(self, order: Order, out: Vector | None) -> Found:
         """Return what was found in an order that is done; sums are written into `out`, of the whole size."""

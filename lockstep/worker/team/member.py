@@ -1,10 +1,9 @@
 """One process of a team at work on an order: carries out what `OrderProgress` decides. A shell.
 
 The leader gives orders, and every process, the leader too, works on the newest. The steps of a multi-step lease follow
-one another without new orders: whoever makes the first slice of an update writes beside it who computes what next.
+one another without new orders: whoever makes the first slice of an update writes next to it who computes what then.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -12,14 +11,16 @@ from enum import Enum
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.finiteness import first_not_finite
+from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, TreeSum, Vector
 from lockstep.common.errors import SharingError
 from lockstep.common.job.tally import Tally
 from lockstep.common.optim.clipping import BLOCK
-from lockstep.common.protocol.messages import OF_A_STEP
+from lockstep.common.protocol.messages import OF_A_STEP, Work
 from lockstep.common.protocol.shared_files import WEIGHTS, weights_shape
 from lockstep.common.protocol.team_memory import BEGAN_S, COMPUTE_S, CORRECT, COUNT, ENDED_S, ENTRIES, LOSS_SUM
 from lockstep.common.runtime.clock import Clock
@@ -106,6 +107,8 @@ class TeamMember:
     #: The sums that were added up last.
     _copies: list[Copy] | None = None
     _slices: int = 0
+    #: Whether we have shown that we sleep, and not looked since.
+    _is_asleep: bool = False
     #: What was begun and is to be finished next.
     _begun: ComputeNode | MakeSlice | None = None
     _began: float = 0.0
@@ -166,15 +169,10 @@ class TeamMember:
 
     def show_ready(self) -> None:
         """Show that we take part from now on, in what comes next."""
-        newest = self.memory.marks.newest
-        for name, value in (
-            ("pid", os.getpid()),
-            ("failed", 0),
-            ("sleeps", 0),
-            ("at", newest),
-            ("ready", self.session),
-        ):
-            self.memory.show(name, value)
+        for name in ("failed", "sleeps"):
+            self.memory.show(name, 0)
+        self.memory.show("at", self.memory.marks.newest)
+        self.memory.show("ready", self.session)
 
     def is_wanted(self) -> bool:
         """Tell whether the order at hand is still the team's."""
@@ -198,15 +196,21 @@ class TeamMember:
         self.compute.move((first, second))
         self._memory = memory
 
-    def fall_asleep(self) -> None:
-        """Show that we sleep, and look once more before: who was not seen to sleep is not woken."""
-        self.memory.show("sleeps", 1)
-        if self.progress is not None:
-            self.progress.due = self.clock.now()
+    def falls_asleep(self) -> bool:
+        """Tell whether we may sleep now; otherwise, look once more: who was not seen to sleep is not woken."""
+        if self._is_asleep:
+            return True
+        self._show_asleep(is_asleep=True)
+        return False
 
     def wake_up(self) -> None:
-        """Show that we do not sleep, and look."""
-        self.memory.show("sleeps", 0)
+        """Show that we do not sleep, if we did, and look."""
+        if self._is_asleep:
+            self._show_asleep(is_asleep=False)
+
+    def _show_asleep(self, *, is_asleep: bool) -> None:
+        self._is_asleep = is_asleep
+        self.memory.show("sleeps", int(is_asleep))
         if self.progress is not None:
             self.progress.due = min(self.progress.due, self.clock.now())
 
@@ -237,8 +241,7 @@ class TeamMember:
         """Return when `advance` has something to do, None if there is no order at hand."""
         return None if self.progress is None else self.progress.due
 
-    def is_waiting(self) -> bool:
-        """Tell whether the process waits for others."""
+    def _is_waiting(self) -> bool:
         return self.progress is not None and self.progress.waits_since is not None and not self.progress.todo
 
     # One thing after the other
@@ -251,6 +254,8 @@ class TeamMember:
         outcome = self._advance()
         while outcome is None and not self.is_stepwise and self._goes_on():
             outcome = self._advance()
+        if not self._is_waiting():
+            self.wake_up()
         return outcome
 
     def _goes_on(self) -> bool:
@@ -330,13 +335,15 @@ class TeamMember:
 
     def _has_made(self, order: Order, action: ComputeNode | MakeSlice) -> bool:
         """Tell whether we have made it before we were killed, and came back: others may be reading it."""
-        marks, own = self.memory.marks, self.memory.process
         if isinstance(action, ComputeNode):
             return self.memory.holds(action.row, order.number, action.node)
         if action.stage is OrderStage.UPDATE:
             return False
-        done = marks.added if action.stage is OrderStage.ADDED else marks.squared
-        return int(done[own, action.slice_]) == order.number
+        return int(self._done(action.stage)[self.memory.process, action.slice_]) == order.number
+
+    def _done(self, stage: OrderStage) -> NDArray[np.int64]:
+        """Return the marks of a stage whose slices each process has in memory of its own."""
+        return self.memory.marks.added if stage is OrderStage.ADDED else self.memory.marks.squared
 
     def _is_ahead(self, order: Order) -> bool:
         """Tell whether the entry of a step would be written over one that the server has not read."""
@@ -392,21 +399,22 @@ class TeamMember:
             raise StoppedError(0)
         if making.stage is OrderStage.UPDATE:
             return self._update(order, making.slice_, operands)
-        process, whole = self.memory.process, self.memory.shape.slices[making.slice_]
-        marks, name = self.memory.marks, "added"
-        if making.stage is OrderStage.ADDED:
-            self.memory.own.reserve(RESULT)
-            result = self.memory.vector(process, RESULT)
-            self.adder.total(operands, whole, result)
-            is_finite = first_not_finite(whole.of(result)) is None
-        else:
+        whole, done = self.memory.shape.slices[making.slice_], self._done(making.stage)
+        if making.stage is OrderStage.SQUARES:
             assert self._updates is not None  # what is clipped is an update
-            name, is_finite = "squared", True
-            self._updates.add_squares(order, operands, whole, marks.squares[process])
-        done = marks.added if name == "added" else marks.squared
+            self._updates.add_squares(order, operands, whole, self.memory.marks.squares[self.memory.process])
+        elif not self._add_up(operands, whole):
+            return False
         self.memory.show_slice(done, making.slice_, order.number)
         self._wake_if(lambda: not self.memory.missing_slices(done, order.number))
-        return is_finite
+        return True
+
+    def _add_up(self, operands: Operands, whole: Slice) -> bool:
+        """Write a slice of the sums over an order into memory of ours; return whether they are finite."""
+        self.memory.own.reserve(RESULT)
+        result = self.memory.vector(self.memory.process, RESULT)
+        self.adder.total(operands, whole, result)
+        return first_not_finite(whole.of(result)) is None
 
     def _update(self, order: Order, slice_: int, operands: Operands) -> bool:
         updates = self._updates
@@ -472,8 +480,7 @@ class TeamMember:
         if stage is OrderStage.UPDATE:
             assert self._updates is not None
             return self._updates.missing(order.step)
-        marks = self.memory.marks
-        return self.memory.missing_slices(marks.added if stage is OrderStage.ADDED else marks.squared, order.number)
+        return self.memory.missing_slices(self._done(stage), order.number)
 
     def _idle(self, order: Order) -> list[int]:
         """Return the processes that have seen an order, and all of whose parts are there."""
@@ -537,11 +544,11 @@ class TeamMember:
 
     # Plans
 
-    def plan(self, work: str, node: Node, before: Order | None) -> OrderPlan:
+    def plan(self, work: Work, node: Node, before: Order | None) -> OrderPlan:
         """Return who computes what of the next order, and makes which slices: those who were not late with the last."""
         seconds = self.memory.marks.seconds.tolist()
         processes = self.present(before)
-        division = OrderWork(node, self.compute.batches.micro_batches_of(work))  # type: ignore[arg-type]
+        division = OrderWork(node, self.compute.batches.micro_batches_of(work))
         return self.planner.plan(division, {process: seconds[process] for process in processes})
 
     def present(self, before: Order | None) -> list[int]:

@@ -1,7 +1,6 @@
 """The memory of a team as one of its processes sees it: its own vectors, those of the others, and everybody's marks."""
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from lockstep.common.protocol.team_memory import (
     keep_order,
 )
 from lockstep.common.transport.shared_memory.folder import SharedFolder
-from lockstep.common.transport.shared_memory.segment import PAGE_BYTES, Segment
+from lockstep.common.transport.shared_memory.segment import PAGE_BYTES, Segment, Shape, reserve
 from lockstep.worker.team.division import OrderPlan, TeamPart
 from lockstep.worker.team.order import Order, Steps
 
@@ -62,6 +61,7 @@ class OwnVectors:
     """The vectors of one process, in a file with holes: memory is reserved for each before it is first written."""
 
     vectors: tuple[Vector, ...]
+    shape: Shape
     _descriptor: int
     _reserved: set[int] = field(default_factory=set)
 
@@ -69,12 +69,11 @@ class OwnVectors:
         """Make sure that there is memory for a vector; `SharingError` if there is not."""
         if index in self._reserved:
             return
-        size = self.vectors[0].nbytes
-        stride = -(-size // PAGE_BYTES) * PAGE_BYTES
+        stride = self.shape.stride
         try:
-            _reserve(self._descriptor, PAGE_BYTES + index * stride, size)
+            reserve(self._descriptor, stride, PAGE_BYTES + index * stride)
         except OSError as error:
-            raise SharingError(f"no room for {size / 2**20:.1f} MiB of sums: {error.strerror}") from None
+            raise SharingError(f"no room for {stride / 2**20:.1f} MiB of sums: {error.strerror}") from None
         self._reserved.add(index)
 
     def close(self) -> None:
@@ -82,13 +81,6 @@ class OwnVectors:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-
-def _reserve(descriptor: int, start: int, size: int) -> None:
-    if sys.platform != "darwin":
-        os.posix_fallocate(descriptor, start, size)
-    else:
-        os.pwrite(descriptor, bytes(size), start)
 
 
 @dataclass
@@ -127,7 +119,8 @@ class TeamMemory:
             descriptor = os.open(folder.path / process_file(process), os.O_RDWR | os.O_NOFOLLOW)
         except OSError as error:
             raise SharingError(f"{folder.path} has no memory for process {process}: {error.strerror}") from None
-        memory = cls(folder.path, shape, process, marks, OwnVectors(segment.vectors, descriptor))
+        own = OwnVectors(segment.vectors, process_shape(shape.size), descriptor)
+        memory = cls(folder.path, shape, process, marks, own)
         memory._vectors[process] = segment.vectors
         return memory
 

@@ -178,6 +178,11 @@ def _announce(welcome: Welcome, folder: SharedFolder, shared: SharedPlace | None
     return number
 
 
+def dismiss(code: int, meeting: Meeting) -> None:
+    """Let the other processes end, with this exit code."""
+    meeting.announce(Session(number=_next_number(meeting), code=code))
+
+
 def _next_number(meeting: Meeting) -> int:
     before = meeting.session()
     return 1 if before is None else before.number + 1

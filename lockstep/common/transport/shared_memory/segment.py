@@ -65,24 +65,28 @@ class Segment:
     head: NDArray[np.uint8]
 
 
-def reserve(descriptor: int, size: int) -> None:
-    """Reserve memory for `size` bytes of an open, empty file; `OSError` if there is none."""
+def reserve(descriptor: int, size: int, start: int = 0) -> None:
+    """Reserve memory for `size` bytes of an open file from `start` on; `OSError` if there is none.
+
+    What is there stays, and the rest is zeros.
+    """
     if sys.platform != "darwin":
         try:
-            os.posix_fallocate(descriptor, 0, size)
+            os.posix_fallocate(descriptor, start, size)
         except OSError as error:
             if error.errno not in _CANNOT_RESERVE:
                 raise
         else:
             return
-    write_zeros(descriptor, size)
+    write_again(descriptor, size, start)
 
 
-def write_zeros(descriptor: int, size: int) -> None:
-    """Do the same on systems without a call for it."""
-    zeros = bytes(2**20)
-    while size > 0:
-        size -= os.write(descriptor, zeros[:size])
+def write_again(descriptor: int, size: int, start: int = 0) -> None:
+    """Do the same on systems without a call for it: write what can be read, and zeros after that."""
+    stop = start + size
+    while start < stop:
+        length = min(stop - start, 2**20)
+        start += os.pwrite(descriptor, os.pread(descriptor, length, start).ljust(length, b"\0"), start)
 
 
 def check_private(path: Path, found: os.stat_result) -> None:

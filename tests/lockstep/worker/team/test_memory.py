@@ -201,7 +201,7 @@ def test_vectors_take_memory_when_they_are_first_written(team: list[TeamMemory])
 def test_a_vector_for_which_there_is_no_memory_is_an_error_before_it_is_written(team: list[TeamMemory]) -> None:
     member = team[1]
     full = os.open(member.path / "process-1", os.O_RDONLY)  # in which nothing can be reserved
-    member.own, own = OwnVectors(member.own.vectors, full), member.own
+    member.own, own = OwnVectors(member.own.vectors, member.own.shape, full), member.own
     with pytest.raises(SharingError, match=r"no room for 0\.0 MiB of sums: "):
         member.begin_row(ROWS - 1)
     member.own.close()

@@ -4,7 +4,7 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from lockstep.common.transport.shared_memory.segment import (
     Allocate,
     Shape,
     reserve,
-    write_zeros,
+    write_again,
 )
 from tests.leftovers import LINUX_ONLY, nothing_left_open
 
@@ -138,9 +138,18 @@ def test_a_real_limit_of_the_system_is_no_signal(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("allocate", [reserve, write_zeros])
+@pytest.mark.parametrize("allocate", [reserve, write_again])
+def test_what_is_there_stays_when_more_is_reserved(tmp_path: Path, allocate: Callable[[int, int, int], None]) -> None:
+    words = bytes(range(1, 251)) * 8_000
+    (tmp_path / "a").write_bytes(words)
+    with (tmp_path / "a").open("r+b") as file:
+        allocate(file.fileno(), 3_000_000, 1_000_000)
+    assert (tmp_path / "a").read_bytes() == words + bytes(2_000_000)
+
+
+@pytest.mark.parametrize("allocate", [reserve, write_again])
 def test_memory_is_had_before_it_is_used(tmp_path: Path, allocate: Allocate) -> None:
-    with (tmp_path / "a").open("wb") as file:
+    with (tmp_path / "a").open("w+b") as file:
         allocate(file.fileno(), 3_000_000)
     assert (tmp_path / "a").stat().st_size == 3_000_000
     assert (tmp_path / "a").stat().st_blocks * 512 >= 3_000_000
