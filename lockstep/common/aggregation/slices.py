@@ -32,6 +32,11 @@ class Slice:
         """Yield slices of `size` elements from the start on, the last one perhaps shorter."""
         return (Slice(start, min(start + size, self.stop)) for start in range(self.start, self.stop, size))
 
+    def cut_evenly(self, most: int) -> Iterator["Slice"]:
+        """Yield slices of at most `most` elements, a multiple of `BLOCK`, as equal as cuts between blocks can be."""
+        blocks = -(-len(self) // BLOCK)
+        return self.cut(-(-blocks // -(-len(self) // most)) * BLOCK)
+
     def frames(self) -> list["Slice"]:
         """Return the frames in which the slice travels."""
         return list(self.cut(FRAME))

@@ -123,7 +123,7 @@ class UpdatePass:
         start, stop = max(whole.start, part.start), min(whole.stop, part.stop)
         for low, high in ((start, min(stop, trained)), (max(start, trained), stop)):
             if low < high:
-                yield from (self._chunk(frame, cut) for cut in Slice(low, high).cut(CHUNK))
+                yield from (self._chunk(frame, cut) for cut in Slice(low, high).cut_evenly(CHUNK))
 
     def _chunk(self, frame: int, part: Slice) -> UpdateChunk:
         vectors, trained, begin = self.vectors, self.rule.parameter_size, self.frames[frame].start

@@ -128,9 +128,9 @@ class TeamShape:
                 # Seconds until all sums were there since those of the step before were; of the update's first slice.
                 ("round_s", "<f8"),
                 ("update_s", "<f8"),
-                # Of the weights after the step before.
+                # Of the weights after the step before; by whoever has the lock of the last slice.
                 ("checksum", "<u8"),
-                # Rows of (lo, hi, process), and for each the seconds until it began, until it ended, and of computing.
+                # Rows of (lo, hi, process), and for each the figures from `COMPUTE_S` to `ENDED_S`.
                 ("used", "<i8"),
                 ("parts", "<i4", (self.parts, 3)),
                 ("times", "<f8", (self.parts, 3)),
@@ -225,8 +225,8 @@ class UpdateMarks:
     """How far a team is with updates of the weights beside which this is; the locks of slices are there as well.
 
     It is written by the server while no lease of several steps is made. Otherwise whoever has the lock of a slice
-    writes what is made of it, and whoever has that of the first slice the entry of the step, before; and the server
-    `read`.
+    writes what is made of it, and before that, whoever has that of the first slice the entry of the step, and whoever has
+    that of the last one the checksum in it; and the server `read`.
     """
 
     #: int64: the number of the multi-step lease whose updates may be made, 0 for none; steps of which the server has

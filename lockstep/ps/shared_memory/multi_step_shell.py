@@ -164,12 +164,12 @@ class MultiStepShell:
     def _read_marks(self) -> machine.MarksRead:
         """Return how far the team is.
 
-        The checksum of the weights after a step is in the entry of the next one, which is there before that step is
-        marked as made in the first slice.
+        The checksum of the weights after a step is in the entry of the next one, and is there before that step is
+        marked as made in the last slice.
         """
         marks = self._of_lease()
         made = marks.least()
-        self._entered = min(made, int(marks.made[0]) - 1)
+        self._entered = min(made, int(marks.made[marks.slices - 1]) - 1)
         marks.keep_order()
         return machine.MarksRead(made=made, entered=self._entered)
 
@@ -214,7 +214,7 @@ class MultiStepShell:
 
 def _parts(entry: np.void) -> Iterator[coordinator_events.PartMade]:
     """Yield the parts that a step was put together from."""
-    for (lo, hi, process), (began_s, ended_s, compute_s) in zip(
+    for (lo, hi, process), (compute_s, began_s, ended_s) in zip(
         entry["parts"][: entry["used"]].tolist(), entry["times"][: entry["used"]].tolist(), strict=True
     ):
         yield coordinator_events.PartMade(

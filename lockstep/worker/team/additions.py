@@ -1,5 +1,6 @@
 """In which order the sums over some nodes are added up, and into which memory. Pure; made once for the same nodes."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -30,6 +31,13 @@ class Additions(NamedTuple):
     terms: tuple[int, ...]
     #: Number of buffers besides the given ones.
     buffers: int
+
+    def total(self, values: Sequence[float]) -> float:
+        """Return the sum of one value for each of the given nodes, added over the tree; halves have to be joined."""
+        held = [*values, *([0.0] * self.buffers)]
+        for one in self.steps:
+            held[one.out] = held[one.left] + held[one.right]
+        return held[self.terms[0]]
 
 
 @lru_cache(maxsize=256)

@@ -92,12 +92,13 @@ class Leader:
     def found(self, order: Order, out: Vector | None) -> Found:
         """Return what was found in an order that is done; sums are written into `out`, of the whole size."""
         member, memory = self.member, self.member.memory
-        copies = memory.copies(order.number, order.node)
+        copies = memory.sums_of(order)
         assert copies is not None  # it is done
         if out is not None:
             member.gather(order, out)
+        figures = memory.figures(copies)
         return Found(
-            tally=member.tally_of(order, copies),
-            losses=[] if out is None else member.losses_of(copies),
-            compute_s=sum(of_one[COMPUTE_S] for of_one in memory.figures(copies)),
+            tally=member.tally_of(order, copies, figures),
+            losses=[] if out is None else memory.losses(copies).tolist(),
+            compute_s=float(figures[:, COMPUTE_S].sum()),
         )

@@ -16,19 +16,20 @@ from numpy.typing import NDArray
 from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.finiteness import first_not_finite
 from lockstep.common.aggregation.slices import Slice
-from lockstep.common.aggregation.tree import Node, TreeSum, Vector
+from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import SharingError
 from lockstep.common.job.tally import Tally
 from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.messages import OF_A_STEP, Work
 from lockstep.common.protocol.shared_files import WEIGHTS, weights_shape
-from lockstep.common.protocol.team_memory import BEGAN_S, COMPUTE_S, CORRECT, COUNT, ENDED_S, ENTRIES, LOSS_SUM
+from lockstep.common.protocol.team_memory import COMPUTE_S, COUNT, ENDED_S, ENTRIES, LOSS_SUM
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.compute import Compute
 from lockstep.worker.node_sums import StoppedError
+from lockstep.worker.team.additions import additions_of
 from lockstep.worker.team.division import OrderPlan, OrderWork, Planner, missing_parts
-from lockstep.worker.team.memory import RESULT, Computed, Copy, TeamMemory, write_plan
+from lockstep.worker.team.memory import RESULT, Computed, Copies, TeamMemory
 from lockstep.worker.team.order import Order
 from lockstep.worker.team.progress import (
     Action,
@@ -105,7 +106,7 @@ class TeamMember:
     #: What the order at hand means to us: the same for all steps with one plan.
     _course: Course | None = None
     #: The sums that were added up last.
-    _copies: list[Copy] | None = None
+    _copies: Copies | None = None
     _slices: int = 0
     #: Whether we have shown that we sleep, and not looked since.
     _is_asleep: bool = False
@@ -375,17 +376,17 @@ class TeamMember:
             ended_s=max(0.0, ended - self._summed),
         )
         self.memory.show_row(part.row, order.number, computed)
-        self._wake_if(lambda: self.memory.is_covered(order.number, order.node))
+        self._wake_if(lambda: self.memory.sums_of(order) is not None)
 
     def operands(self, order: Order) -> Operands | None:
         """Return the sums over an order's parts, wherever they are; None if they are not all there."""
-        copies = self._copies = self.memory.copies(order.number, order.node)
+        copies = self._copies = self.memory.sums_of(order)
         if copies is None:
             return None
         return Operands(
             order.step,
-            tuple(copy.node for copy in copies),
-            [self.memory.vector(copy.process, copy.row) for copy in copies],
+            copies.nodes,
+            [self.memory.vector(copy.process, copy.row) for copy in copies.copies],
             self.compute.batches.micro_batches_of(order.work),
         )
 
@@ -420,8 +421,7 @@ class TeamMember:
         updates = self._updates
         assert updates is not None  # its slice was begun
         is_finite = updates.write(slice_, order, operands, lambda: self._squares(order))
-        show = (lambda: self._show_entry(order)) if slice_ == 0 else (lambda: None)
-        updates.end(slice_, order, is_made=is_finite, show=show)
+        updates.end(slice_, order, is_made=is_finite, show=lambda: self._show_update(order, slice_))
         if is_finite:
             self._wake_if(lambda: not updates.missing(order.step))
         return is_finite
@@ -444,16 +444,13 @@ class TeamMember:
 
     def _look(self, order: Order, progress: OrderProgress, stage: OrderStage) -> OrderOutcome | None:
         now = self.clock.now()
-        if self._has_failed(order):
-            return OrderOutcome.FAILED
+        if order.steps is not None and not self.is_wanted():
+            return self._catch_up(order)
         if self.memory.marks.newest > order.last_number:
             return OrderOutcome.STOPPED
-        if order.steps is not None:
-            updates = self._updates
-            assert updates is not None
-            if not updates.may_make(order) or updates.marks.least() > order.step:
-                return self._catch_up(order)
         missing = self._missing(order, stage)
+        if missing and self._has_failed(order):
+            return OrderOutcome.FAILED
         idle = self._idle(order) if missing and now >= progress.late else ()
         progress.on_seen(missing, idle, now)
         if not missing and stage is OrderStage.SUMS:
@@ -470,7 +467,7 @@ class TeamMember:
 
     def _missing(self, order: Order, stage: OrderStage) -> Sequence[Node] | Sequence[int]:
         if stage is OrderStage.SUMS:
-            if self.memory.is_covered(order.number, order.node):
+            if self.memory.sums_of(order) is not None:
                 return ()
             progress = self.progress
             if progress is not None and self.clock.now() < progress.late:
@@ -509,38 +506,41 @@ class TeamMember:
 
     # What the server gets to know
 
-    def _show_entry(self, order: Order) -> None:
-        """Write the entry of a step, whose first slice's lock is ours."""
-        updates, copies = self._updates, self._copies
+    def _show_update(self, order: Order, slice_: int) -> None:
+        """Write what belongs to the update of a slice, whose lock is ours: the work is shared by the first and last."""
+        updates = self._updates
         assert updates is not None
+        if slice_ == 0:
+            self._show_entry(order, updates)
+        if slice_ == len(updates.slices) - 1 and order.step:
+            checksum = checksum_after(order.step - 1, updates.weights_before(order.step))
+            updates.marks.entries["checksum"][order.step % ENTRIES] = checksum
+
+    def _show_entry(self, order: Order, updates: UpdateMaker) -> None:
+        """Write the entry of a step."""
+        copies = self._copies
         assert copies is not None  # its sums were just added up
         figures = self.memory.figures(copies)
-        tally, entry = self.tally_of(order, copies), updates.marks.entries[order.step % ENTRIES]
+        tally, used = self.tally_of(order, copies, figures), len(figures)
+        entry = updates.marks.entries[order.step % ENTRIES]
         entry["step"] = -1  # while it is written
         self.memory.keep_order()
-        entry["used"] = len(copies)
+        entry["used"] = used
         entry["loss_sum"], entry["correct"], entry["count"] = tally.loss_sum, tally.correct, tally.count
         entry["round_s"], entry["update_s"] = self._summed - self._summed_before, self.clock.now() - self._began
-        entry["checksum"] = checksum_after(order.step - 1, updates.weights_before(order.step)) if order.step else 0
-        entry["parts"][: len(copies)] = [(copy.node.lo, copy.node.hi, copy.process) for copy in copies]
-        entry["times"][: len(copies)] = [(of_one[BEGAN_S], of_one[ENDED_S], of_one[COMPUTE_S]) for of_one in figures]
-        entry["losses"][:] = self.losses_of(copies)
-        write_plan(entry["next"], self.plan(order.work, order.node, order))
+        entry["parts"][:used] = copies.parts
+        entry["times"][:used] = figures[:, COMPUTE_S : ENDED_S + 1]
+        entry["losses"][:] = self.memory.losses(copies)
+        entry["next"] = self.memory.written(self.plan(order.work, order.node, order))
         self.memory.keep_order()
         entry["step"] = order.step
 
-    def tally_of(self, order: Order, copies: Sequence[Copy]) -> Tally:
+    def tally_of(self, order: Order, copies: Copies, figures: NDArray[np.float64]) -> Tally:
         """Return the tally of an order: a floating-point sum too, added over the same tree."""
         micro_batches = self.compute.batches.micro_batches_of(order.work)
-        tree = TreeSum[Tally](micro_batches, lambda left, right: left + right)
-        for copy, of_one in zip(copies, self.memory.figures(copies), strict=True):
-            tree.add(copy.node, Tally(of_one[LOSS_SUM], int(of_one[CORRECT]), int(of_one[COUNT])))
-        return tree.held[order.node]
-
-    def losses_of(self, copies: Sequence[Copy]) -> list[float]:
-        """Return the sum of losses of each micro-batch of some nodes, in order; float32 each."""
-        losses = self.memory.marks.losses
-        return [loss for copy in copies for loss in losses[copy.process, copy.node.lo : copy.node.hi].tolist()]
+        losses, correct, count = figures[:, LOSS_SUM : COUNT + 1].T.tolist()
+        additions = additions_of(copies.nodes, micro_batches, joins_halves=True)
+        return Tally(additions.total(losses), int(sum(correct)), int(sum(count)))
 
     # Plans
 
@@ -553,11 +553,12 @@ class TeamMember:
 
     def present(self, before: Order | None) -> list[int]:
         """Return the processes of this session that have been in time for an order: at least this one."""
-        ready, own = self.memory.ready(self.session), self.memory.process
-        if before is None:
-            return ready or [own]
-        at = self.memory.marks.processes["at"].tolist()
-        return [one for one in ready if one == own or at[one] >= before.number] or [own]
+        processes = self.memory.marks.processes
+        is_present = processes["ready"] == self.session
+        if before is not None:
+            is_present &= processes["at"] >= before.number
+        is_present[self.memory.process] = True
+        return np.nonzero(is_present)[0].tolist()
 
     # Waking others
 

@@ -19,6 +19,7 @@ from lockstep.common.protocol.team_memory import (
     LO,
     ORDER,
     ORDERS,
+    OWN_PARTS,
     ROWS,
     WORKS,
     TeamMarks,
@@ -54,6 +55,21 @@ class Copy:
     node: Node
     process: int
     row: int
+
+
+class Copies:
+    """Sums from which those over a node are put together, in the order of their micro-batches."""
+
+    def __init__(self, copies: Sequence[Copy]) -> None:
+        self.copies = tuple(copies)
+        self.nodes = tuple(copy.node for copy in copies)
+        #: Where they are in arrays of shape (processes, ROWS, ...).
+        self.places = np.array([copy.process for copy in copies]), np.array([copy.row for copy in copies])
+        #: Where what belongs to each of their micro-batches is in arrays of shape (processes, micro-batches).
+        lengths = [len(node) for node in self.nodes]
+        self.micro_batches = np.repeat(self.places[0], lengths), np.arange(self.nodes[0].lo, self.nodes[-1].hi)
+        #: Rows of (lo, hi, process), as in an entry.
+        self.parts = np.array([(copy.node.lo, copy.node.hi, copy.process) for copy in copies], np.int32)
 
 
 @dataclass
@@ -96,6 +112,10 @@ class TeamMemory:
     _measured: int = 0
     #: The plan that was read last, and its bytes.
     _plan: tuple[bytes, OrderPlan] = b"", OrderPlan((), ())
+    #: The plan that was written last, and how.
+    _written: tuple[OrderPlan | None, NDArray[np.void]] = None, np.zeros((), np.void)
+    #: The plan of which it was asked last where its sums will be, and that.
+    _planned: tuple[OrderPlan | None, Copies] = None, Copies([Copy(Node(0, 1), 0, 0)])
     #: Called between what is written, or read, in an order that others rely on.
     keep_order: Callable[[], None] = keep_order
     #: By process, its vectors.
@@ -175,8 +195,34 @@ class TeamMemory:
 
     # What all have
 
-    def copies(self, order: int, node: Node) -> list[Copy] | None:
-        """Return sums of an order from which those over a node can be put together, in order; None if not all are."""
+    def planned(self, plan: OrderPlan) -> Copies:
+        """Return where the sums over the parts of a plan will be: made once for each."""
+        if plan is not self._planned[0]:
+            rows = dict.fromkeys((part.process for part in plan.parts), 0)
+            copies = list[Copy]()
+            for node, process in plan.parts:
+                copies.append(Copy(node, process, rows[process]))
+                rows[process] += 1
+            self._planned = plan, Copies(copies)
+        return self._planned[1]
+
+    def has_all(self, copies: Copies, order: int) -> bool:
+        """Tell whether sums of an order are there, each where it is expected."""
+        self.keep_order()
+        has_all = bool((self.marks.nodes[copies.places][:, ORDER] == order).all())
+        self.keep_order()
+        return has_all
+
+    def sums_of(self, order: Order) -> Copies | None:
+        """Return sums from which those over an order can be put together; None if not all are there."""
+        planned = self.planned(order.plan)
+        if self.has_all(planned, order.number):
+            return planned
+        # Sums of parts that somebody was late with are in other vectors.
+        has_more = bool((self.marks.nodes[:, OWN_PARTS:, ORDER] == order.number).any())
+        return self._copies(order.number, order.node) if has_more else None
+
+    def _copies(self, order: int, node: Node) -> Copies | None:
         found = self._found(order)
         chosen, at = list[Copy](), node.lo
         while at < node.hi:
@@ -185,17 +231,7 @@ class TeamMemory:
                 return None
             chosen.append(copy)
             at = copy.node.hi
-        return chosen
-
-    def is_covered(self, order: int, node: Node) -> bool:
-        """Tell whether somebody, alone or with others, has the sums of all of a node's micro-batches."""
-        self.keep_order()
-        nodes = self.marks.nodes
-        has = nodes[:, :, ORDER] == order
-        self.keep_order()
-        # What is there more than once may hide that something is missing.
-        count = int((nodes[:, :, HI] - nodes[:, :, LO])[has].sum())
-        return count >= len(node) and self.copies(order, node) is not None
+        return Copies(chosen)
 
     def covered(self, order: int, node: Node) -> bytes:
         """Return a byte for each micro-batch of a node, 1 if somebody has its sums, alone or with others."""
@@ -217,9 +253,15 @@ class TeamMemory:
                 found[lo] = Copy(Node(lo, hi), process, row)
         return found
 
-    def figures(self, copies: Sequence[Copy]) -> list[list[float]]:
-        """Return what belongs to some sums, each from `LOSS_SUM` to `ENDED_S`."""
-        return [self.marks.figures[copy.process, copy.row, : ENDED_S + 1].tolist() for copy in copies]
+    def figures(self, copies: Copies) -> NDArray[np.float64]:
+        """Return what belongs to some sums, a row each from `LOSS_SUM` on: a copy."""
+        figures: NDArray[np.float64] = self.marks.figures[copies.places]
+        return figures
+
+    def losses(self, copies: Copies) -> NDArray[np.float32]:
+        """Return the sum of losses of each micro-batch of some sums, in order: a copy."""
+        losses: NDArray[np.float32] = self.marks.losses[copies.micro_batches]
+        return losses
 
     def vector(self, process: int, index: int) -> Vector:
         """Return a vector of a process, mapped if it was not."""
@@ -248,10 +290,6 @@ class TeamMemory:
         """Return a process that has made a slice."""
         return int(np.nonzero(done[:, slice_] == order)[0][0])
 
-    def ready(self, session: int) -> list[int]:
-        """Return the processes that take part in a session."""
-        return np.nonzero(self.marks.processes["ready"] == session)[0].tolist()
-
     def sleepers(self) -> Iterable[int]:
         """Return the processes that sleep until somebody wakes them."""
         self.keep_order()
@@ -274,7 +312,7 @@ class TeamMemory:
             steps.count,
             steps.reads,
         )
-        write_plan(cells["plan"], order.plan)
+        cells["plan"] = self.written(order.plan)
         self.keep_order()
         cells["order"] = order.number
         self.keep_order()
@@ -315,6 +353,13 @@ class TeamMemory:
         if words != self._plan[0]:
             self._plan = words, read_plan(np.frombuffer(words, cells.dtype)[0])
         return self._plan[1]
+
+    def written(self, plan: OrderPlan) -> NDArray[np.void]:
+        """Return a plan as a field of `TeamShape.plan`: most often that of the order before."""
+        if plan is not self._written[0]:
+            self._written = plan, np.zeros((), self.shape.plan)
+            write_plan(self._written[1], plan)
+        return self._written[1]
 
     def close(self) -> None:
         """Let go of what is not mapped."""

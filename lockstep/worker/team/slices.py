@@ -39,7 +39,7 @@ class SliceAdder:
         """
         exact = self.wire.is_exact
         additions = additions_of(operands.nodes, operands.micro_batches, joins_halves=not exact)
-        for piece in whole.cut(PIECE):
+        for piece in whole.cut_evenly(PIECE):
             pool = self._pools.setdefault(len(piece), VectorPool(len(piece)))
             lent = [pool.take() for _ in range(additions.buffers)]
             buffers = [piece.of(vector) for vector in operands.vectors] + lent

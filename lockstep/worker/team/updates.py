@@ -148,7 +148,7 @@ class UpdateMaker:
     def _pass_over(self, whole: Slice) -> UpdatePass:
         """Return what updates a slice, with its pieces as frames."""
         if whole not in self._passes:
-            self._passes[whole] = UpdatePass(self.rule, self.vectors, list(whole.cut(PIECE)))
+            self._passes[whole] = UpdatePass(self.rule, self.vectors, list(whole.cut_evenly(PIECE)))
         return self._passes[whole]
 
     def weights_before(self, step: int) -> Vector:

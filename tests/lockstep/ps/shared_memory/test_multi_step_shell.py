@@ -65,10 +65,12 @@ class FakeTeam:
         return False
 
     def write(self, slice_: int, step: int) -> None:
-        """Write a slice, and what belongs to the first one; then leave it."""
+        """Write a slice, and what belongs to the first one and the last; then leave it."""
         self.slices[slice_].of(self.weights[(step + 1) % 2])[:] = step + 1
         if slice_ == 0:
             self._write_entry(step)
+        if slice_ == len(self.slices) - 1:
+            self.marks.entries["checksum"][step % ENTRIES] = 1000 + step - 1
         self.marks.made[slice_] = step + 1
         self.locks[slice_].release()
 
@@ -77,9 +79,8 @@ class FakeTeam:
         entry["step"], entry["loss_sum"], entry["correct"], entry["count"] = step, step / 2, 1, 3
         entry["round_s"], entry["update_s"], entry["used"] = 0.5, 0.125, 2
         entry["parts"][:2] = [(0, 2, 3), (2, 3, 1)]
-        entry["times"][:2] = [(0.0, 0.25, 0.125), (0.0, 0.375, 0.25)]
+        entry["times"][:2] = [(0.125, 0.0, 0.25), (0.25, 0.0, 0.375)]
         entry["losses"] = [step, step + 0.25, step + 0.5]
-        entry["checksum"] = 1000 + step - 1
 
     def make(self, step: int, *slices: int) -> list[int]:
         """Make some slices of a step, or all; return those that could be written."""
@@ -228,13 +229,15 @@ def test_after_the_end_nobody_writes_any_more_whatever_is_leased_next(bench: Ben
     assert late.make(4) == []
 
 
-def test_what_was_made_of_some_slices_only_is_made_again(bench: Bench) -> None:
+@pytest.mark.parametrize("others", [(), (4,)])
+def test_what_was_made_of_some_slices_only_is_made_again(others: tuple[int, ...], bench: Bench) -> None:
     team = bench.begin()
     team.make(3)
-    team.make(4, 0, 2)
+    team.make(4, 0, 2, *others)
     happened = bench.shell.end()
-    # The entry of step 4 has the checksum of step 3.
-    assert [(made.step, made.checksum) for made in made_in(happened)] == [(3, 1003)]
+    # The entry of step 4 has the checksum of step 3 once its last slice is made.
+    checksum = 1003 if others else checksum_after(3, bench.shard.slots[0])
+    assert [(made.step, made.checksum) for made in made_in(happened)] == [(3, checksum)]
     assert (bench.shard.updates, set(bench.shard.weights.tolist())) == (4, {4.0})
 
 

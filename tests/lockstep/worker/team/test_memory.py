@@ -11,10 +11,10 @@ import pytest
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import SharingError
 from lockstep.common.job.tally import Tally
-from lockstep.common.protocol.team_memory import ORDERS, OWN_PARTS, ROWS, WORKS, TeamShape
+from lockstep.common.protocol.team_memory import ENDED_S, ORDERS, OWN_PARTS, ROWS, WORKS, TeamShape
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.team.division import OrderPlan, OrderWork, TeamPart, plan_for
-from lockstep.worker.team.memory import FIRST, RESULT, Computed, Copy, OwnVectors, TeamMemory
+from lockstep.worker.team.memory import FIRST, RESULT, Computed, Copies, Copy, OwnVectors, TeamMemory
 from lockstep.worker.team.order import Order, Steps
 
 SHAPE = TeamShape(processes=3, micro_batches=8, size=5000, clips=False)
@@ -51,21 +51,46 @@ def show(member: TeamMemory, row: int, lo: int, hi: int, order: int = 4) -> None
     member.show_row(row, order, computed(Node(lo, hi)))
 
 
+def copies_of(member: TeamMemory, node: Node, number: int = 4) -> list[Copy] | None:
+    """Return the sums that an order for three equal processes is put together from."""
+    plan = plan_for(OrderWork(node, 8), dict.fromkeys(range(3), 1.0))
+    found = member.sums_of(order_of(number, node=node, plan=plan))
+    return None if found is None else list(found.copies)
+
+
 def test_copies_are_the_largest_that_follow_one_another_whoever_has_them(team: list[TeamMemory]) -> None:
     first, second, third = team
-    show(first, 0, 0, 1)
-    show(second, 3, 1, 2)
-    show(third, 1, 0, 2)
-    show(first, 1, 2, 4)
-    assert second.copies(4, Node(0, 8)) is None
-    assert second.copies(4, Node(0, 4)) == [Copy(Node(0, 2), 2, 1), Copy(Node(2, 4), 0, 1)]
-    show(first, 2, 4, 8)
-    copies = second.copies(4, Node(0, 8))
+    show(first, 4, 0, 1)
+    show(second, 5, 1, 2)
+    show(third, 4, 0, 2)
+    show(first, 5, 2, 4)
+    assert copies_of(second, Node(0, 8)) is None
+    assert copies_of(second, Node(0, 4)) == [Copy(Node(0, 2), 2, 4), Copy(Node(2, 4), 0, 5)]
+    show(first, 6, 4, 8)
+    copies = copies_of(second, Node(0, 8))
     assert copies is not None
     assert [copy.node for copy in copies] == [Node(0, 2), Node(2, 4), Node(4, 8)]
     assert [int(second.vector(copy.process, copy.row)[0]) for copy in copies] == [2, 204, 408]
     show(second, 7, 0, 8)
-    assert third.copies(4, Node(0, 8)) == [Copy(Node(0, 8), 1, 7)]
+    assert copies_of(third, Node(0, 8)) == [Copy(Node(0, 8), 1, 7)]
+
+
+def test_the_sums_that_were_planned_are_taken_if_all_are_there(team: list[TeamMemory]) -> None:
+    order = order_of(4)
+    rows = dict.fromkeys(range(3), 0)
+    show(team[1], 4, 0, 8)
+    for part in PLAN.parts[:-1]:
+        show(team[part.process], rows[part.process], part.node.lo, part.node.hi)
+        rows[part.process] += 1
+    found = team[2].sums_of(order)
+    assert found is not None
+    assert found.copies == (Copy(Node(0, 8), 1, 4),)
+    last = PLAN.parts[-1]
+    show(team[last.process], rows[last.process], last.node.lo, last.node.hi)
+    found = team[2].sums_of(order)
+    assert found is not None
+    assert [TeamPart(copy.node, copy.process) for copy in found.copies] == list(PLAN.parts)
+    assert team[2].sums_of(order_of(5)) is None
 
 
 def test_what_is_covered_is_told_by_micro_batch(team: list[TeamMemory]) -> None:
@@ -77,27 +102,28 @@ def test_what_is_covered_is_told_by_micro_batch(team: list[TeamMemory]) -> None:
 
 
 def test_what_is_there_twice_does_not_hide_what_is_missing(team: list[TeamMemory]) -> None:
-    show(team[0], 0, 0, 2)
-    show(team[1], 0, 0, 2)
-    assert not team[2].is_covered(4, Node(0, 4))
-    show(team[1], 1, 2, 4)
-    assert team[2].is_covered(4, Node(0, 4))
-    assert not team[2].is_covered(5, Node(0, 4))
+    show(team[0], 4, 0, 2)
+    show(team[1], 4, 0, 2)
+    assert copies_of(team[2], Node(0, 4)) is None
+    show(team[1], 5, 2, 4)
+    assert copies_of(team[2], Node(0, 4)) is not None
+    assert copies_of(team[2], Node(0, 4), number=5) is None
 
 
-def test_sums_that_are_being_written_are_not_seen(team: list[TeamMemory]) -> None:
-    show(team[0], 0, 0, 8)
-    assert team[1].is_covered(4, Node(0, 8))
-    team[0].begin_row(0)
-    assert (team[1].copies(4, Node(0, 8)), team[1].is_covered(4, Node(0, 8))) == (None, False)
+@pytest.mark.parametrize("row", [0, OWN_PARTS])
+def test_sums_that_are_being_written_are_not_seen(row: int, team: list[TeamMemory]) -> None:
+    order = order_of(4, plan=plan_for(OrderWork(Node(0, 8), 8), {0: 1.0}))
+    show(team[0], row, 0, 8)
+    assert team[1].sums_of(order) is not None
+    team[0].begin_row(row)
+    assert team[1].sums_of(order) is None
 
 
 def test_what_belongs_to_sums_comes_with_them(team: list[TeamMemory]) -> None:
     show(team[2], 5, 4, 8)
-    copies = team[0].copies(4, Node(4, 8))
-    assert copies is not None
-    assert team[0].figures(copies) == [[22.0, 4.0, 4.0, 2.5, 1.0, 3.5]]
-    assert team[0].marks.losses[2].tolist() == [0.0] * 4 + [4.0, 5.0, 6.0, 7.0]
+    copies = Copies([Copy(Node(4, 8), 2, 5)])
+    assert team[0].figures(copies)[:, : ENDED_S + 1].tolist() == [[22.0, 4.0, 4.0, 2.5, 1.0, 3.5]]
+    assert team[0].losses(copies).tolist() == [4.0, 5.0, 6.0, 7.0]
     assert team[2].holds(5, 4, Node(4, 8))
     assert not any(team[2].holds(*other) for other in ((5, 5, Node(4, 8)), (4, 4, Node(4, 8)), (5, 4, Node(4, 6))))
 
@@ -115,11 +141,10 @@ def test_a_slice_is_missing_until_somebody_has_made_it_for_this_order(memory: Pa
         second.close()
 
 
-def test_who_takes_part_and_who_sleeps(team: list[TeamMemory]) -> None:
-    for member, session, sleeps in zip(team, (2, 1, 2), (0, 1, 1), strict=True):
-        member.show("ready", session)
+def test_who_sleeps_is_seen(team: list[TeamMemory]) -> None:
+    for member, sleeps in zip(team, (0, 1, 1), strict=True):
         member.show("sleeps", sleeps)
-    assert (team[1].ready(2), list(team[0].sleepers())) == ([0, 2], [1, 2])
+    assert list(team[0].sleepers()) == [1, 2]
 
 
 def order_of(number: int, **values: object) -> Order:
