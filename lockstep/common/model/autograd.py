@@ -114,9 +114,13 @@ class StackedPass:
         return losses, outputs
 
     def observe(self, sums: Vector, targets: int, *, adds: bool = False) -> None:
-        size = self.layout.parameter_size
+        size, statistics = self.layout.parameter_size, list(self.module.buffers())
+        places = [statistic.observed for statistic in statistics]
         total = self._observed(self.program.tree, targets)
         sums[size:] = sums[size:] + total if adds else total
+        # A micro-batch that is computed without a pass observes where the engine has put them.
+        for statistic, place in zip(statistics, places, strict=True):
+            statistic.observed = place
 
     def _observed(self, tree: Tree, targets: int) -> Vector:
         """Return what a tree of micro-batches observed, as `observe` writes it."""
@@ -187,8 +191,8 @@ class AutogradEngine:
         self._binding = Binding(self._module, self._layout, weights, sums)
         self._weights = weights
         self._reads = self._writes = 0
-        #: The vectors that the module's arrays are in, by their indices; None if not all are.
-        self._bound: tuple[int, int] | None = (0, 0)
+        #: The vectors that the module's arrays are in, by their indices.
+        self._bound = 0, 0
         for known in self._stacked.values():
             if known is not None:
                 known.bind(weights)
@@ -234,8 +238,6 @@ class AutogradEngine:
         made = self._stacked[key]
         if made is not None:
             made.read_from(self._reads)
-            if self._layout.statistics:
-                self._bound = None  # a pass turns the statistics to memory of its own
         return made
 
     def _made(self, tree: Tree, batches: Sequence[Batch]) -> StackedPass | None:

@@ -156,6 +156,16 @@ def test_statistics_go_where_the_engine_writes_after_a_pass_wrote_them_elsewhere
     assert [samples for _, samples in passes(compute)] == [5]
 
 
+def test_statistics_go_where_the_engine_writes_after_a_pass_has_added_to_them() -> None:
+    job = job_of(model=dict(describe(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 10)))))
+    job = replace(job, global_batch=9, micro_batches=7)  # of 1, 1, 1, 2, 1, 1 and 2 samples
+    compute, oracle = Compute(job, AutogradModel(build_model(job.model), warm_up=3), digits()), oracle_of(job)
+    compute.weights[:] = oracle.weights
+    # The pass for 2 samples is there when a micro-batch of one, and then others, are still computed without one.
+    for lo, hi in ((3, 4), (3, 4), (3, 4), (3, 4), (2, 4), (0, 1), (0, 4), (4, 7), (0, 4)):
+        assert compute.train(0, Node(lo, hi))[0].tobytes() == oracle.train(0, Node(lo, hi))[0].tobytes(), (lo, hi)
+
+
 def test_it_is_made_once_the_shape_was_met_often_enough_to_be_worth_it() -> None:
     job = job_of(model="linear")
     compute = Compute(job, AutogradModel(build_model("linear"), warm_up=2), digits())
