@@ -352,8 +352,8 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         except LockstepError as error:
             return PreparationFailed(reason=str(error))
         nonce = "" if setup.shared is None else setup.shared.nonce
-        team = "" if setup.shared is None or setup.folder is None else setup.folder.name
-        return Prepared(ready=Ready(nonce=nonce, obstacle=shortened(setup.obstacle), team=team))
+        makers = 0 if setup.shared is None or setup.member is None else setup.member.memory.shape.makers
+        return Prepared(ready=Ready(nonce=nonce, obstacle=shortened(setup.obstacle), makers=makers))
 
     def _surroundings(self) -> Surroundings:
         return Surroundings(

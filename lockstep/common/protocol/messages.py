@@ -129,8 +129,8 @@ class Ready(Message, frozen=True, kw_only=True):
     nonce: Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
     #: Why it does not share the memory that it was offered.
     obstacle: Text = ""
-    #: The folder with the memory of its team, next to the one that it was offered; empty if it shares none.
-    team: ShortText = ""
+    #: How many processes of its team, which shares that memory, make slices at a time; 0 if there is no such team.
+    makers: Annotated[int, Meta(ge=0, le=PROCESSES_LIMIT)] = 0
 
 
 class SumsFrame(NodeMessage, frozen=True, kw_only=True):

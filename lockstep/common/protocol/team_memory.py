@@ -40,16 +40,10 @@ MOST_SLICES, LEAST_SLICE = 64, 16_384
 PROCESS = np.dtype([("at", "<i8"), ("failed", "<i8"), ("sleeps", "<i8"), ("ready", "<i8"), ("rest", "<i8", (4,))])
 
 #: What a process shows of each of its vectors of sums: of which order they are (0 while they are being written) and of
-#: which node; and, as float64, what belongs to them as in `Result`, with seconds since all sums of the step before
-#: were there.
+#: which node; and, as float64, what belongs to them as in `Result`, with the times of this host's clock at which it was
+#: begun and ended, in seconds.
 ORDER, LO, HI = range(3)
 LOSS_SUM, CORRECT, COUNT, COMPUTE_S, BEGAN_S, ENDED_S = range(6)
-
-
-def team_slices(size: int, processes: int) -> list[Slice]:
-    """Return the slices into which so many processes cut a vector of `size` values, to work on one each."""
-    blocks = -(-size // BLOCK)
-    return slices_for(size, max(1, min(processes, MOST_SLICES, blocks, size // LEAST_SLICE)))
 
 
 def keep_order() -> None:
@@ -78,11 +72,14 @@ class TeamShape:
     size: int
     #: Whether the job clips gradients by their norm.
     clips: bool
+    #: Most processes that make slices at a time: more than there are cores would only wait for one another.
+    makers: int = MOST_SLICES
 
     @property
     def slices(self) -> list[Slice]:
-        """The slices of the vector that are added up by different processes."""
-        return team_slices(self.size, self.processes)
+        """The slices into which they cut a vector, to work on one each."""
+        most = -(-self.size // BLOCK), self.size // LEAST_SLICE, MOST_SLICES
+        return slices_for(self.size, max(1, min(self.processes, self.makers, *most)))
 
     @property
     def parts(self) -> int:
@@ -130,7 +127,8 @@ class TeamShape:
                 ("update_s", "<f8"),
                 # Of the weights after the step before; by whoever has the lock of the last slice.
                 ("checksum", "<u8"),
-                # Rows of (lo, hi, process), and for each the figures from `COMPUTE_S` to `ENDED_S`.
+                # Rows of (lo, hi, process), and for each the figures from `COMPUTE_S` to `ENDED_S`, where times are
+                # seconds since all sums of the step before were there.
                 ("used", "<i8"),
                 ("parts", "<i4", (self.parts, 3)),
                 ("times", "<f8", (self.parts, 3)),
@@ -225,7 +223,7 @@ class UpdateMarks:
     """How far a team is with updates of the weights beside which this is; the locks of slices are there as well.
 
     It is written by the server while no lease of several steps is made. Otherwise whoever has the lock of a slice
-    writes what is made of it, and before that, whoever has that of the first slice the entry of the step, and whoever has
+    writes what is made of it; before that, whoever has that of the first slice the entry of the step, and whoever has
     that of the last one the checksum in it; and the server `read`.
     """
 

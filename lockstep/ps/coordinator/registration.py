@@ -125,7 +125,7 @@ def prepared(member: Member, ready: Ready, membership: Membership, info: RunInfo
         membership.remove(member.peer)
         forget = ForgetWorker(peer=member.peer, rank=member.rank)
         return [*without_memory(member.peer, member.named(), obstacle), forget]
-    member.shares, member.has_team = shares, bool(ready.team)
+    member.shares, member.has_team = shares, ready.makers > 0
     membership.sharing.add(shares)
     membership.obstacle = membership.obstacle or obstacle
     return [*through_its_socket(member.named(), obstacle), *activate(member, membership, info)]

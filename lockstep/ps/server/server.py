@@ -287,12 +287,14 @@ class Server:
         elif self.sharing is None:
             raise RemoteProtocolError("it shares memory that it was not offered")
         elif member is not None:
-            self.sharing.admit(member.rank, ready.nonce, self._team_shape(member) if ready.team else None)
+            shape = self._team_shape(member, ready.makers) if ready.makers else None
+            self.sharing.admit(member.rank, ready.nonce, shape)
 
-    def _team_shape(self, member: Member) -> TeamShape:
+    def _team_shape(self, member: Member, makers: int) -> TeamShape:
         job = self.coordinator.info.job
         return TeamShape(
             processes=member.processes,
+            makers=makers,
             micro_batches=job.micro_batches,
             size=self.setup.layout.size,
             clips=job.clip_norm is not None,

@@ -4,13 +4,13 @@ What is decided here never changes the result: sums are added over one fixed tre
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 from lockstep.common.aggregation.finishing_time import finishing_time_s, whole
 from lockstep.common.aggregation.tree import Node, largest_node_at
-from lockstep.common.protocol.team_memory import OWN_PARTS
+from lockstep.common.protocol.team_memory import MOST_SLICES, OWN_PARTS
 
 #: A plan is made anew if a process has become faster or slower by more than this part.
 DIFFERENT = 0.1
@@ -50,15 +50,16 @@ class OrderWork(NamedTuple):
     micro_batches: int
 
 
-def plan_for(what: OrderWork, seconds: Mapping[int, float]) -> OrderPlan:
+def plan_for(what: OrderWork, seconds: Mapping[int, float], makers: int = MOST_SLICES) -> OrderPlan:
     """Divide an order among processes, by the seconds that each takes for a micro-batch.
 
     Each of at least one gets as many micro-batches as it can compute until all are done, in at most `OWN_PARTS` nodes.
+    At most so many `makers` get slices: the last ones, since the first has to listen to the server.
     """
     grain = 1
     while (parts := _share_out(what, seconds, grain)) is None:
         grain *= 2
-    return OrderPlan(tuple(parts), tuple(sorted(seconds)))
+    return OrderPlan(tuple(parts), tuple(sorted(seconds)[-makers:]))
 
 
 def _share_out(what: OrderWork, seconds: Mapping[int, float], grain: int) -> list[TeamPart] | None:
@@ -94,27 +95,28 @@ class Planner:
 
     #: Up to which factor in their times processes count as equally fast.
     even: float = 1.0
+    #: Most processes that get slices.
+    makers: int = MOST_SLICES
     _what: OrderWork | None = None
-    _seconds: Mapping[int, float] | None = None
+    #: What each process takes for a micro-batch, in those of the fastest.
+    _times: Mapping[int, float] = field(default_factory=dict)
     _plan: OrderPlan | None = None
 
     def plan(self, what: OrderWork, seconds: Mapping[int, float]) -> OrderPlan:
         """Return the plan of an order; `seconds` as for `plan_for`, 0 for a process that has computed nothing yet."""
-        if self._plan is None or what != self._what or not self._is_near(seconds):
-            least = min((one for one in seconds.values() if one > 0.0), default=1.0)
-            # Nobody knows better of one that has computed nothing yet.
-            self._plan = plan_for(
-                what, {process: one if one > self.even * least else least for process, one in seconds.items()}
-            )
-            self._what, self._seconds = what, dict(seconds)
+        least = min((one for one in seconds.values() if one > 0.0), default=1.0)
+        # Nobody knows better of one that has computed nothing yet.
+        times = {process: one / least if one > self.even * least else 1.0 for process, one in seconds.items()}
+        if self._plan is None or what != self._what or not self._is_near(times):
+            self._what, self._times, self._plan = what, times, plan_for(what, times, self.makers)
         return self._plan
 
-    def _is_near(self, seconds: Mapping[int, float]) -> bool:
+    def _is_near(self, times: Mapping[int, float]) -> bool:
         """Tell whether the same processes are as fast as they were when the plan was made."""
-        before = self._seconds
-        if before is None or before.keys() != seconds.keys():
+        before = self._times
+        if before.keys() != times.keys():
             return False
-        return all(abs(one - before[process]) <= DIFFERENT * before[process] for process, one in seconds.items())
+        return all(abs(one - before[process]) <= DIFFERENT * before[process] for process, one in times.items())
 
 
 def missing_parts(parts: Sequence[Node], covered: bytes, start: int) -> list[Node]:

@@ -141,7 +141,7 @@ class TeamProcess:
         if not member.falls_asleep():
             return True
         is_rung = self.meeting.wait(timeout_s)
-        member.wake_up()
+        member.look_again()
         if not is_rung and self._is_over():
             member.stop()
         return False

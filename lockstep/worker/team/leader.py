@@ -67,7 +67,7 @@ class Leader:
         self.order, self._last = order, order.last_number
         self.member.memory.give(order)
         self.member.begin(order)
-        self.member.wake()
+        self.member.wake(self.member.memory.sleepers())
 
     def advance(self, now: float) -> OrderOutcome | None:
         """Do what is due, or sleep a little; return how the order has ended if it has."""
@@ -76,7 +76,7 @@ class Leader:
             return self.member.advance()
         if self.member.falls_asleep():
             self.meeting.wait(min(due - now, LISTEN_S))
-            self.member.wake_up()
+            self.member.look_again()
         return None
 
     def stop(self) -> None:

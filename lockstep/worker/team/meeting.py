@@ -34,6 +34,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     #: The folder of the team's memory, empty until it is made; and where that of the server is, if that is shared.
     folder: str = ""
     shared_root: str = ""
+    #: As in the shape of that memory.
+    makers: int = 0
 
 
 class Meeting(Protocol):

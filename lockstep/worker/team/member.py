@@ -4,7 +4,7 @@ The leader gives orders, and every process, the leader too, works on the newest.
 one another without new orders: whoever makes the first slice of an update writes next to it who computes what then.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from enum import Enum
@@ -22,7 +22,7 @@ from lockstep.common.job.tally import Tally
 from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.messages import OF_A_STEP, Work
 from lockstep.common.protocol.shared_files import WEIGHTS, weights_shape
-from lockstep.common.protocol.team_memory import COMPUTE_S, COUNT, ENDED_S, ENTRIES, LOSS_SUM
+from lockstep.common.protocol.team_memory import BEGAN_S, COMPUTE_S, COUNT, ENDED_S, ENTRIES, LOSS_SUM
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.compute import Compute
@@ -52,6 +52,9 @@ SERVER_PATIENCE_S = 10.0
 
 #: Orders of one plan after which it is looked again how long a micro-batch takes each process.
 COURSE_ORDERS = 64
+
+#: The process that gives orders.
+LEADER = frozenset({0})
 
 
 class Bells(Protocol):
@@ -97,6 +100,7 @@ class TeamMember:
     progress: OrderProgress | None = None
     planner: Planner = field(init=False)
     adder: SliceAdder = field(init=False)
+    everybody: frozenset[int] = field(init=False)
     _updates: UpdateMaker | None = None
     #: Which memory `_updates` is in.
     _updated_memory: int = -1
@@ -119,7 +123,8 @@ class TeamMember:
 
     def __post_init__(self) -> None:
         self._slices = len(self.memory.shape.slices)
-        self.adder, self.planner = SliceAdder(self.compute.wire), Planner(self.patience.even)
+        self.everybody = frozenset(range(self.memory.shape.processes))
+        self.adder, self.planner = SliceAdder(self.compute.wire), Planner(self.patience.even, self.patience.makers)
 
     # Orders begin and end
 
@@ -202,18 +207,22 @@ class TeamMember:
         if self._is_asleep:
             return True
         self._show_asleep(is_asleep=True)
+        self.look_again()
         return False
 
+    def look_again(self) -> None:
+        """Look at once, since somebody may have woken us."""
+        if self.progress is not None:
+            self.progress.due = min(self.progress.due, self.clock.now())
+
     def wake_up(self) -> None:
-        """Show that we do not sleep, if we did, and look."""
+        """Show that we do not sleep, if we did."""
         if self._is_asleep:
             self._show_asleep(is_asleep=False)
 
     def _show_asleep(self, *, is_asleep: bool) -> None:
         self._is_asleep = is_asleep
         self.memory.show("sleeps", int(is_asleep))
-        if self.progress is not None:
-            self.progress.due = min(self.progress.due, self.clock.now())
 
     def stop(self) -> None:
         """Give up the order at hand, if there is one."""
@@ -242,9 +251,6 @@ class TeamMember:
         """Return when `advance` has something to do, None if there is no order at hand."""
         return None if self.progress is None else self.progress.due
 
-    def _is_waiting(self) -> bool:
-        return self.progress is not None and self.progress.waits_since is not None and not self.progress.todo
-
     # One thing after the other
 
     def advance(self) -> OrderOutcome | None:
@@ -255,8 +261,6 @@ class TeamMember:
         outcome = self._advance()
         while outcome is None and not self.is_stepwise and self._goes_on():
             outcome = self._advance()
-        if not self._is_waiting():
-            self.wake_up()
         return outcome
 
     def _goes_on(self) -> bool:
@@ -287,7 +291,7 @@ class TeamMember:
     def _fail(self, order: Order) -> OrderOutcome:
         """Show that we cannot carry out an order."""
         self.memory.show("failed", order.number)
-        self.wake()
+        self.wake(self.memory.sleepers())
         return OrderOutcome.FAILED
 
     def _do(self, order: Order, progress: OrderProgress, action: Action) -> OrderOutcome | None:
@@ -312,6 +316,7 @@ class TeamMember:
         return self._make(order, begun)
 
     def _begin_action(self, order: Order, progress: OrderProgress, action: ComputeNode | MakeSlice) -> None:
+        self.wake_up()
         self._began = self.clock.now()
         if self._has_made(order, action):
             progress.on_made(self._began)
@@ -372,11 +377,11 @@ class TeamMember:
             node=part.node,
             tally=tally,
             losses=losses,
-            began_s=max(0.0, began - self._summed),
-            ended_s=max(0.0, ended - self._summed),
+            began_s=began,
+            ended_s=ended,
         )
         self.memory.show_row(part.row, order.number, computed)
-        self._wake_if(lambda: self.memory.sums_of(order) is not None)
+        self._wake_if(order, OrderStage.SUMS, lambda: self.memory.sums_of(order) is not None)
 
     def operands(self, order: Order) -> Operands | None:
         """Return the sums over an order's parts, wherever they are; None if they are not all there."""
@@ -407,7 +412,7 @@ class TeamMember:
         elif not self._add_up(operands, whole):
             return False
         self.memory.show_slice(done, making.slice_, order.number)
-        self._wake_if(lambda: not self.memory.missing_slices(done, order.number))
+        self._wake_if(order, making.stage, lambda: not self.memory.missing_slices(done, order.number))
         return True
 
     def _add_up(self, operands: Operands, whole: Slice) -> bool:
@@ -423,7 +428,7 @@ class TeamMember:
         is_finite = updates.write(slice_, order, operands, lambda: self._squares(order))
         updates.end(slice_, order, is_made=is_finite, show=lambda: self._show_update(order, slice_))
         if is_finite:
-            self._wake_if(lambda: not updates.missing(order.step))
+            self._wake_if(order, OrderStage.UPDATE, lambda: not updates.missing(order.step))
         return is_finite
 
     def _squares(self, order: Order) -> list[float]:
@@ -444,6 +449,8 @@ class TeamMember:
 
     def _look(self, order: Order, progress: OrderProgress, stage: OrderStage) -> OrderOutcome | None:
         now = self.clock.now()
+        if not self.patience.spin_s and not self._is_asleep:
+            self._show_asleep(is_asleep=True)  # it will sleep unless it finds all, and need not look twice then
         if order.steps is not None and not self.is_wanted():
             return self._catch_up(order)
         if self.memory.marks.newest > order.last_number:
@@ -529,6 +536,7 @@ class TeamMember:
         entry["loss_sum"], entry["correct"], entry["count"] = tally.loss_sum, tally.correct, tally.count
         entry["round_s"], entry["update_s"] = self._summed - self._summed_before, self.clock.now() - self._began
         entry["parts"][:used] = copies.parts
+        figures[:, BEGAN_S : ENDED_S + 1] -= self._summed_before
         entry["times"][:used] = figures[:, COMPUTE_S : ENDED_S + 1]
         entry["losses"][:] = self.memory.losses(copies)
         entry["next"] = self.memory.written(self.plan(order.work, order.node, order))
@@ -562,13 +570,22 @@ class TeamMember:
 
     # Waking others
 
-    def _wake_if(self, is_complete: Callable[[], bool]) -> None:
-        """Wake those who wait if what they wait for is there."""
-        if self.memory.sleepers() and is_complete():
-            self.wake()
+    def _wake_if(self, order: Order, stage: OrderStage, is_complete: Callable[[], bool]) -> None:
+        """Wake those who have something to do once a stage of an order is complete, if it is."""
+        sleepers = self.memory.sleepers()
+        if sleepers and is_complete():
+            self.wake(self._next_of(order, stage).intersection(sleepers))
 
-    def wake(self) -> None:
-        """Wake all who sleep."""
-        for process in self.memory.sleepers():
+    def _next_of(self, order: Order, stage: OrderStage) -> frozenset[int]:
+        """Return who has something to do once a stage of an order is complete."""
+        assert self._course is not None  # that of the order
+        if stage is not self._course.stages[-1][0]:
+            return frozenset(order.plan.owners)
+        # The next order is the leader's to give, unless it follows by itself.
+        return LEADER if order.steps is None else self.everybody
+
+    def wake(self, whom: Iterable[int]) -> None:
+        """Wake some of those who sleep."""
+        for process in whom:
             if process != self.memory.process:
                 self.bells.ring(process)

@@ -368,7 +368,7 @@ class TeamMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class Computed:
-    """What belongs to sums that were computed: times in seconds since those of the step before were there."""
+    """What belongs to sums that were computed; times in seconds of this host's clock."""
 
     node: Node
     tally: Tally

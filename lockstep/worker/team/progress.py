@@ -7,12 +7,12 @@ has nothing to do makes them too. There is nothing to agree on: every copy of a 
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple
 
 from lockstep.common.aggregation.tree import Node
-from lockstep.common.protocol.team_memory import OWN_PARTS, WHOLE_ROW
+from lockstep.common.protocol.team_memory import MOST_SLICES, OWN_PARTS, WHOLE_ROW
 from lockstep.worker.team.division import OrderPlan, share_of
 
 
@@ -63,6 +63,8 @@ class Patience:
     spin_s: float
     #: Up to which factor in their times processes count as equally fast.
     even: float
+    #: Most processes that make slices at a time.
+    makers: int = MOST_SLICES
 
 
 #: Where each process has a core to itself, and where some wait for one: then those who are late most often wait too.
@@ -71,7 +73,7 @@ PATIENT, CROWDED = Patience(0.003, 0.75, 0.004, 1.25), Patience(0.05, 4.0, 0.0, 
 
 def patience_of(processes: int, cores: int) -> Patience:
     """Return how long so many processes on so many cores wait for one another."""
-    return PATIENT if processes <= cores else CROWDED
+    return PATIENT if processes <= cores else replace(CROWDED, makers=cores)
 
 
 #: Most seconds that a process waits, asleep, until it looks again.

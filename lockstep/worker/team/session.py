@@ -93,7 +93,7 @@ def lead(welcome: Welcome, material: Material, around: Surroundings) -> LeaderSe
     sums: tuple[Vector, ...] = () if shared is None else shared.sums
     if shared is None and around.processes == 1:
         return LeaderSetup(compute=material.compute(slots, sums, frames), obstacle=obstacle)
-    shape = shape_of(welcome, around.processes, size)
+    shape = shape_of(welcome, around.processes, size, around.patience.makers)
     try:
         folder, memory, own_slots = _make(around, shape, has_weights=shared is None)
     except SharingError as error:
@@ -115,16 +115,22 @@ def lead(welcome: Welcome, material: Material, around: Surroundings) -> LeaderSe
             first_row=len(sums),
         )
         if around.meeting is not None:
-            member.session = _announce(welcome, folder, shared, around.meeting)
+            member.session = _announce(welcome, memory, shared, around.meeting)
         member.show_ready()
         stack.pop_all()
     return LeaderSetup(compute=compute, shared=shared, obstacle=obstacle, member=member, folder=folder)
 
 
-def shape_of(welcome: Welcome, processes: int, size: int) -> TeamShape:
+def shape_of(welcome: Welcome, processes: int, size: int, makers: int) -> TeamShape:
     """Return the shape of a team's memory in a run."""
     job = welcome.job
-    return TeamShape(processes=processes, micro_batches=job.micro_batches, size=size, clips=job.clip_norm is not None)
+    return TeamShape(
+        processes=processes,
+        micro_batches=job.micro_batches,
+        size=size,
+        clips=job.clip_norm is not None,
+        makers=makers,
+    )
 
 
 def _make(around: Surroundings, shape: TeamShape, *, has_weights: bool) -> tuple[SharedFolder, TeamMemory, Slots]:
@@ -171,10 +177,11 @@ def foretell(welcome: Welcome, meeting: Meeting) -> None:
     meeting.announce(Session(number=_next_number(meeting), welcome=welcome))
 
 
-def _announce(welcome: Welcome, folder: SharedFolder, shared: SharedPlace | None, meeting: Meeting) -> int:
+def _announce(welcome: Welcome, memory: TeamMemory, shared: SharedPlace | None, meeting: Meeting) -> int:
     """Tell the others where the memory for a run is; return the number of the session."""
     number, root = _next_number(meeting), "" if shared is None else str(shared.updates.root)
-    meeting.announce(Session(number=number, welcome=welcome, folder=str(folder.path), shared_root=root))
+    folder, makers = str(memory.path), memory.shape.makers
+    meeting.announce(Session(number=number, welcome=welcome, folder=folder, shared_root=root, makers=makers))
     return number
 
 
@@ -196,7 +203,7 @@ def follow(session: Session, material: Material, around: Surroundings) -> TeamMe
     size, path = material.model.layout.size, Path(session.folder)
     with ExitStack() as stack:
         folder = stack.enter_context(closing(SharedFolder.join(path.parent, path.name)))
-        memory = TeamMemory.join(folder, shape_of(welcome, around.processes, size), meeting.process)
+        memory = TeamMemory.join(folder, shape_of(welcome, around.processes, size, session.makers), meeting.process)
         opened = stack.enter_context(ExitStack())
         opened.callback(memory.close)
         updates = None

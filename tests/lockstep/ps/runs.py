@@ -131,8 +131,8 @@ class Drive:
     def join(self, worker: int, processes: int = 1) -> list[Effect]:
         return self.happen(events.Received(peer=peer_of(worker), message=join_of(worker, processes=processes)))
 
-    def prepare(self, worker: int, *, shares: bool = False, obstacle: str = "", team: str = "") -> list[Effect]:
-        ready = Ready(nonce=NONCE if shares else "", obstacle=obstacle, team=team)
+    def prepare(self, worker: int, *, shares: bool = False, obstacle: str = "", makers: int = 0) -> list[Effect]:
+        ready = Ready(nonce=NONCE if shares else "", obstacle=obstacle, makers=makers)
         return self.happen(events.Received(peer=peer_of(worker), message=ready))
 
     def enter(self, *workers: int, shares: bool = False) -> list[Effect]:
@@ -141,7 +141,7 @@ class Drive:
 
     def enter_team(self, worker: int, processes: int = 2) -> list[Effect]:
         """Let a team join that shares memory, and be ready."""
-        return self.join(worker, processes) + self.prepare(worker, shares=True, team="lockstep-team")
+        return self.join(worker, processes) + self.prepare(worker, shares=True, makers=processes)
 
     def ask(self, worker: int) -> list[Effect]:
         return self.happen(events.Received(peer=peer_of(worker), message=Ping()))

@@ -102,6 +102,10 @@ def test_parts_of_which_something_is_missing() -> None:
     assert missing_parts(parts, b"\1\0\1\0", 4) == [Node(4, 6), Node(7, 8)]
 
 
+def test_no_more_make_slices_than_there_is_room_for() -> None:
+    assert plan_for(OrderWork(Node(0, 8), 8), dict.fromkeys(range(5), 1.0), makers=2).owners == (3, 4)
+
+
 # A plan is kept
 
 
@@ -112,8 +116,8 @@ WHAT = OrderWork(Node(0, 8), 8)
     ("then", "is_kept"),
     [
         ({0: 1.0, 1: 2.0}, True),
-        ({0: 1.0 + 0.9 * DIFFERENT, 1: 2.0 * (1 - 0.9 * DIFFERENT)}, True),
-        ({0: 1.0 + 1.1 * DIFFERENT, 1: 2.0}, False),
+        ({0: 5.0, 1: 10.0 * (1 - 0.9 * DIFFERENT)}, True),
+        ({0: 1.0, 1: 2.0 * (1 + 1.1 * DIFFERENT)}, False),
         ({0: 1.0, 1: 1.0}, False),
         ({0: 1.0}, False),
         ({0: 1.0, 1: 2.0, 2: 1.0}, False),

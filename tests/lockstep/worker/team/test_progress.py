@@ -86,7 +86,7 @@ def test_it_looks_without_a_pause_first_and_then_now_and_then() -> None:
 
 
 def test_where_processes_wait_for_a_core_it_gives_way_at_once_and_waits_longer() -> None:
-    assert (patience_of(4, 4), patience_of(5, 4)) == (PATIENT, CROWDED)
+    assert (patience_of(4, 4), patience_of(5, 4)) == (PATIENT, replace(CROWDED, makers=4))
     progress = waiting(patience=CROWDED)
     progress.on_seen([Node(4, 8)], NOBODY, 10.0)
     assert progress.due > 10.0
