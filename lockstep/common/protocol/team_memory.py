@@ -260,7 +260,7 @@ class UpdateMarks:
 
     def least(self) -> int:
         """Return the steps of the run whose updates are whole."""
-        least = int(self.made[: self.slices].min())
+        least: int = min(self.made[: self.slices].tolist())
         self.keep_order()
         return least
 

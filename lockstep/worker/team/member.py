@@ -4,7 +4,7 @@ The leader gives orders, and every process, the leader too, works on the newest.
 one another without new orders: whoever makes the first slice of an update writes next to it who computes what then.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from enum import Enum
@@ -112,8 +112,10 @@ class TeamMember:
     #: The sums that were added up last.
     _copies: Copies | None = None
     _slices: int = 0
-    #: Whether we have shown that we sleep, and not looked since.
+    #: Whether we have shown that we sleep.
     _is_asleep: bool = False
+    #: Whether we have made something since we last saw a stage complete.
+    _has_added: bool = False
     #: What was begun and is to be finished next.
     _begun: ComputeNode | MakeSlice | None = None
     _began: float = 0.0
@@ -302,7 +304,7 @@ class TeamMember:
             return None
         is_made = self._finish(order, self._begun)
         # Not before, since a lock has to be let go of whatever is raised.
-        self._begun = None
+        self._begun, self._has_added = None, True
         if not is_made:
             return self._fail(order)
         progress.on_made(self.clock.now())
@@ -321,7 +323,8 @@ class TeamMember:
         if self._has_made(order, action):
             progress.on_made(self._began)
             return
-        if order.steps is not None and not self.is_wanted():
+        is_update = isinstance(action, MakeSlice) and action.stage is OrderStage.UPDATE
+        if order.steps is not None and not is_update and not self.is_wanted():
             raise StoppedError(0)
         if isinstance(action, ComputeNode):
             if order.steps is not None and self._is_ahead(order):
@@ -330,8 +333,9 @@ class TeamMember:
             if order.work in OF_A_STEP:
                 self.memory.begin_row(action.row)
             self._begun = action
-        elif action.stage is OrderStage.UPDATE:
+        elif is_update:
             assert self._updates is not None  # there is an update
+            # Whether it is wanted is seen under its lock.
             if self._updates.begin(action.slice_, order):
                 self._begun = action
             else:
@@ -381,7 +385,6 @@ class TeamMember:
             ended_s=ended,
         )
         self.memory.show_row(part.row, order.number, computed)
-        self._wake_if(order, OrderStage.SUMS, lambda: self.memory.sums_of(order) is not None)
 
     def operands(self, order: Order) -> Operands | None:
         """Return the sums over an order's parts, wherever they are; None if they are not all there."""
@@ -412,7 +415,6 @@ class TeamMember:
         elif not self._add_up(operands, whole):
             return False
         self.memory.show_slice(done, making.slice_, order.number)
-        self._wake_if(order, making.stage, lambda: not self.memory.missing_slices(done, order.number))
         return True
 
     def _add_up(self, operands: Operands, whole: Slice) -> bool:
@@ -427,8 +429,6 @@ class TeamMember:
         assert updates is not None  # its slice was begun
         is_finite = updates.write(slice_, order, operands, lambda: self._squares(order))
         updates.end(slice_, order, is_made=is_finite, show=lambda: self._show_update(order, slice_))
-        if is_finite:
-            self._wake_if(order, OrderStage.UPDATE, lambda: not updates.missing(order.step))
         return is_finite
 
     def _squares(self, order: Order) -> list[float]:
@@ -452,6 +452,7 @@ class TeamMember:
         if not self.patience.spin_s and not self._is_asleep:
             self._show_asleep(is_asleep=True)  # it will sleep unless it finds all, and need not look twice then
         if order.steps is not None and not self.is_wanted():
+            self._wake_next(order, OrderStage.UPDATE)
             return self._catch_up(order)
         if self.memory.marks.newest > order.last_number:
             return OrderOutcome.STOPPED
@@ -460,8 +461,10 @@ class TeamMember:
             return OrderOutcome.FAILED
         idle = self._idle(order) if missing and now >= progress.late else ()
         progress.on_seen(missing, idle, now)
-        if not missing and stage is OrderStage.SUMS:
-            self._summed_before, self._summed = self._summed, now
+        if not missing:
+            self._wake_next(order, stage)
+            if stage is OrderStage.SUMS:
+                self._summed_before, self._summed = self._summed, now
         if not progress.is_done:
             return None
         return OrderOutcome.DONE if order.steps is None else self._catch_up(order)
@@ -570,11 +573,11 @@ class TeamMember:
 
     # Waking others
 
-    def _wake_if(self, order: Order, stage: OrderStage, is_complete: Callable[[], bool]) -> None:
-        """Wake those who have something to do once a stage of an order is complete, if it is."""
-        sleepers = self.memory.sleepers()
-        if sleepers and is_complete():
-            self.wake(self._next_of(order, stage).intersection(sleepers))
+    def _wake_next(self, order: Order, stage: OrderStage) -> None:
+        """Wake those who have something to do now that a stage is complete, if it may be we who made the last of it."""
+        if self._has_added:
+            self._has_added = False
+            self.wake(self._next_of(order, stage).intersection(self.memory.sleepers()))
 
     def _next_of(self, order: Order, stage: OrderStage) -> frozenset[int]:
         """Return who has something to do once a stage of an order is complete."""

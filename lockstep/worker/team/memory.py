@@ -1,7 +1,7 @@
 """The memory of a team as one of its processes sees it: its own vectors, those of the others, and everybody's marks."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,9 +209,9 @@ class TeamMemory:
     def has_all(self, copies: Copies, order: int) -> bool:
         """Tell whether sums of an order are there, each where it is expected."""
         self.keep_order()
-        has_all = bool((self.marks.nodes[copies.places][:, ORDER] == order).all())
+        orders: list[int] = self.marks.nodes[copies.places][:, ORDER].tolist()
         self.keep_order()
-        return has_all
+        return orders.count(order) == len(orders)
 
     def sums_of(self, order: Order) -> Copies | None:
         """Return sums from which those over an order can be put together; None if not all are there."""
@@ -290,11 +290,10 @@ class TeamMemory:
         """Return a process that has made a slice."""
         return int(np.nonzero(done[:, slice_] == order)[0][0])
 
-    def sleepers(self) -> Iterable[int]:
+    def sleepers(self) -> list[int]:
         """Return the processes that sleep until somebody wakes them."""
         self.keep_order()
-        # A copy of what others may change meanwhile.
-        return np.nonzero(self.marks.processes["sleeps"] != 0)[0].tolist()
+        return [process for process, sleeps in enumerate(self.marks.processes["sleeps"].tolist()) if sleeps]
 
     # Orders
 

@@ -113,9 +113,9 @@ class UpdateMaker:
 
     def missing(self, step: int) -> list[int]:
         """Return the slices whose update of a step was not made."""
-        missing: list[int] = np.nonzero(self.marks.made[: len(self.locks)] <= step)[0].tolist()
+        made = self.marks.made[: len(self.locks)].tolist()
         self.marks.keep_order()
-        return missing
+        return [slice_ for slice_, steps in enumerate(made) if steps <= step]
 
     def write(self, slice_: int, order: Order, operands: Operands, squares: "Squares") -> bool:
         """Write a slice of the new weights; return whether they are finite. Its lock is ours."""
