@@ -27,7 +27,7 @@ from lockstep.ps.coordinator.events import MultiStepLeaseEnded
 
 #: Steps after which the marks are read, and the least and most seconds: often enough that a team never waits until its
 #: entries are read, seldom enough to cost it little.
-STEPS_BETWEEN, BETWEEN_S = 3.0, (0.002, 0.02)
+STEPS_BETWEEN, BETWEEN_S = 8.0, (0.002, 0.1)
 
 #: Steps are late once none was made for so many times as long as one takes, and for at least so many seconds. A process
 #: that stands still costs its team less than that: the others do its work.
