@@ -10,7 +10,7 @@ from lockstep.checking.simulation.team import SimulatedMember
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import OF_A_STEP
 from lockstep.common.protocol.team_memory import HI, LO, ORDER, UpdateMarks
-from lockstep.worker.team.memory import Copy, TeamMemory
+from lockstep.worker.team.memory import Copies, Copy, TeamMemory
 from lockstep.worker.team.order import Order
 from lockstep.worker.team.progress import ComputeNode, MakeSlice, OrderProgress
 from lockstep.worker.team.slices import Operands
@@ -62,6 +62,11 @@ class Boastful(SimulatedMember):
 
 class Greedy(TeamMemory):
     """Takes sums that are being written."""
+
+    def has_all(self, copies: Copies, order: int) -> bool:
+        marks = self.marks.nodes[copies.places]
+        is_there = (marks[:, ORDER] == order) | ((marks[:, ORDER] == 0) & (marks[:, HI] > 0))
+        return bool(is_there.all()) and bool((marks[:, ORDER] == order).any())
 
     def _found(self, order: int) -> dict[int, Copy]:
         found, nodes = super()._found(order), self.marks.nodes
