@@ -134,7 +134,7 @@ class Headlong(SimulatedMember):
 
 #: By what is wrong.
 OF_TEAMS = {
-    "a slice is written without its lock": Planted(making(Lockless), OTHER_WEIGHTS, first=217),
+    "a slice is written without its lock": Planted(making(Lockless), OTHER_WEIGHTS, first=3),
     "a slice is made again": Planted(making(Remaking), OTHER_WEIGHTS, first=125),
     "sums are shown before they are written": Planted(Parts(member=Boastful), OTHER_WEIGHTS, first=5),
     "sums are taken that are not complete": Planted(remembering(Greedy), OTHER_WEIGHTS, first=3),
