@@ -123,7 +123,7 @@ class WatchedProcess(ABC):
     @property
     @abstractmethod
     def pid(self) -> int:
-        """The number of the process on its machine."""
+        """The number of the process on its machine, 0 before it starts."""
 
     @property
     @abstractmethod

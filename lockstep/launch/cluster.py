@@ -49,7 +49,7 @@ POLL_S, CHAOS_POLL_S = 0.2, 0.02
 #: Seconds between two looks whether a worker has died: its team waits for it at the next step.
 LOOK_S = 0.1
 
-#: How the lines of the server begin that are shown at once.
+#: How the lines of the server and of leaders of teams begin that are shown at once.
 SHOWN = ("warning: ", NOTICE_MARK)
 
 #: The phases of a run that has not begun.
@@ -253,10 +253,12 @@ class Cluster:
         return next(killed, None) if self.server.code == 1 else None
 
     def _relay(self) -> None:
-        """Show what the server reports of the run's files: where it resumes from, and what cannot be written."""
-        for line in self.server.log.new_lines():
-            if line.startswith(SHOWN):
-                self.say(line)
+        """Show what the server reports of the run's files, as where it resumes from, and a team of what it lacks."""
+        leaders = self.supervisor.processes[:: self.backend.team_size]
+        for process in [self.server, *(leader for leader in leaders if leader.pid)]:
+            for line in process.log.new_lines():
+                if line.startswith(SHOWN):
+                    self.say(line)
 
     def _report_deaths(self, dead: list[SupervisedWorker], status: Status | None) -> None:
         """Report which workers have died; raise if the run cannot begin, or continue, without them."""

@@ -26,13 +26,14 @@ class Pretended(WatchedProcess):
     """A process that runs until somebody says how it has ended, or asks it to end."""
 
     ended: int | None = None
+    number: int = 4711
     received: list[signal.Signals] = field(default_factory=list)
     #: Whether it ends with exit code 1 if somebody waits for that.
     ends_soon: bool = False
 
     @property
     def pid(self) -> int:
-        return 4711
+        return self.number
 
     @property
     def code(self) -> int:

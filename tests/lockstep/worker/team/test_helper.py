@@ -5,13 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
 
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.runtime.clock import ManualClock
-from lockstep.common.runtime.numerics import own_numerics
+from lockstep.common.runtime.numerics import Numerics, own_numerics
 from lockstep.common.statemachine.client import Exit
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.ps.shared_memory.memory import share
@@ -141,7 +140,7 @@ def test_one_that_is_dismissed_ends_as_the_leader_did_and_lets_go(pair: Pair, co
 
 
 def test_a_run_of_other_numerics_ends_it_with_those_that_it_has_to_begin_again_with(pair: Pair) -> None:
-    other = "native" if own_numerics() == "portable" else "portable"
+    other: Numerics = "native" if own_numerics() == "portable" else "portable"
     job = msgspec.structs.replace(pair.welcome.job, numerics=other)
     foretell(msgspec.structs.replace(pair.welcome, job=job), pair.leading)
     reason = f"the run has {other} numerics: expected {own_numerics()}"
@@ -285,4 +284,3 @@ def test_what_is_announced_twice_is_begun_once(pair: Pair) -> None:
     pair.board.session = Session(number=1, welcome=pair.welcome)
     assert not pair.process.step()
     assert pair.recorder.loaded == ["digits"]
-    assert np.isfinite(pair.clock.now())

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from lockstep.common.aggregation.tree import Node
+from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import SharingError
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.shared_files import WEIGHTS
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
+from lockstep.worker.compute import Compute
 from lockstep.worker.setup import Material, gather
 from lockstep.worker.team.meeting import Session
 from lockstep.worker.team.member import TeamMember
@@ -42,6 +43,12 @@ def second(board: Noticeboard, memory: Path, session: Session) -> TeamMember:
     return follow(session, material(session.welcome), around(BoardMeeting(board, 1), [memory], Recorder()))
 
 
+def weights_of(compute: Compute) -> tuple[Vector, Vector]:
+    """Return the two vectors of weights that somebody computes with in turn."""
+    assert compute.slots
+    return compute.slots
+
+
 def ready(member: TeamMember) -> list[int]:
     """Return for which session each process is ready."""
     found: list[int] = member.memory.marks.processes["ready"].tolist()
@@ -68,8 +75,8 @@ def test_a_session_is_announced_when_its_memory_is_there_and_the_others_map_the_
     other = second(board, memory, session)
     assert leader.member is not None
     assert ready(leader.member) == [1, 1]
-    leader.compute.slots[1][:] = 7.0
-    assert other.compute.slots[1].tolist() == leader.compute.slots[1].tolist()
+    weights_of(leader.compute)[1][:] = 7.0
+    assert weights_of(other.compute)[1].tolist() == weights_of(leader.compute)[1].tolist()
     other.memory.vector(1, 0)[:3] = 5.0
     assert leader.member.memory.vector(1, 0)[:3].tolist() == [5.0] * 3
     other.close()
@@ -80,8 +87,11 @@ def test_a_session_is_announced_when_its_memory_is_there_and_the_others_map_the_
 def test_each_session_has_a_higher_number_than_the_one_before() -> None:
     board, welcome = Noticeboard(), welcome_to()
     meeting, numbers = BoardMeeting(board, 0), []
-    for tell in (lambda: foretell(welcome, meeting), lambda: dismiss(3, meeting), lambda: foretell(welcome, meeting)):
-        tell()
+    for is_last in (False, True, False):
+        if is_last:
+            dismiss(3, meeting)
+        else:
+            foretell(welcome, meeting)
         assert board.session is not None
         numbers.append(board.session.number)
     assert numbers == [1, 2, 3]
@@ -117,7 +127,7 @@ def test_a_team_that_shares_the_servers_memory_has_its_weights_and_no_others(mem
         assert not (leader.folder.path / WEIGHTS).exists()
         other = second(board, memory, session)
         assert other.place is not None
-        assert other.compute.slots[0].tobytes() == leader.compute.slots[0].tobytes()
+        assert weights_of(other.compute)[0].tobytes() == weights_of(leader.compute)[0].tobytes()
         assert leader.shared is not None
         assert leader.compute.slots is leader.shared.slots
         other.close()
@@ -154,7 +164,7 @@ def test_without_room_anywhere_the_leader_says_so_and_computes_alone() -> None:
     assert (board.session, leader.member, leader.folder) == (None, None, None)
     alone = Alone.of(welcome.job)
     expected, tally, _ = alone.train(0, Node(0, 4))
-    leader.compute.slots[0][:] = alone.compute.slots[0]
+    weights_of(leader.compute)[0][:] = weights_of(alone.compute)[0]
     leader.compute.turn(0)
     sums, found = leader.compute.train(0, Node(0, 4))
     assert (sums.tobytes(), found) == (expected.tobytes(), tally)
