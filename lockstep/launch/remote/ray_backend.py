@@ -35,6 +35,7 @@ from lockstep.launch.endpoints import address_towards, server_credential, tcp_ad
 from lockstep.launch.lifetime import interrupt_on_signals, uninterrupted
 from lockstep.launch.process_backend import ProcessCommand, Role, private_folder, start_here
 from lockstep.launch.remote.agent import LaunchAgent
+from lockstep.launch.remote.places import Core, TeamPlaces
 from lockstep.launch.remote.ray_child import RayTeam
 from lockstep.results.reports.display import Display
 from lockstep.runs.launch_config import Launch
@@ -45,14 +46,11 @@ POLL_S, REMINDER_S = 0.1, 10.0
 #: Polls before the first reminder: Ray takes a moment even if there is room.
 FIRST_REMINDER = 25
 
-#: Seconds for which a node has to have the cores that it has now before a team starts there: Ray gives them singly.
-SETTLED_S = 0.5
+#: Seconds between two looks for places of teams.
+LOOK_S = 0.5
 
 #: Seconds within which a cluster takes a connection.
 LISTENER_S = 5.0
-
-#: A core that the run has on a node: which placement group, and which bundle of it.
-Core = tuple[int, int]
 
 
 @contextmanager
@@ -145,13 +143,14 @@ class RayBackend:
     #: The placement groups that have our cores: of those to begin with, and of each of the others.
     _groups: list[Any] = field(default_factory=list)
     _teams: list[RayTeam] = field(default_factory=list)
-    #: The cores that each node had when that was asked last, when it is asked next, and where there is room for teams.
-    _known: dict[str, set[Core]] = field(default_factory=dict)
+    #: Where there is room for teams, and when to look again.
+    _places: TeamPlaces = field(init=False)
     _next_s: float = 0.0
-    _room: list[tuple[str, list[Core]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         KeyFolder.create(self.keys, [])
+        # What is audited is computed again by another worker: then there has to be one.
+        self._places = TeamPlaces(1 if self.launch.audit else PROCESSES_LIMIT)
 
     @property
     def workers(self) -> int:
@@ -178,9 +177,10 @@ class RayBackend:
             return start_here(command, ["--bind", bind, "--keys", str(self.keys)], folder, numerics)
 
         def begin_team(team: RayTeam) -> Any:
-            if (room := self._next_room()) is None:
+            self._look()
+            if (place := self._places.take()) is None:
                 return None
-            node, team.cores = room
+            node, team.cores = place
             words = [*command.arguments, "--workers", str(len(team.cores))]
             key = (self.keys / SERVER).read_text(encoding="utf-8")
             return agent_on(node).remote(command.name, words, key, str(Path.cwd()), numerics)
@@ -196,21 +196,15 @@ class RayBackend:
         for group in self._groups:
             remove_placement_group(group)
 
-    def _next_room(self) -> tuple[str, list[Core]] | None:
-        """Return a node, and the cores there for a team; None if there is no room now."""
+    def _look(self) -> None:
+        """Look for places of teams, if there are none and it is time."""
         now = SystemClock().now()
-        if not self._room and now >= self._next_s:
-            self._next_s, before, self._known = now + SETTLED_S, self._known, self._cores()
-            held = {core for team in self._teams if not team.is_over for core in team.cores}
-            # What is audited is computed again by another worker: then there has to be one.
-            most = 1 if self.launch.audit else PROCESSES_LIMIT
-            for node, cores in self._known.items():
-                free = sorted(cores - held) if before.get(node) == cores else []
-                self._room += [(node, free[first : first + most]) for first in range(0, len(free), most)]
-        return self._room.pop(0) if self._room else None
+        if self._places.is_empty and now >= self._next_s:
+            self._next_s = now + LOOK_S
+            self._places.look(self._cores(), {core for team in self._teams if not team.is_over for core in team.cores})
 
     def _cores(self) -> dict[str, set[Core]]:
-        """Return which cores the run has on each node that lives."""
+        """Return which cores the run has on each node that lives: bundles, by the number of their group."""
         tables, found = placement_group_table(), dict[str, set[Core]]()
         living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         for number, group in enumerate(self._groups):

@@ -12,6 +12,7 @@ import ray.exceptions
 
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.launch.child import ERROR_MARK, USAGE, ProcessLog, WatchedProcess
+from lockstep.launch.remote.places import Core
 
 #: The exit code of a team whose machine is gone: as if somebody had killed it.
 LOST = -int(signal.SIGKILL)
@@ -27,7 +28,7 @@ class RayTeam(WatchedProcess):
     #: Starts it: returns the handle of a `LaunchAgent`; None while there is no room.
     begin: Callable[["RayTeam"], Any]
     #: What it has of the cluster while it runs.
-    cores: Sequence[object] = ()
+    cores: Sequence[Core] = ()
     actor: Any = None
     clock: Clock = field(default_factory=SystemClock)
     #: Its news that are on their way.
