@@ -30,10 +30,10 @@ from lockstep.common.transport.auth.keys import SERVER, KeyFolder
 from lockstep.common.transport.port import ClientPort
 from lockstep.common.transport.transports import TRANSPORTS
 from lockstep.common.transport.zeromq.ports import dial
-from lockstep.launch.child import LOG, ProcessLog, WatchedProcess
+from lockstep.launch.child import LOG, Child, ProcessLog, WatchedProcess
 from lockstep.launch.endpoints import address_towards, server_credential, tcp_address
 from lockstep.launch.lifetime import interrupt_on_signals, uninterrupted
-from lockstep.launch.process_backend import ProcessCommand, Role, private_folder, start_here
+from lockstep.launch.process_backend import ProcessCommand, private_folder, start_here
 from lockstep.launch.remote.agent import LaunchAgent
 from lockstep.launch.remote.places import Core, TeamPlaces
 from lockstep.launch.remote.ray_child import RayTeam
@@ -171,11 +171,11 @@ class RayBackend:
             threading.Event().wait(POLL_S)
         self._groups += [placement_group([{"CPU": 1}]) for _ in range(fewest, self.workers)]
 
-    def start(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> WatchedProcess:
-        if command.role is not Role.WORKER:
-            bind = command.address or tcp_address(self.host, 0)
-            return start_here(command, ["--bind", bind, "--keys", str(self.keys)], folder, numerics)
+    def start_server(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> Child:
+        bind = command.address or tcp_address(self.host, 0)
+        return start_here(command, ["--bind", bind, "--keys", str(self.keys)], folder, numerics)
 
+    def start_worker(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> WatchedProcess:
         def begin_team(team: RayTeam) -> Any:
             self._look()
             if (place := self._places.take()) is None:
@@ -188,7 +188,7 @@ class RayBackend:
         self._teams.append(RayTeam(command.name, ProcessLog(folder / f"{command.stem}{LOG}"), begin_team))
         return self._teams[-1]
 
-    def dial(self, address: str, server: WatchedProcess) -> ClientPort:
+    def dial(self, address: str) -> ClientPort:
         return dial(address, credential=server_credential(self.keys, None))
 
     def give_up(self) -> None:

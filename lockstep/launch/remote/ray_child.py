@@ -57,12 +57,6 @@ class RayTeam(WatchedProcess):
         self.wait(0.0)
         return f"pid {self._pid} on {self._node}" if self._node else "not placed yet"
 
-    def first_line(self) -> str:
-        return ""
-
-    def rest(self) -> bytes:
-        return b""
-
     def wait(self, timeout_s: float) -> bool:
         deadline = self.clock.now() + timeout_s
         while not self._take_news(max(0.0, deadline - self.clock.now())):

@@ -43,12 +43,6 @@ class Pretended(WatchedProcess):
     def place(self) -> str:
         return "pid 4711"
 
-    def first_line(self) -> str:
-        return ""
-
-    def rest(self) -> bytes:
-        return b""
-
     def wait(self, timeout_s: float) -> bool:
         if self.ends_soon and timeout_s:
             self.ended = 1
