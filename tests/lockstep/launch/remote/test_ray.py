@@ -21,9 +21,13 @@ from lockstep.common.runtime.environment import child_environment
 from tests.system.jobs import BRIEF, ENDLESS
 from tests.system.processes import GONE_S, Place, is_gone
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason="ray is not installed: .venv/bin/pip install -e '.[ray]'"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("ray") is None, reason="ray is not installed: .venv/bin/pip install -e '.[ray]'"
+    ),
+    # On a busy machine the cluster alone takes minutes to start, which counts for the first test.
+    pytest.mark.timeout(900),
+]
 
 #: Seconds for what Ray does with a node that comes or goes, and a run on it.
 RAY_S = 600.0
