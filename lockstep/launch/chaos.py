@@ -168,7 +168,8 @@ class Chaos:
         """Return the process it is done to, None if all are gone or stand still: then it is done later."""
         afflicted = [disturbance.child for disturbance in self.disturbances]
         group = processes[due.action.role]
-        able = [child for child in group if child not in afflicted and not child.has_ended()]
+        # One without a number waits for room in a cluster.
+        able = [child for child in group if child not in afflicted and not child.has_ended() and child.pid]
         return able[due.target % len(able)] if able else None
 
     def _do(self, action: ChaosAction, child: WatchedProcess, status: Status) -> None:

@@ -123,7 +123,7 @@ class WatchedProcess(ABC):
     @property
     @abstractmethod
     def pid(self) -> int:
-        """The number of the process on its machine."""
+        """The number of the process on its machine, 0 before it starts."""
 
     @property
     @abstractmethod
@@ -133,14 +133,6 @@ class WatchedProcess(ABC):
     @abstractmethod
     def place(self) -> str:
         """Return its number, and its machine if that is not this one."""
-
-    @abstractmethod
-    def first_line(self) -> str:
-        """Wait for the first line of its standard output; empty if it ended before."""
-
-    @abstractmethod
-    def rest(self) -> bytes:
-        """Return what one that has ended has written to its standard output after the first line, once."""
 
     @abstractmethod
     def wait(self, timeout_s: float) -> bool:
@@ -242,10 +234,12 @@ class Child(WatchedProcess):
         return f"pid {self.pid}"
 
     def first_line(self) -> str:
+        """Wait for the first line of its standard output; empty if it ended before."""
         assert self.process.stdout is not None
         return self.process.stdout.readline().decode().strip()
 
     def rest(self) -> bytes:
+        """Return what one that has ended has written to its standard output after the first line, once."""
         stdout = self.process.stdout
         return b"" if stdout is None or stdout.closed else stdout.read()
 

@@ -16,8 +16,8 @@ from lockstep.common.runtime.blas import blas_kernel
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.numerics import KERNEL, Numerics, own_numerics
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
-from lockstep.launch.chaos import Chaos, Interference
-from lockstep.launch.child import GRACE_S, HERE, USAGE, WatchedProcess, end_all, exit_message, exit_record
+from lockstep.launch.chaos import Chaos, Interference, RunProcesses
+from lockstep.launch.child import GRACE_S, HERE, USAGE, Child, WatchedProcess, end_all, exit_message, exit_record
 from lockstep.launch.client import StatusClient
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.numerics import demand_numerics
@@ -49,7 +49,7 @@ POLL_S, CHAOS_POLL_S = 0.2, 0.02
 #: Seconds between two looks whether a worker has died: its team waits for it at the next step.
 LOOK_S = 0.1
 
-#: How the lines of the server begin that are shown at once.
+#: How the lines of the server and of leaders of teams begin that are shown at once.
 SHOWN = ("warning: ", NOTICE_MARK)
 
 #: The phases of a run that has not begun.
@@ -71,9 +71,9 @@ class Cluster:
     #: Asked between two epochs, which wait for it: whether the run ends with the one that is over. None: nobody asks.
     is_to_stop: Callable[[Sequence[EpochStatus]], bool] | None = None
     folder: Path = field(init=False)
-    server: WatchedProcess = field(init=False)
+    server: Child = field(init=False)
     #: The other servers.
-    shards: list[WatchedProcess] = field(default_factory=list)
+    shards: list[Child] = field(default_factory=list)
     supervisor: WorkerSupervisor = field(init=False)
     #: Of the servers.
     _restarts: Restarts = field(init=False)
@@ -129,10 +129,10 @@ class Cluster:
     def _start_servers(self, address: str) -> str:
         """Start all servers, at an address or wherever there is room; return it, empty if the first ended at once."""
         self._started_s = self.clock.now()
-        self.server = self._start(Role.SERVER, *self._server_arguments(), address=address)
+        self.server = self._start_server(Role.SERVER, *self._server_arguments(), address=address)
         address = self.server.first_line()
         if address:
-            self.shards += [self._start(Role.SHARD, address, number=n) for n in range(1, self.launch.servers)]
+            self.shards += [self._start_server(Role.SHARD, address, number=n) for n in range(1, self.launch.servers)]
         else:
             self.server.end(GRACE_S)
         return address
@@ -151,7 +151,10 @@ class Cluster:
         ]
 
     def _start_worker(self, number: int) -> WatchedProcess:
-        return self._start(Role.WORKER, self._address, number=number)
+        command = command_of(Role.WORKER, self._address, number=number)
+        worker = self.backend.start_worker(command, self.folder, self.job.numerics)
+        self._children.append(worker)
+        return worker
 
     def _start_workers(self, address: str) -> None:
         """Start all workers, again if servers were started elsewhere: those before do not know the new address."""
@@ -159,15 +162,14 @@ class Cluster:
         self.supervisor.end_all()
         self.supervisor.start_all(self.backend.workers)
 
-    def _start(self, role: Role, *words: str, number: int = 0, address: str = "") -> WatchedProcess:
-        arguments = [role.value, *words, "--supervised", HERE]
-        command = ProcessCommand(role=role, arguments=arguments, number=number, address=address)
-        child = self.backend.start(command, self.folder, self.job.numerics)
-        self._children.append(child)
-        return child
+    def _start_server(self, role: Role, *words: str, number: int = 0, address: str = "") -> Child:
+        command = command_of(role, *words, number=number, address=address)
+        server = self.backend.start_server(command, self.folder, self.job.numerics)
+        self._children.append(server)
+        return server
 
     def _follow(self) -> None:
-        client = StatusClient(self.backend.dial(self._address, self.server))
+        client = StatusClient(self.backend.dial(self._address))
         try:
             while self._is_served():
                 # Before the question, so that the answer shows what came of it.
@@ -184,7 +186,11 @@ class Cluster:
                     self._run_callbacks(status, client)
                 if self.chaos is not None:
                     workers = self.supervisor.processes
-                    groups = {Role.SERVER: [self.server], Role.SHARD: self.shards, Role.WORKER: workers}
+                    groups: RunProcesses = {
+                        Role.SERVER: [self.server],
+                        Role.SHARD: self.shards,
+                        Role.WORKER: workers,
+                    }
                     self.chaos.on_status(status, groups)
         finally:
             client.close()
@@ -238,7 +244,7 @@ class Cluster:
                 return started
         return ""
 
-    def _dead_server(self) -> WatchedProcess | None:
+    def _dead_server(self) -> Child | None:
         """Return the server or shard that died, None if the run itself ended, well or not: it would do so again."""
         code = self.server.code
         if code == 0 or (self.run_dir / RESULT).exists():
@@ -247,16 +253,18 @@ class Cluster:
         was_killed = code < 0 or (code == 1 and not self.server.log.last_error())
         return self.server if was_killed else self._killed_shard()
 
-    def _killed_shard(self) -> WatchedProcess | None:
+    def _killed_shard(self) -> Child | None:
         """Return a shard that was killed, if the server has ended as one does that misses a shard."""
         killed = (shard for shard in self.shards if shard.has_ended() and shard.code < 0)
         return next(killed, None) if self.server.code == 1 else None
 
     def _relay(self) -> None:
-        """Show what the server reports of the run's files: where it resumes from, and what cannot be written."""
-        for line in self.server.log.new_lines():
-            if line.startswith(SHOWN):
-                self.say(line)
+        """Show what the server reports of the run's files, as where it resumes from, and a team of what it lacks."""
+        leaders = self.supervisor.processes[:: self.backend.team_size]
+        for process in [self.server, *(leader for leader in leaders if leader.pid)]:
+            for line in process.log.new_lines():
+                if line.startswith(SHOWN):
+                    self.say(line)
 
     def _report_deaths(self, dead: list[SupervisedWorker], status: Status | None) -> None:
         """Report which workers have died; raise if the run cannot begin, or continue, without them."""
@@ -289,6 +297,12 @@ class Cluster:
         if (record := exit_record(self.server.rest())) is not None:
             return record.error()
         return exit_error(self.server, self.server.log.last_error() or exit_message(self.server))
+
+
+def command_of(role: Role, *words: str, number: int = 0, address: str = "") -> ProcessCommand:
+    """Return the command of a process that ends with this one."""
+    arguments = [role.value, *words, "--supervised", HERE]
+    return ProcessCommand(role=role, arguments=arguments, number=number, address=address)
 
 
 def check_launch(launch: Launch) -> None:

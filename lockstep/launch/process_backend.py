@@ -68,16 +68,19 @@ class ProcessBackend(Protocol):
         """How many of these form a team, one after the other; the first of each leads it."""
         ...
 
-    def start(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> WatchedProcess:
-        """Start a process, and say where a server listens and what each shows the others.
+    def start_server(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> Child:
+        """Start a server or a shard on this machine, and say where it listens and what it shows the others.
 
-        Its log goes to `folder`. The `first_line` of the first server is its address; the job file that is in `folder`
-        is brought to it.
+        Its log goes to `folder`, in which the job file is. The `first_line` of the first server is its address.
         """
         ...
 
-    def dial(self, address: str, server: WatchedProcess) -> ClientPort:
-        """Return a connection to that server, to ask it how the run stands."""
+    def start_worker(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> WatchedProcess:
+        """Start a process that computes, or a team of them; its log goes to `folder`."""
+        ...
+
+    def dial(self, address: str) -> ClientPort:
+        """Return a connection to the server, to ask it how the run stands."""
         ...
 
 
@@ -101,10 +104,11 @@ class LocalBackend:
         # What is audited is computed again by another worker: then there has to be one.
         self.team_size = 1 if self.launch.audit else max(1, min(self.workers, PROCESSES_LIMIT))
 
-    def start(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> WatchedProcess:
-        if command.role is not Role.WORKER:
-            bind = ["--bind", command.address or self._bind(command.stem, folder)]
-            return start_here(command, bind, folder, numerics)
+    def start_server(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> Child:
+        bind = ["--bind", command.address or self._bind(command.stem, folder)]
+        return start_here(command, bind, folder, numerics)
+
+    def start_worker(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> WatchedProcess:
         child = start_here(command, self._team(command.number, folder), folder, numerics)
         if self.team_size == 1 and self.workers == cores():
             # The processes of a team do this themselves.
@@ -116,7 +120,7 @@ class LocalBackend:
         processes = min(self.team_size, self.workers - team * self.team_size)
         return team_arguments(folder / f"team-{team}", process, processes)
 
-    def dial(self, address: str, server: WatchedProcess) -> ClientPort:
+    def dial(self, address: str) -> ClientPort:
         return dial(address, credential=self._token)
 
     def _bind(self, name: str, folder: Path) -> str:

@@ -11,6 +11,10 @@ from lockstep.launch.child import USAGE, WatchedProcess
 #: Seconds that a process has to live for its earlier deaths not to count any more.
 STEADY_S = 60.0
 
+#: Seconds after which a process has begun its work, so that it was not its start that has ended it: what is killed from
+#: outside again and again is back at once each time, and only what dies at its start is started ever more seldom.
+BEGUN_S = 2.0
+
 #: Seconds before the first restart at most, and before any: a process that was killed is soon back in its team.
 FIRST_S, MOST_S = 0.1, 10.0
 
@@ -32,6 +36,8 @@ class Restarts:
     #: Tells it from the others, so that not all are started in the same moment.
     seed: str
     deaths: int = 0
+    #: Those since the last one that had begun its work, with that one.
+    early: int = 0
 
     def delay_s(self, lived_s: float, code: int) -> float | None:
         """Record a death; return the seconds until the restart, None if that is hopeless.
@@ -43,7 +49,8 @@ class Restarts:
         if code == USAGE or self.deaths >= self.most:
             return None
         self.deaths += 1
-        return backoff_s(self.deaths, first_s=FIRST_S, most_s=MOST_S, seed=self.seed)
+        self.early = 1 if lived_s >= BEGUN_S else self.early + 1
+        return backoff_s(self.early, first_s=FIRST_S, most_s=MOST_S, seed=self.seed)
 
 
 #: Starts the worker of that number.

@@ -85,6 +85,8 @@ def test_without_room_for_the_weights_auto_uses_sockets_and_says_why(place: Plac
     code, out, error = place.start("train", *BRIEF, *flags, file_bytes=TOO_SHORT).end()
     assert (code, error) == (0, "")
     assert out.count("note: gradients and weights went through sockets: ") == 1
+    # Nor is there room for a team, anywhere.
+    assert out.count(f"warning: only one of 2 processes computes: {shared_root()} has no room for ") == 1
     assert f"{shared_root()} has no room for 0.1 MiB" in out
     assert "gradients and weights go through sockets: " in (place.folder / "run" / "server.log").read_text()
     result = result_in(place)

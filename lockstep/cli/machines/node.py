@@ -22,12 +22,12 @@ from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.transport.auth.keys import SERVER
 from lockstep.common.transport.port import ClientPort
 from lockstep.common.transport.zeromq.ports import dial
-from lockstep.launch.child import WatchedProcess
+from lockstep.launch.child import Child, WatchedProcess
 from lockstep.launch.client import conclude, say
 from lockstep.launch.cluster import train_on
 from lockstep.launch.endpoints import WARNING, server_credential
 from lockstep.launch.numerics import demand_numerics
-from lockstep.launch.process_backend import ProcessCommand, Role, start_here
+from lockstep.launch.process_backend import ProcessCommand, start_here
 from lockstep.launch.remote.host_team import HostTeam
 from lockstep.launch.remote.launcher import LauncherPlace, detect
 from lockstep.launch.run_end import kept_on_failure, show_end
@@ -165,11 +165,12 @@ class HeadBackend:
     def team_size(self) -> int:
         return self.workers
 
-    def start(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> WatchedProcess:
-        if command.role is Role.WORKER:
-            key = own_key(self.keys)
-            flags = [*self._team(command.number, folder), *([] if key is None else ["--key", str(key)])]
-            return start_here(command, flags, folder, numerics)
+    def start_worker(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> WatchedProcess:
+        key = own_key(self.keys)
+        flags = [*self._team(command.number, folder), *([] if key is None else ["--key", str(key)])]
+        return start_here(command, flags, folder, numerics)
+
+    def start_server(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> Child:
         access = [] if self.keys is None else ["--keys", str(self.keys)]
         access += ["--insecure"] if self.is_insecure else []
         # At the same address again: the others know no other.
@@ -180,7 +181,7 @@ class HeadBackend:
             return team_arguments(folder / "team-0", number, self.workers)
         return team_arguments(self.host.folder, number, self.place.local_size)
 
-    def dial(self, address: str, server: WatchedProcess) -> ClientPort:
+    def dial(self, address: str) -> ClientPort:
         return dial(address, credential=server_credential(self.keys, None))
 
 

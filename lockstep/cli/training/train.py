@@ -20,7 +20,7 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import cache_home, cores
 from lockstep.launch.chaos import Chaos, PlannedAction, check_chaos, parse_chaos, planned_actions
 from lockstep.launch.cluster import train_here, train_on
-from lockstep.launch.numerics import begin_with
+from lockstep.launch.numerics import begin_with, demand_numerics
 from lockstep.launch.page_process import PageRequest, page_beside, watched
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.packing.cache import changed, packed_source
@@ -51,7 +51,7 @@ from lockstep.runs.session import Destination, destination_of
 @click.option(
     "--on",
     metavar="CLUSTER",
-    help="run the processes on a Ray cluster: ray, or ray://HOST:10001  [this machine]",
+    help="run the workers on a Ray cluster: ray, or ray://HOST:10001  [this machine]",
 )
 @PICTURE_OPTION
 @WATCH_OPTION
@@ -89,7 +89,7 @@ def train(
       lockstep train --workers 0             # in this process: the same bits
       lockstep train --resume runs/mine      # from where it stopped
       lockstep train --chaos kill-worker=2   # kill two workers on the way
-      lockstep train --on ray --workers 2..16 --run-dir /shared/mine
+      lockstep train --on ray --workers 2..16
     """
     packing = direct_options(packing_flags)
     job = replace(job, given={**(workers or {}), **job.given})
@@ -162,8 +162,8 @@ def announcement(job: Job, destination: Destination, cluster: str | None) -> lis
     launch = destination.launch
     if launch.workers:
         servers = "a server" if launch.servers == 1 else f"{launch.servers} servers"
-        place = "this machine" if cluster is None else "the Ray cluster"
-        processes = f"with {servers} and {counted(launch.workers, 'worker')} on {place}"
+        here, place = ("", "this machine") if cluster is None else (" here", "the Ray cluster")
+        processes = f"with {servers}{here} and {counted(launch.workers, 'worker')} on {place}"
     else:
         processes = "in this process alone"
     return [
@@ -178,12 +178,13 @@ def counted(number: int, noun: str) -> str:
 
 
 def train_on_ray(on: str, job: Job, destination: Destination, display: Display, chaos: Chaos | None) -> RunResult:
-    """Train on the nodes of a Ray cluster."""
+    """Train with servers here and teams on the nodes of a Ray cluster."""
     # Without a port, Ray would try another one for minutes.
     if on != "ray" and not re.fullmatch(r"ray://.+:[0-9]{1,5}", on):
         raise UsageError(f"--on {on!r} is not a cluster: expected ray, or ray://HOST:10001")
     demand("ray", "ray", f"--on {on}")
     from lockstep.launch.remote.ray_backend import ray_backend
 
-    with ray_backend(on, destination, display) as backend:
+    demand_numerics(job.numerics)
+    with ray_backend(on, destination.launch, display) as backend:
         return train_on(backend, job, destination, display, chaos)

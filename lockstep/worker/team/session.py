@@ -98,7 +98,7 @@ def lead(welcome: Welcome, material: Material, around: Surroundings) -> LeaderSe
         folder, memory, own_slots = _make(around, shape, has_weights=shared is None)
     except SharingError as error:
         if around.processes > 1:
-            around.say(f"only one of {around.processes} processes computes: {error}")
+            around.say(f"warning: only one of {around.processes} processes computes: {error}")
         return LeaderSetup(compute=material.compute(slots, sums, frames), shared=shared, obstacle=obstacle)
     with ExitStack() as stack:
         stack.callback(folder.remove)

@@ -26,13 +26,14 @@ class Pretended(WatchedProcess):
     """A process that runs until somebody says how it has ended, or asks it to end."""
 
     ended: int | None = None
+    number: int = 4711
     received: list[signal.Signals] = field(default_factory=list)
     #: Whether it ends with exit code 1 if somebody waits for that.
     ends_soon: bool = False
 
     @property
     def pid(self) -> int:
-        return 4711
+        return self.number
 
     @property
     def code(self) -> int:
@@ -41,12 +42,6 @@ class Pretended(WatchedProcess):
 
     def place(self) -> str:
         return "pid 4711"
-
-    def first_line(self) -> str:
-        return ""
-
-    def rest(self) -> bytes:
-        return b""
 
     def wait(self, timeout_s: float) -> bool:
         if self.ends_soon and timeout_s:

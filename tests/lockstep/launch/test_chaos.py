@@ -24,6 +24,7 @@ from lockstep.launch.chaos import (
 from lockstep.launch.child import Child, ProcessLog
 from lockstep.launch.process_backend import Role
 from lockstep.runs.launch_config import Launch
+from tests.lockstep.launch.processes import Pretended
 from tests.lockstep.statuses import status
 
 
@@ -141,6 +142,15 @@ def test_a_slow_one_stands_still_most_of_the_time(sleepers: Sleepers) -> None:
         chaos.on_status(at(21), sleepers)
         states.append(state_of(sleepers[Role.WORKER][1]))
     assert states == ["T"] * 4
+
+
+def test_who_still_waits_for_room_is_spared(tmp_path: Path) -> None:
+    chaos, _, said = chaos_with(ChaosAction.KILL_WORKER, ChaosAction.KILL_WORKER)
+    started, waiting = (Pretended("a worker", ProcessLog(tmp_path / "log"), number=number) for number in (4711, 0))
+    for _ in range(3):
+        chaos.on_status(at(50), {Role.SERVER: [], Role.SHARD: [], Role.WORKER: [started, waiting]})
+    assert len(said) == 1
+    assert (started.received, waiting.received) == ([signal.SIGKILL], [])
 
 
 def test_one_thing_is_done_at_a_time_and_to_those_that_can_act(sleepers: Sleepers) -> None:

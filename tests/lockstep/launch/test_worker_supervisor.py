@@ -6,7 +6,7 @@ import pytest
 
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.launch.child import USAGE, Child, ProcessLog
-from lockstep.launch.worker_supervisor import FIRST_S, MOST_S, STEADY_S, Restarts, WorkerSupervisor
+from lockstep.launch.worker_supervisor import BEGUN_S, FIRST_S, MOST_S, STEADY_S, Restarts, WorkerSupervisor
 from tests.lockstep.launch.processes import Ended
 
 
@@ -128,6 +128,21 @@ def test_one_that_has_lived_for_a_while_begins_anew() -> None:
     for _ in range(10):
         assert restarts.delay_s(STEADY_S, KILLED) is not None
     assert restarts.delay_s(STEADY_S - 0.1, KILLED) is None
+
+
+def test_one_that_is_killed_at_its_work_again_and_again_is_back_at_once_each_time() -> None:
+    restarts = Restarts(most=100, seed="worker 0")
+    for _ in range(50):
+        delay = restarts.delay_s(BEGUN_S, KILLED)
+        assert delay is not None
+        assert delay <= FIRST_S
+
+
+def test_a_start_that_fails_after_work_has_begun_waits_as_the_first_ones() -> None:
+    restarts = Restarts(most=100, seed="worker 0")
+    first = [restarts.delay_s(0.1, KILLED) for _ in range(3)]
+    restarts.delay_s(BEGUN_S, KILLED)
+    assert [restarts.delay_s(0.1, KILLED) for _ in range(2)] == first[1:]
 
 
 def test_who_was_refused_would_be_so_again() -> None:
