@@ -19,6 +19,10 @@ if len(os.fsencode(tempfile.gettempdir())) > LONGEST_TMPDIR and os.access("/tmp"
 
 use_one_blas_thread()
 
+# What is trained here is not what the person who runs the tests trusts, here and in all processes that are started.
+# The processes of a parallel run share it.
+os.environ.setdefault("XDG_STATE_HOME", tempfile.mkdtemp(prefix="lockstep-tests-state-"))
+
 # A picture at the end of each run would double the time of the short ones; its own test asks for it.
 os.environ["LOCKSTEP_PICTURE"] = "no"
 
