@@ -18,14 +18,13 @@ from lockstep.common.job.job import Job
 from lockstep.common.model.source import ModelSource, WantedSource, names_files, read_model_source
 from lockstep.common.protocol.messages import NAME_LIMIT
 from lockstep.common.runtime.environment import state_home
-from lockstep.ps.records.metrics import METRICS
-from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, WEIGHTS, read_receipt
+from lockstep.ps.records.run_folder import LEDGER, RECEIPT, read_receipt
 
 #: The copy of the model's files in a run's folder.
 MODEL = "model"
 
 #: What a folder has that is a run's; a job file alone may be one that a person wrote.
-RECORDS = (METRICS, LEDGER, RECEIPT, RESULT, WEIGHTS, MODEL)
+RECORDS = (LEDGER, RECEIPT)
 
 #: Bytes of the list of trusted models: a line takes a hundred.
 MOST_BYTES = 2**24
@@ -106,8 +105,9 @@ def job_of_file(path: Path, job: Job) -> Job:
 
 
 def trust_own(job: Job) -> None:
-    """Agree to run the model that a job names, since this user trains it. Raises `ModelError` if it is not there."""
-    trust_source(read_model_source(job.model))
+    """Agree to run the model that a job names, since this user trains it. It may be on other machines only."""
+    with suppress(ModelError):
+        trust_source(read_model_source(job.model))
 
 
 def trust_source(source: ModelSource) -> None:

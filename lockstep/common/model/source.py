@@ -277,7 +277,8 @@ class WantedSource:
         else:
             if found.digest == self.digest:
                 return found
-            odd = differing(found.digests(), self.files or [ModelFile("the model", self.digest)])
+            digests = f"SHA-256 {found.digest[:12]}… here, {self.digest[:12]}… there"
+            odd = differing(found.digests(), self.files) if self.files else digests
             reason = f"the source of model {model!r} is not {self.owner} ({odd})"
         if self.copy is not None and self.copy.is_dir() and self.files and names_files(model):
             return self._copied(self.copy, str(model).rpartition(":")[2])

@@ -85,6 +85,11 @@ IMPORTS = {
         {"all/__init__.py": "", "all/sizes.py": "WIDTH = 7", "all/models/__init__.py": ""},
     ),
     "a value of its package": ("from . import WIDTH", "models/net.py", {"models/__init__.py": "WIDTH = 7"}),
+    "of a package itself": (
+        "from .helpers import WIDTH",
+        "net/__init__.py",
+        {"net/helpers.py": "WIDTH = 7"},
+    ),
     "within a function": (
         "def width():\n    from helpers import WIDTH\n    return WIDTH\nWIDTH = width()",
         "net.py",
