@@ -35,9 +35,11 @@ Place = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^(?!/)(?!([\
 
 
 class ModelFile(msgspec.Struct, frozen=True):
-    """One file of a model: its place below the folder that the model imports from, and its SHA-256 in hex."""
+    """One of a model's own files."""
 
+    #: Its place below the folder that the model imports from.
     place: Place
+    #: The digest of the file, in hex.
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
@@ -108,7 +110,9 @@ def read_model_files(name: str) -> ModelFiles:
     """
     path, _, function = name.rpartition(":")
     if not path or not function.isidentifier():
-        raise ModelError(f"model {name!r} names no function in a file: expected path/to/file.py:function")
+        raise ModelError(
+            f"model {name!r} names no function in a file: expected path/to/file.py:function or package.module:function"
+        )
     root, main = _file(path) if _is_path(path) else _module(path)
     search = _Search(root, main)
     search.read_all(is_module=not _is_path(path))

@@ -245,7 +245,7 @@ def read_model_source(model: str | Mapping[str, Any]) -> ModelSource:
     if model not in MODELS:
         raise ModelError(
             f"model = {model!r} is not known{nearest(model, MODELS)}: expected one of {', '.join(MODELS)}, "
-            "or FILE.py:FUNCTION that returns a Module"
+            "or FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that returns a Module"
         )
     return ModelSource(model)
 
