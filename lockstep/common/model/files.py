@@ -128,17 +128,18 @@ def read_copy(root: Path, function: str, files: Sequence[ModelFile]) -> ModelFil
 
 
 def _is_path(path: str) -> bool:
+    # `Path.is_file` raises for a name that is too long.
     is_module = not path.endswith(".py") and all(part.isidentifier() for part in path.split("."))
-    return not is_module or Path(path).is_file()
+    return not is_module or os.path.isfile(path)
 
 
 def _file(name: str) -> tuple[Path, str]:
     """Return the folder that a file imports from, and the file's place in it: a package is imported from above it."""
     file = Path(name)
-    if not (file.parent / PACKAGE).is_file():
+    if not os.path.isfile(file.parent / PACKAGE):
         return file.parent, file.name
     file = Path(os.path.abspath(file))
-    root = next(folder for folder in file.parents if not (folder / PACKAGE).is_file())
+    root = next(folder for folder in file.parents if not os.path.isfile(folder / PACKAGE))
     return root, file.relative_to(root).as_posix()
 
 
@@ -147,7 +148,7 @@ def _module(name: str) -> tuple[Path, str]:
     parts = name.split(".")
     for root in (Path(), *map(Path, sys.path)):
         for place in ("/".join([*parts, PACKAGE]), f"{'/'.join(parts)}.py"):
-            if (root / place).is_file():
+            if os.path.isfile(root / place):
                 return root, place
     raise ModelError(
         f"no module {name!r} in this folder or among the installed packages: expected package.module:function, or "
@@ -214,14 +215,14 @@ class _Search:
     def _modules(self, around: tuple[str, ...], name: tuple[str, ...]) -> list[str]:
         """Return the files that importing a module below a package runs, empty if it is not there."""
         path = "/".join([*around, *name])
-        modules = (place for place in (f"{path}/{PACKAGE}", f"{path}.py") if (self.root / place).is_file())
+        modules = (place for place in (f"{path}/{PACKAGE}", f"{path}.py") if os.path.isfile(self.root / place))
         found = [*self._packages(name[:-1], around), *islice(modules, 1)]
         return [*self._packages(around), *found] if found else []
 
     def _packages(self, name: tuple[str, ...], around: tuple[str, ...] = ()) -> list[str]:
         """Return the files of a package below another, and of those between them."""
         places = ("/".join([*around, *name[:count], PACKAGE]) for count in range(1, len(name) + 1))
-        return [place for place in places if (self.root / place).is_file()]
+        return [place for place in places if os.path.isfile(self.root / place)]
 
 
 def _imports(text: bytes) -> Iterator[tuple[int, tuple[str, ...]]]:

@@ -7,6 +7,7 @@ model is computed by PyTorch, which is imported only if a file does so, or by ou
 import builtins
 import difflib
 import importlib
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -215,8 +216,8 @@ def _advice(error: BaseException) -> str:
         return ""
     if error.name == "torch":
         return f": expected PyTorch to be installed; run `{sys.executable} -m pip install 'torch>=2.9'`"
-    top = Path(error.name.partition(".")[0])
-    if top.is_dir() or top.with_suffix(".py").is_file():
+    top = error.name.partition(".")[0]
+    if os.path.isdir(top) or os.path.isfile(f"{top}.py"):
         return ": it is in the current folder, not in the model's: name the model as package.module:function"
     return ""
 
