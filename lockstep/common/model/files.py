@@ -35,7 +35,7 @@ Place = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^(?!/)(?!([\
 
 
 class ModelFile(msgspec.Struct, frozen=True):
-    """One of a model's own files."""
+    """A file that belongs to a model."""
 
     #: Its place below the folder that the model imports from.
     place: Place
