@@ -1,6 +1,8 @@
 """One BLAS thread for every test (rule R4): with more, a product may have other bits. A run tells of its fuzzing."""
 
+import atexit
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +20,11 @@ if len(os.fsencode(tempfile.gettempdir())) > LONGEST_TMPDIR and os.access("/tmp"
     os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
 
 use_one_blas_thread()
+
+# What is trained here is not what the person who runs the tests trusts, here and in all processes that are started.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="lockstep-tests-state-")
+    atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 # A picture at the end of each run would double the time of the short ones; its own test asks for it.
 os.environ["LOCKSTEP_PICTURE"] = "no"

@@ -5,6 +5,7 @@ import inspect
 from typing import Any, get_args
 
 from docs.generators.tables import code, fields_table, first_sentence, table
+from lockstep.common.model.files import ModelFile
 from lockstep.common.protocol.messages import EpochStatus
 from lockstep.ps.checkpoint.checkpoint import CheckpointIdentity, RunProgress
 from lockstep.ps.records.ledger import LedgerShare, Line
@@ -39,7 +40,8 @@ def result_file() -> str:
 
 def receipt_file() -> str:
     """Return the schema of receipt.json."""
-    return "\n".join([fields_table(Receipt), _record("`ReceiptLink`", ReceiptLink)])
+    parts = (_record(f"`{kind.__name__}`", kind) for kind in (ReceiptLink, ModelFile))
+    return "\n".join([fields_table(Receipt), *parts])
 
 
 def checkpoint_file() -> str:

@@ -92,7 +92,7 @@ class Training:
 
         Raises as `state_dict`.
         """
-        return model_with(self.job, *self._weights())
+        return model_with(self.folder, self.job, *self._weights())
 
 
 class Callback:

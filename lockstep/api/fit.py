@@ -23,7 +23,8 @@ from lockstep.ps.records.run_folder import EPOCH_WEIGHTS, RESULT
 from lockstep.results.reports.display import Display, display_for
 from lockstep.results.reports.notebook_display import NotebookPage, cell_output
 from lockstep.runs.job_file import resolve
-from lockstep.runs.run_dir import claimed_run_dir, has_begun, resumed_job
+from lockstep.runs.recorded_model import trust_own
+from lockstep.runs.run_dir import claimed_run_dir, has_begun, resumed_job, trust
 from lockstep.runs.session import Destination
 
 
@@ -86,19 +87,29 @@ def fit(
         job_inputs(folder, weights, arrays, known.text) as paths,
     ):
         job = msgspec.structs.replace(job, **paths)
+        trust_own(job)
         return _carry_out(job, Destination(folder=folder, launch=launch), callbacks, verbose=verbose)
 
 
-def resume(folder: str | Path, *, verbose: bool = True, callbacks: Sequence[Callback] = (), **values: Any) -> Run:
+def resume(
+    folder: str | Path,
+    *,
+    verbose: bool = True,
+    callbacks: Sequence[Callback] = (),
+    trust_model: bool = False,
+    **values: Any,
+) -> Run:
     """Resume a run that was interrupted or killed, from its last checkpoint, and return it with the same bits.
 
     `values` may change how it is carried out (`workers=2`), and not the job. Callbacks have to be given again; they are
-    called for the epochs that follow. A finished run is returned as it is.
+    called for the epochs that follow. A finished run is returned as it is. `trust_model` is that of `load_run`.
 
     Raises `JobError` if there is no run in the folder, or a value would change the job; `UsageError` if the folder is
     in use; otherwise what `fit` raises.
     """
     path = Path(folder)
+    if trust_model:
+        trust(path)
     job, launch = resumed_job(path, _with_values_of(callbacks, values))
     if (path / RESULT).exists():
         return load_run(path)

@@ -12,12 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 from lockstep.api.exported_model import ModelText
 from lockstep.common.errors import DataError, UsageError
 from lockstep.common.files.safetensors import write
+from lockstep.runs.recorded_model import MODEL
 
 #: `((x_train, y_train), (x_test, y_test))`, as Keras has it.
 Arrays = tuple[tuple[ArrayLike, ArrayLike], tuple[ArrayLike, ArrayLike]]
 
 #: Files in the run's folder: the weights that a warm start begins with, the data, and a model's source.
-INITIAL, DATA, MODEL = "initial.safetensors", "data.npz", "model.py"
+INITIAL, DATA, TEXT = "initial.safetensors", "data.npz", Path(MODEL, "model.py")
 
 #: The folder that a data frame is packed into there, and what packs it.
 FOLDER = "data"
@@ -69,7 +70,8 @@ def job_inputs(
             paths["data"] = (folder / DATA).resolve()
             np.savez(paths["data"], **data)  # type: ignore[arg-type]  # NumPy types them as if they were its own flags
         if model is not None:
-            paths["model"] = (folder / MODEL).resolve()
+            paths["model"] = (folder / TEXT).resolve()
+            paths["model"].parent.mkdir(exist_ok=True)
             paths["model"].write_text(model.text, encoding="utf-8")
         named = {key: str(path) for key, path in paths.items()}
         yield named if model is None else {**named, "model": f"{paths['model']}:{model.function}"}
@@ -77,6 +79,6 @@ def job_inputs(
         for path in paths.values():
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         with suppress(OSError):
-            for path in made:
+            for path in ([] if model is None else [folder / MODEL]) + made:
                 path.rmdir()
         raise

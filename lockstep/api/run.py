@@ -15,7 +15,7 @@ from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.metrics import EpochRecord
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult, read_result
 from lockstep.ps.run.early_stopping import best_epoch
-from lockstep.runs.run_dir import has_begun, recorded_job
+from lockstep.runs.run_dir import has_begun, recorded_job, trust
 from lockstep.runs.trained_model import model_with
 
 
@@ -92,10 +92,11 @@ class Run:
     def model(self) -> Any:
         """A model with the final weights, the last epoch's or with `keep_best` the best one's, in evaluation mode.
 
-        A Module of `lockstep.nn` or of PyTorch, as the job's model is. Raises `ModelError` if the model's file is gone.
+        A Module of `lockstep.nn` or of PyTorch, as the job's model is. Raises `ModelError` if it is code that you have
+        not trained on this machine; see `load_run`.
         """
         arrays, _ = read(self.folder / WEIGHTS)
-        return model_with(self.job, arrays, self.result.steps)
+        return model_with(self.folder, self.job, arrays, self.result.steps)
 
     def watch(self, *, height: int = 900) -> RunPage:
         """Show the run on a page in the cell of a notebook, `height` pixels high; needs the extra `watch`.
@@ -131,16 +132,22 @@ class Run:
                 f"the weights after epoch {best.epoch} are not in {str(self.folder)!r}: expected a run with "
                 "keep_best=True or EarlyStopping(restore_best_weights=True)"
             )
-        return model_with(self.job, kept.arrays, kept.progress.steps)
+        return model_with(self.folder, self.job, kept.arrays, kept.progress.steps)
 
     def __repr__(self) -> str:
         name = "test_r2" if self.result.test_accuracy is None else "test_accuracy"
         return f"Run({str(self.folder)!r}, {name}={getattr(self.result, name):.4f})"
 
 
-def load_run(folder: str | Path) -> Run:
-    """Return a finished run from its folder. Raises `JobError` if there is none, or one that is not finished."""
+def load_run(folder: str | Path, *, trust_model: bool = False) -> Run:
+    """Return a finished run from its folder. Raises `JobError` if there is none, or one that is not finished.
+
+    A model of your own is code, which the folder has a copy of. If you have not trained it on this machine,
+    `run.model` raises `ModelError`. `trust_model=True` agrees to run that code, now and later.
+    """
     path = Path(folder)
+    if trust_model:
+        trust(path)
     if not (path / RESULT).is_file():
         if has_begun(path):
             named = repr(str(folder))

@@ -34,13 +34,13 @@ from lockstep.launch.worker_supervisor import Restarts, SupervisedWorker, Worker
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.recorder import Setting
 from lockstep.ps.records.run_folder import RESULT, RunResult, read_result
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.ps.setup import AdmissionPolicy
 from lockstep.results.reports.display import Display
 from lockstep.results.reports.summary import final_status
 from lockstep.runs.job_file import to_toml
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import has_begun
-from lockstep.runs.session import NOTICE_MARK, Destination, open_session
+from lockstep.runs.session import NOTICE_MARK, Destination, open_run_in, open_session
 from lockstep.runs.single_process import SerialRun
 
 #: Seconds between two polls of the run, and if faults are injected or callbacks are awaited.
@@ -380,7 +380,7 @@ def train_alone(job: Job, destination: Destination, display: Display, is_to_stop
     """Train in this process, without any transport."""
     clock = SystemClock()
     started = clock.now()
-    setup = open_run(destination.folder.name, job, load(job.data), AdmissionPolicy(pauses=is_to_stop is not None))
+    setup = open_run_in(destination, job, load(job.data), AdmissionPolicy(pauses=is_to_stop is not None))
     setting = Setting(servers=0, transport="none", started=started)
     session = open_session(setup, setting, destination, clock, display.say)
     if destination.launch.audit:

@@ -30,10 +30,10 @@ from lockstep.ps.records.recorder import Setting
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.server.server import QUEUE, Server
-from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from lockstep.ps.setup import AdmissionPolicy, RunSetup
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.results.reports.display import Display, Lines, display_for, print_plainly
-from lockstep.runs.session import Destination, RunSession, open_session
+from lockstep.runs.session import Destination, RunSession, open_run_in, open_session
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def serve_run(service: Service, port: ServerPort, display: Display, rejections: 
     clock = SystemClock()
     started = clock.now()
     destination, transport = service.destination, service.destination.launch.transport
-    setup = open_run(destination.folder.name, service.job, load(service.job.data), service.admission)
+    setup = open_run_in(destination, service.job, load(service.job.data), service.admission)
     with shared_memory(setup, transport, shared_root()) as offer:
         setting = Setting(
             servers=destination.launch.servers,

@@ -20,7 +20,7 @@ from lockstep.common.job.objective import Objective
 from lockstep.common.job.score import Guess
 from lockstep.common.model.first_batch import first_micro_batch
 from lockstep.common.model.port import Model
-from lockstep.common.model.source import read_model_source
+from lockstep.common.model.source import ModelSource, read_model_source
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.runtime.numerics import NUMERICS
 from lockstep.ps.run.info import AdmissionPolicy as AdmissionPolicy
@@ -39,12 +39,21 @@ class RunSetup:
     data: TrainTest
     layout: ParameterLayout
     shard: Shard
+    source: ModelSource
 
 
-def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) -> RunSetup:
+def open_run(
+    run: str,
+    job: Job,
+    data: TrainTest,
+    admission: AdmissionPolicy,
+    source: ModelSource | None = None,
+    model_folder: str = "",
+) -> RunSetup:
     """Build what a run begins with; a `UsageError` if the job, the model or the data do not go together.
 
-    `data` is as it was loaded: the validation set is taken from it here.
+    `data` is as it was loaded: the validation set is taken from it here. `source` is what the model is built from, by
+    default what the job names now. Workers that do not find it look into `model_folder`.
     """
     own = fingerprint()
     if own.mode != job.numerics and not admission.allows_mixed_numerics:
@@ -60,7 +69,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
         )
     objective = Objective.of(job)
     objective.check_labels(data.train, data.class_names)
-    source = read_model_source(job.model)
+    source = source or read_model_source(job.model)
     model = source.build(job.seed)
     layout = model.layout
     if not layout.parameter_size:
@@ -84,6 +93,8 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
         layout=layout.digest(),
         dataset=dataset,
         source=source.digest,
+        model_files=source.digests(),
+        model_folder="" if source.files is None else model_folder,
         fingerprint=msgspec.structs.replace(own, engine=evidence.engine, evidence=evidence.digest),
         targets=data.train.targets,
         guess=guess_of(objective, data),
@@ -93,7 +104,7 @@ def open_run(run: str, job: Job, data: TrainTest, admission: AdmissionPolicy) ->
     weights = first_weights(job, model)
     policy = policy_of(job, plan, layout.parameter_size, model.momenta())
     shard = Shard((weights, np.zeros_like(weights)), policy, job.micro_batches)
-    return RunSetup(info=info, model=model, data=data, layout=layout, shard=shard)
+    return RunSetup(info=info, model=model, data=data, layout=layout, shard=shard, source=source)
 
 
 def guess_of(objective: Objective, data: TrainTest) -> Guess | None:

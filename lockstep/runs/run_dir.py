@@ -12,6 +12,7 @@ from lockstep.common.runtime.clock import wall_time
 from lockstep.ps.records.run_folder import RESULT, RunFolder, RunResult, read_result
 from lockstep.runs.job_file import read_values, resolve, to_toml
 from lockstep.runs.launch_config import Launch
+from lockstep.runs.recorded_model import demand_trust, recorded_source, resumed_source, trust_source
 
 #: Where runs go that were given no folder.
 RUNS = Path("runs")
@@ -111,7 +112,8 @@ def unclaim(folder: Path, made: Sequence[Path]) -> None:
 def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, Launch]:
     """Return the job of the run in `folder`, and its launch with the flags given overriding it.
 
-    `JobError` if there is no run, or a flag asks for another job than the run's: both values are named.
+    `JobError` if there is no run, or a flag asks for another job than the run's: both values are named. `ModelError` if
+    its model is not the one of its receipt, or is code that nobody here has agreed to run.
     """
     if not has_begun(folder):
         raise JobError(f"{str(folder)!r} holds no run to resume: expected a run folder, with its {JOB}")
@@ -123,7 +125,14 @@ def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, Launch]:
         raise JobError(
             f"{str(folder)!r} is a run of another job: {differences}: remove these flags, or begin a new run"
         )
+    demand_trust(folder, resumed_source(folder, job))
     return job, launch
+
+
+def trust(folder: Path) -> None:
+    """Agree to run the model of the run in a folder from now on; `ModelError` if it is not the one of its receipt."""
+    if has_begun(folder):
+        trust_source(recorded_source(folder, recorded_job(folder)))
 
 
 def check_resume_flags(*, job: Path | None, run_dir: Path | None) -> None:

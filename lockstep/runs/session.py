@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from lockstep.common.data.dataset import TrainTest
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.canary import version_note
 from lockstep.common.runtime.clock import Clock
@@ -22,8 +23,9 @@ from lockstep.ps.checkpoint.resuming import (
 )
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
 from lockstep.ps.records.run_folder import CHECKPOINTS, RunFolder
-from lockstep.ps.setup import RunSetup
+from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.runs.launch_config import Launch
+from lockstep.runs.recorded_model import keep_files, resumed_source, told_folder, trust_own
 from lockstep.runs.run_dir import claimed_run_dir, make_run_dir
 
 #: The beginning of a line of a server's that is shown at once, as those with `warning: ` are.
@@ -46,8 +48,16 @@ def destination_of(job: Job, launch: Launch, folder: Path | None, *, is_resumed:
         assert folder is not None  # it holds the run
         yield Destination(folder=folder, launch=launch, is_resumed=True)
         return
+    trust_own(job)
     with claimed_run_dir(folder, job.model_name()) as claimed:
         yield Destination(folder=claimed, launch=launch)
+
+
+def open_run_in(destination: Destination, job: Job, data: TrainTest, admission: AdmissionPolicy) -> RunSetup:
+    """Build what a run begins with, as `open_run`; one that is resumed, with the model that it began with."""
+    folder = destination.folder
+    source = resumed_source(folder, job) if destination.is_resumed else None
+    return open_run(folder.name, job, data, admission, source, told_folder(folder))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +81,7 @@ def open_session(
         folder = RunFolder(destination.folder, say)
     else:
         folder = make_run_dir(destination.folder, setup.info.job, launch, say)
+    keep_files(folder.path, setup.source)
     own = setup.info.fingerprint
     if own.mode == "portable" and (note := version_note(own.numpy, own.blas)):
         say(f"{NOTICE_MARK}{note}")

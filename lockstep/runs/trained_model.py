@@ -19,11 +19,11 @@ from lockstep.common.files.safetensors import read
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.model.port import Model
-from lockstep.common.model.source import open_model
 from lockstep.ps.checkpoint.checkpoint import Checkpoint
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.run_folder import CHECKPOINTS, WEIGHTS
 from lockstep.ps.run.early_stopping import best_epoch
+from lockstep.runs.recorded_model import trusted_source
 from lockstep.runs.run_dir import JOB, finished, recorded_job
 
 #: Runs that an error names, at most.
@@ -98,7 +98,10 @@ class Trained:
 
 
 def open_trained(folder: Path, moment: Moment = "last") -> Trained:
-    """Return a run's weights, the last ones or others; a `UsageError` names what is missing or damaged."""
+    """Return a run's weights, the last ones or others; a `UsageError` names what is missing or damaged.
+
+    The model is built from what the run was trained with; `ModelError` as of `trusted_source`.
+    """
     if not (folder / JOB).is_file() or (moment == "last" and not (folder / WEIGHTS).is_file()):
         # By name, so that the newest of `runs` is the last.
         found = sorted(one_line(str(weights.parent), 200) for weights in folder.glob(f"*/{WEIGHTS}"))
@@ -107,18 +110,18 @@ def open_trained(folder: Path, moment: Moment = "last") -> Trained:
             f"{str(folder)!r} holds no weights of a run: expected a run folder, with {JOB} and {WEIGHTS}{there}"
         )
     job = recorded_job(folder)
-    model = open_model(job.model, job.seed)
+    model = trusted_source(folder, job).build(job.seed)
     weights = kept_weights(folder, job, model.layout, moment)
     model.load(weights)
     return Trained(folder, job, model, weights)
 
 
-def model_with(job: Job, arrays: Mapping[str, NDArray[Any]], steps: int) -> Any:
-    """Return a job's model, of PyTorch or of `lockstep.nn`, with the weights after so many steps, in evaluation mode.
+def model_with(folder: Path, job: Job, arrays: Mapping[str, NDArray[Any]], steps: int) -> Any:
+    """Return a run's model, of PyTorch or of `lockstep.nn`, with the weights after so many steps, in evaluation mode.
 
-    `arrays` may have more than the weights.
+    `arrays` may have more than the weights. `ModelError` as of `trusted_source`.
     """
-    model = open_model(job.model, job.seed)
+    model = trusted_source(folder, job).build(job.seed)
     model.load(_own(arrays, model.layout), steps)
     return model.module
 

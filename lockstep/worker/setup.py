@@ -16,7 +16,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.first_batch import first_micro_batch
 from lockstep.common.model.port import Model
-from lockstep.common.model.source import read_model_source
+from lockstep.common.model.source import ModelSource, WantedSource
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.shared_files import WEIGHTS, sums_file, sums_shape, weights_shape
 from lockstep.common.transport.shared_memory.folder import SharedFolder
@@ -65,16 +65,10 @@ def gather(welcome: Welcome, load: Loader, cache: Path | None = None) -> Materia
     `cache` is where samples are stored that a server sends, None if there is no such folder.
     """
     job = welcome.job
-    model_source = read_model_source(job.model)
-    source = model_source.digest
-    if source != welcome.source:
-        raise ModelError(
-            f"the file of model {job.model!r} is not the server's (SHA-256 {source[:12]}… here, "
-            f"{welcome.source[:12]}… there): copy the server's file to this machine"
-        )
+    source = source_of(welcome)
     data, store = _data_of(welcome, load, cache)
     moments = welcome.moments if store is None else (store.manifest.mean, store.manifest.std)
-    model = model_source.build(job.seed)
+    model = source.build(job.seed)
     if model.layout.digest() != welcome.layout:
         raise ModelError(
             f"model {job.model_name()!r} has other parameters here than at the server: "
@@ -82,6 +76,18 @@ def gather(welcome: Welcome, load: Loader, cache: Path | None = None) -> Materia
         )
     _check_evidence(welcome, model, data)
     return Material(job=job, model=model, data=data, moments=moments, store=store)
+
+
+def source_of(welcome: Welcome) -> ModelSource:
+    """Return what the server's model is built from, as it is on this machine; `ModelError` if it is not here."""
+    files = ", ".join(file.place for file in welcome.model_files)
+    return WantedSource(
+        digest=welcome.source,
+        files=welcome.model_files,
+        copy=Path(welcome.model_folder) if welcome.model_folder else None,
+        owner="the server's",
+        advice=f"copy the server's files to this machine: {files or 'it has none'}",
+    ).read(welcome.job.model)
 
 
 def _check_evidence(welcome: Welcome, model: Model, data: TrainTest) -> None:

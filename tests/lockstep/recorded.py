@@ -18,6 +18,7 @@ from lockstep.ps.records.recorder import Setting
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.runs.launch_config import Launch
+from lockstep.runs.recorded_model import trust_own
 from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
 from lockstep.worker.compute import Compute
@@ -71,6 +72,7 @@ def record_alone(
     launch = Launch(workers=0, checkpoint_every_steps=every_steps, checkpoint_keep=9)
     destination = Destination(folder=folder / "run", launch=launch)
     setting = Setting(servers=0, transport="none", started=0.0)
+    trust_own(job)
     session = open_session(opening, setting, destination, ManualClock(), lambda text: None)
     SerialRun(
         opening, session.recorder, ManualClock(), lambda status: None, session.start, session.checkpointer
@@ -109,6 +111,7 @@ def record_with_workers(folder: Path, job: Job, workers: int, lie: tuple[int, in
     data = load(job.data)
     launch = Launch(workers=workers, checkpoint_keep=9)
     admission = AdmissionPolicy(min_workers=workers)
+    trust_own(job)
     simulation = Simulation(job, admission=admission, data=lambda: data, folder=folder / "run", launch=launch)
     for _ in range(workers):
         simulation.add_worker()

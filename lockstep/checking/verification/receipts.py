@@ -1,5 +1,6 @@
 """Compare the receipts of two runs: what decides their bits first, then where their weights part. Computes nothing."""
 
+from lockstep.common.model.files import differing
 from lockstep.common.protocol.fingerprint import NOT_DECIDING
 from lockstep.ps.records.receipt import Receipt
 
@@ -7,7 +8,7 @@ from lockstep.ps.records.receipt import Receipt
 SUBJECTS = {
     "job_sha256": "job",
     "dataset_sha256": "dataset",
-    "model_source_sha256": "model's file",
+    "model_source_sha256": "source of the model",
     "layout_sha256": "model",
 }
 
@@ -19,8 +20,7 @@ def causes(ours: Receipt, theirs: Receipt) -> list[str]:
     # The kernel and the features follow from the mode: it comes first.
     found = sorted(named, key=lambda text: not text.startswith("mode "))
     found += [
-        f"the {what} differs: SHA-256 {getattr(ours, name)[:12] or 'none'}… here, "
-        f"{getattr(theirs, name)[:12] or 'none'}… there"
+        f"the {what} differs: {_differing(ours, theirs, name)}"
         for name, what in SUBJECTS.items()
         if getattr(ours, name) != getattr(theirs, name)
     ]
@@ -28,6 +28,14 @@ def causes(ours: Receipt, theirs: Receipt) -> list[str]:
     if not found and other:
         found = [f"{name} {getattr(here, name)!r} here, {getattr(there, name)!r} there" for name in other]
     return found
+
+
+def _differing(ours: Receipt, theirs: Receipt, name: str) -> str:
+    """Return both digests of a subject; of the model's source, those of each file that differs, if both list them."""
+    if name == "model_source_sha256" and ours.model_files and theirs.model_files:
+        return differing(ours.model_files, theirs.model_files)
+    here, there = getattr(ours, name), getattr(theirs, name)
+    return f"SHA-256 {here[:12] or 'none'}… here, {there[:12] or 'none'}… there"
 
 
 def parting(ours: Receipt, theirs: Receipt) -> str:

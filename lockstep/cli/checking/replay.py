@@ -11,6 +11,7 @@ from rich.text import Text
 from lockstep.checking.verification.recorded_run import RecordedRun, load_checkpoint_before, open_again, read_run
 from lockstep.checking.verification.replay import LayerReplay, MicroBatchReplay, replay
 from lockstep.cli.options.run import RUN_ARGUMENT
+from lockstep.cli.options.trust import takes_trust
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import UsageError
 from lockstep.common.files.sanitize import one_line
@@ -29,6 +30,7 @@ MOST_SAMPLES = 16
 )
 @click.option("--allow-mixed-numerics", is_flag=True, help="allow a machine or version whose bits may differ")
 @click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
+@takes_trust
 def replay_command(run: Path, step: int, micro_batch: int, allow_mixed_numerics: bool, as_json: bool) -> None:
     """Recompute one micro-batch of the run in the folder RUN, and show what happens in it.
 

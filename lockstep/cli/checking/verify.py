@@ -19,6 +19,7 @@ from lockstep.checking.verification.recorded_run import (
 from lockstep.checking.verification.verify import Difference, Verifier
 from lockstep.cli.checking.ledger import coverage_lines, coverage_of, demand_coverage
 from lockstep.cli.options.run import RUN_ARGUMENT
+from lockstep.cli.options.trust import takes_trust
 from lockstep.cli.options.types import number_range
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.tree import Vector
@@ -44,6 +45,7 @@ from lockstep.results.reports.display import PLAIN_EVERY_S, print_plainly
 )
 @click.option("--allow-mixed-numerics", is_flag=True, help="allow a machine or version whose bits may differ")
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+@takes_trust
 @click.pass_context
 def verify(
     context: click.Context,

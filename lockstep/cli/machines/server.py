@@ -16,6 +16,7 @@ from lockstep.cli.options.run import (
     SUPERVISED_OPTION,
     WATCH_OPTION,
 )
+from lockstep.cli.options.trust import takes_trust
 from lockstep.cli.options.types import seconds
 from lockstep.common.errors import UsageError
 from lockstep.common.job.score import Score
@@ -57,6 +58,7 @@ from lockstep.runs.session import Destination, destination_of
 @click.option(
     "--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus at this address (needs the extra watch)"
 )
+@takes_trust
 def server(
     job: JobRequest,
     bind: str,

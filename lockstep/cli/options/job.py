@@ -15,6 +15,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.job.optimizer import hyperparameters
 from lockstep.runs.job_file import Field, fields, read_values, resolve, shipped_values
 from lockstep.runs.launch_config import Launch
+from lockstep.runs.recorded_model import job_of_file
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -86,8 +87,12 @@ class JobRequest:
         return {} if self.file is None else read_values(self.file)
 
     def resolve(self) -> tuple[Job, Launch]:
-        """Return the job, and how it is carried out."""
-        return resolve(self.in_file(), self.given)
+        """Return the job, and how it is carried out.
+
+        `ModelError` if its file is of a run's folder, and names code that nobody here has agreed to run.
+        """
+        job, launch = resolve(self.in_file(), self.given)
+        return job if self.file is None or "model" in self.given else job_of_file(self.file, job), launch
 
 
 def takes_job(*names: str) -> Callable[[F], F]:

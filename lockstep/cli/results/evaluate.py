@@ -8,6 +8,7 @@ import msgspec
 from rich.console import Console
 
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT
+from lockstep.cli.options.trust import takes_trust
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.job.score import score_of
 from lockstep.launch.numerics import begin_with
@@ -23,6 +24,7 @@ from lockstep.runs.trained_model import Moment, open_trained
 @CHECKPOINT_OPTION
 @BEST_OPTION
 @click.option("--json", "as_json", is_flag=True, help="print the figures as JSON")
+@takes_trust
 def evaluate(run: Path, data: str | None, moment: Moment, as_json: bool) -> None:
     """Test the weights of the run in the folder RUN on its test set or on other data, in total and per class.
 

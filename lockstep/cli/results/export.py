@@ -6,6 +6,7 @@ from typing import get_args
 import click
 
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT
+from lockstep.cli.options.trust import takes_trust
 from lockstep.results.evaluation.export.formats import Format, write_model
 from lockstep.runs.trained_model import Moment, open_trained
 
@@ -18,6 +19,7 @@ FORMATS = get_args(Format)
 @CHECKPOINT_OPTION
 @BEST_OPTION
 @click.option("--format", "form", type=click.Choice(FORMATS), help="format of FILE  [as its name ends]")
+@takes_trust
 def export(run: Path, file: Path, moment: Moment, form: Format | None) -> None:
     """Export the model of the run in the folder RUN to FILE.
 

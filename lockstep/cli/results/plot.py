@@ -7,6 +7,7 @@ import click
 from rich.console import Console
 
 from lockstep.cli.options.completion import RunPath
+from lockstep.cli.options.trust import takes_trust
 from lockstep.common.errors import UsageError
 from lockstep.launch.run_end import PICTURE
 from lockstep.ps.records.metrics import METRICS
@@ -29,6 +30,7 @@ PLOTS = Path("plots")
 )
 @click.option("--learning", "is_brief", is_flag=True, help="plot only loss, accuracy and learning rate")
 @click.option("--tensorboard", "is_events", is_flag=True, help="write event files for TensorBoard instead of plots")
+@takes_trust
 def plot(runs: tuple[Path, ...], to: Path | None, is_brief: bool, is_events: bool) -> None:
     """Plot the run in the folder RUN, or compare several runs, as PNG files.
 

@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT
+from lockstep.cli.options.trust import takes_trust
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.folder import FolderManifest
 from lockstep.common.errors import DataError
@@ -35,6 +36,7 @@ WIDTH, MOST_NAME = 80, 36
 @BEST_OPTION
 @click.option("--no-center", is_flag=True, help="only resize pictures, without centring the digit")
 @click.option("--json", "as_json", is_flag=True, help="print all probabilities as JSON, one line per picture or row")
+@takes_trust
 def predict(run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bool, as_json: bool) -> None:
     """Classify PICTURES with the model of the run in the folder RUN, and print the probabilities.
 

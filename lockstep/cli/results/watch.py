@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from lockstep.cli.options.run import KEY_OPTION
+from lockstep.cli.options.trust import takes_trust
 from lockstep.common.errors import UsageError
 from lockstep.common.transport.address import parse
 from lockstep.launch.client import say
@@ -32,6 +33,7 @@ from lockstep.launch.page_process import LOOPBACK, demand_page
 @click.option("--open", "is_opened", is_flag=True, help="open the page in your browser")
 @click.option("--metrics-only", "is_metrics_only", is_flag=True, help="serve only /metrics, for Prometheus")
 @click.option("--fed", "is_fed", is_flag=True, hidden=True, help="started by `train`: statuses come on stdin")
+@takes_trust
 def watch(
     what: str,
     listen: str,

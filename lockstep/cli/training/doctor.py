@@ -11,6 +11,7 @@ from lockstep.checking.checkup.consultation import examine_job
 from lockstep.checking.checkup.machine import examine_machine, machine_lines
 from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job
 from lockstep.cli.options.run import KEY_OPTION
+from lockstep.cli.options.trust import takes_trust
 from lockstep.launch.endpoints import credential_of
 from lockstep.launch.numerics import begin_with
 from lockstep.results.reports.display import print_plainly
@@ -22,6 +23,7 @@ from lockstep.results.reports.display import print_plainly
 @click.option("--connect", metavar="ADDRESS", help="examine the connection to the server at ADDRESS instead")
 @KEY_OPTION
 @click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
+@takes_trust
 def doctor(job: JobRequest, is_machine: bool, connect: str | None, key: Path | None, as_json: bool) -> int:
     """Find out why the job file JOB, or the job that the flags describe, does not learn.
 

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from lockstep.api.learning_rates import rates_of
 from lockstep.cli.options.job import JOB_FIELDS, GroupedCommand, JobRequest, takes_job
+from lockstep.cli.options.trust import takes_trust
 from lockstep.cli.options.types import WholeNumber
 from lockstep.results.reports.display import print_plainly
 
@@ -27,6 +28,7 @@ FIGURES = ("suggestion", "steepest", "at_minimum")
     help="plot the loss over the learning rate as FILE, a .png",
 )
 @click.option("--json", "as_json", is_flag=True, help="print the rates and losses as JSON")
+@takes_trust
 def find_lr(
     job: JobRequest,
     lowest: float,

@@ -13,6 +13,7 @@ from lockstep.cli.data.options import DIRECT_OPTIONS, direct_options
 from lockstep.cli.data.progress import progress_of
 from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job
 from lockstep.cli.options.run import PICTURE_OPTION, RESUME_OPTION, RUN_DIR_OPTION, WATCH_OPTION
+from lockstep.cli.options.trust import takes_trust
 from lockstep.cli.options.types import SEED, worker_counts
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
@@ -62,6 +63,7 @@ from lockstep.runs.session import Destination, destination_of
     help="worker processes; 0: train in this process alone; 2..16: start with 2, use up to 16  [one per core]",
 )
 @DIRECT_OPTIONS
+@takes_trust
 def train(
     job: JobRequest,
     run_dir: Path | None,

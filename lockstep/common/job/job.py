@@ -28,7 +28,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
     model: Annotated[
         str | dict[str, Any],
-        Meta(description="linear, mlp, lenet, cnn, or FILE.py:FUNCTION, which returns a Module"),
+        Meta(
+            description="linear, mlp, lenet, cnn, or FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that returns a Module"
+        ),
     ] = "lenet"
     data: Annotated[
         str,

@@ -1,24 +1,28 @@
-"""From a job's `model` value to a model that can be trained: a name, a description as data, or a file of the user's.
+"""From a job's `model` value to a model that can be trained: a name, a description as data, or files of the user's.
 
-Two processes have the same model if the file's digests agree. Therefore the file must be self-contained: its
-folder is not on the import path, since what it imported from there could differ unnoticed. PyTorch is imported only if
-the file does so; a model is computed by it or by our autograd.
+Nothing of these files runs before the digest of all of them is known, and what runs are the bytes that were digested. A
+model is computed by PyTorch, which is imported only if a file does so, or by our autograd.
 """
 
+import builtins
 import difflib
-import hashlib
+import importlib
+import os
 import re
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path, PurePosixPath
+from traceback import walk_tb
 from types import ModuleType
 from typing import Any
 
 from lockstep.common.errors import ModelError
 from lockstep.common.files.did_you_mean import nearest
-from lockstep.common.files.reading import read_regular
 from lockstep.common.model.autograd import AutogradModel
+from lockstep.common.model.files import ModelFile, ModelFiles, differing, is_shared, read_copy, read_model_files
 from lockstep.common.model.port import Model
 from lockstep.common.nn.description import build
 from lockstep.common.nn.models import MODELS
@@ -30,98 +34,131 @@ _TORCH_IMPORT = re.compile(rb"^\s*(?:import|from)\s+torch\b", re.MULTILINE)
 #: How a file begins that `fit` made of a model from a notebook.
 WRITTEN_BY_FIT = '"""A model that was defined in a notebook or a script, as `fit` found it there."""\n\n'
 
+#: How the package is called below which a model's files are modules, before the beginning of their digest.
+_PREFIX = "lockstep_model_"
+
 #: An import in such a file of a run from before `common` was in `lockstep`.
 _OLD_IMPORT = re.compile(rb"^(import|from) common\.", re.MULTILINE)
 
-#: Bytes of a model's file.
-MOST_BYTES = 2**24
 
+@dataclass
+class ModelImporter(MetaPathFinder, Loader):
+    """Imports the files of models as they were read, each model's below a package of its own.
 
-@dataclass(frozen=True)
-class ModelFile:
-    """A file of Python source, as it was when it was read, and the function in it that builds the model."""
+    So two models may each have a `helpers.py`, and neither finds the other's, or a changed file, or a stale
+    __pycache__. Modules have names in `sys.modules`, where dataclasses look a class's module up.
+    """
 
-    path: Path
-    function: str
-    source: bytes
+    #: The files by the name of the model's package, and the places of its modules by their names.
+    _models: dict[str, tuple[ModelFiles, dict[str, str]]] = field(default_factory=dict)
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the source, hexadecimal: of just what `call` runs. What the file imports is not in it."""
-        return hashlib.sha256(self.source).hexdigest()
-
-    def call(self, before: Callable[[], None] = lambda: None) -> object:
-        """Run the file, call `before` and then its function, and return what comes back; ModelError if one raises."""
-        function = self._function_of(self._run())
-        before()
+    def run(self, files: ModelFiles) -> ModuleType:
+        """Execute the main file, and what it imports, again even if they ran before. Raises what they raise."""
+        package = f"{_PREFIX}{files.digest[:16]}"
+        self._models[package] = files, {_module_name(place): place for place in files.texts}
+        if self not in sys.meta_path:
+            sys.meta_path.insert(0, self)
+        _forget(package)
         try:
-            return function()
-        except Exception as error:
-            raise ModelError(f"{self} raised {_one_line(error)}: expected a function that returns a Module") from error
+            return importlib.import_module(f"{package}.{_module_name(files.main)}")
+        except BaseException:
+            _forget(package)
+            raise
 
-    def _run(self) -> ModuleType:
-        """Execute the source that was read.
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
+        """Return the spec of a model's module, or of a package around one; None if it is not there."""
+        package, _, name = fullname.partition(".")
+        _, places = self._models.get(package, (None, {}))
+        is_package = not name or PurePosixPath(places.get(name, "")).name == "__init__.py"
+        is_around = any(each.startswith(f"{name}.") for each in places)
+        if not places or not (is_package or is_around or name in places):
+            return None
+        return ModuleSpec(fullname, self, is_package=is_package or is_around)
 
-        Not by Python's own loader: that reads the file a second time, perhaps changed, or a stale __pycache__.
-        """
-        # Registered under a name of its own: dataclasses and pickle look a class's module up there.
-        module = ModuleType(f"lockstep_model_{self.digest[:16]}")
-        module.__file__ = str(self.path)
-        sys.modules[module.__name__] = module
-        try:
-            source = self.source
-            if source.startswith(WRITTEN_BY_FIT.encode()):
-                source = _OLD_IMPORT.sub(rb"\1 lockstep.common.", source)
-            exec(compile(source, self.path, "exec"), vars(module))
-        except (Exception, SystemExit) as error:
-            del sys.modules[module.__name__]
-            advice = ""
-            if isinstance(error, ModuleNotFoundError) and error.name == "torch":
-                advice = f": expected PyTorch to be installed; run `{sys.executable} -m pip install 'torch>=2.9'`"
-            raise ModelError(
-                f"model file {str(self.path)!r} cannot be imported: it raised {_one_line(error)}{advice}"
-            ) from error
-        return module
+    def exec_module(self, module: ModuleType) -> None:
+        """Execute a module's source; a package without a file has none."""
+        package, _, name = module.__name__.partition(".")
+        files, places = self._models[package]
+        if name not in places:
+            return
+        source = files.texts[places[name]]
+        if source.startswith(WRITTEN_BY_FIT.encode()):
+            source = _OLD_IMPORT.sub(rb"\1 lockstep.common.", source)
+        module.__file__ = str(files.root / places[name])
+        vars(module)["__builtins__"] = {**vars(builtins), "__import__": _importing(package, files, places)}
+        exec(compile(source, module.__file__, "exec"), vars(module))
 
-    def _function_of(self, module: ModuleType) -> Callable[[], object]:
-        found: object = vars(module).get(self.function)
-        if callable(found):
-            return found
-        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        near = difflib.get_close_matches(self.function, names, n=1, cutoff=0.0)
-        advice = f"did you mean {near[0]!r}?" if near else "the file defines none"
-        raise ModelError(f"model file {str(self.path)!r} has no function {self.function!r}: {advice}")
 
-    def __str__(self) -> str:
-        return f"{self.path}:{self.function}"
+_IMPORTER = ModelImporter()
+
+
+def _module_name(place: str) -> str:
+    """Return what a file is called as a module: a file may have any name, with points in it too."""
+    parts = PurePosixPath(place.removesuffix("/__init__.py").removesuffix(".py")).parts
+    return ".".join(part.replace(".", "_") for part in parts)
+
+
+def _forget(package: str) -> None:
+    for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
+        del sys.modules[name]
+
+
+def _importing(package: str, files: ModelFiles, places: Mapping[str, str]) -> Callable[..., Any]:
+    """Return the `__import__` of a model's files: it finds their own modules first, by the names that they use."""
+    beside = _module_name("/".join(PurePosixPath(files.main).parts[:-1]))
+    below = (name.removeprefix(f"{beside}.") for name in places if beside and name.startswith(f"{beside}."))
+    around = {name.partition(".")[0]: f"{package}.{beside}" for name in below}
+    around |= {name.partition(".")[0]: package for name in places}
+
+    # The parameters are those of Python's own.
+    def import_own_first(
+        name: str,
+        globals: Any = None,  # noqa: A002
+        locals: Any = None,  # noqa: A002
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> Any:
+        top = name.partition(".")[0]
+        if level or top not in around or is_shared(top):
+            return builtins.__import__(name, globals, locals, fromlist or (), level)
+        found = builtins.__import__(f"{around[top]}.{name}", globals, locals, fromlist or ())
+        return found if fromlist else sys.modules[f"{around[top]}.{top}"]
+
+    return import_own_first
 
 
 @dataclass(frozen=True)
 class ModelSource:
     """What a model is built from, as it was when it was read: nothing runs whose digest was not checked before."""
 
-    #: A description, or the name of a model of the library, if it is not a file.
+    #: A description, or the name of a model of the library, if there are no files.
     own: str | Mapping[str, Any] = ""
-    file: ModelFile | None = None
+    files: ModelFiles | None = None
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the model's own file in hex, empty for a model of the library."""
-        return "" if self.file is None else self.file.digest
+        """SHA-256 of the model's own files in hex, empty for a model of the library."""
+        return "" if self.files is None else self.files.digest
+
+    def digests(self) -> list[ModelFile]:
+        """Return the model's own files with their digests, the one with the function first."""
+        return [] if self.files is None else self.files.digests()
 
     def build(self, seed: int) -> Model:
         """Build the model of a job with that seed; ModelError if it cannot be built or trained.
 
-        What the file draws from PyTorch's generator follows from the seed.
+        What the files draw from PyTorch's generator follows from the seed.
         """
-        if self.file is None:
+        if self.files is None:
             return AutogradModel(MODELS[self.own]() if isinstance(self.own, str) else build(self.own))
-        built = _called(self.file, seed)
+        built = _called(self.files, seed)
         if isinstance(built, Module):
             return AutogradModel(built)
         if is_torch_module(built):
             return torch_model(built)
-        raise ModelError(f"{self.file} returned {built!r}: expected a Module; does the function end in `return model`?")
+        raise ModelError(
+            f"{self.files} returned {built!r}: expected a Module; does the function end in `return model`?"
+        )
 
     def check_repeated(self, model: Model, seed: int) -> None:
         """Raise ModelError if building again gives another model than this one, whose values nobody has changed."""
@@ -131,43 +168,128 @@ class ModelSource:
             check_equal(model, self.build(seed))
 
 
-def _called(file: ModelFile, seed: int) -> object:
-    """Run a file with PyTorch's generator seeded, if it uses that: once before the file, once before its function.
+def _called(files: ModelFiles, seed: int) -> object:
+    """Run the files with PyTorch's generator seeded, if they use that: once before them, once before the function.
 
-    So the function's draws do not depend on the file's own, and the caller's generator stays as it is.
+    So the function's draws do not depend on the files' own, and the caller's generator stays as it is.
     """
 
     def seed_again() -> None:
         if "torch" in sys.modules:
             sys.modules["torch"].default_generator.manual_seed(seed)
 
-    if "torch" not in sys.modules and not _TORCH_IMPORT.search(file.source):
-        return file.call(seed_again)  # what it imports may still import PyTorch
+    if "torch" not in sys.modules and not any(map(_TORCH_IMPORT.search, files.texts.values())):
+        return _call(files, seed_again)  # what they import may still import PyTorch
     try:
         from lockstep.common.model.pytorch.runtime import seeded
     except ModuleNotFoundError:
-        return file.call()
+        return _call(files)
     with seeded(seed):
-        return file.call(seed_again)
+        return _call(files, seed_again)
 
 
-def read_model_source(model: str | dict[str, Any]) -> ModelSource:
+def _call(files: ModelFiles, before: Callable[[], None] = lambda: None) -> object:
+    """Run the files, call `before` and then the function, and return what comes back; ModelError if one raises."""
+    function = _function_of(files, _run(files))
+    before()
+    try:
+        return function()
+    except Exception as error:
+        raise ModelError(f"{files} raised {_one_line(error)}: expected a function that returns a Module") from error
+
+
+def _run(files: ModelFiles) -> ModuleType:
+    try:
+        return _IMPORTER.run(files)
+    except (Exception, SystemExit) as error:
+        own = {str(files.root / place) for place in files.texts}
+        ran = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
+        path = next((path for path in reversed(ran) if path in own), str(files.path))
+        raise ModelError(
+            f"model file {path!r} cannot be imported: it raised {_one_line(error)}{_advice(error)}"
+        ) from error
+
+
+def _advice(error: BaseException) -> str:
+    """Return what to do if a module is missing, empty if nobody knows."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return ""
+    if error.name == "torch":
+        return f": expected PyTorch to be installed; run `{sys.executable} -m pip install 'torch>=2.9'`"
+    top = error.name.partition(".")[0]
+    if os.path.isdir(top) or os.path.isfile(f"{top}.py"):
+        return ": it is in the current folder, not in the model's: name the model as package.module:function"
+    return ""
+
+
+def _function_of(files: ModelFiles, module: ModuleType) -> Callable[[], object]:
+    found: object = vars(module).get(files.function)
+    if callable(found):
+        return found
+    names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+    near = difflib.get_close_matches(files.function, names, n=1, cutoff=0.0)
+    advice = f"did you mean {near[0]!r}?" if near else "the file defines none"
+    raise ModelError(f"model file {str(files.path)!r} has no function {files.function!r}: {advice}")
+
+
+def names_files(model: str | Mapping[str, Any]) -> bool:
+    """Return whether a job's model is code in files, and not one of the library's or a description."""
+    return isinstance(model, str) and (":" in model or model.endswith(".py"))
+
+
+def read_model_source(model: str | Mapping[str, Any]) -> ModelSource:
     """Read what a model is built from, once; ModelError if there is nothing of that name. Runs nothing."""
-    if isinstance(model, dict):
+    if not isinstance(model, str):
         return ModelSource(model)
-    if ":" in model or model.endswith(".py"):
-        return ModelSource(file=_read_file(model))
+    if names_files(model):
+        return ModelSource(files=read_model_files(model))
     if model not in MODELS:
         raise ModelError(
             f"model = {model!r} is not known{nearest(model, MODELS)}: expected one of {', '.join(MODELS)}, "
-            "or FILE.py:FUNCTION that returns a Module"
+            "or FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that returns a Module"
         )
     return ModelSource(model)
 
 
-def open_model(model: str | dict[str, Any], seed: int) -> Model:
+def open_model(model: str | Mapping[str, Any], seed: int) -> Model:
     """Return a new model of a job's value; errors as of `read_model_source` and `build`."""
     return read_model_source(model).build(seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WantedSource:
+    """The source that a model was trained with, as a server or a run's folder names it."""
+
+    digest: str
+    #: The files; empty in what was written before they were listed.
+    files: Sequence[ModelFile] = ()
+    #: Where there may be a copy of the files.
+    copy: Path | None = None
+    #: For an error: whose source it is, and how to get it.
+    owner: str
+    advice: str
+
+    def read(self, model: str | Mapping[str, Any]) -> ModelSource:
+        """Read the source from where a job names it, or else the copy. `ModelError` if neither has this digest."""
+        try:
+            found = read_model_source(model)
+        except ModelError as error:
+            reason = str(error)
+        else:
+            if found.digest == self.digest:
+                return found
+            digests = f"SHA-256 {found.digest[:12]}… here, {self.digest[:12]}… there"
+            odd = differing(found.digests(), self.files) if self.files else digests
+            reason = f"the source of model {model!r} is not {self.owner} ({odd})"
+        if self.copy is not None and self.copy.is_dir() and self.files and names_files(model):
+            return self._copied(self.copy, str(model).rpartition(":")[2])
+        raise ModelError(f"{reason}: {self.advice}")
+
+    def _copied(self, copy: Path, function: str) -> ModelSource:
+        found = ModelSource(files=read_copy(copy, function, self.files))
+        if found.digest != self.digest:
+            raise ModelError(f"the copy of the model in {str(copy)!r} is not {self.owner}: {self.advice}")
+        return found
 
 
 def torch_model(module: Any) -> Model:
@@ -187,21 +309,7 @@ def is_torch_class(kind: type) -> bool:
     return any((each.__module__, each.__name__) == ("torch.nn.modules.module", "Module") for each in kind.__mro__)
 
 
-def _read_file(name: str) -> ModelFile:
-    """Read the file of `path/to/file.py:function`; ModelError if the name is malformed or the file is missing."""
-    path, _, function = name.rpartition(":")
-    if not path or not function.isidentifier():
-        raise ModelError(f"model {name!r} names no function in a file: expected path/to/file.py:function")
-    try:
-        return ModelFile(Path(path), function, read_regular(Path(path), MOST_BYTES))
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise ModelError(
-            f"model file {str(Path(path))!r} cannot be read: {reason}; expected a file of Python"
-        ) from error
-
-
 def _one_line(error: BaseException) -> str:
-    """Return the exception on one line: `ValueError: text`."""
-    text = " ".join(str(error).split())
+    """Return the exception on one line: `ValueError: text`, with modules as the model's files call them."""
+    text = re.sub(rf"{_PREFIX}[0-9a-f]{{16}}\.", "", " ".join(str(error).split()))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -14,11 +14,12 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.manifest import SAMPLES_AT_ONCE, Manifest, PartName
 from lockstep.common.errors import FailureKind, RefusalKind
 from lockstep.common.job.job import Job
+from lockstep.common.model.files import MOST_FILES, ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.runtime.numerics import Numerics
 
 #: Changes with every change to a message's meaning; two sides with different numbers refuse each other.
-PROTOCOL_VERSION = 10
+PROTOCOL_VERSION = 11
 
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
@@ -241,8 +242,11 @@ class Welcome(Message, frozen=True, kw_only=True):
     job: Job
     layout: HexDigest
     dataset: HexDigest
-    #: Of the model's file, empty for a model of the library.
+    #: Of the model's own files, empty for a model of the library.
     source: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]
+    #: These files, the one that the job names first, and the folder at the server in which the run has a copy of them.
+    model_files: Annotated[list[ModelFile], Meta(max_length=MOST_FILES)] = []
+    model_folder: ShortText = ""
     #: The name of a folder of shared memory, empty where none is offered.
     memory: ShortText = ""
     #: Where the other servers are reached, in the order of their slices.

@@ -109,6 +109,12 @@ def cache_home(environ: Mapping[str, str] = os.environ) -> str:
     return given if os.path.isabs(given) else os.path.expanduser("~/.cache")
 
 
+def state_home(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the folder of what is remembered, by the XDG Base Directory Specification."""
+    given = environ.get("XDG_STATE_HOME", "")
+    return given if os.path.isabs(given) else os.path.expanduser("~/.local/state")
+
+
 def own_environment() -> Mapping[str, str]:
     """Return the environment of this process."""
     return os.environ

@@ -12,6 +12,7 @@ import msgspec
 
 from lockstep.common.errors import FileFormatError
 from lockstep.common.files.json_file import convert
+from lockstep.common.model.files import ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.ps.records.ledger import EpochDone, Line, RunBegun
 from lockstep.ps.run.info import RunInfo
@@ -42,7 +43,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     dataset_sha256: str
     #: The digest of names, shapes and places of all parameters.
     layout_sha256: str
-    #: The digest of the model's file; empty for a model of the library.
+    #: The digest of the model's own files; empty for a model of the library.
     model_source_sha256: str
     #: The digest of the source code of all that decides the bits.
     code: str
@@ -52,6 +53,9 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     total_steps: int
     #: One link before the first epoch, and one after each.
     chain: list[ReceiptLink]
+    #: The model's own files with their digests, the one that the job names first; empty in the folder of an older
+    #: version.
+    model_files: list[ModelFile] = []
 
     def fingerprint(self, name: str) -> Fingerprint:
         """Return what computed the run; `FileFormatError` with the name of the receipt if it does not have it."""
@@ -73,6 +77,7 @@ def receipt_of(info: RunInfo, chain: list[ReceiptLink]) -> Receipt:
         numerics=msgspec.to_builtins(info.fingerprint),
         total_steps=info.plan.total_steps,
         chain=chain,
+        model_files=list(info.model_files),
     )
 
 

@@ -7,6 +7,7 @@ from lockstep.common.data.manifest import Manifest
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.job.score import Guess
+from lockstep.common.model.files import ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.protocol.messages import NAME_LIMIT, Welcome
 from lockstep.ps.run.plan import Plan
@@ -42,10 +43,14 @@ class RunInfo(AdmissionPolicy):
     training_samples: int
     layout: str
     dataset: str
+    #: The digest of the model's own files, and these with theirs; both empty for a model of the library.
     source: str
+    model_files: Sequence[ModelFile] = ()
     fingerprint: Fingerprint
     #: Labels, or numbers, of one sample: they are what tallies count.
     targets: int = 1
+    #: Where the run keeps a copy of the model's files, empty if workers are not told.
+    model_folder: str = ""
     #: What a regression's R² is measured by; None in a classification.
     guess: Guess | None = None
     #: The folder of memory that workers on this machine may share, empty if there is none.
@@ -66,6 +71,8 @@ class RunInfo(AdmissionPolicy):
             layout=self.layout,
             dataset=self.dataset,
             source=self.source,
+            model_files=list(self.model_files),
+            model_folder=self.model_folder,
             memory=self.memory if offers_memory else "",
             shards=list(shards),
             manifest=self.manifest,

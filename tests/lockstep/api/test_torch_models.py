@@ -62,7 +62,7 @@ def test_a_class_a_module_of_it_and_a_function_are_trained_and_stay_as_they_were
     assert by_class.weights_sha256 == by_module.weights_sha256 != by_function.weights_sha256
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert model.training
-    assert (tmp_path / "a" / "model.py").read_text().count("WIDTH = 12") == 1
+    assert (tmp_path / "a" / "model" / "model.py").read_text().count("WIDTH = 12") == 1
 
 
 def test_the_runs_model_is_pytorchs_with_the_trained_weights(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_the_weights_may_be_evaluated_and_exported_and_the_run_verified_and_repl
         ["verify", folder],
         ["replay", folder, "--step", "1", "--micro-batch", "2"],
         ["export", folder, str(tmp_path / "weights.npz")],
-        ["find-lr", "--model", f"{folder}/model.py:build", "--data", str(data), "--steps", "30"],
+        ["find-lr", "--model", f"{folder}/model/model.py:build", "--data", str(data), "--steps", "30"],
     ):
         assert run_command(arguments) == 0, arguments
     shown = capsys.readouterr().out
@@ -139,7 +139,7 @@ def test_the_weights_may_be_evaluated_and_exported_and_the_run_verified_and_repl
     ("arguments", "text"),
     [
         (["export", "RUN", "OUT.onnx"], "the model is one of PyTorch, which exports it itself: call torch.onnx.export"),
-        (["doctor", "--model", "RUN/model.py:build"], "the doctor looks into layers of lockstep.nn only"),
+        (["doctor", "--model", "RUN/model/model.py:build"], "the doctor looks into layers of lockstep.nn only"),
     ],
 )
 def test_what_cannot_be_says_so_in_a_line(

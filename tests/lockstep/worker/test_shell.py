@@ -165,8 +165,8 @@ def test_another_source_of_the_model_is_refused(tmp_path: Path) -> None:
     model_file(tmp_path / "net.py", "CHANGED = True\n")
     (leave,) = bench.enter()
     assert isinstance(leave, Leave)
-    assert "is not the server's (SHA-256" in leave.reason
-    assert "copy the server's file to this machine" in leave.reason
+    assert "is not the server's ('net.py': SHA-256" in leave.reason
+    assert leave.reason.endswith("copy the server's files to this machine: net.py")
 
 
 def test_a_file_that_is_not_the_servers_is_not_run(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from starlette.testclient import TestClient
 from lockstep.results.watch.app import WatchApp
 from lockstep.results.watch.guard import HEADERS, MOST_BODY_BYTES, Guard, RequestLimit
 from lockstep.results.watch.sources import WatchedRuns
+from lockstep.runs.run_dir import trust
 from tests.lockstep.results.watch.folders import running
 from tests.lockstep.small_runs import small_run
+from tests.lockstep.test_strangers_runs import Folders, whole
 
 HOST = "127.0.0.1:8000"
 EVIL = '<img src=x onerror="alert(1)">'
@@ -195,3 +197,19 @@ def test_a_model_sees_something_in_a_drawing_and_in_its_test_set(tmp_path: Path)
         found = asked.get("/api/runs/run/evaluation").json()
         assert found["accuracy"] == pytest.approx(run.test_accuracy)
         assert sum(map(sum, found["counts"])) >= len(found["mistakes"])
+
+
+def test_the_page_runs_no_code_of_a_stranger(tmp_path: Path) -> None:
+    folders = Folders(tmp_path)
+    theirs = folders.stranger(whole)["run"]
+    with client(WatchedRuns.at(theirs)) as asked:
+        for answer in (
+            asked.get("/api/runs/run/evaluation"),
+            asked.post("/api/runs/run/answer", content=bytes(784)),
+        ):
+            assert answer.status_code == 409, answer.text
+            assert "--trust-model" in answer.text
+            assert not folders.marker.exists()
+        trust(theirs)
+        assert asked.get("/api/runs/run/evaluation").status_code == 200
+    assert folders.marker.exists()
