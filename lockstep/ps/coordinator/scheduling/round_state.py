@@ -63,54 +63,30 @@ class PendingAcknowledgements:
 WINDOW = SLOTS
 
 
-@dataclass(frozen=True, slots=True)
-class BufferLoan:
-    """The lease that a slot was last named in."""
-
-    #: The lease's, 0 if there was none.
-    number: int = 0
-    #: Its micro-batches.
-    node: Node | None = None
-
-
 @dataclass
 class BufferPool:
     """The slots of all workers in one round."""
 
-    #: By rank, for each slot.
-    lent: dict[int, list[BufferLoan]] = field(default_factory=dict)
+    #: By rank, for each slot, the number of the lease that it was last named in, 0 if there was none.
+    lent: dict[int, list[int]] = field(default_factory=dict)
 
-    def lend(self, rank: int, number: int, node: Node, held: Collection[Node], read: Collection[int] = ()) -> int:
-        """Return a slot for the sums of a lease, which is later than all before; `held` and `read` as in `needed`.
+    def lend(self, rank: int, number: int, needed: Collection[int] = ()) -> int:
+        """Return a slot for the sums of a lease, which is later than all before.
 
-        Of the slots that are not needed, it is the one that was named longest ago: its lease has ended here, and the
-        worker is more likely to be done with it than with the other.
+        The slots of leases with the numbers in `needed` are left alone: their worker holds them, or the sums are still
+        being read. Of the others, it is the one that was named longest ago: its lease has ended here, and the worker
+        is more likely to be done with it than with the other.
         """
-        needed = self.needed(rank, held, read)
-        slots = self.lent.setdefault(rank, [BufferLoan()] * SLOTS)
-        free = [slot for slot in range(SLOTS) if slot not in needed]
-        assert free, f"rank {rank} holds {held}, and {read} are read: no slot is free"
-        slot = min(free, key=lambda slot: slots[slot].number)
-        slots[slot] = BufferLoan(number, node)
+        slots = self.lent.setdefault(rank, [0] * SLOTS)
+        free = [slot for slot, last in enumerate(slots) if last not in needed]
+        assert free, f"rank {rank} needs the slots of leases {needed}: none is free"
+        slot = min(free, key=slots.__getitem__)
+        slots[slot] = number
         return slot
-
-    def needed(self, rank: int, held: Collection[Node], read: Collection[int]) -> list[int]:
-        """Return the slots of a worker that cannot be named now.
-
-        They are those of the nodes that it holds (if two were named for one node, the later one) and those of leases
-        with the numbers in `read`, whose results have come and whose sums are still being read.
-        """
-        slots = self.lent.get(rank, ())
-        return [
-            slot
-            for slot, lent in enumerate(slots)
-            if lent.number in read
-            or (lent.node in held and lent.number == max(one.number for one in slots if one.node == lent.node))
-        ]
 
     def slot_of(self, rank: int, number: int) -> int | None:
         """Return the slot that holds the sums of a lease whose result has come, None if it may not any more."""
-        numbers = [lent.number for lent in self.lent.get(rank, ())]
+        numbers = self.lent.get(rank, ())
         return numbers.index(number) if number and number in numbers else None
 
 
@@ -191,15 +167,11 @@ class RoundState:
         self.leases, self.account = LeaseTable(total, single=self.audit.chosen), Account(total)
         self.tallies = TreeSum(total, lambda left, right: left + right)
 
-    def slots_in_use(self, rank: int) -> list[int]:
-        """Return the slots of sums that a worker needs: for what it holds, and for what is still being read."""
-        held = [lease.node for lease in self.leases.held_by(rank)]
-        return self.buffers.needed(rank, held, self.pending.numbers(rank))
-
-    def count_slots(self, rank: int) -> int:
-        """Return how many slots of sums a worker needs: see `slots_in_use`."""
-        # Each lease has a slot of its own; other servers seldom still read one.
-        return len(self.slots_in_use(rank)) if self.pending.results else len(self.leases.held_by(rank))
+    def in_use(self, rank: int) -> set[int]:
+        """Return the leases, by number, whose slots of sums are needed: a worker holds them, or they are being read."""
+        held = {lease.number for lease in self.leases.held_by(rank)}
+        # Other servers seldom still read one.
+        return held.union(self.pending.numbers(rank)) if self.pending.results else held
 
     def on_result(
         self, member: Member, result: Result, *, has_shards: bool, times: Times = UNKNOWN
@@ -285,6 +257,6 @@ class RoundState:
     def validate(self, available: Sequence[int]) -> None:
         """Raise AssertionError if nobody works, and one of the `available` ranks could: for tests."""
         self.leases.validate()
-        waiting = [] if self.leases.held else [rank for rank in available if not self.slots_in_use(rank)]
+        waiting = [] if self.leases.held else [rank for rank in available if not self.in_use(rank)]
         cannot = [rank for rank in waiting if len(self.leases.unassignable([rank])) == self.leases.free()]
         assert self.leases.failed_on or waiting == cannot, f"{waiting} wait for nothing"
