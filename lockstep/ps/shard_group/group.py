@@ -37,7 +37,7 @@ from lockstep.common.statemachine.machine import (
     stays,
     table_of,
 )
-from lockstep.ps.coordinator.effects import AwaitShards, Finish, ForgetWorker
+from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.coordinator.events import ServerLost, ServersReady, StepUpdated, SumsAcknowledged
 from lockstep.ps.coordinator.registration import refusal, refused, through_its_socket, without_memory
 from lockstep.ps.coordinator.status import Reminder
@@ -62,7 +62,7 @@ class GroupPhase(Enum):
     ENDED = "ended"
 
 
-# Events; some of them are effects of the coordinator, as they are
+# Events
 
 
 class TreeCompleted(Struct, frozen=True, kw_only=True):
@@ -87,19 +87,8 @@ class OwnSliceUpdated(Struct, frozen=True, kw_only=True):
     step: int
 
 
-#: What shards send, and the group decides on.
-GroupMessage = ShardJoin | ShardReady | SumsAck | Squares | UpdateDone | Ping
-GroupEvent = (
-    Received
-    | AwaitShards
-    | ForgetWorker
-    | TreeCompleted
-    | ScaleFound
-    | OwnSliceUpdated
-    | PeerLeft
-    | TimePassed
-    | Finish
-)
+#: What happens to the group; `Finish` is the coordinator's effect as it is.
+GroupEvent = Received | TreeCompleted | ScaleFound | OwnSliceUpdated | PeerLeft | TimePassed | Finish
 
 # Effects
 
@@ -151,9 +140,7 @@ TRANSITIONS = table_of(
         ShardJoin: stays(*GroupPhase),
         ShardReady: _LATE | {_WAITING: {_WAITING, _ADDING}},
         Ping: stays(_WAITING, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
-        AwaitShards: stays(_ADDING) | leads(IGNORED, _ENDED),
         SumsAck: _LATE | stays(_ADDING),
-        ForgetWorker: stays(_WAITING, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
         TreeCompleted: leads({_MEASURING, _UPDATING}, _ADDING) | leads(IGNORED, _ENDED),
         Squares: _LATE | stays(_MEASURING),
         ScaleFound: leads({_UPDATING}, _MEASURING) | leads(IGNORED, _ENDED),
@@ -206,8 +193,6 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
     next_ping: float = 0.0
     #: By worker and node, which shards have the sums.
     confirmed: dict[tuple[int, Node], set[int]] = field(default_factory=dict)
-    #: Results that count as soon as all shards have their sums.
-    awaited: set[tuple[int, Node]] = field(default_factory=set)
     #: Shards that have answered the last request to all.
     answered: set[int] = field(default_factory=set)
     #: The update under way, and whether the server's own slice has been updated.
@@ -234,11 +219,6 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         match event:
             case Received(peer=peer, message=message):
                 return self._on_message(peer, message, now)
-            case AwaitShards(rank=rank, node=node):
-                self.awaited.add((rank, node))
-                return self._confirm((rank, node))
-            case ForgetWorker(rank=rank):
-                return self._remove_worker(rank)
             case TreeCompleted():
                 return self._begin_update(event)
             case ScaleFound(scale=scale):
@@ -336,21 +316,9 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         member = self._heard(peer, now)
         if member is None or ack.step != self.step:
             return []
-        key = (ack.rank, ack.node())
-        self.confirmed.setdefault(key, set()).add(member.index)
-        return self._confirm(key)
-
-    def _confirm(self, key: tuple[int, Node]) -> list[GroupEffect]:
-        if key not in self.awaited or len(self.confirmed.get(key, ())) < self.others:
-            return []
-        self.awaited.remove(key)
-        return [SumsAcknowledged(rank=key[0], node=key[1])]
-
-    def _remove_worker(self, rank: int) -> list[GroupEffect]:
-        for key in [key for key in (*self.confirmed, *self.awaited) if key[0] == rank]:
-            self.confirmed.pop(key, None)
-            self.awaited.discard(key)
-        return []
+        having = self.confirmed.setdefault((ack.rank, ack.node()), set())
+        having.add(member.index)
+        return [SumsAcknowledged(rank=ack.rank, node=ack.node())] if len(having) == self.others else []
 
     # Weights are updated
 
@@ -388,7 +356,6 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         done, self.update = self.update.step, None
         self.phase, self.step = GroupPhase.ADDING, done + 1
         self.confirmed.clear()
-        self.awaited.clear()
         self.answered.clear()
         return [StepUpdated(step=done)]
 

@@ -244,7 +244,7 @@ class ShardGroupShell:
 
     def forget(self, effect: coordinator_effects.ForgetWorker) -> list[coordinator_events.Event]:
         """Inform all shards that a worker is gone."""
-        return self._dispatch(effect) + self._send_all(Forget(rank=effect.rank))
+        return self._send_all(Forget(rank=effect.rank))
 
     def send_weights(self, rank: int, step: int) -> Sequence[coordinator_events.Event]:
         """Let all shards send a worker their weights of a step, unless the update's message has told them to."""
@@ -254,10 +254,6 @@ class ShardGroupShell:
         """Let all shards add the sums in a worker's slot."""
         node, step = effect.node, self.state.step
         return self._send_all(AddFromMemory(rank=effect.rank, slot=effect.slot, step=step, lo=node.lo, hi=node.hi))
-
-    def await_sums(self, effect: coordinator_effects.AwaitShards) -> list[coordinator_events.Event]:
-        """Return that all shards have the sums of a result, if they have them already."""
-        return self._dispatch(effect)
 
     # Updates
 

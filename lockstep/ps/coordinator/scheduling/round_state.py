@@ -15,7 +15,7 @@ from heapq import heappop, heappush
 from lockstep.common.aggregation.tree import Node, TreeSum
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import SLOTS, Result
-from lockstep.ps.coordinator.effects import AddSharedSums, AwaitShards, Effect
+from lockstep.ps.coordinator.effects import AddSharedSums, Effect
 from lockstep.ps.coordinator.membership import Member
 from lockstep.ps.coordinator.scheduling.audit import AUDITED, Audit
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
@@ -29,9 +29,15 @@ UNKNOWN: Times = (None, None)
 
 @dataclass
 class PendingAcknowledgements:
-    """The results of one round that other servers are still to acknowledge."""
+    """The results of one round that other servers are still to acknowledge: by rank and node, as their sums."""
 
     results: dict[tuple[int, Node], Result] = field(default_factory=dict)
+    #: Sums that all servers have, whether or not a result of them has come.
+    acknowledged: set[tuple[int, Node]] = field(default_factory=set)
+
+    def has_sums(self, rank: int, node: Node) -> bool:
+        """Tell whether all servers have the sums of a result."""
+        return (rank, node) in self.acknowledged
 
     def add(self, rank: int, result: Result) -> bool:
         """Record a result; return whether it is the first of its lease."""
@@ -42,7 +48,8 @@ class PendingAcknowledgements:
         return True
 
     def acknowledge(self, rank: int, node: Node) -> Result | None:
-        """Return a result of which all servers have the sums, None if it is not awaited any more."""
+        """Record that all servers have these sums; return their result, None if it has not come or is not awaited."""
+        self.acknowledged.add((rank, node))
         return self.results.pop((rank, node), None)
 
     def remove(self, rank: int) -> None:
@@ -190,12 +197,12 @@ class RoundState:
             self.refuse(member, result, times)
             return [], False
         effects: list[Effect] = [] if slot is None else [AddSharedSums(node=node, rank=rank, slot=slot)]
-        if not is_training or not has_shards:
+        if not is_training or not has_shards or self.pending.has_sums(rank, node):
             return effects, True
         if not self.pending.add(rank, result):
             self.refuse(member, result)
             return [], False
-        return [*effects, AwaitShards(rank=rank, node=node)], False
+        return effects, False
 
     def is_needed(self, result: Result) -> bool:
         """Tell whether a result is of this round, and no other was faster."""

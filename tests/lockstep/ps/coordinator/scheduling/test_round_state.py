@@ -7,7 +7,7 @@ import pytest
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import Lease, Result
-from lockstep.ps.coordinator.effects import AddSharedSums, AwaitShards
+from lockstep.ps.coordinator.effects import AddSharedSums
 from lockstep.ps.coordinator.membership import Member, MemberState
 from lockstep.ps.coordinator.scheduling.audit import AUDITED, Audit
 from lockstep.ps.coordinator.scheduling.round_state import PendingAcknowledgements, RoundState
@@ -123,8 +123,7 @@ def test_a_result_counts_at_once_or_when_all_servers_have_its_sums(has_shards: b
     member = member_of(0, shares=shares)
     state = leased(member)
     effects, counts = state.on_result(member, result(), has_shards=has_shards)
-    added = [AddSharedSums(node=NODE, rank=0, slot=0)] if shares else []
-    assert effects == [*added, *([AwaitShards(rank=0, node=NODE)] if has_shards else [])]
+    assert effects == ([AddSharedSums(node=NODE, rank=0, slot=0)] if shares else [])
     assert counts is not has_shards
 
 
