@@ -8,13 +8,13 @@ from enum import Enum
 from typing import assert_never
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind, RefusalKind
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.messages import Finished, Message, Ping, Refused, shortened
 from lockstep.common.protocol.shard_messages import (
-    Collected,
     ShardJoin,
     ShardReady,
     Squares,
@@ -65,16 +65,6 @@ class GroupPhase(Enum):
 # Events
 
 
-class TreeCompleted(Struct, frozen=True, kw_only=True):
-    """All results of a step count."""
-
-    step: int
-    count: int
-    is_clipped: bool
-    ranks: tuple[int, ...]
-    collected: Collected
-
-
 class ScaleFound(Struct, frozen=True, kw_only=True):
     """The factor of clipping, from the squares of all shards."""
 
@@ -87,8 +77,9 @@ class OwnSliceUpdated(Struct, frozen=True, kw_only=True):
     step: int
 
 
-#: What happens to the group; `Finish` is the coordinator's effect as it is.
-GroupEvent = Received | TreeCompleted | ScaleFound | OwnSliceUpdated | PeerLeft | TimePassed | Finish
+#: What happens to the group. The message of an update is one if all results of the step count: nobody knows the factor
+#: of clipping yet. `Finish` is the coordinator's effect as it is.
+GroupEvent = Received | Update | ScaleFound | OwnSliceUpdated | PeerLeft | TimePassed | Finish
 
 # Effects
 
@@ -141,7 +132,7 @@ TRANSITIONS = table_of(
         ShardReady: _LATE | {_WAITING: {_WAITING, _ADDING}},
         Ping: stays(_WAITING, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
         SumsAck: _LATE | stays(_ADDING),
-        TreeCompleted: leads({_MEASURING, _UPDATING}, _ADDING) | leads(IGNORED, _ENDED),
+        Update: leads({_MEASURING, _UPDATING}, _ADDING) | leads(IGNORED, _ENDED),
         Squares: _LATE | stays(_MEASURING),
         ScaleFound: leads({_UPDATING}, _MEASURING) | leads(IGNORED, _ENDED),
         OwnSliceUpdated: leads({_UPDATING, _ADDING}, _UPDATING) | leads(IGNORED, _ENDED),
@@ -196,7 +187,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
     #: Shards that have answered the last request to all.
     answered: set[int] = field(default_factory=set)
     #: The update under way, and whether the server's own slice has been updated.
-    update: TreeCompleted | None = None
+    update: Update | None = None
     is_own_updated: bool = False
 
     def __post_init__(self) -> None:
@@ -219,7 +210,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         match event:
             case Received(peer=peer, message=message):
                 return self._on_message(peer, message, now)
-            case TreeCompleted():
+            case Update():
                 return self._begin_update(event)
             case ScaleFound(scale=scale):
                 return self._update(scale)
@@ -322,20 +313,19 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
 
     # Weights are updated
 
-    def _begin_update(self, event: TreeCompleted) -> list[GroupEffect]:
-        self.update = event
-        if not event.is_clipped or not self.others:
+    def _begin_update(self, update: Update) -> list[GroupEffect]:
+        self.update = update
+        if self.info.job.clip_norm is None or not self.others:
             return self._update(None)  # a shard of the whole vector finds the factor of clipping itself
         self.phase = GroupPhase.MEASURING
-        asked = SquaresRequest(step=event.step, count=event.count)
+        asked = SquaresRequest(step=update.step, count=update.count)
         return [Send(peer=peer, message=asked) for peer in self.members]
 
     def _update(self, scale: float | None) -> list[GroupEffect]:
-        at = self.update
-        assert at is not None
+        assert self.update is not None
         self.phase, self.is_own_updated = GroupPhase.UPDATING, False
         self.answered.clear()
-        message = Update(step=at.step, count=at.count, scale=scale, ranks=list(at.ranks), collected=at.collected)
+        message = replace(self.update, scale=scale)
         # The others first, so that all update at the same time.
         effects: list[GroupEffect] = [Send(peer=peer, message=message) for peer in self.members]
         return [*effects, message]

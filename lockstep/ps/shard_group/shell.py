@@ -263,15 +263,8 @@ class ShardGroupShell:
         self._update = DistributedUpdate(began=self.clock.now(), collected=collected, pushed=pushed)
         if self.gathered is not None and collected != "nothing":
             self.gathered.begin()
-        return self._dispatch(
-            machine.TreeCompleted(
-                step=step,
-                count=count,
-                is_clipped=self.own.policy.clip_norm is not None,
-                ranks=tuple(sorted(pushed)),
-                collected=collected,
-            )
-        )
+        asked = Update(step=step, count=count, scale=None, ranks=sorted(pushed), collected=collected)
+        return self._dispatch(asked)
 
     def _complete(self, step: int) -> None:
         self._update.step, self._update.seconds = step, self.clock.now() - self._update.began
