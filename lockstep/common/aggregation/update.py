@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lockstep.common.aggregation.finiteness import first_not_finite
-from lockstep.common.aggregation.quantization.quantization import Quantization, RoundingKey
+from lockstep.common.aggregation.quantization.quantization import EXACT, Quantization, RoundingKey
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.optim.rules import CHUNK, Rule, SlotSets
@@ -41,7 +41,7 @@ class UpdateRule:
     #: Momentum of each running statistic, shape (size - parameter_size,).
     momenta: Vector
     #: How the weights are rounded that workers compute with.
-    wire_weights: Quantization
+    wire_weights: Quantization = EXACT
 
 
 @dataclass(frozen=True, kw_only=True)

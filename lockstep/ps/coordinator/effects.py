@@ -28,13 +28,6 @@ class AddSharedSums(Struct, frozen=True, kw_only=True):
     slot: int
 
 
-class AwaitShards(Struct, frozen=True, kw_only=True):
-    """Raise `SumsAcknowledged` once all shards have their part of the sums of that worker's result."""
-
-    rank: int
-    node: Node
-
-
 class ForgetWorker(Struct, frozen=True, kw_only=True):
     """A worker is gone: release what was kept for it."""
 
@@ -94,7 +87,6 @@ Effect = (
     Send
     | SendWeights
     | AddSharedSums
-    | AwaitShards
     | ForgetWorker
     | UpdateWeights
     | LeaseSteps

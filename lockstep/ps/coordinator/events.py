@@ -42,7 +42,7 @@ class ServersReady(Struct, frozen=True, kw_only=True):
 
 
 class SumsAcknowledged(Struct, frozen=True, kw_only=True):
-    """All shards have their part of the sums of a result."""
+    """All shards have their part of the sums of a worker's result, which may not have come yet."""
 
     rank: int
     node: Node

@@ -122,10 +122,8 @@ class Membership:
     compute_s: float = 0.0
     #: The same of the step at hand, by rank.
     step_compute_s: dict[int, StepCompute] = field(default_factory=dict)
-    #: How many members are in each state, and how many processes of theirs: to count them again at each message would
-    #: be quadratic.
+    #: How many members are in each state: to count them again at each message would be quadratic.
     _counts: Counter[MemberState] = field(default_factory=Counter)
-    _processes: Counter[MemberState] = field(default_factory=Counter)
     #: How many are on each machine, how many processes of theirs, and how many members may use each of its cores.
     _on_machine: Counter[str] = field(default_factory=Counter)
     _processes_on: Counter[str] = field(default_factory=Counter)
@@ -139,7 +137,7 @@ class Membership:
         self.next_rank += 1
         self.members[peer] = member
         self.probes.set(peer, now + PROBE_S)
-        self._count(member, 1)
+        self._counts[member.state] += 1
         self._move(member, 1)
         return member
 
@@ -148,13 +146,9 @@ class Membership:
         member = self.members.pop(peer, None)
         if member is not None:
             self.probes.drop(peer)
-            self._count(member, -1)
+            self._counts[member.state] -= 1
             self._move(member, -1)
         return member
-
-    def _count(self, member: Member, change: int) -> None:
-        self._counts[member.state] += change
-        self._processes[member.state] += change * member.processes
 
     def _move(self, member: Member, change: int) -> None:
         """Count a member that comes to its machine, or leaves it."""
@@ -180,9 +174,9 @@ class Membership:
 
     def set_state(self, member: Member, state: MemberState) -> None:
         """Change a member's state."""
-        self._count(member, -1)
+        self._counts[member.state] -= 1
         member.state = state
-        self._count(member, 1)
+        self._counts[state] += 1
 
     def count(self, state: MemberState) -> int:
         """Return how many members are in a state."""
@@ -194,7 +188,8 @@ class Membership:
 
     def processes_prepared(self) -> int:
         """Return how many processes these have."""
-        return sum(self._processes.values()) - self._processes[MemberState.PREPARING]
+        members = self.members.values()
+        return sum(member.processes for member in members if member.state is not MemberState.PREPARING)
 
     def by_rank(self, rank: int) -> Member | None:
         """Return the member of that rank, if it is still there."""
@@ -272,7 +267,8 @@ class Membership:
     def end_step(self) -> tuple[float, float]:
         """Return the seconds of computing for the step, the mean over ready processes and the most; then reset them."""
         steps = self.step_compute_s.values()
-        processes = max(self._processes[MemberState.READY], sum(step.processes for step in steps), 1)
+        ready = sum(member.processes for member in self.ready())
+        processes = max(ready, sum(step.processes for step in steps), 1)
         computed = sum(step.seconds for step in steps) / processes, max((step.slowest_s for step in steps), default=0.0)
         self.step_compute_s.clear()
         return computed
@@ -288,10 +284,6 @@ class Membership:
         assert len(self.ready()) <= capacity, "more workers are ready than can have work"
         assert MemberState.STANDBY not in states or len(self.ready()) == capacity, "one is on standby without need"
         assert +self._counts == Counter(states), "members are counted wrongly"
-        processes = Counter[MemberState]()
-        for member in self.members.values():
-            processes[member.state] += member.processes
-        assert +self._processes == processes, "processes are counted wrongly"
         assert self.count_prepared() <= self.most_teams
         assert self.processes_prepared() <= self.most_prepared
         assert self.probes.times.keys() == self.members.keys(), "members and those that are probed differ"

@@ -341,8 +341,6 @@ class Server:
             case effects.AddSharedSums():
                 self.receiver.add_shared(effect.node, effect.rank, effect.slot)
                 return self.group.add_shared(effect)
-            case effects.AwaitShards():
-                return self.group.await_sums(effect)
             case effects.ForgetWorker():
                 self.receiver.forget(effect.peer, effect.rank)
                 return [*self.multi_step.dispatch(effect), *self.group.forget(effect)]

@@ -66,7 +66,7 @@ class Shard:
 
     def _begin_in_memory(self) -> None:
         vectors = UpdateVectors(weights=self.slots, served=self.served, slots=self._sets, start=self.start)
-        self.updating = UpdatePass(self.policy.update_rule(), vectors, self.frames)
+        self.updating = UpdatePass(self.policy, vectors, self.frames)
 
     @property
     def owned(self) -> Slice:

@@ -7,34 +7,18 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.aggregation.update import UpdateRule
 from lockstep.common.job.job import Job
 from lockstep.common.job.optimizer import rule_of, schedule_of
-from lockstep.common.optim.rules import Rule
 from lockstep.common.optim.schedules import Schedule
 from lockstep.ps.run.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpdatePolicy:
-    """How sums become new weights."""
+class UpdatePolicy(UpdateRule):
+    """How sums become new weights: what whoever updates a slice has to know, and what is the same for all slices."""
 
-    rule: Rule
     schedule: Schedule
     clip_norm: float | None
-    #: Number of trained values, which come first in the vector; running statistics follow.
-    parameter_size: int
-    #: Momentum of each running statistic, shape (size - parameter_size,).
-    momenta: Vector
-    #: How sums are rounded over the tree, and how the weights are that workers compute with.
+    #: How sums are rounded over the tree.
     wire: Quantization = EXACT
-    wire_weights: Quantization = EXACT
-
-    def update_rule(self) -> UpdateRule:
-        """Return the part of it that whoever updates a slice has to know."""
-        return UpdateRule(
-            rule=self.rule,
-            parameter_size=self.parameter_size,
-            momenta=self.momenta,
-            wire_weights=self.wire_weights,
-        )
 
 
 def policy_of(job: Job, plan: Plan, parameter_size: int, momenta: Vector) -> UpdatePolicy:

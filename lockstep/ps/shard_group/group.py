@@ -8,13 +8,13 @@ from enum import Enum
 from typing import assert_never
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind, RefusalKind
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.messages import Finished, Message, Ping, Refused, shortened
 from lockstep.common.protocol.shard_messages import (
-    Collected,
     ShardJoin,
     ShardReady,
     Squares,
@@ -37,7 +37,7 @@ from lockstep.common.statemachine.machine import (
     stays,
     table_of,
 )
-from lockstep.ps.coordinator.effects import AwaitShards, Finish, ForgetWorker
+from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.coordinator.events import ServerLost, ServersReady, StepUpdated, SumsAcknowledged
 from lockstep.ps.coordinator.registration import refusal, refused, through_its_socket, without_memory
 from lockstep.ps.coordinator.status import Reminder
@@ -62,17 +62,7 @@ class GroupPhase(Enum):
     ENDED = "ended"
 
 
-# Events; some of them are effects of the coordinator, as they are
-
-
-class TreeCompleted(Struct, frozen=True, kw_only=True):
-    """All results of a step count."""
-
-    step: int
-    count: int
-    is_clipped: bool
-    ranks: tuple[int, ...]
-    collected: Collected
+# Events
 
 
 class ScaleFound(Struct, frozen=True, kw_only=True):
@@ -87,19 +77,9 @@ class OwnSliceUpdated(Struct, frozen=True, kw_only=True):
     step: int
 
 
-#: What shards send, and the group decides on.
-GroupMessage = ShardJoin | ShardReady | SumsAck | Squares | UpdateDone | Ping
-GroupEvent = (
-    Received
-    | AwaitShards
-    | ForgetWorker
-    | TreeCompleted
-    | ScaleFound
-    | OwnSliceUpdated
-    | PeerLeft
-    | TimePassed
-    | Finish
-)
+#: What happens to the group. The message of an update is one if all results of the step count: nobody knows the factor
+#: of clipping yet. `Finish` is the coordinator's effect as it is.
+GroupEvent = Received | Update | ScaleFound | OwnSliceUpdated | PeerLeft | TimePassed | Finish
 
 # Effects
 
@@ -151,10 +131,8 @@ TRANSITIONS = table_of(
         ShardJoin: stays(*GroupPhase),
         ShardReady: _LATE | {_WAITING: {_WAITING, _ADDING}},
         Ping: stays(_WAITING, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
-        AwaitShards: stays(_ADDING) | leads(IGNORED, _ENDED),
         SumsAck: _LATE | stays(_ADDING),
-        ForgetWorker: stays(_WAITING, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
-        TreeCompleted: leads({_MEASURING, _UPDATING}, _ADDING) | leads(IGNORED, _ENDED),
+        Update: leads({_MEASURING, _UPDATING}, _ADDING) | leads(IGNORED, _ENDED),
         Squares: _LATE | stays(_MEASURING),
         ScaleFound: leads({_UPDATING}, _MEASURING) | leads(IGNORED, _ENDED),
         OwnSliceUpdated: leads({_UPDATING, _ADDING}, _UPDATING) | leads(IGNORED, _ENDED),
@@ -206,12 +184,10 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
     next_ping: float = 0.0
     #: By worker and node, which shards have the sums.
     confirmed: dict[tuple[int, Node], set[int]] = field(default_factory=dict)
-    #: Results that count as soon as all shards have their sums.
-    awaited: set[tuple[int, Node]] = field(default_factory=set)
     #: Shards that have answered the last request to all.
     answered: set[int] = field(default_factory=set)
     #: The update under way, and whether the server's own slice has been updated.
-    update: TreeCompleted | None = None
+    update: Update | None = None
     is_own_updated: bool = False
 
     def __post_init__(self) -> None:
@@ -234,12 +210,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         match event:
             case Received(peer=peer, message=message):
                 return self._on_message(peer, message, now)
-            case AwaitShards(rank=rank, node=node):
-                self.awaited.add((rank, node))
-                return self._confirm((rank, node))
-            case ForgetWorker(rank=rank):
-                return self._remove_worker(rank)
-            case TreeCompleted():
+            case Update():
                 return self._begin_update(event)
             case ScaleFound(scale=scale):
                 return self._update(scale)
@@ -336,38 +307,25 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         member = self._heard(peer, now)
         if member is None or ack.step != self.step:
             return []
-        key = (ack.rank, ack.node())
-        self.confirmed.setdefault(key, set()).add(member.index)
-        return self._confirm(key)
-
-    def _confirm(self, key: tuple[int, Node]) -> list[GroupEffect]:
-        if key not in self.awaited or len(self.confirmed.get(key, ())) < self.others:
-            return []
-        self.awaited.remove(key)
-        return [SumsAcknowledged(rank=key[0], node=key[1])]
-
-    def _remove_worker(self, rank: int) -> list[GroupEffect]:
-        for key in [key for key in (*self.confirmed, *self.awaited) if key[0] == rank]:
-            self.confirmed.pop(key, None)
-            self.awaited.discard(key)
-        return []
+        having = self.confirmed.setdefault((ack.rank, ack.node()), set())
+        having.add(member.index)
+        return [SumsAcknowledged(rank=ack.rank, node=ack.node())] if len(having) == self.others else []
 
     # Weights are updated
 
-    def _begin_update(self, event: TreeCompleted) -> list[GroupEffect]:
-        self.update = event
-        if not event.is_clipped or not self.others:
+    def _begin_update(self, update: Update) -> list[GroupEffect]:
+        self.update = update
+        if self.info.job.clip_norm is None or not self.others:
             return self._update(None)  # a shard of the whole vector finds the factor of clipping itself
         self.phase = GroupPhase.MEASURING
-        asked = SquaresRequest(step=event.step, count=event.count)
+        asked = SquaresRequest(step=update.step, count=update.count)
         return [Send(peer=peer, message=asked) for peer in self.members]
 
     def _update(self, scale: float | None) -> list[GroupEffect]:
-        at = self.update
-        assert at is not None
+        assert self.update is not None
         self.phase, self.is_own_updated = GroupPhase.UPDATING, False
         self.answered.clear()
-        message = Update(step=at.step, count=at.count, scale=scale, ranks=list(at.ranks), collected=at.collected)
+        message = replace(self.update, scale=scale)
         # The others first, so that all update at the same time.
         effects: list[GroupEffect] = [Send(peer=peer, message=message) for peer in self.members]
         return [*effects, message]
@@ -388,7 +346,6 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         done, self.update = self.update.step, None
         self.phase, self.step = GroupPhase.ADDING, done + 1
         self.confirmed.clear()
-        self.awaited.clear()
         self.answered.clear()
         return [StepUpdated(step=done)]
 

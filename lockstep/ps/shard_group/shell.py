@@ -244,7 +244,7 @@ class ShardGroupShell:
 
     def forget(self, effect: coordinator_effects.ForgetWorker) -> list[coordinator_events.Event]:
         """Inform all shards that a worker is gone."""
-        return self._dispatch(effect) + self._send_all(Forget(rank=effect.rank))
+        return self._send_all(Forget(rank=effect.rank))
 
     def send_weights(self, rank: int, step: int) -> Sequence[coordinator_events.Event]:
         """Let all shards send a worker their weights of a step, unless the update's message has told them to."""
@@ -255,10 +255,6 @@ class ShardGroupShell:
         node, step = effect.node, self.state.step
         return self._send_all(AddFromMemory(rank=effect.rank, slot=effect.slot, step=step, lo=node.lo, hi=node.hi))
 
-    def await_sums(self, effect: coordinator_effects.AwaitShards) -> list[coordinator_events.Event]:
-        """Return that all shards have the sums of a result, if they have them already."""
-        return self._dispatch(effect)
-
     # Updates
 
     def update(self, step: int, count: int, collected: Collected) -> list[coordinator_events.Event]:
@@ -267,15 +263,8 @@ class ShardGroupShell:
         self._update = DistributedUpdate(began=self.clock.now(), collected=collected, pushed=pushed)
         if self.gathered is not None and collected != "nothing":
             self.gathered.begin()
-        return self._dispatch(
-            machine.TreeCompleted(
-                step=step,
-                count=count,
-                is_clipped=self.own.policy.clip_norm is not None,
-                ranks=tuple(sorted(pushed)),
-                collected=collected,
-            )
-        )
+        asked = Update(step=step, count=count, scale=None, ranks=sorted(pushed), collected=collected)
+        return self._dispatch(asked)
 
     def _complete(self, step: int) -> None:
         self._update.step, self._update.seconds = step, self.clock.now() - self._update.began

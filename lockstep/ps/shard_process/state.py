@@ -63,8 +63,6 @@ class ShardPhase(Enum):
 Request = (
     InitialFrame | Begin | Admit | Forget | SendWeightsTo | AddFromMemory | SquaresRequest | Update | Collect | Ping
 )
-#: What workers send it.
-FromWorker = Hello | SumsFrame
 #: `WorkerLost` is here that the sums of a worker that shares memory cannot be mapped.
 SliceEvent = Request | Received | WorkerLost | PeerLeft
 ShardEvent = SliceEvent | ClientEvent

@@ -3,7 +3,6 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from lockstep.common.aggregation.tree import Node
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.scheduling.round_state import BufferPool
 from lockstep.ps.run.plan import Round
@@ -15,8 +14,8 @@ class Careless(BufferPool):
 
     named: dict[int, int] = field(default_factory=dict)
 
-    def lend(self, rank: int, number: int, node: Node, held: Collection[Node], read: Collection[int] = ()) -> int:
-        self.named[number] = super().lend(rank, number, node, held, read)
+    def lend(self, rank: int, number: int, needed: Collection[int] = ()) -> int:
+        self.named[number] = super().lend(rank, number, needed)
         return self.named[number]
 
     def slot_of(self, rank: int, number: int) -> int | None:

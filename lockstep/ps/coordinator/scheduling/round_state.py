@@ -15,7 +15,7 @@ from heapq import heappop, heappush
 from lockstep.common.aggregation.tree import Node, TreeSum
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import SLOTS, Result
-from lockstep.ps.coordinator.effects import AddSharedSums, AwaitShards, Effect
+from lockstep.ps.coordinator.effects import AddSharedSums, Effect
 from lockstep.ps.coordinator.membership import Member
 from lockstep.ps.coordinator.scheduling.audit import AUDITED, Audit
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
@@ -29,9 +29,15 @@ UNKNOWN: Times = (None, None)
 
 @dataclass
 class PendingAcknowledgements:
-    """The results of one round that other servers are still to acknowledge."""
+    """The results of one round that other servers are still to acknowledge: by rank and node, as their sums."""
 
     results: dict[tuple[int, Node], Result] = field(default_factory=dict)
+    #: Sums that all servers have, whether or not a result of them has come.
+    acknowledged: set[tuple[int, Node]] = field(default_factory=set)
+
+    def has_sums(self, rank: int, node: Node) -> bool:
+        """Tell whether all servers have the sums of a result."""
+        return (rank, node) in self.acknowledged
 
     def add(self, rank: int, result: Result) -> bool:
         """Record a result; return whether it is the first of its lease."""
@@ -42,7 +48,8 @@ class PendingAcknowledgements:
         return True
 
     def acknowledge(self, rank: int, node: Node) -> Result | None:
-        """Return a result of which all servers have the sums, None if it is not awaited any more."""
+        """Record that all servers have these sums; return their result, None if it has not come or is not awaited."""
+        self.acknowledged.add((rank, node))
         return self.results.pop((rank, node), None)
 
     def remove(self, rank: int) -> None:
@@ -63,54 +70,30 @@ class PendingAcknowledgements:
 WINDOW = SLOTS
 
 
-@dataclass(frozen=True, slots=True)
-class BufferLoan:
-    """The lease that a slot was last named in."""
-
-    #: The lease's, 0 if there was none.
-    number: int = 0
-    #: Its micro-batches.
-    node: Node | None = None
-
-
 @dataclass
 class BufferPool:
     """The slots of all workers in one round."""
 
-    #: By rank, for each slot.
-    lent: dict[int, list[BufferLoan]] = field(default_factory=dict)
+    #: By rank, for each slot, the number of the lease that it was last named in, 0 if there was none.
+    lent: dict[int, list[int]] = field(default_factory=dict)
 
-    def lend(self, rank: int, number: int, node: Node, held: Collection[Node], read: Collection[int] = ()) -> int:
-        """Return a slot for the sums of a lease, which is later than all before; `held` and `read` as in `needed`.
+    def lend(self, rank: int, number: int, needed: Collection[int] = ()) -> int:
+        """Return a slot for the sums of a lease, which is later than all before.
 
-        Of the slots that are not needed, it is the one that was named longest ago: its lease has ended here, and the
-        worker is more likely to be done with it than with the other.
+        The slots of leases with the numbers in `needed` are left alone: their worker holds them, or the sums are still
+        being read. Of the others, it is the one that was named longest ago: its lease has ended here, and the worker
+        is more likely to be done with it than with the other.
         """
-        needed = self.needed(rank, held, read)
-        slots = self.lent.setdefault(rank, [BufferLoan()] * SLOTS)
-        free = [slot for slot in range(SLOTS) if slot not in needed]
-        assert free, f"rank {rank} holds {held}, and {read} are read: no slot is free"
-        slot = min(free, key=lambda slot: slots[slot].number)
-        slots[slot] = BufferLoan(number, node)
+        slots = self.lent.setdefault(rank, [0] * SLOTS)
+        free = [slot for slot, last in enumerate(slots) if last not in needed]
+        assert free, f"rank {rank} needs the slots of leases {needed}: none is free"
+        slot = min(free, key=slots.__getitem__)
+        slots[slot] = number
         return slot
-
-    def needed(self, rank: int, held: Collection[Node], read: Collection[int]) -> list[int]:
-        """Return the slots of a worker that cannot be named now.
-
-        They are those of the nodes that it holds (if two were named for one node, the later one) and those of leases
-        with the numbers in `read`, whose results have come and whose sums are still being read.
-        """
-        slots = self.lent.get(rank, ())
-        return [
-            slot
-            for slot, lent in enumerate(slots)
-            if lent.number in read
-            or (lent.node in held and lent.number == max(one.number for one in slots if one.node == lent.node))
-        ]
 
     def slot_of(self, rank: int, number: int) -> int | None:
         """Return the slot that holds the sums of a lease whose result has come, None if it may not any more."""
-        numbers = [lent.number for lent in self.lent.get(rank, ())]
+        numbers = self.lent.get(rank, ())
         return numbers.index(number) if number and number in numbers else None
 
 
@@ -191,15 +174,11 @@ class RoundState:
         self.leases, self.account = LeaseTable(total, single=self.audit.chosen), Account(total)
         self.tallies = TreeSum(total, lambda left, right: left + right)
 
-    def slots_in_use(self, rank: int) -> list[int]:
-        """Return the slots of sums that a worker needs: for what it holds, and for what is still being read."""
-        held = [lease.node for lease in self.leases.held_by(rank)]
-        return self.buffers.needed(rank, held, self.pending.numbers(rank))
-
-    def count_slots(self, rank: int) -> int:
-        """Return how many slots of sums a worker needs: see `slots_in_use`."""
-        # Each lease has a slot of its own; other servers seldom still read one.
-        return len(self.slots_in_use(rank)) if self.pending.results else len(self.leases.held_by(rank))
+    def in_use(self, rank: int) -> set[int]:
+        """Return the leases, by number, whose slots of sums are needed: a worker holds them, or they are being read."""
+        held = {lease.number for lease in self.leases.held_by(rank)}
+        # Other servers seldom still read one.
+        return held.union(self.pending.numbers(rank)) if self.pending.results else held
 
     def on_result(
         self, member: Member, result: Result, *, has_shards: bool, times: Times = UNKNOWN
@@ -218,12 +197,12 @@ class RoundState:
             self.refuse(member, result, times)
             return [], False
         effects: list[Effect] = [] if slot is None else [AddSharedSums(node=node, rank=rank, slot=slot)]
-        if not is_training or not has_shards:
+        if not is_training or not has_shards or self.pending.has_sums(rank, node):
             return effects, True
         if not self.pending.add(rank, result):
             self.refuse(member, result)
             return [], False
-        return [*effects, AwaitShards(rank=rank, node=node)], False
+        return effects, False
 
     def is_needed(self, result: Result) -> bool:
         """Tell whether a result is of this round, and no other was faster."""
@@ -285,6 +264,6 @@ class RoundState:
     def validate(self, available: Sequence[int]) -> None:
         """Raise AssertionError if nobody works, and one of the `available` ranks could: for tests."""
         self.leases.validate()
-        waiting = [] if self.leases.held else [rank for rank in available if not self.slots_in_use(rank)]
+        waiting = [] if self.leases.held else [rank for rank in available if not self.in_use(rank)]
         cannot = [rank for rank in waiting if len(self.leases.unassignable([rank])) == self.leases.free()]
         assert self.leases.failed_on or waiting == cannot, f"{waiting} wait for nothing"

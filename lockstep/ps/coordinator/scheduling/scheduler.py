@@ -149,7 +149,7 @@ class Scheduler:
         is_alone, leases = ready == 1, state.leases
         for held in range(WINDOW):
             for member in members:
-                if leases.free() and state.count_slots(member.rank) <= held:
+                if leases.free() and len(state.in_use(member.rank)) <= held:
                     most = leases.total if is_alone else -(-leases.free() // (WINDOW * ready))
                     effects += self._lease(state, member, most, ready, now)
         return effects
@@ -208,7 +208,7 @@ class Scheduler:
         heapify(waiting)
         while waiting and (free := state.leases.free()):
             _, rank, room, member = heappop(waiting)
-            if state.count_slots(rank) == WINDOW:
+            if len(state.in_use(rank)) == WINDOW:
                 continue
             effects += self._lease(state, member, min(room, state.most), ready, now)
             room -= free - state.leases.free()
@@ -239,7 +239,7 @@ class Scheduler:
         return effects
 
     def _may_help(self, state: RoundState, membership: Membership, member: Member) -> bool:
-        is_idle = not state.count_slots(member.rank) and not self.withdrawals.has_any(member.rank)
+        is_idle = not state.in_use(member.rank) and not self.withdrawals.has_any(member.rank)
         return is_idle and member.state is MemberState.READY and not membership.is_crowded(member)
 
     def _find_delayed(self, state: RoundState, now: float) -> None:
@@ -310,15 +310,14 @@ class Scheduler:
     def _send(self, state: RoundState, member: Member, lease: HeldLease, now: float) -> list[Effect]:
         """Send a lease, with the weights if its worker lacks them."""
         work, step, rank, node = state.round.work, state.round.step, member.rank, lease.node
-        before = [held.node for held in state.leases.held_by(rank) if held.number != lease.number]
         is_known = self.timeouts.is_known(work)
-        if not before:
+        if len(state.leases.held_by(rank)) == 1:
             is_stopping = is_known and self.withdrawals.has_any(rank)
             stops_s = self._stopping_s(rank, self.timeouts.expected_s(rank, work), now) if is_stopping else 0.0
             self.timeouts.begin(rank, now + stops_s)
         if self._has_copies and is_known:
             state.expected.add(lease, self._expected_end(state, lease, now), self._slack_s(state, lease))
-        slot = state.buffers.lend(rank, lease.number, node, before, state.pending.numbers(rank))
+        slot = state.buffers.lend(rank, lease.number, state.in_use(rank))
         message = Lease(
             work=work,
             step=step,

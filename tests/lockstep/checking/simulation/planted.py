@@ -16,9 +16,9 @@ from lockstep.ps.checkpoint.resuming import Resumption
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect
-from lockstep.ps.coordinator.events import SumsAcknowledged
 from lockstep.ps.coordinator.membership import Membership
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
+from lockstep.ps.coordinator.scheduling.round_state import PendingAcknowledgements
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Round
@@ -26,7 +26,6 @@ from lockstep.ps.run.timing import StepTime
 from lockstep.ps.run.traffic import NOTHING, Moved
 from lockstep.ps.server.server import Server
 from lockstep.ps.shard.shard import Shard
-from lockstep.ps.shard_group.group import GroupEffect, ShardGroup
 from lockstep.ps.shared_memory.memory import ServerSharedMemory
 
 
@@ -122,19 +121,19 @@ class Unfenced(Coordinator):
         return super().handle(event, now)
 
 
-class Hasty(ShardGroup):
+class Hasty(PendingAcknowledgements):
     """Does not wait until all shards have what it counts."""
 
-    def _confirm(self, key: tuple[int, Node]) -> list[GroupEffect]:
-        if key not in self.awaited:
-            return []
-        self.awaited.remove(key)
-        return [SumsAcknowledged(rank=key[0], node=key[1])]
+    def has_sums(self, rank: int, node: Node) -> bool:
+        return True
 
 
-def hasty(server: Server) -> Server:
-    server.group.state = Hasty(server.group.info, step=server.group.state.step)
-    return server
+class HastyCoordinator(Coordinator):
+    """Goes by that book."""
+
+    def _open(self, following: Round) -> None:
+        super()._open(following)
+        self.state.pending = Hasty()
 
 
 class MisreportingRecorder(MetricsRecorder):
@@ -208,7 +207,9 @@ PLANTED = {
     "what is late is not fenced off": Planted(Parts(coordinator=coordinating(Unfenced)), "KeyError: Node("),
     "sums are added as they arrive": Planted(Parts(shard=with_trees(Heap)), OTHER_WEIGHTS),
     "sums are refused of which a part is there": Planted(Parts(shard=with_trees(AllOrNothing)), OTHER_WEIGHTS, first=4),
-    "updates do not wait for all shards": Planted(Parts(server=hasty), "reports: the server broke the protocol: step "),
+    "updates do not wait for all shards": Planted(
+        Parts(coordinator=coordinating(HastyCoordinator)), "reports: the server broke the protocol: step "
+    ),
     "another learning rate is recorded": Planted(Parts(server=recording(MisreportingRecorder)), ": lr = "),
     "the receipt lacks an epoch": Planted(Parts(server=recording(ForgetfulRecorder)), "the receipt: chain = "),
     "memory is left behind": Planted(Parts(server=untidy), "the run has left lockstep-"),

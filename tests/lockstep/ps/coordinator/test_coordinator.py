@@ -10,7 +10,7 @@ from lockstep.common.errors import FailureKind, ProtocolError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import Finished, Lease, Result, SumsFrame, Welcome
 from lockstep.ps.coordinator import events
-from lockstep.ps.coordinator.effects import AwaitShards, Effect, Finish, RecordEpoch, Send, UpdateWeights
+from lockstep.ps.coordinator.effects import Effect, Finish, RecordEpoch, Send, UpdateWeights
 from lockstep.ps.coordinator.membership import MemberState
 from lockstep.ps.coordinator.scheduling.stragglers import ENOUGH, FLOOR_S
 from lockstep.ps.coordinator.transitions import RunPhase
@@ -52,11 +52,19 @@ def finish_step(drive: Drive) -> list[Effect]:
 def test_a_result_counts_once_all_servers_have_its_sums() -> None:
     drive = begun(1, 2)
     result = result_of(drive.leases[1].pop(0))
-    assert drive.send(1, result) == [AwaitShards(rank=0, node=result.node())]
+    assert drive.send(1, result) == []
     assert drive.counted == []
     acknowledge(drive, 1, result.node())
     assert drive.counted == [result.node()]
     assert drive.coordinator.state.pending.results == {}
+
+
+def test_a_result_counts_at_once_if_all_servers_have_its_sums_before_it_comes() -> None:
+    drive = begun(1, 2)
+    result = result_of(drive.leases[1].pop(0))
+    assert acknowledge(drive, 1, result.node()) == []
+    drive.send(1, result)
+    assert drive.counted == [result.node()]
 
 
 def contested() -> tuple[Drive, Result]:

@@ -25,6 +25,7 @@ from lockstep.common.protocol.shard_messages import (
     SumsAck,
     Update,
     WorkerLost,
+    WorkerToShardMessage,
 )
 from lockstep.common.statemachine.client import ClientConfig, Exit, Prepared, SendToServer, Started
 from lockstep.common.statemachine.machine import PeerLeft, Received, Send, TimePassed, kind_of
@@ -100,7 +101,7 @@ def serving() -> ShardState:
 
 
 def test_every_phase_has_an_entry_for_every_event() -> None:
-    kinds = set(get_args(events.SliceEvent)) - {Received} | set(get_args(events.FromWorker))
+    kinds = set(get_args(events.SliceEvent)) - {Received} | set(get_args(WorkerToShardMessage))
     assert set(TRANSITIONS) == set(product(ShardPhase, kinds))
     assert set(EVENTS) == kinds
 

@@ -7,7 +7,7 @@ import pytest
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import Lease, Result
-from lockstep.ps.coordinator.effects import AddSharedSums, AwaitShards
+from lockstep.ps.coordinator.effects import AddSharedSums
 from lockstep.ps.coordinator.membership import Member, MemberState
 from lockstep.ps.coordinator.scheduling.audit import AUDITED, Audit
 from lockstep.ps.coordinator.scheduling.round_state import PendingAcknowledgements, RoundState
@@ -33,7 +33,7 @@ def leased(*members: Member, chosen: frozenset[int] = frozenset()) -> RoundState
     for member in members:
         lease = state.leases.lease(member.rank, 2, 9.0, is_alone=False)
         assert lease is not None
-        state.buffers.lend(member.rank, lease.number, lease.node, [])
+        state.buffers.lend(member.rank, lease.number)
     return state
 
 
@@ -123,8 +123,7 @@ def test_a_result_counts_at_once_or_when_all_servers_have_its_sums(has_shards: b
     member = member_of(0, shares=shares)
     state = leased(member)
     effects, counts = state.on_result(member, result(), has_shards=has_shards)
-    added = [AddSharedSums(node=NODE, rank=0, slot=0)] if shares else []
-    assert effects == [*added, *([AwaitShards(rank=0, node=NODE)] if has_shards else [])]
+    assert effects == ([AddSharedSums(node=NODE, rank=0, slot=0)] if shares else [])
     assert counts is not has_shards
 
 
@@ -157,7 +156,7 @@ def test_what_is_evaluated_is_in_no_slot_and_waits_for_no_server() -> None:
     member, at = member_of(0, shares=True), Round("evaluate", 5, 8)
     state = RoundState(at, Audit(at))
     state.leases.lease(0, 2, 9.0, is_alone=False)
-    state.buffers.lend(0, 1, NODE, [])
+    state.buffers.lend(0, 1)
     for number in (1, 7):
         one = msgspec.structs.replace(result(number=number), work="evaluate")
         assert state.on_result(member, one, has_shards=True) == ([], True)
@@ -204,23 +203,12 @@ def test_a_result_ends_the_leases_of_others_that_overlap_it_and_frees_what_it_ha
 def test_slots_are_in_use_by_what_is_held_and_what_is_read() -> None:
     member = member_of(0)
     state = leased(member)
-    assert state.slots_in_use(0) == [0]
+    assert state.in_use(0) == {1}
     state.on_result(member, result(), has_shards=True)
     state.leases.release(0)
-    assert state.slots_in_use(0) == [0]
+    assert state.in_use(0) == {1}
     state.pending.acknowledge(0, NODE)
-    assert state.slots_in_use(0) == []
-
-
-@pytest.mark.parametrize("has_shards", [False, True])
-def test_as_many_slots_are_counted_as_are_in_use(has_shards: bool) -> None:
-    state = leased(member_of(0), member_of(1))
-    state.on_result(member_of(1), result(OTHER, number=2), has_shards=has_shards)
-    for _ in range(2):
-        assert [state.count_slots(rank) for rank in range(3)] == [len(state.slots_in_use(rank)) for rank in range(3)]
-        state.leases.release(0)
-        state.leases.release(1)
-    assert state.count_slots(1) == int(has_shards)
+    assert state.in_use(0) == set()
 
 
 def test_an_audit_is_a_round_of_its_own_that_ends_as_the_step_it_was() -> None:
