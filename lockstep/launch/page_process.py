@@ -33,6 +33,7 @@ def demand_page(what: str) -> None:
     demand("uvicorn", "watch", what)
     demand("sse-starlette", "watch", what)
     demand("prometheus-client", "watch", what)
+    demand("psutil", "watch", what)
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,9 @@ from lockstep.results.watch.exposition import exposition
 from lockstep.results.watch.run_view import RunView
 from lockstep.results.watch.sources import ONLY, WatchedRuns
 
-#: Where the page is, and what a browser asks for next to `index.html`.
+#: Where the page is, and what a browser may ask for next to `index.html`.
 PAGE = Path(__file__).parent / "page"
-SCRIPTS = ("watch.js", "draw.js", "charts.js", "timeline.js", "uPlot.iife.min.js")
-FILES = (*SCRIPTS, "watch.css", "uPlot.min.css", "uPlot.LICENSE")
+FILES = frozenset(path.relative_to(PAGE).as_posix() for path in PAGE.rglob("*.*") if path.name != "index.html")
 
 #: Seconds between two looks at a run's files, and at least between two messages to a browser.
 LOOK_S, SEND_S = 0.15, 0.25
@@ -68,7 +67,7 @@ class WatchApp:
         if not self.is_metrics_only:
             routes += [
                 Route("/", self.page),
-                Route("/page/{name}", self.file),
+                Route("/page/{name:path}", self.file),
                 Route("/api/source", self.what),
                 Route("/api/runs", self.runs),
                 Route("/api/runs/{run}/facts", self.facts),
@@ -116,10 +115,11 @@ class WatchApp:
     async def what(self, request: Request) -> Response:
         """Tell whether one run is watched, or many."""
         self.source.decide()
-        return _json({"is_many": self.source.is_many, "run": None if self.source.is_many else ONLY})
+        folder = None if self.source.folder is None else str(self.source.folder)
+        return _json({"is_many": self.source.is_many, "run": None if self.source.is_many else ONLY, "folder": folder})
 
     async def runs(self, request: Request) -> Response:
-        return _json(await anyio.to_thread.run_sync(self.source.briefs))
+        return _json(await anyio.to_thread.run_sync(self.source.listing))
 
     # One run
 
@@ -150,7 +150,8 @@ class WatchApp:
         except ValueError:
             raise _refusal(400, "first, last and points: expected numbers") from None
         with view.lock:
-            return _json(curves(view.metrics.steps, first, last, points))
+            found = curves(view.metrics.steps, first, last, points)
+            return _json({**found, "is_whole": view.is_whole})
 
     async def live(self, request: Request) -> Response:
         """Stream the snapshots of a run."""

@@ -39,7 +39,7 @@ def one(tmp_path: Path) -> Iterator[TestClient]:
 
 
 def test_the_page_and_its_files_are_served_with_a_strict_policy(one: TestClient) -> None:
-    for path in ("/", "/page/watch.js", "/page/uPlot.min.css", "/api/source", "/nowhere"):
+    for path in ("/", "/page/scripts/watch.js", "/page/uplot/uPlot.min.css", "/api/source", "/nowhere"):
         answer = one.get(path)
         assert answer.status_code == (404 if path == "/nowhere" else 200)
         for name, value in HEADERS.items():
@@ -53,9 +53,16 @@ def test_no_other_file_is_served(one: TestClient, path: str) -> None:
 
 
 def test_a_run_is_told_in_full(one: TestClient) -> None:
-    assert one.get("/api/source").json() == {"is_many": False, "run": "run"}
+    source = one.get("/api/source").json()
+    assert (source["is_many"], source["run"], Path(source["folder"]).name) == (False, "run", "mine")
     assert one.get("/api/runs/run/snapshot").json()["figures"]["step"] == 6
-    assert one.get("/api/runs/run/facts").json()["job"]["model"] == "mlp"
+    groups = one.get("/api/runs/run/facts").json()["job"]
+    values = {value["name"]: value for group in groups for value in group["values"]}
+    assert (values["model"]["value"], values["global_batch"]["is_unusual"], values["seed"]["is_unusual"]) == (
+        "mlp",
+        True,
+        False,
+    )
     assert len(one.get("/api/runs/run/curves?points=3").json()["step"]) == 3
     assert one.get("/api/runs/run/curves?first=2&last=3").json()["step"] == [2.0, 3.0]
 
@@ -78,7 +85,7 @@ def test_many_runs_are_listed_the_newest_first_and_opened_by_their_names_alone(t
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "job.toml").touch()
     with client(WatchedRuns.at(tmp_path / "runs")) as asked:
-        assert {run["id"] for run in asked.get("/api/runs").json()} == {"a", "b"}
+        assert {run["id"] for run in asked.get("/api/runs").json()["runs"]} == {"a", "b"}
         assert asked.get("/api/runs/a/snapshot").json()["name"] == "a"
         for name in ("other", "..", "../secret", "%2e%2e%2fsecret", "", "run"):
             assert asked.get(f"/api/runs/{name}/snapshot").status_code == 404
@@ -139,7 +146,7 @@ def test_with_the_token_all_is(tmp_path: Path) -> None:
     with client(WatchedRuns.at(running(tmp_path / "mine")), token="token") as asked:
         assert asked.get("/token").headers["location"] == "/token/"
         assert "<title>" in asked.get("/token/").text
-        assert asked.get("/token/page/watch.js").status_code == 200
+        assert asked.get("/token/page/scripts/watch.js").status_code == 200
         assert asked.get("/token/api/runs/run/snapshot").json()["state"] == "running"
         assert asked.get("/token/metrics").status_code == 200
 

@@ -4,6 +4,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ from tests.lockstep.results.watch.folders import running
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")]
+
+expect = sync_api.expect
+
+#: Milliseconds in which a page does what it is asked for: the machine may be busy.
+WAIT_MS = 60_000
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-quic"]
 
@@ -63,15 +69,22 @@ def page() -> Iterator[Any]:
             browser.close()
 
 
-def test_a_person_sees_a_run_grow_and_compares_two(served: tuple[str, Path], page: Any) -> None:
+@pytest.fixture
+def errors(page: Any) -> list[str]:
+    """Collect what the browser complains about."""
+    found: list[str] = []
+    page.on("console", lambda message: found.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: found.append(str(error)))
+    page.set_default_timeout(WAIT_MS)
+    expect.set_options(timeout=WAIT_MS)
+    return found
+
+
+def test_a_person_sees_a_run_grow_and_compares_two(served: tuple[str, Path], page: Any, errors: list[str]) -> None:
     link, folder = served
-    errors: list[str] = []
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    expect = sync_api.expect
     page.goto(link)
     locator = page.locator
-    expect(locator("#runs tr")).to_have_count(3)
+    expect(locator("#runs tbody tr")).to_have_count(2)
     for box in locator("#runs input").all():
         box.check()
     expect(locator("#compared .chart").first).to_be_visible()
@@ -92,4 +105,50 @@ def test_a_person_sees_a_run_grow_and_compares_two(served: tuple[str, Path], pag
     expect(locator("#reset")).to_be_hidden()
     page.keyboard.press("t")
     assert page.evaluate("document.documentElement.dataset.theme") in ("dark", "light")
+    assert errors == []
+
+
+class Held:
+    """Holds answers back until they are let go, in the order in which they were asked for."""
+
+    def __init__(self, page: Any, pattern: str) -> None:
+        self.page, self.routes = page, list[Any]()
+        self.page.route(pattern, lambda route: self.routes.append(route))
+
+    def let_go(self, **answer: Any) -> None:
+        for route in self.routes:
+            # One whose page has gone is not asked for any more: the browser says so, or takes it.
+            with suppress(sync_api.Error):
+                route.fulfill(json=answer) if answer else route.continue_()
+
+
+EVALUATION = {"weights": "last", "loss": 0.5, "accuracy": 0.5, "names": ["boot"], "counts": [[7]], "mistakes": []}
+
+
+def test_what_one_run_answers_late_is_never_shown_under_another(
+    served: tuple[str, Path], page: Any, errors: list[str]
+) -> None:
+    link, _ = served
+    curves, facts = Held(page, "**/runs/one/curves*"), Held(page, "**/runs/one/facts")
+    evaluation = Held(page, "**/runs/one/evaluation")
+    page.goto(f"{link}#one")
+    expect(page.locator("#title")).to_contain_text("one")
+    page.evaluate("document.getElementById('evaluation').hidden = false")
+    page.locator("#evaluate").click()
+    while not (curves.routes and facts.routes and evaluation.routes):
+        page.wait_for_timeout(20)
+    page.evaluate("location.hash = 'two'")
+    expect(page.locator("#charts .chart")).to_have_count(4)
+    expect(page.locator("#title")).to_contain_text("two")
+    curves.let_go()
+    facts.let_go(folder="runs/one", has_begun=True, is_classification=True, job=[], receipt={"of": "another run"})
+    evaluation.let_go(**EVALUATION)
+    # What another page asks for now is answered after what was held back.
+    assert page.evaluate("fetch('api/source').then((answer) => answer.status)") == 200
+    expect(page.locator("#job")).to_contain_text("two")
+    assert page.locator("#charts .chart").count() == 4
+    assert page.locator("#confusion td").count() == 0
+    assert page.locator("#evaluate").is_enabled()
+    assert page.locator("main").count() == 1
+    assert "another run" not in page.locator("main").inner_text()
     assert errors == []
