@@ -13,7 +13,7 @@ pytest.importorskip("httpx2", reason="its tests ask by httpx2: .venv/bin/pip ins
 from starlette.testclient import TestClient
 
 from lockstep.results.watch.app import WatchApp
-from lockstep.results.watch.guard import HEADERS, MOST_BODY_BYTES, Guard, RequestLimit
+from lockstep.results.watch.guard import HEADERS, MOST_BODY_BYTES, MOST_CLIENTS, Guard, RequestLimit
 from lockstep.results.watch.sources import WatchedRuns
 from tests.lockstep.results.watch.folders import running
 from tests.lockstep.small_runs import small_run
@@ -105,7 +105,15 @@ def test_what_a_worker_names_itself_stays_text(tmp_path: Path) -> None:
 # Who may ask
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1", "127.0.0.1:9000", ""])
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("evil.example", "evil.example:8000", "127.0.0.1", "127.0.0.1:9000", ""),
+        # A part of ours is not enough, nor is one of which ours is a part.
+        *("127.0.0.1:80", "127.0.0.1:80001", "127.0.0.1:8000.evil.example", "127.0.0.1:8000@evil.example"),
+        *("7.0.0.1:8000", "evil.127.0.0.1:8000", "127.0.0.1.evil.example:8000", "localhost", "local"),
+    ],
+)
 def test_a_name_of_somebody_elses_is_refused(one: TestClient, host: str) -> None:
     answer = one.get("/api/runs/run/snapshot", headers={"host": host})
     assert answer.status_code == 421
@@ -125,6 +133,14 @@ def test_nothing_is_computed_for_another_site(one: TestClient, site: str, code: 
     assert one.get("/api/runs/run/snapshot", headers=headers).status_code == code
     # A link from elsewhere, or a notebook's frame, shows the page itself.
     assert one.get("/", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(("site", "code"), [("same-origin", 200), ("cross-site", 403)])
+def test_nothing_is_computed_for_another_site_below_the_token_either(tmp_path: Path, site: str, code: int) -> None:
+    with client(WatchedRuns.at(running(tmp_path / "mine")), token="token") as asked:
+        answer = asked.get("/token/api/runs/run/snapshot", headers={"sec-fetch-site": site})
+        assert answer.status_code == code
+        assert (code == 200) != answer.text.startswith("only the page itself")
 
 
 def test_no_other_origin_may_read(one: TestClient) -> None:
@@ -153,12 +169,49 @@ def test_with_the_token_all_is(tmp_path: Path) -> None:
 
 def test_too_many_requests_are_refused_and_the_next_ones_are_not() -> None:
     limit = RequestLimit(most=2, window_s=10.0)
-    assert [limit.allows(now) for now in (0.0, 1.0, 2.0, 10.5, 10.6, 11.5)] == [True, True, False, True, False, True]
+    allowed = [limit.allows("one", now) for now in (0.0, 1.0, 2.0, 10.5, 10.6, 11.5)]
+    assert allowed == [True, True, False, True, False, True]
+    assert limit.allows("another", 11.5)
 
 
-def test_the_limit_holds_for_all(tmp_path: Path) -> None:
+def test_clients_that_are_counted_are_not_more_and_more() -> None:
+    limit = RequestLimit(most=1)
+    assert all(limit.allows(f"{number}", 1.0) for number in range(2 * MOST_CLIENTS))
+    assert not limit.allows(f"{2 * MOST_CLIENTS - 1}", 1.0)
+    assert limit.allows("0", 1.0)
+
+
+def test_the_limit_holds_for_each_client(tmp_path: Path) -> None:
     with client(WatchedRuns.at(running(tmp_path / "mine")), limit=RequestLimit(most=2)) as asked:
         assert [asked.get("/api/source").status_code for _ in range(3)] == [200, 200, 429]
+        another = TestClient(asked.app, base_url=f"http://{HOST}", client=("10.0.0.7", 5000))
+        assert another.get("/api/source").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("token", "path", "headers", "code"),
+    [
+        ("token", "/api/source", {}, 403),
+        ("token", "/wrong/api/source", {}, 403),
+        ("", "/api/source", {"host": "evil.example"}, 421),
+        ("", "/api/source", {"sec-fetch-site": "cross-site"}, 403),
+        # It may show the page in a frame, but not so often that nobody else can.
+        ("", "/page/watch.css", {"sec-fetch-site": "cross-site"}, 200),
+    ],
+)
+def test_requests_of_those_who_may_not_ask_keep_nobody_out(
+    tmp_path: Path, token: str, path: str, headers: dict[str, str], code: int
+) -> None:
+    source = WatchedRuns.at(running(tmp_path / "mine"))
+    with client(source, token=token, limit=RequestLimit(most=2)) as asked:
+        assert {asked.get(path, headers=headers).status_code for _ in range(5)} - {429} == {code}
+        inside = f"/{token}" if token else ""
+        assert [asked.get(f"{inside}/api/source").status_code for _ in range(2)] == [200, 200]
+
+
+def test_who_is_refused_does_not_keep_its_connection(tmp_path: Path) -> None:
+    with client(WatchedRuns.at(running(tmp_path / "mine")), token="token") as asked:
+        assert asked.get("/").headers["connection"] == "close"
 
 
 def test_only_metrics_are_served_where_nothing_else_is_wanted(tmp_path: Path) -> None:

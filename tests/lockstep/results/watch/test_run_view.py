@@ -29,7 +29,7 @@ def test_a_run_that_has_not_begun_waits(tmp_path: Path) -> None:
     view.refresh(2.0)
     assert [*states, view.state] == [RunState.MISSING, RunState.WAITING]
     assert view.snapshot().first_step is None
-    assert view.facts()["job"] is None
+    assert (view.facts()["has_begun"], view.facts()["job"]) == (False, [])
 
 
 def test_a_run_that_goes_on_shows_its_figures_workers_and_last_steps(tmp_path: Path) -> None:
@@ -153,8 +153,8 @@ def test_a_finished_run_has_its_digest_and_a_receipt(tmp_path: Path) -> None:
     assert view.state is RunState.FINISHED
     assert view.snapshot().weights_sha256 == run.weights_sha256
     facts = view.facts()
-    assert facts["receipt"]["total_steps"] == run.result.steps
-    assert facts["result"]["weights_sha256"] == run.weights_sha256
+    assert facts["receipt"]["weights_sha256"] == run.weights_sha256
+    assert facts["receipt"]["job_sha256"] == run.result.job_sha256
     assert view.snapshot().figures.left_s is None
 
 
