@@ -12,9 +12,14 @@ pytest.importorskip("httpx2", reason="its tests ask by httpx2: .venv/bin/pip ins
 
 from starlette.testclient import TestClient
 
+from lockstep.common.data.source import load
+from lockstep.common.job.job import Job
+from lockstep.results.evaluation.model_answers import ModelAnswers
 from lockstep.results.watch.app import WatchApp
 from lockstep.results.watch.guard import HEADERS, MOST_BODY_BYTES, MOST_CLIENTS, Guard, RequestLimit
 from lockstep.results.watch.sources import WatchedRuns
+from lockstep.runs.job_file import to_toml
+from lockstep.runs.launch_config import default_launch
 from tests.lockstep.results.watch.folders import running
 from tests.lockstep.small_runs import small_run
 
@@ -241,6 +246,20 @@ def test_without_weights_the_model_has_no_answer(one: TestClient) -> None:
     assert one.get("/api/runs/run/evaluation").status_code == 409
 
 
+def test_a_digit_is_drawn_for_mnist_alone_in_any_form(tmp_path: Path) -> None:
+    folder = running(tmp_path / "mine")
+    digits = load("mnist")
+    few = (digits.train.images[:20], digits.train.labels[:20])
+    for name, labels in (("digits", digits.test.labels), ("clothes", digits.test.labels[::-1])):
+        arrays = {"x_train": few[0], "y_train": few[1], "x_test": digits.test.images, "y_test": labels}
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    found = []
+    for data in ("mnist", str(tmp_path / "digits.npz"), str(tmp_path / "clothes.npz")):
+        (folder / "job.toml").write_text(to_toml(Job(model="linear", data=data), default_launch()))
+        found.append(ModelAnswers(folder).drawing()["is_possible"])
+    assert found == [True, True, False]
+
+
 def test_a_model_sees_something_in_a_drawing_and_in_its_test_set(tmp_path: Path) -> None:
     run = small_run(tmp_path, epochs=1, lr=1e-6)
     drawn = np.zeros((28, 28), np.uint8)
@@ -249,7 +268,8 @@ def test_a_model_sees_something_in_a_drawing_and_in_its_test_set(tmp_path: Path)
         answer = asked.post("/api/runs/run/answer", content=drawn.tobytes())
         assert answer.status_code == 200, answer.text
         assert sum(answer.json()["probabilities"]) == pytest.approx(1.0, abs=1e-5)
-        assert asked.get("/api/runs/run/drawing").json() == {"is_possible": True, "names": [*"0123456789"]}
+        # It is none of digits, only of their size.
+        assert asked.get("/api/runs/run/drawing").json()["is_possible"] is False
         blank = asked.post("/api/runs/run/answer", content=bytes(784))
         assert (blank.status_code, "nothing is drawn" in blank.text) == (409, True)
         found = asked.get("/api/runs/run/evaluation").json()

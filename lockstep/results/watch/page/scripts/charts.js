@@ -2,7 +2,7 @@
 
 import { EVENTS, style } from "./colours.js";
 import { element } from "./dom.js";
-import { count, number, percent } from "./figures.js";
+import { count, number } from "./figures.js";
 
 // An exponential moving average, corrected for its beginning (Kingma and Ba, Adam, 2015, section 3).
 export function smoothed(values, weight) {
@@ -29,15 +29,15 @@ export function merged(steps, extra) {
 }
 
 // One chart of one quantity. `series` are {label, colour, isPoints, band, dash}, `onZoom(first, last)` is called with a
-// range, and `events()` returns what is marked.
+// range, `shown(value)` returns a value's text, and `events()` what is marked.
 export class Chart {
-  constructor(parent, title, series, { isShare = false, isLog = false, onZoom, events = () => [] }) {
+  constructor(parent, title, series, { shown = number, isLog = false, onZoom, events = () => [] }) {
     this.box = element("div", undefined, "chart");
     this.box.append(element("h3", title));
     parent.append(this.box);
     this.title = title;
     this.options = { series, isLog, onZoom, events };
-    this.shown = isShare ? percent : (value) => number(value);
+    this.shown = (value) => shown(value);
     this.data = [[], ...series.flatMap((one) => (one.band ? [[], [], []] : [[]]))];
     this.range = null;
     this.build();
@@ -66,8 +66,8 @@ export class Chart {
       cursor: { sync: { key: "steps" }, drag: { x: true, y: false, setScale: false } },
       scales: { x: { time: false, range: () => this.range ?? this.whole() }, y: { distr: isLog ? 3 : 1 } },
       axes: [
-        { ...axis, label: "step", values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? count(tick) : "")) },
-        { ...axis, label: this.title, size: 64, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : this.shown(tick).replace(/\.00(?=\u00a0%)/, ""))) },
+        { ...axis, label: "step", size: 38, values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? count(tick) : "")) },
+        { ...axis, label: this.title, size: 72, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : this.shown(tick).replace(/\.00(?=\u00a0%)/, ""))) },
       ],
       series: drawn,
       bands,

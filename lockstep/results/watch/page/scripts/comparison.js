@@ -2,13 +2,14 @@
 
 import { Chart, merged, smoothed } from "./charts.js";
 import { curveColour } from "./colours.js";
+import { count, percent } from "./figures.js";
 
 const POINTS = 600, SMOOTHING = 0.9, COLOURS = 8;
 const QUANTITIES = [
   { name: "loss", title: "training loss" },
-  { name: "accuracy", title: "training accuracy", isShare: true },
+  { name: "accuracy", title: "training accuracy", shown: percent },
   { name: "r2", title: "training R²" },
-  { name: "throughput", title: "samples per second" },
+  { name: "throughput", title: "samples per second", shown: count },
 ];
 
 // The runs that were chosen, by their names: kept while the reader looks at one of them and comes back.
@@ -70,12 +71,12 @@ export class Comparison {
     }
   }
 
-  build({ name, title, isShare }, runs, key) {
+  build({ name, title, shown }, runs, key) {
     this.charts.get(name)?.chart.destroy();
     this.charts.delete(name);
     if (!runs.length) return;
     const series = runs.map((run) => ({ label: run.name, colour: this.choice.colour(run.id), dash: this.choice.dash(run.id) }));
-    const chart = new Chart(this.page.$("compared"), title, series, { isShare, onZoom: (first, last) => this.zoom(first, last) });
+    const chart = new Chart(this.page.$("compared"), title, series, { shown, onZoom: (first, last) => this.zoom(first, last) });
     this.charts.set(name, { chart, key });
   }
 

@@ -14,6 +14,7 @@ export class Drawing {
     this.names = names;
     this.pad = new Pad(page, () => this.recognise());
     page.on(page.$("clear"), "click", () => this.pad.clear());
+    this.recognise();
   }
 
   async recognise() {
@@ -71,7 +72,7 @@ class Pad {
     page.on(this.canvas, "pointermove", (event) => this.move(event));
     for (const name of ["pointerup", "pointercancel", "pointerleave"]) page.on(this.canvas, name, () => { this.last = null; });
     page.on(this.canvas, "keydown", (event) => { if (event.key === "Escape" || event.key === "Delete") this.clear(); });
-    this.clear();
+    this.blacken();
   }
 
   place(event) {
@@ -103,11 +104,15 @@ class Pad {
   }
 
   clear() {
+    this.blacken();
+    this.onDrawn();
+  }
+
+  blacken() {
     this.ctx.fillStyle = "#000000";
     this.ctx.fillRect(0, 0, SIZE, SIZE);
     this.last = null;
     this.isEmpty = true;
-    this.onDrawn();
   }
 
   // Gray values of 28 by 28 pixels: the means of squares of ten by ten.

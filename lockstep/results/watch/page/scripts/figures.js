@@ -12,7 +12,7 @@ export const percent = (value) => (isMissing(value) ? "–" : `${(100 * value).t
 
 export const count = (value) => (isMissing(value) ? "–" : Math.round(value).toLocaleString("en"));
 
-export const speed = (value) => (isMissing(value) ? "–" : `${count(value)}\u00a0samples/s`);
+export const speed = (value) => (isMissing(value) ? "–" : `${count(value)} samples/s`);
 
 export function duration(seconds) {
   if (isMissing(seconds)) return "–";

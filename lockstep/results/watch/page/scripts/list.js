@@ -173,5 +173,5 @@ function compare(a, b, sign) {
 
 function counted(shown, sent, total) {
   const left = total > sent ? ` The newest ${count(sent)} of ${count(total)} runs are listed.` : "";
-  return `${shown === sent ? count(sent) : `${count(shown)} of ${count(sent)}`} runs.${left}`;
+  return `${shown === sent ? count(sent) : `${count(shown)} of ${count(sent)}`} ${sent === 1 ? "run" : "runs"}.${left}`;
 }

@@ -11,6 +11,11 @@ import { drawTimeline } from "./timeline.js";
 
 const LOOK_MS = 3000;
 
+const STATES = {
+  interrupted: "Somebody interrupted this run. Resume it with:",
+  stopped: "This run has written nothing for a while: its processes were probably killed. Resume it with:",
+};
+
 export class RunPage extends Page {
   // `lookAgain` finds out what a folder holds in which nothing was yet.
   constructor(run, source, lookAgain) {
@@ -40,12 +45,12 @@ export class RunPage extends Page {
 
   showUnknown() {
     this.$("shown").hidden = true;
-    this.showNotice(`There is no run called ${this.run} here: it was removed, renamed, or the link is wrong. Go back to the list of all runs, or start one with this name:`, `lockstep train --run-dir ${this.source.folder}/${this.run}`);
+    this.showNotice(`There is no run called ${this.run} here: it was removed, renamed, or the link is wrong. Go back to the list of all runs, or start one with this name:`, `lockstep train --run-dir ${this.folder()}`);
   }
 
   showNotice(text, command) {
     this.$("notice").hidden = false;
-    setText(this.$("notice"), text);
+    this.$("notice").textContent = text;
     if (command) this.$("notice").append(element("pre", command));
   }
 
@@ -71,12 +76,21 @@ export class RunPage extends Page {
   }
 
   showState({ state, failure }) {
+    const told = `${state} ${failure}`;
+    if (told === this.told) return;
+    this.told = told;
     this.$("notice").hidden = true;
-    if (failure) this.showNotice(failure);
+    const { folder } = this.source;
+    if (state === "interrupted" || state === "stopped") this.showNotice(STATES[state], `lockstep train --resume ${this.folder()}`);
+    else if (failure) this.showNotice(failure);
     if (state !== "missing") return;
-    const folder = this.source.folder;
-    this.showNotice(folder ? "Nothing is here yet. This page shows the run as soon as it begins:" : "The run's server does not answer.", folder && `lockstep train --run-dir ${folder}`);
+    if (folder) this.showNotice("Nothing is here yet. This page shows the run as soon as it begins:", `lockstep train --run-dir ${folder}`);
+    else this.showNotice("The server of this run does not answer.");
     this.wait();
+  }
+
+  folder() {
+    return this.source.is_many ? `${this.source.folder}/${this.run}` : this.source.folder;
   }
 
   async wait() {

@@ -2,6 +2,7 @@
 
 import { Chart, merged, smoothed } from "./charts.js";
 import { curveColour } from "./colours.js";
+import { count, number, percent } from "./figures.js";
 
 const POINTS = 900, CURVES_MS = 300;
 
@@ -47,10 +48,10 @@ export class RunCurves {
     const measured = (name) => [points(`test_${name}`, "test", 1), points(`val_${name}`, "validation", 2)].filter((one) => one.values.some((value) => value !== null));
     return [
       { title: "loss", name: "loss", label: "training", colour: curveColour(0), points: measured("loss") },
-      { title: "accuracy", name: "accuracy", label: "training", colour: curveColour(0), points: measured("accuracy"), isShare: true },
+      { title: "accuracy", name: "accuracy", label: "training", colour: curveColour(0), points: measured("accuracy"), shown: percent },
       { title: "R²", name: "r2", label: "training", colour: curveColour(0), points: measured("r2") },
-      { title: "learning rate", name: "lr", label: "learning rate", colour: curveColour(2), points: [], isExact: true },
-      { title: "samples per second", name: "throughput", label: "samples per second", colour: curveColour(3), points: [] },
+      { title: "learning rate", name: "lr", label: "learning rate", colour: curveColour(2), points: [], isExact: true, shown: (rate) => number(rate, 6) },
+      { title: "samples per second", name: "throughput", label: "samples per second", colour: curveColour(3), points: [], shown: count },
     ].filter((plan) => this.found[plan.name]);
   }
 
@@ -67,8 +68,8 @@ export class RunCurves {
     if (names === this.names) return;
     this.names = names;
     this.charts.forEach((chart) => chart.destroy());
-    this.charts = plans.map(({ title, label, colour, points, isShare, isExact, name }) => new Chart(this.page.$("charts"), title, [{ label, colour, band: !isExact }, ...points], {
-      isShare,
+    this.charts = plans.map(({ title, label, colour, points, shown, isExact, name }) => new Chart(this.page.$("charts"), title, [{ label, colour, band: !isExact }, ...points], {
+      shown,
       isLog: name === "loss" && this.page.$("log").checked,
       onZoom: (first, last) => this.zoom(first, last),
       events: () => (this.page.$("marks").checked ? this.page.snapshot.events : []),
