@@ -463,8 +463,10 @@ def _of_receipt(receipt: Receipt | None) -> dict[str, Any]:
 
 
 def _of_result(result: RunResult | None) -> dict[str, Any]:
-    names = ("weights_sha256", "transport", "wall_s", "obstacle", "stopped")
-    return {} if result is None else {name: getattr(result, name) for name in names}
+    if result is None:
+        return {}
+    names = ("weights_sha256", "transport", "obstacle", "stopped")
+    return {**{name: getattr(result, name) for name in names}, "seconds": round(result.wall_s, 1)}
 
 
 def _read(read: Callable[[Path], T], folder: Path) -> T | None:

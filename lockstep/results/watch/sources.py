@@ -175,8 +175,8 @@ class WatchedRuns:
 
 
 def _differing(briefs: Sequence[RunBrief]) -> list[str]:
-    """Return the values of a job in which runs differ, in the job's order, but for the model, which is always shown."""
-    seen: dict[str, set[str]] = {name: set() for name in Job.__struct_fields__ if name != "model"}
+    """Return the values of a job in which runs differ, in the job's order, but for those that have columns."""
+    seen: dict[str, set[str]] = {name: set() for name in Job.__struct_fields__ if name not in ("model", "epochs")}
     for brief in briefs:
         for name, value in brief.values.items():
             if name in seen:

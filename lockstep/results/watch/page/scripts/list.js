@@ -14,15 +14,13 @@ const COLUMNS = [
   { text: "run", isText: true, by: (run) => run.name },
   { text: "date", isText: true, of: (run) => moment(run.written), by: (run) => run.written },
   { text: "state", isText: true, by: (run) => run.state },
-  { text: "model", isText: true, of: (run) => run.model, by: (run) => run.model },
-];
-const FIGURES = [
   { text: "epoch", of: (run) => (run.epochs ? `${run.epoch} / ${run.epochs}` : `${run.epoch}`), by: (run) => run.epoch },
   { text: "loss", of: (run) => number(run.loss), by: (run) => run.loss },
   { text: "test", of: (run) => (run.test_r2 === null ? percent(run.test_accuracy) : `R² ${number(run.test_r2)}`), by: score },
   { text: "time", of: (run) => duration(run.wall_s), by: (run) => run.wall_s },
-  { text: "weights", of: (run) => run.weights_sha256.slice(0, 12), by: (run) => run.weights_sha256 },
+  { text: "model", isText: true, of: (run) => run.model, by: (run) => run.model },
 ];
+const WEIGHTS = { text: "weights", isText: true, of: (run) => run.weights_sha256.slice(0, 12), by: (run) => run.weights_sha256 };
 
 // How the list was left, for when the reader comes back to it.
 const choice = new Choice();
@@ -64,7 +62,7 @@ export class ListPage extends Page {
     const values = this.list.differing.map((name) => ({
       text: name.replaceAll("_", " "), isText: true, of: (run) => run.values[name] ?? "", by: (run) => sortable(run.values[name]),
     }));
-    return [...COLUMNS, ...values, ...FIGURES];
+    return [...COLUMNS, ...values, WEIGHTS];
   }
 
   show() {
