@@ -55,7 +55,9 @@ class ProcessWatch:
         if now >= self._looked + USE_S:
             self._looked = now
             before, self._known = self._known, {}
-            self._found = [use for leader in leaders for use in self._of(leader, before)]
+            found = [use for leader in leaders for use in self._of(leader, before)]
+            # Servers first, then the workers.
+            self._found = sorted(found, key=lambda use: (use.number is not None, use.number or 0))
         return self._found
 
     def _of(self, leader: Leader, before: dict[int, psutil.Process]) -> Iterator[ProcessUse]:

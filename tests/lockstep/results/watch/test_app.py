@@ -250,9 +250,9 @@ def test_a_digit_is_drawn_for_mnist_alone_in_any_form(tmp_path: Path) -> None:
     folder = running(tmp_path / "mine")
     digits = load("mnist")
     few = (digits.train.images[:20], digits.train.labels[:20])
-    for name, labels in (("digits", digits.test.labels), ("clothes", digits.test.labels[::-1])):
-        arrays = {"x_train": few[0], "y_train": few[1], "x_test": digits.test.images, "y_test": labels}
-        np.savez(tmp_path / f"{name}.npz", **arrays)
+    x_train, y_train, x_test = (np.asarray(one) for one in (*few, digits.test.images))
+    for name, y_test in (("digits", digits.test.labels), ("clothes", digits.test.labels[::-1])):
+        np.savez(tmp_path / f"{name}.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=np.asarray(y_test))
     found = []
     for data in ("mnist", str(tmp_path / "digits.npz"), str(tmp_path / "clothes.npz")):
         (folder / "job.toml").write_text(to_toml(Job(model="linear", data=data), default_launch()))

@@ -270,7 +270,7 @@ def test_all_is_drawn_again_in_another_theme(served: tuple[str, Path], page: Any
     pixels = "() => [...document.querySelectorAll('#charts canvas, #timeline')].map((one) => one.toDataURL())"
     before = page.evaluate(pixels)
     page.locator("#theme").click()
-    page.wait_for_function("matchMedia('(color-scheme)') && document.documentElement.dataset.theme === 'dark'")
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
     after = page.evaluate(pixels)
     assert len(before) == len(after) == 5
     assert all(old != new for old, new in zip(before, after, strict=True))
