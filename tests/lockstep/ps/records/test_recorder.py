@@ -198,7 +198,12 @@ def test_a_failed_run_keeps_its_weights_and_the_reason_but_no_result(tmp_path: P
     recorder.close()
     assert {path.name for path in tmp_path.iterdir()} == {METRICS, LEDGER, WEIGHTS, RECEIPT}
     last = json.loads((tmp_path / METRICS).read_text().splitlines()[-1])
-    assert last == {"kind": "failure", "failure": "the loss is not finite", "weights_after_steps": 1}
+    assert last == {
+        "kind": "failure",
+        "failure": "the loss is not finite",
+        "weights_after_steps": 1,
+        "cause": "diverged",
+    }
 
 
 def test_a_run_without_a_folder_is_kept_in_memory() -> None:
