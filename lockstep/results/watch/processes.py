@@ -32,7 +32,7 @@ class ProcessUse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Leader:
+class LeadingProcess:
     """The process that a worker is known by: its own, or that of its team's leader."""
 
     rank: int
@@ -50,7 +50,7 @@ class ProcessWatch:
     _looked: float = float("-inf")
     _found: list[ProcessUse] = field(default_factory=list)
 
-    def look(self, leaders: Iterable[Leader], now: float) -> list[ProcessUse]:
+    def look(self, leaders: Iterable[LeadingProcess], now: float) -> list[ProcessUse]:
         """Return what the processes of these workers and their servers use; the last answer if that is new enough."""
         if now >= self._looked + USE_S:
             self._looked = now
@@ -60,7 +60,7 @@ class ProcessWatch:
             self._found = sorted(found, key=lambda use: (use.number is not None, use.number or 0))
         return self._found
 
-    def _of(self, leader: Leader, before: dict[int, psutil.Process]) -> Iterator[ProcessUse]:
+    def _of(self, leader: LeadingProcess, before: dict[int, psutil.Process]) -> Iterator[ProcessUse]:
         if leader.host != socket.gethostname():
             return
         for process, words in _relatives(leader.pid):
@@ -107,7 +107,7 @@ def _words(process: psutil.Process) -> list[str]:
     return []
 
 
-def _named(process: psutil.Process, words: list[str], leader: Leader) -> tuple[str, int | None] | None:
+def _named(process: psutil.Process, words: list[str], leader: LeadingProcess) -> tuple[str, int | None] | None:
     """Return what a process is called, and its number if it is a worker; None if it belongs to another run."""
     if process.pid == leader.pid:
         is_team = "--team" in words

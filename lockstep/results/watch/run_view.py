@@ -25,7 +25,7 @@ from lockstep.results.reports.display import speed_of
 from lockstep.results.watch.curves import MetricsFigures
 from lockstep.results.watch.ledger_figures import RECENT_STEPS, LedgerFigures, RunEvent
 from lockstep.results.watch.line_follower import LineFollower, RecordFollower
-from lockstep.results.watch.processes import Leader, ProcessUse, ProcessWatch
+from lockstep.results.watch.processes import LeadingProcess, ProcessUse, ProcessWatch
 from lockstep.runs.job_groups import shown_values
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import JOB, has_begun, recorded
@@ -213,9 +213,9 @@ class RunView:
         written = written_at(self.folder)
         return max(0.0, self.file_time() - written) if written else 0.0
 
-    def _leaders(self) -> list[Leader]:
+    def _leaders(self) -> list[LeadingProcess]:
         workers = [worker for worker in self.workers() if not worker.is_gone]
-        return [Leader(worker.rank, worker.host, worker.pid, worker.first) for worker in workers]
+        return [LeadingProcess(worker.rank, worker.host, worker.pid, worker.first) for worker in workers]
 
     def _read_lines(self) -> tuple[bool, bool]:
         """Read a part of what is new in the files of lines; return whether any is, and whether there is more."""

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("psutil", reason="processes are looked at by psutil: .venv/bin/pip install -e '.[watch]'")
 
-from lockstep.results.watch.processes import USE_S, Leader, ProcessWatch
+from lockstep.results.watch.processes import USE_S, LeadingProcess, ProcessWatch
 
 HERE = socket.gethostname()
 
@@ -43,7 +43,7 @@ def test_a_team_and_its_server_are_found_by_its_leader(start) -> None:  # type: 
     start("lockstep", "server", "--bind", "ipc:///tmp/two/server.sock")
     team(start, "b", 1)
     watch = ProcessWatch()
-    found = watch.look([Leader(rank=3, host=HERE, pid=pids[0], first=4)], 1.0)
+    found = watch.look([LeadingProcess(rank=3, host=HERE, pid=pids[0], first=4)], 1.0)
     assert {(one.name, one.number, one.pid) for one in found} == {
         ("server", None, server),
         ("worker 3.0", 4, pids[0]),
@@ -51,11 +51,15 @@ def test_a_team_and_its_server_are_found_by_its_leader(start) -> None:  # type: 
     }
     assert all(one.memory_bytes > 2**20 and one.cpu is None for one in found)
     assert watch.look([], 1.0 + USE_S / 2) == found
-    later = watch.look([Leader(rank=3, host=HERE, pid=pids[0], first=4)], 1.0 + USE_S)
+    later = watch.look([LeadingProcess(rank=3, host=HERE, pid=pids[0], first=4)], 1.0 + USE_S)
     assert all(one.cpu is not None for one in later)
 
 
 def test_a_number_that_is_none_of_ours_is_not_looked_at(start) -> None:  # type: ignore[no-untyped-def]  # a fixture
     pid = team(start, "a", 0)
-    strangers = [Leader(0, HERE, os.getpid(), 0), Leader(0, HERE, 2**30, 0), Leader(0, "elsewhere", pid, 0)]
+    strangers = [
+        LeadingProcess(0, HERE, os.getpid(), 0),
+        LeadingProcess(0, HERE, 2**30, 0),
+        LeadingProcess(0, "elsewhere", pid, 0),
+    ]
     assert [ProcessWatch().look([one], 1.0) for one in strangers] == [[], [], []]
