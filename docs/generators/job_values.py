@@ -4,9 +4,10 @@ import msgspec
 from msgspec import inspect as types
 
 from docs.generators.tables import code, table, words
-from lockstep.cli.options.job import GROUPS, JOB_FIELDS
+from lockstep.cli.options.job import JOB_FIELDS
 from lockstep.common.job.job import Job
 from lockstep.runs.job_file import SHIPPED, Field, fields, shipped_values
+from lockstep.runs.job_groups import GROUPS
 from lockstep.runs.launch_config import Launch
 
 

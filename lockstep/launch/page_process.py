@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,8 @@ from lockstep.launch.child import Child
 from lockstep.launch.process_backend import private_folder
 from lockstep.results.reports.display import Display
 from lockstep.runs.optional_packages import demand
+from lockstep.runs.own_command import own_command
+from lockstep.runs.run_dir import has_begun
 
 #: Where a page is served if nothing else is said: any free port of this machine alone.
 LOOPBACK = "127.0.0.1:0"
@@ -33,6 +35,7 @@ def demand_page(what: str) -> None:
     demand("uvicorn", "watch", what)
     demand("sse-starlette", "watch", what)
     demand("prometheus-client", "watch", what)
+    demand("psutil", "watch", what)
 
 
 @dataclass(frozen=True)
@@ -108,11 +111,18 @@ class PageProcess:
 
 
 @contextmanager
-def page_beside(request: PageRequest | None, folder: Path) -> Iterator[PageProcess | None]:
-    """Serve a page of the run in a folder for as long as the context lasts, if one was asked for."""
+def page_beside(request: PageRequest | None, folder: Path, say: Callable[[str], None]) -> Iterator[PageProcess | None]:
+    """Serve a page of the run in a folder for as long as the context lasts, if one was asked for.
+
+    If the run ends with an error, `say` reports how to open the page again.
+    """
     page = None if request is None else PageProcess.start(folder, request)
     try:
         yield page
+    except BaseException:
+        if page is not None and page.what == "page" and has_begun(folder):
+            say(f"the page has ended; to see the run again: {own_command('watch', folder)}")
+        raise
     finally:
         if page is not None:
             page.close()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -83,7 +84,7 @@ def serve_by_hand(service: Service, listening: Listening) -> None:
     console = Console(highlight=False)
     has_keys = isinstance(listening.lock, ServerKeys)
     with (
-        page_beside(service.page, service.destination.folder) as page,
+        page_beside(service.page, service.destination.folder, partial(print_plainly, console)) as page,
         closing(listening.serve(service.admission.servers)) as port,
     ):
         if listening.is_insecure:

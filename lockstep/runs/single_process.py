@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.tree import Node, Vector
-from lockstep.common.errors import ComputeError, DivergedError, LockstepError, RunError
+from lockstep.common.errors import ComputeError, DivergedError, FailureKind, LockstepError, RunError
 from lockstep.common.job.tally import Tally, pack_losses
 from lockstep.common.protocol.messages import EpochStatus, Status
 from lockstep.common.runtime.clock import Clock
@@ -104,7 +104,7 @@ class SerialRun:
                 at = None if then is not None and self._stops_before(then, progress) else then
         except KeyboardInterrupt:
             self._keep(progress)
-            self.recorder.fail("interrupted", *setup.shard.current_weights())
+            self.recorder.fail("interrupted", FailureKind.INTERRUPTED, *setup.shard.current_weights())
             raise
         except (LockstepError, OSError):
             raise
@@ -167,8 +167,8 @@ class SerialRun:
             failure = str(error)
             if isinstance(error, NotFiniteError):
                 failure = diverged_text(at.work, at.step, error.micro_batch, error.layer, error.quantity)
-            self.recorder.fail(failure, *shard.previous_weights())
+            self.recorder.fail(failure, FailureKind.DIVERGED, *shard.previous_weights())
             return DivergedError(failure)
         failure = f"step {at.step} raised:\n{traceback.format_exc()}"
-        self.recorder.fail(failure, *shard.current_weights())
+        self.recorder.fail(failure, FailureKind.COMPUTE, *shard.current_weights())
         return ComputeError(failure.rstrip())

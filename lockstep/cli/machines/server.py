@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from lockstep.cli.options.job import CHECKPOINT_FIELDS, JOB_FIELDS, GroupedCommand, JobRequest, takes_job
+from lockstep.cli.options.job import JOB_FIELDS, GroupedCommand, JobRequest, takes_job
 from lockstep.cli.options.run import (
     INSECURE_OPTION,
     KEYS_OPTION,
@@ -27,6 +27,7 @@ from lockstep.launch.page_process import PageRequest
 from lockstep.launch.run_end import keep_logs
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_supervised
 from lockstep.ps.setup import AdmissionPolicy
+from lockstep.runs.job_groups import CHECKPOINT_FIELDS
 from lockstep.runs.run_dir import check_resume_flags, finished, resumed_job, unclaim
 from lockstep.runs.session import Destination, destination_of
 

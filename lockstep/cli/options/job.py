@@ -12,30 +12,12 @@ from lockstep.cli.options.completion import complete_models
 from lockstep.cli.options.types import share
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
-from lockstep.common.job.optimizer import hyperparameters
 from lockstep.runs.job_file import Field, fields, read_values, resolve, shipped_values
+from lockstep.runs.job_groups import GROUPS
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.recorded_model import job_of_file
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-#: When checkpoints are written, and how many are kept.
-CHECKPOINT_FIELDS = ("checkpoint_keep", "checkpoint_every_steps", "checkpoint_every_seconds")
-
-#: How the flags stand together in the help; flags in no group come first.
-GROUPS: dict[str, tuple[str, ...]] = {
-    "Model and data": ("model", "data", "initial", "normalize", "max_shift", "seed", "numerics"),
-    "Length and micro-batches": ("epochs", "steps", "global_batch", "micro_batches"),
-    "Fewer bytes": ("wire", "wire_weights"),
-    "Optimizer": (
-        *("optimizer", "lr", *hyperparameters()),
-        *("clip_norm", "loss", "label_smoothing"),
-    ),
-    "Learning rate schedule": ("schedule", "warmup_steps", "decay_every", "decay_factor"),
-    "Early stopping and the best epoch": ("validation_split", "monitor", "patience", "min_delta", "keep_best"),
-    "Processes": ("workers", "min_workers", "servers", "transport", "max_restarts", "audit", "ship_data"),
-    "Checkpoints": CHECKPOINT_FIELDS,
-}
 
 #: Flags of `train` that are not values of a job: how a table, or a folder of pictures, becomes its data.
 PACKING_GROUP = {

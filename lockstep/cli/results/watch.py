@@ -28,7 +28,7 @@ from lockstep.launch.page_process import LOOPBACK, demand_page
     "--token-file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="file with the token of the link, if others can reach the page  [a new token]",
+    help="file with a token, which the link then contains  [a new token if others can reach the page]",
 )
 @click.option("--open", "is_opened", is_flag=True, help="open the page in your browser")
 @click.option("--metrics-only", "is_metrics_only", is_flag=True, help="serve only /metrics, for Prometheus")
@@ -57,8 +57,8 @@ def watch(
       lockstep watch runs/mine --server tcp://127.0.0.1:5555
       lockstep watch runs/mine --listen 0.0.0.0:8000
 
-    By default, only this machine can open the page. If --listen names another address, the link contains a token,
-    which every visitor needs. Prometheus can scrape /metrics.
+    By default, only this machine can open the page. With another address, with --published or with --token-file, the
+    link contains a token, which every visitor needs. Prometheus can scrape /metrics.
     """
     demand_page("lockstep watch")
     # Imported here, since the extra may not be installed.

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def carry_out(
 
     `cluster` is the Ray cluster on which processes are placed, None for this machine.
     """
-    with page_beside(page, destination.folder) as process:
+    with page_beside(page, destination.folder, partial(print_plainly, console)) as process:
         shown = display_for(console, SystemClock(), announcement(job, destination, cluster))
         with kept_on_failure(console, destination.folder), watched(process, shown) as display:
             chaos = None if ahead is None else Chaos(ahead, SystemClock(), display.say)

@@ -38,6 +38,11 @@ class ManualClock:
         self.seconds += by_s
 
 
+def file_time() -> float:
+    """Return the seconds since 1970, as the times of files are counted: only to tell how old a file is."""
+    return time.time()
+
+
 def wall_time() -> str:
     """Return the local date and time, as `20261124-231714`: for names of run folders, never for decisions."""
     return time.strftime("%Y%m%d-%H%M%S")

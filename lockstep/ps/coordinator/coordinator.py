@@ -49,7 +49,7 @@ from lockstep.ps.coordinator.scheduling.scheduler import Scheduler
 from lockstep.ps.coordinator.scheduling.stragglers import LeaseTimeouts, StragglerMonitor
 from lockstep.ps.coordinator.status import Reminder, status_of, waiting_text
 from lockstep.ps.coordinator.transitions import PHASES, TRANSITIONS, RunPhase
-from lockstep.ps.records.ledger import OTHERS_FASTER, Account
+from lockstep.ps.records.ledger import OTHERS_FASTER, Account, WorkerOut
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Round, next_round
 from lockstep.ps.run.progress import Progress
@@ -246,6 +246,7 @@ class Coordinator(Machine[events.Event, Effect]):
         if member is None:
             return []
         released = self.state.release(member.rank, f"it left: {event.reason}", now)
+        self.state.account.add(WorkerOut(rank=member.rank, why=event.reason))
         self.state.pending.remove(member.rank)
         self.stragglers.remove(member.rank)
         passed_on = f"; {self.round.named(released)} go to others" if released else ""

@@ -18,6 +18,7 @@ from lockstep.ps.coordinator.effects import Effect, ForgetWorker, Report
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState
 from lockstep.ps.coordinator.scheduling.round_state import RoundState
 from lockstep.ps.coordinator.scheduling.stragglers import StragglerMonitor
+from lockstep.ps.records.ledger import WorkerOut
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import EVALUATIONS
 
@@ -156,10 +157,12 @@ def _evict(
 ) -> list[Effect]:
     member, silent_s = membership.by_rank(rank), stragglers.timeouts.held_s(rank, now)
     assert member is not None
+    why = f"it has sent nothing for {silent_s:.1f} s"
     membership.remove(member.peer)
+    state.account.add(WorkerOut(rank=rank, why=why))
     state.pending.remove(rank)
     stragglers.remove(rank)
-    report = Report(text=f"{member.named()} was evicted: it has sent nothing for {silent_s:.1f} s")
+    report = Report(text=f"{member.named()} was evicted: {why}")
     return [report, ForgetWorker(peer=member.peer, rank=rank)]
 
 

@@ -12,7 +12,7 @@ from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.ps.coordinator.effects import Effect, ForgetWorker, Report, ReportRefusal, Send
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState
-from lockstep.ps.records.ledger import Account, WorkerIn
+from lockstep.ps.records.ledger import Account, WorkerIn, WorkerOut
 from lockstep.ps.run.info import RunInfo
 
 #: Fields of a fingerprint that are the same wherever the same versions are installed. Other versions may compute alike,
@@ -108,6 +108,7 @@ def admit(
     effects: list[Effect] = []
     if (twin := membership.by_incarnation(join.incarnation)) is not None:
         membership.remove(twin.peer)
+        account.add(WorkerOut(rank=twin.rank, why="it connected again"))
         effects += [
             Report(text=f"{twin.named()} left: it connected again"),
             ForgetWorker(peer=twin.peer, rank=twin.rank),

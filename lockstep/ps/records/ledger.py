@@ -66,6 +66,15 @@ class WorkerIn(LedgerEntry, frozen=True, kw_only=True, tag="worker", omit_defaul
         return worker_name(self.rank, self.host, self.pid, self.processes)
 
 
+class WorkerOut(LedgerEntry, frozen=True, kw_only=True, tag="left"):
+    """The worker of that rank is no longer in the run."""
+
+    #: The worker.
+    rank: Count
+    #: The reason.
+    why: str
+
+
 def worker_name(rank: int, host: str, pid: int, processes: int) -> str:
     """Return how a worker is named in messages to people, who count each process of a team as a worker."""
     if processes == 1:
@@ -175,7 +184,7 @@ class WeightsAt(LedgerEntry, frozen=True, kw_only=True, tag="weights"):
     weights_sha256: str
 
 
-Line = RunBegun | WorkerIn | StepDone | UnusedWork | OmittedEntries | EpochDone | WeightsAt
+Line = RunBegun | WorkerIn | WorkerOut | StepDone | UnusedWork | OmittedEntries | EpochDone | WeightsAt
 
 
 @dataclass

@@ -74,6 +74,8 @@ class FailureRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind",
     failure: str
     #: The number of updates behind the weights that were kept.
     weights_after_steps: int
+    #: The kind of failure, as `interrupted` or `diverged`; None in the folder of an older version.
+    cause: str | None = None
 
 
 Record = StepRecord | EpochLine | FailureRecord

@@ -7,6 +7,7 @@ import msgspec
 
 from lockstep.common.aggregation.layout import ParameterLayout, weights_digest
 from lockstep.common.aggregation.tree import Vector
+from lockstep.common.errors import FailureKind
 from lockstep.common.job.score import score_of
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import EpochStatus
@@ -211,10 +212,10 @@ class MetricsRecorder:
             return f"{job.monitored()} did not improve for {job.patience} epochs"
         return f"a callback stopped it after epoch {epochs}"
 
-    def fail(self, failure: str, weights: Vector, steps: int) -> None:
+    def fail(self, failure: str, cause: FailureKind, weights: Vector, steps: int) -> None:
         """Write the weights of a run that failed, as they were after `steps` updates."""
         if self.folder is not None:
-            self.folder.add_record(FailureRecord(failure=failure, weights_after_steps=steps))
+            self.folder.add_record(FailureRecord(failure=failure, weights_after_steps=steps, cause=cause.value))
             self._keep(weights, steps)
 
     def _keep(self, weights: Vector, steps: int) -> None:

@@ -108,6 +108,6 @@ class StepCommitter:
             is_diverged = finish.kind is FailureKind.DIVERGED
             if self.checkpointer is not None and not is_diverged:
                 self.checkpointer.take(group.holder, progress, membership.compute_s)
-            recorder.fail(finish.failure, *group.final_weights(is_diverged=is_diverged))
+            recorder.fail(finish.failure, finish.kind, *group.final_weights(is_diverged=is_diverged))
         group.end(finish)
         return finish

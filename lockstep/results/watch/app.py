@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.to_thread
@@ -25,13 +25,13 @@ from lockstep.results.evaluation.model_answers import ModelAnswers
 from lockstep.results.evaluation.predictions import FIELD
 from lockstep.results.watch.curves import curves
 from lockstep.results.watch.exposition import exposition
+from lockstep.results.watch.guard import client_of
 from lockstep.results.watch.run_view import RunView
 from lockstep.results.watch.sources import ONLY, WatchedRuns
 
-#: Where the page is, and what a browser asks for next to `index.html`.
+#: Where the page is, and what a browser may ask for next to `index.html`.
 PAGE = Path(__file__).parent / "page"
-SCRIPTS = ("watch.js", "draw.js", "charts.js", "timeline.js", "uPlot.iife.min.js")
-FILES = (*SCRIPTS, "watch.css", "uPlot.min.css", "uPlot.LICENSE")
+FILES = frozenset(path.relative_to(PAGE).as_posix() for path in PAGE.rglob("*.*") if path.name != "index.html")
 
 #: Seconds between two looks at a run's files, and at least between two messages to a browser.
 LOOK_S, SEND_S = 0.15, 0.25
@@ -39,8 +39,8 @@ LOOK_S, SEND_S = 0.15, 0.25
 #: Seconds without a message after which one says that all is well, and in which a browser has to take one.
 PING_S, SEND_TIMEOUT_S = 15.0, 20.0
 
-#: Most browsers that are kept informed, and places of a curve.
-MOST_STREAMS, MOST_POINTS = 100, 4000
+#: Most browsers that are kept informed, of one client and of all, and places of a curve.
+MOST_STREAMS_EACH, MOST_STREAMS, MOST_POINTS = 50, 200, 4000
 
 #: Models whose answers are asked for at the same time, at most; one is computed, the others wait.
 MOST_ASKED = 4
@@ -56,8 +56,8 @@ class WatchApp:
     is_metrics_only: bool = False
     #: Set when the process ends, so that streams end too.
     is_over: asyncio.Event = field(default_factory=asyncio.Event)
-    #: The streams that are open, each as long as somebody holds it.
-    _streams: WeakSet[AsyncIterator[dict[str, str]]] = field(default_factory=WeakSet)
+    #: The clients of streams that are open, each as long as somebody holds its stream.
+    _streams: WeakKeyDictionary[AsyncIterator[dict[str, str]], str] = field(default_factory=WeakKeyDictionary)
     _asked: int = 0
     #: Of the run whose model was asked last: each holds its data.
     _model: ModelAnswers | None = None
@@ -68,7 +68,7 @@ class WatchApp:
         if not self.is_metrics_only:
             routes += [
                 Route("/", self.page),
-                Route("/page/{name}", self.file),
+                Route("/page/{name:path}", self.file),
                 Route("/api/source", self.what),
                 Route("/api/runs", self.runs),
                 Route("/api/runs/{run}/facts", self.facts),
@@ -116,10 +116,11 @@ class WatchApp:
     async def what(self, request: Request) -> Response:
         """Tell whether one run is watched, or many."""
         self.source.decide()
-        return _json({"is_many": self.source.is_many, "run": None if self.source.is_many else ONLY})
+        folder = None if self.source.folder is None else str(self.source.folder)
+        return _json({"is_many": self.source.is_many, "run": None if self.source.is_many else ONLY, "folder": folder})
 
     async def runs(self, request: Request) -> Response:
-        return _json(await anyio.to_thread.run_sync(self.source.briefs))
+        return _json(await anyio.to_thread.run_sync(self.source.listing))
 
     # One run
 
@@ -150,16 +151,19 @@ class WatchApp:
         except ValueError:
             raise _refusal(400, "first, last and points: expected numbers") from None
         with view.lock:
-            return _json(curves(view.metrics.steps, first, last, points))
+            found = curves(view.metrics.steps, first, last, points)
+            return _json({**found, "is_whole": view.is_whole})
 
     async def live(self, request: Request) -> Response:
         """Stream the snapshots of a run."""
         name = request.path_params["run"]
         view = await self._view(name)
-        if len(self._streams) >= MOST_STREAMS:
-            raise _refusal(503, f"{MOST_STREAMS} pages are open already: expected at most as many; close one")
+        client, open_ones = client_of(request.scope), list(self._streams.values())
+        for most, count in ((MOST_STREAMS_EACH, open_ones.count(client)), (MOST_STREAMS, len(open_ones))):
+            if count >= most:
+                raise _refusal(503, f"{most} pages are open already: expected at most as many; close one")
         snapshots = self._snapshots_of(name, view)
-        self._streams.add(snapshots)
+        self._streams[snapshots] = client
         return EventSourceResponse(snapshots, ping=int(PING_S), send_timeout=SEND_TIMEOUT_S)
 
     async def _snapshots_of(self, name: str, view: RunView) -> AsyncIterator[dict[str, str]]:

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from lockstep.common.errors import FailureKind
 from lockstep.common.protocol.messages import Status
 from lockstep.ps.records.metrics import EpochLine, EpochRecord, FailureRecord, Record, StepRecord
 
@@ -58,6 +59,10 @@ class StepColumns:
         """Return the figures of the last step; empty before the first."""
         return {name: float(self[name][-1]) for name in COLUMNS} if self.count else {}
 
+    def mean(self, name: str, steps: int) -> float:
+        """Return the mean of a column over the last steps, NaN if there are none or the run does not have it."""
+        return float(self[name][-steps:].mean()) if self.count else math.nan
+
     def throughput(self, steps: int) -> float:
         """Return the samples per second over the last steps, 0 if that is unknown."""
         seconds = float(self["round_s"][-steps:].sum())
@@ -71,8 +76,9 @@ class MetricsFigures:
     steps: StepColumns = field(default_factory=StepColumns)
     #: In order; an epoch that was made again counts as it was made last.
     epochs: list[EpochRecord] = field(default_factory=list)
-    #: Why the run failed, empty if it has not, or goes on.
+    #: Why the run failed, empty if it has not, or goes on; and whether somebody has only interrupted it.
     failure: str = ""
+    is_interrupted: bool = False
 
     def add(self, records: Iterable[Record]) -> None:
         """Add what is new."""
@@ -87,6 +93,7 @@ class MetricsFigures:
                     self.epochs.append(record)
                 case FailureRecord():
                     self.failure = record.failure
+                    self.is_interrupted = record.cause == FailureKind.INTERRUPTED
         self.steps.extend(steps)
 
     def add_status(self, status: Status) -> None:

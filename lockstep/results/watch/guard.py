@@ -2,14 +2,17 @@
 
 Any web page that the same browser has open can reach a page on loopback. Three things keep it out. The `Host` header
 has to be one that leads here, since a name of an attacker's may resolve to 127.0.0.1 (DNS rebinding). No answer allows
-another origin to read it. And nothing is computed for another site: browsers report where a request comes from. For any
-address but loopback, the path begins with a random token.
+another origin to read it. And nothing is computed for another site: browsers report where a request comes from. If
+anybody but this machine may reach the page, the path begins with a random token.
+
+What is refused is not counted. So those who may ask are never kept out by the requests of those who may not.
 """
 
 import hmac
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -33,25 +36,34 @@ HEADERS: Mapping[str, str] = {
 #: Most bytes of a request's body: a drawing takes some thousand.
 MOST_BODY_BYTES = 64 * 1024
 
-#: Requests that are answered in `WINDOW_S` seconds, from all clients together; more are refused.
+#: Requests of one client that are answered in `WINDOW_S` seconds; more are refused. And most clients that are counted.
 MOST_REQUESTS, WINDOW_S = 2000, 10.0
+MOST_CLIENTS = 1000
+
+#: What a browser says of a request that comes from the page itself, or from nowhere, as a typed address.
+OWN_SITES = ("same-origin", "none")
 
 
 @dataclass
 class RequestLimit:
-    """At most so many requests within the last seconds."""
+    """At most so many requests of each client within the last seconds."""
 
     most: int = MOST_REQUESTS
     window_s: float = WINDOW_S
-    _times: deque[float] = field(default_factory=deque)
+    #: By client, the one that asked last at the end.
+    _times: OrderedDict[str, deque[float]] = field(default_factory=OrderedDict)
 
-    def allows(self, now: float) -> bool:
-        """Count a request; return whether it may be answered."""
-        while self._times and self._times[0] <= now - self.window_s:
-            self._times.popleft()
-        if len(self._times) >= self.most:
+    def allows(self, client: str, now: float) -> bool:
+        """Count a request of a client; return whether it may be answered."""
+        times = self._times.setdefault(client, deque())
+        self._times.move_to_end(client)
+        if len(self._times) > MOST_CLIENTS:
+            self._times.popitem(last=False)
+        while times and times[0] <= now - self.window_s:
+            times.popleft()
+        if len(times) >= self.most:
             return False
-        self._times.append(now)
+        times.append(now)
         return True
 
 
@@ -77,22 +89,23 @@ class Guard:
         if refusal is not None:
             await refusal(scope, receive, _with_headers(send))
             return
-        await self.app(self._inner(scope), _limited(receive), _with_headers(send))
+        await self.app({**scope, **self._below(scope["path"])}, _limited(receive), _with_headers(send))
 
     def _refusal(self, scope: Scope) -> Response | None:
-        host = Headers(scope=scope).get("host", "").lower()
-        if host not in self.hosts:
+        headers, path = Headers(scope=scope), scope["path"]
+        if headers.get("host", "").lower() not in self.hosts:
             return _refused(421, f"this page is at {' or '.join(sorted(self.hosts))}, and not at the host of this link")
-        if not self.limit.allows(self.now()):
-            return _refused(429, "too many requests: expected fewer; try again in some seconds")
-        origin = Headers(scope=scope).get("sec-fetch-site", "none")
-        if "/api/" in scope["path"] and origin not in ("same-origin", "none"):
+        if self.token and not self._has_token(path):
+            return _refused(403, "this link lacks the token, or has a wrong one: use the link that was printed")
+        site = headers.get("sec-fetch-site", "none")
+        if self._below(path)["path"].startswith("/api/") and site not in OWN_SITES:
             return _refused(403, "only the page itself may ask for this")
         if scope["method"] not in ("GET", "HEAD", "POST"):
             return _refused(405, "nothing can be changed here")
-        if self.token and not self._has_token(scope["path"]):
-            return _refused(403, "this link lacks the token, or has a wrong one: use the link that was printed")
-        if self.token and scope["path"] == f"/{self.token}":
+        # Another site may open the page, and so it is counted by itself.
+        if not self.limit.allows(f"{client_of(scope)} {site in OWN_SITES}", self.now()):
+            return _refused(429, "too many requests: expected fewer; try again in some seconds")
+        if self.token and path == f"/{self.token}":
             # Without the last slash, what the page asks for would not be below it.
             return RedirectResponse(f"/{self.token}/")
         return None
@@ -101,17 +114,23 @@ class Guard:
         first = path[1:].partition("/")[0]
         return hmac.compare_digest(first.encode("utf-8", "replace"), self.token.encode())
 
-    def _inner(self, scope: Scope) -> Scope:
-        """Return the request without the token."""
+    def _below(self, path: str) -> Mapping[str, Any]:
+        """Return the path of a request without the token, as a scope has it."""
         if not self.token:
-            return scope
-        prefix = f"/{self.token}"
-        path = scope["path"].removeprefix(prefix) or "/"
-        return {**scope, "path": path, "raw_path": path.encode(), "root_path": ""}
+            return {"path": path}
+        inner = path.removeprefix(f"/{self.token}") or "/"
+        return {"path": inner, "raw_path": inner.encode("utf-8", "replace"), "root_path": ""}
+
+
+def client_of(scope: Scope) -> str:
+    """Return the address that a request comes from, of a proxy's client if we trust the proxy; empty if unknown."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
 
 
 def _refused(code: int, text: str) -> PlainTextResponse:
-    return PlainTextResponse(f"{text}\n", status_code=code)
+    # Whoever is refused does not keep its connection.
+    return PlainTextResponse(f"{text}\n", status_code=code, headers={"Connection": "close"})
 
 
 def _with_headers(send: Send) -> Send:

@@ -17,6 +17,7 @@ from lockstep.ps.records.ledger import (
     UnusedWork,
     WeightsAt,
     WorkerIn,
+    WorkerOut,
 )
 
 #: Steps whose leases are kept for the timeline, and events that are kept.
@@ -32,6 +33,7 @@ class EventKind(StrEnum):
     BEGUN = "begun"
     RESUMED = "resumed"
     JOINED = "joined"
+    LEFT = "left"
     REASSIGNED = "reassigned"
     CHECKPOINT = "checkpoint"
 
@@ -61,6 +63,8 @@ class LedgerFigures:
 
     #: The workers that took part since the run was last begun or resumed, by rank.
     workers: dict[int, WorkerIn] = field(default_factory=dict)
+    #: By rank, why those of them left that did.
+    gone: dict[int, str] = field(default_factory=dict)
     #: By rank, their micro-batches that were accepted, and those that were computed in vain.
     accepted: Counter[int] = field(default_factory=Counter)
     unused: Counter[int] = field(default_factory=Counter)
@@ -91,6 +95,9 @@ class LedgerFigures:
             case WorkerIn(rank=rank):
                 self.workers[rank] = entry
                 self._note(EventKind.JOINED, f"{entry.named()} joined")
+            case WorkerOut(rank=rank):
+                self.gone[rank] = entry.why
+                self._note(EventKind.LEFT, f"{self._named(rank)} left: {entry.why}")
             case RunBegun():
                 self._begin(entry)
             case EpochDone(epoch=epoch):
@@ -101,7 +108,7 @@ class LedgerFigures:
                 pass
 
     def _begin(self, entry: RunBegun) -> None:
-        for by_rank in (self.workers, self.accepted, self.unused):
+        for by_rank in (self.workers, self.gone, self.accepted, self.unused):
             by_rank.clear()
         is_first = not self.events
         self._step = entry.step
@@ -132,6 +139,9 @@ class LedgerFigures:
             self.reassigned += 1
             text = f"worker {entry.rank}: micro-batches {entry.lo} to {entry.hi - 1} go to others: {entry.why}"
             self._note(EventKind.REASSIGNED, text, entry.step)
+
+    def _named(self, rank: int) -> str:
+        return self.workers[rank].named() if rank in self.workers else f"worker {rank}"
 
     def _note(self, kind: EventKind, text: str, step: int | None = None) -> None:
         self.events.append(RunEvent(kind=kind, step=self._step if step is None else step, text=text))

@@ -16,6 +16,7 @@ from lockstep.common.errors import LockstepError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import Status, WorkerStatus
+from lockstep.common.runtime.clock import file_time
 from lockstep.ps.records.ledger import LedgerShare, Line, WorkerIn
 from lockstep.ps.records.metrics import METRICS, EpochRecord, Record
 from lockstep.ps.records.receipt import Receipt
@@ -24,6 +25,8 @@ from lockstep.results.reports.display import speed_of
 from lockstep.results.watch.curves import MetricsFigures
 from lockstep.results.watch.ledger_figures import RECENT_STEPS, LedgerFigures, RunEvent
 from lockstep.results.watch.line_follower import LineFollower, RecordFollower
+from lockstep.results.watch.processes import LeadingProcess, ProcessUse, ProcessWatch
+from lockstep.runs.job_groups import shown_values
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import JOB, has_begun, recorded
 
@@ -48,6 +51,8 @@ class RunState(StrEnum):
     STOPPED = "stopped"
     FINISHED = "finished"
     FAILED = "failed"
+    #: Somebody ended it: it can be resumed.
+    INTERRUPTED = "interrupted"
 
 
 #: Seconds without a new line after which a run without a server that answers counts as stopped.
@@ -65,6 +70,11 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float | None = None
     r2: float | None = None
     lr: float | None = None
+    #: Means over the last `recent_steps`, which do not jump from step to step.
+    recent_loss: float | None = None
+    recent_accuracy: float | None = None
+    recent_r2: float | None = None
+    recent_steps: int = 0
     samples_per_s: float = 0.0
     #: Seconds until the end at this speed, None if that is unknown.
     left_s: float | None = None
@@ -78,7 +88,12 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     #: Of how many processes it is a team.
     processes: int = 1
+    #: The number of the first of these among all that the run ever had: what a worker's colour follows from.
+    first: int
     state: str
+    #: Whether it is no longer in the run, and why, as far as the ledger has it.
+    is_gone: bool
+    reason: str
     #: Part of the last steps' micro-batches that were accepted from it, from 0 to 1.
     share: float
     #: Samples per second that its processes compute together, None if the server does not answer.
@@ -109,6 +124,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     figures: Figures
     workers: list[WorkerView]
+    #: What those on this machine use of it, empty if the run does not go on.
+    processes: list[ProcessUse]
     timeline: list[DrawnStep]
     events: list[RunEvent]
     epochs: list[EpochRecord]
@@ -137,6 +154,8 @@ class RunView:
 
     folder: Path
     status: Status | None = None
+    #: Seconds since 1970, as the times of files are.
+    file_time: Callable[[], float] = file_time
     job: Job | None = None
     launch: Launch | None = None
     result: RunResult | None = None
@@ -159,6 +178,8 @@ class RunView:
     #: Of each small file, what tells whether it is the one that was read.
     _stamps: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _was_stopped: bool = False
+    _watch: ProcessWatch = field(default_factory=ProcessWatch)
+    _processes: list[ProcessUse] = field(default_factory=list)
     #: The snapshot that was encoded last, with its version.
     _encoded: tuple[int, bytes] = (-1, b"")
 
@@ -178,13 +199,23 @@ class RunView:
             if status is not None and changed and not has_folder:
                 self.metrics.add_status(status)
             if has_lines or not self._written:
-                self._written = now
-            before = self.is_whole, self._was_stopped
+                self._written = now - self._age()
+            before = self.is_whole, self._was_stopped, self._processes
             self.is_whole = self.is_whole or not has_more
             self._was_stopped = status is None and now >= self._written + STOPPED_S
-            if changed or has_lines or before != (self.is_whole, self._was_stopped):
+            self._processes = self._watch.look(self._leaders(), now) if self.state is RunState.RUNNING else []
+            if changed or has_lines or before != (self.is_whole, self._was_stopped, self._processes):
                 self.version += 1
             return has_more
+
+    def _age(self) -> float:
+        """Return how many seconds ago the run last wrote something."""
+        written = written_at(self.folder)
+        return max(0.0, self.file_time() - written) if written else 0.0
+
+    def _leaders(self) -> list[LeadingProcess]:
+        workers = [worker for worker in self.workers() if not worker.is_gone]
+        return [LeadingProcess(worker.rank, worker.host, worker.pid, worker.first) for worker in workers]
 
     def _read_lines(self) -> tuple[bool, bool]:
         """Read a part of what is new in the files of lines; return whether any is, and whether there is more."""
@@ -225,7 +256,7 @@ class RunView:
         if self.status is not None and not self.status.failure:
             return RunState.RUNNING if self.status.step else RunState.WAITING
         if self.metrics.failure or (self.status is not None and self.status.failure):
-            return RunState.FAILED
+            return RunState.INTERRUPTED if self.metrics.is_interrupted else RunState.FAILED
         if not self.has_folder:
             return RunState.MISSING
         if self._was_stopped:
@@ -258,8 +289,12 @@ class RunView:
             accuracy=_finite(last["accuracy"]),
             r2=_finite(last["r2"]),
             lr=_finite(last["lr"]),
+            recent_loss=_finite(self.metrics.steps.mean("loss", RECENT_STEPS)),
+            recent_accuracy=_finite(self.metrics.steps.mean("accuracy", RECENT_STEPS)),
+            recent_r2=_finite(self.metrics.steps.mean("r2", RECENT_STEPS)),
+            recent_steps=min(RECENT_STEPS, self.metrics.steps.count),
             samples_per_s=speed,
-            left_s=None if self.state in (RunState.FINISHED, RunState.FAILED, RunState.STOPPED) else left_s,
+            left_s=left_s if self.state in (RunState.WAITING, RunState.RUNNING) else None,
         )
 
     @staticmethod
@@ -272,30 +307,45 @@ class RunView:
             loss=_finite(status.loss),
             accuracy=status.accuracy,
             r2=status.r2,
+            recent_loss=_finite(status.loss),
+            recent_accuracy=status.accuracy,
+            recent_r2=status.r2,
             samples_per_s=status.images_per_s,
             left_s=_finite(status.eta_s) or None,
         )
 
     def workers(self) -> list[WorkerView]:
-        """Return the workers, by rank."""
+        """Return the workers that the run has or had since it was begun or resumed, by rank."""
         recent = self._recent_shares()
         total = recent.total() or 1
         known = {} if self.status is None else {worker.rank: worker for worker in self.status.workers}
         seen = self.ledger.workers
-        ranks = sorted(known) if known else sorted(seen)
-        return [self._worker(rank, known.get(rank), seen.get(rank), recent[rank] / total) for rank in ranks]
+        views, first = list[WorkerView](), 0
+        for rank in sorted({*known, *seen}):
+            views.append(self._worker(rank, known.get(rank), seen.get(rank), recent[rank] / total, first))
+            first += views[-1].processes
+        return views
 
-    def _worker(self, rank: int, known: WorkerStatus | None, seen: WorkerIn | None, share: float) -> WorkerView:
+    def _worker(
+        self, rank: int, known: WorkerStatus | None, seen: WorkerIn | None, share: float, first: int
+    ) -> WorkerView:
         place = known or seen
         host, pid, processes = (place.host, place.pid, place.processes) if place is not None else ("", 0, 1)
         speed = None if known is None else speed_of(known)
-        state = known.state if known is not None else "computed in the last steps" if share else "no recent work"
+        # The server knows who is there; without it, the ledger does.
+        is_gone = known is None and (self.status is not None or rank in self.ledger.gone)
+        state = "computed in the last steps" if share else "no recent work"
+        if known is not None or is_gone:
+            state = known.state if known is not None else "gone"
         return WorkerView(
             rank=rank,
             host=one_line(host, 100),
             pid=pid,
             processes=processes,
+            first=first,
             state=one_line(state, 100),
+            is_gone=is_gone,
+            reason=one_line(self.ledger.gone.get(rank, ""), 200) if is_gone else "",
             share=share,
             samples_per_s=speed,
             accepted=self.ledger.accepted[rank],
@@ -354,6 +404,7 @@ class RunView:
             model=one_line(self._model(), 100),
             figures=self.figures(),
             workers=self.workers(),
+            processes=self._processes,
             timeline=self.timeline(),
             events=list(ledger.events)[-SENT_EVENTS:],
             epochs=self.metrics.epochs,
@@ -384,12 +435,38 @@ class RunView:
         return self.status.model if self.status is not None else ""
 
     def facts(self) -> dict[str, Any]:
-        """Return what changes seldom: the run's job, its launch, its receipt, and the result at its end."""
-        facts = {"job": self.job, "launch": self.launch, "receipt": self.receipt, "result": self.result}
-        found: dict[str, Any] = msgspec.to_builtins(facts)
-        if self.result is not None:
-            del found["result"]["history"]
-        return {"folder": str(self.folder) if self.has_folder else None, **found}
+        """Return what changes seldom: the values of the run's job, and what its receipt and its result say of it."""
+        job, launch = self.job, self.launch
+        return {
+            "folder": str(self.folder) if self.has_folder else None,
+            "has_begun": job is not None,
+            "is_classification": job is not None and job.loss != "mse",
+            "job": [] if job is None or launch is None else shown_values(job, launch),
+            "receipt": {**_of_receipt(self.receipt), **_of_result(self.result)},
+        }
+
+
+def written_at(folder: Path) -> float:
+    """Return when a run last wrote something, in seconds since 1970; 0 if it has not."""
+    times = [0.0]
+    for name in (METRICS, RESULT, JOB):
+        with suppress(OSError):
+            times.append(os.stat(folder / name).st_mtime)
+    return max(times)
+
+
+def _of_receipt(receipt: Receipt | None) -> dict[str, Any]:
+    if receipt is None:
+        return {}
+    names = ("job_sha256", "dataset_sha256", "layout_sha256", "model_source_sha256", "code")
+    return {**{name: getattr(receipt, name) for name in names}, **receipt.numerics}
+
+
+def _of_result(result: RunResult | None) -> dict[str, Any]:
+    if result is None:
+        return {}
+    names = ("weights_sha256", "transport", "obstacle", "stopped")
+    return {**{name: getattr(result, name) for name in names}, "seconds": round(result.wall_s, 1)}
 
 
 def _read(read: Callable[[Path], T], folder: Path) -> T | None:

@@ -27,6 +27,7 @@ from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.client import StatusClient
 from lockstep.launch.endpoints import credential_of
 from lockstep.results.watch.app import WatchApp
+from lockstep.results.watch.connections import LimitedConnection
 from lockstep.results.watch.guard import Guard
 from lockstep.results.watch.sources import WatchedRuns
 
@@ -35,6 +36,9 @@ ASK_S, SILENCE_S = 1.0, 5.0
 
 #: Seconds that open streams have at the end.
 GRACE_S = 1
+
+#: Most connections at the same time: streams, those that are answered, and those that wait.
+MOST_CONNECTIONS = 600
 
 #: Names of this machine by which a browser on it may call.
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -79,16 +83,25 @@ class PageServer:
     source: WatchedRuns
     place: TcpAddress
     is_metrics_only: bool = False
-    #: What the link has in it on any address but loopback; by default something new.
+    #: What the link has in it; by default something new, and nothing if only this machine can reach us.
     token: str = ""
     #: By which browsers reach us, if that is another place: a proxy's, or one outside of a container.
     published: TcpAddress | None = None
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether others than this machine may reach us: directly, or by way of a proxy, as of a container."""
+        return not self.place.is_loopback or self.published is not None
+
+    def secret(self) -> str:
+        """Return the token of the link, empty if none is needed; by default a new one each time."""
+        return self.token or (secrets.token_urlsafe(24) if self.is_reachable else "")
 
     def run(self, say: Callable[[str], None]) -> None:
         """Say the link, and serve until SIGINT or SIGTERM."""
         with listen(self.place) as listening:
             port = listening.getsockname()[1]
-            token = "" if self.place.is_loopback else self.token or secrets.token_urlsafe(24)
+            token = self.secret()
             names = [_bracketed(self.place.host)] if self.place.is_loopback else _names_of(self.place)
             hosts = {f"{name.lower()}:{port}" for name in (*LOOPBACK, *names)}
             shown = f"{_named(self.place)}:{port}"
@@ -101,11 +114,15 @@ class PageServer:
             guard = Guard(app.asgi(), frozenset(hosts), clock.now, token)
             config = uvicorn.Config(
                 guard,
+                http=LimitedConnection,
+                ws="none",
                 log_level="error",
                 access_log=False,
                 server_header=False,
+                # Only a proxy of ours may say for whom it asks: otherwise, every process here could.
+                proxy_headers=self.published is not None,
                 timeout_graceful_shutdown=GRACE_S,
-                limit_concurrency=400,
+                limit_concurrency=MOST_CONNECTIONS,
             )
             page = "metrics" if self.is_metrics_only else ""
             say(f"http://{shown}/{f'{token}/' if token else ''}{page}")

@@ -1,28 +1,35 @@
 """What is watched: the folder of one run, a folder of many, or the server at an address."""
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
-from lockstep.common.errors import FileFormatError, UsageError
+from lockstep.common.errors import FailureKind, FileFormatError, LockstepError, UsageError
 from lockstep.common.files.reading import open_regular
-from lockstep.common.files.sanitize import one_line
+from lockstep.common.files.sanitize import cut, one_line
+from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import Status
+from lockstep.common.runtime.clock import file_time
 from lockstep.ps.records.metrics import METRICS, MOST_LINES_BYTES, EpochLine, FailureRecord, Record, StepRecord
-from lockstep.ps.records.run_folder import RESULT, read_result
+from lockstep.ps.records.run_folder import read_result
 from lockstep.results.watch.line_follower import known_records
-from lockstep.results.watch.run_view import RunView
-from lockstep.runs.run_dir import JOB
+from lockstep.results.watch.run_view import STOPPED_S, RunState, RunView, written_at
+from lockstep.runs.run_dir import JOB, has_begun, recorded_job
 
 #: The name of the only run, where one is watched.
 ONLY = "run"
 
 #: Most runs of a folder that are shown: the newest ones.
 MOST_RUNS = 1000
+
+#: Most values in which runs differ that are shown, and characters of one.
+MOST_DIFFERING, MOST_VALUE = 8, 60
 
 #: The folder of a run of which only the server is known: it cannot exist.
 NOWHERE = Path(os.devnull, "run")
@@ -40,7 +47,7 @@ class RunBrief(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     name: str
     model: str = ""
-    state: str = "unfinished"
+    state: RunState = RunState.WAITING
     epoch: int = 0
     epochs: int = 0
     loss: float | None = None
@@ -50,6 +57,19 @@ class RunBrief(msgspec.Struct, frozen=True, kw_only=True):
     weights_sha256: str = ""
     #: When the run last wrote something, in seconds since 1970.
     written: float = 0.0
+    #: The values of its job by name, as texts; in a list, those in which its runs differ.
+    values: dict[str, str] = {}
+
+
+class RunList(msgspec.Struct, frozen=True, kw_only=True):
+    """The runs of a folder."""
+
+    #: The newest first, at most `MOST_RUNS`.
+    runs: list[RunBrief]
+    #: How many there are.
+    total: int
+    #: The values of a job in which those that are listed differ.
+    differing: list[str]
 
 
 @dataclass
@@ -62,6 +82,8 @@ class WatchedRuns:
     is_many: bool = False
     #: What the server of the only run has last answered.
     status: Status | None = None
+    #: Seconds since 1970, as the times of files are.
+    file_time: Callable[[], float] = file_time
     _views: dict[str, RunView] = field(default_factory=dict)
     #: The list's lines of runs that have not changed.
     _briefs: dict[str, tuple[float, RunBrief]] = field(default_factory=dict)
@@ -99,7 +121,7 @@ class WatchedRuns:
                 folder = self._folder_of(name)
                 if folder is None:
                     return None
-                self._views[name] = RunView(folder)
+                self._views[name] = RunView(folder, file_time=self.file_time)
             self._views[name].seen = now
             return self._views[name]
 
@@ -113,7 +135,8 @@ class WatchedRuns:
     def _names(self) -> list[str]:
         assert self.folder is not None
         try:
-            return [entry.name for entry in os.scandir(self.folder) if os.path.exists(os.path.join(entry.path, JOB))]
+            with os.scandir(self.folder) as entries:
+                return [entry.name for entry in entries if os.path.exists(os.path.join(entry.path, JOB))]
         except OSError:
             return []
 
@@ -127,45 +150,55 @@ class WatchedRuns:
         """Read a part of what is new of a run; return whether there is more to read at once."""
         return view.refresh(now, None if self.is_many else self.status)
 
-    def briefs(self) -> list[RunBrief]:
+    def listing(self) -> RunList:
         """Return the list of runs, the newest first."""
         if not self.is_many:
-            return []
+            return RunList(runs=[], total=0, differing=[])
         assert self.folder is not None
-        found = [(_written(self.folder / name), name) for name in self._names()]
+        found = [(written_at(self.folder / name), name) for name in self._names()]
         found.sort(reverse=True)
-        return [self._brief(name, written) for written, name in found[:MOST_RUNS]]
+        briefs = [self._brief(name, written) for written, name in found[:MOST_RUNS]]
+        differing = _differing(briefs)
+        shown = [
+            replace(one, values={name: one.values[name] for name in differing if name in one.values}) for one in briefs
+        ]
+        return RunList(runs=shown, total=len(found), differing=differing)
 
     def _brief(self, name: str, written: float) -> RunBrief:
         assert self.folder is not None
         known = self._briefs.get(name)
         if known is None or known[0] != written:
             known = self._briefs[name] = written, brief_of(self.folder / name, written)
-        return known[1]
+        brief = known[1]
+        is_old = self.file_time() >= written + STOPPED_S
+        return replace(brief, state=RunState.STOPPED) if brief.state is RunState.RUNNING and is_old else brief
 
 
-def _written(folder: Path) -> float:
-    """Return when a run last wrote something."""
-    times = [0.0]
-    for name in (METRICS, RESULT, JOB):
-        try:
-            times.append(os.stat(folder / name).st_mtime)
-        except OSError:
-            continue
-    return max(times)
+def _differing(briefs: Sequence[RunBrief]) -> list[str]:
+    """Return the values of a job in which runs differ, in the job's order, but for those that have columns."""
+    seen: dict[str, set[str]] = {name: set() for name in Job.__struct_fields__ if name not in ("model", "epochs")}
+    for brief in briefs:
+        for name, value in brief.values.items():
+            if name in seen:
+                seen[name].add(value)
+    return [name for name, values in seen.items() if len(values) > 1][:MOST_DIFFERING]
 
 
 def brief_of(folder: Path, written: float) -> RunBrief:
     """Return the figures of a run: those of its result, or the last ones that it has written."""
     try:
+        job = recorded_job(folder) if has_begun(folder) else None
+    except (LockstepError, OSError):
+        job = None
+    try:
         result = read_result(folder)
     except (FileFormatError, OSError):
-        return _brief_of_tail(folder, written)
+        return _brief_of_tail(folder, job, written)
     return RunBrief(
         id=folder.name,
         name=one_line(folder.name, 100),
         model=one_line(result.model, 100),
-        state="finished",
+        state=RunState.FINISHED,
         epoch=len(result.history),
         epochs=result.epochs,
         loss=result.train_loss,
@@ -174,20 +207,45 @@ def brief_of(folder: Path, written: float) -> RunBrief:
         wall_s=result.wall_s,
         weights_sha256=result.weights_sha256,
         written=written,
+        values=_values(job),
     )
 
 
-def _brief_of_tail(folder: Path, written: float) -> RunBrief:
+def _values(job: Job | None) -> dict[str, str]:
+    values = {} if job is None else msgspec.to_builtins(job)
+    return {name: cut(one_line(_text(value)), MOST_VALUE) for name, value in values.items()}
+
+
+def _text(value: Any) -> str:
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return "yes" if value else "no"
+        case _:
+            return str(value)
+
+
+def _brief_of_tail(folder: Path, job: Job | None, written: float) -> RunBrief:
     figures: dict[str, Any] = {}
     for line in _last_lines(folder / METRICS):
         match line:
             case StepRecord():
-                figures.update(epoch=line.epoch, loss=line.loss, state="unfinished")
+                figures.update(epoch=line.epoch, loss=line.loss, state=RunState.RUNNING)
             case EpochLine():
-                figures.update(epoch=line.epoch, test_accuracy=line.test_accuracy, test_r2=line.test_r2)
+                figures.update(test_accuracy=line.test_accuracy, test_r2=line.test_r2, wall_s=line.wall_s)
             case FailureRecord():
-                figures.update(state="failed")
-    return RunBrief(id=folder.name, name=one_line(folder.name, 100), written=written, **figures)
+                is_interrupted = line.cause == FailureKind.INTERRUPTED
+                figures.update(state=RunState.INTERRUPTED if is_interrupted else RunState.FAILED)
+    return RunBrief(
+        id=folder.name,
+        name=one_line(folder.name, 100),
+        model="" if job is None else one_line(job.model_name(), 100),
+        epochs=0 if job is None or job.steps is not None else job.epochs,
+        written=written,
+        values=_values(job),
+        **figures,
+    )
 
 
 def _last_lines(path: Path) -> list[Record]:

@@ -6,9 +6,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from lockstep.cli.options.job import GROUPS, JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job
+from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job
 from lockstep.cli.training.train import train
 from lockstep.common.job.job import Job
+from lockstep.runs.job_groups import GROUPS
 from lockstep.runs.launch_config import Launch
 
 #: Flags that the issue fixes by name.

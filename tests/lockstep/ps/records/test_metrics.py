@@ -46,6 +46,7 @@ def test_an_epoch_is_read_as_it_was_written(tmp_path: Path) -> None:
     [
         (STEP, STEP_LINE),
         (FailureRecord(failure="x", weights_after_steps=3), FAILURE_LINE),
+        (FailureRecord(failure="x", weights_after_steps=3, cause="audit"), FAILURE_LINE[:-1] + b',"cause":"audit"}'),
     ],
 )
 def test_the_lines_on_disk_stay_as_they_are(record: Record, line: bytes) -> None:

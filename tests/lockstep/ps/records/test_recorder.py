@@ -13,7 +13,7 @@ from safetensors import safe_open
 from lockstep.common import nn
 from lockstep.common.aggregation.layout import ParameterLayout, layout_of, weights_digest
 from lockstep.common.aggregation.tree import Node, Vector
-from lockstep.common.errors import FileFormatError, UsageError
+from lockstep.common.errors import FailureKind, FileFormatError, UsageError
 from lockstep.common.job.tally import Tally, pack_losses
 from lockstep.common.protocol.messages import EpochStatus
 from lockstep.ps.records.ledger import Account, EpochDone, LedgerShare, RunBegun, StepDone, UnusedWork, read_lines
@@ -194,18 +194,23 @@ def test_nothing_half_written_is_left_beside_the_files(tmp_path: Path) -> None:
 def test_a_failed_run_keeps_its_weights_and_the_reason_but_no_result(tmp_path: Path) -> None:
     recorder = recorder_in(tmp_path)
     recorder.step(0, Tally(1.0, 0, 1), 0.1, 0.0, Progress().last_step)
-    recorder.fail("the loss is not finite", weights(), 1)
+    recorder.fail("the loss is not finite", FailureKind.DIVERGED, weights(), 1)
     recorder.close()
     assert {path.name for path in tmp_path.iterdir()} == {METRICS, LEDGER, WEIGHTS, RECEIPT}
     last = json.loads((tmp_path / METRICS).read_text().splitlines()[-1])
-    assert last == {"kind": "failure", "failure": "the loss is not finite", "weights_after_steps": 1}
+    assert last == {
+        "kind": "failure",
+        "failure": "the loss is not finite",
+        "weights_after_steps": 1,
+        "cause": "diverged",
+    }
 
 
 def test_a_run_without_a_folder_is_kept_in_memory() -> None:
     recorder = record(None)
     assert recorder.result is not None
     assert len(recorder.result.history) == 2
-    recorder.fail("late", weights(), 6)
+    recorder.fail("late", FailureKind.AUDIT, weights(), 6)
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "other"])
@@ -245,7 +250,7 @@ def test_a_run_folder_that_is_closed_leaves_nothing_open(tmp_path: Path) -> None
     with nothing_left_open():
         record(tmp_path)
         failed = recorder_in(tmp_path)
-        failed.fail("a loss is not finite", weights(), 3)
+        failed.fail("a loss is not finite", FailureKind.DIVERGED, weights(), 3)
         failed.close()
     # A second close is none of a descriptor that somebody else has got meanwhile.
     taken = os.open(tmp_path, os.O_RDONLY)

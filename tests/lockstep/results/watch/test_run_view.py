@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lockstep.ps.records.ledger import LedgerShare, RunBegun, StepDone, WorkerIn
+from lockstep.ps.records.ledger import LedgerShare, RunBegun, StepDone, WorkerIn, WorkerOut
 from lockstep.ps.records.metrics import FailureRecord, encode_record
 from lockstep.results.watch.ledger_figures import EventKind
 from lockstep.results.watch.run_view import STOPPED_S, RunState, RunView
@@ -29,7 +29,7 @@ def test_a_run_that_has_not_begun_waits(tmp_path: Path) -> None:
     view.refresh(2.0)
     assert [*states, view.state] == [RunState.MISSING, RunState.WAITING]
     assert view.snapshot().first_step is None
-    assert view.facts()["job"] is None
+    assert (view.facts()["has_begun"], view.facts()["job"]) == (False, [])
 
 
 def test_a_run_that_goes_on_shows_its_figures_workers_and_last_steps(tmp_path: Path) -> None:
@@ -119,6 +119,56 @@ def test_a_resumed_run_marks_where_and_its_ranks_are_new(tmp_path: Path) -> None
     assert [(one.rank, one.host) for one in found.workers] == [(0, "new")]
 
 
+def test_a_worker_that_left_stays_with_its_reason_and_nobody_gets_its_colour(tmp_path: Path) -> None:
+    folder = running(tmp_path / "mine", steps=1)
+    joined = [WorkerIn(rank=rank, host="a", pid=rank, processes=2) for rank in range(3)]
+    write_ledger(folder, [RunBegun(step=0, weights_sha256="00"), *joined, WorkerOut(rank=1, why="it was killed")])
+    view = viewed(folder)
+    before = view.snapshot()
+    assert [(one.first, one.is_gone, one.reason) for one in before.workers] == [
+        (0, False, ""),
+        (2, True, "it was killed"),
+        (4, False, ""),
+    ]
+    assert (before.events[-1].kind, before.events[-1].text) == (
+        EventKind.LEFT,
+        "team 1 (host a, pid 1, 2 workers) left: it was killed",
+    )
+    # The server only knows who is there, and who came since.
+    view.refresh(2.0, status(workers=[worker(0, processes=2), worker(3)]))
+    after = view.snapshot()
+    assert [(one.rank, one.first, one.state) for one in after.workers] == [
+        (0, 0, "computing"),
+        (1, 2, "gone"),
+        (2, 4, "gone"),
+        (3, 6, "computing"),
+    ]
+
+
+def test_figures_of_the_last_steps_do_not_jump(tmp_path: Path) -> None:
+    folder = running(tmp_path / "mine", steps=2)
+    figures = viewed(folder).snapshot().figures
+    assert (figures.loss, figures.recent_loss, figures.recent_steps) == (1.0, 1.5, 2)
+
+
+def test_an_old_run_without_an_end_is_not_taken_for_one_that_goes_on(tmp_path: Path) -> None:
+    folder = running(tmp_path / "mine")
+    written = (folder / "metrics.jsonl").stat().st_mtime
+    states = []
+    for age in (0.0, 2 * STOPPED_S):
+        view = RunView(folder, file_time=lambda age=age: written + age)  # type: ignore[misc]  # bound at once
+        view.refresh(100.0)
+        states.append(view.state)
+    assert states == [RunState.RUNNING, RunState.STOPPED]
+
+
+def test_a_run_that_somebody_ended_is_interrupted(tmp_path: Path) -> None:
+    folder = running(tmp_path / "mine", steps=2)
+    line = FailureRecord(failure="interrupted", weights_after_steps=2, cause="interrupted")
+    append(folder / "metrics.jsonl", encode_record(line) + b"\n")
+    assert viewed(folder).state is RunState.INTERRUPTED
+
+
 def test_steps_that_were_cut_off_are_gone(tmp_path: Path) -> None:
     folder = running(tmp_path / "mine", steps=6)
     view = viewed(folder)
@@ -153,8 +203,8 @@ def test_a_finished_run_has_its_digest_and_a_receipt(tmp_path: Path) -> None:
     assert view.state is RunState.FINISHED
     assert view.snapshot().weights_sha256 == run.weights_sha256
     facts = view.facts()
-    assert facts["receipt"]["total_steps"] == run.result.steps
-    assert facts["result"]["weights_sha256"] == run.weights_sha256
+    assert facts["receipt"]["weights_sha256"] == run.weights_sha256
+    assert facts["receipt"]["job_sha256"] == run.result.job_sha256
     assert view.snapshot().figures.left_s is None
 
 

@@ -10,7 +10,7 @@ pytest.importorskip("uvicorn", reason="the page is served by uvicorn: .venv/bin/
 from lockstep.cli.main import run
 from lockstep.common.errors import KeyFileError, UsageError
 from lockstep.common.transport.address import TcpAddress
-from lockstep.results.watch.serving import listen, parse_place, read_token
+from lockstep.results.watch.serving import PageServer, listen, parse_place, read_token
 from lockstep.results.watch.sources import WatchedRuns
 from tests.lockstep.results.watch.folders import running
 
@@ -46,14 +46,37 @@ def test_only_loopback_goes_without_a_token() -> None:
     assert [place.is_loopback for place in places] == [*(True, True, True), *(False, False, False)]
 
 
+@pytest.mark.parametrize(
+    ("listen_at", "published", "is_reachable"),
+    [
+        ("127.0.0.1:0", None, False),
+        ("localhost:0", None, False),
+        ("0.0.0.0:0", None, True),
+        # Behind a proxy on this machine, others reach it too.
+        ("127.0.0.1:0", "runs.example:443", True),
+        ("127.0.0.1:0", "127.0.0.1:80", True),
+    ],
+)
+def test_who_may_be_reached_by_others_needs_a_token(listen_at: str, published: str | None, is_reachable: bool) -> None:
+    reached = None if published is None else parse_place(published)
+    server = PageServer(WatchedRuns(None), parse_place(listen_at), published=reached)
+    assert server.is_reachable == is_reachable
+    assert len(server.secret()) == (32 if is_reachable else 0)
+
+
+def test_a_token_that_was_given_is_asked_for_wherever_the_page_listens() -> None:
+    assert PageServer(WatchedRuns(None), parse_place("127.0.0.1:0"), token="mine").secret() == "mine"
+
+
 def test_a_token_is_long_and_nobody_else_can_read_it(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text("0123456789abcdef\n")
     path.chmod(0o600)
     assert read_token(path) == "0123456789abcdef"
-    path.chmod(0o644)
-    with pytest.raises(KeyFileError):
-        read_token(path)
+    for mode in (0o640, 0o620, 0o610, 0o604, 0o602, 0o644):
+        path.chmod(mode)
+        with pytest.raises(KeyFileError, match="is open to others: chmod 600"):
+            read_token(path)
     path.write_text("short")
     path.chmod(0o600)
     with pytest.raises(UsageError, match="does not hold a token"):

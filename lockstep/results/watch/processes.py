@@ -1,0 +1,128 @@
+"""What the processes of a run on this machine use of it: processor and memory, as the system counts them.
+
+The numbers of processes come from a run's files or its server, so any number may be named: only processes of ours that
+run this program are looked at.
+"""
+
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+import psutil
+
+#: Seconds between two looks: the share of the processor is a mean over this time.
+USE_S = 2.0
+
+#: What processes of a run are started as.
+KINDS = ("server", "shard", "worker")
+
+
+class ProcessUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What one process uses."""
+
+    name: str
+    #: Its number among all workers that the run ever had, by which it has its colour; None if it is not a worker.
+    number: int | None
+    pid: int
+    #: Part of one core since the look before, from 0 to about the number of its threads; None at the first look.
+    cpu: float | None
+    #: Bytes in memory, with those that it shares with others.
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class LeadingProcess:
+    """The process that a worker is known by: its own, or that of its team's leader."""
+
+    rank: int
+    host: str
+    pid: int
+    #: The number of its first process among all workers.
+    first: int
+
+
+@dataclass
+class ProcessWatch:
+    """Looks at the processes of one run, again and again."""
+
+    _known: dict[int, psutil.Process] = field(default_factory=dict)
+    _looked: float = float("-inf")
+    _found: list[ProcessUse] = field(default_factory=list)
+
+    def look(self, leaders: Iterable[LeadingProcess], now: float) -> list[ProcessUse]:
+        """Return what the processes of these workers and their servers use; the last answer if that is new enough."""
+        if now >= self._looked + USE_S:
+            self._looked = now
+            before, self._known = self._known, {}
+            found = [use for leader in leaders for use in self._of(leader, before)]
+            # Servers first, then the workers.
+            self._found = sorted(found, key=lambda use: (use.number is not None, use.number or 0))
+        return self._found
+
+    def _of(self, leader: LeadingProcess, before: dict[int, psutil.Process]) -> Iterator[ProcessUse]:
+        if leader.host != socket.gethostname():
+            return
+        for process, words in _relatives(leader.pid):
+            if process.pid not in self._known and (named := _named(process, words, leader)) is not None:
+                # Its share of the processor is counted from the look before, by the same object.
+                known = before.get(process.pid)
+                is_new = known is None or known != process
+                self._known[process.pid] = process if known is None or is_new else known
+                try:
+                    cpu = self._known[process.pid].cpu_percent() / 100
+                    memory = process.memory_info().rss
+                except psutil.Error:
+                    continue
+                name, number = named
+                yield ProcessUse(
+                    name=name, number=number, pid=process.pid, cpu=None if is_new else cpu, memory_bytes=memory
+                )
+
+
+def _relatives(pid: int) -> list[tuple[psutil.Process, list[str]]]:
+    """Return a process of this program and those of it that have the same parent, with the words after the program."""
+    try:
+        leader = psutil.Process(pid)
+        if not _words(leader):
+            return []
+        parent = leader.parent()
+        family = [leader, *(parent.children() if parent is not None else [])]
+        return [(process, words) for process in family if (words := _words(process))]
+    except psutil.Error:
+        return []
+
+
+def _words(process: psutil.Process) -> list[str]:
+    """Return what a process of ours was started with, from the name of its command on; empty if it is another."""
+    try:
+        words: list[str] = process.cmdline()
+        if process.uids().real != psutil.Process().uids().real:
+            return []
+    except (psutil.Error, AttributeError):
+        return []
+    for place, word in enumerate(words[:-1]):
+        if word.rpartition("/")[2] == "lockstep" and words[place + 1] in KINDS:
+            return words[place + 1 :]
+    return []
+
+
+def _named(process: psutil.Process, words: list[str], leader: LeadingProcess) -> tuple[str, int | None] | None:
+    """Return what a process is called, and its number if it is a worker; None if it belongs to another run."""
+    if process.pid == leader.pid:
+        is_team = "--team" in words
+        return f"worker {leader.rank}{'.0' if is_team else ''}", leader.first
+    own = _words(psutil.Process(leader.pid)) if psutil.pid_exists(leader.pid) else []
+    if words[0] == "worker":
+        team = _value(words, "--team")
+        if team is None or team != _value(own, "--team"):
+            return None
+        index = int(_value(words, "--process") or 0)
+        return f"worker {leader.rank}.{index}", leader.first + index
+    address = own[1] if len(own) > 1 else None
+    return (words[0], None) if address is not None and address in words else None
+
+
+def _value(words: list[str], flag: str) -> str | None:
+    place = words.index(flag) + 1 if flag in words else len(words)
+    return words[place] if place < len(words) else None

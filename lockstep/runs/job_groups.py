@@ -1,0 +1,65 @@
+"""The values of a job in groups, as the help, the reference and the page show them, and which of them are unusual."""
+
+from typing import Any
+
+import msgspec
+
+from lockstep.common.job.job import Job
+from lockstep.common.job.optimizer import hyperparameters
+from lockstep.runs.job_file import SHIPPED, resolve
+from lockstep.runs.launch_config import Launch
+
+#: When checkpoints are written, and how many are kept.
+CHECKPOINT_FIELDS = ("checkpoint_keep", "checkpoint_every_steps", "checkpoint_every_seconds")
+
+#: The groups in their order; the help has values in no group before them, the page after them.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "Model and data": ("model", "data", "initial", "normalize", "max_shift", "seed", "numerics"),
+    "Length and micro-batches": ("epochs", "steps", "global_batch", "micro_batches"),
+    "Fewer bytes": ("wire", "wire_weights"),
+    "Optimizer": (
+        *("optimizer", "lr", *hyperparameters()),
+        *("clip_norm", "loss", "label_smoothing"),
+    ),
+    "Learning rate schedule": ("schedule", "warmup_steps", "decay_every", "decay_factor"),
+    "Early stopping and the best epoch": ("validation_split", "monitor", "patience", "min_delta", "keep_best"),
+    "Processes": ("workers", "min_workers", "servers", "transport", "max_restarts", "audit", "ship_data"),
+    "Checkpoints": CHECKPOINT_FIELDS,
+}
+
+#: Values that follow from the machine: none of them is unusual.
+OF_THE_MACHINE = ("workers", "min_workers")
+
+
+class ShownValue(msgspec.Struct, frozen=True, kw_only=True):
+    """A value of a job as a person sees it."""
+
+    name: str
+    value: Any
+    #: What a job of this model has if nobody says anything.
+    usual: Any
+    is_unusual: bool
+
+
+class ShownGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """Values that belong together."""
+
+    group: str
+    values: list[ShownValue]
+
+
+def shown_values(job: Job, launch: Launch) -> list[ShownGroup]:
+    """Return the values of a job and its launch in their groups."""
+    usual_job, usual_launch = resolve({}, {"model": job.model} if job.model in SHIPPED else {})
+    values = msgspec.to_builtins(job) | msgspec.to_builtins(launch)
+    usual = msgspec.to_builtins(usual_job) | msgspec.to_builtins(usual_launch)
+    grouped = {name for names in GROUPS.values() for name in names}
+    left = tuple(name for name in values if name not in grouped)
+    return [
+        ShownGroup(group=group, values=[_shown(name, values[name], usual[name]) for name in names])
+        for group, names in ((GROUPS | {"Others": left}) if left else GROUPS).items()
+    ]
+
+
+def _shown(name: str, value: Any, usual: Any) -> ShownValue:
+    return ShownValue(name=name, value=value, usual=usual, is_unusual=value != usual and name not in OF_THE_MACHINE)

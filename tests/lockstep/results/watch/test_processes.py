@@ -1,0 +1,65 @@
+"""What processes of a run use: of those that are ours and belong to it, and of nobody else's."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+pytest.importorskip("psutil", reason="processes are looked at by psutil: .venv/bin/pip install -e '.[watch]'")
+
+from lockstep.results.watch.processes import USE_S, LeadingProcess, ProcessWatch
+
+HERE = socket.gethostname()
+
+
+@pytest.fixture
+def start() -> Iterator[object]:
+    """Start processes that look like those of a run and wait until the test ends."""
+    with ExitStack() as stack:
+
+        def started(*words: str) -> int:
+            code = "import sys; print(flush=True); sys.stdin.read()"
+            command = [sys.executable, "-c", code, *words]
+            process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            assert process.stdout is not None
+            process.stdout.readline()
+            return process.pid
+
+        yield started
+
+
+def team(start, name: str, process: int) -> int:  # type: ignore[no-untyped-def]  # a fixture
+    address = "ipc:///tmp/one/server.sock"
+    return int(start("lockstep", "worker", address, "--process", f"{process}", "--team", f"/tmp/one/{name}"))
+
+
+def test_a_team_and_its_server_are_found_by_its_leader(start) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    server = start("lockstep", "server", "--bind", "ipc:///tmp/one/server.sock")
+    pids = [team(start, "a", 0), team(start, "a", 1)]
+    start("lockstep", "server", "--bind", "ipc:///tmp/two/server.sock")
+    team(start, "b", 1)
+    watch = ProcessWatch()
+    found = watch.look([LeadingProcess(rank=3, host=HERE, pid=pids[0], first=4)], 1.0)
+    assert {(one.name, one.number, one.pid) for one in found} == {
+        ("server", None, server),
+        ("worker 3.0", 4, pids[0]),
+        ("worker 3.1", 5, pids[1]),
+    }
+    assert all(one.memory_bytes > 2**20 and one.cpu is None for one in found)
+    assert watch.look([], 1.0 + USE_S / 2) == found
+    later = watch.look([LeadingProcess(rank=3, host=HERE, pid=pids[0], first=4)], 1.0 + USE_S)
+    assert all(one.cpu is not None for one in later)
+
+
+def test_a_number_that_is_none_of_ours_is_not_looked_at(start) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    pid = team(start, "a", 0)
+    strangers = [
+        LeadingProcess(0, HERE, os.getpid(), 0),
+        LeadingProcess(0, HERE, 2**30, 0),
+        LeadingProcess(0, "elsewhere", pid, 0),
+    ]
+    assert [ProcessWatch().look([one], 1.0) for one in strangers] == [[], [], []]

@@ -1,0 +1,61 @@
+"""The list of runs: how each stands, and in what they differ."""
+
+import os
+from pathlib import Path
+
+from lockstep.common.job.job import Job
+from lockstep.ps.records.metrics import FailureRecord, encode_record
+from lockstep.results.watch.run_view import STOPPED_S, RunState
+from lockstep.results.watch.sources import MOST_RUNS, WatchedRuns
+from lockstep.runs.job_file import to_toml
+from lockstep.runs.launch_config import default_launch
+from tests.lockstep.results.watch.folders import running
+
+
+def written(folder: Path, **values: object) -> Path:
+    """Write the job of a run that has not begun to train."""
+    folder.mkdir(parents=True)
+    (folder / "job.toml").write_text(to_toml(Job(**values), default_launch()))  # type: ignore[arg-type]  # of a job
+    return folder
+
+
+def test_runs_differ_in_some_values_and_these_alone_are_listed(tmp_path: Path) -> None:
+    written(tmp_path / "a", model="mlp", lr=0.1)
+    written(tmp_path / "b", model="linear", lr=0.2, clip_norm=1.0)
+    (tmp_path / "claimed").mkdir()
+    (tmp_path / "claimed" / "job.toml").touch()
+    found = WatchedRuns(tmp_path, is_many=True).listing()
+    assert found.differing == ["lr", "clip_norm"]
+    assert {run.id: (run.model, run.values) for run in found.runs} == {
+        "a": ("mlp", {"lr": "0.1", "clip_norm": "none"}),
+        "b": ("linear", {"lr": "0.2", "clip_norm": "1.0"}),
+        "claimed": ("", {}),
+    }
+
+
+def test_a_run_is_listed_as_it_stands(tmp_path: Path) -> None:
+    written(tmp_path / "waiting")
+    for name in ("running", "stopped", "failed", "interrupted"):
+        running(tmp_path / name)
+    for name in ("failed", "interrupted"):
+        with (tmp_path / name / "metrics.jsonl").open("ab") as file:
+            file.write(encode_record(FailureRecord(failure="it ended", weights_after_steps=2, cause=name)) + b"\n")
+    now = 1e9
+    for folder in tmp_path.iterdir():
+        age = 2 * STOPPED_S if folder.name == "stopped" else 1.0
+        for file_name in folder.iterdir():
+            os.utime(file_name, (now - age, now - age))
+    found = WatchedRuns(tmp_path, is_many=True, file_time=lambda: now).listing()
+    states = ("waiting", "running", "stopped", "failed", "interrupted")
+    assert {run.id: run.state for run in found.runs} == {state: RunState(state) for state in states}
+
+
+def test_the_newest_are_listed_and_all_are_counted(tmp_path: Path) -> None:
+    for number in range(MOST_RUNS + 2):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        (folder / "job.toml").touch()
+        os.utime(folder / "job.toml", (number, number))
+    found = WatchedRuns(tmp_path, is_many=True).listing()
+    assert (len(found.runs), found.total) == (MOST_RUNS, MOST_RUNS + 2)
+    assert [found.runs[0].id, found.runs[-1].id] == [f"{MOST_RUNS + 1}", "2"]
