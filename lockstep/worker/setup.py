@@ -16,7 +16,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.first_batch import first_micro_batch
 from lockstep.common.model.port import Model
-from lockstep.common.model.source import read_model_source
+from lockstep.common.model.source import ModelSource, read_model_source
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.shared_files import WEIGHTS, sums_file, sums_shape, weights_shape
 from lockstep.common.transport.shared_memory.folder import SharedFolder
@@ -27,6 +27,9 @@ from lockstep.worker.team.updates import UpdatePlace
 
 #: How a dataset is loaded from its name; an argument so that workers in one process can share one.
 Loader = Callable[[str], TrainTest]
+
+#: How a model is built from its source and the seed of a job, as by `ModelSource.build`.
+BuildModel = Callable[[ModelSource, int], Model]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +62,9 @@ class Material:
         return Compute(self.job, self.model, self.data, slots, sums, frames=frames, moments=self.moments)
 
 
-def gather(welcome: Welcome, load: Loader, cache: Path | None = None) -> Material:
+def gather(
+    welcome: Welcome, load: Loader, cache: Path | None = None, build: BuildModel = ModelSource.build
+) -> Material:
     """Build the model and load the data of a run; `ModelError` or `DataError` if it is not the server's.
 
     `cache` is where samples are stored that a server sends, None if there is no such folder.
@@ -74,7 +79,7 @@ def gather(welcome: Welcome, load: Loader, cache: Path | None = None) -> Materia
         )
     data, store = _data_of(welcome, load, cache)
     moments = welcome.moments if store is None else (store.manifest.mean, store.manifest.std)
-    model = model_source.build(job.seed)
+    model = build(model_source, job.seed)
     if model.layout.digest() != welcome.layout:
         raise ModelError(
             f"model {job.model_name()!r} has other parameters here than at the server: "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from lockstep.checking.simulation.jobs import load
+from lockstep.checking.simulation.remembered import remembering
 from lockstep.checking.simulation.team import MICRO_BATCH_S, Hall, SimulatedMember, TickingFolder
 from lockstep.checking.simulation.world import Process, SimulatedShell
 from lockstep.common.data.dataset import TrainTest
@@ -290,6 +291,7 @@ class WorkerProcess(NodeProcess):
             patience=run.patience,
             roots=(run.root,),
             kind=run.parts.member,
+            build=remembering,
         )
         runner = run.parts.worker(runner)
         try:
@@ -333,7 +335,7 @@ class HelperProcess(SimulatedShell):
             meeting=meeting,
             kind=run.parts.member,
         )
-        return cls(TeamProcess(around, meeting, run.parts.load(number), run.cache), process, hall)
+        return cls(TeamProcess(around, meeting, run.parts.load(number), run.cache, remembering), process, hall)
 
     def step(self) -> bool:
         return self.runner.step()
