@@ -200,6 +200,9 @@ class ServerProcess(SimulatedShell):
         """Return the seconds that an action takes beside its ticks: a server is slow only if it was made so."""
         return SLOW_SERVER_S if self.writer.process.slowness > 1.0 else 0.0
 
+    def weights_step(self) -> int | None:
+        return self.server.shard.updates
+
     def exit_reason(self) -> str | None:
         return None if self.server.ended is None else self.server.ended.failure
 
@@ -303,6 +306,9 @@ class WorkerProcess(NodeProcess):
 
     def step(self) -> bool:
         return self.runner.step()
+
+    def weights_step(self) -> int | None:
+        return self.runner.state.weights_step
 
     def deadline(self) -> float | None:
         """Return when it has something to do; with its team at work, a moment that is past: it waits by itself."""
