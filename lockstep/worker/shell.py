@@ -13,8 +13,8 @@ from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Vector, is_node
 from lockstep.common.errors import DataError, LockstepError, RemoteProtocolError, SharingError
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.model.source import ModelSource
 from lockstep.common.job.tally import Tally, pack_losses
+from lockstep.common.model.source import ModelSource
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import (
     NAME_LIMIT,

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Self
 
 from lockstep.checking.simulation.jobs import load
-from lockstep.checking.simulation.remembered import remembering
 from lockstep.checking.simulation.team import MICRO_BATCH_S, Hall, SimulatedMember, TickingFolder
 from lockstep.checking.simulation.world import Process, SimulatedShell
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.job.job import Job
+from lockstep.common.model.source import ModelSource
 from lockstep.common.statemachine.client import ClientConfig, Exit
 from lockstep.common.transport.in_memory import ADDRESS, MemoryNetwork
 from lockstep.common.transport.links import wait_for_nothing
@@ -35,7 +35,7 @@ from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination, RunSession
-from lockstep.worker.setup import Loader
+from lockstep.worker.setup import BuildModel, Loader
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import WorkerState
 from lockstep.worker.team.helper import INTERRUPTED, TeamProcess
@@ -140,6 +140,8 @@ class SimulatedRun:
     patience: Patience = PATIENT
     #: Where workers keep the samples that they receive if they have no data, None to accept none.
     cache: Path | None = None
+    #: What builds the model of a process.
+    build: BuildModel = ModelSource.build
     disk: Disk = field(default_factory=Disk)
 
 
@@ -294,7 +296,7 @@ class WorkerProcess(NodeProcess):
             patience=run.patience,
             roots=(run.root,),
             kind=run.parts.member,
-            build=remembering,
+            build=run.build,
         )
         runner = run.parts.worker(runner)
         try:
@@ -341,7 +343,7 @@ class HelperProcess(SimulatedShell):
             meeting=meeting,
             kind=run.parts.member,
         )
-        return cls(TeamProcess(around, meeting, run.parts.load(number), run.cache, remembering), process, hall)
+        return cls(TeamProcess(around, meeting, run.parts.load(number), run.cache, run.build), process, hall)
 
     def step(self) -> bool:
         return self.runner.step()

@@ -17,7 +17,7 @@ from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.program import Tree
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.autograd import AutogradModel
-from lockstep.common.model.port import Batch, DrawKey, Engine, Inspection, Model, OnFinal, OnePass, Outcome
+from lockstep.common.model.port import Batch, DrawKey, Engine, Inspection, Model, OnePass, OnFinal, Outcome
 from lockstep.common.model.source import ModelSource
 from lockstep.common.nn.description import build
 

@@ -18,12 +18,14 @@ from lockstep.checking.simulation.processes import (
     SimulatedRun,
     WorkerProcess,
 )
+from lockstep.checking.simulation.remembered import remembering
 from lockstep.checking.simulation.scenario import FaultKind, Scenario, ScheduledFault
 from lockstep.checking.simulation.strand import Strand
 from lockstep.checking.simulation.team import Hall
 from lockstep.checking.simulation.world import VARYING, Process, SimulatedShell, World
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import DataError, FailureKind
+from lockstep.common.model.source import ModelSource
 from lockstep.common.protocol.codec import decode_header
 from lockstep.common.protocol.messages import Result, ServerMessage, SumsFrame, WorkerMessage
 from lockstep.common.protocol.shard_messages import ShardMessage, ToShardMessage, WorkerToShardMessage
@@ -167,6 +169,7 @@ class Simulation:
             cores=scenario.cores,
             patience=CROWDED if scenario.is_crowded else PATIENT,
             cache=self.root / "cache" if scenario.ships else None,
+            build=remembering if scenario.remembers else ModelSource.build,
         )
         self.world.describe = describe
         self._pending = list(reversed(scenario.faults))

@@ -141,7 +141,11 @@ class World(Timeline):
 
         Then that has begun. Otherwise, nothing has changed.
         """
-        if self.events + 1 >= self.looks_at or process.due == math.inf or (self._agenda and self._agenda[0][0] <= process.due):
+        if (
+            self.events + 1 >= self.looks_at
+            or process.due == math.inf
+            or (self._agenda and self._agenda[0][0] <= process.due)
+        ):
             return False
         if self._next() is not process:
             return False
