@@ -32,7 +32,7 @@ Question = tuple[DrawKey | None, bytes, bytes, bytes, bytes]
 
 
 @dataclass(frozen=True)
-class Answer:
+class RememberedSums:
     """What a model computed, with which weights."""
 
     weights: Vector
@@ -48,12 +48,12 @@ class Answers:
 
     engine: Engine
     layout: ParameterLayout
-    known: dict[Question, Answer] = field(default_factory=dict)
+    known: dict[Question, RememberedSums] = field(default_factory=dict)
     #: The weights of the last answer.
     weights: Vector = field(default_factory=lambda: np.empty(0, np.float32))
     bytes: int = 0
 
-    def to(self, key: DrawKey | None, images: Array, targets: Array, weights: Vector) -> Answer:
+    def to(self, key: DrawKey | None, images: Array, targets: Array, weights: Vector) -> RememberedSums:
         """Return the answer to a question."""
         samples = images.tobytes(), targets.tobytes()
         question = key, *samples, weights[:ENDS].tobytes(), weights[-ENDS:].tobytes()
@@ -66,7 +66,7 @@ class Answers:
             self.bytes += answer.sums.nbytes
         return answer
 
-    def _compute(self, key: DrawKey | None, images: Array, targets: Array, weights: Vector) -> Answer:
+    def _compute(self, key: DrawKey | None, images: Array, targets: Array, weights: Vector) -> RememberedSums:
         if not is_same(self.weights, weights):
             self.weights = weights.copy()
             self.bytes += weights.nbytes
@@ -74,14 +74,14 @@ class Answers:
         self.engine.bind([self.weights], [sums])
         if key is None:
             loss, outputs = self.engine.evaluate(images, targets)
-            return Answer(self.weights, Outcome(loss, outputs.copy()), sums[:0], ())
+            return RememberedSums(self.weights, Outcome(loss, outputs.copy()), sums[:0], ())
         # What a forward does not observe stays what it is.
         np.multiply(weights[size:], np.float32(len(images)), out=sums[size:])
         finals = list[int]()
         loss, outputs = self.engine.forward(images, targets, key)
         outcome = Outcome(loss, outputs.copy())
         self.engine.backward(finals.append)
-        return Answer(self.weights, outcome, sums, finals)
+        return RememberedSums(self.weights, outcome, sums, finals)
 
 
 def is_same(one: Vector, other: Vector) -> bool:
@@ -100,7 +100,7 @@ class RememberedPass(OnePass):
     weights: Vector = field(default_factory=lambda: np.empty(0, np.float32))
     draws: bool = True
     _keys: Sequence[DrawKey] = ()
-    _found: Sequence[Answer] = ()
+    _found: Sequence[RememberedSums] = ()
 
     def reseed(self, keys: Sequence[DrawKey]) -> None:
         self._keys = keys
@@ -141,7 +141,7 @@ class RememberedPass(OnePass):
         found = self._added(self.tree, lambda found: found.sums[part])
         sums[part] = sums[part] + found if adds else found
 
-    def _added(self, tree: Tree, of: Callable[[Answer], Vector]) -> Vector:
+    def _added(self, tree: Tree, of: Callable[[RememberedSums], Vector]) -> Vector:
         """Return vectors of all micro-batches, added over the tree."""
         return of(self._found[tree]) if isinstance(tree, int) else np.add(*(self._added(each, of) for each in tree))
 
@@ -156,7 +156,7 @@ class RememberingEngine(Engine):
     _reads: int = 0
     _writes: int = 0
     #: The answer of the last forward.
-    _answer: Answer | None = None
+    _answer: RememberedSums | None = None
     _passes: dict[tuple[Tree, int], RememberedPass] = field(default_factory=dict)
 
     def bind(self, weights: Sequence[Vector], sums: Sequence[Vector]) -> None:

@@ -16,7 +16,7 @@ def computing(job: Job, build: BuildModel, scale: float = 1.0) -> Compute:
     """Return what computes a job, with weights of its own."""
     model = build(read_model_source(job.model), job.seed)
     compute = Compute(job, model, data(job.data))
-    compute.slots[0][:] = np.float32(scale) * read_model_source(job.model).build(job.seed).first_weights(job.seed)
+    compute.weights[:] = np.float32(scale) * read_model_source(job.model).build(job.seed).first_weights(job.seed)
     compute.turn(0)
     return compute
 
@@ -39,7 +39,7 @@ def test_other_weights_get_another_answer() -> None:
     job = job_named("wide", None)
     one, other = computing(job, remembering), computing(job, remembering)
     # Neither of the first nor of the last, by which an answer is looked up.
-    other.slots[0][len(other.slots[0]) // 2] += 1.0
+    other.weights[len(other.weights) // 2] += 1.0
     sums = one.train(0, Node(0, 1))[0].copy()
     assert sums.tobytes() != other.train(0, Node(0, 1))[0].tobytes()
     assert sums.tobytes() == one.train(0, Node(0, 1))[0].tobytes()
