@@ -28,6 +28,9 @@ from lockstep.worker.team.updates import UpdatePlace
 #: How a dataset is loaded from its name; an argument so that workers in one process can share one.
 Loader = Callable[[str], TrainTest]
 
+#: How a model is built from its source and the seed of a job, as by `ModelSource.build`.
+BuildModel = Callable[[ModelSource, int], Model]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SharedPlace:
@@ -59,7 +62,9 @@ class Material:
         return Compute(self.job, self.model, self.data, slots, sums, frames=frames, moments=self.moments)
 
 
-def gather(welcome: Welcome, load: Loader, cache: Path | None = None) -> Material:
+def gather(
+    welcome: Welcome, load: Loader, cache: Path | None = None, build: BuildModel = ModelSource.build
+) -> Material:
     """Build the model and load the data of a run; `ModelError` or `DataError` if it is not the server's.
 
     `cache` is where samples are stored that a server sends, None if there is no such folder.
@@ -68,7 +73,7 @@ def gather(welcome: Welcome, load: Loader, cache: Path | None = None) -> Materia
     source = source_of(welcome)
     data, store = _data_of(welcome, load, cache)
     moments = welcome.moments if store is None else (store.manifest.mean, store.manifest.std)
-    model = source.build(job.seed)
+    model = build(source, job.seed)
     if model.layout.digest() != welcome.layout:
         raise ModelError(
             f"model {job.model_name()!r} has other parameters here than at the server: "

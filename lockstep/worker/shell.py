@@ -14,6 +14,7 @@ from lockstep.common.aggregation.tree import Vector, is_node
 from lockstep.common.errors import DataError, LockstepError, RemoteProtocolError, SharingError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.tally import Tally, pack_losses
+from lockstep.common.model.source import ModelSource
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import (
     NAME_LIMIT,
@@ -50,7 +51,7 @@ from lockstep.worker.connections import SEND_TIMEOUT_S, Dial, ServerConnections,
 from lockstep.worker.gradient_sink import NotFiniteError
 from lockstep.worker.node_sums import StoppedError
 from lockstep.worker.samples import SampleFetcher
-from lockstep.worker.setup import Loader, gather
+from lockstep.worker.setup import BuildModel, Loader, gather
 from lockstep.worker.state import WorkerState
 from lockstep.worker.team.leader import Found, Leader
 from lockstep.worker.team.meeting import Meeting
@@ -91,6 +92,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
     roots: tuple[Path, ...] = field(default_factory=default_roots)
     #: What makes it one process of its team.
     kind: type[TeamMember] = TeamMember
+    build: BuildModel = ModelSource.build
     ended: Exit | None = None
     expected = ServerMessage
     servers: ServerConnections = field(init=False)
@@ -338,7 +340,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         try:
             if self.meeting is not None:
                 foretell(welcome, self.meeting)
-            material = gather(welcome, self.load, self.cache)
+            material = gather(welcome, self.load, self.cache, self.build)
             setup = self._setup = lead(welcome, material, self._surroundings())
             compute, self._compute = setup.compute, setup.compute
             compute.is_wanted = lambda: self._is_wanted() and self._is_on_time()

@@ -15,6 +15,7 @@ from lockstep.checking.simulation.world import Process, SimulatedShell
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.job.job import Job
+from lockstep.common.model.source import ModelSource
 from lockstep.common.statemachine.client import ClientConfig, Exit
 from lockstep.common.transport.in_memory import ADDRESS, MemoryNetwork
 from lockstep.common.transport.links import wait_for_nothing
@@ -34,7 +35,7 @@ from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination, RunSession
-from lockstep.worker.setup import Loader
+from lockstep.worker.setup import BuildModel, Loader
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import WorkerState
 from lockstep.worker.team.helper import INTERRUPTED, TeamProcess
@@ -139,6 +140,8 @@ class SimulatedRun:
     patience: Patience = PATIENT
     #: Where workers keep the samples that they receive if they have no data, None to accept none.
     cache: Path | None = None
+    #: What builds the model of a process.
+    build: BuildModel = ModelSource.build
     disk: Disk = field(default_factory=Disk)
 
 
@@ -198,6 +201,9 @@ class ServerProcess(SimulatedShell):
     def cost_s(self) -> float:
         """Return the seconds that an action takes beside its ticks: a server is slow only if it was made so."""
         return SLOW_SERVER_S if self.writer.process.slowness > 1.0 else 0.0
+
+    def weights_step(self) -> int | None:
+        return self.server.shard.updates
 
     def exit_reason(self) -> str | None:
         return None if self.server.ended is None else self.server.ended.failure
@@ -290,6 +296,7 @@ class WorkerProcess(NodeProcess):
             patience=run.patience,
             roots=(run.root,),
             kind=run.parts.member,
+            build=run.build,
         )
         runner = run.parts.worker(runner)
         try:
@@ -301,6 +308,9 @@ class WorkerProcess(NodeProcess):
 
     def step(self) -> bool:
         return self.runner.step()
+
+    def weights_step(self) -> int | None:
+        return self.runner.state.weights_step
 
     def deadline(self) -> float | None:
         """Return when it has something to do; with its team at work, a moment that is past: it waits by itself."""
@@ -333,7 +343,7 @@ class HelperProcess(SimulatedShell):
             meeting=meeting,
             kind=run.parts.member,
         )
-        return cls(TeamProcess(around, meeting, run.parts.load(number), run.cache), process, hall)
+        return cls(TeamProcess(around, meeting, run.parts.load(number), run.cache, run.build), process, hall)
 
     def step(self) -> bool:
         return self.runner.step()

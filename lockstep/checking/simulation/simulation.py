@@ -18,12 +18,14 @@ from lockstep.checking.simulation.processes import (
     SimulatedRun,
     WorkerProcess,
 )
+from lockstep.checking.simulation.remembered import remembering
 from lockstep.checking.simulation.scenario import FaultKind, Scenario, ScheduledFault
 from lockstep.checking.simulation.strand import Strand
 from lockstep.checking.simulation.team import Hall
 from lockstep.checking.simulation.world import VARYING, Process, SimulatedShell, World
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import DataError, FailureKind
+from lockstep.common.model.source import ModelSource
 from lockstep.common.protocol.codec import decode_header
 from lockstep.common.protocol.messages import Result, ServerMessage, SumsFrame, WorkerMessage
 from lockstep.common.protocol.shard_messages import ShardMessage, ToShardMessage, WorkerToShardMessage
@@ -167,6 +169,7 @@ class Simulation:
             cores=scenario.cores,
             patience=CROWDED if scenario.is_crowded else PATIENT,
             cache=self.root / "cache" if scenario.ships else None,
+            build=remembering if scenario.remembers else ModelSource.build,
         )
         self.world.describe = describe
         self._pending = list(reversed(scenario.faults))
@@ -183,9 +186,9 @@ class Simulation:
                 fault = self._pending.pop()
                 self.injected[fault.kind.label] += 1
                 inject(self, fault)
+            self.world.looks_at = min([limit + 1, *(fault.event for fault in self._pending[-1:])])
             if not self.world.turn():
                 return "no process acts, and nothing is scheduled"
-            self._check_versions()
             if self.world.events > limit:
                 return f"the run is stuck: it has not ended after {limit} events"
             if not self._pending and self.world.now > self.disturbed_until + bound_s:
@@ -197,7 +200,7 @@ class Simulation:
 
         A worker that has never found a server goes on waiting for one: it cannot know that none will come.
         """
-        end = self.world.now + SETTLE_S
+        self.world.looks_at, end = 0, self.world.now + SETTLE_S
         while not self.failure and self.world.now < end and any(map(_has_to_end, self.world.processes)):
             if not self.world.turn():
                 break
@@ -215,15 +218,9 @@ class Simulation:
             process.on_end = Process.on_end
             process.end(is_killed=True)
 
-    def _check_versions(self) -> None:
+    def _check_version(self, process: Process) -> None:
         """Check that weights only get newer: at a server, and at a worker between two joins."""
-        if self.server is not None and isinstance(self.server.shell, ServerProcess):
-            self._check_version(self.server.name, self.server.shell.server.shard.updates)
-        for worker in self.workers():
-            if isinstance(worker.shell, WorkerProcess):
-                self._check_version(worker.name, worker.shell.runner.state.weights_step)
-
-    def _check_version(self, name: str, step: int | None) -> None:
+        name, step = process.name, None if process.shell is None else process.shell.weights_step()
         before = self._seen.get(name)
         assert before is None or step is None or step >= before, f"{name} went back from weights {before} to {step}"
         self._seen[name] = step
@@ -245,12 +242,13 @@ class Simulation:
             slowness = self.scenario.slowness
             process.slowness = slowness[self._started % len(slowness)]
         process.needs_strand = name == "worker"
-        process.on_act = self._pause
+        process.on_act = self._before_action
         self.world.record(process.name, "starts")
         process.start(lambda: open_shell(process))
         return process
 
     def _ended(self, process: Process, on_end: Callable[[], None], *, is_killed: bool) -> None:
+        self._check_version(process)
         reason = (process.shell.exit_reason() if process.shell and not is_killed else None) or ""
         self._check_breach(process, reason)
         if self.result is not None and reason and not _LOST.search(reason):
@@ -340,8 +338,9 @@ class Simulation:
         for process in team.processes.values():
             process.end(is_killed=True)
 
-    def _pause(self, process: Process) -> None:
-        """Now and then, let a process stand still in the middle of the action that it begins."""
+    def _before_action(self, process: Process) -> None:
+        """Check a process; now and then, let it stand still in the middle of the action that it begins."""
+        self._check_version(process)
         if process.pause_after is None and self._rng.random() < self.scenario.pauses:
             process.pause_after = int(self._rng.integers(1, LATEST_PAUSE))
             process.pause_s = PAUSE_S * float(LONGEST_PAUSE ** (self._rng.random() ** 2))
@@ -372,6 +371,7 @@ class Simulation:
     def _check_breach(self, process: Process, text: str) -> None:
         """Fail if a process reports a breach of the protocol, since none of these would commit one on purpose."""
         if _BREACH.search(text) and not self.failure:
+            self.world.looks_at = 0
             self.failure = f"{process.name} reports: {self._plain(text)}"
 
     def _plain(self, text: str) -> str:

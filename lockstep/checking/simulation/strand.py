@@ -25,6 +25,8 @@ class Strand:
     """Runs actions, one after the other, each of which may suspend itself."""
 
     is_suspended: bool = False
+    #: Whether it runs, and its caller waits.
+    is_running: bool = False
     _action: Callable[[], object] | None = None
     _raised: BaseException | None = None
     _is_unwinding: bool = False
@@ -32,10 +34,6 @@ class Strand:
     #: Released to let the strand go on, and by it to let its caller go on.
     _go: threading.Lock = field(default_factory=_held)
     _back: threading.Lock = field(default_factory=_held)
-
-    def is_inside(self) -> bool:
-        """Tell whether the caller runs on this strand."""
-        return self._thread is not None and threading.get_ident() == self._thread.ident
 
     def run(self, action: Callable[[], object]) -> bool:
         """Begin with an action; return whether it has ended. What it raises is raised here."""
@@ -47,8 +45,10 @@ class Strand:
 
     def resume(self) -> bool:
         """Let a suspended action go on; return whether it has ended."""
+        self.is_running = True
         self._go.release()
         self._back.acquire()
+        self.is_running = False
         raised, self._raised = self._raised, None
         if raised is not None:
             raise raised

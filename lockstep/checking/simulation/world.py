@@ -12,6 +12,8 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter
 from typing import Protocol
 
 from lockstep.checking.simulation.strand import Killed, Strand
@@ -28,6 +30,10 @@ HEAD_BYTES = 16
 
 #: What differs in every run, in the texts of messages: the name of shared memory and its nonce.
 VARYING = re.compile(r"lockstep-[0-9]+-[0-9]+-[0-9a-f]+|\b[0-9a-f]{32}\b")
+
+
+#: When a process acts next.
+_DUE = attrgetter("due")
 
 
 class SimulatedShell(Protocol):
@@ -49,6 +55,10 @@ class SimulatedShell(Protocol):
         """Return the seconds that its next action takes, besides its ticks."""
         return 0.0
 
+    def weights_step(self) -> int | None:
+        """Return the step of its weights, None if it has none."""
+        return None
+
     def interrupt(self) -> None:
         """End in order, as by SIGINT."""
         ...
@@ -67,6 +77,9 @@ class World(Timeline):
     processes: list["Process"] = field(default_factory=list)
     #: Actions and scheduled events so far.
     events: int = 0
+    #: The number of events at which whoever turns the world wants to look at it: until then, a process may go on by
+    #: itself as long as it is the next to act, since changing strands takes more time than most actions.
+    looks_at: int = 0
     #: A line per event, if a trace is wanted.
     is_traced: bool = False
     trace: list[str] = field(default_factory=list)
@@ -107,7 +120,7 @@ class World(Timeline):
 
     def turn(self) -> bool:
         """Carry out the next event; return whether there was one."""
-        actor = min(self.processes, key=lambda process: process.due, default=None)
+        actor = self._next()
         due = math.inf if actor is None else actor.due
         if self._agenda and self._agenda[0][0] <= due:
             self.now, _, action = heapq.heappop(self._agenda)
@@ -120,8 +133,28 @@ class World(Timeline):
         self.events += 1
         return True
 
+    def _next(self) -> "Process | None":
+        return min(self.processes, key=_DUE, default=None)
 
-@dataclass
+    def goes_on(self, process: "Process") -> bool:
+        """End the event at hand, which is an action of a process; return whether the next one is its next action.
+
+        Then that has begun. Otherwise, nothing has changed.
+        """
+        if (
+            self.events + 1 >= self.looks_at
+            or process.due == math.inf
+            or (self._agenda and self._agenda[0][0] <= process.due)
+        ):
+            return False
+        if self._next() is not process:
+            return False
+        self.now = max(self.now, process.due)
+        self.events += 1
+        return True
+
+
+@dataclass(eq=False)
 class Process(Host):
     """One process: a shell in the world, and its clock, which advances while it acts, and may jump ahead."""
 
@@ -184,9 +217,9 @@ class Process(Host):
             if self.kill_after <= 0:
                 self.kill_after = None
                 raise Killed
-        if self.strand is not None and self.strand.is_inside():
+        if self._is_on_strand():
             self._pause()
-            if self.lead_s >= QUANTUM_S:
+            if self.lead_s >= QUANTUM_S and not self._goes_on(is_over=False) and self.strand is not None:
                 self.strand.suspend()
 
     def _pay(self) -> float:
@@ -204,7 +237,7 @@ class Process(Host):
 
     def sleep(self, seconds: float) -> None:
         """Sleep until somebody rings, for so many seconds at most; not at all without a strand."""
-        if self.strand is not None and self.strand.is_inside():
+        if self.strand is not None and self._is_on_strand():
             self._alarm = self.time() + seconds
             self.strand.suspend()
             self._alarm = None
@@ -221,17 +254,45 @@ class Process(Host):
         self._run(lambda: setattr(self, "shell", open_shell()))
 
     def act(self) -> None:
-        """Let the shell carry out one action, or go on with the one at hand."""
+        """Let the shell carry out an action, or go on with the one at hand."""
         if self._is_suspended():
             assert self.strand is not None
             self._carry_on(self.strand.resume)
             return
-        shell = self.shell
-        assert shell is not None
+        assert self.shell is not None
+        self._prepare(self.shell)
+        self._run(partial(self._step, self.shell))
+
+    def _prepare(self, shell: SimulatedShell) -> None:
         self.on_act(self)
         # Spread over the ticks of the action, so that the process sees that it takes time.
         self.work_s = shell.cost_s() * self.slowness / 4
-        self._run(shell.step)
+
+    def _step(self, shell: SimulatedShell) -> None:
+        """Carry out an action; on a strand also those after it until another process acts, or looks at this one."""
+        shell.step()
+        while self.needs_strand and self._is_on_strand() and self._goes_on(is_over=True):
+            self._prepare(shell)
+            shell.step()
+
+    def _is_on_strand(self) -> bool:
+        return self.strand is not None and self.strand.is_running
+
+    def _goes_on(self, *, is_over: bool) -> bool:
+        """Begin with the next event if it is our next action, or more of the one at hand if that is not over."""
+        self.busy_until = self.timeline.now + self.lead_s
+        if is_over:
+            self.work_s = self._owed_s = 0.0
+            self.reschedule()
+        else:
+            self.due = self.busy_until
+        if (is_over and self._has_to_end()) or not self.timeline.goes_on(self):
+            return False
+        self.lead_s = max(0.0, self.busy_until - self.timeline.now)
+        return True
+
+    def _has_to_end(self) -> bool:
+        return self._is_interrupted or (self.shell is not None and self.shell.exit_reason() is not None)
 
     def _is_suspended(self) -> bool:
         return self.strand is not None and self.strand.is_suspended
@@ -258,13 +319,13 @@ class Process(Host):
             self.reschedule()
             return
         self.work_s = self._owed_s = 0.0
-        if self._is_interrupted and self.shell is not None:
+        if self.shell is None or not self._has_to_end():
+            self.reschedule()
+        elif self._is_interrupted:
             self._is_interrupted = False
             self._run(self.shell.interrupt)
-        elif self.shell is not None and self.shell.exit_reason() is not None:
-            self.end(is_killed=False)
         else:
-            self.reschedule()
+            self.end(is_killed=False)
 
     def reschedule(self) -> None:
         """Find out when it has to act next."""

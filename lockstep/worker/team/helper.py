@@ -7,10 +7,11 @@ from pathlib import Path
 
 from lockstep.common.errors import LockstepError
 from lockstep.common.files.sanitize import one_line
+from lockstep.common.model.source import ModelSource
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.runtime.numerics import own_numerics
 from lockstep.common.statemachine.client import Exit
-from lockstep.worker.setup import Loader, Material, gather
+from lockstep.worker.setup import BuildModel, Loader, Material, gather
 from lockstep.worker.team.meeting import Meeting, Session
 from lockstep.worker.team.member import OrderOutcome, TeamMember
 from lockstep.worker.team.session import Surroundings, follow
@@ -35,6 +36,7 @@ class TeamProcess:
     meeting: Meeting
     load: Loader
     cache: Path | None = None
+    build: BuildModel = ModelSource.build
     ended: Exit | None = None
     #: The session that was looked at last.
     _number: int = 0
@@ -122,7 +124,7 @@ class TeamProcess:
         welcome, known = session.welcome, self._material
         assert welcome is not None
         if known is None or known[0] != welcome:
-            known = self._material = welcome, gather(welcome, self.load, self.cache)
+            known = self._material = welcome, gather(welcome, self.load, self.cache, self.build)
         return known[1]
 
     def _leave(self) -> None:

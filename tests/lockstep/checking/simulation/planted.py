@@ -204,7 +204,7 @@ PLANTED = {
     ),
     "an update is made twice": Planted(Parts(coordinator=made_again), OTHER_LOSSES, first=52),
     # The server adds up what it does not have.
-    "what is late is not fenced off": Planted(Parts(coordinator=coordinating(Unfenced)), "KeyError: Node("),
+    "what is late is not fenced off": Planted(Parts(coordinator=coordinating(Unfenced)), "KeyError: Node(", first=160),
     "sums are added as they arrive": Planted(Parts(shard=with_trees(Heap)), OTHER_WEIGHTS),
     "sums are refused of which a part is there": Planted(Parts(shard=with_trees(AllOrNothing)), OTHER_WEIGHTS, first=4),
     "updates do not wait for all shards": Planted(

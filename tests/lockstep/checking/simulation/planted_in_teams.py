@@ -15,7 +15,7 @@ from lockstep.worker.team.order import Order
 from lockstep.worker.team.progress import ComputeNode, MakeSlice, OrderProgress
 from lockstep.worker.team.slices import Operands
 from lockstep.worker.team.updates import UpdateMaker
-from tests.lockstep.checking.simulation.planted import OTHER_WEIGHTS, Planted
+from tests.lockstep.checking.simulation.planted import OTHER_LOSSES, OTHER_WEIGHTS, Planted
 
 
 class Lockless(UpdateMaker):
@@ -134,10 +134,10 @@ class Headlong(SimulatedMember):
 
 #: By what is wrong.
 OF_TEAMS = {
-    "a slice is written without its lock": Planted(making(Lockless), OTHER_WEIGHTS, first=3),
-    "a slice is made again": Planted(making(Remaking), OTHER_WEIGHTS, first=125),
-    "sums are shown before they are written": Planted(Parts(member=Boastful), OTHER_WEIGHTS, first=5),
-    "sums are taken that are not complete": Planted(remembering(Greedy), OTHER_WEIGHTS, first=3),
+    "a slice is written without its lock": Planted(making(Lockless), OTHER_LOSSES, first=250),
+    "a slice is made again": Planted(making(Remaking), OTHER_LOSSES, first=130),
+    "sums are shown before they are written": Planted(Parts(member=Boastful), OTHER_WEIGHTS, first=3),
+    "sums are taken that are not complete": Planted(remembering(Greedy), OTHER_LOSSES, first=3),
     "a part is counted twice": Planted(Parts(member=Doubling), OTHER_WEIGHTS),
     "sums are overwritten too early": Planted(Parts(member=Impatient), OTHER_WEIGHTS, first=3),
     "entries are overwritten that were not read": Planted(

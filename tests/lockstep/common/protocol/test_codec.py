@@ -81,7 +81,7 @@ EXAMPLES: list[Message] = [
         protocol=1, incarnation="a1", host="b", pid=7, fingerprint=fingerprint(), machine="c", cores=[0, 5], processes=2
     ),
     Ready(),
-    Ready(nonce="0123456789abcdef" * 2, team="lockstep-0-1-0123456789abcdef"),
+    Ready(nonce="0123456789abcdef" * 2, makers=3),
     SumsFrame(step=3, lo=0, hi=2, start=131072),
     Result(work="train", step=3, lo=0, hi=2, loss_sum=1.5, correct=3, count=4, compute_s=0.1, losses=bytes(range(8))),
     Result(work="evaluate", step=3, lo=0, hi=2, loss_sum=float("inf"), correct=3, count=4, compute_s=0.1),
