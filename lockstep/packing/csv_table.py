@@ -11,8 +11,9 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO, TextIO, cast
 
 import pyarrow as pa
 import pyarrow.csv
@@ -54,9 +55,9 @@ def form_of(path: Path, options: PackOptions) -> tuple[CsvForm, list[str]]:
     return CsvForm(delimiter, encoding), notes
 
 
-def opened(path: Path) -> IO[bytes]:
+def opened(path: Path) -> BinaryIO:
     """Open a file, which may be compressed."""
-    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+    return cast(BinaryIO, gzip.open(path)) if path.name.lower().endswith(".gz") else path.open("rb")
 
 
 def _encoding_of(path: Path, head: bytes, options: PackOptions) -> tuple[str, list[str]]:
@@ -92,7 +93,7 @@ def _delimiter_of(path: Path, head: str) -> str:
     text = "".join(lines[:-1] if len(head) >= HEAD_BYTES // 4 and len(lines) > 1 else lines)
     for delimiter in (default, *DELIMITERS):
         try:
-            rows = [row for row, _ in zip(csv.reader(io.StringIO(text), delimiter=delimiter), range(HEAD_ROWS))]
+            rows = list(islice(csv.reader(io.StringIO(text), delimiter=delimiter), HEAD_ROWS))
         except csv.Error:
             continue
         counts = {len(row) for row in rows if row}
@@ -103,24 +104,22 @@ def _delimiter_of(path: Path, head: str) -> str:
 
 def not_decodable(path: Path, delimiter: str, options: PackOptions) -> DataError:
     """Return what is to be raised of a file that is not in its encoding: with row, column, and what it looks like."""
-    encoding = "utf-8" if options.encoding is None else options.encoding
+    encoding, guess = options.encoding or "utf-8", "latin-1" if options.encoding == "cp1252" else "cp1252"
+    flag, named = options.spelled("encoding", guess), one_line(str(path))
+    # Lines cannot be told apart before decoding if a character has several bytes.
+    is_wide = codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
     with opened(path) as file:
-        for row, line in enumerate((line for line in file if line.strip()), start=1):
+        for row, line in enumerate((line for line in file if line.strip() and not is_wide), start=1):
             try:
                 line.decode(encoding)
             except UnicodeDecodeError as error:
-                column = len(
-                    next(csv.reader([line[: error.start].decode(encoding, "replace") + "x"], delimiter=delimiter))
-                )
-                text = line.decode("cp1252", "replace")
-                value = next(csv.reader([text], delimiter=delimiter))[column - 1 : column]
-                shown = one_line(value[0], 60) if value else ""
-                flag = options.spelled("encoding", "cp1252")
-                advice = f"in cp1252 it reads {shown!r}: {flag}" if encoding != "cp1252" else "give another encoding"
-                place = f"{one_line(str(path))}: row {row}, column {column}"
-                return DataError(f"{place}: byte 0x{line[error.start]:02x} is not {encoding.upper()}; {advice}")
-    flag = options.spelled("encoding", "cp1252")
-    return DataError(f"{one_line(str(path))}: is not in {encoding.upper()}: expected it, or its encoding, as {flag}")
+                before, text = line[: error.start].decode(encoding), line.decode(guess, "replace")
+                column = len(next(csv.reader([f"{before}x"], delimiter=delimiter))) - 1
+                value = one_line(next(csv.reader([text], delimiter=delimiter))[column], 60)
+                place = f"{named}: row {row}, column {column + 1}"
+                byte = f"byte 0x{line[error.start]:02x} is not {encoding.upper()}"
+                return DataError(f"{place}: {byte}: {flag}, if it should read {value!r}")
+    return DataError(f"{named}: is not in {encoding.upper()}: expected it, or the name of its encoding, as {flag}")
 
 
 @dataclass
@@ -239,13 +238,13 @@ class CsvTable(Table):
         return None
 
 
-def _kept(lines: IO[str], into: list[str]) -> Iterator[str]:
+def _kept(lines: TextIO, into: list[str]) -> Iterator[str]:
     for line in lines:
         into.append(line)
         yield line
 
 
-def open_table(path: Path, advance: Advance, options: PackOptions = PackOptions()) -> Table:
+def open_table(path: Path, advance: Advance, options: PackOptions) -> Table:
     """Open a table; DataError if it cannot be read."""
     paths, named = table_files(path), one_line(str(path))
     for each in paths:

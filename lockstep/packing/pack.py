@@ -40,6 +40,16 @@ def pack(source: str, destination: Path, options: PackOptions, watch: Watch = la
     return Packed(destination, manifest, () if opened.test is not None else (options.division_note(),))
 
 
+def plan_lines(source: str, options: PackOptions, watch: Watch = lambda share: None) -> list[str]:
+    """Return what a table's columns would be taken for, a line each, and write nothing; DataError as `pack`."""
+    if kind_of(source) != "table":
+        raise DataError(f"--dry-run of {one_line(source)!r}: expected a table, whose columns it shows; pack it without")
+    demand("pyarrow", "data", f"reading {source}")
+    from lockstep.packing.pack_table import table_file_plan
+
+    return list(table_file_plan(Path(source), options, watch))
+
+
 @contextmanager
 def _opened(kind: Kind, source: str, options: PackOptions) -> Iterator[SampleSource]:
     if kind == "pictures":

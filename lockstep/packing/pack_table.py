@@ -31,6 +31,19 @@ def pack_table_file(source: Path, destination: Path, options: PackOptions, watch
     return pack_table(str(source), opened_files(source, options, progress), destination, options, progress)
 
 
+def table_file_plan(source: Path, options: PackOptions, watch: Watch) -> Iterator[str]:
+    """Return what packing would make of a table, a line each; nothing is written. DataError as `pack`."""
+    progress = ReadProgress(watch)
+    tables = opened_files(source, options, progress)
+    plan = planned(tables, options, progress, passes=1)
+    division, (rows, *others) = options.division(), plan.rows
+    tests = others[0] if others else int(np.count_nonzero(division.marks(rows)))
+    trains = rows if others else rows - tests
+    yield f"{source} has {trains:,} rows to train on and {tests:,} to test with; nothing was written (--dry-run)"
+    yield from plan.lines(options)
+    yield from notes_of(tables, plan, options)
+
+
 def opened_files(source: Path, options: PackOptions, progress: ReadProgress) -> list[Table]:
     """Open a table, and that for the test set if there is one."""
     return [open_table(path, progress.advance, options) for path in (source, options.test) if path is not None]

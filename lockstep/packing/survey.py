@@ -96,15 +96,11 @@ class ColumnPlan:
     def encode(self, batch: TableBatch, options: PackOptions) -> Floats:
         """Return the values of rows as numbers, NaN for what is missing: what they are, codes, or classes."""
         values = batch.columns[self.name]
-        if self.names is None or self.class_values:
-            is_number = isinstance(values, NumberValues)
-            found = values.values if is_number else values.numbers(self.kind, options.decimal)
-            found = self._class_numbers(found) if self.class_values else found
+        if self.names is not None and not self.class_values:
+            found = values.as_texts().codes(self.names)
         else:
-            texts = values if isinstance(values, TextValues) else values.as_texts()
-            codes = {text: float(code) for code, text in enumerate(self.names)}
-            found = texts.placed(np.array([codes.get(text, np.nan) for text in texts.texts.to_pylist()], np.float64))
-            found = np.where(texts.is_missing, codes.get("", np.nan), found)
+            found = values.numbers(self.kind, options.decimal)
+            found = self._class_numbers(found) if self.class_values else found
         is_new = np.isnan(found) & ~values.is_missing
         if is_new.any():
             raise DataError(f"{batch.place(int(np.argmax(is_new)), self.name)}: changed while it was read: try again")
@@ -138,7 +134,7 @@ class ColumnSurvey:
     is_target: bool
     options: PackOptions
     rows: int = 0
-    #: Values that are numbers by their type; texts, by what they are taken alone; and those that are categories by type.
+    #: Values that are numbers by their type; texts, by what each is alone; and those that are categories by their type.
     typed: Counter[ColumnKind] = field(default_factory=Counter)
     counts: Counter[TextKind] = field(default_factory=Counter)
     declared: int = 0
@@ -167,7 +163,7 @@ class ColumnSurvey:
             self.typed[values.kind] += int(np.count_nonzero(is_known))
             self._add_numbers(batch, values.kind, np.where(is_known, values.values, np.nan))
         elif is_known.any():
-            self._add_texts(batch, TextValues(np.where(is_known, values.indices, -1), values.texts, values.is_declared))
+            self._add_texts(batch, values.as_texts().without(~is_known))
         self.rows += batch.count
 
     def _is_named(self) -> bool:
@@ -338,9 +334,8 @@ class ColumnSurvey:
         is_named = kind is ColumnKind.CATEGORY
         if task == "numbers" or not (task == "classes" or is_named or few):
             if is_named:
-                raise DataError(
-                    f"column {named!r} has texts, of which no number can be predicted: expected {self._as_names()}"
-                )
+                what = "has texts, of which no number can be predicted"
+                raise DataError(f"column {named!r} {what}: expected {self._as_names()}")
             return ColumnPlan(self.name, True, kind, facts)
         if several:
             raise DataError(

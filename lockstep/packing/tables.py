@@ -62,6 +62,20 @@ class TextValues:
             found = booleans_of(self.texts) if kind is ColumnKind.BOOLEAN else numbers_of(self.texts, decimal)
         return self.placed(found)
 
+    def as_texts(self) -> "TextValues":
+        """Return the values as names, which they are."""
+        return self
+
+    def codes(self, names: Sequence[str]) -> Floats:
+        """Return the places of the texts among names, that of "" for what is missing; NaN for those without one."""
+        codes = {name: float(code) for code, name in enumerate(names)}
+        found = self.placed(np.array([codes.get(text, np.nan) for text in self.texts.to_pylist()], np.float64))
+        return np.where(self.is_missing, codes.get("", np.nan), found)
+
+    def without(self, rows: NDArray[np.bool_]) -> "TextValues":
+        """Return the same, with nothing in some rows."""
+        return TextValues(np.where(rows, -1, self.indices), self.texts, self.is_declared)
+
     def placed(self, of_texts: Floats) -> Floats:
         """Return for each row what belongs to its text, NaN for what is missing."""
         # What is missing has the index -1, the last one.
@@ -88,6 +102,11 @@ class NumberValues:
     def is_missing(self) -> NDArray[np.bool_]:
         """Whether each row has no value."""
         return np.isnan(self.values)
+
+    def numbers(self, kind: ColumnKind, decimal: str) -> Floats:
+        """Return the values, which are of that kind."""
+        assert kind is self.kind or not np.isfinite(self.values).any(), (kind, self.kind, decimal)
+        return self.values
 
     def as_texts(self) -> TextValues:
         """Return the numbers as names."""
@@ -119,7 +138,10 @@ class TableBatch:
 
     def is_whole(self) -> NDArray[np.bool_]:
         """Return whether each row has all values."""
-        return np.logical_and.reduce([~values.is_missing for values in self.columns.values()])
+        whole = np.ones(self.count, np.bool_)
+        for values in self.columns.values():
+            whole &= ~values.is_missing
+        return whole
 
     def place(self, row: int, column: str) -> str:
         """Return how a person finds a value of these rows."""
@@ -154,8 +176,8 @@ class Table(ABC):
 
     def without_use(self) -> dict[str, str]:
         """Return the columns that are not learned from unless somebody names them, with the reason."""
-        index = {name: "the index of a pandas frame" for name in _pandas_index(self.schema)}
-        return index | {name: "it has no name" for name in self.schema.names if not name}
+        index = dict.fromkeys(_pandas_index(self.schema), "the index of a pandas frame")
+        return index | ({"": "it has no name"} if "" in self.schema.names else {})
 
     def check_names(self, columns: Sequence[str]) -> None:
         """Raise DataError for a column that is not there."""
@@ -291,7 +313,7 @@ def _moments(column: Any) -> Floats:
     if types.is_date(kind):
         moments = whole.astype(np.float64) * (86_400e6 if types.is_date32(kind) else 1e3)
     else:
-        moments = (whole // 1000).astype(np.float64) if kind.unit == "ns" else whole * _MICROSECONDS[kind.unit]
+        moments = np.float64(1.0) * (whole // 1000 if kind.unit == "ns" else whole * _MICROSECONDS[kind.unit])
     return np.where(is_missing, np.nan, moments)
 
 

@@ -43,20 +43,21 @@ _PADDED = r"^0\d"
 _DATE = r"^\d{4}-\d{2}-\d{2}(?:[ T]\d{2}(?::\d{2}(?::\d{2}(?:\.\d{1,9})?)?)?(?:Z|[+-]\d{2}(?::?\d{2})?)?)?$"
 _ZONED = r"^.{10}.+(?:Z|[+-]\d{2}(?::?\d{2})?)$"
 _MONTH = r"(?i:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
+_WRITTEN_DATE = (
+    r"^(?:\d{4}[./-]\d{1,2}[./-]\d{1,2}|\d{1,2}[./-]\d{1,2}[./-](?:\d{2}|\d{4})"
+    rf"|\d{{1,2}}[ -]{_MONTH}[ -]\d{{2,4}}|{_MONTH} \d{{1,2}},? \d{{4}})(?:[ T]\d.*)?$"
+)
+# The separators are also an apostrophe and two kinds of blanks that people use between thousands.
+_WRITTEN_NUMBER = (
+    r"^\(?[+-]? ?[$€£¥]? ?[+-]?(?:\d{1,3}(?:[,.'_ \x{2019}\x{a0}\x{202f}]\d{3})+(?:[.,]\d+)?|\d+[.,]?\d*|[.,]\d+)"
+    r"(?:[ \x{a0}]?[%$€£¥])?\)?$"
+)
 #: Tried in this order, on what is not a plain number or date.
 _WRITTEN = (
     (TextKind.BOOLEAN, r"^(?i:true|false)$"),
     (TextKind.TIME, r"^\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?(?i:am|pm))?$"),
-    (
-        TextKind.WRITTEN_DATE,
-        r"^(?:\d{4}[./-]\d{1,2}[./-]\d{1,2}|\d{1,2}[./-]\d{1,2}[./-](?:\d{2}|\d{4})"
-        rf"|\d{{1,2}}[ -]{_MONTH}[ -]\d{{2,4}}|{_MONTH} \d{{1,2}},? \d{{4}})(?:[ T]\d.*)?$",
-    ),
-    (
-        TextKind.WRITTEN_NUMBER,
-        r"^\(?[+-]? ?[$€£¥]? ?[+-]?(?:\d{1,3}(?:[,.'’_ \x{a0}\x{202f}]\d{3})+(?:[.,]\d+)?|\d+[.,]?\d*|[.,]\d+)"
-        r"(?:[ \x{a0}]?[%$€£¥])?\)?$",
-    ),
+    (TextKind.WRITTEN_DATE, _WRITTEN_DATE),
+    (TextKind.WRITTEN_NUMBER, _WRITTEN_NUMBER),
 )
 
 

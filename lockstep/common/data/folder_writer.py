@@ -133,7 +133,7 @@ class FolderWriter:
         class_names: Sequence[str] = (),
         columns: Sequence[Column] = (),
         targets: Sequence[Column] = (),
-        reading: Reading = Reading(),
+        reading: Reading | None = None,
     ) -> FolderManifest:
         """Write the manifest; the folder then gets its name at the end of the context."""
         for name, use in (("train", "learn from"), ("test", "test with")):
@@ -157,7 +157,7 @@ class FolderWriter:
             class_names=list(class_names),
             columns=list(columns),
             targets=list(targets),
-            reading=reading,
+            reading=reading or Reading(),
             mean=mean,
             std=std,
             largest=0.0 if is_tokens else samples.largest,

@@ -86,10 +86,8 @@ def _numbers(column: Column, batch: TableBatch, decimal: str) -> NDArray[np.floa
 
 
 def _codes(column: Column, batch: TableBatch) -> NDArray[np.float64]:
-    values = batch.columns[column.name]
-    texts = values.as_texts() if isinstance(values, NumberValues) else values
-    codes = {text: float(code) for code, text in enumerate(column.categories)}
-    found = texts.placed(np.array([codes.get(text, np.nan) for text in texts.texts.to_pylist()], np.float64))
+    texts = batch.columns[column.name].as_texts()
+    found = texts.codes(column.categories)
     is_new = np.isnan(found) & ~texts.is_missing
     if is_new.any():
         row = int(np.argmax(is_new))
@@ -98,4 +96,4 @@ def _codes(column: Column, batch: TableBatch) -> NDArray[np.float64]:
             f"{batch.place(row, column.name)}: {one_line(texts.at(row), 60)!r} did not occur in training: expected one "
             f"of {there}"
         )
-    return np.where(texts.is_missing, codes.get("", np.nan), found)
+    return found
