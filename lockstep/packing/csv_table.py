@@ -109,14 +109,17 @@ def not_decodable(path: Path, delimiter: str, options: PackOptions) -> DataError
     # Lines cannot be told apart before decoding if a character has several bytes.
     is_wide = codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
     with opened(path) as file:
+        header: list[str] = []
         for row, line in enumerate((line for line in file if line.strip() and not is_wide), start=1):
             try:
+                header = header or next(csv.reader([line.decode(encoding)], delimiter=delimiter))
                 line.decode(encoding)
             except UnicodeDecodeError as error:
                 before, text = line[: error.start].decode(encoding), line.decode(guess, "replace")
                 column = len(next(csv.reader([f"{before}x"], delimiter=delimiter))) - 1
                 value = one_line(next(csv.reader([text], delimiter=delimiter))[column], 60)
-                place = f"{named}: row {row}, column {column + 1}"
+                known = repr(one_line(header[column].strip(), 60)) if column < len(header) else str(column + 1)
+                place = f"{named}: row {row}, column {known}"
                 byte = f"byte 0x{line[error.start]:02x} is not {encoding.upper()}"
                 return DataError(f"{place}: {byte}: {flag}, if it should read {value!r}")
     return DataError(f"{named}: is not in {encoding.upper()}: expected it, or the name of its encoding, as {flag}")
@@ -194,7 +197,10 @@ class CsvTable(Table):
         place = re.search(r"Row #(\d+): ?", text)
         if found := re.search(r"Expected (\d+) columns, got (\d+)", text):
             row = f"row {place[1]}" if place else "a row"
-            return DataError(f"{named}: {row} has {found[2]} values: expected {found[1]}, as the header")
+            # A quote that is not closed takes the next row's values as well.
+            return self._unclosed(path) or DataError(
+                f"{named}: {row} has {found[2]} values: expected {found[1]}, as the header"
+            )
         if "Empty CSV file" in text:
             return DataError(f"{named}: is empty: expected a header and rows")
         if "straddling object" in text or "out of sync" in text:
@@ -205,13 +211,15 @@ class CsvTable(Table):
 
     def _check_quotes(self, path: Path) -> None:
         """Raise DataError if a quote is never closed: pyarrow would take all rows after it for one value."""
-        if path in self._is_whole:
-            return
-        with named_errors(path, "a CSV file"), opened(path) as file:
-            quotes = sum(block.count(b'"') for block in iter(lambda: file.read(BLOCK), b""))
-        if quotes % 2 and (error := self._open_quote(path)) is not None:
+        if path not in self._is_whole and (error := self._unclosed(path)) is not None:
             raise error
         self._is_whole.add(path)
+
+    def _unclosed(self, path: Path) -> DataError | None:
+        """Return what is to be raised if a quote is never closed."""
+        with named_errors(path, "a CSV file"), opened(path) as file:
+            quotes = sum(block.count(b'"') for block in iter(lambda: file.read(BLOCK), b""))
+        return self._open_quote(path) if quotes % 2 else None
 
     def _open_quote(self, path: Path) -> DataError | None:
         """Return what is to be raised if a quote is not closed within a block, or never; None if all are."""

@@ -51,12 +51,19 @@ class Spelling(Enum):
     def __call__(self, name: str, value: object = None) -> str:
         """Return `--name value`, or `name=value` in Python; without a value the name alone."""
         if self is Spelling.PYTHON:
+            value = value[0] if isinstance(value, list) and len(value) == 1 else value
             return name if value is None else f"{name}={value!r}"
         flag = f"--{name.replace('_', '-')}"
         if value is None:
             return flag
         text = ",".join(map(_in_list, value)) if isinstance(value, list) else str(value)
+        # As `tab`, since nobody sees one.
+        text = "tab" if text == "\t" else text
         return f"{flag} {shlex.quote(text)}"
+
+    def together(self, *options: str) -> str:
+        """Return several options in a row."""
+        return (", " if self is Spelling.PYTHON else " ").join(options)
 
 
 def _in_list(name: str) -> str:

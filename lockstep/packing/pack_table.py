@@ -24,6 +24,9 @@ from lockstep.packing.options import COLUMN_LISTS, Packed, PackOptions, ReadProg
 from lockstep.packing.survey import LARGEST, TablePlan, survey
 from lockstep.packing.tables import ROWS, Advance, StreamTable, Table
 
+#: Columns that packing shows.
+MOST_LINES = 30
+
 
 def pack_table_file(source: Path, destination: Path, options: PackOptions, watch: Watch) -> Packed:
     """Pack a CSV or Parquet file, or a folder of them; as `pack`."""
@@ -62,7 +65,7 @@ def pack_table(
                 raise DataError(f"{each.named}: had {expected:,} rows, then {found:,}: expected it to stay as it is")
         origin = Origin(source=one_line(named), options=options.texts(), version=VERSION)
         manifest = encoder.finish(origin)
-    return Packed(destination, manifest, notes_of(tables, plan, options), tuple(plan.lines(options)))
+    return Packed(destination, manifest, notes_of(tables, plan, options), tuple(plan.lines(options, MOST_LINES)))
 
 
 def planned(tables: Sequence[Table], options: PackOptions, progress: ReadProgress, passes: int) -> TablePlan:
@@ -150,7 +153,7 @@ def _opened(frame: Any, advance: Advance, options: PackOptions) -> StreamTable:
     try:
         schema = pa.RecordBatchReader.from_stream(frame).schema
     except (pa.ArrowException, TypeError, ValueError) as error:
-        frame = _with_texts(named, frame, error)
+        frame = _with_texts(named, frame, options, error)
         schema = frame.schema
     return StreamTable(named, advance, length, options, schema, lambda: pa.RecordBatchReader.from_stream(frame))
 
@@ -159,34 +162,37 @@ def _opened(frame: Any, advance: Advance, options: PackOptions) -> StreamTable:
 _PLAIN = (str, int, float, bool, Decimal, date, np.generic)
 
 
-def _with_texts(named: str, frame: Any, error: Exception) -> pa.Table:
+def _with_texts(named: str, frame: Any, options: PackOptions, error: Exception) -> pa.Table:
     """Return a frame whose columns of mixed objects are texts, as they would be in a file; DataError for other objects.
 
     `error` is Arrow's, which is raised if the frame does not give its columns one by one.
     """
-    reason = DataError(
-        f"{named} has a column that Arrow cannot take ({one_line(str(error), 200)}): expected numbers and texts"
-    )
     if not hasattr(frame, "columns") or not hasattr(frame, "__getitem__"):
-        raise reason from None
-    arrays = {}
-    for name in map(str, frame.columns):
-        values = frame[name]
+        reason = one_line(str(error), 200)
+        raise DataError(f"{named} has a column that Arrow cannot take ({reason}): expected numbers and texts") from None
+    names = list(map(str, frame.columns))
+    arrays = []
+    for name, column in zip(names, frame.columns, strict=True):
+        if names.count(name) > 1:
+            raise DataError(f"{named}: two columns are called {one_line(name, 60)!r}: expected different names")
+        is_used = name in (*options.columns, *options.target) or not options.columns
+        values = frame[column] if is_used and name not in options.drop else [None] * len(frame)
         try:
-            arrays[name] = pa.array(values, from_pandas=True)
+            arrays.append(pa.array(values, from_pandas=True))
         except (pa.ArrowException, TypeError, ValueError):
-            arrays[name] = pa.array(_texts_of(named, name, values), pa.string())
-    return pa.table(arrays)
+            arrays.append(pa.array(_texts_of(f"{named}: row", name, values, options), pa.string()))
+    return pa.table(arrays, names)
 
 
-def _texts_of(named: str, name: str, values: Iterable[Any]) -> Iterator[str | None]:
+def _texts_of(named: str, name: str, values: Iterable[Any], options: PackOptions) -> Iterator[str | None]:
     for row, value in enumerate(values, start=1):
-        is_missing = value is None or value is not value or type(value).__name__ in ("NAType", "NaTType")
+        is_missing = value is None or type(value).__name__ in ("NAType", "NaTType")
         if not is_missing and not isinstance(value, _PLAIN):
             raise DataError(
-                f"{named}: row {row}, column {one_line(name, 60)!r}: {one_line(repr(value), 60)} is of type "
-                f"{type(value).__name__}: expected numbers and texts"
+                f"{named} {row}, column {one_line(name, 60)!r}: {one_line(repr(value), 60)} is of type "
+                f"{type(value).__name__}: expected numbers and texts; {options.spelled('drop', [name])} leaves it out"
             )
+        # NaN alone differs from itself.
         yield None if is_missing or value != value else str(value)
 
 

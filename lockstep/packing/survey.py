@@ -120,8 +120,9 @@ class ColumnPlan:
             values = f"{shown}, … ({len(self.names):,})" if len(self.names) > 6 else shown
         else:
             taken = f"{taken}, to predict" if self.is_target else taken
-            is_empty = self.facts.first is None
-            values = "no value" if is_empty else " to ".join(names_of(self.kind, [self.facts.low, self.facts.high]))
+            ends = (self.facts.low, self.facts.high)
+            texts = map("{:.6g}".format, ends) if self.kind is ColumnKind.NUMBER else names_of(self.kind, ends)
+            values = "no value" if self.facts.first is None else " to ".join(texts)
         filled = f"; {self.missing:,} missing: {options.spelled('missing', options.missing)}" if self.missing else ""
         return one_line(self.name, 40), taken, values + filled
 
@@ -247,7 +248,7 @@ class ColumnSurvey:
             return pure
         if is_number:
             odd = self._first(present - _READABLE[ColumnKind.NUMBER])
-            raise DataError(f"{odd} is not a number: {self._advice(odd)}")
+            raise DataError(f"{odd} is not a number: {self._advice(odd, ColumnKind.NUMBER)}")
         if not codes and task != "classes":
             self._check_family()
         return self._category()
@@ -264,7 +265,7 @@ class ColumnSurvey:
                 continue
             odd = self._first(set(self.counts) - (_READABLE[kind] if kind is not None else set()))
             share = f", as {count:,} of the {total:,} values in the column are" if count < total else ""
-            raise DataError(f"{odd} is not {expected}{share}: {self._advice(odd)}")
+            raise DataError(f"{odd} is not {expected}{share}: {self._advice(odd, kind)}")
 
     def _category(self) -> ColumnKind:
         """Return that the texts are categories; DataError if they are too many, or each occurs once."""
@@ -276,10 +277,10 @@ class ColumnSurvey:
             raise DataError(f"{self.too_many} is one text more than the {most:,} that categories may have: {advice}")
         is_declared = self._is_named() or self.declared or (self.is_target and self.options.task == "classes")
         if not is_declared and len(self.texts) > max(FEW_TEXTS, total // 2):
-            place, advice = self._first(set(self.counts)), f"{self._as_names()} if each is a category"
+            place, advice = self._first(set(self.counts)), f"{self._as_names()} makes each a category"
             raise DataError(
                 f"{place} is one of {len(self.texts):,} different texts among {total:,}, too many for categories: "
-                f"{advice if self.is_target else f'{drop}; or {advice}'}"
+                f"{advice if self.is_target else f'{drop}, {advice}'}"
             )
         return ColumnKind.CATEGORY
 
@@ -287,26 +288,38 @@ class ColumnSurvey:
         spelled = self.options.spelled
         return spelled("task", "classes") if self.is_target else spelled("categories", [self.name])
 
-    def _advice(self, odd: Place) -> str:
-        """Return what a person may type if a text is not what the others are."""
-        spelled, kind = self.options.spelled, kinds_of(pa.array([odd.text]), self.options.decimal)[0]
-        if kind == TextKind.WRITTEN_NUMBER and self.options.decimal == "." and re.fullmatch(r"[+-]?\d*,\d+", odd.text):
-            advice = f"{spelled('decimal', ',')} if the comma begins its fraction"
-        elif kind == TextKind.WRITTEN_NUMBER:
-            advice = "expected one without separators and signs"
-        elif kind == TextKind.WRITTEN_DATE:
-            advice = "expected one that exists, like 2020-12-31"
-        elif kind == TextKind.TIME:
-            advice = "expected hours or seconds as a number"
-        else:
-            advice = f"{self._na(odd.text)} if it stands for a missing value"
-        drop = "" if self.is_target else f", {spelled('drop', [self.name])} to leave the column out"
-        return f"{advice}{drop}, or {self._as_names()} if its values are names"
+    def _advice(self, odd: Place, kind: ColumnKind | None) -> str:
+        """Return what a person may type if a text is not of the kind that the others are."""
+        spelled, is_ = self.options.spelled, kinds_of(pa.array([odd.text]), self.options.decimal)[0]
+        names = f"{self._as_names()} if its values are names"
+        flags = [names] if self.is_target else [f"{spelled('drop', [self.name])} to leave the column out", names]
+        begin = ""
+        if kind is None:
+            begin = "write hours or seconds as a number; or "
+        elif kind is ColumnKind.NUMBER and self._has_commas(odd.text):
+            flags.insert(0, f"{spelled('decimal', ',')} if the comma begins its fraction")
+        elif kind is ColumnKind.NUMBER and is_ == TextKind.WRITTEN_NUMBER:
+            begin = "write it plainly, like 1234.5; or "
+        elif kind is ColumnKind.DATE:
+            begin = "write it like 2020-12-31; or "
+        elif is_ != TextKind.NAME:
+            begin = "correct it; or "
+        if is_ == TextKind.NAME:
+            flags.insert(0, f"{self._na(odd.text)} if it stands for a missing value")
+        *others, last = flags
+        return f"{begin}give {', '.join([*others, f'or {last}' if others else last])}"
+
+    def _has_commas(self, text: str) -> bool:
+        """Tell whether numbers have a comma where others have a point: not if some have one, or commas of thousands."""
+        if self.options.decimal != "." or not self.is_digits or not re.fullmatch(r"[+-]?\d*,\d+", text):
+            return False
+        return not (self.counts[TextKind.NUMBER] and re.fullmatch(r"[+-]?\d{1,3},\d{3}", text))
 
     def _na(self, text: str) -> str:
-        spelled = self.options.spelled
-        rule = "" if self.options.missing else f" {spelled('missing', 'drop' if self.is_target else 'mean')}"
-        return f"{spelled('na', [*self.options.na, text])}{rule}"
+        """Return what makes a text a missing value, with a rule for these."""
+        spelled, is_ruled = self.options.spelled, self.options.missing == "drop" or self.options.is_filled()
+        rule = spelled("missing", "drop" if self.is_target else "mean")
+        return spelled.together(spelled("na", [*self.options.na, text]), *([] if is_ruled else [rule]))
 
     def _check_values(self, kind: ColumnKind) -> None:
         """Raise DataError for a value that is missing without a rule, infinite, or larger than float32 holds."""
@@ -320,11 +333,11 @@ class ColumnSurvey:
         if kind is ColumnKind.CATEGORY or self.beyond is None:
             return
         if np.isinf(float(self.beyond.text)):
-            advice = f"expected a finite number, or {self._na(self.beyond.text)}"
+            advice = f"correct it, or give {self._na(self.beyond.text)}"
             raise DataError(f"{self.beyond.where}: {self.beyond.text} is infinite: {advice}")
         raise DataError(
-            f"{self.beyond.where}: {self.beyond.text} is larger than float32 holds: expected numbers up to {LARGEST:.1e}; "
-            f"divide the column, or type {self._na(self.beyond.text)} if it stands for a missing value"
+            f"{self.beyond.where}: {self.beyond.text} is larger than float32 holds: expected at most {LARGEST:.1e}; "
+            f"divide the column, or give {self._na(self.beyond.text)} if it stands for a missing value"
         )
 
     def _target(self, kind: ColumnKind) -> ColumnPlan:
@@ -366,12 +379,16 @@ class TablePlan:
     rows: Sequence[int]
     dropped: int
 
-    def lines(self, options: PackOptions) -> list[str]:
-        """Return what a person is to read of the columns, a line each."""
+    def lines(self, options: PackOptions, most: int | None = None) -> list[str]:
+        """Return what a person is to read of the columns, a line each, of not more than so many of them."""
         rows = [plan.described(options) for plan in (*self.features, *self.targets)]
         rows += [(one_line(name, 40) or "(no name)", "left out", reason) for name, reason in self.left_out.items()]
+        more = [] if most is None or len(rows) <= most else [f"  … and {len(rows) - most:,} more"]
+        rows = rows[:most]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return [f"  {name:<{widths[0]}}  {taken:<{widths[1]}}  {values}".rstrip() for name, taken, values in rows]
+        return [
+            f"  {name:<{widths[0]}}  {taken:<{widths[1]}}  {values}".rstrip() for name, taken, values in rows
+        ] + more
 
 
 def survey(tables: Sequence[Table], features: Sequence[str], options: PackOptions) -> TablePlan:

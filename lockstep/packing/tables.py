@@ -199,8 +199,8 @@ class Table(ABC):
     def _advice(self, name: str, names: Sequence[str]) -> str:
         there = ", ".join(one_line(other, 40) for other in names[:12])
         found = nearest(name, names) or f": expected one of {there}{', …' if len(names) > 12 else ''}"
-        is_header = not all(each.replace(".", "", 1).lstrip("+-").isdigit() for each in names)
-        return found if is_header else f"{found}, if that is a header: expected the names of the columns in row 1"
+        numbers = sum(each.replace(".", "", 1).lstrip("+-").isdigit() for each in names)
+        return f"{found}; if row 1 is not a header, write one first" if 2 * numbers > len(names) else found
 
     def batches(self, columns: Sequence[str]) -> Iterator[TableBatch]:
         """Return the rows, with these columns only; DataError with the place if they cannot be read."""
