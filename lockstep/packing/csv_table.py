@@ -23,6 +23,7 @@ from lockstep.common.files.sanitize import one_line
 from lockstep.packing.files import CSV, PARQUET, table_files
 from lockstep.packing.options import PackOptions, known_encoding
 from lockstep.packing.tables import Advance, ParquetTable, Table, arrow_table, named_errors
+from lockstep.packing.texts import MISSING_TEXTS
 
 #: Bytes of a CSV file that are parsed at once, which no row may exceed; and bytes and rows that show its form.
 BLOCK, HEAD_BYTES, HEAD_ROWS = 2**21, 2**16, 20
@@ -147,7 +148,11 @@ class CsvTable(Table):
     def _open(self, path: Path, types: Mapping[str, Any], *, threads: bool) -> Any:
         form = self._forms[path]
         convert = pyarrow.csv.ConvertOptions(
-            strings_can_be_null=False, column_types=types, include_columns=list(types) or None
+            # What is missing besides is found later, in the texts.
+            null_values=[*MISSING_TEXTS, *self.options.na],
+            strings_can_be_null=True,
+            column_types=types,
+            include_columns=list(types) or None,
         )
         parse = pyarrow.csv.ParseOptions(delimiter=form.delimiter, newlines_in_values=True)
         read = pyarrow.csv.ReadOptions(use_threads=threads, block_size=BLOCK, encoding=form.encoding)

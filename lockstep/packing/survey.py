@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 from lockstep.packing.options import PackOptions
-from lockstep.packing.tables import ColumnKind, NumberValues, Table, TableBatch, TextValues, names_of
+from lockstep.packing.tables import ColumnKind, NumberTexts, NumberValues, Table, TableBatch, TextValues, names_of
 from lockstep.packing.texts import Floats, TextKind, are_digits, in_order, kinds_of
 
 #: Most texts of a column that is learned from, and most classes.
@@ -154,14 +154,20 @@ class ColumnSurvey:
     def add(self, batch: TableBatch, rows: NDArray[np.bool_]) -> None:
         """Look at the values of a batch, but for the rows that will be left out."""
         values = batch.columns[self.name]
-        if isinstance(values, NumberValues) and self._is_named():
+        # Of numbers that a file has as texts, the texts are looked at until they cannot be categories any more.
+        if self._is_named() or (isinstance(values, NumberTexts) and self.too_many is None):
             values = values.as_texts()
         is_missing, is_known = rows & values.is_missing, rows & ~values.is_missing
         self.missing += int(np.count_nonzero(is_missing))
         if self.first_missing is None and is_missing.any():
             self.first_missing = self._place(batch, is_missing, "")
         if is_known.any() and isinstance(values, NumberValues):
-            self.typed[values.kind] += int(np.count_nonzero(is_known))
+            if isinstance(values, NumberTexts):
+                self.counts[TextKind.NUMBER] += int(np.count_nonzero(is_known))
+                self.first.setdefault(TextKind.NUMBER, self._place(batch, is_known, ""))
+                self.is_digits = self.is_digits and are_digits(values.column.filter(pa.array(is_known)))
+            else:
+                self.typed[values.kind] += int(np.count_nonzero(is_known))
             self._add_numbers(batch, values.kind, np.where(is_known, values.values, np.nan))
         elif is_known.any():
             self._add_texts(batch, values.as_texts().without(~is_known))

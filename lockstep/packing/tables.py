@@ -25,7 +25,16 @@ from lockstep.common.errors import DataError
 from lockstep.common.files.did_you_mean import nearest
 from lockstep.common.files.sanitize import one_line
 from lockstep.packing.options import PackOptions
-from lockstep.packing.texts import MISSING_TEXTS, Floats, booleans_of, date_name, dates_of, number_name, numbers_of
+from lockstep.packing.texts import (
+    MISSING_TEXTS,
+    Floats,
+    booleans_of,
+    date_name,
+    dates_of,
+    has_padded,
+    number_name,
+    numbers_of,
+)
 
 #: Rows that are read at once.
 ROWS = 2**14
@@ -115,6 +124,31 @@ class NumberValues:
         count = len(known) - int(len(known) > 0 and np.isnan(known[-1]))
         names = names_of(self.kind, known[:count].tolist())
         return TextValues(np.where(indices == count, -1, indices), pa.array(names, pa.string()))
+
+
+@dataclass(frozen=True)
+class NumberTexts(NumberValues):
+    """A column of texts that are all numbers, which is found out sooner than what each different text is."""
+
+    column: Any
+    missing: "MissingValues"
+
+    @classmethod
+    def of(cls, column: Any, missing: "MissingValues") -> "NumberTexts | None":
+        """Return texts as numbers; None if one is not a number, or has a zero before it."""
+        if missing.decimal != "." or not pa.types.is_string(column.type):
+            return None
+        try:
+            values = _as_floats(column.cast(pa.float64()))
+        except pa.ArrowInvalid:
+            return None
+        if np.count_nonzero(np.isnan(values)) != column.null_count or has_padded(column):
+            return None
+        return cls(ColumnKind.NUMBER, missing.without_numbers(values), column, missing)
+
+    def as_texts(self) -> TextValues:
+        """Return the texts that they are."""
+        return self.missing.coded(self.column)
 
 
 def names_of(kind: ColumnKind, values: Iterable[float]) -> list[str]:
@@ -260,13 +294,16 @@ class MissingValues:
         """Return a column of Arrow's as one of ours."""
         kind = _kind_of_type(column.type)
         if kind is None:
-            return self._coded(column)
+            return NumberTexts.of(column, self) or self.coded(column)
         values = _moments(column) if kind is ColumnKind.DATE else _as_floats(column)
-        if kind is ColumnKind.NUMBER and len(self.numbers):
-            values = np.where(np.isin(values, self.numbers), np.nan, values)
-        return NumberValues(kind, values)
+        return NumberValues(kind, self.without_numbers(values) if kind is ColumnKind.NUMBER else values)
 
-    def _coded(self, column: Any) -> TextValues:
+    def without_numbers(self, values: Floats) -> Floats:
+        """Return numbers with NaN for those that stand for a missing value."""
+        return np.where(np.isin(values, self.numbers), np.nan, values) if len(self.numbers) else values
+
+    def coded(self, column: Any) -> TextValues:
+        """Return a column of texts, or one that is coded already, as one of ours."""
         is_declared = pa.types.is_dictionary(column.type)
         if pa.types.is_string_view(column.type):
             column = column.cast(pa.string())

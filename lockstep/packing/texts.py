@@ -114,6 +114,11 @@ def booleans_of(texts: pa.StringArray) -> Floats:
     return np.array([truths.get((text or "").lower(), np.nan) for text in texts.to_pylist()], np.float64)
 
 
+def has_padded(texts: pa.StringArray) -> bool:
+    """Tell whether a number among texts begins with a zero before another digit."""
+    return bool(pc.any(pc.match_substring_regex(texts, _PADDED)).as_py())
+
+
 def are_digits(texts: pa.StringArray) -> bool:
     """Tell whether all texts are digits alone."""
     return bool(_matches(texts, r"^\d+$").all())
