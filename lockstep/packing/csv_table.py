@@ -111,7 +111,8 @@ def not_decodable(path: Path, delimiter: str, options: PackOptions) -> DataError
     is_wide = codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
     with opened(path) as file:
         header: list[str] = []
-        for row, line in enumerate((line for line in file if line.strip() and not is_wide), start=1):
+        lines = iter(lambda: file.readline(BLOCK), b"")
+        for row, line in enumerate((line for line in lines if line.strip() and not is_wide), start=1):
             try:
                 header = header or next(csv.reader([line.decode(encoding)], delimiter=delimiter))
                 line.decode(encoding)
@@ -242,7 +243,7 @@ class CsvTable(Table):
             except csv.Error as error:
                 if "unexpected end" in str(error):
                     row -= 1
-                elif "field larger" not in str(error):
+                elif "field larger" not in str(error) or not any('"' in line for line in lines):
                     return None
                 return DataError(
                     f'{one_line(str(path))}: row {row + 1}: a quote (") is not closed: expected another one at the end '
@@ -252,7 +253,8 @@ class CsvTable(Table):
 
 
 def _kept(lines: TextIO, into: list[str]) -> Iterator[str]:
-    for line in lines:
+    # Not by iteration, which would read a file without a line end as a whole.
+    for line in iter(lambda: lines.readline(BLOCK), ""):
         into.append(line)
         yield line
 

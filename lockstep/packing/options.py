@@ -11,7 +11,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.common.data.folder import FolderManifest
+from lockstep.common.data.folder import LONGEST_TEXT, FolderManifest, Origin
+from lockstep.common.files.sanitize import cut, one_line
+from lockstep.common.runtime.version import VERSION
 from lockstep.packing.division import Division
 
 #: Called with the share of a source that has been read, from 0 to 1.
@@ -130,8 +132,13 @@ class PackOptions:
         return [name for name in known if getattr(self, name) != getattr(default, name)]
 
     def texts(self) -> dict[str, str]:
-        """Return what was said, for the manifest of a folder."""
+        """Return what was said."""
         return {name: str(getattr(self, name)) for name in sorted({*self.changed(), "test_split", "seed"})}
+
+    def origin(self, source: str) -> Origin:
+        """Return how a folder is made of a source, each text as far as there is room for it."""
+        texts = {name: cut(text, LONGEST_TEXT) for name, text in self.texts().items()}
+        return Origin(source=one_line(source), options=texts, version=VERSION)
 
     def is_filled(self) -> bool:
         """Tell whether a number stands for a missing value, and a name of its own for a missing text."""

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lockstep.common.data.folder import PARTS, Origin
+from lockstep.common.data.folder import PARTS
 from lockstep.common.data.folder_writer import dataset_folder
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.runtime.version import VERSION
 from lockstep.packing.csv_table import open_table
 from lockstep.packing.encoding import TableEncoder
 from lockstep.packing.options import COLUMN_LISTS, Packed, PackOptions, ReadProgress, Watch
@@ -63,8 +62,7 @@ def pack_table(
             found = encoder.read(name, each.batches(columns), options.division() if len(tables) == 1 else None)
             if found != expected:
                 raise DataError(f"{each.named}: had {expected:,} rows, then {found:,}: expected it to stay as it is")
-        origin = Origin(source=one_line(named), options=options.texts(), version=VERSION)
-        manifest = encoder.finish(origin)
+        manifest = encoder.finish(options.origin(named))
     return Packed(destination, manifest, notes_of(tables, plan, options), tuple(plan.lines(options, MOST_LINES)))
 
 

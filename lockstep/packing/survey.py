@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lockstep.common.data.folder import LONGEST_TEXT
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 from lockstep.packing.options import PackOptions
@@ -139,9 +140,10 @@ class ColumnSurvey:
     typed: Counter[ColumnKind] = field(default_factory=Counter)
     counts: Counter[TextKind] = field(default_factory=Counter)
     declared: int = 0
-    #: The different texts, up to a limit, and the first that was too many.
+    #: The different texts, up to a limit, the first that was too many, and the first that is too long for a name.
     texts: dict[str, TextKind] = field(default_factory=dict)
     too_many: Place | None = None
+    too_long: Place | None = None
     #: The first text of each kind, the first number that float32 does not hold, and the first value that is missing.
     first: dict[TextKind, Place] = field(default_factory=dict)
     beyond: Place | None = None
@@ -218,6 +220,8 @@ class ColumnSurvey:
                 self.too_many = self._place(batch, values.indices == index, text)
                 return
             self.texts[text] = TextKind(kind)
+            if len(text) > LONGEST_TEXT and self.too_long is None:
+                self.too_long = self._place(batch, values.indices == index, text)
 
     def plan(self) -> ColumnPlan:
         """Return what the column is; DataError with row, column and value if that is not clear."""
@@ -281,6 +285,9 @@ class ColumnSurvey:
             most = MOST_CLASSES if self.is_target else MOST_CATEGORIES
             advice = f"expected another {spelled('target')}" if self.is_target else drop
             raise DataError(f"{self.too_many} is one text more than the {most:,} that categories may have: {advice}")
+        if self.too_long is not None:
+            length = f"is a text of {len(self.too_long.text):,} characters"
+            raise DataError(f"{self.too_long} {length}: expected at most {LONGEST_TEXT:,} of a category; {drop}")
         is_declared = self._is_named() or self.declared or (self.is_target and self.options.task == "classes")
         if not is_declared and len(self.texts) > max(FEW_TEXTS, total // 2):
             place, advice = self._first(set(self.counts)), f"{self._as_names()} makes each a category"

@@ -21,6 +21,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from lockstep.common.data.folder import LONGEST_TEXT
 from lockstep.common.errors import DataError
 from lockstep.common.files.did_you_mean import nearest
 from lockstep.common.files.sanitize import one_line
@@ -201,11 +202,16 @@ class Table(ABC):
         """Return rows with their file and the number of the first, from the beginning at each call."""
 
     def names(self) -> list[str]:
-        """Return the names of the columns that have one; DataError if two are the same."""
+        """Return the names of the columns that have one; DataError if two are the same, or one is long."""
         names = [name for name in self.schema.names if name]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise DataError(f"{self.named}: two columns are called {one_line(twice, 60)!r}: expected different names")
+        longest = max(map(len, names), default=0)
+        if longest > LONGEST_TEXT:
+            raise DataError(
+                f"{self.named}: a column's name has {longest:,} characters: expected at most {LONGEST_TEXT}"
+            )
         return names
 
     def without_use(self) -> dict[str, str]:

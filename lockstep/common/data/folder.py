@@ -39,7 +39,9 @@ ArrayName = Literal["samples", "labels"]
 PARTS: tuple[PartName, ...] = ("train", "test")
 ARRAYS: tuple[ArrayName, ...] = ("samples", "labels")
 
-Text = Annotated[str, Meta(max_length=1024)]
+#: Most characters of a name or another text.
+LONGEST_TEXT = 1024
+Text = Annotated[str, Meta(max_length=LONGEST_TEXT)]
 _Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 _Real = Annotated[float, Meta(ge=-1e300, le=1e300)]
 _Scale = Annotated[float, Meta(gt=0.0, le=1e300)]
