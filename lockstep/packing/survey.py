@@ -245,7 +245,7 @@ class ColumnSurvey:
         if len(found) > 1:
             several = " and ".join(sorted(kind.value for kind in found))
             raise DataError(f"column {one_line(self.name, 60)!r} has values of two kinds, {several}: expected one")
-        return next(iter(found), ColumnKind.NUMBER)
+        return next(iter(found), ColumnKind.CATEGORY if self._is_named() else ColumnKind.NUMBER)
 
     def _kind_of_texts(self) -> ColumnKind:
         present, task = set(self.counts), self.options.task if self.is_target else None
