@@ -5,8 +5,6 @@ Polars, DuckDB and Arrow itself have `__arrow_c_stream__`; Hugging Face's datase
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import date
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from lockstep.packing.csv_table import open_table
 from lockstep.packing.encoding import TableEncoder
 from lockstep.packing.options import COLUMN_LISTS, Packed, PackOptions, ReadProgress, Watch
 from lockstep.packing.survey import LARGEST, TablePlan, survey
-from lockstep.packing.tables import ROWS, Advance, StreamTable, Table
+from lockstep.packing.tables import ROWS, Advance, StreamTable, Table, is_usable
 
 #: Columns that packing shows.
 MOST_LINES = 30
@@ -156,10 +154,6 @@ def _opened(frame: Any, advance: Advance, options: PackOptions) -> StreamTable:
     return StreamTable(named, advance, length, options, schema, lambda: pa.RecordBatchReader.from_stream(frame))
 
 
-#: Values of Python's that become texts if a column has values of several types.
-_PLAIN = (str, int, float, bool, Decimal, date, np.generic)
-
-
 def _with_texts(named: str, frame: Any, options: PackOptions, error: Exception) -> pa.Table:
     """Return a frame whose columns of mixed objects are texts, as they would be in a file; DataError for other objects.
 
@@ -185,13 +179,21 @@ def _with_texts(named: str, frame: Any, options: PackOptions, error: Exception) 
 def _texts_of(named: str, name: str, values: Iterable[Any], options: PackOptions) -> Iterator[str | None]:
     for row, value in enumerate(values, start=1):
         is_missing = value is None or type(value).__name__ in ("NAType", "NaTType")
-        if not is_missing and not isinstance(value, _PLAIN):
+        if not is_missing and not _is_plain(value):
             raise DataError(
                 f"{named} {row}, column {one_line(name, 60)!r}: {one_line(repr(value), 60)} is of type "
                 f"{type(value).__name__}: expected numbers and texts; {options.spelled('drop', [name])} leaves it out"
             )
         # NaN alone differs from itself.
         yield None if is_missing or value != value else str(value)
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether an object is a text, a number or a date."""
+    try:
+        return is_usable(pa.scalar(value).type)
+    except (pa.ArrowException, TypeError, ValueError):
+        return False
 
 
 def _of_hugging_face(frame: Any) -> Iterator[pa.RecordBatch]:

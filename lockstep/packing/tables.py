@@ -230,7 +230,7 @@ class Table(ABC):
         self.check_names(columns)
         for name in columns:
             kind = self.schema.field(name).type
-            if _kind_of_type(kind) is None and not _is_text(kind):
+            if not is_usable(kind):
                 raise DataError(
                     f"{self.named}: column {one_line(name, 60)!r} is of type {one_line(str(kind), 60)}: expected "
                     f"numbers or texts; {self.options.spelled('drop', [name])} leaves it out"
@@ -275,10 +275,15 @@ def _kind_of_type(kind: pa.DataType) -> ColumnKind | None:
     return ColumnKind.NUMBER if is_number else None
 
 
+def is_usable(kind: pa.DataType) -> bool:
+    """Tell whether values of a type are numbers, dates or texts."""
+    return _is_text(kind) or _kind_of_type(kind) is not None
+
+
 def _is_text(kind: pa.DataType) -> bool:
     types = pa.types
     if types.is_dictionary(kind):
-        return _is_text(kind.value_type) or _kind_of_type(kind.value_type) is not None
+        return is_usable(kind.value_type)
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
