@@ -133,11 +133,12 @@ def pack_frame(data: Any, destination: Path, options: PackOptions) -> Packed:
     if isinstance(data, Mapping):
         train, test = data["train"], next((data[name] for name in ("test", "validation", "val") if name in data), None)
     progress = ReadProgress(lambda share: None)
-    tables = [_opened(frame, progress.advance, options) for frame in (train, test) if frame is not None]
+    tables = [opened_frame(frame, progress.advance, options) for frame in (train, test) if frame is not None]
     return pack_table(f"a {type(train).__name__}", tables, destination, options, progress)
 
 
-def _opened(frame: Any, advance: Advance, options: PackOptions) -> StreamTable:
+def opened_frame(frame: Any, advance: Advance, options: PackOptions) -> StreamTable:
+    """Open a frame of any library; DataError if it has a value that is not a text, a number or a date."""
     named, length = f"the {type(frame).__name__}", len(frame) if hasattr(frame, "__len__") else 1
     if isinstance(frame, pa.RecordBatchReader):
         # It can be read once only.
