@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from lockstep.api.job_inputs import PackInto, named_arrays
 from lockstep.common.errors import DataError, JobError
 from lockstep.common.runtime.environment import cache_home
-from lockstep.packing.cache import changed, packed_source
-from lockstep.packing.options import DIRECT, PackOptions
+from lockstep.packing.cache import packed_source
+from lockstep.packing.options import COLUMN_LISTS, DIRECT, PackOptions, Spelling, known_encoding
 from lockstep.runs.optional_packages import demand
 
 #: A data frame, or two, or a mapping of them: of any library, so that it has no type here.
@@ -21,12 +21,15 @@ Frame = Any
 def taken_options(values: Mapping[str, Any]) -> tuple[PackOptions, dict[str, Any]]:
     """Return the options of packing and the values of the job; `JobError` for an option of another kind."""
     given = {name: value for name, value in values.items() if name in DIRECT and value is not None}
-    for name in ("target", "columns"):
+    for name in (*COLUMN_LISTS, "na"):
         if name in given:
             several = given[name] if isinstance(given[name], list | tuple) else [given[name]]
+            if name == "na":
+                several = [str(each) for each in several]
             given[name] = tuple(several)
             if not all(isinstance(each, str) for each in several):
                 raise JobError(f"{name} = {values[name]!r}: expected the name of a column, or a list of names")
+    _check_form(given)
     size = given.get("size")
     if isinstance(size, int):
         given["size"] = (size, size)
@@ -41,7 +44,21 @@ def taken_options(values: Mapping[str, Any]) -> tuple[PackOptions, dict[str, Any
         raise JobError(f"test_split = {given['test_split']!r}: expected a share, at least 0 and below 1")
     if given.get("task") not in (None, "classes", "numbers"):
         raise JobError(f"task = {given['task']!r}: expected 'classes' or 'numbers'")
-    return PackOptions(**given), {name: value for name, value in values.items() if name not in DIRECT}
+    options = PackOptions(**given, spelled=Spelling.PYTHON)
+    return options, {name: value for name, value in values.items() if name not in DIRECT}
+
+
+def _check_form(given: Mapping[str, Any]) -> None:
+    """Raise JobError for a form of CSV files that there is not."""
+    delimiter, decimal = given.get("delimiter", ";"), given.get("decimal", ".")
+    if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n' or not delimiter.isascii():
+        raise JobError(f"delimiter = {delimiter!r}: expected one character, like ';' or '\\t'")
+    if decimal not in (".", ","):
+        raise JobError(f"decimal = {decimal!r}: expected '.' or ','")
+    try:
+        known_encoding(given.get("encoding", "utf-8"))
+    except (LookupError, TypeError):
+        raise JobError(f"encoding = {given['encoding']!r}: expected one like 'cp1252' or 'utf-16'") from None
 
 
 def memory_data(data: Any, options: PackOptions, loss: str) -> dict[str, NDArray[Any]] | PackInto:
@@ -59,7 +76,7 @@ def memory_data(data: Any, options: PackOptions, loss: str) -> dict[str, NDArray
             return pack_frame(data, folder, options.for_loss(loss))
 
         return into
-    if given := changed(options):
+    if given := options.changed():
         raise DataError(f"{', '.join(given)} with a {type(data).__name__}: expected a data frame, or a file to pack")
     return named_arrays(data)
 

@@ -16,7 +16,7 @@ from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.runtime.version import VERSION
 from lockstep.packing.files import files_below, has_pictures, table_files
-from lockstep.packing.options import PackOptions, Watch
+from lockstep.packing.options import PackOptions, Spelling, Watch
 from lockstep.packing.pack import pack
 
 #: Shows how far packing is, for as long as the context lasts.
@@ -44,7 +44,7 @@ def packed_source(
         if source != "mnist" and not path.exists() and (table_files(path) or options != PackOptions()):
             raise DataError(f"{source}: does not exist: expected a .csv, .parquet or folder of pictures to pack")
         if options != PackOptions():
-            given = ", ".join(f"--{name.replace('_', '-')}" for name in changed(options))
+            given = ", ".join(map(options.spelled, options.changed()))
             raise DataError(f"{given} with data {source!r}: expected a .csv, .parquet or folder of pictures to pack")
         return source
     options = options.for_loss(loss)
@@ -55,25 +55,20 @@ def packed_source(
             packed = pack(str(path), folder, options, watch)
         for line in packed.lines():
             say(line)
-    _check_target(source, folder, loss)
+    _check_target(source, folder, loss, options.spelled)
     return str(folder)
 
 
-def _check_target(source: str, folder: Path, loss: str) -> None:
+def _check_target(source: str, folder: Path, loss: str, spelled: Spelling) -> None:
     """Raise DataError if a table's target became numbers, and the loss needs classes."""
     manifest = read_manifest(folder)
     if loss != "mse" and not manifest.classes and manifest.targets:
         named = ", ".join(repr(one_line(target.name, 60)) for target in manifest.targets[:3])
-        advice = "or --task classes" if len(manifest.targets) == 1 else "or one --target"
+        advice = f"or {spelled('task', 'classes')}" if len(manifest.targets) == 1 else f"or one {spelled('target')}"
         raise DataError(
-            f"{source}: the target {named} is numeric, and loss = {loss!r} needs classes: expected --loss mse "
-            f"(loss = 'mse' in a job or in Python), {advice}"
+            f"{source}: the target {named} is numeric, and loss = {loss!r} needs classes: expected "
+            f"{spelled('loss', 'mse')}, {advice}"
         )
-
-
-def changed(options: PackOptions) -> list[str]:
-    default = PackOptions()
-    return [name for name in vars(default) if getattr(options, name) != getattr(default, name)]
 
 
 def digest_of(path: Path, options: PackOptions) -> str:

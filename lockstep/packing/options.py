@@ -1,14 +1,19 @@
 """What a person may say about packing, the form of what is packed, and what is reported of it. Pure."""
 
+import codecs
+import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.common.data.folder import FolderManifest
+from lockstep.common.data.folder import LONGEST_TEXT, FolderManifest, Origin
+from lockstep.common.files.sanitize import cut, one_line
+from lockstep.common.runtime.version import VERSION
 from lockstep.packing.division import Division
 
 #: Called with the share of a source that has been read, from 0 to 1.
@@ -18,7 +23,12 @@ Watch = Callable[[float], None]
 Missing = Literal["drop", "mean"] | float
 
 #: The options of `train` and `fit`, whose data may be a source that is packed on the way.
-DIRECT = ("target", "columns", "task", "missing", "standardize", "size", "grayscale", "test_split")
+DIRECT = (
+    *("target", "columns", "drop", "task", "categories", "one_hot", "numbers", "missing", "na", "standardize"),
+    *("delimiter", "encoding", "decimal", "size", "grayscale", "test_split"),
+)
+#: Those that are names of columns, of which there may be several.
+COLUMN_LISTS = ("target", "columns", "drop", "categories", "one_hot", "numbers")
 
 
 @dataclass
@@ -34,6 +44,35 @@ class ReadProgress:
         self.watch(min(1.0, self.done / max(1, self.whole)))
 
 
+class Spelling(Enum):
+    """How an option is written in a message: as a person would type it."""
+
+    FLAGS = "flags"
+    PYTHON = "Python"
+
+    def __call__(self, name: str, value: object = None) -> str:
+        """Return `--name value`, or `name=value` in Python; without a value the name alone."""
+        if self is Spelling.PYTHON:
+            value = value[0] if isinstance(value, list) and len(value) == 1 else value
+            return name if value is None else f"{name}={value!r}"
+        flag = f"--{name.replace('_', '-')}"
+        if value is None:
+            return flag
+        text = ",".join(map(_in_list, value)) if isinstance(value, list) else str(value)
+        # As `tab`, since nobody sees one.
+        text = "tab" if text == "\t" else text
+        return f"{flag} {shlex.quote(text)}"
+
+    def together(self, *options: str) -> str:
+        """Return several options in a row."""
+        return (", " if self is Spelling.PYTHON else " ").join(options)
+
+
+def _in_list(name: str) -> str:
+    """Return a name for a list with commas, in quotes if it has commas or quotes itself."""
+    return '"' + name.replace('"', '""') + '"' if "," in name or '"' in name else name
+
+
 @dataclass(frozen=True, kw_only=True)
 class PackOptions:
     """How a source becomes a dataset folder."""
@@ -41,12 +80,25 @@ class PackOptions:
     #: The columns of a table that are predicted, and those that are learned from: by default all others.
     target: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    #: Columns that are not learned from.
+    drop: tuple[str, ...] = ()
+    #: Columns whose values are names, each with a number; those with an input for each name; and those of numbers.
+    categories: tuple[str, ...] = ()
+    one_hot: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
     #: Whether labels are classes or numbers; None to tell by their values.
     task: Literal["classes", "numbers"] | None = None
     #: What a missing value becomes; None to refuse it.
     missing: Missing | None = None
+    #: Texts and numbers that stand for a missing value, besides those that always do.
+    na: tuple[str, ...] = ()
     #: Whether each column of numbers gets mean 0 and deviation 1.
     standardize: bool = True
+    #: What separates the values of a CSV file, None for what its first rows show; its encoding, None for UTF-8, or for
+    #: what its first bytes name; and what comes before a number's fraction.
+    delimiter: str | None = None
+    encoding: str | None = None
+    decimal: str = "."
     #: (height, width) of pictures; None if all are of one size.
     size: tuple[int, int] | None = None
     grayscale: bool = False
@@ -58,6 +110,8 @@ class PackOptions:
     #: A source of its own for the test set, and a file of labels for samples in an .npy.
     test: Path | None = None
     labels: Path | None = None
+    #: How messages name these options.
+    spelled: Spelling = field(default=Spelling.FLAGS, compare=False)
 
     def for_loss(self, loss: str) -> "PackOptions":
         """Return these options for a run with that loss: mean squared error is of numbers, also if they are few."""
@@ -69,16 +123,32 @@ class PackOptions:
 
     def division_note(self) -> str:
         """Return what a person should know of a test set that was taken out of the samples."""
-        return f"the test set is {self.test_split:.0%} of it, drawn by seed {self.seed} (--test-split, --seed)"
+        flags = "--test-split, --seed" if self.spelled is Spelling.FLAGS else "test_split"
+        return f"the test set is {self.test_split:.0%} of it, drawn by seed {self.seed} ({flags})"
+
+    def changed(self) -> list[str]:
+        """Return the names of the options that are not the default."""
+        default, known = PackOptions(), [each.name for each in fields(self) if each.compare]
+        return [name for name in known if getattr(self, name) != getattr(default, name)]
 
     def texts(self) -> dict[str, str]:
-        """Return what was said, for the manifest of a folder."""
-        default = PackOptions()
-        return {
-            name: str(value)
-            for name, value in vars(self).items()
-            if value != getattr(default, name) or name in ("test_split", "seed")
-        }
+        """Return what was said."""
+        return {name: str(getattr(self, name)) for name in sorted({*self.changed(), "test_split", "seed"})}
+
+    def origin(self, source: str) -> Origin:
+        """Return how a folder is made of a source, each text as far as there is room for it."""
+        texts = {name: cut(text, LONGEST_TEXT) for name, text in self.texts().items()}
+        return Origin(source=one_line(source), options=texts, version=VERSION)
+
+    def is_filled(self) -> bool:
+        """Tell whether a number stands for a missing value, and a name of its own for a missing text."""
+        return self.missing not in (None, "drop")
+
+
+def known_encoding(name: str) -> str:
+    """Return what pyarrow calls an encoding. Raises LookupError, of another name."""
+    found = codecs.lookup(name).name
+    return "utf8" if found == "utf-8" else found
 
 
 class SampleSet(Protocol):
@@ -105,8 +175,9 @@ class Packed:
 
     folder: Path
     manifest: FolderManifest
-    #: What was decided and a person should know, a line each.
+    #: What was decided and a person should know, a line each; and what each column of a table was taken for.
     notes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
     def lines(self) -> Iterator[str]:
         """Return what a person is to read of it."""
@@ -116,4 +187,5 @@ class Packed:
         kinds = f"{self.manifest.classes} classes" if self.manifest.classes else "real numbers to predict"
         names_text = f": {', '.join(names[:10])}{', …' if len(names) > 10 else ''}"
         yield f"each is {shape} of {dtype}; {kinds}{names_text if names else ''}"
+        yield from self.columns
         yield from self.notes

@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.data.array_source import is_array_source, open_arrays
-from lockstep.common.data.folder import MANIFEST, PARTS, Kind, Origin
+from lockstep.common.data.folder import MANIFEST, PARTS, Kind
 from lockstep.common.data.folder_writer import FolderWriter, dataset_folder
 from lockstep.common.data.mapped import MAX_FILE_BYTES
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.runtime.version import VERSION
 from lockstep.packing.files import has_pictures, table_files
 from lockstep.packing.options import Packed, PackOptions, SampleSource, Watch
 from lockstep.runs.optional_packages import demand
@@ -34,10 +33,20 @@ def pack(source: str, destination: Path, options: PackOptions, watch: Watch = la
         manifest = writer.finish(
             kind=kind,
             classes=_write(writer, opened, options, watch),
-            origin=Origin(source=one_line(source), options=options.texts(), version=VERSION),
+            origin=options.origin(source),
             class_names=[one_line(name) for name in opened.class_names],
         )
     return Packed(destination, manifest, () if opened.test is not None else (options.division_note(),))
+
+
+def plan_lines(source: str, options: PackOptions, watch: Watch = lambda share: None) -> list[str]:
+    """Return what a table's columns would be taken for, a line each, and write nothing; DataError as `pack`."""
+    if kind_of(source) != "table":
+        raise DataError(f"--dry-run of {one_line(source)!r}: expected a table, whose columns it shows; pack it without")
+    demand("pyarrow", "data", f"reading {source}")
+    from lockstep.packing.pack_table import table_file_plan
+
+    return list(table_file_plan(Path(source), options, watch))
 
 
 @contextmanager

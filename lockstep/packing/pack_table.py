@@ -4,72 +4,127 @@ A table is a file, or a data frame: whatever gives its rows as Arrow does, witho
 Polars, DuckDB and Arrow itself have `__arrow_c_stream__`; Hugging Face's datasets give tables batch by batch.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from lockstep.common.data.folder import PARTS, Origin
+from lockstep.common.data.folder import PARTS
 from lockstep.common.data.folder_writer import dataset_folder
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.runtime.version import VERSION
-from lockstep.packing.encoding import ColumnEncoder, TableEncoder
-from lockstep.packing.options import Packed, PackOptions, ReadProgress, Watch
-from lockstep.packing.tables import ROWS, Advance, StreamTable, Table, open_table
+from lockstep.packing.csv_table import open_table
+from lockstep.packing.encoding import TableEncoder
+from lockstep.packing.options import COLUMN_LISTS, Packed, PackOptions, ReadProgress, Watch
+from lockstep.packing.survey import LARGEST, TablePlan, survey
+from lockstep.packing.tables import ROWS, Advance, StreamTable, Table, is_usable
+
+#: Columns that packing shows.
+MOST_LINES = 30
 
 
 def pack_table_file(source: Path, destination: Path, options: PackOptions, watch: Watch) -> Packed:
     """Pack a CSV or Parquet file, or a folder of them; as `pack`."""
     progress = ReadProgress(watch)
-    tables = [open_table(path, progress.advance) for path in (source, options.test) if path is not None]
-    return pack_table(str(source), tables, destination, options, progress)
+    return pack_table(str(source), opened_files(source, options, progress), destination, options, progress)
+
+
+def table_file_plan(source: Path, options: PackOptions, watch: Watch) -> Iterator[str]:
+    """Return what packing would make of a table, a line each; nothing is written. DataError as `pack`."""
+    progress = ReadProgress(watch)
+    tables = opened_files(source, options, progress)
+    plan = planned(tables, options, progress, passes=1)
+    division, (rows, *others) = options.division(), plan.rows
+    tests = others[0] if others else int(np.count_nonzero(division.marks(rows)))
+    trains = rows if others else rows - tests
+    yield f"{source} has {trains:,} rows to train on and {tests:,} to test with; nothing was written (--dry-run)"
+    yield from plan.lines(options)
+    yield from notes_of(tables, plan, options)
+
+
+def opened_files(source: Path, options: PackOptions, progress: ReadProgress) -> list[Table]:
+    """Open a table, and that for the test set if there is one."""
+    return [open_table(path, progress.advance, options) for path in (source, options.test) if path is not None]
 
 
 def pack_table(
     named: str, tables: Sequence[Table], destination: Path, options: PackOptions, progress: ReadProgress
 ) -> Packed:
     """Pack a table, of which a share of the rows becomes the test set, or two."""
-    features = _features(tables[0], options)
-    columns, is_divided = [*features, *options.target], len(tables) == 1
-    for each in tables:
-        each.check(columns)
-    progress.whole = sum(each.length for each in tables)
     with dataset_folder(destination) as writer:
-        encoder = TableEncoder(
-            writer,
-            options,
-            [ColumnEncoder(name, False) for name in features],
-            [ColumnEncoder(name, True) for name in options.target],
-        )
-        for name, each in zip(PARTS, tables, strict=False):
-            encoder.read(name, each.batches(columns), options.division() if is_divided else None)
-        origin = Origin(source=one_line(named), options=options.texts(), version=VERSION)
-        manifest = encoder.finish(origin)
-    return Packed(destination, manifest, (*encoder.notes, *([options.division_note()] if is_divided else [])))
+        plan = planned(tables, options, progress, passes=2)
+        encoder, columns = TableEncoder(writer, options, plan), [each.name for each in (*plan.features, *plan.targets)]
+        for name, each, expected in zip(PARTS, tables, plan.rows, strict=False):
+            found = encoder.read(name, each.batches(columns), options.division() if len(tables) == 1 else None)
+            if found != expected:
+                raise DataError(f"{each.named}: had {expected:,} rows, then {found:,}: expected it to stay as it is")
+        manifest = encoder.finish(options.origin(named))
+    return Packed(destination, manifest, notes_of(tables, plan, options), tuple(plan.lines(options, MOST_LINES)))
+
+
+def planned(tables: Sequence[Table], options: PackOptions, progress: ReadProgress, passes: int) -> TablePlan:
+    """Return what the columns of tables are, which are read so many times; DataError if they cannot be packed."""
+    if isinstance(options.missing, float) and abs(options.missing) > LARGEST:
+        given = options.spelled("missing", options.missing)
+        raise DataError(f"{given} is larger than float32 holds: expected a number up to {LARGEST:.1e}")
+    features = _features(tables[0], options)
+    for each in tables:
+        each.check([*features, *options.target])
+    progress.whole = passes * sum(each.length for each in tables)
+    return survey(tables, features, options)
+
+
+def notes_of(tables: Sequence[Table], plan: TablePlan, options: PackOptions) -> tuple[str, ...]:
+    """Return what was decided and a person should know, a line each."""
+    notes = [note for each in tables for note in each.notes]
+    if plan.dropped:
+        rule = options.spelled("missing", "drop")
+        notes.append(f"{plan.dropped:,} rows with a missing value were left out ({rule})")
+    if (names := plan.targets[0].names) is not None:
+        named = one_line(plan.targets[0].name, 60)
+        notes.append(f"{named!r} is predicted as one of {len(names)} classes ({options.spelled('task')})")
+    return (*notes, *([options.division_note()] if len(tables) == 1 else []))
 
 
 def _features(table: Table, options: PackOptions) -> list[str]:
-    """Return the columns that are learned from; DataError without a target."""
-    names = table.names()
+    """Return the columns that are learned from; DataError for columns that contradict one another."""
+    names, spelled = table.names(), options.spelled
     if not options.target:
         there = ", ".join(one_line(name, 40) for name in names[:12])
         raise DataError(
-            f"{table.named}: which column is to be predicted? expected --target COLUMN, one of {there}"
+            f"{table.named}: which column is to be predicted? expected {spelled('target', 'COLUMN')}, one of {there}"
             f"{', …' if len(names) > 12 else ''}"
         )
-    table.check(options.target)
-    features = list(options.columns) or [name for name in names if name not in options.target]
+    for option in COLUMN_LISTS:
+        chosen = getattr(options, option)
+        table.check_names(chosen)
+        if twice := [name for name in chosen if chosen.count(name) > 1]:
+            raise DataError(f"{spelled(option, list(chosen))}: names {one_line(twice[0], 60)!r} twice: expected once")
+    kept = [name for name in names if name not in (*options.target, *table.without_use())]
+    features = [name for name in options.columns or kept if name not in options.drop]
     if both := [name for name in features if name in options.target]:
         raise DataError(f"column {one_line(both[0], 60)!r} is to be learned from and predicted: expected one of both")
     if not features:
         raise DataError(f"{table.named}: has no column besides what is to be predicted: expected some to learn from")
+    _check_kinds(features, options)
     return features
 
 
-#: What pandas calls an index as a column.
-_INDEX = "__index_level_"
+def _check_kinds(features: Sequence[str], options: PackOptions) -> None:
+    """Raise DataError for a column that is said to be of two kinds, or of a kind without being learned from."""
+    of_kinds = {option: getattr(options, option) for option in ("categories", "one_hot", "numbers")}
+    for option, names in of_kinds.items():
+        for name in names:
+            given, named = options.spelled(option, [name]), one_line(name, 60)
+            if name in options.target:
+                task = options.spelled("task", "numbers" if option == "numbers" else "classes")
+                raise DataError(f"{given}: {named!r} is to be predicted: expected {task} for that")
+            if name not in features:
+                raise DataError(f"{given}: {named!r} is not learned from: expected one of the columns that are")
+            if others := [other for other, chosen in of_kinds.items() if name in chosen and other != option]:
+                raise DataError(f"{given} and {options.spelled(others[0], [name])}: expected one of both")
 
 
 def pack_frame(data: Any, destination: Path, options: PackOptions) -> Packed:
@@ -78,23 +133,68 @@ def pack_frame(data: Any, destination: Path, options: PackOptions) -> Packed:
     if isinstance(data, Mapping):
         train, test = data["train"], next((data[name] for name in ("test", "validation", "val") if name in data), None)
     progress = ReadProgress(lambda share: None)
-    tables = [_opened(frame, progress.advance) for frame in (train, test) if frame is not None]
+    tables = [opened_frame(frame, progress.advance, options) for frame in (train, test) if frame is not None]
     return pack_table(f"a {type(train).__name__}", tables, destination, options, progress)
 
 
-def _opened(frame: Any, advance: Advance) -> StreamTable:
-    named = f"the {type(frame).__name__}"
+def opened_frame(frame: Any, advance: Advance, options: PackOptions) -> StreamTable:
+    """Open a frame of any library; DataError if it has a value that is not a text, a number or a date."""
+    named, length = f"the {type(frame).__name__}", len(frame) if hasattr(frame, "__len__") else 1
+    if isinstance(frame, pa.RecordBatchReader):
+        # It can be read once only.
+        frame = frame.read_all()
+    if hasattr(frame, "with_format") and hasattr(frame, "features"):
+        return StreamTable(
+            named, advance, length, options, frame.features.arrow_schema, lambda: _of_hugging_face(frame)
+        )
     try:
-        if hasattr(frame, "with_format") and hasattr(frame, "features"):
-            schema, batches = frame.features.arrow_schema, _of_hugging_face(frame)
-        else:
-            batches = pa.RecordBatchReader.from_stream(frame)
-            schema = batches.schema
+        schema = pa.RecordBatchReader.from_stream(frame).schema
     except (pa.ArrowException, TypeError, ValueError) as error:
-        raise DataError(f"{named} has a column that Arrow cannot take ({error}): expected numbers and texts") from None
-    # Without the index, which pandas sends as a column.
-    columns = pa.schema([field for field in schema if not field.name.startswith(_INDEX)])
-    return StreamTable(named, advance, len(frame) if hasattr(frame, "__len__") else 1, columns, batches)
+        frame = _with_texts(named, frame, options, error)
+        schema = frame.schema
+    return StreamTable(named, advance, length, options, schema, lambda: pa.RecordBatchReader.from_stream(frame))
+
+
+def _with_texts(named: str, frame: Any, options: PackOptions, error: Exception) -> pa.Table:
+    """Return a frame whose columns of mixed objects are texts, as they would be in a file; DataError for other objects.
+
+    `error` is Arrow's, which is raised if the frame does not give its columns one by one.
+    """
+    if not hasattr(frame, "columns") or not hasattr(frame, "__getitem__"):
+        reason = one_line(str(error), 200)
+        raise DataError(f"{named} has a column that Arrow cannot take ({reason}): expected numbers and texts") from None
+    names = list(map(str, frame.columns))
+    arrays = []
+    for name, column in zip(names, frame.columns, strict=True):
+        if names.count(name) > 1:
+            raise DataError(f"{named}: two columns are called {one_line(name, 60)!r}: expected different names")
+        is_used = name in (*options.columns, *options.target) or not options.columns
+        values = frame[column] if is_used and name not in options.drop else [None] * len(frame)
+        try:
+            arrays.append(pa.array(values, from_pandas=True))
+        except (pa.ArrowException, TypeError, ValueError):
+            arrays.append(pa.array(_texts_of(f"{named}: row", name, values, options), pa.string()))
+    return pa.table(arrays, names)
+
+
+def _texts_of(named: str, name: str, values: Iterable[Any], options: PackOptions) -> Iterator[str | None]:
+    for row, value in enumerate(values, start=1):
+        is_missing = value is None or type(value).__name__ in ("NAType", "NaTType")
+        if not is_missing and not _is_plain(value):
+            raise DataError(
+                f"{named} {row}, column {one_line(name, 60)!r}: {one_line(repr(value), 60)} is of type "
+                f"{type(value).__name__}: expected numbers and texts; {options.spelled('drop', [name])} leaves it out"
+            )
+        # NaN alone differs from itself.
+        yield None if is_missing or value != value else str(value)
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether an object is a text, a number or a date."""
+    try:
+        return is_usable(pa.scalar(value).type)
+    except (pa.ArrowException, TypeError, ValueError):
+        return False
 
 
 def _of_hugging_face(frame: Any) -> Iterator[pa.RecordBatch]:

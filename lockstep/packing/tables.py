@@ -1,35 +1,57 @@
-"""Tables as sources: CSV and Parquet files, whole folders of them, and data frames, through pyarrow.
+"""Tables as sources: Parquet files, whole folders of them, and data frames, through pyarrow; what each has in common.
 
 A table is read some thousand rows at a time, column by column: numbers as float64 with NaN for what is missing, texts
-as indices into a list.
+as indices into a list. It may be read more than once: what a column is can be known at its end only.
 """
 
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.ipc
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from lockstep.common.data.folder import LONGEST_TEXT
 from lockstep.common.errors import DataError
 from lockstep.common.files.did_you_mean import nearest
 from lockstep.common.files.sanitize import one_line
-from lockstep.packing.files import CSV, PARQUET, table_files
+from lockstep.packing.options import PackOptions
+from lockstep.packing.texts import (
+    MISSING_TEXTS,
+    Floats,
+    booleans_of,
+    date_name,
+    dates_of,
+    has_padded,
+    number_name,
+    numbers_of,
+)
 
-#: Bytes of a CSV file that are parsed at once, and rows of other tables.
-CSV_BLOCK, ROWS = 2**21, 2**14
+#: Rows that are read at once.
+ROWS = 2**14
 #: Called with the bytes of the source that have been read since it was called last.
 Advance = Callable[[int], None]
+
+
+class ColumnKind(Enum):
+    """What the values of a column are."""
+
+    NUMBER = "number"
+    #: Microseconds since 1970.
+    DATE = "date"
+    #: 0 or 1.
+    BOOLEAN = "true or false"
+    CATEGORY = "category"
 
 
 @dataclass(frozen=True)
@@ -37,7 +59,106 @@ class TextValues:
     """A column of texts: indices into a list, -1 for what is missing."""
 
     indices: NDArray[np.int64]
-    texts: Sequence[str]
+    #: May have one twice, and ones that no index leads to.
+    texts: pa.StringArray
+    #: Whether their type says that they are names of categories.
+    is_declared: bool = False
+
+    def numbers(self, kind: ColumnKind, decimal: str) -> Floats:
+        """Return the values as numbers of a kind, NaN for what is missing or is not one."""
+        if kind is ColumnKind.DATE:
+            found = dates_of(self.texts)
+        else:
+            found = booleans_of(self.texts) if kind is ColumnKind.BOOLEAN else numbers_of(self.texts, decimal)
+        return self.placed(found)
+
+    def as_texts(self) -> "TextValues":
+        """Return the values as names, which they are."""
+        return self
+
+    def codes(self, names: Sequence[str]) -> Floats:
+        """Return the places of the texts among names, that of "" for what is missing; NaN for those without one."""
+        codes = {name: float(code) for code, name in enumerate(names)}
+        found = self.placed(np.array([codes.get(text, np.nan) for text in self.texts.to_pylist()], np.float64))
+        return np.where(self.is_missing, codes.get("", np.nan), found)
+
+    def without(self, rows: NDArray[np.bool_]) -> "TextValues":
+        """Return the same, with nothing in some rows."""
+        return TextValues(np.where(rows, -1, self.indices), self.texts, self.is_declared)
+
+    def placed(self, of_texts: Floats) -> Floats:
+        """Return for each row what belongs to its text, NaN for what is missing."""
+        # What is missing has the index -1, the last one.
+        return np.append(of_texts, np.nan)[self.indices]
+
+    def at(self, row: int) -> str:
+        """Return the text of a row, which is not missing."""
+        return str(self.texts[int(self.indices[row])].as_py())
+
+    @property
+    def is_missing(self) -> NDArray[np.bool_]:
+        """Whether each row has no value."""
+        return self.indices < 0
+
+
+@dataclass(frozen=True)
+class NumberValues:
+    """A column of numbers, NaN for what is missing."""
+
+    kind: ColumnKind
+    values: Floats
+
+    @property
+    def is_missing(self) -> NDArray[np.bool_]:
+        """Whether each row has no value."""
+        return np.isnan(self.values)
+
+    def numbers(self, kind: ColumnKind, decimal: str) -> Floats:
+        """Return the values, which are of that kind."""
+        assert kind is self.kind or not np.isfinite(self.values).any(), (kind, self.kind, decimal)
+        return self.values
+
+    def as_texts(self) -> TextValues:
+        """Return the numbers as names."""
+        known, indices = np.unique(self.values, return_inverse=True)
+        # NaN is the last one, if there is one.
+        count = len(known) - int(len(known) > 0 and np.isnan(known[-1]))
+        names = names_of(self.kind, known[:count].tolist())
+        return TextValues(np.where(indices == count, -1, indices), pa.array(names, pa.string()))
+
+
+@dataclass(frozen=True)
+class NumberTexts(NumberValues):
+    """A column of texts that are all numbers, which is found out sooner than what each different text is."""
+
+    column: Any
+    missing: "MissingValues"
+
+    @classmethod
+    def of(cls, column: Any, missing: "MissingValues") -> "NumberTexts | None":
+        """Return texts as numbers; None if one is not a number, or has a zero before it."""
+        if missing.decimal != "." or not pa.types.is_string(column.type):
+            return None
+        try:
+            values = _as_floats(column.cast(pa.float64()))
+        except pa.ArrowInvalid:
+            return None
+        if np.count_nonzero(np.isnan(values)) != column.null_count or has_padded(column):
+            return None
+        return cls(ColumnKind.NUMBER, missing.without_numbers(values), column, missing)
+
+    def as_texts(self) -> TextValues:
+        """Return the texts that they are."""
+        return self.missing.coded(self.column)
+
+
+def names_of(kind: ColumnKind, values: Iterable[float]) -> list[str]:
+    """Return the names of values of a kind."""
+    if kind is ColumnKind.DATE:
+        return list(map(date_name, values))
+    if kind is ColumnKind.BOOLEAN:
+        return ["true" if value else "false" for value in values]
+    return list(map(number_name, values))
 
 
 @dataclass(frozen=True)
@@ -48,152 +169,200 @@ class TableBatch:
     named: str
     row: int
     count: int
-    columns: dict[str, NDArray[np.float64] | TextValues]
+    columns: dict[str, NumberValues | TextValues]
+
+    def is_whole(self) -> NDArray[np.bool_]:
+        """Return whether each row has all values."""
+        whole = np.ones(self.count, np.bool_)
+        for values in self.columns.values():
+            whole &= ~values.is_missing
+        return whole
+
+    def place(self, row: int, column: str) -> str:
+        """Return how a person finds a value of these rows."""
+        return f"{self.named}: row {self.row + row}, column {one_line(column, 60)!r}"
 
 
 @dataclass
 class Table(ABC):
-    """A table whose columns are known, and whose rows are read once."""
+    """A table whose columns are known."""
 
     named: str
     advance: Advance
     #: How much there is to read, in what `advance` counts.
     length: int
+    options: PackOptions
     #: The columns, with their types.
     schema: pa.Schema = field(init=False)
+    #: What was found out about the form of the source, a line each.
+    notes: list[str] = field(init=False, default_factory=list)
 
     @abstractmethod
     def _record_batches(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
-        """Return rows with their file and the number of the first."""
+        """Return rows with their file and the number of the first, from the beginning at each call."""
 
     def names(self) -> list[str]:
-        """Return the names of the columns; DataError if two are the same."""
-        names = list(self.schema.names)
+        """Return the names of the columns that have one; DataError if two are the same, or one is long."""
+        names = [name for name in self.schema.names if name]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise DataError(f"{self.named}: two columns are called {one_line(twice, 60)!r}: expected different names")
+        longest = max(map(len, names), default=0)
+        if longest > LONGEST_TEXT:
+            raise DataError(
+                f"{self.named}: a column's name has {longest:,} characters: expected at most {LONGEST_TEXT}"
+            )
         return names
+
+    def without_use(self) -> dict[str, str]:
+        """Return the columns that are not learned from unless somebody names them, with the reason."""
+        index = dict.fromkeys(_pandas_index(self.schema), "the index of a pandas frame")
+        return index | ({"": "it has no name"} if "" in self.schema.names else {})
+
+    def check_names(self, columns: Sequence[str]) -> None:
+        """Raise DataError for a column that is not there."""
+        names = self.names()
+        if (absent := next((name for name in columns if name not in names), None)) is not None:
+            raise DataError(f"{self.named}: no column {one_line(absent, 60)!r}{self._advice(absent, names)}")
 
     def check(self, columns: Sequence[str]) -> None:
         """Raise DataError for a column that is not there, or whose values are not numbers or texts."""
-        names = self.names()
+        self.check_names(columns)
         for name in columns:
-            if name not in names:
-                there = ", ".join(one_line(other, 40) for other in names[:12])
-                advice = nearest(name, names) or f": expected one of {there}{', …' if len(names) > 12 else ''}"
-                raise DataError(f"{self.named}: no column {one_line(name, 60)!r}{advice}")
             kind = self.schema.field(name).type
-            if not (_is_number(kind) or _is_text(kind)):
+            if not is_usable(kind):
                 raise DataError(
                     f"{self.named}: column {one_line(name, 60)!r} is of type {one_line(str(kind), 60)}: expected "
-                    "numbers or texts; say which columns to learn from with --columns"
+                    f"numbers or texts; {self.options.spelled('drop', [name])} leaves it out"
                 )
+
+    def _advice(self, name: str, names: Sequence[str]) -> str:
+        there = ", ".join(one_line(other, 40) for other in names[:12])
+        found = nearest(name, names) or f": expected one of {there}{', …' if len(names) > 12 else ''}"
+        numbers = sum(each.replace(".", "", 1).lstrip("+-").isdigit() for each in names)
+        return f"{found}; if row 1 is not a header, write one first" if 2 * numbers > len(names) else found
 
     def batches(self, columns: Sequence[str]) -> Iterator[TableBatch]:
         """Return the rows, with these columns only; DataError with the place if they cannot be read."""
+        na = MissingValues.of(self.options)
         for named, row, batch in self._record_batches(columns):
-            found = {name: _values(batch.column(name)) for name in columns}
+            found = {name: na.values_of(batch.column(name)) for name in columns}
             yield TableBatch(named, row, batch.num_rows, found)
 
 
-def _is_number(kind: pa.DataType) -> bool:
+class _PandasMetadata(msgspec.Struct):
+    """What pandas writes next to a schema: the names of columns that are its index, or how it is counted."""
+
+    index_columns: list[Any] = []
+
+
+def _pandas_index(schema: pa.Schema) -> list[str]:
+    try:
+        known = msgspec.json.decode((schema.metadata or {}).get(b"pandas", b"{}"), type=_PandasMetadata)
+    except msgspec.DecodeError:
+        return []
+    return [name for name in known.index_columns if isinstance(name, str) and name in schema.names]
+
+
+def _kind_of_type(kind: pa.DataType) -> ColumnKind | None:
+    """Return the kind of values that are numbers by their type; None for others."""
     types = pa.types
-    numbers = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)
-    return any(is_one(kind) for is_one in (*numbers, types.is_null, types.is_date, types.is_timestamp))
+    if types.is_date(kind) or types.is_timestamp(kind):
+        return ColumnKind.DATE
+    if types.is_boolean(kind):
+        return ColumnKind.BOOLEAN
+    is_number = any(is_one(kind) for is_one in (types.is_integer, types.is_floating, types.is_decimal, types.is_null))
+    return ColumnKind.NUMBER if is_number else None
+
+
+def is_usable(kind: pa.DataType) -> bool:
+    """Tell whether values of a type are numbers, dates or texts."""
+    return _is_text(kind) or _kind_of_type(kind) is not None
 
 
 def _is_text(kind: pa.DataType) -> bool:
     types = pa.types
     if types.is_dictionary(kind):
-        return _is_text(kind.value_type)
+        return is_usable(kind.value_type)
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
-def _values(column: Any) -> NDArray[np.float64] | TextValues:
-    types, kind = pa.types, column.type
-    if _is_text(kind):
-        column = column.cast(pa.string()) if types.is_string_view(kind) else column
-        coded = column if types.is_dictionary(kind) else column.dictionary_encode()
+@dataclass(frozen=True)
+class MissingValues:
+    """What stands for a missing value, and how the values of a table are read."""
+
+    texts: pa.StringArray
+    numbers: Floats
+    decimal: str
+
+    @classmethod
+    def of(cls, options: PackOptions) -> "MissingValues":
+        own = pa.array([text.strip() for text in options.na], pa.string())
+        numbers = numbers_of(own, options.decimal)
+        return cls(pa.array([*MISSING_TEXTS, *own.to_pylist()]), numbers[~np.isnan(numbers)], options.decimal)
+
+    def values_of(self, column: Any) -> NumberValues | TextValues:
+        """Return a column of Arrow's as one of ours."""
+        kind = _kind_of_type(column.type)
+        if kind is None:
+            return NumberTexts.of(column, self) or self.coded(column)
+        values = _moments(column) if kind is ColumnKind.DATE else _as_floats(column)
+        return NumberValues(kind, self.without_numbers(values) if kind is ColumnKind.NUMBER else values)
+
+    def without_numbers(self, values: Floats) -> Floats:
+        """Return numbers with NaN for those that stand for a missing value."""
+        return np.where(np.isin(values, self.numbers), np.nan, values) if len(self.numbers) else values
+
+    def coded(self, column: Any) -> TextValues:
+        """Return a column of texts, or one that is coded already, as one of ours."""
+        is_declared = pa.types.is_dictionary(column.type)
+        if pa.types.is_string_view(column.type):
+            column = column.cast(pa.string())
+        coded = column if is_declared else column.dictionary_encode()
         indices = pc.fill_null(coded.indices.cast(pa.int64()), -1).to_numpy(zero_copy_only=False)
-        return TextValues(indices, [text if text is not None else "" for text in coded.dictionary.to_pylist()])
-    if types.is_date(kind) or types.is_timestamp(kind):
-        column = column.cast(pa.timestamp("us")).cast(pa.int64())
-    elif types.is_decimal(kind) or types.is_boolean(kind) or types.is_null(kind):
+        texts = pc.utf8_trim_whitespace(_as_texts(coded.dictionary))
+        # A dictionary may have nulls as well.
+        missing = pc.fill_null(pc.is_in(texts, value_set=self.texts), True).to_numpy(zero_copy_only=False)
+        missing = missing | np.asarray(texts.is_null())
+        if len(self.numbers):
+            missing = missing | np.isin(numbers_of(texts, self.decimal), self.numbers)
+        return TextValues(np.where(np.append(missing, True)[indices], -1, indices), texts, is_declared)
+
+
+def _as_texts(values: Any) -> pa.StringArray:
+    kind = _kind_of_type(values.type)
+    if kind is None:
+        return values.cast(pa.string())
+    floats = _moments(values) if kind is ColumnKind.DATE else _as_floats(values)
+    known = np.isfinite(floats)
+    names = np.full(len(floats), None, object)
+    names[known] = names_of(kind, floats[known].tolist())
+    return pa.array(names, pa.string())
+
+
+def _as_floats(column: Any) -> Floats:
+    types, kind = pa.types, column.type
+    if types.is_decimal(kind) or types.is_boolean(kind) or types.is_null(kind):
         column = column.cast(pa.float64())
     # Nulls become NaN.
     return np.asarray(column.to_numpy(zero_copy_only=False)).astype(np.float64, copy=False)
 
 
-@dataclass
-class CsvTable(Table):
-    """CSV files with one header; types are those of the first rows, but that whole numbers may become others."""
-
-    paths: Sequence[Path]
-
-    def __post_init__(self) -> None:
-        found = self._open(self.paths[0], None, {}, threads=False).schema
-        # A later value may have digits after the point, or be missing in all of the first rows.
-        self.schema = pa.schema([pa.field(each.name, _widened(each.type)) for each in found])
-
-    def _open(self, path: Path, columns: Sequence[str] | None, types: dict[str, Any], *, threads: bool) -> Any:
-        convert = pyarrow.csv.ConvertOptions(
-            strings_can_be_null=True, column_types=types, include_columns=list(columns) if columns else None
-        )
-        parse = pyarrow.csv.ParseOptions(
-            delimiter="\t" if path.name.endswith((".tsv", ".tsv.gz")) else ",", newlines_in_values=True
-        )
-        read = pyarrow.csv.ReadOptions(use_threads=threads, block_size=CSV_BLOCK)
-        with _named_errors(path, "a CSV file"):
-            try:
-                return pyarrow.csv.open_csv(path, read_options=read, parse_options=parse, convert_options=convert)
-            except KeyError:
-                first = self.paths[0].name
-                raise DataError(f"{path}: has not the columns of {first}: expected the same header") from None
-            except pa.ArrowInvalid as error:
-                raise DataError(f"{path}: {self._described(error)}") from None
-
-    def _record_batches(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
-        types = {name: self.schema.field(name).type for name in columns}
-        for path in self.paths:
-            size, row = path.stat().st_size, 2
-            reader = self._open(path, columns, types, threads=True)
-            try:
-                for batch in reader:
-                    yield str(path), row, batch
-                    row += batch.num_rows
-                    self.advance(min(size, CSV_BLOCK))
-            except pa.ArrowInvalid as error:
-                raise self._with_row(path, columns, types, error) from None
-
-    def _with_row(self, path: Path, columns: Sequence[str], types: dict[str, Any], error: Exception) -> DataError:
-        """Read a file again by one thread, which knows the row."""
-        try:
-            for _ in self._open(path, columns, types, threads=False):
-                pass
-        except pa.ArrowInvalid as again:
-            error = again
-        return DataError(f"{path}: {self._described(error)}")
-
-    def _described(self, error: Exception) -> str:
-        """Return pyarrow's error in the form of ours."""
-        text = one_line(str(error), 200)
-        place = re.search(r"Row #(\d+): ?", text)
-        row = f"row {place[1]}" if place else "a row"
-        if found := re.search(r"Expected (\d+) columns, got (\d+)", text):
-            return f"{row} has {found[2]} values: expected {found[1]}, as the header"
-        if found := re.search(r"In CSV column #(\d+): .*?conversion error to (\w+): (.*)", text):
-            names, number = self.schema.names, int(found[1])
-            column = one_line(names[number], 60) if number < len(names) else str(number)
-            kind = "a number" if found[2] in ("double", "float") else f"a {found[2]}"
-            where, value = f"{row}, column {column!r}", found[3].removeprefix("invalid value ")
-            return f"{where}: {value} is not {kind}, as in the rows before: correct it, or leave it empty"
-        return f"{text[:1].lower()}{text[1:]}: expected a CSV file with a header"
+#: Microseconds in a unit of time; a nanosecond is less than one.
+_MICROSECONDS = {"s": 1e6, "ms": 1e3, "us": 1.0}
 
 
-def _widened(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind):
-        return pa.float64()
-    return kind
+def _moments(column: Any) -> Floats:
+    """Return dates in microseconds: not by pyarrow, which refuses those that are far away, or have nanoseconds."""
+    types, kind = pa.types, column.type
+    is_missing = np.asarray(column.is_null())
+    counts = pc.fill_null(column.cast(pa.int32() if types.is_date32(kind) else pa.int64()), 0)
+    whole = np.asarray(counts.to_numpy(zero_copy_only=False)).astype(np.int64)
+    if types.is_date(kind):
+        moments = whole.astype(np.float64) * (86_400e6 if types.is_date32(kind) else 1e3)
+    else:
+        moments = np.float64(1.0) * (whole // 1000 if kind.unit == "ns" else whole * _MICROSECONDS[kind.unit])
+    return np.where(is_missing, np.nan, moments)
 
 
 @dataclass
@@ -206,26 +375,27 @@ class ParquetTable(Table):
         self.schema = self._open(self.paths[0]).schema_arrow
 
     def _open(self, path: Path) -> Any:
-        with _named_errors(path, "a Parquet file"):
+        with named_errors(path, "a Parquet file"):
             # Read as it is needed, and not a row group at once, which may be larger than memory.
             return pyarrow.parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
 
     def _record_batches(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         for path in self.paths:
             file, row, size = self._open(path), 1, path.stat().st_size
+            named = one_line(str(path))
             if missing := [name for name in columns if name not in file.schema_arrow.names]:
                 raise DataError(
-                    f"{path}: no column {one_line(missing[0], 60)!r}: expected those of {self.paths[0].name}"
+                    f"{named}: no column {one_line(missing[0], 60)!r}: expected those of {one_line(self.paths[0].name)}"
                 )
             rows = max(1, file.metadata.num_rows)
             try:
                 for batch in file.iter_batches(batch_size=ROWS, columns=list(columns)):
-                    yield str(path), row, batch
+                    yield named, row, batch
                     row += batch.num_rows
                     self.advance(size * batch.num_rows // rows)
             except (OSError, pa.ArrowException) as error:
                 raise DataError(
-                    f"{path}: damaged from row {row} on ({one_line(str(error), 120)}): expected a Parquet file"
+                    f"{named}: damaged from row {row} on ({one_line(str(error), 120)}): expected a Parquet file"
                 ) from None
 
 
@@ -234,11 +404,12 @@ class StreamTable(Table):
     """Record batches that somebody has: a data frame's, or those of a file in Arrow's own formats."""
 
     schema: pa.Schema
-    batches_in_order: Iterable[pa.RecordBatch]
+    #: Gives them from the beginning, at each call.
+    opened: Callable[[], Iterable[pa.RecordBatch]]
 
     def _record_batches(self, columns: Sequence[str]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
         row = 1
-        for whole in self.batches_in_order:
+        for whole in self.opened():
             for begin in range(0, whole.num_rows, ROWS):
                 batch = whole.slice(begin, ROWS).select(list(columns))
                 yield self.named, row, batch
@@ -246,27 +417,16 @@ class StreamTable(Table):
                 self.advance(batch.num_rows)
 
 
-def open_table(path: Path, advance: Advance) -> Table:
-    """Open a table; DataError if it cannot be read."""
-    paths = table_files(path)
-    for each in paths:
-        if not os.path.lexists(each):
-            raise DataError(f"no source {str(path)!r}: expected a file or a folder that exists")
-        if not each.stat().st_size:
-            raise DataError(f"{each}: is empty: expected a header and rows")
-    size = sum(each.stat().st_size for each in paths)
-    if paths[0].name.lower().endswith(CSV):
-        return CsvTable(str(path), advance, size, paths)
-    if paths[0].name.lower().endswith(PARQUET):
-        return ParquetTable(str(path), advance, size, paths)
-    with _named_errors(paths[0], "an Arrow file"):
+def arrow_table(named: str, advance: Advance, options: PackOptions, paths: Sequence[Path]) -> StreamTable:
+    """Open files in Arrow's formats; DataError if they cannot be read."""
+    with named_errors(paths[0], "an Arrow file"):
         schema = _arrow_reader(paths[0])[0]
-    return StreamTable(str(path), advance, 0, schema, _arrow_batches(paths))
+    return StreamTable(named, advance, 0, options, schema, lambda: _arrow_batches(paths))
 
 
 def _arrow_batches(paths: Sequence[Path]) -> Iterator[pa.RecordBatch]:
     for path in paths:
-        with _named_errors(path, "an Arrow file"):
+        with named_errors(path, "an Arrow file"):
             yield from _arrow_reader(path)[1]
 
 
@@ -282,12 +442,13 @@ def _arrow_reader(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
 
 
 @contextmanager
-def _named_errors(path: Path, kind: str) -> Iterator[None]:
+def named_errors(path: Path, kind: str) -> Iterator[None]:
     """Raise DataError in place of what pyarrow raises for a file that is damaged or cannot be read."""
+    named = one_line(str(path))
     try:
         yield
     except pa.ArrowException as error:
-        raise DataError(f"{path}: damaged ({one_line(str(error), 120)}): expected {kind}") from None
+        raise DataError(f"{named}: damaged ({one_line(str(error), 120)}): expected {kind}") from None
     except OSError as error:
-        reason = one_line(error.strerror or str(error), 120)
-        raise DataError(f"{path}: cannot be read ({reason}): expected {kind}") from None
+        reason = one_line(os.strerror(error.errno) if error.errno else str(error), 120)
+        raise DataError(f"{named}: cannot be read ({reason}): expected {kind}") from None

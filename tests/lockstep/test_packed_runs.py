@@ -76,9 +76,10 @@ def test_errors_are_in_the_units_of_the_table(place: Path, capsys: pytest.Captur
 ODD = {
     "unknown text": ("rooms,town,area\n1,Zug,3\n2,Rom,4\n", "row 3, column 'town': 'Rom' did not occur in training"),
     "missing": ("rooms,town,area\n1,Zug,3\n,Zug,4\n", "row 3, column 'rooms': is missing: expected a value"),
+    "infinite": ("rooms,town,area\n1,Zug,inf\n", "row 2, column 'area': is infinite: expected a finite number"),
     "no column": ("rooms,town\n1,Zug\n", "no column 'area'"),
-    "texts": ("rooms,town,area\nx,Zug,3\n", "column 'rooms' has texts: expected numbers, as in training"),
-    "numbers": ("rooms,town,area\n1,2,3\n", "column 'town' has numbers: expected texts, as in training"),
+    "texts": ("rooms,town,area\nx,Zug,3\n", "row 2, column 'rooms': 'x' is not a number, as all were in training"),
+    "numbers": ("rooms,town,area\n1,2,3\n", "row 2, column 'town': '2' did not occur in training"),
 }
 
 
@@ -91,6 +92,26 @@ def test_what_the_training_set_did_not_have_is_refused(place: Path, capsys: pyte
         error = capsys.readouterr().err
         assert error.startswith(f"error: odd.csv: {expected}")
         assert error.count("\n") == 1
+
+
+def test_a_new_table_is_read_as_that_of_the_training_was(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"{'-' if row % 9 == 4 else f'{row},5'};{['Bern', 'Zug'][row % 2]};2024-01-{1 + row % 28:02d};{row}"
+            for row in range(60)]  # fmt: skip
+    (place / "old.csv").write_text("\n".join(["area;town;day;price", *rows, ""]))
+    (place / "net.py").write_text("from lockstep import nn\ndef price(): return nn.Linear(4, 1)\n")
+    flags = ["--na", "-", "--missing", "mean", "--decimal", ",", "--one-hot", "town"]
+    told(capsys, "train", "--data", "old.csv", "--target", "price", "--model", "net.py:price", "--loss", "mse",
+         "--run-dir", "run", *flags, *BRIEF)  # fmt: skip
+    new = [*rows[:8], rows[4].replace("-;", "29,5;")]
+    (place / "new.csv").write_text("\n".join(["area;town;day;price", *new, ""]))
+    predicted = told(capsys, "predict", "run", "new.csv").splitlines()[1:]
+    # A missing area counts as the mean of those that are known, which is about 29.5.
+    assert float(predicted[4]) == pytest.approx(float(predicted[8]), abs=3)
+    assert len({*predicted[:4]}) == 4
+    other = pa.table({"town": ["Bern"], "day": pa.array([19723], pa.date32()), "area": [0.5]})
+    csv.write_csv(other, "typed.csv", csv.WriteOptions(delimiter=";"))
+    (place / "typed.csv").write_text((place / "typed.csv").read_text().replace("0.5", "0,5"))
+    assert told(capsys, "predict", "run", "typed.csv").splitlines()[1] == predicted[0]
 
 
 def test_classes_have_names_everywhere(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

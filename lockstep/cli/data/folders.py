@@ -10,15 +10,16 @@ from lockstep.cli.data.options import PACK_OPTIONS, options_of
 from lockstep.cli.data.progress import progress_of
 from lockstep.common.data.folder import check_folder
 from lockstep.packing.options import ReadProgress
-from lockstep.packing.pack import pack
+from lockstep.packing.pack import pack, plan_lines
 from lockstep.results.reports.display import print_plainly
 
 
 @click.command("pack", short_help="Turn tables, pictures or arrays into a dataset.")
 @click.argument("source")
-@click.argument("dest", type=click.Path(path_type=Path))
+@click.argument("dest", type=click.Path(path_type=Path), required=False)
 @PACK_OPTIONS
-def pack_command(source: str, dest: Path, **given: Any) -> None:
+@click.option("--dry-run", is_flag=True, help="show what each column of a table is taken for, and write nothing")
+def pack_command(source: str, dest: Path | None, *, dry_run: bool, **given: Any) -> None:
     """Pack SOURCE into the new folder DEST. `--data DEST` then trains on it without loading it into memory.
 
     \b
@@ -33,19 +34,24 @@ def pack_command(source: str, dest: Path, **given: Any) -> None:
     SOURCE may be larger than the memory. DEST appears once it is complete. It holds .npy files, which numpy.load can
     open, and dataset.json, which describes them. Tables and pictures need the extra data.
 
-    In a table, texts become codes in alphabetical order, and each column is scaled to mean 0 and deviation 1 over the
-    training set. If the target is text or has few different whole numbers, its values are classes. Other numbers make a
-    regression.
+    In a table, texts that repeat become codes in alphabetical order, and each column is scaled to mean 0 and deviation
+    1 over the training set. If the target is text or has few different whole numbers, its values are classes. Other
+    numbers make a regression. A value that does not fit its column is refused with its row, and with what to type.
 
     \b
+      lockstep pack houses.csv --target price --dry-run
       lockstep pack houses.csv houses.data --target price
       lockstep pack pictures pictures.data --size 64x64
       lockstep train --data pictures.data --model model.py:build
     """
+    if dest is None and not dry_run:
+        raise click.MissingParameter(param_hint="DEST", param_type="argument")
     with progress_of(f"packing {source}") as watch:
-        packed = pack(source, dest, options_of(given), watch)
-    console = Console(highlight=False)
-    print_plainly(console, *packed.lines())
+        if dest is None or dry_run:
+            lines = plan_lines(source, options_of(given), watch)
+        else:
+            lines = list(pack(source, dest, options_of(given), watch).lines())
+    print_plainly(Console(highlight=False), *lines)
 
 
 @click.command("check-data", short_help="Check every byte of a packed dataset.")

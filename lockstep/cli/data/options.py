@@ -1,15 +1,16 @@
 """Flags that say how a source becomes a dataset, of `pack` and of `train`."""
 
+import csv
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from lockstep.cli.options.types import SEED, share_below_one
-from lockstep.packing.options import DIRECT, Missing, PackOptions
+from lockstep.packing.options import DIRECT, Missing, PackOptions, known_encoding
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,12 +36,37 @@ def missing(text: str) -> Missing:
     return number
 
 
+def encoding(text: str) -> str:
+    """Return the name of an encoding. Raises BadParameter."""
+    try:
+        known_encoding(text)
+    except LookupError:
+        raise click.BadParameter(f"{text!r} is not a known encoding: expected one like cp1252 or utf-16") from None
+    return text
+
+
+def delimiter(text: str) -> str:
+    r"""Return what separates values, of one character; a tab may be given as `\t` or `tab`. Raises BadParameter."""
+    text = {r"\t": "\t", "tab": "\t"}.get(text, text)
+    if len(text) != 1 or text in '"\r\n' or not text.isascii():
+        raise click.BadParameter(f"{text!r} is not a valid delimiter: expected one character, like ';' or tab")
+    return text
+
+
 _OPTIONS = (
     click.option(
         "--target", multiple=True, metavar="COLUMN", help="column to predict; may be repeated for a regression"
     ),
     click.option("--columns", multiple=True, metavar="A,B,C", help="columns to learn from  [all others]"),
+    click.option("--drop", multiple=True, metavar="A,B,C", help="columns not to learn from"),
     click.option("--task", type=click.Choice(["classes", "numbers"]), help="kind of target  [by its values]"),
+    click.option(
+        "--categories", multiple=True, metavar="A,B,C", help="columns whose values are names, also if they are digits"
+    ),
+    click.option(
+        "--one-hot", multiple=True, metavar="A,B,C", help="columns of categories that become an input per category"
+    ),
+    click.option("--numbers", multiple=True, metavar="A,B,C", help="columns of numbers, also if they are like 007"),
     click.option(
         "--missing",
         type=missing,
@@ -48,7 +74,23 @@ _OPTIONS = (
         help="for missing values: drop (the row), mean, or a number to use  [error]",
     ),
     click.option(
+        "--na",
+        multiple=True,
+        metavar="VALUES",
+        help="values that stand for a missing one, such as '-,?,-999'; may be repeated  [empty, NA, NaN, null …]",
+    ),
+    click.option(
         "--standardize/--no-standardize", default=True, help="scale each column to mean 0 and deviation 1  [yes]"
+    ),
+    click.option(
+        "--delimiter",
+        type=delimiter,
+        metavar="CHAR",
+        help="what separates the values of a CSV file  [as its first rows]",
+    ),
+    click.option("--encoding", type=encoding, metavar="NAME", help="encoding of a CSV file, such as cp1252  [UTF-8]"),
+    click.option(
+        "--decimal", type=click.Choice([".", ","]), default=".", help="what begins the fraction of a number  [.]"
     ),
     click.option(
         "--size", type=size, metavar="HxW", help="scale pictures to this size  [their size, if all have the same]"
@@ -95,6 +137,11 @@ def direct_options(flags: dict[str, Any]) -> PackOptions:
 
 
 def options_of(given: Mapping[str, Any]) -> PackOptions:
-    """Return what the flags say; columns may be separated by commas."""
-    names = [name.strip() for text in given["columns"] for name in text.split(",")]
-    return PackOptions(**{**given, "target": tuple(given["target"]), "columns": tuple(filter(None, names))})
+    """Return what the flags say; names may be separated by commas, and have quotes around them if they contain one."""
+    lists = {name: tuple(_names(given[name])) for name in ("columns", "drop", "categories", "one_hot", "numbers", "na")}
+    return PackOptions(**{**given, **lists, "target": tuple(given["target"])})
+
+
+def _names(texts: Sequence[str]) -> Iterator[str]:
+    for row in csv.reader(texts, skipinitialspace=True):
+        yield from filter(None, map(str.strip, row))

@@ -25,7 +25,7 @@ from lockstep.launch.cluster import train_here, train_on
 from lockstep.launch.numerics import begin_with, demand_numerics
 from lockstep.launch.page_process import PageRequest, page_beside, watched
 from lockstep.launch.run_end import kept_on_failure, show_end
-from lockstep.packing.cache import changed, packed_source
+from lockstep.packing.cache import packed_source
 from lockstep.packing.options import PackOptions
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.results.reports.display import Display, display_for, print_plainly
@@ -103,9 +103,9 @@ def train(
         resolved, launch = job.resolve()
     else:
         check_resume_flags(job=job.file, run_dir=run_dir)
-        if given_too := changed(packing):
+        if given_too := packing.changed():
             raise UsageError(
-                f"--resume with --{given_too[0].replace('_', '-')}: the run has its data already: remove the flag"
+                f"--resume with {packing.spelled(given_too[0])}: the run has its data already: remove the flag"
             )
         resolved, launch = resumed_job(resume, job.given)
         if (result := finished(resume)) is not None:

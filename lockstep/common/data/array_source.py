@@ -77,7 +77,8 @@ def _check_finite(named: str, rows: NDArray[Any], first: int) -> None:
     if rows.dtype.kind == "f" and not np.isfinite(rows).all():
         row, *rest = np.argwhere(~np.isfinite(rows))[0].tolist()
         place = f", at {tuple(rest)}" if rest else ""
-        raise DataError(f"{named}: row {first + row}{place} is not a finite number: expected none that is missing")
+        expected = "expected no NaN or infinity, and nothing that float32 does not hold"
+        raise DataError(f"{named}: row {first + row}{place} is not a finite number: {expected}")
 
 
 @dataclass(frozen=True)

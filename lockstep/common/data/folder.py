@@ -39,7 +39,9 @@ ArrayName = Literal["samples", "labels"]
 PARTS: tuple[PartName, ...] = ("train", "test")
 ARRAYS: tuple[ArrayName, ...] = ("samples", "labels")
 
-Text = Annotated[str, Meta(max_length=1024)]
+#: Most characters of a name or another text.
+LONGEST_TEXT = 1024
+Text = Annotated[str, Meta(max_length=LONGEST_TEXT)]
 _Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 _Real = Annotated[float, Meta(ge=-1e300, le=1e300)]
 _Scale = Annotated[float, Meta(gt=0.0, le=1e300)]
@@ -56,6 +58,17 @@ class Column(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     std: _Scale = 1.0
     #: The number that stands for a missing one, before it is scaled; None if none may be missing.
     missing: _Real | None = None
+    #: Whether a sample has an input for each category, 1 for that of the row and 0 for others, and not its place.
+    one_hot: bool = False
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the values of a table are read, so that those of another one are read alike."""
+
+    #: Texts and numbers that stand for a missing value, besides those that always do.
+    na: list[Text] = []
+    #: What comes before a number's fraction.
+    decimal: Text = "."
 
 
 class FolderPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,6 +105,7 @@ class FolderManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     #: The columns of a table that samples are made of, and those of its labels.
     columns: list[Column]
     targets: list[Column]
+    reading: Reading = Reading()
     #: Of the training set's values, as `Preparation` has them, and the largest of its values as they are stored.
     mean: _Real
     std: _Scale

@@ -31,6 +31,7 @@ from lockstep.common.data.folder import (
     Kind,
     Origin,
     PartName,
+    Reading,
     array_file,
 )
 from lockstep.common.data.manifest import part_info
@@ -132,6 +133,7 @@ class FolderWriter:
         class_names: Sequence[str] = (),
         columns: Sequence[Column] = (),
         targets: Sequence[Column] = (),
+        reading: Reading | None = None,
     ) -> FolderManifest:
         """Write the manifest; the folder then gets its name at the end of the context."""
         for name, use in (("train", "learn from"), ("test", "test with")):
@@ -155,6 +157,7 @@ class FolderWriter:
             class_names=list(class_names),
             columns=list(columns),
             targets=list(targets),
+            reading=reading or Reading(),
             mean=mean,
             std=std,
             largest=0.0 if is_tokens else samples.largest,

@@ -103,6 +103,16 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "rule": ({"target": "price", "missing": "median"}, "missing = 'median': expected 'drop', 'mean' or a number"),
     "split": ({"target": "price", "test_split": 1.0}, "test_split = 1.0: expected a share"),
     "size": ({"target": "price", "size": "big"}, r"size = 'big': expected \(height, width\)"),
+    "delimiter": ({"target": "price", "delimiter": "ab"}, "delimiter = 'ab': expected one character"),
+    "encoding": ({"target": "price", "encoding": "utf-99"}, "encoding = 'utf-99': expected one like 'cp1252'"),
+    "decimal": ({"target": "price", "decimal": "-"}, "decimal = '-': expected '.' or ','"),
+    "twice": ({"target": "price", "columns": ["a", "a"]}, r"columns=\['a', 'a'\]: names 'a' twice: expected once"),
+    "what is missing": (
+        {"target": "price", "na": "Zug"},
+        "is missing: expected .* a rule: missing='drop', missing='mean'",
+    ),
+    "what is dropped": ({"target": "price", "drop": "b"}, "no column 'b': expected one of a, town, price"),
+    "two kinds": ({"target": "price", "one_hot": "a", "numbers": ["a"]}, "one_hot='a' and numbers='a': expected one"),
     "task": ({"target": "price", "task": "both"}, "task = 'both': expected 'classes' or 'numbers'"),
 }
 
@@ -112,6 +122,19 @@ def test_a_mistake_is_named_and_leaves_nothing(tmp_path: Path, values: dict[str,
     with pytest.raises((DataError, JobError), match=text):
         fit(nn.Linear(2, 1), frame(), run_dir=tmp_path / "run", **BRIEF, **values)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_columns_are_chosen_as_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    table = frame().append_column("id", pa.array([f"r{row}" for row in range(300)]))
+    with pytest.raises(DataError, match="drop='id' leaves the column out, categories='id' makes each a category"):
+        priced(tmp_path, table)
+    (tmp_path / "t.csv").write_text("a|town|price\n" + "".join(f"{row}|n.a.|{row}\n" for row in range(300)))
+    run = fit(
+        nn.Linear(2, 1), tmp_path / "t.csv", run_dir=tmp_path / "run", target="price", loss="mse", na=["n.a.", -1],
+        missing="mean", delimiter="|", encoding="latin-1", one_hot="town", **BRIEF
+    )  # fmt: skip
+    assert [column.one_hot for column in read_manifest(Path(run.job.data)).columns] == [False, True]
 
 
 def test_options_of_packing_are_of_no_use_to_arrays(tmp_path: Path) -> None:

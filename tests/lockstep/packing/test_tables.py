@@ -15,6 +15,7 @@ from lockstep.packing.pack import pack
 from tests.lockstep.packing.test_arrays import sizes
 
 pa = pytest.importorskip("pyarrow")
+pack_frame = pytest.importorskip("lockstep.packing.pack_table").pack_frame
 csv, parquet = pytest.importorskip("pyarrow.csv"), pytest.importorskip("pyarrow.parquet")
 
 ROWS = 2500
@@ -93,7 +94,7 @@ def test_a_folder_of_parts_is_one_table(tmp_path: Path) -> None:
         ({}, {"target": ("town",)}, ("Aarau", "Bern", "Zug")),
         ({}, {"target": ("rooms",)}, tuple("12345678")),
         ({"rooms": np.arange(ROWS) % 4}, {"target": ("rooms",)}, ()),
-        ({"rooms": np.arange(ROWS) % 2 == 0}, {"target": ("rooms",)}, ()),
+        ({"rooms": np.arange(ROWS) % 2 == 0}, {"target": ("rooms",)}, ("false", "true")),
         ({"rooms": [10.0, 9.0] * (ROWS // 2)}, {"target": ("rooms",)}, ("9", "10")),
         ({"rooms": np.arange(ROWS)}, {"target": ("rooms",), "task": "classes"}, ()),
     ],
@@ -160,10 +161,14 @@ TEXTS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "missing target": ("a,b\n1,2\n4,\n", {}, "row 3, column 'b': is missing: expected a value, or --missing drop"),
     "NaN": ("a,b\n1,2\nNaN,3\n", {}, "row 3, column 'a': is missing"),
-    "infinite": ("a,b\n1,2\ninf,3\n", {}, "row 3, column 'a': is not a finite number"),
-    "infinite, with a rule": ("a,b\n1,2\ninf,3\n", {"missing": "mean"}, "row 3, column 'a': is not a finite number"),
+    "infinite": (
+        "a,b\n1,2\ninf,3\n",
+        {},
+        "row 3, column 'a': inf is infinite: correct it, or give --na inf --missing",
+    ),
+    "infinite, with a rule": ("a,b\n1,2\ninf,3\n", {"missing": "mean"}, "correct it, or give --na inf"),
     "one class": ("a,b\n1,x\n2,x\n", {}, "column 'b' has one class only, 'x': expected at least two"),
-    "texts as numbers": ("a,b\n1,x\n2,y\n", {"task": "numbers"}, "column 'b' has texts"),
+    "texts as numbers": ("a,b\n1,x\n2,y\n", {"task": "numbers"}, "row 2, column 'b': 'x' is not a number"),
     "digits as classes": ("a,b\n1,1.5\n2,2.5\n", {"task": "classes"}, "column 'b' has numbers with digits after"),
     "twice": ("a,a\n1,2\n", {"target": ("a",)}, "two columns are called 'a'"),
     "both": ("a,b\n1,2\n", {"columns": ("a", "b")}, "column 'b' is to be learned from and predicted"),
@@ -180,9 +185,22 @@ TEXTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "a text very late": (
         "a,b\n" + "".join(f"{n},{'9' * 60}\n" for n in range(40_000)) + "oops,1\n",
         {},
-        "row 40002, column 'a': 'oops' is not a number, as in the rows before",
+        "row 40002, column 'a': 'oops' is not a number, as 40,000 of the 40,001 values in the column are",
     ),
-    "names": ("a,b\n" + "".join(f"name {n},{n}\n" for n in range(1200)), {}, "has more than 1,000 different texts"),
+    "names": (
+        "a,b\n" + "".join(f"name {n},{n}\n" for n in range(1200)),
+        {},
+        "row 1002, column 'a': 'name 1000'",
+    ),
+    "a column twice": ("a,b\n1,2\n", {"columns": ("a", "a")}, "--columns a,a: names 'a' twice: expected once"),
+    "a target twice": ("a,b\n1,2\n", {"target": ("b", "b")}, "names 'b' twice: expected once"),
+    "an unknown column to drop": ("a,b\n1,2\n", {"drop": ("c",)}, "no column 'c': expected one of a, b"),
+    "a target of categories": ("a,b\n1,2\n", {"categories": ("b",)}, "'b' is to be predicted: expected --task classes"),
+    "what is dropped as inputs": ("a,b,c\n1,2,3\n", {"one_hot": ("c",), "drop": ("c",)}, "'c' is not learned from"),
+    "two kinds": ("a,b\n1,2\n", {"one_hot": ("a",), "numbers": ("a",)}, "--one-hot a and --numbers a: expected one"),
+    "a number for nothing": ("a,b\n1,2\n", {"missing": 1e39}, "--missing 1e+39 is larger than float32 holds"),
+    "names as numbers": ("a,b\nx,1\ny,2\n", {"numbers": ("a",)}, "row 2, column 'a': 'x' is not a number: give --na x"),
+    "quoted flags": ("a b,y\n1,0\n-,1\n2,0\n", {"target": ("y",)}, "--drop 'a b' to leave the column out"),
 }
 
 
@@ -204,9 +222,9 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=re.escape(name)):
             packed(tmp_path / name, target=("b",))
     source = written(tmp_path, "lists.parquet", rooms=[[1, 2]] * ROWS)
-    with pytest.raises(DataError, match=r"column 'rooms' is of type list<.*say which columns to learn from"):
+    with pytest.raises(DataError, match=r"column 'rooms' is of type list<.*; --drop rooms leaves it out"):
         packed(source, target=("price",))
-    assert packed(source, target=("price",), columns=("area",)).manifest.train.info.sample_shape == (1,)
+    assert packed(source, target=("price",), drop=("rooms", "town", "built")).manifest.train.info.sample_shape == (1,)
 
 
 def test_a_table_of_its_own_to_test_with(tmp_path: Path) -> None:
@@ -217,3 +235,139 @@ def test_a_table_of_its_own_to_test_with(tmp_path: Path) -> None:
     parquet.write_table(table().drop(["area"]), test)
     with pytest.raises(DataError, match=re.escape("test.parquet: no column 'area'")):
         pack(str(source), tmp_path / "newer", PackOptions(target=("town",), test=test))
+
+
+def test_what_each_column_was_taken_for_is_shown(tmp_path: Path) -> None:
+    codes, is_new = [f"{number % 12:03d}" for number in range(ROWS)], np.arange(ROWS) % 2 == 0
+    source = written(tmp_path, "t.csv", code=codes, new=is_new, rooms=MISSING)
+    found = packed(source, target=("price",), missing="mean", one_hot=("town",), drop=("built",))
+    assert [line.split(maxsplit=1) for line in found.columns] == [
+        ["rooms", "number                            0 to 6; 250 missing: --missing mean"],
+        ["area", f"number                            {COLUMNS['area'].min():g} to {COLUMNS['area'].max():g}"],
+        ["town", "category, an input for each of 3  Aarau, Bern, Zug"],
+        ["code", "category                          000, 001, 002, 003, 004, 005, … (12)"],
+        ["new", "true or false                     false to true"],
+        ["price", f"number, to predict                {COLUMNS['price'].min():g} to {COLUMNS['price'].max():g}"],
+        ["built", "left out                          --drop"],
+    ]
+    assert list(found.lines())[2:9] == list(found.columns)
+
+
+def test_a_wide_table_is_shown_in_part(tmp_path: Path) -> None:
+    many = {f"x{number}": COLUMNS["area"] for number in range(40)}
+    found = packed(written(tmp_path, "t.parquet", **many), target=("price",))
+    assert (len(found.columns), found.columns[-1]) == (31, "  … and 15 more")
+
+
+def test_a_category_may_have_an_input_for_each_text(tmp_path: Path) -> None:
+    source = written(tmp_path, "t.csv", town=TOWNS)
+    found = packed(source, target=("price",), columns=("area", "town", "rooms"), one_hot=("town",), missing=0.0)
+    data = load(str(found.folder))
+    assert found.manifest.train.info.sample_shape == (5,)
+    inputs = data.train.images[:, 1:4]
+    np.testing.assert_array_equal(inputs.sum(axis=1), 1)
+    assert set(inputs.ravel().tolist()) == {0.0, 1.0}
+    assert [column.one_hot for column in found.manifest.columns] == [False, True, False]
+    nothing = np.concatenate([inputs, data.test.images[:, 1:4]])[:, 0]
+    assert nothing.sum() == TOWNS.count(None)
+
+
+def dictionary(indices: list[int | None], values: Any) -> Any:
+    return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), pa.array(values))
+
+
+#: Columns of two values, of which every third row has the first, and the names of the classes that they are.
+KEPT: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "categories of integers": (dictionary([0, 1, 1] * 20, [10, 9, 8]), ("9", "10")),
+    "categories of dates": (
+        dictionary([1, 0, 0] * 20, pa.array([19000, 18000], pa.date32())), ("2019-04-14", "2022-01-08")
+    ),
+    "unused categories": (dictionary([2, 0, 0] * 20, ["x", "y", "z"]), ("x", "z")),
+    "truths": (pa.array([True, False, False] * 20), ("false", "true")),
+    "dates": (pa.array([19000, 18000, 18000] * 20, pa.date32()), ("2019-04-14", "2022-01-08")),
+    "nanoseconds": (
+        pa.array([1, 1_577_880_000_000_000_123] * 30, pa.timestamp("ns")), ("1970-01-01", "2020-01-01 12:00:00")
+    ),
+    "far dates": (pa.array([10**12, 0, 0] * 20, pa.timestamp("s")), ("1970-01-01", "33658-09-27 01:46:40")),
+    "dates beyond all": (pa.array([9 * 10**15, 0] * 30, pa.timestamp("s")), ("1970-01-01", "9000000000000000000000")),
+    "days of long ago": (pa.array([-719162, 0, 0] * 20, pa.date32()), ("0001-01-01", "1970-01-01")),
+    "milliseconds": (pa.array([0, 86_400_000] * 30, pa.date64()), ("1970-01-01", "1970-01-02")),
+    "codes": (pa.array(["007", "7", "7"] * 20), ("007", "7")),
+    "codes with zeros in a fraction": (pa.array(["00.5", "01", "01"] * 20), ()),
+    "views of texts": (pa.array(["x", "z"] * 30, pa.string_view()), ("x", "z")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("column", "names"), KEPT.values(), ids=KEPT)
+def test_classes_keep_the_names_of_typed_values(column: Any, names: tuple[str, ...], tmp_path: Path) -> None:
+    table = pa.table({"a": np.arange(60.0), "y": column})
+    found = pack_frame(table, tmp_path / "new", PackOptions(target=("y",)))
+    assert tuple(found.manifest.class_names) == names
+    assert found.manifest.classes == len(names)
+    # As a column that is learned from, without a target of classes.
+    again = pack_frame(table, tmp_path / "again", PackOptions(target=("a",)))
+    categories = again.manifest.columns[0].categories
+    assert categories == (list(names) if pa.types.is_dictionary(column.type) or pa.types.is_string(column.type)
+                          or pa.types.is_string_view(column.type) else [])  # fmt: skip
+
+
+def test_a_null_among_the_texts_of_a_dictionary_is_missing(tmp_path: Path) -> None:
+    table = pa.table({"a": dictionary([0, 1, None] * 20, ["x", None]), "y": np.arange(60) % 2})
+    with pytest.raises(DataError, match=r"row 2, column 'a': is missing"):
+        pack_frame(table, tmp_path / "new", PackOptions(target=("y",)))
+    found = pack_frame(table, tmp_path / "new", PackOptions(target=("y",), missing="mean"))
+    assert found.manifest.columns[0].categories == ["", "x"]
+    dropped = pack_frame(table, tmp_path / "dropped", PackOptions(target=("y",), missing="drop", test_split=0.5))
+    assert (sizes(dropped), dropped.manifest.columns[0].categories) == ((10, 10), ["x"])
+
+
+@pytest.mark.parametrize("name", ["id", "__index_level_0__"])
+def test_the_index_of_a_pandas_frame_is_not_learned_from(name: str, tmp_path: Path) -> None:
+    metadata = {b"pandas": f'{{"index_columns": ["{name}", {{"kind": "range"}}]}}'.encode()}
+    table = pa.table({"a": np.arange(60.0), "y": np.arange(60) % 2, name: np.arange(60)}).replace_schema_metadata(
+        metadata
+    )
+    parquet.write_table(table, tmp_path / "t.parquet")
+    for number, source in enumerate([table, str(tmp_path / "t.parquet")]):
+        packer = pack if isinstance(source, str) else pack_frame
+        found = packer(source, tmp_path / str(number), PackOptions(target=("y",)))
+        assert [column.name for column in found.manifest.columns] == ["a"]
+        assert found.columns[-1].split(maxsplit=1) == [name, "left out           the index of a pandas frame"]
+        asked = packer(source, tmp_path / f"{number}-asked", PackOptions(target=("y",), columns=(name,)))
+        assert [column.name for column in asked.manifest.columns] == [name]
+
+
+def test_numbers_that_float32_does_not_hold_once_scaled_are_refused(tmp_path: Path) -> None:
+    tiny = pa.table({"a": np.arange(60) * 1e-30, "y": np.arange(60) % 2})
+    large = pa.table({"a": np.full(60, 1e30), "y": np.arange(60) % 2})
+    with pytest.raises(DataError, match=r"column 'a' has values that are .*e\+58 deviations of the training set"):
+        pack_frame((tiny, large), tmp_path / "new", PackOptions(target=("y",)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_large_numbers_of_both_signs_are_packed_to_be_opened(tmp_path: Path) -> None:
+    for standardize in (True, False):
+        folder = tmp_path / str(standardize)
+        table = pa.table({"a": [1.7e38, -1.7e38] * 30, "y": [1.7e38, -1.7e38] * 30})
+        pack_frame(table, folder, PackOptions(target=("y",), task="numbers", standardize=standardize))
+        assert np.isfinite(load(str(folder)).train.images[:]).all()
+        assert np.isfinite(load(str(folder)).train.labels).all()
+
+
+def test_a_table_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    class Changing:
+        """Gives more rows each time, or others."""
+
+        def __init__(self, *tables: Any) -> None:
+            self.tables = [tables[0], *tables]
+
+        def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+            return self.tables.pop(0).__arrow_c_stream__()
+
+    first = pa.table({"a": ["x", "z"] * 30, "y": np.arange(60) % 2})
+    for other, told in (
+        (first.slice(0, 50), "had 60 rows, then 50"),
+        (pa.table({"a": ["x", "w"] * 30, "y": np.arange(60) % 2}), "row 2, column 'a': changed while it was read"),
+    ):
+        with pytest.raises(DataError, match=told):
+            pack_frame(Changing(first, other), tmp_path / "new", PackOptions(target=("y",)))

@@ -1,0 +1,428 @@
+"""What each column of a table is: found by looking at all of its values, before the first one is converted.
+
+A column that is mostly numbers is numbers, and a value that is not one is refused by row, column and value, with what
+to type. Texts are categories if somebody says so, or if it is clear: they repeat, and do not look like numbers.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lockstep.common.data.folder import LONGEST_TEXT
+from lockstep.common.errors import DataError
+from lockstep.common.files.sanitize import one_line
+from lockstep.packing.options import PackOptions
+from lockstep.packing.tables import ColumnKind, NumberTexts, NumberValues, Table, TableBatch, TextValues, names_of
+from lockstep.packing.texts import Floats, TextKind, are_digits, in_order, kinds_of
+
+#: Most texts of a column that is learned from, and most classes.
+MOST_CATEGORIES, MOST_CLASSES = 1000, 2**16
+#: Whole numbers to predict are classes if they are no more than so many.
+FEW = 100
+#: So many texts may all be different: more are clear categories only if they repeat.
+FEW_TEXTS = 20
+#: No number may be further from 0: the difference of two is then a number of float32.
+LARGEST = float(np.finfo(np.float32).max) / 2
+
+#: Kinds of columns, which texts a person means them by, which of these can be read, and what is expected.
+_FAMILIES = (
+    (ColumnKind.NUMBER, {TextKind.NUMBER, TextKind.PADDED, TextKind.WRITTEN_NUMBER}, "a number"),
+    (ColumnKind.DATE, {TextKind.DATE, TextKind.WRITTEN_DATE}, "a date"),
+    (ColumnKind.BOOLEAN, {TextKind.BOOLEAN}, "true or false"),
+    (None, {TextKind.TIME}, "a number"),
+)
+_READABLE = {
+    ColumnKind.NUMBER: {TextKind.NUMBER, TextKind.PADDED},
+    ColumnKind.DATE: {TextKind.DATE},
+    ColumnKind.BOOLEAN: {TextKind.BOOLEAN},
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A value, where a person finds it, and how many rows were looked at before it."""
+
+    where: str
+    text: str
+    order: int
+
+    def __str__(self) -> str:
+        return f"{self.where}: {one_line(self.text, 60)!r}"
+
+
+@dataclass
+class Facts:
+    """What is known of the values of a column that are numbers of one kind."""
+
+    first: float | None = None
+    low: float = np.inf
+    high: float = -np.inf
+    #: The whole numbers that occurred; None if there are too many, or others.
+    whole: set[float] | None = field(default_factory=set)
+
+    def add(self, known: Floats) -> None:
+        """Look at values, of which none is missing."""
+        if self.first is None:
+            self.first = float(known[0])
+        self.low, self.high = min(self.low, float(known.min())), max(self.high, float(known.max()))
+        if self.whole is not None:
+            distinct = np.unique(known)
+            self.whole.update(distinct[: MOST_CLASSES + 1].tolist())
+            if len(self.whole) > MOST_CLASSES or not (distinct == np.rint(distinct)).all():
+                self.whole = None
+
+
+@dataclass(frozen=True)
+class ColumnPlan:
+    """What a column was taken for, and how its values become numbers."""
+
+    name: str
+    is_target: bool
+    kind: ColumnKind
+    facts: Facts
+    #: The names whose places are the numbers: categories, or classes. None if the values are numbers.
+    names: Sequence[str] | None = None
+    #: The values of classes whose names are made of them, ascending.
+    class_values: Sequence[float] = ()
+    is_one_hot: bool = False
+    #: What is subtracted while reading, so that large numbers keep their digits as float32.
+    offset: float = 0.0
+    missing: int = 0
+
+    def encode(self, batch: TableBatch, options: PackOptions) -> Floats:
+        """Return the values of rows as numbers, NaN for what is missing: what they are, codes, or classes."""
+        values = batch.columns[self.name]
+        if self.names is not None and not self.class_values:
+            found = values.as_texts().codes(self.names)
+        else:
+            found = values.numbers(self.kind, options.decimal)
+            found = self._class_numbers(found) if self.class_values else found
+        is_new = np.isnan(found) & ~values.is_missing
+        if is_new.any():
+            raise DataError(f"{batch.place(int(np.argmax(is_new)), self.name)}: changed while it was read: try again")
+        return found
+
+    def _class_numbers(self, numbers: Floats) -> Floats:
+        classes = np.searchsorted(np.array(self.class_values), numbers).astype(np.float64)
+        return np.where(np.isnan(numbers), np.nan, classes)
+
+    def described(self, options: PackOptions) -> tuple[str, str, str]:
+        """Return what a person is to read of it: its name, what it was taken for, and its values."""
+        taken = self.kind.value
+        if self.names is not None:
+            inputs = f", an input for each of {len(self.names)}" if self.is_one_hot else ""
+            taken = "class, to predict" if self.is_target else f"category{inputs}"
+            shown = ", ".join(one_line(each, 20) or "(missing)" for each in self.names[:6])
+            values = f"{shown}, … ({len(self.names):,})" if len(self.names) > 6 else shown
+        else:
+            taken = f"{taken}, to predict" if self.is_target else taken
+            ends = (self.facts.low, self.facts.high)
+            texts = map("{:.6g}".format, ends) if self.kind is ColumnKind.NUMBER else names_of(self.kind, ends)
+            values = "no value" if self.facts.first is None else " to ".join(texts)
+        filled = f"; {self.missing:,} missing: {options.spelled('missing', options.missing)}" if self.missing else ""
+        return one_line(self.name, 40), taken, values + filled
+
+
+@dataclass
+class ColumnSurvey:
+    """One column while all of its values are looked at."""
+
+    name: str
+    is_target: bool
+    options: PackOptions
+    rows: int = 0
+    #: Values that are numbers by their type; texts, by what each is alone; and those that are categories by their type.
+    typed: Counter[ColumnKind] = field(default_factory=Counter)
+    counts: Counter[TextKind] = field(default_factory=Counter)
+    declared: int = 0
+    #: The different texts, up to a limit, the first that was too many, and the first that is too long for a name.
+    texts: dict[str, TextKind] = field(default_factory=dict)
+    too_many: Place | None = None
+    too_long: Place | None = None
+    #: The first text of each kind, the first number that float32 does not hold, and the first value that is missing.
+    first: dict[TextKind, Place] = field(default_factory=dict)
+    beyond: Place | None = None
+    first_missing: Place | None = None
+    missing: int = 0
+    facts: dict[ColumnKind, Facts] = field(default_factory=dict)
+    #: Whether all numbers among the texts are digits alone, as codes are.
+    is_digits: bool = True
+
+    def add(self, batch: TableBatch, rows: NDArray[np.bool_]) -> None:
+        """Look at the values of a batch, but for the rows that will be left out."""
+        values = batch.columns[self.name]
+        # Of numbers that a file has as texts, the texts are looked at until they cannot be categories any more.
+        if self._is_named() or (isinstance(values, NumberTexts) and self.too_many is None):
+            values = values.as_texts()
+        is_missing, is_known = rows & values.is_missing, rows & ~values.is_missing
+        self.missing += int(np.count_nonzero(is_missing))
+        if self.first_missing is None and is_missing.any():
+            self.first_missing = self._place(batch, is_missing, "")
+        if is_known.any() and isinstance(values, NumberValues):
+            if isinstance(values, NumberTexts):
+                self.counts[TextKind.NUMBER] += int(np.count_nonzero(is_known))
+                self.first.setdefault(TextKind.NUMBER, self._place(batch, is_known, ""))
+                self.is_digits = self.is_digits and are_digits(values.column.filter(pa.array(is_known)))
+            else:
+                self.typed[values.kind] += int(np.count_nonzero(is_known))
+            self._add_numbers(batch, values.kind, np.where(is_known, values.values, np.nan))
+        elif is_known.any():
+            self._add_texts(batch, values.as_texts().without(~is_known))
+        self.rows += batch.count
+
+    def _is_named(self) -> bool:
+        return self.name in self.options.categories or self.name in self.options.one_hot
+
+    def _place(self, batch: TableBatch, rows: NDArray[np.bool_], text: str) -> Place:
+        at = int(np.argmax(rows))
+        return Place(batch.place(at, self.name), text, self.rows + at)
+
+    def _add_numbers(self, batch: TableBatch, kind: ColumnKind, values: Floats) -> None:
+        self.facts.setdefault(kind, Facts()).add(values[~np.isnan(values)])
+        is_beyond = np.abs(values) > LARGEST
+        if self.beyond is None and is_beyond.any():
+            self.beyond = self._place(batch, is_beyond, repr(float(values[is_beyond][0])))
+
+    def _add_texts(self, batch: TableBatch, values: TextValues) -> None:
+        counts = np.bincount(values.indices[values.indices >= 0], minlength=len(values.texts))
+        used = np.flatnonzero(counts)
+        texts = values.texts.take(pa.array(used))
+        kinds = kinds_of(texts, self.options.decimal)
+        kind_of = np.full(len(values.texts), np.nan)
+        kind_of[used] = kinds
+        of_rows = values.placed(kind_of)
+        for kind in map(TextKind, np.unique(kinds).tolist()):
+            self.counts[kind] += int(counts[used][kinds == kind].sum())
+            if kind not in self.first:
+                found = self._place(batch, of_rows == kind, "")
+                self.first[kind] = Place(found.where, values.at(found.order - self.rows), found.order)
+        if self.is_digits and (kinds == TextKind.NUMBER).any():
+            self.is_digits = are_digits(texts.filter(pa.array(kinds == TextKind.NUMBER)))
+        self.declared += int(counts.sum()) if values.is_declared else 0
+        self._count(batch, values, used, kinds)
+        for column_kind, readable in _READABLE.items():
+            if np.isin(kinds, list(readable)).any():
+                numbers = values.numbers(column_kind, self.options.decimal)
+                self._add_numbers(batch, column_kind, np.where(np.isin(of_rows, list(readable)), numbers, np.nan))
+
+    def _count(self, batch: TableBatch, values: TextValues, used: NDArray[np.int64], kinds: NDArray[np.int8]) -> None:
+        """Record the different texts, until they are too many."""
+        if self.too_many is not None:
+            return
+        for index, kind in zip(used.tolist(), kinds.tolist(), strict=True):
+            text = values.texts[index].as_py()
+            if text not in self.texts and len(self.texts) == (MOST_CLASSES if self.is_target else MOST_CATEGORIES):
+                self.too_many = self._place(batch, values.indices == index, text)
+                return
+            self.texts[text] = TextKind(kind)
+            if len(text) > LONGEST_TEXT and self.too_long is None:
+                self.too_long = self._place(batch, values.indices == index, text)
+
+    def plan(self) -> ColumnPlan:
+        """Return what the column is; DataError with row, column and value if that is not clear."""
+        kind = self._kind()
+        self._check_values(kind)
+        if self.is_target:
+            return self._target(kind)
+        facts = self.facts.get(kind, Facts())
+        if kind is ColumnKind.CATEGORY:
+            is_filled = self.options.is_filled() and self.missing > 0
+            names = in_order([*self.texts, ""] if is_filled else list(self.texts))
+            is_one_hot = self.name in self.options.one_hot
+            return ColumnPlan(self.name, False, kind, facts, names, is_one_hot=is_one_hot, missing=self.missing)
+        offset = facts.first or 0.0 if self.options.standardize else 0.0
+        return ColumnPlan(self.name, False, kind, facts, offset=offset, missing=self.missing)
+
+    def _kind(self) -> ColumnKind:
+        found = {kind for kind, count in self.typed.items() if count}
+        if self.counts:
+            found.add(self._kind_of_texts())
+        if len(found) > 1:
+            several = " and ".join(sorted(kind.value for kind in found))
+            raise DataError(f"column {one_line(self.name, 60)!r} has values of two kinds, {several}: expected one")
+        return next(iter(found), ColumnKind.CATEGORY if self._is_named() else ColumnKind.NUMBER)
+
+    def _kind_of_texts(self) -> ColumnKind:
+        present, task = set(self.counts), self.options.task if self.is_target else None
+        is_number = self.name in self.options.numbers or task == "numbers"
+        if self._is_named() or (self.declared and not is_number):
+            return self._category()
+        codes = TextKind.PADDED in present and self.is_digits and not is_number
+        pure = next((kind for kind, readable in _READABLE.items() if present <= readable), None)
+        if pure is not None and not codes:
+            return pure
+        if is_number:
+            odd = self._first(present - _READABLE[ColumnKind.NUMBER])
+            raise DataError(f"{odd} is not a number: {self._advice(odd, ColumnKind.NUMBER)}")
+        if not codes and task != "classes":
+            self._check_family()
+        return self._category()
+
+    def _first(self, kinds: set[TextKind]) -> Place:
+        return min((self.first[kind] for kind in kinds), key=lambda place: place.order)
+
+    def _check_family(self) -> None:
+        """Raise DataError if most values are of a kind that not all of them are."""
+        total, distinct = sum(self.counts.values()), Counter(self.texts.values())
+        for kind, members, expected in _FAMILIES:
+            count = sum(self.counts[member] for member in members)
+            if 2 * count < total and 2 * sum(distinct[member] for member in members) < len(self.texts):
+                continue
+            odd = self._first(set(self.counts) - (_READABLE[kind] if kind is not None else set()))
+            share = f", as {count:,} of the {total:,} values in the column are" if count < total else ""
+            raise DataError(f"{odd} is not {expected}{share}: {self._advice(odd, kind)}")
+
+    def _category(self) -> ColumnKind:
+        """Return that the texts are categories; DataError if they are too many, or each occurs once."""
+        spelled, total = self.options.spelled, sum(self.counts.values())
+        drop = f"{spelled('drop', [self.name])} leaves the column out"
+        if self.too_many is not None:
+            most = MOST_CLASSES if self.is_target else MOST_CATEGORIES
+            advice = f"expected another {spelled('target')}" if self.is_target else drop
+            raise DataError(f"{self.too_many} is one text more than the {most:,} that categories may have: {advice}")
+        if self.too_long is not None:
+            length = f"is a text of {len(self.too_long.text):,} characters"
+            raise DataError(f"{self.too_long} {length}: expected at most {LONGEST_TEXT:,} of a category; {drop}")
+        is_declared = self._is_named() or self.declared or (self.is_target and self.options.task == "classes")
+        if not is_declared and len(self.texts) > max(FEW_TEXTS, total // 2):
+            place, advice = self._first(set(self.counts)), f"{self._as_names()} makes each a category"
+            raise DataError(
+                f"{place} is one of {len(self.texts):,} different texts among {total:,}, too many for categories: "
+                f"{advice if self.is_target else f'{drop}, {advice}'}"
+            )
+        return ColumnKind.CATEGORY
+
+    def _as_names(self) -> str:
+        spelled = self.options.spelled
+        return spelled("task", "classes") if self.is_target else spelled("categories", [self.name])
+
+    def _advice(self, odd: Place, kind: ColumnKind | None) -> str:
+        """Return what a person may type if a text is not of the kind that the others are."""
+        spelled, is_ = self.options.spelled, kinds_of(pa.array([odd.text]), self.options.decimal)[0]
+        names = f"{self._as_names()} if its values are names"
+        flags = [names] if self.is_target else [f"{spelled('drop', [self.name])} to leave the column out", names]
+        begin = ""
+        if kind is None:
+            begin = "write hours or seconds as a number; or "
+        elif kind is ColumnKind.NUMBER and self._has_commas(odd.text):
+            flags.insert(0, f"{spelled('decimal', ',')} if the comma begins its fraction")
+        elif kind is ColumnKind.NUMBER and is_ == TextKind.WRITTEN_NUMBER:
+            begin = "write it plainly, like 1234.5; or "
+        elif kind is ColumnKind.DATE:
+            begin = "write it like 2020-12-31; or "
+        elif is_ != TextKind.NAME:
+            begin = "correct it; or "
+        if is_ == TextKind.NAME:
+            flags.insert(0, f"{self._na(odd.text)} if it stands for a missing value")
+        *others, last = flags
+        return f"{begin}give {', '.join([*others, f'or {last}' if others else last])}"
+
+    def _has_commas(self, text: str) -> bool:
+        """Tell whether numbers have a comma where others have a point: not if some have one, or commas of thousands."""
+        if self.options.decimal != "." or not self.is_digits or not re.fullmatch(r"[+-]?\d*,\d+", text):
+            return False
+        return not (self.counts[TextKind.NUMBER] and re.fullmatch(r"[+-]?\d{1,3},\d{3}", text))
+
+    def _na(self, text: str) -> str:
+        """Return what makes a text a missing value, with a rule for these."""
+        spelled, is_ruled = self.options.spelled, self.options.missing == "drop" or self.options.is_filled()
+        rule = spelled("missing", "drop" if self.is_target else "mean")
+        return spelled.together(spelled("na", [*self.options.na, text]), *([] if is_ruled else [rule]))
+
+    def _check_values(self, kind: ColumnKind) -> None:
+        """Raise DataError for a value that is missing without a rule, infinite, or larger than float32 holds."""
+        spelled = self.options.spelled
+        if self.missing and (self.options.missing is None or self.is_target):
+            assert self.first_missing is not None
+            rules = spelled("missing", "drop")
+            if not self.is_target:
+                rules = f"a rule: {rules}, {spelled('missing', 'mean')} or {spelled('missing', 0)}"
+            raise DataError(f"{self.first_missing.where}: is missing: expected a value, or {rules}")
+        if kind is ColumnKind.CATEGORY or self.beyond is None:
+            return
+        if np.isinf(float(self.beyond.text)):
+            advice = f"correct it, or give {self._na(self.beyond.text)}"
+            raise DataError(f"{self.beyond.where}: {self.beyond.text} is infinite: {advice}")
+        raise DataError(
+            f"{self.beyond.where}: {self.beyond.text} is larger than float32 holds: expected at most {LARGEST:.1e}; "
+            f"divide the column, or give {self._na(self.beyond.text)} if it stands for a missing value"
+        )
+
+    def _target(self, kind: ColumnKind) -> ColumnPlan:
+        task, facts, several = self.options.task, self.facts.get(kind, Facts()), len(self.options.target) > 1
+        named, spelled = one_line(self.name, 60), self.options.spelled
+        few = facts.whole is not None and 0 < len(facts.whole) <= FEW and not several
+        is_named = kind is ColumnKind.CATEGORY
+        if task == "numbers" or not (task == "classes" or is_named or few):
+            if is_named:
+                what = "has texts, of which no number can be predicted"
+                raise DataError(f"column {named!r} {what}: expected {self._as_names()}")
+            return ColumnPlan(self.name, True, kind, facts)
+        if several:
+            raise DataError(
+                f"{len(self.options.target)} columns with classes are to be predicted: expected one {spelled('target')}"
+            )
+        if not is_named and facts.whole is None:
+            raise DataError(
+                f"column {named!r} has numbers with digits after the point: expected {spelled('task', 'numbers')}"
+            )
+        values = () if is_named else sorted(facts.whole or ())
+        names = in_order(list(self.texts)) if is_named else names_of(kind, values)
+        if len(names) == 1:
+            raise DataError(
+                f"column {named!r} has one class only, {one_line(names[0], 60)!r}: expected at least two to tell apart"
+            )
+        return ColumnPlan(self.name, True, kind, facts, names, values)
+
+
+@dataclass(frozen=True)
+class TablePlan:
+    """What the columns of a table are."""
+
+    features: Sequence[ColumnPlan]
+    targets: Sequence[ColumnPlan]
+    #: Columns that are not learned from, with the reason.
+    left_out: dict[str, str]
+    #: Rows of each table, without those that are left out; and how many these are.
+    rows: Sequence[int]
+    dropped: int
+
+    def lines(self, options: PackOptions, most: int | None = None) -> list[str]:
+        """Return what a person is to read of the columns, a line each, of not more than so many of them."""
+        rows = [plan.described(options) for plan in (*self.features, *self.targets)]
+        rows += [(one_line(name, 40) or "(no name)", "left out", reason) for name, reason in self.left_out.items()]
+        more = [] if most is None or len(rows) <= most else [f"  … and {len(rows) - most:,} more"]
+        rows = rows[:most]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return [
+            f"  {name:<{widths[0]}}  {taken:<{widths[1]}}  {values}".rstrip() for name, taken, values in rows
+        ] + more
+
+
+def survey(tables: Sequence[Table], features: Sequence[str], options: PackOptions) -> TablePlan:
+    """Look at all rows of tables; DataError with row, column and value for what cannot be learned from."""
+    columns = [*features, *options.target]
+    found = [ColumnSurvey(name, name in options.target, options) for name in columns]
+    counts, dropped = [], 0
+    for table in tables:
+        kept = 0
+        for batch in table.batches(columns):
+            rows = batch.is_whole() if options.missing == "drop" else np.ones(batch.count, np.bool_)
+            for each in found:
+                each.add(batch, rows)
+            here = int(np.count_nonzero(rows))
+            kept, dropped = kept + here, dropped + batch.count - here
+        counts.append(kept)
+    if not counts[0]:
+        raise DataError(f"{tables[0].named}: no rows are left to learn from: expected some")
+    plans = [each.plan() for each in found]
+    left_out = {name: options.spelled("drop") for name in options.drop} | (
+        {} if options.columns else tables[0].without_use()
+    )
+    count = len(features)
+    return TablePlan(plans[:count], plans[count:], left_out, counts, dropped)

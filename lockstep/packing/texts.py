@@ -1,0 +1,160 @@
+"""What the texts of a table are: numbers, dates, names, or numbers as people write them. Knows no rows or columns.
+
+A text is a number only if it is nothing else: `1,234`, `$5` and `5%` are refused, since their writer meant a number and
+a program may read another one.
+"""
+
+import re
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+class TextKind(IntEnum):
+    """What a text is, taken alone."""
+
+    NAME = 0
+    NUMBER = 1
+    #: Digits that begin with a zero, as of postal codes: `007`.
+    PADDED = 2
+    BOOLEAN = 3
+    DATE = 4
+    #: A number with separators, a currency or a percent sign.
+    WRITTEN_NUMBER = 5
+    #: A date whose order of day and month cannot be known, or that does not exist.
+    WRITTEN_DATE = 6
+    TIME = 7
+
+
+#: Texts that stand for a missing value in any table: those of pyarrow, and what pandas prints.
+MISSING_TEXTS = (
+    *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"),
+    *("N/A", "NA", "NULL", "NaN", "n/a", "nan", "null"),
+)
+
+_NUMBER = r"^[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|(?i:inf|infinity))$"
+_PADDED = r"^0\d"
+_DATE = r"^\d{4}-\d{2}-\d{2}(?:[ T]\d{2}(?::\d{2}(?::\d{2}(?:\.\d{1,9})?)?)?(?:Z|[+-]\d{2}(?::?\d{2})?)?)?$"
+_ZONED = r"^.{10}.+(?:Z|[+-]\d{2}(?::?\d{2})?)$"
+_MONTH = r"(?i:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
+_WRITTEN_DATE = (
+    r"^(?:\d{4}[./-]\d{1,2}[./-]\d{1,2}|\d{1,2}[./-]\d{1,2}[./-](?:\d{2}|\d{4})"
+    rf"|\d{{1,2}}[ -]{_MONTH}[ -]\d{{2,4}}|{_MONTH} \d{{1,2}},? \d{{4}})(?:[ T]\d.*)?$"
+)
+# The separators are also an apostrophe and two kinds of blanks that people use between thousands.
+_WRITTEN_NUMBER = (
+    r"^\(?[+-]? ?[$€£¥]? ?[+-]?(?:\d{1,3}(?:[,.'_ \x{2019}\x{a0}\x{202f}]\d{3})+(?:[.,]\d+)?|\d+[.,]?\d*|[.,]\d+)"
+    r"(?:[ \x{a0}]?[%$€£¥])?\)?$"
+)
+#: Tried in this order, on what is not a plain number or date.
+_WRITTEN = (
+    (TextKind.BOOLEAN, r"^(?i:true|false)$"),
+    (TextKind.TIME, r"^\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?(?i:am|pm))?$"),
+    (TextKind.WRITTEN_DATE, _WRITTEN_DATE),
+    (TextKind.WRITTEN_NUMBER, _WRITTEN_NUMBER),
+)
+
+
+def kinds_of(texts: pa.StringArray, decimal: str = ".") -> NDArray[np.int8]:
+    """Return the `TextKind` of each text, none of which is missing: int8 (n,)."""
+    plain = _with_point(texts, decimal)
+    kinds = np.where(_matches(plain, _NUMBER), np.int8(TextKind.NUMBER), np.int8(TextKind.NAME))
+    kinds[_matches(plain, _PADDED) & _matches(plain, r"^\d+$")] = TextKind.PADDED
+    if kinds.all():
+        return kinds
+    dated = _matches(texts, _DATE)
+    kinds[dated] = np.where(np.isnan(dates_of(texts.filter(pa.array(dated)))), TextKind.WRITTEN_DATE, TextKind.DATE)
+    for kind, pattern in _WRITTEN:
+        kinds[(kinds == TextKind.NAME) & _matches(texts, pattern)] = kind
+    return kinds
+
+
+def numbers_of(texts: pa.StringArray, decimal: str = ".") -> Floats:
+    """Return the texts as numbers, NaN for what is not one: float64 (n,)."""
+    plain = _with_point(texts, decimal)
+    try:
+        return _as_floats(plain.cast(pa.float64()))
+    except pa.ArrowInvalid:
+        is_number = pc.match_substring_regex(plain, _NUMBER)
+        return _as_floats(pc.if_else(is_number, plain, pa.scalar(None, pa.string())).cast(pa.float64()))
+
+
+def dates_of(texts: pa.StringArray) -> Floats:
+    """Return dates in microseconds since 1970, those with a zone as UTC, NaN for what is not a date: float64 (n,)."""
+    exact = pc.replace_substring_regex(texts, r"(\.\d{6})\d+", r"\1")
+    is_date, is_zoned = (pc.match_substring_regex(texts, pattern) for pattern in (_DATE, _ZONED))
+    found = np.full(len(texts), np.nan)
+    for is_one, kind in ((is_zoned, pa.timestamp("us", "UTC")), (pc.invert(is_zoned), pa.timestamp("us"))):
+        chosen = pc.if_else(pc.and_(is_date, is_one), exact, pa.scalar(None, pa.string()))
+        try:
+            moments = chosen.cast(kind)
+        except pa.ArrowInvalid:
+            moments = pa.array([_moment(text, kind) for text in chosen], kind)
+        np.copyto(found, _as_floats(moments.cast(pa.int64())), where=np.asarray(moments.is_valid()))
+    return found
+
+
+def _moment(text: pa.StringScalar, kind: pa.DataType) -> Any:
+    """Return a text as a moment, None for a day that does not exist."""
+    try:
+        return text.cast(kind)
+    except pa.ArrowInvalid:
+        return None
+
+
+def booleans_of(texts: pa.StringArray) -> Floats:
+    """Return 1 for true and 0 for false, in any case, NaN for what is neither: float64 (n,)."""
+    truths = {"true": 1.0, "false": 0.0}
+    return np.array([truths.get((text or "").lower(), np.nan) for text in texts.to_pylist()], np.float64)
+
+
+def has_padded(texts: pa.StringArray) -> bool:
+    """Tell whether a number among texts begins with a zero before another digit."""
+    return bool(pc.any(pc.match_substring_regex(texts, _PADDED)).as_py())
+
+
+def are_digits(texts: pa.StringArray) -> bool:
+    """Tell whether all texts are digits alone."""
+    return bool(_matches(texts, r"^\d+$").all())
+
+
+def number_name(value: float) -> str:
+    """Return a number as a name: without a point if it is whole."""
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
+
+
+def date_name(moment: float) -> str:
+    """Return the name of a date, which is microseconds since 1970: a day if it is at midnight."""
+    if abs(moment) >= 2**63:
+        return number_name(moment)
+    exact = np.int64(moment).astype("datetime64[us]")
+    unit = next((unit for unit in ("D", "s") if exact.astype(f"datetime64[{unit}]") == exact), "us")
+    return str(exact.astype(f"datetime64[{unit}]")).replace("T", " ")
+
+
+def in_order(names: set[str] | list[str]) -> list[str]:
+    """Return names as they are numbered: by the alphabet, or by size if all are numbers."""
+    if names and all(re.match(r"^-?(0|[1-9]\d*)(\.\d+)?$", name) for name in names if name):
+        return sorted(names, key=lambda name: (float(name or "-inf"), name))
+    return sorted(names)
+
+
+def _with_point(texts: pa.StringArray, decimal: str) -> pa.StringArray:
+    if decimal == ".":
+        return texts
+    # So that 1.5 is not a number then.
+    return pc.replace_substring(pc.replace_substring(texts, ".", "\0"), decimal, ".")
+
+
+def _matches(texts: pa.StringArray, pattern: str) -> NDArray[np.bool_]:
+    return np.asarray(pc.fill_null(pc.match_substring_regex(texts, pattern), False).to_numpy(zero_copy_only=False))
+
+
+def _as_floats(values: Any) -> Floats:
+    return np.asarray(values.to_numpy(zero_copy_only=False), np.float64)

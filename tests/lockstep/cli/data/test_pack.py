@@ -1,0 +1,86 @@
+"""`lockstep pack` of tables: what it shows, and that a person may paste what it advises."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lockstep.cli.main import run
+from lockstep.common.data.folder import read_manifest
+
+pytest.importorskip("pyarrow")
+
+#: A value of each column is bad, in another way: the area, the town, the year, and the price to predict.
+HOMES = ["id;area, m2;town;year;price"] + [
+    f"h{row};{row},5;{['Bern', 'Zug'][row % 2]};{1990 + row};{row * 1000}" for row in range(30)
+]
+HOMES[4] = "h3;-;Bern;1993;3000"
+HOMES[9] = "h8;8,5;Zug;n. a.;8000"
+HOMES[14] = "h13;13,5;Zug;2003;unknown"
+
+
+@pytest.fixture
+def homes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "homes.csv").write_text("\n".join([*HOMES, ""]), encoding="utf-16")
+    return tmp_path
+
+
+def test_advice_can_be_pasted_until_the_table_is_packed(homes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["pack", "homes.csv", "homes.data", "--target", "price"]
+    given: list[str] = []
+    for expected in (
+        "row 2, column 'id': 'h0' is one of 30 different texts among 30",
+        "row 2, column 'area, m2': '0,5' is not a number",
+        "row 5, column 'area, m2': '-' is not a number",
+        "row 10, column 'year': 'n. a.' is not a number, as 29 of the 30",
+        "row 15, column 'price': 'unknown' is not a number",
+        "row 15, column 'price': is missing",
+    ):
+        assert run([*command, *given]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: homes.csv: {expected}")
+        advised = re.search(r"(--(?:drop|decimal|na|missing) .*?)(?: if | leaves |$)", error)
+        assert advised is not None
+        given += shlex.split(advised[1])
+        assert list(homes.glob("homes.data*")) == []
+    assert run([*command, *given, "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith("homes.csv has 22 rows to train on and 5 to test with;")
+    assert list(homes.glob("*.data")) == []
+    assert run([*command, *given]) == 0
+    manifest = read_manifest(homes / "homes.data")
+    assert [column.name for column in manifest.columns] == ["area, m2", "town", "year"]
+    assert (set(manifest.reading.na), manifest.reading.decimal) == ({"-", "n. a.", "unknown"}, ",")
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--delimiter", ";;"], "';;' is not a valid delimiter: expected one character, like ';' or tab"),
+        (["--encoding", "utf-99"], "'utf-99' is not a known encoding: expected one like cp1252 or utf-16"),
+        (["--decimal", "-"], "'-' is not one of '.', ','"),
+        ([], "missing argument DEST"),
+    ],
+)
+def test_a_mistake_in_a_flag_is_one_line(
+    flags: list[str], told: str, homes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["pack", "homes.csv", *(["homes.data"] if flags else []), "--target", "price", *flags]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_only_a_table_has_columns_to_show(homes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["pack", "mnist", "--dry-run"]) == 2
+    assert capsys.readouterr().err.startswith("error: --dry-run of 'mnist': expected a table")
+
+
+def test_a_tab_and_names_with_commas_can_be_given(homes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "".join(f"{row},\t{row % 3}\n" for row in range(30)).replace(",", "")
+    (homes / "t.csv").write_text('"a, b"\ty\n' + rows)
+    for tab in ("tab", "\t", r"\t"):
+        flags = ["--delimiter", tab, "--categories", '"a, b"', "--dry-run"]
+        assert run(["pack", "t.csv", "--target", "y", *flags]) == 0
+        assert "  a, b  category           0, 1, 2, 3, 4, 5, … (30)\n" in capsys.readouterr().out
