@@ -135,14 +135,8 @@ def test_links_to_folders_that_double_at_each_level_end(folder: Path) -> None:
         pack(str(folder), folder.parent / "new", PackOptions())
 
 
-def test_links_to_other_folders_and_deep_ones_are_followed(folder: Path) -> None:
-    deep = folder.parent / "elsewhere" / Path(*"d" * 1100)
-    os.makedirs(folder.parent / "elsewhere")
-    path = folder.parent / "elsewhere"
-    for name in deep.relative_to(path).parts:
-        path = path / name
-        path.mkdir()
-    picture(path / "1.png")
+def test_links_to_other_folders_are_followed(folder: Path) -> None:
+    picture(folder.parent / "elsewhere" / "deeper" / "1.png")
     (folder / "blue" / "zz").symlink_to(folder.parent / "elsewhere")
     packed = pack(str(folder), folder.parent / "new", PackOptions())
     assert packed.manifest.train.info.samples + packed.manifest.test.info.samples == 7
