@@ -78,11 +78,11 @@ def pack_frame(data: Any, destination: Path, options: PackOptions) -> Packed:
     if isinstance(data, Mapping):
         train, test = data["train"], next((data[name] for name in ("test", "validation", "val") if name in data), None)
     progress = ReadProgress(lambda share: None)
-    tables = [_opened(frame, progress.advance) for frame in (train, test) if frame is not None]
+    tables = [opened_frame(frame, progress.advance) for frame in (train, test) if frame is not None]
     return pack_table(f"a {type(train).__name__}", tables, destination, options, progress)
 
 
-def _opened(frame: Any, advance: Advance) -> StreamTable:
+def opened_frame(frame: Any, advance: Advance) -> StreamTable:
     named = f"the {type(frame).__name__}"
     try:
         if hasattr(frame, "with_format") and hasattr(frame, "features"):

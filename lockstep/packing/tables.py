@@ -9,7 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,16 @@ class TableBatch:
     row: int
     count: int
     columns: dict[str, NDArray[np.float64] | TextValues]
+
+    def part(self, begin: int, end: int) -> "TableBatch":
+        """Return some of these rows."""
+        columns: dict[str, NDArray[np.float64] | TextValues] = {
+            name: replace(values, indices=values.indices[begin:end])
+            if isinstance(values, TextValues)
+            else values[begin:end]
+            for name, values in self.columns.items()
+        }
+        return replace(self, row=self.row + begin, count=end - begin, columns=columns)
 
 
 @dataclass
