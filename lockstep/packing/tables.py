@@ -25,6 +25,7 @@ from lockstep.common.errors import DataError
 from lockstep.common.files.did_you_mean import nearest
 from lockstep.common.files.sanitize import one_line
 from lockstep.packing.files import CSV, PARQUET, table_files
+from lockstep.packing.parquet_pages import rows_at_once
 
 #: Bytes of a CSV file that are parsed at once, and rows of other tables.
 CSV_BLOCK, ROWS = 2**21, 2**14
@@ -229,7 +230,8 @@ class ParquetTable(Table):
                 )
             rows = max(1, file.metadata.num_rows)
             try:
-                for batch in file.iter_batches(batch_size=ROWS, columns=list(columns)):
+                at_once = rows_at_once(path, file.metadata, columns, ROWS)
+                for batch in file.iter_batches(batch_size=at_once, columns=list(columns)):
                     yield str(path), row, batch
                     row += batch.num_rows
                     self.advance(size * batch.num_rows // rows)
