@@ -41,7 +41,7 @@ WIDTH, MOST_NAME = 80, 36
 def predict(run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bool, as_json: bool) -> None:
     """Classify PICTURES with the model of the run in the folder RUN, and print the probabilities.
 
-    Pictures may have any size and any format that Pillow reads. If the model takes images of 28 by 28 pixels, as
+    Pictures are JPEG, PNG, WebP, GIF, BMP, TIFF or PPM files of up to 25 million pixels. If the model takes images of 28 by 28 pixels, as
     MNIST's are, each picture should show one digit, dark on light or light on dark. It is scaled to fit 20 by 20 pixels
     and centred by its centre of mass, as the digits of MNIST are.
 
