@@ -41,9 +41,9 @@ WIDTH, MOST_NAME = 80, 36
 def predict(run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bool, as_json: bool) -> None:
     """Classify PICTURES with the model of the run in the folder RUN, and print the probabilities.
 
-    Pictures are JPEG, PNG, WebP, GIF, BMP, TIFF or PPM files of up to 25 million pixels. If the model takes images of 28 by 28 pixels, as
-    MNIST's are, each picture should show one digit, dark on light or light on dark. It is scaled to fit 20 by 20 pixels
-    and centred by its centre of mass, as the digits of MNIST are.
+    Pictures are JPEG, PNG, WebP, GIF, BMP, TIFF or PPM files of up to 25 million pixels. If the model takes images of
+    28 by 28 pixels, as MNIST's are, each picture should show one digit, dark on light or light on dark. It is scaled to
+    fit 20 by 20 pixels and centred by its centre of mass, as the digits of MNIST are.
 
     If the model was trained on a table, PICTURES are CSV or Parquet files with the same columns. The output is CSV,
     with one row per input row: the class and its probability, or the predicted numbers in the units of the training
