@@ -7,6 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lockstep.common.errors import JobError
 from lockstep.common.files.safetensors import read
 from lockstep.common.job.job import Job
@@ -15,8 +18,9 @@ from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.metrics import EpochRecord
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult, read_result
 from lockstep.ps.run.early_stopping import best_epoch
+from lockstep.results.evaluation.run_predictor import RunPredictor
 from lockstep.runs.run_dir import has_begun, recorded_job, trust
-from lockstep.runs.trained_model import model_with
+from lockstep.runs.trained_model import model_with, open_trained
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,31 @@ class Run:
         """
         arrays, _ = read(self.folder / WEIGHTS)
         return model_with(self.folder, self.job, arrays, self.result.steps)
+
+    def predict(self, rows: Any) -> NDArray[Any]:
+        """Return what the final weights predict of each row: the name of a class, (n,), or numbers, (n, targets).
+
+        `rows` is what the run's data was, without the target. For a run on a table it is a data frame of any library
+        that Arrow knows, or the path of a CSV or Parquet file; numbers are in the units of the table, one alone is
+        (n,), and a row with a value that did not occur in training has None, or NaN, which a warning names. For a run
+        on arrays it is an array of samples as they were stored, and a class without a name is its number, int64.
+
+        Raises `DataError` for rows of another form.
+        """
+        return self._predictor.labels(rows)
+
+    def predict_proba(self, rows: Any) -> NDArray[np.float64]:
+        """Return the probability of each class, (n, classes), in the order of the outputs; rows as of `predict`.
+
+        Raises `JobError` for a regression.
+        """
+        if self.job.loss == "mse":
+            raise JobError("a regression has no probabilities: expected a run with classes; see predict")
+        return self._predictor.values(rows)
+
+    @cached_property
+    def _predictor(self) -> RunPredictor:
+        return RunPredictor.of(open_trained(self.folder))
 
     def watch(self, *, height: int = 900) -> RunPage:
         """Show the run on a page in the cell of a notebook, `height` pixels high; needs the extra `watch`.

@@ -8,7 +8,7 @@ import click
 
 from lockstep.cli.root import cli
 from lockstep.common.errors import LockstepError, UsageError
-from lockstep.common.files.sanitize import printable
+from lockstep.common.files.sanitize import one_line, printable
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.launch.child import ERROR_MARK, USAGE
 from lockstep.launch.lifetime import ignore_signals, interrupt_on_signals
@@ -50,8 +50,11 @@ def run(arguments: list[str], restart: Callable[[list[str], Numerics], int] = re
         return end("interrupted", INTERRUPTED)
     except RestartNeededError as error:
         return restart(arguments, error.numerics)
+    except UsageError as error:
+        # One line, whatever is in the name of a file.
+        return end(one_line(str(error), 10 * len(str(error))), USAGE)
     except LockstepError as error:
-        return end(str(error), USAGE if isinstance(error, UsageError) else FAILED)
+        return end(str(error), FAILED)
     except OSError as error:
         # What nobody foresaw: a full disk, a folder that was removed. The reason says more than our frames would.
         return end(str(error), FAILED)

@@ -12,7 +12,9 @@ import msgspec
 
 from lockstep.common.data.array_source import is_array_source
 from lockstep.common.data.folder import MANIFEST, read_manifest
+from lockstep.common.data.mapped import MAX_FILE_BYTES
 from lockstep.common.errors import DataError
+from lockstep.common.files.reading import open_regular
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.runtime.version import VERSION
 from lockstep.packing.files import files_below, has_pictures, table_files
@@ -79,10 +81,10 @@ def digest_of(path: Path, options: PackOptions) -> str:
         for source in sources:
             for file in files_below(source) if source.is_dir() else [source]:
                 name = str(file.relative_to(source)) if file != source else ""
-                with file.open("rb") as stream:
+                with open_regular(file, MAX_FILE_BYTES) as stream:
                     content = hashlib.file_digest(stream, "sha256").hexdigest()
                 digest.update(f"{name!r} {content};".encode())
     except OSError as error:
         reason = one_line(error.strerror or str(error))
-        raise DataError(f"{error.filename}: cannot be read ({reason}): expected a file") from None
+        raise DataError(f"{one_line(str(error.filename))}: cannot be read ({reason}): expected a file") from None
     return digest.hexdigest()

@@ -1,7 +1,12 @@
 """What a file or a folder is, by its name and what is in it; reads nothing."""
 
 import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
+
+from lockstep.common.errors import DataError
+from lockstep.common.files.sanitize import one_line
 
 #: What the names of files end in.
 CSV, PARQUET, ARROW = (".csv", ".tsv", ".csv.gz", ".tsv.gz"), (".parquet", ".pq"), (".arrow", ".feather")
@@ -22,7 +27,12 @@ def table_files(path: Path) -> list[Path]:
 
 def has_pictures(folder: Path) -> bool:
     """Tell whether there are folders with files in a folder."""
-    return folder.is_dir() and any(map(files_below, folders_in(folder)))
+    return folder.is_dir() and any(map(has_files, folders_in(folder)))
+
+
+def has_files(folder: Path) -> bool:
+    """Tell whether there is a file in a folder or in those below it; as `files_below`."""
+    return any(True for _ in files_below(folder))
 
 
 def folders_in(folder: Path) -> list[Path]:
@@ -30,12 +40,60 @@ def folders_in(folder: Path) -> list[Path]:
     return sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
 
 
-def files_below(folder: Path) -> list[Path]:
-    """Return the files in a folder and in those below it, by name, without what a system hides there."""
-    found: list[Path] = []
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.startswith(".") or entry.name.lower() in _LEFT_BY_SYSTEMS:
-                continue
-            found += files_below(Path(entry.path)) if entry.is_dir() else [Path(entry.path)]
-    return found
+def files_below(folder: Path) -> Iterator[Path]:
+    """Return the files in a folder and in those below it, by name, without what a system hides there.
+
+    DataError for what is not a regular file, which may never end, and for a folder that links lead to twice: a loop has
+    no end either.
+    """
+    seen, ahead = {_identity(folder)}, [iter(_entries(folder))]
+    while ahead:
+        entry = next(ahead[-1], None)
+        if entry is None:
+            ahead.pop()
+            continue
+        path = Path(entry.path)
+        mode = _status(path).st_mode
+        if stat.S_ISDIR(mode):
+            if _identity(path) in seen:
+                raise DataError(f"{one_line(entry.path)}: leads to a folder that was seen before: remove the link")
+            seen.add(_identity(path))
+            ahead.append(iter(_entries(path)))
+        elif stat.S_ISREG(mode):
+            yield path
+        else:
+            raise DataError(f"{one_line(entry.path)}: is not a regular file, but {_kind(mode)}: remove it")
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            shown = (each for each in entries if not each.name.startswith("."))
+            return sorted((each for each in shown if each.name.lower() not in _LEFT_BY_SYSTEMS), key=_name)
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+
+
+def _name(entry: os.DirEntry[str]) -> str:
+    return entry.name
+
+
+def _status(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = _status(folder)
+    return found.st_dev, found.st_ino
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{one_line(str(path))}: cannot be read ({error.strerror}): repair or remove it")
+
+
+def _kind(mode: int) -> str:
+    kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")

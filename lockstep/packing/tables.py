@@ -8,7 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from lockstep.common.errors import DataError
 from lockstep.common.files.did_you_mean import nearest
 from lockstep.common.files.sanitize import one_line
 from lockstep.packing.options import PackOptions
+from lockstep.packing.parquet_pages import rows_at_once
 from lockstep.packing.texts import (
     MISSING_TEXTS,
     Floats,
@@ -76,6 +77,10 @@ class TextValues:
         """Return the values as names, which they are."""
         return self
 
+    def part(self, begin: int, end: int) -> "TextValues":
+        """Return the values of some rows."""
+        return replace(self, indices=self.indices[begin:end])
+
     def codes(self, names: Sequence[str]) -> Floats:
         """Return the places of the texts among names, that of "" for what is missing; NaN for those without one."""
         codes = {name: float(code) for code, name in enumerate(names)}
@@ -113,6 +118,10 @@ class NumberValues:
         """Whether each row has no value."""
         return np.isnan(self.values)
 
+    def part(self, begin: int, end: int) -> "NumberValues":
+        """Return the values of some rows."""
+        return NumberValues(self.kind, self.values[begin:end])
+
     def numbers(self, kind: ColumnKind, decimal: str) -> Floats:
         """Return the values, which are of that kind."""
         assert kind is self.kind or not np.isfinite(self.values).any(), (kind, self.kind, decimal)
@@ -146,6 +155,10 @@ class NumberTexts(NumberValues):
         if np.count_nonzero(np.isnan(values)) != column.null_count or has_padded(column):
             return None
         return cls(ColumnKind.NUMBER, missing.without_numbers(values), column, missing)
+
+    def part(self, begin: int, end: int) -> NumberValues:
+        """Return the texts of some rows."""
+        return NumberTexts(self.kind, self.values[begin:end], self.column.slice(begin, end - begin), self.missing)
 
     def as_texts(self) -> TextValues:
         """Return the texts that they are."""
@@ -181,6 +194,11 @@ class TableBatch:
     def place(self, row: int, column: str) -> str:
         """Return how a person finds a value of these rows."""
         return f"{self.named}: row {self.row + row}, column {one_line(column, 60)!r}"
+
+    def part(self, begin: int, end: int) -> "TableBatch":
+        """Return some of these rows."""
+        columns = {name: values.part(begin, end) for name, values in self.columns.items()}
+        return replace(self, row=self.row + begin, count=end - begin, columns=columns)
 
 
 @dataclass
@@ -389,7 +407,8 @@ class ParquetTable(Table):
                 )
             rows = max(1, file.metadata.num_rows)
             try:
-                for batch in file.iter_batches(batch_size=ROWS, columns=list(columns)):
+                at_once = rows_at_once(path, file.metadata, columns, ROWS)
+                for batch in file.iter_batches(batch_size=at_once, columns=list(columns)):
                     yield named, row, batch
                     row += batch.num_rows
                     self.advance(size * batch.num_rows // rows)

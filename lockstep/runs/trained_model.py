@@ -9,12 +9,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lockstep.common.aggregation.finiteness import first_not_finite
 from lockstep.common.aggregation.layout import ParameterLayout, weights_digest
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.folder import MANIFEST, FolderManifest, read_manifest
 from lockstep.common.data.source import load, with_validation
-from lockstep.common.errors import JobError
+from lockstep.common.errors import FileFormatError, JobError
 from lockstep.common.files.safetensors import read
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
@@ -112,8 +113,20 @@ def open_trained(folder: Path, moment: Moment = "last") -> Trained:
     job = recorded_job(folder)
     model = trusted_source(folder, job).build(job.seed)
     weights = kept_weights(folder, job, model.layout, moment)
+    _check_finite(folder, weights, model.layout, moment)
     model.load(weights)
     return Trained(folder, job, model, weights)
+
+
+def _check_finite(folder: Path, weights: Vector, layout: ParameterLayout, moment: Moment) -> None:
+    """Raise FileFormatError for weights with which nothing can be computed: a run diverged, or the file was changed."""
+    position = first_not_finite(weights)
+    if position is not None:
+        where = str(folder / WEIGHTS) if moment == "last" else f"{str(folder)!r}: checkpoint {moment}"
+        raise FileFormatError(
+            f"{one_line(where)}: {layout.name_at(position)!r} has the value {weights[position]}: expected finite "
+            "numbers; take other weights with --best or --checkpoint, or train again with a lower lr"
+        )
 
 
 def model_with(folder: Path, job: Job, arrays: Mapping[str, NDArray[Any]], steps: int) -> Any:

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from rich.console import Console
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.utils import check_random_state, column_or_1d
+from sklearn.utils import check_random_state, column_or_1d, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.preparation import Preparation
@@ -30,6 +30,7 @@ from lockstep.common.runtime.environment import cores
 from lockstep.results.reports.display import display_for
 from lockstep.runs.job_file import fields, resolve
 from lockstep.sklearn.network import Network, NetworkShape, exported_network, opened_network
+from lockstep.sklearn.rows import ColumnMoments, Floats, Rows, column_moments, repetitions, scaled
 from lockstep.sklearn.training import Stream, TrainingTask, train, train_pass
 
 #: Values of a job that are not parameters: the arrays, the kind of estimator and its own parameters decide them.
@@ -52,6 +53,9 @@ JOB_VALUES = {
     name: DEFAULTS.get(name, fields()[name].default) for name in Job.__struct_fields__ if name not in FOLLOWING
 }
 
+#: The weight of each class, "balanced" for the inverse of its share, or None.
+ClassWeight = dict[Any, float] | str | None
+
 #: Rows that are predicted at once: always so many, the last ones filled up, since the bits of a product depend on its
 #: shape. So a prediction depends on nothing but its row.
 ROWS = 128
@@ -73,6 +77,13 @@ def _signature_of(init: Callable[..., None]) -> inspect.Signature:
     return signature.replace(parameters=parameters)
 
 
+def _with_parameter(kind: type, name: str, annotation: Any) -> inspect.Signature:
+    """Return the signature of a kind of estimator with one more parameter, None by default."""
+    signature = inspect.signature(kind.__init__)  # type: ignore[misc]  # that of a class which is not yet subclassed
+    own = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    return signature.replace(parameters=[*signature.parameters.values(), own])
+
+
 class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no types
     """What both estimators share."""
 
@@ -81,6 +92,8 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
     #: What the next call of partial_fit continues from; missing before the first, and before `fit`.
     _stream: Stream
     _stream_seed: int
+    #: What columns are scaled by; None if they are not.
+    _columns: ColumnMoments | None
     #: The model with the fitted weights; None in one that was unpickled and not used since.
     _opened: Model | None
 
@@ -111,9 +124,11 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
     #: What scikit-learn reads the parameters from, as help() does: those above, and each value of a job.
     __init__.__signature__ = _signature_of(__init__)  # type: ignore[attr-defined]  # functions may have one
 
-    def _fit(self, x: NDArray[np.float32], labels: NDArray[Any], classes: int) -> Self:
-        """Train from the beginning; `labels` are those of a Dataset."""
+    def _fit(self, x: Rows, labels: NDArray[Any], classes: int, weights: Floats | None) -> Self:
+        """Train from the beginning; `labels` are those of a Dataset, `weights` those of rows."""
         self._stream_seed = self._seed()
+        x, labels = self._weighted(x, labels, weights)
+        self._columns = self._column_moments(x)
         kept = int(self.validation_split * len(x)) if 0 < self.validation_split < 1 else 0
         task = self._task(x, labels, classes, len(x) - kept)
         if self.warm_start and hasattr(self, "weights_"):
@@ -126,15 +141,39 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         self.history_ = [_figures(epoch) for epoch in history]
         loss = history[result.weights_epoch - 1].loss
         # partial_fit continues from these weights, with a new optimizer.
-        return self._hold(Stream(trained.weights, {}, trained.moments, passes=len(history), updates=0, loss=loss))
+        stream = Stream(trained.weights, {}, trained.moments, passes=len(history), updates=0, figures={"loss": loss})
+        return self._hold(stream)
 
-    def _partial_fit(self, x: NDArray[np.float32], labels: NDArray[Any], classes: int) -> Self:
+    def _partial_fit(self, x: Rows, labels: NDArray[Any], classes: int, weights: Floats | None) -> Self:
         """Train with each sample once, from where the last call ended."""
         before: Stream | None = getattr(self, "_stream", None)
+        x, labels = self._weighted(x, labels, weights)
         if before is None:
-            self._stream_seed = self._seed()
+            self._stream_seed, self.history_ = self._seed(), []
+            # Once: the weights of later passes are those of columns that are scaled in this way.
+            self._columns = self._column_moments(x)
         task = self._task(x, labels, classes, len(x), validation_split=0.0, keep_best=False)
-        return self._hold(train_pass(task, before))
+        stream = train_pass(task, before)
+        self.history_ = [*self.history_, {"epoch": stream.passes, **stream.figures}]
+        self.weights_sha256_, self.workers_ = stream.figures["weights_sha256"], 0
+        return self._hold(stream)
+
+    def _weighted(self, x: Rows, labels: NDArray[Any], weights: Floats | None) -> tuple[Rows, NDArray[Any]]:
+        """Return rows and labels, of which each is there as often as its weight says."""
+        if weights is None:
+            return x, labels
+        if self.validation_split:
+            raise ValueError(
+                f"weights with validation_split = {self.validation_split!r}: expected one of both, since the same row "
+                "would be in both sets; set validation_split=0"
+            )
+        times = repetitions(weights)
+        return x.repeat(times, axis=0), labels.repeat(times, axis=0)
+
+    def _column_moments(self, x: Rows) -> ColumnMoments | None:
+        """Return what columns are scaled by; None if they are not: the values of images are of one scale."""
+        is_image = self.sample_shape is not None and len(self.sample_shape) > 1
+        return column_moments(x) if self.normalize and not is_image else None
 
     def _task(
         self, x: NDArray[np.float32], labels: NDArray[Any], classes: int, samples: int, **changed: Any
@@ -142,13 +181,15 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         """Return what is to be trained, of which so many samples are used for training; keep how the model is built."""
         shape = self._shape(x, labels, classes)
         exported = exported_network(self.model, self.activation, shape)
+        if self._columns is not None:
+            x, changed = scaled(x, self._columns), {**changed, "normalize": False}
         job = self._job(exported.value, samples, **changed)
         self._value, self._network_shape = exported.value, (shape.sample, shape.outputs)
         return TrainingTask(job=job, data=self._data(x, labels, classes, shape), text=exported.text)
 
     def _hold(self, stream: Stream) -> Self:
         self.weights_, self._moments = stream.weights, stream.moments
-        self.n_iter_, self.loss_ = stream.passes, stream.loss
+        self.n_iter_, self.loss_ = stream.passes, stream.figures["loss"]
         self._stream, self._opened = stream, None
         self._model()  # now: a call of predict must not change an estimator
         return self
@@ -238,6 +279,7 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         batch = np.zeros((ROWS, *sample), np.float32)
         for start in range(0, len(rows), ROWS):
             part = rows[start : start + ROWS]
+            part = part if self._columns is None else scaled(part, self._columns)
             batch[: len(part)] = part.reshape(len(part), *sample)
             found[start : start + ROWS] = model.outputs(preparation.images(batch))[: len(part)]
         return found
@@ -261,30 +303,47 @@ class LockstepClassifier(ClassifierMixin, LockstepEstimator):  # type: ignore[mi
     All other parameters are values of a job; `global_batch` and `micro_batches` are lowered for small data. Without
     `micro_batches`, each has at least 128 rows, or 16 images, and there are at most 8: as many workers can compute.
 
+    `normalize`: scale each column to mean 0 and deviation 1; images as a whole.
+    `class_weight`: a dict of a weight for each class, or "balanced"; see `sample_weight` of `fit`.
+
     Fitted: `classes_`, `history_` (a dict for each epoch), `loss_`, `n_iter_`, `n_features_in_`, `feature_names_in_`,
     `weights_` (arrays by name), `weights_sha256_`, `workers_` (how many computed; 0 if this process did), `module_`.
-    `sample_weight` is not supported.
     """
 
     _loss = "cross-entropy"
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:  # noqa: N803  # the names that scikit-learn passes
+    def __init__(self, model: Network = (100,), *, class_weight: ClassWeight = None, **values: Any) -> None:
+        self.class_weight = class_weight
+        super().__init__(model, **values)
+
+    __init__.__signature__ = _with_parameter(LockstepEstimator, "class_weight", ClassWeight)  # type: ignore[attr-defined]
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:  # noqa: N803  # its names
         """Train on rows X (n, features) and their classes y (n,), which may be any labels; return the estimator.
 
-        Raises ValueError for arrays that do not fit, as scikit-learn does, `JobError` for a wrong parameter, `RunError`
-        if the run fails.
+        `sample_weight` (n,) is how much each row counts, in proportion. Raises ValueError for arrays that do not
+        fit, as scikit-learn does, `JobError` for a wrong parameter, `RunError` if the run fails.
         """
         x, targets = self._checked(X, y, reset=True)
         self.classes_, labels = np.unique(targets, return_inverse=True)
-        return self._fit(x, labels.astype(np.int64), len(self.classes_))
+        return self._fit(x, labels.astype(np.int64), len(self.classes_), self._weights(x, targets, sample_weight))
 
-    def partial_fit(self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None) -> Self:  # noqa: N803
+    def partial_fit(
+        self,
+        X: ArrayLike,  # noqa: N803
+        y: ArrayLike,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
         """Train with each row of X (n, features) once, in this process, from where the last call ended.
 
-        The first call needs all `classes`. As many calls with the same data give the weights of as many epochs. Raises
-        ValueError if the first call has no `classes`, and for a y (n,) that has others; otherwise what `fit` raises.
+        The first call needs all `classes`, and decides how columns are scaled. As many calls with the same data give
+        the weights of as many epochs. Raises ValueError if the first call has no `classes`, and for a y (n,) that has
+        others; otherwise what `fit` raises.
         """
         is_first = not hasattr(self, "_stream")
+        if self.class_weight == "balanced":
+            raise ValueError("class_weight = 'balanced' of a part of the data: expected a dict of weights by class")
         if is_first and classes is None:
             raise ValueError("the first call of partial_fit got no classes: expected all that y may have later")
         x, targets = self._checked(X, y, reset=is_first)
@@ -293,7 +352,16 @@ class LockstepClassifier(ClassifierMixin, LockstepEstimator):  # type: ignore[mi
         labels = np.minimum(np.searchsorted(self.classes_, targets), len(self.classes_) - 1)
         if (unknown := self.classes_[labels] != targets).any():
             raise ValueError(f"y has {_plain(targets[unknown][0])!r}: expected one of {self.classes_.tolist()!r}")
-        return self._partial_fit(x, labels.astype(np.int64), len(self.classes_))
+        weights = self._weights(x, targets, sample_weight)
+        return self._partial_fit(x, labels.astype(np.int64), len(self.classes_), weights)
+
+    def _weights(self, x: Rows, targets: NDArray[Any], given: ArrayLike | None) -> Floats | None:
+        """Return how much each row counts, by itself and by its class; None if all count the same."""
+        weights = _checked_weights(x, given)
+        if self.class_weight is None:
+            return weights
+        of_classes = np.asarray(compute_sample_weight(self.class_weight, targets), np.float64)
+        return of_classes if weights is None else of_classes * weights
 
     def _checked(self, x: ArrayLike, y: ArrayLike, *, reset: bool) -> tuple[NDArray[np.float32], NDArray[Any]]:
         rows, targets = validate_data(self, x, y, dtype=np.float32, reset=reset)
@@ -328,25 +396,27 @@ class LockstepRegressor(RegressorMixin, LockstepEstimator):  # type: ignore[misc
 
     y is (n,) or (n, targets), and is best brought near mean 0 and deviation 1: `TransformedTargetRegressor` does that.
     A function with two parameters as `model` is called with the numbers of features and of targets. `history_` has R²
-    in place of accuracies. `sample_weight` is not supported.
+    in place of accuracies.
     """
 
     _loss = "mse"
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:  # noqa: N803
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:  # noqa: N803
         """Train on rows X (n, features) and numbers y, (n,) or (n, targets); return the estimator.
 
-        Raises ValueError for arrays that do not fit, as scikit-learn does, `JobError` for a wrong parameter, `RunError`
-        if the run fails.
+        `sample_weight` (n,) is how much each row counts, in proportion. Raises ValueError for arrays that do not
+        fit, as scikit-learn does, `JobError` for a wrong parameter, `RunError` if the run fails.
         """
-        return self._fit(*self._checked(X, y, reset=True), classes=0)
+        x, targets = self._checked(X, y, reset=True)
+        return self._fit(x, targets, 0, _checked_weights(x, sample_weight))
 
-    def partial_fit(self, X: ArrayLike, y: ArrayLike) -> Self:  # noqa: N803
+    def partial_fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:  # noqa: N803
         """Train with each row of X (n, features) once, in this process, from where the last call ended.
 
-        y is (n,) or (n, targets). Raises what `fit` raises.
+        y is (n,) or (n, targets). The first call decides how columns are scaled. Raises what `fit` raises.
         """
-        return self._partial_fit(*self._checked(X, y, reset=not hasattr(self, "_stream")), classes=0)
+        x, targets = self._checked(X, y, reset=not hasattr(self, "_stream"))
+        return self._partial_fit(x, targets, 0, _checked_weights(x, sample_weight))
 
     def _checked(self, x: ArrayLike, y: ArrayLike, *, reset: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         rows, targets = validate_data(self, x, y, dtype=np.float32, multi_output=True, y_numeric=True, reset=reset)
@@ -362,6 +432,10 @@ class LockstepRegressor(RegressorMixin, LockstepEstimator):  # type: ignore[misc
         """
         outputs = self._outputs(X)
         return outputs[:, 0] if self._has_one_target else outputs
+
+
+def _checked_weights(x: Rows, given: ArrayLike | None) -> Floats | None:
+    return None if given is None else np.asarray(_check_sample_weight(given, x, dtype=np.float64), np.float64)
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -21,6 +22,8 @@ from lockstep.common.data.source import with_validation
 from lockstep.common.errors import DivergedError, LockstepError
 from lockstep.common.files.safetensors import read
 from lockstep.common.job.job import Job
+from lockstep.common.job.objective import Objective
+from lockstep.common.job.score import score_of
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import Clock
@@ -246,8 +249,8 @@ class Stream:
     passes: int
     #: Since the slots were empty.
     updates: int
-    #: The mean loss over the samples of the last pass.
-    loss: float
+    #: Of the last pass, over its samples: loss, accuracy or R², and the digest of the weights.
+    figures: dict[str, Any]
 
 
 def train_pass(task: TrainingTask, before: Stream | None) -> Stream:
@@ -264,19 +267,31 @@ def train_pass(task: TrainingTask, before: Stream | None) -> Stream:
                 shard.state[name][:] = values
             passes, shard.updates = before.passes, before.updates
             shard.refresh_served()
-        loss = _pass_loss(setup, passes)
+        tally = _pass_tally(setup, passes)
+        figures = _pass_figures(setup, tally)
     return Stream(
         _copies(setup.layout.read(shard.weights)),
         _copies(shard.state),
         _moments(setup),
         passes=passes + 1,
         updates=shard.updates,
-        loss=loss,
+        figures=figures,
     )
 
 
-def _pass_loss(setup: RunSetup, passes: int) -> float:
-    """Make the steps of the pass after so many others; return the mean loss over its samples."""
+def _pass_figures(setup: RunSetup, tally: Tally) -> dict[str, Any]:
+    """Return the figures of a pass, under the names that an epoch's have."""
+    objective = Objective.of(setup.info.job)
+    score = score_of(tally, objective.guess(setup.data.train))
+    named = {"loss": tally.loss, "accuracy": score.accuracy, "r2": score.r2}
+    return {
+        **{name: value for name, value in named.items() if value is not None},
+        "weights_sha256": setup.shard.digest(),
+    }
+
+
+def _pass_tally(setup: RunSetup, passes: int) -> Tally:
+    """Make the steps of the pass after so many others; return the tally of its samples."""
     shard, job, total = setup.shard, setup.info.job, Tally()
     compute, whole = Compute(job, setup.model, setup.data, shard.served), Node(0, job.micro_batches)
     each = setup.info.plan.steps_per_epoch
@@ -296,4 +311,4 @@ def _pass_loss(setup: RunSetup, passes: int) -> float:
                 f"the weights, first of {setup.layout.name_at(shard.not_finite)!r}, are not finite after update "
                 f"{shard.updates}, although every loss was: lower lr or set clip_norm"
             )
-    return total.loss
+    return total

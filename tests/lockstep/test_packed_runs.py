@@ -2,11 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from lockstep import fit, load_run, nn
+from lockstep.api.run import Run
 from lockstep.cli.main import run
+from lockstep.common.errors import DataError, JobError
+from lockstep.common.files.safetensors import read
 from lockstep.results.evaluation.export.formats import write_model
 from lockstep.runs.trained_model import open_trained
 
@@ -74,23 +79,29 @@ def test_errors_are_in_the_units_of_the_table(place: Path, capsys: pytest.Captur
 
 
 ODD = {
-    "unknown text": ("rooms,town,area\n1,Zug,3\n2,Rom,4\n", "row 3, column 'town': 'Rom' did not occur in training"),
-    "missing": ("rooms,town,area\n1,Zug,3\n,Zug,4\n", "row 3, column 'rooms': is missing: expected a value"),
-    "infinite": ("rooms,town,area\n1,Zug,inf\n", "row 2, column 'area': is infinite: expected a finite number"),
     "no column": ("rooms,town\n1,Zug\n", "no column 'area'"),
     "texts": ("rooms,town,area\nx,Zug,3\n", "row 2, column 'rooms': 'x' is not a number, as all were in training"),
     "numbers": ("rooms,town,area\n1,2,3\n", "row 2, column 'town': '2' did not occur in training"),
 }
 
 
-def test_what_the_training_set_did_not_have_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told(capsys, "train", "--data", "homes.csv", "--target", "price", "--model", "net.py:price", "--loss", "mse",
-         "--run-dir", "run", *BRIEF)  # fmt: skip
+def trained(place: Path, capsys: pytest.CaptureFixture[str], kind: str = "price") -> Run:
+    """Train on prices, or on towns by numbers, or on whether something is dear by texts too."""
+    flags = {
+        "price": ["--target", "price", "--model", "net.py:price", "--loss", "mse"],
+        "town": ["--target", "town", "--columns", "area,rooms", "--model", "net.py:town"],
+    }[kind]
+    told(capsys, "train", "--data", "homes.csv", *flags, "--run-dir", "run", *BRIEF)
+    return load_run("run")
+
+
+def test_a_table_that_is_another_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(place, capsys)
     for text, expected in ODD.values():
         (place / "odd.csv").write_text(text)
         assert run(["predict", "run", "odd.csv"]) == 2
         error = capsys.readouterr().err
-        assert error.startswith(f"error: odd.csv: {expected}")
+        assert f"odd.csv: {expected}" in error
         assert error.count("\n") == 1
 
 
@@ -112,6 +123,157 @@ def test_a_new_table_is_read_as_that_of_the_training_was(place: Path, capsys: py
     csv.write_csv(other, "typed.csv", csv.WriteOptions(delimiter=";"))
     (place / "typed.csv").write_text((place / "typed.csv").read_text().replace("0.5", "0,5"))
     assert told(capsys, "predict", "run", "typed.csv").splitlines()[1] == predicted[0]
+
+
+#: Rows two and five have what the training set did not have.
+SOME_ODD = "rooms,town,area\n2,Aarau,50\n1,Rom,3\n5,Zug,160\n5,Zug,160\n,Zug,4\n2,Aarau,50\n"
+
+
+def test_rows_that_cannot_be_predicted_are_named_and_others_predicted(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = trained(place, capsys)
+    (place / "odd.csv").write_text(SOME_ODD)
+    assert run(["predict", "run", "odd.csv"]) == 2
+    shown = capsys.readouterr()
+    rows = shown.out.splitlines()[1:]
+    assert [rows[1], rows[4]] == ['""', '""']
+    expected = [60_000, 185_000, 185_000, 60_000]
+    assert [float(rows[number]) for number in (0, 2, 3, 5)] == pytest.approx(expected, rel=0.02)
+    assert shown.err == (
+        "error: nothing is predicted of 2 of 6 rows: odd.csv: row 3, column 'town': 'Rom' did not occur in training: "
+        "expected one of Aarau, Bern, Zug; odd.csv: row 6, column 'rooms': is missing: expected a value\n"
+    )
+    assert run(["predict", "run", "odd.csv", "--json"]) == 2
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [list(line) for line in lines] == [["price"], ["error"], ["price"], ["price"], ["error"], ["price"]]
+    with pytest.warns(UserWarning, match=r"nothing is predicted of 2 of 6 rows: odd.csv: row 3, column 'town': 'Rom'"):
+        found = done.predict("odd.csv")
+    assert np.isnan(found).tolist() == [False, True, False, False, True, False]
+    (place / "odd.csv").write_text("rooms,town,area\n" + "1,Rom,3\n" * 40)
+    assert run(["predict", "run", "odd.csv"]) == 2
+    assert capsys.readouterr().err.endswith("expected one of Aarau, Bern, Zug; and 37 more\n")
+
+
+def test_a_frame_is_predicted_as_its_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done, frame = trained(place, capsys), csv.read_csv("homes.csv")
+    numbers = done.predict(frame)
+    assert numbers.shape == (400,)
+    assert numbers.dtype == np.float64
+    lines = told(capsys, "predict", "run", "homes.csv").splitlines()[1:]
+    assert [f"{number:.6g}" for number in numbers] == lines
+    assert np.array_equal(done.predict(Path("homes.csv")), numbers)
+    with pytest.raises(JobError, match="a regression has no probabilities"):
+        done.predict_proba(frame)
+
+
+def test_classes_of_a_frame_have_names(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done, frame = trained(place, capsys, "town"), csv.read_csv("homes.csv")
+    names, shares = done.predict(frame), done.predict_proba(frame)
+    assert names.tolist() == [
+        line.partition(",")[0] for line in told(capsys, "predict", "run", "homes.csv").splitlines()[1:]
+    ]
+    assert shares.shape == (400, 3)
+    assert np.array(["Aarau", "Bern", "Zug"])[shares.argmax(axis=1)].tolist() == names.tolist()
+    odd = pa.table({"rooms": [1, None], "area": [50.0, 60.0]})
+    with pytest.warns(UserWarning, match="the Table: row 2, column 'rooms': is missing"):
+        assert done.predict(odd).tolist() == ["Aarau", None]
+
+
+def test_arrays_are_predicted_as_they_were_stored(tmp_path: Path) -> None:
+    x = rng.integers(0, 255, (40, 4)).astype(np.float32)
+    data = ((x, np.arange(40) % 2), (x[:4], np.arange(4) % 2))
+    done = fit(nn.Linear(4, 2), data, run_dir=tmp_path / "run", workers=0, epochs=1, global_batch=20, verbose=False)
+    shares = done.predict_proba(x)
+    assert done.predict(x[:3].astype(np.int64)).tolist() == shares[:3].argmax(axis=1).tolist()
+    assert np.mean(done.predict(x[:4]) == np.arange(4) % 2) == done.test_accuracy
+    with pytest.raises(DataError, match=r"samples of shape \(3,\) and dtype 'float32': expected \(4,\) and 'float32'"):
+        done.predict(x[:, :3])
+
+
+def raw_columns(frame: Any, *names: str) -> dict[str, Any]:
+    """Return columns as onnxruntime takes them: float64, and texts."""
+    columns = {name: frame[name].to_numpy(zero_copy_only=False) for name in names}
+    return {name: each if each.dtype == object else each.astype(np.float64) for name, each in columns.items()}
+
+
+def test_onnxruntime_predicts_from_the_raw_columns(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    done, frame = trained(place, capsys), csv.read_csv("homes.csv")
+    told(capsys, "export", "run", "m.onnx")
+    session = runtime.InferenceSession("m.onnx")
+    assert {each.name: each.type for each in session.get_inputs()} == {
+        "area": "tensor(double)", "rooms": "tensor(double)", "town": "tensor(string)"
+    }  # fmt: skip
+    columns = raw_columns(frame, "area", "rooms", "town")
+    (found,) = session.run(None, columns)
+    assert found.shape == (400, 1)
+    np.testing.assert_allclose(found[:, 0], done.predict(frame), rtol=1e-6)
+    columns["town"][3], columns["rooms"][4] = "Rom", np.nan
+    (found,) = session.run(None, columns)
+    assert np.flatnonzero(np.isnan(found[:, 0])).tolist() == [3, 4]
+
+
+def test_onnxruntime_names_the_classes(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    done, frame = trained(place, capsys, "town"), csv.read_csv("homes.csv")
+    told(capsys, "export", "run", "m.onnx")
+    session, columns = runtime.InferenceSession("m.onnx"), raw_columns(frame, "area", "rooms")
+    names, shares = session.run(["class", "probabilities"], columns)
+    assert names.tolist() == done.predict(frame).tolist()
+    np.testing.assert_allclose(shares, done.predict_proba(frame), atol=1e-6)
+    columns["area"][7] = np.inf
+    names, shares = session.run(["class", "probabilities"], columns)
+    assert names[7] == ""
+    assert np.isnan(shares[7]).all()
+    assert np.isfinite(shares[8]).all()
+
+
+def test_what_is_missing_is_filled_in_the_graph_too(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    csv.write_csv(pa.table({"area": [*AREA[:-1], None], "rooms": ROOMS, "price": AREA, "town": TOWN}), "homes.csv")
+    told(capsys, "train", "--data", "homes.csv", "--target", "price", "--model", "net.py:price", "--loss", "mse",
+         "--missing", "mean", "--run-dir", "run", *BRIEF)  # fmt: skip
+    told(capsys, "export", "run", "m.onnx")
+    columns = raw_columns(csv.read_csv("homes.csv"), "area", "rooms", "town")
+    (found,) = runtime.InferenceSession("m.onnx").run(None, columns)
+    assert np.isnan(columns["area"][-1])
+    np.testing.assert_allclose(found[:, 0], load_run("run").predict("homes.csv"), rtol=1e-6)
+
+
+def test_columns_with_an_input_for_each_category_are_in_the_graph(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    (place / "net.py").write_text("from lockstep import nn\ndef price(): return nn.Linear(5, 1)\n")
+    told(capsys, "train", "--data", "homes.csv", "--target", "price", "--model", "net.py:price", "--loss", "mse",
+         "--one-hot", "town", "--run-dir", "run", *BRIEF)  # fmt: skip
+    told(capsys, "export", "run", "m.onnx")
+    columns = raw_columns(csv.read_csv("homes.csv"), "area", "rooms", "town")
+    (found,) = runtime.InferenceSession("m.onnx").run(None, columns)
+    np.testing.assert_allclose(found[:, 0], load_run("run").predict("homes.csv"), rtol=1e-6)
+    columns["town"][3] = "Rom"
+    (found,) = runtime.InferenceSession("m.onnx").run(None, columns)
+    assert np.flatnonzero(np.isnan(found[:, 0])).tolist() == [3]
+
+
+def test_the_columns_are_beside_exported_weights(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(place, capsys)
+    told(capsys, "export", "run", "m.safetensors")
+    _, metadata = read(place / "m.safetensors")
+    columns = {column["name"]: column for column in json.loads(metadata["columns"])}
+    assert columns["town"]["categories"] == ["Aarau", "Bern", "Zug"]
+    assert columns["area"]["mean"] == pytest.approx(AREA.mean(), rel=0.05)
+    assert [target["name"] for target in json.loads(metadata["targets"])] == ["price"]
+
+
+def test_a_column_may_not_be_called_like_a_part_of_the_graph(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnx")
+    csv.write_csv(pa.table({"images": AREA, "rooms": ROOMS, "logits": ROOMS, "price": AREA}), "homes.csv")
+    trained(place, capsys)
+    assert run(["export", "run", "m.onnx"]) == 2
+    assert capsys.readouterr().err.startswith("error: the column 'images' is called like a part of the graph: expected")
+    assert not (place / "m.onnx").exists()
 
 
 def test_classes_have_names_everywhere(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,8 @@ def export(run: Path, file: Path, moment: Moment, form: Format | None) -> None:
     onnx         the whole model, for onnxruntime (needs the extra export)
 
     The model expects prepared samples: (x - mean) / std, with bytes divided by 255 first. The metadata of safetensors
-    and ONNX files hold both numbers.
+    and ONNX files hold both numbers. If the model was trained on a table, the ONNX file takes the raw columns by their
+    names, and returns predictions in the units of the table, or the names of classes.
 
     \b
       lockstep export runs/20261124-231714-lenet lenet.onnx

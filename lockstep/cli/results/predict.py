@@ -3,7 +3,9 @@
 import csv
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -18,6 +20,7 @@ from lockstep.common.errors import DataError
 from lockstep.launch.numerics import begin_with
 from lockstep.results.evaluation.figures import shown_names
 from lockstep.results.evaluation.predictions import Recognizer
+from lockstep.results.evaluation.row_predictions import RowPrediction, problems_text
 from lockstep.results.reports.display import print_plainly
 from lockstep.runs.optional_packages import demand
 from lockstep.runs.trained_model import Moment, Trained, open_trained, table_of
@@ -40,13 +43,13 @@ WIDTH, MOST_NAME = 80, 36
 def predict(run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bool, as_json: bool) -> None:
     """Classify PICTURES with the model of the run in the folder RUN, and print the probabilities.
 
-    Pictures may have any size and any format that Pillow reads. If the model takes images of 28 by 28 pixels, as
-    MNIST's are, each picture should show one digit, dark on light or light on dark. It is scaled to fit 20 by 20 pixels
-    and centred by its centre of mass, as the digits of MNIST are.
+    Pictures are JPEG, PNG, WebP, GIF, BMP, TIFF or PPM files of up to 25 million pixels. If the model takes images of
+    28 by 28 pixels, as MNIST's are, each picture should show one digit, dark on light or light on dark. It is scaled to
+    fit 20 by 20 pixels and centred by its centre of mass, as the digits of MNIST are.
 
     If the model was trained on a table, PICTURES are CSV or Parquet files with the same columns. The output is CSV,
     with one row per input row: the class and its probability, or the predicted numbers in the units of the training
-    set.
+    set. The row is empty if a value is missing or did not occur in training; the error at the end names such rows.
 
     \b
       lockstep predict runs/20261124-231714-lenet seven.png
@@ -85,25 +88,40 @@ def predict(run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bo
 
 
 def predict_tables(trained: Trained, manifest: FolderManifest, tables: Sequence[Path], *, as_json: bool) -> None:
-    """Print a line for each row of tables: CSV, or JSON with all probabilities."""
+    """Print a line for each row of tables: CSV, or JSON with all probabilities.
+
+    Raises DataError at the end with the rows of which nothing is predicted.
+    """
     demand("pyarrow", "data", "lockstep predict")
     # Here, as the extra may be missing if nobody predicts.
-    from lockstep.results.evaluation.table_predictions import predict_rows
+    from lockstep.results.evaluation.table_predictions import TablePredictor
 
     targets = [column.name for column in manifest.targets]
     out = csv.writer(sys.stdout, lineterminator="\n")
     if not as_json:
         out.writerow([*targets, "probability"] if manifest.classes else targets)
-    for table in tables:
-        for row in predict_rows(trained, manifest, table):
-            if as_json and manifest.classes:
-                click.echo(msgspec.json.encode({"class": row.name, "probabilities": row.values}).decode())
-            elif as_json:
-                click.echo(msgspec.json.encode(dict(zip(targets, row.values, strict=True))).decode())
-            elif manifest.classes:
-                out.writerow([row.name, f"{max(row.values):.4f}"])
-            else:
-                out.writerow([f"{value:.6g}" for value in row.values])
+    problems, count = list[str](), 0
+    for row in chain.from_iterable(map(TablePredictor(trained, manifest).predict, tables)):
+        count += 1
+        if row.problem:
+            problems.append(row.problem)
+        if as_json:
+            click.echo(msgspec.json.encode(_fields_of(row, targets, manifest)).decode())
+        elif row.problem:
+            out.writerow([""] * (2 if manifest.classes else len(targets)))
+        else:
+            out.writerow([row.name, f"{max(row.values):.4f}"] if row.name else [f"{each:.6g}" for each in row.values])
+    if problems:
+        sys.stdout.flush()
+        raise DataError(problems_text(problems, count))
+
+
+def _fields_of(row: RowPrediction, targets: Sequence[str], manifest: FolderManifest) -> dict[str, Any]:
+    if row.problem:
+        return {"error": row.problem}
+    if manifest.classes:
+        return {"class": row.name, "probabilities": row.values}
+    return dict(zip(targets, row.values, strict=True))
 
 
 def line(name: str, probabilities: Array, width: int, class_names: Sequence[str] = ()) -> str:

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.autograd import functional as F
 from lockstep.common.autograd.graph import no_grad
-from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.folder import Column, FolderManifest
 from lockstep.common.data.preparation import Preparation
@@ -18,53 +19,87 @@ from lockstep.common.files.sanitize import one_line
 from lockstep.packing.csv_table import open_table
 from lockstep.packing.encoding import spread
 from lockstep.packing.options import PackOptions
+from lockstep.packing.pack_table import opened_frame
 from lockstep.packing.tables import ColumnKind, NumberValues, TableBatch
+from lockstep.results.evaluation.row_predictions import RowPrediction, class_names_of
 from lockstep.runs.trained_model import Trained
+
+#: What rows to predict come from: a file, or a frame of any library.
+Rows = Any
+
+
+class UnusableRowError(DataError):
+    """A row has a value that the training set did not have; the text has the row and the column."""
 
 
 @dataclass(frozen=True)
-class RowPrediction:
-    """What is predicted of one row."""
+class TablePredictor:
+    """A model that was trained on a table."""
 
-    #: Numbers in the units of the table, one for each target; of a classifier the probabilities of the classes.
-    values: tuple[float, ...]
-    #: The likeliest class; empty for a regression.
-    name: str = ""
+    trained: Trained
+    manifest: FolderManifest
+
+    @property
+    def _options(self) -> PackOptions:
+        """How a table is read: as that of the training was."""
+        return PackOptions(na=tuple(self.manifest.reading.na), decimal=self.manifest.reading.decimal)
+
+    def predict(self, rows: Rows) -> Iterator[RowPrediction]:
+        """Return a prediction, or a problem, for each row; DataError if the rows cannot be read as a table."""
+        options, opens = self._options, open_table if isinstance(rows, str | Path) else opened_frame
+        opened = opens(Path(rows) if opens is open_table else rows, lambda count: None, options)
+        names = [column.name for column in self.manifest.columns]
+        opened.check(names)
+        for batch in opened.batches(names):
+            yield from self._of_batch(batch)
+
+    def _of_batch(self, batch: TableBatch) -> Iterator[RowPrediction]:
+        parts = list(_parts(self.manifest.columns, batch, self._options.decimal))
+        usable = [part for part in parts if not isinstance(part, str)]
+        found = iter(self._of_samples(np.concatenate(usable)) if usable else ())
+        for part in parts:
+            yield from [RowPrediction(problem=part)] if isinstance(part, str) else islice(found, len(part))
+
+    def _of_samples(self, samples: NDArray[np.float32]) -> Iterator[RowPrediction]:
+        manifest = self.manifest
+        scales = self.trained.job.normalize
+        preparation = Preparation(manifest.mean, manifest.std) if scales else Preparation(0.0, 1.0)
+        outputs = self.trained.model.outputs(preparation.images(samples))
+        if manifest.classes:
+            names = class_names_of(manifest)
+            with no_grad():
+                shares = F.softmax(Tensor(outputs)).data
+            for row in shares:
+                yield RowPrediction(tuple(row.tolist()), names[int(row.argmax())])
+            return
+        scale, offset = (np.array([getattr(each, field) for each in manifest.targets]) for field in ("std", "mean"))
+        for row in outputs.astype(np.float64) * scale + offset:
+            yield RowPrediction(tuple(row.tolist()))
 
 
-def predict_rows(trained: Trained, manifest: FolderManifest, table: Path) -> Iterator[RowPrediction]:
-    """Return a prediction for each row; DataError with row and column if one cannot be read."""
-    preparation = Preparation(manifest.mean, manifest.std) if trained.job.normalize else Preparation(0.0, 1.0)
-    options = PackOptions(na=tuple(manifest.reading.na), decimal=manifest.reading.decimal)
-    opened, names = open_table(table, lambda count: None, options), [column.name for column in manifest.columns]
-    opened.check(names)
-    for batch in opened.batches(names):
-        outputs = trained.model.outputs(preparation.images(samples_of(manifest.columns, batch, options.decimal)))
-        yield from _predictions(manifest, outputs)
-
-
-def _predictions(manifest: FolderManifest, outputs: Array) -> Iterator[RowPrediction]:
-    if manifest.classes:
-        names = manifest.class_names or [str(label) for label in range(manifest.classes)]
-        with no_grad():
-            shares = F.softmax(Tensor(outputs)).data
-        for row in shares:
-            yield RowPrediction(tuple(row.tolist()), names[int(row.argmax())])
-        return
-    scale, offset = (np.array([getattr(each, field) for each in manifest.targets]) for field in ("std", "mean"))
-    for row in outputs.astype(np.float64) * scale + offset:
-        yield RowPrediction(tuple(row.tolist()))
+def _parts(columns: Sequence[Column], batch: TableBatch, decimal: str) -> Iterator[NDArray[np.float32] | str]:
+    """Return the samples of the rows in order, in several parts, and what is wrong with each row that has none."""
+    try:
+        yield samples_of(columns, batch, decimal)
+    except UnusableRowError as error:
+        if batch.count == 1:
+            yield str(error)
+            return
+        # By halves: what is wrong with one row is found again, and few rows have something wrong.
+        half = batch.count // 2
+        yield from _parts(columns, batch.part(0, half), decimal)
+        yield from _parts(columns, batch.part(half, batch.count), decimal)
 
 
 def samples_of(columns: Sequence[Column], batch: TableBatch, decimal: str = ".") -> NDArray[np.float32]:
-    """Return the rows of a table as samples, (n, inputs); DataError for what the training set did not have."""
+    """Return the rows of a table as samples, (n, inputs); UnusableRowError for what the training set did not have."""
     samples = np.empty((batch.count, len(columns)), np.float32)
     for number, column in enumerate(columns):
         values = _codes(column, batch) if column.categories else _numbers(column, batch, decimal)
         if not np.isfinite(values).all():
             row = int(np.argmax(~np.isfinite(values)))
             what = "is missing: expected a value" if np.isnan(values[row]) else "is infinite: expected a finite number"
-            raise DataError(f"{batch.place(row, column.name)}: {what}")
+            raise UnusableRowError(f"{batch.place(row, column.name)}: {what}")
         samples[:, number] = (values - column.mean) / column.std
     return spread(samples, columns)
 
@@ -81,7 +116,9 @@ def _numbers(column: Column, batch: TableBatch, decimal: str) -> NDArray[np.floa
         if is_odd.any():
             row = int(np.argmax(is_odd))
             shown = one_line(values.at(row), 60)
-            raise DataError(f"{batch.place(row, column.name)}: {shown!r} is not a number, as all were in training")
+            raise UnusableRowError(
+                f"{batch.place(row, column.name)}: {shown!r} is not a number, as all were in training"
+            )
     return numbers if column.missing is None else np.where(np.isnan(numbers), column.missing, numbers)
 
 
@@ -92,7 +129,7 @@ def _codes(column: Column, batch: TableBatch) -> NDArray[np.float64]:
     if is_new.any():
         row = int(np.argmax(is_new))
         there = ", ".join(one_line(each, 20) for each in column.categories[:8])
-        raise DataError(
+        raise UnusableRowError(
             f"{batch.place(row, column.name)}: {one_line(texts.at(row), 60)!r} did not occur in training: expected one "
             f"of {there}"
         )

@@ -128,3 +128,19 @@ def test_a_folder_without_weights_and_damaged_ones_are_told(tmp_path: Path) -> N
     (folder / "weights.safetensors").write_bytes(b"nonsense that is long enough")
     with pytest.raises(FileFormatError, match="claims a header of"):
         open_trained(folder)
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["export", "model.npz"], ["export", "weights.safetensors"]])
+def test_weights_that_are_not_finite_are_told_on_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = small_run(tmp_path).folder
+    bias = np.zeros(10, np.float32)
+    bias[3] = np.nan
+    write(folder / "weights.safetensors", {"1.weight": np.ones((10, 784), np.float32), "1.bias": bias})
+    assert run([command[0], str(folder), *command[1:]]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {folder}/weights.safetensors: '1.bias' has the value nan: expected finite numbers;")
+    assert told.count("\n") == 1
+    assert not [path for path in tmp_path.iterdir() if path.name in command]

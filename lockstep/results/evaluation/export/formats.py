@@ -5,6 +5,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import numpy as np
 
 from lockstep.common.data.preparation import Preparation
@@ -15,7 +16,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.nn.module import Module
 from lockstep.results.evaluation.export.trace import MORE, trace_of
 from lockstep.runs.optional_packages import demand
-from lockstep.runs.trained_model import Trained, dataset_of
+from lockstep.runs.trained_model import Trained, dataset_of, table_of
 
 Format = Literal["safetensors", "onnx", "npz"]
 
@@ -37,9 +38,10 @@ def write_model(trained: Trained, path: Path, to: Format) -> None:
 
 
 def _onnx(trained: Trained) -> bytes:
-    demand("onnx", "export", "--to onnx")
+    demand("onnx", "export", "--format onnx")
     # Imported here, since the extra may not be installed.
-    from lockstep.results.evaluation.export.onnx_nodes import graph_of, onnx_bytes
+    from lockstep.results.evaluation.export.onnx_nodes import graph_of, onnx_bytes, output_port, sample_port
+    from lockstep.results.evaluation.export.table_graph import with_table
 
     model = trained.model.module
     if not isinstance(model, Module):
@@ -50,7 +52,10 @@ def _onnx(trained: Trained) -> bytes:
     train, preparation = dataset_of(trained.job).train, _preparation(trained.job)
     trace = trace_of(model, preparation.images(np.resize(train.images[:MORE], (MORE, *train.sample_shape))))
     graph, metadata = graph_of(trace, trained.arrays()), _metadata(trained, preparation)
-    return onnx_bytes(graph, train.sample_shape, trace.shape[1:], metadata, of_tokens=train.is_tokens)
+    if (table := table_of(trained.job)) is not None:
+        return onnx_bytes(*with_table(graph, table, preparation), metadata)
+    inputs = sample_port(train.sample_shape, of_tokens=train.is_tokens)
+    return onnx_bytes(graph, [inputs], [output_port(trace.shape[1:])], metadata)
 
 
 def _preparation(job: Job) -> Preparation:
@@ -60,9 +65,12 @@ def _preparation(job: Job) -> Preparation:
 def _metadata(trained: Trained, preparation: Preparation) -> dict[str, str]:
     """Return what users of the file need to know: inputs are (x - mean) / std, with bytes divided by 255 first.
 
-    The names of the classes, if they have names, are a list in JSON, in the order of the outputs.
+    The names of the classes, if they have names, are a list in JSON, in the order of the outputs. Of a table there are
+    the columns that are learned from and predicted, as its dataset.json has them: an input is made of a column first,
+    by the place of a text in `categories`, and (x - mean) / std of the column.
     """
-    job, names = trained.job, dataset_of(trained.job).class_names
+    job, names, table = trained.job, dataset_of(trained.job).class_names, table_of(trained.job)
+    columns = {} if table is None else {"columns": table.columns, "targets": table.targets}
     return {
         "run": trained.folder.name,
         "model": job.model_name(),
@@ -70,4 +78,5 @@ def _metadata(trained: Trained, preparation: Preparation) -> dict[str, str]:
         "mean": repr(preparation.mean),
         "std": repr(preparation.std),
         **({"classes": json.dumps(names, ensure_ascii=False)} if names else {}),
+        **{name: msgspec.json.encode(each).decode() for name, each in columns.items()},
     }

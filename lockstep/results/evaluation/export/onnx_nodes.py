@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, checker, helper, numpy_helper
+from onnx import NodeProto, TensorProto, ValueInfoProto, checker, helper, numpy_helper
 
 from lockstep.common.errors import ModelError
 from lockstep.results.evaluation.export.trace import INPUT, Operand, Trace, TracedStep
@@ -17,6 +17,9 @@ from lockstep.results.evaluation.export.trace import INPUT, Operand, Trace, Trac
 #: The version of the operator set, the first with Gelu, and that of the file format that came with it, so that older
 #: readers know it.
 OPERATOR_SET, FORMAT_VERSION = 20, 9
+
+#: The operators for the columns of tables, and the version of that set.
+TABLES, TABLES_SET = "ai.onnx.ml", 3
 
 #: The name of the graph's output.
 OUTPUT = "logits"
@@ -28,17 +31,19 @@ class OnnxGraph:
 
     nodes: list[NodeProto] = field(default_factory=list)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    #: What the names of results and arrays without a name of their own begin with.
+    prefix: str = ""
 
     def add(self, operator: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
         """Add an operator, and return the name of its output."""
-        output = output or f"between.{len(self.nodes)}"
-        name = f"node.{len(self.nodes)}"
+        output = output or f"{self.prefix}between.{len(self.nodes)}"
+        name = f"{self.prefix}node.{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [output], name=name, **attributes))
         return output
 
     def constant(self, array: Any) -> str:
         """Add an array, and return its name."""
-        name = f"constant.{len(self.arrays)}"
+        name = f"{self.prefix}constant.{len(self.arrays)}"
         self.arrays[name] = np.asarray(array)
         return name
 
@@ -70,28 +75,43 @@ def graph_of(trace: Trace, weights: dict[str, NDArray[Any]]) -> OnnxGraph:
     return graph
 
 
-def onnx_bytes(
-    graph: OnnxGraph,
-    sample_shape: Sequence[int],
-    output_shape: Sequence[int],
-    metadata: Mapping[str, str],
-    *,
-    of_tokens: bool = False,
-) -> bytes:
-    """Return the content of the file, for any number of samples, checked by the checker of the package.
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a graph, of any number of samples."""
 
-    Samples are float32, or tokens as int64.
-    """
-    kind = TensorProto.INT64 if of_tokens else TensorProto.FLOAT
+    name: str
+    #: The number of its type in ONNX.
+    kind: int
+    #: Of one sample.
+    shape: tuple[int, ...] = ()
+
+    def described(self) -> ValueInfoProto:
+        return helper.make_tensor_value_info(self.name, self.kind, ["samples", *self.shape])
+
+
+def sample_port(sample_shape: Sequence[int], *, of_tokens: bool = False) -> Port:
+    """Return the input for prepared samples, float32, or for tokens, int64."""
+    return Port(INPUT, TensorProto.INT64 if of_tokens else TensorProto.FLOAT, tuple(sample_shape))
+
+
+def output_port(shape: Sequence[int]) -> Port:
+    """Return the output that `graph_of` ends in, float32."""
+    return Port(OUTPUT, TensorProto.FLOAT, tuple(shape))
+
+
+def onnx_bytes(graph: OnnxGraph, inputs: Sequence[Port], outputs: Sequence[Port], metadata: Mapping[str, str]) -> bytes:
+    """Return the content of the file, checked by the checker of the package."""
+    versions = {"": OPERATOR_SET, TABLES: TABLES_SET}
+    used = [domain for domain in versions if any(node.domain == domain for node in graph.nodes)]
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
             "lockstep",
-            [helper.make_tensor_value_info(INPUT, kind, ["samples", *sample_shape])],
-            [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["samples", *output_shape])],
+            [each.described() for each in inputs],
+            [each.described() for each in outputs],
             [numpy_helper.from_array(np.array(array, order="C"), name) for name, array in graph.arrays.items()],
         ),
-        opset_imports=[helper.make_opsetid("", OPERATOR_SET)],
+        opset_imports=[helper.make_opsetid(domain, versions[domain]) for domain in used],
         producer_name="lockstep",
         ir_version=FORMAT_VERSION,
     )

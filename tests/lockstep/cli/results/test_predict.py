@@ -56,6 +56,8 @@ def test_every_kind_of_picture_gives_the_same_digit(
     Image.fromarray(page).save(folder / "plain.png")
     if mode == "I;16":
         Image.fromarray(page.astype(np.uint16) * 257).save(folder / "other.tiff")
+    elif mode == "F":
+        Image.fromarray(page.astype(np.float32) / 255).save(folder / "other.tiff")
     else:
         Image.fromarray(page).convert(mode).save(folder / "other.tiff")
     plain, other = predictions(capsys, str(folder / "run"), str(folder / "plain.png"), str(folder / "other.tiff"))
@@ -87,8 +89,8 @@ def test_what_is_no_picture_or_empty_is_one_line(folder: Path, capsys: pytest.Ca
     Image.fromarray(np.full((30, 30), 200, np.uint8)).save(folder / "blank.png")
     (folder / "text.png").write_text("no picture")
     cases = {
-        "gone.png": "cannot be read (No such file or directory): expected an image, such as PNG or JPEG",
-        "text.png": "cannot be read (damaged, or not a format that Pillow knows): expected an image",
+        "gone.png": "is not a picture that can be read (No such file or directory): repair, convert or remove it",
+        "text.png": "is not a picture that can be read (not a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM, or damaged)",
         "blank.png": "nothing is drawn in it",
     }
     for name, text in cases.items():

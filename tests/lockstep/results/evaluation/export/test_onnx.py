@@ -17,7 +17,12 @@ pytest.importorskip("onnx", reason="ONNX files are written by the package onnx: 
 runtime = pytest.importorskip("onnxruntime", reason="exported graphs are compared with onnxruntime")
 
 from lockstep.cli.main import run  # noqa: E402
-from lockstep.results.evaluation.export.onnx_nodes import graph_of, onnx_bytes  # noqa: E402  # what may be missing
+from lockstep.results.evaluation.export.onnx_nodes import (  # noqa: E402  # what may be missing
+    graph_of,
+    onnx_bytes,
+    output_port,
+    sample_port,
+)
 
 
 class Functions(nn.Module):
@@ -80,7 +85,7 @@ def outputs(model: nn.Module, shape: tuple[int, ...]) -> float:
     samples = rng.standard_normal((3, *shape), dtype=np.float32)
     trace = trace_of(model, samples)
     weights = model.state_dict()
-    content = onnx_bytes(graph_of(trace, weights), shape, trace.shape[1:], {})
+    content = onnx_bytes(graph_of(trace, weights), [sample_port(shape)], [output_port(trace.shape[1:])], {})
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     worst = 0.0
     for count in (1, 2, 3, 17):
@@ -141,7 +146,8 @@ def test_a_transformer_over_tokens_is_exported() -> None:
     model = nn.Sequential(nn.Embedding(9, 12), nn.PositionalEmbedding(6, 12), *layers, nn.Linear(12, 9)).initialize(1)
     tokens = generator(0, Purpose.CANARY).integers(0, 9, (17, 6), dtype=np.int32)
     trace = trace_of(model.eval(), tokens[:3])
-    content = onnx_bytes(graph_of(trace, model.state_dict()), (6,), trace.shape[1:], {}, of_tokens=True)
+    inputs, outputs = [sample_port((6,), of_tokens=True)], [output_port(trace.shape[1:])]
+    content = onnx_bytes(graph_of(trace, model.state_dict()), inputs, outputs, {})
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     for count in (1, 2, 17):
         with no_grad():

@@ -1,0 +1,94 @@
+"""Predict from Python with a run's model: from the rows of a table, or from arrays of samples."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.common.autograd import functional as F
+from lockstep.common.autograd.graph import no_grad
+from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.data.array_source import as_samples
+from lockstep.common.data.dataset import TrainTest
+from lockstep.common.data.folder import FolderManifest
+from lockstep.common.data.preparation import Preparation
+from lockstep.common.errors import DataError
+from lockstep.results.evaluation.row_predictions import RowPrediction, problems_text
+from lockstep.runs.optional_packages import demand
+from lockstep.runs.trained_model import Trained, dataset_of, table_of
+
+#: Samples that are predicted at once.
+AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class RunPredictor:
+    """A trained model that takes what its training data was made of."""
+
+    trained: Trained
+    #: How the table was packed that the data is, or the data.
+    data: FolderManifest | TrainTest
+
+    @classmethod
+    def of(cls, trained: Trained) -> "RunPredictor":
+        return cls(trained, table_of(trained.job) or dataset_of(trained.job))
+
+    def labels(self, rows: Any) -> NDArray[Any]:
+        """Return the class of each row, (n,), or its numbers, (n,) or (n, targets); as `Run.predict`."""
+        if isinstance(self.data, TrainTest):
+            return self._labels_of(self.data, rows)
+        found = self._of_table(self.data, rows)
+        if self.data.classes:
+            # As texts if each row has one.
+            names = [row.name or None for row in found]
+            return np.array(names, dtype=object if None in names else None)
+        return _stacked(found, len(self.data.targets), squeezes=True)
+
+    def values(self, rows: Any) -> NDArray[np.float64]:
+        """Return the probability of each class, (n, classes)."""
+        if isinstance(self.data, TrainTest):
+            with no_grad():
+                shares = F.softmax(Tensor(self._outputs(self.data, rows))).data
+            return np.asarray(shares, np.float64)
+        return _stacked(self._of_table(self.data, rows), self.data.classes, squeezes=False)
+
+    def _of_table(self, manifest: FolderManifest, rows: Any) -> list[RowPrediction]:
+        demand("pyarrow", "data", "predict")
+        # Here, as the extra may be missing if nobody predicts.
+        from lockstep.results.evaluation.table_predictions import TablePredictor
+
+        found = list(TablePredictor(self.trained, manifest).predict(rows))
+        problems = [row.problem for row in found if row.problem]
+        if problems:
+            # Where `Run.predict` was called.
+            warnings.warn(problems_text(problems, len(found)), stacklevel=4)
+        return found
+
+    def _labels_of(self, data: TrainTest, rows: Any) -> NDArray[Any]:
+        outputs = self._outputs(data, rows)
+        if self.trained.job.loss == "mse":
+            return np.asarray(outputs, np.float64)
+        places: NDArray[Any] = outputs.argmax(axis=-1)
+        return np.array(data.class_names)[places] if data.class_names else places
+
+    def _outputs(self, data: TrainTest, rows: Any) -> NDArray[Any]:
+        train = data.train
+        given = np.asarray(rows, np.float32 if train.images.dtype == np.float32 else None)
+        samples = as_samples("rows", given)
+        if samples.shape[1:] != train.sample_shape or samples.dtype != train.images.dtype:
+            raise DataError(
+                f"samples of shape {samples.shape[1:]} and dtype {str(samples.dtype)!r}: expected {train.sample_shape} "
+                f"and {str(train.images.dtype)!r}, as it was trained on"
+            )
+        preparation = Preparation.of(train) if self.trained.job.normalize else Preparation(0.0, 1.0)
+        parts = [samples[begin : begin + AT_ONCE] for begin in range(0, len(samples), AT_ONCE)]
+        return np.concatenate([self.trained.model.outputs(preparation.images(part)).copy() for part in parts])
+
+
+def _stacked(found: Sequence[RowPrediction], width: int, *, squeezes: bool) -> NDArray[np.float64]:
+    nothing = (np.nan,) * width
+    numbers = np.array([row.values or nothing for row in found], np.float64).reshape(len(found), width)
+    return numbers[:, 0] if squeezes and width == 1 else numbers
