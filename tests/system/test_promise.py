@@ -78,8 +78,8 @@ def test_the_run_folder_is_whole_and_can_be_evaluated(
     result = train(place, "run", "--workers", "2")
     assert result["weights_sha256"] == alone
     assert sorted(path.name for path in (place.folder / "run").iterdir()) == [
-        *("checkpoints", "job.toml", "ledger.jsonl", "metrics.jsonl", "receipt.json", "result.json", "server.log"),
-        *("weights.safetensors", "worker-0.log", "worker-1.log"),
+        *("checkpoints", "job.toml", "ledger.jsonl", "metrics.jsonl", "model", "receipt.json", "result.json"),
+        *("server.log", "weights.safetensors", "worker-0.log", "worker-1.log"),
     ]
     monkeypatch.chdir(place.folder)
     assert run(["evaluate", "run", "--json"]) == 0

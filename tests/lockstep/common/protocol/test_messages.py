@@ -133,7 +133,7 @@ STATUS = {
         (Join, JOIN, "processes", [1, PROCESSES_LIMIT], [0, PROCESSES_LIMIT + 1, "1", None]),
         (Join, JOIN, "cores", [[], [0, 2**62], [7] * CORES_LIMIT], [[7] * (CORES_LIMIT + 1), [-1], ["0"], 4, None]),
         (Join, JOIN, "processes", [1, PROCESSES_LIMIT], [0, PROCESSES_LIMIT + 1, -1, 1.5, None]),
-        (Ready, {}, "team", ["", "x" * 255], ["x" * 256, "a\n", None]),
+        (Ready, {}, "makers", [0, PROCESSES_LIMIT], [PROCESSES_LIMIT + 1, -1, 1.5, None]),
         (Withdrawal, NUMBERED, "work", ["train", "audit", "validate", "evaluate"], ["", "steal"]),
         (Withdrawal, NUMBERED, "number", [0, 2**62], [-1, 2**62 + 1]),
         (Dropped, NUMBERED, "step", [0, 2**62], [-1, 2**62 + 1]),

@@ -207,7 +207,7 @@ def test_whoever_is_killed_wherever_it_is(name: str, memory: Path) -> None:
             yard.crew.revive()
 
 
-@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [2, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "process"), [("sgd", 0), ("clipped", 2)])
 def test_who_stands_still_anywhere_and_wakes_up_late_writes_nothing_that_counts(
     name: str, process: int, every: int, memory: Path
