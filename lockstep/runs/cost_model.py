@@ -230,8 +230,10 @@ def bytes_per_parameter(wire: str, wire_weights: str) -> float:
 def fitted(points: Sequence[Measured], *, is_weak: bool = False, cores: int | None = None) -> CostModel:
     """Return the model that fits measurements with one or more numbers of workers that shared `cores` cores.
 
-    The point with the most workers gives the costs of a micro-batch and an update.
+    The point with the most workers gives the costs of a micro-batch and an update. Where there are points whose workers
+    had a core each, only these count: in all others, part of every cost is waiting for a core.
     """
+    points = [point for point in points if cores is None or point.workers <= cores] or points
     most = max(points, key=lambda point: point.workers)
     busy = min(most.workers, most.micro_batches)
     contention = 1.0 if cores is None else max(1.0, busy / cores)

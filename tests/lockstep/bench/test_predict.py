@@ -78,14 +78,14 @@ def test_rows_of_what_was_trained_are_taken_together_over_memory_and_one_kind_of
     assert [speed for _, speed in basis.measured] == [640.0, 1200.0, 1000.0, 1500.0]
     assert basis.name == "mlp, 64 samples each, shm and tcp"
     assert basis.largest_team() == 2
-    # Weak: four on two cores take 80 ms, so that each with its own takes 40. A team of two reads and writes three
-    # vectors of 4 MB in 10 ms, and two such teams in 20, since they share the memory: 12 ms per team are the server's.
+    # Weak: each with a core of its own takes 80 ms, and four on two cores do not count. A team of two reads and writes
+    # three vectors of 4 MB in 10 ms, and updates a half each; two teams of one send in 24 ms.
     model = basis.model
     assert (model.is_weak, model.cores) == (True, 2)
     assert model.memory == pytest.approx(12e6 / 0.010)
     assert (model.latency_s, model.per_host_s) == pytest.approx((0.0, 0.012))
     (at,) = predict(basis, [16], [2], [16], LINK).rows
-    assert at.ms_per_step == pytest.approx(40 + 10 + 64 + 6 / 16)
+    assert at.ms_per_step == pytest.approx(80 + 10 + 64 + 2 * 6 / 16)
 
 
 def test_other_sockets_do_not_count() -> None:
@@ -118,10 +118,12 @@ def test_a_model_that_sleeps_needs_no_measurement() -> None:
 
 
 def test_rows_of_one_that_sleeps_leave_the_cores_free() -> None:
-    rows = [scaling_row(workers=count, exchange_s=0.0, model="sleep", sleep_s=0.019) for count in (1, 16)]
-    model = basis_of_rows(rows).model
+    one, four, many = (scaling_row(workers=count, exchange_s=0.0, model="sleep", sleep_s=0.019) for count in (1, 4, 16))
+    model = basis_of_rows([four, many]).model
     # Of the 20 ms of a micro-batch, 1 ms is computing, by 16 on two cores.
     assert (model.sleep_s, model.micro_batch_s) == pytest.approx((0.019, 0.019 + 0.001 / 8))
+    # One with a core of its own shows it better.
+    assert basis_of_rows([one, many]).model.micro_batch_s == pytest.approx(0.020)
 
 
 def test_it_is_said_where_a_link_saturates_and_what_that_takes() -> None:
