@@ -1,7 +1,7 @@
 """From a job and its data to a run that can begin: the model, its first weights, the plan, the shard."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -14,11 +14,11 @@ from lockstep.common.data.manifest import manifest_of
 from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.source import with_moments, with_validation
 from lockstep.common.errors import JobError, LockstepError, ModelError, NumericsError
-from lockstep.common.files.safetensors import read
 from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.score import Guess
 from lockstep.common.model.first_batch import first_micro_batch
+from lockstep.common.model.initial import initial_weights
 from lockstep.common.model.port import Model
 from lockstep.common.model.source import ModelSource, read_model_source
 from lockstep.common.protocol.fingerprint import fingerprint
@@ -40,6 +40,8 @@ class RunSetup:
     layout: ParameterLayout
     shard: Shard
     source: ModelSource
+    #: What the user should know of the weights that it begins with, a line each.
+    notices: Sequence[str] = ()
 
 
 def open_run(
@@ -71,12 +73,13 @@ def open_run(
     objective.check_labels(data.train, data.class_names)
     source = source or read_model_source(job.model)
     model = source.build(job.seed)
-    layout = model.layout
-    if not layout.parameter_size:
+    if not model.layout.parameter_size:
         raise ModelError(f"model {job.model_name()!r} has no parameters: expected something to train")
     objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)))
-    slices_for(layout.size, admission.servers)  # raises if there are too many
+    slices_for(model.layout.size, admission.servers)  # raises if there are too many
     source.check_repeated(model, job.seed)
+    initial = initial_weights(job, model)
+    layout = model.layout
     evidence = model.evidence(objective, *first_micro_batch(job, data, is_here=not admission.ships_data))
     if evidence.engine and job.numerics == "portable":
         raise NumericsError(
@@ -101,25 +104,17 @@ def open_run(
         manifest=manifest_of(data) if admission.ships_data else None,
         moments=data.train.moments,
     )
-    weights = first_weights(job, model)
     policy = policy_of(job, plan, layout.parameter_size, model.momenta())
-    shard = Shard((weights, np.zeros_like(weights)), policy, job.micro_batches)
-    return RunSetup(info=info, model=model, data=data, layout=layout, shard=shard, source=source)
+    shard = Shard((initial.vector, np.zeros_like(initial.vector)), policy, job.micro_batches)
+    return RunSetup(
+        info=info, model=model, data=data, layout=layout, shard=shard, source=source, notices=initial.notices
+    )
 
 
 def guess_of(objective: Objective, data: TrainTest) -> Guess | None:
     """Return what R² is measured by over both sets; None in a classification."""
     train, test = objective.guess(data.train), objective.guess(data.test)
     return None if train is None or test is None else Guess(train, test)
-
-
-def first_weights(job: Job, model: Model) -> Vector:
-    """Return the vector that training starts from: the seed's, or that of the file that the job names."""
-    weights = model.first_weights(job.seed)
-    if job.initial is not None:
-        arrays, _ = read(Path(job.initial))
-        model.layout.write(weights, model.own_arrays(arrays))
-    return weights
 
 
 def two_samples(data: TrainTest, max_shift: int) -> Vector:

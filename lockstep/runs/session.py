@@ -85,6 +85,8 @@ def open_session(
     own = setup.info.fingerprint
     if own.mode == "portable" and (note := version_note(own.numpy, own.blas)):
         say(f"{NOTICE_MARK}{note}")
+    for text in setup.notices:
+        say(f"{NOTICE_MARK}{text}")
     folder.ledger.open()
     recorder = MetricsRecorder(setup.info, setting, setup.layout, folder)
     checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, say, launch.checkpoint_keep)

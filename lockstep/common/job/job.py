@@ -47,9 +47,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         int,
         Meta(ge=1, le=4096, description="micro-batches per step; at most as many workers are useful; part of the bits"),
     ] = 8
-    initial: Annotated[str, Meta(description="weights to start from (safetensors)  [drawn from the seed]")] | None = (
-        None
-    )
+    initial: (
+        Annotated[str, Meta(description="weights to start from (safetensors, torch.save)  [drawn from the seed]")]
+        | None
+    ) = None
+    initial_partial: Annotated[
+        bool, Meta(description="take the weights of that file that fit the model, and leave the rest as it is")
+    ] = False
     loss: Annotated[
         Literal["cross-entropy", "mse"],
         Meta(description="loss function; mse is for regressions"),
@@ -139,6 +143,8 @@ def check(job: Job) -> Job:
         raise JobError(
             f"label_smoothing = {job.label_smoothing!r} with loss = 'mse': expected 0: a regression has no classes"
         )
+    if job.initial_partial and job.initial is None:
+        raise JobError("initial_partial = true without initial: expected initial = 'FILE', the weights to start from")
     if job.micro_batches > job.global_batch:
         raise JobError(
             f"micro_batches = {job.micro_batches!r} is more than global_batch = {job.global_batch!r}: "

@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lockstep.common.aggregation.layout import Binding, LayoutEntry, ParameterLayout, gather, layout_of
+from lockstep.common.aggregation.layout import (
+    Binding,
+    LayoutEntry,
+    ParameterLayout,
+    gather,
+    layout_of,
+    trained_parameters,
+)
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.capture import Capture, capture
 from lockstep.common.autograd.graph import Leaf, no_grad, observing, watch
@@ -15,7 +22,17 @@ from lockstep.common.autograd.program import CallList, Program, Tree, proven, ru
 from lockstep.common.autograd.tape import UntapeableError
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.job.objective import Objective
-from lockstep.common.model.port import Batch, DrawKey, Evidence, Inspection, LayerOutput, OnFinal, Outcome
+from lockstep.common.model.port import (
+    Batch,
+    DrawKey,
+    Evidence,
+    Inspection,
+    LayerOutput,
+    OnFinal,
+    Outcome,
+    adopted,
+    changed_freezing,
+)
 from lockstep.common.nn.inspection import Inspector, first_nonfinite_layer
 from lockstep.common.nn.module import Module, Stochastic, first_unrepeatable
 
@@ -32,15 +49,42 @@ class AutogradModel:
     #: Passes over micro-batches of one size that are computed as the module says before they are computed by a program.
     warm_up: int = WARM_UP
     layout: ParameterLayout = field(init=False)
+    #: Values that are the same for any seed, by name: those that the model's builder has set, or a file has.
+    _own_values: dict[str, Array] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._own_values = {name: each.data.copy() for name, each in self.module.own_initial_values()}
         self.layout = layout_of(self.module)
+
+    @property
+    def own_values(self) -> Mapping[str, Array]:
+        """The values that are the same for any seed, although a module would draw them, by name."""
+        return self._own_values
+
+    def initialize(self, seed: int) -> None:
+        """Draw all parameters from the seed, frozen ones too, but for those that have values of their own."""
+        self.module.initialize(seed)
+        for name, parameter in self.module.named_parameters():
+            if name in self._own_values:
+                parameter.data[...] = self._own_values[name]
+        self.layout = layout_of(self.module)
+
+    def adopt(self, state: Mapping[str, Array]) -> None:
+        parameters = dict(self.module.named_parameters())
+        for name, array in adopted(self.layout, state).items():
+            self._own_values[name] = array
+            parameters[name].data[...] = array
+        self.layout = layout_of(self.module)
+
+    def state_dict(self) -> dict[str, Array]:
+        return self.module.state_dict()
 
     def momenta(self) -> Vector:
         return self.layout.momenta(each.momentum for each in self.module.buffers())
 
     def first_weights(self, seed: int) -> Vector:
-        return gather(self.module.initialize(seed), self.layout)
+        self.initialize(seed)
+        return gather(self.module, self.layout)
 
     def own_arrays(self, state: Mapping[str, Array]) -> Mapping[str, Array]:
         return state
@@ -174,7 +218,9 @@ class AutogradEngine:
         module.train()
         #: Whether any module draws random numbers in its forward.
         self._draws = any(isinstance(each, Stochastic) for each in module.modules())
-        self._parameters = list(module.parameters())
+        self._trained = trained_parameters(module)
+        self._parameters = list(self._trained.values())
+        self._frozen = {name: each for name, each in module.named_parameters() if not each.requires_grad}
         self._indices: dict[Leaf | None, int] = {each.leaf: index for index, each in enumerate(self._parameters)}
         #: The loss of the last forward.
         self._loss: Tensor | None = None
@@ -218,6 +264,7 @@ class AutogradEngine:
     def backward(self, on_final: OnFinal | None) -> None:
         loss, self._loss = self._loss, None
         assert loss is not None
+        self._check_frozen()
         for parameter in self._parameters:
             parameter.grad = None
         indices = self._indices
@@ -225,6 +272,15 @@ class AutogradEngine:
         for parameter, sums in zip(self._parameters, self._binding.gradients, strict=True):
             if parameter.grad is None:
                 sums.fill(0.0)
+
+    def _check_frozen(self) -> None:
+        """Raise `ModelError` if a forward has frozen a parameter, or let one be trained that was frozen."""
+        for name, parameter in self._trained.items():
+            if parameter.leaf not in self._indices:
+                raise changed_freezing(name, is_frozen=not parameter.requires_grad)
+        for name, parameter in self._frozen.items():
+            if parameter.requires_grad:
+                raise changed_freezing(name, is_frozen=False)
 
     def one_pass(self, tree: Tree, samples: int, batches: Callable[[], Sequence[Batch]]) -> StackedPass | None:
         if observing.get() is not None or self.obstacle is not None:
