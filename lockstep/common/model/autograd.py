@@ -152,7 +152,7 @@ class StackedPass:
     def forward(self, between: Callable[[], None]) -> tuple[Array, Array]:
         segments = self._forward.get(self._reads)
         if segments is None:
-            segments = self._forward[self._reads] = self.program.forward(self._views(self._weights[self._reads]))
+            segments = self._forward[self._reads] = self.program.forward(self._read())
         run(segments, lambda finishes: between())
         losses, outputs = self.program.outputs
         return losses, outputs
@@ -198,9 +198,13 @@ class StackedPass:
         for vector, segments in known:
             if vector is sums:
                 return segments
-        made = self.program.backward(self._views(self._weights[self._reads]), self._views(sums), adds=adds)
+        made = self.program.backward(self._read(), self._views(sums), adds=adds)
         known.append((sums, made))
         return made
+
+    def _read(self) -> list[Array]:
+        """Return what the next pass reads: the weights, and what is frozen."""
+        return [*self._views(self._weights[self._reads]), *(each.array for each in self.layout.frozen)]
 
     def _views(self, vector: Vector) -> list[Vector]:
         return [entry.view(vector) for entry in self.layout.parameters]
@@ -305,7 +309,7 @@ class AutogradEngine:
 
         try:
             captured = self._captured(batches[0])
-            program = proven(self._compute, captured, self._parameters, tree, batches, reseed)
+            program = proven(self._compute, captured, self._parameters, tree, batches, reseed, self._frozen_arrays())
         except UntapeableError as error:
             self._refusal = str(error)
             return None
@@ -321,8 +325,11 @@ class AutogradEngine:
     def _captured(self, batch: Batch) -> Capture:
         shape = batch[0].shape
         if shape not in self._captures:
-            self._captures[shape] = capture(self._compute, batch, self._parameters)
+            self._captures[shape] = capture(self._compute, batch, self._parameters, self._frozen_arrays())
         return self._captures[shape]
+
+    def _frozen_arrays(self) -> list[Array]:
+        return [each.data for each in self._frozen.values()]
 
     @property
     def obstacle(self) -> str | None:
