@@ -37,9 +37,9 @@ def capture(
 ) -> Capture:
     """Return the calls of NumPy that `function(*inputs)` makes, and those for the gradients of its first result.
 
-    `function` must apply the same primitives with the same options each time, to its inputs, to `tensors`, to numbers
-    to the `frozen` arrays, which need no gradient, and to what results from them. The first result must be a single number. Neither the tensors nor their gradients
-    change. Raises `UntapeableError` if something cannot be recorded.
+    `function` must apply the same primitives with the same options each time, to its inputs, to `tensors`, to the
+    `frozen` arrays, which need no gradient, to numbers and to what results from them. The first result must be a single
+    number. Neither the tensors nor their gradients change. Raises `UntapeableError` if something cannot be recorded.
     """
     leaves = [_leaf_of(tensor) for tensor in tensors]
     before = [(leaf.grad, leaf.buffer) for leaf in leaves]

@@ -220,7 +220,7 @@ def changed_freezing(name: str, *, is_frozen: bool) -> ModelError:
     """Return the error of a parameter that is frozen in some steps, and trained in others."""
     was, became = ("trained", "frozen") if is_frozen else ("frozen", "trained")
     return ModelError(
-        f"the model sets requires_grad of {name!r} in its forward, so that the parameter is {became} that was {was} when "
-        "the model was built: expected what is frozen to stay so for the whole run; to train in two phases, start a "
-        "second run with --initial and the first one's weights.safetensors"
+        f"the model sets requires_grad of {name!r} in its forward, so that the parameter is {became} that was {was} "
+        "when the model was built: expected what is frozen to stay so for the whole run; to train in two phases, start "
+        "a second run with --initial and the first one's weights.safetensors"
     )

@@ -71,7 +71,9 @@ class TorchModel:
     def state_dict(self) -> dict[str, Array]:
         self._rest()
         named = self._module.state_dict().items()
-        return {name: tensor.numpy() for name, tensor in named if isinstance(tensor, torch.Tensor) and is_storable(tensor)}
+        return {
+            name: tensor.numpy() for name, tensor in named if isinstance(tensor, torch.Tensor) and is_storable(tensor)
+        }
 
     def load(self, weights: Vector, steps: int = 0) -> None:
         self._rest()

@@ -213,8 +213,8 @@ def test_the_same_holds_for_a_model_of_ours(is_frozen: bool) -> None:
     model = AutogradModel(Toggling(is_frozen=is_frozen))
     engine, weights = model.engine(Objective()), model.first_weights(0)
     engine.bind([weights], [np.zeros_like(weights)])
-    with pytest.raises(ModelError, match="sets requires_grad of 'first.weight' in its forward"):
-        engine.forward(np.ones((2, 4), np.float32), np.zeros(2, np.int64), DrawKey(0, 0, 0))
+    engine.forward(np.ones((2, 4), np.float32), np.zeros(2, np.int64), DrawKey(0, 0, 0))
+    with pytest.raises(ModelError, match=r"sets requires_grad of 'first\.weight' in its forward"):
         engine.backward(None)
 
 
@@ -316,7 +316,7 @@ def test_a_part_of_the_weights_is_taken_if_the_job_says_so_and_the_rest_is_repor
     rng = np.random.default_rng(1)
     given = {"1.weight": rng.random((12, 784), np.float32), "5.bias": rng.random(10, np.float32)}
     write(path, {**given, "5.weight": np.ones((3, 12), np.float32), "extra": np.ones(1, np.float32)}, {})
-    with pytest.raises(ModelError, match="missing: '3.weight', '3.bias', '1.bias'; unexpected: 'extra'; of another"):
+    with pytest.raises(ModelError, match="unexpected: 'extra'; of another shape"):
         opened(model=ours, initial=str(path))
     setup, drawn = opened(model=ours, initial=str(path), initial_partial=True), opened(model=ours)
     here, there = (each.layout.read(each.shard.weights) for each in (setup, drawn))
