@@ -13,6 +13,7 @@ from lockstep.common.job.objective import Objective
 from lockstep.common.model.port import Evidence, Model
 from lockstep.common.model.pytorch.engine import TorchEngine, apply
 from lockstep.common.model.pytorch.evidence import evidence_of
+from lockstep.common.model.pytorch.runtime import placed
 from lockstep.common.model.pytorch.structure import COUNTER, structure_of
 
 
@@ -22,6 +23,9 @@ class TorchModel:
     def __init__(self, module: Any) -> None:
         self._module = module
         self.structure = structure_of(module)
+        # What was made from NumPy's arrays lies anywhere.
+        for _, tensor in (*self.structure.parameters, *self.structure.constants):
+            tensor.data = placed(tensor.data)
         #: Where the module's own values are, whatever an engine has bound it to.
         self._own = [(parameter, parameter.data) for _, parameter in self.structure.parameters]
         self._averages = [(each, getattr(each.layer, each.buffer)) for each in self.structure.statistics]
