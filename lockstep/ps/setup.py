@@ -8,7 +8,7 @@ import numpy as np
 
 from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.slices import slices_for
-from lockstep.common.aggregation.tree import Vector
+from lockstep.common.aggregation.tree import LINE, Vector
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.manifest import manifest_of
 from lockstep.common.data.preparation import Preparation
@@ -21,6 +21,7 @@ from lockstep.common.model.first_batch import first_micro_batch
 from lockstep.common.model.initial import initial_weights
 from lockstep.common.model.port import Model
 from lockstep.common.model.source import ModelSource, read_model_source
+from lockstep.common.optim.rules import Rule, SlotSets
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.runtime.numerics import NUMERICS
 from lockstep.ps.run.info import AdmissionPolicy as AdmissionPolicy
@@ -105,10 +106,27 @@ def open_run(
         moments=data.train.moments,
     )
     policy = policy_of(job, plan, layout.parameter_size, model.momenta())
-    shard = Shard((initial.vector, np.zeros_like(initial.vector)), policy, job.micro_batches)
+    if layout.alignment > 1:
+        check_gaps(policy.rule, job)
+    shard = Shard((initial.vector, layout.new_vector()), policy, job.micro_batches)
     return RunSetup(
         info=info, model=model, data=data, layout=layout, shard=shard, source=source, notices=initial.notices
     )
+
+
+def check_gaps(rule: Rule, job: Job) -> None:
+    """Raise `JobError` if a rule moves zeros without a gradient, which are between the arrays of a vector."""
+    old, new = np.zeros(LINE, np.float32), np.zeros(LINE, np.float32)
+    slots = SlotSets(rule.init(LINE))
+    for step in range(2):
+        with np.errstate(all="ignore"):
+            rule.update(old, np.zeros(LINE, np.float32), slots, step, job.lr, new)
+        if new.any():
+            raise JobError(
+                f"optimizer = {job.optimizer!r} makes {float(new[0])!r} of a weight of 0 whose gradient is 0: expected "
+                "0, since there are such values between the parameters of a model of PyTorch"
+            )
+        old, new = new, old
 
 
 def guess_of(objective: Objective, data: TrainTest) -> Guess | None:

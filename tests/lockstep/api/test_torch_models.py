@@ -180,7 +180,7 @@ def test_a_model_that_is_bound_elsewhere_still_has_its_own_values() -> None:
     model = torch_model(Net())
     first = model.first_weights(0)
     engine = model.engine(Objective())
-    engine.bind([np.zeros_like(first)], [np.zeros_like(first)])
+    engine.bind([model.layout.new_vector()], [model.layout.new_vector()])
     engine.evaluate(np.ones((2, 1, 28, 28), np.float32), np.zeros(2, np.int64))
     assert model.first_weights(0).tobytes() == first.tobytes()
     assert model.module.head.weight.abs().sum() > 0

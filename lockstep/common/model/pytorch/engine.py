@@ -15,13 +15,13 @@ import torch
 from torch.nn import functional as F
 
 from lockstep.common.aggregation.layout import LayoutEntry, ParameterLayout
-from lockstep.common.aggregation.tree import Vector
+from lockstep.common.aggregation.tree import LINE_BYTES, Vector
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.program import Tree
 from lockstep.common.errors import ModelError
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.port import Batch, DrawKey, Inspection, LayerOutput, OnFinal, Outcome, changed_freezing
-from lockstep.common.model.pytorch.runtime import make_repeatable, seed_draws
+from lockstep.common.model.pytorch.runtime import make_repeatable, placed, seed_draws
 from lockstep.common.model.pytorch.structure import Structure
 
 #: The name of a layer, its class, and its output.
@@ -56,6 +56,10 @@ class TorchEngine:
 
     def bind(self, weights: Sequence[Vector], sums: Sequence[Vector]) -> None:
         layout = self._structure.layout
+        for vector in (*weights, *sums):
+            assert vector.ctypes.data % LINE_BYTES == 0, "kernels may have other bits at another alignment"
+        for vector in sums:
+            layout.clear_gaps(vector)
         flat = [_tensor(vector) for vector in weights]
         self._weights, self._sums = list(weights), list(sums)
         self._values = [_views(layout.parameters, vector) for vector in flat]
@@ -182,7 +186,7 @@ class TorchEngine:
 
     def _loss_of(self, outputs: Any, targets: Array, smoothing: float) -> Any:
         """Return the sum of the losses."""
-        expected = torch.from_numpy(np.ascontiguousarray(targets))
+        expected = placed(torch.from_numpy(np.ascontiguousarray(targets)))
         if self._objective.is_regression:
             return F.mse_loss(outputs, expected, reduction="sum")
         rows = outputs.reshape(-1, outputs.shape[-1]) if outputs.ndim == 3 else outputs
@@ -232,7 +236,7 @@ class TorchEngine:
 
 def apply(module: Any, images: Array) -> Any:
     """Return the tensor that a module makes of samples; `ModelError` if it makes something else of them."""
-    x = torch.from_numpy(np.ascontiguousarray(images))
+    x = placed(torch.from_numpy(np.ascontiguousarray(images)))
     # PyTorch's own examples have tokens as int64, and so have models that are written after them.
     outputs = module(x.long() if x.dtype == torch.int32 else x)
     if not isinstance(outputs, torch.Tensor):

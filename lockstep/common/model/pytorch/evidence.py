@@ -1,8 +1,9 @@
 """Evidence that a model's bits can be repeated: what it computes of one micro-batch, twice, before a run begins.
 
-The weights have another alignment the second time, since a kernel that minds has other bits there. The digest of what
-was computed is compared with the server's (rule R6): it differs if PyTorch, the processor, or something that the model
-was built from differs.
+Everything lies as it does in a run, whose vectors begin at a line of the cache like each array in them: some kernels of
+oneDNN have other bits at another alignment, but no process of a run has one. The digest of what was computed is
+compared with the server's (rule R6): it differs if PyTorch, the processor, or something that the model was built from
+differs.
 """
 
 import hashlib
@@ -21,11 +22,8 @@ from lockstep.common.model.pytorch.engine import TorchEngine, changed
 from lockstep.common.model.pytorch.runtime import build_name, fill_new_memory
 from lockstep.common.model.pytorch.structure import Structure
 
-#: Floats from a boundary of 64 bytes at which vectors begin, one a repetition.
-ALIGNMENTS = (0, 3)
-
-#: Bytes of a line of the cache.
-_LINE = 64
+#: How often a micro-batch is computed.
+_REPETITIONS = 2
 
 #: The place in a run at which a model is tried.
 _KEY = DrawKey(seed=0, step=0, micro_batch=0)
@@ -53,11 +51,11 @@ def evidence_of(module: Any, structure: Structure, objective: Objective, images:
     engine, weights = TorchEngine(module, structure, objective), structure.values()
     constants = {name: _bytes(buffer) for name, buffer in structure.constants}
     repetitions: list[Repetition] = []
-    for alignment in ALIGNMENTS:
+    for _ in range(_REPETITIONS):
         # The second time, what is not written is NaN: a model that reads it anyway has other bits then.
         fill_new_memory(bool(repetitions))
         try:
-            repetitions.append(_repeated(engine, module, _placed(weights, alignment), images, targets))
+            repetitions.append(_repeated(engine, module, weights, images, targets))
         finally:
             fill_new_memory(False)
     for name, buffer in structure.constants:
@@ -68,7 +66,7 @@ def evidence_of(module: Any, structure: Structure, objective: Objective, images:
 
 
 def _repeated(engine: TorchEngine, module: Any, weights: Vector, images: Array, targets: Array) -> Repetition:
-    before, sums = weights.tobytes(), _placed(np.zeros_like(weights), 0)
+    before, sums = weights.tobytes(), engine.layout.new_vector()
     engine.bind([weights], [sums])
     try:
         loss, outputs = engine.forward(images, targets, _KEY)
@@ -147,15 +145,6 @@ def _comparable(value: object, depth: int = 0) -> object:
     if depth < 4 and isinstance(value, dict):
         return [(repr(key), _comparable(each, depth + 1)) for key, each in value.items()]
     return None
-
-
-def _placed(values: Vector, alignment: int) -> Vector:
-    """Return a copy that begins so many floats after a line of the cache."""
-    room = np.empty(values.nbytes + 2 * _LINE, np.uint8)
-    start = -room.ctypes.data % _LINE + 4 * alignment
-    placed: Vector = room[start : start + values.nbytes].view(np.float32)
-    placed[:] = values
-    return placed
 
 
 def _bytes(tensor: Any) -> bytes:

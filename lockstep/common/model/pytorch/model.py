@@ -14,6 +14,7 @@ from lockstep.common.job.objective import Objective
 from lockstep.common.model.port import Evidence, Model, adopted
 from lockstep.common.model.pytorch.engine import TorchEngine, apply
 from lockstep.common.model.pytorch.evidence import evidence_of
+from lockstep.common.model.pytorch.runtime import placed
 from lockstep.common.model.pytorch.structure import COUNTER, frozen_arrays, is_storable, structure_of
 
 
@@ -23,6 +24,10 @@ class TorchModel:
     def __init__(self, module: Any) -> None:
         self._module = module
         self.structure = structure_of(module)
+        # What was made from NumPy's arrays lies anywhere.
+        for _, tensor in (*self.structure.parameters, *self.structure.frozen, *self.structure.constants):
+            tensor.data = placed(tensor.data)
+        self._look_at_frozen()
         #: Where the module's own values are, whatever an engine has bound it to.
         self._own = [(parameter, parameter.data) for _, parameter in self.structure.parameters]
         self._averages = [(each, getattr(each.layer, each.buffer)) for each in self.structure.statistics]
@@ -65,6 +70,10 @@ class TorchModel:
         with torch.no_grad():
             for name, array in adopted(self.layout, state).items():
                 tensors[name].copy_(torch.from_numpy(array))
+        self._look_at_frozen()
+
+    def _look_at_frozen(self) -> None:
+        """Let the layout have the memory and the values that what is frozen has now."""
         layout = replace(self.layout, frozen=tuple(frozen_arrays(self.structure.frozen)))
         self.structure = replace(self.structure, layout=layout)
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 import torch.utils.deterministic
 
+from lockstep.common.aggregation.tree import LINE_BYTES
 from lockstep.common.model.port import DrawKey
 from lockstep.common.random import Purpose, generator
 
@@ -28,6 +30,14 @@ def make_repeatable() -> None:
 def fill_new_memory(is_filled: bool) -> None:
     """Fill new tensors with NaN, or leave in them what was there."""
     torch.utils.deterministic.fill_uninitialized_memory = is_filled
+
+
+def placed(tensor: Any) -> Any:
+    """Return a tensor if it begins at a line of the cache, as all that PyTorch makes do, else a copy that does.
+
+    Kernels of oneDNN may have other bits at another alignment, which of NumPy's arrays differs from process to process.
+    """
+    return tensor.clone() if tensor.layout == torch.strided and tensor.data_ptr() % LINE_BYTES else tensor
 
 
 def seed_draws(key: DrawKey | None) -> None:

@@ -8,13 +8,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.modules.batchnorm import SyncBatchNorm, _NormBase
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from lockstep.common.aggregation.layout import FrozenArray, ParameterLayout
-from lockstep.common.aggregation.tree import Vector
+from lockstep.common.aggregation.tree import LINE, Vector
 from lockstep.common.errors import ModelError
 
 #: The buffers of a normalization layer that are averages over batches, and the one that counts them.
@@ -69,7 +68,7 @@ class Structure:
 
     def values(self) -> Vector:
         """Return a new vector of the values that the parameters and statistics have now."""
-        vector = np.empty(self.layout.size, np.float32)
+        vector = self.layout.new_vector()
         tensors = [tensor.detach() for _, tensor in self.parameters]
         tensors += [getattr(each.layer, each.buffer) for each in self.statistics]
         entries = (*self.layout.parameters, *self.layout.statistics)
@@ -100,6 +99,7 @@ def structure_of(module: Any) -> Structure:
         {name: parameter.shape for name, parameter in parameters},
         {each.name: getattr(each.layer, each.buffer).shape for each in statistics},
         frozen_arrays(frozen),
+        alignment=LINE,
     )
     return Structure(parameters, frozen, statistics, counting, tuple(_held(module, averages)), constants, layout)
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from lockstep.common.aggregation.tree import Node, Vector
-from lockstep.common.errors import ModelError
+from lockstep.common.errors import JobError, ModelError
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.port import DrawKey, Engine, Model
 from lockstep.common.model.source import open_model
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.common.optim.rules import SGDRule, SlotSets
+from lockstep.ps.setup import AdmissionPolicy, check_gaps, open_run
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.worker.compute import Compute
 from lockstep.worker.gradient_sink import NotFiniteError
@@ -27,7 +28,8 @@ KEY = DrawKey(3, 1, 2)
 def bound(model: Model, objective: Objective | None = None) -> tuple[Engine, Vector, Vector]:
     """Return an engine with the first weights, and vectors of weights and sums."""
     engine, weights = model.engine(objective or Objective()), model.first_weights(3)
-    sums = np.full_like(weights, np.nan)
+    sums = model.layout.new_vector()
+    sums.fill(np.nan)
     engine.bind([weights], [sums])
     return engine, weights, sums
 
@@ -215,6 +217,88 @@ class Net(nn.Module):
     assert (raised.value.layer, raised.value.quantity) == ("scale", "gradient")
 
 
+PLACES = """
+class Recorded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, *tensors):
+        Net.seen.append([each.data_ptr() % 64 for each in (x, *tensors)])
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, *[None] * 5
+
+
+class Net(nn.Module):
+    seen = []
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(784, 3), nn.BatchNorm1d(3), nn.Linear(3, 10)
+        self.register_buffer("table", torch.frombuffer(bytearray(4 * 5), dtype=torch.float32, offset=4))
+
+    def forward(self, x):
+        tensors = self.first.bias, self.norm.weight, self.norm.running_var, self.last.weight, self.table
+        return self.last(self.norm(self.first(Recorded.apply(x, *tensors).flatten(1))))
+"""
+
+
+def test_all_that_a_model_computes_with_begins_at_a_line_of_the_cache(tmp_path: Path) -> None:
+    model = model_of(tmp_path, PLACES)
+    engine, _, _ = bound(model)
+    images, labels = batch()
+    # NumPy's arrays begin anywhere.
+    moved = np.empty(images.size + 1, np.float32)[1:].reshape(images.shape)
+    moved[...] = images
+    for given in (images, moved):
+        engine.forward(given, labels, KEY)
+        engine.backward(None)
+        engine.evaluate(given, labels)
+        model.outputs(given)
+    seen = type(model.module).seen
+    assert len(seen) == 6
+    assert not np.any(seen)
+
+
+def test_vectors_that_begin_elsewhere_are_not_computed_with() -> None:
+    model = open_model(f"{NETS}:mlp", 3)
+    vector = np.zeros(model.layout.size + 32, np.float32)
+    start = -vector.ctypes.data % 64 // 4 + 1
+    with pytest.raises(AssertionError, match="at another alignment"):
+        model.engine(Objective()).bind([vector[start:][: model.layout.size]], [model.layout.new_vector()])
+
+
+@pytest.mark.parametrize("wire", ["float32", "int8", "bfloat16"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
+def test_what_is_between_parameters_stays_zero(wire: str, optimizer: str) -> None:
+    job = torch_job("mlp", optimizer=optimizer, momentum=0.0, wire=wire, wire_weights="bfloat16", clip_norm=0.5)
+    setup = open_run("run", job, digits(), AdmissionPolicy())
+    trainer, layout = SingleProcessTrainer(setup), setup.layout
+    for step in range(3):
+        trainer.step(step)
+    gaps = layout.new_vector()
+    for entry in (*layout.parameters, *layout.statistics):
+        entry.view(gaps).fill(1.0)
+    assert 0 < (gaps == 0).sum() < 64
+    for vector in (*setup.shard.slots, *setup.shard.served, *trainer.compute.sums):
+        assert not vector[gaps == 0].any()
+    for slot in setup.shard.state.values():
+        assert not slot[gaps[: layout.parameter_size] == 0].any()
+
+
+class Drifting(SGDRule):
+    """An update that does not follow the gradient alone."""
+
+    def update(self, weights: Vector, gradient: Vector, slots: SlotSets, step: int, lr: float, out: Vector) -> None:
+        np.add(weights, 0.0 if step == 0 else np.nan, out=out)
+
+
+def test_an_optimizer_that_moves_what_is_between_parameters_is_refused() -> None:
+    check_gaps(SGDRule(0.9), torch_job("mlp"))
+    with pytest.raises(JobError, match=r"optimizer = 'sgd' makes nan of a weight of 0 .*: expected 0"):
+        check_gaps(Drifting(), torch_job("mlp"))
+
+
 LATE = """
 class Net(nn.Module):
     def __init__(self):
@@ -257,5 +341,5 @@ def test_an_inspection_has_every_layer_and_gradient() -> None:
     views = model.layout.read(sums)
     assert all(array.tobytes() == views[name].tobytes() for name, array in seen.gradients.items())
     assert seen.first_nonfinite is None
-    weights[-1] = np.inf
+    model.layout.read(weights)["11.bias"][-1] = np.inf
     assert engine.inspect(*batch(), KEY).first_nonfinite == "layer 11 (Linear)"
