@@ -163,5 +163,5 @@ def _is_alike(here: Any, there: Any) -> bool:
 
 def _told(value: object) -> str:
     if isinstance(value, Parameter):
-        return f"of shape {value.shape}, {'trained' if value.requires_grad else 'frozen'}"
+        return f"of shape {value.shape}{'' if value.requires_grad else ', frozen,'}"
     return f"a {type(value).__name__}" if isinstance(value, Module | np.ndarray) else repr(value)

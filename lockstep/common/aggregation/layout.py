@@ -86,9 +86,7 @@ class ParameterLayout:
     frozen: tuple[FrozenArray, ...] = ()
 
     @classmethod
-    def of(
-        cls, parameters: Shapes, statistics: Shapes, frozen: Iterable[FrozenArray] = (), alignment: int = 1
-    ) -> Self:
+    def of(cls, parameters: Shapes, statistics: Shapes, frozen: Iterable[FrozenArray] = (), alignment: int = 1) -> Self:
         """Place arrays of these names and shapes one after the other; `ModelError` if nothing is to be trained."""
         held = tuple(frozen)
         if not parameters and any(each.is_parameter for each in held):

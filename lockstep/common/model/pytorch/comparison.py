@@ -40,5 +40,6 @@ def _is_alike(here: Any, there: Any) -> bool:
 
 def _shown(value: object) -> str:
     if isinstance(value, torch.Tensor):
-        return f"of shape {tuple(value.shape)}, {'trained' if value.requires_grad else 'frozen'}"
+        is_frozen = isinstance(value, torch.nn.Parameter) and not value.requires_grad
+        return f"of shape {tuple(value.shape)}{', frozen,' if is_frozen else ''}"
     return f"a {type(value).__name__}" if isinstance(value, torch.nn.Module) else repr(value)
