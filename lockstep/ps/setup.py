@@ -16,11 +16,12 @@ from lockstep.common.data.source import with_moments, with_validation
 from lockstep.common.errors import JobError, LockstepError, ModelError, NumericsError
 from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
+from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.job.score import Guess
 from lockstep.common.model.first_batch import first_micro_batch
 from lockstep.common.model.initial import initial_weights
 from lockstep.common.model.port import Model
-from lockstep.common.model.source import ModelSource, read_model_source
+from lockstep.common.model.source import ModelSource, read_job_source
 from lockstep.common.optim.rules import Rule, SlotSets
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.runtime.numerics import NUMERICS
@@ -41,6 +42,8 @@ class RunSetup:
     layout: ParameterLayout
     shard: Shard
     source: ModelSource
+    #: Functions of the user's own that the job names.
+    own: OwnCode = NO_CODE
     #: What the user should know of the weights that it begins with, a line each.
     notices: Sequence[str] = ()
 
@@ -70,9 +73,10 @@ def open_run(
             f"global_batch = {job.global_batch!r} is more than the {len(data.train)} training samples of "
             f"{job.data!r}: expected at most as many"
         )
-    objective = Objective.of(job)
+    source = source or read_job_source(job)
+    code = source.own_code()
+    objective = Objective.of(job, code.loss)
     objective.check_labels(data.train, data.class_names)
-    source = source or read_model_source(job.model)
     model = source.build(job.seed)
     if not model.layout.parameter_size:
         raise ModelError(f"model {job.model_name()!r} has no parameters: expected something to train")
@@ -98,7 +102,7 @@ def open_run(
         dataset=dataset,
         source=source.digest,
         model_files=source.digests(),
-        model_folder="" if source.files is None else model_folder,
+        model_folder=model_folder if source.entries() else "",
         fingerprint=msgspec.structs.replace(own, engine=evidence.engine, evidence=evidence.digest),
         targets=data.train.targets,
         guess=guess_of(objective, data),
@@ -110,7 +114,14 @@ def open_run(
         check_gaps(policy.rule, job)
     shard = Shard((initial.vector, layout.new_vector()), policy, job.micro_batches)
     return RunSetup(
-        info=info, model=model, data=data, layout=layout, shard=shard, source=source, notices=initial.notices
+        info=info,
+        model=model,
+        data=data,
+        layout=layout,
+        shard=shard,
+        source=source,
+        own=code,
+        notices=initial.notices,
     )
 
 

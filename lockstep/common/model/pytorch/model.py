@@ -12,7 +12,7 @@ from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.errors import ModelError
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.port import Evidence, Model, adopted
-from lockstep.common.model.pytorch.engine import TorchEngine, apply
+from lockstep.common.model.pytorch.engine import TorchEngine, apply, taken
 from lockstep.common.model.pytorch.evidence import evidence_of
 from lockstep.common.model.pytorch.runtime import placed
 from lockstep.common.model.pytorch.structure import COUNTER, frozen_arrays, is_storable, structure_of
@@ -96,7 +96,7 @@ class TorchModel:
     def outputs(self, images: Array) -> Array:
         self._rest()
         with torch.no_grad():
-            outputs: Array = apply(self._module, images).numpy()
+            outputs: Array = taken(apply(self._module, images)).numpy()
         return outputs
 
     def engine(self, objective: Objective) -> TorchEngine:
