@@ -56,7 +56,7 @@ def read_weights(path: Path) -> dict[str, Array]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
+class WeightsFit:
     """How a state dict fits a model, as `load_state_dict(strict=False)` reports it."""
 
     #: What both have, by the layout's names.
@@ -83,7 +83,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def fit_of(layout: ParameterLayout, state: Mapping[str, Array]) -> Fit:
+def fit_of(layout: ParameterLayout, state: Mapping[str, Array]) -> WeightsFit:
     """Return how a state dict by the layout's names fits; PyTorch's `num_batches_tracked` is ignored."""
     shapes = {entry.name: entry.shape for entry in (*layout.parameters, *layout.statistics)}
     needed = [*shapes, *(each.name for each in layout.frozen if each.is_parameter)]
@@ -93,7 +93,7 @@ def fit_of(layout: ParameterLayout, state: Mapping[str, Array]) -> Fit:
         for name, array in state.items()
         if name in shapes and array.shape != shapes[name]
     }
-    return Fit(
+    return WeightsFit(
         taken={name: array for name, array in state.items() if name in shapes and name not in reshaped},
         missing=[name for name in needed if name not in state],
         unexpected=[name for name in state if name not in shapes and not is_counter(name, shapes)],
@@ -101,7 +101,7 @@ def fit_of(layout: ParameterLayout, state: Mapping[str, Array]) -> Fit:
     )
 
 
-def read_initial(job: Job, model: Model) -> Fit | None:
+def read_initial(job: Job, model: Model) -> WeightsFit | None:
     """Return what a job's file of initial weights has of a model; None if the job names none.
 
     `ModelError` if the file does not fit, and the job does not allow that it has a part only.

@@ -231,6 +231,10 @@ def interrupt(training: object, epoch: object) -> None:
     raise KeyboardInterrupt
 
 
+def test_the_doctor_does_not_look_for_gradients_of_what_is_frozen(ours: str, capsys: Any) -> None:
+    assert run_command(["doctor", "--model", ours, "--lr", "0.05"]) == 0, capsys.readouterr().out
+
+
 # Initial weights
 
 
