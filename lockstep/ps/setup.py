@@ -19,7 +19,7 @@ from lockstep.common.job.objective import Objective
 from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.job.score import Guess
 from lockstep.common.model.first_batch import first_micro_batch
-from lockstep.common.model.initial import initial_weights
+from lockstep.common.model.initial import initial_weights, kept_next_to
 from lockstep.common.model.port import Model
 from lockstep.common.model.source import ModelSource, read_job_source
 from lockstep.common.optim.rules import Rule, SlotSets
@@ -59,7 +59,8 @@ def open_run(
     """Build what a run begins with; a `UsageError` if the job, the model or the data do not go together.
 
     `data` is as it was loaded: the validation set is taken from it here. `source` is what the model is built from, by
-    default what the job names now. Workers that do not find it look into `model_folder`.
+    default what the job names now. Workers that do not find it look into `model_folder`, next to which a run that began
+    before has its initial weights.
     """
     own = fingerprint()
     if own.mode != job.numerics and not admission.allows_mixed_numerics:
@@ -83,7 +84,7 @@ def open_run(
     objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)))
     slices_for(model.layout.size, admission.servers)  # raises if there are too many
     source.check_repeated(model, job.seed)
-    initial = initial_weights(job, model)
+    initial = initial_weights(job, model, kept_next_to(model_folder))
     layout = model.layout
     evidence = model.evidence(objective, *first_micro_batch(job, data, is_here=not admission.ships_data))
     if evidence.engine and job.numerics == "portable":

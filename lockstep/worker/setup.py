@@ -16,7 +16,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.model.first_batch import first_micro_batch
-from lockstep.common.model.initial import read_initial
+from lockstep.common.model.initial import kept_next_to, read_initial
 from lockstep.common.model.port import Model
 from lockstep.common.model.source import ModelSource, WantedSource
 from lockstep.common.protocol.messages import Welcome
@@ -94,7 +94,7 @@ def _take_frozen(welcome: Welcome, model: Model) -> None:
         return
     if model.layout.frozen and job.initial is not None:
         try:
-            initial = read_initial(job, model)
+            initial = read_initial(job, model, kept_next_to(welcome.model_folder))
         except (FileFormatError, ModelError) as error:
             unread = str(error)
         else:

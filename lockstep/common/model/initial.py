@@ -20,6 +20,9 @@ from lockstep.common.job.job import Job
 from lockstep.common.model.port import Model
 from lockstep.common.nn.state_dict import is_counter
 
+#: In a run's folder, the weights that it began with, if its job names a file of them: that may be gone later.
+INITIAL = "initial.safetensors"
+
 #: How a file begins that `torch.save` wrote: as a zip archive, and before PyTorch 1.6 as a pickle.
 TORCH_FILE = (b"PK\x03\x04", b"\x80\x02")
 
@@ -28,6 +31,11 @@ IN_CHECKPOINTS = ("optimizer/", "lockstep/")
 
 #: Names that a line lists, at most.
 MOST_NAMED = 3
+
+
+def kept_next_to(model_folder: str) -> Path | None:
+    """Return where a run's folder has them, given where it has the model's files; None if that is not known."""
+    return Path(model_folder).parent / INITIAL if model_folder else None
 
 
 def read_weights(path: Path) -> dict[str, Array]:
@@ -101,18 +109,21 @@ def fit_of(layout: ParameterLayout, state: Mapping[str, Array]) -> WeightsFit:
     )
 
 
-def read_initial(job: Job, model: Model) -> WeightsFit | None:
+def read_initial(job: Job, model: Model, copy: Path | None = None) -> WeightsFit | None:
     """Return what a job's file of initial weights has of a model; None if the job names none.
 
-    `ModelError` if the file does not fit, and the job does not allow that it has a part only.
+    If there is a `copy`, it is read instead. `ModelError` if the file does not fit, and the job does not allow that it
+    has a part only.
     """
     if job.initial is None:
         return None
-    found = fit_of(model.layout, model.own_arrays(read_weights(Path(job.initial))))
+    is_copy = copy is not None and copy.is_file()
+    path = copy if copy is not None and is_copy else Path(job.initial)
+    found = fit_of(model.layout, model.own_arrays(read_weights(path)))
     problems = found.problems()
-    if problems and not job.initial_partial:
+    if problems and (is_copy or not job.initial_partial):
         raise ModelError(
-            f"the weights in {job.initial!r} do not fit the model: {problems}: expected all of its values and no "
+            f"the weights in {str(path)!r} do not fit the model: {problems}: expected all of its values and no "
             "others; to take those that fit, add --initial-partial"
         )
     if not found.taken:
@@ -132,12 +143,12 @@ class InitialWeights:
     notices: Sequence[str]
 
 
-def initial_weights(job: Job, model: Model) -> InitialWeights:
+def initial_weights(job: Job, model: Model, copy: Path | None = None) -> InitialWeights:
     """Return the vector that training starts from, and give the model's frozen values those that it stays with.
 
-    The layout's digest is to be taken after this.
+    The layout's digest is to be taken after this. `copy` is that of `read_initial`.
     """
-    found = read_initial(job, model)
+    found = read_initial(job, model, copy)
     if found is not None:
         model.adopt(found.taken)
     vector = model.first_weights(job.seed)
