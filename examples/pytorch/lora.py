@@ -71,7 +71,9 @@ def main(source: Path, to: Path) -> None:
     """Write the same sequences in capitals."""
     with np.load(source) as arrays:
         alphabet = [chr(code) for code in arrays["alphabet"]]
-        capital = np.array([alphabet.index(each.upper()) for each in alphabet], np.int16)
+        # One that is not in the alphabet stays what it is.
+        capitals = [each.upper() if each.upper() in alphabet else each for each in alphabet]
+        capital = np.array([alphabet.index(each) for each in capitals], np.int16)
         sequences = {name: capital[arrays[name]] for name in ("x_train", "y_train", "x_test", "y_test")}
         np.savez_compressed(to, **sequences, alphabet=arrays["alphabet"])
     print(f"wrote {to}: {len(sequences['x_train']):,} and {len(sequences['x_test']):,} samples")
