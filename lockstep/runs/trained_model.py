@@ -23,7 +23,7 @@ from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.model.port import Model
 from lockstep.ps.checkpoint.checkpoint import Checkpoint
 from lockstep.ps.checkpoint.folder import CheckpointFolder
-from lockstep.ps.records.run_folder import CHECKPOINTS, WEIGHTS
+from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, WEIGHTS
 from lockstep.ps.run.early_stopping import best_epoch
 from lockstep.runs.recorded_model import trusted_source
 from lockstep.runs.run_dir import JOB, finished, recorded_job
@@ -32,7 +32,7 @@ from lockstep.runs.run_dir import JOB, finished, recorded_job
 MOST_NAMED = 8
 
 #: The number of steps after which they were kept, or a name.
-Moment = Literal["last", "best"] | int
+Moment = Literal["last", "best", "ema"] | int
 
 
 class KeptWeights(NamedTuple):
@@ -48,9 +48,11 @@ def kept_weights(folder: Path, job: Job, model: Model, moment: Moment) -> KeptWe
     `JobError` if these were not kept, `ModelError` if they are another model's.
     """
     if moment == "last":
-        arrays, metadata = read(folder / WEIGHTS)
-        steps = metadata.get("steps", "0")
-        return KeptWeights(_vector(arrays, model), int(steps) if steps.isdecimal() else 0)
+        return _written(folder / WEIGHTS, model)
+    if moment == "ema":
+        if not (folder / AVERAGE_WEIGHTS).is_file():
+            raise JobError(f"{str(folder)!r} has no {AVERAGE_WEIGHTS}: expected a finished run with ema_decay")
+        return _written(folder / AVERAGE_WEIGHTS, model)
     checkpoints = list(CheckpointFolder(folder / CHECKPOINTS, lambda text: None).back_from(sys.maxsize))
     if moment == "best":
         return _best(folder, job, model, checkpoints)
@@ -58,6 +60,12 @@ def kept_weights(folder: Path, job: Job, model: Model, moment: Moment) -> KeptWe
     if found is not None:
         return _own(found, model)
     raise JobError(f"{str(folder)!r} holds no whole checkpoint after {moment} steps: {_advice(folder, checkpoints)}")
+
+
+def _written(path: Path, model: Model) -> KeptWeights:
+    arrays, metadata = read(path)
+    steps = metadata.get("steps", "0")
+    return KeptWeights(_vector(arrays, model), int(steps) if steps.isdecimal() else 0)
 
 
 def _vector(arrays: Mapping[str, NDArray[Any]], model: Model) -> Vector:

@@ -81,6 +81,7 @@ class AutogradModel:
     #: Passes over micro-batches of one size that are computed as the module says before they are computed by a program.
     warm_up: int = WARM_UP
     layout: ParameterLayout = field(init=False)
+    taken: str = field(default="", init=False)
     #: Values that are the same for any seed, by name: those that the model's builder has set, or a file has.
     _own_values: dict[str, Array] = field(init=False)
 
@@ -128,8 +129,10 @@ class AutogradModel:
     def outputs(self, images: Array) -> Array:
         self.module.eval()
         with no_grad():
-            outputs: Array = taken(apply(self.module, images)).data
-        return outputs
+            outputs = apply(self.module, images)
+        self.taken = main_output(outputs).which
+        found: Array = taken(outputs).data
+        return found
 
     def evidence(self, objective: Objective, images: Array, targets: Array) -> Evidence:
         return Evidence()

@@ -83,10 +83,10 @@ class WeightsFit:
             ("unexpected", [repr(one_line(name, 80)) for name in self.unexpected]),
             ("of another shape", [f"{name!r} ({was}, not {is_})" for name, (was, is_) in self.reshaped.items()]),
         )
-        return "; ".join(f"{what}: {_listed(names)}" for what, names in kinds if names)
+        return "; ".join(f"{what}: {_first_of(names)}" for what, names in kinds if names)
 
 
-def _listed(names: Sequence[str]) -> str:
+def _first_of(names: Sequence[str]) -> str:
     more = len(names) - MOST_NAMED
     return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
