@@ -167,7 +167,7 @@ class Simulation:
             network=self.network,
             parts=replace(self.parts, load=lambda number: _load_nothing) if scenario.ships else self.parts,
             cores=scenario.cores,
-            patience=CROWDED if scenario.is_crowded else PATIENT,
+            patience=replace(CROWDED, cores=2) if scenario.is_crowded else PATIENT,
             cache=self.root / "cache" if scenario.ships else None,
             build=remembering if scenario.remembers else ModelSource.build,
         )

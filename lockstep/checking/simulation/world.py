@@ -17,6 +17,7 @@ from operator import attrgetter
 from typing import Protocol
 
 from lockstep.checking.simulation.strand import Killed, Strand
+from lockstep.common.runtime.clock import ThreadTimes
 from lockstep.common.transport.in_memory import Host, Timeline
 
 #: Seconds that a tick takes, if nothing else is given.
@@ -198,6 +199,10 @@ class Process(Host):
         """Return the time by its own clock; to look takes a tick."""
         self.tick()
         return self.time() + self.ahead_s
+
+    def times(self) -> ThreadTimes:
+        """Return what became of its time: it has a core of its own."""
+        return ThreadTimes(self.time(), 0.0)
 
     def time(self) -> float:
         """Return the time of the world as far as the process has got."""
