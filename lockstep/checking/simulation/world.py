@@ -194,6 +194,8 @@ class Process(Host):
     _alarm: float | None = None
     #: Whether it is to end in order once its action has ended.
     _is_interrupted: bool = False
+    #: Whether it was interrupted, as it says when it ends: maybe after the run, if it stood still.
+    was_interrupted: bool = False
 
     def now(self) -> float:
         """Return the time by its own clock; to look takes a tick."""
@@ -352,6 +354,7 @@ class Process(Host):
         shell = self.shell
         if shell is None or self.is_dead:
             return
+        self.was_interrupted = True
         if self._is_suspended():
             self._is_interrupted = True
             self.ring(self.timeline.now)

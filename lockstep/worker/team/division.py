@@ -125,7 +125,7 @@ class Planner:
         """Return the plan of an order; `before` are those that had something to do in the one before."""
         least = min((one.seconds for one in speeds.values() if one.seconds > 0.0), default=1.0)
         # Nobody knows better of one that has computed nothing yet.
-        times = {
+        times: Mapping[int, float] = {
             process: one.seconds / least if one.seconds > self.even * least else 1.0 for process, one in speeds.items()
         }
         if len(times) > self.cores:
