@@ -77,8 +77,8 @@ def open_run(
         raise ModelError(f"model {job.model_name()!r} has no parameters: expected something to train")
     objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)))
     slices_for(layout.size, admission.servers)  # raises if there are too many
-    source.check_repeated(model, job.seed)
-    evidence = model.evidence(objective, *first_micro_batch(job, data, is_here=not admission.ships_data))
+    batch = first_micro_batch(job, data, is_here=not admission.ships_data)
+    evidence = source.check_repeated(model, job.seed, objective, *batch)
     if evidence.engine and job.numerics == "portable":
         raise NumericsError(
             f"numerics = 'portable' with a model that {evidence.engine} computes, whose kernels are chosen by the "

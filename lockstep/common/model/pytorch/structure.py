@@ -4,7 +4,7 @@ Running means and variances of PyTorch's own normalization layers are statistics
 other buffers are constants: every process builds them alike, and nothing may change them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.tree import LINE, Vector
 from lockstep.common.errors import ModelError
+from lockstep.common.model.pytorch.state import overlaps
 
 #: The buffers of a normalization layer that are averages over batches, and the one that counts them.
 AVERAGES, COUNTER = ("running_mean", "running_var"), "num_batches_tracked"
@@ -82,6 +83,7 @@ def structure_of(module: Any) -> Structure:
     constants = tuple((name, buffer) for name, buffer in module.named_buffers() if id(buffer) not in averages)
     for name, buffer in constants:
         _check_device(f"the buffer {name!r}", buffer)
+    _check_memory(dict(parameters), dict(module.named_buffers()))
     layout = ParameterLayout.of(
         {name: parameter.shape for name, parameter in parameters},
         {each.name: getattr(each.layer, each.buffer).shape for each in statistics},
@@ -136,6 +138,22 @@ def _check_parameter(name: str, parameter: Any) -> None:
             f"the parameter {name!r} has requires_grad=False: expected True, since a job trains all parameters; make "
             "what is to stay as it is a buffer, with register_buffer"
         )
+
+
+def _check_memory(parameters: Mapping[str, Any], buffers: Mapping[str, Any]) -> None:
+    """Raise `ModelError` with the first parameter that shares memory with another one, or with a buffer."""
+    for one, other in overlaps({**buffers, **parameters}):
+        if one in parameters and other in parameters:
+            raise ModelError(
+                f"the parameters {one!r} and {other!r} share memory: expected one parameter under both names, as in "
+                "head.weight = embedding.weight, since each of them has a gradient of its own"
+            )
+        if one in parameters or other in parameters:
+            buffer, parameter = (other, one) if one in parameters else (one, other)
+            raise ModelError(
+                f"the buffer {buffer!r} shares memory with the parameter {parameter!r}: expected a copy, or the view "
+                "to be taken in the forward, since a run has its parameters in other memory"
+            )
 
 
 def _check_device(what: str, tensor: Any) -> None:
