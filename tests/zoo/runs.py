@@ -1,7 +1,9 @@
 """What the zoo's nets come to: over any number of workers, on other processors, and in a plain loop of PyTorch."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,9 @@ JOB = (
     *("--data", "samples.npz", "--steps", "3", "--global-batch", "8", "--micro-batches", "4"),
     *("--lr", "0.05", "--momentum", "0.9", "--seed", "3"),
 )  # fmt: skip
+
+#: The most by which a run may differ from a plain loop, as a part of how far training has moved the weights.
+ROUNDING = 1e-3
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -113,3 +118,31 @@ def distance(first: Arrays, expected: Arrays, found: Arrays) -> float:
 def job_in(place: Place, group: str) -> Job:
     """Return the job with which a group was trained in one process."""
     return recorded_job(place.folder / f"{group}-0-auto")
+
+
+def outcomes_of_nets(place: Place, group: str, processor: str) -> dict[str, dict[str, Any]]:
+    """Train a group in all ways on a kind of processor, and in a plain loop; return what was found of each net."""
+    write_samples(group, place.folder / "samples.npz")
+    runs = [trained(place, group, way, PROCESSORS[processor]) for way in WAYS]
+    with chdir(place.folder):
+        first, expected = plain_loop(job_in(place, group))
+    arrays, _ = runs[0]
+    nets = list(dict.fromkeys(name.split(".")[1] for name in expected))
+    # Those of the whole vector agree with those of its arrays.
+    assert len({digest for _, digest in runs}) == len({_digest(each) for each, _ in runs})
+    return {
+        net: {
+            "parameters": sum(array.size for array in of_net(expected, net).values()),
+            "runs": len(runs),
+            "digests": len({_digest(of_net(each, net)) for each, _ in runs}),
+            "plain loop": distance(*(of_net(each, net) for each in (first, expected, arrays))) < ROUNDING,
+        }
+        for net in nets
+    }
+
+
+def _digest(arrays: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode() + arrays[name].tobytes())
+    return digest.hexdigest()

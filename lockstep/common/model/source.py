@@ -10,7 +10,8 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -301,6 +302,24 @@ class WantedSource:
         if found.digest != self.digest:
             raise ModelError(f"the copy of the model in {str(copy)!r} is not {self.owner}: {self.advice}")
         return found
+
+
+@contextmanager
+def keeps_pytorch() -> Iterator[None]:
+    """Let PyTorch have its threads, deterministic mode and generator back at the end of the context."""
+    before = None
+    if "torch" in sys.modules:
+        from lockstep.common.model.pytorch.runtime import Settings
+
+        before = Settings.now()
+    try:
+        yield
+    finally:
+        # A model may have imported it within.
+        if "torch" in sys.modules:
+            from lockstep.common.model.pytorch.runtime import FIRST
+
+            (before or FIRST).restore()
 
 
 def torch_model(module: Any) -> Model:

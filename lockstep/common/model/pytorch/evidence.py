@@ -8,7 +8,7 @@ differs.
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,6 +55,13 @@ class Trial:
     own: Mapping[str, Any]
     #: What it computed first.
     first: Repetition | None = None
+    weights: Vector = field(init=False)
+    _engine: TorchEngine = field(init=False)
+
+    def __post_init__(self) -> None:
+        # While the module still has its own values.
+        self.weights = self.structure.values()
+        self._engine = TorchEngine(self.module, self.structure, self.objective)
 
     def evidence(self, images: Array, targets: Array) -> Evidence:
         """Return PyTorch's build, and the digest of what the model computes of a micro-batch.
@@ -106,8 +113,7 @@ class Trial:
             )
 
     def _computed(self, images: Array, targets: Array) -> Repetition:
-        engine = TorchEngine(self.module, self.structure, self.objective)
-        return _repeated(engine, self.module, self.structure.values(), images, targets)
+        return _repeated(self._engine, self.module, self.weights, images, targets)
 
     def _difference(self, first: Repetition, second: Repetition) -> str | None:
         """Return the first thing in which two results differ, in words."""

@@ -97,10 +97,11 @@ class TorchModel:
     def _rest(self) -> None:
         """Bind the module to its own values again, and put it into evaluation mode."""
         for parameter, data in self._own:
-            parameter.data = data
+            parameter.data, parameter.grad = data, None
         for statistic, tensor in self._averages:
             statistic.layer._buffers[statistic.buffer] = tensor
-            statistic.layer.momentum = statistic.momentum
+            if statistic.is_average:
+                statistic.layer.momentum = statistic.momentum
         self._module.eval()
 
 

@@ -1,7 +1,8 @@
 """What a `torch.nn.Module` consists of, as a run sees it: parameters, statistics, constants; refuses what has no place.
 
-Running means and variances of PyTorch's own normalization layers are statistics, which the tree reduces (rule R8). All
-other buffers are constants: every process builds them alike, and nothing may change them.
+Running means and variances of PyTorch's own normalization layers are statistics, which the tree reduces (rule R8), and
+so are the singular vectors of its spectral norms. All other buffers are constants: every process builds them alike, and
+nothing may change them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from torch.nn.modules.batchnorm import SyncBatchNorm, _NormBase
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.tree import LINE, Vector
@@ -26,13 +29,15 @@ WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel
 
 @dataclass(frozen=True)
 class Statistic:
-    """A running mean or variance: a buffer of a layer."""
+    """A running mean or variance, or a singular vector of a spectral norm: a buffer of a layer."""
 
     name: str
     layer: Any
     buffer: str
     #: The weight of a new batch.
     momentum: float
+    #: Whether the layer itself averages over batches, by its attribute `momentum`.
+    is_average: bool = True
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,17 @@ def _statistics(module: Any) -> Iterator[Statistic]:
                         raise ModelError(f"the buffer {name!r} is {getattr(layer, buffer).dtype}: expected float32")
                     _check_device(f"the buffer {name!r}", getattr(layer, buffer))
                     yield Statistic(name, layer, buffer, layer.momentum)
+        for buffer in _singular_vectors(layer):
+            yield Statistic(_join(prefix, buffer), layer, buffer, momentum=1.0, is_average=False)
+
+
+def _singular_vectors(layer: Any) -> Iterator[str]:
+    """Yield the buffers that a spectral norm moves in training, if a layer is one or has one of the older kind."""
+    if isinstance(layer, _SpectralNorm):
+        yield from (buffer for buffer in ("_u", "_v") if buffer in layer._buffers)
+    for hook in layer._forward_pre_hooks.values():
+        if isinstance(hook, SpectralNorm):
+            yield from (f"{hook.name}_u", f"{hook.name}_v")
 
 
 def _counting(module: Any) -> Iterator[Any]:

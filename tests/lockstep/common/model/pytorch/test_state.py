@@ -70,7 +70,9 @@ PLANTED = {
     "array of NumPy": (
         net("import numpy", made="self._sums = numpy.zeros(2)", done="self._sums += 1"), "_sums",
     ),
-    "plain object": (net(COUNTER.format(slots=""), made="self.tracker = Counter()", done="self.tracker()"), "tracker.n"),
+    "plain object": (
+        net(COUNTER.format(slots=""), made="self.tracker = Counter()", done="self.tracker()"), "tracker.n",
+    ),
     "object with slots": (
         net(COUNTER.format(slots="__slots__ = ('n',)"), made="self.tracker = Counter()", done="self.tracker()"),
         "tracker.n",
