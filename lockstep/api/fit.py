@@ -15,7 +15,7 @@ from lockstep.api.job_inputs import Arrays, job_inputs
 from lockstep.api.run import Run, load_run
 from lockstep.common.errors import JobError
 from lockstep.common.job.job import Job
-from lockstep.common.model.source import is_torch_module, torch_model
+from lockstep.common.model.source import is_torch_module, keeps_pytorch, torch_model
 from lockstep.common.nn.module import Module
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.launch.cluster import train_here
@@ -131,6 +131,7 @@ def _with_values_of(callbacks: Sequence[Callback], values: Mapping[str, Any]) ->
     return given
 
 
+@keeps_pytorch()
 def _carry_out(job: Job, destination: Destination, callbacks: Sequence[Callback], *, verbose: bool) -> Run:
     """Train to the end, calling the callbacks that are code; the others are values of the job."""
     folder = destination.folder

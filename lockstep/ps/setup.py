@@ -8,7 +8,7 @@ import numpy as np
 
 from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.slices import slices_for
-from lockstep.common.aggregation.tree import Vector
+from lockstep.common.aggregation.tree import LINE, Vector
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.manifest import manifest_of
 from lockstep.common.data.preparation import Preparation
@@ -21,6 +21,7 @@ from lockstep.common.job.score import Guess
 from lockstep.common.model.first_batch import first_micro_batch
 from lockstep.common.model.port import Model
 from lockstep.common.model.source import ModelSource, read_model_source
+from lockstep.common.optim.rules import Rule, SlotSets
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.runtime.numerics import NUMERICS
 from lockstep.ps.run.info import AdmissionPolicy as AdmissionPolicy
@@ -76,8 +77,8 @@ def open_run(
         raise ModelError(f"model {job.model_name()!r} has no parameters: expected something to train")
     objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)))
     slices_for(layout.size, admission.servers)  # raises if there are too many
-    source.check_repeated(model, job.seed)
-    evidence = model.evidence(objective, *first_micro_batch(job, data, is_here=not admission.ships_data))
+    batch = first_micro_batch(job, data, is_here=not admission.ships_data)
+    evidence = source.check_repeated(model, job.seed, objective, *batch)
     if evidence.engine and job.numerics == "portable":
         raise NumericsError(
             f"numerics = 'portable' with a model that {evidence.engine} computes, whose kernels are chosen by the "
@@ -103,8 +104,25 @@ def open_run(
     )
     weights = first_weights(job, model)
     policy = policy_of(job, plan, layout.parameter_size, model.momenta())
-    shard = Shard((weights, np.zeros_like(weights)), policy, job.micro_batches)
+    if layout.alignment > 1:
+        check_gaps(policy.rule, job)
+    shard = Shard((weights, layout.new_vector()), policy, job.micro_batches)
     return RunSetup(info=info, model=model, data=data, layout=layout, shard=shard, source=source)
+
+
+def check_gaps(rule: Rule, job: Job) -> None:
+    """Raise `JobError` if a rule moves zeros without a gradient, which are between the arrays of a vector."""
+    old, new = np.zeros(LINE, np.float32), np.zeros(LINE, np.float32)
+    slots = SlotSets(rule.init(LINE))
+    for step in range(2):
+        with np.errstate(all="ignore"):
+            rule.update(old, np.zeros(LINE, np.float32), slots, step, job.lr, new)
+        if new.any():
+            raise JobError(
+                f"optimizer = {job.optimizer!r} makes {float(new[0])!r} of a weight of 0 whose gradient is 0: expected "
+                "0, since there are such values between the parameters of a model of PyTorch"
+            )
+        old, new = new, old
 
 
 def guess_of(objective: Objective, data: TrainTest) -> Guess | None:

@@ -83,7 +83,7 @@ class Compute:
         return self._attempt.losses
 
     def _new_vector(self) -> Vector:
-        return np.zeros(self.layout.size, dtype=np.float32)
+        return self.layout.new_vector()
 
     def move(self, slots: tuple[Vector, Vector]) -> None:
         """Compute with weights in other memory from the next `turn` on; both are of the layout's size."""

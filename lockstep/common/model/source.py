@@ -10,7 +10,8 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -19,11 +20,13 @@ from traceback import walk_tb
 from types import ModuleType
 from typing import Any
 
+from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.errors import ModelError
 from lockstep.common.files.did_you_mean import nearest
+from lockstep.common.job.objective import Objective
 from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.model.files import ModelFile, ModelFiles, differing, is_shared, read_copy, read_model_files
-from lockstep.common.model.port import Model
+from lockstep.common.model.port import Evidence, Model
 from lockstep.common.nn.description import build
 from lockstep.common.nn.models import MODELS
 from lockstep.common.nn.module import Module
@@ -160,12 +163,21 @@ class ModelSource:
             f"{self.files} returned {built!r}: expected a Module; does the function end in `return model`?"
         )
 
-    def check_repeated(self, model: Model, seed: int) -> None:
-        """Raise ModelError if building again gives another model than this one, whose values nobody has changed."""
-        if is_torch_module(model.module):
-            from lockstep.common.model.pytorch.model import check_equal
+    def check_repeated(self, model: Model, seed: int, objective: Objective, images: Array, targets: Array) -> Evidence:
+        """Return a model's evidence, of a micro-batch; ModelError if it is another one when it is built again.
 
-            check_equal(model, self.build(seed))
+        It has to have the same values then, which nobody has changed here, and the same results after another
+        micro-batch. Other errors as of `Model.evidence`.
+        """
+        if not is_torch_module(model.module):
+            return model.evidence(objective, images, targets)
+        from lockstep.common.model.pytorch.model import check_equal, check_order
+
+        again = self.build(seed)
+        check_equal(model, again)
+        evidence = model.evidence(objective, images, targets)
+        check_order(model, again, objective, images, targets)
+        return evidence
 
 
 def _called(files: ModelFiles, seed: int) -> object:
@@ -290,6 +302,24 @@ class WantedSource:
         if found.digest != self.digest:
             raise ModelError(f"the copy of the model in {str(copy)!r} is not {self.owner}: {self.advice}")
         return found
+
+
+@contextmanager
+def keeps_pytorch() -> Iterator[None]:
+    """Let PyTorch have its threads, deterministic mode and generator back at the end of the context."""
+    before = None
+    if "torch" in sys.modules:
+        from lockstep.common.model.pytorch.runtime import Settings
+
+        before = Settings.now()
+    try:
+        yield
+    finally:
+        # A model may have imported it within.
+        if "torch" in sys.modules:
+            from lockstep.common.model.pytorch.runtime import FIRST
+
+            (before or FIRST).restore()
 
 
 def torch_model(module: Any) -> Model:

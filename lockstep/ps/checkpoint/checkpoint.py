@@ -121,8 +121,8 @@ class Checkpoint:
 
     def held(self, layout: ParameterLayout, slots: Iterable[str]) -> HeldState:
         """Return the vectors for a layout and an optimizer's slots; `FileFormatError` if the file has others."""
-        weights = np.empty(layout.size, np.float32)
-        state = {slot: np.empty(layout.parameter_size, np.float32) for slot in slots}
+        weights = layout.new_vector()
+        state = {slot: np.zeros(layout.parameter_size, np.float32) for slot in slots}
         places = _places(layout, weights, state)
         odd = sorted(places.keys() ^ self.arrays.keys())
         if odd:

@@ -177,7 +177,7 @@ class MetricsRecorder:
             images_per_s=progress.samples / progress.train_s if progress.train_s else 0.0,
             compute_s=compute_s,
             update_s=self.update_s,
-            parameters=self.layout.parameter_size,
+            parameters=self.layout.parameter_count,
             split=self.times.split(),
             train_loss=kept.loss,
             test_loss=kept.test_loss,

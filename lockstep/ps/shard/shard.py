@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.quantization.quantization import RoundingKey
 from lockstep.common.aggregation.slices import Slice
-from lockstep.common.aggregation.tree import Addition, Node, Vector, VectorPool, VectorTree
+from lockstep.common.aggregation.tree import Addition, Node, Vector, VectorPool, VectorTree, new_vector
 from lockstep.common.aggregation.update import Pair, Slots, UpdatePass, UpdateStep, UpdateVectors
 from lockstep.common.optim.clipping import add_blocks, block_squares, scale_for
 from lockstep.ps.shard.update_policy import UpdatePolicy
@@ -58,7 +58,7 @@ class Shard:
         self._sets = self.state, self.state
         self.served = self.slots
         if not self.policy.wire_weights.is_exact:
-            self.served = self.rounded or (np.zeros_like(self.weights), np.zeros_like(self.weights))
+            self.served = self.rounded or (new_vector(self.weights.size), new_vector(self.weights.size))
         self.refresh_served()
         pools = {len(frame): VectorPool(len(frame)) for frame in self.frames}
         self.trees = [VectorTree(self.micro_batches, pools[len(frame)], self._addition(frame)) for frame in self.frames]

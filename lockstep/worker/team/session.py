@@ -7,8 +7,6 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from lockstep.common.aggregation.slices import frames_of
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import SharingError
@@ -103,7 +101,7 @@ def lead(welcome: Welcome, material: Material, around: Surroundings) -> LeaderSe
     with ExitStack() as stack:
         stack.callback(folder.remove)
         stack.callback(memory.close)
-        sums = sums or (_new_sums(size),)
+        sums = sums or (material.model.layout.new_vector(),)
         compute = material.compute(slots or own_slots, (*sums, *memory.own.vectors[:ROWS]), frames)
         member = around.kind(
             compute,
@@ -166,10 +164,6 @@ def _check_room(root: Path, shape: TeamShape) -> None:
             f"{root} has no room for the {needed / 2**20:.0f} MiB of a team of {shape.processes} "
             f"({free / 2**20:.0f} MiB are free): make it larger (for a container, --shm-size)"
         )
-
-
-def _new_sums(size: int) -> Vector:
-    return np.zeros(size, np.float32)
 
 
 def foretell(welcome: Welcome, meeting: Meeting) -> None:
