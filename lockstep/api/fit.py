@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from lockstep.api.callbacks import Callback, CallbackRunner, EarlyStopping, Training, check_form
-from lockstep.api.exported_model import Model, exported
+from lockstep.api.exported_model import Model, exported, exported_functions
 from lockstep.api.frames import Frame, memory_data, named_data, taken_options
 from lockstep.api.job_inputs import Arrays, job_inputs
 from lockstep.api.run import Run, load_run
@@ -73,8 +73,9 @@ def fit(
     True
     """
     options, values = taken_options(values)
-    known = exported(model)
-    given = {"model": known.value, **_with_values_of(callbacks, values)}
+    known, functions = exported(model), exported_functions(values)
+    named = {name: f"{name}.py:{text.function}" for name, text in functions.items()}
+    given = {"model": known.value, **_with_values_of(callbacks, values), **named}
     job, launch = resolve({}, given)
     arrays = None
     if isinstance(data, str | Path):
@@ -85,7 +86,7 @@ def fit(
     wanted = None if run_dir is None else Path(run_dir)
     with (
         claimed_run_dir(wanted, job.model_name() if known.text is None else known.text.name) as folder,
-        job_inputs(folder, weights, arrays, known.text) as paths,
+        job_inputs(folder, weights, arrays, known.text, functions) as paths,
     ):
         job = msgspec.structs.replace(job, **paths)
         trust_own(job)

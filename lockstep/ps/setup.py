@@ -17,10 +17,11 @@ from lockstep.common.errors import JobError, LockstepError, ModelError, Numerics
 from lockstep.common.files.safetensors import read
 from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
+from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.job.score import Guess
 from lockstep.common.model.first_batch import first_micro_batch
 from lockstep.common.model.port import Model
-from lockstep.common.model.source import ModelSource, read_model_source
+from lockstep.common.model.source import ModelSource, read_job_source
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.runtime.numerics import NUMERICS
 from lockstep.ps.run.info import AdmissionPolicy as AdmissionPolicy
@@ -40,6 +41,8 @@ class RunSetup:
     layout: ParameterLayout
     shard: Shard
     source: ModelSource
+    #: Functions of the user's own that the job names.
+    own: OwnCode = NO_CODE
 
 
 def open_run(
@@ -67,9 +70,10 @@ def open_run(
             f"global_batch = {job.global_batch!r} is more than the {len(data.train)} training samples of "
             f"{job.data!r}: expected at most as many"
         )
-    objective = Objective.of(job)
+    source = source or read_job_source(job)
+    code = source.own_code()
+    objective = Objective.of(job, code.loss)
     objective.check_labels(data.train, data.class_names)
-    source = source or read_model_source(job.model)
     model = source.build(job.seed)
     layout = model.layout
     if not layout.parameter_size:
@@ -94,7 +98,7 @@ def open_run(
         dataset=dataset,
         source=source.digest,
         model_files=source.digests(),
-        model_folder="" if source.files is None else model_folder,
+        model_folder=model_folder if source.entries() else "",
         fingerprint=msgspec.structs.replace(own, engine=evidence.engine, evidence=evidence.digest),
         targets=data.train.targets,
         guess=guess_of(objective, data),
@@ -104,7 +108,7 @@ def open_run(
     weights = first_weights(job, model)
     policy = policy_of(job, plan, layout.parameter_size, model.momenta())
     shard = Shard((weights, np.zeros_like(weights)), policy, job.micro_batches)
-    return RunSetup(info=info, model=model, data=data, layout=layout, shard=shard, source=source)
+    return RunSetup(info=info, model=model, data=data, layout=layout, shard=shard, source=source, own=code)
 
 
 def guess_of(objective: Objective, data: TrainTest) -> Guess | None:

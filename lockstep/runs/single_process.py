@@ -39,7 +39,7 @@ class SingleProcessTrainer:
 
     def __post_init__(self) -> None:
         setup = self.setup
-        self.compute = Compute(setup.info.job, setup.model, setup.data, setup.shard.served)
+        self.compute = Compute(setup.info.job, setup.model, setup.data, setup.shard.served, own=setup.own)
 
     def step(self, step: int) -> None:
         """Make a step: forward, loss, backward, sum, update. Raises what the model raises, and `NotFiniteError`."""
@@ -54,7 +54,7 @@ class SingleProcessTrainer:
     def update(self, step: int, sums: Vector, tally: Tally) -> float:
         """Change the weights by the sums of a step; return the learning rate."""
         self.setup.shard.add(self._whole, sums)
-        return self.setup.shard.update(step, tally.count).rate
+        return self.setup.shard.update(step, tally.divisor).rate
 
     @property
     def _whole(self) -> Node:

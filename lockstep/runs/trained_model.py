@@ -19,6 +19,7 @@ from lockstep.common.errors import FileFormatError, JobError
 from lockstep.common.files.safetensors import read
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
+from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.model.port import Model
 from lockstep.ps.checkpoint.checkpoint import Checkpoint
 from lockstep.ps.checkpoint.folder import CheckpointFolder
@@ -92,6 +93,8 @@ class Trained:
     #: With these weights.
     model: Model
     weights: Vector
+    #: Functions of the user's own that the job names.
+    own: OwnCode = NO_CODE
 
     def arrays(self) -> dict[str, Vector]:
         """Return the weights by their names."""
@@ -111,11 +114,12 @@ def open_trained(folder: Path, moment: Moment = "last") -> Trained:
             f"{str(folder)!r} holds no weights of a run: expected a run folder, with {JOB} and {WEIGHTS}{there}"
         )
     job = recorded_job(folder)
-    model = trusted_source(folder, job).build(job.seed)
+    source = trusted_source(folder, job)
+    model = source.build(job.seed)
     weights = kept_weights(folder, job, model.layout, moment)
     _check_finite(folder, weights, model.layout, moment)
     model.load(weights)
-    return Trained(folder, job, model, weights)
+    return Trained(folder, job, model, weights, source.own_code())
 
 
 def _check_finite(folder: Path, weights: Vector, layout: ParameterLayout, moment: Moment) -> None:

@@ -16,6 +16,7 @@ from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.sampler import Sampler, evaluation_chunks, evaluation_rows
 from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
+from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.protocol.messages import OF_A_STEP, Work
 from lockstep.common.random import Purpose, generator
 
@@ -31,13 +32,15 @@ class Batches:
     data: TrainTest
     #: Mean and deviation of the training set if not all of it is here; by default they are computed.
     moments: tuple[float, float] | None = None
+    #: Functions of the user's own that the job names.
+    own: OwnCode = NO_CODE
     objective: Objective = field(init=False)
     sampler: Sampler = field(init=False)
     preparation: Preparation = field(init=False)
 
     def __post_init__(self) -> None:
         job = self.job
-        self.objective = Objective.of(job)
+        self.objective = Objective.of(job, self.own.loss)
         self.sampler = Sampler(len(self.data.train), job.global_batch, job.micro_batches, job.seed)
         self.preparation = self._prepared()
 
@@ -47,6 +50,12 @@ class Batches:
         if self.moments is None:
             return Preparation.of(self.data.train, self.job.max_shift)
         return Preparation(*self.moments, self.job.max_shift)
+
+    @property
+    def is_stackable(self) -> bool:
+        """Whether a sample is one array, and its target another, so that several micro-batches may be one."""
+        train = self.data.train
+        return train.images.dtype.names is None and train.labels.dtype.names is None
 
     def training(self, indices: Integers, step: int, micro_batch: int) -> tuple[Array, Array]:
         """Return what the model is given of these samples in a micro-batch, and what its outputs are compared with."""

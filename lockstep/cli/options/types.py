@@ -34,6 +34,15 @@ def share(text: str) -> float:
     return part
 
 
+def several(text: str, of: type[str] | type[int] | type[float] | type[bool]) -> tuple[Any, ...]:
+    """Return values of a kind, which are separated by commas. Raises BadParameter."""
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        return tuple(of(part) for part in parts if part)
+    except ValueError:
+        raise click.BadParameter(f"{text!r}: expected numbers with commas between them, as 1,1,2.5") from None
+
+
 def share_below_one(text: str) -> float:
     """Return a share that leaves something of the whole. Raises BadParameter."""
     part = share(text)

@@ -63,8 +63,8 @@ class UpdateStep:
     """What is the same for all values in the update of one step."""
 
     step: int
-    #: What the sums are divided by: the number of targets of all samples.
-    count: int
+    #: What the sums are divided by: the number of targets of all samples, or the sum of their weights.
+    divisor: float
     #: The learning rate, and the factor of clipping, None if nothing is clipped.
     rate: float
     scale: float | None = None
@@ -141,14 +141,20 @@ class UpdatePass:
             momenta=None if is_trained else self.rule.momenta[part.start - trained : part.stop - trained],
         )
 
-    def mean(self, chunk: UpdateChunk, terms: Terms, count: int) -> Vector:
-        """Return a chunk's part of the mean, in the chunk's memory for it; `terms` as in `run`."""
+    def mean(self, chunk: UpdateChunk, terms: Terms, divisor: float) -> Vector:
+        """Return a chunk's part of the mean, in the chunk's memory for it; `terms` as in `run`.
+
+        It is zero if nothing counts, as where all labels are ignored.
+        """
         parts = [term[chunk.part] for term in terms[chunk.frame]]
         total = parts[0] if len(parts) == 1 else np.add(parts[0], parts[1], out=chunk.mean)
-        if count > 0 and count & (count - 1) == 0:
+        if divisor == 0.0:
+            chunk.mean.fill(0.0)
+            return chunk.mean
+        if math.frexp(divisor)[0] == 0.5:
             # Exact, as dividing by a power of two is, and takes half the time.
-            return np.multiply(total, np.float32(1 / count), out=chunk.mean)
-        return np.divide(total, np.float32(count), out=chunk.mean)
+            return np.multiply(total, np.float32(1 / divisor), out=chunk.mean)
+        return np.divide(total, np.float32(divisor), out=chunk.mean)
 
     def run(self, at: UpdateStep, part: Slice, terms: Terms) -> int | None:
         """Write the new weights and slots of a part; return the first place that is not finite, None if all are.
@@ -159,7 +165,7 @@ class UpdatePass:
         total = 0.0
         with np.errstate(all="ignore"):  # what overflows is found here, or shows in the next loss with its place
             for chunk in self.chunks(part):
-                mean = self.mean(chunk, terms, at.count)
+                mean = self.mean(chunk, terms, at.divisor)
                 if at.scale is not None and chunk.momenta is None:
                     mean *= np.float32(at.scale)
                 new = self._write(at, chunk, mean)
@@ -181,8 +187,10 @@ class UpdatePass:
         if chunk.momenta is None:
             slots = SlotSets(chunk.slots[at.reads], chunk.slots[at.writes])
             self.rule.rule.update(old, mean, slots, at.step, at.rate, new)
+        elif at.divisor == 0.0:
+            np.copyto(new, old)
         else:
-            # Running statistics follow the mean over the micro-batches, weighted by their samples (rule R8).
+            # Running statistics follow the mean over the micro-batches, weighted as their losses are (rule R8).
             mean -= old
             mean *= chunk.momenta
             np.add(old, mean, out=new)

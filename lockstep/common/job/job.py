@@ -7,6 +7,8 @@ import msgspec
 from msgspec import Meta
 
 from lockstep.common.errors import JobError
+from lockstep.common.files.did_you_mean import nearest
+from lockstep.common.job.losses import LOSSES, has_accuracy
 from lockstep.common.optim.rules import OptimizerName
 from lockstep.common.runtime.numerics import Numerics
 
@@ -51,9 +53,25 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         None
     )
     loss: Annotated[
-        Literal["cross-entropy", "mse"],
-        Meta(description="loss function; mse is for regressions"),
+        str,
+        Meta(
+            description="cross-entropy, nll, bce (several labels), mse, l1, smooth-l1, or FILE.py:FUNCTION of outputs "
+            "and targets that returns the sum of the losses and what it is divided by"
+        ),
     ] = "cross-entropy"
+    class_weights: (
+        Annotated[
+            tuple[NonNegative, ...],
+            Meta(max_length=4096, description="what each class weighs in the loss, as 1,1,2.5  [each 1]"),
+        ]
+        | None
+    ) = None
+    ignore_index: (
+        Annotated[
+            int, Meta(ge=-(2**31), le=2**31 - 1, description="label of targets that are left out of the loss  [none]")
+        ]
+        | None
+    ) = None
     label_smoothing: Annotated[Probability, Meta(description="share of each label to spread over all classes")] = 0.0
     wire: Annotated[
         Literal["float32", "float16", "bfloat16", "int8"],
@@ -128,6 +146,28 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         return "; ".join(f"{name} = {was!r} in the run, {is_!r} here" for name, was, is_ in values if was != is_)
 
 
+def names_code(value: str | None) -> bool:
+    """Tell whether a value of a job names a function of the user's own."""
+    return value is not None and (":" in value or value.endswith(".py"))
+
+
+def _check_loss(job: Job) -> None:
+    if job.loss not in LOSSES and not names_code(job.loss):
+        raise JobError(
+            f"loss = {job.loss!r}{nearest(job.loss, LOSSES)}: expected one of {', '.join(LOSSES)}, or FILE.py:FUNCTION"
+        )
+    if job.loss != "cross-entropy" and job.label_smoothing:
+        raise JobError(
+            f"label_smoothing = {job.label_smoothing!r} with loss = {job.loss!r}: expected 0, or cross-entropy"
+        )
+    if job.class_weights is not None and not has_accuracy(job.loss):
+        raise JobError(f"class_weights with loss = {job.loss!r}: expected a loss of classes or labels")
+    if job.class_weights is not None and not any(job.class_weights):
+        raise JobError(f"class_weights = {list(job.class_weights)!r}: expected at least one above 0")
+    if job.ignore_index is not None and job.loss not in ("cross-entropy", "nll"):
+        raise JobError(f"ignore_index = {job.ignore_index!r} with loss = {job.loss!r}: expected cross-entropy or nll")
+
+
 def check(job: Job) -> Job:
     """Return the job; `JobError` if two of its values contradict each other."""
     if job.nesterov and (job.optimizer != "sgd" or job.momentum == 0.0):
@@ -135,17 +175,14 @@ def check(job: Job) -> Job:
             f"nesterov = true with optimizer = {job.optimizer!r} and momentum = {job.momentum!r}: "
             "expected sgd with momentum above 0; set both or remove nesterov"
         )
-    if job.loss == "mse" and job.label_smoothing:
-        raise JobError(
-            f"label_smoothing = {job.label_smoothing!r} with loss = 'mse': expected 0: a regression has no classes"
-        )
+    _check_loss(job)
     if job.micro_batches > job.global_batch:
         raise JobError(
             f"micro_batches = {job.micro_batches!r} is more than global_batch = {job.global_batch!r}: "
             "expected at least one sample per micro-batch; lower it or raise the batch"
         )
-    if job.loss == "mse" and job.monitored().endswith("accuracy"):
-        raise JobError(f"monitor = {job.monitor!r} with loss = 'mse', which has no accuracy: expected a loss")
+    if not has_accuracy(job.loss) and job.monitored().endswith("accuracy"):
+        raise JobError(f"monitor = {job.monitor!r} with loss = {job.loss!r}, which has no accuracy: expected a loss")
     if job.monitored().startswith("val_") and not job.validation_split:
         raise JobError(
             f"monitor = {job.monitor!r} without a validation set: expected validation_split above 0, such as 0.1, or "

@@ -157,17 +157,19 @@ class AddFromMemory(NodeMessage, frozen=True, kw_only=True):
 
 
 class SquaresRequest(Message, frozen=True, kw_only=True):
-    """The tree of a step is whole, over `count` samples: request what the squares of the blocks add up to."""
+    """The tree of a step is whole: request what the squares of the blocks add up to."""
 
     step: Count
-    count: Count
+    #: What the sums are divided by.
+    divisor: float
 
 
 class Update(Message, frozen=True, kw_only=True):
-    """The tree of a step is whole, over `count` samples: make the update."""
+    """The tree of a step is whole: make the update."""
 
     step: Count
-    count: Count
+    #: What the sums are divided by.
+    divisor: float
     #: Clipping's factor, None where nothing is clipped.
     scale: float | None
     #: Workers that get the new weights at once.

@@ -86,12 +86,13 @@ class MetricsRecorder:
         self.times.add(time, update_s, is_counted=step % self.info.plan.steps_per_epoch != 0)
         if self.folder is not None:
             guess = self.info.guess
+            score = score_of(tally, guess and guess.train, has_accuracy=self.info.has_accuracy)
             record = StepRecord(
                 epoch=self.info.plan.epoch_of(step),
                 step=step,
                 loss=tally.loss,
-                accuracy=tally.accuracy if guess is None else None,
-                r2=None if guess is None else score_of(tally, guess.train).r2,
+                accuracy=score.accuracy,
+                r2=score.r2,
                 lr=rate,
                 samples=tally.count // self.info.targets,
                 round_s=time.round_s,

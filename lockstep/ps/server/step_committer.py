@@ -36,7 +36,7 @@ class StepCommitter:
         if self.guard.text:
             return [events.WeightsNotFinite(text=self.guard.text)]
         self._update = effect
-        return self.group.update(effect.step, effect.tally.count, self._collected(effect.step))
+        return self.group.update(effect.step, effect.tally.divisor, self._collected(effect.step))
 
     def _collected(self, step: int) -> Collected:
         """Return what is to be gathered from all servers with the update of a step."""

@@ -180,9 +180,9 @@ class ShardGroupShell:
             case machine.FindScale():
                 assert self.state.update is not None  # that is what is measured
                 order = [member.peer for member in self.state.in_order()]
-                yield machine.ScaleFound(scale=self._update.scale(self.own, self.state.update.count, order))
+                yield machine.ScaleFound(scale=self._update.scale(self.own, self.state.update.divisor, order))
             case Update():
-                self._update.rate = self.own.update(effect.step, effect.count, effect.scale).rate
+                self._update.rate = self.own.update(effect.step, effect.divisor, effect.scale).rate
                 yield machine.OwnSliceUpdated(step=effect.step)
             case coordinator_events.StepUpdated():
                 self._complete(effect.step)
@@ -257,13 +257,13 @@ class ShardGroupShell:
 
     # Updates
 
-    def update(self, step: int, count: int, collected: Collected) -> list[coordinator_events.Event]:
+    def update(self, step: int, divisor: float, collected: Collected) -> list[coordinator_events.Event]:
         """Let all servers make an update, and the shards send their new weights to the workers that are ready."""
         pushed = frozenset(member.rank for member in self.membership.ready() if not member.shares and self.state.others)
         self._update = DistributedUpdate(began=self.clock.now(), collected=collected, pushed=pushed)
         if self.gathered is not None and collected != "nothing":
             self.gathered.begin()
-        asked = Update(step=step, count=count, scale=None, ranks=sorted(pushed), collected=collected)
+        asked = Update(step=step, divisor=divisor, scale=None, ranks=sorted(pushed), collected=collected)
         return self._dispatch(asked)
 
     def _complete(self, step: int) -> None:

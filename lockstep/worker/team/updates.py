@@ -117,14 +117,14 @@ class UpdateMaker:
         self.marks.keep_order()
         return [slice_ for slice_, steps in enumerate(made) if steps <= step]
 
-    def write(self, slice_: int, order: Order, operands: Operands, squares: "Squares") -> bool:
-        """Write a slice of the new weights; return whether they are finite. Its lock is ours."""
+    def write(self, slice_: int, order: Order, operands: Operands, divisor: float, squares: "Squares") -> bool:
+        """Write a slice of the new weights, and tell whether they are finite. Its lock is ours."""
         steps = order.steps
         assert steps is not None  # of a lease there is no update
         reads = (steps.reads + order.step - steps.first) % 2
         at = UpdateStep(
             step=order.step,
-            count=steps.count,
+            divisor=divisor,
             rate=self.schedule.rate(order.step),
             scale=self._scale_of(order.number, squares),
             reads=reads,
@@ -157,15 +157,14 @@ class UpdateMaker:
 
     # Clipping
 
-    def add_squares(self, order: Order, operands: Operands, whole: Slice, out: NDArray[np.float64]) -> None:
+    def add_squares(self, operands: Operands, divisor: float, whole: Slice, out: NDArray[np.float64]) -> None:
         """Write the sums of squares of a slice's blocks of the mean gradient into their places in `out`."""
-        assert order.steps is not None  # of a lease there is no update
         updating = self._pass_over(whole)
         with np.errstate(all="ignore"):  # as in `write`
             for number, (piece, terms) in enumerate(self.adder.pieces(operands, whole)):
                 for chunk in updating.chunks(piece):
                     if chunk.momenta is None:
-                        blocks = block_squares(updating.mean(chunk, {number: terms}, order.steps.count))
+                        blocks = block_squares(updating.mean(chunk, {number: terms}, divisor))
                         start = chunk.start // BLOCK
                         out[start : start + len(blocks)] = blocks
 

@@ -71,7 +71,7 @@ def _repeated(engine: TorchEngine, module: Any, weights: Vector, images: Array, 
     before, sums = weights.tobytes(), _placed(np.zeros_like(weights), 0)
     engine.bind([weights], [sums])
     try:
-        loss, outputs = engine.forward(images, targets, _KEY)
+        loss, outputs, _ = engine.forward(images, targets, _KEY)
         kept = outputs.tobytes()
         engine.backward(None)
         evaluated = engine.evaluate(images, targets).outputs.tobytes()

@@ -11,7 +11,7 @@ from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.errors import ModelError
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.port import Evidence, Model
-from lockstep.common.model.pytorch.engine import TorchEngine, apply
+from lockstep.common.model.pytorch.engine import TorchEngine, apply, taken
 from lockstep.common.model.pytorch.evidence import evidence_of
 from lockstep.common.model.pytorch.structure import COUNTER, structure_of
 
@@ -70,7 +70,7 @@ class TorchModel:
     def outputs(self, images: Array) -> Array:
         self._rest()
         with torch.no_grad():
-            outputs: Array = apply(self._module, images).numpy()
+            outputs: Array = taken(apply(self._module, images)).numpy()
         return outputs
 
     def engine(self, objective: Objective) -> TorchEngine:

@@ -49,7 +49,7 @@ def terms_of(step: int, count: int) -> list[list[Vector]]:
 def step_of(step: int, *, is_doubled: bool, scale: float | None) -> UpdateStep:
     reads = step % 2 if is_doubled else 0
     writes = 1 - reads if is_doubled else 0
-    return UpdateStep(step=step, count=37 + step, rate=0.1, scale=scale, reads=reads, writes=writes)
+    return UpdateStep(step=step, divisor=37 + step, rate=0.1, scale=scale, reads=reads, writes=writes)
 
 
 def bits_of(updating: UpdatePass, steps: int, *, is_doubled: bool) -> list[bytes]:

@@ -82,7 +82,10 @@ def test_the_digest_outlives_the_wire() -> None:
         ("micro_batches", 0),
         ("micro_batches", 4097),
         ("label_smoothing", 1.0),
-        ("loss", "mean"),
+        ("loss", 3),
+        ("class_weights", [1.0, -1.0]),
+        ("class_weights", 1.0),
+        ("ignore_index", 1.5),
         ("max_shift", -1),
         ("optimizer", "lion"),
         ("lr", 0.0),
@@ -115,6 +118,15 @@ def test_a_value_out_of_range_or_of_another_kind_is_refused(field: str, value: o
     [
         (Job(nesterov=True, optimizer="adam"), "nesterov = true with optimizer = 'adam'"),
         (Job(nesterov=True, momentum=0.0), "momentum = 0.0"),
+        (Job(loss="mean"), "loss = 'mean': expected one of cross-entropy, nll, bce, mse, l1, smooth-l1, or FILE.py"),
+        (Job(loss="l2"), r"loss = 'l2' (did you mean 'l1'?)"),
+        (Job(loss="bce", label_smoothing=0.1), "label_smoothing = 0.1 with loss = 'bce': expected 0, or cross-entropy"),
+        (
+            Job(loss="mse", class_weights=(1.0,)),
+            "class_weights with loss = 'mse': expected a loss of classes",
+        ),
+        (Job(class_weights=(0.0, 0.0)), "class_weights = [0.0, 0.0]: expected at least one above 0"),
+        (Job(loss="bce", ignore_index=1), "ignore_index = 1 with loss = 'bce': expected cross-entropy or nll"),
         (Job(monitor="val_accuracy"), "monitor = 'val_accuracy' without a validation set"),
         (
             Job(monitor="test_accuracy", loss="mse"),

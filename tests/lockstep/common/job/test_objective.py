@@ -27,11 +27,11 @@ def test_it_is_the_jobs() -> None:
 def test_classes_are_counted_one_a_sample() -> None:
     objective, outputs = Objective(label_smoothing=0.5), Tensor([[0.0, 1.0], [3.0, 0.0], [0.0, 2.0]])
     targets = objective.targets(np.array([1, 0, 0]))
-    loss = objective.test_loss(outputs, targets)
+    loss = objective.test_loss(outputs, targets).total
     # -log of 1 / (1 + 1/e), of 1 / (1 + 1/e³) and of 1 / (1 + e²).
     assert loss.item() == pytest.approx(np.log1p(np.exp([-1, -3, 2])).sum(), rel=1e-6)
     assert objective.tally(loss.data, outputs.data, targets) == Tally(loss.item(), 2, 3)
-    assert objective.training_loss(outputs, targets).item() > loss.item()  # its labels are smoothed
+    assert objective.training_loss(outputs, targets).total.item() > loss.item()  # its labels are smoothed
 
 
 def test_of_sequences_every_place_is_a_target() -> None:
@@ -39,9 +39,9 @@ def test_of_sequences_every_place_is_a_target() -> None:
     logits[0, 1, 1] = 5.0
     objective, outputs = Objective(), Tensor(logits, requires_grad=True)
     targets = objective.targets(labels)
-    loss = objective.training_loss(outputs, targets)
+    loss = objective.training_loss(outputs, targets).total
     flat = Tensor(logits.reshape(6, 4), requires_grad=True)
-    expected = objective.training_loss(flat, labels.reshape(6))
+    expected = objective.training_loss(flat, labels.reshape(6)).total
     loss.backward()
     expected.backward()
     assert loss.data.tobytes() == expected.data.tobytes()
@@ -55,8 +55,8 @@ def test_of_sequences_every_place_is_a_target() -> None:
 def test_numbers_are_counted_one_by_one_and_none_is_right() -> None:
     outputs = Tensor([[1.0, 2.0], [0.0, 0.0]])
     targets = REGRESSION.targets(np.array([[1.0, 4.0], [3.0, 0.0]], np.float32))
-    loss = REGRESSION.training_loss(outputs, targets)
-    assert (loss.item(), REGRESSION.training_loss(outputs, targets, "mean").item()) == (13.0, 13 / 4)
+    loss = REGRESSION.training_loss(outputs, targets).total
+    assert (loss.item(), REGRESSION.mean_loss(outputs, targets).item()) == (13.0, 13 / 4)
     assert REGRESSION.tally(loss.data, outputs.data, targets) == Tally(13.0, 0, 4)
 
 
