@@ -1,7 +1,7 @@
 """How a model reaches the workers: as a name, as data, or as the text of a file that builds it on this machine."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from types import FunctionType
 from typing import Any
 
@@ -63,8 +63,13 @@ def exported_functions(values: Mapping[str, Any]) -> dict[str, ModelText]:
     found = {}
     for name in NAMING:
         value = values.get(name)
-        if isinstance(value, FunctionType):
+        if isinstance(value, FunctionType) or (name == "optimizer" and isinstance(value, type)):
             found[name] = ModelText(value.__name__, value.__name__, _text_of(value))
+        elif name == "optimizer" and is_dataclass(value):
+            kind = type(value)
+            given = ", ".join(f"{one.name}={getattr(value, one.name)!r}" for one in fields(value) if one.init)
+            built = f"\n\ndef build_rule():\n    return {kind.__name__}({given})\n"
+            found[name] = ModelText(kind.__name__, "build_rule", _text_of(kind) + built)
         elif callable(value):
             raise JobError(
                 f"{name} = {value!r}: expected a function of your own, the name of one of the library, or "

@@ -1,7 +1,7 @@
 """Writes what the calling process has in memory into the run's folder: weights, data, a model's source."""
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -33,7 +33,7 @@ def named_arrays(data: Any) -> dict[str, NDArray[Any]]:
     A set is (x, y), or (x, y, w) with weights of samples; x and y may be dictionaries or tuples of arrays.
     """
     try:
-        train, test = (tuple(part) for part in data)
+        train, test = (_items_of(part) if is_dataset(part) else tuple(part) for part in data)
         if not {len(train), len(test)} <= {2, 3}:
             raise ValueError
     except (TypeError, ValueError):
@@ -51,6 +51,41 @@ def named_arrays(data: Any) -> dict[str, NDArray[Any]]:
         if array.dtype.kind not in "biuf":
             raise DataError(f"{name} is of dtype {str(array.dtype)!r}: expected an array of numbers")
     return arrays
+
+
+def is_dataset(part: Any) -> bool:
+    """Tell whether something is a dataset of PyTorch, or like one: it has a length, and items of samples by number."""
+    has_items = hasattr(type(part), "__getitem__") and hasattr(type(part), "__len__")
+    return has_items and not isinstance(part, tuple | list | dict | str) and not hasattr(part, "dtype")
+
+
+def _items_of(part: Any) -> tuple[Any, ...]:
+    """Return the arrays of a dataset whose items are (x, y) or (x, y, w): read once, in order.
+
+    Those of a `TensorDataset` are taken as they are.
+    """
+    tensors = getattr(part, "tensors", None)
+    if isinstance(tensors, tuple):
+        return tensors
+    items = [part[place] for place in range(len(part))]
+    if not items or not all(isinstance(item, tuple | list) and len(item) in (2, 3) for item in items):
+        raise DataError(
+            f"the items of the {type(part).__name__} are not pairs: expected (x, y), or (x, y, weight), for each sample"
+        )
+    return tuple(_stacked([item[place] for item in items]) for place in range(len(items[0])))
+
+
+def _stacked(values: Sequence[Any]) -> Any:
+    """Return values of samples as one array, or as several if each has several."""
+    first = values[0]
+    if isinstance(first, Mapping):
+        return {name: _stacked([value[name] for value in values]) for name in first}
+    if isinstance(first, tuple):
+        return tuple(_stacked([value[place] for value in values]) for place in range(len(first)))
+    try:
+        return np.stack([np.asarray(value) for value in values])
+    except ValueError as error:
+        raise DataError(f"samples of different shapes: {error}: expected one shape for all of them") from None
 
 
 def _fields(several: Any) -> list[tuple[str, Any]]:

@@ -16,7 +16,7 @@ from lockstep.common.job.job import Job
 from lockstep.launch.page_process import PageProcess, PageRequest
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.metrics import EpochRecord
-from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult, read_result
+from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, RESULT, WEIGHTS, RunResult, read_result
 from lockstep.ps.run.early_stopping import best_epoch
 from lockstep.results.evaluation.run_predictor import RunPredictor
 from lockstep.runs.run_dir import has_begun, recorded_job, trust
@@ -101,6 +101,17 @@ class Run:
         """
         arrays, _ = read(self.folder / WEIGHTS)
         return model_with(self.folder, self.job, arrays, self.result.steps)
+
+    @cached_property
+    def ema_model(self) -> Any:
+        """A model with the moving average of the weights, in evaluation mode.
+
+        `JobError` if the run has none: expected one with `ema_decay`.
+        """
+        path = self.folder / AVERAGE_WEIGHTS
+        if not path.is_file():
+            raise JobError(f"{str(self.folder)!r} has no {AVERAGE_WEIGHTS}: expected a run with ema_decay")
+        return model_with(self.folder, self.job, read(path)[0], self.result.steps)
 
     def predict(self, rows: Any) -> NDArray[Any]:
         """Return what the final weights predict of each row: the name of a class, (n,), or numbers, (n, targets).

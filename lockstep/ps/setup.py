@@ -17,8 +17,10 @@ from lockstep.common.errors import JobError, LockstepError, ModelError, Numerics
 from lockstep.common.files.safetensors import read
 from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
+from lockstep.common.job.optimizer import check_rule, spans_of
 from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.job.score import Guess
+from lockstep.common.job.transform import transform_of
 from lockstep.common.model.first_batch import first_micro_batch
 from lockstep.common.model.port import Model
 from lockstep.common.model.source import ModelSource, read_job_source
@@ -72,12 +74,16 @@ def open_run(
         )
     source = source or read_job_source(job)
     code = source.own_code()
+    check_rule(job, code)
     objective = Objective.of(job, code.loss)
     objective.check_labels(data.train, data.class_names)
     model = source.build(job.seed)
     layout = model.layout
     if not layout.parameter_size:
         raise ModelError(f"model {job.model_name()!r} has no parameters: expected something to train")
+    if (transform := transform_of(job, code)) is not None and not admission.ships_data:
+        one = np.zeros(1, np.int64)
+        transform.check(data.train.images.take(one, axis=0), data.train.labels.take(one, axis=0))
     objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)))
     slices_for(layout.size, admission.servers)  # raises if there are too many
     source.check_repeated(model, job.seed)
@@ -106,7 +112,7 @@ def open_run(
         moments=data.train.moments,
     )
     weights = first_weights(job, model)
-    policy = policy_of(job, plan, layout.parameter_size, model.momenta())
+    policy = policy_of(job, plan, spans_of(job, layout), model.momenta(), code)
     shard = Shard((weights, np.zeros_like(weights)), policy, job.micro_batches)
     return RunSetup(info=info, model=model, data=data, layout=layout, shard=shard, source=source, own=code)
 

@@ -8,6 +8,7 @@ from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import ComputeError, DivergedError, FailureKind, LockstepError, RunError
 from lockstep.common.job.tally import Tally, pack_losses
+from lockstep.common.optim.wrapped import averaged
 from lockstep.common.protocol.messages import EpochStatus, Status
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.interrupts import held_back
@@ -116,7 +117,12 @@ class SerialRun:
         finally:
             self.recorder.close()
         return self.recorder.finish(
-            progress, workers=0, compute_s=self.compute_s, weights=setup.shard.weights, now=self.clock.now()
+            progress,
+            workers=0,
+            compute_s=self.compute_s,
+            weights=setup.shard.weights,
+            average=averaged(setup.shard.weights, setup.shard.state),
+            now=self.clock.now(),
         )
 
     def _stops_before(self, then: Round, progress: Progress) -> bool:

@@ -23,7 +23,7 @@ from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.model.port import Model
 from lockstep.ps.checkpoint.checkpoint import Checkpoint
 from lockstep.ps.checkpoint.folder import CheckpointFolder
-from lockstep.ps.records.run_folder import CHECKPOINTS, WEIGHTS
+from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, WEIGHTS
 from lockstep.ps.run.early_stopping import best_epoch
 from lockstep.runs.recorded_model import trusted_source
 from lockstep.runs.run_dir import JOB, finished, recorded_job
@@ -32,13 +32,17 @@ from lockstep.runs.run_dir import JOB, finished, recorded_job
 MOST_NAMED = 8
 
 #: The number of steps after which they were kept, or a name.
-Moment = Literal["last", "best"] | int
+Moment = Literal["last", "best", "ema"] | int
 
 
 def kept_weights(folder: Path, job: Job, layout: ParameterLayout, moment: Moment) -> Vector:
     """Return a run's weights; `JobError` if these were not kept, `ModelError` if they are another model's."""
     if moment == "last":
         return _vector(read(folder / WEIGHTS)[0], layout)
+    if moment == "ema":
+        if not (folder / AVERAGE_WEIGHTS).is_file():
+            raise JobError(f"{str(folder)!r} has no {AVERAGE_WEIGHTS}: expected a finished run with ema_decay")
+        return _vector(read(folder / AVERAGE_WEIGHTS)[0], layout)
     checkpoints = list(CheckpointFolder(folder / CHECKPOINTS, lambda text: None).back_from(sys.maxsize))
     if moment == "best":
         return _best(folder, job, layout, checkpoints)

@@ -17,7 +17,7 @@ from lockstep.common.job.objective import Objective
 from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.model.first_batch import first_micro_batch
 from lockstep.common.model.port import Model
-from lockstep.common.model.source import ModelSource, WantedSource
+from lockstep.common.model.source import ModelSource, told_source
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.shared_files import WEIGHTS, sums_file, sums_shape, weights_shape
 from lockstep.common.transport.shared_memory.folder import SharedFolder
@@ -73,7 +73,7 @@ def gather(
     `cache` is where samples are stored that a server sends, None if there is no such folder.
     """
     job = welcome.job
-    source = source_of(welcome)
+    source = told_source(job, welcome.source, welcome.model_files, welcome.model_folder)
     data, store = _data_of(welcome, load, cache)
     moments = welcome.moments if store is None else (store.manifest.mean, store.manifest.std)
     own = source.own_code()
@@ -85,18 +85,6 @@ def gather(
         )
     _check_evidence(welcome, model, data, own)
     return Material(job=job, model=model, data=data, moments=moments, store=store, own=own)
-
-
-def source_of(welcome: Welcome) -> ModelSource:
-    """Return what the server's model is built from, as it is on this machine; `ModelError` if it is not here."""
-    files = ", ".join(file.place for file in welcome.model_files)
-    return WantedSource(
-        digest=welcome.source,
-        files=welcome.model_files,
-        copy=Path(welcome.model_folder) if welcome.model_folder else None,
-        owner="the server's",
-        advice=f"copy the server's files to this machine: {files or 'it has none'}",
-    ).read(welcome.job)
 
 
 def _check_evidence(welcome: Welcome, model: Model, data: TrainTest, own: OwnCode) -> None:

@@ -3,14 +3,13 @@
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from lockstep.cli.options.completion import complete_models
-from lockstep.cli.options.types import several, share
+from lockstep.cli.options.types import Several, share
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
 from lockstep.runs.job_file import Field, fields, read_values, resolve, shipped_values
@@ -109,7 +108,7 @@ def _option(field: Field) -> Callable[[F], F]:
         flag = f"{flag}/--no-{flag[2:]}"
     kind: Any = click.Choice(field.choices) if field.choices else share if field.name in SHARES else field.kind
     if field.is_list:
-        kind = partial(several, of=field.kind)
+        kind = Several(field.kind)
     # A choice stands in the text: in the column of flags it would push all texts to a line of their own.
     metavar = "SHARE" if field.name in SHARES else METAVARS.get(field.name, KINDS.get(field.kind))
     if field.is_list:

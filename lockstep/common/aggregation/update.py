@@ -35,13 +35,19 @@ Slots = Mapping[str, Vector]
 class UpdateRule:
     """How the mean of a slice becomes its new weights."""
 
-    rule: Rule
+    #: Of each part of the trained values, with the place up to which it holds, the last one to the end of them; the
+    #: slots of all are the same.
+    rules: Sequence[tuple[int, Rule]]
     #: Number of trained values, which come first in the whole vector; running statistics follow.
     parameter_size: int
     #: Momentum of each running statistic, shape (size - parameter_size,).
     momenta: Vector
     #: How the weights are rounded that workers compute with.
     wire_weights: Quantization = EXACT
+
+    def init(self, size: int) -> dict[str, Vector]:
+        """Return the optimizer's slots, float32 and zero, for so many values."""
+        return self.rules[0][1].init(size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +98,8 @@ class UpdateChunk:
     slots: tuple[Slots, Slots]
     #: For running statistics, their momenta; None for trained values.
     momenta: Vector | None
+    #: For trained values, how they follow the gradient.
+    rule: Rule | None
 
 
 @dataclass
@@ -110,22 +118,36 @@ class UpdatePass:
         self._memory = np.empty(min(CHUNK, self.frames[-1].stop - self.frames[0].start), np.float32)
 
     def chunks(self, part: Slice) -> list[UpdateChunk]:
-        """Return the chunks of a part of the slice, in order: none has trained values and statistics both."""
+        """Return the chunks of a part of the slice, in order: none has values that are updated by two rules."""
         known = self._chunks.get(part)
         if known is None:
             if len(self._chunks) == MOST_PARTS:
                 self._chunks.clear()
-            known = self._chunks[part] = [chunk for frame in range(len(self.frames)) for chunk in self._of(frame, part)]
+            frames, rules = range(len(self.frames)), self.rule.rules
+            rules = [*rules[:-1], (self.rule.parameter_size, rules[-1][1])]
+            known = self._chunks[part] = [chunk for frame in frames for chunk in self._of(frame, part, rules)]
         return known
 
-    def _of(self, frame: int, part: Slice) -> Iterator[UpdateChunk]:
+    def trained_chunks(self, part: Slice) -> Iterator[UpdateChunk]:
+        """Yield those of the trained values, whatever their rules: cut where clipping's blocks are."""
+        rules = [(self.rule.parameter_size, self.rule.rules[0][1])]
+        for frame in range(len(self.frames)):
+            yield from (chunk for chunk in self._of(frame, part, rules) if chunk.momenta is None)
+
+    def _of(self, frame: int, part: Slice, rules: Sequence[tuple[int, Rule]]) -> Iterator[UpdateChunk]:
         whole, trained = self.frames[frame], self.rule.parameter_size
         start, stop = max(whole.start, part.start), min(whole.stop, part.stop)
-        for low, high in ((start, min(stop, trained)), (max(start, trained), stop)):
+        begin = 0
+        for end, rule in rules:
+            low, high = max(start, begin), min(stop, trained, end)
             if low < high:
-                yield from (self._chunk(frame, cut) for cut in Slice(low, high).cut_evenly(CHUNK))
+                yield from (self._chunk(frame, cut, rule) for cut in Slice(low, high).cut_evenly(CHUNK))
+            begin = end
+        if max(start, trained) < stop:
+            observed = Slice(max(start, trained), stop)
+            yield from (self._chunk(frame, cut, None) for cut in observed.cut_evenly(CHUNK))
 
-    def _chunk(self, frame: int, part: Slice) -> UpdateChunk:
+    def _chunk(self, frame: int, part: Slice, rule: Rule | None) -> UpdateChunk:
         vectors, trained, begin = self.vectors, self.rule.parameter_size, self.frames[frame].start
         here = slice(part.start - vectors.start, part.stop - vectors.start)
         is_trained, is_served = part.start < trained, vectors.served is not vectors.weights
@@ -139,6 +161,7 @@ class UpdatePass:
             served=(vectors.served[0][here], vectors.served[1][here]) if is_served else None,
             slots=(first, second) if is_trained else ({}, {}),
             momenta=None if is_trained else self.rule.momenta[part.start - trained : part.stop - trained],
+            rule=rule,
         )
 
     def mean(self, chunk: UpdateChunk, terms: Terms, divisor: float) -> Vector:
@@ -184,10 +207,10 @@ class UpdatePass:
         """Write a chunk of the new weights, and return it."""
         writes = (at.step + 1) % 2
         old, new = chunk.weights[1 - writes], chunk.weights[writes]
-        if chunk.momenta is None:
+        if chunk.rule is not None:
             slots = SlotSets(chunk.slots[at.reads], chunk.slots[at.writes])
-            self.rule.rule.update(old, mean, slots, at.step, at.rate, new)
-        elif at.divisor == 0.0:
+            chunk.rule.update(old, mean, slots, at.step, at.rate, new)
+        elif at.divisor == 0.0 or chunk.momenta is None:
             np.copyto(new, old)
         else:
             # Running statistics follow the mean over the micro-batches, weighted as their losses are (rule R8).

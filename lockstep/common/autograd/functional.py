@@ -393,7 +393,7 @@ def cross_entropy(
 def _class_weights(scores: Any, weight: Any) -> Any:
     """Return what each class weighs: 1 if nothing is said."""
     shape: tuple[int, ...] = np.shape(scores.data if isinstance(scores, Tensor) else scores)
-    return np.ones(shape[min(1, len(shape) - 1)], np.float32) if weight is None else np.asarray(weight)
+    return np.ones(shape[len(shape) > 1], np.float32) if weight is None else np.asarray(weight)
 
 
 def nll_loss(

@@ -349,6 +349,18 @@ class WantedSource:
         return _copy(copy / start, name, files)
 
 
+def told_source(job: Job, digest: str, files: Sequence[ModelFile], folder: str) -> ModelSource:
+    """Return what a server's model is built from, as it is on this machine; `ModelError` if it is not here."""
+    names = ", ".join(file.place for file in files)
+    return WantedSource(
+        digest=digest,
+        files=files,
+        copy=Path(folder) if folder else None,
+        owner="the server's",
+        advice=f"copy the server's files to this machine: {names or 'it has none'}",
+    ).read(job)
+
+
 def _copy(folder: Path, name: str | Mapping[str, Any], files: Sequence[ModelFile]) -> ModelFiles:
     return read_copy(folder, str(name).rpartition(":")[2], files)
 

@@ -155,7 +155,15 @@ class MetricsRecorder:
             self.folder.keep(RECEIPT, receipt_of(self.info, self.chain))
 
     def finish(
-        self, progress: Progress, *, workers: int, compute_s: float, weights: Vector, now: float, teams: int = 0
+        self,
+        progress: Progress,
+        *,
+        workers: int,
+        compute_s: float,
+        weights: Vector,
+        average: Vector | None = None,
+        now: float,
+        teams: int = 0,
     ) -> RunResult:
         """Write the weights and the result of a run that succeeded, of so many workers in so many teams."""
         info, job, kept = self.info, self.info.job, self.history[-1]
@@ -201,6 +209,9 @@ class MetricsRecorder:
         )
         if self.folder is not None:
             self._keep(weights, self.ends_at(kept.epoch))
+            if average is not None:
+                metadata = {"run": info.run, "model": job.model_name(), "steps": str(progress.steps)}
+                self.folder.keep_average(self.layout, average, metadata)
             self.keep_receipt()
             self.folder.keep(RESULT, self.result)
         return self.result

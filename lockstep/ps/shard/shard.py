@@ -54,7 +54,7 @@ class Shard:
 
     def __post_init__(self) -> None:
         self.frames = self.owned.frames()
-        self.state = self.policy.rule.init(max(0, min(self.owned.stop, self.policy.parameter_size) - self.start))
+        self.state = self.policy.init(max(0, min(self.owned.stop, self.policy.parameter_size) - self.start))
         self._sets = self.state, self.state
         self.served = self.slots
         if not self.policy.wire_weights.is_exact:
@@ -146,7 +146,7 @@ class Shard:
 
     def squares(self, divisor: float) -> NDArray[np.float64]:
         """Return what clipping adds up, of all shards, to the squared norm of the mean gradient."""
-        terms, trained = self.terms(), (one for one in self.updating.chunks(self.owned) if one.momenta is None)
+        terms, trained = self.terms(), self.updating.trained_chunks(self.owned)
         with np.errstate(all="ignore"):  # as in `add_frame`
             blocks = [block_squares(self.updating.mean(chunk, terms, divisor)) for chunk in trained]
         return np.concatenate(blocks) if blocks else np.empty(0, np.float64)

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
-from typing import assert_never
+from typing import Any, assert_never
 
 from lockstep.common.aggregation.checksum import MODULUS
 from lockstep.common.aggregation.slices import Slice, slices_for
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
+from lockstep.common.job.own_code import needs_code
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import Eviction, Leave, Message
 from lockstep.common.protocol.shard_messages import (
@@ -223,7 +224,14 @@ class ShardGroupShell:
             size=self.whole.weights.size,
             parameter_size=self.whole.policy.parameter_size,
             memory=self.info.memory,
+            spans=tuple((span.stop, *span.group) for span in self.whole.policy.spans),
+            **(self._own_source() if needs_code(self.info.job) else {}),
         )
+
+    def _own_source(self) -> dict[str, Any]:
+        """Return what a shard needs that calls functions of the user's own."""
+        info = self.info
+        return {"source": info.source, "model_files": tuple(info.model_files), "model_folder": info.model_folder}
 
     def _fill(self, effect: machine.FillShard) -> Iterator[machine.GroupEvent]:
         has_weights = effect.shares and self.whole.policy.wire_weights.is_exact

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lockstep.common.aggregation.slices import Slice, slices_for
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.aggregation.update import UpdatePass, UpdateRule, UpdateStep, UpdateVectors
-from lockstep.common.job.optimizer import rule_of, schedule_of
+from lockstep.common.job.optimizer import rule_of, rules_of, schedule_of, spans_of
 from lockstep.common.optim.clipping import BLOCK, add_blocks, block_squares, scale_for
 from lockstep.common.optim.schedules import Schedule
 from lockstep.common.protocol.shared_files import (
@@ -65,18 +65,18 @@ class UpdateMaker:
     def __post_init__(self) -> None:
         compute, job, samples = self.compute, self.compute.job, len(self.compute.data.train)
         self.rule = UpdateRule(
-            rule=rule_of(job),
+            rules=rules_of(job, spans_of(job, compute.layout), compute.own),
             parameter_size=compute.layout.parameter_size,
             momenta=compute.model.momenta(),
             wire_weights=compute.wire_weights,
         )
-        self.schedule = schedule_of(job, job.total_steps(samples), -(-samples // job.global_batch))
+        self.schedule = schedule_of(job, job.total_steps(samples), -(-samples // job.global_batch), compute.own)
         self.slices = slices_for(compute.layout.size, len(self.locks))
 
     @classmethod
     def open(cls, compute: Compute, shape: TeamShape, adder: SliceAdder, place: UpdatePlace) -> "UpdateMaker":
         """Map the newest memory of the weights; `SharingError` if it cannot be."""
-        layout, names = compute.layout, list(rule_of(compute.job).init(0))
+        layout, names = compute.layout, list(rule_of(compute.job, compute.own).init(0))
         shape_of_weights = weights_shape(layout.size)
         with closing(SharedFolder.join(place.root, place.folder)) as folder:
             first, second = folder.attach(WEIGHTS, shape_of_weights, is_writable=True).vectors
@@ -162,11 +162,10 @@ class UpdateMaker:
         updating = self._pass_over(whole)
         with np.errstate(all="ignore"):  # as in `write`
             for number, (piece, terms) in enumerate(self.adder.pieces(operands, whole)):
-                for chunk in updating.chunks(piece):
-                    if chunk.momenta is None:
-                        blocks = block_squares(updating.mean(chunk, {number: terms}, divisor))
-                        start = chunk.start // BLOCK
-                        out[start : start + len(blocks)] = blocks
+                for chunk in updating.trained_chunks(piece):
+                    blocks = block_squares(updating.mean(chunk, {number: terms}, divisor))
+                    start = chunk.start // BLOCK
+                    out[start : start + len(blocks)] = blocks
 
     def _scale_of(self, order: int, squares: "Squares") -> float | None:
         """Return the factor of clipping, None if nothing is clipped."""

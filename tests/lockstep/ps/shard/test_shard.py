@@ -24,7 +24,7 @@ SIZE = TRAINED + STATISTICS
 
 def policy_of(rule: Rule, clip_norm: float | None = None, momenta: tuple[float, float] = (0.1, 0.1)) -> UpdatePolicy:
     return UpdatePolicy(
-        rule=rule,
+        rules=[(TRAINED, rule)],
         schedule=Cosine(0.5, steps=10),
         clip_norm=clip_norm,
         parameter_size=TRAINED,
@@ -207,7 +207,7 @@ def long_run(slices: list[Slice], clip_norm: float | None = None) -> bytes:
     rng = generator(5, Purpose.CANARY)
     first, *sums = rng.standard_normal((9, LONG), dtype=np.float32)
     policy = UpdatePolicy(
-        rule=AdamRule(weight_decay=0.01),
+        rules=[(TRAINED, AdamRule(weight_decay=0.01))],
         schedule=Constant(0.1),
         clip_norm=clip_norm,
         parameter_size=LONG_TRAINED,
@@ -283,7 +283,7 @@ INT8, BFLOAT16 = (quantization_of(name, 3, LONG_TRAINED) for name in ("int8", "b
 def long_policy(wire: Quantization, wire_weights: Quantization = BFLOAT16) -> UpdatePolicy:
     momenta = np.full(LONG - LONG_TRAINED, 0.25, np.float32)
     return UpdatePolicy(
-        rule=SGDRule(momentum=0.9),
+        rules=[(TRAINED, SGDRule(momentum=0.9))],
         schedule=Constant(0.1),
         clip_norm=None,
         parameter_size=LONG_TRAINED,
