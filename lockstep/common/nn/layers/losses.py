@@ -31,33 +31,34 @@ class CrossEntropyLoss(_Loss):
     For sequences, class indices (n, t) and logits (n, classes, t). With `label_smoothing` ε in [0, 1], a target is 1 -
     ε of its class and ε of all classes evenly. Szegedy et al., "Rethinking the Inception architecture", CVPR 2016,
     section 7. `reduction` is "mean", "sum" or "none". Raises ValueError for other values, and for targets that are not
-    classes. `weight` and `ignore_index` are those of `F.cross_entropy`.
+    classes. `weight` (classes,) is what a target of each class weighs, and one that is `ignore_index` weighs nothing.
 
-    Differs from PyTorch: targets are class indices, never probabilities; no `ignore_index` is the default.
+    Differs from PyTorch: targets are class indices, never probabilities.
     """
 
     def __init__(
         self,
         label_smoothing: float = 0.0,
         reduction: Reduction = "mean",
-        weight: Sequence[float] | None = None,
-        ignore_index: int | None = None,
+        weight: Sequence[float] = (),
+        ignore_index: int = -100,
     ) -> None:
         super().__init__(reduction)
         if not 0.0 <= label_smoothing <= 1.0:
             raise ValueError(f"label_smoothing is {label_smoothing!r}: expected a number in [0, 1]")
         self.label_smoothing = label_smoothing
-        self.weight = None if weight is None else tuple(weight)
+        self.weight = list(weight)
         self.ignore_index = ignore_index
 
     def forward(self, logits: Tensor, target: Tensor | NDArray[np.int64]) -> Tensor:
+        has_ignored = bool(np.any((target.data if isinstance(target, Tensor) else target) == self.ignore_index))
         return F.cross_entropy(
             logits,
             target,
             label_smoothing=self.label_smoothing,
             reduction=self.reduction,
-            weight=self.weight,
-            ignore_index=self.ignore_index,
+            weight=self.weight or None,
+            ignore_index=self.ignore_index if has_ignored else None,
         )
 
 
