@@ -64,6 +64,7 @@ class AutogradModel:
     #: Passes over micro-batches of one size that are computed as the module says before they are computed by a program.
     warm_up: int = WARM_UP
     layout: ParameterLayout = field(init=False)
+    taken: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         self.layout = layout_of(self.module)
@@ -84,8 +85,10 @@ class AutogradModel:
     def outputs(self, images: Array) -> Array:
         self.module.eval()
         with no_grad():
-            outputs: Array = taken(apply(self.module, images)).data
-        return outputs
+            outputs = apply(self.module, images)
+        self.taken = main_output(outputs).which
+        found: Array = taken(outputs).data
+        return found
 
     def evidence(self, objective: Objective, images: Array, targets: Array) -> Evidence:
         return Evidence()

@@ -170,6 +170,10 @@ class Model(Protocol):
     def module(self) -> Any:
         """The model as its user knows it."""
 
+    @property
+    def taken(self) -> str:
+        """Which of several outputs `outputs` last returned, in words; empty if there is only one."""
+
     def momenta(self) -> Vector:
         """Return the momentum of each value of a running statistic, (size - parameter_size,)."""
 

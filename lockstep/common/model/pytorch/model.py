@@ -10,6 +10,7 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.errors import ModelError
 from lockstep.common.job.objective import Objective
+from lockstep.common.model.outputs import main_output
 from lockstep.common.model.port import Evidence, Model
 from lockstep.common.model.pytorch.engine import TorchEngine, apply, taken
 from lockstep.common.model.pytorch.evidence import evidence_of
@@ -21,6 +22,7 @@ class TorchModel:
 
     def __init__(self, module: Any) -> None:
         self._module = module
+        self.taken = ""
         self.structure = structure_of(module)
         #: Where the module's own values are, whatever an engine has bound it to.
         self._own = [(parameter, parameter.data) for _, parameter in self.structure.parameters]
@@ -70,8 +72,10 @@ class TorchModel:
     def outputs(self, images: Array) -> Array:
         self._rest()
         with torch.no_grad():
-            outputs: Array = taken(apply(self._module, images)).numpy()
-        return outputs
+            outputs = apply(self._module, images)
+        self.taken = main_output(outputs).which
+        found: Array = taken(outputs).numpy()
+        return found
 
     def engine(self, objective: Objective) -> TorchEngine:
         return TorchEngine(self._module, self.structure, objective)
