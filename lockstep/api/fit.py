@@ -48,8 +48,9 @@ def fit(
 
     **Data.** `data` is "mnist", a folder of IDX files, an .npz, or arrays as `((x_train, y_train), (x_test, y_test))`:
     images uint8 or float (n, h, w) or (n, channels, h, w), or features (n, k), and integer labels (n,) from 0; for
-    `loss="mse"` floats (n,) or (n, outputs). It may also be a .csv or .parquet, a folder of pictures, a data frame of
-    pandas or Polars, or a dataset of Hugging Face's `datasets`: then `target="price"` names what is predicted, and
+    `loss="mse"` floats (n,) or (n, outputs). x and y may be dictionaries or tuples of arrays, and `(x, y, w)` has
+    weights of samples; a pair of datasets of PyTorch is read once. It may also be a .csv or .parquet, a folder of
+    pictures, a data frame of pandas or Polars, or a dataset of Hugging Face's `datasets`: then `target="price"` names what is predicted, and
     `columns`, `drop`, `task`, `categories`, `one_hot`, `numbers`, `missing`, `na`, `standardize`, `delimiter`,
     `encoding`, `decimal`, `size`, `grayscale` and `test_split` are those of `lockstep pack`; a pair of frames is one to
     train and one to test with.
@@ -57,7 +58,8 @@ def fit(
     **Values.** `values` are those of a job file: `workers=4, epochs=3, lr=0.1, seed=7, optimizer="adam"`, and so on;
     `workers=0` trains in this process. `numerics="portable"` gives the same bits on every x86-64 processor with AVX2.
     The first weights are drawn from `seed`, so that the same call gives the same bits; with `warm_start=True` they are
-    those of the model.
+    those of the model. `loss`, `optimizer`, `schedule` and `transform` may be functions or classes of your own, which
+    are sent as their source text like the model.
 
     **Results** go to `run_dir`, a new folder, by default one below `runs`. An interrupt ends all processes of the run,
     and leaves a checkpoint: `resume(run_dir)` continues from there. `verbose=False` prints nothing.

@@ -386,7 +386,8 @@ def cross_entropy(
     target = _indices(target)
     if weight is not None or ignore_index is not None:
         options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction}
-        return apply(losses.weighted_cross_entropy, logits, target, _class_weights(logits, weight), **options)
+        weights = _class_weights(logits, weight)
+        return apply(losses.weighted_cross_entropy, logits, target, weight=weights, **options)
     return apply(losses.cross_entropy, logits, target, label_smoothing=label_smoothing, reduction=reduction)
 
 
@@ -413,7 +414,7 @@ def nll_loss(
     if weight is not None or ignore_index is not None:
         options = {"ignore_index": ignore_index, "reduction": reduction}
         weights = _class_weights(log_probabilities, weight)
-        return apply(losses.weighted_nll, log_probabilities, _indices(target), weights, **options)
+        return apply(losses.weighted_nll, log_probabilities, _indices(target), weight=weights, **options)
     return apply(losses.nll, log_probabilities, _indices(target), reduction=reduction)
 
 
@@ -464,7 +465,7 @@ def binary_cross_entropy_with_logits(
     """
     if pos_weight is not None:
         weights = np.asarray(pos_weight)
-        return apply(losses.weighted_bce_with_logits, logits, _indices(target), weights, reduction=reduction)
+        return apply(losses.weighted_bce_with_logits, logits, target, pos_weight=weights, reduction=reduction)
     return apply(losses.bce_with_logits, logits, target, reduction=reduction)
 
 

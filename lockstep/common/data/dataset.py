@@ -118,7 +118,8 @@ class TrainTest:
         digest = hashlib.sha256()
         for part in (self.train, self.test):
             for array in (part.images[:], part.labels):
-                digest.update(f"{array.dtype.str} {array.shape} {part.classes};".encode())
+                kind = array.dtype.descr if array.dtype.names else array.dtype.str
+                digest.update(f"{kind} {array.shape} {part.classes};".encode())
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 

@@ -301,8 +301,8 @@ class Objective:
             odd = (values != 0) & (values != 1)
             if odd.any():
                 raise DataError(
-                    f"the label {values[odd].flat[0]!r} at index {int(np.argwhere(odd)[0, 0])}: expected 0 or 1 for "
-                    "each of several labels, as loss = 'bce' needs"
+                    f"the label {values[odd].flat[0].item()!r} at index {int(np.argwhere(odd)[0, 0])}: expected 0 or 1 "
+                    "for each of several labels, as loss = 'bce' needs"
                 )
         elif values.dtype.kind == "i":
             odd = (values < 0) if self.ignore_index is None else (values < 0) & (values != self.ignore_index)

@@ -104,8 +104,13 @@ def _with_test_of(trained_on: TrainTest, other: TrainTest, data: str, objective:
         parts = [_as_numbers(part, objective) for part in (trained_on.train, other.test)]
         return replace(trained_on, train=parts[0], test=parts[1], validation=None)
     objective.check_labels(other.test)
-    highest = int(other.test.labels.max())
-    if highest >= classes:
+    if other.test.labels.dtype != trained_on.test.labels.dtype:
+        raise DataError(
+            f"{data}: labels of dtype {other.test.labels.dtype}: expected {trained_on.test.labels.dtype}, as it was "
+            "trained on"
+        )
+    highest = int(other.test.labels.max()) if classes and other.test.labels.dtype.names is None else -1
+    if highest >= classes and objective.kind is LossKind.CLASSES:
         raise DataError(f"{data}: has the label {highest}: expected those of {classes} classes, as it was trained on")
     return replace(trained_on, test=replace(other.test, classes=classes))
 

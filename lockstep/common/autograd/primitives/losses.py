@@ -93,8 +93,8 @@ def _kept(target: Array, ignore_index: int | None) -> tuple[Array, Array]:
 def _weighted_cross_entropy(
     logits: Array,
     target: Array,
-    weight: Array,
     *,
+    weight: Array,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
@@ -112,7 +112,7 @@ def _weighted_cross_entropy(
 
 
 def _weighted_nll(
-    log_probabilities: Array, target: Array, weight: Array, *, ignore_index: int | None = None, reduction: str = "mean"
+    log_probabilities: Array, target: Array, *, weight: Array, ignore_index: int | None = None, reduction: str = "mean"
 ) -> tuple[Array, tuple[Array, Array, Shape, Array]]:
     """Return the mean of -weight[target] log_probabilities[target] over the targets, by their weights."""
     rows = _rows(log_probabilities)
@@ -159,13 +159,13 @@ def _weighted_scores(
 weighted_cross_entropy = Primitive(
     "weighted_cross_entropy",
     _weighted_cross_entropy,
-    (_weighted_scores, None, None),
+    (_weighted_scores, None),
     keeps=True,
-    reads=((), (), ()),
+    reads=((), ()),
     is_opaque=True,
 )
 weighted_nll = Primitive(
-    "weighted_nll", _weighted_nll, (_weighted_scores, None, None), keeps=True, reads=((), (), ()), is_opaque=True
+    "weighted_nll", _weighted_nll, (_weighted_scores, None), keeps=True, reads=((), ()), is_opaque=True
 )
 
 
@@ -269,28 +269,40 @@ bce_with_logits = Primitive(
 )
 
 
-def _weighted_bce(logits: Array, target: Array, pos_weight: Array, *, reduction: str = "mean") -> Array:
+def _weighted_bce(logits: Array, target: Array, *, pos_weight: Array, reduction: str = "mean") -> Array:
     """Return the mean of -(w t log σ(x) + (1 - t) log(1 - σ(x))), with a weight w for each place of the last axis."""
     _check_same(logits, target, "bce_with_logits")
     factor = 1 + (pos_weight.astype(logits.dtype, copy=False) - 1) * target
-    losses = (1 - target) * logits + factor * (log1p(np.exp(-np.abs(logits))) + np.maximum(-logits, 0))
+    losses = (1 - target) * logits + factor * _softplus(-logits)
     return _reduced(losses, losses.shape, reduction)
 
 
+def _softplus(x: Array) -> Array:
+    """Return log(1 + exp(x)), which does not overflow."""
+    result: Array = log1p(np.exp(-np.abs(x))) + np.maximum(x, 0)
+    return result
+
+
 def _weighted_bce_logits(
-    gradient: Array, _: None, logits: Array, target: Array, pos_weight: Array, *, reduction: str = "mean"
+    gradient: Array, _: None, logits: Array, target: Array, *, pos_weight: Array, reduction: str = "mean"
 ) -> Array:
     factor = 1 + (pos_weight.astype(logits.dtype, copy=False) - 1) * target
     result: Array = (1 - target) + factor * (0.5 * (1 + np.tanh(0.5 * logits)) - 1)
-    result *= _spread(gradient, logits.size, reduction)
-    return result
+    return np.asanyarray(result * _spread(gradient, logits.size, reduction))
+
+
+def _weighted_bce_target(
+    gradient: Array, _: None, logits: Array, __: None, *, pos_weight: Array, reduction: str = "mean"
+) -> Array:
+    result: Array = (pos_weight.astype(logits.dtype, copy=False) - 1) * _softplus(-logits) - logits
+    return np.asanyarray(result * _spread(gradient, logits.size, reduction))
 
 
 weighted_bce_with_logits = Primitive(
     "weighted_bce_with_logits",
     _weighted_bce,
-    (_weighted_bce_logits, None, None),
-    reads=((0, 1, 2), (), ()),
+    (_weighted_bce_logits, _weighted_bce_target),
+    reads=((0, 1), (0,)),
     is_opaque=True,
 )
 

@@ -135,7 +135,8 @@ def _weighted(draw: st.DrawFn, smoothing: bool) -> Call:
     ignored = draw(st.sampled_from([None, 0]))
     if ignored is not None and (target == ignored).all():
         ignored = None  # a mean over nothing is not a number
-    return [logits, target, draw(arrays((classes,), positive))], {**options, "ignore_index": ignored}
+    weight = draw(arrays((classes,), positive))
+    return [logits, target], {**options, "ignore_index": ignored, "weight": weight}
 
 
 def _kinkless(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
@@ -146,13 +147,13 @@ def _kinkless(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
 def _apart(draw: st.DrawFn) -> Call:
     """Differences that are not near 0, where |x| has no derivative, and not near 1, where smooth L1 has no second."""
     (prediction, _), options = draw(_compared())
-    return [prediction, prediction - draw(arrays(prediction.shape, _kinkless))], options
+    return [prediction, np.asarray(prediction - draw(arrays(prediction.shape, _kinkless)))], options
 
 
 @st.composite
 def _positive(draw: st.DrawFn) -> Call:
     (prediction, target), options = draw(_compared())
-    return [prediction, target, draw(arrays(prediction.shape[-1:], positive))], options
+    return [prediction, target], {**options, "pos_weight": draw(arrays(prediction.shape[-1:], positive))}
 
 
 LAYER_CASES = [
