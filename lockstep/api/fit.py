@@ -50,10 +50,10 @@ def fit(
     images uint8 or float (n, h, w) or (n, channels, h, w), or features (n, k), and integer labels (n,) from 0; for
     `loss="mse"` floats (n,) or (n, outputs). x and y may be dictionaries or tuples of arrays, and `(x, y, w)` has
     weights of samples; a pair of datasets of PyTorch is read once. It may also be a .csv or .parquet, a folder of
-    pictures, a data frame of pandas or Polars, or a dataset of Hugging Face's `datasets`: then `target="price"` names what is predicted, and
-    `columns`, `drop`, `task`, `categories`, `one_hot`, `numbers`, `missing`, `na`, `standardize`, `delimiter`,
-    `encoding`, `decimal`, `size`, `grayscale` and `test_split` are those of `lockstep pack`; a pair of frames is one to
-    train and one to test with.
+    pictures, a data frame of pandas or Polars, or a dataset of Hugging Face's `datasets`: then `target="price"` names
+    what is predicted, and `columns`, `drop`, `task`, `categories`, `one_hot`, `numbers`, `missing`, `na`,
+    `standardize`, `delimiter`, `encoding`, `decimal`, `size`, `grayscale` and `test_split` are those of `lockstep
+    pack`; a pair of frames is one to train and one to test with.
 
     **Values.** `values` are those of a job file: `workers=4, epochs=3, lr=0.1, seed=7, optimizer="adam"`, and so on;
     `workers=0` trains in this process. `numerics="portable"` gives the same bits on every x86-64 processor with AVX2.

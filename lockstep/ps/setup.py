@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.slices import slices_for
@@ -16,6 +18,7 @@ from lockstep.common.data.source import with_moments, with_validation
 from lockstep.common.errors import JobError, LockstepError, ModelError, NumericsError
 from lockstep.common.files.safetensors import read
 from lockstep.common.job.job import Job
+from lockstep.common.job.losses import LossKind
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.optimizer import check_rule, spans_of
 from lockstep.common.job.own_code import NO_CODE, OwnCode
@@ -87,7 +90,10 @@ def open_run(
     objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)))
     slices_for(layout.size, admission.servers)  # raises if there are too many
     source.check_repeated(model, job.seed)
-    evidence = model.evidence(objective, *first_micro_batch(job, data, is_here=not admission.ships_data))
+    first = first_micro_batch(job, data, is_here=not admission.ships_data)
+    evidence = model.evidence(objective, *first)
+    if objective.kind is LossKind.OWN and not evidence.engine:
+        try_loss(model, objective, *first)
     if evidence.engine and job.numerics == "portable":
         raise NumericsError(
             f"numerics = 'portable' with a model that {evidence.engine} computes, whose kernels are chosen by the "
@@ -115,6 +121,13 @@ def open_run(
     policy = policy_of(job, plan, spans_of(job, layout), model.momenta(), code)
     shard = Shard((weights, np.zeros_like(weights)), policy, job.micro_batches)
     return RunSetup(info=info, model=model, data=data, layout=layout, shard=shard, source=source, own=code)
+
+
+def try_loss(model: Model, objective: Objective, images: Vector, targets: NDArray[Any]) -> None:
+    """Compute a loss of the user's own once; `ModelError` if it raises, or returns something else than two numbers."""
+    engine, weights = model.engine(objective), model.first_weights(0)
+    engine.bind([weights], [np.zeros_like(weights)])
+    engine.evaluate(images, targets)
 
 
 def guess_of(objective: Objective, data: TrainTest) -> Guess | None:

@@ -209,7 +209,7 @@ class Objective:
         given: Any = library.constant(targets) if named is None else _own_targets(targets, library)
         try:
             total, count = self.own(outputs, given)
-        except (TypeError, ValueError) as error:
+        except Exception as error:
             raise ModelError(
                 f"{self.loss} raised {type(error).__name__}: {' '.join(str(error).split())}: expected a function of "
                 "outputs and targets that returns two numbers, the sum of the losses and what it is divided by"
