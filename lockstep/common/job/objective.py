@@ -272,7 +272,11 @@ class Objective:
         if self.kind is LossKind.LABELS:
             return int(np.count_nonzero((self.rows(outputs) > 0.0) == (values > 0.5)))
         per_sample = values.size // max(1, len(outputs))
-        return int(np.count_nonzero(self.rows(outputs, per_sample).argmax(axis=1) == values))
+        is_right = self.rows(outputs, per_sample).argmax(axis=1) == values
+        if self.ignore_index is not None:
+            # The model may have an output for it.
+            is_right &= values != self.ignore_index
+        return int(np.count_nonzero(is_right))
 
     # What goes together
 
