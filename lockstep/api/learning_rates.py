@@ -24,7 +24,7 @@ from lockstep.common.data.source import load
 from lockstep.common.errors import JobError, RunError
 from lockstep.common.job.job import Job
 from lockstep.common.model.source import keeps_pytorch
-from lockstep.common.optim.schedules import Exponential
+from lockstep.common.optim.schedules import RateRange
 from lockstep.common.runtime.numerics import own_numerics
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.runs.job_file import resolve
@@ -144,7 +144,7 @@ def rates_of(job: Job, *, lowest: float = 1e-6, highest: float = 10.0, steps: in
     # A rate is found in this process whatever its numerics are: the last bit of a loss does not matter here.
     job = msgspec.structs.replace(job, steps=steps, schedule="constant", warmup_steps=0, numerics=own_numerics())
     setup = open_run("rates", job, load(job.data), AdmissionPolicy())
-    schedule = Exponential(lowest, highest, steps=steps)
+    schedule = RateRange(lowest, highest, steps=steps)
     setup.shard.policy = replace(setup.shard.policy, schedule=schedule)
     losses = _losses(setup, steps)
     if len(losses) < 2 * SETTLING:

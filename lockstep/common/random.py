@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     #: The value of AUDIT too, which can no longer change. Their draws still differ: `layer` is 0 there and never here.
     ROUND = 8
     TEST_SPLIT = 9
+    TRANSFORM = 10
 
 
 def generator(

@@ -78,7 +78,7 @@ def inspect(run: RecordedRun, compute: Compute, step: int, micro_batch: int) -> 
     indices = batches.sampler.indices(step, micro_batch)
     images, targets = batches.training(indices, step, micro_batch)
     seen = compute.engine.inspect(images, targets, DrawKey(compute.job.seed, step, micro_batch))
-    loss, outputs = seen.outcome
+    loss, outputs, _ = seen.outcome
     recorded = run.steps().get(step)
     return MicroBatchReplay(
         run=run.folder.name,
@@ -91,7 +91,7 @@ def inspect(run: RecordedRun, compute: Compute, step: int, micro_batch: int) -> 
         loss_sum=loss if np.isfinite(loss) else str(loss),
         recorded_loss_sum=float(recorded.loss_sums()[micro_batch]) if recorded else None,
         correct=batches.objective.correct(outputs, targets),
-        targets=targets.size,
+        targets=batches.objective.count(targets),
         layers=[layer_of(*output, seen.gradients) for output in seen.layers],
         first_nonfinite=seen.first_nonfinite,
     )

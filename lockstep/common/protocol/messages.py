@@ -14,12 +14,13 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.manifest import SAMPLES_AT_ONCE, Manifest, PartName
 from lockstep.common.errors import FailureKind, RefusalKind
 from lockstep.common.job.job import Job
+from lockstep.common.job.tally import Tally
 from lockstep.common.model.files import MOST_FILES, ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.runtime.numerics import Numerics
 
 #: Changes with every change to a message's meaning; two sides with different numbers refuse each other.
-PROTOCOL_VERSION = 11
+PROTOCOL_VERSION = 12
 
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
@@ -155,6 +156,9 @@ class Result(NodeMessage, frozen=True, kw_only=True):
     loss_sum: float
     correct: Count
     count: Count
+    #: As in `Tally`.
+    ignored: Count = 0
+    weight: float | None = None
     compute_s: Seconds
     #: The lease's.
     number: Count = 0
@@ -165,6 +169,9 @@ class Result(NodeMessage, frozen=True, kw_only=True):
 
     def key(self) -> LeaseKey:
         return self.work, self.step, self.number
+
+    def tally(self) -> Tally:
+        return Tally(self.loss_sum, self.correct, self.count, self.ignored, self.weight)
 
 
 class MultiStepResult(Message, frozen=True, kw_only=True):
@@ -333,8 +340,6 @@ class MultiStepLease(Message, frozen=True, kw_only=True):
     incarnation: ShortText
     first: Count
     last: Count
-    #: What the sums are divided by, in each step.
-    count: Count
     #: The set of the optimizer's slots that the first update reads: each reads what the one before has written.
     reads: Annotated[int, Meta(ge=0, le=1)]
     #: Which memory it is in, as in `Lease`.

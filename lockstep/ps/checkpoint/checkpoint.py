@@ -68,8 +68,10 @@ class RunProgress(msgspec.Struct, frozen=True, kw_only=True):
     loss_sum: float
     #: How many of these samples were right.
     correct: Count
-    #: The number of these samples.
+    #: The number of their targets, how many of these are ignored, and the sum of their weights, as in `Tally`.
     count: Count
+    ignored: Count = 0
+    weight: float | None = None
     #: Training samples in all.
     samples: Count
     #: One record per epoch.

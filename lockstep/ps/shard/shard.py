@@ -54,7 +54,7 @@ class Shard:
 
     def __post_init__(self) -> None:
         self.frames = self.owned.frames()
-        self.state = self.policy.rule.init(max(0, min(self.owned.stop, self.policy.parameter_size) - self.start))
+        self.state = self.policy.init(max(0, min(self.owned.stop, self.policy.parameter_size) - self.start))
         self._sets = self.state, self.state
         self.served = self.slots
         if not self.policy.wire_weights.is_exact:
@@ -144,11 +144,11 @@ class Shard:
         for tree in self.trees:
             tree.settle(memory)
 
-    def squares(self, count: int) -> NDArray[np.float64]:
+    def squares(self, divisor: float) -> NDArray[np.float64]:
         """Return what clipping adds up, of all shards, to the squared norm of the mean gradient."""
-        terms, trained = self.terms(), (one for one in self.updating.chunks(self.owned) if one.momenta is None)
+        terms, trained = self.terms(), self.updating.trained_chunks(self.owned)
         with np.errstate(all="ignore"):  # as in `add_frame`
-            blocks = [block_squares(self.updating.mean(chunk, terms, count)) for chunk in trained]
+            blocks = [block_squares(self.updating.mean(chunk, terms, divisor)) for chunk in trained]
         return np.concatenate(blocks) if blocks else np.empty(0, np.float64)
 
     def is_whole(self) -> bool:
@@ -159,15 +159,15 @@ class Shard:
         """Return, for each frame, the one or two vectors whose sum is the whole, to be read until the update."""
         return [tree.terms() for tree in self.trees]
 
-    def update(self, step: int, count: int, scale: float | None = None) -> UpdateStep:
-        """Step the optimizer with the whole sum over `count` samples; return what was done.
+    def update(self, step: int, divisor: float, scale: float | None = None) -> UpdateStep:
+        """Step the optimizer with the whole sum, divided by `divisor`; return what was done.
 
         `scale` is the factor of clipping; without it, a shard that holds the whole vector finds it itself.
         """
         if scale is None and self.policy.clip_norm is not None:
-            scale = scale_for(add_blocks(self.squares(count)), self.policy.clip_norm)
+            scale = scale_for(add_blocks(self.squares(divisor)), self.policy.clip_norm)
         reads, rate = self.reads, self.policy.schedule.rate(step)
-        at = UpdateStep(step=step, count=count, rate=rate, scale=scale, reads=reads, writes=reads)
+        at = UpdateStep(step=step, divisor=divisor, rate=rate, scale=scale, reads=reads, writes=reads)
         self.end_update(at, self.updating.run(at, self.owned, self.terms()))
         return at
 

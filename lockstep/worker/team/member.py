@@ -22,7 +22,18 @@ from lockstep.common.job.tally import Tally
 from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.messages import OF_A_STEP, Work
 from lockstep.common.protocol.shared_files import WEIGHTS, weights_shape
-from lockstep.common.protocol.team_memory import BEGAN_S, COMPUTE_S, COUNT, ENDED_S, ENTRIES, LOSS_SUM
+from lockstep.common.protocol.team_memory import (
+    BEGAN_S,
+    COMPUTE_S,
+    COUNT,
+    ENDED_S,
+    ENTRIES,
+    IGNORED,
+    LOSS_SUM,
+    WEIGHT,
+    weight_of,
+    write_tally,
+)
 from lockstep.common.runtime.clock import ThreadClock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.compute import Compute
@@ -423,7 +434,8 @@ class TeamMember:
         whole, done = self.memory.shape.slices[making.slice_], self._done(making.stage)
         if making.stage is OrderStage.SQUARES:
             assert self._updates is not None  # what is clipped is an update
-            self._updates.add_squares(order, operands, whole, self.memory.marks.squares[self.memory.process])
+            squares = self.memory.marks.squares[self.memory.process]
+            self._updates.add_squares(operands, self.divisor(order), whole, squares)
         elif not self._add_up(operands, whole):
             return False
         self.memory.show_slice(done, making.slice_, order.number)
@@ -439,7 +451,7 @@ class TeamMember:
     def _update(self, order: Order, slice_: int, operands: Operands) -> bool:
         updates = self._updates
         assert updates is not None  # its slice was begun
-        is_finite = updates.write(slice_, order, operands, lambda: self._squares(order))
+        is_finite = updates.write(slice_, order, operands, self.divisor(order), lambda: self._squares(order))
         updates.end(slice_, order, is_made=is_finite, show=lambda: self._show_update(order, slice_))
         return is_finite
 
@@ -553,7 +565,7 @@ class TeamMember:
         entry["step"] = -1  # while it is written
         self.memory.keep_order()
         entry["used"] = used
-        entry["loss_sum"], entry["correct"], entry["count"] = tally.loss_sum, tally.correct, tally.count
+        write_tally(entry, tally)
         entry["round_s"], entry["update_s"] = self._summed - self._summed_before, self.clock.now() - self._began
         entry["parts"][:used] = copies.parts
         figures[:, BEGAN_S : ENDED_S + 1] -= self._summed_before
@@ -567,8 +579,16 @@ class TeamMember:
         """Return the tally of an order: a floating-point sum too, added over the same tree."""
         micro_batches = self.compute.batches.micro_batches_of(order.work)
         losses, correct, count = figures[:, LOSS_SUM : COUNT + 1].T.tolist()
+        ignored, weights = figures[:, IGNORED : WEIGHT + 1].T.tolist()
         additions = additions_of(copies.nodes, micro_batches, joins_halves=True)
-        return Tally(additions.total(losses), int(sum(correct)), int(sum(count)))
+        weight = weight_of(additions.total(weights))
+        return Tally(additions.total(losses), int(sum(correct)), int(sum(count)), int(sum(ignored)), weight)
+
+    def divisor(self, order: Order) -> float:
+        """Return what the sums of a step are divided by, which were just added up."""
+        copies = self._copies
+        assert copies is not None
+        return self.tally_of(order, copies, self.memory.figures(copies)).divisor
 
     # Plans
 

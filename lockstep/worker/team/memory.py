@@ -14,7 +14,6 @@ from lockstep.common.errors import SharingError
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.shared_files import MARKS, process_file, process_shape
 from lockstep.common.protocol.team_memory import (
-    ENDED_S,
     HI,
     LO,
     ORDER,
@@ -26,6 +25,7 @@ from lockstep.common.protocol.team_memory import (
     TeamShape,
     file_of,
     keep_order,
+    weight_in_memory,
 )
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.common.transport.shared_memory.segment import PAGE_BYTES, Segment, Shape, reserve
@@ -174,7 +174,8 @@ class TeamMemory:
         """Show that a vector of ours holds sums, and all that belongs to them."""
         marks, node, tally = self.marks, copy.node, copy.tally
         times = copy.ended_s - copy.began_s, copy.began_s, copy.ended_s
-        marks.figures[self.process, row, : ENDED_S + 1] = (tally.loss_sum, tally.correct, tally.count, *times)
+        counted = tally.loss_sum, tally.correct, tally.count
+        marks.figures[self.process, row] = (*counted, *times, tally.ignored, weight_in_memory(tally))
         marks.nodes[self.process, row, LO : HI + 1] = node.lo, node.hi
         if copy.losses:
             self.marks.losses[self.process, node.lo : node.hi] = copy.losses
@@ -323,13 +324,8 @@ class TeamMemory:
         self.keep_order()
         cells["work"], cells["step"], cells["memory"] = WORKS.index(order.work), order.step, order.memory
         cells["lo"], cells["hi"] = order.node.lo, order.node.hi
-        steps = order.steps or Steps(number=0, first=0, last=0, count=0, reads=0)
-        cells["number"], cells["last"], cells["count"], cells["reads"] = (
-            steps.number,
-            steps.last,
-            steps.count,
-            steps.reads,
-        )
+        steps = order.steps or Steps(number=0, first=0, last=0, reads=0)
+        cells["number"], cells["last"], cells["reads"] = steps.number, steps.last, steps.reads
         cells["plan"] = self.written(order.plan)
         self.keep_order()
         cells["order"] = order.number
@@ -344,9 +340,7 @@ class TeamMemory:
         if int(cells["order"]) != number or int(self.marks.orders[number % ORDERS]["order"]) != number:
             return None
         step, lease = int(cells["step"]), int(cells["number"])
-        steps = Steps(
-            number=lease, first=step, last=int(cells["last"]), count=int(cells["count"]), reads=int(cells["reads"])
-        )
+        steps = Steps(number=lease, first=step, last=int(cells["last"]), reads=int(cells["reads"]))
         return Order(
             number=number,
             work=WORKS[int(cells["work"])],

@@ -12,14 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 from lockstep.common.aggregation.layout import LayoutEntry, ParameterLayout
 from lockstep.common.aggregation.tree import LINE_BYTES, Vector
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.program import Tree
+from lockstep.common.data.records import fields_of
 from lockstep.common.errors import ModelError
+from lockstep.common.job.losses import LossKind
 from lockstep.common.job.objective import Objective
+from lockstep.common.model.outputs import is_numbered, main_output
 from lockstep.common.model.port import Batch, DrawKey, Inspection, LayerOutput, OnFinal, Outcome
 from lockstep.common.model.pytorch.runtime import make_repeatable, placed, seed_draws
 from lockstep.common.model.pytorch.structure import Structure
@@ -85,11 +88,11 @@ class TorchEngine:
         seed_draws(key)
         self._begin_statistics()
         outputs = apply(self._module, images)
-        loss = self._loss_of(outputs, targets, self._objective.label_smoothing)
+        loss, weight = self._objective.training_loss(self._compared(outputs), targets, TORCH)
         self._check_held()
         self._end_statistics(len(images))
         self._loss = loss
-        return Outcome(loss.item(), outputs.detach().numpy())
+        return Outcome(loss.item(), taken(outputs).detach().numpy(), weight)
 
     def backward(self, on_final: OnFinal | None) -> None:
         loss, self._loss = self._loss, None
@@ -116,9 +119,9 @@ class TorchEngine:
         seed_draws(None)
         with torch.no_grad():
             outputs = apply(self._module, images)
-            loss = self._loss_of(outputs, targets, 0.0)
+            loss, weight = self._objective.test_loss(self._compared(outputs), targets, TORCH)
         self._check_held()
-        return Outcome(loss.item(), outputs.numpy())
+        return Outcome(loss.item(), taken(outputs).numpy(), weight)
 
     def inspect(self, images: Array, targets: Array, key: DrawKey) -> Inspection:
         layers: list[LayerOutput] = []
@@ -135,16 +138,17 @@ class TorchEngine:
         self._begin_statistics()
         with observed_layers(self._module, on_layer):
             outputs = apply(self._module, images)
-        loss = self._loss_of(outputs, targets, self._objective.label_smoothing)
+        loss, weight = self._objective.training_loss(self._compared(outputs), targets, TORCH)
         if not is_finite(loss):
             odd.append("the loss")
         gradients = self._gradients_of(loss)
         # Backward starts at the end, so that the last parameter is the first to get its gradient.
         odd += [f"the gradient of {name}" for name in reversed(gradients) if not np.isfinite(gradients[name]).all()]
-        return Inspection(Outcome(loss.item(), outputs.detach().numpy()), layers, gradients, odd[0] if odd else None)
+        outcome = Outcome(loss.item(), taken(outputs).detach().numpy(), weight)
+        return Inspection(outcome, layers, gradients, odd[0] if odd else None)
 
     def first_nonfinite_layer(self, images: Array, key: DrawKey | None) -> str | None:
-        if not np.isfinite(images).all():
+        if not all(np.isfinite(array).all() for array in fields_of(images).values()):
             return "the input"
         found: list[str] = []
 
@@ -213,13 +217,9 @@ class TorchEngine:
                 "graph each time; use torch.utils.checkpoint with use_reentrant=False"
             )
 
-    def _loss_of(self, outputs: Any, targets: Array, smoothing: float) -> Any:
-        """Return the sum of the losses."""
-        expected = placed(torch.from_numpy(np.ascontiguousarray(targets)))
-        if self._objective.is_regression:
-            return F.mse_loss(outputs, expected, reduction="sum")
-        rows = outputs.reshape(-1, outputs.shape[-1]) if outputs.ndim == 3 else outputs
-        return F.cross_entropy(rows, expected, label_smoothing=smoothing, reduction="sum")
+    def _compared(self, outputs: Any) -> Any:
+        """Return what the loss is given: of an own loss all that the model returns."""
+        return outputs if self._objective.kind is LossKind.OWN else taken(outputs)
 
     # Statistics: a layer that averages with momentum 1 leaves those of its batch, whatever was there. What a spectral
     # norm moves begins with what the last step has left, and is the same in each micro-batch
@@ -259,17 +259,41 @@ class TorchEngine:
                 raise changed(held.name)
 
 
+class TorchLibrary:
+    """PyTorch, as what computes losses."""
+
+    functional: Any = functional
+
+    def constant(self, array: Array) -> Any:
+        return placed(torch.from_numpy(np.ascontiguousarray(array)))
+
+
+TORCH = TorchLibrary()
+
+
 def apply(module: Any, images: Array) -> Any:
-    """Return the tensor that a module makes of samples; `ModelError` if it makes something else of them."""
-    x = placed(torch.from_numpy(np.ascontiguousarray(images)))
+    """Return what a module makes of samples: several arrays are given by their names, or in order if numbered."""
+    fields = {name: _input(array) for name, array in fields_of(images).items()}
+    if images.dtype.names is None or is_numbered(images.dtype.names):
+        return module(*fields.values())
+    return module(**fields)
+
+
+def _input(array: Array) -> Any:
+    x = placed(torch.from_numpy(np.ascontiguousarray(array)))
     # PyTorch's own examples have tokens as int64, and so have models that are written after them.
-    outputs = module(x.long() if x.dtype == torch.int32 else x)
-    if not isinstance(outputs, torch.Tensor):
+    return x.long() if x.dtype == torch.int32 else x
+
+
+def taken(outputs: Any) -> Any:
+    """Return the tensor that named losses and evaluations take of outputs; `ModelError` if there is none."""
+    found = main_output(outputs).value
+    if not isinstance(found, torch.Tensor):
         raise ModelError(
-            f"the model returned a {type(outputs).__name__}: expected one tensor of outputs; return only the logits "
-            "from its forward"
+            f"the model returned a {type(found).__name__}: expected a tensor of outputs, or several of them in a tuple "
+            "or a dictionary; return the logits from its forward"
         )
-    return outputs
+    return found
 
 
 def changed(name: str) -> ModelError:

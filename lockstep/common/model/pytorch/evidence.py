@@ -134,7 +134,7 @@ def _repeated(engine: TorchEngine, module: Any, weights: Vector, images: Array, 
     before, sums = weights.tobytes(), engine.layout.new_vector()
     engine.bind([weights], [sums])
     try:
-        loss, outputs = engine.forward(images, targets, _KEY)
+        loss, outputs, _ = engine.forward(images, targets, _KEY)
         kept = outputs.tobytes()
         engine.backward(None)
         evaluated = engine.evaluate(images, targets).outputs.tobytes()

@@ -10,8 +10,9 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.errors import ModelError
 from lockstep.common.job.objective import Objective
+from lockstep.common.model.outputs import main_output
 from lockstep.common.model.port import Evidence, Model
-from lockstep.common.model.pytorch.engine import TorchEngine, apply
+from lockstep.common.model.pytorch.engine import TorchEngine, apply, taken
 from lockstep.common.model.pytorch.evidence import Trial
 from lockstep.common.model.pytorch.runtime import placed
 from lockstep.common.model.pytorch.state import bytes_of
@@ -23,6 +24,7 @@ class TorchModel:
 
     def __init__(self, module: Any) -> None:
         self._module = module
+        self.taken = ""
         self.structure = structure_of(module)
         # What was made from NumPy's arrays lies anywhere.
         for _, tensor in (*self.structure.parameters, *self.structure.constants):
@@ -77,8 +79,10 @@ class TorchModel:
     def outputs(self, images: Array) -> Array:
         self._rest()
         with torch.no_grad():
-            outputs: Array = apply(self._module, images).numpy()
-        return outputs
+            outputs = apply(self._module, images)
+        self.taken = main_output(outputs).which
+        found: Array = taken(outputs).numpy()
+        return found
 
     def engine(self, objective: Objective) -> TorchEngine:
         return TorchEngine(self._module, self.structure, objective)

@@ -160,7 +160,7 @@ def test_an_order_is_read_as_it_was_given(work: str, team: list[TeamMemory]) -> 
 
 
 def test_the_order_of_several_steps_is_read_as_it_was_given(team: list[TeamMemory]) -> None:
-    order = order_of(1, steps=Steps(number=9, first=3, last=77, count=8, reads=1))
+    order = order_of(1, steps=Steps(number=9, first=3, last=77, reads=1))
     team[0].give(order)
     assert team[1].read(1) == order
 

@@ -39,7 +39,7 @@ def test_gradients_equal_those_of_pytorch_alone(name: str) -> None:
     model = open_model(f"{NETS}:{name}", 3)
     images, labels = batch()
     engine, _, sums = bound(model)
-    loss, outputs = engine.forward(images, labels, KEY)
+    loss, outputs, _ = engine.forward(images, labels, KEY)
     logits = outputs.copy()
     engine.backward(None)
 
@@ -97,7 +97,7 @@ def test_a_regression_has_the_sum_of_squares(tmp_path: Path) -> None:
     engine, _, sums = bound(model, Objective("mse"))
     images, _ = batch()
     targets = np.ones((5, 2), np.float32)
-    loss, outputs = engine.forward(images, targets, KEY)
+    loss, outputs, _ = engine.forward(images, targets, KEY)
     assert math.isclose(loss, float(np.square(outputs - targets).sum()), rel_tol=1e-5)
     expected = 2 * (outputs - targets).sum(axis=0)
     engine.backward(None)
