@@ -15,7 +15,7 @@ from lockstep.api.job_inputs import Arrays, job_inputs
 from lockstep.api.run import Run, load_run
 from lockstep.common.errors import JobError
 from lockstep.common.job.job import Job
-from lockstep.common.model.source import is_torch_module, torch_model
+from lockstep.common.model.source import is_torch_module, keeps_pytorch, torch_model
 from lockstep.common.nn.module import Module
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.launch.cluster import train_here
@@ -50,10 +50,10 @@ def fit(
     images uint8 or float (n, h, w) or (n, channels, h, w), or features (n, k), and integer labels (n,) from 0; for
     `loss="mse"` floats (n,) or (n, outputs). x and y may be dictionaries or tuples of arrays, and `(x, y, w)` has
     weights of samples; a pair of datasets of PyTorch is read once. It may also be a .csv or .parquet, a folder of
-    pictures, a data frame of pandas or Polars, or a dataset of Hugging Face's `datasets`: then `target="price"` names what is predicted, and
-    `columns`, `drop`, `task`, `categories`, `one_hot`, `numbers`, `missing`, `na`, `standardize`, `delimiter`,
-    `encoding`, `decimal`, `size`, `grayscale` and `test_split` are those of `lockstep pack`; a pair of frames is one to
-    train and one to test with.
+    pictures, a data frame of pandas or Polars, or a dataset of Hugging Face's `datasets`: then `target="price"` names
+    what is predicted, and `columns`, `drop`, `task`, `categories`, `one_hot`, `numbers`, `missing`, `na`,
+    `standardize`, `delimiter`, `encoding`, `decimal`, `size`, `grayscale` and `test_split` are those of `lockstep
+    pack`; a pair of frames is one to train and one to test with.
 
     **Values.** `values` are those of a job file: `workers=4, epochs=3, lr=0.1, seed=7, optimizer="adam"`, and so on;
     `workers=0` trains in this process. `numerics="portable"` gives the same bits on every x86-64 processor with AVX2.
@@ -136,6 +136,7 @@ def _with_values_of(callbacks: Sequence[Callback], values: Mapping[str, Any]) ->
     return given
 
 
+@keeps_pytorch()
 def _carry_out(
     job: Job, destination: Destination, callbacks: Sequence[Callback], *, verbose: bool, note: str = ""
 ) -> Run:

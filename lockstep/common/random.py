@@ -4,6 +4,7 @@ Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) t
 random bits. Seed and purpose are the key; the rest is the counter, so that no generator's state is carried anywhere.
 """
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,21 @@ def generator(
     counter = np.array([first, layer, micro_batch, at], dtype=np.uint64)
     key = np.array([seed, int(purpose)], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(counter=counter, key=key))
+
+
+def shared_generators() -> Iterator[tuple[str, object]]:
+    """Yield the generators that all code of a process shares, which nothing of ours uses, with their states."""
+    yield "Python's random", random.getstate()
+    yield "numpy.random", repr(np.random.get_state())
+
+
+def generator_state(value: object) -> object:
+    """Return the state of a generator of numbers, of Python's or of NumPy's kind; None if it is something else."""
+    if isinstance(value, random.Random):
+        return value.getstate()
+    if isinstance(value, np.random.Generator):
+        return repr(value.bit_generator.state)
+    return repr(value.get_state()) if isinstance(value, np.random.RandomState) else None
 
 
 @dataclass(eq=False, slots=True)

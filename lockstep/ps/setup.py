@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.slices import slices_for
@@ -15,6 +17,7 @@ from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.source import with_moments, with_validation
 from lockstep.common.errors import JobError, LockstepError, ModelError, NumericsError
 from lockstep.common.job.job import Job
+from lockstep.common.job.losses import LossKind
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.optimizer import check_rule, spans_of
 from lockstep.common.job.own_code import NO_CODE, OwnCode
@@ -89,10 +92,12 @@ def open_run(
         transform.check(data.train.images.take(one, axis=0), data.train.labels.take(one, axis=0))
     objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)))
     slices_for(model.layout.size, admission.servers)  # raises if there are too many
-    source.check_repeated(model, job.seed)
     initial = initial_weights(job, model, kept_next_to(model_folder))
     layout = model.layout
-    evidence = model.evidence(objective, *first_micro_batch(job, data, is_here=not admission.ships_data))
+    batch = first_micro_batch(job, data, is_here=not admission.ships_data)
+    evidence = source.check_repeated(model, job.seed, objective, *batch, initial.taken)
+    if objective.kind is LossKind.OWN and not evidence.engine:
+        try_loss(model, objective, *batch)
     if evidence.engine and job.numerics == "portable":
         raise NumericsError(
             f"numerics = 'portable' with a model that {evidence.engine} computes, whose kernels are chosen by the "
@@ -118,7 +123,8 @@ def open_run(
     )
     policy = policy_of(job, plan, spans_of(job, layout), model.momenta(), code)
     if layout.alignment > 1:
-        check_gaps(policy.rules[0][1], job)
+        for _, rule in policy.rules:
+            check_gaps(rule, job)
     shard = Shard((initial.vector, layout.new_vector()), policy, job.micro_batches)
     return RunSetup(
         info=info,
@@ -130,6 +136,13 @@ def open_run(
         own=code,
         notices=initial.notices,
     )
+
+
+def try_loss(model: Model, objective: Objective, images: Vector, targets: NDArray[Any]) -> None:
+    """Compute a loss of the user's own once; `ModelError` if it raises, or returns something else than two numbers."""
+    engine, weights = model.engine(objective), model.first_weights(0)
+    engine.bind([weights], [np.zeros_like(weights)])
+    engine.evaluate(images, targets)
 
 
 def check_gaps(rule: Rule, job: Job) -> None:

@@ -25,6 +25,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.score import score_of
 from lockstep.common.job.tally import Tally
+from lockstep.common.model.source import keeps_pytorch
 from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.numerics import own_numerics
@@ -80,6 +81,7 @@ class TrainingTask:
         with (
             tempfile.TemporaryDirectory(prefix="lockstep-") as folder,
             job_inputs(Path(folder), self.initial, None, self.text) as paths,
+            keeps_pytorch(),
         ):
             job = msgspec.structs.replace(self.job, **paths)
             yield open_run(UNNAMED, job, _prepared(job, self.data, moments), admission), Path(folder)

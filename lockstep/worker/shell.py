@@ -39,7 +39,7 @@ from lockstep.common.protocol.messages import (
     shortened,
 )
 from lockstep.common.protocol.shard_messages import Hello, ShardWelcome
-from lockstep.common.runtime.clock import Clock
+from lockstep.common.runtime.clock import ThreadClock
 from lockstep.common.statemachine.client import ClientEvent, Exit, PreparationFailed, Prepared
 from lockstep.common.statemachine.client_shell import ClientShell
 from lockstep.common.transport.diagnosis import Diagnosis
@@ -74,7 +74,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
 
     state: WorkerState
     port: ClientPort
-    clock: Clock
+    clock: ThreadClock
     load: Loader
     say: Callable[[str], None]
     #: Where memory that a server offers is found, None if none is to be shared.

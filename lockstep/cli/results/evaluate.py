@@ -88,7 +88,8 @@ def lines(tested: Assessment, dataset: str, digest: str) -> list[str]:
         counted = f"{tally.count:,} labels of {samples}"
         shown = label_lines(label_figures(tested.outputs, tested.targets))
         return [f"test accuracy  {tally.accuracy:.2%} of {counted}", *below, *shown]
-    counted = samples if tally.count == len(tested.dataset) else f"{tally.count:,} positions in {samples}"
+    judged = tally.count - tally.ignored
+    counted = samples if judged == len(tested.dataset) else f"{judged:,} positions in {samples}"
     confusion = tested.confusion
     matrix = matrix_lines(confusion, tested.class_names)
     by_class = class_lines(class_figures(confusion), tested.class_names)

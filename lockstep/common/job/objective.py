@@ -209,7 +209,7 @@ class Objective:
         given: Any = library.constant(targets) if named is None else _own_targets(targets, library)
         try:
             total, count = self.own(outputs, given)
-        except (TypeError, ValueError) as error:
+        except Exception as error:
             raise ModelError(
                 f"{self.loss} raised {type(error).__name__}: {' '.join(str(error).split())}: expected a function of "
                 "outputs and targets that returns two numbers, the sum of the losses and what it is divided by"
@@ -272,7 +272,11 @@ class Objective:
         if self.kind is LossKind.LABELS:
             return int(np.count_nonzero((self.rows(outputs) > 0.0) == (values > 0.5)))
         per_sample = values.size // max(1, len(outputs))
-        return int(np.count_nonzero(self.rows(outputs, per_sample).argmax(axis=1) == values))
+        is_right = self.rows(outputs, per_sample).argmax(axis=1) == values
+        if self.ignore_index is not None:
+            # The model may have an output for it.
+            is_right &= values != self.ignore_index
+        return int(np.count_nonzero(is_right))
 
     # What goes together
 

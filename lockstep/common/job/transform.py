@@ -65,8 +65,10 @@ class Transform:
     def _made(self, sample: Any, label: Any, place: int, epoch: int) -> Any:
         rng = generator(self.seed, Purpose.TRANSFORM, at=epoch, micro_batch=place)
         if "torch" in sys.modules:
-            # Transformations of torchvision draw from there.
-            sys.modules["torch"].default_generator.manual_seed(int(rng.integers(2**63)))
+            # Transformations of torchvision draw from there. By another generator, since PyTorch may be loaded in one
+            # process and not in another.
+            seeds = generator(self.seed, Purpose.TRANSFORM, at=epoch, micro_batch=place, layer=1)
+            sys.modules["torch"].default_generator.manual_seed(int(seeds.integers(2**63)))
         given = (_named(sample), _named(label), rng) if self.has_targets else (_named(sample), rng)
         try:
             return self.function(*given)

@@ -139,6 +139,8 @@ class InitialWeights:
     """What a run begins with."""
 
     vector: Vector
+    #: What a file has of them, by name; empty if there is none.
+    taken: Mapping[str, Array]
     #: What the user should know of it, a line each.
     notices: Sequence[str]
 
@@ -160,4 +162,4 @@ def initial_weights(job: Job, model: Model, copy: Path | None = None) -> Initial
     if frozen := model.layout.frozen_size:
         trained = model.layout.parameter_size
         notices.append(f"trains {trained:,} of {trained + frozen:,} parameters: the others are frozen")
-    return InitialWeights(vector, notices)
+    return InitialWeights(vector, {} if found is None else found.taken, notices)

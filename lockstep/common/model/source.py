@@ -10,19 +10,21 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path, PurePosixPath
 from traceback import walk_tb
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.errors import ModelError
 from lockstep.common.files.did_you_mean import nearest
 from lockstep.common.job.job import Job
+from lockstep.common.job.objective import Objective
 from lockstep.common.job.own_code import OwnCode, functions_of
 from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.model.files import (
@@ -34,7 +36,7 @@ from lockstep.common.model.files import (
     read_copy,
     read_model_files,
 )
-from lockstep.common.model.port import Model
+from lockstep.common.model.port import Evidence, Model
 from lockstep.common.nn.description import build
 from lockstep.common.nn.models import MODELS
 from lockstep.common.nn.module import Module
@@ -197,16 +199,38 @@ class ModelSource:
             f"{self.files} returned {built!r}: expected a Module; does the function end in `return model`?"
         )
 
-    def check_repeated(self, model: Model, seed: int) -> None:
-        """Raise ModelError if building again gives another model than this one, whose values nobody has changed."""
-        if is_torch_module(model.module):
-            from lockstep.common.model.pytorch.model import check_equal
+    def check_repeated(
+        self,
+        model: Model,
+        seed: int,
+        objective: Objective,
+        images: Array,
+        targets: Array,
+        taken: Mapping[str, Array] = MappingProxyType({}),
+    ) -> Evidence:
+        """Return a model's evidence, of a micro-batch; ModelError if it is another one when it is built again.
 
-            check_equal(model, self.build(seed))
-        elif isinstance(model, AutogradModel) and (model.own_values or model.layout.frozen):
-            again = self.build(seed)
-            assert isinstance(again, AutogradModel)
-            _check_same_values(model, again)
+        It has to have the same values then, which nobody has changed here but for the frozen ones that it has adopted
+        of `taken`, and the same results after another micro-batch. Other errors as of `Model.evidence`.
+        """
+        if isinstance(model, AutogradModel):
+            if model.own_values or model.layout.frozen:
+                self._check_own_values(model, seed, taken)
+            return model.evidence(objective, images, targets)
+        from lockstep.common.model.pytorch.model import check_equal, check_order
+
+        again = self.build(seed)
+        again.adopt(taken)
+        check_equal(model, again)
+        evidence = model.evidence(objective, images, targets)
+        check_order(model, again, objective, images, targets)
+        return evidence
+
+    def _check_own_values(self, model: AutogradModel, seed: int, taken: Mapping[str, Array]) -> None:
+        again = self.build(seed)
+        again.adopt(taken)
+        assert isinstance(again, AutogradModel)
+        _check_same_values(model, again)
 
 
 def _begun(model: AutogradModel, seed: int) -> AutogradModel:
@@ -405,6 +429,24 @@ def _copy(folder: Path, name: str | Mapping[str, Any], files: Sequence[ModelFile
 def replace_place(file: ModelFile, place: str) -> ModelFile:
     """Return a file at another place."""
     return ModelFile(place, file.sha256)
+
+
+@contextmanager
+def keeps_pytorch() -> Iterator[None]:
+    """Let PyTorch have its threads, deterministic mode and generator back at the end of the context."""
+    before = None
+    if "torch" in sys.modules:
+        from lockstep.common.model.pytorch.runtime import Settings
+
+        before = Settings.now()
+    try:
+        yield
+    finally:
+        # A model may have imported it within.
+        if "torch" in sys.modules:
+            from lockstep.common.model.pytorch.runtime import FIRST
+
+            (before or FIRST).restore()
 
 
 def torch_model(module: Any) -> Model:

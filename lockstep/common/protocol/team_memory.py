@@ -38,8 +38,10 @@ WORKS: tuple[Work, ...] = get_args(Work)
 MOST_SLICES, LEAST_SLICE = 64, 16_384
 
 #: What a process shows of itself, a cache line each: the order that it has seen last, the one that it cannot carry out,
-#: whether it sleeps until somebody wakes it, and the session that it is ready for.
-PROCESS = np.dtype([("at", "<i8"), ("failed", "<i8"), ("sleeps", "<i8"), ("ready", "<i8"), ("rest", "<i8", (4,))])
+#: whether it sleeps until somebody wakes it, the session that it is ready for, and when it looked last.
+PROCESS = np.dtype(
+    [("at", "<i8"), ("failed", "<i8"), ("sleeps", "<i8"), ("ready", "<i8"), ("looked_s", "<f8"), ("rest", "<i8", (3,))]
+)
 
 #: What a process shows of each of its vectors of sums: of which order they are (0 while they are being written) and of
 #: which node; and, as float64, what belongs to them as in `Result`, with the times of this host's clock at which it was
@@ -174,6 +176,7 @@ class TeamShape:
         return {
             "marks": (integers, (8,)),
             "seconds": (floats, (count,)),
+            "loads": (floats, (count,)),
             "processes": (PROCESS, (count,)),
             "nodes": (integers, (count, ROWS, 4)),
             "figures": (floats, (count, ROWS, 8)),
@@ -217,6 +220,8 @@ class TeamMarks:
     marks: NDArray[np.int64]
     #: Seconds that a micro-batch takes each process, 0 if that is not known, shape (processes,): each its own.
     seconds: NDArray[np.float64]
+    #: Which part of a core it needs meanwhile, 0 if that is not known, (processes,): the same.
+    loads: NDArray[np.float64]
     #: Of `PROCESS`, shape (processes,): each process writes its own.
     processes: NDArray[np.void]
     #: Of each vector of sums, from `ORDER` and from `LOSS_SUM` on, of shapes (processes, ROWS, 4) and

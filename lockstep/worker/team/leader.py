@@ -67,7 +67,7 @@ class Leader:
         self.order, self._last = order, order.last_number
         self.member.memory.give(order)
         self.member.begin(order)
-        self.member.wake(self.member.memory.sleepers())
+        self.member.wake(self.member.wanted_for(order.plan).intersection(self.member.memory.sleepers()))
 
     def advance(self, now: float) -> OrderOutcome | None:
         """Do what is due, or sleep a little; return how the order has ended if it has."""

@@ -34,15 +34,16 @@ from lockstep.common.protocol.team_memory import (
     weight_of,
     write_tally,
 )
-from lockstep.common.runtime.clock import Clock
+from lockstep.common.runtime.clock import ThreadClock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.compute import Compute
 from lockstep.worker.node_sums import StoppedError
 from lockstep.worker.team.additions import additions_of
-from lockstep.worker.team.division import OrderPlan, OrderWork, Planner, missing_parts
+from lockstep.worker.team.division import OrderPlan, OrderWork, Planner, Speed, missing_parts
 from lockstep.worker.team.memory import RESULT, Computed, Copies, TeamMemory
 from lockstep.worker.team.order import Order
 from lockstep.worker.team.progress import (
+    SLEEP_S,
     Action,
     ComputeNode,
     Course,
@@ -63,6 +64,9 @@ SERVER_PATIENCE_S = 10.0
 
 #: Orders of one plan after which it is looked again how long a micro-batch takes each process.
 COURSE_ORDERS = 64
+
+#: Seconds after which one that was not woken, and has not looked by itself, is taken for dead.
+IDLE_S = 4 * SLEEP_S
 
 #: The process that gives orders.
 LEADER = frozenset({0})
@@ -93,7 +97,7 @@ class TeamMember:
 
     compute: Compute
     memory: TeamMemory
-    clock: Clock
+    clock: ThreadClock
     bells: Bells
     patience: Patience
     #: Where the server's memory is; None if it is not shared.
@@ -137,7 +141,7 @@ class TeamMember:
     def __post_init__(self) -> None:
         self._slices = len(self.memory.shape.slices)
         self.everybody = frozenset(range(self.memory.shape.processes))
-        self.adder, self.planner = SliceAdder(self.compute.wire), Planner(self.patience.even, self.patience.makers)
+        self.adder, self.planner = SliceAdder(self.compute.wire), Planner(self.patience.even, self.patience.cores)
 
     # Orders begin and end
 
@@ -168,7 +172,7 @@ class TeamMember:
         self.progress = OrderProgress(course, self.clock.now())
         self.memory.show("at", order.number)
         if not order.plan.of(self.memory.process):
-            self.memory.forget_speed()
+            self.memory.forget_speed(order.plan.workers)
 
     def _course_of(self, order: Order) -> Course:
         updates = self._updates if order.steps is not None else None
@@ -185,6 +189,11 @@ class TeamMember:
             seconds=self.memory.marks.seconds.tolist(),
             patience=self.patience,
         )
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether there are more processes than cores."""
+        return len(self.everybody) > self.patience.cores
 
     def show_ready(self) -> None:
         """Show that we take part from now on, in what comes next."""
@@ -379,15 +388,18 @@ class TeamMember:
     # Sums
 
     def _compute(self, order: Order, part: ComputeNode) -> None:
-        compute, began = self.compute, self.clock.now()
+        compute, began, before = self.compute, self.clock.now(), self.clock.times()
         compute.turn(order.step, into=self.first_row + part.row)
         if order.work in OF_A_STEP:
             _, tally = compute.train(order.step, part.node)
             losses: Sequence[float] = compute.losses
         else:
             tally, losses = compute.evaluate(part.node, order.work), ()
-        ended = self.clock.now()
-        self.memory.record_speed(max(1e-9, ended - began) / len(part.node))
+        ended, after = self.clock.now(), self.clock.times()
+        if order.work in OF_A_STEP or not self.memory.is_measured:  # an evaluation takes less than half of the time
+            took_s = max(1e-9, ended - began)
+            self.memory.record_speed(took_s / len(part.node))
+            self.memory.record_load((after.ran - before.ran) / max(1e-9, took_s - (after.waited - before.waited)))
         computed = Computed(
             node=part.node,
             tally=tally,
@@ -460,7 +472,7 @@ class TeamMember:
     # Looking
 
     def _look(self, order: Order, progress: OrderProgress, stage: OrderStage) -> OrderOutcome | None:
-        now = self.clock.now()
+        now = self.memory.mine["looked_s"] = self.clock.now()
         if not self.patience.spin_s and not self._is_asleep:
             self._show_asleep(is_asleep=True)  # it will sleep unless it finds all, and need not look twice then
         if order.steps is not None and not self.is_wanted():
@@ -520,11 +532,16 @@ class TeamMember:
             return OrderOutcome.DONE
         if made <= order.step:
             return OrderOutcome.STOPPED
-        entry = updates.marks.entries[(made - 1) % ENTRIES]
-        plan = self.memory.plan_in(entry["next"], lambda: int(entry["step"]) == made - 1)
+        plan = self._next_plan(made - 1)
         if plan is not None:  # otherwise others are even further: look again
             self._begin_step(order.following(made, plan))
         return None
+
+    def _next_plan(self, step: int) -> OrderPlan | None:
+        """Return the plan of the step after one that the team has made; None if its entry is written over."""
+        assert self._updates is not None  # steps follow one another
+        entry = self._updates.marks.entries[step % ENTRIES]
+        return self.memory.plan_in(entry["next"], lambda: int(entry["step"]) == step)
 
     # What the server gets to know
 
@@ -577,17 +594,24 @@ class TeamMember:
 
     def plan(self, work: Work, node: Node, before: Order | None) -> OrderPlan:
         """Return who computes what of the next order, and makes which slices: those who were not late with the last."""
-        seconds = self.memory.marks.seconds.tolist()
-        processes = self.present(before)
+        marks, processes = self.memory.marks, self.present(before)
+        seconds, loads = marks.seconds.tolist(), marks.loads.tolist()
         division = OrderWork(node, self.compute.batches.micro_batches_of(work))
-        return self.planner.plan(division, {process: seconds[process] for process in processes})
+        speeds = {process: Speed(seconds[process], loads[process]) for process in processes}
+        return self.planner.plan(division, speeds, () if before is None else before.plan.workers)
 
     def present(self, before: Order | None) -> list[int]:
-        """Return the processes of this session that have been in time for an order: at least this one."""
+        """Return the processes of this session that have been in time for an order: at least this one.
+
+        Where cores are short, those who had nothing to do in it were not woken: it is enough that they live.
+        """
         processes = self.memory.marks.processes
-        is_present = processes["ready"] == self.session
-        if before is not None:
-            is_present &= processes["at"] >= before.number
+        is_present = processes["at"] >= (0 if before is None else before.number)
+        if before is not None and self.is_crowded:
+            lives = processes["looked_s"] > self.clock.now() - IDLE_S
+            lives[list(before.plan.workers)] = False
+            is_present |= lives
+        is_present &= processes["ready"] == self.session
         is_present[self.memory.process] = True
         return np.nonzero(is_present)[0].tolist()
 
@@ -604,8 +628,15 @@ class TeamMember:
         assert self._course is not None  # that of the order
         if stage is not self._course.stages[-1][0]:
             return frozenset(order.plan.owners)
-        # The next order is the leader's to give, unless it follows by itself.
-        return LEADER if order.steps is None else self.everybody
+        if order.steps is None:
+            return LEADER  # who gives the next one
+        # Without a plan, they may all be further already; and after the last step all have something to do.
+        plan = None if order.number == order.last_number else self._next_plan(order.step)
+        return self.everybody if plan is None else self.wanted_for(plan)
+
+    def wanted_for(self, plan: OrderPlan) -> frozenset[int]:
+        """Return who is to begin with a plan at once: where cores are short, only who has something to do in it."""
+        return plan.workers if self.is_crowded else self.everybody
 
     def wake(self, whom: Iterable[int]) -> None:
         """Wake some of those who sleep."""

@@ -1,7 +1,7 @@
 """The memory of a team as one of its processes sees it: its own vectors, those of the others, and everybody's marks."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,9 @@ RESULT = ROWS
 
 #: What a new measurement of a process's speed counts for.
 NEW = 0.3
+
+#: A process counts as one that needs at least this part of a core.
+LEAST_LOAD = 0.01
 
 #: A measurement counts as at most so many times what was known before.
 MOST = 2.0
@@ -180,6 +183,11 @@ class TeamMemory:
         marks.nodes[self.process, row, ORDER] = order
         self.keep_order()
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether it is known what a micro-batch takes us."""
+        return bool(self.marks.seconds[self.process])
+
     def record_speed(self, seconds: float) -> None:
         """Record what a micro-batch took us."""
         before = float(self.marks.seconds[self.process])
@@ -190,9 +198,20 @@ class TeamMemory:
         self.marks.seconds[self.process] = before + NEW * (usual - before) if is_known else seconds
         self._measured += 1
 
-    def forget_speed(self) -> None:
-        """Let us count as a little faster, since we were given nothing: so we are tried again."""
-        self.marks.seconds[self.process] *= FORGOTTEN if self._measured > FIRST else FIRST_FORGOTTEN
+    def record_load(self, load: float) -> None:
+        """Record in which part of the time that we computed we had a core, or waited for nothing else."""
+        before, now = float(self.marks.loads[self.process]), min(max(load, LEAST_LOAD), 1.0)
+        self.marks.loads[self.process] = before + NEW * (now - before) if before else now
+
+    def forget_speed(self, workers: Iterable[int]) -> None:
+        """Let us count as a little faster, since we were given nothing: so we are tried again.
+
+        Not as faster than those who were given something, since these may just be enough.
+        """
+        seconds = self.marks.seconds
+        forgotten = FORGOTTEN if self._measured > FIRST else FIRST_FORGOTTEN
+        least = min((float(seconds[process]) for process in workers), default=0.0)
+        seconds[self.process] = max(least, forgotten * seconds[self.process])
 
     # What all have
 

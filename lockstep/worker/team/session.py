@@ -13,7 +13,7 @@ from lockstep.common.errors import SharingError
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.shared_files import WEIGHTS, process_shape, weights_shape
 from lockstep.common.protocol.team_memory import ROWS, TeamShape, file_of
-from lockstep.common.runtime.clock import Clock
+from lockstep.common.runtime.clock import ThreadClock
 from lockstep.common.transport.shared_memory.folder import SharedFolder, shared_root
 from lockstep.worker.compute import Compute, Slots
 from lockstep.worker.setup import Material, SharedPlace, attach
@@ -35,7 +35,7 @@ class Alone:
 class Surroundings:
     """What a process of a team is given by whoever starts it."""
 
-    clock: Clock
+    clock: ThreadClock
     say: Callable[[str], None]
     #: How long it waits for the others.
     patience: Patience
@@ -91,7 +91,7 @@ def lead(welcome: Welcome, material: Material, around: Surroundings) -> LeaderSe
     sums: tuple[Vector, ...] = () if shared is None else shared.sums
     if shared is None and around.processes == 1:
         return LeaderSetup(compute=material.compute(slots, sums, frames), obstacle=obstacle)
-    shape = shape_of(welcome, around.processes, size, around.patience.makers)
+    shape = shape_of(welcome, around.processes, size, around.patience.cores)
     try:
         folder, memory, own_slots = _make(around, shape, has_weights=shared is None)
     except SharingError as error:

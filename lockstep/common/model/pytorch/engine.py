@@ -1,7 +1,7 @@
 """Gradients by PyTorch, on one thread of a CPU.
 
-Parameters are views into the vector of weights, so that nothing is copied before a forward. PyTorch puts a gradient
-where it likes; that is copied into the vector of sums as soon as it is final.
+Parameters are views into the vector of weights, and their gradients views into the vector of sums: PyTorch adds to a
+gradient that is there already, so that it writes where the sums are to be.
 """
 
 import math
@@ -49,8 +49,10 @@ class TorchEngine:
         self._loss: Any = None
         self._is_training: bool | None = None
         self._expected: list[tuple[Any, int]] = []
-        #: By parameter, whether its gradient is in the vector of sums.
-        self._final: list[bool] = []
+        #: By parameter, how often its gradient was added to in the last backward; empty until somebody asks.
+        self._additions: list[int] = []
+        #: Whether each gradient is final when it was added to once: not so within a re-entrant checkpoint.
+        self._is_final_at_once: bool | None = None
 
     @property
     def layout(self) -> ParameterLayout:
@@ -80,6 +82,7 @@ class TorchEngine:
 
     def write_to(self, index: int) -> None:
         self._writing = index
+        self._place_gradients()
 
     def forward(self, images: Array, targets: Array, key: DrawKey) -> Outcome:
         self._put(is_training=True)
@@ -94,22 +97,15 @@ class TorchEngine:
 
     def backward(self, on_final: OnFinal | None) -> None:
         loss, self._loss = self._loss, None
-        gradients = self._gradients[self._writing]
-        if on_final is None:
-            found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-            for gradient, view in zip(found, gradients, strict=True):
-                if gradient is None:
-                    view.zero_()
-                else:
-                    view.copy_(gradient)
-        else:
+        self._place_gradients()
+        self._sums[self._writing][: self._structure.layout.parameter_size].fill(0.0)
+        if on_final is not None and not self._additions:
             self._listen()
-            self._final = [False] * len(gradients)
-            self._on_final = on_final
-            loss.backward()
-            for view, is_final in zip(gradients, self._final, strict=True):
-                if not is_final:
-                    view.zero_()
+        self._additions = [0] * len(self._additions)
+        self._on_final = on_final if self._is_final_at_once else None
+        loss.backward()
+        self._on_final = None
+        self._check_gradients(is_first=on_final is not None and self._is_final_at_once is None)
         self._check_held()
 
     def one_pass(self, tree: Tree, samples: int, batches: Callable[[], Sequence[Batch]]) -> None:
@@ -146,9 +142,7 @@ class TorchEngine:
         loss, weight = self._objective.training_loss(self._compared(outputs), targets, TORCH)
         if not is_finite(loss):
             odd.append("the loss")
-        found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-        named = zip((name for name, _ in self._structure.parameters), found, strict=True)
-        gradients = {name: gradient.numpy() for name, gradient in named if gradient is not None}
+        gradients = self._gradients_of(loss)
         # Backward starts at the end, so that the last parameter is the first to get its gradient.
         odd += [f"the gradient of {name}" for name in reversed(gradients) if not np.isfinite(gradients[name]).all()]
         outcome = Outcome(loss.item(), taken(outputs).detach().numpy(), weight)
@@ -170,36 +164,74 @@ class TorchEngine:
             apply(self._module, images)
         return found[0] if found else None
 
+    # Gradients
+
+    def _place_gradients(self) -> None:
+        """Let PyTorch add gradients to the vector of sums, whatever the model or another engine has put there."""
+        for parameter, view in zip(self._parameters, self._gradients[self._writing], strict=True):
+            if parameter.grad is not view:
+                parameter.grad = view
+
+    def _gradients_of(self, loss: Any) -> dict[str, Array]:
+        """Return the gradients of a loss by the names of the parameters that take part, in memory of their own."""
+        for parameter in self._parameters:
+            parameter.grad = None
+        loss.backward()
+        found = {name: parameter.grad for name, parameter in self._structure.parameters if parameter.grad is not None}
+        self._place_gradients()
+        return {name: (grad.to_dense() if grad.is_sparse else grad).numpy() for name, grad in found.items()}
+
     def _listen(self) -> None:
-        """Let PyTorch report each gradient that is final, if it does not yet."""
-        if not self._final:
-            for index, parameter in enumerate(self._parameters):
-                parameter.register_post_accumulate_grad_hook(self._hook(index))
+        """Let PyTorch report each gradient that was added to, from now on."""
+        for index, parameter in enumerate(self._parameters):
+            parameter.register_post_accumulate_grad_hook(self._hook(index))
+        self._additions = [0] * len(self._parameters)
 
     def _hook(self, index: int) -> Callable[[Any], None]:
-        """Return what PyTorch calls when the gradient of a parameter is final."""
+        """Return what PyTorch calls when the gradient of a parameter was added to."""
 
-        def finish(parameter: Any) -> None:
-            self._gradients[self._writing][index].copy_(parameter.grad)
-            parameter.grad = None
-            self._final[index] = True
-            if self._on_final is not None:
+        def finish(_: Any) -> None:
+            self._additions[index] += 1
+            if self._on_final is not None and self._additions[index] == 1:
                 self._on_final(index)
 
         return finish
+
+    def _check_gradients(self, *, is_first: bool) -> None:
+        """Raise `ModelError` if a gradient is elsewhere, or was reported before it was final.
+
+        The first backward finds out whether they can be reported at all.
+        """
+        for (name, parameter), view in zip(self._structure.parameters, self._gradients[self._writing], strict=True):
+            if parameter.grad is not view:
+                raise ModelError(
+                    f"the model replaces the gradient of {name!r} in its backward: expected it to stay where it is; "
+                    "remove the hook that sets .grad"
+                )
+        most = max(self._additions, default=0)
+        if is_first:
+            self._is_final_at_once = most <= 1
+        elif self._is_final_at_once and most > 1:
+            name = self._structure.parameters[self._additions.index(most)][0]
+            raise ModelError(
+                f"the gradient of {name!r} has several parts in one micro-batch, and had one before: expected the same "
+                "graph each time; use torch.utils.checkpoint with use_reentrant=False"
+            )
 
     def _compared(self, outputs: Any) -> Any:
         """Return what the loss is given: of an own loss all that the model returns."""
         return outputs if self._objective.kind is LossKind.OWN else taken(outputs)
 
-    # Statistics: a layer that averages with momentum 1 leaves those of its batch, whatever was there
+    # Statistics: a layer that averages with momentum 1 leaves those of its batch, whatever was there. What a spectral
+    # norm moves begins with what the last step has left, and is the same in each micro-batch
 
     def _put(self, *, is_training: bool) -> None:
         if self._is_training is not is_training:
             self._module.train(is_training)
             self._is_training = is_training
             for statistic in self._structure.statistics:
-                statistic.layer.momentum = 1.0 if is_training else statistic.momentum
+                if statistic.is_average:
+                    statistic.layer.momentum = 1.0 if is_training else statistic.momentum
             self._place_statistics()
 
     def _place_statistics(self) -> None:

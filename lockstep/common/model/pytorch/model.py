@@ -14,8 +14,9 @@ from lockstep.common.job.objective import Objective
 from lockstep.common.model.outputs import main_output
 from lockstep.common.model.port import Evidence, Model, adopted
 from lockstep.common.model.pytorch.engine import TorchEngine, apply, taken
-from lockstep.common.model.pytorch.evidence import evidence_of
+from lockstep.common.model.pytorch.evidence import Trial
 from lockstep.common.model.pytorch.runtime import placed
+from lockstep.common.model.pytorch.state import bytes_of
 from lockstep.common.model.pytorch.structure import COUNTER, frozen_arrays, is_storable, structure_of
 
 
@@ -32,6 +33,8 @@ class TorchModel:
         self._look_at_frozen()
         #: Where the module's own values are, whatever an engine has bound it to.
         self._own = [(parameter, parameter.data) for _, parameter in self.structure.parameters]
+        #: What `evidence` has tried.
+        self.tried: Trial | None = None
         self._averages = [(each, getattr(each.layer, each.buffer)) for each in self.structure.statistics]
 
     @property
@@ -107,32 +110,54 @@ class TorchModel:
         return TorchEngine(self._module, self.structure, objective)
 
     def evidence(self, objective: Objective, images: Array, targets: Array) -> Evidence:
+        self.tried = self.trial(objective)
+        return self.tried.evidence(images, targets)
+
+    def trial(self, objective: Objective) -> Trial:
+        """Return what tries the model with its own values."""
         self._rest()
-        return evidence_of(self._module, self.structure, objective, images, targets)
+        names = (name for name, _ in self.structure.parameters)
+        own = dict(zip(names, (data for _, data in self._own), strict=True))
+        return Trial(self._module, self.structure, objective, own)
 
     def _rest(self) -> None:
         """Bind the module to its own values again, and put it into evaluation mode."""
         for parameter, data in self._own:
-            parameter.data = data
+            parameter.data, parameter.grad = data, None
         for statistic, tensor in self._averages:
             statistic.layer._buffers[statistic.buffer] = tensor
-            statistic.layer.momentum = statistic.momentum
+            if statistic.is_average:
+                statistic.layer.momentum = statistic.momentum
         self._module.eval()
 
 
 def check_equal(model: Model, again: Model) -> None:
     """Raise `ModelError` with the first thing in which a model differs from one that was built again."""
-    for (name, one), (other_name, other) in zip(_tensors(model), _tensors(again), strict=False):
-        if name != other_name or one.shape != other.shape or one.tobytes() != other.tobytes():
+    assert isinstance(model, TorchModel)
+    assert isinstance(again, TorchModel)
+    for (name, one), (other_name, other) in zip(_values(model), _values(again), strict=False):
+        if name != other_name or one != other:
             raise ModelError(
                 f"the model is another one when it is built again: {name!r} differs; expected the same each time, "
                 "since every worker builds it: draw only from PyTorch's default generator, which is seeded before"
             )
 
 
-def _tensors(model: Model) -> Iterator[tuple[str, Array]]:
+def check_order(model: Model, again: Model, objective: Objective, images: Array, targets: Array) -> None:
+    """Raise `ModelError` if a model that was built again has other results of a micro-batch after another one.
+
+    `evidence` of the first must have been called with the same micro-batch.
+    """
     assert isinstance(model, TorchModel)
+    assert isinstance(again, TorchModel)
+    assert model.tried is not None
+    assert model.tried.first is not None
+    again.trial(objective).check_order(images, targets, model.tried.first)
+
+
+def _values(model: TorchModel) -> Iterator[tuple[str, tuple[object, bytes]]]:
     structure = model.structure
-    yield from structure.layout.read(structure.values()).items()
+    for name, array in structure.layout.read(structure.values()).items():
+        yield name, (array.shape, array.tobytes())
     for name, buffer in structure.constants:
-        yield name, buffer.numpy()
+        yield name, (buffer.shape, bytes_of(buffer))

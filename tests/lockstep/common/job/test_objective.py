@@ -143,6 +143,12 @@ def test_of_images_every_pixel_is_a_target_and_an_ignored_one_counts_for_nothing
     assert tally.loss == pytest.approx((4 * wrong + 1 * right) / 5, rel=1e-6)
 
 
+def test_an_ignored_label_is_never_right() -> None:
+    objective = Objective(ignore_index=1)
+    tally = objective.tally(0.0, np.array([[0, 1], [0, 1], [1, 0]], np.float32), np.array([1, 0, 0]))
+    assert (tally.correct, tally.count, tally.ignored) == (1, 3, 1)
+
+
 def test_an_ignored_label_that_nobody_has_spoken_of_is_named() -> None:
     data = Dataset(np.zeros((3, 4), np.float32), np.array([0, -100, 1]), 2)
     with pytest.raises(DataError, match=r"label -100 at index 1: .* or ignore_index = -100, if such targets are not"):
@@ -198,3 +204,14 @@ def test_a_count_that_is_none_is_refused() -> None:
     objective = Objective("mine.py:loss", own=lambda outputs, targets: (outputs.sum(), -1))
     with pytest.raises(ModelError, match=r"mine.py:loss returned the count -1.0: expected a finite number"):
         objective.training_loss(Tensor([[1.0]]), np.zeros(1, np.int64))
+
+
+def test_classes_of_a_sequence_may_be_the_last_axis_or_the_one_before() -> None:
+    labels, scores = np.array([[0, 1, 2, 1], [2, 0, 0, 1]]), np.arange(24, dtype=np.float32).reshape(2, 4, 3) % 5
+    objective, data = Objective(), Dataset(np.zeros((2, 4), np.int32), labels, 3)
+    objective.check_fit(data, (2, 4, 3))
+    objective.check_fit(data, (2, 3, 4))
+    targets = objective.targets(labels)
+    last, before = (objective.training_loss(Tensor(each), targets).total for each in (scores, scores.swapaxes(1, 2)))
+    assert last.item() == pytest.approx(before.item())
+    assert objective.correct(scores, targets) == objective.correct(scores.swapaxes(1, 2), targets)

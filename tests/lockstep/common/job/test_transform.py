@@ -8,6 +8,7 @@ import pytest
 from lockstep.common.data.records import as_records
 from lockstep.common.errors import ModelError
 from lockstep.common.job.transform import Transform
+from lockstep.common.random import Purpose, generator
 
 SAMPLES = np.arange(24, dtype=np.float32).reshape(6, 4)
 LABELS = np.arange(6)
@@ -34,6 +35,13 @@ def test_what_is_drawn_depends_on_the_sample_and_the_epoch_alone() -> None:
     later, _ = transformed(noisy, [0, 1, 2, 3], epoch=1)
     assert (later != whole).all()
     assert (whole != SAMPLES[:4]).all()
+
+
+def test_it_does_not_matter_whether_pytorch_is_loaded() -> None:
+    pytest.importorskip("torch", reason="needs PyTorch: .venv/bin/pip install -e '.[torch]'")
+    (made,), _ = transformed(noisy, [3])
+    drawn = generator(3, Purpose.TRANSFORM, at=0, micro_batch=3).normal(size=4).astype(np.float32)
+    np.testing.assert_array_equal(made, SAMPLES[3] + drawn)
 
 
 def test_a_target_is_transformed_along_if_the_function_takes_it() -> None:

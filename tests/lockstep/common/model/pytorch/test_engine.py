@@ -17,8 +17,8 @@ from lockstep.ps.setup import AdmissionPolicy, check_gaps, open_run
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.worker.compute import Compute
 from lockstep.worker.gradient_sink import NotFiniteError
-from tests.lockstep.common.model.pytorch.jobs import NAMES, NETS, batch, model_of, torch_job
-from tests.simulation.small import digits
+from tests.lockstep.common.model.pytorch.jobs import NAMES, NETS, batch, model_file, model_of, torch_job
+from tests.simulation.small import digits, job_of
 
 torch: Any = pytest.importorskip("torch", reason="needs PyTorch: .venv/bin/pip install -e '.[torch]'")
 
@@ -148,6 +148,10 @@ def test_what_takes_no_part_gets_no_gradient_and_keeps_its_statistics(tmp_path: 
     engine.forward(*batch(), KEY)
     final: list[int] = []
     engine.backward(final.append if is_streaming else None)
+    # The first time, it is found out whether a gradient is final when it was added to once.
+    assert final == []
+    engine.forward(*batch(), KEY)
+    engine.backward(final.append if is_streaming else None)
     views = model.layout.read(sums)
     assert views["used.weight"].any()
     assert not views["unused.weight"].any()
@@ -165,7 +169,7 @@ def test_gradients_that_are_reported_one_by_one_have_the_same_bits(name: str) ->
         engine.backward(on_final)
         bits.add(sums.tobytes())
     assert len(bits) == 1
-    assert sorted(final) == sorted(2 * list(range(len(model.layout.parameters))))
+    assert sorted(final) == sorted(range(len(model.layout.parameters)))
 
 
 def test_frames_are_sent_while_backward_is_on_its_way() -> None:
@@ -343,3 +347,120 @@ def test_an_inspection_has_every_layer_and_gradient() -> None:
     assert seen.first_nonfinite is None
     model.layout.read(weights)["11.bias"][-1] = np.inf
     assert engine.inspect(*batch(), KEY).first_nonfinite == "layer 11 (Linear)"
+
+
+REENTRANT = """
+from torch.utils.checkpoint import checkpoint
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(784, 8), nn.Linear(8, 8), nn.Linear(8, 10)
+
+    def block(self, x):
+        return torch.tanh(self.middle(x))
+
+    def forward(self, x):
+        x = self.first(x.flatten(1))
+        for _ in range(2):
+            x = {block}
+        return self.last(x)
+"""
+
+
+def test_gradients_of_a_reentrant_checkpoint_are_reported_at_the_end(tmp_path: Path) -> None:
+    found = {}
+    for block in ("self.block(x)", "checkpoint(self.block, x, use_reentrant=True)"):
+        engine, _, sums = bound(model_of(tmp_path, REENTRANT.format(block=block)))
+        final: list[int] = []
+        for _ in range(2):
+            engine.forward(*batch(), KEY)
+            engine.backward(final.append)
+        found[block] = sums.copy()
+        assert (final == []) is ("checkpoint" in block)
+        assert engine.inspect(*batch(), KEY).gradients["middle.weight"].any()
+    np.testing.assert_allclose(*found.values(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_graph_whose_gradients_become_final_later_is_named(tmp_path: Path) -> None:
+    block = "checkpoint(self.block, x, use_reentrant=True) if len(x) == 7 else self.block(x)"
+    engine, _, _ = bound(model_of(tmp_path, REENTRANT.format(block=block)))
+    for _ in range(2):
+        engine.forward(*batch(), KEY)
+        engine.backward(lambda index: None)
+    engine.forward(*batch(7), KEY)
+    with pytest.raises(ModelError, match=r"the gradient of 'middle\.\w+' has several parts .* use_reentrant=False"):
+        engine.backward(lambda index: None)
+
+
+def test_a_gradient_that_the_model_replaces_is_named(tmp_path: Path) -> None:
+    text = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(784, 10)
+        self.inner.bias.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+
+    def forward(self, x):
+        self.zero_grad()
+        return self.inner(x.flatten(1))
+"""
+    engine, _, _ = bound(model_of(tmp_path, text))
+    engine.forward(*batch(), KEY)
+    with pytest.raises(ModelError, match=r"replaces the gradient of 'inner\.bias' in its backward"):
+        engine.backward(None)
+
+
+SPECTRAL = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = {norm}(nn.Linear(784, 10))
+
+    def forward(self, x):
+        return self.inner(x.flatten(1))
+"""
+
+
+@pytest.mark.parametrize("norm", ["nn.utils.parametrizations.spectral_norm", "nn.utils.spectral_norm"])
+@pytest.mark.filterwarnings("ignore:.*spectral_norm:FutureWarning")
+def test_what_a_spectral_norm_moves_goes_on_from_step_to_step(tmp_path: Path, norm: str) -> None:
+    text = SPECTRAL.format(norm=norm)
+    job = job_of(model=model_file(tmp_path, text), steps=3, global_batch=10, micro_batches=1, momentum=0.9)
+    setup = open_run("run", job, digits(), AdmissionPolicy())
+    assert len(setup.layout.statistics) == 2
+    trainer = SingleProcessTrainer(setup)
+    plain = model_of(tmp_path, text).module.train()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=setup.info.job.lr, momentum=0.9)
+    for step in range(3):
+        images, labels = trainer.compute.batches.training(trainer.compute.batches.sampler.indices(step, 0), step, 0)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(plain(torch.from_numpy(images)), torch.from_numpy(labels)).backward()
+        optimizer.step()
+        trainer.step(step)
+    state = plain.state_dict()
+    for name, array in setup.layout.read(setup.shard.weights).items():
+        np.testing.assert_allclose(array, state[name].numpy(), rtol=1e-4, atol=1e-6)
+
+
+SPARSE = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Embedding(30, 10, sparse={sparse})
+
+    def forward(self, x):
+        return self.token(x[:, 0].argmax(dim=2)).mean(dim=1)
+"""
+
+
+def test_a_sparse_gradient_is_that_of_a_dense_one(tmp_path: Path) -> None:
+    found = set()
+    for sparse in (False, True):
+        engine, _, sums = bound(model_of(tmp_path, SPARSE.format(sparse=sparse)))
+        engine.forward(*batch(), KEY)
+        engine.backward(None)
+        found.add((sums + 0.0).tobytes())
+        assert engine.inspect(*batch(), KEY).gradients["token.weight"].shape == (30, 10)
+    assert len(found) == 1

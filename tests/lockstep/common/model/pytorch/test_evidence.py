@@ -75,10 +75,10 @@ PLANTED = {
     ),
     "draws of its own": (
         "import random\n\n\n" + NET.format(made="pass", done="x = x * random.random()"),
-        "the gradient of 'inner.weight' differs",
+        "draws from Python's random: expected draws from PyTorch's generator only",
     ),
     "evaluation": (
-        "import random\n\n\n" + NET.format(made="pass", done="x = x if self.training else x * random.random()"),
+        "import time\n\n\n" + NET.format(made="pass", done="x = x if self.training else x * time.perf_counter_ns()"),
         "output in evaluation mode differs",
     ),
     "memory that was not written": (
