@@ -160,6 +160,6 @@ def initial_weights(job: Job, model: Model, copy: Path | None = None) -> Initial
         if problems := found.problems():
             notices.append(f"takes {len(found.taken)} arrays of {job.initial!r}, and leaves the rest: {problems}")
     if frozen := model.layout.frozen_size:
-        trained = model.layout.parameter_size
+        trained = model.layout.parameter_count
         notices.append(f"trains {trained:,} of {trained + frozen:,} parameters: the others are frozen")
     return InitialWeights(vector, {} if found is None else found.taken, notices)
