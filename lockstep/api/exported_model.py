@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from lockstep.api.source_text import Definition, Gathering
-from lockstep.common.aggregation.layout import check_trained
 from lockstep.common.errors import JobError, ModelError
 from lockstep.common.job.own_code import NAMING
 from lockstep.common.model.source import WRITTEN_BY_FIT, is_torch_class, is_torch_module, torch_model
@@ -41,18 +40,28 @@ class ExportedModel:
 def exported(model: Model) -> ExportedModel:
     """Return how a model is sent: a name as it is, the library's layers as data, and everything else as its text.
 
-    Raises as `model_text`, and `ModelError` if a parameter is frozen, which is lost on that way.
+    Raises as `model_text`, and `ModelError` if a parameter of a model that is sent as data is frozen.
     """
     if isinstance(model, str):
         return ExportedModel(model)
-    if isinstance(model, Module):
-        check_trained(model)
-    elif is_torch_module(model):
+    if is_torch_module(model):
         torch_model(model)  # raises if it cannot be trained
     if is_described(model):
+        _check_trained(model)
         return ExportedModel(dict(describe(model)))
     text = model_text(model)
     return ExportedModel(f"{text.name}.py:{text.function}", text)
+
+
+def _check_trained(model: Module) -> None:
+    """Raise if a parameter is frozen: a description has the layers, and not what was done to them."""
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            raise ModelError(
+                f"the parameter {name!r} is frozen, and the model is sent as a description of its layers, which does "
+                "not say so: expected a function that builds and freezes it; write `def build(): ... return model` and "
+                "pass it to `fit`"
+            )
 
 
 def exported_functions(values: Mapping[str, Any]) -> dict[str, ModelText]:
@@ -122,7 +131,7 @@ def _check_own(model: Any) -> None:
 
 
 #: Attributes of every module that do not show how it was built.
-PASSING = ("training", "_source", "_observers")
+PASSING = ("training", "_source", "_observers", "_is_drawn")
 
 
 def check_rebuilt(model: Any) -> None:
@@ -168,7 +177,7 @@ def _is_alike(here: Any, there: Any) -> bool:
     if isinstance(here, Module):
         return True  # its own attributes are looked at
     if isinstance(here, Parameter):
-        return bool(here.shape == there.shape)
+        return bool(here.shape == there.shape and here.requires_grad == there.requires_grad)
     if isinstance(here, RunningStatistic):
         return bool(here.value.shape == there.value.shape)
     if isinstance(here, np.ndarray):
@@ -178,5 +187,5 @@ def _is_alike(here: Any, there: Any) -> bool:
 
 def _told(value: object) -> str:
     if isinstance(value, Parameter):
-        return f"of shape {value.shape}"
+        return f"of shape {value.shape}{'' if value.requires_grad else ', frozen,'}"
     return f"a {type(value).__name__}" if isinstance(value, Module | np.ndarray) else repr(value)

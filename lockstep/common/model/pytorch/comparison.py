@@ -31,7 +31,8 @@ def _is_alike(here: Any, there: Any) -> bool:
     if type(here) is not type(there):
         return False
     if isinstance(here, torch.Tensor):
-        return bool(here.shape == there.shape and here.dtype == there.dtype)
+        is_alike = here.shape == there.shape and here.dtype == there.dtype
+        return bool(is_alike and here.requires_grad == there.requires_grad)
     if isinstance(here, torch.nn.Module):
         return True  # its own parts are looked at
     return here is there or bool(here == there)
@@ -39,5 +40,6 @@ def _is_alike(here: Any, there: Any) -> bool:
 
 def _shown(value: object) -> str:
     if isinstance(value, torch.Tensor):
-        return f"of shape {tuple(value.shape)}"
+        is_frozen = isinstance(value, torch.nn.Parameter) and not value.requires_grad
+        return f"of shape {tuple(value.shape)}{', frozen,' if is_frozen else ''}"
     return f"a {type(value).__name__}" if isinstance(value, torch.nn.Module) else repr(value)
