@@ -1,4 +1,7 @@
-"""Which samples a micro-batch or a chunk of an evaluation has, as a model is given them; knows no model.
+"""Which samples a local batch or a chunk of an evaluation has, as a model is given them; knows no model.
+
+A local batch is what one forward takes. With one local step it is a micro-batch. With H of them, each micro-batch is cut
+into H: its local batches are `[m*H, (m+1)*H)`, and all of a step are cut as its micro-batches are.
 
 Array shapes, and so the bits of every matrix product, depend on the job alone (rule R4).
 """
@@ -25,20 +28,21 @@ Integers = NDArray[np.int64]
 
 @dataclass
 class Batches:
-    """The data of a job, cut into micro-batches and chunks."""
+    """The data of a job, cut into local batches and chunks."""
 
     job: Job
     data: TrainTest
     #: Mean and deviation of the training set if not all of it is here; by default they are computed.
     moments: tuple[float, float] | None = None
     objective: Objective = field(init=False)
+    #: Knows local batches: it calls them micro-batches.
     sampler: Sampler = field(init=False)
     preparation: Preparation = field(init=False)
 
     def __post_init__(self) -> None:
         job = self.job
         self.objective = Objective.of(job)
-        self.sampler = Sampler(len(self.data.train), job.global_batch, job.micro_batches, job.seed)
+        self.sampler = Sampler(len(self.data.train), job.global_batch, job.local_batches, job.seed)
         self.preparation = self._prepared()
 
     def _prepared(self) -> Preparation:
@@ -48,24 +52,28 @@ class Batches:
             return Preparation.of(self.data.train, self.job.max_shift)
         return Preparation(*self.moments, self.job.max_shift)
 
-    def training(self, indices: Integers, step: int, micro_batch: int) -> tuple[Array, Array]:
-        """Return what the model is given of these samples in a micro-batch, and what its outputs are compared with."""
+    def local(self, node: Node) -> Node:
+        """Return the local batches of a node of micro-batches."""
+        return Node(node.lo * self.job.local_steps, node.hi * self.job.local_steps)
+
+    def training(self, indices: Integers, step: int, local_batch: int) -> tuple[Array, Array]:
+        """Return what the model is given of these samples in a local batch, and what its outputs are compared with."""
         train = self.data.train
-        images = self.preparation.images(train.images.take(indices, axis=0), self._shifts(step, micro_batch))
+        images = self.preparation.images(train.images.take(indices, axis=0), self._shifts(step, local_batch))
         return images, self.objective.targets(train.labels.take(indices, axis=0))
 
-    def _shifts(self, step: int, micro_batch: int) -> np.random.Generator | None:
-        """Return what draws by how much the images of a micro-batch are shifted."""
+    def _shifts(self, step: int, local_batch: int) -> np.random.Generator | None:
+        """Return what draws by how much the images of a local batch are shifted."""
         if not self.job.max_shift:
             return None
-        return generator(self.job.seed, Purpose.AUGMENT, at=step, micro_batch=micro_batch)
+        return generator(self.job.seed, Purpose.AUGMENT, at=step, micro_batch=local_batch)
 
     def fill(self, step: int, node: Node, images: Array, targets: Array) -> None:
-        """Write the same of a node's micro-batches, all of one size, into arrays: one after the other along axis 0."""
+        """Write the same of a node of local batches, all of one size, into arrays: one after the other along axis 0."""
         train = self.data.train
         indices = self.sampler.indices(step, node.lo, node.hi)
         raw = train.images.take(indices, axis=0)
-        if self.job.max_shift:  # drawn for each micro-batch
+        if self.job.max_shift:  # drawn for each of them
             for place, part in enumerate(raw.reshape(images.shape)):
                 self.preparation.images(part, self._shifts(step, node.lo + place), images[place])
         else:
@@ -82,7 +90,8 @@ class Batches:
     def samples_of(self, work: Work, step: int, node: Node) -> Integers:
         """Return the places, in the set that the work is about, of all samples that a node needs."""
         if work in OF_A_STEP:
-            return self.sampler.indices(step, node.lo, node.hi)
+            local = self.local(node)
+            return self.sampler.indices(step, local.lo, local.hi)
         size = len(self._held_out(work) or ())
         return np.arange(evaluation_rows(node.lo, size).start, evaluation_rows(node.hi - 1, size).stop)
 

@@ -18,6 +18,7 @@ Probability = Annotated[float, Meta(ge=0.0, lt=1.0)]
 NonNegative = Annotated[float, Meta(ge=0.0, le=MOST)]
 Monitor = Literal["loss", "accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy"]
 Positive = Annotated[float, Meta(gt=0.0, le=MOST)]
+ScheduleName = Literal["constant", "step", "cosine", "one-cycle"]
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
@@ -83,12 +84,37 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     clip_norm: (
         Annotated[Positive, Meta(description="scale gradients down to at most this global norm  [never]")] | None
     ) = None
-    schedule: Annotated[
-        Literal["constant", "step", "cosine", "one-cycle"], Meta(description="how the learning rate changes")
-    ] = "constant"
+    schedule: Annotated[ScheduleName, Meta(description="how the learning rate changes")] = "constant"
     warmup_steps: Annotated[int, Meta(ge=0, description="steps in which the learning rate first rises linearly")] = 0
     decay_every: Annotated[PositiveInt, Meta(description="epochs between decays in the step schedule")] = 1
     decay_factor: Annotated[Positive, Meta(description="factor of each decay in the step schedule")] = 0.1
+    local_steps: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=2**20,
+            description="optimizer steps that each micro-batch takes by itself before its weights are sent",
+        ),
+    ] = 1
+    local_optimizer: Annotated[OptimizerName, Meta(description="optimizer of the local steps")] = "sgd"
+    local_lr: Annotated[Positive, Meta(description="learning rate of the local steps; with a schedule, its peak")] = (
+        0.05
+    )
+    local_momentum: Annotated[Probability, Meta(description="momentum of sgd and rmsprop in the local steps")] = 0.9
+    local_nesterov: Annotated[bool, Meta(description="use Nesterov's momentum in the local steps, with sgd")] = False
+    local_weight_decay: Annotated[NonNegative, Meta(description="weight decay in the local steps")] = 0.0
+    local_beta1: Annotated[Probability, Meta(description="decay of the first moment in the local steps")] = 0.9
+    local_beta2: Annotated[Probability, Meta(description="decay of the second moment in the local steps")] = 0.999
+    local_alpha: Annotated[Probability, Meta(description="decay of the squared gradient in the local steps")] = 0.99
+    local_eps: Annotated[Positive, Meta(description="term added to the denominator in the local steps")] = 1e-8
+    local_clip_norm: (
+        Annotated[
+            Positive, Meta(description="scale the gradient of each local step down to this global norm  [never]")
+        ]
+        | None
+    ) = None
+    local_schedule: Annotated[ScheduleName, Meta(description="how local_lr changes over the run")] = "constant"
+    local_warmup_steps: Annotated[int, Meta(ge=0, description="steps in which local_lr first rises linearly")] = 0
     validation_split: Annotated[
         Probability, Meta(description="share of the training set to hold out for validation, as 10% or 0.1")
     ] = 0.0
@@ -122,6 +148,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         """Return the number of steps for a training set of that size."""
         return self.steps if self.steps is not None else self.epochs * -(-training_samples // self.global_batch)
 
+    @property
+    def local_batches(self) -> int:
+        """Into how many batches the samples of a step are cut: one for each local step of each micro-batch."""
+        return self.micro_batches * self.local_steps
+
     def changed_in(self, here: "Job") -> str:
         """Return the values of a run's job that are others in the job here, empty if there are none."""
         values = ((name, getattr(self, name), getattr(here, name)) for name in self.__struct_fields__)
@@ -144,6 +175,8 @@ def check(job: Job) -> Job:
             f"micro_batches = {job.micro_batches!r} is more than global_batch = {job.global_batch!r}: "
             "expected at least one sample per micro-batch; lower it or raise the batch"
         )
+    if job.local_steps > 1:
+        _check_local_steps(job)
     if job.loss == "mse" and job.monitored().endswith("accuracy"):
         raise JobError(f"monitor = {job.monitor!r} with loss = 'mse', which has no accuracy: expected a loss")
     if job.monitored().startswith("val_") and not job.validation_split:
@@ -152,3 +185,25 @@ def check(job: Job) -> Job:
             "another figure"
         )
     return job
+
+
+def _check_local_steps(job: Job) -> None:
+    """Raise `JobError` if values contradict each other in a job whose micro-batches take several steps."""
+    steps = f"local_steps = {job.local_steps!r}"
+    if job.local_batches > job.global_batch:
+        raise JobError(
+            f"{steps} is more than the samples of a micro-batch (global_batch = {job.global_batch!r}, micro_batches = "
+            f"{job.micro_batches!r}): expected at most {job.global_batch // job.micro_batches}; raise global_batch, as "
+            f"to {32 * job.local_batches} for 32 samples in each local step"
+        )
+    for name, value in (("clip_norm", job.clip_norm), ("weight_decay", job.weight_decay)):
+        if value:
+            raise JobError(
+                f"{name} = {value!r} with {steps}: what is sent then are differences of weights, and not gradients; "
+                f"set local_{name} instead"
+            )
+    if job.local_nesterov and (job.local_optimizer != "sgd" or job.local_momentum == 0.0):
+        raise JobError(
+            f"local_nesterov = true with local_optimizer = {job.local_optimizer!r} and local_momentum = "
+            f"{job.local_momentum!r}: expected sgd with momentum above 0; set both or remove local_nesterov"
+        )

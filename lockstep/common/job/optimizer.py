@@ -1,12 +1,19 @@
-"""From a job's values to the rule and the schedule of its updates."""
+"""From a job's values to the rule and the schedule of its updates, and of the local steps of its micro-batches."""
 
 from dataclasses import fields
 from typing import Any
 
+import msgspec
+import numpy as np
+
+from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import JobError
 from lockstep.common.job.job import Job
 from lockstep.common.optim.rules import RULES, Rule
 from lockstep.common.optim.schedules import Constant, Cosine, LinearWarmup, OneCycle, Schedule, Step
+
+#: The values of a job that its local steps have too, as `local_lr` next to `lr`.
+LOCAL = tuple(name for name in Job.__struct_fields__ if name != "steps" and f"local_{name}" in Job.__struct_fields__)
 
 
 def rule_of(job: Job) -> Rule:
@@ -20,6 +27,34 @@ def hyperparameters() -> list[str]:
     kinds: list[Any] = list(RULES.values())
     known = {field.name for kind in kinds for field in fields(kind)}
     return [name for name in Job.__struct_fields__ if name in known]
+
+
+def replica_of(job: Job) -> Job:
+    """Return the job that a replica carries out by itself: the local values are those of its optimizer."""
+    own = {name: getattr(job, f"local_{name}") for name in LOCAL}
+    own["warmup_steps"] *= job.local_steps
+    return msgspec.structs.replace(job, **own)
+
+
+def replica_schedule(job: Job, steps: int, steps_per_epoch: int) -> Schedule:
+    """Return the learning rates of local steps, counted from the run's first one on, as if there were no other steps.
+
+    `JobError` as `schedule_of`.
+    """
+    if job.local_warmup_steps >= steps:
+        raise JobError(
+            f"local_warmup_steps = {job.local_warmup_steps!r} is not below the run's {steps} steps: lower it or train "
+            "longer"
+        )
+    return schedule_of(replica_of(job), steps * job.local_steps, steps_per_epoch * job.local_steps)
+
+
+def outer_momenta(job: Job, momenta: Vector) -> Vector:
+    """Return by how much running statistics follow the mean that micro-batches send.
+
+    With local steps, micro-batches send averages that have followed all of their batches: the mean replaces them.
+    """
+    return np.ones_like(momenta) if job.local_steps > 1 else momenta
 
 
 def schedule_of(job: Job, steps: int, steps_per_epoch: int) -> Schedule:
