@@ -100,6 +100,7 @@ def open_run(
         guess=guess_of(objective, data),
         manifest=manifest_of(data) if admission.ships_data else None,
         moments=data.train.moments,
+        size=layout.size,
     )
     weights = first_weights(job, model)
     policy = policy_of(job, plan, layout.parameter_size, model.momenta())

@@ -1,7 +1,7 @@
 """Which samples a local batch or a chunk of an evaluation has, as a model is given them; knows no model.
 
-A local batch is what one forward takes. With one local step it is a micro-batch. With H of them, each micro-batch is cut
-into H: its local batches are `[m*H, (m+1)*H)`, and all of a step are cut as its micro-batches are.
+A local batch is what one forward takes. With one local step it is a micro-batch. With H of them, micro-batch m has the
+local batches `[m*H, (m+1)*H)`: a step is cut into its local batches as it is into micro-batches.
 
 Array shapes, and so the bits of every matrix product, depend on the job alone (rule R4).
 """

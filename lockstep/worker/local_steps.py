@@ -85,7 +85,12 @@ class LocalStepSums:
     _clip_norm: float | None = field(init=False)
 
     def __post_init__(self) -> None:
-        job, samples, replica, layout = self.batches.job, len(self.batches.data.train), self.replica, self.replica.layout
+        job, samples, replica, layout = (
+            self.batches.job,
+            len(self.batches.data.train),
+            self.replica,
+            self.replica.layout,
+        )
         whole = Slice(0, layout.size)
         self._local_attempt = Attempt(self.attempt.is_wanted)
         leaf = GradientSums(self.engine, layout, self.batches)

@@ -108,9 +108,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     local_alpha: Annotated[Probability, Meta(description="decay of the squared gradient in the local steps")] = 0.99
     local_eps: Annotated[Positive, Meta(description="term added to the denominator in the local steps")] = 1e-8
     local_clip_norm: (
-        Annotated[
-            Positive, Meta(description="scale the gradient of each local step down to this global norm  [never]")
-        ]
+        Annotated[Positive, Meta(description="scale the gradient of each local step down to this global norm  [never]")]
         | None
     ) = None
     local_schedule: Annotated[ScheduleName, Meta(description="how local_lr changes over the run")] = "constant"

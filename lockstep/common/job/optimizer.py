@@ -30,10 +30,14 @@ def hyperparameters() -> list[str]:
 
 
 def replica_of(job: Job) -> Job:
-    """Return the job that a replica carries out by itself: the local values are those of its optimizer."""
+    """Return the job that one replica would carry out if it were alone: a step of it is a local step.
+
+    Its optimizer and its learning rates are those of the local values.
+    """
     own = {name: getattr(job, f"local_{name}") for name in LOCAL}
     own["warmup_steps"] *= job.local_steps
-    return msgspec.structs.replace(job, **own)
+    batch = max(1, job.global_batch // job.local_batches)
+    return msgspec.structs.replace(job, **own, local_steps=1, micro_batches=1, global_batch=batch)
 
 
 def replica_schedule(job: Job, steps: int, steps_per_epoch: int) -> Schedule:

@@ -19,7 +19,7 @@ from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.runtime.numerics import Numerics
 
 #: Changes with every change to a message's meaning; two sides with different numbers refuse each other.
-PROTOCOL_VERSION = 11
+PROTOCOL_VERSION = 12
 
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
@@ -33,6 +33,9 @@ SLOTS = 2
 
 #: Bytes of the places of samples at most.
 PLACES_BYTES = 4 * SAMPLES_AT_ONCE
+
+#: Values of an array that is sent there and back, at most: as many as fit into a frame.
+ECHO_LIMIT = 2**18
 
 #: Most cores of a machine that are told apart.
 CORES_LIMIT = 1024
@@ -227,6 +230,15 @@ class SamplesRequest(Message, frozen=True, kw_only=True):
     places: Annotated[bytes, Meta(max_length=PLACES_BYTES)]
 
 
+class Echo(Message, frozen=True, kw_only=True):
+    """Send this back with the array that it carries, of at most `ECHO_LIMIT` values: how long it takes measures a link.
+
+    From a member of the run only. The answer is as long as the question, so that nobody gets more than they have sent.
+    """
+
+    number: Count
+
+
 class Ping(Message, frozen=True, kw_only=True):
     """Is anybody there? Answered by the same."""
 
@@ -259,6 +271,8 @@ class Welcome(Message, frozen=True, kw_only=True):
     evidence: ShortText = ""
     #: Mean and deviation of the training set, where the server had to read all of it for them.
     moments: tuple[float, float] | None = None
+    #: Values of the vectors that are sent: those that are trained, and running statistics.
+    size: Count = 0
 
 
 class Refused(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -461,6 +475,7 @@ WorkerMessage = (
     | Dropped
     | Leave
     | SamplesRequest
+    | Echo
     | Ping
     | StatusRequest
     | CallbackDecision

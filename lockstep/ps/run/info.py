@@ -61,6 +61,8 @@ class RunInfo(AdmissionPolicy):
     manifest: Manifest | None = None
     #: Of the training set, if workers need not compute them.
     moments: tuple[float, float] | None = None
+    #: Values of the vectors that are sent.
+    size: int = 0
 
     def welcome(self, rank: int, *, shards: Sequence[str] = (), offers_memory: bool = True) -> Welcome:
         """Return the welcome of a worker; `shards` are the addresses of other servers, in the order of their slices."""
@@ -79,4 +81,5 @@ class RunInfo(AdmissionPolicy):
             engine="" if self.allows_mixed_numerics else one_line(self.fingerprint.engine, NAME_LIMIT),
             evidence="" if self.allows_mixed_numerics else self.fingerprint.evidence,
             moments=self.moments,
+            size=self.size,
         )
