@@ -25,9 +25,9 @@ from lockstep.bench.bench import (
     with_torch,
 )
 from lockstep.bench.measuring import timed_run
+from lockstep.bench.measuring.peers import WARM_UP, Stepper
 from lockstep.bench.measuring.stand_ins import Filler, write_model, write_samples
 from lockstep.bench.measuring.timed_run import BenchSession, TimedRun
-from lockstep.bench.peers import WARM_UP, Stepper
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.job.job import Job
 from lockstep.common.runtime.environment import cores

@@ -49,8 +49,10 @@ _DEEP_KEY = re.compile(rf"(?<![\w-])(?:{_PART}){{{MOST_PARTS}}}", re.ASCII)
 #: What keys are called by Keras, Lightning and PyTorch, if that is not near to the name here.
 ELSEWHERE = {"batch_size": "global_batch", "learning_rate": "lr", "num_workers": "workers"}
 
-#: The outer optimizer of a job with local steps, if nobody says otherwise: sgd with Nesterov's momentum.
-OUTER = {"lr": 0.7, "momentum": 0.9, "nesterov": True}
+#: The outer optimizer of a job with local steps, if nobody says otherwise: sgd with Nesterov's momentum. DiLoCo has a
+#: momentum of 0.9, which needs hundreds of exchanges: with 59 of them, `bench local-steps` has 96.5 % with that for
+#: `mlp`, and 98.1 % without any.
+OUTER = {"lr": 0.7, "momentum": 0.6, "nesterov": True}
 
 #: The names of the shipped jobs, which are those of the models.
 SHIPPED = ("linear", "mlp", "lenet", "cnn")
@@ -123,8 +125,8 @@ def shipped_values(model: str) -> dict[str, Any]:
 def local_defaults(shipped: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a job with local steps has for what `given` does not say.
 
-    A shipped job's optimizer is that of the local steps then, for batches as large as before; the outer one is DiLoCo's
-    (arXiv 2311.08105, section 3).
+    A shipped job's optimizer is that of the local steps then, for batches as large as before; the outer one is of
+    DiLoCo's kind (arXiv 2311.08105).
     """
     values = {f"local_{name}" if name in LOCAL else name: value for name, value in shipped.items()}
     if "global_batch" in values:

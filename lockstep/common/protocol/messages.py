@@ -34,8 +34,8 @@ SLOTS = 2
 #: Bytes of the places of samples at most.
 PLACES_BYTES = 4 * SAMPLES_AT_ONCE
 
-#: Values of an array that is sent there and back, at most: as many as fit into a frame.
-ECHO_LIMIT = 2**18
+#: Values of an array that is sent there and back, at most: half of a frame, so that a few of them take little memory.
+ECHO_LIMIT = 2**17
 
 #: Most cores of a machine that are told apart.
 CORES_LIMIT = 1024
