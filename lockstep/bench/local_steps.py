@@ -51,7 +51,7 @@ class LocalStepsRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Trained:
+class LearningCurve:
     """One run."""
 
     losses: list[float]
@@ -60,7 +60,7 @@ class Trained:
     steps_per_epoch: int
 
 
-def train(job: Job, data: TrainTest) -> Trained:
+def train(job: Job, data: TrainTest) -> LearningCurve:
     """Train a job in this process."""
     setup = open_run("bench", job, data, AdmissionPolicy())
     trainer, plan, losses = SingleProcessTrainer(setup), setup.info.plan, list[float]()
@@ -76,10 +76,10 @@ def train(job: Job, data: TrainTest) -> Trained:
         score = tested.accuracy if guess is None else 1.0 - tested.loss / guess.test
     except NotFiniteError:
         pass
-    return Trained(losses, score, plan.total_steps, plan.steps_per_epoch)
+    return LearningCurve(losses, score, plan.total_steps, plan.steps_per_epoch)
 
 
-def curve_of(trained: Trained) -> list[tuple[float, float]]:
+def curve_of(trained: LearningCurve) -> list[tuple[float, float]]:
     """Return the loss over the epochs, in points that are denser at the beginning, where it changes most."""
     losses, points, start = trained.losses, list[tuple[float, float]](), 0
     while start < len(losses):

@@ -201,10 +201,10 @@ class Examiner:
         if welcome.source:
             return None
         try:
-            compute = gather(welcome, load).compute((), ())
+            material = gather(welcome, load)
+            weights = material.model.first_weights(welcome.job.seed)
+            compute = material.compute((weights, weights.copy()), ())
             times, samples = list[float](), max(1, welcome.job.global_batch // welcome.job.micro_batches)
-            for slot in compute.slots:
-                slot[:] = compute.model.first_weights(welcome.job.seed)
             for _ in range(TRIES):
                 began = self.clock.now()
                 compute.train(0, Node(0, 1))

@@ -119,8 +119,8 @@ class LinkAdvice(msgspec.Struct, frozen=True, kw_only=True):
         for option in self.options:
             if option.is_recommended:
                 what = option.flags or "the job as it is"
-                hosts = f"{option.hosts} host{'s' if option.hosts > 1 else ''} of one process each"
-                yield f"{'advice':<10} {what}: up to {hosts} help"
+                several = "1 host helps" if option.hosts == 1 else f"up to {option.hosts} hosts help"
+                yield f"{'advice':<10} {what}: {several}"
                 return
         yield f"{'advice':<10} train at the server alone: over this link no host makes it faster"
 

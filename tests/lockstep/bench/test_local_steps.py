@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from lockstep.bench.bench import heading, line
-from lockstep.bench.local_steps import LocalStepsBench, LocalStepsRow, Trained, curve_of, train
+from lockstep.bench.local_steps import LearningCurve, LocalStepsBench, LocalStepsRow, curve_of, train
 from lockstep.cli.main import run
 from lockstep.common.data.source import load
 from lockstep.common.job.job import Job
@@ -63,7 +63,7 @@ def test_a_run_that_diverges_has_no_accuracy(tmp_path: Path, job_file: Path) -> 
 
 
 def test_a_curve_has_few_points_each_of_which_is_a_mean() -> None:
-    curve = curve_of(Trained([float(step) for step in range(1000)], 1.0, 1000, 100))
+    curve = curve_of(LearningCurve([float(step) for step in range(1000)], 1.0, 1000, 100))
     assert len(curve) < 50
     assert curve[0] == (0.06, 2.5)
     assert curve[-1][0] == 10.0

@@ -111,11 +111,11 @@ class Notebook:
 
     def _divide(self, count: int) -> None:
         """Turn gradients of sums into those of means, and clip them."""
-        gradients = []
+        gradients = list[Vector]()
         for parameter in self.module.parameters():
             assert parameter.grad is not None
-            parameter.grad = parameter.grad / np.float32(count)
-            gradients.append(parameter.grad)
+            parameter.grad = mean = np.divide(parameter.grad, np.float32(count), dtype=np.float32)
+            gradients.append(mean)
         if self.job.local_clip_norm is not None:
             norm = sum(squared_norm(gradient.reshape(-1)) for gradient in gradients)
             for gradient in gradients:
@@ -149,7 +149,8 @@ def test_draws_follow_the_local_step_and_statistics_all_of_its_batches(step: int
         # A global norm is added up in another order there, and a statistic is divided before it is averaged.
         assert sums[:size] == pytest.approx((begin - end)[:size] * count, rel=1e-3, abs=1e-5)
         assert sums[size:] == pytest.approx(end[size:] * count, rel=1e-5, abs=1e-6)
-        assert (tally.loss_sum, tally.count) == (pytest.approx(losses, rel=1e-5), count)
+        assert tally.loss_sum == pytest.approx(losses, rel=1e-5)
+        assert tally.count == count
         counts += tally.count
     assert counts == (4 if step == 2 else 18)
 
@@ -199,7 +200,7 @@ def test_the_weights_of_the_step_stay_as_they_are() -> None:
 
 def test_it_is_asked_before_each_local_step_whether_the_rest_is_wanted() -> None:
     answers = iter([True, True, True, True, True, False])
-    asked = []
+    asked = list[None]()
 
     def is_wanted() -> bool:
         asked.append(None)

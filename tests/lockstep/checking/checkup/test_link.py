@@ -42,7 +42,8 @@ def test_the_speed_of_a_link_is_found(bytes_per_s: float) -> None:
     meter, sizes = measured(bytes_per_s, 0.002)
     speed = meter.speed()
     assert speed is not None
-    assert (speed.bytes_per_s, speed.round_trip_s) == pytest.approx((bytes_per_s, 0.002))
+    assert speed.bytes_per_s == pytest.approx(bytes_per_s, rel=1e-3)
+    assert speed.round_trip_s == pytest.approx(0.002, rel=0.1)
     assert sizes[:3] == [SHORT] * 3
     assert max(sizes) <= ECHO_LIMIT
     # A link that is slow is not asked to carry more than it takes to know that.
@@ -69,26 +70,26 @@ def test_one_echo_that_was_held_up_does_not_count() -> None:
 
 
 def test_a_job_that_computes_little_is_to_take_local_steps() -> None:
-    # A step: 4 micro-batches of 8 ms, and 160 ms of link for each host.
-    advice = advice_of(JOB, SIZE, SLOW, 0.008 / 32)
-    assert (advice.compute_s, advice.link_s) == pytest.approx((0.032, 0.160))
+    # A step: 4 micro-batches of 16 ms, and 160 ms of link for each host.
+    advice = advice_of(JOB, SIZE, SLOW, 0.016 / 32)
+    assert (advice.compute_s, advice.link_s) == pytest.approx((0.064, 0.160))
     plain, rounded, four, sixteen, sixty_four = advice.options
     assert (plain.flags, plain.hosts) == ("", 1)
-    assert plain.images_per_s == pytest.approx(128 / (0.032 + 0.161), rel=0.01)
-    assert plain.speedup == pytest.approx(0.032 / 0.193, rel=0.01)
+    assert plain.images_per_s == pytest.approx(128 / (0.064 + 0.161), rel=0.01)
+    assert plain.speedup == pytest.approx(0.064 / 0.225, rel=0.01)
     # int8 and bfloat16 are 3 bytes instead of 8.
-    assert rounded.images_per_s == pytest.approx(128 / (0.032 + 0.061), rel=0.01)
+    assert rounded.images_per_s == pytest.approx(128 / (0.064 + 0.061), rel=0.01)
     assert four.flags == "--local-steps 4 --global-batch 512"
     assert sixteen.link_share > 0.5 > sixty_four.link_share
     assert [option.is_recommended for option in advice.options] == [False] * 4 + [True]
-    assert "advice     --local-steps 64 --global-batch 8192: up to 4 hosts of one process each help" in advice.lines()
+    assert "advice     --local-steps 64 --global-batch 8192: up to 4 hosts help" in advice.lines()
 
 
 def test_a_fast_link_needs_nothing() -> None:
     advice = advice_of(JOB, SIZE, LinkSpeed(bytes_per_s=125e8, round_trip_s=0.0001), 0.008 / 32)
     assert [option.is_recommended for option in advice.options] == [True] + [False] * 4
     assert advice.options[0].hosts == 4
-    assert "advice     the job as it is: up to 4 hosts of one process each help" in advice.lines()
+    assert "advice     the job as it is: up to 4 hosts help" in advice.lines()
 
 
 def test_a_link_over_which_nothing_helps_is_said_to_be_one() -> None:
