@@ -1,6 +1,5 @@
 """How fast the way to a server is, and what that means for the job that runs there. Pure: others send and wait."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -20,8 +19,11 @@ FIRST, ENOUGH_S, TIMES = 2**12, 0.2, 3
 #: Seconds per value of an update, on a machine that was measured: `lockstep bench predict` has it too.
 UPDATE_S = 0.47e-9
 
-#: Numbers of local steps to consider.
-LOCAL_STEPS = (4, 16, 64)
+#: Numbers of local steps to consider, and whether vectors are rounded: what changes a job least comes first.
+WAYS = ((1, False), (1, True), (4, False), (16, False), (64, False), (64, True), (256, True))
+
+#: How vectors are rounded then.
+ROUNDED = ("int8", "bfloat16")
 
 #: Most hosts to consider, whatever the number of micro-batches.
 MOST_HOSTS = 64
@@ -82,7 +84,8 @@ class LinkMeter:
 class LinkOption(msgspec.Struct, frozen=True, kw_only=True):
     """A way to run the job over the link, and what it would bring."""
 
-    #: As flags; empty for the job as it is.
+    name: str
+    #: What changes the job to it; empty for the job as it is.
     flags: str
     #: The fewest hosts with which it is nearly as fast as it can be.
     hosts: int
@@ -105,12 +108,11 @@ class LinkAdvice(msgspec.Struct, frozen=True, kw_only=True):
     options: list[LinkOption] = []
 
     def lines(self) -> list[str]:
-        lines = [f"{'link':<10} {self.speed.text()}, next to all that it carries now"]
+        lines = [f"{'link':<10} {self.speed.text()}, as it is used now"]
         if self.compute_s is None or self.link_s is None:
             return [*lines, f"{'advice':<10} none: no worker has computed yet, and the model or the data is not here"]
         lines.append(
-            f"{'a step':<10} {self.compute_s * 1e3:,.3g} ms of computing in one process, {self.link_s * 1e3:,.3g} ms "
-            "of link per host"
+            f"{'a step':<10} {_ms(self.compute_s)} of computing in one process, {_ms(self.link_s)} of link per host"
         )
         heading = f"{'':<10} {'':<42}{'hosts':>6}{'images/s':>10}{'speedup':>9}"
         return [*lines, heading, *map(_line, self.options), *self._recommendation()]
@@ -118,16 +120,16 @@ class LinkAdvice(msgspec.Struct, frozen=True, kw_only=True):
     def _recommendation(self) -> Iterator[str]:
         for option in self.options:
             if option.is_recommended:
-                what = option.flags or "the job as it is"
                 several = "1 host helps" if option.hosts == 1 else f"up to {option.hosts} hosts help"
-                yield f"{'advice':<10} {what}: {several}"
+                yield f"{'advice':<10} {option.name}: {several}"
+                if option.flags:
+                    yield f"{'':<10} {option.flags}"
                 return
         yield f"{'advice':<10} train at the server alone: over this link no host makes it faster"
 
 
 def _line(option: LinkOption) -> str:
-    name = option.flags or "as it is"
-    return f"{'':<10} {name:<42}{option.hosts:>6}{option.images_per_s:>10,.0f}{option.speedup:>8.1f}x"
+    return f"{'':<10} {option.name:<42}{option.hosts:>6}{option.images_per_s:>10,.0f}{option.speedup:>8.1f}x"
 
 
 def seconds_per_sample(status: Status) -> float | None:
@@ -142,15 +144,12 @@ def advice_of(job: Job, size: int, speed: LinkSpeed, sample_s: float | None) -> 
         return LinkAdvice(speed=speed)
     now = _model_of(job, size, speed, sample_s)
     at = Machines(link=speed.bytes_per_s)
-    options, rounds = [_option("", job, now, speed)], job.wire == job.wire_weights == "float32"
-    if rounds:
-        rounded = replace(now, bytes_per_parameter=bytes_per_parameter("int8", "bfloat16"))
-        options.append(_option("--wire int8 --wire-weights bfloat16", job, rounded, speed))
-    for steps in LOCAL_STEPS:
-        if steps > job.local_steps:
-            batch = round(job.global_batch * steps / job.local_steps)
-            flags = f"--local-steps {steps} --global-batch {batch}"
-            options.append(_option(flags, job, now.with_local_steps(steps, job.local_steps), speed))
+    is_exact = job.wire == job.wire_weights == "float32"
+    options = [
+        _option(job, steps, now, speed, is_rounded=is_rounded)
+        for steps, is_rounded in WAYS
+        if (steps > job.local_steps or steps == 1) and (is_exact or not is_rounded)
+    ]
     compute_s, link_s = now.compute_s(1), now.link_s(at)
     return LinkAdvice(speed=speed, compute_s=compute_s, link_s=link_s, options=_recommended(options))
 
@@ -179,7 +178,17 @@ def _model_of(job: Job, size: int, speed: LinkSpeed, sample_s: float) -> CostMod
     )
 
 
-def _option(flags: str, job: Job, model: CostModel, speed: LinkSpeed) -> LinkOption:
+def _option(job: Job, steps: int, model: CostModel, speed: LinkSpeed, *, is_rounded: bool) -> LinkOption:
+    names, flags = list[str](), list[str]()
+    if steps > 1:
+        model = model.with_local_steps(steps, job.local_steps)
+        names.append(f"{steps} local steps")
+        flags += ["--local-steps", str(steps), "--global-batch", str(job.global_batch * steps // job.local_steps)]
+    if is_rounded:
+        model = replace(model, bytes_per_parameter=bytes_per_parameter(*ROUNDED))
+        names.append("rounded to " + " and ".join(ROUNDED))
+        flags += ["--wire", ROUNDED[0], "--wire-weights", ROUNDED[1]]
+
     def machines(hosts: int) -> Machines:
         return Machines(workers=hosts, hosts=hosts, link=speed.bytes_per_s)
 
@@ -188,9 +197,15 @@ def _option(flags: str, job: Job, model: CostModel, speed: LinkSpeed) -> LinkOpt
     hosts = next(hosts for hosts, each in zip(counts, speeds, strict=True) if each >= CLOSE * max(speeds))
     alone = model.samples_per_s(Machines(is_local=True))
     return LinkOption(
-        flags=flags,
+        name=", ".join(names) or "as it is",
+        flags=" ".join(flags),
         hosts=hosts,
         images_per_s=speeds[hosts - 1],
-        speedup=speeds[hosts - 1] / alone if alone else math.inf,
+        speedup=speeds[hosts - 1] / alone,
         link_share=model.link_share(machines(hosts)),
     )
+
+
+def _ms(seconds: float) -> str:
+    """Return a time in three digits, or whole milliseconds."""
+    return f"{seconds * 1e3:,.0f} ms" if seconds >= 1.0 else f"{seconds * 1e3:.3g} ms"

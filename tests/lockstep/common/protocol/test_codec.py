@@ -163,9 +163,9 @@ ANY = WorkerMessage | ServerMessage | ShardMessage | ToShardMessage | WorkerToSh
 
 
 def vectors_for(message: Message) -> list[np.ndarray[tuple[int], np.dtype[np.float32]]]:
-    is_carrier = isinstance(message, SumsFrame | Samples | Weights | InitialFrame | CollectedFrame | Squares) or (
-        isinstance(message, Result) and message.work == "train"
-    )
+    is_carrier = isinstance(
+        message, Echo | SumsFrame | Samples | Weights | InitialFrame | CollectedFrame | Squares
+    ) or (isinstance(message, Result) and message.work == "train")
     return [np.arange(5, dtype=np.float32)] if is_carrier else []
 
 
