@@ -104,7 +104,7 @@ class LocalStepsBench(Bench[LocalStepsRow]):
     """
 
     name: ClassVar = "local-steps"
-    summary: ClassVar = "What local steps cost in accuracy."
+    summary: ClassVar = "The accuracy that local steps cost."
     row: ClassVar = LocalStepsRow
 
     models: tuple[str, ...] = options.models("--model", text="models to train", default="mlp")

@@ -217,8 +217,8 @@ def build():
 @pytest.mark.slow
 def test_four_workers_with_local_steps_are_two_and_a_half_times_as_fast_as_one(slow_pair: Lab) -> None:
     (slow_pair.place.folder / "sleeper.py").write_text(SLEEPER)
-    job = ("--model", "sleeper.py:build", "--data", "mnist", "--micro-batches", "4", "--local-steps", "16")
-    job = (*job, "--global-batch", "256", "--steps", "4")
+    values = ("--data", "mnist", "--micro-batches", "4", "--local-steps", "16", "--global-batch", "256")
+    job = ("--model", "sleeper.py:build", *values, "--steps", "4")
     speeds, digests = [], set()
     for processes in (1, 4):
         slow_pair.processes = processes

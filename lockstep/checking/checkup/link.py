@@ -186,7 +186,7 @@ def _option(job: Job, steps: int, model: CostModel, speed: LinkSpeed, *, is_roun
         flags += ["--local-steps", str(steps), "--global-batch", str(job.global_batch * steps // job.local_steps)]
     if is_rounded:
         model = replace(model, bytes_per_parameter=bytes_per_parameter(*ROUNDED))
-        names.append("rounded to " + " and ".join(ROUNDED))
+        names.append(" and ".join(ROUNDED))
         flags += ["--wire", ROUNDED[0], "--wire-weights", ROUNDED[1]]
 
     def machines(hosts: int) -> Machines:

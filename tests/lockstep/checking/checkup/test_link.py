@@ -6,7 +6,6 @@ import msgspec
 import pytest
 
 from lockstep.checking.checkup.link import (
-    ECHO_LIMIT,
     FIRST,
     SHORT,
     LinkMeter,
@@ -15,7 +14,7 @@ from lockstep.checking.checkup.link import (
     seconds_per_sample,
 )
 from lockstep.common.job.job import Job
-from lockstep.common.protocol.messages import WorkerStatus
+from lockstep.common.protocol.messages import ECHO_LIMIT, WorkerStatus
 from tests.lockstep.statuses import status
 
 #: 100 Mbit/s.
