@@ -123,7 +123,7 @@ class LinkAdvice(msgspec.Struct, frozen=True, kw_only=True):
                 several = "1 host helps" if option.hosts == 1 else f"up to {option.hosts} hosts help"
                 yield f"{'advice':<10} {option.name}: {several}"
                 if option.flags:
-                    yield f"{'':<10} {option.flags}"
+                    yield f"  {option.flags}"
                 return
         yield f"{'advice':<10} train at the server alone: over this link no host makes it faster"
 

@@ -84,7 +84,7 @@ def test_a_job_that_computes_little_is_to_take_local_steps() -> None:
     assert [option.is_recommended for option in advice.options] == [False] * 4 + [True] + [False] * 2
     assert advice.lines()[-2:] == [
         "advice     64 local steps: up to 4 hosts help",
-        "           --local-steps 64 --global-batch 8192",
+        "  --local-steps 64 --global-batch 8192",
     ]
 
 
