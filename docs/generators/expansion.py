@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from docs.generators import command_line, job_values, outcomes, protocol, public_api, records
+from docs.generators import command_line, job_values, outcomes, protocol, public_api, pytorch_models, records
 
 #: What a page can ask for.
 PIECES: Mapping[str, Callable[[], str]] = {
@@ -23,6 +23,9 @@ PIECES: Mapping[str, Callable[[], str]] = {
     "receipt file": records.receipt_file,
     "checkpoint file": records.checkpoint_file,
     "prometheus metrics": records.prometheus_metrics,
+    "pytorch versions": pytorch_models.pytorch_versions,
+    "pytorch nets": pytorch_models.pytorch_nets,
+    "pytorch layers": pytorch_models.pytorch_layers,
     "exit codes": outcomes.exit_codes,
     "error classes": outcomes.error_classes,
     "operations": public_api.operations,

@@ -1,7 +1,7 @@
 """How a model reaches the workers: as a name, as data, or as the text of a file that builds it on this machine."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from types import FunctionType
 from typing import Any
 
@@ -9,7 +9,8 @@ import numpy as np
 
 from lockstep.api.source_text import Definition, Gathering
 from lockstep.common.aggregation.layout import check_trained
-from lockstep.common.errors import ModelError
+from lockstep.common.errors import JobError, ModelError
+from lockstep.common.job.own_code import NAMING
 from lockstep.common.model.source import WRITTEN_BY_FIT, is_torch_class, is_torch_module, torch_model
 from lockstep.common.nn.description import describe, is_describable
 from lockstep.common.nn.module import Module, Parameter, RunningStatistic
@@ -52,6 +53,29 @@ def exported(model: Model) -> ExportedModel:
         return ExportedModel(dict(describe(model)))
     text = model_text(model)
     return ExportedModel(f"{text.name}.py:{text.function}", text)
+
+
+def exported_functions(values: Mapping[str, Any]) -> dict[str, ModelText]:
+    """Return the text of each function that is given in place of a job's value, by that value's name.
+
+    `ModelError` as of `model_text`; `JobError` for something else that can be called.
+    """
+    found = {}
+    for name in NAMING:
+        value = values.get(name)
+        if isinstance(value, FunctionType) or (name == "optimizer" and isinstance(value, type)):
+            found[name] = ModelText(value.__name__, value.__name__, _text_of(value))
+        elif name == "optimizer" and is_dataclass(value):
+            kind = type(value)
+            given = ", ".join(f"{one.name}={getattr(value, one.name)!r}" for one in fields(value) if one.init)
+            built = f"\n\ndef build_rule():\n    return {kind.__name__}({given})\n"
+            found[name] = ModelText(kind.__name__, "build_rule", _text_of(kind) + built)
+        elif callable(value):
+            raise JobError(
+                f"{name} = {value!r}: expected a function of your own, the name of one of the library, or "
+                "FILE.py:FUNCTION"
+            )
+    return found
 
 
 def is_described(model: object) -> bool:

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from lockstep.api.callbacks import Callback, CallbackRunner, EarlyStopping, Training, check_form
-from lockstep.api.exported_model import Model, exported
+from lockstep.api.exported_model import Model, exported, exported_functions
 from lockstep.api.frames import Frame, memory_data, named_data, taken_options
 from lockstep.api.job_inputs import Arrays, job_inputs
 from lockstep.api.run import Run, load_run
 from lockstep.common.errors import JobError
 from lockstep.common.job.job import Job
-from lockstep.common.model.source import is_torch_module, torch_model
+from lockstep.common.model.source import is_torch_module, keeps_pytorch, torch_model
 from lockstep.common.nn.module import Module
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.launch.cluster import train_here
@@ -48,16 +48,18 @@ def fit(
 
     **Data.** `data` is "mnist", a folder of IDX files, an .npz, or arrays as `((x_train, y_train), (x_test, y_test))`:
     images uint8 or float (n, h, w) or (n, channels, h, w), or features (n, k), and integer labels (n,) from 0; for
-    `loss="mse"` floats (n,) or (n, outputs). It may also be a .csv or .parquet, a folder of pictures, a data frame of
-    pandas or Polars, or a dataset of Hugging Face's `datasets`: then `target="price"` names what is predicted, and
-    `columns`, `drop`, `task`, `categories`, `one_hot`, `numbers`, `missing`, `na`, `standardize`, `delimiter`,
-    `encoding`, `decimal`, `size`, `grayscale` and `test_split` are those of `lockstep pack`; a pair of frames is one to
-    train and one to test with.
+    `loss="mse"` floats (n,) or (n, outputs). x and y may be dictionaries or tuples of arrays, and `(x, y, w)` has
+    weights of samples; a pair of datasets of PyTorch is read once. It may also be a .csv or .parquet, a folder of
+    pictures, a data frame of pandas or Polars, or a dataset of Hugging Face's `datasets`: then `target="price"` names
+    what is predicted, and `columns`, `drop`, `task`, `categories`, `one_hot`, `numbers`, `missing`, `na`,
+    `standardize`, `delimiter`, `encoding`, `decimal`, `size`, `grayscale` and `test_split` are those of `lockstep
+    pack`; a pair of frames is one to train and one to test with.
 
     **Values.** `values` are those of a job file: `workers=4, epochs=3, lr=0.1, seed=7, optimizer="adam"`, and so on;
     `workers=0` trains in this process. `numerics="portable"` gives the same bits on every x86-64 processor with AVX2.
     The first weights are drawn from `seed`, so that the same call gives the same bits; with `warm_start=True` they are
-    those of the model.
+    those of the model. `loss`, `optimizer`, `schedule` and `transform` may be functions or classes of your own, which
+    are sent as their source text like the model.
 
     **Results** go to `run_dir`, a new folder, by default one below `runs`. An interrupt ends all processes of the run,
     and leaves a checkpoint: `resume(run_dir)` continues from there. `verbose=False` prints nothing.
@@ -73,8 +75,9 @@ def fit(
     True
     """
     options, values = taken_options(values)
-    known = exported(model)
-    given = {"model": known.value, **_with_values_of(callbacks, values)}
+    known, functions = exported(model), exported_functions(values)
+    named = {name: f"{name}.py:{text.function}" for name, text in functions.items()}
+    given = {"model": known.value, **_with_values_of(callbacks, values), **named}
     job, launch = resolve({}, given)
     arrays = None
     if isinstance(data, str | Path):
@@ -85,7 +88,7 @@ def fit(
     wanted = None if run_dir is None else Path(run_dir)
     with (
         claimed_run_dir(wanted, job.model_name() if known.text is None else known.text.name) as folder,
-        job_inputs(folder, weights, arrays, known.text) as paths,
+        job_inputs(folder, weights, arrays, known.text, functions) as paths,
     ):
         job = msgspec.structs.replace(job, **paths)
         trust_own(job)
@@ -131,6 +134,7 @@ def _with_values_of(callbacks: Sequence[Callback], values: Mapping[str, Any]) ->
     return given
 
 
+@keeps_pytorch()
 def _carry_out(job: Job, destination: Destination, callbacks: Sequence[Callback], *, verbose: bool) -> Run:
     """Train to the end, calling the callbacks that are code; the others are values of the job."""
     folder = destination.folder

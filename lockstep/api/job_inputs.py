@@ -1,9 +1,10 @@
 """Writes what the calling process has in memory into the run's folder: weights, data, a model's source."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from lockstep.api.exported_model import ModelText
 from lockstep.common.errors import DataError, UsageError
 from lockstep.common.files.safetensors import write
+from lockstep.common.model.source import MARK
 from lockstep.runs.recorded_model import MODEL
 
 #: `((x_train, y_train), (x_test, y_test))`, as Keras has it.
@@ -26,22 +28,74 @@ PackInto = Callable[[Path], object]
 
 
 def named_arrays(data: Any) -> dict[str, NDArray[Any]]:
-    """Return the four arrays of a dataset by name; `DataError` if there are not four arrays of numbers."""
+    """Return the arrays of a dataset by the names that an .npz has; `DataError` if they are not arrays of numbers.
+
+    A set is (x, y), or (x, y, w) with weights of samples; x and y may be dictionaries or tuples of arrays.
+    """
     try:
-        (x_train, y_train), (x_test, y_test) = data
+        train, test = (_items_of(part) if is_dataset(part) else tuple(part) for part in data)
+        if not {len(train), len(test)} <= {2, 3}:
+            raise ValueError
     except (TypeError, ValueError):
         raise DataError(
             f"data is a {type(data).__name__} of another form: expected a name, a path, "
             "or arrays as ((x_train, y_train), (x_test, y_test))"
         ) from None
     arrays = {
-        name: np.asarray(values)
-        for name, values in (("x_train", x_train), ("y_train", y_train), ("x_test", x_test), ("y_test", y_test))
+        f"{kind}_{part}{field}": np.asarray(values)
+        for part, given in (("train", train), ("test", test))
+        for kind, several in zip("xyw", given, strict=False)
+        for field, values in _fields(several)
     }
     for name, array in arrays.items():
         if array.dtype.kind not in "biuf":
             raise DataError(f"{name} is of dtype {str(array.dtype)!r}: expected an array of numbers")
     return arrays
+
+
+def is_dataset(part: Any) -> bool:
+    """Tell whether something is a dataset of PyTorch, or like one: it has a length, and items of samples by number."""
+    has_items = hasattr(type(part), "__getitem__") and hasattr(type(part), "__len__")
+    return has_items and not isinstance(part, tuple | list | dict | str) and not hasattr(part, "dtype")
+
+
+def _items_of(part: Any) -> tuple[Any, ...]:
+    """Return the arrays of a dataset whose items are (x, y) or (x, y, w): read once, in order.
+
+    Those of a `TensorDataset` are taken as they are.
+    """
+    tensors = getattr(part, "tensors", None)
+    if isinstance(tensors, tuple):
+        return tensors
+    items = [part[place] for place in range(len(part))]
+    if not items or not all(isinstance(item, tuple | list) and len(item) in (2, 3) for item in items):
+        raise DataError(
+            f"the items of the {type(part).__name__} are not pairs: expected (x, y), or (x, y, weight), for each sample"
+        )
+    return tuple(_stacked([item[place] for item in items]) for place in range(len(items[0])))
+
+
+def _stacked(values: Sequence[Any]) -> Any:
+    """Return values of samples as one array, or as several if each has several."""
+    first = values[0]
+    if isinstance(first, Mapping):
+        return {name: _stacked([value[name] for value in values]) for name in first}
+    if isinstance(first, tuple):
+        return tuple(_stacked([value[place] for value in values]) for place in range(len(first)))
+    try:
+        return np.stack([np.asarray(value) for value in values])
+    except ValueError as error:
+        raise DataError(f"samples of different shapes: {error}: expected one shape for all of them") from None
+
+
+def _fields(several: Any) -> list[tuple[str, Any]]:
+    """Return several arrays with what comes after the name of all: their own names, or their places."""
+    if isinstance(several, Mapping):
+        return [(f".{name}", values) for name, values in several.items()]
+    # A list, or a tuple of numbers, is one array.
+    if isinstance(several, tuple) and all(getattr(values, "shape", ()) for values in several):
+        return [(f".{place}", values) for place, values in enumerate(several)]
+    return [("", several)]
 
 
 @contextmanager
@@ -50,15 +104,18 @@ def job_inputs(
     weights: dict[str, NDArray[Any]] | None,
     data: dict[str, NDArray[Any]] | PackInto | None,
     model: ModelText | None = None,
+    functions: Mapping[str, ModelText] = MappingProxyType({}),
 ) -> Iterator[dict[str, str]]:
-    """Write weights, data and a model's source into the run's folder; give the job's values that name them.
+    """Write weights, data and the source of a model, and of other functions by the job's values that name them.
+
+    They are written into the run's folder; give the values that name all of them.
 
     If the run cannot begin, they are removed, and so are the folders made for them.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     paths: dict[str, Path] = {}
     try:
-        if weights is not None or data is not None or model is not None:
+        if weights is not None or data is not None or model is not None or functions:
             folder.mkdir(parents=True, exist_ok=True)
         if weights is not None:
             paths["initial"] = (folder / INITIAL).resolve()
@@ -73,12 +130,18 @@ def job_inputs(
             paths["model"] = (folder / TEXT).resolve()
             paths["model"].parent.mkdir(exist_ok=True)
             paths["model"].write_text(model.text, encoding="utf-8")
-        named = {key: str(path) for key, path in paths.items()}
-        yield named if model is None else {**named, "model": f"{paths['model']}:{model.function}"}
+        for value, text in functions.items():
+            paths[value] = (folder / MODEL / f"{MARK}{value}" / f"{value}.py").resolve()
+            paths[value].parent.mkdir(parents=True, exist_ok=True)
+            paths[value].write_text(text.text, encoding="utf-8")
+        code = {**({} if model is None else {"model": model}), **functions}
+        yield {key: f"{path}:{code[key].function}" if key in code else str(path) for key, path in paths.items()}
     except UsageError:
         for path in paths.values():
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         with suppress(OSError):
-            for path in ([] if model is None else [folder / MODEL]) + made:
+            for value in functions:
+                (folder / MODEL / f"{MARK}{value}").rmdir()
+            for path in ([folder / MODEL] if model is not None or functions else []) + made:
                 path.rmdir()
         raise

@@ -24,7 +24,8 @@ from lockstep.common.data.source import load
 from lockstep.common.errors import JobError, RunError
 from lockstep.common.job.job import Job
 from lockstep.common.job.optimizer import replica_of
-from lockstep.common.optim.schedules import Exponential
+from lockstep.common.model.source import keeps_pytorch
+from lockstep.common.optim.schedules import RateRange
 from lockstep.common.runtime.numerics import own_numerics
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.runs.job_file import resolve
@@ -133,6 +134,7 @@ def find_lr(
         return rates_of(msgspec.structs.replace(job, **paths), lowest=lowest, highest=highest, steps=steps)
 
 
+@keeps_pytorch()
 def rates_of(job: Job, *, lowest: float = 1e-6, highest: float = 10.0, steps: int = 100) -> RateTest:
     """Try learning rates on a job; see `find_lr`."""
     are_numbers = isinstance(lowest, int | float) and isinstance(highest, int | float) and isinstance(steps, int)
@@ -146,7 +148,7 @@ def rates_of(job: Job, *, lowest: float = 1e-6, highest: float = 10.0, steps: in
     # A rate is found in this process whatever its numerics are: the last bit of a loss does not matter here.
     job = msgspec.structs.replace(job, steps=steps, schedule="constant", warmup_steps=0, numerics=own_numerics())
     setup = open_run("rates", job, load(job.data), AdmissionPolicy())
-    schedule = Exponential(lowest, highest, steps=steps)
+    schedule = RateRange(lowest, highest, steps=steps)
     setup.shard.policy = replace(setup.shard.policy, schedule=schedule)
     losses = _losses(setup, steps)
     if len(losses) < 2 * SETTLING:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from lockstep.common.errors import JobError
 from lockstep.common.files.safetensors import read
 from lockstep.common.job.job import Job
+from lockstep.common.job.losses import has_accuracy
 from lockstep.launch.page_process import PageProcess, PageRequest
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.metrics import EpochRecord
-from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult, read_result
+from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, RESULT, WEIGHTS, RunResult, read_result
 from lockstep.ps.run.early_stopping import best_epoch
 from lockstep.results.evaluation.run_predictor import RunPredictor
 from lockstep.runs.run_dir import has_begun, recorded_job, trust
@@ -102,13 +103,26 @@ class Run:
         arrays, _ = read(self.folder / WEIGHTS)
         return model_with(self.folder, self.job, arrays, self.result.steps)
 
+    @cached_property
+    def ema_model(self) -> Any:
+        """A model with the moving average of the weights, in evaluation mode.
+
+        `JobError` if the run has none: expected one with `ema_decay`.
+        """
+        path = self.folder / AVERAGE_WEIGHTS
+        if not path.is_file():
+            raise JobError(f"{str(self.folder)!r} has no {AVERAGE_WEIGHTS}: expected a run with ema_decay")
+        return model_with(self.folder, self.job, read(path)[0], self.result.steps)
+
     def predict(self, rows: Any) -> NDArray[Any]:
         """Return what the final weights predict of each row: the name of a class, (n,), or numbers, (n, targets).
 
         `rows` is what the run's data was, without the target. For a run on a table it is a data frame of any library
         that Arrow knows, or the path of a CSV or Parquet file; numbers are in the units of the table, one alone is
         (n,), and a row with a value that did not occur in training has None, or NaN, which a warning names. For a run
-        on arrays it is an array of samples as they were stored, and a class without a name is its number, int64.
+        on arrays it is an array of samples as they were stored, or a dictionary or tuple of arrays if there were
+        several, and a class without a name is its number, int64. With `loss="bce"` it is 0 or 1 for each label, (n,
+        labels); with a loss of your own, the model's outputs.
 
         Raises `DataError` for rows of another form.
         """
@@ -117,10 +131,10 @@ class Run:
     def predict_proba(self, rows: Any) -> NDArray[np.float64]:
         """Return the probability of each class, (n, classes), in the order of the outputs; rows as of `predict`.
 
-        Raises `JobError` for a regression.
+        With `loss="bce"`, that of each label. Raises `JobError` if outputs are no scores of classes.
         """
-        if self.job.loss == "mse":
-            raise JobError("a regression has no probabilities: expected a run with classes; see predict")
+        if not has_accuracy(self.job.loss):
+            raise JobError(f"a run with loss = {self.job.loss!r} has no probabilities: expected classes; see predict")
         return self._predictor.values(rows)
 
     @cached_property

@@ -4,6 +4,8 @@ Philox (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) t
 random bits. Seed and purpose are the key; the rest is the counter, so that no generator's state is carried anywhere.
 """
 
+import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -25,6 +27,7 @@ class Purpose(IntEnum):
     #: The value of AUDIT too, which can no longer change. Their draws still differ: `layer` is 0 there and never here.
     ROUND = 8
     TEST_SPLIT = 9
+    TRANSFORM = 10
 
 
 def generator(
@@ -39,6 +42,21 @@ def generator(
     counter = np.array([first, layer, micro_batch, at], dtype=np.uint64)
     key = np.array([seed, int(purpose)], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(counter=counter, key=key))
+
+
+def shared_generators() -> Iterator[tuple[str, object]]:
+    """Yield the generators that all code of a process shares, which nothing of ours uses, with their states."""
+    yield "Python's random", random.getstate()
+    yield "numpy.random", repr(np.random.get_state())
+
+
+def generator_state(value: object) -> object:
+    """Return the state of a generator of numbers, of Python's or of NumPy's kind; None if it is something else."""
+    if isinstance(value, random.Random):
+        return value.getstate()
+    if isinstance(value, np.random.Generator):
+        return repr(value.bit_generator.state)
+    return repr(value.get_state()) if isinstance(value, np.random.RandomState) else None
 
 
 @dataclass(eq=False, slots=True)

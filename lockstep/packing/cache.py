@@ -16,6 +16,7 @@ from lockstep.common.data.mapped import MAX_FILE_BYTES
 from lockstep.common.errors import DataError
 from lockstep.common.files.reading import open_regular
 from lockstep.common.files.sanitize import one_line
+from lockstep.common.job.losses import LossKind, kind_of
 from lockstep.common.runtime.version import VERSION
 from lockstep.packing.files import files_below, has_pictures, table_files
 from lockstep.packing.options import PackOptions, Spelling, Watch
@@ -64,7 +65,7 @@ def packed_source(
 def _check_target(source: str, folder: Path, loss: str, spelled: Spelling) -> None:
     """Raise DataError if a table's target became numbers, and the loss needs classes."""
     manifest = read_manifest(folder)
-    if loss != "mse" and not manifest.classes and manifest.targets:
+    if kind_of(loss) is LossKind.CLASSES and not manifest.classes and manifest.targets:
         named = ", ".join(repr(one_line(target.name, 60)) for target in manifest.targets[:3])
         advice = f"or {spelled('task', 'classes')}" if len(manifest.targets) == 1 else f"or one {spelled('target')}"
         raise DataError(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lockstep.common.data.folder import LONGEST_TEXT, FolderManifest, Origin
 from lockstep.common.files.sanitize import cut, one_line
+from lockstep.common.job.losses import LossKind, kind_of
 from lockstep.common.runtime.version import VERSION
 from lockstep.packing.division import Division
 
@@ -114,8 +115,9 @@ class PackOptions:
     spelled: Spelling = field(default=Spelling.FLAGS, compare=False)
 
     def for_loss(self, loss: str) -> "PackOptions":
-        """Return these options for a run with that loss: mean squared error is of numbers, also if they are few."""
-        return replace(self, task="numbers") if loss == "mse" and self.target and self.task is None else self
+        """Return these options for a run with that loss: that of numbers is of numbers, also if they are few."""
+        is_of_numbers = kind_of(loss) is LossKind.NUMBERS
+        return replace(self, task="numbers") if is_of_numbers and self.target and self.task is None else self
 
     def division(self) -> Division:
         """Return what divides a source that has no test set."""

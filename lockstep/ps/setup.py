@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.slices import slices_for
-from lockstep.common.aggregation.tree import Vector
+from lockstep.common.aggregation.tree import LINE, Vector
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.manifest import manifest_of
 from lockstep.common.data.preparation import Preparation
@@ -16,11 +18,16 @@ from lockstep.common.data.source import with_moments, with_validation
 from lockstep.common.errors import JobError, LockstepError, ModelError, NumericsError
 from lockstep.common.files.safetensors import read
 from lockstep.common.job.job import Job
+from lockstep.common.job.losses import LossKind
 from lockstep.common.job.objective import Objective
+from lockstep.common.job.optimizer import check_rule, spans_of
+from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.job.score import Guess
+from lockstep.common.job.transform import transform_of
 from lockstep.common.model.first_batch import first_micro_batch
 from lockstep.common.model.port import Model
-from lockstep.common.model.source import ModelSource, read_model_source
+from lockstep.common.model.source import ModelSource, read_job_source
+from lockstep.common.optim.rules import Rule, SlotSets
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.runtime.numerics import NUMERICS
 from lockstep.ps.run.info import AdmissionPolicy as AdmissionPolicy
@@ -40,6 +47,8 @@ class RunSetup:
     layout: ParameterLayout
     shard: Shard
     source: ModelSource
+    #: Functions of the user's own that the job names.
+    own: OwnCode = NO_CODE
 
 
 def open_run(
@@ -67,17 +76,24 @@ def open_run(
             f"global_batch = {job.global_batch!r} is more than the {len(data.train)} training samples of "
             f"{job.data!r}: expected at most as many"
         )
-    objective = Objective.of(job)
+    source = source or read_job_source(job)
+    code = source.own_code()
+    check_rule(job, code)
+    objective = Objective.of(job, code.loss)
     objective.check_labels(data.train, data.class_names)
-    source = source or read_model_source(job.model)
     model = source.build(job.seed)
     layout = model.layout
     if not layout.parameter_size:
         raise ModelError(f"model {job.model_name()!r} has no parameters: expected something to train")
+    if (transform := transform_of(job, code)) is not None and not admission.ships_data:
+        one = np.zeros(1, np.int64)
+        transform.check(data.train.images.take(one, axis=0), data.train.labels.take(one, axis=0))
     objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)))
     slices_for(layout.size, admission.servers)  # raises if there are too many
-    source.check_repeated(model, job.seed)
-    evidence = model.evidence(objective, *first_micro_batch(job, data, is_here=not admission.ships_data))
+    batch = first_micro_batch(job, data, is_here=not admission.ships_data)
+    evidence = source.check_repeated(model, job.seed, objective, *batch)
+    if objective.kind is LossKind.OWN and not evidence.engine:
+        try_loss(model, objective, *batch)
     if evidence.engine and job.numerics == "portable":
         raise NumericsError(
             f"numerics = 'portable' with a model that {evidence.engine} computes, whose kernels are chosen by the "
@@ -94,7 +110,7 @@ def open_run(
         dataset=dataset,
         source=source.digest,
         model_files=source.digests(),
-        model_folder="" if source.files is None else model_folder,
+        model_folder=model_folder if source.entries() else "",
         fingerprint=msgspec.structs.replace(own, engine=evidence.engine, evidence=evidence.digest),
         targets=data.train.targets,
         guess=guess_of(objective, data),
@@ -103,9 +119,34 @@ def open_run(
         size=layout.size,
     )
     weights = first_weights(job, model)
-    policy = policy_of(job, plan, layout.parameter_size, model.momenta())
-    shard = Shard((weights, np.zeros_like(weights)), policy, job.micro_batches)
-    return RunSetup(info=info, model=model, data=data, layout=layout, shard=shard, source=source)
+    policy = policy_of(job, plan, spans_of(job, layout), model.momenta(), code)
+    if layout.alignment > 1:
+        for _, rule in policy.rules:
+            check_gaps(rule, job)
+    shard = Shard((weights, layout.new_vector()), policy, job.micro_batches)
+    return RunSetup(info=info, model=model, data=data, layout=layout, shard=shard, source=source, own=code)
+
+
+def try_loss(model: Model, objective: Objective, images: Vector, targets: NDArray[Any]) -> None:
+    """Compute a loss of the user's own once; `ModelError` if it raises, or returns something else than two numbers."""
+    engine, weights = model.engine(objective), model.first_weights(0)
+    engine.bind([weights], [np.zeros_like(weights)])
+    engine.evaluate(images, targets)
+
+
+def check_gaps(rule: Rule, job: Job) -> None:
+    """Raise `JobError` if a rule moves zeros without a gradient, which are between the arrays of a vector."""
+    old, new = np.zeros(LINE, np.float32), np.zeros(LINE, np.float32)
+    slots = SlotSets(rule.init(LINE))
+    for step in range(2):
+        with np.errstate(all="ignore"):
+            rule.update(old, np.zeros(LINE, np.float32), slots, step, job.lr, new)
+        if new.any():
+            raise JobError(
+                f"optimizer = {job.optimizer!r} makes {float(new[0])!r} of a weight of 0 whose gradient is 0: expected "
+                "0, since there are such values between the parameters of a model of PyTorch"
+            )
+        old, new = new, old
 
 
 def guess_of(objective: Objective, data: TrainTest) -> Guess | None:

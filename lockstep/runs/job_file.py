@@ -69,6 +69,8 @@ class Field:
     choices: tuple[str, ...]
     description: str
     default: Any
+    #: Whether there may be several values of the kind, in a list.
+    is_list: bool = False
 
 
 @cache
@@ -79,8 +81,12 @@ def fields() -> dict[str, Field]:
         hints = typing.get_type_hints(struct, include_extras=True)
         for field in msgspec.structs.fields(struct):
             kind, description = _kind_and_description(hints[field.name])
+            is_list = get_origin(kind) is tuple
+            if is_list:
+                kind, _ = _kind_and_description(get_args(kind)[0])
             choices = get_args(kind) if get_origin(kind) is Literal else ()
-            found[field.name] = Field(field.name, str if choices else kind, choices, description, field.default)
+            kind = str if choices else kind
+            found[field.name] = Field(field.name, kind, choices, description, field.default, is_list)
     return found
 
 

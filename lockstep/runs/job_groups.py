@@ -14,14 +14,15 @@ CHECKPOINT_FIELDS = ("checkpoint_keep", "checkpoint_every_steps", "checkpoint_ev
 
 #: The groups in their order; the help has values in no group before them, the page after them.
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Model and data": ("model", "data", "initial", "normalize", "max_shift", "seed", "numerics"),
+    "Model and data": ("model", "data", "initial", "normalize", "max_shift", "transform", "seed", "numerics"),
     "Length and micro-batches": ("epochs", "steps", "global_batch", "micro_batches"),
     "Fewer bytes": ("wire", "wire_weights"),
     "Optimizer": (
         *("optimizer", "lr", *hyperparameters()),
-        *("clip_norm", "loss", "label_smoothing"),
+        *("no_decay", "lr_factors", "clip_norm", "clip_value", "ema_decay"),
     ),
-    "Learning rate schedule": ("schedule", "warmup_steps", "decay_every", "decay_factor"),
+    "Loss": ("loss", "class_weights", "ignore_index", "label_smoothing"),
+    "Learning rate schedule": (*("schedule", "warmup_steps", "decay_every", "decay_factor", "decay_power", "min_lr"),),
     "Local steps": ("local_steps", *(f"local_{name}" for name in LOCAL)),
     "Early stopping and the best epoch": ("validation_split", "monitor", "patience", "min_delta", "keep_best"),
     "Processes": ("workers", "min_workers", "servers", "transport", "max_restarts", "audit", "ship_data"),

@@ -15,7 +15,7 @@ from lockstep.common.errors import ModelError, UsageError
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.files.reading import read_regular
 from lockstep.common.job.job import Job
-from lockstep.common.model.source import ModelSource, WantedSource, names_files, read_model_source
+from lockstep.common.model.source import ModelSource, WantedSource, names_own_files, read_job_source
 from lockstep.common.protocol.messages import NAME_LIMIT
 from lockstep.common.runtime.environment import state_home
 from lockstep.ps.records.run_folder import LEDGER, RECEIPT, read_receipt
@@ -36,7 +36,7 @@ _trusted_here: set[str] = set()
 def keep_files(folder: Path, source: ModelSource) -> None:
     """Copy the files of a run's model into its folder. Raises `UsageError` if that cannot be written to."""
     try:
-        for place, text in ({} if source.files is None else source.files.texts).items():
+        for place, text in source.texts().items():
             path = folder / MODEL / place
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, [text])
@@ -56,8 +56,8 @@ def recorded_source(folder: Path, job: Job) -> ModelSource:
     It is what the job names if that is still the same, and the run's own copy if not. `ModelError` if neither has the
     digest of the receipt.
     """
-    if not names_files(job.model):
-        return read_model_source(job.model)
+    if not names_own_files(job):
+        return read_job_source(job)
     receipt = read_receipt(folder)
     wanted = WantedSource(
         digest=receipt.model_source_sha256,
@@ -66,12 +66,12 @@ def recorded_source(folder: Path, job: Job) -> ModelSource:
         owner=f"that of the run in {str(folder)!r}",
         advice=f"expected the files that it was trained with, there or in {str(folder / MODEL)!r}",
     )
-    return wanted.read(job.model)
+    return wanted.read(job)
 
 
 def resumed_source(folder: Path, job: Job) -> ModelSource:
     """Return the same for a run that is resumed; one that was killed before it had a receipt begins with its files."""
-    return recorded_source(folder, job) if (folder / RECEIPT).exists() else read_model_source(job.model)
+    return recorded_source(folder, job) if (folder / RECEIPT).exists() else read_job_source(job)
 
 
 def trusted_source(folder: Path, job: Job) -> ModelSource:
@@ -83,8 +83,9 @@ def trusted_source(folder: Path, job: Job) -> ModelSource:
 
 def demand_trust(folder: Path, source: ModelSource) -> None:
     """Raise `ModelError` if the source of the run in a folder is code that nobody here has agreed to run."""
-    if source.files is not None and not _is_trusted(source):
-        where = source.files.path if len(source.files.texts) == 1 else source.files.root
+    if source.entries() and not _is_trusted(source):
+        files = source.entries()[0]
+        where = files.path if len(files.texts) == 1 else files.root
         raise ModelError(
             f"the model of the run in {str(folder)!r} is Python code that you have not trained on this machine: read "
             f"{str(where)!r}, and if you trust it run `lockstep evaluate {shlex.quote(str(folder))} --trust-model` once"
@@ -97,24 +98,25 @@ def job_of_file(path: Path, job: Job) -> Job:
     `ModelError` as of `trusted_source`. Other job files name what their writer wants to run.
     """
     folder = path.parent
-    if not names_files(job.model) or not any((folder / name).exists() for name in RECORDS):
+    if not names_own_files(job) or not any((folder / name).exists() for name in RECORDS):
         return job
-    files = trusted_source(folder, job).files
-    is_copy = files is not None and files.root == folder / MODEL
-    return msgspec.structs.replace(job, model=str(files)) if is_copy else job
+    source = trusted_source(folder, job)
+    named = {**({} if source.files is None else {"model": source.files}), **source.functions}
+    copies = {value: str(files) for value, files in named.items() if files.root.is_relative_to(folder / MODEL)}
+    return msgspec.structs.replace(job, **copies)
 
 
 def trust_own(job: Job) -> None:
     """Agree to run the model that a job names, since this user trains it. It may be on other machines only."""
     with suppress(ModelError):
-        trust_source(read_model_source(job.model))
+        trust_source(read_job_source(job))
 
 
 def trust_source(source: ModelSource) -> None:
     """Add a model's files to the list of those that this user trusts on this machine; if it cannot be written, to
     those of this process.
     """
-    if source.files is None or _is_trusted(source):
+    if not source.entries() or _is_trusted(source):
         return
     _trusted_here.add(_line(source))
     path = trusted_list()
@@ -139,8 +141,8 @@ def _is_trusted(source: ModelSource) -> bool:
 
 
 def _line(source: ModelSource) -> str:
-    assert source.files is not None
-    return f"{source.digest}  {source.files.main}:{source.files.function}"
+    names = ", ".join(f"{files.main}:{files.function}" for files in source.entries())
+    return f"{source.digest}  {names}"
 
 
 def _private(path: str, flags: int) -> int:

@@ -85,6 +85,9 @@ def open_session(
     own = setup.info.fingerprint
     if own.mode == "portable" and (note := version_note(own.numpy, own.blas)):
         say(f"{NOTICE_MARK}{note}")
+    if setup.model.taken:
+        its_use = "evaluations take it; your loss gets all" if setup.own.loss else "the loss and evaluations take it"
+        say(f"{NOTICE_MARK}the model returns several outputs: of these, {setup.model.taken}: {its_use}")
     folder.ledger.open()
     recorder = MetricsRecorder(setup.info, setting, setup.layout, folder)
     checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, say, launch.checkpoint_keep)

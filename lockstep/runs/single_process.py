@@ -8,6 +8,7 @@ from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import ComputeError, DivergedError, FailureKind, LockstepError, RunError
 from lockstep.common.job.tally import Tally, pack_losses
+from lockstep.common.optim.wrapped import averaged
 from lockstep.common.protocol.messages import EpochStatus, Status
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.interrupts import held_back
@@ -39,7 +40,7 @@ class SingleProcessTrainer:
 
     def __post_init__(self) -> None:
         setup = self.setup
-        self.compute = Compute(setup.info.job, setup.model, setup.data, setup.shard.served)
+        self.compute = Compute(setup.info.job, setup.model, setup.data, setup.shard.served, own=setup.own)
 
     def step(self, step: int) -> None:
         """Make a step: forward, loss, backward, sum, update. Raises what the model raises, and `NotFiniteError`."""
@@ -54,7 +55,7 @@ class SingleProcessTrainer:
     def update(self, step: int, sums: Vector, tally: Tally) -> float:
         """Change the weights by the sums of a step; return the learning rate."""
         self.setup.shard.add(self._whole, sums)
-        return self.setup.shard.update(step, tally.count).rate
+        return self.setup.shard.update(step, tally.divisor).rate
 
     @property
     def _whole(self) -> Node:
@@ -116,7 +117,12 @@ class SerialRun:
         finally:
             self.recorder.close()
         return self.recorder.finish(
-            progress, workers=0, compute_s=self.compute_s, weights=setup.shard.weights, now=self.clock.now()
+            progress,
+            workers=0,
+            compute_s=self.compute_s,
+            weights=setup.shard.weights,
+            average=averaged(setup.shard.weights, setup.shard.state),
+            now=self.clock.now(),
         )
 
     def _stops_before(self, then: Round, progress: Progress) -> bool:

@@ -19,10 +19,11 @@ from lockstep.common.errors import FileFormatError, JobError
 from lockstep.common.files.safetensors import read
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
+from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.model.port import Model
 from lockstep.ps.checkpoint.checkpoint import Checkpoint
 from lockstep.ps.checkpoint.folder import CheckpointFolder
-from lockstep.ps.records.run_folder import CHECKPOINTS, WEIGHTS
+from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, WEIGHTS
 from lockstep.ps.run.early_stopping import best_epoch
 from lockstep.runs.recorded_model import trusted_source
 from lockstep.runs.run_dir import JOB, finished, recorded_job
@@ -31,13 +32,17 @@ from lockstep.runs.run_dir import JOB, finished, recorded_job
 MOST_NAMED = 8
 
 #: The number of steps after which they were kept, or a name.
-Moment = Literal["last", "best"] | int
+Moment = Literal["last", "best", "ema"] | int
 
 
 def kept_weights(folder: Path, job: Job, layout: ParameterLayout, moment: Moment) -> Vector:
     """Return a run's weights; `JobError` if these were not kept, `ModelError` if they are another model's."""
     if moment == "last":
         return _vector(read(folder / WEIGHTS)[0], layout)
+    if moment == "ema":
+        if not (folder / AVERAGE_WEIGHTS).is_file():
+            raise JobError(f"{str(folder)!r} has no {AVERAGE_WEIGHTS}: expected a finished run with ema_decay")
+        return _vector(read(folder / AVERAGE_WEIGHTS)[0], layout)
     checkpoints = list(CheckpointFolder(folder / CHECKPOINTS, lambda text: None).back_from(sys.maxsize))
     if moment == "best":
         return _best(folder, job, layout, checkpoints)
@@ -92,6 +97,8 @@ class Trained:
     #: With these weights.
     model: Model
     weights: Vector
+    #: Functions of the user's own that the job names.
+    own: OwnCode = NO_CODE
 
     def arrays(self) -> dict[str, Vector]:
         """Return the weights by their names."""
@@ -111,11 +118,12 @@ def open_trained(folder: Path, moment: Moment = "last") -> Trained:
             f"{str(folder)!r} holds no weights of a run: expected a run folder, with {JOB} and {WEIGHTS}{there}"
         )
     job = recorded_job(folder)
-    model = trusted_source(folder, job).build(job.seed)
+    source = trusted_source(folder, job)
+    model = source.build(job.seed)
     weights = kept_weights(folder, job, model.layout, moment)
     _check_finite(folder, weights, model.layout, moment)
     model.load(weights)
-    return Trained(folder, job, model, weights)
+    return Trained(folder, job, model, weights, source.own_code())
 
 
 def _check_finite(folder: Path, weights: Vector, layout: ParameterLayout, moment: Moment) -> None:

@@ -34,7 +34,7 @@ from lockstep.sklearn.rows import ColumnMoments, Floats, Rows, column_moments, r
 from lockstep.sklearn.training import Stream, TrainingTask, train, train_pass
 
 #: Values of a job that are not parameters: the arrays, the kind of estimator and its own parameters decide them.
-FOLLOWING = ("model", "data", "seed", "initial", "loss")
+FOLLOWING = ("model", "data", "seed", "initial", "loss", "class_weights", "ignore_index", "transform")
 
 #: The defaults that are not those of a job: most are MLPClassifier's, which suit small tables. None of `micro_batches`
 #: lets the batch decide.
@@ -70,7 +70,9 @@ def _signature_of(init: Callable[..., None]) -> inspect.Signature:
     signature = inspect.signature(init)
     *parameters, _ = signature.parameters.values()
     for name, default in JOB_VALUES.items():
-        kind = fields()[name].kind
+        kind: Any = fields()[name].kind
+        if fields()[name].is_list:
+            kind = list[kind]
         annotation = kind if fields()[name].default is not None and default is not None else kind | None
         given = {"default": default, "annotation": annotation}
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, **given))

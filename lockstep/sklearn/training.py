@@ -25,6 +25,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.score import score_of
 from lockstep.common.job.tally import Tally
+from lockstep.common.model.source import keeps_pytorch
 from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.numerics import own_numerics
@@ -80,6 +81,7 @@ class TrainingTask:
         with (
             tempfile.TemporaryDirectory(prefix="lockstep-") as folder,
             job_inputs(Path(folder), self.initial, None, self.text) as paths,
+            keeps_pytorch(),
         ):
             job = msgspec.structs.replace(self.job, **paths)
             yield open_run(UNNAMED, job, _prepared(job, self.data, moments), admission), Path(folder)
@@ -282,7 +284,7 @@ def train_pass(task: TrainingTask, before: Stream | None) -> Stream:
 def _pass_figures(setup: RunSetup, tally: Tally) -> dict[str, Any]:
     """Return the figures of a pass, under the names that an epoch's have."""
     objective = Objective.of(setup.info.job)
-    score = score_of(tally, objective.guess(setup.data.train))
+    score = score_of(tally, objective.guess(setup.data.train), has_accuracy=objective.has_accuracy)
     named = {"loss": tally.loss, "accuracy": score.accuracy, "r2": score.r2}
     return {
         **{name: value for name, value in named.items() if value is not None},
@@ -293,7 +295,7 @@ def _pass_figures(setup: RunSetup, tally: Tally) -> dict[str, Any]:
 def _pass_tally(setup: RunSetup, passes: int) -> Tally:
     """Make the steps of the pass after so many others; return the tally of its samples."""
     shard, job, total = setup.shard, setup.info.job, Tally()
-    compute, whole = Compute(job, setup.model, setup.data, shard.served), Node(0, job.micro_batches)
+    compute, whole = Compute(job, setup.model, setup.data, shard.served, own=setup.own), Node(0, job.micro_batches)
     each = setup.info.plan.steps_per_epoch
     for step in range(passes * each, (passes + 1) * each):
         # The optimizer counts all updates; the sampler and dropout count as if all passes had been as long as this one.
@@ -304,7 +306,7 @@ def _pass_tally(setup: RunSetup, passes: int) -> Tally:
             text = diverged_text("train", shard.updates, error.micro_batch, error.layer, error.quantity)
             raise DivergedError(text) from error
         shard.add(whole, sums)
-        shard.update(shard.updates, tally.count)
+        shard.update(shard.updates, tally.divisor)
         total += tally
         if shard.not_finite is not None:
             raise DivergedError(

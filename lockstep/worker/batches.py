@@ -19,6 +19,8 @@ from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.sampler import Sampler, evaluation_chunks, evaluation_rows
 from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
+from lockstep.common.job.own_code import NO_CODE, OwnCode
+from lockstep.common.job.transform import Transform, transform_of
 from lockstep.common.protocol.messages import OF_A_STEP, Work
 from lockstep.common.random import Purpose, generator
 
@@ -34,16 +36,21 @@ class Batches:
     data: TrainTest
     #: Mean and deviation of the training set if not all of it is here; by default they are computed.
     moments: tuple[float, float] | None = None
+    #: Functions of the user's own that the job names.
+    own: OwnCode = NO_CODE
     objective: Objective = field(init=False)
     #: Knows local batches: it calls them micro-batches.
     sampler: Sampler = field(init=False)
     preparation: Preparation = field(init=False)
+    #: What becomes of training samples, None if they stay as they are.
+    transform: Transform | None = field(init=False)
 
     def __post_init__(self) -> None:
         job = self.job
-        self.objective = Objective.of(job)
+        self.objective = Objective.of(job, self.own.loss)
         self.sampler = Sampler(len(self.data.train), job.global_batch, job.local_batches, job.seed)
         self.preparation = self._prepared()
+        self.transform = transform_of(job, self.own)
 
     def _prepared(self) -> Preparation:
         if not self.job.normalize:
@@ -56,11 +63,25 @@ class Batches:
         """Return the local batches of a node of micro-batches."""
         return Node(node.lo * self.job.local_steps, node.hi * self.job.local_steps)
 
+    @property
+    def is_stackable(self) -> bool:
+        """Whether a sample is one array, and its target another, so that several micro-batches may be one."""
+        train = self.data.train
+        return train.images.dtype.names is None and train.labels.dtype.names is None
+
     def training(self, indices: Integers, step: int, local_batch: int) -> tuple[Array, Array]:
         """Return what the model is given of these samples in a local batch, and what its outputs are compared with."""
+        raw, labels = self._stored(indices, step)
+        images = self.preparation.images(raw, self._shifts(step, local_batch))
+        return images, self.objective.targets(labels)
+
+    def _stored(self, indices: Integers, step: int) -> tuple[Array, Array]:
+        """Return samples and labels as they are stored, or as the job's own function makes them in that epoch."""
         train = self.data.train
-        images = self.preparation.images(train.images.take(indices, axis=0), self._shifts(step, local_batch))
-        return images, self.objective.targets(train.labels.take(indices, axis=0))
+        raw, labels = train.images.take(indices, axis=0), train.labels.take(indices, axis=0)
+        if self.transform is None:
+            return raw, labels
+        return self.transform.apply(raw, labels, indices, self.sampler.epoch_of(step))
 
     def _shifts(self, step: int, local_batch: int) -> np.random.Generator | None:
         """Return what draws by how much the images of a local batch are shifted."""
@@ -70,15 +91,13 @@ class Batches:
 
     def fill(self, step: int, node: Node, images: Array, targets: Array) -> None:
         """Write the same of a node of local batches, all of one size, into arrays: one after the other along axis 0."""
-        train = self.data.train
-        indices = self.sampler.indices(step, node.lo, node.hi)
-        raw = train.images.take(indices, axis=0)
+        raw, labels = self._stored(self.sampler.indices(step, node.lo, node.hi), step)
         if self.job.max_shift:  # drawn for each of them
             for place, part in enumerate(raw.reshape(images.shape)):
                 self.preparation.images(part, self._shifts(step, node.lo + place), images[place])
         else:
             self.preparation.images(raw, out=images.reshape(raw.shape, copy=False))
-        targets[...] = self.objective.targets(train.labels.take(indices, axis=0)).reshape(targets.shape)
+        targets[...] = self.objective.targets(labels).reshape(targets.shape)
 
     def chunk(self, work: Work, chunk: int) -> tuple[Array, Array]:
         """Return the same of a chunk of an evaluation."""

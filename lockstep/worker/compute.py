@@ -17,6 +17,7 @@ from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.job.job import Job
+from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.job.tally import Tally
 from lockstep.common.model.port import Engine, Model
 from lockstep.common.protocol.messages import Work
@@ -56,6 +57,8 @@ class Compute:
     frames: Sequence[Slice] = ()
     #: Mean and deviation of the training set if not all of it is here; by default they are computed.
     moments: tuple[float, float] | None = None
+    #: Functions of the user's own that the job names.
+    own: OwnCode = NO_CODE
     #: The slot that the model computes with, and the vector of sums that it writes into.
     weights: Vector = field(init=False)
     into: Vector = field(init=False)
@@ -79,7 +82,7 @@ class Compute:
         self.slots = self.slots or (self._new_vector(), self._new_vector())
         self.sums = self.sums or (self._new_vector(),)
         self.frames = self.frames or Slice(0, self.layout.size).frames()
-        self.batches = Batches(job, self.data, self.moments)
+        self.batches = Batches(job, self.data, self.moments, self.own)
         self.engine = self.model.engine(self.batches.objective)
         self._replica = Replica(self.layout, job) if job.local_steps > 1 else None
         self.move(self.slots)
@@ -113,7 +116,7 @@ class Compute:
         return self._attempt.losses
 
     def _new_vector(self) -> Vector:
-        return np.zeros(self.layout.size, dtype=np.float32)
+        return self.layout.new_vector()
 
     def move(self, slots: tuple[Vector, Vector]) -> None:
         """Compute with weights in other memory from the next `turn` on; both are of the layout's size."""
@@ -169,11 +172,11 @@ class Compute:
 
     def _evaluate_chunk(self, chunk: int, work: Work) -> Tally:
         images, targets = self.batches.chunk(work, chunk)
-        loss, outputs = self.engine.evaluate(images, targets)
+        loss, outputs, weight = self.engine.evaluate(images, targets)
         if not math.isfinite(loss):
             raise not_finite(self.engine, chunk, images, None)
         self.on_outputs(outputs)
-        return self.batches.objective.tally(loss, outputs, targets)
+        return self.batches.objective.tally(loss, outputs, targets, weight)
 
 
 def read_only(vector: Vector) -> Vector:

@@ -2,25 +2,25 @@
 
 Local SGD (Stich, "Local SGD converges fast and communicates little", ICLR 2019) with an outer optimizer (Douillard et
 al., "DiLoCo", arXiv 2311.08105): the sums of a micro-batch are the weights that it began with minus those that it ended
-with, times its count, so that their mean over all micro-batches stands where a gradient does. Running statistics follow
-the batches of all local steps; their sum is the last value times the count.
+with, times what its gradients would be divided by. So their mean over all micro-batches is where a gradient is
+otherwise. Running statistics follow the batches of all local steps; their sum is the last value times the same.
 
 The optimizer begins each time without a state: so a micro-batch stays a pure function of the weights, the step and its
 number, whoever computes it. Nothing else of a run knows of local steps.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.quantization.quantization import EXACT
 from lockstep.common.aggregation.slices import Slice
-from lockstep.common.aggregation.tree import Node, Vector
+from lockstep.common.aggregation.tree import Node, Vector, new_vector
 from lockstep.common.aggregation.update import Pair, UpdatePass, UpdateRule, UpdateStep, UpdateVectors
 from lockstep.common.job.job import Job
-from lockstep.common.job.optimizer import replica_of, replica_schedule, rule_of
+from lockstep.common.job.optimizer import replica_of, replica_schedule, rule_of, rules_of, spans_of
 from lockstep.common.job.tally import Tally
 from lockstep.common.model.port import Engine, OnFinal
 from lockstep.common.optim.clipping import add_blocks, scale_for
@@ -52,8 +52,8 @@ class Replica:
 
     def __post_init__(self) -> None:
         size = self.layout.size
-        self.weights = np.zeros(size, np.float32), np.zeros(size, np.float32)
-        self.gradient = np.zeros(size, np.float32)
+        self.weights = new_vector(size), new_vector(size)
+        self.gradient = new_vector(size)
         self.state = rule_of(replica_of(self.job)).init(self.layout.parameter_size)
 
     def begin(self, weights: Vector) -> None:
@@ -65,7 +65,7 @@ class Replica:
 
 @dataclass
 class LocalStepSums:
-    """The difference of weights that the local steps of a micro-batch make, times its count."""
+    """The difference of weights that the local steps of a micro-batch make, times its divisor."""
 
     engine: Engine
     batches: Batches
@@ -97,7 +97,9 @@ class LocalStepSums:
         one_by_one = SumsByMicroBatch(leaf, layout, GradientSink(layout, [whole], EXACT), self._local_attempt)
         self._gradients = SumsInOnePass(one_by_one, self.engine, self.batches)
         own = replica_of(job)
-        rule = UpdateRule(rule=rule_of(own), parameter_size=layout.parameter_size, momenta=self.momenta)
+        rule = UpdateRule(
+            rules=rules_of(own, spans_of(own, layout)), parameter_size=layout.parameter_size, momenta=self.momenta
+        )
         vectors = UpdateVectors(weights=replica.weights, served=replica.weights, slots=(replica.state, replica.state))
         self._updating = UpdatePass(rule, vectors, [whole])
         self._schedule = replica_schedule(job, job.total_steps(samples), -(-samples // job.global_batch))
@@ -109,7 +111,7 @@ class LocalStepSums:
         finally:
             self.engine.read_from(at.reads)
             self.engine.write_to(at.writes)
-        size, count = self.replica.layout.parameter_size, np.float32(tally.count)
+        size, count = self.replica.layout.parameter_size, np.float32(tally.divisor)
         with np.errstate(all="ignore"):  # what is not finite is found when the sums are sent
             np.subtract(at.weights[:size], end[:size], out=at.sums[:size])
             np.multiply(at.sums[:size], count, out=at.sums[:size])
@@ -130,15 +132,15 @@ class LocalStepSums:
         for local_step in range(steps):
             found = self._gradient(step, Node(first + local_step, first + local_step + 1), updates)
             tally += found
-            if found.count:
-                self._update(step * self.batches.job.local_steps + local_step, updates, found.count)
+            if found.divisor:
+                self._update(step * self.batches.job.local_steps + local_step, updates, found.divisor)
                 updates += 1
                 self.engine.read_from(self.reads + updates % 2)
         # As the loss of a micro-batch is, for the ledger.
         loss = float(np.float32(tally.loss_sum))
         if not math.isfinite(loss):
             raise NotFiniteError(micro_batch, "the sum over its local steps")
-        return self.replica.weights[updates % 2], Tally(loss, tally.correct, tally.count)
+        return self.replica.weights[updates % 2], replace(tally, loss_sum=loss)
 
     def _gradient(self, step: int, local_batch: Node, updates: int) -> Tally:
         """Compute the sum of gradients of a local batch."""
@@ -152,11 +154,12 @@ class LocalStepSums:
         except StoppedError:
             raise StoppedError(self.attempt.computed - 1) from None
 
-    def _update(self, number: int, updates: int, count: int) -> None:
+    def _update(self, number: int, updates: int, divisor: float) -> None:
         """Make the update after so many others, in the local step of that number since the run began."""
         updating, whole, terms = self._updating, self._updating.frames[0], [[self.replica.gradient]]
         scale = None
         if self._clip_norm is not None:
-            scale = scale_for(add_blocks(updating.squares(whole, terms, count)), self._clip_norm)
+            scale = scale_for(add_blocks(updating.squares(whole, terms, divisor)), self._clip_norm)
         # What is not finite shows in the next loss, or in the sums.
-        updating.run(UpdateStep(step=updates, count=count, rate=self._schedule.rate(number), scale=scale), whole, terms)
+        at = UpdateStep(step=updates, divisor=divisor, rate=self._schedule.rate(number), scale=scale)
+        updating.run(at, whole, terms)

@@ -5,7 +5,7 @@ gives must equal that, bit by bit. What is summed is a gradient here; `local_ste
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple, Protocol
@@ -104,14 +104,15 @@ class GradientSums:
             np.multiply(at.weights[size:], np.float32(count), out=at.sums[size:])
         images, targets = self.batches.training(indices, step, micro_batch)
         key = DrawKey(self.batches.job.seed, step, micro_batch)
-        loss, outputs = self.engine.forward(images, targets, key)
+        loss, outputs, weight = self.engine.forward(images, targets, key)
         if not math.isfinite(loss):
             raise not_finite(self.engine, micro_batch, images, key)
-        if self.layout.statistics and self.batches.data.train.targets != 1:
-            # They are weighted by samples, and all sums are divided by the number of targets.
-            at.sums[size:] *= np.float32(self.batches.data.train.targets)
+        tally = self.batches.objective.tally(loss, outputs, targets, weight)
+        if self.layout.statistics and tally.divisor != count:
+            # They are weighted by samples, and all sums are divided by the number of targets, or by their weight.
+            at.sums[size:] *= np.float32(tally.divisor / count)
         self.engine.backward(on_final)
-        return self.batches.objective.tally(loss, outputs, targets)
+        return tally
 
 
 @dataclass
@@ -217,7 +218,7 @@ class SumsInOnePass:
         """Return what computes a node at once; None if it has to be computed by its halves."""
         batches = self.batches
         # What is rounded is rounded at every node: there must be a whole vector of it.
-        if len(node) > 1 and not self.one_by_one.sink.is_exact:
+        if (len(node) > 1 and not self.one_by_one.sink.is_exact) or not batches.is_stackable:
             return None
         counts = batches.sampler.sizes(step, node.lo, node.hi)
         if len(counts) > 1 or not all(counts):
@@ -244,17 +245,32 @@ class SumsInOnePass:
         if not all(map(math.isfinite, losses)):
             raise NotFiniteError(node.lo, "the loss itself")
         attempt.losses.extend(losses)
+        objective = batches.objective
+        weights = [objective.weight(each) for each in made.targets]
+        tally = self._tally(losses, outputs, made.targets, weights)
         if self.one_by_one.layout.statistics:
-            made.observe(out, batches.data.train.targets, adds=adds)
+            samples = made.images.shape[1]
+            divisors = [
+                float(each.size - objective.ignored(each)) if weight is None else weight
+                for each, weight in zip(made.targets, weights, strict=True)
+            ]
+            made.observe(out, [divisor / samples for divisor in divisors], adds=adds)
         made.backward(out, progress.advance, on_final, adds=adds)
-        return self._tally(losses, outputs, made.targets)
+        return tally
 
-    def _tally(self, losses: list[float], outputs: Array, targets: Array) -> Tally:
-        """Return the tally of micro-batches with these sums of losses."""
-        # Numbers of right answers add up in any order, sums of losses do not.
+    def _tally(self, losses: list[float], outputs: Array, targets: Array, weights: Sequence[float | None]) -> Tally:
+        """Return the tally of micro-batches with these sums of losses, and of weights."""
+        # Numbers of right answers add up in any order, sums of losses and of weights do not.
         of_all = (each.reshape(-1, *each.shape[2:]) for each in (outputs, targets))
-        correct = self.batches.objective.correct(*of_all)
-        return Tally(_added(losses, tree_over(len(losses))), correct, targets.size)
+        objective, tree = self.batches.objective, tree_over(len(losses))
+        known = [weight for weight in weights if weight is not None]
+        return Tally(
+            _added(losses, tree),
+            objective.correct(*of_all),
+            targets.size,
+            objective.ignored(targets),
+            _added(known, tree) if known else None,
+        )
 
 
 @dataclass

@@ -14,9 +14,10 @@ from lockstep.common.data.source import with_validation
 from lockstep.common.errors import DataError, ModelError
 from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
+from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.model.first_batch import first_micro_batch
 from lockstep.common.model.port import Model
-from lockstep.common.model.source import ModelSource, WantedSource
+from lockstep.common.model.source import ModelSource, told_source
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.shared_files import WEIGHTS, sums_file, sums_shape, weights_shape
 from lockstep.common.transport.shared_memory.folder import SharedFolder
@@ -56,10 +57,12 @@ class Material:
     moments: tuple[float, float] | None
     #: Where samples are stored that the server sends; None if the data is here.
     store: SampleStore | None
+    #: Functions of the user's own.
+    own: OwnCode = NO_CODE
 
     def compute(self, slots: Slots, sums: tuple[Vector, ...], frames: Sequence[Slice] = ()) -> Compute:
         """Return what computes leases in that memory; by default in memory of its own."""
-        return Compute(self.job, self.model, self.data, slots, sums, frames=frames, moments=self.moments)
+        return Compute(self.job, self.model, self.data, slots, sums, frames=frames, moments=self.moments, own=self.own)
 
 
 def gather(
@@ -70,35 +73,24 @@ def gather(
     `cache` is where samples are stored that a server sends, None if there is no such folder.
     """
     job = welcome.job
-    source = source_of(welcome)
+    source = told_source(job, welcome.source, welcome.model_files, welcome.model_folder)
     data, store = _data_of(welcome, load, cache)
     moments = welcome.moments if store is None else (store.manifest.mean, store.manifest.std)
+    own = source.own_code()
     model = build(source, job.seed)
     if model.layout.digest() != welcome.layout:
         raise ModelError(
             f"model {job.model_name()!r} has other parameters here than at the server: "
             "install the same version of lockstep on both"
         )
-    _check_evidence(welcome, model, data)
-    return Material(job=job, model=model, data=data, moments=moments, store=store)
+    _check_evidence(welcome, model, data, own)
+    return Material(job=job, model=model, data=data, moments=moments, store=store, own=own)
 
 
-def source_of(welcome: Welcome) -> ModelSource:
-    """Return what the server's model is built from, as it is on this machine; `ModelError` if it is not here."""
-    files = ", ".join(file.place for file in welcome.model_files)
-    return WantedSource(
-        digest=welcome.source,
-        files=welcome.model_files,
-        copy=Path(welcome.model_folder) if welcome.model_folder else None,
-        owner="the server's",
-        advice=f"copy the server's files to this machine: {files or 'it has none'}",
-    ).read(welcome.job.model)
-
-
-def _check_evidence(welcome: Welcome, model: Model, data: TrainTest) -> None:
+def _check_evidence(welcome: Welcome, model: Model, data: TrainTest, own: OwnCode) -> None:
     """Raise `ModelError` if the model computes something else here than at the server, or cannot be repeated."""
     job, is_here = welcome.job, welcome.manifest is None
-    found = model.evidence(Objective.of(job), *first_micro_batch(job, data, is_here=is_here))
+    found = model.evidence(Objective.of(job, own.loss), *first_micro_batch(job, data, is_here=is_here))
     if welcome.engine and found.engine != welcome.engine:
         raise ModelError(
             f"model {job.model_name()!r} is computed by {found.engine} here, and by {welcome.engine} at the server: "

@@ -39,7 +39,7 @@ from lockstep.common.protocol.messages import (
     shortened,
 )
 from lockstep.common.protocol.shard_messages import Hello, ShardWelcome
-from lockstep.common.runtime.clock import Clock
+from lockstep.common.runtime.clock import ThreadClock
 from lockstep.common.statemachine.client import ClientEvent, Exit, PreparationFailed, Prepared
 from lockstep.common.statemachine.client_shell import ClientShell
 from lockstep.common.transport.diagnosis import Diagnosis
@@ -74,7 +74,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
 
     state: WorkerState
     port: ClientPort
-    clock: Clock
+    clock: ThreadClock
     load: Loader
     say: Callable[[str], None]
     #: Where memory that a server offers is found, None if none is to be shared.
@@ -416,6 +416,8 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             loss_sum=tally.loss_sum,
             correct=tally.correct,
             count=tally.count,
+            ignored=tally.ignored,
+            weight=tally.weight,
             compute_s=found.compute_s,
             number=lease.number,
             losses=pack_losses(found.losses) if lease.work in OF_A_STEP else b"",
@@ -478,5 +480,5 @@ def result_digest(sums: Vector, losses: Sequence[float], tally: Tally) -> str:
     """
     digest = hashlib.sha256(sums.data)
     digest.update(pack_losses(losses))
-    digest.update(struct.pack("<dqq", tally.loss_sum, tally.correct, tally.count))
+    digest.update(struct.pack("<dqqqd", tally.loss_sum, tally.correct, tally.count, tally.ignored, tally.divisor))
     return digest.hexdigest()

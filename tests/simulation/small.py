@@ -109,6 +109,20 @@ JOBS = {
         local_clip_norm=0.5,
         local_schedule="one-cycle",
     ),
+    # The sums of each micro-batch are divided by a number that nobody knows before.
+    "weighted": job_of(
+        model=noisy_net(),
+        class_weights=[0.5, 1.0, 2.0, 0.25, 1.0, 3.0, 0.1, 1.0, 1.5, 0.7],
+        ignore_index=7,
+        no_decay=["vectors"],
+        lr_factors=["0.*=0.5"],
+        weight_decay=0.1,
+        clip_norm=0.5,
+        clip_value=0.1,
+        ema_decay=0.5,
+        schedule="polynomial",
+        min_lr=0.001,
+    ),
     # The last batch of an epoch has 40 - 38 = 2 samples for five micro-batches: three are empty.
     "short": job_of(model="linear", global_batch=19, micro_batches=5, steps=7, schedule="cosine", warmup_steps=2),
     # Stops after six epochs of two steps, and ends with the weights of the fourth.

@@ -24,6 +24,7 @@ from lockstep.common.data.array_files import read_npz
 from lockstep.common.data.source import load, with_validation
 from lockstep.common.errors import JobError, ModelError
 from lockstep.common.job.job import Job
+from lockstep.common.job.losses import LossKind, kind_of
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.optimizer import replica_of
 from lockstep.common.model.autograd import AutogradModel
@@ -119,6 +120,11 @@ def no_layers(name: str) -> ModelError:
 def _examine(subject: str, job: Job, model: Module, data: str, workers: int | None, walk: Walk) -> Examination:
     clock = SystemClock()
     start = clock.now()
+    if kind_of(job.loss) in (LossKind.OWN, LossKind.LABELS):
+        raise ModelError(
+            f"the doctor knows losses of classes and of numbers, and not loss = {job.loss!r}: train with --steps 1, "
+            "which checks that the model, the loss and the data go together"
+        )
     findings = _label_findings(job, data)
     if not findings:
         loaded = with_validation(load(data), job.validation_split, job.seed)

@@ -73,15 +73,19 @@ class Answers:
         sums, size = np.empty_like(weights), self.layout.parameter_size
         self.engine.bind([self.weights], [sums])
         if key is None:
-            loss, outputs = self.engine.evaluate(images, targets)
-            return RememberedSums(self.weights, Outcome(loss, outputs.copy()), sums[:0], ())
+            outcome = self.engine.evaluate(images, targets)
+            return RememberedSums(self.weights, kept(outcome), sums[:0], ())
         # What a forward does not observe stays what it is.
         np.multiply(weights[size:], np.float32(len(images)), out=sums[size:])
         finals = list[int]()
-        loss, outputs = self.engine.forward(images, targets, key)
-        outcome = Outcome(loss, outputs.copy())
+        outcome = kept(self.engine.forward(images, targets, key))
         self.engine.backward(finals.append)
         return RememberedSums(self.weights, outcome, sums, finals)
+
+
+def kept(outcome: Outcome) -> Outcome:
+    """Return an outcome that stays valid."""
+    return outcome._replace(outputs=outcome.outputs.copy())
 
 
 def is_same(one: Vector, other: Vector) -> bool:
@@ -119,9 +123,10 @@ class RememberedPass(OnePass):
     def length(self) -> int:
         return 1 + len(self.answers.layout.parameters)
 
-    def observe(self, sums: Vector, targets: int, *, adds: bool = False) -> None:
+    def observe(self, sums: Vector, weights: Sequence[float], *, adds: bool = False) -> None:
         part = slice(self.answers.layout.parameter_size, None)
-        seen = self._added(self.tree, lambda found: found.sums[part] * np.float32(targets))
+        of = {id(found): np.float32(weight) for found, weight in zip(self._found, weights, strict=True)}
+        seen = self._added(self.tree, lambda found: found.sums[part] * of[id(found)])
         sums[part] = sums[part] + seen if adds else seen
 
     def backward(

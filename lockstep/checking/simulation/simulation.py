@@ -167,7 +167,7 @@ class Simulation:
             network=self.network,
             parts=replace(self.parts, load=lambda number: _load_nothing) if scenario.ships else self.parts,
             cores=scenario.cores,
-            patience=CROWDED if scenario.is_crowded else PATIENT,
+            patience=replace(CROWDED, cores=2) if scenario.is_crowded else PATIENT,
             cache=self.root / "cache" if scenario.ships else None,
             build=remembering if scenario.remembers else ModelSource.build,
         )
@@ -251,7 +251,8 @@ class Simulation:
         self._check_version(process)
         reason = (process.shell.exit_reason() if process.shell and not is_killed else None) or ""
         self._check_breach(process, reason)
-        if self.result is not None and reason and not _LOST.search(reason):
+        is_allowed = not reason or _LOST.search(reason) or (process.was_interrupted and reason == "interrupted")
+        if self.result is not None and not is_allowed:
             self.failure = f"{process.name} ends, although the run is done, with: {self._plain(reason)}"
         self.world.record(process.name, "is killed" if is_killed else f"ends{': ' * bool(reason)}{self._plain(reason)}")
         on_end()

@@ -17,6 +17,7 @@ from operator import attrgetter
 from typing import Protocol
 
 from lockstep.checking.simulation.strand import Killed, Strand
+from lockstep.common.runtime.clock import ThreadTimes
 from lockstep.common.transport.in_memory import Host, Timeline
 
 #: Seconds that a tick takes, if nothing else is given.
@@ -193,11 +194,17 @@ class Process(Host):
     _alarm: float | None = None
     #: Whether it is to end in order once its action has ended.
     _is_interrupted: bool = False
+    #: Whether it was interrupted, as it says when it ends: maybe after the run, if it stood still.
+    was_interrupted: bool = False
 
     def now(self) -> float:
         """Return the time by its own clock; to look takes a tick."""
         self.tick()
         return self.time() + self.ahead_s
+
+    def times(self) -> ThreadTimes:
+        """Return what became of its time: it has a core of its own."""
+        return ThreadTimes(self.time(), 0.0)
 
     def time(self) -> float:
         """Return the time of the world as far as the process has got."""
@@ -347,6 +354,7 @@ class Process(Host):
         shell = self.shell
         if shell is None or self.is_dead:
             return
+        self.was_interrupted = True
         if self._is_suspended():
             self._is_interrupted = True
             self.ring(self.timeline.now)

@@ -92,7 +92,7 @@ def inspect(run: RecordedRun, compute: Compute, step: int, micro_batch: int, loc
     indices = batches.sampler.indices(step, batch)
     images, targets = batches.training(indices, step, batch)
     seen = compute.engine.inspect(images, targets, DrawKey(compute.job.seed, step, batch))
-    loss, outputs = seen.outcome
+    loss, outputs, _ = seen.outcome
     recorded = run.steps().get(step) if local is None else None
     return MicroBatchReplay(
         run=run.folder.name,
@@ -106,7 +106,7 @@ def inspect(run: RecordedRun, compute: Compute, step: int, micro_batch: int, loc
         loss_sum=loss if np.isfinite(loss) else str(loss),
         recorded_loss_sum=float(recorded.loss_sums()[micro_batch]) if recorded else None,
         correct=batches.objective.correct(outputs, targets),
-        targets=targets.size,
+        targets=batches.objective.count(targets),
         layers=[layer_of(*output, seen.gradients) for output in seen.layers],
         first_nonfinite=seen.first_nonfinite,
     )

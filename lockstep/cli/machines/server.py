@@ -140,7 +140,8 @@ def check_unfinished(folder: Path) -> None:
     """Raise `UsageError` if a run that is to be resumed is finished."""
     if (result := finished(folder)) is not None:
         score = Score(result.test_accuracy, result.test_r2)
+        figure = f", with a test {score.name} of {score.text()}" if score.name else ""
         raise UsageError(
-            f"the run in {str(folder)!r} is already finished, with a test {score.name} of {score.text()}: expected a "
-            f"run to resume; `lockstep evaluate {shlex.quote(str(folder))}` shows its figures"
+            f"the run in {str(folder)!r} is already finished{figure}: expected a run "
+            f"to resume; `lockstep evaluate {shlex.quote(str(folder))}` shows its figures"
         )

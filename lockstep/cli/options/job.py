@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from lockstep.cli.options.completion import complete_models
-from lockstep.cli.options.types import share
+from lockstep.cli.options.types import Several, share
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
 from lockstep.runs.job_file import Field, fields, read_values, resolve, shipped_values
@@ -106,9 +106,13 @@ def _option(field: Field) -> Callable[[F], F]:
     flag = "--" + field.name.replace("_", "-")
     if field.kind is bool:
         flag = f"{flag}/--no-{flag[2:]}"
-    kind = click.Choice(field.choices) if field.choices else share if field.name in SHARES else field.kind
+    kind: Any = click.Choice(field.choices) if field.choices else share if field.name in SHARES else field.kind
+    if field.is_list:
+        kind = Several(field.kind)
     # A choice stands in the text: in the column of flags it would push all texts to a line of their own.
     metavar = "SHARE" if field.name in SHARES else METAVARS.get(field.name, KINDS.get(field.kind))
+    if field.is_list:
+        metavar = f"{metavar},..."
     complete = complete_models if field.name == "model" else None
     return click.option(
         flag, field.name, type=kind, default=None, metavar=metavar, help=_help(field), shell_complete=complete

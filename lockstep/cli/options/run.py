@@ -51,7 +51,7 @@ CHECKPOINT_OPTION = click.option(
     type=moment,
     metavar="WHICH",
     default="last",
-    help="weights to use: last, best (those of the best epoch), or a number of steps  [last]",
+    help="weights to use: last, best (of the best epoch), ema (the moving average), or a number of steps  [last]",
 )
 BEST_OPTION = click.option("--best", "moment", flag_value="best", type=moment, help="the same as --checkpoint best")
 RUN_ARGUMENT = click.argument("run", type=RunPath())

@@ -48,9 +48,11 @@ def moment(text: str) -> "Moment":
         return "last"
     if text == "best":
         return "best"
+    if text == "ema":
+        return "ema"
     if re.fullmatch(r"[0-9]{1,18}", text):
         return int(text)
-    raise click.BadParameter(f"{text!r} does not name weights: expected last, best, or a number of steps, as 400")
+    raise click.BadParameter(f"{text!r} does not name weights: expected last, best, ema, or a number of steps, as 400")
 
 
 def number_range(text: str, total: int | None = None) -> range:
@@ -98,6 +100,24 @@ class WholeNumber(click.ParamType[int]):
             bounds = f">= {self.least}" if self.most is None else f"from {self.least} to {self.most}"
             self.fail(f"{text!r}: expected a whole number {bounds}", param, ctx)
         return number
+
+
+class Several(click.ParamType[tuple[Any, ...]]):
+    """Values of one kind, with commas between them."""
+
+    name = "list"
+
+    def __init__(self, kind: type[str] | type[int] | type[float] | type[bool]) -> None:
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        """Return the values; a usage error names one of another kind."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(self.kind(part.strip()) for part in value.split(",") if part.strip())
+        except ValueError:
+            self.fail(f"{value!r}: expected numbers with commas between them, as 1,1,2.5", param, ctx)
 
 
 #: What seeds may be: what a job's may be.

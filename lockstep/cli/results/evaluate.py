@@ -5,15 +5,24 @@ from typing import Any
 
 import click
 import msgspec
+import numpy as np
 from rich.console import Console
 
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT
 from lockstep.cli.options.trust import takes_trust
 from lockstep.common.aggregation.layout import weights_digest
+from lockstep.common.job.losses import LossKind
 from lockstep.common.job.score import score_of
 from lockstep.launch.numerics import begin_with
 from lockstep.results.evaluation.assessment import Assessment, assess
-from lockstep.results.evaluation.figures import class_figures, class_lines, matrix_lines, target_lines
+from lockstep.results.evaluation.figures import (
+    class_figures,
+    class_lines,
+    label_figures,
+    label_lines,
+    matrix_lines,
+    target_lines,
+)
 from lockstep.results.reports.display import print_plainly
 from lockstep.runs.trained_model import Moment, open_trained
 
@@ -54,6 +63,10 @@ def figures(tested: Assessment) -> dict[str, Any]:
     """Return the figures that only a classifier has, or only a regression."""
     if tested.objective.is_regression:
         return {"test_r2": r2_of(tested), "targets": tested.fit}
+    if tested.objective.kind is LossKind.OWN:
+        return {}
+    if tested.objective.kind is LossKind.LABELS:
+        return {"test_accuracy": tested.tally.accuracy, "labels": label_figures(tested.outputs, tested.targets)}
     confusion = tested.confusion
     return {
         "test_accuracy": tested.tally.accuracy,
@@ -69,7 +82,14 @@ def lines(tested: Assessment, dataset: str, digest: str) -> list[str]:
     below = [f"test loss      {tally.loss:.4f}", f"weights sha256 {digest}", ""]
     if tested.objective.is_regression:
         return [f"test R²        {r2_of(tested):.4f} over {samples}", *below, *target_lines(tested.fit)]
-    counted = samples if tally.count == len(tested.dataset) else f"{tally.count:,} positions in {samples}"
+    if tested.objective.kind is LossKind.OWN:
+        return [f"test loss      {tally.loss:.4f} over {samples}", *below[1:-1]]
+    if tested.objective.kind is LossKind.LABELS:
+        counted = f"{tally.count:,} labels of {samples}"
+        shown = label_lines(label_figures(tested.outputs, tested.targets))
+        return [f"test accuracy  {tally.accuracy:.2%} of {counted}", *below, *shown]
+    judged = tally.count - tally.ignored
+    counted = samples if judged == len(tested.dataset) else f"{judged:,} positions in {samples}"
     confusion = tested.confusion
     matrix = matrix_lines(confusion, tested.class_names)
     by_class = class_lines(class_figures(confusion), tested.class_names)
@@ -77,5 +97,10 @@ def lines(tested: Assessment, dataset: str, digest: str) -> list[str]:
 
 
 def r2_of(tested: Assessment) -> float:
-    """Return R² over all targets, as a run's own evaluation has it."""
-    return score_of(tested.tally, tested.objective.guess(tested.dataset)).r2 or 0.0
+    """Return R² over all targets, as a run's own evaluation has it if its loss is the mean squared error."""
+    guess = tested.objective.guess(tested.dataset)
+    if guess is not None:
+        return score_of(tested.tally, guess).r2 or 0.0
+    targets = tested.targets.astype(np.float64)
+    total = float(np.square(targets - targets.mean(axis=0)).sum())
+    return 1.0 - float(np.square(tested.outputs - targets).sum()) / total if total else 0.0

@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from lockstep.common.aggregation.tree import Vector
+from lockstep.common.aggregation.tree import Vector, new_vector
 from lockstep.common.errors import ModelError
 from lockstep.common.nn.module import Module
 from lockstep.common.nn.state_dict import is_counter
@@ -40,42 +40,66 @@ class ParameterLayout:
     """A model's parameters, then its running statistics, as one float32 vector.
 
     Statistics follow the parameters, so that what a micro-batch observed travels and is reduced with its gradients, by
-    the same tree (rule R8).
+    the same tree (rule R8). Each array begins at a multiple of `alignment`. What is between two of them is zero and
+    stays so: in weights, in sums, and in the optimizer's slots.
     """
 
     parameters: tuple[LayoutEntry, ...]
     statistics: tuple[LayoutEntry, ...]
+    alignment: int = 1
 
     @classmethod
-    def of(cls, parameters: Shapes, statistics: Shapes) -> Self:
+    def of(cls, parameters: Shapes, statistics: Shapes, alignment: int = 1) -> Self:
         """Place arrays of these names and shapes one after the other; `ModelError` if nothing is to be trained."""
         if not parameters:
             raise ModelError("the model has no parameters: expected at least one layer that can learn")
         entries, offset = list[LayoutEntry](), 0
         for name, shape in (*parameters.items(), *statistics.items()):
             entries.append(LayoutEntry(name, tuple(shape), offset))
-            offset += entries[-1].size
-        return cls(tuple(entries[: len(parameters)]), tuple(entries[len(parameters) :]))
+            offset += -(-entries[-1].size // alignment) * alignment
+        return cls(tuple(entries[: len(parameters)]), tuple(entries[len(parameters) :]), alignment)
 
     @cached_property
     def parameter_size(self) -> int:
-        """Number of trained values, which come first."""
-        return sum(entry.size for entry in self.parameters)
+        """Number of values in the trained part of the vector, which comes first."""
+        return self._end_of(self.parameters)
 
     @cached_property
     def size(self) -> int:
-        """Number of values in all."""
-        return self.parameter_size + sum(entry.size for entry in self.statistics)
+        """Number of values in the vector."""
+        return self._end_of(self.statistics or self.parameters)
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of trained values, without what is between arrays."""
+        return sum(entry.size for entry in self.parameters)
+
+    def _end_of(self, entries: tuple[LayoutEntry, ...]) -> int:
+        end = entries[-1].offset + entries[-1].size if entries else 0
+        return -(-end // self.alignment) * self.alignment
+
+    def new_vector(self) -> Vector:
+        """Return a new vector of zeros, in which each array lies as in every other process."""
+        return new_vector(self.size)
+
+    def clear_gaps(self, vector: Vector) -> None:
+        """Write zeros into what is between the arrays of a vector."""
+        entries = (*self.parameters, *self.statistics)
+        for entry, following in zip(entries, (*(each.offset for each in entries[1:]), self.size), strict=True):
+            vector[entry.offset + entry.size : following] = 0.0
 
     def momenta(self, of: Iterable[float]) -> Vector:
         """Return the momentum of each value of the running statistics, given that of each statistic, in order."""
-        sizes = [entry.size for entry in self.statistics]
-        return np.repeat(np.array(list(of), np.float32), np.array(sizes, np.int64))
+        momenta = np.zeros(self.size - self.parameter_size, np.float32)
+        for entry, momentum in zip(self.statistics, of, strict=True):
+            start = entry.offset - self.parameter_size
+            momenta[start : start + entry.size] = momentum
+        return momenta
 
     def name_at(self, position: int) -> str:
-        """Return the name of the array that holds a position of the vector."""
+        """Return the name of the array that holds a position of the vector, or else lies before it."""
         entries = (*self.parameters, *self.statistics)
-        return next(entry.name for entry in entries if position < entry.offset + entry.size)
+        return next(entry.name for entry in reversed(entries) if entry.offset <= position)
 
     def digest(self) -> str:
         """Return the SHA-256 over names, shapes and offsets, in hex."""

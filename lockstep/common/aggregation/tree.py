@@ -21,6 +21,10 @@ T = TypeVar("T")
 #: A flat vector of weights or of sums.
 Vector = NDArray[np.float32]
 
+#: Bytes of a line of the cache, and the number of float32 in it.
+LINE_BYTES = 64
+LINE = LINE_BYTES // 4
+
 #: Writes the value of a node, given those of its two halves, into the last vector, which may be either of them.
 Addition = Callable[["Node", Vector, Vector, Vector], None]
 
@@ -157,6 +161,17 @@ class TreeSum(Generic[T]):
             self.drop(value)
         self.held.clear()
         self._known = bytearray(self.micro_batches)
+
+
+def new_vector(size: int) -> Vector:
+    """Return zeros that begin at a line of the cache, as vectors in shared memory do.
+
+    What a model computes with has to: kernels of PyTorch have other bits at another alignment, and NumPy promises 16
+    bytes only.
+    """
+    memory = np.zeros(4 * size + LINE_BYTES, np.uint8)
+    start = -memory.ctypes.data % LINE_BYTES
+    return memory[start : start + 4 * size].view(np.float32)
 
 
 @dataclass

@@ -37,13 +37,19 @@ Slots = Mapping[str, Vector]
 class UpdateRule:
     """How the mean of a slice becomes its new weights."""
 
-    rule: Rule
+    #: Of each part of the trained values, with the place up to which it holds, the last one to the end of them; the
+    #: slots of all are the same.
+    rules: Sequence[tuple[int, Rule]]
     #: Number of trained values, which come first in the whole vector; running statistics follow.
     parameter_size: int
     #: Momentum of each running statistic, shape (size - parameter_size,).
     momenta: Vector
     #: How the weights are rounded that workers compute with.
     wire_weights: Quantization = EXACT
+
+    def init(self, size: int) -> dict[str, Vector]:
+        """Return the optimizer's slots, float32 and zero, for so many values."""
+        return self.rules[0][1].init(size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +71,8 @@ class UpdateStep:
     """What is the same for all values in the update of one step."""
 
     step: int
-    #: What the sums are divided by: the number of targets of all samples.
-    count: int
+    #: What the sums are divided by: the number of targets of all samples, or the sum of their weights.
+    divisor: float
     #: The learning rate, and the factor of clipping, None if nothing is clipped.
     rate: float
     scale: float | None = None
@@ -94,6 +100,8 @@ class UpdateChunk:
     slots: tuple[Slots, Slots]
     #: For running statistics, their momenta; None for trained values.
     momenta: Vector | None
+    #: For trained values, how they follow the gradient.
+    rule: Rule | None
 
 
 @dataclass
@@ -112,22 +120,36 @@ class UpdatePass:
         self._memory = np.empty(min(CHUNK, self.frames[-1].stop - self.frames[0].start), np.float32)
 
     def chunks(self, part: Slice) -> list[UpdateChunk]:
-        """Return the chunks of a part of the slice, in order: none has trained values and statistics both."""
+        """Return the chunks of a part of the slice, in order: none has values that are updated by two rules."""
         known = self._chunks.get(part)
         if known is None:
             if len(self._chunks) == MOST_PARTS:
                 self._chunks.clear()
-            known = self._chunks[part] = [chunk for frame in range(len(self.frames)) for chunk in self._of(frame, part)]
+            frames, rules = range(len(self.frames)), self.rule.rules
+            rules = [*rules[:-1], (self.rule.parameter_size, rules[-1][1])]
+            known = self._chunks[part] = [chunk for frame in frames for chunk in self._of(frame, part, rules)]
         return known
 
-    def _of(self, frame: int, part: Slice) -> Iterator[UpdateChunk]:
+    def trained_chunks(self, part: Slice) -> Iterator[UpdateChunk]:
+        """Yield those of the trained values, whatever their rules: cut where clipping's blocks are."""
+        rules = [(self.rule.parameter_size, self.rule.rules[0][1])]
+        for frame in range(len(self.frames)):
+            yield from (chunk for chunk in self._of(frame, part, rules) if chunk.momenta is None)
+
+    def _of(self, frame: int, part: Slice, rules: Sequence[tuple[int, Rule]]) -> Iterator[UpdateChunk]:
         whole, trained = self.frames[frame], self.rule.parameter_size
         start, stop = max(whole.start, part.start), min(whole.stop, part.stop)
-        for low, high in ((start, min(stop, trained)), (max(start, trained), stop)):
+        begin = 0
+        for end, rule in rules:
+            low, high = max(start, begin), min(stop, trained, end)
             if low < high:
-                yield from (self._chunk(frame, cut) for cut in Slice(low, high).cut_evenly(CHUNK))
+                yield from (self._chunk(frame, cut, rule) for cut in Slice(low, high).cut_evenly(CHUNK))
+            begin = end
+        if max(start, trained) < stop:
+            observed = Slice(max(start, trained), stop)
+            yield from (self._chunk(frame, cut, None) for cut in observed.cut_evenly(CHUNK))
 
-    def _chunk(self, frame: int, part: Slice) -> UpdateChunk:
+    def _chunk(self, frame: int, part: Slice, rule: Rule | None) -> UpdateChunk:
         vectors, trained, begin = self.vectors, self.rule.parameter_size, self.frames[frame].start
         here = slice(part.start - vectors.start, part.stop - vectors.start)
         is_trained, is_served = part.start < trained, vectors.served is not vectors.weights
@@ -141,22 +163,28 @@ class UpdatePass:
             served=(vectors.served[0][here], vectors.served[1][here]) if is_served else None,
             slots=(first, second) if is_trained else ({}, {}),
             momenta=None if is_trained else self.rule.momenta[part.start - trained : part.stop - trained],
+            rule=rule,
         )
 
-    def mean(self, chunk: UpdateChunk, terms: Terms, count: int) -> Vector:
-        """Return a chunk's part of the mean, in the chunk's memory for it; `terms` as in `run`."""
+    def mean(self, chunk: UpdateChunk, terms: Terms, divisor: float) -> Vector:
+        """Return a chunk's part of the mean, in the chunk's memory for it; `terms` as in `run`.
+
+        It is zero if nothing counts, as where all labels are ignored.
+        """
         parts = [term[chunk.part] for term in terms[chunk.frame]]
         total = parts[0] if len(parts) == 1 else np.add(parts[0], parts[1], out=chunk.mean)
-        if count > 0 and count & (count - 1) == 0:
+        if divisor == 0.0:
+            chunk.mean.fill(0.0)
+            return chunk.mean
+        if math.frexp(divisor)[0] == 0.5:
             # Exact, as dividing by a power of two is, and takes half the time.
-            return np.multiply(total, np.float32(1 / count), out=chunk.mean)
-        return np.divide(total, np.float32(count), out=chunk.mean)
+            return np.multiply(total, np.float32(1 / divisor), out=chunk.mean)
+        return np.divide(total, np.float32(divisor), out=chunk.mean)
 
-    def squares(self, part: Slice, terms: Terms, count: int) -> NDArray[np.float64]:
+    def squares(self, part: Slice, terms: Terms, divisor: float) -> NDArray[np.float64]:
         """Return the sums of squares of the blocks of a part's mean gradient, as clipping adds them up."""
         with np.errstate(all="ignore"):  # as in `run`
-            trained = (chunk for chunk in self.chunks(part) if chunk.momenta is None)
-            blocks = [block_squares(self.mean(chunk, terms, count)) for chunk in trained]
+            blocks = [block_squares(self.mean(chunk, terms, divisor)) for chunk in self.trained_chunks(part)]
         return np.concatenate(blocks) if blocks else np.empty(0, np.float64)
 
     def run(self, at: UpdateStep, part: Slice, terms: Terms) -> int | None:
@@ -168,7 +196,7 @@ class UpdatePass:
         total = 0.0
         with np.errstate(all="ignore"):  # what overflows is found here, or shows in the next loss with its place
             for chunk in self.chunks(part):
-                mean = self.mean(chunk, terms, at.count)
+                mean = self.mean(chunk, terms, at.divisor)
                 if at.scale is not None and chunk.momenta is None:
                     mean *= np.float32(at.scale)
                 new = self._write(at, chunk, mean)
@@ -187,11 +215,13 @@ class UpdatePass:
         """Write a chunk of the new weights, and return it."""
         writes = (at.step + 1) % 2
         old, new = chunk.weights[1 - writes], chunk.weights[writes]
-        if chunk.momenta is None:
+        if chunk.rule is not None:
             slots = SlotSets(chunk.slots[at.reads], chunk.slots[at.writes])
-            self.rule.rule.update(old, mean, slots, at.step, at.rate, new)
+            chunk.rule.update(old, mean, slots, at.step, at.rate, new)
+        elif at.divisor == 0.0 or chunk.momenta is None:
+            np.copyto(new, old)
         else:
-            # Running statistics follow the mean over the micro-batches, weighted by their samples (rule R8).
+            # Running statistics follow the mean over the micro-batches, weighted as their losses are (rule R8).
             mean -= old
             mean *= chunk.momenta
             np.add(old, mean, out=new)

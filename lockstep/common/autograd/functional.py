@@ -361,30 +361,60 @@ def log_softmax(x: Any, dim: int = -1) -> Tensor:
     return apply(softmax_primitives.log_softmax, x, axis=dim)
 
 
-def cross_entropy(logits: Any, target: Any, label_smoothing: float = 0.0, reduction: str = "mean") -> Tensor:
+def cross_entropy(
+    logits: Any,
+    target: Any,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    weight: Any = None,
+    ignore_index: int | None = None,
+) -> Tensor:
     """Return `-log softmax(logits)[target]`: logits (n, classes, ...), target integers (n, ...).
 
     `reduction` is "mean" or "sum", which give a number, or "none", which keeps the shape of `target`. With
     `label_smoothing` ε, a target is 1 - ε of its class and ε of all classes evenly. Raises ValueError for a class
     outside of the logits, for targets that are not integers of the right shape, and for another `reduction`.
 
+    `weight` (classes,) is what a target of each class weighs; a target that is `ignore_index` weighs nothing. A mean is
+    over the weights.
+
     >>> round(F.cross_entropy([[2.0, 0.0], [0.0, 2.0]], [0, 1]).item(), 4)
     0.1269
 
-    Differs from PyTorch: targets are class indices, never probabilities; there is no `weight` and no `ignore_index`.
+    Differs from PyTorch: targets are class indices, never probabilities; no `ignore_index` is the default.
     """
     target = _indices(target)
+    if weight is not None or ignore_index is not None:
+        options = {"ignore_index": ignore_index, "label_smoothing": label_smoothing, "reduction": reduction}
+        weights = _class_weights(logits, weight)
+        return apply(losses.weighted_cross_entropy, logits, target, weight=weights, **options)
     return apply(losses.cross_entropy, logits, target, label_smoothing=label_smoothing, reduction=reduction)
 
 
-def nll_loss(log_probabilities: Any, target: Any, reduction: str = "mean") -> Tensor:
+def _class_weights(scores: Any, weight: Any) -> Any:
+    """Return what each class weighs: 1 if nothing is said."""
+    shape: tuple[int, ...] = np.shape(scores.data if isinstance(scores, Tensor) else scores)
+    return np.ones(shape[len(shape) > 1], np.float32) if weight is None else np.asarray(weight)
+
+
+def nll_loss(
+    log_probabilities: Any,
+    target: Any,
+    reduction: str = "mean",
+    weight: Any = None,
+    ignore_index: int | None = None,
+) -> Tensor:
     """Return `-log_probabilities[target]`: (n, classes, ...) and integers (n, ...), as in `cross_entropy`.
 
-    `reduction` is "mean", "sum" or "none". Raises ValueError for a class that there is not, for targets that are not
-    integers of the right shape, and for another `reduction`.
+    `reduction` is "mean", "sum" or "none", and `weight` and `ignore_index` are as there. Raises ValueError for a class
+    that there is not, for targets that are not integers of the right shape, and for another `reduction`.
 
-    Differs from PyTorch: there is no `weight` and no `ignore_index`.
+    Differs from PyTorch: no `ignore_index` is the default.
     """
+    if weight is not None or ignore_index is not None:
+        options = {"ignore_index": ignore_index, "reduction": reduction}
+        weights = _class_weights(log_probabilities, weight)
+        return apply(losses.weighted_nll, log_probabilities, _indices(target), weight=weights, **options)
     return apply(losses.nll, log_probabilities, _indices(target), reduction=reduction)
 
 
@@ -399,15 +429,43 @@ def mse_loss(prediction: Any, target: Any, reduction: str = "mean") -> Tensor:
     return apply(losses.mse, prediction, target, reduction=reduction)
 
 
-def binary_cross_entropy_with_logits(logits: Any, target: Any, reduction: str = "mean") -> Tensor:
+def l1_loss(prediction: Any, target: Any, reduction: str = "mean") -> Tensor:
+    """Return the absolute difference of two tensors of one shape; `reduction` as in `mse_loss`.
+
+    Raises ValueError if the shapes differ, and for another `reduction`.
+
+    Differs from PyTorch: shapes that differ raise instead of being broadcast with a warning.
+    """
+    return apply(losses.l1, prediction, target, reduction=reduction)
+
+
+def smooth_l1_loss(prediction: Any, target: Any, reduction: str = "mean", beta: float = 1.0) -> Tensor:
+    """Return `d² / (2 beta)` of differences d below `beta`, and `|d| - beta / 2` of others; as `mse_loss`.
+
+    Raises ValueError if the shapes differ, for another `reduction`, and for a `beta` that is not above 0.
+
+    Differs from PyTorch: shapes that differ raise instead of being broadcast with a warning; `beta` is never 0.
+    """
+    if not beta > 0.0:
+        raise ValueError(f"beta is {beta!r}: expected a number above 0; with 0 it is l1_loss")
+    return apply(losses.smooth_l1, prediction, target, beta=beta, reduction=reduction)
+
+
+def binary_cross_entropy_with_logits(
+    logits: Any, target: Any, reduction: str = "mean", pos_weight: Any = None
+) -> Tensor:
     """Return `-(t log sigmoid(x) + (1 - t) log(1 - sigmoid(x)))` of logits x and targets t of one shape, without
     overflow.
 
     `reduction` is "mean" over all elements or "sum", which give a number, or "none", which keeps the shape. Raises
-    ValueError if the shapes differ, and for another `reduction`.
+    ValueError if the shapes differ, and for another `reduction`. `pos_weight` is what each place of the last axis
+    weighs where its target is 1.
 
-    Differs from PyTorch: there is no `weight` and no `pos_weight`.
+    Differs from PyTorch: there is no `weight`.
     """
+    if pos_weight is not None:
+        weights = np.asarray(pos_weight)
+        return apply(losses.weighted_bce_with_logits, logits, target, pos_weight=weights, reduction=reduction)
     return apply(losses.bce_with_logits, logits, target, reduction=reduction)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.data.mapped import Samples
+from lockstep.common.data.records import parts_of
 from lockstep.common.errors import DataError
 
 
@@ -18,9 +19,10 @@ class Dataset:
     """Samples and their labels. Raises DataError if the fields do not fit together."""
 
     #: uint8 or float32, (n, channels, height, width) or (n, features); or tokens, int32
-    #: (n, t) from 0. n ≥ 1, all finite.
+    #: (n, t) from 0. n ≥ 1, all finite. Or records, (n,), of several such arrays by their names.
     images: Samples
-    #: Classes, int64 in [0, classes): one per sample, (n,), or one per token, (n, t). Or numbers, float32 (n, targets).
+    #: Classes, int64 below `classes`: one per sample, (n,), one per token, (n, t), or one per pixel, (n, h, w). Or
+    #: numbers, float32 (n, targets) or (n, …). Or records, (n,), of such, and of the samples' weights, float32 ≥ 0.
     labels: NDArray[Any]
     #: 0 if labels are real numbers.
     classes: int
@@ -39,11 +41,6 @@ class Dataset:
             _check_labels(self.labels, self.classes)
         if len(self.images) != len(self.labels):
             raise DataError(f"{len(self.images)} images and {len(self.labels)} labels: expected one label per image")
-        if self.classes and self.labels.ndim == 2 and (not self.is_tokens or self.labels.shape != self.images.shape):
-            raise DataError(
-                f"labels of shape {self.labels.shape!r} for samples of shape {self.sample_shape!r}: expected (n,), one "
-                "class per sample (.argmax(axis=1) of one-hot rows); only tokens, integers (n, t), have one label each"
-            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,9 +60,19 @@ class Dataset:
         return self.images.dtype == np.int32
 
     @property
+    def values(self) -> NDArray[Any]:
+        """The labels without weights; records if a sample has several targets."""
+        return self.labels if self.labels.dtype.names is None else parts_of(self.labels)[0]
+
+    @property
+    def weights(self) -> NDArray[Any] | None:
+        """The weight of each sample, (n,); None if each weighs 1."""
+        return None if self.labels.dtype.names is None else parts_of(self.labels)[1]
+
+    @property
     def targets(self) -> int:
-        """The number of classes or real numbers to predict for one sample."""
-        return math.prod(self.labels.shape[1:])
+        """The number of classes or real numbers to predict for one sample, 1 if it has several kinds of them."""
+        return math.prod(self.values.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +90,11 @@ class TrainTest:
     known_digest: str | None = None
 
     def __post_init__(self) -> None:
+        if self.train.images.dtype.names != self.test.images.dtype.names:
+            raise DataError(
+                f"test samples have {self.test.images.dtype.names or 'one array'!r}: expected "
+                f"{self.train.images.dtype.names or 'one array'!r}, as in training"
+            )
         if self.train.sample_shape != self.test.sample_shape:
             raise DataError(
                 f"test images of shape {self.test.sample_shape!r}: expected {self.train.sample_shape!r}, as in training"
@@ -106,12 +118,19 @@ class TrainTest:
         digest = hashlib.sha256()
         for part in (self.train, self.test):
             for array in (part.images[:], part.labels):
-                digest.update(f"{array.dtype.str} {array.shape} {part.classes};".encode())
+                kind = array.dtype.descr if array.dtype.names else array.dtype.str
+                digest.update(f"{kind} {array.shape} {part.classes};".encode())
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 
 def _check_kind(images: Samples) -> None:
+    if images.dtype.names:
+        for name in images.dtype.names:
+            kind = images.dtype[name].base
+            if kind not in (np.uint8, np.float32, np.int32):
+                raise DataError(f"the input {name!r} is of dtype {str(kind)!r}: expected uint8, float32 or int32")
+        return
     if images.dtype == np.int32 and images.ndim == 2:
         if 0 in images.shape:
             raise DataError(f"tokens of shape {images.shape!r}: expected (n, t), neither of them 0")
@@ -125,6 +144,10 @@ def _check_kind(images: Samples) -> None:
 
 
 def _check_images(images: NDArray[Any]) -> None:
+    if images.dtype.names:
+        for name in images.dtype.names:
+            _check_images(images[name])
+        return
     if images.dtype == np.int32 and int(images.min()) < 0:
         raise DataError(f"token {int(images.min())!r} in sample {_first(images < 0)}: expected integers from 0")
     if images.dtype == np.float32 and not np.isfinite(images).all():
@@ -132,18 +155,31 @@ def _check_images(images: NDArray[Any]) -> None:
 
 
 def _check_label_kind(labels: NDArray[Any], classes: int) -> None:
-    if classes and (labels.dtype != np.int64 or labels.ndim not in (1, 2)):
+    if labels.dtype.names:
+        for name in labels.dtype.names:
+            if labels.dtype[name].base not in (np.float32, np.int64):
+                raise DataError(f"the target {name!r} is of dtype {str(labels.dtype[name].base)!r}: expected float32")
+        return
+    if classes and labels.dtype != np.int64:
         raise DataError(f"labels of dtype {str(labels.dtype)!r} and shape {labels.shape!r}: expected int64 and (n,)")
-    if not classes and (labels.dtype != np.float32 or labels.ndim != 2 or not labels.shape[1]):
+    if not classes and (labels.dtype != np.float32 or labels.ndim < 2 or 0 in labels.shape[1:]):
         raise DataError(
             f"labels of dtype {str(labels.dtype)!r} and shape {labels.shape!r}: expected float32 and (n, targets)"
         )
 
 
 def _check_labels(labels: NDArray[Any], classes: int) -> None:
+    if labels.dtype.names:
+        for name in labels.dtype.names:
+            _check_labels(labels[name], classes if labels.dtype[name].base == np.int64 else 0)
+        weights = parts_of(labels)[1]
+        if weights is not None and (weights < 0).any():
+            raise DataError(f"the weight of sample {_first(weights < 0)} is below 0: expected numbers from 0 on")
+        return
     if not classes and not np.isfinite(labels).all():
         raise DataError(f"label {_first(~np.isfinite(labels))} holds an infinity or NaN: expected finite numbers")
-    outside = (labels < 0) | (labels >= classes)
+    # What is below 0 may be a target that is none: that depends on the job.
+    outside = labels >= classes
     if classes and outside.any():
         index = _first(outside)
         value = int(labels[outside][0])

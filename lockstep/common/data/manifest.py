@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.preparation import Preparation
+from lockstep.common.errors import DataError
 
 PartName = Literal["train", "validation", "test"]
 
@@ -74,6 +75,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def manifest_of(data: TrainTest) -> Manifest:
+    """Return the manifest of a dataset; `DataError` if its samples are not sent."""
+    if data.train.images.dtype.names or data.train.labels.dtype.names:
+        raise DataError(
+            "samples of several arrays, or with weights, are not sent to workers: expected one array of samples and "
+            "one of labels; copy the data to the workers' machines, and remove --ship-data"
+        )
     preparation, validation = Preparation.of(data.train), data.validation
     return Manifest(
         classes=data.train.classes,

@@ -1,8 +1,8 @@
 """Turns stored samples into a model's input: scaled, normalised and, in training, shifted at random."""
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
 
@@ -31,6 +31,8 @@ class Preparation:
     std: float
     #: Most pixels that an image may move vertically and horizontally if a generator is given.
     max_shift: int = 0
+    #: Of several inputs, that of each by its name; empty if samples are one array.
+    inputs: Mapping[str, "Preparation"] = field(default_factory=dict)
 
     @classmethod
     def of(cls, train: Dataset, max_shift: int = 0) -> Self:
@@ -45,6 +47,10 @@ class Preparation:
                 f"max_shift = {max_shift!r} shifts images of shape {train.sample_shape!r} out of sight: expected less "
                 f"than {min(train.sample_shape[1:])}"
             )
+        if names := train.images.dtype.names:
+            whole = train.images[:]
+            parts = {name: _alone(whole[name]) for name in names}
+            return cls(0.0, 1.0, inputs={name: cls(*found) for name, found in parts.items()})
         if train.is_tokens:
             return cls(0.0, 1.0)
         images = train.images
@@ -59,6 +65,8 @@ class Preparation:
         Tokens stay as they are. With `rng`, each image (channels, height, width) moves by its own (dy, dx); what moves
         in is 0 in `raw`.
         """
+        if raw.dtype.names:
+            return self._records(raw, out)
         if rng is not None and self.max_shift:
             raw = _shifted(raw, self.max_shift, rng)
         if raw.dtype == np.int32:
@@ -78,12 +86,35 @@ class Preparation:
         np.subtract(prepared, offset, out=prepared)
         return prepared
 
+    def _records(self, raw: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:
+        """Return records of prepared inputs: a plain preparation is that of each of them."""
+        fields = [(name, raw.dtype[name]) for name in raw.dtype.names or ()]
+        types = [
+            (name, np.dtype(np.int32 if kind.base == np.int32 else np.float32), kind.shape) for name, kind in fields
+        ]
+        prepared = np.empty(raw.shape, types) if out is None else out
+        for name, _ in fields:
+            self.inputs.get(name, _AS_IT_IS).images(raw[name], out=prepared[name])
+        return prepared
+
     @cached_property
     def _constants(self) -> list[NDArray[np.float32]]:
         """The factors of a byte and of a float, and what is subtracted then."""
         # As arrays, which NumPy begins with sooner than with numbers.
         numbers = (1.0 / (255.0 * self.std), 1.0 / self.std, self.mean / self.std)
         return [np.array(number, np.float32) for number in numbers]
+
+
+#: Bytes become numbers from 0 to 1, and nothing else changes.
+_AS_IT_IS = Preparation(0.0, 1.0)
+
+
+def _alone(values: NDArray[Any]) -> tuple[float, float]:
+    """Return the mean and the deviation of one of several inputs; numbers that count something stay as they are."""
+    if values.dtype == np.int32:
+        return 0.0, 1.0
+    flat = np.ascontiguousarray(values).reshape(-1)
+    return moments_of(lambda: iter(np.split(flat, range(BLOCK, flat.size, BLOCK))), flat.dtype, flat.size)
 
 
 def _shifted(raw: NDArray[Any], most: int, rng: np.random.Generator) -> NDArray[Any]:

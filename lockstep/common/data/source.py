@@ -8,13 +8,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.common.data.array_source import open_arrays
+from lockstep.common.data.array_files import open_npz
+from lockstep.common.data.array_source import as_labels, as_samples, open_arrays
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.folder import MANIFEST, load_folder
 from lockstep.common.data.mapped import MappedSamples
 from lockstep.common.data.preparation import Preparation
+from lockstep.common.data.records import as_input, as_records, labels_with, parts_of
 from lockstep.common.errors import DataError
 from lockstep.common.random import Purpose, generator
+
+#: Arrays by name.
+Arrays = dict[str, NDArray[Any]]
+
+#: The sets of an .npz file.
+PARTS = ("train", "test")
 
 
 def load(spec: str, *, is_checked: bool = False) -> TrainTest:
@@ -30,6 +38,8 @@ def load(spec: str, *, is_checked: bool = False) -> TrainTest:
     - `"mnist"`, which is part of the package;
     - a folder with the four IDX files of MNIST, gzipped or not;
     - an `.npz` file with the arrays `x_train`, `y_train`, `x_test` and `y_test`, where gray images may be `(n, h, w)`;
+      samples of several arrays are `x_train.NAME`, …, numbered from 0 if they have no names, and `w_train` and `w_test`
+      are weights of samples;
     - a folder that `lockstep pack` made. It stays on disk and is read when it is needed; with `is_checked=True`, each
       block is compared with its digest before it is used.
 
@@ -61,6 +71,8 @@ def load(spec: str, *, is_checked: bool = False) -> TrainTest:
 
 def _loaded(source: str, name: str) -> TrainTest:
     """Return the arrays of a source, which are read into memory."""
+    if source.endswith(".npz") and (parts := record_parts(source)) is not None:
+        return _records(source, name, *parts)
     with open_arrays(source) as opened:
         if opened.test is None:
             raise DataError(f"{source}: has no test set: expected x_test and y_test next to x_train and y_train")
@@ -73,6 +85,53 @@ def _loaded(source: str, name: str) -> TrainTest:
         return TrainTest(name, train, test)
     except DataError as error:
         raise DataError(f"{source}: {error}") from None
+
+
+def record_parts(source: str) -> tuple[Arrays, Arrays] | None:
+    """Return the arrays of both sets of an .npz file, if samples or labels are several; None if they are plain."""
+    with open_npz(Path(source)) as archive:
+        names = archive.names()
+        plain = {f"{kind}_{part}" for kind in "xy" for part in ("train", "test")}
+        own = [name for name in names if name.partition(".")[0] in plain | {"w_train", "w_test"}]
+        if set(own) <= plain:
+            return None
+        found = {name: archive.array(name).read_whole() for name in sorted(own, key=_place)}
+    train, test = ({name: array for name, array in found.items() if part in name.partition(".")[0]} for part in PARTS)
+    return train, test
+
+
+def _place(name: str) -> tuple[str, int, str]:
+    """Return where an array is to be among others: numbers in their order, names in that of the alphabet."""
+    array, _, field = name.partition(".")
+    return array, int(field) if field.isdigit() else 0, field
+
+
+def _records(source: str, name: str, train: Arrays, test: Arrays) -> TrainTest:
+    sets = {}
+    for part, arrays in (("train", train), ("test", test)):
+        inputs, targets = (_fields(f"{kind}_{part}", arrays) for kind in "xy")
+        for kind, found in (("x", inputs), ("y", targets)):
+            if not found:
+                raise DataError(f"{source}: no array '{kind}_{part}': expected it next to the others")
+        named = f"{source}: 'x_{part}'"
+        samples = (
+            as_samples(named, inputs[""])
+            if list(inputs) == [""]
+            else as_records({field: as_input(f"{named[:-1]}.{field}'", array) for field, array in inputs.items()})
+        )
+        labels = {field: as_labels(f"{source}: 'y_{part}'", array) for field, array in targets.items()}
+        sets[part] = samples, labels_with(labels, arrays.get(f"w_{part}"))
+    classes = 0
+    values = [parts_of(labels)[0] if labels.dtype.names else labels for _, labels in sets.values()]
+    if all(each.dtype == np.int64 for each in values):
+        classes = 1 + max(int(each.max(initial=0)) for each in values)
+    first, second = (_dataset(f"{source}: {part}", *pair, classes) for part, pair in sets.items())
+    return TrainTest(name, first, second)
+
+
+def _fields(array: str, arrays: Arrays) -> Arrays:
+    """Return the fields of an array by name, itself by the empty name."""
+    return {name.partition(".")[2]: values for name, values in arrays.items() if name.partition(".")[0] == array}
 
 
 def _dataset(named: str, images: NDArray[Any], labels: NDArray[Any], classes: int) -> Dataset:

@@ -7,7 +7,9 @@ import msgspec
 from msgspec import Meta
 
 from lockstep.common.errors import JobError
-from lockstep.common.optim.rules import OptimizerName
+from lockstep.common.files.did_you_mean import nearest
+from lockstep.common.job.losses import LOSSES, has_accuracy
+from lockstep.common.optim.rules import RULES
 from lockstep.common.runtime.numerics import Numerics
 
 #: Largest real number of a job: TOML knows `inf`, which is not a valid value of anything here and not a number in JSON.
@@ -18,7 +20,10 @@ Probability = Annotated[float, Meta(ge=0.0, lt=1.0)]
 NonNegative = Annotated[float, Meta(ge=0.0, le=MOST)]
 Monitor = Literal["loss", "accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy"]
 Positive = Annotated[float, Meta(gt=0.0, le=MOST)]
-ScheduleName = Literal["constant", "step", "cosine", "one-cycle"]
+
+
+#: The schedules that have a name.
+SCHEDULES = ("constant", "step", "exponential", "polynomial", "cosine", "one-cycle")
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
@@ -52,9 +57,25 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         None
     )
     loss: Annotated[
-        Literal["cross-entropy", "mse"],
-        Meta(description="loss function; mse is for regressions"),
+        str,
+        Meta(
+            description="cross-entropy, nll, bce (several labels), mse, l1, smooth-l1, or FILE.py:FUNCTION of outputs "
+            "and targets that returns the sum of the losses and what it is divided by"
+        ),
     ] = "cross-entropy"
+    class_weights: (
+        Annotated[
+            tuple[NonNegative, ...],
+            Meta(max_length=4096, description="what each class weighs in the loss, as 1,1,2.5  [each 1]"),
+        ]
+        | None
+    ) = None
+    ignore_index: (
+        Annotated[
+            int, Meta(ge=-(2**31), le=2**31 - 1, description="label of targets that are left out of the loss  [none]")
+        ]
+        | None
+    ) = None
     label_smoothing: Annotated[Probability, Meta(description="share of each label to spread over all classes")] = 0.0
     wire: Annotated[
         Literal["float32", "float16", "bfloat16", "int8"],
@@ -72,11 +93,40 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     max_shift: Annotated[
         int, Meta(ge=0, le=1024, description="most pixels by which a training image is shifted at random")
     ] = 0
-    optimizer: Annotated[OptimizerName, Meta(description="optimizer")] = "sgd"
+    transform: (
+        Annotated[
+            str,
+            Meta(description="FILE.py:FUNCTION of a training sample and a generator that returns it changed  [none]"),
+        ]
+        | None
+    ) = None
+    optimizer: Annotated[
+        str,
+        Meta(
+            description="sgd, adam, adamw, rmsprop, or FILE.py:CLASS of an update rule with hyperparameters of its own"
+        ),
+    ] = "sgd"
     lr: Annotated[Positive, Meta(description="learning rate; with a schedule, its peak")] = 0.05
     momentum: Annotated[Probability, Meta(description="momentum of sgd and rmsprop")] = 0.9
     nesterov: Annotated[bool, Meta(description="use Nesterov's momentum, with sgd")] = False
     weight_decay: Annotated[NonNegative, Meta(description="L2 penalty; with adamw, decoupled weight decay")] = 0.0
+    no_decay: (
+        Annotated[
+            tuple[str, ...],
+            Meta(
+                max_length=256,
+                description="parameters without weight decay: names with *, or vectors for biases and norms  [none]",
+            ),
+        ]
+        | None
+    ) = None
+    lr_factors: (
+        Annotated[
+            tuple[str, ...],
+            Meta(max_length=256, description="learning rates of some parameters, as head.*=10,stem.*=0.1  [each 1]"),
+        ]
+        | None
+    ) = None
     beta1: Annotated[Probability, Meta(description="decay of the first moment in adam and adamw")] = 0.9
     beta2: Annotated[Probability, Meta(description="decay of the second moment in adam and adamw")] = 0.999
     alpha: Annotated[Probability, Meta(description="decay of the squared gradient in rmsprop")] = 0.99
@@ -84,10 +134,30 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     clip_norm: (
         Annotated[Positive, Meta(description="scale gradients down to at most this global norm  [never]")] | None
     ) = None
-    schedule: Annotated[ScheduleName, Meta(description="how the learning rate changes")] = "constant"
+    clip_value: (
+        Annotated[Positive, Meta(description="limit each element of the gradient to at most this size  [never]")] | None
+    ) = None
+    ema_decay: (
+        Annotated[Probability, Meta(description="keep a moving average of the weights with this decay  [none]")] | None
+    ) = None
+    schedule: Annotated[
+        str,
+        Meta(
+            description="constant, step, exponential, polynomial, cosine, one-cycle, or FILE.py:FUNCTION of the step "
+            "and of the number of steps that returns a factor"
+        ),
+    ] = "constant"
     warmup_steps: Annotated[int, Meta(ge=0, description="steps in which the learning rate first rises linearly")] = 0
-    decay_every: Annotated[PositiveInt, Meta(description="epochs between decays in the step schedule")] = 1
-    decay_factor: Annotated[Positive, Meta(description="factor of each decay in the step schedule")] = 0.1
+    decay_every: Annotated[
+        PositiveInt, Meta(description="epochs between decays in the step and exponential schedules")
+    ] = 1
+    decay_factor: Annotated[
+        Positive, Meta(description="factor of each decay in the step and exponential schedules")
+    ] = 0.1
+    decay_power: Annotated[Positive, Meta(description="power of the polynomial schedule; 1 is a line")] = 1.0
+    min_lr: Annotated[
+        NonNegative, Meta(description="learning rate at the end of the cosine and polynomial schedules")
+    ] = 0.0
     local_steps: Annotated[
         int,
         Meta(
@@ -96,7 +166,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
             description="optimizer steps that each micro-batch takes by itself before its weights are sent",
         ),
     ] = 1
-    local_optimizer: Annotated[OptimizerName, Meta(description="optimizer of the local steps")] = "sgd"
+    local_optimizer: Annotated[
+        Literal["sgd", "adam", "adamw", "rmsprop"], Meta(description="optimizer of the local steps")
+    ] = "sgd"
     local_lr: Annotated[Positive, Meta(description="learning rate of the local steps; with a schedule, its peak")] = (
         0.05
     )
@@ -111,8 +183,20 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         Annotated[Positive, Meta(description="scale the gradient of each local step down to this global norm  [never]")]
         | None
     ) = None
-    local_schedule: Annotated[ScheduleName, Meta(description="how local_lr changes over the run")] = "constant"
+    local_clip_value: (
+        Annotated[
+            Positive, Meta(description="limit each element of the gradient of a local step to this size  [never]")
+        ]
+        | None
+    ) = None
+    local_schedule: Annotated[
+        Literal["constant", "step", "exponential", "polynomial", "cosine", "one-cycle"],
+        Meta(description="how local_lr changes over the run"),
+    ] = "constant"
     local_warmup_steps: Annotated[int, Meta(ge=0, description="steps in which local_lr first rises linearly")] = 0
+    local_min_lr: Annotated[
+        NonNegative, Meta(description="local_lr at the end of the cosine and polynomial schedules")
+    ] = 0.0
     validation_split: Annotated[
         Probability, Meta(description="share of the training set to hold out for validation, as 10% or 0.1")
     ] = 0.0
@@ -157,6 +241,46 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         return "; ".join(f"{name} = {was!r} in the run, {is_!r} here" for name, was, is_ in values if was != is_)
 
 
+def names_code(value: str | None) -> bool:
+    """Tell whether a value of a job names a function of the user's own."""
+    return value is not None and (":" in value or value.endswith(".py"))
+
+
+def _check_loss(job: Job) -> None:
+    if job.loss not in LOSSES and not names_code(job.loss):
+        raise JobError(
+            f"loss = {job.loss!r}{nearest(job.loss, LOSSES)}: expected one of {', '.join(LOSSES)}, or FILE.py:FUNCTION"
+        )
+    if job.loss != "cross-entropy" and job.label_smoothing:
+        raise JobError(
+            f"label_smoothing = {job.label_smoothing!r} with loss = {job.loss!r}: expected 0, or cross-entropy"
+        )
+    if job.class_weights is not None and not has_accuracy(job.loss):
+        raise JobError(f"class_weights with loss = {job.loss!r}: expected a loss of classes or labels")
+    if job.class_weights is not None and not any(job.class_weights):
+        raise JobError(f"class_weights = {list(job.class_weights)!r}: expected at least one above 0")
+    if job.ignore_index is not None and job.loss not in ("cross-entropy", "nll"):
+        raise JobError(f"ignore_index = {job.ignore_index!r} with loss = {job.loss!r}: expected cross-entropy or nll")
+
+
+def _check_updates(job: Job) -> None:
+    for name, known in (("optimizer", tuple(RULES)), ("schedule", SCHEDULES)):
+        value = getattr(job, name)
+        if value not in known and not names_code(value):
+            raise JobError(
+                f"{name} = {value!r}{nearest(value, known)}: expected one of {', '.join(known)}, or FILE.py:FUNCTION"
+            )
+    if job.transform is not None and not names_code(job.transform):
+        raise JobError(f"transform = {job.transform!r}: expected FILE.py:FUNCTION")
+    if names_code(job.optimizer) and job.weight_decay:
+        raise JobError(
+            f"weight_decay = {job.weight_decay!r} with optimizer = {job.optimizer!r}: expected 0, since a rule of your "
+            "own has its hyperparameters in its code"
+        )
+    if job.min_lr > job.lr:
+        raise JobError(f"min_lr = {job.min_lr!r} is above lr = {job.lr!r}: expected at most as much")
+
+
 def check(job: Job) -> Job:
     """Return the job; `JobError` if two of its values contradict each other."""
     if job.nesterov and (job.optimizer != "sgd" or job.momentum == 0.0):
@@ -164,10 +288,8 @@ def check(job: Job) -> Job:
             f"nesterov = true with optimizer = {job.optimizer!r} and momentum = {job.momentum!r}: "
             "expected sgd with momentum above 0; set both or remove nesterov"
         )
-    if job.loss == "mse" and job.label_smoothing:
-        raise JobError(
-            f"label_smoothing = {job.label_smoothing!r} with loss = 'mse': expected 0: a regression has no classes"
-        )
+    _check_loss(job)
+    _check_updates(job)
     if job.micro_batches > job.global_batch:
         raise JobError(
             f"micro_batches = {job.micro_batches!r} is more than global_batch = {job.global_batch!r}: "
@@ -175,8 +297,8 @@ def check(job: Job) -> Job:
         )
     if job.local_steps > 1:
         _check_local_steps(job)
-    if job.loss == "mse" and job.monitored().endswith("accuracy"):
-        raise JobError(f"monitor = {job.monitor!r} with loss = 'mse', which has no accuracy: expected a loss")
+    if not has_accuracy(job.loss) and job.monitored().endswith("accuracy"):
+        raise JobError(f"monitor = {job.monitor!r} with loss = {job.loss!r}, which has no accuracy: expected a loss")
     if job.monitored().startswith("val_") and not job.validation_split:
         raise JobError(
             f"monitor = {job.monitor!r} without a validation set: expected validation_split above 0, such as 0.1, or "
@@ -194,12 +316,17 @@ def _check_local_steps(job: Job) -> None:
             f"{job.micro_batches!r}): expected at most {job.global_batch // job.micro_batches}; raise global_batch, as "
             f"to {32 * job.local_batches} for 32 samples in each local step"
         )
-    for name, value in (("clip_norm", job.clip_norm), ("weight_decay", job.weight_decay)):
+    for name in ("clip_norm", "clip_value", "weight_decay"):
+        value = getattr(job, name)
         if value:
             raise JobError(
                 f"{name} = {value!r} with {steps}: what is sent then are differences of weights, and not gradients; "
                 f"set local_{name} instead"
             )
+    if job.local_min_lr > job.local_lr:
+        raise JobError(
+            f"local_min_lr = {job.local_min_lr!r} is above local_lr = {job.local_lr!r}: expected at most as much"
+        )
     if job.local_nesterov and (job.local_optimizer != "sgd" or job.local_momentum == 0.0):
         raise JobError(
             f"local_nesterov = true with local_optimizer = {job.local_optimizer!r} and local_momentum = "

@@ -1,23 +1,64 @@
 """The loss of a job: a sum of losses of a model's outputs, and how many are right. Pure; holds no state.
 
-A loss compares a sample's outputs with its *targets*: one class, a class for each place of a sequence, or real numbers.
-Targets are what is counted, so that a mean is one over targets: over the characters of a text, for example.
+A loss compares a sample's outputs with its *targets*: one class, a class for each place of a sequence or of an image,
+several labels that hold or do not, or real numbers. Targets are what is counted, so that a mean is one over targets:
+over the characters of a text, for example. It is written once for all libraries that compute gradients, since their
+functions have the names of `torch.nn.functional`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import SupportsFloat
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol, SupportsFloat
 
 import numpy as np
 
-from lockstep.common.autograd import functional as F
+from lockstep.common.autograd import functional
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.dataset import Dataset
+from lockstep.common.data.mapped import MappedSamples
+from lockstep.common.data.records import LABEL, WEIGHT, parts_of
 from lockstep.common.errors import DataError, ModelError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
+from lockstep.common.job.losses import LossKind, has_accuracy, kind_of
 from lockstep.common.job.tally import Tally
+
+#: A loss of the user's own: outputs and targets in, the sum of the losses and what it is divided by out.
+OwnLoss = Callable[[Any, Any], tuple[Any, Any]]
+
+
+class LossLibrary(Protocol):
+    """What computes losses and their gradients."""
+
+    @property
+    def functional(self) -> Any:
+        """Functions with the names and arguments of `torch.nn.functional`."""
+
+    def constant(self, array: Array) -> Any:
+        """Return an array as what these functions take as targets and weights."""
+
+
+class OwnLibrary:
+    """Our autograd."""
+
+    functional: Any = functional
+
+    def constant(self, array: Array) -> Array:
+        return array
+
+
+AUTOGRAD = OwnLibrary()
+
+
+class LossSum(NamedTuple):
+    """What a loss makes of a batch."""
+
+    #: A number with a gradient.
+    total: Any
+    #: The sum of the targets' weights, None if each that is not ignored weighs 1.
+    weight: float | None
 
 
 @dataclass(frozen=True)
@@ -26,84 +67,316 @@ class Objective:
 
     loss: str = "cross-entropy"
     label_smoothing: float = 0.0
+    #: Of each class; of several labels, what each weighs where it holds. Empty if all weigh 1.
+    class_weights: tuple[float, ...] = ()
+    #: The label of a target that is none; None if all are.
+    ignore_index: int | None = None
+    #: What a job's own loss is; None if nothing is to be computed with it.
+    own: OwnLoss | None = None
 
     @classmethod
-    def of(cls, job: Job) -> "Objective":
-        return cls(job.loss, job.label_smoothing)
+    def of(cls, job: Job, own: OwnLoss | None = None) -> "Objective":
+        """Return the objective of a job, with its own loss if it has one and anything is to be computed."""
+        return cls(job.loss, job.label_smoothing, tuple(job.class_weights or ()), job.ignore_index, own)
+
+    @property
+    def kind(self) -> LossKind:
+        return kind_of(self.loss)
 
     @property
     def is_regression(self) -> bool:
         """Whether targets are real numbers, and no class is right or wrong."""
-        return self.loss == "mse"
+        return self.kind is LossKind.NUMBERS
+
+    @property
+    def has_accuracy(self) -> bool:
+        """Whether an output can be right or wrong."""
+        return has_accuracy(self.loss)
+
+    @cached_property
+    def _weights(self) -> Array:
+        return np.array(self.class_weights, np.float32)
+
+    @property
+    def is_stackable(self) -> bool:
+        """Whether it makes the same calls with each batch, so that several may be computed at once."""
+        return self.kind is not LossKind.OWN
+
+    # Targets
 
     def targets(self, labels: Array) -> Array:
-        """Return samples' labels as the loss compares them: classes int64 (targets,), or float32 (n, outputs)."""
-        if self.is_regression:
-            return labels.reshape(len(labels), -1).astype(np.float32, copy=False)
-        return labels.reshape(-1)
+        """Return samples' labels as the loss compares them.
 
-    def rows(self, outputs: Array) -> Array:
-        """Return outputs with one row for each class that is a target: (n, t, classes) as (n·t, classes)."""
-        return outputs.reshape(-1, outputs.shape[-1]) if outputs.ndim == 3 and not self.is_regression else outputs
+        These are classes, int64 (targets,) or of images (n, h, w); or float32 (n, outputs). Records with the weights
+        of samples stay records, with as many rows: a weight for each of them.
+        """
+        if self.kind is LossKind.OWN:
+            return labels
+        if labels.dtype.names is None:
+            return self._plain(labels)
+        values, weights = parts_of(labels)
+        plain = self._plain(values)
+        if weights is None:
+            return plain
+        row = (WEIGHT, np.float32)
+        found = np.empty(len(plain), [(LABEL, plain.dtype, plain.shape[1:]), row])
+        found[LABEL], found[WEIGHT] = plain, np.repeat(weights, len(plain) // max(1, len(labels)))
+        return found
 
-    def training_loss(self, outputs: Tensor, targets: Array, reduction: str = "sum") -> Tensor:
-        """Return the losses of outputs, summed, or their mean over the targets, as a tensor with a gradient."""
-        return self._loss(outputs, targets, self.label_smoothing, reduction)
+    def _plain(self, labels: Array) -> Array:
+        if self.kind is LossKind.CLASSES:
+            return labels if labels.ndim > 2 else labels.reshape(-1)
+        rows = labels if labels.ndim > 2 else labels.reshape(len(labels), -1)
+        return rows.astype(np.float32, copy=False)
 
-    def test_loss(self, outputs: Tensor, targets: Array) -> Tensor:
-        """Return the sum of losses without label smoothing, which is for training only."""
-        return self._loss(outputs, targets, 0.0, "sum")
+    def rows(self, outputs: Array, per_sample: int = 1) -> Array:
+        """Return outputs with one row for each class that is a target, or for each sample: (rows, outputs).
 
-    def _loss(self, outputs: Tensor, targets: Array, smoothing: float, reduction: str) -> Tensor:
-        if self.is_regression:
-            return F.mse_loss(outputs, targets, reduction=reduction)
-        if outputs.ndim == 3:
+        Of (n, t, classes) or (n, classes, t) these are n·t rows, of (n, classes, h, w) they are n·h·w. `per_sample` is
+        the number of targets of a sample.
+        """
+        if self.kind is not LossKind.CLASSES or outputs.ndim <= 2:
+            return outputs if outputs.ndim <= 2 or self.kind is LossKind.OWN else outputs.reshape(len(outputs), -1)
+        if outputs.ndim == 3 and outputs.shape[1] == per_sample:
+            return outputs.reshape(-1, outputs.shape[-1])
+        return np.moveaxis(outputs, 1, -1).reshape(-1, outputs.shape[1])
+
+    def compared(self, targets: Array) -> Array:
+        """Return targets without their weights, one for each row of the outputs, as `rows` has them."""
+        values = targets if targets.dtype.names is None else parts_of(targets)[0]
+        return values.reshape(-1) if self.kind is LossKind.CLASSES else values.reshape(len(values), -1)
+
+    # The loss
+
+    def training_loss(self, outputs: Any, targets: Array, library: LossLibrary = AUTOGRAD) -> LossSum:
+        """Return the sum of the losses of outputs, as a tensor with a gradient, and what it is divided by."""
+        return self._loss(outputs, targets, self.label_smoothing, library)
+
+    def test_loss(self, outputs: Any, targets: Array, library: LossLibrary = AUTOGRAD) -> LossSum:
+        """Return the same without label smoothing, which is for training only."""
+        return self._loss(outputs, targets, 0.0, library)
+
+    def mean_loss(self, outputs: Tensor, targets: Array) -> Tensor:
+        """Return the mean of the training losses over the targets, as a tensor with a gradient."""
+        total, weight = self.training_loss(outputs, targets)
+        divisor = float(targets.size - self.ignored(targets)) if weight is None else weight
+        mean: Tensor = total * (1.0 / divisor if divisor else 0.0)
+        return mean
+
+    def _loss(self, outputs: Any, targets: Array, smoothing: float, library: LossLibrary) -> LossSum:
+        if self.kind is LossKind.OWN:
+            return self._own_loss(outputs, targets, library)
+        values, weights = (targets, None) if targets.dtype.names is None else parts_of(targets)
+        reduction = "sum" if weights is None else "none"
+        if self.kind is LossKind.CLASSES:
+            losses = self._class_losses(outputs, values, smoothing, library, reduction)
+        else:
+            losses = self._number_losses(outputs, values, library, reduction)
+        if weights is not None:
+            shape = (-1, *[1] * (values.ndim - 1))
+            losses = (losses * library.constant(weights.reshape(shape))).sum()
+        return LossSum(losses, self.weight(targets))
+
+    def _class_losses(self, outputs: Any, values: Array, smoothing: float, library: LossLibrary, reduction: str) -> Any:
+        options: dict[str, Any] = {"reduction": reduction}
+        if self.loss == "cross-entropy":
+            options["label_smoothing"] = smoothing
+        if self.class_weights:
+            options["weight"] = library.constant(self._weights)
+        if self.ignore_index is not None:
+            options["ignore_index"] = self.ignore_index
+        if outputs.ndim == 3 and values.ndim == 1:
+            if outputs.shape[1] * outputs.shape[0] != values.size:
+                outputs = outputs.transpose(1, 2)
             outputs = outputs.reshape(-1, outputs.shape[-1])
-        return F.cross_entropy(outputs, targets, label_smoothing=smoothing, reduction=reduction)
+        of = library.functional
+        loss = of.cross_entropy if self.loss == "cross-entropy" else of.nll_loss
+        return loss(outputs, library.constant(values), **options)
 
-    def tally(self, loss: SupportsFloat, outputs: Array, targets: Array) -> Tally:
-        """Return the tally of samples with that sum of losses."""
-        return Tally(float(loss), self.correct(outputs, targets), targets.size)
+    def _number_losses(self, outputs: Any, values: Array, library: LossLibrary, reduction: str) -> Any:
+        of, expected = library.functional, library.constant(values)
+        if self.loss == "bce":
+            if self.class_weights:
+                weights = library.constant(self._weights)
+                return of.binary_cross_entropy_with_logits(outputs, expected, reduction=reduction, pos_weight=weights)
+            return of.binary_cross_entropy_with_logits(outputs, expected, reduction=reduction)
+        loss = {"mse": of.mse_loss, "l1": of.l1_loss, "smooth-l1": of.smooth_l1_loss}[self.loss]
+        return loss(outputs, expected, reduction=reduction)
+
+    def _own_loss(self, outputs: Any, targets: Array, library: LossLibrary) -> LossSum:
+        assert self.own is not None  # whoever computes has it
+        named = targets.dtype.names
+        given: Any = library.constant(targets) if named is None else _own_targets(targets, library)
+        try:
+            total, count = self.own(outputs, given)
+        except Exception as error:
+            raise ModelError(
+                f"{self.loss} raised {type(error).__name__}: {' '.join(str(error).split())}: expected a function of "
+                "outputs and targets that returns two numbers, the sum of the losses and what it is divided by"
+            ) from error
+        weight = float(count)
+        if not 0.0 <= weight < np.inf:
+            raise ModelError(f"{self.loss} returned the count {weight!r}: expected a finite number of at least 0")
+        if getattr(total, "shape", None) not in ((), (1,)):
+            raise ModelError(
+                f"{self.loss} returned losses of shape {tuple(getattr(total, 'shape', ()))!r}: expected their sum, a "
+                "tensor with one number; call .sum()"
+            )
+        return LossSum(total, weight)
+
+    # What is counted
+
+    def weight(self, targets: Array) -> float | None:
+        """Return the sum of the weights of targets, None if each that is not ignored weighs 1.
+
+        Added in float64: those of an own loss are known to nobody but itself.
+        """
+        values, weights = (targets, None) if targets.dtype.names is None else parts_of(targets)
+        weighs_classes = bool(self.class_weights) and self.kind is LossKind.CLASSES
+        if weights is None and not weighs_classes:
+            return None
+        each = np.ones(values.shape) if not weighs_classes else self._of_class(values)
+        if weights is not None:
+            each = each * weights.reshape(-1, *[1] * (values.ndim - 1)).astype(np.float64)
+            if self.ignore_index is not None and not weighs_classes:
+                each = each * (values != self.ignore_index)
+        return float(each.sum())
+
+    def _of_class(self, values: Array) -> Array:
+        counts = values if self.ignore_index is None else np.where(values == self.ignore_index, 0, values)
+        each = self._weights.astype(np.float64)[counts]
+        return each if self.ignore_index is None else each * (values != self.ignore_index)
+
+    def ignored(self, targets: Array) -> int:
+        """Return how many targets are none."""
+        if self.ignore_index is None or self.kind is not LossKind.CLASSES:
+            return 0
+        values = targets if targets.dtype.names is None else parts_of(targets)[0]
+        return int(np.count_nonzero(values == self.ignore_index))
+
+    def tally(self, loss: SupportsFloat, outputs: Array, targets: Array, weight: float | None = None) -> Tally:
+        """Return the tally of samples with that sum of losses, and of weights."""
+        return Tally(float(loss), self.correct(outputs, targets), self.count(targets), self.ignored(targets), weight)
+
+    def count(self, targets: Array) -> int:
+        """Return the number of targets, ignored ones too: it follows from the number of samples."""
+        if targets.dtype.names is None:
+            return targets.size
+        return len(targets) if self.kind is LossKind.OWN else parts_of(targets)[0].size
 
     def correct(self, outputs: Array, targets: Array) -> int:
-        """Return how many classes are predicted correctly; 0 for a regression."""
-        if self.is_regression:
+        """Return how many targets are predicted correctly; 0 if there is nothing right or wrong."""
+        if not self.has_accuracy:
             return 0
-        return int(np.count_nonzero(self.rows(outputs).argmax(axis=1) == targets))
+        values = self.compared(targets)
+        if self.kind is LossKind.LABELS:
+            return int(np.count_nonzero((self.rows(outputs) > 0.0) == (values > 0.5)))
+        per_sample = values.size // max(1, len(outputs))
+        is_right = self.rows(outputs, per_sample).argmax(axis=1) == values
+        if self.ignore_index is not None:
+            # The model may have an output for it.
+            is_right &= values != self.ignore_index
+        return int(np.count_nonzero(is_right))
+
+    # What goes together
 
     def check_labels(self, data: Dataset, class_names: Sequence[str] = ()) -> None:
-        """Raise `DataError` for real numbers if the loss is one of classes, and for classes with names if it is not."""
-        if self.is_regression and class_names:
+        """Raise `DataError` if the labels are of another kind than the loss compares."""
+        kind = self.kind
+        if kind is LossKind.OWN:
+            return
+        if kind is LossKind.NUMBERS and class_names:
             # Integers as labels may be numbers; the places of names in their order are not.
             raise DataError(
                 f"the labels are {len(class_names)} classes with names ({one_line(class_names[0], 40)!r}, …), and loss "
-                "= 'mse' needs numbers: expected loss = 'cross-entropy', or a table packed with --task numbers"
+                f"= {self.loss!r} needs numbers: expected loss = 'cross-entropy', or a table packed with --task numbers"
             )
-        if not self.is_regression and not data.classes:
+        if kind is LossKind.CLASSES and not data.classes:
             raise DataError(
-                "the labels are real numbers, and loss = 'cross-entropy' needs classes: expected integers "
+                f"the labels are real numbers, and loss = {self.loss!r} needs classes: expected integers "
                 "(.astype(numpy.int64); a column of a table needs --task classes), or loss = 'mse' for a regression"
             )
+        # Those of a folder were looked at when it was packed.
+        if not isinstance(data.images, MappedSamples):
+            self._check_values(data.values)
+
+    def _check_values(self, values: Array) -> None:
+        if self.kind is LossKind.LABELS:
+            odd = (values != 0) & (values != 1)
+            if odd.any():
+                raise DataError(
+                    f"the label {values[odd].flat[0].item()!r} at index {int(np.argwhere(odd)[0, 0])}: expected 0 or 1 "
+                    "for each of several labels, as loss = 'bce' needs"
+                )
+        elif values.dtype.kind == "i":
+            odd = (values < 0) if self.ignore_index is None else (values < 0) & (values != self.ignore_index)
+            if odd.any():
+                found = int(values[odd].flat[0])
+                raise DataError(
+                    f"label {found!r} at index {int(np.argwhere(odd)[0, 0])}: expected an integer from 0 on, or "
+                    f"ignore_index = {found}, if such targets are not to count"
+                )
+
+    def classes_of(self, data: Dataset) -> int:
+        """Return the number of classes, of which an ignored label is none."""
+        if self.ignore_index is None or self.ignore_index != data.classes - 1:
+            return data.classes
+        values = data.values
+        return 1 + int(np.where(values == self.ignore_index, -1, values).max(initial=-1))
 
     def check_fit(self, data: Dataset, output_shape: tuple[int, ...]) -> None:
         """Raise `ModelError` if the model's output for two samples of `data` is not what the loss compares."""
-        labels = data.labels.shape[1:]
-        if self.is_regression:
-            expected, meaning = (
-                (2, data.targets),
-                f"one number for each of {data.targets} targets, as loss = 'mse' needs",
-            )
-        else:
-            expected, meaning = (2, *labels, data.classes), f"one number for each of {data.classes} classes"
+        if self.kind is LossKind.OWN:
+            return
+        labels = data.values.shape[1:]
+        if self.kind is LossKind.CLASSES:
+            self._check_classes(data, output_shape, labels)
+            return
+        expected = (2, *labels) if len(labels) > 1 else (2, data.targets)
         if output_shape != expected:
+            what = "targets" if self.is_regression else "labels"
             raise ModelError(
                 f"the model turns 2 samples of shape {data.sample_shape} into an array of shape {output_shape}: "
-                f"expected {expected}, {meaning}; change the last layer"
+                f"expected {expected}, one number for each of {data.targets} {what}, as loss = {self.loss!r} needs; "
+                "change the last layer"
+            )
+        self._check_weights(data.targets)
+
+    def _check_classes(self, data: Dataset, output_shape: tuple[int, ...], labels: tuple[int, ...]) -> None:
+        # If the ignored label is the largest, the model may have an output for it, or none.
+        numbers = {self.classes_of(data), data.classes}
+        fitting = [(2, *labels, classes) for classes in numbers if len(labels) < 2]
+        fitting += [(2, classes, *labels) for classes in numbers]
+        classes = min(numbers)
+        if output_shape not in fitting:
+            is_one_hot = len(labels) == 1 and not data.is_tokens and len(output_shape) == 2
+            advice = "; for one-hot rows, give .argmax(axis=1) of the labels" if is_one_hot else ""
+            raise ModelError(
+                f"the model turns 2 samples of shape {data.sample_shape} into an array of shape {output_shape}: "
+                f"expected {fitting[0]}, one number for each of {classes} classes; change the last layer{advice}"
+            )
+        self._check_weights(output_shape[-1 if output_shape[1:-1] == labels else 1])
+
+    def _check_weights(self, outputs: int) -> None:
+        if self.class_weights and len(self.class_weights) != outputs:
+            raise ModelError(
+                f"class_weights has {len(self.class_weights)} numbers: expected {outputs}, one for each output"
             )
 
     def guess(self, data: Dataset) -> float | None:
-        """Return the loss of always predicting the targets' mean, against which R² is measured; None for classes."""
-        if not self.is_regression:
+        """Return the loss of always predicting the targets' mean, against which R² is measured; None without R²."""
+        if self.loss != "mse":
             return None
-        targets = self.targets(data.labels).astype(np.float64)
-        return float(np.mean(np.square(targets - targets.mean(axis=0))))
+        targets = self.compared(self.targets(data.labels)).astype(np.float64)
+        if data.weights is None:
+            return float(np.mean(np.square(targets - targets.mean(axis=0))))
+        weights = data.weights.astype(np.float64)[:, np.newaxis] / data.weights.sum(dtype=np.float64)
+        mean = (weights * targets).sum(axis=0)
+        return float((weights * np.square(targets - mean)).sum() / targets.shape[1])
+
+
+def _own_targets(targets: Array, library: LossLibrary) -> Any:
+    """Return records of labels as a dictionary of what the library takes, by their names."""
+    names = targets.dtype.names
+    assert names is not None
+    return {name: library.constant(np.ascontiguousarray(targets[name])) for name in names}

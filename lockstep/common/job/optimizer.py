@@ -1,25 +1,122 @@
-"""From a job's values to the rule and the schedule of its updates, and of the local steps of its micro-batches."""
+"""From a job's values to the rules and the schedule of its updates, and of the local steps of its micro-batches."""
 
-from dataclasses import fields
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
+from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.errors import JobError
+from lockstep.common.errors import JobError, ModelError
+from lockstep.common.files.did_you_mean import nearest
 from lockstep.common.job.job import Job
-from lockstep.common.optim.rules import RULES, Rule
-from lockstep.common.optim.schedules import Constant, Cosine, LinearWarmup, OneCycle, Schedule, Step
+from lockstep.common.job.own_code import NO_CODE, OwnCode
+from lockstep.common.optim.rules import RULES, Rule, SlotSets
+from lockstep.common.optim.schedules import (
+    Constant,
+    Cosine,
+    Exponential,
+    LinearWarmup,
+    OneCycle,
+    Polynomial,
+    Schedule,
+    Step,
+)
+from lockstep.common.optim.wrapped import AveragedRule, ClippedRule, ScaledRule
+
+#: In place of patterns of names: all parameters of one axis, which are biases and weights of normalization layers.
+VECTORS = "vectors"
+
+#: Values of the vectors on which a rule of the user's own is tried.
+TRIED = 64
 
 #: The values of a job that its local steps have too, as `local_lr` next to `lr`.
 LOCAL = tuple(name for name in Job.__struct_fields__ if name != "steps" and f"local_{name}" in Job.__struct_fields__)
 
 
-def rule_of(job: Job) -> Rule:
-    """Return the update rule that a job names; each of its hyperparameters is the job's value of the same name."""
-    kind: Any = RULES[job.optimizer]
-    return kind(**{field.name: getattr(job, field.name) for field in fields(kind)})  # type: ignore[no-any-return]
+class Group(NamedTuple):
+    """How parameters are updated that are not updated as the others."""
+
+    decays: bool = True
+    lr_factor: float = 1.0
+
+
+class Span(NamedTuple):
+    """Parameters that follow one another and belong to one group: up to the element `stop` of the vector."""
+
+    stop: int
+    group: Group
+
+
+def spans_of(job: Job, layout: ParameterLayout) -> tuple[Span, ...]:
+    """Return the groups of all parameters, in the layout's order; `JobError` for a pattern that matches none."""
+    factors = [_factor(text) for text in job.lr_factors or ()]
+    names = [entry.name for entry in layout.parameters]
+    for pattern in (*(job.no_decay or ()), *(pattern for pattern, _ in factors)):
+        if pattern != VECTORS and not any(fnmatchcase(name, pattern) for name in names):
+            raise JobError(
+                f"no parameter matches {pattern!r}{nearest(pattern, names)}: expected one of {', '.join(names[:8])}"
+                f"{', …' if len(names) > 8 else ''}, with * for any part of a name"
+            )
+    found = list[Span]()
+    for entry in layout.parameters:
+        is_exempt = any(
+            (pattern == VECTORS and len(entry.shape) <= 1) or fnmatchcase(entry.name, pattern)
+            for pattern in job.no_decay or ()
+        )
+        factor = next((factor for pattern, factor in factors if fnmatchcase(entry.name, pattern)), 1.0)
+        found.append(Span(entry.offset + entry.size, Group(not is_exempt, factor)))
+    found[-1] = found[-1]._replace(stop=layout.parameter_size)
+    return tuple(list(spans)[-1] for _, spans in groupby(found, lambda span: span.group))
+
+
+def _factor(text: str) -> tuple[str, float]:
+    pattern, _, number = text.rpartition("=")
+    try:
+        factor = float(number)
+    except ValueError:
+        factor = math.nan
+    if not pattern or not 0.0 <= factor <= 1e6:
+        raise JobError(f"lr_factors has {text!r}: expected PATTERN=NUMBER, as head.*=10")
+    return pattern, factor
+
+
+def rule_of(job: Job, own: OwnCode = NO_CODE, group: Group = Group()) -> Rule:  # noqa: B008  # an immutable one
+    """Return the update rule that a job names; each hyperparameter is the job's value of the same name.
+
+    One of the user's own has its own, in its code.
+    """
+    rule: Any
+    if own.optimizer is not None:
+        rule = own.optimizer()
+    else:
+        kind: Any = RULES[job.optimizer]
+        rule = kind(**{field.name: getattr(job, field.name) for field in fields(kind)})
+    if not group.decays:
+        if not hasattr(rule, "weight_decay"):
+            raise JobError(f"no_decay with optimizer = {job.optimizer!r}, which has no weight_decay: remove it")
+        rule = replace(rule, weight_decay=0.0)
+    if group.lr_factor != 1.0:
+        rule = ScaledRule(rule, group.lr_factor)
+    if job.clip_value is not None:
+        rule = ClippedRule(rule, job.clip_value)
+    return rule if job.ema_decay is None else AveragedRule(rule, job.ema_decay)
+
+
+def rules_of(job: Job, spans: Sequence[Span], own: OwnCode = NO_CODE) -> tuple[tuple[int, Rule], ...]:
+    """Return the rule of each span, with the element of the vector up to which it holds.
+
+    With local steps, groups of parameters are those of the local steps.
+    """
+    if job.local_steps > 1:
+        spans = (Span(spans[-1].stop, Group()),)
+    rules = {group: rule_of(job, own, group) for group in dict.fromkeys(span.group for span in spans)}
+    return tuple((span.stop, rules[span.group]) for span in spans)
 
 
 def hyperparameters() -> list[str]:
@@ -37,7 +134,9 @@ def replica_of(job: Job) -> Job:
     own = {name: getattr(job, f"local_{name}") for name in LOCAL}
     own["warmup_steps"] *= job.local_steps
     batch = max(1, job.global_batch // job.local_batches)
-    return msgspec.structs.replace(job, **own, local_steps=1, micro_batches=1, global_batch=batch)
+    # A moving average is one of the weights after whole steps.
+    alone = {"ema_decay": None, "local_steps": 1, "micro_batches": 1, "global_batch": batch}
+    return msgspec.structs.replace(job, **own, **alone)
 
 
 def replica_schedule(job: Job, steps: int, steps_per_epoch: int) -> Schedule:
@@ -61,20 +160,89 @@ def outer_momenta(job: Job, momenta: Vector) -> Vector:
     return np.ones_like(momenta) if job.local_steps > 1 else momenta
 
 
-def schedule_of(job: Job, steps: int, steps_per_epoch: int) -> Schedule:
+def check_rule(job: Job, own: OwnCode) -> None:
+    """Raise `ModelError` if a rule of the user's own is not one: element by element, with all its state in slots."""
+    if own.optimizer is None:
+        return
+    numbers = np.linspace(-1.0, 1.0, TRIED, dtype=np.float32)
+    try:
+        rule = rule_of(job, own)
+        whole = _tried(rule, numbers, [TRIED], in_place=True)
+        cut = _tried(rule, numbers, [TRIED // 4, TRIED], in_place=False)
+    except Exception as error:
+        raised = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ModelError(
+            f"optimizer = {job.optimizer!r} raised {raised}: expected a rule, with init(size) and update(weights, "
+            "gradient, slots, step, lr, out)"
+        ) from error
+    for name, one in whole.items():
+        if one.shape != cut[name].shape or one.dtype != np.float32 or one.tobytes() != cut[name].tobytes():
+            raise ModelError(
+                f"optimizer = {job.optimizer!r} makes other {name} of a part of a vector than of the whole: expected "
+                "the same, element by element, from slots.old to slots.new and to out; it keeps no other state"
+            )
+
+
+def _tried(rule: Rule, numbers: Any, stops: Sequence[int], *, in_place: bool) -> dict[str, Any]:
+    """Return the weights and slots after two steps, made part by part up to each of `stops`."""
+    weights, state = numbers.copy(), rule.init(len(numbers))
+    for step in range(2):
+        out, new = np.empty_like(weights), state if in_place else {name: each.copy() for name, each in state.items()}
+        for start, stop in zip([0, *stops], stops, strict=False):
+            part = slice(start, stop)
+            slots = SlotSets({n: each[part] for n, each in state.items()}, {n: each[part] for n, each in new.items()})
+            rule.update(weights[part], numbers[::-1][part].copy(), slots, step, 0.1, out[part])
+        weights, state = out, new
+    return {"weights": weights, **state}
+
+
+@dataclass(frozen=True)
+class OwnSchedule:
+    """A rate times what a function of the user's own makes of the step and of the number of steps."""
+
+    lr: float
+    steps: int
+    function: Callable[[int, int], Any]
+    name: str
+
+    def rate(self, step: int) -> float:
+        """Return the rate of `step`, which counts from 0; `ModelError` if the function returns no factor."""
+        try:
+            factor = float(self.function(step, self.steps))
+        except Exception as error:
+            raised = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ModelError(
+                f"schedule = {self.name!r} raised {raised} for step {step}: expected a function of the step and of the "
+                "number of steps that returns a factor of lr"
+            ) from error
+        if not 0.0 <= factor <= 1e30:
+            raise ModelError(f"schedule = {self.name!r} returned {factor!r} for step {step}: expected at least 0")
+        return self.lr * factor
+
+
+def schedule_of(job: Job, steps: int, steps_per_epoch: int, own: OwnCode = NO_CODE) -> Schedule:
     """Return the learning rates of a run of so many steps; JobError if its warm-up takes all of them."""
     if job.warmup_steps >= steps:
         raise JobError(
             f"warmup_steps = {job.warmup_steps!r} is not below the run's {steps} steps: lower it or train longer"
         )
-    after: Schedule
-    match job.schedule:
-        case "constant":
-            after = Constant(job.lr)
-        case "step":
-            after = Step(job.lr, every=job.decay_every * steps_per_epoch, gamma=job.decay_factor)
-        case "cosine":
-            after = Cosine(job.lr, steps=steps)
-        case "one-cycle":
-            after = OneCycle(job.lr, steps=steps)
+    after = _after_warmup(job, steps, steps_per_epoch, own)
     return LinearWarmup(after, job.warmup_steps, start_factor=1 / job.warmup_steps) if job.warmup_steps else after
+
+
+def _after_warmup(job: Job, steps: int, steps_per_epoch: int, own: OwnCode) -> Schedule:
+    if own.schedule is not None:
+        return OwnSchedule(job.lr, steps, own.schedule, job.schedule)
+    match job.schedule:
+        case "step":
+            return Step(job.lr, every=job.decay_every * steps_per_epoch, gamma=job.decay_factor)
+        case "exponential":
+            return Exponential(job.lr, every=job.decay_every * steps_per_epoch, gamma=job.decay_factor)
+        case "polynomial":
+            return Polynomial(job.lr, steps=steps, power=job.decay_power, min_lr=job.min_lr)
+        case "cosine":
+            return Cosine(job.lr, steps=steps, min_lr=job.min_lr)
+        case "one-cycle":
+            return OneCycle(job.lr, steps=steps)
+        case _:
+            return Constant(job.lr)

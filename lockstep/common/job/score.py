@@ -1,4 +1,4 @@
-"""How good a tally is, as the number that people know: accuracy for classes, R² for real targets. Pure."""
+"""How good a tally is, as the number that people know: accuracy for classes, R² for mean squared errors. Pure."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ class Guess(NamedTuple):
 
 
 class Score(NamedTuple):
-    """One of the two; the other is None."""
+    """One of the two, the other is None; or neither, of losses that no such number belongs to."""
 
     #: The share of right answers.
     accuracy: float | None
@@ -21,17 +21,22 @@ class Score(NamedTuple):
     r2: float | None
 
     def text(self) -> str:
-        """Return the number without its name."""
-        return f"{self.accuracy:.2%}" if self.accuracy is not None else f"{self.r2 or 0.0:.4f}"
+        """Return the number without its name, empty if there is none."""
+        if self.accuracy is not None:
+            return f"{self.accuracy:.2%}"
+        return "" if self.r2 is None else f"{self.r2:.4f}"
 
     @property
     def name(self) -> str:
-        return "accuracy" if self.accuracy is not None else "R²"
+        """What the number is called, empty if there is none."""
+        if self.accuracy is not None:
+            return "accuracy"
+        return "" if self.r2 is None else "R²"
 
 
-def score_of(tally: Tally, guess: float | None) -> Score:
-    """Return the score of a tally, measured against `guess` if its targets are real numbers."""
+def score_of(tally: Tally, guess: float | None, *, has_accuracy: bool = True) -> Score:
+    """Return the score of a tally, measured against `guess` if its loss is the mean squared error."""
     if guess is None:
-        return Score(tally.accuracy, None)
+        return Score(tally.accuracy if has_accuracy else None, None)
     # Where all targets are equal there is nothing to explain.
     return Score(None, 1.0 - tally.loss / guess if guess else 0.0)

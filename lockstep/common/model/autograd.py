@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,11 @@ from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.program import CallList, Program, Tree, proven, run
 from lockstep.common.autograd.tape import UntapeableError
 from lockstep.common.autograd.tensor import Tensor
-from lockstep.common.job.objective import Objective
+from lockstep.common.data.records import fields_of
+from lockstep.common.errors import ModelError
+from lockstep.common.job.losses import LossKind
+from lockstep.common.job.objective import LossSum, Objective
+from lockstep.common.model.outputs import is_numbered, main_output
 from lockstep.common.model.port import Batch, DrawKey, Evidence, Inspection, LayerOutput, OnFinal, Outcome
 from lockstep.common.nn.inspection import Inspector, first_nonfinite_layer
 from lockstep.common.nn.module import Module, Stochastic, first_unrepeatable
@@ -22,6 +27,33 @@ from lockstep.common.nn.module import Module, Stochastic, first_unrepeatable
 #: Passes over as many micro-batches of one size that are computed one by one before a program is made for them, which
 #: takes as long as some dozen: a short run, as in a test, is over before that pays.
 WARM_UP = 8
+
+
+def apply(module: Module, images: Array) -> Any:
+    """Return what a module makes of samples."""
+    if images.dtype.names is None:
+        return module(Tensor(images))
+    inputs, by_name = arguments(images)
+    return module(*inputs, **by_name)
+
+
+def arguments(images: Array) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Return samples as a module is given them: several arrays by their names, or in order if they have none."""
+    fields = {name: Tensor(np.ascontiguousarray(array)) for name, array in fields_of(images).items()}
+    if images.dtype.names is None or is_numbered(images.dtype.names):
+        return list(fields.values()), {}
+    return [], fields
+
+
+def taken(outputs: Any) -> Tensor:
+    """Return the output that a named loss and evaluations take of a model that has several."""
+    found = main_output(outputs).value
+    if not isinstance(found, Tensor):
+        raise ModelError(
+            f"the model returned a {type(found).__name__}: expected a tensor of outputs, or several of them in a tuple "
+            "or a dictionary"
+        )
+    return found
 
 
 @dataclass
@@ -32,6 +64,7 @@ class AutogradModel:
     #: Passes over micro-batches of one size that are computed as the module says before they are computed by a program.
     warm_up: int = WARM_UP
     layout: ParameterLayout = field(init=False)
+    taken: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         self.layout = layout_of(self.module)
@@ -52,8 +85,10 @@ class AutogradModel:
     def outputs(self, images: Array) -> Array:
         self.module.eval()
         with no_grad():
-            outputs: Array = self.module(Tensor(images)).data
-        return outputs
+            outputs = apply(self.module, images)
+        self.taken = main_output(outputs).which
+        found: Array = taken(outputs).data
+        return found
 
     def evidence(self, objective: Objective, images: Array, targets: Array) -> Evidence:
         return Evidence()
@@ -113,19 +148,19 @@ class StackedPass:
         losses, outputs = self.program.outputs
         return losses, outputs
 
-    def observe(self, sums: Vector, targets: int, *, adds: bool = False) -> None:
+    def observe(self, sums: Vector, weights: Sequence[float], *, adds: bool = False) -> None:
         size, statistics = self.layout.parameter_size, list(self.module.buffers())
         places = [statistic.observed for statistic in statistics]
-        total = self._observed(self.program.tree, targets)
+        total = self._observed(self.program.tree, weights)
         sums[size:] = sums[size:] + total if adds else total
         # A micro-batch that is computed without a pass observes where the engine has put them.
         for statistic, place in zip(statistics, places, strict=True):
             statistic.observed = place
 
-    def _observed(self, tree: Tree, targets: int) -> Vector:
+    def _observed(self, tree: Tree, weights: Sequence[float]) -> Vector:
         """Return what a tree of micro-batches observed, as `observe` writes it."""
         if not isinstance(tree, int):
-            first, second = (self._observed(each, targets) for each in tree)
+            first, second = (self._observed(each, weights) for each in tree)
             return np.add(first, second, out=first)
         # What no forward observes stays as it is: its sum is the number of samples times its value.
         seen = self._weights[self._reads][self.layout.parameter_size :] * np.float32(self.images.shape[1])
@@ -133,7 +168,7 @@ class StackedPass:
             start = entry.offset - self.layout.parameter_size
             statistic.observed = seen[start : start + entry.size].reshape(entry.shape)
         self.program.observe(tree)
-        return np.multiply(seen, np.float32(targets), out=seen) if targets != 1 else seen
+        return np.multiply(seen, np.float32(weights[tree]), out=seen) if weights[tree] != 1.0 else seen
 
     def backward(
         self, sums: Vector, between: Callable[[], None], on_final: OnFinal | None, *, adds: bool = False
@@ -207,13 +242,22 @@ class AutogradEngine:
         self._put(is_training=True)
         if self._draws:
             self._module.reseed(*key)
-        self._loss, outputs = self._compute(images, targets)
-        return Outcome(float(self._loss.data), outputs.data)
+        (self._loss, weight), outputs = self._compute(images, targets)
+        return Outcome(float(self._loss.data), taken(outputs).data, weight)
 
-    def _compute(self, images: Array, targets: Array) -> tuple[Tensor, Tensor]:
+    def _compute(self, images: Array, targets: Array) -> tuple[LossSum, Any]:
         """Return the sum of the losses, and the outputs."""
-        outputs = self._module(Tensor(images))
-        return self._objective.training_loss(outputs, targets), outputs
+        outputs = apply(self._module, images)
+        return self._objective.training_loss(self._compared(outputs), targets), outputs
+
+    def _compared(self, outputs: Any) -> Any:
+        """Return what the loss is given: of an own loss all that the model returns."""
+        return outputs if self._objective.kind is LossKind.OWN else taken(outputs)
+
+    def _compute_repeatedly(self, images: Array, targets: Array) -> tuple[Tensor, Tensor]:
+        """Return the same of a model and a loss that make the same calls with each batch."""
+        (loss, _), outputs = self._compute(images, targets)
+        return loss, taken(outputs)
 
     def backward(self, on_final: OnFinal | None) -> None:
         loss, self._loss = self._loss, None
@@ -227,7 +271,7 @@ class AutogradEngine:
                 sums.fill(0.0)
 
     def one_pass(self, tree: Tree, samples: int, batches: Callable[[], Sequence[Batch]]) -> StackedPass | None:
-        if observing.get() is not None or self.obstacle is not None:
+        if observing.get() is not None or self.obstacle is not None or not self._objective.is_stackable:
             return None
         key = (tree, samples)
         if key not in self._stacked:
@@ -249,7 +293,7 @@ class AutogradEngine:
 
         try:
             captured = self._captured(batches[0])
-            program = proven(self._compute, captured, self._parameters, tree, batches, reseed)
+            program = proven(self._compute_repeatedly, captured, self._parameters, tree, batches, reseed)
         except UntapeableError as error:
             self._refusal = str(error)
             return None
@@ -265,20 +309,22 @@ class AutogradEngine:
     def _captured(self, batch: Batch) -> Capture:
         shape = batch[0].shape
         if shape not in self._captures:
-            self._captures[shape] = capture(self._compute, batch, self._parameters)
+            self._captures[shape] = capture(self._compute_repeatedly, batch, self._parameters)
         return self._captures[shape]
 
     @property
     def obstacle(self) -> str | None:
         module = self._unrepeatable
+        if not self._objective.is_stackable:
+            return "a loss of your own may compute something else with each batch"
         return self._refusal if module is None else f"{module} may compute something else with each batch"
 
     def evaluate(self, images: Array, targets: Array) -> Outcome:
         self._put(is_training=False)
         with no_grad():
-            outputs = self._module(Tensor(images))
-            loss = self._objective.test_loss(outputs, targets)
-        return Outcome(float(loss.data), outputs.data)
+            outputs = apply(self._module, images)
+            loss, weight = self._objective.test_loss(self._compared(outputs), targets)
+        return Outcome(float(loss.data), taken(outputs).data, weight)
 
     def inspect(self, images: Array, targets: Array, key: DrawKey) -> Inspection:
         self._put(is_training=True)
@@ -286,13 +332,16 @@ class AutogradEngine:
         self._module.reseed(*key)
         inspector = Inspector()
         with watch(inspector.on_operation), self._module.observe_outputs(inspector.on_layer):
-            loss, outputs = self._compute(images, targets)
+            (loss, weight), outputs = self._compute(images, targets)
             loss.backward()
         named = self._module.named_parameters()
         gradients = {name: parameter.grad for name, parameter in named if parameter.grad is not None}
         layers = [LayerOutput(*each) for each in inspector.outputs]
         return Inspection(
-            Outcome(float(loss.data), outputs.data), layers, gradients, inspector.first_nonfinite(gradients)
+            Outcome(float(loss.data), taken(outputs).data, weight),
+            layers,
+            gradients,
+            inspector.first_nonfinite(gradients),
         )
 
     def first_nonfinite_layer(self, images: Array, key: DrawKey | None) -> str | None:
@@ -300,7 +349,8 @@ class AutogradEngine:
         if key is not None:
             # The forward that looks for the layer is to draw the very numbers of the other one.
             self._module.reseed(*key)
-        return first_nonfinite_layer(self._module, Tensor(images))
+        inputs, by_name = arguments(images)
+        return first_nonfinite_layer(self._module, *inputs, **by_name)
 
     def _put(self, *, is_training: bool) -> None:
         """Put the whole model into one mode, and turn it to the vectors at hand, which a program does not need."""

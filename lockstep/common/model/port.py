@@ -33,6 +33,8 @@ class Outcome(NamedTuple):
     loss: float
     #: The model's outputs; valid until the next forward.
     outputs: Array
+    #: The sum of the targets' weights, None if each that is not ignored weighs 1.
+    weight: float | None = None
 
 
 #: What a micro-batch's model is given, and what its outputs are compared with.
@@ -64,10 +66,10 @@ class OnePass(Protocol):
         They are valid until the next. `between` is called from time to time, as in `backward`; it may raise.
         """
 
-    def observe(self, sums: Vector, targets: int, *, adds: bool = False) -> None:
+    def observe(self, sums: Vector, weights: Sequence[float], *, adds: bool = False) -> None:
         """Write what the last forward observed for the running statistics, added over the tree, into `sums`.
 
-        It is weighted by samples, each of so many targets; `adds` as in `backward`.
+        It is weighted by samples, and by what a sample of each micro-batch weighs; `adds` as in `backward`.
         """
 
     def backward(
@@ -167,6 +169,10 @@ class Model(Protocol):
     @property
     def module(self) -> Any:
         """The model as its user knows it."""
+
+    @property
+    def taken(self) -> str:
+        """Which of several outputs `outputs` last returned, in words; empty if there is only one."""
 
     def momenta(self) -> Vector:
         """Return the momentum of each value of a running statistic, (size - parameter_size,)."""

@@ -10,8 +10,9 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path, PurePosixPath
@@ -19,11 +20,23 @@ from traceback import walk_tb
 from types import ModuleType
 from typing import Any
 
+from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.errors import ModelError
 from lockstep.common.files.did_you_mean import nearest
+from lockstep.common.job.job import Job
+from lockstep.common.job.objective import Objective
+from lockstep.common.job.own_code import OwnCode, functions_of
 from lockstep.common.model.autograd import AutogradModel
-from lockstep.common.model.files import ModelFile, ModelFiles, differing, is_shared, read_copy, read_model_files
-from lockstep.common.model.port import Model
+from lockstep.common.model.files import (
+    ModelFile,
+    ModelFiles,
+    differing,
+    digest_of,
+    is_shared,
+    read_copy,
+    read_model_files,
+)
+from lockstep.common.model.port import Evidence, Model
 from lockstep.common.nn.description import build
 from lockstep.common.nn.models import MODELS
 from lockstep.common.nn.module import Module
@@ -36,6 +49,9 @@ WRITTEN_BY_FIT = '"""A model that was defined in a notebook or a script, as `fit
 
 #: How the package is called below which a model's files are modules, before the beginning of their digest.
 _PREFIX = "lockstep_model_"
+
+#: How the place of a file begins that belongs to a function that another value of the job names: that follows.
+MARK = "+"
 
 #: An import in such a file of a run from before `common` was in `lockstep`.
 _OLD_IMPORT = re.compile(rb"^(import|from) common\.", re.MULTILINE)
@@ -134,15 +150,37 @@ class ModelSource:
     #: A description, or the name of a model of the library, if there are no files.
     own: str | Mapping[str, Any] = ""
     files: ModelFiles | None = None
+    #: The files of other functions that the job names, by the value that names each.
+    functions: Mapping[str, ModelFiles] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the model's own files in hex, empty for a model of the library."""
-        return "" if self.files is None else self.files.digest
+        """SHA-256 of all own files in hex, empty if all is of the library."""
+        files = self.digests()
+        return digest_of(files) if files else ""
 
     def digests(self) -> list[ModelFile]:
-        """Return the model's own files with their digests, the one with the function first."""
-        return [] if self.files is None else self.files.digests()
+        """Return all own files with their digests, the one with the model's function first."""
+        own = [] if self.files is None else self.files.digests()
+        for name, files in self.functions.items():
+            own += [replace_place(file, f"{MARK}{name}/{file.place}") for file in files.digests()]
+        return own
+
+    def texts(self) -> dict[str, bytes]:
+        """Return the same files by their places."""
+        own = {} if self.files is None else dict(self.files.texts)
+        for name, files in self.functions.items():
+            own |= {f"{MARK}{name}/{place}": text for place, text in files.texts.items()}
+        return own
+
+    def entries(self) -> list[ModelFiles]:
+        """Return the own files of each function, that of the model first."""
+        return [*([] if self.files is None else [self.files]), *self.functions.values()]
+
+    def own_code(self) -> OwnCode:
+        """Return the functions that the job names next to its model; ModelError if there is no such function."""
+        found: dict[str, Any] = {name: _function_of(files, _run(files)) for name, files in self.functions.items()}
+        return OwnCode(**found)
 
     def build(self, seed: int) -> Model:
         """Build the model of a job with that seed; ModelError if it cannot be built or trained.
@@ -160,12 +198,21 @@ class ModelSource:
             f"{self.files} returned {built!r}: expected a Module; does the function end in `return model`?"
         )
 
-    def check_repeated(self, model: Model, seed: int) -> None:
-        """Raise ModelError if building again gives another model than this one, whose values nobody has changed."""
-        if is_torch_module(model.module):
-            from lockstep.common.model.pytorch.model import check_equal
+    def check_repeated(self, model: Model, seed: int, objective: Objective, images: Array, targets: Array) -> Evidence:
+        """Return a model's evidence, of a micro-batch; ModelError if it is another one when it is built again.
 
-            check_equal(model, self.build(seed))
+        It has to have the same values then, which nobody has changed here, and the same results after another
+        micro-batch. Other errors as of `Model.evidence`.
+        """
+        if not is_torch_module(model.module):
+            return model.evidence(objective, images, targets)
+        from lockstep.common.model.pytorch.model import check_equal, check_order
+
+        again = self.build(seed)
+        check_equal(model, again)
+        evidence = model.evidence(objective, images, targets)
+        check_order(model, again, objective, images, targets)
+        return evidence
 
 
 def _called(files: ModelFiles, seed: int) -> object:
@@ -237,6 +284,11 @@ def names_files(model: str | Mapping[str, Any]) -> bool:
     return isinstance(model, str) and (":" in model or model.endswith(".py"))
 
 
+def names_own_files(job: Job) -> bool:
+    """Return whether anything of a job is code in files."""
+    return names_files(job.model) or bool(functions_of(job))
+
+
 def read_model_source(model: str | Mapping[str, Any]) -> ModelSource:
     """Read what a model is built from, once; ModelError if there is nothing of that name. Runs nothing."""
     if not isinstance(model, str):
@@ -249,6 +301,12 @@ def read_model_source(model: str | Mapping[str, Any]) -> ModelSource:
             "or FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that returns a Module"
         )
     return ModelSource(model)
+
+
+def read_job_source(job: Job) -> ModelSource:
+    """Read what a job's model is built from, and its other functions; ModelError as of `read_model_source`."""
+    functions = {value: read_model_files(name) for value, name in functions_of(job).items()}
+    return replace(read_model_source(job.model), functions=functions)
 
 
 def open_model(model: str | Mapping[str, Any], seed: int) -> Model:
@@ -269,10 +327,11 @@ class WantedSource:
     owner: str
     advice: str
 
-    def read(self, model: str | Mapping[str, Any]) -> ModelSource:
+    def read(self, job: Job) -> ModelSource:
         """Read the source from where a job names it, or else the copy. `ModelError` if neither has this digest."""
+        model = job.model
         try:
-            found = read_model_source(model)
+            found = read_job_source(job)
         except ModelError as error:
             reason = str(error)
         else:
@@ -281,15 +340,64 @@ class WantedSource:
             digests = f"SHA-256 {found.digest[:12]}… here, {self.digest[:12]}… there"
             odd = differing(found.digests(), self.files) if self.files else digests
             reason = f"the source of model {model!r} is not {self.owner} ({odd})"
-        if self.copy is not None and self.copy.is_dir() and self.files and names_files(model):
-            return self._copied(self.copy, str(model).rpartition(":")[2])
+        if self.copy is not None and self.copy.is_dir() and self.files:
+            return self._copied(self.copy, job)
         raise ModelError(f"{reason}: {self.advice}")
 
-    def _copied(self, copy: Path, function: str) -> ModelSource:
-        found = ModelSource(files=read_copy(copy, function, self.files))
+    def _copied(self, copy: Path, job: Job) -> ModelSource:
+        of_model = [file for file in self.files if not file.place.startswith(MARK)]
+        own = ModelSource(files=_copy(copy, job.model, of_model)) if names_files(job.model) else None
+        functions = {value: self._function(copy, value, name) for value, name in functions_of(job).items()}
+        found = replace(own or read_model_source(job.model), functions=functions)
         if found.digest != self.digest:
             raise ModelError(f"the copy of the model in {str(copy)!r} is not {self.owner}: {self.advice}")
         return found
+
+    def _function(self, copy: Path, value: str, name: str) -> ModelFiles:
+        start = f"{MARK}{value}/"
+        files = [
+            replace_place(file, file.place.removeprefix(start)) for file in self.files if file.place.startswith(start)
+        ]
+        return _copy(copy / start, name, files)
+
+
+def told_source(job: Job, digest: str, files: Sequence[ModelFile], folder: str) -> ModelSource:
+    """Return what a server's model is built from, as it is on this machine; `ModelError` if it is not here."""
+    names = ", ".join(file.place for file in files)
+    return WantedSource(
+        digest=digest,
+        files=files,
+        copy=Path(folder) if folder else None,
+        owner="the server's",
+        advice=f"copy the server's files to this machine: {names or 'it has none'}",
+    ).read(job)
+
+
+def _copy(folder: Path, name: str | Mapping[str, Any], files: Sequence[ModelFile]) -> ModelFiles:
+    return read_copy(folder, str(name).rpartition(":")[2], files)
+
+
+def replace_place(file: ModelFile, place: str) -> ModelFile:
+    """Return a file at another place."""
+    return ModelFile(place, file.sha256)
+
+
+@contextmanager
+def keeps_pytorch() -> Iterator[None]:
+    """Let PyTorch have its threads, deterministic mode and generator back at the end of the context."""
+    before = None
+    if "torch" in sys.modules:
+        from lockstep.common.model.pytorch.runtime import Settings
+
+        before = Settings.now()
+    try:
+        yield
+    finally:
+        # A model may have imported it within.
+        if "torch" in sys.modules:
+            from lockstep.common.model.pytorch.runtime import FIRST
+
+            (before or FIRST).restore()
 
 
 def torch_model(module: Any) -> Model:

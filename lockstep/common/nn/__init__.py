@@ -20,7 +20,7 @@ from lockstep.common.nn.layers.containers import ModuleList, Sequential
 from lockstep.common.nn.layers.convolution import Conv1d, Conv2d
 from lockstep.common.nn.layers.embedding import Embedding, PositionalEmbedding
 from lockstep.common.nn.layers.linear import Flatten, Linear
-from lockstep.common.nn.layers.losses import BCEWithLogitsLoss, CrossEntropyLoss, MSELoss, NLLLoss
+from lockstep.common.nn.layers.losses import BCEWithLogitsLoss, CrossEntropyLoss, L1Loss, MSELoss, NLLLoss, SmoothL1Loss
 from lockstep.common.nn.layers.normalization import BatchNorm1d, BatchNorm2d, LayerNorm
 from lockstep.common.nn.layers.pooling import (
     AdaptiveAvgPool1d,
@@ -49,6 +49,7 @@ __all__ = [
     "Embedding",
     "Flatten",
     "Identity",
+    "L1Loss",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
@@ -65,6 +66,7 @@ __all__ = [
     "ReLU",
     "Sequential",
     "Sigmoid",
+    "SmoothL1Loss",
     "Softmax",
     "Softplus",
     "Stochastic",

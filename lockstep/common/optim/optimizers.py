@@ -11,7 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.optim.rules import CHUNK, AdamRule, AdamWRule, RMSPropRule, Rule, SGDRule, SlotSets, Vector
-from lockstep.common.optim.schedules import Constant, Cosine, LinearWarmup, OneCycle, Schedule, Step
+from lockstep.common.optim.schedules import (
+    Constant,
+    Cosine,
+    Exponential,
+    LinearWarmup,
+    OneCycle,
+    Polynomial,
+    Schedule,
+    Step,
+)
 
 __all__ = [
     "SGD",
@@ -19,9 +28,11 @@ __all__ = [
     "AdamW",
     "Constant",
     "Cosine",
+    "Exponential",
     "LinearWarmup",
     "OneCycle",
     "Optimizer",
+    "Polynomial",
     "RMSprop",
     "Schedule",
     "Step",

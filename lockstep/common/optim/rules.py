@@ -12,7 +12,7 @@ reads, and whoever makes it again, even after half of it was made, gets the same
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,11 +170,8 @@ class RMSPropRule(_Checked):
         np.subtract(weights, out, out=out)
 
 
-#: The names of the rules in a job.
-OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop"]
-
 #: Where a rule is registered. Its fields are its hyperparameters: a job has one of the same name for each.
-RULES: dict[OptimizerName, type[Rule]] = {"sgd": SGDRule, "adam": AdamRule, "adamw": AdamWRule, "rmsprop": RMSPropRule}
+RULES: dict[str, type[Rule]] = {"sgd": SGDRule, "adam": AdamRule, "adamw": AdamWRule, "rmsprop": RMSPropRule}
 
 
 def _follow_square(name: str, gradient: Vector, kept: float, spare: Vector, slots: SlotSets) -> Vector:

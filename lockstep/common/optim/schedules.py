@@ -120,7 +120,58 @@ class OneCycle:
 
 @dataclass(frozen=True)
 class Exponential:
-    """A rate that grows by one factor from step to step, from `first` to `last` in `steps` (PyTorch's ExponentialLR).
+    """A rate that falls by one factor from step to step, so that it is multiplied by `gamma` in every `every` steps.
+
+    Raises ValueError for a rate or a `gamma` that is negative or not finite, and for `every` below 1.
+
+    Differs from PyTorch: PyTorch calls it `ExponentialLR`, and counts epochs if `step` is called once per epoch.
+    """
+
+    lr: float
+    every: int
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_rate("lr", self.lr)
+        _check_rate("gamma", self.gamma)
+        _check_steps("every", self.every)
+
+    def rate(self, step: int) -> float:
+        """Return the rate of `step`, which counts from 0."""
+        return float(self.lr * self.gamma ** (step / self.every))
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """From `lr` down to `min_lr` over `steps`, along a line or, with `power`, along a power of what is left.
+
+    Raises ValueError for a rate that is negative or not finite, for `steps` below 1, and for a `power` that is not
+    above 0.
+
+    Differs from PyTorch: PyTorch calls it `PolynomialLR`, which has no `min_lr`.
+    """
+
+    lr: float
+    steps: int
+    power: float = 1.0
+    min_lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_rate("lr", self.lr)
+        _check_rate("min_lr", self.min_lr)
+        _check_steps("steps", self.steps)
+        if not 0.0 < self.power < math.inf:
+            raise ValueError(f"power is {self.power!r}: expected a finite number above 0")
+
+    def rate(self, step: int) -> float:
+        """Return the rate of `step`, which counts from 0; from `steps` on it is `min_lr`."""
+        left = 1.0 - min(step, self.steps) / self.steps
+        return float(self.min_lr + (self.lr - self.min_lr) * left**self.power)
+
+
+@dataclass(frozen=True)
+class RateRange:
+    """A rate that grows by one factor from step to step, from `first` to `last` in `steps`.
 
     For learning-rate range tests; no job has it as its schedule.
     """

@@ -14,6 +14,7 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.manifest import SAMPLES_AT_ONCE, Manifest, PartName
 from lockstep.common.errors import FailureKind, RefusalKind
 from lockstep.common.job.job import Job
+from lockstep.common.job.tally import Tally
 from lockstep.common.model.files import MOST_FILES, ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.runtime.numerics import Numerics
@@ -158,6 +159,9 @@ class Result(NodeMessage, frozen=True, kw_only=True):
     loss_sum: float
     correct: Count
     count: Count
+    #: As in `Tally`.
+    ignored: Count = 0
+    weight: float | None = None
     compute_s: Seconds
     #: The lease's.
     number: Count = 0
@@ -168,6 +172,9 @@ class Result(NodeMessage, frozen=True, kw_only=True):
 
     def key(self) -> LeaseKey:
         return self.work, self.step, self.number
+
+    def tally(self) -> Tally:
+        return Tally(self.loss_sum, self.correct, self.count, self.ignored, self.weight)
 
 
 class MultiStepResult(Message, frozen=True, kw_only=True):
@@ -347,8 +354,6 @@ class MultiStepLease(Message, frozen=True, kw_only=True):
     incarnation: ShortText
     first: Count
     last: Count
-    #: What the sums are divided by, in each step.
-    count: Count
     #: The set of the optimizer's slots that the first update reads: each reads what the one before has written.
     reads: Annotated[int, Meta(ge=0, le=1)]
     #: Which memory it is in, as in `Lease`.

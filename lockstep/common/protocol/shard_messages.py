@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from lockstep.common.job.job import Job
+from lockstep.common.model.files import MOST_FILES, ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.protocol.messages import (
     SLOTS,
@@ -97,6 +98,10 @@ class WorkerLost(Message, frozen=True, kw_only=True):
 # From the server to a shard
 
 
+#: Up to which value a group's rule holds, whether its weights decay, and its factor of the learning rate.
+SpanWords = tuple[Annotated[int, Meta(ge=1)], bool, Annotated[float, Meta(ge=0.0)]]
+
+
 class ShardWelcome(Message, frozen=True, kw_only=True):
     """The place among the servers, and all that the shard must know about the run."""
 
@@ -111,6 +116,12 @@ class ShardWelcome(Message, frozen=True, kw_only=True):
     size: Annotated[int, Meta(ge=1)]
     parameter_size: Annotated[int, Meta(ge=1)]
     memory: ShortText = ""
+    #: The groups of the trained values, which end where these do; none if all are updated alike.
+    spans: Annotated[tuple[SpanWords, ...], Meta(max_length=2**16)] = ()
+    #: What the run's own functions are built from, as in `Welcome`; empty if no update needs one.
+    source: ShortText = ""
+    model_files: Annotated[tuple[ModelFile, ...], Meta(max_length=MOST_FILES)] = ()
+    model_folder: ShortText = ""
 
 
 class InitialFrame(Message, frozen=True, kw_only=True):
@@ -157,17 +168,19 @@ class AddFromMemory(NodeMessage, frozen=True, kw_only=True):
 
 
 class SquaresRequest(Message, frozen=True, kw_only=True):
-    """The tree of a step is whole, over `count` samples: request what the squares of the blocks add up to."""
+    """The tree of a step is whole: request what the squares of the blocks add up to."""
 
     step: Count
-    count: Count
+    #: What the sums are divided by.
+    divisor: float
 
 
 class Update(Message, frozen=True, kw_only=True):
-    """The tree of a step is whole, over `count` samples: make the update."""
+    """The tree of a step is whole: make the update."""
 
     step: Count
-    count: Count
+    #: What the sums are divided by.
+    divisor: float
     #: Clipping's factor, None where nothing is clipped.
     scale: float | None
     #: Workers that get the new weights at once.

@@ -5,6 +5,7 @@ stands for is written before it, and read after it. What is written by whoever h
 weights to which the locks belong (`UpdateMarks`): if a process stands still with a lock, the run leaves all of that.
 """
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.aggregation.slices import Slice, slices_for
+from lockstep.common.job.tally import Tally
 from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.messages import Work
 from lockstep.common.transport.shared_memory.segment import Segment, Shape
@@ -36,14 +38,38 @@ WORKS: tuple[Work, ...] = get_args(Work)
 MOST_SLICES, LEAST_SLICE = 64, 16_384
 
 #: What a process shows of itself, a cache line each: the order that it has seen last, the one that it cannot carry out,
-#: whether it sleeps until somebody wakes it, and the session that it is ready for.
-PROCESS = np.dtype([("at", "<i8"), ("failed", "<i8"), ("sleeps", "<i8"), ("ready", "<i8"), ("rest", "<i8", (4,))])
+#: whether it sleeps until somebody wakes it, the session that it is ready for, and when it looked last.
+PROCESS = np.dtype(
+    [("at", "<i8"), ("failed", "<i8"), ("sleeps", "<i8"), ("ready", "<i8"), ("looked_s", "<f8"), ("rest", "<i8", (3,))]
+)
 
 #: What a process shows of each of its vectors of sums: of which order they are (0 while they are being written) and of
 #: which node; and, as float64, what belongs to them as in `Result`, with the times of this host's clock at which it was
 #: begun and ended, in seconds.
 ORDER, LO, HI = range(3)
-LOSS_SUM, CORRECT, COUNT, COMPUTE_S, BEGAN_S, ENDED_S = range(6)
+LOSS_SUM, CORRECT, COUNT, COMPUTE_S, BEGAN_S, ENDED_S, IGNORED, WEIGHT = range(8)
+
+
+def weight_in_memory(tally: Tally) -> float:
+    """Return the weight of a tally as it is written there: NaN if it has none."""
+    return math.nan if tally.weight is None else tally.weight
+
+
+def weight_of(number: float) -> float | None:
+    """Return the weight that was written."""
+    return None if math.isnan(number) else number
+
+
+def write_tally(entry: NDArray[np.void], tally: Tally) -> None:
+    """Write a tally into an entry of `TeamShape.entry`."""
+    entry["loss_sum"], entry["correct"], entry["count"] = tally.loss_sum, tally.correct, tally.count
+    entry["ignored"], entry["weight"] = tally.ignored, weight_in_memory(tally)
+
+
+def tally_in(entry: np.void) -> Tally:
+    """Return the tally in an entry."""
+    correct, count, ignored = (int(entry[name]) for name in ("correct", "count", "ignored"))
+    return Tally(float(entry["loss_sum"]), correct, count, ignored, weight_of(float(entry["weight"])))
 
 
 def keep_order() -> None:
@@ -106,7 +132,6 @@ class TeamShape:
                 # As in `MultiStepLease`, 0 in an order that is a lease; but for `memory`, which both have.
                 ("number", "<i8"),
                 ("last", "<i8"),
-                ("count", "<i8"),
                 ("reads", "<i8"),
                 ("memory", "<i8"),
                 ("plan", self.plan),
@@ -122,6 +147,8 @@ class TeamShape:
                 ("loss_sum", "<f8"),
                 ("correct", "<i8"),
                 ("count", "<i8"),
+                ("ignored", "<i8"),
+                ("weight", "<f8"),
                 # Seconds until all sums were there since those of the step before were; of the update's first slice.
                 ("round_s", "<f8"),
                 ("update_s", "<f8"),
@@ -149,6 +176,7 @@ class TeamShape:
         return {
             "marks": (integers, (8,)),
             "seconds": (floats, (count,)),
+            "loads": (floats, (count,)),
             "processes": (PROCESS, (count,)),
             "nodes": (integers, (count, ROWS, 4)),
             "figures": (floats, (count, ROWS, 8)),
@@ -192,6 +220,8 @@ class TeamMarks:
     marks: NDArray[np.int64]
     #: Seconds that a micro-batch takes each process, 0 if that is not known, shape (processes,): each its own.
     seconds: NDArray[np.float64]
+    #: Which part of a core it needs meanwhile, 0 if that is not known, (processes,): the same.
+    loads: NDArray[np.float64]
     #: Of `PROCESS`, shape (processes,): each process writes its own.
     processes: NDArray[np.void]
     #: Of each vector of sums, from `ORDER` and from `LOSS_SUM` on, of shapes (processes, ROWS, 4) and

@@ -68,8 +68,10 @@ class RunProgress(msgspec.Struct, frozen=True, kw_only=True):
     loss_sum: float
     #: How many of these samples were right.
     correct: Count
-    #: The number of these samples.
+    #: The number of their targets, how many of these are ignored, and the sum of their weights, as in `Tally`.
     count: Count
+    ignored: Count = 0
+    weight: float | None = None
     #: Training samples in all.
     samples: Count
     #: One record per epoch.
@@ -121,8 +123,8 @@ class Checkpoint:
 
     def held(self, layout: ParameterLayout, slots: Iterable[str]) -> HeldState:
         """Return the vectors for a layout and an optimizer's slots; `FileFormatError` if the file has others."""
-        weights = np.empty(layout.size, np.float32)
-        state = {slot: np.empty(layout.parameter_size, np.float32) for slot in slots}
+        weights = layout.new_vector()
+        state = {slot: np.zeros(layout.parameter_size, np.float32) for slot in slots}
         places = _places(layout, weights, state)
         odd = sorted(places.keys() ^ self.arrays.keys())
         if odd:

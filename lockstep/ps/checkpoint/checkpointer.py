@@ -112,6 +112,8 @@ class Checkpointer:
             loss_sum=progress.epoch.loss_sum,
             correct=progress.epoch.correct,
             count=progress.epoch.count,
+            ignored=progress.epoch.ignored,
+            weight=progress.epoch.weight,
             samples=progress.samples,
             history=recorder.history,
             elapsed_s=progress.elapsed(now),

@@ -36,7 +36,9 @@ class Resumption:
 
 def first_round(setup: RunSetup) -> Resumption:
     """Return where a new run begins."""
-    return Resumption(round=setup.info.plan.first(), progress=Progress(setup.info.targets, setup.info.guess))
+    return Resumption(
+        round=setup.info.plan.first(), progress=Progress(setup.info.targets, setup.info.guess, setup.info.has_accuracy)
+    )
 
 
 def coordinator_of(info: RunInfo, start: Resumption, *, first_steps: int = FIRST_STEPS) -> Coordinator:
@@ -143,9 +145,10 @@ def _progress(saved: RunProgress, info: RunInfo) -> Progress:
     return Progress(
         targets=info.targets,
         guess=info.guess,
+        has_accuracy=info.has_accuracy,
         before_s=saved.elapsed_s,
         steps=saved.steps,
-        epoch=Tally(saved.loss_sum, saved.correct, saved.count),
+        epoch=Tally(saved.loss_sum, saved.correct, saved.count, saved.ignored, saved.weight),
         history=[epoch.status() for epoch in saved.history],
         samples=saved.samples,
         audited=saved.audited,

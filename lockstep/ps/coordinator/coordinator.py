@@ -94,6 +94,7 @@ class Coordinator(Machine[events.Event, Effect]):
         self.scheduler = Scheduler(LeaseTimeouts(self.info.lease_timeout_s))
         self.stragglers = StragglerMonitor(self.scheduler.timeouts, self.scheduler.withdrawals)
         self.progress.targets, self.progress.guess = self.info.targets, self.info.guess
+        self.progress.has_accuracy = self.info.has_accuracy
         self._open(self.start or self.info.plan.first())
         self.multi_step = MultiStepPlan(earliest=self.round.step + self.first_steps)
 
@@ -422,7 +423,7 @@ class Coordinator(Machine[events.Event, Effect]):
         """Count a step as if its results had come."""
         micro_batches, account, tally = self.round.micro_batches, self.state.account, made.tally
         member = self.membership.by_rank(made.rank)
-        assert tally.count == self.info.job.global_batch * self.info.targets  # by which the team has divided
+        assert tally.count == self.info.job.global_batch * self.info.targets
         for part in made.parts:
             losses = made.losses[4 * part.node.lo : 4 * part.node.hi]
             process = None if member is not None and member.processes == 1 else part.process

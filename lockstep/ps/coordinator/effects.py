@@ -36,7 +36,7 @@ class ForgetWorker(Struct, frozen=True, kw_only=True):
 
 
 class UpdateWeights(Struct, frozen=True, kw_only=True):
-    """The tree is whole: make one step of the optimizer with the mean over `tally.count` samples."""
+    """The tree is whole: make one step of the optimizer with the mean over `tally.divisor` targets."""
 
     step: int
     tally: Tally

@@ -193,6 +193,10 @@ def contradiction(result: Result, info: RunInfo) -> str:
     samples = _samples(result, info)
     if samples is not None and result.count != (count := samples * info.targets):
         return f"a count of {result.count} for micro-batches {result.node()} of step {result.step}: expected {count}"
+    if result.ignored > result.count:
+        return f"{result.ignored} of {result.count} targets that are ignored: expected at most as many as there are"
+    if result.weight is not None and not 0.0 <= result.weight < math.inf:
+        return f"targets that weigh {result.weight}: expected a finite number of at least 0"
     return ""
 
 

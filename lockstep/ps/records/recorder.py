@@ -86,12 +86,13 @@ class MetricsRecorder:
         self.times.add(time, update_s, is_counted=step % self.info.plan.steps_per_epoch != 0)
         if self.folder is not None:
             guess = self.info.guess
+            score = score_of(tally, guess and guess.train, has_accuracy=self.info.has_accuracy)
             record = StepRecord(
                 epoch=self.info.plan.epoch_of(step),
                 step=step,
                 loss=tally.loss,
-                accuracy=tally.accuracy if guess is None else None,
-                r2=None if guess is None else score_of(tally, guess.train).r2,
+                accuracy=score.accuracy,
+                r2=score.r2,
                 lr=rate,
                 samples=tally.count // self.info.targets,
                 round_s=time.round_s,
@@ -154,7 +155,15 @@ class MetricsRecorder:
             self.folder.keep(RECEIPT, receipt_of(self.info, self.chain))
 
     def finish(
-        self, progress: Progress, *, workers: int, compute_s: float, weights: Vector, now: float, teams: int = 0
+        self,
+        progress: Progress,
+        *,
+        workers: int,
+        compute_s: float,
+        weights: Vector,
+        average: Vector | None = None,
+        now: float,
+        teams: int = 0,
     ) -> RunResult:
         """Write the weights and the result of a run that succeeded, of so many workers in so many teams."""
         info, job, kept = self.info, self.info.job, self.history[-1]
@@ -178,7 +187,7 @@ class MetricsRecorder:
             images_per_s=progress.samples / progress.train_s if progress.train_s else 0.0,
             compute_s=compute_s,
             update_s=self.update_s,
-            parameters=self.layout.parameter_size,
+            parameters=self.layout.parameter_count,
             split=self.times.split(),
             train_loss=kept.loss,
             test_loss=kept.test_loss,
@@ -201,6 +210,9 @@ class MetricsRecorder:
         )
         if self.folder is not None:
             self._keep(weights, self.ends_at(kept.epoch))
+            if average is not None:
+                metadata = {"run": info.run, "model": job.model_name(), "steps": str(progress.steps)}
+                self.folder.keep_average(self.layout, average, metadata)
             self.keep_receipt()
             self.folder.keep(RESULT, self.result)
         return self.result

@@ -25,6 +25,8 @@ LEDGER = "ledger.jsonl"
 RECEIPT = "receipt.json"
 CHECKPOINTS = "checkpoints"
 WEIGHTS = "weights.safetensors"
+#: The moving average of the weights, if the job has one.
+AVERAGE_WEIGHTS = "weights-ema.safetensors"
 #: The weights after the last epoch, while callbacks may ask for them.
 EPOCH_WEIGHTS = "epoch.safetensors"
 RESULT = "result.json"
@@ -173,6 +175,10 @@ class RunFolder:
     def keep_weights(self, layout: ParameterLayout, vector: Vector, metadata: dict[str, str]) -> None:
         """Write the weights as safetensors, whole or not at all."""
         write(self.path / WEIGHTS, layout.read(vector), metadata)
+
+    def keep_average(self, layout: ParameterLayout, vector: Vector, metadata: dict[str, str]) -> None:
+        """Write the moving average of the weights, whole or not at all."""
+        write(self.path / AVERAGE_WEIGHTS, layout.read(vector), metadata)
 
     def keep_epoch(self, layout: ParameterLayout, vector: Vector, epoch: int, steps: int) -> None:
         """Write the weights after an epoch for callbacks; if that fails, the run does not."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from lockstep.common.data.manifest import Manifest
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
+from lockstep.common.job.losses import has_accuracy
 from lockstep.common.job.score import Guess
 from lockstep.common.model.files import ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
@@ -51,7 +52,7 @@ class RunInfo(AdmissionPolicy):
     targets: int = 1
     #: Where the run keeps a copy of the model's files, empty if workers are not told.
     model_folder: str = ""
-    #: What a regression's R² is measured by; None in a classification.
+    #: What R² is measured by; None if the loss is not the mean squared error.
     guess: Guess | None = None
     #: The folder of memory that workers on this machine may share, empty if there is none.
     memory: str = ""
@@ -63,6 +64,11 @@ class RunInfo(AdmissionPolicy):
     moments: tuple[float, float] | None = None
     #: Values of the vectors that are sent.
     size: int = 0
+
+    @property
+    def has_accuracy(self) -> bool:
+        """Whether an output can be right or wrong."""
+        return has_accuracy(self.job.loss)
 
     def welcome(self, rank: int, *, shards: Sequence[str] = (), offers_memory: bool = True) -> Welcome:
         """Return the welcome of a worker; `shards` are the addresses of other servers, in the order of their slices."""

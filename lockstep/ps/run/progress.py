@@ -19,6 +19,7 @@ class Progress:
     #: The run's: see `RunInfo`.
     targets: int = 1
     guess: Guess | None = None
+    has_accuracy: bool = True
     #: When the first step was begun, in seconds of the coordinator's clock; None before.
     started: float | None = None
     #: Seconds before that which count as well, of a run that was resumed from a checkpoint.
@@ -69,7 +70,8 @@ class Progress:
     def end_epoch(self, number: int, evaluation: Tally, now: float) -> EpochStatus:
         """Record a finished evaluation of the test set, and begin the next epoch."""
         validation, self.validation = self.validation, None
-        score, test = self.score(self.epoch), score_of(evaluation, self.guess and self.guess.test)
+        score = self.score(self.epoch)
+        test = score_of(evaluation, self.guess and self.guess.test, has_accuracy=self.has_accuracy)
         status = EpochStatus(
             epoch=number,
             loss=self.epoch.loss,
@@ -80,7 +82,7 @@ class Progress:
             test_r2=test.r2,
             wall_s=self.elapsed(now),
             val_loss=None if validation is None else validation.loss,
-            val_accuracy=None if validation is None or self.guess is not None else validation.accuracy,
+            val_accuracy=None if validation is None else self.score(validation).accuracy,
         )
         self.history.append(status)
         self.epoch = Tally()
@@ -88,7 +90,7 @@ class Progress:
 
     def score(self, tally: Tally) -> Score:
         """Return the score of training samples."""
-        return score_of(tally, self.guess and self.guess.train)
+        return score_of(tally, self.guess and self.guess.train, has_accuracy=self.has_accuracy)
 
     def elapsed(self, now: float) -> float:
         """Return the seconds since the first step began, without those when nothing ran."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lockstep.common.errors import FailureKind
+from lockstep.common.optim.wrapped import averaged
 from lockstep.common.protocol.shard_messages import Collected
 from lockstep.ps.checkpoint.checkpointer import Checkpointer
 from lockstep.ps.coordinator import effects, events
@@ -36,13 +37,15 @@ class StepCommitter:
         if self.guard.text:
             return [events.WeightsNotFinite(text=self.guard.text)]
         self._update = effect
-        return self.group.update(effect.step, effect.tally.count, self._collected(effect.step))
+        return self.group.update(effect.step, effect.tally.divisor, self._collected(effect.step))
 
     def _collected(self, step: int) -> Collected:
         """Return what is to be gathered from all servers with the update of a step."""
         ends_epoch, checkpointer = self.coordinator.info.plan.closes_epoch(step), self.checkpointer
         if checkpointer is None or not checkpointer.folder.keep:
-            return "weights" if ends_epoch else "nothing"
+            # The moving average of the weights is one of the optimizer's slots, and is kept at the end of the run.
+            has_average = self.coordinator.info.job.ema_decay is not None
+            return ("all" if has_average else "weights") if ends_epoch else "nothing"
         # Never the weights alone: they and the optimizer's slots are to be of one step.
         is_due = ends_epoch or checkpointer.schedule.is_due(step + 1, self.group.clock.now(), ends_epoch=False)
         return "all" if is_due else "nothing"
@@ -102,6 +105,7 @@ class StepCommitter:
                 teams=membership.most_teams,
                 compute_s=membership.compute_s,
                 weights=group.holder.weights,
+                average=averaged(group.holder.weights, group.holder.state),
                 now=group.clock.now(),
             )
         else:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.quantization.quantization import RoundingKey
 from lockstep.common.aggregation.slices import Slice
-from lockstep.common.aggregation.tree import Addition, Node, Vector, VectorPool, VectorTree
+from lockstep.common.aggregation.tree import Addition, Node, Vector, VectorPool, VectorTree, new_vector
 from lockstep.common.aggregation.update import Pair, Slots, UpdatePass, UpdateStep, UpdateVectors
 from lockstep.common.optim.clipping import add_blocks, scale_for
 from lockstep.ps.shard.update_policy import UpdatePolicy
@@ -54,11 +54,11 @@ class Shard:
 
     def __post_init__(self) -> None:
         self.frames = self.owned.frames()
-        self.state = self.policy.rule.init(max(0, min(self.owned.stop, self.policy.parameter_size) - self.start))
+        self.state = self.policy.init(max(0, min(self.owned.stop, self.policy.parameter_size) - self.start))
         self._sets = self.state, self.state
         self.served = self.slots
         if not self.policy.wire_weights.is_exact:
-            self.served = self.rounded or (np.zeros_like(self.weights), np.zeros_like(self.weights))
+            self.served = self.rounded or (new_vector(self.weights.size), new_vector(self.weights.size))
         self.refresh_served()
         pools = {len(frame): VectorPool(len(frame)) for frame in self.frames}
         self.trees = [VectorTree(self.micro_batches, pools[len(frame)], self._addition(frame)) for frame in self.frames]
@@ -144,9 +144,9 @@ class Shard:
         for tree in self.trees:
             tree.settle(memory)
 
-    def squares(self, count: int) -> NDArray[np.float64]:
+    def squares(self, divisor: float) -> NDArray[np.float64]:
         """Return what clipping adds up, of all shards, to the squared norm of the mean gradient."""
-        return self.updating.squares(self.owned, self.terms(), count)
+        return self.updating.squares(self.owned, self.terms(), divisor)
 
     def is_whole(self) -> bool:
         """Tell whether all sums of the step at hand have come."""
@@ -156,15 +156,15 @@ class Shard:
         """Return, for each frame, the one or two vectors whose sum is the whole, to be read until the update."""
         return [tree.terms() for tree in self.trees]
 
-    def update(self, step: int, count: int, scale: float | None = None) -> UpdateStep:
-        """Step the optimizer with the whole sum over `count` samples; return what was done.
+    def update(self, step: int, divisor: float, scale: float | None = None) -> UpdateStep:
+        """Step the optimizer with the whole sum, divided by `divisor`; return what was done.
 
         `scale` is the factor of clipping; without it, a shard that holds the whole vector finds it itself.
         """
         if scale is None and self.policy.clip_norm is not None:
-            scale = scale_for(add_blocks(self.squares(count)), self.policy.clip_norm)
+            scale = scale_for(add_blocks(self.squares(divisor)), self.policy.clip_norm)
         reads, rate = self.reads, self.policy.schedule.rate(step)
-        at = UpdateStep(step=step, count=count, rate=rate, scale=scale, reads=reads, writes=reads)
+        at = UpdateStep(step=step, divisor=divisor, rate=rate, scale=scale, reads=reads, writes=reads)
         self.end_update(at, self.updating.run(at, self.owned, self.terms()))
         return at
 

@@ -43,11 +43,11 @@ class DistributedUpdate:
             raise RemoteProtocolError(f"squares of {len(squares) / 2:g} blocks: expected one for {BLOCK} values")
         self.squares[peer] = np.frombuffer(squares.tobytes(), np.float64)
 
-    def scale(self, own: Shard, count: int, order: Sequence[bytes]) -> float:
+    def scale(self, own: Shard, divisor: float, order: Sequence[bytes]) -> float:
         """Return the factor of clipping by the norm of the whole gradient: of all slices' blocks, in their order."""
         clip_norm = own.policy.clip_norm
         assert clip_norm is not None
-        blocks = np.concatenate([own.squares(count), *(self.squares[peer] for peer in order)])
+        blocks = np.concatenate([own.squares(divisor), *(self.squares[peer] for peer in order)])
         return scale_for(add_blocks(blocks), clip_norm)
 
     def on_done(self, done: UpdateDone) -> None:

@@ -318,7 +318,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         if self.info.job.clip_norm is None or not self.others:
             return self._update(None)  # a shard of the whole vector finds the factor of clipping itself
         self.phase = GroupPhase.MEASURING
-        asked = SquaresRequest(step=update.step, count=update.count)
+        asked = SquaresRequest(step=update.step, divisor=update.divisor)
         return [Send(peer=peer, message=asked) for peer in self.members]
 
     def _update(self, scale: float | None) -> list[GroupEffect]:

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
-from typing import assert_never
+from typing import Any, assert_never
 
 from lockstep.common.aggregation.checksum import MODULUS
 from lockstep.common.aggregation.slices import Slice, slices_for
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
+from lockstep.common.job.own_code import needs_code
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import Eviction, Leave, Message
 from lockstep.common.protocol.shard_messages import (
@@ -180,9 +181,9 @@ class ShardGroupShell:
             case machine.FindScale():
                 assert self.state.update is not None  # that is what is measured
                 order = [member.peer for member in self.state.in_order()]
-                yield machine.ScaleFound(scale=self._update.scale(self.own, self.state.update.count, order))
+                yield machine.ScaleFound(scale=self._update.scale(self.own, self.state.update.divisor, order))
             case Update():
-                self._update.rate = self.own.update(effect.step, effect.count, effect.scale).rate
+                self._update.rate = self.own.update(effect.step, effect.divisor, effect.scale).rate
                 yield machine.OwnSliceUpdated(step=effect.step)
             case coordinator_events.StepUpdated():
                 self._complete(effect.step)
@@ -223,7 +224,14 @@ class ShardGroupShell:
             size=self.whole.weights.size,
             parameter_size=self.whole.policy.parameter_size,
             memory=self.info.memory,
+            spans=tuple((span.stop, *span.group) for span in self.whole.policy.spans),
+            **(self._own_source() if needs_code(self.info.job) else {}),
         )
+
+    def _own_source(self) -> dict[str, Any]:
+        """Return what a shard needs that calls functions of the user's own."""
+        info = self.info
+        return {"source": info.source, "model_files": tuple(info.model_files), "model_folder": info.model_folder}
 
     def _fill(self, effect: machine.FillShard) -> Iterator[machine.GroupEvent]:
         has_weights = effect.shares and self.whole.policy.wire_weights.is_exact
@@ -257,13 +265,13 @@ class ShardGroupShell:
 
     # Updates
 
-    def update(self, step: int, count: int, collected: Collected) -> list[coordinator_events.Event]:
+    def update(self, step: int, divisor: float, collected: Collected) -> list[coordinator_events.Event]:
         """Let all servers make an update, and the shards send their new weights to the workers that are ready."""
         pushed = frozenset(member.rank for member in self.membership.ready() if not member.shares and self.state.others)
         self._update = DistributedUpdate(began=self.clock.now(), collected=collected, pushed=pushed)
         if self.gathered is not None and collected != "nothing":
             self.gathered.begin()
-        asked = Update(step=step, count=count, scale=None, ranks=sorted(pushed), collected=collected)
+        asked = Update(step=step, divisor=divisor, scale=None, ranks=sorted(pushed), collected=collected)
         return self._dispatch(asked)
 
     def _complete(self, step: int) -> None:

@@ -1,5 +1,6 @@
 """A shard's shell: turns frames into events and effects into frames, for workers and the server. Decides nothing."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,18 +153,18 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
             case Begin():
                 self._demand_slice().begin(message.steps)
             case SquaresRequest() | Update():
-                self._demand_sums(message.step, message.count)
+                self._demand_sums(message.step, message.divisor)
             case Collect():
                 self._send_held(message.steps, has_state=False)
             case _ if not isinstance(message, machine.Request | ShardWelcome):
                 raise RemoteProtocolError(f"a {type(message).__name__} is not a message for a shard")
         return message
 
-    def _demand_sums(self, step: int, count: int) -> None:
-        """Raise `RemoteProtocolError` if the sums of the step at hand are incomplete, or over no samples."""
+    def _demand_sums(self, step: int, divisor: float) -> None:
+        """Raise `RemoteProtocolError` if the sums of the step at hand are incomplete, or divided by less than 0."""
         shard = self._demand_slice().shard
-        if step == shard.updates and (count < 1 or not shard.is_whole()):
-            raise RemoteProtocolError(f"step {step} over {count} samples, whose sums are not all there")
+        if step == shard.updates and (not 0.0 <= divisor < math.inf or not shard.is_whole()):
+            raise RemoteProtocolError(f"step {step} over {divisor} targets, whose sums are not all there")
 
     def _demand_slice(self) -> ShardStorage:
         """Return the slice; `RemoteProtocolError` before the welcome."""
@@ -195,7 +196,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
                 # The server leases the slot again as soon as this is acknowledged.
                 storage.shard.settle(sums)
             case SquaresRequest():
-                squares = storage.shard.squares(effect.count).view(np.float32)
+                squares = storage.shard.squares(effect.divisor).view(np.float32)
                 self.send_to_server(Squares(step=effect.step), squares)
             case Update():
                 self._update(storage, effect)
@@ -204,7 +205,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
 
     def _update(self, storage: ShardStorage, update: Update) -> None:
         """Make an update, and send the server what it collects of it."""
-        storage.shard.update(update.step, update.count, update.scale)
+        storage.shard.update(update.step, update.divisor, update.scale)
         if update.collected != "nothing":
             self._send_held(update.step + 1, has_state=update.collected == "all")
         moved = self.traffic.drain()

@@ -8,6 +8,9 @@ import numpy as np
 from lockstep.common.aggregation.slices import Slice, slices_for
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import RemoteProtocolError, SharingError
+from lockstep.common.job.optimizer import Group, Span
+from lockstep.common.job.own_code import NO_CODE, needs_code
+from lockstep.common.model.source import told_source
 from lockstep.common.protocol.shard_messages import MOMENTA, WEIGHTS, ShardWelcome
 from lockstep.common.protocol.shared_files import WEIGHTS as WEIGHTS_FILE
 from lockstep.common.protocol.shared_files import sums_file, sums_shape, weights_shape
@@ -82,7 +85,14 @@ def storage_of(welcome: ShardWelcome, root: Path | None) -> ShardStorage:
     owned = slices_for(size, welcome.servers)[welcome.index]
     plan = plan_of(job, welcome.training_samples, welcome.test_samples)
     momenta = np.zeros(size - welcome.parameter_size, np.float32)
-    policy = policy_of(job, plan, welcome.parameter_size, momenta)
+    own = NO_CODE
+    if needs_code(job):
+        own = told_source(job, welcome.source, welcome.model_files, welcome.model_folder).own_code()
+    spans = [Span(stop, Group(decays, lr_factor)) for stop, decays, lr_factor in welcome.spans]
+    spans = spans or [Span(welcome.parameter_size, Group())]
+    if spans[-1].stop != welcome.parameter_size:
+        raise RemoteProtocolError(f"groups of {spans[-1].stop} values: expected {welcome.parameter_size}")
+    policy = policy_of(job, plan, spans, momenta, own)
 
     def storage(served: tuple[Vector, Vector], folder: SharedFolder | None, nonce: str, obstacle: str) -> ShardStorage:
         slots = served

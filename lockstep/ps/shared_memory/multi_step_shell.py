@@ -11,9 +11,8 @@ import numpy as np
 
 from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.tree import Node
-from lockstep.common.job.tally import Tally
 from lockstep.common.protocol import messages
-from lockstep.common.protocol.team_memory import ENTRIES, UpdateMarks
+from lockstep.common.protocol.team_memory import ENTRIES, UpdateMarks, tally_in
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.statemachine.machine import TimePassed, carry_out
 from lockstep.common.transport.shared_memory.file_lock import FileLock
@@ -88,7 +87,6 @@ class MultiStepShell:
             incarnation="",
             first=asked.first,
             last=stop,
-            count=self.info.job.global_batch * self.info.targets,
             reads=self.shard.reads,
             memory=sharing.generation,
         )
@@ -187,7 +185,7 @@ class MultiStepShell:
             yield coordinator_events.StepMade(
                 step=step,
                 rank=self.state.rank,
-                tally=Tally(float(entry["loss_sum"]), int(entry["correct"]), int(entry["count"])),
+                tally=tally_in(entry),
                 losses=entry["losses"].astype("<f4").tobytes(),
                 parts=tuple(_parts(entry)),
                 round_s=max(0.0, float(entry["round_s"])),

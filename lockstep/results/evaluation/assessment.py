@@ -12,6 +12,7 @@ from lockstep.common.data.folder import Column
 from lockstep.common.data.sampler import evaluation_chunks
 from lockstep.common.data.source import load
 from lockstep.common.errors import DataError, ModelError
+from lockstep.common.job.losses import LossKind
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.tally import Tally
 from lockstep.results.evaluation.figures import Integers, TargetFigures, confusion_of, in_units, target_figures
@@ -37,20 +38,23 @@ class Assessment:
     @property
     def targets(self) -> Array:
         """What the outputs are compared with: a class per row, or as many numbers as a row has."""
-        return self.objective.targets(self.dataset.labels)
+        return self.objective.compared(self.objective.targets(self.dataset.labels))
 
     @property
     def confusion(self) -> Integers:
         """The confusion matrix, (classes, classes). Raises ModelError for a regression."""
-        if self.objective.is_regression:
-            raise ModelError("a regression has no classes")
-        return confusion_of(self.targets, self.outputs.argmax(axis=1), self.outputs.shape[1])
+        if self.objective.kind is not LossKind.CLASSES:
+            raise ModelError(f"a run with loss = {self.objective.loss!r} has no classes of which one is right")
+        predicted = self.outputs.argmax(axis=1)
+        kept = self.targets != self.objective.ignore_index
+        return confusion_of(self.targets[kept], predicted[kept], self.outputs.shape[1])
 
     def surest_mistakes(self) -> NDArray[np.intp]:
         """Return the indices of a classifier's mistakes, those with the least probability of the true class first."""
         labels = self.targets
-        own = probabilities_of(self.outputs)[np.arange(len(labels)), labels]
-        wrong = np.flatnonzero(self.outputs.argmax(axis=1) != labels)
+        own = probabilities_of(self.outputs)[np.arange(len(labels)), np.where(labels < 0, 0, labels)]
+        is_wrong = (self.outputs.argmax(axis=1) != labels) & (labels != self.objective.ignore_index)
+        wrong = np.flatnonzero(is_wrong)
         return wrong[np.argsort(own[wrong], kind="stable")]
 
     @property
@@ -71,13 +75,13 @@ def probabilities_of(logits: Array) -> Array:
 def assess(trained: Trained, data: str | None = None) -> Assessment:
     """Evaluate a trained model on its own test set or that of another dataset, normalised as in training."""
     trained_on = dataset_of(trained.job)
-    compute = Compute(trained.job, trained.model, trained_on)
+    compute = Compute(trained.job, trained.model, trained_on, own=trained.own)
     compute.weights[...] = trained.weights
     batches, objective, outputs = compute.batches, compute.batches.objective, list[Array]()
     if data is not None:
         batches.data = _with_test_of(trained_on, load(data), data, objective)
     test = batches.data.test
-    compute.on_outputs = lambda chunk: outputs.append(objective.rows(chunk).copy())
+    compute.on_outputs = lambda chunk: outputs.append(objective.rows(chunk, test.targets).copy())
     tally = compute.evaluate(Node(0, evaluation_chunks(len(test))))
     table = table_of(trained.job) if objective.is_regression else None
     columns = () if table is None else tuple(table.targets)
@@ -100,8 +104,13 @@ def _with_test_of(trained_on: TrainTest, other: TrainTest, data: str, objective:
         parts = [_as_numbers(part, objective) for part in (trained_on.train, other.test)]
         return replace(trained_on, train=parts[0], test=parts[1], validation=None)
     objective.check_labels(other.test)
-    highest = int(other.test.labels.max())
-    if highest >= classes:
+    if other.test.labels.dtype != trained_on.test.labels.dtype:
+        raise DataError(
+            f"{data}: labels of dtype {other.test.labels.dtype}: expected {trained_on.test.labels.dtype}, as it was "
+            "trained on"
+        )
+    highest = int(other.test.labels.max()) if classes and other.test.labels.dtype.names is None else -1
+    if highest >= classes and objective.kind is LossKind.CLASSES:
         raise DataError(f"{data}: has the label {highest}: expected those of {classes} classes, as it was trained on")
     return replace(trained_on, test=replace(other.test, classes=classes))
 

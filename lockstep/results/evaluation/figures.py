@@ -71,6 +71,53 @@ def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
+class LabelFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """The figures of one of several labels; None if they would divide by 0."""
+
+    label: int
+    #: Test samples that have it.
+    samples: int
+    #: The share of samples for which it is predicted rightly, whether they have it or not.
+    accuracy: float
+    #: As of `ClassFigures`.
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+def label_figures(outputs: Floats, targets: Floats) -> list[LabelFigures]:
+    """Return the figures of each label, in order; both arrays are (n, labels), and outputs above 0 predict a label."""
+    predicted, held = outputs > 0.0, targets > 0.5
+    figures = []
+    for label, (guesses, truths) in enumerate(zip(predicted.T, held.T, strict=True)):
+        right, samples, claimed = (int(np.count_nonzero(each)) for each in (guesses & truths, truths, guesses))
+        figures.append(
+            LabelFigures(
+                label=label,
+                samples=samples,
+                accuracy=float(np.mean(guesses == truths)),
+                precision=_share(right, claimed),
+                recall=_share(right, samples),
+                f1=_share(2 * right, samples + claimed),
+            )
+        )
+    return figures
+
+
+def label_lines(figures: list[LabelFigures]) -> list[str]:
+    """Return one line per label."""
+    head = ("label", "samples", "accuracy", "precision", " recall", "     F1")
+    rows = (
+        [str(one.label), f"{one.samples:,}", *_percents(one.accuracy, one.precision, one.recall, one.f1)]
+        for one in figures
+    )
+    return _aligned(head, rows)
+
+
+def _percents(*shares: float | None) -> list[str]:
+    return ["-" if value is None else f"{value:>7.2%}" for value in shares]
+
+
 class TargetFigures(msgspec.Struct, frozen=True, kw_only=True):
     """The errors of one of the numbers of a sample."""
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from lockstep.common.data.source import load
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
+from lockstep.common.job.losses import LossKind, kind_of
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.run_folder import CHECKPOINTS, WEIGHTS
 from lockstep.results.evaluation.assessment import Assessment, assess
@@ -93,7 +94,7 @@ class ModelAnswers:
 def _drawing_of(job: Job) -> dict[str, Any]:
     path = Path(job.data)
     is_large = path.is_file() and path.stat().st_size > MOST_DATA_BYTES
-    if job.loss == "mse" or is_large:
+    if kind_of(job.loss) is not LossKind.CLASSES or is_large:
         return {"is_possible": False, "names": []}
     data = dataset_of(job)
     # Nobody draws clothes with a finger: of what has this size, only MNIST will do, in whatever form it is there.
@@ -108,8 +109,8 @@ def _names(names: Sequence[str], classes: int) -> list[str]:
 
 
 def _evaluated(assessment: Assessment) -> dict[str, Any]:
-    if assessment.objective.is_regression:
-        raise UsageError("a regression has no classes: `lockstep evaluate` reports its errors")
+    if assessment.objective.kind is not LossKind.CLASSES:
+        raise UsageError("there are no classes of which one is right: `lockstep evaluate` reports the figures")
     confusion = assessment.confusion
     if len(confusion) > MOST_CLASSES:
         raise UsageError(f"a matrix of {len(confusion)} classes is too large to show: expected {MOST_CLASSES}")

@@ -9,6 +9,7 @@ from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.preparation import Preparation
 from lockstep.common.errors import DataError
+from lockstep.common.job.losses import LossKind, kind_of
 from lockstep.runs.trained_model import Trained, dataset_of
 
 #: The weights of red, green and blue in brightness (ITU-R BT.601).
@@ -34,8 +35,11 @@ class Recognizer:
     @classmethod
     def of(cls, trained: Trained, *, centres: bool) -> "Recognizer":
         """Return the recognizer of a model. Raises DataError unless it classifies images of one or three channels."""
-        if trained.job.loss == "mse":
-            raise DataError("the model is a regression: expected a classifier; `lockstep evaluate` reports its errors")
+        if kind_of(trained.job.loss) is not LossKind.CLASSES:
+            raise DataError(
+                f"the model was trained with loss = {trained.job.loss!r}: expected a classifier; `lockstep evaluate` "
+                "reports its figures"
+            )
         data = dataset_of(trained.job)
         train = data.train
         shape = train.sample_shape

@@ -1,7 +1,7 @@
 """Predict from Python with a run's model: from the rows of a table, or from arrays of samples."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,12 @@ from lockstep.common.autograd import functional as F
 from lockstep.common.autograd.graph import no_grad
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.array_source import as_samples
-from lockstep.common.data.dataset import TrainTest
+from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.folder import FolderManifest
 from lockstep.common.data.preparation import Preparation
+from lockstep.common.data.records import as_input, as_records
 from lockstep.common.errors import DataError
+from lockstep.common.job.losses import LossKind, kind_of
 from lockstep.results.evaluation.row_predictions import RowPrediction, problems_text
 from lockstep.runs.optional_packages import demand
 from lockstep.runs.trained_model import Trained, dataset_of, table_of
@@ -50,8 +52,11 @@ class RunPredictor:
     def values(self, rows: Any) -> NDArray[np.float64]:
         """Return the probability of each class, (n, classes)."""
         if isinstance(self.data, TrainTest):
+            outputs = self._outputs(self.data, rows)
+            if self._kind is LossKind.LABELS:
+                return np.asarray(0.5 * (1.0 + np.tanh(0.5 * outputs.astype(np.float64))))
             with no_grad():
-                shares = F.softmax(Tensor(self._outputs(self.data, rows))).data
+                shares = F.softmax(Tensor(np.moveaxis(outputs, class_axis(outputs, self.data), -1))).data
             return np.asarray(shares, np.float64)
         return _stacked(self._of_table(self.data, rows), self.data.classes, squeezes=False)
 
@@ -69,13 +74,21 @@ class RunPredictor:
 
     def _labels_of(self, data: TrainTest, rows: Any) -> NDArray[Any]:
         outputs = self._outputs(data, rows)
-        if self.trained.job.loss == "mse":
+        if self._kind is LossKind.LABELS:
+            return (outputs > 0.0).astype(np.int64)
+        if self._kind is not LossKind.CLASSES:
             return np.asarray(outputs, np.float64)
-        places: NDArray[Any] = outputs.argmax(axis=-1)
+        places: NDArray[Any] = outputs.argmax(axis=class_axis(outputs, data))
         return np.array(data.class_names)[places] if data.class_names else places
+
+    @property
+    def _kind(self) -> LossKind:
+        return kind_of(self.trained.job.loss)
 
     def _outputs(self, data: TrainTest, rows: Any) -> NDArray[Any]:
         train = data.train
+        if train.images.dtype.names:
+            return self._answers(self._records(train, rows), data)
         given = np.asarray(rows, np.float32 if train.images.dtype == np.float32 else None)
         samples = as_samples("rows", given)
         if samples.shape[1:] != train.sample_shape or samples.dtype != train.images.dtype:
@@ -83,9 +96,31 @@ class RunPredictor:
                 f"samples of shape {samples.shape[1:]} and dtype {str(samples.dtype)!r}: expected {train.sample_shape} "
                 f"and {str(train.images.dtype)!r}, as it was trained on"
             )
-        preparation = Preparation.of(train) if self.trained.job.normalize else Preparation(0.0, 1.0)
+        return self._answers(samples, data)
+
+    def _records(self, train: Dataset, rows: Any) -> NDArray[Any]:
+        """Return several arrays of each sample, given by name or in order, as the training set has them."""
+        kinds, names = train.images.dtype, train.images.dtype.names or ()
+        given = rows if isinstance(rows, Mapping) else dict(zip(names, rows, strict=False))
+        if set(given) != set(names):
+            raise DataError(f"inputs {', '.join(map(repr, given))}: expected {', '.join(map(repr, names))}")
+        arrays = {name: as_input(repr(name), np.asarray(given[name])) for name in names}
+        records = as_records(arrays)
+        if records.dtype != kinds:
+            raise DataError(f"inputs of shapes and dtypes {records.dtype}: expected {kinds}, as it was trained on")
+        return records
+
+    def _answers(self, samples: NDArray[Any], data: TrainTest) -> NDArray[Any]:
+        """Return the outputs of stored samples."""
+        preparation = Preparation.of(data.train) if self.trained.job.normalize else Preparation(0.0, 1.0)
         parts = [samples[begin : begin + AT_ONCE] for begin in range(0, len(samples), AT_ONCE)]
         return np.concatenate([self.trained.model.outputs(preparation.images(part)).copy() for part in parts])
+
+
+def class_axis(outputs: NDArray[Any], data: TrainTest) -> int:
+    """Return which axis of outputs has the classes: the last one, or that after the samples' if there are places."""
+    places = data.train.values.shape[1:]
+    return -1 if outputs.shape[1:-1] == places and len(places) < 2 else 1
 
 
 def _stacked(found: Sequence[RowPrediction], width: int, *, squeezes: bool) -> NDArray[np.float64]:

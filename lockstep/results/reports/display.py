@@ -178,9 +178,14 @@ def epoch_line(epoch: EpochStatus, epochs: int) -> str:
     """Return a finished epoch as a line."""
     score, test = Score(epoch.accuracy, epoch.r2), Score(epoch.test_accuracy, epoch.test_r2)
     return (
-        f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.4f}  {score.name} {score.text()}  {_validation(epoch)}"
-        f"test {test.text()}  {epoch.wall_s:.1f} s"
+        f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.4f}  {_named(score)}{_validation(epoch)}"
+        f"test {test.text() or f'{epoch.test_loss:.4f}'}  {epoch.wall_s:.1f} s"
     )
+
+
+def _named(score: Score) -> str:
+    """Return the number with its name and a space, empty if there is none."""
+    return f"{score.name} {score.text()}  " if score.name else ""
 
 
 def _validation(epoch: EpochStatus) -> str:
@@ -202,10 +207,7 @@ def figures(status: Status) -> str:
         ready = sum(worker.processes for worker in status.workers if worker.state != "preparing")
         return f"{status.phase}: {ready} of {status.min_workers} ready"
     score = Score(status.accuracy, status.r2)
-    return (
-        f"loss {status.loss:.4f}  {score.name} {score.text()}  "
-        f"{status.images_per_s:,.0f} samples/s  {duration(status.eta_s)} left"
-    )
+    return f"loss {status.loss:.4f}  {_named(score)}{status.images_per_s:,.0f} samples/s  {duration(status.eta_s)} left"
 
 
 def progress_line(status: Status) -> str:

@@ -39,16 +39,14 @@ def epochs_table(history: list[EpochRecord]) -> Table:
     """Return a table with one line per epoch."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     name = Score(history[0].accuracy, history[0].r2).name if history else "accuracy"
-    for heading in ("epoch", "train loss", f"train {name}", "test loss", f"test {name}", "seconds"):
+    scores = (f"train {name}", f"test {name}") if name else ()
+    for heading in ("epoch", "train loss", *scores[:1], "test loss", *scores[1:], "seconds"):
         table.add_column(heading, justify="right")
     for epoch in history:
+        shown = (Score(epoch.accuracy, epoch.r2).text(), Score(epoch.test_accuracy, epoch.test_r2).text())
+        train, test = (shown[:1], shown[1:]) if name else ((), ())
         table.add_row(
-            str(epoch.epoch),
-            f"{epoch.loss:.4f}",
-            Score(epoch.accuracy, epoch.r2).text(),
-            f"{epoch.test_loss:.4f}",
-            Score(epoch.test_accuracy, epoch.test_r2).text(),
-            f"{epoch.wall_s:.1f}",
+            str(epoch.epoch), f"{epoch.loss:.4f}", *train, f"{epoch.test_loss:.4f}", *test, f"{epoch.wall_s:.1f}"
         )
     return table
 
@@ -57,9 +55,10 @@ def summary_lines(result: RunResult, folder: Path | None) -> list[str]:
     """Return the figures of a run, one per line."""
     who = f"{in_teams(result.workers, result.teams)} over {result.transport}" if result.workers else "one process"
     score = Score(result.test_accuracy, result.test_r2)
+    last = score.text() or (f"{result.history[-1].test_loss:.4f}" if result.history else "none")
     lines = [
         "",
-        f"{'test ' + score.name:<15} {score.text()}",
+        f"{'test ' + (score.name or 'loss'):<15} {last}",
         f"throughput      {result.images_per_s:,.0f} samples/s, {who}",
         f"time            {result.wall_s:.1f} s in all, {result.train_s:.1f} s of it training",
         f"weights sha256  {result.weights_sha256}",

@@ -15,6 +15,7 @@ import msgspec
 from lockstep.common.errors import LockstepError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
+from lockstep.common.job.losses import has_accuracy
 from lockstep.common.protocol.messages import Status, WorkerStatus
 from lockstep.common.runtime.clock import file_time
 from lockstep.ps.records.ledger import LedgerShare, Line, WorkerIn
@@ -440,7 +441,7 @@ class RunView:
         return {
             "folder": str(self.folder) if self.has_folder else None,
             "has_begun": job is not None,
-            "is_classification": job is not None and job.loss != "mse",
+            "is_classification": job is not None and has_accuracy(job.loss),
             "job": [] if job is None or launch is None else shown_values(job, launch),
             "receipt": {**_of_receipt(self.receipt), **_of_result(self.result)},
         }

@@ -3,8 +3,9 @@
 What is decided here never changes the result: sums are added over one fixed tree, whoever computed which of its nodes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
@@ -14,6 +15,9 @@ from lockstep.common.protocol.team_memory import MOST_SLICES, OWN_PARTS
 
 #: A plan is made anew if a process has become faster or slower by more than this part.
 DIFFERENT = 0.1
+
+#: As many processes compute as could, up to this factor.
+ROOM = 1.4
 
 
 class TeamPart(NamedTuple):
@@ -36,6 +40,11 @@ class OrderPlan:
         """Return the nodes that a process computes."""
         return [part.node for part in self.parts if part.process == process]
 
+    @cached_property
+    def workers(self) -> frozenset[int]:
+        """Those that have something to do."""
+        return frozenset([*(part.process for part in self.parts), *self.owners])
+
     def slices_of(self, process: int, slices: int) -> list[int]:
         """Return those of so many slices that a process makes."""
         if process not in self.owners:
@@ -48,6 +57,14 @@ class OrderWork(NamedTuple):
 
     node: Node
     micro_batches: int
+
+
+class Speed(NamedTuple):
+    """How fast a process computes."""
+
+    #: Seconds for a micro-batch, and which part of a core it needs meanwhile; 0 of one that has computed nothing yet.
+    seconds: float
+    load: float = 0.0
 
 
 def plan_for(what: OrderWork, seconds: Mapping[int, float], makers: int = MOST_SLICES) -> OrderPlan:
@@ -95,21 +112,40 @@ class Planner:
 
     #: Up to which factor in their times processes count as equally fast.
     even: float = 1.0
-    #: Most processes that get slices.
-    makers: int = MOST_SLICES
+    #: Most processes that have a core at a time: they get slices.
+    cores: int = MOST_SLICES
+    #: Most processes that can compute at a time without waiting for a core: more if they wait for something else.
+    _room: int = 0
     _what: OrderWork | None = None
     #: What each process takes for a micro-batch, in those of the fastest.
     _times: Mapping[int, float] = field(default_factory=dict)
     _plan: OrderPlan | None = None
 
-    def plan(self, what: OrderWork, seconds: Mapping[int, float]) -> OrderPlan:
-        """Return the plan of an order; `seconds` as for `plan_for`, 0 for a process that has computed nothing yet."""
-        least = min((one for one in seconds.values() if one > 0.0), default=1.0)
+    def plan(self, what: OrderWork, speeds: Mapping[int, Speed], before: Collection[int] = ()) -> OrderPlan:
+        """Return the plan of an order; `before` are those that had something to do in the one before."""
+        least = min((one.seconds for one in speeds.values() if one.seconds > 0.0), default=1.0)
         # Nobody knows better of one that has computed nothing yet.
-        times = {process: one / least if one > self.even * least else 1.0 for process, one in seconds.items()}
+        times: Mapping[int, float] = {
+            process: one.seconds / least if one.seconds > self.even * least else 1.0 for process, one in speeds.items()
+        }
+        if len(times) > self.cores:
+            times = self._enough_of(times, [one.load for one in speeds.values() if one.load > 0.0], before)
         if self._plan is None or what != self._what or not self._is_near(times):
-            self._what, self._times, self._plan = what, times, plan_for(what, times, self.makers)
+            self._what, self._times, self._plan = what, times, plan_for(what, times, self.cores)
         return self._plan
+
+    def _enough_of(
+        self, times: Mapping[int, float], loads: Sequence[float], before: Collection[int]
+    ) -> Mapping[int, float]:
+        """Return as many of the processes as can compute at once: more would only take the cores from one another.
+
+        The fastest; of equal ones those who did before, since they are awake, and then the last, as for slices.
+        """
+        room = self.cores * len(loads) / sum(loads) if loads else self.cores
+        if not self._room / ROOM <= room <= self._room * ROOM:
+            self._room = max(self.cores, round(room))
+        chosen = sorted(times, key=lambda process: (times[process], process not in before, -process))[: self._room]
+        return {process: times[process] for process in sorted(chosen)}
 
     def _is_near(self, times: Mapping[int, float]) -> bool:
         """Tell whether the same processes are as fast as they were when the plan was made."""

@@ -50,7 +50,7 @@ class Leader:
 
     def begin_steps(self, lease: MultiStepLease) -> None:
         """Let the team make the steps of a multi-step lease; `SharingError` if its memory cannot be mapped."""
-        steps = Steps(number=lease.number, first=lease.first, last=lease.last, count=lease.count, reads=lease.reads)
+        steps = Steps(number=lease.number, first=lease.first, last=lease.last, reads=lease.reads)
         node = Node(0, self.member.compute.job.micro_batches)
         self._give("train", lease.first, node, lease.memory, steps)
 
@@ -67,7 +67,7 @@ class Leader:
         self.order, self._last = order, order.last_number
         self.member.memory.give(order)
         self.member.begin(order)
-        self.member.wake(self.member.memory.sleepers())
+        self.member.wake(self.member.wanted_for(order.plan).intersection(self.member.memory.sleepers()))
 
     def advance(self, now: float) -> OrderOutcome | None:
         """Do what is due, or sleep a little; return how the order has ended if it has."""

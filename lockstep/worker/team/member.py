@@ -22,16 +22,28 @@ from lockstep.common.job.tally import Tally
 from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.messages import OF_A_STEP, Work
 from lockstep.common.protocol.shared_files import WEIGHTS, weights_shape
-from lockstep.common.protocol.team_memory import BEGAN_S, COMPUTE_S, COUNT, ENDED_S, ENTRIES, LOSS_SUM
-from lockstep.common.runtime.clock import Clock
+from lockstep.common.protocol.team_memory import (
+    BEGAN_S,
+    COMPUTE_S,
+    COUNT,
+    ENDED_S,
+    ENTRIES,
+    IGNORED,
+    LOSS_SUM,
+    WEIGHT,
+    weight_of,
+    write_tally,
+)
+from lockstep.common.runtime.clock import ThreadClock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.compute import Compute
 from lockstep.worker.node_sums import StoppedError
 from lockstep.worker.team.additions import additions_of
-from lockstep.worker.team.division import OrderPlan, OrderWork, Planner, missing_parts
+from lockstep.worker.team.division import OrderPlan, OrderWork, Planner, Speed, missing_parts
 from lockstep.worker.team.memory import RESULT, Computed, Copies, TeamMemory
 from lockstep.worker.team.order import Order
 from lockstep.worker.team.progress import (
+    SLEEP_S,
     Action,
     ComputeNode,
     Course,
@@ -52,6 +64,9 @@ SERVER_PATIENCE_S = 10.0
 
 #: Orders of one plan after which it is looked again how long a micro-batch takes each process.
 COURSE_ORDERS = 64
+
+#: Seconds after which one that was not woken, and has not looked by itself, is taken for dead.
+IDLE_S = 4 * SLEEP_S
 
 #: The process that gives orders.
 LEADER = frozenset({0})
@@ -82,7 +97,7 @@ class TeamMember:
 
     compute: Compute
     memory: TeamMemory
-    clock: Clock
+    clock: ThreadClock
     bells: Bells
     patience: Patience
     #: Where the server's memory is; None if it is not shared.
@@ -126,7 +141,7 @@ class TeamMember:
     def __post_init__(self) -> None:
         self._slices = len(self.memory.shape.slices)
         self.everybody = frozenset(range(self.memory.shape.processes))
-        self.adder, self.planner = SliceAdder(self.compute.wire), Planner(self.patience.even, self.patience.makers)
+        self.adder, self.planner = SliceAdder(self.compute.wire), Planner(self.patience.even, self.patience.cores)
 
     # Orders begin and end
 
@@ -157,7 +172,7 @@ class TeamMember:
         self.progress = OrderProgress(course, self.clock.now())
         self.memory.show("at", order.number)
         if not order.plan.of(self.memory.process):
-            self.memory.forget_speed()
+            self.memory.forget_speed(order.plan.workers)
 
     def _course_of(self, order: Order) -> Course:
         updates = self._updates if order.steps is not None else None
@@ -174,6 +189,11 @@ class TeamMember:
             seconds=self.memory.marks.seconds.tolist(),
             patience=self.patience,
         )
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether there are more processes than cores."""
+        return len(self.everybody) > self.patience.cores
 
     def show_ready(self) -> None:
         """Show that we take part from now on, in what comes next."""
@@ -368,15 +388,18 @@ class TeamMember:
     # Sums
 
     def _compute(self, order: Order, part: ComputeNode) -> None:
-        compute, began = self.compute, self.clock.now()
+        compute, began, before = self.compute, self.clock.now(), self.clock.times()
         compute.turn(order.step, into=self.first_row + part.row)
         if order.work in OF_A_STEP:
             _, tally = compute.train(order.step, part.node)
             losses: Sequence[float] = compute.losses
         else:
             tally, losses = compute.evaluate(part.node, order.work), ()
-        ended = self.clock.now()
-        self.memory.record_speed(max(1e-9, ended - began) / len(part.node))
+        ended, after = self.clock.now(), self.clock.times()
+        if order.work in OF_A_STEP or not self.memory.is_measured:  # an evaluation takes less than half of the time
+            took_s = max(1e-9, ended - began)
+            self.memory.record_speed(took_s / len(part.node))
+            self.memory.record_load((after.ran - before.ran) / max(1e-9, took_s - (after.waited - before.waited)))
         computed = Computed(
             node=part.node,
             tally=tally,
@@ -411,7 +434,8 @@ class TeamMember:
         whole, done = self.memory.shape.slices[making.slice_], self._done(making.stage)
         if making.stage is OrderStage.SQUARES:
             assert self._updates is not None  # what is clipped is an update
-            self._updates.add_squares(order, operands, whole, self.memory.marks.squares[self.memory.process])
+            squares = self.memory.marks.squares[self.memory.process]
+            self._updates.add_squares(operands, self.divisor(order), whole, squares)
         elif not self._add_up(operands, whole):
             return False
         self.memory.show_slice(done, making.slice_, order.number)
@@ -427,7 +451,7 @@ class TeamMember:
     def _update(self, order: Order, slice_: int, operands: Operands) -> bool:
         updates = self._updates
         assert updates is not None  # its slice was begun
-        is_finite = updates.write(slice_, order, operands, lambda: self._squares(order))
+        is_finite = updates.write(slice_, order, operands, self.divisor(order), lambda: self._squares(order))
         updates.end(slice_, order, is_made=is_finite, show=lambda: self._show_update(order, slice_))
         return is_finite
 
@@ -448,7 +472,7 @@ class TeamMember:
     # Looking
 
     def _look(self, order: Order, progress: OrderProgress, stage: OrderStage) -> OrderOutcome | None:
-        now = self.clock.now()
+        now = self.memory.mine["looked_s"] = self.clock.now()
         if not self.patience.spin_s and not self._is_asleep:
             self._show_asleep(is_asleep=True)  # it will sleep unless it finds all, and need not look twice then
         if order.steps is not None and not self.is_wanted():
@@ -508,11 +532,16 @@ class TeamMember:
             return OrderOutcome.DONE
         if made <= order.step:
             return OrderOutcome.STOPPED
-        entry = updates.marks.entries[(made - 1) % ENTRIES]
-        plan = self.memory.plan_in(entry["next"], lambda: int(entry["step"]) == made - 1)
+        plan = self._next_plan(made - 1)
         if plan is not None:  # otherwise others are even further: look again
             self._begin_step(order.following(made, plan))
         return None
+
+    def _next_plan(self, step: int) -> OrderPlan | None:
+        """Return the plan of the step after one that the team has made; None if its entry is written over."""
+        assert self._updates is not None  # steps follow one another
+        entry = self._updates.marks.entries[step % ENTRIES]
+        return self.memory.plan_in(entry["next"], lambda: int(entry["step"]) == step)
 
     # What the server gets to know
 
@@ -536,7 +565,7 @@ class TeamMember:
         entry["step"] = -1  # while it is written
         self.memory.keep_order()
         entry["used"] = used
-        entry["loss_sum"], entry["correct"], entry["count"] = tally.loss_sum, tally.correct, tally.count
+        write_tally(entry, tally)
         entry["round_s"], entry["update_s"] = self._summed - self._summed_before, self.clock.now() - self._began
         entry["parts"][:used] = copies.parts
         figures[:, BEGAN_S : ENDED_S + 1] -= self._summed_before
@@ -550,24 +579,39 @@ class TeamMember:
         """Return the tally of an order: a floating-point sum too, added over the same tree."""
         micro_batches = self.compute.batches.micro_batches_of(order.work)
         losses, correct, count = figures[:, LOSS_SUM : COUNT + 1].T.tolist()
+        ignored, weights = figures[:, IGNORED : WEIGHT + 1].T.tolist()
         additions = additions_of(copies.nodes, micro_batches, joins_halves=True)
-        return Tally(additions.total(losses), int(sum(correct)), int(sum(count)))
+        weight = weight_of(additions.total(weights))
+        return Tally(additions.total(losses), int(sum(correct)), int(sum(count)), int(sum(ignored)), weight)
+
+    def divisor(self, order: Order) -> float:
+        """Return what the sums of a step are divided by, which were just added up."""
+        copies = self._copies
+        assert copies is not None
+        return self.tally_of(order, copies, self.memory.figures(copies)).divisor
 
     # Plans
 
     def plan(self, work: Work, node: Node, before: Order | None) -> OrderPlan:
         """Return who computes what of the next order, and makes which slices: those who were not late with the last."""
-        seconds = self.memory.marks.seconds.tolist()
-        processes = self.present(before)
+        marks, processes = self.memory.marks, self.present(before)
+        seconds, loads = marks.seconds.tolist(), marks.loads.tolist()
         division = OrderWork(node, self.compute.batches.micro_batches_of(work))
-        return self.planner.plan(division, {process: seconds[process] for process in processes})
+        speeds = {process: Speed(seconds[process], loads[process]) for process in processes}
+        return self.planner.plan(division, speeds, () if before is None else before.plan.workers)
 
     def present(self, before: Order | None) -> list[int]:
-        """Return the processes of this session that have been in time for an order: at least this one."""
+        """Return the processes of this session that have been in time for an order: at least this one.
+
+        Where cores are short, those who had nothing to do in it were not woken: it is enough that they live.
+        """
         processes = self.memory.marks.processes
-        is_present = processes["ready"] == self.session
-        if before is not None:
-            is_present &= processes["at"] >= before.number
+        is_present = processes["at"] >= (0 if before is None else before.number)
+        if before is not None and self.is_crowded:
+            lives = processes["looked_s"] > self.clock.now() - IDLE_S
+            lives[list(before.plan.workers)] = False
+            is_present |= lives
+        is_present &= processes["ready"] == self.session
         is_present[self.memory.process] = True
         return np.nonzero(is_present)[0].tolist()
 
@@ -584,8 +628,15 @@ class TeamMember:
         assert self._course is not None  # that of the order
         if stage is not self._course.stages[-1][0]:
             return frozenset(order.plan.owners)
-        # The next order is the leader's to give, unless it follows by itself.
-        return LEADER if order.steps is None else self.everybody
+        if order.steps is None:
+            return LEADER  # who gives the next one
+        # Without a plan, they may all be further already; and after the last step all have something to do.
+        plan = None if order.number == order.last_number else self._next_plan(order.step)
+        return self.everybody if plan is None else self.wanted_for(plan)
+
+    def wanted_for(self, plan: OrderPlan) -> frozenset[int]:
+        """Return who is to begin with a plan at once: where cores are short, only who has something to do in it."""
+        return plan.workers if self.is_crowded else self.everybody
 
     def wake(self, whom: Iterable[int]) -> None:
         """Wake some of those who sleep."""

@@ -1,7 +1,7 @@
 """The memory of a team as one of its processes sees it: its own vectors, those of the others, and everybody's marks."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,6 @@ from lockstep.common.errors import SharingError
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.shared_files import MARKS, process_file, process_shape
 from lockstep.common.protocol.team_memory import (
-    ENDED_S,
     HI,
     LO,
     ORDER,
@@ -26,6 +25,7 @@ from lockstep.common.protocol.team_memory import (
     TeamShape,
     file_of,
     keep_order,
+    weight_in_memory,
 )
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.common.transport.shared_memory.segment import PAGE_BYTES, Segment, Shape, reserve
@@ -37,6 +37,9 @@ RESULT = ROWS
 
 #: What a new measurement of a process's speed counts for.
 NEW = 0.3
+
+#: A process counts as one that needs at least this part of a core.
+LEAST_LOAD = 0.01
 
 #: A measurement counts as at most so many times what was known before.
 MOST = 2.0
@@ -171,13 +174,19 @@ class TeamMemory:
         """Show that a vector of ours holds sums, and all that belongs to them."""
         marks, node, tally = self.marks, copy.node, copy.tally
         times = copy.ended_s - copy.began_s, copy.began_s, copy.ended_s
-        marks.figures[self.process, row, : ENDED_S + 1] = (tally.loss_sum, tally.correct, tally.count, *times)
+        counted = tally.loss_sum, tally.correct, tally.count
+        marks.figures[self.process, row] = (*counted, *times, tally.ignored, weight_in_memory(tally))
         marks.nodes[self.process, row, LO : HI + 1] = node.lo, node.hi
         if copy.losses:
             self.marks.losses[self.process, node.lo : node.hi] = copy.losses
         self.keep_order()
         marks.nodes[self.process, row, ORDER] = order
         self.keep_order()
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it is known what a micro-batch takes us."""
+        return bool(self.marks.seconds[self.process])
 
     def record_speed(self, seconds: float) -> None:
         """Record what a micro-batch took us."""
@@ -189,9 +198,20 @@ class TeamMemory:
         self.marks.seconds[self.process] = before + NEW * (usual - before) if is_known else seconds
         self._measured += 1
 
-    def forget_speed(self) -> None:
-        """Let us count as a little faster, since we were given nothing: so we are tried again."""
-        self.marks.seconds[self.process] *= FORGOTTEN if self._measured > FIRST else FIRST_FORGOTTEN
+    def record_load(self, load: float) -> None:
+        """Record in which part of the time that we computed we had a core, or waited for nothing else."""
+        before, now = float(self.marks.loads[self.process]), min(max(load, LEAST_LOAD), 1.0)
+        self.marks.loads[self.process] = before + NEW * (now - before) if before else now
+
+    def forget_speed(self, workers: Iterable[int]) -> None:
+        """Let us count as a little faster, since we were given nothing: so we are tried again.
+
+        Not as faster than those who were given something, since these may just be enough.
+        """
+        seconds = self.marks.seconds
+        forgotten = FORGOTTEN if self._measured > FIRST else FIRST_FORGOTTEN
+        least = min((float(seconds[process]) for process in workers), default=0.0)
+        seconds[self.process] = max(least, forgotten * seconds[self.process])
 
     # What all have
 
@@ -304,13 +324,8 @@ class TeamMemory:
         self.keep_order()
         cells["work"], cells["step"], cells["memory"] = WORKS.index(order.work), order.step, order.memory
         cells["lo"], cells["hi"] = order.node.lo, order.node.hi
-        steps = order.steps or Steps(number=0, first=0, last=0, count=0, reads=0)
-        cells["number"], cells["last"], cells["count"], cells["reads"] = (
-            steps.number,
-            steps.last,
-            steps.count,
-            steps.reads,
-        )
+        steps = order.steps or Steps(number=0, first=0, last=0, reads=0)
+        cells["number"], cells["last"], cells["reads"] = steps.number, steps.last, steps.reads
         cells["plan"] = self.written(order.plan)
         self.keep_order()
         cells["order"] = order.number
@@ -325,9 +340,7 @@ class TeamMemory:
         if int(cells["order"]) != number or int(self.marks.orders[number % ORDERS]["order"]) != number:
             return None
         step, lease = int(cells["step"]), int(cells["number"])
-        steps = Steps(
-            number=lease, first=step, last=int(cells["last"]), count=int(cells["count"]), reads=int(cells["reads"])
-        )
+        steps = Steps(number=lease, first=step, last=int(cells["last"]), reads=int(cells["reads"]))
         return Order(
             number=number,
             work=WORKS[int(cells["work"])],

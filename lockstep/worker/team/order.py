@@ -15,7 +15,6 @@ class Steps:
     number: int
     first: int
     last: int
-    count: int
     reads: int
 
 

@@ -63,17 +63,17 @@ class Patience:
     spin_s: float
     #: Up to which factor in their times processes count as equally fast.
     even: float
-    #: Most processes that make slices at a time.
-    makers: int = MOST_SLICES
+    #: Most processes that have a core at a time.
+    cores: int = MOST_SLICES
 
 
 #: Where each process has a core to itself, and where some wait for one: then those who are late most often wait too.
-PATIENT, CROWDED = Patience(0.003, 0.75, 0.004, 1.25), Patience(0.05, 4.0, 0.0, 3.0)
+PATIENT, CROWDED = Patience(0.003, 0.75, 0.004, 1.25), Patience(0.05, 4.0, 0.0, 2.0)
 
 
 def patience_of(processes: int, cores: int) -> Patience:
     """Return how long so many processes on so many cores wait for one another."""
-    return PATIENT if processes <= cores else replace(CROWDED, makers=cores)
+    return PATIENT if processes <= cores else replace(CROWDED, cores=cores)
 
 
 #: Most seconds that a process waits, asleep, until it looks again.
@@ -107,7 +107,8 @@ class Course:
 
     def slack_s(self) -> float:
         """Return how much later they may be there."""
-        return self.patience.slack_s + self.patience.slack * (self.seconds[self.process] or UNKNOWN_S)
+        slowest = max((self.seconds[part.process] or UNKNOWN_S for part in self.plan.parts), default=UNKNOWN_S)
+        return self.patience.slack_s + self.patience.slack * slowest
 
 
 @dataclass

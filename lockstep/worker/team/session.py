@@ -7,15 +7,13 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from lockstep.common.aggregation.slices import frames_of
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import SharingError
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.shared_files import WEIGHTS, process_shape, weights_shape
 from lockstep.common.protocol.team_memory import ROWS, TeamShape, file_of
-from lockstep.common.runtime.clock import Clock
+from lockstep.common.runtime.clock import ThreadClock
 from lockstep.common.transport.shared_memory.folder import SharedFolder, shared_root
 from lockstep.worker.compute import Compute, Slots
 from lockstep.worker.setup import Material, SharedPlace, attach
@@ -37,7 +35,7 @@ class Alone:
 class Surroundings:
     """What a process of a team is given by whoever starts it."""
 
-    clock: Clock
+    clock: ThreadClock
     say: Callable[[str], None]
     #: How long it waits for the others.
     patience: Patience
@@ -93,7 +91,7 @@ def lead(welcome: Welcome, material: Material, around: Surroundings) -> LeaderSe
     sums: tuple[Vector, ...] = () if shared is None else shared.sums
     if shared is None and around.processes == 1:
         return LeaderSetup(compute=material.compute(slots, sums, frames), obstacle=obstacle)
-    shape = shape_of(welcome, around.processes, size, around.patience.makers)
+    shape = shape_of(welcome, around.processes, size, around.patience.cores)
     try:
         folder, memory, own_slots = _make(around, shape, has_weights=shared is None)
     except SharingError as error:
@@ -103,7 +101,7 @@ def lead(welcome: Welcome, material: Material, around: Surroundings) -> LeaderSe
     with ExitStack() as stack:
         stack.callback(folder.remove)
         stack.callback(memory.close)
-        sums = sums or (_new_sums(size),)
+        sums = sums or (material.model.layout.new_vector(),)
         compute = material.compute(slots or own_slots, (*sums, *memory.own.vectors[:ROWS]), frames)
         member = around.kind(
             compute,
@@ -166,10 +164,6 @@ def _check_room(root: Path, shape: TeamShape) -> None:
             f"{root} has no room for the {needed / 2**20:.0f} MiB of a team of {shape.processes} "
             f"({free / 2**20:.0f} MiB are free): make it larger (for a container, --shm-size)"
         )
-
-
-def _new_sums(size: int) -> Vector:
-    return np.zeros(size, np.float32)
 
 
 def foretell(welcome: Welcome, meeting: Meeting) -> None:

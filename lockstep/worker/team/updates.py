@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lockstep.common.aggregation.slices import Slice, slices_for
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.aggregation.update import UpdatePass, UpdateRule, UpdateStep, UpdateVectors
-from lockstep.common.job.optimizer import outer_momenta, rule_of, schedule_of
+from lockstep.common.job.optimizer import outer_momenta, rule_of, rules_of, schedule_of, spans_of
 from lockstep.common.optim.clipping import BLOCK, add_blocks, block_squares, scale_for
 from lockstep.common.optim.schedules import Schedule
 from lockstep.common.protocol.shared_files import (
@@ -65,18 +65,18 @@ class UpdateMaker:
     def __post_init__(self) -> None:
         compute, job, samples = self.compute, self.compute.job, len(self.compute.data.train)
         self.rule = UpdateRule(
-            rule=rule_of(job),
+            rules=rules_of(job, spans_of(job, compute.layout), compute.own),
             parameter_size=compute.layout.parameter_size,
             momenta=outer_momenta(job, compute.model.momenta()),
             wire_weights=compute.wire_weights,
         )
-        self.schedule = schedule_of(job, job.total_steps(samples), -(-samples // job.global_batch))
+        self.schedule = schedule_of(job, job.total_steps(samples), -(-samples // job.global_batch), compute.own)
         self.slices = slices_for(compute.layout.size, len(self.locks))
 
     @classmethod
     def open(cls, compute: Compute, shape: TeamShape, adder: SliceAdder, place: UpdatePlace) -> "UpdateMaker":
         """Map the newest memory of the weights; `SharingError` if it cannot be."""
-        layout, names = compute.layout, list(rule_of(compute.job).init(0))
+        layout, names = compute.layout, list(rule_of(compute.job, compute.own).init(0))
         shape_of_weights = weights_shape(layout.size)
         with closing(SharedFolder.join(place.root, place.folder)) as folder:
             first, second = folder.attach(WEIGHTS, shape_of_weights, is_writable=True).vectors
@@ -117,14 +117,14 @@ class UpdateMaker:
         self.marks.keep_order()
         return [slice_ for slice_, steps in enumerate(made) if steps <= step]
 
-    def write(self, slice_: int, order: Order, operands: Operands, squares: "Squares") -> bool:
-        """Write a slice of the new weights; return whether they are finite. Its lock is ours."""
+    def write(self, slice_: int, order: Order, operands: Operands, divisor: float, squares: "Squares") -> bool:
+        """Write a slice of the new weights, and tell whether they are finite. Its lock is ours."""
         steps = order.steps
         assert steps is not None  # of a lease there is no update
         reads = (steps.reads + order.step - steps.first) % 2
         at = UpdateStep(
             step=order.step,
-            count=steps.count,
+            divisor=divisor,
             rate=self.schedule.rate(order.step),
             scale=self._scale_of(order.number, squares),
             reads=reads,
@@ -157,17 +157,15 @@ class UpdateMaker:
 
     # Clipping
 
-    def add_squares(self, order: Order, operands: Operands, whole: Slice, out: NDArray[np.float64]) -> None:
+    def add_squares(self, operands: Operands, divisor: float, whole: Slice, out: NDArray[np.float64]) -> None:
         """Write the sums of squares of a slice's blocks of the mean gradient into their places in `out`."""
-        assert order.steps is not None  # of a lease there is no update
         updating = self._pass_over(whole)
         with np.errstate(all="ignore"):  # as in `write`
             for number, (piece, terms) in enumerate(self.adder.pieces(operands, whole)):
-                for chunk in updating.chunks(piece):
-                    if chunk.momenta is None:
-                        blocks = block_squares(updating.mean(chunk, {number: terms}, order.steps.count))
-                        start = chunk.start // BLOCK
-                        out[start : start + len(blocks)] = blocks
+                for chunk in updating.trained_chunks(piece):
+                    blocks = block_squares(updating.mean(chunk, {number: terms}, divisor))
+                    start = chunk.start // BLOCK
+                    out[start : start + len(blocks)] = blocks
 
     def _scale_of(self, order: int, squares: "Squares") -> float | None:
         """Return the factor of clipping, None if nothing is clipped."""

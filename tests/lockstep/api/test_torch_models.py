@@ -1,12 +1,13 @@
 """`fit` with models of PyTorch: a class, a function or a module; what comes back is PyTorch's too."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lockstep import LambdaCallback, doctor, fit, load_run
+from lockstep import LambdaCallback, doctor, find_lr, fit, load_run, resume
 from lockstep.cli.main import run as run_command
 from lockstep.common.errors import ModelError
 from lockstep.common.files.safetensors import read, write
@@ -50,6 +51,19 @@ class Net(nn.Module):  # type: ignore[misc, name-defined]
 
 def build() -> Any:
     return Net(8)
+
+
+class Counting(nn.Module):  # type: ignore[misc, name-defined]
+    """A model that is refused after it was tried."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(784, 10)
+        self.calls = 0
+
+    def forward(self, x: Any) -> Any:
+        self.calls += 1
+        return self.inner(x.flatten(1))
 
 
 def test_a_class_a_module_of_it_and_a_function_are_trained_and_stay_as_they_were(tmp_path: Path) -> None:
@@ -104,6 +118,39 @@ def test_a_run_starts_from_a_models_own_weights_or_from_a_state_dict(tmp_path: P
     write(tmp_path / "odd.safetensors", {**state, "surplus": np.ones(1, np.float32)}, {})
     with pytest.raises(ModelError, match="'surplus' is in only one of them"):
         fit(Net, tiny_arrays(), run_dir=tmp_path / "odd", initial=str(tmp_path / "odd.safetensors"), **BRIEF)
+
+
+def settings() -> tuple[Any, ...]:
+    return (
+        torch.get_num_threads(),
+        torch.get_deterministic_debug_mode(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+        torch.get_rng_state().tolist(),
+    )
+
+
+@pytest.fixture
+def _own_settings() -> Iterator[None]:
+    before = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    yield
+    torch.set_num_threads(before[0])
+    torch.set_deterministic_debug_mode(before[1])
+
+
+@pytest.mark.usefixtures("_own_settings")
+def test_pytorch_has_its_settings_back_afterwards(tmp_path: Path) -> None:
+    torch.set_num_threads(2)
+    torch.set_deterministic_debug_mode("default")
+    before = settings()
+    run = fit(Net, tiny_arrays(), run_dir=tmp_path / "run", **{**BRIEF, "epochs": 1})
+    assert settings() == before
+    with pytest.raises(ModelError):
+        fit(Counting, tiny_arrays(), run_dir=tmp_path / "odd", **BRIEF)
+    assert settings() == before
+    find_lr(Net, write_tiny(tmp_path), steps=30, **{name: BRIEF[name] for name in ("global_batch", "micro_batches")})
+    assert settings() == before
+    assert resume(run.folder, verbose=False).weights_sha256 == run.weights_sha256
+    assert settings() == before
 
 
 def test_callbacks_see_the_model_between_epochs(tmp_path: Path) -> None:
@@ -180,7 +227,7 @@ def test_a_model_that_is_bound_elsewhere_still_has_its_own_values() -> None:
     model = torch_model(Net())
     first = model.first_weights(0)
     engine = model.engine(Objective())
-    engine.bind([np.zeros_like(first)], [np.zeros_like(first)])
+    engine.bind([model.layout.new_vector()], [model.layout.new_vector()])
     engine.evaluate(np.ones((2, 1, 28, 28), np.float32), np.zeros(2, np.int64))
     assert model.first_weights(0).tobytes() == first.tobytes()
     assert model.module.head.weight.abs().sum() > 0

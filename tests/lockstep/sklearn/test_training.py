@@ -43,7 +43,7 @@ def task(loss: str = "cross-entropy", classes: int = 3) -> TrainingTask:
     job = Job(
         model=dict(describe(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Dropout(0.1), nn.Linear(4, classes)))),
         data="arrays",
-        loss=loss,  # type: ignore[arg-type]  # one of two texts
+        loss=loss,
         epochs=8,
         global_batch=32,
         micro_batches=4,

@@ -29,7 +29,7 @@ def result_of(lease: Lease) -> Result:
 LEASE = lease_of(3)
 
 #: Two steps that the worker makes by itself.
-MULTI_STEP = MultiStepLease(number=2, incarnation="life", first=3, last=5, count=4, reads=0)
+MULTI_STEP = MultiStepLease(number=2, incarnation="life", first=3, last=5, reads=0)
 
 
 @dataclass

@@ -7,11 +7,12 @@ import msgspec
 import pytest
 
 from lockstep.common.errors import ModelError
+from lockstep.common.model.source import told_source
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import Welcome
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.runs.recorded_model import keep_files, told_folder
-from lockstep.worker.setup import gather, source_of
+from lockstep.worker.setup import gather
 from tests.simulation.small import digits, job_of
 
 FILES = {
@@ -57,7 +58,7 @@ def test_a_file_that_changes_during_a_run_changes_no_worker(welcome: Welcome, tm
 @pytest.mark.parametrize("place", FILES)
 def test_on_another_machine_one_line_names_the_file_that_differs(welcome: Welcome, tmp_path: Path, place: str) -> None:
     there = msgspec.structs.replace(welcome, model_folder="/no/such/folder")
-    assert source_of(there).digest == welcome.source
+    assert told_source(there.job, there.source, there.model_files, there.model_folder).digest == welcome.source
     write(tmp_path, {place: "# changed\n"})
     with pytest.raises(ModelError) as raised:
         gather(there, lambda name: digits())

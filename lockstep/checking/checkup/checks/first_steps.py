@@ -86,7 +86,7 @@ def first_steps(target: ExaminationTarget, clock: Clock, scale: float = 1.0) -> 
             probe.reseed(target.job.seed, step, 0)
             start = clock.now()
             optimizer.zero_grad()
-            loss = target.objective.training_loss(probe(Tensor(images)), targets, "mean")
+            loss = target.objective.mean_loss(probe(Tensor(images)), targets)
             losses.append(float(loss.data))
             if not math.isfinite(losses[-1]):
                 break

@@ -101,7 +101,7 @@ def signals_of(target: ExaminationTarget, *, with_backward: bool) -> Signals:
         nonfinite = first_nonfinite_layer(probe, x)
         with recorded_calls(probe) as calls:
             outputs = probe(x)
-            loss = target.objective.training_loss(outputs, targets, "mean")
+            loss = target.objective.mean_loss(outputs, targets)
         if with_backward and loss.requires_grad:
             loss.backward()
     gradients = [

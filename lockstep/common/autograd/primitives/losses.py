@@ -76,6 +76,99 @@ def _nll_log_probabilities(gradient: Array, shape: Shape, _: None, target: Array
 nll = Primitive("nll", _nll, (_nll_log_probabilities, None), keeps=True, reads=((1,), ()), is_opaque=True)
 
 
+def _class_coefficients(index: Array, is_kept: Array, weight: Array, label_smoothing: float) -> tuple[Array, Array]:
+    """Return what each log-probability is multiplied by, (samples, classes), and the weight of each target."""
+    own = weight[index] * is_kept
+    shares = np.multiply.outer(is_kept.astype(weight.dtype), weight * (label_smoothing / len(weight)))
+    shares[np.arange(index.size), index] += (1.0 - label_smoothing) * own
+    return shares, own
+
+
+def _kept(target: Array, ignore_index: int | None) -> tuple[Array, Array]:
+    """Return targets with a class in place of what is ignored, and which are not."""
+    is_kept = np.ones(target.shape, np.bool_) if ignore_index is None else target != ignore_index
+    return np.where(is_kept, target, 0), is_kept.reshape(-1)
+
+
+def _weighted_cross_entropy(
+    logits: Array,
+    target: Array,
+    *,
+    weight: Array,
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> tuple[Array, tuple[Array, Array, Shape, Array]]:
+    """Return the mean of -weight[target] log softmax(logits)[target] over the targets, by their weights.
+
+    With smoothing ε, each class c of `classes` gets ε / classes of its own weight in addition (PyTorch's formula).
+    """
+    scores = shifted(_rows(logits), axis=1)
+    probabilities = np.exp(scores)
+    total = np.add.reduce(probabilities, axis=1, keepdims=True)
+    probabilities /= total
+    scores -= np.log(total)
+    return _weighted(scores, probabilities, logits.shape, target, weight, ignore_index, label_smoothing, reduction)
+
+
+def _weighted_nll(
+    log_probabilities: Array, target: Array, *, weight: Array, ignore_index: int | None = None, reduction: str = "mean"
+) -> tuple[Array, tuple[Array, Array, Shape, Array]]:
+    """Return the mean of -weight[target] log_probabilities[target] over the targets, by their weights."""
+    rows = _rows(log_probabilities)
+    nothing = np.zeros((1, 1), rows.dtype)
+    return _weighted(rows, nothing, log_probabilities.shape, target, weight, ignore_index, 0.0, reduction)
+
+
+def _weighted(
+    scores: Array,
+    probabilities: Array,
+    shape: Shape,
+    target: Array,
+    weight: Array,
+    ignore_index: int | None,
+    label_smoothing: float,
+    reduction: str,
+) -> tuple[Array, tuple[Array, Array, Shape, Array]]:
+    classes, is_kept = _kept(target, ignore_index)
+    index, each = _classes(shape, classes), weight.astype(scores.dtype, copy=False)
+    if len(each) != scores.shape[1]:
+        raise ValueError(f"a loss got {len(each)} weights, expected {scores.shape[1]}, one for each class")
+    shares, own = _class_coefficients(index, is_kept, each, label_smoothing)
+    losses = -np.add.reduce(shares * scores, axis=1)
+    divisor = np.asanyarray(np.add.reduce(own), scores.dtype)
+    result = _reduced(losses, target.shape, reduction if reduction != "mean" else "sum")
+    return (np.asanyarray(result / divisor) if reduction == "mean" else result), (shares, probabilities, shape, divisor)
+
+
+def _weighted_scores(
+    gradient: Array,
+    saved: tuple[Array, Array, Shape, Array],
+    *_: None,
+    reduction: str = "mean",
+    **__: object,
+) -> Array:
+    shares, probabilities, shape, divisor = saved
+    result = probabilities * np.add.reduce(shares, axis=1, keepdims=True)
+    result = result - shares
+    spread = np.asanyarray(gradient / divisor) if reduction == "mean" else gradient
+    result *= spread.reshape(-1, 1) if reduction == "none" else spread
+    return _unrow(result, shape)
+
+
+weighted_cross_entropy = Primitive(
+    "weighted_cross_entropy",
+    _weighted_cross_entropy,
+    (_weighted_scores, None),
+    keeps=True,
+    reads=((), ()),
+    is_opaque=True,
+)
+weighted_nll = Primitive(
+    "weighted_nll", _weighted_nll, (_weighted_scores, None), keeps=True, reads=((), ()), is_opaque=True
+)
+
+
 def _mse(prediction: Array, target: Array, *, reduction: str = "mean") -> tuple[Array, Array]:
     """Return the mean of (prediction - target)² over all elements."""
     _check_same(prediction, target, "mse")
@@ -92,6 +185,55 @@ mse = Primitive(
     "mse",
     _mse,
     (_mse_prediction, lambda g, difference, *_, reduction="mean": -_mse_prediction(g, difference, reduction=reduction)),
+    keeps=True,
+    reads=((), ()),
+)
+
+
+def _l1(prediction: Array, target: Array, *, reduction: str = "mean") -> tuple[Array, Array]:
+    """Return the mean of |prediction - target| over all elements."""
+    _check_same(prediction, target, "l1")
+    difference = prediction - target
+    return _reduced(np.abs(difference), difference.shape, reduction), difference
+
+
+def _l1_prediction(gradient: Array, difference: Array, *_: None, reduction: str = "mean") -> Array:
+    """The derivative is 0 where both are equal, as in PyTorch."""
+    result: Array = np.sign(difference) * _spread(gradient, difference.size, reduction)
+    return result
+
+
+l1 = Primitive(
+    "l1",
+    _l1,
+    (_l1_prediction, lambda g, difference, *_, reduction="mean": -_l1_prediction(g, difference, reduction=reduction)),
+    keeps=True,
+    reads=((), ()),
+)
+
+
+def _smooth_l1(prediction: Array, target: Array, *, beta: float = 1.0, reduction: str = "mean") -> tuple[Array, Array]:
+    """Return the mean of d²/(2·beta) where |d| < beta, of |d| - beta/2 elsewhere (Girshick, Fast R-CNN, ICCV 2015)."""
+    _check_same(prediction, target, "smooth_l1")
+    difference = prediction - target
+    # min(|d|, beta)·(|d| - min(|d|, beta)/2)/beta is both, without a case.
+    far = np.abs(difference)
+    near = np.minimum(far, beta)
+    return _reduced(near * (far - 0.5 * near) / beta, difference.shape, reduction), difference
+
+
+def _smooth_l1_prediction(
+    gradient: Array, difference: Array, *_: None, beta: float = 1.0, reduction: str = "mean"
+) -> Array:
+    near = np.minimum(np.maximum(difference, -beta), beta)
+    result: Array = near / beta * _spread(gradient, difference.size, reduction)
+    return result
+
+
+smooth_l1 = Primitive(
+    "smooth_l1",
+    _smooth_l1,
+    (_smooth_l1_prediction, lambda g, difference, *_, **options: -_smooth_l1_prediction(g, difference, **options)),
     keeps=True,
     reads=((), ()),
 )
@@ -124,6 +266,44 @@ bce_with_logits = Primitive(
         lambda g, _, logits, target, reduction="mean": -logits * _spread(g, logits.size, reduction),
     ),
     reads=((0, 1), (0,)),
+)
+
+
+def _weighted_bce(logits: Array, target: Array, *, pos_weight: Array, reduction: str = "mean") -> Array:
+    """Return the mean of -(w t log σ(x) + (1 - t) log(1 - σ(x))), with a weight w for each place of the last axis."""
+    _check_same(logits, target, "bce_with_logits")
+    factor = 1 + (pos_weight.astype(logits.dtype, copy=False) - 1) * target
+    losses = (1 - target) * logits + factor * _softplus(-logits)
+    return _reduced(losses, losses.shape, reduction)
+
+
+def _softplus(x: Array) -> Array:
+    """Return log(1 + exp(x)), which does not overflow."""
+    result: Array = log1p(np.exp(-np.abs(x))) + np.maximum(x, 0)
+    return result
+
+
+def _weighted_bce_logits(
+    gradient: Array, _: None, logits: Array, target: Array, *, pos_weight: Array, reduction: str = "mean"
+) -> Array:
+    factor = 1 + (pos_weight.astype(logits.dtype, copy=False) - 1) * target
+    result: Array = (1 - target) + factor * (0.5 * (1 + np.tanh(0.5 * logits)) - 1)
+    return np.asanyarray(result * _spread(gradient, logits.size, reduction))
+
+
+def _weighted_bce_target(
+    gradient: Array, _: None, logits: Array, __: None, *, pos_weight: Array, reduction: str = "mean"
+) -> Array:
+    result: Array = (pos_weight.astype(logits.dtype, copy=False) - 1) * _softplus(-logits) - logits
+    return np.asanyarray(result * _spread(gradient, logits.size, reduction))
+
+
+weighted_bce_with_logits = Primitive(
+    "weighted_bce_with_logits",
+    _weighted_bce,
+    (_weighted_bce_logits, _weighted_bce_target),
+    reads=((0, 1), (0,)),
+    is_opaque=True,
 )
 
 

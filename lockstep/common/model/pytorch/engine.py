@@ -1,7 +1,7 @@
 """Gradients by PyTorch, on one thread of a CPU.
 
-Parameters are views into the vector of weights, so that nothing is copied before a forward. PyTorch puts a gradient
-where it likes; that is copied into the vector of sums as soon as it is final.
+Parameters are views into the vector of weights, and their gradients views into the vector of sums: PyTorch adds to a
+gradient that is there already, so that it writes where the sums are to be.
 """
 
 import math
@@ -12,16 +12,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 from lockstep.common.aggregation.layout import LayoutEntry, ParameterLayout
-from lockstep.common.aggregation.tree import Vector
+from lockstep.common.aggregation.tree import LINE_BYTES, Vector
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.program import Tree
+from lockstep.common.data.records import fields_of
 from lockstep.common.errors import ModelError
+from lockstep.common.job.losses import LossKind
 from lockstep.common.job.objective import Objective
+from lockstep.common.model.outputs import is_numbered, main_output
 from lockstep.common.model.port import Batch, DrawKey, Inspection, LayerOutput, OnFinal, Outcome
-from lockstep.common.model.pytorch.runtime import make_repeatable, seed_draws
+from lockstep.common.model.pytorch.runtime import make_repeatable, placed, seed_draws
 from lockstep.common.model.pytorch.structure import Structure
 
 #: The name of a layer, its class, and its output.
@@ -45,8 +48,10 @@ class TorchEngine:
         self._loss: Any = None
         self._is_training: bool | None = None
         self._expected: list[tuple[Any, int]] = []
-        #: By parameter, whether its gradient is in the vector of sums.
-        self._final: list[bool] = []
+        #: By parameter, how often its gradient was added to in the last backward; empty until somebody asks.
+        self._additions: list[int] = []
+        #: Whether each gradient is final when it was added to once: not so within a re-entrant checkpoint.
+        self._is_final_at_once: bool | None = None
 
     @property
     def layout(self) -> ParameterLayout:
@@ -55,6 +60,10 @@ class TorchEngine:
 
     def bind(self, weights: Sequence[Vector], sums: Sequence[Vector]) -> None:
         layout = self._structure.layout
+        for vector in (*weights, *sums):
+            assert vector.ctypes.data % LINE_BYTES == 0, "kernels may have other bits at another alignment"
+        for vector in sums:
+            layout.clear_gaps(vector)
         flat = [_tensor(vector) for vector in weights]
         self._weights, self._sums = list(weights), list(sums)
         self._values = [_views(layout.parameters, vector) for vector in flat]
@@ -72,36 +81,30 @@ class TorchEngine:
 
     def write_to(self, index: int) -> None:
         self._writing = index
+        self._place_gradients()
 
     def forward(self, images: Array, targets: Array, key: DrawKey) -> Outcome:
         self._put(is_training=True)
         seed_draws(key)
         self._begin_statistics()
         outputs = apply(self._module, images)
-        loss = self._loss_of(outputs, targets, self._objective.label_smoothing)
+        loss, weight = self._objective.training_loss(self._compared(outputs), targets, TORCH)
         self._check_held()
         self._end_statistics(len(images))
         self._loss = loss
-        return Outcome(loss.item(), outputs.detach().numpy())
+        return Outcome(loss.item(), taken(outputs).detach().numpy(), weight)
 
     def backward(self, on_final: OnFinal | None) -> None:
         loss, self._loss = self._loss, None
-        gradients = self._gradients[self._writing]
-        if on_final is None:
-            found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-            for gradient, view in zip(found, gradients, strict=True):
-                if gradient is None:
-                    view.zero_()
-                else:
-                    view.copy_(gradient)
-        else:
+        self._place_gradients()
+        self._sums[self._writing][: self._structure.layout.parameter_size].fill(0.0)
+        if on_final is not None and not self._additions:
             self._listen()
-            self._final = [False] * len(gradients)
-            self._on_final = on_final
-            loss.backward()
-            for view, is_final in zip(gradients, self._final, strict=True):
-                if not is_final:
-                    view.zero_()
+        self._additions = [0] * len(self._additions)
+        self._on_final = on_final if self._is_final_at_once else None
+        loss.backward()
+        self._on_final = None
+        self._check_gradients(is_first=on_final is not None and self._is_final_at_once is None)
         self._check_held()
 
     def one_pass(self, tree: Tree, samples: int, batches: Callable[[], Sequence[Batch]]) -> None:
@@ -116,9 +119,9 @@ class TorchEngine:
         seed_draws(None)
         with torch.no_grad():
             outputs = apply(self._module, images)
-            loss = self._loss_of(outputs, targets, 0.0)
+            loss, weight = self._objective.test_loss(self._compared(outputs), targets, TORCH)
         self._check_held()
-        return Outcome(loss.item(), outputs.numpy())
+        return Outcome(loss.item(), taken(outputs).numpy(), weight)
 
     def inspect(self, images: Array, targets: Array, key: DrawKey) -> Inspection:
         layers: list[LayerOutput] = []
@@ -135,18 +138,17 @@ class TorchEngine:
         self._begin_statistics()
         with observed_layers(self._module, on_layer):
             outputs = apply(self._module, images)
-        loss = self._loss_of(outputs, targets, self._objective.label_smoothing)
+        loss, weight = self._objective.training_loss(self._compared(outputs), targets, TORCH)
         if not is_finite(loss):
             odd.append("the loss")
-        found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-        named = zip((name for name, _ in self._structure.parameters), found, strict=True)
-        gradients = {name: gradient.numpy() for name, gradient in named if gradient is not None}
+        gradients = self._gradients_of(loss)
         # Backward starts at the end, so that the last parameter is the first to get its gradient.
         odd += [f"the gradient of {name}" for name in reversed(gradients) if not np.isfinite(gradients[name]).all()]
-        return Inspection(Outcome(loss.item(), outputs.detach().numpy()), layers, gradients, odd[0] if odd else None)
+        outcome = Outcome(loss.item(), taken(outputs).detach().numpy(), weight)
+        return Inspection(outcome, layers, gradients, odd[0] if odd else None)
 
     def first_nonfinite_layer(self, images: Array, key: DrawKey | None) -> str | None:
-        if not np.isfinite(images).all():
+        if not all(np.isfinite(array).all() for array in fields_of(images).values()):
             return "the input"
         found: list[str] = []
 
@@ -161,40 +163,74 @@ class TorchEngine:
             apply(self._module, images)
         return found[0] if found else None
 
+    # Gradients
+
+    def _place_gradients(self) -> None:
+        """Let PyTorch add gradients to the vector of sums, whatever the model or another engine has put there."""
+        for parameter, view in zip(self._parameters, self._gradients[self._writing], strict=True):
+            if parameter.grad is not view:
+                parameter.grad = view
+
+    def _gradients_of(self, loss: Any) -> dict[str, Array]:
+        """Return the gradients of a loss by the names of the parameters that take part, in memory of their own."""
+        for parameter in self._parameters:
+            parameter.grad = None
+        loss.backward()
+        found = {name: parameter.grad for name, parameter in self._structure.parameters if parameter.grad is not None}
+        self._place_gradients()
+        return {name: (grad.to_dense() if grad.is_sparse else grad).numpy() for name, grad in found.items()}
+
     def _listen(self) -> None:
-        """Let PyTorch report each gradient that is final, if it does not yet."""
-        if not self._final:
-            for index, parameter in enumerate(self._parameters):
-                parameter.register_post_accumulate_grad_hook(self._hook(index))
+        """Let PyTorch report each gradient that was added to, from now on."""
+        for index, parameter in enumerate(self._parameters):
+            parameter.register_post_accumulate_grad_hook(self._hook(index))
+        self._additions = [0] * len(self._parameters)
 
     def _hook(self, index: int) -> Callable[[Any], None]:
-        """Return what PyTorch calls when the gradient of a parameter is final."""
+        """Return what PyTorch calls when the gradient of a parameter was added to."""
 
-        def finish(parameter: Any) -> None:
-            self._gradients[self._writing][index].copy_(parameter.grad)
-            parameter.grad = None
-            self._final[index] = True
-            if self._on_final is not None:
+        def finish(_: Any) -> None:
+            self._additions[index] += 1
+            if self._on_final is not None and self._additions[index] == 1:
                 self._on_final(index)
 
         return finish
 
-    def _loss_of(self, outputs: Any, targets: Array, smoothing: float) -> Any:
-        """Return the sum of the losses."""
-        expected = torch.from_numpy(np.ascontiguousarray(targets))
-        if self._objective.is_regression:
-            return F.mse_loss(outputs, expected, reduction="sum")
-        rows = outputs.reshape(-1, outputs.shape[-1]) if outputs.ndim == 3 else outputs
-        return F.cross_entropy(rows, expected, label_smoothing=smoothing, reduction="sum")
+    def _check_gradients(self, *, is_first: bool) -> None:
+        """Raise `ModelError` if a gradient is elsewhere, or was reported before it was final.
 
-    # Statistics: a layer that averages with momentum 1 leaves those of its batch, whatever was there
+        The first backward finds out whether they can be reported at all.
+        """
+        for (name, parameter), view in zip(self._structure.parameters, self._gradients[self._writing], strict=True):
+            if parameter.grad is not view:
+                raise ModelError(
+                    f"the model replaces the gradient of {name!r} in its backward: expected it to stay where it is; "
+                    "remove the hook that sets .grad"
+                )
+        most = max(self._additions, default=0)
+        if is_first:
+            self._is_final_at_once = most <= 1
+        elif self._is_final_at_once and most > 1:
+            name = self._structure.parameters[self._additions.index(most)][0]
+            raise ModelError(
+                f"the gradient of {name!r} has several parts in one micro-batch, and had one before: expected the same "
+                "graph each time; use torch.utils.checkpoint with use_reentrant=False"
+            )
+
+    def _compared(self, outputs: Any) -> Any:
+        """Return what the loss is given: of an own loss all that the model returns."""
+        return outputs if self._objective.kind is LossKind.OWN else taken(outputs)
+
+    # Statistics: a layer that averages with momentum 1 leaves those of its batch, whatever was there. What a spectral
+    # norm moves begins with what the last step has left, and is the same in each micro-batch
 
     def _put(self, *, is_training: bool) -> None:
         if self._is_training is not is_training:
             self._module.train(is_training)
             self._is_training = is_training
             for statistic in self._structure.statistics:
-                statistic.layer.momentum = 1.0 if is_training else statistic.momentum
+                if statistic.is_average:
+                    statistic.layer.momentum = 1.0 if is_training else statistic.momentum
             self._place_statistics()
 
     def _place_statistics(self) -> None:
@@ -223,17 +259,41 @@ class TorchEngine:
                 raise changed(held.name)
 
 
+class TorchLibrary:
+    """PyTorch, as what computes losses."""
+
+    functional: Any = functional
+
+    def constant(self, array: Array) -> Any:
+        return placed(torch.from_numpy(np.ascontiguousarray(array)))
+
+
+TORCH = TorchLibrary()
+
+
 def apply(module: Any, images: Array) -> Any:
-    """Return the tensor that a module makes of samples; `ModelError` if it makes something else of them."""
-    x = torch.from_numpy(np.ascontiguousarray(images))
+    """Return what a module makes of samples: several arrays are given by their names, or in order if numbered."""
+    fields = {name: _input(array) for name, array in fields_of(images).items()}
+    if images.dtype.names is None or is_numbered(images.dtype.names):
+        return module(*fields.values())
+    return module(**fields)
+
+
+def _input(array: Array) -> Any:
+    x = placed(torch.from_numpy(np.ascontiguousarray(array)))
     # PyTorch's own examples have tokens as int64, and so have models that are written after them.
-    outputs = module(x.long() if x.dtype == torch.int32 else x)
-    if not isinstance(outputs, torch.Tensor):
+    return x.long() if x.dtype == torch.int32 else x
+
+
+def taken(outputs: Any) -> Any:
+    """Return the tensor that named losses and evaluations take of outputs; `ModelError` if there is none."""
+    found = main_output(outputs).value
+    if not isinstance(found, torch.Tensor):
         raise ModelError(
-            f"the model returned a {type(outputs).__name__}: expected one tensor of outputs; return only the logits "
-            "from its forward"
+            f"the model returned a {type(found).__name__}: expected a tensor of outputs, or several of them in a tuple "
+            "or a dictionary; return the logits from its forward"
         )
-    return outputs
+    return found
 
 
 def changed(name: str) -> ModelError:

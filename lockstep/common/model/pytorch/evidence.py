@@ -1,16 +1,17 @@
 """Evidence that a model's bits can be repeated: what it computes of one micro-batch, twice, before a run begins.
 
-The weights have another alignment the second time, since a kernel that minds has other bits there. The digest of what
-was computed is compared with the server's (rule R6): it differs if PyTorch, the processor, or something that the model
-was built from differs.
+Everything lies as it does in a run, whose vectors begin at a line of the cache like each array in them: some kernels of
+oneDNN have other bits at another alignment, but no process of a run has one. The digest of what was computed is
+compared with the server's (rule R6): it differs if PyTorch, the processor, or something that the model was built from
+differs.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.primitives.primitive import Array
@@ -19,13 +20,12 @@ from lockstep.common.job.objective import Objective
 from lockstep.common.model.port import DrawKey, Evidence
 from lockstep.common.model.pytorch.engine import TorchEngine, changed
 from lockstep.common.model.pytorch.runtime import build_name, fill_new_memory
+from lockstep.common.model.pytorch.state import State, bytes_of, state_of, views_of
 from lockstep.common.model.pytorch.structure import Structure
+from lockstep.common.random import shared_generators
 
-#: Floats from a boundary of 64 bytes at which vectors begin, one a repetition.
-ALIGNMENTS = (0, 3)
-
-#: Bytes of a line of the cache.
-_LINE = 64
+#: Generators that all code of a process shares.
+SHARED = dict(shared_generators()).keys()
 
 #: The place in a run at which a model is tried.
 _KEY = DrawKey(seed=0, step=0, micro_batch=0)
@@ -40,44 +40,107 @@ class Repetition(NamedTuple):
     sums: Vector
     #: The outputs in evaluation mode.
     evaluated: bytes
-    #: What layers hold besides tensors that are registered.
-    state: dict[str, object]
+    #: What the model keeps besides parameters and buffers.
+    state: State
 
 
-def evidence_of(module: Any, structure: Structure, objective: Objective, images: Array, targets: Array) -> Evidence:
-    """Return PyTorch's build, and the digest of what the model computes of a micro-batch.
+@dataclass
+class Trial:
+    """A model that is tried on a micro-batch before a run."""
 
-    `ModelError` if it computes something else the second time, changes what it must leave alone, or uses what PyTorch
-    calls nondeterministic.
-    """
-    engine, weights = TorchEngine(module, structure, objective), structure.values()
-    constants = {name: _bytes(buffer) for name, buffer in structure.constants}
-    repetitions: list[Repetition] = []
-    for alignment in ALIGNMENTS:
-        # The second time, what is not written is NaN: a model that reads it anyway has other bits then.
-        fill_new_memory(bool(repetitions))
+    module: Any
+    structure: Structure
+    objective: Objective
+    #: The module's own values of the parameters, by name: in a run, the parameters are in other memory.
+    own: Mapping[str, Any]
+    #: What it computed first.
+    first: Repetition | None = None
+    weights: Vector = field(init=False)
+    _engine: TorchEngine = field(init=False)
+
+    def __post_init__(self) -> None:
+        # While the module still has its own values.
+        self.weights = self.structure.values()
+        self._engine = TorchEngine(self.module, self.structure, self.objective)
+
+    def evidence(self, images: Array, targets: Array) -> Evidence:
+        """Return PyTorch's build, and the digest of what the model computes of a micro-batch.
+
+        `ModelError` if it computes something else the second time, changes what it must leave alone, keeps state, or
+        uses what PyTorch calls nondeterministic.
+        """
+        constants = {name: bytes_of(buffer) for name, buffer in self.structure.constants}
+        first = self.first = self._computed(images, targets)
+        for place, name in views_of(self.module, self.own):
+            raise ModelError(
+                f"the model keeps a view of the parameter {name!r} in {_attribute(place)!r}: expected it to be taken "
+                "in the forward, since a run has its parameters in other memory"
+            )
+        # What is not written is NaN the second time: a model that reads it anyway has other bits then.
+        fill_new_memory(True)
         try:
-            repetitions.append(_repeated(engine, module, _placed(weights, alignment), images, targets))
+            second = self._computed(images, targets)
         finally:
             fill_new_memory(False)
-    for name, buffer in structure.constants:
-        if _bytes(buffer) != constants[name]:
-            raise changed(name)
-    _check_alike(structure, *repetitions)
-    return Evidence(engine=build_name(), digest=_digest(repetitions[0], constants))
+        for name, buffer in self.structure.constants:
+            if bytes_of(buffer) != constants[name]:
+                raise changed(name)
+        moved = sorted(_moved(first, second), key=lambda place: place not in SHARED)
+        if moved:
+            raise _stateful(moved[0])
+        if (what := self._difference(first, second)) is not None:
+            raise ModelError(
+                f"the model is not repeatable: {what} differs when it is computed again from the same weights and "
+                "samples; expected the same bits: draw only from PyTorch's generator, and keep no state"
+            )
+        return Evidence(engine=build_name(), digest=_digest(first, constants))
+
+    def check_order(self, images: Array, targets: Array, first: Repetition) -> None:
+        """Raise `ModelError` if a micro-batch has other results after another one, in a model that was built again.
+
+        `first` is what the other model computed of it at its beginning. So what a model keeps of the first micro-batch
+        that it is given is found.
+        """
+        self._computed(-images[::-1] if images.dtype.kind == "f" else images[::-1], targets)
+        later = self._computed(images, targets)
+        if (what := self._difference(first, later)) is not None:
+            moved = sorted(_moved(first, later))
+            where = f", in {_attribute(moved[0])!r}" if moved else ""
+            raise ModelError(
+                f"the model keeps state of its own from one call to the next{where}: {what} differs when the model "
+                "was given another micro-batch before; expected a forward that depends on weights, samples and "
+                "PyTorch's generator only"
+            )
+
+    def _computed(self, images: Array, targets: Array) -> Repetition:
+        return _repeated(self._engine, self.module, self.weights, images, targets)
+
+    def _difference(self, first: Repetition, second: Repetition) -> str | None:
+        """Return the first thing in which two results differ, in words."""
+        odd = first.sums.view(np.uint32) != second.sums.view(np.uint32)
+        if odd.any():
+            return f"the gradient of {self.structure.layout.name_at(int(np.flatnonzero(odd)[0]))!r}"
+        for what, one, other in (
+            ("its loss", first.loss, second.loss),
+            ("its output", first.outputs, second.outputs),
+            ("its output in evaluation mode", first.evaluated, second.evaluated),
+        ):
+            if one != other:
+                return what
+        return None
 
 
 def _repeated(engine: TorchEngine, module: Any, weights: Vector, images: Array, targets: Array) -> Repetition:
-    before, sums = weights.tobytes(), _placed(np.zeros_like(weights), 0)
+    before, sums = weights.tobytes(), engine.layout.new_vector()
     engine.bind([weights], [sums])
     try:
-        loss, outputs = engine.forward(images, targets, _KEY)
+        loss, outputs, _ = engine.forward(images, targets, _KEY)
         kept = outputs.tobytes()
         engine.backward(None)
         evaluated = engine.evaluate(images, targets).outputs.tobytes()
     except RuntimeError as error:
         raise _refusal(error) from error
-    one = Repetition(np.float64(loss).tobytes(), kept, sums, evaluated, dict(_state(module)))
+    one = Repetition(np.float64(loss).tobytes(), kept, sums, evaluated, state_of(module))
     if weights.tobytes() != before:
         place = int(np.flatnonzero(weights.view(np.uint32) != np.frombuffer(before, np.uint32))[0])
         raise changed(engine.layout.name_at(place))
@@ -95,72 +158,28 @@ def _refusal(error: RuntimeError) -> ModelError:
     return ModelError(f"the model cannot compute a micro-batch: it raised RuntimeError: {text}")
 
 
-def _check_alike(structure: Structure, first: Repetition, second: Repetition) -> None:
-    """Raise `ModelError` with the first thing in which two repetitions differ."""
-    moved = [name for name in first.state.keys() | second.state.keys() if not _same(first, second, name)]
-    if moved:
-        raise ModelError(
-            f"the model keeps state of its own from one call to the next, in {min(moved)!r}: expected a forward that "
-            "depends on weights, samples and PyTorch's generator only, since another worker would not see that state"
+def _moved(first: Repetition, second: Repetition) -> Iterator[str]:
+    """Yield the places at which two states differ."""
+    for place in first.state.keys() | second.state.keys():
+        if place not in first.state or place not in second.state or first.state[place] != second.state[place]:
+            yield place
+
+
+def _attribute(place: str) -> str:
+    """Return the place of a whole list or dictionary, of which an element is given."""
+    return place.partition("[")[0]
+
+
+def _stateful(place: str) -> ModelError:
+    if place in SHARED:
+        return ModelError(
+            f"the model draws from {place}: expected draws from PyTorch's generator only, which is seeded for each "
+            "micro-batch; use torch.rand(()).item() or torch.randint"
         )
-    odd = first.sums.view(np.uint32) != second.sums.view(np.uint32)
-    if odd.any():
-        name = structure.layout.name_at(int(np.flatnonzero(odd)[0]))
-        raise ModelError(
-            f"the model is not repeatable: the gradient of {name!r} differs when it is computed again from the same "
-            "weights and samples; expected the same bits: draw only from PyTorch's generator, and keep no state"
-        )
-    for what, one, other in (
-        ("loss", first.loss, second.loss),
-        ("output", first.outputs, second.outputs),
-        ("output in evaluation mode", first.evaluated, second.evaluated),
-    ):
-        if one != other:
-            raise ModelError(
-                f"the model is not repeatable: its {what} differs when it is computed again from the same weights and "
-                "samples; expected the same bits: draw only from PyTorch's generator, and keep no state"
-            )
-
-
-def _same(first: Repetition, second: Repetition, name: str) -> bool:
-    return name in first.state and name in second.state and bool(first.state[name] == second.state[name])
-
-
-def _state(module: Any) -> Iterator[tuple[str, object]]:
-    """Yield what layers hold in plain attributes, as values that can be compared; others cannot be looked into."""
-    for prefix, layer in module.named_modules():
-        for key, value in vars(layer).items():
-            if not key.startswith("_") and (found := _comparable(value)) is not None:
-                yield (f"{prefix}.{key}" if prefix else key), found
-
-
-def _comparable(value: object, depth: int = 0) -> object:
-    """Return a value by which to tell whether something has changed, None if there is none."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().numpy().tobytes() if value.device.type == "cpu" else None
-    if isinstance(value, np.ndarray):
-        return value.tobytes()
-    if isinstance(value, bool | int | float | complex | str | bytes):
-        return repr(value)  # NaN equals itself there
-    if depth < 4 and isinstance(value, list | tuple | set | frozenset):
-        return [_comparable(each, depth + 1) for each in value]
-    if depth < 4 and isinstance(value, dict):
-        return [(repr(key), _comparable(each, depth + 1)) for key, each in value.items()]
-    return None
-
-
-def _placed(values: Vector, alignment: int) -> Vector:
-    """Return a copy that begins so many floats after a line of the cache."""
-    room = np.empty(values.nbytes + 2 * _LINE, np.uint8)
-    start = -room.ctypes.data % _LINE + 4 * alignment
-    placed: Vector = room[start : start + values.nbytes].view(np.float32)
-    placed[:] = values
-    return placed
-
-
-def _bytes(tensor: Any) -> bytes:
-    data: bytes = tensor.detach().contiguous().numpy().tobytes()
-    return data
+    return ModelError(
+        f"the model keeps state of its own from one call to the next, in {_attribute(place)!r}: expected a forward "
+        "that depends on weights, samples and PyTorch's generator only, since another worker would not see that state"
+    )
 
 
 def _digest(one: Repetition, constants: dict[str, bytes]) -> str:

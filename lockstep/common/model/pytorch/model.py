@@ -10,9 +10,12 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.errors import ModelError
 from lockstep.common.job.objective import Objective
+from lockstep.common.model.outputs import main_output
 from lockstep.common.model.port import Evidence, Model
-from lockstep.common.model.pytorch.engine import TorchEngine, apply
-from lockstep.common.model.pytorch.evidence import evidence_of
+from lockstep.common.model.pytorch.engine import TorchEngine, apply, taken
+from lockstep.common.model.pytorch.evidence import Trial
+from lockstep.common.model.pytorch.runtime import placed
+from lockstep.common.model.pytorch.state import bytes_of
 from lockstep.common.model.pytorch.structure import COUNTER, structure_of
 
 
@@ -21,9 +24,15 @@ class TorchModel:
 
     def __init__(self, module: Any) -> None:
         self._module = module
+        self.taken = ""
         self.structure = structure_of(module)
+        # What was made from NumPy's arrays lies anywhere.
+        for _, tensor in (*self.structure.parameters, *self.structure.constants):
+            tensor.data = placed(tensor.data)
         #: Where the module's own values are, whatever an engine has bound it to.
         self._own = [(parameter, parameter.data) for _, parameter in self.structure.parameters]
+        #: What `evidence` has tried.
+        self.tried: Trial | None = None
         self._averages = [(each, getattr(each.layer, each.buffer)) for each in self.structure.statistics]
 
     @property
@@ -70,39 +79,63 @@ class TorchModel:
     def outputs(self, images: Array) -> Array:
         self._rest()
         with torch.no_grad():
-            outputs: Array = apply(self._module, images).numpy()
-        return outputs
+            outputs = apply(self._module, images)
+        self.taken = main_output(outputs).which
+        found: Array = taken(outputs).numpy()
+        return found
 
     def engine(self, objective: Objective) -> TorchEngine:
         return TorchEngine(self._module, self.structure, objective)
 
     def evidence(self, objective: Objective, images: Array, targets: Array) -> Evidence:
+        self.tried = self.trial(objective)
+        return self.tried.evidence(images, targets)
+
+    def trial(self, objective: Objective) -> Trial:
+        """Return what tries the model with its own values."""
         self._rest()
-        return evidence_of(self._module, self.structure, objective, images, targets)
+        names = (name for name, _ in self.structure.parameters)
+        own = dict(zip(names, (data for _, data in self._own), strict=True))
+        return Trial(self._module, self.structure, objective, own)
 
     def _rest(self) -> None:
         """Bind the module to its own values again, and put it into evaluation mode."""
         for parameter, data in self._own:
-            parameter.data = data
+            parameter.data, parameter.grad = data, None
         for statistic, tensor in self._averages:
             statistic.layer._buffers[statistic.buffer] = tensor
-            statistic.layer.momentum = statistic.momentum
+            if statistic.is_average:
+                statistic.layer.momentum = statistic.momentum
         self._module.eval()
 
 
 def check_equal(model: Model, again: Model) -> None:
     """Raise `ModelError` with the first thing in which a model differs from one that was built again."""
-    for (name, one), (other_name, other) in zip(_tensors(model), _tensors(again), strict=False):
-        if name != other_name or one.shape != other.shape or one.tobytes() != other.tobytes():
+    assert isinstance(model, TorchModel)
+    assert isinstance(again, TorchModel)
+    for (name, one), (other_name, other) in zip(_values(model), _values(again), strict=False):
+        if name != other_name or one != other:
             raise ModelError(
                 f"the model is another one when it is built again: {name!r} differs; expected the same each time, "
                 "since every worker builds it: draw only from PyTorch's default generator, which is seeded before"
             )
 
 
-def _tensors(model: Model) -> Iterator[tuple[str, Array]]:
+def check_order(model: Model, again: Model, objective: Objective, images: Array, targets: Array) -> None:
+    """Raise `ModelError` if a model that was built again has other results of a micro-batch after another one.
+
+    `evidence` of the first must have been called with the same micro-batch.
+    """
     assert isinstance(model, TorchModel)
+    assert isinstance(again, TorchModel)
+    assert model.tried is not None
+    assert model.tried.first is not None
+    again.trial(objective).check_order(images, targets, model.tried.first)
+
+
+def _values(model: TorchModel) -> Iterator[tuple[str, tuple[object, bytes]]]:
     structure = model.structure
-    yield from structure.layout.read(structure.values()).items()
+    for name, array in structure.layout.read(structure.values()).items():
+        yield name, (array.shape, array.tobytes())
     for name, buffer in structure.constants:
-        yield name, buffer.numpy()
+        yield name, (buffer.shape, bytes_of(buffer))

@@ -1,11 +1,14 @@
 """What decides the bits of PyTorch in a process: threads, deterministic algorithms, generators, and its build."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 import torch.utils.deterministic
 
+from lockstep.common.aggregation.tree import LINE_BYTES
 from lockstep.common.model.port import DrawKey
 from lockstep.common.random import Purpose, generator
 
@@ -13,11 +16,41 @@ from lockstep.common.random import Purpose, generator
 EVALUATION_SEED = 0
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What a process computes with, and what it draws next."""
+
+    threads: int
+    #: PyTorch's number for what it does about operations that it calls nondeterministic.
+    debug_mode: int
+    fills_new_memory: bool
+    generator: Any
+
+    @classmethod
+    def now(cls) -> Self:
+        """Return what they are."""
+        return cls(
+            torch.get_num_threads(),
+            torch.get_deterministic_debug_mode(),
+            torch.utils.deterministic.fill_uninitialized_memory,
+            torch.default_generator.get_state(),
+        )
+
+    def restore(self) -> None:
+        """Let this process have them again."""
+        torch.set_num_threads(self.threads)
+        torch.set_deterministic_debug_mode(self.debug_mode)
+        fill_new_memory(self.fills_new_memory)
+        torch.default_generator.set_state(self.generator)
+
+
+#: Those of a process in which nothing was computed yet.
+FIRST = Settings.now()
+
+
 def make_repeatable() -> None:
     """Let this process compute with one thread, and only what PyTorch calls deterministic (rule R4)."""
     torch.set_num_threads(1)
-    with suppress(RuntimeError):  # it may be set once, and not after work began; it does not touch bits
-        torch.set_num_interop_threads(1)
     # As `use_deterministic_algorithms(True)`, which also loads the compiler: that takes a second, and makes a folder.
     torch.set_deterministic_debug_mode("error")
     # Otherwise each new tensor would be filled with NaN first, those of PyTorch's own kernels included. `evidence`
@@ -28,6 +61,14 @@ def make_repeatable() -> None:
 def fill_new_memory(is_filled: bool) -> None:
     """Fill new tensors with NaN, or leave in them what was there."""
     torch.utils.deterministic.fill_uninitialized_memory = is_filled
+
+
+def placed(tensor: Any) -> Any:
+    """Return a tensor if it begins at a line of the cache, as all that PyTorch makes do, else a copy that does.
+
+    Kernels of oneDNN may have other bits at another alignment, which of NumPy's arrays differs from process to process.
+    """
+    return tensor.clone() if tensor.layout == torch.strided and tensor.data_ptr() % LINE_BYTES else tensor
 
 
 def seed_draws(key: DrawKey | None) -> None:

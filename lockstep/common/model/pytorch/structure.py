@@ -1,21 +1,24 @@
 """What a `torch.nn.Module` consists of, as a run sees it: parameters, statistics, constants; refuses what has no place.
 
-Running means and variances of PyTorch's own normalization layers are statistics, which the tree reduces (rule R8). All
-other buffers are constants: every process builds them alike, and nothing may change them.
+Running means and variances of PyTorch's own normalization layers are statistics, which the tree reduces (rule R8), and
+so are the singular vectors of its spectral norms. All other buffers are constants: every process builds them alike, and
+nothing may change them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.modules.batchnorm import SyncBatchNorm, _NormBase
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from lockstep.common.aggregation.layout import ParameterLayout
-from lockstep.common.aggregation.tree import Vector
+from lockstep.common.aggregation.tree import LINE, Vector
 from lockstep.common.errors import ModelError
+from lockstep.common.model.pytorch.state import overlaps
 
 #: The buffers of a normalization layer that are averages over batches, and the one that counts them.
 AVERAGES, COUNTER = ("running_mean", "running_var"), "num_batches_tracked"
@@ -26,13 +29,15 @@ WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel
 
 @dataclass(frozen=True)
 class Statistic:
-    """A running mean or variance: a buffer of a layer."""
+    """A running mean or variance, or a singular vector of a spectral norm: a buffer of a layer."""
 
     name: str
     layer: Any
     buffer: str
     #: The weight of a new batch.
     momentum: float
+    #: Whether the layer itself averages over batches, by its attribute `momentum`.
+    is_average: bool = True
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Structure:
 
     def values(self) -> Vector:
         """Return a new vector of the values that the parameters and statistics have now."""
-        vector = np.empty(self.layout.size, np.float32)
+        vector = self.layout.new_vector()
         tensors = [tensor.detach() for _, tensor in self.parameters]
         tensors += [getattr(each.layer, each.buffer) for each in self.statistics]
         entries = (*self.layout.parameters, *self.layout.statistics)
@@ -83,9 +88,11 @@ def structure_of(module: Any) -> Structure:
     constants = tuple((name, buffer) for name, buffer in module.named_buffers() if id(buffer) not in averages)
     for name, buffer in constants:
         _check_device(f"the buffer {name!r}", buffer)
+    _check_memory(dict(parameters), dict(module.named_buffers()))
     layout = ParameterLayout.of(
         {name: parameter.shape for name, parameter in parameters},
         {each.name: getattr(each.layer, each.buffer).shape for each in statistics},
+        alignment=LINE,
     )
     return Structure(parameters, statistics, counting, tuple(_held(module, averages)), constants, layout)
 
@@ -138,6 +145,22 @@ def _check_parameter(name: str, parameter: Any) -> None:
         )
 
 
+def _check_memory(parameters: Mapping[str, Any], buffers: Mapping[str, Any]) -> None:
+    """Raise `ModelError` with the first parameter that shares memory with another one, or with a buffer."""
+    for one, other in overlaps({**buffers, **parameters}):
+        if one in parameters and other in parameters:
+            raise ModelError(
+                f"the parameters {one!r} and {other!r} share memory: expected one parameter under both names, as in "
+                "head.weight = embedding.weight, since each of them has a gradient of its own"
+            )
+        if one in parameters or other in parameters:
+            buffer, parameter = (other, one) if one in parameters else (one, other)
+            raise ModelError(
+                f"the buffer {buffer!r} shares memory with the parameter {parameter!r}: expected a copy, or the view "
+                "to be taken in the forward, since a run has its parameters in other memory"
+            )
+
+
 def _check_device(what: str, tensor: Any) -> None:
     if isinstance(tensor, UninitializedBuffer):
         raise ModelError(f"{what} has no shape yet: expected one before the first batch; give the sizes to the layer")
@@ -158,6 +181,17 @@ def _statistics(module: Any) -> Iterator[Statistic]:
                         raise ModelError(f"the buffer {name!r} is {getattr(layer, buffer).dtype}: expected float32")
                     _check_device(f"the buffer {name!r}", getattr(layer, buffer))
                     yield Statistic(name, layer, buffer, layer.momentum)
+        for buffer in _singular_vectors(layer):
+            yield Statistic(_join(prefix, buffer), layer, buffer, momentum=1.0, is_average=False)
+
+
+def _singular_vectors(layer: Any) -> Iterator[str]:
+    """Yield the buffers that a spectral norm moves in training, if a layer is one or has one of the older kind."""
+    if isinstance(layer, _SpectralNorm):
+        yield from (buffer for buffer in ("_u", "_v") if buffer in layer._buffers)
+    for hook in layer._forward_pre_hooks.values():
+        if isinstance(hook, SpectralNorm):
+            yield from (f"{hook.name}_u", f"{hook.name}_v")
 
 
 def _counting(module: Any) -> Iterator[Any]:

@@ -222,7 +222,7 @@ class RoundState:
         node, leases = result.node(), self.leases
         free = leases.free()
         ended = leases.accept(node) or []
-        self.tallies.add(node, Tally(result.loss_sum, result.correct, result.count))
+        self.tallies.add(node, result.tally())
         if result.work == "train":
             granted = [lease.began for lease in ended if (lease.rank, lease.node) == (member.rank, node)]
             began_s = granted[0] - self.began if granted else None

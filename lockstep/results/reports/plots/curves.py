@@ -31,6 +31,11 @@ class RunCurves:
     def is_regression(self) -> bool:
         return self.steps[0].accuracy is None
 
+    @property
+    def has_score(self) -> bool:
+        """Whether there is an accuracy or an R²."""
+        return self.steps[0].accuracy is not None or self.steps[0].r2 is not None
+
     @cached_property
     def seconds(self) -> Floats:
         """The seconds of training until the end of each step, (steps,), without evaluations."""

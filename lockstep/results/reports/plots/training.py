@@ -35,15 +35,16 @@ def learning(runs: Sequence[RunCurves]) -> Figure:
         # Runs of one job coincide to the bit: a wider line below is visible on both sides of the one above.
         width = 1.2 + 1.3 * min(3, len(runs) - 1 - place)
         _plot(loss, run, LOSSES, colour(place), width)
-        if run.is_regression == is_regression:
+        if run.has_score and run.is_regression == is_regression:
             _plot(score, run, scores, colour(place), width)
         rate.plot(*thinned(run.column("step"), run.column("lr")), color=colour(place), linewidth=width)
-    kinds = {"mean squared error" if run.is_regression else "cross-entropy" for run in runs}
+    kinds = {_loss_name(run) for run in runs}
     tidy(loss, title="loss", x="step", y=" or ".join(sorted(kinds)))
     logarithmic(loss.yaxis)
     name, unit = ("R²", "share of the variance") if is_regression else ("accuracy", "share of correct samples")
     tidy(score, title=name, x="step", y=unit)
-    _focus(score, scores, runs)
+    if any(run.has_score for run in runs):
+        _focus(score, scores, [run for run in runs if run.has_score])
     tidy(rate, title="learning rate", x="step", y="rate")
     rate.set_ylim(bottom=0)
     for axes in (loss, score, rate):
@@ -51,6 +52,12 @@ def learning(runs: Sequence[RunCurves]) -> Figure:
     handles, names = loss.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
     return figure
+
+
+def _loss_name(run: RunCurves) -> str:
+    if not run.has_score:
+        return "loss"
+    return "mean squared error" if run.is_regression else "cross-entropy"
 
 
 class Names(NamedTuple):

@@ -243,3 +243,29 @@ def test_a_position_has_the_name_of_its_array_and_a_digest_every_part_of_an_entr
     assert len({each.digest() for each in (layout, *others)}) == 4
     # The same in every process and version: receipts hold it.
     assert layout.digest() == hashlib.sha256(b"parameter a (2, 3) 0\nstatistic b (2,) 6").hexdigest()
+
+
+def test_arrays_of_an_aligned_layout_begin_at_lines_and_zeros_are_between_them() -> None:
+    layout = ParameterLayout.of({"a": (3, 4), "b": (), "c": (16,)}, {"d": (17,), "e": (2,)}, alignment=16)
+    entries = (*layout.parameters, *layout.statistics)
+    assert [entry.offset for entry in entries] == [0, 16, 32, 48, 80]
+    assert (layout.parameter_size, layout.parameter_count, layout.size) == (48, 29, 96)
+    assert layout.momenta([0.25, 0.5]).tolist() == [0.25] * 17 + [0.0] * 15 + [0.5] * 2 + [0.0] * 14
+    assert [layout.name_at(position) for position in (0, 15, 16, 47, 48, 95)] == ["a", "a", "b", "c", "d", "e"]
+    vector = layout.new_vector()
+    assert not vector.any()
+    assert all(entry.view(vector).ctypes.data % 64 == 0 for entry in entries)
+    vector.fill(np.nan)
+    for entry in entries:
+        entry.view(vector)[...] = 1.0
+    layout.clear_gaps(vector)
+    assert vector.sum() == 29 + 19
+    assert layout.digest() != ParameterLayout.of({"a": (3, 4), "b": (), "c": (16,)}, {"d": (17,), "e": (2,)}).digest()
+
+
+def test_a_layout_of_our_own_models_has_no_gaps() -> None:
+    layout = layout_of(net())
+    assert layout.parameter_count + sum(entry.size for entry in layout.statistics) == layout.size
+    vector = np.full(layout.size, 3.0, np.float32)
+    layout.clear_gaps(vector)
+    assert (vector == 3.0).all()

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def memory(rule: Rule, wire_weights: str, *, is_doubled: bool) -> UpdatePass:
     state = rule.init(TRAINED)
     other = {name: np.full_like(slot, np.nan) for name, slot in state.items()} if is_doubled else state
     momenta = np.linspace(0.1, 0.9, SIZE - TRAINED, dtype=np.float32)
-    made = UpdateRule(rule=rule, parameter_size=TRAINED, momenta=momenta, wire_weights=quantization)
+    made = UpdateRule(rules=[(TRAINED, rule)], parameter_size=TRAINED, momenta=momenta, wire_weights=quantization)
     return UpdatePass(made, UpdateVectors(weights=weights, served=served, slots=(state, other)), FRAMES)
 
 
@@ -49,7 +50,7 @@ def terms_of(step: int, count: int) -> list[list[Vector]]:
 def step_of(step: int, *, is_doubled: bool, scale: float | None) -> UpdateStep:
     reads = step % 2 if is_doubled else 0
     writes = 1 - reads if is_doubled else 0
-    return UpdateStep(step=step, count=37 + step, rate=0.1, scale=scale, reads=reads, writes=writes)
+    return UpdateStep(step=step, divisor=37 + step, rate=0.1, scale=scale, reads=reads, writes=writes)
 
 
 def bits_of(updating: UpdatePass, steps: int, *, is_doubled: bool) -> list[bytes]:
@@ -84,6 +85,36 @@ def test_slices_made_in_any_order_and_again_have_the_bits_of_the_whole(
         for part in repeated:
             assert cut.run(step_of(step, is_doubled=True, scale=scale), part, sums) is None
     assert bits_of(cut, 3, is_doubled=True) == bits_of(whole, 3, is_doubled=False)
+
+
+def test_each_part_of_the_values_has_its_rule_and_clipping_adds_up_the_same_blocks() -> None:
+    first, second, place = AdamRule(weight_decay=0.1), AdamRule(), BLOCK + 1001
+    mixed, ones, others = (memory(rule, "float32", is_doubled=False) for rule in (first, first, second))
+    mixed.rule = replace(mixed.rule, rules=[(place, first), (TRAINED, second)])
+    for step in range(2):
+        at, sums = step_of(step, is_doubled=False, scale=0.5), terms_of(step, 2)
+        for updating in (mixed, ones, others):
+            assert updating.run(at, Slice(0, SIZE), sums) is None
+    expected = [
+        np.concatenate([one[:place], other[place:]]) for one, other in zip(*map(held, (ones, others)), strict=True)
+    ]
+    assert [array.tobytes() for array in held(mixed)] == [array.tobytes() for array in expected]
+    blocks = [[chunk.start for chunk in updating.trained_chunks(Slice(0, SIZE))] for updating in (mixed, ones)]
+    assert blocks[0] == blocks[1]
+
+
+def held(updating: UpdatePass) -> list[Vector]:
+    return [updating.vectors.weights[0], *updating.vectors.slots[0].values()]
+
+
+def test_if_nothing_counts_weights_follow_a_mean_of_zero_and_statistics_stay() -> None:
+    updating = memory(SGDRule(weight_decay=0.5), "float32", is_doubled=False)
+    before = updating.vectors.weights[0].copy()
+    at = replace(step_of(0, is_doubled=False, scale=None), divisor=0.0)
+    assert updating.run(at, Slice(0, SIZE), [[np.zeros(len(frame), np.float32)] for frame in FRAMES]) is None
+    after = updating.vectors.weights[1]
+    np.testing.assert_array_equal(after[TRAINED:], before[TRAINED:])
+    np.testing.assert_allclose(after[:TRAINED], 0.95 * before[:TRAINED], rtol=1e-6)
 
 
 @pytest.mark.parametrize("count", [1, 2, 64, 2**30, 3, 37])

@@ -128,6 +128,34 @@ def _compared(draw: st.DrawFn) -> Call:
     return [draw(arrays(sizes, anything)), draw(arrays(sizes, positive))], {"reduction": draw(_reductions)}
 
 
+@st.composite
+def _weighted(draw: st.DrawFn, smoothing: bool) -> Call:
+    (logits, target), options = draw(_classified(smoothing))
+    classes = logits.shape[min(1, logits.ndim - 1)]
+    ignored = draw(st.sampled_from([None, 0]))
+    if ignored is not None and (target == ignored).all():
+        ignored = None  # a mean over nothing is not a number
+    weight = draw(arrays((classes,), positive))
+    return [logits, target], {**options, "ignore_index": ignored, "weight": weight}
+
+
+def _kinkless(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    return rng.choice(np.array([-2.5, -0.5, 0.5, 2.5]), shape)
+
+
+@st.composite
+def _apart(draw: st.DrawFn) -> Call:
+    """Differences that are not near 0, where |x| has no derivative, and not near 1, where smooth L1 has no second."""
+    (prediction, _), options = draw(_compared())
+    return [prediction, np.asarray(prediction - draw(arrays(prediction.shape, _kinkless)))], options
+
+
+@st.composite
+def _positive(draw: st.DrawFn) -> Call:
+    (prediction, target), options = draw(_compared())
+    return [prediction, target], {**options, "pos_weight": draw(arrays(prediction.shape[-1:], positive))}
+
+
 LAYER_CASES = [
     Case(convolution.conv1d, _convolved(1)),
     Case(convolution.conv2d, _convolved(2)),
@@ -148,6 +176,11 @@ LAYER_CASES = [
     Case(softmax.causal_softmax, _scores()),
     Case(losses.cross_entropy, _classified(smoothing=True)),
     Case(losses.nll, _classified(smoothing=False)),
+    Case(losses.weighted_cross_entropy, _weighted(smoothing=True)),
+    Case(losses.weighted_nll, _weighted(smoothing=False)),
     Case(losses.mse, _compared()),
+    Case(losses.l1, _apart()),
+    Case(losses.smooth_l1, _apart()),
+    Case(losses.weighted_bce_with_logits, _positive()),
     Case(losses.bce_with_logits, _compared()),
 ]

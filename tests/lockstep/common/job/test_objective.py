@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.dataset import Dataset
+from lockstep.common.data.records import as_records, labels_with
 from lockstep.common.errors import DataError, ModelError
 from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
@@ -27,11 +28,11 @@ def test_it_is_the_jobs() -> None:
 def test_classes_are_counted_one_a_sample() -> None:
     objective, outputs = Objective(label_smoothing=0.5), Tensor([[0.0, 1.0], [3.0, 0.0], [0.0, 2.0]])
     targets = objective.targets(np.array([1, 0, 0]))
-    loss = objective.test_loss(outputs, targets)
+    loss = objective.test_loss(outputs, targets).total
     # -log of 1 / (1 + 1/e), of 1 / (1 + 1/e³) and of 1 / (1 + e²).
     assert loss.item() == pytest.approx(np.log1p(np.exp([-1, -3, 2])).sum(), rel=1e-6)
     assert objective.tally(loss.data, outputs.data, targets) == Tally(loss.item(), 2, 3)
-    assert objective.training_loss(outputs, targets).item() > loss.item()  # its labels are smoothed
+    assert objective.training_loss(outputs, targets).total.item() > loss.item()  # its labels are smoothed
 
 
 def test_of_sequences_every_place_is_a_target() -> None:
@@ -39,9 +40,9 @@ def test_of_sequences_every_place_is_a_target() -> None:
     logits[0, 1, 1] = 5.0
     objective, outputs = Objective(), Tensor(logits, requires_grad=True)
     targets = objective.targets(labels)
-    loss = objective.training_loss(outputs, targets)
+    loss = objective.training_loss(outputs, targets).total
     flat = Tensor(logits.reshape(6, 4), requires_grad=True)
-    expected = objective.training_loss(flat, labels.reshape(6))
+    expected = objective.training_loss(flat, labels.reshape(6)).total
     loss.backward()
     expected.backward()
     assert loss.data.tobytes() == expected.data.tobytes()
@@ -55,8 +56,8 @@ def test_of_sequences_every_place_is_a_target() -> None:
 def test_numbers_are_counted_one_by_one_and_none_is_right() -> None:
     outputs = Tensor([[1.0, 2.0], [0.0, 0.0]])
     targets = REGRESSION.targets(np.array([[1.0, 4.0], [3.0, 0.0]], np.float32))
-    loss = REGRESSION.training_loss(outputs, targets)
-    assert (loss.item(), REGRESSION.training_loss(outputs, targets, "mean").item()) == (13.0, 13 / 4)
+    loss = REGRESSION.training_loss(outputs, targets).total
+    assert (loss.item(), REGRESSION.mean_loss(outputs, targets).item()) == (13.0, 13 / 4)
     assert REGRESSION.tally(loss.data, outputs.data, targets) == Tally(13.0, 0, 4)
 
 
@@ -106,18 +107,6 @@ def test_who_answers_with_the_mean_is_wrong_by_the_variance() -> None:
 @pytest.mark.parametrize(
     ("images", "labels", "classes", "told"),
     [
-        (
-            np.zeros((2, 4), np.float32),
-            np.zeros((2, 4), np.int64),
-            3,
-            r"shape \(2, 4\) .* expected \(n,\), one class per sample",
-        ),
-        (
-            np.zeros((2, 4), np.int32),
-            np.zeros((2, 3), np.int64),
-            3,
-            r"only tokens, integers \(n, t\), have one label each",
-        ),
         (np.full((2, 4), -1, np.int32), np.zeros(2, np.int64), 3, "token -1 in sample 0: expected integers from 0"),
         (np.zeros((2, 4), np.int32), np.full((2, 4), 3), 3, r"label 3 at index 0: expected an integer in \[0, 3\)"),
         (
@@ -133,3 +122,96 @@ def test_who_answers_with_the_mean_is_wrong_by_the_variance() -> None:
 def test_samples_and_labels_have_to_fit(images: NDArray[Any], labels: NDArray[Any], classes: int, told: str) -> None:
     with pytest.raises(DataError, match=told):
         Dataset(images, labels, classes)
+
+
+PIXELS = Dataset(np.zeros((2, 1, 2, 3), np.uint8), np.array([[[0, 1, 255], [2, 2, 0]]] * 2), 256)
+
+
+def test_of_images_every_pixel_is_a_target_and_an_ignored_one_counts_for_nothing() -> None:
+    objective = Objective(ignore_index=255, class_weights=(1.0, 2.0, 0.5))
+    objective.check_labels(PIXELS)
+    objective.check_fit(PIXELS, (2, 3, 2, 3))
+    targets = objective.targets(PIXELS.labels)
+    scores = np.zeros((2, 3, 2, 3), np.float32)
+    scores[:, 2] = 1.0
+    loss, weight = objective.training_loss(Tensor(scores), targets)
+    tally = objective.tally(loss.data, scores, targets, weight)
+    # Of each image: 0, 1, 2, 2 and 0 are counted, and both places of class 2 are right.
+    assert (tally.count, tally.ignored, tally.correct, tally.weight) == (12, 2, 4, 2 * (1 + 2 + 0.5 + 0.5 + 1))
+    assert (tally.divisor, tally.accuracy) == (10.0, 4 / 10)
+    wrong, right = np.log(2 + np.e), np.log(2 + np.e) - 1
+    assert tally.loss == pytest.approx((4 * wrong + 1 * right) / 5, rel=1e-6)
+
+
+def test_an_ignored_label_is_never_right() -> None:
+    objective = Objective(ignore_index=1)
+    tally = objective.tally(0.0, np.array([[0, 1], [0, 1], [1, 0]], np.float32), np.array([1, 0, 0]))
+    assert (tally.correct, tally.count, tally.ignored) == (1, 3, 1)
+
+
+def test_an_ignored_label_that_nobody_has_spoken_of_is_named() -> None:
+    data = Dataset(np.zeros((3, 4), np.float32), np.array([0, -100, 1]), 2)
+    with pytest.raises(DataError, match=r"label -100 at index 1: .* or ignore_index = -100, if such targets are not"):
+        Objective().check_labels(data)
+    Objective(ignore_index=-100).check_labels(data)
+
+
+def test_several_labels_each_hold_or_do_not() -> None:
+    objective = Objective("bce")
+    data = Dataset(np.zeros((2, 4), np.float32), np.array([[1, 0, 1], [0, 0, 1]]), 2)
+    objective.check_labels(data)
+    objective.check_fit(data, (2, 3))
+    targets, outputs = objective.targets(data.labels), np.array([[2, 2, 2], [-1, -1, 0.5]], np.float32)
+    loss, weight = objective.training_loss(Tensor(outputs), targets)
+    expected = np.log1p(np.exp(np.array([[-2, 2, -2], [-1, -1, -0.5]]))).sum()
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    assert objective.tally(loss.data, outputs, targets, weight) == Tally(loss.item(), 5, 6)
+    with pytest.raises(DataError, match=r"the label 3 at index 1: expected 0 or 1 for each of several labels"):
+        objective.check_labels(Dataset(np.zeros((2, 4), np.float32), np.array([[1, 0], [0, 3]]), 4))
+
+
+def test_the_weights_of_samples_are_those_of_their_targets() -> None:
+    labels = labels_with({"": np.array([[0, 1], [1, 1]])}, np.array([2.0, 0.5]))
+    data = Dataset(np.zeros((2, 2), np.int32), labels, 2)
+    assert (data.targets, data.values.tolist()) == (2, [[0, 1], [1, 1]])
+    objective = Objective()
+    targets = objective.targets(labels)
+    outputs = np.zeros((2, 2, 2), np.float32)
+    loss, weight = objective.training_loss(Tensor(outputs), targets)
+    tally = objective.tally(loss.data, outputs, targets, weight)
+    assert (tally.weight, tally.count, tally.correct) == (5.0, 4, 1)
+    assert tally.loss == pytest.approx(np.log(2), rel=1e-6)
+
+
+def test_weights_are_one_for_each_output() -> None:
+    with pytest.raises(ModelError, match="class_weights has 2 numbers: expected 3, one for each output"):
+        Objective(class_weights=(1.0, 2.0)).check_fit(CLASSES, (2, 3))
+
+
+def test_a_dictionary_of_targets_is_for_a_loss_of_ones_own() -> None:
+    labels = as_records({"box": np.ones((2, 4), np.float32), "kind": np.array([0, 1])})
+
+    def loss(outputs: Tensor, targets: dict[str, NDArray[Any]]) -> tuple[Tensor, int]:
+        return (outputs.sum(axis=1) * Tensor(targets["box"].sum(axis=1))).sum(), 3
+
+    objective = Objective("mine.py:loss", own=loss)
+    total, weight = objective.training_loss(Tensor(np.ones((2, 3), np.float32)), objective.targets(labels))
+    assert (total.item(), weight) == (24.0, 3.0)
+    assert objective.tally(total.data, np.ones((2, 3)), objective.targets(labels), weight) == Tally(24.0, 0, 2, 0, 3.0)
+
+
+def test_a_count_that_is_none_is_refused() -> None:
+    objective = Objective("mine.py:loss", own=lambda outputs, targets: (outputs.sum(), -1))
+    with pytest.raises(ModelError, match=r"mine.py:loss returned the count -1.0: expected a finite number"):
+        objective.training_loss(Tensor([[1.0]]), np.zeros(1, np.int64))
+
+
+def test_classes_of_a_sequence_may_be_the_last_axis_or_the_one_before() -> None:
+    labels, scores = np.array([[0, 1, 2, 1], [2, 0, 0, 1]]), np.arange(24, dtype=np.float32).reshape(2, 4, 3) % 5
+    objective, data = Objective(), Dataset(np.zeros((2, 4), np.int32), labels, 3)
+    objective.check_fit(data, (2, 4, 3))
+    objective.check_fit(data, (2, 3, 4))
+    targets = objective.targets(labels)
+    last, before = (objective.training_loss(Tensor(each), targets).total for each in (scores, scores.swapaxes(1, 2)))
+    assert last.item() == pytest.approx(before.item())
+    assert objective.correct(scores, targets) == objective.correct(scores.swapaxes(1, 2), targets)

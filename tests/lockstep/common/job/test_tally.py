@@ -9,6 +9,12 @@ def test_tallies_add_field_by_field() -> None:
     assert Tally(1.5, 2, 4) + Tally(0.25, 1, 3) == Tally(1.75, 3, 7)
 
 
+def test_weights_are_added_and_what_is_ignored_is_in_no_mean() -> None:
+    tally = Tally(3.0, 1, 4, 1) + Tally(2.0, 2, 4, 1, 2.5)
+    assert tally == Tally(5.0, 3, 8, 2, 5.5)
+    assert (tally.divisor, tally.loss, tally.accuracy) == (5.5, 5.0 / 5.5, 0.5)
+
+
 def test_nothing_is_neutral() -> None:
     assert Tally(1.5, 2, 4) + Tally() == Tally(1.5, 2, 4)
 

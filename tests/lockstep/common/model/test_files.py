@@ -10,6 +10,7 @@ import pytest
 
 from lockstep.common import nn
 from lockstep.common.errors import ModelError
+from lockstep.common.job.job import Job
 from lockstep.common.model.files import (
     MOST_FILES,
     ModelFile,
@@ -238,15 +239,15 @@ def test_the_source_of_that_digest_is_taken_from_where_it_is(tmp_path: Path) -> 
     write(tmp_path, texts)
     write(copy, texts)
     source, alone = wanted(tmp_path, copy), wanted(tmp_path, None)
-    assert source.read(model).files == read_model_files(model)
+    assert source.read(Job(model=model)).files == read_model_files(model)
     (tmp_path / "helpers.py").write_text("WIDTH = 8")
-    assert source.read(model).build(0).layout.size == 4 * 7
+    assert source.read(Job(model=model)).build(0).layout.size == 4 * 7
     with pytest.raises(ModelError, match=r"is not the run's \('helpers\.py': SHA-256 .*… here, .*… there\): find it"):
-        alone.read(model)
+        alone.read(Job(model=model))
     (tmp_path / "net.py").unlink()
-    assert source.read(model).build(0).layout.size == 4 * 7
+    assert source.read(Job(model=model)).build(0).layout.size == 4 * 7
     with pytest.raises(ModelError, match=r"net\.py' cannot be read: .*: find it"):
-        alone.read(model)
+        alone.read(Job(model=model))
 
 
 def test_a_copy_that_was_changed_is_refused(tmp_path: Path) -> None:
@@ -256,7 +257,7 @@ def test_a_copy_that_was_changed_is_refused(tmp_path: Path) -> None:
     source = wanted(tmp_path, copy)
     (tmp_path / "net.py").unlink()
     with pytest.raises(ModelError, match=r"the copy of the model in '.*' was changed: 'net\.py': SHA-256"):
-        source.read(f"{tmp_path}/net.py:build")
+        source.read(Job(model=f"{tmp_path}/net.py:build"))
 
 
 def test_a_copy_lists_nothing_outside_of_it(tmp_path: Path) -> None:

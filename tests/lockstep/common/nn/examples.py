@@ -67,7 +67,10 @@ OTHERS: list[Module] = [
     nn.CrossEntropyLoss(),
     nn.CrossEntropyLoss(label_smoothing=0.1, reduction="sum"),
     nn.NLLLoss(),
+    nn.CrossEntropyLoss(weight=[1.0, 2.0], ignore_index=1),
     nn.MSELoss(reduction="none"),
+    nn.L1Loss(),
+    nn.SmoothL1Loss(),
     nn.BCEWithLogitsLoss(),
 ]
 

@@ -13,6 +13,16 @@ def test_the_system_clock_never_runs_backwards() -> None:
     assert readings == sorted(readings)
 
 
+def test_the_system_clock_tells_what_became_of_the_time_of_a_thread() -> None:
+    clock = SystemClock()
+    before, began = clock.times(), clock.now()
+    ran = sum(number * number for number in range(20_000))
+    after, ended = clock.times(), clock.now()
+    assert ran
+    assert 0.0 < after.ran - before.ran <= ended - began
+    assert 0.0 <= after.waited - before.waited <= ended - began
+
+
 def test_manual_time_moves_when_told() -> None:
     clock = ManualClock()
     clock.advance(1.5)

@@ -28,6 +28,8 @@ JOBS = {
     "three micro-batches": msgspec.structs.replace(PLAIN, global_batch=3, micro_batches=3),
     "one micro-batch": msgspec.structs.replace(PLAIN, micro_batches=1),
     "clipped": msgspec.structs.replace(PLAIN, clip_norm=0.05),
+    "weighted": msgspec.structs.replace(PLAIN, class_weights=tuple(0.1 * n for n in range(10)), ignore_index=7),
+    "grouped": msgspec.structs.replace(PLAIN, lr_factors=("*.bias=2",), ema_decay=0.9, clip_norm=0.05),
     "rounded": msgspec.structs.replace(PLAIN, wire="int8", wire_weights="bfloat16"),
 }
 

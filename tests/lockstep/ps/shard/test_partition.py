@@ -46,7 +46,7 @@ def shard_of(owned: Slice, *, updates: int = 1) -> Shard:
     """Return a shard whose vectors, a slice of the same ones, all differ."""
     first, second, *state = vectors()
     policy = UpdatePolicy(
-        rule=AdamRule(),
+        rules=[(TRAINED, AdamRule())],
         schedule=Constant(0.1),
         clip_norm=None,
         parameter_size=TRAINED,

@@ -24,7 +24,7 @@ SIZE = TRAINED + STATISTICS
 
 def policy_of(rule: Rule, clip_norm: float | None = None, momenta: tuple[float, float] = (0.1, 0.1)) -> UpdatePolicy:
     return UpdatePolicy(
-        rule=rule,
+        rules=[(TRAINED, rule)],
         schedule=Cosine(0.5, steps=10),
         clip_norm=clip_norm,
         parameter_size=TRAINED,
@@ -54,7 +54,7 @@ def test_an_update_is_the_optimizers_on_the_mean(rule: Rule, clip_norm: float | 
     for step in range(3):
         sums = vectors(4, seed=step + 10)
         add(shard, sums, (2, 0, 3, 1))
-        rate = shard.update(step, count=37).rate
+        rate = shard.update(step, divisor=37).rate
         mean = ((sums[0] + sums[1]) + (sums[2] + sums[3])) / np.float32(37)
         gradient: Vector = mean[:TRAINED].astype(np.float32)
         if clip_norm is not None:
@@ -74,7 +74,7 @@ def test_the_sum_is_divided_once_by_the_count() -> None:
     shard.policy = replace(shard.policy, schedule=Constant(1.0))
     # Pieces of 1, 1, 1 and 3 samples: the mean of their means would be another number.
     add(shard, [np.full(SIZE, value, np.float32) for value in (2.0, 2.0, 2.0, 12.0)])
-    shard.update(0, count=6)
+    shard.update(0, divisor=6)
     assert shard.weights[:TRAINED].tolist() == [-3.0] * TRAINED
 
 
@@ -83,7 +83,7 @@ def test_clipping_limits_the_norm_of_the_gradient_and_leaves_statistics_alone() 
     shard.weights[:] = 0.0
     shard.policy = replace(shard.policy, schedule=Constant(1.0))
     add(shard, [np.full(SIZE, 8.0, np.float32)] * 4)
-    shard.update(0, count=4)
+    shard.update(0, divisor=4)
     np.testing.assert_allclose(np.linalg.norm(shard.weights[:TRAINED]), 0.5, rtol=1e-5)
     np.testing.assert_allclose(shard.weights[TRAINED:], 0.8, rtol=1e-6)
 
@@ -94,7 +94,7 @@ def test_statistics_follow_the_mean_over_samples_by_their_momenta() -> None:
     sums = [np.zeros(SIZE, np.float32) for _ in range(4)]
     sums[3][TRAINED:] = 10.0
     add(shard, sums)
-    shard.update(0, count=2)
+    shard.update(0, divisor=2)
     assert shard.weights[TRAINED:].tolist() == [2.0, 5.0]
 
 
@@ -207,7 +207,7 @@ def long_run(slices: list[Slice], clip_norm: float | None = None) -> bytes:
     rng = generator(5, Purpose.CANARY)
     first, *sums = rng.standard_normal((9, LONG), dtype=np.float32)
     policy = UpdatePolicy(
-        rule=AdamRule(weight_decay=0.01),
+        rules=[(TRAINED, AdamRule(weight_decay=0.01))],
         schedule=Constant(0.1),
         clip_norm=clip_norm,
         parameter_size=LONG_TRAINED,
@@ -220,7 +220,7 @@ def long_run(slices: list[Slice], clip_norm: float | None = None) -> bytes:
                 shard.add(Node(piece, piece + 1), owned.of(sums[4 * step + piece]))
         scale = None
         if clip_norm is not None:
-            scale = scale_for(add_blocks(np.concatenate([shard.squares(count=7) for shard in shards])), clip_norm)
+            scale = scale_for(add_blocks(np.concatenate([shard.squares(divisor=7) for shard in shards])), clip_norm)
         for shard in shards:
             shard.update(step, 7, scale)
     return b"".join(shard.weights.tobytes() for shard in shards)
@@ -283,7 +283,7 @@ INT8, BFLOAT16 = (quantization_of(name, 3, LONG_TRAINED) for name in ("int8", "b
 def long_policy(wire: Quantization, wire_weights: Quantization = BFLOAT16) -> UpdatePolicy:
     momenta = np.full(LONG - LONG_TRAINED, 0.25, np.float32)
     return UpdatePolicy(
-        rule=SGDRule(momentum=0.9),
+        rules=[(TRAINED, SGDRule(momentum=0.9))],
         schedule=Constant(0.1),
         clip_norm=None,
         parameter_size=LONG_TRAINED,

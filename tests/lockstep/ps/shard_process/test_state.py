@@ -53,7 +53,7 @@ PEER = b"peer"
 
 
 def update_of(step: int) -> Update:
-    return Update(step=step, count=64, scale=None, ranks=[3], collected="nothing")
+    return Update(step=step, divisor=64.0, scale=None, ranks=[3], collected="nothing")
 
 
 #: One event of each kind.
@@ -68,7 +68,7 @@ EVENTS: dict[type, events.SliceEvent] = {
         Received(peer=PEER, message=SumsFrame(step=5, lo=0, hi=1, start=4096)),
         AddFromMemory(rank=3, slot=0, step=5, lo=0, hi=1),
         WorkerLost(rank=3, reason="no such file"),
-        SquaresRequest(step=5, count=64),
+        SquaresRequest(step=5, divisor=64.0),
         update_of(5),
         PeerLeft(peer=PEER, reason="its connection is gone"),
         Ping(),
@@ -138,7 +138,7 @@ def test_an_update_serves_those_that_are_to_have_the_new_weights_at_once() -> No
     "event",
     [
         update_of(6),
-        SquaresRequest(step=4, count=64),
+        SquaresRequest(step=4, divisor=64.0),
     ],
 )
 def test_a_server_at_another_step_ends_it(event: events.SliceEvent) -> None:
@@ -152,7 +152,7 @@ def test_a_server_at_another_step_ends_it(event: events.SliceEvent) -> None:
 
 
 def test_squares_are_those_of_the_step_at_hand() -> None:
-    assert serving().handle(EVENTS[SquaresRequest], 0.0) == [SquaresRequest(step=5, count=64)]
+    assert serving().handle(EVENTS[SquaresRequest], 0.0) == [SquaresRequest(step=5, divisor=64.0)]
 
 
 def test_a_worker_that_fails_is_refused_and_reported() -> None:

@@ -166,7 +166,7 @@ def ended_in(happened: list[events.Event]) -> list[events.MultiStepLeaseEnded]:
 def test_a_team_is_sent_its_steps_and_may_make_their_updates_in_its_slices(bench: Bench) -> None:
     team = bench.begin()
     (lease,) = bench.sent
-    assert lease == MultiStepLease(number=1, incarnation="", first=3, last=12, count=3, reads=0)
+    assert lease == MultiStepLease(number=1, incarnation="", first=3, last=12, reads=0)
     assert (team.marks.number, team.marks.slices, team.marks.read, team.marks.least()) == (1, 5, 3, 3)
     assert len(team.make(3)) == len(bench.shape.slices) == 5
 
@@ -284,7 +284,7 @@ def test_memory_is_left_to_a_process_that_stands_still_and_what_it_writes_there_
     # In the old memory nobody begins anything, although its locks are free.
     assert team.make(4, 3) == []
     bench.shell.begin(NEXT)
-    assert bench.sent[-1] == MultiStepLease(number=2, incarnation="", first=4, last=12, count=3, reads=0, memory=1)
+    assert bench.sent[-1] == MultiStepLease(number=2, incarnation="", first=4, last=12, reads=0, memory=1)
     slots = [slot.copy() for slot in bench.shard.slots]
     # It wakes up.
     team.write(0, 4)

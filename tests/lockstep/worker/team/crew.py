@@ -291,7 +291,6 @@ class Crew:
                 incarnation="",
                 first=first,
                 last=last,
-                count=self.job.global_batch * self.opening.info.targets,
                 reads=self.opening.shard.reads,
                 memory=self.sharing.generation,
             )

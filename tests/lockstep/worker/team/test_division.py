@@ -12,6 +12,7 @@ from lockstep.worker.team.division import (
     OrderPlan,
     OrderWork,
     Planner,
+    Speed,
     TeamPart,
     missing_parts,
     plan_for,
@@ -112,6 +113,10 @@ def test_no_more_make_slices_than_there_is_room_for() -> None:
 WHAT = OrderWork(Node(0, 8), 8)
 
 
+def speeds(seconds: dict[int, float], load: float = 1.0) -> dict[int, Speed]:
+    return {process: Speed(one, load if one else 0.0) for process, one in seconds.items()}
+
+
 @pytest.mark.parametrize(
     ("then", "is_kept"),
     [
@@ -125,23 +130,67 @@ WHAT = OrderWork(Node(0, 8), 8)
 )
 def test_a_plan_is_kept_as_long_as_the_same_are_as_fast(then: dict[int, float], is_kept: bool) -> None:
     planner = Planner()
-    first = planner.plan(WHAT, {0: 1.0, 1: 2.0})
-    assert (planner.plan(WHAT, then) is first) == is_kept
-    assert planner.plan(OrderWork(Node(0, 4), 8), then) is not first
+    first = planner.plan(WHAT, speeds({0: 1.0, 1: 2.0}))
+    assert (planner.plan(WHAT, speeds(then)) is first) == is_kept
+    assert planner.plan(OrderWork(Node(0, 4), 8), speeds(then)) is not first
 
 
 def test_small_changes_that_go_on_lead_to_another_plan_in_the_end() -> None:
     planner, seconds = Planner(), 1.0
-    first = planner.plan(WHAT, {0: 1.0, 1: 1.0})
+    first = planner.plan(WHAT, speeds({0: 1.0, 1: 1.0}))
     for _ in range(20):
         seconds *= 1 + DIFFERENT / 2
-        last = planner.plan(WHAT, {0: 1.0, 1: seconds})
+        last = planner.plan(WHAT, speeds({0: 1.0, 1: seconds}))
     assert last.parts != first.parts
 
 
 def test_one_of_whom_nothing_is_known_counts_as_the_fastest_and_those_nearly_as_fast_as_even() -> None:
     planner = Planner(even=1.25)
-    plan = planner.plan(WHAT, {0: 1.0, 1: 0.0, 2: 1.24, 3: 1.0})
+    plan = planner.plan(WHAT, speeds({0: 1.0, 1: 0.0, 2: 1.24, 3: 1.0}))
     assert [len(node) for process in range(4) for node in plan.of(process)] == [2, 2, 2, 2]
-    plan = planner.plan(WHAT, {0: 1.0, 1: 4.0})
+    plan = planner.plan(WHAT, speeds({0: 1.0, 1: 4.0}))
     assert [sum(map(len, plan.of(process))) for process in (0, 1)] == [7, 1]
+
+
+# Where cores are short
+
+
+EIGHT = dict.fromkeys(range(8), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "load", "workers"),
+    [
+        (EIGHT, 1.0, {6, 7}),
+        # They wait for something else meanwhile.
+        (EIGHT, 0.5, {4, 5, 6, 7}),
+        (EIGHT, 0.01, set(range(8))),
+        # Nothing is known yet.
+        (dict.fromkeys(range(8), 0.0), 1.0, {6, 7}),
+        # The fastest.
+        ({**EIGHT, 6: 3.0, 7: 3.0}, 1.0, {4, 5}),
+        # Only one is there.
+        ({3: 1.0}, 1.0, {3}),
+    ],
+)
+def test_as_many_compute_as_cores_allow(seconds: dict[int, float], load: float, workers: set[int]) -> None:
+    plan = Planner(even=2.0, cores=2).plan(WHAT, speeds(seconds, load))
+    assert plan.workers == workers
+    assert len(plan.owners) == min(2, len(workers))
+
+
+def test_who_computed_before_goes_on_and_is_replaced_if_he_is_slow_or_gone() -> None:
+    planner = Planner(even=2.0, cores=2)
+    assert planner.plan(WHAT, speeds(EIGHT), before={1, 5}).workers == {1, 5}
+    assert planner.plan(WHAT, speeds({**EIGHT, 5: 1.9}), before={1, 5}).workers == {1, 5}
+    assert planner.plan(WHAT, speeds({**EIGHT, 5: 2.1}), before={1, 5}).workers == {1, 7}
+    gone = {process: 1.0 for process in range(7) if process != 5}
+    assert planner.plan(WHAT, speeds(gone), before={1, 5}).workers == {1, 6}
+
+
+def test_what_is_measured_a_little_differently_each_time_does_not_change_how_many_compute() -> None:
+    planner = Planner(cores=2)
+    planner.plan(WHAT, speeds(EIGHT, 0.5))
+    for load in (0.4, 0.62, 0.45, 0.6):
+        assert len(planner.plan(WHAT, speeds(EIGHT, load)).workers) == 4
+    assert len(planner.plan(WHAT, speeds(EIGHT, 0.9)).workers) == 2

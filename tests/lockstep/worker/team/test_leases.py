@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -12,7 +13,7 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import Lease, Work
 from lockstep.worker.gradient_sink import NotFiniteError
 from lockstep.worker.team.leader import Found
-from lockstep.worker.team.member import OrderOutcome
+from lockstep.worker.team.member import IDLE_S, OrderOutcome
 from lockstep.worker.team.progress import CROWDED, PATIENT, Patience
 from tests.lockstep.worker.team.crew import TEAM_JOBS, Alone, Crew, FaultyCompute, Turns, bits, whole, wide
 from tests.simulation.small import JOBS, job_of, long_test_set
@@ -88,7 +89,7 @@ def test_the_leader_alone_is_left(memory: Path) -> None:
             crew.revive()
 
 
-@pytest.mark.parametrize("patience", [PATIENT, CROWDED])
+@pytest.mark.parametrize("patience", [PATIENT, CROWDED, replace(CROWDED, cores=1), replace(CROWDED, cores=2)])
 def test_who_wakes_up_late_does_no_harm(patience: Patience, memory: Path) -> None:
     """It stands still in the middle of one lease until two more are done, and goes on with the first."""
     job = wide(micro_batches=6)
@@ -177,3 +178,16 @@ def test_what_nobody_wants_any_more_is_stopped(memory: Path) -> None:
                 crew.turn()
             crew.leader.stop()
             check(crew, alone, whole(job, 1 - turns % 2))
+
+
+def test_where_cores_are_short_who_had_nothing_to_do_counts_as_present_while_it_looks(memory: Path) -> None:
+    job = wide(micro_batches=6)
+    with crew_of(Crew.of(job, 3, memory, patience=replace(CROWDED, cores=1))) as crew:
+        check(crew, Alone.of(job), whole(job))
+        leader, idle = crew.members[0], crew.members[1]
+        assert leader.last is not None
+        assert leader.last.plan.workers == {2}
+        idle.memory.mine["at"], idle.memory.mine["looked_s"] = 0, crew.clock.now()
+        assert leader.present(leader.last) == [0, 1, 2]
+        crew.clock.advance(IDLE_S)
+        assert leader.present(leader.last) == [0, 2]

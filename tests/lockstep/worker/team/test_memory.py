@@ -14,7 +14,7 @@ from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.team_memory import ENDED_S, ORDERS, OWN_PARTS, ROWS, WORKS, TeamShape
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.team.division import OrderPlan, OrderWork, TeamPart, plan_for
-from lockstep.worker.team.memory import FIRST, RESULT, Computed, Copies, Copy, OwnVectors, TeamMemory
+from lockstep.worker.team.memory import FIRST, LEAST_LOAD, RESULT, Computed, Copies, Copy, OwnVectors, TeamMemory
 from lockstep.worker.team.order import Order, Steps
 
 SHAPE = TeamShape(processes=3, micro_batches=8, size=5000, clips=False)
@@ -160,7 +160,7 @@ def test_an_order_is_read_as_it_was_given(work: str, team: list[TeamMemory]) -> 
 
 
 def test_the_order_of_several_steps_is_read_as_it_was_given(team: list[TeamMemory]) -> None:
-    order = order_of(1, steps=Steps(number=9, first=3, last=77, count=8, reads=1))
+    order = order_of(1, steps=Steps(number=9, first=3, last=77, reads=1))
     team[0].give(order)
     assert team[1].read(1) == order
 
@@ -195,15 +195,39 @@ def test_a_process_measures_its_speed_as_a_mean_that_forgets(team: list[TeamMemo
     member.record_speed(2.0)
     assert 1.0 < seconds[1] < 1.5
     before = float(seconds[1])
-    member.forget_speed()  # soon, while memory is cold
+    member.forget_speed([])  # soon, while memory is cold
     assert 0.5 * before < seconds[1] < 0.9 * before
     for _ in range(FIRST):
         member.record_speed(2.0)
     member.record_speed(200.0)  # it waited for a core
     before = float(seconds[1])
     assert before < 3.0
-    member.forget_speed()
+    member.forget_speed([])
     assert 0.9 * before < seconds[1] < before
+
+
+def test_who_was_given_nothing_never_counts_as_faster_than_those_who_were(team: list[TeamMemory]) -> None:
+    member, seconds = team[1], team[0].marks.seconds
+    team[0].record_speed(2.0)
+    member.record_speed(2.1)
+    for _ in range(5):
+        member.forget_speed([0])
+    assert seconds[1] == 2.0
+    seconds[0] = 3.0  # all computers have become slower, and so would this one be
+    member.forget_speed([0])
+    assert seconds[1] == 3.0
+
+
+def test_a_process_measures_which_part_of_a_core_it_needs(team: list[TeamMemory]) -> None:
+    member, loads = team[1], team[0].marks.loads
+    for measured in (1.3, 1.0):  # clocks differ a little
+        member.record_load(measured)
+        assert loads.tolist() == [0.0, 1.0, 0.0]
+    member.record_load(0.0)
+    assert 0.6 < loads[1] < 0.8
+    for _ in range(100):
+        member.record_load(0.0)
+    assert loads[1] == pytest.approx(LEAST_LOAD)
 
 
 # Memory that is not there

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 
 from lockstep.common.aggregation.tree import Node, Vector
-from lockstep.common.errors import ModelError
+from lockstep.common.errors import JobError, ModelError
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.port import DrawKey, Engine, Model
 from lockstep.common.model.source import open_model
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.common.optim.rules import SGDRule, SlotSets
+from lockstep.ps.setup import AdmissionPolicy, check_gaps, open_run
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.worker.compute import Compute
 from lockstep.worker.gradient_sink import NotFiniteError
-from tests.lockstep.common.model.pytorch.jobs import NAMES, NETS, batch, model_of, torch_job
-from tests.simulation.small import digits
+from tests.lockstep.common.model.pytorch.jobs import NAMES, NETS, batch, model_file, model_of, torch_job
+from tests.simulation.small import digits, job_of
 
 torch: Any = pytest.importorskip("torch", reason="needs PyTorch: .venv/bin/pip install -e '.[torch]'")
 
@@ -27,7 +28,8 @@ KEY = DrawKey(3, 1, 2)
 def bound(model: Model, objective: Objective | None = None) -> tuple[Engine, Vector, Vector]:
     """Return an engine with the first weights, and vectors of weights and sums."""
     engine, weights = model.engine(objective or Objective()), model.first_weights(3)
-    sums = np.full_like(weights, np.nan)
+    sums = model.layout.new_vector()
+    sums.fill(np.nan)
     engine.bind([weights], [sums])
     return engine, weights, sums
 
@@ -37,7 +39,7 @@ def test_gradients_equal_those_of_pytorch_alone(name: str) -> None:
     model = open_model(f"{NETS}:{name}", 3)
     images, labels = batch()
     engine, _, sums = bound(model)
-    loss, outputs = engine.forward(images, labels, KEY)
+    loss, outputs, _ = engine.forward(images, labels, KEY)
     logits = outputs.copy()
     engine.backward(None)
 
@@ -95,7 +97,7 @@ def test_a_regression_has_the_sum_of_squares(tmp_path: Path) -> None:
     engine, _, sums = bound(model, Objective("mse"))
     images, _ = batch()
     targets = np.ones((5, 2), np.float32)
-    loss, outputs = engine.forward(images, targets, KEY)
+    loss, outputs, _ = engine.forward(images, targets, KEY)
     assert math.isclose(loss, float(np.square(outputs - targets).sum()), rel_tol=1e-5)
     expected = 2 * (outputs - targets).sum(axis=0)
     engine.backward(None)
@@ -146,6 +148,10 @@ def test_what_takes_no_part_gets_no_gradient_and_keeps_its_statistics(tmp_path: 
     engine.forward(*batch(), KEY)
     final: list[int] = []
     engine.backward(final.append if is_streaming else None)
+    # The first time, it is found out whether a gradient is final when it was added to once.
+    assert final == []
+    engine.forward(*batch(), KEY)
+    engine.backward(final.append if is_streaming else None)
     views = model.layout.read(sums)
     assert views["used.weight"].any()
     assert not views["unused.weight"].any()
@@ -163,7 +169,7 @@ def test_gradients_that_are_reported_one_by_one_have_the_same_bits(name: str) ->
         engine.backward(on_final)
         bits.add(sums.tobytes())
     assert len(bits) == 1
-    assert sorted(final) == sorted(2 * list(range(len(model.layout.parameters))))
+    assert sorted(final) == sorted(range(len(model.layout.parameters)))
 
 
 def test_frames_are_sent_while_backward_is_on_its_way() -> None:
@@ -215,6 +221,88 @@ class Net(nn.Module):
     assert (raised.value.layer, raised.value.quantity) == ("scale", "gradient")
 
 
+PLACES = """
+class Recorded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, *tensors):
+        Net.seen.append([each.data_ptr() % 64 for each in (x, *tensors)])
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, *[None] * 5
+
+
+class Net(nn.Module):
+    seen = []
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(784, 3), nn.BatchNorm1d(3), nn.Linear(3, 10)
+        self.register_buffer("table", torch.frombuffer(bytearray(4 * 5), dtype=torch.float32, offset=4))
+
+    def forward(self, x):
+        tensors = self.first.bias, self.norm.weight, self.norm.running_var, self.last.weight, self.table
+        return self.last(self.norm(self.first(Recorded.apply(x, *tensors).flatten(1))))
+"""
+
+
+def test_all_that_a_model_computes_with_begins_at_a_line_of_the_cache(tmp_path: Path) -> None:
+    model = model_of(tmp_path, PLACES)
+    engine, _, _ = bound(model)
+    images, labels = batch()
+    # NumPy's arrays begin anywhere.
+    moved = np.empty(images.size + 1, np.float32)[1:].reshape(images.shape)
+    moved[...] = images
+    for given in (images, moved):
+        engine.forward(given, labels, KEY)
+        engine.backward(None)
+        engine.evaluate(given, labels)
+        model.outputs(given)
+    seen = type(model.module).seen
+    assert len(seen) == 6
+    assert not np.any(seen)
+
+
+def test_vectors_that_begin_elsewhere_are_not_computed_with() -> None:
+    model = open_model(f"{NETS}:mlp", 3)
+    vector = np.zeros(model.layout.size + 32, np.float32)
+    start = -vector.ctypes.data % 64 // 4 + 1
+    with pytest.raises(AssertionError, match="at another alignment"):
+        model.engine(Objective()).bind([vector[start:][: model.layout.size]], [model.layout.new_vector()])
+
+
+@pytest.mark.parametrize("wire", ["float32", "int8", "bfloat16"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
+def test_what_is_between_parameters_stays_zero(wire: str, optimizer: str) -> None:
+    job = torch_job("mlp", optimizer=optimizer, momentum=0.0, wire=wire, wire_weights="bfloat16", clip_norm=0.5)
+    setup = open_run("run", job, digits(), AdmissionPolicy())
+    trainer, layout = SingleProcessTrainer(setup), setup.layout
+    for step in range(3):
+        trainer.step(step)
+    gaps = layout.new_vector()
+    for entry in (*layout.parameters, *layout.statistics):
+        entry.view(gaps).fill(1.0)
+    assert 0 < (gaps == 0).sum() < 64
+    for vector in (*setup.shard.slots, *setup.shard.served, *trainer.compute.sums):
+        assert not vector[gaps == 0].any()
+    for slot in setup.shard.state.values():
+        assert not slot[gaps[: layout.parameter_size] == 0].any()
+
+
+class Drifting(SGDRule):
+    """An update that does not follow the gradient alone."""
+
+    def update(self, weights: Vector, gradient: Vector, slots: SlotSets, step: int, lr: float, out: Vector) -> None:
+        np.add(weights, 0.0 if step == 0 else np.nan, out=out)
+
+
+def test_an_optimizer_that_moves_what_is_between_parameters_is_refused() -> None:
+    check_gaps(SGDRule(0.9), torch_job("mlp"))
+    with pytest.raises(JobError, match=r"optimizer = 'sgd' makes nan of a weight of 0 .*: expected 0"):
+        check_gaps(Drifting(), torch_job("mlp"))
+
+
 LATE = """
 class Net(nn.Module):
     def __init__(self):
@@ -257,5 +345,122 @@ def test_an_inspection_has_every_layer_and_gradient() -> None:
     views = model.layout.read(sums)
     assert all(array.tobytes() == views[name].tobytes() for name, array in seen.gradients.items())
     assert seen.first_nonfinite is None
-    weights[-1] = np.inf
+    model.layout.read(weights)["11.bias"][-1] = np.inf
     assert engine.inspect(*batch(), KEY).first_nonfinite == "layer 11 (Linear)"
+
+
+REENTRANT = """
+from torch.utils.checkpoint import checkpoint
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(784, 8), nn.Linear(8, 8), nn.Linear(8, 10)
+
+    def block(self, x):
+        return torch.tanh(self.middle(x))
+
+    def forward(self, x):
+        x = self.first(x.flatten(1))
+        for _ in range(2):
+            x = {block}
+        return self.last(x)
+"""
+
+
+def test_gradients_of_a_reentrant_checkpoint_are_reported_at_the_end(tmp_path: Path) -> None:
+    found = {}
+    for block in ("self.block(x)", "checkpoint(self.block, x, use_reentrant=True)"):
+        engine, _, sums = bound(model_of(tmp_path, REENTRANT.format(block=block)))
+        final: list[int] = []
+        for _ in range(2):
+            engine.forward(*batch(), KEY)
+            engine.backward(final.append)
+        found[block] = sums.copy()
+        assert (final == []) is ("checkpoint" in block)
+        assert engine.inspect(*batch(), KEY).gradients["middle.weight"].any()
+    np.testing.assert_allclose(*found.values(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_graph_whose_gradients_become_final_later_is_named(tmp_path: Path) -> None:
+    block = "checkpoint(self.block, x, use_reentrant=True) if len(x) == 7 else self.block(x)"
+    engine, _, _ = bound(model_of(tmp_path, REENTRANT.format(block=block)))
+    for _ in range(2):
+        engine.forward(*batch(), KEY)
+        engine.backward(lambda index: None)
+    engine.forward(*batch(7), KEY)
+    with pytest.raises(ModelError, match=r"the gradient of 'middle\.\w+' has several parts .* use_reentrant=False"):
+        engine.backward(lambda index: None)
+
+
+def test_a_gradient_that_the_model_replaces_is_named(tmp_path: Path) -> None:
+    text = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(784, 10)
+        self.inner.bias.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+
+    def forward(self, x):
+        self.zero_grad()
+        return self.inner(x.flatten(1))
+"""
+    engine, _, _ = bound(model_of(tmp_path, text))
+    engine.forward(*batch(), KEY)
+    with pytest.raises(ModelError, match=r"replaces the gradient of 'inner\.bias' in its backward"):
+        engine.backward(None)
+
+
+SPECTRAL = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = {norm}(nn.Linear(784, 10))
+
+    def forward(self, x):
+        return self.inner(x.flatten(1))
+"""
+
+
+@pytest.mark.parametrize("norm", ["nn.utils.parametrizations.spectral_norm", "nn.utils.spectral_norm"])
+@pytest.mark.filterwarnings("ignore:.*spectral_norm:FutureWarning")
+def test_what_a_spectral_norm_moves_goes_on_from_step_to_step(tmp_path: Path, norm: str) -> None:
+    text = SPECTRAL.format(norm=norm)
+    job = job_of(model=model_file(tmp_path, text), steps=3, global_batch=10, micro_batches=1, momentum=0.9)
+    setup = open_run("run", job, digits(), AdmissionPolicy())
+    assert len(setup.layout.statistics) == 2
+    trainer = SingleProcessTrainer(setup)
+    plain = model_of(tmp_path, text).module.train()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=setup.info.job.lr, momentum=0.9)
+    for step in range(3):
+        images, labels = trainer.compute.batches.training(trainer.compute.batches.sampler.indices(step, 0), step, 0)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(plain(torch.from_numpy(images)), torch.from_numpy(labels)).backward()
+        optimizer.step()
+        trainer.step(step)
+    state = plain.state_dict()
+    for name, array in setup.layout.read(setup.shard.weights).items():
+        np.testing.assert_allclose(array, state[name].numpy(), rtol=1e-4, atol=1e-6)
+
+
+SPARSE = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Embedding(30, 10, sparse={sparse})
+
+    def forward(self, x):
+        return self.token(x[:, 0].argmax(dim=2)).mean(dim=1)
+"""
+
+
+def test_a_sparse_gradient_is_that_of_a_dense_one(tmp_path: Path) -> None:
+    found = set()
+    for sparse in (False, True):
+        engine, _, sums = bound(model_of(tmp_path, SPARSE.format(sparse=sparse)))
+        engine.forward(*batch(), KEY)
+        engine.backward(None)
+        found.add((sums + 0.0).tobytes())
+        assert engine.inspect(*batch(), KEY).gradients["token.weight"].shape == (30, 10)
+    assert len(found) == 1

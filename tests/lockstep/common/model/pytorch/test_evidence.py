@@ -44,28 +44,6 @@ def test_a_model_that_can_be_repeated_has_the_same_evidence_each_time(name: str)
     assert evidence_of(open_model(f"{NETS}:{name}", 4)) != first
 
 
-ALIGNED = """
-class Aligned(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight):
-        ctx.save_for_backward(x, weight)
-        return x @ weight.t()
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight = ctx.saved_tensors
-        return grad @ weight, grad.t() @ x * (1 + weight.data_ptr() % 64 * 1e-6)
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(10, 784) / 28)
-
-    def forward(self, x):
-        return Aligned.apply(x.flatten(1), self.weight)
-"""
-
 PLANTED = {
     "counter": (NET.format(made="self.calls = 0", done="self.calls += 1"), "state of its own .* in 'calls'"),
     "list": (NET.format(made="self.seen = []", done="self.seen.append(len(x))"), "state of its own .* in 'seen'"),
@@ -95,13 +73,12 @@ PLANTED = {
         NET.format(made="pass", done="self.inner.bias.data.mul_(0.5)"),
         "changes 'inner.bias' in its forward",
     ),
-    "alignment": (ALIGNED, "the gradient of 'weight' differs when it is computed again"),
     "draws of its own": (
         "import random\n\n\n" + NET.format(made="pass", done="x = x * random.random()"),
-        "the gradient of 'inner.weight' differs",
+        "draws from Python's random: expected draws from PyTorch's generator only",
     ),
     "evaluation": (
-        "import random\n\n\n" + NET.format(made="pass", done="x = x if self.training else x * random.random()"),
+        "import time\n\n\n" + NET.format(made="pass", done="x = x if self.training else x * time.perf_counter_ns()"),
         "output in evaluation mode differs",
     ),
     "memory that was not written": (

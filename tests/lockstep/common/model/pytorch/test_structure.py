@@ -22,7 +22,8 @@ def test_the_layout_has_the_names_of_pytorch_in_its_order() -> None:
     names = [entry.name for entry in (*model.layout.parameters, *model.layout.statistics)]
     assert sorted(names) == sorted(name for name in state if not name.endswith("num_batches_tracked"))
     assert [entry.name for entry in model.layout.parameters] == [name for name, _ in model.module.named_parameters()]
-    assert np.unique(model.momenta()).tolist() == pytest.approx([0.1, 0.3])
+    # Zeros are between the arrays.
+    assert np.unique(model.momenta()).tolist() == pytest.approx([0.0, 0.1, 0.3])
     for name, array in model.layout.read(model.first_weights(3)).items():
         np.testing.assert_array_equal(array, state[name].numpy())
 
@@ -101,5 +102,10 @@ def test_what_cannot_be_trained_is_named(what: str) -> None:
 
 def test_outputs_that_are_no_tensor_are_named(tmp_path: Path) -> None:
     model = model_of(tmp_path, "def build():\n    return nn.Sequential(nn.Flatten(), nn.LSTM(784, 10))\n")
-    with pytest.raises(ModelError, match="the model returned a tuple: expected one tensor"):
+    assert model.outputs(np.zeros((2, 1, 28, 28), np.float32)).shape == (2, 10)
+    text = (
+        "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.a = nn.Linear(1, 1)\n"
+    )
+    model = model_of(tmp_path, f"{text}    def forward(self, x):\n        return 3\n\ndef build():\n    return Net()\n")
+    with pytest.raises(ModelError, match="the model returned a int: expected a tensor of outputs"):
         model.outputs(np.zeros((2, 1, 28, 28), np.float32))

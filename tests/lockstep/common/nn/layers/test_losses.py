@@ -21,6 +21,8 @@ LOGITS, LABELS, TARGET = normal((4, 3)), np.array([0, 2, 1, 2]), Tensor(np.linsp
         (nn.CrossEntropyLoss, F.cross_entropy, LABELS),
         (nn.NLLLoss, F.nll_loss, LABELS),
         (nn.MSELoss, F.mse_loss, TARGET),
+        (nn.L1Loss, F.l1_loss, TARGET),
+        (nn.SmoothL1Loss, F.smooth_l1_loss, TARGET),
         (nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits, TARGET),
     ],
 )
@@ -36,6 +38,15 @@ def test_label_smoothing_mixes_in_all_classes() -> None:
     hard, even = -log_probabilities[np.arange(4), LABELS].mean(), -log_probabilities.mean()
     loss = nn.CrossEntropyLoss(label_smoothing=0.1)(LOGITS, LABELS)
     assert loss.item() == pytest.approx(0.9 * hard + 0.1 * even)
+
+
+def test_a_class_weighs_what_is_said_and_an_ignored_one_nothing() -> None:
+    log_probabilities, weight = F.log_softmax(LOGITS, dim=1).data, np.array([1.0, 0.5, 3.0])
+    losses = -log_probabilities[np.arange(4), LABELS] * weight[LABELS]
+    loss = nn.CrossEntropyLoss(weight=weight.tolist(), ignore_index=1)(LOGITS, LABELS)
+    assert loss.item() == pytest.approx(losses[[0, 1, 3]].sum() / weight[LABELS[[0, 1, 3]]].sum())
+    only_ignored = nn.CrossEntropyLoss(ignore_index=1)(LOGITS, LABELS)
+    assert only_ignored.item() == pytest.approx(-log_probabilities[[0, 1, 3], [0, 2, 2]].mean())
 
 
 def test_wrong_options_are_told() -> None:

@@ -1,0 +1,39 @@
+"""Functions of the user's own that a job names, next to its model: what each is for. Runs nothing."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lockstep.common.job.job import Job, names_code
+from lockstep.common.job.objective import OwnLoss
+from lockstep.common.optim.rules import Rule
+
+#: The values of a job that may name a function.
+NAMING = ("loss", "optimizer", "schedule", "transform")
+
+
+def functions_of(job: Job) -> Mapping[str, str]:
+    """Return the functions that a job names, `FILE.py:FUNCTION`, by the value that names each."""
+    return {value: name for value in NAMING if names_code(name := getattr(job, value))}
+
+
+def needs_code(job: Job) -> bool:
+    """Tell whether updates call a function of the user's own."""
+    return names_code(job.optimizer) or names_code(job.schedule)
+
+
+@dataclass(frozen=True)
+class OwnCode:
+    """The functions, as they are called; None where the job names none."""
+
+    loss: OwnLoss | None = None
+    #: Returns an update rule: its class, or a function.
+    optimizer: Callable[[], Rule] | None = None
+    #: What becomes of a training sample, given that and a generator, or that, its target and a generator.
+    transform: Callable[..., Any] | None = None
+    #: What the learning rate is multiplied by, given the step and the number of steps.
+    schedule: Callable[[int, int], Any] | None = None
+
+
+#: Of a job that names none.
+NO_CODE = OwnCode()
