@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -134,4 +135,17 @@ class Barely(Net):
 
 partial = functools.partial(Block, 3)
 anonymous = lambda: Net()  # noqa: E731
+twins = (lambda x: x), (lambda x: (x))  # fmt: skip
+
+
+def closed() -> Callable[[], Module]:
+    width, factor = 5, 2
+    doubled = lambda x: x * factor  # noqa: E731
+
+    def build() -> Module:
+        return Wide(doubled(width))
+
+    return build
+
+
 platform = sys.platform

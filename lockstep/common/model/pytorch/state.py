@@ -103,12 +103,12 @@ _PARTS: tuple[tuple[Any, Callable[[str, Any], Iterator[Part]]], ...] = (
 
 def state_of(module: Any) -> State:
     """Return all that a module keeps."""
-    return _Search.of(module).found
+    return StateSearch.of(module).found
 
 
 def views_of(module: Any, memory: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield where a module keeps a tensor in the memory of one of these tensors, and that one's name."""
-    kept = _Search.of(module).tensors
+    kept = StateSearch.of(module).tensors
     for one, other in overlaps({**memory, **{f"\0{place}": tensor for place, tensor in kept.items()}}):
         places = [name for name in (one, other) if name.startswith("\0")]
         if len(places) == 1:
@@ -151,7 +151,7 @@ def bytes_of(tensor: Any) -> bytes:
 
 
 @dataclass
-class _Search:
+class StateSearch:
     """Goes through what can be reached from a module, each object once."""
 
     found: State = field(default_factory=lambda: dict(shared_generators()))
@@ -162,7 +162,7 @@ class _Search:
     _classes: set[type] = field(default_factory=set)
 
     @classmethod
-    def of(cls, module: Any) -> "_Search":
+    def of(cls, module: Any) -> "StateSearch":
         """Search a module."""
         search, layers = cls(), list(module.named_modules())
         for _, layer in layers:
