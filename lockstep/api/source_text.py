@@ -85,22 +85,28 @@ def _cut_out(definition: Definition, code: CodeType, text: str) -> str:
 
 
 def _cut_out_lambda(definition: Definition, code: CodeType, text: str) -> str:
-    """Return a lambda's text: of several that begin in its line, the one that is compiled to the same."""
-    found = []
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Lambda) and node.lineno <= code.co_firstlineno <= (node.end_lineno or node.lineno):
-            made = compile(ast.Expression(node), code.co_filename, "eval")
-            inner = next(each for each in made.co_consts if isinstance(each, CodeType))
-            if (inner.co_varnames, inner.co_consts) == (code.co_varnames, code.co_consts) and (
-                sorted(inner.co_names + inner.co_freevars) == sorted(code.co_names + code.co_freevars)
-            ):
-                found.append(ast.get_source_segment(text, node) or "")
-    if len(set(found)) != 1:
+    """Return a lambda's text: of those around all places that it was compiled from, the one that begins last."""
+    # The first instruction is at no place: it begins where it ends.
+    places = [
+        (line, column)
+        for line, end_line, column, end_column in code.co_positions()
+        if line is not None and column is not None and (line, column) != (end_line, end_column)
+    ]
+    first, last = min(places, default=(0, 0)), max(places, default=(0, 0))
+    around = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Lambda)
+        and (node.body.lineno, node.body.col_offset) <= first
+        and last <= (node.body.end_lineno or 0, node.body.end_col_offset or 0)
+    ]
+    if not around:
         raise ModelError(
-            f"the source of the lambda in line {code.co_firstlineno} of {code.co_filename!r} cannot be told from "
-            "others: expected a function; write `def build(): return ...`"
+            f"the source of the lambda in line {code.co_firstlineno} of {code.co_filename!r} cannot be had: expected a "
+            "function; write `def build(): return ...`"
         )
-    return f"({textwrap.dedent(found[0])})"
+    found = max(around, key=lambda node: (node.lineno, node.col_offset))
+    return f"({textwrap.dedent(ast.get_source_segment(text, found) or '')})"
 
 
 #: What a function without a name is called.

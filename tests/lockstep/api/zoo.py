@@ -135,7 +135,7 @@ class Barely(Net):
 
 partial = functools.partial(Block, 3)
 anonymous = lambda: Net()  # noqa: E731
-twins = (lambda x: x), (lambda x: (x))  # fmt: skip
+several = (lambda: [Net() for _ in range(2)][-1]), (lambda: Net()), (lambda: (lambda: Net())()), (lambda n=1: None)
 
 
 def closed() -> Callable[[], Module]:
