@@ -1,6 +1,6 @@
 """`python -m tests.zoo`: look at every net and layer of the zoo, and record what was found for the docs.
 
-It takes half an hour. `python -m tests.zoo layers` looks at the layers only, in seconds.
+It takes ten minutes on an idle machine. `python -m tests.zoo layers` looks at the layers only, in seconds.
 """
 
 import shutil

@@ -140,7 +140,7 @@ several = (lambda: [Net() for _ in range(2)][-1]), (lambda: Net()), (lambda: (la
 
 def closed() -> Callable[[], Module]:
     width, factor = 5, 2
-    doubled = lambda x: x * factor  # noqa: E731
+    doubled: Callable[[int], int] = lambda x: x * factor  # noqa: E731
 
     def build() -> Module:
         return Wide(doubled(width))

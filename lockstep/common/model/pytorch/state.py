@@ -40,7 +40,10 @@ _REGISTERED = ("_parameters", "_buffers", "_modules", "training")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), slice, range, types.EllipsisType)
 
 #: Iterators of Python's, whose state is how much of them is left.
-_ITERATORS = tuple(type(iter(each)) for each in ([], (), "", {}, set(), range(0), {}.values(), {}.items()))
+_ITERATORS: tuple[type, ...] = (
+    *(type(iter([])), type(iter(())), type(iter("")), type(iter({})), type(iter(set()))),
+    *(type(iter(range(0))), type(iter({}.values())), type(iter({}.items()))),
+)
 
 #: Where installed packages are.
 _INSTALLED = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")}
@@ -218,7 +221,7 @@ class StateSearch:
         if parts is not None:
             for name, part in parts(place, value):
                 self.look(name, part)
-        if record is parts is None and type(value).__module__ not in _IGNORED:
+        if record is None and parts is None and type(value).__module__ not in _IGNORED:
             self._attributes(place, value)
             self._class(type(value))
 
