@@ -1,7 +1,7 @@
 """`fit` with models of PyTorch: a class, a function or a module; what comes back is PyTorch's too."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ def head(width: int) -> Any:
     return lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, width), nn.Tanh(), nn.Linear(int(2 * scale * width), 10))
 
 
-AS_THEY_COME = {
+AS_THEY_COME: dict[str, Callable[[], Any]] = {
     "container": lambda: nn.Sequential(
         nn.Conv2d(1, 4, 3, padding="same"), nn.BatchNorm2d(4, momentum=0.3), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
         nn.Flatten(), nn.Sequential(nn.Linear(16, 8, bias=False), nn.Dropout(0.1)), nn.Linear(8, 10),
