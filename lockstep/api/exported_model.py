@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from types import FunctionType
 from typing import Any
 
 import numpy as np
 
-from lockstep.api.source_text import Definition, Gathering
+from lockstep.api.source_text import LAMBDA, Definition, Gathering
 from lockstep.common.errors import JobError, ModelError
 from lockstep.common.job.own_code import NAMING
 from lockstep.common.model.source import WRITTEN_BY_FIT, is_torch_class, is_torch_module, torch_model
@@ -98,14 +99,19 @@ def model_text(model: Any) -> ModelText:
     `ModelError` if the text cannot be had, uses what has no text, or would build another model than the one given.
     """
     if isinstance(model, FunctionType):
-        return ModelText(model.__name__, model.__name__, _text_of(model))
+        name = model.__name__ if model.__name__ != LAMBDA else "model"
+        return ModelText(name, name, _text_of(model, name))
+    if isinstance(model, partial):
+        return _text_of_call(model)
     kind = model if isinstance(model, type) else type(model)
     if not issubclass(kind, Module) and not is_torch_class(kind):
         raise ModelError(f"the model is {model!r}: expected a Module, its class, or a function that returns it")
+    if is_torch_module(model) and (text := text_of_module(model)) is not None:
+        return text
     if is_torch_class(kind) and kind.__module__.partition(".")[0] == "torch":
         raise ModelError(
             f"the {kind.__name__} is a class of PyTorch, and what it was built with is not known: expected a class of "
-            "your own, or a function that builds the model; write `def build(): return ...` and pass it to `fit`"
+            "your own, or what builds the model; pass `lambda: ...` or `functools.partial(...)` to `fit`"
         )
     if not isinstance(model, type):
         _check_own(model)
@@ -114,10 +120,37 @@ def model_text(model: Any) -> ModelText:
     return ModelText(kind.__name__, function, _text_of(kind) + f"\n\ndef {function}():\n    return {kind.__name__}()\n")
 
 
-def _text_of(definition: Definition) -> str:
+def _text_of(definition: Definition, name: str = "") -> str:
     gathering = Gathering()
-    gathering.add(definition)
+    gathering.add(definition, name)
     return WRITTEN_BY_FIT + gathering.text()
+
+
+def _text_of_call(model: "partial[Any]") -> ModelText:
+    """Return the text of a function that calls another one, or a class, with some arguments."""
+    gathering = Gathering()
+    called = gathering.value(model.func, "the partial")
+    given = [gathering.value(each, called) for each in model.args]
+    given += [f"{key}={gathering.value(each, called)}" for key, each in model.keywords.items()]
+    function = "build" if called != "build" else "build_model"
+    text = f"{gathering.text()}\n\ndef {function}():\n    return {called}({', '.join(given)})\n"
+    return ModelText(called, function, WRITTEN_BY_FIT + text)
+
+
+def text_of_module(model: Any) -> ModelText | None:
+    """Return the text that builds a module of PyTorch with the arguments that its layers show; None if they do not.
+
+    What it builds was compared with the module.
+    """
+    # Here, where the model itself has imported PyTorch already.
+    from lockstep.common.model.pytorch.comparison import constructed
+
+    gathering = Gathering()
+    call = constructed(model, gathering.value)
+    if call is None:
+        return None
+    text = f"{WRITTEN_BY_FIT}{gathering.text()}\n\ndef build():\n    return {call}\n"
+    return ModelText(type(model).__name__, "build", text)
 
 
 def _check_own(model: Any) -> None:
@@ -137,7 +170,7 @@ PASSING = ("training", "_source", "_observers", "_is_drawn")
 def check_rebuilt(model: Any) -> None:
     """Raise `ModelError` with the first thing in which the model differs from what its class alone builds."""
     name = type(model).__name__
-    advice = f"expected a model that {name}() builds; give `fit` a function instead: `def build(): return {name}(...)`"
+    advice = f"expected a model that {name}() builds; give `fit` a function instead: `lambda: {name}(...)`"
     try:
         other = type(model)()
     except Exception as error:

@@ -42,8 +42,9 @@ def fit(
 
     **Model.** `model` is a Module, the name of a shipped model, or `FILE.py:FUNCTION`. One made of the library's layers
     is sent to the workers as data. A class of your own, from a notebook's cell or a script, is sent as its source text,
-    with the definitions that it uses; so its constructor must take no arguments, or you pass a function that returns
-    the model. The same is true of a `torch.nn.Module`; then `run.model` is one too. That text is kept in the run's
+    with the definitions that it uses; so its constructor must take no arguments, or you pass what builds the model: a
+    function, a lambda, or a `functools.partial`. The same is true of a `torch.nn.Module`, whose layers may also show
+    their arguments, as those of an `nn.Sequential` do; then `run.model` is one too. That text is kept in the run's
     folder, and is built by processes of this machine only.
 
     **Data.** `data` is "mnist", a folder of IDX files, an .npz, or arrays as `((x_train, y_train), (x_test, y_test))`:

@@ -23,6 +23,7 @@ from lockstep.api.job_inputs import Arrays, job_inputs, named_arrays
 from lockstep.common.data.source import load
 from lockstep.common.errors import JobError, RunError
 from lockstep.common.job.job import Job
+from lockstep.common.job.optimizer import replica_of
 from lockstep.common.model.source import keeps_pytorch
 from lockstep.common.optim.schedules import RateRange
 from lockstep.common.runtime.numerics import own_numerics
@@ -116,8 +117,9 @@ def find_lr(
     """Try learning rates from `lowest` to `highest` in so many `steps`, at least 30; return a `RateTest`.
 
     `model`, `data` and `values` are those of `fit`, and so are the first weights, the batches, the optimizer and its
-    momentum. The test sets the schedule and the length. `model` itself stays as it is. The result has `suggestion`, a
-    rate to train with, the `rates` and `losses` of all steps (steps,), and `plot()`.
+    momentum; for a job with local steps they are those of the local steps, and the rate is a `local_lr`. The test sets
+    the schedule and the length. `model` itself stays as it is. The result has `suggestion`, a rate to train with, the
+    `rates` and `losses` of all steps (steps,), and `plot()`.
 
     Raises what `fit` raises, `JobError` for rates in the wrong order, and `RunError` if the loss is not finite before a
     rate could be found.
@@ -141,6 +143,8 @@ def rates_of(job: Job, *, lowest: float = 1e-6, highest: float = 10.0, steps: in
             f"rates from {lowest!r} to {highest!r} in {steps!r} steps: expected 0 < lowest < highest, and at least "
             f"{3 * SETTLING} steps"
         )
+    if job.local_steps > 1:
+        job = replica_of(job)
     # A rate is found in this process whatever its numerics are: the last bit of a loss does not matter here.
     job = msgspec.structs.replace(job, steps=steps, schedule="constant", warmup_steps=0, numerics=own_numerics())
     setup = open_run("rates", job, load(job.data), AdmissionPolicy())

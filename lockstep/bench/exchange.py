@@ -11,7 +11,6 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from lockstep.bench import parameters as options
-from lockstep.bench import peers
 from lockstep.bench.bench import (
     TORCH,
     Bench,
@@ -24,10 +23,10 @@ from lockstep.bench.bench import (
     torch_marks,
     with_torch,
 )
-from lockstep.bench.measuring import timed_run
+from lockstep.bench.measuring import peers, timed_run
+from lockstep.bench.measuring.peers import WARM_UP, Stepper
 from lockstep.bench.measuring.stand_ins import Filler, write_model, write_samples
 from lockstep.bench.measuring.timed_run import BenchSession, TimedRun
-from lockstep.bench.peers import WARM_UP, Stepper
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.job.job import Job
 from lockstep.common.runtime.environment import cores

@@ -67,6 +67,8 @@ class Basis:
     model: CostModel
     #: Where it was measured, with images/s; empty if it was not.
     measured: tuple[tuple[Machines, float], ...] = ()
+    #: The local steps of each micro-batch that was measured.
+    local_steps: int = 1
 
     def source(self) -> str:
         """Return in words what it was taken from."""
@@ -119,6 +121,7 @@ def basis_of_result(result: RunResult) -> Basis:
         name=f"{result.model}, {result.global_batch} samples a step, {result.transport}",
         model=fitted([point], cores=cores()),
         measured=((point.machines(), result.images_per_s),),
+        local_steps=result.local_steps,
     )
 
 
@@ -228,12 +231,16 @@ def predict(
     servers: Sequence[int],
     link: float,
     types: tuple[str, str] | None = None,
+    local_steps: int | None = None,
 ) -> Prediction:
     """Return the prediction for hosts with a link of `link` bytes/s and a core for each of their `workers`.
 
-    `types` are the formats of sums and weights, if they differ from those of the basis.
+    `types` are the formats of sums and weights, and `local_steps` those of a micro-batch, if they differ from the
+    basis.
     """
     model = replace(basis.model, cores=None)
+    if local_steps is not None:
+        model = model.with_local_steps(local_steps, basis.local_steps)
     if types is not None:
         model = replace(model, bytes_per_parameter=bytes_per_parameter(*types))
     setups = [(count, each, number) for count in servers for each in workers for number in hosts]
@@ -291,11 +298,15 @@ class PredictBench(Bench[PredictionRow]):
     fewer with --wire, over links of the given speed, whatever the number of its processes. A single host has its
     server in its memory and sends nothing. The time for rounding is included only if the measurement includes it.
 
+    With --local-steps, each process takes so many steps by itself between two exchanges, of as many samples as were
+    measured: a step is that much longer, and has that many times the samples.
+
     With --sleep, nothing is measured: the prediction is that for a model that sleeps, from known rates of a machine.
 
     \b
       lockstep bench predict --model mlp
       lockstep bench predict --hosts 1..8 --workers 1,8 --link 10Gbit
+      lockstep bench predict --model mlp --link 100Mbit --local-steps 16
       lockstep bench predict --from runs/mine/result.json --link 10Gbit
       lockstep bench predict --from scaling.json --servers 1,8 --plot p.png
     """
@@ -346,6 +357,9 @@ class PredictBench(Bench[PredictionRow]):
         "--wire", options.WIRES, "type in which sums of gradients travel", shown="as measured", metavar="TYPE"
     )
     wire_weights: str | None = options.wire_weights(shown="as measured")
+    local_steps: int | None = options.option(
+        "--local-steps", WholeNumber(1), "local steps of each micro-batch", shown="as measured", metavar="H"
+    )
     #: The last one.
     prediction: Prediction = field(init=False)
 
@@ -356,7 +370,7 @@ class PredictBench(Bench[PredictionRow]):
         for model in self.models or (None,):
             basis = self._basis(session, model)
             workers = self.workers or (basis.largest_team(),)
-            self.prediction = predict(basis, self.hosts, workers, self.servers, self.link, types)
+            self.prediction = predict(basis, self.hosts, workers, self.servers, self.link, types, self.local_steps)
             session.say(basis.source())
             session.say(heading(PredictionRow))
             yield from self.prediction.rows

@@ -14,7 +14,6 @@ import click
 import msgspec
 
 from lockstep.bench import parameters as options
-from lockstep.bench import peers
 from lockstep.bench.bench import (
     TORCH,
     Bench,
@@ -28,11 +27,11 @@ from lockstep.bench.bench import (
     torch_marks,
     with_torch,
 )
-from lockstep.bench.measuring import timed_run
+from lockstep.bench.measuring import peers, timed_run
+from lockstep.bench.measuring.peers import WARM_UP, BaselineRow, Stepper
 from lockstep.bench.measuring.processor_time import StepProcessorTime, per_step
 from lockstep.bench.measuring.stand_ins import CLASSES, Sleeper, write_model, write_samples
 from lockstep.bench.measuring.timed_run import BenchSession, TimedRun
-from lockstep.bench.peers import WARM_UP, BaselineRow, Stepper
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job

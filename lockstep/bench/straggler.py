@@ -16,8 +16,8 @@ import msgspec
 
 from lockstep.bench import parameters as options
 from lockstep.bench.bench import Bench, Panel, Series, TableColumn
+from lockstep.bench.measuring.peers import WARM_UP
 from lockstep.bench.measuring.timed_run import BenchSession, TimedRun, all_seconds, bench_job, mean_step_s, per_turn
-from lockstep.bench.peers import WARM_UP
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import RunError
 from lockstep.common.job.job import Job

@@ -13,6 +13,7 @@ from rich.console import Console
 from lockstep.bench.bench import Bench, heading
 from lockstep.bench.coordinator import CoordinatorBench
 from lockstep.bench.exchange import ExchangeBench
+from lockstep.bench.local_steps import LocalStepsBench
 from lockstep.bench.measuring.timed_run import BenchSession
 from lockstep.bench.predict import PredictBench
 from lockstep.bench.scaling import ScalingBench
@@ -31,6 +32,7 @@ BENCHES: tuple[type[Bench[Any]], ...] = (
     PredictBench,
     CoordinatorBench,
     WireBench,
+    LocalStepsBench,
 )
 
 

@@ -120,6 +120,7 @@ def open_run(
         guess=guess_of(objective, data),
         manifest=manifest_of(data) if admission.ships_data else None,
         moments=data.train.moments,
+        size=layout.size,
     )
     policy = policy_of(job, plan, spans_of(job, layout), model.momenta(), code)
     if layout.alignment > 1:

@@ -125,6 +125,19 @@ class CostModel:
     #: Bytes that cross a link per host and parameter, in and out.
     bytes_per_parameter: float = BYTES_PER_PARAMETER
 
+    def with_local_steps(self, steps: int, measured: int = 1) -> "CostModel":
+        """Return the model of a job whose micro-batches take so many local steps, each of as many samples as before.
+
+        `measured` is the number of them in the measurement. If it had none, the updates of local steps are added.
+        """
+        update_s = self.update_s if measured == 1 < steps else 0.0
+        return replace(
+            self,
+            micro_batch_samples=self.micro_batch_samples * steps / measured,
+            micro_batch_s=(self.micro_batch_s / measured + update_s) * steps,
+            sleep_s=self.sleep_s * steps / measured,
+        )
+
     def samples(self, workers: int) -> float:
         """Return the samples of a step."""
         return self._micro_batches(workers) * self.micro_batch_samples

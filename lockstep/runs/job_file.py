@@ -19,6 +19,7 @@ from lockstep.common.files.did_you_mean import nearest
 from lockstep.common.files.reading import read_regular
 from lockstep.common.files.sanitize import cut, one_line
 from lockstep.common.job.job import Job, check
+from lockstep.common.job.optimizer import LOCAL
 from lockstep.runs.launch_config import Launch, default_launch
 
 S = TypeVar("S", Job, Launch)
@@ -47,6 +48,11 @@ _DEEP_KEY = re.compile(rf"(?<![\w-])(?:{_PART}){{{MOST_PARTS}}}", re.ASCII)
 
 #: What keys are called by Keras, Lightning and PyTorch, if that is not near to the name here.
 ELSEWHERE = {"batch_size": "global_batch", "learning_rate": "lr", "num_workers": "workers"}
+
+#: The outer optimizer of a job with local steps, if nobody says otherwise: sgd with Nesterov's momentum. DiLoCo has a
+#: momentum of 0.9, which needs hundreds of exchanges: with 60 of them, `bench local-steps` has 96.5 % with that for
+#: `mlp`, and 98.1 % without any.
+OUTER = {"lr": 0.7, "momentum": 0.6, "nesterov": True}
 
 #: The names of the shipped jobs, which are those of the models.
 SHIPPED = ("linear", "mlp", "lenet", "cnn")
@@ -122,13 +128,32 @@ def shipped_values(model: str) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
+def local_defaults(shipped: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a job with local steps has for what `given` does not say.
+
+    A shipped job's optimizer is that of the local steps then, for batches as large as before; the outer one is of
+    DiLoCo's kind (arXiv 2311.08105).
+    """
+    values = {f"local_{name}" if name in LOCAL else name: value for name, value in shipped.items()}
+    if "global_batch" in values:
+        values["global_batch"] *= given["local_steps"]
+    if given.get("optimizer", "sgd") != "sgd":
+        return values
+    return {**OUTER, "nesterov": bool(given.get("momentum", OUTER["momentum"])), **values}
+
+
 def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[Job, Launch]:
     """Return the checked job and launch: the file's values, or the model's shipped job, overridden by the flags.
 
-    `JobError` names the value, what was expected and, for an unknown key, the nearest right one.
+    A job with local steps has defaults of its own: see `local_defaults`. `JobError` names the value, what was expected
+    and, for an unknown key, the nearest right one.
     """
     given = {**file_values, **flags}
-    base: Mapping[str, Any] = file_values or shipped_values(str(given.get("model", "lenet")))
+    shipped = {} if file_values else shipped_values(str(given.get("model", "lenet")))
+    base: Mapping[str, Any] = file_values or shipped
+    local_steps = given.get("local_steps")
+    if isinstance(local_steps, int) and local_steps > 1:
+        base = {**local_defaults(shipped, given), **file_values}
     values = {**base, **flags}
     known = (*Job.__struct_fields__, *Launch.__struct_fields__)
     for key in values:

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from lockstep.common.job.job import Job
-from lockstep.common.job.optimizer import hyperparameters
+from lockstep.common.job.optimizer import LOCAL, hyperparameters
 from lockstep.runs.job_file import SHIPPED, resolve
 from lockstep.runs.launch_config import Launch
 
@@ -25,6 +25,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "Loss": ("loss", "class_weights", "ignore_index", "label_smoothing"),
     "Learning rate schedule": (*("schedule", "warmup_steps", "decay_every", "decay_factor", "decay_power", "min_lr"),),
+    "Local steps": ("local_steps", *(f"local_{name}" for name in LOCAL)),
     "Early stopping and the best epoch": ("validation_split", "monitor", "patience", "min_delta", "keep_best"),
     "Processes": ("workers", "min_workers", "servers", "transport", "max_restarts", "audit", "ship_data"),
     "Checkpoints": CHECKPOINT_FIELDS,

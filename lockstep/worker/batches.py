@@ -1,4 +1,7 @@
-"""Which samples a micro-batch or a chunk of an evaluation has, as a model is given them; knows no model.
+"""Which samples a local batch or a chunk of an evaluation has, as a model is given them; knows no model.
+
+A local batch is what one forward takes. With one local step it is a micro-batch. With H of them, micro-batch m has the
+local batches `[m*H, (m+1)*H)`: a step is cut into its local batches as it is into micro-batches.
 
 Array shapes, and so the bits of every matrix product, depend on the job alone (rule R4).
 """
@@ -27,7 +30,7 @@ Integers = NDArray[np.int64]
 
 @dataclass
 class Batches:
-    """The data of a job, cut into micro-batches and chunks."""
+    """The data of a job, cut into local batches and chunks."""
 
     job: Job
     data: TrainTest
@@ -36,6 +39,7 @@ class Batches:
     #: Functions of the user's own that the job names.
     own: OwnCode = NO_CODE
     objective: Objective = field(init=False)
+    #: Knows local batches: it calls them micro-batches.
     sampler: Sampler = field(init=False)
     preparation: Preparation = field(init=False)
     #: What becomes of training samples, None if they stay as they are.
@@ -44,7 +48,7 @@ class Batches:
     def __post_init__(self) -> None:
         job = self.job
         self.objective = Objective.of(job, self.own.loss)
-        self.sampler = Sampler(len(self.data.train), job.global_batch, job.micro_batches, job.seed)
+        self.sampler = Sampler(len(self.data.train), job.global_batch, job.local_batches, job.seed)
         self.preparation = self._prepared()
         self.transform = transform_of(job, self.own)
 
@@ -55,16 +59,20 @@ class Batches:
             return Preparation.of(self.data.train, self.job.max_shift)
         return Preparation(*self.moments, self.job.max_shift)
 
+    def local(self, node: Node) -> Node:
+        """Return the local batches of a node of micro-batches."""
+        return Node(node.lo * self.job.local_steps, node.hi * self.job.local_steps)
+
     @property
     def is_stackable(self) -> bool:
         """Whether a sample is one array, and its target another, so that several micro-batches may be one."""
         train = self.data.train
         return train.images.dtype.names is None and train.labels.dtype.names is None
 
-    def training(self, indices: Integers, step: int, micro_batch: int) -> tuple[Array, Array]:
-        """Return what the model is given of these samples in a micro-batch, and what its outputs are compared with."""
+    def training(self, indices: Integers, step: int, local_batch: int) -> tuple[Array, Array]:
+        """Return what the model is given of these samples in a local batch, and what its outputs are compared with."""
         raw, labels = self._stored(indices, step)
-        images = self.preparation.images(raw, self._shifts(step, micro_batch))
+        images = self.preparation.images(raw, self._shifts(step, local_batch))
         return images, self.objective.targets(labels)
 
     def _stored(self, indices: Integers, step: int) -> tuple[Array, Array]:
@@ -75,16 +83,16 @@ class Batches:
             return raw, labels
         return self.transform.apply(raw, labels, indices, self.sampler.epoch_of(step))
 
-    def _shifts(self, step: int, micro_batch: int) -> np.random.Generator | None:
-        """Return what draws by how much the images of a micro-batch are shifted."""
+    def _shifts(self, step: int, local_batch: int) -> np.random.Generator | None:
+        """Return what draws by how much the images of a local batch are shifted."""
         if not self.job.max_shift:
             return None
-        return generator(self.job.seed, Purpose.AUGMENT, at=step, micro_batch=micro_batch)
+        return generator(self.job.seed, Purpose.AUGMENT, at=step, micro_batch=local_batch)
 
     def fill(self, step: int, node: Node, images: Array, targets: Array) -> None:
-        """Write the same of a node's micro-batches, all of one size, into arrays: one after the other along axis 0."""
+        """Write the same of a node of local batches, all of one size, into arrays: one after the other along axis 0."""
         raw, labels = self._stored(self.sampler.indices(step, node.lo, node.hi), step)
-        if self.job.max_shift:  # drawn for each micro-batch
+        if self.job.max_shift:  # drawn for each of them
             for place, part in enumerate(raw.reshape(images.shape)):
                 self.preparation.images(part, self._shifts(step, node.lo + place), images[place])
         else:
@@ -101,7 +109,8 @@ class Batches:
     def samples_of(self, work: Work, step: int, node: Node) -> Integers:
         """Return the places, in the set that the work is about, of all samples that a node needs."""
         if work in OF_A_STEP:
-            return self.sampler.indices(step, node.lo, node.hi)
+            local = self.local(node)
+            return self.sampler.indices(step, local.lo, local.hi)
         size = len(self._held_out(work) or ())
         return np.arange(evaluation_rows(node.lo, size).start, evaluation_rows(node.hi - 1, size).stop)
 

@@ -23,7 +23,16 @@ from lockstep.common.model.port import Engine, Model
 from lockstep.common.protocol.messages import Work
 from lockstep.worker.batches import Batches
 from lockstep.worker.gradient_sink import GradientSink, SendBucket
-from lockstep.worker.node_sums import Attempt, NodeSums, SumsByMicroBatch, SumsInOnePass, Vectors, not_finite
+from lockstep.worker.local_steps import LocalStepSums, Replica
+from lockstep.worker.node_sums import (
+    Attempt,
+    GradientSums,
+    NodeSums,
+    SumsByMicroBatch,
+    SumsInOnePass,
+    Vectors,
+    not_finite,
+)
 
 #: Two vectors of weights, or none.
 Slots = tuple[Vector, Vector] | tuple[()]
@@ -58,6 +67,11 @@ class Compute:
     wire_weights: Quantization = field(init=False)
     batches: Batches = field(init=False)
     engine: Engine = field(init=False)
+    #: What takes the local steps of a micro-batch; None in a job that has only one of them.
+    local: LocalStepSums | None = field(init=False)
+    _replica: Replica | None = field(init=False)
+    _reads: int = 0
+    _writes: int = 0
     _attempt: Attempt = field(init=False)
     _nodes: NodeSums = field(init=False)
 
@@ -70,10 +84,26 @@ class Compute:
         self.frames = self.frames or Slice(0, self.layout.size).frames()
         self.batches = Batches(job, self.data, self.moments, self.own)
         self.engine = self.model.engine(self.batches.objective)
+        self._replica = Replica(self.layout, job) if job.local_steps > 1 else None
         self.move(self.slots)
         self._attempt = Attempt(lambda: self.is_wanted())
+        self.local = self._local_steps()
+        self._nodes = self._node_sums()
+
+    def _local_steps(self) -> LocalStepSums | None:
+        if self._replica is None:
+            return None
+        places, momenta = (len(self.slots), len(self.sums)), self.model.momenta()
+        return LocalStepSums(self.engine, self.batches, self._replica, momenta, *places, self._attempt)
+
+    def _node_sums(self) -> NodeSums:
         sink = GradientSink(self.layout, self.frames, self.wire)
-        self._nodes = SumsInOnePass(SumsByMicroBatch(self.engine, self.layout, self.batches, sink, self._attempt))
+        if self.local is not None:
+            # Their micro-batches have weights of their own: there is nothing to compute in one pass over several.
+            return SumsByMicroBatch(self.local, self.layout, sink, self._attempt)
+        leaf = GradientSums(self.engine, self.layout, self.batches)
+        one_by_one = SumsByMicroBatch(leaf, self.layout, sink, self._attempt)
+        return SumsInOnePass(one_by_one, self.engine, self.batches)
 
     @property
     def layout(self) -> ParameterLayout:
@@ -91,19 +121,24 @@ class Compute:
     def move(self, slots: tuple[Vector, Vector]) -> None:
         """Compute with weights in other memory from the next `turn` on; both are of the layout's size."""
         self.slots, self.weights, self.into = slots, slots[0], self.sums[0]
+        self._reads = self._writes = 0
+        weights, sums = list(slots), list(self.sums)
+        if self._replica is not None:
+            weights.extend(self._replica.weights)
+            sums.append(self._replica.gradient)
         # Read only, as they are where memory is shared: a model that changes its own weights would get other bits on
         # another worker.
-        self.engine.bind([read_only(slot) for slot in slots], self.sums)
+        self.engine.bind([read_only(vector) for vector in weights], sums)
 
     def turn(self, step: int, *, into: int = 0) -> None:
         """Compute with the weights after `step` steps from now on, and write sums into `sums[into]`."""
         slot, sums = self.slots[step % 2], self.sums[into]
         if slot is not self.weights:
             self.engine.read_from(step % 2)
-            self.weights = slot
+            self.weights, self._reads = slot, step % 2
         if sums is not self.into:
             self.engine.write_to(into)
-            self.into = sums
+            self.into, self._writes = sums, into
 
     def train(self, step: int, node: Node, send: SendBucket | None = None) -> tuple[Vector, Tally]:
         """Return the sums over the micro-batches of a node, added and rounded over the tree, and their tally.
@@ -116,7 +151,8 @@ class Compute:
         # The next lease is most likely the same part of the next step; it is read while this one is computed.
         self.batches.read_ahead(step + 1, node)
         with np.errstate(all="ignore"):  # what is not finite is found in the loss, and reported with its place
-            return self.into, self._nodes.train(step, node, Vectors(self.weights, self.into), send)
+            at = Vectors(self.weights, self.into, self._reads, self._writes)
+            return self.into, self._nodes.train(step, node, at, send)
 
     def evaluate(self, node: Node, work: Work = "evaluate") -> Tally:
         """Return the tally of a node of chunks, added over their tree: of the test set, or to "validate" of that set.

@@ -1,7 +1,7 @@
 """The sums over a node of the tree: the port, and the two ways to compute them.
 
 Any model can be computed one micro-batch after the other. An engine may be able to compute several in one pass: what it
-gives must equal that, bit by bit.
+gives must equal that, bit by bit. What is summed is a gradient here; `local_steps` has another kind of leaf.
 """
 
 import math
@@ -55,10 +55,12 @@ class Attempt:
 
 
 class Vectors(NamedTuple):
-    """What an engine reads from and writes to at the moment."""
+    """What an engine reads from and writes to at the moment, and by which indices it knows them."""
 
     weights: Vector
     sums: Vector
+    reads: int = 0
+    writes: int = 0
 
 
 class NodeSums(Protocol):
@@ -72,13 +74,53 @@ class NodeSums(Protocol):
         """
 
 
+class MicroBatchSums(Protocol):
+    """Computes the sums of one micro-batch, which is a leaf of the tree."""
+
+    def compute(self, step: int, micro_batch: int, at: Vectors, on_final: OnFinal | None) -> Tally:
+        """Write the sums of a micro-batch into `at.sums`, and return their tally, whose sum of losses is a float32.
+
+        `on_final` may be called as an engine's. Raises as `NodeSums.train`.
+        """
+
+
 @dataclass
-class SumsByMicroBatch:
-    """One micro-batch after the other, added over the tree: what any other way has to equal, bit by bit."""
+class GradientSums:
+    """The sum of the gradients of a micro-batch's losses."""
 
     engine: Engine
     layout: ParameterLayout
     batches: Batches
+
+    def compute(self, step: int, micro_batch: int, at: Vectors, on_final: OnFinal | None) -> Tally:
+        indices = self.batches.sampler.indices(step, micro_batch)
+        count = len(indices)
+        if count == 0:
+            at.sums.fill(0.0)
+            return Tally()
+        size = self.layout.parameter_size
+        if self.layout.statistics:
+            # A statistic that this forward does not observe stays what it is: its sum is count times its value.
+            np.multiply(at.weights[size:], np.float32(count), out=at.sums[size:])
+        images, targets = self.batches.training(indices, step, micro_batch)
+        key = DrawKey(self.batches.job.seed, step, micro_batch)
+        loss, outputs, weight = self.engine.forward(images, targets, key)
+        if not math.isfinite(loss):
+            raise not_finite(self.engine, micro_batch, images, key)
+        tally = self.batches.objective.tally(loss, outputs, targets, weight)
+        if self.layout.statistics and tally.divisor != count:
+            # They are weighted by samples, and all sums are divided by the number of targets, or by their weight.
+            at.sums[size:] *= np.float32(tally.divisor / count)
+        self.engine.backward(on_final)
+        return tally
+
+
+@dataclass
+class SumsByMicroBatch:
+    """One micro-batch after the other, added over the tree: what any other way has to equal, bit by bit."""
+
+    leaf: MicroBatchSums
+    layout: ParameterLayout
     sink: GradientSink
     attempt: Attempt
     pool: VectorPool = field(init=False)
@@ -94,7 +136,8 @@ class SumsByMicroBatch:
         if len(node) == 1:
             self.attempt.count()
             self.sink.begin(at.sums, RoundingKey(step, node), send)
-            tally = self._micro_batch(step, node.lo, at)
+            tally = self.leaf.compute(step, node.lo, at, self.sink.on_final)
+            self.attempt.losses.append(tally.loss_sum)
             self.sink.end()
             if out is not at.sums:
                 np.copyto(out, at.sums)
@@ -105,31 +148,6 @@ class SumsByMicroBatch:
             # The tally is a floating-point sum too, so it is added over the same tree.
             tally = tally + self.sum(step, second, at, at.sums)
             self.sink.merge(left, at.sums, out, RoundingKey(step, node), send)
-        return tally
-
-    def _micro_batch(self, step: int, micro_batch: int, at: Vectors) -> Tally:
-        """Compute one micro-batch into the vector of sums."""
-        indices = self.batches.sampler.indices(step, micro_batch)
-        count = len(indices)
-        if count == 0:
-            self.attempt.losses.append(0.0)
-            at.sums.fill(0.0)
-            return Tally()
-        size = self.layout.parameter_size
-        if self.layout.statistics:
-            # A statistic that this forward does not observe stays what it is: its sum is count times its value.
-            np.multiply(at.weights[size:], np.float32(count), out=at.sums[size:])
-        images, targets = self.batches.training(indices, step, micro_batch)
-        key = DrawKey(self.batches.job.seed, step, micro_batch)
-        loss, outputs, weight = self.engine.forward(images, targets, key)
-        if not math.isfinite(loss):
-            raise not_finite(self.engine, micro_batch, images, key)
-        self.attempt.losses.append(loss)
-        tally = self.batches.objective.tally(loss, outputs, targets, weight)
-        if self.layout.statistics and tally.divisor != count:
-            # They are weighted by samples, and all sums are divided by the number of targets, or by their weight.
-            at.sums[size:] *= np.float32(tally.divisor / count)
-        self.engine.backward(self.sink.on_final)
         return tally
 
 
@@ -151,6 +169,8 @@ class SumsInOnePass:
     """
 
     one_by_one: SumsByMicroBatch
+    engine: Engine
+    batches: Batches
 
     def train(self, step: int, node: Node, at: Vectors, send: SendBucket | None) -> Tally:
         attempt = self.one_by_one.attempt
@@ -196,17 +216,17 @@ class SumsInOnePass:
 
     def _one_pass(self, step: int, node: Node) -> OnePass | None:
         """Return what computes a node at once; None if it has to be computed by its halves."""
-        one_by_one, batches = self.one_by_one, self.one_by_one.batches
+        batches = self.batches
         # What is rounded is rounded at every node: there must be a whole vector of it.
-        if (len(node) > 1 and not one_by_one.sink.is_exact) or not batches.is_stackable:
+        if (len(node) > 1 and not self.one_by_one.sink.is_exact) or not batches.is_stackable:
             return None
         counts = batches.sampler.sizes(step, node.lo, node.hi)
         if len(counts) > 1 or not all(counts):
             return None
-        return one_by_one.engine.one_pass(tree_over(len(node)), counts.pop(), lambda: self._batches(step, node))
+        return self.engine.one_pass(tree_over(len(node)), counts.pop(), lambda: self._batches(step, node))
 
     def _batches(self, step: int, node: Node) -> list[Batch]:
-        batches = self.one_by_one.batches
+        batches = self.batches
         return [batches.training(batches.sampler.indices(step, each), step, each) for each in range(node.lo, node.hi)]
 
     def _compute(
@@ -215,7 +235,7 @@ class SumsInOnePass:
         """Write the sums over a node into `out` in one pass, or add them to what is there."""
         attempt = self.one_by_one.attempt
         attempt.count()
-        batches = self.one_by_one.batches
+        batches = self.batches
         batches.fill(step, node, made.images, made.targets)
         if made.draws:
             made.reseed([DrawKey(batches.job.seed, step, each) for each in range(node.lo, node.hi)])
@@ -242,7 +262,7 @@ class SumsInOnePass:
         """Return the tally of micro-batches with these sums of losses, and of weights."""
         # Numbers of right answers add up in any order, sums of losses and of weights do not.
         of_all = (each.reshape(-1, *each.shape[2:]) for each in (outputs, targets))
-        objective, tree = self.one_by_one.batches.objective, tree_over(len(losses))
+        objective, tree = self.batches.objective, tree_over(len(losses))
         known = [weight for weight in weights if weight is not None]
         return Tally(
             _added(losses, tree),

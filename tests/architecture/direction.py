@@ -139,6 +139,7 @@ WORKER_ORDER = Order(
         ("lockstep.worker.team.additions", "lockstep.worker.team.progress"),
         ("lockstep.worker.team.division",),
         ("lockstep.worker.compute", "lockstep.worker.connections", "lockstep.worker.samples", "lockstep.worker.state"),
+        ("lockstep.worker.local_steps",),
         ("lockstep.worker.node_sums",),
         ("lockstep.worker.batches", "lockstep.worker.gradient_sink"),
     ),

@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from lockstep.common.aggregation.tree import Vector
+from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.aggregation.update import UpdateStep
 from lockstep.common.data.source import load
 from lockstep.common.job.job import Job
 from lockstep.common.job.tally import Tally
+from lockstep.common.model.port import OnFinal
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.records.recorder import Setting
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
@@ -22,7 +23,8 @@ from lockstep.runs.recorded_model import trust_own
 from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
 from lockstep.worker.compute import Compute
-from lockstep.worker.node_sums import SumsByMicroBatch, SumsInOnePass, Vectors
+from lockstep.worker.gradient_sink import SendBucket
+from lockstep.worker.node_sums import MicroBatchSums, NodeSums, SumsByMicroBatch, SumsInOnePass, Vectors
 from tests.lockstep.tiny_data import write_tiny
 from tests.simulation.cluster import Simulation
 
@@ -81,21 +83,36 @@ def record_alone(
 
 
 @dataclass
-class LyingCompute:
+class LyingLeaf:
     """What one worker computes with: a bit of a weight is wrong while it computes one micro-batch."""
 
-    compute: Compute
+    leaf: MicroBatchSums
+    compute_with: Compute
     step: int
     micro_batch: int
 
-    def compute_one(self, step: int, micro_batch: int, at: Vectors) -> Tally:
+    def compute(self, step: int, micro_batch: int, at: Vectors, on_final: OnFinal | None) -> Tally:
         is_lying = (step, micro_batch) == (self.step, self.micro_batch)
         if is_lying:
-            flip(self.compute.slots[step % 2], 3000, 30)
-        tally = SumsByMicroBatch._micro_batch(nodes_of(self.compute), step, micro_batch, at)
+            flip(self.compute_with.slots[step % 2], 3000, 30)
+        tally = self.leaf.compute(step, micro_batch, at, on_final)
         if is_lying:
-            flip(self.compute.slots[step % 2], 3000, 30)
+            flip(self.compute_with.slots[step % 2], 3000, 30)
         return tally
+
+
+@dataclass
+class LyingLocalStep:
+    """What one worker takes local steps with: a bit of a weight is wrong from one of them on."""
+
+    gradients: NodeSums
+    step: int
+    local_batch: int
+
+    def train(self, step: int, node: Node, at: Vectors, send: SendBucket | None) -> Tally:
+        if (step, node.lo) == (self.step, self.local_batch):
+            flip(at.weights, 3000, 22)
+        return self.gradients.train(step, node, at, send)
 
 
 def nodes_of(compute: Compute) -> SumsByMicroBatch:
@@ -107,7 +124,10 @@ def nodes_of(compute: Compute) -> SumsByMicroBatch:
 
 
 def record_with_workers(folder: Path, job: Job, workers: int, lie: tuple[int, int] | None = None) -> Path:
-    """Train with as many workers as pieces, one of which lies in that step and micro-batch; return the run's folder."""
+    """Train with as many workers as pieces, one of which lies in that step and micro-batch; return the run's folder.
+
+    In a job with local steps, the lie is in a local batch instead.
+    """
     data = load(job.data)
     launch = Launch(workers=workers, checkpoint_keep=9)
     admission = AdmissionPolicy(min_workers=workers)
@@ -119,6 +139,10 @@ def record_with_workers(folder: Path, job: Job, workers: int, lie: tuple[int, in
     for worker in simulation.workers:
         compute = worker.runner._compute
         if lie is not None and compute is not None:
-            nodes_of(compute)._micro_batch = LyingCompute(compute, *lie).compute_one  # type: ignore[method-assign]
+            if compute.local is not None:
+                compute.local._gradients = LyingLocalStep(compute.local._gradients, *lie)
+            else:
+                nodes = nodes_of(compute)
+                nodes.leaf = LyingLeaf(nodes.leaf, compute, *lie)
     simulation.run()
     return folder / "run"

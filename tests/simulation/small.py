@@ -90,6 +90,25 @@ JOBS = {
         weight_decay=0.01,
         schedule="one-cycle",
     ),
+    # Four samples of each micro-batch in two local steps.
+    "local-lenet": job_of(model="lenet", steps=3, local_steps=2, local_lr=0.1, momentum=0.9, nesterov=True),
+    # Six samples in four local steps; the short batch of an epoch has four samples for twelve of them.
+    "local": job_of(
+        model=noisy_net(),
+        global_batch=18,
+        micro_batches=3,
+        max_shift=2,
+        label_smoothing=0.1,
+        lr=0.7,
+        momentum=0.9,
+        nesterov=True,
+        local_steps=4,
+        local_optimizer="adamw",
+        local_lr=0.01,
+        local_weight_decay=0.01,
+        local_clip_norm=0.5,
+        local_schedule="one-cycle",
+    ),
     # The sums of each micro-batch are divided by a number that nobody knows before.
     "weighted": job_of(
         model=noisy_net(),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from lockstep.bench.peers import WARM_UP
+from lockstep.bench.measuring.peers import WARM_UP
 from lockstep.common.protocol.messages import Status
 
 #: Where the system shows its processes.

@@ -1,4 +1,7 @@
-"""Examine the way from this machine to a server, in the order in which a worker's connection meets its obstacles."""
+"""Examine the way from this machine to a server, in the order in which a worker's connection meets its obstacles.
+
+If there are none, measure it, and say what it means for the run.
+"""
 
 import os
 import platform
@@ -9,14 +12,20 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
 
 from lockstep.checking.checkup.finding import Finding, findings_lines, found
+from lockstep.checking.checkup.link import LinkAdvice, LinkMeter, advice_of, seconds_per_sample
 from lockstep.checking.checkup.machine import PortableNumerics, portable_numerics
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.data.source import load
 from lockstep.common.errors import LockstepError, RefusalKind, RemoteProtocolError
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.fingerprint import Fingerprint, fingerprint
 from lockstep.common.protocol.messages import (
     PROTOCOL_VERSION,
+    Echo,
+    Eviction,
     Finished,
     Join,
     Leave,
@@ -24,6 +33,7 @@ from lockstep.common.protocol.messages import (
     Refused,
     ServerMessage,
     Status,
+    StatusRequest,
     Welcome,
 )
 from lockstep.common.runtime.clock import Clock, SystemClock
@@ -34,9 +44,17 @@ from lockstep.common.transport.diagnosis import Diagnosis, Stage
 from lockstep.common.transport.zeromq.client import ZeroMqClient
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.endpoints import address_towards
+from lockstep.worker.gradient_sink import NotFiniteError
+from lockstep.worker.setup import gather
 
 #: Seconds to wait for an answer in all, and between two looks at the cause of the delay.
 TIMEOUT_S, INTERVAL_S = 6.0, 1.0
+
+#: Seconds that measuring the link may take, and that one answer may; a run that does not answer is not waited for.
+MEASURING_S, ECHO_S = 5.0, 4.0
+
+#: How often a micro-batch is computed here to see how long that takes; the quickest counts.
+TRIES = 3
 
 #: Obstacles that are certain at once: waiting longer would not change the diagnosis.
 CERTAIN_AT_ONCE = (Stage.NAME, Stage.ROUTE, Stage.PORT)
@@ -49,9 +67,12 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     #: What was found on the way, as (heading, text), up to the first obstacle.
     steps: list[tuple[str, str]]
     findings: list[Finding]
+    #: What the link is like; None if nobody could measure it.
+    link: LinkAdvice | None = None
 
     def lines(self) -> list[str]:
-        return [*(f"{heading:<10} {text}" for heading, text in self.steps), *findings_lines(self.findings)]
+        lines = [f"{heading:<10} {text}" for heading, text in self.steps]
+        return [*lines, *([] if self.link is None else self.link.lines()), *findings_lines(self.findings)]
 
 
 @dataclass
@@ -64,9 +85,11 @@ class Examiner:
     clock: Clock = field(default_factory=SystemClock)
     #: Takes the fingerprint of a process here that has portable numerics.
     portable: Callable[[], PortableNumerics] = lambda: portable_numerics(child_environment())
+    #: What was found of the link, once it was measured.
+    _link: LinkAdvice | None = None
 
     def examine(self) -> Connection:
-        """Go as far as possible, for at most ten seconds unless the name service takes longer.
+        """Go as far as possible, for at most ten seconds unless the name service takes longer; then measure the link.
 
         Raises AddressError if the address is malformed.
         """
@@ -127,6 +150,7 @@ class Examiner:
             except RemoteProtocolError as error:
                 return Diagnosis(f"the answer of the server cannot be decoded: {error}", Stage.VERSION)
             if isinstance(message, Welcome):
+                self._link = self._measured(port, message)
                 port.send(encode(Leave(reason="it only tested the connection (lockstep doctor --connect)")))
                 port.close(1.0)
             return message
@@ -134,6 +158,60 @@ class Examiner:
             f"the server at {self.address} does not answer within {TIMEOUT_S:g} s: it is stopped, or busy",
             Stage.SERVICE,
         )
+
+    def _measured(self, port: ZeroMqClient, welcome: Welcome) -> LinkAdvice | None:
+        """Send arrays there and back; return what that means for the run, None if the server does not answer."""
+        meter, end = LinkMeter(), self.clock.now() + MEASURING_S
+        while (values := meter.next()) is not None and self.clock.now() < end:
+            began = self.clock.now()
+            port.send(encode(Echo(number=0), [np.zeros(values, np.float32)]))
+            if self._answer(port, Echo) is None:
+                break
+            meter.record(self.clock.now() - began)
+        speed = meter.speed()
+        if speed is None:
+            return None
+        port.send(encode(StatusRequest()))
+        status = self._answer(port, Status)
+        sample_s = seconds_per_sample(status) if isinstance(status, Status) else None
+        return advice_of(welcome.job, welcome.size, speed, sample_s or self._sample_s(welcome))
+
+    def _answer(self, port: ZeroMqClient, kind: type[Message]) -> Message | None:
+        """Return the answer of that kind, None if none comes in time or the server is done with us."""
+        deadline = self.clock.now() + ECHO_S
+        while (left := deadline - self.clock.now()) > 0.0:
+            frames = port.receive(left)
+            if frames is None:
+                continue
+            try:
+                message, _ = decode(frames, ServerMessage | Echo)
+            except RemoteProtocolError:
+                return None
+            if isinstance(message, kind):
+                return message
+            if isinstance(message, Finished | Eviction):
+                return None
+        return None
+
+    def _sample_s(self, welcome: Welcome) -> float | None:
+        """Return the seconds that this machine takes for a sample; None if its model or its data is not here.
+
+        A model that is somebody's own code is not run for this.
+        """
+        if welcome.source:
+            return None
+        try:
+            material = gather(welcome, load)
+            weights = material.model.first_weights(welcome.job.seed)
+            compute = material.compute((weights, weights.copy()), ())
+            times, samples = list[float](), max(1, welcome.job.global_batch // welcome.job.micro_batches)
+            for _ in range(TRIES):
+                began = self.clock.now()
+                compute.train(0, Node(0, 1))
+                times.append(self.clock.now() - began)
+        except (LockstepError, NotFiniteError):
+            return None
+        return min(times) / samples
 
     def _verdict(self, steps: list[tuple[str, str]], answer: Message) -> Connection:
         if isinstance(answer, Refused) and answer.kind is RefusalKind.VERSION:
@@ -155,4 +233,4 @@ class Examiner:
         return self._connection(steps)
 
     def _connection(self, steps: list[tuple[str, str]], *findings: Finding) -> Connection:
-        return Connection(address=self.address, steps=steps, findings=list(findings))
+        return Connection(address=self.address, steps=steps, findings=list(findings), link=self._link)

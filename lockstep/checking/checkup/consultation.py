@@ -26,6 +26,7 @@ from lockstep.common.errors import JobError, ModelError
 from lockstep.common.job.job import Job
 from lockstep.common.job.losses import LossKind, kind_of
 from lockstep.common.job.objective import Objective
+from lockstep.common.job.optimizer import replica_of
 from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.model.initial import initial_weights
 from lockstep.common.model.source import is_torch_module, open_model
@@ -133,7 +134,11 @@ def _examine(subject: str, job: Job, model: Module, data: str, workers: int | No
                 f"global_batch = {job.global_batch!r} is more than the {len(loaded.train)} training samples of "
                 f"{data!r}: expected at most as many"
             )
-        findings = list(examined(ExaminationTarget(job, model, loaded, workers, walk), clock, cores()))
+        target = ExaminationTarget(job, model, loaded, workers, walk)
+        if job.local_steps > 1:
+            # What a replica does by itself is what has to learn; how many workers help depends on the link.
+            target = ExaminationTarget(replica_of(job), model, loaded, None, walk, "local_lr")
+        findings = list(examined(target, clock, cores()))
     return Examination(subject, findings, clock.now() - start)
 
 

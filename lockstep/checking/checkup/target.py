@@ -30,6 +30,8 @@ class ExaminationTarget:
     #: The number of worker processes that was asked for, if any.
     workers: int | None = None
     walk: Walk = Tensor.backward
+    #: What the learning rate of `job` is called in the job that was asked about.
+    rate_name: str = "lr"
 
     def probe(self) -> Module:
         """Return a copy of the model to be examined, in training mode, with its first random numbers."""

@@ -89,6 +89,43 @@ def jobs() -> dict[str, Job]:
         "wide": _job(_wide(520), steps=5),
         "clipped": _job(_wide(520), steps=5, optimizer="adamw", clip_norm=0.1, wire="int8", wire_weights="bfloat16"),
         **_team_jobs(),
+        **_local_jobs(),
+    }
+
+
+def _local_jobs() -> dict[str, Job]:
+    """Return the jobs whose micro-batches take several steps."""
+    return {
+        # Shares that the local steps do not divide, and in the short batch of an epoch, local steps without samples.
+        "local": _job(
+            _noisy(8),
+            global_batch=9,
+            micro_batches=3,
+            local_steps=3,
+            local_optimizer="adam",
+            local_lr=0.01,
+            local_clip_norm=0.5,
+            local_schedule="one-cycle",
+            max_shift=1,
+            nesterov=True,
+            validation_split=0.1,
+            patience=3,
+        ),
+        "wide-local": _job(
+            _wide(520), steps=5, micro_batches=2, local_steps=4, nesterov=True, wire="int8", wire_weights="bfloat16"
+        ),
+        "team-local": _job(
+            _noisy(1_700),
+            data=MANY,
+            global_batch=12,
+            micro_batches=4,
+            steps=18,
+            local_steps=2,
+            local_momentum=0.8,
+            local_weight_decay=0.01,
+            schedule="cosine",
+            max_shift=1,
+        ),
     }
 
 
@@ -154,3 +191,6 @@ def job_named(name: str, steps: int | None) -> Job:
 #: The jobs whose weights can be split over three servers, and the one whose sums travel in several frames, which takes
 #: longer; and those of a team that is left alone.
 SHARDED, LONG, TEAM = ("wide", "clipped"), "long", "team-"
+
+#: The jobs with local steps: for one server, for several, and for a team that is left alone.
+LOCAL, LOCAL_SHARDED, LOCAL_TEAM = "local", "wide-local", "team-local"

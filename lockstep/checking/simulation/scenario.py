@@ -6,7 +6,7 @@ from enum import Enum
 
 import numpy as np
 
-from lockstep.checking.simulation.jobs import LONG, SHARDED, TEAM, jobs
+from lockstep.checking.simulation.jobs import LOCAL, LOCAL_SHARDED, LOCAL_TEAM, LONG, SHARDED, TEAM, jobs
 from lockstep.common.random import Purpose, generator
 
 #: Most faults in a run, and the last event at which one may occur.
@@ -72,6 +72,9 @@ class FaultKind(Enum):
     def __init__(self, label: str, weight: float) -> None:
         self.label, self.weight = label, weight
 
+
+#: Share of runs whose micro-batches take several steps by themselves.
+LOCALLY = 0.15
 
 #: Share of such runs in which only the server is stopped or slow, early, and its team gets as far ahead as it can.
 AHEAD, LAST_OF_SERVER, OF_SERVER = 0.3, 500, (FaultKind.STOP_SERVER, FaultKind.SLOW_SERVER)
@@ -158,7 +161,8 @@ def scenario_of(
     team = generator(seed, Purpose.SIMULATE, layer=9)
     drawn = int(rng.choice([1, 1, 1, 2, 3]))
     server_count = drawn if servers is None else servers
-    names = [name for name in jobs() if name in SHARDED or (server_count == 1 and name != LONG)]
+    others = (LONG, LOCAL, LOCAL_SHARDED)
+    names = [name for name in jobs() if name in SHARDED or (server_count == 1 and name not in others)]
     job = str(rng.choice([name for name in names if not name.startswith(TEAM)])) if rng.random() >= LONGER else LONG
     worker_count = int(rng.integers(1, 5)) if workers is None else workers
     sizes = tuple(int(team.choice(TEAMS)) if processes is None else processes for _ in range(4))
@@ -188,15 +192,25 @@ def scenario_of(
     )
     if workers is None and servers is None and team.random() < ALONE:
         scenario = _alone(scenario, team)
+    # Drawn separately too.
+    if generator(seed, Purpose.SIMULATE, layer=11).random() < LOCALLY:
+        scenario = replace(scenario, job=_local_job(scenario))
     whole = sum(scenario.team_sizes())
     return replace(scenario, steps=steps, min_workers=int(rng.choice([1, whole])))
+
+
+def _local_job(scenario: Scenario) -> str:
+    """Return the job with local steps for the servers and teams of a scenario."""
+    if scenario.job.startswith(TEAM):
+        return LOCAL_TEAM
+    return LOCAL if scenario.servers == 1 else LOCAL_SHARDED
 
 
 def _alone(scenario: Scenario, rng: np.random.Generator) -> Scenario:
     """Return the scenario of a team that is left alone, but for a while when another one comes, or comes back."""
     alone = replace(
         scenario,
-        job=str(rng.choice([name for name in jobs() if name.startswith(TEAM)])),
+        job=str(rng.choice([name for name in jobs() if name.startswith(TEAM) and name != LOCAL_TEAM])),
         workers=int(rng.choice([1, 1, 2])),
         servers=1,
         sharing=1.0,

@@ -28,10 +28,15 @@ MOST_SAMPLES = 16
 @click.option(
     "--micro-batch", type=WholeNumber(0), required=True, metavar="M", help="micro-batch of the step; the first is 0"
 )
+@click.option(
+    "--local-step", type=WholeNumber(0), default=0, metavar="K", help="local step of the micro-batch; the first is 0"
+)
 @click.option("--allow-mixed-numerics", is_flag=True, help="allow a machine or version whose bits may differ")
 @click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
 @takes_trust
-def replay_command(run: Path, step: int, micro_batch: int, allow_mixed_numerics: bool, as_json: bool) -> None:
+def replay_command(
+    run: Path, step: int, micro_batch: int, local_step: int, allow_mixed_numerics: bool, as_json: bool
+) -> None:
     """Recompute one micro-batch of the run in the folder RUN, and show what happens in it.
 
     The report has its samples, its loss, the norm of each layer's output and of each parameter's gradient, and the
@@ -43,10 +48,10 @@ def replay_command(run: Path, step: int, micro_batch: int, allow_mixed_numerics:
     console = Console(highlight=False, stderr=as_json)
     recorded = read_run(run)
     begin_with(recorded.job.numerics)
-    check_place(recorded, step, micro_batch)
+    check_place(recorded, step, micro_batch, local_step)
     setup = open_again(recorded, allows_mixed_numerics=allow_mixed_numerics)
     load_checkpoint_before(setup, run, step, lambda text: print_plainly(console, text))
-    replayed = replay(recorded, setup, step, micro_batch)
+    replayed = replay(recorded, setup, step, micro_batch, local_step)
     if as_json:
         click.echo(msgspec.json.encode(replayed).decode())
         return
@@ -56,8 +61,8 @@ def replay_command(run: Path, step: int, micro_batch: int, allow_mixed_numerics:
     print_plainly(console, f"first number that is not finite: {replayed.first_nonfinite or 'none'}")
 
 
-def check_place(recorded: RecordedRun, step: int, micro_batch: int) -> None:
-    """Raise `UsageError` if the run has not reached that step, or has no such micro-batch."""
+def check_place(recorded: RecordedRun, step: int, micro_batch: int, local_step: int = 0) -> None:
+    """Raise `UsageError` if the run has not reached that step, or has no such micro-batch or local step."""
     made = len(recorded.steps())
     last = min(made, recorded.receipt.total_steps - 1)
     if step > last:
@@ -65,6 +70,8 @@ def check_place(recorded: RecordedRun, step: int, micro_batch: int) -> None:
     last_one = recorded.job.micro_batches - 1
     if micro_batch > last_one:
         raise UsageError(f"--micro-batch {micro_batch}: expected 0 to {last_one}, as the job has it")
+    if local_step >= recorded.job.local_steps:
+        raise UsageError(f"--local-step {local_step}: expected 0 to {recorded.job.local_steps - 1}, as the job has it")
 
 
 def summary_lines(replayed: MicroBatchReplay) -> list[str]:
@@ -72,8 +79,11 @@ def summary_lines(replayed: MicroBatchReplay) -> list[str]:
     shown = ", ".join(map(str, replayed.samples[:MOST_SAMPLES]))
     more = f", … ({len(replayed.samples)} in all)" if len(replayed.samples) > MOST_SAMPLES else ""
     recorded = "not recorded" if replayed.recorded_loss_sum is None else f"recorded as {replayed.recorded_loss_sum!r}"
+    if replayed.local_step is not None:
+        recorded = "a part of what is recorded"
+    at = "" if replayed.local_step is None else f", local step {replayed.local_step}"
     return [
-        f"step {replayed.step}, micro-batch {replayed.micro_batch} of run {replayed.run}",
+        f"step {replayed.step}, micro-batch {replayed.micro_batch}{at} of run {replayed.run}",
         f"samples   {shown}{more}",
         f"inputs    {replayed.inputs.shape}, norm {replayed.inputs.norm:.6g}, SHA-256 {replayed.inputs_sha256[:12]}…",
         f"loss sum  {replayed.loss_sum!r}, {recorded}",

@@ -11,11 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lockstep.common.aggregation.finiteness import first_not_finite
 from lockstep.common.aggregation.quantization.quantization import EXACT, Quantization, RoundingKey
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, Vector
+from lockstep.common.optim.clipping import block_squares
 from lockstep.common.optim.rules import CHUNK, Rule, SlotSets
 
 #: Parts whose chunks are kept: who updates what changes now and then.
@@ -178,6 +180,12 @@ class UpdatePass:
             # Exact, as dividing by a power of two is, and takes half the time.
             return np.multiply(total, np.float32(1 / divisor), out=chunk.mean)
         return np.divide(total, np.float32(divisor), out=chunk.mean)
+
+    def squares(self, part: Slice, terms: Terms, divisor: float) -> NDArray[np.float64]:
+        """Return the sums of squares of the blocks of a part's mean gradient, as clipping adds them up."""
+        with np.errstate(all="ignore"):  # as in `run`
+            blocks = [block_squares(self.mean(chunk, terms, divisor)) for chunk in self.trained_chunks(part)]
+        return np.concatenate(blocks) if blocks else np.empty(0, np.float64)
 
     def run(self, at: UpdateStep, part: Slice, terms: Terms) -> int | None:
         """Write the new weights and slots of a part; return the first place that is not finite, None if all are.

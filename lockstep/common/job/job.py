@@ -162,6 +162,45 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     min_lr: Annotated[
         NonNegative, Meta(description="learning rate at the end of the cosine and polynomial schedules")
     ] = 0.0
+    local_steps: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=2**20,
+            description="optimizer steps that each micro-batch takes by itself before its weights are sent",
+        ),
+    ] = 1
+    local_optimizer: Annotated[
+        Literal["sgd", "adam", "adamw", "rmsprop"], Meta(description="optimizer of the local steps")
+    ] = "sgd"
+    local_lr: Annotated[Positive, Meta(description="learning rate of the local steps; with a schedule, its peak")] = (
+        0.05
+    )
+    local_momentum: Annotated[Probability, Meta(description="momentum of sgd and rmsprop in the local steps")] = 0.9
+    local_nesterov: Annotated[bool, Meta(description="use Nesterov's momentum in the local steps, with sgd")] = False
+    local_weight_decay: Annotated[NonNegative, Meta(description="weight decay in the local steps")] = 0.0
+    local_beta1: Annotated[Probability, Meta(description="decay of the first moment in the local steps")] = 0.9
+    local_beta2: Annotated[Probability, Meta(description="decay of the second moment in the local steps")] = 0.999
+    local_alpha: Annotated[Probability, Meta(description="decay of the squared gradient in the local steps")] = 0.99
+    local_eps: Annotated[Positive, Meta(description="term added to the denominator in the local steps")] = 1e-8
+    local_clip_norm: (
+        Annotated[Positive, Meta(description="scale the gradient of each local step down to this global norm  [never]")]
+        | None
+    ) = None
+    local_clip_value: (
+        Annotated[
+            Positive, Meta(description="limit each element of the gradient of a local step to this size  [never]")
+        ]
+        | None
+    ) = None
+    local_schedule: Annotated[
+        Literal["constant", "step", "exponential", "polynomial", "cosine", "one-cycle"],
+        Meta(description="how local_lr changes over the run"),
+    ] = "constant"
+    local_warmup_steps: Annotated[int, Meta(ge=0, description="steps in which local_lr first rises linearly")] = 0
+    local_min_lr: Annotated[
+        NonNegative, Meta(description="local_lr at the end of the cosine and polynomial schedules")
+    ] = 0.0
     validation_split: Annotated[
         Probability, Meta(description="share of the training set to hold out for validation, as 10% or 0.1")
     ] = 0.0
@@ -194,6 +233,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     def total_steps(self, training_samples: int) -> int:
         """Return the number of steps for a training set of that size."""
         return self.steps if self.steps is not None else self.epochs * -(-training_samples // self.global_batch)
+
+    @property
+    def local_batches(self) -> int:
+        """Into how many batches the samples of a step are cut: one for each local step of each micro-batch."""
+        return self.micro_batches * self.local_steps
 
     def changed_in(self, here: "Job") -> str:
         """Return the values of a run's job that are others in the job here, empty if there are none."""
@@ -257,6 +301,8 @@ def check(job: Job) -> Job:
             f"micro_batches = {job.micro_batches!r} is more than global_batch = {job.global_batch!r}: "
             "expected at least one sample per micro-batch; lower it or raise the batch"
         )
+    if job.local_steps > 1:
+        _check_local_steps(job)
     if not has_accuracy(job.loss) and job.monitored().endswith("accuracy"):
         raise JobError(f"monitor = {job.monitor!r} with loss = {job.loss!r}, which has no accuracy: expected a loss")
     if job.monitored().startswith("val_") and not job.validation_split:
@@ -265,3 +311,30 @@ def check(job: Job) -> Job:
             "another figure"
         )
     return job
+
+
+def _check_local_steps(job: Job) -> None:
+    """Raise `JobError` if values contradict each other in a job whose micro-batches take several steps."""
+    steps = f"local_steps = {job.local_steps!r}"
+    if job.local_batches > job.global_batch:
+        raise JobError(
+            f"{steps} is more than the samples of a micro-batch (global_batch = {job.global_batch!r}, micro_batches = "
+            f"{job.micro_batches!r}): expected at most {job.global_batch // job.micro_batches}; raise global_batch, as "
+            f"to {32 * job.local_batches} for 32 samples in each local step"
+        )
+    for name in ("clip_norm", "clip_value", "weight_decay"):
+        value = getattr(job, name)
+        if value:
+            raise JobError(
+                f"{name} = {value!r} with {steps}: what is sent then are differences of weights, and not gradients; "
+                f"set local_{name} instead"
+            )
+    if job.local_min_lr > job.local_lr:
+        raise JobError(
+            f"local_min_lr = {job.local_min_lr!r} is above local_lr = {job.local_lr!r}: expected at most as much"
+        )
+    if job.local_nesterov and (job.local_optimizer != "sgd" or job.local_momentum == 0.0):
+        raise JobError(
+            f"local_nesterov = true with local_optimizer = {job.local_optimizer!r} and local_momentum = "
+            f"{job.local_momentum!r}: expected sgd with momentum above 0; set both or remove local_nesterov"
+        )

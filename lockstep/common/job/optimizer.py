@@ -1,4 +1,4 @@
-"""From a job's values to the rules and the schedule of its updates."""
+"""From a job's values to the rules and the schedule of its updates, and of the local steps of its micro-batches."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,9 +7,11 @@ from fnmatch import fnmatchcase
 from itertools import groupby
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from lockstep.common.aggregation.layout import ParameterLayout
+from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import JobError, ModelError
 from lockstep.common.files.did_you_mean import nearest
 from lockstep.common.job.job import Job
@@ -32,6 +34,9 @@ VECTORS = "vectors"
 
 #: Values of the vectors on which a rule of the user's own is tried.
 TRIED = 64
+
+#: The values of a job that its local steps have too, as `local_lr` next to `lr`.
+LOCAL = tuple(name for name in Job.__struct_fields__ if name != "steps" and f"local_{name}" in Job.__struct_fields__)
 
 
 class Group(NamedTuple):
@@ -104,7 +109,12 @@ def rule_of(job: Job, own: OwnCode = NO_CODE, group: Group = Group()) -> Rule:  
 
 
 def rules_of(job: Job, spans: Sequence[Span], own: OwnCode = NO_CODE) -> tuple[tuple[int, Rule], ...]:
-    """Return the rule of each span, with the element of the vector up to which it holds."""
+    """Return the rule of each span, with the element of the vector up to which it holds.
+
+    With local steps, groups of parameters are those of the local steps.
+    """
+    if job.local_steps > 1:
+        spans = (Span(spans[-1].stop, Group()),)
     rules = {group: rule_of(job, own, group) for group in dict.fromkeys(span.group for span in spans)}
     return tuple((span.stop, rules[span.group]) for span in spans)
 
@@ -114,6 +124,40 @@ def hyperparameters() -> list[str]:
     kinds: list[Any] = list(RULES.values())
     known = {field.name for kind in kinds for field in fields(kind)}
     return [name for name in Job.__struct_fields__ if name in known]
+
+
+def replica_of(job: Job) -> Job:
+    """Return the job that one replica would carry out if it were alone: a step of it is a local step.
+
+    Its optimizer and its learning rates are those of the local values.
+    """
+    own = {name: getattr(job, f"local_{name}") for name in LOCAL}
+    own["warmup_steps"] *= job.local_steps
+    batch = max(1, job.global_batch // job.local_batches)
+    # A moving average is one of the weights after whole steps.
+    alone = {"ema_decay": None, "local_steps": 1, "micro_batches": 1, "global_batch": batch}
+    return msgspec.structs.replace(job, **own, **alone)
+
+
+def replica_schedule(job: Job, steps: int, steps_per_epoch: int) -> Schedule:
+    """Return the learning rates of local steps, counted from the run's first one on, as if there were no other steps.
+
+    `JobError` as `schedule_of`.
+    """
+    if job.local_warmup_steps >= steps:
+        raise JobError(
+            f"local_warmup_steps = {job.local_warmup_steps!r} is not below the run's {steps} steps: lower it or train "
+            "longer"
+        )
+    return schedule_of(replica_of(job), steps * job.local_steps, steps_per_epoch * job.local_steps)
+
+
+def outer_momenta(job: Job, momenta: Vector) -> Vector:
+    """Return by how much running statistics follow the mean that micro-batches send.
+
+    With local steps, micro-batches send averages that have followed all of their batches: the mean replaces them.
+    """
+    return np.ones_like(momenta) if job.local_steps > 1 else momenta
 
 
 def check_rule(job: Job, own: OwnCode) -> None:

@@ -1,4 +1,4 @@
-"""The first micro-batch of a job, on which a model is tried before the run begins: the same on all machines."""
+"""The first samples of a job, on which a model is tried before the run begins: the same on all machines."""
 
 import numpy as np
 
@@ -12,13 +12,13 @@ from lockstep.common.random import Purpose, generator
 
 
 def first_micro_batch(job: Job, data: TrainTest, *, is_here: bool) -> tuple[Array, Array]:
-    """Return samples and targets of the shapes of the first micro-batch.
+    """Return samples and targets of the shapes of the first micro-batch, or of what its first local step takes of it.
 
     Without the mean and deviation of the training set, which a worker does not always have. If samples are sent to
     workers, so that none `is_here`, numbers are drawn instead; tokens and labels are 0 then, which is always one.
     """
     train = data.train
-    indices = Sampler(len(train), job.global_batch, job.micro_batches, job.seed).indices(0, 0)
+    indices = Sampler(len(train), job.global_batch, job.local_batches, job.seed).indices(0, 0)
     targets = Objective.of(job).targets(train.labels.take(indices, axis=0))
     if is_here:
         return Preparation(mean=0.0, std=1.0).images(train.images.take(indices, axis=0)), targets

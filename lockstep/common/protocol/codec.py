@@ -14,7 +14,7 @@ import numpy as np
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import ProtocolError, RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.protocol.messages import Message, Result, Samples, SumsFrame, Weights
+from lockstep.common.protocol.messages import Echo, Message, Result, Samples, SumsFrame, Weights
 from lockstep.common.protocol.shard_messages import CollectedFrame, InitialFrame, Squares
 
 #: A frame: anything that gives its bytes without a copy.
@@ -31,7 +31,7 @@ ITEMS_LIMIT = 2**15
 ARRAYS_LIMIT = 1
 
 #: What always carries an array; a result of training may.
-WITH_AN_ARRAY = (SumsFrame, Samples, Weights, InitialFrame, CollectedFrame, Squares)
+WITH_AN_ARRAY = (Echo, SumsFrame, Samples, Weights, InitialFrame, CollectedFrame, Squares)
 
 M = TypeVar("M", bound=Message)
 

@@ -35,6 +35,9 @@ SLOTS = 2
 #: Bytes of the places of samples at most.
 PLACES_BYTES = 4 * SAMPLES_AT_ONCE
 
+#: Values of an array that is sent there and back, at most: half of a frame, so that a few of them take little memory.
+ECHO_LIMIT = 2**17
+
 #: Most cores of a machine that are told apart.
 CORES_LIMIT = 1024
 
@@ -234,6 +237,15 @@ class SamplesRequest(Message, frozen=True, kw_only=True):
     places: Annotated[bytes, Meta(max_length=PLACES_BYTES)]
 
 
+class Echo(Message, frozen=True, kw_only=True):
+    """Send this back with the array that it carries, of at most `ECHO_LIMIT` values: how long it takes measures a link.
+
+    From a member of the run only. The answer is as long as the question, so that nobody gets more than they have sent.
+    """
+
+    number: Count
+
+
 class Ping(Message, frozen=True, kw_only=True):
     """Is anybody there? Answered by the same."""
 
@@ -266,6 +278,8 @@ class Welcome(Message, frozen=True, kw_only=True):
     evidence: ShortText = ""
     #: Mean and deviation of the training set, where the server had to read all of it for them.
     moments: tuple[float, float] | None = None
+    #: Values of the vectors that are sent: those that are trained, and running statistics.
+    size: Count = 0
 
 
 class Refused(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -466,6 +480,7 @@ WorkerMessage = (
     | Dropped
     | Leave
     | SamplesRequest
+    | Echo
     | Ping
     | StatusRequest
     | CallbackDecision

@@ -68,9 +68,11 @@ class RunProgress(msgspec.Struct, frozen=True, kw_only=True):
     loss_sum: float
     #: How many of these samples were right.
     correct: Count
-    #: The number of their targets, how many of these are ignored, and the sum of their weights, as in `Tally`.
+    #: The number of their targets.
     count: Count
+    #: How many of these targets are ignored: labels that are `ignore_index`.
     ignored: Count = 0
+    #: The sum of the weights of the others, if they have weights.
     weight: float | None = None
     #: Training samples in all.
     samples: Count

@@ -181,6 +181,7 @@ class MetricsRecorder:
             steps=progress.steps,
             global_batch=job.global_batch,
             micro_batches=job.micro_batches,
+            local_steps=job.local_steps,
             wall_s=now - self.setting.started,
             train_s=progress.train_s,
             images_per_s=progress.samples / progress.train_s if progress.train_s else 0.0,

@@ -108,6 +108,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     audited: int = 0
     #: Micro-batches that were to be audited, and were not for lack of a second worker.
     unaudited: int = 0
+    #: The local steps of each micro-batch.
+    local_steps: int = 1
     #: The teams in which the workers were; 0 in the folder of an older version.
     teams: int = 0
 

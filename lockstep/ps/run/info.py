@@ -62,6 +62,8 @@ class RunInfo(AdmissionPolicy):
     manifest: Manifest | None = None
     #: Of the training set, if workers need not compute them.
     moments: tuple[float, float] | None = None
+    #: Values of the vectors that are sent.
+    size: int = 0
 
     @property
     def has_accuracy(self) -> bool:
@@ -85,4 +87,5 @@ class RunInfo(AdmissionPolicy):
             engine="" if self.allows_mixed_numerics else one_line(self.fingerprint.engine, NAME_LIMIT),
             evidence="" if self.allows_mixed_numerics else self.fingerprint.evidence,
             moments=self.moments,
+            size=self.size,
         )

@@ -18,7 +18,9 @@ from lockstep.common.errors import FailureKind, RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import (
+    ECHO_LIMIT,
     PROTOCOL_VERSION,
+    Echo,
     Lease,
     Leave,
     Message,
@@ -255,6 +257,8 @@ class Server:
                 return [events.PeerLeft(peer=peer, reason=one_line(message.reason))]
             case SamplesRequest():
                 return self._send_samples(peer, message)
+            case Echo():
+                return self._send_back(peer, message)
             case StatusRequest():
                 is_now = self.status_limit.ask(peer, self.clock.now())
                 return [self._status_requested(peer)] if is_now else []
@@ -307,6 +311,13 @@ class Server:
         if peer not in self.coordinator.membership.members:
             return []
         return self._send(peer, *self.samples.answer(asked)) or [events.Received(peer=peer, message=asked)]
+
+    def _send_back(self, peer: bytes, echo: Echo) -> Sequence[events.Event]:
+        """Answer who measures the link with what it has sent."""
+        (array,) = self._arrays
+        if len(array) > ECHO_LIMIT:
+            raise RemoteProtocolError(f"an echo of {len(array)} values: expected at most {ECHO_LIMIT}")
+        return self._send(peer, echo, array) if peer in self.coordinator.membership.members else []
 
     def _turn_away(self, peer: bytes, fault: str) -> list[events.Event]:
         """Answer what cannot be understood: a worker of another version would wait for ever, not knowing why."""

@@ -13,7 +13,7 @@ from lockstep.common.aggregation.quantization.quantization import RoundingKey
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Addition, Node, Vector, VectorPool, VectorTree, new_vector
 from lockstep.common.aggregation.update import Pair, Slots, UpdatePass, UpdateStep, UpdateVectors
-from lockstep.common.optim.clipping import add_blocks, block_squares, scale_for
+from lockstep.common.optim.clipping import add_blocks, scale_for
 from lockstep.ps.shard.update_policy import UpdatePolicy
 
 #: Weights with the number of updates that led to them.
@@ -146,10 +146,7 @@ class Shard:
 
     def squares(self, divisor: float) -> NDArray[np.float64]:
         """Return what clipping adds up, of all shards, to the squared norm of the mean gradient."""
-        terms, trained = self.terms(), self.updating.trained_chunks(self.owned)
-        with np.errstate(all="ignore"):  # as in `add_frame`
-            blocks = [block_squares(self.updating.mean(chunk, terms, divisor)) for chunk in trained]
-        return np.concatenate(blocks) if blocks else np.empty(0, np.float64)
+        return self.updating.squares(self.owned, self.terms(), divisor)
 
     def is_whole(self) -> bool:
         """Tell whether all sums of the step at hand have come."""

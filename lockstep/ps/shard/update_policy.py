@@ -7,7 +7,7 @@ from lockstep.common.aggregation.quantization.quantization import EXACT, Quantiz
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.aggregation.update import UpdateRule
 from lockstep.common.job.job import Job
-from lockstep.common.job.optimizer import Span, rules_of, schedule_of
+from lockstep.common.job.optimizer import Span, outer_momenta, replica_schedule, rules_of, schedule_of
 from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.optim.schedules import Schedule
 from lockstep.ps.run.plan import Plan
@@ -26,7 +26,12 @@ class UpdatePolicy(UpdateRule):
 
 
 def policy_of(job: Job, plan: Plan, spans: Sequence[Span], momenta: Vector, own: OwnCode = NO_CODE) -> UpdatePolicy:
-    """Return how a shard is to turn a job's sums into weights, of a model with trained values in these spans."""
+    """Return how a shard is to turn a job's sums into weights, of a model with trained values in these spans.
+
+    `JobError` if a warm-up takes all steps.
+    """
+    if job.local_steps > 1:  # workers need it: whatever is wrong with it is found here, before there are any
+        replica_schedule(job, plan.total_steps, plan.steps_per_epoch)
     parameter_size = spans[-1].stop
     return UpdatePolicy(
         rules=rules_of(job, spans, own),
@@ -34,7 +39,7 @@ def policy_of(job: Job, plan: Plan, spans: Sequence[Span], momenta: Vector, own:
         clip_norm=job.clip_norm,
         spans=spans,
         parameter_size=parameter_size,
-        momenta=momenta,
+        momenta=outer_momenta(job, momenta),
         wire=quantization_of(job.wire, job.seed, parameter_size),
         wire_weights=quantization_of(job.wire_weights, job.seed, parameter_size),
     )

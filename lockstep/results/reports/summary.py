@@ -84,7 +84,8 @@ def numerics_line(numerics: Mapping[str, Any]) -> str:
 def moved_line(result: RunResult) -> str:
     """Return what crossed sockets in an average step."""
     sums, weights = result.moved.sums / 1e3, result.moved.weights / 1e3
-    return f"{sums:,.1f} kB of sums ({result.wire}) and {weights:,.1f} kB of weights ({result.wire_weights})"
+    serving = f", for {result.local_steps} local steps" if result.local_steps > 1 else ""
+    return f"{sums:,.1f} kB of sums ({result.wire}) and {weights:,.1f} kB of weights ({result.wire_weights}){serving}"
 
 
 def audit_line(result: RunResult) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lockstep.common.aggregation.slices import Slice, slices_for
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.aggregation.update import UpdatePass, UpdateRule, UpdateStep, UpdateVectors
-from lockstep.common.job.optimizer import rule_of, rules_of, schedule_of, spans_of
+from lockstep.common.job.optimizer import outer_momenta, rule_of, rules_of, schedule_of, spans_of
 from lockstep.common.optim.clipping import BLOCK, add_blocks, block_squares, scale_for
 from lockstep.common.optim.schedules import Schedule
 from lockstep.common.protocol.shared_files import (
@@ -67,7 +67,7 @@ class UpdateMaker:
         self.rule = UpdateRule(
             rules=rules_of(job, spans_of(job, compute.layout), compute.own),
             parameter_size=compute.layout.parameter_size,
-            momenta=compute.model.momenta(),
+            momenta=outer_momenta(job, compute.model.momenta()),
             wire_weights=compute.wire_weights,
         )
         self.schedule = schedule_of(job, job.total_steps(samples), -(-samples // job.global_batch), compute.own)

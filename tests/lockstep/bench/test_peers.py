@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from lockstep.bench.measuring.peers import Stepper, faster, steps_of
 from lockstep.bench.measuring.timed_run import median_step_s
-from lockstep.bench.peers import Stepper, faster, steps_of
 from lockstep.common.errors import RunError
 from tests.lockstep.bench.baselines import baseline
 

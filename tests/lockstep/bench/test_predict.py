@@ -54,6 +54,13 @@ def test_a_run_predicts_the_same_step_on_more_hosts() -> None:
     assert prediction.basis.largest_team() == 1
 
 
+def test_local_steps_share_one_exchange() -> None:
+    one, sixteen = (predict(basis_of_result(RUN), [2], [1], [1], LINK, None, steps).rows[0] for steps in (1, 16))
+    # Each of two hosts has four micro-batches, of 16 times 10 ms and an update of 6 ms.
+    assert (one.ms_per_step, sixteen.ms_per_step) == pytest.approx((40 + 128 + 6, 4 * 16 * 16 + 128 + 6))
+    assert sixteen.images_per_s / one.images_per_s == pytest.approx(16 * one.ms_per_step / sixteen.ms_per_step)
+
+
 def test_teams_send_what_one_process_does() -> None:
     one, eight = predict(basis_of_result(RUN), [2], [1, 4], [1], LINK).rows
     # Each of eight processes has one micro-batch; four vectors of 4 MB are read and one is written.

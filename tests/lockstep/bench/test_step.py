@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lockstep.bench.peers import FIRST, in_turns, layouts_of, start_baselines
+from lockstep.bench.measuring.peers import FIRST, in_turns, layouts_of, start_baselines
 from lockstep.bench.step import LocalSteps, Profile, step_flops
 from lockstep.cli.main import run
 from lockstep.common.autograd.graph import observe

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from lockstep.bench.bench import heading, line
+from lockstep.bench.measuring.peers import WARM_UP
 from lockstep.bench.measuring.timed_run import TimedRun
-from lockstep.bench.peers import WARM_UP
 from lockstep.bench.straggler import Begun, StragglerBench, StragglerRow, Turn, median_ratio, turn_of
 from lockstep.cli.main import run
 from lockstep.common.errors import RunError

@@ -264,3 +264,15 @@ def test_a_result_says_whether_a_team_shared_memory() -> None:
     assert old.machines() == remote(4)
     assert not shares_memory(1, 2, "shm")
     assert not shares_memory(1, 1, "tcp")
+
+
+def test_local_steps_take_their_time_and_one_exchange() -> None:
+    model = fitted([replace(ONE, split=split(0.080, 0.010, 0.006))])
+    local = model.with_local_steps(4)
+    # Each of the 8 micro-batches takes four times 10 ms and an update of 6 ms.
+    assert local.compute_s(1) == pytest.approx(8 * 4 * 0.016)
+    assert local.samples(1) == 4 * model.samples(1)
+    assert local.exchange_s(remote(3, link=LINK)) == model.exchange_s(remote(3, link=LINK))
+    # A run that took local steps has measured the updates as well.
+    assert model.with_local_steps(8, measured=4).micro_batch_s == pytest.approx(2 * model.micro_batch_s)
+    assert model.with_local_steps(1) == model

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lockstep.common.errors import JobError
 from lockstep.common.job.job import Job
 from lockstep.common.nn.models import MODELS
-from lockstep.runs.job_file import SHIPPED, fields, read_values, resolve, shipped_values, to_toml
+from lockstep.runs.job_file import OUTER, SHIPPED, fields, read_values, resolve, shipped_values, to_toml
 from lockstep.runs.launch_config import Launch, default_launch
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -83,6 +83,32 @@ def test_flags_lie_over_the_shipped_job() -> None:
     assert (job.epochs, job.schedule) == (1, "one-cycle")
 
 
+def test_local_steps_take_the_shipped_optimizer_and_the_outer_one_is_nesterovs() -> None:
+    job, usual = resolve({}, {"model": "mlp", "local_steps": 16})[0], resolve({}, {"model": "mlp"})[0]
+    assert (job.local_lr, job.local_momentum, job.local_weight_decay, job.local_schedule) == (
+        *(usual.lr, usual.momentum, usual.weight_decay, usual.schedule),
+    )
+    # Each local step of all micro-batches together takes as many samples as a step of the shipped job.
+    assert (job.global_batch, job.epochs) == (16 * usual.global_batch, usual.epochs)
+    assert (job.optimizer, job.nesterov, job.schedule, job.weight_decay) == ("sgd", True, "constant", 0.0)
+    assert (job.lr, job.momentum) == (OUTER["lr"], OUTER["momentum"])
+
+
+def test_what_is_given_counts_more_than_the_defaults_of_local_steps() -> None:
+    given = {"local_steps": 4, "lr": 1.0, "momentum": 0.0, "local_lr": 0.01, "global_batch": 640}
+    job, _ = resolve({}, {"model": "mlp", **given})
+    assert {name: getattr(job, name) for name in given} == given
+    assert not job.nesterov
+    assert resolve({}, {"local_steps": 4, "optimizer": "adam", "lr": 0.01})[0].optimizer == "adam"
+    in_file, _ = resolve({"model": "mlp", "local_steps": 4, "local_lr": 0.1}, {})
+    assert (in_file.local_lr, in_file.lr, in_file.nesterov) == (0.1, OUTER["lr"], True)
+    assert (in_file.local_momentum, in_file.global_batch) == (Job().local_momentum, Job().global_batch)
+
+
+def test_one_local_step_changes_nothing() -> None:
+    assert resolve({}, {"model": "mlp", "local_steps": 1}) == resolve({}, {"model": "mlp"})
+
+
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"modle": "mlp"}, "the job has no key 'modle' (did you mean 'model'?)"),
     "key of another library": ({"batch_size": 32}, "the job has no key 'batch_size' (did you mean 'global_batch'?)"),
@@ -95,6 +121,9 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "list for text": ({"data": ["mnist"]}, "data = ['mnist']: expected text, got a list"),
     "number for a model": ({"model": 3}, "model = 3: expected text or a table, got a whole number"),
     "too small": ({"epochs": 0}, "epochs = 0: expected a whole number >= 1"),
+    "no local steps": ({"local_steps": 0}, "local_steps = 0: expected a whole number >= 1"),
+    "text for local steps": ({"local_steps": "8"}, "local_steps = '8': expected a whole number, got text"),
+    "too many local steps": ({"local_steps": 99}, "local_steps = 99 is more than the samples of a micro-batch .*"),
     "too large": ({"micro_batches": 9999999}, "micro_batches = 9999999: expected a whole number <= 4096"),
     "not a number": ({"lr": float("nan")}, "lr = nan: expected a number > 0.0"),
     "infinite": ({"lr": float("inf")}, "lr = inf: expected a number <= 1e+30"),

@@ -110,7 +110,8 @@ def check_rate(target: ExaminationTarget, steps: FirstSteps, clock: Clock) -> li
     job, losses, last = target.job, steps.losses, steps.losses[-1]
     change = f"from {losses[0]:.2f} to {last:.3g}" if math.isfinite(last) else f"from {losses[0]:.2f} to {last}"
     momentum = f", and momentum {job.momentum:g} adds to it" if job.optimizer == "sgd" and job.momentum else ""
-    facts = {"lr": job.lr, "steps": len(losses), "rate": steps.rate, "change": change}
+    names = {"value": target.rate_name, "warmup": target.rate_name.replace("lr", "warmup_steps")}
+    facts = {**names, "lr": job.lr, "steps": len(losses), "rate": steps.rate, "change": change}
     return [found("rate", **facts, momentum=momentum, advice=advice)]
 
 

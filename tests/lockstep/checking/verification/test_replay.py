@@ -79,6 +79,23 @@ def test_it_is_the_runs_own_micro_batch(
     assert found["first_nonfinite"] is None
 
 
+def test_a_local_step_begins_where_those_before_it_lead_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = job_in(tmp_path, model=noisy_net(), micro_batches=3, local_steps=4, nesterov=True, max_shift=1)
+    folder = record_alone(tmp_path, job)
+    place = ("--step", "5", "--micro-batch", "2", "--json")
+    losses = []
+    for local_step in range(4):
+        assert run(["replay", str(folder), *place, "--local-step", str(local_step)]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["local_step"], found["recorded_loss_sum"]) == (local_step, None)
+        losses.append(found["loss_sum"])
+    assert np.float32(sum(losses)) == read_run(folder).steps()[5].loss_sums()[2]
+    assert run(["replay", str(folder), *place, "--local-step", "4"]) == 2
+    assert "--local-step 4: expected 0 to 3" in capsys.readouterr().err
+    assert run(["replay", str(folder), "--step", "1", "--micro-batch", "0"]) == 0
+    assert "local step 0 of run" in capsys.readouterr().out
+
+
 def test_every_figure_is_that_of_the_array_in_its_place(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(784, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 10))
     job = job_in(tmp_path, model=dict(describe(net)), max_shift=1)

@@ -36,7 +36,13 @@ ROUNDED = {"wire": "int8", "wire_weights": "bfloat16"}
 
 
 @pytest.mark.parametrize(
-    "values", [{}, ROUNDED, {"model": noisy_net(), "micro_batches": 3, "optimizer": "adam", "max_shift": 1}]
+    "values",
+    [
+        {},
+        ROUNDED,
+        {"model": noisy_net(), "micro_batches": 3, "optimizer": "adam", "max_shift": 1},
+        {"model": noisy_net(), "micro_batches": 3, "local_steps": 4, "nesterov": True, "max_shift": 1, **ROUNDED},
+    ],
 )
 def test_an_honest_run_is_the_same_from_anywhere(tmp_path: Path, values: dict[str, Any]) -> None:
     folder = record_alone(tmp_path, job_in(tmp_path, **values))
@@ -78,6 +84,16 @@ def test_a_lie_of_a_worker_is_named_with_step_micro_batch_and_worker(
     assert f"step {step}, micro-batch {micro_batch}: the sum of its losses was " in found.text
     assert "by worker " in found.text
     assert "(host host, pid " in found.text
+
+
+@pytest.mark.parametrize("local_step", [0, 2, 3])
+def test_a_lie_within_a_local_step_is_named_with_its_micro_batch(tmp_path: Path, local_step: int) -> None:
+    job = job_in(tmp_path, local_steps=4, nesterov=True)
+    folder = record_with_workers(tmp_path, job, 3, (2, 4 * 3 + local_step))
+    found = found_in(folder)
+    assert found is not None
+    assert (found.step, found.micro_batch) == (2, 3)
+    assert "by worker " in found.text
 
 
 @pytest.fixture(scope="module")

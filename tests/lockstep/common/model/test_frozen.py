@@ -357,7 +357,7 @@ def test_a_worker_reads_what_is_frozen_from_the_same_file_or_says_what_to_do(our
 
 def test_a_run_with_frozen_values_of_a_file_goes_on_after_an_interrupt(theirs: str, tmp_path: Path) -> None:
     data, path = write_tiny(tmp_path), tmp_path / "w.safetensors"
-    frozen = {"body.1.weight": np.full((12, 784), 0.01, np.float32), "scale": np.float32(0.25).reshape(())}
+    frozen = {"body.1.weight": np.full((12, 784), 0.01, np.float32), "scale": np.array(0.25, np.float32)}
     write(path, frozen, {})
     values = {**BRIEF, "initial": str(path), "initial_partial": True, "checkpoint_every_steps": 1, "workers": 0}
     whole = fit(theirs, data, run_dir=tmp_path / "whole", **values)

@@ -21,6 +21,7 @@ from lockstep.common.protocol.messages import (
     ComputeFailed,
     Diverged,
     Dropped,
+    Echo,
     EpochStatus,
     Eviction,
     Finished,
@@ -100,6 +101,7 @@ EXAMPLES: list[Message] = [
     Standby(reason="enough"),
     Samples(part="test", places=b"\1\0\0\0"),
     SamplesRequest(part="train", places=b"\1\0\0\0\2\0\0\0"),
+    Echo(number=2),
     Weights(step=4, start=0),
     Lease(work="train", step=4, lo=2, hi=4, number=7, slot=1),
     Withdrawal(work="audit", step=4, number=7),
@@ -161,9 +163,9 @@ ANY = WorkerMessage | ServerMessage | ShardMessage | ToShardMessage | WorkerToSh
 
 
 def vectors_for(message: Message) -> list[np.ndarray[tuple[int], np.dtype[np.float32]]]:
-    is_carrier = isinstance(message, SumsFrame | Samples | Weights | InitialFrame | CollectedFrame | Squares) or (
-        isinstance(message, Result) and message.work == "train"
-    )
+    is_carrier = isinstance(
+        message, Echo | SumsFrame | Samples | Weights | InitialFrame | CollectedFrame | Squares
+    ) or (isinstance(message, Result) and message.work == "train")
     return [np.arange(5, dtype=np.float32)] if is_carrier else []
 
 

@@ -1,0 +1,186 @@
+"""Bench what local steps cost in accuracy: the same job with other numbers of them, and of micro-batches.
+
+All of it is computed in this process: who computes a job does not change what it learns.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Annotated, Any, ClassVar
+
+import click
+import msgspec
+
+from lockstep.bench import parameters as options
+from lockstep.bench.bench import Bench, Panel, Series, TableColumn, counted
+from lockstep.bench.measuring.timed_run import BenchSession
+from lockstep.cli.options.types import WholeNumber
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.data.dataset import TrainTest
+from lockstep.common.data.source import load
+from lockstep.common.job.job import Job
+from lockstep.common.runtime.numerics import own_numerics
+from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.runs.job_file import local_defaults, read_values, resolve, shipped_values
+from lockstep.runs.single_process import SingleProcessTrainer
+from lockstep.worker.gradient_sink import NotFiniteError
+
+#: The colours of curves, and the points that each of them has at most.
+CURVES, POINTS = ("compute", "exchange", "update", "torch", "ceiling", "model"), 40
+
+
+class LocalStepsRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A job that was trained with several seeds."""
+
+    model: Annotated[str, TableColumn("model", -12, of=lambda row: row.model.rpartition("/")[2][-12:])]
+    local_steps: Annotated[int, TableColumn("local steps", 11)]
+    micro_batches: Annotated[int, TableColumn("micro-batches", 13)]
+    #: Samples of a local step.
+    samples: Annotated[int, TableColumn("samples each", 12)]
+    #: Exchanges of weights in the whole run.
+    steps: Annotated[int, TableColumn("exchanges", 9, ",d")]
+    #: The mean test accuracy of the runs, R² of a regression; None if a loss was not finite.
+    score: Annotated[float | None, TableColumn("accuracy", 9, ".2%")]
+    #: Its standard deviation over the seeds; None if there was only one.
+    deviation: Annotated[float | None, TableColumn("+-", 6, ".2%")]
+    seeds: int
+    #: Of the first seed: epochs so far, and the mean training loss since the point before.
+    curve: list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """One run."""
+
+    losses: list[float]
+    score: float | None
+    steps: int
+    steps_per_epoch: int
+
+
+def train(job: Job, data: TrainTest) -> LearningCurve:
+    """Train a job in this process."""
+    setup = open_run("bench", job, data, AdmissionPolicy())
+    trainer, plan, losses = SingleProcessTrainer(setup), setup.info.plan, list[float]()
+    score: float | None = None
+    try:
+        for step in range(plan.total_steps):
+            sums, tally = trainer.sums(step)
+            trainer.update(step, sums, tally)
+            losses.append(tally.loss)
+        trainer.compute.turn(plan.total_steps)
+        tested = trainer.compute.evaluate(Node(0, plan.evaluation_chunks))
+        guess = setup.info.guess
+        score = tested.accuracy if guess is None else 1.0 - tested.loss / guess.test
+    except NotFiniteError:
+        pass
+    return LearningCurve(losses, score, plan.total_steps, plan.steps_per_epoch)
+
+
+def curve_of(trained: LearningCurve) -> list[tuple[float, float]]:
+    """Return the loss over the epochs, in points that are denser at the beginning, where it changes most."""
+    losses, points, start = trained.losses, list[tuple[float, float]](), 0
+    while start < len(losses):
+        stop = min(len(losses), start + max(1, start // 4, len(losses) // (4 * POINTS)))
+        points.append((stop / trained.steps_per_epoch, mean(losses[start:stop])))
+        start = stop
+    return points
+
+
+@dataclass(kw_only=True)
+class LocalStepsBench(Bench[LocalStepsRow]):
+    """Train a job with several numbers of local steps and micro-batches, and compare what it learns.
+
+    A job with one local step is the job as it is. With more of them, its optimizer is that of the local steps, a local
+    step of all micro-batches together has as many samples as a step before, and the outer optimizer is the default one
+    unless --lr and --momentum change it. So all runs see each sample equally often, and exchange weights as often as
+    the table shows.
+
+    \b
+      lockstep bench local-steps --model mlp --seeds 3
+      lockstep bench local-steps --job job.toml --local-steps 1,8 --plot p.png
+    """
+
+    name: ClassVar = "local-steps"
+    summary: ClassVar = "The accuracy that local steps cost."
+    row: ClassVar = LocalStepsRow
+
+    models: tuple[str, ...] = options.models("--model", text="models to train", default="mlp")
+    job_file: Path | None = options.option(
+        "--job", click.Path(path_type=Path), "job file (TOML) instead of shipped jobs", metavar="FILE"
+    )
+    local_steps: tuple[int, ...] = options.option(
+        "--local-steps", options.NUMBERS, "numbers of local steps", "1,4,16,64"
+    )
+    micro_batches: tuple[int, ...] = options.option(
+        "--micro-batches", options.NUMBERS, "numbers of micro-batches", "2,4,8"
+    )
+    seeds: int = options.option("--seeds", WholeNumber(1), "seeds, from 0 on", "1")
+    epochs: int | None = options.option("--epochs", WholeNumber(1), "epochs", shown="those of the job")
+    lr: float | None = options.option("--lr", click.FLOAT, "outer learning rate", shown="0.7", metavar="NUMBER")
+    momentum: float | None = options.option(
+        "--momentum", click.FLOAT, "outer momentum; 0 only averages", shown="0.6", metavar="NUMBER"
+    )
+
+    def measure(self, session: BenchSession) -> Iterator[LocalStepsRow]:
+        plain = [read_values(self.job_file)] if self.job_file else [_values_of(model) for model in self.models]
+        for values in plain:
+            data = load(str(values.get("data", "mnist")))
+            for micro_batches in self.micro_batches:
+                for local_steps in self.local_steps:
+                    yield self._row(self._job(values, local_steps, micro_batches), data)
+
+    def _job(self, values: Mapping[str, Any], local_steps: int, micro_batches: int) -> Job:
+        given: dict[str, Any] = {"local_steps": local_steps, "micro_batches": micro_batches}
+        if self.epochs is not None:
+            given["epochs"] = self.epochs
+        if local_steps > 1:
+            outer = {"lr": self.lr, "momentum": self.momentum}
+            given |= {name: value for name, value in outer.items() if value is not None}
+            values = local_defaults(values, given)
+        return resolve(values, {**given, "numerics": own_numerics()})[0]
+
+    def _row(self, job: Job, data: TrainTest) -> LocalStepsRow:
+        runs = [train(msgspec.structs.replace(job, seed=seed), data) for seed in range(self.seeds)]
+        scores = [run.score for run in runs if run.score is not None]
+        is_whole = len(scores) == len(runs)
+        return LocalStepsRow(
+            model=job.model_name(),
+            local_steps=job.local_steps,
+            micro_batches=job.micro_batches,
+            samples=job.global_batch // job.local_batches,
+            steps=runs[0].steps,
+            score=mean(scores) if is_whole else None,
+            deviation=stdev(scores) if is_whole and len(scores) > 1 else None,
+            seeds=self.seeds,
+            curve=curve_of(runs[0]),
+        )
+
+    def panels(self, rows: Sequence[LocalStepsRow]) -> list[list[Panel]]:
+        """Return the curves of the loss, with a panel for each number of micro-batches, and a row for each model."""
+        models, numbers = (
+            list(dict.fromkeys(each)) for each in zip(*((r.model, r.micro_batches) for r in rows), strict=True)
+        )
+        return [
+            [
+                _panel(model, number, [r for r in rows if (r.model, r.micro_batches) == (model, number)])
+                for number in numbers
+            ]
+            for model in models
+        ]
+
+
+def _values_of(model: str) -> dict[str, Any]:
+    return {"model": model, **shipped_values(model)}
+
+
+def _panel(model: str, micro_batches: int, rows: Sequence[LocalStepsRow]) -> Panel:
+    series = []
+    for colour, row in zip(cycle(CURVES), rows, strict=False):
+        score = "diverged" if row.score is None else f"{row.score:.2%}"
+        at, values = [epochs for epochs, _ in row.curve], [loss for _, loss in row.curve]
+        series.append(Series(f"{counted(row.local_steps, 'local step')}, {score}", colour, values, "-o", at))
+    title = f"{model.rpartition('/')[2]}, {micro_batches} micro-batch{'es' * (micro_batches > 1)}"
+    return Panel(title, "training loss", series, is_log=True, along="epochs")
