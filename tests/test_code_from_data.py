@@ -36,6 +36,8 @@ PLANTED = {
     "yaml.load": ("import yaml\nyaml.load('')", "uses yaml.load"),
     "yaml.load, by name": ("from yaml import unsafe_load\nunsafe_load('')", "uses yaml.unsafe_load"),
     "torch.load": ("import torch\ntorch.load('')", "uses torch.load"),
+    "torch.load, by a variable": ("import torch\ntorch.load('', weights_only=trusted)", "uses torch.load"),
+    "torch.load, by another name": ("from torch import load\nread = load", "uses torch.load"),
     "shell": ("import subprocess\nsubprocess.run('ls', shell=True)", "gives a shell"),
     "shell, by a variable": ("from subprocess import Popen\nPopen('ls', shell=is_easy)", "gives a shell"),
     "os.system": ("import os\nos.system('ls')", "uses os.system"),
@@ -50,6 +52,7 @@ HARMLESS = {
     "a list of arguments": "import subprocess\nsubprocess.run(['ls'], shell=False, check=True)",
     "arrays without pickles": "import numpy as np\nnp.load('', allow_pickle=False)\nnp.load('', None, False)",
     "the word in a text": "text = 'no pickle here'",
+    "tensors alone": "import torch\ntorch.load('', weights_only=True)",
     "safe YAML": "import yaml\nyaml.safe_load('')",
 }
 

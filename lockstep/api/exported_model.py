@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from types import FunctionType
 from typing import Any
 
 import numpy as np
 
-from lockstep.api.source_text import Definition, Gathering
-from lockstep.common.aggregation.layout import check_trained
+from lockstep.api.source_text import LAMBDA, Definition, Gathering
 from lockstep.common.errors import JobError, ModelError
 from lockstep.common.job.own_code import NAMING
 from lockstep.common.model.source import WRITTEN_BY_FIT, is_torch_class, is_torch_module, torch_model
@@ -41,18 +41,28 @@ class ExportedModel:
 def exported(model: Model) -> ExportedModel:
     """Return how a model is sent: a name as it is, the library's layers as data, and everything else as its text.
 
-    Raises as `model_text`, and `ModelError` if a parameter is frozen, which is lost on that way.
+    Raises as `model_text`, and `ModelError` if a parameter of a model that is sent as data is frozen.
     """
     if isinstance(model, str):
         return ExportedModel(model)
-    if isinstance(model, Module):
-        check_trained(model)
-    elif is_torch_module(model):
+    if is_torch_module(model):
         torch_model(model)  # raises if it cannot be trained
     if is_described(model):
+        _check_trained(model)
         return ExportedModel(dict(describe(model)))
     text = model_text(model)
     return ExportedModel(f"{text.name}.py:{text.function}", text)
+
+
+def _check_trained(model: Module) -> None:
+    """Raise if a parameter is frozen: a description has the layers, and not what was done to them."""
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            raise ModelError(
+                f"the parameter {name!r} is frozen, and the model is sent as a description of its layers, which does "
+                "not say so: expected a function that builds and freezes it; write `def build(): ... return model` and "
+                "pass it to `fit`"
+            )
 
 
 def exported_functions(values: Mapping[str, Any]) -> dict[str, ModelText]:
@@ -89,14 +99,19 @@ def model_text(model: Any) -> ModelText:
     `ModelError` if the text cannot be had, uses what has no text, or would build another model than the one given.
     """
     if isinstance(model, FunctionType):
-        return ModelText(model.__name__, model.__name__, _text_of(model))
+        name = model.__name__ if model.__name__ != LAMBDA else "model"
+        return ModelText(name, name, _text_of(model, name))
+    if isinstance(model, partial):
+        return _text_of_call(model)
     kind = model if isinstance(model, type) else type(model)
     if not issubclass(kind, Module) and not is_torch_class(kind):
         raise ModelError(f"the model is {model!r}: expected a Module, its class, or a function that returns it")
+    if is_torch_module(model) and (text := text_of_module(model)) is not None:
+        return text
     if is_torch_class(kind) and kind.__module__.partition(".")[0] == "torch":
         raise ModelError(
             f"the {kind.__name__} is a class of PyTorch, and what it was built with is not known: expected a class of "
-            "your own, or a function that builds the model; write `def build(): return ...` and pass it to `fit`"
+            "your own, or what builds the model; pass `lambda: ...` or `functools.partial(...)` to `fit`"
         )
     if not isinstance(model, type):
         _check_own(model)
@@ -105,10 +120,37 @@ def model_text(model: Any) -> ModelText:
     return ModelText(kind.__name__, function, _text_of(kind) + f"\n\ndef {function}():\n    return {kind.__name__}()\n")
 
 
-def _text_of(definition: Definition) -> str:
+def _text_of(definition: Definition, name: str = "") -> str:
     gathering = Gathering()
-    gathering.add(definition)
+    gathering.add(definition, name)
     return WRITTEN_BY_FIT + gathering.text()
+
+
+def _text_of_call(model: "partial[Any]") -> ModelText:
+    """Return the text of a function that calls another one, or a class, with some arguments."""
+    gathering = Gathering()
+    called = gathering.value(model.func, "the partial")
+    given = [gathering.value(each, called) for each in model.args]
+    given += [f"{key}={gathering.value(each, called)}" for key, each in model.keywords.items()]
+    function = "build" if called != "build" else "build_model"
+    text = f"{gathering.text()}\n\ndef {function}():\n    return {called}({', '.join(given)})\n"
+    return ModelText(called, function, WRITTEN_BY_FIT + text)
+
+
+def text_of_module(model: Any) -> ModelText | None:
+    """Return the text that builds a module of PyTorch with the arguments that its layers show; None if they do not.
+
+    What it builds was compared with the module.
+    """
+    # Here, where the model itself has imported PyTorch already.
+    from lockstep.common.model.pytorch.comparison import constructed
+
+    gathering = Gathering()
+    call = constructed(model, gathering.value)
+    if call is None:
+        return None
+    text = f"{WRITTEN_BY_FIT}{gathering.text()}\n\ndef build():\n    return {call}\n"
+    return ModelText(type(model).__name__, "build", text)
 
 
 def _check_own(model: Any) -> None:
@@ -122,13 +164,13 @@ def _check_own(model: Any) -> None:
 
 
 #: Attributes of every module that do not show how it was built.
-PASSING = ("training", "_source", "_observers")
+PASSING = ("training", "_source", "_observers", "_is_drawn")
 
 
 def check_rebuilt(model: Any) -> None:
     """Raise `ModelError` with the first thing in which the model differs from what its class alone builds."""
     name = type(model).__name__
-    advice = f"expected a model that {name}() builds; give `fit` a function instead: `def build(): return {name}(...)`"
+    advice = f"expected a model that {name}() builds; give `fit` a function instead: `lambda: {name}(...)`"
     try:
         other = type(model)()
     except Exception as error:
@@ -168,7 +210,7 @@ def _is_alike(here: Any, there: Any) -> bool:
     if isinstance(here, Module):
         return True  # its own attributes are looked at
     if isinstance(here, Parameter):
-        return bool(here.shape == there.shape)
+        return bool(here.shape == there.shape and here.requires_grad == there.requires_grad)
     if isinstance(here, RunningStatistic):
         return bool(here.value.shape == there.value.shape)
     if isinstance(here, np.ndarray):
@@ -178,5 +220,5 @@ def _is_alike(here: Any, there: Any) -> bool:
 
 def _told(value: object) -> str:
     if isinstance(value, Parameter):
-        return f"of shape {value.shape}"
+        return f"of shape {value.shape}{'' if value.requires_grad else ', frozen,'}"
     return f"a {type(value).__name__}" if isinstance(value, Module | np.ndarray) else repr(value)

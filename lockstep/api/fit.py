@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from lockstep.api.callbacks import Callback, CallbackRunner, EarlyStopping, Training, check_form
-from lockstep.api.exported_model import Model, exported, exported_functions
+from lockstep.api.exported_model import Model, exported, exported_functions, is_described
 from lockstep.api.frames import Frame, memory_data, named_data, taken_options
 from lockstep.api.job_inputs import Arrays, job_inputs
 from lockstep.api.run import Run, load_run
@@ -25,7 +25,7 @@ from lockstep.results.reports.notebook_display import NotebookPage, cell_output
 from lockstep.runs.job_file import resolve
 from lockstep.runs.recorded_model import trust_own
 from lockstep.runs.run_dir import claimed_run_dir, has_begun, resumed_job, trust
-from lockstep.runs.session import Destination
+from lockstep.runs.session import NOTICE_MARK, Destination
 
 
 def fit(
@@ -42,8 +42,9 @@ def fit(
 
     **Model.** `model` is a Module, the name of a shipped model, or `FILE.py:FUNCTION`. One made of the library's layers
     is sent to the workers as data. A class of your own, from a notebook's cell or a script, is sent as its source text,
-    with the definitions that it uses; so its constructor must take no arguments, or you pass a function that returns
-    the model. The same is true of a `torch.nn.Module`; then `run.model` is one too. That text is kept in the run's
+    with the definitions that it uses; so its constructor must take no arguments, or you pass what builds the model: a
+    function, a lambda, or a `functools.partial`. The same is true of a `torch.nn.Module`, whose layers may also show
+    their arguments, as those of an `nn.Sequential` do; then `run.model` is one too. That text is kept in the run's
     folder, and is built by processes of this machine only.
 
     **Data.** `data` is "mnist", a folder of IDX files, an .npz, or arrays as `((x_train, y_train), (x_test, y_test))`:
@@ -57,9 +58,10 @@ def fit(
 
     **Values.** `values` are those of a job file: `workers=4, epochs=3, lr=0.1, seed=7, optimizer="adam"`, and so on;
     `workers=0` trains in this process. `numerics="portable"` gives the same bits on every x86-64 processor with AVX2.
-    The first weights are drawn from `seed`, so that the same call gives the same bits; with `warm_start=True` they are
-    those of the model. `loss`, `optimizer`, `schedule` and `transform` may be functions or classes of your own, which
-    are sent as their source text like the model.
+    The first weights are drawn from `seed`, but for those that the function which builds the model has set, so that the
+    same call gives the same bits. With `warm_start=True` they are those of the model, and with `initial="weights.pt"`
+    those of a file. `loss`, `optimizer`, `schedule` and `transform` may be functions or classes of your own, which are
+    sent as their source text like the model.
 
     **Results** go to `run_dir`, a new folder, by default one below `runs`. An interrupt ends all processes of the run,
     and leaves a checkpoint: `resume(run_dir)` continues from there. `verbose=False` prints nothing.
@@ -92,7 +94,8 @@ def fit(
     ):
         job = msgspec.structs.replace(job, **paths)
         trust_own(job)
-        return _carry_out(job, Destination(folder=folder, launch=launch), callbacks, verbose=verbose)
+        note = "" if warm_start or job.initial is not None else _unused_weights(model, job)
+        return _carry_out(job, Destination(folder=folder, launch=launch), callbacks, verbose=verbose, note=note)
 
 
 def resume(
@@ -135,13 +138,17 @@ def _with_values_of(callbacks: Sequence[Callback], values: Mapping[str, Any]) ->
 
 
 @keeps_pytorch()
-def _carry_out(job: Job, destination: Destination, callbacks: Sequence[Callback], *, verbose: bool) -> Run:
+def _carry_out(
+    job: Job, destination: Destination, callbacks: Sequence[Callback], *, verbose: bool, note: str = ""
+) -> Run:
     """Train to the end, calling the callbacks that are code; the others are values of the job."""
     folder = destination.folder
     called = [callback for callback in callbacks if not isinstance(callback, EarlyStopping)]
     runner = CallbackRunner(called, Training(folder, job))
     with _display(verbose) as display:
         try:
+            if note:
+                display.say(note)
             runner.begin()
             result = train_here(job, destination, display, is_to_stop=runner.is_to_stop if called else None)
             runner.end([epoch.status() for epoch in result.history])
@@ -152,6 +159,16 @@ def _carry_out(job: Job, destination: Destination, callbacks: Sequence[Callback]
         finally:
             (folder / EPOCH_WEIGHTS).unlink(missing_ok=True)
     return Run(result, folder, job)
+
+
+def _unused_weights(model: Model, job: Job) -> str:
+    """Return a line if somebody has set or trained the weights of a model that is sent as data; otherwise nothing."""
+    if not (isinstance(model, Module) and is_described(model) and any(model.own_initial_values())):
+        return ""
+    return (
+        f"{NOTICE_MARK}the weights of the model are not used, and are drawn from seed = {job.seed}: to begin with "
+        "them, add warm_start=True"
+    )
 
 
 def _weights(model: Model) -> dict[str, NDArray[Any]]:

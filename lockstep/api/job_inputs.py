@@ -13,14 +13,15 @@ from numpy.typing import ArrayLike, NDArray
 from lockstep.api.exported_model import ModelText
 from lockstep.common.errors import DataError, UsageError
 from lockstep.common.files.safetensors import write
+from lockstep.common.model.initial import INITIAL
 from lockstep.common.model.source import MARK
 from lockstep.runs.recorded_model import MODEL
 
 #: `((x_train, y_train), (x_test, y_test))`, as Keras has it.
 Arrays = tuple[tuple[ArrayLike, ArrayLike], tuple[ArrayLike, ArrayLike]]
 
-#: Files in the run's folder: the weights that a warm start begins with, the data, and a model's source.
-INITIAL, DATA, TEXT = "initial.safetensors", "data.npz", Path(MODEL, "model.py")
+#: Files in the run's folder: the data, and a model's source.
+DATA, TEXT = "data.npz", Path(MODEL, "model.py")
 
 #: The folder that a data frame is packed into there, and what packs it.
 FOLDER = "data"

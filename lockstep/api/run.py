@@ -131,7 +131,7 @@ class Run:
     def predict_proba(self, rows: Any) -> NDArray[np.float64]:
         """Return the probability of each class, (n, classes), in the order of the outputs; rows as of `predict`.
 
-        With `loss="bce"`, that of each label. Raises `JobError` if outputs are no scores of classes.
+        With `loss="bce"`, that of each label. Raises `JobError` if the outputs are numbers.
         """
         if not has_accuracy(self.job.loss):
             raise JobError(f"a run with loss = {self.job.loss!r} has no probabilities: expected classes; see predict")

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import CellType, CodeType, FunctionType, ModuleType
 
 from lockstep.common.errors import ModelError
 
@@ -45,18 +45,11 @@ Definition = type | FunctionType
 
 
 def text_of(definition: Definition) -> str:
-    """Return a class or function as it was written, with its decorators.
+    """Return a class or function as it was written, with its decorators; a lambda as an expression.
 
-    `ModelError` if its text cannot be had, or if it may depend on what is around it.
+    `ModelError` if its text cannot be had.
     """
     name = definition.__name__
-    if name == "<lambda>":
-        raise ModelError("a lambda cannot be written to a file: expected a function; write `def build(): return ...`")
-    if "<locals>" in definition.__qualname__:
-        raise ModelError(
-            f"{definition.__qualname__} is defined within a function, on whose variables it may depend: expected a "
-            "definition at the top of a cell or file; move it there"
-        )
     code = _code_of(definition)
     lines = linecache.getlines(code.co_filename) if code is not None else []
     if code is None or not lines:
@@ -64,7 +57,7 @@ def text_of(definition: Definition) -> str:
             f"the source of {name} cannot be had: expected a class or function of a notebook's cell or of a file, "
             "with a method of its own; put it into a file and give path/to/file.py:function"
         )
-    return _cut_out(definition, code, "".join(lines))
+    return (_cut_out_lambda if name == LAMBDA else _cut_out)(definition, code, "".join(lines))
 
 
 def _code_of(definition: Definition) -> CodeType | None:
@@ -91,6 +84,34 @@ def _cut_out(definition: Definition, code: CodeType, text: str) -> str:
     )
 
 
+def _cut_out_lambda(definition: Definition, code: CodeType, text: str) -> str:
+    """Return a lambda's text: of those around all places that it was compiled from, the one that begins last."""
+    # The first instruction is at no place: it begins where it ends.
+    places = [
+        (line, column)
+        for line, end_line, column, end_column in code.co_positions()
+        if line is not None and column is not None and (line, column) != (end_line, end_column)
+    ]
+    first, last = min(places, default=(0, 0)), max(places, default=(0, 0))
+    around = [
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Lambda)
+        and (node.body.lineno, node.body.col_offset) <= first
+        and last <= (node.body.end_lineno or 0, node.body.end_col_offset or 0)
+    ]
+    if not around:
+        raise ModelError(
+            f"the source of the lambda in line {code.co_firstlineno} of {code.co_filename!r} cannot be had: expected a "
+            "function; write `def build(): return ...`"
+        )
+    found = max(around, key=lambda node: (node.lineno, node.col_offset))
+    return f"({textwrap.dedent(ast.get_source_segment(text, found) or '')})"
+
+
+#: What a function without a name is called.
+LAMBDA = "<lambda>"
+
 #: Names that every module has.
 GIVEN = ("__name__", "__file__", "__doc__")
 
@@ -104,20 +125,38 @@ class Gathering:
     #: What each name stands for.
     _taken: dict[str, object] = field(default_factory=dict)
 
-    def add(self, definition: Definition) -> None:
-        """Add a definition, after all that it uses; `ModelError` names what cannot be had."""
-        name = definition.__name__
+    def add(self, definition: Definition, name: str = "") -> None:
+        """Add a definition, after all that it uses; `ModelError` names what cannot be had.
+
+        A lambda needs a name. Variables of a function around it become variables of the file, with the values that
+        they have now.
+        """
+        name = name or definition.__name__
         if not self._take(name, definition, name):
             return
         text = text_of(definition)
+        known = _closed_over(definition)
         namespace = vars(sys.modules[definition.__module__]) if isinstance(definition, type) else definition.__globals__
         for borrowed in borrowed_names(text):
             if borrowed in GIVEN:
                 continue
-            if borrowed not in namespace:
+            if borrowed not in known and borrowed not in namespace:
                 raise ModelError(f"{name} uses {borrowed!r}, which is defined nowhere: define it, or import it")
-            self._add_name(borrowed, namespace[borrowed], name)
-        self.parts.append(text)
+            self._add_name(borrowed, known[borrowed] if borrowed in known else namespace[borrowed], name)
+        self.parts.append(f"{name} = {text}\n" if definition.__name__ == LAMBDA else text)
+
+    def value(self, value: object, user: str) -> str:
+        """Return an expression for a value, after adding what it uses; `ModelError` if it has none."""
+        if isinstance(value, type | FunctionType):
+            name = value.__name__ if value.__name__ != LAMBDA else f"function{len(self.parts)}"
+            self._add_name(name, value, user)
+            return name
+        if isinstance(value, tuple | list) and type(value) in (tuple, list):
+            parts = ", ".join(self.value(each, user) for each in value)
+            return f"[{parts}]" if isinstance(value, list) else f"({parts}{',' * (len(value) == 1)})"
+        if type(value) is dict:
+            return "{" + ", ".join(f"{self.value(k, user)}: {self.value(v, user)}" for k, v in value.items()) + "}"
+        return _plain(repr(value), value, user)
 
     def text(self) -> str:
         imports = "".join(f"{line}\n" for line in sorted(set(self.imports)))
@@ -126,6 +165,9 @@ class Gathering:
     def _add_name(self, name: str, value: object, user: str) -> None:
         """Let `name` stand for `value` in the file."""
         if isinstance(value, type | FunctionType) and not _is_installed(value.__module__):
+            if value.__name__ == LAMBDA:
+                self.add(value, name)
+                return
             self.add(value)
             if value.__name__ != name and self._take(name, value, user):
                 self.parts.append(f"{name} = {value.__name__}\n")
@@ -144,6 +186,20 @@ class Gathering:
             return False
         self._taken[name] = value
         return True
+
+
+def _closed_over(definition: Definition) -> dict[str, object]:
+    """Return the variables of functions around a definition that it uses, or its methods do, with their values."""
+    parts = vars(definition).values() if isinstance(definition, type) else [definition]
+    functions = [getattr(part, "fget", getattr(part, "__func__", part)) for part in parts]
+    found: dict[str, object] = {}
+    for function in functions:
+        if isinstance(function, FunctionType):
+            for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+                # The class itself, for `super()`; and what has no value yet, such as the function itself.
+                if name != "__class__" and cell != CellType():
+                    found[name] = cell.cell_contents
+    return found
 
 
 def _import_of(name: str, value: object, user: str) -> str:

@@ -6,6 +6,7 @@ random bits. Seed and purpose are the key; the rest is the counter, so that no g
 
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -85,6 +86,18 @@ def manual_seed(seed: int) -> None:
     for purpose, default in _defaults.items():
         # In place: a dropout layer holds on to its generator.
         default.bit_generator.state = generator(seed, purpose).bit_generator.state
+
+
+@contextmanager
+def seeded_defaults(seed: int) -> Iterator[None]:
+    """Within the context, let the default generators begin as after `manual_seed`; afterwards, as they were before."""
+    before = {purpose: default.bit_generator.state for purpose, default in _defaults.items()}
+    manual_seed(seed)
+    try:
+        yield
+    finally:
+        for purpose, default in _defaults.items():
+            default.bit_generator.state = before[purpose]
 
 
 def default_generator(purpose: Purpose) -> np.random.Generator:

@@ -1,7 +1,7 @@
 """From a job and its data to a run that can begin: the model, its first weights, the plan, the shard."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,7 +16,6 @@ from lockstep.common.data.manifest import manifest_of
 from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.source import with_moments, with_validation
 from lockstep.common.errors import JobError, LockstepError, ModelError, NumericsError
-from lockstep.common.files.safetensors import read
 from lockstep.common.job.job import Job
 from lockstep.common.job.losses import LossKind
 from lockstep.common.job.objective import Objective
@@ -25,6 +24,7 @@ from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.job.score import Guess
 from lockstep.common.job.transform import transform_of
 from lockstep.common.model.first_batch import first_micro_batch
+from lockstep.common.model.initial import initial_weights, kept_next_to
 from lockstep.common.model.port import Model
 from lockstep.common.model.source import ModelSource, read_job_source
 from lockstep.common.optim.rules import Rule, SlotSets
@@ -49,6 +49,8 @@ class RunSetup:
     source: ModelSource
     #: Functions of the user's own that the job names.
     own: OwnCode = NO_CODE
+    #: What the user should know of the weights that it begins with, a line each.
+    notices: Sequence[str] = ()
 
 
 def open_run(
@@ -62,7 +64,8 @@ def open_run(
     """Build what a run begins with; a `UsageError` if the job, the model or the data do not go together.
 
     `data` is as it was loaded: the validation set is taken from it here. `source` is what the model is built from, by
-    default what the job names now. Workers that do not find it look into `model_folder`.
+    default what the job names now. Workers that do not find it look into `model_folder`, next to which a run that began
+    before has its initial weights.
     """
     own = fingerprint()
     if own.mode != job.numerics and not admission.allows_mixed_numerics:
@@ -82,16 +85,17 @@ def open_run(
     objective = Objective.of(job, code.loss)
     objective.check_labels(data.train, data.class_names)
     model = source.build(job.seed)
-    layout = model.layout
-    if not layout.parameter_size:
+    if not model.layout.parameter_size:
         raise ModelError(f"model {job.model_name()!r} has no parameters: expected something to train")
     if (transform := transform_of(job, code)) is not None and not admission.ships_data:
         one = np.zeros(1, np.int64)
         transform.check(data.train.images.take(one, axis=0), data.train.labels.take(one, axis=0))
     objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)))
-    slices_for(layout.size, admission.servers)  # raises if there are too many
+    slices_for(model.layout.size, admission.servers)  # raises if there are too many
+    initial = initial_weights(job, model, kept_next_to(model_folder))
+    layout = model.layout
     batch = first_micro_batch(job, data, is_here=not admission.ships_data)
-    evidence = source.check_repeated(model, job.seed, objective, *batch)
+    evidence = source.check_repeated(model, job.seed, objective, *batch, initial.taken)
     if objective.kind is LossKind.OWN and not evidence.engine:
         try_loss(model, objective, *batch)
     if evidence.engine and job.numerics == "portable":
@@ -118,13 +122,21 @@ def open_run(
         moments=data.train.moments,
         size=layout.size,
     )
-    weights = first_weights(job, model)
     policy = policy_of(job, plan, spans_of(job, layout), model.momenta(), code)
     if layout.alignment > 1:
         for _, rule in policy.rules:
             check_gaps(rule, job)
-    shard = Shard((weights, layout.new_vector()), policy, job.micro_batches)
-    return RunSetup(info=info, model=model, data=data, layout=layout, shard=shard, source=source, own=code)
+    shard = Shard((initial.vector, layout.new_vector()), policy, job.micro_batches)
+    return RunSetup(
+        info=info,
+        model=model,
+        data=data,
+        layout=layout,
+        shard=shard,
+        source=source,
+        own=code,
+        notices=initial.notices,
+    )
 
 
 def try_loss(model: Model, objective: Objective, images: Vector, targets: NDArray[Any]) -> None:
@@ -153,15 +165,6 @@ def guess_of(objective: Objective, data: TrainTest) -> Guess | None:
     """Return what R² is measured by over both sets; None in a classification."""
     train, test = objective.guess(data.train), objective.guess(data.test)
     return None if train is None or test is None else Guess(train, test)
-
-
-def first_weights(job: Job, model: Model) -> Vector:
-    """Return the vector that training starts from: the seed's, or that of the file that the job names."""
-    weights = model.first_weights(job.seed)
-    if job.initial is not None:
-        arrays, _ = read(Path(job.initial))
-        model.layout.write(weights, model.own_arrays(arrays))
-    return weights
 
 
 def two_samples(data: TrainTest, max_shift: int) -> Vector:

@@ -14,7 +14,9 @@ CHECKPOINT_FIELDS = ("checkpoint_keep", "checkpoint_every_steps", "checkpoint_ev
 
 #: The groups in their order; the help has values in no group before them, the page after them.
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Model and data": ("model", "data", "initial", "normalize", "max_shift", "transform", "seed", "numerics"),
+    "Model and data": (
+        *("model", "data", "initial", "initial_partial", "normalize", "max_shift", "transform", "seed", "numerics"),
+    ),
     "Length and micro-batches": ("epochs", "steps", "global_batch", "micro_batches"),
     "Fewer bytes": ("wire", "wire_weights"),
     "Optimizer": (

@@ -1,7 +1,8 @@
-"""What a run's folder has of its model: a copy of the model's files, which run only if they are the receipt's.
+"""What a run's folder has of its model: the weights of a file that it began with, and a copy of the model's own files.
 
-They are code, and a folder may come from anybody. So they run only if this user has trained a model of these files on
-this machine, or has agreed to them once. Models of the library need neither.
+The model's files run only if they are those of the receipt. They are code, and a folder may come from anybody. So they
+run only if this user has trained a model of these files on this machine, or has agreed to them once. Models of the
+library need neither.
 """
 
 import os
@@ -14,11 +15,14 @@ import msgspec
 from lockstep.common.errors import ModelError, UsageError
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.files.reading import read_regular
+from lockstep.common.files.safetensors import write
 from lockstep.common.job.job import Job
+from lockstep.common.model.initial import INITIAL
 from lockstep.common.model.source import ModelSource, WantedSource, names_own_files, read_job_source
 from lockstep.common.protocol.messages import NAME_LIMIT
 from lockstep.common.runtime.environment import state_home
 from lockstep.ps.records.run_folder import LEDGER, RECEIPT, read_receipt
+from lockstep.ps.setup import RunSetup
 
 #: The copy of the model's files in a run's folder.
 MODEL = "model"
@@ -40,6 +44,17 @@ def keep_files(folder: Path, source: ModelSource) -> None:
             path = folder / MODEL / place
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, [text])
+    except OSError as error:
+        raise UsageError(f"cannot write to the run folder {str(folder)!r}: {error.strerror}") from error
+
+
+def keep_initial(folder: Path, setup: RunSetup) -> None:
+    """Copy the weights that a run begins with into its folder, if they come from a file. Raises as `keep_files`."""
+    job, path = setup.info.job, folder / INITIAL
+    if job.initial is None or os.path.abspath(job.initial) == os.path.abspath(path):
+        return
+    try:
+        write(path, setup.layout.read(setup.shard.weights), {"job": job.digest()})
     except OSError as error:
         raise UsageError(f"cannot write to the run folder {str(folder)!r}: {error.strerror}") from error
 

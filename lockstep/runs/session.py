@@ -25,7 +25,7 @@ from lockstep.ps.records.recorder import MetricsRecorder, Setting
 from lockstep.ps.records.run_folder import CHECKPOINTS, RunFolder
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.runs.launch_config import Launch
-from lockstep.runs.recorded_model import keep_files, resumed_source, told_folder, trust_own
+from lockstep.runs.recorded_model import keep_files, keep_initial, resumed_source, told_folder, trust_own
 from lockstep.runs.run_dir import claimed_run_dir, make_run_dir
 
 #: The beginning of a line of a server's that is shown at once, as those with `warning: ` are.
@@ -82,9 +82,13 @@ def open_session(
     else:
         folder = make_run_dir(destination.folder, setup.info.job, launch, say)
     keep_files(folder.path, setup.source)
+    if not destination.is_resumed:
+        keep_initial(folder.path, setup)
     own = setup.info.fingerprint
     if own.mode == "portable" and (note := version_note(own.numpy, own.blas)):
         say(f"{NOTICE_MARK}{note}")
+    for text in setup.notices:
+        say(f"{NOTICE_MARK}{text}")
     if setup.model.taken:
         its_use = "evaluations take it; your loss gets all" if setup.own.loss else "the loss and evaluations take it"
         say(f"{NOTICE_MARK}the model returns several outputs: of these, {setup.model.taken}: {its_use}")

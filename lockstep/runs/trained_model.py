@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,47 +35,69 @@ MOST_NAMED = 8
 Moment = Literal["last", "best", "ema"] | int
 
 
-def kept_weights(folder: Path, job: Job, layout: ParameterLayout, moment: Moment) -> Vector:
-    """Return a run's weights; `JobError` if these were not kept, `ModelError` if they are another model's."""
+class KeptWeights(NamedTuple):
+    """A run's weights after so many steps."""
+
+    vector: Vector
+    steps: int
+
+
+def kept_weights(folder: Path, job: Job, model: Model, moment: Moment) -> KeptWeights:
+    """Return a run's weights, and give the model what was frozen.
+
+    `JobError` if these were not kept, `ModelError` if they are another model's.
+    """
     if moment == "last":
-        return _vector(read(folder / WEIGHTS)[0], layout)
+        return _written(folder / WEIGHTS, model)
     if moment == "ema":
         if not (folder / AVERAGE_WEIGHTS).is_file():
             raise JobError(f"{str(folder)!r} has no {AVERAGE_WEIGHTS}: expected a finished run with ema_decay")
-        return _vector(read(folder / AVERAGE_WEIGHTS)[0], layout)
+        return _written(folder / AVERAGE_WEIGHTS, model)
     checkpoints = list(CheckpointFolder(folder / CHECKPOINTS, lambda text: None).back_from(sys.maxsize))
     if moment == "best":
-        return _best(folder, job, layout, checkpoints)
+        return _best(folder, job, model, checkpoints)
     found = next((checkpoint for checkpoint in checkpoints if checkpoint.progress.steps == moment), None)
     if found is not None:
-        return _own(found.arrays, layout)
+        return _own(found, model)
     raise JobError(f"{str(folder)!r} holds no whole checkpoint after {moment} steps: {_advice(folder, checkpoints)}")
 
 
-def _vector(arrays: Mapping[str, NDArray[Any]], layout: ParameterLayout) -> Vector:
-    weights = np.zeros(layout.size, dtype=np.float32)
-    layout.write(weights, arrays)
+def _written(path: Path, model: Model) -> KeptWeights:
+    arrays, metadata = read(path)
+    steps = metadata.get("steps", "0")
+    return KeptWeights(_vector(arrays, model), int(steps) if steps.isdecimal() else 0)
+
+
+def _vector(arrays: Mapping[str, NDArray[Any]], model: Model) -> Vector:
+    """Return the weights among a state dict's arrays, and give the model what is frozen."""
+    model.adopt(arrays)
+    weights = np.zeros(model.layout.size, dtype=np.float32)
+    model.layout.write(weights, arrays)
     return weights
 
 
-def _own(arrays: Mapping[str, NDArray[Any]], layout: ParameterLayout) -> Vector:
-    """Return the weights among arrays: a checkpoint also has the optimizer's slots."""
-    names = layout.read(np.empty(layout.size, np.float32))
-    return _vector({name: arrays[name] for name in names if name in arrays}, layout)
+def _weights_in(arrays: Mapping[str, NDArray[Any]], model: Model) -> Vector:
+    """Return the same of arrays of which some are no weights: a checkpoint has the optimizer's slots too."""
+    names = model.layout.read(np.empty(model.layout.size, np.float32))
+    return _vector({name: arrays[name] for name in names if name in arrays}, model)
 
 
-def _best(folder: Path, job: Job, layout: ParameterLayout, checkpoints: Sequence[Checkpoint]) -> Vector:
+def _own(checkpoint: Checkpoint, model: Model) -> KeptWeights:
+    return KeptWeights(_weights_in(checkpoint.arrays, model), checkpoint.progress.steps)
+
+
+def _best(folder: Path, job: Job, model: Model, checkpoints: Sequence[Checkpoint]) -> KeptWeights:
     result = finished(folder)
     history = result.history if result else checkpoints[0].progress.history if checkpoints else []
     best = best_epoch(job, history)
     if best is None:
         raise JobError(f"{str(folder)!r} has no finished epoch, and so no best one: expected at least one")
     if result is not None and result.weights_sha256 == best.weights_sha256:
-        return kept_weights(folder, job, layout, "last")
+        return kept_weights(folder, job, model, "last")
     # By their digest: a checkpoint of the epoch's last step may have been taken before the epoch was evaluated.
-    for weights in (_own(checkpoint.arrays, layout) for checkpoint in checkpoints):
-        if weights_digest(weights) == best.weights_sha256:
-            return weights
+    for kept in (_own(checkpoint, model) for checkpoint in checkpoints):
+        if weights_digest(kept.vector) == best.weights_sha256:
+            return kept
     raise JobError(
         f"{str(folder)!r} holds no checkpoint of its best epoch, which was {best.epoch}: "
         f"{_advice(folder, checkpoints)}; a run with --keep-best always has it"
@@ -100,9 +122,9 @@ class Trained:
     #: Functions of the user's own that the job names.
     own: OwnCode = NO_CODE
 
-    def arrays(self) -> dict[str, Vector]:
-        """Return the weights by their names."""
-        return self.model.layout.read(self.weights)
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return what the model's `load_state_dict` takes."""
+        return self.model.state_dict()
 
 
 def open_trained(folder: Path, moment: Moment = "last") -> Trained:
@@ -120,9 +142,9 @@ def open_trained(folder: Path, moment: Moment = "last") -> Trained:
     job = recorded_job(folder)
     source = trusted_source(folder, job)
     model = source.build(job.seed)
-    weights = kept_weights(folder, job, model.layout, moment)
+    weights, steps = kept_weights(folder, job, model, moment)
     _check_finite(folder, weights, model.layout, moment)
-    model.load(weights)
+    model.load(weights, steps)
     return Trained(folder, job, model, weights, source.own_code())
 
 
@@ -143,7 +165,7 @@ def model_with(folder: Path, job: Job, arrays: Mapping[str, NDArray[Any]], steps
     `arrays` may have more than the weights. `ModelError` as of `trusted_source`.
     """
     model = trusted_source(folder, job).build(job.seed)
-    model.load(_own(arrays, model.layout), steps)
+    model.load(_weights_in(arrays, model), steps)
     return model.module
 
 

@@ -265,6 +265,7 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
             sample, outputs = self._network_shape
             shape = NetworkShape(sample=sample, outputs=outputs)
             model = opened_network(self.model, self._value, shape, self._stream_seed)
+            model.adopt(self.weights_)
             vector = np.zeros(model.layout.size, np.float32)
             model.layout.write(vector, self.weights_)
             model.load(vector)

@@ -11,11 +11,12 @@ from lockstep.common.aggregation.update import Pair
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.manifest import Manifest
 from lockstep.common.data.source import with_validation
-from lockstep.common.errors import DataError, ModelError
+from lockstep.common.errors import DataError, FileFormatError, ModelError
 from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.model.first_batch import first_micro_batch
+from lockstep.common.model.initial import kept_next_to, read_initial
 from lockstep.common.model.port import Model
 from lockstep.common.model.source import ModelSource, told_source
 from lockstep.common.protocol.messages import Welcome
@@ -78,13 +79,43 @@ def gather(
     moments = welcome.moments if store is None else (store.manifest.mean, store.manifest.std)
     own = source.own_code()
     model = build(source, job.seed)
-    if model.layout.digest() != welcome.layout:
-        raise ModelError(
-            f"model {job.model_name()!r} has other parameters here than at the server: "
-            "install the same version of lockstep on both"
-        )
+    _take_frozen(welcome, model)
     _check_evidence(welcome, model, data, own)
     return Material(job=job, model=model, data=data, moments=moments, store=store, own=own)
+
+
+def _take_frozen(welcome: Welcome, model: Model) -> None:
+    """Give what is frozen the server's values, which come from the model's files or from the job's initial weights.
+
+    `ModelError` if they, or the parameters, are not the server's. What is trained comes from the server.
+    """
+    job, unread = welcome.job, ""
+    if model.layout.digest() == welcome.layout:
+        return
+    if model.layout.frozen and job.initial is not None:
+        try:
+            initial = read_initial(job, model, kept_next_to(welcome.model_folder))
+        except (FileFormatError, ModelError) as error:
+            unread = str(error)
+        else:
+            assert initial is not None
+            model.adopt(initial.taken)
+            if model.layout.digest() == welcome.layout:
+                return
+        raise ModelError(
+            f"model {job.model_name()!r} has other frozen values here than at the server, which has them from "
+            f"{job.initial!r}{f' ({unread})' if unread else ''}: copy the server's file to this machine"
+        )
+    if model.layout.frozen:
+        raise ModelError(
+            f"model {job.model_name()!r} has other parameters here than at the server, or other values of frozen ones: "
+            "expected the same; copy the files that the model reads from the server to this machine, and install the "
+            "same versions on both"
+        )
+    raise ModelError(
+        f"model {job.model_name()!r} has other parameters here than at the server: "
+        "install the same version of lockstep on both"
+    )
 
 
 def _check_evidence(welcome: Welcome, model: Model, data: TrainTest, own: OwnCode) -> None:

@@ -47,7 +47,7 @@ PACKAGE_ORDER = Order(
         ("lockstep.common.statemachine",),
         ("lockstep.common.protocol",),
         ("lockstep.common.transport",),
-        ("lockstep.common.model.source",),
+        ("lockstep.common.model.source", "lockstep.common.model.initial"),
         ("lockstep.common.model.pytorch",),
         ("lockstep.common.model",),
         ("lockstep.common.job",),

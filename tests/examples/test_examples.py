@@ -148,6 +148,41 @@ def test_the_net_with_batchnorm_passes_993(characters: Path, tmp_path: Path) -> 
     assert train("batchnorm_cnn.toml", characters, tmp_path, workers=2).test_accuracy >= 0.993
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_root")
+def test_lora_trains_its_own_matrices_and_leaves_the_gpt2_as_it_was(characters: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="needs transformers: .venv/bin/pip install -e '.[zoo]'")
+    brief: dict[str, Any] = {"global_batch": 64, "schedule": "constant"}
+    base = train("pytorch/gpt2.toml", characters, tmp_path / "base", data=str(characters), steps=12, **brief)
+    script("pytorch/lora.py")["main"](characters, tmp_path / "telegrams.npz")
+    changed = {"data": str(tmp_path / "telegrams.npz"), "initial": str(base.folder / "weights.safetensors"), **brief}
+    first, last = (train("pytorch/lora.toml", characters, tmp_path / str(n), steps=n, **changed) for n in (1, 12))
+    assert last.result.test_loss < first.result.test_loss - 0.1
+    assert last.result.parameters < 20_000
+    before, after = base.model.state_dict(), last.model.state_dict()
+    assert all(tensor.equal(after[name]) for name, tensor in before.items())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_root")
+def test_a_frozen_backbone_keeps_weights_and_averages_and_its_head_learns(characters: Path, tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="needs timm: .venv/bin/pip install -e '.[zoo]'")
+    arrays = script("own_data.py")["drawn"]
+    data = tmp_path / "segments.npz"
+    (x_train, y_train), (x_test, y_test) = arrays(600, seed=0), arrays(200, seed=1)
+    np.savez(data, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    whole = fit(
+        "examples/pytorch/finetune.py:whole", data, run_dir=tmp_path / "whole", steps=10, workers=0, verbose=False
+    )
+    changed = {"data": str(data), "initial": str(whole.folder / "weights.safetensors"), "epochs": 2}
+    run = train("pytorch/finetune.toml", characters, tmp_path, **changed)
+    before, after = whole.model.backbone.state_dict(), run.model.backbone.state_dict()
+    counters = [name for name in before if name.endswith("num_batches_tracked")]
+    assert all(tensor.equal(after[name]) for name, tensor in before.items() if name not in counters)
+    assert run.history[-1].loss < run.history[0].loss
+    assert run.result.parameters == run.model.backbone.num_features * 10 + 10
+
+
 def test_the_search_ranks_twelve_settings_beside_scikit_learns(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sklearn", reason="needs scikit-learn: .venv/bin/pip install -e '.[sklearn]'")
     digest = script("grid_search.py")["main"](samples=300, epochs=1, workers=0, beside_mlp=True)

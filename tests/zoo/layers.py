@@ -193,4 +193,4 @@ def builder(name):  # type: ignore[no-untyped-def]
 
 #: A function for each layer: what a job names, without what is no identifier.
 for _name in LAYERS:
-    globals()[_name.replace(", ", "_")] = builder(_name)
+    globals()[_name.replace(", ", "_")] = builder(_name)  # type: ignore[no-untyped-call]

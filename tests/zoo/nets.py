@@ -3,6 +3,8 @@
 A group holds several nets, whose outputs are added: one run of it trains all of them.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -55,35 +57,35 @@ class Group(nn.Module):  # type: ignore[misc]
         return torch.stack([net(x) for net in self.nets.values()]).mean(0)
 
 
-def from_timm(name):  # type: ignore[no-untyped-def]
+def from_timm(name: str) -> Any:
     import timm
 
     return timm.create_model(name, num_classes=CLASSES)
 
 
-def from_torchvision(name):  # type: ignore[no-untyped-def]
+def from_torchvision(name: str) -> Any:
     from torchvision import models
 
     return models.get_model(name, num_classes=CLASSES)
 
 
-def from_transformers(name):  # type: ignore[no-untyped-def]
+def from_transformers(name: str) -> Any:
     import transformers
 
     kind = getattr(transformers, name)
     return Logits(kind(kind.config_class(**TRANSFORMERS[name])), name.startswith("T5"))
 
 
-def timm_nets():  # type: ignore[no-untyped-def]
+def timm_nets() -> Any:
     import timm
 
     return Group({name: from_timm(name) for name in timm.list_models("test_*")})
 
 
-def torchvision_nets():  # type: ignore[no-untyped-def]
+def torchvision_nets() -> Any:
     vit = "ViTForImageClassification"
     return Group({**{name: from_torchvision(name) for name in TORCHVISION}, vit: from_transformers(vit)})
 
 
-def transformers_nets():  # type: ignore[no-untyped-def]
+def transformers_nets() -> Any:
     return Group({name: from_transformers(name) for name in TRANSFORMERS if not name.startswith("ViT")})

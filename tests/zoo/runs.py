@@ -27,8 +27,8 @@ NETS = Path(__file__).with_name("nets.py")
 #: By the group of nets that are trained together, the shape of a sample: of a picture, or of tokens.
 GROUPS = {"timm_nets": (3, 160, 160), "torchvision_nets": (3, 64, 64), "transformers_nets": (12,)}
 
-#: All numbers of workers over all transports that are in question.
-WAYS = (("0", "auto"), *((workers, transport) for workers in "123" for transport in ("shm", "tcp")))
+#: Numbers of workers with their transports: each number, and both transports.
+WAYS = (("0", "auto"), ("1", "tcp"), ("2", "shm"), ("3", "tcp"))
 
 #: By the kind of processor, what holds a process to it: PyTorch's own kernels, oneDNN's, MKL's.
 PROCESSORS: Mapping[str, Mapping[str, str]] = {
@@ -58,7 +58,7 @@ def write_samples(group: str, to: Path) -> None:
         else:
             parts[f"x_{part}"] = rng.integers(0, 256, (count, *shape)).astype(np.uint8)
             parts[f"y_{part}"] = np.arange(count, dtype=np.int64) % 10
-    np.savez(to, **parts)
+    np.savez(to, allow_pickle=False, **parts)
 
 
 def trained(place: Place, group: str, way: Sequence[str], environ: Mapping[str, str]) -> tuple[Arrays, str]:

@@ -28,11 +28,12 @@ from lockstep.common.job.losses import LossKind, kind_of
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.optimizer import replica_of
 from lockstep.common.model.autograd import AutogradModel
+from lockstep.common.model.initial import initial_weights
 from lockstep.common.model.source import is_torch_module, open_model
 from lockstep.common.nn.module import Module
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.environment import cores
-from lockstep.ps.setup import dry_run, first_weights, two_samples
+from lockstep.ps.setup import dry_run, two_samples
 from lockstep.runs.job_file import resolve
 
 
@@ -105,7 +106,7 @@ def model_of(job: Job) -> Module:
     model = open_model(job.model, job.seed)
     if not isinstance(model, AutogradModel):
         raise no_layers(job.model_name())
-    model.load(first_weights(job, model))
+    model.load(initial_weights(job, model).vector)
     return model.module.train()
 
 

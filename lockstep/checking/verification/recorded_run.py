@@ -14,7 +14,7 @@ from lockstep.ps.records.ledger import Line, RunBegun, StepDone, WorkerIn
 from lockstep.ps.records.receipt import Receipt, receipt_of
 from lockstep.ps.records.run_folder import CHECKPOINTS, RECEIPT, read_ledger, read_receipt
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
-from lockstep.runs.recorded_model import trusted_source
+from lockstep.runs.recorded_model import told_folder, trusted_source
 from lockstep.runs.run_dir import JOB, has_begun, recorded_job
 
 
@@ -43,7 +43,8 @@ def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
     """Build what the run began with; a `UsageError` names both values if something here is not the run's."""
     admission = AdmissionPolicy(allows_mixed_numerics=allows_mixed_numerics)
     source = trusted_source(run.folder, run.job)
-    setup = open_run(run.folder.name, run.job, load(run.job.data, is_checked=True), admission, source)
+    data = load(run.job.data, is_checked=True)
+    setup = open_run(run.folder.name, run.job, data, admission, source, told_folder(run.folder))
     here, there = receipt_of(setup.info, []), run.receipt
     for name, what in SUBJECTS.items():
         was, is_ = getattr(there, name), getattr(here, name)

@@ -1,6 +1,6 @@
 """What a shell offers when Tab is pressed: models, and the folders of runs. Must stay quick, and must never fail."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +8,9 @@ import click
 
 if TYPE_CHECKING:  # as below: the processes of a run import this module, and never complete anything
     from click.shell_completion import CompletionItem
+
+#: What click calls for what may come next.
+Complete = Callable[[click.Context, click.Parameter, str], "list[CompletionItem]"]
 
 #: The folder in which `train` makes those of its runs, and the file that each of them has.
 RUNS, JOB = Path("runs"), "job.toml"
@@ -40,6 +43,15 @@ def complete_models(ctx: click.Context, param: click.Parameter, incomplete: str)
     """Return the models that are part of Lockstep, and let the shell look for the file of another one."""
     # The path comes first: bash forgets what came before it.
     return items([incomplete], kind="file") + items(name for name in MODELS if name.startswith(incomplete))
+
+
+def complete_names(names: Sequence[str]) -> Complete | None:
+    """Return what offers these names, and the file of a function if none fits; None if there are no names."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+        return items(name for name in names if name.startswith(incomplete)) or items([incomplete], kind="file")
+
+    return complete if names else None
 
 
 def complete_list(names: Iterable[str], incomplete: str) -> "list[CompletionItem]":

@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 
 import click
 
-from lockstep.cli.options.completion import complete_models
-from lockstep.cli.options.types import Several, share
+from lockstep.cli.options.completion import complete_models, complete_names
+from lockstep.cli.options.types import ListOf, share
 from lockstep.common.errors import UsageError
-from lockstep.common.job.job import Job
+from lockstep.common.job.job import SCHEDULES, Job
+from lockstep.common.job.losses import LOSSES
+from lockstep.common.optim.rules import RULES
 from lockstep.runs.job_file import Field, fields, read_values, resolve, shipped_values
 from lockstep.runs.job_groups import GROUPS
 from lockstep.runs.launch_config import Launch
@@ -28,6 +30,13 @@ PACKING_GROUP = {
 
 #: Values that may be given in per cent.
 SHARES = ("audit", "validation_split", "label_smoothing")
+
+#: The names that a value may have, besides that of a function of the user's own.
+NAMED: Mapping[str, tuple[str, ...]] = {
+    "loss": tuple(LOSSES),
+    "optimizer": tuple(RULES),
+    "schedule": SCHEDULES,
+}
 
 #: What the help calls a value, if that is not its kind.
 METAVARS = {"model": "MODEL", "data": "DATA", "initial": "FILE", "checkpoint_every_seconds": "SECONDS"}
@@ -108,12 +117,12 @@ def _option(field: Field) -> Callable[[F], F]:
         flag = f"{flag}/--no-{flag[2:]}"
     kind: Any = click.Choice(field.choices) if field.choices else share if field.name in SHARES else field.kind
     if field.is_list:
-        kind = Several(field.kind)
+        kind = ListOf(field.kind)
     # A choice stands in the text: in the column of flags it would push all texts to a line of their own.
     metavar = "SHARE" if field.name in SHARES else METAVARS.get(field.name, KINDS.get(field.kind))
     if field.is_list:
         metavar = f"{metavar},..."
-    complete = complete_models if field.name == "model" else None
+    complete = complete_models if field.name == "model" else complete_names(NAMED.get(field.name, ()))
     return click.option(
         flag, field.name, type=kind, default=None, metavar=metavar, help=_help(field), shell_complete=complete
     )

@@ -102,7 +102,7 @@ class WholeNumber(click.ParamType[int]):
         return number
 
 
-class Several(click.ParamType[tuple[Any, ...]]):
+class ListOf(click.ParamType[tuple[Any, ...]]):
     """Values of one kind, with commas between them."""
 
     name = "list"

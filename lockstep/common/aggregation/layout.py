@@ -4,13 +4,14 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lockstep.common.aggregation.tree import Vector, new_vector
 from lockstep.common.errors import ModelError
-from lockstep.common.nn.module import Module
+from lockstep.common.nn.module import Module, Parameter
 from lockstep.common.nn.state_dict import is_counter
 
 
@@ -31,13 +32,47 @@ class LayoutEntry:
         return vector[self.offset : self.offset + self.size].reshape(self.shape)
 
 
+@dataclass(frozen=True, eq=False)
+class FrozenArray:
+    """A named array of a model that training leaves as it is: a frozen parameter, or a constant such as a buffer.
+
+    It is in no vector: nobody sums, sends or updates it. Every process builds it, and the layout's digest, which all of
+    them compare, covers its values. Files of weights have it, so that they are whole state dicts.
+    """
+
+    name: str
+    #: The model's own memory, read only, of any dtype.
+    array: NDArray[Any]
+    #: Whether it is a parameter, which a file of weights that claims to be whole must have.
+    is_parameter: bool
+
+    @classmethod
+    def of(cls, name: str, array: NDArray[Any], *, is_parameter: bool) -> Self:
+        view = array.view()
+        view.flags.writeable = False
+        return cls(name, view, is_parameter)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The digest of the values, in hex."""
+        return hashlib.sha256(np.ascontiguousarray(self.array).data).hexdigest()
+
+    def is_equal(self, other: NDArray[Any]) -> bool:
+        """Tell whether another array has the same values, bit by bit, once it has this one's dtype."""
+        other = np.asarray(other)
+        if other.shape != self.array.shape:
+            return False
+        cast = other.astype(self.array.dtype, copy=False)
+        return cast.tobytes() == self.array.tobytes()
+
+
 #: The shapes of arrays by their names, in order.
 Shapes = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
 class ParameterLayout:
-    """A model's parameters, then its running statistics, as one float32 vector.
+    """A model's trained parameters, then its running statistics, as one float32 vector; and what is in no vector.
 
     Statistics follow the parameters, so that what a micro-batch observed travels and is reduced with its gradients, by
     the same tree (rule R8). Each array begins at a multiple of `alignment`. What is between two of them is zero and
@@ -47,17 +82,25 @@ class ParameterLayout:
     parameters: tuple[LayoutEntry, ...]
     statistics: tuple[LayoutEntry, ...]
     alignment: int = 1
+    #: What training leaves as it is.
+    frozen: tuple[FrozenArray, ...] = ()
 
     @classmethod
-    def of(cls, parameters: Shapes, statistics: Shapes, alignment: int = 1) -> Self:
+    def of(cls, parameters: Shapes, statistics: Shapes, frozen: Iterable[FrozenArray] = (), alignment: int = 1) -> Self:
         """Place arrays of these names and shapes one after the other; `ModelError` if nothing is to be trained."""
+        held = tuple(frozen)
+        if not parameters and any(each.is_parameter for each in held):
+            raise ModelError(
+                "all parameters of the model are frozen: expected requires_grad=True for at least one, since a job "
+                "trains those"
+            )
         if not parameters:
             raise ModelError("the model has no parameters: expected at least one layer that can learn")
         entries, offset = list[LayoutEntry](), 0
         for name, shape in (*parameters.items(), *statistics.items()):
             entries.append(LayoutEntry(name, tuple(shape), offset))
             offset += -(-entries[-1].size // alignment) * alignment
-        return cls(tuple(entries[: len(parameters)]), tuple(entries[len(parameters) :]), alignment)
+        return cls(tuple(entries[: len(parameters)]), tuple(entries[len(parameters) :]), alignment, held)
 
     @cached_property
     def parameter_size(self) -> int:
@@ -101,55 +144,71 @@ class ParameterLayout:
         entries = (*self.parameters, *self.statistics)
         return next(entry.name for entry in reversed(entries) if entry.offset <= position)
 
+    @property
+    def frozen_size(self) -> int:
+        """Number of values of frozen parameters."""
+        return sum(each.array.size for each in self.frozen if each.is_parameter)
+
     def digest(self) -> str:
-        """Return the SHA-256 over names, shapes and offsets, in hex."""
-        text = "\n".join(
+        """Return the SHA-256 over names, shapes and offsets, and over the values of what is frozen, in hex."""
+        lines = [
             f"{kind} {entry.name} {entry.shape} {entry.offset}"
             for kind, entries in (("parameter", self.parameters), ("statistic", self.statistics))
             for entry in entries
-        )
-        return hashlib.sha256(text.encode()).hexdigest()
+        ]
+        lines += [f"frozen {each.name} {each.array.shape} {each.array.dtype} {each.sha256}" for each in self.frozen]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-    def read(self, vector: Vector) -> dict[str, Vector]:
-        """Return a state dict of views into `vector`."""
+    def views(self, vector: Vector) -> dict[str, Vector]:
+        """Return what lies in `vector` by name, as views."""
         return {entry.name: entry.view(vector) for entry in (*self.parameters, *self.statistics)}
 
-    def write(self, vector: Vector, state: Mapping[str, Vector]) -> None:
-        """Copy a state dict into `vector`; `ModelError` if a name or shape differs.
+    def read(self, vector: Vector) -> dict[str, NDArray[Any]]:
+        """Return a state dict: views into `vector`, and what is frozen."""
+        return {**self.views(vector), **{each.name: each.array for each in self.frozen}}
+
+    def write(self, vector: Vector, state: Mapping[str, NDArray[Any]]) -> None:
+        """Copy a state dict into `vector`; `ModelError` if a name or shape differs, or what it has of frozen values.
 
         PyTorch's `num_batches_tracked` is ignored, as `Module.load_state_dict` does.
         """
         entries = {entry.name: entry for entry in (*self.parameters, *self.statistics)}
-        unmatched = sorted(entries.keys() ^ {name for name in state if not is_counter(name, entries)})
+        frozen = {each.name: each for each in self.frozen}
+        given = {name for name in state if not is_counter(name, entries)} - frozen.keys()
+        unmatched = sorted(entries.keys() ^ given)
         if unmatched:
             raise ModelError(f"weights do not fit the model: {unmatched[0]!r} is in only one of them")
+        for name in frozen.keys() & state.keys():
+            if not frozen[name].is_equal(state[name]):
+                raise ModelError(f"weights do not fit the model: {name!r} is frozen, and has other values there")
         for name, entry in entries.items():
             if state[name].shape != entry.shape:
                 raise ModelError(f"weights do not fit the model: {name!r} is {state[name].shape}, not {entry.shape}")
             entry.view(vector)[...] = state[name]
 
 
-def check_trained(module: Module) -> None:
-    """Raise `ModelError` with the first parameter that is frozen: update rules, as weight decay, would change it."""
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            raise ModelError(
-                f"the parameter {name!r} has requires_grad=False: expected True, since a job trains all parameters; "
-                "to keep a part of the model as it is, call `.detach()` on its output and set weight_decay = 0"
-            )
+def trained_parameters(module: Module) -> dict[str, Parameter]:
+    """Return the parameters that are not frozen, by name."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def layout_of(module: Module) -> ParameterLayout:
     """Return the layout of a model, in the order of `named_parameters` and `named_buffers`. Raises `ModelError`."""
-    check_trained(module)
-    parameters = {name: parameter.shape for name, parameter in module.named_parameters()}
-    return ParameterLayout.of(parameters, {name: each.value.shape for name, each in module.named_buffers()})
+    return ParameterLayout.of(
+        {name: parameter.shape for name, parameter in trained_parameters(module).items()},
+        {name: each.value.shape for name, each in module.named_buffers()},
+        (
+            FrozenArray.of(name, parameter.data, is_parameter=True)
+            for name, parameter in module.named_parameters()
+            if not parameter.requires_grad
+        ),
+    )
 
 
 def gather(module: Module, layout: ParameterLayout) -> Vector:
-    """Return a new flat vector holding a copy of the model's parameters and statistics."""
+    """Return a new flat vector holding a copy of the model's trained parameters and statistics."""
     vector = np.empty(layout.size, dtype=np.float32)
-    state = {name: parameter.data for name, parameter in module.named_parameters()}
+    state = {name: parameter.data for name, parameter in trained_parameters(module).items()}
     state |= {name: statistic.value for name, statistic in module.named_buffers()}
     layout.write(vector, state)
     return vector
@@ -167,7 +226,7 @@ class Binding:
         self, module: Module, layout: ParameterLayout, weights: Sequence[Vector], sums: Sequence[Vector]
     ) -> None:
         #: In the layout's order.
-        self.parameters = list(module.parameters())
+        self.parameters = list(trained_parameters(module).values())
         self._statistics = list(module.buffers())
         self._values = [_views(layout, vector) for vector in weights]
         self._gradients = [_views(layout, vector) for vector in sums]

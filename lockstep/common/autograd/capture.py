@@ -29,19 +29,24 @@ class Capture:
     is_reached: tuple[bool, ...]
 
 
-def capture(function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Array], tensors: Sequence[Tensor]) -> Capture:
+def capture(
+    function: Callable[..., tuple[Tensor, ...]],
+    inputs: Sequence[Array],
+    tensors: Sequence[Tensor],
+    frozen: Sequence[Array] = (),
+) -> Capture:
     """Return the calls of NumPy that `function(*inputs)` makes, and those for the gradients of its first result.
 
-    `function` must apply the same primitives with the same options each time, to its inputs, to `tensors`, to numbers
-    and to what results from them. The first result must be a single number. Neither the tensors nor their gradients
-    change. Raises `UntapeableError` if something cannot be recorded.
+    `function` must apply the same primitives with the same options each time, to its inputs, to `tensors`, to the
+    `frozen` arrays, which need no gradient, to numbers and to what results from them. The first result must be a single
+    number. Neither the tensors nor their gradients change. Raises `UntapeableError` if something cannot be recorded.
     """
     leaves = [_leaf_of(tensor) for tensor in tensors]
     before = [(leaf.grad, leaf.buffer) for leaf in leaves]
     tape = Tape()
     given = [plain(tape.know(np.array(each), MemoryKind.INPUT)) for each in inputs]
-    for tensor in tensors:
-        tape.know(tensor.data, MemoryKind.SHARED)
+    for array in (*(tensor.data for tensor in tensors), *frozen):
+        tape.know(array, MemoryKind.SHARED)
     try:
         for leaf in leaves:
             leaf.grad, leaf.buffer = None, tape.know(np.empty(leaf.shape, leaf.dtype), MemoryKind.GRADIENT)

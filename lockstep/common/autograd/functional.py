@@ -434,7 +434,7 @@ def l1_loss(prediction: Any, target: Any, reduction: str = "mean") -> Tensor:
 
     Raises ValueError if the shapes differ, and for another `reduction`.
 
-    Differs from PyTorch: shapes that differ raise instead of being broadcast with a warning.
+    Differs from PyTorch: shapes that differ raise instead of being broadcast with a warning; there is no `weight`.
     """
     return apply(losses.l1, prediction, target, reduction=reduction)
 

@@ -275,18 +275,19 @@ def proven(
     tree: Tree,
     batches: Sequence[Sequence[Array]],
     reseed: Callable[[int], None] = lambda batch: None,
+    frozen: Sequence[Array] = (),
 ) -> Program | None:
     """Return the program for a tree of batches if it gives the bits of `function`, None if it does not.
 
     A tape may miss a call: so the program runs on memory full of NaN, and all that it computes for `batches` is
     compared. The tensors' gradients change. `reseed` gets the number of each batch before that is computed, so that it
-    can replace the generators.
+    can replace the generators. `frozen` is that of the capture; a program takes them after the weights.
     """
     program = Program(captured, tree)
     if not program.fits_in_cache:
         return None
     sums = [np.full(tensor.shape, np.nan, tensor.dtype) for tensor in tensors]
-    weights = [tensor.data for tensor in tensors]
+    weights = [*(tensor.data for tensor in tensors), *frozen]
     program.poison()
     program.reseed(reseed)
     for index, array in enumerate(program.inputs):

@@ -48,6 +48,10 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _NAMES: dict[np.dtype[Any], str] = {dtype: name for name, dtype in _DTYPES.items()}
 
+#: What NumPy does not have, and is read as float32: the upper halves of such numbers. Many pretrained weights are.
+_BFLOAT16 = "BF16"
+_READ: dict[str, np.dtype[Any]] = {**_DTYPES, _BFLOAT16: np.dtype("<u2")}
+
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
@@ -91,6 +95,8 @@ def parts_of(
 
 def read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """Return the arrays in the order of their bytes, which they share and which may be written to, and the metadata.
+
+    Those of bfloat16 are copies, as float32.
 
     Raises FileFormatError if the file cannot be read or is not one that `write` or another strict writer made.
     """
@@ -162,13 +168,13 @@ def _entry(path: Path, name: str, value: msgspec.Raw) -> _Entry:
         entry = msgspec.json.decode(value, type=_Entry)
     except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{path}: header of {name[:80]!r}: {_lowered(error)}") from None
-    if entry.dtype not in _DTYPES:
-        raise FileFormatError(f"{path}: {name!r} has dtype {entry.dtype[:80]!r}: expected one of {', '.join(_DTYPES)}")
+    if entry.dtype not in _READ:
+        raise FileFormatError(f"{path}: {name!r} has dtype {entry.dtype[:80]!r}: expected one of {', '.join(_READ)}")
     # NumPy has no array of such sizes, even where one of them is 0 and so nothing is stored.
     if 0 in entry.shape and math.prod(filter(None, entry.shape)) > MAX_FILE_BYTES:
         raise FileFormatError(f"{path}: {name!r} has shape {list(entry.shape)}: expected one that an array may have")
     begin, end = entry.data_offsets
-    needed = math.prod(entry.shape) * _DTYPES[entry.dtype].itemsize
+    needed = math.prod(entry.shape) * _READ[entry.dtype].itemsize
     if end - begin != needed:
         raise FileFormatError(
             f"{path}: {name!r} lies at {begin} to {end}: expected {needed} bytes for {entry.dtype} of shape "
@@ -197,7 +203,12 @@ def _array(path: Path, name: str, entry: _Entry, data: NDArray[np.uint8]) -> NDA
     if entry.dtype == "BOOL" and stored.max(initial=0) > 1:
         raise FileFormatError(f"{path}: {name!r} holds the byte {int(stored.max())}: expected 0 or 1, as it is BOOL")
     # Another writer may have put it where such numbers must not lie.
-    return np.require(stored.view(_DTYPES[entry.dtype]).reshape(entry.shape), requirements="A")
+    array = np.require(stored.view(_READ[entry.dtype]).reshape(entry.shape), requirements="A")
+    if entry.dtype != _BFLOAT16:
+        return array
+    wide = array.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)
 
 
 def _stored(name: str, array: NDArray[Any]) -> np.dtype[Any]:

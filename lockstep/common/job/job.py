@@ -53,9 +53,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         int,
         Meta(ge=1, le=4096, description="micro-batches per step; at most as many workers are useful; part of the bits"),
     ] = 8
-    initial: Annotated[str, Meta(description="weights to start from (safetensors)  [drawn from the seed]")] | None = (
-        None
-    )
+    initial: (
+        Annotated[str, Meta(description="weights to start from (safetensors, torch.save)  [drawn from the seed]")]
+        | None
+    ) = None
+    initial_partial: Annotated[
+        bool, Meta(description="take the weights of that file that fit the model, and leave the rest as it is")
+    ] = False
     loss: Annotated[
         str,
         Meta(
@@ -288,6 +292,8 @@ def check(job: Job) -> Job:
             f"nesterov = true with optimizer = {job.optimizer!r} and momentum = {job.momentum!r}: "
             "expected sgd with momentum above 0; set both or remove nesterov"
         )
+    if job.initial_partial and job.initial is None:
+        raise JobError("initial_partial = true without initial: expected initial = 'FILE', the weights to start from")
     _check_loss(job)
     _check_updates(job)
     if job.micro_batches > job.global_batch:

@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from lockstep.common.aggregation.layout import Binding, LayoutEntry, ParameterLayout, gather, layout_of
+from lockstep.common.aggregation.layout import (
+    Binding,
+    LayoutEntry,
+    ParameterLayout,
+    gather,
+    layout_of,
+    trained_parameters,
+)
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.capture import Capture, capture
 from lockstep.common.autograd.graph import Leaf, no_grad, observing, watch
@@ -20,7 +27,17 @@ from lockstep.common.errors import ModelError
 from lockstep.common.job.losses import LossKind
 from lockstep.common.job.objective import LossSum, Objective
 from lockstep.common.model.outputs import is_numbered, main_output
-from lockstep.common.model.port import Batch, DrawKey, Evidence, Inspection, LayerOutput, OnFinal, Outcome
+from lockstep.common.model.port import (
+    Batch,
+    DrawKey,
+    Evidence,
+    Inspection,
+    LayerOutput,
+    OnFinal,
+    Outcome,
+    adopted,
+    changed_freezing,
+)
 from lockstep.common.nn.inspection import Inspector, first_nonfinite_layer
 from lockstep.common.nn.module import Module, Stochastic, first_unrepeatable
 
@@ -65,15 +82,42 @@ class AutogradModel:
     warm_up: int = WARM_UP
     layout: ParameterLayout = field(init=False)
     taken: str = field(default="", init=False)
+    #: Values that are the same for any seed, by name: those that the model's builder has set, or a file has.
+    _own_values: dict[str, Array] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._own_values = {name: each.data.copy() for name, each in self.module.own_initial_values()}
         self.layout = layout_of(self.module)
+
+    @property
+    def own_values(self) -> Mapping[str, Array]:
+        """The values that are the same for any seed, although a module would draw them, by name."""
+        return self._own_values
+
+    def initialize(self, seed: int) -> None:
+        """Draw all parameters from the seed, frozen ones too, but for those that have values of their own."""
+        self.module.initialize(seed)
+        for name, parameter in self.module.named_parameters():
+            if name in self._own_values:
+                parameter.data[...] = self._own_values[name]
+        self.layout = layout_of(self.module)
+
+    def adopt(self, state: Mapping[str, Array]) -> None:
+        parameters = dict(self.module.named_parameters())
+        for name, array in adopted(self.layout, state).items():
+            self._own_values[name] = array
+            parameters[name].data[...] = array
+        self.layout = layout_of(self.module)
+
+    def state_dict(self) -> dict[str, Array]:
+        return self.module.state_dict()
 
     def momenta(self) -> Vector:
         return self.layout.momenta(each.momentum for each in self.module.buffers())
 
     def first_weights(self, seed: int) -> Vector:
-        return gather(self.module.initialize(seed), self.layout)
+        self.initialize(seed)
+        return gather(self.module, self.layout)
 
     def own_arrays(self, state: Mapping[str, Array]) -> Mapping[str, Array]:
         return state
@@ -143,7 +187,7 @@ class StackedPass:
     def forward(self, between: Callable[[], None]) -> tuple[Array, Array]:
         segments = self._forward.get(self._reads)
         if segments is None:
-            segments = self._forward[self._reads] = self.program.forward(self._views(self._weights[self._reads]))
+            segments = self._forward[self._reads] = self.program.forward(self._read())
         run(segments, lambda finishes: between())
         losses, outputs = self.program.outputs
         return losses, outputs
@@ -189,9 +233,13 @@ class StackedPass:
         for vector, segments in known:
             if vector is sums:
                 return segments
-        made = self.program.backward(self._views(self._weights[self._reads]), self._views(sums), adds=adds)
+        made = self.program.backward(self._read(), self._views(sums), adds=adds)
         known.append((sums, made))
         return made
+
+    def _read(self) -> list[Array]:
+        """Return what the next pass reads: the weights, and what is frozen."""
+        return [*self._views(self._weights[self._reads]), *(each.array for each in self.layout.frozen)]
 
     def _views(self, vector: Vector) -> list[Vector]:
         return [entry.view(vector) for entry in self.layout.parameters]
@@ -209,7 +257,9 @@ class AutogradEngine:
         module.train()
         #: Whether any module draws random numbers in its forward.
         self._draws = any(isinstance(each, Stochastic) for each in module.modules())
-        self._parameters = list(module.parameters())
+        self._trained = trained_parameters(module)
+        self._parameters = list(self._trained.values())
+        self._frozen = {name: each for name, each in module.named_parameters() if not each.requires_grad}
         self._indices: dict[Leaf | None, int] = {each.leaf: index for index, each in enumerate(self._parameters)}
         #: The loss of the last forward.
         self._loss: Tensor | None = None
@@ -262,6 +312,7 @@ class AutogradEngine:
     def backward(self, on_final: OnFinal | None) -> None:
         loss, self._loss = self._loss, None
         assert loss is not None
+        self._check_frozen()
         for parameter in self._parameters:
             parameter.grad = None
         indices = self._indices
@@ -269,6 +320,15 @@ class AutogradEngine:
         for parameter, sums in zip(self._parameters, self._binding.gradients, strict=True):
             if parameter.grad is None:
                 sums.fill(0.0)
+
+    def _check_frozen(self) -> None:
+        """Raise `ModelError` if a forward has frozen a parameter, or let one be trained that was frozen."""
+        for name, parameter in self._trained.items():
+            if parameter.leaf not in self._indices:
+                raise changed_freezing(name, is_frozen=not parameter.requires_grad)
+        for name, parameter in self._frozen.items():
+            if parameter.requires_grad:
+                raise changed_freezing(name, is_frozen=False)
 
     def one_pass(self, tree: Tree, samples: int, batches: Callable[[], Sequence[Batch]]) -> StackedPass | None:
         if observing.get() is not None or self.obstacle is not None or not self._objective.is_stackable:
@@ -293,7 +353,15 @@ class AutogradEngine:
 
         try:
             captured = self._captured(batches[0])
-            program = proven(self._compute_repeatedly, captured, self._parameters, tree, batches, reseed)
+            program = proven(
+                self._compute_repeatedly,
+                captured,
+                self._parameters,
+                tree,
+                batches,
+                reseed,
+                self._frozen_arrays(),
+            )
         except UntapeableError as error:
             self._refusal = str(error)
             return None
@@ -309,8 +377,11 @@ class AutogradEngine:
     def _captured(self, batch: Batch) -> Capture:
         shape = batch[0].shape
         if shape not in self._captures:
-            self._captures[shape] = capture(self._compute_repeatedly, batch, self._parameters)
+            self._captures[shape] = capture(self._compute_repeatedly, batch, self._parameters, self._frozen_arrays())
         return self._captures[shape]
+
+    def _frozen_arrays(self) -> list[Array]:
+        return [each.data for each in self._frozen.values()]
 
     @property
     def obstacle(self) -> str | None:

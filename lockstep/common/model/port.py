@@ -8,10 +8,13 @@ and verification know these two protocols only.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.program import Tree
+from lockstep.common.errors import ModelError
 from lockstep.common.job.objective import Objective
 
 #: Called with the index of a parameter, in the order of the layout, as soon as its gradient is final.
@@ -183,6 +186,15 @@ class Model(Protocol):
     def own_arrays(self, state: Mapping[str, Array]) -> Mapping[str, Array]:
         """Return what of a state dict belongs into the layout, by the layout's names."""
 
+    def adopt(self, state: Mapping[str, Array]) -> None:
+        """Give what is frozen the values that a state dict has of it, before the layout's digest is taken.
+
+        `ModelError` if a shape differs. The rest of the state dict is not looked at.
+        """
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return what the module's `load_state_dict` takes, with the values that it has now."""
+
     def load(self, weights: Vector, steps: int = 0) -> None:
         """Copy the weights after so many steps into the model, and put it into evaluation mode."""
 
@@ -194,3 +206,27 @@ class Model(Protocol):
 
     def engine(self, objective: Objective) -> Engine:
         """Return what computes with this model; it has to be bound to vectors first."""
+
+
+def adopted(layout: ParameterLayout, state: Mapping[str, Array]) -> dict[str, Array]:
+    """Return what a state dict has of the frozen values of a layout, in their dtypes; `ModelError` as of `adopt`."""
+    found = {}
+    for each in layout.frozen:
+        if each.name in state:
+            array = np.asarray(state[each.name])
+            if array.shape != each.array.shape:
+                raise ModelError(
+                    f"weights do not fit the model: {each.name!r} is {array.shape}, not {each.array.shape}"
+                )
+            found[each.name] = array.astype(each.array.dtype)
+    return found
+
+
+def changed_freezing(name: str, *, is_frozen: bool) -> ModelError:
+    """Return the error of a parameter that is frozen in some steps, and trained in others."""
+    was, became = ("trained", "frozen") if is_frozen else ("frozen", "trained")
+    return ModelError(
+        f"the model sets requires_grad of {name!r} in its forward, so that the parameter is {became} that was {was} "
+        "when the model was built: expected what is frozen to stay so for the whole run; to train in two phases, start "
+        "a second run with --initial and the first one's weights.safetensors"
+    )

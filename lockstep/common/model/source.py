@@ -17,7 +17,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path, PurePosixPath
 from traceback import walk_tb
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from lockstep.common.autograd.primitives.primitive import Array
@@ -40,6 +40,7 @@ from lockstep.common.model.port import Evidence, Model
 from lockstep.common.nn.description import build
 from lockstep.common.nn.models import MODELS
 from lockstep.common.nn.module import Module
+from lockstep.common.random import manual_seed, seeded_defaults
 
 #: A file that imports PyTorch. Here and below it is imported within functions, where a model asks for it.
 _TORCH_IMPORT = re.compile(rb"^\s*(?:import|from)\s+torch\b", re.MULTILINE)
@@ -185,54 +186,102 @@ class ModelSource:
     def build(self, seed: int) -> Model:
         """Build the model of a job with that seed; ModelError if it cannot be built or trained.
 
-        What the files draw from PyTorch's generator follows from the seed.
+        What the files draw from PyTorch's generator, or from ours, follows from the seed.
         """
         if self.files is None:
             return AutogradModel(MODELS[self.own]() if isinstance(self.own, str) else build(self.own))
         built = _called(self.files, seed)
         if isinstance(built, Module):
-            return AutogradModel(built)
+            return _begun(AutogradModel(built), seed)
         if is_torch_module(built):
             return torch_model(built)
         raise ModelError(
             f"{self.files} returned {built!r}: expected a Module; does the function end in `return model`?"
         )
 
-    def check_repeated(self, model: Model, seed: int, objective: Objective, images: Array, targets: Array) -> Evidence:
+    def check_repeated(
+        self,
+        model: Model,
+        seed: int,
+        objective: Objective,
+        images: Array,
+        targets: Array,
+        taken: Mapping[str, Array] = MappingProxyType({}),
+    ) -> Evidence:
         """Return a model's evidence, of a micro-batch; ModelError if it is another one when it is built again.
 
-        It has to have the same values then, which nobody has changed here, and the same results after another
-        micro-batch. Other errors as of `Model.evidence`.
+        It has to have the same values then, which nobody has changed here but for the frozen ones that it has adopted
+        of `taken`, and the same results after another micro-batch. Other errors as of `Model.evidence`.
         """
-        if not is_torch_module(model.module):
+        if isinstance(model, AutogradModel):
+            if model.own_values or model.layout.frozen:
+                self._check_own_values(model, seed, taken)
             return model.evidence(objective, images, targets)
         from lockstep.common.model.pytorch.model import check_equal, check_order
 
         again = self.build(seed)
+        again.adopt(taken)
         check_equal(model, again)
         evidence = model.evidence(objective, images, targets)
         check_order(model, again, objective, images, targets)
         return evidence
 
+    def _check_own_values(self, model: AutogradModel, seed: int, taken: Mapping[str, Array]) -> None:
+        again = self.build(seed)
+        again.adopt(taken)
+        assert isinstance(again, AutogradModel)
+        _check_same_values(model, again)
+
+
+def _begun(model: AutogradModel, seed: int) -> AutogradModel:
+    """Return a model of ours whose frozen parameters have the values with which they stay."""
+    if model.layout.frozen:
+        model.initialize(seed)
+    return model
+
+
+def _check_same_values(model: AutogradModel, again: AutogradModel) -> None:
+    """Raise `ModelError` with the first value that whoever builds a model of ours sets to something else each time."""
+    here, there = model.own_values, again.own_values
+    names = [name for name in (*here, *there) if not _is_same(here.get(name), there.get(name))]
+    names += [
+        one.name
+        for one, other in zip(model.layout.frozen, again.layout.frozen, strict=True)
+        if one.sha256 != other.sha256
+    ]
+    if names:
+        raise ModelError(
+            f"the model has other initial values when it is built again: {names[0]!r} differs; expected the same each "
+            "time, so that the run can be repeated: set them from a generator with a fixed seed, such as "
+            "numpy.random.default_rng(0)"
+        )
+
+
+def _is_same(one: Array | None, other: Array | None) -> bool:
+    return one is not None and other is not None and one.tobytes() == other.tobytes()
+
 
 def _called(files: ModelFiles, seed: int) -> object:
-    """Run the files with PyTorch's generator seeded, if they use that: once before them, once before the function.
+    """Run the files with the default generators seeded, and PyTorch's if they use that: before them, and before the
+    function.
 
-    So the function's draws do not depend on the files' own, and the caller's generator stays as it is.
+    So the function's draws do not depend on the files' own, and the caller's generators stay as they are.
     """
 
     def seed_again() -> None:
+        manual_seed(seed)
         if "torch" in sys.modules:
             sys.modules["torch"].default_generator.manual_seed(seed)
 
-    if "torch" not in sys.modules and not any(map(_TORCH_IMPORT.search, files.texts.values())):
-        return _call(files, seed_again)  # what they import may still import PyTorch
-    try:
-        from lockstep.common.model.pytorch.runtime import seeded
-    except ModuleNotFoundError:
-        return _call(files)
-    with seeded(seed):
-        return _call(files, seed_again)
+    with seeded_defaults(seed):
+        if "torch" not in sys.modules and not any(map(_TORCH_IMPORT.search, files.texts.values())):
+            return _call(files, seed_again)  # what they import may still import PyTorch
+        try:
+            from lockstep.common.model.pytorch.runtime import seeded
+        except ModuleNotFoundError:
+            return _call(files, seed_again)
+        with seeded(seed):
+            return _call(files, seed_again)
 
 
 def _call(files: ModelFiles, before: Callable[[], None] = lambda: None) -> object:

@@ -14,10 +14,10 @@ from lockstep.common.nn.module import Module, place_of
 def first_nonfinite_layer(model: Module, *inputs: Tensor, **named: Tensor) -> str | None:
     """Return which module's output is the first, in order of execution, to hold a NaN or an infinity.
 
-    As `"3.1 (Linear)"`; `"the input"` if what the model takes is not finite itself, the bare class if
-    only the output of the whole model is not, None if all are finite. Runs forward once on a copy, in the mode that the
-    model is in: running statistics and the generators of dropout stay as they are, so the call repeats just what a
-    failed forward did if the model has been reseeded as then. Raises what forward raises.
+    As `"3.1 (Linear)"`; `"the input"` if one of the tensors that the model takes, of any shape, is not finite itself,
+    the bare class if only the output of the whole model is not, None if all are finite. Runs forward once on a copy, in
+    the mode that the model is in: running statistics and the generators of dropout stay as they are, so the call
+    repeats just what a failed forward did if the model has been reseeded as then. Raises what forward raises.
     """
     if not _is_finite([*inputs, *named.values()]):
         return "the input"

@@ -4,6 +4,8 @@ What a module consists of is found among its attributes, in the order of their f
 that could disagree with them. `__setattr__` refuses the assignments that would silently lose a parameter.
 """
 
+import functools
+import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,10 +37,18 @@ class Parameter(Tensor):
     floats.
     """
 
-    __slots__ = ()
+    __slots__ = ("drawn",)
+
+    #: The digest of the values that a module's `reset_parameters` left here last; None if none did.
+    drawn: bytes | None
 
     def __init__(self, data: ArrayLike, requires_grad: bool = True) -> None:
         super().__init__(data, requires_grad=requires_grad)
+        self.drawn = None
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 of the values."""
+        return hashlib.sha256(np.ascontiguousarray(self.data).data).digest()
 
 
 class RunningStatistic:
@@ -104,6 +114,8 @@ class Module:
 
     #: Whether dropout drops and BatchNorm takes the batch's statistics; changed by `train` and `eval`.
     training: bool = True
+    #: Whether `reset_parameters` has been called.
+    _is_drawn: bool = False
     #: Called with each output; non-empty only inside `observe_outputs`.
     _observers: tuple[Callable[["Module", Any], None], ...] = ()
 
@@ -121,6 +133,13 @@ class Module:
 
     def reset_parameters(self, rng: np.random.Generator) -> None:
         """Draw this module's parameters again, and not those of its children."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let each `reset_parameters` leave a digest of what it drew: see `own_initial_values`."""
+        super().__init_subclass__(**options)
+        if "reset_parameters" in vars(cls):
+            # Here and not in `__init__`, where a class of the user's calls it.
+            cls.reset_parameters = _recorded(cls.reset_parameters)  # type: ignore[assignment]
 
     @staticmethod
     def count_values(arguments: Mapping[str, Any]) -> int:
@@ -265,6 +284,16 @@ class Module:
             module.reset_parameters(generator(seed, Purpose.INITIALISE, layer=i))
         return self
 
+    def own_initial_values(self) -> Iterator[tuple[str, Parameter]]:
+        """Yield the parameters that somebody has set after their modules drew them, and that `initialize` would lose.
+
+        A parameter that a module draws counts as set if its values are others than the module's last draw, or if it was
+        put into the place of another one.
+        """
+        drawn = ((prefix, module) for prefix, module in self._places() if module._is_drawn)
+        own = ((_join(prefix, name), each) for prefix, module in drawn for name, each in module._own(Parameter))
+        return ((name, each) for name, each in _without_duplicates(own) if each.drawn != each.digest())
+
     def reseed(self, seed: int, step: int, micro_batch: int) -> None:
         """Give each stochastic module the generator of this micro-batch and of its own place in the tree.
 
@@ -346,6 +375,19 @@ class Stochastic(Module):
     @rng.setter
     def rng(self, rng: np.random.Generator) -> None:
         self._source.rng = rng
+
+
+def _recorded(reset: Callable[[Any, np.random.Generator], None]) -> Callable[[Any, np.random.Generator], None]:
+    """Return a `reset_parameters` that records what it drew."""
+
+    @functools.wraps(reset)
+    def reset_and_record(module: Any, rng: np.random.Generator) -> None:
+        reset(module, rng)
+        module._is_drawn = True
+        for _, parameter in module._own(Parameter):
+            parameter.drawn = parameter.digest()
+
+    return reset_and_record
 
 
 def _join(prefix: str, name: str) -> str:

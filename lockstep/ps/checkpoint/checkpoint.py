@@ -45,7 +45,7 @@ class CheckpointIdentity(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     #: The digest of the data.
     dataset: str
-    #: The digest of names, shapes and places of all parameters.
+    #: The digest of names, shapes and places of all parameters, and of the values of frozen ones.
     layout: str
     #: What computed it.
     numerics: Fingerprint
@@ -68,9 +68,11 @@ class RunProgress(msgspec.Struct, frozen=True, kw_only=True):
     loss_sum: float
     #: How many of these samples were right.
     correct: Count
-    #: The number of their targets, how many of these are ignored, and the sum of their weights, as in `Tally`.
+    #: The number of their targets.
     count: Count
+    #: How many of these targets are ignored: labels that are `ignore_index`.
     ignored: Count = 0
+    #: The sum of the weights of the others, if they have weights.
     weight: float | None = None
     #: Training samples in all.
     samples: Count
@@ -126,7 +128,8 @@ class Checkpoint:
         weights = layout.new_vector()
         state = {slot: np.zeros(layout.parameter_size, np.float32) for slot in slots}
         places = _places(layout, weights, state)
-        odd = sorted(places.keys() ^ self.arrays.keys())
+        # What is frozen is the model's already, whose layout has the same digest.
+        odd = sorted(places.keys() ^ (self.arrays.keys() - {each.name for each in layout.frozen}))
         if odd:
             raise FileFormatError(f"{self.path}: array {odd[0]!r} is in the file or in the model, but not in both")
         for name, place in places.items():
@@ -137,20 +140,20 @@ class Checkpoint:
 
 
 def _places(layout: ParameterLayout, weights: Vector, state: Mapping[str, Vector]) -> dict[str, Vector]:
-    """Return the named arrays of a file as views into the vectors."""
+    """Return what a file has of the vectors by name, as views."""
     slots = {
         f"optimizer/{slot}/{entry.name}": entry.view(values)
         for slot, values in state.items()
         for entry in layout.parameters
     }
-    return layout.read(weights) | slots
+    return layout.views(weights) | slots
 
 
 def sealed_parts(
     identity: CheckpointIdentity, progress: RunProgress, layout: ParameterLayout, held: HeldState
 ) -> list[bytes | memoryview]:
     """Return the bytes of a checkpoint, to be written one after the other."""
-    arrays: dict[str, NDArray[Any]] = dict(_places(layout, held.weights, held.state))
+    arrays: dict[str, NDArray[Any]] = layout.read(held.weights) | _places(layout, held.weights, held.state)
     arrays[PROGRESS_ARRAY] = np.frombuffer(msgspec.json.encode(progress), np.uint8)
     metadata = {
         "format": "lockstep checkpoint 1",

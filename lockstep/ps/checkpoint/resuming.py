@@ -78,7 +78,10 @@ def check_identity(checkpoint: Checkpoint, info: RunInfo, *, allows_mixed_numeri
             "version of the run"
         )
     if there.layout != here.layout:
-        raise ModelError(f"model {here.job.model_name()!r} has other parameters than when {path} was written")
+        raise ModelError(
+            f"model {here.job.model_name()!r} has other parameters than when {path} was written, or other values of "
+            "frozen ones: expected the same"
+        )
 
 
 def resume(setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder, checkpoint: Checkpoint) -> Resumption:

@@ -41,7 +41,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     job_sha256: str
     #: The digest of the data.
     dataset_sha256: str
-    #: The digest of names, shapes and places of all parameters.
+    #: The digest of names, shapes and places of all parameters, and of the values of frozen ones.
     layout_sha256: str
     #: The digest of the model's own files; empty for a model of the library.
     model_source_sha256: str

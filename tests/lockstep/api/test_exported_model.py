@@ -3,6 +3,7 @@
 import linecache
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,7 +28,29 @@ def built(text: ModelText, folder: Path) -> Module:
 
 
 @pytest.mark.parametrize(
-    "model", [zoo.Net(), zoo.Net, zoo.build, zoo.Noisy()], ids=["instance", "class", "function", "with a dropout"]
+    "model",
+    [
+        zoo.Net(),
+        zoo.Net,
+        zoo.build,
+        zoo.Noisy(),
+        zoo.anonymous,
+        zoo.local(),
+        zoo.closed(),
+        partial(zoo.Wide, 9),
+        zoo.partial,
+    ],
+    ids=[
+        "instance",
+        "class",
+        "function",
+        "with a dropout",
+        "lambda",
+        "local class",
+        "closure",
+        "class with arguments",
+        "layer with arguments",
+    ],
 )
 def test_the_file_builds_the_model_alone(tmp_path: Path, model: Any) -> None:
     text = model_text(model)
@@ -48,6 +71,21 @@ def test_the_text_is_what_is_needed_and_no_more() -> None:
     assert text.index("class Block") < text.index("class Net")
     assert "Wide" not in text
     assert "SLOPES" not in text
+
+
+def test_a_lambda_is_the_one_that_it_was_compiled_from() -> None:
+    functions: tuple[Any, ...] = zoo.several
+    assert [text_of(each) for each in functions] == [
+        "(lambda: [Net() for _ in range(2)][-1])",
+        "(lambda: Net())", "(lambda: (lambda: Net())())", "(lambda n=1: None)",
+    ]  # fmt: skip
+
+
+def test_variables_around_a_function_come_with_their_values() -> None:
+    text = model_text(zoo.closed()).text
+    assert "width = 5\n" in text
+    assert "doubled = (lambda x: x * factor)\n" in text
+    assert text.index("factor = 2") < text.index("doubled = ") < text.index("def build")
 
 
 def test_the_same_definitions_give_the_same_text() -> None:
@@ -74,10 +112,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "an array": (lambda: zoo.Arrayed(), "Arrayed uses 'SLOPES', a ndarray, which cannot be written down"),
     "a module": (lambda: zoo.Foreign(), "Foreign uses the module 'cells' from .*: expected one that is installed"),
     "infinity": (lambda: zoo.infinite, "infinite uses 'ODD', a dict, which cannot be written down"),
-    "a local class": (lambda: zoo.local()(), "local.<locals>.Local is defined within a function"),
     "no text": (lambda: zoo.Barely(), "the source of Bare cannot be had"),
-    "a lambda": (lambda: zoo.anonymous, "a lambda cannot be written to a file"),
-    "another thing": (lambda: zoo.partial, "expected a Module, its class, or a function that returns it"),
+    "another thing": (lambda: 3.5, "expected a Module, its class, or a function that returns it"),
     "a container": (lambda: nn.Sequential(zoo.Block(3)), "the Sequential holds a Block of your own, and what that was"),
 }
 
@@ -93,11 +129,17 @@ def test_what_cannot_be_told_is_named(model: Callable[[], Any], text: str) -> No
         model_text(model())
 
 
-@pytest.mark.parametrize("model", [nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), zoo.Net()], ids=["data", "text"])
-def test_a_parameter_that_is_frozen_is_named_since_what_is_sent_would_be_trained(model: Module) -> None:
-    name, parameter = list(model.named_parameters())[-1]
+FROZEN = {
+    "data": (nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), "^the parameter '1.bias' is frozen, and the model is sent"),
+    "text": (zoo.Net(), r"of shape \(10,\), frozen, in the model and of shape \(10,\) in a new one: .* `def build"),
+}
+
+
+@pytest.mark.parametrize(("model", "text"), FROZEN.values(), ids=FROZEN)
+def test_a_parameter_that_is_frozen_is_named_if_what_is_sent_would_be_trained(model: Module, text: str) -> None:
+    _, parameter = list(model.named_parameters())[-1]
     parameter.requires_grad = False
-    with pytest.raises(ModelError, match=f"^the parameter '{name}' has requires_grad=False: expected True"):
+    with pytest.raises(ModelError, match=text):
         exported(model)
 
 

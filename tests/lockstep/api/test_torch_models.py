@@ -1,6 +1,8 @@
 """`fit` with models of PyTorch: a class, a function or a module; what comes back is PyTorch's too."""
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,67 @@ def build() -> Any:
     return Net(8)
 
 
+class Gated(nn.Module):  # type: ignore[misc, name-defined]
+    """A layer that does not show what it was built with."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, 10)
+
+    def forward(self, x: Any) -> Any:
+        return self.inner(x)
+
+
+class Shown(nn.Module):  # type: ignore[misc, name-defined]
+    """A layer that does."""
+
+    def __init__(self, width: int, act: Any = nn.ReLU, bias: bool = True) -> None:
+        super().__init__()
+        self.width, self.act, self.inner = width, act, nn.Linear(width, 10, bias=bias)
+        self.bias = self.inner.bias
+
+    def forward(self, x: Any) -> Any:
+        return self.act()(self.inner(x))
+
+
+def hooked() -> Any:
+    model = Net()
+    model.head.register_forward_hook(lambda *_: None)
+    return model
+
+
+def tied() -> Any:
+    inner = nn.Linear(784, 784)
+    return nn.Sequential(nn.Flatten(), inner, inner, nn.Linear(784, 10))
+
+
+def head(width: int) -> Any:
+    scale = 0.5
+    return lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, width), nn.Tanh(), nn.Linear(int(2 * scale * width), 10))
+
+
+AS_THEY_COME: dict[str, Callable[[], Any]] = {
+    "container": lambda: nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding="same"), nn.BatchNorm2d(4, momentum=0.3), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(), nn.Sequential(nn.Linear(16, 8, bias=False), nn.Dropout(0.1)), nn.Linear(8, 10),
+    ),
+    "names": lambda: nn.Sequential(OrderedDict(flat=nn.Flatten(), head=nn.Linear(784, 10))),
+    "own layer": lambda: nn.Sequential(nn.Flatten(), Shown(784, nn.Tanh, bias=False)),
+    "partial": lambda: partial(Net, width=5),
+    "lambda": lambda: lambda: Net(6),
+    "closure": lambda: head(7),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", AS_THEY_COME)
+def test_models_are_trained_as_they_come(tmp_path: Path, kind: str) -> None:
+    model = AS_THEY_COME[kind]()
+    run = fit(model, tiny_arrays(64, 10), run_dir=tmp_path / "run", **{**BRIEF, "epochs": 1})
+    expected = model if isinstance(model, nn.Module) else model()
+    assert repr(run.model) == repr(expected)
+    assert [each.shape for each in run.model.parameters()] == [each.shape for each in expected.parameters()]
+
+
 class Counting(nn.Module):  # type: ignore[misc, name-defined]
     """A model that is refused after it was tried."""
 
@@ -91,7 +154,7 @@ def test_the_runs_model_is_pytorchs_with_the_trained_weights(tmp_path: Path) -> 
     assert run.model.again.weight is run.model.middle.weight
     arrays, _ = read(run.folder / "weights.safetensors")
     state = run.model.state_dict()
-    assert set(arrays) == set(state) - {"scale", "again.weight", "body.2.num_batches_tracked"}
+    assert set(arrays) == set(state) - {"again.weight", "body.2.num_batches_tracked"}
     plain = Net()
     missing = plain.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, strict=False)
     assert missing.unexpected_keys == []
@@ -116,7 +179,7 @@ def test_a_run_starts_from_a_models_own_weights_or_from_a_state_dict(tmp_path: P
     assert len(digests) == 1
     assert first.weights_sha256 not in digests
     write(tmp_path / "odd.safetensors", {**state, "surplus": np.ones(1, np.float32)}, {})
-    with pytest.raises(ModelError, match="'surplus' is in only one of them"):
+    with pytest.raises(ModelError, match="do not fit the model: unexpected: 'surplus': expected all"):
         fit(Net, tiny_arrays(), run_dir=tmp_path / "odd", initial=str(tmp_path / "odd.safetensors"), **BRIEF)
 
 
@@ -203,15 +266,14 @@ def test_what_cannot_be_says_so_in_a_line(
 @pytest.mark.parametrize(
     ("model", "text"),
     [
-        (
-            nn.Sequential(nn.Flatten(), nn.Linear(784, 10)),
-            "the Sequential is a class of PyTorch, and what it was built with",
-        ),
+        (nn.Sequential(nn.Flatten(), Gated(784)), r"Sequential is a class of PyTorch, and what it was built with"),
+        (hooked(), r"hooks' is 1 in the model and 0 in a new one: expected a model that Net\(\) builds"),
+        (tied(), "Sequential is a class of PyTorch, and what it was built with"),
         (nn.Linear, "the Linear is a class of PyTorch"),
-        (Net(8), r"is of shape .* in a new one: expected a model that Net\(\) builds"),
+        (Net(8), r"is of shape .* in a new one: expected a model that Net\(\) builds; give .* `lambda: Net\(...\)`"),
         (torch.zeros(3), "expected a Module, its class, or a function"),
     ],
-    ids=["container", "class", "arguments", "tensor"],
+    ids=["container", "hook", "tied", "class", "arguments", "tensor"],
 )
 def test_what_cannot_be_sent_is_named(model: Any, text: str) -> None:
     with pytest.raises(ModelError, match=text):

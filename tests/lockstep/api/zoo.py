@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -134,4 +135,17 @@ class Barely(Net):
 
 partial = functools.partial(Block, 3)
 anonymous = lambda: Net()  # noqa: E731
+several = (lambda: [Net() for _ in range(2)][-1]), (lambda: Net()), (lambda: (lambda: Net())()), (lambda n=1: None)
+
+
+def closed() -> Callable[[], Module]:
+    width, factor = 5, 2
+    doubled: Callable[[int], int] = lambda x: x * factor  # noqa: E731
+
+    def build() -> Module:
+        return Wide(doubled(width))
+
+    return build
+
+
 platform = sys.platform

@@ -10,7 +10,7 @@ import numpy as np
 from lockstep.checking.checkup.checks.magnitudes import Signals
 from lockstep.checking.checkup.finding import Finding, found
 from lockstep.checking.checkup.target import ExaminationTarget
-from lockstep.common.aggregation.layout import layout_of
+from lockstep.common.aggregation.layout import layout_of, trained_parameters
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.job.optimizer import rule_of, schedule_of
 from lockstep.common.nn.module import Parameter
@@ -77,7 +77,7 @@ class FirstSteps:
 def first_steps(target: ExaminationTarget, clock: Clock, scale: float = 1.0) -> FirstSteps:
     """Make steps on a copy with the job's rates times `scale`, as long as the loss is finite."""
     probe, rates = target.probe(), _rates(target)
-    parameters = list(probe.parameters())
+    parameters = list(trained_parameters(probe).values())
     optimizer = Optimizer(parameters, rates[0] * scale, rule_of(target.job))
     losses, times = list[float](), list[float]()
     with np.errstate(all="ignore"):

@@ -9,6 +9,7 @@ import numpy as np
 from lockstep.checking.checkup.checks.magnitudes import ModuleCall, recorded_calls, root_mean_square
 from lockstep.checking.checkup.finding import Finding, found
 from lockstep.checking.checkup.target import ExaminationTarget, Walk
+from lockstep.common.aggregation.layout import trained_parameters
 from lockstep.common.autograd.gradient_check import Slope, slope_along
 from lockstep.common.autograd.graph import no_grad
 from lockstep.common.autograd.primitives.primitive import Array
@@ -74,7 +75,7 @@ def _checked_arrays(call: ModuleCall) -> Iterator[tuple[str, Tensor]]:
     inputs = [each for each in call.arguments if isinstance(each, Tensor) and each.requires_grad]
     for place, each in enumerate(inputs):
         yield ("its input" if len(inputs) == 1 else f"its input {place}"), each
-    yield from call.module.named_parameters()
+    yield from trained_parameters(call.module).items()
 
 
 def _output(call: ModuleCall) -> Tensor:

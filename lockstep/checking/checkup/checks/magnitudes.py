@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lockstep.checking.checkup.target import ExaminationTarget
+from lockstep.common.aggregation.layout import trained_parameters
 from lockstep.common.autograd.graph import Applied, watch
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tensor import Tensor
@@ -106,7 +107,7 @@ def signals_of(target: ExaminationTarget, *, with_backward: bool) -> Signals:
             loss.backward()
     gradients = [
         (name, None if parameter.grad is None else root_mean_square(parameter.grad))
-        for name, parameter in probe.named_parameters()
+        for name, parameter in trained_parameters(probe).items()
         if parameter.ndim >= 2
     ]
     is_regression = target.objective.is_regression

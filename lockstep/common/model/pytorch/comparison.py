@@ -1,12 +1,16 @@
-"""Whether two modules of PyTorch come from the same constructor call; what was drawn or trained may differ."""
+"""Whether two modules of PyTorch come from the same constructor call, and which one that may be.
 
-from collections.abc import Iterator
+What was drawn or trained may differ.
+"""
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-#: What does not show how a module was built.
-PASSING = ("training",)
+from lockstep.common.model.pytorch.state import bytes_of
 
 
 def differences(model: Any, other: Any) -> Iterator[str]:
@@ -17,21 +21,41 @@ def differences(model: Any, other: Any) -> Iterator[str]:
             yield f"{place!r} is in the model and not in a new one, or the other way round"
         elif not _is_alike(here[place], there[place]):
             yield f"{place!r} is {_shown(here[place])} in the model and {_shown(there[place])} in a new one"
+    if _ties(model) != _ties(other):
+        yield "layers share parameters in the model, and others in a new one"
 
 
 def _parts(model: Any) -> Iterator[tuple[str, object]]:
     for prefix, layer in model.named_modules(remove_duplicate=False):
-        plain = {key: value for key, value in vars(layer).items() if not key.startswith("_") and key not in PASSING}
-        for parts in (plain, layer._parameters, layer._buffers, layer._modules):
+        start = f"{prefix}." if prefix else ""
+        for key, value in vars(layer).items():
+            if key.endswith("_hooks") and isinstance(value, dict):
+                yield f"{start}{key}", len(value)
+            elif key not in vars(torch.nn.Module()) and (not key.startswith("_") or _is_plain(value)):
+                yield f"{start}{key}", value
+        for parts in (layer._parameters, layer._buffers, layer._modules):
             for key, value in parts.items():
-                yield (f"{prefix}.{key}" if prefix else key), value
+                yield f"{start}{key}", value
+
+
+def _ties(model: Any) -> dict[str, str]:
+    """Return for each parameter that has several names the first of them, by the others."""
+    first: dict[int, str] = {}
+    found = ((name, first.setdefault(id(each), name)) for name, each in model.named_parameters(remove_duplicate=False))
+    return {name: other for name, other in found if name != other}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def _is_alike(here: Any, there: Any) -> bool:
     if type(here) is not type(there):
         return False
     if isinstance(here, torch.Tensor):
-        return bool(here.shape == there.shape and here.dtype == there.dtype)
+        return bool((here.shape, here.dtype, here.requires_grad) == (there.shape, there.dtype, there.requires_grad))
     if isinstance(here, torch.nn.Module):
         return True  # its own parts are looked at
     return here is there or bool(here == there)
@@ -39,5 +63,73 @@ def _is_alike(here: Any, there: Any) -> bool:
 
 def _shown(value: object) -> str:
     if isinstance(value, torch.Tensor):
-        return f"of shape {tuple(value.shape)}"
+        is_frozen = isinstance(value, torch.nn.Parameter) and not value.requires_grad
+        return f"of shape {tuple(value.shape)}{', frozen,' if is_frozen else ''}"
     return f"a {type(value).__name__}" if isinstance(value, torch.nn.Module) else repr(value)
+
+
+#: Returns an expression for a value of a user.
+Expression = Callable[[object, str], str]
+
+#: Arguments that layers do not keep: where a layer is, and of which type.
+UNKEPT = ("self", "device", "dtype")
+
+
+def constructed(model: Any, expression: Expression) -> str | None:
+    """Return a call that builds a module like this one; None if its layers do not show what they were built with.
+
+    The call was made, and its result compared.
+    """
+    call, again = _call(model, expression)
+    return None if call is None or any(True for _ in differences(model, again)) else call
+
+
+def _call(layer: Any, expression: Expression) -> tuple[str | None, Any]:
+    """Return the call that builds a layer, and a layer that was built so."""
+    name = expression(type(layer), "the model")
+    if type(layer) in (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict):
+        return _container(layer, name, expression)
+    given = _arguments(layer)
+    try:
+        again = type(layer)(**given)
+    except Exception:  # noqa: BLE001  # a class of a user may raise anything
+        return None, None
+    if any(True for _ in differences(layer, again)) or not _has_same_constants(layer, again):
+        return None, None
+    return f"{name}({', '.join(f'{key}={expression(value, name)}' for key, value in given.items())})", again
+
+
+def _arguments(layer: Any) -> dict[str, object]:
+    """Return the arguments of a layer's class that it holds under their names, as most layers do."""
+    given: dict[str, object] = {}
+    for name, parameter in inspect.signature(type(layer).__init__).parameters.items():
+        if name not in UNKEPT and parameter.kind is parameter.POSITIONAL_OR_KEYWORD and hasattr(layer, name):
+            value = getattr(layer, name)
+            if isinstance(parameter.default, bool) and (value is None or isinstance(value, torch.Tensor)):
+                given[name] = value is not None  # as `bias`
+            elif not isinstance(value, torch.Tensor | torch.nn.Module):
+                given[name] = value
+    return given
+
+
+def _has_same_constants(layer: Any, again: Any) -> bool:
+    """Tell whether a user's layer holds the same in its buffers, which may come from its arguments."""
+    if type(layer).__module__.partition(".")[0] == "torch":
+        return True
+    pairs = ((layer._buffers[name], again._buffers[name]) for name in layer._buffers)
+    return all(one is other is None or bytes_of(one) == bytes_of(other) for one, other in pairs)
+
+
+def _container(layer: Any, name: str, expression: Expression) -> tuple[str | None, Any]:
+    calls, again = dict[str, str](), dict[str, Any]()
+    for key, part in layer._modules.items():
+        call, again[key] = _call(part, expression)
+        if call is None:
+            return None, None
+        calls[key] = call
+    if isinstance(layer, torch.nn.ModuleList):
+        return f"{name}([{', '.join(calls.values())}])", torch.nn.ModuleList(again.values())
+    if isinstance(layer, torch.nn.Sequential) and list(calls) == list(map(str, range(len(calls)))):
+        return f"{name}({', '.join(calls.values())})", torch.nn.Sequential(*again.values())
+    named = ", ".join(f"({key!r}, {call})" for key, call in calls.items())
+    return f"{name}({expression(OrderedDict, name)}([{named}]))", type(layer)(OrderedDict(again))

@@ -23,7 +23,7 @@ from lockstep.common.errors import ModelError
 from lockstep.common.job.losses import LossKind
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.outputs import is_numbered, main_output
-from lockstep.common.model.port import Batch, DrawKey, Inspection, LayerOutput, OnFinal, Outcome
+from lockstep.common.model.port import Batch, DrawKey, Inspection, LayerOutput, OnFinal, Outcome, changed_freezing
 from lockstep.common.model.pytorch.runtime import make_repeatable, placed, seed_draws
 from lockstep.common.model.pytorch.structure import Structure
 
@@ -45,6 +45,7 @@ class TorchEngine:
         self._observed_views = _views(structure.layout.statistics, self._observed, structure.layout.parameter_size)
         self._reading = self._writing = 0
         self._on_final: OnFinal | None = None
+        self._frozen = [(name, each) for name, each in structure.frozen if isinstance(each, torch.nn.Parameter)]
         self._loss: Any = None
         self._is_training: bool | None = None
         self._expected: list[tuple[Any, int]] = []
@@ -257,6 +258,12 @@ class TorchEngine:
         for held, (tensor, version) in zip(self._structure.held, self._expected, strict=True):
             if held.place[held.key] is not tensor or tensor._version != version:
                 raise changed(held.name)
+        for name, parameter in self._structure.parameters:
+            if not parameter.requires_grad:
+                raise changed_freezing(name, is_frozen=True)
+        for name, parameter in self._frozen:
+            if parameter.requires_grad:
+                raise changed_freezing(name, is_frozen=False)
 
 
 class TorchLibrary:

@@ -1,6 +1,7 @@
 """A `torch.nn.Module` as a run's model."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,12 +12,12 @@ from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.errors import ModelError
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.outputs import main_output
-from lockstep.common.model.port import Evidence, Model
+from lockstep.common.model.port import Evidence, Model, adopted
 from lockstep.common.model.pytorch.engine import TorchEngine, apply, taken
 from lockstep.common.model.pytorch.evidence import Trial
 from lockstep.common.model.pytorch.runtime import placed
 from lockstep.common.model.pytorch.state import bytes_of
-from lockstep.common.model.pytorch.structure import COUNTER, structure_of
+from lockstep.common.model.pytorch.structure import COUNTER, frozen_arrays, is_storable, structure_of
 
 
 class TorchModel:
@@ -27,8 +28,9 @@ class TorchModel:
         self.taken = ""
         self.structure = structure_of(module)
         # What was made from NumPy's arrays lies anywhere.
-        for _, tensor in (*self.structure.parameters, *self.structure.constants):
+        for _, tensor in (*self.structure.parameters, *self.structure.frozen, *self.structure.constants):
             tensor.data = placed(tensor.data)
+        self._look_at_frozen()
         #: Where the module's own values are, whatever an engine has bound it to.
         self._own = [(parameter, parameter.data) for _, parameter in self.structure.parameters]
         #: What `evidence` has tried.
@@ -54,8 +56,9 @@ class TorchModel:
         return self.structure.values()
 
     def own_arrays(self, state: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Leave out constants, and find what is shared under any of its names."""
+        """Leave out counters, and find what is shared under any of its names."""
         names = {entry.name for entry in (*self.layout.parameters, *self.layout.statistics)}
+        names |= {each.name for each in self.layout.frozen}
         held: dict[int, str] = {}
         for name, tensor in self._module.state_dict(keep_vars=True).items():
             held.setdefault(id(tensor), name)
@@ -66,6 +69,25 @@ class TorchModel:
                 own.setdefault(first, state[name])
         known = self._module.state_dict().keys()
         return {**own, **{name: array for name, array in state.items() if name not in known}}
+
+    def adopt(self, state: Mapping[str, Array]) -> None:
+        tensors = dict(self.structure.frozen)
+        with torch.no_grad():
+            for name, array in adopted(self.layout, state).items():
+                tensors[name].copy_(torch.from_numpy(array))
+        self._look_at_frozen()
+
+    def _look_at_frozen(self) -> None:
+        """Let the layout have the memory and the values that what is frozen has now."""
+        layout = replace(self.layout, frozen=tuple(frozen_arrays(self.structure.frozen)))
+        self.structure = replace(self.structure, layout=layout)
+
+    def state_dict(self) -> dict[str, Array]:
+        self._rest()
+        named = self._module.state_dict().items()
+        return {
+            name: tensor.numpy() for name, tensor in named if isinstance(tensor, torch.Tensor) and is_storable(tensor)
+        }
 
     def load(self, weights: Vector, steps: int = 0) -> None:
         self._rest()

@@ -40,7 +40,10 @@ _REGISTERED = ("_parameters", "_buffers", "_modules", "training")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), slice, range, types.EllipsisType)
 
 #: Iterators of Python's, whose state is how much of them is left.
-_ITERATORS = tuple(type(iter(each)) for each in ([], (), "", {}, set(), range(0), {}.values(), {}.items()))
+_ITERATORS: tuple[type, ...] = (
+    *(type(iter([])), type(iter(())), type(iter("")), type(iter({})), type(iter(set()))),
+    *(type(iter(range(0))), type(iter({}.values())), type(iter({}.items()))),
+)
 
 #: Where installed packages are.
 _INSTALLED = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")}
@@ -103,12 +106,12 @@ _PARTS: tuple[tuple[Any, Callable[[str, Any], Iterator[Part]]], ...] = (
 
 def state_of(module: Any) -> State:
     """Return all that a module keeps."""
-    return _Search.of(module).found
+    return StateSearch.of(module).found
 
 
 def views_of(module: Any, memory: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield where a module keeps a tensor in the memory of one of these tensors, and that one's name."""
-    kept = _Search.of(module).tensors
+    kept = StateSearch.of(module).tensors
     for one, other in overlaps({**memory, **{f"\0{place}": tensor for place, tensor in kept.items()}}):
         places = [name for name in (one, other) if name.startswith("\0")]
         if len(places) == 1:
@@ -151,7 +154,7 @@ def bytes_of(tensor: Any) -> bytes:
 
 
 @dataclass
-class _Search:
+class StateSearch:
     """Goes through what can be reached from a module, each object once."""
 
     found: State = field(default_factory=lambda: dict(shared_generators()))
@@ -162,7 +165,7 @@ class _Search:
     _classes: set[type] = field(default_factory=set)
 
     @classmethod
-    def of(cls, module: Any) -> "_Search":
+    def of(cls, module: Any) -> "StateSearch":
         """Search a module."""
         search, layers = cls(), list(module.named_modules())
         for _, layer in layers:
@@ -218,7 +221,7 @@ class _Search:
         if parts is not None:
             for name, part in parts(place, value):
                 self.look(name, part)
-        if record is parts is None and type(value).__module__ not in _IGNORED:
+        if record is None and parts is None and type(value).__module__ not in _IGNORED:
             self._attributes(place, value)
             self._class(type(value))
 

@@ -5,7 +5,7 @@ so are the singular vectors of its spectral norms. All other buffers are constan
 nothing may change them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,19 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from lockstep.common.aggregation.layout import ParameterLayout
+from lockstep.common.aggregation.layout import FrozenArray, ParameterLayout
 from lockstep.common.aggregation.tree import LINE, Vector
 from lockstep.common.errors import ModelError
 from lockstep.common.model.pytorch.state import overlaps
 
 #: The buffers of a normalization layer that are averages over batches, and the one that counts them.
 AVERAGES, COUNTER = ("running_mean", "running_var"), "num_batches_tracked"
+
+#: What NumPy and safetensors both have.
+STORABLE = (
+    *(torch.float32, torch.float64, torch.float16, torch.bool),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+)
 
 #: Wrappers around a model that replicate or compile it.
 WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule", "ScriptModule")
@@ -54,7 +60,10 @@ class Held:
 class Structure:
     """The parts of a model, each in the order of its names in PyTorch."""
 
+    #: Those that are trained.
     parameters: tuple[tuple[str, Any], ...]
+    #: Parameters with `requires_grad=False`, and constants that a state dict has.
+    frozen: tuple[tuple[str, Any], ...]
     statistics: tuple[Statistic, ...]
     #: Layers whose batches are counted.
     counting: tuple[Any, ...]
@@ -78,9 +87,10 @@ def structure_of(module: Any) -> Structure:
     """Return the parts of a model; `ModelError` names the first that cannot be trained, and what to do."""
     for name, layer in module.named_modules():
         _check_layer(name, layer)
-    parameters = tuple(module.named_parameters())
-    for name, parameter in parameters:
+    named = tuple(module.named_parameters())
+    for name, parameter in named:
         _check_parameter(name, parameter)
+    parameters = tuple((name, parameter) for name, parameter in named if parameter.requires_grad)
     statistics, counting = tuple(_statistics(module)), tuple(_counting(module))
     averages = {id(getattr(each.layer, each.buffer)) for each in statistics} | {
         id(getattr(layer, COUNTER)) for layer in counting
@@ -88,13 +98,28 @@ def structure_of(module: Any) -> Structure:
     constants = tuple((name, buffer) for name, buffer in module.named_buffers() if id(buffer) not in averages)
     for name, buffer in constants:
         _check_device(f"the buffer {name!r}", buffer)
-    _check_memory(dict(parameters), dict(module.named_buffers()))
+    _check_memory(dict(named), dict(module.named_buffers()))
+    kept = {id(tensor) for tensor in module.state_dict(keep_vars=True).values() if isinstance(tensor, torch.Tensor)}
+    frozen = tuple((name, parameter) for name, parameter in named if not parameter.requires_grad)
+    frozen += tuple((name, buffer) for name, buffer in constants if id(buffer) in kept and is_storable(buffer))
     layout = ParameterLayout.of(
         {name: parameter.shape for name, parameter in parameters},
         {each.name: getattr(each.layer, each.buffer).shape for each in statistics},
+        frozen_arrays(frozen),
         alignment=LINE,
     )
-    return Structure(parameters, statistics, counting, tuple(_held(module, averages)), constants, layout)
+    return Structure(parameters, frozen, statistics, counting, tuple(_held(module, averages)), constants, layout)
+
+
+def frozen_arrays(frozen: Iterable[tuple[str, Any]]) -> Iterator[FrozenArray]:
+    """Yield the arrays of frozen parameters and constants, in their own memory."""
+    for name, tensor in frozen:
+        yield FrozenArray.of(name, tensor.detach().numpy(), is_parameter=isinstance(tensor, torch.nn.Parameter))
+
+
+def is_storable(tensor: Any) -> bool:
+    """Tell whether a tensor is an array of numbers that a file of weights may have: neither sparse nor complex."""
+    return bool(tensor.layout == torch.strided and tensor.dtype in STORABLE)
 
 
 def _check_layer(name: str, layer: Any) -> None:
@@ -138,11 +163,6 @@ def _check_parameter(name: str, parameter: Any) -> None:
         )
     if parameter.layout != torch.strided:
         raise ModelError(f"the parameter {name!r} is sparse: expected a dense one")
-    if not parameter.requires_grad:
-        raise ModelError(
-            f"the parameter {name!r} has requires_grad=False: expected True, since a job trains all parameters; make "
-            "what is to stay as it is a buffer, with register_buffer"
-        )
 
 
 def _check_memory(parameters: Mapping[str, Any], buffers: Mapping[str, Any]) -> None:

@@ -220,15 +220,27 @@ def test_the_digest_of_weights_is_that_of_their_little_endian_bytes() -> None:
     assert weights_digest(np.empty(0, np.float32)) == hashlib.sha256(b"").hexdigest()
 
 
-def test_a_parameter_that_is_frozen_is_named_since_a_job_would_train_it() -> None:
-    model = net()
-    list(model.parameters())[4].requires_grad = False
-    with pytest.raises(ModelError) as raised:
-        layout_of(model)
-    assert str(raised.value) == (
-        "the parameter '3.weight' has requires_grad=False: expected True, since a job trains all parameters; "
-        "to keep a part of the model as it is, call `.detach()` on its output and set weight_decay = 0"
-    )
+def test_a_parameter_that_is_frozen_has_no_place_in_the_vector_and_one_in_the_digest_and_the_state() -> None:
+    model, before = net(), layout_of(net())
+    frozen = list(model.parameters())[4]
+    frozen.requires_grad = False
+    layout = layout_of(model)
+    assert (layout.parameter_size, layout.frozen_size) == (before.parameter_size - 6, 6)
+    assert "3.weight" not in [entry.name for entry in layout.parameters]
+    vector = gather(model, layout)
+    state = layout.read(vector)
+    assert set(state) == set(model.state_dict())
+    assert np.shares_memory(state["3.weight"], frozen.data)
+    with pytest.raises(ValueError, match="read-only"):
+        state["3.weight"][...] = 0
+    layout.write(vector, state)
+    layout.write(vector, {name: array for name, array in state.items() if name != "3.weight"})
+    digest = layout.digest()
+    assert digest == layout_of(model).digest() != before.digest()
+    frozen.data[0, 0] += 1
+    assert layout_of(model).digest() != digest
+    with pytest.raises(ModelError, match=r"'3\.weight' is frozen, and has other values there"):
+        layout.write(vector, {**state, "3.weight": frozen.data + 1})
 
 
 def test_a_position_has_the_name_of_its_array_and_a_digest_every_part_of_an_entry() -> None:

@@ -138,7 +138,7 @@ def test_names_that_cannot_be_read_back_are_not_written(name: str, file: Path) -
         (raw({"a": f32(0, 4, 1) | {"more": 1}}, bytes(4)), "unknown field `more`"),
         (raw({"a": f32(0, 4, -1)}, bytes(4)), "expected `int` >= 0"),
         (raw({"a": f32(0, 4, *[1] * 33)}, bytes(4)), "length <= 32"),
-        (raw({"a": f32(0, 4, 1) | {"dtype": "BF16"}}, bytes(4)), "'a' has dtype 'BF16': expected one of F64, F32"),
+        (raw({"a": f32(0, 4, 1) | {"dtype": "F8"}}, bytes(4)), "'a' has dtype 'F8': expected one of F64, F32"),
         (raw({"a": f32(0, 8, 1)}, bytes(8)), "'a' lies at 0 to 8: expected 4 bytes for F32 of shape [1]"),
         (raw({"a": f32(4, 0, 1)}, bytes(4)), "'a' lies at 4 to 0"),
         (raw({"a": f32(0, 2**62, 2**60)}, bytes(4)), "truncated: 4 bytes of data: expected 4611686018427387904"),
@@ -186,3 +186,17 @@ def test_every_flipped_byte_of_the_header_is_an_error_or_read_as_the_package_doe
 def test_what_is_not_a_file_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="cannot be read"):
         read(tmp_path / name)
+
+
+def test_bfloat16_is_read_as_the_float32_of_which_it_is_the_upper_half(tmp_path: Path) -> None:
+    upper = np.array([1.0, -2.5, np.inf, 1e-38], np.float32).view(np.uint32) & 0xFFFF0000
+    stored = (upper >> 16).astype("<u2").tobytes()
+    entries = {
+        "a": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [0, 8]},
+        "b": {"dtype": "BF16", "shape": [], "data_offsets": [8, 10]},
+    }
+    path = tmp_path / "bf16.safetensors"
+    path.write_bytes(raw(entries, stored + stored[:2]))
+    arrays, _ = read(path)
+    assert arrays["a"].tobytes() == upper.tobytes()
+    assert (arrays["b"].shape, arrays["b"].dtype, float(arrays["b"])) == ((), np.float32, 1.0)

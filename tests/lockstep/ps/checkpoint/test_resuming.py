@@ -325,7 +325,14 @@ DIFFERENCES: list[tuple[dict[str, Any], type[UsageError], str]] = [
             f"{HERE.fingerprint.threads} here: use the machine and version of the run"
         ),
     ),
-    ({"layout": "b" * 64}, ModelError, "model 'linear' has other parameters than when step-4 was written"),
+    (
+        {"layout": "b" * 64},
+        ModelError,
+        (
+            "model 'linear' has other parameters than when step-4 was written, or other values of frozen ones: "
+            "expected the same"
+        ),
+    ),
 ]
 
 

@@ -21,7 +21,7 @@ from lockstep.common.protocol.shared_files import (
     update_file,
     weights_shape,
 )
-from lockstep.common.protocol.team_memory import ENTRIES, TeamShape, UpdateMarks, file_of
+from lockstep.common.protocol.team_memory import ENTRIES, TeamShape, UpdateMarks, file_of, write_tally
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import LeaseSteps
@@ -76,7 +76,8 @@ class FakeTeam:
 
     def _write_entry(self, step: int) -> None:
         entry = self.marks.entries[step % ENTRIES]
-        entry["step"], entry["loss_sum"], entry["correct"], entry["count"] = step, step / 2, 1, 3
+        entry["step"] = step
+        write_tally(entry, Tally(step / 2, 1, 3))
         entry["round_s"], entry["update_s"], entry["used"] = 0.5, 0.125, 2
         entry["parts"][:2] = [(0, 2, 3), (2, 3, 1)]
         entry["times"][:2] = [(0.125, 0.0, 0.25), (0.25, 0.0, 0.375)]

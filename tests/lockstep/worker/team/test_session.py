@@ -199,6 +199,6 @@ def test_memory_that_is_gone_is_an_error_and_leaves_nothing_open(memory: Path, m
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(SharingError, match="cannot be opened"):
         second(board, memory, session)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     if missing:
         leader.close()
