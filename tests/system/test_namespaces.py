@@ -195,7 +195,7 @@ def test_sixteen_local_steps_are_eight_times_as_fast_over_a_slow_link(slow_pair:
     assert sixteen.weights_sha256 == slow_pair.alone(*SIXTEEN)
 
 
-#: A model with as many values as `mlp` that takes 24 ms for a local step on a core of its own, however few there are.
+#: A model with as many values as `mlp` that takes 40 ms for a local step on a core of its own, however few there are.
 SLEEPER = """
 import time
 
@@ -205,7 +205,7 @@ from lockstep import nn
 class Sleep(nn.Module):
     def forward(self, x):
         if self.training and x.shape[0] > 2:
-            time.sleep(0.024)
+            time.sleep(0.04)
         return x
 
 
