@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lockstep.common.data.dataset import TrainTest
@@ -21,8 +21,9 @@ from lockstep.ps.checkpoint.resuming import (
     has_best,
     resume,
 )
+from lockstep.ps.records.convictions import read_convictions
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
-from lockstep.ps.records.run_folder import CHECKPOINTS, RunFolder
+from lockstep.ps.records.run_folder import CHECKPOINTS, RunFolder, read_ledger
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.recorded_model import keep_files, keep_initial, resumed_source, told_folder, trust_own
@@ -93,6 +94,7 @@ def open_session(
         its_use = "evaluations take it; your loss gets all" if setup.own.loss else "the loss and evaluations take it"
         say(f"{NOTICE_MARK}the model returns several outputs: of these, {setup.model.taken}: {its_use}")
     folder.ledger.open()
+    convicted = read_convictions(folder.path)
     recorder = MetricsRecorder(setup.info, setting, setup.layout, folder)
     checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, say, launch.checkpoint_keep)
     try:
@@ -106,6 +108,11 @@ def open_session(
     except BaseException:
         folder.close()
         raise
+    if convicted:
+        # If the run went back, the ledger was cut off before their entries.
+        known = read_ledger(folder.path) if folder.ledger.path.exists() else []
+        recorder.add_entries(*(one for one in convicted if one not in known))
+    start = replace(start, convicted={one.identity: one.why() for one in convicted})
     seen = (start.progress.steps, len(start.progress.history))
     checkpointer = Checkpointer(recorder, folder, checkpoints, schedule, clock, seen)
     return RunSession(recorder=recorder, checkpointer=checkpointer, start=start)

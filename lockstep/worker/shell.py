@@ -1,10 +1,8 @@
 """The worker's shell: turns frames into events and effects into frames. Decides nothing."""
 
-import hashlib
-import struct
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
@@ -39,6 +37,7 @@ from lockstep.common.protocol.messages import (
     shortened,
 )
 from lockstep.common.protocol.shard_messages import Hello, ShardWelcome
+from lockstep.common.protocol.statement import result_digest
 from lockstep.common.runtime.clock import ThreadClock
 from lockstep.common.statemachine.client import ClientEvent, Exit, PreparationFailed, Prepared
 from lockstep.common.statemachine.client_shell import ClientShell
@@ -471,14 +470,3 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         # With a timeout: a frame that is not sent would cost the whole lease.
         self.servers.send(encode(part, [words]), SEND_TIMEOUT_S, start)
         self._sending_s += self.clock.now() - began
-
-
-def result_digest(sums: Vector, losses: Sequence[float], tally: Tally) -> str:
-    """Return the SHA-256, in hex, by which an audit tells whether another worker's result has the same bits.
-
-    It is taken of the sums as they are sent, the sum of losses of each micro-batch, and the tally.
-    """
-    digest = hashlib.sha256(sums.data)
-    digest.update(pack_losses(losses))
-    digest.update(struct.pack("<dqqqd", tally.loss_sum, tally.correct, tally.count, tally.ignored, tally.divisor))
-    return digest.hexdigest()

@@ -39,7 +39,7 @@ from lockstep.runs.session import Destination, destination_of
     metavar="ADDRESS",
     help="address to listen on: tcp://HOST:PORT (port 0: any free one) or ipc://PATH",
 )
-@takes_job(*JOB_FIELDS, "min_workers", "servers", "transport", "audit", "ship_data", *CHECKPOINT_FIELDS)
+@takes_job(*JOB_FIELDS, "min_workers", "servers", "transport", "audit", "audit_ends", "ship_data", *CHECKPOINT_FIELDS)
 @RUN_DIR_OPTION
 @RESUME_OPTION
 @click.option(
@@ -99,6 +99,7 @@ def server(
         min_workers=launch.min_workers or 1,
         servers=launch.servers,
         audit=launch.audit,
+        audit_ends=launch.audit_ends,
         ships_data=launch.ship_data,
         lease_timeout_s=lease_timeout,
         allows_mixed_numerics=allow_mixed_numerics,

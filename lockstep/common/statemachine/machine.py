@@ -65,6 +65,8 @@ class Received(Struct, frozen=True, kw_only=True):
 
     peer: bytes
     message: Message
+    #: The name of the key with which the peer was let in, empty if there are no keys or if it does not matter.
+    key: str = ""
 
 
 class PeerLeft(Struct, frozen=True, kw_only=True):
@@ -87,6 +89,8 @@ class Send(Struct, frozen=True, kw_only=True):
 
     peer: bytes
     message: Message
+    #: The name of the key with which the peer was let in, empty if there are no keys or if it does not matter.
+    key: str = ""
 
 
 class Report(Struct, frozen=True, kw_only=True):

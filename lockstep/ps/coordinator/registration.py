@@ -73,7 +73,14 @@ def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics:
     )
 
 
-def _refusal(peer: bytes, join: Join, membership: Membership, info: RunInfo) -> Refused | None:
+def convicted_text(why: str) -> str:
+    """Return why a worker may not come back."""
+    return f"{why}; test the memory and the processor of its machine"
+
+
+def _refusal(peer: bytes, join: Join, membership: Membership, info: RunInfo, conviction: str | None) -> Refused | None:
+    if conviction is not None:
+        return refused(RefusalKind.CONVICTED, convicted_text(conviction))
     if join.run not in ("", info.run):
         reason = f"a worker of host {join.host!r} asks for run {join.run!r}: this is run {info.run!r}"
         return refused(RefusalKind.OTHER_RUN, reason)
@@ -85,9 +92,11 @@ def _refusal(peer: bytes, join: Join, membership: Membership, info: RunInfo) -> 
     return refusal(join, info.fingerprint, allows_mixed_numerics=info.allows_mixed_numerics)
 
 
-def refuse(peer: bytes, join: Join, membership: Membership, info: RunInfo) -> list[Effect]:
-    """Return what refuses a worker; nothing if it may join."""
-    why = _refusal(peer, join, membership, info)
+def refuse(
+    peer: bytes, join: Join, membership: Membership, info: RunInfo, conviction: str | None = None
+) -> list[Effect]:
+    """Return what refuses a worker; nothing if it may join. `conviction` is how an audit found it to be wrong."""
+    why = _refusal(peer, join, membership, info, conviction)
     if why is None:
         return []
     return [Send(peer=peer, message=why), ReportRefusal(text=f"refused a worker: {why.reason}")]
@@ -96,6 +105,7 @@ def refuse(peer: bytes, join: Join, membership: Membership, info: RunInfo) -> li
 def admit(
     peer: bytes,
     join: Join,
+    key: str,
     membership: Membership,
     account: Account,
     welcome: Callable[[int], Welcome],
@@ -113,8 +123,9 @@ def admit(
             Report(text=f"{twin.named()} left: it connected again"),
             ForgetWorker(peer=twin.peer, rank=twin.rank),
         ]
-    member = membership.admit(peer, join, now)
-    account.add(WorkerIn(rank=member.rank, host=join.host, pid=join.pid, processes=join.processes))
+    member = membership.admit(peer, join, now, key)
+    entry = WorkerIn(rank=member.rank, host=join.host, pid=join.pid, processes=join.processes, identity=member.identity)
+    account.add(entry)
     send = Send(peer=peer, message=welcome(member.rank))
     return [*effects, send, Report(text=f"{member.named()} joined")]
 

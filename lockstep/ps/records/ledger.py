@@ -22,6 +22,9 @@ from lockstep.common.protocol.messages import Result, Work
 #: Why a result was not used although its worker was neither late nor gone.
 OTHERS_FASTER = "others had done it, or it came twice"
 
+#: Why the ledger lists a micro-batch that was audited.
+AUDITED = "for the audit: the same bits"
+
 #: Most entries of a round besides that of its step: what a peer sends must not fill our memory.
 MOST_ENTRIES = 1000
 
@@ -60,6 +63,9 @@ class WorkerIn(LedgerEntry, frozen=True, kw_only=True, tag="worker", omit_defaul
     pid: Count
     #: Of how many processes it is a team.
     processes: Count = 1
+    #: By what it is known when it comes back: the name of its key, or what its process has drawn at its start. Empty
+    #: in an older ledger.
+    identity: str = ""
 
     def named(self) -> str:
         """Return how the worker is named in messages to people."""
@@ -184,7 +190,53 @@ class WeightsAt(LedgerEntry, frozen=True, kw_only=True, tag="weights"):
     weights_sha256: str
 
 
-Line = RunBegun | WorkerIn | WorkerOut | StepDone | UnusedWork | OmittedEntries | EpochDone | WeightsAt
+class ResultInDoubt(msgspec.Struct, frozen=True, array_like=True):
+    """The micro-batches `[lo, hi)` of a step, accepted from a worker that computes wrongly."""
+
+    #: The step, from 0.
+    step: Count
+    #: The first micro-batch.
+    lo: MicroBatch
+    #: The end: the first micro-batch that is not meant.
+    hi: MicroBatch
+
+
+class WorkerConvicted(LedgerEntry, frozen=True, kw_only=True, tag="convicted"):
+    """An audit found that a worker computes wrongly: it may not come back, and what it changed is computed again."""
+
+    #: The worker, as messages name it.
+    worker: str
+    #: By what it is known when it comes back.
+    identity: str
+    #: The step whose audit found it.
+    step: Count
+    #: The micro-batch about which it was wrong.
+    micro_batch: MicroBatch
+    #: What it found: the digest of its result, or what was not finite.
+    found: str
+    #: What is right.
+    right: str
+    #: Who found that.
+    judges: list[str]
+    #: Its accepted results since its last audit that agreed, at most 1000 of them.
+    since: list[ResultInDoubt]
+    #: The number of these results.
+    since_count: Count
+    #: The number of all its accepted results that no audit has confirmed.
+    unconfirmed_count: Count
+    #: The step of the first of all its unconfirmed results; None if there are none.
+    first_unconfirmed: Count | None
+    #: After how many steps the run was resumed without it: all steps from there on were computed again.
+    back_to: Count
+
+    def why(self) -> str:
+        """Return how the audit found it."""
+        return f"{self.worker} computed micro-batch {self.micro_batch} of step {self.step} wrongly, as an audit found"
+
+
+Line = (
+    RunBegun | WorkerIn | WorkerOut | StepDone | UnusedWork | OmittedEntries | EpochDone | WeightsAt | WorkerConvicted
+)
 
 
 @dataclass

@@ -30,6 +30,8 @@ class AdmissionPolicy:
     pauses: bool = False
     #: The share of micro-batches that a second worker computes again.
     audit: float = 0.0
+    #: Whether a worker that computes wrongly ends the run, which otherwise goes on without it.
+    audit_ends: bool = False
     #: Whether workers that lack the data are sent the samples of their leases.
     ships_data: bool = False
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 #: The domain of our sockets. ZeroMQ asks no authenticator about a socket without one.
 DOMAIN = b"lockstep"
 
+#: The name of the server's own key, which no worker's has.
+SERVER_NAME = "server"
+
 #: 32 bytes of a CURVE key in Z85, the spelling of ZeroMQ's RFC 32.
 Z85_KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from lockstep.common.errors import KeyFileError
 from lockstep.common.files.atomic import write_atomically
-from lockstep.common.transport.auth.credentials import Z85_KEY, ClientKeys, KeyPair, ServerKeys
+from lockstep.common.transport.auth.credentials import SERVER_NAME, Z85_KEY, ClientKeys, KeyPair, ServerKeys
 from lockstep.common.transport.auth.curve import new_pair, public_of
 
 #: Valid names of keys.
@@ -167,7 +167,7 @@ class KeyFolder:
         try:
             partial.mkdir(mode=0o700, parents=True)
             pair = new_pair()
-            write_secret(partial / SERVER, SecretKey("server", pair))
+            write_secret(partial / SERVER, SecretKey(SERVER_NAME, pair))
             write_new(partial / SERVER_PUBLIC, f"{pair.public}\n", 0o644)
             write_new(partial / ALLOWED, "", 0o600)
             folder = cls(partial)
@@ -292,7 +292,7 @@ def _entry(path: Path, line: str) -> tuple[str, str]:
 def check_names(names: Sequence[str]) -> None:
     """Raise KeyFileError if a name is not valid for a worker."""
     for name in names:
-        if not NAME.fullmatch(name) or name == "server":
+        if not NAME.fullmatch(name) or name == SERVER_NAME:
             raise KeyFileError(
                 f"a worker cannot be called {name!r}: expected at most 64 letters, digits, '.', '_' and '-', "
                 "and not 'server'"
