@@ -29,7 +29,9 @@ class Consequences:
 def set_doubt_aside(
     conviction: Conviction, folder: RunFolder, checkpoints: CheckpointFolder, take: TakeCheckpoint
 ) -> Consequences:
-    """Set all checkpoints aside that depend on results in doubt, and record who was wrong. Raises OSError.
+    """Set all checkpoints aside that depend on results in doubt, and record who was wrong.
+
+    Raises OSError, and FileFormatError if somebody has damaged the run's files.
 
     In this order: if this process ends in between, the run resumes from right weights, and its next audits find the
     worker again.

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from lockstep.common.errors import FailureKind
+from lockstep.common.errors import FailureKind, FileFormatError
 from lockstep.common.optim.wrapped import averaged
 from lockstep.common.protocol.shard_messages import Collected
 from lockstep.ps.checkpoint.checkpointer import Checkpointer
@@ -136,18 +136,16 @@ class StepCommitter:
             return effects.Finish(failure=finish.failure, kind=FailureKind.AUDIT, conviction=conviction)
         try:
             found = set_doubt_aside(conviction, folder, checkpointer.folder, self._take_checkpoint)
-        except OSError as error:
-            text = f"{finish.failure}; the run ends, as that cannot be recorded: {error.strerror}"
+        except (OSError, FileFormatError) as error:
+            text = f"{finish.failure}; the run ends, as that cannot be recorded: {error}"
             return effects.Finish(failure=text, kind=FailureKind.AUDIT, conviction=conviction)
-        goes_back = finish.kind is FailureKind.ROLLBACK
-        for line in found.lines:
-            self.say(f"{WARNING_MARK}{line}")
-        steps = f"after {found.back_to:,} steps" if found.back_to else "at its beginning"
-        if goes_back:
-            self.say(f"{WARNING_MARK}{finish.failure}")
-            self.say(f"{WARNING_MARK}the run continues without it {steps}, and computes again what came later")
+        where = f"step {found.back_to:,}" if found.back_to else "its beginning"
+        if finish.kind is FailureKind.ROLLBACK:
+            follows = [finish.failure, *found.lines, f"the run goes back to {where}, and continues without it"]
+            for line in follows:
+                self.say(f"{WARNING_MARK}{line}")
             return finish
-        text = f"{finish.failure}; resumed, the run continues without it {steps}"
+        text = f"{finish.failure}; {'; '.join(found.lines)}; if it is resumed, the run goes back to {where}"
         return effects.Finish(failure=text, kind=finish.kind, conviction=conviction)
 
     def _take_checkpoint(self) -> bool:
