@@ -41,7 +41,8 @@ def steps_to_find(share: float, wrong: float, results: float, probability: float
     share · wrong, and so none of n steps' with (1 - share · wrong)^(n · results). Its own audits of others, which may
     be wrong too, are not counted: with them it is found sooner.
     """
-    return math.ceil(math.log1p(-probability) / (results * math.log1p(-share * wrong)))
+    found = share * wrong
+    return 1 if found >= 1.0 else math.ceil(math.log1p(-probability) / (results * math.log1p(-found)))
 
 
 def share_to_find(steps: int, wrong: float, results: float, probability: float) -> float:

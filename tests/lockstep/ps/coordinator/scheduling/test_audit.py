@@ -1,6 +1,7 @@
 """Some micro-batches are computed again by another worker, before the update; a third one decides on a difference."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -17,10 +18,19 @@ from lockstep.common.protocol.messages import (
     Result,
     Welcome,
 )
+from lockstep.common.random import Purpose, generator
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import Recompute, UpdateWeights
 from lockstep.ps.coordinator.membership import Member
-from lockstep.ps.coordinator.scheduling.audit import Audit, AuditFinding, Conviction, chosen_for_audit, not_finite_in
+from lockstep.ps.coordinator.scheduling.audit import (
+    Audit,
+    AuditFinding,
+    Conviction,
+    chosen_for_audit,
+    not_finite_in,
+    share_to_find,
+    steps_to_find,
+)
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import AUDITED, UnusedWork
 from lockstep.ps.run.info import RunInfo
@@ -402,3 +412,49 @@ def test_a_value_that_the_first_worker_should_have_found_infinite_is_named(quant
 def test_only_training_is_audited() -> None:
     assert Audit.of(STEP, 1.0, 7).chosen == frozenset(range(4))
     assert Audit.of(Round("evaluate", 3, 4), 1.0, 7).chosen == frozenset()
+
+
+# Which share to audit
+
+
+def lies(seed: int, step: int, micro_batch: int, wrong: float) -> bool:
+    rng = generator(seed, Purpose.SIMULATE, at=step, micro_batch=micro_batch, layer=21)
+    return bool(rng.random() < wrong)
+
+
+def found_after(seed: int, share: float, wrong: float, most: int) -> int:
+    """Return after how many steps a worker is found that computes the first 8 of 32 micro-batches of each step."""
+    for step in range(most):
+        audited_here = [one for one in chosen_for_audit(share, seed, step, 32) if one < 8]
+        if any(lies(seed, step, micro_batch, wrong) for micro_batch in audited_here):
+            return step + 1
+    return most + 1
+
+
+@pytest.mark.parametrize(("share", "wrong"), [(0.05, 1.0), (0.05, 0.5), (0.2, 0.1)])
+def test_a_worker_is_found_within_the_steps_of_the_formula(share: float, wrong: float) -> None:
+    within = steps_to_find(share, wrong, 8, 0.99)
+    found = [found_after(seed, share, wrong, within) for seed in range(400)]
+    # Four in expectation are not.
+    assert sum(steps > within for steps in found) <= 10
+    # Nor are all found much sooner: half of the steps for a half are not enough for all.
+    half = steps_to_find(share, wrong, 8, 0.5)
+    assert 160 <= sum(steps <= half for steps in found) <= 280
+
+
+@pytest.mark.parametrize("wrong", [1.0, 0.5, 0.1])
+@pytest.mark.parametrize("steps", [20, 200])
+def test_the_share_that_is_needed_is_the_inverse(steps: int, wrong: float) -> None:
+    share = share_to_find(steps, wrong, 8, 0.99)
+    assert steps_to_find(share * 1.000001, wrong, 8, 0.99) == steps
+    assert steps_to_find(1.0, 1.0, 8, 0.99) == 1
+    # Too seldom for any audit to find it in one step.
+    assert share_to_find(1, 0.1, 8, 0.99) > 1.0
+
+
+def test_the_table_of_the_docs_is_that_of_the_formula() -> None:
+    page = (Path(__file__).parents[5] / "docs" / "how-to" / "audit.md").read_text(encoding="utf-8")
+    for name, wrong in (("all", 1.0), ("half", 0.5), ("1 of 10", 0.1), ("1 of 100", 0.01)):
+        shares = [(0.01, 0.99), (0.05, 0.99), (0.2, 0.99), (1.0, 0.99), (0.05, 0.9999)]
+        cells = [f"{steps_to_find(share, wrong, 1, probability):,}" for share, probability in shares]
+        assert f"| {name} | {' | '.join(cells)} |" in page
