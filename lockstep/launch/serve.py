@@ -1,6 +1,6 @@
 """The server of a run: from a job, an address and a folder to a result. By hand, under `train`, or in a simulation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -48,6 +48,8 @@ class Service:
     destination: Destination
     #: Whether the run leaves a picture.
     has_picture: bool = True
+    #: Returns, by the names of keys, the public keys of signatures, for a run whose results are signed.
+    signers: Callable[[], Mapping[str, str]] = dict
     #: A page that shows the run, or its figures for Prometheus; None if there is to be none.
     page: PageRequest | None = None
 
@@ -138,7 +140,15 @@ def _serve_part(
             started=started,
         )
         server, session = open_server(
-            offer.setup, destination, setting, port, clock, display.say, offer.memory, rejections
+            offer.setup,
+            destination,
+            setting,
+            port,
+            clock,
+            display.say,
+            offer.memory,
+            rejections,
+            signers=service.signers,
         )
         if offer.obstacle:
             display.say(f"gradients and weights go through sockets: {offer.obstacle}")
@@ -158,12 +168,15 @@ def open_server(
     memory: ServerSharedMemory | None = None,
     rejections: RejectionLog | None = None,
     coordinator_at: Callable[[RunInfo, Resumption], Coordinator] = coordinator_of,
+    signers: Callable[[], Mapping[str, str]] = dict,
 ) -> tuple[Server, RunSession]:
     """Open a run's session, new or resumed, and return it after the server that leads the run from there.
 
     A `UsageError` says why the folder cannot be used. The session is closed again if anything is raised here.
     """
     session = open_session(setup, setting, destination, clock, say)
+    if setup.info.signed:
+        setup = replace(setup, info=replace(setup.info, signed_run=session.signed_run()))
     try:
         coordinator = coordinator_at(setup.info, session.start)
         server = Server(
@@ -177,6 +190,7 @@ def open_server(
             checkpointer=session.checkpointer,
             rejections=rejections or RejectionLog(),
             recompute=found_alone,
+            signers=signers,
         )
     except BaseException:
         session.recorder.close()

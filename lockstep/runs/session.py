@@ -9,6 +9,7 @@ from pathlib import Path
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.canary import version_note
+from lockstep.common.protocol.statement import signed_run
 from lockstep.common.runtime.clock import Clock
 from lockstep.ps.checkpoint.checkpointer import Checkpointer, CheckpointSchedule
 from lockstep.ps.checkpoint.folder import CheckpointFolder
@@ -68,6 +69,10 @@ class RunSession:
     recorder: MetricsRecorder
     checkpointer: Checkpointer
     start: Resumption
+
+    def signed_run(self) -> str:
+        """Return what names the run in signatures of results."""
+        return signed_run(self.recorder.info.run, self.recorder.chain[0].link)
 
 
 def open_session(

@@ -53,8 +53,12 @@ class SingleProcessTrainer:
 
     def sums(self, step: int) -> tuple[Vector, Tally]:
         """Return the sums of a step, which are valid until the next one, and its tally; raises as `step`."""
+        return self.node_sums(step, self._whole)
+
+    def node_sums(self, step: int, node: Node) -> tuple[Vector, Tally]:
+        """Return the sums of a node of a step, which are valid until the next, and its tally; raises as `step`."""
         self.compute.turn(step)
-        return self.compute.train(step, self._whole)
+        return self.compute.train(step, node)
 
     def update(self, step: int, sums: Vector, tally: Tally) -> float:
         """Change the weights by the sums of a step; return the learning rate."""

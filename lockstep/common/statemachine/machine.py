@@ -67,6 +67,8 @@ class Received(Struct, frozen=True, kw_only=True):
     message: Message
     #: The name of the key with which the peer was let in, empty if there are no keys or if it does not matter.
     key: str = ""
+    #: The public key of signatures that belongs to that key, empty if there is none.
+    signer: str = ""
 
 
 class PeerLeft(Struct, frozen=True, kw_only=True):
@@ -91,6 +93,8 @@ class Send(Struct, frozen=True, kw_only=True):
     message: Message
     #: The name of the key with which the peer was let in, empty if there are no keys or if it does not matter.
     key: str = ""
+    #: The public key of signatures that belongs to that key, empty if there is none.
+    signer: str = ""
 
 
 class Report(Struct, frozen=True, kw_only=True):

@@ -75,8 +75,8 @@ class Coordinator(Machine[events.Event, Effect]):
     #: Addresses of the other servers once they are ready, and whether all servers see the memory that is offered.
     shards: Sequence[str] = ()
     offers_memory: bool = True
-    #: Workers that came before all servers were ready, with the names of their keys.
-    early_joins: dict[bytes, tuple[Join, str]] = field(default_factory=dict)
+    #: Workers that came before all servers were ready, and how they were let in.
+    early_joins: dict[bytes, tuple[Join, registration.Admittance]] = field(default_factory=dict)
     #: By identity, who may not come back, and why.
     convicted: Mapping[str, str] = field(default_factory=dict)
     #: The round to begin with if a run is resumed; otherwise the plan's first.
@@ -94,7 +94,7 @@ class Coordinator(Machine[events.Event, Effect]):
     def __post_init__(self) -> None:
         if self.info.servers > 1:
             self.phase = RunPhase.AWAITING_SERVERS
-        self.scheduler = Scheduler(LeaseTimeouts(self.info.lease_timeout_s))
+        self.scheduler = Scheduler(LeaseTimeouts(self.info.lease_timeout_s), digests_all=self.info.signed)
         self.stragglers = StragglerMonitor(self.scheduler.timeouts, self.scheduler.withdrawals)
         self.progress.targets, self.progress.guess = self.info.targets, self.info.guess
         self.progress.has_accuracy = self.info.has_accuracy
@@ -148,7 +148,7 @@ class Coordinator(Machine[events.Event, Effect]):
             case Received(peer=peer, message=message):
                 member = self.membership.members.get(peer)
                 if isinstance(message, Join):
-                    return self._join(peer, message, event.key, now)
+                    return self._join(peer, message, registration.Admittance(event.key, event.signer), now)
                 return self._on_message(peer, message, now) if member is None else self._on_work(member, message, now)
             case events.PeerLeft():
                 return self._on_left(event, now)
@@ -217,18 +217,19 @@ class Coordinator(Machine[events.Event, Effect]):
 
     # Workers come and go
 
-    def _join(self, peer: bytes, join: Join, key: str, now: float) -> list[Effect]:
-        identity = identity_of(join, key)
-        if refused := registration.refuse(peer, join, self.membership, self.info, self.convicted.get(identity)):
+    def _join(self, peer: bytes, join: Join, admitted: registration.Admittance, now: float) -> list[Effect]:
+        conviction = self.convicted.get(identity_of(join, admitted.key))
+        refused = registration.refuse(peer, join, admitted, self.membership, self.info, conviction)
+        if refused:
             return refused
         if self.is_over():
             return [Send(peer=peer, message=self._finished())]
         if peer in self.membership.members:
             return []
         if self.phase is RunPhase.AWAITING_SERVERS:
-            self.early_joins[peer] = join, key
+            self.early_joins[peer] = join, admitted
             return []
-        effects = registration.admit(peer, join, key, self.membership, self.state.account, self._welcome, now)
+        effects = registration.admit(peer, join, admitted, self.membership, self.state.account, self._welcome, now)
         if self.phase is RunPhase.AUDITING:
             self.state.exclude(self.membership.members.values())
         return effects
@@ -384,7 +385,7 @@ class Coordinator(Machine[events.Event, Effect]):
 
     def _open(self, following: Round) -> None:
         audit = Audit.of(following, self.info.audit, self.info.job.seed)
-        self.state = RoundState(following, audit, self.progress.round_started)
+        self.state = RoundState(following, audit, self.info.signed_run, self.progress.round_started)
 
     def _begin_round(self, now: float) -> None:
         """Count the time of the round at hand from now on: there was something to wait for."""

@@ -68,8 +68,6 @@ class Member:
     peer: bytes
     rank: int
     join: Join
-    #: The name of the key with which it was let in, empty if the server has no keys.
-    key: str = ""
     state: MemberState = MemberState.PREPARING
     #: Whether it computes in memory which the server sees: then no vector is sent either way.
     shares: bool = False
@@ -84,6 +82,8 @@ class Member:
     probe_interval_s: float = PROBE_S
     #: None while it is quick enough to be given work in each round.
     trial: SlowWorkerTrial | None = None
+    #: The name of the key with which it was let in, empty if the server has no keys.
+    key: str = ""
 
     @property
     def identity(self) -> str:
@@ -153,7 +153,7 @@ class Membership:
 
     def admit(self, peer: bytes, join: Join, now: float, key: str = "") -> Member:
         """Give a peer the next rank; `key` as of `Member`."""
-        member = Member(peer, self.next_rank, join, key)
+        member = Member(peer, self.next_rank, join, key=key)
         self.next_rank += 1
         self.members[peer] = member
         self.probes.set(peer, now + PROBE_S)

@@ -4,7 +4,7 @@ It decides nothing.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import assert_never
 
@@ -121,6 +121,8 @@ class Server:
     checkpointer: Checkpointer | None = None
     #: Computes a micro-batch in this process if workers differ, None if that is not possible.
     recompute: Recompute | None = None
+    #: Returns, by the names of keys, the public keys of signatures.
+    signers: Callable[[], Mapping[str, str]] = dict
     #: Connections that were not let in.
     rejections: RejectionLog = field(default_factory=RejectionLog)
     #: Set once the run has ended.
@@ -138,6 +140,8 @@ class Server:
     committer: StepCommitter = field(init=False)
     #: The samples for workers that lack the data, None if the run does not send any.
     samples: SampleSender | None = field(init=False)
+    #: Checks signatures, None if results are not signed.
+    _check_signature: Callable[[Result, str], None] | None = None
     #: The arrays of the message at hand.
     _arrays: list[Vector] = field(default_factory=list)
     #: When the progress was last shown.
@@ -166,6 +170,11 @@ class Server:
         self.committer = StepCommitter(
             coordinator, self.group, self.recorder, self.checkpointer, self.say, self.traffic
         )
+        if info.signed:
+            # Only where it is needed: its library is not part of the core.
+            from lockstep.ps.server.signatures import SignatureCheck
+
+            self._check_signature = SignatureCheck(info.signed_run, info.job.digest()).check
         self.samples = None if info.manifest is None else SampleSender(setup.data, info.manifest)
 
     def run(self, watch: Callable[[], None] = lambda: None) -> effects.Finish:
@@ -252,7 +261,8 @@ class Server:
             return self.group.on_message(peer, message, self._arrays)
         # Only a worker that joins says who it is.
         key = self.port.key_name(peer) if isinstance(message, Join) else ""
-        received = events.Received(peer=peer, message=message, key=key)
+        signer = self.signers().get(key, "") if key and self.coordinator.info.signed else ""
+        received = events.Received(peer=peer, message=message, key=key, signer=signer)
         match message:
             case Ready():
                 self._prepare(peer, message)
@@ -262,6 +272,9 @@ class Server:
                 return [received] if self.receiver.on_frame(peer, message, self._arrays[0]) else []
             case Result():
                 check_result(message, self.coordinator.info)
+                member = self.coordinator.membership.members.get(peer)
+                if self._check_signature is not None and member is not None:
+                    self._check_signature(message, member.join.signer)
                 return [received] if self.receiver.on_result(peer, message, self._arrays) else []
             case MultiStepResult():
                 return [*self._end_steps(peer, message), received]

@@ -23,11 +23,21 @@ class KeyPair:
 
 
 @dataclass(frozen=True)
+class SigningKey:
+    """An Ed25519 key, by which results are signed: the public half, and the seed of the secret one, both in hex."""
+
+    public: str = ""
+    seed: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
 class ClientKeys:
     """What a client presents, and the public key of the only server that it talks to."""
 
     pair: KeyPair
     server: str
+    #: Of the key that signs results, 32 bytes in hex; empty if there is none.
+    seed: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,8 @@ class ServerKeys:
     pair: KeyPair
     #: Returns the current names by public key. A `LockstepError` lets nobody in.
     allowed: Callable[[], Mapping[str, str]]
+    #: Returns, by name, the current public keys of those that sign; as `allowed`.
+    signers: Callable[[], Mapping[str, str]] = dict
 
 
 @dataclass(frozen=True)

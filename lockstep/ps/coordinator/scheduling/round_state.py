@@ -19,7 +19,7 @@ from lockstep.ps.coordinator.effects import AddSharedSums, Effect
 from lockstep.ps.coordinator.membership import Member
 from lockstep.ps.coordinator.scheduling.audit import Audit
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
-from lockstep.ps.records.ledger import AUDITED, Account
+from lockstep.ps.records.ledger import AUDITED, Account, SignedResult
 from lockstep.ps.run.plan import Round
 
 #: Seconds from the begin of a lease's round until it was leased, and until its worker was past it.
@@ -153,6 +153,8 @@ class RoundState:
     round: Round
     #: Which of its micro-batches are computed again.
     audit: Audit
+    #: What names the run in signatures of results, empty if they are not signed.
+    signed_run: str = ""
     #: When it began: the ledger's times are counted from there.
     began: float = 0.0
     leases: LeaseTable = field(init=False)
@@ -226,7 +228,9 @@ class RoundState:
         if result.work == "train":
             granted = [lease.began for lease in ended if (lease.rank, lease.node) == (member.rank, node)]
             began_s = granted[0] - self.began if granted else None
-            self.account.record_accepted(node, member.rank, result.losses, began_s, now - self.began)
+            signed = SignedResult.of(self.signed_run, result) if self.signed_run else None
+            ended_s = now - self.began
+            self.account.record_accepted(node, member.rank, result.losses, began_s, ended_s, signed=signed)
             self.audit.record(member, result)
         return [lease for lease in ended if lease.rank != member.rank], leases.free() > free
 

@@ -124,9 +124,9 @@ def test_the_audit_adds_nothing_to_the_sums() -> None:
     assert len(drive.counted) == 6 * 4
 
 
-def differing(*workers: int, **policy: bool) -> Audited:
+def differing(*workers: int, audit_ends: bool = False) -> Audited:
     """Return a run of some workers of which the first has computed all, and the second another digest of one part."""
-    drive = Audited(replace(audited(min_workers=len(workers)), **policy))
+    drive = Audited(replace(audited(min_workers=len(workers)), audit_ends=audit_ends))
     drive.enter(*workers)
     while drive.coordinator.phase is RunPhase.TRAINING:
         drive.bring(next(worker for worker in workers if drive.leases.get(worker)), SAME)

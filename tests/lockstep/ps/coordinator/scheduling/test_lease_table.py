@@ -430,4 +430,4 @@ def test_a_table_is_restricted_if_anything_failed_or_is_not_for_everybody() -> N
     table.lease(0, 1, 9.0, is_alone=False)
     table.record_failure(Node(0, 1), 0)
     assert table.is_restricted()
-    assert LeaseTable.for_audit(4, {1: 0}).is_restricted()
+    assert LeaseTable.for_audit(4, {1: frozenset({0})}).is_restricted()
