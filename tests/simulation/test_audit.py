@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from lockstep.checking.simulation.oracle import RunRecords, reference_run
+from lockstep.checking.simulation.oracle import RunRecords, reference_run, violations
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.errors import FailureKind
 from lockstep.ps.setup import AdmissionPolicy
@@ -90,6 +90,24 @@ def test_the_server_knows_what_is_right_if_there_is_no_third_worker(short_root: 
     assert wrong.named.endswith(" (host host, pid 1)")
     assert ended.conviction.judges[-1] == "the server"
     assert "if it is resumed, the run goes back to its beginning" in ended.failure
+
+
+def test_a_server_that_is_started_again_still_knows_who_was_evicted(tmp_path: Path) -> None:
+    folder, admission = tmp_path / "run", AdmissionPolicy(min_workers=2, audit=1.0)
+    (tmp_path / "run").mkdir()
+    with Simulation(WIRES["float32"], 1, admission, folder=folder) as simulation:
+        simulation.add_worker()
+        simulation.add_worker(load=faulty)
+        simulation.run()
+    admission = AdmissionPolicy(min_workers=1, audit=1.0)
+    with Simulation(WIRES["float32"], 1, admission, folder=folder) as simulation:
+        simulation.add_worker()
+        liar = simulation.add_worker(load=faulty)
+        simulation.finish()
+        assert list(violations(simulation.job, digits(), folder, unaudited("float32"))) == []
+    assert liar.runner.ended is not None
+    assert "wrongly, as an audit found" in liar.runner.ended.reason
+    assert (folder / "ledger.jsonl").read_text().count('"kind":"convicted"') == 1
 
 
 def test_one_worker_alone_is_audited_by_nobody() -> None:
