@@ -104,8 +104,8 @@ def server(
         resolved, launch = job.resolve()
     if launch.audit and allow_mixed_numerics:
         raise UsageError(
-            f"--audit {launch.audit:g} with --allow-mixed-numerics: remove one; a worker whose numerics differ would be "
-            "evicted although it computes as it should"
+            f"--audit {launch.audit:g} with --allow-mixed-numerics: remove one; a worker whose numerics differ would "
+            "be evicted although it computes as it should"
         )
     # Before there is anything to tidy up. One that `train` has started on this machine has them already.
     begin_with(resolved.numerics)
