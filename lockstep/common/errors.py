@@ -13,6 +13,7 @@
     ├── RunError                  the run itself failed; exit code 1
     │   ├── DivergedError         a loss or gradient is not finite
     │   ├── ComputeError          a micro-batch raised on a worker, with its traceback
+    │   ├── RollbackError         a worker computed wrongly: the run is to be resumed without it, from a checkpoint
     │   ├── CallbackError         a callback raised
     │   └── UnreachableError      nobody answers at the address
     ├── DifferenceError           what was recorded of a run is not what its job computes; exit code 1
@@ -79,6 +80,10 @@ class ComputeError(RunError):
     """A micro-batch raised an exception on a worker: carries its traceback."""
 
 
+class RollbackError(RunError):
+    """A worker computed wrongly, and the run is to be resumed without it, from a checkpoint before its results."""
+
+
 class CallbackError(RunError):
     """A user's callback raised; that is the cause of this."""
 
@@ -118,6 +123,10 @@ class RefusalKind(StrEnum):
     MEMORY = "memory"
     #: No more processes of its sort are needed.
     FULL = "full"
+    #: It does not sign its results, as this run demands.
+    UNSIGNED = "unsigned"
+    #: It was evicted since it computed wrongly, and may not come back.
+    CONVICTED = "convicted"
     #: The run is over.
     OVER = "over"
     #: It broke the protocol, or can no longer be served.
@@ -129,8 +138,10 @@ class FailureKind(StrEnum):
 
     #: A loss, a gradient or the weights are not finite.
     DIVERGED = "diverged"
-    #: The audit found that two workers computed different bits.
+    #: The audit found that workers computed different bits.
     AUDIT = "audit"
+    #: The audit found who computes wrongly: the run is resumed without it, from a checkpoint before its results.
+    ROLLBACK = "rollback"
     #: A micro-batch raised an exception, on two workers.
     COMPUTE = "compute"
     #: A callback raised an exception.

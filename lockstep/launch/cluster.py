@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from lockstep.common.data.source import load
-from lockstep.common.errors import JobError, LockstepError, RunError, UsageError
+from lockstep.common.errors import FailureKind, JobError, LockstepError, RunError, UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import CallbackDecision, EpochStatus, Status
 from lockstep.common.runtime.blas import blas_kernel
@@ -17,7 +17,17 @@ from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.numerics import KERNEL, Numerics, own_numerics
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.launch.chaos import Chaos, Interference, RunProcesses
-from lockstep.launch.child import GRACE_S, HERE, USAGE, Child, WatchedProcess, end_all, exit_message, exit_record
+from lockstep.launch.child import (
+    GRACE_S,
+    HERE,
+    USAGE,
+    Child,
+    ExitRecord,
+    WatchedProcess,
+    end_all,
+    exit_message,
+    exit_record,
+)
 from lockstep.launch.client import StatusClient
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.numerics import demand_numerics
@@ -32,6 +42,7 @@ from lockstep.launch.process_backend import (
 from lockstep.launch.run_end import keep_logs
 from lockstep.launch.worker_supervisor import Restarts, SupervisedWorker, WorkerSupervisor, has_crashed
 from lockstep.ps.coordinator.transitions import RunPhase
+from lockstep.ps.records.convictions import read_convictions
 from lockstep.ps.records.recorder import Setting
 from lockstep.ps.records.run_folder import RESULT, RunResult, read_result
 from lockstep.ps.setup import AdmissionPolicy
@@ -84,6 +95,10 @@ class Cluster:
     _is_second: bool = False
     #: Whether the run was seen to have begun.
     _has_begun: bool = False
+    #: Workers that were evicted for good before we began.
+    _convicted: int = 0
+    #: How the server has ended, if it has said so.
+    _record: ExitRecord | None = None
     clock: Clock = field(default_factory=SystemClock)
     #: All that has to end with us.
     _children: list[WatchedProcess] = field(default_factory=list)
@@ -101,7 +116,7 @@ class Cluster:
     def run(self) -> RunResult:
         """Train to the end. `UsageError` or `RunError` with the root cause; nothing is left running in any case."""
         check_launch(self.launch)
-        self.folder = private_folder()
+        self.folder, self._convicted = private_folder(), len(read_convictions(self.run_dir))
         self._restarts = Restarts(self.launch.max_restarts, seed="server")
         self.supervisor = WorkerSupervisor(
             self._start_worker, self.clock, self.launch.max_restarts, self.backend.team_size
@@ -250,6 +265,9 @@ class Cluster:
         if code == 0 or (self.run_dir / RESULT).exists():
             return None
         self._check_crash(self.server)
+        self._record = exit_record(self.server.rest())
+        if self._record is not None and self._record.kind is FailureKind.ROLLBACK:
+            return self.server
         was_killed = code < 0 or (code == 1 and not self.server.log.last_error())
         return self.server if was_killed else self._killed_shard()
 
@@ -278,12 +296,17 @@ class Cluster:
         lost = next((worker.process for worker in dead if worker.is_given_up), None)
         if lost is not None and self.supervisor.are_given_up() and not self.backend.has_external_workers:
             raise exit_error(lost, f"no worker is left: {exit_message(lost)}")
-        is_under_way = self._is_second or status is None or status.phase not in BEFORE
+        # If one was evicted, the run continues without it.
+        is_under_way = self._is_second or self._has_gone_back() or status is None or status.phase not in BEFORE
         if lost is not None and not is_under_way:
             raise exit_error(lost, f"the run cannot begin with all its workers: {exit_message(lost)}")
         for worker in dead:
             outlook = "it is not restarted" if worker.is_given_up else "it is restarted"
             self.say(f"{exit_message(worker.process)}; its micro-batches go to the others, and {outlook}")
+
+    def _has_gone_back(self) -> bool:
+        """Return whether a worker was evicted for good since we began, and the server resumes the run without it."""
+        return len(read_convictions(self.run_dir)) > self._convicted
 
     def _result(self) -> RunResult:
         # One that was killed after the run's end has left all that is to be left.
@@ -294,8 +317,8 @@ class Cluster:
     def _server_failure(self) -> LockstepError:
         if (killed := self._killed_shard()) is not None:
             return RunError(f"{exit_message(killed)}, and its slice of the weights is gone with it")
-        if (record := exit_record(self.server.rest())) is not None:
-            return record.error()
+        if self._record is not None:
+            return self._record.error()
         return exit_error(self.server, self.server.log.last_error() or exit_message(self.server))
 
 

@@ -3,12 +3,16 @@
 import platform
 import secrets
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 from lockstep.common.errors import AddressError, UnreachableError, UsageError
 from lockstep.common.transport.address import parse
-from lockstep.common.transport.auth.credentials import Credential, Lock, Token
+from lockstep.common.transport.auth.credentials import ClientKeys, Credential, Lock, Token
 from lockstep.common.transport.auth.keys import KeyFolder, read_key, read_ours, write_new
+
+#: Returns the signature of a statement.
+Sign = Callable[[bytes], bytes]
 
 #: The file with the token of a run whose processes are all of one machine, in the private folder that they share.
 TOKEN = "token"
@@ -30,6 +34,21 @@ def lock_of(keys: Path | None, supervised: Path | None, *, is_insecure: bool = F
 def credential_of(key: Path | None, supervised: Path | None) -> Credential:
     """Return what a client shows: the key in a file, or the token of its run, if there is either."""
     return _token_in(supervised) if key is None else read_key(key).client()
+
+
+def signer_of(credential: Credential) -> tuple[str, Sign | None]:
+    """Return the public key of a worker's signatures, and what signs; nothing without a seed in its key file.
+
+    Nor without the library for it: only some runs demand signatures, and these refuse the worker.
+    """
+    if not isinstance(credential, ClientKeys) or not credential.seed:
+        return "", None
+    try:
+        from lockstep.common.transport.auth.signing import Signer
+    except ImportError:
+        return "", None
+    signer = Signer.of(credential.seed)
+    return signer.key.public, signer.sign
 
 
 def server_credential(keys: Path | None, supervised: Path | None) -> Credential:

@@ -1,6 +1,6 @@
 """The server of a run: from a job, an address and a folder to a result. By hand, under `train`, or in a simulation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,6 +27,7 @@ from lockstep.launch.page_process import PageRequest, page_beside, watched
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
 from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.records.recorder import Setting
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.info import RunInfo
@@ -35,6 +36,7 @@ from lockstep.ps.setup import AdmissionPolicy, RunSetup
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.results.reports.display import Display, Lines, display_for, print_plainly
 from lockstep.runs.session import Destination, RunSession, open_run_in, open_session
+from lockstep.runs.single_process import found_alone
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Service:
     destination: Destination
     #: Whether the run leaves a picture.
     has_picture: bool = True
+    #: Returns, by the names of keys, the public keys of signatures, for a run whose results are signed.
+    signers: Callable[[], Mapping[str, str]] = dict
     #: A page that shows the run, or its figures for Prometheus; None if there is to be none.
     page: PageRequest | None = None
 
@@ -102,7 +106,28 @@ def serve_by_hand(service: Service, listening: Listening) -> None:
 
 
 def serve_run(service: Service, port: ServerPort, display: Display, rejections: RejectionLog) -> RunResult:
-    """Serve a run to its end and return its result; a `RunError` or `KeyboardInterrupt` says how it failed."""
+    """Serve a run to its end and return its result; a `RunError` or `KeyboardInterrupt` says how it failed.
+
+    If an audit finds a worker that computes wrongly, the run is resumed here from a checkpoint before its results.
+    """
+    ended, result = _serve_part(service, port, display, rejections)
+    while ended.kind is FailureKind.ROLLBACK and service.admission.servers == 1:
+        # Those that were evicted will not come back.
+        admission = replace(service.admission, min_workers=1)
+        service = replace(service, admission=admission, destination=replace(service.destination, is_resumed=True))
+        ended, result = _serve_part(service, port, display, rejections)
+    if ended.kind is FailureKind.INTERRUPTED:
+        raise KeyboardInterrupt
+    if ended.kind is not None:
+        raise ERRORS.get(ended.kind, RunError)(ended.failure.rstrip())
+    assert result is not None
+    return result
+
+
+def _serve_part(
+    service: Service, port: ServerPort, display: Display, rejections: RejectionLog
+) -> tuple[Finish, RunResult | None]:
+    """Serve a run from its beginning, or a checkpoint, until it ends or goes back; return how, and its result."""
     clock = SystemClock()
     started = clock.now()
     destination, transport = service.destination, service.destination.launch.transport
@@ -115,20 +140,22 @@ def serve_run(service: Service, port: ServerPort, display: Display, rejections: 
             started=started,
         )
         server, session = open_server(
-            offer.setup, destination, setting, port, clock, display.say, offer.memory, rejections
+            offer.setup,
+            destination,
+            setting,
+            port,
+            clock,
+            display.say,
+            offer.memory,
+            rejections,
+            signers=service.signers,
         )
         if offer.obstacle:
             display.say(f"gradients and weights go through sockets: {offer.obstacle}")
         # With the address, which the coordinator does not know.
         server.remind = lambda text: display.remind(f"{text}, at {port.address}")
         ended = server.run(watch=lambda: display.show(server.coordinator.status(clock.now())))
-    if ended.kind is FailureKind.INTERRUPTED:
-        raise KeyboardInterrupt
-    if ended.kind is not None:
-        raise ERRORS.get(ended.kind, RunError)(ended.failure.rstrip())
-    result = session.recorder.result
-    assert result is not None
-    return result
+    return ended, session.recorder.result
 
 
 def open_server(
@@ -141,12 +168,15 @@ def open_server(
     memory: ServerSharedMemory | None = None,
     rejections: RejectionLog | None = None,
     coordinator_at: Callable[[RunInfo, Resumption], Coordinator] = coordinator_of,
+    signers: Callable[[], Mapping[str, str]] = dict,
 ) -> tuple[Server, RunSession]:
     """Open a run's session, new or resumed, and return it after the server that leads the run from there.
 
     A `UsageError` says why the folder cannot be used. The session is closed again if anything is raised here.
     """
     session = open_session(setup, setting, destination, clock, say)
+    if setup.info.signed:
+        setup = replace(setup, info=replace(setup.info, signed_run=session.signed_run()))
     try:
         coordinator = coordinator_at(setup.info, session.start)
         server = Server(
@@ -159,6 +189,8 @@ def open_server(
             sharing=memory,
             checkpointer=session.checkpointer,
             rejections=rejections or RejectionLog(),
+            recompute=found_alone,
+            signers=signers,
         )
     except BaseException:
         session.recorder.close()

@@ -27,7 +27,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Learning rate schedule": (*("schedule", "warmup_steps", "decay_every", "decay_factor", "decay_power", "min_lr"),),
     "Local steps": ("local_steps", *(f"local_{name}" for name in LOCAL)),
     "Early stopping and the best epoch": ("validation_split", "monitor", "patience", "min_delta", "keep_best"),
-    "Processes": ("workers", "min_workers", "servers", "transport", "max_restarts", "audit", "ship_data"),
+    "Processes": ("workers", "min_workers", "servers", "transport", "max_restarts", "audit", "audit_ends", "ship_data"),
     "Checkpoints": CHECKPOINT_FIELDS,
 }
 

@@ -35,6 +35,9 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             "train: each worker is then a team of one process",
         ),
     ] = 0.0
+    audit_ends: Annotated[
+        bool, Meta(description="end the run if the audit finds a worker that computes wrongly, instead of evicting it")
+    ] = False
     ship_data: Annotated[bool, Meta(description="send samples to workers that do not have the data")] = False
     checkpoint_keep: Annotated[
         int,

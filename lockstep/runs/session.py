@@ -3,12 +3,13 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.canary import version_note
+from lockstep.common.protocol.statement import signed_run
 from lockstep.common.runtime.clock import Clock
 from lockstep.ps.checkpoint.checkpointer import Checkpointer, CheckpointSchedule
 from lockstep.ps.checkpoint.folder import CheckpointFolder
@@ -21,8 +22,9 @@ from lockstep.ps.checkpoint.resuming import (
     has_best,
     resume,
 )
+from lockstep.ps.records.convictions import read_convictions
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
-from lockstep.ps.records.run_folder import CHECKPOINTS, RunFolder
+from lockstep.ps.records.run_folder import CHECKPOINTS, RunFolder, read_ledger
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.recorded_model import keep_files, keep_initial, resumed_source, told_folder, trust_own
@@ -68,6 +70,10 @@ class RunSession:
     checkpointer: Checkpointer
     start: Resumption
 
+    def signed_run(self) -> str:
+        """Return what names the run in signatures of results."""
+        return signed_run(self.recorder.info.run, self.recorder.chain[0].link)
+
 
 def open_session(
     setup: RunSetup, setting: Setting, destination: Destination, clock: Clock, say: Callable[[str], None]
@@ -93,6 +99,7 @@ def open_session(
         its_use = "evaluations take it; your loss gets all" if setup.own.loss else "the loss and evaluations take it"
         say(f"{NOTICE_MARK}the model returns several outputs: of these, {setup.model.taken}: {its_use}")
     folder.ledger.open()
+    convicted = read_convictions(folder.path)
     recorder = MetricsRecorder(setup.info, setting, setup.layout, folder)
     checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, say, launch.checkpoint_keep)
     try:
@@ -106,6 +113,11 @@ def open_session(
     except BaseException:
         folder.close()
         raise
+    if convicted:
+        # If the run went back, the ledger was cut off before their entries.
+        known = read_ledger(folder.path) if folder.ledger.path.exists() else []
+        recorder.add_entries(*(one for one in convicted if one not in known))
+    start = replace(start, convicted={one.identity: one.why() for one in convicted})
     seen = (start.progress.steps, len(start.progress.history))
     checkpointer = Checkpointer(recorder, folder, checkpoints, schedule, clock, seen)
     return RunSession(recorder=recorder, checkpointer=checkpointer, start=start)

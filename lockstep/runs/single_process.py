@@ -5,11 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from lockstep.common.aggregation.checksum import checksum_after
+from lockstep.common.aggregation.quantization.quantization import RoundingKey
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import ComputeError, DivergedError, FailureKind, LockstepError, RunError
+from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.tally import Tally, pack_losses
 from lockstep.common.optim.wrapped import averaged
-from lockstep.common.protocol.messages import EpochStatus, Status
+from lockstep.common.protocol.messages import NAME_LIMIT, EpochStatus, Status
+from lockstep.common.protocol.statement import result_digest
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.interrupts import held_back
 from lockstep.ps.checkpoint.checkpointer import Checkpointer
@@ -18,6 +21,7 @@ from lockstep.ps.coordinator.coordinator import initial_phase
 from lockstep.ps.coordinator.effects import UpdateWeights
 from lockstep.ps.coordinator.failures import diverged_text
 from lockstep.ps.coordinator.membership import Membership
+from lockstep.ps.coordinator.scheduling.audit import not_finite_in
 from lockstep.ps.coordinator.status import status_of
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import Account
@@ -49,8 +53,12 @@ class SingleProcessTrainer:
 
     def sums(self, step: int) -> tuple[Vector, Tally]:
         """Return the sums of a step, which are valid until the next one, and its tally; raises as `step`."""
+        return self.node_sums(step, self._whole)
+
+    def node_sums(self, step: int, node: Node) -> tuple[Vector, Tally]:
+        """Return the sums of a node of a step, which are valid until the next, and its tally; raises as `step`."""
         self.compute.turn(step)
-        return self.compute.train(step, self._whole)
+        return self.compute.train(step, node)
 
     def update(self, step: int, sums: Vector, tally: Tally) -> float:
         """Change the weights by the sums of a step; return the learning rate."""
@@ -60,6 +68,25 @@ class SingleProcessTrainer:
     @property
     def _whole(self) -> Node:
         return Node(0, self.setup.info.job.micro_batches)
+
+
+def found_alone(setup: RunSetup, weights: Vector, step: int, micro_batch: int) -> str:
+    """Return what an honest worker finds for a micro-batch, as an audit compares it; empty if the model raises.
+
+    `weights` are the whole vector after `step` updates, not rounded for workers.
+    """
+    served = weights.copy()
+    compute = Compute(setup.info.job, setup.model, setup.data, (served, served), own=setup.own)
+    if not compute.wire_weights.is_exact:
+        compute.wire_weights.round(served, RoundingKey(step, Node(0, 1), 0))
+    compute.turn(step)
+    try:
+        sums, tally = compute.train(step, Node(micro_batch, micro_batch + 1))
+    except NotFiniteError as error:
+        return not_finite_in(error.quantity, one_line(error.layer, NAME_LIMIT))
+    except Exception:  # noqa: BLE001  # whatever a user's model raises: it decides nothing
+        return ""
+    return result_digest(sums, compute.losses, tally)
 
 
 @dataclass

@@ -1,10 +1,8 @@
 """The worker's shell: turns frames into events and effects into frames. Decides nothing."""
 
-import hashlib
-import struct
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
@@ -39,6 +37,7 @@ from lockstep.common.protocol.messages import (
     shortened,
 )
 from lockstep.common.protocol.shard_messages import Hello, ShardWelcome
+from lockstep.common.protocol.statement import result_digest, statement_of
 from lockstep.common.runtime.clock import ThreadClock
 from lockstep.common.statemachine.client import ClientEvent, Exit, PreparationFailed, Prepared
 from lockstep.common.statemachine.client_shell import ClientShell
@@ -93,11 +92,14 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
     #: What makes it one process of its team.
     kind: type[TeamMember] = TeamMember
     build: BuildModel = ModelSource.build
+    #: Signs what the server records of this worker, None if there is no key for that.
+    sign: Callable[[bytes], bytes] | None = None
     ended: Exit | None = None
     expected = ServerMessage
     servers: ServerConnections = field(init=False)
     arrays: list[Vector] = field(default_factory=list)
     _compute: Compute | None = None
+    _welcome: Welcome | None = None
     #: What is computed with, and the team: None if there is no other process, and no memory is shared.
     _setup: LeaderSetup | None = None
     _leader: Leader | None = None
@@ -336,6 +338,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
 
     def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
         assert isinstance(welcome, Welcome)
+        self._welcome = welcome
         self._end_team()
         try:
             if self.meeting is not None:
@@ -422,7 +425,15 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             number=lease.number,
             losses=pack_losses(found.losses) if lease.work in OF_A_STEP else b"",
             digest=digest,
+            signature=self._signature(lease, digest),
         )
+
+    def _signature(self, lease: Lease, digest: str) -> bytes:
+        """Return the signature of a result with a digest, empty if the run has none."""
+        welcome = self._welcome
+        if not (digest and self.sign and welcome is not None and welcome.signed_run):
+            return b""
+        return self.sign(statement_of(welcome.signed_run, welcome.job.digest(), lease.step, lease.node(), digest))
 
     def _is_on_time(self) -> bool:
         """Tell whether the step at hand was not made by the other processes."""
@@ -471,14 +482,3 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         # With a timeout: a frame that is not sent would cost the whole lease.
         self.servers.send(encode(part, [words]), SEND_TIMEOUT_S, start)
         self._sending_s += self.clock.now() - began
-
-
-def result_digest(sums: Vector, losses: Sequence[float], tally: Tally) -> str:
-    """Return the SHA-256, in hex, by which an audit tells whether another worker's result has the same bits.
-
-    It is taken of the sums as they are sent, the sum of losses of each micro-batch, and the tally.
-    """
-    digest = hashlib.sha256(sums.data)
-    digest.update(pack_losses(losses))
-    digest.update(struct.pack("<dqqqd", tally.loss_sum, tally.correct, tally.count, tally.ignored, tally.divisor))
-    return digest.hexdigest()

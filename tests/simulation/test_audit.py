@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from lockstep.checking.simulation.oracle import RunRecords, reference_run
+from lockstep.checking.simulation.oracle import RunRecords, reference_run, violations
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.errors import FailureKind
 from lockstep.ps.setup import AdmissionPolicy
@@ -68,10 +68,46 @@ def test_a_worker_that_computes_wrongly_is_named_before_its_step_is_applied(
         simulation.run()
     ended = simulation.server.ended
     assert ended is not None
-    assert ended.kind is FailureKind.AUDIT, ended
-    assert "(host host, pid 1)" in ended.failure
-    assert "of step 0" in ended.failure
+    assert ended.kind is FailureKind.ROLLBACK, ended
+    assert ended.failure.endswith(" (host host, pid 1) computes wrongly, and is evicted")
+    assert "of step 0: " in ended.failure
     assert simulation.server.shard.updates == 0
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("shares", [False, True])
+def test_the_server_knows_what_is_right_if_there_is_no_third_worker(short_root: Path, wire: str, shares: bool) -> None:
+    admission = AdmissionPolicy(min_workers=2, audit=1.0, audit_ends=True, lease_timeout_s=30.0)
+    with Simulation(WIRES[wire], 1, admission, root=short_root if shares else None) as simulation:
+        simulation.add_worker()
+        simulation.add_worker(load=faulty)
+        simulation.run()
+    ended = simulation.server.ended
+    assert ended is not None
+    assert ended.kind is FailureKind.AUDIT
+    assert ended.conviction is not None
+    (wrong,) = ended.conviction.wrong
+    assert wrong.named.endswith(" (host host, pid 1)")
+    assert ended.conviction.judges[-1] == "the server"
+    assert "if it is resumed, the run goes back to its beginning" in ended.failure
+
+
+def test_a_server_that_is_started_again_still_knows_who_was_evicted(tmp_path: Path) -> None:
+    folder, admission = tmp_path / "run", AdmissionPolicy(min_workers=2, audit=1.0)
+    (tmp_path / "run").mkdir()
+    with Simulation(WIRES["float32"], 1, admission, folder=folder) as simulation:
+        simulation.add_worker()
+        simulation.add_worker(load=faulty)
+        simulation.run()
+    admission = AdmissionPolicy(min_workers=1, audit=1.0)
+    with Simulation(WIRES["float32"], 1, admission, folder=folder) as simulation:
+        simulation.add_worker()
+        liar = simulation.add_worker(load=faulty)
+        simulation.finish()
+        assert list(violations(simulation.job, digits(), folder, unaudited("float32"))) == []
+    assert liar.runner.ended is not None
+    assert "wrongly, as an audit found" in liar.runner.ended.reason
+    assert (folder / "ledger.jsonl").read_text().count('"kind":"convicted"') == 1
 
 
 def test_one_worker_alone_is_audited_by_nobody() -> None:

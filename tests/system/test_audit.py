@@ -1,7 +1,6 @@
 """An audited run of real processes: the same bits over every transport, and the ledger and the summary tell of it."""
 
 import json
-import os
 
 import pytest
 
@@ -86,17 +85,66 @@ def build():
 """
 
 
-@pytest.mark.parametrize("transport", ["shm", pytest.param("tcp", marks=pytest.mark.slow)])
-def test_a_worker_that_computes_wrongly_ends_the_run_with_both_named(place: Place, transport: str) -> None:
+def honest_digest(place: Place, job: tuple[str, ...]) -> str:
+    """Return what a process comes to that trains the lying model alone, and does not lie."""
+    code, _, error = place.start("train", *job, "--workers", "0", "--run-dir", "honest").end()
+    assert (code, error) == (0, "")
+    return digest(place, "honest")
+
+
+def lying_job(place: Place) -> tuple[str, ...]:
+    """Write the model, and return the job of it."""
     (place.folder / "lying.py").write_text(LYING)
-    flags = ("--workers", "2", "--audit", "100%", "--transport", transport, "--run-dir", "run")
-    process = place.start("train", *JOB, "--model", "lying.py:build", *flags)
-    code, _, error = process.end()
+    return (*JOB, "--model", "lying.py:build")
+
+
+@pytest.mark.parametrize(
+    ("workers", "how"),
+    [
+        ("2", ("--transport", "shm")),
+        pytest.param("3", ("--transport", "tcp"), marks=pytest.mark.slow),
+        pytest.param("2", ("--transport", "ipc", "--servers", "2"), marks=pytest.mark.slow),
+    ],
+)
+def test_a_worker_that_computes_wrongly_is_evicted_and_the_run_goes_on(
+    place: Place, workers: str, how: tuple[str, ...]
+) -> None:
+    job = lying_job(place)
+    process = place.start("train", *job, "--workers", workers, "--audit", "50%", *how, "--run-dir", "run")
+    code, out, error = process.end()
+    assert (code, error) == (0, "")
+    assert out.count(" computes wrongly, and is evicted\n") == 1
+    assert "warning: the run goes back to its beginning, and continues without it\n" in out
+    assert digest(place, "run") == honest_digest(place, job)
+    assert '"kind":"convicted"' in (place.folder / "run" / "ledger.jsonl").read_text()
+    assert place.is_empty(GONE_S)
+
+
+def test_a_server_that_was_started_by_hand_goes_back_by_itself(place: Place) -> None:
+    job = lying_job(place)
+    flags = ("--audit", "100%", "--min-workers", "2", "--run-dir", "run")
+    server = place.start("server", *job, *flags, "--bind", place.address())
+    address = server.line_with("lockstep worker").split()[-1]
+    workers = [place.start("worker", address, "--workers", "1") for _ in range(2)]
+    code, out, _ = server.end()
+    ends = [worker.end() for worker in workers]
+    assert (code, sorted(code for code, _, _ in ends)) == (0, [0, 2])
+    assert "goes back to its beginning" in out
+    refused = next(error for code, _, error in ends if code == 2)
+    assert "error: the server refused this worker: the audit found a difference in micro-batch " in refused
+    assert digest(place, "run") == honest_digest(place, job)
+
+
+def test_an_audit_may_end_the_run(place: Place) -> None:
+    job = lying_job(place)
+    flags = ("--workers", "2", "--audit", "100%", "--audit-ends", "--run-dir", "run")
+    code, _, error = place.start("train", *job, *flags).end()
     assert code == 1
     assert error.count("\n") == 1
-    assert error.startswith("error: the audit found a difference in micro-batches ")
-    assert error.count(f"(host {os.uname().nodename}, pid ") == 2
+    assert error.startswith("error: the audit found a difference in micro-batch ")
     assert " of step 0: " in error
+    assert "computes wrongly, and is evicted" in error
+    assert "if it is resumed, the run goes back to its beginning" in error
     assert '"kind":"step"' not in (place.folder / "run" / "ledger.jsonl").read_text()
     assert not (place.folder / "run" / "result.json").exists()
     assert place.is_empty(GONE_S)

@@ -69,6 +69,9 @@ class Brief:
     def lost(self) -> list[bytes]:
         return self.port.lost()
 
+    def key_name(self, peer: bytes) -> str:
+        return self.port.key_name(peer)
+
     def cut(self, peer: bytes) -> None:
         self.port.cut(peer)
 

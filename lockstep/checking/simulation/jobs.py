@@ -182,11 +182,21 @@ def _team_jobs() -> dict[str, Job]:
     }
 
 
+@cache
+def audited_job() -> Job:
+    """Return the job that shows after how many steps an audit finds a worker: no scenario draws it."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES))
+    return _job(net, data=MANY, global_batch=32, micro_batches=32, steps=30)
+
+
 def job_named(name: str, steps: int | None) -> Job:
     """Return a job, with another number of steps if that is given."""
-    job = jobs()[name]
+    job = audited_job() if name == AUDITED else jobs()[name]
     return job if steps is None else msgspec.structs.replace(job, steps=steps)
 
+
+#: The job of `audited_job`.
+AUDITED = "audited"
 
 #: The jobs whose weights can be split over three servers, and the one whose sums travel in several frames, which takes
 #: longer; and those of a team that is left alone.

@@ -292,6 +292,7 @@ class Simulation:
         ended = shell.server.ended if isinstance(shell, ServerProcess) else None
         if isinstance(shell, ServerProcess) and ended is not None and not ended.failure:
             self.result = shell.session.recorder.result
+        # One that goes back is started again.
         if ended is not None and ended.kind is FailureKind.AUDIT:
             self.failure = ended.failure
         return self.result is not None or bool(self.failure)

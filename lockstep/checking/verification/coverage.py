@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from lockstep.common.data.sampler import Sampler
 from lockstep.common.protocol.messages import OF_A_STEP
-from lockstep.ps.records.ledger import Line, OmittedEntries, RunBegun, StepDone, UnusedWork
+from lockstep.ps.records.ledger import Line, OmittedEntries, RunBegun, StepDone, UnusedWork, WorkerConvicted
 from lockstep.ps.run.plan import Plan
 
 #: Most faults of one kind to report per step or epoch.
@@ -44,6 +44,8 @@ class CoverageReport:
     epochs: list[EpochCoverage]
     #: The points at which the run was resumed.
     resumed: list[RunBegun]
+    #: Workers that computed wrongly, and were evicted: nothing of theirs is left that no audit has confirmed.
+    convicted: list[WorkerConvicted]
 
     def faults(self) -> list[str]:
         return [fault for epoch in self.epochs for fault in epoch.faults]
@@ -66,7 +68,8 @@ def check_coverage(lines: list[Line], plan: Plan, sampler: Sampler) -> CoverageR
     _check_order(done, plan, epochs)
     begun = [line for line in lines if isinstance(line, RunBegun)]
     resumed = [line for place, line in enumerate(begun) if place or line.lost_steps]
-    return CoverageReport([epochs[number] for number in sorted(epochs)], resumed)
+    convicted = [line for line in lines if isinstance(line, WorkerConvicted)]
+    return CoverageReport([epochs[number] for number in sorted(epochs)], resumed, convicted)
 
 
 def _count(epoch: EpochCoverage, steps: list[StepDone], sampler: Sampler) -> None:

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from lockstep.checking.verification.recorded_run import RecordedRun, workers_by_step
 from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.layout import weights_digest
+from lockstep.common.aggregation.tree import Node, is_node
+from lockstep.common.job.tally import Tally
+from lockstep.common.protocol.statement import result_digest
 from lockstep.ps.coordinator.failures import diverged_text
 from lockstep.ps.records.ledger import EpochDone, RunBegun, StepDone, WeightsAt
 from lockstep.ps.setup import RunSetup
@@ -35,6 +38,8 @@ class Verifier:
     #: Micro-batches and steps that were found equal.
     micro_batches: int = 0
     steps: int = 0
+    #: The losses of the last step, as computed here.
+    _losses: list[float] = field(default_factory=list)
     _steps: dict[int, StepDone] = field(init=False)
     _workers: dict[int, dict[int, str]] = field(init=False)
     #: Number of steps -> (source, SHA-256 of the weights after them).
@@ -69,12 +74,13 @@ class Verifier:
         if recorded is None:
             return Difference(step=step, text=f"step {step} is not in the ledger: expected its entry")
         try:
-            trainer.step(step)
+            if (found := self._compute(recorded, trainer)) is not None:
+                return found
         except NotFiniteError as error:
             diverged = diverged_text("train", step, error.micro_batch, error.layer, error.quantity)
             text = f"{diverged}; in the run it was finite"
             return Difference(step=step, micro_batch=error.micro_batch, text=text)
-        here = np.array(trainer.compute.losses, "<f4")
+        here = np.array(self._losses, "<f4")
         if here.tobytes() != recorded.losses:
             return self._loss_difference(recorded, here)
         self.micro_batches += len(here)
@@ -84,6 +90,35 @@ class Verifier:
         self.steps += 1
         odd = self._other_digest(step + 1)
         return None if odd is None else self._weights_difference(recorded, odd)
+
+    def _compute(self, recorded: StepDone, trainer: SingleProcessTrainer) -> Difference | None:
+        """Make a step; return the first result that differs from what its worker has signed.
+
+        What is signed is of parts of the step, which add up to the same sums.
+        """
+        step, found = recorded.step, None
+        if not is_signed_whole(recorded, self.run.job.micro_batches):
+            trainer.step(step)
+            self._losses = trainer.compute.losses
+            return None
+        losses: dict[int, float] = {}
+        total = Tally()
+        for share, signed in sorted(zip(recorded.shares, recorded.signed, strict=True), key=lambda pair: pair[0].lo):
+            node = Node(share.lo, share.hi)
+            sums, tally = trainer.node_sums(step, node)
+            losses.update(zip(range(node.lo, node.hi), trainer.compute.losses, strict=True))
+            total += tally
+            digest = result_digest(sums, trainer.compute.losses, tally)
+            if digest != signed.digest and found is None:
+                text = (
+                    f"step {step}, micro-batches {node}: {self._who(recorded, node.lo)}, which has signed a result "
+                    f"with SHA-256 {signed.digest[:12]}…; computed again it is {digest[:12]}…"
+                )
+                found = Difference(step=step, micro_batch=node.lo, text=text)
+            trainer.setup.shard.add(node, sums.copy())
+        trainer.setup.shard.update(step, total.divisor)
+        self._losses = [losses[micro_batch] for micro_batch in sorted(losses)]
+        return found
 
     def _loss_difference(self, recorded: StepDone, here: NDArray[np.float32]) -> Difference:
         there = recorded.loss_sums()
@@ -122,3 +157,12 @@ class Verifier:
             f"({where}): a gradient differs, or the update; computed {workers}"
         )
         return Difference(step=recorded.step, text=text)
+
+
+def is_signed_whole(recorded: StepDone, micro_batches: int) -> bool:
+    """Tell whether the signed results of a step are nodes of its tree that add up to all of it."""
+    nodes = sorted((share.lo, share.hi) for share in recorded.shares)
+    begins = [0, *(hi for _, hi in nodes)]
+    is_tiled = begins == [*(lo for lo, _ in nodes), micro_batches]
+    has_nodes = all(is_node(lo, hi, micro_batches) for lo, hi in nodes)
+    return len(recorded.signed) == len(nodes) and is_tiled and has_nodes

@@ -13,7 +13,7 @@ from lockstep.common.data.sampler import Sampler
 from lockstep.common.errors import DifferenceError
 from lockstep.common.files.sanitize import printable
 from lockstep.common.protocol.messages import OF_A_STEP
-from lockstep.ps.records.ledger import UnusedWork
+from lockstep.ps.records.ledger import UnusedWork, WorkerConvicted
 from lockstep.ps.run.plan import plan_of
 from lockstep.runs.trained_model import dataset_of
 
@@ -63,6 +63,7 @@ def coverage_lines(recorded: RecordedRun, report: CoverageReport, *, lists_all: 
     """Return a report for a person, with each lease that was computed again or with the number of them."""
     names = workers_by_step(recorded.lines)
     lines = [f"resumed after step {begun.step}: {begun.lost_steps} steps were recomputed" for begun in report.resumed]
+    lines += [_convicted_line(convicted) for convicted in report.convicted]
     for epoch in report.epochs:
         lines.append(_epoch_line(epoch))
         counts = Counter(again.why for again in epoch.again)
@@ -73,6 +74,11 @@ def coverage_lines(recorded: RecordedRun, report: CoverageReport, *, lists_all: 
         if epoch.omitted:
             lines.append(f"  and {epoch.omitted} more that the ledger only counts")
     return lines
+
+
+def _convicted_line(convicted: WorkerConvicted) -> str:
+    where = f"step {convicted.back_to}" if convicted.back_to else "its beginning"
+    return f"{convicted.why()}: it was evicted, and the run went back to {where}"
 
 
 def _epoch_line(epoch: EpochCoverage) -> str:

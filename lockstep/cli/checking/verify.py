@@ -16,6 +16,7 @@ from lockstep.checking.verification.recorded_run import (
     other_numerics,
     read_run,
 )
+from lockstep.checking.verification.signatures import SignatureReport, check_signatures, has_signatures
 from lockstep.checking.verification.verify import Difference, Verifier
 from lockstep.cli.checking.ledger import coverage_lines, coverage_of, demand_coverage
 from lockstep.cli.options.run import RUN_ARGUMENT
@@ -26,12 +27,14 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import DifferenceError, NumericsError, UsageError
 from lockstep.common.files.safetensors import read
 from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.transport.auth.keys import KeyFolder
 from lockstep.launch.numerics import begin_with
 from lockstep.ps.records.ledger import EpochDone
 from lockstep.ps.records.receipt import read_chain
 from lockstep.ps.records.run_folder import LEDGER, RESULT, WEIGHTS, read_receipt, read_result
 from lockstep.ps.setup import RunSetup
 from lockstep.results.reports.display import PLAIN_EVERY_S, print_plainly
+from lockstep.runs.optional_packages import demand
 
 
 @click.command(short_help="Recompute a run and compare every bit.")
@@ -43,6 +46,12 @@ from lockstep.results.reports.display import PLAIN_EVERY_S, print_plainly
     metavar="RECEIPT",
     help="compare with the receipt of another run (a receipt.json or run folder), and compute nothing",
 )
+@click.option(
+    "--keys",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="folder of a server's keys: each result must be signed by one of them",
+)
 @click.option("--allow-mixed-numerics", is_flag=True, help="allow a machine or version whose bits may differ")
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
 @takes_trust
@@ -52,6 +61,7 @@ def verify(
     run: Path,
     steps: str | None,
     against: Path | None,
+    keys: Path | None,
     allow_mixed_numerics: bool,
     as_json: bool,
 ) -> None:
@@ -59,7 +69,8 @@ def verify(
 
     The command compares the ledger, the loss of each micro-batch, a checksum of the weights after each step, and their
     SHA-256 after each epoch and checkpoint. It reports the first step and micro-batch that differ, and the worker that
-    computed them. The exit code is 1 if anything differs.
+    computed them. If workers have signed their results, the signatures are checked first. The exit code is 1 if
+    anything differs.
 
     \b
       lockstep verify runs/20261124-231714-lenet
@@ -80,6 +91,10 @@ def verify(
     report = coverage_of(recorded)
     print_plainly(console, *coverage_lines(recorded, report))
     demand_coverage(report)
+    signatures = demand_signatures(recorded, keys)
+    if signatures is not None:
+        by = ", ".join(f"{count:,} by {owner}" for owner, count in signatures.by.items())
+        print_plainly(console, f"signatures: all {signatures.valid:,} results are signed: {by}")
     setup = open_again(recorded, allows_mixed_numerics=allow_mixed_numerics)
     check_chain(recorded, setup)
     if low:
@@ -103,6 +118,18 @@ def verify(
         f"the same bits: steps {first} to {high - 1}, the losses of {verifier.micro_batches:,} micro-batches and the "
         f"weights after each step",
     )
+
+
+def demand_signatures(recorded: RecordedRun, keys: Path | None) -> SignatureReport | None:
+    """Check the signatures of a run that has some, or has to; raise `DifferenceError` if any is wrong or missing."""
+    if keys is None and not has_signatures(recorded):
+        return None
+    demand("cryptography", "signing", "a run whose results are signed")
+    report = check_signatures(recorded, None if keys is None else KeyFolder(keys).signers())
+    if report.faults:
+        more = f"; and {len(report.faults) - 1:,} more" if len(report.faults) > 1 else ""
+        raise DifferenceError(f"{report.faults[0]}{more}")
+    return report
 
 
 class Watch:

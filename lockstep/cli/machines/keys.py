@@ -7,7 +7,14 @@ import click
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.transport.auth.credentials import Z85_KEY
 from lockstep.common.transport.auth.curve import new_pair
-from lockstep.common.transport.auth.keys import KeyFolder, SecretKey, check_names, read_ours, write_secret
+from lockstep.common.transport.auth.keys import (
+    KeyFolder,
+    SecretKey,
+    check_names,
+    new_signing_key,
+    read_ours,
+    write_secret,
+)
 
 _FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 
@@ -69,19 +76,23 @@ def make(file: Path, server: str) -> None:
     public = server if Z85_KEY.fullmatch(server) else read_ours(Path(server), forbidden=0o022).strip()
     if not Z85_KEY.fullmatch(public):
         raise click.UsageError(f"{server!r} is not a public key: expected 40 characters, as in DIR/server.public")
-    pair = new_pair()
-    write_secret(file, SecretKey(name, pair, public))
+    pair, signing = new_pair(), new_signing_key()
+    write_secret(file, SecretKey(name, pair, public, signing.seed))
     click.echo(f"made {file}; admit it on the server's machine, where DIR is the folder of keys:")
-    click.echo(f"  lockstep keys allow DIR {name} '{pair.public}'")
+    click.echo(f"  lockstep keys allow DIR {name} '{pair.public}'{f' {signing.public}' * bool(signing.public)}")
 
 
 @keys.command(short_help="Admit a worker whose key was made elsewhere.")
 @_FOLDER
 @click.argument("name")
 @click.argument("public")
-def allow(folder: Path, name: str, public: str) -> None:
-    """Admit the worker NAME with the PUBLIC key that `lockstep keys make` printed."""
-    KeyFolder(folder).allow(name, public)
+@click.argument("signer", default="")
+def allow(folder: Path, name: str, public: str, signer: str) -> None:
+    """Admit the worker NAME with the PUBLIC key that `lockstep keys make` printed.
+
+    SIGNER is the public key of its signatures, if one was printed: a run with --signed needs it.
+    """
+    KeyFolder(folder).allow(name, public, signer)
     click.echo(f"{name} is admitted from now on")
 
 
@@ -97,8 +108,12 @@ def revoke(folder: Path, name: str) -> None:
 @keys.command("list", short_help="List who is admitted.")
 @_FOLDER
 def list_command(folder: Path) -> None:
-    """Print the server's public key, and the name and public key of each worker that it admits."""
+    """Print the server's public key, and the name and public keys of each worker that it admits.
+
+    A worker that can sign its results has a second one, for signatures.
+    """
     made = KeyFolder(folder)
     click.echo(f"server  {made.server_key().pair.public}")
+    signers = made.signers()
     for public, name in made.names().items():
-        click.echo(f"{name}  {public}")
+        click.echo("  ".join([name, public, *filter(None, [signers.get(name)])]))

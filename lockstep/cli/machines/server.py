@@ -1,6 +1,7 @@
 """`lockstep server`: the parameter server of one run."""
 
 import shlex
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from lockstep.cli.options.trust import takes_trust
 from lockstep.cli.options.types import seconds
 from lockstep.common.errors import UsageError
 from lockstep.common.job.score import Score
+from lockstep.common.transport.auth.credentials import Lock, ServerKeys
 from lockstep.launch.endpoints import lock_of
 from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.numerics import begin_with
@@ -28,6 +30,7 @@ from lockstep.launch.run_end import keep_logs
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_supervised
 from lockstep.ps.setup import AdmissionPolicy
 from lockstep.runs.job_groups import CHECKPOINT_FIELDS
+from lockstep.runs.optional_packages import demand
 from lockstep.runs.run_dir import check_resume_flags, finished, resumed_job, unclaim
 from lockstep.runs.session import Destination, destination_of
 
@@ -39,7 +42,7 @@ from lockstep.runs.session import Destination, destination_of
     metavar="ADDRESS",
     help="address to listen on: tcp://HOST:PORT (port 0: any free one) or ipc://PATH",
 )
-@takes_job(*JOB_FIELDS, "min_workers", "servers", "transport", "audit", "ship_data", *CHECKPOINT_FIELDS)
+@takes_job(*JOB_FIELDS, "min_workers", "servers", "transport", "audit", "audit_ends", "ship_data", *CHECKPOINT_FIELDS)
 @RUN_DIR_OPTION
 @RESUME_OPTION
 @click.option(
@@ -50,6 +53,11 @@ from lockstep.runs.session import Destination, destination_of
     help="seconds after which a micro-batch is given to another worker  [60]",
 )
 @click.option("--allow-mixed-numerics", is_flag=True, help="admit workers on machines whose bits may differ")
+@click.option(
+    "--signed",
+    is_flag=True,
+    help="admit only workers that sign their results with their keys (needs --keys and the extra signing)",
+)
 @KEYS_OPTION
 @INSECURE_OPTION
 @SUPERVISED_OPTION
@@ -67,6 +75,7 @@ def server(
     resume: Path | None,
     lease_timeout: float,
     allow_mixed_numerics: bool,
+    signed: bool,
     keys: Path | None,
     insecure: bool,
     supervised: Path | None,
@@ -93,18 +102,27 @@ def server(
         resolved, launch = resumed_job(resume, job.given)
     else:
         resolved, launch = job.resolve()
+    if launch.audit and allow_mixed_numerics:
+        raise UsageError(
+            f"--audit {launch.audit:g} with --allow-mixed-numerics: remove one; a worker whose numerics differ would "
+            "be evicted although it computes as it should"
+        )
     # Before there is anything to tidy up. One that `train` has started on this machine has them already.
     begin_with(resolved.numerics)
     admission = AdmissionPolicy(
         min_workers=launch.min_workers or 1,
         servers=launch.servers,
         audit=launch.audit,
+        audit_ends=launch.audit_ends,
         ships_data=launch.ship_data,
         lease_timeout_s=lease_timeout,
         allows_mixed_numerics=allow_mixed_numerics,
+        signed=signed,
         pauses=pause,
     )
-    listening = Listening(bind, lock_of(keys, supervised, is_insecure=insecure), insecure)
+    lock = lock_of(keys, supervised, is_insecure=insecure)
+    signers = signers_of(lock) if signed else dict
+    listening = Listening(bind, lock, insecure)
     if supervised is not None:
         folder = resume or run_dir
         assert folder is not None  # `train` has claimed it, and perhaps written data into it
@@ -114,7 +132,20 @@ def server(
     if resume is not None:
         check_unfinished(resume)
     with destination_of(resolved, launch, resume or run_dir, is_resumed=resume is not None) as destination:
-        serve_by_hand(Service(resolved, admission, destination, picture, page), listening)
+        serve_by_hand(Service(resolved, admission, destination, picture, signers, page), listening)
+
+
+def signers_of(lock: Lock) -> Callable[[], Mapping[str, str]]:
+    """Return what has the keys of workers' signatures; `UsageError` if results cannot be checked."""
+    if not isinstance(lock, ServerKeys):
+        raise UsageError("--signed without --keys: expected a folder of keys, by which workers are known")
+    demand("cryptography", "signing", "--signed")
+    if not lock.signers():
+        raise UsageError(
+            "--signed with keys of which none can sign: expected workers' keys with seeds, which `lockstep keys add` "
+            "makes now that the extra signing is installed"
+        )
+    return lock.signers
 
 
 def wanted_page(metrics: str | None, *, is_watched: bool) -> PageRequest | None:

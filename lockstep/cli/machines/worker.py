@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import msgspec
 
 from lockstep.cli.options.run import KEY_OPTION, NUMERICS_OPTION, SUPERVISED_OPTION
 from lockstep.cli.options.types import WholeNumber, seconds
@@ -23,7 +24,7 @@ from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.ports import dial, wait_for_any
 from lockstep.launch.child import HERE, Child
 from lockstep.launch.client import DONE, own_join, say, take_part
-from lockstep.launch.endpoints import credential_of
+from lockstep.launch.endpoints import credential_of, signer_of
 from lockstep.launch.lifetime import ends_with_parent, uninterrupted
 from lockstep.launch.numerics import begin_with
 from lockstep.launch.process_backend import private_folder
@@ -148,7 +149,9 @@ def lead(request: WorkerRequest, credential: Credential) -> int:
     """Be a worker alone, or the process of a team that has its connection; return the exit code."""
     give_way()
     # While it may use all cores of the team.
-    join, patience = own_join(request.processes), patience_of(request.processes, cores())
+    public, sign = signer_of(credential)
+    join = msgspec.structs.replace(own_join(request.processes), signer=public)
+    patience = patience_of(request.processes, cores())
     silence_s = SILENCE_S if request.timeout is None else request.timeout
     config = ClientConfig(address=request.address, join=join, timeout_s=request.timeout, silence_s=silence_s)
     with own_core(0, request.processes):
@@ -168,6 +171,7 @@ def lead(request: WorkerRequest, credential: Credential) -> int:
             request.cache_folder(),
             meeting=request.meeting(),
             patience=patience,
+            sign=sign,
         )
         return take_part(shell.run, request.numerics, request.supervised)
 

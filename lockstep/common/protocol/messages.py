@@ -20,7 +20,7 @@ from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.runtime.numerics import Numerics
 
 #: Changes with every change to a message's meaning; two sides with different numbers refuse each other.
-PROTOCOL_VERSION = 12
+PROTOCOL_VERSION = 13
 
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
@@ -125,6 +125,8 @@ class Join(Message, frozen=True, kw_only=True):
     processes: Annotated[int, Meta(ge=1, le=PROCESSES_LIMIT)] = 1
     #: The run that it was evicted from; empty if it was in none.
     run: ShortText = ""
+    #: The public key of its signatures, in hex; empty if it has none.
+    signer: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
 
 
 class Ready(Message, frozen=True, kw_only=True):
@@ -169,6 +171,8 @@ class Result(NodeMessage, frozen=True, kw_only=True):
     losses: Annotated[bytes, Meta(max_length=4 * 4096)] = b""
     #: Of the sums and the figures here, if the lease asks for it; otherwise empty.
     digest: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+    #: Of the digest and what it is of, if the run asks for it: see `common.protocol.statement`. Otherwise empty.
+    signature: Annotated[bytes, Meta(max_length=64)] = b""
 
     def key(self) -> LeaseKey:
         return self.work, self.step, self.number
@@ -280,6 +284,8 @@ class Welcome(Message, frozen=True, kw_only=True):
     moments: tuple[float, float] | None = None
     #: Values of the vectors that are sent: those that are trained, and running statistics.
     size: Count = 0
+    #: What names the run in signatures of results, empty if results are not to be signed.
+    signed_run: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
 
 
 class Refused(Message, frozen=True, kw_only=True, omit_defaults=True):

@@ -65,6 +65,10 @@ class Received(Struct, frozen=True, kw_only=True):
 
     peer: bytes
     message: Message
+    #: The name of the key with which the peer was let in, empty if there are no keys or if it does not matter.
+    key: str = ""
+    #: The public key of signatures that belongs to that key, empty if there is none.
+    signer: str = ""
 
 
 class PeerLeft(Struct, frozen=True, kw_only=True):
@@ -87,6 +91,10 @@ class Send(Struct, frozen=True, kw_only=True):
 
     peer: bytes
     message: Message
+    #: The name of the key with which the peer was let in, empty if there are no keys or if it does not matter.
+    key: str = ""
+    #: The public key of signatures that belongs to that key, empty if there is none.
+    signer: str = ""
 
 
 class Report(Struct, frozen=True, kw_only=True):

@@ -203,6 +203,9 @@ class MemoryServer:
         self._lost = [peer for peer in self._lost if peer in waiting]
         return lost
 
+    def key_name(self, peer: bytes) -> str:
+        return ""
+
     def cut(self, peer: bytes) -> None:
         _demand_open(self.is_open)
         client = self.connections.get(peer)

@@ -79,6 +79,10 @@ class ServerPort(Protocol):
         """
         ...
 
+    def key_name(self, peer: bytes) -> str:
+        """Return the name of the key with which a peer was let in; empty if the server has no keys."""
+        ...
+
     def cut(self, peer: bytes) -> None:
         """End the connection of a peer; its waiting messages may still be received, and it may dial again."""
         ...

@@ -71,12 +71,12 @@ class CheckpointFolder:
         for path in self.path.glob(".*.partial"):
             path.unlink()
 
-    def set_aside(self, behind: int) -> None:
-        """Rename the files of later steps than `behind`, so that they neither count nor are lost."""
+    def set_aside(self, behind: int, mark: str = "damaged") -> None:
+        """Rename the files of later steps than `behind`, so that they neither count nor are lost; `mark` says why."""
         for step in self.steps():
             if step > behind:
                 path = self.file_of(step)
-                path.replace(path.with_name(f"{path.name}.damaged"))
+                path.replace(path.with_name(f"{path.name}.{mark}"))
 
     def back_from(self, step: int) -> Iterator[Checkpoint]:
         """Yield the whole checkpoints up to a step, the last one first; damaged ones are reported."""

@@ -1,7 +1,8 @@
 """From a checkpoint to a run that continues as if it had never stopped."""
 
 from collections import deque
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.tree import Vector
@@ -32,6 +33,8 @@ class Resumption:
     progress: Progress
     #: Seconds that workers have computed so far.
     compute_s: float = 0.0
+    #: By identity, which workers may not come back, and why.
+    convicted: Mapping[str, str] = field(default_factory=dict)
 
 
 def first_round(setup: RunSetup) -> Resumption:
@@ -44,7 +47,14 @@ def first_round(setup: RunSetup) -> Resumption:
 def coordinator_of(info: RunInfo, start: Resumption, *, first_steps: int = FIRST_STEPS) -> Coordinator:
     """Return the coordinator of a run that begins or resumes there; `first_steps` as of `Coordinator`."""
     membership = Membership(compute_s=start.compute_s)
-    return Coordinator(info, membership=membership, progress=start.progress, start=start.round, first_steps=first_steps)
+    return Coordinator(
+        info,
+        membership=membership,
+        progress=start.progress,
+        start=start.round,
+        convicted=start.convicted,
+        first_steps=first_steps,
+    )
 
 
 def begin_again(setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder) -> Resumption:

@@ -3,14 +3,14 @@
 What it decides never changes the result, only who computes it: the sums are added over one fixed tree.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import assert_never
 
 from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
-from lockstep.common.errors import FailureKind
+from lockstep.common.errors import FailureKind, RefusalKind
 from lockstep.common.protocol.messages import (
     CallbackDecision,
     ComputeFailed,
@@ -35,13 +35,14 @@ from lockstep.ps.coordinator.effects import (
     Finish,
     ForgetWorker,
     LeaseSteps,
+    Recompute,
     RecordEpoch,
     RecordStep,
     UpdateWeights,
     WithdrawSteps,
 )
-from lockstep.ps.coordinator.membership import Member, Membership, MemberState
-from lockstep.ps.coordinator.scheduling.audit import Audit
+from lockstep.ps.coordinator.membership import Member, Membership, MemberState, identity_of
+from lockstep.ps.coordinator.scheduling.audit import Audit, AuditFinding, Conviction
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable, WithdrawnLease
 from lockstep.ps.coordinator.scheduling.multi_step_plan import FIRST_STEPS, MultiStepPlan
 from lockstep.ps.coordinator.scheduling.round_state import UNKNOWN, RoundState
@@ -74,8 +75,10 @@ class Coordinator(Machine[events.Event, Effect]):
     #: Addresses of the other servers once they are ready, and whether all servers see the memory that is offered.
     shards: Sequence[str] = ()
     offers_memory: bool = True
-    #: Workers that came before all servers were ready.
-    early_joins: dict[bytes, Join] = field(default_factory=dict)
+    #: Workers that came before all servers were ready, and how they were let in.
+    early_joins: dict[bytes, tuple[Join, registration.Admittance]] = field(default_factory=dict)
+    #: By identity, who may not come back, and why.
+    convicted: Mapping[str, str] = field(default_factory=dict)
     #: The round to begin with if a run is resumed; otherwise the plan's first.
     start: Round | None = None
     #: Steps before the first multi-step lease.
@@ -91,7 +94,7 @@ class Coordinator(Machine[events.Event, Effect]):
     def __post_init__(self) -> None:
         if self.info.servers > 1:
             self.phase = RunPhase.AWAITING_SERVERS
-        self.scheduler = Scheduler(LeaseTimeouts(self.info.lease_timeout_s))
+        self.scheduler = Scheduler(LeaseTimeouts(self.info.lease_timeout_s), digests_all=self.info.signed)
         self.stragglers = StragglerMonitor(self.scheduler.timeouts, self.scheduler.withdrawals)
         self.progress.targets, self.progress.guess = self.info.targets, self.info.guess
         self.progress.has_accuracy = self.info.has_accuracy
@@ -144,6 +147,8 @@ class Coordinator(Machine[events.Event, Effect]):
         match event:
             case Received(peer=peer, message=message):
                 member = self.membership.members.get(peer)
+                if isinstance(message, Join):
+                    return self._join(peer, message, registration.Admittance(event.key, event.signer), now)
                 return self._on_message(peer, message, now) if member is None else self._on_work(member, message, now)
             case events.PeerLeft():
                 return self._on_left(event, now)
@@ -164,6 +169,8 @@ class Coordinator(Machine[events.Event, Effect]):
                 self.multi_step.is_possible = False
                 self._leave_multi_step(self.round.step, now)
                 return self._assign_leases(now)
+            case events.Recomputed():
+                return self._on_recomputed(event)
             case events.ServerLost():
                 return self._fail(event.text, FailureKind.SERVER_LOST)
             case events.WeightsNotFinite():
@@ -178,8 +185,6 @@ class Coordinator(Machine[events.Event, Effect]):
     def _on_message(self, peer: bytes, message: Message, now: float) -> list[Effect]:
         """Handle what anybody may send."""
         match message:
-            case Join():
-                return self._join(peer, message, now)
             case CallbackDecision():
                 return self._on_callbacks_decided(message, now)
             case Ping():
@@ -196,6 +201,9 @@ class Coordinator(Machine[events.Event, Effect]):
                 return self._on_result(member, message, now)
             case ComputeFailed():
                 return self._on_compute_failed(member, message, now)
+            case Diverged(work="audit"):
+                is_asked = failures.is_asked(member, message, self.state)
+                return self._judge(member, message.micro_batch, message, now) if is_asked else []
             case Diverged():
                 found = failures.diverged(member, message, self.state)
                 return [] if found is None else self._fail(found.text, found.kind)
@@ -209,17 +217,22 @@ class Coordinator(Machine[events.Event, Effect]):
 
     # Workers come and go
 
-    def _join(self, peer: bytes, join: Join, now: float) -> list[Effect]:
-        if refused := registration.refuse(peer, join, self.membership, self.info):
+    def _join(self, peer: bytes, join: Join, admitted: registration.Admittance, now: float) -> list[Effect]:
+        conviction = self.convicted.get(identity_of(join, admitted.key))
+        refused = registration.refuse(peer, join, admitted, self.membership, self.info, conviction)
+        if refused:
             return refused
         if self.is_over():
             return [Send(peer=peer, message=self._finished())]
         if peer in self.membership.members:
             return []
         if self.phase is RunPhase.AWAITING_SERVERS:
-            self.early_joins[peer] = join
+            self.early_joins[peer] = join, admitted
             return []
-        return registration.admit(peer, join, self.membership, self.state.account, self._welcome, now)
+        effects = registration.admit(peer, join, admitted, self.membership, self.state.account, self._welcome, now)
+        if self.phase is RunPhase.AUDITING:
+            self.state.exclude(self.membership.members.values())
+        return effects
 
     def _welcome(self, rank: int) -> Welcome:
         return self.info.welcome(rank, shards=self.shards, offers_memory=self.offers_memory)
@@ -229,7 +242,7 @@ class Coordinator(Machine[events.Event, Effect]):
         self.membership.obstacle = self.membership.obstacle or event.obstacle
         self.phase = RunPhase.AWAITING_WORKERS
         early, self.early_joins = self.early_joins, {}
-        return [effect for peer, join in early.items() for effect in self._join(peer, join, now)]
+        return [effect for peer, join in early.items() for effect in self._join(peer, *join, now)]
 
     def _prepared(self, member: Member, ready: Ready, now: float) -> list[Effect]:
         if member.state is not MemberState.PREPARING:
@@ -301,7 +314,9 @@ class Coordinator(Machine[events.Event, Effect]):
         effects, counts = self.state.on_result(member, result, has_shards=self.info.servers > 1, times=times)
         if not counts:
             return effects + (self._assign_leases(now, self._only(member)) if withdrawn else [])
-        return effects + (self._accept_audited if result.work == "audit" else self._accept)(member, result, now)
+        if result.work == "audit":
+            return effects + self._judge(member, result.lo, result, now)
+        return effects + self._accept(member, result, now)
 
     def _record_duration(self, member: Member, result: Result, now: float) -> WithdrawnLease | None:
         """Measure a result of a lease that a worker holds, or that was withdrawn, which is then returned.
@@ -370,7 +385,7 @@ class Coordinator(Machine[events.Event, Effect]):
 
     def _open(self, following: Round) -> None:
         audit = Audit.of(following, self.info.audit, self.info.job.seed)
-        self.state = RoundState(following, audit, self.progress.round_started)
+        self.state = RoundState(following, audit, self.info.signed_run, self.progress.round_started)
 
     def _begin_round(self, now: float) -> None:
         """Count the time of the round at hand from now on: there was something to wait for."""
@@ -379,7 +394,7 @@ class Coordinator(Machine[events.Event, Effect]):
 
     def _complete_round(self, now: float) -> list[Effect]:
         if self.round.work == "train" and self.state.audit.is_due():
-            self.state.begin_audit()
+            self.state.begin_audit(self.membership.members.values())
             self.phase = RunPhase.AUDITING
             return []
         tally, account = self.state.tallies.total(), self.state.account
@@ -479,10 +494,52 @@ class Coordinator(Machine[events.Event, Effect]):
 
     # Some of a step is computed again
 
+    def _judge(self, member: Member, micro_batch: int, found: Result | Diverged, now: float) -> list[Effect]:
+        """Compare what another worker has found; it is an error of ours to ask one twice."""
+        audit = self.state.audit
+        if audit.has_heard(micro_batch, member):
+            return []
+        conviction = audit.add(micro_batch, AuditFinding.of(member, found))
+        if conviction is not None:
+            return self._convict(conviction)
+        if audit.is_disputed(micro_batch):
+            self.state.dispute(member, micro_batch, self.membership.members.values())
+            text = f"{audit.dispute(micro_batch)}; another worker, or the server, computes it too"
+            return [Report(text=text), *self._assign_leases(now)]
+        assert isinstance(found, Result)  # the first one's was
+        return self._accept_audited(member, found, now)
+
+    def _on_recomputed(self, found: events.Recomputed) -> list[Effect]:
+        """Believe the server; without its opinion, the run cannot go on: one of them changes the weights."""
+        audit = self.state.audit
+        if not self.state.is_open_audit(found.step, found.micro_batch):
+            return []
+        conviction = audit.decide(found.micro_batch, found.found) if found.found else None
+        if conviction is not None:
+            return self._convict(conviction)
+        text = (
+            f"{audit.dispute(found.micro_batch)}; nobody is left who could decide which of them computes wrongly, and "
+            "the step was not applied: find out with `lockstep verify`, or by leaving out one at a time, and resume "
+            "from the last checkpoint"
+        )
+        return self._fail(text, FailureKind.AUDIT)
+
+    def _convict(self, conviction: Conviction) -> list[Effect]:
+        """Evict who is wrong for good; end, so that the run is resumed from before its results."""
+        self.phase, self.failure = RunPhase.FAILED, conviction.text()
+        self.failure_kind = FailureKind.AUDIT if self.info.audit_ends else FailureKind.ROLLBACK
+        wrong = {finding.identity for finding in conviction.wrong}
+        refusal = registration.refused(RefusalKind.CONVICTED, registration.convicted_text(self.failure))
+        # The others join again in a moment, when the run is resumed.
+        back = Eviction(reason="the run goes back to a checkpoint, since a worker has computed wrongly")
+        others = self._finished() if self.info.audit_ends else back
+        members = self.membership.members.items()
+        effects: list[Effect] = [
+            Send(peer=peer, message=refusal if one.identity in wrong else others) for peer, one in members
+        ]
+        return [*effects, Finish(failure=self.failure, kind=self.failure_kind, conviction=conviction)]
+
     def _accept_audited(self, member: Member, result: Result, now: float) -> list[Effect]:
-        difference = self.state.audit.difference(member, result)
-        if difference:
-            return self._fail(difference, FailureKind.AUDIT)
         withdrawn = self._withdraw(self.state.accept_audited(member, result), now)
         self.progress.audited += 1
         self.membership.credit_audit(member, result.compute_s)
@@ -492,10 +549,12 @@ class Coordinator(Machine[events.Event, Effect]):
         """Complete the step once everything is audited for which there is a worker: the audit waits for nobody."""
         if self.phase is not RunPhase.AUDITING:
             return []
-        skipped = self.state.skip_unassignable([member.rank for member in self.membership.ready()])
+        ready = [member.rank for member in self.membership.ready()]
+        skipped, step = self.state.skip_unassignable(ready), self.round.step
         is_first, self.progress.unaudited = not self.progress.unaudited, self.progress.unaudited + len(skipped)
         text = f"cannot audit {self.round.named(skipped)} or others now: no other worker is ready; the run continues"
         reports: list[Effect] = [Report(text=text)] if skipped and is_first else []
+        reports += [Recompute(step=step, micro_batch=one) for one in self.state.for_server(ready)]
         if not self.leases.is_complete():
             return reports
         self.state.end_audit()

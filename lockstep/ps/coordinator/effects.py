@@ -10,6 +10,7 @@ from lockstep.common.statemachine.machine import Report as Report
 from lockstep.common.statemachine.machine import ReportRefusal as ReportRefusal
 from lockstep.common.statemachine.machine import Send as Send
 from lockstep.ps.coordinator.events import StepMade
+from lockstep.ps.coordinator.scheduling.audit import Conviction
 from lockstep.ps.records.ledger import Account
 
 
@@ -68,6 +69,13 @@ class RecordStep(Struct, frozen=True, kw_only=True):
     made: StepMade
 
 
+class Recompute(Struct, frozen=True, kw_only=True):
+    """Compute a micro-batch in the server's own process, since workers differ: answered by `Recomputed`."""
+
+    step: int
+    micro_batch: int
+
+
 class RecordEpoch(Struct, frozen=True, kw_only=True):
     """Record an epoch's figures, with the digest of the weights as they are now."""
 
@@ -81,6 +89,8 @@ class Finish(Struct, frozen=True, kw_only=True):
     failure: str = ""
     #: Why it failed, None if it succeeded. If it diverged, the weights before the last update are kept.
     kind: FailureKind | None = None
+    #: Who has computed wrongly, if that is why.
+    conviction: Conviction | None = None
 
 
 Effect = (
@@ -92,6 +102,7 @@ Effect = (
     | LeaseSteps
     | WithdrawSteps
     | RecordStep
+    | Recompute
     | RecordEpoch
     | Report
     | ReportRefusal

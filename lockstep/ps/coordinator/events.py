@@ -103,6 +103,14 @@ class MultiStepLeaseEnded(Struct, frozen=True, kw_only=True):
     is_silent: bool
 
 
+class Recomputed(Struct, frozen=True, kw_only=True):
+    """The server has computed a micro-batch itself; what it found is empty if it cannot."""
+
+    step: int
+    micro_batch: int
+    found: str = ""
+
+
 class MultiStepLeaseRefused(Struct, frozen=True, kw_only=True):
     """No team can make steps by itself in this run."""
 
@@ -144,6 +152,7 @@ Event = (
     | StepMade
     | MultiStepLeaseEnded
     | MultiStepLeaseRefused
+    | Recomputed
     | ServerLost
     | WeightsNotFinite
     | TimePassed

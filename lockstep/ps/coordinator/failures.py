@@ -55,19 +55,20 @@ def lease_failed(member: Member, failed: ComputeFailed, state: RoundState) -> Fa
 
 def diverged(member: Member, found: Diverged, state: RoundState) -> Failure | None:
     """Return the run's failure if a loss or gradient is not finite, None if it is not of this round."""
-    at = state.round
-    if (found.work, found.step) != (at.work, at.step):
+    if not is_asked(member, found, state):
         return None
-    held = state.leases.held_by(member.rank)
-    if not any(lease.node.lo <= found.micro_batch < lease.node.hi for lease in held):
-        return None  # it was not asked: others have computed it, or will
-    if found.work == "audit":
-        # The first worker found it finite: this is not the model's fault.
-        text = state.audit.divergence(member, found)
-        return Failure(text=text, kind=FailureKind.AUDIT) if text else None
     who = member.named() if found.quantity == "gradient" else ""
     text = diverged_text(found.work, found.step, found.micro_batch, found.layer, found.quantity, who)
     return Failure(text=text, kind=FailureKind.DIVERGED)
+
+
+def is_asked(member: Member, found: Diverged, state: RoundState) -> bool:
+    """Tell whether a micro-batch is one that a worker was asked for, and nobody else has computed meanwhile."""
+    at = state.round
+    if (found.work, found.step) != (at.work, at.step):
+        return False
+    held = state.leases.held_by(member.rank)
+    return any(lease.node.lo <= found.micro_batch < lease.node.hi for lease in held)
 
 
 def diverged_text(

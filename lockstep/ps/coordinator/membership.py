@@ -28,6 +28,19 @@ class MemberState(Enum):
     SUSPECT = "suspect"
 
 
+def process_of(join: Join) -> str:
+    """Return the first incarnation of a process, to which it adds how often it has joined again."""
+    return join.incarnation.partition(".")[0]
+
+
+def identity_of(join: Join, key: str) -> str:
+    """Return by what a worker is known when it comes back: its key, or else its process.
+
+    Without keys anybody may call itself what it likes, and a process that is started again is another worker.
+    """
+    return f"key {key}" if key else f"process {process_of(join)}"
+
+
 @dataclass
 class SlowWorkerTrial:
     """A worker that is too slow to be given anything, which may have changed."""
@@ -69,6 +82,13 @@ class Member:
     probe_interval_s: float = PROBE_S
     #: None while it is quick enough to be given work in each round.
     trial: SlowWorkerTrial | None = None
+    #: The name of the key with which it was let in, empty if the server has no keys.
+    key: str = ""
+
+    @property
+    def identity(self) -> str:
+        """By what it is known when it comes back."""
+        return identity_of(self.join, self.key)
 
     @property
     def processes(self) -> int:
@@ -131,9 +151,9 @@ class Membership:
     #: Members on machines that have a core for each process of theirs.
     _uncrowded: int = 0
 
-    def admit(self, peer: bytes, join: Join, now: float) -> Member:
-        """Give a peer the next rank."""
-        member = Member(peer, self.next_rank, join)
+    def admit(self, peer: bytes, join: Join, now: float, key: str = "") -> Member:
+        """Give a peer the next rank; `key` as of `Member`."""
+        member = Member(peer, self.next_rank, join, key=key)
         self.next_rank += 1
         self.members[peer] = member
         self.probes.set(peer, now + PROBE_S)

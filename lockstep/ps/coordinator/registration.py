@@ -1,6 +1,7 @@
 """How workers join a run and get work, and why some are refused. Pure."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
@@ -73,7 +74,39 @@ def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics:
     )
 
 
-def _refusal(peer: bytes, join: Join, membership: Membership, info: RunInfo) -> Refused | None:
+def convicted_text(why: str) -> str:
+    """Return why a worker may not come back."""
+    return f"{why}; test the memory and the processor of its machine"
+
+
+class Admittance(NamedTuple):
+    """The name of the key with which a peer was let in, and the key of its signatures, as the server knows them."""
+
+    key: str = ""
+    signer: str = ""
+
+
+def unsigned_text(join: Join, signer: str) -> str:
+    """Return why results of a worker could not be checked: it has no key for signatures, or another one."""
+    if not join.signer:
+        return (
+            "this run accepts signed results only: expected a worker with --key FILE, whose file has a seed; with the "
+            "extra signing, `lockstep keys add DIR NAME` makes one"
+        )
+    known = f"{signer[:12]}…" if signer else "none"
+    return (
+        f"this run accepts signed results only, and knows {known} as the key of this worker's signatures, which is "
+        f"{join.signer[:12]}…: expected the key that the server's list names; see `lockstep keys list DIR`"
+    )
+
+
+def _refusal(
+    peer: bytes, join: Join, admitted: Admittance, membership: Membership, info: RunInfo, conviction: str | None
+) -> Refused | None:
+    if conviction is not None:
+        return refused(RefusalKind.CONVICTED, convicted_text(conviction))
+    if info.signed and not (admitted.signer and join.signer == admitted.signer):
+        return refused(RefusalKind.UNSIGNED, unsigned_text(join, admitted.signer))
     if join.run not in ("", info.run):
         reason = f"a worker of host {join.host!r} asks for run {join.run!r}: this is run {info.run!r}"
         return refused(RefusalKind.OTHER_RUN, reason)
@@ -85,9 +118,16 @@ def _refusal(peer: bytes, join: Join, membership: Membership, info: RunInfo) -> 
     return refusal(join, info.fingerprint, allows_mixed_numerics=info.allows_mixed_numerics)
 
 
-def refuse(peer: bytes, join: Join, membership: Membership, info: RunInfo) -> list[Effect]:
-    """Return what refuses a worker; nothing if it may join."""
-    why = _refusal(peer, join, membership, info)
+def refuse(
+    peer: bytes,
+    join: Join,
+    admitted: Admittance,
+    membership: Membership,
+    info: RunInfo,
+    conviction: str | None = None,
+) -> list[Effect]:
+    """Return what refuses a worker; nothing if it may join. `conviction` is how an audit found it to be wrong."""
+    why = _refusal(peer, join, admitted, membership, info, conviction)
     if why is None:
         return []
     return [Send(peer=peer, message=why), ReportRefusal(text=f"refused a worker: {why.reason}")]
@@ -96,6 +136,7 @@ def refuse(peer: bytes, join: Join, membership: Membership, info: RunInfo) -> li
 def admit(
     peer: bytes,
     join: Join,
+    admitted: Admittance,
     membership: Membership,
     account: Account,
     welcome: Callable[[int], Welcome],
@@ -113,10 +154,18 @@ def admit(
             Report(text=f"{twin.named()} left: it connected again"),
             ForgetWorker(peer=twin.peer, rank=twin.rank),
         ]
-    member = membership.admit(peer, join, now)
-    account.add(WorkerIn(rank=member.rank, host=join.host, pid=join.pid, processes=join.processes))
-    send = Send(peer=peer, message=welcome(member.rank))
-    return [*effects, send, Report(text=f"{member.named()} joined")]
+    member = membership.admit(peer, join, now, admitted.key)
+    welcomed = welcome(member.rank)
+    entry = WorkerIn(
+        rank=member.rank,
+        host=join.host,
+        pid=join.pid,
+        processes=join.processes,
+        identity=member.identity,
+        signer=admitted.signer if welcomed.signed_run else "",
+    )
+    account.add(entry)
+    return [*effects, Send(peer=peer, message=welcomed), Report(text=f"{member.named()} joined")]
 
 
 def prepared(member: Member, ready: Ready, membership: Membership, info: RunInfo) -> list[Effect]:

@@ -101,6 +101,8 @@ TRANSITIONS = table_of(
         events.StepUpdated: {P.UPDATING: {P.TRAINING, P.EVALUATING, P.MULTI_STEP, P.FINISHED}},
         events.StepMade: stays(P.MULTI_STEP),
         events.MultiStepLeaseEnded: {P.MULTI_STEP: {P.TRAINING}},
+        # After its audit, a step is over for the one that was asked as well.
+        events.Recomputed: {P.AUDITING: {P.AUDITING, P.FAILED}},
         events.MultiStepLeaseRefused: {P.MULTI_STEP: {P.TRAINING}},
         events.ServerLost: leads({P.FAILED}, *OPEN),
         events.WeightsNotFinite: leads({P.FAILED}, *WORKING),

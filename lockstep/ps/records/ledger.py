@@ -18,9 +18,13 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FileFormatError
 from lockstep.common.files.json_file import decode
 from lockstep.common.protocol.messages import Result, Work
+from lockstep.common.protocol.statement import statement_of
 
 #: Why a result was not used although its worker was neither late nor gone.
 OTHERS_FASTER = "others had done it, or it came twice"
+
+#: Why the ledger lists a micro-batch that was audited.
+AUDITED = "for the audit: the same bits"
 
 #: Most entries of a round besides that of its step: what a peer sends must not fill our memory.
 MOST_ENTRIES = 1000
@@ -60,6 +64,11 @@ class WorkerIn(LedgerEntry, frozen=True, kw_only=True, tag="worker", omit_defaul
     pid: Count
     #: Of how many processes it is a team.
     processes: Count = 1
+    #: By what it is known when it comes back: the name of its key, or what its process has drawn at its start. Empty
+    #: in an older ledger.
+    identity: str = ""
+    #: The public key of its signatures, in a run whose results are signed.
+    signer: str = ""
 
     def named(self) -> str:
         """Return how the worker is named in messages to people."""
@@ -102,6 +111,32 @@ class LedgerShare(msgspec.Struct, frozen=True, array_like=True):
             raise ValueError(f"micro-batches from {self.lo} to {self.hi}: expected at least one")
 
 
+class SignedResult(msgspec.Struct, frozen=True, array_like=True):
+    """What a worker has signed of a result: anybody can check with its public key that nobody else has signed it."""
+
+    #: What names the run in signatures: a digest of its name, and of all that its bits follow from.
+    run: str
+    #: The step, from 0.
+    step: Count
+    #: The first micro-batch.
+    lo: MicroBatch
+    #: The end: the first micro-batch that is not meant.
+    hi: MicroBatch
+    #: The digest of the sums, losses and counts.
+    digest: str
+    #: The Ed25519 signature.
+    signature: bytes
+
+    @classmethod
+    def of(cls, run: str, result: Result) -> "SignedResult":
+        """Return what is signed of a result, in the run of that name in signatures."""
+        return cls(run, result.step, result.lo, result.hi, result.digest, result.signature)
+
+    def statement(self, job: str) -> bytes:
+        """Return what was signed, in a run of a job with that digest."""
+        return statement_of(self.run, job, self.step, Node(self.lo, self.hi), self.digest)
+
+
 class StepDone(LedgerEntry, frozen=True, kw_only=True, tag="step", omit_defaults=True):
     """A training step, after its update."""
 
@@ -115,6 +150,8 @@ class StepDone(LedgerEntry, frozen=True, kw_only=True, tag="step", omit_defaults
     checksum: Annotated[int, Meta(ge=0)] = msgspec.field(name="mark")
     #: For each share, which process of its worker computed it. Empty if that is unknown, or each worker is one process.
     processes: list[Count] = []
+    #: For each share, what its worker has signed, in a run whose results are signed.
+    signed: list[SignedResult] = []
 
     def __post_init__(self) -> None:
         if self.checksum >= 2**64:  # more than the validator can compare with
@@ -184,7 +221,53 @@ class WeightsAt(LedgerEntry, frozen=True, kw_only=True, tag="weights"):
     weights_sha256: str
 
 
-Line = RunBegun | WorkerIn | WorkerOut | StepDone | UnusedWork | OmittedEntries | EpochDone | WeightsAt
+class ResultInDoubt(msgspec.Struct, frozen=True, array_like=True):
+    """The micro-batches `[lo, hi)` of a step, accepted from a worker that computes wrongly."""
+
+    #: The step, from 0.
+    step: Count
+    #: The first micro-batch.
+    lo: MicroBatch
+    #: The end: the first micro-batch that is not meant.
+    hi: MicroBatch
+
+
+class WorkerConvicted(LedgerEntry, frozen=True, kw_only=True, tag="convicted"):
+    """An audit found that a worker computes wrongly: it may not come back, and what it changed is computed again."""
+
+    #: The worker, as messages name it.
+    worker: str
+    #: By what it is known when it comes back.
+    identity: str
+    #: The step whose audit found it.
+    step: Count
+    #: The micro-batch about which it was wrong.
+    micro_batch: MicroBatch
+    #: What it found: the digest of its result, or what was not finite.
+    found: str
+    #: What is right.
+    right: str
+    #: Who found that.
+    judges: list[str]
+    #: Its accepted results since its last audit that agreed, at most 1000 of them.
+    since: list[ResultInDoubt]
+    #: The number of these results.
+    since_count: Count
+    #: The number of all its accepted results that no audit has confirmed.
+    unconfirmed_count: Count
+    #: The step of the first of all its unconfirmed results; None if there are none.
+    first_unconfirmed: Count | None
+    #: After how many steps the run was resumed without it: all steps from there on were computed again.
+    back_to: Count
+
+    def why(self) -> str:
+        """Return how the audit found it."""
+        return f"{self.worker} computed micro-batch {self.micro_batch} of step {self.step} wrongly, as an audit found"
+
+
+Line = (
+    RunBegun | WorkerIn | WorkerOut | StepDone | UnusedWork | OmittedEntries | EpochDone | WeightsAt | WorkerConvicted
+)
 
 
 @dataclass
@@ -196,6 +279,8 @@ class Account:
     entries: list[LedgerEntry] = field(default_factory=list)
     shares: list[LedgerShare] = field(default_factory=list)
     processes: list[int] = field(default_factory=list)
+    #: For each share, what was signed of it, if anything was.
+    signed: list[SignedResult] = field(default_factory=list)
     omitted: int = 0
     _losses: bytearray = field(init=False)
 
@@ -210,6 +295,7 @@ class Account:
         began_s: float | None = None,
         ended_s: float | None = None,
         process: int | None = None,
+        signed: SignedResult | None = None,
     ) -> None:
         """Record micro-batches that were accepted; `losses` as in `StepDone`, of these alone.
 
@@ -219,6 +305,7 @@ class Account:
         share = LedgerShare(node.lo, node.hi, rank, in_microseconds(began_s), in_microseconds(ended_s))
         self.shares.append(share)
         self.processes += [] if process is None else [process]
+        self.signed += [] if signed is None else [signed]
         if len(losses) == 4 * len(node):
             self._losses[4 * node.lo : 4 * node.hi] = losses
 
@@ -266,7 +353,14 @@ class Account:
     def step_done(self, step: int, checksum: int) -> StepDone:
         """Return the entry of a training step that is over."""
         losses = bytes(self._losses)
-        return StepDone(step=step, shares=self.shares, losses=losses, checksum=checksum, processes=self.processes)
+        return StepDone(
+            step=step,
+            shares=self.shares,
+            losses=losses,
+            checksum=checksum,
+            processes=self.processes,
+            signed=self.signed,
+        )
 
     def other_entries(self, work: Work, step: int) -> list[LedgerEntry]:
         """Return the other entries of a round of that kind."""

@@ -228,8 +228,13 @@ class MetricsRecorder:
     def fail(self, failure: str, cause: FailureKind, weights: Vector, steps: int) -> None:
         """Write the weights of a run that failed, as they were after `steps` updates."""
         if self.folder is not None:
-            self.folder.add_record(FailureRecord(failure=failure, weights_after_steps=steps, cause=cause.value))
+            self.record_failure(failure, cause, steps)
             self._keep(weights, steps)
+
+    def record_failure(self, failure: str, cause: FailureKind, steps: int) -> None:
+        """Record why a run failed after `steps` updates."""
+        if self.folder is not None:
+            self.folder.add_record(FailureRecord(failure=failure, weights_after_steps=steps, cause=cause.value))
 
     def _keep(self, weights: Vector, steps: int) -> None:
         assert self.folder is not None

@@ -30,6 +30,10 @@ class AdmissionPolicy:
     pauses: bool = False
     #: The share of micro-batches that a second worker computes again.
     audit: float = 0.0
+    #: Whether a worker that computes wrongly ends the run, which otherwise goes on without it.
+    audit_ends: bool = False
+    #: Whether workers sign their results.
+    signed: bool = False
     #: Whether workers that lack the data are sent the samples of their leases.
     ships_data: bool = False
 
@@ -54,6 +58,8 @@ class RunInfo(AdmissionPolicy):
     model_folder: str = ""
     #: What R² is measured by; None if the loss is not the mean squared error.
     guess: Guess | None = None
+    #: What names the run in signatures, empty if results are not signed.
+    signed_run: str = ""
     #: The folder of memory that workers on this machine may share, empty if there is none.
     memory: str = ""
     #: Refuse workers, and other servers, that do not share it.
@@ -88,4 +94,5 @@ class RunInfo(AdmissionPolicy):
             evidence="" if self.allows_mixed_numerics else self.fingerprint.evidence,
             moments=self.moments,
             size=self.size,
+            signed_run=self.signed_run,
         )

@@ -4,7 +4,7 @@ It decides nothing.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import assert_never
 
@@ -21,6 +21,7 @@ from lockstep.common.protocol.messages import (
     ECHO_LIMIT,
     PROTOCOL_VERSION,
     Echo,
+    Join,
     Lease,
     Leave,
     Message,
@@ -62,6 +63,9 @@ from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard_group.shell import ShardGroupShell
 from lockstep.ps.shared_memory.memory import ServerSharedMemory
 from lockstep.ps.shared_memory.multi_step_shell import MultiStepShell
+
+#: Returns what an honest worker finds for a micro-batch, given the weights and the step; empty if that cannot be found.
+Recompute = Callable[[RunSetup, Vector, int, int], str]
 
 #: Seconds for which the last messages may still go out.
 LINGER_S = 1.0
@@ -115,6 +119,10 @@ class Server:
     sharing: ServerSharedMemory | None = None
     #: Takes the checkpoints, if there are to be any.
     checkpointer: Checkpointer | None = None
+    #: Computes a micro-batch in this process if workers differ, None if that is not possible.
+    recompute: Recompute | None = None
+    #: Returns, by the names of keys, the public keys of signatures.
+    signers: Callable[[], Mapping[str, str]] = dict
     #: Connections that were not let in.
     rejections: RejectionLog = field(default_factory=RejectionLog)
     #: Set once the run has ended.
@@ -132,6 +140,8 @@ class Server:
     committer: StepCommitter = field(init=False)
     #: The samples for workers that lack the data, None if the run does not send any.
     samples: SampleSender | None = field(init=False)
+    #: Checks signatures, None if results are not signed.
+    _check_signature: Callable[[Result, str], None] | None = None
     #: The arrays of the message at hand.
     _arrays: list[Vector] = field(default_factory=list)
     #: When the progress was last shown.
@@ -157,7 +167,14 @@ class Server:
             info, self.shard, self.clock, self._send_multi_step, self.say, self.sharing if info.servers == 1 else None
         )
         self.receiver = GradientReceiver(coordinator, self.shard, self.sharing)
-        self.committer = StepCommitter(coordinator, self.group, self.recorder, self.checkpointer, self.traffic)
+        self.committer = StepCommitter(
+            coordinator, self.group, self.recorder, self.checkpointer, self.say, self.traffic
+        )
+        if info.signed:
+            # Only where it is needed: its library is not part of the core.
+            from lockstep.ps.server.signatures import SignatureCheck
+
+            self._check_signature = SignatureCheck(info.signed_run, info.job.digest()).check
         self.samples = None if info.manifest is None else SampleSender(setup.data, info.manifest)
 
     def run(self, watch: Callable[[], None] = lambda: None) -> effects.Finish:
@@ -169,7 +186,9 @@ class Server:
         except KeyboardInterrupt:
             self.interrupt()
         finally:
-            self.port.close(LINGER_S)
+            # A run that goes back continues at this port in a moment.
+            if self.ended is None or self.ended.kind is not FailureKind.ROLLBACK:
+                self.port.close(LINGER_S)
             self.recorder.close()
         # None after an interrupt between the run's end and the writing of its result, which then is not there.
         return self.ended or effects.Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)
@@ -240,7 +259,10 @@ class Server:
         """Do with a message what the coordinator has no hands for; return what it means to the coordinator."""
         if self.group.handles(peer, message):
             return self.group.on_message(peer, message, self._arrays)
-        received = events.Received(peer=peer, message=message)
+        # Only a worker that joins says who it is.
+        key = self.port.key_name(peer) if isinstance(message, Join) else ""
+        signer = self.signers().get(key, "") if key and self.coordinator.info.signed else ""
+        received = events.Received(peer=peer, message=message, key=key, signer=signer)
         match message:
             case Ready():
                 self._prepare(peer, message)
@@ -250,6 +272,9 @@ class Server:
                 return [received] if self.receiver.on_frame(peer, message, self._arrays[0]) else []
             case Result():
                 check_result(message, self.coordinator.info)
+                member = self.coordinator.membership.members.get(peer)
+                if self._check_signature is not None and member is not None:
+                    self._check_signature(message, member.join.signer)
                 return [received] if self.receiver.on_result(peer, message, self._arrays) else []
             case MultiStepResult():
                 return [*self._end_steps(peer, message), received]
@@ -363,6 +388,8 @@ class Server:
                 return self.multi_step.begin(effect, *self.committer.bounds())
             case effects.WithdrawSteps():
                 return self.multi_step.end()
+            case effects.Recompute():
+                return [self._recompute(effect.step, effect.micro_batch)]
             case effects.RecordStep():
                 self.committer.record_made(effect)
             case effects.RecordEpoch():
@@ -376,6 +403,16 @@ class Server:
             case _:
                 assert_never(effect)
         return []
+
+    def _recompute(self, step: int, micro_batch: int) -> events.Event:
+        """Compute a micro-batch here; with several servers, of which one may not answer, that may not be possible.
+
+        Afterwards this part of the run ends, whatever was found: what other servers send meanwhile is lost.
+        """
+        weights, updates = self.group.final_weights(is_diverged=False)
+        is_possible = self.recompute is not None and updates == step
+        found = self.recompute(self.setup, weights, step, micro_batch) if self.recompute and is_possible else ""
+        return events.Recomputed(step=step, micro_batch=micro_batch, found=found)
 
     def _report(self, report: effects.Report) -> None:
         show = self.remind if report.is_reminder and self.remind is not None else self.say

@@ -1,18 +1,23 @@
 """Makes the updates of a run last: weights are updated, figures, checkpoints and the result are written. A shell."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from lockstep.common.errors import FailureKind
+from lockstep.common.errors import FailureKind, FileFormatError
 from lockstep.common.optim.wrapped import averaged
 from lockstep.common.protocol.shard_messages import Collected
 from lockstep.ps.checkpoint.checkpointer import Checkpointer
 from lockstep.ps.coordinator import effects, events
 from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.coordinator.scheduling.audit import Conviction
 from lockstep.ps.records.recorder import MetricsRecorder, carried
 from lockstep.ps.run.traffic import Traffic
+from lockstep.ps.server.conviction import set_doubt_aside
 from lockstep.ps.server.nonfinite_guard import NonFiniteGuard
 from lockstep.ps.shard_group.shell import ShardGroupShell
+
+#: The beginning of a line that is shown at once.
+WARNING_MARK = "warning: "
 
 
 @dataclass
@@ -23,6 +28,8 @@ class StepCommitter:
     group: ShardGroupShell
     recorder: MetricsRecorder
     checkpointer: Checkpointer | None
+    #: Reports what is in doubt.
+    say: Callable[[str], None]
     #: The server's: bytes that crossed the sockets of all servers since the last step was recorded.
     traffic: Traffic
     guard: NonFiniteGuard = field(init=False)
@@ -95,6 +102,8 @@ class StepCommitter:
         self.record_completed()
         coordinator, recorder, group = self.coordinator, self.recorder, self.group
         progress, membership = coordinator.progress, coordinator.membership
+        if finish.conviction is not None:
+            finish = self._convict(finish, finish.conviction)
         if self.guard.text and finish.kind is None:
             finish = effects.Finish(failure=self.guard.text, kind=FailureKind.DIVERGED)
         if finish.kind is None:
@@ -108,6 +117,10 @@ class StepCommitter:
                 average=averaged(group.holder.weights, group.holder.state),
                 now=group.clock.now(),
             )
+        elif finish.conviction is not None:
+            # The weights at hand may be wrong. A run that goes back has not failed.
+            if finish.kind is not FailureKind.ROLLBACK:
+                recorder.record_failure(finish.failure, FailureKind.AUDIT, progress.steps)
         else:
             is_diverged = finish.kind is FailureKind.DIVERGED
             if self.checkpointer is not None and not is_diverged:
@@ -115,3 +128,26 @@ class StepCommitter:
             recorder.fail(finish.failure, finish.kind, *group.final_weights(is_diverged=is_diverged))
         group.end(finish)
         return finish
+
+    def _convict(self, finish: effects.Finish, conviction: Conviction) -> effects.Finish:
+        """Set aside what is in doubt, and report it; return the end of this part of the run."""
+        folder, checkpointer = self.recorder.folder, self.checkpointer
+        if folder is None or checkpointer is None:
+            return effects.Finish(failure=finish.failure, kind=FailureKind.AUDIT, conviction=conviction)
+        try:
+            found = set_doubt_aside(conviction, folder, checkpointer.folder, self._take_checkpoint)
+        except (OSError, FileFormatError) as error:
+            text = f"{finish.failure}; the run ends, as that cannot be recorded: {error}"
+            return effects.Finish(failure=text, kind=FailureKind.AUDIT, conviction=conviction)
+        where = f"step {found.back_to:,}" if found.back_to else "its beginning"
+        if finish.kind is FailureKind.ROLLBACK:
+            follows = [finish.failure, *found.lines, f"the run goes back to {where}, and continues without it"]
+            for line in follows:
+                self.say(f"{WARNING_MARK}{line}")
+            return finish
+        text = f"{finish.failure}; {'; '.join(found.lines)}; if it is resumed, the run goes back to {where}"
+        return effects.Finish(failure=text, kind=finish.kind, conviction=conviction)
+
+    def _take_checkpoint(self) -> bool:
+        progress, compute_s = self.coordinator.progress, self.coordinator.membership.compute_s
+        return self.checkpointer is not None and self.checkpointer.take(self.group.holder, progress, compute_s)

@@ -16,6 +16,7 @@ from lockstep.ps.records.ledger import (
     StepDone,
     UnusedWork,
     WeightsAt,
+    WorkerConvicted,
     WorkerIn,
     WorkerOut,
 )
@@ -102,6 +103,9 @@ class LedgerFigures:
                 self._begin(entry)
             case EpochDone(epoch=epoch):
                 self.epoch_ends[epoch] = entry.step - 1
+            case WorkerConvicted():
+                went = f"the run went back to step {entry.back_to:,}" if entry.back_to else "the run began again"
+                self._note(EventKind.LEFT, f"{entry.why()}: it was evicted, and {went}")
             case WeightsAt():
                 self._note(EventKind.CHECKPOINT, f"checkpoint after {entry.step:,} steps", entry.step)
             case _:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 #: The domain of our sockets. ZeroMQ asks no authenticator about a socket without one.
 DOMAIN = b"lockstep"
 
+#: The name of the server's own key, which no worker's has.
+SERVER_NAME = "server"
+
 #: 32 bytes of a CURVE key in Z85, the spelling of ZeroMQ's RFC 32.
 Z85_KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 
@@ -20,11 +23,21 @@ class KeyPair:
 
 
 @dataclass(frozen=True)
+class SigningKey:
+    """An Ed25519 key, by which results are signed: the public half, and the seed of the secret one, both in hex."""
+
+    public: str = ""
+    seed: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
 class ClientKeys:
     """What a client presents, and the public key of the only server that it talks to."""
 
     pair: KeyPair
     server: str
+    #: Of the key that signs results, 32 bytes in hex; empty if there is none.
+    seed: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,8 @@ class ServerKeys:
     pair: KeyPair
     #: Returns the current names by public key. A `LockstepError` lets nobody in.
     allowed: Callable[[], Mapping[str, str]]
+    #: Returns, by name, the current public keys of those that sign; as `allowed`.
+    signers: Callable[[], Mapping[str, str]] = dict
 
 
 @dataclass(frozen=True)

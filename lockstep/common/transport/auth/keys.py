@@ -5,7 +5,7 @@ Secrets are written once, for this user only, and read only if they are still pr
 DIR            0700
 ├── server.key      0600  the server's secret
 ├── server.public         its public key, for workers that create their own
-├── allowed               who is let in: a public key and a name per line
+├── allowed               who is let in: a public key and a name per line, and the key of its signatures
 └── NAME.key        0600  a worker's secret and the server's public key: move it to the worker's machine
 """
 
@@ -15,16 +15,19 @@ import shutil
 import stat
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lockstep.common.errors import KeyFileError
 from lockstep.common.files.atomic import write_atomically
-from lockstep.common.transport.auth.credentials import Z85_KEY, ClientKeys, KeyPair, ServerKeys
+from lockstep.common.transport.auth.credentials import SERVER_NAME, Z85_KEY, ClientKeys, KeyPair, ServerKeys, SigningKey
 from lockstep.common.transport.auth.curve import new_pair, public_of
 
 #: Valid names of keys.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+#: A key of Ed25519, or the seed of one: 32 bytes in hex.
+SIGNING_KEY = re.compile(r"[0-9a-f]{64}")
 
 #: Most bytes of a key file.
 MOST_BYTES = 4096
@@ -40,10 +43,12 @@ class SecretKey:
     pair: KeyPair
     #: The public key of the server that a worker talks to; empty in the server's own file.
     server: str = ""
+    #: Of the key with which the worker signs its results, 32 bytes in hex; empty if it does not.
+    seed: str = field(default="", repr=False)
 
     def client(self) -> ClientKeys:
         """Return what a client presents with it; with the server's own key, it talks to that server."""
-        return ClientKeys(self.pair, self.server or self.pair.public)
+        return ClientKeys(self.pair, self.server or self.pair.public, self.seed)
 
 
 def write_secret(path: Path, key: SecretKey) -> None:
@@ -51,8 +56,10 @@ def write_secret(path: Path, key: SecretKey) -> None:
     lines = {"name": key.name, "public": key.pair.public, "secret": key.pair.secret}
     if key.server:
         lines["server"] = key.server
+    if key.seed:
+        lines["seed"] = key.seed
     # No character of a name or of Z85 needs an escape in TOML.
-    text = _BANNER.format(name=key.name) + "".join(f'{field} = "{value}"\n' for field, value in lines.items())
+    text = _BANNER.format(name=key.name) + "".join(f'{name} = "{value}"\n' for name, value in lines.items())
     write_new(path, text, 0o600)
 
 
@@ -83,17 +90,20 @@ def read_key(path: Path) -> SecretKey:
         values = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise KeyFileError(_malformed(path, str(error))) from None
-    if not {"name", "public", "secret"} <= values.keys() <= {"name", "public", "secret", "server"}:
-        raise KeyFileError(_malformed(path, "it lacks name, public or secret, or has more than these and server"))
+    if not {"name", "public", "secret"} <= values.keys() <= {"name", "public", "secret", "server", "seed"}:
+        raise KeyFileError(_malformed(path, "it lacks name, public or secret, or has more than these, server and seed"))
     if not NAME.fullmatch(str(values["name"])):
         raise KeyFileError(_malformed(path, f"its name is {values['name']!r}"))
-    for field in values.keys() - {"name"}:
-        if not (isinstance(values[field], str) and Z85_KEY.fullmatch(values[field])):
+    for name in values.keys() - {"name", "seed"}:
+        if not (isinstance(values[name], str) and Z85_KEY.fullmatch(values[name])):
             # Without the value: it may be a secret.
-            raise KeyFileError(_malformed(path, f"its {field} is not a key of 40 characters"))
+            raise KeyFileError(_malformed(path, f"its {name} is not a key of 40 characters"))
+    if not SIGNING_KEY.fullmatch(str(values.get("seed", "0" * 64))):
+        raise KeyFileError(_malformed(path, "its seed is not 64 hexadecimal digits"))
     if public_of(values["secret"]) != values["public"]:
         raise KeyFileError(f"the public and the secret key in {str(path)!r} do not belong together: make a new one")
-    return SecretKey(values["name"], KeyPair(values["public"], values["secret"]), values.get("server", ""))
+    pair = KeyPair(values["public"], values["secret"])
+    return SecretKey(values["name"], pair, values.get("server", ""), values.get("seed", ""))
 
 
 def read_ours(path: Path, *, forbidden: int, most: int = MOST_BYTES) -> str:
@@ -167,7 +177,7 @@ class KeyFolder:
         try:
             partial.mkdir(mode=0o700, parents=True)
             pair = new_pair()
-            write_secret(partial / SERVER, SecretKey("server", pair))
+            write_secret(partial / SERVER, SecretKey(SERVER_NAME, pair))
             write_new(partial / SERVER_PUBLIC, f"{pair.public}\n", 0o644)
             write_new(partial / ALLOWED, "", 0o600)
             folder = cls(partial)
@@ -185,7 +195,7 @@ class KeyFolder:
         key, allowed = self.server_key(), AllowList(self.path / ALLOWED)
         # A list that cannot be read is an error now, and not a server that lets nobody in.
         allowed()
-        return ServerKeys(key.pair, allowed)
+        return ServerKeys(key.pair, allowed, allowed.signers)
 
     def server_key(self) -> SecretKey:
         """Return the server's own key."""
@@ -197,23 +207,33 @@ class KeyFolder:
         self._check_private()
         return AllowList(self.path / ALLOWED)()
 
+    def signers(self) -> Mapping[str, str]:
+        """Return, by name, the public keys of those that sign their results."""
+        self._check_private()
+        return AllowList(self.path / ALLOWED).signers()
+
     def add(self, name: str) -> Path:
         """Create the key of another worker, and let it in; return the worker's file."""
         check_names([name])
         self._check_new(name)
         path = self.path / f"{name}.key"
-        pair = new_pair()
-        write_secret(path, SecretKey(name, pair, self.server_key().pair.public))
+        pair, signing = new_pair(), new_signing_key()
+        write_secret(path, SecretKey(name, pair, self.server_key().pair.public, signing.seed))
         try:
-            self.allow(name, pair.public)
+            self.allow(name, pair.public, signing.public)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
         return path
 
-    def allow(self, name: str, public: str) -> None:
-        """Let in the owner of a key that was created elsewhere."""
+    def allow(self, name: str, public: str, signer: str = "") -> None:
+        """Let in the owner of a key that was created elsewhere; `signer` is the key of its signatures, if it signs."""
         check_names([name])
+        if signer and not SIGNING_KEY.fullmatch(signer):
+            raise KeyFileError(
+                f"{signer!r} is not the public key of signatures: expected 64 hexadecimal digits, as `lockstep keys "
+                "make` prints"
+            )
         if not Z85_KEY.fullmatch(public):
             raise KeyFileError(
                 f"{public!r} is not a public key: expected 40 characters, as `lockstep keys make` prints"
@@ -222,7 +242,7 @@ class KeyFolder:
         names = self.names()
         if public in names:
             raise KeyFileError(f"the key {public!r} is already admitted, as {names[public]!r}: nothing to do")
-        self._write({**names, public: name})
+        self._write({**names, public: name}, {**self.signers(), **({name: signer} if signer else {})})
 
     def revoke(self, name: str) -> None:
         """No longer let a worker in."""
@@ -230,16 +250,17 @@ class KeyFolder:
         if name not in names.values():
             known = f"expected one of {', '.join(names.values())}" if names else "the list is empty"
             raise KeyFileError(f"no worker {name!r} is admitted: {known}")
-        self._write({public: other for public, other in names.items() if other != name})
+        self._write({public: other for public, other in names.items() if other != name}, self.signers())
 
     def _check_new(self, name: str) -> None:
         if name in self.names().values():
             raise KeyFileError(f"a worker {name!r} is already admitted: choose another name, or revoke that one first")
 
-    def _write(self, names: Mapping[str, str]) -> None:
+    def _write(self, names: Mapping[str, str], signers: Mapping[str, str]) -> None:
         path = self.path / ALLOWED
+        lines = (" ".join([public, name, *filter(None, [signers.get(name)])]) for public, name in names.items())
         try:
-            write_atomically(path, [f"{public} {name}\n".encode() for public, name in names.items()])
+            write_atomically(path, [f"{line}\n".encode() for line in lines])
             path.chmod(0o600)
         except OSError as error:
             raise _unwritable(path, error) from None
@@ -267,6 +288,7 @@ class AllowList:
         self._path = path
         self._state: tuple[int, int, int] | None = None
         self._names: Mapping[str, str] = {}
+        self._signers: Mapping[str, str] = {}
 
     def __call__(self) -> Mapping[str, str]:
         """Return names by public key; KeyFileError if the list is missing, malformed, or writable by others."""
@@ -277,22 +299,42 @@ class AllowList:
         state = found.st_mtime_ns, found.st_size, found.st_ino
         if state != self._state:
             text = read_ours(self._path, forbidden=0o022, most=_LIST_BYTES)
-            self._names = dict(_entry(self._path, line) for line in text.splitlines() if line and line[0] != "#")
+            entries = [_entry(self._path, line) for line in text.splitlines() if line and line[0] != "#"]
+            self._names = {public: name for public, name, _ in entries}
+            self._signers = {name: signer for _, name, signer in entries if signer}
             self._state = state
         return self._names
 
+    def signers(self) -> Mapping[str, str]:
+        """Return by name the public keys of signatures; raises as a call."""
+        self()
+        return self._signers
 
-def _entry(path: Path, line: str) -> tuple[str, str]:
-    public, _, name = line.partition(" ")
-    if not (Z85_KEY.fullmatch(public) and NAME.fullmatch(name)):
-        raise KeyFileError(f"the list {str(path)!r} has the line {line!r}: expected a public key, a space, and a name")
-    return public, name
+
+def _entry(path: Path, line: str) -> tuple[str, str, str]:
+    public, _, rest = line.partition(" ")
+    name, _, signer = rest.partition(" ")
+    if not (Z85_KEY.fullmatch(public) and NAME.fullmatch(name) and SIGNING_KEY.fullmatch(signer or "0" * 64)):
+        raise KeyFileError(
+            f"the list {str(path)!r} has the line {line!r}: expected a public key, a space, and a name, and another "
+            "space and the key of its signatures if the worker signs"
+        )
+    return public, name, signer
+
+
+def new_signing_key() -> SigningKey:
+    """Return a new key for signatures, an empty one if the library for them is not installed."""
+    try:
+        from lockstep.common.transport.auth.signing import Signer
+    except ImportError:
+        return SigningKey()
+    return Signer.new().key
 
 
 def check_names(names: Sequence[str]) -> None:
     """Raise KeyFileError if a name is not valid for a worker."""
     for name in names:
-        if not NAME.fullmatch(name) or name == "server":
+        if not NAME.fullmatch(name) or name == SERVER_NAME:
             raise KeyFileError(
                 f"a worker cannot be called {name!r}: expected at most 64 letters, digits, '.', '_' and '-', "
                 "and not 'server'"

@@ -11,7 +11,7 @@ import zmq
 from zmq.utils import z85
 
 from lockstep.common.errors import LockstepError
-from lockstep.common.transport.auth.credentials import DOMAIN, ServerKeys, Token
+from lockstep.common.transport.auth.credentials import DOMAIN, SERVER_NAME, ServerKeys, Token
 from lockstep.common.transport.limits import RejectionLog
 
 #: Where ZeroMQ asks.
@@ -46,7 +46,7 @@ def authenticate(lock: ServerKeys | Token, domain: bytes, mechanism: str, creden
 def _name_of(public: str, lock: ServerKeys) -> str:
     if public == lock.pair.public:
         # Whoever has the server's own secret is the server: its shards, and a status asked on its machine.
-        return "server"
+        return SERVER_NAME
     try:
         return lock.allowed()[public]
     except LockstepError as error:

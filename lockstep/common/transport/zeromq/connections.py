@@ -50,8 +50,9 @@ class ConnectionTracker:
         self._peers: dict[int, bytes] = {}
         #: By descriptor, the remote host and port of an open connection, as far as they are known.
         self._hosts: dict[int, tuple[str, int]] = {}
-        #: The last peers of which a message came: those of an ended one may come when its descriptor is another's.
-        self._known: dict[bytes, None] = {}
+        #: The last peers of which a message came, with the names of their keys: those of an ended one may come when its
+        #: descriptor is another's.
+        self._known: dict[bytes, str] = {}
         self._ended: list[bytes] = []
         #: The descriptors of connections that are ended as soon as they begin.
         self._blocked: set[int] = set()
@@ -67,9 +68,13 @@ class ConnectionTracker:
         descriptor = frame.get(zmq.SRCFD)
         assert isinstance(descriptor, int)
         self._peers[descriptor] = peer
-        self._known[peer] = None
+        self._known[peer] = _user_of(frame)
         if len(self._known) > MOST_REMEMBERED:
             del self._known[next(iter(self._known))]
+
+    def user(self, peer: bytes) -> str:
+        """Return the name under which the authenticator let a peer in; empty if it was not asked."""
+        return self._known.get(peer, "")
 
     def poll(self) -> None:
         """Read the events of ZeroMQ."""
@@ -188,3 +193,10 @@ def _received_bytes(descriptor: int) -> int | None:
         return int(_BYTES_RECEIVED.unpack(info)[0]) if len(info) == _BYTES_RECEIVED.size else None
 
     return _on_socket(descriptor, ask)
+
+
+def _user_of(frame: zmq.Frame) -> str:
+    """Return the name that the authenticator gave to the connection over which a frame came."""
+    with suppress(zmq.ZMQError):
+        return str(frame.get("User-Id"))
+    return ""

@@ -7,7 +7,7 @@ import zmq
 from lockstep.common.errors import AddressError
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.address import IpcAddress, TcpAddress
-from lockstep.common.transport.auth.credentials import Lock
+from lockstep.common.transport.auth.credentials import SERVER_NAME, Lock, ServerKeys
 from lockstep.common.transport.auth.curve import secure_server
 from lockstep.common.transport.ipc_path import SocketFile, private_files
 from lockstep.common.transport.limits import IngressQuota, RejectionLog
@@ -59,6 +59,8 @@ class ZeroMqServer:
         self.address = self._socket.raw.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
         self._quota = IngressQuota(limits)
         self._checked_at = _CLOCK.now()
+        #: Whether connections are let in by keys, which have names: a token is all processes' of a run.
+        self._has_keys = isinstance(lock, ServerKeys)
         #: Whether nothing was waiting when it was last looked: an end that is known before is not reported yet.
         self._is_drained = False
 
@@ -125,6 +127,11 @@ class ZeroMqServer:
         for descriptor in self._quota.over_quota(self._connections.flows()):
             self._rejections.record(f"disconnected a peer: its message exceeds {self._quota.allowance} bytes")
             self._connections.cut_off(descriptor)
+
+    def key_name(self, peer: bytes) -> str:
+        user = self._connections.user(peer) if self._has_keys else ""
+        # Whoever has the server's own key is on its machine, and not the only one.
+        return "" if user == SERVER_NAME else user
 
     def cut(self, peer: bytes) -> None:
         self._socket.check_open()

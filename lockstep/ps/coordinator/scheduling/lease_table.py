@@ -47,8 +47,8 @@ class LeaseTable:
     failed_on: dict[int, list[int]] = field(default_factory=dict)
     #: Micro-batches that are leased, and accepted, by themselves only.
     single: frozenset[int] = frozenset()
-    #: By micro-batch, a rank that never gets it.
-    excluded: dict[int, int] = field(default_factory=dict)
+    #: By micro-batch, the ranks that never get it.
+    excluded: dict[int, frozenset[int]] = field(default_factory=dict)
     #: For each micro-batch, `HELD` if a lease in `held` has it, `DONE` if its sum was accepted, else `FREE`.
     _states: bytearray = field(init=False)
     #: For each micro-batch that is held, the ranks that hold it, the first one first.
@@ -64,8 +64,8 @@ class LeaseTable:
         self._free = self._open = self.total
 
     @classmethod
-    def for_audit(cls, total: int, excluded: dict[int, int], count: int = 0) -> "LeaseTable":
-        """Return a table of the micro-batches in `excluded` alone, none of which goes to the rank given there.
+    def for_audit(cls, total: int, excluded: dict[int, frozenset[int]], count: int = 0) -> "LeaseTable":
+        """Return a table of the micro-batches in `excluded` alone, none of which goes to a rank given there.
 
         Leases are numbered on from the `count` of those before.
         """
@@ -116,7 +116,7 @@ class LeaseTable:
         return all(
             self._states[one] == HELD
             and rank not in self._holders[one]
-            and self.excluded.get(one) != rank
+            and rank not in self.excluded.get(one, ())
             and one not in self.failed_on
             for one in range(node.lo, node.hi)
         )
@@ -144,7 +144,7 @@ class LeaseTable:
             self.deadlines.drop(rank)
 
     def _is_free_for(self, rank: int, micro_batch: int, is_alone: bool) -> bool:
-        if self._states[micro_batch] != FREE or self.excluded.get(micro_batch) == rank:
+        if self._states[micro_batch] != FREE or rank in self.excluded.get(micro_batch, ()):
             return False
         return is_alone or rank not in self.failed_on.get(micro_batch, ())
 
@@ -217,6 +217,10 @@ class LeaseTable:
         """Let all leases expire later."""
         for rank, leases in list(self.held.items()):
             self._set_held(rank, [replace(lease, deadline=lease.deadline + by_s) for lease in leases])
+
+    def hand_back(self, rank: int, micro_batch: int) -> None:
+        """End a worker's lease of a micro-batch that is not done with its answer."""
+        self._end_leases(rank, Node(micro_batch, micro_batch + 1))
 
     def record_failure(self, node: Node, rank: int) -> bool | None:
         """Record that computing a node raised on `rank`; return whether a micro-batch has now raised twice.

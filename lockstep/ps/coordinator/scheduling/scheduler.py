@@ -9,7 +9,7 @@ from heapq import heapify, heappop, heappush
 
 from lockstep.common.aggregation.finishing_time import finishing_time_s, whole
 from lockstep.common.aggregation.tree import Node, largest_node_at
-from lockstep.common.protocol.messages import Dropped, Lease, LeaseKey, Result, Withdrawal
+from lockstep.common.protocol.messages import OF_A_STEP, Dropped, Lease, LeaseKey, Result, Withdrawal
 from lockstep.common.statemachine.machine import soonest
 from lockstep.ps.coordinator.effects import Effect, Send, SendWeights
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState, SlowWorkerTrial
@@ -27,6 +27,8 @@ class Scheduler:
 
     timeouts: LeaseTimeouts
     withdrawals: Withdrawals = field(default_factory=Withdrawals)
+    #: Whether each result of a step is to have a digest, to be signed.
+    digests_all: bool = False
     #: Whether any worker may be leased what others have.
     _has_copies: bool = False
 
@@ -325,7 +327,7 @@ class Scheduler:
             hi=node.hi,
             number=lease.number,
             slot=slot,
-            is_digested=node.lo in state.leases.single,
+            is_digested=node.lo in state.leases.single or (self.digests_all and work in OF_A_STEP),
         )
         if member.shares or member.weights_step == step:
             return [Send(peer=member.peer, message=message)]

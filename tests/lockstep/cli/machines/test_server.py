@@ -1,7 +1,13 @@
-"""`lockstep server`: how it listens. What it serves is for tests/system."""
+"""`lockstep server`: how it listens, and what contradicts itself. What it serves is for tests/system."""
 
 from contextlib import closing
+from pathlib import Path
 
+import pytest
+
+from lockstep.cli.main import run
+from lockstep.common.transport.auth.curve import new_pair
+from lockstep.common.transport.auth.keys import KeyFolder
 from lockstep.common.transport.port import PeerSlow
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.serve import Listening
@@ -27,3 +33,25 @@ def test_before_the_model_is_known_little_waits_for_one_that_does_not_read() -> 
         except PeerSlow:
             pass
     assert QUEUE // 2 <= sent <= QUEUE + BUFFERED
+
+
+#: A server that is refused before it has opened anything.
+SERVER = ("server", "--model", "mlp", "--bind", "tcp://127.0.0.1:0")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    assert run([*SERVER, *flags]) == 2
+    return capsys.readouterr().err
+
+
+def test_signatures_need_keys_that_can_sign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("cryptography")
+    assert "--signed without --keys: expected a folder of keys" in refused(capsys, "--signed")
+    folder = KeyFolder.create(tmp_path / "keys", [])
+    folder.allow("old", new_pair().public)
+    keys = ("--keys", str(folder.path), "--signed")
+    assert "--signed with keys of which none can sign" in refused(capsys, *keys)
+
+
+def test_an_audit_of_workers_with_other_numerics_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--audit 0.05 with --allow-mixed-numerics" in refused(capsys, "--audit", "5%", "--allow-mixed-numerics")

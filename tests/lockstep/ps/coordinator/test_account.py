@@ -41,8 +41,8 @@ def test_each_worker_is_named_once() -> None:
     drive.enter(2)
     drive.finish()
     assert [entry for entry in noted(drive) if isinstance(entry, WorkerIn)] == [
-        WorkerIn(rank=0, host="host", pid=1),
-        WorkerIn(rank=1, host="host", pid=2),
+        WorkerIn(rank=0, host="host", pid=1, identity="process life-1"),
+        WorkerIn(rank=1, host="host", pid=2, identity="process life-2"),
     ]
 
 

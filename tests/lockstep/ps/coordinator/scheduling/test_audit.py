@@ -1,25 +1,44 @@
-"""Some micro-batches are computed again by another worker, before the update, and a difference ends the run."""
+"""Some micro-batches are computed again by another worker, before the update; a third one decides on a difference."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
 
-from lockstep.common.errors import FailureKind
+from lockstep.common.errors import FailureKind, RefusalKind
 from lockstep.common.job.job import Job
-from lockstep.common.protocol.messages import Diverged, Lease, Quantity, Result
+from lockstep.common.protocol.messages import (
+    Diverged,
+    Eviction,
+    Finished,
+    Lease,
+    Quantity,
+    Refused,
+    Result,
+    Welcome,
+)
+from lockstep.common.random import Purpose, generator
 from lockstep.ps.coordinator import events
-from lockstep.ps.coordinator.effects import UpdateWeights
+from lockstep.ps.coordinator.effects import Recompute, UpdateWeights
 from lockstep.ps.coordinator.membership import Member
-from lockstep.ps.coordinator.scheduling.audit import AUDITED, Audit, chosen_for_audit
+from lockstep.ps.coordinator.scheduling.audit import (
+    Audit,
+    AuditFinding,
+    Conviction,
+    chosen_for_audit,
+    not_finite_in,
+    share_to_find,
+    steps_to_find,
+)
 from lockstep.ps.coordinator.transitions import RunPhase
-from lockstep.ps.records.ledger import UnusedWork
+from lockstep.ps.records.ledger import AUDITED, UnusedWork
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Round
-from tests.lockstep.ps.runs import Drive, facts_of, finished, join_of, messages, peer_of, result_of, said
+from tests.lockstep.ps.runs import Drive, facts_of, finished, join_of, kinds, messages, peer_of, result_of, said
 
 #: What workers find.
-SAME, OTHER = "a" * 64, "b" * 64
+SAME, OTHER, THIRD, FOURTH = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
 
 
 def audited(share: float = 1.0, *, min_workers: int = 2, job: Job | None = None) -> RunInfo:
@@ -105,18 +124,144 @@ def test_the_audit_adds_nothing_to_the_sums() -> None:
     assert len(drive.counted) == 6 * 4
 
 
-def test_a_difference_names_both_and_ends_the_run_before_the_update() -> None:
-    drive = Audited(audited())
-    drive.enter(1, 2)
-    drive.to_audit(1, 2)
-    assert drive.coordinator.phase is RunPhase.AUDITING
-    drive.bring_all({2: OTHER})
+def differing(*workers: int, audit_ends: bool = False) -> Audited:
+    """Return a run of some workers of which the first has computed all, and the second another digest of one part."""
+    drive = Audited(replace(audited(min_workers=len(workers)), audit_ends=audit_ends))
+    drive.enter(*workers)
+    while drive.coordinator.phase is RunPhase.TRAINING:
+        drive.bring(next(worker for worker in workers if drive.leases.get(worker)), SAME)
+    return drive
+
+
+def bring_audits(drive: Audited, digests: dict[int, str]) -> None:
+    """Let workers bring what they audit until the server is asked, or the run is over."""
+    while not drive.coordinator.is_over() and not asked(drive):
+        worker = next(worker for worker, leases in drive.leases.items() if leases)
+        drive.bring(worker, digests.get(worker, SAME))
+
+
+def asked(drive: Audited) -> list[Recompute]:
+    return [effect for effect in drive.effects if isinstance(effect, Recompute)]
+
+
+def decide(drive: Audited, found: str) -> None:
+    (recompute,) = asked(drive)
+    drive.happen(events.Recomputed(step=recompute.step, micro_batch=recompute.micro_batch, found=found))
+
+
+def convicted(drive: Audited) -> Conviction:
+    (finish,) = finished(drive.effects)
+    assert finish.conviction is not None
+    return finish.conviction
+
+
+def test_a_third_worker_decides_and_who_is_wrong_is_evicted() -> None:
+    drive = differing(1, 2, 3)
+    bring_audits(drive, {2: OTHER})
+    conviction = convicted(drive)
+    assert asked(drive) == []
+    assert [(one.rank, one.found) for one in conviction.wrong] == [(1, OTHER)]
+    assert (conviction.step, conviction.right) == (0, SAME)
+    assert len(conviction.judges) == 2
+    assert finished(drive.effects)[0].kind is FailureKind.ROLLBACK
+    (refused,) = messages(drive.effects, 2)[-1:]
+    assert isinstance(refused, Refused)
+    assert refused.kind is RefusalKind.CONVICTED
+    # The others join again, and the step is not applied.
+    assert [kinds(drive.effects, worker)[-1] for worker in (1, 3)] == [Eviction, Eviction]
+    assert not [effect for effect in drive.effects if isinstance(effect, UpdateWeights)]
+
+
+def test_the_dispute_is_reported_with_both_and_then_with_all_three() -> None:
+    drive = differing(1, 2, 3)
+    bring_audits(drive, {2: OTHER})
+    assert "worker 1 (host host, pid 2) found bbbbbbbbbbbb…; another worker, or the server, computes it too" in said(
+        drive.effects
+    )
+    assert (
+        convicted(drive).text().endswith(" aaaaaaaaaaaa…: worker 1 (host host, pid 2) computes wrongly, and is evicted")
+    )
+    assert "worker 1 (host host, pid 2) found bbbbbbbbbbbb…, and worker " in convicted(drive).text()
+
+
+@pytest.mark.parametrize(("right", "wrong"), [(SAME, 1), (OTHER, 0)])
+def test_the_server_decides_if_there_is_no_third_worker(right: str, wrong: int) -> None:
+    drive = differing(1, 2)
+    bring_audits(drive, {2: OTHER})
+    # The first micro-batch of which the two differ is asked for once, whatever else happens meanwhile.
+    drive.ask(1)
+    decide(drive, right)
+    first, second = (drive.coordinator.membership.by_rank(rank) for rank in (0, 1))
+    assert first is not None
+    assert second is not None
+    assert {one.found for one in convicted(drive).wrong} == {OTHER if right == SAME else SAME}
+    assert convicted(drive).judges[-1] == "the server"
+    assert len(asked(drive)) == 1
+
+
+def test_both_are_evicted_if_the_server_finds_a_third_result() -> None:
+    drive = differing(1, 2)
+    bring_audits(drive, {2: OTHER})
+    decide(drive, THIRD)
+    assert {one.rank for one in convicted(drive).wrong} == {0, 1}
+    assert convicted(drive).text().endswith(", and are evicted")
+
+
+def test_if_all_workers_differ_the_server_decides() -> None:
+    drive = differing(1, 2, 3, 4)
+    bring_audits(drive, {1: "e" * 64, 2: OTHER, 3: THIRD, 4: FOURTH})
+    decide(drive, SAME)
+    assert len(convicted(drive).wrong) == 3
+    assert convicted(drive).right == SAME
+
+
+def test_without_anybody_to_decide_the_run_ends_with_both_named() -> None:
+    drive = differing(1, 2)
+    bring_audits(drive, {2: OTHER})
+    decide(drive, "")
     (finish,) = finished(drive.effects)
     assert finish.kind is FailureKind.AUDIT
-    assert "of step 0: " in finish.failure
-    for named in ("worker 0 (host host, pid 1)", "worker 1 (host host, pid 2)", "aaaaaaaaaaaa…", "bbbbbbbbbbbb…"):
+    assert finish.conviction is None
+    for named in ("worker 0 (host host, pid 1)", "worker 1 (host host, pid 2)", "nobody is left who could decide"):
         assert named in finish.failure
-    assert not [effect for effect in drive.effects if isinstance(effect, UpdateWeights)]
+
+
+def test_an_audit_may_end_the_run_instead() -> None:
+    drive = differing(1, 2, 3, audit_ends=True)
+    bring_audits(drive, {2: OTHER})
+    (finish,) = finished(drive.effects)
+    assert finish.kind is FailureKind.AUDIT
+    assert finish.conviction is not None
+    assert [kinds(drive.effects, worker)[-1] for worker in (1, 2, 3)] == [Finished, Refused, Finished]
+
+
+def test_a_process_has_one_opinion_under_whatever_rank() -> None:
+    drive = differing(1, 2)
+    lease = drive.leases[1][0]
+    drive.bring(1, OTHER)
+    assert asked(drive)
+    # Another server than ours might be slow: the same process is back before it has decided.
+    again_joined = msgspec.structs.replace(join_of(1), incarnation="life-1.1")
+    drive.leave(1)
+    drive.happen(events.Received(peer=peer_of(7), message=again_joined))
+    drive.prepare(7)
+    assert lease.lo not in [one.lo for one in drive.leases.get(7, ())]
+
+
+@pytest.mark.parametrize(
+    ("incarnation", "key", "may_join"),
+    [("life-1", "", False), ("life-1.3", "", False), ("life-2", "", True), ("life-2", "worker-1", False)],
+)
+def test_who_was_convicted_may_not_come_back(incarnation: str, key: str, may_join: bool) -> None:
+    drive = Audited(audited())
+    drive.coordinator.convicted = {"process life-1": "it lied", "key worker-1": "it lied"}
+    join = msgspec.structs.replace(join_of(1), incarnation=incarnation)
+    drive.happen(events.Received(peer=peer_of(1), message=join, key=key))
+    (answer,) = messages(drive.effects, 1)
+    assert isinstance(answer, Welcome) is may_join
+    if isinstance(answer, Refused):
+        assert answer.kind is RefusalKind.CONVICTED
+        assert answer.reason == "it lied; test the memory and the processor of its machine"
 
 
 def test_a_loss_that_only_the_second_one_finds_infinite_is_a_difference() -> None:
@@ -128,9 +273,9 @@ def test_a_loss_that_only_the_second_one_finds_infinite_is_a_difference() -> Non
     assert drive.happen(events.Received(peer=peer_of(1), message=nowhere)) == []
     diverged = Diverged(work="audit", step=0, micro_batch=lease.lo, layer="fc")
     drive.happen(events.Received(peer=peer_of(1), message=diverged))
-    (finish,) = finished(drive.effects)
-    assert finish.kind is FailureKind.AUDIT
-    assert "from layer fc on" in finish.failure
+    assert "found a loss that is not finite, from layer fc on; another worker" in said(drive.effects)
+    decide(drive, SAME)
+    assert [one.rank for one in convicted(drive).wrong] == [0]
 
 
 def test_one_worker_waits_for_nobody_and_it_is_said_once() -> None:
@@ -226,16 +371,15 @@ def recorded(digest: str = SAME) -> tuple[Audit, Member, Result]:
 
 def test_only_what_is_chosen_is_recorded_and_its_worker_does_not_get_it_again() -> None:
     audit, second, same = recorded()
-    assert audit.excluded() == {1: 4}
+    assert audit.excluded([second]) == {1: frozenset({4})}
+    # Nor under another rank.
+    back = Member(peer_of(9), 9, msgspec.structs.replace(join_of(4), incarnation="life-4.1"))
+    assert audit.excluded([second, back]) == {1: frozenset({4, 9})}
+    assert audit.has_heard(1, back)
+    assert not audit.has_heard(1, second)
     assert audit.is_due()
-    assert audit.difference(second, same) == ""
-
-
-#: What follows a difference.
-ADVICE = (
-    "; one of them computes wrongly, and the step was not applied: find out which with `lockstep verify`, or by "
-    "leaving out one at a time, and resume from the last checkpoint"
-)
+    assert audit.add(1, AuditFinding.of(second, same)) is None
+    assert not audit.is_disputed(1)
 
 
 @pytest.mark.parametrize(
@@ -243,23 +387,74 @@ ADVICE = (
 )
 def test_digests_are_compared_whole(digest: str, shown: str) -> None:
     audit, second, other = recorded(digest)
-    assert audit.difference(second, other) == (
+    assert audit.add(1, AuditFinding.of(second, other)) is None
+    assert audit.is_disputed(1)
+    assert audit.dispute(1) == (
         "the audit found a difference in micro-batches 1 of step 0: worker 4 (host host, pid 4) found aaaaaaaaaaaa…, "
-        f"worker 5 (host host, pid 5) {shown}…{ADVICE}"
+        f"worker 5 (host host, pid 5) found {shown}…"
     )
 
 
 @pytest.mark.parametrize(("quantity", "where"), [("loss", "from layer fc on"), ("gradient", "first of 'fc'")])
-def test_a_value_that_only_the_second_worker_finds_infinite_is_named(quantity: Quantity, where: str) -> None:
+def test_a_value_that_the_first_worker_should_have_found_infinite_is_named(quantity: Quantity, where: str) -> None:
     audit, second, _ = recorded()
     diverged = Diverged(work="audit", step=0, micro_batch=1, layer="fc", quantity=quantity)
-    assert audit.divergence(second, diverged) == (
-        "the audit found a difference in micro-batches 1 of step 0: worker 4 (host host, pid 4) found a finite "
-        f"{quantity}, worker 5 (host host, pid 5) one that is not, {where}{ADVICE}"
+    assert audit.add(1, AuditFinding.of(second, diverged)) is None
+    conviction = audit.decide(1, not_finite_in(quantity, "fc"))
+    assert conviction is not None
+    assert conviction.text() == (
+        "the audit found a difference in micro-batch 1 of step 0: worker 4 (host host, pid 4) found aaaaaaaaaaaa…, and "
+        f"worker 5 (host host, pid 5) and the server a {quantity} that is not finite, {where}: worker 4 (host host, "
+        "pid 4) computes wrongly, and is evicted"
     )
-    assert audit.divergence(second, msgspec.structs.replace(diverged, micro_batch=2)) == ""
 
 
 def test_only_training_is_audited() -> None:
     assert Audit.of(STEP, 1.0, 7).chosen == frozenset(range(4))
     assert Audit.of(Round("evaluate", 3, 4), 1.0, 7).chosen == frozenset()
+
+
+# Which share to audit
+
+
+def lies(seed: int, step: int, micro_batch: int, wrong: float) -> bool:
+    rng = generator(seed, Purpose.SIMULATE, at=step, micro_batch=micro_batch, layer=21)
+    return bool(rng.random() < wrong)
+
+
+def found_after(seed: int, share: float, wrong: float, most: int) -> int:
+    """Return after how many steps a worker is found that computes the first 8 of 32 micro-batches of each step."""
+    for step in range(most):
+        audited_here = [one for one in chosen_for_audit(share, seed, step, 32) if one < 8]
+        if any(lies(seed, step, micro_batch, wrong) for micro_batch in audited_here):
+            return step + 1
+    return most + 1
+
+
+@pytest.mark.parametrize(("share", "wrong"), [(0.05, 1.0), (0.05, 0.5), (0.2, 0.1)])
+def test_a_worker_is_found_within_the_steps_of_the_formula(share: float, wrong: float) -> None:
+    within = steps_to_find(share, wrong, 8, 0.99)
+    found = [found_after(seed, share, wrong, within) for seed in range(400)]
+    # Four in expectation are not.
+    assert sum(steps > within for steps in found) <= 10
+    # Nor are all found much sooner: half of the steps for a half are not enough for all.
+    half = steps_to_find(share, wrong, 8, 0.5)
+    assert 160 <= sum(steps <= half for steps in found) <= 280
+
+
+@pytest.mark.parametrize("wrong", [1.0, 0.5, 0.1])
+@pytest.mark.parametrize("steps", [20, 200])
+def test_the_share_that_is_needed_is_the_inverse(steps: int, wrong: float) -> None:
+    share = share_to_find(steps, wrong, 8, 0.99)
+    assert steps_to_find(share * 1.000001, wrong, 8, 0.99) == steps
+    assert steps_to_find(1.0, 1.0, 8, 0.99) == 1
+    # Too seldom for any audit to find it in one step.
+    assert share_to_find(1, 0.1, 8, 0.99) > 1.0
+
+
+def test_the_table_of_the_docs_is_that_of_the_formula() -> None:
+    page = (Path(__file__).parents[5] / "docs" / "how-to" / "audit.md").read_text(encoding="utf-8")
+    for name, wrong in (("all", 1.0), ("half", 0.5), ("1 of 10", 0.1), ("1 of 100", 0.01)):
+        shares = [(0.01, 0.99), (0.05, 0.99), (0.2, 0.99), (1.0, 0.99), (0.05, 0.9999)]
+        cells = [f"{steps_to_find(share, wrong, 1, probability):,}" for share, probability in shares]
+        assert f"| {name} | {' | '.join(cells)} |" in page

@@ -387,7 +387,7 @@ def test_what_is_done_or_has_failed_is_not_leased_twice() -> None:
 
 
 def test_an_audit_is_not_copied_to_whoever_computed_it() -> None:
-    table = LeaseTable.for_audit(4, {1: 0, 2: 1}, count=7)
+    table = LeaseTable.for_audit(4, {1: frozenset({0}), 2: frozenset({1})}, count=7)
     assert table.lease(1, 4, 9.0, is_alone=False) == HeldLease(Node(1, 2), 1, 9.0, number=8)
     assert [table.may_copy(rank, Node(1, 2)) for rank in range(3)] == [False, False, True]
 
@@ -430,4 +430,4 @@ def test_a_table_is_restricted_if_anything_failed_or_is_not_for_everybody() -> N
     table.lease(0, 1, 9.0, is_alone=False)
     table.record_failure(Node(0, 1), 0)
     assert table.is_restricted()
-    assert LeaseTable.for_audit(4, {1: 0}).is_restricted()
+    assert LeaseTable.for_audit(4, {1: frozenset({0})}).is_restricted()

@@ -9,9 +9,9 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import Lease, Result
 from lockstep.ps.coordinator.effects import AddSharedSums
 from lockstep.ps.coordinator.membership import Member, MemberState
-from lockstep.ps.coordinator.scheduling.audit import AUDITED, Audit
+from lockstep.ps.coordinator.scheduling.audit import Audit
 from lockstep.ps.coordinator.scheduling.round_state import PendingAcknowledgements, RoundState
-from lockstep.ps.records.ledger import UnusedWork
+from lockstep.ps.records.ledger import AUDITED, UnusedWork
 from lockstep.ps.run.plan import Round
 from tests.lockstep.ps.runs import join_of, peer_of, result_of
 
@@ -218,7 +218,7 @@ def test_an_audit_is_a_round_of_its_own_that_ends_as_the_step_it_was() -> None:
     for micro_batch in range(8):
         state.accept(first, result(Node(micro_batch, micro_batch + 1)), 9.0)
     assert state.audit.is_due()
-    state.begin_audit()
+    state.begin_audit([])
     assert (state.round.work, state.leases.free()) == ("audit", 1)
     assert state.leases.unassignable([0]) == [3]
     state.accept_audited(second, msgspec.structs.replace(result(Node(3, 4)), work="audit"))
@@ -262,7 +262,7 @@ def test_who_may_be_given_nothing_of_what_is_free_may_wait() -> None:
     state = RoundState(ROUND, Audit(ROUND, frozenset({3})))
     for micro_batch in range(8):
         state.accept(member_of(0), result(Node(micro_batch, micro_batch + 1)), 9.0)
-    state.begin_audit()
+    state.begin_audit([])
     state.validate([0])
     with pytest.raises(AssertionError, match=r"^\[0, 1\] wait for nothing$"):
         state.validate([0, 1])
@@ -288,7 +288,7 @@ def test_an_audits_leases_are_numbered_on_and_nothing_is_expected_of_those_befor
     state.expected.add(lease, 1.0, 0.0)
     for micro_batch in range(8):
         state.accept(member_of(0), result(Node(micro_batch, micro_batch + 1)), 9.0)
-    state.begin_audit()
+    state.begin_audit([])
     assert state.expected.latest(state.leases) is None
     first = state.leases.lease(1, 8, 9.0, is_alone=False)
     assert first is not None

@@ -1,0 +1,83 @@
+"""Carries out what follows for a run if a worker computes wrongly: what is in doubt is named and set aside. A shell."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lockstep.ps.checkpoint.folder import CheckpointFolder
+from lockstep.ps.coordinator.scheduling.audit import AuditFinding, Conviction
+from lockstep.ps.records.convictions import MOST_RESULTS, Doubt, doubt_of, keep_convictions, read_convictions
+from lockstep.ps.records.ledger import Line, WorkerConvicted
+from lockstep.ps.records.run_folder import RunFolder, read_ledger
+
+#: How the names of checkpoints end whose weights depend on results in doubt.
+DOUBTFUL = "doubtful"
+
+#: Takes a checkpoint of the weights as they are; returns whether there is one.
+TakeCheckpoint = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Consequences:
+    """What is in doubt after a conviction."""
+
+    #: After how many steps the run can be resumed with right weights.
+    back_to: int
+    #: A line for each worker that was wrong: which of its results are in doubt.
+    lines: Sequence[str]
+
+
+def set_doubt_aside(
+    conviction: Conviction, folder: RunFolder, checkpoints: CheckpointFolder, take: TakeCheckpoint
+) -> Consequences:
+    """Set all checkpoints aside that depend on results in doubt, and record who was wrong.
+
+    Raises OSError, and FileFormatError if somebody has damaged the run's files.
+
+    In this order: if this process ends in between, the run resumes from right weights, and its next audits find the
+    worker again.
+    """
+    folder.flush()
+    # With lines that a full disk does not take, nobody knows what is in doubt: then all is.
+    lines: list[Line] | None = read_ledger(folder.path) if folder.ledger.is_written() else None
+    doubts = [(one, Doubt([], []) if lines is None else doubt_of(lines, {one.identity})) for one in conviction.wrong]
+    firsts = [doubt.first for _, doubt in doubts if doubt.first is not None]
+    first = 0 if lines is None else min(firsts, default=None)
+    if first is None:
+        take()
+    else:
+        checkpoints.set_aside(first, DOUBTFUL)
+    back_to = max(checkpoints.steps(), default=0)
+    new = [_entry(conviction, finding, doubt, back_to) for finding, doubt in doubts]
+    keep_convictions(folder.path, [*read_convictions(folder.path), *new])
+    return Consequences(back_to, [_text(entry) for entry in new])
+
+
+def _entry(conviction: Conviction, finding: AuditFinding, doubt: Doubt, back_to: int) -> WorkerConvicted:
+    return WorkerConvicted(
+        worker=finding.named,
+        identity=finding.identity,
+        step=conviction.step,
+        micro_batch=conviction.micro_batch,
+        found=finding.found,
+        right=conviction.right,
+        judges=list(conviction.judges),
+        since=list(doubt.since[-MOST_RESULTS:]),
+        since_count=len(doubt.since),
+        unconfirmed_count=len(doubt.results),
+        first_unconfirmed=doubt.first,
+        back_to=back_to,
+    )
+
+
+def _text(entry: WorkerConvicted) -> str:
+    """Return what is in doubt of a worker's results."""
+    if entry.first_unconfirmed is None:
+        return f"{entry.worker}: no result of it was accepted that an audit has not confirmed"
+    since = "none since its last audit that agreed"
+    if entry.since:
+        steps = f"steps {entry.since[0].step} to {entry.since[-1].step}"
+        since = f"{entry.since_count:,} since its last audit that agreed, in {steps}"
+    return (
+        f"{entry.worker}: any of its results may be wrong that was accepted and not audited: "
+        f"{entry.unconfirmed_count:,} from step {entry.first_unconfirmed} on, {since}"
+    )

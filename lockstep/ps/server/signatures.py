@@ -1,0 +1,28 @@
+"""Checks what workers sign, as it comes: what is recorded of a worker can be shown to be its own."""
+
+from dataclasses import dataclass
+
+from lockstep.common.errors import RemoteProtocolError
+from lockstep.common.protocol.messages import OF_A_STEP, Result
+from lockstep.common.transport.auth.signing import is_signed
+from lockstep.ps.records.ledger import SignedResult
+
+
+@dataclass(frozen=True)
+class SignatureCheck:
+    """The signatures of one run."""
+
+    #: What names the run in signatures, and the digest of its job.
+    run: str
+    job: str
+
+    def check(self, result: Result, signer: str) -> None:
+        """Raise RemoteProtocolError if a result of a step is not signed with the key whose public half is `signer`."""
+        if result.work not in OF_A_STEP:
+            return
+        signed = SignedResult.of(self.run, result)
+        if not (result.digest and is_signed(signer, signed.statement(self.job), result.signature)):
+            raise RemoteProtocolError(
+                f"a result of micro-batches {result.node()} of step {result.step} without a signature of its worker's "
+                f"key, {signer[:12]}…"
+            )

@@ -1,0 +1,96 @@
+"""What is set aside, recorded and said after a conviction."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from lockstep.common.errors import FileFormatError
+from lockstep.ps.checkpoint.folder import CheckpointFolder
+from lockstep.ps.coordinator.scheduling.audit import AuditFinding, Conviction
+from lockstep.ps.records.convictions import read_convictions
+from lockstep.ps.records.ledger import AUDITED, LedgerShare, Line, RunBegun, StepDone, UnusedWork, WorkerIn
+from lockstep.ps.records.run_folder import CHECKPOINTS, RunFolder
+from lockstep.ps.server.conviction import Consequences, set_doubt_aside
+
+LIAR = AuditFinding(1, "b", "process b", "worker 1 (host host, pid 7)", "b" * 64)
+
+CONVICTION = Conviction(9, 2, (LIAR,), "a" * 64, ("worker 0 (host host, pid 6)", "the server"))
+
+
+def folder_of(path: Path, *lines: Line, steps: tuple[int, ...] = (0, 4, 6, 8)) -> tuple[RunFolder, CheckpointFolder]:
+    """Return a run's folder in which the liar is worker 1, with empty checkpoints after so many steps."""
+    folder, checkpoints = RunFolder(path), CheckpointFolder(path / CHECKPOINTS, lambda text: None)
+    start = [RunBegun(step=0, weights_sha256=""), WorkerIn(rank=1, host="host", pid=7, identity="process b")]
+    for line in [*start, *lines]:
+        folder.ledger.append(msgspec.json.encode(line))
+    checkpoints.path.mkdir()
+    for step in steps:
+        checkpoints.file_of(step).touch()
+    return folder, checkpoints
+
+
+def done(step: int, rank: int) -> StepDone:
+    return StepDone(step=step, shares=[LedgerShare(2, 3, rank)], losses=b"", checksum=0)
+
+
+def audited(step: int) -> UnusedWork:
+    return UnusedWork(work="audit", step=step, lo=2, hi=3, rank=0, why=AUDITED)
+
+
+def set_aside(folder: RunFolder, checkpoints: CheckpointFolder) -> tuple[Consequences, list[str]]:
+    taken: list[str] = []
+
+    def take() -> bool:
+        taken.append("now")
+        checkpoints.file_of(9).touch()
+        return True
+
+    return set_doubt_aside(CONVICTION, folder, checkpoints, take), taken
+
+
+def test_the_run_goes_back_to_the_last_checkpoint_before_the_first_result_in_doubt(tmp_path: Path) -> None:
+    folder, checkpoints = folder_of(tmp_path, audited(5), done(5, 1), done(6, 1), done(7, 0), done(8, 1))
+    found, taken = set_aside(folder, checkpoints)
+    # The weights after 6 steps do not depend on the results of step 6.
+    assert (found.back_to, checkpoints.steps(), taken) == (6, [0, 4, 6], [])
+    assert (checkpoints.path / "step-00000008.safetensors.doubtful").exists()
+    (line,) = found.lines
+    assert line == (
+        "worker 1 (host host, pid 7): any of its results may be wrong that was accepted and not audited: 2 from step "
+        "6 on, 2 since its last audit that agreed, in steps 6 to 8"
+    )
+    (kept,) = read_convictions(tmp_path)
+    assert (kept.back_to, kept.first_unconfirmed, kept.unconfirmed_count) == (6, 6, 2)
+    assert [result.step for result in kept.since] == [6, 8]
+
+
+def test_without_such_a_checkpoint_it_begins_again(tmp_path: Path) -> None:
+    folder, checkpoints = folder_of(tmp_path, done(0, 1), steps=(4, 6))
+    found, _ = set_aside(folder, checkpoints)
+    assert (found.back_to, checkpoints.steps()) == (0, [])
+
+
+def test_if_nothing_is_in_doubt_the_weights_at_hand_are_right(tmp_path: Path) -> None:
+    folder, checkpoints = folder_of(tmp_path, audited(8), done(8, 1))
+    found, taken = set_aside(folder, checkpoints)
+    assert (found.back_to, checkpoints.steps(), taken) == (9, [0, 4, 6, 8, 9], ["now"])
+    assert found.lines == ["worker 1 (host host, pid 7): no result of it was accepted that an audit has not confirmed"]
+
+
+def test_with_a_ledger_that_cannot_be_written_all_is_in_doubt(tmp_path: Path) -> None:
+    folder, checkpoints = folder_of(tmp_path, audited(8), done(8, 1), steps=(4,))
+
+    def write(descriptor: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    folder.ledger.write = write
+    found, _ = set_aside(folder, checkpoints)
+    assert (found.back_to, checkpoints.steps()) == (0, [])
+
+
+def test_what_cannot_be_recorded_is_an_error(tmp_path: Path) -> None:
+    folder, checkpoints = folder_of(tmp_path, done(8, 1))
+    (tmp_path / "convictions.jsonl").mkdir()
+    with pytest.raises(FileFormatError, match="directory"):
+        set_aside(folder, checkpoints)
