@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from lockstep.common.errors import JobError
 from lockstep.common.files.did_you_mean import nearest
+from lockstep.common.files.sanitize import cut
 from lockstep.common.job.losses import LOSSES, has_accuracy
 from lockstep.common.optim.rules import RULES
 from lockstep.common.runtime.numerics import Numerics
@@ -21,6 +22,9 @@ NonNegative = Annotated[float, Meta(ge=0.0, le=MOST)]
 Monitor = Literal["loss", "accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy"]
 Positive = Annotated[float, Meta(gt=0.0, le=MOST)]
 
+
+#: Characters of a value in an error.
+MOST_TOLD = 200
 
 #: The schedules that have a name.
 SCHEDULES = ("constant", "step", "exponential", "polynomial", "cosine", "one-cycle")
@@ -250,21 +254,29 @@ def names_code(value: str | None) -> bool:
     return value is not None and (":" in value or value.endswith(".py"))
 
 
+def _told(value: str) -> str:
+    """Return a text as an error has it: what is longer loses its middle."""
+    return cut(repr(value), MOST_TOLD)
+
+
 def _check_loss(job: Job) -> None:
     if job.loss not in LOSSES and not names_code(job.loss):
         raise JobError(
-            f"loss = {job.loss!r}{nearest(job.loss, LOSSES)}: expected one of {', '.join(LOSSES)}, or FILE.py:FUNCTION"
+            f"loss = {_told(job.loss)}{nearest(job.loss, LOSSES)}: expected one of {', '.join(LOSSES)}, or "
+            "FILE.py:FUNCTION"
         )
     if job.loss != "cross-entropy" and job.label_smoothing:
         raise JobError(
-            f"label_smoothing = {job.label_smoothing!r} with loss = {job.loss!r}: expected 0, or cross-entropy"
+            f"label_smoothing = {job.label_smoothing!r} with loss = {_told(job.loss)}: expected 0, or cross-entropy"
         )
     if job.class_weights is not None and not has_accuracy(job.loss):
-        raise JobError(f"class_weights with loss = {job.loss!r}: expected a loss of classes or labels")
+        raise JobError(f"class_weights with loss = {_told(job.loss)}: expected a loss of classes or labels")
     if job.class_weights is not None and not any(job.class_weights):
-        raise JobError(f"class_weights = {list(job.class_weights)!r}: expected at least one above 0")
+        raise JobError("class_weights are all 0: expected at least one above 0")
     if job.ignore_index is not None and job.loss not in ("cross-entropy", "nll"):
-        raise JobError(f"ignore_index = {job.ignore_index!r} with loss = {job.loss!r}: expected cross-entropy or nll")
+        raise JobError(
+            f"ignore_index = {job.ignore_index!r} with loss = {_told(job.loss)}: expected cross-entropy or nll"
+        )
 
 
 def _check_updates(job: Job) -> None:
@@ -272,14 +284,15 @@ def _check_updates(job: Job) -> None:
         value = getattr(job, name)
         if value not in known and not names_code(value):
             raise JobError(
-                f"{name} = {value!r}{nearest(value, known)}: expected one of {', '.join(known)}, or FILE.py:FUNCTION"
+                f"{name} = {_told(value)}{nearest(value, known)}: expected one of {', '.join(known)}, or "
+                "FILE.py:FUNCTION"
             )
     if job.transform is not None and not names_code(job.transform):
-        raise JobError(f"transform = {job.transform!r}: expected FILE.py:FUNCTION")
+        raise JobError(f"transform = {_told(job.transform)}: expected FILE.py:FUNCTION")
     if names_code(job.optimizer) and job.weight_decay:
         raise JobError(
-            f"weight_decay = {job.weight_decay!r} with optimizer = {job.optimizer!r}: expected 0, since a rule of your "
-            "own has its hyperparameters in its code"
+            f"weight_decay = {job.weight_decay!r} with optimizer = {_told(job.optimizer)}: expected 0, since a rule of "
+            "your own has its hyperparameters in its code"
         )
     if job.min_lr > job.lr:
         raise JobError(f"min_lr = {job.min_lr!r} is above lr = {job.lr!r}: expected at most as much")
@@ -304,7 +317,9 @@ def check(job: Job) -> Job:
     if job.local_steps > 1:
         _check_local_steps(job)
     if not has_accuracy(job.loss) and job.monitored().endswith("accuracy"):
-        raise JobError(f"monitor = {job.monitor!r} with loss = {job.loss!r}, which has no accuracy: expected a loss")
+        raise JobError(
+            f"monitor = {job.monitor!r} with loss = {_told(job.loss)}, which has no accuracy: expected a loss"
+        )
     if job.monitored().startswith("val_") and not job.validation_split:
         raise JobError(
             f"monitor = {job.monitor!r} without a validation set: expected validation_split above 0, such as 0.1, or "

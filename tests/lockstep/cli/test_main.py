@@ -39,7 +39,7 @@ MISTAKES = {
     "option": ([*HERE, "--epoch", "3"], "no such option '--epoch' (did you mean one of: '--epochs', '--eps'?): see"),
     "no value": ([*HERE, "--epochs"], "option '--epochs' requires an argument"),
     "no number": ([*HERE, "--epochs", "two"], "invalid value for '--epochs': 'two' is not a valid integer"),
-    "choice": ([*HERE, "--optimizer", "sdg"], "invalid value for '--optimizer': 'sdg' is not one of 'sgd', 'adam'"),
+    "choice": ([*HERE, "--optimizer", "sdg"], "optimizer = 'sdg' (did you mean 'sgd'?): expected one of sgd"),
     "argument": ([*HERE, "a.toml", "b"], "got unexpected extra argument (b): see `lockstep train --help`"),
     "two jobs": ([*HERE, "a.toml", "--job", "b.toml"], "'a.toml' and --job 'b.toml' are two job files: remove one"),
     "a model as a job": (

@@ -128,7 +128,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "too large": ({"micro_batches": 9999999}, "micro_batches = 9999999: expected a whole number <= 4096"),
     "not a number": ({"lr": float("nan")}, "lr = nan: expected a number > 0.0"),
     "infinite": ({"lr": float("inf")}, "lr = inf: expected a number <= 1e+30"),
-    "not a choice": ({"optimizer": "sdg"}, "optimizer = 'sdg': expected one of sgd, adam, adamw, rmsprop"),
+    "not a choice": (
+        {"optimizer": "sdg"},
+        r"optimizer = 'sdg' (did you mean 'sgd'?): expected one of sgd, adam, adamw, rmsprop, or FILE.py:FUNCTION",
+    ),
     "contradiction": ({"global_batch": 4}, "micro_batches = 8 is more than global_batch = 4: expected .*"),
 }
 

@@ -99,7 +99,7 @@ def test_evaluate_and_export_take_either_flag(tmp_path: Path, capsys: pytest.Cap
         assert run(["export", str(done.folder), str(tmp_path / name), *flags]) == 0
     assert (tmp_path / "best.npz").read_bytes() != (tmp_path / "last.npz").read_bytes()
     assert run(["evaluate", str(done.folder), "--checkpoint", "first"]) == 2
-    assert "'first' does not name weights: expected last, best, or a number of steps" in capsys.readouterr().err
+    assert "'first' does not name weights: expected last, best, ema, or a number of steps" in capsys.readouterr().err
 
 
 def test_the_model_has_the_weights_of_the_run(tmp_path: Path) -> None:

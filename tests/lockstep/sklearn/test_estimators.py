@@ -235,7 +235,7 @@ def test_a_network_may_be_a_function_in_a_file() -> None:
         ({"activation": "rlu"}, JobError, "activation = 'rlu' .did you mean 'relu'"),
         ({"sample_shape": (2, 2)}, JobError, r"sample_shape = \(2, 2\) has 4 values: expected 6"),
         ({"lr": -1.0}, JobError, "lr = -1.0: expected a number > 0"),
-        ({"optimizer": "adams"}, JobError, "optimizer = 'adams': expected one of"),
+        ({"optimizer": "adams"}, JobError, "optimizer = 'adams' .*: expected one of"),
         ({"workers": -1}, JobError, "workers = -1: expected a whole number >= 0"),
         ({"monitor": "test_loss"}, JobError, "monitor = 'test_loss': expected loss, val_loss or the like"),
         ({"monitor": "val_loss"}, JobError, "without a validation set"),

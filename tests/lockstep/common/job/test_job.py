@@ -18,6 +18,7 @@ OTHER: dict[str, Any] = {
     "global_batch": 64,
     "micro_batches": 4,
     "initial": "w.safetensors",
+    "initial_partial": True,
     "wire": "int8",
     "wire_weights": "bfloat16",
     "loss": "mse",
