@@ -31,7 +31,8 @@ class Signer:
 
     def sign(self, statement: bytes) -> bytes:
         """Return the signature of a statement: 64 bytes."""
-        return self._private.sign(statement)
+        signature: bytes = self._private.sign(statement)
+        return signature
 
 
 def is_signed(public: str, statement: bytes, signature: bytes) -> bool:
