@@ -15,7 +15,7 @@ from lockstep.api.job_inputs import Arrays, job_inputs
 from lockstep.api.run import Run, load_run
 from lockstep.common.errors import JobError
 from lockstep.common.job.job import Job
-from lockstep.common.model.source import is_torch_module, keeps_pytorch, torch_model
+from lockstep.common.model.source import is_torch_module, torch_model
 from lockstep.common.nn.module import Module
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.launch.cluster import train_here
@@ -137,7 +137,6 @@ def _with_values_of(callbacks: Sequence[Callback], values: Mapping[str, Any]) ->
     return given
 
 
-@keeps_pytorch()
 def _carry_out(
     job: Job, destination: Destination, callbacks: Sequence[Callback], *, verbose: bool, note: str = ""
 ) -> Run:

@@ -33,6 +33,7 @@ from lockstep.common.model.source import is_torch_module, open_model
 from lockstep.common.nn.module import Module
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.environment import cores
+from lockstep.common.runtime.lent_process import computing
 from lockstep.ps.setup import dry_run, two_samples
 from lockstep.runs.job_file import resolve
 
@@ -118,6 +119,7 @@ def no_layers(name: str) -> ModelError:
     )
 
 
+@computing()
 def _examine(subject: str, job: Job, model: Module, data: str, workers: int | None, walk: Walk) -> Examination:
     clock = SystemClock()
     start = clock.now()
