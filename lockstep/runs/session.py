@@ -22,14 +22,11 @@ from lockstep.ps.checkpoint.resuming import (
     resume,
 )
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
-from lockstep.ps.records.run_folder import CHECKPOINTS, RunFolder
+from lockstep.ps.records.run_folder import CHECKPOINTS, NOTICE_MARK, RunFolder
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.recorded_model import keep_files, keep_initial, resumed_source, told_folder, trust_own
 from lockstep.runs.run_dir import claimed_run_dir, make_run_dir
-
-#: The beginning of a line of a server's that is shown at once, as those with `warning: ` are.
-NOTICE_MARK = "notice: "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +91,7 @@ def open_session(
         say(f"{NOTICE_MARK}the model returns several outputs: of these, {setup.model.taken}: {its_use}")
     folder.ledger.open()
     recorder = MetricsRecorder(setup.info, setting, setup.layout, folder)
-    checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, say, launch.checkpoint_keep)
+    checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, say, launch.checkpoint_keep, room=folder.room)
     try:
         start = _start(setup, recorder, folder, checkpoints, is_resumed=destination.is_resumed)
         schedule = CheckpointSchedule(

@@ -119,6 +119,13 @@ class WeightsNotFinite(Struct, frozen=True, kw_only=True):
     text: str
 
 
+class RoomChanged(Struct, frozen=True, kw_only=True):
+    """The disk has no room for the run's records, or has some again."""
+
+    #: What is missing, for a person; empty if nothing is.
+    missing: str
+
+
 #: What a worker sends, or whoever decides for callbacks, that the coordinator decides on. `SumsFrame` and
 #: `SamplesRequest` only show that the worker works: they come once the server has carried them out.
 CoordinatorMessage = (
@@ -146,6 +153,7 @@ Event = (
     | MultiStepLeaseRefused
     | ServerLost
     | WeightsNotFinite
+    | RoomChanged
     | TimePassed
     | Interrupted
 )
