@@ -1,4 +1,4 @@
-"""A real disk without room: the run waits with nothing torn, says where and what for, and goes on when there is some."""
+"""A full disk: the run waits with nothing torn, says where and what for, and goes on when there is room."""
 
 import os
 import subprocess

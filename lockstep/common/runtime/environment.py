@@ -150,6 +150,11 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK) and mallopt(M_TRIM_THRESHOLD, KEPT_FREE))
 
 
+def most_open_files() -> int:
+    """Return how many files this process may have open at once."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
 def major_faults() -> int:
     """Return how many pages this process has had to wait for, since they had to be read from a disk."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
