@@ -279,7 +279,7 @@ def lockstep_in(folder: Path, *arguments: str, **environ: str) -> "subprocess.Co
 
 def test_an_encoding_that_lacks_a_letter_costs_that_letter(tmp_path: Path) -> None:
     write_tiny(tmp_path)
-    job = ("--model", "linear", "--data", "tiny.npz", "--epochs", "1", "--workers", "0")
+    job = ("--model", "linear", "--data", "tiny.npz", "--epochs", "1", "--global-batch", "16", "--workers", "0")
     ended = lockstep_in(tmp_path, "train", *job, "--run-dir", "l\u00e4uft", PYTHONIOENCODING="ascii")
     assert ended.returncode == 0, ended.stderr
     assert "l\\xe4uft" in ended.stdout
