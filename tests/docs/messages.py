@@ -42,8 +42,6 @@ def _is_printed(part: str) -> bool:
     words = part.split()
     if part in program_texts():
         return True
-    return any(
-        f"{' '.join(words[:place])} {VALUE}" in program_texts()
-        or f"{VALUE} {' '.join(words[place:])}" in program_texts()
-        for place in range(2, len(words) - 1)
-    )
+    lefts = (" ".join(words[:place]) + f" {VALUE}" for place in range(2, len(words)))
+    rights = (f"{VALUE} " + " ".join(words[place:]) for place in range(1, len(words) - 1))
+    return any(each in program_texts() for each in (*lefts, *rights))
