@@ -100,7 +100,7 @@ def _call(member: Any) -> str:
         names = list(inspect.signature(member).parameters.values())
     except (TypeError, ValueError):
         return "()"
-    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     return f"({', '.join(stars.get(each.kind, '') + each.name for each in names if each.name != 'self')})"
 
 

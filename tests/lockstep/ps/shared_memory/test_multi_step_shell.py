@@ -346,6 +346,20 @@ def test_a_multi_step_lease_ends_when_a_checkpoint_is_due(bench: Bench) -> None:
     assert [event.steps for event in ended_in(happened)] == [4]
 
 
+def test_without_room_for_what_updates_need_it_is_said_once_and_tried_again(bench: Bench) -> None:
+    def refuse(descriptor: int, size: int) -> None:
+        raise OSError("no room")
+
+    allocate, bench.sharing.allocate = bench.sharing.allocate, refuse
+    for _ in range(2):
+        assert bench.shell.begin(ASKED) == [declined(ASKED, is_cut=True)]
+    (said,) = bench.said
+    assert said.startswith("warning: a team waits for the server at each step, which is slower: ")
+    bench.sharing.allocate = allocate
+    assert bench.shell.begin(ASKED) == []
+    assert bench.sent
+
+
 def test_without_shared_memory_or_a_team_in_it_there_is_none(bench: Bench) -> None:
     bench.sharing.forget(ASKED.rank)
     assert bench.shell.begin(ASKED) == [events.MultiStepLeaseRefused()]
