@@ -1,11 +1,14 @@
 """What a process of a team makes of an update follows from the job as it does at the server."""
 
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.worker.compute import Compute
+from lockstep.worker.team.member import TeamMember
 from lockstep.worker.team.updates import UpdateMaker
 from tests.lockstep.worker.team.crew import wide
 from tests.simulation.small import digits, job_of
@@ -38,3 +41,26 @@ def test_statistics_of_normalization_are_no_parameters() -> None:
     policy = opening.shard.policy
     assert maker.rule.parameter_size == policy.parameter_size < opening.layout.size
     assert maker.rule.momenta.tolist() == policy.momenta.tolist()
+
+
+@dataclass
+class Overflowing:
+    """Makes a slice whose weights are not finite, or are."""
+
+    is_finite: bool
+    shown: list[bool] = field(default_factory=list)
+
+    def write(self, *_: Any) -> bool:
+        return self.is_finite
+
+    def end(self, slice_: int, order: Any, *, is_made: bool, show: Any) -> None:
+        self.shown.append(is_made)
+
+
+@pytest.mark.parametrize("is_finite", [False, True])
+def test_a_slice_whose_weights_are_not_finite_is_not_shown_as_made(is_finite: bool) -> None:
+    updates = Overflowing(is_finite)
+    nothing = cast(Any, None)
+    member = cast(TeamMember, SimpleNamespace(_updates=updates))
+    assert TeamMember._update(member, nothing, 0, nothing) is is_finite
+    assert updates.shown == [is_finite]
