@@ -61,6 +61,6 @@ class Overflowing:
 def test_a_slice_whose_weights_are_not_finite_is_not_shown_as_made(is_finite: bool) -> None:
     updates = Overflowing(is_finite)
     nothing = cast(Any, None)
-    member = cast(TeamMember, SimpleNamespace(_updates=updates))
+    member = cast(TeamMember, SimpleNamespace(_updates=updates, divisor=lambda *_: 1))
     assert TeamMember._update(member, nothing, 0, nothing) is is_finite
     assert updates.shown == [is_finite]
