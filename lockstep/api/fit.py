@@ -19,13 +19,13 @@ from lockstep.common.model.source import is_torch_module, torch_model
 from lockstep.common.nn.module import Module
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.launch.cluster import train_here
-from lockstep.ps.records.run_folder import EPOCH_WEIGHTS, RESULT
+from lockstep.ps.records.run_folder import EPOCH_WEIGHTS, NOTICE_MARK, RESULT
 from lockstep.results.reports.display import Display, display_for
 from lockstep.results.reports.notebook_display import NotebookPage, cell_output
 from lockstep.runs.job_file import resolve
 from lockstep.runs.recorded_model import trust_own
 from lockstep.runs.run_dir import claimed_run_dir, has_begun, resumed_job, trust
-from lockstep.runs.session import NOTICE_MARK, Destination
+from lockstep.runs.session import Destination
 
 
 def fit(
