@@ -6,19 +6,12 @@ run = fit("mlp", "mnist", workers=4, epochs=3)
 
 from typing import TYPE_CHECKING
 
-from lockstep.common.runtime.environment import keep_freed_memory, use_one_blas_thread
+from lockstep.common.runtime.environment import keep_freed_memory
 from lockstep.common.runtime.numerics import hold_numerics
 
-use_one_blas_thread()  # rule R4: before NumPy is imported, here and in the processes that we start
-hold_numerics()  # of a process that was started with portable numerics: before NumPy is imported, too
+# Only what a user's other code cannot notice. NumPy is not imported here: a process of ours has its own settings first.
+hold_numerics()  # of a process that was started with portable numerics: before NumPy is imported
 keep_freed_memory()  # a fifth of a step of `cnn` at 128 samples
-
-from lockstep.common import nn  # noqa: E402
-from lockstep.common.autograd import functional as F  # noqa: E402
-from lockstep.common.autograd.graph import no_grad  # noqa: E402
-from lockstep.common.autograd.tensor import Tensor  # noqa: E402
-from lockstep.common.optim import optimizers as optim  # noqa: E402
-from lockstep.common.runtime.blas import limit_blas_threads  # noqa: E402
 
 if TYPE_CHECKING:
     from lockstep.api.callbacks import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint
@@ -26,10 +19,13 @@ if TYPE_CHECKING:
     from lockstep.api.learning_rates import find_lr
     from lockstep.api.run import Run, load_run
     from lockstep.checking.checkup.consultation import doctor
+    from lockstep.common import nn
+    from lockstep.common.autograd import functional as F
     from lockstep.common.autograd.gradient_check import GradientError, check_gradients
+    from lockstep.common.autograd.graph import no_grad
+    from lockstep.common.autograd.tensor import Tensor
     from lockstep.common.data.source import load
-
-limit_blas_threads()  # rule R4 once more: a notebook may have imported NumPy already
+    from lockstep.common.optim import optimizers as optim
 
 __all__ = [
     "Callback",
@@ -58,6 +54,10 @@ if not TYPE_CHECKING:  # to a type checker they are the imports above, and any o
     def __getattr__(name):
         """Import what only a person uses when it is first used: each process of a run imports this module."""
         match name:
+            case "Tensor":
+                from lockstep.common.autograd import tensor as module
+            case "no_grad":
+                from lockstep.common.autograd import graph as module
             case "fit" | "resume":
                 from lockstep.api import fit as module
             case "Callback" | "EarlyStopping" | "LambdaCallback" | "ModelCheckpoint":
@@ -72,10 +72,21 @@ if not TYPE_CHECKING:  # to a type checker they are the imports above, and any o
                 from lockstep.common.data import source as module
             case "GradientError" | "check_gradients":
                 from lockstep.common.autograd import gradient_check as module
+            case "nn":
+                from lockstep.common import nn
+
+                return globals().setdefault(name, nn)
+            case "F":
+                from lockstep.common.autograd import functional
+
+                return globals().setdefault(name, functional)
+            case "optim":
+                from lockstep.common.optim import optimizers
+
+                return globals().setdefault(name, optimizers)
             case _:
                 raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        globals()[name] = getattr(module, name)
-        return globals()[name]
+        return globals().setdefault(name, getattr(module, name))
 
     def __dir__():
         return sorted({*globals(), *__all__})

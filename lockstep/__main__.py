@@ -1,5 +1,18 @@
-"""`python -m lockstep`."""
+"""Where a process of ours begins, as `python -m lockstep` or by the script `lockstep`."""
 
-from lockstep.cli.main import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line and exit; Ctrl-C ends it in one line, also while its modules are still being loaded."""
+    try:
+        # Here: that takes a third of a second, in which an impatient Ctrl-C comes.
+        from lockstep.cli.main import main as run
+    except KeyboardInterrupt:
+        sys.stderr.write("\nerror: interrupted\n")
+        sys.exit(130)
+    run()
+
+
+if __name__ == "__main__":
+    main()

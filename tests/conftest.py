@@ -29,9 +29,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 # A picture at the end of each run would double the time of the short ones; its own test asks for it.
 os.environ["LOCKSTEP_PICTURE"] = "no"
 
-from lockstep.common.runtime.blas import limit_blas_threads  # noqa: E402
+from lockstep.common.runtime.blas import set_blas_threads  # noqa: E402
 
-limit_blas_threads()
+set_blas_threads(1)
 
 if sys.dont_write_bytecode:
     # Whoever asks for no bytecode wants none in the checkout. Without any, each of the hundreds of processes that the

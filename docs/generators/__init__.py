@@ -1,1 +1,1 @@
-"""The parts of the reference that are made from the code when the site is built: nothing here is copied."""
+"""The parts of the reference that are made from the code: for the site, and as they are committed for GitHub."""

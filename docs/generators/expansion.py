@@ -1,6 +1,6 @@
-"""Puts what is generated into the pages: each comment `<!-- generated: NAME -->` is replaced by what NAME makes.
+"""Puts what is generated into the pages of the site: what follows a comment `<!-- generated: NAME -->` is made again.
 
-It is a comment, so that a page on GitHub shows only its own text.
+What is committed there, up to the comment that ends it, is what GitHub shows: `committed` writes it.
 """
 
 import re
@@ -43,10 +43,25 @@ LINK = re.compile(r"\[([^\[\]]+)\]\(([^()\s]+)\)")
 
 COMMENT = re.compile(r"^<!-- generated: (.+?) -->$", re.MULTILINE)
 
+#: Such a comment, with what is committed below it, if anything is.
+SECTION = re.compile(
+    r"^<!-- generated: (.+?) -->$(?:(?:(?!^<!-- generated: ).)*?^<!-- end of \1 -->$)?", re.MULTILINE | re.DOTALL
+)
+
+
+def end_of(name: str) -> str:
+    """Return the comment that ends what is generated under a name."""
+    return f"<!-- end of {name} -->"
+
+
+def collapsed(text: str) -> str:
+    """Return a page without what is generated: what people have written."""
+    return SECTION.sub(lambda section: f"<!-- generated: {section[1]} -->", text)
+
 
 def expand(text: str) -> str:
     """Return a page with everything in it that is generated; `KeyError` for a name that makes nothing."""
-    return COMMENT.sub(lambda comment: piece(comment[1]), text)
+    return SECTION.sub(lambda section: piece(section[1]), text)
 
 
 def piece(name: str) -> str:

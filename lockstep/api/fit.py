@@ -15,17 +15,17 @@ from lockstep.api.job_inputs import Arrays, job_inputs
 from lockstep.api.run import Run, load_run
 from lockstep.common.errors import JobError
 from lockstep.common.job.job import Job
-from lockstep.common.model.source import is_torch_module, keeps_pytorch, torch_model
+from lockstep.common.model.source import is_torch_module, torch_model
 from lockstep.common.nn.module import Module
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.launch.cluster import train_here
-from lockstep.ps.records.run_folder import EPOCH_WEIGHTS, RESULT
+from lockstep.ps.records.run_folder import EPOCH_WEIGHTS, NOTICE_MARK, RESULT
 from lockstep.results.reports.display import Display, display_for
 from lockstep.results.reports.notebook_display import NotebookPage, cell_output
 from lockstep.runs.job_file import resolve
 from lockstep.runs.recorded_model import trust_own
 from lockstep.runs.run_dir import claimed_run_dir, has_begun, resumed_job, trust
-from lockstep.runs.session import NOTICE_MARK, Destination
+from lockstep.runs.session import Destination
 
 
 def fit(
@@ -137,7 +137,6 @@ def _with_values_of(callbacks: Sequence[Callback], values: Mapping[str, Any]) ->
     return given
 
 
-@keeps_pytorch()
 def _carry_out(
     job: Job, destination: Destination, callbacks: Sequence[Callback], *, verbose: bool, note: str = ""
 ) -> Run:

@@ -24,8 +24,8 @@ from lockstep.common.data.source import load
 from lockstep.common.errors import JobError, RunError
 from lockstep.common.job.job import Job
 from lockstep.common.job.optimizer import replica_of
-from lockstep.common.model.source import keeps_pytorch
 from lockstep.common.optim.schedules import RateRange
+from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import own_numerics
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.runs.job_file import resolve
@@ -134,7 +134,7 @@ def find_lr(
         return rates_of(msgspec.structs.replace(job, **paths), lowest=lowest, highest=highest, steps=steps)
 
 
-@keeps_pytorch()
+@computing()
 def rates_of(job: Job, *, lowest: float = 1e-6, highest: float = 10.0, steps: int = 100) -> RateTest:
     """Try learning rates on a job; see `find_lr`."""
     are_numbers = isinstance(lowest, int | float) and isinstance(highest, int | float) and isinstance(steps, int)

@@ -1,5 +1,6 @@
 """Where the command `lockstep` begins: errors become one line and an exit code."""
 
+import errno
 import re
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import click
 from lockstep.cli.root import cli
 from lockstep.common.errors import LockstepError, UsageError
 from lockstep.common.files.sanitize import one_line, printable
+from lockstep.common.runtime.environment import most_open_files
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.launch.child import ERROR_MARK, USAGE
 from lockstep.launch.lifetime import ignore_signals, interrupt_on_signals
@@ -22,7 +24,14 @@ FAILED, INTERRUPTED = 1, 130
 def main() -> None:
     """Run the command line and exit."""
     interrupt_on_signals()
-    code = run(sys.argv[1:], called=own_command())
+    for stream in (sys.stdout, sys.stderr):
+        # The name of a folder may have letters that an encoding lacks which somebody has asked for.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # both are files
+    try:
+        called = own_command()
+    except FileNotFoundError:
+        sys.exit(_end("the current folder was removed: change to another one, such as `cd ~`", USAGE))
+    code = run(sys.argv[1:], called=called)
     # The interpreter takes our handlers away before it is gone, and an impatient Ctrl-C would have the last word.
     ignore_signals()
     sys.exit(code)
@@ -36,8 +45,7 @@ def run(arguments: list[str], restart: Callable[[list[str], Numerics], int] = re
     """
 
     def end(text: str, code: int) -> int:
-        click.echo(f"{ERROR_MARK}{printable(text).replace('`lockstep ', f'`{called} ')}", err=True)
-        return code
+        return _end(text.replace("`lockstep ", f"`{called} "), code)
 
     try:
         code = cli.main(arguments, prog_name="lockstep", standalone_mode=False, help_option_names=["-h", "--help"])
@@ -57,8 +65,23 @@ def run(arguments: list[str], restart: Callable[[list[str], Numerics], int] = re
         return end(str(error), FAILED)
     except OSError as error:
         # What nobody foresaw: a full disk, a folder that was removed. The reason says more than our frames would.
-        return end(str(error), FAILED)
+        return end(system_error_text(error), FAILED)
     return code if isinstance(code, int) else 0
+
+
+def _end(text: str, code: int) -> int:
+    click.echo(f"{ERROR_MARK}{printable(text)}", err=True)
+    return code
+
+
+def system_error_text(error: OSError) -> str:
+    """Return what the system refused, with what to do if that is known."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        most = most_open_files()
+        return f"too many open files: this process may have {most}; run `ulimit -n 1024`, or use fewer workers"
+    reason = error.strerror or str(error)
+    named = "" if error.filename is None else f"{str(error.filename)!r}: "
+    return f"{named}{reason[:1].lower()}{reason[1:]}"
 
 
 def _one_line(error: click.ClickException) -> str:

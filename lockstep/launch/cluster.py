@@ -14,6 +14,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import CallbackDecision, EpochStatus, Status
 from lockstep.common.runtime.blas import blas_kernel
 from lockstep.common.runtime.clock import Clock, SystemClock
+from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import KERNEL, Numerics, own_numerics
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.launch.chaos import Chaos, Interference, RunProcesses
@@ -44,14 +45,14 @@ from lockstep.launch.worker_supervisor import Restarts, SupervisedWorker, Worker
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.convictions import read_convictions
 from lockstep.ps.records.recorder import Setting
-from lockstep.ps.records.run_folder import RESULT, RunResult, read_result
+from lockstep.ps.records.run_folder import NOTICE_MARK, RESULT, RunResult, read_result
 from lockstep.ps.setup import AdmissionPolicy
 from lockstep.results.reports.display import Display
 from lockstep.results.reports.summary import final_status
 from lockstep.runs.job_file import to_toml
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import has_begun
-from lockstep.runs.session import NOTICE_MARK, Destination, open_run_in, open_session
+from lockstep.runs.session import Destination, open_run_in, open_session
 from lockstep.runs.single_process import SerialRun
 
 #: Seconds between two polls of the run, and if faults are injected or callbacks are awaited.
@@ -399,6 +400,7 @@ def train_on(
     return Cluster(job, destination, say=say, watch=watch, backend=backend, chaos=chaos, is_to_stop=is_to_stop).run()
 
 
+@computing()
 def train_alone(job: Job, destination: Destination, display: Display, is_to_stop: IsToStop | None = None) -> RunResult:
     """Train in this process, without any transport."""
     clock = SystemClock()
@@ -408,5 +410,7 @@ def train_alone(job: Job, destination: Destination, display: Display, is_to_stop
     session = open_session(setup, setting, destination, clock, display.say)
     if destination.launch.audit:
         display.say("nothing is audited: this process computes alone")
-    run = SerialRun(setup, session.recorder, clock, display.show, session.start, session.checkpointer, is_to_stop)
+    run = SerialRun(
+        setup, session.recorder, clock, display.show, session.start, session.checkpointer, is_to_stop, display.say
+    )
     return run.train()

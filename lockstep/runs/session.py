@@ -24,14 +24,11 @@ from lockstep.ps.checkpoint.resuming import (
 )
 from lockstep.ps.records.convictions import read_convictions
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
-from lockstep.ps.records.run_folder import CHECKPOINTS, RunFolder, read_ledger
+from lockstep.ps.records.run_folder import CHECKPOINTS, NOTICE_MARK, RunFolder, read_ledger
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.recorded_model import keep_files, keep_initial, resumed_source, told_folder, trust_own
 from lockstep.runs.run_dir import claimed_run_dir, make_run_dir
-
-#: The beginning of a line of a server's that is shown at once, as those with `warning: ` are.
-NOTICE_MARK = "notice: "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +98,7 @@ def open_session(
     folder.ledger.open()
     convicted = read_convictions(folder.path)
     recorder = MetricsRecorder(setup.info, setting, setup.layout, folder)
-    checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, say, launch.checkpoint_keep)
+    checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, say, launch.checkpoint_keep, room=folder.room)
     try:
         start = _start(setup, recorder, folder, checkpoints, is_resumed=destination.is_resumed)
         schedule = CheckpointSchedule(

@@ -1,8 +1,10 @@
 """Training in the calling process alone, without coordinator or transport: the oracle that every run must match."""
 
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.quantization.quantization import RoundingKey
@@ -26,7 +28,8 @@ from lockstep.ps.coordinator.status import status_of
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import Account
 from lockstep.ps.records.recorder import MetricsRecorder
-from lockstep.ps.records.run_folder import RunResult
+from lockstep.ps.records.room import LOOK_S
+from lockstep.ps.records.run_folder import NOTICE_MARK, RunResult
 from lockstep.ps.run.plan import Round, next_round
 from lockstep.ps.run.progress import Progress
 from lockstep.ps.server.nonfinite_guard import NonFiniteGuard, NonFiniteWeightsError
@@ -103,6 +106,10 @@ class SerialRun:
     checkpointer: Checkpointer | None = None
     #: Called between two epochs if the run pauses for callbacks: whether it ends with the one that is over.
     is_to_stop: Callable[[Sequence[EpochStatus]], bool] | None = None
+    #: Shows what the run waits for.
+    say: Callable[[str], None] = lambda text: None
+    #: Waits for so many seconds.
+    wait: Callable[[float], object] = threading.Event().wait
     #: Seconds spent in computing gradients.
     compute_s: float = 0.0
     guard: NonFiniteGuard = field(init=False)
@@ -126,6 +133,7 @@ class SerialRun:
                 if self.checkpointer is not None and then is not None and not self.guard.text:
                     self.checkpointer.take_if_due(setup.shard, progress, self.compute_s)
                 phase = RunPhase.FINISHED if then is None else RunPhase.TRAINING
+                self._await_room(partial(self._write_again, progress))
                 if self.watch is not None:
                     self.watch(status_of(setup.info, progress, phase, then or at, self.clock.now(), []))
                 self.recorder.flush_if_due(self.clock.now())
@@ -143,14 +151,50 @@ class SerialRun:
             raise self._failure(at, error) from error
         finally:
             self.recorder.close()
-        return self.recorder.finish(
-            progress,
-            workers=0,
-            compute_s=self.compute_s,
-            weights=setup.shard.weights,
-            average=averaged(setup.shard.weights, setup.shard.state),
-            now=self.clock.now(),
-        )
+        return self._finish(progress)
+
+    def _finish(self, progress: Progress) -> RunResult:
+        """Write the result; on a full disk as soon as there is room."""
+        recorder, weights = self.recorder, self.setup.shard.weights
+        average = averaged(weights, self.setup.shard.state)
+
+        def write() -> None:
+            try:
+                recorder.finish(
+                    progress,
+                    workers=0,
+                    compute_s=self.compute_s,
+                    weights=weights,
+                    average=average,
+                    now=self.clock.now(),
+                )
+            except OSError as error:
+                if recorder.room is None or not recorder.room.refuse(error, weights.nbytes):
+                    raise
+
+        try:
+            write()
+            self._await_room(write)
+        finally:
+            recorder.close()
+        assert recorder.result is not None
+        return recorder.result
+
+    def _await_room(self, write: Callable[[], None]) -> None:
+        """Wait while the disk has no room for what is recorded; `write` writes it again. An interrupt ends the wait."""
+        room = self.recorder.room
+        if room is None or not room.is_lacking:
+            return
+        self.say(f"warning: {room.text}")
+        self.wait(LOOK_S)
+        while not room.try_again(write):
+            self.wait(LOOK_S)
+        self.say(f"{NOTICE_MARK}there is room again: the run continues")
+
+    def _write_again(self, progress: Progress) -> None:
+        self.recorder.flush()
+        if self.checkpointer is not None and self.checkpointer.is_owed:
+            self._keep(progress)
 
     def _stops_before(self, then: Round, progress: Progress) -> bool:
         """Ask callbacks whether the run ends before a round."""

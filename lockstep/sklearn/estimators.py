@@ -27,6 +27,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.model.port import Model
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import cores
+from lockstep.common.runtime.lent_process import computing
 from lockstep.results.reports.display import display_for
 from lockstep.runs.job_file import fields, resolve
 from lockstep.sklearn.network import Network, NetworkShape, exported_network, opened_network
@@ -272,6 +273,7 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
             self._opened = model
         return self._opened
 
+    @computing()
     def _outputs(self, x: ArrayLike) -> NDArray[np.float64]:
         """Return what the network computes of each row, (n, outputs)."""
         check_is_fitted(self)

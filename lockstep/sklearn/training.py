@@ -25,9 +25,9 @@ from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.score import score_of
 from lockstep.common.job.tally import Tally
-from lockstep.common.model.source import keeps_pytorch
 from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import Clock
+from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import own_numerics
 from lockstep.launch.cluster import train_on
 from lockstep.launch.numerics import demand_numerics
@@ -81,12 +81,12 @@ class TrainingTask:
         with (
             tempfile.TemporaryDirectory(prefix="lockstep-") as folder,
             job_inputs(Path(folder), self.initial, None, self.text) as paths,
-            keeps_pytorch(),
         ):
             job = msgspec.structs.replace(self.job, **paths)
             yield open_run(UNNAMED, job, _prepared(job, self.data, moments), admission), Path(folder)
 
 
+@computing()
 def train(task: TrainingTask, workers: int, cores: int, clock: Clock, display: Display) -> TrainedNetwork:
     """Train to the end with at most so many workers; raises as `fit`.
 
@@ -255,6 +255,7 @@ class Stream:
     figures: dict[str, Any]
 
 
+@computing()
 def train_pass(task: TrainingTask, before: Stream | None) -> Stream:
     """Train in this process, with each sample of the data once, from where the pass before ended.
 

@@ -123,7 +123,7 @@ class SampleStore:
         except (OSError, ValueError, OverflowError) as error:
             raise DataError(
                 f"samples cannot be kept in {str(folder)!r}: {error}: expected a folder to write to; give another "
-                "with --cache"
+                "with XDG_CACHE_HOME, or with `lockstep worker --cache`"
             ) from error
         return cls(folder, manifest, parts)
 
@@ -154,7 +154,7 @@ class SampleStore:
         except OSError as error:
             raise DataError(
                 f"samples cannot be kept in {str(self.folder)!r}: {error.strerror}: make room, or give another folder "
-                "with --cache"
+                "with XDG_CACHE_HOME, or with `lockstep worker --cache`"
             ) from error
 
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from docs.generators.expansion import collapsed
 from tests.architecture.source import ROOT
 
 #: Where a page may be. The labs are notebooks, which tests/notebooks runs.
@@ -91,7 +92,7 @@ def page_paths() -> list[Path]:
 
 def read_page(path: Path) -> Page:
     """Return the page in a file; `PageError` if it breaks a rule."""
-    return parse_page(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
+    return parse_page(path.relative_to(ROOT).as_posix(), collapsed(path.read_text(encoding="utf-8")))
 
 
 def parse_page(name: str, text: str) -> Page:

@@ -12,6 +12,8 @@ import click
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from docs.generators.expansion import collapsed
+
 #: Stands in a passage for code: a name, a command, a formula. One word, which no rule knows.
 CODE = "CODE"
 
@@ -124,7 +126,7 @@ def passages_of_notebook(text: str, name: str) -> list[Passage]:
 def passages_of_file(path: Path, root: Path) -> list[Passage]:
     """Return the passages of a page or a notebook below `root`."""
     read = passages_of_notebook if path.suffix == ".ipynb" else passages_of_markdown
-    return read(path.read_text(encoding="utf-8"), path.relative_to(root).as_posix())
+    return read(collapsed(path.read_text(encoding="utf-8")), path.relative_to(root).as_posix())
 
 
 def commands_below(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:

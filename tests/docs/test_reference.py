@@ -10,7 +10,8 @@ import pytest
 
 from docs.generators import check, job_values, outcomes, protocol, public_api, records
 from docs.generators.command_line import command_line, literal_lines, place_of
-from docs.generators.expansion import COMMENT, PIECES, expand, piece, without_folder_links
+from docs.generators.committed import committed, readable
+from docs.generators.expansion import COMMENT, PIECES, collapsed, expand, piece, without_folder_links
 from docs.generators.tables import comments_of, fields_table, first_sentence
 from lockstep import F, fit, nn
 from lockstep.cli.root import cli
@@ -45,6 +46,32 @@ def test_a_piece_is_made(name: str) -> None:
     assert "<function" not in text
     assert " object at 0x" not in text
     assert [each for passage in passages_of_markdown(text, name) for each in complaints(passage)] == []
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if COMMENT.search(path.read_text(encoding="utf-8"))], ids=str)
+def test_what_github_shows_is_what_the_code_gives(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if "api of sklearn" in text:
+        pytest.importorskip("sklearn")
+    told = "the reference is not current: run .venv/bin/python -m docs.generators.committed"
+    try:
+        current = committed(collapsed(text))
+    except FileNotFoundError as error:
+        pytest.skip(f"{error.filename} is not recorded yet")
+    assert text == current, told
+
+
+def test_what_is_committed_is_written_once_and_needs_no_sphinx() -> None:
+    page = "a\n\n<!-- generated: exit codes -->\n\nb\n"
+    once = committed(page)
+    assert collapsed(once) == page
+    assert committed(collapsed(once)) == once
+    assert once.count("| code | meaning |") == 1
+    assert expand(once) == expand(page)
+    for name in NAMES:
+        if not name.startswith(("api of sklearn", "pytorch ")):
+            assert "{eval-rst}" not in (text := readable(piece(name)))
+            assert "{py:" not in text
 
 
 def test_a_name_that_makes_nothing_is_an_error() -> None:

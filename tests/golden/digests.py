@@ -11,9 +11,9 @@ import numpy as np
 
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.protocol.canary import KNOWN, KnownCanaries, KnownCanary, known_canaries
+from lockstep.common.runtime.blas import blas_name
 from lockstep.common.runtime.environment import child_environment
 from lockstep.common.runtime.numerics import environment_with
-from lockstep.common.runtime.portable import blas_name
 from tests.architecture.source import ROOT
 
 DIGESTS = Path(__file__).with_name("digests.json")

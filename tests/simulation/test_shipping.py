@@ -166,7 +166,7 @@ def test_a_worker_whose_disk_is_full_says_so_and_costs_the_run_nothing(tmp_path:
     ended = simulation.workers[0].runner.ended
     assert ended is not None
     assert ended.code == 1
-    assert "No space left on device: make room, or give another folder with --cache" in ended.reason
+    assert "No space left on device: make room, or give another folder with XDG_CACHE_HOME" in ended.reason
 
 
 def test_a_server_that_sends_no_samples_names_the_way_out(tmp_path: Path) -> None:

@@ -3,25 +3,32 @@
 Causes are checked before what follows from them.
 """
 
+import copy
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
+
+from lockstep.api.exported_model import ExportedModel, Model, exported
 from lockstep.api.job_inputs import Arrays, job_inputs, named_arrays
 from lockstep.checking.checkup.checks.activations import check_activations, check_norms
 from lockstep.checking.checkup.checks.backward_order import check_walk
-from lockstep.checking.checkup.checks.data import check_balance, check_classes, check_labels, check_samples
+from lockstep.checking.checkup.checks.data import check_balance, check_classes, check_labels, check_loss, check_samples
 from lockstep.checking.checkup.checks.first_steps import check_first_loss, check_rate, check_workers, first_steps
 from lockstep.checking.checkup.checks.gradients import check_gradients
 from lockstep.checking.checkup.checks.initial_values import check_initial_values
 from lockstep.checking.checkup.checks.magnitudes import signals_of
+from lockstep.checking.checkup.checks.training import TrialSubject, check_training
 from lockstep.checking.checkup.finding import Finding, findings_lines, wrapped
-from lockstep.checking.checkup.target import ExaminationTarget, Walk
+from lockstep.checking.checkup.target import ExaminationTarget, ExaminedData, Walk
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.array_files import read_npz
-from lockstep.common.data.source import load, with_validation
+from lockstep.common.data.dataset import TrainTest
+from lockstep.common.data.source import load, with_moments, with_validation
 from lockstep.common.errors import JobError, ModelError
 from lockstep.common.job.job import Job
 from lockstep.common.job.losses import LossKind, kind_of
@@ -29,12 +36,17 @@ from lockstep.common.job.objective import Objective
 from lockstep.common.job.optimizer import replica_of
 from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.model.initial import initial_weights
-from lockstep.common.model.source import is_torch_module, open_model
+from lockstep.common.model.port import Model as PortModel
+from lockstep.common.model.source import open_model
 from lockstep.common.nn.module import Module
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.environment import cores
+from lockstep.common.runtime.lent_process import computing
 from lockstep.ps.setup import dry_run, two_samples
 from lockstep.runs.job_file import resolve
+
+#: Losses whose value shows whether anything is learned: that of guessing is known.
+TRIED = ("cross-entropy", "nll", "mse")
 
 
 @dataclass(frozen=True)
@@ -65,60 +77,48 @@ class Examination:
 
 
 def doctor(
-    model: Module | str, data: str | Path | Arrays = "mnist", *, walk: Walk = Tensor.backward, **values: Any
+    model: Model, data: str | Path | Arrays = "mnist", *, walk: Walk = Tensor.backward, **values: Any
 ) -> Examination:
     """Look for mistakes that make training fail; return the findings, which a notebook shows.
 
-    `model` is examined as it is, values included, and not changed; the name of a model is built and initialized from
-    the seed. `data` and `values` are those of `fit`, with the same shapes. `walk(loss)` is a backward pass of your own
-    to be examined with the model: it has to add to the `.grad` of the leaves, and
-    `lockstep.common.autograd.graph` has the nodes.
+    `model`, `data` and `values` are those of `fit`. A Module is examined as it is, values included, and not changed;
+    everything else is built, and initialized from the seed. `walk(loss)` is a backward pass of your own to be examined
+    with a Module: it has to add to the `.grad` of the leaves, and `lockstep.common.autograd.graph` has the nodes. Of
+    a model of PyTorch, whose layers are its own, the data and a trial of some hundred steps are examined.
     The result prints its findings, and has `is_healthy`, `kinds` and `seconds`.
 
-    Raises what `fit` raises if its arguments cannot be used, and `ModelError` for a model of PyTorch.
+    Raises what `fit` raises if its arguments cannot be used.
     """
-    if is_torch_module(model):
-        raise no_layers(type(model).__name__)
-    name = type(model).__name__ if isinstance(model, Module) else model
-    if isinstance(model, Module):
-        job, _ = resolve({"data": "mnist"}, values)
-    else:
-        job, _ = resolve({}, {**values, "model": model})
-        model = model_of(job)
+    known = ExportedModel("") if isinstance(model, Module) else exported(model)
+    given = {} if isinstance(model, Module) else {"model": known.value}
+    arrays = None if isinstance(data, str | Path) else named_arrays(data)
+    job, _ = resolve({"data": "mnist"}, {**({"data": str(data)} if arrays is None else {}), **values, **given})
+    name = known.text.name if known.text is not None else job.model_name()
+    name = type(model).__name__ if isinstance(model, Module) else name
     subject = f"{name} on {data if isinstance(data, str | Path) else 'arrays'}"
-    workers = values.get("workers")
-    if isinstance(data, str | Path):
-        return _examine(subject, job, model, str(data), workers, walk)
     with (
         tempfile.TemporaryDirectory(prefix="lockstep-doctor-") as folder,
-        job_inputs(Path(folder), None, named_arrays(data)) as paths,
+        job_inputs(Path(folder), None, arrays, known.text) as paths,
     ):
-        return _examine(subject, job, model, paths["data"], workers, walk)
+        job = msgspec.structs.replace(job, **paths)
+        examined_model = AutogradModel(model) if isinstance(model, Module) else model_of(job)
+        return _examine(subject, job, examined_model, values.get("workers"), walk)
 
 
 def examine_job(job: Job, workers: int | None) -> Examination:
     """Look for mistakes in a job that would be trained with `workers`, if their number is given."""
-    return _examine(f"{job.model_name()} on {job.data}", job, model_of(job), job.data, workers, Tensor.backward)
+    return _examine(f"{job.model_name()} on {job.data}", job, model_of(job), workers, Tensor.backward)
 
 
-def model_of(job: Job) -> Module:
+def model_of(job: Job) -> PortModel:
     """Return a job's model with its initial values."""
     model = open_model(job.model, job.seed)
-    if not isinstance(model, AutogradModel):
-        raise no_layers(job.model_name())
     model.load(initial_weights(job, model).vector)
-    return model.module.train()
+    return model
 
 
-def no_layers(name: str) -> ModelError:
-    """Return the error of a model that cannot be looked into."""
-    return ModelError(
-        f"{name} is a model of PyTorch, and the doctor looks into layers of lockstep.nn only: train it with --steps 1, "
-        "which checks that its bits can be repeated; `lockstep doctor --machine` examines this machine"
-    )
-
-
-def _examine(subject: str, job: Job, model: Module, data: str, workers: int | None, walk: Walk) -> Examination:
+@computing()
+def _examine(subject: str, job: Job, model: PortModel, workers: int | None, walk: Walk) -> Examination:
     clock = SystemClock()
     start = clock.now()
     if kind_of(job.loss) in (LossKind.OWN, LossKind.LABELS):
@@ -126,20 +126,44 @@ def _examine(subject: str, job: Job, model: Module, data: str, workers: int | No
             f"the doctor knows losses of classes and of numbers, and not loss = {job.loss!r}: train with --steps 1, "
             "which checks that the model, the loss and the data go together"
         )
-    findings = _label_findings(job, data)
+    findings = _label_findings(job, job.data)
     if not findings:
-        loaded = with_validation(load(data), job.validation_split, job.seed)
+        loaded = with_validation(load(job.data), job.validation_split, job.seed)
         if job.global_batch > len(loaded.train):
             raise JobError(
                 f"global_batch = {job.global_batch!r} is more than the {len(loaded.train)} training samples of "
-                f"{data!r}: expected at most as many"
+                f"{job.data!r}: expected at most as many"
             )
-        target = ExaminationTarget(job, model, loaded, workers, walk)
-        if job.local_steps > 1:
-            # What a replica does by itself is what has to learn; how many workers help depends on the link.
-            target = ExaminationTarget(replica_of(job), model, loaded, None, walk, "local_lr")
-        findings = list(examined(target, clock, cores()))
+        if isinstance(model, AutogradModel):
+            module = model.module if model.module.training else copy.deepcopy(model.module).train()
+            target = ExaminationTarget(job, module, loaded, workers, walk)
+            if job.local_steps > 1:
+                # What a replica does by itself is what has to learn; how many workers help depends on the link.
+                target = ExaminationTarget(replica_of(job), module, loaded, None, walk, "local_lr")
+            findings = list(examined(target, clock, cores()))
+        else:
+            Objective.of(job).check_labels(loaded.train, loaded.class_names)
+            Objective.of(job).check_fit(loaded.train, dry_run(model, two_samples(loaded, 0)))
+            findings = examined_data(ExaminedData(job, loaded))
+        if not findings and is_tried(job):
+            tried = replica_of(job) if job.local_steps > 1 else job
+            findings = list(check_training(trial_subject(tried, model, loaded, clock)))
     return Examination(subject, findings, clock.now() - start)
+
+
+def is_tried(job: Job) -> bool:
+    """Return whether it is known what guessing costs, and all of the job is the library's."""
+    is_plain = job.ignore_index is None and not job.class_weights and not job.transform
+    return job.loss in TRIED and is_plain and ":" not in job.optimizer
+
+
+def trial_subject(job: Job, model: PortModel, loaded: TrainTest, clock: Clock) -> TrialSubject:
+    """Return what is tried: copies of a Module with its values, or a model of PyTorch with those it begins with."""
+    if not isinstance(model, AutogradModel):
+        return TrialSubject(job, lambda: model, initial_weights(job, model).vector, with_moments(loaded), clock)
+    module, weights = model.module, np.zeros(model.layout.size, np.float32)
+    model.layout.write(weights, module.state_dict())
+    return TrialSubject(job, lambda: AutogradModel(copy.deepcopy(module)), weights, with_moments(loaded), clock)
 
 
 def _label_findings(job: Job, data: str) -> list[Finding]:
@@ -150,6 +174,14 @@ def _label_findings(job: Job, data: str) -> list[Finding]:
     samples, train, test = read_npz(path, ("x_train", "y_train", "y_test")).values()
     is_sequence = train.ndim == 2 and samples.dtype.kind in "iu" and samples.shape == train.shape
     return check_labels(train, test, is_sequence=is_sequence)
+
+
+def examined_data(examined: ExaminedData) -> list[Finding]:
+    """Return what is wrong with the data, whatever computes."""
+    objective, data, findings = examined.objective, examined.data, list[Finding]()
+    if not objective.is_regression:
+        findings += check_balance(*(objective.targets(part.labels) for part in (data.train, data.test)))
+    return [*findings, *check_loss(examined), *check_samples(examined)]
 
 
 def outputs_of(target: ExaminationTarget) -> int:
@@ -173,8 +205,7 @@ def examined(target: ExaminationTarget, clock: Clock, cores: int) -> Iterator[Fi
         train, test = (target.objective.targets(part.labels) for part in (target.data.train, target.data.test))
         unfit = check_classes(train, test, outputs)
         yield from unfit
-        yield from check_balance(train, test)
-    yield from check_samples(target)
+    yield from examined_data(target.examined_data)
     yield from check_initial_values(target.model)
     wrong = check_walk(target.walk) or check_gradients(target)
     yield from wrong

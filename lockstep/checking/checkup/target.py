@@ -21,6 +21,37 @@ Walk = Callable[[Tensor], None]
 
 
 @dataclass(frozen=True)
+class ExaminedData:
+    """The data of a job, as its model receives them."""
+
+    job: Job
+    data: TrainTest
+
+    @property
+    def objective(self) -> Objective:
+        return Objective.of(self.job)
+
+    def batch(self, step: int, most: int) -> tuple[Vector, Vector]:
+        """Return at most `most` prepared samples of a step of the job, and the targets of its loss."""
+        sampler = self._sampler
+        whole = np.concatenate([sampler.indices(step, m) for m in range(sampler.micro_batches)])[:most]
+        train = self.data.train
+        targets = self.objective.targets(train.labels.take(whole, axis=0))
+        return self._preparation.images(train.images.take(whole, axis=0)), targets
+
+    @cached_property
+    def _sampler(self) -> Sampler:
+        job, samples = self.job, len(self.data.train)
+        # A batch larger than the data is a mistake of the job, which is reported elsewhere.
+        return Sampler(samples, min(job.global_batch, samples), job.micro_batches, job.seed)
+
+    @cached_property
+    def _preparation(self) -> Preparation:
+        preparation = Preparation.of(self.data.train, self.job.max_shift)
+        return preparation if self.job.normalize else replace(preparation, mean=0.0, std=1.0)
+
+
+@dataclass(frozen=True)
 class ExaminationTarget:
     """A model, which is only ever copied, with what it would be trained on."""
 
@@ -46,19 +77,8 @@ class ExaminationTarget:
 
     def batch(self, step: int, most: int) -> tuple[Vector, Vector]:
         """Return at most `most` prepared samples of a step of the job, and the targets of its loss."""
-        sampler = self._sampler
-        whole = np.concatenate([sampler.indices(step, m) for m in range(sampler.micro_batches)])[:most]
-        train = self.data.train
-        targets = self.objective.targets(train.labels.take(whole, axis=0))
-        return self._preparation.images(train.images.take(whole, axis=0)), targets
+        return self.examined_data.batch(step, most)
 
     @cached_property
-    def _sampler(self) -> Sampler:
-        job, samples = self.job, len(self.data.train)
-        # A batch larger than the data is a mistake of the job, which is reported elsewhere.
-        return Sampler(samples, min(job.global_batch, samples), job.micro_batches, job.seed)
-
-    @cached_property
-    def _preparation(self) -> Preparation:
-        preparation = Preparation.of(self.data.train, self.job.max_shift)
-        return preparation if self.job.normalize else replace(preparation, mean=0.0, std=1.0)
+    def examined_data(self) -> ExaminedData:
+        return ExaminedData(self.job, self.data)

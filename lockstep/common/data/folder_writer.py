@@ -210,7 +210,8 @@ def dataset_folder(destination: Path) -> Iterator[FolderWriter]:
             raise DataError(f"{str(destination)!r} is being written by another process: wait for it") from None
         reason = one_line(error.strerror or str(error))
         raise DataError(
-            f"{str(destination)!r} cannot be written ({reason}): make room, or give another folder"
+            f"{str(destination)!r} cannot be written ({reason}): make room, or give another folder; "
+            "the one of the cache is given with XDG_CACHE_HOME"
         ) from None
 
 

@@ -10,8 +10,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -429,24 +428,6 @@ def _copy(folder: Path, name: str | Mapping[str, Any], files: Sequence[ModelFile
 def replace_place(file: ModelFile, place: str) -> ModelFile:
     """Return a file at another place."""
     return ModelFile(place, file.sha256)
-
-
-@contextmanager
-def keeps_pytorch() -> Iterator[None]:
-    """Let PyTorch have its threads, deterministic mode and generator back at the end of the context."""
-    before = None
-    if "torch" in sys.modules:
-        from lockstep.common.model.pytorch.runtime import Settings
-
-        before = Settings.now()
-    try:
-        yield
-    finally:
-        # A model may have imported it within.
-        if "torch" in sys.modules:
-            from lockstep.common.model.pytorch.runtime import FIRST
-
-            (before or FIRST).restore()
 
 
 def torch_model(module: Any) -> Model:

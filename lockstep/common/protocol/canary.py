@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lockstep.common.errors import NumericsError
 from lockstep.common.random import Purpose, generator
-from lockstep.common.runtime.portable import blas_name
+from lockstep.common.runtime.blas import blas_name
 
 Array = NDArray[np.generic]
 

@@ -12,9 +12,10 @@ import msgspec
 import numpy as np
 
 from lockstep.common.protocol.canary import canary, canary_digest, check_canary, installed_canary
-from lockstep.common.runtime.blas import blas_kernel, blas_threads
+from lockstep.common.runtime.blas import blas_kernel, blas_name, blas_threads
+from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import Numerics, feature_table, own_numerics
-from lockstep.common.runtime.portable import blas_name, demand_held
+from lockstep.common.runtime.portable import demand_held
 from lockstep.common.runtime.version import VERSION
 
 #: Packages and modules whose code decides the bits of a result: from a sample to the sums, and from these to weights.
@@ -120,6 +121,7 @@ def _unless_comment(found: re.Match[str]) -> str:
 
 
 @cache
+@computing()
 def fingerprint() -> Fingerprint:
     """Return this process's fingerprint; computed once, in about 20 ms.
 

@@ -28,11 +28,23 @@ def blas_function(name: str) -> Callable[..., object] | None:
     return None
 
 
-def limit_blas_threads() -> None:
-    """Set the loaded BLAS to one thread, for a process that imported NumPy before Lockstep (a notebook)."""
+def can_limit_blas_threads() -> bool:
+    """Return whether the loaded BLAS has a switch for its number of threads."""
+    return blas_function("set_num_threads") is not None and blas_function("get_num_threads") is not None
+
+
+def set_blas_threads(threads: int) -> None:
+    """Set the number of threads of the loaded BLAS, if that has a switch for it."""
     setter = blas_function("set_num_threads")
     if setter is not None:
-        setter(1)
+        setter(threads)
+
+
+def blas_name() -> str:
+    """Return name and version of the BLAS that NumPy was built with."""
+    config = np.show_config(mode="dicts")
+    blas = config["Build Dependencies"].get("blas", {}) if config else {}
+    return f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip()
 
 
 def blas_threads() -> int:

@@ -16,6 +16,8 @@ BLAS_THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
 )
 
+ONE_BLAS_THREAD = dict.fromkeys(BLAS_THREAD_VARIABLES, "1")
+
 #: glibc's `mallopt` options (malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
@@ -32,11 +34,15 @@ KEY_VARIABLES = ("LOCKSTEP_KEYS", "LOCKSTEP_KEY")
 def use_one_blas_thread() -> None:
     """Make every BLAS that is loaded from now on, here and in child processes, use one thread (rule R4).
 
-    The bits of a matrix product change with the number of threads. Call it before NumPy is first imported; if it
-    already was, `blas.limit_blas_threads` does the same to the loaded library.
+    The bits of a matrix product change with the number of threads. Call it before NumPy is first imported, and only in
+    a process that is ours. In a user's, `lent_process.computing` does the same to the loaded library for a while.
     """
-    for name in BLAS_THREAD_VARIABLES:
-        os.environ[name] = "1"
+    os.environ.update(ONE_BLAS_THREAD)
+
+
+def has_one_blas_thread() -> bool:
+    """Return whether the environment limits every BLAS to one thread, whichever of them is loaded."""
+    return all(os.environ.get(name) == "1" for name in BLAS_THREAD_VARIABLES)
 
 
 def cores() -> int:
@@ -94,12 +100,12 @@ def kept_to_core(number: int) -> Iterator[None]:
 
 
 def child_environment() -> Mapping[str, str]:
-    """Return the environment for child processes: ours, with unbuffered output.
+    """Return the environment for child processes: ours, with one BLAS thread (rule R4) and unbuffered output.
 
     Without the user's keys: a run on this machine needs none, and others get them by flags.
     """
     ours = {name: value for name, value in os.environ.items() if name not in KEY_VARIABLES}
-    return {**ours, "PYTHONUNBUFFERED": "1"}
+    return {**ours, **ONE_BLAS_THREAD, "PYTHONUNBUFFERED": "1"}
 
 
 def cache_home(environ: Mapping[str, str] = os.environ) -> str:
@@ -142,6 +148,11 @@ def keep_freed_memory() -> bool:
     if mallopt is None:  # musl
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_BLOCK) and mallopt(M_TRIM_THRESHOLD, KEPT_FREE))
+
+
+def most_open_files() -> int:
+    """Return how many files this process may have open at once."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def major_faults() -> int:

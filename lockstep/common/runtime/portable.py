@@ -8,7 +8,7 @@ import platform
 import numpy as np
 
 from lockstep.common.errors import NumericsError
-from lockstep.common.runtime.blas import blas_function, blas_kernel, blas_threads
+from lockstep.common.runtime.blas import blas_function, blas_kernel, blas_name, blas_threads
 from lockstep.common.runtime.numerics import HASWELL, KERNEL, feature_table, has_needed
 
 #: Releases of OpenBLAS whose products for Haswell go to code for AVX-512 where the processor has it, whatever
@@ -21,13 +21,6 @@ ADVICE = "use another machine, or numerics = 'native'"
 def _baseline() -> list[str]:
     config = np.show_config(mode="dicts")
     return list(config["SIMD Extensions"].get("baseline", [])) if config else []
-
-
-def blas_name() -> str:
-    """Return name and version of the BLAS that NumPy was built with."""
-    config = np.show_config(mode="dicts")
-    blas = config["Build Dependencies"].get("blas", {}) if config else {}
-    return f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip()
 
 
 def demand_portable_machine(architecture: str = platform.machine()) -> None:

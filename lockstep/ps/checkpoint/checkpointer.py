@@ -1,4 +1,7 @@
-"""Takes a run's checkpoints while it runs: when they are due, and what is in them. If that fails, the run does not."""
+"""Takes a run's checkpoints while it runs: when they are due, and what is in them. If that fails, the run does not.
+
+On a full disk the checkpoint is taken when there is room again, for which the run waits.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +19,9 @@ from lockstep.ps.run.progress import Progress
 
 #: The share of a run's time, one in so many, that checkpoints of epochs may take.
 SPARING = 50
+
+#: Bytes of a checkpoint besides its vectors, generously.
+MORE_BYTES = 2**16
 
 
 @dataclass
@@ -73,6 +79,8 @@ class Checkpointer:
     clock: Clock
     #: Steps and epochs at the last call of `take_if_due`.
     seen: tuple[int, int] = (0, 0)
+    #: Whether the disk had no room for the last one.
+    is_owed: bool = False
 
     def take_if_due(self, holder: WeightsHolder, progress: Progress, compute_s: float) -> None:
         """Take a checkpoint if one is due. To be called after each event, when its effects are done."""
@@ -94,6 +102,7 @@ class Checkpointer:
             return False
         began = self.clock.now()
         is_kept = self._save(holder, progress, compute_s, began)
+        self.is_owed = not is_kept and self.run.room.is_lacking
         self.schedule.record_taken(holder.updates, began, self.clock.now())
         return is_kept
 
@@ -127,9 +136,9 @@ class Checkpointer:
             unaudited=progress.unaudited,
         )
         held = HeldState(weights=holder.weights, state=holder.state)
-        return self.folder.save(
-            steps, sealed_parts(CheckpointIdentity.of(recorder.info), saved, recorder.layout, held), self.best()
-        )
+        parts = sealed_parts(CheckpointIdentity.of(recorder.info), saved, recorder.layout, held)
+        size = holder.weights.nbytes + sum(slot.nbytes for slot in holder.state.values()) + MORE_BYTES
+        return self.folder.save(steps, parts, self.best(), size)
 
     def _sync(self) -> bool:
         """Write the lines to which a checkpoint refers to the disk; return whether they are there."""
@@ -141,6 +150,8 @@ class Checkpointer:
             self.run.ledger.sync()
             self.recorder.keep_receipt()
         except OSError as error:
+            if self.run.room.refuse(error, MORE_BYTES):
+                return False
             self.folder.say(
                 f"warning: cannot write to {str(self.run.path)!r}: {error.strerror}: the run continues without a "
                 "checkpoint"

@@ -1,6 +1,7 @@
 """The checkpoints of a run: the newest few and the best one; a damaged one is named, and the one before it is used.
 
-If a checkpoint cannot be written, that is reported, and costs the run nothing else: those before stay as they are.
+If a checkpoint cannot be written, that is reported, and those before stay as they are. If that is for lack of room, the
+run waits for it; otherwise it costs the run nothing else.
 """
 
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 from lockstep.common.errors import FileFormatError
 from lockstep.common.files.atomic import write_atomically
 from lockstep.ps.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from lockstep.ps.records.room import DiskRoom
 
 #: Writes a file whole or not at all, as `write_atomically`: an argument so that a full disk can be tried.
 Writer = Callable[[Path, Iterable[bytes | memoryview]], None]
@@ -27,17 +29,21 @@ class CheckpointFolder:
     #: How many are kept next to the best one.
     keep: int = 2
     write: Writer = write_atomically
+    #: Learns that the disk is full; None: nobody waits for room.
+    room: DiskRoom | None = None
 
-    def save(self, step: int, parts: Iterable[bytes | memoryview], best: int | None) -> bool:
+    def save(self, step: int, parts: Iterable[bytes | memoryview], best: int | None, size: int = 0) -> bool:
         """Write the checkpoint of a step and remove those that are not kept; return whether it was written.
 
-        `best` is the step whose checkpoint, if there is one, stays.
+        `best` is the step whose checkpoint, if there is one, stays. `size` is how many bytes it takes, about.
         """
         path = self.file_of(step)
         try:
             self.path.mkdir(exist_ok=True)
             self.write(path, parts)
         except OSError as error:
+            if self.room is not None and self.room.refuse(error, size):
+                return False
             kept = self.steps()
             stays = f"that of step {kept[-1]} stays" if kept else "there is none yet"
             self.say(

@@ -48,7 +48,7 @@ from lockstep.ps.coordinator.scheduling.multi_step_plan import FIRST_STEPS, Mult
 from lockstep.ps.coordinator.scheduling.round_state import UNKNOWN, RoundState
 from lockstep.ps.coordinator.scheduling.scheduler import Scheduler
 from lockstep.ps.coordinator.scheduling.stragglers import LeaseTimeouts, StragglerMonitor
-from lockstep.ps.coordinator.status import Reminder, status_of, waiting_text
+from lockstep.ps.coordinator.status import NO_ROOM, Reminder, status_of, waiting_text
 from lockstep.ps.coordinator.transitions import PHASES, TRANSITIONS, RunPhase
 from lockstep.ps.records.ledger import OTHERS_FASTER, Account, WorkerOut
 from lockstep.ps.run.info import RunInfo
@@ -72,6 +72,8 @@ class Coordinator(Machine[events.Event, Effect]):
     #: Why the run failed: the message for people, and its kind.
     failure: str = ""
     failure_kind: FailureKind | None = None
+    #: What the disk has no room for, empty if it has; no work is given out meanwhile, and what is under way goes on.
+    no_room: str = ""
     #: Addresses of the other servers once they are ready, and whether all servers see the memory that is offered.
     shards: Sequence[str] = ()
     offers_memory: bool = True
@@ -171,6 +173,8 @@ class Coordinator(Machine[events.Event, Effect]):
                 return self._assign_leases(now)
             case events.Recomputed():
                 return self._on_recomputed(event)
+            case events.RoomChanged():
+                return self._on_room(event, now)
             case events.ServerLost():
                 return self._fail(event.text, FailureKind.SERVER_LOST)
             case events.WeightsNotFinite():
@@ -302,7 +306,18 @@ class Coordinator(Machine[events.Event, Effect]):
 
     def _assign_leases(self, now: float, members: Sequence[Member] | None = None) -> list[Effect]:
         """Give out what work there is, to some of the ready members or to all."""
-        return self.scheduler.assign(self.state, self.membership, now, members) if self.is_running() else []
+        if self.no_room or not self.is_running():
+            return []
+        return self.scheduler.assign(self.state, self.membership, now, members)
+
+    def _on_room(self, changed: events.RoomChanged, now: float) -> list[Effect]:
+        """Give out no more work, or all that has waited: the time in between counts for nobody."""
+        self.no_room = changed.missing
+        if self.no_room or not self.is_running():
+            return []
+        if not self.leases.held:
+            self._begin_round(now)
+        return self._assign_leases(now)
 
     def _only(self, member: Member) -> list[Member]:
         """Return a member if it may be given work."""
@@ -427,7 +442,7 @@ class Coordinator(Machine[events.Event, Effect]):
 
     def _go_on(self, now: float) -> list[Effect]:
         """Let a team make the next steps by itself if it can; otherwise lease the round that has begun."""
-        if self.phase is RunPhase.TRAINING:
+        if self.phase is RunPhase.TRAINING and not self.no_room:
             self.leased_steps = self.multi_step.next(self.info, self.round, self.membership, self.scheduler)
         if self.leased_steps is None:
             return self._assign_leases(now)
@@ -454,11 +469,11 @@ class Coordinator(Machine[events.Event, Effect]):
         return [RecordStep(account=account, made=made)]
 
     def _watch_multi_step(self) -> list[Effect]:
-        """End the multi-step lease once another worker can work too, or the one that has it is not to work."""
+        """End the multi-step lease once another worker can work too, the one that has it is not to, or nobody is."""
         steps = self.leased_steps
         if self.phase is not RunPhase.MULTI_STEP or steps is None or self.is_ending:
             return []
-        if [member.rank for member in self.membership.ready()] == [steps.rank]:
+        if [member.rank for member in self.membership.ready()] == [steps.rank] and not self.no_room:
             return []
         self.is_ending = True
         return [WithdrawSteps()]
@@ -590,7 +605,7 @@ class Coordinator(Machine[events.Event, Effect]):
         return [*(failures.report_late(one, state, stragglers) for one in late), *evicted, *probes, *assigned]
 
     def _remind(self, now: float) -> list[Effect]:
-        text = waiting_text(self.phase, self.membership, self.info)
+        text = self.no_room or waiting_text(self.phase, self.membership, self.info)
         return [Report(text=text, is_reminder=True)] if self.reminder.is_due(now, is_waiting=bool(text)) else []
 
     def status(self, now: float) -> Status:
@@ -600,7 +615,8 @@ class Coordinator(Machine[events.Event, Effect]):
         workers = [member.status(is_busy=member.rank in busy) for member in members]
         # Who asks need not know how a step is made.
         phase = RunPhase.TRAINING if self.phase is RunPhase.MULTI_STEP else self.phase
-        return status_of(self.info, self.progress, phase, self.round, now, workers, self.failure)
+        status = status_of(self.info, self.progress, phase, self.round, now, workers, self.failure)
+        return replace(status, phase=NO_ROOM) if self.no_room and not self.is_over() else status
 
     def validate(self) -> None:
         """Raise AssertionError if the state contradicts itself: for tests, after each event."""
@@ -610,6 +626,8 @@ class Coordinator(Machine[events.Event, Effect]):
         assert self.is_running() or self.is_over() or not self.leases.held
         if self.is_running():
             assert not self.leases.is_complete()
+            if self.no_room:
+                return
             self.state.validate(sorted(rank for rank in ready if not self.scheduler.withdrawals.has_any(rank)))
             assert ready or self.reminder.due is not None, "nobody works, and nobody is reminded"
 

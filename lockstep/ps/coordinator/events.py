@@ -127,6 +127,13 @@ class WeightsNotFinite(Struct, frozen=True, kw_only=True):
     text: str
 
 
+class RoomChanged(Struct, frozen=True, kw_only=True):
+    """The disk has no room for the run's records, or has some again."""
+
+    #: What is missing, for a person; empty if nothing is.
+    missing: str
+
+
 #: What a worker sends, or whoever decides for callbacks, that the coordinator decides on. `SumsFrame` and
 #: `SamplesRequest` only show that the worker works: they come once the server has carried them out.
 CoordinatorMessage = (
@@ -155,6 +162,7 @@ Event = (
     | Recomputed
     | ServerLost
     | WeightsNotFinite
+    | RoomChanged
     | TimePassed
     | Interrupted
 )

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from lockstep.common.files.sanitize import one_line
+from lockstep.common.job.score import Score
 from lockstep.common.protocol.messages import HISTORY_LIMIT, NAME_LIMIT, OF_A_STEP, Status, WorkerStatus, shortened
 from lockstep.ps.coordinator.membership import Membership, MemberState
 from lockstep.ps.coordinator.transitions import RunPhase
@@ -13,6 +14,9 @@ from lockstep.ps.run.progress import Progress
 
 #: Seconds between two reminders of what the run waits for.
 REMINDER_S = 5.0
+
+#: What a status shows as the phase of a run whose disk is full.
+NO_ROOM = "waiting for room on the disk"
 
 
 def status_of(
@@ -27,7 +31,11 @@ def status_of(
     """Return the status of a run at `now` seconds, in the round `at`."""
     plan = info.plan
     step, is_between = at.step, at.work not in OF_A_STEP or phase is RunPhase.FINISHED
-    score = progress.score(progress.epoch)
+    score, loss = progress.score(progress.epoch), progress.epoch.loss
+    if not progress.epoch.count and progress.history:
+        # Between two epochs, and at the end: the figures of the last one, and not zeros.
+        last = progress.history[-1]
+        score, loss = Score(last.accuracy, last.r2), last.loss
     return Status(
         run=one_line(info.run, NAME_LIMIT),
         model=one_line(info.job.model_name(), NAME_LIMIT),
@@ -36,7 +44,7 @@ def status_of(
         epochs=plan.epochs,
         step=step,
         steps=plan.total_steps,
-        loss=progress.epoch.loss,
+        loss=loss,
         accuracy=score.accuracy,
         r2=score.r2,
         images_per_s=progress.images_per_s(),

@@ -105,6 +105,7 @@ TRANSITIONS = table_of(
         events.Recomputed: {P.AUDITING: {P.AUDITING, P.FAILED}},
         events.MultiStepLeaseRefused: {P.MULTI_STEP: {P.TRAINING}},
         events.ServerLost: leads({P.FAILED}, *OPEN),
+        events.RoomChanged: stays(*OPEN) | _ANY_TIME,
         events.WeightsNotFinite: leads({P.FAILED}, *WORKING),
         events.TimePassed: stays(*OPEN) | _ANY_TIME,
         events.Interrupted: leads({P.FAILED}, *OPEN),

@@ -1,4 +1,4 @@
-"""A file of lines that grows during a run. A full disk costs no line and no run: the lines wait in memory."""
+"""A file of lines that grows during a run. A full disk costs no line: they wait in memory, and the run for room."""
 
 import fcntl
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lockstep.common.errors import UsageError
 from lockstep.common.files.atomic import Sync
+from lockstep.ps.records.room import DiskRoom
 
 #: Lines that wait for the next write.
 BUFFER_LINES = 500
@@ -25,6 +26,8 @@ class LineFile:
     write: Write = os.write
     #: Makes what was written outlive a loss of power: an argument so that a disk that fails in this can be tried.
     fsync: Sync = os.fsync
+    #: Learns that the disk is full; None: nobody waits for room.
+    room: DiskRoom | None = None
     _waiting: list[bytes] = field(default_factory=list)
     _written_bytes: int = 0
     _descriptor: int = -1
@@ -66,12 +69,13 @@ class LineFile:
                 self.write(self._descriptor, b"".join(self._waiting))
                 self._catch_up()
         except OSError as error:
-            if not self._is_failing:
+            is_full = self.room is not None and self.room.refuse(error, sum(map(len, self._waiting)))
+            if not is_full and not self._is_failing:
                 self.say(
                     f"warning: cannot write to {str(self.path)!r}: {error.strerror}: the run continues, and its lines "
                     "wait in memory"
                 )
-            self._is_failing = True
+            self._is_failing = self._is_failing or not is_full
             return
         if self._is_failing:
             self.say(f"{str(self.path)!r} can be written to again")

@@ -14,6 +14,7 @@ from lockstep.common.protocol.messages import EpochStatus
 from lockstep.ps.records.ledger import Account, EpochDone, LedgerEntry, RunBegun
 from lockstep.ps.records.metrics import EpochLine, EpochRecord, FailureRecord, StepRecord
 from lockstep.ps.records.receipt import ReceiptLink, first_link, next_link, receipt_of
+from lockstep.ps.records.room import DiskRoom
 from lockstep.ps.records.run_folder import RECEIPT, RESULT, RunFolder, RunResult
 from lockstep.ps.run.early_stopping import best_epoch, is_stopped
 from lockstep.ps.run.info import RunInfo
@@ -165,11 +166,14 @@ class MetricsRecorder:
         now: float,
         teams: int = 0,
     ) -> RunResult:
-        """Write the weights and the result of a run that succeeded, of so many workers in so many teams."""
+        """Write the weights and the result of a run that succeeded, of so many workers in so many teams.
+
+        May be called again if it raises OSError, as on a full disk.
+        """
         info, job, kept = self.info, self.info.job, self.history[-1]
         if self.best is not None:
             weights, kept = self.best, self.best_epoch() or kept
-        self.result = RunResult(
+        result = RunResult(
             run=info.run,
             model=job.model_name(),
             dataset=job.data,
@@ -209,13 +213,15 @@ class MetricsRecorder:
             teams=teams,
         )
         if self.folder is not None:
+            self.folder.demand_written()
             self._keep(weights, self.ends_at(kept.epoch))
             if average is not None:
                 metadata = {"run": info.run, "model": job.model_name(), "steps": str(progress.steps)}
                 self.folder.keep_average(self.layout, average, metadata)
             self.keep_receipt()
-            self.folder.keep(RESULT, self.result)
-        return self.result
+            self.folder.keep(RESULT, result)
+        self.result = result
+        return result
 
     def _why_stopped(self) -> str:
         job, epochs = self.info.job, len(self.history)
@@ -226,10 +232,16 @@ class MetricsRecorder:
         return f"a callback stopped it after epoch {epochs}"
 
     def fail(self, failure: str, cause: FailureKind, weights: Vector, steps: int) -> None:
-        """Write the weights of a run that failed, as they were after `steps` updates."""
+        """Write the weights of a run that failed, as they were after `steps` updates.
+
+        If they cannot be written that is reported: why the run failed is what matters.
+        """
         if self.folder is not None:
             self.record_failure(failure, cause, steps)
-            self._keep(weights, steps)
+            try:
+                self._keep(weights, steps)
+            except OSError as error:
+                self.folder.say(f"warning: cannot write the weights to {str(self.folder.path)!r}: {error.strerror}")
 
     def record_failure(self, failure: str, cause: FailureKind, steps: int) -> None:
         """Record why a run failed after `steps` updates."""
@@ -240,6 +252,16 @@ class MetricsRecorder:
         assert self.folder is not None
         metadata = {"run": self.info.run, "model": self.info.job.model_name(), "steps": str(steps)}
         self.folder.keep_weights(self.layout, weights, metadata)
+
+    @property
+    def room(self) -> DiskRoom | None:
+        """What knows whether the folder's disk has room, None without a folder."""
+        return None if self.folder is None else self.folder.room
+
+    def flush(self) -> None:
+        """Write the lines that wait."""
+        if self.folder is not None:
+            self.folder.flush()
 
     def close(self) -> None:
         """Close the folder's files."""

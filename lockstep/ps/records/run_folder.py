@@ -1,5 +1,7 @@
 """What a run leaves on disk: metrics, ledger, weights, result and receipt. Knows no socket."""
 
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +20,15 @@ from lockstep.ps.records.ledger import Line, read_lines
 from lockstep.ps.records.line_file import LineFile
 from lockstep.ps.records.metrics import METRICS, MOST_LINES_BYTES, EpochRecord, Record, encode_record
 from lockstep.ps.records.receipt import Receipt
+from lockstep.ps.records.room import DiskRoom
 from lockstep.ps.run.timing import Split
 from lockstep.ps.run.traffic import NOTHING, Moved
 
 LEDGER = "ledger.jsonl"
 RECEIPT = "receipt.json"
 CHECKPOINTS = "checkpoints"
+#: The beginning of a line of a server's that is shown at once, as those with `warning: ` are.
+NOTICE_MARK = "notice: "
 WEIGHTS = "weights.safetensors"
 #: The moving average of the weights, if the job has one.
 AVERAGE_WEIGHTS = "weights-ema.safetensors"
@@ -153,10 +158,12 @@ class RunFolder:
     say: Callable[[str], None] = lambda text: None
     metrics: LineFile = field(init=False)
     ledger: LineFile = field(init=False)
+    room: DiskRoom = field(init=False)
 
     def __post_init__(self) -> None:
-        self.metrics = LineFile(self.path / METRICS, self.say)
-        self.ledger = LineFile(self.path / LEDGER, self.say)
+        self.room = DiskRoom(self.path)
+        self.metrics = LineFile(self.path / METRICS, self.say, room=self.room)
+        self.ledger = LineFile(self.path / LEDGER, self.say, room=self.room)
 
     def add_record(self, record: Record) -> None:
         """Append one line to `metrics.jsonl`; buffered until `flush`."""
@@ -166,6 +173,12 @@ class RunFolder:
         """Write what was recorded."""
         self.metrics.flush()
         self.ledger.flush()
+
+    def demand_written(self) -> None:
+        """Write what was recorded; raise OSError if the disk has no room for it."""
+        self.flush()
+        if self.room.is_lacking:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def close(self) -> None:
         """Flush and close; recording again would reopen the files."""

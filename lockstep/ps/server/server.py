@@ -54,6 +54,8 @@ from lockstep.ps.coordinator.failures import check_result
 from lockstep.ps.coordinator.membership import Member
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW
 from lockstep.ps.records.recorder import MetricsRecorder
+from lockstep.ps.records.room import LOOK_S
+from lockstep.ps.records.run_folder import NOTICE_MARK
 from lockstep.ps.run.traffic import Traffic
 from lockstep.ps.server.gradient_receiver import GradientReceiver
 from lockstep.ps.server.limits import PeerBlocklist, StatusRateLimit
@@ -146,6 +148,10 @@ class Server:
     _arrays: list[Vector] = field(default_factory=list)
     #: When the progress was last shown.
     _shown: float = -math.inf
+    #: When to look next whether the disk has room; None while it has.
+    _room_due: float | None = None
+    #: The end of the run, until it is written.
+    _finish: effects.Finish | None = None
 
     def __post_init__(self) -> None:
         coordinator, setup = self.coordinator, self.setup
@@ -208,6 +214,8 @@ class Server:
 
     def step(self) -> bool:
         """Handle the passing of time, or one message; return whether anything happened."""
+        with held_back():
+            self._watch_room(self.clock.now())
         deadline, now = self.deadline(), self.clock.now()
         # First, since there may always be a message: leases run out and dead workers are noticed all the same.
         if deadline is not None and now >= deadline:
@@ -233,7 +241,38 @@ class Server:
             self.group.deadline(),
             self.multi_step.deadline(),
             self.status_limit.deadline(),
+            self._room_due,
         )
+
+    def _watch_room(self, now: float) -> None:
+        """Let the run wait while the disk has no room for its records, and look now and then whether it has."""
+        room = self.recorder.room
+        if room is None or (self._room_due is None and not room.is_lacking):
+            return
+        if self._room_due is None:
+            self._room_due, text = now + LOOK_S, room.text
+            self.say(f"warning: {text}")
+            self._dispatch(events.RoomChanged(missing=text))
+        elif now >= self._room_due and room.try_again(self._write_again):
+            self._room_due = None
+            self.say(f"{NOTICE_MARK}there is room again: the run continues")
+            self._dispatch(events.RoomChanged(missing=""))
+        elif now >= self._room_due:
+            self._room_due = now + LOOK_S
+
+    def _write_again(self) -> None:
+        self.committer.write_again()
+        if self._finish is not None and self.recorder.room is not None and not self.recorder.room.is_lacking:
+            self._write_end(self._finish)
+
+    def _write_end(self, finish: effects.Finish) -> None:
+        """Write what the run has come to; if the disk has no room for it, the run is not over before it has."""
+        self._finish = finish
+        try:
+            self.ended = self.committer.finish(finish)
+        except OSError as error:
+            if self.recorder.room is None or not self.recorder.room.refuse(error, self.group.holder.weights.nbytes):
+                raise
 
     def _time_passed(self, now: float) -> list[events.Event]:
         due = [self._status_requested(peer) for peer in self.status_limit.due(now)]
@@ -399,7 +438,7 @@ class Server:
             case effects.ReportRefusal():
                 self.blocklist.report_refusal(effect.text)
             case effects.Finish():
-                self.ended = self.committer.finish(effect)
+                self._write_end(effect)
             case _:
                 assert_never(effect)
         return []

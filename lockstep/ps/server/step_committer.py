@@ -97,6 +97,13 @@ class StepCommitter:
                 self.group.holder, self.coordinator.progress, self.coordinator.membership.compute_s
             )
 
+    def write_again(self) -> None:
+        """Write what the disk had no room for: lines, and a checkpoint that was due."""
+        self.recorder.flush()
+        checkpointer = self.checkpointer
+        if checkpointer is not None and checkpointer.is_owed:
+            checkpointer.take(self.group.holder, self.coordinator.progress, self.coordinator.membership.compute_s)
+
     def finish(self, finish: effects.Finish) -> effects.Finish:
         """Write what the run has come to; return its end, which is a failure if the weights are not finite."""
         self.record_completed()

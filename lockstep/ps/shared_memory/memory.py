@@ -63,8 +63,8 @@ class ServerSharedMemory:
     allocate: Allocate = reserve
     #: Called between what is written to a team's marks, or read, in an order that it relies on.
     keep_order: Callable[[], None] = keep_order
-    #: Whether there was no room for what updates by others need.
-    _is_full: bool = False
+    #: Why what updates by others need could not be shared last, empty if it could.
+    obstacle: str = ""
 
     def admit(self, rank: int, nonce: str, team: TeamShape | None = None) -> None:
         """Map the sums of a worker that claims to have read the nonce; `RemoteProtocolError` if it has not.
@@ -93,10 +93,12 @@ class ServerSharedMemory:
     def share_update(self, shard: Shard, rank: int) -> UpdateMarks | None:
         """Share all that an update of the whole vector reads and writes with a team; return its marks.
 
-        There are two sets of the optimizer's slots then. None if it is not a team, or if there is no room.
+        There are two sets of the optimizer's slots then. None if it is not a team, or if there is no room: then
+        `obstacle` says so.
         """
         team = self.teams.get(rank)
-        if self._is_full or team is None:
+        self.obstacle = ""
+        if team is None:
             return None
         slices = len(team.slices)
         try:
@@ -107,8 +109,8 @@ class ServerSharedMemory:
             if rank not in self.update.marks:
                 segment = self._make(update_file(rank), file_of(team.of_update()))
                 self.update.marks[rank] = replace(UpdateMarks.of(segment, team), keep_order=self.keep_order)
-        except SharingError:
-            self._is_full = True
+        except SharingError as error:
+            self.obstacle = str(error)
             return None
         return self.update.marks[rank]
 

@@ -47,6 +47,8 @@ class MultiStepShell:
     until: float | None = None
     #: What the team that makes it shows; also if the run leaves the memory that this is in.
     _marks: UpdateMarks | None = None
+    #: Whether it was reported that there is no room for the memory.
+    _is_reported: bool = False
     #: Steps whose figures are all in its entries, as of when they were read last.
     _entered: int = 0
     #: What the coordinator is to handle, until `dispatch` returns it.
@@ -71,6 +73,10 @@ class MultiStepShell:
         stop = asked.last if last is None else min(asked.last, last)
         sharing = self.sharing
         marks = None if sharing is None else sharing.share_update(self.shard, asked.rank)
+        if sharing is not None and sharing.obstacle:
+            # There may be room later: it is tried again after a pause that grows.
+            self._report_once(sharing.obstacle)
+            return [declined(asked, is_cut=True)]
         if sharing is None or marks is None:
             return [coordinator_events.MultiStepLeaseRefused()]
         is_due = stop - asked.first < LEAST_STEPS or (until is not None and self.clock.now() >= until)
@@ -91,6 +97,11 @@ class MultiStepShell:
             memory=sharing.generation,
         )
         return [*happened, *self.send(asked.rank, lease)]
+
+    def _report_once(self, obstacle: str) -> None:
+        if not self._is_reported:
+            self._is_reported = True
+            self.report(f"warning: a team waits for the server at each step, which is slower: {obstacle}")
 
     def on_time(self, now: float) -> list[coordinator_events.Event]:
         """Handle the passing of time; return what the coordinator is to handle."""
@@ -224,6 +235,6 @@ def _parts(entry: np.void) -> Iterator[coordinator_events.PartMade]:
         )
 
 
-def declined(asked: coordinator_effects.LeaseSteps) -> coordinator_events.Event:
-    """Return that the steps of a multi-step lease are to be leased instead."""
-    return coordinator_events.MultiStepLeaseEnded(lease=None, steps=asked.first, is_cut=False, is_silent=False)
+def declined(asked: coordinator_effects.LeaseSteps, *, is_cut: bool = False) -> coordinator_events.Event:
+    """Return that the steps of a multi-step lease are to be leased instead; if it is cut, for some time."""
+    return coordinator_events.MultiStepLeaseEnded(lease=None, steps=asked.first, is_cut=is_cut, is_silent=False)

@@ -18,6 +18,7 @@ from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.records import as_input, as_records
 from lockstep.common.errors import DataError
 from lockstep.common.job.losses import LossKind, kind_of
+from lockstep.common.runtime.lent_process import computing
 from lockstep.results.evaluation.row_predictions import RowPrediction, problems_text
 from lockstep.runs.optional_packages import demand
 from lockstep.runs.trained_model import Trained, dataset_of, table_of
@@ -65,7 +66,8 @@ class RunPredictor:
         # Here, as the extra may be missing if nobody predicts.
         from lockstep.results.evaluation.table_predictions import TablePredictor
 
-        found = list(TablePredictor(self.trained, manifest).predict(rows))
+        with computing():
+            found = list(TablePredictor(self.trained, manifest).predict(rows))
         problems = [row.problem for row in found if row.problem]
         if problems:
             # Where `Run.predict` was called.
@@ -85,6 +87,7 @@ class RunPredictor:
     def _kind(self) -> LossKind:
         return kind_of(self.trained.job.loss)
 
+    @computing()
     def _outputs(self, data: TrainTest, rows: Any) -> NDArray[Any]:
         train = data.train
         if train.images.dtype.names:

@@ -1,14 +1,19 @@
 """The command line as a person meets it: help that fits, one line for each mistake, exit codes, nothing left behind."""
 
+import errno
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
 import pytest
 
-from lockstep.cli.main import run
+from lockstep.cli.main import run, system_error_text
 from lockstep.cli.root import SECTIONS, Commands, cli
+from lockstep.common.runtime.environment import child_environment
 from tests.architecture.source import ROOT
 from tests.lockstep.tiny_data import write_tiny
 
@@ -253,3 +258,57 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_nobody_there_is_told_in_time(place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert run(arguments) == 1
     assert f"error: no server answered at {arguments[1]} within 0.1 s" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_named_with_what_to_do() -> None:
+    assert system_error_text(OSError(errno.EIO, "Input/output error", "runs/a")) == "'runs/a': input/output error"
+    text = system_error_text(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+    assert re.fullmatch(r"too many open files: this process may have \d+; run `ulimit -n 1024`, or .*", text)
+
+
+def lockstep_in(folder: Path, *arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "lockstep", *arguments],
+        cwd=folder,
+        env={**child_environment(), **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_an_encoding_that_lacks_a_letter_costs_that_letter(tmp_path: Path) -> None:
+    write_tiny(tmp_path)
+    job = ("--model", "linear", "--data", "tiny.npz", "--epochs", "1", "--global-batch", "16", "--workers", "0")
+    ended = lockstep_in(tmp_path, "train", *job, "--run-dir", "l\u00e4uft", PYTHONIOENCODING="ascii")
+    assert ended.returncode == 0, ended.stderr
+    assert "l\\xe4uft" in ended.stdout
+
+
+def test_a_folder_that_is_gone_is_named_in_one_line(tmp_path: Path) -> None:
+    program = "import os, sys; os.rmdir(os.getcwd()); from lockstep.__main__ import main; main()"
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", program], cwd=folder, env=child_environment(), capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        "error: the current folder was removed: change to another one, such as `cd ~`\n",
+    )
+
+
+def test_an_interrupt_while_modules_are_loaded_is_one_line() -> None:
+    # What a module raises that is loaded on the way.
+    program = (
+        "import sys\n"
+        "class Impatient:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'click': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Impatient())\n"
+        "from lockstep.__main__ import main; main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", program], env=child_environment(), capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stderr) == (130, "\nerror: interrupted\n")

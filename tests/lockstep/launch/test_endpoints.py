@@ -1,12 +1,27 @@
 """Addresses as this machine and others dial them."""
 
+import os
+import stat
+from pathlib import Path
+
 import pytest
 
 from lockstep.common.errors import UnreachableError
-from lockstep.launch.endpoints import address_towards
+from lockstep.launch.endpoints import TOKEN, address_towards, make_token
 
 
 def test_a_machine_is_reached_from_itself_at_loopback_and_from_nowhere_at_nothing() -> None:
     assert address_towards("127.0.0.1") == "127.0.0.1"
     with pytest.raises(UnreachableError, match="no interface of this machine leads to"):
         address_towards("no-such-host.invalid")
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_the_token_of_a_run_is_one_and_only_its_user_can_read_it(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        token = make_token(tmp_path)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / TOKEN).stat().st_mode) == 0o600
+    assert make_token(tmp_path) == token

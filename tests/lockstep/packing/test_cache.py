@@ -10,7 +10,7 @@ import pytest
 
 from lockstep.common.data.folder import read_manifest
 from lockstep.common.errors import DataError
-from lockstep.packing.cache import is_to_be_packed, packed_source
+from lockstep.packing.cache import digest_of, is_to_be_packed, packed_source
 from lockstep.packing.options import PackOptions, Watch
 from tests.lockstep.tiny_data import write_tiny
 
@@ -121,3 +121,21 @@ def test_a_mistake_leaves_nothing_in_the_cache(table: Path) -> None:
     with pytest.raises(DataError, match="no column 'kinds'"):
         packed(table, Shown(), target=("kinds",))
     assert list((table.parent / "cache").rglob("*-*")) == []
+
+
+def test_the_digest_is_of_names_of_both_tables_and_of_options(tmp_path: Path) -> None:
+    for folder, names in (("one", ("cat", "dog")), ("other", ("ape", "bee"))):
+        for name, content in zip(names, ("a picture", "another"), strict=True):
+            (tmp_path / folder / name).mkdir(parents=True)
+            (tmp_path / folder / name / "1.png").write_text(content)
+    # The names of folders are the classes.
+    assert digest_of(tmp_path / "one", PackOptions()) != digest_of(tmp_path / "other", PackOptions())
+    table, tested = tmp_path / "train.csv", tmp_path / "test.csv"
+    digests = set()
+    for content in ("a\n1\n", "a\n2\n"):
+        table.write_text("a\n1\n")
+        tested.write_text(content)
+        digests.add(digest_of(table, PackOptions(test=tested)))
+    digests.add(digest_of(table, PackOptions()))
+    digests.add(digest_of(table, PackOptions(target=("a",))))
+    assert len(digests) == 4

@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_is_named_with_the_way_out(tmp_path: Path) -> No
         opened(kept)
     assert str(raised.value) == (
         f"samples cannot be kept in {str(kept)!r}: [Errno 20] Not a directory: {str(kept)!r}: expected a folder to "
-        "write to; give another with --cache"
+        "write to; give another with XDG_CACHE_HOME, or with `lockstep worker --cache`"
     )
 
 
@@ -138,7 +138,7 @@ def test_a_sample_that_was_written_in_part_is_told_of_and_wanted_again(folder: P
         put(store)
     assert str(raised.value) == (
         f"samples cannot be kept in {str(folder)!r}: no room for a whole sample: make room, or give another folder "
-        "with --cache"
+        "with XDG_CACHE_HOME, or with `lockstep worker --cache`"
     )
     assert asked(opened(folder), PLACES) == [7, 3, 39]
 
@@ -169,7 +169,7 @@ def test_a_full_disk_is_named_with_the_way_out_and_what_did_not_fit_is_wanted_ag
     put(store, PLACES[:1])
     path.rename(folder / "aside")
     path.symlink_to("/dev/full")
-    with pytest.raises(DataError, match=r"cannot be kept in .*No space left.*make room, .* --cache"):
+    with pytest.raises(DataError, match=r"cannot be kept in .*No space left.*make room, .* --cache`"):
         put(store, PLACES[1:])
     assert asked(store, PLACES) == [3, 39]
     (folder / "aside").replace(path)

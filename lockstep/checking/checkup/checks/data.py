@@ -7,13 +7,22 @@ from numpy.typing import NDArray
 
 from lockstep.checking.checkup.checks.magnitudes import SAMPLES
 from lockstep.checking.checkup.finding import Finding, found
-from lockstep.checking.checkup.target import ExaminationTarget
+from lockstep.checking.checkup.target import ExaminedData
 
 #: Largest share of the training samples that one class may have.
 MOST_OF_ONE = 0.9
 
 #: Deviations and means that need no normalisation; bytes divided by 255 are well within.
 LEAST_DEVIATION, MOST_DEVIATION, MOST_MEAN = 0.02, 10.0, 10.0
+
+#: Rows that are looked at for what a feature says, and the fewest by which one is called the target.
+MOST_ROWS, LEAST_ROWS = 20_000, 20
+
+#: The least correlation of a feature that is the target in other units.
+ON_A_LINE = 0.99999
+
+#: What targets that are classes look like: fewer than so many, and each of them at least so often.
+MOST_CLASSES, LEAST_OF_A_CLASS = 20, 5
 
 #: The largest deviation of one feature, as a multiple of the median deviation.
 MOST_OF_A_FEATURE = 100.0
@@ -55,7 +64,7 @@ def check_balance(train: NDArray[Any], test: NDArray[Any]) -> list[Finding]:
     return findings
 
 
-def check_samples(target: ExaminationTarget) -> list[Finding]:
+def check_samples(target: ExaminedData) -> list[Finding]:
     """Return whether the samples that the model receives do not have a mean near 0 and a deviation of about 1."""
     images, _ = target.batch(0, SAMPLES)
     if target.data.train.is_tokens:
@@ -66,7 +75,49 @@ def check_samples(target: ExaminationTarget) -> list[Finding]:
     if not LEAST_DEVIATION <= deviation <= MOST_DEVIATION or abs(mean) > MOST_MEAN:
         name = "far-from-the-rest" if target.job.normalize else "not-normalised"
         return [found(name, mean=mean, deviation=deviation)]
-    return _uneven(np.std(images, axis=0, dtype=np.float64)) if images.ndim == 2 else []
+    return [*_uneven(np.std(images, axis=0, dtype=np.float64)), *check_features(target)] if images.ndim == 2 else []
+
+
+def check_features(target: ExaminedData) -> list[Finding]:
+    """Return whether a feature is the same in all samples, or is the target in other words.
+
+    A feature that is always 0 is harmless, as the corners of pictures that were made rows.
+    """
+    train = target.data.train
+    features, targets = train.images[:MOST_ROWS], target.objective.targets(train.labels[:MOST_ROWS])
+    facts = {"samples": len(features)}
+    for feature, column in enumerate(features.T):
+        if column[0] and (column == column[0]).all():
+            return [found("constant-feature", feature=feature, value=float(column[0]), **facts)]
+    is_regression = target.objective.is_regression
+    leaks = (feature for feature, column in enumerate(features.T) if _is_target(column, targets, is_regression))
+    return [found("target-leak", feature=feature, **facts) for feature in leaks][:1]
+
+
+def _is_target(column: NDArray[Any], targets: NDArray[Any], is_regression: bool) -> bool:
+    """Return whether one column gives the target: on a straight line, or with one value for each class."""
+    if is_regression:
+        known = targets[:, 0].astype(np.float64)
+        if targets.shape[1] > 1 or not column.std() or not known.std():
+            return False
+        return abs(float(np.corrcoef(column.astype(np.float64), known)[0, 1])) > ON_A_LINE
+    values, places = np.unique(column, return_inverse=True)
+    classes = np.unique(targets).size
+    pairs = np.unique(np.stack([places.reshape(-1), targets]), axis=1).shape[1]
+    return len(targets) >= LEAST_ROWS and classes > 1 and len(values) == classes == pairs
+
+
+def check_loss(target: ExaminedData) -> list[Finding]:
+    """Return whether the targets of a regression look like classes: some whole numbers from 0 on, each often."""
+    labels = target.data.train.labels[:]
+    if not target.objective.is_regression or labels.reshape(len(labels), -1).shape[1] > 1:
+        return []
+    values, counts = np.unique(labels, return_counts=True)
+    most = len(values) - 1
+    are_classes = 2 <= most < MOST_CLASSES and np.array_equal(values, np.arange(most + 1))
+    if not are_classes or counts.min() < LEAST_OF_A_CLASS:
+        return []
+    return [found("classes-as-numbers", classes=most + 1, most=most, samples=len(labels))]
 
 
 def _uneven(deviations: NDArray[np.float64]) -> list[Finding]:

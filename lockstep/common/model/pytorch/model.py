@@ -15,7 +15,7 @@ from lockstep.common.model.outputs import main_output
 from lockstep.common.model.port import Evidence, Model, adopted
 from lockstep.common.model.pytorch.engine import TorchEngine, apply, taken
 from lockstep.common.model.pytorch.evidence import Trial
-from lockstep.common.model.pytorch.runtime import placed
+from lockstep.common.model.pytorch.runtime import placed, use_one_thread
 from lockstep.common.model.pytorch.state import bytes_of
 from lockstep.common.model.pytorch.structure import COUNTER, frozen_arrays, is_storable, structure_of
 
@@ -99,6 +99,7 @@ class TorchModel:
                 getattr(layer, COUNTER).fill_(steps)
 
     def outputs(self, images: Array) -> Array:
+        use_one_thread()
         self._rest()
         with torch.no_grad():
             outputs = apply(self._module, images)

@@ -11,6 +11,7 @@ import torch.utils.deterministic
 from lockstep.common.aggregation.tree import LINE_BYTES
 from lockstep.common.model.port import DrawKey
 from lockstep.common.random import Purpose, generator
+from lockstep.common.runtime.lent_process import lend
 
 #: Seeds the draws of an evaluation: a model that draws in evaluation mode still has one result.
 EVALUATION_SEED = 0
@@ -44,18 +45,23 @@ class Settings:
         torch.default_generator.set_state(self.generator)
 
 
-#: Those of a process in which nothing was computed yet.
-FIRST = Settings.now()
-
-
 def make_repeatable() -> None:
-    """Let this process compute with one thread, and only what PyTorch calls deterministic (rule R4)."""
-    torch.set_num_threads(1)
+    """Let this process compute with one thread, and only what PyTorch calls deterministic (rule R4).
+
+    In a process that is not ours, until the end of `lent_process.computing`.
+    """
+    use_one_thread()
     # As `use_deterministic_algorithms(True)`, which also loads the compiler: that takes a second, and makes a folder.
     torch.set_deterministic_debug_mode("error")
     # Otherwise each new tensor would be filled with NaN first, those of PyTorch's own kernels included. `evidence`
     # does that once, and finds a model that reads what it has not written.
     fill_new_memory(False)
+
+
+def use_one_thread() -> None:
+    """Let this process compute with one thread, as long as `make_repeatable` does."""
+    lend("PyTorch", lambda: Settings.now().restore)
+    torch.set_num_threads(1)
 
 
 def fill_new_memory(is_filled: bool) -> None:

@@ -38,17 +38,18 @@ def write_model(trained: Trained, path: Path, to: Format) -> None:
 
 
 def _onnx(trained: Trained) -> bytes:
-    demand("onnx", "export", "--format onnx")
-    # Imported here, since the extra may not be installed.
-    from lockstep.results.evaluation.export.onnx_nodes import graph_of, onnx_bytes, output_port, sample_port
-    from lockstep.results.evaluation.export.table_graph import with_table
-
     model = trained.model.module
+    # Before anything is asked to be installed for it.
     if not isinstance(model, Module):
         raise ModelError(
             "the model is one of PyTorch, which exports it itself: call torch.onnx.export(run.model, ...), or "
             "export with --format safetensors"
         )
+    demand("onnx", "export", "--format onnx")
+    # Imported here, since the extra may not be installed.
+    from lockstep.results.evaluation.export.onnx_nodes import graph_of, onnx_bytes, output_port, sample_port
+    from lockstep.results.evaluation.export.table_graph import with_table
+
     train, preparation = dataset_of(trained.job).train, _preparation(trained.job)
     trace = trace_of(model, preparation.images(np.resize(train.images[:MORE], (MORE, *train.sample_shape))))
     graph, metadata = graph_of(trace, trained.arrays()), _metadata(trained, preparation)

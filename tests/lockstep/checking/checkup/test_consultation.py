@@ -218,7 +218,10 @@ def test_features_of_very_different_sizes_are_named() -> None:
     x[:, 3] *= 5000
     found = doctor(plants.net(nn.ReLU(), inputs=5), ((x, y), (x[:40], y[:40])), **BRIEF)
     assert "feature 3 has deviation" in said(found)
-    assert doctor(plants.net(nn.ReLU(), inputs=5), ((x / [1, 1, 1, 5000, 1], y), (x[:40], y[:40])), **BRIEF).is_healthy
+    scaled = x / [1, 1, 1, 5000, 1]
+    # These labels have nothing to do with the samples, which is found once the samples are right.
+    found = doctor(plants.net(nn.ReLU(), inputs=5), ((scaled, y), (scaled[:40], y[:40])), **BRIEF)
+    assert "data" not in found.kinds
 
 
 #: Nets in which nothing is wrong.

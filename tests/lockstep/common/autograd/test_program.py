@@ -267,6 +267,33 @@ def test_a_primitive_that_promises_in_vain_to_be_taped_is_found() -> None:
         assert (program_of(function, stack, [weight]) is None) is is_found
 
 
+def _zeros(x: Array) -> Array:
+    result = np.empty_like(x)
+    np.asarray(result)[...] = 0  # which new memory most often is
+    return result
+
+
+def test_zeros_that_no_tape_sees_are_found_although_new_memory_has_them() -> None:
+    careless = Primitive("careless", _zeros, (lambda g, _, x: g * 0,), reads=((),))
+    weight = Tensor(RNG.standard_normal((4, 4)).astype(np.float32), requires_grad=True)
+    stack = [(RNG.standard_normal((3, 4)).astype(np.float32),) for _ in range(2)]
+
+    def function(x: Array) -> tuple[Tensor]:
+        product = Tensor(x) @ weight
+        return ((apply(careless, product) + product).sum(),)
+
+    assert program_of(function, stack, [weight]) is None
+
+
+def test_poison_is_not_a_number_wherever_a_program_computes() -> None:
+    loss = Loss(nn.Linear(4, 10))
+    stack = batches(2, 3, 4)
+    made = program_of(loss, stack, loss.tensors)
+    assert made is not None
+    made.poison()
+    assert all(np.isnan(output).all() for output in made.outputs)
+
+
 def test_what_was_computed_out_of_sight_raises_when_it_is_used() -> None:
     hidden = Primitive("hidden", lambda x: np.where(x > 0, x, 0) * 2, (lambda g, r, x: g * 2,), reads=((RESULT,),))
     weight = Tensor(RNG.standard_normal((4, 4)).astype(np.float32), requires_grad=True)

@@ -57,3 +57,13 @@ def test_training_and_test_set_must_be_of_one_kind() -> None:
 def test_the_digest_is_of_the_contents_alone() -> None:
     assert pair().digest == pair(name="another").digest
     assert len({pair().digest, pair(value=2).digest, pair(classes=3).digest}) == 3
+
+
+def test_another_test_set_makes_another_digest() -> None:
+    train = pair().train
+    tests = [
+        Dataset(images(1, 1, 3, 3), labels(0), 2),
+        Dataset(images(1, 1, 3, 3) * np.uint8(2), labels(0), 2),
+        Dataset(images(1, 1, 3, 3), labels(1), 2),
+    ]
+    assert len({TrainTest("some", train, test).digest for test in tests}) == 3

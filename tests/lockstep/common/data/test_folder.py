@@ -188,7 +188,8 @@ def test_where_there_is_no_room_nothing_is_left(tmp_path: Path) -> None:
     with files_no_longer_than(2**20), pytest.raises(DataError) as raised:
         write_folder(tmp_path / "new", (samples, labels), (samples, labels), 3)
     assert str(raised.value) == (
-        f"{str(tmp_path / 'new')!r} cannot be written (File too large): make room, or give another folder"
+        f"{str(tmp_path / 'new')!r} cannot be written (File too large): make room, or give another folder; "
+        "the one of the cache is given with XDG_CACHE_HOME"
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -17,7 +17,7 @@ from lockstep.common.protocol.fingerprint import (
     fingerprint,
     without_comments,
 )
-from lockstep.common.runtime.blas import blas_threads, limit_blas_threads
+from lockstep.common.runtime.blas import blas_threads
 from tests.architecture.direction import edges_of
 from tests.architecture.source import ROOT, Source, is_within, read_tree
 
@@ -28,11 +28,11 @@ ROOTS = ("lockstep.worker.compute", "lockstep.ps.shard.shard")
 UNDECIDING = (
     *("lockstep.common.errors", "lockstep.common.files", "lockstep.common.protocol"),
     *("lockstep.common.runtime.numerics", "lockstep.common.runtime.environment"),
+    "lockstep.common.runtime.lent_process",
 )
 
 
 def test_the_blas_has_one_thread() -> None:
-    limit_blas_threads()
     assert blas_threads() in (0, 1)
 
 

@@ -63,9 +63,18 @@ def session_in(folder: Path, said: list[str], **values: Any) -> tuple[RunSetup, 
     )
 
 
-def train(opening: RunSetup, session: RunSession) -> str:
+def train(opening: RunSetup, session: RunSession, waited_s: list[float] | None = None) -> str:
+    """Train to the end; waiting takes no time, and is counted in `waited_s`."""
+    waited_s = [] if waited_s is None else waited_s
     serial = SerialRun(
-        opening, session.recorder, ManualClock(), lambda status: None, session.start, session.checkpointer
+        opening,
+        session.recorder,
+        ManualClock(),
+        lambda status: None,
+        session.start,
+        session.checkpointer,
+        say=session.checkpointer.folder.say,
+        wait=waited_s.append,
     )
     return serial.train().weights_sha256
 
@@ -88,25 +97,61 @@ def test_none_is_taken_where_none_is_kept(tmp_path: Path) -> None:
     assert session.checkpointer.folder.steps() == []
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
-def test_a_full_disk_costs_checkpoints_and_is_told_each_time(tmp_path: Path, error: int) -> None:
+def test_a_disk_that_fails_costs_checkpoints_and_is_told_each_time(tmp_path: Path) -> None:
     (tmp_path / "calm").mkdir()
     expected = calm(tmp_path / "calm")
-    said: list[str] = []
+    said, waited_s = list[str](), list[float]()
     opening, session = session_in(tmp_path, said)
-    session.checkpointer.folder.write = Disk(failures=4, error=error).write
-    assert train(opening, session) == expected
+    session.checkpointer.folder.write = Disk(failures=4, error=errno.EIO).write
+    assert train(opening, session, waited_s) == expected
     assert len(said) == 4
-    assert all(text.startswith("warning: cannot write checkpoint ") and os.strerror(error) in text for text in said)
+    assert all(text.startswith("warning: cannot write checkpoint ") and os.strerror(errno.EIO) in text for text in said)
     assert session.checkpointer.folder.steps()[-1] == 7
     assert (tmp_path / "run" / RESULT).exists()
+    assert not waited_s
+
+
+@pytest.mark.parametrize(("failures", "lines_fail"), [(4, 0), (0, 4)])
+def test_a_full_disk_costs_time_and_neither_a_checkpoint_nor_a_line(
+    tmp_path: Path, failures: int, lines_fail: int
+) -> None:
+    (tmp_path / "calm").mkdir()
+    expected = calm(tmp_path / "calm")
+    said, waited_s = list[str](), list[float]()
+    opening, session = session_in(tmp_path, said)
+    disk = Disk(failures=failures, lines_fail=lines_fail)
+    session.checkpointer.folder.write = disk.write
+    session.checkpointer.run.metrics.write = disk.write_lines
+    assert train(opening, session, waited_s) == expected
+    assert waited_s
+    assert [text.partition(":")[0] for text in said] == ["warning", "notice"]
+    assert f"the run pauses: the disk of '{tmp_path}/run' is full" in said[0]
+    assert session.checkpointer.folder.steps() == [5, 6, 7]
+    lines = [json.loads(line) for line in (tmp_path / "run" / METRICS).read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(7))
+
+
+def test_the_result_waits_for_room_and_an_interrupt_ends_that(tmp_path: Path) -> None:
+    said = list[str]()
+    opening, session = session_in(tmp_path, said, checkpoint_keep=0)
+    disk = Disk(failures=0, lines_fail=10**6)
+    session.checkpointer.run.ledger.write = disk.write_lines
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    serial = SerialRun(opening, session.recorder, ManualClock(), None, session.start, say=said.append, wait=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        serial.train()
+    assert "the disk of" in said[0]
+    assert not (tmp_path / "run" / RESULT).exists()
 
 
 def test_lines_that_wait_cost_checkpoints_and_no_line(tmp_path: Path) -> None:
     said: list[str] = []
     opening, session = session_in(tmp_path, said)
     assert session.recorder.folder is not None
-    session.recorder.folder.metrics.write = Disk(failures=0, lines_fail=3).write_lines
+    session.recorder.folder.metrics.write = Disk(failures=0, lines_fail=3, error=errno.EIO).write_lines
     train(opening, session)
     assert len(said) == 2
     assert said[0].startswith(f"warning: cannot write to '{tmp_path}/run/{METRICS}'")

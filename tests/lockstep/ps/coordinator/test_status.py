@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from lockstep.common.job.job import Job
+from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import HISTORY_LIMIT, EpochStatus, ServerMessage, Status, WorkerStatus
 from lockstep.ps.coordinator.status import REMINDER_S, Reminder, status_of
@@ -37,6 +38,15 @@ def test_epoch_and_step_in_training_evaluation_and_at_the_end() -> None:
     assert place(RunPhase.EVALUATING, Round("evaluate", 3, 1)) == (1, 3)
     assert place(RunPhase.TRAINING, Round("train", 3, 4)) == (2, 3)
     assert place(RunPhase.FINISHED, Round("evaluate", 6, 1)) == (2, 6)
+
+
+def test_between_two_epochs_it_has_the_figures_of_the_last_one_and_no_zeros() -> None:
+    progress = Progress(history=[EPOCH])
+    told = status(RunPhase.FINISHED, Round("evaluate", 6, 1), progress)
+    assert (told.loss, told.accuracy) == (EPOCH.loss, EPOCH.accuracy)
+    progress.end_step(Tally(3.0, 1, 2), 1.0, (0.1, 0.1))
+    told = status(RunPhase.TRAINING, Round("train", 4, 4), progress)
+    assert (told.loss, told.accuracy) == (1.5, 0.5)
 
 
 def test_the_longest_status_fits_a_header() -> None:

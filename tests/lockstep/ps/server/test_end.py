@@ -1,6 +1,8 @@
 """How a run ends at the server: what is kept of a good one, a diverged one, and one interrupted at any moment."""
 
+import errno
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,3 +142,38 @@ def test_an_interrupt_while_the_result_is_kept_counts_as_one(tmp_path: Path) -> 
         raise KeyboardInterrupt
 
     assert simulation.server.run(watch=interrupt) == Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)
+
+
+@dataclass
+class FullDisk:
+    """Has no room for lines that have this text, as long as it is full."""
+
+    text: bytes
+    is_full: bool = True
+
+    def write(self, descriptor: int, data: bytes) -> int:
+        if self.is_full and self.text in data:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return os.write(descriptor, data)
+
+
+#: What the disk has no room for: the first line, and the last one of all, with which the run is over.
+FULL_AT = {"the first step": b'"kind":"step"', "the last epoch": b'"epoch":2'}
+
+
+@pytest.mark.parametrize("at", FULL_AT)
+def test_on_a_full_disk_a_run_waits_and_goes_on_to_the_same_bits(tmp_path: Path, at: str) -> None:
+    simulation = Simulation(job_of(), folder=tmp_path)
+    simulation.add_worker()
+    folder = simulation.server.recorder.folder
+    assert folder is not None
+    disk = FullDisk(FULL_AT[at])
+    folder.metrics.write = disk.write
+    simulation.wait(10)
+    assert simulation.server.ended is None
+    assert not (tmp_path / RESULT).exists()
+    assert folder.room.is_lacking
+    disk.is_full = False
+    assert simulation.finish() == digest_of(job_of())
+    lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "step"] == [0, 1, 2, 3]

@@ -346,6 +346,20 @@ def test_a_multi_step_lease_ends_when_a_checkpoint_is_due(bench: Bench) -> None:
     assert [event.steps for event in ended_in(happened)] == [4]
 
 
+def test_without_room_for_what_updates_need_it_is_said_once_and_tried_again(bench: Bench) -> None:
+    def refuse(descriptor: int, size: int) -> None:
+        raise OSError("no room")
+
+    allocate, bench.sharing.allocate = bench.sharing.allocate, refuse
+    for _ in range(2):
+        assert bench.shell.begin(ASKED) == [declined(ASKED, is_cut=True)]
+    (said,) = bench.said
+    assert said.startswith("warning: a team waits for the server at each step, which is slower: ")
+    bench.sharing.allocate = allocate
+    assert bench.shell.begin(ASKED) == []
+    assert bench.sent
+
+
 def test_without_shared_memory_or_a_team_in_it_there_is_none(bench: Bench) -> None:
     bench.sharing.forget(ASKED.rank)
     assert bench.shell.begin(ASKED) == [events.MultiStepLeaseRefused()]
@@ -451,3 +465,30 @@ def test_planted_bugs_are_found(
         plant(bench)
         with pytest.raises(AssertionError, match=message):
             scenario(bench)
+
+
+class Overwriting(UpdateMarks):
+    """A team that writes over entries as soon as it is shown that they were read."""
+
+    def show_read(self, steps: int) -> None:
+        super().show_read(steps)
+        self.entries["step"][self.entries["step"] < steps] = -7
+
+
+def test_entries_are_shown_as_read_only_after_they_were_read(bench: Bench) -> None:
+    team = bench.begin()
+    assert bench.shell._marks is not None
+    bench.shell._marks = Overwriting(**vars(bench.shell._marks))
+    first = ASKED.first
+    for step in range(first, first + 4):
+        assert team.make(step)
+    assert steps_in(bench.wait(BETWEEN_S[1])) == [first, first + 1, first + 2]
+
+
+def test_an_answer_of_another_worker_is_none_for_this_lease(bench: Bench) -> None:
+    bench.begin()
+    answer = MultiStepResult(number=bench.shell.state.number, is_done=True)
+    assert bench.shell.on_answer(ASKED.rank + 1, answer) == []
+    assert bench.shell.is_any()
+    assert not bench.shell.state.has_answered
+    assert bench.shell.on_answer(ASKED.rank, answer) or bench.shell.state.has_answered

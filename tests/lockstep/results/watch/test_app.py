@@ -118,7 +118,14 @@ def test_what_a_worker_names_itself_stays_text(tmp_path: Path) -> None:
         *("evil.example", "evil.example:8000", "127.0.0.1", "127.0.0.1:9000", ""),
         # A part of ours is not enough, nor is one of which ours is a part.
         *("127.0.0.1:80", "127.0.0.1:80001", "127.0.0.1:8000.evil.example", "127.0.0.1:8000@evil.example"),
-        *("7.0.0.1:8000", "evil.127.0.0.1:8000", "127.0.0.1.evil.example:8000", "localhost", "local"),
+        *(
+            "7.0.0.1:8000",
+            "evil.127.0.0.1:8000",
+            "127.0.0.1.evil.example:8000",
+            "localhost:8000.evil.example",
+            "localhost",
+            "local",
+        ),
     ],
 )
 def test_a_name_of_somebody_elses_is_refused(one: TestClient, host: str) -> None:
@@ -202,6 +209,8 @@ def test_the_limit_holds_for_each_client(tmp_path: Path) -> None:
         ("token", "/wrong/api/source", {}, 403),
         ("", "/api/source", {"host": "evil.example"}, 421),
         ("", "/api/source", {"sec-fetch-site": "cross-site"}, 403),
+        # Whoever knows the token may still be another site.
+        ("token", "/token/api/source", {"sec-fetch-site": "cross-site"}, 403),
         # It may show the page in a frame, but not so often that nobody else can.
         ("", "/page/watch.css", {"sec-fetch-site": "cross-site"}, 200),
     ],

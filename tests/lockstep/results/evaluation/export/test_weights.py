@@ -30,7 +30,7 @@ def the_net() -> nn.Sequential:
 
 def test_pytorchs_weights_give_pytorchs_logits() -> None:
     job, _ = resolve({"model": nn.description.describe(the_net()), "initial": str(FROM_TORCH)}, {})
-    model = model_of(job).eval()
+    model = model_of(job).module.eval()
     arrays, _ = read(LOGITS)
     with no_grad():
         logits = model(Tensor(arrays["samples"])).data
@@ -129,7 +129,7 @@ def test_what_cannot_be_written_is_one_line(
 def test_a_layout_refuses_a_count_without_its_statistics() -> None:
     state = the_net().state_dict()
     job, _ = resolve({"model": nn.description.describe(the_net())}, {})
-    model = model_of(job)
+    model = model_of(job).module
     layout = layout_of(model)
     with pytest.raises(ModelError, match=r"'9.num_batches_tracked' is in only one of them"):
         layout.write(np.zeros(layout.size, np.float32), {**state, "9.num_batches_tracked": np.zeros((), np.float32)})

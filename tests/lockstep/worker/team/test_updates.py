@@ -1,0 +1,66 @@
+"""What a process of a team makes of an update follows from the job as it does at the server."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.worker.compute import Compute
+from lockstep.worker.team.member import TeamMember
+from lockstep.worker.team.updates import UpdateMaker
+from tests.lockstep.worker.team.crew import wide
+from tests.simulation.small import digits, job_of
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"schedule": "step", "decay_every": 1},
+        {"schedule": "step", "decay_every": 2, "decay_factor": 0.5, "warmup_steps": 2},
+        {"schedule": "cosine", "steps": None, "epochs": 3},
+        {"schedule": "one-cycle", "steps": None, "epochs": 3},
+    ],
+)
+def test_rates_are_those_of_the_server_also_if_an_epoch_ends_with_a_short_step(values: dict[str, Any]) -> None:
+    # Forty samples: two steps and a short one.
+    job = job_of(**{"steps": 12, "global_batch": 16, **values})
+    opening = open_run("run", job, digits(), AdmissionPolicy())
+    schedule = opening.shard.policy.schedule
+    nothing = cast(Any, None)
+    compute = Compute(job, opening.model, opening.data)
+    maker = UpdateMaker(compute, nothing, nothing, nothing, nothing, locks=[nothing])
+    assert [maker.schedule.rate(step) for step in range(12)] == [schedule.rate(step) for step in range(12)]
+
+
+def test_statistics_of_normalization_are_no_parameters() -> None:
+    opening = open_run("run", wide(), digits(), AdmissionPolicy())
+    nothing = cast(Any, None)
+    maker = UpdateMaker(Compute(wide(), opening.model, opening.data), nothing, nothing, nothing, nothing, [nothing])
+    policy = opening.shard.policy
+    assert maker.rule.parameter_size == policy.parameter_size < opening.layout.size
+    assert maker.rule.momenta.tolist() == policy.momenta.tolist()
+
+
+@dataclass
+class Overflowing:
+    """Makes a slice whose weights are not finite, or are."""
+
+    is_finite: bool
+    shown: list[bool] = field(default_factory=list)
+
+    def write(self, *_: Any) -> bool:
+        return self.is_finite
+
+    def end(self, slice_: int, order: Any, *, is_made: bool, show: Any) -> None:
+        self.shown.append(is_made)
+
+
+@pytest.mark.parametrize("is_finite", [False, True])
+def test_a_slice_whose_weights_are_not_finite_is_not_shown_as_made(is_finite: bool) -> None:
+    updates = Overflowing(is_finite)
+    nothing = cast(Any, None)
+    member = cast(TeamMember, SimpleNamespace(_updates=updates, divisor=lambda *_: 1))
+    assert TeamMember._update(member, nothing, 0, nothing) is is_finite
+    assert updates.shown == [is_finite]
