@@ -3,6 +3,8 @@
 A group holds several nets, whose outputs are added: one run of it trains all of them.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -35,55 +37,55 @@ TRANSFORMERS = {
 class Logits(nn.Module):  # type: ignore[misc]  # as a user writes it
     """A net of transformers, without all that it returns besides."""
 
-    def __init__(self, net, is_given_targets) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, net: Any, is_given_targets: bool) -> None:
         super().__init__()
         self.net = net
         self.is_given_targets = is_given_targets
 
-    def forward(self, x):  # type: ignore[no-untyped-def]
+    def forward(self, x: Any) -> Any:
         return self.net(x, decoder_input_ids=x).logits if self.is_given_targets else self.net(x).logits
 
 
 class Group(nn.Module):  # type: ignore[misc]
     """Nets for the same samples."""
 
-    def __init__(self, nets) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, nets: dict[str, Any]) -> None:
         super().__init__()
         self.nets = nn.ModuleDict(nets)
 
-    def forward(self, x):  # type: ignore[no-untyped-def]
+    def forward(self, x: Any) -> Any:
         return torch.stack([net(x) for net in self.nets.values()]).mean(0)
 
 
-def from_timm(name):  # type: ignore[no-untyped-def]
+def from_timm(name: str) -> Any:
     import timm
 
     return timm.create_model(name, num_classes=CLASSES)
 
 
-def from_torchvision(name):  # type: ignore[no-untyped-def]
+def from_torchvision(name: str) -> Any:
     from torchvision import models
 
     return models.get_model(name, num_classes=CLASSES)
 
 
-def from_transformers(name):  # type: ignore[no-untyped-def]
+def from_transformers(name: str) -> Any:
     import transformers
 
     kind = getattr(transformers, name)
     return Logits(kind(kind.config_class(**TRANSFORMERS[name])), name.startswith("T5"))
 
 
-def timm_nets():  # type: ignore[no-untyped-def]
+def timm_nets() -> Any:
     import timm
 
     return Group({name: from_timm(name) for name in timm.list_models("test_*")})
 
 
-def torchvision_nets():  # type: ignore[no-untyped-def]
+def torchvision_nets() -> Any:
     vit = "ViTForImageClassification"
     return Group({**{name: from_torchvision(name) for name in TORCHVISION}, vit: from_transformers(vit)})
 
 
-def transformers_nets():  # type: ignore[no-untyped-def]
+def transformers_nets() -> Any:
     return Group({name: from_transformers(name) for name in TRANSFORMERS if not name.startswith("ViT")})

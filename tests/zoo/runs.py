@@ -58,7 +58,7 @@ def write_samples(group: str, to: Path) -> None:
         else:
             parts[f"x_{part}"] = rng.integers(0, 256, (count, *shape)).astype(np.uint8)
             parts[f"y_{part}"] = np.arange(count, dtype=np.int64) % 10
-    np.savez(to, **parts)
+    np.savez(to, **parts)  # type: ignore[arg-type]  # of its option that is a flag, which none of them is
 
 
 def trained(place: Place, group: str, way: Sequence[str], environ: Mapping[str, str]) -> tuple[Arrays, str]:
