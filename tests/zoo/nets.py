@@ -37,23 +37,23 @@ TRANSFORMERS = {
 class Logits(nn.Module):  # type: ignore[misc]  # as a user writes it
     """A net of transformers, without all that it returns besides."""
 
-    def __init__(self, net, is_given_targets) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, net: Any, is_given_targets: bool) -> None:
         super().__init__()
         self.net = net
         self.is_given_targets = is_given_targets
 
-    def forward(self, x):  # type: ignore[no-untyped-def]
+    def forward(self, x: Any) -> Any:
         return self.net(x, decoder_input_ids=x).logits if self.is_given_targets else self.net(x).logits
 
 
 class Group(nn.Module):  # type: ignore[misc]
     """Nets for the same samples."""
 
-    def __init__(self, nets) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, nets: dict[str, Any]) -> None:
         super().__init__()
         self.nets = nn.ModuleDict(nets)
 
-    def forward(self, x):  # type: ignore[no-untyped-def]
+    def forward(self, x: Any) -> Any:
         return torch.stack([net(x) for net in self.nets.values()]).mean(0)
 
 

@@ -135,7 +135,9 @@ class Barely(Net):
 
 partial = functools.partial(Block, 3)
 anonymous = lambda: Net()  # noqa: E731
-several = (lambda: [Net() for _ in range(2)][-1]), (lambda: Net()), (lambda: (lambda: Net())()), (lambda n=1: None)
+several: list[Any] = [
+    (lambda: [Net() for _ in range(2)][-1]), (lambda: Net()), (lambda: (lambda: Net())()), (lambda n=1: None),
+]  # fmt: skip
 
 
 def closed() -> Callable[[], Module]:
