@@ -89,7 +89,7 @@ PROTOCOL_ORDER = Order(
         ("lockstep.common.protocol.team_memory",),
         ("lockstep.common.protocol.messages",),
         ("lockstep.common.protocol.fingerprint",),
-        ("lockstep.common.protocol.canary",),
+        ("lockstep.common.protocol.canary", "lockstep.common.protocol.statement"),
     ),
 )
 

@@ -158,7 +158,7 @@ def test_event_files_have_r2(tmp_path: Path) -> None:
 def test_a_regression_takes_no_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("PIL", reason="pictures are read by Pillow: .venv/bin/pip install -e '.[predict]'")
     assert run(["predict", str(of_table(tmp_path).folder), "x.png"]) == 2
-    assert capsys.readouterr().err.startswith("error: the model is a regression: expected a classifier")
+    assert capsys.readouterr().err.startswith("error: the model was trained with loss = 'mse': expected a classifier")
 
 
 def test_a_text_is_exported_with_tokens_as_its_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

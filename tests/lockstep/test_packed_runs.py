@@ -163,7 +163,7 @@ def test_a_frame_is_predicted_as_its_file(place: Path, capsys: pytest.CaptureFix
     lines = told(capsys, "predict", "run", "homes.csv").splitlines()[1:]
     assert [f"{number:.6g}" for number in numbers] == lines
     assert np.array_equal(done.predict(Path("homes.csv")), numbers)
-    with pytest.raises(JobError, match="a regression has no probabilities"):
+    with pytest.raises(JobError, match="a run with loss = 'mse' has no probabilities"):
         done.predict_proba(frame)
 
 

@@ -35,6 +35,7 @@ DECIDING = (
     "lockstep.worker.batches",
     "lockstep.worker.compute",
     "lockstep.worker.gradient_sink",
+    "lockstep.worker.local_steps",
     "lockstep.worker.node_sums",
 )
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lockstep import LambdaCallback, doctor, find_lr, fit, load_run, resume
+from lockstep import LambdaCallback, find_lr, fit, load_run, resume
 from lockstep.cli.main import run as run_command
 from lockstep.common.errors import ModelError
 from lockstep.common.files.safetensors import read, write
@@ -249,7 +249,6 @@ def test_the_weights_may_be_evaluated_and_exported_and_the_run_verified_and_repl
     ("arguments", "text"),
     [
         (["export", "RUN", "OUT.onnx"], "the model is one of PyTorch, which exports it itself: call torch.onnx.export"),
-        (["doctor", "--model", "RUN/model/model.py:build"], "the doctor looks into layers of lockstep.nn only"),
     ],
 )
 def test_what_cannot_be_says_so_in_a_line(
@@ -278,11 +277,6 @@ def test_what_cannot_be_says_so_in_a_line(
 def test_what_cannot_be_sent_is_named(model: Any, text: str) -> None:
     with pytest.raises(ModelError, match=text):
         fit(model, tiny_arrays(), **BRIEF)
-
-
-def test_the_doctor_says_what_it_cannot_look_into() -> None:
-    with pytest.raises(ModelError, match="Net is a model of PyTorch"):
-        doctor(Net())
 
 
 def test_a_model_that_is_bound_elsewhere_still_has_its_own_values() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from lockstep.checking.checkup.finding import Finding, found
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.autograd.primitives.primitive import Array
+from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.preparation import Preparation
 from lockstep.common.job.job import Job
@@ -168,10 +169,10 @@ class TrialSubject:
         outputs, targets = self.outputs(self.data.test, TESTED, weights)
         if self.objective.is_regression:
             return float(np.mean(np.square(outputs.reshape(targets.shape) - targets, dtype=np.float64))), 0.0
-        rows = self.objective.rows(outputs).astype(np.float64)
-        rows = rows - rows.max(axis=1, keepdims=True)
-        losses = np.log(np.exp(rows).sum(axis=1)) - rows[np.arange(len(rows)), targets]
-        return float(losses.mean()), float(np.mean(rows.argmax(axis=1) == targets))
+        total, weight = self.objective.test_loss(Tensor(outputs), targets)
+        counted = max(1, targets.size - self.objective.ignored(targets))
+        right = self.objective.correct(outputs, targets)
+        return total.item() / (counted if weight is None else max(weight, 1e-9)), right / counted
 
     def first_few(self) -> TrainTest:
         """Return the first samples of the training set, as all that there is."""

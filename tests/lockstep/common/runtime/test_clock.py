@@ -15,7 +15,7 @@ def test_the_system_clock_never_runs_backwards() -> None:
 
 def test_the_system_clock_tells_what_became_of_the_time_of_a_thread() -> None:
     clock = SystemClock()
-    before, began = clock.times(), clock.now()
+    began, before = clock.now(), clock.times()
     ran = sum(number * number for number in range(20_000))
     after, ended = clock.times(), clock.now()
     assert ran
