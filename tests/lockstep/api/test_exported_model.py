@@ -131,7 +131,7 @@ def test_what_cannot_be_told_is_named(model: Callable[[], Any], text: str) -> No
 
 FROZEN = {
     "data": (nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), "^the parameter '1.bias' is frozen, and the model is sent"),
-    "text": (zoo.Net(), r"of shape \(10,\), frozen, in the model and of shape \(10,\) in a new one: .* `def build"),
+    "text": (zoo.Net(), r"of shape \(10,\), frozen, in the model and of shape \(10,\) in a new one: .* `lambda: Net"),
 }
 
 
