@@ -74,7 +74,7 @@ def test_the_text_is_what_is_needed_and_no_more() -> None:
 
 
 def test_a_lambda_is_the_one_that_it_was_compiled_from() -> None:
-    functions: tuple[Any, ...] = zoo.several
+    functions: list[Any] = zoo.several
     assert [text_of(each) for each in functions] == [
         "(lambda: [Net() for _ in range(2)][-1])",
         "(lambda: Net())", "(lambda: (lambda: Net())())", "(lambda n=1: None)",
