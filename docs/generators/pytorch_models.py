@@ -44,4 +44,4 @@ def _library(net: str) -> str:
 
 
 def _words(processor: str) -> str:
-    return "AVX-512" if processor == "as it is" else processor
+    return "native" if processor == "as it is" else processor

@@ -14,6 +14,7 @@ nets = pytest.importorskip("tests.zoo.nets")
 runs = pytest.importorskip("tests.zoo.runs", reason="needs safetensors: .venv/bin/pip install -e '.[dev]'")
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
 @pytest.mark.parametrize("layer", layers.LAYERS)
 def test_a_layer_is_trained_or_refused_as_it_was(layer: str) -> None:
     found = outcome_of_layer(layer)

@@ -109,7 +109,7 @@ AS_THEY_COME: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("kind", AS_THEY_COME)
 def test_models_are_trained_as_they_come(tmp_path: Path, kind: str) -> None:
-    model: Any = AS_THEY_COME[kind]()  # type: ignore[no-untyped-call]  # some are classes of PyTorch
+    model: Any = AS_THEY_COME[kind]()
     run = fit(model, tiny_arrays(64, 10), run_dir=tmp_path / "run", **{**BRIEF, "epochs": 1})
     expected = model if isinstance(model, nn.Module) else model()
     assert repr(run.model) == repr(expected)
