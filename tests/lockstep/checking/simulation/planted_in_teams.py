@@ -134,8 +134,8 @@ class Headlong(SimulatedMember):
 
 #: By what is wrong.
 OF_TEAMS = {
-    "a slice is written without its lock": Planted(making(Lockless), OTHER_LOSSES, first=250),
-    "a slice is made again": Planted(making(Remaking), OTHER_LOSSES, first=130),
+    "a slice is written without its lock": Planted(making(Lockless), OTHER_LOSSES, first=120),
+    "a slice is made again": Planted(making(Remaking), OTHER_LOSSES, first=60),
     "sums are shown before they are written": Planted(Parts(member=Boastful), OTHER_WEIGHTS, first=3),
     "sums are taken that are not complete": Planted(remembering(Greedy), OTHER_LOSSES, first=3),
     "a part is counted twice": Planted(Parts(member=Doubling), OTHER_WEIGHTS),
