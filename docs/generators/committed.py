@@ -61,17 +61,16 @@ def _described(found: re.Match[str]) -> str:
 def _help_of(target: str, program: str) -> str:
     module, _, name = target.partition(":")
     command: click.Command = getattr(importlib.import_module(module), name)
-    context = click.Context(
-        command, info_name=program, terminal_width=WIDTH, max_content_width=WIDTH, help_option_names=["-h", "--help"]
-    )
-    commands = [f"### `{program}`\n\n```text\n{command.get_help(context)}\n```"]
+    commands = [_help_of_command(command, program)]
     if isinstance(command, click.Group):
         commands += [_help_of_command(each, f"{program} {name}") for name, each in sorted(command.commands.items())]
     return "\n\n".join(commands)
 
 
 def _help_of_command(command: click.Command, program: str) -> str:
-    context = click.Context(command, info_name=program, terminal_width=WIDTH, max_content_width=WIDTH)
+    context = click.Context(
+        command, info_name=program, terminal_width=WIDTH, max_content_width=WIDTH, help_option_names=["-h", "--help"]
+    )
     return f"### `{program}`\n\n```text\n{command.get_help(context)}\n```"
 
 
