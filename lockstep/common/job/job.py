@@ -123,7 +123,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
             tuple[str, ...],
             Meta(
                 max_length=256,
-                description="without weight decay: names, patterns with * in them, or vectors: biases and norms  [none]",
+                description="without weight decay: names, patterns with * in them, or vectors (biases, norms)  [none]",
             ),
         ]
         | None
