@@ -458,7 +458,8 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         except RemoteProtocolError:
             return False
         if self.state.steps is not None:
-            return isinstance(message, MultiStepWithdrawal)
+            # With a lease, the server has seen the last step before us.
+            return isinstance(message, MultiStepWithdrawal | Lease)
         return isinstance(message, Withdrawal) and self._at_hand is not None and self._at_hand.key() == message.key()
 
     def _train(self, compute: Compute, lease: Lease) -> Tally:
