@@ -79,6 +79,10 @@ class ServerPort(Protocol):
         """
         ...
 
+    def name_of(self, peer: bytes) -> str:
+        """Return the name of the key with which a peer was let in, empty if nobody needs one."""
+        ...
+
     def cut(self, peer: bytes) -> None:
         """End the connection of a peer; its waiting messages may still be received, and it may dial again."""
         ...
@@ -111,4 +115,12 @@ class ClientPort(Protocol):
 
     def close(self, linger_s: float = 0.0) -> None:
         """Close the connection; what was sent gets at most `linger_s` seconds to leave."""
+        ...
+
+
+class Dial(Protocol):
+    """Opens a connection to an address; `AddressError` where there can be none."""
+
+    def __call__(self, address: str, public: str = "") -> ClientPort:
+        """`public` is the key of who is there; empty if it is that of the server that was dialled first."""
         ...

@@ -18,6 +18,12 @@ Writer = Callable[[Path, Iterable[bytes | memoryview]], None]
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
 
+def step_of(name: str) -> int | None:
+    """Return the step of a checkpoint by the name of its file, None if that is not one."""
+    match = _NAME.fullmatch(name)
+    return None if match is None else int(match[1])
+
+
 @dataclass
 class CheckpointFolder:
     """The folder of one run's checkpoints; `say` reports what cannot be written or read."""
@@ -60,8 +66,8 @@ class CheckpointFolder:
         """Return the steps of which there is a file, in order."""
         if not self.path.is_dir():
             return []
-        found = (_NAME.fullmatch(path.name) for path in self.path.iterdir())
-        return sorted(int(match[1]) for match in found if match)
+        found = (step_of(path.name) for path in self.path.iterdir())
+        return sorted(step for step in found if step is not None)
 
     def file_of(self, step: int) -> Path:
         return self.path / f"step-{step:08d}.safetensors"

@@ -32,6 +32,9 @@ class Resumption:
     progress: Progress
     #: Seconds that workers have computed so far.
     compute_s: float = 0.0
+    #: Bytes of the metrics and of the ledger that were kept.
+    metrics_bytes: int = 0
+    ledger_bytes: int = 0
 
 
 def first_round(setup: RunSetup) -> Resumption:
@@ -104,7 +107,13 @@ def resume(setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder, checkp
     recorder.add_entries(
         RunBegun(step=saved.steps, weights_sha256=weights_digest(setup.shard.weights), lost_steps=lost)
     )
-    return Resumption(round=following, progress=_progress(saved, setup.info), compute_s=saved.compute_s)
+    return Resumption(
+        round=following,
+        progress=_progress(saved, setup.info),
+        compute_s=saved.compute_s,
+        metrics_bytes=saved.metrics_bytes,
+        ledger_bytes=saved.ledger_bytes,
+    )
 
 
 def _best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> Checkpoint | None:

@@ -10,7 +10,7 @@ from lockstep.common.job.losses import has_accuracy
 from lockstep.common.job.score import Guess
 from lockstep.common.model.files import ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
-from lockstep.common.protocol.messages import NAME_LIMIT, Welcome
+from lockstep.common.protocol.messages import DEFAULT_TAKEOVER_S, NAME_LIMIT, NO_TERM, StandbyAddress, Term, Welcome
 from lockstep.ps.run.plan import Plan
 
 
@@ -32,6 +32,10 @@ class AdmissionPolicy:
     audit: float = 0.0
     #: Whether workers that lack the data are sent the samples of their leases.
     ships_data: bool = False
+    #: Seconds of the server's silence after which workers go to a standby.
+    takeover_s: float = DEFAULT_TAKEOVER_S
+    #: The server's machine: workers on it are gone with it. Empty if nobody knows.
+    machine: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +68,22 @@ class RunInfo(AdmissionPolicy):
     moments: tuple[float, float] | None = None
     #: Values of the vectors that are sent.
     size: int = 0
+    #: In which the server leads the run.
+    term: Term = NO_TERM
 
     @property
     def has_accuracy(self) -> bool:
         """Whether an output can be right or wrong."""
         return has_accuracy(self.job.loss)
 
-    def welcome(self, rank: int, *, shards: Sequence[str] = (), offers_memory: bool = True) -> Welcome:
+    def welcome(
+        self,
+        rank: int,
+        *,
+        shards: Sequence[str] = (),
+        offers_memory: bool = True,
+        standbys: tuple[StandbyAddress, ...] = (),
+    ) -> Welcome:
         """Return the welcome of a worker; `shards` are the addresses of other servers, in the order of their slices."""
         return Welcome(
             rank=rank,
@@ -88,4 +101,7 @@ class RunInfo(AdmissionPolicy):
             evidence="" if self.allows_mixed_numerics else self.fingerprint.evidence,
             moments=self.moments,
             size=self.size,
+            term=self.term,
+            standbys=standbys,
+            takeover_s=self.takeover_s,
         )

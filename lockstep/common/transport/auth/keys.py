@@ -26,6 +26,12 @@ from lockstep.common.transport.auth.curve import new_pair, public_of
 #: Valid names of keys.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
+#: The name of whoever has the server's own key.
+SERVER_NAME = "server"
+
+#: How the names of standbys' keys begin: only with these may a run be mirrored, and handed over.
+STANDBY = "standby-"
+
 #: Most bytes of a key file.
 MOST_BYTES = 4096
 
@@ -287,6 +293,11 @@ def _entry(path: Path, line: str) -> tuple[str, str]:
     if not (Z85_KEY.fullmatch(public) and NAME.fullmatch(name)):
         raise KeyFileError(f"the list {str(path)!r} has the line {line!r}: expected a public key, a space, and a name")
     return public, name
+
+
+def is_standbys(name: str) -> bool:
+    """Tell whether the key of that name is a standby's, or the server's own; without keys everybody may be one."""
+    return name in ("", "token", SERVER_NAME) or name.startswith(STANDBY)
 
 
 def check_names(names: Sequence[str]) -> None:

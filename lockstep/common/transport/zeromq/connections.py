@@ -50,8 +50,9 @@ class ConnectionTracker:
         self._peers: dict[int, bytes] = {}
         #: By descriptor, the remote host and port of an open connection, as far as they are known.
         self._hosts: dict[int, tuple[str, int]] = {}
-        #: The last peers of which a message came: those of an ended one may come when its descriptor is another's.
-        self._known: dict[bytes, None] = {}
+        #: The last peers of which a message came, with the names of their keys: those of an ended one may come when its
+        #: descriptor is another's.
+        self._known: dict[bytes, str] = {}
         self._ended: list[bytes] = []
         #: The descriptors of connections that are ended as soon as they begin.
         self._blocked: set[int] = set()
@@ -67,9 +68,13 @@ class ConnectionTracker:
         descriptor = frame.get(zmq.SRCFD)
         assert isinstance(descriptor, int)
         self._peers[descriptor] = peer
-        self._known[peer] = None
+        self._known[peer] = _name(frame)
         if len(self._known) > MOST_REMEMBERED:
             del self._known[next(iter(self._known))]
+
+    def name_of(self, peer: bytes) -> str:
+        """Return under which name the authenticator has let a peer in, empty if there is none, or it is forgotten."""
+        return self._known.get(peer, "")
 
     def poll(self) -> None:
         """Read the events of ZeroMQ."""
@@ -188,3 +193,11 @@ def _received_bytes(descriptor: int) -> int | None:
         return int(_BYTES_RECEIVED.unpack(info)[0]) if len(info) == _BYTES_RECEIVED.size else None
 
     return _on_socket(descriptor, ask)
+
+
+def _name(frame: zmq.Frame) -> str:
+    """Return the name that the authenticator gave to the connection of a message, empty without one."""
+    try:
+        return str(frame.get("User-Id"))
+    except zmq.ZMQError:
+        return ""

@@ -126,6 +126,9 @@ class ZeroMqServer:
             self._rejections.record(f"disconnected a peer: its message exceeds {self._quota.allowance} bytes")
             self._connections.cut_off(descriptor)
 
+    def name_of(self, peer: bytes) -> str:
+        return self._connections.name_of(peer)
+
     def cut(self, peer: bytes) -> None:
         self._socket.check_open()
         self._connections.cut(peer)
