@@ -28,6 +28,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Local steps": ("local_steps", *(f"local_{name}" for name in LOCAL)),
     "Early stopping and the best epoch": ("validation_split", "monitor", "patience", "min_delta", "keep_best"),
     "Processes": ("workers", "min_workers", "servers", "transport", "max_restarts", "audit", "ship_data"),
+    "Standbys": ("standby", "takeover_seconds"),
     "Checkpoints": CHECKPOINT_FIELDS,
 }
 

@@ -69,6 +69,9 @@ class Brief:
     def lost(self) -> list[bytes]:
         return self.port.lost()
 
+    def name_of(self, peer: bytes) -> str:
+        return self.port.name_of(peer)
+
     def cut(self, peer: bytes) -> None:
         self.port.cut(peer)
 

@@ -221,6 +221,9 @@ class WorkingPort:
     def lost(self) -> list[bytes]:
         return self.port.lost()
 
+    def name_of(self, peer: bytes) -> str:
+        return self.port.name_of(peer)
+
     def cut(self, peer: bytes) -> None:
         self.port.cut(peer)
 
