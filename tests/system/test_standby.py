@@ -50,7 +50,8 @@ def ends(standby: Process, workers: list[Process]) -> None:
     assert [worker.end()[0] for worker in workers] == [0] * len(workers)
 
 
-def test_a_run_whose_server_is_killed_goes_on_at_its_standby(place: Place) -> None:
+def test_a_run_whose_server_is_killed_goes_on_at_its_standby(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place.folder)
     flags = (*job(place, 600), *OFTEN)
     expected = calm(place, flags)
     server, standby, workers = start_all(place, flags)
