@@ -66,6 +66,9 @@ class Service:
 #: Seconds in which a standby answers who leads a run that is resumed, and between two looks.
 ASK_LEADER_S, LOOK_S = 2.0, 0.05
 
+#: Messages that may wait for a worker of a server that was a standby.
+STANDBY_QUEUE = 1024
+
 #: Seconds for which the last messages may still go out.
 LINGER_S = 1.0
 
@@ -78,6 +81,11 @@ class Listening:
     lock: Lock
     is_insecure: bool
     rejections: RejectionLog = field(default_factory=RejectionLog)
+
+    def serve_standby(self) -> ServerPort:
+        """Listen, for a run of which nothing is known yet: with room for the vectors of any that is not huge."""
+        limits = Limits(queue=STANDBY_QUEUE)
+        return serve(self.bind, lock=self.lock, insecure=self.is_insecure, limits=limits, rejections=self.rejections)
 
     def serve(self, servers: int) -> ServerPort:
         """Listen, for a run of so many servers."""

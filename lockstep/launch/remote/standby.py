@@ -143,7 +143,7 @@ def stand_by(request: StandbyRequest) -> None:
     console = Console(highlight=False, stderr=request.supervised is not None)
     listening = Listening(request.bind, access.lock, request.is_insecure)
     prepare(request)
-    with closing(listening.serve(servers=2)) as port:
+    with closing(listening.serve_standby()) as port:
         if request.supervised is not None:
             click.echo(nearby(port.address))
         else:

@@ -150,8 +150,10 @@ class ZeroMqServer:
         self._socket.send([peer, *frames])
 
     def allow(self, queue: int) -> None:
-        # For existing connections: a later one gets what was set when the socket was bound.
-        self._socket.raw.set(zmq.SNDHWM, max(queue, self._socket.limits.queue))
+        # For existing connections: a later one gets what was set when the socket was bound. Not without need: libzmq
+        # 4.3.5 crashes now and then if it is changed while connections end, as those of workers do at a takeover.
+        if queue > self._socket.limits.queue:
+            self._socket.raw.set(zmq.SNDHWM, queue)
 
     def close(self, linger_s: float = 0.0) -> None:
         if self._file is not None:
