@@ -1,25 +1,16 @@
 """Runs with standbys in virtual time: servers are lost, cut off and come back; planted bugs are found."""
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import replace
 
-import msgspec
 import pytest
 
 from lockstep.checking.simulation.oracle import simulate
 from lockstep.checking.simulation.processes import Parts
 from lockstep.checking.simulation.scenario import scenario_of
-from lockstep.common.protocol.messages import NO_TERM, Join, Welcome
-from lockstep.common.protocol.shard_messages import ShardJoin, ShardWelcome
-from lockstep.common.protocol.standby_messages import LeaderNotice, RunFile, RunFiles, StandbyMessage
-from lockstep.common.statemachine.client import Client, ClientEffect, ClientPhase, Prepare
-from lockstep.ps.coordinator import events
-from lockstep.ps.server.server import Server
-from lockstep.ps.server.succession import Succession
+from lockstep.common.protocol.standby_messages import RunFile, RunFiles
 from lockstep.ps.standby.mirror import Mirror, MirrorEffect
 from lockstep.ps.standby.state import StandbyState
-from lockstep.worker.shell import WorkerShell
 from tests.lockstep.checking.simulation.planted import Planted
 
 #: Seeds that are tried, and how many of them in one test.
@@ -27,39 +18,6 @@ SEEDS, EACH = 40, 10
 
 #: Seeds within which a planted bug is found.
 SEARCHED = 150
-
-
-class Trusting(Client):
-    """Believes each server that it leads the run, and does not tell it of others."""
-
-    def join(self) -> Join | ShardJoin:
-        return msgspec.structs.replace(super().join(), term=NO_TERM)
-
-    def _on_welcome(self, welcome: Welcome | ShardWelcome, now: float) -> list[ClientEffect]:
-        self.phase, self.run, self.term, self.has_joined = ClientPhase.PREPARING, welcome.run, welcome.term, True
-        self.standbys, self.takeover_s = welcome.standbys, welcome.takeover_s
-        self.last_rank = welcome.rank if isinstance(welcome, Welcome) else None
-        return [Prepare(welcome=welcome)]
-
-
-def trusting(worker: WorkerShell) -> WorkerShell:
-    worker.state.client.__class__ = Trusting
-    return worker
-
-
-class Deaf(Succession):
-    """Does not heed a server of a higher term."""
-
-    def on_message(self, peer: bytes, message: StandbyMessage) -> Sequence[events.Event]:
-        return [] if isinstance(message, LeaderNotice) else super().on_message(peer, message)
-
-    def is_asking(self, now: float) -> bool:
-        return False
-
-
-def deaf(server: Server) -> Server:
-    server.succession.__class__ = Deaf
-    return server
 
 
 class Boastful(Mirror):
@@ -89,7 +47,6 @@ class Rash(StandbyState):
 
 
 PLANTED = {
-    "a term is not checked": Planted(Parts(worker=trusting, server=deaf), "went back from term "),
     "a mirror is ahead of its digest": Planted(Parts(standby=BoastfulStandby), "the mirror counts "),
     "two servers take over at once": Planted(
         Parts(standby=Rash, server_name=lambda name: "server"), " lead the run in term "
