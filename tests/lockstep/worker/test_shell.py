@@ -21,6 +21,7 @@ from lockstep.common.protocol.messages import (
     Lease,
     Leave,
     Message,
+    MultiStepLease,
     Ping,
     Ready,
     Result,
@@ -491,3 +492,13 @@ def test_with_messages_read_on_the_way_there_is_something_to_do_at_once() -> Non
     deadline = bench.runner.deadline()
     assert deadline is not None
     assert deadline > bench.clock.now()
+
+
+def test_a_lease_tells_that_the_server_has_seen_the_last_of_several_steps() -> None:
+    """Dropped, it would be missed for seconds: the server sends no other."""
+    bench = Busy()
+    message = [memoryview(frame).cast("B") for frame in encode(leased(1))]
+    assert not bench.runner._withdraws(message)
+    bench.runner.state.steps = MultiStepLease(number=1, incarnation="", first=0, last=4, reads=0)
+    assert bench.runner._withdraws(message)
+    assert not bench.runner._withdraws([memoryview(frame).cast("B") for frame in encode(Ping())])
