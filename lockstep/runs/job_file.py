@@ -18,7 +18,7 @@ from lockstep.common.errors import JobError
 from lockstep.common.files.did_you_mean import nearest
 from lockstep.common.files.reading import read_regular
 from lockstep.common.files.sanitize import cut, one_line
-from lockstep.common.job.job import Job, check
+from lockstep.common.job.job import Job, check, default_micro_batches
 from lockstep.common.job.optimizer import LOCAL
 from lockstep.runs.launch_config import Launch, default_launch
 
@@ -166,6 +166,9 @@ def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[J
         key: value for key, value in values.items() if key in Launch.__struct_fields__
     }
     job_values = {key: value for key, value in values.items() if key in Job.__struct_fields__}
+    batch = job_values.get("global_batch")
+    if "micro_batches" not in job_values and isinstance(batch, int):
+        job_values["micro_batches"] = default_micro_batches(batch)
     return check(_convert(job_values, Job)), _convert(launch_values, Launch)
 
 

@@ -23,7 +23,7 @@ from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.preparation import Preparation
 from lockstep.common.errors import JobError
 from lockstep.common.files.did_you_mean import nearest
-from lockstep.common.job.job import Job
+from lockstep.common.job.job import LEAST_SAMPLES, Job, default_micro_batches
 from lockstep.common.model.port import Model
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import cores
@@ -61,9 +61,9 @@ ClassWeight = dict[Any, float] | str | None
 #: shape. So a prediction depends on nothing but its row.
 ROWS = 128
 
-#: Rows of a micro-batch at least if `micro_batches` is not given, for features and for images, and the most of them.
-#: Narrower products are slower: 535,818 parameters take 14 % longer with four micro-batches of 50 rows than with one.
-LEAST_ROWS, LEAST_IMAGES, MOST_MICRO_BATCHES = 128, 16, 8
+#: Rows of a micro-batch at least if `micro_batches` is not given; images are as for any job. Narrower products are
+#: slower: 535,818 parameters take 14 % longer with four micro-batches of 50 rows than with one.
+LEAST_ROWS = 128
 
 
 def _signature_of(init: Callable[..., None]) -> inspect.Signature:
@@ -215,9 +215,8 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
 
     def _micro_batches(self) -> int:
         """Return how many micro-batches are wide enough to be worth it; a wrong batch is refused later."""
-        least = LEAST_ROWS if self.sample_shape is None else LEAST_IMAGES
         batch = self.global_batch if isinstance(self.global_batch, int | np.integer) else 1
-        return max(1, min(MOST_MICRO_BATCHES, int(batch) // least))
+        return default_micro_batches(int(batch), LEAST_ROWS if self.sample_shape is None else LEAST_SAMPLES)
 
     def _seed(self) -> int:
         """Return the seed of a job: `random_state` itself if that is a number."""

@@ -26,6 +26,11 @@ Positive = Annotated[float, Meta(gt=0.0, le=MOST)]
 #: Characters of a value in an error.
 MOST_TOLD = 200
 
+#: Micro-batches of a step if nobody says how many, and the samples that each has at least. Smaller ones make products
+#: too narrow: a step of mlp with 64 images takes 1.2 times as long in four micro-batches as in one, and 1.4 in eight;
+#: one with 32 images 1.0 times in two, and 2.2 in eight.
+MICRO_BATCHES, LEAST_SAMPLES = 8, 16
+
 #: The schedules that have a name.
 SCHEDULES = ("constant", "step", "exponential", "polynomial", "cosine", "one-cycle")
 
@@ -55,8 +60,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     global_batch: Annotated[PositiveInt, Meta(description="samples per step, over all workers")] = 128
     micro_batches: Annotated[
         int,
-        Meta(ge=1, le=4096, description="micro-batches per step; at most as many workers are useful; part of the bits"),
-    ] = 8
+        Meta(
+            ge=1,
+            le=4096,
+            description="micro-batches per step; at most as many workers are useful; part of the bits; if not given, "
+            "fewer for a batch under 128, so that each has 16 samples",
+        ),
+    ] = MICRO_BATCHES
     initial: (
         Annotated[str, Meta(description="weights to start from (safetensors, torch.save)  [drawn from the seed]")]
         | None
@@ -247,6 +257,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         """Return the values of a run's job that are others in the job here, empty if there are none."""
         values = ((name, getattr(self, name), getattr(here, name)) for name in self.__struct_fields__)
         return "; ".join(f"{name} = {was!r} in the run, {is_!r} here" for name, was, is_ in values if was != is_)
+
+
+def default_micro_batches(global_batch: int, samples: int = LEAST_SAMPLES) -> int:
+    """Return into how many micro-batches a batch is cut if nobody says: a power of two, which most workers divide, so
+    that each has some samples at least.
+    """
+    return 1 << max(1, min(MICRO_BATCHES, global_batch // samples)).bit_length() - 1
 
 
 def names_code(value: str | None) -> bool:

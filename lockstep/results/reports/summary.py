@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lockstep.common.files.sanitize import printable
+from lockstep.common.job.job import LEAST_SAMPLES, default_micro_batches
 from lockstep.common.job.score import Score
 from lockstep.common.protocol.messages import Status
 from lockstep.ps.coordinator.transitions import RunPhase
@@ -107,6 +108,13 @@ def advice(result: RunResult, cores: int | None = None) -> list[str]:
         notes.append(
             f"{result.micro_batches} micro-batches keep at most {result.micro_batches} workers busy; "
             "a larger --micro-batches allows more, but changes the bits"
+        )
+    samples = result.global_batch // (result.micro_batches * result.local_steps)
+    wider = default_micro_batches(result.global_batch // result.local_steps)
+    if samples < LEAST_SAMPLES and result.workers <= wider < result.micro_batches:
+        notes.append(
+            f"each micro-batch had {samples} samples, too few for fast products: --micro-batches {wider} makes it "
+            f"{result.global_batch // (wider * result.local_steps)}, but changes the bits"
         )
     # What a single process would need: the same computing and updates, without an exchange.
     single_s = result.compute_s + result.update_s

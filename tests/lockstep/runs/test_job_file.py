@@ -132,8 +132,20 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"optimizer": "sdg"},
         r"optimizer = 'sdg' (did you mean 'sgd'?): expected one of sgd, adam, adamw, rmsprop, or FILE.py:FUNCTION",
     ),
-    "contradiction": ({"global_batch": 4}, "micro_batches = 8 is more than global_batch = 4: expected .*"),
+    "contradiction": (
+        {"global_batch": 4, "micro_batches": 8},
+        "micro_batches = 8 is more than global_batch = 4: expected .*",
+    ),
 }
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro_batches"), [(1, 1), (31, 1), (32, 2), (63, 2), (64, 4), (100, 4), (127, 4), (128, 8), (4096, 8)]
+)
+def test_micro_batches_that_nobody_names_have_16_samples_at_least(batch: int, micro_batches: int) -> None:
+    for values, flags in (({"global_batch": batch}, {}), ({"model": "mlp"}, {"global_batch": batch})):
+        assert resolve(values, flags)[0].micro_batches == micro_batches
+    assert resolve({"micro_batches": 1}, {"global_batch": batch})[0].micro_batches == 1
 
 
 @pytest.mark.parametrize(("values", "text"), MISTAKES.values(), ids=MISTAKES)

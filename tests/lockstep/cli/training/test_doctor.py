@@ -26,8 +26,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["fast.toml"], 1, "1. the learning rate is too large: lr = 40"),
         (["good.toml", "--lr", "40"], 1, "1. the learning rate is too large: lr = 40"),
         (["fast.toml", "--lr", "0.05"], 0, "no findings"),
-        (["crowd.toml"], 1, "1. 64 workers are more than 8 micro-batches keep busy"),
-        (["good.toml", "--workers", "9"], 1, "1. 9 workers are more than 8 micro-batches keep busy"),
+        (["crowd.toml"], 1, "1. 64 workers are more than 2 micro-batches keep busy"),
+        (["good.toml", "--workers", "9"], 1, "1. 9 workers are more than 2 micro-batches keep busy"),
     ],
 )
 def test_a_job_is_examined(

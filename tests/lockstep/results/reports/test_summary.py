@@ -18,6 +18,9 @@ TOO_SMALL = (
     "bits: this model is too small to gain from workers (use --workers 0)"
 )
 TOO_MANY = "8 micro-batches keep at most 8 workers busy; a larger --micro-batches allows more, but changes the bits"
+NARROW = (
+    "each micro-batch had 4 samples, too few for fast products: --micro-batches 2 makes it 16, but changes the bits"
+)
 
 ADVICE = {
     "workers paid": (result(), []),
@@ -27,6 +30,8 @@ ADVICE = {
     "too short to tell": (result(train_s=0.4, compute_s=0.1, update_s=0.0), []),
     "as many workers as micro-batches": (result(workers=8), []),
     "more workers than micro-batches": (result(workers=9), [TOO_MANY]),
+    "narrow micro-batches": (result(workers=2, global_batch=32), [NARROW]),
+    "narrow ones that keep all workers busy": (result(workers=3, global_batch=32), []),
     "no shared memory": (
         result(obstacle="/dev/shm is full"),
         ["gradients and weights went through sockets: /dev/shm is full"],
