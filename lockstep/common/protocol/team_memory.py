@@ -149,8 +149,10 @@ class TeamShape:
                 ("count", "<i8"),
                 ("ignored", "<i8"),
                 ("weight", "<f8"),
-                # Seconds until all sums were there since those of the step before were; of the update's first slice.
+                # When all sums were there, by the host's clock, and the seconds since those of the step before were.
+                ("summed_s", "<f8"),
                 ("round_s", "<f8"),
+                # Of the update's first slice.
                 ("update_s", "<f8"),
                 # Of the weights after the step before; by whoever has the lock of the last slice.
                 ("checksum", "<u8"),

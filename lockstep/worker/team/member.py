@@ -134,9 +134,9 @@ class TeamMember:
     #: What was begun and is to be finished next.
     _begun: ComputeNode | MakeSlice | None = None
     _began: float = 0.0
-    #: When all sums were there, of the order at hand and of the one before.
+    #: When the leader's order was begun, and when all sums of the order at hand were seen to be there.
+    _started: float = 0.0
     _summed: float = 0.0
-    _summed_before: float = 0.0
 
     def __post_init__(self) -> None:
         self._slices = len(self.memory.shape.slices)
@@ -150,7 +150,7 @@ class TeamMember:
         self._drop()
         self._begun_last = order.number
         self.follow(order.memory)
-        self.order, self._summed = order, self.clock.now()
+        self.order, self._started = order, self.clock.now()
         if order.steps is not None and (self._updates is None or self._updated_memory != order.memory):
             self._map(order.memory)
         self._begin_step(order)
@@ -488,7 +488,7 @@ class TeamMember:
         if not missing:
             self._wake_next(order, stage)
             if stage is OrderStage.SUMS:
-                self._summed_before, self._summed = self._summed, now
+                self._summed = now
         if not progress.is_done:
             return None
         return OrderOutcome.DONE if order.steps is None else self._catch_up(order)
@@ -566,14 +566,23 @@ class TeamMember:
         self.memory.keep_order()
         entry["used"] = used
         write_tally(entry, tally)
-        entry["round_s"], entry["update_s"] = self._summed - self._summed_before, self.clock.now() - self._began
+        since = self._summed_before(order, updates)
+        entry["summed_s"], entry["round_s"] = self._summed, self._summed - since
+        entry["update_s"] = self.clock.now() - self._began
         entry["parts"][:used] = copies.parts
-        figures[:, BEGAN_S : ENDED_S + 1] -= self._summed_before
+        figures[:, BEGAN_S : ENDED_S + 1] -= since
         entry["times"][:used] = figures[:, COMPUTE_S : ENDED_S + 1]
         entry["losses"][:] = self.memory.losses(copies)
         entry["next"] = self.memory.written(self.plan(order.work, order.node, order))
         self.memory.keep_order()
         entry["step"] = order.step
+
+    def _summed_before(self, order: Order, updates: UpdateMaker) -> float:
+        """Return when all sums of the step before were there, as who made its entry saw it: we may have missed that."""
+        assert order.steps is not None
+        if order.step == order.steps.first:
+            return self._started
+        return float(updates.marks.entries["summed_s"][(order.step - 1) % ENTRIES])
 
     def tally_of(self, order: Order, copies: Copies, figures: NDArray[np.float64]) -> Tally:
         """Return the tally of an order: a floating-point sum too, added over the same tree."""

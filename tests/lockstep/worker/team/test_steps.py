@@ -94,6 +94,8 @@ class Yard:
     at: int = 0
     number: int = 0
     marks: UpdateMarks | None = None
+    #: Those that the steps took, as the team shows it.
+    seconds: float = 0.0
     #: Seconds that the server waits: more where nobody looks again and again, since nobody wakes anybody here.
     late_s: float = LATE_S
 
@@ -119,8 +121,12 @@ class Yard:
             assert int(entry["step"]) == step
             assert Tally(float(entry["loss_sum"]), int(entry["correct"]), int(entry["count"])) == tally
             assert entry["losses"].tolist() == losses
+            assert entry["round_s"] >= 0.0
+            self.seconds += float(entry["round_s"])
             if step + 1 < int(marks.made[0]):
                 assert int(marks.entries[(step + 1) % ENTRIES]["checksum"]) == checksum
+        # Who makes the entry of a step may not have seen the step before: no second is counted twice for that.
+        assert self.seconds <= self.crew.clock.now()
         marks.show_read(steps)
         self.at = steps
 
