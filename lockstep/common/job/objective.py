@@ -79,7 +79,7 @@ class Objective:
         """Return the objective of a job, with its own loss if it has one and anything is to be computed."""
         return cls(job.loss, job.label_smoothing, tuple(job.class_weights or ()), job.ignore_index, own)
 
-    @property
+    @cached_property
     def kind(self) -> LossKind:
         return kind_of(self.loss)
 
@@ -88,7 +88,7 @@ class Objective:
         """Whether targets are real numbers, and no class is right or wrong."""
         return self.kind is LossKind.NUMBERS
 
-    @property
+    @cached_property
     def has_accuracy(self) -> bool:
         """Whether an output can be right or wrong."""
         return has_accuracy(self.loss)
