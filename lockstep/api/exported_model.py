@@ -10,6 +10,7 @@ import numpy as np
 
 from lockstep.api.source_text import LAMBDA, Definition, Gathering
 from lockstep.common.errors import JobError, ModelError
+from lockstep.common.job.job import Job
 from lockstep.common.job.metrics import metric_name
 from lockstep.common.job.own_code import NAMING, OF_METRIC
 from lockstep.common.model.source import WRITTEN_BY_FIT, is_torch_class, is_torch_module, torch_model
@@ -103,6 +104,18 @@ def with_names(values: Mapping[str, Any], named: Mapping[str, str]) -> dict[str,
         return {**values, **others}
     metrics = [of_metrics.get(_metric_called(metric), metric) for metric in values["metrics"]]
     return {**values, **others, "metrics": metrics}
+
+
+def names_of(functions: Mapping[str, ModelText]) -> dict[str, str]:
+    """Return what a job may call functions before they have files, by the values that name them."""
+    return {value: f"{value}.py:{text.function}" for value, text in functions.items()}
+
+
+def placed(job: Job, paths: Mapping[str, str]) -> dict[str, Any]:
+    """Return values of a job with the places of the files that were written for them."""
+    found = with_names({"metrics": job.metrics or ()}, paths)
+    metrics = found.pop("metrics")
+    return {**found, "metrics": tuple(metrics) or job.metrics}
 
 
 def _metric_called(metric: object) -> str:

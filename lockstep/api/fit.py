@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from lockstep.api.callbacks import Callback, CallbackRunner, EarlyStopping, Training, check_form
-from lockstep.api.exported_model import Model, exported, exported_functions, is_described, with_names
+from lockstep.api.exported_model import Model, exported, exported_functions, is_described, names_of, placed, with_names
 from lockstep.api.frames import Frame, memory_data, named_data, taken_options
 from lockstep.api.job_inputs import Arrays, job_inputs
 from lockstep.api.run import Run, load_run
@@ -78,8 +78,7 @@ def fit(
     """
     options, values = taken_options(values)
     known, functions = exported(model), exported_functions(values)
-    named = {name: f"{name}.py:{text.function}" for name, text in functions.items()}
-    given = with_names({"model": known.value, **_with_values_of(callbacks, values)}, named)
+    given = with_names({"model": known.value, **_with_values_of(callbacks, values)}, names_of(functions))
     job, launch = resolve({}, given)
     arrays = None
     if isinstance(data, str | Path):
@@ -92,7 +91,7 @@ def fit(
         claimed_run_dir(wanted, job.model_name() if known.text is None else known.text.name) as folder,
         job_inputs(folder, weights, arrays, known.text, functions) as paths,
     ):
-        job = msgspec.structs.replace(job, **_placed(job, paths))
+        job = msgspec.structs.replace(job, **placed(job, paths))
         trust_own(job)
         note = "" if warm_start or job.initial is not None else _unused_weights(model, job)
         return _carry_out(job, Destination(folder=folder, launch=launch), callbacks, verbose=verbose, note=note)
@@ -122,13 +121,6 @@ def resume(
         return load_run(path)
     destination = Destination(folder=path, launch=launch, is_resumed=True)
     return _carry_out(job, destination, callbacks, verbose=verbose)
-
-
-def _placed(job: Job, paths: Mapping[str, str]) -> dict[str, Any]:
-    """Return values of a job with the places of the files that were written for them."""
-    found = with_names({"metrics": job.metrics or ()}, paths)
-    metrics = found.pop("metrics")
-    return {**found, "metrics": tuple(metrics) if metrics else job.metrics}
 
 
 def _with_values_of(callbacks: Sequence[Callback], values: Mapping[str, Any]) -> dict[str, Any]:

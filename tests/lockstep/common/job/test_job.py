@@ -171,7 +171,10 @@ def test_a_value_out_of_range_or_of_another_kind_is_refused(field: str, value: o
             "monitor = 'test_accuracy' .*with loss = 'mse': expected one of loss, .*test_r2",
         ),
         (
-            Job(metrics=("f2",)),
+            (
+                Job(metrics=("iuo",)),
+                r"metrics has 'iuo' \(did you mean 'iou'\?\): expected accuracy, topK \(as top5\), f1",
+            ),
             r"metrics has 'f2' \(did you mean 'f1'\?\): expected accuracy, topK \(as top5\), f1, iou",
         ),
         (Job(metrics=("top0",)), "metrics has 'top0'"),
