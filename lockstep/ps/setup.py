@@ -14,6 +14,7 @@ from lockstep.common.aggregation.tree import LINE, Vector
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.manifest import manifest_of
 from lockstep.common.data.preparation import Preparation
+from lockstep.common.data.records import fields_of
 from lockstep.common.data.source import with_moments, with_validation
 from lockstep.common.errors import JobError, LockstepError, ModelError, NumericsError
 from lockstep.common.job.job import Job
@@ -187,4 +188,13 @@ def dry_run(model: Model, images: Vector) -> tuple[int, ...]:
         raise
     except Exception as error:
         raised = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ModelError(f"the model cannot take samples of shape {images.shape[1:]}: it raised {raised}") from error
+        raise ModelError(f"the model cannot take samples {_described(images)}: it raised {raised}") from error
+
+
+def _described(samples: NDArray[Any]) -> str:
+    """Return the shape of a sample; of several arrays, the name, the dtype and the shape of each."""
+    if samples.dtype.names is None:
+        return f"of shape {samples.shape[1:]}"
+    return "of " + ", ".join(
+        f"{name!r}, {array.dtype} of shape {array.shape[1:]}" for name, array in fields_of(samples).items()
+    )
