@@ -104,8 +104,9 @@ def open_run(
         metric_sums = len(try_objective(model, objective, *batch).metrics)
     if evidence.engine and job.numerics == "portable":
         raise NumericsError(
-            f"numerics = 'portable' with a model that {evidence.engine} computes, whose kernels are chosen by the "
-            "processor: expected a model of lockstep.nn, or numerics = 'native'"
+            f"numerics = 'portable' with a model that is computed by {evidence.engine}, whose kernels depend on the "
+            "processor: expected a model of lockstep.nn; or add --numerics native, and give up equal bits on other "
+            "kinds of machines"
         )
     plan = plan_of(job, len(data.train), len(data.test), len(data.validation or ()))
     info = RunInfo(
