@@ -39,14 +39,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal
 
 import msgspec
 from numpy.typing import NDArray
 
 from lockstep.common.errors import CallbackError, JobError, LockstepError, RunError
 from lockstep.common.files.safetensors import read, write
-from lockstep.common.job.job import Job, Monitor
+from lockstep.common.job.job import Job, check_monitor, is_higher_better
 from lockstep.common.protocol.messages import EpochStatus
 from lockstep.ps.records.run_folder import EPOCH_WEIGHTS
 from lockstep.ps.run.early_stopping import figure_of, is_better
@@ -120,24 +120,27 @@ class Callback:
 class EarlyStopping(Callback):
     """Stop after `patience` epochs in a row that were not better than the best one by more than `min_delta`.
 
-    `monitor` is a figure of an epoch; by default "val_loss" in a run with `validation_split`, and "test_loss" in
-    others. `min_delta` has the unit of that figure. With `restore_best_weights` the run's result is the weights of the
-    best epoch, instead of those of the last one. `fit` raises `JobError` for other values, and for a figure that the
-    run lacks.
+    `monitor` is a figure of an epoch, as "test_loss" or "val_f1"; by default "val_loss" in a run with
+    `validation_split`, and "test_loss" in others. `min_delta` has the unit of that figure. With `restore_best_weights`
+    the run's result is the weights of the best epoch, instead of those of the last one. `fit` raises `JobError` for
+    other values, and for a figure that the run lacks.
 
-    Differs from Keras: there is no `mode`, since a figure's name decides what is better; no `baseline`, and no
-    `start_from_epoch`. The server decides, so that a run stops at the same epoch on any number of workers.
+    Differs from Keras: `mode` is needed for a metric of your own only, since the name of any other figure decides what
+    is better; there is no `baseline`, and no `start_from_epoch`. The server decides, so that a run stops at the same
+    epoch on any number of workers.
     """
 
-    monitor: Monitor | None = None
+    monitor: str | None = None
     patience: int = 3
     min_delta: float = 0.0
     restore_best_weights: bool = False
+    mode: Literal["min", "max"] | None = None
 
     def values(self) -> dict[str, Any]:
         """Return the values of a job that have the same meaning; `patience` is in epochs."""
         values = {"patience": self.patience, "min_delta": self.min_delta, "keep_best": self.restore_best_weights}
-        return values if self.monitor is None else {**values, "monitor": self.monitor}
+        given = {"monitor": self.monitor, "monitor_mode": self.mode}
+        return values | {name: value for name, value in given.items() if value is not None}
 
 
 class LambdaCallback(Callback):
@@ -177,27 +180,24 @@ class ModelCheckpoint(Callback):
     weights alone. Raises `JobError` for a `monitor` that the run lacks and a path that cannot be filled in, `RunError`
     if the file cannot be written.
 
-    Differs from Keras: files are safetensors; there is no `mode` and no `save_freq`.
+    Differs from Keras: files are safetensors; the job's `monitor_mode` takes the place of `mode`; there is no
+    `save_freq`.
     """
 
     path: str | Path
-    monitor: Monitor | None = None
+    monitor: str | None = None
     save_best_only: bool = False
     #: The best figure so far.
     best: float | None = field(default=None, init=False)
 
     def on_train_begin(self, training: Training) -> None:
         self.best = None
-        monitor = self.monitor or training.job.monitored()
-        if monitor not in get_args(Monitor):
-            raise JobError(f"monitor = {monitor!r}: expected one of {', '.join(get_args(Monitor))}")
-        if monitor.startswith("val_") and not training.job.validation_split:
-            raise JobError(f"monitor = {monitor!r} without a validation set: expected validation_split above 0")
+        check_monitor(training.job, self.monitor or training.job.monitored())
 
     def on_epoch_end(self, training: Training, epoch: EpochStatus) -> None:
         monitor = self.monitor or training.job.monitored()
         figure = figure_of(epoch, monitor)
-        is_best = self.best is None or is_better(monitor, figure, self.best)
+        is_best = self.best is None or is_better(figure, self.best, is_higher=is_higher_better(training.job, monitor))
         if is_best:
             self.best = figure
         if is_best or not self.save_best_only:

@@ -10,7 +10,9 @@ import numpy as np
 
 from lockstep.api.source_text import LAMBDA, Definition, Gathering
 from lockstep.common.errors import JobError, ModelError
-from lockstep.common.job.own_code import NAMING
+from lockstep.common.job.job import Job
+from lockstep.common.job.metrics import metric_name
+from lockstep.common.job.own_code import NAMING, OF_METRIC
 from lockstep.common.model.source import WRITTEN_BY_FIT, is_torch_class, is_torch_module, torch_model
 from lockstep.common.nn.description import describe, is_describable
 from lockstep.common.nn.module import Module, Parameter, RunningStatistic
@@ -71,6 +73,12 @@ def exported_functions(values: Mapping[str, Any]) -> dict[str, ModelText]:
     `ModelError` as of `model_text`; `JobError` for something else that can be called.
     """
     found = {}
+    metrics = values.get("metrics")
+    for metric in metrics if isinstance(metrics, list | tuple) else ():
+        if isinstance(metric, FunctionType):
+            found[f"{OF_METRIC}{metric.__name__}"] = ModelText(metric.__name__, metric.__name__, _text_of(metric))
+        elif callable(metric):
+            raise JobError(f"metrics has {metric!r}: expected a name, a function of your own, or FILE.py:FUNCTION")
     for name in NAMING:
         value = values.get(name)
         if isinstance(value, FunctionType) or (name == "optimizer" and isinstance(value, type)):
@@ -86,6 +94,32 @@ def exported_functions(values: Mapping[str, Any]) -> dict[str, ModelText]:
                 "FILE.py:FUNCTION"
             )
     return found
+
+
+def with_names(values: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values of a job with names in place of functions: of those that `exported_functions` has found."""
+    of_metrics = {value.removeprefix(OF_METRIC): name for value, name in named.items() if value.startswith(OF_METRIC)}
+    others = {value: name for value, name in named.items() if not value.startswith(OF_METRIC)}
+    if not of_metrics:
+        return {**values, **others}
+    metrics = [of_metrics.get(_metric_called(metric), metric) for metric in values["metrics"]]
+    return {**values, **others, "metrics": metrics}
+
+
+def names_of(functions: Mapping[str, ModelText]) -> dict[str, str]:
+    """Return what a job may call functions before they have files, by the values that name them."""
+    return {value: f"{value}.py:{text.function}" for value, text in functions.items()}
+
+
+def placed(job: Job, paths: Mapping[str, str]) -> dict[str, Any]:
+    """Return values of a job with the places of the files that were written for them."""
+    found = with_names({"metrics": job.metrics or ()}, paths)
+    metrics = found.pop("metrics")
+    return {**found, "metrics": tuple(metrics) or job.metrics}
+
+
+def _metric_called(metric: object) -> str:
+    return metric.__name__ if isinstance(metric, FunctionType) else metric_name(str(metric))
 
 
 def is_described(model: object) -> bool:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from lockstep.api.callbacks import Callback, CallbackRunner, EarlyStopping, Training, check_form
-from lockstep.api.exported_model import Model, exported, exported_functions, is_described
+from lockstep.api.exported_model import Model, exported, exported_functions, is_described, names_of, placed, with_names
 from lockstep.api.frames import Frame, memory_data, named_data, taken_options
 from lockstep.api.job_inputs import Arrays, job_inputs
 from lockstep.api.run import Run, load_run
@@ -60,8 +60,8 @@ def fit(
     `workers=0` trains in this process. `numerics="portable"` gives the same bits on every x86-64 processor with AVX2.
     The first weights are drawn from `seed`, but for those that the function which builds the model has set, so that the
     same call gives the same bits. With `warm_start=True` they are those of the model, and with `initial="weights.pt"`
-    those of a file. `loss`, `optimizer`, `schedule` and `transform` may be functions or classes of your own, which are
-    sent as their source text like the model.
+    those of a file. `loss`, `optimizer`, `schedule` and `transform` may be functions or classes of your own, and
+    `metrics` may have functions in it; they are sent as their source text like the model.
 
     **Results** go to `run_dir`, a new folder, by default one below `runs`. An interrupt ends all processes of the run,
     and leaves a checkpoint: `resume(run_dir)` continues from there. `verbose=False` prints nothing.
@@ -78,8 +78,7 @@ def fit(
     """
     options, values = taken_options(values)
     known, functions = exported(model), exported_functions(values)
-    named = {name: f"{name}.py:{text.function}" for name, text in functions.items()}
-    given = {"model": known.value, **_with_values_of(callbacks, values), **named}
+    given = with_names({"model": known.value, **_with_values_of(callbacks, values)}, names_of(functions))
     job, launch = resolve({}, given)
     arrays = None
     if isinstance(data, str | Path):
@@ -92,7 +91,7 @@ def fit(
         claimed_run_dir(wanted, job.model_name() if known.text is None else known.text.name) as folder,
         job_inputs(folder, weights, arrays, known.text, functions) as paths,
     ):
-        job = msgspec.structs.replace(job, **paths)
+        job = msgspec.structs.replace(job, **placed(job, paths))
         trust_own(job)
         note = "" if warm_start or job.initial is not None else _unused_weights(model, job)
         return _carry_out(job, Destination(folder=folder, launch=launch), callbacks, verbose=verbose, note=note)

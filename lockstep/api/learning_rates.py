@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.api.exported_model import Model, exported
+from lockstep.api.exported_model import Model, exported, exported_functions, names_of, placed, with_names
 from lockstep.api.job_inputs import Arrays, job_inputs, named_arrays
 from lockstep.common.data.source import load
 from lockstep.common.errors import JobError, RunError
@@ -124,14 +124,15 @@ def find_lr(
     Raises what `fit` raises, `JobError` for rates in the wrong order, and `RunError` if the loss is not finite before a
     rate could be found.
     """
-    known = exported(model)
+    known, functions = exported(model), exported_functions(values)
     arrays = None if isinstance(data, str | Path) else named_arrays(data)
-    job, _ = resolve({}, {**({"data": str(data)} if arrays is None else {}), **values, "model": known.value})
+    given = {**({"data": str(data)} if arrays is None else {}), **values, "model": known.value}
+    job, _ = resolve({}, with_names(given, names_of(functions)))
     with (
         tempfile.TemporaryDirectory(prefix="lockstep-rates-") as folder,
-        job_inputs(Path(folder), None, arrays, known.text) as paths,
+        job_inputs(Path(folder), None, arrays, known.text, functions) as paths,
     ):
-        return rates_of(msgspec.structs.replace(job, **paths), lowest=lowest, highest=highest, steps=steps)
+        return rates_of(msgspec.structs.replace(job, **placed(job, paths)), lowest=lowest, highest=highest, steps=steps)
 
 
 @computing()
@@ -146,7 +147,9 @@ def rates_of(job: Job, *, lowest: float = 1e-6, highest: float = 10.0, steps: in
     if job.local_steps > 1:
         job = replica_of(job)
     # A rate is found in this process whatever its numerics are: the last bit of a loss does not matter here.
-    job = msgspec.structs.replace(job, steps=steps, schedule="constant", warmup_steps=0, numerics=own_numerics())
+    job = msgspec.structs.replace(
+        job, steps=steps, schedule="constant", warmup_steps=0, numerics=own_numerics(), metrics=None, monitor=None
+    )
     setup = open_run("rates", job, load(job.data), AdmissionPolicy())
     schedule = RateRange(lowest, highest, steps=steps)
     setup.shard.policy = replace(setup.shard.policy, schedule=schedule)

@@ -64,24 +64,35 @@ class Run:
     def test_accuracy(self) -> float:
         """The share of test samples that the final weights get right, from 0 to 1.
 
-        `JobError` for a regression, which has none.
+        `JobError` for a run without one, as a regression.
         """
         if self.result.test_accuracy is None:
-            raise JobError("a regression has no accuracy: expected a run with classes; see test_r2")
+            raise JobError(
+                "the run has no accuracy: expected one with classes, or with metrics=['accuracy']; see test_r2 and "
+                "test_loss"
+            )
         return self.result.test_accuracy
 
     @property
     def test_r2(self) -> float:
-        """R² over the test set, at most 1. `JobError` if there are classes."""
+        """R² over the test set, at most 1. `JobError` for a run without it, as one with classes."""
         if self.result.test_r2 is None:
-            raise JobError("a run with classes has no R²: expected one with loss = 'mse'; see test_accuracy")
+            raise JobError(
+                "the run has no R²: expected one with loss = 'mse', or with metrics=['r2']; see test_accuracy"
+            )
         return self.result.test_r2
+
+    @property
+    def test_metrics(self) -> dict[str, float]:
+        """The other metrics of the job over the test set, by name; empty if it names none."""
+        return self.result.test_metrics
 
     @property
     def history(self) -> list[EpochRecord]:
         """One record per epoch: loss, accuracy, test_loss, test_accuracy, wall_s (seconds), weights_sha256.
 
         With `validation_split` val_loss and val_accuracy too; for a regression r2 and test_r2 in place of accuracies.
+        The other metrics of the job are in the dictionary `metrics` of a record, as "f1", "val_f1" and "test_f1".
         """
         return self.result.history
 
@@ -178,8 +189,9 @@ class Run:
         return model_with(self.folder, self.job, kept.arrays, kept.progress.steps)
 
     def __repr__(self) -> str:
-        name = "test_r2" if self.result.test_accuracy is None else "test_accuracy"
-        return f"Run({str(self.folder)!r}, {name}={getattr(self.result, name):.4f})"
+        figures = ((name, getattr(self.result, name)) for name in ("test_accuracy", "test_r2", "test_loss"))
+        name, figure = next((name, figure) for name, figure in figures if figure is not None)
+        return f"Run({str(self.folder)!r}, {name}={figure:.4f})"
 
 
 def load_run(folder: str | Path, *, trust_model: bool = False) -> Run:

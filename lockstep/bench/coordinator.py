@@ -136,7 +136,6 @@ class SimulatedWorkers:
             lo=lease.lo,
             hi=lease.hi,
             loss_sum=1.0,
-            correct=0,
             count=lease.hi - lease.lo,
             compute_s=takes_s,
             number=lease.number,

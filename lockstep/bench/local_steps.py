@@ -21,6 +21,7 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.source import load
 from lockstep.common.job.job import Job
+from lockstep.common.job.score import score_of
 from lockstep.common.runtime.numerics import own_numerics
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.runs.job_file import local_defaults, read_values, resolve, shipped_values
@@ -73,7 +74,8 @@ def train(job: Job, data: TrainTest) -> LearningCurve:
         trainer.compute.turn(plan.total_steps)
         tested = trainer.compute.evaluate(Node(0, plan.evaluation_chunks))
         guess = setup.info.guess
-        score = tested.accuracy if guess is None else 1.0 - tested.loss / guess.test
+        found = score_of(setup.info.metrics, tested, guess and guess.test)
+        score = found.r2 if found.accuracy is None else found.accuracy
     except NotFiniteError:
         pass
     return LearningCurve(losses, score, plan.total_steps, plan.steps_per_epoch)

@@ -64,7 +64,7 @@ class PageProcess:
     @classmethod
     def start(cls, folder: Path, request: PageRequest) -> "PageProcess":
         """Start it for the run in a folder; `UsageError` if it cannot serve there."""
-        demand_page("--metrics" if request.is_metrics_only else "a page of the run")
+        demand_page("--prometheus" if request.is_metrics_only else "a page of the run")
         private = private_folder()
         arguments = ["watch", str(folder), "--fed", "--listen", request.listen]
         arguments += ["--metrics-only"] if request.is_metrics_only else []

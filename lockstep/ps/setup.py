@@ -14,6 +14,7 @@ from lockstep.common.aggregation.tree import LINE, Vector
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.manifest import manifest_of
 from lockstep.common.data.preparation import Preparation
+from lockstep.common.data.records import fields_of
 from lockstep.common.data.source import with_moments, with_validation
 from lockstep.common.errors import JobError, LockstepError, ModelError, NumericsError
 from lockstep.common.job.job import Job
@@ -22,6 +23,7 @@ from lockstep.common.job.objective import Objective
 from lockstep.common.job.optimizer import check_rule, spans_of
 from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.job.score import Guess
+from lockstep.common.job.tally import Tally
 from lockstep.common.job.transform import transform_of
 from lockstep.common.model.first_batch import first_micro_batch
 from lockstep.common.model.initial import initial_weights, kept_next_to
@@ -82,7 +84,7 @@ def open_run(
     source = source or read_job_source(job)
     code = source.own_code()
     check_rule(job, code)
-    objective = Objective.of(job, code.loss)
+    objective = Objective.of(job, code.loss, code.metrics)
     objective.check_labels(data.train, data.class_names)
     model = source.build(job.seed)
     if not model.layout.parameter_size:
@@ -96,12 +98,15 @@ def open_run(
     layout = model.layout
     batch = first_micro_batch(job, data, is_here=not admission.ships_data)
     evidence = source.check_repeated(model, job.seed, objective, *batch, initial.taken)
-    if objective.kind is LossKind.OWN and not evidence.engine:
-        try_loss(model, objective, *batch)
+    is_own_loss_untried = objective.kind is LossKind.OWN and not evidence.engine
+    metric_sums = objective.metrics.size(0)
+    if is_own_loss_untried or job.metrics:
+        metric_sums = len(try_objective(model, objective, *batch).metrics)
     if evidence.engine and job.numerics == "portable":
         raise NumericsError(
-            f"numerics = 'portable' with a model that {evidence.engine} computes, whose kernels are chosen by the "
-            "processor: expected a model of lockstep.nn, or numerics = 'native'"
+            f"numerics = 'portable' with a model that is computed by {evidence.engine}, whose kernels depend on the "
+            "processor: expected a model of lockstep.nn; or add --numerics native, and give up equal bits on other "
+            "kinds of machines"
         )
     plan = plan_of(job, len(data.train), len(data.test), len(data.validation or ()))
     info = RunInfo(
@@ -121,6 +126,7 @@ def open_run(
         manifest=manifest_of(data) if admission.ships_data else None,
         moments=data.train.moments,
         size=layout.size,
+        metric_sums=metric_sums,
     )
     policy = policy_of(job, plan, spans_of(job, layout), model.momenta(), code)
     if layout.alignment > 1:
@@ -139,11 +145,13 @@ def open_run(
     )
 
 
-def try_loss(model: Model, objective: Objective, images: Vector, targets: NDArray[Any]) -> None:
-    """Compute a loss of the user's own once; `ModelError` if it raises, or returns something else than two numbers."""
+def try_objective(model: Model, objective: Objective, images: Vector, targets: NDArray[Any]) -> Tally:
+    """Compute a loss and metrics once; `ModelError` if a function of the user's own does not return two numbers."""
     engine, weights = model.engine(objective), model.first_weights(0)
-    engine.bind([weights], [np.zeros_like(weights)])
-    engine.evaluate(images, targets)
+    sums = model.layout.new_vector()
+    engine.bind([weights], [sums])
+    loss, outputs, weight = engine.evaluate(images, targets)
+    return objective.tally(loss, outputs, targets, weight)
 
 
 def check_gaps(rule: Rule, job: Job) -> None:
@@ -181,4 +189,13 @@ def dry_run(model: Model, images: Vector) -> tuple[int, ...]:
         raise
     except Exception as error:
         raised = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ModelError(f"the model cannot take samples of shape {images.shape[1:]}: it raised {raised}") from error
+        raise ModelError(f"the model cannot take samples {_described(images)}: it raised {raised}") from error
+
+
+def _described(samples: NDArray[Any]) -> str:
+    """Return the shape of a sample; of several arrays, the name, the dtype and the shape of each."""
+    if samples.dtype.names is None:
+        return f"of shape {samples.shape[1:]}"
+    return "of " + ", ".join(
+        f"{name!r}, {array.dtype} of shape {array.shape[1:]}" for name, array in fields_of(samples).items()
+    )

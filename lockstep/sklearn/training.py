@@ -285,10 +285,11 @@ def train_pass(task: TrainingTask, before: Stream | None) -> Stream:
 def _pass_figures(setup: RunSetup, tally: Tally) -> dict[str, Any]:
     """Return the figures of a pass, under the names that an epoch's have."""
     objective = Objective.of(setup.info.job)
-    score = score_of(tally, objective.guess(setup.data.train), has_accuracy=objective.has_accuracy)
+    score = score_of(objective.metrics, tally, objective.guess(setup.data.train))
     named = {"loss": tally.loss, "accuracy": score.accuracy, "r2": score.r2}
     return {
         **{name: value for name, value in named.items() if value is not None},
+        **score.others,
         "weights_sha256": setup.shard.digest(),
     }
 

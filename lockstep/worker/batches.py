@@ -47,7 +47,7 @@ class Batches:
 
     def __post_init__(self) -> None:
         job = self.job
-        self.objective = Objective.of(job, self.own.loss)
+        self.objective = Objective.of(job, self.own.loss, self.own.metrics)
         self.sampler = Sampler(len(self.data.train), job.global_batch, job.local_batches, job.seed)
         self.preparation = self._prepared()
         self.transform = transform_of(job, self.own)

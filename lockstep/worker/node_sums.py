@@ -260,16 +260,21 @@ class SumsInOnePass:
 
     def _tally(self, losses: list[float], outputs: Array, targets: Array, weights: Sequence[float | None]) -> Tally:
         """Return the tally of micro-batches with these sums of losses, and of weights."""
-        # Numbers of right answers add up in any order, sums of losses and of weights do not.
-        of_all = (each.reshape(-1, *each.shape[2:]) for each in (outputs, targets))
         objective, tree = self.batches.objective, tree_over(len(losses))
         known = [weight for weight in weights if weight is not None]
+        if objective.metrics.is_whole:
+            # Whole numbers add up in any order, sums of losses and of weights do not.
+            of_all = (each.reshape(-1, *each.shape[2:]) for each in (outputs, targets))
+            metrics = objective.metric_sums(*of_all)
+        else:
+            of_each = zip(*map(objective.metric_sums, outputs, targets), strict=True)
+            metrics = tuple(_added(sums, tree) for sums in of_each)
         return Tally(
             _added(losses, tree),
-            objective.correct(*of_all),
             targets.size,
             objective.ignored(targets),
             _added(known, tree) if known else None,
+            metrics,
         )
 
 
@@ -305,7 +310,7 @@ def _tree(node: Node) -> Tree:
     return _tree(first), _tree(second)
 
 
-def _added(values: list[float], tree: Tree) -> float:
+def _added(values: Sequence[float], tree: Tree) -> float:
     return values[tree] if isinstance(tree, int) else _added(values, tree[0]) + _added(values, tree[1])
 
 

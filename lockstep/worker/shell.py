@@ -11,7 +11,7 @@ from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Vector, is_node
 from lockstep.common.errors import DataError, LockstepError, RemoteProtocolError, SharingError
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.job.tally import Tally, pack_losses
+from lockstep.common.job.tally import Tally, pack_losses, pack_sums
 from lockstep.common.model.source import ModelSource
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import (
@@ -417,10 +417,10 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             lo=lease.lo,
             hi=lease.hi,
             loss_sum=tally.loss_sum,
-            correct=tally.correct,
             count=tally.count,
             ignored=tally.ignored,
             weight=tally.weight,
+            metrics=pack_sums(tally.metrics),
             compute_s=found.compute_s,
             number=lease.number,
             losses=pack_losses(found.losses) if lease.work in OF_A_STEP else b"",

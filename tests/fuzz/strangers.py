@@ -38,7 +38,6 @@ from lockstep.common.protocol.messages import (
 )
 from lockstep.common.transport.in_memory import MemoryClient
 from lockstep.ps.setup import AdmissionPolicy
-from tests.fuzz.mutation import EDGES
 from tests.fuzz.tape import Tape
 from tests.fuzz.wire import frames_of, made_up
 from tests.simulation.cluster import Simulation
@@ -154,7 +153,6 @@ class Stage:
                 lo=lo,
                 hi=hi,
                 loss_sum=tape.choose((0.0, 1.5, math.nan, math.inf, -1e308)),
-                correct=tape.choose(EDGES[:12]),
                 count=tape.choose((0, 2, 4, 8, 2**62)),
                 compute_s=tape.choose((0.0, 0.1, 1e9)),
                 number=tape.below(12),

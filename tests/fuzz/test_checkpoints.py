@@ -25,7 +25,6 @@ PROGRESS = RunProgress(
     steps=3,
     is_evaluated=True,
     loss_sum=1.5,
-    correct=3,
     count=8,
     samples=40,
     history=[],

@@ -134,7 +134,6 @@ def answer_to(lease: Lease) -> Result:
         lo=lease.lo,
         hi=lease.hi,
         loss_sum=1.0,
-        correct=1,
         count=count if is_of_a_step else 9,
         compute_s=0.1,
         number=lease.number,

@@ -24,7 +24,10 @@ def alone(name: str) -> RunRecords:
 
 def test_portable_numerics_are_refused() -> None:
     job = torch_job(NAMES[0], numerics="portable")
-    with pytest.raises(NumericsError, match=r"numerics = 'portable' with a model that .*torch.* computes"):
+    with pytest.raises(
+        NumericsError,
+        match=r"numerics = 'portable' with a model that is computed by torch .*; or add --numerics native",
+    ):
         open_run("torch", job, digits(), AdmissionPolicy(allows_mixed_numerics=True))
 
 

@@ -74,7 +74,6 @@ class BadWorker:
             lo=node.lo,
             hi=node.hi,
             loss_sum=1.0,
-            correct=1,
             count=count,
             compute_s=1.0,
             number=self.lease.number,

@@ -77,7 +77,7 @@ def test_a_run_and_its_digest_are_those_of_one_without_a_page(place: Place) -> N
 
 def test_a_page_of_a_server_by_its_address_and_of_a_run_that_is_over(place: Place) -> None:
     address = place.address()
-    server = place.start("server", *ENDLESS, "--bind", address, "--run-dir", "run", "--metrics", "127.0.0.1:0")
+    server = place.start("server", *ENDLESS, "--bind", address, "--run-dir", "run", "--prometheus", "127.0.0.1:0")
     metrics = link_of(server, "metrics")
     worker = place.start("worker", address)
     server.line_with("epoch 1/")

@@ -13,7 +13,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from lockstep.api.exported_model import ExportedModel, Model, exported
+from lockstep.api.exported_model import (
+    ExportedModel,
+    Model,
+    exported,
+    exported_functions,
+    names_of,
+    placed,
+    with_names,
+)
 from lockstep.api.job_inputs import Arrays, job_inputs, named_arrays
 from lockstep.checking.checkup.checks.activations import check_activations, check_norms
 from lockstep.checking.checkup.checks.backward_order import check_walk
@@ -33,11 +41,12 @@ from lockstep.common.errors import JobError, ModelError
 from lockstep.common.job.job import Job
 from lockstep.common.job.losses import LossKind, kind_of
 from lockstep.common.job.objective import Objective
-from lockstep.common.job.optimizer import replica_of
+from lockstep.common.job.optimizer import check_rule, replica_of
+from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.model.initial import initial_weights
 from lockstep.common.model.port import Model as PortModel
-from lockstep.common.model.source import open_model
+from lockstep.common.model.source import open_model, read_job_source
 from lockstep.common.nn.module import Module
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.environment import cores
@@ -92,15 +101,17 @@ def doctor(
     known = ExportedModel("") if isinstance(model, Module) else exported(model)
     given = {} if isinstance(model, Module) else {"model": known.value}
     arrays = None if isinstance(data, str | Path) else named_arrays(data)
-    job, _ = resolve({"data": "mnist"}, {**({"data": str(data)} if arrays is None else {}), **values, **given})
+    functions = exported_functions(values)
+    named = with_names({**({"data": str(data)} if arrays is None else {}), **values, **given}, names_of(functions))
+    job, _ = resolve({"data": "mnist"}, named)
     name = known.text.name if known.text is not None else job.model_name()
     name = type(model).__name__ if isinstance(model, Module) else name
     subject = f"{name} on {data if isinstance(data, str | Path) else 'arrays'}"
     with (
         tempfile.TemporaryDirectory(prefix="lockstep-doctor-") as folder,
-        job_inputs(Path(folder), None, arrays, known.text) as paths,
+        job_inputs(Path(folder), None, arrays, known.text, functions) as paths,
     ):
-        job = msgspec.structs.replace(job, **paths)
+        job = msgspec.structs.replace(job, **placed(job, paths))
         examined_model = AutogradModel(model) if isinstance(model, Module) else model_of(job)
         return _examine(subject, job, examined_model, values.get("workers"), walk)
 
@@ -123,9 +134,13 @@ def _examine(subject: str, job: Job, model: PortModel, workers: int | None, walk
     start = clock.now()
     if kind_of(job.loss) in (LossKind.OWN, LossKind.LABELS):
         raise ModelError(
-            f"the doctor knows losses of classes and of numbers, and not loss = {job.loss!r}: train with --steps 1, "
-            "which checks that the model, the loss and the data go together"
+            f"the doctor knows losses of classes and of numbers, and not {_loss_name(job.loss)}: train one step, with "
+            "--steps 1 or fit(..., steps=1), which checks that the model, the loss and the data go together"
         )
+    # They decide nothing of what is learned.
+    job = msgspec.structs.replace(job, metrics=None, monitor=None, monitor_mode=None)
+    own = own_functions(job)
+    check_rule(job, own)
     findings = _label_findings(job, job.data)
     if not findings:
         loaded = with_validation(load(job.data), job.validation_split, job.seed)
@@ -136,10 +151,10 @@ def _examine(subject: str, job: Job, model: PortModel, workers: int | None, walk
             )
         if isinstance(model, AutogradModel):
             module = model.module if model.module.training else copy.deepcopy(model.module).train()
-            target = ExaminationTarget(job, module, loaded, workers, walk)
+            target = ExaminationTarget(job, module, loaded, workers, walk, own=own)
             if job.local_steps > 1:
                 # What a replica does by itself is what has to learn; how many workers help depends on the link.
-                target = ExaminationTarget(replica_of(job), module, loaded, None, walk, "local_lr")
+                target = ExaminationTarget(replica_of(job), module, loaded, None, walk, "local_lr", own)
             findings = list(examined(target, clock, cores()))
         else:
             Objective.of(job).check_labels(loaded.train, loaded.class_names)
@@ -147,23 +162,32 @@ def _examine(subject: str, job: Job, model: PortModel, workers: int | None, walk
             findings = examined_data(ExaminedData(job, loaded))
         if not findings and is_tried(job):
             tried = replica_of(job) if job.local_steps > 1 else job
-            findings = list(check_training(trial_subject(tried, model, loaded, clock)))
+            findings = list(check_training(trial_subject(tried, model, loaded, clock, own)))
     return Examination(subject, findings, clock.now() - start)
 
 
+def _loss_name(loss: str) -> str:
+    return "a loss of your own" if kind_of(loss) is LossKind.OWN else f"loss = {loss!r}"
+
+
 def is_tried(job: Job) -> bool:
-    """Return whether it is known what guessing costs, and all of the job is the library's."""
-    is_plain = job.ignore_index is None and not job.class_weights and not job.transform
-    return job.loss in TRIED and is_plain and ":" not in job.optimizer
+    """Return whether it is known what guessing costs."""
+    return job.loss in TRIED and job.ignore_index is None and not job.class_weights
 
 
-def trial_subject(job: Job, model: PortModel, loaded: TrainTest, clock: Clock) -> TrialSubject:
+def own_functions(job: Job) -> OwnCode:
+    """Return the functions of the user's own that a job names, besides its model; `ModelError` if one is not there."""
+    return read_job_source(msgspec.structs.replace(job, model="mlp")).own_code()
+
+
+def trial_subject(job: Job, model: PortModel, loaded: TrainTest, clock: Clock, own: OwnCode = NO_CODE) -> TrialSubject:
     """Return what is tried: copies of a Module with its values, or a model of PyTorch with those it begins with."""
     if not isinstance(model, AutogradModel):
-        return TrialSubject(job, lambda: model, initial_weights(job, model).vector, with_moments(loaded), clock)
+        weights = initial_weights(job, model).vector
+        return TrialSubject(job, lambda: model, weights, with_moments(loaded), clock, own)
     module, weights = model.module, np.zeros(model.layout.size, np.float32)
     model.layout.write(weights, module.state_dict())
-    return TrialSubject(job, lambda: AutogradModel(copy.deepcopy(module)), weights, with_moments(loaded), clock)
+    return TrialSubject(job, lambda: AutogradModel(copy.deepcopy(module)), weights, with_moments(loaded), clock, own)
 
 
 def _label_findings(job: Job, data: str) -> list[Finding]:

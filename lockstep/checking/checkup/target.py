@@ -14,6 +14,7 @@ from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.sampler import Sampler
 from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
+from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.nn.module import Module
 
 #: A backward pass from a scalar loss that leaves gradients in the leaves: `Tensor.backward`, or the user's own.
@@ -63,6 +64,8 @@ class ExaminationTarget:
     walk: Walk = Tensor.backward
     #: What the learning rate of `job` is called in the job that was asked about.
     rate_name: str = "lr"
+    #: Functions of the user's own that the job names.
+    own: OwnCode = NO_CODE
 
     def probe(self) -> Module:
         """Return a copy of the model to be examined, in training mode, with its first random numbers."""

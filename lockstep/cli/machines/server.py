@@ -65,7 +65,7 @@ from lockstep.runs.session import Destination, destination_of
 @PICTURE_OPTION
 @WATCH_OPTION
 @click.option(
-    "--metrics", metavar="HOST:PORT", help="serve metrics for Prometheus at this address (needs the extra watch)"
+    "--prometheus", metavar="HOST:PORT", help="serve metrics for Prometheus at this address (needs the extra watch)"
 )
 @takes_trust
 def server(
@@ -82,7 +82,7 @@ def server(
     pause: bool,
     picture: bool,
     is_watched: bool,
-    metrics: str | None,
+    prometheus: str | None,
 ) -> None:
     """Serve the run of the job file JOB, or of the job that the flags describe, to any number of workers.
 
@@ -96,7 +96,7 @@ def server(
       lockstep server --model cnn --bind tcp://127.0.0.1:5555 --servers 2
       lockstep server --model cnn --bind tcp://192.168.1.7:5555 --keys keys
     """
-    page = wanted_page(metrics, is_watched=is_watched)
+    page = wanted_page(prometheus, is_watched=is_watched)
     if resume is not None and supervised is None:
         check_resume_flags(job=job.file, run_dir=run_dir)
         resolved, launch = resumed_job(resume, job.given)
@@ -148,13 +148,13 @@ def signers_of(lock: Lock) -> Callable[[], Mapping[str, str]]:
     return lock.signers
 
 
-def wanted_page(metrics: str | None, *, is_watched: bool) -> PageRequest | None:
+def wanted_page(prometheus: str | None, *, is_watched: bool) -> PageRequest | None:
     """Return the page that the flags ask for, if there is any."""
-    if metrics is None:
+    if prometheus is None:
         return PageRequest() if is_watched else None
     if is_watched:
-        raise UsageError(f"--watch and --metrics {metrics}: remove one; the page serves the metrics too")
-    return PageRequest(metrics, is_metrics_only=True)
+        raise UsageError(f"--watch and --prometheus {prometheus}: remove one; the page serves the metrics too")
+    return PageRequest(prometheus, is_metrics_only=True)
 
 
 def serve_for_train(service: Service, listening: Listening, private: Path) -> None:

@@ -12,7 +12,7 @@ from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMEN
 from lockstep.cli.options.trust import takes_trust
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.job.losses import LossKind
-from lockstep.common.job.score import score_of
+from lockstep.common.job.score import Score, score_of
 from lockstep.launch.numerics import begin_with
 from lockstep.results.evaluation.assessment import Assessment, assess
 from lockstep.results.evaluation.figures import (
@@ -53,10 +53,18 @@ def evaluate(run: Path, data: str | None, moment: Moment, as_json: bool) -> None
     if as_json:
         start = {"run": run.name, "dataset": dataset, "test_loss": tested.tally.loss}
         rest = {"samples": len(tested.dataset), "weights_sha256": weights_digest(trained.weights)}
-        click.echo(msgspec.json.encode({**start, **figures(tested), **rest}).decode())
+        others = dict(score(tested).others)
+        named = {"metrics": others} if others else {}
+        click.echo(msgspec.json.encode({**start, **figures(tested), **named, **rest}).decode())
         return
     console = Console(highlight=False)
     print_plainly(console, *lines(tested, dataset, weights_digest(trained.weights)))
+
+
+def score(tested: Assessment) -> Score:
+    """Return the metrics of the run's job over the test set."""
+    objective = tested.objective
+    return score_of(objective.metrics, tested.tally, objective.guess(tested.dataset))
 
 
 def figures(tested: Assessment) -> dict[str, Any]:
@@ -64,43 +72,52 @@ def figures(tested: Assessment) -> dict[str, Any]:
     if tested.objective.is_regression:
         return {"test_r2": r2_of(tested), "targets": tested.fit}
     if tested.objective.kind is LossKind.OWN:
-        return {}
+        return _own_figures(score(tested))
     if tested.objective.kind is LossKind.LABELS:
-        return {"test_accuracy": tested.tally.accuracy, "labels": label_figures(tested.outputs, tested.targets)}
+        return {"test_accuracy": score(tested).accuracy, "labels": label_figures(tested.outputs, tested.targets)}
     confusion = tested.confusion
     return {
-        "test_accuracy": tested.tally.accuracy,
+        "test_accuracy": score(tested).accuracy,
         "class_names": list(tested.class_names) or [str(label) for label in range(len(confusion))],
         "classes": class_figures(confusion),
         "confusion": confusion.tolist(),
     }
 
 
+def _own_figures(found: Score) -> dict[str, float]:
+    """Return the figures that a run with a loss of its own has if it names them."""
+    named = {"test_accuracy": found.accuracy, "test_r2": found.r2}
+    return {name: value for name, value in named.items() if value is not None}
+
+
 def lines(tested: Assessment, dataset: str, digest: str) -> list[str]:
     """Return the figures for a person."""
     tally, samples = tested.tally, f"{len(tested.dataset):,} samples of {dataset}"
-    below = [f"test loss      {tally.loss:.4f}", f"weights sha256 {digest}", ""]
+    found = score(tested)
+    others = [f"{'test ' + name:<14} {value:.4f}" for name, value in found.others.items()]
+    below = [f"test loss      {tally.loss:.4f}", *others, f"weights sha256 {digest}", ""]
     if tested.objective.is_regression:
         return [f"test R²        {r2_of(tested):.4f} over {samples}", *below, *target_lines(tested.fit)]
     if tested.objective.kind is LossKind.OWN:
-        return [f"test loss      {tally.loss:.4f} over {samples}", *below[1:-1]]
+        named = [f"test {found.name:<9} {found.text()}"] if found.name else []
+        return [f"test loss      {tally.loss:.4f} over {samples}", *named, *below[1:-1]]
     if tested.objective.kind is LossKind.LABELS:
         counted = f"{tally.count:,} labels of {samples}"
         shown = label_lines(label_figures(tested.outputs, tested.targets))
-        return [f"test accuracy  {tally.accuracy:.2%} of {counted}", *below, *shown]
+        return [f"test accuracy  {found.text()} of {counted}", *below, *shown]
     judged = tally.count - tally.ignored
     counted = samples if judged == len(tested.dataset) else f"{judged:,} positions in {samples}"
     confusion = tested.confusion
     matrix = matrix_lines(confusion, tested.class_names)
     by_class = class_lines(class_figures(confusion), tested.class_names)
-    return [f"test accuracy  {tally.accuracy:.2%} of {counted}", *below, *by_class, *(["", *matrix] if matrix else [])]
+    return [f"test accuracy  {found.text()} of {counted}", *below, *by_class, *(["", *matrix] if matrix else [])]
 
 
 def r2_of(tested: Assessment) -> float:
     """Return R² over all targets, as a run's own evaluation has it if its loss is the mean squared error."""
-    guess = tested.objective.guess(tested.dataset)
-    if guess is not None:
-        return score_of(tested.tally, guess).r2 or 0.0
+    found = score(tested).r2
+    if found is not None:
+        return found
     targets = tested.targets.astype(np.float64)
     total = float(np.square(targets - targets.mean(axis=0)).sum())
     return 1.0 - float(np.square(tested.outputs - targets).sum()) / total if total else 0.0

@@ -1,6 +1,6 @@
 """Finds the training set and the test set in files of arrays, and turns arrays into samples and labels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -25,6 +25,10 @@ IDX_TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 #: The arrays of a training set, and of a test set, in an .npz or as .npy files of a folder.
 TRAIN, TEST = ("x_train", "y_train"), ("x_test", "y_test")
+
+#: Weights of samples, and how arrays are called if a sample has several: only an .npz that is read whole may have them.
+WEIGHTS = ("w_train", "w_test")
+SEVERAL = tuple(f"{name}." for name in (*TRAIN, *TEST))
 
 
 @dataclass
@@ -116,6 +120,7 @@ def open_arrays(source: str, labels: Path | None = None, most_bytes: int = MAX_B
                 raise DataError(f"{path}: has samples alone: expected --labels FILE.npy with a label for each")
             yield ArraySource(opener.npy_set(path, labels), None)
         elif (path / f"{TRAIN[0]}.npy").is_file():
+            _check_plain(path, (each.stem for each in path.glob("*.npy")))
             train, test = ([path / f"{name}.npy" for name in names] for names in (TRAIN, TEST))
             yield ArraySource(opener.npy_set(*train), opener.npy_set(*test) if test[0].is_file() else None)
         else:
@@ -128,6 +133,17 @@ def is_array_source(source: str) -> bool:
     return source == "mnist" or path.suffix in (".npz", ".npy") or (path / f"{TRAIN[0]}.npy").is_file() or is_idx
 
 
+def _check_plain(path: Path, names: Iterable[str]) -> None:
+    """Raise `DataError` if there are weights of samples, or several inputs or targets: who drops them trains others."""
+    odd = sorted(name for name in names if name in WEIGHTS or name.startswith(SEVERAL))
+    if odd:
+        advice = f"train on the file itself: lockstep train --data {path}" if path.suffix == ".npz" else "remove it"
+        raise DataError(
+            f"{path}: has {odd[0]!r}, and weights of samples, or several inputs or targets, cannot be packed: expected "
+            f"x_train, y_train, x_test and y_test alone; {advice}"
+        )
+
+
 @dataclass
 class _Opener:
     """Opens files for as long as the stack is."""
@@ -138,6 +154,7 @@ class _Opener:
     def npz(self, path: Path) -> ArraySource:
         archive = self.stack.enter_context(open_npz(path, self.most_bytes))
         names = archive.names()
+        _check_plain(path, names)
         train = TRAIN if TRAIN[0] in names or "x" not in names else ("x", "y")
         test = ArraySet(*map(archive.array, TEST)) if names.intersection(TEST) else None
         return ArraySource(ArraySet(*map(archive.array, train)), test)

@@ -9,7 +9,8 @@ from msgspec import Meta
 from lockstep.common.errors import JobError
 from lockstep.common.files.did_you_mean import nearest
 from lockstep.common.files.sanitize import cut
-from lockstep.common.job.losses import LOSSES, has_accuracy
+from lockstep.common.job.losses import LOSSES, LossKind, has_accuracy, kind_of
+from lockstep.common.job.metrics import KNOWN, METRICS, MOST_METRICS, Metrics, is_named, metric_name, metric_of
 from lockstep.common.optim.rules import RULES
 from lockstep.common.runtime.numerics import Numerics
 
@@ -19,7 +20,6 @@ MOST = 1e30
 PositiveInt = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Probability = Annotated[float, Meta(ge=0.0, lt=1.0)]
 NonNegative = Annotated[float, Meta(ge=0.0, le=MOST)]
-Monitor = Literal["loss", "accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy"]
 Positive = Annotated[float, Meta(gt=0.0, le=MOST)]
 
 
@@ -95,6 +95,17 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         | None
     ) = None
     label_smoothing: Annotated[Probability, Meta(description="share of each label to spread over all classes")] = 0.0
+    metrics: (
+        Annotated[
+            tuple[str, ...],
+            Meta(
+                max_length=MOST_METRICS,
+                description="further figures, as f1,top5: accuracy, topK, f1, iou, perplexity, mae, rmse, r2, or "
+                "FILE.py:FUNCTION of outputs and targets that returns a sum and a count  [accuracy or r2]",
+            ),
+        ]
+        | None
+    ) = None
     wire: Annotated[
         Literal["float32", "float16", "bfloat16", "int8"],
         Meta(description="type in which sums of gradients travel; part of the bits"),
@@ -224,8 +235,18 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     ) = None
     monitor: (
         Annotated[
-            Monitor,
-            Meta(description="figure that decides which epoch is best  [val_loss, or test_loss without a split]"),
+            str,
+            Meta(
+                description="figure that decides which epoch is best: loss or a metric, of the training set, or after "
+                "val_ or test_  [val_loss, or test_loss without a split]"
+            ),
+        ]
+        | None
+    ) = None
+    monitor_mode: (
+        Annotated[
+            Literal["min", "max"],
+            Meta(description="whether the smallest or the largest figure of your own metrics is the best  [none]"),
         ]
         | None
     ) = None
@@ -240,7 +261,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         """Return the model's name, "custom" for one given as data."""
         return self.model if isinstance(self.model, str) else "custom"
 
-    def monitored(self) -> Monitor:
+    def monitored(self) -> str:
         """Return the figure by which epochs are compared."""
         return self.monitor or ("val_loss" if self.validation_split else "test_loss")
 
@@ -333,16 +354,75 @@ def check(job: Job) -> Job:
         )
     if job.local_steps > 1:
         _check_local_steps(job)
-    if not has_accuracy(job.loss) and job.monitored().endswith("accuracy"):
+    _check_metrics(job)
+    check_monitor(job, job.monitored())
+    if job.monitor_mode is not None and all(map(is_named, job.metrics or ())):
         raise JobError(
-            f"monitor = {job.monitor!r} with loss = {_told(job.loss)}, which has no accuracy: expected a loss"
-        )
-    if job.monitored().startswith("val_") and not job.validation_split:
-        raise JobError(
-            f"monitor = {job.monitor!r} without a validation set: expected validation_split above 0, such as 0.1, or "
-            "another figure"
+            f"monitor_mode = {job.monitor_mode!r} without a metric of your own: remove it, since it is known whether "
+            "more or less of the others is better"
         )
     return job
+
+
+def _check_metrics(job: Job) -> None:
+    kind, values = kind_of(job.loss), job.metrics or ()
+    names = [metric_name(value) for value in values]
+    for value, name in zip(values, names, strict=True):
+        if not is_named(value) and not (names_code(value) and ":" in value):
+            raise JobError(
+                f"metrics has {_told(value)}{nearest(value, METRICS)}: expected {KNOWN}, or FILE.py:FUNCTION"
+            )
+        metric = metric_of(value, job.loss)
+        if kind not in metric.kinds and not (kind is LossKind.OWN and metric.width):
+            fitting = [known for known, each in METRICS.items() if kind in each.kinds]
+            raise JobError(
+                f"metrics has {value!r} with loss = {_told(job.loss)}: expected {', '.join(fitting) or 'another one'}, "
+                "or FILE.py:FUNCTION"
+            )
+        if names.count(name) > 1:
+            raise JobError(f"metrics has {name!r} twice: expected a name for each; rename a function")
+        if not is_named(value) and (is_named(name) or name == "loss" or name != figure_name(name)):
+            raise JobError(
+                f"metrics has a function {name!r}, which is the name of another figure: expected a name of its own; "
+                "rename the function"
+            )
+
+
+def check_monitor(job: Job, monitor: str) -> None:
+    """Raise `JobError` if the epochs of a job do not have that figure, or nobody knows when it is better."""
+    known = Metrics.of(job.loss, job.metrics or ()).by_name
+    name = figure_name(monitor)
+    if name != "loss" and name not in known:
+        figures = [f"{part}{figure}" for figure in ("loss", *known) for part in ("", "val_", "test_")]
+        hint = f"; add metrics = [{name!r}]" if is_named(name) else ""
+        raise JobError(
+            f"monitor = {_told(monitor)}{nearest(monitor, figures)} with loss = {_told(job.loss)}: expected one of "
+            f"{', '.join(figures)}{hint}"
+        )
+    if monitor.startswith("val_") and not job.validation_split:
+        raise JobError(
+            f"monitor = {monitor!r} without a validation set: expected validation_split above 0, such as 0.1, or "
+            "another figure"
+        )
+    if name != "loss" and known[name].is_higher_better is None and job.monitor_mode is None:
+        raise JobError(
+            f"monitor = {monitor!r} is a metric of your own: expected monitor_mode = 'max' if more of it is better, or "
+            "'min'"
+        )
+
+
+def figure_name(monitor: str) -> str:
+    """Return the figure of an epoch without the set that it is of."""
+    return monitor.removeprefix("val_").removeprefix("test_")
+
+
+def is_higher_better(job: Job, monitor: str) -> bool:
+    """Tell whether more of a figure is better; it is one that `check_monitor` accepts."""
+    name = figure_name(monitor)
+    if name == "loss":
+        return False
+    known = Metrics.of(job.loss, job.metrics or ()).by_name[name].is_higher_better
+    return job.monitor_mode == "max" if known is None else known
 
 
 def _check_local_steps(job: Job) -> None:

@@ -1,4 +1,4 @@
-"""The loss of a job: a sum of losses of a model's outputs, and how many are right. Pure; holds no state.
+"""The loss of a job: a sum of losses of a model's outputs, and the sums of its metrics. Pure; holds no state.
 
 A loss compares a sample's outputs with its *targets*: one class, a class for each place of a sequence or of an image,
 several labels that hold or do not, or real numbers. Targets are what is counted, so that a mean is one over targets:
@@ -6,9 +6,10 @@ over the characters of a text, for example. It is written once for all libraries
 functions have the names of `torch.nn.functional`.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, SupportsFloat
 
 import numpy as np
@@ -23,6 +24,7 @@ from lockstep.common.errors import DataError, ModelError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.job.losses import LossKind, has_accuracy, kind_of
+from lockstep.common.job.metrics import MOST_CLASSES, Metric, Metrics, OwnMetric, Rows
 from lockstep.common.job.tally import Tally
 
 #: A loss of the user's own: outputs and targets in, the sum of the losses and what it is divided by out.
@@ -73,11 +75,25 @@ class Objective:
     ignore_index: int | None = None
     #: What a job's own loss is; None if nothing is to be computed with it.
     own: OwnLoss | None = None
+    #: The metrics that the job names.
+    named_metrics: tuple[str, ...] = ()
+    #: What those of its own are, by name.
+    own_metrics: Mapping[str, OwnMetric] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, job: Job, own: OwnLoss | None = None) -> "Objective":
-        """Return the objective of a job, with its own loss if it has one and anything is to be computed."""
-        return cls(job.loss, job.label_smoothing, tuple(job.class_weights or ()), job.ignore_index, own)
+    def of(
+        cls, job: Job, own: OwnLoss | None = None, own_metrics: Mapping[str, OwnMetric] = MappingProxyType({})
+    ) -> "Objective":
+        """Return the objective of a job, with its own functions if it has them and anything is to be computed."""
+        return cls(
+            job.loss,
+            job.label_smoothing,
+            tuple(job.class_weights or ()),
+            job.ignore_index,
+            own,
+            tuple(job.metrics or ()),
+            own_metrics,
+        )
 
     @cached_property
     def kind(self) -> LossKind:
@@ -92,6 +108,11 @@ class Objective:
     def has_accuracy(self) -> bool:
         """Whether an output can be right or wrong."""
         return has_accuracy(self.loss)
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """What is counted besides the loss, in this order."""
+        return Metrics.of(self.loss, self.named_metrics)
 
     @cached_property
     def _weights(self) -> Array:
@@ -256,7 +277,8 @@ class Objective:
 
     def tally(self, loss: SupportsFloat, outputs: Array, targets: Array, weight: float | None = None) -> Tally:
         """Return the tally of samples with that sum of losses, and of weights."""
-        return Tally(float(loss), self.correct(outputs, targets), self.count(targets), self.ignored(targets), weight)
+        sums = self.metric_sums(outputs, targets)
+        return Tally(float(loss), self.count(targets), self.ignored(targets), weight, sums)
 
     def count(self, targets: Array) -> int:
         """Return the number of targets, ignored ones too: it follows from the number of samples."""
@@ -266,17 +288,77 @@ class Objective:
 
     def correct(self, outputs: Array, targets: Array) -> int:
         """Return how many targets are predicted correctly; 0 if there is nothing right or wrong."""
-        if not self.has_accuracy:
-            return 0
-        values = self.compared(targets)
-        if self.kind is LossKind.LABELS:
-            return int(np.count_nonzero((self.rows(outputs) > 0.0) == (values > 0.5)))
-        per_sample = values.size // max(1, len(outputs))
-        is_right = self.rows(outputs, per_sample).argmax(axis=1) == values
-        if self.ignore_index is not None:
-            # The model may have an output for it.
-            is_right &= values != self.ignore_index
-        return int(np.count_nonzero(is_right))
+        accuracy = self.metrics.by_name.get("accuracy")
+        return 0 if accuracy is None else int(self._sums("accuracy", accuracy, outputs, targets)[0])
+
+    def metric_sums(self, outputs: Array, targets: Array) -> tuple[float, ...]:
+        """Return the sums of all metrics, one after the other; `ModelError` if one cannot be computed of these."""
+        found = [self._sums(name, metric, outputs, targets) for name, metric in self.metrics.by_name.items()]
+        return tuple(number for sums in found for number in sums)
+
+    def _sums(self, name: str, metric: Metric, outputs: Array, targets: Array) -> Sequence[float]:
+        if not metric.width:
+            return ()
+        if metric.sums is None:
+            return self._own_sums(name, outputs, targets)
+        rows = self._rows_for(name, metric, outputs, targets)
+        if metric.is_by_class and rows.outputs.shape[1] > MOST_CLASSES:
+            raise ModelError(
+                f"metrics has {name!r} with {rows.outputs.shape[1]} classes: expected at most {MOST_CLASSES}, since it "
+                "has three sums of each; use accuracy or top5"
+            )
+        sums: list[float] = metric.sums(rows).tolist()
+        return sums
+
+    def _rows_for(self, name: str, metric: Metric, outputs: Array, targets: Array) -> Rows:
+        """Return what a metric compares; of a loss of the user's own, as one with a name would."""
+        if self.kind is not LossKind.OWN:
+            return self._compared_rows(outputs, targets)
+        values, _ = (targets, None) if targets.dtype.names is None else parts_of(targets)
+        if LossKind.NUMBERS in metric.kinds:
+            loss = "mse"
+        else:
+            loss = "bce" if values.shape == outputs.shape else "cross-entropy"
+        seen = replace(self, loss=loss, own=None)
+        problem = "several arrays" if values.dtype.names else ""
+        if not problem:
+            rows = seen._compared_rows(outputs, seen.targets(targets))
+            problem = _misfit(rows)
+        if problem:
+            raise ModelError(
+                f"metrics has {name!r} with loss = {self.loss!r}, and the targets are {problem}: expected what a loss "
+                f"by name takes, as {loss!r}; or give a function of outputs and targets that returns a sum and a count"
+            )
+        return rows
+
+    def _compared_rows(self, outputs: Array, targets: Array) -> Rows:
+        values, weights = self.compared(targets), None if targets.dtype.names is None else parts_of(targets)[1]
+        if self.kind is not LossKind.CLASSES:
+            return Rows(self.rows(outputs), values, self.kind, weights)
+        rows = self.rows(outputs, values.size // max(1, len(outputs)))
+        if self.ignore_index is None:
+            return Rows(rows, values, self.kind)
+        is_counted = values != self.ignore_index
+        return Rows(rows[is_counted], values[is_counted], self.kind)
+
+    def _own_sums(self, name: str, outputs: Array, targets: Array) -> tuple[float, float]:
+        given: Any = _own_targets(targets, AUTOGRAD) if targets.dtype.names else targets
+        if self.kind is not LossKind.OWN:
+            rows = self._compared_rows(outputs, targets)
+            outputs, given = rows.outputs, rows.targets
+        try:
+            total, count = map(float, self.own_metrics[name](outputs, given))
+        except Exception as error:
+            raise ModelError(
+                f"the metric {name} raised {type(error).__name__}: {' '.join(str(error).split())}: expected a function "
+                "of outputs and targets, both NumPy arrays, that returns two numbers, a sum and what it is divided by"
+            ) from error
+        if not (np.isfinite(total) and 0.0 <= count < np.inf):
+            raise ModelError(
+                f"the metric {name} returned {total!r} and {count!r}: expected two finite numbers, a sum and what "
+                "it is divided by, which is at least 0"
+            )
+        return total, count
 
     # What goes together
 
@@ -364,15 +446,29 @@ class Objective:
             )
 
     def guess(self, data: Dataset) -> float | None:
-        """Return the loss of always predicting the targets' mean, against which R² is measured; None without R²."""
-        if self.loss != "mse":
+        """Return the squared error of always predicting the targets' mean, by which R² is measured; None without R²."""
+        if not self.metrics.needs_guess:
             return None
-        targets = self.compared(self.targets(data.labels)).astype(np.float64)
+        seen = self if self.kind is LossKind.NUMBERS else replace(self, loss="mse", own=None)
+        targets = seen.compared(seen.targets(data.labels)).astype(np.float64)
         if data.weights is None:
             return float(np.mean(np.square(targets - targets.mean(axis=0))))
         weights = data.weights.astype(np.float64)[:, np.newaxis] / data.weights.sum(dtype=np.float64)
         mean = (weights * targets).sum(axis=0)
         return float((weights * np.square(targets - mean)).sum() / targets.shape[1])
+
+
+def _misfit(rows: Rows) -> str:
+    """Return what is odd about what a metric is to compare, empty if nothing is."""
+    outputs, targets = rows.outputs, rows.targets
+    if rows.kind is not LossKind.CLASSES:
+        return "" if outputs.shape == targets.shape else f"{targets.shape[1:]!r}, not {outputs.shape[1:]!r} as outputs"
+    if targets.dtype.kind not in "iu":
+        return f"of dtype {str(targets.dtype)!r}"
+    if outputs.ndim != 2 or len(outputs) != len(targets):
+        return f"{len(targets)} for outputs of shape {outputs.shape!r}"
+    odd = targets[(targets < 0) | (targets >= outputs.shape[1])]
+    return f"{int(odd[0])} for {outputs.shape[1]} outputs" if len(odd) else ""
 
 
 def _own_targets(targets: Array, library: LossLibrary) -> Any:

@@ -1,7 +1,10 @@
-"""How good a tally is, as the number that people know: accuracy for classes, R² for mean squared errors. Pure."""
+"""How good a tally is, as the numbers that people know: accuracy or R² first, then the other metrics. Pure."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
+from lockstep.common.job.metrics import Basis, Metrics
 from lockstep.common.job.tally import Tally
 
 
@@ -13,30 +16,35 @@ class Guess(NamedTuple):
 
 
 class Score(NamedTuple):
-    """One of the two, the other is None; or neither, of losses that no such number belongs to."""
+    """The figures of a tally, besides its loss; those that the job does not have are None."""
 
     #: The share of right answers.
     accuracy: float | None
     #: The coefficient of determination: the share of the targets' variance that is explained, at most 1.
     r2: float | None
+    #: All other metrics of the job, by name.
+    others: Mapping[str, float] = MappingProxyType({})
 
     def text(self) -> str:
-        """Return the number without its name, empty if there is none."""
+        """Return the first number without its name, empty if there is none."""
         if self.accuracy is not None:
             return f"{self.accuracy:.2%}"
         return "" if self.r2 is None else f"{self.r2:.4f}"
 
     @property
     def name(self) -> str:
-        """What the number is called, empty if there is none."""
+        """What that number is called, empty if there is none."""
         if self.accuracy is not None:
             return "accuracy"
         return "" if self.r2 is None else "R²"
 
+    def named(self, prefix: str) -> dict[str, float]:
+        """Return the other metrics, by their names after a prefix."""
+        return {f"{prefix}{name}": value for name, value in self.others.items()}
 
-def score_of(tally: Tally, guess: float | None, *, has_accuracy: bool = True) -> Score:
-    """Return the score of a tally, measured against `guess` if its loss is the mean squared error."""
-    if guess is None:
-        return Score(tally.accuracy if has_accuracy else None, None)
-    # Where all targets are equal there is nothing to explain.
-    return Score(None, 1.0 - tally.loss / guess if guess else 0.0)
+
+def score_of(metrics: Metrics, tally: Tally, guess: float | None = None) -> Score:
+    """Return the score of a tally by a job's metrics; R² is measured against `guess`."""
+    found = metrics.figures(tally.metrics, Basis(tally.loss, guess))
+    accuracy, r2 = found.pop("accuracy", None), found.pop("r2", None)
+    return Score(accuracy, r2, found)

@@ -180,7 +180,7 @@ class ModelSource:
     def own_code(self) -> OwnCode:
         """Return the functions that the job names next to its model; ModelError if there is no such function."""
         found: dict[str, Any] = {name: _function_of(files, _run(files)) for name, files in self.functions.items()}
-        return OwnCode(**found)
+        return OwnCode.of(found)
 
     def build(self, seed: int) -> Model:
         """Build the model of a job with that seed; ModelError if it cannot be built or trained.

@@ -14,13 +14,14 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.manifest import SAMPLES_AT_ONCE, Manifest, PartName
 from lockstep.common.errors import FailureKind, RefusalKind
 from lockstep.common.job.job import Job
-from lockstep.common.job.tally import Tally
+from lockstep.common.job.metrics import MOST_METRICS, MOST_SUMS
+from lockstep.common.job.tally import Tally, unpacked_sums
 from lockstep.common.model.files import MOST_FILES, ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.runtime.numerics import Numerics
 
 #: Changes with every change to a message's meaning; two sides with different numbers refuse each other.
-PROTOCOL_VERSION = 13
+PROTOCOL_VERSION = 14
 
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
@@ -159,11 +160,11 @@ class Result(NodeMessage, frozen=True, kw_only=True):
     work: Work
     step: Count
     loss_sum: float
-    correct: Count
     count: Count
-    #: As in `Tally`.
+    #: As in `Tally`; the sums of metrics as float64, little-endian, in order.
     ignored: Count = 0
     weight: float | None = None
+    metrics: Annotated[bytes, Meta(max_length=8 * MOST_SUMS)] = b""
     compute_s: Seconds
     #: The lease's.
     number: Count = 0
@@ -178,7 +179,7 @@ class Result(NodeMessage, frozen=True, kw_only=True):
         return self.work, self.step, self.number
 
     def tally(self) -> Tally:
-        return Tally(self.loss_sum, self.correct, self.count, self.ignored, self.weight)
+        return Tally(self.loss_sum, self.count, self.ignored, self.weight, unpacked_sums(self.metrics))
 
 
 class MultiStepResult(Message, frozen=True, kw_only=True):
@@ -284,6 +285,8 @@ class Welcome(Message, frozen=True, kw_only=True):
     moments: tuple[float, float] | None = None
     #: Values of the vectors that are sent: those that are trained, and running statistics.
     size: Count = 0
+    #: Sums of metrics in each tally.
+    metric_sums: Annotated[int, Meta(ge=0, le=MOST_SUMS)] = 0
     #: What names the run in signatures of results, empty if results are not to be signed.
     signed_run: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
 
@@ -445,6 +448,14 @@ class EpochStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     val_loss: float | None = None
     #: The share of the validation set that is right, if the run has one.
     val_accuracy: float | None = None
+    #: R² over the validation set, in a regression that has one.
+    val_r2: float | None = None
+    #: The other metrics of the job by name, as "f1" over its training samples, "test_f1" and "val_f1" over those sets.
+    metrics: Annotated[dict[ShortText, float], Meta(max_length=3 * MOST_METRICS)] = {}
+
+    def of_set(self, prefix: str) -> dict[str, float]:
+        """Return the other metrics of a set by their names: "test_" or "val_" is that set's prefix."""
+        return {name.removeprefix(prefix): value for name, value in self.metrics.items() if name.startswith(prefix)}
 
 
 class Status(Message, frozen=True, kw_only=True):

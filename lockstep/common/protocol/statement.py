@@ -5,7 +5,7 @@ import struct
 from collections.abc import Sequence
 
 from lockstep.common.aggregation.tree import Node, Vector
-from lockstep.common.job.tally import Tally, pack_losses
+from lockstep.common.job.tally import Tally, pack_losses, pack_sums
 
 
 def result_digest(sums: Vector, losses: Sequence[float], tally: Tally) -> str:
@@ -15,7 +15,8 @@ def result_digest(sums: Vector, losses: Sequence[float], tally: Tally) -> str:
     """
     digest = hashlib.sha256(sums.data)
     digest.update(pack_losses(losses))
-    digest.update(struct.pack("<dqqqd", tally.loss_sum, tally.correct, tally.count, tally.ignored, tally.divisor))
+    digest.update(struct.pack("<dqqd", tally.loss_sum, tally.count, tally.ignored, tally.divisor))
+    digest.update(pack_sums(tally.metrics))
     return digest.hexdigest()
 
 

@@ -45,9 +45,9 @@ PROCESS = np.dtype(
 
 #: What a process shows of each of its vectors of sums: of which order they are (0 while they are being written) and of
 #: which node; and, as float64, what belongs to them as in `Result`, with the times of this host's clock at which it was
-#: begun and ended, in seconds.
+#: begun and ended, in seconds, and from `METRICS` on the sums of metrics.
 ORDER, LO, HI = range(3)
-LOSS_SUM, CORRECT, COUNT, COMPUTE_S, BEGAN_S, ENDED_S, IGNORED, WEIGHT = range(8)
+LOSS_SUM, COUNT, COMPUTE_S, BEGAN_S, ENDED_S, IGNORED, WEIGHT, METRICS = range(8)
 
 
 def weight_in_memory(tally: Tally) -> float:
@@ -62,14 +62,16 @@ def weight_of(number: float) -> float | None:
 
 def write_tally(entry: NDArray[np.void], tally: Tally) -> None:
     """Write a tally into an entry of `TeamShape.entry`."""
-    entry["loss_sum"], entry["correct"], entry["count"] = tally.loss_sum, tally.correct, tally.count
+    entry["loss_sum"], entry["count"] = tally.loss_sum, tally.count
     entry["ignored"], entry["weight"] = tally.ignored, weight_in_memory(tally)
+    entry["metrics"] = tally.metrics or 0.0
 
 
 def tally_in(entry: np.void) -> Tally:
     """Return the tally in an entry."""
-    correct, count, ignored = (int(entry[name]) for name in ("correct", "count", "ignored"))
-    return Tally(float(entry["loss_sum"]), correct, count, ignored, weight_of(float(entry["weight"])))
+    count, ignored = (int(entry[name]) for name in ("count", "ignored"))
+    metrics = tuple(entry["metrics"].tolist())
+    return Tally(float(entry["loss_sum"]), count, ignored, weight_of(float(entry["weight"])), metrics)
 
 
 def keep_order() -> None:
@@ -98,6 +100,8 @@ class TeamShape:
     size: int
     #: Whether the job clips gradients by their norm.
     clips: bool
+    #: Sums of metrics in a tally.
+    metrics: int = 0
     #: Most processes that make slices at a time: more than there are cores would only wait for one another.
     makers: int = MOST_SLICES
 
@@ -145,10 +149,10 @@ class TeamShape:
             [
                 ("step", "<i8"),
                 ("loss_sum", "<f8"),
-                ("correct", "<i8"),
                 ("count", "<i8"),
                 ("ignored", "<i8"),
                 ("weight", "<f8"),
+                ("metrics", "<f8", (self.metrics,)),
                 # When all sums were there, by the host's clock, and the seconds since those of the step before were.
                 ("summed_s", "<f8"),
                 ("round_s", "<f8"),
@@ -181,7 +185,7 @@ class TeamShape:
             "loads": (floats, (count,)),
             "processes": (PROCESS, (count,)),
             "nodes": (integers, (count, ROWS, 4)),
-            "figures": (floats, (count, ROWS, 8)),
+            "figures": (floats, (count, ROWS, METRICS + self.metrics)),
             "losses": (np.dtype("<f4"), (count, self.micro_batches)),
             "added": (integers, (count, slices)),
             "squared": (integers, (count, MOST_SLICES)),
@@ -227,7 +231,8 @@ class TeamMarks:
     #: Of `PROCESS`, shape (processes,): each process writes its own.
     processes: NDArray[np.void]
     #: Of each vector of sums, from `ORDER` and from `LOSS_SUM` on, of shapes (processes, ROWS, 4) and
-    #: (processes, ROWS, 8); and the losses of micro-batches, (processes, micro-batches): the same.
+    #: (processes, ROWS, METRICS + sums of metrics); and the losses of micro-batches, (processes, micro-batches): the
+    #: same.
     nodes: NDArray[np.int64]
     figures: NDArray[np.float64]
     losses: NDArray[np.float32]

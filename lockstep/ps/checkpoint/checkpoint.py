@@ -66,14 +66,14 @@ class RunProgress(msgspec.Struct, frozen=True, kw_only=True):
     is_evaluated: bool
     #: The sum of losses over the training samples of the epoch so far.
     loss_sum: float
-    #: How many of these samples were right.
-    correct: Count
     #: The number of their targets.
     count: Count
     #: How many of these targets are ignored: labels that are `ignore_index`.
     ignored: Count = 0
     #: The sum of the weights of the others, if they have weights.
     weight: float | None = None
+    #: The sums of metrics over these samples.
+    metrics: list[float] = []
     #: Training samples in all.
     samples: Count
     #: One record per epoch.

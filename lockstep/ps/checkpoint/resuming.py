@@ -40,7 +40,7 @@ class Resumption:
 def first_round(setup: RunSetup) -> Resumption:
     """Return where a new run begins."""
     return Resumption(
-        round=setup.info.plan.first(), progress=Progress(setup.info.targets, setup.info.guess, setup.info.has_accuracy)
+        round=setup.info.plan.first(), progress=Progress(setup.info.targets, setup.info.guess, setup.info.metrics)
     )
 
 
@@ -158,10 +158,10 @@ def _progress(saved: RunProgress, info: RunInfo) -> Progress:
     return Progress(
         targets=info.targets,
         guess=info.guess,
-        has_accuracy=info.has_accuracy,
+        metrics=info.metrics,
         before_s=saved.elapsed_s,
         steps=saved.steps,
-        epoch=Tally(saved.loss_sum, saved.correct, saved.count, saved.ignored, saved.weight),
+        epoch=Tally(saved.loss_sum, saved.count, saved.ignored, saved.weight, tuple(saved.metrics)),
         history=[epoch.status() for epoch in saved.history],
         samples=saved.samples,
         audited=saved.audited,

@@ -99,7 +99,7 @@ class Coordinator(Machine[events.Event, Effect]):
         self.scheduler = Scheduler(LeaseTimeouts(self.info.lease_timeout_s), digests_all=self.info.signed)
         self.stragglers = StragglerMonitor(self.scheduler.timeouts, self.scheduler.withdrawals)
         self.progress.targets, self.progress.guess = self.info.targets, self.info.guess
-        self.progress.has_accuracy = self.info.has_accuracy
+        self.progress.metrics = self.info.metrics
         self._open(self.start or self.info.plan.first())
         self.multi_step = MultiStepPlan(earliest=self.round.step + self.first_steps)
 

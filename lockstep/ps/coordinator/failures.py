@@ -198,6 +198,10 @@ def contradiction(result: Result, info: RunInfo) -> str:
         return f"{result.ignored} of {result.count} targets that are ignored: expected at most as many as there are"
     if result.weight is not None and not 0.0 <= result.weight < math.inf:
         return f"targets that weigh {result.weight}: expected a finite number of at least 0"
+    if result.metrics and len(result.metrics) != 8 * info.metric_sums:
+        return f"sums of metrics of {len(result.metrics)} bytes: expected {8 * info.metric_sums}"
+    if not np.isfinite(np.frombuffer(result.metrics, "<f8")).all():
+        return "a sum of a metric that is not finite: expected finite ones"
     return ""
 
 

@@ -30,6 +30,8 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     accuracy: float | None = None
     #: R² over its training samples, in a regression.
     r2: float | None = None
+    #: Its other metrics by name, if the job has any.
+    metrics: dict[str, float] | None = None
     #: The learning rate of its update.
     lr: float
     #: Its training samples: the global batch, or what is left of an epoch.

@@ -87,13 +87,14 @@ class MetricsRecorder:
         self.times.add(time, update_s, is_counted=step % self.info.plan.steps_per_epoch != 0)
         if self.folder is not None:
             guess = self.info.guess
-            score = score_of(tally, guess and guess.train, has_accuracy=self.info.has_accuracy)
+            score = score_of(self.info.metrics, tally, guess and guess.train)
             record = StepRecord(
                 epoch=self.info.plan.epoch_of(step),
                 step=step,
                 loss=tally.loss,
                 accuracy=score.accuracy,
                 r2=score.r2,
+                metrics=dict(score.others) or None,
                 lr=rate,
                 samples=tally.count // self.info.targets,
                 round_s=time.round_s,
@@ -197,6 +198,7 @@ class MetricsRecorder:
             test_loss=kept.test_loss,
             test_accuracy=kept.test_accuracy,
             test_r2=kept.test_r2,
+            test_metrics=kept.of_set("test_"),
             weights_sha256=weights_digest(weights),
             job_sha256=job.digest(),
             dataset_sha256=info.dataset,

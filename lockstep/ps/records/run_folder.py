@@ -93,6 +93,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     history: list[EpochRecord]
     #: R² on the test set, in a regression.
     test_r2: float | None = None
+    #: The other metrics on the test set by name.
+    test_metrics: dict[str, float] = {}
     #: Number of values that are trained; 0 in the folder of an older version.
     parameters: int = 0
     #: Where the time of an average step went; None if no step was followed by another in its epoch.

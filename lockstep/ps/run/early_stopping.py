@@ -8,7 +8,7 @@ this the third class of criteria: stop after so many strips without a better fig
 from collections.abc import Sequence
 from typing import TypeVar
 
-from lockstep.common.job.job import Job, Monitor
+from lockstep.common.job.job import Job, is_higher_better
 from lockstep.common.protocol.messages import EpochStatus
 
 Epoch = TypeVar("Epoch", bound=EpochStatus)
@@ -20,9 +20,8 @@ def best_epoch(job: Job, history: Sequence[Epoch]) -> Epoch | None:
         return None
     best = history[0]
     for epoch in history[1:]:
-        if is_better(
-            job.monitored(), figure_of(epoch, job.monitored()), figure_of(best, job.monitored()), job.min_delta
-        ):
+        figures = (figure_of(each, job.monitored()) for each in (epoch, best))
+        if is_better(*figures, is_higher=is_higher_better(job, job.monitored()), min_delta=job.min_delta):
             best = epoch
     return best
 
@@ -35,15 +34,14 @@ def is_stopped(job: Job, history: Sequence[EpochStatus]) -> bool:
     return best is not None and history[-1].epoch - best.epoch >= job.patience
 
 
-def is_better(monitor: Monitor, figure: float, than: float, min_delta: float = 0.0) -> bool:
+def is_better(figure: float, than: float, *, is_higher: bool, min_delta: float = 0.0) -> bool:
     """Tell whether a figure is better than another by more than `min_delta`: a loss by less, an accuracy by more."""
-    gain = than - figure if monitor.endswith("loss") else figure - than
-    return gain > min_delta
+    return (figure - than if is_higher else than - figure) > min_delta
 
 
-def figure_of(epoch: EpochStatus, monitor: Monitor) -> float:
+def figure_of(epoch: EpochStatus, monitor: str) -> float:
     """Return one figure of an epoch; ValueError if the run does not have it."""
-    figure = getattr(epoch, monitor)
+    figure = epoch.metrics[monitor] if monitor in epoch.metrics else getattr(epoch, monitor, None)
     if not isinstance(figure, float):
         raise ValueError(f"{monitor} is {figure!r}: expected a run with validation_split above 0")
     return figure

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from lockstep.common.data.manifest import Manifest
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
-from lockstep.common.job.losses import has_accuracy
+from lockstep.common.job.metrics import Metrics
 from lockstep.common.job.score import Guess
 from lockstep.common.model.files import ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
@@ -56,7 +57,9 @@ class RunInfo(AdmissionPolicy):
     targets: int = 1
     #: Where the run keeps a copy of the model's files, empty if workers are not told.
     model_folder: str = ""
-    #: What R² is measured by; None if the loss is not the mean squared error.
+    #: Sums of metrics in each tally.
+    metric_sums: int = 0
+    #: What R² is measured by; None without it.
     guess: Guess | None = None
     #: What names the run in signatures, empty if results are not signed.
     signed_run: str = ""
@@ -71,10 +74,10 @@ class RunInfo(AdmissionPolicy):
     #: Values of the vectors that are sent.
     size: int = 0
 
-    @property
-    def has_accuracy(self) -> bool:
-        """Whether an output can be right or wrong."""
-        return has_accuracy(self.job.loss)
+    @cached_property
+    def metrics(self) -> Metrics:
+        """What is counted besides the loss."""
+        return Metrics.of(self.job.loss, self.job.metrics or ())
 
     def welcome(self, rank: int, *, shards: Sequence[str] = (), offers_memory: bool = True) -> Welcome:
         """Return the welcome of a worker; `shards` are the addresses of other servers, in the order of their slices."""
@@ -94,5 +97,6 @@ class RunInfo(AdmissionPolicy):
             evidence="" if self.allows_mixed_numerics else self.fingerprint.evidence,
             moments=self.moments,
             size=self.size,
+            metric_sums=self.metric_sums,
             signed_run=self.signed_run,
         )

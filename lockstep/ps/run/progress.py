@@ -3,6 +3,7 @@
 from collections import deque
 from dataclasses import dataclass, field
 
+from lockstep.common.job.metrics import Metrics
 from lockstep.common.job.score import Guess, Score, score_of
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import EpochStatus
@@ -19,7 +20,7 @@ class Progress:
     #: The run's: see `RunInfo`.
     targets: int = 1
     guess: Guess | None = None
-    has_accuracy: bool = True
+    metrics: Metrics = Metrics.of("cross-entropy", ())  # noqa: RUF009  # an immutable one
     #: When the first step was begun, in seconds of the coordinator's clock; None before.
     started: float | None = None
     #: Seconds before that which count as well, of a run that was resumed from a checkpoint.
@@ -71,7 +72,8 @@ class Progress:
         """Record a finished evaluation of the test set, and begin the next epoch."""
         validation, self.validation = self.validation, None
         score = self.score(self.epoch)
-        test = score_of(evaluation, self.guess and self.guess.test, has_accuracy=self.has_accuracy)
+        test = score_of(self.metrics, evaluation, self.guess and self.guess.test)
+        val = None if validation is None else self.score(validation)
         status = EpochStatus(
             epoch=number,
             loss=self.epoch.loss,
@@ -82,7 +84,9 @@ class Progress:
             test_r2=test.r2,
             wall_s=self.elapsed(now),
             val_loss=None if validation is None else validation.loss,
-            val_accuracy=None if validation is None else self.score(validation).accuracy,
+            val_accuracy=val and val.accuracy,
+            val_r2=val and val.r2,
+            metrics=score.named("") | ({} if val is None else val.named("val_")) | test.named("test_"),
         )
         self.history.append(status)
         self.epoch = Tally()
@@ -90,7 +94,7 @@ class Progress:
 
     def score(self, tally: Tally) -> Score:
         """Return the score of training samples."""
-        return score_of(tally, self.guess and self.guess.train, has_accuracy=self.has_accuracy)
+        return score_of(self.metrics, tally, self.guess and self.guess.train)
 
     def elapsed(self, now: float) -> float:
         """Return the seconds since the first step began, without those when nothing ran."""

@@ -359,13 +359,14 @@ class Server:
             self.sharing.admit(member.rank, ready.nonce, shape)
 
     def _team_shape(self, member: Member, makers: int) -> TeamShape:
-        job = self.coordinator.info.job
+        info = self.coordinator.info
         return TeamShape(
             processes=member.processes,
             makers=makers,
-            micro_batches=job.micro_batches,
+            micro_batches=info.job.micro_batches,
             size=self.setup.layout.size,
-            clips=job.clip_norm is not None,
+            clips=info.job.clip_norm is not None,
+            metrics=info.metric_sums,
         )
 
     def _send_samples(self, peer: bytes, asked: SamplesRequest) -> Sequence[events.Event]:

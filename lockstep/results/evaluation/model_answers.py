@@ -18,6 +18,7 @@ from lockstep.common.data.source import load
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.job.losses import LossKind, kind_of
+from lockstep.common.job.score import score_of
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.run_folder import CHECKPOINTS, WEIGHTS
 from lockstep.results.evaluation.assessment import Assessment, assess
@@ -116,7 +117,7 @@ def _evaluated(assessment: Assessment) -> dict[str, Any]:
         raise UsageError(f"a matrix of {len(confusion)} classes is too large to show: expected {MOST_CLASSES}")
     return {
         "loss": assessment.tally.loss,
-        "accuracy": assessment.tally.accuracy,
+        "accuracy": score_of(assessment.objective.metrics, assessment.tally).accuracy,
         "names": _names(assessment.class_names, len(confusion)),
         "counts": confusion.tolist(),
         "mistakes": _mistakes(assessment),

@@ -179,8 +179,13 @@ def epoch_line(epoch: EpochStatus, epochs: int) -> str:
     score, test = Score(epoch.accuracy, epoch.r2), Score(epoch.test_accuracy, epoch.test_r2)
     return (
         f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.4f}  {_named(score)}{_validation(epoch)}"
-        f"test {test.text() or f'{epoch.test_loss:.4f}'}  {epoch.wall_s:.1f} s"
+        f"test {test.text() or f'{epoch.test_loss:.4f}'}  {_others(epoch)}{epoch.wall_s:.1f} s"
     )
+
+
+def _others(epoch: EpochStatus) -> str:
+    """Return the other metrics of the test set and two spaces, or an empty string without any."""
+    return "".join(f"{name} {value:.4f}  " for name, value in epoch.of_set("test_").items())
 
 
 def _named(score: Score) -> str:

@@ -60,6 +60,7 @@ def summary_lines(result: RunResult, folder: Path | None) -> list[str]:
     lines = [
         "",
         f"{'test ' + (score.name or 'loss'):<15} {last}",
+        *(f"{'test ' + name:<15} {value:.4f}" for name, value in result.test_metrics.items()),
         f"throughput      {result.images_per_s:,.0f} samples/s, {who}",
         f"time            {result.wall_s:.1f} s in all, {result.train_s:.1f} s of it training",
         f"weights sha256  {result.weights_sha256}",

@@ -2,9 +2,15 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lockstep.common.aggregation.tree import Node, TreeSum
+
+#: A number, or several at once.
+Summed = TypeVar("Summed", float, NDArray[np.float64])
 
 
 class Operand(NamedTuple):
@@ -32,12 +38,13 @@ class Additions(NamedTuple):
     #: Number of buffers besides the given ones.
     buffers: int
 
-    def total(self, values: Sequence[float]) -> float:
+    def total(self, values: Sequence[Summed]) -> Summed:
         """Return the sum of one value for each of the given nodes, added over the tree; halves have to be joined."""
-        held = [*values, *([0.0] * self.buffers)]
+        held: list[Any] = [*values, *([None] * self.buffers)]
         for one in self.steps:
             held[one.out] = held[one.left] + held[one.right]
-        return held[self.terms[0]]
+        found: Summed = held[self.terms[0]]
+        return found
 
 
 @lru_cache(maxsize=256)

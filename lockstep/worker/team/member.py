@@ -30,6 +30,7 @@ from lockstep.common.protocol.team_memory import (
     ENTRIES,
     IGNORED,
     LOSS_SUM,
+    METRICS,
     WEIGHT,
     weight_of,
     write_tally,
@@ -587,11 +588,11 @@ class TeamMember:
     def tally_of(self, order: Order, copies: Copies, figures: NDArray[np.float64]) -> Tally:
         """Return the tally of an order: a floating-point sum too, added over the same tree."""
         micro_batches = self.compute.batches.micro_batches_of(order.work)
-        losses, correct, count = figures[:, LOSS_SUM : COUNT + 1].T.tolist()
+        losses, count = figures[:, LOSS_SUM : COUNT + 1].T.tolist()
         ignored, weights = figures[:, IGNORED : WEIGHT + 1].T.tolist()
         additions = additions_of(copies.nodes, micro_batches, joins_halves=True)
-        weight = weight_of(additions.total(weights))
-        return Tally(additions.total(losses), int(sum(correct)), int(sum(count)), int(sum(ignored)), weight)
+        weight, metrics = weight_of(additions.total(weights)), additions.total(list(figures[:, METRICS:]))
+        return Tally(additions.total(losses), int(sum(count)), int(sum(ignored)), weight, tuple(metrics.tolist()))
 
     def divisor(self, order: Order) -> float:
         """Return what the sums of a step are divided by, which were just added up."""

@@ -16,6 +16,7 @@ from lockstep.common.protocol.shared_files import MARKS, process_file, process_s
 from lockstep.common.protocol.team_memory import (
     HI,
     LO,
+    METRICS,
     ORDER,
     ORDERS,
     OWN_PARTS,
@@ -174,8 +175,9 @@ class TeamMemory:
         """Show that a vector of ours holds sums, and all that belongs to them."""
         marks, node, tally = self.marks, copy.node, copy.tally
         times = copy.ended_s - copy.began_s, copy.began_s, copy.ended_s
-        counted = tally.loss_sum, tally.correct, tally.count
-        marks.figures[self.process, row] = (*counted, *times, tally.ignored, weight_in_memory(tally))
+        counted = tally.loss_sum, tally.count, *times, tally.ignored, weight_in_memory(tally)
+        marks.figures[self.process, row, :METRICS] = counted
+        marks.figures[self.process, row, METRICS:] = tally.metrics or 0.0
         marks.nodes[self.process, row, LO : HI + 1] = node.lo, node.hi
         if copy.losses:
             self.marks.losses[self.process, node.lo : node.hi] = copy.losses

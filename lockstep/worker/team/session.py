@@ -127,6 +127,7 @@ def shape_of(welcome: Welcome, processes: int, size: int, makers: int) -> TeamSh
         micro_batches=job.micro_batches,
         size=size,
         clips=job.clip_norm is not None,
+        metrics=welcome.metric_sums,
         makers=makers,
     )
 

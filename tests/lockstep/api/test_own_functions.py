@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lockstep import F, LambdaCallback, fit, load_run, nn, resume
+from lockstep import F, LambdaCallback, doctor, find_lr, fit, load_run, nn, resume
 from lockstep.cli.main import run as run_command
 from lockstep.common.errors import JobError, ModelError
 from lockstep.common.files.safetensors import read
@@ -62,6 +62,13 @@ def loss(outputs: Any, targets: Any) -> Any:
     return (each * weights).sum() + 0.1 * (outputs["hidden"] ** 2).mean(), float(weights.sum())
 
 
+def confidence(outputs: Any, targets: Any) -> Any:
+    """Return the sum of the largest probabilities, by the samples' weights, and the sum of these."""
+    raised = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+    largest = (raised / raised.sum(axis=1, keepdims=True)).max(axis=1)
+    return (largest * targets["sample_weight"]).sum(), targets["sample_weight"].sum()
+
+
 def data() -> Any:
     rng = np.random.default_rng(4)
     x: dict[str, Any] = {
@@ -83,6 +90,10 @@ def all_of_it() -> dict[str, Any]:
         "lr_factors": ["head.*=3"],
         "lr": 0.01,
         "ema_decay": 0.5,
+        "metrics": ["accuracy", "f1", confidence],
+        "validation_split": 0.2,
+        "monitor": "val_confidence",
+        "monitor_mode": "max",
     }
 
 
@@ -111,6 +122,9 @@ def test_an_interrupt_and_any_number_of_workers_give_the_same_bits(tmp_path: Pat
     assert alone.weights_sha256 == resumed.weights_sha256 == several.weights_sha256
     assert average_of(tmp_path / "alone") == average_of(tmp_path / "cut") == average_of(tmp_path / "several")
     assert alone.history[-1].test_loss == several.history[-1].test_loss
+    figures = [[(epoch.accuracy, epoch.metrics) for epoch in run.history] for run in (alone, resumed, several)]
+    assert figures[0] == figures[1] == figures[2]
+    assert {*figures[0][1][1]} == {f"{part}{name}" for part in ("", "val_", "test_") for name in ("f1", "confidence")}
     assert run_command(["verify", str(tmp_path / "several")]) == 0
 
 
@@ -127,7 +141,7 @@ def test_predictions_take_what_the_model_takes(tmp_path: Path) -> None:
 def test_the_files_of_all_functions_are_the_runs(tmp_path: Path) -> None:
     run = fit(Net, data(), run_dir=tmp_path / "run", workers=0, **all_of_it())
     found = {path.parent.name for path in (tmp_path / "run/model").glob("+*/*.py")}
-    assert found == {"+loss", "+optimizer", "+schedule", "+transform"}
+    assert found == {"+loss", "+metrics.confidence", "+optimizer", "+schedule", "+transform"}
     # Changed where the job names it, and so not what the run was trained with.
     (tmp_path / "run/model/+loss/loss.py").write_text("def loss(outputs, targets):\n    return 0, 0\n")
     with pytest.raises(ModelError, match=r"is not that of the run|was changed"):
@@ -142,3 +156,60 @@ def test_a_loss_that_raises_is_told_in_a_line_before_the_run_begins(tmp_path: Pa
     with pytest.raises(ModelError, match=r"misspelled raised AttributeError: .*'squares': expected a fun"):
         fit(Net, data(), run_dir=tmp_path / "run", workers=0, **{**all_of_it(), "loss": misspelled})
     assert not (tmp_path / "run").exists()
+
+
+def broken(outputs: Any, targets: Any) -> Any:
+    return outputs["hidden"].sum(), 1
+
+
+def test_a_metric_that_raises_is_told_in_a_line_before_the_run_begins(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"the metric broken raised IndexError: .*: expected a function of outputs"):
+        fit(Net, data(), run_dir=tmp_path / "run", workers=0, **{**all_of_it(), "metrics": [broken], "monitor": None})
+    with pytest.raises(JobError, match="metrics has <class 'dict'>: expected a name, a function of your own"):
+        fit(Net, data(), run_dir=tmp_path / "run", workers=0, **{**all_of_it(), "metrics": [dict]})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_was_trained_is_evaluated_by_its_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit(Net, data(), run_dir=tmp_path / "run", workers=0, **all_of_it())
+    assert run_command(["evaluate", str(run.folder)]) == 0
+    shown = capsys.readouterr().out
+    assert f"test accuracy  {run.test_accuracy:.2%}" in shown
+    for name, value in run.test_metrics.items():
+        assert f"{'test ' + name:<14} {value:.4f}" in shown
+
+
+def plain_loss(outputs: Any, targets: Any) -> Any:
+    return F.cross_entropy(outputs, targets, reduction="sum"), len(targets)
+
+
+def stilled(sample: Any, rng: np.random.Generator) -> Any:
+    return sample * 0.0
+
+
+def own_values(**values: Any) -> dict[str, Any]:
+    return {"optimizer": Lion(), "schedule": cooling, "metrics": [broken], "global_batch": 16, "lr": 0.003, **values}
+
+
+def separable() -> Any:
+    x = np.random.default_rng(0).normal(size=(96, 6)).astype(np.float32)
+    return (x, x[:, :3].argmax(axis=1)), (x[:32], x[:32, :3].argmax(axis=1))
+
+
+def small_net() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def test_a_rate_is_found_for_a_loss_and_an_optimizer_of_ones_own() -> None:
+    named = find_lr(small_net(), separable(), steps=30, **own_values())
+    own = find_lr(small_net(), separable(), steps=30, **own_values(loss=plain_loss))
+    # The same function by another way.
+    np.testing.assert_allclose(own.losses, named.losses, rtol=1e-5)
+
+
+def test_the_doctor_tries_an_optimizer_and_a_transform_of_ones_own() -> None:
+    assert doctor(small_net(), separable(), **own_values()).is_healthy
+    assert doctor(small_net(), separable(), **own_values(lr=3.0)).kinds == ["rate"]
+    assert not doctor(small_net(), separable(), **own_values(transform=stilled)).is_healthy
+    with pytest.raises(ModelError, match=r"and not a loss of your own: train one step, with --steps 1 or fit"):
+        doctor(small_net(), separable(), **own_values(loss=plain_loss))

@@ -163,6 +163,13 @@ def parameters(command: list[str]) -> list[click.Parameter]:
 
 
 @pytest.mark.parametrize("command", all_commands(), ids=" ".join)
+def test_a_flag_is_there_once(command: list[str]) -> None:
+    flags = [flag for each in parameters(command) for flag in (*each.opts, *each.secondary_opts)]
+    assert len(flags) == len(set(flags))
+    assert len(parameters(command)) == len({each.name for each in parameters(command)})
+
+
+@pytest.mark.parametrize("command", all_commands(), ids=" ".join)
 def test_help_fits_80_columns_and_teaches(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
     assert run([*command, "--help"]) == 0
     text = capsys.readouterr().out

@@ -161,3 +161,18 @@ def test_a_source_that_is_not_there_is_named(tmp_path: Path, source: str) -> Non
     with pytest.raises(DataError, match=source):
         pack(str(tmp_path / source), tmp_path / "new", PLAIN)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["w_train", "x_train.picture", "y_test.0"])
+def test_weights_and_several_inputs_are_refused_and_not_dropped(tmp_path: Path, name: str) -> None:
+    source = both(tmp_path, **{name: np.ones(6)})
+    advice = re.escape(f"train on the file itself: lockstep train --data {source}")
+    with pytest.raises(DataError, match=f"has '{name}', and weights of samples, or several inputs .* {advice}"):
+        pack(source, tmp_path / "new", PLAIN)
+    folder = tmp_path / "arrays"
+    folder.mkdir()
+    for each, array in (ARRAYS | {name: np.ones(6)}).items():
+        np.save(folder / f"{each}.npy", array)
+    with pytest.raises(DataError, match=f"has '{name}', .*; remove it"):
+        pack(str(folder), tmp_path / "new", PLAIN)
+    assert not (tmp_path / "new").exists()

@@ -85,7 +85,6 @@ def result_of(lease: Lease) -> Result:
         lo=lease.lo,
         hi=lease.hi,
         loss_sum=float(count),
-        correct=0,
         count=count,
         compute_s=0.5,
         number=lease.number,

@@ -21,9 +21,7 @@ def lease_of(step: int, lo: int = 0, hi: int = 1, work: Work = "train") -> Lease
 
 
 def result_of(lease: Lease) -> Result:
-    return Result(
-        work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, loss_sum=1.0, correct=1, count=1, compute_s=0.1
-    )
+    return Result(work=lease.work, step=lease.step, lo=lease.lo, hi=lease.hi, loss_sum=1.0, count=1, compute_s=0.1)
 
 
 LEASE = lease_of(3)

@@ -168,7 +168,7 @@ def test_a_piece_is_the_gradient_of_the_sum_of_its_losses() -> None:
     expected = np.concatenate([p.grad.ravel() for p in model.parameters() if p.grad is not None])
     assert sums.tobytes() == expected.tobytes()
     correct = int((logits.detach().numpy().argmax(axis=1) == labels).sum())
-    assert tally == Tally(loss.item(), correct, 4)
+    assert tally == Tally(loss.item(), 4, metrics=(correct, 4))
 
 
 def test_label_smoothing_is_for_training_alone() -> None:

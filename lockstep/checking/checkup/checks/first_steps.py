@@ -78,7 +78,7 @@ def first_steps(target: ExaminationTarget, clock: Clock, scale: float = 1.0) -> 
     """Make steps on a copy with the job's rates times `scale`, as long as the loss is finite."""
     probe, rates = target.probe(), _rates(target)
     parameters = list(trained_parameters(probe).values())
-    optimizer = Optimizer(parameters, rates[0] * scale, rule_of(target.job))
+    optimizer = Optimizer(parameters, rates[0] * scale, rule_of(target.job, target.own))
     losses, times = list[float](), list[float]()
     with np.errstate(all="ignore"):
         for step, rate in enumerate(rates):
@@ -119,7 +119,7 @@ def _rates(target: ExaminationTarget) -> Sequence[float]:
     """Return the rates of the steps: the job's warm-up compressed into few steps, and what follows its peak."""
     job, data = target.job, target.data
     plan = plan_of(job, len(data.train), len(data.test))
-    schedule = schedule_of(job, plan.total_steps, plan.steps_per_epoch)
+    schedule = schedule_of(job, plan.total_steps, plan.steps_per_epoch, target.own)
     rates = [schedule.rate(step) for step in range(plan.total_steps)]
     peak = int(np.argmax(rates))
     rise = [rates[round(place * peak / STEPS)] for place in range(STEPS)] if peak >= STEPS else rates[:peak]

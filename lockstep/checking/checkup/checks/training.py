@@ -21,6 +21,7 @@ from lockstep.common.data.preparation import Preparation
 from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.optimizer import spans_of
+from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.model.port import DrawKey, Model
 from lockstep.common.runtime.clock import Clock
 from lockstep.ps.run.plan import plan_of
@@ -87,6 +88,8 @@ class TrialSubject:
     #: With the moments of the training set.
     data: TrainTest
     clock: Clock
+    #: Functions of the user's own that the job names.
+    own: OwnCode = NO_CODE
 
     @property
     def objective(self) -> Objective:
@@ -108,9 +111,9 @@ class TrialSubject:
         job = self._job(steps, scale, len(data.train))
         plan = plan_of(job, len(data.train), len(data.test))
         model = self.fresh()
-        policy = policy_of(job, plan, spans_of(job, model.layout), model.momenta())
+        policy = policy_of(job, plan, spans_of(job, model.layout), model.momenta(), self.own)
         shard = Shard((self.begin(model), model.layout.new_vector()), policy, job.micro_batches)
-        compute, whole = Compute(job, model, data, shard.served), Node(0, job.micro_batches)
+        compute, whole = Compute(job, model, data, shard.served, own=self.own), Node(0, job.micro_batches)
         losses, norm, began = list[float](), 0.0, self.clock.now()
         for step in range(steps):
             compute.turn(step)

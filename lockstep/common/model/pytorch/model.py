@@ -90,12 +90,15 @@ class TorchModel:
         }
 
     def load(self, weights: Vector, steps: int = 0) -> None:
+        self._module.train()
+        # A frozen backbone may stay in evaluation mode, in which nothing is counted.
+        counting = [layer for layer in self.structure.counting if layer.training]
         self._rest()
         tensors = [*(data for _, data in self._own), *(tensor for _, tensor in self._averages)]
         with torch.no_grad():
             for entry, tensor in zip((*self.layout.parameters, *self.layout.statistics), tensors, strict=True):
                 tensor.copy_(torch.from_numpy(entry.view(weights).copy()))
-            for layer in self.structure.counting:
+            for layer in counting:
                 getattr(layer, COUNTER).fill_(steps)
 
     def outputs(self, images: Array) -> Array:

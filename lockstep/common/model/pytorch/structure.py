@@ -127,9 +127,10 @@ def _check_layer(name: str, layer: Any) -> None:
     kinds = {kind.__name__ for kind in type(layer).__mro__}
     for wrapper in WRAPPERS:
         if wrapper in kinds:
+            article = "an" if wrapper[0] in "AEIOU" else "a"
             raise ModelError(
-                f"{where} is a {wrapper}: expected the plain module; Lockstep distributes it, and runs it as it is "
-                "written, since what a compiler makes of it has other bits"
+                f"{where} is {article} {wrapper}: expected the plain module; Lockstep distributes it, and runs it as "
+                "it is written, since what a compiler makes of it has other bits"
             )
     compiled = [key for key, value in vars(layer).items() if hasattr(value, "_torchdynamo_orig_callable")]
     if compiled or vars(layer).get("_compiled_call_impl") is not None:

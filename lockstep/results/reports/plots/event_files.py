@@ -1,5 +1,6 @@
 """Write the curves of a run as event files of TensorBoard; the only file that imports tensorboardX, an extra."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
@@ -24,7 +25,7 @@ def write_events(curves: RunCurves, folder: Path, start: float) -> None:
             at = start + float(curves.seconds[place])
             figures = {
                 "loss/train": step.loss,
-                **_score("train", step.accuracy, step.r2),
+                **_score("train", step.accuracy, step.r2, step.metrics),
                 "learning_rate": step.lr,
                 "throughput/samples_per_s": step.samples / step.round_s if step.round_s else 0.0,
                 **{f"step_ms/{name}": 1e3 * float(values[place]) for name, values in parts.items()},
@@ -33,12 +34,21 @@ def write_events(curves: RunCurves, folder: Path, start: float) -> None:
                 writer.add_scalar(tag, value, step.step, walltime=at)
         for epoch in curves.epochs:
             at, after = start + epoch.wall_s, curves.ends.get(epoch.epoch, 0)
-            figures = {"loss/test": epoch.test_loss, **_score("test", epoch.test_accuracy, epoch.test_r2)}
+            figures = {
+                "loss/test": epoch.test_loss,
+                **_score("test", epoch.test_accuracy, epoch.test_r2, epoch.of_set("test_")),
+            }
             if epoch.val_loss is not None:
-                figures |= {"loss/validation": epoch.val_loss, **_score("validation", epoch.val_accuracy, None)}
+                figures |= {
+                    "loss/validation": epoch.val_loss,
+                    **_score("validation", epoch.val_accuracy, epoch.val_r2, epoch.of_set("val_")),
+                }
             for tag, value in figures.items():
                 writer.add_scalar(tag, value, after, walltime=at)
 
 
-def _score(part: str, accuracy: float | None, r2: float | None) -> dict[str, float]:
-    return {f"{name}/{part}": value for name, value in (("accuracy", accuracy), ("r2", r2)) if value is not None}
+def _score(
+    part: str, accuracy: float | None, r2: float | None, metrics: Mapping[str, float] | None
+) -> dict[str, float]:
+    named = {"accuracy": accuracy, "r2": r2, **(metrics or {})}
+    return {f"{name}/{part}": value for name, value in named.items() if value is not None}

@@ -31,7 +31,7 @@ def test_classes_are_counted_one_a_sample() -> None:
     loss = objective.test_loss(outputs, targets).total
     # -log of 1 / (1 + 1/e), of 1 / (1 + 1/e³) and of 1 / (1 + e²).
     assert loss.item() == pytest.approx(np.log1p(np.exp([-1, -3, 2])).sum(), rel=1e-6)
-    assert objective.tally(loss.data, outputs.data, targets) == Tally(loss.item(), 2, 3)
+    assert objective.tally(loss.data, outputs.data, targets) == Tally(loss.item(), 3, metrics=(2, 3))
     assert objective.training_loss(outputs, targets).total.item() > loss.item()  # its labels are smoothed
 
 
@@ -50,7 +50,7 @@ def test_of_sequences_every_place_is_a_target() -> None:
     assert flat.grad is not None
     assert outputs.grad.tobytes() == flat.grad.tobytes()
     # Of equal scores the first class is taken: right are the zeros, and the one that stands out.
-    assert objective.tally(loss.data, outputs.data, targets) == Tally(loss.item(), 4, 6)
+    assert objective.tally(loss.data, outputs.data, targets) == Tally(loss.item(), 6, metrics=(4, 6))
 
 
 def test_numbers_are_counted_one_by_one_and_none_is_right() -> None:
@@ -58,7 +58,7 @@ def test_numbers_are_counted_one_by_one_and_none_is_right() -> None:
     targets = REGRESSION.targets(np.array([[1.0, 4.0], [3.0, 0.0]], np.float32))
     loss = REGRESSION.training_loss(outputs, targets).total
     assert (loss.item(), REGRESSION.mean_loss(outputs, targets).item()) == (13.0, 13 / 4)
-    assert REGRESSION.tally(loss.data, outputs.data, targets) == Tally(13.0, 0, 4)
+    assert REGRESSION.tally(loss.data, outputs.data, targets) == Tally(13.0, 4)
 
 
 def test_integers_are_numbers_too() -> None:
@@ -137,8 +137,8 @@ def test_of_images_every_pixel_is_a_target_and_an_ignored_one_counts_for_nothing
     loss, weight = objective.training_loss(Tensor(scores), targets)
     tally = objective.tally(loss.data, scores, targets, weight)
     # Of each image: 0, 1, 2, 2 and 0 are counted, and both places of class 2 are right.
-    assert (tally.count, tally.ignored, tally.correct, tally.weight) == (12, 2, 4, 2 * (1 + 2 + 0.5 + 0.5 + 1))
-    assert (tally.divisor, tally.accuracy) == (10.0, 4 / 10)
+    assert (tally.count, tally.ignored, tally.metrics, tally.weight) == (12, 2, (4, 10), 2 * (1 + 2 + 0.5 + 0.5 + 1))
+    assert tally.divisor == 10.0
     wrong, right = np.log(2 + np.e), np.log(2 + np.e) - 1
     assert tally.loss == pytest.approx((4 * wrong + 1 * right) / 5, rel=1e-6)
 
@@ -146,7 +146,7 @@ def test_of_images_every_pixel_is_a_target_and_an_ignored_one_counts_for_nothing
 def test_an_ignored_label_is_never_right() -> None:
     objective = Objective(ignore_index=1)
     tally = objective.tally(0.0, np.array([[0, 1], [0, 1], [1, 0]], np.float32), np.array([1, 0, 0]))
-    assert (tally.correct, tally.count, tally.ignored) == (1, 3, 1)
+    assert (tally.metrics, tally.count, tally.ignored) == ((1, 2), 3, 1)
 
 
 def test_an_ignored_label_that_nobody_has_spoken_of_is_named() -> None:
@@ -165,7 +165,7 @@ def test_several_labels_each_hold_or_do_not() -> None:
     loss, weight = objective.training_loss(Tensor(outputs), targets)
     expected = np.log1p(np.exp(np.array([[-2, 2, -2], [-1, -1, -0.5]]))).sum()
     assert loss.item() == pytest.approx(expected, rel=1e-6)
-    assert objective.tally(loss.data, outputs, targets, weight) == Tally(loss.item(), 5, 6)
+    assert objective.tally(loss.data, outputs, targets, weight) == Tally(loss.item(), 6, metrics=(5, 6))
     with pytest.raises(DataError, match=r"the label 3 at index 1: expected 0 or 1 for each of several labels"):
         objective.check_labels(Dataset(np.zeros((2, 4), np.float32), np.array([[1, 0], [0, 3]]), 4))
 
@@ -179,7 +179,7 @@ def test_the_weights_of_samples_are_those_of_their_targets() -> None:
     outputs = np.zeros((2, 2, 2), np.float32)
     loss, weight = objective.training_loss(Tensor(outputs), targets)
     tally = objective.tally(loss.data, outputs, targets, weight)
-    assert (tally.weight, tally.count, tally.correct) == (5.0, 4, 1)
+    assert (tally.weight, tally.count, tally.metrics) == (5.0, 4, (1, 4))
     assert tally.loss == pytest.approx(np.log(2), rel=1e-6)
 
 
@@ -197,7 +197,7 @@ def test_a_dictionary_of_targets_is_for_a_loss_of_ones_own() -> None:
     objective = Objective("mine.py:loss", own=loss)
     total, weight = objective.training_loss(Tensor(np.ones((2, 3), np.float32)), objective.targets(labels))
     assert (total.item(), weight) == (24.0, 3.0)
-    assert objective.tally(total.data, np.ones((2, 3)), objective.targets(labels), weight) == Tally(24.0, 0, 2, 0, 3.0)
+    assert objective.tally(total.data, np.ones((2, 3)), objective.targets(labels), weight) == Tally(24.0, 2, 0, 3.0)
 
 
 def test_a_count_that_is_none_is_refused() -> None:

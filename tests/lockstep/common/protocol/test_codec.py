@@ -84,8 +84,8 @@ EXAMPLES: list[Message] = [
     Ready(),
     Ready(nonce="0123456789abcdef" * 2, makers=3),
     SumsFrame(step=3, lo=0, hi=2, start=131072),
-    Result(work="train", step=3, lo=0, hi=2, loss_sum=1.5, correct=3, count=4, compute_s=0.1, losses=bytes(range(8))),
-    Result(work="evaluate", step=3, lo=0, hi=2, loss_sum=float("inf"), correct=3, count=4, compute_s=0.1),
+    Result(work="train", step=3, lo=0, hi=2, loss_sum=1.5, count=4, compute_s=0.1, losses=bytes(range(8))),
+    Result(work="evaluate", step=3, lo=0, hi=2, loss_sum=float("inf"), count=4, compute_s=0.1),
     ComputeFailed(work="train", step=3, lo=0, hi=2, traceback="Traceback …"),
     Diverged(work="train", step=3, micro_batch=1, layer="0 (Linear)"),
     Dropped(work="evaluate", step=3, number=7, computed=2),
@@ -322,7 +322,7 @@ def test_the_number_of_frames_and_their_sizes_are_told(frames: list[bytes], text
 
 @pytest.mark.parametrize("work", ["audit", "validate", "evaluate"])
 def test_only_a_result_of_training_carries_sums(work: Literal["audit", "validate", "evaluate"]) -> None:
-    result = Result(work=work, step=3, lo=0, hi=2, loss_sum=1.0, correct=3, count=4, compute_s=0.1)
+    result = Result(work=work, step=3, lo=0, hi=2, loss_sum=1.0, count=4, compute_s=0.1)
     frames = encode(result)
     assert decode(frames, WorkerMessage) == (result, [])
     with pytest.raises(ProtocolError, match="a Result carries 0 arrays, not 1"):

@@ -11,6 +11,7 @@ from msgspec import inspect
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import RefusalKind
 from lockstep.common.job.job import Job
+from lockstep.common.job.metrics import MOST_SUMS
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import (
     CORES_LIMIT,
@@ -69,7 +70,7 @@ def test_a_shortened_text_is_taken_by_the_peer(text: str) -> None:
 
 
 def test_results_and_failures_name_their_node() -> None:
-    result = Result(work="train", step=0, lo=2, hi=4, loss_sum=0.0, correct=0, count=0, compute_s=0.0)
+    result = Result(work="train", step=0, lo=2, hi=4, loss_sum=0.0, count=0, compute_s=0.0)
     assert result.node() == ComputeFailed(work="train", step=0, lo=2, hi=4, traceback="").node() == Node(2, 4)
     assert SumsFrame(step=0, lo=2, hi=4, start=0).node() == Node(2, 4)
 
@@ -98,7 +99,7 @@ def taken(kind: type[Message], **values: object) -> bool:
 
 
 LEASE = {"work": "train", "step": 0, "lo": 0, "hi": 1}
-RESULT = {**LEASE, "loss_sum": 1.0, "correct": 0, "count": 0, "compute_s": 0.0}
+RESULT = {**LEASE, "loss_sum": 1.0, "count": 0, "compute_s": 0.0}
 JOIN = msgspec.to_builtins(Join(protocol=1, incarnation="a", host="h", pid=1, fingerprint=fingerprint()))
 NUMBERED = {"work": "train", "step": 0, "number": 0}
 DIVERGED = {"work": "train", "step": 0, "micro_batch": 0, "layer": ""}
@@ -125,7 +126,7 @@ STATUS = {
         (Lease, LEASE, "slot", [0, 1], [-1, 2]),
         (Lease, LEASE, "work", ["train", "audit", "validate", "evaluate"], ["", "Train", "steal"]),
         (Result, RESULT, "count", [0, 2**62], [-1, 2**62 + 1]),
-        (Result, RESULT, "correct", [0, 2**62], [-1, 2**62 + 1]),
+        (Result, RESULT, "metrics", [b"", bytes(8 * MOST_SUMS)], [bytes(8 * MOST_SUMS + 1)]),
         (Result, RESULT, "compute_s", [0.0, 1e9], [-0.1, 1.1e9, math.inf, math.nan]),
         (Result, RESULT, "losses", [b"", bytes(4 * 4096)], [bytes(4 * 4096 + 1)]),
         (Result, RESULT, "digest", ["", "0123456789abcdef" * 4], ["0" * 63, "0" * 65, "A" * 64, "0" * 64 + "\n"]),
@@ -175,6 +176,10 @@ def without_limit(field: inspect.Type, name: str) -> Iterator[str]:
         case inspect.ListType():
             yield from [name] if field.max_length is None else []
             yield from without_limit(field.item_type, name)
+        case inspect.DictType():
+            yield from [name] if field.max_length is None else []
+            yield from without_limit(field.key_type, name)
+            yield from without_limit(field.value_type, name)
         case inspect.StructType():
             for part in field.fields:
                 yield from without_limit(part.type, f"{name}.{part.name}")

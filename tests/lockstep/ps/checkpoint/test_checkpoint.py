@@ -35,7 +35,6 @@ PROGRESS = RunProgress(
     steps=7,
     is_evaluated=False,
     loss_sum=1e300 / 3,
-    correct=5,
     count=9,
     samples=99,
     history=[EPOCH],

@@ -60,8 +60,8 @@ SAVED = RunProgress(
     steps=4,
     is_evaluated=False,
     loss_sum=2.5,
-    correct=5,
     count=9,
+    metrics=[5, 9],
     samples=56,
     history=[EPOCH],
     elapsed_s=100.0,
@@ -169,7 +169,7 @@ def test_every_figure_goes_on_from_where_it_was(tmp_path: Path) -> None:
     progress = start.progress
     assert (progress.steps, progress.samples, progress.train_s) == (4, 56, 70.0)
     assert (progress.audited, progress.unaudited) == (11, 13)
-    assert progress.epoch == Tally(2.5, 5, 9)
+    assert progress.epoch == Tally(2.5, 9, metrics=(5, 9))
     assert progress.history == [EPOCH.status()]
     assert (progress.targets, progress.guess) == (2, Guess(0.25, 0.5))
     assert start.compute_s == 60.0
@@ -188,7 +188,7 @@ def test_time_runs_on_although_the_clock_of_the_new_server_begins_anywhere(tmp_p
     progress.begin_round(now)
     assert progress.elapsed(now + 2.0) == 102.0
     # Of the time until then nothing is training, and the speed is that of the new steps alone.
-    progress.end_step(Tally(1.0, 0, 16), now + 2.0)
+    progress.end_step(Tally(1.0, 16), now + 2.0)
     assert (progress.last_step.round_s, progress.train_s) == (2.0, 72.0)
     assert progress.recent == deque([(70.0, 56), (72.0, 64)])
     assert progress.images_per_s() == 4.0

@@ -92,7 +92,7 @@ def test_a_result_that_comes_twice_or_too_late_is_booked() -> None:
 def test_a_result_of_a_step_to_come_is_no_work() -> None:
     drive = Drive()
     drive.enter(1)
-    drive.send(1, Result(work="train", step=9, lo=0, hi=4, loss_sum=0.0, correct=0, count=4, compute_s=0.0))
+    drive.send(1, Result(work="train", step=9, lo=0, hi=4, loss_sum=0.0, count=4, compute_s=0.0))
     drive.finish()
     assert again(drive) == []
 

@@ -87,7 +87,7 @@ def nonsense(number: int, step: int) -> Result:
     lo, hi, step = [(0, 1, step + 1), (1, 3, step), (0, 2**31, step), (4, 2, step), (0, 1, max(0, step - 1) + 7)][
         number % 5
     ]
-    return Result(work="train", step=step, lo=lo, hi=hi, loss_sum=float("nan"), correct=0, count=0, compute_s=0.0)
+    return Result(work="train", step=step, lo=lo, hi=hi, loss_sum=float("nan"), count=0, compute_s=0.0)
 
 
 @settings(derandomize=True, deadline=None, max_examples=150)

@@ -390,7 +390,7 @@ def test_after_the_end_nothing_else_matters() -> None:
     drive = Drive()
     drive.enter(1, 2)
     drive.finish()
-    late = Result(work="train", step=5, lo=0, hi=1, loss_sum=0.0, correct=0, count=1, compute_s=0.0)
+    late = Result(work="train", step=5, lo=0, hi=1, loss_sum=0.0, count=1, compute_s=0.0)
     assert drive.send(1, late) == []
     assert drive.leave(1) == drive.prepare(2) == []
     assert drive.happen(events.TimePassed()) == drive.happen(events.Interrupted()) == []

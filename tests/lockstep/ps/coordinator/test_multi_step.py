@@ -60,7 +60,7 @@ class Team(Drive):
         made = events.StepMade(
             step=step,
             rank=0,
-            tally=Tally(2.5, 1, 3),
+            tally=Tally(2.5, 3, metrics=(1, 3)),
             losses=pack_losses([1.0, 0.5, 1.0]),
             parts=parts,
             round_s=0.03,

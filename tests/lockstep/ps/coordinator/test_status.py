@@ -44,7 +44,7 @@ def test_between_two_epochs_it_has_the_figures_of_the_last_one_and_no_zeros() ->
     progress = Progress(history=[EPOCH])
     told = status(RunPhase.FINISHED, Round("evaluate", 6, 1), progress)
     assert (told.loss, told.accuracy) == (EPOCH.loss, EPOCH.accuracy)
-    progress.end_step(Tally(3.0, 1, 2), 1.0, (0.1, 0.1))
+    progress.end_step(Tally(3.0, 2, metrics=(1, 2)), 1.0, (0.1, 0.1))
     told = status(RunPhase.TRAINING, Round("train", 4, 4), progress)
     assert (told.loss, told.accuracy) == (1.5, 0.5)
 

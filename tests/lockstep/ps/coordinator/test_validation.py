@@ -25,7 +25,6 @@ def result_with(**values: Any) -> Result:
         lo=0,
         hi=2,
         loss_sum=2.0,
-        correct=3,
         count=8,
         compute_s=0.1,
         losses=pack_losses([1.0, 1.0]),

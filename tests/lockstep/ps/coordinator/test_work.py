@@ -65,7 +65,7 @@ def test_a_finished_tree_updates_the_weights_before_the_next_step_is_leased() ->
     effects = drive.answer(1)
     update = effects[0]
     assert isinstance(update, UpdateWeights)
-    assert (update.step, update.tally) == (0, Tally(4.0, 0, 4))
+    assert (update.step, update.tally) == (0, Tally(4.0, 4))
     assert effects == [
         update,
         SendWeights(peer=peer_of(1), step=1),
@@ -98,7 +98,7 @@ def test_counts_are_added_over_the_tree_whoever_answers_first() -> None:
     losses = [0.1 * 3**micro_batch for micro_batch in range(8)]
     tree: TreeSum[Tally] = TreeSum(8, lambda left, right: left + right)
     for micro_batch, loss in enumerate(losses):
-        tree.add(Node(micro_batch, micro_batch + 1), Tally(loss, 0, 2))
+        tree.add(Node(micro_batch, micro_batch + 1), Tally(loss, 2))
     for order in ([0, 1, 2, 3, 4, 5, 6, 7], [7, 3, 1, 5, 0, 6, 2, 4]):
         drive = Drive(facts_of(job))
         drive.enter(1)
@@ -134,7 +134,7 @@ def test_sums_that_nobody_asked_for_are_not_added() -> None:
 def test_a_result_that_is_no_node_is_ignored(lo: int, hi: int) -> None:
     drive = Drive()
     drive.enter(1)
-    odd = Result(work="train", step=0, lo=lo, hi=hi, loss_sum=0.0, correct=0, count=1, compute_s=0.0)
+    odd = Result(work="train", step=0, lo=lo, hi=hi, loss_sum=0.0, count=1, compute_s=0.0)
     assert drive.send(1, odd) == []
 
 
@@ -143,7 +143,7 @@ def test_a_result_of_another_step_is_ignored(step: int) -> None:
     drive = Drive()
     drive.enter(1)
     drive.finish_round()
-    odd = Result(work="train", step=step, lo=0, hi=4, loss_sum=0.0, correct=0, count=4, compute_s=0.0)
+    odd = Result(work="train", step=step, lo=0, hi=4, loss_sum=0.0, count=4, compute_s=0.0)
     assert drive.send(1, odd) == []
 
 
@@ -212,7 +212,7 @@ def test_with_everybody_silent_a_late_result_still_ends_the_step() -> None:
     drive.enter(1)
     drive.pass_time(200.0)
     effects = drive.answer(1)
-    assert [(it.step, it.tally) for it in effects if isinstance(it, UpdateWeights)] == [(0, Tally(4.0, 0, 4))]
+    assert [(it.step, it.tally) for it in effects if isinstance(it, UpdateWeights)] == [(0, Tally(4.0, 4))]
     assert kinds(effects, 1)[-1] is Lease
 
 

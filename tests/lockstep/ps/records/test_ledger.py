@@ -40,7 +40,7 @@ def step_of(losses: list[float]) -> Account:
 
 
 def a_result(lo: int, hi: int) -> Result:
-    return Result(work="train", step=3, lo=lo, hi=hi, loss_sum=0.0, correct=0, count=1, compute_s=0.0)
+    return Result(work="train", step=3, lo=lo, hi=hi, loss_sum=0.0, count=1, compute_s=0.0)
 
 
 def test_entries_come_back_as_they_went_in() -> None:

@@ -85,9 +85,9 @@ def record(folder: Path | None) -> MetricsRecorder:
     recorder, progress = recorder_in(folder), Progress()
     progress.begin_round(10.0)
     for step in range(6):
-        progress.end_step(Tally(16.0, 8, 16), 12.0, (1.0, 1.5))
+        progress.end_step(Tally(16.0, 16, metrics=(8, 16)), 12.0, (1.0, 1.5))
         moved = Moved(sums=1000 * step, weights=300 * step)
-        recorder.step(step, Tally(16.0, 8, 16), 0.1, 0.25, progress.last_step, moved)
+        recorder.step(step, Tally(16.0, 16, metrics=(8, 16)), 0.1, 0.25, progress.last_step, moved)
         recorder.account(step, account(), checksum=7)
         if step % 3 == 2:
             recorder.epoch(EPOCHS[step // 3], weights())
@@ -158,7 +158,7 @@ def test_every_line_of_the_metrics_is_json(tmp_path: Path) -> None:
 
 def test_finished_epochs_are_on_disk_while_the_run_goes_on(tmp_path: Path) -> None:
     recorder = recorder_in(tmp_path)
-    recorder.step(0, Tally(1.0, 0, 1), 0.1, 0.0, Progress().last_step)
+    recorder.step(0, Tally(1.0, 1), 0.1, 0.0, Progress().last_step)
     recorder.epoch(EPOCHS[0], weights())
     assert len((tmp_path / METRICS).read_text().splitlines()) == 2
     recorder.close()
@@ -193,7 +193,7 @@ def test_nothing_half_written_is_left_beside_the_files(tmp_path: Path) -> None:
 
 def test_a_failed_run_keeps_its_weights_and_the_reason_but_no_result(tmp_path: Path) -> None:
     recorder = recorder_in(tmp_path)
-    recorder.step(0, Tally(1.0, 0, 1), 0.1, 0.0, Progress().last_step)
+    recorder.step(0, Tally(1.0, 1), 0.1, 0.0, Progress().last_step)
     recorder.fail("the loss is not finite", FailureKind.DIVERGED, weights(), 1)
     recorder.close()
     assert {path.name for path in tmp_path.iterdir()} == {METRICS, LEDGER, WEIGHTS, RECEIPT}

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from lockstep.common.job.job import Job, Monitor
+from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import EpochStatus
 from lockstep.ps.run.early_stopping import best_epoch, figure_of, is_stopped
 
@@ -32,11 +33,29 @@ def job_of(**values: Any) -> Job:
         ("accuracy", (0.9, 0.9, 0.91), 3),
     ],
 )
-def test_the_best_is_the_first_that_none_is_better_than(
-    monitor: Monitor, figures: tuple[float, ...], best: int
-) -> None:
+def test_the_best_is_the_first_that_none_is_better_than(monitor: str, figures: tuple[float, ...], best: int) -> None:
     history = history_of(*figures, name=monitor)
     assert best_epoch(job_of(monitor=monitor), history) is history[best - 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "figures", "best"),
+    [
+        ({"metrics": ("f1",), "monitor": "test_f1"}, (0.1, 0.9, 0.5), 2),
+        ({"metrics": ("perplexity",), "monitor": "test_perplexity"}, (3.0, 5.0, 2.0), 3),
+        ({"metrics": ("own.py:cost",), "monitor": "test_cost", "monitor_mode": "min"}, (3.0, 5.0, 2.0), 3),
+        ({"metrics": ("own.py:gain",), "monitor": "test_gain", "monitor_mode": "max"}, (3.0, 5.0, 2.0), 2),
+    ],
+)
+def test_metrics_of_a_job_are_watched_in_their_direction(
+    values: dict[str, Any], figures: tuple[float, ...], best: int
+) -> None:
+    epochs = history_of(*(0.0 for _ in figures))
+    history = [
+        msgspec.structs.replace(epoch, metrics={values["monitor"]: figure})
+        for epoch, figure in zip(epochs, figures, strict=True)
+    ]
+    assert best_epoch(job_of(**values), history) is history[best - 1]
 
 
 def test_before_the_first_epoch_nothing_is_judged() -> None:

@@ -8,7 +8,7 @@ from lockstep.ps.run.traffic import NOTHING, Moved, Traffic
 
 VALUES = np.ones(100, np.float32)
 
-RESULT = Result(work="train", step=0, lo=0, hi=1, loss_sum=1.0, correct=1, count=1, compute_s=0.1)
+RESULT = Result(work="train", step=0, lo=0, hi=1, loss_sum=1.0, count=1, compute_s=0.1)
 
 
 def counted(*messages: Message, values: np.ndarray | None = VALUES) -> Moved:

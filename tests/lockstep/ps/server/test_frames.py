@@ -88,9 +88,7 @@ def test_what_is_no_frame_costs_the_worker_its_place(bad: SumsFrame, size: int, 
 def test_a_result_before_all_its_frames_does_not_count() -> None:
     hand = Hand()
     hand.send(part(0), part(FRAME))
-    result = Result(
-        work="train", step=0, lo=0, hi=4, loss_sum=1.0, correct=1, count=16, compute_s=0.1, losses=bytes(16)
-    )
+    result = Result(work="train", step=0, lo=0, hi=4, loss_sum=1.0, count=16, compute_s=0.1, losses=bytes(16))
     hand.client.send(encode(result))
     hand.simulation.run_until_quiet()
     assert hand.simulation.server.coordinator.round.step == 0

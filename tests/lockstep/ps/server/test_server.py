@@ -94,7 +94,7 @@ def test_sums_of_a_wrong_length_cost_the_worker_its_place_and_the_run_goes_on() 
     odd.send(encode(JOIN))
     simulation.add_worker()
     simulation.run_to(1)
-    result = Result(work="train", step=1, lo=0, hi=1, loss_sum=0.0, correct=0, count=4, compute_s=0.0, losses=bytes(4))
+    result = Result(work="train", step=1, lo=0, hi=1, loss_sum=0.0, count=4, compute_s=0.0, losses=bytes(4))
     odd.send(encode(result, [np.zeros(3, np.float32)]))
     before = simulation.finish()
     (refused,) = [message for message in heard(odd) if isinstance(message, Refused)]

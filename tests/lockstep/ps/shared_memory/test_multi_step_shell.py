@@ -77,7 +77,7 @@ class FakeTeam:
     def _write_entry(self, step: int) -> None:
         entry = self.marks.entries[step % ENTRIES]
         entry["step"] = step
-        write_tally(entry, Tally(step / 2, 1, 3))
+        write_tally(entry, Tally(step / 2, 3, metrics=(1, 3)))
         entry["round_s"], entry["update_s"], entry["used"] = 0.5, 0.125, 2
         entry["parts"][:2] = [(0, 2, 3), (2, 3, 1)]
         entry["times"][:2] = [(0.125, 0.0, 0.25), (0.25, 0.0, 0.375)]
@@ -111,7 +111,7 @@ class Bench:
         self.shard = setup.shard
         self.shard.skip_to(ASKED.first)
         size = self.shard.weights.size
-        self.shape = TeamShape(processes=PROCESSES, micro_batches=JOB.micro_batches, size=size, clips=False)
+        self.shape = TeamShape(processes=PROCESSES, micro_batches=JOB.micro_batches, size=size, clips=False, metrics=2)
         self.sharing.folder.make(sums_file(ASKED.rank), sums_shape(size))
         self.sharing.admit(ASKED.rank, self.sharing.folder.nonce.hex(), self.shape)
         self.shell = MultiStepShell(setup.info, self.shard, self.clock, self._send, self.said.append, self.sharing)
@@ -179,7 +179,7 @@ def test_what_a_team_shows_becomes_steps_that_are_made_but_for_the_newest(bench:
     happened = bench.wait(BETWEEN_S[1])
     assert steps_in(happened) == [3, 4]
     last = made_in(happened)[-1]
-    assert (last.rank, last.tally, last.losses) == (4, Tally(2.0, 1, 3), pack_losses([4.0, 4.25, 4.5]))
+    assert (last.rank, last.tally, last.losses) == (4, Tally(2.0, 3, metrics=(1, 3)), pack_losses([4.0, 4.25, 4.5]))
     assert last.parts == (
         events.PartMade(node=Node(0, 2), process=3, began_s=0.0, ended_s=0.25, compute_s=0.125),
         events.PartMade(node=Node(2, 3), process=1, began_s=0.0, ended_s=0.375, compute_s=0.25),

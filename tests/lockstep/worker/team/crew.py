@@ -17,6 +17,7 @@ from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.source import with_validation
 from lockstep.common.job.job import Job
+from lockstep.common.job.metrics import Metrics
 from lockstep.common.job.tally import Tally
 from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.nn.description import describe
@@ -313,7 +314,13 @@ class Crew:
 
 
 def shape_of(job: Job, processes: int, size: int) -> TeamShape:
-    return TeamShape(processes=processes, micro_batches=job.micro_batches, size=size, clips=job.clip_norm is not None)
+    return TeamShape(
+        processes=processes,
+        micro_batches=job.micro_batches,
+        size=size,
+        clips=job.clip_norm is not None,
+        metrics=Metrics.of(job.loss, job.metrics or ()).size(0),
+    )
 
 
 def weights_of(job: Job) -> Vector:

@@ -11,13 +11,13 @@ import pytest
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import SharingError
 from lockstep.common.job.tally import Tally
-from lockstep.common.protocol.team_memory import ENDED_S, ORDERS, OWN_PARTS, ROWS, WORKS, TeamShape
+from lockstep.common.protocol.team_memory import ENDED_S, METRICS, ORDERS, OWN_PARTS, ROWS, WORKS, TeamShape
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.team.division import OrderPlan, OrderWork, TeamPart, plan_for
 from lockstep.worker.team.memory import FIRST, LEAST_LOAD, RESULT, Computed, Copies, Copy, OwnVectors, TeamMemory
 from lockstep.worker.team.order import Order, Steps
 
-SHAPE = TeamShape(processes=3, micro_batches=8, size=5000, clips=False)
+SHAPE = TeamShape(processes=3, micro_batches=8, size=5000, clips=False, metrics=2)
 PLAN = plan_for(OrderWork(Node(0, 8), 8), {0: 1.0, 1: 1.5, 2: 4.0})
 
 
@@ -42,7 +42,9 @@ def team(memory: Path) -> Iterator[list[TeamMemory]]:
 
 def computed(node: Node) -> Computed:
     losses = [float(micro_batch) for micro_batch in range(node.lo, node.hi)]
-    return Computed(node=node, tally=Tally(sum(losses), node.lo, len(node)), losses=losses, began_s=1.0, ended_s=3.5)
+    return Computed(
+        node=node, tally=Tally(sum(losses), len(node), metrics=(node.lo, 0.5)), losses=losses, began_s=1.0, ended_s=3.5
+    )
 
 
 def show(member: TeamMemory, row: int, lo: int, hi: int, order: int = 4) -> None:
@@ -122,7 +124,8 @@ def test_sums_that_are_being_written_are_not_seen(row: int, team: list[TeamMemor
 def test_what_belongs_to_sums_comes_with_them(team: list[TeamMemory]) -> None:
     show(team[2], 5, 4, 8)
     copies = Copies([Copy(Node(4, 8), 2, 5)])
-    assert team[0].figures(copies)[:, : ENDED_S + 1].tolist() == [[22.0, 4.0, 4.0, 2.5, 1.0, 3.5]]
+    assert team[0].figures(copies)[:, : ENDED_S + 1].tolist() == [[22.0, 4.0, 2.5, 1.0, 3.5]]
+    assert team[0].figures(copies)[:, METRICS:].tolist() == [[4.0, 0.5]]
     assert team[0].losses(copies).tolist() == [4.0, 5.0, 6.0, 7.0]
     assert team[2].holds(5, 4, Node(4, 8))
     assert not any(team[2].holds(*other) for other in ((5, 5, Node(4, 8)), (4, 4, Node(4, 8)), (5, 4, Node(4, 6))))

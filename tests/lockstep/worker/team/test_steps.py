@@ -14,7 +14,7 @@ from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.job.job import Job
 from lockstep.common.job.tally import Tally
-from lockstep.common.protocol.team_memory import ENTRIES, UpdateMarks
+from lockstep.common.protocol.team_memory import ENTRIES, UpdateMarks, tally_in
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.runs.single_process import SingleProcessTrainer
@@ -119,7 +119,7 @@ class Yard:
         for step in range(self.at, steps):
             entry, (tally, losses, checksum) = marks.entries[step % ENTRIES], self.made.figures[step]
             assert int(entry["step"]) == step
-            assert Tally(float(entry["loss_sum"]), int(entry["correct"]), int(entry["count"])) == tally
+            assert tally_in(entry) == tally
             assert entry["losses"].tolist() == losses
             assert entry["round_s"] >= 0.0
             self.seconds += float(entry["round_s"])

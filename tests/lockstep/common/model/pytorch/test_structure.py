@@ -68,7 +68,7 @@ REFUSED = {
     "double": (lambda: nn.Sequential(nn.Linear(2, 2, dtype=torch.float64)), r"'0.weight' is float64"),
     "frozen": (lambda: nn.Linear(2, 2).requires_grad_(False), "all parameters of the model are frozen: expected"),
     "lazy": (lambda: nn.LazyLinear(3), r"'weight' has no shape yet"),
-    "compiled": (lambda: torch.compile(nn.Linear(2, 2)), r"is a OptimizedModule: expected the plain module"),
+    "compiled": (lambda: torch.compile(nn.Linear(2, 2)), r"is an OptimizedModule: expected the plain module"),
     "compiled part": (compiled_part, r"torch.compile has compiled, 'helper'"),
     "replicated": (lambda: nn.DataParallel(nn.Linear(2, 2)), r"is a DataParallel: expected the plain module"),
     "script": (scripted, r"expected the plain module"),

@@ -1,0 +1,264 @@
+"""Metrics: figures of outputs and targets, besides the loss, from sums that are added over the tree of a step. Pure.
+
+A metric makes sums of the rows of a micro-batch, and a figure of the sums over any number of them: so it is exact, and
+the same for any number of workers. A mean of figures would be neither.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, SupportsFloat
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.common.job.losses import LossKind, kind_of
+
+Array = NDArray[Any]
+Sums = NDArray[np.float64]
+
+#: A metric of the user's own: outputs and targets in, the sum of the metric and what it is divided by out.
+OwnMetric = Callable[[Any, Any], tuple[Any, Any]]
+
+#: Metrics that a job may name.
+MOST_METRICS = 16
+
+#: Of metrics that count by class: what counts three numbers of each of so many classes travels with each result.
+MOST_CLASSES = 4096
+
+#: Sums of all metrics: two of each, and three of each class for the two that count by class.
+MOST_SUMS = 2 * MOST_METRICS + 2 * 3 * MOST_CLASSES
+
+
+class Rows(NamedTuple):
+    """What a metric compares, without targets that are ignored."""
+
+    #: (rows, classes), or (rows, labels), or (rows, numbers).
+    outputs: Array
+    #: The class of each row, (rows,); otherwise as the outputs.
+    targets: Array
+    kind: LossKind
+    #: What each row weighs if samples have weights, (rows,): for figures of numbers, as in their losses.
+    weights: Array | None = None
+
+
+class Basis(NamedTuple):
+    """What a figure may follow from besides sums."""
+
+    #: The mean loss.
+    loss: float
+    #: The mean squared error of always predicting the targets' mean, None if nobody has asked for it.
+    guess: float | None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of the library, or the user's own, whose function is elsewhere."""
+
+    #: The losses that it goes with; those of the user's own, too, if it has sums.
+    kinds: frozenset[LossKind]
+    #: How many sums there are, or of each class if it counts by class.
+    width: int
+    figure: Callable[[Sums, Basis], float]
+    #: Sums of rows, (width,), or (width * classes,); None of a metric without sums, or the user's own.
+    sums: Callable[[Rows], Sums] | None = None
+    is_by_class: bool = False
+    #: Whether all sums are whole numbers, which are exact in any order.
+    is_whole: bool = False
+    #: None if nobody knows.
+    is_higher_better: bool | None = True
+
+
+# Sums
+
+
+def _of(*sums: SupportsFloat) -> Sums:
+    return np.array([float(each) for each in sums], np.float64)
+
+
+def _right(rows: Rows) -> Sums:
+    if rows.kind is LossKind.LABELS:
+        return _of(np.count_nonzero((rows.outputs > 0.0) == (rows.targets > 0.5)), rows.targets.size)
+    return _of(np.count_nonzero(rows.outputs.argmax(axis=1) == rows.targets), len(rows.targets))
+
+
+def _among(best: int) -> Callable[[Rows], Sums]:
+    """Return what counts the rows whose class is among so many of the largest outputs; of equal ones the first are."""
+
+    def sums(rows: Rows) -> Sums:
+        own = np.take_along_axis(rows.outputs, rows.targets[:, np.newaxis], axis=1)
+        is_before = (rows.outputs == own) & (np.arange(rows.outputs.shape[1]) < rows.targets[:, np.newaxis])
+        places = np.count_nonzero((rows.outputs > own) | is_before, axis=1)
+        return _of(np.count_nonzero(places < best), len(rows.targets))
+
+    return sums
+
+
+def _by_class(rows: Rows) -> Sums:
+    """Count of each class, or label, how often it was predicted rightly, was predicted, and was the target."""
+    classes = rows.outputs.shape[1]
+    if rows.kind is LossKind.LABELS:
+        predicted, actual = rows.outputs > 0.0, rows.targets > 0.5
+        counts = [np.count_nonzero(each, axis=0) for each in (predicted & actual, predicted, actual)]
+    else:
+        predicted = rows.outputs.argmax(axis=1)
+        found = rows.targets[predicted == rows.targets], predicted, rows.targets
+        counts = [np.bincount(each, minlength=classes) for each in found]
+    return np.concatenate(counts).astype(np.float64)
+
+
+def _errors(size_of: Callable[[Sums], Sums]) -> Callable[[Rows], Sums]:
+    """Return what adds up errors of numbers, whose size that function has."""
+
+    def sums(rows: Rows) -> Sums:
+        errors = size_of(rows.outputs.astype(np.float64) - rows.targets)
+        if rows.weights is None:
+            return _of(errors.sum(), errors.size)
+        weights = rows.weights.astype(np.float64)
+        return _of((errors.sum(axis=1) * weights).sum(), weights.sum() * errors.shape[1])
+
+    return sums
+
+
+# Figures
+
+
+def _mean(sums: Sums, basis: Basis) -> float:
+    return float(sums[0] / sums[1]) if sums[1] else 0.0
+
+
+def _root_mean(sums: Sums, basis: Basis) -> float:
+    return math.sqrt(_mean(sums, basis))
+
+
+def _explained(mean_square: float, guess: float | None) -> float:
+    # If all targets are equal there is nothing to explain.
+    return 1.0 - mean_square / guess if guess else 0.0
+
+
+def _mean_over_classes(of_class: Callable[[Sums, Sums, Sums], tuple[Sums, Sums]]) -> Callable[[Sums, Basis], float]:
+    """Return the mean, over classes that were predicted or were targets, of a quotient of their counts."""
+
+    def figure(sums: Sums, basis: Basis) -> float:
+        right, predicted, actual = sums.reshape(3, -1)
+        there = predicted + actual > 0
+        over, under = of_class(right[there], predicted[there], actual[there])
+        return float((over / under).mean()) if len(over) else 0.0
+
+    return figure
+
+
+_CLASSES, _LABELS = frozenset({LossKind.CLASSES}), frozenset({LossKind.LABELS})
+_NUMBERS = frozenset({LossKind.NUMBERS})
+
+#: By name, in the order in which errors and docs name them; besides these, `topK` for any K.
+METRICS: Mapping[str, Metric] = {
+    "accuracy": Metric(_CLASSES | _LABELS, 2, _mean, _right, is_whole=True),
+    "top5": Metric(_CLASSES, 2, _mean, _among(5), is_whole=True),
+    # 2PR / (P + R), in counts; van Rijsbergen, "Information Retrieval", 1979.
+    "f1": Metric(
+        _CLASSES | _LABELS,
+        3,
+        _mean_over_classes(lambda right, predicted, actual: (2.0 * right, predicted + actual)),
+        _by_class,
+        is_by_class=True,
+        is_whole=True,
+    ),
+    # Jaccard's index.
+    "iou": Metric(
+        _CLASSES | _LABELS,
+        3,
+        _mean_over_classes(lambda right, predicted, actual: (right, predicted + actual - right)),
+        _by_class,
+        is_by_class=True,
+        is_whole=True,
+    ),
+    # More than e^700 is no number of a float64.
+    "perplexity": Metric(_CLASSES, 0, lambda sums, basis: math.exp(min(basis.loss, 700.0)), is_higher_better=False),
+    "mae": Metric(_NUMBERS, 2, _mean, _errors(np.abs), is_higher_better=False),
+    "rmse": Metric(_NUMBERS, 2, _root_mean, _errors(np.square), is_higher_better=False),
+    "r2": Metric(_NUMBERS, 2, lambda sums, basis: _explained(_mean(sums, basis), basis.guess), _errors(np.square)),
+}
+
+#: R² if the loss is the mean squared error: there is nothing to add up again.
+_R2_OF_LOSS = Metric(_NUMBERS, 0, lambda sums, basis: _explained(basis.loss, basis.guess))
+
+#: The user's own, by the number that its function returns and what that is divided by.
+_OWN = Metric(frozenset(LossKind), 2, _mean, is_higher_better=None)
+
+_TOP = re.compile(r"top([1-9][0-9]{0,3})")
+
+#: As errors name them.
+KNOWN = ", ".join("topK (as top5)" if name == "top5" else name for name in METRICS)
+
+
+def is_named(value: str) -> bool:
+    """Tell whether a value of a job's metrics names one of the library."""
+    return value in METRICS or _TOP.fullmatch(value) is not None
+
+
+def metric_name(value: str) -> str:
+    """Return what the figure of a job's value is called: of a function of the user's own, as the function."""
+    return value if is_named(value) else value.rpartition(":")[2]
+
+
+def metric_of(value: str, loss: str) -> Metric:
+    """Return a metric by a job's value: one without a name in the library is the user's own."""
+    if value == "r2" and loss == "mse":
+        return _R2_OF_LOSS
+    if value not in METRICS and (found := _TOP.fullmatch(value)):
+        return Metric(_CLASSES, 2, _mean, _among(int(found[1])), is_whole=True)
+    return METRICS.get(value, _OWN)
+
+
+def score_metric(loss: str) -> str:
+    """Return the metric that a loss has unasked, empty if it has none."""
+    if kind_of(loss) in (LossKind.CLASSES, LossKind.LABELS):
+        return "accuracy"
+    return "r2" if loss == "mse" else ""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The metrics of a job by name: those that it names, after the one that its loss has unasked."""
+
+    by_name: Mapping[str, Metric]
+
+    @classmethod
+    def of(cls, loss: str, values: Iterable[str]) -> "Metrics":
+        """Return the metrics of a job with that loss that names these."""
+        unasked = score_metric(loss)
+        wanted = dict.fromkeys([*([unasked] if unasked else []), *values])
+        return cls({metric_name(value): metric_of(value, loss) for value in wanted})
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all sums are whole numbers, which are exact in any order."""
+        return all(metric.is_whole for metric in self.by_name.values() if metric.width)
+
+    @property
+    def needs_guess(self) -> bool:
+        """Whether a figure is measured by the variance of the targets."""
+        return "r2" in self.by_name
+
+    def size(self, classes: int) -> int:
+        """Return how many sums there are of all metrics."""
+        return sum(metric.width * (classes if metric.is_by_class else 1) for metric in self.by_name.values())
+
+    @property
+    def counts_by_class(self) -> bool:
+        """Whether the number of sums depends on that of the classes."""
+        return any(metric.is_by_class for metric in self.by_name.values())
+
+    def figures(self, sums: Sequence[float], basis: Basis) -> dict[str, float]:
+        """Return the figures that sums of all metrics come to, by name; no sums are those over no rows."""
+        array = np.array(sums or [0.0] * self.size(1), np.float64)
+        by_class = sum(metric.width for metric in self.by_name.values() if metric.is_by_class)
+        fixed = self.size(0)
+        classes = (len(array) - fixed) // by_class if by_class else 0
+        found, start = dict[str, float](), 0
+        for name, metric in self.by_name.items():
+            end = start + metric.width * (classes if metric.is_by_class else 1)
+            found[name], start = metric.figure(array[start:end], basis), end
+        return found

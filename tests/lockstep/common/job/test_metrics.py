@@ -1,0 +1,157 @@
+"""Metrics: equal to scikit-learn's over all rows, whatever these were cut into; and what they refuse."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lockstep.common.data.dataset import Dataset
+from lockstep.common.data.records import as_records, labels_with
+from lockstep.common.errors import ModelError
+from lockstep.common.job.job import Job
+from lockstep.common.job.metrics import METRICS, Basis, Metrics
+from lockstep.common.job.objective import Objective
+from lockstep.common.job.score import Score, score_of
+from lockstep.common.job.tally import Tally
+
+RNG = np.random.default_rng(8)
+#: Ties among outputs, classes that are never predicted, and one that is no target.
+LOGITS = RNG.integers(0, 3, (60, 6)).astype(np.float32)
+CLASSES = RNG.integers(0, 5, 60)
+HOLDS = RNG.integers(0, 2, (60, 4))
+NUMBERS = RNG.normal(size=(60, 3)).astype(np.float32)
+
+
+def scored(objective: Objective, outputs: NDArray[Any], labels: NDArray[Any], parts: int = 7) -> Score:
+    """Return the score of rows that were cut into parts, whose losses are 0."""
+    guess = None
+    if objective.metrics.needs_guess:
+        guess = objective.guess(Dataset(np.zeros((len(labels), 1), np.float32), labels, 0))
+    tally = Tally()
+    for rows in np.array_split(np.arange(len(labels)), parts):
+        tally += objective.tally(0.0, outputs[rows], objective.targets(labels[rows]))
+    return score_of(objective.metrics, tally, guess)
+
+
+def named(loss: str, *metrics: str, **values: Any) -> Objective:
+    return Objective.of(Job(loss=loss, metrics=metrics, **values))
+
+
+def test_classes_are_counted_as_scikit_learn_does() -> None:
+    sklearn = pytest.importorskip("sklearn.metrics")
+    predicted = LOGITS.argmax(axis=1)
+    found = scored(named("cross-entropy", "f1", "iou", "top1", "top6"), LOGITS, CLASSES)
+    assert found.accuracy == sklearn.accuracy_score(CLASSES, predicted)
+    assert found.others["f1"] == pytest.approx(sklearn.f1_score(CLASSES, predicted, average="macro"), rel=1e-12)
+    assert found.others["iou"] == pytest.approx(sklearn.jaccard_score(CLASSES, predicted, average="macro"), rel=1e-12)
+    assert (found.others["top1"], found.others["top6"]) == (found.accuracy, 1.0)
+
+
+def test_of_equal_outputs_the_first_are_the_best() -> None:
+    found = scored(named("cross-entropy", "top2"), np.zeros((4, 3), np.float32), np.array([0, 1, 2, 2]), parts=1)
+    assert found.others == {"top2": 0.5}
+
+
+def test_several_labels_are_counted_as_scikit_learn_does() -> None:
+    sklearn = pytest.importorskip("sklearn.metrics")
+    outputs = RNG.normal(size=HOLDS.shape).astype(np.float32)
+    found = scored(named("bce", "f1", "iou"), outputs, HOLDS)
+    assert found.accuracy == ((outputs > 0) == HOLDS).mean()
+    assert found.others["f1"] == pytest.approx(sklearn.f1_score(HOLDS, outputs > 0, average="macro"), rel=1e-12)
+    assert found.others["iou"] == pytest.approx(sklearn.jaccard_score(HOLDS, outputs > 0, average="macro"), rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["l1", "mine.py:loss"])
+@pytest.mark.parametrize("weights", [None, RNG.random(60).astype(np.float32)])
+def test_errors_of_numbers_are_those_of_scikit_learn(loss: str, weights: NDArray[Any] | None) -> None:
+    sklearn = pytest.importorskip("sklearn.metrics")
+    outputs = NUMBERS + RNG.normal(size=NUMBERS.shape).astype(np.float32)
+    objective, given = named(loss, "mae", "rmse", "r2"), {"sample_weight": weights}
+    labels = labels_with({"": NUMBERS}, weights)
+    found = scored(objective, outputs, labels)
+    assert found.others["mae"] == pytest.approx(sklearn.mean_absolute_error(NUMBERS, outputs, **given), rel=1e-6)
+    error = sklearn.mean_squared_error(NUMBERS, outputs, **given) ** 0.5
+    assert found.others["rmse"] == pytest.approx(error, rel=1e-6)
+    if weights is None:
+        expected = sklearn.r2_score(NUMBERS, outputs, multioutput="variance_weighted")
+        assert found.r2 == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_label_that_is_ignored_is_in_no_metric() -> None:
+    labels = np.where(np.arange(60) % 3 == 0, 255, CLASSES)
+    kept = labels != 255
+    some = scored(named("cross-entropy", "f1", "top2", ignore_index=255), LOGITS, labels)
+    assert some == scored(named("cross-entropy", "f1", "top2"), LOGITS[kept], CLASSES[kept])
+
+
+def test_each_pixel_is_a_row() -> None:
+    maps = LOGITS.reshape(3, 4, 5, 6).transpose(0, 3, 1, 2)
+    objective = named("cross-entropy", "iou")
+    assert scored(objective, maps, CLASSES.reshape(3, 4, 5), 3) == scored(objective, LOGITS, CLASSES)
+
+
+def test_perplexity_follows_from_the_loss() -> None:
+    metrics = Metrics.of("nll", ["perplexity"])
+    assert score_of(metrics, Tally(6.0, 3)).others == {"perplexity": pytest.approx(np.exp(2.0))}
+    assert np.isfinite(score_of(metrics, Tally(1e6, 1)).others["perplexity"])
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_over_nothing_each_has_a_figure(name: str) -> None:
+    loss = "l1" if name in ("mae", "rmse", "r2") else "cross-entropy"
+    assert np.isfinite(list(Metrics.of(loss, [name]).figures((), Basis(0.0, None)).values())).all()
+
+
+def test_with_a_loss_of_ones_own_targets_are_judged_as_they_look() -> None:
+    for outputs, labels, loss in ((LOGITS, CLASSES, "cross-entropy"), (RNG.normal(size=HOLDS.shape), HOLDS, "bce")):
+        found = scored(named("mine.py:loss", "accuracy", "f1"), outputs, labels)
+        assert found == scored(named(loss, "f1"), outputs, labels)
+
+
+@pytest.mark.parametrize(
+    ("metric", "outputs", "labels", "text"),
+    [
+        ("accuracy", LOGITS, NUMBERS[:, 0], "the targets are of dtype 'float32'"),
+        ("accuracy", LOGITS, CLASSES + 2, "the targets are 6 for 6 outputs"),
+        ("mae", LOGITS, NUMBERS, r"the targets are \(3,\), not \(6,\) as outputs"),
+        ("f1", LOGITS, as_records({"a": CLASSES, "b": CLASSES}), "the targets are several arrays: expected what a"),
+    ],
+)
+def test_targets_that_a_metric_cannot_read_are_named(
+    metric: str, outputs: NDArray[Any], labels: NDArray[Any], text: str
+) -> None:
+    objective = named("mine.py:loss", metric)
+    with pytest.raises(ModelError, match=f"metrics has '{metric}' with loss = 'mine.py:loss', and {text}"):
+        objective.tally(0.0, outputs, objective.targets(labels))
+
+
+def test_a_metric_by_class_has_a_limit() -> None:
+    objective = named("cross-entropy", "f1")
+    with pytest.raises(ModelError, match=r"metrics has 'f1' with 4097 classes: expected at most 4096, .* use accuracy"):
+        objective.tally(0.0, np.zeros((1, 4097), np.float32), np.zeros(1, np.int64))
+
+
+def test_a_metric_of_ones_own_gets_rows_and_returns_a_sum_and_a_count() -> None:
+    def spread(outputs: Any, targets: Any) -> Any:
+        assert (outputs.shape, targets.shape) == ((len(targets), 6), (len(outputs),))
+        return outputs.max(axis=1).sum(), len(targets)
+
+    objective = Objective.of(Job(metrics=("mine.py:spread",), ignore_index=255), None, {"spread": spread})
+    labels = np.where(np.arange(60) % 3 == 0, 255, CLASSES).reshape(15, 4)
+    found = scored(objective, LOGITS.reshape(15, 4, 6), labels)
+    assert found.others == {"spread": pytest.approx(LOGITS[labels.reshape(-1) != 255].max(axis=1).mean())}
+
+
+@pytest.mark.parametrize(
+    ("returned", "text"),
+    [
+        ((np.nan, 1), "the metric odd returned nan and 1.0: expected two finite numbers"),
+        ((1.0, -1), "the metric odd returned 1.0 and -1.0: expected two finite numbers"),
+        (3.0, "the metric odd raised TypeError: .*: expected a function of outputs and targets, both NumPy arrays"),
+    ],
+)
+def test_a_metric_of_ones_own_that_returns_something_else_is_named(returned: Any, text: str) -> None:
+    objective = Objective.of(Job(metrics=("mine.py:odd",)), None, {"odd": lambda outputs, targets: returned})
+    with pytest.raises(ModelError, match=text):
+        objective.tally(0.0, LOGITS, CLASSES)
