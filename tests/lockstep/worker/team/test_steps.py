@@ -90,8 +90,9 @@ class Yard:
 
     crew: Crew
     made: Made
-    #: Steps of the run that are made, and the number of the last lease.
+    #: Steps of the run that are made, and those whose checksums were looked at; and the number of the last lease.
     at: int = 0
+    summed: int = 0
     number: int = 0
     marks: UpdateMarks | None = None
     #: Seconds that the server waits: more where nobody looks again and again, since nobody wakes anybody here.
@@ -100,7 +101,7 @@ class Yard:
     def begin(self, last: int) -> UpdateMarks:
         """Give the team the steps up to `last`."""
         self.made.advance(last)
-        self.number += 1
+        self.number, self.summed = self.number + 1, self.at
         self.marks = self.crew.begin_steps(self.at, last, self.number)
         self.crew.check = self.check
         return self.marks
@@ -111,18 +112,26 @@ class Yard:
         assert opening is not None
         assert marks is not None
         steps = marks.least()
-        if marks.number != self.number or steps == self.at:
+        if marks.number != self.number:
+            return
+        self._check_checksums(marks)
+        if steps == self.at:
             return
         assert weights_at(opening.shard, steps) == self.made.weights[steps]
         for step in range(self.at, steps):
-            entry, (tally, losses, checksum) = marks.entries[step % ENTRIES], self.made.figures[step]
+            entry, (tally, losses, _) = marks.entries[step % ENTRIES], self.made.figures[step]
             assert int(entry["step"]) == step
             assert Tally(float(entry["loss_sum"]), int(entry["correct"]), int(entry["count"])) == tally
             assert entry["losses"].tolist() == losses
-            if step + 1 < int(marks.made[0]):
-                assert int(marks.entries[(step + 1) % ENTRIES]["checksum"]) == checksum
         marks.show_read(steps)
         self.at = steps
+
+    def _check_checksums(self, marks: UpdateMarks) -> None:
+        """Check those of the weights that the last slices were made from: each is there before its mark."""
+        begun = int(marks.made[marks.slices - 1]) - 1
+        for step in range(self.summed, begun):
+            assert int(marks.entries[(step + 1) % ENTRIES]["checksum"]) == self.made.figures[step][2]
+        self.summed = max(self.summed, begun)
 
     def end(self) -> None:
         """End the lease, as the server does: in other memory if somebody stands still with a lock."""
