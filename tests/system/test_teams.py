@@ -4,11 +4,13 @@ import json
 import os
 import signal
 
+import numpy as np
 import pytest
 
 from lockstep.cli.main import run
 from lockstep.ps.records.ledger import StepDone
 from lockstep.ps.records.run_folder import read_ledger
+from tests.lockstep.tiny_data import tiny_arrays
 from tests.system.jobs import BRIEF, ENDLESS
 from tests.system.processes import GONE_S, Place, is_gone
 
@@ -18,8 +20,52 @@ def digest(place: Place, name: str) -> str:
     return found
 
 
-#: Some epochs of a vector in several slices: after the first steps, a team makes all but the last of each by itself.
-LONG = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "4", "--micro-batches", "4", "--steps", "200")
+#: A model with statistics, which draws numbers; and its vector, in several slices.
+NOISY = """
+from lockstep import nn
+
+
+def build():
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.25), nn.Linear(64, {outputs})
+    )
+"""
+
+#: Some epochs: after the first steps, a team makes all but the last of each by itself.
+LONG = ("--micro-batches", "4", "--steps", "200")
+
+#: Jobs that differ in all that an update depends on: those of simulated runs, once as they are.
+REAL = {
+    "adam, clipped": (
+        *("--model", "classes.py:build", "--data", "tiny.npz", "--global-batch", "9", "--optimizer", "adam"),
+        *("--lr", "0.001", "--clip-norm", "0.5", "--schedule", "step", "--class-weights", "1,2.5,1,1,1,0.3,1,1,1,1"),
+    ),
+    "rounded": (
+        *("--model", "mlp", "--data", "tiny.npz", "--global-batch", "4", "--wire", "int8"),
+        *("--wire-weights", "bfloat16", "--lr", "0.002", "--schedule", "one-cycle"),
+    ),
+    "several targets": (
+        *("--model", "numbers.py:build", "--data", "numbers.npz", "--loss", "mse", "--global-batch", "9"),
+        *("--optimizer", "rmsprop", "--lr", "0.001", "--schedule", "polynomial", "--validation-split", "0.2"),
+    ),
+    "averaged": (
+        *("--model", "classes.py:build", "--data", "tiny.npz", "--global-batch", "7", "--nesterov"),
+        *("--ema-decay", "0.9", "--clip-value", "0.01", "--wire", "float16", "--schedule", "exponential"),
+    ),
+    "local steps": (
+        *("--model", "classes.py:build", "--data", "tiny.npz", "--global-batch", "16", "--local-steps", "2"),
+        *("--optimizer", "adamw", "--lr", "0.001", "--schedule", "cosine", "--local-clip-norm", "1"),
+    ),
+}
+
+
+def write_jobs(place: Place) -> None:
+    """Write what these jobs name."""
+    for name, outputs in (("classes", 10), ("numbers", 3)):
+        (place.folder / f"{name}.py").write_text(NOISY.format(outputs=outputs))
+    (x_train, _), (x_test, _) = tiny_arrays()
+    targets = [images[:, :3, 0].astype(np.float32) for images in (x_train, x_test)]
+    np.savez(place.folder / "numbers.npz", x_train=x_train, y_train=targets[0], x_test=x_test, y_test=targets[1])
 
 
 def made_without_the_server(place: Place, name: str) -> int:
@@ -52,19 +98,18 @@ def test_a_team_has_the_bits_of_one_process(
 
 
 @pytest.mark.parametrize(
-    "job",
+    ("job", "workers"),
     [
-        ("--optimizer", "adam", "--lr", "0.001", "--clip-norm", "0.5", "--schedule", "one-cycle"),
-        pytest.param(("--wire", "int8", "--wire-weights", "bfloat16", "--lr", "0.002"), marks=pytest.mark.slow),
+        ("adam, clipped", "3"),
+        *(pytest.param(job, workers, marks=pytest.mark.slow) for job in REAL for workers in ("2", "3")),
     ],
-    ids=["adam, clipped", "rounded"],
 )
-@pytest.mark.parametrize("workers", ["3", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_team_that_is_alone_makes_most_steps_without_the_server(
-    place: Place, monkeypatch: pytest.MonkeyPatch, workers: str, job: tuple[str, ...]
+    place: Place, monkeypatch: pytest.MonkeyPatch, job: str, workers: str
 ) -> None:
+    write_jobs(place)
     monkeypatch.chdir(place.folder)
-    flags = (*LONG, *job, "--run-dir")
+    flags = (*LONG, *REAL[job], "--run-dir")
     code, out, error = place.start("train", *flags, "run", "--workers", workers).end()
     assert (code, error) == (0, "")
     assert "over shm" in out

@@ -82,7 +82,15 @@ def jobs() -> dict[str, Job]:
             wire_weights="bfloat16",
         ),
         # The short batch of an epoch has two samples for five micro-batches.
-        "short": _job(linear, global_batch=6, micro_batches=5, steps=8, schedule="cosine", warmup_steps=2),
+        "short": _job(
+            linear,
+            global_batch=6,
+            micro_batches=5,
+            steps=8,
+            schedule="cosine",
+            warmup_steps=2,
+            class_weights=(1.0, 2.5, 0.3),
+        ),
         # Stops early, and ends with the weights of an epoch that is not the last.
         "stopped": _job(linear, steps=16, lr=0.02, validation_split=0.3, patience=2, keep_best=True),
         "long": _job(_wide(14_000), steps=4, momentum=0.0, wire="bfloat16"),
@@ -135,7 +143,9 @@ def _team_jobs() -> dict[str, Job]:
     return {
         # More than an epoch, in which the rings run full if the server is slow.
         "team-long": _job(_wide(1_700), **many, steps=90, schedule="one-cycle"),
-        "team-quick": _job(nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)), **many, steps=120, momentum=0.0),
+        "team-quick": _job(
+            nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)), **many, steps=120, momentum=0.0, schedule="step"
+        ),
         "team-sevenths": _job(
             _noisy(1_700),
             data=MANY,
@@ -144,7 +154,8 @@ def _team_jobs() -> dict[str, Job]:
             steps=20,
             optimizer="adam",
             lr=0.003,
-            schedule="one-cycle",
+            schedule="exponential",
+            wire="float16",
             max_shift=1,
         ),
         "team-clipped": _job(
@@ -170,15 +181,32 @@ def _team_jobs() -> dict[str, Job]:
             steps=26,
             optimizer="rmsprop",
             lr=0.001,
+            schedule="polynomial",
             nesterov=False,
             wire="int8",
             validation_split=0.2,
             clip_norm=1.0,
         ),
         "team-rounded": _job(
-            _wide(3_300), data=MANY, global_batch=8, micro_batches=6, steps=20, wire="bfloat16", nesterov=True
+            _wide(3_300),
+            data=MANY,
+            global_batch=8,
+            micro_batches=6,
+            steps=20,
+            wire="bfloat16",
+            nesterov=True,
+            class_weights=(1.0, 2.5, 0.3),
         ),
-        "team-one": _job(_wide(3_300), data=MANY, global_batch=4, micro_batches=1, steps=30, validation_split=0.1),
+        "team-one": _job(
+            _wide(3_300),
+            data=MANY,
+            global_batch=4,
+            micro_batches=1,
+            steps=30,
+            validation_split=0.1,
+            clip_value=0.01,
+            ema_decay=0.9,
+        ),
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lockstep.common.data.array_source import IDX_TEST, IDX_TRAIN
 from lockstep.common.data.source import load
 from lockstep.common.errors import DataError
 from lockstep.packing.options import Packed, PackOptions
@@ -111,6 +112,7 @@ ODD: dict[str, tuple[dict[str, Any], str]] = {
     "NaN label": ({"y_train": np.array([0.0, 1, 2, 3, np.nan, 5]), "y_test": np.ones(2)}, "'y_train': row 4, at (0,)"),
     "below 0": ({"y_train": np.array([0, 1, 2, -3, 0, 1])}, "'y_train': label -3 in row 3: expected classes from 0"),
     "fewer labels": ({"y_train": np.arange(5)}, "'y_train': 5 labels for 6 samples"),
+    "more labels": ({"y_train": np.arange(7)}, "'y_train': 7 labels for 6 samples"),
     "objects": ({"x_train": np.array(["a"] * 6)}, "has the header"),
     "shapes": ({"x_test": np.zeros((2, 3, 3), np.uint8)}, "samples to test with are uint8 of shape (1, 3, 3)"),
     "one class": ({"y_train": np.zeros(6, int), "y_test": np.zeros(2, int)}, "the labels have one class only, 0"),
@@ -126,6 +128,22 @@ def test_what_is_wrong_is_named_and_leaves_nothing(tmp_path: Path, changed: dict
     with pytest.raises(DataError, match=re.escape(text)):
         pack(source, tmp_path / "new", PLAIN)
     assert [path.name for path in tmp_path.iterdir()] == ["some.npz"]
+
+
+@pytest.mark.parametrize("name", [*IDX_TRAIN, *IDX_TEST])
+def test_a_packed_idx_file_in_which_something_follows_is_refused(tmp_path: Path, name: str) -> None:
+    source = tmp_path / "idx"
+    source.mkdir()
+    write_folder(source)
+    path = source / name
+    # How long the unpacked bytes are shows at their end only.
+    path.with_name(f"{name}.gz").write_bytes(gzip.compress(path.read_bytes() + b"\1"))
+    path.unlink()
+    with pytest.raises(DataError, match=rf"{name}\.gz: longer than its header says: more than \d+ bytes of data"):
+        pack(str(source), tmp_path / "new", PLAIN)
+    with pytest.raises(DataError, match=rf"{name}\.gz: longer than its header says: more than \d+ bytes of data"):
+        load(str(source))
+    assert [path.name for path in tmp_path.iterdir()] == ["idx"]
 
 
 def test_an_npy_that_is_shorter_than_its_header_says_is_refused(tmp_path: Path) -> None:

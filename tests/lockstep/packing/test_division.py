@@ -30,6 +30,11 @@ def test_each_part_of_a_sorted_file_gives_its_share() -> None:
     assert {sum(found[begin : begin + GROUP]) for begin in range(0, len(found), GROUP)} == {GROUP // 4}
 
 
+def test_each_thousand_has_a_draw_of_its_own() -> None:
+    found = marks(5 * GROUP, 0.25)
+    assert len({tuple(found[begin : begin + GROUP]) for begin in range(0, len(found), GROUP)}) == 5
+
+
 @pytest.mark.parametrize("sizes", [[5, 4, 12, 1], [20], [1] * 21, [7, 0, 7]])
 def test_batches_become_whole_groups(sizes: list[int]) -> None:
     rows, begins = np.arange(sum(sizes)), np.cumsum([0, *sizes])

@@ -12,6 +12,7 @@ from lockstep.common.data.source import load
 from lockstep.common.errors import DataError
 from lockstep.packing.options import Packed, PackOptions
 from lockstep.packing.pack import pack
+from lockstep.packing.tables import ColumnKind, TextValues
 from tests.lockstep.packing.test_arrays import sizes
 
 pa = pytest.importorskip("pyarrow")
@@ -319,6 +320,16 @@ def test_a_null_among_the_texts_of_a_dictionary_is_missing(tmp_path: Path) -> No
     assert found.manifest.columns[0].categories == ["", "x"]
     dropped = pack_frame(table, tmp_path / "dropped", PackOptions(target=("y",), missing="drop", test_split=0.5))
     assert (sizes(dropped), dropped.manifest.columns[0].categories) == ((10, 10), ["x"])
+
+
+@pytest.mark.parametrize("texts", [[], ["3"], ["4", "3", "3"]])
+def test_a_missing_text_is_nothing_whatever_texts_there_are(texts: list[str]) -> None:
+    found = TextValues(np.array([-1, *range(len(texts)), -1]), pa.array(texts, pa.string()))
+    nothing = [np.nan]
+    numbers = np.array([*nothing, *map(float, texts), *nothing])
+    np.testing.assert_array_equal(found.numbers(ColumnKind.NUMBER, "."), numbers)
+    np.testing.assert_array_equal(found.codes(["3", "4"]), numbers - 3)
+    np.testing.assert_array_equal(found.codes(["", "3", "4"]), np.nan_to_num(numbers - 2))
 
 
 @pytest.mark.parametrize("name", ["id", "__index_level_0__"])

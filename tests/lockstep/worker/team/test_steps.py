@@ -90,8 +90,9 @@ class Yard:
 
     crew: Crew
     made: Made
-    #: Steps of the run that are made, and the number of the last lease.
+    #: Steps of the run that are made, and those whose checksums were looked at; and the number of the last lease.
     at: int = 0
+    summed: int = 0
     number: int = 0
     marks: UpdateMarks | None = None
     #: Those that the steps took, as the team shows it.
@@ -102,7 +103,7 @@ class Yard:
     def begin(self, last: int) -> UpdateMarks:
         """Give the team the steps up to `last`."""
         self.made.advance(last)
-        self.number += 1
+        self.number, self.summed = self.number + 1, self.at
         self.marks = self.crew.begin_steps(self.at, last, self.number)
         self.crew.check = self.check
         return self.marks
@@ -113,22 +114,30 @@ class Yard:
         assert opening is not None
         assert marks is not None
         steps = marks.least()
-        if marks.number != self.number or steps == self.at:
+        if marks.number != self.number:
+            return
+        self._check_checksums(marks)
+        if steps == self.at:
             return
         assert weights_at(opening.shard, steps) == self.made.weights[steps]
         for step in range(self.at, steps):
-            entry, (tally, losses, checksum) = marks.entries[step % ENTRIES], self.made.figures[step]
+            entry, (tally, losses, _) = marks.entries[step % ENTRIES], self.made.figures[step]
             assert int(entry["step"]) == step
             assert tally_in(entry) == tally
             assert entry["losses"].tolist() == losses
             assert entry["round_s"] >= 0.0
             self.seconds += float(entry["round_s"])
-            if step + 1 < int(marks.made[0]):
-                assert int(marks.entries[(step + 1) % ENTRIES]["checksum"]) == checksum
         # Who makes the entry of a step may not have seen the step before: no second is counted twice for that.
         assert self.seconds <= self.crew.clock.now()
         marks.show_read(steps)
         self.at = steps
+
+    def _check_checksums(self, marks: UpdateMarks) -> None:
+        """Check those of the weights that the last slices were made from: each is there before its mark."""
+        begun = int(marks.made[marks.slices - 1]) - 1
+        for step in range(self.summed, begun):
+            assert int(marks.entries[(step + 1) % ENTRIES]["checksum"]) == self.made.figures[step][2]
+        self.summed = max(self.summed, begun)
 
     def end(self) -> None:
         """End the lease, as the server does: in other memory if somebody stands still with a lock."""

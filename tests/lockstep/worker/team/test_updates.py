@@ -1,14 +1,20 @@
 """What a process of a team makes of an update follows from the job as it does at the server."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
+from lockstep.common.aggregation.tree import Node
+from lockstep.common.protocol.team_memory import UpdateMarks
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.worker.compute import Compute
+from lockstep.worker.team.division import OrderPlan
 from lockstep.worker.team.member import TeamMember
+from lockstep.worker.team.order import Order, Steps
 from lockstep.worker.team.updates import UpdateMaker
 from tests.lockstep.worker.team.crew import wide
 from tests.simulation.small import digits, job_of
@@ -64,3 +70,40 @@ def test_a_slice_whose_weights_are_not_finite_is_not_shown_as_made(is_finite: bo
     member = cast(TeamMember, SimpleNamespace(_updates=updates, divisor=lambda *_: 1))
     assert TeamMember._update(member, nothing, 0, nothing) is is_finite
     assert updates.shown == [is_finite]
+
+
+@dataclass
+class SlowLock:
+    """A lock of a slice; something happens after it was asked for, and before it is ours."""
+
+    meanwhile: Callable[[], None]
+    is_ours: bool = False
+
+    def acquire(self) -> bool:
+        self.meanwhile()
+        self.is_ours = True
+        return True
+
+    def release(self) -> None:
+        self.is_ours = False
+
+
+HAPPENS: dict[str, Callable[[UpdateMarks], None]] = {
+    "the lease is ended": UpdateMarks.end,
+    "another lease begins": lambda marks: marks.begin(6, 3, 1),
+    "somebody makes the slice": lambda marks: marks.made.fill(4),
+}
+
+
+@pytest.mark.parametrize("happens", [*HAPPENS, "nothing"])
+def test_whether_a_slice_is_still_to_be_made_is_seen_under_its_lock(happens: str) -> None:
+    # Before that, the server may have had all locks, and write where we would.
+    marks = UpdateMarks(np.array([5, 3, 1]), np.array([3]), np.zeros(0))
+    lock = SlowLock(lambda: HAPPENS[happens](marks) if happens in HAPPENS else None)
+    job, nothing = job_of(), cast(Any, None)
+    opening = open_run("run", job, digits(), AdmissionPolicy())
+    compute = Compute(job, opening.model, opening.data)
+    maker = UpdateMaker(compute, nothing, nothing, marks, nothing, locks=[cast(Any, lock)])
+    steps = Steps(number=5, first=3, last=9, reads=0)
+    order = Order(number=1, work="train", step=3, node=Node(0, 4), plan=OrderPlan((), ()), steps=steps)
+    assert maker.begin(0, order) is lock.is_ours is (happens == "nothing")

@@ -331,6 +331,10 @@ def test_what_changes_only_later_is_found_when_it_does(tmp_path: Path, change: s
     engine.forward(*batch(), KEY)
     with pytest.raises(ModelError, match=f"the model changes '{name}' in its forward"):
         engine.forward(*batch(7), KEY)
+    engine.read_from(0)
+    engine.evaluate(*batch())
+    with pytest.raises(ModelError, match=f"the model changes '{name}' in its forward"):
+        engine.evaluate(*batch(7))
 
 
 def test_an_inspection_has_every_layer_and_gradient() -> None:
