@@ -11,6 +11,7 @@ from lockstep.common.errors import LockstepError
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.source import read_model_source
 from lockstep.common.random import Purpose, generator
+from lockstep.common.runtime.lent_process import computing
 
 RECORDED = Path(__file__).with_name("outcomes.json")
 
@@ -34,6 +35,7 @@ def record(part: str, found: dict[str, Any]) -> None:
     RECORDED.write_text(text + "\n", encoding="utf-8")
 
 
+@computing()
 def outcome_of_layer(layer: str) -> str:
     """Return why a net with that layer is refused, empty if it can be trained."""
     images = generator(6, Purpose.SIMULATE).standard_normal((4, 1, 28, 28), dtype=np.float32)

@@ -153,9 +153,16 @@ def _refusal(error: RuntimeError) -> ModelError:
         operation = text.split(" does not have", 1)[0]
         return ModelError(
             f"the model uses {operation}, which PyTorch calls nondeterministic: expected operations whose result is "
-            "the same each time; replace it (see torch.use_deterministic_algorithms)"
+            f"the same each time; {_replacement(operation)} (see torch.use_deterministic_algorithms)"
         )
     return ModelError(f"the model cannot compute a micro-batch: it raised RuntimeError: {text}")
+
+
+def _replacement(operation: str) -> str:
+    """Return what to write in place of an operation."""
+    if operation.startswith("max_unpooling"):
+        return "write an unpooling as torch.zeros(n, c, size).scatter(2, indices.flatten(2), x.flatten(2)).view(...)"
+    return "replace it"
 
 
 def _moved(first: Repetition, second: Repetition) -> Iterator[str]:
