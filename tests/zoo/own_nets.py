@@ -17,7 +17,7 @@ SAMPLES = 12
 # A variational autoencoder, whose noise is an input
 
 
-class Vae(nn.Module):
+class Vae(nn.Module):  # type: ignore[misc]  # as a user writes it
     def __init__(self) -> None:
         super().__init__()
         self.encoder, self.decoder = nn.Linear(16, 8), nn.Linear(4, 16)
@@ -36,7 +36,7 @@ def evidence_bound(outputs: Any, targets: Any) -> Any:
 # A Siamese net: two inputs, one tower
 
 
-class Siamese(nn.Module):
+class Siamese(nn.Module):  # type: ignore[misc]  # as a user writes it
     def __init__(self) -> None:
         super().__init__()
         self.tower = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 4))
@@ -54,7 +54,7 @@ def contrastive(outputs: Any, targets: Any) -> Any:
 # A sequence to sequence model with attention, whose target goes in, too
 
 
-class Seq2Seq(nn.Module):
+class Seq2Seq(nn.Module):  # type: ignore[misc]  # as a user writes it
     def __init__(self) -> None:
         super().__init__()
         self.embed, self.encoder, self.decoder = nn.Embedding(9, 6), nn.GRU(6, 7, batch_first=True), nn.GRUCell(6, 7)
@@ -73,7 +73,7 @@ class Seq2Seq(nn.Module):
 # A graph net over dense adjacency matrices
 
 
-class GraphNet(nn.Module):
+class GraphNet(nn.Module):  # type: ignore[misc]  # as a user writes it
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second, self.head = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 2)
@@ -88,7 +88,7 @@ class GraphNet(nn.Module):
 # A convolutional LSTM over frames
 
 
-class ConvLstm(nn.Module):
+class ConvLstm(nn.Module):  # type: ignore[misc]  # as a user writes it
     def __init__(self) -> None:
         super().__init__()
         self.gates, self.head = nn.Conv2d(1 + 4, 4 * 4, 3, padding=1), nn.Linear(4, 3)
@@ -106,7 +106,7 @@ class ConvLstm(nn.Module):
 # A residual net whose backbone is frozen, and stays in evaluation mode
 
 
-class Residual(nn.Module):
+class Residual(nn.Module):  # type: ignore[misc]  # as a user writes it
     def __init__(self) -> None:
         super().__init__()
         self.backbone = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
@@ -126,7 +126,7 @@ class Residual(nn.Module):
 # Low-rank adapters around frozen layers
 
 
-class Adapter(nn.Module):
+class Adapter(nn.Module):  # type: ignore[misc]  # as a user writes it
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
@@ -146,7 +146,7 @@ def lora() -> nn.Module:
 # Two heads, with a weight that is learned (Kendall et al., CVPR 2018)
 
 
-class TwoHeads(nn.Module):
+class TwoHeads(nn.Module):  # type: ignore[misc]  # as a user writes it
     def __init__(self) -> None:
         super().__init__()
         self.body, self.kind, self.size = nn.Linear(10, 8), nn.Linear(8, 3), nn.Linear(8, 1)
@@ -168,7 +168,7 @@ def of_both(outputs: Any, targets: Any) -> Any:
 # A part that is compiled, by a backend that needs no compiler of C
 
 
-class Compiled(nn.Module):
+class Compiled(nn.Module):  # type: ignore[misc]  # as a user writes it
     def __init__(self) -> None:
         super().__init__()
         self.body, self.head = nn.Sequential(nn.Linear(10, 8), nn.Tanh()), nn.Linear(8, 3)
@@ -181,7 +181,7 @@ class Compiled(nn.Module):
 # An encoder and a decoder by PyTorch
 
 
-class Translator(nn.Module):
+class Translator(nn.Module):  # type: ignore[misc]  # as a user writes it
     def __init__(self) -> None:
         super().__init__()
         self.embed, self.head = nn.Embedding(9, 8), nn.Linear(8, 9)
@@ -200,7 +200,7 @@ def weight_normed() -> nn.Module:
 # A teacher whose weights stay what they are, which is as far as a moving average of another net can go
 
 
-class Taught(nn.Module):
+class Taught(nn.Module):  # type: ignore[misc]  # as a user writes it
     def __init__(self) -> None:
         super().__init__()
         self.student = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 3))

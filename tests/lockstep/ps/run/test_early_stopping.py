@@ -12,7 +12,14 @@ from lockstep.ps.run.early_stopping import best_epoch, figure_of, is_stopped
 
 def history_of(*figures: float, name: str = "val_loss") -> list[EpochStatus]:
     """Return epochs with those figures, and others that would say the opposite."""
-    fixed = {"loss": 1.0, "accuracy": 0.5, "test_loss": 1.0, "test_accuracy": 0.5, "val_loss": 1.0, "val_accuracy": 0.5}
+    fixed: dict[str, Any] = {
+        "loss": 1.0,
+        "accuracy": 0.5,
+        "test_loss": 1.0,
+        "test_accuracy": 0.5,
+        "val_loss": 1.0,
+        "val_accuracy": 0.5,
+    }
     return [
         EpochStatus(epoch=number, wall_s=0.0, **{**fixed, name: figure}) for number, figure in enumerate(figures, 1)
     ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -37,7 +38,7 @@ def write_steps(
         )
         if step % 4 == 3:
             test = {"test_loss": 0.25, "test_accuracy": 0.75, "wall_s": 3.0}
-            figures = {"loss": 1.0, "accuracy": 0.5, **test, **chosen_by}
+            figures: dict[str, Any] = {"loss": 1.0, "accuracy": 0.5, **test, **chosen_by}
             run.add_record(EpochLine(epoch=step // 4 + 1, weights_sha256="00", **figures))
     run.close()
 
