@@ -178,7 +178,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "another library's parameters": ({"callbacks": [OfKeras()]}, r"OfKeras.on_epoch_end\(epoch.* is called with \(tra"),
     "a figure that is none": (
-        {"callbacks": [ModelCheckpoint("w", monitor="val_acc")]},  # type: ignore[arg-type]  # what people may write
+        {"callbacks": [ModelCheckpoint("w", monitor="val_acc")]},
         "monitor = 'val_acc' .* expected one of loss, val_loss, test_loss, accuracy",
     ),
     "a contradiction": (
