@@ -82,6 +82,12 @@ ALL: dict[str, tuple[Job, Callable[[], TrainTest]]] = {
     # Local steps have no weights in common, and so no pass over several micro-batches.
     **{name: (job, digits) for name, job in JOBS.items() if job.local_steps == 1},
     **OTHER_JOBS,
+    "metrics of classes": (job_of(model="mlp", global_batch=24, micro_batches=8, metrics=["f1", "top2"]), digits),
+    # Sums that are not whole, which depend on the order in which they are added.
+    "metrics of numbers": (
+        replace(OTHER_JOBS["table"][0], loss="l1", micro_batches=8, global_batch=32, metrics=("mae", "rmse", "r2")),
+        OTHER_JOBS["table"][1],
+    ),
     "language": (job_of(model=dict(describe(transformer())), global_batch=20, micro_batches=5), OTHER_JOBS["text"][1]),
     "dropout": (
         job_of(model=dict(describe(nn.Sequential(*dropping()))), global_batch=22, micro_batches=4, max_shift=1),
