@@ -319,7 +319,7 @@ def shape_of(job: Job, processes: int, size: int) -> TeamShape:
         micro_batches=job.micro_batches,
         size=size,
         clips=job.clip_norm is not None,
-        metrics=Metrics.of(job.loss, job.metrics or ()).size(0),
+        metrics=Metrics.of(job.loss, job.metrics or ()).size(classes=10),
     )
 
 

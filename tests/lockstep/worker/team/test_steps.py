@@ -38,7 +38,7 @@ UPDATE_JOBS = {
     "int8, clipped, not a power of two": wide(
         steps=4000, global_batch=20, micro_batches=5, wire="int8", clip_norm=0.05, schedule="cosine", warmup_steps=5
     ),
-    "one slice": job_of(**STEPS, micro_batches=3, momentum=0.9, nesterov=True),
+    "one slice": job_of(**STEPS, micro_batches=3, momentum=0.9, nesterov=True, metrics=["f1"]),
     "one micro-batch": wide(**STEPS, micro_batches=1, optimizer="rmsprop", lr=0.001),
 }
 
