@@ -43,6 +43,24 @@ def test_inputs_are_bytes_integers_or_floats() -> None:
     ]
     with pytest.raises(DataError, match="x has integers of more than 32 bits"):
         as_input("x", np.array([2**40]))
+    with pytest.raises(DataError, match="x is of dtype '<U1': expected an array of numbers"):
+        as_input("x", np.array(["a"]))
+
+
+@pytest.mark.parametrize("value", [-(2**31), 2**31 - 1])
+def test_integers_of_32_bits_are_inputs_to_the_last(value: int) -> None:
+    assert as_input("x", np.array([value])).tolist() == [value]
+    with pytest.raises(DataError, match="more than 32 bits"):
+        as_input("x", np.array([value + int(np.sign(value))]))
+
+
+def test_one_array_has_no_name_and_several_labels_have_no_weights_unless_they_are_given() -> None:
+    assert list(fields_of(ROWS)) == [""]
+    several = as_records({"box": ROWS, "kind": np.arange(6)})
+    values, weights = parts_of(several)
+    assert values.dtype.names == ("box", "kind")
+    assert weights is None
+    assert parts_of(ROWS) == (ROWS, None)
 
 
 def arrays() -> dict[str, Any]:

@@ -167,7 +167,7 @@ def test_several_labels_each_hold_or_do_not() -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-6)
     assert objective.tally(loss.data, outputs, targets, weight) == Tally(loss.item(), 6, metrics=(5, 6))
     with pytest.raises(DataError, match=r"the label 3 at index 1: expected 0 or 1 for each of several labels"):
-        objective.check_labels(Dataset(np.zeros((2, 4), np.float32), np.array([[1, 0], [0, 3]]), 4))
+        objective.check_labels(Dataset(np.zeros((2, 4), np.float32), np.array([[1, 0], [3, 0]]), 4))
 
 
 def test_the_weights_of_samples_are_those_of_their_targets() -> None:
@@ -215,3 +215,110 @@ def test_classes_of_a_sequence_may_be_the_last_axis_or_the_one_before() -> None:
     last, before = (objective.training_loss(Tensor(each), targets).total for each in (scores, scores.swapaxes(1, 2)))
     assert last.item() == pytest.approx(before.item())
     assert objective.correct(scores, targets) == objective.correct(scores.swapaxes(1, 2), targets)
+
+
+WEIGHTS = np.array([2.0, 0.5, 1.0, 0.0])
+
+
+def test_weights_of_samples_are_those_of_each_of_their_numbers() -> None:
+    labels = labels_with({"": NUMBERS.labels}, WEIGHTS)
+    targets, outputs = REGRESSION.targets(labels), np.full((4, 2), 2.0, np.float32)
+    loss, weight = REGRESSION.training_loss(Tensor(outputs), targets)
+    assert loss.item() == (WEIGHTS[:, np.newaxis] * np.square(outputs - NUMBERS.labels)).sum()
+    assert REGRESSION.tally(loss.data, outputs, targets, weight) == Tally(loss.item(), 0, 8, 0, 7.0)
+    # As if each sample were there as often as it weighs.
+    weighted = Dataset(NUMBERS.images, labels, 0)
+    repeated = NUMBERS.labels.repeat([4, 1, 2, 0], axis=0)
+    expected = REGRESSION.guess(Dataset(np.zeros((7, 5), np.float32), repeated, 0))
+    assert expected == pytest.approx(np.var(repeated, axis=0).mean())
+    assert REGRESSION.guess(weighted) == pytest.approx(expected)
+
+
+def test_the_mean_that_r2_is_measured_against_is_that_of_each_number() -> None:
+    far = NUMBERS.labels + np.array([0, 100], np.float32)
+    assert REGRESSION.guess(Dataset(NUMBERS.images, far, 0)) == 6.5
+
+
+@pytest.mark.parametrize("class_weights", [(), (1.0, 3.0)])
+def test_weights_of_samples_do_not_count_where_a_label_is_ignored(class_weights: tuple[float, ...]) -> None:
+    objective = Objective(ignore_index=9, class_weights=class_weights)
+    targets = objective.targets(labels_with({"": np.array([0, 9, 1, 9])}, np.array([2.0, 0.5, 1.0, 4.0])))
+    outputs = np.zeros((4, 2), np.float32)
+    loss, weight = objective.training_loss(Tensor(outputs), targets)
+    expected = 2.0 + (class_weights[1] if class_weights else 1.0)
+    assert weight == expected
+    assert loss.item() == pytest.approx(expected * np.log(2), rel=1e-6)
+    tally = objective.tally(loss.data, outputs, targets, weight)
+    assert (tally.count, tally.ignored, tally.correct) == (4, 2, 1)
+
+
+@pytest.mark.parametrize("name", ["mse", "l1", "smooth-l1", "bce"])
+def test_numbers_of_each_pixel_are_compared_with_the_outputs_in_their_places(name: str) -> None:
+    objective, places = Objective(name), np.arange(12).reshape(2, 2, 3)
+    kind = np.int64 if name == "bce" else np.float32
+    data = Dataset(np.zeros((2, 1, 2, 3), np.uint8), (places % 2).astype(kind), 2 if name == "bce" else 0)
+    objective.check_fit(data, (2, 2, 3))
+    targets, outputs = objective.targets(data.labels), (places / 8 - 0.5).astype(np.float32)
+    loss, weight = objective.training_loss(Tensor(outputs), targets)
+    away = outputs - places % 2
+    sums = {
+        "mse": np.square(away).sum(),
+        "l1": np.abs(away).sum(),
+        "smooth-l1": np.where(np.abs(away) < 1, np.square(away) / 2, np.abs(away) - 0.5).sum(),
+        "bce": np.log1p(np.exp(np.where(places % 2, -outputs, outputs))).sum(),
+    }
+    assert loss.item() == pytest.approx(sums[name], rel=1e-6)
+    right = int(np.count_nonzero((outputs > 0) == (places % 2))) if name == "bce" else 0
+    assert objective.tally(loss.data, outputs, targets, weight) == Tally(loss.item(), right, 12)
+
+
+def test_of_images_an_answer_is_right_in_its_place_alone() -> None:
+    objective, labels = Objective(), np.arange(12).reshape(2, 2, 3) % 5
+    scores = np.moveaxis(np.eye(5, dtype=np.float32)[labels], -1, 1)
+    assert objective.correct(scores, objective.targets(labels)) == 12
+    assert objective.correct(scores[..., ::-1], objective.targets(labels)) == np.count_nonzero(
+        labels == labels[..., ::-1]
+    )
+
+
+def test_what_a_label_weighs_where_it_holds() -> None:
+    objective, outputs = Objective("bce", class_weights=(2.0, 0.5)), np.array([[1.0, -1.0], [0.5, 2.0]], np.float32)
+    loss, weight = objective.training_loss(Tensor(outputs), objective.targets(np.array([[1, 0], [0, 1]])))
+    holds, not_ = (np.log1p(np.exp(sign * outputs.astype(np.float64))) for sign in (-1, 1))
+    assert loss.item() == pytest.approx(2 * holds[0, 0] + not_[0, 1] + not_[1, 0] + 0.5 * holds[1, 1], rel=1e-6)
+    assert weight is None
+
+
+@pytest.mark.parametrize(
+    ("own", "text"),
+    [
+        (lambda outputs, targets: 1 / 0, "raised ZeroDivisionError: division by zero: expected a function of outputs"),
+        (lambda outputs, targets: (outputs, 1), r"returned losses of shape \(1, 2\): expected their sum"),
+        (lambda outputs, targets: (3.0, 1), r"returned losses of shape \(\): expected their sum"),
+        (lambda outputs, targets: (outputs.sum(), np.inf), "returned the count inf: expected a finite number"),
+    ],
+)
+def test_a_loss_of_ones_own_that_is_none_is_named(own: Any, text: str) -> None:
+    with pytest.raises(ModelError, match=f"^mine.py:loss {text}"):
+        Objective("mine.py:loss", own=own).training_loss(Tensor([[1.0, 2.0]]), np.zeros(1, np.int64))
+
+
+def test_a_loss_of_ones_own_may_count_nothing() -> None:
+    objective = Objective("mine.py:loss", own=lambda outputs, targets: (outputs.sum(), 0))
+    assert objective.training_loss(Tensor([[1.0, 2.0]]), np.zeros(1, np.int64)).weight == 0.0
+
+
+def test_rows_of_one_hot_classes_are_told_how_to_become_classes() -> None:
+    rows = Dataset(np.zeros((2, 4), np.float32), np.array([[0, 0, 1], [1, 0, 0]]), 2)
+    with pytest.raises(ModelError, match=r"change the last layer; for one-hot rows, give \.argmax\(axis=1\)"):
+        Objective().check_fit(rows, (2, 3))
+    for data, shape in ((PLACES, (2, 3)), (rows, (2, 3, 4)), (CLASSES, (2, 4))):
+        with pytest.raises(ModelError, match=r"change the last layer$"):
+            Objective().check_fit(data, shape)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 3), (2, 3, 4)])
+def test_weights_of_classes_are_as_many_wherever_the_classes_are(shape: tuple[int, ...]) -> None:
+    Objective(class_weights=(1.0, 2.0, 3.0)).check_fit(PLACES, shape)
+    with pytest.raises(ModelError, match="class_weights has 4 numbers: expected 3, one for each output"):
+        Objective(class_weights=(1.0, 2.0, 3.0, 4.0)).check_fit(PLACES, shape)

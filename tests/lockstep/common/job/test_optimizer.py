@@ -9,7 +9,19 @@ import pytest
 from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.errors import JobError, ModelError
 from lockstep.common.job.job import SCHEDULES, Job
-from lockstep.common.job.optimizer import Group, Span, check_rule, rule_of, rules_of, schedule_of, spans_of
+from lockstep.common.job.optimizer import (
+    Group,
+    Span,
+    check_rule,
+    hyperparameters,
+    outer_momenta,
+    replica_of,
+    replica_schedule,
+    rule_of,
+    rules_of,
+    schedule_of,
+    spans_of,
+)
 from lockstep.common.job.own_code import OwnCode
 from lockstep.common.optim.rules import RULES, AdamRule, AdamWRule, RMSPropRule, Rule, SGDRule, SlotSets, Vector
 from lockstep.common.optim.schedules import (
@@ -22,7 +34,7 @@ from lockstep.common.optim.schedules import (
     Schedule,
     Step,
 )
-from lockstep.common.optim.wrapped import AVERAGE, AveragedRule, ClippedRule, ScaledRule
+from lockstep.common.optim.wrapped import AVERAGE, AveragedRule, ClippedRule, ScaledRule, averaged
 
 
 def test_every_rule_is_registered_and_made_of_a_jobs_values() -> None:
@@ -184,3 +196,128 @@ def test_a_schedule_of_ones_own_is_a_factor() -> None:
     assert schedule_of(job, 10, 5, own).rate(4) == pytest.approx(0.3)
     with pytest.raises(ModelError, match=r"schedule = 'mine.py:half' returned -1.0 for step 4: expected at least 0"):
         schedule_of(job, 10, 5, OwnCode(schedule=lambda step, steps: -1.0)).rate(4)
+
+
+def test_a_schedule_of_ones_own_that_raises_is_named_with_the_step() -> None:
+    schedule = schedule_of(Job(schedule="mine.py:none"), 10, 5, OwnCode(schedule=lambda step, steps: 1 // (step - 4)))
+    assert schedule.rate(6) == 0.0
+    with pytest.raises(
+        ModelError, match=r"'mine.py:none' raised ZeroDivisionError: .* for step 4: expected a function"
+    ):
+        schedule.rate(4)
+
+
+def updated(rule: Rule, gradient: Vector, lr: float) -> list[float]:
+    """Return the weights after two steps."""
+    weights, slots = np.array([1.0, -2.0, 0.5], np.float32), rule.init(3)
+    for step in range(2):
+        out = np.empty_like(weights)
+        rule.update(weights, gradient.copy(), SlotSets(slots), step, lr, out)
+        weights = out
+    return [float(each) for each in weights]
+
+
+GRADIENT = np.array([3.0, -0.2, -5.0], np.float32)
+
+
+@pytest.mark.parametrize("inner", [SGDRule(momentum=0.9), AdamRule(weight_decay=0.1)])
+def test_a_rule_around_another_changes_the_gradient_or_the_rate_alone(inner: Rule) -> None:
+    assert updated(ClippedRule(inner, 0.5), GRADIENT, 0.1) == updated(inner, GRADIENT.clip(-0.5, 0.5), 0.1)
+    assert updated(ScaledRule(inner, 3.0), GRADIENT, 0.1) == updated(inner, GRADIENT, 3.0 * 0.1)
+    assert updated(AveragedRule(inner, 0.9), GRADIENT, 0.1) == updated(inner, GRADIENT, 0.1)
+    for rule in (ClippedRule(inner, 0.5), ScaledRule(inner, 3.0)):
+        assert rule.init(3).keys() == inner.init(3).keys()
+    assert {slot.dtype for slot in AveragedRule(inner, 0.9).init(3).values()} == {np.dtype(np.float32)}
+
+
+def test_the_average_is_one_of_the_parameters_and_statistics_are_as_they_are() -> None:
+    weights = np.arange(4, dtype=np.float32)
+    assert averaged(weights, {"momentum": weights}) is None
+    found = averaged(weights, {AVERAGE: np.array([9.0, 8.0], np.float32)})
+    assert found is not None
+    assert (found.tolist(), weights.tolist()) == ([9.0, 8.0, 2.0, 3.0], [0.0, 1.0, 2.0, 3.0])
+
+
+def test_the_names_of_parameters_are_cut_in_an_error_if_they_are_many() -> None:
+    for count, more in ((8, ""), (9, ", …")):
+        layout = ParameterLayout.of({f"p{number}": (1,) for number in range(count)}, {})
+        with pytest.raises(JobError) as caught:
+            spans_of(Job(no_decay=("none.*",)), layout)
+        assert str(caught.value).endswith(f"expected one of p0, p1, p2, p3, p4, p5, p6, p7{more}, with * for any part "
+                                          "of a name")  # fmt: skip
+
+
+def test_what_stands_after_the_last_sign_of_equality_is_the_factor() -> None:
+    layout = ParameterLayout.of({"a=b": (2,), "c": (1,)}, {})
+    assert spans_of(Job(lr_factors=("a=b=1e6",)), layout) == (Span(2, Group(True, 1e6)), Span(3, Group()))
+    for text in ("c=fast", "c=nan", "c=-1", "c=1e7", "=2"):
+        with pytest.raises(JobError, match="expected PATTERN=NUMBER"):
+            spans_of(Job(lr_factors=(text,)), layout)
+
+
+@dataclass(frozen=True)
+class Hasty(Lion):
+    """A rule that writes a slot before it has read it, which shows only where both are the same memory."""
+
+    def update(self, weights: Vector, gradient: Vector, slots: SlotSets, step: int, lr: float, out: Vector) -> None:
+        slots.new["exp_avg"][:] = slots.old["exp_avg"] + gradient
+        out[:] = weights - lr * slots.old["exp_avg"]
+
+
+@dataclass(frozen=True)
+class OfDoubles(Lion):
+    """A rule whose slots are of another type."""
+
+    def init(self, size: int) -> dict[str, Vector]:
+        return {"exp_avg": np.zeros(size)}  # type: ignore[dict-item]  # what is wrong with it
+
+
+def test_a_rule_that_reads_what_it_has_written_or_has_other_slots_is_refused() -> None:
+    with pytest.raises(ModelError, match="makes other weights of a part of a vector than of the whole"):
+        check_rule(Job(optimizer="mine.py:rule"), OwnCode(optimizer=Hasty))
+    with pytest.raises(ModelError, match="makes other exp_avg of a part of a vector than of the whole"):
+        check_rule(Job(optimizer="mine.py:rule"), OwnCode(optimizer=OfDoubles))
+
+
+#: Of three local steps for each of four micro-batches; an epoch has ten steps.
+LOCALLY = Job(
+    global_batch=30,
+    micro_batches=4,
+    local_steps=3,
+    lr=0.7,
+    nesterov=True,
+    ema_decay=0.9,
+    lr_factors=("head.*=10",),
+    local_optimizer="adam",
+    local_lr=0.01,
+    local_beta1=0.8,
+    local_clip_norm=2.0,
+    local_schedule="step",
+    local_warmup_steps=2,
+)
+
+
+def test_a_replica_alone_is_a_job_of_its_local_steps() -> None:
+    alone = replica_of(LOCALLY)
+    assert (alone.optimizer, alone.lr, alone.beta1, alone.clip_norm, alone.nesterov) == ("adam", 0.01, 0.8, 2.0, False)
+    assert (alone.global_batch, alone.micro_batches, alone.local_steps, alone.ema_decay) == (2, 1, 1, None)
+    assert (alone.schedule, alone.warmup_steps) == ("step", 6)
+    assert alone.lr_factors == LOCALLY.lr_factors
+    schedule = Step(0.01, every=30, gamma=0.1)
+    assert replica_schedule(LOCALLY, 20, 10) == LinearWarmup(schedule, 6, start_factor=1 / 6)
+    with pytest.raises(
+        JobError, match=r"local_warmup_steps = 2 is not below the run's 2 steps: lower it or train longer"
+    ):
+        replica_schedule(LOCALLY, 2, 10)
+
+
+def test_with_local_steps_groups_are_theirs_and_statistics_are_replaced() -> None:
+    spans, momenta = spans_of(LOCALLY, LAYOUT), np.array([0.1, 0.2], np.float32)
+    assert rules_of(LOCALLY, spans) == ((18, AveragedRule(SGDRule(momentum=0.9, nesterov=True), 0.9)),)
+    assert len(rules_of(replica_of(LOCALLY), spans)) == 2
+    assert outer_momenta(LOCALLY, momenta).tolist() == [1.0, 1.0]
+    assert outer_momenta(Job(), momenta) is momenta
+
+
+def test_hyperparameters_are_what_rules_have_in_the_order_of_a_job() -> None:
+    assert hyperparameters() == ["momentum", "nesterov", "weight_decay", "beta1", "beta2", "alpha", "eps"]

@@ -7,7 +7,9 @@ import pytest
 
 from lockstep.common.data.records import as_records
 from lockstep.common.errors import ModelError
-from lockstep.common.job.transform import Transform
+from lockstep.common.job.job import Job
+from lockstep.common.job.own_code import OwnCode
+from lockstep.common.job.transform import Transform, transform_of
 from lockstep.common.random import Purpose, generator
 
 SAMPLES = np.arange(24, dtype=np.float32).reshape(6, 4)
@@ -91,3 +93,25 @@ def test_one_that_makes_something_else_the_second_time_is_refused() -> None:
 def test_what_does_not_fit_is_named(function: Any, text: str) -> None:
     with pytest.raises(ModelError, match=text):
         transformed(function, [0])
+
+
+def test_what_pytorch_draws_within_it_depends_on_the_sample_and_the_epoch_and_is_not_what_the_generator_draws() -> None:
+    torch = pytest.importorskip("torch", reason="needs PyTorch: .venv/bin/pip install -e '.[torch]'")
+
+    def drawing(sample: Any, rng: np.random.Generator) -> Any:
+        return sample + torch.rand(4).numpy()
+
+    whole, _ = transformed(drawing, [0, 1, 2])
+    np.testing.assert_array_equal(transformed(drawing, [2, 0])[0], whole[[2, 0]])
+    added = {tuple(each) for each in (*(whole - SAMPLES[:3]), *(transformed(drawing, [0, 1, 2], 1)[0] - SAMPLES[:3]))}
+    assert len(added) == 6
+    with torch.random.fork_rng(devices=[]):
+        seed = generator(3, Purpose.TRANSFORM, at=0, micro_batch=0, layer=1).integers(2**63)
+        torch.default_generator.manual_seed(int(seed))
+        np.testing.assert_array_equal(whole[0], SAMPLES[0] + torch.rand(4).numpy())
+
+
+def test_a_job_without_one_transforms_nothing() -> None:
+    assert transform_of(Job(), OwnCode()) is None
+    made = transform_of(Job(transform="mine.py:it", seed=7), OwnCode(transform=noisy))
+    assert made == Transform(noisy, "mine.py:it", 7)

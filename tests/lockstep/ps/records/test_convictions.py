@@ -68,6 +68,18 @@ def test_an_audit_shows_only_where_the_likeliest_faults_begin() -> None:
         assert doubt.first == 0
 
 
+def test_an_audit_that_did_not_end_and_one_of_another_worker_show_nothing_of_where_faults_begin() -> None:
+    before = [*START, step(0, (0, 1, 1))]
+    for checked in (audit(1, 0, 1, "it left: interrupted"), audit(1, 1, 0)):
+        doubt = doubt_of([*before, checked, step(1, (0, 2, 0))], ["process b"])
+        assert doubt.since == [ResultInDoubt(0, 0, 1)]
+
+
+def test_a_rank_is_nobodys_after_a_restart_until_somebody_has_it() -> None:
+    again = RunBegun(step=1, weights_sha256="")
+    assert results([*START, step(0, (0, 1, 1)), again, step(1, (0, 1, 1))]) == [ResultInDoubt(0, 0, 1)]
+
+
 def test_a_rank_is_another_workers_after_a_restart() -> None:
     again = RunBegun(step=1, weights_sha256="")
     lines = [*START, step(0, (0, 1, 1)), again, worker(1, "process a"), worker(5, "process b"), step(1, (0, 1, 1))]

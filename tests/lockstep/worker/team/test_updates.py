@@ -1,6 +1,6 @@
 """What a process of a team makes of an update follows from the job as it does at the server."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
@@ -8,16 +8,23 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from lockstep.common.aggregation.tree import Node
+from lockstep.common.aggregation.slices import Slice
+from lockstep.common.aggregation.tree import Node, Vector
+from lockstep.common.aggregation.update import UpdateVectors
 from lockstep.common.protocol.team_memory import UpdateMarks
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.worker.compute import Compute
 from lockstep.worker.team.division import OrderPlan
 from lockstep.worker.team.member import TeamMember
 from lockstep.worker.team.order import Order, Steps
+from lockstep.worker.team.slices import PIECE
 from lockstep.worker.team.updates import UpdateMaker
 from tests.lockstep.worker.team.crew import wide
 from tests.simulation.small import digits, job_of
+
+#: The third step of a run, the first of a lease.
+STEPS = Steps(number=5, first=3, last=9, reads=1)
+ORDER = Order(number=1, work="train", step=3, node=Node(0, 4), plan=OrderPlan((), ()), steps=STEPS)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +80,29 @@ def test_a_slice_whose_weights_are_not_finite_is_not_shown_as_made(is_finite: bo
 
 
 @dataclass
+class ZeroAdder:
+    """Gradients that are zero, piece by piece."""
+
+    def pieces(self, operands: Any, whole: Slice) -> Iterator[tuple[Slice, list[Vector]]]:
+        return ((piece, [np.zeros(len(piece), np.float32)]) for piece in whole.cut_evenly(PIECE))
+
+
+@pytest.mark.parametrize("place", [None, 0, 300_000, -1])
+def test_a_slice_is_finite_only_if_all_of_its_pieces_are(place: int | None) -> None:
+    job, nothing = job_of(model="mlp", momentum=0.0), cast(Any, None)
+    opening = open_run("run", job, digits(), AdmissionPolicy())
+    weights = opening.layout.new_vector(), opening.layout.new_vector()
+    if place is not None:
+        weights[1][place] = np.inf
+    vectors = UpdateVectors(weights=weights, served=weights, slots=({}, {}))
+    compute, adder = Compute(job, opening.model, opening.data), cast(Any, ZeroAdder())
+    maker = UpdateMaker(compute, nothing, adder, nothing, vectors, locks=[nothing])
+    assert len(list(maker.slices[0].cut_evenly(PIECE))) > 2
+    assert maker.write(0, ORDER, nothing, 8.0, lambda: ()) is (place is None)
+    assert weights[0].tobytes() == weights[1].tobytes()
+
+
+@dataclass
 class SlowLock:
     """A lock of a slice; something happens after it was asked for, and before it is ours."""
 
@@ -104,6 +134,4 @@ def test_whether_a_slice_is_still_to_be_made_is_seen_under_its_lock(happens: str
     opening = open_run("run", job, digits(), AdmissionPolicy())
     compute = Compute(job, opening.model, opening.data)
     maker = UpdateMaker(compute, nothing, nothing, marks, nothing, locks=[cast(Any, lock)])
-    steps = Steps(number=5, first=3, last=9, reads=0)
-    order = Order(number=1, work="train", step=3, node=Node(0, 4), plan=OrderPlan((), ()), steps=steps)
-    assert maker.begin(0, order) is lock.is_ours is (happens == "nothing")
+    assert maker.begin(0, ORDER) is lock.is_ours is (happens == "nothing")
