@@ -166,7 +166,6 @@ def parameters(command: list[str]) -> list[click.Parameter]:
 def test_a_flag_is_there_once(command: list[str]) -> None:
     flags = [flag for each in parameters(command) for flag in (*each.opts, *each.secondary_opts)]
     assert len(flags) == len(set(flags))
-    assert len(parameters(command)) == len({each.name for each in parameters(command)})
 
 
 @pytest.mark.parametrize("command", all_commands(), ids=" ".join)
