@@ -20,7 +20,7 @@ def test_the_baseline_of_a_module_is_that_module_over_gloo(tmp_path: Path) -> No
     np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=x[:32], y_test=y[:32])
     flags = ["--model", f"{NETS}:mlp", "--data", str(tmp_path / "own.npz"), "--batches", "16", "--workers", "2"]
     json_file = tmp_path / "rows.json"
-    assert run(["bench", "scaling", *flags, "--steps", "8", "--rounds", "1", "--json", str(json_file)]) == 0
+    assert run(["bench", "scaling", *flags, "--steps", "8", "--rounds", "1", "--to", str(json_file)]) == 0
     (row,) = msgspec.json.decode(json_file.read_bytes(), type=list[ScalingRow])
     assert (row.workers, row.global_batch, row.micro_batches) == (2, 32, 2)
     assert row.peer is not None
