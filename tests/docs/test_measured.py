@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from docs.generators.expansion import collapsed
+from docs.generators.expansion import COMMENT, MEASURED, collapsed
 from docs.generators.measured import MAKERS, Report
 from docs.generators.pictures import IMAGES, is_current, main, pictures
 from lockstep.bench.bench import Bench
@@ -16,6 +16,7 @@ from lockstep.bench.measuring.peers import BaselineRow
 from lockstep.bench.performance import PARTS, command_text, parts_of
 from lockstep.bench.step import StepFigures
 from tests.architecture.source import ROOT
+from tests.docs.pages import page_paths
 from tests.lockstep.bench.scaling_rows import scaling_row
 
 PAGE = ROOT / "docs" / "explanation" / "performance.md"
@@ -183,6 +184,7 @@ def test_figures_are_found(text: str) -> None:
 def test_each_part_is_on_the_page() -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert [name for name in PARTS if f"<!-- generated: measured {name} -->" not in text] == []
-    assert set(PARTS) <= set(MAKERS)
+    shown = {name for page in page_paths() for name in COMMENT.findall(page.read_text(encoding="utf-8"))}
+    assert {MEASURED + name for name in MAKERS} <= shown
     # Losses first.
     assert text.index("measured losses") < text.index("measured scaling") < text.index("measured step")
