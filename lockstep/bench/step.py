@@ -5,7 +5,7 @@ import resource
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import count, product
 from pathlib import Path
@@ -167,15 +167,14 @@ class StepBench(Bench[StepFigures]):
         """Print where the time of a step goes, and yield no row."""
         if len(self.models) * len(self.batches) * len(self.cuts) > 1:
             raise UsageError("--profile: expected one model, one batch size and one number of micro-batches")
-        local = self._local(session, self.models[0], self.batches[0], self.cuts[0])
-        session.console.print(profile(local, self.steps))
+        job = self._job(self.models[0], self.batches[0], self.cuts[0])
+        session.console.print(profile(LocalSteps(job, load(job.data), session.clock), self.steps))
         yield from ()
 
-    def _local(self, session: BenchSession, model: str, batch: int, cut: int) -> LocalSteps:
+    def _job(self, model: str, batch: int, cut: int) -> Job:
         # More epochs than are measured, so that none ends early.
         values = {"global_batch": batch, "micro_batches": cut, "numerics": self.numerics, "epochs": 1000}
-        job = timed_run.bench_job(model=model, data=self.data, **values)
-        return LocalSteps(job, load(job.data), session.clock)
+        return timed_run.bench_job(model=model, data=self.data, **values)
 
     def _measure(self, session: BenchSession, model: str, batch: int) -> Iterator[StepFigures]:
         """Measure each number of micro-batches and PyTorch in turns: at least `steps` steps of each.
@@ -184,22 +183,24 @@ class StepBench(Bench[StepFigures]):
         """
         python = peers.python_for(model, self.peer_python)
         subject = peers.BaselineSubject(model=model, data="" if model in MODELS else session.data(self.data))
-        locals_of = [self._local(session, model, batch, cut) for cut in self.cuts]
+        jobs = [self._job(model, batch, cut) for cut in self.cuts]
         turn = timed_run.per_turn(self.steps, self.rounds)
         with ExitStack() as stack:
-            ours = [peers.start_singles(local.job, 1, session.folder, stack)[0] for local in locals_of]
+            ours = [peers.start_singles(job, 1, session.folder, stack)[0] for job in jobs]
             alone = peers.start_baselines(python, subject.arguments("step", batch), stack, subject.layouts())
             whole = peers.start_whole_machine(
                 python, subject, batch, stack, is_compiling=self.is_compiling, say=session.say
             )
             peers.in_turns(self.rounds, turn, [[each] for each in (*ours, *alone)] + whole.groups())
-        for local, process in zip(locals_of, ours, strict=True):
-            turns, median = process.seconds(), statistics.median
-            step_s, peak = timed_run.middle_s(turns, median), measured(local.clock).gflops
+        # The products are the same in any number of micro-batches.
+        local, median = LocalSteps(jobs[0], load(self.data), session.clock), statistics.median
+        for job, process in zip(jobs, ours, strict=True):
+            turns, peak = process.seconds(), measured(session.clock).gflops
+            step_s = timed_run.middle_s(turns, median)
             yield StepFigures(
-                model=local.job.model_name(),
+                model=job.model_name(),
                 batch=batch,
-                micro_batches=local.job.micro_batches,
+                micro_batches=job.micro_batches,
                 ms_per_step=step_s * 1e3,
                 ms_spread=timed_run.spread_ms(turns, median),
                 steps=self.rounds * turn,
@@ -284,8 +285,16 @@ def profile(local: LocalSteps, steps: int) -> Table:
     return table
 
 
-def peak_rss_bytes() -> int:
-    """Return the peak memory of this process in bytes."""
+def peak_rss_bytes(path: Path = Path("/proc/self/status")) -> int:
+    """Return the peak memory of this process in bytes.
+
+    Linux hands the peak that `getrusage` reports from a process to the program that it starts, so that it may be that of
+    the bench: the peak of this program's own memory is elsewhere.
+    """
+    with suppress(OSError):
+        for line in path.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -175,10 +175,19 @@ def serve(options: argparse.Namespace, step: Callable[[int], None]) -> None:
             step(number)
             seconds.append(time.perf_counter() - start)
             number += 1
-        # Kilobytes on Linux, bytes on macOS.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         if options.rank == 0:
-            print(json.dumps({"version": torch.__version__, "seconds": seconds, "peak_rss_bytes": peak}), flush=True)
+            answer = {"version": torch.__version__, "seconds": seconds, "peak_rss_bytes": peak_rss_bytes()}
+            print(json.dumps(answer), flush=True)
+
+
+def peak_rss_bytes() -> int:
+    """Return the peak memory of this process; `getrusage` may report that of the process which started it."""
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    # Kilobytes on Linux, bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def arguments() -> argparse.Namespace:

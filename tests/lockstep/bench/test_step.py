@@ -1,6 +1,7 @@
 """The step bench makes real steps, takes the baseline in its faster layout, and shows where the time goes."""
 
 import json
+import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from lockstep.bench.measuring.peers import ADVICE, FIRST, BaselineSubject, in_turns, start_baselines
-from lockstep.bench.step import LocalSteps, Profile, step_flops
+from lockstep.bench.step import LocalSteps, Profile, peak_rss_bytes, step_flops
 from lockstep.cli.main import run
 from lockstep.common.autograd.graph import observe
 from lockstep.common.autograd.tensor import Tensor
@@ -172,6 +173,14 @@ def test_pytorch_with_one_thread_with_all_and_compiled_take_turns_with_us(
     shown = capsys.readouterr().out
     assert all(f"\n{name} / ours" in shown for name in ("torch", "all threads", "compiled"))
     assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_the_peak_memory_is_not_that_of_the_process_that_started_it() -> None:
+    held = np.ones(100_000_000, np.float32)
+    source = "from lockstep.bench.step import peak_rss_bytes; print(peak_rss_bytes())"
+    shown = subprocess.run([sys.executable, "-c", source], capture_output=True, check=True).stdout
+    assert 10e6 < int(shown) < held.nbytes < peak_rss_bytes()
 
 
 #: Multiplications of one image forward, layer by layer.
