@@ -288,8 +288,8 @@ def profile(local: LocalSteps, steps: int) -> Table:
 def peak_rss_bytes(path: Path = Path("/proc/self/status")) -> int:
     """Return the peak memory of this process in bytes.
 
-    Linux hands the peak that `getrusage` reports from a process to the program that it starts, so that it may be that of
-    the bench: the peak of this program's own memory is elsewhere.
+    Linux hands the peak that `getrusage` reports from a process to the program that it starts, so it may be that of the
+    bench. The peak of this program's own memory is in another place.
     """
     with suppress(OSError):
         for line in path.read_text(encoding="ascii", errors="replace").splitlines():
