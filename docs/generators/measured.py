@@ -42,7 +42,9 @@ Spread = tuple[float, float]
 
 
 def ranged(value: float, spread: Spread, form: str) -> str:
-    """Return a figure of the middle turn, and those of the lowest and the highest one."""
+    """Return a figure of the middle turn, and those of the lowest and the highest one, if there were several."""
+    if spread[0] == spread[1]:
+        return f"{value:{form}}"
     return f"{value:{form}} ({spread[0]:{form}} to {spread[1]:{form}})"
 
 
@@ -68,13 +70,14 @@ def ratio(peer: BaselineRow | None) -> str:
 
 
 def wrapped(command: str) -> str:
-    """Return a command as a block, on lines that fit."""
-    lines = [""]
-    for word in command.split():
-        if len(lines[-1]) + len(word) > WIDTH:
+    """Return a command as a block, on lines that fit, with no flag apart from its value."""
+    first, *flags = command.split(" --")
+    lines = [first]
+    for flag in flags:
+        if len(lines[-1]) + len(flag) > WIDTH:
             lines[-1] += " \\"
             lines.append("   ")
-        lines[-1] += f" {word}" if lines[-1] else word
+        lines[-1] += f" --{flag}"
     return "```bash\n" + "\n".join(lines) + "\n```\n"
 
 
@@ -253,7 +256,8 @@ class Report:
 
     def slow_network(self) -> str:
         """Return what `bench predict` calculates for mlp on a slow link, from the rows of the scaling bench."""
-        lines = []
+        rows = [row for row in self.part("scaling", ScalingRow)[1] if row.model == "mlp"]
+        batch, lines = max(row.batch for row in rows), []
         for local_steps in (1, 16):
             bench = PredictBench(
                 hosts=(1, 2, 4, 8),
@@ -262,18 +266,19 @@ class Report:
                 link=SLOW_LINK,
                 sources=(self.file,),
                 models=("mlp",),
-                batch=128,
+                batch=batch,
                 local_steps=local_steps,
             )
             lines += [
                 [
                     *(str(local_steps), str(row.hosts), f"{row.ms_per_step:,.1f}", f"{row.images_per_s:,.0f}"),
-                    *(f"{row.speedup:.2f}", f"{row.link_share:.0%}"),
+                    *(f"{row.speedup:.3f}", f"{row.link_share:.0%}"),
                 ]
                 for row in self._predicted(bench)[1]
             ]
         headings = ("local steps", "hosts", "ms per step", "images/s", "times one process", "use of the link")
-        return table(headings, lines)
+        measured = f"Measured with {batch} samples per worker and {rows[0].workers} workers on one machine:"
+        return f"{measured}\n\n{table(headings, lines)}"
 
     def _predicted(self, bench: PredictBench) -> tuple[PredictBench, list[PredictionRow]]:
         return bench, list(bench.measure(BenchSession(self.file.parent, Console(quiet=True))))
@@ -359,4 +364,4 @@ def _over(one: StepFigures, row: StepFigures) -> str:
 
 
 def _or_none(value: float | None, form: str) -> str:
-    return "" if value is None else f"{value:{form}}"
+    return "–" if value is None else f"{value:{form}}"

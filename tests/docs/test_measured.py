@@ -148,7 +148,7 @@ def test_a_part_that_was_not_measured_has_the_command_that_does(report: Report) 
 
 
 def test_predictions_are_made_from_the_file(report: Report) -> None:
-    assert len(report.piece("slow network").splitlines()) == 2 + 2 * 4
+    assert len(report.piece("slow network").splitlines()) == 2 + 2 + 2 * 4
     assert len(report.piece("hosts").splitlines()) == 2 + 4
 
 
