@@ -364,4 +364,4 @@ def _over(one: StepFigures, row: StepFigures) -> str:
 
 
 def _or_none(value: float | None, form: str) -> str:
-    return "–" if value is None else f"{value:{form}}"
+    return "-" if value is None else f"{value:{form}}"

@@ -82,7 +82,7 @@ def parts_of(python: Path | None, rounds: int) -> dict[str, Bench[Any]]:
         ),
         "straggler": StragglerBench(steps=200 * rounds, rounds=rounds),
         "teams": ScalingBench(workers=tuple(sleepers), steps=40 * rounds, **sleeping),
-        "hosts": ScalingBench(workers=(8,), teams=(2, 4), transports=("tcp",), steps=25 * rounds, **sleeping),
+        "hosts": ScalingBench(workers=(4,), teams=(2, 4), transports=("tcp",), steps=25 * rounds, **sleeping),
         "coordinator": CoordinatorBench(rounds=rounds),
         "wire": WireBench(rounds=rounds),
     }
