@@ -122,6 +122,10 @@ class Bench(ABC, Generic[R]):
         """Return a row as lines of at most 80 columns."""
         return [line(row)]
 
+    def advice(self, rows: Sequence[R]) -> str:
+        """Return what else somebody might want who has run this bench alone; empty if there is nothing."""
+        return ""
+
     def panels(self, rows: Sequence[R]) -> list[list[Panel]]:
         """Return the panels of a plot, in rows."""
         return []

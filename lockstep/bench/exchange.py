@@ -148,6 +148,9 @@ class ExchangeBench(Bench[ExchangeRow]):
             lr=1e-9,
         )
 
+    def advice(self, rows: Sequence[ExchangeRow]) -> str:
+        return peers.ADVICE if all(row.peer is None for row in rows) else ""
+
     def panels(self, rows: Sequence[ExchangeRow]) -> list[list[Panel]]:
         """Return a panel per size: the parts of each exchange as a bar, and the baseline's time as a marker."""
         sizes = dict.fromkeys(row.parameters for row in rows)

@@ -247,10 +247,11 @@ class ScalingBench(Bench[ScalingRow]):
             session.say(" ".join(column.heading() for column in WHOLE_MACHINE))
             for row in rows:
                 session.say(" ".join(column.cell(row, "") for column in WHOLE_MACHINE))
-        elif self.sleep_s is None:
-            session.say(peers.ADVICE)
         for row in rows if not self.is_weak else ():
             session.say(f"weights sha256  {row.weights_sha256}  {row.model}, {row.workers} {row.transport}")
+
+    def advice(self, rows: Sequence[ScalingRow]) -> str:
+        return peers.ADVICE if self.sleep_s is None and all(row.peer is None for row in rows) else ""
 
     def rows(self, session: BenchSession) -> Iterator[ScalingRow]:
         """Yield each row as soon as it is known, and print nothing."""

@@ -160,8 +160,6 @@ class StepBench(Bench[StepFigures]):
         ratios = [row.peer.ratio for row in rows if row.peer is not None]
         if len(ratios) > 1:
             session.say(f"geometric mean of torch / ours: {statistics.geometric_mean(ratios):.2f}")
-        if not ratios:
-            session.say(peers.ADVICE)
 
     def _profile(self, session: BenchSession) -> Iterator[StepFigures]:
         """Print where the time of a step goes, and yield no row."""
@@ -212,6 +210,9 @@ class StepBench(Bench[StepFigures]):
                 all_threads=peers.faster(whole.all_threads, median, turns, batch),
                 compiled=peers.faster(whole.compiled, median, turns, batch),
             )
+
+    def advice(self, rows: Sequence[StepFigures]) -> str:
+        return peers.ADVICE if rows and all(row.peer is None for row in rows) else ""
 
     def lines(self, row: StepFigures) -> list[str]:
         cut = f" in {row.micro_batches} micro-batches" if row.micro_batches > 1 else ""

@@ -89,6 +89,8 @@ def run(bench: Bench[Any], as_json: bool, rows_file: Path | None, plot_file: Pat
             if rows_file is not None:
                 # Each time: an interrupt loses only the row that is being measured.
                 write_atomically(rows_file, [json_of(rows), b"\n"])
+        if advice := bench.advice(rows):
+            session.say(advice)
     if as_json:
         click.echo(json_of(rows))
     if plot_file is not None:
