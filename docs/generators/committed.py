@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from docs.generators import pictures
 from docs.generators.expansion import SECTION, collapsed, end_of, piece
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +111,7 @@ def pages() -> list[Path]:
 
 
 def main() -> None:
-    """Write all generated parts into the pages."""
+    """Write all generated parts into the pages, and draw the pictures of what was measured."""
     for path in pages():
         text = path.read_text(encoding="utf-8")
         try:
@@ -122,6 +123,7 @@ def main() -> None:
         if new != text:
             path.write_text(new, encoding="utf-8")
             print(f"wrote {path.relative_to(ROOT)}")
+    pictures.main()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from docs.generators import command_line, job_values, outcomes, protocol, public_api, pytorch_models, records
+from docs.generators import command_line, job_values, measured, outcomes, protocol, public_api, pytorch_models, records
 
 #: What a page can ask for.
 PIECES: Mapping[str, Callable[[], str]] = {
@@ -37,6 +37,9 @@ PIECES: Mapping[str, Callable[[], str]] = {
     "api models": public_api.api_models,
     "api optim": public_api.api_optim,
 }
+
+#: How the names of what was measured begin.
+MEASURED = "measured "
 
 #: A link with its text.
 LINK = re.compile(r"\[([^\[\]]+)\]\(([^()\s]+)\)")
@@ -68,6 +71,8 @@ def piece(name: str) -> str:
     """Return what one name makes; `api NAMES` makes the entries of these names of `lockstep`."""
     if name in PIECES:
         return PIECES[name]()
+    if name.startswith(MEASURED):
+        return measured.Report().piece(name.removeprefix(MEASURED))
     kind, _, names = name.partition(" of ")
     if kind == "api":
         return public_api.api(names)

@@ -109,9 +109,22 @@ class Bench(ABC, Generic[R]):
     def measure(self, session: BenchSession) -> Iterator[R]:
         """Yield each row as soon as it is known."""
 
+    def report(self, session: BenchSession) -> Iterator[R]:
+        """Measure, print each row as soon as it is known, and yield it."""
+        if self.has_heading and (titles := heading(self.row)):
+            session.say(titles)
+        for row in self.measure(session):
+            for text in self.lines(row):
+                session.say(text)
+            yield row
+
     def lines(self, row: R) -> list[str]:
         """Return a row as lines of at most 80 columns."""
         return [line(row)]
+
+    def advice(self, rows: Sequence[R]) -> str:
+        """Return what else somebody might want who has run this bench alone; empty if there is nothing."""
+        return ""
 
     def panels(self, rows: Sequence[R]) -> list[list[Panel]]:
         """Return the panels of a plot, in rows."""
@@ -136,6 +149,12 @@ def over(title: str, width: int) -> TableColumn:
     return TableColumn(title, width, of=lambda row: f"{row.workers}+{row.servers} {row.transport}")
 
 
+def ranged(value: float, spread: tuple[float, float], form: str = ".2f") -> str:
+    """Return a figure with that of its lowest and its highest turn."""
+    low, high = spread
+    return f"{value:{form}} ({low:{form}} to {high:{form}})"
+
+
 #: A column for how much faster than the baseline a row is.
 TORCH = TableColumn("/torch", 6, ".2f", "x", of=lambda row: row.peer and row.peer.ratio)
 
@@ -149,6 +168,12 @@ def with_torch(texts: Sequence[str], rows: Sequence[Any]) -> list[str]:
 def torch_marks(rows: Sequence[Any], figure: str) -> Series:
     """Return a figure of the baseline as markers."""
     return Series("torch over gloo", "torch", [row.peer and getattr(row.peer, figure) for row in rows], "D")
+
+
+def whole_machine_marks(rows: Sequence[Any], figure: str) -> list[Series]:
+    """Return a figure of PyTorch in one process with all threads as markers, if it was measured."""
+    values = [row.all_threads and getattr(row.all_threads, figure) for row in rows]
+    return [Series("torch, one process, all threads", "model", values, "s")] if any(values) else []
 
 
 #: The parts of a step.

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from itertools import product
 from typing import Annotated, ClassVar
 
 import msgspec
@@ -47,10 +48,12 @@ class CoordinatorRow(msgspec.Struct, frozen=True, kw_only=True):
     #: Steps made, and events handled from the first step on.
     steps: int
     events: Annotated[int, TableColumn("events", 9, ",")]
-    #: Seconds that the coordinator took for them, including the look at its deadline before each.
+    #: Seconds that the coordinator took for them in the middle turn, including the look at its deadline before each.
     decide_s: float
     events_per_s: Annotated[float, TableColumn("events/s", 10, ",.0f")]
     us_per_event: Annotated[float, TableColumn("us/event", 9, ".1f")]
+    #: Of the fastest and of the slowest turn.
+    us_spread: tuple[float, float] = (0.0, 0.0)
     #: Microseconds per event over those with the fewest workers; 1 if the costs do not depend on their number.
     growth: Annotated[float, TableColumn("growth", 7, ".2f", "x")]
     ms_per_step: Annotated[float, TableColumn("ms/step", 8, ".2f")]
@@ -170,14 +173,20 @@ class CoordinatorBench(Bench[CoordinatorRow]):
         "--micro-batches-per-worker", WholeNumber(1, MAX_MICRO_BATCHES), "micro-batches per worker", "4"
     )
     steps: int = options.option("--steps", WholeNumber(1), "steps of each run", "20")
+    rounds: int = options.rounds("1")
 
     def measure(self, session: BenchSession) -> Iterator[CoordinatorRow]:
-        first: float | None = None
-        for count in self.workers:
+        turns = dict[int, list[SimulatedWorkers]]()
+        for _, count in product(range(self.rounds), self.workers):
             micro_batches = min(count * self.micro_batches_per_worker, MAX_MICRO_BATCHES)
             run = SimulatedWorkers(count, micro_batches, self.steps, session.clock)
             run.run()
-            us = run.decide_s / run.handled * 1e6
+            turns.setdefault(count, []).append(run)
+        first: float | None = None
+        for count, runs in turns.items():
+            runs.sort(key=lambda run: run.decide_s / run.handled)
+            run, costs = runs[len(runs) // 2], [each.decide_s / each.handled * 1e6 for each in runs]
+            us = costs[len(costs) // 2]
             first = us if first is None else first
             yield CoordinatorRow(
                 workers=count,
@@ -187,6 +196,7 @@ class CoordinatorBench(Bench[CoordinatorRow]):
                 decide_s=run.decide_s,
                 events_per_s=run.handled / run.decide_s,
                 us_per_event=us,
+                us_spread=(costs[0], costs[-1]),
                 growth=us / first,
                 ms_per_step=run.decide_s / self.steps * 1e3,
             )

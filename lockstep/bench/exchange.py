@@ -1,5 +1,6 @@
 """Bench the exchange alone: real server and worker processes, with a gradient that is filled and not computed."""
 
+import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -42,9 +43,11 @@ class BaselineExchange(msgspec.Struct, frozen=True, kw_only=True):
 
     version: str
     ms_per_exchange: float
+    ms_spread: tuple[float, float] = (0.0, 0.0)
     gb_per_s: float
-    #: The baseline's time over ours; above 1 if we are faster.
+    #: The baseline's time over ours, above 1 if we are faster: the median of the ratios of all turns; their range.
     ratio: float
+    ratio_spread: tuple[float, float] = (0.0, 0.0)
 
 
 class ExchangeRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,9 +64,10 @@ class ExchangeRow(msgspec.Struct, frozen=True, kw_only=True):
     wire_weights: str
     sums_bytes: int
     weights_bytes: int
-    #: Exchanges measured, and their median.
+    #: Exchanges measured; the median one of the middle turn, and those of the fastest and of the slowest turn.
     steps: int
     ms_per_exchange: Annotated[float, TableColumn("ms", 8, ".3f")]
+    ms_spread: tuple[float, float] = (0.0, 0.0)
     #: Gradients pushed and weights pulled, 8 bytes per parameter and worker whatever the formats, over that time.
     gb_per_s: Annotated[float, TableColumn("GB/s ", 8, ".2f", " ")]
     peer: Annotated[BaselineExchange | None, TORCH]
@@ -144,6 +148,9 @@ class ExchangeBench(Bench[ExchangeRow]):
             lr=1e-9,
         )
 
+    def advice(self, rows: Sequence[ExchangeRow]) -> str:
+        return peers.ADVICE if all(row.peer is None for row in rows) else ""
+
     def panels(self, rows: Sequence[ExchangeRow]) -> list[list[Panel]]:
         """Return a panel per size: the parts of each exchange as a bar, and the baseline's time as a marker."""
         sizes = dict.fromkeys(row.parameters for row in rows)
@@ -151,9 +158,9 @@ class ExchangeBench(Bench[ExchangeRow]):
 
 
 def _row(parameters: int, launch: Launch, runs: list[TimedRun], baselines: list[Stepper]) -> ExchangeRow:
-    turns, result = [run.seconds() for run in runs], runs[-1].result
-    seconds, volume = timed_run.median_step_s(turns), BYTES_PER_PARAMETER * parameters * launch.workers
-    peer = peers.faster(baselines, timed_run.median_step_s, seconds, result.global_batch)
+    turns, result, median = [run.seconds() for run in runs], runs[-1].result, statistics.median
+    seconds, volume = timed_run.middle_s(turns, median), BYTES_PER_PARAMETER * parameters * launch.workers
+    peer = peers.faster(baselines, median, turns, result.global_batch)
     return ExchangeRow(
         parameters=parameters,
         workers=launch.workers,
@@ -167,14 +174,17 @@ def _row(parameters: int, launch: Launch, runs: list[TimedRun], baselines: list[
         weights_bytes=result.moved.weights,
         steps=len(timed_run.all_seconds(turns)),
         ms_per_exchange=seconds * 1e3,
+        ms_spread=timed_run.spread_ms(turns, median),
         gb_per_s=volume / seconds / 1e9,
         peer=None
         if peer is None
         else BaselineExchange(
             version=peer.version,
             ms_per_exchange=peer.ms_per_step,
+            ms_spread=peer.ms_spread,
             gb_per_s=volume / peer.ms_per_step / 1e6,
             ratio=peer.ratio,
+            ratio_spread=peer.ratio_spread,
         ),
         split=timed_run.undisturbed_split(runs),
     )

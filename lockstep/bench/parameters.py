@@ -125,7 +125,16 @@ workers = partial(
 servers = partial(option, "--servers", Several(WholeNumber(1, 64)))
 transports = partial(option, "--transport --transports", TRANSPORTS, "transports, as of train", "auto")
 steps = partial(option, "--steps", WholeNumber(FEWEST_STEPS))
-rounds = partial(option, "--rounds", WholeNumber(1), "turns in which the measurements alternate", "3")
+
+
+def rounds(default: str = "3") -> Any:
+    """Return the number of turns."""
+    return option("--rounds", WholeNumber(1), "turns in which the measurements alternate", default)
+
+
 wire_weights = partial(option, "--wire-weights", WIRES_OF_WEIGHTS, "type in which weights travel", metavar="TYPE")
 PEER_TEXT = "a Python with torch: measure torch too, in turns"
+compiles = partial(
+    option, "--compile/--no-compile", click.BOOL, "of torch, measure torch.compile too", "yes", shown="compile"
+)
 peer_python = partial(option, "--peer-python", click.Path(path_type=Path), PEER_TEXT, metavar="PYTHON")

@@ -1,6 +1,7 @@
 """Predict the speed of several hosts from measurements on one machine, by the cost model."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
@@ -11,6 +12,7 @@ import msgspec
 
 from lockstep.bench import parameters as options
 from lockstep.bench.bench import Bench, Panel, Series, TableColumn, counted, heading
+from lockstep.bench.measuring.measurements import Measurements
 from lockstep.bench.measuring.timed_run import BenchSession
 from lockstep.bench.scaling import VALUES, ScalingBench, ScalingRow
 from lockstep.cli.options.types import WholeNumber
@@ -98,14 +100,19 @@ def read_basis(
 
 def _read(path: Path) -> RunResult | list[ScalingRow]:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=RunResult | list[ScalingRow])
+        content = path.read_bytes()
     except OSError as error:
         raise UsageError(
             f"cannot read {str(path)!r}: {error.strerror}: expected a result.json, or rows of a scaling bench"
         ) from error
+    try:
+        return msgspec.json.decode(content, type=RunResult | list[ScalingRow])
     except msgspec.MsgspecError as error:
+        with suppress(msgspec.MsgspecError):
+            return msgspec.json.decode(content, type=Measurements).rows_of(ScalingBench.name, ScalingRow)
         raise FileFormatError(
-            f"{str(path)!r} is neither a run's result.json nor a file of `lockstep bench scaling --to FILE`: {error}"
+            f"{str(path)!r} is neither a run's result.json nor a file of `lockstep bench scaling --to FILE` or "
+            f"`lockstep bench all --to FILE`: {error}"
         ) from error
 
 
@@ -140,8 +147,9 @@ def basis_of_rows(rows: Sequence[ScalingRow]) -> Basis:
     )
 
 
-def _subject(row: ScalingRow) -> tuple[str, int, str, int]:
-    return row.model, row.parameters, row.scaling, row.batch
+def _subject(row: ScalingRow) -> tuple[str, int, str, int, int]:
+    share = row.micro_batches // (row.workers if row.scaling == "weak" else 1)
+    return row.model, row.parameters, row.scaling, row.batch, share
 
 
 def _way(row: ScalingRow) -> tuple[str, int]:
@@ -333,7 +341,7 @@ class PredictBench(Bench[PredictionRow]):
     sources: tuple[Path, ...] | None = options.option(
         "--from",
         options.Several(click.Path(path_type=Path)),
-        "result.json of a run, or rows of `lockstep bench scaling --to FILE`",
+        "result.json of a run, or a file of `lockstep bench scaling` or `bench all`",
         shown="measure this machine",
         metavar="FILES",
     )
@@ -387,7 +395,7 @@ class PredictBench(Bench[PredictionRow]):
             models=(model or "lenet",),
             batches=(self.batch or 128,),
             workers=(1, 2) if cores() > 1 else (1,),
-            micro_batches_per_worker=2,
+            cuts=(2,),
             steps=self.steps,
             rounds=1,
         )

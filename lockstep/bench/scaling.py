@@ -1,10 +1,9 @@
 """Bench training with several numbers of processes, in turns with the baseline and with independent processes."""
 
 import statistics
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -25,7 +24,7 @@ from lockstep.bench.bench import (
     split_columns,
     split_series,
     torch_marks,
-    with_torch,
+    whole_machine_marks,
 )
 from lockstep.bench.measuring import peers, timed_run
 from lockstep.bench.measuring.peers import WARM_UP, BaselineRow, Stepper
@@ -35,7 +34,6 @@ from lockstep.bench.measuring.timed_run import BenchSession, TimedRun
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
-from lockstep.common.model.source import is_torch_module, open_model
 from lockstep.common.nn.models import MODELS
 from lockstep.common.runtime.environment import cores
 from lockstep.common.transport.transports import Transport
@@ -74,6 +72,8 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     #: Steady steps measured in all turns, and their mean in the middle turn.
     steps: int
     ms_per_step: Annotated[float, TableColumn("ms", 7, ".3f")]
+    #: The mean steps of the fastest and of the slowest turn.
+    ms_spread: tuple[float, float] = (0.0, 0.0)
     images_per_s: Annotated[float, TableColumn("images/s", 9, ",.0f")]
     #: Images/s per process over those of a single process: the efficiency. None if a single one was not measured.
     of_one_worker: Annotated[float | None, TableColumn("/one", 5, ".0%")]
@@ -82,7 +82,10 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     of_ceiling: Annotated[float, TableColumn("/ceil", 5, ".0%")]
     #: Digest of the weights at the end of each run; equal for equal jobs.
     weights_sha256: str
-    peer: Annotated[BaselineRow | None, TORCH]
+    #: DistributedDataParallel with as many processes; one process with a thread per core, and the same compiled.
+    peer: Annotated[BaselineRow | None, replace(TORCH, title="/ddp")]
+    all_threads: BaselineRow | None = None
+    compiled: BaselineRow | None = None
     #: Where the time of the mean step of that turn went.
     split: Annotated[Split, *split_columns("comp", "exch", "updt", "wait")]
     #: Processor time per step; None if a run was too short to read it twice, or the system does not show it.
@@ -105,6 +108,19 @@ def _processors(name: str) -> Callable[[ScalingRow], float | None]:
     return lambda row: None if row.processors is None else getattr(row.processors, name)
 
 
+#: What PyTorch makes of the same batch in one process with a thread per core: the columns of a table below the rows.
+WHOLE_MACHINE = (
+    TableColumn("model", -6, ".6", of=ScalingRow.short_name),
+    TableColumn("batch", 5, of=lambda row: row.batch),
+    TableColumn("over", -10, of=lambda row: f"{row.workers}+{row.servers} {row.transport}"),
+    TableColumn("cuts", 4, of=lambda row: row.micro_batches),
+    TableColumn("images/s", 9, ",.0f", of=lambda row: row.images_per_s),
+    TableColumn("all threads", 11, ",.0f", of=lambda row: row.all_threads and row.all_threads.images_per_s),
+    TableColumn("layout", -13, of=lambda row: row.all_threads and row.all_threads.layout),
+    TableColumn("/it", 5, ".2f", "x", of=lambda row: row.all_threads and row.all_threads.ratio),
+    TableColumn("/comp", 5, ".2f", "x", of=lambda row: row.compiled and row.compiled.ratio),
+)
+
 #: What a step costs the machine: the columns of a second table below the rows.
 COSTS = (
     TableColumn("model", -6, ".6", of=ScalingRow.short_name),
@@ -120,6 +136,29 @@ COSTS = (
 
 
 @dataclass(kw_only=True)
+class ScalingTrial:
+    """A job with one number of micro-batches, its runs by launch and number of teams, and its independent processes."""
+
+    #: Micro-batches per worker.
+    cut: int
+    job: Job
+    #: What each independent process trains.
+    single_job: Job
+    runs: dict[tuple[Launch, int], list[TimedRun]]
+    singles: list[Stepper] = field(default_factory=list)
+
+    def ceiling(self) -> float:
+        """Return the images/s of the independent processes together."""
+        share = self.single_job.global_batch
+        return sum(share / timed_run.mean_step_s(single.seconds()) for single in self.singles)
+
+
+def _run_each(session: BenchSession, trials: Sequence[ScalingTrial]) -> None:
+    for trial in trials:
+        session.run_each(trial.job, trial.runs)
+
+
+@dataclass(kw_only=True)
 class ScalingBench(Bench[ScalingRow]):
     """Train with several numbers of processes, as `lockstep train --workers` does, and time the steps.
 
@@ -132,8 +171,9 @@ class ScalingBench(Bench[ScalingRow]):
     sockets. It needs runs of a second or more.
 
     As many independent processes run in turns with the workers; their speed is the ceiling. With --peer-python, so
-    does torch's DistributedDataParallel over gloo, in its faster memory layout. For a torch.nn.Module, this is the
-    same module, and --peer-python is not needed. The parts of a step are those of an average worker.
+    does torch: DistributedDataParallel over gloo with as many processes, and one process with a thread per core on the
+    whole batch, as it is and compiled. Its faster memory layout counts. For a torch.nn.Module, this is the same module,
+    and --peer-python is not needed. The parts of a step are those of an average worker.
 
     \b
       lockstep bench scaling --model mlp --batch 128 --to scaling.json
@@ -180,17 +220,18 @@ class ScalingBench(Bench[ScalingRow]):
         "yes",
         shown="weak",
     )
-    micro_batches_per_worker: int = options.option(
+    cuts: tuple[int, ...] = options.option(
         "--micro-batches-per-worker",
-        WholeNumber(1, 1024),
+        options.Several(WholeNumber(1, 1024)),
         "micro-batches per worker; with --strong, of the largest number of workers",
         "1",
     )
     steps: int = options.steps("steps to measure", "300")
     rounds: int = options.rounds()
     peer_python: Path | None = options.peer_python()
-    #: Images/s of one worker, by model, parameters, batch, transport and servers.
-    _one: dict[tuple[str, int, int, str, int], float] = field(default_factory=dict, init=False)
+    is_compiling: bool = options.compiles()
+    #: Images/s of one worker, by model, parameters, batch, micro-batches per worker, transport and servers.
+    _one: dict[tuple[str, int, int, int, str, int], float] = field(default_factory=dict, init=False)
 
     def measure(self, session: BenchSession) -> Iterator[ScalingRow]:
         rows = list[ScalingRow]()
@@ -201,8 +242,16 @@ class ScalingBench(Bench[ScalingRow]):
         session.say(" ".join(column.heading() for column in COSTS))
         for row in rows:
             session.say(" ".join(column.cell(row, "") for column in COSTS))
+        if any(row.all_threads is not None for row in rows):
+            session.say("")
+            session.say(" ".join(column.heading() for column in WHOLE_MACHINE))
+            for row in rows:
+                session.say(" ".join(column.cell(row, "") for column in WHOLE_MACHINE))
         for row in rows if not self.is_weak else ():
             session.say(f"weights sha256  {row.weights_sha256}  {row.model}, {row.workers} {row.transport}")
+
+    def advice(self, rows: Sequence[ScalingRow]) -> str:
+        return peers.ADVICE if self.sleep_s is None and all(row.peer is None for row in rows) else ""
 
     def rows(self, session: BenchSession) -> Iterator[ScalingRow]:
         """Yield each row as soon as it is known, and print nothing."""
@@ -242,11 +291,7 @@ class ScalingBench(Bench[ScalingRow]):
             flag = "--model" if self.models else "--peer-python"
             raise UsageError(f"--sleep with {flag}: the model that sleeps is one of its own; remove one of the two")
         for subject in self._subjects():
-            if self.peer_python is not None and self._python_of(subject) is None:
-                raise UsageError(
-                    f"the PyTorch baseline has no model {subject!r}: expected one of {', '.join(MODELS)}, or a "
-                    "function that returns a torch.nn.Module"
-                )
+            self._python_of(subject)
 
     def _teams(self, workers: int) -> list[int]:
         return sorted({min(teams, workers) for teams in self.teams})
@@ -256,15 +301,8 @@ class ScalingBench(Bench[ScalingRow]):
         return [Launch(workers=workers, servers=servers, transport=transport) for servers, transport in setups]
 
     def _python_of(self, subject: str | int) -> Path | None:
-        """Return the Python under which the baseline trains a model, None if there is no baseline.
-
-        A module of PyTorch is trained here by us, and so it can be by the baseline.
-        """
-        if isinstance(subject, int):
-            return None
-        if is_torch_module(open_model(subject, 0).module):
-            return self.peer_python or Path(sys.executable)
-        return self.peer_python if subject in MODELS else None
+        """Return the Python under which the baseline trains a model, None if there is no baseline."""
+        return None if isinstance(subject, int) else peers.python_for(subject, self.peer_python)
 
     def _source(self, session: BenchSession, subject: str | int, samples: int) -> dict[str, str]:
         """Return the values of a job that name its model and its data, of which it reads so many samples."""
@@ -277,38 +315,54 @@ class ScalingBench(Bench[ScalingRow]):
         return {"model": model, "data": data}
 
     def _measure(self, session: BenchSession, subject: str | int, batch: int, workers: int) -> Iterator[ScalingRow]:
-        """Measure side by side: the job with all launches, independent processes with a share each, the baseline."""
+        """Measure in turns: the job with all launches, independent processes with a share each, the baselines."""
         python = self._python_of(subject)
-        micro_batches = self.micro_batches_per_worker * (workers if self.is_weak else max(self.workers))
         global_batch = batch * workers if self.is_weak else batch
         turn = timed_run.per_turn(self.steps, self.rounds)
         values = self._source(session, subject, (WARM_UP + turn) * global_batch)
+        trials = [self._trial(values, global_batch, workers, cut, turn) for cut in self.cuts]
+        with ExitStack() as stack:
+            for trial in trials:
+                trial.singles = peers.start_singles(trial.single_job, workers, session.folder, stack)
+            trained = peers.BaselineSubject(model=str(subject), data="" if subject in MODELS else trials[0].job.data)
+            arguments = trained.arguments("ddp", global_batch // workers, str(workers))
+            ddp = peers.start_baselines(python, arguments, stack, trained.layouts())
+            whole = peers.start_whole_machine(
+                python, trained, global_batch, stack, is_compiling=self.is_compiling, say=session.say
+            )
+            groups = [*(trial.singles for trial in trials), *([each] for each in ddp), *whole.groups()]
+            peers.in_turns(self.rounds, turn, groups, partial(_run_each, session, trials))
+        for trial in trials:
+            for (launch, teams), runs in trial.runs.items():
+                row = self._row(batch, trial, launch, runs)
+                turns, mean = [run.seconds() for run in runs], statistics.mean
+                yield msgspec.structs.replace(
+                    row,
+                    teams=teams,
+                    peer=peers.faster(ddp, mean, turns, global_batch),
+                    all_threads=peers.faster(whole.all_threads, mean, turns, global_batch),
+                    compiled=peers.faster(whole.compiled, mean, turns, global_batch),
+                )
+
+    def _trial(self, values: dict[str, str], global_batch: int, workers: int, cut: int, turn: int) -> ScalingTrial:
+        micro_batches = cut * (workers if self.is_weak else max(self.workers))
         shared = {"global_batch": global_batch, "micro_batches": micro_batches, "steps": WARM_UP + turn}
         share = {"global_batch": global_batch // workers, "micro_batches": max(1, micro_batches // workers)}
-        job = timed_run.bench_job(**values, **shared)
-        single_job = timed_run.bench_job(**values, **share, epochs=10**6)
         setups = product(self._launches(workers), self._teams(workers))
-        ours: dict[tuple[Launch, int], list[TimedRun]] = {setup: [] for setup in setups}
-        with ExitStack() as stack:
-            singles = peers.start_singles(single_job, workers, session.folder, stack)
-            data = [] if subject in MODELS else ["--data", job.data]
-            arguments = ["ddp", str(subject), str(single_job.global_batch), str(workers), *data]
-            baselines = peers.start_baselines(python, arguments, stack, peers.layouts_of(str(subject)))
-            groups = [singles, *([baseline] for baseline in baselines)]
-            peers.in_turns(self.rounds, turn, groups, partial(session.run_each, job, ours))
-        ceiling = sum(single_job.global_batch / timed_run.mean_step_s(single.seconds()) for single in singles)
-        for (launch, teams), runs in ours.items():
-            row = self._row(batch, job, launch, runs, ceiling, baselines)
-            yield msgspec.structs.replace(row, teams=teams)
+        return ScalingTrial(
+            cut=cut,
+            job=timed_run.bench_job(**values, **shared),
+            single_job=timed_run.bench_job(**values, **share, epochs=10**6),
+            runs={setup: [] for setup in setups},
+        )
 
-    def _row(
-        self, batch: int, job: Job, launch: Launch, runs: list[TimedRun], ceiling: float, baselines: list[Stepper]
-    ) -> ScalingRow:
-        result, turns = runs[-1].result, [run.seconds() for run in runs]
+    def _row(self, batch: int, trial: ScalingTrial, launch: Launch, runs: list[TimedRun]) -> ScalingRow:
+        """Return a row without the baselines."""
+        job, ceiling, result, turns = trial.job, trial.ceiling(), runs[-1].result, [run.seconds() for run in runs]
         step_s = timed_run.mean_step_s(turns)
         speed = job.global_batch / step_s
         model = job.model_name() if self.sleep_s is None else SLEEP
-        setup = (model, result.parameters, batch, launch.transport, launch.servers)
+        setup = (model, result.parameters, batch, trial.cut, launch.transport, launch.servers)
         if launch.workers == 1:
             self._one[setup] = speed
         one = self._one.get(setup)
@@ -327,12 +381,13 @@ class ScalingBench(Bench[ScalingRow]):
             cores=cores(),
             steps=len(timed_run.all_seconds(turns)),
             ms_per_step=step_s * 1e3,
+            ms_spread=timed_run.spread_ms(turns),
             images_per_s=speed,
             of_one_worker=speed / launch.workers / one if one is not None else None,
             ceiling_images_per_s=ceiling,
             of_ceiling=speed / ceiling,
             weights_sha256=result.weights_sha256,
-            peer=peers.faster(baselines, timed_run.mean_step_s, step_s, job.global_batch),
+            peer=None,
             split=timed_run.split_of([timed_run.middle_run(runs)]),
             processors=per_step(run.processors for run in runs),
             socket_bytes=statistics.mean(run.socket_bytes() for run in runs),
@@ -353,9 +408,15 @@ def _panels(model: str, rows: Sequence[ScalingRow]) -> list[Panel]:
             Series("", "ours", [row.images_per_s for row in rows]),
             Series("ceiling (independent processes)", "ceiling", ceiling, "|"),
             torch_marks(rows, "images_per_s"),
+            *whole_machine_marks(rows, "images_per_s"),
         ],
-        [f"batch {row.batch}, {described(row, row.teams)}" for row in rows],
-        with_torch([f"{row.of_ceiling:.0%}" for row in rows], rows),
+        [f"batch {row.batch}, {described(row, row.teams)}{_cut_text(row)}" for row in rows],
+        [f"{row.of_ceiling:.0%}" for row in rows],
         end=1.3,
     )
     return [speeds, Panel("time of a step", "ms", split_series(rows), [""] * len(rows))]
+
+
+def _cut_text(row: ScalingRow) -> str:
+    cut = row.micro_batches // row.workers
+    return f", {row.micro_batches} micro-batches" if cut > 1 else ""

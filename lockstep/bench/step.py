@@ -5,7 +5,7 @@ import resource
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import count, product
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from rich.table import Table
 
 from lockstep.bench import parameters as options
-from lockstep.bench.bench import Bench, Panel, Series, with_torch
+from lockstep.bench.bench import Bench, Panel, Series, counted, ranged, whole_machine_marks, with_torch
 from lockstep.bench.measuring import peers, timed_run
 from lockstep.bench.measuring.peers import WARM_UP, Answer, BaselineRow
 from lockstep.bench.measuring.timed_run import BenchSession
@@ -32,6 +32,7 @@ from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.nn.layers.convolution import Conv1d, Conv2d
 from lockstep.common.nn.layers.linear import Linear
+from lockstep.common.nn.models import MODELS
 from lockstep.common.nn.module import Module
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.numerics import Numerics
@@ -41,8 +42,8 @@ from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.single_process import SingleProcessTrainer
 
-#: Turns in which ours and the baseline alternate.
-ROUNDS = 6
+#: Turns in which steps with and without a profile alternate.
+PROFILED = 6
 
 
 class StepFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -51,15 +52,19 @@ class StepFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     model: str
     batch: int
     micro_batches: int
-    #: Median over `steps` steps.
+    #: The median step of the middle turn, and those of the fastest and of the slowest turn. `steps` in all turns.
     ms_per_step: float
+    ms_spread: tuple[float, float] = (0.0, 0.0)
     steps: int
     images_per_s: float
     peak_rss_mb: float
-    #: Share of the step that its unavoidable matrix products take at the peak, and that peak.
-    gemm_gflops_share: float
+    #: Share of the step that its unavoidable matrix products take at the peak; None for a module of PyTorch. That peak.
+    gemm_gflops_share: float | None
     gemm_peak_gflops: float
+    #: PyTorch with one thread, with one per core, and the latter with `torch.compile`.
     peer: BaselineRow | None = None
+    all_threads: BaselineRow | None = None
+    compiled: BaselineRow | None = None
 
 
 @dataclass
@@ -85,6 +90,11 @@ class LocalSteps:
         images = self.data.train.images[: self.job.global_batch]
         return step_flops(self.trainer.setup.model.module, self.trainer.compute.batches.preparation.images(images))
 
+    def share_of_products(self, gflops: float, step_s: float) -> float | None:
+        """Return the share of a step that its matrix products take at a speed; None for a module of PyTorch."""
+        is_ours = isinstance(self.trainer.setup.model.module, Module)
+        return self.flops() / (gflops * 1e9) / step_s if is_ours else None
+
 
 @click.command(hidden=True)
 @click.argument("job_file", type=click.Path(path_type=Path))
@@ -101,15 +111,21 @@ class StepBench(Bench[StepFigures]):
     """Time whole training steps: forward, loss, backward, update.
 
     The bench runs the code of a worker and a server in one process, with one BLAS thread and with MNIST in memory. It
-    reports the median over the steps, and with --peer-python the ratio of torch's median to it. Each combination runs
-    in a separate process. With several numbers of micro-batches, the last lines compare each speed with that of the
-    first number.
+    reports the median step of the middle turn, with those of the fastest and the slowest turn in brackets.
+
+    With --peer-python, PyTorch takes turns with it: with one thread, with a thread per core, and compiled. The faster
+    of its two memory layouts counts. For a torch.nn.Module, this is the same module, and --peer-python is not needed.
+    Ratios are PyTorch's time over ours.
+
+    Each combination runs in a separate process. Several numbers of micro-batches take turns, and the last lines compare
+    each speed with that of the first number.
 
     \b
       lockstep bench step --model cnn --batch 32
       lockstep bench step --model mlp --peer-python ~/torch/bin/python
       lockstep bench step --model linear,mlp,lenet,cnn --batch 32,128
       lockstep bench step --model mlp --micro-batches 1,2,4,8,16,32
+      lockstep bench step --model my_net.py:build --data my.npz
     """
 
     name: ClassVar = "step"
@@ -117,61 +133,122 @@ class StepBench(Bench[StepFigures]):
     row: ClassVar = StepFigures
 
     models: tuple[str, ...] = options.models("--model", text="models", default="lenet")
+    data: str = options.option("--data", click.STRING, "data, as of train", "mnist", metavar="DATA")
     batches: tuple[int, ...] = options.option("--batch", options.NUMBERS, "batch sizes", "128")
     cuts: tuple[int, ...] = options.option("--micro-batches", options.NUMBERS, "micro-batches per step", "1")
     steps: int = options.option("--steps", WholeNumber(30), "steps to measure", "120")
+    rounds: int = options.rounds("5")
     numerics: Numerics = options.option(
         "--numerics", click.Choice(get_args(Numerics)), "native or portable", "native", metavar="NAME"
     )
     peer_python: Path | None = options.peer_python()
+    is_compiling: bool = options.compiles()
     is_profiling: bool = options.option("--profile", click.BOOL, "show time and bytes per primitive instead", "no")
 
     def measure(self, session: BenchSession) -> Iterator[StepFigures]:
         begin_with(self.numerics)
-        combinations = list(product(self.models, self.batches, self.cuts))
-        if self.is_profiling and len(combinations) > 1:
-            raise UsageError("--profile: expected one model, one batch size and one number of micro-batches")
+        if self.is_profiling:
+            yield from self._profile(session)
+            return
         rows = list[StepFigures]()
-        for model, batch, cut in combinations:
-            # More epochs than are measured, so that none ends early.
-            values = {"global_batch": batch, "micro_batches": cut, "numerics": self.numerics, "epochs": 1000}
-            job = timed_run.bench_job(model=model, **values)
-            local = LocalSteps(job, load(job.data), session.clock)
-            if self.is_profiling:
-                session.console.print(profile(local, self.steps))
-                return
-            rows.append(figures_of(local, session.folder, self.steps, self.peer_python))
-            yield rows[-1]
+        for model, batch in product(self.models, self.batches):
+            for row in self._measure(session, model, batch):
+                rows.append(row)
+                yield row
         for line in cut_lines(rows) if len(self.cuts) > 1 else ():
             session.say(line)
-        if self.peer_python and len(rows) > 1:
-            ratio = statistics.geometric_mean(row.peer.ratio for row in rows if row.peer is not None)
-            session.say(f"geometric mean of torch / ours: {ratio:.2f}")
+        ratios = [row.peer.ratio for row in rows if row.peer is not None]
+        if len(ratios) > 1:
+            session.say(f"geometric mean of torch / ours: {statistics.geometric_mean(ratios):.2f}")
+
+    def _profile(self, session: BenchSession) -> Iterator[StepFigures]:
+        """Print where the time of a step goes, and yield no row."""
+        if len(self.models) * len(self.batches) * len(self.cuts) > 1:
+            raise UsageError("--profile: expected one model, one batch size and one number of micro-batches")
+        job = self._job(self.models[0], self.batches[0], self.cuts[0])
+        session.console.print(profile(LocalSteps(job, load(job.data), session.clock), self.steps))
+        yield from ()
+
+    def _job(self, model: str, batch: int, cut: int) -> Job:
+        # More epochs than are measured, so that none ends early.
+        values = {"global_batch": batch, "micro_batches": cut, "numerics": self.numerics, "epochs": 1000}
+        return timed_run.bench_job(model=model, data=self.data, **values)
+
+    def _measure(self, session: BenchSession, model: str, batch: int) -> Iterator[StepFigures]:
+        """Measure each number of micro-batches and PyTorch in turns: at least `steps` steps of each.
+
+        Ours are made in processes of their own, so that their peak memory is theirs.
+        """
+        python = peers.python_for(model, self.peer_python)
+        subject = peers.BaselineSubject(model=model, data="" if model in MODELS else session.data(self.data))
+        jobs = [self._job(model, batch, cut) for cut in self.cuts]
+        turn = timed_run.per_turn(self.steps, self.rounds)
+        with ExitStack() as stack:
+            ours = [peers.start_singles(job, 1, session.folder, stack)[0] for job in jobs]
+            alone = peers.start_baselines(python, subject.arguments("step", batch), stack, subject.layouts())
+            whole = peers.start_whole_machine(
+                python, subject, batch, stack, is_compiling=self.is_compiling, say=session.say
+            )
+            peers.in_turns(self.rounds, turn, [[each] for each in (*ours, *alone)] + whole.groups())
+        # The products are the same in any number of micro-batches.
+        local, median = LocalSteps(jobs[0], load(self.data), session.clock), statistics.median
+        for job, process in zip(jobs, ours, strict=True):
+            turns, peak = process.seconds(), measured(session.clock).gflops
+            step_s = timed_run.middle_s(turns, median)
+            yield StepFigures(
+                model=job.model_name(),
+                batch=batch,
+                micro_batches=job.micro_batches,
+                ms_per_step=step_s * 1e3,
+                ms_spread=timed_run.spread_ms(turns, median),
+                steps=self.rounds * turn,
+                images_per_s=batch / step_s,
+                peak_rss_mb=process.turns[-1].peak_rss_bytes / 1e6,
+                gemm_gflops_share=local.share_of_products(peak, step_s),
+                gemm_peak_gflops=peak,
+                peer=peers.faster(alone, median, turns, batch),
+                all_threads=peers.faster(whole.all_threads, median, turns, batch),
+                compiled=peers.faster(whole.compiled, median, turns, batch),
+            )
+
+    def advice(self, rows: Sequence[StepFigures]) -> str:
+        return peers.ADVICE if rows and all(row.peer is None for row in rows) else ""
 
     def lines(self, row: StepFigures) -> list[str]:
         cut = f" in {row.micro_batches} micro-batches" if row.micro_batches > 1 else ""
-        lines = [
-            f"{row.model}, batch {row.batch}{cut}, one thread, median of {row.steps} steps",
-            f"step          {row.ms_per_step:.3f} ms, {row.images_per_s:,.0f} images/s",
-            f"products      {row.gemm_gflops_share:.0%} of it at the peak of {row.gemm_peak_gflops:.0f} GFLOP/s",
+        share = "-" if row.gemm_gflops_share is None else f"{row.gemm_gflops_share:.0%}"
+        return [
+            f"{row.model}, batch {row.batch}{cut}, one thread, {row.steps} steps in {counted(self.rounds, 'turn')}",
+            f"step          {ranged(row.ms_per_step, row.ms_spread, '.3f')} ms, {row.images_per_s:,.0f} images/s",
+            f"products      {share} of it at the peak of {row.gemm_peak_gflops:.0f} GFLOP/s",
             f"peak memory   {row.peak_rss_mb:.0f} MB",
+            *(line for name, peer in _peers_of(row) for line in _lines_of(name, peer)),
         ]
-        if row.peer is not None:
-            torch, size = row.peer, row.peer.peak_rss_mb
-            lines += [
-                f"torch         {torch.ms_per_step:.3f} ms, torch {torch.version}, {torch.layout}, {size:.0f} MB",
-                f"torch / ours  {torch.ratio:.2f}",
-            ]
-        return lines
 
     def panels(self, rows: Sequence[StepFigures]) -> list[list[Panel]]:
-        """Return a pair of bars per model and batch: the time and memory of a step, ours and the baseline's."""
+        """Return a group of bars per model and batch: the time and memory of a step, ours and the baselines'."""
         names = [f"{row.model}, {row.batch}" for row in rows]
         texts = with_torch([f"{row.images_per_s:,.0f}/s" for row in rows], rows)
         title, pair = "a training step of one process, one thread", _pair(rows, "ms_per_step")
+        pair += whole_machine_marks(rows, "ms_per_step")
         time = Panel(title, "ms", pair, names, texts, is_grouped=True, is_log=True, end=12)
         pair = _pair(rows, "peak_rss_mb")
         return [[time, Panel("peak memory of the process", "MB", pair, [""] * len(rows), is_grouped=True)]]
+
+
+def _peers_of(row: StepFigures) -> list[tuple[str, BaselineRow]]:
+    """Return what a row was compared with, and what it is called on the screen."""
+    named = (("torch", row.peer), ("all threads", row.all_threads), ("compiled", row.compiled))
+    return [(name, peer) for name, peer in named if peer is not None]
+
+
+def _lines_of(name: str, peer: BaselineRow) -> list[str]:
+    time = ranged(peer.ms_per_step, peer.ms_spread, ".3f")
+    threads = counted(peer.threads, "thread")
+    return [
+        f"{name:<13} {time} ms, {threads}, {peer.layout}, {peer.peak_rss_mb:.0f} MB",
+        f"{f'{name} / ours':<13} {ranged(peer.ratio, peer.ratio_spread)}  (torch {peer.version})",
+    ]
 
 
 def _pair(rows: Sequence[StepFigures], figure: str) -> list[Series]:
@@ -192,36 +269,11 @@ def cut_lines(rows: Sequence[StepFigures]) -> list[str]:
     return lines
 
 
-def figures_of(local: LocalSteps, folder: Path, steps: int, peer_python: Path | None) -> StepFigures:
-    """Return the figures of at least `steps` steps, and of as many steps of the baseline, in turns with ours.
-
-    The steps are made in a process of their own, so that its peak memory is theirs.
-    """
-    model, batch, turn = local.job.model_name(), local.job.global_batch, timed_run.per_turn(steps, ROUNDS)
-    with ExitStack() as stack:
-        (ours,) = peers.start_singles(local.job, 1, folder, stack)
-        baselines = peers.start_baselines(peer_python, ["step", model, str(batch)], stack, peers.layouts_of(model))
-        peers.in_turns(ROUNDS, turn, [[each] for each in (ours, *baselines)])
-    peak, step_s = measured(local.clock).gflops, timed_run.median_step_s(ours.seconds())
-    return StepFigures(
-        model=model,
-        batch=batch,
-        micro_batches=local.job.micro_batches,
-        ms_per_step=step_s * 1e3,
-        steps=ROUNDS * turn,
-        images_per_s=batch / step_s,
-        peak_rss_mb=ours.turns[-1].peak_rss_bytes / 1e6,
-        gemm_gflops_share=local.flops() / (peak * 1e9) / step_s,
-        gemm_peak_gflops=peak,
-        peer=peers.faster(baselines, timed_run.median_step_s, step_s, batch),
-    )
-
-
 def profile(local: LocalSteps, steps: int) -> Table:
     """Return a table of where the time of a step goes; its caption tells how micro-batches are computed otherwise."""
     local.times(WARM_UP)
-    observer, plain, turn = Profile(local.clock), list[float](), timed_run.per_turn(steps, ROUNDS)
-    for _ in range(ROUNDS):
+    observer, plain, turn = Profile(local.clock), list[float](), timed_run.per_turn(steps, PROFILED)
+    for _ in range(PROFILED):
         plain.extend(local.times(turn))
         with observe(observer):
             local.times(turn)
@@ -234,8 +286,16 @@ def profile(local: LocalSteps, steps: int) -> Table:
     return table
 
 
-def peak_rss_bytes() -> int:
-    """Return the peak memory of this process in bytes."""
+def peak_rss_bytes(path: Path = Path("/proc/self/status")) -> int:
+    """Return the peak memory of this process in bytes.
+
+    Linux hands the peak that `getrusage` reports from a process to the program that it starts, so it may be that of the
+    bench. The peak of this program's own memory is in another place.
+    """
+    with suppress(OSError):
+        for line in path.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

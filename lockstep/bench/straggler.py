@@ -17,7 +17,15 @@ import msgspec
 from lockstep.bench import parameters as options
 from lockstep.bench.bench import Bench, Panel, Series, TableColumn
 from lockstep.bench.measuring.peers import WARM_UP
-from lockstep.bench.measuring.timed_run import BenchSession, TimedRun, all_seconds, bench_job, mean_step_s, per_turn
+from lockstep.bench.measuring.timed_run import (
+    BenchSession,
+    TimedRun,
+    all_seconds,
+    bench_job,
+    mean_step_s,
+    per_turn,
+    spread_ms,
+)
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import RunError
 from lockstep.common.job.job import Job
@@ -129,15 +137,18 @@ class StragglerRow(msgspec.Struct, frozen=True, kw_only=True):
     case: Annotated[str, TableColumn("the last worker", -17, of=lambda row: case_name(row.case))]
     #: The slow worker's share of its full speed; 1 if all are fast, and 0 if the fast ones are alone.
     speed: float
-    #: Steps measured in all turns, and their mean in the middle turn.
+    #: Steps measured in all turns; their mean in the middle turn, and in the fastest and the slowest turn.
     steps: int
     ms_per_step: Annotated[float, TableColumn("ms", 8, ".2f")]
+    ms_spread: tuple[float, float] = (0.0, 0.0)
     images_per_s: Annotated[float, TableColumn("images/s", 9, ",.0f")]
     #: Images/s over those of the fast workers alone, of all workers when all are fast, and of the ideal, in which the
     #: speeds of all add up: the median of the ratios within each turn.
     of_alone: Annotated[float, TableColumn("/alone", 7, ".2f")]
     of_all: Annotated[float, TableColumn("/all", 5, ".2f")]
     of_ideal: Annotated[float, TableColumn("/ideal", 7, ".2f")]
+    #: The least and the largest share of the ideal in a turn.
+    of_ideal_spread: tuple[float, float] = (0.0, 0.0)
     #: Micro-batches that were leased and not used, over those of all steps.
     duplicates: Annotated[float, TableColumn("twice", 6, ".1%")]
     #: Micro-batches of a step that each fast worker computed, and the slow one; None if there was none.
@@ -287,7 +298,8 @@ class StragglerBench(Bench[StragglerRow]):
 
     def _row(self, job: Job, case: str, turns: dict[str, list[Turn]], weights_sha256: str) -> StragglerRow:
         mine, alone, all_fast = ([turn.seconds for turn in turns[each]] for each in (case, ALONE, ALL))
-        step_s, steps, of_alone = mean_step_s(mine), len(all_seconds(mine)), median_ratio(mine, alone)
+        step_s, steps, ratios = mean_step_s(mine), len(all_seconds(mine)), ratios_of(mine, alone)
+        of_alone, ideal = statistics.median(ratios), self.ideal(case)
         names = ("known", "by_last", "by_others")
         known, by_last, by_others = (sum(getattr(turn, name) for turn in turns[case]) for name in names)
         known = max(1, known)
@@ -301,10 +313,12 @@ class StragglerBench(Bench[StragglerRow]):
             speed=speed_in(case),
             steps=steps,
             ms_per_step=step_s * 1e3,
+            ms_spread=spread_ms(mine),
             images_per_s=job.global_batch / step_s,
             of_alone=of_alone,
-            of_all=median_ratio(mine, all_fast),
-            of_ideal=of_alone / self.ideal(case),
+            of_all=statistics.median(ratios_of(mine, all_fast)),
+            of_ideal=of_alone / ideal,
+            of_ideal_spread=(min(ratios) / ideal, max(ratios) / ideal),
             duplicates=sum(turn.unused for turn in turns[case]) / (steps * job.micro_batches),
             micro_batches_of_fast=(by_others + (by_last if case == ALONE else 0)) / known / (self.workers - 1),
             micro_batches_of_slow=None if case == ALONE else by_last / known,
@@ -333,8 +347,6 @@ class StragglerBench(Bench[StragglerRow]):
         return [[left, Panel("micro-batches of a step", "micro-batches", shares, [""] * len(rows))]]
 
 
-def median_ratio(ours: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> float:
-    """Return how much faster our mean step is than that of others: the median of the ratios of each turn."""
-    return statistics.median(
-        statistics.mean(theirs) / statistics.mean(mine) for mine, theirs in zip(ours, others, strict=True)
-    )
+def ratios_of(ours: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> list[float]:
+    """Return how much faster our mean step is than that of others in each turn."""
+    return [statistics.mean(theirs) / statistics.mean(mine) for mine, theirs in zip(ours, others, strict=True)]

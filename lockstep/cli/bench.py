@@ -10,11 +10,12 @@ import click
 import msgspec
 from rich.console import Console
 
-from lockstep.bench.bench import Bench, heading
+from lockstep.bench.bench import Bench
 from lockstep.bench.coordinator import CoordinatorBench
 from lockstep.bench.exchange import ExchangeBench
 from lockstep.bench.local_steps import LocalStepsBench
 from lockstep.bench.measuring.timed_run import BenchSession
+from lockstep.bench.performance import all_parts
 from lockstep.bench.predict import PredictBench
 from lockstep.bench.scaling import ScalingBench
 from lockstep.bench.step import StepBench, lone
@@ -43,6 +44,7 @@ def bench() -> None:
     \b
       lockstep bench step --model linear,mlp,lenet,cnn
       lockstep bench scaling --help
+      lockstep bench all --peer-python ~/torch/bin/python
     """
 
 
@@ -82,15 +84,13 @@ def run(bench: Bench[Any], as_json: bool, rows_file: Path | None, plot_file: Pat
     rows = list[msgspec.Struct]()
     with tempfile.TemporaryDirectory(prefix="lockstep-bench-") as folder:
         session = BenchSession(Path(folder), Console(highlight=False, stderr=as_json))
-        if bench.has_heading and (titles := heading(bench.row)):
-            session.say(titles)
-        for row in bench.measure(session):
+        for row in bench.report(session):
             rows.append(row)
-            for line in bench.lines(row):
-                session.say(line)
             if rows_file is not None:
                 # Each time: an interrupt loses only the row that is being measured.
                 write_atomically(rows_file, [json_of(rows), b"\n"])
+        if advice := bench.advice(rows):
+            session.say(advice)
     if as_json:
         click.echo(json_of(rows))
     if plot_file is not None:
@@ -116,4 +116,5 @@ def save_plot(bench: Bench[Any], rows: Sequence[msgspec.Struct], file: Path) -> 
 
 for kind in BENCHES:
     bench.add_command(command_of(kind))
+bench.add_command(all_parts)
 bench.add_command(lone)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +14,9 @@ import msgspec
 
 from lockstep.common.errors import RunError, UsageError
 from lockstep.common.job.job import Job
-from lockstep.common.runtime.environment import child_environment, cores, keep_to_core
+from lockstep.common.model.source import is_torch_module, open_model
+from lockstep.common.nn.models import MODELS
+from lockstep.common.runtime.environment import BLAS_THREAD_VARIABLES, child_environment, cores, keep_to_core
 from lockstep.runs.job_file import to_toml
 from lockstep.runs.launch_config import Launch
 
@@ -26,6 +29,15 @@ FIRST = 3
 #: Seconds that a process has to finish its steps and end.
 GRACE_S = 10.0
 
+#: The memory layouts of PyTorch's arrays.
+CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels-last"
+
+#: What the Python of the baseline must be.
+NEEDED = "expected the Python of an environment with torch (pip install torch numpy)"
+
+#: How to be compared with PyTorch, for who asked for no comparison.
+ADVICE = "to compare with PyTorch, add --peer-python PYTHON: the Python of an environment with torch"
+
 #: No module next to it may have a name of the standard library: a script finds the modules of its folder first.
 BASELINE = Path(__file__).with_name("torch_baseline.py")
 
@@ -33,9 +45,11 @@ BASELINE = Path(__file__).with_name("torch_baseline.py")
 class Answer(msgspec.Struct, frozen=True):
     """The answer of a process about its steps."""
 
-    version: str
-    seconds: list[float]
-    peak_rss_bytes: int
+    version: str = ""
+    seconds: list[float] = []
+    peak_rss_bytes: int = 0
+    #: Why it can make no steps; then it has nothing else to answer.
+    obstacle: str = ""
 
 
 @dataclass
@@ -46,24 +60,26 @@ class Stepper:
     process: subprocess.Popen[str]
     #: The memory layout of its arrays, if it is the baseline.
     layout: str = ""
-    #: What the error of its death ends with.
-    advice: str = ""
+    #: Its threads.
+    threads: int = 1
+    #: The answer to its first steps, which do not count.
+    warm_up: Answer = field(default_factory=Answer)
     #: The answers of all turns, without the steps that do not count.
     turns: list[Answer] = field(default_factory=list)
 
     @classmethod
-    def start(cls, name: str, command: Sequence[str], layout: str = "", advice: str = "") -> "Stepper":
+    def start(cls, name: str, command: Sequence[str], layout: str = "", threads: int = 1) -> "Stepper":
         """Start the process. Raises OSError if there is no such program."""
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=child_environment(),
+            env={**child_environment(), **dict.fromkeys(BLAS_THREAD_VARIABLES, str(threads))},
             # Ctrl-C in a terminal reaches the whole foreground group; this process ends with us, without a traceback.
             start_new_session=True,
         )
-        return cls(name, process, layout, advice)
+        return cls(name, process, layout, threads)
 
     def ask(self, count: int) -> None:
         """Request `count` steps."""
@@ -95,7 +111,7 @@ class Stepper:
 
     def _death(self) -> RunError:
         code = self.process.wait()
-        return RunError(f"{self.name} died with exit code {code}: its last output is above{self.advice}")
+        return RunError(f"{self.name} died with exit code {code}: its last output is above")
 
 
 def steps_of(steppers: Sequence[Stepper], count: int) -> list[Answer]:
@@ -135,65 +151,166 @@ def start_singles(job: Job, count: int, folder: Path, stack: ExitStack) -> list[
     return singles
 
 
+@dataclass(frozen=True, kw_only=True)
+class BaselineSubject:
+    """What the baseline trains, as it is told on its command line."""
+
+    model: str
+    #: A file with samples for a module of the user's own; empty for random images.
+    data: str = ""
+
+    def arguments(self, mode: str, batch: int, *more: str) -> list[str]:
+        """Return the arguments of a mode that trains."""
+        return [mode, self.model, str(batch), *more, *(["--data", self.data] if self.data else [])]
+
+    def layouts(self) -> tuple[str, ...]:
+        """Return the memory layouts in which to try the baseline; the faster one counts.
+
+        A dense net has no other one. Of a module of the user's own, we do not know: it is tried.
+        """
+        return (CONTIGUOUS,) if self.model in ("linear", "mlp") else (CONTIGUOUS, CHANNELS_LAST)
+
+
+def start_baseline(python: Path, arguments: Sequence[str], stack: ExitStack, layout: str, threads: int) -> Stepper:
+    """Start the baseline under `python` until the stack is closed. Raises UsageError if there is no such program."""
+    flags = ["--channels-last"] if layout == CHANNELS_LAST else []
+    flags += ["--threads", str(threads)] if threads > 1 else []
+    command = [str(python), str(BASELINE), *arguments, *flags]
+    try:
+        baseline = Stepper.start("the PyTorch baseline", command, layout, threads)
+    except OSError as error:
+        raise UsageError(f"cannot run --peer-python {str(python)!r}: {error.strerror}: {NEEDED}") from error
+    stack.callback(baseline.close)
+    return baseline
+
+
+def warm_up(baseline: Stepper) -> str:
+    """Let it make its first steps; return why it cannot make any, empty if it can."""
+    (baseline.warm_up,) = steps_of([baseline], WARM_UP)
+    return baseline.warm_up.obstacle
+
+
 def start_baselines(
-    python: Path | None, arguments: Sequence[str], stack: ExitStack, layouts: Sequence[str] = ("contiguous",)
+    python: Path | None,
+    arguments: Sequence[str],
+    stack: ExitStack,
+    layouts: Sequence[str] = (CONTIGUOUS,),
+    threads: int = 1,
 ) -> list[Stepper]:
     """Start the baseline under `python` in each memory layout, until the stack is closed, and warm it up.
 
-    Without `python`, there is none. Raises UsageError if there is no such program.
+    Without `python`, there is none. A net that cannot be trained in channels-last is left out. Raises UsageError if
+    there is no such program, or if it lacks what is needed.
     """
-    baselines = []
-    for layout in layouts if python is not None else ():
-        flags = ["--channels-last"] if layout == "channels-last" else []
-        command, advice = [str(python), str(BASELINE), *arguments, *flags], "; is torch installed in its environment?"
-        try:
-            baseline = Stepper.start("the PyTorch baseline", command, layout, advice)
-        except OSError as error:
-            raise UsageError(
-                f"cannot run --peer-python {str(python)!r}: {error.strerror}: expected the Python of an environment "
-                "with torch (pip install torch)"
-            ) from error
-        stack.callback(baseline.close)
-        steps_of([baseline], WARM_UP)
-        baselines.append(baseline)
-    return baselines
+    if python is None:
+        return []
+    # All at once, because PyTorch takes seconds to load.
+    started = [start_baseline(python, arguments, stack, layout, threads) for layout in layouts]
+    obstacles = [warm_up(baseline) for baseline in started]
+    if obstacles[0]:
+        raise UsageError(f"--peer-python {str(python)!r}: {obstacles[0]}: {NEEDED}")
+    return [baseline for baseline, obstacle in zip(started, obstacles, strict=True) if not obstacle]
 
 
-def layouts_of(model: str) -> tuple[str, ...]:
-    """Return the memory layouts in which to try the baseline; the faster one counts.
+def python_for(model: str, given: Path | None) -> Path | None:
+    """Return the Python under which the baseline trains a model, None if there is no baseline.
 
-    A module of the user's own is the very same one that we train, and so is its layout.
+    A module of PyTorch is trained under our own Python, and so it can be by the baseline. Raises UsageError for another
+    model that the baseline does not have.
     """
-    return ("contiguous", "channels-last") if model in ("lenet", "cnn") else ("contiguous",)
+    if model in MODELS:
+        return given
+    if is_torch_module(open_model(model, 0).module):
+        return given or Path(sys.executable)
+    if given is not None:
+        raise UsageError(
+            f"the PyTorch baseline has no model {model!r}: expected one of {', '.join(MODELS)}, or a function that "
+            "returns a torch.nn.Module"
+        )
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeMachine:
+    """PyTorch in one process with a thread per core: what most people would use first. As it is, and compiled."""
+
+    all_threads: list[Stepper]
+    compiled: list[Stepper]
+
+    def groups(self) -> list[list[Stepper]]:
+        """Return what takes turns: each by itself, since it needs the whole machine."""
+        return [[stepper] for stepper in (*self.all_threads, *self.compiled)]
+
+
+def start_whole_machine(
+    python: Path | None,
+    subject: BaselineSubject,
+    batch: int,
+    stack: ExitStack,
+    *,
+    is_compiling: bool,
+    say: Callable[[str], None],
+) -> WholeMachine:
+    """Start PyTorch in one process with all threads on a batch, and `torch.compile` of the same where that works.
+
+    To compile takes a quarter of a minute, so it is done only in the layout that was faster without it in the warm-up.
+    """
+    arguments = subject.arguments("step", batch)
+    plain = start_baselines(python, arguments, stack, subject.layouts(), cores())
+    compiled = list[Stepper]()
+    if python is not None and is_compiling:
+        layout = min(plain, key=lambda each: statistics.median(each.warm_up.seconds[FIRST:])).layout
+        stepper = start_baseline(python, [*arguments, "--compile"], stack, layout, cores())
+        if obstacle := warm_up(stepper):
+            say(f"torch.compile is left out: {obstacle}")
+        else:
+            compiled.append(stepper)
+    return WholeMachine(all_threads=plain, compiled=compiled)
 
 
 class BaselineRow(msgspec.Struct, frozen=True, kw_only=True):
-    """The baseline with as many processes in its faster memory layout, measured in turns with ours."""
+    """The baseline in its faster memory layout, measured in turns with ours."""
 
     version: str
     layout: str
-    #: Of as many steps as ours, and taken from them in the same way.
+    #: Of each of its processes.
+    threads: int = 1
+    #: Of as many steps as ours, and taken from them in the same way; and the fastest and the slowest turn.
     ms_per_step: float
+    ms_spread: tuple[float, float] = (0.0, 0.0)
     images_per_s: float
     #: Of its first process; 0 in rows of a scaling bench that did not know it yet.
     peak_rss_mb: float = 0.0
-    #: The baseline's time over ours; above 1 if we are faster.
+    #: The baseline's time over ours, above 1 if we are faster: the median of the ratios of all turns; their range.
     ratio: float
+    ratio_spread: tuple[float, float] = (0.0, 0.0)
 
 
 def faster(
-    baselines: Sequence[Stepper], step_s_of: Callable[[list[list[float]]], float], our_s: float, global_batch: int
+    baselines: Sequence[Stepper],
+    step_s: Callable[[Sequence[float]], float],
+    ours: Sequence[Sequence[float]],
+    global_batch: int,
 ) -> BaselineRow | None:
-    """Return the baseline in its faster layout, by the seconds of a step in several turns; None without a baseline."""
+    """Return the baseline in its faster layout next to the seconds of our steps, by turns; None without a baseline.
+
+    `step_s` gives the seconds of a step in a turn. A ratio is taken within each turn, because a machine is often slower
+    in one turn than in another, and then for both.
+    """
     if not baselines:
         return None
-    step_s, number = min((step_s_of(each.seconds()), number) for number, each in enumerate(baselines))
-    baseline = baselines[number]
+    baseline = min(baselines, key=lambda each: statistics.median_high(map(step_s, each.seconds())))
+    theirs = [step_s(turn) for turn in baseline.seconds()]
+    ratios = [their_s / step_s(turn) for their_s, turn in zip(theirs, ours, strict=True)]
+    middle_s = statistics.median_high(theirs)
     return BaselineRow(
         version=baseline.turns[-1].version,
         layout=baseline.layout,
-        ms_per_step=step_s * 1e3,
-        images_per_s=global_batch / step_s,
+        threads=baseline.threads,
+        ms_per_step=middle_s * 1e3,
+        ms_spread=(min(theirs) * 1e3, max(theirs) * 1e3),
+        images_per_s=global_batch / middle_s,
         peak_rss_mb=baseline.turns[-1].peak_rss_bytes / 1e6,
-        ratio=step_s / our_s,
+        ratio=statistics.median(ratios),
+        ratio_spread=(min(ratios), max(ratios)),
     )

@@ -141,18 +141,29 @@ def all_seconds(turns: Sequence[Sequence[float]]) -> list[float]:
     return [second for turn in turns for second in turn]
 
 
-def median_step_s(turns: Sequence[Sequence[float]]) -> float:
-    """Return the seconds of the median step of all turns."""
-    return statistics.median(all_seconds(turns))
+def middle_s(turns: Sequence[Sequence[float]], step_s: Callable[[Sequence[float]], float]) -> float:
+    """Return the seconds of a step in the middle turn, or in the slower one of two in the middle.
+
+    `step_s` gives the seconds of a step in a turn. One disturbed turn in three does not count.
+    """
+    return statistics.median_high(map(step_s, turns))
+
+
+def spread_ms(
+    turns: Sequence[Sequence[float]], step_s: Callable[[Sequence[float]], float] = statistics.mean
+) -> tuple[float, float]:
+    """Return the milliseconds of a step in the fastest and in the slowest turn."""
+    seconds = [step_s(turn) for turn in turns]
+    return min(seconds) * 1e3, max(seconds) * 1e3
 
 
 def mean_step_s(turns: Sequence[Sequence[float]]) -> float:
-    """Return the seconds of a mean step in the middle turn, or in the slower one of two in the middle.
+    """Return the seconds of a mean step in the middle turn.
 
     The mean, because the images/s of a run are those of all its steps, of slow ones too: in 36 runs of 400 steps on a
-    busy machine the median step was 6 % faster. The middle turn, so that one disturbed turn in three does not count.
+    busy machine the median step was 6 % faster.
     """
-    return statistics.median_high(statistics.mean(turn) for turn in turns)
+    return middle_s(turns, statistics.mean)
 
 
 def middle_run(runs: Sequence[TimedRun]) -> TimedRun:

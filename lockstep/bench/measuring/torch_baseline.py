@@ -1,12 +1,13 @@
-"""The PyTorch baseline: the same work with one thread per process; runs under a Python that has torch.
+"""The PyTorch baseline: the same work under a Python that has torch.
 
-    PYTHON torch_baseline.py step MODEL BATCH [--channels-last]             one process
+    PYTHON torch_baseline.py step MODEL BATCH [--channels-last]             one process with one thread
+    PYTHON torch_baseline.py step MODEL BATCH --threads N [--compile]       one process with N, and torch.compile
     PYTHON torch_baseline.py ddp MODEL BATCH WORKERS [--channels-last]      DistributedDataParallel, BATCH each
     PYTHON torch_baseline.py ddp FILE.py:FUNCTION BATCH WORKERS --data FILE.npz   a module of the user's own, its data
     PYTHON torch_baseline.py allreduce PARAMETERS WORKERS                   the exchange alone, over gloo
 
-Reads a number of steps from each line of standard input and answers with one line of JSON: the seconds of each step.
-Imports nothing of Lockstep, which is not installed there.
+Reads a number of steps from each line of standard input and answers with one line of JSON: the seconds of each step,
+or why it can make none. Imports nothing of Lockstep, which is not installed there.
 """
 
 import argparse
@@ -22,12 +23,17 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
-import numpy as np
-import torch
-import torch.distributed as dist
-from torch import nn
+try:
+    import numpy as np
+    import torch
+    import torch.distributed as dist
+    from torch import nn
+except ImportError as missing:
+    sys.stdin.readline()
+    print(json.dumps({"obstacle": str(missing)}))
+    raise SystemExit(0) from None
 
-#: Random images in memory.
+#: Images in memory, but never fewer than two batches.
 SAMPLES = 4096
 
 #: How long a process may wait for the others, which wait for requests.
@@ -64,12 +70,12 @@ def build(name: str) -> nn.Module:
     raise SystemExit(f"unknown model {name!r}: expected {', '.join(NETS)} or FILE.py:FUNCTION")
 
 
-def samples(data: str | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the training set of an .npz as a model is given it, or random images."""
+def samples(data: str | None, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return so many of the training set of an .npz as a model is given it, or random images."""
     if data is None:
-        return torch.rand(SAMPLES, 1, 28, 28), torch.randint(0, 10, (SAMPLES,))
+        return torch.rand(count, 1, 28, 28), torch.randint(0, 10, (count,))
     with np.load(data) as arrays:
-        images, labels = arrays["x_train"][:SAMPLES], arrays["y_train"][:SAMPLES]
+        images, labels = arrays["x_train"][:count], arrays["y_train"][:count]
     if images.dtype == np.uint8:
         images = images.astype(np.float32) / 255
     kind = np.float32 if images.dtype.kind == "f" else np.int64
@@ -82,20 +88,37 @@ def stepper(options: argparse.Namespace, *, is_distributed: bool) -> Callable[[i
     model = build(options.model).to(memory_format=layout)
     if is_distributed:
         model = nn.parallel.DistributedDataParallel(model)
-    images, labels = samples(options.data)
+    images, labels = samples(options.data, max(SAMPLES, 2 * batch))
     if images.ndim == 4:
         images = images.contiguous(memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    loss_of = nn.CrossEntropyLoss()
+    mean_loss = nn.CrossEntropyLoss()
+
+    def plain_loss(inputs: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+        outputs = model(inputs)
+        loss: torch.Tensor = mean_loss(outputs.reshape(-1, outputs.shape[-1]), expected.reshape(-1))
+        return loss
+
+    loss_of = torch.compile(plain_loss) if options.compile else plain_loss
 
     def step(number: int) -> None:
         start = (number * batch) % max(1, len(images) - batch)
         optimizer.zero_grad()
-        outputs, expected = model(images[start : start + batch]), labels[start : start + batch]
-        loss_of(outputs.reshape(-1, outputs.shape[-1]), expected.reshape(-1)).backward()
+        loss_of(images[start : start + batch], labels[start : start + batch]).backward()
         optimizer.step()
 
     return step
+
+
+def obstacle_to(step: Callable[[int], None]) -> str:
+    """Make a step, which compiles it if need be; return why that cannot be done, empty if it can."""
+    try:
+        step(0)
+    # No compiler, one that fails, a net that `view`s an array in channels-last: each raises something else.
+    except Exception as error:  # noqa: BLE001  # whatever is raised is the obstacle
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        return f"{type(error).__name__}: {lines[0].strip() if lines else ''}"
+    return ""
 
 
 def exchanger(parameters: int) -> Callable[[int], None]:
@@ -152,10 +175,19 @@ def serve(options: argparse.Namespace, step: Callable[[int], None]) -> None:
             step(number)
             seconds.append(time.perf_counter() - start)
             number += 1
-        # Kilobytes on Linux, bytes on macOS.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         if options.rank == 0:
-            print(json.dumps({"version": torch.__version__, "seconds": seconds, "peak_rss_bytes": peak}), flush=True)
+            answer = {"version": torch.__version__, "seconds": seconds, "peak_rss_bytes": peak_rss_bytes()}
+            print(json.dumps(answer), flush=True)
+
+
+def peak_rss_bytes() -> int:
+    """Return the peak memory of this process; `getrusage` may report that of the process which started it."""
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    # Kilobytes on Linux, bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def arguments() -> argparse.Namespace:
@@ -170,11 +202,13 @@ def arguments() -> argparse.Namespace:
             mode.add_argument("model")
             mode.add_argument("batch", type=int)
             mode.add_argument("--channels-last", action="store_true")
+            mode.add_argument("--compile", action="store_true")
             mode.add_argument("--data", metavar="FILE", help="an .npz with x_train and y_train")
         if name == "step":
             mode.set_defaults(workers=1)
         else:
             mode.add_argument("workers", type=int)
+        mode.add_argument("--threads", type=int, default=1)
         mode.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
         mode.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -182,12 +216,16 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     with group(options) if options.workers > 1 else contextlib.nullcontext():
         if options.mode == "allreduce":
             step = exchanger(options.parameters)
         else:
             step = stepper(options, is_distributed=options.workers > 1)
+            if (options.compile or options.channels_last) and (obstacle := obstacle_to(step)):
+                if options.rank == 0:
+                    print(json.dumps({"obstacle": obstacle}), flush=True)
+                return
         serve(options, step)
 
 

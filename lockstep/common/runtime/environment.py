@@ -158,3 +158,31 @@ def most_open_files() -> int:
 def major_faults() -> int:
     """Return how many pages this process has had to wait for, since they had to be read from a disk."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+
+
+def processor_name(path: str = "/proc/cpuinfo") -> str:
+    """Return what the processor is called; "unknown" if the system does not tell."""
+    with suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return "unknown"
+
+
+def memory_bytes() -> int:
+    """Return the size of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def busy_cores_s(path: str = "/proc/stat") -> float:
+    """Return the seconds that all cores together have been busy since the machine started; 0 if it does not tell.
+
+    Time that a virtual machine's host took away counts as busy.
+    """
+    try:
+        with open(path, encoding="ascii") as file:
+            user, nice, system, _idle, _waiting, *rest = map(int, file.readline().split()[1:9])
+    except (OSError, ValueError):
+        return 0.0
+    return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")

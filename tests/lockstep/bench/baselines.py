@@ -15,14 +15,16 @@ seconds = 0.004 if "--channels-last" in arguments else 0.005
 open({calls!r}, "a").write(" ".join(arguments) + "\\n")
 for line in sys.stdin:
     answer = {{"version": "9.9", "seconds": [seconds] * int(line), "peak_rss_bytes": 1}}
+    if {refused!r} in arguments:
+        answer = {{"obstacle": "it cannot do with " + {refused!r}}}
     print(json.dumps(answer), flush=True)
 """
 
 
-def write_peer(folder: Path) -> tuple[Path, Path]:
-    """Write the stand-in; return its path, and that of a file with the arguments of each call."""
+def write_peer(folder: Path, refused: str = "") -> tuple[Path, Path]:
+    """Write the stand-in, which refuses a flag; return its path, and that of a file with the arguments of each call."""
     python, calls = folder / "python-with-torch", folder / "calls.txt"
-    python.write_text(SOURCE.format(python=sys.executable, calls=str(calls)))
+    python.write_text(SOURCE.format(python=sys.executable, calls=str(calls), refused=refused))
     python.chmod(0o700)
     return python, calls
 

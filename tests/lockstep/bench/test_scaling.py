@@ -9,6 +9,7 @@ from lockstep.bench.bench import heading, line
 from lockstep.bench.measuring.processor_time import StepProcessorTime
 from lockstep.bench.scaling import COSTS, ScalingRow, short_number
 from lockstep.cli.main import run
+from lockstep.common.runtime.environment import cores
 from tests.lockstep.bench.baselines import write_peer
 from tests.lockstep.bench.scaling_rows import scaling_row
 
@@ -27,7 +28,16 @@ def test_weak_scaling_next_to_the_baseline(tmp_path: Path, capsys: pytest.Captur
     assert run([*TINY, "--peer-python", str(python), "--to", str(json_file), "--plot", str(plot_file)]) == 0
     one, two = rows_of(json_file)
     assert [(row.workers, row.global_batch, row.micro_batches) for row in (one, two)] == [(1, 32, 1), (2, 64, 2)]
-    assert calls.read_text().splitlines() == ["ddp linear 32 1", "ddp linear 32 2"]
+    threads = f" --threads {cores()}" if cores() > 1 else ""
+    assert calls.read_text().splitlines() == [
+        call
+        for workers in (1, 2)
+        for call in (
+            f"ddp linear 32 {workers}",
+            f"step linear {32 * workers}{threads}",
+            f"step linear {32 * workers} --compile{threads}",
+        )
+    ]
     for row in (one, two):
         assert (row.model, row.scaling, row.parameters, row.steps) == ("linear", "weak", 7850, 8)
         assert row.images_per_s == pytest.approx(row.global_batch / row.ms_per_step * 1e3)
@@ -37,15 +47,21 @@ def test_weak_scaling_next_to_the_baseline(tmp_path: Path, capsys: pytest.Captur
         assert row.peer is not None
         assert row.peer.images_per_s == pytest.approx(row.global_batch / 0.005)
         assert row.peer.ratio == pytest.approx(row.images_per_s / row.peer.images_per_s)
+        assert row.all_threads is not None
+        assert row.compiled is not None
+        assert row.all_threads.ratio == row.compiled.ratio == row.peer.ratio
+        assert row.ms_spread == (row.ms_per_step, row.ms_per_step)
     assert one.of_one_worker == 1.0
     assert two.of_one_worker == pytest.approx(two.images_per_s / 2 / one.images_per_s)
     assert plot_file.read_bytes().startswith(PNG)
     # Too short to read processor time twice.
     assert (two.teams, two.sleep_s, two.processors, two.socket_bytes) == (1, 0.0, None, 0.0)
     head, *lines = capsys.readouterr().out.splitlines()
-    assert (head, len(lines)) == (heading(ScalingRow), 6)
+    assert (head, len(lines)) == (heading(ScalingRow), 10)
     assert " ".join(lines[3].split()) == "model batch over teams ms server ms leader ms process ms kB"
     assert lines[5].split()[-4:] == ["-", "-", "-", "0.0"]
+    assert " ".join(lines[7].split()) == "model batch over cuts images/s all threads layout /it /comp"
+    assert lines[9].split()[7] == "contiguous"
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The step bench makes real steps, takes the baseline in its faster layout, and shows where the time goes."""
 
 import json
+import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lockstep.bench.measuring.peers import FIRST, in_turns, layouts_of, start_baselines
-from lockstep.bench.step import LocalSteps, Profile, step_flops
+from lockstep.bench.measuring.peers import ADVICE, FIRST, BaselineSubject, in_turns, start_baselines
+from lockstep.bench.step import LocalSteps, Profile, peak_rss_bytes, step_flops
 from lockstep.cli.main import run
 from lockstep.common.autograd.graph import observe
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.source import load
-from lockstep.common.errors import RunError, UsageError
+from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.nn.models import MODELS
 from lockstep.common.runtime.clock import ManualClock, SystemClock
@@ -66,7 +67,8 @@ def test_what_micro_batches_cost_is_shown_by_several_numbers_of_them(capsys: pyt
         "batch 8",
         "batch 8 in 4 micro-batches",
     ]
-    head, ratios = (line.split() for line in shown[-2:])
+    assert shown[-1] == ADVICE
+    head, ratios = (line.split() for line in shown[-3:-1])
     assert head == ["micro-batches", "1", "4"]
     assert ratios[:3] == ["linear", "8", "1.00"]
     assert 0 < float(ratios[3]) < 2
@@ -134,8 +136,8 @@ def test_the_first_steps_of_a_turn_do_not_count(tmp_path: Path) -> None:
 
 
 def test_layouts() -> None:
-    assert layouts_of("mlp") == ("contiguous",)
-    assert layouts_of("cnn") == ("contiguous", "channels-last")
+    assert BaselineSubject(model="mlp").layouts() == ("contiguous",)
+    assert BaselineSubject(model="cnn").layouts() == ("contiguous", "channels-last")
 
 
 def test_a_baseline_that_is_not_there_is_reported() -> None:
@@ -143,13 +145,42 @@ def test_a_baseline_that_is_not_there_is_reported() -> None:
         start_baselines(Path("nowhere"), ["step", "linear", "32"], ExitStack())
 
 
-def test_a_baseline_without_torch_is_reported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_baseline_without_torch_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # without installed packages
     python.chmod(0o755)
-    with ExitStack() as stack, pytest.raises(RunError, match="is torch installed in its environment"):
+    with ExitStack() as stack, pytest.raises(UsageError, match="No module named 'numpy': expected the Python of an"):
         start_baselines(python, ["step", "linear", "32"], stack)
-    assert "torch" in capfd.readouterr().err
+    assert capfd.readouterr().err == ""
+
+
+def test_pytorch_with_one_thread_with_all_and_compiled_take_turns_with_us(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    python, calls = write_peer(tmp_path)
+    path = tmp_path / "step.json"
+    flags = ["--batch", "8", "--micro-batches", "1,2", "--steps", "30", "--rounds", "2", "--to", str(path)]
+    assert run(["bench", "step", "--model", "linear", *flags, "--peer-python", str(python)]) == 0
+    one, two = json.loads(path.read_text())
+    # One sitting for both numbers of micro-batches.
+    assert len(calls.read_text().splitlines()) == 3
+    assert (one["micro_batches"], two["micro_batches"]) == (1, 2)
+    assert one["ms_spread"][0] <= one["ms_per_step"] <= one["ms_spread"][1]
+    for name in ("peer", "all_threads", "compiled"):
+        assert one[name]["ms_spread"] == [5.0, 5.0]
+        low, high = one[name]["ratio_spread"]
+        assert low <= one[name]["ratio"] <= high
+    shown = capsys.readouterr().out
+    assert all(f"\n{name} / ours" in shown for name in ("torch", "all threads", "compiled"))
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_the_peak_memory_is_not_that_of_the_process_that_started_it() -> None:
+    held = np.ones(100_000_000, np.float32)
+    source = "from lockstep.bench.step import peak_rss_bytes; print(peak_rss_bytes())"
+    shown = subprocess.run([sys.executable, "-c", source], capture_output=True, check=True).stdout
+    assert 10e6 < int(shown) < held.nbytes < peak_rss_bytes()
 
 
 #: Multiplications of one image forward, layer by layer.

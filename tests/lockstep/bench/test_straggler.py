@@ -8,7 +8,7 @@ import pytest
 from lockstep.bench.bench import heading, line
 from lockstep.bench.measuring.peers import WARM_UP
 from lockstep.bench.measuring.timed_run import TimedRun
-from lockstep.bench.straggler import Begun, StragglerBench, StragglerRow, Turn, median_ratio, turn_of
+from lockstep.bench.straggler import Begun, StragglerBench, StragglerRow, Turn, ratios_of, turn_of
 from lockstep.cli.main import run
 from lockstep.common.errors import RunError
 from lockstep.ps.records.ledger import LedgerShare, Line, RunBegun, StepDone, UnusedWork, WorkerIn
@@ -88,7 +88,7 @@ def test_a_turn_begins_with_what_the_cases_are_compared_with() -> None:
 
 def test_ratios_are_taken_within_a_turn() -> None:
     # The second turn was disturbed for both, the third for one.
-    assert median_ratio([[1.0, 3.0], [8.0], [9.0]], [[4.0], [16.0], [1.0]]) == 2.0
+    assert ratios_of([[1.0, 3.0], [8.0], [9.0]], [[4.0], [16.0], [18.0]]) == [2.0, 2.0, 2.0]
 
 
 ROW = StragglerRow(

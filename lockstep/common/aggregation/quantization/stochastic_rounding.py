@@ -1,7 +1,7 @@
 """Random numbers that decide which way a value is rounded (rule R2); they do not depend on how its vector is cut.
 
 They are drawn from Philox, keyed by seed, step and node, and counted by the value's position in the flat vector. A hash
-of the position in NumPy's own arithmetic would cost about the same (docs/explanation/performance.md), and need a proof.
+of the position in NumPy's own arithmetic would cost about the same (docs/explanation/rounding.md), and need a proof.
 """
 
 from dataclasses import dataclass, field

@@ -53,11 +53,14 @@ def logarithmic(axis: XAxis | YAxis) -> None:
     axis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.5)))
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG. All text is plain, since a run or a host may be called `$x_{`."""
+def save(figure: Figure, path: Path, source: str = "") -> None:
+    """Write a figure as a PNG, with a text that tells what it shows and that no one sees.
+
+    All text is plain, since a run or a host may be called `$x_{`.
+    """
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         text.set_parse_math(False)
     image = io.BytesIO()
-    figure.savefig(image, dpi=RESOLUTION, format="png")
+    figure.savefig(image, dpi=RESOLUTION, format="png", metadata={"Source": source} if source else None)
     write_atomically(path, [image.getvalue()])

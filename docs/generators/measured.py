@@ -1,0 +1,367 @@
+"""Tables and pictures of speed, all from one file of `lockstep bench all`: no figure of these is typed by hand.
+
+python -m docs.generators.measured             draws the pictures that are not of this file
+"""
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from rich.console import Console
+
+from docs.generators.tables import table
+from lockstep.bench.coordinator import CoordinatorRow
+from lockstep.bench.exchange import ExchangeRow
+from lockstep.bench.measuring.measurements import BenchMachine, MeasuredPart, read_measurements
+from lockstep.bench.measuring.peers import BaselineRow
+from lockstep.bench.measuring.timed_run import BenchSession
+from lockstep.bench.performance import BUSY
+from lockstep.bench.predict import PredictBench, PredictionRow
+from lockstep.bench.scaling import ScalingRow
+from lockstep.bench.step import StepFigures
+from lockstep.bench.straggler import StragglerRow, case_name
+from lockstep.bench.wire import QuantizationRow
+
+R = TypeVar("R", bound=msgspec.Struct)
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "docs" / "measured.json"
+
+#: Columns of a command in a page.
+WIDTH = 92
+
+#: Turns of a measurement that is not a short one.
+ENOUGH = 5
+
+#: Of the links in predictions, bytes per second.
+FAST_LINK, SLOW_LINK = 1.25e9, 12.5e6
+
+Spread = tuple[float, float]
+
+
+def ranged(value: float, spread: Spread, form: str) -> str:
+    """Return a figure of the middle turn, and those of the lowest and the highest one, if there were several."""
+    if spread[0] == spread[1]:
+        return f"{value:{form}}"
+    return f"{value:{form}} ({spread[0]:{form}} to {spread[1]:{form}})"
+
+
+def decimals(value: float) -> str:
+    """Return how a time is written with three digits that mean something."""
+    return ",.0f" if value >= 100 else f".{2 if value < 10 else 1}f" if value >= 1 else ".3f"
+
+
+def time(value: float, spread: Spread) -> str:
+    """Return a time with its spread."""
+    return ranged(value, spread, decimals(value))
+
+
+def speed(row: ScalingRow) -> str:
+    """Return images/s with their spread."""
+    fast, slow = (row.global_batch / ms * 1e3 if ms else row.images_per_s for ms in row.ms_spread)
+    return ranged(row.images_per_s, (slow, fast), ",.0f")
+
+
+def ratio(peer: BaselineRow | None) -> str:
+    """Return how many times as fast as a baseline we are, with the spread."""
+    return "" if peer is None else ranged(peer.ratio, peer.ratio_spread, ".2f")
+
+
+def wrapped(command: str) -> str:
+    """Return a command as a block, on lines that fit, with no flag apart from its value."""
+    first, *flags = command.split(" --")
+    lines = [first]
+    for flag in flags:
+        if len(lines[-1]) + len(flag) > WIDTH:
+            lines[-1] += " \\"
+            lines.append("   ")
+        lines[-1] += f" --{flag}"
+    return "```bash\n" + "\n".join(lines) + "\n```\n"
+
+
+class Report:
+    """The parts of a file, as pieces of pages."""
+
+    def __init__(self, file: Path = FILE) -> None:
+        self.file = file
+        self.measurements = read_measurements(file)
+
+    def part(self, name: str, kind: type[R]) -> tuple[MeasuredPart, list[R]]:
+        """Return a part and its rows. Raises KeyError if it was not measured."""
+        part = self.measurements.parts[name]
+        return part, part.rows_as(kind)
+
+    def machine(self) -> str:
+        """Return the machines, and when each part was measured."""
+        texts = [_described(machine) for machine in self.measurements.machines()]
+        parts = self.measurements.parts
+        rows = [
+            [name, part.begun, f"{part.took_s:,.0f}", str(part.rounds), f"{part.busy_cores:.1f}"]
+            for name, part in parts.items()
+        ]
+        headings = ("part", "measured on", "seconds", "turns", "cores that others used before")
+        if any(part.rounds < ENOUGH for part in parts.values()):
+            texts.append("This was a short measurement, with fewer turns than a steady figure needs.")
+        if any(part.busy_cores > BUSY * part.machine.cores for part in parts.values()):
+            texts.append("Other programs used the machine in some parts, so expect other figures on a quiet one.")
+        return "\n\n".join([*texts, table(headings, rows)])
+
+    def losses(self) -> str:
+        """Return everything in which PyTorch was faster in the middle turn, the largest loss first."""
+        found = sorted(self._comparisons(), key=lambda each: each[0])
+        lost = [[what, against, text] for value, what, against, text in found if value < 1]
+        counts = f"PyTorch was faster in {len(lost)} of {len(found)} comparisons"
+        if not lost:
+            return f"{counts} of this measurement: each ratio of the tables below is above 1.\n"
+        return f"{counts}:\n\n{table(('what', 'in comparison with', 'times as fast as it'), lost)}"
+
+    def _comparisons(self) -> Iterator[tuple[float, str, str, str]]:
+        parts = self.measurements.parts
+        for step in parts["step"].rows_as(StepFigures) if "step" in parts else ():
+            what = f"one process with one thread, {step.model} at {step.batch}"
+            yield from _compared(what, "PyTorch with one thread", step.peer)
+        for row in parts["scaling"].rows_as(ScalingRow) if "scaling" in parts else ():
+            what = f"{row.workers} workers, {row.model} at {row.batch} each, {row.micro_batches} micro-batches"
+            yield from _compared(what, f"PyTorch with {threads_of(row)} threads", row.all_threads)
+            yield from _compared(what, "the same with `torch.compile`", row.compiled)
+            yield from _compared(what, "DDP over gloo", row.peer)
+        for exchange in parts["exchange"].rows_as(ExchangeRow) if "exchange" in parts else ():
+            if exchange.peer is not None:
+                what = f"exchange of {exchange.parameters:,} values, {exchange.carrier}"
+                found = exchange.peer
+                yield found.ratio, what, "gloo's all-reduce", ranged(found.ratio, found.ratio_spread, ".2f")
+
+    def scaling(self) -> str:
+        """Return images/s of a worker per core, over all that PyTorch has for the same batch."""
+        part, rows = self.part("scaling", ScalingRow)
+        threads = max(map(threads_of, rows))
+        headings = (
+            *("model", "batch of each", "micro-batches", "images/s", "of the ceiling"),
+            *(f"over PyTorch, {threads} threads", "over `torch.compile`", "over DDP"),
+        )
+        lines = [
+            [
+                *(row.model, str(row.batch), str(row.micro_batches), speed(row), f"{row.of_ceiling:.0%}"),
+                *(ratio(row.all_threads), ratio(row.compiled), ratio(row.peer)),
+            ]
+            for row in rows
+        ]
+        return wrapped(part.command) + "\n" + table(headings, lines)
+
+    def step(self) -> str:
+        """Return the milliseconds of a step next to PyTorch, with one thread and with all."""
+        part, rows = self.part("step", StepFigures)
+        lines = []
+        for row in rows:
+            memory = "" if row.peer is None else f"{row.peak_rss_mb:.0f} / {row.peer.peak_rss_mb:.0f}"
+            theirs = "" if row.peer is None else time(row.peer.ms_per_step, row.peer.ms_spread)
+            lines.append(
+                [
+                    *(f"{row.model} {row.batch}", time(row.ms_per_step, row.ms_spread), theirs, ratio(row.peer)),
+                    *(row.peer.layout if row.peer else "", ratio(row.all_threads), memory),
+                ]
+            )
+        ratios = [row.peer.ratio for row in rows if row.peer is not None]
+        if ratios:
+            mean = f"{statistics.geometric_mean(ratios):.2f}"
+            lines.append(["geometric mean", "", "", mean, "", "", ""])
+        headings = (
+            *("model, batch", "ms per step", "PyTorch, one thread", "ratio", "its faster layout"),
+            *("ratio to all its threads", "MB, Lockstep / PyTorch"),
+        )
+        return wrapped(part.command) + "\n" + table(headings, lines)
+
+    def micro_batches(self) -> str:
+        """Return the speed with several numbers of micro-batches over that with one."""
+        part, rows = self.part("micro-batches", StepFigures)
+        cuts = sorted({row.micro_batches for row in rows})
+        first = {row.model: row for row in rows if row.micro_batches == cuts[0]}
+        by_place = {(row.model, row.micro_batches): row for row in rows}
+        lines = [
+            [
+                f"{model} {one.batch}",
+                time(one.ms_per_step, one.ms_spread),
+                *(_over(one, by_place[model, cut]) for cut in cuts[1:]),
+            ]
+            for model, one in first.items()
+        ]
+        headings = ("model, batch", f"{cuts[0]}, ms", *map(str, cuts[1:]))
+        return wrapped(part.command) + "\n" + table(headings, lines)
+
+    def exchange(self) -> str:
+        """Return the milliseconds of an exchange next to gloo."""
+        part, rows = self.part("exchange", ExchangeRow)
+        lines = [
+            [
+                *(f"{row.parameters:,}", row.carrier, time(row.ms_per_exchange, row.ms_spread)),
+                "" if row.peer is None else time(row.peer.ms_per_exchange, row.peer.ms_spread),
+                "" if row.peer is None else ranged(row.peer.ratio, row.peer.ratio_spread, ".2f"),
+            ]
+            for row in rows
+        ]
+        headings = ("values", "over", "ms", "gloo's all-reduce, ms", "times as fast")
+        return wrapped(part.command) + "\n" + table(headings, lines)
+
+    def straggler(self) -> str:
+        """Return the speeds with a slow worker."""
+        part, rows = self.part("straggler", StragglerRow)
+        lines = [
+            [
+                *(case_name(row.case), f"{row.images_per_s:,.0f}", f"{row.of_alone:.2f}", f"{row.of_all:.2f}"),
+                *(ranged(row.of_ideal, row.of_ideal_spread, ".2f"), f"{row.duplicates:.1%}"),
+                f"{row.micro_batches_of_fast:.1f} / {_or_none(row.micro_batches_of_slow, '.1f')}",
+            ]
+            for row in rows
+        ]
+        headings = (
+            *("the last worker", "images/s", "of the fast one alone", "of two fast ones", "of the ideal"),
+            *("leased and not used", "micro-batches, fast / slow"),
+        )
+        return wrapped(part.command) + "\n" + table(headings, lines)
+
+    def teams(self) -> str:
+        """Return the time of a step by the number of processes of a team, and what the server takes for it."""
+        part, rows = self.part("teams", ScalingRow)
+        lines = [
+            [
+                *(str(row.workers), time(row.ms_per_step, row.ms_spread)),
+                "" if row.processors is None else f"{row.processors.server_ms:.2f}",
+                "" if row.processors is None else _or_none(row.processors.process_ms, ".2f"),
+            ]
+            for row in rows
+        ]
+        headings = ("processes", "ms per step", "processor time of the server, ms", "of a process, ms")
+        return wrapped(part.command) + "\n" + table(headings, lines)
+
+    def hosts(self) -> str:
+        """Return what is calculated for several hosts from the teams that were measured."""
+        rows = [row for row in self.predicted_hosts()[1] if row.workers == 8]
+        lines = [[str(row.hosts), f"{row.ms_per_step:.1f}", f"{row.speedup:.1f}"] for row in rows]
+        return table(("hosts with 8 processes each", "ms per step", "times one process"), lines)
+
+    def predicted_hosts(self) -> tuple[PredictBench, list[PredictionRow]]:
+        """Return the prediction for several hosts, from what teams took, and its rows."""
+        return self._predicted(
+            PredictBench(
+                hosts=(1, 2, 4, 8),
+                workers=(1, 2, 4, 8),
+                servers=(1,),
+                link=FAST_LINK,
+                sources=(self.file,),
+                models=("sleep",),
+            )
+        )
+
+    def slow_network(self) -> str:
+        """Return what `bench predict` calculates for mlp on a slow link, from the rows of the scaling bench."""
+        rows = [row for row in self.part("scaling", ScalingRow)[1] if row.model == "mlp"]
+        batch, lines = max(row.batch for row in rows), []
+        for local_steps in (1, 16):
+            bench = PredictBench(
+                hosts=(1, 2, 4, 8),
+                workers=(1,),
+                servers=(1,),
+                link=SLOW_LINK,
+                sources=(self.file,),
+                models=("mlp",),
+                batch=batch,
+                local_steps=local_steps,
+            )
+            lines += [
+                [
+                    *(str(local_steps), str(row.hosts), f"{row.ms_per_step:,.1f}", f"{row.images_per_s:,.0f}"),
+                    *(f"{row.speedup:.3f}", f"{row.link_share:.0%}"),
+                ]
+                for row in self._predicted(bench)[1]
+            ]
+        headings = ("local steps", "hosts", "ms per step", "images/s", "times one process", "use of the link")
+        measured = f"Measured with {batch} samples per worker and {rows[0].workers} workers on one machine:"
+        return f"{measured}\n\n{table(headings, lines)}"
+
+    def _predicted(self, bench: PredictBench) -> tuple[PredictBench, list[PredictionRow]]:
+        return bench, list(bench.measure(BenchSession(self.file.parent, Console(quiet=True))))
+
+    def coordinator(self) -> str:
+        """Return what the decisions of the coordinator cost."""
+        part, rows = self.part("coordinator", CoordinatorRow)
+        lines = [
+            [f"{row.workers:,}", ranged(row.us_per_event, row.us_spread, ".1f"), f"{row.ms_per_step:.2f}"]
+            for row in rows
+        ]
+        headings = ("simulated workers", "µs per event", "ms of all decisions per step")
+        return wrapped(part.command) + "\n" + table(headings, lines)
+
+    def wire(self) -> str:
+        """Return what rounding and packing cost."""
+        part, rows = self.part("wire", QuantizationRow)
+        lines = [
+            [
+                row.wire,
+                ranged(row.add_ns, row.add_spread, ".2f"),
+                ranged(row.pack_ns, row.pack_spread, ".2f"),
+                ranged(row.unpack_ns, row.unpack_spread, ".2f"),
+            ]
+            for row in rows
+        ]
+        headings = ("type", "ns per value to add two halves and round", "to pack", "to unpack")
+        return wrapped(part.command) + "\n" + table(headings, lines)
+
+    def piece(self, name: str) -> str:
+        """Return what a page shows of a part; how to measure it, if the file does not have it."""
+        missing = [part for part in NEEDED.get(name, (name,)) if part not in self.measurements.parts]
+        if not missing:
+            return MAKERS[name](self)
+        return (
+            f"The file of measurements that this page was made from lacks {' and '.join(missing)}. `lockstep bench all "
+            f"--only {','.join(missing)} --peer-python PYTHON --to docs/measured.json` measures what is missing.\n"
+        )
+
+
+MAKERS: Mapping[str, Callable[[Report], str]] = {
+    "machine": Report.machine,
+    "losses": Report.losses,
+    "scaling": Report.scaling,
+    "step": Report.step,
+    "micro-batches": Report.micro_batches,
+    "exchange": Report.exchange,
+    "straggler": Report.straggler,
+    "teams": Report.teams,
+    "hosts": Report.hosts,
+    "slow network": Report.slow_network,
+    "coordinator": Report.coordinator,
+    "wire": Report.wire,
+}
+
+
+#: The parts that a piece needs, if it is not called as its part is.
+NEEDED = {"machine": (), "losses": (), "hosts": ("teams", "hosts"), "slow network": ("scaling",)}
+
+
+def _described(machine: BenchMachine) -> str:
+    chosen = f", which `OPENBLAS_CORETYPE={machine.coretype}` asked for" if machine.coretype else ""
+    return (
+        f"The figures of this page are from one machine with {machine.cores} cores ({machine.processor}), "
+        f"{machine.memory_gib} GiB, {machine.system}, Python {machine.python}, NumPy {machine.numpy} and "
+        f"{machine.blas} with its kernel {machine.kernel}{chosen}, Lockstep {machine.lockstep}."
+    )
+
+
+def _compared(what: str, against: str, peer: BaselineRow | None) -> Iterator[tuple[float, str, str, str]]:
+    if peer is not None:
+        yield peer.ratio, what, against, ratio(peer)
+
+
+def threads_of(row: ScalingRow) -> int:
+    """Return the threads of PyTorch in one process; the cores, if it was not measured."""
+    return row.cores if row.all_threads is None else row.all_threads.threads
+
+
+def _over(one: StepFigures, row: StepFigures) -> str:
+    fast, slow = (one.ms_per_step / ms for ms in row.ms_spread)
+    return ranged(one.ms_per_step / row.ms_per_step, (slow, fast), ".2f")
+
+
+def _or_none(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"

@@ -1,0 +1,219 @@
+"""Bench everything that the performance page shows, part by part, into one file from which the page is made."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+
+from lockstep.bench import parameters as options
+from lockstep.bench.bench import Bench
+from lockstep.bench.coordinator import CoordinatorBench
+from lockstep.bench.exchange import ExchangeBench
+from lockstep.bench.measuring import peers
+from lockstep.bench.measuring.measurements import (
+    BenchMachine,
+    MeasuredPart,
+    Measurements,
+    busy_cores,
+    moment,
+    read_measurements,
+    this_machine,
+)
+from lockstep.bench.measuring.timed_run import BenchSession
+from lockstep.bench.scaling import ScalingBench
+from lockstep.bench.step import StepBench
+from lockstep.bench.straggler import StragglerBench
+from lockstep.bench.wire import WireBench
+from lockstep.cli.options.types import WholeNumber
+from lockstep.common.errors import LockstepError, UsageError
+from lockstep.common.runtime.environment import cores
+
+#: Of what a person would train here.
+NETS = ("mlp", "lenet", "cnn")
+
+#: Seconds of a model that sleeps, and the most processes that do.
+SLEEP_S, MOST_SLEEPERS = 0.020, 16
+
+#: The part of the machine's cores that other programs may use when the measurement begins.
+BUSY = 0.1
+
+
+def parts_of(python: Path | None, rounds: int) -> dict[str, Bench[Any]]:
+    """Return what is measured, by the name of the part. Steps are as few as give a steady figure in a turn."""
+    each = cores()
+    sleepers = [1 << power for power in range(MOST_SLEEPERS.bit_length())]
+    sleeping: dict[str, Any] = {"sleep_s": SLEEP_S, "values": (535_818,), "rounds": rounds}
+    return {
+        "step": StepBench(
+            models=("linear", *NETS),
+            batches=(32, 128),
+            steps=max(30, 20 * rounds),
+            rounds=rounds,
+            peer_python=python,
+            is_compiling=False,
+        ),
+        "scaling": ScalingBench(
+            models=NETS,
+            batches=(32, 128),
+            workers=(each,),
+            cuts=(1, 4),
+            steps=max(8, 25 * rounds),
+            rounds=rounds,
+            peer_python=python,
+        ),
+        "micro-batches": StepBench(
+            models=("linear", *NETS),
+            batches=(128,),
+            cuts=(1, 2, 4, 8, 16, 32),
+            steps=max(30, 12 * rounds),
+            rounds=rounds,
+        ),
+        "exchange": ExchangeBench(
+            parameters=(535_818, 25_000_000),
+            transports=("auto", "tcp"),
+            steps=max(8, 15 * rounds),
+            rounds=rounds,
+            peer_python=python,
+        ),
+        "straggler": StragglerBench(steps=200 * rounds, rounds=rounds),
+        "teams": ScalingBench(workers=tuple(sleepers), steps=40 * rounds, **sleeping),
+        "hosts": ScalingBench(workers=(4,), teams=(2, 4), transports=("tcp",), steps=25 * rounds, **sleeping),
+        "coordinator": CoordinatorBench(rounds=rounds),
+        "wire": WireBench(rounds=rounds),
+    }
+
+
+#: The names of the parts.
+PARTS = tuple(parts_of(None, 1))
+
+
+def command_text(bench: Bench[Any]) -> str:
+    """Return the command that measures the same; the Python with torch is `PYTHON`, whose place is of no interest."""
+    words = ["lockstep", "bench", bench.name]
+    for each in fields(bench):
+        value = getattr(bench, each.name, MISSING)
+        if each.metadata and value != each.default:
+            words += _words(each.metadata["flags"][0], each.metadata["option"].keywords["type"], value)
+    return " ".join(words)
+
+
+def _words(flag: str, kind: click.ParamType[Any], value: Any) -> Iterator[str]:
+    yield flag.split("/")[0 if value else -1]
+    match value:
+        case bool():
+            return
+        case tuple():
+            yield ",".join(map(str, value))
+        case Path():
+            yield "PYTHON"
+        case float() if isinstance(kind, options.DurationParam):
+            yield f"{value * 1e3:g}ms"
+        case _:
+            yield str(value)
+
+
+def measure_parts(
+    file: Path, parts: dict[str, Bench[Any]], machine: BenchMachine, rounds: int, session: BenchSession
+) -> None:
+    """Measure parts, and replace those in the file one after the other, so that an interrupt loses only one.
+
+    Parts of another machine are not kept next to new ones.
+    """
+    kept = read_measurements(file).parts if file.exists() else {}
+    kept = {name: part for name, part in kept.items() if part.machine == machine}
+    for number, (name, bench) in enumerate(parts.items(), 1):
+        session.say(f"part {number} of {len(parts)}: {name}")
+        session.say(f"{command_text(bench)}")
+        busy, begun, start = busy_cores(), moment(), session.clock.now()
+        rows = [msgspec.to_builtins(row) for row in bench.report(session)]
+        kept[name] = MeasuredPart(
+            command=command_text(bench),
+            machine=machine,
+            begun=begun,
+            took_s=round(session.clock.now() - start, 1),
+            rounds=rounds,
+            busy_cores=round(busy, 2),
+            rows=rows,
+        )
+        Measurements(parts={each: kept[each] for each in PARTS if each in kept}).write(file)
+        session.say(f"{name} took {kept[name].took_s:.0f} s; it is in {file}")
+        session.say("")
+
+
+def check_same_machine(file: Path, machine: BenchMachine, only: Sequence[str]) -> None:
+    """Raise UsageError if some parts would be measured here, and the rest of the file was on another machine."""
+    others = {name: part for name, part in read_measurements(file).parts.items() if name not in only}
+    for name, part in others.items():
+        there, here = (msgspec.structs.asdict(each) for each in (part.machine, machine))
+        if differs := [each for each in here if there[each] != here[each]]:
+            was, now = (", ".join(str(values[each]) for each in differs) for values in (there, here))
+            raise UsageError(
+                f"{str(file)!r} has {name} with {', '.join(differs)} {was}, and here it is {now}: expected the same "
+                "machine; without --only, all parts are measured"
+            )
+
+
+def check_quiet(busy: float, of_cores: int) -> None:
+    """Raise UsageError if other programs use the machine."""
+    if busy > BUSY * of_cores:
+        raise UsageError(
+            f"other programs use {busy:.1f} of {of_cores} cores: expected a quiet machine, since the figures would be "
+            "theirs too; end them, or add --even-if-busy"
+        )
+
+
+@click.command("all", short_help="All of the performance page, into one file.")
+@click.option("--peer-python", "python", type=click.Path(path_type=Path), metavar="PYTHON", help=options.PEER_TEXT)
+@click.option(
+    "--to",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    default=Path("measured.json"),
+    help="the file, of which measured parts are replaced  [measured.json]",
+)
+@click.option(
+    "--only",
+    type=options.Several(click.Choice(PARTS)),
+    metavar="PARTS",
+    help="measure only these parts again",
+)
+@click.option("--rounds", type=WholeNumber(1), default=5, metavar="N", help="turns of each measurement  [5]")
+@click.option("--even-if-busy", is_flag=True, help="measure also if other programs use the machine")
+def all_parts(python: Path | None, file: Path, only: tuple[str, ...] | None, rounds: int, even_if_busy: bool) -> None:
+    """Measure everything that the performance page shows, and write it into one file.
+
+    Each figure is that of the middle one of five turns, in which Lockstep and PyTorch alternate. The file has the
+    lowest and the highest turn too, and the machine, the versions and the time of each part. It takes a quarter of an
+    hour on two cores. Each part is written when it is complete; after an interrupt, --only measures the rest.
+
+    The parts are step, scaling, micro-batches, exchange, straggler, teams, hosts, coordinator and wire.
+
+    \b
+      lockstep bench all --peer-python ~/torch/bin/python --to measured.json
+      lockstep bench all --only step,wire --rounds 3
+      lockstep bench predict --from measured.json --model mlp --link 1Gbit
+    """
+    chosen = {name: bench for name, bench in parts_of(python, rounds).items() if only is None or name in only}
+    machine = this_machine()
+    if only is not None and file.exists():
+        check_same_machine(file, machine, only)
+    if not even_if_busy:
+        check_quiet(busy_cores(), cores())
+    with tempfile.TemporaryDirectory(prefix="lockstep-bench-") as folder:
+        session = BenchSession(Path(folder), Console(highlight=False))
+        if python is None:
+            session.say(peers.ADVICE)
+        try:
+            measure_parts(file, chosen, machine, rounds, session)
+        except (KeyboardInterrupt, LockstepError):
+            done = read_measurements(file).parts if file.exists() else {}
+            missing = [name for name in chosen if name not in done]
+            if missing:
+                session.say(f"{file} lacks {', '.join(missing)}; to measure them: --only {','.join(missing)}")
+            raise
