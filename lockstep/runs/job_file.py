@@ -181,6 +181,8 @@ def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[J
             near = f" (did you mean {ELSEWHERE[key]!r}?)" if key in ELSEWHERE else nearest(key[:MOST_TOLD], known)
             advice = near or f": expected one of {', '.join(known)}"
             raise JobError(f"the job has no key {cut(key, MOST_TOLD)!r}{advice}")
+    if "local_steps" not in given:
+        _check_no_local(given)
     launch_values = msgspec.to_builtins(default_launch()) | {
         key: value for key, value in values.items() if key in Launch.__struct_fields__
     }
@@ -189,6 +191,16 @@ def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[J
     if "micro_batches" not in job_values and isinstance(batch, int):
         job_values["micro_batches"] = default_micro_batches(batch)
     return check(_convert(job_values, Job)), _convert(launch_values, Launch)
+
+
+def _check_no_local(given: Mapping[str, Any]) -> None:
+    """Raise `JobError` if a job has a value of local steps, and does not say how many there are."""
+    for name in LOCAL:
+        if (local := f"local_{name}") in given:
+            raise JobError(
+                f"{local} = {cut(repr(given[local]), MOST_TOLD)} without local_steps: expected local_steps too, as "
+                f"--local-steps 16, or {name} in place of {local}"
+            )
 
 
 def _convert(values: dict[str, Any], to: type[S]) -> S:

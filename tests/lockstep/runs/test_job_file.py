@@ -107,6 +107,15 @@ def test_the_rate_of_local_steps_falls_with_the_root_of_all_local_batches(
     assert job.local_lr == rate
 
 
+def test_values_of_local_steps_need_their_number() -> None:
+    text = r"local_lr = 0\.1 without local_steps: expected local_steps too, as .*, or lr in place of local_lr"
+    for values in ({}, {"model": "mlp"}):
+        with pytest.raises(JobError, match=text):
+            resolve(values, {"local_lr": 0.1})
+    # As in a comparison of several numbers of local steps.
+    assert resolve({}, {"local_lr": 0.1, "local_steps": 1})[0].local_lr == 0.1
+
+
 @pytest.mark.parametrize("wrong", [0, -1, "four", None])
 def test_wrong_micro_batches_of_local_steps_are_named(wrong: Any) -> None:
     with pytest.raises(JobError, match=r"micro_batches = .*: expected a whole number"):
