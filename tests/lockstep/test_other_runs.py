@@ -53,7 +53,7 @@ def test_a_regressions_files_and_words_have_r2_and_no_accuracy(
     assert (result["test_accuracy"], result["test_r2"]) == (None, epochs[-1]["test_r2"])
     assert load_run(trained.folder).test_r2 == trained.test_r2 == result["test_r2"]
     assert repr(trained).endswith(f"test_r2={trained.test_r2:.4f})")
-    with pytest.raises(JobError, match="the run has no accuracy: expected one with classes, .* see test_r2"):
+    with pytest.raises(JobError, match=r"the run has no accuracy: expected one with classes, .* see test_r2"):
         trained.test_accuracy  # noqa: B018  # reading it is what is tested
     out = told(capsys, "train", "--job", str(trained.folder / "job.toml"), "--run-dir", str(tmp_path / "again"))
     assert "epoch 3/3  loss " in out
