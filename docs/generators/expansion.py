@@ -5,9 +5,20 @@ What is committed there, up to the comment that ends it, is what GitHub shows: `
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
-from docs.generators import command_line, job_values, measured, outcomes, protocol, public_api, pytorch_models, records
+from docs.generators import (
+    command_line,
+    job_values,
+    local_steps,
+    measured,
+    outcomes,
+    protocol,
+    public_api,
+    pytorch_models,
+    records,
+)
 
 #: What a page can ask for.
 PIECES: Mapping[str, Callable[[], str]] = {
@@ -26,6 +37,9 @@ PIECES: Mapping[str, Callable[[], str]] = {
     "pytorch versions": pytorch_models.pytorch_versions,
     "pytorch nets": pytorch_models.pytorch_nets,
     "pytorch layers": pytorch_models.pytorch_layers,
+    "local steps of mlp": partial(local_steps.accuracy_of, "mlp"),
+    "local steps of lenet": partial(local_steps.accuracy_of, "lenet"),
+    "local steps with other outer values": local_steps.outer_values,
     "exit codes": outcomes.exit_codes,
     "error classes": outcomes.error_classes,
     "operations": public_api.operations,

@@ -39,14 +39,21 @@ class LocalStepsRow(msgspec.Struct, frozen=True, kw_only=True):
     local_steps: Annotated[int, TableColumn("local steps", 11)]
     micro_batches: Annotated[int, TableColumn("micro-batches", 13)]
     #: Samples of a local step.
-    samples: Annotated[int, TableColumn("samples each", 12)]
+    samples: Annotated[int, TableColumn("samples", 7)]
+    #: Learning rate of the local steps; None with one of them, which has that of the job.
+    local_lr: Annotated[float | None, TableColumn("local lr", 8, "g")]
+    #: Those of the updates that the server makes.
+    lr: float
+    momentum: float
+    epochs: int
     #: Exchanges of weights in the whole run.
     steps: Annotated[int, TableColumn("exchanges", 9, ",d")]
-    #: The mean test accuracy of the runs, R² of a regression; None if a loss was not finite.
-    score: Annotated[float | None, TableColumn("accuracy", 9, ".2%")]
-    #: Its standard deviation over the seeds; None if there was only one.
-    deviation: Annotated[float | None, TableColumn("+-", 6, ".2%")]
-    seeds: int
+    #: The test accuracy with each seed, R² of a regression; None if a loss was not finite.
+    scores: list[float | None]
+    #: Their mean; None if one of them is.
+    score: Annotated[float | None, TableColumn("accuracy", 8, ".2%")]
+    #: Their standard deviation; None if there was only one.
+    deviation: Annotated[float | None, TableColumn("+-", 5, ".2%")]
     #: Of the first seed: epochs so far, and the mean training loss since the point before.
     curve: list[tuple[float, float]]
 
@@ -96,9 +103,9 @@ class LocalStepsBench(Bench[LocalStepsRow]):
     """Train a job with several numbers of local steps and micro-batches, and compare what it learns.
 
     A job with one local step is the job as it is. With more of them, its optimizer is that of the local steps, a local
-    step of all micro-batches together has as many samples as a step before, and the outer optimizer is the default one
-    unless --lr and --momentum change it. So all runs see each sample equally often, and exchange weights as often as
-    the table shows.
+    step of all micro-batches together has as many samples as a step before, and all other values have the defaults of
+    local steps, unless --local-lr, --lr and --momentum change them. So all runs see each sample equally often, and
+    exchange weights as often as the table shows.
 
     \b
       lockstep bench local-steps --model mlp --seeds 3
@@ -121,6 +128,9 @@ class LocalStepsBench(Bench[LocalStepsRow]):
     )
     seeds: int = options.option("--seeds", WholeNumber(1), "seeds, from 0 on", "1")
     epochs: int | None = options.option("--epochs", WholeNumber(1), "epochs", shown="those of the job")
+    local_lr: float | None = options.option(
+        "--local-lr", click.FLOAT, "learning rate of local steps", shown="by micro-batches", metavar="NUMBER"
+    )
     lr: float | None = options.option("--lr", click.FLOAT, "outer learning rate", shown="0.7", metavar="NUMBER")
     momentum: float | None = options.option(
         "--momentum", click.FLOAT, "outer momentum; 0 only averages", shown="0.6", metavar="NUMBER"
@@ -139,24 +149,29 @@ class LocalStepsBench(Bench[LocalStepsRow]):
         if self.epochs is not None:
             given["epochs"] = self.epochs
         if local_steps > 1:
-            outer = {"lr": self.lr, "momentum": self.momentum}
-            given |= {name: value for name, value in outer.items() if value is not None}
+            chosen = {"local_lr": self.local_lr, "lr": self.lr, "momentum": self.momentum}
+            given |= {name: value for name, value in chosen.items() if value is not None}
             values = local_defaults(values, given)
         return resolve(values, {**given, "numerics": own_numerics()})[0]
 
     def _row(self, job: Job, data: TrainTest) -> LocalStepsRow:
         runs = [train(msgspec.structs.replace(job, seed=seed), data) for seed in range(self.seeds)]
-        scores = [run.score for run in runs if run.score is not None]
-        is_whole = len(scores) == len(runs)
+        scores = [run.score for run in runs]
+        finite = [score for score in scores if score is not None]
+        is_whole = len(finite) == len(runs)
         return LocalStepsRow(
             model=job.model_name(),
             local_steps=job.local_steps,
             micro_batches=job.micro_batches,
             samples=job.global_batch // job.local_batches,
+            local_lr=job.local_lr if job.local_steps > 1 else None,
+            lr=job.lr,
+            momentum=job.momentum,
+            epochs=job.epochs,
             steps=runs[0].steps,
-            score=mean(scores) if is_whole else None,
-            deviation=stdev(scores) if is_whole and len(scores) > 1 else None,
-            seeds=self.seeds,
+            scores=scores,
+            score=mean(finite) if is_whole else None,
+            deviation=stdev(finite) if is_whole and len(runs) > 1 else None,
             curve=curve_of(runs[0]),
         )
 

@@ -17,7 +17,7 @@ from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.records import fields_of
 from lockstep.common.data.source import with_moments, with_validation
 from lockstep.common.errors import JobError, LockstepError, ModelError, NumericsError
-from lockstep.common.job.job import Job
+from lockstep.common.job.job import Job, check_batch
 from lockstep.common.job.losses import LossKind
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.optimizer import check_rule, spans_of
@@ -76,11 +76,7 @@ def open_run(
             f"{NUMERICS}={job.numerics} in its environment, as the commands of lockstep and fit do"
         )
     dataset, data = data.digest, with_moments(with_validation(data, job.validation_split, job.seed))
-    if job.global_batch > len(data.train):
-        raise JobError(
-            f"global_batch = {job.global_batch!r} is more than the {len(data.train)} training samples of "
-            f"{job.data!r}: expected at most as many"
-        )
+    check_batch(job, len(data.train))
     source = source or read_job_source(job)
     code = source.own_code()
     check_rule(job, code)

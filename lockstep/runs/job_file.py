@@ -1,6 +1,7 @@
 """Job files: TOML in, a checked `Job` and `Launch` out, and back again; and which values they have."""
 
 import json
+import math
 import re
 import tomllib
 import types
@@ -53,6 +54,10 @@ ELSEWHERE = {"batch_size": "global_batch", "learning_rate": "lr", "num_workers":
 #: momentum of 0.9, which needs hundreds of exchanges: with 60 of them, `bench local-steps` has 96.5 % with that for
 #: `mlp`, and 98.1 % without any.
 OUTER = {"lr": 0.7, "momentum": 0.6, "nesterov": True}
+
+#: The root of the local batches of a step with which local steps have the rate of the plain job. Found by `bench
+#: local-steps` with `mlp` and LeNet, from 4 to 64 local steps and with two to eight micro-batches.
+NEAR = 4.0
 
 #: The names of the shipped jobs, which are those of the models.
 SHIPPED = ("linear", "mlp", "lenet", "cnn")
@@ -135,11 +140,25 @@ def local_defaults(shipped: Mapping[str, Any], given: Mapping[str, Any]) -> dict
     DiLoCo's kind (arXiv 2311.08105).
     """
     values = {f"local_{name}" if name in LOCAL else name: value for name, value in shipped.items()}
+    micro_batches = given.get("micro_batches", shipped.get("micro_batches", Job().micro_batches))
+    # Other numbers are not valid, and are refused when the job is made.
+    if "lr" in shipped and isinstance(micro_batches, int) and 0 < micro_batches * given["local_steps"] < 2**53:
+        values["local_lr"] = local_rate(shipped["lr"], given["local_steps"], micro_batches)
     if "global_batch" in values:
         values["global_batch"] *= given["local_steps"]
     if given.get("optimizer", "sgd") != "sgd":
         return values
     return {**OUTER, "nesterov": bool(given.get("momentum", OUTER["momentum"])), **values}
+
+
+def local_rate(lr: float, local_steps: int, micro_batches: int) -> float:
+    """Return the rate of local steps, from that of a job whose steps are all micro-batches' local steps together.
+
+    A local batch has one M-th of the samples, so its gradient deviates √M times as much (Krizhevsky, arXiv 1404.5997).
+    From H steps, deviations lead √H times as far. The rate keeps replicas equally near to each other, whatever M and H
+    are, and is never above that of the job.
+    """
+    return float(f"{lr * min(1.0, NEAR / math.sqrt(micro_batches * local_steps)):.2g}")
 
 
 def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[Job, Launch]:
@@ -162,6 +181,8 @@ def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[J
             near = f" (did you mean {ELSEWHERE[key]!r}?)" if key in ELSEWHERE else nearest(key[:MOST_TOLD], known)
             advice = near or f": expected one of {', '.join(known)}"
             raise JobError(f"the job has no key {cut(key, MOST_TOLD)!r}{advice}")
+    if "local_steps" not in given:
+        _check_no_local(given)
     launch_values = msgspec.to_builtins(default_launch()) | {
         key: value for key, value in values.items() if key in Launch.__struct_fields__
     }
@@ -170,6 +191,16 @@ def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[J
     if "micro_batches" not in job_values and isinstance(batch, int):
         job_values["micro_batches"] = default_micro_batches(batch)
     return check(_convert(job_values, Job)), _convert(launch_values, Launch)
+
+
+def _check_no_local(given: Mapping[str, Any]) -> None:
+    """Raise `JobError` if a job has a value of local steps, and does not say how many there are."""
+    for name in LOCAL:
+        if (local := f"local_{name}") in given:
+            raise JobError(
+                f"{local} = {cut(repr(given[local]), MOST_TOLD)} without local_steps: expected local_steps too, as "
+                f"--local-steps 16, or {name} in place of {local}"
+            )
 
 
 def _convert(values: dict[str, Any], to: type[S]) -> S:

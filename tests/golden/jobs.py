@@ -63,6 +63,24 @@ GOLDEN: Mapping[str, tuple[Callable[[], Arrays] | None, str, Mapping[str, Any]]]
     "batchnorm_cnn": (images, "batchnorm_cnn.toml", {}),
     "language": (text, "language/job.toml", {}),
     "regression": (None, "regression/job.toml", {}),
+    # Eight local steps of four samples; those of the last batch of an epoch have two or three.
+    "mlp, local": (
+        images,
+        "",
+        {
+            "model": "mlp",
+            "global_batch": 192,
+            "micro_batches": 6,
+            "local_steps": 8,
+            "lr": 0.7,
+            "momentum": 0.6,
+            "nesterov": True,
+            "local_lr": 0.05,
+            "local_momentum": 0.9,
+            "local_weight_decay": 0.0001,
+            "local_schedule": "one-cycle",
+        },
+    ),
     # Functions that NumPy leaves to the C library, or that are fitted by LAPACK.
     "smooth": (images, "", {"model": SMOOTH}),
     # Arithmetic that the others lack: rounding to int8, shifts, a cosine, smoothed labels, the norm of a gradient.

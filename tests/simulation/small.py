@@ -90,6 +90,10 @@ JOBS = {
         weight_decay=0.01,
         schedule="one-cycle",
     ),
+    # Eight local steps of one sample each; in the short batch of an epoch, three of four have none.
+    "local-mlp": job_of(
+        model="mlp", steps=3, global_batch=32, local_steps=8, local_lr=0.05, lr=0.7, momentum=0.6, nesterov=True
+    ),
     # Four samples of each micro-batch in two local steps.
     "local-lenet": job_of(model="lenet", steps=3, local_steps=2, local_lr=0.1, momentum=0.9, nesterov=True),
     # Six samples in four local steps; the short batch of an epoch has four samples for twelve of them.

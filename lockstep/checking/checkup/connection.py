@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from lockstep.checking.checkup.finding import Finding, findings_lines, found
-from lockstep.checking.checkup.link import LinkAdvice, LinkMeter, advice_of, seconds_per_sample
+from lockstep.checking.checkup.link import LinkAdvice, LinkMeter, advice_of, most_local_steps, seconds_per_sample
 from lockstep.checking.checkup.machine import PortableNumerics, portable_numerics
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.source import load
@@ -173,8 +173,10 @@ class Examiner:
             return None
         port.send(encode(StatusRequest()))
         status = self._answer(port, Status)
-        sample_s = seconds_per_sample(status) if isinstance(status, Status) else None
-        return advice_of(welcome.job, welcome.size, speed, sample_s or self._sample_s(welcome))
+        if not isinstance(status, Status):
+            return advice_of(welcome.job, welcome.size, speed, self._sample_s(welcome))
+        sample_s = seconds_per_sample(status) or self._sample_s(welcome)
+        return advice_of(welcome.job, welcome.size, speed, sample_s, most_local_steps(welcome.job, status))
 
     def _answer(self, port: ZeroMqClient, kind: type[Message]) -> Message | None:
         """Return the answer of that kind, None if none comes in time or the server is done with us."""

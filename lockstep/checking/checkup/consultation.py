@@ -37,8 +37,8 @@ from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.array_files import read_npz
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.source import load, with_moments, with_validation
-from lockstep.common.errors import JobError, ModelError
-from lockstep.common.job.job import Job
+from lockstep.common.errors import ModelError
+from lockstep.common.job.job import Job, check_batch
 from lockstep.common.job.losses import LossKind, kind_of
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.optimizer import check_rule, replica_of
@@ -144,11 +144,7 @@ def _examine(subject: str, job: Job, model: PortModel, workers: int | None, walk
     findings = _label_findings(job, job.data)
     if not findings:
         loaded = with_validation(load(job.data), job.validation_split, job.seed)
-        if job.global_batch > len(loaded.train):
-            raise JobError(
-                f"global_batch = {job.global_batch!r} is more than the {len(loaded.train)} training samples of "
-                f"{job.data!r}: expected at most as many"
-            )
+        check_batch(job, len(loaded.train))
         if isinstance(model, AutogradModel):
             module = model.module if model.module.training else copy.deepcopy(model.module).train()
             target = ExaminationTarget(job, module, loaded, workers, walk, own=own)

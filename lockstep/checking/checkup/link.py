@@ -22,6 +22,9 @@ UPDATE_S = 0.47e-9
 #: Numbers of local steps to consider, and whether vectors are rounded: what changes a job least comes first.
 WAYS = ((1, False), (1, True), (4, False), (16, False), (64, False), (64, True), (256, True))
 
+#: Exchanges that a run needs at least for its outer optimizer: `bench local-steps` has figures for so few.
+FEWEST_EXCHANGES = 8
+
 #: How vectors are rounded then.
 ROUNDED = ("int8", "bfloat16")
 
@@ -138,8 +141,16 @@ def seconds_per_sample(status: Status) -> float | None:
     return sum(worker.compute_s for worker in status.workers) / samples if samples else None
 
 
-def advice_of(job: Job, size: int, speed: LinkSpeed, sample_s: float | None) -> LinkAdvice:
-    """Return what would make a job fast over a link, if a process takes so many seconds for a sample."""
+def most_local_steps(job: Job, status: Status) -> int:
+    """Return with how many local steps a run still has `FEWEST_EXCHANGES` exchanges, and one in each epoch."""
+    return status.steps * job.local_steps // max(FEWEST_EXCHANGES, status.epochs)
+
+
+def advice_of(job: Job, size: int, speed: LinkSpeed, sample_s: float | None, most: int = WAYS[-1][0]) -> LinkAdvice:
+    """Return what would make a job fast over a link, with at most so many local steps.
+
+    `sample_s` are the seconds that a process takes for a sample.
+    """
     if sample_s is None or not size:
         return LinkAdvice(speed=speed)
     now = _model_of(job, size, speed, sample_s)
@@ -148,7 +159,7 @@ def advice_of(job: Job, size: int, speed: LinkSpeed, sample_s: float | None) -> 
     options = [
         _option(job, steps, now, speed, is_rounded=is_rounded)
         for steps, is_rounded in WAYS
-        if (steps > job.local_steps or steps == 1) and (is_exact or not is_rounded)
+        if (job.local_steps < steps <= most or steps == 1) and (is_exact or not is_rounded)
     ]
     compute_s, link_s = now.compute_s(1), now.link_s(at)
     return LinkAdvice(speed=speed, compute_s=compute_s, link_s=link_s, options=_recommended(options))

@@ -198,9 +198,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     local_optimizer: Annotated[
         Literal["sgd", "adam", "adamw", "rmsprop"], Meta(description="optimizer of the local steps")
     ] = "sgd"
-    local_lr: Annotated[Positive, Meta(description="learning rate of the local steps; with a schedule, its peak")] = (
-        0.05
-    )
+    local_lr: Annotated[
+        Positive,
+        Meta(description="learning rate of the local steps; with a schedule, its peak; at most the lr of shipped jobs"),
+    ] = 0.05
     local_momentum: Annotated[Probability, Meta(description="momentum of sgd and rmsprop in the local steps")] = 0.9
     local_nesterov: Annotated[bool, Meta(description="use Nesterov's momentum in the local steps, with sgd")] = False
     local_weight_decay: Annotated[NonNegative, Meta(description="weight decay in the local steps")] = 0.0
@@ -423,6 +424,16 @@ def is_higher_better(job: Job, monitor: str) -> bool:
         return False
     known = Metrics.of(job.loss, job.metrics or ()).by_name[name].is_higher_better
     return job.monitor_mode == "max" if known is None else known
+
+
+def check_batch(job: Job, samples: int) -> None:
+    """Raise `JobError` if a step takes more samples than the training set has."""
+    if job.global_batch > samples:
+        fewer = f"; lower global_batch or local_steps = {job.local_steps!r}" if job.local_steps > 1 else ""
+        raise JobError(
+            f"global_batch = {job.global_batch!r} is more than the {samples} training samples of {job.data!r}: "
+            f"expected at most as many{fewer}"
+        )
 
 
 def _check_local_steps(job: Job) -> None:

@@ -43,16 +43,22 @@ def test_all_see_each_sample_equally_often_and_exchange_less_often(
     job = msgspec.convert({**values, "weight_decay": 0.001, "micro_batches": 2, "numerics": own_numerics()}, Job)
     scores = [train(msgspec.structs.replace(job, seed=seed), load(job.data)).score for seed in (0, 1)]
     assert rows[0].score == pytest.approx(sum(score or 0.0 for score in scores) / 2)
+    assert rows[0].scores == scores
     assert rows[0].deviation is not None
+    assert [row.local_lr for row in rows] == [None, 0.1, None, 0.089]
+    assert {(row.lr, row.momentum) for row in rows if row.local_steps > 1} == {(0.7, 0.6)}
     assert rows[0].curve[-1][0] == 2.0
     assert capsys.readouterr().out.splitlines() == [heading(LocalStepsRow), *map(line, rows)]
 
 
-def test_outer_values_that_are_given_count(tmp_path: Path, job_file: Path) -> None:
+def test_values_that_are_given_count(tmp_path: Path, job_file: Path) -> None:
     flags = ("--local-steps", "5", "--micro-batches", "2", "--epochs", "1")
-    (usual,), (other,) = (rows_of(job_file, tmp_path, *flags, *more) for more in ((), ("--lr", "0.001")))
-    assert (usual.steps, usual.curve[0]) == (1, other.curve[0])
-    assert usual.score != other.score
+    (usual,), (outer,) = (rows_of(job_file, tmp_path, *flags, *more) for more in ((), ("--lr", "0.001")))
+    assert (usual.steps, usual.curve[0]) == (1, outer.curve[0])
+    assert usual.score != outer.score
+    (inner,) = rows_of(job_file, tmp_path, *flags, "--local-lr", "0.2", "--momentum", "0")
+    assert (inner.local_lr, inner.momentum) == (0.2, 0.0)
+    assert inner.curve[0] != usual.curve[0]
 
 
 def test_a_run_that_diverges_has_no_accuracy(tmp_path: Path, job_file: Path) -> None:

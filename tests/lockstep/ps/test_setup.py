@@ -64,6 +64,11 @@ def test_the_look_at_the_output_leaves_statistics_alone() -> None:
     ("values", "error", "text"),
     [
         ({"global_batch": 41}, JobError, "global_batch = 41 is more than the 40 training samples of 'digits'"),
+        (
+            {"global_batch": 64, "local_steps": 2},
+            JobError,
+            "global_batch = 64 is more than the 40 .* at most as many; lower global_batch or local_steps = 2",
+        ),
         ({"model": dict(describe(nn.Linear(784, 10)))}, ModelError, r"cannot take samples of shape \(1, 28, 28\)"),
         (
             {"model": dict(describe(nn.Sequential(nn.Flatten(), nn.Linear(784, 7))))},

@@ -86,13 +86,40 @@ def test_flags_lie_over_the_shipped_job() -> None:
 
 def test_local_steps_take_the_shipped_optimizer_and_the_outer_one_is_nesterovs() -> None:
     job, usual = resolve({}, {"model": "mlp", "local_steps": 16})[0], resolve({}, {"model": "mlp"})[0]
-    assert (job.local_lr, job.local_momentum, job.local_weight_decay, job.local_schedule) == (
-        *(usual.lr, usual.momentum, usual.weight_decay, usual.schedule),
+    assert (job.local_momentum, job.local_weight_decay, job.local_schedule) == (
+        *(usual.momentum, usual.weight_decay, usual.schedule),
     )
     # Each local step of all micro-batches together takes as many samples as a step of the shipped job.
     assert (job.global_batch, job.epochs) == (16 * usual.global_batch, usual.epochs)
     assert (job.optimizer, job.nesterov, job.schedule, job.weight_decay) == ("sgd", True, "constant", 0.0)
     assert (job.lr, job.momentum) == (OUTER["lr"], OUTER["momentum"])
+
+
+@pytest.mark.parametrize(
+    ("local_steps", "micro_batches", "rate"),
+    [(4, 2, 0.2), (4, 8, 0.14), (16, 1, 0.2), (16, 4, 0.1), (16, None, 0.071), (64, 2, 0.071), (64, 8, 0.035)],
+)
+def test_the_rate_of_local_steps_falls_with_the_root_of_all_local_batches(
+    local_steps: int, micro_batches: int | None, rate: float
+) -> None:
+    given = {} if micro_batches is None else {"micro_batches": micro_batches}
+    job, _ = resolve({}, {"model": "mlp", "local_steps": local_steps, **given})
+    assert job.local_lr == rate
+
+
+def test_values_of_local_steps_need_their_number() -> None:
+    text = r"local_lr = 0\.1 without local_steps: expected local_steps too, as .*, or lr in place of local_lr"
+    for values in ({}, {"model": "mlp"}):
+        with pytest.raises(JobError, match=text):
+            resolve(values, {"local_lr": 0.1})
+    # As in a comparison of several numbers of local steps.
+    assert resolve({}, {"local_lr": 0.1, "local_steps": 1})[0].local_lr == 0.1
+
+
+@pytest.mark.parametrize("wrong", [0, -1, "four", None])
+def test_wrong_micro_batches_of_local_steps_are_named(wrong: Any) -> None:
+    with pytest.raises(JobError, match=r"micro_batches = .*: expected a whole number"):
+        resolve({}, {"model": "mlp", "local_steps": 4, "micro_batches": wrong})
 
 
 def test_what_is_given_counts_more_than_the_defaults_of_local_steps() -> None:

@@ -11,6 +11,7 @@ from lockstep.checking.checkup.link import (
     LinkMeter,
     LinkSpeed,
     advice_of,
+    most_local_steps,
     seconds_per_sample,
 )
 from lockstep.common.job.job import Job
@@ -113,6 +114,19 @@ def test_what_the_job_has_already_is_not_recommended(values: dict[str, Any], fla
     job = msgspec.structs.replace(JOB, global_batch=8192, **values)
     found = [option.flags for option in advice_of(job, SIZE, SLOW, 1e-4).options]
     assert [each[: len(start)] for each, start in zip(found, flags, strict=True)] == flags
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "local_steps", "most"), [(940, 4, 1, 117), (128, 2, 4, 64), (128, 64, 1, 2), (3, 3, 1, 0)]
+)
+def test_local_steps_leave_a_run_some_exchanges_and_one_in_each_epoch(
+    steps: int, epochs: int, local_steps: int, most: int
+) -> None:
+    job = msgspec.structs.replace(JOB, global_batch=8192, local_steps=local_steps)
+    assert most_local_steps(job, status(steps=steps, epochs=epochs)) == most
+    flags = [option.flags for option in advice_of(job, SIZE, SLOW, 1e-4, most).options]
+    numbers = [int(words[1]) for words in map(str.split, flags) if words[:1] == ["--local-steps"]]
+    assert numbers == [number for number in (4, 16, 64, 64) if local_steps < number <= most]
 
 
 def test_without_a_time_of_computing_the_link_is_all_that_is_said() -> None:
