@@ -16,6 +16,7 @@ from lockstep.common.job.own_code import NAMING, OF_METRIC
 from lockstep.common.model.source import WRITTEN_BY_FIT, is_torch_class, is_torch_module, torch_model
 from lockstep.common.nn.description import describe, is_describable
 from lockstep.common.nn.module import Module, Parameter, RunningStatistic
+from lockstep.common.optim.rules import RULES
 
 #: A model, of `lockstep.nn` or of PyTorch, what builds one, or the name of one.
 Model = Any
@@ -81,6 +82,12 @@ def exported_functions(values: Mapping[str, Any]) -> dict[str, ModelText]:
             raise JobError(f"metrics has {metric!r}: expected a name, a function of your own, or FILE.py:FUNCTION")
     for name in NAMING:
         value = values.get(name)
+        kind = value if isinstance(value, type) else type(value)
+        if name == "optimizer" and kind.__module__.partition(".")[0] == "torch":
+            raise JobError(
+                f"optimizer is {kind.__name__} of PyTorch: expected one of {', '.join(RULES)}, as the server "
+                "updates the weights; its values are arguments, such as lr and weight_decay"
+            )
         if isinstance(value, FunctionType) or (name == "optimizer" and isinstance(value, type)):
             found[name] = ModelText(value.__name__, value.__name__, _text_of(value))
         elif name == "optimizer" and is_dataclass(value):

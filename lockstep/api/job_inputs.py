@@ -38,9 +38,10 @@ def named_arrays(data: Any) -> dict[str, NDArray[Any]]:
         if not {len(train), len(test)} <= {2, 3}:
             raise ValueError
     except (TypeError, ValueError):
+        inside = f" ({', '.join(type(part).__name__ for part in data[:4])})" if isinstance(data, tuple | list) else ""
         raise DataError(
-            f"data is a {type(data).__name__} of another form: expected a name, a path, "
-            "or arrays as ((x_train, y_train), (x_test, y_test))"
+            f"data is a {type(data).__name__}{inside} of another form: expected a name, a path, arrays as ((x_train, "
+            "y_train), (x_test, y_test)), or a pair of datasets, not loaders"
         ) from None
     arrays = {
         f"{kind}_{part}{field}": np.asarray(values)

@@ -83,6 +83,11 @@ class Run:
         return self.result.test_r2
 
     @property
+    def test_loss(self) -> float:
+        """The mean loss over the test set, by the job's loss."""
+        return self.result.test_loss
+
+    @property
     def test_metrics(self) -> dict[str, float]:
         """The other metrics of the job over the test set, by name; empty if it names none."""
         return self.result.test_metrics
@@ -125,7 +130,9 @@ class Run:
             raise JobError(f"{str(self.folder)!r} has no {AVERAGE_WEIGHTS}: expected a run with ema_decay")
         return model_with(self.folder, self.job, read(path)[0], self.result.steps)
 
-    def predict(self, rows: Any) -> NDArray[Any]:
+    def predict(
+        self, rows: Any, *, encoding: str | None = None, delimiter: str | None = None, decimal: str | None = None
+    ) -> NDArray[Any]:
         """Return what the final weights predict of each row: the name of a class, (n,), or numbers, (n, targets).
 
         `rows` is what the run's data was, without the target. For a run on a table it is a data frame of any library
@@ -135,18 +142,22 @@ class Run:
         several, and a class without a name is its number, int64. With `loss="bce"` it is 0 or 1 for each label, (n,
         labels); with a loss of your own, the model's outputs.
 
+        A CSV file is read as that of the training was, unless `encoding`, `delimiter` or `decimal` is given.
+
         Raises `DataError` for rows of another form.
         """
-        return self._predictor.labels(rows)
+        return self._predictor.labels(rows, encoding=encoding, delimiter=delimiter, decimal=decimal)
 
-    def predict_proba(self, rows: Any) -> NDArray[np.float64]:
-        """Return the probability of each class, (n, classes), in the order of the outputs; rows as of `predict`.
+    def predict_proba(
+        self, rows: Any, *, encoding: str | None = None, delimiter: str | None = None, decimal: str | None = None
+    ) -> NDArray[np.float64]:
+        """Return the probability of each class, (n, classes), in the order of the outputs; arguments as of `predict`.
 
         With `loss="bce"`, that of each label. Raises `JobError` if the outputs are numbers.
         """
         if not has_accuracy(self.job.loss):
             raise JobError(f"a run with loss = {self.job.loss!r} has no probabilities: expected classes; see predict")
-        return self._predictor.values(rows)
+        return self._predictor.values(rows, encoding=encoding, delimiter=delimiter, decimal=decimal)
 
     @cached_property
     def _predictor(self) -> RunPredictor:

@@ -20,7 +20,7 @@ import pyarrow.csv
 
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
-from lockstep.packing.files import CSV, PARQUET, table_files
+from lockstep.packing.files import ARROW, CSV, PARQUET, table_files
 from lockstep.packing.options import PackOptions, known_encoding
 from lockstep.packing.tables import Advance, ParquetTable, Table, arrow_table, named_errors
 from lockstep.packing.texts import MISSING_TEXTS
@@ -262,6 +262,9 @@ def _kept(lines: TextIO, into: list[str]) -> Iterator[str]:
 def open_table(path: Path, advance: Advance, options: PackOptions) -> Table:
     """Open a table; DataError if it cannot be read."""
     paths, named = table_files(path), one_line(str(path))
+    if not paths:
+        known = ", ".join((*CSV, *PARQUET, *ARROW))
+        raise DataError(f"{named}: is no table, and no folder of tables: expected a name that ends in one of {known}")
     for each in paths:
         if not os.path.lexists(each):
             raise DataError(f"no source {one_line(str(path))!r}: expected a file or a folder that exists")

@@ -112,7 +112,12 @@ class TableEncoder:
             class_names=list(names) if names and names != [str(number) for number in range(len(names))] else [],
             columns=scale.columns(),
             targets=[Column(name=targets[0].name)] if label_scale is None else label_scale.columns(),
-            reading=Reading(na=list(options.na), decimal=options.decimal),
+            reading=Reading(
+                na=list(options.na),
+                decimal=options.decimal,
+                delimiter=options.delimiter,
+                encoding=options.encoding,
+            ),
         )
 
 

@@ -185,6 +185,8 @@ def dry_run(model: Model, images: Vector) -> tuple[int, ...]:
         raise
     except Exception as error:
         raised = " ".join(f"{type(error).__name__}: {error}".split())
+        if "__array_ufunc__" in raised:
+            raised += ": NumPy's functions take no tensors; use those of lockstep.F, or methods as x.tanh()"
         raise ModelError(f"the model cannot take samples {_described(images)}: it raised {raised}") from error
 
 

@@ -1,5 +1,6 @@
 """The values of a job in groups, as the help, the reference and the page show them, and which of them are unusual."""
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -72,5 +73,15 @@ def shown_values(job: Job, launch: Launch) -> list[ShownGroup]:
     ]
 
 
+def named(value: Any) -> Any:
+    """Return the name of a file or a folder that is given by its whole path, and any other value as it is.
+
+    Whoever wrote `data = "homes.csv"` reads it so; what we put somewhere, as the arrays of `fit` and packed tables, has
+    a path that nobody wrote. The job has all of it.
+    """
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
 def _shown(name: str, value: Any, usual: Any) -> ShownValue:
-    return ShownValue(name=name, value=value, usual=usual, is_unusual=value != usual and name not in OF_THE_MACHINE)
+    is_unusual = value != usual and name not in OF_THE_MACHINE
+    return ShownValue(name=name, value=named(value), usual=usual, is_unusual=is_unusual)

@@ -136,6 +136,8 @@ def open_trained(folder: Path, moment: Moment = "last") -> Trained:
         # By name, so that the newest of `runs` is the last.
         found = sorted(one_line(str(weights.parent), 200) for weights in folder.glob(f"*/{WEIGHTS}"))
         there = f"; the runs in it: {', '.join(found[-MOST_NAMED:])}" if found else ""
+        if not folder.exists():
+            raise JobError(f"there is no folder {str(folder)!r}: expected that of a run, with {JOB} and {WEIGHTS}")
         raise JobError(
             f"{str(folder)!r} holds no weights of a run: expected a run folder, with {JOB} and {WEIGHTS}{there}"
         )

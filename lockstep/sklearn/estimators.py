@@ -49,6 +49,21 @@ DEFAULTS = {
     "min_delta": 1e-4,
 }
 
+#: What a parameter of MLPClassifier's, or an argument of `fit`, is called here.
+ELSEWHERE = {
+    "hidden_layer_sizes": "model",
+    "max_iter": "epochs",
+    "batch_size": "global_batch",
+    "learning_rate": "lr",
+    "learning_rate_init": "lr",
+    "alpha": "weight_decay",
+    "solver": "optimizer",
+    "early_stopping": "validation_split",
+    "n_iter_no_change": "patience",
+    "n_jobs": "workers",
+    "seed": "random_state",
+}
+
 #: Every other value of a job is a parameter, with its default.
 JOB_VALUES = {
     name: DEFAULTS.get(name, fields()[name].default) for name in Job.__struct_fields__ if name not in FOLLOWING
@@ -122,7 +137,8 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         for name, default in JOB_VALUES.items():
             setattr(self, name, values.pop(name, default))
         for name in values:
-            raise TypeError(f"unexpected keyword argument {name!r}{nearest(name, self.get_params())}")
+            meant = f" (did you mean {ELSEWHERE[name]!r}?)" if name in ELSEWHERE else nearest(name, self.get_params())
+            raise TypeError(f"unexpected keyword argument {name!r}{meant}")
 
     #: What scikit-learn reads the parameters from, as help() does: those above, and each value of a job.
     __init__.__signature__ = _signature_of(__init__)  # type: ignore[attr-defined]  # functions may have one

@@ -80,7 +80,10 @@ def test_errors_are_in_the_units_of_the_table(place: Path, capsys: pytest.Captur
 
 ODD = {
     "no column": ("rooms,town\n1,Zug\n", "no column 'area'"),
-    "texts": ("rooms,town,area\nx,Zug,3\n", "row 2, column 'rooms': 'x' is not a number, as all were in training"),
+    "texts": (
+        "rooms,town,area\nx,Zug,3\n",
+        "row 2, column 'rooms': 'x' is no number, date or truth value, as all were",
+    ),
     "numbers": ("rooms,town,area\n1,2,3\n", "row 2, column 'town': '2' did not occur in training"),
 }
 
@@ -123,6 +126,43 @@ def test_a_new_table_is_read_as_that_of_the_training_was(place: Path, capsys: py
     csv.write_csv(other, "typed.csv", csv.WriteOptions(delimiter=";"))
     (place / "typed.csv").write_text((place / "typed.csv").read_text().replace("0.5", "0,5"))
     assert told(capsys, "predict", "run", "typed.csv").splitlines()[1] == predicted[0]
+
+
+def test_a_new_file_has_the_encoding_and_the_delimiter_of_the_training(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{row}:{['Köln', 'Zürich'][row % 2]}:{row}" for row in range(60)]
+    (place / "old.csv").write_text("\n".join(["Fläche:Ort:price", *rows, ""]), encoding="cp1252")
+    (place / "net.py").write_text("from lockstep import nn\ndef price(): return nn.Linear(2, 1)\n")
+    told(capsys, "train", "--data", "old.csv", "--target", "price", "--model", "net.py:price", "--loss", "mse",
+         "--run-dir", "run", "--encoding", "cp1252", "--delimiter", ":", *BRIEF)  # fmt: skip
+    predicted = told(capsys, "predict", "run", "old.csv")
+    assert predicted.count("\n") == 61
+    (place / "other.csv").write_text("\n".join(["Fläche;Ort;price", *(row.replace(":", ";") for row in rows), ""]))
+    assert told(capsys, "predict", "run", "other.csv", "--encoding", "utf-8", "--delimiter", ";") == predicted
+    found = load_run("run").predict("other.csv", encoding="utf-8", delimiter=";")
+    assert [f"{number:.6g}" for number in found] == predicted.splitlines()[1:]
+
+
+def test_the_encoding_that_an_error_proposes_can_be_given(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = trained(place, capsys, "town")
+    (place / "odd.csv").write_text("rooms,area,Straße\n2,50,Rämistraße\n", encoding="cp1252")
+    assert run(["predict", "run", "odd.csv"]) == 2
+    assert "--encoding cp1252, if it should read" in capsys.readouterr().err
+    assert told(capsys, "predict", "run", "odd.csv", "--encoding", "cp1252").splitlines()[1].startswith("Aarau,")
+    with pytest.raises(DataError, match="encoding='cp1252', if it should read"):
+        done.predict("odd.csv")
+    assert done.predict("odd.csv", encoding="cp1252").tolist() == ["Aarau"]
+    assert done.predict_proba("odd.csv", encoding="cp1252").shape == (1, 3)
+
+
+def test_what_is_no_table_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = trained(place, capsys)
+    for odd in ("pictures/noon/0.png", "nowhere.txt", "pictures"):
+        assert run(["predict", "run", odd]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {odd}: is no table, and no folder of tables: expected")
+        with pytest.raises(DataError, match=r"expected a name that ends in one of \.csv"):
+            done.predict(odd)
 
 
 #: Rows two and five have what the training set did not have.
@@ -227,6 +267,22 @@ def test_onnxruntime_names_the_classes(place: Path, capsys: pytest.CaptureFixtur
     assert names[7] == ""
     assert np.isnan(shares[7]).all()
     assert np.isfinite(shares[8]).all()
+
+
+@pytest.mark.parametrize("flags", [[], ["--one-hot", "town"]], ids=["codes", "an input for each"])
+def test_a_text_that_did_not_occur_is_not_filled_in_the_graph(
+    place: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    inputs = 5 if flags else 3
+    (place / "net.py").write_text(f"from lockstep import nn\ndef price(): return nn.Linear({inputs}, 1)\n")
+    told(capsys, "train", "--data", "homes.csv", "--target", "price", "--model", "net.py:price", "--loss", "mse",
+         "--missing", "mean", "--run-dir", "run", *flags, *BRIEF)  # fmt: skip
+    told(capsys, "export", "run", "m.onnx")
+    columns = raw_columns(csv.read_csv("homes.csv"), "area", "rooms", "town")
+    columns["town"][3], columns["rooms"][4] = "Rom", np.nan
+    (found,) = runtime.InferenceSession("m.onnx").run(None, columns)
+    assert np.flatnonzero(np.isnan(found[:, 0])).tolist() == [3]
 
 
 def test_what_is_missing_is_filled_in_the_graph_too(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

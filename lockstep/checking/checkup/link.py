@@ -47,8 +47,8 @@ class LinkSpeed(msgspec.Struct, frozen=True, kw_only=True):
     round_trip_s: float
 
     def text(self) -> str:
-        mbit = self.bytes_per_s * 8 / 1e6
-        return f"{mbit:,.3g} Mbit/s each way, {self.round_trip_s * 1e3:.3g} ms there and back"
+        mbit = float(f"{self.bytes_per_s * 8 / 1e6:.3g}")
+        return f"{mbit:,.10g} Mbit/s each way, {self.round_trip_s * 1e3:.3g} ms there and back"
 
 
 @dataclass

@@ -12,10 +12,11 @@ import msgspec
 import numpy as np
 from rich.console import Console
 
+from lockstep.cli.data.options import delimiter, encoding
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT
 from lockstep.cli.options.trust import takes_trust
 from lockstep.common.autograd.primitives.primitive import Array
-from lockstep.common.data.folder import FolderManifest
+from lockstep.common.data.folder import FolderManifest, Reading
 from lockstep.common.errors import DataError
 from lockstep.launch.numerics import begin_with
 from lockstep.results.evaluation.figures import shown_names
@@ -39,8 +40,13 @@ WIDTH, MOST_NAME = 80, 36
 @BEST_OPTION
 @click.option("--no-center", is_flag=True, help="only resize pictures, without centring the digit")
 @click.option("--json", "as_json", is_flag=True, help="print all probabilities as JSON, one line per picture or row")
+@click.option("--delimiter", type=delimiter, metavar="CHAR", help="what separates values  [as in training]")
+@click.option("--encoding", type=encoding, metavar="NAME", help="encoding of CSV files  [as in training]")
+@click.option("--decimal", type=click.Choice([".", ","]), help="what begins the fraction of a number  [as in training]")
 @takes_trust
-def predict(run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bool, as_json: bool) -> None:
+def predict(
+    run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bool, as_json: bool, **reading: str | None
+) -> None:
     """Classify PICTURES with the model of the run in the folder RUN, and print the probabilities.
 
     Pictures are JPEG, PNG, WebP, GIF, BMP, TIFF or PPM files of up to 25 million pixels. If the model takes images of
@@ -49,7 +55,8 @@ def predict(run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bo
 
     If the model was trained on a table, PICTURES are CSV or Parquet files with the same columns. The output is CSV,
     with one row per input row: the class and its probability, or the predicted numbers in the units of the training
-    set. The row is empty if a value is missing or did not occur in training; the error at the end names such rows.
+    set. The row is empty if a value did not occur in training, or is missing and --missing has not filled it there; the
+    error at the end names such rows.
 
     \b
       lockstep predict runs/20261124-231714-lenet seven.png
@@ -60,7 +67,7 @@ def predict(run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bo
     begin_with(trained.job.numerics)
     manifest = table_of(trained.job)
     if manifest is not None:
-        predict_tables(trained, manifest, pictures, as_json=as_json)
+        predict_tables(trained, manifest, pictures, manifest.reading.but(**reading), as_json=as_json)
         return
     demand("pillow", "predict", "lockstep predict")
     # Here, as the extra may be missing if nobody predicts.
@@ -87,7 +94,9 @@ def predict(run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bo
             print_plainly(console, line(str(path), probabilities, width, recognizer.class_names))
 
 
-def predict_tables(trained: Trained, manifest: FolderManifest, tables: Sequence[Path], *, as_json: bool) -> None:
+def predict_tables(
+    trained: Trained, manifest: FolderManifest, tables: Sequence[Path], reading: Reading, *, as_json: bool
+) -> None:
     """Print a line for each row of tables: CSV, or JSON with all probabilities.
 
     Raises DataError at the end with the rows of which nothing is predicted.
@@ -101,7 +110,7 @@ def predict_tables(trained: Trained, manifest: FolderManifest, tables: Sequence[
     if not as_json:
         out.writerow([*targets, "probability"] if manifest.classes else targets)
     problems, count = list[str](), 0
-    for row in chain.from_iterable(map(TablePredictor(trained, manifest).predict, tables)):
+    for row in chain.from_iterable(map(TablePredictor(trained, manifest, reading).predict, tables)):
         count += 1
         if row.problem:
             problems.append(row.problem)

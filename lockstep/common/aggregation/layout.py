@@ -194,6 +194,12 @@ def trained_parameters(module: Module) -> dict[str, Parameter]:
 
 def layout_of(module: Module) -> ParameterLayout:
     """Return the layout of a model, in the order of `named_parameters` and `named_buffers`. Raises `ModelError`."""
+    for name, parameter in module.named_parameters():
+        if parameter.data.dtype != np.float32:
+            raise ModelError(
+                f"the parameter {name!r} is {parameter.data.dtype}: expected float32, in which all weights are summed "
+                "and updated; write nn.Parameter(values.astype(numpy.float32))"
+            )
     return ParameterLayout.of(
         {name: parameter.shape for name, parameter in trained_parameters(module).items()},
         {name: each.value.shape for name, each in module.named_buffers()},

@@ -151,7 +151,7 @@ def _check_images(images: NDArray[Any]) -> None:
     if images.dtype == np.int32 and int(images.min()) < 0:
         raise DataError(f"token {int(images.min())!r} in sample {_first(images < 0)}: expected integers from 0")
     if images.dtype == np.float32 and not np.isfinite(images).all():
-        raise DataError(f"image {_first(~np.isfinite(images))} holds an infinity or NaN: expected finite numbers")
+        raise DataError(f"sample {_first(~np.isfinite(images))} holds an infinity or NaN: expected finite numbers")
 
 
 def _check_label_kind(labels: NDArray[Any], classes: int) -> None:

@@ -69,6 +69,13 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     na: list[Text] = []
     #: What comes before a number's fraction.
     decimal: Text = "."
+    #: What separates the values of a CSV file, and its encoding; None for what each file shows.
+    delimiter: Text | None = None
+    encoding: Text | None = None
+
+    def but(self, **given: str | None) -> "Reading":
+        """Return this with what somebody gives for another table, each where it is not None."""
+        return msgspec.structs.replace(self, **{name: value for name, value in given.items() if value is not None})
 
 
 class FolderPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,6 +1,7 @@
 """Finds a dataset by the name that a job gives it, names what is wrong with one that cannot be used, and splits it."""
 
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,12 @@ def load(spec: str, *, is_checked: bool = False) -> TrainTest:
         return _loaded(str(path), path.resolve().name)
     if path.suffix == ".npz":
         return _loaded(str(path), path.stem)
+    if path.exists() and path.suffix:
+        command = f"lockstep pack {shlex.quote(spec)} {shlex.quote(path.stem)}.data"
+        raise DataError(
+            f"{spec}: is no packed dataset: pack it first, with `{command}`, which tells what it needs; only `train` "
+            "and `fit` take tables themselves"
+        )
     raise DataError(
         f"no dataset {spec!r}: expected 'mnist', a folder from `lockstep pack` or with the four IDX files of MNIST, "
         "an .npz file with x_train, y_train, x_test, y_test or, for `train` and `fit`, a .csv, a .parquet or a folder "

@@ -6,5 +6,7 @@ from collections.abc import Iterable
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)`, empty if nothing is near."""
-    found = difflib.get_close_matches(word, list(words), n=1)
-    return f" (did you mean {found[0]!r}?)" if found else ""
+    # `AdamW` is nearer to `adamw` than to `adam`.
+    spelled = {each.lower(): each for each in words}
+    found = difflib.get_close_matches(word.lower(), list(spelled), n=1)
+    return f" (did you mean {spelled[found[0]]!r}?)" if found else ""

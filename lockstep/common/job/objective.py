@@ -238,9 +238,14 @@ class Objective:
         weight = float(count)
         if not 0.0 <= weight < np.inf:
             raise ModelError(f"{self.loss} returned the count {weight!r}: expected a finite number of at least 0")
-        if getattr(total, "shape", None) not in ((), (1,)):
+        if not hasattr(total, "shape"):
             raise ModelError(
-                f"{self.loss} returned losses of shape {tuple(getattr(total, 'shape', ()))!r}: expected their sum, a "
+                f"{self.loss} returned {total!r} as the sum of the losses: expected a tensor with one number, which "
+                "has a gradient; remove .item() or float()"
+            )
+        if total.shape not in ((), (1,)):
+            raise ModelError(
+                f"{self.loss} returned losses of shape {tuple(total.shape)!r}: expected their sum, a "
                 "tensor with one number; call .sum()"
             )
         return LossSum(total, weight)
@@ -433,6 +438,8 @@ class Objective:
         if output_shape not in fitting:
             is_one_hot = len(labels) == 1 and not data.is_tokens and len(output_shape) == 2
             advice = "; for one-hot rows, give .argmax(axis=1) of the labels" if is_one_hot else ""
+            if not is_one_hot and data.values.size and data.values.min() > 0:
+                advice = f"; or, as no label is below {data.values.min()}, count classes from 0"
             raise ModelError(
                 f"the model turns 2 samples of shape {data.sample_shape} into an array of shape {output_shape}: "
                 f"expected {fitting[0]}, one number for each of {classes} classes; change the last layer{advice}"

@@ -13,12 +13,13 @@ from lockstep.common.autograd.graph import no_grad
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.array_source import as_samples
 from lockstep.common.data.dataset import Dataset, TrainTest
-from lockstep.common.data.folder import FolderManifest
+from lockstep.common.data.folder import FolderManifest, Reading
 from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.records import as_input, as_records
 from lockstep.common.errors import DataError
 from lockstep.common.job.losses import LossKind, kind_of
 from lockstep.common.runtime.lent_process import computing
+from lockstep.packing.options import Spelling
 from lockstep.results.evaluation.row_predictions import RowPrediction, problems_text
 from lockstep.runs.optional_packages import demand
 from lockstep.runs.trained_model import Trained, dataset_of, table_of
@@ -39,18 +40,18 @@ class RunPredictor:
     def of(cls, trained: Trained) -> "RunPredictor":
         return cls(trained, table_of(trained.job) or dataset_of(trained.job))
 
-    def labels(self, rows: Any) -> NDArray[Any]:
+    def labels(self, rows: Any, **reading: str | None) -> NDArray[Any]:
         """Return the class of each row, (n,), or its numbers, (n,) or (n, targets); as `Run.predict`."""
         if isinstance(self.data, TrainTest):
             return self._labels_of(self.data, rows)
-        found = self._of_table(self.data, rows)
+        found = self._of_table(self.data, rows, self.data.reading.but(**reading))
         if self.data.classes:
             # As texts if each row has one.
             names = [row.name or None for row in found]
             return np.array(names, dtype=object if None in names else None)
         return _stacked(found, len(self.data.targets), squeezes=True)
 
-    def values(self, rows: Any) -> NDArray[np.float64]:
+    def values(self, rows: Any, **reading: str | None) -> NDArray[np.float64]:
         """Return the probability of each class, (n, classes)."""
         if isinstance(self.data, TrainTest):
             outputs = self._outputs(self.data, rows)
@@ -59,15 +60,17 @@ class RunPredictor:
             with no_grad():
                 shares = F.softmax(Tensor(np.moveaxis(outputs, class_axis(outputs, self.data), -1))).data
             return np.asarray(shares, np.float64)
-        return _stacked(self._of_table(self.data, rows), self.data.classes, squeezes=False)
+        return _stacked(
+            self._of_table(self.data, rows, self.data.reading.but(**reading)), self.data.classes, squeezes=False
+        )
 
-    def _of_table(self, manifest: FolderManifest, rows: Any) -> list[RowPrediction]:
+    def _of_table(self, manifest: FolderManifest, rows: Any, reading: Reading) -> list[RowPrediction]:
         demand("pyarrow", "data", "predict")
         # Here, as the extra may be missing if nobody predicts.
         from lockstep.results.evaluation.table_predictions import TablePredictor
 
         with computing():
-            found = list(TablePredictor(self.trained, manifest).predict(rows))
+            found = list(TablePredictor(self.trained, manifest, reading, Spelling.PYTHON).predict(rows))
         problems = [row.problem for row in found if row.problem]
         if problems:
             # Where `Run.predict` was called.

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from lockstep.common.autograd import functional as F
 from lockstep.common.autograd.graph import no_grad
 from lockstep.common.autograd.tensor import Tensor
-from lockstep.common.data.folder import Column, FolderManifest
+from lockstep.common.data.folder import Column, FolderManifest, Reading
 from lockstep.common.data.preparation import Preparation
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 from lockstep.packing.csv_table import open_table
 from lockstep.packing.encoding import spread
-from lockstep.packing.options import PackOptions
+from lockstep.packing.options import PackOptions, Spelling
 from lockstep.packing.pack_table import opened_frame
 from lockstep.packing.tables import ColumnKind, NumberValues, TableBatch
 from lockstep.results.evaluation.row_predictions import RowPrediction, class_names_of
@@ -38,11 +38,21 @@ class TablePredictor:
 
     trained: Trained
     manifest: FolderManifest
+    #: How a table is read: as that of the training, unless somebody gives something else.
+    reading: Reading
+    #: How messages name its options.
+    spelled: Spelling = Spelling.FLAGS
 
     @property
     def _options(self) -> PackOptions:
-        """How a table is read: as that of the training was."""
-        return PackOptions(na=tuple(self.manifest.reading.na), decimal=self.manifest.reading.decimal)
+        reading = self.reading
+        return PackOptions(
+            na=tuple(reading.na),
+            decimal=reading.decimal,
+            delimiter=reading.delimiter,
+            encoding=reading.encoding,
+            spelled=self.spelled,
+        )
 
     def predict(self, rows: Rows) -> Iterator[RowPrediction]:
         """Return a prediction, or a problem, for each row; DataError if the rows cannot be read as a table."""
@@ -117,7 +127,7 @@ def _numbers(column: Column, batch: TableBatch, decimal: str) -> NDArray[np.floa
             row = int(np.argmax(is_odd))
             shown = one_line(values.at(row), 60)
             raise UnusableRowError(
-                f"{batch.place(row, column.name)}: {shown!r} is not a number, as all were in training"
+                f"{batch.place(row, column.name)}: {shown!r} is no number, date or truth value, as all were in training"
             )
     return numbers if column.missing is None else np.where(np.isnan(numbers), column.missing, numbers)
 

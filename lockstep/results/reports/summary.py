@@ -56,7 +56,9 @@ def summary_lines(result: RunResult, folder: Path | None) -> list[str]:
     """Return the figures of a run, one per line."""
     who = f"{in_teams(result.workers, result.teams)} over {result.transport}" if result.workers else "one process"
     score = Score(result.test_accuracy, result.test_r2)
-    last = score.text() or (f"{result.history[-1].test_loss:.4f}" if result.history else "none")
+    last = score.text() or (f"{result.test_loss:.4f}" if result.history else "none")
+    if result.history and result.weights_epoch not in (0, result.history[-1].epoch):
+        last += f", with the weights after epoch {result.weights_epoch}"
     lines = [
         "",
         f"{'test ' + (score.name or 'loss'):<15} {last}",

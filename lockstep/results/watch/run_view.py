@@ -27,7 +27,7 @@ from lockstep.results.watch.curves import MetricsFigures
 from lockstep.results.watch.ledger_figures import RECENT_STEPS, LedgerFigures, RunEvent
 from lockstep.results.watch.line_follower import LineFollower, RecordFollower
 from lockstep.results.watch.processes import LeadingProcess, ProcessUse, ProcessWatch
-from lockstep.runs.job_groups import shown_values
+from lockstep.runs.job_groups import named, shown_values
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import JOB, has_begun, recorded
 
@@ -432,7 +432,7 @@ class RunView:
 
     def _model(self) -> str:
         if self.job is not None:
-            return self.job.model_name()
+            return str(named(self.job.model_name()))
         return self.status.model if self.status is not None else ""
 
     def facts(self) -> dict[str, Any]:

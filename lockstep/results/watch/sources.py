@@ -20,6 +20,7 @@ from lockstep.ps.records.metrics import METRICS, MOST_LINES_BYTES, EpochLine, Fa
 from lockstep.ps.records.run_folder import read_result
 from lockstep.results.watch.line_follower import known_records
 from lockstep.results.watch.run_view import STOPPED_S, RunState, RunView, written_at
+from lockstep.runs.job_groups import named
 from lockstep.runs.run_dir import JOB, has_begun, recorded_job
 
 #: The name of the only run, where one is watched.
@@ -197,7 +198,7 @@ def brief_of(folder: Path, written: float) -> RunBrief:
     return RunBrief(
         id=folder.name,
         name=one_line(folder.name, 100),
-        model=one_line(result.model, 100),
+        model=one_line(named(result.model), 100),
         state=RunState.FINISHED,
         epoch=len(result.history),
         epochs=result.epochs,
@@ -213,7 +214,7 @@ def brief_of(folder: Path, written: float) -> RunBrief:
 
 def _values(job: Job | None) -> dict[str, str]:
     values = {} if job is None else msgspec.to_builtins(job)
-    return {name: cut(one_line(_text(value)), MOST_VALUE) for name, value in values.items()}
+    return {name: cut(one_line(_text(named(value))), MOST_VALUE) for name, value in values.items()}
 
 
 def _text(value: Any) -> str:
@@ -240,7 +241,7 @@ def _brief_of_tail(folder: Path, job: Job | None, written: float) -> RunBrief:
     return RunBrief(
         id=folder.name,
         name=one_line(folder.name, 100),
-        model="" if job is None else one_line(job.model_name(), 100),
+        model="" if job is None else one_line(named(job.model_name()), 100),
         epochs=0 if job is None or job.steps is not None else job.epochs,
         written=written,
         values=_values(job),

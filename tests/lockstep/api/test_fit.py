@@ -102,6 +102,11 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ModelError,
         "change the last layer",
     ),
+    "labels from 1": (
+        {"model": nn.Linear(4, 2), "data": ((np.ones((40, 4)), 1 + np.arange(40) % 2), (np.ones((2, 4)), [1, 2]))},
+        ModelError,
+        "change the last layer; or, as no label is below 1, count classes from 0",
+    ),
     "data": ({"data": "gone.npz"}, DataError, "gone.npz: cannot be read"),
     "labels": (
         {"data": ((np.ones((40, 4)), np.ones(40)), (np.ones((2, 4)), [0, 1]))},

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lockstep import fit, load_run
-from lockstep.common.errors import ModelError
+from lockstep.common.errors import JobError, ModelError
 from lockstep.common.files.safetensors import read
 
 torch: Any = pytest.importorskip("torch", reason="needs PyTorch: .venv/bin/pip install -e '.[torch]'")
@@ -193,6 +193,7 @@ def test_several_inputs_go_to_a_loss_of_ones_own_and_back(tmp_path: Path) -> Non
 
     assert_near(run, plain(TwoInputs, mean_loss, inputs))
     assert run.result.test_accuracy is run.result.test_r2 is None
+    assert run.test_loss == run.history[-1].test_loss
     # Its text is in the folder, and is what the run is loaded with.
     assert "penalty" in (tmp_path / "run/model/+loss/loss.py").read_text()
     assert load_run(tmp_path / "run").job.loss.endswith("loss.py:penalised")
@@ -202,7 +203,27 @@ def mean(outputs: Any, targets: Any) -> Any:
     return outputs["logits"].square().mean(1), 1
 
 
+@pytest.mark.parametrize("is_built", [False, True])
+def test_an_optimizer_of_pytorch_is_named(is_built: bool, tmp_path: Path) -> None:
+    x, y = two_inputs()
+    kind = torch.optim.AdamW
+    with pytest.raises(JobError, match=r"optimizer is AdamW of PyTorch: expected one of sgd, adam, adamw, rmsprop, as"):
+        fit(
+            TwoInputs,
+            ((x, y), (x, y)),
+            optimizer=kind(torch.nn.Linear(1, 1).parameters()) if is_built else kind,
+            run_dir=tmp_path / "run",
+            **BRIEF,
+        )
+
+
+def number(outputs: Any, targets: Any) -> Any:
+    return outputs["logits"].sum().item(), 1
+
+
 def test_a_loss_that_returns_no_sum_is_named(tmp_path: Path) -> None:
     x, y = two_inputs()
+    with pytest.raises(ModelError, match=r"returned -?\d.* as the sum of the losses: expected a tensor .*\.item\(\)"):
+        fit(TwoInputs, ((x, y), (x, y)), loss=number, run_dir=tmp_path / "run", **BRIEF)
     with pytest.raises(ModelError, match=r"returned losses of shape \(4,\): expected their sum"):
         fit(TwoInputs, ((x, y), (x, y)), loss=mean, run_dir=tmp_path / "run", **BRIEF)

@@ -110,7 +110,10 @@ MISTAKES = {
         "invalid value for '--timeout': 'nan' is not a valid time",
     ),
     "ask": (["status", "here"], "address 'here' is malformed"),
-    "evaluate": (["evaluate", "gone"], "'gone' holds no weights of a run: expected a run folder, with job.toml and w"),
+    "evaluate": (
+        ["evaluate", "gone"],
+        "there is no folder 'gone': expected that of a run, with job.toml and weights",
+    ),
 }
 
 

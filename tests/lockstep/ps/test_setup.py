@@ -11,8 +11,9 @@ from lockstep.common.aggregation.layout import gather, layout_of
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.errors import DataError, FileFormatError, JobError, LockstepError, ModelError, NumericsError
 from lockstep.common.files.safetensors import write
+from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.nn.description import describe
-from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from lockstep.ps.setup import AdmissionPolicy, RunSetup, dry_run, open_run
 from tests.lockstep.common.model.built import build_model
 from tests.simulation.small import digits, job_of, noisy_net
 
@@ -86,6 +87,16 @@ def test_what_does_not_go_together_is_refused_on_one_line(
     with pytest.raises(error, match=text) as raised:
         opened(**values)
     assert "\n" not in str(raised.value)
+
+
+class OfNumPy(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return np.tanh(x)
+
+
+def test_a_function_of_numpy_in_a_model_is_told() -> None:
+    with pytest.raises(ModelError, match=r"raised TypeError: .*: NumPy's functions take no tensors; use those of lock"):
+        dry_run(AutogradModel(OfNumPy()), np.ones((2, 3), np.float32))
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:

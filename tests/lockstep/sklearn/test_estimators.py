@@ -28,7 +28,7 @@ from lockstep.common.errors import DivergedError, JobError, LockstepError, Model
 from lockstep.common.job.job import Job
 from lockstep.common.random import Purpose, generator
 from lockstep.sklearn import LockstepClassifier, LockstepRegressor
-from lockstep.sklearn.estimators import FOLLOWING
+from lockstep.sklearn.estimators import ELSEWHERE, FOLLOWING
 from lockstep.sklearn.rows import column_moments, scaled
 from tests.lockstep.common.runtime.test_numerics import needs_portable
 from tests.lockstep.sklearn.own_network import OwnNetwork, fixed, unusual, with_dropout
@@ -122,6 +122,10 @@ def test_every_value_of_a_job_is_a_parameter(kind: type) -> None:
     assert kind(lr=0.5).lr == 0.5
     with pytest.raises(TypeError, match=r"unexpected keyword argument 'epoch' \(did you mean 'epochs'\?\)"):
         kind(epoch=1)
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'max_iter' \(did you mean 'epochs'\?\)"):
+        kind(max_iter=1)
+    assert set(ELSEWHERE.values()) <= set(parameters)
+    assert not set(ELSEWHERE) & set(parameters)
 
 
 def test_a_classifier_has_the_bits_of_fit(tmp_path: Path) -> None:

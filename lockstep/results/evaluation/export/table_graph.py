@@ -49,7 +49,9 @@ def _samples(graph: OnnxGraph, columns: Sequence[Column]) -> str:
     last = graph.integers(-1)
     values = [graph.add("Unsqueeze", [_values(graph, column), last]) for column in columns]
     joined = graph.add("Concat", values, axis=1)
-    fill = np.array([np.nan if column.missing is None else column.missing for column in columns])
+    # A missing text has a code if one was missing in training. What has none is not to become one.
+    fills = [None if column.categories else column.missing for column in columns]
+    fill = np.array([np.nan if each is None else each for each in fills])
     if not np.isnan(fill).all():
         joined = graph.add("Where", [graph.add("IsNaN", [joined]), graph.constant(fill), joined])
     mean, std = (np.array([getattr(column, name) for column in columns], np.float64) for name in ("mean", "std"))

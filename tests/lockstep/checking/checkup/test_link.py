@@ -59,6 +59,11 @@ def test_a_link_that_carried_nothing_has_no_speed() -> None:
     assert LinkMeter().speed() is None
 
 
+@pytest.mark.parametrize(("mbit", "text"), [(7_482.3, "7,480"), (0.18765, "0.188"), (98.76, "98.8")])
+def test_a_speed_is_a_number_that_people_read(mbit: float, text: str) -> None:
+    assert LinkSpeed(bytes_per_s=mbit / 8 * 1e6, round_trip_s=0.001).text().startswith(f"{text} Mbit/s each way, 1 ms ")
+
+
 def test_one_echo_that_was_held_up_does_not_count() -> None:
     meter = LinkMeter()
     for seconds in (0.002, 0.002, 0.002, 0.5, 9.0, 0.5):

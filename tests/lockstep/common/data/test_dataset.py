@@ -38,7 +38,7 @@ def test_its_length_and_sample_shape() -> None:
         ((images(2, 4, dtype=np.float64), labels(0, 1)), "images of dtype 'float64'"),
         ((images(2, 4, 4), labels(0, 1)), r"images of shape \(2, 4, 4\)"),
         ((images(0, 4), labels()), r"images of shape \(0, 4\)"),
-        ((np.array([[1, 2], [3, np.nan]], np.float32), labels(0, 1)), "image 1 holds an infinity or NaN"),
+        ((np.array([[1, 2], [3, np.nan]], np.float32), labels(0, 1)), "sample 1 holds an infinity or NaN"),
     ],
 )
 def test_what_does_not_fit_is_named(arrays: tuple[NDArray[Any], NDArray[Any]], text: str) -> None:

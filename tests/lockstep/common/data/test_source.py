@@ -129,7 +129,7 @@ def test_idx_files_that_do_not_fit_together_are_named(
         ({"y_test": np.array([0, 2**64 - 1], np.uint64)}, "'y_test' has the label 18446744073709551615"),
         ({"y_train": np.zeros(5, np.int64)}, "'y_train': 5 labels for 6 samples"),
         ({"x_train": np.zeros((6, 2, 2), np.int32)}, "train: images of dtype 'int32': expected uint8 or float32"),
-        ({"x_train": np.full((6, 2), 1e300)}, "train: image 0 holds an infinity"),
+        ({"x_train": np.full((6, 2), 1e300)}, "train: sample 0 holds an infinity"),
         ({"x_test": np.zeros((0, 2, 2), np.uint8), "y_test": np.zeros(0, np.int64)}, r"images of shape \(0, 1, 2, 2\)"),
         ({"x_test": np.zeros((2, 3, 3), np.uint8)}, r"test images of shape \(1, 3, 3\): expected \(1, 2, 2\)"),
     ],
@@ -139,6 +139,14 @@ def test_arrays_that_do_not_fit_are_named(changed: dict[str, NDArray[Any]], text
     with pytest.raises(DataError, match=text) as caught:
         load(spec)
     assert spec in str(caught.value)
+
+
+def test_a_table_has_to_be_packed_first(tmp_path: Path) -> None:
+    (tmp_path / "homes.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(
+        DataError, match=r"is no packed dataset: pack it first, with `lockstep pack .*homes\.csv homes\."
+    ):
+        load(str(tmp_path / "homes.csv"))
 
 
 def numbered(size: int) -> TrainTest:

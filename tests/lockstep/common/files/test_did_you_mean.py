@@ -10,5 +10,10 @@ def test_nearest(word: str, expected: str) -> None:
     assert nearest(word, ["seed", "epochs", "steps"]) == expected
 
 
+def test_capitals_do_not_count() -> None:
+    assert nearest("AdamW", ["adam", "adamw", "SGD"]) == " (did you mean 'adamw'?)"
+    assert nearest("sgd", ["adam", "SGD"]) == " (did you mean 'SGD'?)"
+
+
 def test_nothing_is_near_where_there_is_nothing() -> None:
     assert nearest("epochs", []) == ""

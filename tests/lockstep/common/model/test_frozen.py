@@ -218,6 +218,13 @@ def test_the_same_holds_for_a_model_of_ours(is_frozen: bool) -> None:
         engine.backward(None)
 
 
+def test_a_parameter_of_another_type_is_refused_by_name() -> None:
+    model = nn.Linear(2, 2)
+    model.scale = nn.Parameter(np.ones(2))
+    with pytest.raises(ModelError, match=r"the parameter 'scale' is float64: expected float32, .*values\.astype"):
+        AutogradModel(model)
+
+
 def test_a_model_of_which_nothing_is_trained_is_refused() -> None:
     model = nn.Linear(2, 2)
     for parameter in model.parameters():

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from lockstep.ps.records.metrics import EpochRecord
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.timing import Split
 from lockstep.ps.run.traffic import Moved
@@ -134,6 +135,15 @@ def test_without_a_terminal_a_note_is_one_line() -> None:
     console = Console(width=80, file=io.StringIO(), record=True)
     show_advice(console, result(compute_s=8.5, update_s=0.5))
     assert console.export_text().splitlines()[-1] == f"note: {TOO_SMALL}"
+
+
+def test_weights_of_another_epoch_than_the_last_are_told() -> None:
+    history = [EpochRecord(epoch=epoch, loss=1.0, accuracy=None, test_loss=epoch / 2, test_accuracy=None, wall_s=1.0,
+                           weights_sha256="0" * 64) for epoch in (1, 2, 3)]  # fmt: skip
+    of = {"history": history, "test_accuracy": None, "test_loss": 1.0}
+    kept = summary_lines(result(**of, weights_epoch=2), None)
+    assert "test loss       1.0000, with the weights after epoch 2" in kept
+    assert "test loss       1.0000" in summary_lines(result(**of, weights_epoch=3), None)
 
 
 def test_what_a_step_sends_is_reported_where_anything_was_sent() -> None:

@@ -174,8 +174,10 @@ export class RunPage extends Page {
 
 function tiles({ state, figures, weights_sha256: digest, restarts, epochs, copied, is_whole: isWhole }) {
   const last = epochs.at(-1), isRegression = figures.r2 !== null;
+  // Of the weights whose digest is shown: with keep_best, or after an early stop, they need not be the last ones.
+  const tested = epochs.findLast((one) => one.weights_sha256 === digest) ?? last, after = tested === last ? "" : ` after epoch ${tested.epoch}`;
   const of = (done, all) => (all ? `${count(done)} / ${count(all)}` : count(done));
-  const test = isRegression ? ["test R²", number(last?.test_r2)] : ["test accuracy", percent(last?.test_accuracy)];
+  const test = isRegression ? [`test R²${after}`, number(tested?.test_r2)] : [`test accuracy${after}`, percent(tested?.test_accuracy)];
   return [
     ["step", of(figures.step, figures.steps)],
     ["epoch", of(figures.epoch, figures.epochs)],
