@@ -56,7 +56,6 @@ ELSEWHERE = {
     "batch_size": "global_batch",
     "learning_rate": "lr",
     "learning_rate_init": "lr",
-    "alpha": "weight_decay",
     "solver": "optimizer",
     "early_stopping": "validation_split",
     "n_iter_no_change": "patience",
