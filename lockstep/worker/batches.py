@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.common.aggregation.tree import Node
+from lockstep.common.aggregation.tree import Node, new_array
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.mapped import MappedSamples
@@ -72,7 +72,10 @@ class Batches:
     def training(self, indices: Integers, step: int, local_batch: int) -> tuple[Array, Array]:
         """Return what the model is given of these samples in a local batch, and what its outputs are compared with."""
         raw, labels = self._stored(indices, step)
-        images = self.preparation.images(raw, self._shifts(step, local_batch))
+        # Where PyTorch takes it as it is: see `placed`.
+        is_made = raw.dtype.names is None and raw.dtype != np.int32
+        out = new_array(raw.shape) if is_made else None
+        images = self.preparation.images(raw, self._shifts(step, local_batch), out)
         return images, self.objective.targets(labels)
 
     def _stored(self, indices: Integers, step: int) -> tuple[Array, Array]:
