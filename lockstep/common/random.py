@@ -46,7 +46,7 @@ def generator(
 
 
 class Seeds:
-    """Draws one number for each place of a purpose: as `generator` does, without making one for each, in a fifth of it.
+    """Draws one number for each place of a purpose: as `generator` does, without making one for each.
 
     Not for several threads at once.
     """

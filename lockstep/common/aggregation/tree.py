@@ -7,7 +7,6 @@ node. Whatever nodes the micro-batches arrive in, in whatever order and however 
 The chunks of an evaluation are leased and added up the same way: what is said of micro-batches holds for them.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -173,14 +172,6 @@ def new_vector(size: int) -> Vector:
     memory = np.zeros(4 * size + LINE_BYTES, np.uint8)
     start = -memory.ctypes.data % LINE_BYTES
     return memory[start : start + 4 * size].view(np.float32)
-
-
-def new_array(shape: tuple[int, ...]) -> Vector:
-    """Return an array with unspecified contents that begins at a line of the cache."""
-    size = 4 * math.prod(shape)
-    memory = np.empty(size + LINE_BYTES, np.uint8)
-    start = -memory.ctypes.data % LINE_BYTES
-    return memory[start : start + size].view(np.float32).reshape(shape)
 
 
 @dataclass

@@ -1,8 +1,7 @@
 """Gradients by PyTorch, on one thread of a CPU.
 
-Parameters are views into the vector of weights. A gradient is where PyTorch has put it, as in a loop without Lockstep,
-and is written into the vector of sums from there. If `.grad` were a view into that vector, PyTorch would add to what is
-there: zeros would have to be written first and read again, which takes longer than one copy.
+Parameters are views into the vector of weights, and their gradients views into the vector of sums: PyTorch adds to a
+gradient that is there already, so that it writes where the sums are to be.
 """
 
 import math
@@ -55,8 +54,6 @@ class TorchEngine:
         self._additions: list[int] = []
         #: Whether each gradient is final when it was added to once: not so within a re-entrant checkpoint.
         self._is_final_at_once: bool | None = None
-        #: By parameter, the gradients that were reported in this backward, each with PyTorch's count of its changes.
-        self._reported: dict[int, tuple[Any, int | None]] = {}
 
     @property
     def layout(self) -> ParameterLayout:
@@ -86,6 +83,7 @@ class TorchEngine:
 
     def write_to(self, index: int) -> None:
         self._writing = index
+        self._place_gradients()
 
     def forward(self, images: Array, targets: Array, key: DrawKey) -> Outcome:
         self._put(is_training=True)
@@ -100,17 +98,16 @@ class TorchEngine:
 
     def backward(self, on_final: OnFinal | None) -> None:
         loss, self._loss = self._loss, None
+        self._place_gradients()
+        self._sums[self._writing][: self._structure.layout.parameter_size].fill(0.0)
         if on_final is not None and not self._additions:
             self._listen()
         self._additions = [0] * len(self._additions)
         self._on_final = on_final if self._is_final_at_once else None
-        self._reported = {}
-        self._forget_gradients()
         loss.backward()
         self._on_final = None
-        self._check_additions(is_first=on_final is not None and self._is_final_at_once is None)
+        self._check_gradients(is_first=on_final is not None and self._is_final_at_once is None)
         self._check_held()
-        self._write_gradients()
 
     def one_pass(self, tree: Tree, samples: int, batches: Callable[[], Sequence[Batch]]) -> None:
         """Return None."""
@@ -170,42 +167,19 @@ class TorchEngine:
 
     # Gradients
 
-    def _forget_gradients(self) -> None:
-        """Let PyTorch put each gradient where it was made, whatever the model or another engine has left in `.grad`."""
-        for parameter in self._parameters:
-            parameter.grad = None
-
-    def _write_gradients(self) -> None:
-        """Write what was not reported into the vector of sums; `ModelError` if a gradient changed after it was."""
-        for index, parameter in enumerate(self._parameters):
-            reported = self._reported.get(index)
-            if reported is None:
-                self._write(index, parameter.grad)
-            elif parameter.grad is not reported[0] or _changes(parameter.grad) != reported[1]:
-                raise ModelError(
-                    f"the model changes the gradient of {self._structure.parameters[index][0]!r} after it was final: "
-                    "expected it to stay as it is; register the hook in __init__ instead of the forward"
-                )
-        # Now, so that PyTorch uses this memory again while it is in cache.
-        self._forget_gradients()
-
-    def _write(self, index: int, gradient: Any) -> None:
-        """Write a gradient into the vector of sums: zeros if the parameter took no part."""
-        view = self._gradients[self._writing][index]
-        if gradient is not None and gradient.layout == torch.strided:
-            # Added to 0 instead of copied, which takes as long: sums have had no -0.0 since the first version.
-            torch.add(gradient, 0.0, out=view)
-            return
-        view.zero_()
-        if gradient is not None:
-            view.add_(gradient)
+    def _place_gradients(self) -> None:
+        """Let PyTorch add gradients to the vector of sums, whatever the model or another engine has put there."""
+        for parameter, view in zip(self._parameters, self._gradients[self._writing], strict=True):
+            if parameter.grad is not view:
+                parameter.grad = view
 
     def _gradients_of(self, loss: Any) -> dict[str, Array]:
         """Return the gradients of a loss by the names of the parameters that take part, in memory of their own."""
-        self._forget_gradients()
+        for parameter in self._parameters:
+            parameter.grad = None
         loss.backward()
         found = {name: parameter.grad for name, parameter in self._structure.parameters if parameter.grad is not None}
-        self._forget_gradients()
+        self._place_gradients()
         return {name: (grad.to_dense() if grad.is_sparse else grad).numpy() for name, grad in found.items()}
 
     def _listen(self) -> None:
@@ -217,20 +191,24 @@ class TorchEngine:
     def _hook(self, index: int) -> Callable[[Any], None]:
         """Return what PyTorch calls when the gradient of a parameter was added to."""
 
-        def finish(parameter: Any) -> None:
+        def finish(_: Any) -> None:
             self._additions[index] += 1
             if self._on_final is not None and self._additions[index] == 1:
-                self._write(index, parameter.grad)
-                self._reported[index] = parameter.grad, _changes(parameter.grad)
                 self._on_final(index)
 
         return finish
 
-    def _check_additions(self, *, is_first: bool) -> None:
-        """Raise `ModelError` if a gradient was reported before it was final.
+    def _check_gradients(self, *, is_first: bool) -> None:
+        """Raise `ModelError` if a gradient is elsewhere, or was reported before it was final.
 
         The first backward finds out whether they can be reported at all.
         """
+        for (name, parameter), view in zip(self._structure.parameters, self._gradients[self._writing], strict=True):
+            if parameter.grad is not view:
+                raise ModelError(
+                    f"the model replaces the gradient of {name!r} in its backward: expected it to stay where it is; "
+                    "remove the hook that sets .grad"
+                )
         most = max(self._additions, default=0)
         if is_first:
             self._is_final_at_once = most <= 1
@@ -317,7 +295,7 @@ def _input(array: Array) -> Any:
 
 def taken(outputs: Any) -> Any:
     """Return the tensor that named losses and evaluations take of outputs; `ModelError` if there is none."""
-    found = main_output(outputs).value
+    found = outputs if isinstance(outputs, torch.Tensor) else main_output(outputs).value
     if not isinstance(found, torch.Tensor):
         raise ModelError(
             f"the model returned a {type(found).__name__}: expected a tensor of outputs, or several of them in a tuple "
@@ -360,11 +338,6 @@ def is_finite(output: object) -> bool:
     if isinstance(output, dict):
         return all(map(is_finite, output.values()))
     return all(map(is_finite, output)) if isinstance(output, tuple | list) else True
-
-
-def _changes(tensor: Any) -> int | None:
-    """Return PyTorch's count of changes of a tensor, None if there is none."""
-    return None if tensor is None else int(tensor._version)
 
 
 def _tensor(vector: Vector) -> Any:
