@@ -94,8 +94,11 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     socket_bytes: float = 0.0
 
     def short_name(self) -> str:
-        """Return the model, or the number of values of one that sleeps."""
-        return self.model if self.model != SLEEP else short_number(self.parameters)
+        """Return the model, a module's function or its file if that is `build`, or the size of one that sleeps."""
+        if self.model == SLEEP:
+            return short_number(self.parameters)
+        file, _, function = self.model.rpartition(":")
+        return Path(file).stem if function == "build" else function
 
 
 def short_number(number: int) -> str:

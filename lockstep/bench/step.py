@@ -66,6 +66,11 @@ class StepFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     all_threads: BaselineRow | None = None
     compiled: BaselineRow | None = None
 
+    @property
+    def price(self) -> float | None:
+        """How much longer a step takes than in a plain loop of PyTorch over the same module; None for other models."""
+        return None if self.peer is None or self.model in MODELS else 1 / self.peer.ratio - 1
+
 
 @dataclass
 class LocalSteps:
@@ -115,7 +120,7 @@ class StepBench(Bench[StepFigures]):
 
     With --peer-python, PyTorch takes turns with it: with one thread, with a thread per core, and compiled. The faster
     of its two memory layouts counts. For a torch.nn.Module, this is the same module, and --peer-python is not needed.
-    Ratios are PyTorch's time over ours.
+    Ratios are PyTorch's time over ours. The price of a module is how much longer a step takes than with one thread.
 
     Each combination runs in a separate process. Several numbers of micro-batches take turns, and the last lines compare
     each speed with that of the first number.
@@ -223,6 +228,7 @@ class StepBench(Bench[StepFigures]):
             f"products      {share} of it at the peak of {row.gemm_peak_gflops:.0f} GFLOP/s",
             f"peak memory   {row.peak_rss_mb:.0f} MB",
             *(line for name, peer in _peers_of(row) for line in _lines_of(name, peer)),
+            *([] if row.price is None else [f"price         {row.price:+.1%} over a plain loop with one thread"]),
         ]
 
     def panels(self, rows: Sequence[StepFigures]) -> list[list[Panel]]:

@@ -6,12 +6,13 @@ local batches `[m*H, (m+1)*H)`: a step is cut into its local batches as it is in
 Array shapes, and so the bits of every matrix product, depend on the job alone (rule R4).
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.common.aggregation.tree import Node
+from lockstep.common.aggregation.tree import Node, new_vector
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.mapped import MappedSamples
@@ -26,6 +27,9 @@ from lockstep.common.random import Purpose, generator
 
 #: The places of samples in the data.
 Integers = NDArray[np.int64]
+
+#: Local batches have two sizes, or four in an epoch whose last batch is short. A job's own transform may make more.
+MOST_SHAPES = 8
 
 
 @dataclass
@@ -44,6 +48,8 @@ class Batches:
     preparation: Preparation = field(init=False)
     #: What becomes of training samples, None if they stay as they are.
     transform: Transform | None = field(init=False)
+    #: By shape, memory for prepared samples that nobody keeps.
+    _memory: dict[tuple[int, ...], Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         job = self.job
@@ -69,11 +75,29 @@ class Batches:
         train = self.data.train
         return train.images.dtype.names is None and train.labels.dtype.names is None
 
-    def training(self, indices: Integers, step: int, local_batch: int) -> tuple[Array, Array]:
-        """Return what the model is given of these samples in a local batch, and what its outputs are compared with."""
+    def training(self, indices: Integers, step: int, local_batch: int, *, is_kept: bool = True) -> tuple[Array, Array]:
+        """Return what the model is given of these samples in a local batch, and what its outputs are compared with.
+
+        If it is not kept, the next local batch that is not kept may be in the same memory.
+        """
         raw, labels = self._stored(indices, step)
-        images = self.preparation.images(raw, self._shifts(step, local_batch))
+        out = None if is_kept else self._memory_for(raw)
+        images = self.preparation.images(raw, self._shifts(step, local_batch), out)
         return images, self.objective.targets(labels)
+
+    def _memory_for(self, raw: Array) -> Array | None:
+        """Return memory for prepared samples, always the same for those of one shape; None if it must be made anew.
+
+        It begins at a line of the cache, and so PyTorch computes with it as it is: see `placed` of its engine.
+        """
+        if raw.dtype.names is not None or raw.dtype == np.int32:
+            return None
+        memory = self._memory.get(raw.shape)
+        if memory is None:
+            if len(self._memory) == MOST_SHAPES:
+                self._memory.clear()
+            memory = self._memory[raw.shape] = new_vector(math.prod(raw.shape)).reshape(raw.shape)
+        return memory
 
     def _stored(self, indices: Integers, step: int) -> tuple[Array, Array]:
         """Return samples and labels as they are stored, or as the job's own function makes them in that epoch."""

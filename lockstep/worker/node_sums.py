@@ -102,7 +102,7 @@ class GradientSums:
         if self.layout.statistics:
             # A statistic that this forward does not observe stays what it is: its sum is count times its value.
             np.multiply(at.weights[size:], np.float32(count), out=at.sums[size:])
-        images, targets = self.batches.training(indices, step, micro_batch)
+        images, targets = self.batches.training(indices, step, micro_batch, is_kept=False)
         key = DrawKey(self.batches.job.seed, step, micro_batch)
         loss, outputs, weight = self.engine.forward(images, targets, key)
         if not math.isfinite(loss):

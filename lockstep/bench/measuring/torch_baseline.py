@@ -66,6 +66,8 @@ def build(name: str) -> nn.Module:
         return nn.Sequential(*NETS[name]())
     if ":" in name:
         path, _, function = name.rpartition(":")
+        # It may import files next to it.
+        sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
         return runpy.run_path(path)[function]()
     raise SystemExit(f"unknown model {name!r}: expected {', '.join(NETS)} or FILE.py:FUNCTION")
 

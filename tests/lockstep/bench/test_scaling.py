@@ -131,3 +131,11 @@ def test_what_a_step_costs_is_a_second_table() -> None:
 )
 def test_sizes_have_three_digits(number: int, text: str) -> None:
     assert short_number(number) == text
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [("lenet", "lenet"), ("nets/my.py:resnet18", "resnet18"), ("nets/my.py:build", "my"), ("sleep", "1M")],
+)
+def test_a_model_has_a_name_that_fits_a_column(model: str, text: str) -> None:
+    assert scaling_row(workers=1, exchange_s=0.0, model=model).short_name() == text

@@ -1,10 +1,12 @@
 """The default generators: one for each purpose, restarted by `manual_seed`."""
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lockstep.common import nn
 from lockstep.common.autograd.tensor import Tensor
-from lockstep.common.random import Purpose, default_generator
+from lockstep.common.random import Purpose, Seeds, default_generator, generator
 
 
 def test_the_same_seed_gives_the_same_layers() -> None:
@@ -37,3 +39,16 @@ def test_an_own_generator_leaves_the_default_one_alone() -> None:
     nn.manual_seed(5)
     nn.Sequential(nn.Linear(4, 3, rng=np.random.Generator(np.random.Philox(1))), nn.ReLU())
     np.testing.assert_array_equal(nn.Linear(4, 3).weight.data, expected)
+
+
+WORDS = st.integers(0, 2**64 - 1)
+SEEDS = Seeds(Purpose.DROPOUT)
+
+
+@given(seed=WORDS, at=WORDS, micro_batch=WORDS)
+@settings(derandomize=True, deadline=None)
+def test_seeds_are_what_a_generator_of_that_place_draws_first(seed: int, at: int, micro_batch: int) -> None:
+    drawn = generator(seed, Purpose.DROPOUT, at=at, micro_batch=micro_batch).integers(2**63)
+    assert SEEDS.at(seed, at=at, micro_batch=micro_batch) == drawn
+    # Whatever was drawn before.
+    assert SEEDS.at(seed, at=at, micro_batch=micro_batch) == drawn

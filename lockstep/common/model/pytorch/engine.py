@@ -43,6 +43,7 @@ class TorchEngine:
         #: What a batch's statistics are written into: see `_observe`.
         self._observed = torch.zeros(structure.layout.size - structure.layout.parameter_size)
         self._observed_views = _views(structure.layout.statistics, self._observed, structure.layout.parameter_size)
+        self._has_statistics = bool(structure.layout.statistics)
         self._reading = self._writing = 0
         self._on_final: OnFinal | None = None
         self._frozen = [(name, each) for name, each in structure.frozen if isinstance(each, torch.nn.Parameter)]
@@ -242,12 +243,12 @@ class TorchEngine:
 
     def _begin_statistics(self) -> None:
         """Let each statistic stay as it is if its layer takes no part."""
-        if len(self._observed):
+        if self._has_statistics:
             size = self._structure.layout.parameter_size
             np.copyto(self._observed.numpy(), self._weights[self._reading][size:])
 
     def _end_statistics(self, samples: int) -> None:
-        if len(self._observed):
+        if self._has_statistics:
             size = self._structure.layout.parameter_size
             np.multiply(self._observed.numpy(), np.float32(samples), out=self._sums[self._writing][size:])
 
@@ -294,7 +295,7 @@ def _input(array: Array) -> Any:
 
 def taken(outputs: Any) -> Any:
     """Return the tensor that named losses and evaluations take of outputs; `ModelError` if there is none."""
-    found = main_output(outputs).value
+    found = outputs if isinstance(outputs, torch.Tensor) else main_output(outputs).value
     if not isinstance(found, torch.Tensor):
         raise ModelError(
             f"the model returned a {type(found).__name__}: expected a tensor of outputs, or several of them in a tuple "

@@ -10,11 +10,14 @@ import torch.utils.deterministic
 
 from lockstep.common.aggregation.tree import LINE_BYTES
 from lockstep.common.model.port import DrawKey
-from lockstep.common.random import Purpose, generator
+from lockstep.common.random import Purpose, Seeds
 from lockstep.common.runtime.lent_process import lend
 
 #: Seeds the draws of an evaluation: a model that draws in evaluation mode still has one result.
 EVALUATION_SEED = 0
+
+#: Those of micro-batches. PyTorch has one generator for each process, and so there is one of these.
+_SEEDS = Seeds(Purpose.DROPOUT)
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def seed_draws(key: DrawKey | None) -> None:
     seed = EVALUATION_SEED
     if key is not None:
         at, m = key.step, key.micro_batch
-        seed = int(generator(key.seed, Purpose.DROPOUT, at=at, micro_batch=m).integers(2**63))
+        seed = _SEEDS.at(key.seed, at=at, micro_batch=m)
     torch.default_generator.manual_seed(seed)
 
 

@@ -417,6 +417,84 @@ class Net(nn.Module):
         engine.backward(None)
 
 
+HOOKED = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(784, 10)
+        {init}
+
+    def forward(self, x):
+        {forward}
+        return self.inner(x.flatten(1))
+"""
+
+HALVED = "self.inner.bias.register_post_accumulate_grad_hook(lambda p: (p.grad.mul_(0.5), None)[1])"
+
+
+def alone(model: Model, count: int = 5) -> dict[str, Vector]:
+    """Return the gradients of a loop without Lockstep with a model's first weights, zeros if there are none."""
+    module = model.module.train()
+    images, labels = (torch.from_numpy(each) for each in batch(count))
+    torch.nn.functional.cross_entropy(module(images), labels, reduction="sum").backward()
+    found = {name: (parameter, parameter.grad) for name, parameter in module.named_parameters()}
+    return {
+        name: np.zeros(tuple(of.shape), np.float32) if grad is None else grad.numpy().copy()
+        for name, (of, grad) in found.items()
+    }
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+def test_what_a_hook_makes_of_a_gradient_counts_as_in_a_plain_loop(tmp_path: Path, is_streaming: bool) -> None:
+    text = HOOKED.format(init=HALVED, forward="self.zero_grad()")
+    expected = alone(model_of(tmp_path, text))
+    model = model_of(tmp_path, text)
+    engine, _, sums = bound(model)
+    for _ in range(3):
+        engine.forward(*batch(), KEY)
+        engine.backward((lambda index: None) if is_streaming else None)
+        for name, array in model.layout.read(sums).items():
+            np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+TIED = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(784, 10), nn.Linear(10, 10), nn.Linear(10, 10)
+        self.last.weight = self.middle.weight
+
+    def forward(self, x):
+        x = self.first(x.flatten(1))
+        return self.last(self.middle(x) if len(x) == 5 else x) + x
+"""
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+def test_weights_with_two_names_get_one_gradient_each_time(tmp_path: Path, is_streaming: bool) -> None:
+    model = model_of(tmp_path, TIED)
+    engine, _, sums = bound(model)
+    for count in (5, 7, 5):
+        # Of seven samples, `middle.bias` takes no part: what it got before must not stay.
+        engine.forward(*batch(count), KEY)
+        engine.backward((lambda index: None) if is_streaming else None)
+        views = model.layout.read(sums)
+        for name, expected in alone(model_of(tmp_path, TIED), count).items():
+            np.testing.assert_array_equal(views[name], expected, err_msg=name)
+        assert bool(views["middle.bias"].any()) is (count == 5)
+
+
+def test_sums_have_no_negative_zero(tmp_path: Path) -> None:
+    text = HOOKED.format(init="self.inner.weight.register_hook(lambda g: -0.0 * g.abs())", forward="pass")
+    assert np.signbit(alone(model_of(tmp_path, text))["inner.weight"]).any()
+    model = model_of(tmp_path, text)
+    engine, _, sums = bound(model)
+    engine.forward(*batch(), KEY)
+    engine.backward(None)
+    assert not model.layout.read(sums)["inner.weight"].any()
+    assert not np.signbit(model.layout.read(sums)["inner.weight"]).any()
+
+
 SPECTRAL = """
 class Net(nn.Module):
     def __init__(self):
