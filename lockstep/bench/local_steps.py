@@ -129,7 +129,7 @@ class LocalStepsBench(Bench[LocalStepsRow]):
     seeds: int = options.option("--seeds", WholeNumber(1), "seeds, from 0 on", "1")
     epochs: int | None = options.option("--epochs", WholeNumber(1), "epochs", shown="those of the job")
     local_lr: float | None = options.option(
-        "--local-lr", click.FLOAT, "learning rate of local steps", shown="by micro-batches", metavar="NUMBER"
+        "--local-lr", click.FLOAT, "learning rate of local steps", shown="from H and M", metavar="NUMBER"
     )
     lr: float | None = options.option("--lr", click.FLOAT, "outer learning rate", shown="0.7", metavar="NUMBER")
     momentum: float | None = options.option(
