@@ -269,7 +269,7 @@ class OfDoubles(Lion):
     """A rule whose slots are of another type."""
 
     def init(self, size: int) -> dict[str, Vector]:
-        return {"exp_avg": np.zeros(size)}  # type: ignore[dict-item]  # what is wrong with it
+        return {"exp_avg": np.zeros(size)}
 
 
 def test_a_rule_that_reads_what_it_has_written_or_has_other_slots_is_refused() -> None:

@@ -1,6 +1,7 @@
 """Which values of a job name functions, and which of these updates call."""
 
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common.job.job import Job
 from lockstep.common.job.own_code import NAMING, functions_of, needs_code
@@ -8,7 +9,7 @@ from lockstep.common.job.own_code import NAMING, functions_of, needs_code
 
 @pytest.mark.parametrize("value", NAMING)
 def test_each_value_may_name_a_function(value: str) -> None:
-    job = Job(**{value: "mine.py:it"})
+    job = replace(Job(), **{value: "mine.py:it"})
     assert functions_of(job) == {value: "mine.py:it"}
     assert needs_code(job) is (value in ("optimizer", "schedule"))
 

@@ -128,7 +128,7 @@ HAPPENS: dict[str, Callable[[UpdateMarks], None]] = {
 @pytest.mark.parametrize("happens", [*HAPPENS, "nothing"])
 def test_whether_a_slice_is_still_to_be_made_is_seen_under_its_lock(happens: str) -> None:
     # Before that, the server may have had all locks, and write where we would.
-    marks = UpdateMarks(np.array([5, 3, 1]), np.array([3]), np.zeros(0))
+    marks = UpdateMarks(np.array([5, 3, 1]), np.array([3]), np.zeros(0, np.void))
     lock = SlowLock(lambda: HAPPENS[happens](marks) if happens in HAPPENS else None)
     job, nothing = job_of(), cast(Any, None)
     opening = open_run("run", job, digits(), AdmissionPolicy())
