@@ -31,7 +31,7 @@ MOST_CLASSES = 4096
 MOST_SUMS = 2 * MOST_METRICS + 2 * 3 * MOST_CLASSES
 
 
-class Rows(NamedTuple):
+class ComparedRows(NamedTuple):
     """What a metric compares, without targets that are ignored."""
 
     #: (rows, classes), or (rows, labels), or (rows, numbers).
@@ -43,7 +43,7 @@ class Rows(NamedTuple):
     weights: Array | None = None
 
 
-class Basis(NamedTuple):
+class LossBasis(NamedTuple):
     """What a figure may follow from besides sums."""
 
     #: The mean loss.
@@ -60,9 +60,9 @@ class Metric:
     kinds: frozenset[LossKind]
     #: How many sums there are, or of each class if it counts by class.
     width: int
-    figure: Callable[[Sums, Basis], float]
+    figure: Callable[[Sums, LossBasis], float]
     #: Sums of rows, (width,), or (width * classes,); None of a metric without sums, or the user's own.
-    sums: Callable[[Rows], Sums] | None = None
+    sums: Callable[[ComparedRows], Sums] | None = None
     is_by_class: bool = False
     #: Whether all sums are whole numbers, which are exact in any order.
     is_whole: bool = False
@@ -77,16 +77,16 @@ def _of(*sums: SupportsFloat) -> Sums:
     return np.array([float(each) for each in sums], np.float64)
 
 
-def _right(rows: Rows) -> Sums:
+def _right(rows: ComparedRows) -> Sums:
     if rows.kind is LossKind.LABELS:
         return _of(np.count_nonzero((rows.outputs > 0.0) == (rows.targets > 0.5)), rows.targets.size)
     return _of(np.count_nonzero(rows.outputs.argmax(axis=1) == rows.targets), len(rows.targets))
 
 
-def _among(best: int) -> Callable[[Rows], Sums]:
+def _among(best: int) -> Callable[[ComparedRows], Sums]:
     """Return what counts the rows whose class is among so many of the largest outputs; of equal ones the first are."""
 
-    def sums(rows: Rows) -> Sums:
+    def sums(rows: ComparedRows) -> Sums:
         own = np.take_along_axis(rows.outputs, rows.targets[:, np.newaxis], axis=1)
         is_before = (rows.outputs == own) & (np.arange(rows.outputs.shape[1]) < rows.targets[:, np.newaxis])
         places = np.count_nonzero((rows.outputs > own) | is_before, axis=1)
@@ -95,7 +95,7 @@ def _among(best: int) -> Callable[[Rows], Sums]:
     return sums
 
 
-def _by_class(rows: Rows) -> Sums:
+def _by_class(rows: ComparedRows) -> Sums:
     """Count of each class, or label, how often it was predicted rightly, was predicted, and was the target."""
     classes = rows.outputs.shape[1]
     if rows.kind is LossKind.LABELS:
@@ -108,10 +108,10 @@ def _by_class(rows: Rows) -> Sums:
     return np.concatenate(counts).astype(np.float64)
 
 
-def _errors(size_of: Callable[[Sums], Sums]) -> Callable[[Rows], Sums]:
+def _errors(size_of: Callable[[Sums], Sums]) -> Callable[[ComparedRows], Sums]:
     """Return what adds up errors of numbers, whose size that function has."""
 
-    def sums(rows: Rows) -> Sums:
+    def sums(rows: ComparedRows) -> Sums:
         errors = size_of(rows.outputs.astype(np.float64) - rows.targets)
         if rows.weights is None:
             return _of(errors.sum(), errors.size)
@@ -124,11 +124,11 @@ def _errors(size_of: Callable[[Sums], Sums]) -> Callable[[Rows], Sums]:
 # Figures
 
 
-def _mean(sums: Sums, basis: Basis) -> float:
+def _mean(sums: Sums, basis: LossBasis) -> float:
     return float(sums[0] / sums[1]) if sums[1] else 0.0
 
 
-def _root_mean(sums: Sums, basis: Basis) -> float:
+def _root_mean(sums: Sums, basis: LossBasis) -> float:
     return math.sqrt(_mean(sums, basis))
 
 
@@ -137,10 +137,10 @@ def _explained(mean_square: float, guess: float | None) -> float:
     return 1.0 - mean_square / guess if guess else 0.0
 
 
-def _mean_over_classes(of_class: Callable[[Sums, Sums, Sums], tuple[Sums, Sums]]) -> Callable[[Sums, Basis], float]:
+def _mean_over_classes(of_class: Callable[[Sums, Sums, Sums], tuple[Sums, Sums]]) -> Callable[[Sums, LossBasis], float]:
     """Return the mean, over classes that were predicted or were targets, of a quotient of their counts."""
 
-    def figure(sums: Sums, basis: Basis) -> float:
+    def figure(sums: Sums, basis: LossBasis) -> float:
         right, predicted, actual = sums.reshape(3, -1)
         there = predicted + actual > 0
         over, under = of_class(right[there], predicted[there], actual[there])
@@ -251,7 +251,7 @@ class Metrics:
         """Whether the number of sums depends on that of the classes."""
         return any(metric.is_by_class for metric in self.by_name.values())
 
-    def figures(self, sums: Sequence[float], basis: Basis) -> dict[str, float]:
+    def figures(self, sums: Sequence[float], basis: LossBasis) -> dict[str, float]:
         """Return the figures that sums of all metrics come to, by name; no sums are those over no rows."""
         array = np.array(sums or [0.0] * self.size(1), np.float64)
         by_class = sum(metric.width for metric in self.by_name.values() if metric.is_by_class)

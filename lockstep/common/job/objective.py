@@ -24,7 +24,7 @@ from lockstep.common.errors import DataError, ModelError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.job.losses import LossKind, has_accuracy, kind_of
-from lockstep.common.job.metrics import MOST_CLASSES, Metric, Metrics, OwnMetric, Rows
+from lockstep.common.job.metrics import MOST_CLASSES, Metric, Metrics, OwnMetric, ComparedRows
 from lockstep.common.job.tally import Tally
 
 #: A loss of the user's own: outputs and targets in, the sum of the losses and what it is divided by out.
@@ -315,7 +315,7 @@ class Objective:
         sums: list[float] = metric.sums(rows).tolist()
         return sums
 
-    def _rows_for(self, name: str, metric: Metric, outputs: Array, targets: Array) -> Rows:
+    def _rows_for(self, name: str, metric: Metric, outputs: Array, targets: Array) -> ComparedRows:
         """Return what a metric compares; of a loss of the user's own, as one with a name would."""
         if self.kind is not LossKind.OWN:
             return self._compared_rows(outputs, targets)
@@ -336,15 +336,15 @@ class Objective:
             )
         return rows
 
-    def _compared_rows(self, outputs: Array, targets: Array) -> Rows:
+    def _compared_rows(self, outputs: Array, targets: Array) -> ComparedRows:
         values, weights = self.compared(targets), None if targets.dtype.names is None else parts_of(targets)[1]
         if self.kind is not LossKind.CLASSES:
-            return Rows(self.rows(outputs), values, self.kind, weights)
+            return ComparedRows(self.rows(outputs), values, self.kind, weights)
         rows = self.rows(outputs, values.size // max(1, len(outputs)))
         if self.ignore_index is None:
-            return Rows(rows, values, self.kind)
+            return ComparedRows(rows, values, self.kind)
         is_counted = values != self.ignore_index
-        return Rows(rows[is_counted], values[is_counted], self.kind)
+        return ComparedRows(rows[is_counted], values[is_counted], self.kind)
 
     def _own_sums(self, name: str, outputs: Array, targets: Array) -> tuple[float, float]:
         given: Any = _own_targets(targets, AUTOGRAD) if targets.dtype.names else targets
@@ -465,7 +465,7 @@ class Objective:
         return float((weights * np.square(targets - mean)).sum() / targets.shape[1])
 
 
-def _misfit(rows: Rows) -> str:
+def _misfit(rows: ComparedRows) -> str:
     """Return what is odd about what a metric is to compare, empty if nothing is."""
     outputs, targets = rows.outputs, rows.targets
     if rows.kind is not LossKind.CLASSES:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from lockstep.common.job.metrics import Basis, Metrics
+from lockstep.common.job.metrics import LossBasis, Metrics
 from lockstep.common.job.tally import Tally
 
 
@@ -45,6 +45,6 @@ class Score(NamedTuple):
 
 def score_of(metrics: Metrics, tally: Tally, guess: float | None = None) -> Score:
     """Return the score of a tally by a job's metrics; R² is measured against `guess`."""
-    found = metrics.figures(tally.metrics, Basis(tally.loss, guess))
+    found = metrics.figures(tally.metrics, LossBasis(tally.loss, guess))
     accuracy, r2 = found.pop("accuracy", None), found.pop("r2", None)
     return Score(accuracy, r2, found)

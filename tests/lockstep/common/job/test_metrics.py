@@ -10,7 +10,7 @@ from lockstep.common.data.dataset import Dataset
 from lockstep.common.data.records import as_records, labels_with
 from lockstep.common.errors import ModelError
 from lockstep.common.job.job import Job
-from lockstep.common.job.metrics import METRICS, Basis, Metrics
+from lockstep.common.job.metrics import METRICS, LossBasis, Metrics
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.score import Score, score_of
 from lockstep.common.job.tally import Tally
@@ -100,7 +100,7 @@ def test_perplexity_follows_from_the_loss() -> None:
 @pytest.mark.parametrize("name", METRICS)
 def test_over_nothing_each_has_a_figure(name: str) -> None:
     loss = "l1" if name in ("mae", "rmse", "r2") else "cross-entropy"
-    assert np.isfinite(list(Metrics.of(loss, [name]).figures((), Basis(0.0, None)).values())).all()
+    assert np.isfinite(list(Metrics.of(loss, [name]).figures((), LossBasis(0.0, None)).values())).all()
 
 
 def test_with_a_loss_of_ones_own_targets_are_judged_as_they_look() -> None:
