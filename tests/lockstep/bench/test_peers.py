@@ -87,11 +87,10 @@ def test_pytorch_has_a_thread_per_core_and_is_compiled_in_its_faster_layout(tmp_
         ]
         assert [each.layout for each in whole.compiled] == ["channels-last"]
     threads = f" --threads {cores()}" if cores() > 1 else ""
-    assert calls.read_text().splitlines() == [
-        f"step cnn 64{threads}",
-        f"step cnn 64 --channels-last{threads}",
-        f"step cnn 64 --compile --channels-last{threads}",
-    ]
+    *plain, compiled = calls.read_text().splitlines()
+    # Both layouts are started at once.
+    assert sorted(plain) == sorted([f"step cnn 64{threads}", f"step cnn 64 --channels-last{threads}"])
+    assert compiled == f"step cnn 64 --compile --channels-last{threads}"
 
 
 def test_what_cannot_be_compiled_is_left_out_and_named(tmp_path: Path) -> None:
