@@ -238,8 +238,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         Annotated[
             str,
             Meta(
-                description="figure that decides which epoch is best: loss or a metric, of the training set, or after "
-                "val_ or test_  [val_loss, or test_loss without a split]"
+                description="figure that decides which epoch is best: loss or a metric, as loss, val_accuracy or "
+                "test_top5  [val_loss, or test_loss without a split]"
             ),
         ]
         | None
