@@ -225,7 +225,7 @@ def test_weights_of_samples_are_those_of_each_of_their_numbers() -> None:
     targets, outputs = REGRESSION.targets(labels), np.full((4, 2), 2.0, np.float32)
     loss, weight = REGRESSION.training_loss(Tensor(outputs), targets)
     assert loss.item() == (WEIGHTS[:, np.newaxis] * np.square(outputs - NUMBERS.labels)).sum()
-    assert REGRESSION.tally(loss.data, outputs, targets, weight) == Tally(loss.item(), 0, 8, 0, 7.0)
+    assert REGRESSION.tally(loss.data, outputs, targets, weight) == Tally(loss.item(), 8, 0, 7.0)
     # As if each sample were there as often as it weighs.
     weighted = Dataset(NUMBERS.images, labels, 0)
     repeated = NUMBERS.labels.repeat([4, 1, 2, 0], axis=0)
@@ -249,7 +249,7 @@ def test_weights_of_samples_do_not_count_where_a_label_is_ignored(class_weights:
     assert weight == expected
     assert loss.item() == pytest.approx(expected * np.log(2), rel=1e-6)
     tally = objective.tally(loss.data, outputs, targets, weight)
-    assert (tally.count, tally.ignored, tally.correct) == (4, 2, 1)
+    assert (tally.count, tally.ignored, tally.metrics) == (4, 2, (1, 2))
 
 
 @pytest.mark.parametrize("name", ["mse", "l1", "smooth-l1", "bce"])
@@ -268,8 +268,8 @@ def test_numbers_of_each_pixel_are_compared_with_the_outputs_in_their_places(nam
         "bce": np.log1p(np.exp(np.where(places % 2, -outputs, outputs))).sum(),
     }
     assert loss.item() == pytest.approx(sums[name], rel=1e-6)
-    right = int(np.count_nonzero((outputs > 0) == (places % 2))) if name == "bce" else 0
-    assert objective.tally(loss.data, outputs, targets, weight) == Tally(loss.item(), right, 12)
+    right = (int(np.count_nonzero((outputs > 0) == (places % 2))), 12) if name == "bce" else ()
+    assert objective.tally(loss.data, outputs, targets, weight) == Tally(loss.item(), 12, metrics=right)
 
 
 def test_of_images_an_answer_is_right_in_its_place_alone() -> None:
@@ -294,7 +294,7 @@ def test_what_a_label_weighs_where_it_holds() -> None:
     [
         (lambda outputs, targets: 1 / 0, "raised ZeroDivisionError: division by zero: expected a function of outputs"),
         (lambda outputs, targets: (outputs, 1), r"returned losses of shape \(1, 2\): expected their sum"),
-        (lambda outputs, targets: (3.0, 1), r"returned losses of shape \(\): expected their sum"),
+        (lambda outputs, targets: (3.0, 1), r"returned 3\.0 as the sum of the losses: expected a tensor"),
         (lambda outputs, targets: (outputs.sum(), np.inf), "returned the count inf: expected a finite number"),
     ],
 )
