@@ -32,7 +32,7 @@ from lockstep.common.protocol.team_memory import (
     LOSS_SUM,
     METRICS,
     WEIGHT,
-    weight_of,
+    divisors_of,
     write_tally,
 )
 from lockstep.common.runtime.clock import ThreadClock
@@ -591,7 +591,8 @@ class TeamMember:
         losses, count = figures[:, LOSS_SUM : COUNT + 1].T.tolist()
         ignored, weights = figures[:, IGNORED : WEIGHT + 1].T.tolist()
         additions = additions_of(copies.nodes, micro_batches, joins_halves=True)
-        weight, metrics = weight_of(additions.total(weights)), additions.total(list(figures[:, METRICS:]))
+        divisors, metrics = divisors_of(count, ignored, weights), additions.total(list(figures[:, METRICS:]))
+        weight = None if divisors is None else additions.total(divisors)
         return Tally(additions.total(losses), int(sum(count)), int(sum(ignored)), weight, tuple(metrics.tolist()))
 
     def divisor(self, order: Order) -> float:

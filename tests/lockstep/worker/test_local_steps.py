@@ -237,6 +237,14 @@ def test_weights_that_a_last_local_step_made_infinite_are_found_in_the_sums() ->
         compute.train(0, Node(0, 1))
 
 
+def test_the_rates_of_a_run_of_epochs_are_those_of_as_many_steps() -> None:
+    values = msgspec.structs.replace(UNEVEN, local_schedule="one-cycle", local_nesterov=False)
+    epochs, other = (msgspec.structs.replace(values, steps=None, epochs=count) for count in (2, 3))
+    steps = msgspec.structs.replace(values, steps=2 * -(-TRAIN // values.global_batch))
+    found = [compute_of(job).train(1, Node(0, 1))[0].tobytes() for job in (epochs, steps, other)]
+    assert found[0] == found[1] != found[2]
+
+
 def test_memory_is_made_once() -> None:
     compute = compute_of(MLP)
     assert compute.local is not None

@@ -250,6 +250,7 @@ def test_a_team_of_more_processes_has_more_locks_and_marks_of_its_own(tmp_path: 
     assert sharing.share_update(opening.shard, 0) is first
     sharing.forget(1)
     assert "update-1" not in names_in(sharing)
+    assert list(sharing.update.marks) == [0], "what is mapped of it takes memory until the run ends"
     assert sharing.share_update(opening.shard, 1) is None
     sharing.close()
 

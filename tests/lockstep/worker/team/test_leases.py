@@ -63,6 +63,18 @@ def test_any_number_of_processes_and_any_rounding(processes: int, wire: str, mem
             check(crew, alone, Lease(work="train", step=0, lo=node.lo, hi=node.hi))
 
 
+@pytest.mark.parametrize("processes", [2, 3, 5])
+def test_who_has_no_sample_of_a_short_step_does_not_hide_what_those_of_others_weigh(
+    processes: int, memory: Path
+) -> None:
+    # Forty samples: the third step has two of them, for five micro-batches.
+    job = job_of(global_batch=19, micro_batches=5, class_weights=tuple(0.1 * label for label in range(1, 11)))
+    with crew_of(Crew.of(job, processes, memory, Turns(processes))) as crew:
+        alone = Alone.of(job)
+        for node in (Node(0, 5), Node(0, 4), Node(4, 5)):
+            check(crew, alone, Lease(work="train", step=2, lo=node.lo, hi=node.hi))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_whoever_is_killed_wherever_it_is(seed: int, memory: Path) -> None:
     job = wide(micro_batches=6)

@@ -95,6 +95,13 @@ def test_the_sums_that_were_planned_are_taken_if_all_are_there(team: list[TeamMe
     assert team[2].sums_of(order_of(5)) is None
 
 
+def test_sums_of_one_process_are_planned_to_be_in_its_vectors_one_after_the_other(team: list[TeamMemory]) -> None:
+    parts = [(0, 1, 0), (1, 2, 1), (2, 4, 0), (4, 6, 0), (6, 8, 1)]
+    planned = team[2].planned(OrderPlan(tuple(TeamPart(Node(lo, hi), process) for lo, hi, process in parts), (0, 1)))
+    assert [(copy.process, copy.row) for copy in planned.copies] == [(0, 0), (1, 0), (0, 1), (0, 2), (1, 1)]
+    assert [copy.node for copy in planned.copies] == [Node(lo, hi) for lo, hi, _ in parts]
+
+
 def test_what_is_covered_is_told_by_micro_batch(team: list[TeamMemory]) -> None:
     show(team[0], 0, 2, 4)
     show(team[1], 0, 3, 4)

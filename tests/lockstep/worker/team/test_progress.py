@@ -50,6 +50,12 @@ def waiting(now: float = 10.0, **values: object) -> OrderProgress:
     return progress
 
 
+def test_sums_are_expected_once_the_slowest_has_computed_all_of_its_parts() -> None:
+    assert COURSE.expected_s() == pytest.approx(4 * 0.1)
+    assert replace(COURSE, seconds=[0.2, 0.2, 0.1]).expected_s() == pytest.approx(3 * 0.2)
+    assert replace(COURSE, seconds=[0.2, 0.0, 0.1]).expected_s() == UNKNOWN_S
+
+
 def test_its_own_parts_come_first_each_in_a_vector_of_its_own_and_then_it_looks() -> None:
     progress = begun()
     assert progress.action() == ComputeNode(Node(0, 2), 0)
