@@ -15,7 +15,7 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.folder import MANIFEST, FolderManifest, read_manifest
 from lockstep.common.data.source import load, with_validation
-from lockstep.common.errors import FileFormatError, JobError
+from lockstep.common.errors import DataError, FileFormatError, JobError
 from lockstep.common.files.safetensors import read
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
@@ -173,6 +173,12 @@ def model_with(folder: Path, job: Job, arrays: Mapping[str, NDArray[Any]], steps
 
 def dataset_of(job: Job) -> TrainTest:
     """Return a job's data with its validation set taken from the training set; `DataError` if it cannot be had."""
+    path = Path(job.data).expanduser()
+    if job.data != "mnist" and not path.is_absolute() and not path.exists():
+        raise DataError(
+            f"no dataset {job.data!r} here: a job's paths are relative to the folder in which it was trained: expected "
+            "the command to be run there"
+        )
     return with_validation(load(job.data), job.validation_split, job.seed)
 
 

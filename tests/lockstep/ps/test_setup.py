@@ -90,8 +90,12 @@ def test_what_does_not_go_together_is_refused_on_one_line(
 
 
 class OfNumPy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 2)
+
     def forward(self, x: Any) -> Any:
-        return np.tanh(x)
+        return self.head(np.tanh(x))
 
 
 def test_a_function_of_numpy_in_a_model_is_told() -> None:

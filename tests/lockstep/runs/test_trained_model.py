@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -12,10 +13,10 @@ from lockstep.api.fit import fit
 from lockstep.api.run import Run
 from lockstep.cli.main import run
 from lockstep.common.aggregation.layout import weights_digest
-from lockstep.common.errors import FileFormatError, JobError, ModelError
+from lockstep.common.errors import DataError, FileFormatError, JobError, ModelError
 from lockstep.common.files.safetensors import write
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS
-from lockstep.runs.trained_model import open_trained
+from lockstep.runs.trained_model import dataset_of, open_trained
 from tests.lockstep.small_runs import small_run
 from tests.lockstep.tiny_data import write_tiny
 
@@ -119,6 +120,14 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     write(folder / "weights.safetensors", {"1.weight": np.ones((10, 3), np.float32), "1.bias": np.ones(10, np.float32)})
     with pytest.raises(ModelError, match=r"weights do not fit the model: '1.weight' is \(10, 3\), not \(10, 784\)"):
         open_trained(folder)
+
+
+def test_data_of_another_folder_is_told(tmp_path: Path) -> None:
+    job = msgspec.structs.replace(open_trained(small_run(tmp_path).folder).job, data="elsewhere/some.npz")
+    with pytest.raises(
+        DataError, match=r"no dataset 'elsewhere/some\.npz' here: a job's paths are relative to the fold"
+    ):
+        dataset_of(job)
 
 
 def test_a_folder_without_weights_and_damaged_ones_are_told(tmp_path: Path) -> None:

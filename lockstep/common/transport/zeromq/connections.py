@@ -88,7 +88,8 @@ class ConnectionTracker:
                 case zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                     self._failure = self._reasons.get(value, f"it broke the handshake (0x{value:x})")
                 case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-                    text = f"its handshake did not complete ({os.strerror(value)}): check its key"
+                    why = f"({os.strerror(value)})"
+                    text = f"its handshake did not complete {why}: check its key, unless it only tried the port"
                     self._failure = self._failure or text
 
     def _begin(self, descriptor: int) -> None:
