@@ -30,6 +30,7 @@ from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.source import load
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
+from lockstep.common.model.source import is_torch_module
 from lockstep.common.nn.layers.convolution import Conv1d, Conv2d
 from lockstep.common.nn.layers.linear import Linear
 from lockstep.common.nn.models import MODELS
@@ -171,7 +172,13 @@ class StepBench(Bench[StepFigures]):
         if len(self.models) * len(self.batches) * len(self.cuts) > 1:
             raise UsageError("--profile: expected one model, one batch size and one number of micro-batches")
         job = self._job(self.models[0], self.batches[0], self.cuts[0])
-        session.console.print(profile(LocalSteps(job, load(job.data), session.clock), self.steps))
+        local = LocalSteps(job, load(job.data), session.clock)
+        if is_torch_module(local.trainer.setup.model.module):
+            raise UsageError(
+                f"--profile with {job.model_name()!r}, a torch.nn.Module: expected a model of Lockstep's layers, whose "
+                "primitives can be observed; use torch.profiler in a loop of your own"
+            )
+        session.console.print(profile(local, self.steps))
         yield from ()
 
     def _job(self, model: str, batch: int, cut: int) -> Job:

@@ -6,11 +6,12 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
-from lockstep.bench.measuring.peers import ADVICE, FIRST, BaselineSubject, in_turns, start_baselines
-from lockstep.bench.step import LocalSteps, Profile, peak_rss_bytes, step_flops
+from lockstep.bench.measuring.peers import ADVICE, FIRST, BaselineRow, BaselineSubject, in_turns, start_baselines
+from lockstep.bench.step import LocalSteps, Profile, StepBench, StepFigures, peak_rss_bytes, step_flops
 from lockstep.cli.main import run
 from lockstep.common.autograd.graph import observe
 from lockstep.common.autograd.tensor import Tensor
@@ -20,6 +21,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.nn.models import MODELS
 from lockstep.common.runtime.clock import ManualClock, SystemClock
 from tests.lockstep.bench.baselines import write_peer
+from tests.lockstep.common.model.pytorch.jobs import NETS
 from tests.lockstep.tiny_data import write_tiny
 
 
@@ -173,6 +175,33 @@ def test_pytorch_with_one_thread_with_all_and_compiled_take_turns_with_us(
     shown = capsys.readouterr().out
     assert all(f"\n{name} / ours" in shown for name in ("torch", "all threads", "compiled"))
     assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("model", "price"), [("mlp", None), ("my.py:build", "+25.0%")])
+def test_the_price_is_that_of_the_same_module(model: str, price: str | None) -> None:
+    peer = BaselineRow(version="9.9", layout="contiguous", ms_per_step=4.0, images_per_s=8e3, ratio=0.8)
+    figures = StepFigures(
+        model=model,
+        batch=32,
+        micro_batches=1,
+        ms_per_step=5.0,
+        steps=120,
+        images_per_s=6400.0,
+        peak_rss_mb=300.0,
+        gemm_gflops_share=None,
+        gemm_peak_gflops=50.0,
+        peer=peer,
+    )
+    lines = StepBench().lines(figures)
+    assert [line.split()[1] for line in lines if line.startswith("price")] == ([price] if price else [])
+    assert max(map(len, lines)) <= 80
+    assert not any(line.startswith("price") for line in StepBench().lines(msgspec.structs.replace(figures, peer=None)))
+
+
+def test_a_module_has_no_profile(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch", reason="needs PyTorch: .venv/bin/pip install -e '.[torch]'")
+    assert run(["bench", "step", "--model", f"{NETS}:lenet", "--batch", "2", "--steps", "30", "--profile"]) == 2
+    assert "use torch.profiler" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
