@@ -251,7 +251,8 @@ def serve_once(
         server.succession.dial, server.succession.predecessor = service.dial, service.predecessor
         server.succession.address, server.hands_over = dialled(port.address), service.hands_over
         if isinstance(listening.lock, ServerKeys):
-            server.succession.source.allowed = listening.lock.allowed
+            source = server.succession.source
+            source.allowed, source.signers = listening.lock.allowed, listening.lock.signers
         if offer.obstacle:
             display.say(f"gradients and weights go through sockets: {offer.obstacle}")
         # With the address, which the coordinator does not know.

@@ -84,12 +84,16 @@ def test_a_server_that_was_stopped_counts_for_nothing_when_it_comes_back(place: 
     assert digest(place, "mirror") == expected
 
 
-def test_a_server_that_is_drained_loses_no_step(place: Place) -> None:
+@pytest.mark.parametrize("how", ["drain", "SIGTERM"])
+def test_a_server_that_is_drained_loses_no_step(place: Place, how: str) -> None:
     flags = job(place, 600)
     expected = calm(place, flags)
     server, standby, workers = start_all(place, flags)
-    drained = place.start("drain", server_address(place))
-    assert drained.end()[0] == 0
+    if how == "drain":
+        assert place.start("drain", server_address(place)).end()[0] == 0
+    else:
+        # As before a preemptible machine is stopped.
+        server.send(signal.SIGTERM)
     assert server.end()[0] == 0
     ends(standby, workers)
     assert digest(place, "mirror") == expected

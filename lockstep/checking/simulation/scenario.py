@@ -73,6 +73,7 @@ class FaultKind(Enum):
     STOP_STANDBY = ("stop-standby", 0.0)
     LOSE_SERVER = ("lose-server", 0.0)
     CUT_OFF_SERVER = ("cut-off-server", 0.0)
+    CUT_OFF_IN_TURN = ("cut-off-in-turn", 0.0)
     PROMOTE = ("promote", 0.0)
     DRAIN = ("drain", 0.0)
 
@@ -86,7 +87,8 @@ LOCALLY = 0.15
 WITH_STANDBYS, STANDBYS = 0.25, (1, 1, 2)
 OF_STANDBYS = {
     FaultKind.LOSE_SERVER: 4.0,
-    FaultKind.CUT_OFF_SERVER: 4.0,
+    FaultKind.CUT_OFF_SERVER: 3.0,
+    FaultKind.CUT_OFF_IN_TURN: 1.0,
     FaultKind.KILL_STANDBY: 1.0,
     FaultKind.STOP_STANDBY: 1.0,
     FaultKind.STOP_SERVER: 2.0,

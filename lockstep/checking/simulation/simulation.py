@@ -76,6 +76,10 @@ SWALLOWED = 0.2
 #: Seconds after which a person lets a standby lead a run that nobody leads, and until its connection is closed.
 LEADERLESS_S, COMMAND_S = 10.0, 3.0
 
+#: How many times the silence that counts a standby has to take over before it is cut off as well; and how many times
+#: that its predecessor is cut off.
+HEIR_S, PREDECESSOR_S = 4.0, 4.0
+
 #: Seconds until an idle process dies that should be killed in the middle of an action.
 IDLE_S = 1.0
 
@@ -376,6 +380,12 @@ class Simulation:
         processes = [self.server, *self.standbys.values()]
         return [one for one in processes if one is not None and not one.is_dead and _server_of(one) is not None]
 
+    def last_leader(self) -> Process | None:
+        """Return the process that leads the run in the highest term, None if there is none."""
+        leading = [(one, server) for one in self._leading() if (server := _server_of(one)) is not None]
+        terms = [(server.server.coordinator.info.term, one) for one, server in leading]
+        return max(terms, key=lambda led: (led[0].number, led[0].server))[1] if terms else None
+
     def _promote_if_nobody_leads(self) -> None:
         """Do what a person does in the end: let a standby lead the run that nobody leads."""
         if not self._leading():
@@ -564,6 +574,8 @@ def inject(run: Simulation, fault: ScheduledFault) -> None:
             server = run.process_at("server", fault.target)
             if server is not None and not server.is_dead:
                 _cut_off(run, fault, server)
+        case FaultKind.CUT_OFF_IN_TURN:
+            _cut_off_in_turn(run, fault)
         case FaultKind.LOSE_SERVER:
             run.lose_server(fault.kill_after)
         case FaultKind.PROMOTE:
@@ -612,6 +624,24 @@ def _cut_off(run: Simulation, fault: ScheduledFault, cut: Process) -> None:
     for number, wire in enumerate(run.network.connections_of(cut)):
         wire.silence(up=fault.ways != "down", down=fault.ways != "up")
         run.disturb(fault.seconds * (1 + (fault.target + 7 * number) % 5) / 5, wire.heal)
+
+
+def _cut_off_in_turn(run: Simulation, fault: ScheduledFault) -> None:
+    """Cut off whoever leads the run, and later its successor, so that workers come back to the first in its old term.
+
+    What they dial anew is not cut off: it is the servers that do not see one another.
+    """
+    first, pause_s = run.last_leader(), HEIR_S * run.scenario.takeover_s
+    if first is None:
+        return
+    _cut_off(run, replace(fault, seconds=fault.seconds + PREDECESSOR_S * pause_s), first)
+
+    def cut_off_heir() -> None:
+        heir = run.last_leader()
+        if heir is not None and heir is not first:
+            _cut_off(run, replace(fault, seconds=fault.seconds + pause_s), heir)
+
+    run.disturb(pause_s, cut_off_heir)
 
 
 def _server_of(process: Process) -> ServerProcess | None:

@@ -121,7 +121,9 @@ def server(
           --key standby-1.key --run-dir runs/mirror
     """
     if standby_of is not None:
-        admission = AdmissionPolicy(lease_timeout_s=lease_timeout, allows_mixed_numerics=allow_mixed_numerics)
+        admission = AdmissionPolicy(
+            lease_timeout_s=lease_timeout, allows_mixed_numerics=allow_mixed_numerics, machine=machine_id() or ""
+        )
         check_standby_flags(job, run_dir, resume)
         assert run_dir is not None  # as was checked
         request = StandbyRequest(

@@ -91,6 +91,8 @@ class RunFiles(Message, frozen=True, kw_only=True):
     electors: Annotated[list[Count], Meta(max_length=4096)]
     standbys: Standbys
     takeover_s: Seconds
+    #: Whether workers sign their results.
+    signed: bool = False
     #: Whether the run goes on, or has ended; or goes on at the standby of that address as soon as it has all of this.
     state: Literal["running", "over", "handed over"] = "running"
     heir: ShortText = ""

@@ -37,6 +37,7 @@ from lockstep.ps.standby.source import ALLOWED
 from lockstep.ps.standby.state import StandbyConfig, StandbyState, TakeOver
 from lockstep.ps.standby.storage import MIRROR, MirrorStorage
 from lockstep.results.reports.display import Display, Lines, display_for, print_plainly
+from lockstep.runs.optional_packages import demand
 from lockstep.runs.recorded_model import trust_source
 from lockstep.runs.run_dir import check_run_dir, recorded_job, resumed_job
 from lockstep.runs.session import Destination
@@ -83,7 +84,8 @@ def access_of(request: StandbyRequest) -> Access:
             f"the key {str(request.key)!r} is that of {key.name!r}: expected a standby's, as `lockstep keys add DIR "
             "standby-1` makes"
         )
-    lock = ServerKeys(key.pair, partial(admitted, request.folder / ALLOWED, key))
+    path = request.folder / ALLOWED
+    lock = ServerKeys(key.pair, partial(admitted, path, key), partial(signers_in, path))
     return Access(ClientKeys(key.pair, key.server), lock, key.pair.public)
 
 
@@ -91,6 +93,11 @@ def admitted(path: Path, key: SecretKey) -> Mapping[str, str]:
     """Return whom a standby admits, by public key: the server that it mirrors, and whom that admits."""
     names = AllowList(path)() if path.exists() else {}
     return {**names, key.server: SERVER_NAME}
+
+
+def signers_in(path: Path) -> Mapping[str, str]:
+    """Return by name the public keys of signatures, as the server that is mirrored knows them."""
+    return AllowList(path).signers() if path.exists() else {}
 
 
 def prepare(request: StandbyRequest) -> None:
@@ -106,8 +113,10 @@ def prepare(request: StandbyRequest) -> None:
         raise UsageError(f"cannot write to the run folder {str(folder)!r}: {error.strerror}") from error
 
 
-def check_machine(folder: Path) -> None:
+def check_machine(folder: Path, state: StandbyState) -> None:
     """Raise a `UsageError` if this machine could not lead the run that is mirrored; the process may begin again."""
+    if is_signed(state):
+        demand("cryptography", "signing", "a run whose results are signed")
     job, receipt = recorded_job(folder), read_receipt(folder)
     begin_with(job.numerics)
     if names_files(job.model):
@@ -124,6 +133,11 @@ def check_machine(folder: Path) -> None:
             f"the dataset {job.data!r} is not the server's (SHA-256 {data.digest[:12]}… here, "
             f"{receipt.dataset_sha256[:12]}… there): copy the server's data to this machine"
         )
+
+
+def is_signed(state: StandbyState) -> bool:
+    """Tell whether the workers of the run that is mirrored sign their results."""
+    return state.offer is not None and state.offer.signed
 
 
 def _check_numerics(folder: Path, receipt: Receipt) -> None:
@@ -181,8 +195,9 @@ def shell_of(
         pid=os.getpid(),
     )
     storage = MirrorStorage(request.folder)
+    state = StandbyState(config, mirror=storage.restore())
     return StandbyShell(
-        StandbyState(config, mirror=storage.restore()),
+        state,
         storage,
         port,
         dial_with(access.credential, request.server),
@@ -191,7 +206,7 @@ def shell_of(
         partial(print_plainly, console),
         wait_for_any,
         listening.rejections,
-        check=partial(check_machine, request.folder),
+        check=partial(check_machine, request.folder, state),
     )
 
 
@@ -212,6 +227,7 @@ def lead(
         audit_ends=launch.audit_ends,
         ships_data=launch.ship_data,
         takeover_s=launch.takeover_seconds,
+        signed=is_signed(shell.state),
     )
     destination = Destination(folder=request.folder, launch=launch, is_resumed=True, least_term=takeover.least)
     service = Service(
@@ -219,6 +235,7 @@ def lead(
         admission,
         destination,
         has_picture=request.has_picture,
+        signers=access.lock.signers if isinstance(access.lock, ServerKeys) else dict,
         predecessor=shell.upstream,
         dial=partial(dial_with, access.credential),
     )

@@ -181,6 +181,7 @@ class Succession:
             electors=self.coordinator.electors(),
             standbys=self.registry.addresses(),
             takeover_s=info.takeover_s,
+            signed=info.signed,
             state=state,  # type: ignore[arg-type]  # one of the three
             heir="" if self.heir is None else self.heir.address,
         )

@@ -51,6 +51,8 @@ class MirrorSource:
     folder: Path
     #: Who is admitted: names by public key; None if the run has no keys.
     allowed: Callable[[], Mapping[str, str]] | None = None
+    #: Returns, by name, the public keys of signatures.
+    signers: Callable[[], Mapping[str, str]] = dict
     #: By name, the version of a file, and of what state of it that was taken.
     _versions: dict[str, tuple[Stamp, str]] = field(default_factory=dict)
 
@@ -75,9 +77,11 @@ class MirrorSource:
         if self.allowed is None:
             return None
         try:
-            return "".join(f"{public} {name}\n" for public, name in self.allowed().items()).encode()
+            allowed, signers = self.allowed(), self.signers()
         except LockstepError:
             return None  # its authenticator reports that as well
+        lines = [" ".join(filter(None, (public, name, signers.get(name)))) for public, name in allowed.items()]
+        return "".join(f"{line}\n" for line in lines).encode()
 
     def _size(self, name: str) -> int:
         with suppress(OSError):

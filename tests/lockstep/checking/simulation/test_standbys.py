@@ -3,14 +3,24 @@
 from collections import deque
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from lockstep.checking.simulation.oracle import simulate
 from lockstep.checking.simulation.processes import Parts
-from lockstep.checking.simulation.scenario import scenario_of
+from lockstep.checking.simulation.scenario import FaultKind, Scenario, ScheduledFault, scenario_of
+from lockstep.common.protocol.messages import NO_TERM, Join, Welcome
+from lockstep.common.protocol.shard_messages import ShardWelcome
 from lockstep.common.protocol.standby_messages import RunFile, RunFiles
+from lockstep.common.statemachine.client import Client, ClientEffect
+from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
+from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.coordinator.effects import Effect
+from lockstep.ps.coordinator.registration import Admittance
+from lockstep.ps.run.info import RunInfo
 from lockstep.ps.standby.mirror import Mirror, MirrorEffect
 from lockstep.ps.standby.state import StandbyState
+from lockstep.worker.shell import WorkerShell
 from tests.lockstep.checking.simulation.planted import Planted
 
 #: Seeds that are tried, and how many of them in one test.
@@ -39,6 +49,32 @@ class BoastfulStandby(StandbyState):
         self.mirror.__class__ = Boastful
 
 
+class ForgetfulClient(Client):
+    """Forgets the terms that it has seen when it is welcome."""
+
+    def _on_welcome(self, welcome: Welcome | ShardWelcome, now: float) -> list[ClientEffect]:
+        self.term = NO_TERM
+        return super()._on_welcome(welcome, now)
+
+
+class Heedless(Coordinator):
+    """Lets workers in that have seen a higher term."""
+
+    def _join(self, peer: bytes, join: Join, admitted: Admittance, now: float) -> list[Effect]:
+        return super()._join(peer, msgspec.structs.replace(join, term=NO_TERM), admitted, now)
+
+
+def forgetful(worker: WorkerShell) -> WorkerShell:
+    worker.state.client.__class__ = ForgetfulClient
+    return worker
+
+
+def heedless(info: RunInfo, start: Resumption) -> Coordinator:
+    coordinator = coordinator_of(info, start)
+    coordinator.__class__ = Heedless
+    return coordinator
+
+
 class Rash(StandbyState):
     """Leads the run as soon as anybody misses the server."""
 
@@ -52,6 +88,25 @@ PLANTED = {
         Parts(standby=Rash, server_name=lambda name: "server"), " lead the run in term "
     ),
 }
+
+
+def cut_off_in_turn(seed: int) -> Scenario:
+    """Return a run whose server is cut off, and its successor too, so that workers come back to the first."""
+    fault = ScheduledFault(kind=FaultKind.CUT_OFF_IN_TURN, event=800, target=4, seconds=3.0, kill_after=1, ways="both")
+    return replace(scenario_of(seed, standbys=1, servers=1, steps=60), faults=(fault,), takeover_s=0.5)
+
+
+#: A run in which workers come back to a server whose term is over.
+BACK = 3
+
+
+def test_a_worker_that_comes_back_to_an_old_server_counts_for_nothing_there() -> None:
+    assert simulate(cut_off_in_turn(BACK)).violations == ()
+
+
+def test_a_term_that_nobody_checks_is_found() -> None:
+    (violation,) = simulate(cut_off_in_turn(BACK), Parts(worker=forgetful, coordinator=heedless)).violations
+    assert " went back from term 2 to 1" in violation
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, EACH))

@@ -12,6 +12,10 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.standby_messages import PART_BYTES, FilePart, FilePartRequest, StandbyMessage
+from lockstep.common.transport.auth.curve import new_pair
+from lockstep.common.transport.auth.keys import AllowList
+from lockstep.ps.checkpoint.folder import DOUBTFUL, CheckpointFolder
+from lockstep.ps.standby.source import ALLOWED
 from lockstep.ps.standby.storage import MIRROR, MirrorStorage
 from tests.lockstep.ps.standby.folders import MirroredFolder
 
@@ -32,6 +36,9 @@ def folder(tmp_path: Path) -> MirroredFolder:
     made.write("receipt.json", b"{}\n")
     made.write("ledger.jsonl", LINES)
     made.write("model/net/parts.py", b"x = 1\n")
+    made.write("convictions.jsonl", b"{}\n")
+    made.write("initial.safetensors", b"weights")
+    made.write("weights-ema.safetensors", b"weights")
     made.write("server.log", b"words\n")
     sealed(made, 3)
     return made
@@ -45,6 +52,24 @@ def test_a_mirror_has_all_but_logs(folder: MirroredFolder) -> None:
     assert folder.mirror.is_whole
     # A checkpoint refers to lines, which have to be there before it.
     assert folder.asked.index("ledger.jsonl") < folder.asked.index("checkpoints/step-00000003.safetensors")
+
+
+def test_a_checkpoint_in_doubt_takes_the_place_of_what_it_was(folder: MirroredFolder) -> None:
+    folder.mirror_once()
+    CheckpointFolder(folder.here / "checkpoints", print).set_aside(0, DOUBTFUL)
+    folder.mirror_once()
+    there = [path.name for path in (folder.there / "checkpoints").iterdir()]
+    assert there == ["step-00000003.safetensors.doubtful"]
+    assert CheckpointFolder(folder.there / "checkpoints", print).steps() == []
+
+
+def test_who_is_admitted_comes_with_the_keys_of_signatures(folder: MirroredFolder) -> None:
+    pair, signer = new_pair(), "ab" * 32
+    folder.source.allowed = lambda: {pair.public: "worker-1"}
+    folder.source.signers = lambda: {"worker-1": signer}
+    folder.mirror_once()
+    listed = AllowList(folder.there / ALLOWED)
+    assert (listed(), listed.signers()) == ({pair.public: "worker-1"}, {"worker-1": signer})
 
 
 def test_nothing_is_asked_for_twice(folder: MirroredFolder) -> None:
