@@ -352,7 +352,9 @@ class Simulation:
         """Start a standby, or the server that it has become and that has died, unless the run is over."""
         if self._is_over():
             return
-        run = replace(self.run, folder=self.root / name)
+        # As those that were lost may not come back, one worker is enough.
+        admission = replace(self.run.admission, min_workers=1)
+        run = replace(self.run, folder=self.root / name, admission=admission)
         address = self.run.standbys[name]
         leads = has_begun(run.folder) and not (run.folder / MIRROR).exists()
 
