@@ -228,7 +228,8 @@ def serve_once(
     """Serve a run until it has ended, or has lost a server; return also whether it was handed over in vain."""
     clock = SystemClock()
     started = clock.now()
-    destination, transport = service.destination, service.destination.launch.transport
+    destination = replace(service.destination, address=dialled(port.address))
+    transport = destination.launch.transport
     setup = open_run_in(destination, service.job, load(service.job.data), service.admission)
     with shared_memory(setup, transport, shared_root()) as offer:
         setting = Setting(
@@ -248,8 +249,8 @@ def serve_once(
             listening.rejections,
             signers=service.signers,
         )
-        server.succession.dial, server.succession.predecessor = service.dial, service.predecessor
-        server.succession.address, server.hands_over = dialled(port.address), service.hands_over
+        server.succession.address, server.hands_over = destination.address, service.hands_over
+        server.succession.reach(service.dial, service.predecessor)
         if isinstance(listening.lock, ServerKeys):
             source = server.succession.source
             source.allowed, source.signers = listening.lock.allowed, listening.lock.signers

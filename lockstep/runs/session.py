@@ -45,6 +45,8 @@ class Destination:
     #: The name of the server that leads the run, drawn for it alone; and the least number of its term.
     server: str = field(default_factory=lambda: secrets.token_hex(4))
     least_term: int = 1
+    #: Where that server is reached, empty if no other one asks for it.
+    address: str = ""
 
 
 @contextmanager
@@ -123,6 +125,7 @@ def open_session(
             step=start.progress.steps,
             metrics_bytes=start.metrics_bytes,
             ledger_bytes=start.ledger_bytes,
+            address=destination.address,
         )
         keep_terms(folder.path, history)
         schedule = CheckpointSchedule(

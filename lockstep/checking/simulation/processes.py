@@ -209,7 +209,7 @@ class ServerProcess(SimulatedShell):
             setup = replace(setup, shard=run.parts.shard(setup.shard))
             server, session = open_server(
                 setup,
-                destination,
+                replace(destination, address=port.address),
                 setting,
                 port,
                 process,
@@ -218,7 +218,7 @@ class ServerProcess(SimulatedShell):
                 coordinator_at=run.parts.coordinator,
             )
             server.coordinator.multi_step.pause = SHORT_PAUSE
-            server.succession.dial, server.succession.predecessor = dialler(run, process), predecessor
+            server.succession.reach(dialler(run, process), predecessor)
             writer = DiskWriter(run.disk, process)
             writer.attach(session)
             stack.pop_all()

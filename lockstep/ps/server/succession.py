@@ -89,6 +89,14 @@ class Succession:
     def __post_init__(self) -> None:
         self.history = read_terms(self.source.folder)
 
+    def reach(self, dial: Dial, predecessor: ClientPort | None) -> None:
+        """Learn how other servers are reached; the one that led the run before is told, if it was another one."""
+        self.dial, self.predecessor = dial, predecessor
+        leader = self.history.earlier_leader(self.address)
+        if predecessor is None and leader is not None:
+            with suppress(LockstepError):
+                self.predecessor = dial(leader.address, leader.public)
+
     @property
     def term(self) -> Term:
         """The term in which this server leads the run."""

@@ -34,6 +34,8 @@ class LedTerm(msgspec.Struct, frozen=True, kw_only=True):
     #: Bytes of `metrics.jsonl` and of `ledger.jsonl` that were kept.
     metrics_bytes: int
     ledger_bytes: int
+    #: Where the server was reached.
+    address: str = ""
 
 
 class TermHistory(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +55,9 @@ class TermHistory(msgspec.Struct, frozen=True, kw_only=True):
             return NO_TERM
         return Term(run=self.run, number=self.terms[-1].number, server=self.terms[-1].server)
 
-    def begin(self, server: str, *, least: int, step: int, metrics_bytes: int, ledger_bytes: int) -> "TermHistory":
+    def begin(
+        self, server: str, *, least: int, step: int, metrics_bytes: int, ledger_bytes: int, address: str = ""
+    ) -> "TermHistory":
         """Return the history with a new term, whose number is above all before, and at least `least`."""
         term = LedTerm(
             number=max(least, self.last.number + 1),
@@ -61,9 +65,18 @@ class TermHistory(msgspec.Struct, frozen=True, kw_only=True):
             step=step,
             metrics_bytes=metrics_bytes,
             ledger_bytes=ledger_bytes,
+            address=address,
         )
         terms = [*self.terms, term][-MOST_TERMS:]
         return TermHistory(run=self.run or server, terms=terms, standbys=self.standbys)
+
+    def earlier_leader(self, address: str) -> StandbyAddress | None:
+        """Return where the last server was that led the run and is not at `address`; None in a run without standbys."""
+        known = [term.address for term in self.terms if term.address not in ("", address)]
+        if not self.standbys or not known:
+            return None
+        found = (standby for standby in self.standbys if standby.address == known[-1])
+        return next(found, StandbyAddress(address=known[-1]))
 
     def kept(self, since: Term) -> Mapping[str, int]:
         """Return how many first bytes of each file of lines are as they were in an earlier term; none if unknown."""

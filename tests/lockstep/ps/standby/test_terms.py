@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lockstep.common.errors import FileFormatError
-from lockstep.common.protocol.messages import NO_TERM, Term
+from lockstep.common.protocol.messages import NO_TERM, StandbyAddress, Term
 from lockstep.ps.standby.terms import TERMS, TermHistory, read_terms, write_terms
 
 
@@ -48,3 +48,13 @@ def test_terms_are_kept_in_the_folder(tmp_path: Path) -> None:
     (tmp_path / TERMS).write_text("{")
     with pytest.raises(FileFormatError, match="is not the history of a run's servers"):
         read_terms(tmp_path)
+
+
+def test_the_last_leader_at_another_address_is_known_in_a_run_with_standbys() -> None:
+    here, there = StandbyAddress(address="tcp://b:1", public="k"), StandbyAddress(address="tcp://a:1")
+    history = TermHistory(standbys=[here])
+    for name, address in (("a", there.address), ("b", here.address), ("c", here.address)):
+        history = history.begin(name, least=1, step=0, metrics_bytes=0, ledger_bytes=0, address=address)
+    assert history.earlier_leader(here.address) == there
+    assert history.earlier_leader(there.address) == here
+    assert TermHistory(terms=history.terms).earlier_leader(here.address) is None
