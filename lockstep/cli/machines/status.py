@@ -45,7 +45,8 @@ def status(address: str, timeout: float, key: Path | None, as_json: bool) -> Non
 def standby_line(standby: StandbyStatus) -> str:
     """Return how far a standby is."""
     rest = "" if standby.is_whole else "; it is getting more"
-    return f"standby {standby.address} (host {standby.host}) has the checkpoint of step {standby.step}{rest}"
+    has = f"has the checkpoint of step {standby.step}" if standby.step else "has no checkpoint yet"
+    return f"standby {standby.address} (host {standby.host}) {has}{rest}"
 
 
 def show(console: Console, answer: Status) -> None:

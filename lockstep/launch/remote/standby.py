@@ -135,6 +135,15 @@ def check_machine(folder: Path, state: StandbyState) -> None:
         )
 
 
+def leave_nothing(folder: Path) -> None:
+    """Remove a mirror that has got nothing."""
+    mirror = folder / MIRROR
+    if mirror.is_file() and not mirror.stat().st_size:
+        with suppress(OSError):
+            mirror.unlink()
+            folder.rmdir()
+
+
 def is_signed(state: StandbyState) -> bool:
     """Tell whether the workers of the run that is mirrored sign their results."""
     return state.offer is not None and state.offer.signed
@@ -164,6 +173,7 @@ def stand_by(request: StandbyRequest) -> None:
             announce(console, request, port)
         shell = shell_of(request, access, port, console, listening)
         ended = shell.run()
+        leave_nothing(request.folder)
         if isinstance(ended, TakeOver):
             print_plainly(console, f"{NOTICE_MARK}the standby at {port.address} takes over: {ended.reason}")
             lead(request, access, shell, ended, listening, console)
@@ -196,17 +206,19 @@ def shell_of(
     )
     storage = MirrorStorage(request.folder)
     state = StandbyState(config, mirror=storage.restore())
+    upstream = dial_with(access.credential, request.server)
     return StandbyShell(
         state,
         storage,
         port,
-        dial_with(access.credential, request.server),
+        upstream,
         partial(dial_with, access.credential),
         SystemClock(),
         partial(print_plainly, console),
         wait_for_any,
         listening.rejections,
         check=partial(check_machine, request.folder, state),
+        diagnose=upstream.diagnosis,
     )
 
 

@@ -18,10 +18,11 @@ from lockstep.common.protocol.standby_messages import (
     ToStandbyMessage,
 )
 from lockstep.common.runtime.clock import Clock
-from lockstep.common.statemachine.client import Exit, ProtocolBroken, Redial, SendToServer, Started
+from lockstep.common.statemachine.client import Exit, ObstacleFound, ProtocolBroken, Redial, SendToServer, Started
 from lockstep.common.statemachine.delivery import deliver
 from lockstep.common.statemachine.machine import Interrupted, PeerLeft, Received, Report, Send, TimePassed, carry_out
 from lockstep.common.transport.auth.keys import is_standbys
+from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.links import Wait
 from lockstep.common.transport.port import ClientPort, Dial, PeerSlow, ServerPort
@@ -60,6 +61,8 @@ class StandbyShell:
     rejections: RejectionLog = field(default_factory=RejectionLog)
     #: Called once the mirror has all for the first time: raises if this machine could not lead the run.
     check: Callable[[], None] = lambda: None
+    #: Finds out what prevents a connection to the server that a person named, None if nothing can.
+    diagnose: Callable[[], Diagnosis | None] | None = None
     _is_checked: bool = False
     #: Set once it has ended without taking over, or takes over.
     ended: Exit | TakeOver | None = None
@@ -93,12 +96,19 @@ class StandbyShell:
         deadline = self.state.deadline()
         left = None if deadline is None else deadline - self.clock.now()
         if left is not None and left <= 0.0:
+            self._find_obstacle()
             self.dispatch(TimePassed())
             return True
         self.wait((self.upstream, self.port), left)
         for text in self.rejections.due(self.clock.now()):
             self.say(text)
         return self._receive()
+
+    def _find_obstacle(self) -> None:
+        """Find out what prevents a connection, if no server has answered yet."""
+        diagnosis = None if self.diagnose is None or self.state.offer is not None else self.diagnose()
+        if diagnosis is not None:
+            self.dispatch(ObstacleFound(obstacle=diagnosis.text, is_final=diagnosis.is_final))
 
     # From messages to events
 
@@ -164,6 +174,7 @@ class StandbyShell:
             case Send():
                 return deliver(self.port, effect.peer, encode(effect.message))
             case Redial(server=server):
+                self.diagnose = None
                 self.upstream.close(LINGER_S)
                 self.upstream = self.dial(server.address, server.public)
             case Report(text=text):

@@ -39,7 +39,7 @@ from lockstep.common.protocol.standby_messages import (
     RunFile,
     RunFiles,
 )
-from lockstep.common.statemachine.client import Exit, ProtocolBroken, Redial, SendToServer, Started
+from lockstep.common.statemachine.client import Exit, ObstacleFound, ProtocolBroken, Redial, SendToServer, Started
 from lockstep.common.statemachine.machine import (
     IGNORED,
     Interrupted,
@@ -119,6 +119,7 @@ StandbyEvent = (
     | LeaderNotice
     | Refused
     | ProtocolBroken
+    | ObstacleFound
     | Received
     | PeerLeft
     | TimePassed
@@ -156,6 +157,7 @@ TRANSITIONS = table_of(
         LeaderNotice: _LATE | stays(_MIRRORING),
         Refused: _LATE | {_MIRRORING: {_MIRRORING, _ENDED}},
         ProtocolBroken: _LATE | {_MIRRORING: {_ENDED}},
+        ObstacleFound: _LATE | {_MIRRORING: {_MIRRORING, _ENDED}},
         Join: _LATE | {_MIRRORING: {_MIRRORING, _TAKING_OVER}, _TAKING_OVER: {_TAKING_OVER}},
         ShardJoin: _LATE | stays(_MIRRORING, _TAKING_OVER),
         MirrorRequest: _LATE | stays(_MIRRORING, _TAKING_OVER),
@@ -284,6 +286,8 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
                 return self._end(2, text, FailureKind.REFUSED)
             case ProtocolBroken(fault=fault):
                 return self._end(1, f"the server broke the protocol: {fault}", FailureKind.PROTOCOL)
+            case ObstacleFound(obstacle=obstacle, is_final=is_final):
+                return self._on_obstacle(obstacle, is_final=is_final)
             case Received(peer=peer, message=message):
                 return self._on_message(peer, message, now)
             case PeerLeft(peer=peer):
@@ -299,6 +303,15 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
     def _end(self, code: int, reason: str, kind: FailureKind | None) -> list[StandbyEffect]:
         self.phase = StandbyPhase.ENDED
         return [SendToServer(message=Leave(reason=reason)), Exit(code=code, reason=reason, kind=kind)]
+
+    def _on_obstacle(self, obstacle: str, *, is_final: bool) -> list[StandbyEffect]:
+        """Report, or end at, what prevents a connection to a server that was never heard."""
+        if is_final:
+            return self._end(2, obstacle, FailureKind.UNREACHABLE)
+        if obstacle in self.reported:
+            return []
+        self.reported.add(obstacle)
+        return [Report(text=f"waiting for a server at {self.server.address}: {obstacle}")]
 
     def _report_once(self, text: str) -> list[StandbyEffect]:
         if not text or text in self.reported:

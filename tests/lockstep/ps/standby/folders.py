@@ -109,8 +109,7 @@ class MirroredFolder:
 
     def again(self, server: str, ledger_bytes: int) -> Term:
         """Let another server resume the run, which cuts its lines."""
-        kept = {"metrics_bytes": 0, "ledger_bytes": ledger_bytes}
-        self.history = self.history.begin(server, least=1, step=0, **kept)
+        self.history = self.history.begin(server, least=1, step=0, metrics_bytes=0, ledger_bytes=ledger_bytes)
         with (self.here / "ledger.jsonl").open("r+b") as file:
             file.truncate(ledger_bytes)
         return self.history.last

@@ -28,9 +28,10 @@ def ask(client: MemoryClient, key: str, message: Message) -> None:
 
 def outcomes(client: MemoryClient) -> Sequence[CommandOutcome]:
     """Return what was answered."""
-    found = []
+    found: list[CommandOutcome] = []
     while (frames := client.receive(0.0)) is not None:
         message, _ = decode(frames, CommandOutcome)
+        assert isinstance(message, CommandOutcome)
         found.append(message)
     return found
 

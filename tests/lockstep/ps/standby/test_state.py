@@ -29,7 +29,7 @@ from lockstep.common.protocol.standby_messages import (
     RunFile,
     RunFiles,
 )
-from lockstep.common.statemachine.client import Exit, ProtocolBroken, Redial, SendToServer, Started
+from lockstep.common.statemachine.client import Exit, ObstacleFound, ProtocolBroken, Redial, SendToServer, Started
 from lockstep.common.statemachine.machine import ILLEGAL, Interrupted, PeerLeft, Received, Report, Send, TimePassed
 from lockstep.ps.standby.mirror import CompleteFile, StorePart
 from lockstep.ps.standby.state import (
@@ -116,6 +116,8 @@ EVENTS: list[StandbyEvent] = [
     LeaderNotice(term=NEXT, address=OTHER.address),
     Refused(reason="no"),
     ProtocolBroken(fault="a header of 3 bytes"),
+    ObstacleFound(obstacle="nothing listens there", is_final=False),
+    ObstacleFound(obstacle="it does not admit the key", is_final=True),
     PeerLeft(peer=b"1", reason="gone"),
     TimePassed(),
     Interrupted(),
@@ -220,6 +222,18 @@ def test_a_full_disk_is_reported_once_and_tried_again() -> None:
     assert report.text.startswith("warning: cannot write to 'm': No space left on device: the run does not need it")
     assert state.handle(StoringFailed(reason="cannot write to 'm': No space left on device"), 2.0) == []
     assert any(isinstance(effect, SendToServer) for effect in state.handle(TimePassed(), 4.0))
+
+
+def test_what_prevents_a_connection_is_reported_once_and_ends_it_if_waiting_is_of_no_use() -> None:
+    state = StandbyState(StandbyConfig(server=SERVER, own=OWN, host="h", pid=1))
+    state.handle(Started(), 0.0)
+    nothing = ObstacleFound(obstacle="nothing listens there", is_final=False)
+    (report,) = state.handle(nothing, 2.0)
+    assert report == Report(text="waiting for a server at tcp://h:1: nothing listens there")
+    assert state.handle(nothing, 4.0) == []
+    _, ended = state.handle(ObstacleFound(obstacle="it does not admit the key", is_final=True), 6.0)
+    assert isinstance(ended, Exit)
+    assert (ended.code, ended.reason) == (2, "it does not admit the key")
 
 
 def test_a_server_that_led_once_is_not_mirrored_and_is_told_so() -> None:
