@@ -238,11 +238,30 @@ class Simulation:
         A worker that has never found a server goes on waiting for one: it cannot know that none will come.
         """
         self.world.looks_at, end = 0, self.world.now + SETTLE_S
-        while not self.failure and self.world.now < end and any(map(_has_to_end, self.world.processes)):
+        while not self.failure and self.world.now < end and any(map(self._has_to_end, self.world.processes)):
             if not self.world.turn():
                 break
-        left = [process.name for process in self.world.processes if _has_to_end(process)]
+        left = [process.name for process in self.world.processes if self._has_to_end(process)]
         return self.failure or (f"not ended {SETTLE_S:g} s after the run: {', '.join(left)}" if left else "")
+
+    def _has_to_end(self, process: Process) -> bool:
+        """Tell whether a process has to end once the run has."""
+        if isinstance(process.shell, HelperProcess):
+            leader = process.shell.leader()
+            return leader is None or self._has_to_end(leader)
+        if isinstance(process.shell, StandbyProcess | ServerProcess):
+            # One that was cut off when the run ended elsewhere waits for workers, which a person has to end.
+            server = _server_of(process)
+            return not process.shell.run.standbys or (server is not None and server.server.ended is not None)
+        if not isinstance(process.shell, NodeProcess):
+            return True
+        client = process.shell.runner.state.client
+        if client.phase is ClientPhase.JOINING:
+            return bool(client.run)
+        # A shard that is alone with such a server waits with it.
+        places = {ADDRESS: self.server, **{self.run.standbys[name]: one for name, one in self.standbys.items()}}
+        place = places.get(client.server.address)
+        return place is None or place.is_dead or self._has_to_end(place)
 
     def leftovers(self) -> list[str]:
         """Return the names of what a closed run has left in shared memory, or half written on the disk."""
@@ -674,18 +693,3 @@ def describe(message: Sequence[memoryview]) -> str:
     values = {name: getattr(header, name) for name in header.__struct_fields__}
     text = ", ".join(f"{name}={value!r}" for name, value in values.items() if len(repr(value)) <= LONGEST_VALUE)
     return f"{type(header).__name__}({text})"
-
-
-def _has_to_end(process: Process) -> bool:
-    """Tell whether a process has to end once its run has."""
-    if isinstance(process.shell, HelperProcess):
-        leader = process.shell.leader()
-        return leader is None or _has_to_end(leader)
-    if isinstance(process.shell, StandbyProcess | ServerProcess):
-        # One that was cut off when the run ended elsewhere waits for workers, which a person has to end.
-        server = _server_of(process)
-        return not process.shell.run.standbys or (server is not None and server.server.ended is not None)
-    if not isinstance(process.shell, NodeProcess):
-        return True
-    client = process.shell.runner.state.client
-    return client.phase is not ClientPhase.JOINING or bool(client.run)
