@@ -1,4 +1,4 @@
-"""`lockstep promote` and `lockstep drain`: another server leads a run, since a person says so."""
+"""`lockstep promote`: a standby leads its run, since a person says so; and how a server is sent such a command."""
 
 from contextlib import closing
 from pathlib import Path
@@ -10,7 +10,7 @@ from lockstep.cli.options.types import seconds
 from lockstep.common.errors import RunError, UnreachableError
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import Message, Refused
-from lockstep.common.protocol.standby_messages import CommandOutcome, Drain, Promote
+from lockstep.common.protocol.standby_messages import CommandOutcome, Promote
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.auth.credentials import ClientKeys
 from lockstep.common.transport.auth.keys import STANDBY, read_key
@@ -35,22 +35,6 @@ def promote(address: str, timeout: float, key: Path | None) -> None:
       lockstep promote tcp://192.168.1.8:5555 --key standby-1.key
     """
     click.echo(command(address, Promote(), timeout, key))
-
-
-@click.command(short_help="Hand a run over to its standby.")
-@click.argument("address")
-@TIMEOUT_OPTION
-@KEY_OPTION
-def drain(address: str, timeout: float, key: Path | None) -> None:
-    """Hand the run of the server at ADDRESS over to a standby, without losing a step, and end that server.
-
-    Its workers go to the standby by themselves. Use it before you stop the server's machine.
-
-    \b
-      lockstep drain tcp://192.168.1.7:5555
-      lockstep drain tcp://192.168.1.7:5555 --key keys/server.key
-    """
-    click.echo(command(address, Drain(), timeout, key))
 
 
 def command(address: str, message: Message, timeout_s: float, key: Path | None) -> str:
