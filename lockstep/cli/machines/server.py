@@ -117,8 +117,7 @@ def server(
       lockstep server --model mlp --bind ipc:///tmp/lockstep.sock --min-workers 2
       lockstep server --model cnn --bind tcp://127.0.0.1:5555 --servers 2
       lockstep server --model cnn --bind tcp://192.168.1.7:5555 --keys keys
-      lockstep server --standby-of tcp://192.168.1.7:5555 --key standby-1.key \\
-          --bind tcp://192.168.1.8:5555 --run-dir runs/mirror
+      lockstep server --standby-of tcp://192.168.1.7:5555 --run-dir runs/mirror
     """
     if standby_of is not None:
         admission = AdmissionPolicy(
