@@ -13,9 +13,10 @@ import lockstep.ps.coordinator.transitions as coordinator
 import lockstep.ps.shard_group.group as shard_group
 import lockstep.ps.shard_process.state as shard_process
 import lockstep.ps.shared_memory.multi_step as multi_step
+import lockstep.ps.standby.state as standby
 import lockstep.worker.state as worker
 from docs.generators.tables import code, comments_of, fields_table, first_sentence, table
-from lockstep.common.protocol import messages, shard_messages
+from lockstep.common.protocol import messages, shard_messages, standby_messages
 from lockstep.common.protocol.codec import ARRAYS_LIMIT, HEADER_LIMIT, ITEMS_LIMIT, WITH_AN_ARRAY
 from lockstep.common.protocol.messages import PROTOCOL_VERSION, Message, Result
 
@@ -36,6 +37,7 @@ MACHINES = (
     Machine("A worker in the run", worker.WorkerPhase, worker.TRANSITIONS, "worker"),
     Machine("A shard in the run", shard_process.ShardPhase, shard_process.TRANSITIONS, "ps/shard_process"),
     Machine("The group of servers", shard_group.GroupPhase, shard_group.TRANSITIONS, "ps/shard_group"),
+    Machine("A standby", standby.StandbyPhase, standby.TRANSITIONS, "ps/standby"),
     Machine("A lease of several steps", multi_step.MultiStepPhase, multi_step.TRANSITIONS, "ps/shared_memory"),
 )
 
@@ -158,7 +160,7 @@ def wire_messages() -> str:
     """Return the messages in the order of their modules, under their directions."""
     return "\n".join(
         f"### {direction}\n\n" + "\n".join(map(_message, kinds))
-        for module in (messages, shard_messages)
+        for module in (messages, shard_messages, standby_messages)
         for direction, kinds in directions(module).items()
     )
 

@@ -14,6 +14,7 @@ from lockstep.ps.records.receipt import Receipt, ReceiptLink
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.timing import Split
 from lockstep.ps.run.traffic import Moved
+from lockstep.ps.standby.terms import LedTerm, TermHistory
 from lockstep.results.watch import exposition
 
 
@@ -29,6 +30,11 @@ def ledger_lines() -> str:
 
 def _kinds(lines: Any) -> str:
     return "\n".join(_record(f'`"kind": "{kind.__struct_config__.tag}"`', kind) for kind in get_args(lines))
+
+
+def terms_file() -> str:
+    """Return the schema of terms.json."""
+    return "\n".join([fields_table(TermHistory), _record("`LedTerm`", LedTerm)])
 
 
 def result_file() -> str:

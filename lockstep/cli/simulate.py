@@ -2,6 +2,7 @@
 
 import textwrap
 from collections import Counter
+from collections.abc import Mapping
 
 import click
 from rich.console import Console
@@ -25,6 +26,7 @@ MOST_FAILURES = 5
 @click.option("--workers", type=WholeNumber(1, 64), metavar="N", help="number of workers  [1 to 4, by the seed]")
 @click.option("--processes", type=WholeNumber(1, 8), metavar="N", help="processes per worker  [1 to 4, by the seed]")
 @click.option("--servers", type=WholeNumber(1, 3), metavar="N", help="number of servers  [by the seed]")
+@click.option("--standbys", type=WholeNumber(0, 3), metavar="N", help="number of standbys  [0 to 2, by the seed]")
 @click.option("--steps", type=WholeNumber(3, 1000), metavar="N", help="steps per run  [by the seed]")
 @click.option("--trace", "is_traced", is_flag=True, help="print all events")
 @click.pass_context
@@ -34,13 +36,15 @@ def simulate_command(
     workers: int | None,
     processes: int | None,
     servers: int | None,
+    standbys: int | None,
     steps: int | None,
     is_traced: bool,
 ) -> None:
     """Simulate runs of small jobs with faults of all kinds, in one process and in virtual time.
 
     The coordinator, the shards and the workers are the real ones, with their shells and files. Each worker is a team of
-    one to four processes. Network, clocks and disk are simulated. The seed decides the processes and the faults:
+    one to four processes. A quarter of the runs have standbys, which mirror the run and may lead it. Network, clocks
+    and disk are simulated. The seed decides the processes and the faults:
     crashes and restarts at any moment, processes that stop or are slow, clocks that jump, connections that break or
     fall silent in one or both directions, networks that split and heal in any order, messages that arrive late or
     twice, and a full disk.
@@ -53,13 +57,16 @@ def simulate_command(
       lockstep simulate --seeds 0..499
       lockstep simulate --seeds 17 --trace
     """
+    given = {"workers": workers, "processes": processes, "servers": servers, "standbys": standbys, "steps": steps}
     console = Console(highlight=False, soft_wrap=True)
     clock = SystemClock()
     start = reported = clock.now()
     failed: list[int] = []
     tally = OutcomeTally()
     for seed in seeds:
-        scenario = scenario_of(seed, workers=workers, servers=servers, steps=steps, processes=processes)
+        scenario = scenario_of(
+            seed, workers=workers, servers=servers, steps=steps, processes=processes, standbys=standbys
+        )
         outcome = simulate(scenario, is_traced=is_traced)
         tally.add(outcome)
         if is_traced:
@@ -67,7 +74,7 @@ def simulate_command(
         if outcome.violations:
             failed.append(seed)
             print_plainly(console, f"seed {seed}: {outcome.violations[0]}")
-            print_plainly(console, f"  replay it with: {replay_command(seed, workers, processes, servers, steps)}")
+            print_plainly(console, f"  replay it with: {replay_command(seed, given)}")
         if len(failed) == MOST_FAILURES:
             break
         if clock.now() - reported >= PLAIN_EVERY_S:
@@ -80,12 +87,9 @@ def simulate_command(
         raise DifferenceError(f"{len(failed)} of {tally.runs} simulated runs broke the promise: seeds {failed}")
 
 
-def replay_command(
-    seed: int, workers: int | None, processes: int | None, servers: int | None, steps: int | None
-) -> str:
-    """Return the command that replays a seed."""
-    given = (("--workers", workers), ("--processes", processes), ("--servers", servers), ("--steps", steps))
-    flags = "".join(f" {flag} {value}" for flag, value in given if value is not None)
+def replay_command(seed: int, given: Mapping[str, int | None]) -> str:
+    """Return the command that replays a seed, with the flags given."""
+    flags = "".join(f" --{name} {value}" for name, value in given.items() if value is not None)
     return f"lockstep simulate --seeds {seed}{flags} --trace"
 
 

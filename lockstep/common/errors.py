@@ -129,6 +129,10 @@ class RefusalKind(StrEnum):
     CONVICTED = "convicted"
     #: The run is over.
     OVER = "over"
+    #: Another server leads the run, in a higher term.
+    OLD_TERM = "old_term"
+    #: It may not ask for this.
+    NOT_ALLOWED = "not_allowed"
     #: It broke the protocol, or can no longer be served.
     FAILED = "failed"
 
@@ -149,6 +153,10 @@ class FailureKind(StrEnum):
     INTERRUPTED = "interrupted"
     #: A server of the run is gone; the run may be resumed from its last checkpoint.
     SERVER_LOST = "server_lost"
+    #: Another server leads the run, in a higher term.
+    SUPERSEDED = "superseded"
+    #: A standby leads the run from now on, as it was asked to.
+    HANDED_OVER = "handed_over"
     #: Nobody answers at the address, or whoever did has gone silent.
     UNREACHABLE = "unreachable"
     REFUSED = "refused"
@@ -158,3 +166,7 @@ class FailureKind(StrEnum):
     PREPARATION = "preparation"
     #: The peer broke the protocol.
     PROTOCOL = "protocol"
+
+
+#: What ends the part of a run that one server led: it continues there, or at another one, and workers look for that.
+CONTINUED = frozenset({FailureKind.SERVER_LOST, FailureKind.SUPERSEDED, FailureKind.HANDED_OVER, FailureKind.ROLLBACK})

@@ -21,6 +21,7 @@ from lockstep.launch.chaos import Chaos, Interference, RunProcesses
 from lockstep.launch.child import (
     GRACE_S,
     HERE,
+    LOG,
     USAGE,
     Child,
     ExitRecord,
@@ -42,10 +43,11 @@ from lockstep.launch.process_backend import (
 )
 from lockstep.launch.run_end import keep_logs
 from lockstep.launch.worker_supervisor import Restarts, SupervisedWorker, WorkerSupervisor, has_crashed
+from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.convictions import read_convictions
 from lockstep.ps.records.recorder import Setting
-from lockstep.ps.records.run_folder import NOTICE_MARK, RESULT, RunResult, read_result
+from lockstep.ps.records.run_folder import CHECKPOINTS, NOTICE_MARK, RESULT, RunResult, read_result
 from lockstep.ps.setup import AdmissionPolicy
 from lockstep.results.reports.display import Display
 from lockstep.results.reports.summary import final_status
@@ -63,6 +65,9 @@ LOOK_S = 0.1
 
 #: How the lines of the server and of leaders of teams begin that are shown at once.
 SHOWN = ("warning: ", NOTICE_MARK)
+
+#: In the folder of a run: that of its standby, and what a server left whose standby has led the run to its end.
+STANDBY, BEFORE_TAKEOVER = "standby", "before-takeover"
 
 #: The phases of a run that has not begun.
 BEFORE = (RunPhase.AWAITING_SERVERS.value, RunPhase.AWAITING_WORKERS.value)
@@ -86,6 +91,10 @@ class Cluster:
     server: Child = field(init=False)
     #: The other servers.
     shards: list[Child] = field(default_factory=list)
+    #: What mirrors the run and leads it if the server dies, None if there is nothing (left) that does.
+    standby: Child | None = None
+    #: The folder that the run is to be in: until the end, that of a standby that leads it is another.
+    home: Path = field(init=False)
     supervisor: WorkerSupervisor = field(init=False)
     #: Of the servers.
     _restarts: Restarts = field(init=False)
@@ -117,7 +126,8 @@ class Cluster:
     def run(self) -> RunResult:
         """Train to the end. `UsageError` or `RunError` with the root cause; nothing is left running in any case."""
         check_launch(self.launch)
-        self.folder, self._convicted = private_folder(), len(read_convictions(self.run_dir))
+        self.folder, self.home = private_folder(), self.run_dir
+        self._convicted = len(read_convictions(self.run_dir))
         self._restarts = Restarts(self.launch.max_restarts, seed="server")
         self.supervisor = WorkerSupervisor(
             self._start_worker, self.clock, self.launch.max_restarts, self.backend.team_size
@@ -127,6 +137,7 @@ class Cluster:
             while address:
                 if address != self._address:
                     self._start_workers(address)
+                    self._start_standby()
                 self._follow()
                 address = self._revive(address)
             result = self._result()
@@ -139,7 +150,11 @@ class Cluster:
                 end_all(self._children)
                 # Of a server that was killed; an orderly one leaves nothing.
                 sweep(shared_root())
-                keep_logs(self.folder, self.run_dir)
+                if self.run_dir != self.home:
+                    bring_home(self.run_dir, self.home)
+                elif self.launch.standby and (self.home / RESULT).exists():
+                    shutil.rmtree(self.home / STANDBY, ignore_errors=True)
+                keep_logs(self.folder, self.home)
                 shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start_servers(self, address: str) -> str:
@@ -178,6 +193,15 @@ class Cluster:
         self.supervisor.end_all()
         self.supervisor.start_all(self.backend.workers)
 
+    def _start_standby(self) -> None:
+        """Start what mirrors the run into a folder within the run's own."""
+        if not self.launch.standby:
+            return
+        words = ["--standby-of", self._address, "--run-dir", str(self.home / STANDBY), "--supervised", HERE]
+        command = ProcessCommand(role=Role.STANDBY, arguments=[Role.SERVER.value, *words])
+        self.standby = self.backend.start_server(command, self.folder, self.job.numerics)
+        self._children.append(self.standby)
+
     def _start_server(self, role: Role, *words: str, number: int = 0, address: str = "") -> Child:
         command = command_of(role, *words, number=number, address=address)
         server = self.backend.start_server(command, self.folder, self.job.numerics)
@@ -197,7 +221,7 @@ class Cluster:
                     self._has_begun = self._has_begun or status.phase not in BEFORE
                 self._report_deaths(dead, status)
                 self.supervisor.restart_due()
-                if status is not None:
+                if status is not None and not status.is_standby:
                     self.watch(status)
                     self._run_callbacks(status, client)
                 if self.chaos is not None:
@@ -228,16 +252,32 @@ class Cluster:
             client.decide(CallbackDecision(epoch=status.history[-1].epoch, stops=stops))
 
     def _check_shards(self) -> None:
-        """Raise if a shard is gone and the server does not report it: the run cannot begin without it."""
+        """Start a shard again that died, if the run can resume from what it has kept: its server waits for it then.
+
+        Otherwise, raise if the server does not report it: the run cannot begin without it.
+        """
         dead = next((shard for shard in self.shards if shard.has_ended() and shard.code != 0), None)
         if dead is None:
             return
         self._check_crash(dead)
+        if dead.code < 0 and has_checkpoint(self.run_dir) and not self.server.has_ended():
+            self._restart_shard(dead)
+            return
         # A server that misses one ends at once, and one that fails ends its shards: it reports why.
         if not self.server.wait(GRACE_S):
             if dead.code > 0:
                 raise exit_error(dead, f"the run cannot continue without a server: {exit_message(dead)}")
             self.server.end(0.0)
+
+    def _restart_shard(self, dead: Child) -> None:
+        delay_s = self._restarts.delay_s(dead.lived_s(self._started_s, self.clock.now()), dead.code)
+        if delay_s is None:
+            raise RunError(f"{exit_message(dead)}, and its slice of the weights is gone with it")
+        self.say(f"{exit_message(dead)}; restarting in {delay_s:.1f} s, from the last checkpoint")
+        threading.Event().wait(delay_s)
+        number = 1 + self.shards.index(dead)
+        dead.end(0.0)
+        self.shards[number - 1] = self._start_server(Role.SHARD, self._address, number=number)
 
     def _check_crash(self, process: WatchedProcess) -> None:
         """Raise if a server has crashed before the run began: it would do so again."""
@@ -247,6 +287,8 @@ class Cluster:
     def _revive(self, address: str) -> str:
         """Start servers again that died, if the run can resume from what it has kept; return as `_start_servers`."""
         while (dead := self._dead_server()) is not None:
+            if dead is self.server and self._has_heir():
+                return self._follow_standby(dead)
             delay_s = self._restarts.delay_s(dead.lived_s(self._started_s, self.clock.now()), dead.code)
             if delay_s is None:
                 return ""
@@ -259,6 +301,20 @@ class Cluster:
             if started := self._start_servers(address):
                 return started
         return ""
+
+    def _has_heir(self) -> bool:
+        """Tell whether there is a standby that can lead the run."""
+        return self.standby is not None and not self.standby.has_ended() and has_checkpoint(self.home / STANDBY)
+
+    def _follow_standby(self, dead: WatchedProcess) -> str:
+        """Take the standby for the server: the workers find it, and let it lead the run. Return its address."""
+        assert self.standby is not None
+        after = f"after {self.launch.takeover_seconds:g} s without it"
+        self.say(f"{exit_message(dead)}; its workers go to the standby {after}")
+        self.server, self.standby = self.standby, None
+        self.destination = replace(self.destination, folder=self.home / STANDBY, is_resumed=True)
+        self._address, self._started_s, self._is_second = self.server.first_line(), self.clock.now(), True
+        return self._address
 
     def _dead_server(self) -> Child | None:
         """Return the server or shard that died, None if the run itself ended, well or not: it would do so again."""
@@ -321,6 +377,23 @@ class Cluster:
         if self._record is not None:
             return self._record.error()
         return exit_error(self.server, self.server.log.last_error() or exit_message(self.server))
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Tell whether the run in a folder can be resumed from a checkpoint."""
+    return bool(CheckpointFolder(run / CHECKPOINTS, lambda text: None).steps())
+
+
+def bring_home(folder: Path, home: Path) -> None:
+    """Move what a standby has of a run, which it led to its end, to where the run began; keep what was there."""
+    before = home / BEFORE_TAKEOVER
+    before.mkdir(exist_ok=True)
+    for path in sorted(home.iterdir()):
+        if path not in (before, folder) and path.suffix != LOG:
+            path.replace(before / path.name)
+    for path in sorted(folder.iterdir()):
+        path.replace(home / path.name)
+    folder.rmdir()
 
 
 def command_of(role: Role, *words: str, number: int = 0, address: str = "") -> ProcessCommand:

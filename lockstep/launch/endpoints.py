@@ -4,12 +4,15 @@ import platform
 import secrets
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from lockstep.common.errors import AddressError, UnreachableError, UsageError
 from lockstep.common.transport.address import parse
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential, Lock, Token
 from lockstep.common.transport.auth.keys import KeyFolder, read_key, read_ours, write_new
+from lockstep.common.transport.zeromq.client import ZeroMqClient
+from lockstep.common.transport.zeromq.ports import dial
 
 #: Returns the signature of a statement.
 Sign = Callable[[bytes], bytes]
@@ -54,6 +57,13 @@ def signer_of(credential: Credential) -> tuple[str, Sign | None]:
 def server_credential(keys: Path | None, supervised: Path | None) -> Credential:
     """Return what one server of a run shows another: the key that they have in common."""
     return _token_in(supervised) if keys is None else KeyFolder(keys).server_key().client()
+
+
+def dial_with(credential: Credential, address: str, public: str = "") -> ZeroMqClient:
+    """Dial one of the servers of a run, which may have another key than the one that was dialled first: `public`."""
+    if public and isinstance(credential, ClientKeys):
+        credential = replace(credential, server=public)
+    return dial(address, credential=credential)
 
 
 def make_token(folder: Path) -> Token:

@@ -28,7 +28,10 @@ TIDY_S = 5.0
 
 @dataclass
 class InterruptOnce:
-    """A signal handler: raises `KeyboardInterrupt`, and lets the signals be that come while we tidy up after it."""
+    """A signal handler: raises `KeyboardInterrupt`, and lets the signals be that come while we tidy up after it.
+
+    For SIGTERM it raises `Terminated`, which is one.
+    """
 
     clock: Clock
     #: When it last raised.
@@ -38,7 +41,7 @@ class InterruptOnce:
         now = self.clock.now()
         if now - self._raised >= TIDY_S:
             self._raised = now
-            interrupt()
+            interrupt(is_terminated=number == signal.SIGTERM)
 
 
 def interrupt_on_signals() -> None:

@@ -24,6 +24,7 @@ class Role(Enum):
 
     SERVER = "server"
     SHARD = "shard"
+    STANDBY = "standby"
     WORKER = "worker"
 
 

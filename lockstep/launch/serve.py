@@ -11,15 +11,17 @@ import msgspec
 from rich.console import Console
 
 from lockstep.common.data.source import load
-from lockstep.common.errors import FailureKind, RunError, SharingError
+from lockstep.common.errors import FailureKind, RunError, SharingError, UsageError
 from lockstep.common.job.job import Job
+from lockstep.common.protocol.codec import encode
+from lockstep.common.protocol.standby_messages import LeaderRequest
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.transport.auth.credentials import Lock, ServerKeys
 from lockstep.common.transport.limits import RejectionLog
-from lockstep.common.transport.port import Limits, ServerPort
+from lockstep.common.transport.port import ClientPort, Dial, Limits, ServerPort
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.common.transport.transports import TRANSPORTS, MemorySharing, Transport
-from lockstep.common.transport.zeromq.ports import serve
+from lockstep.common.transport.zeromq.ports import dial, serve
 from lockstep.launch.child import ERRORS, ExitRecord
 from lockstep.launch.endpoints import WARNING, dialled, nearby
 from lockstep.launch.lifetime import uninterrupted
@@ -29,14 +31,21 @@ from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.records.recorder import Setting
-from lockstep.ps.records.run_folder import RunResult
+from lockstep.ps.records.run_folder import NOTICE_MARK, RunResult
 from lockstep.ps.run.info import RunInfo
-from lockstep.ps.server.server import QUEUE, Server
+from lockstep.ps.server.server import Server
+from lockstep.ps.server.succession import leader_notice
 from lockstep.ps.setup import AdmissionPolicy, RunSetup
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
+from lockstep.ps.standby.terms import read_terms
 from lockstep.results.reports.display import Display, Lines, display_for, print_plainly
 from lockstep.runs.session import Destination, RunSession, open_run_in, open_session
 from lockstep.runs.single_process import found_alone
+
+
+def dial_openly(address: str, public: str = "") -> ClientPort:
+    """Dial a server that admits everybody."""
+    return dial(address)
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,21 @@ class Service:
     signers: Callable[[], Mapping[str, str]] = dict
     #: A page that shows the run, or its figures for Prometheus; None if there is to be none.
     page: PageRequest | None = None
+    #: The server that led the run before, if this one was its standby, and how other servers are reached.
+    predecessor: ClientPort | None = None
+    dial: Dial = dial_openly
+    #: Whether a SIGTERM hands the run over to a standby, if there is one. Not under a `train`, which ends them all.
+    hands_over: bool = False
+
+
+#: Seconds in which a standby answers who leads a run that is resumed, and between two looks.
+ASK_LEADER_S, LOOK_S = 2.0, 0.05
+
+#: Messages that may wait for a worker of a server that was a standby: enough for the vectors of 100 million values.
+STANDBY_QUEUE = 1024
+
+#: Seconds for which the last messages may still go out.
+LINGER_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -63,21 +87,26 @@ class Listening:
     is_insecure: bool
     rejections: RejectionLog = field(default_factory=RejectionLog)
 
-    def serve(self, servers: int) -> ServerPort:
-        """Listen, for a run of so many servers."""
-        # The vectors that may wait for a worker come on top of it, once the model is known. Shards get more messages.
-        limits = Limits(queue=QUEUE) if servers == 1 else Limits()
+    def serve_standby(self) -> ServerPort:
+        """Listen, for a run of which nothing is known yet: with room for the vectors of any that is not huge."""
+        return self._serve(Limits(queue=STANDBY_QUEUE))
+
+    def serve(self) -> ServerPort:
+        """Listen, for a new run; the vectors that may wait for a worker are allowed once the model is known."""
+        return self._serve(Limits())
+
+    def _serve(self, limits: Limits) -> ServerPort:
         return serve(self.bind, lock=self.lock, insecure=self.is_insecure, limits=limits, rejections=self.rejections)
 
 
 def serve_supervised(service: Service, listening: Listening) -> None:
     """Serve the run of a `train` that reads our standard output, and shows the progress itself."""
     console = Console(highlight=False, stderr=True)
-    with closing(listening.serve(service.admission.servers)) as port:
+    with closing(listening.serve()) as port:
         # Before the data is loaded, so that the workers start at the same time.
         click.echo(nearby(port.address))
         try:
-            serve_run(service, port, Display(Lines(console), SystemClock()), listening.rejections)
+            serve_run(service, port, Display(Lines(console), SystemClock()), listening)
         except RunError as error:
             click.echo(msgspec.json.encode(ExitRecord.of(error)))
             raise
@@ -89,7 +118,7 @@ def serve_by_hand(service: Service, listening: Listening) -> None:
     has_keys = isinstance(listening.lock, ServerKeys)
     with (
         page_beside(service.page, service.destination.folder, partial(print_plainly, console)) as page,
-        closing(listening.serve(service.admission.servers)) as port,
+        closing(listening.serve()) as port,
     ):
         if listening.is_insecure:
             print_plainly(console, WARNING)
@@ -101,36 +130,106 @@ def serve_by_hand(service: Service, listening: Listening) -> None:
             print_plainly(console, f"  lockstep shard {dialled(port.address)}{' --keys DIR' if has_keys else ''}")
         folder = service.destination.folder
         with kept_on_failure(console, folder), watched(page, display_for(console, SystemClock())) as display:
-            result = serve_run(service, port, display, listening.rejections)
-    show_end(console, result, folder, has_picture=service.has_picture)
+            result = serve_run(replace(service, hands_over=True), port, display, listening)
+    if result is not None:
+        show_end(console, result, folder, has_picture=service.has_picture)
 
 
-def serve_run(service: Service, port: ServerPort, display: Display, rejections: RejectionLog) -> RunResult:
-    """Serve a run to its end and return its result; a `RunError` or `KeyboardInterrupt` says how it failed.
+def serve_run(service: Service, port: ServerPort, display: Display, listening: Listening) -> RunResult | None:
+    """Serve a run to its end and return its result, None if it was handed over to a standby.
 
-    If an audit finds a worker that computes wrongly, the run is resumed here from a checkpoint before its results.
+    A `RunError` or `KeyboardInterrupt` says how it failed. If a shard is lost, all of its servers resume from the last
+    checkpoint, without being started again. If an audit finds a worker that computes wrongly, the run is resumed here
+    from a checkpoint before its results.
     """
-    ended, result = _serve_part(service, port, display, rejections)
-    while ended.kind is FailureKind.ROLLBACK and service.admission.servers == 1:
-        # Those that were evicted will not come back.
-        admission = replace(service.admission, min_workers=1)
-        service = replace(service, admission=admission, destination=replace(service.destination, is_resumed=True))
-        ended, result = _serve_part(service, port, display, rejections)
+    losses = Losses(service.destination.launch.max_restarts)
+    try:
+        if service.destination.is_resumed:
+            check_leader(service)
+        while True:
+            ended, session, is_in_vain = serve_once(service, port, display, listening)
+            is_lost = ended.kind is FailureKind.SERVER_LOST
+            if is_in_vain:
+                display.say("warning: the standby did not take the run over: it goes on here")
+            elif is_lost and losses.may_resume(session):
+                display.say(f"warning: {ended.failure}")
+            elif ended.kind is FailureKind.ROLLBACK:
+                # Those that were evicted will not come back.
+                service = replace(service, admission=replace(service.admission, min_workers=1))
+            else:
+                return result_of(ended, session, display)
+            destination = replace(service.destination, is_resumed=True)
+            service = replace(service, destination=destination, predecessor=None)
+    finally:
+        port.close(LINGER_S)
+
+
+@dataclass
+class Losses:
+    """How often in a row a run may lose a server without getting further."""
+
+    most: int
+    #: The steps of the checkpoint from which it was last resumed, and how often.
+    steps: int = -1
+    count: int = 0
+
+    def may_resume(self, session: RunSession) -> bool:
+        """Tell whether to resume a run after a loss: there is a checkpoint, and it is not the same again and again."""
+        steps = session.checkpointer.folder.steps()
+        if not steps:
+            return False
+        self.count = self.count + 1 if steps[-1] == self.steps else 1
+        self.steps = steps[-1]
+        return self.count <= self.most
+
+
+def result_of(ended: Finish, session: RunSession, display: Display) -> RunResult | None:
+    """Return the result of a run that has ended well, None if it goes on elsewhere; raise why it failed otherwise."""
     if ended.kind is FailureKind.INTERRUPTED:
         raise KeyboardInterrupt
+    if ended.kind is FailureKind.HANDED_OVER:
+        display.say(f"{NOTICE_MARK}{ended.failure}")
+        return None
     if ended.kind is not None:
         raise ERRORS.get(ended.kind, RunError)(ended.failure.rstrip())
+    result = session.recorder.result
     assert result is not None
     return result
 
 
-def _serve_part(
-    service: Service, port: ServerPort, display: Display, rejections: RejectionLog
-) -> tuple[Finish, RunResult | None]:
-    """Serve a run from its beginning, or a checkpoint, until it ends or goes back; return how, and its result."""
+def check_leader(service: Service) -> None:
+    """Raise `UsageError` if a standby of the run that is to be resumed leads it by now."""
+    history = read_terms(service.destination.folder)
+    ports = [service.dial(standby.address, standby.public) for standby in history.standbys]
+    clock = SystemClock()
+    until = clock.now() + ASK_LEADER_S
+    try:
+        for port in ports:
+            port.send(encode(LeaderRequest()))
+        while ports and clock.now() < until:
+            for port in ports:
+                answer = leader_notice(port, min(LOOK_S, max(0.0, until - clock.now())))
+                if answer is not None and answer.term.is_above(history.last):
+                    raise UsageError(
+                        f"the run in {str(service.destination.folder)!r} goes on at {answer.address}, in term "
+                        f"{answer.term.number}: mirror it in a new folder: lockstep server --standby-of "
+                        f"{answer.address} --bind ADDRESS --run-dir DIR"
+                    )
+                if answer is not None:
+                    return  # it waits for this server
+    finally:
+        for port in ports:
+            port.close()
+
+
+def serve_once(
+    service: Service, port: ServerPort, display: Display, listening: Listening
+) -> tuple[Finish, RunSession, bool]:
+    """Serve a run until it has ended, or has lost a server; return also whether it was handed over in vain."""
     clock = SystemClock()
     started = clock.now()
-    destination, transport = service.destination, service.destination.launch.transport
+    destination = replace(service.destination, address=dialled(port.address))
+    transport = destination.launch.transport
     setup = open_run_in(destination, service.job, load(service.job.data), service.admission)
     with shared_memory(setup, transport, shared_root()) as offer:
         setting = Setting(
@@ -147,15 +246,23 @@ def _serve_part(
             clock,
             display.say,
             offer.memory,
-            rejections,
+            listening.rejections,
             signers=service.signers,
         )
+        server.succession.address, server.hands_over = destination.address, service.hands_over
+        server.succession.reach(service.dial, service.predecessor)
+        if isinstance(listening.lock, ServerKeys):
+            source = server.succession.source
+            source.allowed, source.signers = listening.lock.allowed, listening.lock.signers
         if offer.obstacle:
             display.say(f"gradients and weights go through sockets: {offer.obstacle}")
         # With the address, which the coordinator does not know.
         server.remind = lambda text: display.remind(f"{text}, at {port.address}")
         ended = server.run(watch=lambda: display.show(server.coordinator.status(clock.now())))
-    return ended, session.recorder.result
+    is_in_vain = server.succession.was_in_vain()
+    if is_in_vain and server.is_leaving:
+        raise KeyboardInterrupt
+    return ended, session, is_in_vain
 
 
 def open_server(
@@ -178,6 +285,7 @@ def open_server(
     if setup.info.signed:
         setup = replace(setup, info=replace(setup.info, signed_run=session.signed_run()))
     try:
+        setup = replace(setup, info=replace(setup.info, term=session.term))
         coordinator = coordinator_at(setup.info, session.start)
         server = Server(
             coordinator,

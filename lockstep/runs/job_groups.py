@@ -36,6 +36,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "keep_best",
     ),
     "Processes": ("workers", "min_workers", "servers", "transport", "max_restarts", "audit", "audit_ends", "ship_data"),
+    "Standbys": ("standby", "takeover_seconds"),
     "Checkpoints": CHECKPOINT_FIELDS,
 }
 

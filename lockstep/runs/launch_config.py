@@ -39,6 +39,12 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         bool, Meta(description="end the run if the audit finds a worker that computes wrongly, instead of evicting it")
     ] = False
     ship_data: Annotated[bool, Meta(description="send samples to workers that do not have the data")] = False
+    standby: Annotated[
+        bool, Meta(description="also run a standby, which mirrors the run and leads it if the server dies")
+    ] = False
+    takeover_seconds: Annotated[
+        float, Meta(ge=0.1, le=3600.0, description="silence of the server after which its workers go to a standby")
+    ] = 5.0
     checkpoint_keep: Annotated[
         int,
         Meta(ge=0, le=1000, description="newest checkpoints to keep, besides that of the best epoch; 0: write none"),

@@ -1,14 +1,17 @@
 """Opens the session of a run, new or resumed: the files in its folder, its recorder, its checkpointer."""
 
+import secrets
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lockstep.common.data.dataset import TrainTest
+from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.canary import version_note
+from lockstep.common.protocol.messages import Term
 from lockstep.common.protocol.statement import signed_run
 from lockstep.common.runtime.clock import Clock
 from lockstep.ps.checkpoint.checkpointer import Checkpointer, CheckpointSchedule
@@ -24,8 +27,9 @@ from lockstep.ps.checkpoint.resuming import (
 )
 from lockstep.ps.records.convictions import read_convictions
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
-from lockstep.ps.records.run_folder import CHECKPOINTS, NOTICE_MARK, RunFolder, read_ledger
+from lockstep.ps.records.run_folder import CHECKPOINTS, NOTICE_MARK, RECEIPT, RunFolder, read_ledger, read_receipt
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from lockstep.ps.standby.terms import TermHistory, read_terms, write_terms
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.recorded_model import keep_files, keep_initial, resumed_source, told_folder, trust_own
 from lockstep.runs.run_dir import claimed_run_dir, make_run_dir
@@ -38,6 +42,11 @@ class Destination:
     folder: Path
     launch: Launch
     is_resumed: bool = False
+    #: The name of the server that leads the run, drawn for it alone; and the least number of its term.
+    server: str = field(default_factory=lambda: secrets.token_hex(4))
+    least_term: int = 1
+    #: Where that server is reached, empty if no other one asks for it.
+    address: str = ""
 
 
 @contextmanager
@@ -56,7 +65,14 @@ def open_run_in(destination: Destination, job: Job, data: TrainTest, admission: 
     """Build what a run begins with, as `open_run`; one that is resumed, with the model that it began with."""
     folder = destination.folder
     source = resumed_source(folder, job) if destination.is_resumed else None
-    return open_run(folder.name, job, data, admission, source, told_folder(folder))
+    return open_run(run_name(destination), job, data, admission, source, told_folder(folder))
+
+
+def run_name(destination: Destination) -> str:
+    """Return the name of a run: that of its folder when it began, wherever it is resumed."""
+    if destination.is_resumed and (destination.folder / RECEIPT).exists():
+        return read_receipt(destination.folder).run
+    return destination.folder.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +82,8 @@ class RunSession:
     recorder: MetricsRecorder
     checkpointer: Checkpointer
     start: Resumption
+    #: The term that begins here.
+    term: Term
 
     def signed_run(self) -> str:
         """Return what names the run in signatures of results."""
@@ -101,6 +119,15 @@ def open_session(
     checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, say, launch.checkpoint_keep, room=folder.room)
     try:
         start = _start(setup, recorder, folder, checkpoints, is_resumed=destination.is_resumed)
+        history = read_terms(folder.path).begin(
+            destination.server,
+            least=destination.least_term,
+            step=start.progress.steps,
+            metrics_bytes=start.metrics_bytes,
+            ledger_bytes=start.ledger_bytes,
+            address=destination.address,
+        )
+        keep_terms(folder.path, history)
         schedule = CheckpointSchedule(
             every_steps=launch.checkpoint_every_steps,
             every_s=launch.checkpoint_every_seconds,
@@ -117,7 +144,15 @@ def open_session(
     start = replace(start, convicted={one.identity: one.why() for one in convicted})
     seen = (start.progress.steps, len(start.progress.history))
     checkpointer = Checkpointer(recorder, folder, checkpoints, schedule, clock, seen)
-    return RunSession(recorder=recorder, checkpointer=checkpointer, start=start)
+    return RunSession(recorder=recorder, checkpointer=checkpointer, start=start, term=history.last)
+
+
+def keep_terms(folder: Path, history: TermHistory) -> None:
+    """Write who leads the run, before anybody can see a line of that server's; `UsageError` if that fails."""
+    try:
+        write_terms(folder, history)
+    except OSError as error:
+        raise UsageError(f"cannot write to the run folder {str(folder)!r}: {error.strerror}") from error
 
 
 def _start(

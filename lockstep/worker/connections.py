@@ -3,7 +3,6 @@
 Knows no message but Hello.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lockstep.common.aggregation.slices import slices_for
@@ -11,10 +10,7 @@ from lockstep.common.errors import AddressError
 from lockstep.common.protocol.codec import Buffer, encode
 from lockstep.common.protocol.shard_messages import Hello
 from lockstep.common.transport.links import Links, Wait, wait_for_nothing
-from lockstep.common.transport.port import ClientPort, PeerSlow
-
-#: Opens a connection to an address; `AddressError` where there can be none.
-Dial = Callable[[str], ClientPort]
+from lockstep.common.transport.port import ClientPort, Dial, PeerSlow
 
 #: Seconds for which the last messages may still be sent.
 LINGER_S = 1.0
@@ -66,6 +62,13 @@ class ServerConnections:
             self._owners.update({frame.start: other for frame in owned.frames()})
         self.introduce(SEND_TIMEOUT_S)
         self._links = Links([self.first, *self._others], self.wait)
+
+    def redial(self, address: str, public: str) -> None:
+        """Leave all servers, and dial another one that decides."""
+        assert self.dial is not None  # otherwise no other is known
+        self.disconnect()
+        self.first.close()
+        self.first = self.dial(address, public)
 
     def introduce(self, timeout_s: float = 0.0) -> None:
         """Send the others who dials, perhaps once more."""

@@ -29,6 +29,7 @@ from lockstep.common.protocol.messages import (
     Samples,
     ServerMessage,
     Standby,
+    StandbyAddress,
     Status,
     SumsFrame,
     Weights,
@@ -41,12 +42,13 @@ from lockstep.common.protocol.statement import result_digest, statement_of
 from lockstep.common.runtime.clock import ThreadClock
 from lockstep.common.statemachine.client import ClientEvent, Exit, PreparationFailed, Prepared
 from lockstep.common.statemachine.client_shell import ClientShell
+from lockstep.common.statemachine.machine import TimePassed
 from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.links import Wait, wait_for_nothing
-from lockstep.common.transport.port import ClientPort
+from lockstep.common.transport.port import ClientPort, Dial
 from lockstep.worker import state as machine
 from lockstep.worker.compute import Compute
-from lockstep.worker.connections import SEND_TIMEOUT_S, Dial, ServerConnections, WeightsAssembly
+from lockstep.worker.connections import SEND_TIMEOUT_S, ServerConnections, WeightsAssembly
 from lockstep.worker.gradient_sink import NotFiniteError
 from lockstep.worker.node_sums import StoppedError
 from lockstep.worker.samples import SampleFetcher
@@ -179,6 +181,9 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             self.on_server_message(self._early.popleft())
             return
         order, now = leader.member.order, self.clock.now()
+        if self._misses_server(now):
+            self.dispatch(TimePassed())
+            return
         due = leader.member.due()
         if self.meeting is None and due is not None and due > now:
             # Nobody will ring: it is the server that is waited for.
@@ -188,6 +193,14 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         outcome = leader.advance(now)
         if outcome is not None and order is not None:
             self.dispatch(self._outcome_of(leader, outcome))
+
+    def _misses_server(self, now: float) -> bool:
+        """Tell whether it is time to ask the server, which sends nothing while a team makes steps, or to leave it."""
+        client = self.state.client
+        if self.state.steps is None or not client.standbys:
+            return False  # there is nobody else to go to
+        due = client.deadline()
+        return due is not None and now >= due
 
     def _stopped(self) -> machine.Event:
         """Return that the lease at hand is not wanted any more."""
@@ -313,6 +326,10 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             self.servers.send(encode(message, self._sums), SEND_TIMEOUT_S)
         else:
             self.servers.send(encode(message))
+
+    def redial(self, server: StandbyAddress) -> None:
+        self._early.clear()
+        self.servers.redial(server.address, server.public)
 
     def perform(self, effect: machine.WorkEffect) -> Iterable[machine.Event]:
         match effect:

@@ -85,6 +85,7 @@ PROTOCOL_ORDER = Order(
     scope="lockstep.common.protocol",
     groups=(
         ("lockstep.common.protocol.codec",),
+        ("lockstep.common.protocol.standby_messages",),
         ("lockstep.common.protocol.shard_messages", "lockstep.common.protocol.shared_files"),
         ("lockstep.common.protocol.team_memory",),
         ("lockstep.common.protocol.messages",),
@@ -118,6 +119,7 @@ SERVER_ORDER = Order(
     groups=(
         ("lockstep.ps.server",),
         ("lockstep.ps.shard_group", "lockstep.ps.shard_process"),
+        ("lockstep.ps.standby",),
         ("lockstep.ps.shared_memory", "lockstep.ps.checkpoint", "lockstep.ps.received_frames"),
         ("lockstep.ps.setup",),
         ("lockstep.ps.coordinator", "lockstep.ps.shard"),

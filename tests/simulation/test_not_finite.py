@@ -56,7 +56,11 @@ def spoil(runner: WorkerShell, place: int) -> None:
     servers, dial = runner.servers, runner.servers.dial
     assert dial is not None
     servers.first = SpoilingClient(servers.first, runner, place)
-    servers.dial = lambda address: SpoilingClient(dial(address), runner, place)
+
+    def spoiling(address: str, public: str = "") -> SpoilingClient:
+        return SpoilingClient(dial(address, public), runner, place)
+
+    servers.dial = spoiling
 
 
 SPOILT = re.compile(

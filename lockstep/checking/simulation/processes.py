@@ -3,7 +3,7 @@
 import errno
 import os
 from abc import ABC
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,13 +13,19 @@ from lockstep.checking.simulation.jobs import load
 from lockstep.checking.simulation.team import MICRO_BATCH_S, Hall, SimulatedMember, TickingFolder
 from lockstep.checking.simulation.world import Process, SimulatedShell
 from lockstep.common.data.dataset import TrainTest
+from lockstep.common.errors import FailureKind
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.job.job import Job
 from lockstep.common.model.source import ModelSource
-from lockstep.common.statemachine.client import ClientConfig, Exit
+from lockstep.common.protocol.messages import Join, StandbyAddress
+from lockstep.common.protocol.shard_messages import ShardJoin
+from lockstep.common.statemachine.client import ClientConfig, Exit, Started
+from lockstep.common.statemachine.machine import Interrupted
 from lockstep.common.transport.in_memory import ADDRESS, MemoryNetwork
 from lockstep.common.transport.links import wait_for_nothing
+from lockstep.common.transport.port import ClientPort, Dial, ServerPort
 from lockstep.launch.client import shard_join, worker_join
+from lockstep.launch.cluster import has_checkpoint
 from lockstep.launch.serve import open_server
 from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
 from lockstep.ps.coordinator.coordinator import Coordinator
@@ -32,6 +38,9 @@ from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard_process.shell import ShardShell
 from lockstep.ps.shard_process.state import ShardState
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
+from lockstep.ps.standby.shell import StandbyShell
+from lockstep.ps.standby.state import StandbyConfig, StandbyState, TakeOver
+from lockstep.ps.standby.storage import MIRROR, MirrorStorage
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination, RunSession
@@ -118,6 +127,9 @@ class Parts:
     worker: Callable[[WorkerShell], WorkerShell] = lambda worker: worker
     #: What makes a worker one process of its team.
     member: type[SimulatedMember] = SimulatedMember
+    #: What decides in a standby, and the name that a server has in its terms.
+    standby: type[StandbyState] = StandbyState
+    server_name: Callable[[str], str] = lambda name: name
     #: Number among all processes -> how that worker gets its data.
     load: Callable[[int], Loader] = lambda number: load
 
@@ -135,6 +147,8 @@ class SimulatedRun:
     root: Path
     network: MemoryNetwork
     parts: Parts
+    #: Where standbys are, by their names.
+    standbys: Mapping[str, str] = field(default_factory=dict)
     #: Cores of the machine that all workers are on, and how long the processes of a team wait for one another.
     cores: int
     patience: Patience = PATIENT
@@ -154,13 +168,34 @@ class ServerProcess(SimulatedShell):
     writer: DiskWriter
     sharing: ServerSharedMemory | None
 
+    run: SimulatedRun
+    shares: bool
+    #: Whether it has begun to end, and has sent everybody to a standby.
+    is_ending: bool = False
+
     @classmethod
-    def open(cls, run: SimulatedRun, process: Process, say: Say, *, shares: bool) -> Self:
-        """Open the run, new or resumed, as `lockstep server` does.
+    def open(
+        cls,
+        run: SimulatedRun,
+        process: Process,
+        say: Say,
+        *,
+        shares: bool,
+        least_term: int = 1,
+        port: ServerPort | None = None,
+        predecessor: ClientPort | None = None,
+    ) -> Self:
+        """Open the run, new or resumed, as `lockstep server` does, at its address or at a port that is open already.
 
         The process may be killed at any report: what has been opened until then is closed again.
         """
-        destination = Destination(folder=run.folder, launch=run.launch, is_resumed=has_begun(run.folder))
+        destination = Destination(
+            folder=run.folder,
+            launch=run.launch,
+            is_resumed=has_begun(run.folder),
+            server=run.parts.server_name(process.name),
+            least_term=least_term,
+        )
         setting = Setting(servers=run.admission.servers, transport="memory", started=process.now())
         setup, sharing = open_run(RUN, run.job, run.data, run.admission), None
         with ExitStack() as stack:
@@ -168,12 +203,13 @@ class ServerProcess(SimulatedShell):
                 setup, sharing = share(setup, run.root)
                 sharing.folder, sharing.keep_order = TickingFolder.of(sharing.folder, process.tick), process.tick
                 stack.callback(sharing.close)
-            port = run.network.server(ADDRESS, process)
+            if port is None:
+                port = run.network.server(ADDRESS, process)
             stack.callback(port.close)
             setup = replace(setup, shard=run.parts.shard(setup.shard))
             server, session = open_server(
                 setup,
-                destination,
+                replace(destination, address=port.address),
                 setting,
                 port,
                 process,
@@ -182,13 +218,18 @@ class ServerProcess(SimulatedShell):
                 coordinator_at=run.parts.coordinator,
             )
             server.coordinator.multi_step.pause = SHORT_PAUSE
+            server.succession.reach(dialler(run, process), predecessor)
             writer = DiskWriter(run.disk, process)
             writer.attach(session)
             stack.pop_all()
-        return cls(run.parts.server(server), session, writer, sharing)
+        return cls(run.parts.server(server), session, writer, sharing, run, shares)
 
     def step(self) -> bool:
         is_busy = self.server.step()
+        ended = self.server.ended
+        if ended is not None and ended.kind is FailureKind.SERVER_LOST and has_checkpoint(self.run.folder):
+            self._open_again()
+        self._end()
         self.server.coordinator.validate()
         self.server.group.state.validate()
         self.server.multi_step.state.validate()
@@ -198,6 +239,33 @@ class ServerProcess(SimulatedShell):
     def deadline(self) -> float | None:
         return self.server.deadline()
 
+    def _open_again(self) -> None:
+        """Resume the run from its last checkpoint, in this process, with the shards that are left."""
+        self.server.succession.close()
+        self.session.recorder.close()
+        if self.sharing is not None:
+            sharing, self.sharing = self.sharing, None
+            sharing.close()
+        process, port = self.writer.process, self.server.port
+        new = ServerProcess.open(self.run, process, self.server.say, shares=self.shares, port=port)
+        self.server, self.session, self.writer, self.sharing = new.server, new.session, new.writer, new.sharing
+
+    def _end(self) -> None:
+        """Do what is due at the end of the run: standbys get the rest, and all are sent to one that continues it."""
+        ended = self.server.ended
+        if ended is not None and not self.is_ending:
+            self.is_ending = True
+            self.server.begin_to_end(ended)
+        if self.is_ending and self._is_over():
+            self.server.send_away()
+            if self.server.succession.was_in_vain():
+                self.is_ending = False
+                self._open_again()
+
+    def _is_over(self) -> bool:
+        process = self.writer.process
+        return self.server.succession.is_over(process.time() + process.ahead_s)
+
     def cost_s(self) -> float:
         """Return the seconds that an action takes beside its ticks: a server is slow only if it was made so."""
         return SLOW_SERVER_S if self.writer.process.slowness > 1.0 else 0.0
@@ -206,7 +274,7 @@ class ServerProcess(SimulatedShell):
         return self.server.shard.updates
 
     def exit_reason(self) -> str | None:
-        return None if self.server.ended is None else self.server.ended.failure
+        return None if self.server.ended is None or not self._is_over() else self.server.ended.failure
 
     def interrupt(self) -> None:
         self.server.interrupt()
@@ -217,9 +285,113 @@ class ServerProcess(SimulatedShell):
         if self.server.ended is None:
             self.writer.is_over = True
         self.server.port.close(1.0)
+        self.server.succession.close()
         self.session.recorder.close()
         if self.sharing is not None:
             self.sharing.close()
+
+
+@dataclass
+class StandbyProcess(SimulatedShell):
+    """A standby, and the server that it becomes."""
+
+    run: SimulatedRun
+    process: Process
+    say: Say
+    shares: bool
+    runner: StandbyShell
+    #: What it leads the run with, once it has taken over.
+    leading: ServerProcess | None = None
+    #: What of the mirror was found on the disk: by name, the version.
+    _found: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, run: SimulatedRun, process: Process, say: Say, address: str, *, shares: bool) -> Self:
+        """Open a standby with the folder of the run, which is empty or has what an earlier process left there."""
+        run.folder.mkdir(exist_ok=True)
+        (run.folder / MIRROR).touch()
+
+        def write(descriptor: int, data: bytes, place: int) -> int:
+            process.tick()
+            run.disk.check()
+            return os.pwrite(descriptor, data, place)
+
+        config = StandbyConfig(
+            server=StandbyAddress(address=ADDRESS), own=StandbyAddress(address=address), host="host", pid=1
+        )
+        storage = MirrorStorage(run.folder, write)
+        runner = StandbyShell(
+            run.parts.standby(config, mirror=storage.restore()),
+            storage,
+            run.network.server(address, process),
+            run.network.client(ADDRESS, process),
+            dialler(run, process),
+            process,
+            say,
+            wait_for_nothing,
+        )
+        runner.dispatch(Started())
+        return cls(run, process, say, shares, runner)
+
+    def step(self) -> bool:
+        if self.leading is not None:
+            return self.leading.step()
+        is_busy = self.runner.step()
+        self.runner.state.validate()
+        self._check_mirror()
+        if isinstance(self.runner.ended, TakeOver):
+            self.runner.close()
+            self.leading = ServerProcess.open(
+                self.run,
+                self.process,
+                self.say,
+                shares=self.shares,
+                least_term=self.runner.ended.least,
+                port=self.runner.port,
+                predecessor=self.runner.upstream,
+            )
+            return True
+        return is_busy
+
+    def _check_mirror(self) -> None:
+        """Check that what the mirror counts as there is on the disk, as its server had it."""
+        mirror, folder = self.runner.state.mirror, self.run.folder
+        for name, version in mirror.files.items():
+            if self._found.get(name) != version:
+                fault = self.runner.storage.fault_in(name, version)
+                assert not fault, f"the mirror counts {name!r} as whole, and {fault}"
+                self._found[name] = version
+        for name, size in mirror.lines.items():
+            path = folder / name
+            there = path.stat().st_size if path.exists() else 0
+            assert there >= size, f"the mirror counts {size} bytes of {name!r}, and {there} are there"
+
+    def deadline(self) -> float | None:
+        return self.runner.state.deadline() if self.leading is None else self.leading.deadline()
+
+    def cost_s(self) -> float:
+        return 0.0 if self.leading is None else self.leading.cost_s()
+
+    def weights_step(self) -> int | None:
+        return None if self.leading is None else self.leading.weights_step()
+
+    def exit_reason(self) -> str | None:
+        if self.leading is not None:
+            return self.leading.exit_reason()
+        return self.runner.ended.reason if isinstance(self.runner.ended, Exit) else None
+
+    def interrupt(self) -> None:
+        if self.leading is not None:
+            self.leading.interrupt()
+        else:
+            self.runner.dispatch(Interrupted())
+
+    def close(self) -> None:
+        if self.leading is not None:
+            self.leading.close()
+            return
+        self.runner.upstream.close()
+        self.runner.port.close()
 
 
 @dataclass
@@ -238,6 +410,21 @@ class NodeProcess(SimulatedShell, ABC):
         self.runner.close()
 
 
+def config_of(run: SimulatedRun, join: Join | ShardJoin) -> ClientConfig:
+    """Return how a process finds the servers of a run: it was told of all of them."""
+    others = tuple(run.standbys.values())
+    return ClientConfig(address=ADDRESS, join=join, silence_s=SILENCE_S, others=others)
+
+
+def dialler(run: SimulatedRun, process: Process) -> Dial:
+    """Return how a process reaches another one: keys do not exist here."""
+
+    def dial(address: str, public: str = "") -> ClientPort:
+        return run.network.client(address, process)
+
+    return dial
+
+
 @dataclass
 class ShardProcess(NodeProcess):
     """A shard."""
@@ -249,13 +436,14 @@ class ShardProcess(NodeProcess):
         address = f"memory://{process.name}"
         join = shard_join(worker_join(process.name, "host", number), address)
         runner = ShardShell(
-            ShardState(ClientConfig(address=ADDRESS, join=join, silence_s=SILENCE_S)),
+            ShardState(config_of(run, join)),
             run.network.server(address, process),
             run.network.client(ADDRESS, process),
             process,
             say,
             wait_for_nothing,
             run.root if shares else None,
+            dial=dialler(run, process),
         )
         runner.begin()
         return cls(runner)
@@ -283,13 +471,13 @@ class WorkerProcess(NodeProcess):
         processes = 1 if hall is None else hall.processes
         join = worker_join(process.name, "host", number, "host", range(run.cores), processes)
         runner = WorkerShell(
-            WorkerState(ClientConfig(address=ADDRESS, join=join, silence_s=SILENCE_S)),
+            WorkerState(config_of(run, join)),
             run.network.client(ADDRESS, process),
             process,
             run.parts.load(number),
             say,
             run.root if shares else None,
-            lambda address: run.network.client(address, process),
+            dialler(run, process),
             wait_for_nothing,
             cache=run.cache,
             meeting=None if hall is None or processes == 1 else hall.enter(0, process),

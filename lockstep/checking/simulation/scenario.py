@@ -68,6 +68,14 @@ class FaultKind(Enum):
     CUT_WIRE = ("cut-wire", 3.0)
     PARTITION = ("partition", 1.0)
     FILL_DISK = ("fill-disk", 1.0)
+    # Only of runs with standbys, which draw theirs from a list of their own.
+    KILL_STANDBY = ("kill-standby", 0.0)
+    STOP_STANDBY = ("stop-standby", 0.0)
+    LOSE_SERVER = ("lose-server", 0.0)
+    CUT_OFF_SERVER = ("cut-off-server", 0.0)
+    CUT_OFF_IN_TURN = ("cut-off-in-turn", 0.0)
+    PROMOTE = ("promote", 0.0)
+    DRAIN = ("drain", 0.0)
 
     def __init__(self, label: str, weight: float) -> None:
         self.label, self.weight = label, weight
@@ -75,6 +83,24 @@ class FaultKind(Enum):
 
 #: Share of runs whose micro-batches take several steps by themselves.
 LOCALLY = 0.15
+#: Share of runs with standbys, and how many they have; and what befalls these and their servers, with how often.
+WITH_STANDBYS, STANDBYS = 0.25, (1, 1, 2)
+OF_STANDBYS = {
+    FaultKind.LOSE_SERVER: 4.0,
+    FaultKind.CUT_OFF_SERVER: 3.0,
+    FaultKind.CUT_OFF_IN_TURN: 1.0,
+    FaultKind.KILL_STANDBY: 1.0,
+    FaultKind.STOP_STANDBY: 1.0,
+    FaultKind.STOP_SERVER: 2.0,
+    FaultKind.PROMOTE: 1.0,
+    FaultKind.DRAIN: 1.0,
+}
+
+#: The most such faults, and the last event at which one occurs: a standby needs a moment before it is of any use.
+MOST_OF_STANDBYS, FIRST_OF_STANDBYS, LAST_OF_STANDBYS = 4, 60, 600
+
+#: Share of such runs in which the silence of a server counts at once.
+IMPATIENT = 0.3
 
 #: Share of such runs in which only the server is stopped or slow, early, and its team gets as far ahead as it can.
 AHEAD, LAST_OF_SERVER, OF_SERVER = 0.3, 500, (FaultKind.STOP_SERVER, FaultKind.SLOW_SERVER)
@@ -115,6 +141,9 @@ class Scenario:
     #: Whether processes wait for one another as if there were too few cores for them.
     is_crowded: bool
     servers: int
+    #: Standbys, and seconds of the server's silence after which workers go to one.
+    standbys: int = 0
+    takeover_s: float = 1.5
     #: Share of the workers and shards that share the memory of the server.
     sharing: float
     #: Cores of the machine that all are on.
@@ -141,7 +170,8 @@ class Scenario:
         """Return the scenario as a line."""
         faults = ", ".join(f"{fault.kind.label}@{fault.event}" for fault in self.faults) or "none"
         teams = " + ".join(str(count) for count in self.team_sizes())
-        return f"{self.job}, {teams} processes, {self.servers} servers; faults: {faults}"
+        standbys = f", {self.standbys} standbys" if self.standbys else ""
+        return f"{self.job}, {teams} processes, {self.servers} servers{standbys}; faults: {faults}"
 
     def team_sizes(self) -> list[int]:
         """Return of how many processes each of the first workers is."""
@@ -155,6 +185,7 @@ def scenario_of(
     servers: int | None = None,
     steps: int | None = None,
     processes: int | None = None,
+    standbys: int | None = None,
 ) -> Scenario:
     """Return the scenario of a seed; what is given is not drawn."""
     rng = generator(seed, Purpose.SIMULATE, layer=1)
@@ -195,6 +226,7 @@ def scenario_of(
     # Drawn separately too.
     if generator(seed, Purpose.SIMULATE, layer=11).random() < LOCALLY:
         scenario = replace(scenario, job=_local_job(scenario))
+    scenario = _with_standbys(scenario, standbys)
     whole = sum(scenario.team_sizes())
     return replace(scenario, steps=steps, min_workers=int(rng.choice([1, whole])))
 
@@ -204,6 +236,33 @@ def _local_job(scenario: Scenario) -> str:
     if scenario.job.startswith(TEAM):
         return LOCAL_TEAM
     return LOCAL if scenario.servers == 1 else LOCAL_SHARDED
+
+
+def _with_standbys(scenario: Scenario, given: int | None) -> Scenario:
+    """Return the scenario with standbys, if it has any, and with what befalls them. Drawn separately."""
+    rng = generator(scenario.seed, Purpose.SIMULATE, layer=12)
+    drawn = int(rng.choice(STANDBYS)) if rng.random() < WITH_STANDBYS else 0
+    standbys = drawn if given is None else given
+    if not standbys:
+        return scenario
+    kinds, weights = list(OF_STANDBYS), np.array(list(OF_STANDBYS.values()))
+    count = int(rng.integers(1, MOST_OF_STANDBYS + 1))
+    chosen = [kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))] for _ in range(count)]
+    span = LAST_OF_STANDBYS - FIRST_OF_STANDBYS
+    more = [
+        ScheduledFault(
+            kind=kind,
+            event=FIRST_OF_STANDBYS + int(span * float(rng.random()) ** 2),
+            target=int(rng.integers(0, 60)),
+            seconds=float(0.3 * 100 ** rng.random()),
+            kill_after=int(rng.integers(1, 30)),
+            ways=str(rng.choice(["up", "down", "both"])),
+        )
+        for kind in chosen
+    ]
+    faults = tuple(sorted((*scenario.faults, *more), key=lambda fault: fault.event))
+    takeover_s = 0.5 if rng.random() < IMPATIENT else 1.5
+    return replace(scenario, standbys=standbys, takeover_s=takeover_s, faults=faults)
 
 
 def _alone(scenario: Scenario, rng: np.random.Generator) -> Scenario:

@@ -16,6 +16,7 @@ from lockstep.checking.simulation.processes import (
     ServerProcess,
     ShardProcess,
     SimulatedRun,
+    StandbyProcess,
     WorkerProcess,
 )
 from lockstep.checking.simulation.remembered import remembering
@@ -26,15 +27,19 @@ from lockstep.checking.simulation.world import VARYING, Process, SimulatedShell,
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import DataError, FailureKind
 from lockstep.common.model.source import ModelSource
-from lockstep.common.protocol.codec import decode_header
-from lockstep.common.protocol.messages import Result, ServerMessage, SumsFrame, WorkerMessage
+from lockstep.common.protocol.codec import decode_header, encode
+from lockstep.common.protocol.messages import Message, Result, ServerMessage, SumsFrame, WorkerMessage
 from lockstep.common.protocol.shard_messages import ShardMessage, ToShardMessage, WorkerToShardMessage
+from lockstep.common.protocol.standby_messages import Drain, Promote, StandbyMessage, ToStandbyMessage
 from lockstep.common.random import Purpose, generator
 from lockstep.common.statemachine.client import ClientPhase
-from lockstep.common.transport.in_memory import Link, MemoryClient, MemoryNetwork
+from lockstep.common.transport.in_memory import ADDRESS, Link, MemoryClient, MemoryNetwork
+from lockstep.launch.cluster import has_checkpoint
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.setup import AdmissionPolicy
+from lockstep.ps.standby.storage import MIRROR
 from lockstep.runs.launch_config import Launch
+from lockstep.runs.run_dir import has_begun
 from lockstep.worker.team.progress import CROWDED, PATIENT
 
 #: Seconds by which the clock of each process is ahead of that of the one before: clocks do not begin at zero, and those
@@ -68,6 +73,13 @@ TEAM_SETTLE_S = 1.0
 #: Share of ended connections that are not reported to the server.
 SWALLOWED = 0.2
 
+#: Seconds after which a person lets a standby lead a run that nobody leads, and until its connection is closed.
+LEADERLESS_S, COMMAND_S = 10.0, 3.0
+
+#: How many times the silence that counts a standby has to take over before it is cut off as well; and how many times
+#: that its predecessor is cut off.
+HEIR_S, PREDECESSOR_S = 4.0, 4.0
+
 #: Seconds until an idle process dies that should be killed in the middle of an action.
 IDLE_S = 1.0
 
@@ -75,7 +87,15 @@ IDLE_S = 1.0
 SLOWNESS, SLOW_S = 20.0, 10.0
 
 #: All messages of a run.
-AnyMessage = WorkerMessage | ServerMessage | ShardMessage | ToShardMessage | WorkerToShardMessage
+AnyMessage = (
+    WorkerMessage
+    | ServerMessage
+    | ShardMessage
+    | ToShardMessage
+    | WorkerToShardMessage
+    | StandbyMessage
+    | ToStandbyMessage
+)
 
 #: Longest value that the trace shows of a message.
 LONGEST_VALUE = 40
@@ -83,9 +103,11 @@ LONGEST_VALUE = 40
 #: How processes report a breach of the protocol, which none of these would commit.
 _BREACH = re.compile(r"broke (the )?protocol")
 
-#: Why a process may end that never hears of the run's success: it lost the server, or was told of an interrupt before.
+#: Why a process may end that never hears of the run's success: it lost the server, or was told of an interrupt before,
+#: or another server has led the run to its end.
 _LOST = re.compile(
     r"has been silent for \d+ s: is it gone\?|no server answered at \S+ within \d+ s|the run failed: interrupted$"
+    r"|another server leads run|the run was handed over to"
 )
 
 
@@ -109,10 +131,15 @@ class Simulation:
     world: World
     #: The current processes, in the order of their starts.
     server: Process | None = None
+    #: The standbys, by their names, those that lead the run among them.
+    standbys: dict[str, Process] = field(default_factory=dict)
     shards: list[Process] = field(default_factory=list)
     teams: list["Team"] = field(default_factory=list)
-    #: The result, once the run has succeeded.
+    #: The result, once the run has succeeded, and the folder that it is in; there may be several.
     result: RunResult | None = None
+    finished: list[Path] = field(default_factory=list)
+    #: Who has led the run in which term: by the term's number and the name in it.
+    leaders: dict[tuple[int, str], str] = field(default_factory=dict)
     #: Why the run was stopped: two workers disagreed, or a process reported a breach of the protocol.
     failure: str = ""
     #: When the last fault ends.
@@ -131,6 +158,10 @@ class Simulation:
     #: How often the servers were started, and whether they are down.
     _server_starts: int = 0
     _is_down: bool = False
+    #: Whether the host of the server is gone for good.
+    _is_lost: bool = False
+    #: Process -> the term that it last had.
+    _terms: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         scenario = self.scenario
@@ -155,6 +186,7 @@ class Simulation:
                 servers=scenario.servers,
                 audit=scenario.audit,
                 ships_data=scenario.ships,
+                takeover_s=scenario.takeover_s,
             ),
             launch=Launch(
                 workers=sum(scenario.team_sizes()),
@@ -170,6 +202,7 @@ class Simulation:
             patience=replace(CROWDED, cores=2) if scenario.is_crowded else PATIENT,
             cache=self.root / "cache" if scenario.ships else None,
             build=remembering if scenario.remembers else ModelSource.build,
+            standbys={f"standby{number}": f"memory://standby{number}" for number in range(scenario.standbys)},
         )
         self.world.describe = describe
         self._pending = list(reversed(scenario.faults))
@@ -177,8 +210,12 @@ class Simulation:
     def run_to_end(self) -> str:
         """Run the scenario; return why the run did not end, or an empty string."""
         self._start_servers()
+        for name in self.run.standbys:
+            self._start_standby(name)
         for _ in range(self.scenario.workers):
             self.start_team()
+        if self.run.standbys:
+            self.world.after(LEADERLESS_S, self._promote_if_nobody_leads)
         steps = self.run.job.steps or 0
         bound_s, limit = BOUND_S + STEP_BOUND_S * steps, LIMIT + STEP_LIMIT * steps
         while self.result is None and not self.failure:
@@ -201,11 +238,30 @@ class Simulation:
         A worker that has never found a server goes on waiting for one: it cannot know that none will come.
         """
         self.world.looks_at, end = 0, self.world.now + SETTLE_S
-        while not self.failure and self.world.now < end and any(map(_has_to_end, self.world.processes)):
+        while not self.failure and self.world.now < end and any(map(self._has_to_end, self.world.processes)):
             if not self.world.turn():
                 break
-        left = [process.name for process in self.world.processes if _has_to_end(process)]
+        left = [process.name for process in self.world.processes if self._has_to_end(process)]
         return self.failure or (f"not ended {SETTLE_S:g} s after the run: {', '.join(left)}" if left else "")
+
+    def _has_to_end(self, process: Process) -> bool:
+        """Tell whether a process has to end once the run has."""
+        if isinstance(process.shell, HelperProcess):
+            leader = process.shell.leader()
+            return leader is None or self._has_to_end(leader)
+        if isinstance(process.shell, StandbyProcess | ServerProcess):
+            # One that was cut off when the run ended elsewhere waits for workers, which a person has to end.
+            server = _server_of(process)
+            return not process.shell.run.standbys or (server is not None and server.server.ended is not None)
+        if not isinstance(process.shell, NodeProcess):
+            return True
+        client = process.shell.runner.state.client
+        if client.phase is ClientPhase.JOINING:
+            return bool(client.run)
+        # A shard that is alone with such a server waits with it.
+        places = {ADDRESS: self.server, **{self.run.standbys[name]: one for name, one in self.standbys.items()}}
+        place = places.get(client.server.address)
+        return place is None or place.is_dead or self._has_to_end(place)
 
     def leftovers(self) -> list[str]:
         """Return the names of what a closed run has left in shared memory, or half written on the disk."""
@@ -221,9 +277,28 @@ class Simulation:
     def _check_version(self, process: Process) -> None:
         """Check that weights only get newer: at a server, and at a worker between two joins."""
         name, step = process.name, None if process.shell is None else process.shell.weights_step()
+        server = _server_of(process)
+        if server is not None:
+            # One that has lost a shard resumes from a checkpoint, in another term.
+            name = f"{name} in term {server.server.coordinator.info.term.number}"
         before = self._seen.get(name)
         assert before is None or step is None or step >= before, f"{name} went back from weights {before} to {step}"
         self._seen[name] = step
+        self._check_term(process)
+
+    def _check_term(self, process: Process) -> None:
+        """Check that the terms of a worker never fall, and that no two servers lead the run in the same one."""
+        shell = process.shell
+        if isinstance(shell, NodeProcess):
+            number = shell.runner.state.client.term.number
+            before = self._terms.get(process.name, 0)
+            assert number >= before, f"{process.name} went back from term {before} to {number}"
+            self._terms[process.name] = number
+        server = _server_of(process)
+        if server is not None:
+            term = server.server.coordinator.info.term
+            leader = self.leaders.setdefault((term.number, term.server), process.name)
+            assert leader == process.name, f"{leader} and {process.name} lead the run in term {term.number}"
 
     # Processes start, and start again
 
@@ -267,17 +342,104 @@ class Simulation:
                 self.run, process, partial(self._report, process), shares=self.scenario.sharing > 0.0
             )
 
+        if self._is_lost:
+            return
         kill_after = dict(enumerate(self.scenario.early_kills, 1)).get(self._server_starts, 0)
         server = self._start("server", open_server, again, kill_after or None)
         if self._is_down:
             return
         self.server = server
         for _ in range(1, self.scenario.servers):
+            self._start_shard()
+
+    def _start_shard(self) -> None:
+        """Start a shard, unless the run is over."""
+        if not self._is_over():
+            self.shards = [shard for shard in self.shards if not shard.is_dead]
+            again = partial(self._shard_ended, self._server_starts)
             self.shards.append(self._start("shard", self._open_shard, again))
+
+    def _shard_ended(self, start: int) -> None:
+        """Start a shard again that has ended: alone if a server can resume with it, with all others if not."""
+        servers = [server for one in self._leading() if (server := _server_of(one)) is not None]
+        if self._is_lost or any(has_checkpoint(server.run.folder) for server in servers):
+            self._later(self._start_shard)
+        else:
+            self._restart_servers(start)
+
+    def _start_standby(self, name: str) -> None:
+        """Start a standby, or the server that it has become and that has died, unless the run is over."""
+        if self._is_over():
+            return
+        # As those that were lost may not come back, one worker is enough.
+        admission = replace(self.run.admission, min_workers=1)
+        run = replace(self.run, folder=self.root / name, admission=admission)
+        address = self.run.standbys[name]
+        leads = has_begun(run.folder) and not (run.folder / MIRROR).exists()
+
+        def open_standby(process: Process) -> SimulatedShell:
+            report, shares = partial(self._report, process), self.scenario.sharing > 0.0
+            if leads:
+                port = self.network.server(address, process)
+                return ServerProcess.open(run, process, report, shares=shares, port=port)
+            return StandbyProcess.open(run, process, report, address, shares=shares)
+
+        self.standbys[name] = self._start(name, open_standby, partial(self._standby_ended, name))
+
+    def _standby_ended(self, name: str) -> None:
+        process = self.standbys[name]
+        server = _server_of(process)
+        if server is not None and self._has_succeeded(server):
+            return
+        is_over = server is None and process.shell is not None and process.shell.exit_reason() == ""
+        is_left = server is not None and _kind_of(server) in (FailureKind.SUPERSEDED, FailureKind.HANDED_OVER)
+        if not (is_over or is_left):
+            self._later(partial(self._start_standby, name))
+
+    def _leading(self) -> list[Process]:
+        """Return the processes that lead the run, as far as they know."""
+        processes = [self.server, *self.standbys.values()]
+        return [one for one in processes if one is not None and not one.is_dead and _server_of(one) is not None]
+
+    def last_leader(self) -> Process | None:
+        """Return the process that leads the run in the highest term, None if there is none."""
+        leading = [(one, server) for one in self._leading() if (server := _server_of(one)) is not None]
+        terms = [(server.server.coordinator.info.term, one) for one, server in leading]
+        return max(terms, key=lambda led: (led[0].number, led[0].server))[1] if terms else None
+
+    def _promote_if_nobody_leads(self) -> None:
+        """Do what a person does in the end: let a standby lead the run that nobody leads."""
+        if not self._leading():
+            for number in range(len(self.run.standbys)):
+                self.promote(number)
+        if not self._is_over():
+            self.world.after(LEADERLESS_S, self._promote_if_nobody_leads)
+
+    def promote(self, target: int) -> None:
+        """Ask a standby to lead the run; one that cannot refuses it."""
+        address = list(self.run.standbys.values())[target % len(self.run.standbys)]
+        self._command(address, Promote())
+
+    def drain(self) -> None:
+        """Ask the server to hand the run over."""
+        self._command(ADDRESS, Drain())
+
+    def _command(self, address: str, message: Message) -> None:
+        client = self.network.client(address)
+        client.send(encode(message))
+        self.world.after(COMMAND_S, client.close)
+
+    def lose_server(self, kill_after: int) -> None:
+        """Lose the host of the server with its disk, if a standby has all that it takes to lead the run."""
+        ready = [one for one in self.standbys.values() if not one.is_dead and _could_lead(one)]
+        if self.server is not None and ready and not self.server.is_dead:
+            self._is_lost = True
+            self.server.kill_after = kill_after
+            self.disturb(IDLE_S, lambda: None if self.server is None else self.server.end(is_killed=True))
 
     def _restart_servers(self, start: int) -> None:
         """Restart the server and all shards after one of them has ended, unless the run is over."""
-        if start != self._server_starts or self._is_down or self._is_finished():
+        if start != self._server_starts or self._is_down or self._is_finished() or self._is_lost:
             return
         self._is_down = True
         for process in (self.server, *self.shards):
@@ -288,14 +450,24 @@ class Simulation:
 
     def _is_finished(self) -> bool:
         """Find out whether the run has succeeded or failed; without a server it has not."""
-        shell = None if self.server is None else self.server.shell
-        ended = shell.server.ended if isinstance(shell, ServerProcess) else None
-        if isinstance(shell, ServerProcess) and ended is not None and not ended.failure:
-            self.result = shell.session.recorder.result
-        # One that goes back is started again.
+        server = None if self.server is None else _server_of(self.server)
+        if server is not None and self._has_succeeded(server):
+            return True
+        if server is not None and _kind_of(server) in (FailureKind.SUPERSEDED, FailureKind.HANDED_OVER):
+            self._is_lost = True
+        return self.result is not None or bool(self.failure)
+
+    def _has_succeeded(self, server: ServerProcess) -> bool:
+        """Record how a server has ended its run; return whether it has succeeded, or failed for good."""
+        ended = server.server.ended
+        if ended is not None and not ended.failure and server.exit_reason() is None:
+            return True  # its standbys get the rest
+        if ended is not None and not ended.failure:
+            self.result = server.session.recorder.result
+            self.finished.append(server.run.folder)
         if ended is not None and ended.kind is FailureKind.AUDIT:
             self.failure = ended.failure
-        return self.result is not None or bool(self.failure)
+        return ended is not None and (not ended.failure or ended.kind is FailureKind.AUDIT)
 
     def workers(self) -> list[Process]:
         """Return the processes of all teams."""
@@ -383,7 +555,11 @@ class Simulation:
     def process_at(self, role: str, target: int) -> Process | None:
         """Return a server, shard or worker by its number, if there is any."""
         if role == "server":
-            return self.server
+            leading = self._leading() if self.run.standbys else []
+            return leading[target % len(leading)] if leading else self.server
+        if role == "standby":
+            standbys = [one for one in self.standbys.values() if not one.is_dead]
+            return standbys[target % len(standbys)] if standbys else None
         group = self.shards if role == "shard" else self.workers()
         return group[target % len(group)] if group else None
 
@@ -412,7 +588,21 @@ def inject(run: Simulation, fault: ScheduledFault) -> None:
             if wires:
                 _harm_wire(run, fault, wires[fault.target % len(wires)])
         case FaultKind.PARTITION:
-            _cut_off(run, fault)
+            processes = run.world.processes
+            if processes:
+                _cut_off(run, fault, processes[fault.target % len(processes)])
+        case FaultKind.CUT_OFF_SERVER:
+            server = run.process_at("server", fault.target)
+            if server is not None and not server.is_dead:
+                _cut_off(run, fault, server)
+        case FaultKind.CUT_OFF_IN_TURN:
+            _cut_off_in_turn(run, fault)
+        case FaultKind.LOSE_SERVER:
+            run.lose_server(fault.kill_after)
+        case FaultKind.PROMOTE:
+            run.promote(fault.target)
+        case FaultKind.DRAIN:
+            run.drain()
         case _:
             process = run.process_at(role, fault.target)
             if process is not None and not process.is_dead:
@@ -450,14 +640,47 @@ def _harm_wire(run: Simulation, fault: ScheduledFault, wire: MemoryClient) -> No
     run.disturb(fault.seconds, wire.heal)
 
 
-def _cut_off(run: Simulation, fault: ScheduledFault) -> None:
+def _cut_off(run: Simulation, fault: ScheduledFault, cut: Process) -> None:
     """Cut one process off from all others; its wires heal one after the other, in any order."""
-    processes = run.world.processes
-    if processes:
-        cut = processes[fault.target % len(processes)]
-        for number, wire in enumerate(run.network.connections_of(cut)):
-            wire.silence(up=fault.ways != "down", down=fault.ways != "up")
-            run.disturb(fault.seconds * (1 + (fault.target + 7 * number) % 5) / 5, wire.heal)
+    for number, wire in enumerate(run.network.connections_of(cut)):
+        wire.silence(up=fault.ways != "down", down=fault.ways != "up")
+        run.disturb(fault.seconds * (1 + (fault.target + 7 * number) % 5) / 5, wire.heal)
+
+
+def _cut_off_in_turn(run: Simulation, fault: ScheduledFault) -> None:
+    """Cut off whoever leads the run, and later its successor, so that workers come back to the first in its old term.
+
+    What they dial anew is not cut off: it is the servers that do not see one another.
+    """
+    first, pause_s = run.last_leader(), HEIR_S * run.scenario.takeover_s
+    if first is None:
+        return
+    _cut_off(run, replace(fault, seconds=fault.seconds + PREDECESSOR_S * pause_s), first)
+
+    def cut_off_heir() -> None:
+        heir = run.last_leader()
+        if heir is not None and heir is not first:
+            _cut_off(run, replace(fault, seconds=fault.seconds + pause_s), heir)
+
+    run.disturb(pause_s, cut_off_heir)
+
+
+def _server_of(process: Process) -> ServerProcess | None:
+    """Return the server that a process is, or that a standby has become; None if it is none."""
+    shell = process.shell
+    if isinstance(shell, StandbyProcess):
+        return shell.leading
+    return shell if isinstance(shell, ServerProcess) else None
+
+
+def _kind_of(server: ServerProcess) -> FailureKind | None:
+    return None if server.server.ended is None else server.server.ended.kind
+
+
+def _could_lead(process: Process) -> bool:
+    """Tell whether a standby has all that it takes to lead the run, or leads it."""
+    shell = process.shell
+    return isinstance(shell, StandbyProcess) and (shell.leading is not None or shell.runner.state.mirror.has_been_whole)
 
 
 def _load_nothing(name: str) -> TrainTest:
@@ -470,14 +693,3 @@ def describe(message: Sequence[memoryview]) -> str:
     values = {name: getattr(header, name) for name in header.__struct_fields__}
     text = ", ".join(f"{name}={value!r}" for name, value in values.items() if len(repr(value)) <= LONGEST_VALUE)
     return f"{type(header).__name__}({text})"
-
-
-def _has_to_end(process: Process) -> bool:
-    """Tell whether a process has to end once its run has."""
-    if isinstance(process.shell, HelperProcess):
-        leader = process.shell.leader()
-        return leader is None or _has_to_end(leader)
-    if not isinstance(process.shell, NodeProcess):
-        return True
-    client = process.shell.runner.state.client
-    return client.phase is not ClientPhase.JOINING or bool(client.run)

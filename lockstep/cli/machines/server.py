@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from lockstep.cli.options.run import (
     PICTURE_OPTION,
     RESUME_OPTION,
     RUN_DIR_OPTION,
+    STANDBY_KEY_OPTION,
     SUPERVISED_OPTION,
     WATCH_OPTION,
 )
@@ -21,11 +23,13 @@ from lockstep.cli.options.trust import takes_trust
 from lockstep.cli.options.types import seconds
 from lockstep.common.errors import UsageError
 from lockstep.common.job.score import Score
+from lockstep.common.runtime.environment import machine_id
 from lockstep.common.transport.auth.credentials import Lock, ServerKeys
-from lockstep.launch.endpoints import lock_of
+from lockstep.launch.endpoints import dial_with, lock_of, server_credential
 from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.numerics import begin_with
 from lockstep.launch.page_process import PageRequest
+from lockstep.launch.remote.standby import StandbyRequest, stand_by
 from lockstep.launch.run_end import keep_logs
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_supervised
 from lockstep.ps.setup import AdmissionPolicy
@@ -42,7 +46,22 @@ from lockstep.runs.session import Destination, destination_of
     metavar="ADDRESS",
     help="address to listen on: tcp://HOST:PORT (port 0: any free one) or ipc://PATH",
 )
-@takes_job(*JOB_FIELDS, "min_workers", "servers", "transport", "audit", "audit_ends", "ship_data", *CHECKPOINT_FIELDS)
+@click.option(
+    "--standby-of",
+    metavar="ADDRESS",
+    help="mirror the run of the server at ADDRESS into --run-dir, and lead it if that server is gone",
+)
+@takes_job(
+    *JOB_FIELDS,
+    "min_workers",
+    "servers",
+    "transport",
+    "audit",
+    "audit_ends",
+    "ship_data",
+    "takeover_seconds",
+    *CHECKPOINT_FIELDS,
+)
 @RUN_DIR_OPTION
 @RESUME_OPTION
 @click.option(
@@ -59,6 +78,7 @@ from lockstep.runs.session import Destination, destination_of
     help="admit only workers that sign their results with their keys (needs --keys and the extra signing)",
 )
 @KEYS_OPTION
+@STANDBY_KEY_OPTION
 @INSECURE_OPTION
 @SUPERVISED_OPTION
 @click.option("--pause", is_flag=True, hidden=True, help="started by `fit`: wait for its callbacks between two epochs")
@@ -71,12 +91,14 @@ from lockstep.runs.session import Destination, destination_of
 def server(
     job: JobRequest,
     bind: str,
+    standby_of: str | None,
     run_dir: Path | None,
     resume: Path | None,
     lease_timeout: float,
     allow_mixed_numerics: bool,
     signed: bool,
     keys: Path | None,
+    key: Path | None,
     insecure: bool,
     supervised: Path | None,
     pause: bool,
@@ -88,14 +110,37 @@ def server(
 
     Start each worker with `lockstep worker ADDRESS`, on this machine or another, before or after the server. With
     `--servers S`, also start S - 1 shards with `lockstep shard ADDRESS`. A job has the same values as for `lockstep
-    train`.
+    train`. With `--standby-of ADDRESS`, mirror the run of another server instead, and lead it if that is gone.
 
     \b
       lockstep server examples/lenet.toml --bind tcp://127.0.0.1:5555
       lockstep server --model mlp --bind ipc:///tmp/lockstep.sock --min-workers 2
       lockstep server --model cnn --bind tcp://127.0.0.1:5555 --servers 2
       lockstep server --model cnn --bind tcp://192.168.1.7:5555 --keys keys
+      lockstep server --standby-of tcp://192.168.1.7:5555 --run-dir runs/mirror
     """
+    if standby_of is not None:
+        admission = AdmissionPolicy(
+            lease_timeout_s=lease_timeout, allows_mixed_numerics=allow_mixed_numerics, machine=machine_id() or ""
+        )
+        check_standby_flags(job, run_dir, resume)
+        assert run_dir is not None  # as was checked
+        request = StandbyRequest(
+            server=standby_of,
+            bind=bind,
+            folder=run_dir,
+            key=key,
+            keys=keys,
+            supervised=supervised,
+            is_insecure=insecure,
+            admission=admission,
+            has_picture=picture,
+        )
+        with ends_with_parent(supervised) if supervised is not None else nullcontext():
+            stand_by(request)
+        return
+    if key is not None:
+        raise UsageError(f"--key {str(key)!r} without --standby-of ADDRESS: a server has a folder of keys: --keys DIR")
     page = wanted_page(prometheus, is_watched=is_watched)
     if resume is not None and supervised is None:
         check_resume_flags(job=job.file, run_dir=run_dir)
@@ -119,20 +164,23 @@ def server(
         allows_mixed_numerics=allow_mixed_numerics,
         signed=signed,
         pauses=pause,
+        takeover_s=launch.takeover_seconds,
+        machine=machine_id() or "",
     )
     lock = lock_of(keys, supervised, is_insecure=insecure)
     signers = signers_of(lock) if signed else dict
     listening = Listening(bind, lock, insecure)
+    dial = partial(dial_with, server_credential(keys, supervised))
     if supervised is not None:
         folder = resume or run_dir
         assert folder is not None  # `train` has claimed it, and perhaps written data into it
         destination = Destination(folder=folder, launch=launch, is_resumed=resume is not None)
-        serve_for_train(Service(resolved, admission, destination), listening, supervised)
+        serve_for_train(Service(resolved, admission, destination, dial=dial), listening, supervised)
         return
     if resume is not None:
         check_unfinished(resume)
     with destination_of(resolved, launch, resume or run_dir, is_resumed=resume is not None) as destination:
-        serve_by_hand(Service(resolved, admission, destination, picture, signers, page), listening)
+        serve_by_hand(Service(resolved, admission, destination, picture, signers, page, dial=dial), listening)
 
 
 def signers_of(lock: Lock) -> Callable[[], Mapping[str, str]]:
@@ -146,6 +194,17 @@ def signers_of(lock: Lock) -> Callable[[], Mapping[str, str]]:
             "makes now that the extra signing is installed"
         )
     return lock.signers
+
+
+def check_standby_flags(job: JobRequest, run_dir: Path | None, resume: Path | None) -> None:
+    """Raise `UsageError` if a standby is given what it gets from its server, or lacks a folder."""
+    if run_dir is None:
+        raise UsageError("--standby-of without --run-dir: expected the folder for the mirror, as --run-dir DIR")
+    given = ["--resume"] if resume is not None else []
+    given += [f"--{name.replace('_', '-')}" for name in job.given]
+    given += [str(job.file)] if job.file is not None else []
+    if given:
+        raise UsageError(f"--standby-of with {given[0]}: the job is that of the server: remove it")
 
 
 def wanted_page(prometheus: str | None, *, is_watched: bool) -> PageRequest | None:

@@ -1,6 +1,7 @@
 """`lockstep shard`: another server process of a run, which holds a slice of the weights."""
 
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import click
@@ -12,9 +13,9 @@ from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.shared_memory.folder import shared_root
-from lockstep.common.transport.zeromq.ports import dial, serve, wait_for_any
+from lockstep.common.transport.zeromq.ports import serve, wait_for_any
 from lockstep.launch.client import own_join, say, shard_join, take_part
-from lockstep.launch.endpoints import WARNING, bind_near, dialled, lock_of, server_credential
+from lockstep.launch.endpoints import WARNING, bind_near, dial_with, dialled, lock_of, server_credential
 from lockstep.launch.numerics import begin_with
 from lockstep.ps.shard_process.shell import ShardShell
 from lockstep.ps.shard_process.state import SILENCE_S, ShardState
@@ -61,7 +62,8 @@ def shard(
             say(WARNING)
         if not supervised:
             say(f"connecting to {address}, listening on {port.address}")
-        upstream = dial(address, credential=server_credential(keys, supervised))
+        dial_server = partial(dial_with, server_credential(keys, supervised))
+        upstream = dial_server(address)
         join = shard_join(own_join(), dialled(port.address))
         shell = ShardShell(
             ShardState(ClientConfig(address=address, join=join, timeout_s=timeout, silence_s=SILENCE_S)),
@@ -73,5 +75,6 @@ def shard(
             shared_root(),
             upstream.diagnosis,
             rejections,
+            dial_server,
         )
         return take_part(shell.run, numerics, supervised)

@@ -10,7 +10,7 @@ from rich.console import Console
 from lockstep.cli.options.run import KEY_OPTION
 from lockstep.cli.options.types import seconds
 from lockstep.common.errors import UnreachableError
-from lockstep.common.protocol.messages import Status
+from lockstep.common.protocol.messages import StandbyStatus, Status
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.client import StatusClient
 from lockstep.launch.endpoints import credential_of
@@ -42,6 +42,13 @@ def status(address: str, timeout: float, key: Path | None, as_json: bool) -> Non
         show(Console(highlight=False), answer)
 
 
+def standby_line(standby: StandbyStatus) -> str:
+    """Return how far a standby is."""
+    rest = "" if standby.is_whole else "; it is getting more"
+    has = f"has the checkpoint of step {standby.step}" if standby.step else "has no checkpoint yet"
+    return f"standby {standby.address} (host {standby.host}) {has}{rest}"
+
+
 def show(console: Console, answer: Status) -> None:
     """Print a status for a person."""
     print_plainly(console, *status_lines(answer))
@@ -57,6 +64,7 @@ def status_lines(answer: Status) -> list[str]:
         figures(answer),
         *([f"{in_teams(sum(one.processes for one in answer.workers), len(answer.workers))}"] if answer.workers else []),
         *([f"failed: {answer.failure}"] if answer.failure else []),
+        *(standby_line(one) for one in answer.standbys),
         *([f"connections rejected: {answer.refused}"] if answer.refused else []),
         *([f"peers disconnected because they broke the protocol: {answer.broken}"] if answer.broken else []),
     ]

@@ -24,7 +24,7 @@ from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.ports import dial, wait_for_any
 from lockstep.launch.child import HERE, Child
 from lockstep.launch.client import DONE, own_join, say, take_part
-from lockstep.launch.endpoints import credential_of, signer_of
+from lockstep.launch.endpoints import credential_of, dial_with, signer_of
 from lockstep.launch.lifetime import ends_with_parent, uninterrupted
 from lockstep.launch.numerics import begin_with
 from lockstep.launch.process_backend import private_folder
@@ -59,6 +59,10 @@ class WorkerRequest:
             self.address,
             *(word for flag, value in given.items() if value is not None for word in (flag, str(value))),
         ]
+
+    def addresses(self) -> list[str]:
+        """Return where the run may be led from: the server's address, and those of standbys."""
+        return self.address.split(",")
 
     def cache_folder(self) -> Path:
         """Return the folder for samples that the server sends."""
@@ -106,8 +110,9 @@ def worker(
 
     The job comes from the server. A worker may start before the server. It is a team of processes, one per core, which
     share memory and one connection; the server counts each process as a worker. It runs on any machine of the same
-    kind, or with portable numerics on any x86-64 machine with AVX2. Exit codes: 0 the run is done, 1 the run failed or
-    no server answered, 2 the server refused this worker, 130 interrupted.
+    kind, or with portable numerics on any x86-64 machine with AVX2. If the run has standbys, ADDRESS may be several
+    addresses with commas between them: that of the server first. Exit codes: 0 the run is done, 1 the run failed or no
+    server answered, 2 the server refused this worker, 130 interrupted.
 
     \b
       lockstep worker tcp://192.168.1.7:5555 --key worker-1.key
@@ -140,7 +145,8 @@ def take_place(request: WorkerRequest) -> int:
     credential = credential_of(request.key, request.supervised)
     if request.processes > 1 and request.team is None:
         # As the leader does: then an address or a key that is wrong is reported once, before anything is started.
-        dial(request.address, credential=credential).close()
+        for address in request.addresses():
+            dial(address, credential=credential).close()
         return supervise(request, request.processes)
     return lead(request, credential)
 
@@ -153,9 +159,12 @@ def lead(request: WorkerRequest, credential: Credential) -> int:
     join = msgspec.structs.replace(own_join(request.processes), signer=public)
     patience = patience_of(request.processes, cores())
     silence_s = SILENCE_S if request.timeout is None else request.timeout
-    config = ClientConfig(address=request.address, join=join, timeout_s=request.timeout, silence_s=silence_s)
+    address, *others = request.addresses()
+    config = ClientConfig(
+        address=address, join=join, timeout_s=request.timeout, silence_s=silence_s, others=tuple(others)
+    )
     with own_core(0, request.processes):
-        port = dial(request.address, credential=credential)
+        port = dial(address, credential=credential)
         if not request.supervised:
             say(f"connecting to {request.address}")
         shell = WorkerShell(
@@ -165,7 +174,7 @@ def lead(request: WorkerRequest, credential: Credential) -> int:
             functools.cache(load),
             say,
             shared_root(),
-            functools.partial(dial, credential=credential),
+            functools.partial(dial_with, credential),
             wait_for_any,
             port.diagnosis,
             request.cache_folder(),

@@ -39,7 +39,13 @@ NAMED: Mapping[str, tuple[str, ...]] = {
 }
 
 #: What the help calls a value, if that is not its kind.
-METAVARS = {"model": "MODEL", "data": "DATA", "initial": "FILE", "checkpoint_every_seconds": "SECONDS"}
+METAVARS = {
+    "model": "MODEL",
+    "data": "DATA",
+    "initial": "FILE",
+    "checkpoint_every_seconds": "SECONDS",
+    "takeover_seconds": "SECONDS",
+}
 KINDS = {str: "NAME", int: "INT", float: "NUMBER"}
 
 JOB_FIELDS = Job.__struct_fields__

@@ -69,6 +69,12 @@ KEY_OPTION = click.option(
     envvar="LOCKSTEP_KEY",
     help="file with the key to connect with; no server but the one it names is trusted  [$LOCKSTEP_KEY]",
 )
+STANDBY_KEY_OPTION = click.option(
+    "--key",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="of a standby: the file with its key, as `lockstep keys add DIR standby-1` makes",
+)
 INSECURE_OPTION = click.option(
     "--insecure", is_flag=True, help="accept anybody who can reach the address, without keys and unencrypted"
 )

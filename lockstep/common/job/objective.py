@@ -77,8 +77,8 @@ class Objective:
     own: OwnLoss | None = None
     #: The metrics that the job names.
     named_metrics: tuple[str, ...] = ()
-    #: What those of its own are, by name.
-    own_metrics: Mapping[str, OwnMetric] = field(default_factory=dict)
+    #: What those of its own are, by name; not hashed, since a mapping has no hash.
+    own_metrics: Mapping[str, OwnMetric] = field(default_factory=dict, hash=False)
 
     @classmethod
     def of(

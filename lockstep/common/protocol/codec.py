@@ -16,6 +16,7 @@ from lockstep.common.errors import ProtocolError, RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.messages import Echo, Message, Result, Samples, SumsFrame, Weights
 from lockstep.common.protocol.shard_messages import CollectedFrame, InitialFrame, Squares
+from lockstep.common.protocol.standby_messages import FilePart
 
 #: A frame: anything that gives its bytes without a copy.
 Buffer = bytes | bytearray | memoryview
@@ -31,7 +32,7 @@ ITEMS_LIMIT = 2**15
 ARRAYS_LIMIT = 1
 
 #: What always carries an array; a result of training may.
-WITH_AN_ARRAY = (Echo, SumsFrame, Samples, Weights, InitialFrame, CollectedFrame, Squares)
+WITH_AN_ARRAY = (Echo, SumsFrame, Samples, Weights, InitialFrame, CollectedFrame, Squares, FilePart)
 
 M = TypeVar("M", bound=Message)
 

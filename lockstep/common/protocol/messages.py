@@ -21,7 +21,7 @@ from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.runtime.numerics import Numerics
 
 #: Changes with every change to a message's meaning; two sides with different numbers refuse each other.
-PROTOCOL_VERSION = 14
+PROTOCOL_VERSION = 15
 
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
@@ -39,6 +39,9 @@ PLACES_BYTES = 4 * SAMPLES_AT_ONCE
 #: Values of an array that is sent there and back, at most: half of a frame, so that a few of them take little memory.
 ECHO_LIMIT = 2**17
 
+#: Standbys of a run at most.
+STANDBYS_LIMIT = 16
+
 #: Most cores of a machine that are told apart.
 CORES_LIMIT = 1024
 
@@ -47,6 +50,9 @@ PROCESSES_LIMIT = 256
 
 #: Longest name that a peer may send.
 NAME_LIMIT = 255
+
+#: Seconds of a server's silence after which its workers go to a standby, unless the job has another number.
+DEFAULT_TAKEOVER_S = 5.0
 
 Text = Annotated[str, Meta(max_length=TEXT_LIMIT)]
 #: What cannot be printed in a line: control characters, ANSI's escapes among them, line ends, and what turns the
@@ -106,6 +112,39 @@ class NodeMessage(Message, frozen=True, kw_only=True):
         return Node(self.lo, self.hi)
 
 
+class Term(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Which server leads a run: each one that begins or resumes it takes a higher term than all that it knows of.
+
+    Two servers that do not know of one another may take the same number. Then their names decide, so that of two terms
+    of a run one is always the higher.
+    """
+
+    #: Drawn when the run begins: terms of other runs are not compared. Empty if none is known.
+    run: ShortText = ""
+    number: Count = 0
+    #: Drawn by each server.
+    server: ShortText = ""
+
+    def is_above(self, other: "Term") -> bool:
+        """Tell whether both are terms of one run, and this one is the higher."""
+        return self.run == other.run and (self.number, self.server) > (other.number, other.server)
+
+
+#: Of a process that was in no run yet.
+NO_TERM = Term()
+
+
+class StandbyAddress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Where a standby is reached, which may lead the run one day."""
+
+    address: ShortText
+    #: The public half of its key; empty if the run has no keys, or if it has that of the server.
+    public: Annotated[str, Meta(max_length=40)] = ""
+
+
+Standbys = Annotated[tuple[StandbyAddress, ...], Meta(max_length=STANDBYS_LIMIT)]
+
+
 # From a worker to the server
 
 
@@ -128,6 +167,9 @@ class Join(Message, frozen=True, kw_only=True):
     run: ShortText = ""
     #: The public key of its signatures, in hex; empty if it has none.
     signer: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+    #: The highest term that it has seen, and its rank in the last one that it was in.
+    term: Term = NO_TERM
+    last_rank: Count | None = None
 
 
 class Ready(Message, frozen=True, kw_only=True):
@@ -289,6 +331,10 @@ class Welcome(Message, frozen=True, kw_only=True):
     metric_sums: Annotated[int, Meta(ge=0, le=MOST_SUMS)] = 0
     #: What names the run in signatures of results, empty if results are not to be signed.
     signed_run: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+    term: Term = NO_TERM
+    #: Where to go if the server is gone, and after how many seconds of its silence.
+    standbys: Standbys = ()
+    takeover_s: Seconds = DEFAULT_TAKEOVER_S
 
 
 class Refused(Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -389,6 +435,27 @@ class Withdrawal(Message, frozen=True, kw_only=True):
         return self.work, self.step, self.number
 
 
+class StandbysChanged(Message, frozen=True, kw_only=True):
+    """Where to go if the server is gone: instead of what the welcome has."""
+
+    standbys: Standbys
+
+
+class HandedOver(Message, frozen=True, kw_only=True):
+    """A standby has all of the run, and leads it from now on: go there."""
+
+    standby: StandbyAddress
+
+
+class NotLeading(Message, frozen=True, kw_only=True):
+    """The answer of a standby to a process that wants to join: it does not lead the run yet."""
+
+    #: Whether the standby hears the server, so that there is nothing to wait for; or does not; or takes over now.
+    state: Literal["following", "silent", "taking over"]
+    #: What it waits for.
+    reason: Text
+
+
 class Finished(Message, frozen=True, kw_only=True):
     """The run is over; `reason` is empty if it succeeded."""
 
@@ -458,6 +525,16 @@ class EpochStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         return {name.removeprefix(prefix): value for name, value in self.metrics.items() if name.startswith(prefix)}
 
 
+class StandbyStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One standby as the server sees it."""
+
+    address: ShortText
+    host: ShortText
+    #: The step of the last checkpoint that it has, and whether it has all that it was offered last.
+    step: Count
+    is_whole: bool
+
+
 class Status(Message, frozen=True, kw_only=True):
     """The status of the run."""
 
@@ -484,6 +561,10 @@ class Status(Message, frozen=True, kw_only=True):
     #: Connections that were rejected, and peers that were accepted and broke the protocol.
     refused: Count = 0
     broken: Count = 0
+    #: The number of the server's term, and whether it is a standby, which does not lead the run.
+    term: Count = 0
+    is_standby: bool = False
+    standbys: Annotated[list[StandbyStatus], Meta(max_length=STANDBYS_LIMIT)] = []
 
 
 WorkerMessage = (
@@ -513,6 +594,9 @@ ServerMessage = (
     | MultiStepLease
     | MultiStepWithdrawal
     | Withdrawal
+    | StandbysChanged
+    | HandedOver
+    | NotLeading
     | Finished
     | Ping
     | Status

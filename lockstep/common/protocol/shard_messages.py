@@ -11,17 +11,25 @@ from lockstep.common.job.job import Job
 from lockstep.common.model.files import MOST_FILES, ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.protocol.messages import (
+    DEFAULT_TAKEOVER_S,
+    NO_TERM,
     SLOTS,
     Count,
     Eviction,
     Finished,
+    HandedOver,
     Leave,
     Message,
     NodeMessage,
+    NotLeading,
     Ping,
     Refused,
+    Seconds,
     ShortText,
+    Standbys,
+    StandbysChanged,
     SumsFrame,
+    Term,
     Text,
 )
 
@@ -44,6 +52,8 @@ class ShardJoin(Message, frozen=True, kw_only=True):
     fingerprint: Fingerprint
     #: Where workers reach it.
     address: ShortText
+    #: The highest term that it has seen.
+    term: Term = NO_TERM
 
 
 class ShardReady(Message, frozen=True, kw_only=True):
@@ -122,6 +132,10 @@ class ShardWelcome(Message, frozen=True, kw_only=True):
     source: ShortText = ""
     model_files: Annotated[tuple[ModelFile, ...], Meta(max_length=MOST_FILES)] = ()
     model_folder: ShortText = ""
+    #: As of a worker's welcome.
+    term: Term = NO_TERM
+    standbys: Standbys = ()
+    takeover_s: Seconds = DEFAULT_TAKEOVER_S
 
 
 class InitialFrame(Message, frozen=True, kw_only=True):
@@ -220,6 +234,9 @@ ToShardMessage = (
     | SquaresRequest
     | Update
     | Collect
+    | StandbysChanged
+    | HandedOver
+    | NotLeading
     | Finished
     | Ping
 )

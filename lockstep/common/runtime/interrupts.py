@@ -8,23 +8,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 
+class Terminated(KeyboardInterrupt):
+    """An interrupt by the system, as before a machine is stopped, and not by a person: SIGTERM."""
+
+
 @dataclass
 class _Hold:
-    """How many contexts defer interrupts, and whether one came. For the main thread only, as signals are."""
+    """How many contexts defer interrupts, and which one came. For the main thread only, as signals are."""
 
     depth: int = 0
-    has_come: bool = False
+    come: KeyboardInterrupt | None = None
 
 
 _hold = _Hold()
 
 
-def interrupt() -> None:
-    """Raise `KeyboardInterrupt`, at the end of `held_back` if inside it: for signal handlers."""
-    if _hold.depth:
-        _hold.has_come = True
-    else:
-        raise KeyboardInterrupt
+def interrupt(*, is_terminated: bool = False) -> None:
+    """Raise `KeyboardInterrupt`, or `Terminated`, at the end of `held_back` if inside it: for signal handlers."""
+    raised = Terminated() if is_terminated else KeyboardInterrupt()
+    if not _hold.depth:
+        raise raised
+    _hold.come = raised
 
 
 @contextmanager
@@ -35,6 +39,6 @@ def held_back() -> Iterator[None]:
         yield
     finally:
         _hold.depth -= 1
-        if not _hold.depth and _hold.has_come:
-            _hold.has_come = False
-            raise KeyboardInterrupt
+        if not _hold.depth and _hold.come is not None:
+            raised, _hold.come = _hold.come, None
+            raise raised

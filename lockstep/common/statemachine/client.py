@@ -1,9 +1,10 @@
 """A client of a server: it joins the run, waits, rejoins, leaves and ends. Pure; knows nothing of the work in the run.
 
-What the server sends are events as they are: there is one server.
+What the server sends are events as they are: there is one server at a time. If that is gone, the client asks the
+standbys that the server named, one after the other, until one leads the run.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import assert_never
 
@@ -13,21 +14,28 @@ from msgspec import Struct
 from lockstep.common.errors import FailureKind, RefusalKind
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.messages import (
+    DEFAULT_TAKEOVER_S,
+    NO_TERM,
     Eviction,
     Finished,
+    HandedOver,
     Join,
     Leave,
     Message,
+    NotLeading,
     Ping,
     Ready,
     Refused,
+    StandbyAddress,
+    StandbysChanged,
+    Term,
     Welcome,
     shortened,
 )
 from lockstep.common.protocol.shard_messages import ShardJoin, ShardReady, ShardWelcome
 from lockstep.common.runtime.backoff import backoff_s
 from lockstep.common.runtime.numerics import Numerics
-from lockstep.common.statemachine.machine import IGNORED, Interrupted, Machine, Report, TimePassed, table_of
+from lockstep.common.statemachine.machine import IGNORED, Interrupted, Machine, Report, TimePassed, soonest, table_of
 
 #: Seconds until a server that does not answer is asked again: at first, and at most. One that was there may be back at
 #: any moment.
@@ -36,6 +44,15 @@ MOST_RETRY_S = 5.0
 
 #: The same at most for a server that was never there: joins that find none are queued, and all arrive at once.
 MOST_JOIN_RETRY_S = 60.0
+
+#: How many times that silence a process waits at a standby for others that miss the server.
+MOST_WAITS = 6
+
+#: Seconds within which a server answers that is there.
+ANSWER_S = 1.0
+
+#: Seconds for which a standby that takes over may be silent: it loads the data and the model.
+OPENING_S = 60.0
 
 #: Seconds of a server's silence after which it is reported for the first time: then at twice the time, and so on.
 FIRST_REPORT_S = 10.0
@@ -95,6 +112,9 @@ ClientEvent = (
     | Eviction
     | Prepared
     | PreparationFailed
+    | StandbysChanged
+    | HandedOver
+    | NotLeading
     | Finished
     | ProtocolBroken
     | ObstacleFound
@@ -109,6 +129,12 @@ class SendToServer(Struct, frozen=True, kw_only=True):
     """Send the server a message that carries no array."""
 
     message: Message
+
+
+class Redial(Struct, frozen=True, kw_only=True):
+    """Leave the server's address, and dial this one instead."""
+
+    server: StandbyAddress
 
 
 class Prepare(Struct, frozen=True, kw_only=True):
@@ -127,12 +153,12 @@ class Exit(Struct, frozen=True, kw_only=True):
     numerics: Numerics | None = None
 
 
-ClientEffect = SendToServer | Prepare | Report | Exit
+ClientEffect = SendToServer | Redial | Prepare | Report | Exit
 
 _JOINING, _PREPARING, _JOINED, _ENDED = ClientPhase
 
-#: A worker has a place among the workers, a shard one among the servers.
-_WELCOMED = {_JOINING: {_PREPARING}, _JOINED: IGNORED, _ENDED: IGNORED}
+#: A worker has a place among the workers, a shard one among the servers. A welcome of an old term is none.
+_WELCOMED = {_JOINING: {_PREPARING, _JOINING}, _JOINED: IGNORED, _ENDED: IGNORED}
 
 #: What may follow. While it prepares, the shell reads no messages: they wait in the socket.
 TRANSITIONS = table_of(
@@ -146,10 +172,14 @@ TRANSITIONS = table_of(
         Eviction: {_JOINING: IGNORED, _JOINED: {_JOINING, _ENDED}, _ENDED: IGNORED},
         Prepared: {_PREPARING: {_JOINED}, _ENDED: IGNORED},
         PreparationFailed: {_PREPARING: {_ENDED}, _ENDED: IGNORED},
+        StandbysChanged: {_JOINING: IGNORED, _JOINED: {_JOINED}, _ENDED: IGNORED},
+        HandedOver: {_JOINING: {_JOINING}, _JOINED: {_JOINING}, _ENDED: IGNORED},
+        # Late, if the standby leads the run by now.
+        NotLeading: {_JOINING: {_JOINING}, _JOINED: IGNORED, _ENDED: IGNORED},
         Finished: {_JOINING: {_ENDED}, _JOINED: {_ENDED}, _ENDED: IGNORED},
         ProtocolBroken: {_JOINING: {_ENDED}, _JOINED: {_ENDED}, _ENDED: IGNORED},
         ObstacleFound: {_JOINING: {_JOINING, _ENDED}, _ENDED: IGNORED},
-        TimePassed: {_JOINING: {_JOINING, _ENDED}, _JOINED: {_JOINED, _ENDED}, _ENDED: IGNORED},
+        TimePassed: {_JOINING: {_JOINING, _ENDED}, _JOINED: {_JOINING, _JOINED, _ENDED}, _ENDED: IGNORED},
         Interrupted: {_JOINING: {_ENDED}, _PREPARING: {_ENDED}, _JOINED: {_ENDED}, _ENDED: IGNORED},
     },
 )
@@ -161,6 +191,8 @@ class ClientConfig:
 
     address: str
     join: Join | ShardJoin
+    #: Where else the run may be led from, as far as a person has said.
+    others: tuple[str, ...] = ()
     #: Seconds to wait for a server that is not there, None for ever.
     timeout_s: float | None = None
     #: Seconds after which a server that was there and is silent counts as gone.
@@ -189,10 +221,25 @@ class Client(Machine[ClientEvent, ClientEffect]):
     report_s: float = FIRST_REPORT_S
     #: How often this process has joined again, or tried to.
     rejoins: int = 0
+    #: Whether it was ever welcome.
+    has_joined: bool = False
     #: The run that it is in, or was evicted from and asks for again.
     run: str = ""
     #: What prevents a connection, as last found out.
     obstacle: str = ""
+    #: Where the server is that it talks to, and where to go if that is gone, after so many seconds of silence.
+    server: StandbyAddress = field(init=False)
+    standbys: tuple[StandbyAddress, ...] = ()
+    takeover_s: float = DEFAULT_TAKEOVER_S
+    #: When it came to that server, and what that answered last if it is a standby.
+    arrived: float = 0.0
+    answer: NotLeading | None = None
+    #: The highest term that it has seen, and its rank in the last one that it was in.
+    term: Term = NO_TERM
+    last_rank: int | None = None
+
+    def __post_init__(self) -> None:
+        self.server = StandbyAddress(address=self.config.address)
 
     def handle(self, event: ClientEvent, now: float) -> list[ClientEffect]:
         if self.transitions[self.phase, type(event)] and not isinstance(event, TimePassed | ObstacleFound):
@@ -208,17 +255,44 @@ class Client(Machine[ClientEvent, ClientEffect]):
         if self.phase is ClientPhase.JOINING:
             timeout = self._join_timeout_s()
             retry = self._next_retry(MOST_JOIN_RETRY_S if timeout is None else MOST_RETRY_S)
-            return retry if timeout is None else min(retry, self.started + timeout)
-        return self._next_retry(MOST_RETRY_S) if self.phase is ClientPhase.JOINED else None
+            return soonest(retry, None if timeout is None else self.started + timeout, self._leaves_at())
+        return soonest(self._next_retry(MOST_RETRY_S), self._leaves_at()) if self.phase is ClientPhase.JOINED else None
+
+    def _leaves_at(self) -> float | None:
+        """Return when it goes to another server if this one says nothing; None if it knows no other."""
+        if len(self._servers()) == 1:
+            return None
+        if self.phase is ClientPhase.JOINED:
+            # Asked once at least: a process that was stopped for an hour has not been listening.
+            answered = self.asked + min(ANSWER_S, self.takeover_s / 4)
+            return max(self.heard + self.takeover_s, answered) if self.tries else None
+        match self.answer:
+            case NotLeading(state="taking over"):
+                return self.heard + OPENING_S
+            case NotLeading(state="silent"):
+                # It waits here for others that miss the server, as long as the standby answers; but not for ever, since
+                # another standby may lead the run.
+                return min(self.heard + self.takeover_s, self.arrived + MOST_WAITS * self.takeover_s)
+            case _:
+                # If the standby hears the server, it is this process that does not: perhaps it does by now.
+                return self.arrived + self.takeover_s
+
+    def _servers(self) -> list[StandbyAddress]:
+        """Return all servers that may lead the run: the one that it was sent to, the last one, and the standbys."""
+        given = [StandbyAddress(address=address) for address in (self.config.address, *self.config.others)]
+        found = {one.address: one for one in (*given, self.server, *self.standbys)}
+        return list(found.values())
 
     def _next_retry(self, most_s: float) -> float:
         seed = self.config.join.incarnation
-        return self.asked + backoff_s(self.tries + 1, first_s=FIRST_RETRY_S, most_s=most_s, seed=seed)
+        # Early enough for an answer, if there is somebody else to go to.
+        first_s = min(FIRST_RETRY_S, self.takeover_s / 2) if len(self._servers()) > 1 else FIRST_RETRY_S
+        return self.asked + backoff_s(self.tries + 1, first_s=first_s, most_s=most_s, seed=seed)
 
     def _join_timeout_s(self) -> float | None:
         """Return the seconds to wait for a server that is not there, None for ever."""
         given = self.config.timeout_s
-        return self.config.silence_s if given is None and self.rejoins else given
+        return self.config.silence_s if given is None and self.rejoins and self.has_joined else given
 
     def join(self) -> Join | ShardJoin:
         """Return the request for a place: after each eviction this process is a new incarnation."""
@@ -227,17 +301,25 @@ class Client(Machine[ClientEvent, ClientEffect]):
             return join
         incarnation = f"{join.incarnation}.{self.rejoins}"
         if isinstance(join, ShardJoin):
-            return msgspec.structs.replace(join, incarnation=incarnation)
-        return msgspec.structs.replace(join, incarnation=incarnation, run=self.run)
+            return msgspec.structs.replace(join, incarnation=incarnation, term=self.term)
+        rank = self.last_rank if self.run else None
+        return msgspec.structs.replace(join, incarnation=incarnation, run=self.run, term=self.term, last_rank=rank)
 
     def react(self, event: ClientEvent, now: float) -> list[ClientEffect]:
         match event:
             case Started():
-                self.started = now
+                self.started = self.arrived = now
                 return [SendToServer(message=self.join())]
             case Welcome() | ShardWelcome():
-                self.phase, self.run = ClientPhase.PREPARING, event.run
-                return [Report(text=f"joined run {event.run} as {_place_of(event)}"), Prepare(welcome=event)]
+                return self._on_welcome(event, now)
+            case StandbysChanged(standbys=standbys):
+                self.standbys = standbys
+                return []
+            case HandedOver(standby=standby):
+                self.standbys = (*self.standbys, standby)
+                return self._leave_for(standby, f"{self.server.address} has handed the run over", now)
+            case NotLeading():
+                return self._on_not_leading(event)
             case Refused():
                 return self._on_refusal(event, now)
             case Eviction(reason=reason):
@@ -260,7 +342,7 @@ class Client(Machine[ClientEvent, ClientEffect]):
                 self.obstacle = obstacle
                 return self._end(2, obstacle, FailureKind.UNREACHABLE) if is_final else []
             case TimePassed():
-                return self._join_again(now) if self.phase is ClientPhase.JOINING else self._probe(now)
+                return self._on_time_passed(now)
             case _:
                 assert_never(event)
 
@@ -272,7 +354,50 @@ class Client(Machine[ClientEvent, ClientEffect]):
         self.phase = ClientPhase.ENDED
         return [Exit(code=code, reason=reason, kind=kind)]
 
+    def _on_welcome(self, welcome: Welcome | ShardWelcome, now: float) -> list[ClientEffect]:
+        if self.term.is_above(welcome.term):
+            return self._next_server(
+                f"{self.server.address} welcomes in term {welcome.term.number}, and term {self.term.number} has begun",
+                now,
+            )
+        self.phase, self.run, self.term = ClientPhase.PREPARING, welcome.run, welcome.term
+        self.has_joined = True
+        self.standbys, self.takeover_s = welcome.standbys, welcome.takeover_s
+        self.last_rank = welcome.rank if isinstance(welcome, Welcome) else None
+        return [Report(text=f"joined run {welcome.run} as {_place_of(welcome)}"), Prepare(welcome=welcome)]
+
+    def _on_not_leading(self, answer: NotLeading) -> list[ClientEffect]:
+        is_news = self.answer is None or self.answer.reason != answer.reason
+        self.answer = answer
+        return [Report(text=f"{self.server.address}: {one_line(answer.reason)}")] if is_news else []
+
+    def _on_time_passed(self, now: float) -> list[ClientEffect]:
+        leaves_at = self._leaves_at()
+        if leaves_at is not None and now >= leaves_at and not self._is_out_of_time(now):
+            silence = f"has been silent for {now - self.heard:.0f} s"
+            is_following = self.answer is not None and self.answer.state == "following"
+            return self._next_server(f"{self.server.address} {'does not lead' if is_following else silence}", now)
+        return self._join_again(now) if self.phase is ClientPhase.JOINING else self._probe(now)
+
+    def _next_server(self, why: str, now: float) -> list[ClientEffect]:
+        """Go to the next of the servers that may lead the run; to the same one again if there is no other."""
+        servers = self._servers()
+        here = [one.address for one in servers].index(self.server.address)
+        return self._leave_for(servers[(here + 1) % len(servers)], why, now)
+
+    def _leave_for(self, server: StandbyAddress, why: str, now: float) -> list[ClientEffect]:
+        """Ask another server for a place."""
+        started = self.started if self.phase is ClientPhase.JOINING else now
+        self.phase, self.server, self.started = ClientPhase.JOINING, server, started
+        self.arrived, self.answer = now, None
+        self.on_message(now)
+        self.rejoins += 1
+        text = f"asking {server.address}: {one_line(why)}"
+        return [Report(text=text), Redial(server=server), SendToServer(message=self.join())]
+
     def _on_refusal(self, refused: Refused, now: float) -> list[ClientEffect]:
+        if refused.kind is RefusalKind.OLD_TERM and len(self._servers()) > 1:
+            return self._next_server(refused.reason, now) if self.phase is ClientPhase.JOINING else []
         if refused.kind is not RefusalKind.OTHER_RUN:
             reason = f"the server refused this {self.role}: {refused.reason}"
             # Of a process without a place: one that has had one was let in with the numerics that it has.
@@ -282,31 +407,36 @@ class Client(Machine[ClientEvent, ClientEffect]):
         if self.phase is not ClientPhase.JOINING or not self.run:
             # It answers a join before the last one: now this process does not ask for that run.
             return []
-        self.run = ""
+        self.run, self.term = "", NO_TERM
         return self._rejoin(refused.reason, now)
 
     def _rejoin(self, reason: str, now: float) -> list[ClientEffect]:
         """Ask for a place as a process that was never there."""
-        self.phase, self.started = ClientPhase.JOINING, now
+        self.phase, self.started, self.arrived, self.answer = ClientPhase.JOINING, now, now, None
         self.rejoins += 1
         return [Report(text=f"rejoining: {one_line(reason)}"), SendToServer(message=self.join())]
+
+    def _is_out_of_time(self, now: float) -> bool:
+        """Tell whether it has waited for a place as long as it may."""
+        timeout = self._join_timeout_s()
+        return self.phase is ClientPhase.JOINING and timeout is not None and now >= self.started + timeout
 
     def _join_again(self, now: float) -> list[ClientEffect]:
         timeout, obstacle = self._join_timeout_s(), self.obstacle
         self.obstacle = ""
-        if timeout is not None and now >= self.started + timeout:
-            reason = f"no server answered at {self.config.address} within {timeout:g} s: "
+        if timeout is not None and self._is_out_of_time(now):
+            reason = f"no server answered at {self.server.address} within {timeout:g} s: "
             return self._end(1, reason + (obstacle or "is it running there?"), FailureKind.UNREACHABLE)
         self.asked = now
         self.tries += 1
-        text = f"waiting for a server at {self.config.address} ({now - self.started:.0f} s)"
+        text = f"waiting for a server at {self.server.address} ({now - self.started:.0f} s)"
         # The first join may have been lost with a server that died.
         return [Report(text=text + (obstacle and f": {obstacle}")), SendToServer(message=self.join())]
 
     def _probe(self, now: float) -> list[ClientEffect]:
         """Ask a silent server whether it is still there; end if it has been silent for too long."""
         silent_s, limit_s = now - self.heard, self.config.silence_s
-        text = f"the server at {self.config.address} has been silent for {silent_s:.0f} s"
+        text = f"the server at {self.server.address} has been silent for {silent_s:.0f} s"
         # Ask twice at least: a process that was stopped for an hour has not been listening.
         if silent_s >= limit_s and self.tries >= 2:
             return self._end(1, f"{text}: is it gone?", FailureKind.UNREACHABLE)

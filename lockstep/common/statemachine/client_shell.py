@@ -7,7 +7,17 @@ from typing import Any, Generic, TypeVar
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.protocol.codec import decode
-from lockstep.common.protocol.messages import Eviction, Finished, Message, Refused, Welcome
+from lockstep.common.protocol.messages import (
+    Eviction,
+    Finished,
+    HandedOver,
+    Message,
+    NotLeading,
+    Refused,
+    StandbyAddress,
+    StandbysChanged,
+    Welcome,
+)
 from lockstep.common.protocol.shard_messages import ShardWelcome
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.statemachine.client import (
@@ -18,11 +28,15 @@ from lockstep.common.statemachine.client import (
     ObstacleFound,
     Prepare,
     ProtocolBroken,
+    Redial,
     SendToServer,
     Started,
 )
 from lockstep.common.statemachine.machine import Interrupted, Report, TimePassed, carry_out
 from lockstep.common.transport.diagnosis import Diagnosis
+
+#: What the client handles as it is.
+OF_THE_CLIENT = Refused | Eviction | Finished | StandbysChanged | HandedOver | NotLeading
 
 Event = TypeVar("Event")
 Effect = TypeVar("Effect")
@@ -69,7 +83,7 @@ class ClientShell(ABC, Generic[Event, Effect]):
         """Handle a message of the server's."""
         try:
             message, self.arrays = decode(frames, self.expected)
-            event = message if isinstance(message, Refused | Eviction | Finished) else self.event_of(message)
+            event = message if isinstance(message, OF_THE_CLIENT) else self.event_of(message)
         except RemoteProtocolError as error:
             event = ProtocolBroken(fault=str(error))
         if event is not None:
@@ -95,6 +109,10 @@ class ClientShell(ABC, Generic[Event, Effect]):
                 self.say(effect.text)
             case Exit():
                 self.ended = effect
+            case Redial():
+                # What could prevent a connection was known of the other address.
+                self.diagnose = None
+                self.redial(effect.server)
             case Prepare():
                 return [self.prepare(effect.welcome)]
             case _:
@@ -112,6 +130,10 @@ class ClientShell(ABC, Generic[Event, Effect]):
     @abstractmethod
     def event_of(self, message: Message) -> Event | ClientEvent | None:
         """Return what a message of the server's means; `RemoteProtocolError` if it must not be sent."""
+
+    @abstractmethod
+    def redial(self, server: StandbyAddress) -> None:
+        """Close the connection to the server, and dial another one."""
 
     @abstractmethod
     def send_to_server(self, message: Message) -> None:

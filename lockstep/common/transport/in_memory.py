@@ -204,7 +204,8 @@ class MemoryServer:
         return lost
 
     def key_name(self, peer: bytes) -> str:
-        return ""
+        client = self.connections.get(peer)
+        return "" if client is None else client.key
 
     def cut(self, peer: bytes) -> None:
         _demand_open(self.is_open)
@@ -255,6 +256,8 @@ class MemoryClient:
 
     def __init__(self, network: MemoryNetwork, address: str, host: Host) -> None:
         self.network, self.address, self.host = network, address, host
+        #: The name of its key, empty if it needs none.
+        self.key = ""
         #: Names the connection; None while there is none.
         self.peer: bytes | None = None
         self.up, self.down = Direction(), Direction()

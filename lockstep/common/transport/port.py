@@ -116,3 +116,11 @@ class ClientPort(Protocol):
     def close(self, linger_s: float = 0.0) -> None:
         """Close the connection; what was sent gets at most `linger_s` seconds to leave."""
         ...
+
+
+class Dial(Protocol):
+    """Opens a connection to an address; `AddressError` where there can be none."""
+
+    def __call__(self, address: str, public: str = "") -> ClientPort:
+        """`public` is the key of who is there; empty if it is that of the server that was dialled first."""
+        ...

@@ -20,7 +20,7 @@ from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import FileFormatError
 from lockstep.common.files.json_file import decode
-from lockstep.common.files.reading import read_regular
+from lockstep.common.files.reading import open_regular, read_regular
 from lockstep.common.files.safetensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, parts_of, read
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.fingerprint import Fingerprint
@@ -177,7 +177,7 @@ def sealed_parts(
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Return a checkpoint; `FileFormatError` if it cannot be read, or differs from its seal in any bit."""
-    _check_seal(path)
+    check_seal(path)
     arrays, metadata = read(path)
     try:
         progress = decode(arrays.pop(PROGRESS_ARRAY).data, RunProgress)
@@ -196,17 +196,42 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path=path, identity=identity, progress=progress, arrays=arrays)
 
 
-def _check_seal(path: Path) -> None:
+def seal_of(path: Path) -> str:
+    """Return the seal of a checkpoint as its header has it, without reading the rest; `FileFormatError` if it has none.
+
+    It stands for the whole file, as far as that is not damaged.
+    """
     try:
-        data = memoryview(read_regular(path, MAX_FILE_BYTES))
+        with open_regular(path, MAX_FILE_BYTES) as file:
+            length = file.read(8)
+            header = length + file.read(min(int.from_bytes(length, "little"), MAX_HEADER_BYTES))
     except OSError as error:
-        raise FileFormatError(f"{path}: cannot be read ({error.strerror}): expected a checkpoint") from error
-    # No more than a header may have, whatever it claims.
-    header = bytes(data[: 8 + min(int.from_bytes(data[:8], "little"), MAX_HEADER_BYTES)])
+        raise _unreadable(path, error) from error
+    _, seal = _find_seal(path, header)
+    return seal.decode("ascii", "replace")
+
+
+def _unreadable(path: Path, error: OSError) -> FileFormatError:
+    return FileFormatError(f"{path}: cannot be read ({error.strerror}): expected a checkpoint")
+
+
+def _find_seal(path: Path, header: bytes) -> tuple[int, bytes]:
+    """Return where the seal is, and what it is."""
     start = header.find(_KEY) + len(_KEY)
     seal = header[start : start + len(_BLANK)]
     if start < len(_KEY) or len(seal) < len(_BLANK):
-        raise FileFormatError(f"{path}: has no seal of {len(data)} bytes: it is damaged, cut off, or not a checkpoint")
+        raise FileFormatError(f"{path}: has no seal: it is damaged, cut off, or not a checkpoint")
+    return start, seal
+
+
+def check_seal(path: Path) -> None:
+    """Raise `FileFormatError` if a checkpoint cannot be read, or differs from its seal in any bit."""
+    try:
+        data = memoryview(read_regular(path, MAX_FILE_BYTES))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    # No more than a header may have, whatever it claims.
+    start, seal = _find_seal(path, bytes(data[: 8 + min(int.from_bytes(data[:8], "little"), MAX_HEADER_BYTES)]))
     digest = hashlib.sha256(data[:start])
     digest.update(_BLANK)
     digest.update(data[start + len(_BLANK) :])

@@ -17,7 +17,21 @@ from lockstep.ps.records.room import DiskRoom
 #: Writes a file whole or not at all, as `write_atomically`: an argument so that a full disk can be tried.
 Writer = Callable[[Path, Iterable[bytes | memoryview]], None]
 
+#: How the names of checkpoints end that are set aside since their weights depend on results in doubt.
+DOUBTFUL = "doubtful"
+
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
+
+
+def step_of(name: str) -> int | None:
+    """Return the step of a checkpoint by the name of its file, None if that is not one."""
+    match = _NAME.fullmatch(name)
+    return None if match is None else int(match[1])
+
+
+def is_doubtful(name: str) -> bool:
+    """Tell whether a file is a checkpoint whose weights depend on results in doubt: nothing is resumed from it."""
+    return step_of(name.removesuffix(f".{DOUBTFUL}")) is not None and name.endswith(f".{DOUBTFUL}")
 
 
 @dataclass
@@ -66,8 +80,8 @@ class CheckpointFolder:
         """Return the steps of which there is a file, in order."""
         if not self.path.is_dir():
             return []
-        found = (_NAME.fullmatch(path.name) for path in self.path.iterdir())
-        return sorted(int(match[1]) for match in found if match)
+        found = (step_of(path.name) for path in self.path.iterdir())
+        return sorted(step for step in found if step is not None)
 
     def file_of(self, step: int) -> Path:
         return self.path / f"step-{step:08d}.safetensors"

@@ -35,6 +35,9 @@ class Resumption:
     compute_s: float = 0.0
     #: By identity, which workers may not come back, and why.
     convicted: Mapping[str, str] = field(default_factory=dict)
+    #: Bytes of the metrics and of the ledger that were kept.
+    metrics_bytes: int = 0
+    ledger_bytes: int = 0
 
 
 def first_round(setup: RunSetup) -> Resumption:
@@ -114,7 +117,13 @@ def resume(setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder, checkp
     recorder.add_entries(
         RunBegun(step=saved.steps, weights_sha256=weights_digest(setup.shard.weights), lost_steps=lost)
     )
-    return Resumption(round=following, progress=_progress(saved, setup.info), compute_s=saved.compute_s)
+    return Resumption(
+        round=following,
+        progress=_progress(saved, setup.info),
+        compute_s=saved.compute_s,
+        metrics_bytes=saved.metrics_bytes,
+        ledger_bytes=saved.ledger_bytes,
+    )
 
 
 def _best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> Checkpoint | None:

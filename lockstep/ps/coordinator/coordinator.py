@@ -10,8 +10,9 @@ from typing import assert_never
 from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
-from lockstep.common.errors import FailureKind, RefusalKind
+from lockstep.common.errors import CONTINUED, FailureKind, RefusalKind
 from lockstep.common.protocol.messages import (
+    NO_TERM,
     CallbackDecision,
     ComputeFailed,
     Diverged,
@@ -21,9 +22,12 @@ from lockstep.common.protocol.messages import (
     Join,
     Message,
     MultiStepResult,
+    NotLeading,
     Ping,
     Ready,
     Result,
+    StandbyAddress,
+    StandbysChanged,
     Status,
     Welcome,
     shortened,
@@ -81,6 +85,14 @@ class Coordinator(Machine[events.Event, Effect]):
     early_joins: dict[bytes, tuple[Join, registration.Admittance]] = field(default_factory=dict)
     #: By identity, who may not come back, and why.
     convicted: Mapping[str, str] = field(default_factory=dict)
+    #: Where workers go if this server is gone.
+    standbys: tuple[StandbyAddress, ...] = ()
+    #: Why no work is leased any more: the run is to be handed over, after the step at hand. Empty if it is not.
+    drained: str = ""
+    #: The step at hand when that was asked for.
+    drained_at: int = 0
+    #: Who computed the last step, by rank.
+    last_ranks: frozenset[int] = frozenset()
     #: The round to begin with if a run is resumed; otherwise the plan's first.
     start: Round | None = None
     #: Steps before the first multi-step lease.
@@ -136,7 +148,7 @@ class Coordinator(Machine[events.Event, Effect]):
         if not self.is_over():
             effects += self._record_sign_of_life(event, now) + self._end_audit(now) + self._remind(now)
             effects += self._watch_multi_step()
-        return effects
+        return effects if self.is_over() else [*effects, *self._end_drained()]
 
     def deadline(self) -> float | None:
         if self.is_over():
@@ -156,9 +168,19 @@ class Coordinator(Machine[events.Event, Effect]):
                 return self._on_left(event, now)
             case events.StatusRequested():
                 status = replace(self.status(now), refused=event.refused, broken=event.broken)
+                status = replace(status, standbys=list(event.standbys))
                 return [Send(peer=event.peer, message=status)]
             case events.ServersReady():
                 return self._on_servers_ready(event, now)
+            case events.StandbysKnown(standbys=standbys):
+                self.standbys = standbys
+                changed = StandbysChanged(standbys=standbys)
+                return [Send(peer=peer, message=changed) for peer in self.membership.members]
+            case events.Superseded(text=text):
+                return self._fail(text, FailureKind.SUPERSEDED)
+            case events.DrainRequested(heir=heir):
+                self.drained, self.drained_at = f"the run was handed over to {heir}", self.round.step
+                return []
             case events.SumsAcknowledged():
                 return self._on_sums_acknowledged(event, now)
             case events.StepUpdated():
@@ -192,7 +214,7 @@ class Coordinator(Machine[events.Event, Effect]):
             case CallbackDecision():
                 return self._on_callbacks_decided(message, now)
             case Ping():
-                return [Send(peer=peer, message=self._finished() if self.is_over() else Ping())]
+                return self._answer_ping(peer)
             case _:
                 return []
 
@@ -227,19 +249,23 @@ class Coordinator(Machine[events.Event, Effect]):
         if refused:
             return refused
         if self.is_over():
-            return [Send(peer=peer, message=self._finished())]
+            return [] if self.failure_kind in CONTINUED else [Send(peer=peer, message=self._finished())]
         if peer in self.membership.members:
             return []
         if self.phase is RunPhase.AWAITING_SERVERS:
             self.early_joins[peer] = join, admitted
-            return []
+            if not self.standbys and join.term == NO_TERM:
+                return []
+            # It would look elsewhere.
+            waiting = NotLeading(state="taking over", reason="the server waits for its shards")
+            return [Send(peer=peer, message=waiting)]
         effects = registration.admit(peer, join, admitted, self.membership, self.state.account, self._welcome, now)
         if self.phase is RunPhase.AUDITING:
             self.state.exclude(self.membership.members.values())
         return effects
 
     def _welcome(self, rank: int) -> Welcome:
-        return self.info.welcome(rank, shards=self.shards, offers_memory=self.offers_memory)
+        return self.info.welcome(rank, shards=self.shards, offers_memory=self.offers_memory, standbys=self.standbys)
 
     def _on_servers_ready(self, event: events.ServersReady, now: float) -> list[Effect]:
         self.shards, self.offers_memory = event.addresses, event.shares
@@ -306,7 +332,7 @@ class Coordinator(Machine[events.Event, Effect]):
 
     def _assign_leases(self, now: float, members: Sequence[Member] | None = None) -> list[Effect]:
         """Give out what work there is, to some of the ready members or to all."""
-        if self.no_room or not self.is_running():
+        if self.no_room or not self.is_running() or (self._is_drained() and self.phase is not RunPhase.AUDITING):
             return []
         return self.scheduler.assign(self.state, self.membership, now, members)
 
@@ -414,6 +440,7 @@ class Coordinator(Machine[events.Event, Effect]):
             return []
         tally, account = self.state.tallies.total(), self.state.account
         if self.round.work == "train":
+            self.last_ranks = frozenset(share.rank for share in account.shares)
             self.progress.end_step(tally, now, self.membership.end_step())
             self.progress.begin_round(now)
             self.phase = RunPhase.UPDATING
@@ -442,7 +469,7 @@ class Coordinator(Machine[events.Event, Effect]):
 
     def _go_on(self, now: float) -> list[Effect]:
         """Let a team make the next steps by itself if it can; otherwise lease the round that has begun."""
-        if self.phase is RunPhase.TRAINING and not self.no_room:
+        if self.phase is RunPhase.TRAINING and not self.no_room and not self.drained:
             self.leased_steps = self.multi_step.next(self.info, self.round, self.membership, self.scheduler)
         if self.leased_steps is None:
             return self._assign_leases(now)
@@ -451,6 +478,7 @@ class Coordinator(Machine[events.Event, Effect]):
 
     def _on_step_made(self, made: events.StepMade) -> list[Effect]:
         """Count a step as if its results had come."""
+        self.last_ranks = frozenset({made.rank})
         micro_batches, account, tally = self.round.micro_batches, self.state.account, made.tally
         member = self.membership.by_rank(made.rank)
         assert tally.count == self.info.job.global_batch * self.info.targets
@@ -473,7 +501,8 @@ class Coordinator(Machine[events.Event, Effect]):
         steps = self.leased_steps
         if self.phase is not RunPhase.MULTI_STEP or steps is None or self.is_ending:
             return []
-        if [member.rank for member in self.membership.ready()] == [steps.rank] and not self.no_room:
+        is_alone = [member.rank for member in self.membership.ready()] == [steps.rank]
+        if is_alone and not self.no_room and not self.drained:
             return []
         self.is_ending = True
         return [WithdrawSteps()]
@@ -583,9 +612,37 @@ class Coordinator(Machine[events.Event, Effect]):
 
     def _fail(self, failure: str, kind: FailureKind) -> list[Effect]:
         self.phase, self.failure, self.failure_kind = RunPhase.FAILED, failure, kind
-        # Without a server only this process ends: workers look for one that resumes the run from a checkpoint.
-        dismissed = [] if kind is FailureKind.SERVER_LOST else self._dismiss()
+        dismissed = [] if kind in CONTINUED else self._dismiss()
         return [*dismissed, Finish(failure=failure, kind=kind)]
+
+    def _is_drained(self) -> bool:
+        """Tell whether no work is to be leased any more.
+
+        If there are several servers, their slices are gathered with the next step, which is still made.
+        """
+        return bool(self.drained) and (self.info.servers == 1 or self.round.step > self.drained_at)
+
+    def _end_drained(self) -> list[Effect]:
+        """End here, to be continued by a standby, once nobody computes anything of the step at hand."""
+        if not self._is_drained():
+            return []
+        is_busy = self.phase in (RunPhase.UPDATING, RunPhase.MULTI_STEP, RunPhase.AUDITING) or self.leases.held
+        return [] if is_busy else self._fail(self.drained, FailureKind.HANDED_OVER)
+
+    def electors(self) -> list[int]:
+        """Return the ranks of those that decide that this server is gone: the workers of the last step.
+
+        Those on its own machine are gone with it, and do not count if there are others.
+        """
+        ready = self.membership.ready()
+        last = [member for member in ready if member.rank in self.last_ranks] or ready
+        away = [member for member in last if not self.info.machine or member.join.machine != self.info.machine]
+        return [member.rank for member in away or last]
+
+    def _answer_ping(self, peer: bytes) -> list[Effect]:
+        if not self.is_over():
+            return [Send(peer=peer, message=Ping())]
+        return [] if self.failure_kind in CONTINUED else [Send(peer=peer, message=self._finished())]
 
     def _dismiss(self) -> list[Effect]:
         peers = [*self.membership.members, *self.early_joins]
@@ -624,7 +681,7 @@ class Coordinator(Machine[events.Event, Effect]):
         ready = {member.rank for member in self.membership.ready()}
         assert self.leases.held.keys() <= ready, "a worker holds leases that is not ready"
         assert self.is_running() or self.is_over() or not self.leases.held
-        if self.is_running():
+        if self.is_running() and not self.drained:
             assert not self.leases.is_complete()
             if self.no_room:
                 return

@@ -16,6 +16,8 @@ from lockstep.common.protocol.messages import (
     Ready,
     Result,
     SamplesRequest,
+    StandbyAddress,
+    StandbyStatus,
     SumsFrame,
 )
 from lockstep.common.statemachine.machine import Interrupted as Interrupted
@@ -29,6 +31,7 @@ class StatusRequested(Struct, frozen=True, kw_only=True):
     #: Numbers of connections that were not let in, and of peers that broke the protocol.
     refused: int = 0
     broken: int = 0
+    standbys: tuple[StandbyStatus, ...] = ()
 
 
 class ServersReady(Struct, frozen=True, kw_only=True):
@@ -39,6 +42,25 @@ class ServersReady(Struct, frozen=True, kw_only=True):
     #: Whether all see the server's memory, so that workers may share it, and if not, why.
     shares: bool
     obstacle: str = ""
+
+
+class StandbysKnown(Struct, frozen=True, kw_only=True):
+    """These are the standbys of the run from now on."""
+
+    standbys: tuple[StandbyAddress, ...]
+
+
+class Superseded(Struct, frozen=True, kw_only=True):
+    """Another server leads the run, in a higher term."""
+
+    text: str
+
+
+class DrainRequested(Struct, frozen=True, kw_only=True):
+    """The run is to be handed over to a standby, after a step."""
+
+    #: The address of the standby.
+    heir: str
 
 
 class SumsAcknowledged(Struct, frozen=True, kw_only=True):
@@ -154,6 +176,9 @@ Event = (
     | PeerLeft
     | StatusRequested
     | ServersReady
+    | StandbysKnown
+    | Superseded
+    | DrainRequested
     | SumsAcknowledged
     | StepUpdated
     | StepMade

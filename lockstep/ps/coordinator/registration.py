@@ -8,7 +8,7 @@ import msgspec
 from lockstep.common.errors import RefusalKind
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.fingerprint import Fingerprint
-from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, Ready, Refused, Standby, Welcome, shortened
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, Ready, Refused, Standby, Term, Welcome, shortened
 from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.ps.coordinator.effects import Effect, ForgetWorker, Report, ReportRefusal, Send
@@ -74,6 +74,11 @@ def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics:
     )
 
 
+def superseded_text(theirs: Term, info: RunInfo) -> str:
+    """Return that another server leads the run."""
+    return f"another server leads run {info.run} in term {theirs.number}, and this one in term {info.term.number}"
+
+
 def convicted_text(why: str) -> str:
     """Return why a worker may not come back."""
     return f"{why}; test the memory and the processor of its machine"
@@ -110,6 +115,8 @@ def _refusal(
     if join.run not in ("", info.run):
         reason = f"a worker of host {join.host!r} asks for run {join.run!r}: this is run {info.run!r}"
         return refused(RefusalKind.OTHER_RUN, reason)
+    if join.term.is_above(info.term):
+        return refused(RefusalKind.OLD_TERM, superseded_text(join.term, info))
     twin = membership.by_incarnation(join.incarnation)
     # One that has said nothing since may have dialled again, before its welcome came: see `admit`.
     if twin is not None and twin.peer != peer and twin.state is not MemberState.PREPARING:

@@ -54,6 +54,7 @@ def status_of(
         workers=workers,
         history=progress.history[-HISTORY_LIMIT:],
         failure=shortened(failure),
+        term=info.term.number,
     )
 
 

@@ -61,8 +61,8 @@ OPEN = frozenset(RunPhase) - {P.FINISHED, P.FAILED}
 WORKING = OPEN - {P.AWAITING_SERVERS, P.AWAITING_WORKERS}
 
 #: What a worker may do at any time while there is work. An audit waits for nobody: what may leave it without a worker
-#: ends it, and that is the end of the step.
-_ANY_TIME = stays(*WORKING) | {P.AUDITING: {P.AUDITING, P.UPDATING}}
+#: ends it, and that is the end of the step. A run that is to be handed over ends here as soon as nobody is at work.
+_ANY_TIME = {phase: {phase, P.FAILED} for phase in WORKING} | {P.AUDITING: {P.AUDITING, P.UPDATING, P.FAILED}}
 
 #: What may follow; in phases that are not named, nothing happens.
 TRANSITIONS = table_of(
@@ -75,8 +75,8 @@ TRANSITIONS = table_of(
         SamplesRequest: _ANY_TIME,
         Result: _ANY_TIME
         | {
-            P.TRAINING: {P.TRAINING, P.AUDITING, P.UPDATING},
-            P.EVALUATING: {P.TRAINING, P.EVALUATING, P.PAUSED, P.FINISHED},
+            P.TRAINING: {P.TRAINING, P.AUDITING, P.UPDATING, P.FAILED},
+            P.EVALUATING: {P.TRAINING, P.EVALUATING, P.PAUSED, P.FINISHED, P.FAILED},
             P.AUDITING: {P.AUDITING, P.UPDATING, P.FAILED},
         },
         ComputeFailed: {
@@ -94,16 +94,20 @@ TRANSITIONS = table_of(
         events.PeerLeft: stays(*OPEN) | _ANY_TIME,
         # After the end a worker that pings is told so.
         Ping: stays(*RunPhase) | _ANY_TIME,
-        CallbackDecision: {P.PAUSED: {P.PAUSED, P.TRAINING, P.FINISHED}},
+        CallbackDecision: {P.PAUSED: {P.PAUSED, P.TRAINING, P.FINISHED, P.FAILED}},
         events.StatusRequested: stays(*RunPhase),
         events.ServersReady: {P.AWAITING_SERVERS: {P.AWAITING_WORKERS}},
-        events.SumsAcknowledged: {P.TRAINING: {P.TRAINING, P.AUDITING, P.UPDATING}, P.AUDITING: {P.AUDITING}},
-        events.StepUpdated: {P.UPDATING: {P.TRAINING, P.EVALUATING, P.MULTI_STEP, P.FINISHED}},
+        events.SumsAcknowledged: {P.TRAINING: {P.TRAINING, P.AUDITING, P.UPDATING, P.FAILED}, P.AUDITING: {P.AUDITING}},
+        events.StepUpdated: {P.UPDATING: {P.TRAINING, P.EVALUATING, P.MULTI_STEP, P.FINISHED, P.FAILED}},
         events.StepMade: stays(P.MULTI_STEP),
-        events.MultiStepLeaseEnded: {P.MULTI_STEP: {P.TRAINING}},
         # After its audit, a step is over for the one that was asked as well.
         events.Recomputed: {P.AUDITING: {P.AUDITING, P.FAILED}},
-        events.MultiStepLeaseRefused: {P.MULTI_STEP: {P.TRAINING}},
+        events.MultiStepLeaseEnded: {P.MULTI_STEP: {P.TRAINING, P.FAILED}},
+        events.MultiStepLeaseRefused: {P.MULTI_STEP: {P.TRAINING, P.FAILED}},
+        events.StandbysKnown: stays(*OPEN) | _ANY_TIME,
+        events.Superseded: leads({P.FAILED}, *OPEN),
+        # At once if nobody is at work.
+        events.DrainRequested: {phase: {phase, P.FAILED} for phase in OPEN},
         events.ServerLost: leads({P.FAILED}, *OPEN),
         events.RoomChanged: stays(*OPEN) | _ANY_TIME,
         events.WeightsNotFinite: leads({P.FAILED}, *WORKING),

@@ -11,7 +11,7 @@ from lockstep.common.job.metrics import Metrics
 from lockstep.common.job.score import Guess
 from lockstep.common.model.files import ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
-from lockstep.common.protocol.messages import NAME_LIMIT, Welcome
+from lockstep.common.protocol.messages import DEFAULT_TAKEOVER_S, NAME_LIMIT, NO_TERM, StandbyAddress, Term, Welcome
 from lockstep.ps.run.plan import Plan
 
 
@@ -37,6 +37,10 @@ class AdmissionPolicy:
     signed: bool = False
     #: Whether workers that lack the data are sent the samples of their leases.
     ships_data: bool = False
+    #: Seconds of the server's silence after which workers go to a standby.
+    takeover_s: float = DEFAULT_TAKEOVER_S
+    #: The server's machine: workers on it are gone with it. Empty if nobody knows.
+    machine: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +77,22 @@ class RunInfo(AdmissionPolicy):
     moments: tuple[float, float] | None = None
     #: Values of the vectors that are sent.
     size: int = 0
+    #: In which the server leads the run.
+    term: Term = NO_TERM
 
     @cached_property
     def metrics(self) -> Metrics:
         """What is counted besides the loss."""
         return Metrics.of(self.job.loss, self.job.metrics or ())
 
-    def welcome(self, rank: int, *, shards: Sequence[str] = (), offers_memory: bool = True) -> Welcome:
+    def welcome(
+        self,
+        rank: int,
+        *,
+        shards: Sequence[str] = (),
+        offers_memory: bool = True,
+        standbys: tuple[StandbyAddress, ...] = (),
+    ) -> Welcome:
         """Return the welcome of a worker; `shards` are the addresses of other servers, in the order of their slices."""
         return Welcome(
             rank=rank,
@@ -99,4 +112,7 @@ class RunInfo(AdmissionPolicy):
             size=self.size,
             metric_sums=self.metric_sums,
             signed_run=self.signed_run,
+            term=self.term,
+            standbys=standbys,
+            takeover_s=self.takeover_s,
         )

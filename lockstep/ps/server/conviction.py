@@ -3,14 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lockstep.ps.checkpoint.folder import CheckpointFolder
+from lockstep.ps.checkpoint.folder import DOUBTFUL, CheckpointFolder
 from lockstep.ps.coordinator.scheduling.audit import AuditFinding, Conviction
 from lockstep.ps.records.convictions import MOST_RESULTS, Doubt, doubt_of, keep_convictions, read_convictions
 from lockstep.ps.records.ledger import Line, WorkerConvicted
 from lockstep.ps.records.run_folder import RunFolder, read_ledger
-
-#: How the names of checkpoints end whose weights depend on results in doubt.
-DOUBTFUL = "doubtful"
 
 #: Takes a checkpoint of the weights as they are; returns whether there is one.
 TakeCheckpoint = Callable[[], bool]

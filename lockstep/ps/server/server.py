@@ -6,6 +6,7 @@ It decides nothing.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
 from typing import assert_never
 
 import msgspec
@@ -40,13 +41,14 @@ from lockstep.common.protocol.messages import (
     shortened,
 )
 from lockstep.common.protocol.shard_messages import ShardMessage
+from lockstep.common.protocol.standby_messages import StandbyMessage
 from lockstep.common.protocol.team_memory import TeamShape
 from lockstep.common.runtime.clock import Clock
-from lockstep.common.runtime.interrupts import held_back
+from lockstep.common.runtime.interrupts import Terminated, held_back
 from lockstep.common.statemachine.delivery import deliver
 from lockstep.common.statemachine.machine import carry_out, soonest
 from lockstep.common.transport.limits import RejectionLog
-from lockstep.common.transport.port import ServerPort
+from lockstep.common.transport.port import ClientPort, Dial, ServerPort
 from lockstep.ps.checkpoint.checkpointer import Checkpointer
 from lockstep.ps.coordinator import effects, events
 from lockstep.ps.coordinator.coordinator import Coordinator
@@ -60,17 +62,16 @@ from lockstep.ps.run.traffic import Traffic
 from lockstep.ps.server.gradient_receiver import GradientReceiver
 from lockstep.ps.server.limits import PeerBlocklist, StatusRateLimit
 from lockstep.ps.server.step_committer import StepCommitter
+from lockstep.ps.server.succession import Succession
 from lockstep.ps.setup import RunSetup
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard_group.shell import ShardGroupShell
 from lockstep.ps.shared_memory.memory import ServerSharedMemory
 from lockstep.ps.shared_memory.multi_step_shell import MultiStepShell
+from lockstep.ps.standby.source import MirrorSource
 
 #: Returns what an honest worker finds for a micro-batch, given the weights and the step; empty if that cannot be found.
 Recompute = Callable[[RunSetup, Vector, int, int], str]
-
-#: Seconds for which the last messages may still go out.
-LINGER_S = 1.0
 
 #: Seconds between two calls of `watch`, which shows the progress.
 WATCH_S = 0.1
@@ -127,6 +128,17 @@ class Server:
     signers: Callable[[], Mapping[str, str]] = dict
     #: Connections that were not let in.
     rejections: RejectionLog = field(default_factory=RejectionLog)
+    #: How other servers are reached, None if there can be none; and the one that led the run before, if it is not known
+    #: to be gone.
+    dial: Dial | None = None
+    #: Where this server is reached; by default, where it listens.
+    address: str = ""
+    #: Who is admitted, None if the run has no keys.
+    allowed: Callable[[], Mapping[str, str]] | None = None
+    predecessor: ClientPort | None = None
+    #: Whether it hands the run over to a standby when it gets SIGTERM, and whether it does so now.
+    hands_over: bool = False
+    is_leaving: bool = False
     #: Set once the run has ended.
     ended: effects.Finish | None = None
     #: Bytes that crossed the sockets of all servers since the last step was recorded.
@@ -138,6 +150,8 @@ class Server:
     shard: Shard = field(init=False)
     #: Steps that a team makes by itself.
     multi_step: MultiStepShell = field(init=False)
+    #: The standbys of the run, and servers of other terms.
+    succession: Succession = field(init=False)
     receiver: GradientReceiver = field(init=False)
     committer: StepCommitter = field(init=False)
     #: The samples for workers that lack the data, None if the run does not send any.
@@ -172,6 +186,18 @@ class Server:
         self.multi_step = MultiStepShell(
             info, self.shard, self.clock, self._send_multi_step, self.say, self.sharing if info.servers == 1 else None
         )
+        folder = Path() if self.recorder.folder is None else self.recorder.folder.path
+        self.succession = Succession(
+            coordinator,
+            self.group,
+            MirrorSource(folder, self.allowed),
+            self.port,
+            self.clock,
+            self.say,
+            address=self.address or self.port.address,
+            dial=self.dial,
+            predecessor=self.predecessor,
+        )
         self.receiver = GradientReceiver(coordinator, self.shard, self.sharing)
         self.committer = StepCommitter(
             coordinator, self.group, self.recorder, self.checkpointer, self.say, self.traffic
@@ -186,24 +212,58 @@ class Server:
     def run(self, watch: Callable[[], None] = lambda: None) -> effects.Finish:
         """Serve until the run is over; `watch` is called now and then, and at the end, to show the progress."""
         try:
-            while self.ended is None:
-                self.step()
-                self._show(watch)
+            try:
+                while self.ended is None:
+                    self._go_on(watch)
+            except KeyboardInterrupt:
+                self.interrupt()
+            if self.ended is not None:
+                self._see_off(self.ended)
         except KeyboardInterrupt:
-            self.interrupt()
+            pass  # once more: standbys do without the rest
         finally:
-            # A run that goes back continues at this port in a moment.
-            if self.ended is None or self.ended.kind is not FailureKind.ROLLBACK:
-                self.port.close(LINGER_S)
+            self.succession.close()
             self.recorder.close()
         # None after an interrupt between the run's end and the writing of its result, which then is not there.
         return self.ended or effects.Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)
+
+    def _go_on(self, watch: Callable[[], None]) -> None:
+        """Do what is due; a machine that is to be stopped hands the run over if it can, and otherwise ends it."""
+        try:
+            self.step()
+            self._show(watch)
+        except Terminated:
+            if not self.hands_over or self.is_leaving or self.succession.obstacle():
+                raise
+            self.is_leaving = True
+            with held_back():
+                self._dispatch(self.succession.hand_over())
 
     def interrupt(self) -> None:
         """End the run now, after the steps that a team has made by itself."""
         with held_back():
             self._dispatch(*self.multi_step.end(is_interrupted=True))
         self._dispatch(events.Interrupted())
+
+    def _see_off(self, ended: effects.Finish) -> None:
+        """Let standbys have what the run has come to, for a while; send everybody to the one that continues it."""
+        self.begin_to_end(ended)
+        while not self.succession.is_over(self.clock.now()):
+            self.step()
+        self.send_away()
+
+    def begin_to_end(self, ended: effects.Finish) -> None:
+        """Write what is to be written; from now on it is standbys that are waited for."""
+        self.recorder.flush_if_due(math.inf)
+        self.succession.end(ended, self.clock.now())
+
+    def send_away(self) -> None:
+        """Send everybody to the standby that the run was handed over to, if it was."""
+        heir = self.succession.handed_over()
+        if heir is not None:
+            self._dispatch(*self.group.send_all(heir))
+            for peer in list(self.coordinator.membership.members):
+                self._send(peer, heir)
 
     def _show(self, watch: Callable[[], None]) -> None:
         now = self.clock.now()
@@ -217,6 +277,10 @@ class Server:
         with held_back():
             self._watch_room(self.clock.now())
         deadline, now = self.deadline(), self.clock.now()
+        if self.succession.is_asking(now):
+            with held_back():
+                self._dispatch(*self.succession.ask(now))
+            return True
         # First, since there may always be a message: leases run out and dead workers are noticed all the same.
         if deadline is not None and now >= deadline:
             with held_back():
@@ -242,6 +306,7 @@ class Server:
             self.multi_step.deadline(),
             self.status_limit.deadline(),
             self._room_due,
+            self.succession.deadline(),
         )
 
     def _watch_room(self, now: float) -> None:
@@ -276,7 +341,7 @@ class Server:
 
     def _time_passed(self, now: float) -> list[events.Event]:
         due = [self._status_requested(peer) for peer in self.status_limit.due(now)]
-        due += self.group.on_time(now) + self.multi_step.on_time(now)
+        due += self.group.on_time(now) + self.multi_step.on_time(now) + self.succession.on_time(now)
         at = self.coordinator.deadline()
         return [*due, events.TimePassed()] if at is not None and now >= at else due
 
@@ -287,7 +352,7 @@ class Server:
             return
         happened: Sequence[events.Event]
         try:
-            message, self._arrays = decode(frames, WorkerMessage | ShardMessage)
+            message, self._arrays = decode(frames, WorkerMessage | ShardMessage | StandbyMessage)
             self.traffic.record_received(message, frames)
             happened = self._events_of(peer, message)
         except RemoteProtocolError as error:
@@ -317,12 +382,16 @@ class Server:
                 return [received] if self.receiver.on_result(peer, message, self._arrays) else []
             case MultiStepResult():
                 return [*self._end_steps(peer, message), received]
+            case Leave() if self.succession.has(peer):
+                return self.succession.on_left(peer, one_line(message.reason), is_done=True)
             case Leave():
                 return [events.PeerLeft(peer=peer, reason=one_line(message.reason))]
             case SamplesRequest():
                 return self._send_samples(peer, message)
             case Echo():
                 return self._send_back(peer, message)
+            case _ if isinstance(message, StandbyMessage):
+                return self.succession.on_message(peer, message)
             case StatusRequest():
                 is_now = self.status_limit.ask(peer, self.clock.now())
                 return [self._status_requested(peer)] if is_now else []
@@ -345,7 +414,12 @@ class Server:
 
     def _status_requested(self, peer: bytes) -> events.Event:
         broken = self.blocklist.broken.count
-        return events.StatusRequested(peer=peer, refused=self.rejections.count, broken=broken)
+        return events.StatusRequested(
+            peer=peer,
+            refused=self.rejections.count,
+            broken=broken,
+            standbys=tuple(self.succession.registry.statuses()),
+        )
 
     def _prepare(self, peer: bytes, ready: Ready) -> None:
         """Map what a worker that shares memory has there; make room for one that sends messages."""
@@ -393,6 +467,8 @@ class Server:
 
     def _peer_gone(self, peer: bytes, reason: str) -> list[events.Event]:
         """Return what it means to the coordinator that a peer is gone: a worker, a shard, or neither."""
+        if self.succession.has(peer):
+            return [*self.succession.on_left(peer, reason)]
         if peer in self.group.state.members:
             return self.group.on_shard_gone(peer, reason)
         return [events.PeerLeft(peer=peer, reason=reason)]

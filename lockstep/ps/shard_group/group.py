@@ -11,9 +11,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
-from lockstep.common.errors import FailureKind, RefusalKind
+from lockstep.common.errors import CONTINUED, RefusalKind
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.protocol.messages import Finished, Message, Ping, Refused, shortened
+from lockstep.common.protocol.messages import Eviction, Finished, Message, Ping, Refused, shortened
 from lockstep.common.protocol.shard_messages import (
     ShardJoin,
     ShardReady,
@@ -39,7 +39,7 @@ from lockstep.common.statemachine.machine import (
 )
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.coordinator.events import ServerLost, ServersReady, StepUpdated, SumsAcknowledged
-from lockstep.ps.coordinator.registration import refusal, refused, through_its_socket, without_memory
+from lockstep.ps.coordinator.registration import refusal, refused, superseded_text, through_its_socket, without_memory
 from lockstep.ps.coordinator.status import Reminder
 from lockstep.ps.run.info import RunInfo
 
@@ -221,8 +221,10 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
                 return self._gone(event)
             case TimePassed():
                 return self._time_passed(now)
-            case Finish(failure=reason):
+            case Finish(failure=reason, kind=kind):
                 self.phase = GroupPhase.ENDED
+                if kind in CONTINUED:
+                    return []
                 return [Send(peer=peer, message=Finished(reason=shortened(reason))) for peer in self.members]
             case _:
                 assert_never(event)
@@ -268,6 +270,8 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
             return refused(RefusalKind.FULL, "this run has one server: start that with --servers 2 or more")
         if self.phase is GroupPhase.ENDED:
             return refused(RefusalKind.OVER, "the run is over")
+        if join.term.is_above(info.term):
+            return refused(RefusalKind.OLD_TERM, superseded_text(join.term, info))
         if len(self.members) == self.others:
             text = f"all {info.servers} servers of this run are there: start the server with more --servers"
             return refused(RefusalKind.FULL, text)
@@ -364,8 +368,8 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         """End the run: the slice, and with it the optimizer's state, is nowhere else."""
         self.phase = GroupPhase.ENDED
         lost = f"{member.named()} is gone, and its slice of the weights with it: {reason}"
-        finished = Finished(reason=shortened(lost), kind=FailureKind.SERVER_LOST)
-        others = [Send(peer=peer, message=finished) for peer in self.members if peer != member.peer]
+        evicted = Eviction(reason=shortened(lost))
+        others = [Send(peer=peer, message=evicted) for peer in self.members if peer != member.peer]
         return [*others, ServerLost(text=lost)]
 
     def _time_passed(self, now: float) -> list[GroupEffect]:

@@ -12,7 +12,7 @@ from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.own_code import needs_code
 from lockstep.common.protocol.codec import decode, encode
-from lockstep.common.protocol.messages import Eviction, Leave, Message
+from lockstep.common.protocol.messages import Eviction, Leave, Message, StandbyAddress
 from lockstep.common.protocol.shard_messages import (
     WEIGHTS,
     AddFromMemory,
@@ -60,6 +60,9 @@ from lockstep.ps.shared_memory.memory import ServerSharedMemory
 #: The reason to evict a peer that is not a shard of this run, and sends what only a shard does.
 STRANGER = "its connection broke, or the server was started again, and its slice is lost"
 
+#: Seconds of the server's silence after which a shard goes to a standby, at least: it is pinged once a second.
+LEAST_TAKEOVER_S = 3.0 * machine.PING_S
+
 #: Messages without arrays that may wait for a shard.
 QUEUE = 1024
 
@@ -84,6 +87,8 @@ class ShardGroupShell:
     report_refusal: Callable[[str], None]
     #: The memory that workers and shards on this machine share, if there is any.
     sharing: ServerSharedMemory | None = None
+    #: Where shards go if this server is gone.
+    standbys: tuple[StandbyAddress, ...] = ()
     own: Shard = field(init=False)
     state: ShardGroup = field(init=False)
     slices: list[Slice] = field(init=False)
@@ -208,7 +213,7 @@ class ShardGroupShell:
         gone = [event for peer in peers for event in self._send(peer, message)]
         return [following for event in gone for following in self._dispatch(event)]
 
-    def _send_all(self, message: Message) -> list[coordinator_events.Event]:
+    def send_all(self, message: Message) -> list[coordinator_events.Event]:
         """Send a message to each shard."""
         return self._send_to(list(self.state.members), message)
 
@@ -225,6 +230,9 @@ class ShardGroupShell:
             parameter_size=self.whole.policy.parameter_size,
             memory=self.info.memory,
             spans=tuple((span.stop, *span.group) for span in self.whole.policy.spans),
+            term=self.info.term,
+            standbys=self.standbys,
+            takeover_s=max(self.info.takeover_s, LEAST_TAKEOVER_S),
             **(self._own_source() if needs_code(self.info.job) else {}),
         )
 
@@ -248,20 +256,20 @@ class ShardGroupShell:
         member = self.membership.members.get(peer)
         if member is None:
             return []
-        return self._send_all(Admit(rank=member.rank, incarnation=member.join.incarnation, shares=shares))
+        return self.send_all(Admit(rank=member.rank, incarnation=member.join.incarnation, shares=shares))
 
     def forget(self, effect: coordinator_effects.ForgetWorker) -> list[coordinator_events.Event]:
         """Inform all shards that a worker is gone."""
-        return self._send_all(Forget(rank=effect.rank))
+        return self.send_all(Forget(rank=effect.rank))
 
     def send_weights(self, rank: int, step: int) -> Sequence[coordinator_events.Event]:
         """Let all shards send a worker their weights of a step, unless the update's message has told them to."""
-        return [] if rank in self._update.pushed else self._send_all(SendWeightsTo(rank=rank, step=step))
+        return [] if rank in self._update.pushed else self.send_all(SendWeightsTo(rank=rank, step=step))
 
     def add_shared(self, effect: coordinator_effects.AddSharedSums) -> Sequence[coordinator_events.Event]:
         """Let all shards add the sums in a worker's slot."""
         node, step = effect.node, self.state.step
-        return self._send_all(AddFromMemory(rank=effect.rank, slot=effect.slot, step=step, lo=node.lo, hi=node.hi))
+        return self.send_all(AddFromMemory(rank=effect.rank, slot=effect.slot, step=step, lo=node.lo, hi=node.hi))
 
     # Updates
 

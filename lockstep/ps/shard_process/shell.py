@@ -12,7 +12,7 @@ from lockstep.common.aggregation.checksum import MODULUS
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import LockstepError, RemoteProtocolError, SharingError
 from lockstep.common.protocol.codec import decode, encode
-from lockstep.common.protocol.messages import Join, Message, SumsFrame, Weights, Welcome, shortened
+from lockstep.common.protocol.messages import Join, Message, StandbyAddress, SumsFrame, Weights, Welcome, shortened
 from lockstep.common.protocol.shard_messages import (
     AddFromMemory,
     Admit,
@@ -40,7 +40,7 @@ from lockstep.common.statemachine.machine import PeerLeft, Received, Send
 from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.links import Wait
-from lockstep.common.transport.port import ClientPort, PeerSlow, ServerPort
+from lockstep.common.transport.port import ClientPort, Dial, PeerSlow, ServerPort
 from lockstep.ps.coordinator.failures import not_finite
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW
 from lockstep.ps.run.traffic import Traffic
@@ -73,6 +73,8 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
     diagnose: Callable[[], Diagnosis | None] | None = None
     #: Connections that were rejected.
     rejections: RejectionLog = field(default_factory=RejectionLog)
+    #: How a standby is reached, which leads the run if the server is gone; None if there can be none.
+    dial: Dial | None = None
     ended: Exit | None = None
     expected = ToShardMessage
     arrays: list[Vector] = field(default_factory=list)
@@ -232,6 +234,11 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
             # Nobody has read for so long: the server's silence ends this.
             return
 
+    def redial(self, server: StandbyAddress) -> None:
+        assert self.dial is not None  # otherwise no other server is known
+        self.upstream.close()
+        self.upstream = self.dial(server.address, server.public)
+
     def _send(self, peer: bytes, message: Message, *arrays: Vector) -> list[PeerLeft]:
         frames = encode(message, arrays)
         failed = deliver(self.port, peer, frames)
@@ -258,6 +265,8 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
             return PreparationFailed(reason=str(error))
         except MemoryError:
             return PreparationFailed(reason=f"a slice of {welcome.size:,} values does not fit into the memory")
+        if self.storage is not None:
+            self.storage.close()
         self.storage, self.sums = storage, {}
         self._make_room()
         return Prepared(ready=ShardReady(nonce=storage.nonce, obstacle=shortened(storage.obstacle)))

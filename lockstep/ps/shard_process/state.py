@@ -135,7 +135,7 @@ class ShardState(Machine[ShardEvent, ShardEffect]):
     workers: WorkerConnections = field(init=False)
 
     def __post_init__(self) -> None:
-        self.client = Client(self.config, role="shard", may_rejoin=False)
+        self.client = Client(self.config, role="shard", may_rejoin=True)
         self.workers = WorkerConnections(0, ReceivedFrames(0))
 
     def handle(self, event: ShardEvent, now: float) -> list[ShardEffect]:

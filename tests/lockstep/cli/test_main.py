@@ -40,7 +40,7 @@ MODELS = {
 
 #: Command line -> what the one line says, from its start.
 MISTAKES = {
-    "command": (["trian"], "no such command 'trian' (did you mean 'train'?): see `lockstep --help`"),
+    "command": (["trian"], "no such command 'trian' (did you mean one of: 'drain', 'train'?): see `lockstep --help`"),
     "option": ([*HERE, "--epoch", "3"], "no such option '--epoch' (did you mean one of: '--epochs', '--eps'?): see"),
     "no value": ([*HERE, "--epochs"], "option '--epochs' requires an argument"),
     "no number": ([*HERE, "--epochs", "two"], "invalid value for '--epochs': 'two' is not a valid integer"),

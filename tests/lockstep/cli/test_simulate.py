@@ -32,7 +32,7 @@ def test_numbers_that_are_given_are_kept(capsys: pytest.CaptureFixture[str]) -> 
     assert run(["simulate", "--seeds", "4", *given, "--trace"]) == 0
     assert ", 3 + 3 processes, 2 servers" in capsys.readouterr().out
     expected = "lockstep simulate --seeds 4 --workers 2 --processes 3 --steps 3 --trace"
-    assert replay_command(4, 2, 3, None, 3) == expected
+    assert replay_command(4, {"workers": 2, "processes": 3, "servers": None, "steps": 3}) == expected
 
 
 @pytest.mark.parametrize("seeds", ["", "3:3", "5:2", "a", "-1:4", "1:2:3"])

@@ -29,6 +29,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 #: A key of Ed25519, or the seed of one: 32 bytes in hex.
 SIGNING_KEY = re.compile(r"[0-9a-f]{64}")
 
+#: How the names of standbys' keys begin: only with these may a run be mirrored, and handed over.
+STANDBY = "standby-"
+
 #: Most bytes of a key file.
 MOST_BYTES = 4096
 
@@ -329,6 +332,11 @@ def new_signing_key() -> SigningKey:
     except ImportError:
         return SigningKey()
     return Signer.new().key
+
+
+def is_standbys(name: str) -> bool:
+    """Tell whether the key of that name is a standby's; the server's own key and none have the empty name."""
+    return name == "" or name.startswith(STANDBY)
 
 
 def check_names(names: Sequence[str]) -> None:

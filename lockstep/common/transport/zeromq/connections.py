@@ -41,6 +41,7 @@ class ConnectionTracker:
             zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it expects a server with another key",
             zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: mismatch,
         }
+        self._is_locked = is_locked
         self._socket, self._rejections, self._clock = socket, rejections, clock
         self._backoff = HostBackoff()
         self.monitor: zmq.Socket[bytes] = socket.get_monitor_socket(
@@ -68,7 +69,8 @@ class ConnectionTracker:
         descriptor = frame.get(zmq.SRCFD)
         assert isinstance(descriptor, int)
         self._peers[descriptor] = peer
-        self._known[peer] = _user_of(frame)
+        # Without a lock nobody has a name, and none is asked for.
+        self._known[peer] = _user_of(frame) if self._is_locked else ""
         if len(self._known) > MOST_REMEMBERED:
             del self._known[next(iter(self._known))]
 

@@ -154,8 +154,13 @@ class ZeroMqServer:
         self._socket.send([peer, *frames])
 
     def allow(self, queue: int) -> None:
-        # For existing connections: a later one gets what was set when the socket was bound.
-        self._socket.raw.set(zmq.SNDHWM, max(queue, self._socket.limits.queue))
+        # For existing connections: a later one gets what was set when the socket was bound. Not without need, as libzmq
+        # 4.3.5 sends the new limit to the other end of each connection, which its own thread may have deleted after the
+        # connection ended: that thread then crashes the process (`pipe_t::send_hwms_to_peer`; with connections that
+        # come and go, and this option in a loop, within seconds). Workers leave and join at once when a standby takes
+        # over. So ports are bound with room for the vectors of most models.
+        if queue > self._socket.limits.queue:
+            self._socket.raw.set(zmq.SNDHWM, queue)
 
     def close(self, linger_s: float = 0.0) -> None:
         if self._file is not None:

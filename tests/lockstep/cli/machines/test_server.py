@@ -8,19 +8,21 @@ import pytest
 from lockstep.cli.main import run
 from lockstep.common.transport.auth.curve import new_pair
 from lockstep.common.transport.auth.keys import KeyFolder
-from lockstep.common.transport.port import PeerSlow
+from lockstep.common.transport.port import Limits, PeerSlow
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.serve import Listening
-from lockstep.ps.server.server import QUEUE
 
 #: What the sockets' buffers and the backlog of a client may hold beside the queue, in frames of a MiB.
 BUFFERED = 24
+
+#: Messages that may wait for one peer.
+QUEUE = Limits().queue
 
 
 def test_before_the_model_is_known_little_waits_for_one_that_does_not_read() -> None:
     sent = 0
     with (
-        closing(Listening("tcp://127.0.0.1:0", None, False).serve(1)) as server,
+        closing(Listening("tcp://127.0.0.1:0", None, False).serve()) as server,
         closing(dial(server.address)) as client,
     ):
         client.send([b"hello"])

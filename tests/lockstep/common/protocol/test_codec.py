@@ -25,6 +25,7 @@ from lockstep.common.protocol.messages import (
     EpochStatus,
     Eviction,
     Finished,
+    HandedOver,
     Join,
     Lease,
     Leave,
@@ -33,6 +34,7 @@ from lockstep.common.protocol.messages import (
     MultiStepResult,
     MultiStepWithdrawal,
     NodeMessage,
+    NotLeading,
     Ping,
     Ready,
     Refused,
@@ -41,9 +43,12 @@ from lockstep.common.protocol.messages import (
     SamplesRequest,
     ServerMessage,
     Standby,
+    StandbyAddress,
+    StandbysChanged,
     Status,
     StatusRequest,
     SumsFrame,
+    Term,
     Weights,
     Welcome,
     Withdrawal,
@@ -73,8 +78,23 @@ from lockstep.common.protocol.shard_messages import (
     WorkerLost,
     WorkerToShardMessage,
 )
+from lockstep.common.protocol.standby_messages import (
+    CommandOutcome,
+    Drain,
+    FilePart,
+    FilePartRequest,
+    LeaderNotice,
+    LeaderRequest,
+    MirrorRequest,
+    Promote,
+    RunFile,
+    RunFiles,
+    StandbyMessage,
+    ToStandbyMessage,
+)
 
 DIGEST = "0123456789abcdef" * 4
+TERM = Term(run="r", number=2, server="s")
 ONES = np.ones(2, np.float32)
 EXAMPLES: list[Message] = [
     Join(protocol=1, incarnation="a1", host="b", pid=7, fingerprint=fingerprint()),
@@ -156,16 +176,46 @@ EXAMPLES: list[Message] = [
     Update(step=3, divisor=32.0, scale=None, ranks=[], collected="nothing"),
     Collect(steps=3),
     Hello(rank=1, incarnation="a1"),
+    StandbysChanged(standbys=(StandbyAddress(address="tcp://127.0.0.1:5557"),)),
+    HandedOver(standby=StandbyAddress(address="tcp://127.0.0.1:5557", public="k" * 40)),
+    NotLeading(state="silent", reason="1 of the 3 of the last step say so"),
+    MirrorRequest(protocol=1, host="b", pid=7, address="tcp://127.0.0.1:5557", term=TERM, step=3, is_whole=True),
+    FilePartRequest(name="checkpoints/step-00000003.safetensors", version=DIGEST, start=8),
+    RunFiles(
+        term=TERM,
+        run="r",
+        step=3,
+        steps=9,
+        files=[RunFile(name="ledger.jsonl", size=3)],
+        kept={"ledger.jsonl": 2},
+        electors=[0, 1],
+        standbys=(),
+        takeover_s=5.0,
+    ),
+    FilePart(name="ledger.jsonl", version="", start=0, size=19, digest=DIGEST, term=TERM),
+    LeaderRequest(),
+    LeaderNotice(term=TERM, address="tcp://127.0.0.1:5557"),
+    Promote(),
+    Drain(),
+    CommandOutcome(is_accepted=True, text="it leads the run from now on"),
 ]
 
 #: Whatever comes any way.
-ANY = WorkerMessage | ServerMessage | ShardMessage | ToShardMessage | WorkerToShardMessage
+ANY = (
+    WorkerMessage
+    | ServerMessage
+    | ShardMessage
+    | ToShardMessage
+    | WorkerToShardMessage
+    | StandbyMessage
+    | ToStandbyMessage
+    | CommandOutcome
+)
 
 
 def vectors_for(message: Message) -> list[np.ndarray[tuple[int], np.dtype[np.float32]]]:
-    is_carrier = isinstance(
-        message, Echo | SumsFrame | Samples | Weights | InitialFrame | CollectedFrame | Squares
-    ) or (isinstance(message, Result) and message.work == "train")
+    carriers = Echo | SumsFrame | Samples | Weights | InitialFrame | CollectedFrame | Squares | FilePart
+    is_carrier = isinstance(message, carriers) or (isinstance(message, Result) and message.work == "train")
     return [np.arange(5, dtype=np.float32)] if is_carrier else []
 
 

@@ -173,7 +173,7 @@ def without_limit(field: inspect.Type, name: str) -> Iterator[str]:
         case inspect.UnionType():
             for kind in field.types:
                 yield from without_limit(kind, name)
-        case inspect.ListType():
+        case inspect.ListType() | inspect.VarTupleType():
             yield from [name] if field.max_length is None else []
             yield from without_limit(field.item_type, name)
         case inspect.DictType():

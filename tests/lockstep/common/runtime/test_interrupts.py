@@ -1,6 +1,6 @@
 import pytest
 
-from lockstep.common.runtime.interrupts import held_back, interrupt
+from lockstep.common.runtime.interrupts import Terminated, held_back, interrupt
 
 
 def test_an_interrupt_is_raised_at_once() -> None:
@@ -20,6 +20,14 @@ def test_an_interrupt_waits_for_the_end_of_the_context() -> None:
     with pytest.raises(KeyboardInterrupt):
         work()
     assert done == ["all of it"]
+
+
+def test_one_by_the_system_is_told_from_one_by_a_person_at_the_end_too() -> None:
+    with pytest.raises(Terminated), held_back():
+        interrupt(is_terminated=True)
+    with pytest.raises(KeyboardInterrupt) as raised, held_back():
+        interrupt()
+    assert not isinstance(raised.value, Terminated)
 
 
 def test_contexts_nest() -> None:

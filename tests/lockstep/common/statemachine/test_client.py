@@ -7,7 +7,20 @@ import msgspec
 import pytest
 
 from lockstep.common.errors import FailureKind, ProtocolError, RefusalKind
-from lockstep.common.protocol.messages import Eviction, Finished, Join, Leave, Ping, Ready, Refused
+from lockstep.common.protocol.messages import (
+    Eviction,
+    Finished,
+    HandedOver,
+    Join,
+    Leave,
+    NotLeading,
+    Ping,
+    Ready,
+    Refused,
+    StandbyAddress,
+    StandbysChanged,
+    Term,
+)
 from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.statemachine.client import (
     FIRST_REPORT_S,
@@ -24,6 +37,7 @@ from lockstep.common.statemachine.client import (
     PreparationFailed,
     Prepare,
     ProtocolBroken,
+    Redial,
     SendToServer,
     Started,
 )
@@ -40,6 +54,8 @@ from tests.lockstep.common.statemachine.clients import (
     sent,
 )
 
+STANDBY = StandbyAddress(address="tcp://h:9")
+
 #: One event of each kind.
 EVENTS: dict[type[ClientEvent], ClientEvent] = {
     type(event): event
@@ -51,6 +67,9 @@ EVENTS: dict[type[ClientEvent], ClientEvent] = {
         Eviction(reason="silent for 9 s"),
         PREPARED,
         PreparationFailed(reason="no data"),
+        StandbysChanged(standbys=(STANDBY,)),
+        HandedOver(standby=STANDBY),
+        NotLeading(state="silent", reason="1 of the 3 of the last step say so"),
         Finished(reason=""),
         ProtocolBroken(fault="a header of 3 bytes"),
         ObstacleFound(obstacle="nothing listens there", is_final=False),
@@ -339,3 +358,110 @@ def test_a_shard_that_rejoins_is_a_new_incarnation_too() -> None:
         client.handle(event, 100.0)
     (again,) = sent(client.handle(Eviction(reason="a restart"), 5000.0))
     assert again == msgspec.structs.replace(join, incarnation="a.1")
+
+
+TERM = Term(run="r", number=2, server="s")
+
+
+def with_standby(may_rejoin: bool = True) -> ClientDrive:
+    """Return a client that was welcomed in a term, and knows of a standby."""
+    drive = ClientDrive(may_rejoin=may_rejoin)
+    drive.start()
+    drive.dispatch(msgspec.structs.replace(WELCOME, term=TERM, standbys=(STANDBY,), takeover_s=5.0))
+    drive.dispatch(PREPARED)
+    return drive
+
+
+def pass_time(drive: ClientDrive) -> list[object]:
+    """Let the next deadline pass."""
+    due = drive.client.deadline()
+    assert due is not None
+    drive.now = max(drive.now, due)
+    return drive.dispatch(TimePassed())
+
+
+def redials(effects: list[object]) -> list[StandbyAddress]:
+    return [effect.server for effect in effects if isinstance(effect, Redial)]
+
+
+def test_a_silent_server_is_left_for_a_standby_after_the_time_that_the_job_names() -> None:
+    drive, began, effects = with_standby(), 100.0, list[object]()
+    while not redials(effects):
+        effects = pass_time(drive)
+    assert redials(effects) == [STANDBY]
+    assert 5.0 <= drive.now - began <= 6.0
+    (asked,) = sent(effects)
+    assert isinstance(asked, Join)
+    assert (asked.term, asked.last_rank, asked.run) == (TERM, WELCOME.rank, WELCOME.run)
+
+
+def test_a_server_that_answers_is_not_left() -> None:
+    drive = with_standby()
+    for _ in range(50):
+        assert redials(pass_time(drive)) == []
+        drive.client.on_message(drive.now)
+    assert drive.client.phase is ClientPhase.JOINED
+
+
+def test_a_process_that_was_stopped_for_an_hour_asks_before_it_leaves() -> None:
+    drive = with_standby()
+    drive.now += 3600.0
+    effects = drive.dispatch(TimePassed())
+    assert (redials(effects), [type(message) for message in sent(effects)]) == ([], [Ping])
+    drive.client.on_message(drive.now)
+    assert redials(pass_time(drive)) == []
+
+
+def at_standby() -> ClientDrive:
+    drive, effects = with_standby(), list[object]()
+    while not redials(effects):
+        effects = pass_time(drive)
+    return drive
+
+
+def test_it_waits_at_a_standby_that_misses_the_server_too() -> None:
+    drive = at_standby()
+    began, effects = drive.now, list[object]()
+    while not redials(effects):
+        drive.dispatch(NotLeading(state="silent", reason="1 of the 3 of the last step say so"))
+        effects = pass_time(drive)
+    # Then it looks whether another one leads the run.
+    assert 30.0 <= drive.now - began <= 31.0
+
+
+@pytest.mark.parametrize("answer", [None, NotLeading(state="following", reason="it hears tcp://h:1")])
+def test_it_goes_back_if_nobody_or_only_it_misses_the_server(answer: NotLeading | None) -> None:
+    drive, effects, began = at_standby(), list[object](), 0.0
+    began = drive.now
+    while not redials(effects):
+        if answer is not None:
+            drive.dispatch(answer)
+        effects = pass_time(drive)
+    assert redials(effects) == [StandbyAddress(address="tcp://h:1")]
+    assert drive.now - began <= 6.0
+
+
+def test_a_welcome_of_an_old_term_is_refused_in_one_line() -> None:
+    drive = at_standby()
+    old = Term(run="r", number=1, server="z")
+    effects = drive.dispatch(msgspec.structs.replace(WELCOME, term=old))
+    assert reports(effects) == ["asking tcp://h:1: tcp://h:9 welcomes in term 1, and term 2 has begun"]
+    assert (drive.client.phase, drive.client.term) == (ClientPhase.JOINING, TERM)
+
+
+def test_a_server_that_refuses_since_it_led_once_is_left() -> None:
+    drive = at_standby()
+    assert redials(drive.dispatch(Refused(reason="term 3 has begun", kind=RefusalKind.OLD_TERM)))
+    assert drive.client.phase is ClientPhase.JOINING
+
+
+def test_a_run_that_was_handed_over_is_joined_where_it_is() -> None:
+    drive = with_standby()
+    assert redials(drive.dispatch(HandedOver(standby=STANDBY))) == [STANDBY]
+
+
+def test_it_gives_up_where_nobody_leads_the_run_in_time() -> None:
+    drive = at_standby()
+    while drive.client.phase is ClientPhase.JOINING:
+        pass_time(drive)
+    assert 600.0 <= drive.now - 100.0 <= 620.0

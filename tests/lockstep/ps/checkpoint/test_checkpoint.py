@@ -144,9 +144,7 @@ def test_a_seal_counts_under_its_name_within_the_header_only(tmp_path: Path, hea
     path = sealed(tmp_path / "one", (len(header) - cut).to_bytes(8, "little") + header)
     with pytest.raises(FileFormatError) as caught:
         read_checkpoint(path)
-    assert str(caught.value) == (
-        f"{path}: has no seal of {8 + len(header)} bytes: it is damaged, cut off, or not a checkpoint"
-    )
+    assert str(caught.value) == (f"{path}: has no seal: it is damaged, cut off, or not a checkpoint")
 
 
 def test_damage_is_told_with_the_digest_and_the_seal(file: Path) -> None:

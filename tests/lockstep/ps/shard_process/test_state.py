@@ -178,9 +178,15 @@ def test_it_answers_pings_and_does_not_take_a_worker_for_the_server() -> None:
     assert state.client.heard == 10.0
 
 
-def test_an_evicted_shard_ends_and_so_does_one_whose_server_is_silent() -> None:
-    (end,) = exits(shard_in(ShardPhase.SERVING).handle(Eviction(reason="a restart"), 0.0))
-    assert end == Exit(code=1, reason="the server evicted this shard: a restart", kind=FailureKind.EVICTED)
+def test_an_evicted_shard_asks_for_a_slice_again() -> None:
+    state = shard_in(ShardPhase.SERVING)
+    effects = state.handle(Eviction(reason="another shard is gone"), 0.0)
+    (asked,) = (effect.message for effect in effects if isinstance(effect, SendToServer))
+    assert isinstance(asked, ShardJoin)
+    assert (asked.incarnation, state.phase) == (f"{JOIN.incarnation}.1", ShardPhase.OUTSIDE)
+
+
+def test_a_shard_whose_server_is_silent_ends() -> None:
     state, ends, now = shard_in(ShardPhase.SERVING), list[Exit](), 0.0
     while (due := state.deadline()) is not None:
         now, ends = due, exits(state.handle(TimePassed(), due))

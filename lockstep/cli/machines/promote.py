@@ -1,0 +1,62 @@
+"""`lockstep promote`: a standby leads its run, since a person says so; and how a server is sent such a command."""
+
+from contextlib import closing
+from pathlib import Path
+
+import click
+
+from lockstep.cli.options.run import KEY_OPTION
+from lockstep.cli.options.types import seconds
+from lockstep.common.errors import RunError, UnreachableError
+from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.messages import Message, Refused
+from lockstep.common.protocol.standby_messages import CommandOutcome, Promote
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.transport.auth.credentials import ClientKeys
+from lockstep.common.transport.auth.keys import STANDBY, read_key
+from lockstep.launch.endpoints import credential_of, dial_with
+
+TIMEOUT_OPTION = click.option(
+    "--timeout", type=seconds, metavar="SECONDS", default=5.0, help="seconds to wait for an answer  [5]"
+)
+
+
+@click.command(short_help="Let a standby lead its run at once.")
+@click.argument("address")
+@TIMEOUT_OPTION
+@KEY_OPTION
+def promote(address: str, timeout: float, key: Path | None) -> None:
+    """Let the standby at ADDRESS lead its run at once, whatever has become of the server.
+
+    Workers find it by themselves. A server that still leads the run ends as soon as it hears of that.
+
+    \b
+      lockstep promote tcp://192.168.1.8:5555
+      lockstep promote tcp://192.168.1.8:5555 --key standby-1.key
+    """
+    click.echo(command(address, Promote(), timeout, key))
+
+
+def command(address: str, message: Message, timeout_s: float, key: Path | None) -> str:
+    """Send a server a command; return what it does. `RunError` if it does not."""
+    credential = credential_of(key, None)
+    if isinstance(message, Promote) and key is not None and isinstance(credential, ClientKeys):
+        made = read_key(key)
+        # A standby is asked with its own key.
+        credential = ClientKeys(made.pair, made.pair.public) if made.name.startswith(STANDBY) else credential
+    with closing(dial_with(credential, address)) as port:
+        port.send(encode(message))
+        clock = SystemClock()
+        until = clock.now() + timeout_s
+        while (left := until - clock.now()) > 0.0:
+            frames = port.receive(left)
+            if frames is None:
+                continue
+            answer, _ = decode(frames, CommandOutcome | Refused)
+            if isinstance(answer, CommandOutcome):
+                if not answer.is_accepted:
+                    raise RunError(answer.text)
+                return answer.text
+            raise RunError(answer.reason if isinstance(answer, Refused) else "the server gave no answer")
+        trouble, text = port.diagnosis(), f"no server answered at {address} within {timeout_s:g} s"
+        raise UnreachableError(f"{text}; {trouble.text}" if trouble else text)

@@ -1,0 +1,149 @@
+"""The messages by which a standby mirrors the folder of a run, and by which a run is handed over: the rest of them.
+
+A standby asks, and the server answers: the server keeps no list of what a standby has.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from lockstep.common.protocol.messages import (
+    NO_TERM,
+    Count,
+    Join,
+    Leave,
+    Message,
+    NotLeading,
+    Ping,
+    Refused,
+    Seconds,
+    ShortText,
+    Standbys,
+    StatusRequest,
+    Term,
+    Text,
+)
+from lockstep.common.protocol.shard_messages import ShardJoin
+
+#: Bytes of a part of a file at most: the server reads and sends it in about a millisecond.
+PART_BYTES = 2**18
+
+#: Files that are mirrored at most.
+FILES_LIMIT = 4096
+
+#: The name of a file in the folder of a run: relative, and no part of it begins with a dot.
+FileName = Annotated[str, Meta(max_length=255, pattern=r"^(?!\.)[^/\x00-\x1f\\]+(/(?!\.)[^/\x00-\x1f\\]+)*\Z")]
+
+
+class RunFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file of a run that is mirrored."""
+
+    name: FileName
+    #: Bytes of it; of a file of lines, as far as it goes now.
+    size: Count
+    #: Tells it from another content under the same name; empty for a file of lines, which grows.
+    version: ShortText = ""
+
+
+# From a standby to the server
+
+
+class MirrorRequest(Message, frozen=True, kw_only=True):
+    """Ask what there is to mirror, again and again: answered by `RunFiles`. Who asks is a standby of the run."""
+
+    protocol: Count
+    host: ShortText
+    pid: Count
+    #: Where workers reach it, and the public half of its key.
+    address: ShortText
+    public: Annotated[str, Meta(max_length=40)] = ""
+    #: The term of which it has lines, and the highest that it has seen.
+    term: Term = NO_TERM
+    #: The step of the last checkpoint that it has, and whether it has all that it was offered last.
+    step: Count = 0
+    is_whole: bool = False
+
+
+class FilePartRequest(Message, frozen=True, kw_only=True):
+    """Ask for a part of a file: answered by `FilePart`, or by `RunFiles` if there is no such version any more."""
+
+    name: FileName
+    version: ShortText
+    start: Count
+
+
+# From the server to a standby
+
+
+class RunFiles(Message, frozen=True, kw_only=True):
+    """What there is to mirror."""
+
+    term: Term
+    run: ShortText
+    #: Steps made, and steps in all.
+    step: Count
+    steps: Count
+    files: Annotated[list[RunFile], Meta(max_length=FILES_LIMIT)]
+    #: By file of lines, how many of its first bytes are the same as in the term of the request.
+    kept: Annotated[dict[FileName, Count], Meta(max_length=4)]
+    #: The ranks of those that computed the last step: more than half of them decide that the server is gone.
+    electors: Annotated[list[Count], Meta(max_length=4096)]
+    standbys: Standbys
+    takeover_s: Seconds
+    #: Whether workers sign their results.
+    signed: bool = False
+    #: Whether the run goes on, or has ended; or goes on at the standby of that address as soon as it has all of this.
+    state: Literal["running", "over", "handed over"] = "running"
+    heir: ShortText = ""
+
+
+class FilePart(Message, frozen=True, kw_only=True):
+    """A part of a file: one array, which begins with its `size` bytes. Of a file of lines, it ends with one."""
+
+    name: FileName
+    version: ShortText
+    start: Count
+    size: Annotated[int, Meta(ge=0, le=PART_BYTES)]
+    #: The SHA-256 of these bytes.
+    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    #: Of the server: lines of another term may be others.
+    term: Term
+
+
+# Between servers, and from a person to a server
+
+
+class LeaderRequest(Message, frozen=True, kw_only=True):
+    """Ask a server or a standby who leads the run: answered by `LeaderNotice`."""
+
+
+class LeaderNotice(Message, frozen=True, kw_only=True):
+    """The server at an address leads the run in a term, as far as the sender knows."""
+
+    term: Term
+    address: ShortText
+
+
+class Promote(Message, frozen=True, kw_only=True):
+    """Lead the run at once, whatever has become of the server: answered by `CommandOutcome`."""
+
+
+class Drain(Message, frozen=True, kw_only=True):
+    """Hand the run over to a standby, without losing a step: answered by `CommandOutcome`."""
+
+
+class CommandOutcome(Message, frozen=True, kw_only=True):
+    """Whether a server does what a person asked for, and what it is or why not."""
+
+    is_accepted: bool
+    text: Text
+
+
+#: What a server of a run is sent, besides what workers and shards send it.
+StandbyMessage = MirrorRequest | FilePartRequest | LeaderRequest | LeaderNotice | Drain | Promote
+#: What a standby is sent by the server that it mirrors, and by everybody else.
+ToStandbyMessage = RunFiles | FilePart | LeaderNotice | NotLeading | Refused
+AtStandbyMessage = (
+    Join | ShardJoin | MirrorRequest | LeaderRequest | LeaderNotice | Promote | Drain | Ping | Leave | StatusRequest
+)

@@ -1,0 +1,264 @@
+"""A standby by hand, or of a `train`: it mirrors a run into a folder of its own, and serves it once that is needed."""
+
+import os
+import platform
+import shlex
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+
+from lockstep.common.data.source import load
+from lockstep.common.errors import DataError, ModelError, NumericsError, RunError, UsageError
+from lockstep.common.files.sanitize import one_line
+from lockstep.common.model.source import names_files, read_model_source
+from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.common.protocol.messages import NAME_LIMIT, StandbyAddress
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.transport.auth.credentials import SERVER_NAME, ClientKeys, Credential, Lock, ServerKeys
+from lockstep.common.transport.auth.keys import STANDBY, AllowList, SecretKey, read_key
+from lockstep.common.transport.port import ServerPort
+from lockstep.common.transport.zeromq.ports import wait_for_any
+from lockstep.launch.child import ExitRecord
+from lockstep.launch.endpoints import WARNING, dial_with, dialled, lock_of, nearby, server_credential
+from lockstep.launch.numerics import begin_with
+from lockstep.launch.run_end import kept_on_failure, show_end
+from lockstep.launch.serve import Listening, Service, serve_run
+from lockstep.ps.records.receipt import Receipt
+from lockstep.ps.records.run_folder import NOTICE_MARK, read_receipt
+from lockstep.ps.setup import AdmissionPolicy
+from lockstep.ps.standby.shell import StandbyShell
+from lockstep.ps.standby.source import ALLOWED
+from lockstep.ps.standby.state import StandbyConfig, StandbyState, TakeOver
+from lockstep.ps.standby.storage import MIRROR, MirrorStorage
+from lockstep.results.reports.display import Display, Lines, display_for, print_plainly
+from lockstep.runs.optional_packages import demand
+from lockstep.runs.recorded_model import trust_source
+from lockstep.runs.run_dir import check_run_dir, recorded_job, resumed_job
+from lockstep.runs.session import Destination
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandbyRequest:
+    """A standby, as flags ask for it."""
+
+    #: Where the server is that is mirrored.
+    server: str
+    bind: str
+    folder: Path
+    #: A key of its own kind, or the server's own folder of keys; neither if the run has none.
+    key: Path | None
+    keys: Path | None
+    supervised: Path | None
+    is_insecure: bool
+    #: Whom it admits once it leads the run, and what the job does not say of that.
+    admission: AdmissionPolicy
+    has_picture: bool = True
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a standby shows the server, and demands of those that come to it."""
+
+    credential: Credential
+    lock: Lock
+    #: The public half of its own key, empty if it has that of the server, or none.
+    public: str = ""
+
+
+def access_of(request: StandbyRequest) -> Access:
+    """Return the access of a standby; `KeyFileError` if its key cannot be used, or is a worker's."""
+    if request.key is None:
+        lock = lock_of(request.keys, request.supervised, is_insecure=request.is_insecure)
+        return Access(server_credential(request.keys, request.supervised), lock)
+    if request.keys is not None:
+        raise UsageError("--key and --keys: expected a standby's own key, or the server's folder of keys; remove one")
+    key = read_key(request.key)
+    if not key.name.startswith(STANDBY) or not key.server:
+        raise UsageError(
+            f"the key {str(request.key)!r} is that of {key.name!r}: expected a standby's, as `lockstep keys add DIR "
+            "standby-1` makes"
+        )
+    path = request.folder / ALLOWED
+    lock = ServerKeys(key.pair, partial(admitted, path, key), partial(signers_in, path))
+    return Access(ClientKeys(key.pair, key.server), lock, key.pair.public)
+
+
+def admitted(path: Path, key: SecretKey) -> Mapping[str, str]:
+    """Return whom a standby admits, by public key: the server that it mirrors, and whom that admits."""
+    names = AllowList(path)() if path.exists() else {}
+    return {**names, key.server: SERVER_NAME}
+
+
+def signers_in(path: Path) -> Mapping[str, str]:
+    """Return by name the public keys of signatures, as the server that is mirrored knows them."""
+    return AllowList(path).signers() if path.exists() else {}
+
+
+def prepare(request: StandbyRequest) -> None:
+    """Make the folder of a mirror, unless it is one already. `UsageError` if it is anything else."""
+    folder = request.folder
+    if (folder / MIRROR).is_file():
+        return
+    check_run_dir(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MIRROR).touch()
+    except OSError as error:
+        raise UsageError(f"cannot write to the run folder {str(folder)!r}: {error.strerror}") from error
+
+
+def check_machine(folder: Path, state: StandbyState) -> None:
+    """Raise a `UsageError` if this machine could not lead the run that is mirrored; the process may begin again."""
+    if is_signed(state):
+        demand("cryptography", "signing", "a run whose results are signed")
+    job, receipt = recorded_job(folder), read_receipt(folder)
+    begin_with(job.numerics)
+    if names_files(job.model):
+        with suppress(ModelError):
+            source = read_model_source(job.model)
+            # As a worker: a file that is here, and is the server's, is this user's own.
+            if source.digest == receipt.model_source_sha256:
+                trust_source(source)
+    resumed_job(folder, {})
+    _check_numerics(folder, receipt)
+    data = load(job.data)
+    if data.digest != receipt.dataset_sha256:
+        raise DataError(
+            f"the dataset {job.data!r} is not the server's (SHA-256 {data.digest[:12]}… here, "
+            f"{receipt.dataset_sha256[:12]}… there): copy the server's data to this machine"
+        )
+
+
+def leave_nothing(folder: Path) -> None:
+    """Remove a mirror that has got nothing."""
+    mirror = folder / MIRROR
+    if mirror.is_file() and not mirror.stat().st_size:
+        with suppress(OSError):
+            mirror.unlink()
+            folder.rmdir()
+
+
+def is_signed(state: StandbyState) -> bool:
+    """Tell whether the workers of the run that is mirrored sign their results."""
+    return state.offer is not None and state.offer.signed
+
+
+def _check_numerics(folder: Path, receipt: Receipt) -> None:
+    there = msgspec.structs.replace(receipt.fingerprint(str(folder)), engine="", evidence="")
+    differences = there.differences(fingerprint())
+    if differences:
+        named = "; ".join(f"{name} {was!r} at the server, {here!r} here" for name, was, here in differences)
+        raise NumericsError(
+            f"the numerics of this machine differ from the server's, and so would the bits: {named}: use equal "
+            "machines and versions, or a job with --numerics portable"
+        )
+
+
+def stand_by(request: StandbyRequest) -> None:
+    """Mirror a run, and lead it once that is needed. A `RunError` or `KeyboardInterrupt` says how it failed."""
+    access = access_of(request)
+    console = Console(highlight=False, stderr=request.supervised is not None)
+    listening = Listening(request.bind, access.lock, request.is_insecure)
+    prepare(request)
+    with closing(listening.serve_standby()) as port:
+        if request.supervised is not None:
+            click.echo(nearby(port.address))
+        else:
+            announce(console, request, port)
+        shell = shell_of(request, access, port, console, listening)
+        ended = shell.run()
+        leave_nothing(request.folder)
+        if isinstance(ended, TakeOver):
+            print_plainly(console, f"{NOTICE_MARK}the standby at {port.address} takes over: {ended.reason}")
+            lead(request, access, shell, ended, listening, console)
+            return
+    if ended.code == 130:
+        raise KeyboardInterrupt
+    if ended.code:
+        raise (UsageError if ended.code == 2 else RunError)(ended.reason)
+    print_plainly(console, f"the run is over; what there is of it is in {request.folder}")
+
+
+def announce(console: Console, request: StandbyRequest, port: ServerPort) -> None:
+    """Print what a standby is, and how a person lets it lead the run."""
+    if request.is_insecure:
+        print_plainly(console, WARNING)
+    key = f" --key {shlex.quote(str(request.key))}" if request.key is not None else ""
+    print_plainly(console, f"standby of {request.server}, listening on {port.address}; let it lead the run with:")
+    print_plainly(console, f"  lockstep promote {dialled(port.address)}{key}")
+
+
+def shell_of(
+    request: StandbyRequest, access: Access, port: ServerPort, console: Console, listening: Listening
+) -> StandbyShell:
+    """Return a standby that has asked nothing yet."""
+    config = StandbyConfig(
+        server=StandbyAddress(address=request.server),
+        own=StandbyAddress(address=dialled(port.address), public=access.public),
+        host=one_line(platform.node() or "unknown", NAME_LIMIT),
+        pid=os.getpid(),
+    )
+    storage = MirrorStorage(request.folder)
+    state = StandbyState(config, mirror=storage.restore())
+    upstream = dial_with(access.credential, request.server)
+    return StandbyShell(
+        state,
+        storage,
+        port,
+        upstream,
+        partial(dial_with, access.credential),
+        SystemClock(),
+        partial(print_plainly, console),
+        wait_for_any,
+        listening.rejections,
+        check=partial(check_machine, request.folder, state),
+        diagnose=upstream.diagnosis,
+    )
+
+
+def lead(
+    request: StandbyRequest,
+    access: Access,
+    shell: StandbyShell,
+    takeover: TakeOver,
+    listening: Listening,
+    console: Console,
+) -> None:
+    """Serve the run that was mirrored, to its end."""
+    job, launch = resumed_job(request.folder, {})
+    admission = replace(
+        request.admission,
+        servers=launch.servers,
+        audit=launch.audit,
+        audit_ends=launch.audit_ends,
+        ships_data=launch.ship_data,
+        takeover_s=launch.takeover_seconds,
+        signed=is_signed(shell.state),
+    )
+    destination = Destination(folder=request.folder, launch=launch, is_resumed=True, least_term=takeover.least)
+    service = Service(
+        job,
+        admission,
+        destination,
+        has_picture=request.has_picture,
+        signers=access.lock.signers if isinstance(access.lock, ServerKeys) else dict,
+        predecessor=shell.upstream,
+        dial=partial(dial_with, access.credential),
+    )
+    if request.supervised is not None:
+        try:
+            serve_run(service, shell.port, Display(Lines(console), SystemClock()), listening)
+        except RunError as error:
+            click.echo(msgspec.json.encode(ExitRecord.of(error)))
+            raise
+        return
+    with kept_on_failure(console, request.folder), display_for(console, SystemClock()) as display:
+        result = serve_run(replace(service, hands_over=True), shell.port, display, listening)
+    if result is not None:
+        show_end(console, result, request.folder, has_picture=request.has_picture)

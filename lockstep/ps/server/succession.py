@@ -1,0 +1,361 @@
+"""What a server does for those that may lead its run after it: shows them the run's folder, knows where they are, finds
+out whether one of them leads the run already, and hands the run over. A shell.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, field
+from typing import assert_never
+
+from lockstep.common.errors import CONTINUED, FailureKind, LockstepError, RefusalKind, RemoteProtocolError
+from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.messages import (
+    PROTOCOL_VERSION,
+    HandedOver,
+    Message,
+    Refused,
+    StandbyAddress,
+    StandbysChanged,
+    Term,
+)
+from lockstep.common.protocol.standby_messages import (
+    CommandOutcome,
+    Drain,
+    FilePartRequest,
+    LeaderNotice,
+    LeaderRequest,
+    MirrorRequest,
+    Promote,
+    RunFiles,
+    StandbyMessage,
+    ToStandbyMessage,
+)
+from lockstep.common.runtime.clock import Clock
+from lockstep.common.statemachine.delivery import deliver
+from lockstep.common.statemachine.machine import soonest
+from lockstep.common.transport.auth.keys import is_standbys
+from lockstep.common.transport.port import ClientPort, Dial, PeerSlow, ServerPort
+from lockstep.ps.coordinator import effects, events
+from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.coordinator.registration import superseded_text
+from lockstep.ps.shard_group.shell import ShardGroupShell
+from lockstep.ps.standby.registry import StandbyMember, StandbyRegistry
+from lockstep.ps.standby.source import MirrorSource
+from lockstep.ps.standby.terms import TermHistory, read_terms, write_terms
+
+#: Seconds after which a server that did not look asks its standbys whether one of them leads the run by now, at least;
+#: and for how long it waits for an answer.
+ABSENT_S, ASK_S = 1.0, 0.5
+
+#: Seconds between two notices to the server that led the run before, until it has read one.
+NOTICE_S = 2.0
+
+#: Seconds that standbys have to get the end of a run, or all of one that is handed over; and if it was interrupted.
+END_S, HAND_OVER_S, INTERRUPTED_S = 10.0, 30.0, 1.0
+
+
+@dataclass
+class Succession:
+    """The standbys of one run, and the servers of its other terms."""
+
+    coordinator: Coordinator
+    group: ShardGroupShell
+    #: The folder of the run, and who is admitted.
+    source: MirrorSource
+    port: ServerPort
+    clock: Clock
+    say: Callable[[str], None]
+    _: KW_ONLY
+    #: Where this server is reached.
+    address: str
+    dial: Dial | None = None
+    #: The server that led the run before, until it has been told, or there is none.
+    predecessor: ClientPort | None = None
+    registry: StandbyRegistry = field(default_factory=StandbyRegistry)
+    history: TermHistory = field(init=False)
+    #: The standby that the run is handed over to, and whether it has said that it has all of it.
+    heir: StandbyAddress | None = None
+    is_taken_over: bool = False
+    #: How the run ended, and until when standbys may get the rest.
+    finish: effects.Finish | None = None
+    until: float = 0.0
+    #: When the server last looked; those that are asked who leads the run, and until when an answer is awaited.
+    _looked: float | None = None
+    _asked: list[ClientPort] = field(default_factory=list)
+    _ask_until: float = 0.0
+    #: When the predecessor is told next.
+    _notice_due: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.history = read_terms(self.source.folder)
+
+    def reach(self, dial: Dial, predecessor: ClientPort | None) -> None:
+        """Learn how other servers are reached; the one that led the run before is told, if it was another one."""
+        self.dial, self.predecessor = dial, predecessor
+        leader = self.history.earlier_leader(self.address)
+        if predecessor is None and leader is not None:
+            with suppress(LockstepError):
+                self.predecessor = dial(leader.address, leader.public)
+
+    @property
+    def term(self) -> Term:
+        """The term in which this server leads the run."""
+        return self.coordinator.info.term
+
+    def close(self) -> None:
+        """Close all connections that were opened here."""
+        for port in (*self._asked, *([] if self.predecessor is None else [self.predecessor])):
+            port.close()
+        self._asked, self.predecessor = [], None
+
+    # Standbys and others ask
+
+    def on_message(self, peer: bytes, message: StandbyMessage) -> Sequence[events.Event]:
+        """Handle a message of a standby, of another server, or of a person; return what it means to the coordinator."""
+        match message:
+            case MirrorRequest():
+                return self._on_request(peer, message)
+            case FilePartRequest():
+                return self._send_part(peer, message)
+            case LeaderRequest():
+                return self._send(peer, LeaderNotice(term=self.term, address=self.address))
+            case LeaderNotice() if not self._may_command(peer):
+                return []  # a worker does not say who leads
+            case LeaderNotice(term=term):
+                # What is answered is the higher one of both: so its sender knows that it was read.
+                if not term.is_above(self.term):
+                    return self._send(peer, LeaderNotice(term=self.term, address=self.address))
+                return [*self._send(peer, message), self._superseded(term)]
+            case Drain():
+                return self._on_drain(peer)
+            case Promote():
+                text = f"the server at {self.address} leads the run already: promote a standby"
+                return self._send(peer, CommandOutcome(is_accepted=False, text=text))
+            case _:
+                assert_never(message)
+
+    def _send(self, peer: bytes, message: Message) -> Sequence[events.Event]:
+        return deliver(self.port, peer, encode(message))
+
+    def _superseded(self, term: Term) -> events.Event:
+        return events.Superseded(text=superseded_text(term, self.coordinator.info))
+
+    def _may_command(self, peer: bytes) -> bool:
+        """Tell whether a peer has a key with which it may mirror the run, or hand it over."""
+        return is_standbys(self.port.key_name(peer))
+
+    def _on_request(self, peer: bytes, request: MirrorRequest) -> Sequence[events.Event]:
+        refused = self._refusal(peer, request)
+        if refused is not None:
+            self.say(f"refused a standby of host {request.host!r}: {refused.reason}")
+            return self._send(peer, refused)
+        if request.term.is_above(self.term):
+            return [self._superseded(request.term)]
+        is_new = self.registry.on_request(peer, request, self.clock.now())
+        if is_new is None:
+            reason = f"{len(self.registry.members)} standbys mirror this run: expected no more"
+            return self._send(peer, Refused(reason=reason, kind=RefusalKind.FULL))
+        happened = self._on_change(f"standby {request.address} mirrors the run") if is_new else []
+        return [*happened, *self._send(peer, self._files(request.term))]
+
+    def _refusal(self, peer: bytes, request: MirrorRequest) -> Refused | None:
+        """Return why a standby is refused, None if it is not."""
+        if request.protocol != PROTOCOL_VERSION:
+            reason = (
+                f"the standby speaks protocol {request.protocol}, the server {PROTOCOL_VERSION}: install the same "
+                "version of lockstep on both"
+            )
+            return Refused(reason=reason, kind=RefusalKind.VERSION)
+        if not self._may_command(peer):
+            reason = (
+                f"its key {self.port.key_name(peer)!r} is that of a worker: make one for it with `lockstep keys add "
+                "DIR standby-1`, and start it with --key standby-1.key"
+            )
+            return Refused(reason=reason, kind=RefusalKind.NOT_ALLOWED)
+        return None
+
+    def _files(self, since: Term) -> RunFiles:
+        info, progress = self.coordinator.info, self.coordinator.progress
+        state = "running" if self.finish is None else "over"
+        if self.finish is not None and self.finish.kind is FailureKind.HANDED_OVER:
+            state = "handed over"
+        return RunFiles(
+            term=self.term,
+            run=info.run,
+            step=progress.steps,
+            steps=info.plan.total_steps,
+            files=self.source.files(),
+            kept=dict(self.history.kept(since)),
+            electors=self.coordinator.electors(),
+            standbys=self.registry.addresses(),
+            takeover_s=info.takeover_s,
+            signed=info.signed,
+            state=state,  # type: ignore[arg-type]  # one of the three
+            heir="" if self.heir is None else self.heir.address,
+        )
+
+    def _send_part(self, peer: bytes, asked: FilePartRequest) -> Sequence[events.Event]:
+        member = self.registry.by_peer(peer)
+        if member is None:
+            return []
+        member.heard = self.clock.now()
+        found = self.source.part(asked, self.term)
+        if found is None:
+            return self._send(peer, self._files(member.request.term))
+        part, data = found
+        return deliver(self.port, peer, encode(part, [data]))
+
+    # Standbys come and go
+
+    def _on_change(self, text: str) -> Sequence[events.Event]:
+        """Let everybody know where to go, this server too if it is started again."""
+        self.say(text)
+        standbys = self.registry.addresses()
+        self.history = TermHistory(run=self.history.run, terms=self.history.terms, standbys=list(standbys))
+        try:
+            write_terms(self.source.folder, self.history)
+        except OSError as error:
+            self.say(f"warning: cannot write to {str(self.source.folder)!r}: {error.strerror}: the run continues")
+        self.group.standbys = standbys
+        return [events.StandbysKnown(standbys=standbys), *self.group.send_all(StandbysChanged(standbys=standbys))]
+
+    def has(self, peer: bytes) -> bool:
+        """Tell whether a standby is behind a connection."""
+        return self.registry.by_peer(peer) is not None
+
+    def on_left(self, peer: bytes, reason: str, *, is_done: bool = False) -> Sequence[events.Event]:
+        """Handle that a standby is gone, or that it has all of a run that is over (`is_done`)."""
+        member = self.registry.remove_peer(peer)
+        if member is None:
+            return []
+        if self.finish is not None:
+            self.is_taken_over = self.is_taken_over or (is_done and member.address == self.heir)
+            return []
+        return self._on_gone(member, reason)
+
+    def _on_gone(self, member: StandbyMember, reason: str) -> Sequence[events.Event]:
+        return self._on_change(f"standby {member.request.address} left: {reason or 'it has ended'}")
+
+    # The run is handed over, or over
+
+    def _on_drain(self, peer: bytes) -> Sequence[events.Event]:
+        if not self._may_command(peer):
+            text = "this takes the key of the server, or of a standby"
+            return self._send(peer, CommandOutcome(is_accepted=False, text=text))
+        obstacle = self.obstacle()
+        if obstacle:
+            return self._send(peer, CommandOutcome(is_accepted=False, text=obstacle))
+        drained = self.hand_over()
+        text = f"the run goes on at {drained.heir}, after the step at hand"
+        return [*self._send(peer, CommandOutcome(is_accepted=True, text=text)), drained]
+
+    def obstacle(self) -> str:
+        """Return why the run cannot be handed over now; empty if it can."""
+        best = self.registry.best()
+        if best is None:
+            return f"no standby mirrors the run: start one with `lockstep server --standby-of {self.address}`"
+        if not best.request.is_whole:
+            return f"the standby at {best.request.address} does not have all of the run yet: try again in a moment"
+        return ""
+
+    def hand_over(self) -> events.DrainRequested:
+        """Choose who leads the run after the step at hand; only if there is no obstacle."""
+        best = self.registry.best()
+        assert best is not None
+        self.heir = best.address
+        return events.DrainRequested(heir=self.heir.address)
+
+    def end(self, finish: effects.Finish, now: float) -> None:
+        """Begin to let standbys have what the run has come to."""
+        self.finish = finish
+        limits = {FailureKind.HANDED_OVER: HAND_OVER_S, FailureKind.INTERRUPTED: INTERRUPTED_S}
+        is_elsewhere = finish.kind in CONTINUED and finish.kind is not FailureKind.HANDED_OVER
+        self.until = now if is_elsewhere else now + (END_S if finish.kind is None else limits.get(finish.kind, END_S))
+
+    def is_over(self, now: float) -> bool:
+        """Tell whether nobody is awaited any more."""
+        return self.is_taken_over or not self.registry.members or now >= self.until
+
+    def was_in_vain(self) -> bool:
+        """Tell whether the run was to be handed over, and the standby did not say in time that it has all of it."""
+        is_asked = self.finish is not None and self.finish.kind is FailureKind.HANDED_OVER
+        return is_asked and not self.is_taken_over
+
+    def handed_over(self) -> HandedOver | None:
+        """Return where the run goes on, if a standby has all of it, and said so."""
+        return None if self.heir is None or not self.is_taken_over else HandedOver(standby=self.heir)
+
+    # Other terms
+
+    def deadline(self) -> float | None:
+        """Return when `on_time` or `ask` has something to do although no message comes."""
+        notice = None if self.predecessor is None else self._notice_due
+        asked = self._ask_until if self._asked else None
+        return soonest(self.registry.deadline(), notice, asked, None if self.finish is None else self.until)
+
+    def on_time(self, now: float) -> list[events.Event]:
+        """Handle the passing of time."""
+        gone = self.registry.expire(now)
+        happened = [event for member in gone for event in self._on_gone(member, "it has been silent for too long")]
+        if self.predecessor is not None and now >= self._notice_due:
+            self._notice_due = now + NOTICE_S
+            happened += self._tell(self.predecessor)
+        return happened
+
+    def _tell(self, predecessor: ClientPort) -> list[events.Event]:
+        """Tell the server that led the run before, until it has answered: it may sleep, or be cut off."""
+        while (answer := leader_notice(predecessor)) is not None:
+            if answer.term.is_above(self.term):
+                return [self._superseded(answer.term)]
+            if answer.term == self.term:
+                predecessor.close()
+                self.predecessor = None
+                return []
+        with suppress(PeerSlow):
+            predecessor.send(encode(LeaderNotice(term=self.term, address=self.address)))
+        return []
+
+    def is_asking(self, now: float) -> bool:
+        """Tell whether nothing may be done now since it is not known who leads the run; to be called at each step.
+
+        It is not known if this server did not look for a while, as after a stop: then it asks its standbys.
+        """
+        looked, self._looked = self._looked, now
+        absent_s = max(ABSENT_S, self.coordinator.info.takeover_s / 2)
+        if not self._asked and looked is not None and now - looked >= absent_s and self.finish is None:
+            self._begin_to_ask(now)
+        return bool(self._asked)
+
+    def _begin_to_ask(self, now: float) -> None:
+        if self.dial is None:
+            return
+        self._ask_until = now + ASK_S
+        for standby in self.registry.addresses():
+            with suppress(LockstepError):
+                port = self.dial(standby.address, standby.public)
+                self._asked.append(port)
+                port.send(encode(LeaderRequest()))
+
+    def ask(self, now: float) -> Sequence[events.Event]:
+        """Wait for an answer of those that were asked; without one in time, this server goes on."""
+        wait_s = max(0.0, self._ask_until - now) / max(1, len(self._asked))
+        answers = [answer for port in self._asked if (answer := leader_notice(port, wait_s)) is not None]
+        above = next((answer for answer in answers if answer.term.is_above(self.term)), None)
+        if not answers and self.clock.now() < self._ask_until:
+            return []
+        for port in self._asked:
+            port.close()
+        self._asked.clear()
+        return [] if above is None else [self._superseded(above.term)]
+
+
+def leader_notice(port: ClientPort, wait_s: float = 0.0) -> LeaderNotice | None:
+    """Return who leads the run as somebody says who was asked, None if no answer has come."""
+    frames = port.receive(wait_s)
+    if frames is None:
+        return None
+    with suppress(RemoteProtocolError):
+        message, _ = decode(frames, ToStandbyMessage)
+        if isinstance(message, LeaderNotice):
+            return message
+    return None

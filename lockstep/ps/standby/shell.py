@@ -1,0 +1,215 @@
+"""A standby's shell: turns frames into events and effects into frames and files. Decides nothing."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.errors import RemoteProtocolError
+from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.messages import Message, NotLeading, Refused, shortened
+from lockstep.common.protocol.standby_messages import (
+    AtStandbyMessage,
+    CommandOutcome,
+    FilePart,
+    LeaderNotice,
+    Promote,
+    RunFiles,
+    ToStandbyMessage,
+)
+from lockstep.common.runtime.clock import Clock
+from lockstep.common.statemachine.client import Exit, ObstacleFound, ProtocolBroken, Redial, SendToServer, Started
+from lockstep.common.statemachine.delivery import deliver
+from lockstep.common.statemachine.machine import Interrupted, PeerLeft, Received, Report, Send, TimePassed, carry_out
+from lockstep.common.transport.auth.keys import is_standbys
+from lockstep.common.transport.diagnosis import Diagnosis
+from lockstep.common.transport.limits import RejectionLog
+from lockstep.common.transport.links import Wait
+from lockstep.common.transport.port import ClientPort, Dial, PeerSlow, ServerPort
+from lockstep.ps.standby.mirror import AskFor, CompleteFile, CutLines, KeepRecord, RemoveFiles, StorePart
+from lockstep.ps.standby.state import (
+    FileCompleted,
+    PartReceived,
+    PartStored,
+    StandbyEffect,
+    StandbyEvent,
+    StandbyState,
+    StoringFailed,
+    TakeOver,
+)
+from lockstep.ps.standby.storage import MirrorStorage, is_intact
+
+#: Seconds for which the last messages may still be sent to a server that is left.
+LINGER_S = 1.0
+
+
+@dataclass
+class StandbyShell:
+    """A standby's process: its state, and what carries out the effects of the state."""
+
+    state: StandbyState
+    storage: MirrorStorage
+    #: Where workers dial, and persons.
+    port: ServerPort
+    #: To the server that is mirrored.
+    upstream: ClientPort
+    #: How another server is reached.
+    dial: Dial
+    clock: Clock
+    say: Callable[[str], None]
+    wait: Wait
+    rejections: RejectionLog = field(default_factory=RejectionLog)
+    #: Called once the mirror has all for the first time: raises if this machine could not lead the run.
+    check: Callable[[], None] = lambda: None
+    #: Finds out what prevents a connection to the server that a person named, None if nothing can.
+    diagnose: Callable[[], Diagnosis | None] | None = None
+    _is_checked: bool = False
+    #: Set once it has ended without taking over, or takes over.
+    ended: Exit | TakeOver | None = None
+    _array: Vector | None = None
+
+    def run(self) -> Exit | TakeOver:
+        """Mirror the run until it is over, or is to be led from here: then the folder is that of a run."""
+        try:
+            self.dispatch(Started())
+            while self.ended is None:
+                self.step()
+        except KeyboardInterrupt:
+            self.dispatch(Interrupted())
+        finally:
+            self.close()
+        assert self.ended is not None
+        return self.ended
+
+    def close(self) -> None:
+        """Conclude the mirror if the run is led from here; otherwise close all connections."""
+        if isinstance(self.ended, TakeOver):
+            self.storage.conclude(self.state.mirror.lines)
+        else:
+            self.upstream.close(LINGER_S)
+            self.port.close(LINGER_S)
+
+    def step(self) -> bool:
+        """Handle one message, or the passing of time; return whether anything happened."""
+        if self._receive():
+            return True
+        deadline = self.state.deadline()
+        left = None if deadline is None else deadline - self.clock.now()
+        if left is not None and left <= 0.0:
+            self._find_obstacle()
+            self.dispatch(TimePassed())
+            return True
+        self.wait((self.upstream, self.port), left)
+        for text in self.rejections.due(self.clock.now()):
+            self.say(text)
+        return self._receive()
+
+    def _find_obstacle(self) -> None:
+        """Find out what prevents a connection, if no server has answered yet."""
+        diagnosis = None if self.diagnose is None or self.state.offer is not None else self.diagnose()
+        if diagnosis is not None:
+            self.dispatch(ObstacleFound(obstacle=diagnosis.text, is_final=diagnosis.is_final))
+
+    # From messages to events
+
+    def _receive(self) -> bool:
+        frames = self.upstream.receive(0.0)
+        if frames is not None:
+            self._on_server_message(frames)
+            return True
+        received = self.port.receive(0.0)
+        if received is not None:
+            self._on_message(*received)
+            return True
+        lost = self.port.lost()
+        for peer in lost:
+            self.dispatch(PeerLeft(peer=peer, reason="its connection is gone"))
+        return bool(lost)
+
+    def _on_server_message(self, frames: list[memoryview]) -> None:
+        event: StandbyEvent
+        try:
+            message, arrays = decode(frames, ToStandbyMessage)
+            if isinstance(message, FilePart):
+                self._array = arrays[0]
+                event = PartReceived(part=message, is_intact=is_intact(message, arrays[0]))
+            else:
+                assert isinstance(message, RunFiles | LeaderNotice | NotLeading | Refused)  # what else there may be
+                event = message
+        except RemoteProtocolError as error:
+            event = ProtocolBroken(fault=str(error))
+        self.dispatch(event)
+
+    def _on_message(self, peer: bytes, frames: list[memoryview]) -> None:
+        try:
+            message, _ = decode(frames, AtStandbyMessage)
+        except RemoteProtocolError as error:
+            # What a worker sends a server that leads: it came here too early, and asks again.
+            self._answer(peer, Refused(reason=shortened(f"this is a standby, which does not lead the run: {error}")))
+            return
+        if isinstance(message, Promote) and not is_standbys(self.port.key_name(peer)):
+            text = "this takes the key of the server, or of a standby"
+            self._answer(peer, CommandOutcome(is_accepted=False, text=text))
+            return
+        self.dispatch(Received(peer=peer, message=message))
+
+    def _answer(self, peer: bytes, message: Message) -> None:
+        deliver(self.port, peer, encode(message))
+
+    def dispatch(self, event: StandbyEvent) -> None:
+        """Let the machine handle an event, and whatever its effects lead to."""
+        carry_out(self.state, [event], self._perform, self.clock.now)
+        if self.state.mirror.has_been_whole and not self._is_checked:
+            self._is_checked = True
+            self.check()
+
+    # From effects to actions
+
+    def _perform(self, effect: StandbyEffect) -> Iterable[StandbyEvent]:
+        match effect:
+            case AskFor(request=request):
+                self._send_up(request)
+            case SendToServer(message=message):
+                self._send_up(message)
+            case Send():
+                return deliver(self.port, effect.peer, encode(effect.message))
+            case Redial(server=server):
+                self.diagnose = None
+                self.upstream.close(LINGER_S)
+                self.upstream = self.dial(server.address, server.public)
+            case Report(text=text):
+                self.say(text)
+            case Exit() | TakeOver():
+                self.ended = effect
+            case _:
+                return self._write(effect)
+        return []
+
+    def _write(self, effect: StorePart | CompleteFile | RemoveFiles | CutLines | KeepRecord) -> list[StandbyEvent]:
+        """Write to the folder of the mirror; a full disk costs the run nothing."""
+        try:
+            match effect:
+                case StorePart(part=part):
+                    assert self._array is not None  # it came with the part
+                    self.storage.store(part, self._array)
+                    return [PartStored(part=part)]
+                case CompleteFile(file=file):
+                    return [FileCompleted(file=file, fault=self.storage.complete(file))]
+                case RemoveFiles(names=names):
+                    self.storage.remove(names)
+                case CutLines(name=name, size=size):
+                    self.storage.cut(name, size)
+                case KeepRecord(record=record):
+                    self.storage.keep(record)
+                case _:
+                    assert_never(effect)
+        except OSError as error:
+            text = f"cannot write to {str(self.storage.folder)!r}: {error.strerror}"
+            return [StoringFailed(reason=text)]
+        return []
+
+    def _send_up(self, message: Message) -> None:
+        try:
+            self.upstream.send(encode(message))
+        except PeerSlow:
+            return  # nobody reads: it is asked again

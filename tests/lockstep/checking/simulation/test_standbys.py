@@ -1,0 +1,138 @@
+"""Runs with standbys in virtual time: servers are lost, cut off and come back; planted bugs are found."""
+
+from collections import deque
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from lockstep.checking.simulation.oracle import simulate
+from lockstep.checking.simulation.processes import Parts
+from lockstep.checking.simulation.scenario import FaultKind, Scenario, ScheduledFault, scenario_of
+from lockstep.common.protocol.messages import NO_TERM, Join, Welcome
+from lockstep.common.protocol.shard_messages import ShardWelcome
+from lockstep.common.protocol.standby_messages import RunFile, RunFiles
+from lockstep.common.statemachine.client import Client, ClientEffect
+from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
+from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.coordinator.effects import Effect
+from lockstep.ps.coordinator.registration import Admittance
+from lockstep.ps.run.info import RunInfo
+from lockstep.ps.standby.mirror import Mirror, MirrorEffect
+from lockstep.ps.standby.state import StandbyState
+from lockstep.worker.shell import WorkerShell
+from tests.lockstep.checking.simulation.planted import Planted
+
+#: Seeds that are tried, and how many of them in one test.
+SEEDS, EACH = 40, 10
+
+#: Seeds within which a planted bug is found.
+SEARCHED = 150
+
+
+class Boastful(Mirror):
+    """Counts what is offered as what is here."""
+
+    def begin_round(self, offer: RunFiles) -> list[MirrorEffect]:
+        effects = super().begin_round(offer)
+        self.files |= {file.name: file.version for file in offer.files if file.version}
+        self.wanted = deque[RunFile]()
+        self.has_been_whole = True
+        return effects
+
+
+class BoastfulStandby(StandbyState):
+    """Has such a mirror."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.mirror.__class__ = Boastful
+
+
+class ForgetfulClient(Client):
+    """Forgets the terms that it has seen when it is welcome."""
+
+    def _on_welcome(self, welcome: Welcome | ShardWelcome, now: float) -> list[ClientEffect]:
+        self.term = NO_TERM
+        return super()._on_welcome(welcome, now)
+
+
+class Heedless(Coordinator):
+    """Lets workers in that have seen a higher term."""
+
+    def _join(self, peer: bytes, join: Join, admitted: Admittance, now: float) -> list[Effect]:
+        return super()._join(peer, msgspec.structs.replace(join, term=NO_TERM), admitted, now)
+
+
+def forgetful(worker: WorkerShell) -> WorkerShell:
+    worker.state.client.__class__ = ForgetfulClient
+    return worker
+
+
+def heedless(info: RunInfo, start: Resumption) -> Coordinator:
+    coordinator = coordinator_of(info, start)
+    coordinator.__class__ = Heedless
+    return coordinator
+
+
+class Rash(StandbyState):
+    """Leads the run as soon as anybody misses the server."""
+
+    def _decision(self, now: float) -> str:
+        return "somebody misses the server" if self.mirror.has_been_whole else ""
+
+
+PLANTED = {
+    "a mirror is ahead of its digest": Planted(Parts(standby=BoastfulStandby), "the mirror counts "),
+    "two servers take over at once": Planted(
+        Parts(standby=Rash, server_name=lambda name: "server"), " lead the run in term "
+    ),
+}
+
+
+def cut_off_in_turn(seed: int) -> Scenario:
+    """Return a run whose server is cut off, and its successor too, so that workers come back to the first."""
+    fault = ScheduledFault(kind=FaultKind.CUT_OFF_IN_TURN, event=800, target=4, seconds=3.0, kill_after=1, ways="both")
+    return replace(scenario_of(seed, standbys=1, servers=1, steps=60), faults=(fault,), takeover_s=0.5)
+
+
+#: A run in which workers come back to a server whose term is over.
+BACK = 3
+
+
+def test_a_worker_that_comes_back_to_an_old_server_counts_for_nothing_there() -> None:
+    assert simulate(cut_off_in_turn(BACK)).violations == ()
+
+
+def test_a_term_that_nobody_checks_is_found() -> None:
+    (violation,) = simulate(cut_off_in_turn(BACK), Parts(worker=forgetful, coordinator=heedless)).violations
+    assert " went back from term 2 to 1" in violation
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, EACH))
+def test_every_seed_keeps_the_promise(first: int) -> None:
+    for seed in range(first, first + EACH):
+        for standbys in (1, 2):
+            found = simulate(scenario_of(seed, standbys=standbys)).violations
+            assert found == (), f"replay: lockstep simulate --seeds {seed} --standbys {standbys} --trace"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(SEEDS, 5000, 100))
+def test_many_more_seeds_keep_the_promise(first: int) -> None:
+    for seed in range(first, first + 100):
+        found = simulate(scenario_of(seed, standbys=1 + seed % 2)).violations
+        assert found == (), f"replay: lockstep simulate --seeds {seed} --standbys {1 + seed % 2} --trace"
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_planted_bug_is_found_as_what_it_is(bug: str) -> None:
+    parts, says, first = PLANTED[bug]
+    found = (simulate(scenario_of(seed, standbys=2), parts).violations for seed in range(first, SEARCHED))
+    assert any(says in violation for violations in found for violation in violations)
+
+
+def test_a_scenario_without_standbys_is_as_it_was() -> None:
+    scenario = scenario_of(3, standbys=0)
+    assert replace(scenario, standbys=1).job == scenario.job
+    assert scenario.standbys == 0

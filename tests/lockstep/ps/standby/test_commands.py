@@ -1,0 +1,84 @@
+"""Who may say who leads a run: whoever has the key of a standby, or of the server, or anybody if there are no keys."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from lockstep.common.errors import FailureKind
+from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.messages import Message, StandbyAddress, Term
+from lockstep.common.protocol.standby_messages import CommandOutcome, Drain, LeaderNotice, Promote
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork
+from lockstep.common.transport.links import wait_for_nothing
+from lockstep.ps.standby.shell import StandbyShell
+from lockstep.ps.standby.state import StandbyConfig, StandbyState
+from lockstep.ps.standby.storage import MirrorStorage
+from tests.simulation.cluster import Simulation
+from tests.simulation.small import job_of
+
+REFUSED = "this takes the key of the server, or of a standby"
+
+
+def ask(client: MemoryClient, key: str, message: Message) -> None:
+    client.key = key
+    client.send(encode(message))
+
+
+def outcomes(client: MemoryClient) -> Sequence[CommandOutcome]:
+    """Return what was answered."""
+    found: list[CommandOutcome] = []
+    while (frames := client.receive(0.0)) is not None:
+        message, _ = decode(frames, CommandOutcome)
+        assert isinstance(message, CommandOutcome)
+        found.append(message)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [("worker-1", REFUSED), ("standby-1", "it has not mirrored the run yet: try again"), ("", "it has not mirrored")],
+)
+def test_a_worker_promotes_nobody(tmp_path: Path, key: str, text: str) -> None:
+    network = MemoryNetwork(1)
+    config = StandbyConfig(
+        server=StandbyAddress(address="memory://"), own=StandbyAddress(address="memory://b"), host="h", pid=1
+    )
+    port, upstream, client = network.server("memory://b"), network.client(), network.client("memory://b")
+    shell = StandbyShell(
+        StandbyState(config),
+        MirrorStorage(tmp_path),
+        port,
+        upstream,
+        lambda address, public="": network.client(address),
+        SystemClock(),
+        print,
+        wait_for_nothing,
+    )
+    ask(client, key, Promote())
+    shell.step()
+    (outcome,) = outcomes(client)
+    assert not outcome.is_accepted
+    assert text in outcome.text
+
+
+@pytest.mark.parametrize("key", ["worker-1", "standby-1", ""])
+def test_only_a_standby_ends_a_server_by_a_higher_term(key: str) -> None:
+    simulation = Simulation(job_of())
+    server, client = simulation.server, simulation.network.client()
+    own = server.coordinator.info.term
+    term = Term(run=own.run, number=own.number + 1, server="other")
+    ask(client, key, LeaderNotice(term=term, address="memory://other"))
+    simulation.run(until=lambda: not any(one.up.messages for one in simulation.network.clients))
+    kind = None if server.ended is None else server.ended.kind
+    assert kind is (None if key == "worker-1" else FailureKind.SUPERSEDED)
+
+
+def test_a_worker_drains_nothing() -> None:
+    simulation = Simulation(job_of())
+    client = simulation.network.client()
+    ask(client, "worker-1", Drain())
+    simulation.run(until=lambda: not any(one.up.messages for one in simulation.network.clients))
+    assert [outcome.text for outcome in outcomes(client)] == [REFUSED]
+    assert simulation.server.ended is None

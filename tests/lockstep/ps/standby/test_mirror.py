@@ -1,0 +1,194 @@
+"""A mirror has what its server has, in an order in which it can be resumed from, and nothing that is not right."""
+
+import errno
+import hashlib
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.errors import RemoteProtocolError
+from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.standby_messages import PART_BYTES, FilePart, FilePartRequest, StandbyMessage
+from lockstep.common.transport.auth.curve import new_pair
+from lockstep.common.transport.auth.keys import AllowList
+from lockstep.ps.checkpoint.folder import DOUBTFUL, CheckpointFolder
+from lockstep.ps.standby.source import ALLOWED
+from lockstep.ps.standby.storage import MIRROR, MirrorStorage
+from tests.lockstep.ps.standby.folders import MirroredFolder
+
+LINES = b'{"kind":"begun"}\n{"kind":"step"}\n'
+
+
+def sealed(folder: MirroredFolder, step: int) -> Path:
+    """Write a checkpoint whose seal is right."""
+    path = folder.checkpoint(step, "0" * 64)
+    seal = hashlib.sha256(path.read_bytes()).hexdigest()
+    return folder.checkpoint(step, seal)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> MirroredFolder:
+    made = MirroredFolder(tmp_path)
+    made.write("job.toml", b"model = 'linear'\n")
+    made.write("receipt.json", b"{}\n")
+    made.write("ledger.jsonl", LINES)
+    made.write("model/net/parts.py", b"x = 1\n")
+    made.write("convictions.jsonl", b"{}\n")
+    made.write("initial.safetensors", b"weights")
+    made.write("weights-ema.safetensors", b"weights")
+    made.write("server.log", b"words\n")
+    sealed(made, 3)
+    return made
+
+
+def test_a_mirror_has_all_but_logs(folder: MirroredFolder) -> None:
+    folder.mirror_once()
+    here = folder.files(folder.here)
+    del here["server.log"]
+    assert folder.files(folder.there) == here
+    assert folder.mirror.is_whole
+    # A checkpoint refers to lines, which have to be there before it.
+    assert folder.asked.index("ledger.jsonl") < folder.asked.index("checkpoints/step-00000003.safetensors")
+
+
+def test_a_checkpoint_in_doubt_takes_the_place_of_what_it_was(folder: MirroredFolder) -> None:
+    folder.mirror_once()
+    CheckpointFolder(folder.here / "checkpoints", print).set_aside(0, DOUBTFUL)
+    folder.mirror_once()
+    there = [path.name for path in (folder.there / "checkpoints").iterdir()]
+    assert there == ["step-00000003.safetensors.doubtful"]
+    assert CheckpointFolder(folder.there / "checkpoints", print).steps() == []
+
+
+def test_who_is_admitted_comes_with_the_keys_of_signatures(folder: MirroredFolder) -> None:
+    pair, signer = new_pair(), "ab" * 32
+    folder.source.allowed = lambda: {pair.public: "worker-1"}
+    folder.source.signers = lambda: {"worker-1": signer}
+    folder.mirror_once()
+    listed = AllowList(folder.there / ALLOWED)
+    assert (listed(), listed.signers()) == ({pair.public: "worker-1"}, {"worker-1": signer})
+
+
+def test_nothing_is_asked_for_twice(folder: MirroredFolder) -> None:
+    folder.mirror_once()
+    folder.asked.clear()
+    folder.mirror_once()
+    assert folder.asked == []
+
+
+def test_only_whole_lines_come(folder: MirroredFolder) -> None:
+    folder.write("ledger.jsonl", LINES + b'{"kind":"st')
+    folder.mirror_once()
+    assert (folder.there / "ledger.jsonl").read_bytes() == LINES
+    assert not folder.mirror.is_whole
+    folder.write("ledger.jsonl", LINES + b'{"kind":"step"}\n')
+    folder.mirror_once()
+    assert (folder.there / "ledger.jsonl").read_bytes() == LINES + b'{"kind":"step"}\n'
+
+
+def test_a_file_of_several_parts_comes_whole(folder: MirroredFolder) -> None:
+    data = np.random.default_rng(1).bytes(2 * PART_BYTES + 7)
+    folder.write("data.npz", data)
+    folder.mirror_once()
+    assert (folder.there / "data.npz").read_bytes() == data
+    assert folder.asked.count("data.npz") == 3
+
+
+def flip(part: FilePart, data: Vector) -> Vector:
+    """Flip a bit of each part."""
+    changed = bytearray(data.tobytes())
+    changed[0] ^= 1
+    return np.frombuffer(bytes(changed), "<f4")
+
+
+def test_a_flipped_bit_is_found_and_counts_for_nothing(folder: MirroredFolder) -> None:
+    folder.mirror_once(flip)
+    assert folder.faults == ["ledger.jsonl"]
+    assert (folder.mirror.lines, folder.mirror.files) == ({}, {})
+    folder.mirror_once()
+    assert folder.mirror.is_whole
+
+
+def test_a_checkpoint_that_is_damaged_at_the_server_does_not_replace_one_that_is_right(folder: MirroredFolder) -> None:
+    folder.mirror_once()
+    (folder.here / "checkpoints" / "step-00000003.safetensors").unlink()
+    folder.checkpoint(6, "f" * 64)
+    folder.mirror_once()
+    assert [fault.partition(" is not ")[0] for fault in folder.faults] == ["'checkpoints/step-00000006.safetensors'"]
+    there = sorted(path.name for path in (folder.there / "checkpoints").iterdir())
+    assert there == ["step-00000003.safetensors"]
+    sealed(folder, 6)
+    folder.mirror_once()
+    there = sorted(path.name for path in (folder.there / "checkpoints").iterdir())
+    assert there == ["step-00000006.safetensors"]
+
+
+def test_a_server_that_resumes_has_its_lines_replaced(folder: MirroredFolder) -> None:
+    folder.mirror_once()
+    kept = LINES.index(b"\n") + 1
+    folder.again("b", kept)
+    (folder.here / "checkpoints" / "step-00000003.safetensors").unlink()
+    with (folder.here / "ledger.jsonl").open("ab") as file:
+        file.write(b'{"kind":"begun","again":true}\n')
+    folder.mirror_once()
+    assert (folder.there / "ledger.jsonl").read_bytes() == (folder.here / "ledger.jsonl").read_bytes()
+    assert list((folder.there / "checkpoints").iterdir()) == []
+
+
+def test_what_is_not_there_any_more_is_left_to_the_next_round(folder: MirroredFolder) -> None:
+    offer = folder.offer()
+    (folder.here / "receipt.json").unlink()
+    folder.mirror_once(offer=offer)
+    assert not folder.mirror.is_whole
+    folder.mirror_once()
+    assert folder.mirror.is_whole
+
+
+def test_a_server_shows_nothing_but_what_it_offers(folder: MirroredFolder) -> None:
+    (folder.root / "secret").write_bytes(b"x")
+    term = folder.history.last
+    for name in ("server.log", "model", "checkpoints/other"):
+        assert folder.source.part(FilePartRequest(name=name, version="", start=0), term) is None
+    for name in ("../secret", "/etc/passwd", "model/../../secret", "model/.hidden", "model//x"):
+        frames = encode(FilePartRequest(name=name, version="", start=0))
+        with pytest.raises(RemoteProtocolError):
+            decode(frames, StandbyMessage)
+
+
+def test_a_mirror_that_is_led_from_is_a_folder_of_a_run(folder: MirroredFolder) -> None:
+    (folder.there / MIRROR).touch()
+    folder.mirror_once()
+    (folder.there / ".receipt.json.partial").write_bytes(b"{")
+    with (folder.there / "ledger.jsonl").open("ab") as file:
+        file.write(b"more than is known to be right")
+    folder.storage.conclude(folder.mirror.lines)
+    here = folder.files(folder.here)
+    del here["server.log"]
+    assert folder.files(folder.there) == here
+
+
+def test_a_full_disk_is_an_error_and_what_was_there_stays(folder: MirroredFolder) -> None:
+    folder.mirror_once()
+
+    def full(descriptor: int, data: bytes, place: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder.storage = MirrorStorage(folder.there, full)
+    sealed(folder, 6)
+    with pytest.raises(OSError, match="No space left"):
+        folder.mirror_once()
+    assert "checkpoints/step-00000003.safetensors" in folder.files(folder.there)
+    folder.mirror.give_up()
+    folder.storage = MirrorStorage(folder.there)
+    folder.mirror_once()
+    assert folder.mirror.is_whole
+
+
+def test_a_part_of_another_term_is_not_expected(folder: MirroredFolder) -> None:
+    (ask, *_) = folder.mirror.begin_round(folder.offer())
+    found = folder.source.part(ask.request, folder.again("b", 0))  # type: ignore[union-attr]
+    assert found is None or not folder.mirror.expects(found[0])
+    assert msgspec.structs.replace(folder.mirror.term, number=1) == folder.mirror.term

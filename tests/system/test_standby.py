@@ -1,0 +1,167 @@
+"""A server's machine may die: its run goes on at a standby, to the same bits; an old server counts for nothing."""
+
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from lockstep.cli.main import run
+from lockstep.common.runtime.clock import SystemClock
+from lockstep.ps.records.ledger import RunBegun
+from lockstep.ps.records.run_folder import read_ledger
+from tests.system.hosts import hosts, why_not
+from tests.system.processes import GONE_S, Place, Process
+from tests.system.test_faults import OFTEN, calm, digest, job, kill
+
+#: Seconds of silence after which workers go to the standby.
+TAKEOVER_S = 1.0
+
+#: Without it vectors would go through memory, which other hosts do not share.
+OVER_SOCKETS = ("--transport", "tcp", "--takeover-seconds", str(TAKEOVER_S))
+
+
+def start_all(place: Place, flags: tuple[str, ...], workers: int = 3) -> tuple[Process, Process, list[Process]]:
+    """Start a server, its standby, and workers; return them once the standby has a checkpoint."""
+    needed = ("--min-workers", str(workers), "--run-dir", "run")
+    server = place.start("server", *flags, *OVER_SOCKETS, *needed, "--bind", "tcp://127.0.0.1:0")
+    address = server.line_with("lockstep worker ").split()[2]
+    bound = ("--bind", "tcp://127.0.0.1:0", "--run-dir", "mirror")
+    standby = place.start("server", "--standby-of", address, *bound)
+    standby.line_with("mirrors run run of")
+    started = [place.start("worker", address, "--workers", "1") for _ in range(workers)]
+    until_mirrored(place, server)
+    return server, standby, started
+
+
+def until_mirrored(place: Place, server: Process) -> None:
+    """Wait until the standby has a checkpoint: of a run whose epochs end one after the other."""
+    for epoch in range(3, 1000):
+        server.line_with(f"epoch {epoch}/")
+        if any((place.folder / "mirror" / "checkpoints").glob("step-*.safetensors")):
+            return
+
+
+def ends(standby: Process, workers: list[Process]) -> None:
+    code, out, error = standby.end()
+    assert (code, error) == (0, ""), (out, error)
+    assert [worker.end()[0] for worker in workers] == [0] * len(workers)
+
+
+def test_a_run_whose_server_is_killed_goes_on_at_its_standby(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place.folder)
+    flags = (*job(place, 600), *OFTEN)
+    expected = calm(place, flags)
+    server, standby, workers = start_all(place, flags)
+    kill(server.popen.pid)
+    # Its disk is lost as well.
+    shutil.rmtree(place.folder / "run")
+    standby.line_with("takes over, from step ")
+    ends(standby, workers)
+    assert digest(place, "mirror") == expected
+    assert run(["ledger", str(place.folder / "mirror")]) == 0
+    assert place.is_empty(GONE_S)
+
+
+def test_a_server_that_was_stopped_counts_for_nothing_when_it_comes_back(place: Place) -> None:
+    flags = (*job(place, 600), *OFTEN)
+    expected = calm(place, flags)
+    server, standby, workers = start_all(place, flags)
+    server.send(signal.SIGSTOP)
+    standby.line_with("takes over, from step ")
+    standby.line_with("epoch ")
+    before = (place.folder / "run" / "ledger.jsonl").read_bytes().count(b'"kind":"step"')
+    server.send(signal.SIGCONT)
+    code, _, error = server.end()
+    assert code == 1
+    assert "another server leads run run in term 2, and this one in term 1" in error
+    # Lines that waited are written at the end: of steps that were made before.
+    after = (place.folder / "run" / "ledger.jsonl").read_bytes().count(b'"kind":"step"')
+    assert after - before <= 20
+    ends(standby, workers)
+    assert digest(place, "mirror") == expected
+
+
+@pytest.mark.parametrize("how", ["drain", "SIGTERM"])
+def test_a_server_that_is_drained_loses_no_step(place: Place, how: str) -> None:
+    flags = job(place, 600)
+    expected = calm(place, flags)
+    server, standby, workers = start_all(place, flags)
+    if how == "drain":
+        assert place.start("drain", server_address(place)).end()[0] == 0
+    else:
+        # As before a preemptible machine is stopped.
+        server.send(signal.SIGTERM)
+    assert server.end()[0] == 0
+    ends(standby, workers)
+    assert digest(place, "mirror") == expected
+    begun = [line for line in read_ledger(place.folder / "mirror") if isinstance(line, RunBegun)]
+    assert [line.lost_steps for line in begun] == [0, 0]
+
+
+def server_address(place: Place) -> str:
+    """Return where the server is, as its standby was told."""
+    pid = place.pids("--standby-of")[0]
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    return words[words.index("--standby-of") + 1]
+
+
+def test_train_shows_a_takeover(place: Place) -> None:
+    flags = (*job(place, 600), *OFTEN)
+    expected = calm(place, flags)
+    process = place.start("train", *flags, "--workers", "2", "--standby", "--takeover-seconds", "1", "--run-dir", "run")
+    process.line_with("epoch 3/")
+    (server,) = place.pids("server --job")
+    os.kill(server, signal.SIGKILL)
+    code, out, error = process.end()
+    assert (code, error) == (0, ""), (out, error)
+    assert digest(place) == expected
+    assert place.is_empty(GONE_S)
+
+
+def test_a_key_of_a_worker_mirrors_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place.folder)
+    assert run(["keys", "create", "keys", "--name", "worker-1", "--name", "standby-1"]) == 0
+    bound = ("--bind", "tcp://127.0.0.1:0", "--run-dir", "mirror", "--standby-of", "tcp://127.0.0.1:1")
+    stranger = place.start("server", *bound, "--key", "keys/worker-1.key")
+    code, _, error = stranger.end()
+    assert code == 2
+    assert "is that of 'worker-1': expected a standby's" in error
+    assert not (place.folder / "mirror").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(why_not()), reason="network namespaces may not be made here")
+@pytest.mark.parametrize("seed", range(20))
+def test_a_host_that_is_cut_off_at_any_moment_is_replaced(
+    place: Place, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place.folder)
+    flags, draw, clock = (*job(place, 600), *OFTEN), random.Random(seed), SystemClock()
+    expected = calm(place, flags)
+    assert run(["keys", "create", "keys", "--name", "worker-1", "--name", "standby-1"]) == 0
+    with hosts(5, "1gbit") as net:
+        first, second = (f"tcp://{net.address(number)}:5555" for number in (0, 1))
+        needed = (*OVER_SOCKETS, "--min-workers", "3", "--run-dir", "run", "--keys", "keys")
+        server = place.start("server", *flags, *needed, "--bind", first, within=net.within(0))
+        server.line_with("lockstep worker ")
+        shown = ("--key", "keys/standby-1.key", "--run-dir", "mirror")
+        standby = place.start("server", "--standby-of", first, "--bind", second, *shown, within=net.within(1))
+        standby.line_with("mirrors run run of")
+        key = ("--workers", "1", "--key", "keys/worker-1.key")
+        workers = [place.start("worker", first, *key, within=net.within(number)) for number in (2, 3, 4)]
+        until_mirrored(place, server)
+        for _ in range(draw.randint(0, 40)):
+            server.line_with("epoch ")
+        if draw.random() < 0.5:
+            net.pull(0)
+        else:
+            kill(server.popen.pid)
+        began = clock.now()
+        standby.line_with("takes over, from step ")
+        assert clock.now() - began < 5.0 + TAKEOVER_S
+        ends(standby, workers)
+        assert digest(place, "mirror") == expected
+        place.clear()
