@@ -24,7 +24,7 @@ from lockstep.common.errors import DataError, ModelError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.job.losses import LossKind, has_accuracy, kind_of
-from lockstep.common.job.metrics import MOST_CLASSES, Metric, Metrics, OwnMetric, ComparedRows
+from lockstep.common.job.metrics import MOST_CLASSES, ComparedRows, Metric, Metrics, OwnMetric
 from lockstep.common.job.tally import Tally
 
 #: A loss of the user's own: outputs and targets in, the sum of the losses and what it is divided by out.
