@@ -19,6 +19,12 @@ from lockstep.common.job.job import Job
 from lockstep.common.nn.module import LAYERS
 from lockstep.common.protocol.messages import ServerMessage, WorkerMessage
 from lockstep.common.protocol.shard_messages import ShardMessage, ToShardMessage, WorkerToShardMessage
+from lockstep.common.protocol.standby_messages import (
+    AtStandbyMessage,
+    CommandOutcome,
+    StandbyMessage,
+    ToStandbyMessage,
+)
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.metrics import EpochRecord
 from lockstep.runs.job_file import resolve
@@ -103,13 +109,16 @@ def parsed(path: Path) -> tuple[Block, ...]:
         return ()
 
 
+#: All messages, by who takes part.
+OF_WORKERS = WorkerMessage, ServerMessage
+OF_SHARDS = ShardMessage, ToShardMessage, WorkerToShardMessage
+OF_STANDBYS = StandbyMessage, ToStandbyMessage, AtStandbyMessage
+
+
 def test_every_message_has_an_entry() -> None:
-    kinds = {
-        kind.__name__
-        for union in (WorkerMessage, ServerMessage, ShardMessage, ToShardMessage, WorkerToShardMessage)
-        for kind in get_args(union)
-    }
-    assert set(re.findall(r"^#### (\w+)", protocol.wire_messages(), re.MULTILINE)) == kinds
+    kinds = {kind.__name__ for union in (*OF_WORKERS, *OF_SHARDS, *OF_STANDBYS) for kind in get_args(union)}
+    of_people = {CommandOutcome.__name__}  # the answer to who has asked for something
+    assert set(re.findall(r"^#### (\w+)", protocol.wire_messages(), re.MULTILINE)) == kinds | of_people
 
 
 @pytest.mark.parametrize("machine", protocol.MACHINES, ids=lambda machine: str(machine.title))

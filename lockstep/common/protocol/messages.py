@@ -436,7 +436,7 @@ class Withdrawal(Message, frozen=True, kw_only=True):
 
 
 class StandbysChanged(Message, frozen=True, kw_only=True):
-    """Where to go if the server is gone: instead of what the welcome has."""
+    """The place to go to if the server is gone: instead of what the welcome has."""
 
     standbys: Standbys
 

@@ -50,7 +50,7 @@ class RunFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class MirrorRequest(Message, frozen=True, kw_only=True):
-    """Ask what there is to mirror, again and again: answered by `RunFiles`. Who asks is a standby of the run."""
+    """Ask what there is to mirror, again and again: answered by `RunFiles`. The peer is a standby then."""
 
     protocol: Count
     host: ShortText
@@ -77,7 +77,7 @@ class FilePartRequest(Message, frozen=True, kw_only=True):
 
 
 class RunFiles(Message, frozen=True, kw_only=True):
-    """What there is to mirror."""
+    """The files that there are to mirror."""
 
     term: Term
     run: ShortText
