@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lockstep.common.errors import UnreachableError
+from lockstep.common.errors import KeyFileError, UnreachableError
 from lockstep.launch.endpoints import TOKEN, address_towards, make_token
 
 
@@ -25,3 +25,11 @@ def test_the_token_of_a_run_is_one_and_only_its_user_can_read_it(tmp_path: Path,
         os.umask(before)
     assert stat.S_IMODE((tmp_path / TOKEN).stat().st_mode) == 0o600
     assert make_token(tmp_path) == token
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o620, 0o604])
+def test_a_token_that_a_group_or_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
+    make_token(tmp_path)
+    (tmp_path / TOKEN).chmod(mode)
+    with pytest.raises(KeyFileError, match="is open to others"):
+        make_token(tmp_path)
