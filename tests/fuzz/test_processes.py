@@ -65,8 +65,12 @@ class Employer:
         self.port = self.network.server()
         join = Join(protocol=PROTOCOL_VERSION, incarnation="a", host="h", pid=1, fingerprint=fingerprint())
         state = WorkerState(ClientConfig(address="memory://", join=join, silence_s=600.0))
-        self.runner = WorkerShell(state, self.network.client(), self.clock, load, self.said.append)
+        self.runner = WorkerShell(state, self.network.client(), self.clock, load, self.said.append, dial=self.dial)
         self.runner.begin()
+
+    def dial(self, address: str, public: str) -> MemoryClient:
+        """Find the same server at any address."""
+        return self.network.client()
 
     def tell(self, *messages: list[Buffer]) -> None:
         """Send the worker messages, and let it act until it waits."""
@@ -160,9 +164,13 @@ class Employed:
         )
         state = ShardState(ClientConfig(address="memory://", join=join, silence_s=SILENCE_S))
         upstream, port = self.network.client(), self.visited.server()
-        self.shard = ShardShell(state, port, upstream, self.clock, lambda text: None, wait_for_nothing)
+        self.shard = ShardShell(state, port, upstream, self.clock, lambda text: None, wait_for_nothing, dial=self.dial)
         self.shard.begin()
         self.visitor = self.visited.client()
+
+    def dial(self, address: str, public: str) -> MemoryClient:
+        """Find the same server at any address."""
+        return self.network.client()
 
     def tell(self, *messages: list[Buffer]) -> None:
         """Let the server say something."""

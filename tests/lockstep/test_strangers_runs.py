@@ -46,7 +46,7 @@ SERVING = ("server", "node")
 RECORDS_ONLY = {"ledger": ["{run}"], "check-data": ["{run}"]}
 
 #: The page is asked below, and the others open no folder of a run.
-OTHERS = {"watch", "pack", "worker", "shard", "keys", "status", "bench", "simulate", "completion"}
+OTHERS = {"watch", "pack", "worker", "shard", "keys", "status", "promote", "drain", "bench", "simulate", "completion"}
 
 CASES = [(name, arguments) for name, calls in OPENING.items() for arguments in calls]
 
