@@ -62,7 +62,7 @@ def parts_of(python: Path | None, rounds: int) -> dict[str, Bench[Any]]:
             batches=(32, 128),
             workers=(each,),
             cuts=(1, 4),
-            steps=max(8, 25 * rounds),
+            steps=max(8, 100 * rounds),
             rounds=rounds,
             peer_python=python,
         ),
