@@ -356,10 +356,18 @@ class Cluster:
         # If one was evicted, the run continues without it.
         is_under_way = self._is_second or self._has_gone_back() or status is None or status.phase not in BEFORE
         if lost is not None and not is_under_way:
+            lost = self._who_said_why(lost)
             raise exit_error(lost, f"the run cannot begin with all its workers: {exit_message(lost)}")
         for worker in dead:
             outlook = "it is not restarted" if worker.is_given_up else "it is restarted"
             self.say(f"{exit_message(worker.process)}; its micro-batches go to the others, and {outlook}")
+
+    def _who_said_why(self, lost: WatchedProcess) -> WatchedProcess:
+        """Return the worker whose log has the reason: the processes of a team end together, in any order."""
+        for process in self.supervisor.processes:
+            if not lost.log.last_message() and process.wait(GRACE_S) and process.code > 0:
+                lost = process
+        return lost
 
     def _has_gone_back(self) -> bool:
         """Return whether a worker was evicted for good since we began, and the server resumes the run without it."""
