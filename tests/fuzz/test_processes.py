@@ -68,7 +68,7 @@ class Employer:
         self.runner = WorkerShell(state, self.network.client(), self.clock, load, self.said.append, dial=self.dial)
         self.runner.begin()
 
-    def dial(self, address: str, public: str) -> MemoryClient:
+    def dial(self, address: str, public: str = "") -> MemoryClient:
         """Find the same server at any address."""
         return self.network.client()
 
@@ -168,7 +168,7 @@ class Employed:
         self.shard.begin()
         self.visitor = self.visited.client()
 
-    def dial(self, address: str, public: str) -> MemoryClient:
+    def dial(self, address: str, public: str = "") -> MemoryClient:
         """Find the same server at any address."""
         return self.network.client()
 
