@@ -111,24 +111,27 @@ def _processors(name: str) -> Callable[[ScalingRow], float | None]:
     return lambda row: None if row.processors is None else getattr(row.processors, name)
 
 
-#: What PyTorch makes of the same batch in one process with a thread per core: the columns of a table below the rows.
-WHOLE_MACHINE = (
+#: Whose rows they are: the first columns of a table below the rows.
+WHOSE = (
     TableColumn("model", -6, ".6", of=ScalingRow.short_name),
     TableColumn("batch", 5, of=lambda row: row.batch),
     TableColumn("over", -10, of=lambda row: f"{row.workers}+{row.servers} {row.transport}"),
+)
+
+#: What PyTorch makes of the same batch in one process with a thread per core: the columns of a table below the rows.
+WHOLE_MACHINE = (
+    *WHOSE,
     TableColumn("cuts", 4, of=lambda row: row.micro_batches),
     TableColumn("images/s", 9, ",.0f", of=lambda row: row.images_per_s),
     TableColumn("all threads", 11, ",.0f", of=lambda row: row.all_threads and row.all_threads.images_per_s),
     TableColumn("layout", -13, of=lambda row: row.all_threads and row.all_threads.layout),
-    TableColumn("/it", 5, ".2f", "x", of=lambda row: row.all_threads and row.all_threads.ratio),
+    TableColumn("/all", 5, ".2f", "x", of=lambda row: row.all_threads and row.all_threads.ratio),
     TableColumn("/comp", 5, ".2f", "x", of=lambda row: row.compiled and row.compiled.ratio),
 )
 
 #: What a step costs the machine: the columns of a second table below the rows.
 COSTS = (
-    TableColumn("model", -6, ".6", of=ScalingRow.short_name),
-    TableColumn("batch", 5, of=lambda row: row.batch),
-    TableColumn("over", -10, of=lambda row: f"{row.workers}+{row.servers} {row.transport}"),
+    *WHOSE,
     TableColumn("teams", 5, of=lambda row: row.teams),
     TableColumn("ms", 8, ".3f", of=lambda row: row.ms_per_step),
     TableColumn("server ms", 9, ".3f", of=_processors("server_ms")),

@@ -13,7 +13,6 @@
     ├── RunError                  the run itself failed; exit code 1
     │   ├── DivergedError         a loss or gradient is not finite
     │   ├── ComputeError          a micro-batch raised on a worker, with its traceback
-    │   ├── RollbackError         a worker computed wrongly: the run is to be resumed without it, from a checkpoint
     │   ├── CallbackError         a callback raised
     │   └── UnreachableError      nobody answers at the address
     ├── DifferenceError           what was recorded of a run is not what its job computes; exit code 1
@@ -78,10 +77,6 @@ class DivergedError(RunError):
 
 class ComputeError(RunError):
     """A micro-batch raised an exception on a worker: carries its traceback."""
-
-
-class RollbackError(RunError):
-    """A worker computed wrongly, and the run is to be resumed without it, from a checkpoint before its results."""
 
 
 class CallbackError(RunError):

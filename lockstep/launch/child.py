@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from lockstep.common.errors import ComputeError, DivergedError, FailureKind, RollbackError, RunError
+from lockstep.common.errors import ComputeError, DivergedError, FailureKind, RunError
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import child_environment
 from lockstep.common.runtime.numerics import Numerics, environment_with
@@ -80,11 +80,7 @@ class ProcessLog:
 
 
 #: The errors of failures that have one of their own; the others are plain errors of a run.
-ERRORS = {
-    FailureKind.DIVERGED: DivergedError,
-    FailureKind.COMPUTE: ComputeError,
-    FailureKind.ROLLBACK: RollbackError,
-}
+ERRORS = {FailureKind.DIVERGED: DivergedError, FailureKind.COMPUTE: ComputeError}
 
 
 class ExitRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from lockstep.common.data.source import load
-from lockstep.common.errors import FailureKind, JobError, LockstepError, RunError, UsageError
+from lockstep.common.errors import JobError, LockstepError, RunError, UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import CallbackDecision, EpochStatus, Status
 from lockstep.common.runtime.blas import blas_kernel
@@ -323,8 +323,6 @@ class Cluster:
             return None
         self._check_crash(self.server)
         self._record = exit_record(self.server.rest())
-        if self._record is not None and self._record.kind is FailureKind.ROLLBACK:
-            return self.server
         was_killed = code < 0 or (code == 1 and not self.server.log.last_error())
         return self.server if was_killed else self._killed_shard()
 

@@ -60,7 +60,7 @@ def test_weak_scaling_next_to_the_baseline(tmp_path: Path, capsys: pytest.Captur
     assert (head, len(lines)) == (heading(ScalingRow), 10)
     assert " ".join(lines[3].split()) == "model batch over teams ms server ms leader ms process ms kB"
     assert lines[5].split()[-4:] == ["-", "-", "-", "0.0"]
-    assert " ".join(lines[7].split()) == "model batch over cuts images/s all threads layout /it /comp"
+    assert " ".join(lines[7].split()) == "model batch over cuts images/s all threads layout /all /comp"
     assert lines[9].split()[7] == "contiguous"
 
 
