@@ -40,6 +40,7 @@ PIECES: Mapping[str, Callable[[], str]] = {
     "pytorch layers": pytorch_models.pytorch_layers,
     "local steps of mlp": partial(local_steps.accuracy_of, "mlp"),
     "local steps of lenet": partial(local_steps.accuracy_of, "lenet"),
+    "local steps of lstm": partial(local_steps.accuracy_of, "lstm"),
     "local steps with other outer values": local_steps.outer_values,
     "exit codes": outcomes.exit_codes,
     "error classes": outcomes.error_classes,
