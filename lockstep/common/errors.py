@@ -165,3 +165,6 @@ class FailureKind(StrEnum):
 
 #: What ends the part of a run that one server led: it continues there, or at another one, and workers look for that.
 CONTINUED = frozenset({FailureKind.SERVER_LOST, FailureKind.SUPERSEDED, FailureKind.HANDED_OVER, FailureKind.ROLLBACK})
+
+#: Of these, what the same server resumes from a checkpoint.
+RESUMED_HERE = frozenset({FailureKind.SERVER_LOST, FailureKind.ROLLBACK})

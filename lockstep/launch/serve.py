@@ -16,6 +16,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.protocol.codec import encode
 from lockstep.common.protocol.standby_messages import LeaderRequest
 from lockstep.common.runtime.clock import Clock, SystemClock
+from lockstep.common.runtime.interrupts import held_back
 from lockstep.common.transport.auth.credentials import Lock, ServerKeys
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import ClientPort, Dial, Limits, ServerPort
@@ -24,7 +25,6 @@ from lockstep.common.transport.transports import TRANSPORTS, MemorySharing, Tran
 from lockstep.common.transport.zeromq.ports import dial, serve
 from lockstep.launch.child import ERRORS, ExitRecord
 from lockstep.launch.endpoints import WARNING, dialled, nearby
-from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.page_process import PageRequest, page_beside, watched
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
@@ -329,7 +329,8 @@ def shared_memory(setup: RunSetup, transport: Transport, root: Path) -> Iterator
         yield offer
     finally:
         if offer.memory is not None:
-            with uninterrupted():
+            # An interrupt is deferred and not ignored: after a loss the run would be resumed in spite of it.
+            with held_back():
                 offer.memory.close()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.manifest import Manifest, packed, part_of
-from lockstep.common.errors import FailureKind, RemoteProtocolError
+from lockstep.common.errors import RESUMED_HERE, FailureKind, RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import (
@@ -211,21 +211,25 @@ class Server:
 
     def run(self, watch: Callable[[], None] = lambda: None) -> effects.Finish:
         """Serve until the run is over; `watch` is called now and then, and at the end, to show the progress."""
+        is_interrupted = False
         try:
             try:
                 while self.ended is None:
                     self._go_on(watch)
             except KeyboardInterrupt:
+                is_interrupted = True
                 self.interrupt()
             if self.ended is not None:
                 self._see_off(self.ended)
         except KeyboardInterrupt:
-            pass  # once more: standbys do without the rest
+            is_interrupted = True  # standbys do without the rest
         finally:
             self.succession.close()
             self.recorder.close()
         # None after an interrupt between the run's end and the writing of its result, which then is not there.
-        return self.ended or effects.Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)
+        if self.ended is None or (is_interrupted and self.ended.kind in RESUMED_HERE):
+            return effects.Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)
+        return self.ended
 
     def _go_on(self, watch: Callable[[], None]) -> None:
         """Do what is due; a machine that is to be stopped hands the run over if it can, and otherwise ends it."""

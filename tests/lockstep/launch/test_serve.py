@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from lockstep.common.errors import SharingError
+from lockstep.common.runtime.interrupts import interrupt
 from lockstep.common.transport.shared_memory.folder import NAME
 from lockstep.common.transport.transports import Transport
 from lockstep.launch.serve import shared_memory
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from lockstep.ps.shared_memory.memory import ServerSharedMemory
 from tests.simulation.small import digits, job_of
 
 
@@ -52,6 +54,20 @@ def test_without_memory_shm_is_an_error(tmp_path: Path) -> None:
 def test_it_is_taken_away_when_the_run_fails(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), shared_memory(opened(), "auto", tmp_path):
         raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+class InterruptedMemory(ServerSharedMemory):
+    """A signal comes while it is taken away."""
+
+    def close(self) -> None:
+        interrupt()
+        super().close()
+
+
+def test_an_interrupt_while_it_is_taken_away_is_not_lost(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), shared_memory(opened(), "auto", tmp_path) as offer:
+        offer.memory.__class__ = InterruptedMemory
     assert list(tmp_path.iterdir()) == []
 
 

@@ -20,6 +20,7 @@ from lockstep.ps.records.metrics import METRICS
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import RESULT, WEIGHTS, RunFolder, RunResult
 from lockstep.ps.server.server import Server
+from lockstep.ps.setup import AdmissionPolicy
 from lockstep.ps.shard.shard import Shard
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import job_of
@@ -114,6 +115,24 @@ def test_an_interrupt_before_anybody_came_ends_the_run() -> None:
     assert simulation.server.run(watch=interrupt) == Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)
     # Whoever has opened it may close it.
     assert simulation.server.port.address in simulation.network.servers
+
+
+def test_an_interrupt_counts_more_than_a_lost_shard_for_which_the_server_would_resume() -> None:
+    """As when a `train` is killed: its servers and its shards end at the same time."""
+    simulation = Simulation(job_of(), admission=AdmissionPolicy(min_workers=1, servers=2))
+    simulation.add_worker()
+    simulation.run_to(1)
+
+    def lose_and_interrupt() -> None:
+        simulation.shards[0].die()
+        simulation.run()
+        assert simulation.server.ended is not None
+        assert simulation.server.ended.kind is FailureKind.SERVER_LOST
+        raise KeyboardInterrupt
+
+    assert simulation.server.run(watch=lose_and_interrupt) == Finish(
+        failure="interrupted", kind=FailureKind.INTERRUPTED
+    )
 
 
 @dataclass
