@@ -95,9 +95,13 @@ class Recurrent(nn.Module):
 MISTAKES: dict[str, tuple[Any, Data, dict[str, Any], set[str]]] = {
     "rate too high": (net(), blobs(), {"optimizer": "adam", "lr": 3.0}, {"rate"}),
     "rate too low": (net(), blobs(), {"lr": 1e-7}, {"rate"}),
+    # The weights of a normalisation are 1: steps below its rounding move none of their bits.
+    "rate too low for a 1": (net(nn.LayerNorm(3)), blobs(), {"lr": 2e-9}, {"rate"}),
     "last ReLU": (net(nn.ReLU()), blobs(), {}, {"last-relu"}),
     "last ReLU of a regression": (net(nn.ReLU(), outputs=1), numbers(), {"loss": "mse"}, {"last-relu"}),
     "shuffled labels": (net(), shuffled(), {}, {"labels"}),
+    # Learned by heart, but not yet far.
+    "shuffled labels, slowly": (net(), shuffled(), {"optimizer": "adam", "lr": 0.03}, {"labels"}),
     "constant feature": (net(inputs=7), with_column(np.full(600, 2024.0)), {}, {"data"}),
     "unscaled inputs": (net(inputs=7), with_column(1e6 * rows()[0][:, 0]), {}, {"data"}),
     "dead ReLUs": (dead(), blobs(), {}, {"dead-relu"}),
