@@ -152,7 +152,9 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         if self.warm_start and hasattr(self, "weights_"):
             task = replace(task, initial=dict(self.weights_))
         clock = SystemClock()
-        with display_for(Console(highlight=False, quiet=not self.verbose), clock) as display:
+        shown = display_for(Console(highlight=False, quiet=not self.verbose), clock)
+        # An estimator has no test set, and a job needs one: the first row stands for it.
+        with replace(shown, has_test=False) as display:
             trained = train(task, self._most_workers(), cores(), clock, display)
         history, result = trained.result.history, trained.result
         self.weights_sha256_, self.workers_ = result.weights_sha256, result.workers

@@ -53,6 +53,8 @@ class Display:
     clock: Clock
     #: Lines that are shown before the first status: when the run is known to be good, and not earlier.
     announcement: Sequence[str] = ()
+    #: Whether there is a test set whose figures mean something.
+    has_test: bool = True
     #: Receives each status too.
     listener: Callable[[Status], None] | None = None
     _shown_epoch: int = 0
@@ -82,7 +84,7 @@ class Display:
         # The status of a long run holds only the last ones.
         for epoch in (each for each in status.history if each.epoch > self._shown_epoch):
             self._shown_epoch = epoch.epoch
-            self.say(epoch_line(epoch, status.epochs))
+            self.say(epoch_line(epoch, status.epochs, has_test=self.has_test))
         now = self.clock.now()
         if now - self._shown_at >= self.medium.every_s and (status.elapsed_s or not self.medium.is_log):
             self._shown_at = now
@@ -174,13 +176,18 @@ class LiveRegion:
         return Group(self._bar, line, workers_table(status.workers))
 
 
-def epoch_line(epoch: EpochStatus, epochs: int) -> str:
+def epoch_line(epoch: EpochStatus, epochs: int, *, has_test: bool = True) -> str:
     """Return a finished epoch as a line."""
-    score, test = Score(epoch.accuracy, epoch.r2), Score(epoch.test_accuracy, epoch.test_r2)
     return (
-        f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.4f}  {_named(score)}{_validation(epoch)}"
-        f"test {test.text() or f'{epoch.test_loss:.4f}'}  {_others(epoch)}{epoch.wall_s:.1f} s"
+        f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.4f}  {_named(Score(epoch.accuracy, epoch.r2))}"
+        f"{_validation(epoch)}{_test(epoch) if has_test else ''}{epoch.wall_s:.1f} s"
     )
+
+
+def _test(epoch: EpochStatus) -> str:
+    """Return the figures of the test set and two spaces."""
+    score = Score(epoch.test_accuracy, epoch.test_r2)
+    return f"test {score.text() or f'{epoch.test_loss:.4f}'}  {_others(epoch)}"
 
 
 def _others(epoch: EpochStatus) -> str:
@@ -194,11 +201,10 @@ def _named(score: Score) -> str:
 
 
 def _validation(epoch: EpochStatus) -> str:
-    """Return the figure of the validation set and a space, or an empty string without one."""
+    """Return the figure of the validation set and two spaces, or an empty string without one."""
     if epoch.val_loss is None:
         return ""
-    figure = f"{epoch.val_loss:.4f}" if epoch.val_accuracy is None else f"{epoch.val_accuracy:.2%}"
-    return f"val {figure}  "
+    return f"val {Score(epoch.val_accuracy, epoch.val_r2).text() or f'{epoch.val_loss:.4f}'}  "
 
 
 def place(status: Status) -> str:

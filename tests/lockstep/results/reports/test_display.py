@@ -64,6 +64,16 @@ def test_what_is_trained_is_announced_once_and_not_before_the_run_is_known_to_be
 
 def test_an_epoch_on_one_line() -> None:
     assert epoch_line(EPOCH, 8) == EPOCH_LINE
+    assert epoch_line(EPOCH, 8, has_test=False) == "epoch 1/8  loss 0.5000  accuracy 87.50%  12.3 s"
+
+
+def test_the_figure_of_a_validation_set_is_of_the_kind_of_the_others() -> None:
+    numbers = msgspec.structs.replace(
+        EPOCH, accuracy=None, test_accuracy=None, r2=0.5, test_r2=0.25, val_loss=7.0, val_r2=0.125
+    )
+    assert epoch_line(numbers, 8) == "epoch 1/8  loss 0.5000  R² 0.5000  val 0.1250  test 0.2500  12.3 s"
+    own = msgspec.structs.replace(EPOCH, accuracy=None, test_accuracy=None, val_loss=7.0)
+    assert epoch_line(own, 8) == f"epoch 1/8  loss 0.5000  val 7.0000  test {EPOCH.test_loss:.4f}  12.3 s"
 
 
 def test_figures_of_a_run_that_has_begun() -> None:
