@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from lockstep.common.errors import LockstepError
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.interrupts import interrupt
 from lockstep.launch.child import LOG
@@ -89,13 +90,18 @@ def ends_with_parent(folder: Path | None = None, rescue: Callable[[], None] | No
     """Watch standard input, a pipe that the parent keeps open: its end means that the parent is gone.
 
     Then this process is interrupted, and `folder`, which the parent can no longer remove, is removed at the end. The
-    server calls `rescue` first, which keeps the logs in that folder; the others leave this to the server.
+    server calls `rescue` first, which keeps the logs in that folder; the others leave this to the server. An error that
+    happens then is an interrupt too: whichever process is the first removes the folder, and others miss their files.
     """
     watch = threading.Thread(target=_watch, args=(folder, rescue), name="parent watch", daemon=True)
     try:
         # Within the `try`: the parent may be gone already.
         watch.start()
         yield
+    except (LockstepError, OSError):
+        if _is_parent_gone():
+            raise KeyboardInterrupt from None
+        raise
     finally:
         with uninterrupted():
             # Asked again: what ended us may have been the parent's end too, before the thread saw it.

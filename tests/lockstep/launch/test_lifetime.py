@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -35,3 +37,32 @@ def test_within_the_context_signals_are_ignored_and_after_it_they_are_not() -> N
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+#: A child that, once its parent is gone, misses a file; signals are blocked, so that only the error can end it.
+CHILD = """
+import select, signal
+from lockstep.launch.lifetime import ENDING, ends_with_parent
+
+signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+try:
+    with ends_with_parent():
+        if {waits}:
+            poll = select.poll()
+            poll.register(0, select.POLLHUP)
+            poll.poll()
+        open("/nowhere/at-all")
+except BaseException as error:
+    print(type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize(("is_gone", "expected"), [(True, "KeyboardInterrupt"), (False, "FileNotFoundError")])
+def test_what_goes_wrong_when_the_parent_is_gone_is_an_interrupt(*, is_gone: bool, expected: str) -> None:
+    command = [sys.executable, "-P", "-c", CHILD.format(waits=is_gone)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        if is_gone:
+            child.stdin.close()
+        assert child.stdout.read() == f"{expected}\n"
