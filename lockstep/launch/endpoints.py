@@ -2,6 +2,7 @@
 
 import platform
 import secrets
+import shlex
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,6 +38,20 @@ def lock_of(keys: Path | None, supervised: Path | None, *, is_insecure: bool = F
 def credential_of(key: Path | None, supervised: Path | None) -> Credential:
     """Return what a client shows: the key in a file, or the token of its run, if there is either."""
     return _token_in(supervised) if key is None else read_key(key).client()
+
+
+def check_worker_key(path: Path) -> None:
+    """Raise `UsageError` if a key file is the server's own, which may do more than compute.
+
+    `KeyFileError` if it cannot be used.
+    """
+    if read_key(path).server:
+        return
+    folder = path.parent
+    raise UsageError(
+        f"{str(path)!r} is the key of the server, and stays on its machine: expected the key of a worker, "
+        f"such as '{folder / 'worker-1.key'}'; `lockstep keys add {shlex.quote(str(folder))} NAME` makes one"
+    )
 
 
 def signer_of(credential: Credential) -> tuple[str, Sign | None]:

@@ -137,6 +137,27 @@ def test_a_secret_that_others_could_read_is_refused(
     assert not (place.folder / "run").exists()
 
 
+@pytest.mark.parametrize("arguments", [["worker", "tcp://127.0.0.1:1"], ["doctor", "--connect", "tcp://127.0.0.1:1"]])
+def test_nobody_works_with_the_key_of_the_server(
+    keys: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert run([*arguments, "--key", str(keys / "server.key")]) == 2
+    assert "is the key of the server" in capsys.readouterr().err
+
+
+def test_each_key_is_made_with_who_needs_it(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(place.folder / "made")
+    for_standby = "to a standby, and start it with --standby-of ADDRESS --key"
+    assert run(["keys", "create", folder, "--name", "worker-1", "--name", "standby-1"]) == 0
+    assert run(["keys", "add", folder, "standby-2"]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        f"move {folder}/worker-1.key to a worker, and start it with --key worker-1.key",
+        f"move {folder}/standby-1.key {for_standby} standby-1.key",
+        f"made {folder}/standby-2.key; move it {for_standby} standby-2.key",
+    ]
+
+
 @pytest.mark.parametrize("bind", ["tcp://0.0.0.0:0", "tcp://*:0", "tcp://[::]:0"])
 def test_without_keys_nothing_is_served_to_others(
     place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bind: str

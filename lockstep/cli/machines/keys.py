@@ -8,6 +8,7 @@ from lockstep.cli.options.types import WholeNumber
 from lockstep.common.transport.auth.credentials import Z85_KEY
 from lockstep.common.transport.auth.curve import new_pair
 from lockstep.common.transport.auth.keys import (
+    STANDBY,
     KeyFolder,
     SecretKey,
     check_names,
@@ -51,7 +52,7 @@ def create(folder: Path, workers: int, names: tuple[str, ...]) -> None:
     made = KeyFolder.create(folder, names)
     click.echo(f"made {made.path}; start the server with --keys {made.path}")
     for name in names:
-        click.echo(f"move {made.path / name}.key to a worker, and start it with --key {name}.key")
+        click.echo(f"move {made.path / name}.key to {_use(name)}")
 
 
 @keys.command(short_help="Add a key for another worker.")
@@ -60,7 +61,13 @@ def create(folder: Path, workers: int, names: tuple[str, ...]) -> None:
 def add(folder: Path, name: str) -> None:
     """Make a key for the worker NAME in DIR, and admit it from now on."""
     path = KeyFolder(folder).add(name)
-    click.echo(f"made {path}; move it to the worker, and start it with --key {path.name}")
+    click.echo(f"made {path}; move it to {_use(name)}")
+
+
+def _use(name: str) -> str:
+    """Return who needs the key of that name, and the flags with which it is used."""
+    who, flags = ("a standby", "--standby-of ADDRESS ") if name.startswith(STANDBY) else ("a worker", "")
+    return f"{who}, and start it with {flags}--key {name}.key"
 
 
 @keys.command(short_help="Make a worker's key on the worker's machine.")

@@ -59,4 +59,6 @@ def command(address: str, message: Message, timeout_s: float, key: Path | None) 
                 return answer.text
             raise RunError(answer.reason if isinstance(answer, Refused) else "the server gave no answer")
         trouble, text = port.diagnosis(), f"no server answered at {address} within {timeout_s:g} s"
-        raise UnreachableError(f"{text}; {trouble.text}" if trouble else text)
+        if trouble is not None:
+            text = trouble.text if trouble.is_final else f"{text}; {trouble.text}"
+        raise UnreachableError(text)

@@ -35,7 +35,9 @@ def status(address: str, timeout: float, key: Path | None, as_json: bool) -> Non
         answer = StatusClient(port).ask(timeout)
         if answer is None:
             trouble, text = port.diagnosis(), f"no server answered at {address} within {timeout:g} s"
-            raise UnreachableError(f"{text}; {trouble.text}" if trouble else text)
+            if trouble is not None:
+                text = trouble.text if trouble.is_final else f"{text}; {trouble.text}"
+            raise UnreachableError(text)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())
     else:

@@ -24,7 +24,7 @@ from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.ports import dial, wait_for_any
 from lockstep.launch.child import HERE, Child
 from lockstep.launch.client import DONE, own_join, say, take_part
-from lockstep.launch.endpoints import credential_of, dial_with, signer_of
+from lockstep.launch.endpoints import check_worker_key, credential_of, dial_with, signer_of
 from lockstep.launch.lifetime import ends_with_parent, uninterrupted
 from lockstep.launch.numerics import begin_with
 from lockstep.launch.process_backend import private_folder
@@ -121,6 +121,9 @@ def worker(
     """
     if (process is None) != (team is None):
         raise UsageError("--process and --team belong together: expected both, or none")
+    if key is not None and supervised is None:
+        # The processes of `lockstep node` may see the server's folder, and use its key.
+        check_worker_key(key)
     request = WorkerRequest(
         address=address,
         timeout=timeout,

@@ -12,7 +12,7 @@ from lockstep.checking.checkup.machine import examine_machine, machine_lines
 from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job
 from lockstep.cli.options.run import KEY_OPTION
 from lockstep.cli.options.trust import takes_trust
-from lockstep.launch.endpoints import credential_of
+from lockstep.launch.endpoints import check_worker_key, credential_of
 from lockstep.launch.numerics import begin_with
 from lockstep.results.reports.display import print_plainly
 
@@ -43,6 +43,8 @@ def doctor(job: JobRequest, is_machine: bool, connect: str | None, key: Path | N
         asked = "--machine" if is_machine else "--connect"
         raise click.UsageError(f"{asked} does not examine a job: give one or the other", click.get_current_context())
     if connect is not None:
+        if key is not None:
+            check_worker_key(key)
         connection = Examiner(connect, credential_of(key, None)).examine()
         lines, findings, figures = connection.lines(), connection.findings, msgspec.to_builtins(connection)
     elif is_machine:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lockstep.common.errors import KeyFileError, UnreachableError
-from lockstep.launch.endpoints import TOKEN, address_towards, make_token
+from lockstep.common.errors import KeyFileError, UnreachableError, UsageError
+from lockstep.common.transport.auth.keys import KeyFolder
+from lockstep.launch.endpoints import TOKEN, address_towards, check_worker_key, make_token
 
 
 def test_a_machine_is_reached_from_itself_at_loopback_and_from_nowhere_at_nothing() -> None:
@@ -33,3 +34,11 @@ def test_a_token_that_a_group_or_others_can_read_is_refused(tmp_path: Path, mode
     (tmp_path / TOKEN).chmod(mode)
     with pytest.raises(KeyFileError, match="is open to others"):
         make_token(tmp_path)
+
+
+def test_the_key_of_the_server_does_not_pass_as_that_of_a_worker(tmp_path: Path) -> None:
+    folder = KeyFolder.create(tmp_path / "my keys", ["worker-1"]).path
+    check_worker_key(folder / "worker-1.key")
+    with pytest.raises(UsageError) as caught:
+        check_worker_key(folder / "server.key")
+    assert f"such as '{folder / 'worker-1.key'}'; `lockstep keys add '{folder}' NAME` makes one" in str(caught.value)
