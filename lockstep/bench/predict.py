@@ -315,6 +315,7 @@ class PredictBench(Bench[PredictionRow]):
       lockstep bench predict --model mlp
       lockstep bench predict --hosts 1..8 --workers 1,8 --link 10Gbit
       lockstep bench predict --model mlp --link 100Mbit --local-steps 16
+      lockstep bench predict --model my_net.py:build --data my.npz --link 100Mbit
       lockstep bench predict --from runs/mine/result.json --link 10Gbit
       lockstep bench predict --from scaling.json --servers 1,8 --plot p.png
     """
@@ -348,6 +349,7 @@ class PredictBench(Bench[PredictionRow]):
     models: tuple[str, ...] | None = options.models(
         "--model", text="models to measure, or to take from FILES", shown="lenet"
     )
+    data: str = options.option("--data", click.STRING, "data to measure with, as of train", "mnist", metavar="DATA")
     batch: int | None = options.option(
         "--batch",
         WholeNumber(1),
@@ -393,6 +395,7 @@ class PredictBench(Bench[PredictionRow]):
             return read_basis(self.sources, model, self.batch, self.values)
         bench = ScalingBench(
             models=(model or "lenet",),
+            data=self.data,
             batches=(self.batch or 128,),
             workers=(1, 2) if cores() > 1 else (1,),
             cuts=(2,),
