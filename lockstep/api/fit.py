@@ -11,7 +11,7 @@ from rich.console import Console
 from lockstep.api.callbacks import Callback, CallbackRunner, EarlyStopping, Training, check_form
 from lockstep.api.exported_model import Model, exported, exported_functions, is_described, names_of, placed, with_names
 from lockstep.api.frames import Frame, memory_data, named_data, taken_options
-from lockstep.api.job_inputs import Arrays, job_inputs
+from lockstep.api.job_inputs import Arrays, job_inputs, takes_data_in_one
 from lockstep.api.run import Run, load_run
 from lockstep.common.errors import JobError
 from lockstep.common.job.job import Job
@@ -28,6 +28,7 @@ from lockstep.runs.run_dir import claimed_run_dir, has_begun, resumed_job, trust
 from lockstep.runs.session import Destination
 
 
+@takes_data_in_one
 def fit(
     model: Model,
     data: str | Path | Arrays | Frame = "mnist",

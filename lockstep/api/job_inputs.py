@@ -3,9 +3,10 @@
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,6 +27,24 @@ DATA, TEXT = "data.npz", Path(MODEL, "model.py")
 #: The folder that a data frame is packed into there, and what packs it.
 FOLDER = "data"
 PackInto = Callable[[Path], object]
+
+
+Call = TypeVar("Call", bound=Callable[..., Any])
+
+
+def takes_data_in_one(function: Call) -> Call:
+    """Let a function of a model and its data raise `DataError` with the right call if x and y are given one by one."""
+
+    @wraps(function)
+    def called(*given: Any, **values: Any) -> Any:
+        if len(given) > 2:
+            raise DataError(
+                f"data is one argument, and {len(given) - 1} were given after the model: expected "
+                f"{function.__name__}(model, ((x_train, y_train), (x_test, y_test)), ...), and all else by its name"
+            )
+        return function(*given, **values)
+
+    return cast("Call", called)
 
 
 def named_arrays(data: Any) -> dict[str, NDArray[Any]]:

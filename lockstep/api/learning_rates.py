@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.api.exported_model import Model, exported, exported_functions, names_of, placed, with_names
-from lockstep.api.job_inputs import Arrays, job_inputs, named_arrays
+from lockstep.api.job_inputs import Arrays, job_inputs, named_arrays, takes_data_in_one
 from lockstep.common.data.source import load
 from lockstep.common.errors import JobError, RunError
 from lockstep.common.job.job import Job
@@ -105,6 +105,7 @@ class RateTest:
         )
 
 
+@takes_data_in_one
 def find_lr(
     model: Model,
     data: str | Path | Arrays = "mnist",

@@ -208,7 +208,8 @@ def _import_of(name: str, value: object, user: str) -> str:
         if not _is_installed(value.__name__):
             raise ModelError(
                 f"{user} uses the module {name!r} from {getattr(value, '__file__', None)!r}, which workers do not "
-                f"find: expected one that is installed; write `from {value.__name__} import ...` for what it uses"
+                f"find: pass FILE.py:FUNCTION instead, such as 'model.py:build', whose imports are found, or write "
+                f"`from {value.__name__} import ...` for what it uses"
             )
         return f"import {value.__name__}" + (f" as {name}" if value.__name__ != name else "")
     where, what = getattr(value, "__module__", None), getattr(value, "__name__", None)

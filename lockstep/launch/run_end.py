@@ -58,7 +58,9 @@ def show_end(
 
 def next_steps(result: RunResult, folder: Path) -> list[str]:
     """Return what to try next with a run: commands that can be pasted where it was trained."""
-    kind = "each class" if result.test_r2 is None else "each target"
+    kind = "the test set"
+    if result.test_accuracy is not None or result.test_r2 is not None:
+        kind = "each class" if result.test_r2 is None else "each target"
     return [
         "",
         "what to try next:",

@@ -45,6 +45,10 @@ class ReadProgress:
         self.watch(min(1.0, self.done / max(1, self.whole)))
 
 
+#: What the category of missing texts is called on the screen: it has no name of its own.
+MISSING_TEXT = "(missing)"
+
+
 class Spelling(Enum):
     """How an option is written in a message: as a person would type it."""
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lockstep.common.data.folder import LONGEST_TEXT
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
-from lockstep.packing.options import PackOptions
+from lockstep.packing.options import MISSING_TEXT, PackOptions
 from lockstep.packing.tables import ColumnKind, NumberTexts, NumberValues, Table, TableBatch, TextValues, names_of
 from lockstep.packing.texts import Floats, TextKind, are_digits, in_order, kinds_of
 
@@ -117,7 +117,7 @@ class ColumnPlan:
         if self.names is not None:
             inputs = f", an input for each of {len(self.names)}" if self.is_one_hot else ""
             taken = "class, to predict" if self.is_target else f"category{inputs}"
-            shown = ", ".join(one_line(each, 20) or "(missing)" for each in self.names[:6])
+            shown = ", ".join(one_line(each, 20) or MISSING_TEXT for each in self.names[:6])
             values = f"{shown}, … ({len(self.names):,})" if len(self.names) > 6 else shown
         else:
             taken = f"{taken}, to predict" if self.is_target else taken

@@ -82,7 +82,7 @@ ODD = {
     "no column": ("rooms,town\n1,Zug\n", "no column 'area'"),
     "texts": (
         "rooms,town,area\nx,Zug,3\n",
-        "row 2, column 'rooms': 'x' is no number, date or truth value, as all were",
+        "row 2, column 'rooms': 'x' is not a number, a date such as 2024-12-31, or true or",
     ),
     "numbers": ("rooms,town,area\n1,2,3\n", "row 2, column 'town': '2' did not occur in training"),
 }
@@ -140,6 +140,8 @@ def test_a_new_file_has_the_encoding_and_the_delimiter_of_the_training(
     assert predicted.count("\n") == 61
     (place / "other.csv").write_text("\n".join(["Fläche;Ort;price", *(row.replace(":", ";") for row in rows), ""]))
     assert told(capsys, "predict", "run", "other.csv", "--encoding", "utf-8", "--delimiter", ";") == predicted
+    assert run(["predict", "run", "other.csv"]) == 2
+    assert "; it was read as in training, with --encoding cp1252 --delimiter :: give others" in capsys.readouterr().err
     found = load_run("run").predict("other.csv", encoding="utf-8", delimiter=";")
     assert [f"{number:.6g}" for number in found] == predicted.splitlines()[1:]
 

@@ -22,7 +22,7 @@ from lockstep.api.exported_model import (
     placed,
     with_names,
 )
-from lockstep.api.job_inputs import Arrays, job_inputs, named_arrays
+from lockstep.api.job_inputs import Arrays, job_inputs, named_arrays, takes_data_in_one
 from lockstep.checking.checkup.checks.activations import check_activations, check_norms
 from lockstep.checking.checkup.checks.backward_order import check_walk
 from lockstep.checking.checkup.checks.data import check_balance, check_classes, check_labels, check_loss, check_samples
@@ -85,6 +85,7 @@ class Examination:
         return "\n".join(self.lines())
 
 
+@takes_data_in_one
 def doctor(
     model: Model, data: str | Path | Arrays = "mnist", *, walk: Walk = Tensor.backward, **values: Any
 ) -> Examination:

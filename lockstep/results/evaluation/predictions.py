@@ -46,7 +46,7 @@ class Recognizer:
         if len(shape) != 3 or shape[0] not in (1, 3):
             raise DataError(
                 f"the model was trained on samples of shape {shape}: expected images, (1, height, width) or "
-                "(3, height, width)"
+                "(3, height, width); predict from an array with load_run(RUN).predict(array), in Python"
             )
         preparation = Preparation.of(train) if trained.job.normalize else Preparation(mean=0.0, std=1.0)
         is_bytes = train.images.dtype == np.uint8

@@ -18,7 +18,7 @@ from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 from lockstep.packing.csv_table import open_table
 from lockstep.packing.encoding import spread
-from lockstep.packing.options import PackOptions, Spelling
+from lockstep.packing.options import MISSING_TEXT, PackOptions, Spelling
 from lockstep.packing.pack_table import opened_frame
 from lockstep.packing.tables import ColumnKind, NumberValues, TableBatch
 from lockstep.results.evaluation.row_predictions import RowPrediction, class_names_of
@@ -59,9 +59,19 @@ class TablePredictor:
         options, opens = self._options, open_table if isinstance(rows, str | Path) else opened_frame
         opened = opens(Path(rows) if opens is open_table else rows, lambda count: None, options)
         names = [column.name for column in self.manifest.columns]
-        opened.check(names)
+        try:
+            opened.check(names)
+        except DataError as error:
+            raise DataError(f"{error}{self._as_in_training()}") from None
         for batch in opened.batches(names):
             yield from self._of_batch(batch)
+
+    def _as_in_training(self) -> str:
+        """Return how a table is read that is not as tables usually are, with the options that change it."""
+        named = {"encoding": self.reading.encoding, "delimiter": self.reading.delimiter}
+        given = [self.spelled(name, value) for name, value in named.items() if value is not None]
+        # In words, since a table may have been packed from Python and be predicted from with flags.
+        return f"; it was read as in training, with {self.spelled.together(*given)}: give others" if given else ""
 
     def _of_batch(self, batch: TableBatch) -> Iterator[RowPrediction]:
         parts = list(_parts(self.manifest.columns, batch, self._options.decimal))
@@ -127,7 +137,8 @@ def _numbers(column: Column, batch: TableBatch, decimal: str) -> NDArray[np.floa
             row = int(np.argmax(is_odd))
             shown = one_line(values.at(row), 60)
             raise UnusableRowError(
-                f"{batch.place(row, column.name)}: {shown!r} is no number, date or truth value, as all were in training"
+                f"{batch.place(row, column.name)}: {shown!r} is not a number, a date such as 2024-12-31, or true or "
+                "false, as all values were in training"
             )
     return numbers if column.missing is None else np.where(np.isnan(numbers), column.missing, numbers)
 
@@ -138,7 +149,7 @@ def _codes(column: Column, batch: TableBatch) -> NDArray[np.float64]:
     is_new = np.isnan(found) & ~texts.is_missing
     if is_new.any():
         row = int(np.argmax(is_new))
-        there = ", ".join(one_line(each, 20) for each in column.categories[:8])
+        there = ", ".join(one_line(each, 20) or MISSING_TEXT for each in column.categories[:8])
         raise UnusableRowError(
             f"{batch.place(row, column.name)}: {one_line(texts.at(row), 60)!r} did not occur in training: expected one "
             f"of {there}"

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lockstep import doctor, find_lr, fit
 from lockstep.api.job_inputs import job_inputs, named_arrays
 from lockstep.common.data.source import load
 from lockstep.common.errors import DataError, RunError, UsageError
@@ -63,3 +64,11 @@ def test_a_run_that_fails_keeps_what_it_was_given(tmp_path: Path) -> None:
 def test_what_is_no_dataset_is_told(data: Any, text: str) -> None:
     with pytest.raises(DataError, match=text):
         named_arrays(data)
+
+
+def test_x_and_y_given_one_by_one_are_refused_with_the_right_call() -> None:
+    (x, y), _ = tiny_arrays()
+    for call in (fit, find_lr, doctor):
+        untyped: Any = call
+        with pytest.raises(DataError, match=rf"2 were given .*: expected {call.__name__}\(model, \(\(x_train, y_train"):
+            untyped("linear", x, y)

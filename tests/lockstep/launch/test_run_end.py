@@ -51,9 +51,12 @@ def test_a_run_that_diverged_would_do_so_again(tmp_path: Path) -> None:
     assert said(tmp_path, DivergedError("the loss is not finite")) == ""
 
 
-@pytest.mark.parametrize(("r2", "kind"), [(None, "each class"), (0.9, "each target")])
-def test_what_to_try_next_can_be_pasted(r2: float | None, kind: str) -> None:
-    lines = next_steps(msgspec.structs.replace(result(), test_r2=r2), Path("runs/my run"))
+@pytest.mark.parametrize(
+    ("accuracy", "r2", "kind"), [(0.5, None, "each class"), (None, 0.9, "each target"), (None, None, "the test set")]
+)
+def test_what_to_try_next_can_be_pasted(accuracy: float | None, r2: float | None, kind: str) -> None:
+    done = msgspec.structs.replace(result(), test_accuracy=accuracy, test_r2=r2)
+    lines = next_steps(done, Path("runs/my run"))
     assert lines[2].startswith(kind)
     words = [shlex.split(line[16:])[-2:] for line in lines[2:]]
     assert words == [[command, "runs/my run"] for command in ("evaluate", "watch", "verify")]

@@ -109,6 +109,6 @@ def test_a_model_of_features_takes_no_pictures(tmp_path: Path, capsys: pytest.Ca
     assert run(["train", *small, "--run-dir", str(tmp_path / "run")]) == 0
     capsys.readouterr()
     assert run(["predict", str(tmp_path / "run"), "x.png"]) == 2
-    assert capsys.readouterr().err.startswith(
-        "error: the model was trained on samples of shape (784,): expected images"
-    )
+    error = capsys.readouterr().err
+    assert error.startswith("error: the model was trained on samples of shape (784,): expected images")
+    assert "load_run(RUN).predict(array)" in error
