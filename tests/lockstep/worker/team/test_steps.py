@@ -317,3 +317,17 @@ def test_an_order_that_is_given_up_leaves_no_lock(memory: Path) -> None:
         member.stop()
         assert all(lock.acquire() for lock in locks)
         assert marks.least() == 0
+
+
+def test_who_moves_to_other_memory_keeps_no_lock_of_the_old_open(memory: Path) -> None:
+    with yard_of(UPDATE_JOBS["sgd"], 2, memory) as yard:
+        crew = yard.crew
+        yard.run(2)
+        makers = [member._updates for member in crew.members]
+        locks = [lock for maker in makers if maker is not None for lock in maker.locks]
+        assert len(locks) == 2 * 2
+        assert crew.opening is not None
+        assert crew.sharing is not None
+        assert crew.sharing.move(crew.opening.shard)
+        yard.run(1)
+        assert [lock._descriptor for lock in locks] == [-1] * 4
