@@ -2,12 +2,15 @@
 
 import sys
 
+from lockstep.common.runtime.environment import collector_paused
+
 
 def main() -> None:
     """Run the command line and exit; Ctrl-C ends it in one line, also while its modules are still being loaded."""
     try:
         # Here: that takes a third of a second, in which an impatient Ctrl-C comes.
-        from lockstep.cli.main import main as run
+        with collector_paused():
+            from lockstep.cli.main import main as run
     except KeyboardInterrupt:
         sys.stderr.write("\nerror: interrupted\n")
         sys.exit(130)

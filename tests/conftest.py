@@ -1,15 +1,17 @@
 """One BLAS thread for every test (rule R4): with more, a product may have other bits. A run tells of its fuzzing."""
 
 import atexit
+import gc
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
-from lockstep.common.runtime.environment import cache_home, use_one_blas_thread
+from lockstep.common.runtime.environment import cache_home, collector_paused, use_one_blas_thread
 
 #: Bytes of the path of the folder for temporary files that leave room for a socket, whose path has at most 107, in the
 #: folders that tests and processes make there.
@@ -40,6 +42,16 @@ if sys.dont_write_bytecode:
     sys.pycache_prefix = os.path.join(cache_home(), "lockstep-tests")
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep modules and tests, which stay until the end, from the garbage collector: tests that call it are quick."""
+    with collector_paused():
+        result = yield
+    gc.collect()
+    gc.freeze()
+    return result
 
 
 #: Seconds for a test that takes minutes.

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from lockstep.common.runtime.environment import collector_paused
 from lockstep.common.runtime.version import VERSION
 
 #: The commands by what they are for, and the module and the function of each below this package. What is imported is
@@ -57,7 +58,8 @@ class Commands(Mapping[str, click.Command]):
 
     def __getitem__(self, name: str) -> click.Command:
         module, _, function = PLACES[name].partition(":")
-        command: click.Command = getattr(import_module(f"lockstep.cli.{module}"), function)
+        with collector_paused():
+            command: click.Command = getattr(import_module(f"lockstep.cli.{module}"), function)
         return command
 
     def __iter__(self) -> Iterator[str]:

@@ -22,6 +22,9 @@ JOBS = sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.toml
 #: Those whose layers the doctor can look into: of models of PyTorch it says that it cannot.
 OWN_JOBS = [name for name in JOBS if not name.startswith("pytorch/")]
 
+#: Those that the doctor tries for many seconds: healthy nets of their kinds, but small ones, are in tests/lockstep/checking.
+LONG_JOBS = ("batchnorm_cnn.toml", "language/job.toml")
+
 #: What language/data.py says of its text: the nats of a character of which only its share is known.
 UNIGRAM = 3.1509
 
@@ -58,7 +61,9 @@ def train(name: str, characters: Path, folder: Path, **changed: Any) -> Run:
 
 
 @pytest.mark.usefixtures("in_root")
-@pytest.mark.parametrize("name", OWN_JOBS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG_JOBS else name for name in OWN_JOBS]
+)
 def test_a_job_gives_no_alarm(name: str, characters: Path) -> None:
     job, _ = resolve(values_of(name, characters), {})
     found = examine_job(job, 2)

@@ -7,7 +7,7 @@ are loaded, and never again: so it is given to a process when it is started. `po
 
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Literal
 
 from lockstep.common.runtime.environment import own_environment, replace_variables
@@ -57,10 +57,20 @@ def hold_numerics() -> None:
     process that takes a tenth of a second. A processor that lacks what is needed is held to nothing: it would crash
     while NumPy is loaded, where `portable.py` can report it.
     """
-    environ = own_environment()
-    is_held = environ.get(CORETYPE) == KERNEL and environ.get(DISABLED)
-    if own_numerics() == "portable" and not is_held and has_needed((table := feature_table())[0]):
-        replace_variables((ENABLED,), _held(table))
+    held = variables_that_hold(own_environment(), feature_table)
+    if held:
+        replace_variables((ENABLED,), held)
+
+
+def variables_that_hold(environ: Mapping[str, str], ask: Callable[[], FeatureTable]) -> dict[str, str]:
+    """Return what a process with this environment lacks to have its numerics; `ask` returns NumPy's table.
+
+    Empty if it lacks nothing, and for a processor that cannot have them.
+    """
+    is_held = environ.get(CORETYPE) == KERNEL and bool(environ.get(DISABLED))
+    if environ.get(NUMERICS) != "portable" or is_held or not has_needed((table := ask())[0]):
+        return {}
+    return _held(table)
 
 
 def has_needed(found: Collection[str]) -> bool:

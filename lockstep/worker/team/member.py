@@ -591,9 +591,11 @@ class TeamMember:
         losses, count = figures[:, LOSS_SUM : COUNT + 1].T.tolist()
         ignored, weights = figures[:, IGNORED : WEIGHT + 1].T.tolist()
         additions = additions_of(copies.nodes, micro_batches, joins_halves=True)
-        divisors, metrics = divisors_of(count, ignored, weights), additions.total(list(figures[:, METRICS:]))
+        divisors, samples = divisors_of(count, ignored, weights), int(sum(count))
         weight = None if divisors is None else additions.total(divisors)
-        return Tally(additions.total(losses), int(sum(count)), int(sum(ignored)), weight, tuple(metrics.tolist()))
+        # Memory has room for sums of metrics also if there are none, which is so over no samples.
+        metrics = tuple(additions.total(list(figures[:, METRICS:])).tolist()) if samples else ()
+        return Tally(additions.total(losses), samples, int(sum(ignored)), weight, metrics)
 
     def divisor(self, order: Order) -> float:
         """Return what the sums of a step are divided by, which were just added up."""

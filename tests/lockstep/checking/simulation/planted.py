@@ -200,15 +200,15 @@ OTHER_LOSSES = " has other losses than in one process"
 #: By what is wrong.
 PLANTED = {
     "sums are applied twice": Planted(
-        Parts(coordinator=coordinating(CredulousCoordinator), shard=with_trees(TwiceOver)), OTHER_WEIGHTS
+        Parts(coordinator=coordinating(CredulousCoordinator), shard=with_trees(TwiceOver)), OTHER_WEIGHTS, first=13
     ),
-    "an update is made twice": Planted(Parts(coordinator=made_again), OTHER_LOSSES, first=52),
+    "an update is made twice": Planted(Parts(coordinator=made_again), OTHER_LOSSES, first=74),
     # The server adds up what it does not have.
-    "what is late is not fenced off": Planted(Parts(coordinator=coordinating(Unfenced)), "KeyError: Node(", first=160),
-    "sums are added as they arrive": Planted(Parts(shard=with_trees(Heap)), OTHER_WEIGHTS),
-    "sums are refused of which a part is there": Planted(Parts(shard=with_trees(AllOrNothing)), OTHER_WEIGHTS, first=4),
+    "what is late is not fenced off": Planted(Parts(coordinator=coordinating(Unfenced)), "KeyError: Node(", first=248),
+    "sums are added as they arrive": Planted(Parts(shard=with_trees(Heap)), OTHER_WEIGHTS, first=13),
+    "sums are refused of which a part is there": Planted(Parts(shard=with_trees(AllOrNothing)), OTHER_WEIGHTS, first=31),
     "updates do not wait for all shards": Planted(
-        Parts(coordinator=coordinating(HastyCoordinator)), "reports: the server broke the protocol: step "
+        Parts(coordinator=coordinating(HastyCoordinator)), "reports: the server broke the protocol: step ", first=12
     ),
     "another learning rate is recorded": Planted(Parts(server=recording(MisreportingRecorder)), ": lr = "),
     "the receipt lacks an epoch": Planted(Parts(server=recording(ForgetfulRecorder)), "the receipt: chain = "),

@@ -134,12 +134,12 @@ class Headlong(SimulatedMember):
 
 #: By what is wrong.
 OF_TEAMS = {
-    "a slice is written without its lock": Planted(making(Lockless), OTHER_LOSSES, first=120),
-    "a slice is made again": Planted(making(Remaking), OTHER_LOSSES, first=60),
+    "a slice is written without its lock": Planted(making(Lockless), OTHER_LOSSES, first=125),
+    "a slice is made again": Planted(making(Remaking), OTHER_LOSSES, first=62),
     "sums are shown before they are written": Planted(Parts(member=Boastful), OTHER_WEIGHTS, first=3),
-    "sums are taken that are not complete": Planted(remembering(Greedy), OTHER_LOSSES, first=3),
+    "sums are taken that are not complete": Planted(remembering(Greedy), OTHER_LOSSES, first=10),
     "a part is counted twice": Planted(Parts(member=Doubling), OTHER_WEIGHTS),
-    "sums are overwritten too early": Planted(Parts(member=Impatient), OTHER_WEIGHTS, first=3),
+    "sums are overwritten too early": Planted(Parts(member=Impatient), OTHER_WEIGHTS, first=11),
     "entries are overwritten that were not read": Planted(
         Parts(member=Headlong), "AssertionError: the entry of step ", first=63
     ),

@@ -17,6 +17,7 @@ from lockstep.common.runtime.numerics import (
     feature_table,
     has_needed,
     own_numerics,
+    variables_that_hold,
 )
 from lockstep.common.runtime.portable import demand_portable_machine
 
@@ -85,6 +86,31 @@ def test_a_process_without_numpy_asks_another_for_the_table() -> None:
 )
 def test_what_a_processor_needs(found: list[str], expected: bool) -> None:
     assert has_needed(found) is expected
+
+
+@pytest.mark.parametrize(
+    ("environ", "is_held"),
+    [
+        ({NUMERICS: "portable"}, False),
+        # As if somebody had chosen the kernel, or switched features off, who knows nothing of portable numerics.
+        ({NUMERICS: "portable", CORETYPE: "Haswell"}, False),
+        ({NUMERICS: "portable", CORETYPE: "Haswell", DISABLED: ""}, False),
+        ({NUMERICS: "portable", DISABLED: "AVX512F"}, False),
+        ({NUMERICS: "portable", CORETYPE: "Zen", DISABLED: "AVX512F"}, False),
+        ({NUMERICS: "portable", CORETYPE: "Haswell", DISABLED: "AVX512F"}, True),
+        ({NUMERICS: "native"}, True),
+        ({CORETYPE: "Haswell"}, True),
+        ({}, True),
+    ],
+)
+def test_only_a_portable_process_is_held_and_to_all_that_it_takes(environ: dict[str, str], is_held: bool) -> None:
+    held = variables_that_hold(environ, lambda: (["X86_V3", "AVX512F"], ["X86_V9"]))
+    complete = {NUMERICS: "portable", CORETYPE: "Haswell", DISABLED: "AVX512F X86_V9"}
+    assert held == ({} if is_held else complete)
+
+
+def test_a_processor_that_lacks_what_portable_numerics_need_is_held_to_nothing() -> None:
+    assert variables_that_hold({NUMERICS: "portable"}, lambda: (["X86_V2"], ["X86_V3"])) == {}
 
 
 @needs_portable

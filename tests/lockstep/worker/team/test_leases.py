@@ -9,14 +9,17 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from lockstep.common import nn
 from lockstep.common.aggregation.tree import Node
+from lockstep.common.data.dataset import Dataset, TrainTest
+from lockstep.common.nn.description import describe
 from lockstep.common.protocol.messages import Lease, Work
 from lockstep.worker.gradient_sink import NotFiniteError
 from lockstep.worker.team.leader import Found
 from lockstep.worker.team.member import IDLE_S, OrderOutcome
 from lockstep.worker.team.progress import CROWDED, PATIENT, Patience
 from tests.lockstep.worker.team.crew import TEAM_JOBS, Alone, Crew, FaultyCompute, Turns, bits, whole, wide
-from tests.simulation.small import JOBS, job_of, long_test_set
+from tests.simulation.small import JOBS, digits, job_of, long_test_set
 
 
 @contextmanager
@@ -73,6 +76,33 @@ def test_who_has_no_sample_of_a_short_step_does_not_hide_what_those_of_others_we
         alone = Alone.of(job)
         for node in (Node(0, 5), Node(0, 4), Node(4, 5)):
             check(crew, alone, Lease(work="train", step=2, lo=node.lo, hi=node.hi))
+
+
+def numbers() -> TrainTest:
+    """The same images, with a number each."""
+    train, test = (
+        Dataset(part.images, (part.labels[:, np.newaxis] / 7).astype(np.float32), 0)
+        for part in (digits().train, digits().test)
+    )
+    return TrainTest("numbers", train, test)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 5])
+def test_metrics_that_are_no_whole_numbers_are_added_over_the_tree_too(processes: int, memory: Path) -> None:
+    net = describe(nn.Sequential(nn.Flatten(), nn.Linear(784, 1)))
+    job, data = job_of(model=net, loss="mse", metrics=["rmse"], global_batch=35, micro_batches=7), numbers()
+    with crew_of(Crew.of(job, processes, memory, Turns(processes), data=data)) as crew:
+        alone = Alone.of(job, data)
+        for node in (Node(0, 7), Node(0, 4), Node(4, 7)):
+            check(crew, alone, Lease(work="train", step=0, lo=node.lo, hi=node.hi))
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_metrics_over_no_samples_are_none_as_those_of_one_process(processes: int, memory: Path) -> None:
+    # Of the five micro-batches of the third step, the first two have no sample.
+    job = job_of(global_batch=19, micro_batches=5, metrics=["top3"])
+    with crew_of(Crew.of(job, processes, memory, Turns(processes))) as crew:
+        check(crew, Alone.of(job), Lease(work="train", step=2, lo=0, hi=2))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -199,8 +199,7 @@ def test_weights_are_those_of_one_process_after_each_step(name: str, processes: 
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("name", ["clipped", "sgd"])
-@pytest.mark.parametrize("cores", [1, 2, 4])
+@pytest.mark.parametrize(("name", "cores"), [("clipped", 1), ("sgd", 2), ("clipped", 4)])
 def test_whoever_has_which_turn(name: str, seed: int, cores: int, memory: Path) -> None:
     """Some are too late for a step, or for several."""
     processes = 2 + seed % 3
@@ -215,15 +214,15 @@ def test_whoever_has_which_turn(name: str, seed: int, cores: int, memory: Path) 
         assert yard.at == 8
 
 
-@pytest.mark.parametrize("name", ["sgd", "clipped"])
-@pytest.mark.parametrize("cores", [1, 3])
-def test_whoever_is_killed_wherever_it_is(name: str, cores: int, memory: Path) -> None:
+@pytest.mark.parametrize("every", [5, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("name", "cores"), [("sgd", 1), ("clipped", 3)])
+def test_whoever_is_killed_wherever_it_is(name: str, cores: int, every: int, memory: Path) -> None:
     """Others finish without it, and no lock is left."""
     with yard_of(UPDATE_JOBS[name], 3, memory, seed=4, patience=patience_of(3, cores)) as yard:
         yard.run(2)
-        for at in range(1, max(yard.crew.turns.barriers.values()) + 1, 2):
+        for at in range(1, max(yard.crew.turns.barriers.values()) + 1, every):
             yard.crew.turns.reset()
-            yard.crew.turns.killed = {at // 2 % 3: at}
+            yard.crew.turns.killed = {at // every % 3: at}
             before = yard.at
             yard.run(2)
             assert yard.at == before + 2
@@ -317,3 +316,17 @@ def test_an_order_that_is_given_up_leaves_no_lock(memory: Path) -> None:
         member.stop()
         assert all(lock.acquire() for lock in locks)
         assert marks.least() == 0
+
+
+def test_who_moves_to_other_memory_keeps_no_lock_of_the_old_open(memory: Path) -> None:
+    with yard_of(UPDATE_JOBS["sgd"], 2, memory) as yard:
+        crew = yard.crew
+        yard.run(2)
+        makers = [member._updates for member in crew.members]
+        locks = [lock for maker in makers if maker is not None for lock in maker.locks]
+        assert len(locks) == 2 * 2
+        assert crew.opening is not None
+        assert crew.sharing is not None
+        assert crew.sharing.move(crew.opening.shard)
+        yard.run(1)
+        assert [lock._descriptor for lock in locks] == [-1] * 4
