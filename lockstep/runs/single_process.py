@@ -64,9 +64,8 @@ class SingleProcessTrainer:
         return self.compute.train(step, node)
 
     def update(self, step: int, sums: Vector, tally: Tally) -> float:
-        """Change the weights by the sums of a step; return the learning rate."""
-        self.setup.shard.add(self._whole, sums)
-        return self.setup.shard.update(step, tally.divisor).rate
+        """Change the weights by the sums of a step, which are overwritten; return the learning rate."""
+        return self.setup.shard.update_by(sums, step, tally.divisor).rate
 
     @property
     def _whole(self) -> Node:

@@ -307,8 +307,7 @@ def _pass_tally(setup: RunSetup, passes: int) -> Tally:
         except NotFiniteError as error:
             text = diverged_text("train", shard.updates, error.micro_batch, error.layer, error.quantity)
             raise DivergedError(text) from error
-        shard.add(whole, sums)
-        shard.update(shard.updates, tally.divisor)
+        shard.update_by(sums, shard.updates, tally.divisor)
         total += tally
         if shard.not_finite is not None:
             raise DivergedError(

@@ -161,5 +161,6 @@ class LocalStepSums:
         if self._clip_norm is not None:
             scale = scale_for(add_blocks(updating.squares(whole, terms, divisor)), self._clip_norm)
         # What is not finite shows in the next loss, or in the sums.
-        at = UpdateStep(step=updates, divisor=divisor, rate=self._schedule.rate(number), scale=scale)
+        rate = self._schedule.rate(number)
+        at = UpdateStep(step=updates, divisor=divisor, rate=rate, scale=scale, is_last_reader=True)
         updating.run(at, whole, terms)

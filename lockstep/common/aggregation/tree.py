@@ -157,6 +157,8 @@ class TreeSum(Generic[T]):
 
     def clear(self) -> None:
         """Drop all sums."""
+        if not self.held:
+            return
         for value in self.held.values():
             self.drop(value)
         self.held.clear()

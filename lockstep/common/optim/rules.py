@@ -96,8 +96,9 @@ class SGDRule(_Checked):
             np.multiply(direction, self.momentum, out=out)
             gradient += out
             direction = gradient
-        np.multiply(direction, float(lr), out=out)
-        np.subtract(weights, out, out=out)
+        # Not by way of `out`, which is in no cache yet.
+        np.multiply(direction, float(lr), out=gradient)
+        np.subtract(weights, gradient, out=out)
 
 
 @dataclass(frozen=True)

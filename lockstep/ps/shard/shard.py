@@ -161,11 +161,33 @@ class Shard:
 
         `scale` is the factor of clipping; without it, a shard that holds the whole vector finds it itself.
         """
+        return self._update(step, divisor, scale, self.terms())
+
+    def update_by(self, sums: Vector, step: int, divisor: float) -> UpdateStep:
+        """Do the same with the sums over all micro-batches, a vector of the slice's length that is overwritten.
+
+        Of these there is no tree. Nothing else of the step may have been added.
+        """
+        terms = [[sums[frame.start - self.start : frame.stop - self.start]] for frame in self.frames]
+        return self._update(step, divisor, None, terms, is_last_reader=True)
+
+    def _update(
+        self, step: int, divisor: float, scale: float | None, terms: list[list[Vector]], *, is_last_reader: bool = False
+    ) -> UpdateStep:
+        whole = self.owned
         if scale is None and self.policy.clip_norm is not None:
-            scale = scale_for(add_blocks(self.squares(divisor)), self.policy.clip_norm)
+            scale = scale_for(add_blocks(self.updating.squares(whole, terms, divisor)), self.policy.clip_norm)
         reads, rate = self.reads, self.policy.schedule.rate(step)
-        at = UpdateStep(step=step, divisor=divisor, rate=rate, scale=scale, reads=reads, writes=reads)
-        self.end_update(at, self.updating.run(at, self.owned, self.terms()))
+        at = UpdateStep(
+            step=step,
+            divisor=divisor,
+            rate=rate,
+            scale=scale,
+            reads=reads,
+            writes=reads,
+            is_last_reader=is_last_reader,
+        )
+        self.end_update(at, self.updating.run(at, whole, terms))
         return at
 
     def end_update(self, at: UpdateStep, not_finite: int | None) -> None:

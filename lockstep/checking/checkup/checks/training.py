@@ -129,8 +129,7 @@ class TrialSubject:
             np.maximum(largest, np.abs(sums), out=largest)
             if step == 0:
                 norm = float(np.linalg.norm(sums[: model.layout.parameter_size].astype(np.float64))) / tally.count
-            shard.add(whole, sums)
-            shard.update(step, tally.count)
+            shard.update_by(sums, step, tally.count)
             if shard.not_finite is not None:
                 losses.append(math.inf)
                 break

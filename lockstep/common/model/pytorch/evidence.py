@@ -21,7 +21,7 @@ from lockstep.common.model.port import DrawKey, Evidence
 from lockstep.common.model.pytorch.engine import TorchEngine, changed
 from lockstep.common.model.pytorch.runtime import build_name, fill_new_memory
 from lockstep.common.model.pytorch.state import State, bytes_of, state_of, views_of
-from lockstep.common.model.pytorch.structure import Structure
+from lockstep.common.model.pytorch.structure import Structure, frozen_arrays
 from lockstep.common.random import shared_generators
 
 #: Generators that all code of a process shares.
@@ -70,6 +70,7 @@ class Trial:
         uses what PyTorch calls nondeterministic.
         """
         constants = {name: bytes_of(buffer) for name, buffer in self.structure.constants}
+        frozen = self._frozen_digests()
         first = self.first = self._computed(images, targets)
         for place, name in views_of(self.module, self.own):
             raise ModelError(
@@ -85,6 +86,9 @@ class Trial:
         for name, buffer in self.structure.constants:
             if bytes_of(buffer) != constants[name]:
                 raise changed(name)
+        for name, digest in self._frozen_digests().items():
+            if digest != frozen[name]:
+                raise changed(name)
         moved = sorted(_moved(first, second), key=lambda place: place not in SHARED)
         if moved:
             raise _stateful(moved[0])
@@ -94,6 +98,11 @@ class Trial:
                 "samples; expected the same bits: draw only from PyTorch's generator, and keep no state"
             )
         return Evidence(engine=build_name(), digest=_digest(first, constants))
+
+    def _frozen_digests(self) -> dict[str, str]:
+        """Return the digests of what is frozen: the engine does not see what is written by way of `.data`."""
+        arrays = frozen_arrays(self.structure.frozen)
+        return {array.name: array.sha256 for array in arrays if array.is_parameter}
 
     def check_order(self, images: Array, targets: Array, first: Repetition) -> None:
         """Raise `ModelError` if a micro-batch has other results after another one, in a model that was built again.

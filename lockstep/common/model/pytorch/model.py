@@ -143,7 +143,8 @@ def check_equal(model: Model, again: Model) -> None:
         if name != other_name or one != other:
             raise ModelError(
                 f"the model is another one when it is built again: {name!r} differs; expected the same each time, "
-                "since every worker builds it: draw only from PyTorch's default generator, which is seeded before"
+                "since every worker builds it: draw only from PyTorch's default generator, which is seeded before, and "
+                "change no parameter or buffer in a forward or a hook"
             )
 
 

@@ -68,6 +68,23 @@ def test_an_update_is_the_optimizers_on_the_mean(rule: Rule, clip_norm: float | 
         assert shard.digest() == weights_digest(weights)
 
 
+@pytest.mark.parametrize("rule", [SGDRule(), SGDRule(momentum=0.9, nesterov=True, weight_decay=0.01), AdamRule()])
+@pytest.mark.parametrize("clip_norm", [None, 0.25])
+@pytest.mark.parametrize("divisor", [0, 37, 64])
+def test_sums_that_nobody_else_reads_give_the_same_bits(rule: Rule, clip_norm: float | None, divisor: float) -> None:
+    shard, other = shard_of(rule, clip_norm), shard_of(rule, clip_norm)
+    for step in range(3):
+        (sums,) = vectors(1, seed=step + 10)
+        shard.add(Node(0, 4), sums)
+        made = shard.update(step, divisor)
+        assert other.update_by(sums, step, divisor) == replace(made, is_last_reader=True)
+        assert other.weights.tobytes() == shard.weights.tobytes()
+        assert other.previous_weights()[0].tobytes() == shard.previous_weights()[0].tobytes()
+        assert {name: slot.tobytes() for name, slot in other.state.items()} == {
+            name: slot.tobytes() for name, slot in shard.state.items()
+        }
+
+
 def test_the_sum_is_divided_once_by_the_count() -> None:
     shard = shard_of(SGDRule())
     shard.weights[:] = 0.0

@@ -100,6 +100,76 @@ def test_a_planted_model_is_found(tmp_path: Path, what: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+TEACHER = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.student, teacher = nn.Linear(784, 10), nn.Linear(784, 10).requires_grad_(False)
+        {made}
+
+    @torch.no_grad()
+    def follow(self, teacher):
+        old, new = teacher.weight, self.student.weight
+        {moved}
+
+    def forward(self, x):
+        x = x.flatten(1)
+        {done}
+        return self.student(x)
+"""
+LERP, FOLLOW = "old.lerp_(new, 0.01)", "self.follow(self.teacher)"
+
+#: The average of a student that a module keeps itself: how it is kept, moved, and when.
+TEACHERS = {
+    "in place": ("self.teacher = teacher", LERP, FOLLOW),
+    "in training": ("self.teacher = teacher", LERP, f"if self.training: {FOLLOW}"),
+    "unseen": ("self.teacher = teacher", "old.data.lerp_(new, 0.01)", FOLLOW),
+    "replaced": ("self.teacher = teacher", "old.data = torch.lerp(old, new, 0.01)", FOLLOW),
+    "detached": ("self.teacher = teacher", "old.detach().lerp_(new, 0.01)", FOLLOW),
+    "forward hook": (
+        "self.teacher = teacher; self.register_forward_hook(lambda net, *_: net.follow(net.teacher))",
+        *(LERP, "pass"),
+    ),
+    "hook of a gradient": (
+        "self.teacher = teacher; self.student.weight.register_hook(lambda _: self.follow(self.teacher))",
+        *(LERP, "pass"),
+    ),
+    "unseen, hook of a gradient": (
+        "self.teacher = teacher; self.student.weight.register_hook(lambda _: self.follow(self.teacher))",
+        *("old.data.lerp_(new, 0.01)", "pass"),
+    ),
+}
+
+
+@pytest.mark.parametrize("way", TEACHERS)
+def test_a_teacher_that_a_module_moves_itself_is_refused(tmp_path: Path, way: str) -> None:
+    made, moved, done = TEACHERS[way]
+    with pytest.raises(ModelError, match=r"the model changes 'teacher\.weight' in its forward: expected it to stay"):
+        evidence_of(model_of(tmp_path, TEACHER.format(made=made, moved=moved, done=done)))
+
+
+@pytest.mark.parametrize("made", ["self.kept = [teacher]", "self.__dict__['kept'] = teacher"])
+def test_a_teacher_that_is_no_part_of_the_module_is_state(tmp_path: Path, made: str) -> None:
+    moved = TEACHER.format(made=made, moved=LERP, done="self.follow(self.kept_teacher())")
+    moved += """
+    def kept_teacher(self):
+        return self.kept[0] if isinstance(self.kept, list) else self.kept
+"""
+    with pytest.raises(ModelError, match=r"the model keeps state of its own .* in 'kept"):
+        evidence_of(model_of(tmp_path, moved))
+
+
+def test_a_teacher_that_moves_in_evaluations_is_named_before_a_run(tmp_path: Path) -> None:
+    text = TEACHER.format(made="self.teacher = teacher", moved=LERP, done=FOLLOW)
+    with pytest.raises(ModelError, match=r"'teacher\.weight' differs; .* change no parameter or buffer in a forward"):
+        open_run("run", job_of(model=model_file(tmp_path, text)), digits(), AdmissionPolicy())
+
+
+def test_a_teacher_that_stays_is_allowed(tmp_path: Path) -> None:
+    done = "x = x + 0.0 * self.teacher(x).sum()"
+    assert evidence_of(model_of(tmp_path, TEACHER.format(made="self.teacher = teacher", moved="pass", done=done))).digest
+
+
 def test_what_is_kept_and_does_not_move_is_allowed(tmp_path: Path) -> None:
     kept = NET.format(made="self.shape = None; self.last = None", done="self.shape = x.shape; self.last = x.detach()")
     assert evidence_of(model_of(tmp_path, kept)).digest
