@@ -195,8 +195,8 @@ class UpdatePass:
     def run(self, at: UpdateStep, part: Slice, terms: Terms) -> int | None:
         """Write the new weights and slots of a part; return the first place that is not finite, None if all are.
 
-        `terms` are, for each frame, the one or two vectors of its length whose sum is to be divided (rule R1); they stay
-        as they are unless `at` permits otherwise. The place is that in the whole vector.
+        `terms` are, for each frame, the one or two vectors of its length whose sum is to be divided (rule R1); they
+        stay as they are unless `at` permits otherwise. The place is that in the whole vector.
         """
         total = 0.0
         with np.errstate(all="ignore"):  # what overflows is found here, or shows in the next loss with its place
