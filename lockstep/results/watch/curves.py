@@ -15,7 +15,8 @@ from lockstep.ps.records.metrics import EpochLine, EpochRecord, FailureRecord, R
 Column = NDArray[np.float64]
 
 
-COLUMNS = StepRecord.__struct_fields__
+#: The fields of a step that are numbers; its other metrics are shown by epoch.
+COLUMNS = tuple(name for name in StepRecord.__struct_fields__ if name != "metrics")
 _STEP = COLUMNS.index("step")
 
 #: What is drawn over the steps; `throughput` is samples per second.
@@ -24,7 +25,7 @@ CURVES = ("loss", "accuracy", "r2", "lr", "throughput")
 
 @dataclass
 class StepColumns:
-    """A column for each field of a step. Steps are in order, without gaps but where a file has one."""
+    """A column for each number of a step. Steps are in order, without gaps but where a file has one."""
 
     count: int = 0
     _memory: NDArray[np.float64] = field(default_factory=lambda: np.empty((len(COLUMNS), 1024)))
@@ -36,7 +37,7 @@ class StepColumns:
     def extend(self, records: Iterable[StepRecord]) -> None:
         """Add steps; one that was made again, after a restart, replaces the old one and all after it."""
         # A figure that a run does not have, None, becomes NaN.
-        rows = np.array([msgspec.structs.astuple(record) for record in records], dtype=np.float64)
+        rows = np.array([[getattr(record, name) for name in COLUMNS] for record in records], dtype=np.float64)
         if not len(rows):
             return
         # Within one batch, too, the run may have gone back: everything before the last such place is cut off by what

@@ -36,6 +36,7 @@ OF_EPOCH = (
     ("test_r2", "R² on the test set after the last epoch.", "test_r2"),
     ("validation_loss", "Loss on the validation set after the last epoch.", "val_loss"),
     ("validation_accuracy_ratio", "Accuracy on the validation set after the last epoch, 0 to 1.", "val_accuracy"),
+    ("validation_r2", "R² on the validation set after the last epoch.", "val_r2"),
 )
 
 Family = TypeVar("Family", GaugeMetricFamily, CounterMetricFamily)
@@ -70,7 +71,11 @@ def _of_run(view: RunView) -> Iterator[Metric]:
     yield from _each(GaugeMetricFamily, OF_FIGURES, snapshot.figures)
     yield from _each(CounterMetricFamily, OF_SNAPSHOT, snapshot)
     if view.metrics.epochs:
-        yield from _each(GaugeMetricFamily, OF_EPOCH, view.metrics.epochs[-1])
+        last = view.metrics.epochs[-1]
+        yield from _each(GaugeMetricFamily, OF_EPOCH, last)
+        if last.metrics:
+            text = "Other metrics of the job after the last epoch: f1 of training samples, test_f1, val_f1."
+            yield _labelled(GaugeMetricFamily, "metric", text, "name", last.metrics)
 
 
 def _of_steps(view: RunView) -> Iterator[Metric]:

@@ -82,6 +82,11 @@ class LedgerFigures:
     _step: int = 0
     _unused: list[UnusedWork] = field(default_factory=list)
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether the process of the command computes by itself: work was done, and nobody had joined."""
+        return self.accepted.total() > 0 and not self.workers
+
     def add(self, entries: Iterable[Line]) -> None:
         """Add what is new."""
         for entry in entries:

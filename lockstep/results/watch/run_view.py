@@ -125,6 +125,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     figures: Figures
     workers: list[WorkerView]
+    #: Whether it has none because one process computes everything.
+    is_alone: bool
     #: What those on this machine use of it, empty if the run does not go on.
     processes: list[ProcessUse]
     timeline: list[DrawnStep]
@@ -405,6 +407,7 @@ class RunView:
             model=one_line(self._model(), 100),
             figures=self.figures(),
             workers=self.workers(),
+            is_alone=ledger.is_alone and status is None,
             processes=self._processes,
             timeline=self.timeline(),
             events=list(ledger.events)[-SENT_EVENTS:],

@@ -199,6 +199,34 @@ def test_everybody_can_use_the_list_a_comparison_and_a_run(
     assert errors == []
 
 
+def test_the_list_is_as_wide_as_the_window_and_names_the_values_that_have_no_room(
+    served: tuple[str, Path], page: Any, errors: list[str]
+) -> None:
+    link, folder = served
+    job = folder / "two" / "job.toml"
+    text = job.read_text()
+    values = {
+        "lr": "0.125",
+        "epochs": "77",
+        "seed": "5",
+        "momentum": "0.5",
+        "weight_decay": "0.25",
+        "micro_batches": "2",
+    }
+    for name, value in {"model": '"a_module_with_a_long_name.py:build"', **values}.items():
+        text = re.sub(f"(?m)^{name} = .*", f"{name} = {value}", text)
+    job.write_text(text)
+    box = page.locator("#list-of-runs")
+    for width, is_hidden in ((1280, False), (960, True)):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.goto(link)
+        expect(page.locator("#runs tbody tr")).to_have_count(2)
+        assert box.evaluate("box => box.scrollWidth <= box.clientWidth") is True
+        more = page.locator("#more-values")
+        expect(more).to_contain_text("They also differ in") if is_hidden else expect(more).to_be_empty()
+    assert errors == []
+
+
 def test_a_reader_searches_sorts_and_finds_the_list_as_it_was_left(
     served: tuple[str, Path], page: Any, errors: list[str]
 ) -> None:

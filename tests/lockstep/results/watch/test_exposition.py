@@ -49,6 +49,20 @@ def test_figures_are_those_of_the_run(tmp_path: Path) -> None:
     assert {name: found[f"lockstep_step_seconds_total/{name}"] for name in expected} == pytest.approx(expected)
 
 
+def test_the_metrics_of_a_job_have_a_name_each(tmp_path: Path) -> None:
+    folder = running(tmp_path / "mine")
+    with (folder / "metrics.jsonl").open("a") as file:
+        metrics = '{"f1": 0.5, "test_f1": 0.25}'
+        file.write(
+            f'{{"kind": "epoch", "epoch": 2, "loss": 1, "test_loss": 1, "wall_s": 1, "metrics": {metrics}, '
+            '"val_loss": 2, "val_r2": 0.125, "weights_sha256": ""}\n'
+        )
+    found = samples(folder)
+    assert found["lockstep_metric/f1"] == 0.5
+    assert found["lockstep_metric/test_f1"] == 0.25
+    assert found["lockstep_validation_r2"] == 0.125
+
+
 def test_a_run_without_steps_has_metrics_too(tmp_path: Path) -> None:
     found = samples(tmp_path / "none")
     assert found["lockstep_run_state/missing"] == 1

@@ -10,7 +10,7 @@ from lockstep.ps.records.ledger import LedgerShare, RunBegun, StepDone, WorkerIn
 from lockstep.ps.records.metrics import FailureRecord, encode_record
 from lockstep.results.watch.ledger_figures import EventKind
 from lockstep.results.watch.run_view import STOPPED_S, RunState, RunView
-from tests.lockstep.results.reports.plots.records import LEDGER, write_ledger, write_steps
+from tests.lockstep.results.reports.plots.records import LEDGER, TIMED_LEDGER, write_ledger, write_steps
 from tests.lockstep.results.watch.folders import running, viewed
 from tests.lockstep.small_runs import small_run
 from tests.lockstep.statuses import status, worker
@@ -47,6 +47,23 @@ def test_a_run_that_goes_on_shows_its_figures_workers_and_last_steps(tmp_path: P
     assert [epoch.test_accuracy for epoch in found.epochs] == [0.75]
     assert found.epoch_ends == [3]
     assert found.unread == 0
+
+
+def test_a_run_in_one_process_has_no_workers_and_one_that_waits_for_them_is_not_alone(tmp_path: Path) -> None:
+    folder = running(tmp_path / "mine", steps=4)
+    assert not viewed(folder).snapshot().is_alone
+    write_ledger(folder, [entry for entry in TIMED_LEDGER[:7] if not isinstance(entry, WorkerIn)])
+    found = viewed(folder).snapshot()
+    assert (found.is_alone, found.workers) == (True, [])
+    write_ledger(folder, TIMED_LEDGER[:1])
+    assert not viewed(folder).snapshot().is_alone
+
+
+def test_the_steps_of_a_job_with_metrics_of_its_own_are_read(tmp_path: Path) -> None:
+    folder = running(tmp_path / "mine", steps=4)
+    file = folder / "metrics.jsonl"
+    file.write_bytes(file.read_bytes().replace(b'"lr":', b'"metrics":{"f1":0.5},"lr":'))
+    assert viewed(folder).snapshot().figures.step == 4
 
 
 def test_new_lines_change_the_version_and_nothing_new_does_not(tmp_path: Path) -> None:

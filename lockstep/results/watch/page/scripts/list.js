@@ -7,6 +7,9 @@ import { Page } from "./page.js";
 
 const LIST_MS = 3000;
 
+// Longer texts are cut in a column, and whole in the cell's title.
+const MOST_LETTERS = 15;
+
 const score = (run) => run.test_r2 ?? run.test_accuracy;
 
 // {text, of: what is shown, by: what is sorted by}
@@ -20,7 +23,7 @@ const COLUMNS = [
   { text: "time", of: (run) => duration(run.wall_s), by: (run) => run.wall_s },
   { text: "model", isText: true, of: (run) => run.model, by: (run) => run.model },
 ];
-const WEIGHTS = { text: "weights", isText: true, of: (run) => run.weights_sha256.slice(0, 12), by: (run) => run.weights_sha256 };
+const WEIGHTS = { text: "weights", isText: true, of: (run) => run.weights_sha256.slice(0, 8), by: (run) => run.weights_sha256 };
 
 // How the list was left, for when the reader comes back to it.
 const choice = new Choice();
@@ -36,6 +39,10 @@ export class ListPage extends Page {
     this.on(this.$("search"), "input", () => {
       wanted = this.$("search").value;
       this.show();
+    });
+    this.on(window, "resize", () => {
+      this.shown = null;
+      if (this.list) this.show();
     });
     this.load();
   }
@@ -92,8 +99,20 @@ export class ListPage extends Page {
     body.append(...runs.map((run) => this.line(run, columns)));
     this.$("runs").setAttribute("role", "table");
     this.$("runs").replaceChildren(head, body);
+    this.fit(columns);
     // The list was made again under the reader's hands.
     if (focused) this.root.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
+  }
+
+  // Hides the last columns of values for which the window has no room, and names them.
+  fit(columns) {
+    const box = this.$("list-of-runs"), lines = [...this.$("runs").rows], hidden = [];
+    for (let place = columns.length - 2; box.scrollWidth > box.clientWidth && place >= COLUMNS.length; place--) {
+      // After the box of the comparison, which is no column.
+      for (const line of lines) line.cells[place + 1].hidden = true;
+      hidden.unshift(columns[place].text);
+    }
+    setText(this.$("more-values"), hidden.length ? `They also differ in ${hidden.join(", ")}: see each run, or search for a value.` : "");
   }
 
   head({ text, isText }) {
@@ -112,8 +131,12 @@ export class ListPage extends Page {
 
   line(run, columns) {
     const line = part("tr"), cells = columns.map(({ text, isText, of }) => {
-      const cell = part("td", of?.(run), isText ? "text" : "");
+      const cell = part("td", of?.(run), isText ? "text" : ""), shown = cell.textContent;
       cell.dataset.label = text;
+      if (shown.length > MOST_LETTERS) {
+        cell.classList.add("cut");
+        cell.title = shown;
+      }
       return cell;
     });
     cells[0].append(link(run));

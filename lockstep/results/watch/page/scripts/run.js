@@ -65,6 +65,8 @@ export class RunPage extends Page {
     this.$("shown").hidden = state === "missing";
     this.showState(snapshot);
     this.showFigures(snapshot);
+    this.$("workers").hidden = snapshot.is_alone;
+    this.$("alone").hidden = !snapshot.is_alone;
     showWorkers(this.$("workers"), snapshot.workers);
     showProcesses(this, snapshot.processes);
     showEpochs(this.$("epochs"), snapshot.epochs);
@@ -183,7 +185,7 @@ function tiles({ state, figures, weights_sha256: digest, restarts, epochs, copie
     ["epoch", of(figures.epoch, figures.epochs)],
     [`loss${recently(figures)}`, number(figures.recent_loss)],
     isRegression ? [`R²${recently(figures)}`, number(figures.recent_r2)] : [`accuracy${recently(figures)}`, percent(figures.recent_accuracy)],
-    ...(last ? [test] : []),
+    ...(last ? [test, ...Object.entries(tested.metrics ?? {}).filter(([name]) => name.startsWith("test_")).map(([name, value]) => [`${metricName(name)}${after}`, number(value)])] : []),
     ["learning rate", number(figures.lr, 6)],
     ["speed", speed(figures.samples_per_s)],
     ...(state === "running" ? [["time left", duration(figures.left_s)]] : last ? [["time", duration(last.wall_s)]] : []),
@@ -193,6 +195,9 @@ function tiles({ state, figures, weights_sha256: digest, restarts, epochs, copie
     ...(digest ? [["weights, SHA-256", digest]] : []),
   ];
 }
+
+// "test_f1" is f1 of the test set, and "f1" is that of the training samples.
+const metricName = (name) => name.replace(/^test_/, "test ").replace(/^val_/, "validation ");
 
 const recently = ({ recent_steps: steps }) => (steps > 1 ? `, last ${steps} steps` : "");
 
@@ -230,11 +235,12 @@ function showEpochs(table, epochs) {
   const hasR2 = epochs.some((one) => one.r2 !== undefined), hasValidation = epochs.some((one) => one.val_loss !== undefined);
   const share = hasR2 ? number : percent, score = hasR2 ? "R²" : "accuracy";
   const validation = hasValidation ? ["validation loss", "validation accuracy"] : [];
-  const heads = ["epoch", "loss", score, ...validation, "test loss", `test ${score}`, "time", "weights"].map((text) => ({ text }));
+  const metrics = [...new Set(epochs.flatMap((one) => Object.keys(one.metrics ?? {})))];
+  const heads = ["epoch", "loss", score, ...validation, "test loss", `test ${score}`, ...metrics.map(metricName), "time", "weights"].map((text) => ({ text }));
   fillTable(table, heads, epochs.map((one) => [
     `${one.epoch}`, number(one.loss), share(hasR2 ? one.r2 : one.accuracy),
     ...(hasValidation ? [number(one.val_loss), percent(one.val_accuracy)] : []),
-    number(one.test_loss), share(hasR2 ? one.test_r2 : one.test_accuracy), duration(one.wall_s), one.weights_sha256.slice(0, 12),
+    number(one.test_loss), share(hasR2 ? one.test_r2 : one.test_accuracy), ...metrics.map((name) => number(one.metrics?.[name])), duration(one.wall_s), one.weights_sha256.slice(0, 12),
   ]));
 }
 

@@ -6,14 +6,14 @@ import { element } from "./dom.js";
 const ROW = 26, GAP = 4, LEFT = 96, HEAD = 18, FOOT = 20;
 
 // Draws the steps that have times; returns whether there are any.
-export function drawTimeline(canvas, legend, { timeline, workers }) {
+export function drawTimeline(canvas, legend, { timeline, workers, is_alone: isAlone }) {
   const timed = timeline.filter((step) => step.used.every(([, , , , ended]) => ended !== null));
   const rows = rowsOf(timed, workers), names = [...rows.keys()];
   const width = Math.max(280, canvas.parentElement.clientWidth);
   const height = HEAD + (names.length + 1) * (ROW + GAP) + FOOT;
   const ctx = sized(canvas, width, height);
   const ink = style("--ink"), soft = style("--soft");
-  names.forEach((name) => label(ctx, `worker ${name}`, rows.get(name).row, ink));
+  names.forEach((name) => label(ctx, isAlone ? "the process" : rowName(name, workers), rows.get(name).row, ink));
   label(ctx, "update", names.length, soft);
   const total = timed.reduce((sum, step) => sum + step.round_s, 0) || 1;
   const x = (seconds) => LEFT + ((width - LEFT - 8) * seconds) / total;
@@ -54,6 +54,12 @@ function rowsOf(timed, workers) {
     const [rank, process = "0"] = name.split(".");
     return [name, { row, colour: workerColour((first.get(rank) ?? 0) + Number(process)) }];
   }));
+}
+
+// A lease of a team that does not say which of its processes computed it has the row of the whole team.
+function rowName(name, workers) {
+  const isTeam = !name.includes(".") && workers.some((one) => `${one.rank}` === name && one.processes > 1);
+  return `${isTeam ? "team" : "worker"} ${name}`;
 }
 
 function nameOf(step, share) {
