@@ -206,7 +206,9 @@ PLANTED = {
     # The server adds up what it does not have.
     "what is late is not fenced off": Planted(Parts(coordinator=coordinating(Unfenced)), "KeyError: Node(", first=248),
     "sums are added as they arrive": Planted(Parts(shard=with_trees(Heap)), OTHER_WEIGHTS, first=13),
-    "sums are refused of which a part is there": Planted(Parts(shard=with_trees(AllOrNothing)), OTHER_WEIGHTS, first=31),
+    "sums are refused of which a part is there": Planted(
+        Parts(shard=with_trees(AllOrNothing)), OTHER_WEIGHTS, first=31
+    ),
     "updates do not wait for all shards": Planted(
         Parts(coordinator=coordinating(HastyCoordinator)), "reports: the server broke the protocol: step ", first=12
     ),

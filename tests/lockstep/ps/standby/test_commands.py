@@ -7,9 +7,8 @@ import pytest
 
 from lockstep.common.errors import FailureKind
 from lockstep.common.protocol.codec import decode, encode
-from lockstep.common.protocol.messages import Message, StandbyAddress, Term
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, Message, StandbyAddress, Term
 from lockstep.common.protocol.standby_messages import CommandOutcome, Drain, LeaderNotice, MirrorRequest, Promote
-from lockstep.common.protocol.messages import PROTOCOL_VERSION
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork
 from lockstep.common.transport.links import wait_for_nothing
@@ -89,14 +88,13 @@ def until_heard(simulation: Simulation) -> None:
     simulation.run(until=lambda: not any(one.up.messages for one in simulation.network.clients))
 
 
-def mirror(simulation: Simulation, address: str, *, step: int, is_whole: bool) -> None:
-    """Let a standby ask for the files of a run."""
+def mirror(simulation: Simulation, address: str, *, step: int, is_whole: bool) -> MemoryClient:
+    """Let a standby ask for the files of a run; return its connection."""
     client = simulation.network.client()
-    request = MirrorRequest(
-        protocol=PROTOCOL_VERSION, host="h", pid=1, address=address, step=step, is_whole=is_whole
-    )
+    request = MirrorRequest(protocol=PROTOCOL_VERSION, host="h", pid=1, address=address, step=step, is_whole=is_whole)
     ask(client, "standby-1", request)
     until_heard(simulation)
+    return client
 
 
 def drained(simulation: Simulation) -> CommandOutcome:
@@ -131,3 +129,12 @@ def test_a_run_that_nobody_has_all_of_is_not_handed_over(is_mirrored: bool, text
     outcome = drained(simulation)
     assert (outcome.is_accepted, simulation.server.succession.heir) == (False, None)
     assert text in outcome.text
+
+
+def test_a_standby_that_has_left_is_handed_nothing() -> None:
+    simulation = Simulation(job_of())
+    mirror(simulation, "memory://b", step=2, is_whole=True)
+    mirror(simulation, "memory://c", step=9, is_whole=True).close()
+    simulation.run(until=lambda: len(simulation.server.succession.registry.members) < 2)
+    assert any(line.startswith("standby memory://c left: ") for line in simulation.said)
+    assert drained(simulation).text == "the run goes on at memory://b, after the step at hand"
