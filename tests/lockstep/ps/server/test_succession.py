@@ -1,0 +1,69 @@
+"""Whom a server's run goes on at, and until when a server that is over waits for those that mirror it."""
+
+import pytest
+
+from lockstep.common.errors import FailureKind
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, HandedOver, StandbyAddress
+from lockstep.common.protocol.standby_messages import MirrorRequest
+from lockstep.ps.coordinator.effects import Finish
+from lockstep.ps.server.succession import END_S, HAND_OVER_S, INTERRUPTED_S, Succession
+from tests.simulation.cluster import Simulation
+from tests.simulation.small import job_of
+
+#: When a run ends.
+NOW = 7.0
+
+STANDBY, OTHER = b"one", b"two"
+
+
+def mirrored() -> Succession:
+    """Return what a server has that two standbys mirror: the first of them has all of the run."""
+    succession = Simulation(job_of()).server.succession
+    for peer, is_whole in ((STANDBY, True), (OTHER, False)):
+        address = f"memory://{peer.decode()}"
+        asked = MirrorRequest(protocol=PROTOCOL_VERSION, host="h", pid=1, address=address, is_whole=is_whole)
+        succession.registry.on_request(peer, asked, 0.0)
+    return succession
+
+
+@pytest.mark.parametrize(
+    ("kind", "waits_s"),
+    [
+        (None, END_S),
+        (FailureKind.DIVERGED, END_S),
+        (FailureKind.HANDED_OVER, HAND_OVER_S),
+        (FailureKind.INTERRUPTED, INTERRUPTED_S),
+        # The run goes on elsewhere, or is begun again here: nobody is to get its end.
+        (FailureKind.SUPERSEDED, 0.0),
+    ],
+)
+def test_standbys_have_time_to_get_the_end_of_a_run(kind: FailureKind | None, waits_s: float) -> None:
+    succession = mirrored()
+    succession.end(Finish(kind=kind), NOW)
+    assert succession.is_over(NOW + waits_s)
+    assert not succession.is_over(NOW + waits_s - 0.1)
+
+
+def test_a_run_is_handed_over_once_its_heir_has_said_that_it_has_all_of_it() -> None:
+    succession = mirrored()
+    succession.hand_over()
+    succession.end(Finish(kind=FailureKind.HANDED_OVER), NOW)
+    assert (succession.handed_over(), succession.was_in_vain()) == (None, True)
+    # Another one that has all of it, or an heir that is gone without a word, takes nothing over.
+    assert succession.on_left(OTHER, "", is_done=True) == []
+    assert (succession.handed_over(), succession.is_over(NOW)) == (None, False)
+    assert succession.on_left(STANDBY, "", is_done=True) == []
+    assert succession.handed_over() == HandedOver(standby=StandbyAddress(address="memory://one"))
+    assert (succession.was_in_vain(), succession.is_over(NOW)) == (False, True)
+
+
+def test_a_run_whose_heir_is_gone_without_a_word_was_handed_over_in_vain() -> None:
+    succession = mirrored()
+    succession.hand_over()
+    succession.end(Finish(kind=FailureKind.HANDED_OVER), NOW)
+    succession.on_left(STANDBY, "it has ended")
+    assert (succession.handed_over(), succession.was_in_vain()) == (None, True)
+    # The other one may still come for what there is.
+    assert not succession.is_over(NOW)
+    succession.on_left(OTHER, "it has ended")
+    assert succession.is_over(NOW)
