@@ -1,12 +1,16 @@
 """Whom a server's run goes on at, and until when a server that is over waits for those that mirror it."""
 
+import msgspec
 import pytest
 
 from lockstep.common.errors import FailureKind
+from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import PROTOCOL_VERSION, HandedOver, StandbyAddress
-from lockstep.common.protocol.standby_messages import MirrorRequest
+from lockstep.common.protocol.standby_messages import LeaderNotice, MirrorRequest
+from lockstep.common.transport.in_memory import MemoryNetwork
+from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import Finish
-from lockstep.ps.server.succession import END_S, HAND_OVER_S, INTERRUPTED_S, Succession
+from lockstep.ps.server.succession import END_S, HAND_OVER_S, INTERRUPTED_S, NOTICE_S, Succession
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import job_of
 
@@ -67,3 +71,36 @@ def test_a_run_whose_heir_is_gone_without_a_word_was_handed_over_in_vain() -> No
     assert not succession.is_over(NOW)
     succession.on_left(OTHER, "it has ended")
     assert succession.is_over(NOW)
+
+
+def test_the_server_before_is_told_until_it_says_the_same() -> None:
+    succession, network = Simulation(job_of()).server.succession, MemoryNetwork(0)
+    before, succession.predecessor = network.server("memory://old"), network.client("memory://old")
+    own = LeaderNotice(term=succession.term, address=succession.address)
+    lower, higher = (msgspec.structs.replace(own.term, number=own.term.number + by) for by in (-1, 1))
+    told, answers = list[LeaderNotice](), [None, lower, own.term]
+    for turn, answer in enumerate(answers):
+        assert succession.on_time(turn * NOTICE_S) == []
+        # Not again before it has had time to answer.
+        assert succession.on_time((turn + 0.9) * NOTICE_S) == []
+        found = before.receive(0.0)
+        assert found is not None
+        assert before.receive(0.0) is None
+        peer, frames = found
+        message, _ = decode(frames, LeaderNotice)
+        assert isinstance(message, LeaderNotice)
+        told.append(message)
+        if answer is not None:
+            before.send(peer, encode(LeaderNotice(term=answer, address="memory://old")))
+    assert told == [own, own, own]
+    assert succession.predecessor is not None
+    assert succession.on_time(len(answers) * NOTICE_S) == []
+    assert (succession.predecessor, before.receive(0.0)) == (None, None)
+    # Whoever leads the run in a higher term leads it.
+    succession.predecessor = network.client("memory://old")
+    succession.on_time(10 * NOTICE_S)
+    found = before.receive(0.0)
+    assert found is not None
+    before.send(found[0], encode(LeaderNotice(term=higher, address="memory://old")))
+    (event,) = succession.on_time(11 * NOTICE_S)
+    assert isinstance(event, events.Superseded)
