@@ -10,8 +10,13 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from lockstep.common.runtime.environment import cache_home, collector_paused, use_one_blas_thread
+
+# No test asserts a time, and all of them try the same examples each time.
+settings.register_profile("lockstep", deadline=None, derandomize=True)
+settings.load_profile("lockstep")
 
 #: Bytes of the path of the folder for temporary files that leave room for a socket, whose path has at most 107, in the
 #: folders that tests and processes make there.

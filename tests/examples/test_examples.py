@@ -22,8 +22,7 @@ JOBS = sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.toml
 #: Those whose layers the doctor can look into: of models of PyTorch it says that it cannot.
 OWN_JOBS = [name for name in JOBS if not name.startswith("pytorch/")]
 
-#: Those that the doctor tries for many seconds: healthy nets of their kinds, but small ones, are in
-#: tests/lockstep/checking.
+#: Those that the doctor tries for many seconds: small nets of their kinds are in tests/lockstep/checking/checkup.
 LONG_JOBS = ("batchnorm_cnn.toml", "language/job.toml")
 
 #: What language/data.py says of its text: the nats of a character of which only its share is known.

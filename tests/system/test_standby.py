@@ -84,7 +84,7 @@ def test_a_server_that_was_stopped_counts_for_nothing_when_it_comes_back(place: 
     assert digest(place, "mirror") == expected
 
 
-@pytest.mark.parametrize("how", ["drain", "SIGTERM"])
+@pytest.mark.parametrize("how", ["SIGTERM", pytest.param("drain", marks=pytest.mark.slow)])
 def test_a_server_that_is_drained_loses_no_step(place: Place, how: str) -> None:
     flags = job(place, 600)
     expected = calm(place, flags)

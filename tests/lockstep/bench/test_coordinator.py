@@ -82,7 +82,7 @@ def test_rows_and_a_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_job_has_no_more_micro_batches_than_it_may_have(tmp_path: Path) -> None:
     session = BenchSession(tmp_path, Console(), ManualClockThatMoves())
-    (row,) = CoordinatorBench(workers=(3000,), steps=1).measure(session)
+    (row,) = CoordinatorBench(workers=(2,), micro_batches_per_worker=4096, steps=1).measure(session)
     assert row.micro_batches == 4096
 
 

@@ -24,7 +24,7 @@ from lockstep.worker.shell import WorkerShell
 from tests.lockstep.checking.simulation.planted import Planted
 
 #: Seeds that are tried, and how many of them in one test.
-SEEDS, EACH = 40, 10
+SEEDS, EACH = 16, 4
 
 #: Seeds within which a planted bug is found.
 SEARCHED = 150

@@ -1,16 +1,20 @@
 """What is read of this machine."""
 
+import gc
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from lockstep.cli.root import Commands
 from lockstep.common.runtime.environment import (
     BLAS_THREAD_VARIABLES,
     cache_home,
     child_environment,
+    collector_paused,
     core_numbers,
     cores,
     keep_to_core,
@@ -68,3 +72,28 @@ def test_a_process_is_kept_to_one_core_counted_round() -> None:
             assert os.sched_getaffinity(process.pid) == {mine[number % len(mine)]}
         process.communicate(b"\n")
     keep_to_core(process.pid, 0)  # it is gone: nothing to be done, and nobody to be told
+
+
+@pytest.fixture
+def collector_enabled() -> Iterator[None]:
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("collector_enabled")
+def test_the_garbage_collector_rests_for_a_block_and_is_then_as_before() -> None:
+    with collector_paused():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ImportError), collector_paused():
+        raise ImportError
+    assert gc.isenabled()
+    gc.disable()
+    with collector_paused():
+        pass
+    assert not gc.isenabled()
+
+
+def test_it_collects_again_when_a_command_is_called() -> None:
+    assert Commands()["worker"].name == "worker"
+    assert gc.isenabled()

@@ -7,8 +7,8 @@ import pytest
 
 from lockstep.common.errors import FailureKind
 from lockstep.common.protocol.codec import decode, encode
-from lockstep.common.protocol.messages import Message, StandbyAddress, Term
-from lockstep.common.protocol.standby_messages import CommandOutcome, Drain, LeaderNotice, Promote
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, Message, StandbyAddress, Term
+from lockstep.common.protocol.standby_messages import CommandOutcome, Drain, LeaderNotice, MirrorRequest, Promote
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork
 from lockstep.common.transport.links import wait_for_nothing
@@ -82,3 +82,59 @@ def test_a_worker_drains_nothing() -> None:
     simulation.run(until=lambda: not any(one.up.messages for one in simulation.network.clients))
     assert [outcome.text for outcome in outcomes(client)] == [REFUSED]
     assert simulation.server.ended is None
+
+
+def until_heard(simulation: Simulation) -> None:
+    simulation.run(until=lambda: not any(one.up.messages for one in simulation.network.clients))
+
+
+def mirror(simulation: Simulation, address: str, *, step: int, is_whole: bool) -> MemoryClient:
+    """Let a standby ask for the files of a run; return its connection."""
+    client = simulation.network.client()
+    request = MirrorRequest(protocol=PROTOCOL_VERSION, host="h", pid=1, address=address, step=step, is_whole=is_whole)
+    ask(client, "standby-1", request)
+    until_heard(simulation)
+    return client
+
+
+def drained(simulation: Simulation) -> CommandOutcome:
+    """Ask the server to hand its run over; return what it answers."""
+    client = simulation.network.client()
+    ask(client, "standby-1", Drain())
+    until_heard(simulation)
+    (outcome,) = outcomes(client)
+    return outcome
+
+
+def test_a_run_is_handed_over_to_the_standby_that_has_all_of_it() -> None:
+    simulation = Simulation(job_of())
+    mirror(simulation, "memory://b", step=9, is_whole=False)
+    mirror(simulation, "memory://c", step=2, is_whole=True)
+    outcome = drained(simulation)
+    assert outcome == CommandOutcome(is_accepted=True, text="the run goes on at memory://c, after the step at hand")
+    assert simulation.server.succession.heir == StandbyAddress(address="memory://c")
+
+
+@pytest.mark.parametrize(
+    ("is_mirrored", "text"),
+    [
+        (False, "no standby mirrors the run: start one with `lockstep server --standby-of memory://`"),
+        (True, "the standby at memory://b does not have all of the run yet: try again in a moment"),
+    ],
+)
+def test_a_run_that_nobody_has_all_of_is_not_handed_over(is_mirrored: bool, text: str) -> None:
+    simulation = Simulation(job_of())
+    if is_mirrored:
+        mirror(simulation, "memory://b", step=2, is_whole=False)
+    outcome = drained(simulation)
+    assert (outcome.is_accepted, simulation.server.succession.heir) == (False, None)
+    assert text in outcome.text
+
+
+def test_a_standby_that_has_left_is_handed_nothing() -> None:
+    simulation = Simulation(job_of())
+    mirror(simulation, "memory://b", step=2, is_whole=True)
+    mirror(simulation, "memory://c", step=9, is_whole=True).close()
+    simulation.run(until=lambda: len(simulation.server.succession.registry.members) < 2)
+    assert any(line.startswith("standby memory://c left: ") for line in simulation.said)
+    assert drained(simulation).text == "the run goes on at memory://b, after the step at hand"

@@ -1,0 +1,106 @@
+"""Whom a server's run goes on at, and until when a server that is over waits for those that mirror it."""
+
+import msgspec
+import pytest
+
+from lockstep.common.errors import FailureKind
+from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, HandedOver, StandbyAddress
+from lockstep.common.protocol.standby_messages import LeaderNotice, MirrorRequest
+from lockstep.common.transport.in_memory import MemoryNetwork
+from lockstep.ps.coordinator import events
+from lockstep.ps.coordinator.effects import Finish
+from lockstep.ps.server.succession import END_S, HAND_OVER_S, INTERRUPTED_S, NOTICE_S, Succession
+from tests.simulation.cluster import Simulation
+from tests.simulation.small import job_of
+
+#: When a run ends.
+NOW = 7.0
+
+STANDBY, OTHER = b"one", b"two"
+
+
+def mirrored() -> Succession:
+    """Return what a server has that two standbys mirror: the first of them has all of the run."""
+    succession = Simulation(job_of()).server.succession
+    for peer, is_whole in ((STANDBY, True), (OTHER, False)):
+        address = f"memory://{peer.decode()}"
+        asked = MirrorRequest(protocol=PROTOCOL_VERSION, host="h", pid=1, address=address, is_whole=is_whole)
+        succession.registry.on_request(peer, asked, 0.0)
+    return succession
+
+
+@pytest.mark.parametrize(
+    ("kind", "waits_s"),
+    [
+        (None, END_S),
+        (FailureKind.DIVERGED, END_S),
+        (FailureKind.HANDED_OVER, HAND_OVER_S),
+        (FailureKind.INTERRUPTED, INTERRUPTED_S),
+        # The run goes on elsewhere, or is begun again here: nobody is to get its end.
+        (FailureKind.SUPERSEDED, 0.0),
+    ],
+)
+def test_standbys_have_time_to_get_the_end_of_a_run(kind: FailureKind | None, waits_s: float) -> None:
+    succession = mirrored()
+    succession.end(Finish(kind=kind), NOW)
+    assert succession.is_over(NOW + waits_s)
+    assert not succession.is_over(NOW + waits_s - 0.1)
+
+
+def test_a_run_is_handed_over_once_its_heir_has_said_that_it_has_all_of_it() -> None:
+    succession = mirrored()
+    succession.hand_over()
+    succession.end(Finish(kind=FailureKind.HANDED_OVER), NOW)
+    assert (succession.handed_over(), succession.was_in_vain()) == (None, True)
+    # Another one that has all of it, or an heir that is gone without a word, takes nothing over.
+    assert succession.on_left(OTHER, "", is_done=True) == []
+    assert (succession.handed_over(), succession.is_over(NOW)) == (None, False)
+    assert succession.on_left(STANDBY, "", is_done=True) == []
+    assert succession.handed_over() == HandedOver(standby=StandbyAddress(address="memory://one"))
+    assert (succession.was_in_vain(), succession.is_over(NOW)) == (False, True)
+
+
+def test_a_run_whose_heir_is_gone_without_a_word_was_handed_over_in_vain() -> None:
+    succession = mirrored()
+    succession.hand_over()
+    succession.end(Finish(kind=FailureKind.HANDED_OVER), NOW)
+    succession.on_left(STANDBY, "it has ended")
+    assert (succession.handed_over(), succession.was_in_vain()) == (None, True)
+    # The other one may still come for what there is.
+    assert not succession.is_over(NOW)
+    succession.on_left(OTHER, "it has ended")
+    assert succession.is_over(NOW)
+
+
+def test_the_server_before_is_told_until_it_says_the_same() -> None:
+    succession, network = Simulation(job_of()).server.succession, MemoryNetwork(0)
+    before, succession.predecessor = network.server("memory://old"), network.client("memory://old")
+    own = LeaderNotice(term=succession.term, address=succession.address)
+    lower, higher = (msgspec.structs.replace(own.term, number=own.term.number + by) for by in (-1, 1))
+    told, answers = list[LeaderNotice](), [None, lower, own.term]
+    for turn, answer in enumerate(answers):
+        assert succession.on_time(turn * NOTICE_S) == []
+        # Not again before it has had time to answer.
+        assert succession.on_time((turn + 0.9) * NOTICE_S) == []
+        found = before.receive(0.0)
+        assert found is not None
+        assert before.receive(0.0) is None
+        peer, frames = found
+        message, _ = decode(frames, LeaderNotice)
+        assert isinstance(message, LeaderNotice)
+        told.append(message)
+        if answer is not None:
+            before.send(peer, encode(LeaderNotice(term=answer, address="memory://old")))
+    assert told == [own, own, own]
+    assert succession.predecessor is not None
+    assert succession.on_time(len(answers) * NOTICE_S) == []
+    assert (succession.predecessor, before.receive(0.0)) == (None, None)
+    # Whoever leads the run in a higher term leads it.
+    succession.predecessor = network.client("memory://old")
+    succession.on_time(10 * NOTICE_S)
+    found = before.receive(0.0)
+    assert found is not None
+    before.send(found[0], encode(LeaderNotice(term=higher, address="memory://old")))
+    (event,) = succession.on_time(11 * NOTICE_S)
+    assert isinstance(event, events.Superseded)
