@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from lockstep.common.aggregation.finiteness import first_not_finite
@@ -66,8 +67,7 @@ class UpdateVectors:
     start: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class UpdateStep:
+class UpdateStep(Struct, frozen=True, kw_only=True):
     """What is the same for all values in the update of one step."""
 
     step: int

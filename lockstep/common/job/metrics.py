@@ -74,7 +74,7 @@ class Metric:
 
 
 def _of(*sums: SupportsFloat) -> Sums:
-    return np.array([float(each) for each in sums], np.float64)
+    return np.array(sums, np.float64)
 
 
 def _right(rows: ComparedRows) -> Sums:

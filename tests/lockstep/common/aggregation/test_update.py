@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from lockstep.common.aggregation.quantization.quantization import quantization_of
 from lockstep.common.aggregation.slices import FRAME, Slice
@@ -110,7 +111,7 @@ def held(updating: UpdatePass) -> list[Vector]:
 def test_if_nothing_counts_weights_follow_a_mean_of_zero_and_statistics_stay() -> None:
     updating = memory(SGDRule(weight_decay=0.5), "float32", is_doubled=False)
     before = updating.vectors.weights[0].copy()
-    at = replace(step_of(0, is_doubled=False, scale=None), divisor=0.0)
+    at = structs.replace(step_of(0, is_doubled=False, scale=None), divisor=0.0)
     assert updating.run(at, Slice(0, SIZE), [[np.zeros(len(frame), np.float32)] for frame in FRAMES]) is None
     after = updating.vectors.weights[1]
     np.testing.assert_array_equal(after[TRAINED:], before[TRAINED:])

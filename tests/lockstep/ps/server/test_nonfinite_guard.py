@@ -9,6 +9,7 @@ import pytest
 
 from lockstep.checking.simulation.processes import Parts
 from lockstep.common.aggregation.tree import Node, Vector
+from lockstep.common.aggregation.update import UpdateStep
 from lockstep.common.errors import DivergedError, FailureKind
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.coordinator.effects import Finish
@@ -35,6 +36,9 @@ class Poisoned(Shard):
 
     def add(self, node: Node, sums: Vector) -> None:
         super().add(node, self._poisoned(node, sums))
+
+    def update_by(self, sums: Vector, step: int, divisor: float) -> UpdateStep:
+        return super().update_by(self._poisoned(Node(0, self.micro_batches), sums), step, divisor)
 
     def _poisoned(self, node: Node, sums: Vector) -> Vector:
         if self.updates != 1 or not node.lo <= 2 < node.hi:

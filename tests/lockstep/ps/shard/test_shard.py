@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.quantization.quantization import EXACT, Quantization, RoundingKey, quantization_of
@@ -77,7 +78,7 @@ def test_sums_that_nobody_else_reads_give_the_same_bits(rule: Rule, clip_norm: f
         (sums,) = vectors(1, seed=step + 10)
         shard.add(Node(0, 4), sums)
         made = shard.update(step, divisor)
-        assert other.update_by(sums, step, divisor) == replace(made, is_last_reader=True)
+        assert other.update_by(sums, step, divisor) == structs.replace(made, is_last_reader=True)
         assert other.weights.tobytes() == shard.weights.tobytes()
         assert other.previous_weights()[0].tobytes() == shard.previous_weights()[0].tobytes()
         assert {name: slot.tobytes() for name, slot in other.state.items()} == {

@@ -167,9 +167,8 @@ def test_a_teacher_that_moves_in_evaluations_is_named_before_a_run(tmp_path: Pat
 
 def test_a_teacher_that_stays_is_allowed(tmp_path: Path) -> None:
     done = "x = x + 0.0 * self.teacher(x).sum()"
-    assert evidence_of(
-        model_of(tmp_path, TEACHER.format(made="self.teacher = teacher", moved="pass", done=done))
-    ).digest
+    text = TEACHER.format(made="self.teacher = teacher", moved="pass", done=done)
+    assert evidence_of(model_of(tmp_path, text)).digest
 
 
 def test_what_is_kept_and_does_not_move_is_allowed(tmp_path: Path) -> None:
