@@ -75,7 +75,8 @@ def test_a_run_whose_heir_is_gone_without_a_word_was_handed_over_in_vain() -> No
 
 def test_the_server_before_is_told_until_it_says_the_same() -> None:
     succession, network = Simulation(job_of()).server.succession, MemoryNetwork(0)
-    before, succession.predecessor = network.server("memory://old"), network.client("memory://old")
+    before = network.server("memory://old")
+    succession.reach(lambda address, public="": network.client(address), network.client("memory://old"))
     own = LeaderNotice(term=succession.term, address=succession.address)
     lower, higher = (msgspec.structs.replace(own.term, number=own.term.number + by) for by in (-1, 1))
     told, answers = list[LeaderNotice](), [None, lower, own.term]
@@ -93,11 +94,10 @@ def test_the_server_before_is_told_until_it_says_the_same() -> None:
         if answer is not None:
             before.send(peer, encode(LeaderNotice(term=answer, address="memory://old")))
     assert told == [own, own, own]
-    assert succession.predecessor is not None
     assert succession.on_time(len(answers) * NOTICE_S) == []
     assert (succession.predecessor, before.receive(0.0)) == (None, None)
     # Whoever leads the run in a higher term leads it.
-    succession.predecessor = network.client("memory://old")
+    succession.reach(lambda address, public="": network.client(address), network.client("memory://old"))
     succession.on_time(10 * NOTICE_S)
     found = before.receive(0.0)
     assert found is not None
