@@ -523,6 +523,6 @@ def test_a_result_of_a_team_has_the_digest_of_what_its_processes_have_found(work
         SimpleNamespace(found=lambda order, out: found),
     )
     lease = Lease(work=work, step=0, lo=0, hi=2, slot=1, is_digested=is_digested)
-    digest = WorkerShell._team_result(cast(Any, shell), cast(Any, leader), cast(Any, None), lease)
+    digest: Any = WorkerShell._team_result(cast(Any, shell), cast(Any, leader), cast(Any, None), lease)
     expected = result_digest(sums[1], found.losses, found.tally) if is_digested and work != "evaluate" else ""
     assert digest == expected
