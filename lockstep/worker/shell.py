@@ -139,8 +139,6 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
 
     def deadline(self) -> float | None:
         """Return when `step` has something to do even if no message comes: with work at hand, a moment that is past."""
-        if self._leader is not None and self._leader.is_busy:
-            return self._leader.member.due()
         has_work = self.state.has_work() or bool(self._early)
         return self.state.client.heard if has_work else self.state.deadline()
 

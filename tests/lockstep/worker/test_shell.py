@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -12,6 +14,7 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import DataError
 from lockstep.common.job.job import Job
+from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import (
     ComputeFailed,
@@ -32,6 +35,7 @@ from lockstep.common.protocol.messages import (
     Withdrawal,
     WorkerMessage,
 )
+from lockstep.common.protocol.statement import result_digest
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork, MemoryServer
@@ -40,6 +44,7 @@ from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.worker.setup import Loader, gather
 from lockstep.worker.shell import LOOK_S, MOST_EARLY, WorkerShell
 from lockstep.worker.state import WorkerState
+from lockstep.worker.team.leader import Found
 from tests.lockstep.common.statemachine.clients import JOIN
 from tests.simulation.small import digits, job_of, load_digits, other_digits
 
@@ -502,3 +507,22 @@ def test_a_lease_tells_that_the_server_has_seen_the_last_of_several_steps() -> N
     bench.runner.state.steps = MultiStepLease(number=1, incarnation="", first=0, last=4, reads=0)
     assert bench.runner._withdraws(message)
     assert not bench.runner._withdraws([memoryview(frame).cast("B") for frame in encode(Ping())])
+
+
+@pytest.mark.parametrize("work", ["train", "audit", "evaluate"])
+@pytest.mark.parametrize("is_digested", [True, False])
+def test_a_result_of_a_team_has_the_digest_of_what_its_processes_have_found(work: Any, is_digested: bool) -> None:
+    found = Found(tally=Tally(1.5, 2), losses=[0.5, 1.0], compute_s=0.1)
+    sums = tuple(np.full(4, number, np.float32) for number in (1.0, 2.0))
+    shell, leader = (
+        SimpleNamespace(
+            _compute=SimpleNamespace(sums=sums),
+            state=SimpleNamespace(shares=True),
+            _result=lambda lease, found, digest: digest,
+        ),
+        SimpleNamespace(found=lambda order, out: found),
+    )
+    lease = Lease(work=work, step=0, lo=0, hi=2, slot=1, is_digested=is_digested)
+    digest: Any = WorkerShell._team_result(cast(Any, shell), cast(Any, leader), cast(Any, None), lease)
+    expected = result_digest(sums[1], found.losses, found.tally) if is_digested and work != "evaluate" else ""
+    assert digest == expected
