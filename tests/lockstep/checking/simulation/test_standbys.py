@@ -9,6 +9,7 @@ import pytest
 from lockstep.checking.simulation.oracle import simulate
 from lockstep.checking.simulation.processes import Parts
 from lockstep.checking.simulation.scenario import FaultKind, Scenario, ScheduledFault, scenario_of
+from lockstep.common.errors import FailureKind
 from lockstep.common.protocol.messages import NO_TERM, Join, Welcome
 from lockstep.common.protocol.shard_messages import ShardWelcome
 from lockstep.common.protocol.standby_messages import RunFile, RunFiles
@@ -18,8 +19,9 @@ from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect
 from lockstep.ps.coordinator.registration import Admittance
 from lockstep.ps.run.info import RunInfo
+from lockstep.ps.server.server import Server
 from lockstep.ps.standby.mirror import Mirror, MirrorEffect
-from lockstep.ps.standby.state import StandbyState
+from lockstep.ps.standby.state import StandbyEffect, StandbyState
 from lockstep.worker.shell import WorkerShell
 from tests.lockstep.checking.simulation.planted import Planted
 
@@ -107,6 +109,32 @@ def test_a_worker_that_comes_back_to_an_old_server_counts_for_nothing_there() ->
 def test_a_term_that_nobody_checks_is_found() -> None:
     (violation,) = simulate(cut_off_in_turn(BACK), Parts(worker=forgetful, coordinator=heedless)).violations
     assert " went back from term 2 to 1" in violation
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.0, 10.0, 60.0])
+def test_a_server_that_was_stopped_counts_for_nothing_when_it_comes_back(seconds: float) -> None:
+    opened: list[Server] = []
+    made: list[int] = []
+
+    class Noting(StandbyState):
+        """Notes how far the server is that it succeeds."""
+
+        def _take_over(self, reason: str) -> list[StandbyEffect]:
+            made.append(opened[0].coordinator.progress.steps)
+            return super()._take_over(reason)
+
+    def noted(server: Server) -> Server:
+        opened.append(server)
+        return server
+
+    stop = ScheduledFault(kind=FaultKind.STOP_SERVER, event=800, target=0, seconds=seconds, kill_after=1, ways="both")
+    # Workers that take long enough for the run to go on when it is back.
+    scenario = replace(scenario_of(BACK, standbys=1, servers=1, steps=30), faults=(stop,), slowness=(1.0 + 2.0 * seconds,))
+    assert simulate(replace(scenario, takeover_s=0.4), Parts(server=noted, standby=Noting)).violations == ()
+    ended = opened[0].ended
+    assert ended is not None
+    assert ended.kind is FailureKind.SUPERSEDED
+    assert [opened[0].coordinator.progress.steps] == made
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, EACH))
