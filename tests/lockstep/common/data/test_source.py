@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lockstep.common.data.dataset import Dataset, TrainTest
-from lockstep.common.data.source import digest_of, load, with_validation
+from lockstep.common.data.source import PIECE_BYTES, digest_of, load, with_validation
 from lockstep.common.errors import DataError
 from tests.lockstep.common.data.test_idx import idx_bytes
 
@@ -247,3 +248,13 @@ def test_what_cannot_be_loaded_has_no_digest(tmp_path: Path) -> None:
             load(spec)
         with pytest.raises(DataError, match=re.escape(str(loaded.value))):
             digest_of(spec)
+
+
+def test_a_digest_in_pieces_takes_little_memory() -> None:
+    tracemalloc.start()
+    try:
+        digest_of("mnist")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * PIECE_BYTES < load("mnist").train.images.nbytes / 4
