@@ -408,12 +408,25 @@ class Simulation:
         return max(terms, key=lambda led: (led[0].number, led[0].server))[1] if terms else None
 
     def _promote_if_nobody_leads(self) -> None:
-        """Do what a person does in the end: let a standby lead the run that nobody leads."""
+        """Do what a person does in the end: let a standby lead the run that nobody leads, or resume what is left."""
         if not self._leading():
             for number in range(len(self.run.standbys)):
                 self.promote(number)
+            self._resume_what_is_left()
         if not self._is_over():
             self.world.after(LEADERLESS_S, self._promote_if_nobody_leads)
+
+    def _resume_what_is_left(self) -> None:
+        """Resume the run in the folder of a standby that has led it, and has ended since another server led it.
+
+        As a person does if that other server was lost with its disk as well, and nobody is left.
+        """
+        if not self._is_lost or not all(process.is_dead for process in self.standbys.values()):
+            return
+        for name in self.standbys:
+            if has_begun(self.root / name) and not (self.root / name / MIRROR).exists():
+                self._start_standby(name)
+                return
 
     def promote(self, target: int) -> None:
         """Ask a standby to lead the run; one that cannot refuses it."""

@@ -137,6 +137,14 @@ def test_a_server_that_was_stopped_counts_for_nothing_when_it_comes_back(seconds
     assert [opened[0].coordinator.progress.steps] == made
 
 
+#: A run whose standby yields to a server that is lost with its disk before it has mirrored anything again.
+NOBODY_LEFT = 11510
+
+
+def test_a_run_goes_on_in_the_folder_of_a_server_that_yielded_to_one_that_is_lost() -> None:
+    assert simulate(scenario_of(NOBODY_LEFT, servers=2, standbys=1)).violations == ()
+
+
 @pytest.mark.parametrize("first", range(0, SEEDS, EACH))
 def test_every_seed_keeps_the_promise(first: int) -> None:
     for seed in range(first, first + EACH):
