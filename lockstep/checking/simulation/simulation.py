@@ -266,7 +266,9 @@ class Simulation:
     def leftovers(self) -> list[str]:
         """Return the names of what a closed run has left in shared memory, or half written on the disk."""
         shared = [path.name for path in self.run.root.iterdir()]
-        return [*shared, *(path.name for path in self.run.folder.rglob("*.partial"))]
+        # What a lost host had on its disk is of no interest to anybody.
+        folders = self.finished if self._is_lost else [self.run.folder]
+        return [*shared, *(path.name for folder in folders for path in folder.rglob("*.partial"))]
 
     def close(self) -> None:
         """End all processes."""

@@ -213,7 +213,8 @@ class MemoryServer:
         if client is not None:
             client.disconnect()
 
-    def allow(self, queue: int) -> None:
+    def make_room(self, queue: int) -> None:
+        # Connections stay, as nothing has to be opened again: that they may break is tried by other faults.
         self._queue = max(self._queue, queue)
 
     def close(self, linger_s: float = 0.0) -> None:

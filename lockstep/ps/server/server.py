@@ -208,6 +208,8 @@ class Server:
 
             self._check_signature = SignatureCheck(info.signed_run, info.job.digest()).check
         self.samples = None if info.manifest is None else SampleSender(setup.data, info.manifest)
+        # Now that the model is known, and before anybody takes part.
+        self.port.make_room(max(QUEUE + WINDOW * len(self.shard.frames), self.group.most_waiting()))
 
     def run(self, watch: Callable[[], None] = lambda: None) -> effects.Finish:
         """Serve until the run is over; `watch` is called now and then, and at the end, to show the progress."""
@@ -426,13 +428,13 @@ class Server:
         )
 
     def _prepare(self, peer: bytes, ready: Ready) -> None:
-        """Map what a worker that shares memory has there; make room for one that sends messages."""
+        """Map what a worker that shares memory has there."""
         member = self.coordinator.membership.members.get(peer)
         if not ready.nonce:
-            self.port.allow(QUEUE + WINDOW * len(self.shard.frames))
-        elif self.sharing is None:
+            return
+        if self.sharing is None:
             raise RemoteProtocolError("it shares memory that it was not offered")
-        elif member is not None:
+        if member is not None:
             shape = self._team_shape(member, ready.makers) if ready.makers else None
             self.sharing.admit(member.rank, ready.nonce, shape)
 
