@@ -44,10 +44,9 @@ from lockstep.ps.standby.registry import StandbyMember, StandbyRegistry
 from lockstep.ps.standby.source import MirrorSource
 from lockstep.ps.standby.terms import TermHistory, read_terms, write_terms
 
-#: The share of the silence that lets workers leave, after which a server that did not look asks its standbys whether
-#: one of them leads the run by now; and for how many seconds it waits for an answer. Workers ask a silent server after
-#: half of that silence at the latest, before they leave it: nobody can have left one that has looked since.
-ABSENT, ASK_S = 0.5, 0.5
+#: Seconds after which a server that did not look asks its standbys whether one of them leads the run by now, at least;
+#: and for how long it waits for an answer. Not sooner: a server to which nobody says anything does not look either.
+ABSENT_S, ASK_S = 1.0, 0.5
 
 #: Seconds between two notices to the server that led the run before, until it has read one.
 NOTICE_S = 2.0
@@ -360,7 +359,7 @@ class Succession:
         It is not known if this server did not look for a while, as after a stop: then it asks its standbys.
         """
         looked, self._looked = self._looked, now
-        absent_s = ABSENT * self.coordinator.info.takeover_s
+        absent_s = max(ABSENT_S, self.coordinator.info.takeover_s / 2)
         if not self._asked and looked is not None and now - looked >= absent_s and self.finish is None:
             self._begin_to_ask(now)
         return bool(self._asked)

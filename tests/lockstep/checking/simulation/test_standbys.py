@@ -20,7 +20,7 @@ from lockstep.ps.coordinator.effects import Effect
 from lockstep.ps.coordinator.registration import Admittance
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.server.server import Server
-from lockstep.ps.server.succession import Succession
+from lockstep.ps.server.succession import ABSENT_S, Succession
 from lockstep.ps.standby.mirror import Mirror, MirrorEffect
 from lockstep.ps.standby.state import StandbyEffect, StandbyState
 from lockstep.worker.shell import WorkerShell
@@ -153,7 +153,8 @@ def test_a_server_that_was_stopped_counts_for_nothing_when_it_comes_back(seconds
     ended = opened[0].ended
     assert ended is not None
     assert ended.kind is FailureKind.SUPERSEDED
-    assert [opened[0].coordinator.progress.steps] == made
+    # Half a second is too short to be noticed at once. By then all results may have come that the step at hand needs.
+    assert opened[0].coordinator.progress.steps - made[0] in ((0, 1) if seconds < ABSENT_S else (0,))
 
 
 #: Runs that have failed once: by what they are about, seed, servers and standbys.
