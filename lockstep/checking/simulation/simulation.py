@@ -107,7 +107,7 @@ _BREACH = re.compile(r"broke (the )?protocol")
 #: or another server has led the run to its end.
 _LOST = re.compile(
     r"has been silent for \d+ s: is it gone\?|no server answered at \S+ within \d+ s|the run failed: interrupted$"
-    r"|another server leads run|the run was handed over to"
+    r"|another server leads run|the run was handed over to|is gone, and its slice of the weights with it"
 )
 
 

@@ -22,6 +22,7 @@ from lockstep.common.protocol.messages import (
     ECHO_LIMIT,
     PROTOCOL_VERSION,
     Echo,
+    Eviction,
     Join,
     Lease,
     Leave,
@@ -375,7 +376,9 @@ class Server:
         received = events.Received(peer=peer, message=message, key=key, signer=signer)
         match message:
             case Ready():
-                self._prepare(peer, message)
+                fault = self._prepare(peer, message)
+                if fault:
+                    return self._ask_to_rejoin(peer, fault)
                 # Before any lease, and so before any sums.
                 return [*self.group.admit(peer, shares=bool(message.nonce)), received]
             case SumsFrame():
@@ -427,16 +430,29 @@ class Server:
             standbys=tuple(self.succession.registry.statuses()),
         )
 
-    def _prepare(self, peer: bytes, ready: Ready) -> None:
-        """Map what a worker that shares memory has there."""
+    def _prepare(self, peer: bytes, ready: Ready) -> str:
+        """Map what a worker that shares memory has there; return why that cannot be."""
         member = self.coordinator.membership.members.get(peer)
         if not ready.nonce:
-            return
+            return ""
         if self.sharing is None:
             raise RemoteProtocolError("it shares memory that it was not offered")
         if member is not None:
             shape = self._team_shape(member, ready.makers) if ready.makers else None
-            self.sharing.admit(member.rank, ready.nonce, shape)
+            try:
+                self.sharing.admit(member.rank, ready.nonce, shape)
+            except RemoteProtocolError as error:
+                return str(error)
+        return ""
+
+    def _ask_to_rejoin(self, peer: bytes, fault: str) -> Sequence[events.Event]:
+        """Evict a worker whose memory is not that of its place.
+
+        It has broken no rule: it answers a welcome before the last one, since it asked twice, and its first place, or
+        the memory of that time, is gone.
+        """
+        self._send(peer, Eviction(reason=shortened(f"it is ready for another place: {fault}")))
+        return self._peer_gone(peer, fault)
 
     def _team_shape(self, member: Member, makers: int) -> TeamShape:
         info = self.coordinator.info

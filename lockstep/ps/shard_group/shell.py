@@ -138,8 +138,12 @@ class ShardGroupShell:
             case Leave():
                 return self.on_shard_gone(peer, one_line(message.reason))
             case ShardReady(nonce=nonce):
-                if nonce and (self.sharing is None or nonce != self.sharing.folder.nonce.hex()):
-                    raise RemoteProtocolError(f"the nonce {nonce!r} is not that of the shared memory")
+                if nonce and self.sharing is None:
+                    raise RemoteProtocolError("it shares memory that it was not offered")
+                if nonce and self.sharing is not None and nonce != self.sharing.folder.nonce.hex():
+                    # It answers a welcome before the last one, as it asked twice: the memory of that time is gone.
+                    happened = self.on_shard_gone(peer, "it is ready for another place")
+                    return [*self._send_to([peer], Eviction(reason=STRANGER)), *happened]
             case Squares():
                 self._update.on_squares(peer, self._trained(peer), arrays[0])
             case UpdateDone():
