@@ -35,7 +35,7 @@ from lockstep.common.random import Purpose, generator
 from lockstep.common.statemachine.client import ClientPhase
 from lockstep.common.transport.in_memory import ADDRESS, Link, MemoryClient, MemoryNetwork
 from lockstep.launch.cluster import has_checkpoint
-from lockstep.ps.records.run_folder import RunResult
+from lockstep.ps.records.run_folder import RESULT, RunResult, read_result
 from lockstep.ps.setup import AdmissionPolicy
 from lockstep.ps.standby.storage import MIRROR
 from lockstep.runs.launch_config import Launch
@@ -394,6 +394,10 @@ class Simulation:
         if server is not None and self._has_succeeded(server):
             return
         is_over = server is None and process.shell is not None and process.shell.exit_reason() == ""
+        if is_over and self._is_lost and self.result is None and (self.root / name / RESULT).exists():
+            # The server was lost in the moment in which all was done.
+            self.result = read_result(self.root / name)
+            self.finished.append(self.root / name)
         is_left = server is not None and _kind_of(server) in (FailureKind.SUPERSEDED, FailureKind.HANDED_OVER)
         if not (is_over or is_left):
             self._later(partial(self._start_standby, name))

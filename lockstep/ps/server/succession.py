@@ -100,6 +100,8 @@ class Succession:
     _looked: float | None = None
     _asked: list[ClientPort] = field(default_factory=list)
     _ask_until: float = 0.0
+    #: Where the rivals are, and those that have read it.
+    _dialled: set[str] = field(default_factory=set)
     #: When the rivals are told next.
     _notice_due: float = 0.0
 
@@ -120,10 +122,12 @@ class Succession:
         elif leader is not None:
             self._dial_rival(dial, leader, has_led=True)
         for standby in self.history.standbys:
-            if standby.address != self.address and (leader is None or standby.address != leader.address):
-                self._dial_rival(dial, standby, has_led=False)
+            self._dial_rival(dial, standby, has_led=False)
 
     def _dial_rival(self, dial: Dial, server: StandbyAddress, *, has_led: bool) -> None:
+        if server.address in (self.address, *self._dialled):
+            return
+        self._dialled.add(server.address)
         with suppress(LockstepError):
             self.rivals.append(Rival(dial(server.address, server.public), server.address, has_led=has_led))
 
@@ -347,6 +351,10 @@ class Succession:
                 self.rivals.remove(rival)
                 return []
             rival.has_led = rival.has_led or answer.address == rival.address
+            if self.dial is not None:
+                # A standby that follows another server: that may lead the run in a term of before.
+                found = (one for one in self.history.standbys if one.address == answer.address)
+                self._dial_rival(self.dial, next(found, StandbyAddress(address=answer.address)), has_led=True)
         with suppress(PeerSlow):
             rival.port.send(encode(LeaderRequest()))
             if rival.has_led:
