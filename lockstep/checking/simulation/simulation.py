@@ -2,12 +2,13 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from lockstep.checking.simulation.jobs import data, job_named
+from lockstep.checking.simulation.messages import AnyMessage, describe
 from lockstep.checking.simulation.processes import (
     SILENCE_S,
     HelperProcess,
@@ -28,9 +29,8 @@ from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import DataError, FailureKind
 from lockstep.common.model.source import ModelSource
 from lockstep.common.protocol.codec import decode_header, encode
-from lockstep.common.protocol.messages import Message, Result, ServerMessage, SumsFrame, WorkerMessage
-from lockstep.common.protocol.shard_messages import ShardMessage, ToShardMessage, WorkerToShardMessage
-from lockstep.common.protocol.standby_messages import Drain, Promote, StandbyMessage, ToStandbyMessage
+from lockstep.common.protocol.messages import Message, Result, SumsFrame
+from lockstep.common.protocol.standby_messages import Drain, Promote
 from lockstep.common.random import Purpose, generator
 from lockstep.common.statemachine.client import ClientPhase
 from lockstep.common.transport.in_memory import ADDRESS, Link, MemoryClient, MemoryNetwork
@@ -85,20 +85,6 @@ IDLE_S = 1.0
 
 #: How much slower a slow worker gets per second of its fault, and for how many seconds.
 SLOWNESS, SLOW_S = 20.0, 10.0
-
-#: All messages of a run.
-AnyMessage = (
-    WorkerMessage
-    | ServerMessage
-    | ShardMessage
-    | ToShardMessage
-    | WorkerToShardMessage
-    | StandbyMessage
-    | ToStandbyMessage
-)
-
-#: Longest value that the trace shows of a message.
-LONGEST_VALUE = 40
 
 #: How processes report a breach of the protocol, which none of these would commit.
 _BREACH = re.compile(r"broke (the )?protocol")
@@ -704,11 +690,3 @@ def _could_lead(process: Process) -> bool:
 
 def _load_nothing(name: str) -> TrainTest:
     raise DataError(f"no dataset {name!r} on this host")
-
-
-def describe(message: Sequence[memoryview]) -> str:
-    """Return a message as a line, without long values."""
-    header = decode_header(message[0], AnyMessage)
-    values = {name: getattr(header, name) for name in header.__struct_fields__}
-    text = ", ".join(f"{name}={value!r}" for name, value in values.items() if len(repr(value)) <= LONGEST_VALUE)
-    return f"{type(header).__name__}({text})"

@@ -125,7 +125,7 @@ class Succession:
             self._dial_rival(dial, standby, has_led=False)
 
     def _dial_rival(self, dial: Dial, server: StandbyAddress, *, has_led: bool) -> None:
-        if server.address in (self.address, *self._dialled):
+        if server.address in ("", self.address, *self._dialled):
             return
         self._dialled.add(server.address)
         with suppress(LockstepError):
