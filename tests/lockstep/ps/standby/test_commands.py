@@ -11,6 +11,7 @@ from lockstep.common.protocol.messages import PROTOCOL_VERSION, Leave, Message, 
 from lockstep.common.protocol.standby_messages import CommandOutcome, Drain, LeaderNotice, MirrorRequest, Promote
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.statemachine.client import Exit
+from lockstep.common.statemachine.machine import Interrupted
 from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork
 from lockstep.common.transport.links import wait_for_nothing
 from lockstep.ps.coordinator.effects import Finish
@@ -184,3 +185,26 @@ def test_a_shard_that_comes_when_the_run_is_over_has_done_nothing_wrong() -> Non
     late = simulation.add_shard()
     simulation.run_until_quiet()
     assert late.runner.ended == Exit(code=0, reason="")
+
+
+def test_a_standby_that_ends_leaves_nothing_half_written(tmp_path: Path) -> None:
+    network = MemoryNetwork(1)
+    config = StandbyConfig(
+        server=StandbyAddress(address="memory://"), own=StandbyAddress(address="memory://b"), host="h", pid=1
+    )
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".step-00000001.safetensors.partial").touch()
+    shell = StandbyShell(
+        StandbyState(config),
+        MirrorStorage(tmp_path),
+        network.server("memory://b"),
+        network.client(),
+        lambda address, public="": network.client(address),
+        SystemClock(),
+        print,
+        wait_for_nothing,
+    )
+    shell.dispatch(Interrupted())
+    shell.close()
+    assert shell.ended == Exit(code=130, reason="interrupted", kind=FailureKind.INTERRUPTED)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
