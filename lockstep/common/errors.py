@@ -122,8 +122,6 @@ class RefusalKind(StrEnum):
     UNSIGNED = "unsigned"
     #: It was evicted since it computed wrongly, and may not come back.
     CONVICTED = "convicted"
-    #: The run is over.
-    OVER = "over"
     #: Another server leads the run, in a higher term.
     OLD_TERM = "old_term"
     #: It may not ask for this.

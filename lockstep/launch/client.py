@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from lockstep.common.errors import UnreachableError
 from lockstep.common.files.sanitize import one_line, printable
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.fingerprint import fingerprint
@@ -27,6 +28,7 @@ from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.runtime.environment import core_numbers, machine_id
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.statemachine.client import Exit
+from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.port import ClientPort
 from lockstep.launch.child import ERROR_MARK
 from lockstep.launch.lifetime import ends_with_parent
@@ -95,6 +97,14 @@ def conclude(ended: Exit, numerics: Numerics | None, *, is_silent: bool) -> int:
     elif not is_silent:
         say(DONE)
     return ended.code
+
+
+def no_answer(address: str, timeout_s: float, trouble: Diagnosis | None) -> UnreachableError:
+    """Return the error of a server that has not answered: what prevents it if that is certain, or else both."""
+    if trouble is not None and trouble.is_final:
+        return UnreachableError(trouble.text)
+    text = f"no server answered at {address} within {timeout_s:g} s"
+    return UnreachableError(text if trouble is None else f"{text}; {trouble.text}")
 
 
 @dataclass

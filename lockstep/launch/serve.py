@@ -71,8 +71,9 @@ class Service:
 #: Seconds in which a standby answers who leads a run that is resumed, and between two looks.
 ASK_LEADER_S, LOOK_S = 2.0, 0.05
 
-#: Messages that may wait for a worker of a server that was a standby: enough for the vectors of 100 million values.
-STANDBY_QUEUE = 1024
+#: Messages that may wait for a peer of a standby, or of a server with shards: enough for the vectors of 100 million
+#: values, and for as many commands. For more, its port is opened again, and all have to dial again.
+MOST_QUEUE = 2048
 
 #: Seconds for which the last messages may still go out.
 LINGER_S = 1.0
@@ -89,11 +90,11 @@ class Listening:
 
     def serve_standby(self) -> ServerPort:
         """Listen, for a run of which nothing is known yet: with room for the vectors of any that is not huge."""
-        return self._serve(Limits(queue=STANDBY_QUEUE))
+        return self._serve(Limits(queue=MOST_QUEUE))
 
-    def serve(self) -> ServerPort:
-        """Listen, for a new run; the vectors that may wait for a worker are allowed once the model is known."""
-        return self._serve(Limits())
+    def serve(self, servers: int) -> ServerPort:
+        """Listen, for a new run, of so many servers; a large model needs more room, once it is known."""
+        return self._serve(Limits() if servers == 1 else Limits(queue=MOST_QUEUE))
 
     def _serve(self, limits: Limits) -> ServerPort:
         return serve(self.bind, lock=self.lock, insecure=self.is_insecure, limits=limits, rejections=self.rejections)
@@ -102,7 +103,7 @@ class Listening:
 def serve_supervised(service: Service, listening: Listening) -> None:
     """Serve the run of a `train` that reads our standard output, and shows the progress itself."""
     console = Console(highlight=False, stderr=True)
-    with closing(listening.serve()) as port:
+    with closing(listening.serve(service.admission.servers)) as port:
         # Before the data is loaded, so that the workers start at the same time.
         click.echo(nearby(port.address))
         try:
@@ -118,7 +119,7 @@ def serve_by_hand(service: Service, listening: Listening) -> None:
     has_keys = isinstance(listening.lock, ServerKeys)
     with (
         page_beside(service.page, service.destination.folder, partial(print_plainly, console)) as page,
-        closing(listening.serve()) as port,
+        closing(listening.serve(service.admission.servers)) as port,
     ):
         if listening.is_insecure:
             print_plainly(console, WARNING)
@@ -144,7 +145,8 @@ def serve_run(service: Service, port: ServerPort, display: Display, listening: L
     """
     losses = Losses(service.destination.launch.max_restarts)
     try:
-        if service.destination.is_resumed:
+        # A standby that takes over has been decided for, and does not wait: if another one leads, they find each other.
+        if service.destination.is_resumed and service.predecessor is None:
             check_leader(service)
         while True:
             ended, session, is_in_vain = serve_once(service, port, display, listening)
@@ -206,8 +208,9 @@ def check_leader(service: Service) -> None:
     try:
         for port in ports:
             port.send(encode(LeaderRequest()))
-        while ports and clock.now() < until:
-            for port in ports:
+        awaited = list(ports)
+        while awaited and clock.now() < until:
+            for port in list(awaited):
                 answer = leader_notice(port, min(LOOK_S, max(0.0, until - clock.now())))
                 if answer is not None and answer.term.is_above(history.last):
                     raise UsageError(
@@ -216,7 +219,7 @@ def check_leader(service: Service) -> None:
                         f"{answer.address} --bind ADDRESS --run-dir DIR"
                     )
                 if answer is not None:
-                    return  # it waits for this server
+                    awaited.remove(port)  # it waits for this server, or for another one
     finally:
         for port in ports:
             port.close()

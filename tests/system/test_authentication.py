@@ -75,8 +75,8 @@ class Brief:
     def cut(self, peer: bytes) -> None:
         self.port.cut(peer)
 
-    def allow(self, queue: int) -> None:
-        self.port.allow(queue)
+    def make_room(self, queue: int) -> None:
+        self.port.make_room(queue)
 
     def close(self, linger_s: float = 0.0) -> None:
         self.port.close(linger_s)

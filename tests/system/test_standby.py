@@ -12,7 +12,7 @@ from lockstep.cli.main import run
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.ps.records.ledger import RunBegun
 from lockstep.ps.records.run_folder import read_ledger
-from tests.system.hosts import hosts, why_not
+from tests.system.hosts import hosts, seconds_pass, why_not
 from tests.system.processes import GONE_S, Place, Process
 from tests.system.test_faults import OFTEN, calm, digest, job, kill
 
@@ -65,6 +65,20 @@ def test_a_run_whose_server_is_killed_goes_on_at_its_standby(place: Place, monke
     assert place.is_empty(GONE_S)
 
 
+def steps_recorded(place: Place) -> int:
+    """Return how many steps the first server has recorded."""
+    return (place.folder / "run" / "ledger.jsonl").read_bytes().count(b'"kind":"step"')
+
+
+def counts_for_nothing(place: Place, server: Process, before: int) -> None:
+    """Demand that a server that comes back makes no step, says why, and ends."""
+    code, _, error = server.end()
+    assert code == 1
+    assert "another server leads run run in term 2, and this one in term 1" in error
+    # Lines that waited are written at the end: of steps that were made before.
+    assert steps_recorded(place) - before <= 20
+
+
 def test_a_server_that_was_stopped_counts_for_nothing_when_it_comes_back(place: Place) -> None:
     flags = (*job(place, 600), *OFTEN)
     expected = calm(place, flags)
@@ -72,16 +86,40 @@ def test_a_server_that_was_stopped_counts_for_nothing_when_it_comes_back(place: 
     server.send(signal.SIGSTOP)
     standby.line_with("takes over, from step ")
     standby.line_with("epoch ")
-    before = (place.folder / "run" / "ledger.jsonl").read_bytes().count(b'"kind":"step"')
+    before = steps_recorded(place)
     server.send(signal.SIGCONT)
-    code, _, error = server.end()
-    assert code == 1
-    assert "another server leads run run in term 2, and this one in term 1" in error
-    # Lines that waited are written at the end: of steps that were made before.
-    after = (place.folder / "run" / "ledger.jsonl").read_bytes().count(b'"kind":"step"')
-    assert after - before <= 20
+    counts_for_nothing(place, server, before)
     ends(standby, workers)
     assert digest(place, "mirror") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.5, 2.0, 10.0, 60.0])
+def test_a_server_counts_for_nothing_however_long_it_was_stopped(
+    place: Place, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place.folder)
+    flags, clock = (*job(place, 600), *OFTEN), SystemClock()
+    expected = calm(place, flags)
+    server, standby, workers = start_all(place, flags)
+    began = clock.now()
+    server.send(signal.SIGSTOP)
+    is_succeeded = seconds > TAKEOVER_S
+    if is_succeeded:
+        standby.line_with("takes over, from step ")
+        for worker in workers:
+            # The run is not to be over before the old server is back.
+            worker.send(signal.SIGSTOP)
+    seconds_pass([standby.popen], max(0.0, began + seconds - clock.now()))
+    before = steps_recorded(place)
+    server.send(signal.SIGCONT)
+    if is_succeeded:
+        counts_for_nothing(place, server, before)
+    for worker in workers:
+        worker.send(signal.SIGCONT)
+    ends(standby, workers)
+    assert digest(place, "mirror") == expected
+    assert run(["ledger", str(place.folder / "mirror")]) == 0
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", pytest.param("drain", marks=pytest.mark.slow)])
@@ -164,4 +202,8 @@ def test_a_host_that_is_cut_off_at_any_moment_is_replaced(
         assert clock.now() - began < 5.0 + TAKEOVER_S
         ends(standby, workers)
         assert digest(place, "mirror") == expected
+        # Each sample of each epoch once, and a record that can be computed again.
+        assert run(["ledger", str(place.folder / "mirror")]) == 0
+        code, _, error = place.start("verify", "mirror").end()
+        assert (code, error) == (0, "")
         place.clear()

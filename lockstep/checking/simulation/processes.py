@@ -390,6 +390,8 @@ class StandbyProcess(SimulatedShell):
         if self.leading is not None:
             self.leading.close()
             return
+        if self.runner.ended is not None:
+            self.runner.close()  # otherwise it is killed
         self.runner.upstream.close()
         self.runner.port.close()
 

@@ -2,12 +2,13 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from lockstep.checking.simulation.jobs import data, job_named
+from lockstep.checking.simulation.messages import AnyMessage, describe
 from lockstep.checking.simulation.processes import (
     SILENCE_S,
     HelperProcess,
@@ -28,14 +29,13 @@ from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import DataError, FailureKind
 from lockstep.common.model.source import ModelSource
 from lockstep.common.protocol.codec import decode_header, encode
-from lockstep.common.protocol.messages import Message, Result, ServerMessage, SumsFrame, WorkerMessage
-from lockstep.common.protocol.shard_messages import ShardMessage, ToShardMessage, WorkerToShardMessage
-from lockstep.common.protocol.standby_messages import Drain, Promote, StandbyMessage, ToStandbyMessage
+from lockstep.common.protocol.messages import Message, Result, SumsFrame
+from lockstep.common.protocol.standby_messages import Drain, Promote
 from lockstep.common.random import Purpose, generator
 from lockstep.common.statemachine.client import ClientPhase
 from lockstep.common.transport.in_memory import ADDRESS, Link, MemoryClient, MemoryNetwork
 from lockstep.launch.cluster import has_checkpoint
-from lockstep.ps.records.run_folder import RunResult
+from lockstep.ps.records.run_folder import RESULT, RunResult, read_result
 from lockstep.ps.setup import AdmissionPolicy
 from lockstep.ps.standby.storage import MIRROR
 from lockstep.runs.launch_config import Launch
@@ -86,20 +86,6 @@ IDLE_S = 1.0
 #: How much slower a slow worker gets per second of its fault, and for how many seconds.
 SLOWNESS, SLOW_S = 20.0, 10.0
 
-#: All messages of a run.
-AnyMessage = (
-    WorkerMessage
-    | ServerMessage
-    | ShardMessage
-    | ToShardMessage
-    | WorkerToShardMessage
-    | StandbyMessage
-    | ToStandbyMessage
-)
-
-#: Longest value that the trace shows of a message.
-LONGEST_VALUE = 40
-
 #: How processes report a breach of the protocol, which none of these would commit.
 _BREACH = re.compile(r"broke (the )?protocol")
 
@@ -107,7 +93,7 @@ _BREACH = re.compile(r"broke (the )?protocol")
 #: or another server has led the run to its end.
 _LOST = re.compile(
     r"has been silent for \d+ s: is it gone\?|no server answered at \S+ within \d+ s|the run failed: interrupted$"
-    r"|another server leads run|the run was handed over to"
+    r"|another server leads run|the run was handed over to|is gone, and its slice of the weights with it"
 )
 
 
@@ -266,7 +252,9 @@ class Simulation:
     def leftovers(self) -> list[str]:
         """Return the names of what a closed run has left in shared memory, or half written on the disk."""
         shared = [path.name for path in self.run.root.iterdir()]
-        return [*shared, *(path.name for path in self.run.folder.rglob("*.partial"))]
+        # What a lost host had on its disk is of no interest to anybody.
+        folders = self.finished if self._is_lost else [self.run.folder]
+        return [*shared, *(path.name for folder in folders for path in folder.rglob("*.partial"))]
 
     def close(self) -> None:
         """End all processes."""
@@ -392,6 +380,10 @@ class Simulation:
         if server is not None and self._has_succeeded(server):
             return
         is_over = server is None and process.shell is not None and process.shell.exit_reason() == ""
+        if is_over and self._is_lost and self.result is None and (self.root / name / RESULT).exists():
+            # The server was lost in the moment in which all was done.
+            self.result = read_result(self.root / name)
+            self.finished.append(self.root / name)
         is_left = server is not None and _kind_of(server) in (FailureKind.SUPERSEDED, FailureKind.HANDED_OVER)
         if not (is_over or is_left):
             self._later(partial(self._start_standby, name))
@@ -408,12 +400,25 @@ class Simulation:
         return max(terms, key=lambda led: (led[0].number, led[0].server))[1] if terms else None
 
     def _promote_if_nobody_leads(self) -> None:
-        """Do what a person does in the end: let a standby lead the run that nobody leads."""
+        """Do what a person does in the end: let a standby lead the run that nobody leads, or resume what is left."""
         if not self._leading():
             for number in range(len(self.run.standbys)):
                 self.promote(number)
+            self._resume_what_is_left()
         if not self._is_over():
             self.world.after(LEADERLESS_S, self._promote_if_nobody_leads)
+
+    def _resume_what_is_left(self) -> None:
+        """Resume the run in the folder of a standby that has led it, and has ended since another server led it.
+
+        As a person does if that other server was lost with its disk as well, and nobody is left.
+        """
+        if not self._is_lost or not all(process.is_dead for process in self.standbys.values()):
+            return
+        for name in self.standbys:
+            if has_begun(self.root / name) and not (self.root / name / MIRROR).exists():
+                self._start_standby(name)
+                return
 
     def promote(self, target: int) -> None:
         """Ask a standby to lead the run; one that cannot refuses it."""
@@ -685,11 +690,3 @@ def _could_lead(process: Process) -> bool:
 
 def _load_nothing(name: str) -> TrainTest:
     raise DataError(f"no dataset {name!r} on this host")
-
-
-def describe(message: Sequence[memoryview]) -> str:
-    """Return a message as a line, without long values."""
-    header = decode_header(message[0], AnyMessage)
-    values = {name: getattr(header, name) for name in header.__struct_fields__}
-    text = ", ".join(f"{name}={value!r}" for name, value in values.items() if len(repr(value)) <= LONGEST_VALUE)
-    return f"{type(header).__name__}({text})"

@@ -7,13 +7,14 @@ import click
 
 from lockstep.cli.options.run import KEY_OPTION
 from lockstep.cli.options.types import seconds
-from lockstep.common.errors import RunError, UnreachableError
+from lockstep.common.errors import RunError
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import Message, Refused
 from lockstep.common.protocol.standby_messages import CommandOutcome, Promote
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.auth.credentials import ClientKeys
 from lockstep.common.transport.auth.keys import STANDBY, read_key
+from lockstep.launch.client import no_answer
 from lockstep.launch.endpoints import credential_of, dial_with
 
 TIMEOUT_OPTION = click.option(
@@ -58,7 +59,4 @@ def command(address: str, message: Message, timeout_s: float, key: Path | None) 
                     raise RunError(answer.text)
                 return answer.text
             raise RunError(answer.reason if isinstance(answer, Refused) else "the server gave no answer")
-        trouble, text = port.diagnosis(), f"no server answered at {address} within {timeout_s:g} s"
-        if trouble is not None:
-            text = trouble.text if trouble.is_final else f"{text}; {trouble.text}"
-        raise UnreachableError(text)
+        raise no_answer(address, timeout_s, port.diagnosis())

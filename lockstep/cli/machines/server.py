@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -136,7 +135,11 @@ def server(
             admission=admission,
             has_picture=picture,
         )
-        with ends_with_parent(supervised) if supervised is not None else nullcontext():
+        if supervised is None:
+            stand_by(request)
+            return
+        # As the server does, which may be gone: the mirror is in the folder of the run.
+        with ends_with_parent(supervised, partial(keep_logs, supervised, run_dir.parent)):
             stand_by(request)
         return
     if key is not None:

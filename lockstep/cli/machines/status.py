@@ -9,10 +9,9 @@ from rich.console import Console
 
 from lockstep.cli.options.run import KEY_OPTION
 from lockstep.cli.options.types import seconds
-from lockstep.common.errors import UnreachableError
 from lockstep.common.protocol.messages import StandbyStatus, Status
 from lockstep.common.transport.zeromq.ports import dial
-from lockstep.launch.client import StatusClient
+from lockstep.launch.client import StatusClient, no_answer
 from lockstep.launch.endpoints import credential_of
 from lockstep.results.reports.display import epoch_line, figures, in_teams, place, print_plainly, workers_table
 
@@ -34,10 +33,7 @@ def status(address: str, timeout: float, key: Path | None, as_json: bool) -> Non
     with closing(dial(address, credential=credential_of(key, None))) as port:
         answer = StatusClient(port).ask(timeout)
         if answer is None:
-            trouble, text = port.diagnosis(), f"no server answered at {address} within {timeout:g} s"
-            if trouble is not None:
-                text = trouble.text if trouble.is_final else f"{text}; {trouble.text}"
-            raise UnreachableError(text)
+            raise no_answer(address, timeout, port.diagnosis())
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())
     else:

@@ -63,7 +63,7 @@ class ArraySet:
         for reader in (self.samples, self.labels):
             if reader.header.is_fortran and len(reader.header.shape) > 1:
                 raise DataError(f"{reader.named} is in Fortran order: save numpy.ascontiguousarray of it")
-        rows = max(1, BATCH_BYTES // max(1, self.samples.header.data_bytes // max(1, len(self))))
+        rows = rows_of(self.samples, BATCH_BYTES)
         for first in range(0, len(self), rows):
             samples = as_samples(self.samples.named, self.samples.read(rows))
             labels = as_labels(self.labels.named, self.labels.read(rows))
@@ -75,6 +75,11 @@ class ArraySet:
             yield samples, labels
         self.samples.check_end()
         self.labels.check_end()
+
+
+def rows_of(reader: ArrayReader, most_bytes: int) -> int:
+    """Return how many rows of an array have at most so many bytes, at least one."""
+    return max(1, most_bytes // max(1, reader.header.data_bytes // max(1, reader.header.shape[0])))
 
 
 def _check_finite(named: str, rows: NDArray[Any], first: int) -> None:

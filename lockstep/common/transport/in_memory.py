@@ -213,7 +213,8 @@ class MemoryServer:
         if client is not None:
             client.disconnect()
 
-    def allow(self, queue: int) -> None:
+    def make_room(self, queue: int) -> None:
+        # Connections stay, as nothing has to be opened again: that they may break is tried by other faults.
         self._queue = max(self._queue, queue)
 
     def close(self, linger_s: float = 0.0) -> None:
@@ -290,6 +291,8 @@ class MemoryClient:
         if not self._is_open:
             return
         self._is_open = False
+        # What comes now is read by nobody: its host would look for it again and again.
+        self.host.arrivals.remove(self.down.next_arrival)
         self.network.clients.remove(self)
         now, last = self.network.timeline.now, self.up.last
         if linger_s > 0.0 and now < last and self.up.next_arrival() < math.inf:

@@ -87,10 +87,11 @@ class ServerPort(Protocol):
         """End the connection of a peer; its waiting messages may still be received, and it may dial again."""
         ...
 
-    def allow(self, queue: int) -> None:
-        """Let at least `queue` messages wait for each peer that has sent a message so far.
+    def make_room(self, queue: int) -> None:
+        """Let at least `queue` messages wait for each peer from now on.
 
-        It does not help a peer that already counts as slow.
+        A port with less room may listen anew at its address: then all connections break off, and clients dial again.
+        `AddressError` if another program has taken the address meanwhile.
         """
         ...
 

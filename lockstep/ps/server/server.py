@@ -22,6 +22,7 @@ from lockstep.common.protocol.messages import (
     ECHO_LIMIT,
     PROTOCOL_VERSION,
     Echo,
+    Eviction,
     Join,
     Lease,
     Leave,
@@ -208,6 +209,8 @@ class Server:
 
             self._check_signature = SignatureCheck(info.signed_run, info.job.digest()).check
         self.samples = None if info.manifest is None else SampleSender(setup.data, info.manifest)
+        # Now that the model is known, and before anybody takes part.
+        self.port.make_room(max(QUEUE + WINDOW * len(self.shard.frames), self.group.most_waiting()))
 
     def run(self, watch: Callable[[], None] = lambda: None) -> effects.Finish:
         """Serve until the run is over; `watch` is called now and then, and at the end, to show the progress."""
@@ -373,7 +376,9 @@ class Server:
         received = events.Received(peer=peer, message=message, key=key, signer=signer)
         match message:
             case Ready():
-                self._prepare(peer, message)
+                fault = self._prepare(peer, message)
+                if fault:
+                    return self._ask_to_rejoin(peer, fault)
                 # Before any lease, and so before any sums.
                 return [*self.group.admit(peer, shares=bool(message.nonce)), received]
             case SumsFrame():
@@ -425,16 +430,29 @@ class Server:
             standbys=tuple(self.succession.registry.statuses()),
         )
 
-    def _prepare(self, peer: bytes, ready: Ready) -> None:
-        """Map what a worker that shares memory has there; make room for one that sends messages."""
+    def _prepare(self, peer: bytes, ready: Ready) -> str:
+        """Map what a worker that shares memory has there; return why that cannot be."""
         member = self.coordinator.membership.members.get(peer)
         if not ready.nonce:
-            self.port.allow(QUEUE + WINDOW * len(self.shard.frames))
-        elif self.sharing is None:
+            return ""
+        if self.sharing is None:
             raise RemoteProtocolError("it shares memory that it was not offered")
-        elif member is not None:
+        if member is not None:
             shape = self._team_shape(member, ready.makers) if ready.makers else None
-            self.sharing.admit(member.rank, ready.nonce, shape)
+            try:
+                self.sharing.admit(member.rank, ready.nonce, shape)
+            except RemoteProtocolError as error:
+                return str(error)
+        return ""
+
+    def _ask_to_rejoin(self, peer: bytes, fault: str) -> Sequence[events.Event]:
+        """Evict a worker whose memory is not that of its place.
+
+        It has broken no rule: it answers a welcome before the last one, since it asked twice, and its first place, or
+        the memory of that time, is gone.
+        """
+        self._send(peer, Eviction(reason=shortened(f"it is ready for another place: {fault}")))
+        return self._peer_gone(peer, fault)
 
     def _team_shape(self, member: Member, makers: int) -> TeamShape:
         info = self.coordinator.info

@@ -2,7 +2,7 @@
 out whether one of them leads the run already, and hands the run over. A shell.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from typing import assert_never
@@ -11,6 +11,7 @@ from lockstep.common.errors import CONTINUED, FailureKind, LockstepError, Refusa
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import (
     PROTOCOL_VERSION,
+    STANDBYS_LIMIT,
     HandedOver,
     Message,
     Refused,
@@ -44,7 +45,7 @@ from lockstep.ps.standby.source import MirrorSource
 from lockstep.ps.standby.terms import TermHistory, read_terms, write_terms
 
 #: Seconds after which a server that did not look asks its standbys whether one of them leads the run by now, at least;
-#: and for how long it waits for an answer.
+#: and for how long it waits for an answer. Not sooner: a server to which nobody says anything does not look either.
 ABSENT_S, ASK_S = 1.0, 0.5
 
 #: Seconds between two notices to the server that led the run before, until it has read one.
@@ -52,6 +53,18 @@ NOTICE_S = 2.0
 
 #: Seconds that standbys have to get the end of a run, or all of one that is handed over; and if it was interrupted.
 END_S, HAND_OVER_S, INTERRUPTED_S = 10.0, 30.0, 1.0
+
+
+@dataclass
+class Rival:
+    """Another server that may lead the run as well."""
+
+    port: ClientPort
+    #: Where it is; empty if that does not matter, since it has led the run.
+    address: str
+    _: KW_ONLY
+    #: Whether it has led the run: a standby that has not reads no notice.
+    has_led: bool
 
 
 @dataclass
@@ -69,9 +82,13 @@ class Succession:
     #: Where this server is reached.
     address: str
     dial: Dial | None = None
-    #: The server that led the run before, until it has been told, or there is none.
+    #: The server that led the run before, until it is reached: then it is one of the rivals.
     predecessor: ClientPort | None = None
+    #: Other servers that may lead the run as well, until each of them knows who does.
+    rivals: list["Rival"] = field(default_factory=list)
     registry: StandbyRegistry = field(default_factory=StandbyRegistry)
+    #: By address, standbys that have gone without a word: each of them may lead the run by now.
+    absent: dict[str, StandbyAddress] = field(default_factory=dict)
     history: TermHistory = field(init=False)
     #: The standby that the run is handed over to, and whether it has said that it has all of it.
     heir: StandbyAddress | None = None
@@ -83,19 +100,36 @@ class Succession:
     _looked: float | None = None
     _asked: list[ClientPort] = field(default_factory=list)
     _ask_until: float = 0.0
-    #: When the predecessor is told next.
+    #: Where the rivals are, and those that have read it.
+    _dialled: set[str] = field(default_factory=set)
+    #: When the rivals are told next.
     _notice_due: float = 0.0
 
     def __post_init__(self) -> None:
         self.history = read_terms(self.source.folder)
+        self.absent = {standby.address: standby for standby in self.history.standbys}
 
     def reach(self, dial: Dial, predecessor: ClientPort | None) -> None:
-        """Learn how other servers are reached; the one that led the run before is told, if it was another one."""
-        self.dial, self.predecessor = dial, predecessor
+        """Learn how other servers are reached. Those that may lead the run as well are told, or tell this one.
+
+        These are the one that led it before, and the standbys that the run had: this server may have been started again
+        while they were cut off, and one of them has taken over.
+        """
+        self.dial = dial
         leader = self.history.earlier_leader(self.address)
-        if predecessor is None and leader is not None:
-            with suppress(LockstepError):
-                self.predecessor = dial(leader.address, leader.public)
+        if predecessor is not None:
+            self.rivals.append(Rival(predecessor, "", has_led=True))
+        elif leader is not None:
+            self._dial_rival(dial, leader, has_led=True)
+        for standby in self.history.standbys:
+            self._dial_rival(dial, standby, has_led=False)
+
+    def _dial_rival(self, dial: Dial, server: StandbyAddress, *, has_led: bool) -> None:
+        if server.address in ("", self.address, *self._dialled):
+            return
+        self._dialled.add(server.address)
+        with suppress(LockstepError):
+            self.rivals.append(Rival(dial(server.address, server.public), server.address, has_led=has_led))
 
     @property
     def term(self) -> Term:
@@ -104,9 +138,9 @@ class Succession:
 
     def close(self) -> None:
         """Close all connections that were opened here."""
-        for port in (*self._asked, *([] if self.predecessor is None else [self.predecessor])):
+        for port in (*self._asked, *(rival.port for rival in self.rivals)):
             port.close()
-        self._asked, self.predecessor = [], None
+        self._asked, self.rivals = [], []
 
     # Standbys and others ask
 
@@ -155,6 +189,7 @@ class Succession:
         if is_new is None:
             reason = f"{len(self.registry.members)} standbys mirror this run: expected no more"
             return self._send(peer, Refused(reason=reason, kind=RefusalKind.FULL))
+        self.absent.pop(request.address, None)
         happened = self._on_change(f"standby {request.address} mirrors the run") if is_new else []
         return [*happened, *self._send(peer, self._files(request.term))]
 
@@ -211,7 +246,8 @@ class Succession:
         """Let everybody know where to go, this server too if it is started again."""
         self.say(text)
         standbys = self.registry.addresses()
-        self.history = TermHistory(run=self.history.run, terms=self.history.terms, standbys=list(standbys))
+        known = [*standbys, *self.absent.values()][:STANDBYS_LIMIT]
+        self.history = TermHistory(run=self.history.run, terms=self.history.terms, standbys=known)
         try:
             write_terms(self.source.folder, self.history)
         except OSError as error:
@@ -224,16 +260,18 @@ class Succession:
         return self.registry.by_peer(peer) is not None
 
     def on_left(self, peer: bytes, reason: str, *, is_done: bool = False) -> Sequence[events.Event]:
-        """Handle that a standby is gone, or that it has all of a run that is over (`is_done`)."""
+        """Handle that a standby is gone. It has said so if `is_done`: of a run that is over, it has all then."""
         member = self.registry.remove_peer(peer)
         if member is None:
             return []
         if self.finish is not None:
             self.is_taken_over = self.is_taken_over or (is_done and member.address == self.heir)
             return []
-        return self._on_gone(member, reason)
+        return self._on_gone(member, reason, has_said_so=is_done)
 
-    def _on_gone(self, member: StandbyMember, reason: str) -> Sequence[events.Event]:
+    def _on_gone(self, member: StandbyMember, reason: str, *, has_said_so: bool = False) -> Sequence[events.Event]:
+        if not has_said_so:
+            self.absent[member.request.address] = member.address
         return self._on_change(f"standby {member.request.address} left: {reason or 'it has ended'}")
 
     # The run is handed over, or over
@@ -289,7 +327,7 @@ class Succession:
 
     def deadline(self) -> float | None:
         """Return when `on_time` or `ask` has something to do although no message comes."""
-        notice = None if self.predecessor is None else self._notice_due
+        notice = self._notice_due if self.rivals else None
         asked = self._ask_until if self._asked else None
         return soonest(self.registry.deadline(), notice, asked, None if self.finish is None else self.until)
 
@@ -297,22 +335,30 @@ class Succession:
         """Handle the passing of time."""
         gone = self.registry.expire(now)
         happened = [event for member in gone for event in self._on_gone(member, "it has been silent for too long")]
-        if self.predecessor is not None and now >= self._notice_due:
+        if self.rivals and now >= self._notice_due:
             self._notice_due = now + NOTICE_S
-            happened += self._tell(self.predecessor)
+            for rival in list(self.rivals):
+                happened += self._tell(rival)
         return happened
 
-    def _tell(self, predecessor: ClientPort) -> list[events.Event]:
-        """Tell the server that led the run before, until it has answered: it may sleep, or be cut off."""
-        while (answer := leader_notice(predecessor)) is not None:
+    def _tell(self, rival: "Rival") -> list[events.Event]:
+        """Tell another server that may lead the run, until it has answered: it may sleep, or be cut off."""
+        for answer in leader_notices(rival.port):
             if answer.term.is_above(self.term):
                 return [self._superseded(answer.term)]
             if answer.term == self.term:
-                predecessor.close()
-                self.predecessor = None
+                rival.port.close()
+                self.rivals.remove(rival)
                 return []
+            rival.has_led = rival.has_led or answer.address == rival.address
+            if self.dial is not None:
+                # A standby that follows another server: that may lead the run in a term of before.
+                found = (one for one in self.history.standbys if one.address == answer.address)
+                self._dial_rival(self.dial, next(found, StandbyAddress(address=answer.address)), has_led=True)
         with suppress(PeerSlow):
-            predecessor.send(encode(LeaderNotice(term=self.term, address=self.address)))
+            rival.port.send(encode(LeaderRequest()))
+            if rival.has_led:
+                rival.port.send(encode(LeaderNotice(term=self.term, address=self.address)))
         return []
 
     def is_asking(self, now: float) -> bool:
@@ -347,6 +393,15 @@ class Succession:
             port.close()
         self._asked.clear()
         return [] if above is None else [self._superseded(above.term)]
+
+
+def leader_notices(port: ClientPort) -> Iterator[LeaderNotice]:
+    """Yield who leads the run as somebody says who was asked, of all that has come."""
+    while (frames := port.receive(0.0)) is not None:
+        with suppress(RemoteProtocolError):
+            message, _ = decode(frames, ToStandbyMessage)
+            if isinstance(message, LeaderNotice):
+                yield message
 
 
 def leader_notice(port: ClientPort, wait_s: float = 0.0) -> LeaderNotice | None:

@@ -189,6 +189,8 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
     #: The update under way, and whether the server's own slice has been updated.
     update: Update | None = None
     is_own_updated: bool = False
+    #: What shards hear of the end of the run, None while it is not over, or is continued.
+    end: Finished | None = None
 
     def __post_init__(self) -> None:
         self.phase = GroupPhase.WAITING if self.others else GroupPhase.ADDING
@@ -225,7 +227,8 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
                 self.phase = GroupPhase.ENDED
                 if kind in CONTINUED:
                     return []
-                return [Send(peer=peer, message=Finished(reason=shortened(reason))) for peer in self.members]
+                self.end = Finished(reason=shortened(reason))
+                return [Send(peer=peer, message=self.end) for peer in self.members]
             case _:
                 assert_never(event)
 
@@ -256,6 +259,9 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
     def _join(self, peer: bytes, join: ShardJoin, now: float) -> list[GroupEffect]:
         if self._heard(peer, now) is not None:
             return []
+        if self.phase is GroupPhase.ENDED:
+            # As a worker that comes too late: started again by hand or by a script, it has done nothing wrong.
+            return [] if self.end is None else [Send(peer=peer, message=self.end)]
         if (why := self._refusal(join)) is not None:
             return [Send(peer=peer, message=why), ReportRefusal(text=f"refused a shard: {why.reason}")]
         taken = {member.index for member in self.members.values()}
@@ -268,8 +274,6 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         info = self.info
         if not self.others:
             return refused(RefusalKind.FULL, "this run has one server: start that with --servers 2 or more")
-        if self.phase is GroupPhase.ENDED:
-            return refused(RefusalKind.OVER, "the run is over")
         if join.term.is_above(info.term):
             return refused(RefusalKind.OLD_TERM, superseded_text(join.term, info))
         if len(self.members) == self.others:

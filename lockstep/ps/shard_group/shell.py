@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, assert_never
 
 from lockstep.common.aggregation.checksum import MODULUS
-from lockstep.common.aggregation.slices import Slice, slices_for
+from lockstep.common.aggregation.slices import FRAME, Slice, slices_for
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
@@ -138,8 +138,12 @@ class ShardGroupShell:
             case Leave():
                 return self.on_shard_gone(peer, one_line(message.reason))
             case ShardReady(nonce=nonce):
-                if nonce and (self.sharing is None or nonce != self.sharing.folder.nonce.hex()):
-                    raise RemoteProtocolError(f"the nonce {nonce!r} is not that of the shared memory")
+                if nonce and self.sharing is None:
+                    raise RemoteProtocolError("it shares memory that it was not offered")
+                if nonce and self.sharing is not None and nonce != self.sharing.folder.nonce.hex():
+                    # It answers a welcome before the last one, as it asked twice: the memory of that time is gone.
+                    happened = self.on_shard_gone(peer, "it is ready for another place")
+                    return [*self._send_to([peer], Eviction(reason=STRANGER)), *happened]
             case Squares():
                 self._update.on_squares(peer, self._trained(peer), arrays[0])
             case UpdateDone():
@@ -241,11 +245,18 @@ class ShardGroupShell:
         info = self.info
         return {"source": info.source, "model_files": tuple(info.model_files), "model_folder": info.model_folder}
 
+    def most_waiting(self) -> int:
+        """Return how many messages may have to wait for a shard, 0 if there is none: all of its slice, and commands."""
+        if not self.slices[1:]:
+            return 0
+        vectors = 1 + len(self.whole.state)
+        momenta = -(-len(self.whole.policy.momenta) // FRAME)
+        return QUEUE + momenta + vectors * max(len(owned.frames()) for owned in self.slices[1:])
+
     def _fill(self, effect: machine.FillShard) -> Iterator[machine.GroupEvent]:
         has_weights = effect.shares and self.whole.policy.wire_weights.is_exact
-        frames = list(initial_frames(self.whole, self.slices[effect.index], has_weights=has_weights))
-        self.port.allow(QUEUE + len(frames))
-        for name, part, values in frames:
+        owned = self.slices[effect.index]
+        for name, part, values in initial_frames(self.whole, owned, has_weights=has_weights):
             yield from self._send(effect.peer, InitialFrame(name=name, start=part.start), values)
         yield from self._send(effect.peer, Begin(steps=self.whole.updates))
 

@@ -135,7 +135,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
         """Raise `RemoteProtocolError` if a message must not come from a worker."""
         match message:
             case Hello():
-                self._make_room()
+                return
             case SumsFrame():
                 self._check_sums(message)
             case _:
@@ -268,10 +268,6 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
         if self.storage is not None:
             self.storage.close()
         self.storage, self.sums = storage, {}
-        self._make_room()
+        # Before workers are told where this shard is.
+        self.port.make_room(QUEUE + WINDOW * len(storage.shard.frames))
         return Prepared(ready=ShardReady(nonce=storage.nonce, obstacle=shortened(storage.obstacle)))
-
-    def _make_room(self) -> None:
-        """Let the weights for a window of leases be queued for each worker that is there."""
-        if self.storage is not None:
-            self.port.allow(QUEUE + WINDOW * len(self.storage.shard.frames))

@@ -82,10 +82,11 @@ class StandbyShell:
         return self.ended
 
     def close(self) -> None:
-        """Conclude the mirror if the run is led from here; otherwise close all connections."""
+        """Conclude the mirror if the run is led from here; otherwise close all connections, and leave nothing half."""
         if isinstance(self.ended, TakeOver):
             self.storage.conclude(self.state.mirror.lines)
         else:
+            self.storage.discard_partial()
             self.upstream.close(LINGER_S)
             self.port.close(LINGER_S)
 

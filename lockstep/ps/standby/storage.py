@@ -120,10 +120,14 @@ class MirrorStorage:
         }
         return Mirror.of(record, lines | files)
 
-    def conclude(self, lines: Mapping[str, int]) -> None:
-        """Make a run's folder of the mirror: without what is not complete, or not known to be right."""
+    def discard_partial(self) -> None:
+        """Remove what is not complete: of a checkpoint, say, that the server has removed meanwhile."""
         for path in self.folder.rglob(f".*{PARTIAL}"):
             path.unlink(missing_ok=True)
+
+    def conclude(self, lines: Mapping[str, int]) -> None:
+        """Make a run's folder of the mirror: without what is not complete, or not known to be right."""
+        self.discard_partial()
         for name, size in lines.items():
             self.cut(name, size)
         (self.folder / MIRROR).unlink(missing_ok=True)

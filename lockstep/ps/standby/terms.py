@@ -45,7 +45,7 @@ class TermHistory(msgspec.Struct, frozen=True, kw_only=True):
     run: str = ""
     #: One for each server that has led the run, in order.
     terms: list[LedTerm] = []
-    #: The standbys of the last of them: one of these may lead the run by now.
+    #: The standbys of the last of them, but those that have left in order: one of these may lead the run by now.
     standbys: list[StandbyAddress] = []
 
     @property

@@ -41,14 +41,16 @@ def epochs_table(history: list[EpochRecord]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     name = Score(history[0].accuracy, history[0].r2).name if history else "accuracy"
     scores = (f"train {name}", f"test {name}") if name else ()
-    for heading in ("epoch", "train loss", *scores[:1], "test loss", *scores[1:], "seconds"):
+    others = list(dict.fromkeys(each for epoch in history for each in epoch.of_set("test_")))
+    tests = ("test loss", *scores[1:], *(f"test {each}" for each in others))
+    for heading in ("epoch", "train loss", *scores[:1], *tests, "seconds"):
         table.add_column(heading, justify="right")
     for epoch in history:
         shown = (Score(epoch.accuracy, epoch.r2).text(), Score(epoch.test_accuracy, epoch.test_r2).text())
         train, test = (shown[:1], shown[1:]) if name else ((), ())
-        table.add_row(
-            str(epoch.epoch), f"{epoch.loss:.4f}", *train, f"{epoch.test_loss:.4f}", *test, f"{epoch.wall_s:.1f}"
-        )
+        found = epoch.of_set("test_")
+        test = (f"{epoch.test_loss:.4f}", *test, *(f"{found[each]:.4f}" if each in found else "" for each in others))
+        table.add_row(str(epoch.epoch), f"{epoch.loss:.4f}", *train, *test, f"{epoch.wall_s:.1f}")
     return table
 
 

@@ -4,7 +4,8 @@ import os
 
 from lockstep.common.protocol.messages import CORES_LIMIT, PROTOCOL_VERSION
 from lockstep.common.runtime.environment import core_numbers, machine_id
-from lockstep.launch.client import own_join, shard_join
+from lockstep.common.transport.diagnosis import Diagnosis, Stage
+from lockstep.launch.client import no_answer, own_join, shard_join
 
 
 def test_this_process_knows_where_it_runs_and_is_another_each_time() -> None:
@@ -19,3 +20,13 @@ def test_a_shard_joins_as_the_process_that_it_is() -> None:
     shard, worker = shard_join(own_join(), "ipc:///s"), own_join()
     assert (shard.protocol, shard.host, shard.pid) == (worker.protocol, worker.host, worker.pid)
     assert (shard.fingerprint, shard.address) == (worker.fingerprint, "ipc:///s")
+
+
+def test_a_server_that_does_not_answer_is_reported_with_its_cause_and_by_that_alone_if_it_is_certain() -> None:
+    certain = Diagnosis("the server at ipc:///s requires a key", Stage.KEY, is_final=True)
+    assert str(no_answer("ipc:///s", 5.0, certain)) == certain.text
+    likely = Diagnosis("nothing listens there", Stage.PORT)
+    assert (
+        str(no_answer("ipc:///s", 0.5, likely)) == "no server answered at ipc:///s within 0.5 s; nothing listens there"
+    )
+    assert str(no_answer("ipc:///s", 5.0, None)) == "no server answered at ipc:///s within 5 s"

@@ -477,3 +477,13 @@ def test_processes_of_a_search_find_the_same() -> None:
     one, two = (GridSearchCV(classifier(), grid, cv=3, n_jobs=jobs).fit(x, y) for jobs in (1, 2))
     assert one.cv_results_["split0_test_score"].tolist() == two.cv_results_["split0_test_score"].tolist()
     assert one.best_estimator_.weights_sha256_ == two.best_estimator_.weights_sha256_
+
+
+def test_epochs_are_reported_without_a_test_set_which_an_estimator_does_not_have(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    classifier(epochs=2, verbose=True).fit(*blobs())
+    regressor(epochs=1, verbose=True, validation_split=0.2).fit(*numbers())
+    shown = capsys.readouterr().out
+    assert [line.split()[0:2] for line in shown.splitlines()] == [["epoch", "1/2"], ["epoch", "2/2"], ["epoch", "1/1"]]
+    assert "test" not in shown

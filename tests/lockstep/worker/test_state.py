@@ -178,8 +178,8 @@ def test_one_that_cannot_follow_the_weights_into_other_memory_joins_again() -> N
 
 
 def test_one_that_is_refused_says_that_a_worker_was() -> None:
-    refused = Refused(reason="the run is over", kind=RefusalKind.OVER)
-    expected = Exit(code=2, reason="the server refused this worker: the run is over", kind=FailureKind.REFUSED)
+    refused = Refused(reason="the run is full", kind=RefusalKind.FULL)
+    expected = Exit(code=2, reason="the server refused this worker: the run is full", kind=FailureKind.REFUSED)
     assert drive_in(WorkerPhase.OUTSIDE).dispatch(refused) == [expected]
 
 

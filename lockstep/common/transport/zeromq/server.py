@@ -1,12 +1,13 @@
 """The server's port over ZeroMQ: a ROUTER. Sees frames and never a message."""
 
 import errno
+from dataclasses import replace
 
 import zmq
 
 from lockstep.common.errors import AddressError
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.common.transport.address import IpcAddress, TcpAddress
+from lockstep.common.transport.address import IpcAddress, TcpAddress, parse
 from lockstep.common.transport.auth.credentials import SERVER_NAME, Lock, ServerKeys
 from lockstep.common.transport.auth.curve import secure_server
 from lockstep.common.transport.ipc_path import SocketFile, private_files
@@ -40,11 +41,21 @@ class ZeroMqServer:
     def __init__(
         self, address: TcpAddress | IpcAddress, lock: Lock, limits: Limits, rejections: RejectionLog | None
     ) -> None:
+        #: If nobody reports them, they do not end a wait.
+        self._reports_rejections, self._rejections = rejections is not None, rejections or RejectionLog()
+        self._lock = lock
+        #: Whether connections are let in by keys, which have names: a token is all processes' of a run.
+        self._has_keys = isinstance(lock, ServerKeys)
+        #: Whether nothing was waiting when it was last looked: an end that is known before is not reported yet.
+        self._is_drained = False
+        self._open(address, limits)
+
+    def _open(self, address: TcpAddress | IpcAddress, limits: Limits) -> None:
+        """Listen at an address; raises AddressError."""
+        lock = self._lock
         self._socket = LimitedSocket(zmq.ROUTER, address, limits)
         # Without it, ROUTER silently drops what it cannot route or queue.
         self._socket.raw.set(zmq.ROUTER_MANDATORY, 1)
-        #: If nobody reports them, they do not end a wait.
-        self._reports_rejections, self._rejections = rejections is not None, rejections or RejectionLog()
         try:
             secure_server(self._socket.raw, lock)
             # First, so that it is there when the first connection comes.
@@ -59,10 +70,6 @@ class ZeroMqServer:
         self.address = self._socket.raw.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
         self._quota = IngressQuota(limits)
         self._checked_at = _CLOCK.now()
-        #: Whether connections are let in by keys, which have names: a token is all processes' of a run.
-        self._has_keys = isinstance(lock, ServerKeys)
-        #: Whether nothing was waiting when it was last looked: an end that is known before is not reported yet.
-        self._is_drained = False
 
     def _bind(self, address: TcpAddress | IpcAddress) -> None:
         try:
@@ -153,14 +160,17 @@ class ZeroMqServer:
         self._socket.limits.check(frames)
         self._socket.send([peer, *frames])
 
-    def allow(self, queue: int) -> None:
-        # For existing connections: a later one gets what was set when the socket was bound. Not without need, as libzmq
-        # 4.3.5 sends the new limit to the other end of each connection, which its own thread may have deleted after the
-        # connection ended: that thread then crashes the process (`pipe_t::send_hwms_to_peer`; with connections that
-        # come and go, and this option in a loop, within seconds). Workers leave and join at once when a standby takes
-        # over. So ports are bound with room for the vectors of most models.
-        if queue > self._socket.limits.queue:
-            self._socket.raw.set(zmq.SNDHWM, queue)
+    def make_room(self, queue: int) -> None:
+        # Never by setting SNDHWM on a socket that is bound. Later connections get the value from the time of the bind.
+        # And libzmq 4.3.5 sends the new one to the other end of each connection, which its own thread may have deleted
+        # after that ended: then it crashes the process (`pipe_t::send_hwms_to_peer`; within seconds, with connections
+        # that come and go and this option in a loop).
+        self._socket.check_open()
+        limits = self._socket.limits
+        if queue > limits.queue:
+            address = parse(self.address)
+            self.close()
+            self._open(address, replace(limits, queue=queue))
 
     def close(self, linger_s: float = 0.0) -> None:
         if self._file is not None:

@@ -9,6 +9,7 @@ import pytest
 from lockstep.checking.simulation.oracle import simulate
 from lockstep.checking.simulation.processes import Parts
 from lockstep.checking.simulation.scenario import FaultKind, Scenario, ScheduledFault, scenario_of
+from lockstep.common.errors import FailureKind
 from lockstep.common.protocol.messages import NO_TERM, Join, Welcome
 from lockstep.common.protocol.shard_messages import ShardWelcome
 from lockstep.common.protocol.standby_messages import RunFile, RunFiles
@@ -18,8 +19,10 @@ from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect
 from lockstep.ps.coordinator.registration import Admittance
 from lockstep.ps.run.info import RunInfo
+from lockstep.ps.server.server import Server
+from lockstep.ps.server.succession import ABSENT_S, Succession
 from lockstep.ps.standby.mirror import Mirror, MirrorEffect
-from lockstep.ps.standby.state import StandbyState
+from lockstep.ps.standby.state import StandbyEffect, StandbyState
 from lockstep.worker.shell import WorkerShell
 from tests.lockstep.checking.simulation.planted import Planted
 
@@ -64,6 +67,18 @@ class Heedless(Coordinator):
         return super()._join(peer, msgspec.structs.replace(join, term=NO_TERM), admitted, now)
 
 
+class Incurious(Succession):
+    """Never asks its standbys whether one of them leads the run."""
+
+    def is_asking(self, now: float) -> bool:
+        return False
+
+
+def incurious(server: Server) -> Server:
+    server.succession.__class__ = Incurious
+    return server
+
+
 def forgetful(worker: WorkerShell) -> WorkerShell:
     worker.state.client.__class__ = ForgetfulClient
     return worker
@@ -97,16 +112,66 @@ def cut_off_in_turn(seed: int) -> Scenario:
 
 
 #: A run in which workers come back to a server whose term is over.
-BACK = 3
+BACK = 1
 
 
 def test_a_worker_that_comes_back_to_an_old_server_counts_for_nothing_there() -> None:
     assert simulate(cut_off_in_turn(BACK)).violations == ()
 
 
+#: Without curiosity: otherwise a server that was cut off asks before anybody can come back to it.
+NOBODY_CHECKS = Parts(worker=forgetful, coordinator=heedless, server=incurious)
+
+
 def test_a_term_that_nobody_checks_is_found() -> None:
-    (violation,) = simulate(cut_off_in_turn(BACK), Parts(worker=forgetful, coordinator=heedless)).violations
+    (violation,) = simulate(cut_off_in_turn(BACK), NOBODY_CHECKS).violations
     assert " went back from term 2 to 1" in violation
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.0, 10.0, 60.0])
+def test_a_server_that_was_stopped_counts_for_nothing_when_it_comes_back(seconds: float) -> None:
+    opened: list[Server] = []
+    made: list[int] = []
+
+    class Noting(StandbyState):
+        """Notes how far the server is that it succeeds."""
+
+        def _take_over(self, reason: str) -> list[StandbyEffect]:
+            made.append(opened[0].coordinator.progress.steps)
+            return super()._take_over(reason)
+
+    def noted(server: Server) -> Server:
+        opened.append(server)
+        return server
+
+    stop = ScheduledFault(kind=FaultKind.STOP_SERVER, event=800, target=0, seconds=seconds, kill_after=1, ways="both")
+    # Workers that take long enough for the run to go on when it is back.
+    scenario = replace(
+        scenario_of(BACK, standbys=1, servers=1, steps=30), faults=(stop,), slowness=(1.0 + 2.0 * seconds,)
+    )
+    assert simulate(replace(scenario, takeover_s=0.4), Parts(server=noted, standby=Noting)).violations == ()
+    ended = opened[0].ended
+    assert ended is not None
+    assert ended.kind is FailureKind.SUPERSEDED
+    # Half a second is too short to be noticed at once. By then all results may have come that the step at hand needs.
+    assert opened[0].coordinator.progress.steps - made[0] in ((0, 1) if seconds < ABSENT_S else (0,))
+
+
+#: Runs that have failed once: by what they are about, seed, servers and standbys.
+ONCE = {
+    "the leader is lost with its disk after its standby has yielded to it": (11510, 2, 1),
+    "a shard comes when the run is over, and standbys get the rest of it": (12040, 2, 1),
+    "a server that is started again was cut off from its standbys, one of which leads": (20150, 2, 2),
+    "a server is lost while it writes a checkpoint": (20256, 2, 2),
+    "a worker that asked twice is ready for its first place": (13207, 2, 1),
+    "a worker is ready with memory that the server had before it resumed": (13447, 2, 1),
+}
+
+
+@pytest.mark.parametrize("about", ONCE)
+def test_a_run_that_has_failed_once_keeps_the_promise(about: str) -> None:
+    seed, servers, standbys = ONCE[about]
+    assert simulate(scenario_of(seed, servers=servers, standbys=standbys)).violations == ()
 
 
 @pytest.mark.parametrize("first", range(0, SEEDS, EACH))

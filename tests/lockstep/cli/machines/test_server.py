@@ -22,7 +22,7 @@ QUEUE = Limits().queue
 def test_before_the_model_is_known_little_waits_for_one_that_does_not_read() -> None:
     sent = 0
     with (
-        closing(Listening("tcp://127.0.0.1:0", None, False).serve()) as server,
+        closing(Listening("tcp://127.0.0.1:0", None, False).serve(servers=1)) as server,
         closing(dial(server.address)) as client,
     ):
         client.send([b"hello"])

@@ -97,6 +97,17 @@ def read(client: ClientPort) -> list[bytes]:
     return [bytes(frame) for frame in frames]
 
 
+def heard_again(server: ServerPort, client: ClientPort) -> tuple[bytes, list[memoryview]]:
+    """Return what a server hears of a client whose connection broke.
+
+    What is sent as it breaks may be lost: so it is sent again, as a worker does.
+    """
+    client.send([b"again"])
+    while (received := server.receive(0.2)) is None:
+        client.send([b"again"])
+    return received
+
+
 def connected(net: Net) -> tuple[ServerPort, ClientPort, bytes]:
     """Return a server, a client of it, and the client's name there."""
     server, client = net.server(), net.client()
@@ -229,10 +240,7 @@ def test_a_client_finds_the_next_server_under_a_new_name(net: Net) -> None:
     server, client, peer = connected(net)
     server.close()
     following = net.server()
-    client.send([b"again"])
-    # What was sent as the connection broke may be lost: so it is sent again, as a worker does.
-    while (received := following.receive(0.2)) is None:
-        client.send([b"again"])
+    received = heard_again(following, client)
     following.send(received[0], [b"welcome back"])
     assert read(client) == [b"welcome back"]
     assert received[0] != peer
@@ -259,9 +267,12 @@ def test_a_server_that_does_not_read_is_slow(net: Net) -> None:
     assert [int.from_bytes(hear(server)[1][0], "big") for _ in range(sent)] == list(range(sent))
 
 
-def test_more_may_wait_for_peers_that_were_heard_before_that_was_allowed(net: Net) -> None:
-    server, client, peer = connected(net)
-    server.allow(10 * LIMITS.queue)
+def test_more_may_wait_once_a_port_has_room_for_more(net: Net) -> None:
+    server, client, _ = connected(net)
+    address = server.address
+    server.make_room(10 * LIMITS.queue)
+    assert server.address == address
+    peer, _ = heard_again(server, client)
     sent = send_until_slow(lambda frames: server.send(peer, frames))
     assert sent >= 5 * LIMITS.queue
     assert [int.from_bytes(read(client)[0], "big") for _ in range(sent)] == list(range(sent))
@@ -269,7 +280,7 @@ def test_more_may_wait_for_peers_that_were_heard_before_that_was_allowed(net: Ne
 
 def test_no_fewer_may_wait_than_the_limits_say(net: Net) -> None:
     server, client, peer = connected(net)
-    server.allow(1)
+    server.make_room(1)
     for number in range(LIMITS.queue // 2):
         server.send(peer, [bytes([number])])
     assert read(client) == [b"\0"]

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.common.transport.auth.keys import SERVER, KeyFolder
+from lockstep.common.transport.auth.keys import KeyFolder
 from lockstep.launch.child import USAGE
 from lockstep.launch.remote.agent import KEY, LaunchAgent, children_of
 from tests.system.processes import GONE_S, is_gone
@@ -52,7 +52,7 @@ def test_a_command_finds_its_key_in_a_folder_of_its_own_that_goes_with_it(tmp_pa
 
 
 def test_a_signal_reaches_all_processes_of_a_team(tmp_path: Path) -> None:
-    key = KeyFolder.create(tmp_path / "keys", []).path / SERVER
+    key = KeyFolder.create(tmp_path / "keys", ["worker"]).path / "worker.key"
     agent = LaunchAgent("a worker", [*ALONE, "--workers", "3"], key.read_text(), str(tmp_path))
     pid, deadline = agent.news(0)[0], SystemClock().now() + SAID_S
     while len(team := children_of(pid)) < 3 and SystemClock().now() < deadline:

@@ -7,16 +7,23 @@ import pytest
 
 from lockstep.common.errors import FailureKind
 from lockstep.common.protocol.codec import decode, encode
-from lockstep.common.protocol.messages import PROTOCOL_VERSION, Message, StandbyAddress, Term
+from lockstep.common.protocol.messages import PROTOCOL_VERSION, Leave, Message, StandbyAddress, Term
 from lockstep.common.protocol.standby_messages import CommandOutcome, Drain, LeaderNotice, MirrorRequest, Promote
 from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.statemachine.client import Exit
+from lockstep.common.statemachine.machine import Interrupted
 from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork
 from lockstep.common.transport.links import wait_for_nothing
+from lockstep.ps.coordinator.effects import Finish
+from lockstep.ps.setup import AdmissionPolicy
 from lockstep.ps.standby.shell import StandbyShell
 from lockstep.ps.standby.state import StandbyConfig, StandbyState
 from lockstep.ps.standby.storage import MirrorStorage
+from lockstep.ps.standby.terms import read_terms
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import job_of
+
+REQUEST = MirrorRequest(protocol=PROTOCOL_VERSION, host="h", pid=1, address="memory://b")
 
 REFUSED = "this takes the key of the server, or of a standby"
 
@@ -138,3 +145,66 @@ def test_a_standby_that_has_left_is_handed_nothing() -> None:
     simulation.run(until=lambda: len(simulation.server.succession.registry.members) < 2)
     assert any(line.startswith("standby memory://c left: ") for line in simulation.said)
     assert drained(simulation).text == "the run goes on at memory://b, after the step at hand"
+
+
+@pytest.mark.parametrize(("says_so", "remembered"), [(False, ["memory://b"]), (True, [])])
+def test_a_standby_that_goes_without_a_word_may_lead_the_run(says_so: bool, remembered: list[str]) -> None:
+    simulation = Simulation(job_of())
+    client = simulation.network.client()
+    ask(client, "standby-1", REQUEST)
+    served(simulation)
+    assert known(simulation) == ["memory://b"]
+    if says_so:
+        ask(client, "standby-1", Leave(reason="interrupted"))
+        served(simulation)
+    client.close()
+    served(simulation)
+    assert simulation.server.succession.registry.members == {}
+    # A server that is started again asks those that it knows.
+    assert known(simulation) == remembered
+
+
+def served(simulation: Simulation) -> None:
+    """Let the server handle all that has come."""
+    while simulation.server.step():
+        pass
+
+
+def known(simulation: Simulation) -> list[str]:
+    assert simulation.folder is not None
+    return [standby.address for standby in read_terms(simulation.folder).standbys]
+
+
+def test_a_shard_that_comes_when_the_run_is_over_has_done_nothing_wrong() -> None:
+    simulation = Simulation(job_of(steps=1), admission=AdmissionPolicy(servers=2))
+    simulation.add_worker()
+    # The server waits for a standby that does not have all of the run.
+    ask(simulation.network.client(), "standby-1", REQUEST)
+    simulation.run()
+    assert simulation.server.ended == Finish()
+    late = simulation.add_shard()
+    simulation.run_until_quiet()
+    assert late.runner.ended == Exit(code=0, reason="")
+
+
+def test_a_standby_that_ends_leaves_nothing_half_written(tmp_path: Path) -> None:
+    network = MemoryNetwork(1)
+    config = StandbyConfig(
+        server=StandbyAddress(address="memory://"), own=StandbyAddress(address="memory://b"), host="h", pid=1
+    )
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / ".step-00000001.safetensors.partial").touch()
+    shell = StandbyShell(
+        StandbyState(config),
+        MirrorStorage(tmp_path),
+        network.server("memory://b"),
+        network.client(),
+        lambda address, public="": network.client(address),
+        SystemClock(),
+        print,
+        wait_for_nothing,
+    )
+    shell.dispatch(Interrupted())
+    shell.close()
+    assert shell.ended == Exit(code=130, reason="interrupted", kind=FailureKind.INTERRUPTED)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

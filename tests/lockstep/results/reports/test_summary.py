@@ -11,7 +11,7 @@ from lockstep.ps.records.metrics import EpochRecord
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.timing import Split
 from lockstep.ps.run.traffic import Moved
-from lockstep.results.reports.summary import advice, show_advice, show_summary, summary_lines
+from lockstep.results.reports.summary import advice, epochs_table, show_advice, show_summary, summary_lines
 from tests.lockstep.statuses import result
 
 TOO_SMALL = (
@@ -99,6 +99,18 @@ def test_the_notes_do_not_contradict_each_other(single_s: float, exchange_s: flo
 
 def test_nothing_is_predicted_of_a_run_that_was_too_short() -> None:
     assert advice(msgspec.structs.replace(part_of(1, 0.0), train_s=0.4)) == []
+
+
+def test_the_metrics_of_the_test_set_are_columns_of_the_epochs() -> None:
+    (epoch,) = result().history
+    first = msgspec.structs.replace(epoch, metrics={"f1": 0.9, "test_f1": 0.5, "val_f1": 0.8})
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(epochs_table([first, msgspec.structs.replace(epoch, epoch=2)]))
+    assert [line.rstrip() for line in console.export_text().splitlines()] == [
+        "epoch  train loss  train accuracy  test loss  test accuracy  test f1  seconds",
+        "    1      0.5000          87.50%     0.2500         93.75%   0.5000     12.3",
+        "    2      0.5000          87.50%     0.2500         93.75%              12.3",
+    ]
 
 
 @pytest.mark.parametrize(
