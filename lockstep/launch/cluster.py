@@ -323,8 +323,9 @@ class Cluster:
             return None
         self._check_crash(self.server)
         self._record = exit_record(self.server.rest())
-        was_killed = code < 0 or (code == 1 and not self.server.log.last_error())
-        return self.server if was_killed else self._killed_shard()
+        if was_killed(self.server) or found_its_heir(self.server, is_second=self._is_second, has_heir=self._has_heir()):
+            return self.server
+        return self._killed_shard()
 
     def _killed_shard(self) -> Child | None:
         """Return a shard that was killed, if the server has ended as one does that misses a shard."""
@@ -388,6 +389,19 @@ class Cluster:
 def has_checkpoint(run: Path) -> bool:
     """Tell whether the run in a folder can be resumed from a checkpoint."""
     return bool(CheckpointFolder(run / CHECKPOINTS, lambda text: None).steps())
+
+
+def was_killed(server: WatchedProcess) -> bool:
+    """Tell whether a server was ended by the system, and reports no reason of its own."""
+    return server.code < 0 or (server.code == 1 and not server.log.last_error())
+
+
+def found_its_heir(server: WatchedProcess, *, is_second: bool, has_heir: bool) -> bool:
+    """Tell whether a server that was started again has ended because a standby led the run by then.
+
+    Nobody could know that before: the standby may have got its first checkpoint while the server was started.
+    """
+    return is_second and has_heir and server.code == USAGE
 
 
 def bring_home(folder: Path, home: Path) -> None:
