@@ -92,7 +92,7 @@ def test_the_same_command_under_any_launcher_comes_to_the_bits_of_one_process(pl
 
 
 def test_a_launcher_that_stops_all_and_starts_all_again_loses_nothing(place: Place) -> None:
-    job = (*BRIEF[:-1], "800")
+    job = (*BRIEF[:-1], "400")
     port = free_port()
     first = [place.start("node", *job, "--run-dir", "run", environ=torchrun(rank, 2, port)) for rank in (0, 1)]
     first[0].line_with("epoch 1/")

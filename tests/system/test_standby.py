@@ -79,6 +79,7 @@ def counts_for_nothing(place: Place, server: Process, before: int) -> None:
     assert steps_recorded(place) - before <= 20
 
 
+@pytest.mark.slow
 def test_a_server_that_was_stopped_counts_for_nothing_when_it_comes_back(place: Place) -> None:
     flags = (*job(place, 600), *OFTEN)
     expected = calm(place, flags)

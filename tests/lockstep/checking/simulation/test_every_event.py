@@ -43,7 +43,7 @@ def with_fault(scenario: Scenario, fault: FaultKind, event: int, target: int) ->
     return replace(scenario, faults=(happening,))
 
 
-@pytest.mark.parametrize("every", [16, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [32, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", range(len(CASES)), ids=lambda case: "-".join(map(str, CASES[case])))
 def test_it_changes_nothing_at_any_event(case: int, every: int) -> None:
     servers, workers, fault, target = CASES[case]
