@@ -140,8 +140,8 @@ class ShardGroupShell:
             case ShardReady(nonce=nonce):
                 if nonce and self.sharing is None:
                     raise RemoteProtocolError("it shares memory that it was not offered")
-                if nonce and self.sharing is not None and nonce != self.sharing.folder.nonce.hex():
-                    # It answers a welcome before the last one, as it asked twice: the memory of that time is gone.
+                if self._is_for_another_place(peer, message):
+                    # It answers a welcome before the last one, as it asked twice: that place or its memory is gone.
                     happened = self.on_shard_gone(peer, "it is ready for another place")
                     return [*self._send_to([peer], Eviction(reason=STRANGER)), *happened]
             case Squares():
@@ -149,6 +149,13 @@ class ShardGroupShell:
             case UpdateDone():
                 self._update.on_done(message)
         return self._dispatch(Received(peer=peer, message=message))
+
+    def _is_for_another_place(self, peer: bytes, ready: ShardReady) -> bool:
+        """Tell whether a shard has made room for the slice of another welcome, or in the memory of that time."""
+        place = self.state.members[peer].index, self.info.term
+        if ready.index is not None and (ready.index, ready.term) != place:
+            return True
+        return bool(ready.nonce) and self.sharing is not None and ready.nonce != self.sharing.folder.nonce.hex()
 
     def _trained(self, peer: bytes) -> int:
         """Return how many of the values in a shard's slice are trained."""
