@@ -435,7 +435,7 @@ class Server:
         member = self.coordinator.membership.members.get(peer)
         term = self.coordinator.info.term
         if member is not None and ready.rank is not None and (ready.rank, ready.term) != (member.rank, term):
-            return f"it is worker {ready.rank} of term {ready.term.number} there, and {member.rank} of {term.number} here"
+            return f"rank {ready.rank} in term {ready.term.number}, and this is {member.rank} in term {term.number}"
         if not ready.nonce:
             return ""
         if self.sharing is None:

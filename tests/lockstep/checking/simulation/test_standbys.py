@@ -165,6 +165,8 @@ ONCE = {
     "a server is lost while it writes a checkpoint": (20256, 2, 2),
     "a worker that asked twice is ready for its first place": (13207, 2, 1),
     "a worker is ready with memory that the server had before it resumed": (13447, 2, 1),
+    "a server dies while it waits for its shards, and the one that leads is unknown to a standby": (50071, 3, 2),
+    "a worker is ready for the place that a server of before gave it": (50145, 3, 2),
 }
 
 
