@@ -129,6 +129,9 @@ class ShardGroupShell:
             raise RemoteProtocolError(f"a {type(message).__name__} is not a message of a shard")
         if not isinstance(message, ShardJoin) and peer not in self.state.members:
             return self._send_to([peer], Eviction(reason=STRANGER))
+        if isinstance(message, SliceMessage) and not (isinstance(message, ShardReady) or self._is_ready(peer)):
+            # It has no slice yet: a server before, which was lost at this address, has asked for this.
+            return []
         match message:
             case CollectedFrame():
                 self._gather(peer, message, arrays[0])
@@ -149,6 +152,9 @@ class ShardGroupShell:
             case UpdateDone():
                 self._update.on_done(message)
         return self._dispatch(Received(peer=peer, message=message))
+
+    def _is_ready(self, peer: bytes) -> bool:
+        return peer in self.state.members and self.state.members[peer].is_ready
 
     def _is_for_another_place(self, peer: bytes, ready: ShardReady) -> bool:
         """Tell whether a shard has made room for the slice of another welcome, or in the memory of that time."""

@@ -35,7 +35,7 @@ from lockstep.common.protocol.messages import (
     Weights,
     Welcome,
 )
-from lockstep.common.protocol.shard_messages import ShardReady, ShardWelcome, ToShardMessage
+from lockstep.common.protocol.shard_messages import CollectedFrame, ShardReady, ShardWelcome, ToShardMessage
 from lockstep.common.transport.in_memory import MemoryClient
 from lockstep.common.transport.port import Frames, ServerPort
 from lockstep.launch.client import shard_join
@@ -170,6 +170,23 @@ def test_a_shard_that_has_room_for_another_slice_is_asked_to_join_again(other: d
     # No weights, which are those of another slice.
     assert [type(message) for message in told_shard(odd)] == [Eviction]
     odd.close()
+    simulation.add_shard()
+    simulation.add_worker()
+    assert simulation.finish() == digest_of(job_of())
+
+
+def test_what_a_shard_sends_for_a_server_of_before_counts_for_nothing() -> None:
+    simulation = Simulation(job_of(), admission=AdmissionPolicy(servers=2))
+    simulation.shards.pop().die()
+    simulation.run_until_quiet()
+    late = simulation.network.client()
+    # Both waited while nobody was at this address.
+    late.send(encode(shard_join(JOIN, "memory://late")))
+    late.send(encode(CollectedFrame(name="weights", steps=1, start=0), [np.full(4096, 7.0, np.float32)]))
+    simulation.run_until_quiet()
+    assert [type(message) for message in told_shard(late)] == [ShardWelcome]
+    late.close()
+    simulation.run_until_quiet()
     simulation.add_shard()
     simulation.add_worker()
     assert simulation.finish() == digest_of(job_of())
