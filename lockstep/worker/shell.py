@@ -373,7 +373,9 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
             return PreparationFailed(reason=str(error))
         nonce = "" if setup.shared is None else setup.shared.nonce
         makers = 0 if setup.shared is None or setup.member is None else setup.member.memory.shape.makers
-        return Prepared(ready=Ready(nonce=nonce, obstacle=shortened(setup.obstacle), makers=makers))
+        obstacle = shortened(setup.obstacle)
+        ready = Ready(nonce=nonce, obstacle=obstacle, makers=makers, rank=welcome.rank, term=welcome.term)
+        return Prepared(ready=ready)
 
     def _surroundings(self) -> Surroundings:
         return Surroundings(

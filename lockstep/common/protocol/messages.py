@@ -21,7 +21,7 @@ from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.runtime.numerics import Numerics
 
 #: Changes with every change to a message's meaning; two sides with different numbers refuse each other.
-PROTOCOL_VERSION = 15
+PROTOCOL_VERSION = 16
 
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
@@ -181,6 +181,9 @@ class Ready(Message, frozen=True, kw_only=True):
     obstacle: Text = ""
     #: How many processes of its team, which shares that memory, make slices at a time; 0 if there is no such team.
     makers: Annotated[int, Meta(ge=0, le=PROCESSES_LIMIT)] = 0
+    #: The rank and the term of that welcome, since it may not be the last one; without a rank it counts as that.
+    rank: Count | None = None
+    term: Term = NO_TERM
 
 
 class SumsFrame(NodeMessage, frozen=True, kw_only=True):
@@ -448,10 +451,11 @@ class HandedOver(Message, frozen=True, kw_only=True):
 
 
 class NotLeading(Message, frozen=True, kw_only=True):
-    """The answer of a standby to a process that wants to join: it does not lead the run yet."""
+    """The answer to a process that wants to join: this server or standby does not lead the run yet."""
 
-    #: Whether the standby hears the server, so that there is nothing to wait for; or does not; or takes over now.
-    state: Literal["following", "silent", "taking over"]
+    #: Whether the standby hears the server, so that there is nothing to wait for; or does not; or takes over now. Or it
+    #: leads the run, and waits for its shards: then it answers as often as it is asked.
+    state: Literal["following", "silent", "taking over", "opening"]
     #: What it waits for.
     reason: Text
 

@@ -61,6 +61,8 @@ class ShardReady(Message, frozen=True, kw_only=True):
 
     nonce: Annotated[str, Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
     obstacle: Text = ""
+    index: Count | None = None
+    term: Term = NO_TERM
 
 
 class SumsAck(NodeMessage, frozen=True, kw_only=True):

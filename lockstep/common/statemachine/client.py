@@ -269,6 +269,9 @@ class Client(Machine[ClientEvent, ClientEffect]):
         match self.answer:
             case NotLeading(state="taking over"):
                 return self.heard + OPENING_S
+            case NotLeading(state="opening"):
+                # It answers as often as it is asked: if it is silent, it is gone, or another server leads the run.
+                return self.heard + self.takeover_s
             case NotLeading(state="silent"):
                 # It waits here for others that miss the server, as long as the standby answers; but not for ever, since
                 # another standby may lead the run.

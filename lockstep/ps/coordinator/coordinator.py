@@ -257,7 +257,7 @@ class Coordinator(Machine[events.Event, Effect]):
             if not self.standbys and join.term == NO_TERM:
                 return []
             # It would look elsewhere.
-            waiting = NotLeading(state="taking over", reason="the server waits for its shards")
+            waiting = NotLeading(state="opening", reason="the server waits for its shards")
             return [Send(peer=peer, message=waiting)]
         effects = registration.admit(peer, join, admitted, self.membership, self.state.account, self._welcome, now)
         if self.phase is RunPhase.AUDITING:

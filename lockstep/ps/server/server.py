@@ -431,8 +431,11 @@ class Server:
         )
 
     def _prepare(self, peer: bytes, ready: Ready) -> str:
-        """Map what a worker that shares memory has there; return why that cannot be."""
+        """Map what a worker that shares memory has there; return why that cannot be, or that it has another place."""
         member = self.coordinator.membership.members.get(peer)
+        term = self.coordinator.info.term
+        if member is not None and ready.rank is not None and (ready.rank, ready.term) != (member.rank, term):
+            return f"rank {ready.rank} in term {ready.term.number}, and this is {member.rank} in term {term.number}"
         if not ready.nonce:
             return ""
         if self.sharing is None:
@@ -446,10 +449,11 @@ class Server:
         return ""
 
     def _ask_to_rejoin(self, peer: bytes, fault: str) -> Sequence[events.Event]:
-        """Evict a worker whose memory is not that of its place.
+        """Evict a worker that has prepared for another place, or whose memory is that of another one.
 
         It has broken no rule: it answers a welcome before the last one, since it asked twice, and its first place, or
-        the memory of that time, is gone.
+        the memory of that time, or the server that welcomed it, is gone. Its shards may be gone as well: nothing that
+        it computed would ever arrive.
         """
         self._send(peer, Eviction(reason=shortened(f"it is ready for another place: {fault}")))
         return self._peer_gone(peer, fault)

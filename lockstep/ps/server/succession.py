@@ -2,6 +2,7 @@
 out whether one of them leads the run already, and hands the run over. A shell.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
@@ -50,6 +51,9 @@ ABSENT_S, ASK_S = 1.0, 0.5
 
 #: Seconds between two notices to the server that led the run before, until it has read one.
 NOTICE_S = 2.0
+
+#: Seconds after a notice in which most answers come: then they are read.
+ANSWER_S = 0.1
 
 #: Seconds that standbys have to get the end of a run, or all of one that is handed over; and if it was interrupted.
 END_S, HAND_OVER_S, INTERRUPTED_S = 10.0, 30.0, 1.0
@@ -102,8 +106,9 @@ class Succession:
     _ask_until: float = 0.0
     #: Where the rivals are, and those that have read it.
     _dialled: set[str] = field(default_factory=set)
-    #: When the rivals are told next.
+    #: When the rivals are told next, and when their answers are read before that.
     _notice_due: float = 0.0
+    _answers_due: float = math.inf
 
     def __post_init__(self) -> None:
         self.history = read_terms(self.source.folder)
@@ -222,7 +227,8 @@ class Succession:
             files=self.source.files(),
             kept=dict(self.history.kept(since)),
             electors=self.coordinator.electors(),
-            standbys=self.registry.addresses(),
+            # Those that are gone too, since each of them may lead the run by now: then the others find it there.
+            standbys=tuple(self.history.standbys),
             takeover_s=info.takeover_s,
             signed=info.signed,
             state=state,  # type: ignore[arg-type]  # one of the three
@@ -327,7 +333,7 @@ class Succession:
 
     def deadline(self) -> float | None:
         """Return when `on_time` or `ask` has something to do although no message comes."""
-        notice = self._notice_due if self.rivals else None
+        notice = min(self._notice_due, self._answers_due) if self.rivals else None
         asked = self._ask_until if self._asked else None
         return soonest(self.registry.deadline(), notice, asked, None if self.finish is None else self.until)
 
@@ -335,14 +341,19 @@ class Succession:
         """Handle the passing of time."""
         gone = self.registry.expire(now)
         happened = [event for member in gone for event in self._on_gone(member, "it has been silent for too long")]
-        if self.rivals and now >= self._notice_due:
-            self._notice_due = now + NOTICE_S
-            for rival in list(self.rivals):
-                happened += self._tell(rival)
-        return happened
+        is_due = now >= self._notice_due
+        if not self.rivals or not (is_due or now >= self._answers_due):
+            return happened
+        self._answers_due = math.inf
+        superseded = [event for rival in list(self.rivals) for event in self._hear(rival)]
+        if is_due and not superseded:
+            self._notice_due, self._answers_due = now + NOTICE_S, now + ANSWER_S
+            for rival in self.rivals:
+                self._tell(rival)
+        return [*happened, *superseded]
 
-    def _tell(self, rival: "Rival") -> list[events.Event]:
-        """Tell another server that may lead the run, until it has answered: it may sleep, or be cut off."""
+    def _hear(self, rival: "Rival") -> list[events.Event]:
+        """Read what another server has answered: one that knows who leads the run needs to be told no more."""
         for answer in leader_notices(rival.port):
             if answer.term.is_above(self.term):
                 return [self._superseded(answer.term)]
@@ -355,11 +366,14 @@ class Succession:
                 # A standby that follows another server: that may lead the run in a term of before.
                 found = (one for one in self.history.standbys if one.address == answer.address)
                 self._dial_rival(self.dial, next(found, StandbyAddress(address=answer.address)), has_led=True)
+        return []
+
+    def _tell(self, rival: "Rival") -> None:
+        """Tell another server that may lead the run, until it has answered: it may sleep, or be cut off."""
         with suppress(PeerSlow):
             rival.port.send(encode(LeaderRequest()))
             if rival.has_led:
                 rival.port.send(encode(LeaderNotice(term=self.term, address=self.address)))
-        return []
 
     def is_asking(self, now: float) -> bool:
         """Tell whether nothing may be done now since it is not known who leads the run; to be called at each step.

@@ -129,6 +129,9 @@ class ShardGroupShell:
             raise RemoteProtocolError(f"a {type(message).__name__} is not a message of a shard")
         if not isinstance(message, ShardJoin) and peer not in self.state.members:
             return self._send_to([peer], Eviction(reason=STRANGER))
+        if isinstance(message, SliceMessage) and not (isinstance(message, ShardReady) or self._is_ready(peer)):
+            # It has no slice yet: a server before, which was lost at this address, has asked for this.
+            return []
         match message:
             case CollectedFrame():
                 self._gather(peer, message, arrays[0])
@@ -140,8 +143,8 @@ class ShardGroupShell:
             case ShardReady(nonce=nonce):
                 if nonce and self.sharing is None:
                     raise RemoteProtocolError("it shares memory that it was not offered")
-                if nonce and self.sharing is not None and nonce != self.sharing.folder.nonce.hex():
-                    # It answers a welcome before the last one, as it asked twice: the memory of that time is gone.
+                if self._is_for_another_place(peer, message):
+                    # It answers a welcome before the last one, as it asked twice: that place or its memory is gone.
                     happened = self.on_shard_gone(peer, "it is ready for another place")
                     return [*self._send_to([peer], Eviction(reason=STRANGER)), *happened]
             case Squares():
@@ -149,6 +152,16 @@ class ShardGroupShell:
             case UpdateDone():
                 self._update.on_done(message)
         return self._dispatch(Received(peer=peer, message=message))
+
+    def _is_ready(self, peer: bytes) -> bool:
+        return peer in self.state.members and self.state.members[peer].is_ready
+
+    def _is_for_another_place(self, peer: bytes, ready: ShardReady) -> bool:
+        """Tell whether a shard has made room for the slice of another welcome, or in the memory of that time."""
+        place = self.state.members[peer].index, self.info.term
+        if ready.index is not None and (ready.index, ready.term) != place:
+            return True
+        return bool(ready.nonce) and self.sharing is not None and ready.nonce != self.sharing.folder.nonce.hex()
 
     def _trained(self, peer: bytes) -> int:
         """Return how many of the values in a shard's slice are trained."""

@@ -270,4 +270,6 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
         self.storage, self.sums = storage, {}
         # Before workers are told where this shard is.
         self.port.make_room(QUEUE + WINDOW * len(storage.shard.frames))
-        return Prepared(ready=ShardReady(nonce=storage.nonce, obstacle=shortened(storage.obstacle)))
+        obstacle = shortened(storage.obstacle)
+        ready = ShardReady(nonce=storage.nonce, obstacle=obstacle, index=welcome.index, term=welcome.term)
+        return Prepared(ready=ready)

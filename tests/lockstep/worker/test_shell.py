@@ -94,7 +94,7 @@ class Bench:
 
 def test_it_prepares_and_computes_what_is_leased() -> None:
     bench = Bench(job_of())
-    assert bench.enter() == [Ready()]
+    assert bench.enter() == [Ready(rank=0, term=bench.opening.info.term)]
     assert bench.send(Weights(step=0, start=0), bench.opening.shard.weights) == []
     (result,) = bench.send(Lease(work="train", step=0, lo=0, hi=2))
     assert isinstance(result, Result)

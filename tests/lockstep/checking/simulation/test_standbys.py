@@ -145,17 +145,17 @@ def test_a_server_that_was_stopped_counts_for_nothing_when_it_comes_back(seconds
         return server
 
     stop = ScheduledFault(kind=FaultKind.STOP_SERVER, event=800, target=0, seconds=seconds, kill_after=1, ways="both")
-    # Workers that take long enough for the run to go on when it is back, and steps enough.
-    steps = 18 if seconds < ABSENT_S else 30
-    scenario = replace(
-        scenario_of(BACK, standbys=1, servers=1, steps=steps), faults=(stop,), slowness=(1.0 + 2.0 * seconds,)
-    )
+    # Workers that take long enough for the run to go on when it is back.
+    # Nobody else stands still: a standby that does takes over late, after steps that its server rightly made.
+    quiet = replace(scenario_of(BACK, standbys=1, servers=1, steps=30), pauses=0.0)
+    scenario = replace(quiet, faults=(stop,), slowness=(1.0 + 2.0 * seconds,))
     assert simulate(replace(scenario, takeover_s=0.4), Parts(server=noted, standby=Noting)).violations == ()
     ended = opened[0].ended
     assert ended is not None
     assert ended.kind is FailureKind.SUPERSEDED
-    # Half a second is too short to be noticed at once: until it has asked, it may make steps, which nobody counts.
-    assert opened[0].coordinator.progress.steps == made[0] or seconds < ABSENT_S
+    # Half a second is too short to be noticed at once. By then all results may have come that the step at hand needs.
+    more = opened[0].coordinator.progress.steps - made[0]
+    assert more in ((0, 1) if seconds < ABSENT_S else (0,))
 
 
 #: Runs that have failed once: by what they are about, seed, servers and standbys.
@@ -166,6 +166,9 @@ ONCE = {
     "a server is lost while it writes a checkpoint": (20256, 2, 2),
     "a worker that asked twice is ready for its first place": (13207, 2, 1),
     "a worker is ready with memory that the server had before it resumed": (13447, 2, 1),
+    "a server dies while it waits for its shards, and the one that leads is unknown to a standby": (50071, 3, 2),
+    "a shard brings its weights to the address of a server that has been started again": (60452, 3, 2),
+    "a worker is ready for the place that a server of before gave it": (50145, 3, 2),
 }
 
 

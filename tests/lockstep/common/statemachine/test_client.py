@@ -429,6 +429,17 @@ def test_it_waits_at_a_standby_that_misses_the_server_too() -> None:
     assert 30.0 <= drive.now - began <= 31.0
 
 
+def test_it_waits_at_a_server_that_waits_for_its_shards_as_long_as_that_answers() -> None:
+    drive, effects = at_standby(), list[object]()
+    for _ in range(50):
+        drive.dispatch(NotLeading(state="opening", reason="the server waits for its shards"))
+        assert redials(pass_time(drive)) == []
+    began = drive.now
+    while not redials(effects):
+        effects = pass_time(drive)
+    assert drive.now - began <= 6.0
+
+
 @pytest.mark.parametrize("answer", [None, NotLeading(state="following", reason="it hears tcp://h:1")])
 def test_it_goes_back_if_nobody_or_only_it_misses_the_server(answer: NotLeading | None) -> None:
     drive, effects, began = at_standby(), list[object](), 0.0

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgpack
+import msgspec
 import numpy as np
 import pytest
 
@@ -19,19 +21,24 @@ from lockstep.common.protocol.messages import (
     Eviction,
     Finished,
     Join,
+    Lease,
     Leave,
     Message,
+    Ping,
     Ready,
     Refused,
     Result,
     ServerMessage,
     Status,
     StatusRequest,
+    Term,
     Weights,
     Welcome,
 )
+from lockstep.common.protocol.shard_messages import CollectedFrame, ShardReady, ShardWelcome, ToShardMessage
 from lockstep.common.transport.in_memory import MemoryClient
 from lockstep.common.transport.port import Frames, ServerPort
+from lockstep.launch.client import shard_join
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.server.limits import AT_ONCE, PER_SECOND
 from lockstep.ps.server.server import WATCH_S
@@ -122,6 +129,75 @@ def test_who_says_to_share_memory_and_does_not_loses_its_place(short_root: Path,
         assert isinstance(answer, Eviction) == is_offered
         simulation.add_worker()
         assert simulation.finish() == digest_of(job_of())
+
+
+@pytest.mark.parametrize("other", [{"rank": 1}, {"term": Term(run="r", number=7, server="s")}], ids=["rank", "term"])
+def test_a_worker_that_is_ready_for_another_place_is_asked_to_join_again(other: dict[str, Any]) -> None:
+    simulation = Simulation(job_of())
+    odd = simulation.network.client()
+    odd.send(encode(JOIN))
+    simulation.run_until_quiet()
+    (welcome,) = heard(odd)
+    assert isinstance(welcome, Welcome)
+    place = Ready(rank=welcome.rank, term=welcome.term)
+    odd.send(encode(msgspec.structs.replace(place, **other)))
+    simulation.run_until_quiet()
+    # No lease, which it could not carry out.
+    (answer,) = heard(odd)
+    assert isinstance(answer, Eviction)
+    odd.send(encode(msgspec.structs.replace(JOIN, incarnation="a.1")))
+    simulation.run_until_quiet()
+    (welcome,) = heard(odd)
+    assert isinstance(welcome, Welcome)
+    odd.send(encode(Ready(rank=welcome.rank, term=welcome.term)))
+    simulation.run_until_quiet()
+    assert Lease in map(type, heard(odd))
+
+
+@pytest.mark.parametrize("other", [{"index": 2}, {"term": Term(run="r", number=7, server="s")}], ids=["index", "term"])
+def test_a_shard_that_has_room_for_another_slice_is_asked_to_join_again(other: dict[str, Any]) -> None:
+    simulation = Simulation(job_of(), admission=AdmissionPolicy(servers=2))
+    simulation.shards.pop().die()
+    simulation.run_until_quiet()
+    odd = simulation.network.client()
+    odd.send(encode(shard_join(JOIN, "memory://odd")))
+    simulation.run_until_quiet()
+    (welcome,) = told_shard(odd)
+    assert isinstance(welcome, ShardWelcome)
+    place = ShardReady(index=welcome.index, term=welcome.term)
+    odd.send(encode(msgspec.structs.replace(place, **other)))
+    simulation.run_until_quiet()
+    # No weights, which are those of another slice.
+    assert [type(message) for message in told_shard(odd)] == [Eviction]
+    odd.close()
+    simulation.add_shard()
+    simulation.add_worker()
+    assert simulation.finish() == digest_of(job_of())
+
+
+def test_what_a_shard_sends_for_a_server_of_before_counts_for_nothing() -> None:
+    simulation = Simulation(job_of(), admission=AdmissionPolicy(servers=2))
+    simulation.shards.pop().die()
+    simulation.run_until_quiet()
+    late = simulation.network.client()
+    # Both waited while nobody was at this address.
+    late.send(encode(shard_join(JOIN, "memory://late")))
+    late.send(encode(CollectedFrame(name="weights", steps=1, start=0), [np.full(4096, 7.0, np.float32)]))
+    simulation.run_until_quiet()
+    assert [type(message) for message in told_shard(late)] == [ShardWelcome]
+    late.close()
+    simulation.run_until_quiet()
+    simulation.add_shard()
+    simulation.add_worker()
+    assert simulation.finish() == digest_of(job_of())
+
+
+def told_shard(client: MemoryClient) -> list[Message]:
+    """Return what a shard was sent, but for what asks whether it is there."""
+    messages = []
+    while (frames := client.receive(None)) is not None:
+        messages.append(decode(frames, ToShardMessage)[0])
+    return [message for message in messages if not isinstance(message, Ping)]
 
 
 def digest_of(job: Job) -> str:

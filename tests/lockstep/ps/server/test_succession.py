@@ -10,7 +10,7 @@ from lockstep.common.protocol.standby_messages import LeaderNotice, LeaderReques
 from lockstep.common.transport.in_memory import MemoryNetwork
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import Finish
-from lockstep.ps.server.succession import END_S, HAND_OVER_S, INTERRUPTED_S, NOTICE_S, Succession
+from lockstep.ps.server.succession import ANSWER_S, END_S, HAND_OVER_S, INTERRUPTED_S, NOTICE_S, Succession
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import job_of
 
@@ -104,7 +104,9 @@ def test_the_server_before_is_told_until_it_says_the_same() -> None:
     found = before.receive(0.0)
     assert found is not None
     before.send(found[0], encode(LeaderNotice(term=higher, address="memory://old")))
-    (event,) = succession.on_time(11 * NOTICE_S)
+    # It is known as soon as it is there, and not only when the next notice is due.
+    assert succession.on_time(10 * NOTICE_S + 0.9 * ANSWER_S) == []
+    (event,) = succession.on_time(10 * NOTICE_S + ANSWER_S)
     assert isinstance(event, events.Superseded)
 
 

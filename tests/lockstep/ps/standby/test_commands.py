@@ -3,12 +3,20 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from lockstep.common.errors import FailureKind
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import PROTOCOL_VERSION, Leave, Message, StandbyAddress, Term
-from lockstep.common.protocol.standby_messages import CommandOutcome, Drain, LeaderNotice, MirrorRequest, Promote
+from lockstep.common.protocol.standby_messages import (
+    CommandOutcome,
+    Drain,
+    LeaderNotice,
+    MirrorRequest,
+    Promote,
+    RunFiles,
+)
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.statemachine.client import Exit
 from lockstep.common.statemachine.machine import Interrupted
@@ -162,6 +170,23 @@ def test_a_standby_that_goes_without_a_word_may_lead_the_run(says_so: bool, reme
     assert simulation.server.succession.registry.members == {}
     # A server that is started again asks those that it knows.
     assert known(simulation) == remembered
+
+
+def test_a_standby_gets_to_know_those_that_have_gone_without_a_word() -> None:
+    simulation = Simulation(job_of())
+    first, second = simulation.network.client(), simulation.network.client()
+    ask(first, "standby-1", REQUEST)
+    served(simulation)
+    first.close()
+    served(simulation)
+    ask(second, "standby-2", msgspec.structs.replace(REQUEST, address="memory://c"))
+    served(simulation)
+    frames = second.receive(0.0)
+    assert frames is not None
+    offer, _ = decode(frames, RunFiles)
+    assert isinstance(offer, RunFiles)
+    # If the server is lost, one of them may lead the run, and the other one has to find it.
+    assert {standby.address for standby in offer.standbys} == {"memory://b", "memory://c"}
 
 
 def served(simulation: Simulation) -> None:
