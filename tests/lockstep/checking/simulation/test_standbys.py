@@ -163,6 +163,9 @@ ONCE = {
     "a shard comes when the run is over, and standbys get the rest of it": (12040, 2, 1),
     "a server that is started again was cut off from its standbys, one of which leads": (20150, 2, 2),
     "a server is lost while it writes a checkpoint": (20256, 2, 2),
+    "what is left is resumed just before it is started again anyway": (12862, 2, 1),
+    "a standby is killed after its server, of whose new term it has only a part": (17198, 2, 1),
+    "work waits for a worker whose results a server cut off does not acknowledge": (12365, 2, 1),
     "a worker that asked twice is ready for its first place": (13207, 2, 1),
     "a worker is ready with memory that the server had before it resumed": (13447, 2, 1),
 }
