@@ -356,8 +356,12 @@ class Simulation:
             self._restart_servers(start)
 
     def _start_standby(self, name: str) -> None:
-        """Start a standby, or the server that it has become and that has died, unless the run is over."""
-        if self._is_over():
+        """Start a standby, or the server that it has become and that has died, unless the run is over or it is there.
+
+        It is if a person has resumed what was left before the supervisor that starts what has died again came to it.
+        """
+        before = self.standbys.get(name)
+        if self._is_over() or (before is not None and not before.is_dead):
             return
         # As those that were lost may not come back, one worker is enough.
         admission = replace(self.run.admission, min_workers=1)

@@ -3,10 +3,13 @@
 It works in rounds. In each, the server says what there is, and the standby gets what it lacks: first the lines, since a
 checkpoint refers to those before it, then the other files. A file is there only once all of it has come and has been
 checked. What a server has removed is removed at the end of a round, when what replaces it is there.
+
+A mirror from which the run could be led stays one, also if its standby is killed while it gets more: what is to be
+replaced or removed is written down before.
 """
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from msgspec import Struct
@@ -59,10 +62,12 @@ class KeepRecord(Struct, frozen=True, kw_only=True):
 
 
 class MirrorRecord(Struct, frozen=True, kw_only=True):
-    """What `mirror.json` says about a mirror that has all that its server offered last."""
+    """What `mirror.json` says about a mirror from which the run could be led: it is there once it has been whole."""
 
     #: By file of lines, how many bytes of it are right.
     lines: dict[str, int]
+    #: By name, the versions in one of which another file is here: two while the second takes the place of the first.
+    files: dict[str, tuple[str, ...]]
     offer: RunFiles
 
 
@@ -97,12 +102,12 @@ class Mirror:
 
     def begin_round(self, offer: RunFiles) -> list[MirrorEffect]:
         """Begin to get what is here in another version, or not yet."""
-        effects: list[MirrorEffect] = []
-        if offer.term != self.term:
-            effects = self._adopt(offer)
+        is_new, dropped = offer.term != self.term, self._adopt(offer)
         self.offer, self.received = offer, 0
         self.wanted = deque(file for file in offer.files if self._lacks(file))
-        return [*effects, *self._go_on()]
+        is_replacing = is_new or any(file.name in self.files for file in self.wanted)
+        kept = self._keep(offer) if self.has_been_whole and is_replacing else []
+        return [*kept, *dropped, *self._go_on()]
 
     def _lacks(self, file: RunFile) -> bool:
         if not file.version:
@@ -114,6 +119,8 @@ class Mirror:
 
         What else there is stays until it is replaced: without it, nothing could be led from here.
         """
+        if offer.term == self.term:
+            return []
         offered, folder = {file.name: file.version for file in offer.files}, f"{CHECKPOINTS}/"
         known = [(name, version) for name, version in self.files.items() if name.startswith(folder)]
         gone = tuple(name for name, version in known if offered.get(name) != version)
@@ -148,20 +155,29 @@ class Mirror:
         for name in gone:
             del self.files[name]
         removed: list[MirrorEffect] = [RemoveFiles(names=gone)] if gone else []
-        record = MirrorRecord(lines=dict(self.lines), offer=self.offer)
+        return [*self._keep(self.offer), *removed]
+
+    def _keep(self, offer: RunFiles) -> list[MirrorEffect]:
+        """Write down what is here, and what may take its place until this is written again."""
+        offered = {file.name: file.version for file in offer.files}
+        files = {name: (version, offered.get(name, version)) for name, version in self.files.items()}
+        record = MirrorRecord(
+            lines=dict(self.lines), files={name: tuple(dict.fromkeys(one)) for name, one in files.items()}, offer=offer
+        )
         if record == self._recorded:
-            return removed
+            return []
         self._recorded = record
-        return [*removed, KeepRecord(record=record)]
+        return [KeepRecord(record=record)]
 
     @classmethod
-    def of(cls, record: MirrorRecord, intact: Collection[str]) -> "Mirror":
-        """Return the mirror that was written down, of which these files are still right."""
-        offer = record.offer
-        files = {file.name: file.version for file in offer.files if file.version and file.name in intact}
-        lines = {name: size for name, size in record.lines.items() if name in intact}
-        is_whole = all(file.name in intact or not file.size for file in offer.files)
-        return cls(offer.term, lines, files, offer, has_been_whole=is_whole)
+    def of(cls, record: MirrorRecord, lines: Collection[str], files: Mapping[str, str]) -> "Mirror":
+        """Return the mirror that was written down, of which these lines are still right, and files in these versions.
+
+        The run can be led from it if that is all that was written down: what was offered since may be missing.
+        """
+        right = {name: size for name, size in record.lines.items() if name in lines}
+        is_all = right == record.lines and files.keys() == record.files.keys()
+        return cls(record.offer.term, right, dict(files), record.offer, has_been_whole=is_all)
 
     def ask_again(self) -> list[MirrorEffect]:
         """Ask again for the part that is to come next, whose answer did not come or was damaged."""
@@ -200,7 +216,8 @@ class Mirror:
     def give_up(self) -> None:
         """Leave the rest of the round to the next one."""
         self.wanted.clear()
-        self.offer, self.received = None, 0
+        # It may not have been written: the disk may be full.
+        self.offer, self.received, self._recorded = None, 0, None
 
     def validate(self) -> None:
         """Raise AssertionError if the state contradicts itself: for tests, after each event."""

@@ -107,18 +107,27 @@ class MirrorStorage:
         write_atomically(self.folder / MIRROR, [msgspec.json.encode(record)], lambda descriptor: None)
 
     def restore(self) -> Mirror:
-        """Return what a standby had here that is started again: an empty mirror if nothing was written down."""
+        """Return what a standby had here that is started again: an empty mirror if nothing was written down.
+
+        Carries out what was written down and may not have been done: lines are cut, and other checkpoints removed. They
+        would refer to lines that are not here.
+        """
         try:
             record = decode(read_regular(self.folder / MIRROR, MOST_BYTES), MirrorRecord)
         except (OSError, msgspec.MsgspecError):
             return Mirror()
         for name, size in record.lines.items():
             self.cut(name, size)
+        for path in (self.folder / CHECKPOINTS).glob("*"):
+            if path.is_file() and f"{CHECKPOINTS}/{path.name}" not in record.files:
+                path.unlink()
         lines = {name for name, size in record.lines.items() if _size(self.folder / name) == size}
-        files = {
-            file.name for file in record.offer.files if file.version and not self.fault_in(file.name, file.version)
-        }
-        return Mirror.of(record, lines | files)
+        found = {name: self._version_here(name, versions) for name, versions in record.files.items()}
+        return Mirror.of(record, lines, {name: version for name, version in found.items() if version})
+
+    def _version_here(self, name: str, versions: tuple[str, ...]) -> str:
+        """Return which of these versions of a file is here, empty if none is."""
+        return next((version for version in versions if not self.fault_in(name, version)), "")
 
     def discard_partial(self) -> None:
         """Remove what is not complete: of a checkpoint, say, that the server has removed meanwhile."""

@@ -182,6 +182,16 @@ class RoundState:
         # Other servers seldom still read one.
         return held.union(self.pending.numbers(rank)) if self.pending.results else held
 
+    def waits_for_servers(self, rank: int) -> bool:
+        """Tell whether a worker has done all that it holds, and may hold no more before other servers have that.
+
+        It is not known when they will: if their wires are broken, its leases expire meanwhile, and others get them.
+        """
+        # Both are cheap, and mostly the answer.
+        if not self.pending.results or self.leases.held_by(rank):
+            return False
+        return len(self.in_use(rank)) == WINDOW
+
     def on_result(
         self, member: Member, result: Result, *, has_shards: bool, times: Times = UNKNOWN
     ) -> tuple[list[Effect], bool]:

@@ -52,8 +52,12 @@ class Scheduler:
         return soonest(delay, state.end) if state.leases.free() else delay
 
     def _available(self, state: RoundState, members: Iterable[Member], now: float) -> list[Member]:
-        """Return those of some ready members that do not seem to stand still."""
-        return [member for member in members if not self._stands_still(state, member.rank, now)]
+        """Return those of some ready members that do not seem to stand still, and may hold a lease before long."""
+        return [
+            member
+            for member in members
+            if not (state.waits_for_servers(member.rank) or self._stands_still(state, member.rank, now))
+        ]
 
     def _stands_still(self, state: RoundState, rank: int, now: float) -> bool:
         if self.withdrawals.stands_still(rank, now):

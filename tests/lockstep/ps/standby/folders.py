@@ -11,7 +11,16 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.protocol.messages import Term
 from lockstep.common.protocol.standby_messages import FilePart, RunFiles
 from lockstep.ps.checkpoint.folder import CheckpointFolder
-from lockstep.ps.standby.mirror import AskFor, CompleteFile, CutLines, Mirror, MirrorEffect, RemoveFiles, StorePart
+from lockstep.ps.standby.mirror import (
+    AskFor,
+    CompleteFile,
+    CutLines,
+    KeepRecord,
+    Mirror,
+    MirrorEffect,
+    RemoveFiles,
+    StorePart,
+)
 from lockstep.ps.standby.source import MirrorSource
 from lockstep.ps.standby.storage import MirrorStorage, is_intact
 from lockstep.ps.standby.terms import TermHistory
@@ -75,24 +84,33 @@ class MirroredFolder:
             takeover_s=5.0,
         )
 
-    def mirror_once(self, damage: Damage = untouched, offer: RunFiles | None = None) -> None:
-        """Get what there is, as far as it goes."""
+    def mirror_once(
+        self, damage: Damage = untouched, offer: RunFiles | None = None, killed_after: int | None = None
+    ) -> bool:
+        """Get what there is, as far as it goes, or until so many effects are carried out; return whether that is all.
+
+        The answer to a part that is written is one with its effect: it changes nothing on the disk.
+        """
         pending: list[MirrorEffect] = self.mirror.begin_round(offer or self.offer())
         array = np.empty(0, np.float32)
+        carried_out = 0
         while pending:
+            if carried_out == killed_after:
+                return False
+            carried_out += 1
             match pending.pop(0):
                 case AskFor(request=request):
                     self.asked.append(request.name)
                     found = self.source.part(request, self.history.last)
                     if found is None:
                         self.mirror.give_up()
-                        return
+                        return True
                     part, data = found
                     array = damage(part, data)
                     assert self.mirror.expects(part)
                     if not is_intact(part, array):
                         self.faults.append(part.name)
-                        return
+                        return True
                     pending.append(StorePart(part=part))
                 case StorePart(part=part):
                     self.storage.store(part, array)
@@ -105,7 +123,10 @@ class MirroredFolder:
                     self.storage.remove(names)
                 case CutLines(name=name, size=size):
                     self.storage.cut(name, size)
+                case KeepRecord(record=record):
+                    self.storage.keep(record)
             self.mirror.validate()
+        return True
 
     def again(self, server: str, ledger_bytes: int) -> Term:
         """Let another server resume the run, which cuts its lines."""

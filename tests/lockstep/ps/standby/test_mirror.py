@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -48,7 +49,9 @@ def test_a_mirror_has_all_but_logs(folder: MirroredFolder) -> None:
     folder.mirror_once()
     here = folder.files(folder.here)
     del here["server.log"]
-    assert folder.files(folder.there) == here
+    there = folder.files(folder.there)
+    del there[MIRROR]
+    assert there == here
     assert folder.mirror.is_whole
     # A checkpoint refers to lines, which have to be there before it.
     assert folder.asked.index("ledger.jsonl") < folder.asked.index("checkpoints/step-00000003.safetensors")
@@ -136,6 +139,59 @@ def test_a_server_that_resumes_has_its_lines_replaced(folder: MirroredFolder) ->
     folder.mirror_once()
     assert (folder.there / "ledger.jsonl").read_bytes() == (folder.here / "ledger.jsonl").read_bytes()
     assert list((folder.there / "checkpoints").iterdir()) == []
+
+
+def resumed(folder: MirroredFolder) -> None:
+    """Let another server resume the run before its checkpoint."""
+    folder.again("b", LINES.index(b"\n") + 1)
+    folder.write("receipt.json", b'{"again":true}\n')
+
+
+def went_on(folder: MirroredFolder) -> None:
+    """Let the same server lead the run."""
+
+
+@pytest.mark.parametrize("happens", [resumed, went_on])
+def test_a_mirror_that_could_be_led_from_still_can_when_its_standby_is_killed(
+    tmp_path: Path, happens: Callable[[MirroredFolder], None]
+) -> None:
+    killed_after, is_all = 0, False
+    while not is_all:
+        (tmp_path / str(killed_after)).mkdir()
+        folder = MirroredFolder(tmp_path / str(killed_after))
+        folder.write("terms.json", b"1\n")
+        folder.write("receipt.json", b"{}\n")
+        folder.write("ledger.jsonl", LINES)
+        old = sealed(folder, 3)
+        folder.mirror_once()
+        happens(folder)
+        with (folder.here / "ledger.jsonl").open("ab") as file:
+            file.write(b'{"kind":"more"}\n')
+        folder.write("terms.json", b"2\n")
+        sealed(folder, 6)
+        old.unlink()
+        is_all = folder.mirror_once(killed_after=killed_after)
+        folder.mirror = folder.storage.restore()
+        at = f"killed after {killed_after} effects"
+        assert folder.mirror.has_been_whole, at
+        # The new term is written down before anything of the old one goes.
+        assert folder.mirror.term == folder.history.last or not killed_after, at
+        # No checkpoint is left that refers to lines which are gone.
+        left = {f"checkpoints/{path.name}" for path in (folder.there / "checkpoints").iterdir()}
+        assert left == {name for name in folder.mirror.files if name.startswith("checkpoints/")}, at
+        folder.mirror_once()
+        assert folder.files(folder.there).items() >= folder.files(folder.here).items(), at
+        killed_after += 1
+    assert killed_after > 8
+
+
+def test_what_is_damaged_is_not_led_from_when_the_standby_is_started_again(folder: MirroredFolder) -> None:
+    folder.mirror_once()
+    (folder.there / "receipt.json").write_bytes(b"[]\n")
+    folder.mirror = folder.storage.restore()
+    assert not folder.mirror.has_been_whole
+    folder.mirror_once()
+    assert folder.mirror.has_been_whole
 
 
 def test_what_is_not_there_any_more_is_left_to_the_next_round(folder: MirroredFolder) -> None:

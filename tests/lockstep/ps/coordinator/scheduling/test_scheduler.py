@@ -83,6 +83,19 @@ def test_a_slot_that_servers_still_read_is_not_named(answered: int) -> None:
     assert [lease.slot for lease in desk.assign(member)] == [first.slot]
 
 
+def test_nobody_waits_for_a_faster_worker_whose_slots_servers_still_read() -> None:
+    desk = Desk(2)
+    fast, slow = desk.members
+    for lease in desk.assign(fast):
+        desk.state.on_result(fast, result_of(lease), has_shards=True)
+    # A server does not answer, and the leases run out.
+    desk.state.leases.release(fast.rank)
+    desk.practise(0.1, 5.0)
+    desk.assign()
+    assert (desk.state.leases.held_by(fast.rank), desk.state.leases.free()) == ([], 0)
+    assert sum(len(lease.node) for lease in desk.state.leases.held_by(slow.rank)) == ROUND.micro_batches
+
+
 def test_a_lease_lasts_from_now_and_as_long_as_all_that_is_held() -> None:
     desk = Desk(2)
     desk.assign(desk.members[0])
