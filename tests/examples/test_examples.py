@@ -23,7 +23,7 @@ JOBS = sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.toml
 OWN_JOBS = [name for name in JOBS if not name.startswith("pytorch/")]
 
 #: Those that the doctor tries for many seconds: small nets of their kinds are in tests/lockstep/checking/checkup.
-LONG_JOBS = ("batchnorm_cnn.toml", "language/job.toml")
+LONG_JOBS = ("batchnorm_cnn.toml", "cnn.toml", "language/job.toml")
 
 #: What language/data.py says of its text: the nats of a character of which only its share is known.
 UNIGRAM = 3.1509
