@@ -22,6 +22,10 @@ from lockstep.runs.cost_model import Measured, fitted
 #: Seconds of training below which times mean nothing.
 NOTED_S = 0.5
 
+#: With more columns of figures than these, headings have two lines, and with more than these one blank stands between
+#: two columns: so 80 columns have room for nine. (Rich would break headings anywhere.)
+LONG_HEADINGS, WIDE_GAPS = 5, 7
+
 
 def show_summary(console: Console, result: RunResult, folder: Path | None) -> None:
     """Print the epochs and the figures of a run."""
@@ -37,21 +41,40 @@ def show_advice(console: Console, result: RunResult, cores: int | None = None) -
 
 
 def epochs_table(history: list[EpochRecord]) -> Table:
-    """Return a table with one line per epoch."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    name = Score(history[0].accuracy, history[0].r2).name if history else "accuracy"
-    scores = (f"train {name}", f"test {name}") if name else ()
-    others = list(dict.fromkeys(each for epoch in history for each in epoch.of_set("test_")))
-    tests = ("test loss", *scores[1:], *(f"test {each}" for each in others))
-    for heading in ("epoch", "train loss", *scores[:1], *tests, "seconds"):
-        table.add_column(heading, justify="right")
-    for epoch in history:
-        shown = (Score(epoch.accuracy, epoch.r2).text(), Score(epoch.test_accuracy, epoch.test_r2).text())
-        train, test = (shown[:1], shown[1:]) if name else ((), ())
-        found = epoch.of_set("test_")
-        test = (f"{epoch.test_loss:.4f}", *test, *(f"{found[each]:.4f}" if each in found else "" for each in others))
-        table.add_row(str(epoch.epoch), f"{epoch.loss:.4f}", *train, *test, f"{epoch.wall_s:.1f}")
+    """Return a table with one line per epoch.
+
+    A run with a validation set has columns for it, and its other metrics are those of that set: it is what one looks
+    at while choosing, and 80 columns have no room for both.
+    """
+    rows = [_figures(epoch) for epoch in history]
+    headings = list(dict.fromkeys(name for row in rows for name in row)) or ["train loss", "test loss"]
+    gap = 2 if len(headings) <= WIDE_GAPS else 1
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
+    for heading in ("epoch", *headings, "seconds"):
+        text = heading if len(headings) <= LONG_HEADINGS else heading.replace(" ", "\n", 1)
+        table.add_column(text, justify="right")
+    for epoch, row in zip(history, rows, strict=True):
+        table.add_row(str(epoch.epoch), *(row.get(name, "") for name in headings), f"{epoch.wall_s:.1f}")
     return table
+
+
+def _figures(epoch: EpochRecord) -> dict[str, str]:
+    """Return what an epoch's line shows of its sets, by heading."""
+    sets = {
+        "train": (epoch.loss, Score(epoch.accuracy, epoch.r2)),
+        "val": (epoch.val_loss, Score(epoch.val_accuracy, epoch.val_r2)),
+        "test": (epoch.test_loss, Score(epoch.test_accuracy, epoch.test_r2)),
+    }
+    looked_at, figures = "test" if epoch.val_loss is None else "val", dict[str, str]()
+    for name, (loss, score) in sets.items():
+        if loss is None:
+            continue
+        figures[f"{name} loss"] = f"{loss:.4f}"
+        if score.name:
+            figures[f"{name} {score.name}"] = score.text()
+        if name == looked_at:
+            figures |= {f"{name} {each}": f"{value:.4f}" for each, value in epoch.of_set(f"{name}_").items()}
+    return figures
 
 
 def summary_lines(result: RunResult, folder: Path | None) -> list[str]:

@@ -113,6 +113,21 @@ def test_the_metrics_of_the_test_set_are_columns_of_the_epochs() -> None:
     ]
 
 
+def test_a_run_with_a_validation_set_shows_it_in_eighty_columns() -> None:
+    (epoch,) = result().history
+    console = Console(width=80, file=io.StringIO(), record=True)
+    validated = msgspec.structs.replace(
+        epoch, val_loss=0.375, val_accuracy=0.9, metrics={"val_f1": 0.8, "val_top5": 1.0, "test_f1": 0.5}
+    )
+    console.print(epochs_table([validated]))
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert lines == [
+        "       train    train    val      val    val    val   test     test",
+        "epoch   loss accuracy   loss accuracy     f1   top5   loss accuracy seconds",
+        "    1 0.5000   87.50% 0.3750   90.00% 0.8000 1.0000 0.2500   93.75%    12.3",
+    ]
+
+
 @pytest.mark.parametrize(
     ("workers", "teams", "who"),
     [
