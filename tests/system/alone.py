@@ -10,11 +10,13 @@ import pytest
 
 from lockstep.cli.main import run
 from tests.lockstep.tiny_data import write_tiny
+from tests.system.jobs import UNHURRIED
 
 
 def train_alone(folder: Path, *job: str) -> Path:
-    """Train with the small dataset in a folder; return the run's folder, `calm` there."""
+    """Train with the files of a `Place` in a folder; return the run's folder, `calm` there."""
     write_tiny(folder)
+    (folder / "unhurried.py").write_text(UNHURRIED)
     with chdir(folder):
         assert run(["train", *job, "--workers", "0", "--run-dir", "calm"]) == 0
     return folder / "calm"

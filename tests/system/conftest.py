@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from tests.lockstep.tiny_data import write_tiny
+from tests.system.jobs import UNHURRIED
 from tests.system.processes import Place
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
-    """A place for processes, with a small dataset; nothing that ran there outlives the test."""
+    """A place for processes, with a small dataset and a model; nothing that ran there outlives the test."""
     write_tiny(tmp_path)
+    (tmp_path / "unhurried.py").write_text(UNHURRIED)
     # Not below `tmp_path`, whose length leaves no room for the path of a socket.
     temporary = Path(tempfile.mkdtemp(prefix="lt-"))
     place = Place(tmp_path, temporary)

@@ -9,8 +9,33 @@ from pathlib import Path
 #: Flags of a job that is over in a moment.
 BRIEF = ("--model", "linear", "--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "4", "--steps", "8")
 
-#: Flags of a job that is never over.
-ENDLESS = ("--model", "linear", "--data", "tiny.npz", "--global-batch", "32", "--epochs", "1000000")
+#: The file of a model that takes its time: a run that others are to look at, or to end, needs no core for it.
+UNHURRIED = """
+import time
+
+from lockstep import nn
+
+
+class Unhurried(nn.Module):
+    def __init__(self, pause_s=0.01):
+        super().__init__()
+        self.scores, self.pause_s = nn.Linear(784, 10), pause_s
+
+    def forward(self, images):
+        if self.training:
+            time.sleep(self.pause_s)
+        return self.scores(images.reshape(images.shape[0], 784))
+
+
+def in_a_hurry():
+    return Unhurried(0.0)
+"""
+
+#: Flags of a job that is never over, in the folder of a `Place`.
+ENDLESS = ("--model", "unhurried.py:Unhurried", "--data", "tiny.npz", "--global-batch", "32", "--epochs", "1000000")
+
+#: Flags after those, for a run whose speed is measured.
+AT_FULL_SPEED = ("--model", "linear")
 
 #: A model that stops at a gate, a FIFO, in one phase of a run. The server tries a model with two samples.
 GATED = """

@@ -15,7 +15,7 @@ def training(place: Place, *flags: str) -> Iterator[tuple[Process, str]]:
     server = place.start("server", *ENDLESS, "--bind", "tcp://127.0.0.1:0", "--run-dir", "run", *flags)
     address = server.line_with("lockstep worker").split()[-1]
     place.start("worker", address)
-    server.line_with("epoch 100/")
+    server.line_with("epoch 10/")
     yield server, address
     server.send(signal.SIGINT)
     assert server.end(GONE_S)[0] == 130

@@ -10,6 +10,10 @@ from tests.system.processes import GONE_S, Place
 #: Long enough for things to happen to it.
 LASTING = ("--model", "linear", "--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "4", "--steps", "1500")
 
+#: As long, with hardly anything to compute; and the same without its pauses.
+UNHURRIED = ("--model", "unhurried.py:Unhurried", "--steps", "200")
+HURRIED = ("--model", "unhurried.py:in_a_hurry", "--steps", "200")
+
 
 def train(place: Place, name: str, *flags: str) -> tuple[str, list[str]]:
     """Train; return the digest of the weights, and what was done to the run."""
@@ -21,9 +25,9 @@ def train(place: Place, name: str, *flags: str) -> tuple[str, list[str]]:
 
 
 def test_a_run_that_is_harmed_comes_to_the_bits_of_a_calm_one(place: Place) -> None:
-    calm = digest_alone(*LASTING)
+    calm = digest_alone(*LASTING, *HURRIED)
     flags = ("--workers", "2", "--chaos", "kill-worker=1 kill-server=1", "--chaos-seed", "7")
-    digest, done = train(place, "wild", *flags)
+    digest, done = train(place, "wild", *UNHURRIED, *flags)
     assert digest == calm
     assert sorted(line.partition(" (")[0] for line in done[:-1]) == [
         "chaos: killed a worker",

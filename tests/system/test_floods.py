@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.lockstep.common.transport.zeromq import zmtp
+from tests.system.jobs import AT_FULL_SPEED
 from tests.system.processes import Place, Process
 from tests.system.speed import epochs_in, training
 
@@ -145,7 +146,7 @@ def test_floods_cost_little_memory_and_the_run_goes_on(place: Place, floods: lis
 @pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)
 def test_a_run_keeps_most_of_its_speed(place: Place, flood: Flood) -> None:
     """For a machine with nothing else to do: strangers, server and worker share its cores."""
-    with training(place) as (server, address):
+    with training(place, *AT_FULL_SPEED) as (server, address):
         steady, alone, beside = peak(server), 0, 0
         for _ in range(TURNS):
             alone += epochs_in(server, MEASURED_S)

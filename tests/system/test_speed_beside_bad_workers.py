@@ -7,6 +7,7 @@ import pytest
 from lockstep.common.transport.port import Limits
 from lockstep.common.transport.zeromq.ports import dial
 from tests.system.bad_worker import ACTS, Act, BadWorker, misbehaving, never_read
+from tests.system.jobs import AT_FULL_SPEED
 from tests.system.processes import Place
 from tests.system.speed import epochs_in, training
 
@@ -27,7 +28,7 @@ KEPT_UNREAD, KEPT = 0.9, 0.8
 def test_the_others_keep_most_of_their_speed(place: Place, act: Act) -> None:
     seconds, kept, every_s = (BESIDE_UNREAD_S, KEPT_UNREAD, ALIVE_S) if act is never_read else (BESIDE_S, KEPT, EVERY_S)
     with (
-        training(place, "--transport", "tcp") as (server, address),
+        training(place, *AT_FULL_SPEED, "--transport", "tcp") as (server, address),
         closing(dial(address, limits=Limits(frame_bytes=2**30))) as port,
     ):
         before = epochs_in(server, ALONE_S)

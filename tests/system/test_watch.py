@@ -56,7 +56,7 @@ def test_a_page_beside_a_run_shows_it_live_and_ends_with_it(place: Place) -> Non
     # The page looks at the files several times a second.
     while (shown := first_event(link))["state"] == "waiting" or shown["refused"] is None:
         continue
-    assert (shown["state"], shown["model"]) == ("running", "linear")
+    assert (shown["state"], shown["model"]) == ("running", "unhurried.py:Unhurried")
     assert [worker["rank"] for worker in shown["workers"]] == [0]  # type: ignore[attr-defined]  # a list of dicts
     # It was told by `train`, which asks the server.
     assert shown["refused"] == 0
