@@ -61,14 +61,14 @@ def check_code_from_data(sources: Mapping[str, Source]) -> Iterator[Violation]:
     for source in sources.values():
         yield from _imports(source)
         harmless = set(_harmless(source))
-        for node in ast.walk(source.tree):
+        for node in source.nodes:
             faults = () if node in harmless else _faults(source, node)
             yield from (Violation(source.module, getattr(node, "lineno", 1), text) for text in faults)
 
 
 def _harmless(source: Source) -> Iterator[ast.AST]:
     """Yield what calls of PyTorch's reader name that takes nothing but tensors and plain values."""
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.Call) and source.dotted(node.func) == "torch.load":
             given = {each.arg: each.value for each in node.keywords}.get("weights_only")
             if isinstance(given, ast.Constant) and given.value is True:

@@ -106,8 +106,9 @@ def check_imports(sources: Mapping[str, Source]) -> Iterator[Violation]:
         for found in source.imports:
             names = (found.module, f"{found.module}.{found.name}")
             for confined, homes in CONFINED.items():
-                is_home = any(fnmatch(source.module, home) for home in (*homes, ALONE))
-                if any(is_within(name, confined) for name in names) and not is_home:
+                if not any(is_within(name, confined) for name in names):
+                    continue
+                if not any(fnmatch(source.module, home) for home in (*homes, ALONE)):
                     only = " and ".join(homes)
                     yield Violation(source.module, found.line, f"imports {confined}, which only {only} may")
 
@@ -115,19 +116,18 @@ def check_imports(sources: Mapping[str, Source]) -> Iterator[Violation]:
 def check_uses(sources: Mapping[str, Source]) -> Iterator[Violation]:
     """Find uses of the environment and of NumPy's randomness."""
     for source in sources.values():
-        for node in ast.walk(source.tree):
+        for node in source.nodes:
             name = source.dotted(node)
             if name in CONFINED_USES and source.module != CONFINED_USES[name]:
                 yield Violation(source.module, _line(node), f"uses {name}, which only {CONFINED_USES[name]} may")
-            if _is_random(source, node) and source.module != "lockstep.common.random":
+            if _is_random(source, node, name) and source.module != "lockstep.common.random":
                 yield Violation(source.module, _line(node), "uses numpy.random, which only lockstep.common.random may")
 
 
-def _is_random(source: Source, node: ast.AST) -> bool:
-    """Tell whether the node calls a part of numpy.random or names one that is not a type."""
+def _is_random(source: Source, node: ast.AST, name: str) -> bool:
+    """Tell whether the node, of that dotted name, calls a part of numpy.random or names one that is not a type."""
     if isinstance(node, ast.Call):
         return source.dotted(node.func) in RANDOM_TYPES
-    name = source.dotted(node)
     return name.startswith("numpy.random.") and name not in RANDOM_TYPES
 
 
@@ -144,7 +144,7 @@ def check_purity(sources: Mapping[str, Source]) -> Iterator[Violation]:
             for outer in OUTER_WORLD:
                 if is_within(found.module, outer) or f"{found.module}.{found.name}" == outer:
                     yield Violation(source.module, found.line, f"imports {outer}, and has to be pure")
-        for node in ast.walk(source.tree):
+        for node in source.nodes:
             if isinstance(node, ast.Call) and source.dotted(node.func) in ("open", "print", "input"):
                 yield Violation(source.module, node.lineno, f"calls {source.dotted(node.func)}, and has to be pure")
 

@@ -25,7 +25,7 @@ def check_class_names(sources: Mapping[str, Source]) -> Iterator[Violation]:
     """Find classes that share their name with another."""
     homes: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for source in sources.values():
-        for node in ast.walk(source.tree):
+        for node in source.nodes:
             if isinstance(node, ast.ClassDef):
                 homes[node.name].append((source.module, node.lineno))
     for name, (first, *others) in homes.items():
@@ -39,7 +39,7 @@ def check_words(sources: Mapping[str, Source]) -> Iterator[Violation]:
         for number, line in enumerate(source.text.splitlines(), 1):
             for found in PRIVATE_WORDS.findall(line):
                 yield Violation(source.module, number, f"says {found!r}, a private word: use the field's")
-        for node in ast.walk(source.tree):
+        for node in source.nodes:
             for name in _names(node):
                 if name in PRIVATE_CLASSES or PRIVATE_NAMES & set(_words(name)):
                     yield Violation(source.module, getattr(node, "lineno", 1), f"{name} is a private word")

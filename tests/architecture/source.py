@@ -49,15 +49,20 @@ class Source:
         return ast.parse(self.text, self.module)
 
     @cached_property
+    def nodes(self) -> tuple[ast.AST, ...]:
+        """All nodes of the tree, walked once for all rules."""
+        return tuple(ast.walk(self.tree))
+
+    @cached_property
     def imports(self) -> tuple[Import, ...]:
         """All imports: nested ones and those for type checkers count as others do."""
-        return tuple(found for node in ast.walk(self.tree) for found in _imports(node))
+        return tuple(found for node in self.nodes for found in _imports(node))
 
     @cached_property
     def bindings(self) -> dict[str, str]:
         """What the names that imports bind stand for: `np` -> `numpy`, `environ` -> `os.environ`."""
         bound: dict[str, str] = {}
-        for node in ast.walk(self.tree):
+        for node in self.nodes:
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     first = alias.name.partition(".")[0]

@@ -12,7 +12,7 @@ LASTING = ("--model", "linear", "--data", "tiny.npz", "--global-batch", "48", "-
 
 #: As long, with hardly anything to compute; and the same without its pauses.
 UNHURRIED = ("--model", "unhurried.py:Unhurried", "--steps", "200")
-HURRIED = ("--model", "unhurried.py:in_a_hurry", "--steps", "200")
+WITHOUT_PAUSES = ("--model", "unhurried.py:without_pauses", "--steps", "200")
 
 
 def train(place: Place, name: str, *flags: str) -> tuple[str, list[str]]:
@@ -25,7 +25,7 @@ def train(place: Place, name: str, *flags: str) -> tuple[str, list[str]]:
 
 
 def test_a_run_that_is_harmed_comes_to_the_bits_of_a_calm_one(place: Place) -> None:
-    calm = digest_alone(*LASTING, *HURRIED)
+    calm = digest_alone(*LASTING, *WITHOUT_PAUSES)
     flags = ("--workers", "2", "--chaos", "kill-worker=1 kill-server=1", "--chaos-seed", "7")
     digest, done = train(place, "wild", *UNHURRIED, *flags)
     assert digest == calm
