@@ -97,9 +97,9 @@ class MirrorStorage:
             (self.folder / name).unlink(missing_ok=True)
 
     def cut(self, name: str, size: int) -> None:
-        """Cut a file off after so many bytes."""
+        """Cut a file off after so many bytes; one that is shorter stays as it is."""
         path = self.folder / name
-        if path.exists():
+        if _size(path) > size:
             os.truncate(path, size)
 
     def keep(self, record: MirrorRecord) -> None:
