@@ -2,7 +2,7 @@
 
 import errno
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -309,8 +309,10 @@ def whole(*files: RunFile) -> Mirror:
     return mirror
 
 
-def kept(offer: RunFiles, files: dict[str, tuple[str, ...]] | None = None, *, lines: int | None = None) -> KeepRecord:
-    record = MirrorRecord(lines={} if lines is None else {LEDGER.name: lines}, files=files or {}, offer=offer)
+def kept(
+    offer: RunFiles, files: Mapping[str, tuple[str, ...]] | None = None, *, lines: int | None = None
+) -> KeepRecord:
+    record = MirrorRecord(lines={} if lines is None else {LEDGER.name: lines}, files=dict(files or {}), offer=offer)
     return KeepRecord(record=record)
 
 
