@@ -309,11 +309,8 @@ def whole(*files: RunFile) -> Mirror:
     return mirror
 
 
-def kept(
-    offer: RunFiles, files: Mapping[str, tuple[str, ...]] | None = None, *, lines: int | None = None
-) -> KeepRecord:
-    record = MirrorRecord(lines={} if lines is None else {LEDGER.name: lines}, files=dict(files or {}), offer=offer)
-    return KeepRecord(record=record)
+def kept(offer: RunFiles, files: Mapping[str, tuple[str, ...]], *, lines: int = 30) -> KeepRecord:
+    return KeepRecord(record=MirrorRecord(lines={LEDGER.name: lines}, files=dict(files), offer=offer))
 
 
 def test_what_is_here_is_written_down_once_all_of_it_is() -> None:
@@ -325,7 +322,7 @@ def test_what_is_here_is_written_down_once_all_of_it_is() -> None:
     assert comes(mirror, RECEIPT, size=3) == [asks(RECEIPT, 3)]
     assert not mirror.has_been_whole
     assert mirror.ask_again() == [asks(RECEIPT, 3)]
-    assert comes(mirror, RECEIPT, start=3) == [kept(offer, {RECEIPT.name: ("1",)}, lines=30)]
+    assert comes(mirror, RECEIPT, start=3) == [kept(offer, {RECEIPT.name: ("1",)})]
     assert mirror.has_been_whole
     assert mirror.ask_again() == []
     # Nothing has changed since.
@@ -361,8 +358,8 @@ def test_what_more_lines_came_of_the_same_term_is_written_down_afterwards() -> N
 def test_a_file_that_is_replaced_is_written_down_before_in_both_versions() -> None:
     mirror, second = whole(LEDGER, RECEIPT), msgspec.structs.replace(RECEIPT, version="2")
     offer = offered(LEDGER, second)
-    assert mirror.begin_round(offer) == [kept(offer, {RECEIPT.name: ("1", "2")}, lines=30), asks(second)]
-    assert comes(mirror, second) == [kept(offer, {RECEIPT.name: ("2",)}, lines=30)]
+    assert mirror.begin_round(offer) == [kept(offer, {RECEIPT.name: ("1", "2")}), asks(second)]
+    assert comes(mirror, second) == [kept(offer, {RECEIPT.name: ("2",)})]
 
 
 def test_a_new_term_is_written_down_before_lines_are_cut_and_checkpoints_dropped_that_are_not_its_own() -> None:
@@ -376,10 +373,10 @@ def test_a_new_term_is_written_down_before_lines_are_cut_and_checkpoints_dropped
         asks(LEDGER, 20),
     ]
     assert (mirror.term, mirror.has_been_whole) == (NEXT, True)
-    assert comes(mirror, LEDGER, start=20) == [kept(offer, files, lines=30)]
+    assert comes(mirror, LEDGER, start=20) == [kept(offer, files)]
     # All is as before, in one more term: that is written down too.
     offer = offered(LEDGER, RECEIPT, THREE, term=msgspec.structs.replace(NEXT, number=6), kept=2**62)
-    assert mirror.begin_round(offer) == [kept(offer, files, lines=30)]
+    assert mirror.begin_round(offer) == [kept(offer, files)]
     # A checkpoint of the same name and another content is dropped as well.
     mirror = whole(LEDGER, SIX)
     effects = mirror.begin_round(offered(LEDGER, changed, term=NEXT))
@@ -402,19 +399,19 @@ def test_what_the_server_has_removed_goes_at_the_end_of_a_round() -> None:
     offer = offered(LEDGER, SIX)
     assert mirror.begin_round(offer) == [asks(SIX)]
     removed = RemoveFiles(names=(RECEIPT.name, THREE.name))
-    assert comes(mirror, SIX) == [kept(offer, {SIX.name: ("1",)}, lines=30), removed]
+    assert comes(mirror, SIX) == [kept(offer, {SIX.name: ("1",)}), removed]
 
 
 def test_a_server_whose_folder_is_empty_takes_no_checkpoint_away() -> None:
     mirror, offer = whole(LEDGER, RECEIPT, THREE), offered(LEDGER)
     removed = RemoveFiles(names=(RECEIPT.name,))
-    assert mirror.begin_round(offer) == [kept(offer, {THREE.name: ("1",)}, lines=30), removed]
+    assert mirror.begin_round(offer) == [kept(offer, {THREE.name: ("1",)}), removed]
 
 
 def test_a_round_that_is_given_up_begins_again_and_what_is_here_is_written_down_again() -> None:
     mirror, second = whole(LEDGER, RECEIPT), msgspec.structs.replace(RECEIPT, version="2", size=8)
     offer = offered(LEDGER, second)
-    before = kept(offer, {RECEIPT.name: ("1", "2")}, lines=30)
+    before = kept(offer, {RECEIPT.name: ("1", "2")})
     assert mirror.begin_round(offer) == [before, asks(second)]
     comes(mirror, second, size=4)
     mirror.give_up()
@@ -436,7 +433,7 @@ def test_a_round_that_is_given_up_begins_again_and_what_is_here_is_written_down_
 def test_what_was_written_down_is_led_from_if_all_of_it_is_still_here(
     lines: set[str], files: dict[str, str], is_all: bool
 ) -> None:
-    record = kept(offered(LEDGER, RECEIPT), {RECEIPT.name: ("1", "2")}, lines=30).record
+    record = kept(offered(LEDGER, RECEIPT), {RECEIPT.name: ("1", "2")}).record
     mirror = Mirror.of(record, lines, files)
     assert (mirror.term, mirror.offer, mirror.has_been_whole) == (TERM, record.offer, is_all)
     assert (mirror.lines, mirror.files) == (dict.fromkeys(lines, 30), files)
