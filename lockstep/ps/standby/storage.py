@@ -132,7 +132,7 @@ class MirrorStorage:
     def discard_partial(self) -> None:
         """Remove what is not complete: of a checkpoint, say, that the server has removed meanwhile."""
         for path in self.folder.rglob(f".*{PARTIAL}"):
-            path.unlink(missing_ok=True)
+            path.unlink()
 
     def conclude(self, lines: Mapping[str, int]) -> None:
         """Make a run's folder of the mirror: without what is not complete, or not known to be right."""

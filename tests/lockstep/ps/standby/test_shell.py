@@ -36,7 +36,7 @@ from lockstep.common.protocol.standby_messages import (
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.statemachine.client import Exit
 from lockstep.common.transport.diagnosis import Diagnosis, Stage
-from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork
+from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork, MemoryServer
 from lockstep.common.transport.links import Receiver
 from lockstep.common.transport.port import ClientPort, Limits
 from lockstep.ps.standby.shell import StandbyShell
@@ -53,6 +53,22 @@ def offer(*files: RunFile, standbys: tuple[StandbyAddress, ...] = ()) -> RunFile
     return RunFiles(
         term=TERM, run="r", step=3, steps=9, files=[*files], kept={}, electors=[0], standbys=standbys, takeover_s=5.0
     )
+
+
+class PromptServer(MemoryServer):
+    """A port at which nobody waits: while one is waited for, the other would not be heard."""
+
+    def receive(self, timeout_s: float | None) -> tuple[bytes, list[memoryview]] | None:
+        assert timeout_s == 0.0
+        return super().receive(timeout_s)
+
+
+class PromptClient(MemoryClient):
+    """As above, of a client."""
+
+    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        assert timeout_s == 0.0
+        return super().receive(timeout_s)
 
 
 @dataclass
@@ -72,6 +88,7 @@ class Bench:
     def __post_init__(self) -> None:
         self.server, self.upstream = self.network.server(), self.network.client()
         self.own = self.network.server(OWN.address)
+        self.upstream.__class__, self.own.__class__ = PromptClient, PromptServer
         config = StandbyConfig(server=StandbyAddress(address="memory://"), own=OWN, host="h", pid=1)
         self.shell = StandbyShell(
             StandbyState(config),
