@@ -381,9 +381,11 @@ def test_a_new_term_is_written_down_before_lines_are_cut_and_checkpoints_dropped
     mirror = whole(LEDGER, SIX)
     effects = mirror.begin_round(offered(LEDGER, changed, term=NEXT))
     assert RemoveFiles(names=(SIX.name,)) in effects
-    # Lines of which nothing is known are cut to nothing.
     assert CutLines(name=LEDGER.name, size=0) in effects
     assert effects[-1] == asks(LEDGER, 0)
+    # Lines of which nothing is known are cut to nothing.
+    unknown = msgspec.structs.replace(offered(LEDGER, term=NEXT), kept={})
+    assert CutLines(name=LEDGER.name, size=0) in whole(LEDGER).begin_round(unknown)
 
 
 def test_a_mirror_that_never_had_all_writes_nothing_down_of_a_new_term() -> None:

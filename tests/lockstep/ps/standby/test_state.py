@@ -161,7 +161,7 @@ def test_the_table_has_an_entry_for_every_event() -> None:
 def test_every_event_in_every_phase_obeys_the_table(phase: StandbyPhase, event: StandbyEvent) -> None:
     state = standby(0, 1, 2)
     state.phase = phase
-    state.handle(event, 1.0)
+    assert isinstance(state.handle(event, 1.0), list)
 
 
 @pytest.mark.parametrize(("electors", "needed"), [((0,), 1), ((0, 1), 2), ((0, 1, 2), 2), ((0, 1, 2, 3), 3)])
@@ -570,6 +570,10 @@ def test_a_standby_that_is_asked_by_another_names_it_and_the_next_is_asked() -> 
     assert state.deadline() == 2.0 + POLL_S
     # After the last one the first.
     assert state.handle(NotLeading(state="silent", reason="no"), 2.1) == [Redial(server=SERVER)]
+    third = StandbyAddress(address="tcp://h:4")
+    state.handle(files(0, standbys=(OWN, OTHER, third)), 3.0)
+    for server in (OTHER, third, SERVER):
+        assert state.handle(NotLeading(state="silent", reason="no"), 4.0) == [Redial(server=server)]
 
 
 def test_a_server_of_a_higher_term_is_followed_if_it_is_known() -> None:
