@@ -252,9 +252,10 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         return max(max(self.heard, self.arrived) + self.takeover_s, self.asked + POLL_S)
 
     def _servers(self) -> list[StandbyAddress]:
-        """Return who may lead the run, besides this process."""
+        """Return who may lead the run, besides this process: always in the same order, in which they are asked."""
         standbys = () if self.offer is None else self.offer.standbys
-        found = {one.address: one for one in (self.config.server, self.server, *standbys)}
+        found = {one.address: one for one in (self.config.server, *standbys)}
+        found.setdefault(self.server.address, self.server)
         return [one for one in found.values() if one.address != self.config.own.address]
 
     def react(self, event: StandbyEvent, now: float) -> list[StandbyEffect]:
