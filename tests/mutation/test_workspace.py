@@ -1,12 +1,15 @@
 """What `scripts/mutate` changes and runs; mutmut itself is not needed here."""
 
+import os
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from tests.architecture.source import PACKAGES, ROOT
-from tests.mutation.workspace import Mutant, configuration, mirrored_tests, module_paths
+from tests.mutation.workspace import AT_START, Mutant, configuration, mirrored_tests, module_paths
 
 
 def test_the_tests_of_a_module_are_those_of_its_folder() -> None:
@@ -38,3 +41,21 @@ def test_the_configuration_changes_the_modules_alone_and_copies_all_that_tests_r
 
 def test_a_change_is_one_of_a_function() -> None:
     assert Mutant("lockstep.worker.state.x_start__mutmut_12", "survived").function == "lockstep.worker.state.x_start"
+
+
+def test_a_process_that_a_test_starts_elsewhere_finds_the_settings_and_stays_there(tmp_path: Path) -> None:
+    copy, elsewhere, package = tmp_path / "copy", tmp_path / "elsewhere", tmp_path / "path" / "mutmut"
+    for folder in (copy, elsewhere, package):
+        folder.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "configuration.py").write_text("import os\ndef config():\n    print(os.getcwd())\n", encoding="utf-8")
+    (package.parent / "sitecustomize.py").write_text(AT_START.format(folder=os.fspath(copy)), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", "import os; print(os.getcwd())"],
+        cwd=elsewhere,
+        env={"PYTHONPATH": os.fspath(package.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [os.fspath(copy), os.fspath(elsewhere)]

@@ -17,6 +17,20 @@ FOLDER = ROOT / ".mutation"
 #: How many times their usual time tests may take, and seconds on top: so a change ends that makes a loop endless.
 TIMEOUT, MORE_S = 5.0, 5.0
 
+#: What each process runs first that a test starts, wherever: what is changed asks for mutmut's settings, which are read
+#: once, and in the working folder.
+AT_START = """\
+import os
+
+from mutmut.configuration import config
+
+before = os.open(".", os.O_RDONLY)
+os.chdir({folder!r})
+config()
+os.fchdir(before)
+os.close(before)
+"""
+
 #: What mutmut says of a change that no test noticed.
 SURVIVED = ("survived", "no tests")
 
@@ -77,6 +91,8 @@ def prepare(modules: list[Path], tests: list[str]) -> None:
         file.write(configuration(modules, tests))
     # There from the start: Python never looks again into a folder of its path that was missing when it began.
     (FOLDER / "mutants").mkdir()
+    # The name is Python's: see the module `site`.
+    (FOLDER / "mutants" / "sitecustomize.py").write_text(AT_START.format(folder=os.fspath(FOLDER)), encoding="utf-8")
 
 
 def configuration(modules: list[Path], tests: list[str]) -> str:

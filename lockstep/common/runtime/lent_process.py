@@ -39,7 +39,7 @@ def computing() -> Iterator[None]:
     with _loan.lock:
         _loan.depth += 1
         if _loan.depth == 1:
-            _limit()
+            _limit(has_switch=can_limit_blas_threads(), is_limited=has_one_blas_thread())
     try:
         yield
     finally:
@@ -50,12 +50,12 @@ def computing() -> Iterator[None]:
                 _loan.undo.close()
 
 
-def _limit() -> None:
-    if can_limit_blas_threads():
+def _limit(*, has_switch: bool, is_limited: bool) -> None:
+    if has_switch:
         before = blas_threads()
         set_blas_threads(1)
         _loan.undo.callback(set_blas_threads, before)
-    elif not has_one_blas_thread():
+    elif not is_limited:
         warnings.warn(
             f"the BLAS of this NumPy, {blas_name()!r}, may compute with several threads here, and so to other bits "
             "than a worker: set OMP_NUM_THREADS=1 before Python starts, or train with workers=1",

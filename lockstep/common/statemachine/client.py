@@ -4,6 +4,7 @@ What the server sends are events as they are: there is one server at a time. If 
 standbys that the server named, one after the other, until one leads the run.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import assert_never
@@ -281,10 +282,9 @@ class Client(Machine[ClientEvent, ClientEffect]):
                 return self.arrived + self.takeover_s
 
     def _servers(self) -> list[StandbyAddress]:
-        """Return all servers that may lead the run: the one that it was sent to, the last one, and the standbys."""
+        """Return all servers that may lead the run: those that it was sent to, the standbys, and the last one."""
         given = [StandbyAddress(address=address) for address in (self.config.address, *self.config.others)]
-        found = {one.address: one for one in (*given, self.server, *self.standbys)}
-        return list(found.values())
+        return in_turn(given, self.standbys, self.server)
 
     def _next_retry(self, most_s: float) -> float:
         seed = self.config.join.incarnation
@@ -456,3 +456,11 @@ def _place_of(welcome: Welcome | ShardWelcome) -> str:
     if isinstance(welcome, Welcome):
         return f"worker {welcome.rank}"
     return f"shard {welcome.index} of {welcome.servers} servers"
+
+
+def in_turn(
+    given: Sequence[StandbyAddress], standbys: Sequence[StandbyAddress], last: StandbyAddress
+) -> list[StandbyAddress]:
+    """Return the servers that may lead a run, in the order in which they are asked, whichever was asked `last`."""
+    known = {one.address: one for one in (*given, last, *standbys)}
+    return [known[address] for address in dict.fromkeys(one.address for one in (*given, *standbys, last))]

@@ -181,7 +181,7 @@ class Mirror:
 
     def ask_again(self) -> list[MirrorEffect]:
         """Ask again for the part that is to come next, whose answer did not come or was damaged."""
-        return self._go_on() if self.wanted else []
+        return self._go_on()
 
     def expects(self, part: FilePart) -> bool:
         """Tell whether this part was asked for."""

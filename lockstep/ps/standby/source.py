@@ -7,6 +7,7 @@ stay where they are.
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ LINES = (METRICS, LEDGER)
 
 #: The other files, next to checkpoints and what is in these folders.
 JOB, MODEL = "job.toml", "model"
-FILES = (JOB, TERMS, RECEIPT, CONVICTIONS, INITIAL, "data.npz", WEIGHTS, AVERAGE_WEIGHTS, RESULT)
+FILES = (JOB, TERMS, RECEIPT, CONVICTIONS, INITIAL, "data.npz", WEIGHTS, AVERAGE_WEIGHTS)
 
 #: The name under which a standby gets the list of who is admitted.
 ALLOWED = "allowed"
@@ -59,10 +60,8 @@ class MirrorSource:
     def files(self) -> list[RunFile]:
         """Return what there is now: files of lines first, since a checkpoint refers to those before it."""
         lines = [RunFile(name=name, size=self._size(name)) for name in LINES]
-        names = [name for name in FILES if (self.folder / name).is_file()]
         # The result last: who has it has everything.
-        result = [RESULT] if RESULT in names else []
-        names = [*(name for name in names if name != RESULT), *self._in_folders(), *result]
+        names = [*FILES, *self._in_folders(), RESULT]
         self._versions = {name: known for name, known in self._versions.items() if name in names}
         return [*lines, *self._of_keys(), *(found for name in names if (found := self._file(name)) is not None)][
             :FILES_LIMIT
@@ -98,9 +97,11 @@ class MirrorSource:
             yield from sorted(f"{CHECKPOINTS}/{name}" for name in os.listdir(checkpoints) if _is_checkpoint(name))
 
     def _file(self, name: str) -> RunFile | None:
-        """Return a file with its version, None if it is gone or cannot be read."""
+        """Return a file with its version, None if there is none or it cannot be read."""
         try:
             found = (self.folder / name).stat()
+            if not stat.S_ISREG(found.st_mode):
+                return None
             stamp = found.st_ino, found.st_mtime_ns, found.st_size
             known = self._versions.get(name)
             if known is None or known[0] != stamp:
@@ -141,7 +142,7 @@ class MirrorSource:
         folder, _, rest = name.partition("/")
         if folder == CHECKPOINTS:
             return _is_checkpoint(rest)
-        return name in FILES or (folder == MODEL and bool(rest))
+        return name in (*FILES, RESULT) or (folder == MODEL and bool(rest))
 
 
 def _is_checkpoint(name: str) -> bool:

@@ -39,7 +39,15 @@ from lockstep.common.protocol.standby_messages import (
     RunFile,
     RunFiles,
 )
-from lockstep.common.statemachine.client import Exit, ObstacleFound, ProtocolBroken, Redial, SendToServer, Started
+from lockstep.common.statemachine.client import (
+    Exit,
+    ObstacleFound,
+    ProtocolBroken,
+    Redial,
+    SendToServer,
+    Started,
+    in_turn,
+)
 from lockstep.common.statemachine.machine import (
     IGNORED,
     Interrupted,
@@ -254,8 +262,8 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
     def _servers(self) -> list[StandbyAddress]:
         """Return who may lead the run, besides this process."""
         standbys = () if self.offer is None else self.offer.standbys
-        found = {one.address: one for one in (self.config.server, self.server, *standbys)}
-        return [one for one in found.values() if one.address != self.config.own.address]
+        found = in_turn([self.config.server], standbys, self.server)
+        return [one for one in found if one.address != self.config.own.address]
 
     def react(self, event: StandbyEvent, now: float) -> list[StandbyEffect]:
         match event:

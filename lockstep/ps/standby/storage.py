@@ -97,9 +97,9 @@ class MirrorStorage:
             (self.folder / name).unlink(missing_ok=True)
 
     def cut(self, name: str, size: int) -> None:
-        """Cut a file off after so many bytes."""
+        """Cut a file off after so many bytes; one that is shorter stays as it is."""
         path = self.folder / name
-        if path.exists():
+        if _size(path) > size:
             os.truncate(path, size)
 
     def keep(self, record: MirrorRecord) -> None:
@@ -132,7 +132,7 @@ class MirrorStorage:
     def discard_partial(self) -> None:
         """Remove what is not complete: of a checkpoint, say, that the server has removed meanwhile."""
         for path in self.folder.rglob(f".*{PARTIAL}"):
-            path.unlink(missing_ok=True)
+            path.unlink()
 
     def conclude(self, lines: Mapping[str, int]) -> None:
         """Make a run's folder of the mirror: without what is not complete, or not known to be right."""

@@ -103,11 +103,11 @@ class Course:
         each = dict.fromkeys((part.process for part in self.plan.parts), 0.0)
         for part in self.plan.parts:
             each[part.process] += len(part.node) * (self.seconds[part.process] or UNKNOWN_S)
-        return max(each.values(), default=0.0)
+        return max(each.values())
 
     def slack_s(self) -> float:
         """Return how much later they may be there."""
-        slowest = max((self.seconds[part.process] or UNKNOWN_S for part in self.plan.parts), default=UNKNOWN_S)
+        slowest = max(self.seconds[part.process] or UNKNOWN_S for part in self.plan.parts)
         return self.patience.slack_s + self.patience.slack * slowest
 
 

@@ -1,11 +1,30 @@
 """What is made of a server's end: whether it was killed, failed, or found that its standby leads the run."""
 
+import re
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import msgspec
 import pytest
 
-from lockstep.launch.child import USAGE, ProcessLog
-from lockstep.launch.cluster import found_its_heir, was_killed
+from lockstep.common.errors import DivergedError, FailureKind, JobError, RunError, UsageError
+from lockstep.common.runtime.clock import ManualClock
+from lockstep.launch.child import USAGE, ExitRecord, ProcessLog
+from lockstep.launch.cluster import (
+    BEFORE_TAKEOVER,
+    STANDBY,
+    Cluster,
+    bring_home,
+    check_launch,
+    found_its_heir,
+    was_killed,
+)
+from lockstep.launch.worker_supervisor import Restarts
+from lockstep.runs.launch_config import Launch
+from lockstep.runs.session import Destination
 from tests.lockstep.launch.processes import Pretended
 
 
@@ -39,3 +58,213 @@ def test_a_server_that_is_started_again_may_find_its_standby_leading(
 ) -> None:
     server = ended(tmp_path, code, "error: the run in 'run' goes on at tcp://127.0.0.1:5556, in term 2\n")
     assert found_its_heir(server, is_second=is_second, has_heir=has_heir) == expected
+
+
+# What a cluster makes of its processes' ends
+
+SHARD_LOST = "error: the connection to shard 1 is gone\n"
+
+
+@dataclass
+class Server(Pretended):
+    """A server, or a standby, that has written this to its standard output."""
+
+    output: bytes = b""
+    line: str = "tcp://h:2"
+
+    def rest(self) -> bytes:
+        return self.output
+
+    def first_line(self) -> str:
+        return self.line
+
+
+@dataclass
+class Run:
+    """The processes of a run, none of which is there."""
+
+    folder: Path
+    said: list[str] = field(default_factory=list)
+    started: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        (self.home / "checkpoints").mkdir(parents=True)
+        (self.home / "job.toml").write_text("seed = 1\n")
+        destination = Destination(folder=self.home, launch=Launch(workers=1, takeover_seconds=2.5))
+        clock = ManualClock(7.0)
+        nothing: Any = None
+        self.cluster = Cluster(nothing, destination, self.said.append, nothing, nothing, clock=clock)
+        self.cluster.home, self.cluster.folder = self.home, self.folder
+        self.cluster.job = SimpleNamespace(numerics="native")  # type: ignore[assignment]
+        self.cluster._restarts = Restarts(0, seed="server")
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "run"
+
+    def process(self, name: str, code: int | None, text: str = "", output: bytes = b"") -> Any:
+        log = ProcessLog.at_end_of(self.folder / f"{name}.log")
+        log.add(text.encode())
+        return Server(f"the {name}", log, ended=code, output=output)
+
+    def server(self, code: int | None, text: str = "", output: bytes = b"") -> Cluster:
+        """Return the cluster whose server has ended in this way."""
+        self.cluster.server = self.process("server", code, text, output)
+        return self.cluster
+
+    def shards(self, *codes: int | None) -> None:
+        self.cluster.shards = [self.process(f"shard-{number}", code) for number, code in enumerate(codes, 1)]
+
+    def standby(self, code: int | None = None, *, has_checkpoint: bool = True) -> Any:
+        folder = self.home / STANDBY / "checkpoints"
+        folder.mkdir(parents=True)
+        if has_checkpoint:
+            (folder / "step-00000003.safetensors").touch()
+        self.cluster.standby = self.process("standby", code)
+        return self.cluster.standby
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "is_dead"),
+    [(0, "", False), (-9, "", True), (1, "", True), (1, "error: no space\n", False), (2, "", False)],
+)
+def test_a_server_that_ended_by_itself_is_not_started_again(run: Run, code: int, text: str, is_dead: bool) -> None:
+    run.shards(0, None)
+    cluster = run.server(code, text)
+    assert cluster._dead_server() is (cluster.server if is_dead else None)
+
+
+def test_a_server_that_is_killed_after_the_end_of_its_run_is_not_started_again(run: Run) -> None:
+    (run.home / "result.json").touch()
+    assert run.server(-9)._dead_server() is None
+
+
+def test_of_a_server_that_misses_a_shard_which_was_killed_that_is_started_again(run: Run) -> None:
+    run.shards(None, -9, -15)
+    cluster = run.server(1, SHARD_LOST)
+    assert cluster._dead_server() is cluster.shards[1]
+    assert run.server(2, SHARD_LOST)._dead_server() is None
+    run.shards(None, 1)
+    assert run.server(1, SHARD_LOST)._dead_server() is None
+
+
+def test_a_server_that_crashes_before_the_run_has_begun_would_do_so_again(run: Run) -> None:
+    (run.home / "job.toml").unlink()
+    with pytest.raises(RunError, match=r"the server \(pid 4711\) was killed by SIGILL before it was ready"):
+        run.server(-4)._dead_server()
+    # To be killed is no crash.
+    assert run.server(-9)._dead_server() is run.cluster.server
+
+
+def test_a_server_that_finds_its_standby_leading_is_left_for_it(run: Run) -> None:
+    cluster = run.server(USAGE, "error: the run goes on at tcp://h:2\n")
+    assert cluster._dead_server() is None
+    run.standby()
+    assert cluster._dead_server() is None
+    cluster._is_second = True
+    assert cluster._dead_server() is cluster.server
+
+
+@pytest.mark.parametrize(
+    ("code", "has_checkpoint", "expected"), [(None, True, True), (None, False, False), (0, True, False)]
+)
+def test_a_standby_that_can_lead_the_run_is_there_and_has_a_checkpoint(
+    run: Run, code: int | None, has_checkpoint: bool, expected: bool
+) -> None:
+    assert not run.cluster._has_heir()
+    run.standby(code, has_checkpoint=has_checkpoint)
+    assert run.cluster._has_heir() is expected
+
+
+def test_if_the_server_is_gone_its_standby_is_followed_into_its_folder(run: Run) -> None:
+    standby, cluster = run.standby(), run.server(-9)
+    assert cluster._revive("tcp://h:1") == "tcp://h:2"
+    assert run.said == [
+        "the server (pid 4711) was killed by SIGKILL; its workers go to the standby after 2.5 s without it"
+    ]
+    assert (cluster.server, cluster.standby) == (standby, None)
+    assert (cluster.run_dir, cluster.destination.is_resumed) == (run.home / STANDBY, True)
+    assert (cluster._address, cluster._started_s, cluster._is_second) == ("tcp://h:2", 7.0, True)
+
+
+def test_a_shard_that_is_gone_is_not_made_up_for_by_the_standby(run: Run) -> None:
+    run.standby()
+    run.shards(-9)
+    # And after so many deaths nobody is started again.
+    assert run.server(1, SHARD_LOST)._revive("tcp://h:1") == ""
+    assert run.said == []
+
+
+def test_why_a_run_failed_is_what_its_server_says(run: Run) -> None:
+    text = f"{msgspec.json.encode(ExitRecord(kind=FailureKind.DIVERGED, text='the loss is nan')).decode()}\n"
+    cluster = run.server(1, "error: something\n", output=text.encode())
+    assert cluster._dead_server() is None
+    assert repr(cluster._server_failure()) == repr(DivergedError("the loss is nan"))
+    for code, words, error in (
+        (1, "error: something\n", RunError("something")),
+        (2, "error: something\n", UsageError("something")),
+        (1, "words\n", RunError("the server (pid 4711) ended with exit code 1: words")),
+        (-9, "", RunError("the server (pid 4711) was killed by SIGKILL")),
+    ):
+        run = Run(run.folder / "next")
+        assert repr(run.server(code, words)._server_failure()) == repr(error)
+    run.shards(-9)
+    gone = "the shard-1 (pid 4711) was killed by SIGKILL, and its slice of the weights is gone with it"
+    assert repr(run.server(1, SHARD_LOST)._server_failure()) == repr(RunError(gone))
+
+
+def test_a_server_that_misses_a_shard_is_ended_if_it_does_not_end_by_itself(run: Run) -> None:
+    cluster = run.server(None)
+    run.shards(None, 0)
+    cluster._check_shards()
+    assert not cluster.server.has_ended()
+    run.shards(None, -9)
+    cluster._check_shards()
+    assert cluster.server.code == -9
+    run.shards(None, 1)
+    with pytest.raises(RunError, match=r"without a server: the shard-2 \(pid 4711\) ended with exit code 1"):
+        run.server(None)._check_shards()
+    # One that has ended says why.
+    run.server(1)._check_shards()
+
+
+def test_a_shard_that_was_killed_is_started_again_from_a_checkpoint_but_not_for_ever(run: Run) -> None:
+    (run.home / "checkpoints" / "step-00000003.safetensors").touch()
+    run.shards(None, -9)
+    gone = "the shard-2 (pid 4711) was killed by SIGKILL, and its slice of the weights is gone with it"
+    with pytest.raises(RunError, match=re.escape(gone)):
+        run.server(None)._check_shards()
+    # The server resumes without it, or says why not.
+    run.server(1)._check_shards()
+
+
+def test_what_a_standby_has_led_to_its_end_is_brought_home(tmp_path: Path) -> None:
+    home, folder = tmp_path / "run", tmp_path / "run" / STANDBY
+    folder.mkdir(parents=True)
+    for path in (home / "ledger.jsonl", home / "server.log", folder / "ledger.jsonl", folder / "result.json"):
+        path.write_text(path.parent.name)
+    bring_home(folder, home)
+    there = {path.relative_to(home).as_posix(): path.read_text() for path in home.rglob("*") if path.is_file()}
+    kept = f"{BEFORE_TAKEOVER}/ledger.jsonl"
+    assert there == {"ledger.jsonl": STANDBY, "result.json": STANDBY, "server.log": "run", kept: "run"}
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("launch", "text"),
+    [
+        (Launch(workers=0, servers=2), "servers = 2 with workers = 0, which trains in one process alone"),
+        (Launch(workers=2, min_workers=3), "min_workers = 3 is more than workers = 2"),
+        (Launch(workers=0, servers=1), ""),
+        (Launch(workers=2, servers=2, min_workers=2), ""),
+        (Launch(workers=0, min_workers=3), ""),
+    ],
+)
+def test_values_that_contradict_one_another_are_refused(launch: Launch, text: str) -> None:
+    with pytest.raises(JobError, match=text) if text else nullcontext():
+        check_launch(launch)

@@ -1,17 +1,31 @@
-"""Memory is offered where it may and can be; otherwise the run goes on without, or says why it cannot."""
+"""A server offers memory where it can; what is made of a run's end; and one that others lead is left alone."""
 
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from rich.console import Console
 
-from lockstep.common.errors import SharingError
+from lockstep.common.errors import DivergedError, FailureKind, RunError, SharingError, UsageError
+from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.messages import StandbyAddress, Term
+from lockstep.common.protocol.standby_messages import LeaderNotice, LeaderRequest
+from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.runtime.interrupts import interrupt
+from lockstep.common.transport.port import Frames
 from lockstep.common.transport.shared_memory.folder import NAME
 from lockstep.common.transport.transports import Transport
-from lockstep.launch.serve import shared_memory
+from lockstep.launch.serve import LOOK_S, Losses, Service, check_leader, result_of, shared_memory
+from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.ps.shared_memory.memory import ServerSharedMemory
+from lockstep.ps.standby.terms import TermHistory, write_terms
+from lockstep.results.reports.display import Display, Lines
+from lockstep.runs.launch_config import Launch
+from lockstep.runs.session import Destination
 from tests.simulation.small import digits, job_of
 
 
@@ -78,3 +92,121 @@ def test_what_killed_runs_left_is_swept_first(tmp_path: Path, transport: Transpo
     left.mkdir(mode=0o700)
     with shared_memory(opened(), transport, tmp_path):
         assert not left.exists()
+
+
+# What is made of a run's end
+
+
+def session(*steps: int, result: Any = None) -> Any:
+    """Return a session that has checkpoints of these steps."""
+    folder = SimpleNamespace(steps=lambda: list(steps))
+    return SimpleNamespace(checkpointer=SimpleNamespace(folder=folder), recorder=SimpleNamespace(result=result))
+
+
+def test_a_run_that_loses_servers_again_and_again_at_the_same_checkpoint_fails() -> None:
+    losses = Losses(most=2)
+    assert not losses.may_resume(session())
+    assert [losses.may_resume(session(1, 3)) for _ in range(3)] == [True, True, False]
+    assert [losses.may_resume(session(3, 6)) for _ in range(3)] == [True, True, False]
+    assert not Losses(most=0).may_resume(session(3))
+
+
+@dataclass
+class Shown(Display):
+    """What is said of a run."""
+
+    said: list[str] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def display() -> Shown:
+    return Shown(Lines(Console(quiet=True)), ManualClock())
+
+
+def test_a_run_that_ended_well_has_a_result_and_one_that_goes_on_elsewhere_none() -> None:
+    shown, result = display(), object()
+    assert result_of(Finish(), session(result=result), shown) is result
+    handed = Finish(failure="the run goes on at tcp://h:2", kind=FailureKind.HANDED_OVER)
+    assert result_of(handed, session(result=result), shown) is None
+    assert shown.said == ["notice: the run goes on at tcp://h:2"]
+    with pytest.raises(KeyboardInterrupt):
+        result_of(Finish(failure="interrupted", kind=FailureKind.INTERRUPTED), session(), shown)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [(FailureKind.DIVERGED, DivergedError), (FailureKind.SERVER_LOST, RunError)]
+)
+def test_why_a_run_failed_is_an_error_of_its_kind(kind: FailureKind, error: type[RunError]) -> None:
+    with pytest.raises(error, match=r"^it failed$") as raised:
+        result_of(Finish(failure="it failed\n", kind=kind), session(), display())
+    assert type(raised.value) is error
+
+
+# Who leads a run that is resumed
+
+
+@dataclass
+class AnsweringPort:
+    """A connection at which these answers come, one at each look."""
+
+    answers: list[LeaderNotice | None]
+    sent: list[Any] = field(default_factory=list)
+    looks: list[float | None] = field(default_factory=list)
+    is_closed: bool = False
+
+    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        self.looks.append(timeout_s)
+        answer = self.answers.pop(0)
+        return None if answer is None else [memoryview(frame).cast("B") for frame in encode(answer)]
+
+    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
+        self.sent.append(decode([memoryview(frame).cast("B") for frame in frames], LeaderRequest)[0])
+
+    def close(self, linger_s: float = 0.0) -> None:
+        self.is_closed = True
+
+
+def notice(number: int, address: str = "tcp://h:2") -> LeaderNotice:
+    return LeaderNotice(term=Term(run="a", number=number, server="a"), address=address)
+
+
+def check(folder: Path, **ports: AnsweringPort) -> None:
+    """Look who leads the run in a folder, whose standbys answer at these ports; each is asked once and left."""
+    history = TermHistory(standbys=[StandbyAddress(address=name, public=name.upper()) for name in ports])
+    write_terms(folder, history.begin("a", least=3, step=0, metrics_bytes=0, ledger_bytes=0))
+    dialled: list[tuple[str, str]] = []
+
+    def dial(address: str, public: str = "") -> Any:
+        dialled.append((address, public))
+        return ports[address]
+
+    nothing: Any = None
+    destination = Destination(folder=folder, launch=Launch(), is_resumed=True)
+    try:
+        check_leader(Service(job=nothing, admission=nothing, destination=destination, dial=dial))
+    finally:
+        assert dialled == [(name, name.upper()) for name in ports]
+        for port in ports.values():
+            assert (port.sent, port.is_closed) == ([LeaderRequest()], True)
+
+
+def test_a_run_without_standbys_is_resumed_at_once(tmp_path: Path) -> None:
+    check(tmp_path)
+
+
+def test_a_run_is_resumed_once_all_standbys_have_said_that_they_do_not_lead_it(tmp_path: Path) -> None:
+    first, second = AnsweringPort([notice(3)]), AnsweringPort([None, notice(2)])
+    check(tmp_path, first=first, second=second)
+    # Nobody who has answered is waited for, and nobody is waited for long while others may answer.
+    assert (first.looks, second.looks) == ([LOOK_S], [LOOK_S, LOOK_S])
+
+
+def test_a_run_that_a_standby_leads_by_now_is_not_resumed(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as raised:
+        check(tmp_path, first=AnsweringPort([notice(3)]), second=AnsweringPort([notice(4, "tcp://h:9")]))
+    assert str(raised.value) == (
+        f"the run in {str(tmp_path)!r} goes on at tcp://h:9, in term 4: mirror it in a new folder: lockstep server "
+        "--standby-of tcp://h:9 --bind ADDRESS --run-dir DIR"
+    )

@@ -1,6 +1,7 @@
 """The worker's shell: it answers what it is asked, refuses what is not the server's, and brings its errors home."""
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,14 +11,15 @@ import numpy as np
 import pytest
 
 from lockstep.common.aggregation.slices import Slice
-from lockstep.common.aggregation.tree import Vector
+from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.data.dataset import TrainTest
-from lockstep.common.errors import DataError
+from lockstep.common.errors import DataError, RemoteProtocolError
 from lockstep.common.job.job import Job
-from lockstep.common.job.tally import Tally
+from lockstep.common.job.tally import Tally, pack_losses, pack_sums
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import (
     ComputeFailed,
+    Diverged,
     Dropped,
     Finished,
     Join,
@@ -28,24 +30,30 @@ from lockstep.common.protocol.messages import (
     Ping,
     Ready,
     Result,
+    Samples,
     ServerMessage,
     Standby,
+    StandbyAddress,
     Weights,
     Welcome,
     Withdrawal,
     WorkerMessage,
 )
-from lockstep.common.protocol.statement import result_digest
+from lockstep.common.protocol.statement import result_digest, statement_of
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork, MemoryServer
 from lockstep.common.transport.port import Frames, PeerGone
 from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.worker import state as machine
+from lockstep.worker.compute import Compute
 from lockstep.worker.setup import Loader, gather
 from lockstep.worker.shell import LOOK_S, MOST_EARLY, WorkerShell
 from lockstep.worker.state import WorkerState
 from lockstep.worker.team.leader import Found
+from lockstep.worker.team.member import OrderOutcome
 from tests.lockstep.common.statemachine.clients import JOIN
+from tests.lockstep.statuses import status
 from tests.simulation.small import digits, job_of, load_digits, other_digits
 
 
@@ -526,3 +534,208 @@ def test_a_result_of_a_team_has_the_digest_of_what_its_processes_have_found(work
     digest: Any = WorkerShell._team_result(cast(Any, shell), cast(Any, leader), cast(Any, None), lease)
     expected = result_digest(sums[1], found.losses, found.tally) if is_digested and work != "evaluate" else ""
     assert digest == expected
+
+
+# What a result carries
+
+SIGNED = "5" * 64
+
+
+@pytest.mark.parametrize(("run", "is_digested"), [("", False), ("", True), (SIGNED, True), (SIGNED, False)])
+def test_a_result_carries_all_that_was_found_and_is_signed_if_the_run_asks_for_it(run: str, is_digested: bool) -> None:
+    bench, job = Bench(job_of(metrics=["f1"])), job_of(metrics=["f1"])
+    bench.runner.sign = lambda statement: hashlib.sha256(statement).digest()
+    bench.enter(msgspec.structs.replace(bench.welcome(), signed_run=run))
+    bench.send(Weights(step=0, start=0), bench.opening.shard.weights)
+    (result,) = bench.send(Lease(work="train", step=0, lo=0, hi=2, number=3, is_digested=is_digested))
+    alone = open_run("alone", job, digits(), AdmissionPolicy())
+    compute = Compute(job, alone.model, alone.data, alone.shard.slots)
+    sums, tally = compute.train(0, Node(0, 2))
+    digest = result_digest(sums, compute.losses, tally) if is_digested else ""
+    statement = statement_of(run, job.digest(), 0, Node(0, 2), digest)
+    assert result == Result(
+        work="train",
+        step=0,
+        lo=0,
+        hi=2,
+        loss_sum=tally.loss_sum,
+        count=tally.count,
+        ignored=tally.ignored,
+        weight=tally.weight,
+        metrics=pack_sums(tally.metrics),
+        compute_s=0.0,
+        number=3,
+        losses=pack_losses(compute.losses),
+        digest=digest,
+        signature=hashlib.sha256(statement).digest() if run and is_digested else b"",
+    )
+    assert len(compute.losses) == 2
+
+
+def test_what_diverges_is_told_with_its_place() -> None:
+    bench = Bench(job_of())
+    bench.enter()
+    bench.send(Weights(step=0, start=0), np.full(bench.opening.layout.size, np.nan, np.float32))
+    (diverged,) = bench.send(Lease(work="train", step=0, lo=2, hi=3))
+    assert diverged == Diverged(work="train", step=0, micro_batch=2, layer="1 (Linear)", quantity="loss")
+
+
+def test_the_status_that_a_worker_may_hear_changes_nothing() -> None:
+    bench = Bench(job_of())
+    bench.enter()
+    assert bench.send(status()) == []
+    assert bench.runner.ended is None
+
+
+@dataclass
+class Waiting:
+    """A connection at which it is known for how long somebody would wait."""
+
+    client: MemoryClient
+    waited: list[float | None] = field(default_factory=list)
+
+    def receive(self, timeout_s: float | None) -> list[memoryview] | None:
+        self.waited.append(timeout_s)
+        return self.client.receive(timeout_s)
+
+    def send(self, frames: Frames, timeout_s: float = 0.0) -> None:
+        self.client.send(frames, timeout_s)
+
+    def close(self, linger_s: float = 0.0) -> None:
+        self.client.close(linger_s)
+
+
+def test_it_waits_until_something_is_due_and_not_at_all_with_work_at_hand() -> None:
+    bench = Bench(job_of())
+    bench.enter()
+    bench.send(Weights(step=0, start=0), bench.opening.shard.weights)
+    waiting = bench.runner.port = bench.runner.servers.first = Waiting(bench.network.client())
+    due = bench.runner.state.deadline()
+    assert due is not None
+    bench.clock.advance(1.0)
+    assert not bench.runner.step()
+    assert waiting.waited == [due - bench.clock.now()]
+    bench.clock.advance(due)
+    assert bench.runner.step()
+    assert waiting.waited[1:] == [0.0]
+    waiting.waited.clear()
+    bench.runner.dispatch(Lease(work="evaluate", step=0, lo=0, hi=1))
+    assert bench.runner.step()
+    assert waiting.waited == [0.0]
+
+
+# What a team makes of an order
+
+
+def shell_of(**values: Any) -> Any:
+    """Return what these decisions look at of a shell."""
+    client = SimpleNamespace(join=lambda: JOIN, standbys=(), deadline=lambda: 5.0)
+    state = SimpleNamespace(steps=values.pop("steps", None), shares=values.pop("shares", True), client=client)
+    client.standbys = values.pop("standbys", ())
+    return SimpleNamespace(**{"state": state, "_leader": None, "_follow": lambda lease: lease, **values})
+
+
+STEPS = MultiStepLease(number=1, incarnation=JOIN.incarnation, first=2, last=4, reads=0)
+
+
+def test_several_steps_are_taken_on_by_the_process_that_they_were_leased_to() -> None:
+    check = WorkerShell._check_multi_step_lease
+    with_team = shell_of(_leader=object())
+    assert check(with_team, STEPS) is STEPS
+    # It has joined again since, or has no team any more.
+    assert check(with_team, msgspec.structs.replace(STEPS, incarnation="before")) is None
+    assert check(shell_of(), STEPS) is None
+    for steps, shares in ((msgspec.structs.replace(STEPS, last=2), True), (STEPS, False)):
+        text = f"a lease of steps 2 to {steps.last}: not one for this worker"
+        with pytest.raises(RemoteProtocolError, match=text):
+            check(shell_of(_leader=object(), shares=shares), steps)
+
+
+def test_while_a_team_makes_steps_the_server_is_asked_only_if_another_may_lead_the_run() -> None:
+    misses = WorkerShell._misses_server
+    standbys = (StandbyAddress(address="tcp://h:2"),)
+    asked = [
+        misses(shell_of(steps=steps, standbys=others), now)
+        for steps, others, now in (
+            (STEPS, standbys, 5.0),
+            (STEPS, standbys, 4.9),
+            (STEPS, (), 5.0),
+            (None, standbys, 5.0),
+        )
+    ]
+    assert asked == [True, False, False, False]
+
+
+def test_how_an_order_of_a_lease_has_ended() -> None:
+    lease, order = Lease(work="train", step=0, lo=0, hi=2), object()
+    leader: Any = SimpleNamespace(order=order, computed=lambda: 3)
+    shell = shell_of(
+        _leader=leader,
+        _at_hand=lease,
+        _team_result=lambda *given: given,
+        _compute_alone=lambda given: ("alone", given),
+    )
+    shell._stopped = lambda: WorkerShell._stopped(shell)
+    ends = {outcome: WorkerShell._outcome_of(shell, leader, outcome) for outcome in OrderOutcome}
+    assert ends == {
+        OrderOutcome.DONE: (leader, order, lease),
+        OrderOutcome.STOPPED: machine.LeaseStopped(lease=lease, computed=3),
+        OrderOutcome.FAILED: ("alone", lease),
+    }
+    shell._leader = None
+    assert WorkerShell._stopped(shell) == machine.LeaseStopped(lease=lease, computed=0)
+
+
+def test_how_an_order_of_several_steps_has_ended() -> None:
+    said: list[str] = []
+    leader: Any = SimpleNamespace(member=SimpleNamespace(error="RuntimeError: two\nlines"))
+    shell = shell_of(steps=STEPS, say=said.append)
+    ends = {outcome: WorkerShell._outcome_of(shell, leader, outcome) for outcome in OrderOutcome}
+    assert ends == {outcome: machine.StepsEnded(is_done=outcome is OrderOutcome.DONE) for outcome in OrderOutcome}
+    leader.member.error = ""
+    WorkerShell._outcome_of(shell, leader, OrderOutcome.FAILED)
+    assert said == [
+        "the team leaves steps to the server: RuntimeError: two\\nlines",
+        "the team leaves steps to the server: another process of the team says why",
+    ]
+    assert WorkerShell._stopped(shell) == machine.StepsEnded(is_done=False)
+
+
+def test_samples_that_nobody_requested_or_that_cannot_be_stored() -> None:
+    samples = Samples(part="train", places=b"")
+    with pytest.raises(RemoteProtocolError, match="samples that nobody requested"):
+        WorkerShell._store(shell_of(_fetcher=None), samples)
+    stored: list[Any] = []
+
+    def full(*given: Any) -> None:
+        raise DataError("no room")
+
+    words = np.zeros(1, np.float32)
+    fetcher = SimpleNamespace(put=lambda *given: stored.append(given))
+    shell = shell_of(_fetcher=fetcher, arrays=[words])
+    assert WorkerShell._store(shell, samples) is samples
+    assert stored == [(samples, words)]
+    fetcher.put = full
+    assert WorkerShell._store(shell, samples) == machine.SamplesNotStored(reason="no room")
+
+
+@pytest.mark.parametrize(("shares", "work", "slot"), [(True, "train", 1), (False, "train", 0), (False, "audit", 0)])
+def test_sums_of_a_team_are_sent_if_the_server_does_not_see_them(shares: bool, work: Any, slot: int) -> None:
+    sent: list[Any] = []
+    sums = np.zeros(1, np.float32), np.ones(1, np.float32)
+    compute = SimpleNamespace(sums=sums)
+    found = Found(tally=Tally(1.5, 2), losses=[0.5], compute_s=0.1)
+    shell = shell_of(
+        shares=shares,
+        _compute=compute,
+        _send_sums=lambda *given: sent.append(given),
+        _result=lambda *given: given,
+    )
+    outs: list[Any] = []
+    leader = SimpleNamespace(found=lambda order, out: outs.append((order, out)) or found)
+    lease = Lease(work=work, step=0, lo=0, hi=1, slot=1)
+    order: Any = object()
+    result: Any = WorkerShell._team_result(shell, cast(Any, leader), order, lease)
+    assert result == (lease, found, "")
+    assert [(given, out is sums[slot]) for given, out in outs] == [(order, True)]
+    assert [given[:2] for given in sent] == ([(compute, lease)] if not shares and work == "train" else [])

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lockstep.common.runtime.blas import blas_threads, can_limit_blas_threads, set_blas_threads
+from lockstep.common.runtime.blas import blas_name, blas_threads, can_limit_blas_threads, set_blas_threads
 from lockstep.common.runtime.environment import ONE_BLAS_THREAD, child_environment, has_one_blas_thread
-from lockstep.common.runtime.lent_process import computing, lend
+from lockstep.common.runtime.lent_process import _limit, computing, lend
 
 needs_switch = pytest.mark.skipif(not can_limit_blas_threads(), reason="this BLAS has no switch for its threads")
 
@@ -103,7 +103,8 @@ def test_the_last_of_several_calls_gives_back() -> None:
             assert blas_threads() == 1
             lend("second", lambda: lambda: undone.append("second"))
 
-    set_blas_threads(2)
+    # More than most machines of tests have cores, so that it is no default.
+    set_blas_threads(3)
     try:
         thread = threading.Thread(target=second)
         with computing():
@@ -115,7 +116,7 @@ def test_the_last_of_several_calls_gives_back() -> None:
         assert undone == []
         outer.set()
         thread.join()
-        assert blas_threads() == 2
+        assert blas_threads() == 3
         assert undone == ["second", "first"]
     finally:
         set_blas_threads(1)
@@ -140,6 +141,17 @@ def test_a_failure_gives_back_too() -> None:
     with pytest.raises(ZeroDivisionError):
         fail()
     assert undone == ["given back"]
+
+
+def test_a_blas_that_cannot_be_limited_is_a_warning_unless_it_is_limited_from_outside() -> None:
+    with pytest.warns(RuntimeWarning) as caught:
+        _limit(has_switch=False, is_limited=False)
+    (warning,) = caught
+    assert str(warning.message) == (
+        f"the BLAS of this NumPy, {blas_name()!r}, may compute with several threads here, and so to other bits than a "
+        "worker: set OMP_NUM_THREADS=1 before Python starts, or train with workers=1"
+    )
+    _limit(has_switch=False, is_limited=True)
 
 
 def test_the_tests_have_one_blas_thread() -> None:

@@ -40,6 +40,7 @@ from lockstep.common.statemachine.client import (
     Redial,
     SendToServer,
     Started,
+    in_turn,
 )
 from lockstep.common.statemachine.machine import ILLEGAL, Interrupted, TimePassed
 from tests.lockstep.common.statemachine.clients import (
@@ -363,11 +364,11 @@ def test_a_shard_that_rejoins_is_a_new_incarnation_too() -> None:
 TERM = Term(run="r", number=2, server="s")
 
 
-def with_standby(may_rejoin: bool = True) -> ClientDrive:
-    """Return a client that was welcomed in a term, and knows of a standby."""
+def with_standby(*others: StandbyAddress, may_rejoin: bool = True) -> ClientDrive:
+    """Return a client that was welcomed in a term, and knows of a standby, or several."""
     drive = ClientDrive(may_rejoin=may_rejoin)
     drive.start()
-    drive.dispatch(msgspec.structs.replace(WELCOME, term=TERM, standbys=(STANDBY,), takeover_s=5.0))
+    drive.dispatch(msgspec.structs.replace(WELCOME, term=TERM, standbys=(STANDBY, *others), takeover_s=5.0))
     drive.dispatch(PREPARED)
     return drive
 
@@ -450,6 +451,30 @@ def test_it_goes_back_if_nobody_or_only_it_misses_the_server(answer: NotLeading 
         effects = pass_time(drive)
     assert redials(effects) == [StandbyAddress(address="tcp://h:1")]
     assert drive.now - began <= 6.0
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_it_asks_each_server_in_turn_and_none_is_left_out(count: int) -> None:
+    """As one that was cut off for some seconds from a server that leads the run all the time."""
+    first, standbys = StandbyAddress(address="tcp://h:1"), [STANDBY]
+    standbys += [StandbyAddress(address=f"tcp://h:{number}", public="key") for number in (20, 21)][: count - 1]
+    drive, asked = with_standby(*standbys[1:]), list[StandbyAddress]()
+    while len(asked) < 3 * (count + 1):
+        asked += redials(pass_time(drive))
+        if asked:
+            drive.dispatch(NotLeading(state="following", reason="it hears tcp://h:1"))
+    assert asked == [*standbys, first] * 3
+
+
+def test_the_newest_of_what_is_known_of_a_server_counts() -> None:
+    here, there = StandbyAddress(address="tcp://h:1"), StandbyAddress(address="tcp://h:2")
+    with_key = StandbyAddress(address="tcp://h:1", public="key")
+    assert in_turn([here], [there], here) == [here, there]
+    assert in_turn([here], [there], with_key) == [with_key, there]
+    assert in_turn([here], [there, with_key], here) == [with_key, there]
+    # One that is no standby any more is asked last.
+    other = StandbyAddress(address="tcp://h:3")
+    assert in_turn([here], [there], other) == [here, there, other]
 
 
 def test_a_welcome_of_an_old_term_is_refused_in_one_line() -> None:

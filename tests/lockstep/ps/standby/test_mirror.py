@@ -2,7 +2,7 @@
 
 import errno
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -12,10 +12,28 @@ import pytest
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.protocol.codec import decode, encode
-from lockstep.common.protocol.standby_messages import PART_BYTES, FilePart, FilePartRequest, StandbyMessage
+from lockstep.common.protocol.messages import Term
+from lockstep.common.protocol.standby_messages import (
+    PART_BYTES,
+    FilePart,
+    FilePartRequest,
+    RunFile,
+    RunFiles,
+    StandbyMessage,
+)
 from lockstep.common.transport.auth.curve import new_pair
 from lockstep.common.transport.auth.keys import AllowList
 from lockstep.ps.checkpoint.folder import DOUBTFUL, CheckpointFolder
+from lockstep.ps.standby.mirror import (
+    AskFor,
+    CompleteFile,
+    CutLines,
+    KeepRecord,
+    Mirror,
+    MirrorEffect,
+    MirrorRecord,
+    RemoveFiles,
+)
 from lockstep.ps.standby.source import ALLOWED
 from lockstep.ps.standby.storage import MIRROR, MirrorStorage
 from tests.lockstep.ps.standby.folders import MirroredFolder
@@ -248,3 +266,176 @@ def test_a_part_of_another_term_is_not_expected(folder: MirroredFolder) -> None:
     found = folder.source.part(ask.request, folder.again("b", 0))  # type: ignore[union-attr]
     assert found is None or not folder.mirror.expects(found[0])
     assert msgspec.structs.replace(folder.mirror.term, number=1) == folder.mirror.term
+
+
+# What it asks for and writes down, without a file
+
+TERM, NEXT = (Term(run="r", number=number, server="s") for number in (4, 5))
+LEDGER = RunFile(name="ledger.jsonl", size=30)
+RECEIPT = RunFile(name="receipt.json", size=4, version="1")
+THREE, SIX = (RunFile(name=f"checkpoints/step-0000000{step}.safetensors", size=4, version="1") for step in (3, 6))
+
+
+def offered(*files: RunFile, term: Term = TERM, kept: int = 0) -> RunFiles:
+    kept_bytes = {LEDGER.name: kept}
+    return RunFiles(
+        term=term, run="r", step=3, steps=9, files=[*files], kept=kept_bytes, electors=[], standbys=(), takeover_s=5.0
+    )
+
+
+def asks(file: RunFile, start: int = 0) -> AskFor:
+    return AskFor(request=FilePartRequest(name=file.name, version=file.version, start=start))
+
+
+def comes(mirror: Mirror, file: RunFile, start: int = 0, size: int | None = None) -> list[MirrorEffect]:
+    """Let a part of a file come that was asked for; return what follows."""
+    size = file.size - start if size is None else size
+    part = FilePart(name=file.name, version=file.version, start=start, size=size, digest="0" * 64, term=mirror.term)
+    assert mirror.expects(part)
+    for other in ({"name": "x"}, {"version": "x"}, {"start": start + 1}, {"term": Term(run="x")}):
+        assert not mirror.expects(msgspec.structs.replace(part, **other))
+    effects = mirror.on_stored(part)
+    mirror.validate()
+    return mirror.on_completed(file, is_intact=True) if effects == [CompleteFile(file=file)] else effects
+
+
+def whole(*files: RunFile) -> Mirror:
+    """Return a mirror that has these files."""
+    mirror = Mirror()
+    mirror.begin_round(offered(*files))
+    for file in files:
+        comes(mirror, file)
+    assert mirror.is_whole
+    return mirror
+
+
+def kept(offer: RunFiles, files: Mapping[str, tuple[str, ...]], *, lines: int = 30) -> KeepRecord:
+    return KeepRecord(record=MirrorRecord(lines={LEDGER.name: lines}, files=dict(files), offer=offer))
+
+
+def test_what_is_here_is_written_down_once_all_of_it_is() -> None:
+    mirror, offer = Mirror(), offered(LEDGER, RECEIPT)
+    assert not mirror.is_whole
+    assert mirror.begin_round(offer) == [asks(LEDGER)]
+    assert comes(mirror, LEDGER, size=20) == [asks(LEDGER, 20)]
+    assert comes(mirror, LEDGER, start=20) == [asks(RECEIPT)]
+    assert comes(mirror, RECEIPT, size=3) == [asks(RECEIPT, 3)]
+    assert not mirror.has_been_whole
+    assert mirror.ask_again() == [asks(RECEIPT, 3)]
+    assert comes(mirror, RECEIPT, start=3) == [kept(offer, {RECEIPT.name: ("1",)})]
+    assert mirror.has_been_whole
+    assert mirror.ask_again() == []
+    # Nothing has changed since.
+    assert mirror.begin_round(offer) == []
+
+
+def test_lines_that_are_not_complete_yet_are_left_to_the_next_round() -> None:
+    mirror = Mirror()
+    mirror.begin_round(offered(LEDGER, RECEIPT))
+    assert comes(mirror, LEDGER, size=20) == [asks(LEDGER, 20)]
+    assert comes(mirror, LEDGER, start=20, size=0) == [asks(RECEIPT)]
+    assert comes(mirror, RECEIPT) == []
+    assert (mirror.is_whole, mirror.lines) == (False, {LEDGER.name: 20})
+    assert mirror.begin_round(offered(LEDGER, RECEIPT)) == [asks(LEDGER, 20)]
+
+
+def test_a_file_that_is_shorter_than_was_offered_is_checked_as_it_is() -> None:
+    mirror = Mirror()
+    mirror.begin_round(offered(RECEIPT))
+    part = FilePart(name=RECEIPT.name, version="1", start=0, size=0, digest="0" * 64, term=TERM)
+    assert mirror.on_stored(part) == [CompleteFile(file=RECEIPT)]
+    assert mirror.on_completed(RECEIPT, is_intact=False) == []
+    assert (mirror.is_whole, mirror.files, mirror.received) == (False, {}, 0)
+
+
+def test_what_more_lines_came_of_the_same_term_is_written_down_afterwards() -> None:
+    mirror, longer = whole(LEDGER, RECEIPT), msgspec.structs.replace(LEDGER, size=40)
+    assert mirror.begin_round(offered(longer, RECEIPT)) == [asks(longer, 30)]
+    offer = offered(longer, RECEIPT)
+    assert comes(mirror, longer, start=30) == [kept(offer, {RECEIPT.name: ("1",)}, lines=40)]
+
+
+def test_a_file_that_is_replaced_is_written_down_before_in_both_versions() -> None:
+    mirror, second = whole(LEDGER, RECEIPT), msgspec.structs.replace(RECEIPT, version="2")
+    offer = offered(LEDGER, second)
+    assert mirror.begin_round(offer) == [kept(offer, {RECEIPT.name: ("1", "2")}), asks(second)]
+    assert comes(mirror, second) == [kept(offer, {RECEIPT.name: ("2",)})]
+
+
+def test_a_new_term_is_written_down_before_lines_are_cut_and_checkpoints_dropped_that_are_not_its_own() -> None:
+    mirror = whole(LEDGER, RECEIPT, THREE, SIX)
+    changed, offer = msgspec.structs.replace(SIX, version="2"), offered(LEDGER, RECEIPT, THREE, term=NEXT, kept=20)
+    files = {RECEIPT.name: ("1",), THREE.name: ("1",)}
+    assert mirror.begin_round(offer) == [
+        kept(offer, files, lines=20),
+        RemoveFiles(names=(SIX.name,)),
+        CutLines(name=LEDGER.name, size=20),
+        asks(LEDGER, 20),
+    ]
+    assert (mirror.term, mirror.has_been_whole) == (NEXT, True)
+    assert comes(mirror, LEDGER, start=20) == [kept(offer, files)]
+    # All is as before, in one more term: that is written down too.
+    offer = offered(LEDGER, RECEIPT, THREE, term=msgspec.structs.replace(NEXT, number=6), kept=2**62)
+    assert mirror.begin_round(offer) == [kept(offer, files)]
+    # A checkpoint of the same name and another content is dropped as well.
+    mirror = whole(LEDGER, SIX)
+    effects = mirror.begin_round(offered(LEDGER, changed, term=NEXT))
+    assert RemoveFiles(names=(SIX.name,)) in effects
+    assert CutLines(name=LEDGER.name, size=0) in effects
+    assert effects[-1] == asks(LEDGER, 0)
+    # Lines of which nothing is known are cut to nothing.
+    unknown = msgspec.structs.replace(offered(LEDGER, term=NEXT), kept={})
+    assert CutLines(name=LEDGER.name, size=0) in whole(LEDGER).begin_round(unknown)
+
+
+def test_a_mirror_that_never_had_all_writes_nothing_down_of_a_new_term() -> None:
+    mirror = Mirror()
+    mirror.begin_round(offered(LEDGER, RECEIPT))
+    comes(mirror, LEDGER)
+    effects = mirror.begin_round(offered(LEDGER, RECEIPT, term=NEXT))
+    assert effects == [CutLines(name=LEDGER.name, size=0), asks(LEDGER)]
+
+
+def test_what_the_server_has_removed_goes_at_the_end_of_a_round() -> None:
+    mirror = whole(LEDGER, RECEIPT, THREE)
+    offer = offered(LEDGER, SIX)
+    assert mirror.begin_round(offer) == [asks(SIX)]
+    removed = RemoveFiles(names=(RECEIPT.name, THREE.name))
+    assert comes(mirror, SIX) == [kept(offer, {SIX.name: ("1",)}), removed]
+
+
+def test_a_server_whose_folder_is_empty_takes_no_checkpoint_away() -> None:
+    mirror, offer = whole(LEDGER, RECEIPT, THREE), offered(LEDGER)
+    removed = RemoveFiles(names=(RECEIPT.name,))
+    assert mirror.begin_round(offer) == [kept(offer, {THREE.name: ("1",)}), removed]
+
+
+def test_a_round_that_is_given_up_begins_again_and_what_is_here_is_written_down_again() -> None:
+    mirror, second = whole(LEDGER, RECEIPT), msgspec.structs.replace(RECEIPT, version="2", size=8)
+    offer = offered(LEDGER, second)
+    before = kept(offer, {RECEIPT.name: ("1", "2")})
+    assert mirror.begin_round(offer) == [before, asks(second)]
+    comes(mirror, second, size=4)
+    mirror.give_up()
+    mirror.validate()
+    assert not mirror.is_whole
+    assert mirror.begin_round(offer) == [before, asks(second)]
+    mirror.begin_round(offer)
+    assert mirror.received == 0
+
+
+@pytest.mark.parametrize(
+    ("lines", "files", "is_all"),
+    [
+        ({"ledger.jsonl"}, {"receipt.json": "1"}, True),
+        ({"ledger.jsonl"}, {}, False),
+        (set[str](), {"receipt.json": "1"}, False),
+    ],
+)
+def test_what_was_written_down_is_led_from_if_all_of_it_is_still_here(
+    lines: set[str], files: dict[str, str], is_all: bool
+) -> None:
+    record = kept(offered(LEDGER, RECEIPT), {RECEIPT.name: ("1", "2")}).record
+    mirror = Mirror.of(record, lines, files)
+    assert (mirror.term, mirror.offer, mirror.has_been_whole) == (TERM, record.offer, is_all)
+    assert (mirror.lines, mirror.files) == (dict.fromkeys(lines, 30), files)

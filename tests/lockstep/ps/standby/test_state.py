@@ -5,15 +5,20 @@ from typing import get_args
 
 import pytest
 
+from lockstep.common.errors import FailureKind
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import (
+    DEFAULT_TAKEOVER_S,
+    NO_TERM,
     PROTOCOL_VERSION,
     Join,
     Leave,
+    Message,
     NotLeading,
     Ping,
     Refused,
     StandbyAddress,
+    Status,
     StatusRequest,
     Term,
 )
@@ -22,6 +27,7 @@ from lockstep.common.protocol.standby_messages import (
     CommandOutcome,
     Drain,
     FilePart,
+    FilePartRequest,
     LeaderNotice,
     LeaderRequest,
     MirrorRequest,
@@ -31,8 +37,12 @@ from lockstep.common.protocol.standby_messages import (
 )
 from lockstep.common.statemachine.client import Exit, ObstacleFound, ProtocolBroken, Redial, SendToServer, Started
 from lockstep.common.statemachine.machine import ILLEGAL, Interrupted, PeerLeft, Received, Report, Send, TimePassed
-from lockstep.ps.standby.mirror import CompleteFile, StorePart
+from lockstep.ps.standby.mirror import AskFor, CompleteFile, KeepRecord, Mirror, MirrorRecord, StorePart
 from lockstep.ps.standby.state import (
+    CLAIM_S,
+    POLL_S,
+    REPORT_S,
+    RETRY_S,
     TRANSITIONS,
     FileCompleted,
     PartReceived,
@@ -46,10 +56,13 @@ from lockstep.ps.standby.state import (
     TakeOver,
 )
 
-SERVER, OWN, OTHER = (StandbyAddress(address=f"tcp://h:{port}") for port in (1, 2, 3))
+SERVER, OTHER = (StandbyAddress(address=f"tcp://h:{port}") for port in (1, 3))
+OWN = StandbyAddress(address="tcp://h:2", public="key")
+CONFIG = StandbyConfig(server=SERVER, own=OWN, host="h", pid=1)
 TERM, NEXT = (Term(run="r", number=number, server="s") for number in (4, 5))
 DIGEST = "0123456789abcdef" * 4
 FILE = RunFile(name="receipt.json", size=4, version=DIGEST)
+CHECKPOINT = RunFile(name="checkpoints/step-00000003.safetensors", size=4, version=DIGEST)
 
 
 def files(*electors: int, term: Term = TERM, **more: object) -> RunFiles:
@@ -57,8 +70,15 @@ def files(*electors: int, term: Term = TERM, **more: object) -> RunFiles:
     return RunFiles(term=term, run="r", step=3, steps=9, kept={}, electors=[*electors], takeover_s=5.0, **values)  # type: ignore[arg-type]
 
 
-def part(term: Term = TERM) -> FilePart:
-    return FilePart(name=FILE.name, version=FILE.version, start=0, size=4, digest=DIGEST, term=term)
+def part(file: RunFile = FILE, *, start: int = 0, size: int = 4) -> FilePart:
+    return FilePart(name=file.name, version=file.version, start=start, size=size, digest=DIGEST, term=TERM)
+
+
+def comes(state: StandbyState, file: RunFile, now: float) -> list[StandbyEffect]:
+    """Let a file come whole that was asked for; return what follows."""
+    assert state.handle(PartReceived(part=part(file), is_intact=True), now) == [StorePart(part=part(file))]
+    assert state.handle(PartStored(part=part(file)), now) == [CompleteFile(file=file)]
+    return state.handle(FileCompleted(file=file), now)
 
 
 def join(rank: int | None, term: Term = TERM) -> Join:
@@ -76,7 +96,7 @@ def join(rank: int | None, term: Term = TERM) -> Join:
 
 def standby(*electors: int, now: float = 0.0) -> StandbyState:
     """Return a standby that has all of a run, whose last step was computed by these."""
-    state = StandbyState(StandbyConfig(server=SERVER, own=OWN, host="h", pid=1))
+    state = StandbyState(CONFIG)
     state.handle(Started(), now)
     state.handle(files(*electors), now)
     return state
@@ -86,6 +106,10 @@ def claims(state: StandbyState, now: float, *joins: Join) -> list[StandbyEffect]
     effects = [state.handle(Received(peer=bytes([number]), message=each), now) for number, each in enumerate(joins, 1)]
     state.validate()
     return effects[-1]
+
+
+def without_record(effects: list[StandbyEffect]) -> list[StandbyEffect]:
+    return [effect for effect in effects if not isinstance(effect, KeepRecord)]
 
 
 def takeovers(effects: list[StandbyEffect]) -> list[TakeOver]:
@@ -137,7 +161,7 @@ def test_the_table_has_an_entry_for_every_event() -> None:
 def test_every_event_in_every_phase_obeys_the_table(phase: StandbyPhase, event: StandbyEvent) -> None:
     state = standby(0, 1, 2)
     state.phase = phase
-    state.handle(event, 1.0)
+    assert isinstance(state.handle(event, 1.0), list)
 
 
 @pytest.mark.parametrize(("electors", "needed"), [((0,), 1), ((0, 1), 2), ((0, 1, 2), 2), ((0, 1, 2, 3), 3)])
@@ -193,21 +217,19 @@ def test_a_worker_that_alone_misses_the_server_is_told_so() -> None:
 
 
 def test_nothing_is_led_from_half_a_mirror() -> None:
-    state = StandbyState(StandbyConfig(server=SERVER, own=OWN, host="h", pid=1))
+    state = StandbyState(CONFIG)
     state.handle(Started(), 0.0)
     state.handle(files(0, files=[FILE]), 0.0)
     assert takeovers(claims(state, 10.0, join(0))) == []
     (refused,) = state.handle(Received(peer=b"x", message=Promote()), 10.0)
     assert isinstance(refused, Send)
     assert refused.message == CommandOutcome(is_accepted=False, text="it has not mirrored the run yet: try again")
-    assert state.handle(PartReceived(part=part(), is_intact=True), 10.0) == [StorePart(part=part())]
-    assert state.handle(PartStored(part=part()), 10.0) == [CompleteFile(file=FILE)]
-    state.handle(FileCompleted(file=FILE), 10.0)
+    comes(state, FILE, 10.0)
     assert len(takeovers(state.handle(Received(peer=b"x", message=Promote()), 10.0))) == 1
 
 
 def test_a_damaged_part_is_asked_for_again_and_reported_once() -> None:
-    state = StandbyState(StandbyConfig(server=SERVER, own=OWN, host="h", pid=1))
+    state = StandbyState(CONFIG)
     state.handle(files(0, files=[FILE]), 0.0)
     first = state.handle(PartReceived(part=part(), is_intact=False), 0.0)
     assert [type(effect).__name__ for effect in first] == ["Report", "AskFor"]
@@ -225,7 +247,7 @@ def test_a_full_disk_is_reported_once_and_tried_again() -> None:
 
 
 def test_what_prevents_a_connection_is_reported_once_and_ends_it_if_waiting_is_of_no_use() -> None:
-    state = StandbyState(StandbyConfig(server=SERVER, own=OWN, host="h", pid=1))
+    state = StandbyState(CONFIG)
     state.handle(Started(), 0.0)
     nothing = ObstacleFound(obstacle="nothing listens there", is_final=False)
     (report,) = state.handle(nothing, 2.0)
@@ -265,17 +287,308 @@ def test_a_run_that_is_handed_over_is_led_once_all_of_it_is_here() -> None:
     state = standby(0)
     handed = files(0, files=[FILE], state="handed over", heir=OWN.address)
     assert takeovers(state.handle(handed, 1.0)) == []
-    state.handle(PartReceived(part=part(), is_intact=True), 1.0)
-    state.handle(PartStored(part=part()), 1.0)
-    effects = state.handle(FileCompleted(file=FILE), 1.0)
-    assert len(takeovers(effects)) == 1
-    # Before: the server sends its workers here then.
-    (leave,) = (effect for effect in effects if isinstance(effect, SendToServer))
-    assert isinstance(leave.message, Leave)
-    assert effects.index(leave) < effects.index(takeovers(effects)[0])
+    reason = "tcp://h:1 has handed the run over"
+    assert without_record(comes(state, FILE, 1.0)) == [
+        # First: the server sends its workers here then.
+        SendToServer(message=Leave(reason="it has all of the run, and leads it from now on")),
+        Report(text=f"takes over, from step 0: {reason}"),
+        TakeOver(least=5, reason=reason),
+    ]
 
 
 def test_a_standby_ends_with_its_run() -> None:
     state = standby(0)
     ends = [effect for effect in state.handle(files(0, state="over"), 1.0) if isinstance(effect, Exit)]
     assert ends == [Exit(code=0, reason="")]
+
+
+# What it does, to the last word
+
+UNCHANGED = Report(text="has all that there is, and no checkpoint yet; the run is at step 3 of 9")
+MIRRORS = Report(text="mirrors run r of tcp://h:1, in term 4")
+
+
+def request(term: Term = TERM, *, step: int = 0, is_whole: bool = True) -> SendToServer:
+    message = MirrorRequest(
+        protocol=PROTOCOL_VERSION,
+        host="h",
+        pid=1,
+        address=OWN.address,
+        public=OWN.public,
+        term=term,
+        step=step,
+        is_whole=is_whole,
+    )
+    return SendToServer(message=message)
+
+
+def asks(file: RunFile, start: int = 0) -> AskFor:
+    return AskFor(request=FilePartRequest(name=file.name, version=file.version, start=start))
+
+
+def test_it_asks_its_server_until_that_answers() -> None:
+    state, first = StandbyState(CONFIG), request(NO_TERM, is_whole=False)
+    assert state.handle(Started(), 1.0) == [first]
+    assert state.deadline() == 1.0 + RETRY_S
+    assert state.handle(TimePassed(), 2.9) == []
+    assert state.handle(TimePassed(), 3.0) == [first]
+    assert without_record(state.handle(files(0), 4.0)) == [MIRRORS, UNCHANGED]
+    assert state.deadline() == 4.0 + POLL_S
+    assert state.handle(TimePassed(), 4.5) == [request()]
+    assert state.handle(files(0), 4.6) == []
+    assert state.deadline() == 4.6 + POLL_S
+
+
+def test_a_file_of_several_parts_is_asked_for_one_part_after_the_other() -> None:
+    state = standby(0)
+    long = RunFile(name="data.npz", size=6, version=DIGEST)
+    assert without_record(state.handle(files(0, files=[long]), 1.0)) == [asks(long)]
+    assert state.deadline() == 1.0 + RETRY_S
+    # An answer to what was asked twice changes nothing.
+    assert state.handle(PartReceived(part=part(long, start=4), is_intact=True), 1.5) == []
+    assert state.heard == 1.0
+    first, last = part(long), part(long, start=4, size=2)
+    assert state.handle(PartReceived(part=first, is_intact=True), 2.0) == [StorePart(part=first)]
+    assert state.handle(PartStored(part=first), 2.5) == [asks(long, 4)]
+    assert (state.heard, state.deadline()) == (2.0, 2.5 + RETRY_S)
+    assert state.handle(TimePassed(), 4.4) == []
+    assert state.handle(TimePassed(), 4.5) == [asks(long, 4)]
+    assert state.deadline() == 4.5 + RETRY_S
+    state.handle(PartReceived(part=last, is_intact=True), 5.0)
+    assert state.handle(PartStored(part=last), 5.0) == [CompleteFile(file=long)]
+    fault = "'data.npz' is not what the server said that it is"
+    assert state.handle(FileCompleted(file=long, fault=fault), 6.0) == [Report(text=f"warning: {fault}")]
+    # The next round gets it.
+    assert state.deadline() == 6.0 + POLL_S
+    assert state.handle(TimePassed(), 6.5) == [request(is_whole=False)]
+    assert without_record(state.handle(files(0, files=[long]), 7.0)) == [asks(long)]
+
+
+def test_it_reports_now_and_then_how_far_it_is() -> None:
+    state = StandbyState(CONFIG)
+    assert without_record(state.handle(files(0, files=[CHECKPOINT]), 0.0)) == [MIRRORS, asks(CHECKPOINT)]
+    has = Report(text="has the checkpoint of step 3; the run is at step 3 of 9")
+    assert without_record(comes(state, CHECKPOINT, 1.0)) == [has]
+    assert state.handle(TimePassed(), 1.5) == [request(step=3)]
+    later = RunFile(name="checkpoints/step-00000006.safetensors", size=4, version=DIGEST)
+    state.handle(files(0, files=[later]), 2.0)
+    assert without_record(comes(state, later, 2.0))[1:] == []
+    assert state.step == 6
+    assert without_record(state.handle(files(0, files=[later]), 1.0 + REPORT_S - 0.1)) == []
+    has = Report(text="has the checkpoint of step 6; the run is at step 3 of 9")
+    assert without_record(state.handle(files(0, files=[later]), 1.0 + REPORT_S)) == [has]
+    assert without_record(state.handle(files(0, files=[later]), 1.0 + 3 * REPORT_S)) == []
+
+
+def test_what_was_mirrored_before_it_was_started_again_counts() -> None:
+    record = MirrorRecord(lines={}, files={CHECKPOINT.name: (DIGEST,)}, offer=files(0, standbys=(OTHER,)))
+    state = StandbyState(CONFIG, mirror=Mirror.of(record, (), {CHECKPOINT.name: DIGEST}))
+    assert (state.step, state.takeover_s) == (3, 5.0)
+    assert state.handle(Started(), 10.0) == [request(step=3)]
+    # Its server is gone, and another one may lead the run by now.
+    assert state.deadline() == 10.0 + RETRY_S
+    state.handle(TimePassed(), 12.0)
+    state.handle(TimePassed(), 14.0)
+    assert state.deadline() == 15.0
+    gone = Report(text="tcp://h:1 has been silent for 5 s")
+    assert state.handle(TimePassed(), 15.0) == [gone, Redial(server=OTHER), request(step=3, is_whole=False)]
+    # That one has as long.
+    state.handle(TimePassed(), 17.0)
+    state.handle(TimePassed(), 19.0)
+    assert state.handle(TimePassed(), 20.0)[0] == Redial(server=SERVER)
+
+
+def test_a_silent_server_is_reported_once_and_again_when_it_is_there() -> None:
+    state, silent = standby(0), Report(text="tcp://h:1 has been silent for 6 s")
+    assert state.handle(TimePassed(), 4.9) == [request()]
+    assert state.handle(TimePassed(), 6.0) == [silent]
+    assert state.handle(TimePassed(), 6.9) == [request()]
+    assert without_record(state.handle(files(0), 7.0)) == [Report(text="tcp://h:1 is there again")]
+    assert state.handle(files(0), 7.5) == []
+
+
+def test_a_server_that_never_answered_is_missed_after_the_usual_time() -> None:
+    state = StandbyState(CONFIG)
+    state.handle(Started(), 1.0)
+    assert state.takeover_s == DEFAULT_TAKEOVER_S
+    silent = Report(text=f"tcp://h:1 has been silent for {DEFAULT_TAKEOVER_S:.0f} s")
+    assert silent not in state.handle(TimePassed(), 0.9 + DEFAULT_TAKEOVER_S)
+    assert silent in state.handle(TimePassed(), 1.0 + DEFAULT_TAKEOVER_S)
+
+
+def ends(state: StandbyState, event: StandbyEvent) -> tuple[int, str, FailureKind | None]:
+    leave, ended = state.handle(event, 1.0)
+    assert isinstance(ended, Exit)
+    assert leave == SendToServer(message=Leave(reason=ended.reason))
+    assert (state.phase, state.deadline()) == (StandbyPhase.ENDED, None)
+    return ended.code, ended.reason, ended.kind
+
+
+def test_it_ends_if_it_is_refused_or_interrupted_or_the_protocol_is_broken() -> None:
+    refused = (2, "the server refused this standby: other\\nkey", FailureKind.REFUSED)
+    assert ends(standby(0), Refused(reason="other\nkey")) == refused
+    broken = (1, "the server broke the protocol: a header of 3 bytes", FailureKind.PROTOCOL)
+    assert ends(standby(0), ProtocolBroken(fault="a header of 3 bytes")) == broken
+    assert ends(standby(0), Interrupted()) == (130, "interrupted", FailureKind.INTERRUPTED)
+    final = ObstacleFound(obstacle="it does not admit the key", is_final=True)
+    assert ends(standby(0), final) == (2, "it does not admit the key", FailureKind.UNREACHABLE)
+
+
+def test_a_full_disk_leaves_the_rest_to_a_later_round() -> None:
+    state = standby(0)
+    state.handle(files(0, files=[FILE]), 1.0)
+    state.handle(PartReceived(part=part(), is_intact=True), 1.0)
+    state.handle(StoringFailed(reason="no space"), 1.5)
+    assert state.deadline() == 1.5 + RETRY_S
+    assert state.handle(TimePassed(), 3.5) == [request(is_whole=False)]
+
+
+ANSWERS = [
+    (LeaderRequest(), LeaderNotice(term=TERM, address=SERVER.address)),
+    (Drain(), CommandOutcome(is_accepted=False, text="this is a standby: drain the server, at tcp://h:1")),
+    (Ping(), Ping()),
+    (
+        StatusRequest(),
+        Status(
+            run="r",
+            model="",
+            phase="standby of tcp://h:1",
+            epoch=0,
+            epochs=0,
+            step=3,
+            steps=9,
+            loss=0.0,
+            images_per_s=0.0,
+            elapsed_s=0.0,
+            eta_s=0.0,
+            min_workers=0,
+            workers=[],
+            history=[],
+            failure="",
+            term=4,
+            is_standby=True,
+        ),
+    ),
+    (MESSAGES[1], NotLeading(state="following", reason="it is a standby, and hears tcp://h:1")),
+    (MESSAGES[2], NotLeading(state="following", reason="it is a standby, and hears tcp://h:1")),
+    (join(None), NotLeading(state="following", reason="it is a standby, and hears tcp://h:1")),
+]
+
+
+@pytest.mark.parametrize(("message", "answer"), ANSWERS, ids=lambda one: type(one).__name__)
+def test_who_asks_is_answered(message: Message, answer: Message) -> None:
+    state = StandbyState(CONFIG)
+    state.handle(files(0, files=[CHECKPOINT]), 0.0)
+    comes(state, CHECKPOINT, 0.0)
+    assert state.handle(Received(peer=b"x", message=message), 4.9) == [Send(peer=b"x", message=answer)]
+
+
+def test_a_standby_that_knows_nothing_of_a_run_says_so() -> None:
+    state = StandbyState(CONFIG)
+    (status,) = state.handle(Received(peer=b"x", message=StatusRequest()), 1.0)
+    assert isinstance(status, Send)
+    assert isinstance(status.message, Status)
+    assert (status.message.run, status.message.steps, status.message.term) == ("", 0, 0)
+    answer = Send(peer=b"x", message=NotLeading(state="following", reason="it has not mirrored the run yet"))
+    assert state.handle(Received(peer=b"x", message=join(None)), 1.0) == [answer]
+    report, refused = state.handle(Received(peer=b"x", message=join(0, NO_TERM)), 1.0)
+    assert report == Report(text="worker 0 (host h, pid 1) misses the server: 0 of the 0 of the last step say so")
+    assert refused == answer
+
+
+def test_each_worker_that_misses_the_server_is_reported_once() -> None:
+    state = standby(0, 1, 2)
+    silent = NotLeading(state="silent", reason="it misses tcp://h:1 too: 1 of the 3 of the last step say so")
+    missed = Received(peer=b"1", message=join(0))
+    assert state.handle(missed, 5.0) == [
+        Report(text="worker 0 (host h, pid 1) misses the server: 1 of the 3 of the last step say so"),
+        Send(peer=b"1", message=silent),
+    ]
+    assert state.handle(missed, 6.0) == [Send(peer=b"1", message=silent)]
+    reason = "tcp://h:1 is gone: 2 of the 3 of the last step say so"
+    taking_over = NotLeading(state="taking over", reason="it takes over")
+    assert state.handle(Received(peer=b"2", message=join(2)), 6.0 + CLAIM_S - 0.1) == [
+        Report(text=f"takes over, from step 0: {reason}"),
+        TakeOver(least=5, reason=reason),
+        Send(peer=b"1", message=taking_over),
+        Send(peer=b"2", message=taking_over),
+    ]
+    assert state.deadline() is None
+    late = Received(peer=b"3", message=join(1))
+    assert state.handle(late, 30.0) == [Send(peer=b"3", message=taking_over)]
+    assert state.handle(Received(peer=b"3", message=LeaderRequest()), 30.0) == [
+        Send(peer=b"3", message=LeaderNotice(term=TERM, address=SERVER.address))
+    ]
+
+
+def test_a_claim_counts_for_so_long() -> None:
+    state = standby(0, 1, 2)
+    claims(state, 6.0, join(0))
+    assert takeovers(state.handle(Received(peer=b"2", message=join(2)), 6.0 + CLAIM_S)) == []
+
+
+def test_what_was_said_of_an_earlier_term_does_not_count() -> None:
+    state = standby(0, 1, 2)
+    claims(state, 6.0, join(0))
+    state.handle(files(0, 1, 2, term=NEXT), 7.0)
+    assert takeovers(state.handle(Received(peer=b"2", message=join(2, NEXT)), 8.0)) == []
+    state.handle(files(0, 1, 2, term=NEXT), 9.0)
+    assert len(takeovers(state.handle(Received(peer=b"1", message=join(0, NEXT)), 10.0))) == 1
+
+
+def test_a_run_of_which_nothing_was_computed_says_why_it_goes_on_here() -> None:
+    reason = "tcp://h:1 is gone, and nobody had computed anything"
+    assert takeovers(claims(standby(), 4.9, join(0))) == []
+    assert takeovers(claims(standby(), 5.0, join(0))) == [TakeOver(least=5, reason=reason)]
+
+
+def test_a_person_is_answered_before_it_leads_the_run() -> None:
+    assert standby(0).handle(Received(peer=b"x", message=Promote()), 1.0) == [
+        Send(peer=b"x", message=CommandOutcome(is_accepted=True, text="it leads the run from now on, from step 0")),
+        Report(text="takes over, from step 0: it was promoted"),
+        TakeOver(least=5, reason="it was promoted"),
+    ]
+
+
+def test_a_run_that_is_handed_over_to_another_standby_is_mirrored_from_there() -> None:
+    for heir, expected in ((OTHER, [Redial(server=OTHER)]), (SERVER, []), (StandbyAddress(address="tcp://h:9"), [])):
+        state = standby(0)
+        handed = files(0, state="handed over", heir=heir.address, standbys=(OWN, OTHER, SERVER))
+        assert without_record(state.handle(handed, 1.0)) == expected
+        assert state.deadline() == 1.0 + POLL_S
+        assert state.mirror.is_whole is not bool(expected)
+    state = standby(0)
+    state.handle(files(0, state="handed over", heir=OTHER.address, standbys=(OWN, OTHER)), 4.0)
+    # That one has its time before another is asked.
+    assert (state.server, state.arrived) == (OTHER, 4.0)
+
+
+def test_a_standby_that_is_asked_by_another_names_it_and_the_next_is_asked() -> None:
+    state = standby(0)
+    state.handle(files(0, standbys=(OWN, OTHER)), 1.0)
+    assert state.handle(NotLeading(state="silent", reason="no"), 2.0) == [Redial(server=OTHER)]
+    assert state.deadline() == 2.0 + POLL_S
+    # After the last one the first.
+    assert state.handle(NotLeading(state="silent", reason="no"), 2.1) == [Redial(server=SERVER)]
+    third = StandbyAddress(address="tcp://h:4")
+    state.handle(files(0, standbys=(OWN, OTHER, third)), 3.0)
+    # None is left out, as the first one, where the server may have been started again.
+    for server in (OTHER, third, SERVER, OTHER):
+        assert state.handle(NotLeading(state="silent", reason="no"), 4.0) == [Redial(server=server)]
+
+
+def test_a_server_of_a_higher_term_is_followed_if_it_is_known() -> None:
+    state = standby(0)
+    state.handle(files(0, standbys=(OWN, OTHER)), 1.0)
+    for term, address in ((NEXT, "tcp://h:9"), (NEXT, SERVER.address), (TERM, OTHER.address)):
+        assert state.handle(LeaderNotice(term=term, address=address), 1.1) == []
+        assert state.server == SERVER
+    assert state.handle(LeaderNotice(term=NEXT, address=OTHER.address), 1.2) == [Redial(server=OTHER)]
+    assert (state.deadline(), state.arrived) == (1.2, 1.2)
+
+
+def test_a_server_that_led_once_is_left_at_once() -> None:
+    state, old = standby(0), Term(run="r", number=3, server="z")
+    state.handle(files(0, standbys=(OWN, OTHER)), 0.0)
+    state.handle(files(0, term=old), 1.0)
+    assert (state.deadline(), state.offer) == (1.0 + POLL_S, files(0, standbys=(OWN, OTHER)))

@@ -1,5 +1,7 @@
 """Sums over an order: any tiling has the bits of the tree, whole or slice by slice, however sums are rounded."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -30,6 +32,24 @@ def tilings(draw: st.DrawFn) -> tuple[Node, tuple[Node, ...], int]:
 def expression(whole: Node) -> str:
     """Return how a node is added up over the tree."""
     return str(whole) if len(whole) == 1 else "({}+{})".format(*map(expression, whole.halves()))
+
+
+class Sum(str):
+    """What is written down of a sum."""
+
+    __slots__ = ()
+
+    def __add__(self, other: str) -> "Sum":
+        return Sum(f"({self:s}+{other:s})")
+
+
+@settings(derandomize=True, deadline=None)
+@given(tilings())
+def test_numbers_are_added_up_over_the_tree_too(tiling: tuple[Node, tuple[Node, ...], int]) -> None:
+    whole, nodes, micro_batches = tiling
+    additions = additions_of(nodes, micro_batches, joins_halves=True)
+    sums: Any = [Sum(expression(node)) for node in nodes]
+    assert additions.total(sums) == expression(whole)
 
 
 @settings(derandomize=True, deadline=None)

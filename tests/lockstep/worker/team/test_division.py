@@ -72,6 +72,12 @@ def test_so_many_that_each_gets_few_nodes_are_given_in_larger_pieces() -> None:
     assert took <= 1.1 * best
 
 
+def test_the_largest_part_that_is_still_to_be_given_comes_first() -> None:
+    # In the other order, the second would get [4, 6) and [6, 7): more nodes, which are smaller.
+    plan = plan_for(OrderWork(Node(0, 8), 8), {0: 1.0, 1: 2.0})
+    assert plan.parts == (TeamPart(Node(0, 4), 0), TeamPart(Node(4, 6), 0), TeamPart(Node(6, 8), 1))
+
+
 def test_one_that_is_much_too_slow_gets_nothing_and_still_makes_slices() -> None:
     plan = plan_for(OrderWork(Node(0, 4), 4), {0: 1.0, 1: 100.0})
     assert (plan.of(0), plan.of(1)) == ([Node(0, 4)], [])

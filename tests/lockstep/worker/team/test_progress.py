@@ -130,6 +130,10 @@ def test_of_several_late_parts_the_idle_take_one_each() -> None:
         progress.on_seen(missing, [0, 3, 4], progress.late)
         found.append(progress.action())
     assert [one.node for one in found if isinstance(one, ComputeNode)] == [Node(2, 3), Node(4, 8), Node(2, 3)]
+    # One of whose parts something is missing, and which comes here all the same, takes the first.
+    progress = waiting(process=1, seconds=[0.1] * 5)
+    progress.on_seen(missing, [0, 3, 4], progress.late)
+    assert progress.action() == ComputeNode(Node(2, 3), OWN_PARTS)
 
 
 def test_one_that_is_alone_left_computes_everything() -> None:
