@@ -22,9 +22,9 @@ def call(*applied: tuple[str, NDArray[Any]], output: Any = None, name: str = "1"
 
 
 def units(values: list[float], shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return an array in which each unit, along the second axis, has one value at one of its places, and 0 elsewhere."""
+    """Return an array in which each unit, along the second axis, has a value at one of its places, 0 elsewhere."""
     made = np.zeros((shape[0], len(values), *shape[1:]), np.float32)
-    made[-1, :, *([0] * len(shape[1:]))] = values
+    made.reshape(shape[0], len(values), -1)[-1, :, 0] = values
     return made
 
 
@@ -67,8 +67,8 @@ def test_each_layer_is_looked_at_and_other_functions_are_not() -> None:
 
 @pytest.mark.parametrize(("size", "text"), [(1.999e4, ""), (2.001e4, "at 1 (ReLU) they are 1e+04 times the input")])
 def test_activations_do_not_explode(size: float, text: str) -> None:
-    calls = [call(output=Tensor(np.full((2, 2), value, np.float32)), name=str(place))
-             for place, value in enumerate((1.0, size))]  # fmt: skip
+    outputs = [Tensor(np.full((2, 2), value, np.float32)) for value in (1.0, size)]
+    calls = [call(output=output, name=str(place)) for place, output in enumerate(outputs)]
     found = check_norms(signals(call(output=(1, 2)), *calls, *(calls if text else [])))
     assert [finding.what for finding in found] == [f"the activations explode: {text}"] * bool(text)
     assert [finding.evidence for finding in found] == ["their size is 2e+04; the size of the samples is 2"] * len(found)

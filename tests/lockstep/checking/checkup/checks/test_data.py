@@ -50,8 +50,8 @@ def examined(images: Array, labels: Array | None = None, **values: Any) -> Exami
     ],
 )
 def test_labels_are_whole_numbers_from_0(train: Any, test: Any, is_sequence: bool, text: str) -> None:
-    found = check_labels(*(np.array(each, None if len(each) else np.int64) for each in (train, test)),
-                         is_sequence=is_sequence)  # fmt: skip
+    first, second = (np.array(each, None if len(each) else np.int64) for each in (train, test))
+    found = check_labels(first, second, is_sequence=is_sequence)
     assert [str(finding).partition(";")[0] for finding in found] == ([text] if text else [])
 
 
@@ -73,7 +73,9 @@ def test_labels_are_whole_numbers_from_0(train: Any, test: Any, is_sequence: boo
 def test_there_are_as_many_outputs_as_classes(train: list[int], test: list[int], outputs: int, text: str) -> None:
     found = check_classes(np.array(train, np.int64), np.array(test, np.int64), outputs)
     assert [str(finding).partition(";")[0] for finding in found] == ([text] if text else [])
-    assert ["pass labels - 1" in str(finding) for finding in found] == ["1 to 3" in text or "1 to 2" in text] * len(found)
+    assert ["pass labels - 1" in str(finding) for finding in found] == ["1 to 3" in text or "1 to 2" in text] * len(
+        found
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,10 +89,7 @@ def test_there_are_as_many_outputs_as_classes(train: list[int], test: list[int],
         (
             [1, 1, 5, 5],
             [0, 1, 3, 7],
-            [
-                "class 0 is in the test set and not in the training set: 3 of 4 classes of the test set have no "
-                "training sample"
-            ],
+            ["class 0 is in the test set and not in the training set: 3 of 4 classes of the test set have no t"],
         ),
         ([1] * 20, [0, 1], ["class 0 is in the test set and", "nearly all training samples are of class 1: 20 of 20"]),
     ],
@@ -143,7 +142,9 @@ def test_no_feature_is_much_larger_than_the_median(size: float, is_found: bool) 
     # A feature that does not vary counts for nothing.
     images = 0.09 * np.column_stack([*(np.tile([-1.0, 1.0], 8),) * 2, size * np.repeat([-1.0, 1.0], 8), np.zeros(16)])
     found = check_samples(examined(images, np.arange(16) // 2 % 2))
-    assert [finding.evidence for finding in found] == ["feature 2 has deviation 9.09, the median feature 0.09"] * is_found
+    assert [finding.evidence for finding in found] == [
+        "feature 2 has deviation 9.09, the median feature 0.09"
+    ] * is_found
 
 
 def test_features_are_looked_at_of_rows_alone() -> None:

@@ -1,7 +1,6 @@
 """Where a loss may start, which rates are too large, and when workers pay, on both sides of each limit."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -271,8 +270,7 @@ def test_a_large_model_takes_long_to_send() -> None:
     assert check_workers(target(large, workers=2), FirstSteps([1.0], 0.1, 1.1e-3), 2) == []
 
 
-def test_an_optimizer_and_a_schedule_of_the_users_own_are_used() -> None:
-    given: Callable[[int, int], Any] = lambda step, steps: 0.5  # noqa: E731
-    job = {"schedule": "mine.py:it"}
-    own = ExaminationTarget(target(**job).job, target().model, target().data, own=OwnCode(schedule=given))
-    assert first_steps(own, ManualClock()).losses == pytest.approx(plain(target(), [0.05] * 12), rel=1e-5)
+def test_a_schedule_of_the_users_own_is_used() -> None:
+    given = target(schedule="mine.py:half")
+    own = ExaminationTarget(given.job, given.model, given.data, own=OwnCode(schedule=lambda step, steps: 0.5))
+    assert first_steps(own, ManualClock()).losses == pytest.approx(plain(given, [0.05] * 12), rel=1e-5)

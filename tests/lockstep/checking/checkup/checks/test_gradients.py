@@ -201,6 +201,7 @@ def test_a_model_that_only_contains_a_wrong_layer_is_not_found_itself() -> None:
         "the gradient of 1.inner (Elementwise) is wrong",
         "the gradient of 3.inner (Elementwise) is wrong",
     ]
+
     # A layer of the same start of its name is another one.
     class Names(nn.Module):
         def __init__(self) -> None:

