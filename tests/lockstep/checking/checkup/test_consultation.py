@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lockstep import doctor, load, nn
 from lockstep.checking.checkup.checks.first_steps import FirstSteps, check_workers
-from lockstep.checking.checkup.consultation import Examination
+from lockstep.checking.checkup.consultation import Examination, _label_findings, is_tried
 from lockstep.checking.checkup.target import ExaminationTarget
 from lockstep.common.job.job import Job
 from tests.lockstep.checking.checkup import plants
@@ -163,6 +163,30 @@ def test_workers_that_do_not_pay_are_named(workers: int, step_s: float, text: st
     target = ExaminationTarget(Job(**BRIEF), plants.net(nn.ReLU(), inputs=8), load("mnist"), workers)
     named = " ".join(map(str, check_workers(target, FirstSteps([1.0], 0.1, step_s), cores=3)))
     assert re.match(text, named) if text else not named
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        *(({"loss": "cross-entropy"}, True), ({"loss": "nll"}, True), ({"loss": "mse"}, True)),
+        *(({"loss": "l1"}, False), ({"loss": "smooth-l1"}, False), ({"ignore_index": 0}, False)),
+        *(({"class_weights": (1.0, 2.0)}, False), ({"loss": "bce"}, False)),
+    ],
+)
+def test_jobs_are_tried_if_it_is_known_what_guessing_costs(values: dict[str, Any], expected: bool) -> None:
+    assert is_tried(Job(**values)) is expected
+
+
+def test_labels_of_a_file_are_looked_at_before_they_are_refused(tmp_path: Path) -> None:
+    (x_train, _), (x_test, y_test) = tiny_arrays()
+    arrays = {"x_train": x_train, "y_train": np.full(len(x_train), -1), "x_test": x_test, "y_test": y_test}
+    np.savez(tmp_path / "some.npz", **arrays)
+    for name, loss, count in (("some.npz", "cross-entropy", 1), ("some.npz", "mse", 0), ("none.npz", "nll", 0)):
+        assert len(_label_findings(Job(loss=loss), str(tmp_path / name))) == count
+    tokens = np.arange(12).reshape(3, 4)
+    for samples, labels, count in ((tokens, tokens, 0), (tokens * 1.0, tokens, 1), (tokens, tokens[:, :2], 1)):
+        np.savez(tmp_path / "text.npz", x_train=samples, y_train=labels, x_test=samples, y_test=labels)
+        assert len(_label_findings(Job(), str(tmp_path / "text.npz"))) == count
 
 
 Change = dict[str, Any]
