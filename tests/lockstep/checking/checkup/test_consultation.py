@@ -12,6 +12,7 @@ from lockstep import doctor, load, nn
 from lockstep.checking.checkup.checks.first_steps import FirstSteps, check_workers
 from lockstep.checking.checkup.consultation import Examination, _label_findings, is_tried
 from lockstep.checking.checkup.target import ExaminationTarget
+from lockstep.common.errors import ModelError
 from lockstep.common.job.job import Job
 from tests.lockstep.checking.checkup import plants
 from tests.lockstep.tiny_data import tiny_arrays, write_tiny
@@ -175,6 +176,22 @@ def test_workers_that_do_not_pay_are_named(workers: int, step_s: float, text: st
 )
 def test_jobs_are_tried_if_it_is_known_what_guessing_costs(values: dict[str, Any], expected: bool) -> None:
     assert is_tried(Job(**values)) is expected
+
+
+def test_what_the_doctor_does_not_know_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    (x_train, y_train), (x_test, y_test) = tiny_arrays()
+    plain = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+    weights = {**plain, "w_train": np.ones(len(y_train)), "w_test": np.ones(len(y_test))}
+    several = {f"{name}.{field}" if name[0] == "x" else name: array for name, array in plain.items() for field in "ab"}
+    text = r"knows samples and labels of one array each, and not several inputs or targets, or weights of .*--steps 1"
+    for number, arrays in enumerate((weights, several)):
+        np.savez(tmp_path / f"{number}.npz", **arrays)
+        with pytest.raises(ModelError, match=text):
+            doctor(plants.net(nn.ReLU()), tmp_path / f"{number}.npz", **BRIEF)
+    with pytest.raises(
+        ModelError, match="knows losses of classes and of numbers, and not loss = 'bce': train one step"
+    ):
+        doctor(plants.net(nn.ReLU()), tiny_arrays(), **BRIEF, loss="bce")
 
 
 def test_labels_of_a_file_are_looked_at_before_they_are_refused(tmp_path: Path) -> None:

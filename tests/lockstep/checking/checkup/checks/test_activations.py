@@ -74,6 +74,10 @@ def test_activations_do_not_explode(size: float, text: str) -> None:
     assert [finding.evidence for finding in found] == ["their size is 2e+04; the size of the samples is 2"] * len(found)
 
 
+def test_what_is_no_tensor_has_no_size() -> None:
+    assert check_norms(signals(call(output=(1, 2)), input_size=1e-5)) == []
+
+
 def test_samples_of_zeros_count_as_1() -> None:
     grown = call(output=Tensor(np.full((2, 2), 1.01e4, np.float32)))
     assert [finding.kind for finding in check_norms(signals(grown, input_size=0.0))] == ["exploding"]
@@ -89,6 +93,8 @@ def test_samples_of_zeros_count_as_1() -> None:
         ([1.001e4, 5.0, 1.0], "'a' is 1e+04 times larger than the gradient of 'c'"),
         ([1.0, 1e9, 1.0], ""),
         ([1e9], ""),
+        ([1.0, 1e4], ""),
+        ([1e4, 1.0], ""),
         ([1.0, 2e4], "'a' is 2e+04 times smaller than the gradient of 'b'"),
         ([None, 1.0, 2e4], "'b' is 2e+04 times smaller than the gradient of 'c'"),
         ([0.0, 4e4, 1.0, None], "'b' is 4e+04 times larger than the gradient of 'c'"),

@@ -65,6 +65,7 @@ def test_labels_are_whole_numbers_from_0(train: Any, test: Any, is_sequence: boo
         ([0, 3], [1], 3, "labels are out of range: 0 to 3, and the model has 3 outputs: label 3 needs 4 outputs"),
         ([1, 4], [2], 3, "labels are out of range: 1 to 4, and the model has 3 outputs: label 4 needs 5 outputs"),
         ([2], [0, 3], 3, "labels are out of range: 0 to 3, and the model has 3 outputs: label 3 needs 4 outputs"),
+        ([0], [0], 1, ""),
         ([0], [1], 3, "the model has 3 outputs for 2 classes: the largest label is 1"),
         ([], [1, 2], 2, "labels are out of range: 1 to 2, and the model has 2 outputs: label 2 needs 3 outputs"),
         ([1, 2], [], 2, "labels are out of range: 1 to 2, and the model has 2 outputs: label 2 needs 3 outputs"),
@@ -125,10 +126,11 @@ def test_samples_that_are_all_the_same_are_found() -> None:
 
 
 def test_samples_that_are_normalised_and_yet_far_from_the_rest_are_found() -> None:
-    images = np.random.default_rng(0).normal(size=(400, 1))
+    images = np.random.default_rng(0).normal(size=(4000, 1))
     assert check_samples(examined(images, normalize=True)) == []
     job = Job(global_batch=4, micro_batches=1)
-    images[Sampler(400, 4, 1, job.seed).indices(0, 0)] += 1e3
+    # Those of the first step, to which all others are like one another.
+    images[Sampler(4000, 4, 1, job.seed).indices(0, 0)] += 100.0
     (finding,) = check_samples(ExaminedData(job, examined(images).data))
     assert finding.cause == "these samples are far from the rest of the training set"
 

@@ -122,6 +122,7 @@ def plain(target: ExaminationTarget, rates: list[float]) -> list[float]:
     model, losses = target.probe(), []
     for step, rate in enumerate(rates):
         images, targets = target.batch(step, 128)
+        model.reseed(target.job.seed, step, 0)
         model.zero_grad()
         loss = target.objective.mean_loss(model(Tensor(images)), targets)
         loss.backward()
@@ -133,8 +134,9 @@ def plain(target: ExaminationTarget, rates: list[float]) -> list[float]:
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.3])
-def test_steps_are_those_of_the_job(scale: float) -> None:
-    given = target()
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_steps_are_those_of_the_job(scale: float, share: float) -> None:
+    given = target(nn.Sequential(nn.Dropout(share), nn.Linear(3, 2)).initialize(2))
     before = given.model.state_dict()
     found = first_steps(given, Ticking(), scale)
     assert found.losses == pytest.approx(plain(given, [0.1 * scale] * 12), rel=1e-5)

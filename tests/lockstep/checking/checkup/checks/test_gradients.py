@@ -217,6 +217,23 @@ def test_a_model_that_only_contains_a_wrong_layer_is_not_found_itself() -> None:
     assert [finding.what.split()[3] for finding in found] == ["layer_2", "other"]
 
 
+def test_layers_after_a_container_are_checked() -> None:
+    assert len(check_gradients(target(stack(nn.Sequential(nn.Tanh()), scaled(2.0))))) == 1
+
+
+def test_a_forward_without_a_primitive_of_its_own_is_to_be_corrected_itself() -> None:
+    class Leaving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Tensor(np.tanh(self.inner(x).data))
+
+    (finding,) = check_gradients(target(stack(Leaving())))
+    assert finding.change.startswith("correct its forward; its formula can be checked")
+
+
 def test_a_layer_that_is_used_twice_is_checked_once() -> None:
     layer = scaled(2.0)
     assert len(check_gradients(target(stack(layer, layer)))) == 1

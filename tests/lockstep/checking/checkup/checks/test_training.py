@@ -351,6 +351,16 @@ def test_a_trial_ends_with_the_first_number_that_is_not_finite() -> None:
     assert all(map(math.isfinite, found.losses[:-1]))
 
 
+def test_a_trial_has_twenty_one_steps_however_long_they_take() -> None:
+    class Slow(ManualClock):
+        def now(self) -> float:
+            self.advance(9.0)
+            return super().now()
+
+    assert len(replace(real(), clock=Slow()).run(50).losses) == 21
+    assert len(real().run(50).losses) == 50
+
+
 def test_the_samples_that_are_learned_by_heart_are_the_first() -> None:
     few = real().first_few()
     assert len(few.train) == len(few.test) == 32
