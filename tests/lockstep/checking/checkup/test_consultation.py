@@ -181,8 +181,10 @@ def test_jobs_are_tried_if_it_is_known_what_guessing_costs(values: dict[str, Any
 def test_what_the_doctor_does_not_know_is_refused_with_what_to_do(tmp_path: Path) -> None:
     (x_train, y_train), (x_test, y_test) = tiny_arrays()
     plain = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
-    weights = {**plain, "w_train": np.ones(len(y_train)), "w_test": np.ones(len(y_test))}
-    several = {f"{name}.{field}" if name[0] == "x" else name: array for name, array in plain.items() for field in "ab"}
+    weights: dict[str, Any] = {**plain, "w_train": np.ones(len(y_train)), "w_test": np.ones(len(y_test))}
+    several: dict[str, Any] = {
+        f"{name}.{field}" if name[0] == "x" else name: array for name, array in plain.items() for field in "ab"
+    }
     text = r"knows samples and labels of one array each, and not several inputs or targets, or weights of .*--steps 1"
     for number, arrays in enumerate((weights, several)):
         np.savez(tmp_path / f"{number}.npz", **arrays)
@@ -196,7 +198,12 @@ def test_what_the_doctor_does_not_know_is_refused_with_what_to_do(tmp_path: Path
 
 def test_labels_of_a_file_are_looked_at_before_they_are_refused(tmp_path: Path) -> None:
     (x_train, _), (x_test, y_test) = tiny_arrays()
-    arrays = {"x_train": x_train, "y_train": np.full(len(x_train), -1), "x_test": x_test, "y_test": y_test}
+    arrays: dict[str, Any] = {
+        "x_train": x_train,
+        "y_train": np.full(len(x_train), -1),
+        "x_test": x_test,
+        "y_test": y_test,
+    }
     np.savez(tmp_path / "some.npz", **arrays)
     for name, loss, count in (("some.npz", "cross-entropy", 1), ("some.npz", "mse", 0), ("none.npz", "nll", 0)):
         assert len(_label_findings(Job(loss=loss), str(tmp_path / name))) == count
