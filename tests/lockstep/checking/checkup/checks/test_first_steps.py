@@ -216,6 +216,14 @@ def test_a_rate_that_diverges_is_a_finding_with_one_that_does_not(
 
 
 @pytest.mark.parametrize(
+    ("lr", "rate"), [(1.0, 0.3), (300.0, 30), (1e3, 30), (1e4, 10), (3e3, 30), (3e4, 30), (3e5, 30), (1e5, 10)]
+)
+def test_the_largest_rate_that_works_is_advised(lr: float, rate: float) -> None:
+    (finding,) = check_rate(target(lr=lr), FirstSteps([2.0, 9.0], 0.1, 1.0), ManualClock())
+    assert f"warmup_steps: with {rate:g} it went from 1.10 to 0." in finding.change
+
+
+@pytest.mark.parametrize(
     ("values", "cause"),
     [
         ({"momentum": 0.9}, "each step overshoots, and momentum 0.9 adds to it"),
