@@ -259,13 +259,13 @@ def test_a_regression_is_judged_by_its_loss_alone() -> None:
 
 @pytest.mark.parametrize(
     ("outputs", "is_found"),
-    [([0.0] * 2 + [1.0] * 98, True), ([0.0] + [1.0] * 99, False), ([0.0] * 50 + [-1e-9] + [1.0] * 49, False)],
+    [([0.0] * 4 + [1.0] * 196, True), ([0.0] * 3 + [1.0] * 197, False), ([0.0] * 99 + [-1e-9] + [1.0] * 100, False)],
 )
 def test_outputs_that_are_never_negative_and_often_0_are_a_relus(outputs: list[float], is_found: bool) -> None:
     class Given(Told):
         def outputs(self, part: Dataset, most: int, weights: Vector) -> tuple[Any, Any]:
             assert most == 256
-            return np.array(outputs, np.float32).reshape(50, 2), part.labels
+            return np.array(outputs, np.float32).reshape(100, 2), part.labels
 
     shown = subject()
     given = Given(shown.job, shown.fresh, shown.weights, shown.data, shown.clock)
