@@ -271,7 +271,13 @@ def test_what_a_backward_raises_is_the_evidence() -> None:
     assert finding.cause == "its derivative does not fit its forward"
 
 
-@pytest.mark.parametrize(("factor", "is_found"), [(1.0, False), (1.05, False), (1.3, True)])
+@pytest.mark.parametrize(("factor", "is_found"), [(1.0, False), (1.0009, False), (1.0011, True)])
+def test_a_layer_that_computes_in_float64_is_checked_finely(factor: float, is_found: bool) -> None:
+    x, layer = Tensor(np.ones((1, 1)), requires_grad=True), scaled(factor)
+    assert bool(list(mismatches_of(ModuleCall("", layer, (x,), {}, layer(x)), Tensor.backward))) is is_found
+
+
+@pytest.mark.parametrize(("factor", "is_found"), [(1.0, False), (1.09, False), (1.13, True)])
 def test_a_layer_that_computes_in_float32_is_checked_coarsely(factor: float, is_found: bool) -> None:
     class Narrow(nn.Module):
         def __init__(self) -> None:
