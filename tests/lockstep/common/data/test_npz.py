@@ -54,7 +54,7 @@ def test_a_member_that_is_no_array_is_none_of_them(file: Path) -> None:
     np.savez(file, x=np.ones(1))
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr("y", b"no array")
-    with pytest.raises(DataError, match="no array 'y': expected it next to the others; it has x$"):
+    with pytest.raises(DataError, match=r"no array 'y': expected it next to the others; it has x$"):
         read_npz(file, ["y"])
 
 
