@@ -112,7 +112,7 @@ def expression(value: object, owner: str) -> str:
     return value.__name__ if isinstance(value, type) else repr(value)
 
 
-class Halving(nn.Module):  # type: ignore[misc]
+class Halving(torch.nn.Module):  # type: ignore[misc]
     """A layer that holds its arguments."""
 
     def __init__(self, size: int, share: float = 0.5) -> None:
@@ -134,7 +134,7 @@ def forgetting() -> Any:
     return made
 
 
-class Hidden(nn.Module):  # type: ignore[misc]
+class Hidden(torch.nn.Module):  # type: ignore[misc]
     """A layer that does not hold its argument."""
 
     def __init__(self, size: int) -> None:
