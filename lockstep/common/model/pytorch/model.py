@@ -142,10 +142,11 @@ def check_equal(model: Model, again: Model) -> None:
     assert isinstance(again, TorchModel)
     for one, other in zip_longest(_values(model), _values(again)):
         if one != other:
+            name, _ = one or other
             raise ModelError(
-                f"the model is another one when it is built again: {(one or other)[0]!r} differs; expected the same each "
-                "time, since every worker builds it: draw only from PyTorch's default generator, which is seeded before, "
-                "and change no parameter or buffer in a forward or a hook"
+                f"the model is another one when it is built again: {name!r} differs; expected the same each time, "
+                "since every worker builds it: draw only from PyTorch's default generator, which is seeded before, and "
+                "change no parameter or buffer in a forward or a hook"
             )
 
 
