@@ -256,6 +256,10 @@ def _is_alike(here: Any, there: Any) -> bool:
         return bool(here.value.shape == there.value.shape)
     if isinstance(here, np.ndarray):
         return np.array_equal(here, there)
+    if isinstance(here, list | tuple):
+        return len(here) == len(there) and all(map(_is_alike, here, there))
+    if isinstance(here, dict):
+        return here.keys() == there.keys() and all(_is_alike(value, there[key]) for key, value in here.items())
     return here is there or bool(here == there)
 
 

@@ -36,7 +36,7 @@ from lockstep.checking.checkup.target import ExaminationTarget, ExaminedData, Wa
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.array_files import read_npz
 from lockstep.common.data.dataset import TrainTest
-from lockstep.common.data.source import load, with_moments, with_validation
+from lockstep.common.data.source import load, record_parts, with_moments, with_validation
 from lockstep.common.errors import ModelError
 from lockstep.common.job.job import Job, check_batch
 from lockstep.common.job.losses import LossKind, kind_of
@@ -134,10 +134,7 @@ def _examine(subject: str, job: Job, model: PortModel, workers: int | None, walk
     clock = SystemClock()
     start = clock.now()
     if kind_of(job.loss) in (LossKind.OWN, LossKind.LABELS):
-        raise ModelError(
-            f"the doctor knows losses of classes and of numbers, and not {_loss_name(job.loss)}: train one step, with "
-            "--steps 1 or fit(..., steps=1), which checks that the model, the loss and the data go together"
-        )
+        raise _unknown("losses of classes and of numbers", _loss_name(job.loss))
     # They decide nothing of what is learned.
     job = msgspec.structs.replace(job, metrics=None, monitor=None, monitor_mode=None)
     own = own_functions(job)
@@ -145,6 +142,8 @@ def _examine(subject: str, job: Job, model: PortModel, workers: int | None, walk
     findings = _label_findings(job, job.data)
     if not findings:
         loaded = with_validation(load(job.data), job.validation_split, job.seed)
+        if loaded.train.images.dtype.names or loaded.train.labels.dtype.names:
+            raise _unknown("samples and labels of one array each", "several inputs or targets, or weights of samples")
         check_batch(job, len(loaded.train))
         if isinstance(model, AutogradModel):
             module = model.module if model.module.training else copy.deepcopy(model.module).train()
@@ -161,6 +160,13 @@ def _examine(subject: str, job: Job, model: PortModel, workers: int | None, walk
             tried = replica_of(job) if job.local_steps > 1 else job
             findings = list(check_training(trial_subject(tried, model, loaded, clock, own)))
     return Examination(subject, findings, clock.now() - start)
+
+
+def _unknown(known: str, given: str) -> ModelError:
+    return ModelError(
+        f"the doctor knows {known}, and not {given}: train one step, with --steps 1 or fit(..., steps=1), which checks "
+        "that the model, the loss and the data go together"
+    )
 
 
 def _loss_name(loss: str) -> str:
@@ -190,7 +196,7 @@ def trial_subject(job: Job, model: PortModel, loaded: TrainTest, clock: Clock, o
 def _label_findings(job: Job, data: str) -> list[Finding]:
     """Return what is wrong with the classes in an .npz file, which a dataset would refuse one at a time."""
     path = Path(data).expanduser()
-    if Objective.of(job).is_regression or path.suffix != ".npz" or not path.is_file():
+    if Objective.of(job).is_regression or path.suffix != ".npz" or not path.is_file() or record_parts(str(path)):
         return []
     samples, train, test = read_npz(path, ("x_train", "y_train", "y_test")).values()
     is_sequence = train.ndim == 2 and samples.dtype.kind in "iu" and samples.shape == train.shape

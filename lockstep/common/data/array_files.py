@@ -173,7 +173,7 @@ class NpzArchive:
     _most_bytes: int
 
     def names(self) -> set[str]:
-        return {name.removesuffix(".npy") for name in self._archive.namelist()}
+        return {name.removesuffix(".npy") for name in self._archive.namelist() if name.endswith(".npy")}
 
     def array(self, name: str) -> ArrayReader:
         """Open an array; DataError if it is missing, of a kind that needs pickle, or damaged."""

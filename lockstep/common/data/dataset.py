@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.data.mapped import Samples
-from lockstep.common.data.records import parts_of
+from lockstep.common.data.records import WEIGHT, parts_of
 from lockstep.common.errors import DataError
 
 
@@ -94,6 +94,21 @@ class TrainTest:
             raise DataError(
                 f"test samples have {self.test.images.dtype.names or 'one array'!r}: expected "
                 f"{self.train.images.dtype.names or 'one array'!r}, as in training"
+            )
+        for name in self.train.images.dtype.names or ():
+            one, other = self.train.images.dtype[name], self.test.images.dtype[name]
+            if one.shape != other.shape or (one.base == np.int32) != (other.base == np.int32):
+                raise DataError(
+                    f"the input {name!r} of test samples is of shape {other.shape!r} and dtype {str(other.base)!r}: "
+                    f"expected {one.shape!r} and {str(one.base)!r}, as in training"
+                )
+        # A test set may do without the weights of samples.
+        trained, tested = (
+            tuple(name for name in part.values.dtype.names or () if name != WEIGHT) for part in (self.train, self.test)
+        )
+        if trained != tested:
+            raise DataError(
+                f"test labels have {tested or 'one array'!r}: expected {trained or 'one array'!r}, as in training"
             )
         if self.train.sample_shape != self.test.sample_shape:
             raise DataError(

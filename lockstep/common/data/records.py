@@ -18,8 +18,11 @@ WEIGHT, LABEL = "sample_weight", "y"
 def as_records(arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
     """Return arrays of one length, (n, …), as records, (n,), which have them by name in that order.
 
-    `DataError` if they are of different lengths.
+    `DataError` if one is a single value, or they are of different lengths.
     """
+    for name, array in arrays.items():
+        if not array.ndim:
+            raise DataError(f"{name!r} is a single value: expected an array with a row for each sample")
     rows = {len(array) for array in arrays.values()}
     if len(rows) != 1:
         lengths = ", ".join(f"{name!r} has {len(array)}" for name, array in arrays.items())

@@ -138,7 +138,10 @@ def _pieces(reader: ArrayReader, convert: Callable[[str, NDArray[Any]], NDArray[
 def _loaded(source: str, name: str) -> TrainTest:
     """Return the arrays of a source, which are read into memory."""
     if source.endswith(".npz") and (parts := record_parts(source)) is not None:
-        return _records(source, name, *parts)
+        try:
+            return _records(name, *parts)
+        except DataError as error:
+            raise DataError(f"{source}: {error}") from None
     with open_arrays(source) as opened:
         if opened.test is None:
             raise DataError(f"{source}: has no test set: expected x_test and y_test next to x_train and y_train")
@@ -172,26 +175,28 @@ def _place(name: str) -> tuple[str, int, str]:
     return array, int(field) if field.isdigit() else 0, field
 
 
-def _records(source: str, name: str, train: Arrays, test: Arrays) -> TrainTest:
+def _records(name: str, train: Arrays, test: Arrays) -> TrainTest:
     sets = {}
     for part, arrays in (("train", train), ("test", test)):
         inputs, targets = (_fields(f"{kind}_{part}", arrays) for kind in "xy")
         for kind, found in (("x", inputs), ("y", targets)):
             if not found:
-                raise DataError(f"{source}: no array '{kind}_{part}': expected it next to the others")
-        named = f"{source}: 'x_{part}'"
+                raise DataError(f"no array '{kind}_{part}': expected it next to the others")
+            if "" in found and len(found) > 1:
+                both = f"'{kind}_{part}' and '{kind}_{part}.{[*found][-1]}'"
+                raise DataError(f"both {both}: expected one array, or several that each have a name")
         samples = (
-            as_samples(named, inputs[""])
+            as_samples(f"'x_{part}'", inputs[""])
             if list(inputs) == [""]
-            else as_records({field: as_input(f"{named[:-1]}.{field}'", array) for field, array in inputs.items()})
+            else as_records({field: as_input(f"'x_{part}.{field}'", array) for field, array in inputs.items()})
         )
-        labels = {field: as_labels(f"{source}: 'y_{part}'", array) for field, array in targets.items()}
+        labels = {field: as_labels(f"'y_{part}'", array) for field, array in targets.items()}
         sets[part] = samples, labels_with(labels, arrays.get(f"w_{part}"))
     classes = 0
     values = [parts_of(labels)[0] if labels.dtype.names else labels for _, labels in sets.values()]
     if all(each.dtype == np.int64 for each in values):
         classes = 1 + max(int(each.max(initial=0)) for each in values)
-    first, second = (_dataset(f"{source}: {part}", *pair, classes) for part, pair in sets.items())
+    first, second = (_dataset(part, *pair, classes) for part, pair in sets.items())
     return TrainTest(name, first, second)
 
 

@@ -246,11 +246,6 @@ class Metrics:
         """Return how many sums there are of all metrics."""
         return sum(metric.width * (classes if metric.is_by_class else 1) for metric in self.by_name.values())
 
-    @property
-    def counts_by_class(self) -> bool:
-        """Whether the number of sums depends on that of the classes."""
-        return any(metric.is_by_class for metric in self.by_name.values())
-
     def figures(self, sums: Sequence[float], basis: LossBasis) -> dict[str, float]:
         """Return the figures that sums of all metrics come to, by name; no sums are those over no rows."""
         array = np.array(sums or [0.0] * self.size(1), np.float64)

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.primitives.primitive import Array
@@ -129,7 +127,7 @@ def read_initial(job: Job, model: Model, copy: Path | None = None) -> WeightsFit
     if not found.taken:
         raise ModelError(
             f"the weights in {job.initial!r} have nothing that the model has: {problems}: expected its names, as "
-            f"{next(iter(model.layout.views(np.empty(model.layout.size, np.float32))))!r}"
+            f"{model.layout.parameters[0].name!r}"
         )
     return found
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lockstep import fit, nn
-from lockstep.api.exported_model import Model, ModelText, exported, model_text
+from lockstep.api.exported_model import Model, ModelText, check_rebuilt, exported, model_text
 from lockstep.api.source_text import borrowed_names, text_of
 from lockstep.common.errors import ModelError
 from lockstep.common.nn.module import Module
@@ -96,6 +97,22 @@ def test_what_is_made_of_layers_is_told_as_data() -> None:
     assert exported(nn.Sequential(nn.Flatten(), nn.Linear(784, 10))).text is None
     assert exported("mlp").value == "mlp"
     assert exported(zoo.Net()).value == "Net.py:build"
+
+
+class Holding(Module):
+    """Holds arrays in each way."""
+
+    def __init__(self, value: float = 1.0) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.table, self.listed, self.named = np.full(3, value), [np.full(2, value)], {"a": (np.full(2, value), 1)}
+
+
+def test_a_class_that_holds_arrays_builds_the_same_each_time() -> None:
+    check_rebuilt(Holding())
+    for name in ("table", "listed", "named"):
+        with pytest.raises(ModelError, match=f"'{name}' is .* in the model and .* in a new one"):
+            check_rebuilt(_with(Holding(), name, getattr(Holding(2.0), name)))
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {

@@ -64,13 +64,14 @@ class FirstSteps:
 
     def diverged(self) -> bool:
         """Return whether the loss rose for good."""
-        return not self._last() <= FACTOR * self.losses[0] + MARGIN
+        return not self.last() <= FACTOR * self.losses[0] + MARGIN
 
     def learned(self) -> bool:
         """Return whether the loss fell."""
-        return self._last() < self.losses[0]
+        return self.last() < self.losses[0]
 
-    def _last(self) -> float:
+    def last(self) -> float:
+        """Return the median of the last three losses, NaN if one was not finite: a single batch may be an odd one."""
         return median(self.losses[-3:]) if all(map(math.isfinite, self.losses)) else math.nan
 
 
@@ -106,7 +107,7 @@ def check_rate(target: ExaminationTarget, steps: FirstSteps, clock: Clock) -> li
     good = next((tried for tried in tries if tried.learned()), None)
     advice = "; no rate down to a ten-thousandth of it works, so look for another mistake first"
     if good is not None:
-        advice = f": with {good.rate:.3g} it went from {good.losses[0]:.2f} to {good.losses[-1]:.2f}"
+        advice = f": with {good.rate:.3g} it went from {good.losses[0]:.2f} to {good.last():.2f}"
     job, losses, last = target.job, steps.losses, steps.losses[-1]
     change = f"from {losses[0]:.2f} to {last:.3g}" if math.isfinite(last) else f"from {losses[0]:.2f} to {last}"
     momentum = f", and momentum {job.momentum:g} adds to it" if job.optimizer == "sgd" and job.momentum else ""

@@ -34,7 +34,7 @@ def _weights(model: Module) -> list[tuple[str, str, Parameter]]:
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2:
             owner = name.rpartition(".")[0]
-            found.append((place_of(owner, owners[owner]) if owner in owners else name, name, parameter))
+            found.append((place_of(owner, owners[owner]), name, parameter))
     return found
 
 

@@ -175,10 +175,9 @@ class TrialSubject:
         outputs, targets = self.outputs(self.data.test, TESTED, weights)
         if self.objective.is_regression:
             return float(np.mean(np.square(outputs.reshape(targets.shape) - targets, dtype=np.float64))), 0.0
-        total, weight = self.objective.test_loss(Tensor(outputs), targets)
-        counted = max(1, targets.size - self.objective.ignored(targets))
-        right = self.objective.correct(outputs, targets)
-        return total.item() / (counted if weight is None else max(weight, 1e-9)), right / counted
+        # A job with weights, or with targets that are none, is not tried.
+        total, _ = self.objective.test_loss(Tensor(outputs), targets)
+        return total.item() / targets.size, self.objective.correct(outputs, targets) / targets.size
 
     def first_few(self) -> TrainTest:
         """Return the first samples of the training set, as all that there is."""

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from lockstep.common.model.pytorch.state import bytes_of
@@ -58,6 +59,12 @@ def _is_alike(here: Any, there: Any) -> bool:
         return bool((here.shape, here.dtype, here.requires_grad) == (there.shape, there.dtype, there.requires_grad))
     if isinstance(here, torch.nn.Module):
         return True  # its own parts are looked at
+    if isinstance(here, np.ndarray):
+        return np.array_equal(here, there)
+    if isinstance(here, list | tuple):
+        return len(here) == len(there) and all(map(_is_alike, here, there))
+    if isinstance(here, dict):
+        return here.keys() == there.keys() and all(_is_alike(value, there[key]) for key, value in here.items())
     return here is there or bool(here == there)
 
 

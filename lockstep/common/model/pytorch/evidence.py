@@ -89,7 +89,7 @@ class Trial:
         for name, digest in self._frozen_digests().items():
             if digest != frozen[name]:
                 raise changed(name)
-        moved = sorted(_moved(first, second), key=lambda place: place not in SHARED)
+        moved = sorted(_moved(first, second), key=lambda place: (place not in SHARED, place))
         if moved:
             raise _stateful(moved[0])
         if (what := self._difference(first, second)) is not None:

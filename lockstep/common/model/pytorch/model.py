@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -139,8 +140,9 @@ def check_equal(model: Model, again: Model) -> None:
     """Raise `ModelError` with the first thing in which a model differs from one that was built again."""
     assert isinstance(model, TorchModel)
     assert isinstance(again, TorchModel)
-    for (name, one), (other_name, other) in zip(_values(model), _values(again), strict=False):
-        if name != other_name or one != other:
+    for one, other in zip_longest(_values(model), _values(again)):
+        if one != other:
+            name, _ = one or other
             raise ModelError(
                 f"the model is another one when it is built again: {name!r} differs; expected the same each time, "
                 "since every worker builds it: draw only from PyTorch's default generator, which is seeded before, and "

@@ -12,7 +12,7 @@ import operator
 import sys
 import sysconfig
 import types
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -86,6 +86,13 @@ def _cell(place: str, cell: Any) -> Iterator[Part]:
         return
 
 
+def _variable(place: str, variable: Any) -> Iterator[Part]:
+    try:
+        yield place, variable.get()
+    except LookupError:  # it has no value yet
+        return
+
+
 def _frame(place: str, generator: Any) -> Iterator[Part]:
     return iter(generator.gi_frame.f_locals.items() if generator.gi_frame else ())
 
@@ -100,7 +107,7 @@ _PARTS: tuple[tuple[Any, Callable[[str, Any], Iterator[Part]]], ...] = (
     (property, _named("fget", "fset")),
     (types.CellType, _cell),
     (types.GeneratorType, _frame),
-    (ContextVar, lambda place, variable: iter([(place, variable.get(None))])),
+    (ContextVar, _variable),
 )
 
 
@@ -144,7 +151,9 @@ def bytes_of(tensor: Any) -> bytes:
     """Return the bytes of a tensor's values, of any type and layout."""
     tensor = tensor.detach()
     if tensor.layout == torch.strided:
-        flat = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1)
+        whole = tensor.resolve_conj().resolve_neg().contiguous()
+        # With a stride of 1, which a tensor of one element may lack though it counts as contiguous.
+        flat = whole.as_strided((whole.numel(),), (1,))
         data: bytes = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
         return data
     if tensor.layout == torch.sparse_coo:
@@ -163,6 +172,8 @@ class StateSearch:
     #: By identity, to keep them alive: another object would get the identity of one that is gone.
     _seen: dict[int, object] = field(default_factory=dict)
     _classes: set[type] = field(default_factory=set)
+    #: By place, what was recorded there: two closures of one function, or globals of two files, have one place.
+    _recorded: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def of(cls, module: Any) -> "StateSearch":
@@ -190,10 +201,18 @@ class StateSearch:
                 self.look(f"{start}{key}", value)
         self._class(type(layer))
 
+    def _record(self, place: str, value: object) -> str:
+        """Record a value, next to what else is called like its place; return what it is called."""
+        number = self._recorded[place]
+        self._recorded[place] += 1
+        place += f"[{number} before]" if number else ""
+        self.found[place] = value
+        return place
+
     def look(self, place: str, value: Any) -> None:
         """Record what is at a place, and go on to what can be reached from there."""
         if isinstance(value, _PLAIN):
-            self.found[place] = repr(value)
+            self._record(place, repr(value))
         elif id(value) not in self._seen and len(self._seen) < MOST:
             self._seen[id(value)] = value
             self._look(place, value)
@@ -201,7 +220,7 @@ class StateSearch:
     def _look(self, place: str, value: Any) -> None:
         state = generator_state(value)
         if state is not None:
-            self.found[place] = state
+            self._record(place, state)
         elif isinstance(value, torch.Tensor):
             self._tensor(place, value)
         elif isinstance(value, torch.nn.Module):
@@ -217,7 +236,7 @@ class StateSearch:
         record = next((each for kind, each in _VALUES if isinstance(value, kind)), None)
         parts = next((each for kind, each in _PARTS if isinstance(value, kind)), None)
         if record is not None:
-            self.found[place] = record(value)
+            self._record(place, record(value))
         if parts is not None:
             for name, part in parts(place, value):
                 self.look(name, part)
@@ -227,8 +246,8 @@ class StateSearch:
 
     def _tensor(self, place: str, tensor: Any) -> None:
         if tensor.device.type == "cpu":
+            place = self._record(place, (tuple(tensor.shape), str(tensor.dtype), bytes_of(tensor)))
             self.tensors[place] = tensor
-            self.found[place] = tuple(tensor.shape), str(tensor.dtype), bytes_of(tensor)
 
     def _unregistered(self, place: str, module: Any) -> None:
         """Look at a module that a layer holds in a list, a dictionary or an object."""

@@ -36,9 +36,9 @@ def read_state(path: Path) -> dict[str, Array]:
             f"{path}: holds a {type(found).__name__} without a state dict: expected what "
             "torch.save(model.state_dict(), path) writes"
         )
-    for prefix in WRAPPED:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    # One may be around the other, in any order.
+    while prefix := next((each for each in WRAPPED if all(name.startswith(each) for name in state)), ""):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return {name: _array(path, name, tensor) for name, tensor in state.items()}
 
 

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from lockstep import doctor, load, nn
 from lockstep.checking.checkup.checks.first_steps import FirstSteps, check_workers
-from lockstep.checking.checkup.consultation import Examination
+from lockstep.checking.checkup.consultation import Examination, _label_findings, is_tried
 from lockstep.checking.checkup.target import ExaminationTarget
+from lockstep.common.errors import ModelError
 from lockstep.common.job.job import Job
 from tests.lockstep.checking.checkup import plants
 from tests.lockstep.tiny_data import tiny_arrays, write_tiny
@@ -163,6 +164,53 @@ def test_workers_that_do_not_pay_are_named(workers: int, step_s: float, text: st
     target = ExaminationTarget(Job(**BRIEF), plants.net(nn.ReLU(), inputs=8), load("mnist"), workers)
     named = " ".join(map(str, check_workers(target, FirstSteps([1.0], 0.1, step_s), cores=3)))
     assert re.match(text, named) if text else not named
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        *(({"loss": "cross-entropy"}, True), ({"loss": "nll"}, True), ({"loss": "mse"}, True)),
+        *(({"loss": "l1"}, False), ({"loss": "smooth-l1"}, False), ({"ignore_index": 0}, False)),
+        *(({"class_weights": (1.0, 2.0)}, False), ({"loss": "bce"}, False)),
+    ],
+)
+def test_jobs_are_tried_if_it_is_known_what_guessing_costs(values: dict[str, Any], expected: bool) -> None:
+    assert is_tried(Job(**values)) is expected
+
+
+def test_what_the_doctor_does_not_know_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    (x_train, y_train), (x_test, y_test) = tiny_arrays()
+    plain = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+    weights: dict[str, Any] = {**plain, "w_train": np.ones(len(y_train)), "w_test": np.ones(len(y_test))}
+    several: dict[str, Any] = {
+        f"{name}.{field}" if name[0] == "x" else name: array for name, array in plain.items() for field in "ab"
+    }
+    text = r"knows samples and labels of one array each, and not several inputs or targets, or weights of .*--steps 1"
+    for number, arrays in enumerate((weights, several)):
+        np.savez(tmp_path / f"{number}.npz", **arrays)
+        with pytest.raises(ModelError, match=text):
+            doctor(plants.net(nn.ReLU()), tmp_path / f"{number}.npz", **BRIEF)
+    with pytest.raises(
+        ModelError, match="knows losses of classes and of numbers, and not loss = 'bce': train one step"
+    ):
+        doctor(plants.net(nn.ReLU()), tiny_arrays(), **BRIEF, loss="bce")
+
+
+def test_labels_of_a_file_are_looked_at_before_they_are_refused(tmp_path: Path) -> None:
+    (x_train, _), (x_test, y_test) = tiny_arrays()
+    arrays: dict[str, Any] = {
+        "x_train": x_train,
+        "y_train": np.full(len(x_train), -1),
+        "x_test": x_test,
+        "y_test": y_test,
+    }
+    np.savez(tmp_path / "some.npz", **arrays)
+    for name, loss, count in (("some.npz", "cross-entropy", 1), ("some.npz", "mse", 0), ("none.npz", "nll", 0)):
+        assert len(_label_findings(Job(loss=loss), str(tmp_path / name))) == count
+    tokens = np.arange(12).reshape(3, 4)
+    for samples, labels, count in ((tokens, tokens, 0), (tokens * 1.0, tokens, 1), (tokens, tokens[:, :2], 1)):
+        np.savez(tmp_path / "text.npz", x_train=samples, y_train=labels, x_test=samples, y_test=labels)
+        assert len(_label_findings(Job(), str(tmp_path / "text.npz"))) == count
 
 
 Change = dict[str, Any]

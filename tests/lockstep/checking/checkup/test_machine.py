@@ -59,6 +59,20 @@ def test_what_is_in_the_way_is_named(change: dict[str, Any], kind: str, text: st
     assert all(len(line) <= 80 for line in lines[-4:])
 
 
+@pytest.mark.parametrize(("free", "kinds"), [(64 * 2**20, []), (64 * 2**20 - 1, ["shared-memory"])])
+def test_little_shared_memory_is_less_than_a_container_has(free: int, kinds: list[str]) -> None:
+    shared = msgspec.structs.replace(GOOD.shared, free_bytes=free)
+    found = machine_findings(msgspec.structs.replace(GOOD, shared=shared))
+    assert [finding.kind for finding in found] == kinds
+
+
+@pytest.mark.parametrize(("threads", "kinds"), [(0, []), (1, []), (2, ["threads"])])
+def test_one_thread_is_right_and_an_unknown_number_no_finding(threads: int, kinds: list[str]) -> None:
+    shown = msgspec.structs.replace(GOOD.fingerprint, threads=threads)
+    found = machine_findings(msgspec.structs.replace(GOOD, fingerprint=shown))
+    assert [finding.kind for finding in found] == kinds
+
+
 def test_nothing_in_the_way_is_no_finding() -> None:
     assert machine_findings(GOOD) == []
 

@@ -50,6 +50,14 @@ def test_a_missing_array_is_named_with_those_there(file: Path) -> None:
         read_npz(file, ["x_train"])
 
 
+def test_a_member_that_is_no_array_is_none_of_them(file: Path) -> None:
+    np.savez(file, x=np.ones(1))
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("y", b"no array")
+    with pytest.raises(DataError, match=r"no array 'y': expected it next to the others; it has x$"):
+        read_npz(file, ["y"])
+
+
 def test_objects_are_refused_and_not_unpickled(file: Path) -> None:
     np.savez(file, a=np.array([{"a": 1}], dtype=object))
     with pytest.raises(DataError, match=r"'a' has the header .*'\|O'.*: expected plain numbers"):

@@ -1,5 +1,6 @@
 """Samples and labels of several arrays, and weights of samples, as one array of records; and as an .npz has them."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,62 @@ def test_numbered_inputs_are_in_order(tmp_path: Path) -> None:
     assert (data.train.classes, data.train.targets) == (0, 2)
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    found = {name: array for name, array in arrays().items() if name != "y_test"}
-    np.savez(tmp_path / "some.npz", **found)
-    with pytest.raises(DataError, match="no array 'y_test': expected it next to the others"):
-        load(str(tmp_path / "some.npz"))
+def test_numbers_are_before_names_and_what_is_no_sample_is_left_alone(tmp_path: Path) -> None:
+    more = {f"x_{part}.{name}": ROWS[:rows] for part, rows in (("train", 6), ("test", 2)) for name in ("10", "2")}
+    np.savez(tmp_path / "some.npz", **{**arrays(), **more, "x_valid": ROWS, "other": ROWS})
+    assert load(str(tmp_path / "some.npz")).train.images.dtype.names == ("picture", "row", "2", "10")
+
+
+def test_the_last_class_may_be_in_the_test_set_alone_and_numbers_have_no_classes(tmp_path: Path) -> None:
+    np.savez(tmp_path / "some.npz", **{**arrays(), "y_test": np.array([7, 0])})
+    data = load(str(tmp_path / "some.npz"))
+    assert (data.train.classes, data.test.classes) == (8, 8)
+    several = {"y_train.box": ROWS, "y_train.kind": np.arange(6), "y_test.box": ROWS[:2], "y_test.kind": np.arange(2)}
+    np.savez(tmp_path / "some.npz", **{**{name: each for name, each in arrays().items() if name[0] != "y"}, **several})
+    data = load(str(tmp_path / "some.npz"))
+    assert data.train.labels.dtype.names == ("box", "kind", WEIGHT)
+    assert (data.train.classes, data.train.targets) == (0, 1)
+
+
+def test_a_test_set_may_do_without_weights(tmp_path: Path) -> None:
+    np.savez(tmp_path / "some.npz", **{name: each for name, each in arrays().items() if name != "w_test"})
+    data = load(str(tmp_path / "some.npz"))
+    assert (data.train.weights is None, data.test.weights is None) == (False, True)
+
+
+#: By what does not fit: what replaces the arrays, or takes them away, and the text.
+UNFIT: dict[str, tuple[dict[str, Any], str]] = {
+    "no labels": ({"y_test": None}, "no array 'y_test': expected it next to the others"),
+    "no samples": (
+        {"x_train.picture": None, "x_train.row": None},
+        "no array 'x_train': expected it next to the others",
+    ),
+    "both": ({"x_train": ROWS}, "both 'x_train' and 'x_train.row': expected one array, or several that each have a na"),
+    "both labels": ({"y_test.a": ROWS[:2]}, "both 'y_test' and 'y_test.a': expected one array, or several that each"),
+    "one value": ({"x_train.row": np.array(3.0)}, "'row' is a single value: expected an array with a row for each sa"),
+    "lengths": ({"w_train": np.ones(5)}, "arrays of different lengths: 'y' has 6, 'sample_weight' has 5; expected a r"),
+    "weights": ({"w_train": -np.ones(6)}, "train: the weight of sample 0 is below 0"),
+    "integers": ({"x_test.row": np.full((2, 2), 2**40)}, "'x_test.row' has integers of more than 32 bits"),
+    "labels": ({"y_train": np.zeros(6, bool)}, "'y_train' is of dtype 'bool': expected integers"),
+    "other names": ({"x_test.row": None}, r"test samples have ('picture',): expected ('picture', 'row'), as in train"),
+    "other shape": (
+        {"x_test.row": np.ones((2, 3))},
+        "the input 'row' of test samples is of shape (3,) and dtype 'float32': expected (2,) and 'float32', as in tra",
+    ),
+    "other kind": (
+        {"x_test.row": np.ones((2, 2), np.int32)},
+        "the input 'row' of test samples is of shape (2,) and dtype 'int32': expected (2,) and 'float32', as in train",
+    ),
+    "other labels": (
+        {"y_test": None, "y_test.a": np.ones((2, 1)), "y_test.b": np.ones((2, 1)), "y_train": np.ones(6)},
+        "test labels have ('a', 'b'): expected 'one array', as in training",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "text"), UNFIT.values(), ids=UNFIT)
+def test_what_does_not_fit_is_named_with_the_file(change: dict[str, Any], text: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "some.npz")
+    np.savez(path, **{name: array for name, array in {**arrays(), **change}.items() if array is not None})
+    with pytest.raises(DataError, match=re.escape(f"{path}: {text}")):
+        load(path)

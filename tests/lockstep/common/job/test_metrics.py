@@ -10,7 +10,17 @@ from lockstep.common.data.dataset import Dataset
 from lockstep.common.data.records import as_records, labels_with
 from lockstep.common.errors import ModelError
 from lockstep.common.job.job import Job
-from lockstep.common.job.metrics import METRICS, LossBasis, Metrics
+from lockstep.common.job.losses import LOSSES, LossKind
+from lockstep.common.job.metrics import (
+    METRICS,
+    ComparedRows,
+    LossBasis,
+    Metrics,
+    is_named,
+    metric_name,
+    metric_of,
+    score_metric,
+)
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.score import Score, score_of
 from lockstep.common.job.tally import Tally
@@ -155,3 +165,100 @@ def test_a_metric_of_ones_own_that_returns_something_else_is_named(returned: Any
     objective = Objective.of(Job(metrics=("mine.py:odd",)), None, {"odd": lambda outputs, targets: returned})
     with pytest.raises(ModelError, match=text):
         objective.tally(0.0, LOGITS, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("value", "loss", "width", "is_higher_better"),
+    [
+        *(("accuracy", "cross-entropy", 2, True), ("top5", "cross-entropy", 2, True), ("top9999", "nll", 2, True)),
+        *(("f1", "bce", 3, True), ("iou", "nll", 3, True), ("perplexity", "nll", 0, False)),
+        *(("mae", "l1", 2, False), ("rmse", "l1", 2, False), ("r2", "l1", 2, True), ("r2", "mse", 0, True)),
+        *(("mine.py:top5", "mse", 2, None), ("mine.py:f1", "nll", 2, None)),
+        # Names of functions, since they are none of the library.
+        *(("top0", "nll", 2, None), ("top10000", "nll", 2, None), ("top05", "nll", 2, None)),
+    ],
+)
+def test_a_metric_by_its_name(value: str, loss: str, width: int, is_higher_better: bool | None) -> None:
+    metric = metric_of(value, loss)
+    assert (metric.width, metric.is_higher_better) == (width, is_higher_better)
+    assert is_named(value) is (is_higher_better is not None)
+    assert metric_name(value) == value.removeprefix("mine.py:")
+    assert (loss in LOSSES and LOSSES[loss] in metric.kinds) or is_higher_better is None
+
+
+@pytest.mark.parametrize(
+    ("loss", "unasked"),
+    [
+        *(("cross-entropy", "accuracy"), ("nll", "accuracy"), ("bce", "accuracy"), ("mse", "r2"), ("l1", "")),
+        *(("smooth-l1", ""), ("mine.py:loss", "")),
+    ],
+)
+def test_what_a_loss_has_unasked_is_the_first_and_there_once(loss: str, unasked: str) -> None:
+    names = [unasked] if unasked else []
+    assert score_metric(loss) == unasked
+    assert list(Metrics.of(loss, ()).by_name) == names
+    asked = ["mine.py:b", *names, "mine.py:a", "mine.py:b"]
+    assert list(Metrics.of(loss, asked).by_name) == [*names, "b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "values", "size", "is_whole", "needs_guess"),
+    [
+        ("nll", ["f1", "top2", "iou"], 2 + 21 + 2 + 21, True, False),
+        ("nll", ["perplexity"], 2, True, False),
+        ("nll", ["mine.py:a"], 4, False, False),
+        ("mse", [], 0, True, True),
+        ("l1", ["r2", "mae"], 4, False, True),
+    ],
+)
+def test_sums_of_several_metrics(loss: str, values: list[str], size: int, is_whole: bool, needs_guess: bool) -> None:
+    metrics = Metrics.of(loss, values)
+    assert metrics.size(7) == size
+    assert (metrics.is_whole, metrics.needs_guess) == (is_whole, needs_guess)
+
+
+def test_figures_are_taken_of_each_ones_own_sums() -> None:
+    metrics = Metrics.of("nll", ["f1", "top2", "iou", "mine.py:a"])
+    # Of two classes: found rightly, predicted, targets.
+    by_class = [1, 2, 3, 4, 1, 4]
+    assert metrics.figures([1, 4, *by_class, 3, 4, *by_class, 5, 10], LossBasis(0.0, None)) == {
+        "accuracy": 0.25,
+        "f1": pytest.approx((2 * 1 / 4 + 2 * 2 / 8) / 2),
+        "top2": 0.75,
+        "iou": pytest.approx((1 / 3 + 2 / 6) / 2),
+        "a": 0.5,
+    }
+    # A class that is nowhere counts for nothing.
+    assert Metrics.of("nll", ["f1"]).figures([0, 0, 1, 0, 2, 0, 2, 0], LossBasis(0.0, None))["f1"] == 0.5
+
+
+def test_figures_of_numbers_and_of_losses() -> None:
+    metrics = Metrics.of("l1", ["mae", "rmse", "r2"])
+    assert metrics.figures([6, 4, 9, 4, 6, 4], LossBasis(9.0, 6.0)) == {"mae": 1.5, "rmse": 1.5, "r2": 0.75}
+    assert metrics.figures([6, 4, 9, 4, 6, 4], LossBasis(9.0, 0.0))["r2"] == 0.0
+    assert Metrics.of("mse", ()).figures((), LossBasis(1.5, 6.0)) == {"r2": 0.75}
+    perplexity = Metrics.of("nll", ["perplexity"])
+    for loss, expected in ((0.5, np.exp(0.5)), (699.0, np.exp(699.0)), (701.0, np.exp(700.0))):
+        assert perplexity.figures((), LossBasis(loss, None))["perplexity"] == pytest.approx(expected)
+
+
+def test_sums_of_numbers_are_weighted() -> None:
+    rows = ComparedRows(
+        np.array([[1, 2], [3, 5]], np.float32), np.array([[0, 0], [1, 1]], np.float32), LossKind.NUMBERS
+    )
+    weighted = rows._replace(weights=np.array([1.0, 0.5], np.float32))
+    for name, plain, weighed in (("mae", (9, 4), (6, 3)), ("rmse", (25, 4), (15, 3))):
+        sums = METRICS[name].sums
+        assert sums is not None
+        assert tuple(sums(rows)) == plain
+        assert tuple(sums(weighted)) == weighed
+
+
+def test_labels_hold_from_a_half_on_and_outputs_above_0() -> None:
+    rows = ComparedRows(np.array([[0.0, 0.1, -0.1]]), np.array([[0.5, 0.5001, 0.4]]), LossKind.LABELS)
+    counts = METRICS["f1"].sums
+    right = METRICS["accuracy"].sums
+    assert counts is not None
+    assert right is not None
+    assert tuple(right(rows)) == (3, 3)
+    assert tuple(counts(rows)) == (0, 1, 0, 0, 1, 0, 0, 1, 0)

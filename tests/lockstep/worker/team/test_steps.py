@@ -199,7 +199,13 @@ def test_weights_are_those_of_one_process_after_each_step(name: str, processes: 
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize(("name", "cores"), [("clipped", 1), ("sgd", 2), ("clipped", 4)])
+@pytest.mark.parametrize(
+    ("name", "cores"),
+    [
+        *(("clipped", 1), ("sgd", 2), ("clipped", 4)),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("sgd", 1), ("clipped", 2), ("sgd", 4))),
+    ],
+)
 def test_whoever_has_which_turn(name: str, seed: int, cores: int, memory: Path) -> None:
     """Some are too late for a step, or for several."""
     processes = 2 + seed % 3

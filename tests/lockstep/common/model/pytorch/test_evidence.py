@@ -77,8 +77,10 @@ PLANTED = {
         "import random\n\n\n" + NET.format(made="pass", done="x = x * random.random()"),
         "draws from Python's random: expected draws from PyTorch's generator only",
     ),
+    # The last digits alone: of a machine that has been on for days, float32 does not tell two times apart.
     "evaluation": (
-        "import time\n\n\n" + NET.format(made="pass", done="x = x if self.training else x * time.perf_counter_ns()"),
+        "import time\n\n\n"
+        + NET.format(made="pass", done="x = x if self.training else x * (time.perf_counter_ns() % 2**20)"),
         "output in evaluation mode differs",
     ),
     "memory that was not written": (

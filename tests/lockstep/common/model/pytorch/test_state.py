@@ -109,6 +109,15 @@ class Twice(torch.autograd.Function):
     ),
     "default argument": (net(default=", seen=[]", done="seen.append(1)"), "Net.forward, a default"),
     "closure": (net(CLOSURE, made="self.count = counting()", done="self.count()"), "count, n"),
+    "one of two closures": (
+        net(CLOSURE, made="self.count, self.still = counting(), counting()", done="self.count()"), "count, n",
+    ),
+    "the other closure": (
+        net(CLOSURE, made="self.still, self.count = counting(), counting()", done="self.count()"), "count, n",
+    ),
+    "default of a context variable": (
+        net("from contextvars import ContextVar\n\nN = ContextVar('N', default=[])", done="N.get().append(1)"), "N",
+    ),
     "hook with a closure": (
         net(CLOSURE, made="c = counting(); self.inner.register_forward_hook(lambda *_: c() and None)"), "count, n",
     ),
@@ -260,7 +269,7 @@ def test_a_search_reads_every_type_of_tensor(tmp_path: Path) -> None:
         self.register_buffer("rows", torch.eye(3).to_sparse_csr())
         self.register_buffer("none", torch.ones(0))
         self.register_buffer("flags", torch.ones(3, dtype=torch.bool))
-        self.others = [torch.ones(2, dtype=torch.float16), torch.eye(2).to_sparse()]"""
+        self.others = [torch.ones(2, dtype=torch.float16), torch.eye(2).to_sparse(), torch.ones(1, 4)[:, 0]]"""
     )
     assert model_of(tmp_path, text).evidence(Objective(), *batch()).digest
     assert np.isfinite(open_model(model_file(tmp_path, text), 3).outputs(batch()[0])).all()
