@@ -79,7 +79,11 @@ def test_errors_are_in_the_units_of_the_table(place: Path, capsys: pytest.Captur
 
 
 ODD = {
-    "no column": ("rooms,town\n1,Zug\n", "no column 'area'"),
+    "no column": ("rooms,town\n1,Zug\n", "has no column 'area', which the model learned from: it has rooms, town"),
+    "commas": (
+        "rooms,town,area\n1,Zug,'2,5'\n".replace("'", '"'),
+        "row 2, column 'area': '2,5' is not a number: give --decimal , if the comma begins its fraction",
+    ),
     "texts": (
         "rooms,town,area\nx,Zug,3\n",
         "row 2, column 'rooms': 'x' is not a number, a date such as 2024-12-31, or true or",
@@ -122,6 +126,11 @@ def test_a_new_table_is_read_as_that_of_the_training_was(place: Path, capsys: py
     # A missing area counts as the mean of those that are known, which is about 29.5.
     assert float(predicted[4]) == pytest.approx(float(predicted[8]), abs=3)
     assert len({*predicted[:4]}) == 4
+    (place / "other.csv").write_text("\n".join(["area;town;day;price", rows[4].replace("-", "k.A.", 1), ""]))
+    assert run(["predict", "run", "other.csv"]) == 2
+    assert ": give --na k.A. if it stands for a missing value\n" in capsys.readouterr().err
+    assert told(capsys, "predict", "run", "other.csv", "--na", "x,k.A.").splitlines()[1] == predicted[4]
+    assert f"{load_run('run').predict('other.csv', na='k.A.')[0]:.6g}" == predicted[4]
     other = pa.table({"town": ["Bern"], "day": pa.array([19723], pa.date32()), "area": [0.5]})
     csv.write_csv(other, "typed.csv", csv.WriteOptions(delimiter=";"))
     (place / "typed.csv").write_text((place / "typed.csv").read_text().replace("0.5", "0,5"))
