@@ -227,7 +227,10 @@ def rows() -> Any:
     ("values", "told"),
     [
         ({"loss": F.cross_entropy}, "loss is cross_entropy of the library: expected one of cross-entropy, nll, "),
-        ({"loss": nn.CrossEntropyLoss()}, "loss is CrossEntropyLoss of the library: expected one of cross-entropy, nll, "),
+        (
+            {"loss": nn.CrossEntropyLoss()},
+            "loss is CrossEntropyLoss of the library: expected one of ",
+        ),
         ({"optimizer": optim.Adam}, "optimizer is Adam of the library: expected one of sgd, adam, "),
         ({"metrics": [lambda outputs, targets: (0.0, 1.0)]}, "metrics has a lambda, whose figure would have no name"),
     ],
