@@ -58,14 +58,10 @@ def packed_source(
     path = Path(os.path.expanduser(source))
     if not is_to_be_packed(source):
         if source != "mnist" and not path.exists() and (table_files(path) or options != PackOptions()):
-            raise DataError(
-                f"{source}: does not exist: expected a .csv, a .parquet, a folder of pictures, or arrays without a test set"
-            )
+            raise DataError(f"{source}: does not exist: expected {PACKED}")
         if options != PackOptions():
             given = ", ".join(map(options.spelled, options.changed()))
-            raise DataError(
-                f"{given} with data {source!r}: expected a .csv, a .parquet, a folder of pictures, or arrays without a test set"
-            )
+            raise DataError(f"{given} with data {source!r}: expected {PACKED}")
         return source
     options = options.for_loss(loss)
     stem = re.sub(r"[^\w-]+", "-", path.resolve().stem)[:40] or "data"

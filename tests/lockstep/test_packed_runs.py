@@ -1,6 +1,7 @@
 """From a file to predictions by command: classes have names from then on, and numbers the units of the table."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def test_a_price_is_predicted_in_the_units_of_the_table(place: Path, capsys: pyt
 
 def test_errors_are_in_the_units_of_the_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told(capsys, "train", "--data", "homes.csv", "--target", "price", "--model", "net.py:price", "--loss", "mse",
-         "--run-dir", "run", *BRIEF)  # fmt: skip
+         "--metrics", "mae", "--run-dir", "run", *BRIEF)  # fmt: skip
     (figures,) = json.loads(told(capsys, "evaluate", "run", "--json"))["targets"]
     homes = csv.read_csv("homes.csv")
     csv.write_csv(homes, "all.csv")
@@ -75,7 +76,9 @@ def test_errors_are_in_the_units_of_the_table(place: Path, capsys: pytest.Captur
     # One is of the test set, and the other of all rows.
     assert figures["name"] == "price"
     assert figures["mae"] == pytest.approx(error, rel=0.5)
-    assert "\n price  " in told(capsys, "evaluate", "run")
+    shown = told(capsys, "evaluate", "run")
+    assert "\n price  " in shown
+    assert re.search(r"\ntest mae       0\.\d+ deviations of the target\n", shown)
 
 
 ODD = {

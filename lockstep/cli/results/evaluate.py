@@ -94,7 +94,7 @@ def lines(tested: Assessment, dataset: str, digest: str) -> list[str]:
     """Return the figures for a person."""
     tally, samples = tested.tally, f"{len(tested.dataset):,} samples of {dataset}"
     found = score(tested)
-    others = [f"{'test ' + name:<14} {value:.4f}" for name, value in found.others.items()]
+    others = [f"{'test ' + name:<14} {value:.4f}{_unit(name, tested)}" for name, value in found.others.items()]
     below = [f"test loss      {tally.loss:.4f}", *others, f"weights sha256 {digest}", ""]
     if tested.objective.is_regression:
         return [f"test R²        {r2_of(tested):.4f} over {samples}", *below, *target_lines(tested.fit)]
@@ -111,6 +111,12 @@ def lines(tested: Assessment, dataset: str, digest: str) -> list[str]:
     judged = tally.count - tally.ignored
     counted = samples if judged == len(tested.dataset) else f"{judged:,} positions in {samples}"
     return [f"test accuracy  {found.text()} of {counted}", *below, *_lines_by_class(tested)]
+
+
+def _unit(name: str, tested: Assessment) -> str:
+    """Return in what an error is counted that is not in the units of the table, as those of each target are."""
+    is_scaled = any(column.std != 1.0 for column in tested.columns)
+    return " deviations of the target" if name in ("mae", "rmse") and is_scaled else ""
 
 
 def _lines_by_class(tested: Assessment) -> list[str]:
