@@ -11,6 +11,7 @@ import numpy as np
 from lockstep.api.source_text import LAMBDA, Definition, Gathering
 from lockstep.common.errors import JobError, ModelError
 from lockstep.common.job.job import Job
+from lockstep.common.job.losses import LOSSES
 from lockstep.common.job.metrics import metric_name
 from lockstep.common.job.own_code import NAMING, OF_METRIC
 from lockstep.common.model.source import WRITTEN_BY_FIT, is_torch_class, is_torch_module, torch_model
@@ -76,6 +77,11 @@ def exported_functions(values: Mapping[str, Any]) -> dict[str, ModelText]:
     found = {}
     metrics = values.get("metrics")
     for metric in metrics if isinstance(metrics, list | tuple) else ():
+        if isinstance(metric, FunctionType) and metric.__name__ == LAMBDA:
+            raise JobError(
+                "metrics has a lambda, whose figure would have no name: expected a function with one; write `def "
+                "my_metric(outputs, targets): return ...` with a sum and what it is divided by"
+            )
         if isinstance(metric, FunctionType):
             found[f"{OF_METRIC}{metric.__name__}"] = ModelText(metric.__name__, metric.__name__, _text_of(metric))
         elif callable(metric):
@@ -83,13 +89,10 @@ def exported_functions(values: Mapping[str, Any]) -> dict[str, ModelText]:
     for name in NAMING:
         value = values.get(name)
         kind = value if isinstance(value, type) else type(value)
-        if name == "optimizer" and kind.__module__.partition(".")[0] == "torch":
-            raise JobError(
-                f"optimizer is {kind.__name__} of PyTorch: expected one of {', '.join(RULES)}, as the server "
-                "updates the weights; its values are arguments, such as lr and weight_decay"
-            )
+        _check_not_of_a_library(name, value)
         if isinstance(value, FunctionType) or (name == "optimizer" and isinstance(value, type)):
-            found[name] = ModelText(value.__name__, value.__name__, _text_of(value))
+            called = value.__name__ if value.__name__ != LAMBDA else name
+            found[name] = ModelText(called, called, _text_of(value, called))
         elif name == "optimizer" and is_dataclass(value):
             kind = type(value)
             given = ", ".join(f"{one.name}={getattr(value, one.name)!r}" for one in fields(value) if one.init)
@@ -101,6 +104,23 @@ def exported_functions(values: Mapping[str, Any]) -> dict[str, ModelText]:
                 "FILE.py:FUNCTION"
             )
     return found
+
+
+#: Libraries whose losses and optimizers have names in a job.
+LIBRARIES = {"lockstep": "the library", "torch": "PyTorch"}
+
+
+def _check_not_of_a_library(name: str, value: object) -> None:
+    """Raise `JobError` if a loss or an optimizer is a function or class of a library, and not the user's own."""
+    kind = value if isinstance(value, type | FunctionType) else type(value)
+    library = LIBRARIES.get(kind.__module__.partition(".")[0])
+    if library is None or name not in ("loss", "optimizer"):
+        return
+    is_loss = name == "loss"
+    names = ", ".join(LOSSES if is_loss else RULES)
+    why = "a run needs sums, and what they are divided by" if is_loss else "the server updates the weights"
+    rest = "" if is_loss else "; its values are arguments, such as lr and weight_decay"
+    raise JobError(f"{name} is {kind.__name__} of {library}: expected one of {names}, as {why}{rest}")
 
 
 def with_names(values: Mapping[str, Any], named: Mapping[str, str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import atexit
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from lockstep.common.errors import JobError
 from lockstep.common.files.safetensors import read
 from lockstep.common.job.job import Job
-from lockstep.common.job.losses import has_accuracy
+from lockstep.common.job.losses import LossKind, has_accuracy, kind_of
 from lockstep.launch.page_process import PageProcess, PageRequest
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.metrics import EpochRecord
@@ -131,7 +132,13 @@ class Run:
         return model_with(self.folder, self.job, read(path)[0], self.result.steps)
 
     def predict(
-        self, rows: Any, *, encoding: str | None = None, delimiter: str | None = None, decimal: str | None = None
+        self,
+        rows: Any,
+        *,
+        encoding: str | None = None,
+        delimiter: str | None = None,
+        decimal: str | None = None,
+        na: str | Sequence[object] = (),
     ) -> NDArray[Any]:
         """Return what the final weights predict of each row: the name of a class, (n,), or numbers, (n, targets).
 
@@ -142,22 +149,36 @@ class Run:
         several, and a class without a name is its number, int64. With `loss="bce"` it is 0 or 1 for each label, (n,
         labels); with a loss of your own, the model's outputs.
 
-        A CSV file is read as that of the training was, unless `encoding`, `delimiter` or `decimal` is given.
+        A CSV file is read as that of the training was, unless `encoding`, `delimiter` or `decimal` is given. `na` has
+        values that stand for a missing one, besides those of the training.
 
         Raises `DataError` for rows of another form.
         """
-        return self._predictor.labels(rows, encoding=encoding, delimiter=delimiter, decimal=decimal)
+        reading = {"encoding": encoding, "delimiter": delimiter, "decimal": decimal}
+        return self._predictor.labels(rows, na=_texts(na), **reading)
 
     def predict_proba(
-        self, rows: Any, *, encoding: str | None = None, delimiter: str | None = None, decimal: str | None = None
+        self,
+        rows: Any,
+        *,
+        encoding: str | None = None,
+        delimiter: str | None = None,
+        decimal: str | None = None,
+        na: str | Sequence[object] = (),
     ) -> NDArray[np.float64]:
         """Return the probability of each class, (n, classes), in the order of the outputs; arguments as of `predict`.
 
         With `loss="bce"`, that of each label. Raises `JobError` if the outputs are numbers.
         """
         if not has_accuracy(self.job.loss):
+            if kind_of(self.job.loss) is LossKind.OWN:
+                raise JobError(
+                    "a run with a loss of your own has no probabilities, since only that knows what the outputs mean: "
+                    "run.predict(rows) returns them; if they are scores of classes, .argmax(axis=1) is the class"
+                )
             raise JobError(f"a run with loss = {self.job.loss!r} has no probabilities: expected classes; see predict")
-        return self._predictor.values(rows, encoding=encoding, delimiter=delimiter, decimal=decimal)
+        reading = {"encoding": encoding, "delimiter": delimiter, "decimal": decimal}
+        return self._predictor.values(rows, na=_texts(na), **reading)
 
     @cached_property
     def _predictor(self) -> RunPredictor:
@@ -220,3 +241,8 @@ def load_run(folder: str | Path, *, trust_model: bool = False) -> Run:
             raise JobError(f"the run in {named} is not finished: resume it with lockstep.resume({named})")
         raise JobError(f"{str(folder)!r} holds no finished run: expected a folder with {RESULT}")
     return Run(read_result(path), path, recorded_job(path))
+
+
+def _texts(values: str | Sequence[object]) -> list[str]:
+    """Return one value or several, as the texts of a CSV file."""
+    return [values] if isinstance(values, str) else [str(value) for value in values]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from lockstep.common.data.array_source import is_array_source
+from lockstep.common.data.array_source import is_array_source, open_arrays
 from lockstep.common.data.folder import MANIFEST, read_manifest
 from lockstep.common.data.mapped import MAX_FILE_BYTES
 from lockstep.common.errors import DataError
@@ -25,13 +25,26 @@ from lockstep.packing.pack import pack
 #: Shows how far packing is, for as long as the context lasts.
 Progress = Callable[[str], AbstractContextManager[Watch]]
 
+#: What is packed on the way to a run.
+PACKED = "a .csv, a .parquet, a folder of pictures, or arrays without a test set"
+
 
 def is_to_be_packed(source: str) -> bool:
-    """Tell whether a job's data is a table, or a folder of pictures, that nobody has packed yet."""
+    """Tell whether a job's data is a table, pictures, or arrays without a test set, that nobody has packed yet."""
     path = Path(os.path.expanduser(source))
-    if not path.exists() or (path / MANIFEST).is_file() or is_array_source(str(path)):
+    if not path.exists() or (path / MANIFEST).is_file():
         return False
+    if is_array_source(str(path)):
+        return _has_no_test_set(path)
     return bool(table_files(path)) or has_pictures(path)
+
+
+def _has_no_test_set(path: Path) -> bool:
+    try:
+        with open_arrays(str(path)) as arrays:
+            return arrays.test is None
+    except DataError:
+        return False  # it has no form that can be packed: loading it reports why
 
 
 def packed_source(
@@ -45,10 +58,10 @@ def packed_source(
     path = Path(os.path.expanduser(source))
     if not is_to_be_packed(source):
         if source != "mnist" and not path.exists() and (table_files(path) or options != PackOptions()):
-            raise DataError(f"{source}: does not exist: expected a .csv, .parquet or folder of pictures to pack")
+            raise DataError(f"{source}: does not exist: expected {PACKED}")
         if options != PackOptions():
             given = ", ".join(map(options.spelled, options.changed()))
-            raise DataError(f"{given} with data {source!r}: expected a .csv, .parquet or folder of pictures to pack")
+            raise DataError(f"{given} with data {source!r}: expected {PACKED}")
         return source
     options = options.for_loss(loss)
     stem = re.sub(r"[^\w-]+", "-", path.resolve().stem)[:40] or "data"

@@ -34,8 +34,17 @@ from lockstep.sklearn.network import Network, NetworkShape, exported_network, op
 from lockstep.sklearn.rows import ColumnMoments, Floats, Rows, column_moments, repetitions, scaled
 from lockstep.sklearn.training import Stream, TrainingTask, train, train_pass
 
-#: Values of a job that are not parameters: the arrays, the kind of estimator and its own parameters decide them.
-FOLLOWING = ("model", "data", "seed", "initial", "loss", "class_weights", "ignore_index", "transform")
+#: Values of a job that are not parameters, with what decides them.
+FOLLOWING = {
+    "model": "the first parameter",
+    "data": "the arrays that fit is given",
+    "seed": "random_state",
+    "initial": "warm_start=True, which starts with the weights of the last fit",
+    "loss": "the kind of estimator: cross-entropy of classes, or the mean squared error; lockstep.fit takes others",
+    "class_weights": "class_weight",
+    "ignore_index": "the rows that fit is given",
+    "transform": "a step of a pipeline, or lockstep.fit",
+}
 
 #: The defaults that are not those of a job: most are MLPClassifier's, which suit small tables. None of `micro_batches`
 #: lets the batch decide.
@@ -136,6 +145,8 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         for name, default in JOB_VALUES.items():
             setattr(self, name, values.pop(name, default))
         for name in values:
+            if name in FOLLOWING and name not in ELSEWHERE:
+                raise TypeError(f"unexpected keyword argument {name!r}: what decides it is {FOLLOWING[name]}")
             meant = f" (did you mean {ELSEWHERE[name]!r}?)" if name in ELSEWHERE else nearest(name, self.get_params())
             raise TypeError(f"unexpected keyword argument {name!r}{meant}")
 
@@ -466,5 +477,6 @@ def _plain(value: Any) -> Any:
 
 def _figures(epoch: Any) -> dict[str, Any]:
     """Return the figures of an epoch that an estimator has: none of a test set."""
-    names = ("epoch", "loss", "accuracy", "r2", "val_loss", "val_accuracy", "wall_s", "weights_sha256")
-    return {name: value for name in names if (value := getattr(epoch, name)) is not None}
+    names = ("epoch", "loss", "accuracy", "r2", "val_loss", "val_accuracy", "val_r2", "wall_s", "weights_sha256")
+    others = {name: value for name, value in epoch.metrics.items() if not name.startswith("test_")}
+    return {**{name: value for name in names if (value := getattr(epoch, name)) is not None}, **others}

@@ -1,6 +1,7 @@
 """From a file to predictions by command: classes have names from then on, and numbers the units of the table."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def test_a_price_is_predicted_in_the_units_of_the_table(place: Path, capsys: pyt
 
 def test_errors_are_in_the_units_of_the_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told(capsys, "train", "--data", "homes.csv", "--target", "price", "--model", "net.py:price", "--loss", "mse",
-         "--run-dir", "run", *BRIEF)  # fmt: skip
+         "--metrics", "mae", "--run-dir", "run", *BRIEF)  # fmt: skip
     (figures,) = json.loads(told(capsys, "evaluate", "run", "--json"))["targets"]
     homes = csv.read_csv("homes.csv")
     csv.write_csv(homes, "all.csv")
@@ -75,11 +76,17 @@ def test_errors_are_in_the_units_of_the_table(place: Path, capsys: pytest.Captur
     # One is of the test set, and the other of all rows.
     assert figures["name"] == "price"
     assert figures["mae"] == pytest.approx(error, rel=0.5)
-    assert "\n price  " in told(capsys, "evaluate", "run")
+    shown = told(capsys, "evaluate", "run")
+    assert "\n price  " in shown
+    assert re.search(r"\ntest mae       0\.\d+ deviations of the target\n", shown)
 
 
 ODD = {
-    "no column": ("rooms,town\n1,Zug\n", "no column 'area'"),
+    "no column": ("rooms,town\n1,Zug\n", "has no column 'area', which the model learned from: it has rooms, town"),
+    "commas": (
+        "rooms,town,area\n1,Zug,'2,5'\n".replace("'", '"'),
+        "row 2, column 'area': '2,5' is not a number: give --decimal , if the comma begins its fraction",
+    ),
     "texts": (
         "rooms,town,area\nx,Zug,3\n",
         "row 2, column 'rooms': 'x' is not a number, a date such as 2024-12-31, or true or",
@@ -122,6 +129,11 @@ def test_a_new_table_is_read_as_that_of_the_training_was(place: Path, capsys: py
     # A missing area counts as the mean of those that are known, which is about 29.5.
     assert float(predicted[4]) == pytest.approx(float(predicted[8]), abs=3)
     assert len({*predicted[:4]}) == 4
+    (place / "other.csv").write_text("\n".join(["area;town;day;price", rows[4].replace("-", "k.A.", 1), ""]))
+    assert run(["predict", "run", "other.csv"]) == 2
+    assert ": give --na k.A. if it stands for a missing value\n" in capsys.readouterr().err
+    assert told(capsys, "predict", "run", "other.csv", "--na", "x,k.A.").splitlines()[1] == predicted[4]
+    assert f"{load_run('run').predict('other.csv', na='k.A.')[0]:.6g}" == predicted[4]
     other = pa.table({"town": ["Bern"], "day": pa.array([19723], pa.date32()), "area": [0.5]})
     csv.write_csv(other, "typed.csv", csv.WriteOptions(delimiter=";"))
     (place / "typed.csv").write_text((place / "typed.csv").read_text().replace("0.5", "0,5"))

@@ -34,7 +34,7 @@ from lockstep.checking.checkup.checks.training import TrialSubject, check_traini
 from lockstep.checking.checkup.finding import Finding, findings_lines, wrapped
 from lockstep.checking.checkup.target import ExaminationTarget, ExaminedData, Walk
 from lockstep.common.autograd.tensor import Tensor
-from lockstep.common.data.array_files import read_npz
+from lockstep.common.data.array_files import open_npz, read_npz
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.source import load, record_parts, with_moments, with_validation
 from lockstep.common.errors import ModelError
@@ -198,7 +198,11 @@ def _label_findings(job: Job, data: str) -> list[Finding]:
     path = Path(data).expanduser()
     if Objective.of(job).is_regression or path.suffix != ".npz" or not path.is_file() or record_parts(str(path)):
         return []
-    samples, train, test = read_npz(path, ("x_train", "y_train", "y_test")).values()
+    looked_at = ("x_train", "y_train", "y_test")
+    with open_npz(path) as archive:
+        if not set(looked_at) <= set(archive.names()):
+            return []  # loading it reports what it lacks
+    samples, train, test = read_npz(path, looked_at).values()
     is_sequence = train.ndim == 2 and samples.dtype.kind in "iu" and samples.shape == train.shape
     return check_labels(train, test, is_sequence=is_sequence)
 

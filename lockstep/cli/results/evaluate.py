@@ -71,8 +71,8 @@ def figures(tested: Assessment) -> dict[str, Any]:
     """Return the figures that only a classifier has, or only a regression."""
     if tested.objective.is_regression:
         return {"test_r2": r2_of(tested), "targets": tested.fit}
-    if tested.objective.kind is LossKind.OWN:
-        return _own_figures(score(tested))
+    if tested.objective.kind is LossKind.OWN and not tested.has_classes:
+        return {**_own_figures(score(tested)), **({"targets": tested.fit} if tested.has_numbers else {})}
     if tested.objective.kind is LossKind.LABELS:
         return {"test_accuracy": score(tested).accuracy, "labels": label_figures(tested.outputs, tested.targets)}
     confusion = tested.confusion
@@ -94,23 +94,36 @@ def lines(tested: Assessment, dataset: str, digest: str) -> list[str]:
     """Return the figures for a person."""
     tally, samples = tested.tally, f"{len(tested.dataset):,} samples of {dataset}"
     found = score(tested)
-    others = [f"{'test ' + name:<14} {value:.4f}" for name, value in found.others.items()]
+    others = [f"{'test ' + name:<14} {value:.4f}{_unit(name, tested)}" for name, value in found.others.items()]
     below = [f"test loss      {tally.loss:.4f}", *others, f"weights sha256 {digest}", ""]
     if tested.objective.is_regression:
         return [f"test R²        {r2_of(tested):.4f} over {samples}", *below, *target_lines(tested.fit)]
     if tested.objective.kind is LossKind.OWN:
         named = [f"test {found.name:<9} {found.text()}"] if found.name else []
-        return [f"test loss      {tally.loss:.4f} over {samples}", *named, *below[1:-1]]
+        own = [f"test loss      {tally.loss:.4f} over {samples}", *named, *below[1:-1]]
+        if tested.has_numbers:
+            return [*own, "", *target_lines(tested.fit)]
+        return [*own, "", *_lines_by_class(tested)] if tested.has_classes else own
     if tested.objective.kind is LossKind.LABELS:
         counted = f"{tally.count:,} labels of {samples}"
         shown = label_lines(label_figures(tested.outputs, tested.targets))
         return [f"test accuracy  {found.text()} of {counted}", *below, *shown]
     judged = tally.count - tally.ignored
     counted = samples if judged == len(tested.dataset) else f"{judged:,} positions in {samples}"
+    return [f"test accuracy  {found.text()} of {counted}", *below, *_lines_by_class(tested)]
+
+
+def _unit(name: str, tested: Assessment) -> str:
+    """Return in what an error is counted that is not in the units of the table, as those of each target are."""
+    is_scaled = any(column.std != 1.0 for column in tested.columns)
+    return " deviations of the target" if name in ("mae", "rmse") and is_scaled else ""
+
+
+def _lines_by_class(tested: Assessment) -> list[str]:
+    """Return the figures of each class, and which classes are confused."""
     confusion = tested.confusion
     matrix = matrix_lines(confusion, tested.class_names)
-    by_class = class_lines(class_figures(confusion), tested.class_names)
-    return [f"test accuracy  {found.text()} of {counted}", *below, *by_class, *(["", *matrix] if matrix else [])]
+    return [*class_lines(class_figures(confusion), tested.class_names), *(["", *matrix] if matrix else [])]
 
 
 def r2_of(tested: Assessment) -> float:

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from rich.console import Console
 
-from lockstep.cli.data.options import delimiter, encoding
+from lockstep.cli.data.options import delimiter, encoding, listed
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT
 from lockstep.cli.options.trust import takes_trust
 from lockstep.common.autograd.primitives.primitive import Array
@@ -43,9 +43,18 @@ WIDTH, MOST_NAME = 80, 36
 @click.option("--delimiter", type=delimiter, metavar="CHAR", help="what separates values  [as in training]")
 @click.option("--encoding", type=encoding, metavar="NAME", help="encoding of CSV files  [as in training]")
 @click.option("--decimal", type=click.Choice([".", ","]), help="what begins the fraction of a number  [as in training]")
+@click.option(
+    "--na", multiple=True, metavar="VALUES", help="values that stand for a missing one, besides those of the training"
+)
 @takes_trust
 def predict(
-    run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bool, as_json: bool, **reading: str | None
+    run: Path,
+    pictures: tuple[Path, ...],
+    moment: Moment,
+    no_center: bool,
+    as_json: bool,
+    na: tuple[str, ...],
+    **reading: str | None,
 ) -> None:
     """Classify PICTURES with the model of the run in the folder RUN, and print the probabilities.
 
@@ -67,7 +76,7 @@ def predict(
     begin_with(trained.job.numerics)
     manifest = table_of(trained.job)
     if manifest is not None:
-        predict_tables(trained, manifest, pictures, manifest.reading.but(**reading), as_json=as_json)
+        predict_tables(trained, manifest, pictures, manifest.reading.but(na=listed(na), **reading), as_json=as_json)
         return
     demand("pillow", "predict", "lockstep predict")
     # Here, as the extra may be missing if nobody predicts.

@@ -6,7 +6,7 @@ is opened here is mapped and not read: its values were looked at when it was pac
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -73,9 +73,10 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     delimiter: Text | None = None
     encoding: Text | None = None
 
-    def but(self, **given: str | None) -> "Reading":
-        """Return this with what somebody gives for another table, each where it is not None."""
-        return msgspec.structs.replace(self, **{name: value for name, value in given.items() if value is not None})
+    def but(self, *, na: Sequence[str] = (), **given: str | None) -> "Reading":
+        """Return this with what somebody gives for another table, each where it is not None; `na` is added."""
+        known = {name: value for name, value in given.items() if value is not None}
+        return msgspec.structs.replace(self, na=[*self.na, *na], **known)
 
 
 class FolderPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

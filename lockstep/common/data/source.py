@@ -144,7 +144,10 @@ def _loaded(source: str, name: str) -> TrainTest:
             raise DataError(f"{source}: {error}") from None
     with open_arrays(source) as opened:
         if opened.test is None:
-            raise DataError(f"{source}: has no test set: expected x_test and y_test next to x_train and y_train")
+            raise DataError(
+                f"{source}: has no test set: expected x_test and y_test next to x_train and y_train; to draw one, run "
+                f"`lockstep pack {shlex.quote(source)} {shlex.quote(Path(source).stem + '.data')}` and use that folder"
+            )
         pairs = {"train": opened.train.read_whole(), "test": opened.test.read_whole()}
     classes = opened.classes
     if not classes and not opened.train.has_real_labels:

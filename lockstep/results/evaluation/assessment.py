@@ -41,13 +41,21 @@ class Assessment:
         return self.objective.compared(self.objective.targets(self.dataset.labels))
 
     @property
+    def has_classes(self) -> bool:
+        """Whether each row has one right class. With a loss of the user's own it has if the run has an accuracy."""
+        if self.objective.kind is not LossKind.OWN:
+            return self.objective.kind is LossKind.CLASSES
+        is_one_each = self.outputs.ndim == 2 and self.targets.shape == (len(self.outputs), 1)
+        return "accuracy" in self.objective.metrics.by_name and is_one_each
+
+    @property
     def confusion(self) -> Integers:
-        """The confusion matrix, (classes, classes). Raises ModelError for a regression."""
-        if self.objective.kind is not LossKind.CLASSES:
+        """The confusion matrix, (classes, classes). Raises ModelError unless the run has classes."""
+        if not self.has_classes:
             raise ModelError(f"a run with loss = {self.objective.loss!r} has no classes of which one is right")
-        predicted = self.outputs.argmax(axis=1)
-        kept = self.targets != self.objective.ignore_index
-        return confusion_of(self.targets[kept], predicted[kept], self.outputs.shape[1])
+        predicted, targets = self.outputs.argmax(axis=1), self.targets.reshape(-1)
+        kept = targets != self.objective.ignore_index
+        return confusion_of(targets[kept], predicted[kept], self.outputs.shape[1])
 
     def surest_mistakes(self) -> NDArray[np.intp]:
         """Return the indices of a classifier's mistakes, those with the least probability of the true class first."""
@@ -58,9 +66,16 @@ class Assessment:
         return wrong[np.argsort(own[wrong], kind="stable")]
 
     @property
+    def has_numbers(self) -> bool:
+        """Whether each row has numbers to predict. With a loss of the user's own it has if the run has R²."""
+        if self.objective.kind is not LossKind.OWN:
+            return self.objective.is_regression
+        return "r2" in self.objective.metrics.by_name and self.outputs.shape == self.targets.shape
+
+    @property
     def fit(self) -> list[TargetFigures]:
         """The errors of a regression by target. Raises ModelError for a classifier."""
-        if not self.objective.is_regression:
+        if not self.has_numbers:
             raise ModelError("a run with classes is not a regression")
         figures = target_figures(self.outputs, self.targets)
         return in_units(figures, self.columns) if self.columns else figures
@@ -83,8 +98,8 @@ def assess(trained: Trained, data: str | None = None) -> Assessment:
     test = batches.data.test
     compute.on_outputs = lambda chunk: outputs.append(objective.rows(chunk, test.targets).copy())
     tally = compute.evaluate(Node(0, evaluation_chunks(len(test))))
-    table = table_of(trained.job) if objective.is_regression else None
-    columns = () if table is None else tuple(table.targets)
+    table = None if objective.kind is LossKind.CLASSES else table_of(trained.job)
+    columns = () if table is None or table.classes else tuple(table.targets)
     return Assessment(test, tally, np.concatenate(outputs), objective, trained_on.class_names, columns)
 
 

@@ -35,6 +35,11 @@ class Recognizer:
     @classmethod
     def of(cls, trained: Trained, *, centres: bool) -> "Recognizer":
         """Return the recognizer of a model. Raises DataError unless it classifies images of one or three channels."""
+        if kind_of(trained.job.loss) is LossKind.OWN:
+            raise DataError(
+                "the model was trained with a loss of your own, and only that knows what the outputs mean: "
+                "load_run(RUN).predict(array), in Python, returns them"
+            )
         if kind_of(trained.job.loss) is not LossKind.CLASSES:
             raise DataError(
                 f"the model was trained with loss = {trained.job.loss!r}: expected a classifier; `lockstep evaluate` "

@@ -40,7 +40,7 @@ class RunPredictor:
     def of(cls, trained: Trained) -> "RunPredictor":
         return cls(trained, table_of(trained.job) or dataset_of(trained.job))
 
-    def labels(self, rows: Any, **reading: str | None) -> NDArray[Any]:
+    def labels(self, rows: Any, **reading: Any) -> NDArray[Any]:
         """Return the class of each row, (n,), or its numbers, (n,) or (n, targets); as `Run.predict`."""
         if isinstance(self.data, TrainTest):
             return self._labels_of(self.data, rows)
@@ -51,7 +51,7 @@ class RunPredictor:
             return np.array(names, dtype=object if None in names else None)
         return _stacked(found, len(self.data.targets), squeezes=True)
 
-    def values(self, rows: Any, **reading: str | None) -> NDArray[np.float64]:
+    def values(self, rows: Any, **reading: Any) -> NDArray[np.float64]:
         """Return the probability of each class, (n, classes)."""
         if isinstance(self.data, TrainTest):
             outputs = self._outputs(self.data, rows)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from lockstep.common.autograd import functional as F
@@ -21,6 +22,7 @@ from lockstep.packing.encoding import spread
 from lockstep.packing.options import MISSING_TEXT, PackOptions, Spelling
 from lockstep.packing.pack_table import opened_frame
 from lockstep.packing.tables import ColumnKind, NumberValues, TableBatch
+from lockstep.packing.texts import numbers_of
 from lockstep.results.evaluation.row_predictions import RowPrediction, class_names_of
 from lockstep.runs.trained_model import Trained
 
@@ -60,6 +62,12 @@ class TablePredictor:
         opened = opens(Path(rows) if opens is open_table else rows, lambda count: None, options)
         names = [column.name for column in self.manifest.columns]
         try:
+            there = opened.names()
+            if (absent := next((name for name in names if name not in there), None)) is not None:
+                raise DataError(
+                    f"{opened.named}: has no column {one_line(absent, 60)!r}, which the model learned from: it has "
+                    f"{', '.join(one_line(other, 40) for other in there[:12])}{', …' if len(there) > 12 else ''}"
+                )
             opened.check(names)
         except DataError as error:
             raise DataError(f"{error}{self._as_in_training()}") from None
@@ -74,7 +82,7 @@ class TablePredictor:
         return f"; it was read as in training, with {self.spelled.together(*given)}: give others" if given else ""
 
     def _of_batch(self, batch: TableBatch) -> Iterator[RowPrediction]:
-        parts = list(_parts(self.manifest.columns, batch, self._options.decimal))
+        parts = list(_parts(self.manifest.columns, batch, self._options))
         usable = [part for part in parts if not isinstance(part, str)]
         found = iter(self._of_samples(np.concatenate(usable)) if usable else ())
         for part in parts:
@@ -97,25 +105,25 @@ class TablePredictor:
             yield RowPrediction(tuple(row.tolist()))
 
 
-def _parts(columns: Sequence[Column], batch: TableBatch, decimal: str) -> Iterator[NDArray[np.float32] | str]:
+def _parts(columns: Sequence[Column], batch: TableBatch, options: PackOptions) -> Iterator[NDArray[np.float32] | str]:
     """Return the samples of the rows in order, in several parts, and what is wrong with each row that has none."""
     try:
-        yield samples_of(columns, batch, decimal)
+        yield samples_of(columns, batch, options)
     except UnusableRowError as error:
         if batch.count == 1:
             yield str(error)
             return
         # By halves: what is wrong with one row is found again, and few rows have something wrong.
         half = batch.count // 2
-        yield from _parts(columns, batch.part(0, half), decimal)
-        yield from _parts(columns, batch.part(half, batch.count), decimal)
+        yield from _parts(columns, batch.part(0, half), options)
+        yield from _parts(columns, batch.part(half, batch.count), options)
 
 
-def samples_of(columns: Sequence[Column], batch: TableBatch, decimal: str = ".") -> NDArray[np.float32]:
+def samples_of(columns: Sequence[Column], batch: TableBatch, options: PackOptions) -> NDArray[np.float32]:
     """Return the rows of a table as samples, (n, inputs); UnusableRowError for what the training set did not have."""
     samples = np.empty((batch.count, len(columns)), np.float32)
     for number, column in enumerate(columns):
-        values = _codes(column, batch) if column.categories else _numbers(column, batch, decimal)
+        values = _codes(column, batch) if column.categories else _numbers(column, batch, options)
         if not np.isfinite(values).all():
             row = int(np.argmax(~np.isfinite(values)))
             what = "is missing: expected a value" if np.isnan(values[row]) else "is infinite: expected a finite number"
@@ -124,23 +132,32 @@ def samples_of(columns: Sequence[Column], batch: TableBatch, decimal: str = ".")
     return spread(samples, columns)
 
 
-def _numbers(column: Column, batch: TableBatch, decimal: str) -> NDArray[np.float64]:
+def _numbers(column: Column, batch: TableBatch, options: PackOptions) -> NDArray[np.float64]:
     values = batch.columns[column.name]
     if isinstance(values, NumberValues):
         numbers = values.values
     else:
         # What has no kind of its own in the manifest: the first that leaves no text over.
-        found = [values.numbers(kind, decimal) for kind in (ColumnKind.NUMBER, ColumnKind.DATE, ColumnKind.BOOLEAN)]
+        kinds = (ColumnKind.NUMBER, ColumnKind.DATE, ColumnKind.BOOLEAN)
+        found = [values.numbers(kind, options.decimal) for kind in kinds]
         numbers = min(found, key=lambda each: np.count_nonzero(np.isnan(each)))
         is_odd = np.isnan(numbers) & ~values.is_missing
         if is_odd.any():
             row = int(np.argmax(is_odd))
-            shown = one_line(values.at(row), 60)
-            raise UnusableRowError(
-                f"{batch.place(row, column.name)}: {shown!r} is not a number, a date such as 2024-12-31, or true or "
-                "false, as all values were in training"
-            )
+            raise UnusableRowError(f"{batch.place(row, column.name)}: {_oddity(column, values.at(row), options)}")
     return numbers if column.missing is None else np.where(np.isnan(numbers), column.missing, numbers)
+
+
+def _oddity(column: Column, text: str, options: PackOptions) -> str:
+    """Return why a text is none of the numbers of a column, and what to type if another reading makes it one."""
+    shown, other = one_line(text, 60), "." if options.decimal == "," else ","
+    if not np.isnan(numbers_of(pa.array([text]), other)).any():
+        begins = f"the {'comma' if other == ',' else 'point'} begins its fraction"
+        return f"{shown!r} is not a number: give {options.spelled('decimal', other)} if {begins}"
+    fact = f"{shown!r} is not a number, a date such as 2024-12-31, or true or false, as all values were in training"
+    if column.missing is None:
+        return fact
+    return f"{fact}: give {options.spelled('na', [text])} if it stands for a missing value"
 
 
 def _codes(column: Column, batch: TableBatch) -> NDArray[np.float64]:

@@ -1,5 +1,7 @@
 """Functions of one's own next to the model: the same bits in one process, in several, and after an interrupt."""
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lockstep import F, LambdaCallback, doctor, find_lr, fit, load_run, nn, resume
+from lockstep import F, LambdaCallback, doctor, find_lr, fit, load_run, nn, optim, resume
 from lockstep.cli.main import run as run_command
 from lockstep.common.errors import JobError, ModelError
 from lockstep.common.files.safetensors import read
@@ -213,3 +215,67 @@ def test_the_doctor_tries_an_optimizer_and_a_transform_of_ones_own() -> None:
     assert not doctor(small_net(), separable(), **own_values(transform=stilled)).is_healthy
     with pytest.raises(ModelError, match=r"and not a loss of your own: train one step, with --steps 1 or fit"):
         doctor(small_net(), separable(), **own_values(loss=plain_loss))
+
+
+def rows() -> Any:
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(40, 4)).astype(np.float32)
+    return (x, (x[:, 0] > 0).astype(np.int64)), (x, (x[:, 0] > 0).astype(np.int64))
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"loss": F.cross_entropy}, "loss is cross_entropy of the library: expected one of cross-entropy, nll, "),
+        (
+            {"loss": nn.CrossEntropyLoss()},
+            "loss is CrossEntropyLoss of the library: expected one of ",
+        ),
+        ({"optimizer": optim.Adam}, "optimizer is Adam of the library: expected one of sgd, adam, "),
+        ({"metrics": [lambda outputs, targets: (0.0, 1.0)]}, "metrics has a lambda, whose figure would have no name"),
+    ],
+)
+def test_what_has_a_name_in_a_job_is_told_by_it(values: Any, told: str) -> None:
+    with pytest.raises(JobError, match=re.escape(told)):
+        fit(nn.Linear(4, 2), rows(), workers=0, **BRIEF, **values)
+
+
+def test_a_lambda_is_a_loss_and_a_schedule(tmp_path: Path) -> None:
+    run = fit(
+        nn.Linear(4, 2),
+        rows(),
+        loss=lambda outputs, targets: (F.cross_entropy(outputs, targets, reduction="sum"), len(targets)),
+        schedule=lambda step, steps: 1 - step / (2 * steps),
+        workers=0,
+        run_dir=tmp_path / "run",
+        **BRIEF,
+    )
+    named = fit(nn.Linear(4, 2), rows(), schedule=cooling, workers=0, run_dir=tmp_path / "named", **BRIEF)
+    assert run.weights_sha256 == named.weights_sha256
+
+
+def of_classes(outputs: Any, targets: Any) -> Any:
+    return F.cross_entropy(outputs, targets, reduction="sum"), len(targets)
+
+
+def of_numbers(outputs: Any, targets: Any) -> Any:
+    return ((outputs - targets) ** 2).sum(), len(targets)
+
+
+def test_a_loss_of_ones_own_has_the_figures_of_its_metrics_in_detail(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values: dict[str, Any] = {**BRIEF, "workers": 0}
+    run = fit(nn.Linear(4, 2), rows(), loss=of_classes, metrics=["accuracy"], run_dir=tmp_path / "classes", **values)
+    with pytest.raises(JobError, match=r"only that knows what the outputs mean: run\.predict\(rows\) returns them"):
+        run.predict_proba(rows()[1][0])
+    assert run_command(["evaluate", str(run.folder), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert np.trace(told["confusion"]) / np.sum(told["confusion"]) == run.test_accuracy == told["test_accuracy"]
+    assert run_command(["evaluate", str(run.folder)]) == 0
+    assert "most often mistaken for" in capsys.readouterr().out
+    (x, _), _ = rows()
+    numbers = ((x, x[:, :1]), (x, x[:, :1]))
+    run = fit(nn.Linear(4, 1), numbers, loss=of_numbers, metrics=["r2"], run_dir=tmp_path / "numbers", **values)
+    assert run_command(["evaluate", str(run.folder)]) == 0
+    assert "mean absolute error" in capsys.readouterr().out

@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from lockstep import doctor
 from lockstep.common.data.folder import read_manifest
+from lockstep.common.data.source import load
 from lockstep.common.errors import DataError
 from lockstep.packing.cache import digest_of, is_to_be_packed, packed_source
 from lockstep.packing.options import PackOptions, Watch
@@ -99,7 +102,7 @@ def test_what_needs_no_packing_stays_what_it_is(tmp_path: Path) -> None:
         assert not is_to_be_packed(source)
         assert packed_source(source, PackOptions(), "mse", tmp_path, shown.progress, shown.said.append) == source
     with pytest.raises(
-        DataError, match=r"--target, --test-split with data 'mnist': expected a .csv, .parquet or folder"
+        DataError, match=r"--target, --test-split with data 'mnist': expected a .csv, a .parquet, a folder"
     ):
         packed_source(
             "mnist", PackOptions(target=("x",), test_split=0.1), "mse", tmp_path, shown.progress, shown.said.append
@@ -113,8 +116,24 @@ def test_what_needs_no_packing_stays_what_it_is(tmp_path: Path) -> None:
 )
 def test_a_source_that_does_not_exist_is_reported_as_such(tmp_path: Path, source: str, options: PackOptions) -> None:
     shown = Shown()
-    with pytest.raises(DataError, match=rf"{source}: does not exist: expected a .csv, .parquet or folder"):
+    with pytest.raises(DataError, match=rf"{source}: does not exist: expected a .csv, a .parquet, a folder"):
         packed_source(str(tmp_path / source), options, "mse", tmp_path, shown.progress, shown.said.append)
+
+
+def test_arrays_without_a_test_set_are_packed_as_pack_does(tmp_path: Path) -> None:
+    x, y = np.arange(60, dtype=np.float32).reshape(20, 3), np.arange(20) % 2
+    np.savez(tmp_path / "rows.npz", x=x, y=y)
+    assert is_to_be_packed(str(tmp_path / "rows.npz"))
+    shown, options = Shown(), PackOptions(test_split=0.25)
+    folder = packed_source(
+        str(tmp_path / "rows.npz"), options, "cross-entropy", tmp_path, shown.progress, shown.said.append
+    )
+    data = load(folder)
+    assert (len(data.train), len(data.test)) == (15, 5)
+    told = r"has no test set: .* run `lockstep pack \S+rows.npz rows.data`"
+    for reads in (load, lambda source: doctor("linear", source)):
+        with pytest.raises(DataError, match=told):
+            reads(str(tmp_path / "rows.npz"))
 
 
 def test_a_mistake_leaves_nothing_in_the_cache(table: Path) -> None:

@@ -124,6 +124,10 @@ def test_every_value_of_a_job_is_a_parameter(kind: type) -> None:
         kind(epoch=1)
     with pytest.raises(TypeError, match=r"unexpected keyword argument 'max_iter' \(did you mean 'epochs'\?\)"):
         kind(max_iter=1)
+    with pytest.raises(
+        TypeError, match=r"'loss': what decides it is the kind of estimator: cross-entropy of classes, "
+    ):
+        kind(loss="l1")
     assert set(ELSEWHERE.values()) <= set(parameters)
     assert not set(ELSEWHERE) & set(parameters)
 
@@ -131,12 +135,15 @@ def test_every_value_of_a_job_is_a_parameter(kind: type) -> None:
 def test_a_classifier_has_the_bits_of_fit(tmp_path: Path) -> None:
     x, y = blobs()
     layers = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-    values = {"validation_split": 0.25, "keep_best": True, "label_smoothing": 0.1}
+    values = {"validation_split": 0.25, "keep_best": True, "label_smoothing": 0.1, "metrics": ["f1"]}
     run = run_of(standard(x), indices(y), tmp_path, layers, seed=5, normalize=False, **values)
-    fitted = classifier(random_state=5, validation_split=0.25, keep_best=True, label_smoothing=0.1).fit(x, y)
+    fitted = classifier(random_state=5, **values).fit(x, y)
     assert fitted.weights_sha256_ == run.weights_sha256
     assert [epoch["val_loss"] for epoch in fitted.history_] == [epoch.val_loss for epoch in run.history]
-    assert "test_loss" not in fitted.history_[0]
+    assert [(epoch["f1"], epoch["val_f1"]) for epoch in fitted.history_] == [
+        (epoch.metrics["f1"], epoch.metrics["val_f1"]) for epoch in run.history
+    ]
+    assert not [name for name in fitted.history_[0] if name.startswith("test_")]
     assert fitted.workers_ == 0
 
 
@@ -145,6 +152,8 @@ def test_a_regressor_has_the_bits_of_fit(tmp_path: Path) -> None:
     layers = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
     run = run_of(standard(x), y, tmp_path, layers, loss="mse", wire="bfloat16", normalize=False)
     fitted = regressor(activation="tanh", wire="bfloat16").fit(x, y)
+    held_out = regressor(activation="tanh", validation_split=0.25).fit(x, y)
+    assert held_out.history_[-1]["val_r2"] <= 1.0
     assert fitted.weights_sha256_ == run.weights_sha256
     assert [epoch["r2"] for epoch in fitted.history_] == [epoch.r2 for epoch in run.history]
 

@@ -12,6 +12,9 @@ from lockstep.checking.checkup.target import ExaminedData
 #: Largest share of the training samples that one class may have.
 MOST_OF_ONE = 0.9
 
+#: So many test samples of a class that has none would be expected: by chance, that happens once in e^20 times.
+EXPECTED_OF_A_CLASS = 20
+
 #: Deviations and means that need no normalisation; bytes divided by 255 are well within.
 LEAST_DEVIATION, MOST_DEVIATION, MOST_MEAN = 0.02, 10.0, 10.0
 
@@ -54,14 +57,26 @@ def check_classes(train: NDArray[Any], test: NDArray[Any], outputs: int) -> list
 
 
 def check_balance(train: NDArray[Any], test: NDArray[Any]) -> list[Finding]:
-    """Return whether a class is missing from the training samples or has nearly all of them."""
-    counts, tested, findings = np.bincount(train), np.unique(test), []
+    """Return whether a class is missing from one of the two sets, or has nearly all training samples."""
+    counts, tested, findings = np.bincount(train), np.unique(test), list[Finding]()
     missing = np.setdiff1d(tested, np.flatnonzero(counts))
     if missing.size:
         findings.append(found("class-is-missing", first=missing[0], missing=missing.size, classes=tested.size))
+    else:
+        findings += _untested(counts, tested, len(test))
     if len(counts) > 1 and counts.max() > MOST_OF_ONE * len(train):
         findings.append(found("one-class", label=counts.argmax(), count=counts.max(), samples=len(train)))
     return findings
+
+
+def _untested(counts: NDArray[np.int64], tested: NDArray[Any], tests: int) -> list[Finding]:
+    """Return whether classes are missing from a test set in which they would not be by chance."""
+    expected = counts / counts.sum() * tests
+    untested = np.setdiff1d(np.flatnonzero(expected >= EXPECTED_OF_A_CLASS), tested)
+    if not untested.size:
+        return []
+    facts = {"missing": untested.size, "classes": np.count_nonzero(counts), "expected": expected[untested[0]]}
+    return [found("class-is-not-tested", first=untested[0], **facts)]
 
 
 def check_samples(target: ExaminedData) -> list[Finding]:

@@ -180,6 +180,8 @@ def _examine(call: ModuleCall, walk: Walk, number: int) -> Finding | None:
         return None
     call.module.zero_grad()
     call = replace(call, arguments=_variable(call.arguments, number))
+    if (difference := _difference_of_two(call)) > 0:
+        return found("random-forward", layer=call.named, difference=difference)
     try:
         with np.errstate(all="ignore"):
             mismatches = list(mismatches_of(call, walk))
@@ -187,7 +189,20 @@ def _examine(call: ModuleCall, walk: Walk, number: int) -> Finding | None:
         return _finding(call, f"backward raised {_described(error)}", "its derivative does not fit its forward")
     if not mismatches:
         return None
+    if not any(slope.exact for slope in mismatches[0].slopes):
+        argument = mismatches[0].argument
+        return found("leaves-the-graph", layer=call.named, evidence=_evidence(mismatches), argument=argument)
     return _finding(call, _evidence(mismatches), _cause(call, mismatches))
+
+
+def _difference_of_two(call: ModuleCall) -> float:
+    """Return the largest difference between the outputs of two calls with the same input: 0 if there is none."""
+    with no_grad(), np.errstate(all="ignore"):
+        first = np.array(_output(call).data)
+        second = _output(call).data
+    if first.shape != second.shape or np.array_equal(first, second, equal_nan=True):
+        return 0.0
+    return float(np.nanmax(np.abs(first - second)))
 
 
 def _variable(arguments: Sequence[Any], number: int) -> tuple[Any, ...]:
@@ -221,11 +236,6 @@ def _evidence(mismatches: list[Mismatch]) -> str:
 def _cause(call: ModuleCall, mismatches: list[Mismatch]) -> str:
     first = mismatches[0]
     samples = call.output.shape[0] if call.output.ndim else 1
-    if not any(slope.exact for slope in first.slopes):
-        return (
-            f"no gradient arrives at {first.argument}: the forward leaves the graph, by .data, .numpy() or a NumPy "
-            "function"
-        )
     if first.argument == "its input" and (mistake := known_mistake(call)) is not None:
         return mistake
     ratios = [slope.exact / slope.numeric for slope in first.slopes if slope.numeric]

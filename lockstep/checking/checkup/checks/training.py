@@ -42,6 +42,16 @@ LOOKED_AT, TESTED = 256, 1000
 #: Shares of the loss of guessing: above the first nothing was learned, below the second something was.
 NOTHING, SOMETHING = 0.97, 0.85
 
+#: Values of the job that may keep a model from learning: name -> its value if there is none, why it does, advice.
+HOLDING: dict[str, tuple[float | None, str, str]] = {
+    "weight_decay": (0.0, "it takes more from the weights than the gradient gives", "set it to 0, or to 0.0001"),
+    "clip_norm": (None, "it makes each step far shorter than the gradient", "leave it out, or set it to 1"),
+    "clip_value": (None, "it makes each step far shorter than the gradient", "leave it out, or set it to 1"),
+}
+
+#: The share of the deviation of the outputs by which they differ for the same sample if samples are mixed.
+MIXED = 1e-2
+
 #: Rates to try, as multiples of the job's: the nearest first.
 LOWER, HIGHER = (0.1, 0.01, 0.001), (10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
 
@@ -188,7 +198,7 @@ class TrialSubject:
 
 def check_training(subject: TrialSubject) -> Iterator[Finding]:
     """Yield what a trial of the job shows; what follows from an earlier finding is not looked for."""
-    for check in (check_last_layer, check_dead_units, check_trial):
+    for check in (check_last_layer, check_dead_units, check_mixed_samples, check_trial):
         findings = list(check(subject))
         yield from findings
         if findings:
@@ -225,6 +235,16 @@ def check_dead_units(subject: TrialSubject) -> Iterator[Finding]:
             yield found("dead-relu", dead=dead, units=units, layer=named, samples=len(images))
 
 
+def check_mixed_samples(subject: TrialSubject) -> Iterator[Finding]:
+    """Yield whether the outputs for a sample depend on which others are computed with it."""
+    two, three = (subject.outputs(subject.data.train, most, subject.weights)[0] for most in (2, 3))
+    if len(two) != 2 or len(three) != 3:
+        return  # there are fewer samples, or rows are not samples
+    change = float(np.max(np.abs(three[:2] - two), initial=0.0))
+    if change > MIXED * float(np.std(three)):
+        yield found("mixed-samples", change=change)
+
+
 def check_trial(subject: TrialSubject) -> Iterator[Finding]:
     """Yield what the steps themselves show."""
     trial = subject.run(STEPS)
@@ -259,7 +279,11 @@ def _unchanged(subject: TrialSubject, trial: TrialRun) -> Iterator[str]:
 
 def _another_rate(subject: TrialSubject, trial: TrialRun) -> Iterator[Finding]:
     """Yield that another rate learns much more; if none does, what a few samples show, learned by heart."""
-    facts = {"lr": subject.job.lr, "steps": len(trial.losses), "guess": subject.guess, "last": trial.last}
+    shown = {"steps": len(trial.losses), "guess": subject.guess, "last": trial.last}
+    if trial.last > SOMETHING * subject.guess and (held := list(_held_back(subject, trial, shown))):
+        yield from held
+        return
+    facts = {"lr": subject.job.lr, **shown}
     for name, scales in (("rate-too-high", LOWER), ("rate-too-low", HIGHER)):
         tried = _first_that(lambda scale: subject.run(SHORT_STEPS, scale), scales, SOMETHING * subject.guess)
         if tried is not None and tried.last < trial.last - 0.1 * subject.guess:
@@ -277,6 +301,19 @@ def _another_rate(subject: TrialSubject, trial: TrialRun) -> Iterator[Finding]:
         yield found("learns-nothing", **facts, few=len(few.train))
     else:
         yield found("unrelated-labels", **facts, few=len(few.train), by_heart=by_heart.last)
+
+
+def _held_back(subject: TrialSubject, trial: TrialRun, facts: dict[str, float]) -> Iterator[Finding]:
+    """Yield that the model learns as soon as one value of the job is left out."""
+    for name, (none, why, advice) in HOLDING.items():
+        value = getattr(subject.job, name)
+        if not value:
+            continue
+        without = msgspec.structs.replace(subject.job, **{name: none})
+        better = replace(subject, job=without).run(SHORT_STEPS).last
+        if better < min(SOMETHING * subject.guess, trial.last - 0.1 * subject.guess):
+            yield found("held-back", name=name, value=value, better=better, why=why, advice=advice, **facts)
+            return
 
 
 def _first_that(run: Callable[[float], TrialRun], scales: tuple[float, ...], most: float) -> TrialRun | None:

@@ -1,4 +1,4 @@
-"""A job is tried: twelve mistakes that people make are found with both libraries, and healthy jobs give no alarm."""
+"""A job is tried: mistakes that people make are found with both libraries, and healthy jobs give no alarm."""
 
 from typing import Any
 
@@ -68,6 +68,35 @@ class Detached(nn.Module):
         return self.last(self.first(x).relu().detach())
 
 
+class Drawn(nn.Module):
+    """A layer with numbers of its own in each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.rng = nn.Linear(6, 16), nn.Linear(16, 3), np.random.default_rng(0)
+
+    def forward(self, x: Any) -> Any:
+        return self.last(self.first(x).relu() * self.rng.random(16).astype(np.float32))
+
+
+class Mixed(nn.Module):
+    """A layer that takes the mean over the samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Any) -> Any:
+        hidden = self.first(x).relu()
+        return self.last(hidden - hidden.mean(axis=0))
+
+
+def sorted_by_class() -> Data:
+    x, y = rows()
+    order = np.argsort(y, kind="stable")
+    return split(x[order], y[order])
+
+
 def dead() -> nn.Sequential:
     model = net()
     for name, parameter in model.named_parameters():
@@ -109,6 +138,12 @@ MISTAKES: dict[str, tuple[Any, Data, dict[str, Any], set[str]]] = {
     "one class": (net(), split(rows()[0], (np.arange(600) % 50 == 0).astype(int) * 2), {}, {"labels"}),
     "wrong loss": (net(outputs=1), split(rows()[0], rows()[1].astype(np.float32)), {"loss": "mse"}, {"loss"}),
     "frozen layer": (Detached(), blobs(), {}, {"frozen", "gradient"}),
+    "random forward": (Drawn(), blobs(), {}, {"random"}),
+    "mixed samples": (Mixed(), blobs(), {"optimizer": "adam", "lr": 0.01}, {"mixed-samples"}),
+    "sorted before the split": (net(), sorted_by_class(), {}, {"labels"}),
+    "weight decay too large": (net(), blobs(), {"weight_decay": 1.0}, {"held-back"}),
+    "clipped too much": (net(), blobs(), {"clip_norm": 1e-6}, {"held-back"}),
+    "each value clipped too much": (net(), blobs(), {"clip_value": 1e-7}, {"held-back"}),
     "exploding recurrent net": (Recurrent(), blobs(), {}, {"exploding", "first-loss"}),
 }
 
@@ -123,6 +158,16 @@ def test_a_mistake_is_found(model: Any, data: Data, values: dict[str, Any], expe
     assert set(examined.kinds) & expected, of(examined)
 
 
+def test_what_is_to_be_done_names_what_was_done() -> None:
+    examined = doctor(Detached(), blobs(), **VALUES)
+    assert ".detach()" in examined.findings[0].cause
+    assert "primitive" not in examined.findings[0].change
+    (finding,) = doctor(net(), blobs(), **VALUES, weight_decay=1.0).findings
+    assert finding.what == "weight_decay = 1 keeps the model from learning"
+    (finding,) = doctor(net(), sorted_by_class(), **VALUES).findings
+    assert finding.what == "class 0 is in the training set and not in the test set"
+
+
 def images() -> Data:
     return tiny_arrays()
 
@@ -132,6 +177,7 @@ HEALTHY: dict[str, tuple[Any, Data, dict[str, Any]]] = {
     "classes of rows": (net(), blobs(), {}),
     "a regression": (net(outputs=1), numbers(), {"loss": "mse"}),
     "a regression far from 0": (net(outputs=1), numbers(1.0), {"loss": "mse", "optimizer": "adam", "lr": 0.01}),
+    "weight decay and clipping": (net(), blobs(), {"weight_decay": 1e-3, "clip_norm": 1.0, "clip_value": 0.1}),
     "pictures": ("linear", images(), {"lr": 0.01}),
     "a convolutional net": ("lenet", images(), {"lr": 0.01, "momentum": 0.9}),
     "a description with dropout": (net(nn.Dropout(0.1)), blobs(), {"optimizer": "adamw", "lr": 0.01}),
