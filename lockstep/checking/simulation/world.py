@@ -10,11 +10,11 @@ import hashlib
 import heapq
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
-from typing import Protocol
 
 from lockstep.checking.simulation.strand import Killed, Strand
 from lockstep.common.runtime.clock import ThreadTimes
@@ -37,20 +37,20 @@ VARYING = re.compile(r"lockstep-[0-9]+-[0-9]+-[0-9a-f]+|\b[0-9a-f]{32}\b")
 _DUE = attrgetter("due")
 
 
-class SimulatedShell(Protocol):
+class SimulatedShell(ABC):
     """A shell that can run in virtual time."""
 
+    @abstractmethod
     def step(self) -> bool:
         """Handle one message, or the passing of time."""
-        ...
 
+    @abstractmethod
     def deadline(self) -> float | None:
         """Return the time by its own clock at which it has to act without a message."""
-        ...
 
+    @abstractmethod
     def exit_reason(self) -> str | None:
         """Return why it has ended, empty for success; None while it has not."""
-        ...
 
     def cost_s(self) -> float:
         """Return the seconds that its next action takes, besides its ticks."""
@@ -60,13 +60,13 @@ class SimulatedShell(Protocol):
         """Return the step of its weights, None if it has none."""
         return None
 
+    @abstractmethod
     def interrupt(self) -> None:
         """End in order, as by SIGINT."""
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """Release what the system would release when a process ends."""
-        ...
 
 
 @dataclass
