@@ -48,7 +48,7 @@ def run(arguments: list[str], restart: Callable[[list[str], Numerics], int] = re
         return _end(text.replace("`lockstep ", f"`{called} "), code)
 
     try:
-        code = cli.main(arguments, prog_name="lockstep", standalone_mode=False, help_option_names=["-h", "--help"])
+        code = cli.main(arguments, prog_name="lockstep", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return USAGE

@@ -84,7 +84,7 @@ class Root(click.Group):
                 formatter.write_dl([(command.name or "", command.get_short_help_str()) for command in commands])
 
 
-@click.group(cls=Root)
+@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="lockstep", message="%(prog)s %(version)s")
 def cli() -> None:
     """Train neural networks on many processes, in NumPy: the same job gives the same bits.

@@ -31,6 +31,9 @@ def without_pauses():
     return Unhurried(0.0)
 """
 
+#: What a `Place` has at first.
+FILES = {"tiny.npz", "unhurried.py"}
+
 #: Flags of a job that is never over, in the folder of a `Place`.
 ENDLESS = ("--model", "unhurried.py:Unhurried", "--data", "tiny.npz", "--global-batch", "32", "--epochs", "1000000")
 

@@ -138,11 +138,11 @@ def direct_options(flags: dict[str, Any]) -> PackOptions:
 
 def options_of(given: Mapping[str, Any]) -> PackOptions:
     """Return what the flags say; names may be separated by commas, and have quotes around them if they contain one."""
-    lists = {name: listed(given[name]) for name in ("columns", "drop", "categories", "one_hot", "numbers", "na")}
+    lists = {name: values_in(given[name]) for name in ("columns", "drop", "categories", "one_hot", "numbers", "na")}
     return PackOptions(**{**given, **lists, "target": tuple(given["target"])})
 
 
-def listed(texts: Sequence[str]) -> tuple[str, ...]:
+def values_in(texts: Sequence[str]) -> tuple[str, ...]:
     """Return the values of a flag that may be repeated, with commas between several; one with commas has quotes."""
     rows = csv.reader(texts, skipinitialspace=True)
     return tuple(filter(None, (each.strip() for row in rows for each in row)))

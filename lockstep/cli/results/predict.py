@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from rich.console import Console
 
-from lockstep.cli.data.options import delimiter, encoding, listed
+from lockstep.cli.data.options import delimiter, encoding, values_in
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT
 from lockstep.cli.options.trust import takes_trust
 from lockstep.common.autograd.primitives.primitive import Array
@@ -76,7 +76,7 @@ def predict(
     begin_with(trained.job.numerics)
     manifest = table_of(trained.job)
     if manifest is not None:
-        predict_tables(trained, manifest, pictures, manifest.reading.but(na=listed(na), **reading), as_json=as_json)
+        predict_tables(trained, manifest, pictures, manifest.reading.but(na=values_in(na), **reading), as_json=as_json)
         return
     demand("pillow", "predict", "lockstep predict")
     # Here, as the extra may be missing if nobody predicts.
