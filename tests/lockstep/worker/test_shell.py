@@ -732,7 +732,12 @@ def test_sums_of_a_team_are_sent_if_the_server_does_not_see_them(shares: bool, w
         _result=lambda *given: given,
     )
     outs: list[Any] = []
-    leader = SimpleNamespace(found=lambda order, out: outs.append((order, out)) or found)
+
+    def find(order: Any, out: Any) -> Found:
+        outs.append((order, out))
+        return found
+
+    leader = SimpleNamespace(found=find)
     lease = Lease(work=work, step=0, lo=0, hi=1, slot=1)
     order: Any = object()
     result: Any = WorkerShell._team_result(shell, cast(Any, leader), order, lease)
