@@ -284,3 +284,19 @@ def test_what_is_announced_twice_is_begun_once(pair: Pair) -> None:
     pair.board.session = Session(number=1, welcome=pair.welcome)
     assert not pair.process.step()
     assert pair.recorder.loaded == ["digits"]
+
+
+def test_one_that_has_shown_that_it_sleeps_looks_once_more_before_it_does(pair: Pair) -> None:
+    """Somebody may have made the last that was missing just before, and not have seen that it sleeps."""
+    leader = pair.lead()
+    member = leader.member
+    leader.begin_lease(whole(pair.welcome.job))
+    assert member.progress is not None
+    member.progress.due = pair.clock.now() + 1.0
+    assert not member.falls_asleep()
+    assert (member.memory.sleepers(), member.due()) == ([0], pair.clock.now())
+    assert member.falls_asleep()
+    member.wake_up()
+    assert member.memory.sleepers() == []
+    assert not member.falls_asleep()
+    pair.close()
