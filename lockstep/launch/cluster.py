@@ -318,8 +318,7 @@ class Cluster:
 
     def _dead_server(self) -> Child | None:
         """Return the server or shard that died, None if the run itself ended, well or not: it would do so again."""
-        code = self.server.code
-        if code == 0 or (self.run_dir / RESULT).exists():
+        if (self.run_dir / RESULT).exists():
             return None
         self._check_crash(self.server)
         self._record = exit_record(self.server.rest())

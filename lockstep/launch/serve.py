@@ -147,7 +147,7 @@ def serve_run(service: Service, port: ServerPort, display: Display, listening: L
     try:
         # A standby that takes over has been decided for, and does not wait: if another one leads, they find each other.
         if service.destination.is_resumed and service.predecessor is None:
-            check_leader(service)
+            check_leader(service, SystemClock())
         while True:
             ended, session, is_in_vain = serve_once(service, port, display, listening)
             is_lost = ended.kind is FailureKind.SERVER_LOST
@@ -199,11 +199,10 @@ def result_of(ended: Finish, session: RunSession, display: Display) -> RunResult
     return result
 
 
-def check_leader(service: Service) -> None:
+def check_leader(service: Service, clock: Clock) -> None:
     """Raise `UsageError` if a standby of the run that is to be resumed leads it by now."""
     history = read_terms(service.destination.folder)
     ports = [service.dial(standby.address, standby.public) for standby in history.standbys]
-    clock = SystemClock()
     until = clock.now() + ASK_LEADER_S
     try:
         for port in ports:

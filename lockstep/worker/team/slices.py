@@ -43,17 +43,17 @@ class SliceAdder:
             pool = self._pools.setdefault(len(piece), VectorPool(len(piece)))
             lent = [pool.take() for _ in range(additions.buffers)]
             buffers = [piece.of(vector) for vector in operands.vectors] + lent
-            self._add(additions, buffers, RoundingKey(operands.step, operands.nodes[0], piece.start))
+            self._add(additions, buffers, operands.step, piece.start)
             yield piece, [buffers[term] for term in additions.terms]
             pool.free += lent
 
-    def _add(self, additions: Additions, buffers: Sequence[Vector], at: RoundingKey) -> None:
+    def _add(self, additions: Additions, buffers: Sequence[Vector], step: int, start: int) -> None:
         for one in additions.steps:
             left, right, out = buffers[one.left], buffers[one.right], buffers[one.out]
             if self.wire.is_exact:
                 np.add(left, right, out=out)
             else:
-                self.wire.add(left, right, out, RoundingKey(at.step, one.node, at.start))
+                self.wire.add(left, right, out, RoundingKey(step, one.node, start))
 
     def total(self, operands: Operands, whole: Slice, out: Vector) -> None:
         """Write a slice of the sums over the node into its place in `out`, of the whole size."""

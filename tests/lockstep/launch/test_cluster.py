@@ -71,6 +71,12 @@ class Server(Pretended):
 
     output: bytes = b""
     line: str = "tcp://h:2"
+    #: How long it was waited for when it was ended.
+    graces: list[float] = field(default_factory=list)
+
+    def end(self, grace_s: float) -> None:
+        self.graces.append(grace_s)
+        super().end(grace_s)
 
     def rest(self) -> bytes:
         return self.output
@@ -225,7 +231,7 @@ def test_a_server_that_misses_a_shard_is_ended_if_it_does_not_end_by_itself(run:
     assert not cluster.server.has_ended()
     run.shards(None, -9)
     cluster._check_shards()
-    assert cluster.server.code == -9
+    assert (cluster.server.code, run.cluster.server.graces) == (-9, [0.0])  # type: ignore[attr-defined]
     run.shards(None, 1)
     with pytest.raises(RunError, match=r"without a server: the shard-2 \(pid 4711\) ended with exit code 1"):
         run.server(None)._check_shards()
@@ -248,6 +254,8 @@ def test_what_a_standby_has_led_to_its_end_is_brought_home(tmp_path: Path) -> No
     folder.mkdir(parents=True)
     for path in (home / "ledger.jsonl", home / "server.log", folder / "ledger.jsonl", folder / "result.json"):
         path.write_text(path.parent.name)
+    # It was so once before.
+    (home / BEFORE_TAKEOVER).mkdir()
     bring_home(folder, home)
     there = {path.relative_to(home).as_posix(): path.read_text() for path in home.rglob("*") if path.is_file()}
     kept = f"{BEFORE_TAKEOVER}/ledger.jsonl"

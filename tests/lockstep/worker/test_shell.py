@@ -1,6 +1,7 @@
 """The worker's shell: it answers what it is asked, refuses what is not the server's, and brings its errors home."""
 
 import hashlib
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.data.dataset import TrainTest
-from lockstep.common.errors import DataError, RemoteProtocolError
+from lockstep.common.errors import DataError, RemoteProtocolError, SharingError
 from lockstep.common.job.job import Job
 from lockstep.common.job.tally import Tally, pack_losses, pack_sums
 from lockstep.common.protocol.codec import decode, encode
@@ -42,6 +43,7 @@ from lockstep.common.protocol.messages import (
 from lockstep.common.protocol.statement import result_digest, statement_of
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.statemachine.client import ClientConfig
+from lockstep.common.statemachine.machine import TimePassed
 from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork, MemoryServer
 from lockstep.common.transport.port import Frames, PeerGone
 from lockstep.ps.setup import AdmissionPolicy, open_run
@@ -51,9 +53,12 @@ from lockstep.worker.setup import Loader, gather
 from lockstep.worker.shell import LOOK_S, MOST_EARLY, WorkerShell
 from lockstep.worker.state import WorkerState
 from lockstep.worker.team.leader import Found
-from lockstep.worker.team.member import OrderOutcome
+from lockstep.worker.team.member import OrderOutcome, TeamMember
+from lockstep.worker.team.progress import CROWDED
+from lockstep.worker.team.session import Surroundings
 from tests.lockstep.common.statemachine.clients import JOIN
 from tests.lockstep.statuses import status
+from tests.lockstep.worker.team.noticeboard import BoardMeeting, Noticeboard
 from tests.simulation.small import digits, job_of, load_digits, other_digits
 
 
@@ -732,10 +737,177 @@ def test_sums_of_a_team_are_sent_if_the_server_does_not_see_them(shares: bool, w
         _result=lambda *given: given,
     )
     outs: list[Any] = []
-    leader = SimpleNamespace(found=lambda order, out: outs.append((order, out)) or found)
+
+    def find(order: Any, out: Any) -> Found:
+        outs.append((order, out))
+        return found
+
+    leader = SimpleNamespace(found=find)
     lease = Lease(work=work, step=0, lo=0, hi=1, slot=1)
     order: Any = object()
     result: Any = WorkerShell._team_result(shell, cast(Any, leader), order, lease)
     assert result == (lease, found, "")
     assert [(given, out is sums[slot]) for given, out in outs] == [(order, True)]
     assert [given[:2] for given in sent] == ([(compute, lease)] if not shares and work == "train" else [])
+
+
+@dataclass
+class BusyLeader:
+    """A team at work on an order, as its leader's shell sees it."""
+
+    outcome: OrderOutcome | None = None
+    due_s: float | None = 1.0
+    stops: int = 0
+    advanced: list[float] = field(default_factory=list)
+    is_busy: bool = True
+
+    @property
+    def member(self) -> Any:
+        return SimpleNamespace(order=object(), due=lambda: self.due_s)
+
+    def stop(self) -> None:
+        self.stops += 1
+
+    def advance(self, now: float) -> OrderOutcome | None:
+        self.advanced.append(now)
+        return self.outcome
+
+
+@dataclass
+class WorkingShell:
+    """What a shell looks at, and does, while its team is at work; it is second 1."""
+
+    is_busy: bool = True
+    is_wanted: bool = True
+    misses: bool = False
+    steps: MultiStepLease | None = None
+    meeting: object = None
+    incoming: list[bytes] | None = None
+    dispatched: list[object] = field(default_factory=list)
+    handled: list[object] = field(default_factory=list)
+    waited: list[float] = field(default_factory=list)
+    early: list[object] = field(default_factory=list)
+
+    def work(self, leader: BusyLeader) -> None:
+        def receive(timeout_s: float) -> list[bytes] | None:
+            self.waited.append(timeout_s)
+            return self.incoming
+
+        early = deque(self.early)
+        shell: Any = SimpleNamespace(
+            state=SimpleNamespace(is_busy=lambda: self.is_busy, steps=self.steps),
+            clock=ManualClock(1.0),
+            meeting=self.meeting,
+            servers=SimpleNamespace(receive=receive),
+            dispatch=self.dispatched.append,
+            on_server_message=self.handled.append,
+            _early=early,
+            _is_wanted=lambda: self.is_wanted,
+            _misses_server=lambda now: self.misses and now == 1.0,
+            _stopped=lambda: "stopped",
+            _outcome_of=lambda leader, outcome: (leader, outcome),
+        )
+        WorkerShell._work(shell, cast(Any, leader))
+        self.early = list(early)
+
+    def did(self) -> tuple[object, ...]:
+        return self.dispatched, self.handled, self.waited, self.early
+
+
+def test_a_team_at_work_does_what_is_due_and_what_comes_of_it_is_told() -> None:
+    for outcome in (None, OrderOutcome.DONE):
+        shell, leader = WorkingShell(), BusyLeader(outcome)
+        shell.work(leader)
+        assert (leader.advanced, leader.stops) == ([1.0], 0)
+        assert shell.did() == ([] if outcome is None else [(leader, outcome)], [], [], [])
+    # With others, it is the leader that sleeps until one of them rings.
+    shell, leader = WorkingShell(meeting=object()), BusyLeader(due_s=9.0)
+    shell.work(leader)
+    assert leader.advanced == [1.0]
+
+
+def test_a_team_of_one_waits_for_the_server_until_something_is_due() -> None:
+    frames = [b"frames"]
+    for incoming, early in ((None, []), (frames, [frames])):
+        shell, leader = WorkingShell(incoming=incoming), BusyLeader(due_s=1.5)
+        shell.work(leader)
+        assert (shell.did(), leader.advanced) == (([], [], [0.5], early), [])
+    shell, leader = WorkingShell(), BusyLeader(due_s=None)
+    shell.work(leader)
+    assert leader.advanced == [1.0]
+
+
+def test_an_order_is_given_up_that_is_not_wanted_any_more() -> None:
+    for shell, dispatched in ((WorkingShell(is_busy=False), []), (WorkingShell(is_wanted=False), ["stopped"])):
+        leader = BusyLeader()
+        shell.work(leader)
+        assert (shell.did(), leader.stops, leader.advanced) == ((dispatched, [], [], []), 1, [])
+
+
+def test_between_several_steps_messages_are_handled_and_a_silent_server_is_left() -> None:
+    shell, leader = WorkingShell(steps=STEPS, early=[b"1", b"2"], misses=True), BusyLeader()
+    shell.work(leader)
+    assert shell.did() == ([], [b"1"], [], [b"2"])
+    # Those of a lease wait until it is done.
+    shell = WorkingShell(early=[b"1"])
+    shell.work(leader)
+    assert (shell.did(), leader.advanced) == (([], [], [], [b"1"]), [1.0])
+    shell, leader = WorkingShell(steps=STEPS, misses=True), BusyLeader()
+    shell.work(leader)
+    assert (shell.did(), leader.advanced) == (([TimePassed()], [], [], []), [])
+
+
+def test_as_long_as_its_team_is_busy_a_worker_does_nothing_else() -> None:
+    bench, leader = Bench(job_of()), BusyLeader()
+    bench.begin()
+    bench.port.send(bench.peer, encode(Ping()))
+    bench.runner._leader = cast(Any, leader)
+    assert bench.runner.step()
+    assert (leader.stops, bench.heard()) == (1, [])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_sums_of_one_frame_go_with_the_result_and_those_of_several_before_it(count: int) -> None:
+    sent: list[Any] = []
+    frames = list(Slice(0, 4 * count).cut(4))
+    wire = SimpleNamespace(pack=lambda part, start: (part.tolist(), start))
+    lease, sums = leased(1), np.arange(4 * count, dtype=np.float32)
+    shell: Any = SimpleNamespace(_sums=None, _send_frame=lambda *given: sent.append(given))
+    WorkerShell._send_sums(shell, cast(Any, SimpleNamespace(frames=frames, wire=wire)), lease, sums)
+    packed = [(sums[4 * number : 4 * number + 4].tolist(), 4 * number) for number in range(count)]
+    if count == 1:
+        assert (shell._sums, sent) == (packed, [])
+    else:
+        assert (shell._sums, sent) == (None, [(lease, 4 * number, words) for number, words in enumerate(packed)])
+
+
+def test_several_steps_are_begun_and_stopped_by_the_team() -> None:
+    begun: list[object] = []
+    leader = SimpleNamespace(begin_steps=begun.append, stop=lambda: begun.append("stopped"))
+    shell = shell_of(_leader=leader, clock=ManualClock(3.0), _looked=0.0)
+    assert list(WorkerShell.perform(shell, machine.BeginSteps(lease=STEPS))) == []
+    assert (begun, shell._looked) == ([STEPS], 3.0)
+    ended = [machine.StepsEnded(is_done=False)]
+    assert list(WorkerShell.perform(shell, machine.StopSteps())) == ended
+    assert begun[1:] == ["stopped"]
+
+    def gone(lease: object) -> None:
+        raise SharingError("the memory is gone")
+
+    leader.begin_steps = gone
+    assert list(WorkerShell.perform(shell, machine.BeginSteps(lease=STEPS))) == ended
+
+
+def test_its_team_is_given_all_that_is_around_it(tmp_path: Path) -> None:
+    bench, meeting = Bench(job_of()), BoardMeeting(Noticeboard(), 0)
+    runner = bench.runner
+    runner.meeting, runner.root, runner.roots, runner.patience = meeting, tmp_path, (tmp_path,), CROWDED
+    assert runner._surroundings() == Surroundings(
+        clock=bench.clock,
+        say=runner.say,
+        patience=CROWDED,
+        root=tmp_path,
+        roots=(tmp_path,),
+        meeting=meeting,
+        kind=TeamMember,
+    )

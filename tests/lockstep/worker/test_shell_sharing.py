@@ -28,7 +28,7 @@ class SharingBench(Bench):
         """Let the worker join and share."""
         (ready,) = self.enter()
         assert isinstance(ready, Ready)
-        assert ready.obstacle == ""
+        assert (ready.obstacle, ready.makers) == ("", self.runner.patience.cores)
         self.sharing.admit(0, ready.nonce)
         return self.sharing
 
@@ -59,6 +59,14 @@ def test_the_weights_of_a_step_are_those_of_its_slot(tmp_path: Path) -> None:
         losses.append(result.loss_sum)
     assert losses[0] != losses[1]
     sharing.close()
+
+
+def test_a_worker_that_shares_memory_with_all_servers_dials_none_of_them(tmp_path: Path) -> None:
+    bench = SharingBench(tmp_path, tmp_path)
+    (ready,) = bench.enter(msgspec.structs.replace(bench.welcome(), shards=["memory://shard"]))
+    assert isinstance(ready, Ready)
+    assert ready.obstacle == ""
+    bench.sharing.close()
 
 
 def told(bench: SharingBench) -> Message:

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from lockstep.common.data.dataset import TrainTest
+from lockstep.common.model.source import ModelSource
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.runtime.numerics import Numerics, own_numerics
@@ -16,9 +18,9 @@ from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.ps.shared_memory.memory import share
 from lockstep.worker.setup import Loader, gather
 from lockstep.worker.team.helper import INTERRUPTED, SLEEP_S, UNFIT, TeamProcess
-from lockstep.worker.team.leader import Leader
+from lockstep.worker.team.leader import LISTEN_S, Leader
 from lockstep.worker.team.meeting import Session
-from lockstep.worker.team.member import TeamMember
+from lockstep.worker.team.member import OrderOutcome, TeamMember
 from lockstep.worker.team.order import Order
 from lockstep.worker.team.progress import ComputeNode
 from lockstep.worker.team.session import LeaderSetup, dismiss, foretell, lead
@@ -136,6 +138,55 @@ def test_one_that_is_dismissed_ends_as_the_leader_did_and_lets_go(pair: Pair, co
     dismiss(code, pair.leading)
     assert pair.process.run() == Exit(code=code, reason="")
     assert pair.meeting.is_closed
+    pair.close()
+
+
+def test_it_waits_for_a_session_as_long_as_there_is_none(pair: Pair) -> None:
+    def dismissed() -> None:
+        if len(pair.meeting.waited) == 3:
+            dismiss(3, pair.leading)
+
+    pair.meeting.meanwhile = dismissed
+    assert pair.process.run() == Exit(code=3, reason="")
+
+
+def test_the_model_is_built_as_it_is_told(pair: Pair) -> None:
+    built: list[object] = []
+
+    def build(*given: Any, **named: Any) -> Any:
+        built.append(given)
+        return ModelSource.build(*given, **named)
+
+    pair.process = TeamProcess(pair.process.around, pair.meeting, pair.recorder.load, build=build)
+    foretell(pair.welcome, pair.leading)
+    assert pair.process.step()
+    assert len(built) == 1
+
+
+def test_a_lease_is_divided_if_there_is_something_to_divide_and_somebody_to_help(pair: Pair) -> None:
+    leader, lease = pair.lead(), whole(pair.welcome.job)
+    assert leader.computed() == 0
+    assert not leader.can_divide(lease)
+    assert pair.process.step()
+    assert leader.can_divide(lease)
+    assert leader.can_divide(msgspec.structs.replace(lease, lo=0, hi=2))
+    assert not leader.can_divide(msgspec.structs.replace(lease, lo=0, hi=1))
+    pair.close()
+
+
+def test_the_leader_waits_for_nobody_while_it_has_something_to_do(pair: Pair) -> None:
+    meeting, member = pair.leading, pair.lead().member
+    leader = Leader(member, meeting)
+    leader.begin_lease(whole(pair.welcome.job))
+    assert leader.advance(pair.clock.now()) is OrderOutcome.DONE
+    assert meeting.waited == []
+    leader.begin_lease(whole(pair.welcome.job))
+    assert member.progress is not None
+    for due_s in (1.0, LISTEN_S / 2):
+        member.progress.due = pair.clock.now() + due_s
+        assert leader.advance(pair.clock.now()) is None
+    # The server may send something meanwhile.
+    assert meeting.waited == [LISTEN_S, LISTEN_S / 2]
     pair.close()
 
 
@@ -259,9 +310,15 @@ def test_it_ends_well_once_all_is_over_while_it_waits(pair: Pair) -> None:
 
 
 def test_what_there_is_to_do_comes_before_the_end(pair: Pair) -> None:
-    pair.lead()
+    leader = pair.lead()
+    assert pair.process.step()
+    leader.begin_lease(whole(pair.welcome.job))
+    order = leader.order
+    assert order is not None
+    assert leader.computed() == 0
     assert pair.process.run(lambda: True) == Exit(code=0, reason="")
     assert pair.recorder.said == [TAKES_PART]
+    assert leader.computed() == sum(len(node) for node in order.plan.of(1)) > 0
     pair.close()
 
 
@@ -284,3 +341,19 @@ def test_what_is_announced_twice_is_begun_once(pair: Pair) -> None:
     pair.board.session = Session(number=1, welcome=pair.welcome)
     assert not pair.process.step()
     assert pair.recorder.loaded == ["digits"]
+
+
+def test_one_that_has_shown_that_it_sleeps_looks_once_more_before_it_does(pair: Pair) -> None:
+    """Somebody may have made the last that was missing just before, and not have seen that it sleeps."""
+    leader = pair.lead()
+    member = leader.member
+    leader.begin_lease(whole(pair.welcome.job))
+    assert member.progress is not None
+    member.progress.due = pair.clock.now() + 1.0
+    assert not member.falls_asleep()
+    assert (member.memory.sleepers(), member.due()) == ([0], pair.clock.now())
+    assert member.falls_asleep()
+    member.wake_up()
+    assert member.memory.sleepers() == []
+    assert not member.falls_asleep()
+    pair.close()

@@ -7,6 +7,7 @@ import pytest
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.team_memory import OWN_PARTS, ROWS, WHOLE_ROW
 from lockstep.worker.team.division import OrderPlan, TeamPart
+from lockstep.worker.team.order import Order, Steps
 from lockstep.worker.team.progress import (
     CROWDED,
     PATIENT,
@@ -48,6 +49,22 @@ def waiting(now: float = 10.0, **values: object) -> OrderProgress:
     while not isinstance(progress.action(), Look):
         progress.on_made(now)
     return progress
+
+
+def test_what_is_made_in_an_order_follows_from_what_it_is() -> None:
+    order = Order(number=7, work="train", step=5, node=Node(0, 8), plan=PLAN)
+    sums, added = (OrderStage.SUMS, 0), (OrderStage.ADDED, 3)
+    assert order.stages(3, 2, clips=True) == (sums, added)
+    assert replace(order, work="audit").stages(3, 2, clips=False) == (sums, added)
+    assert replace(order, work="evaluate").stages(3, 2, clips=True) == (sums,)
+    steps = replace(order, steps=Steps(number=1, first=4, last=9, reads=0))
+    update = (OrderStage.UPDATE, 2)
+    assert steps.stages(3, 2, clips=False) == (sums, update)
+    assert steps.stages(3, 2, clips=True) == (sums, (OrderStage.SQUARES, 3), update)
+    other = OrderPlan(PLAN.parts, (1,))
+    assert steps.following(7, other) == replace(steps, number=9, step=7, plan=other)
+    assert (steps.first_number, steps.last_number) == (6, 11)
+    assert (order.first_number, order.last_number) == (7, 7)
 
 
 def test_sums_are_expected_once_the_slowest_has_computed_all_of_its_parts() -> None:

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from lockstep.common.aggregation.slices import frames_of
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import SharingError
 from lockstep.common.protocol.messages import Welcome
@@ -73,6 +75,7 @@ def test_a_session_is_announced_when_its_memory_is_there_and_the_others_map_the_
     assert leader.folder is not None
     assert session.folder == str(leader.folder.path)
     other = second(board, memory, session)
+    assert other.bells == BoardMeeting(board, 1)
     assert leader.member is not None
     assert ready(leader.member) == [1, 1]
     weights_of(leader.compute)[1][:] = 7.0
@@ -142,6 +145,18 @@ def test_if_the_servers_memory_is_gone_the_team_has_weights_of_its_own_and_knows
     assert "cannot be opened here: No such file or directory" in leader.obstacle
     assert (Path(session.folder) / WEIGHTS).exists()
     assert session.shared_root == ""
+    leader.close()
+
+
+@pytest.mark.parametrize(("is_alone", "has_room"), [(True, True), (False, True), (False, False)])
+def test_sums_that_the_servers_do_not_see_are_sent_in_the_frames_of_all_servers(
+    memory: Path, is_alone: bool, has_room: bool
+) -> None:
+    welcome = msgspec.structs.replace(welcome_to(), shards=["tcp://h:2"])
+    meeting = None if is_alone else BoardMeeting(Noticeboard(), 0)
+    leader = lead(welcome, material(welcome), around(meeting, [memory if has_room else FULL["full"]], Recorder()))
+    assert (leader.member is None) is (is_alone or not has_room)
+    assert leader.compute.frames == frames_of(leader.compute.layout.size, 2)
     leader.close()
 
 

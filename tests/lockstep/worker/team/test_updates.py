@@ -11,6 +11,8 @@ import pytest
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.aggregation.update import UpdateVectors
+from lockstep.common.job.own_code import OwnCode
+from lockstep.common.optim.rules import SGDRule
 from lockstep.common.protocol.team_memory import UpdateMarks
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.worker.compute import Compute
@@ -45,6 +47,16 @@ def test_rates_are_those_of_the_server_also_if_an_epoch_ends_with_a_short_step(v
     compute = Compute(job, opening.model, opening.data)
     maker = UpdateMaker(compute, nothing, nothing, nothing, nothing, locks=[nothing])
     assert [maker.schedule.rate(step) for step in range(12)] == [schedule.rate(step) for step in range(12)]
+
+
+def test_a_rule_and_a_schedule_of_the_users_own_are_used() -> None:
+    opening = open_run("run", job_of(), digits(), AdmissionPolicy())
+    own = OwnCode(optimizer=lambda: SGDRule(momentum=0.25), schedule=lambda step, steps: 1 / (1 + step))
+    job, nothing = job_of(optimizer="mine.py:rule", schedule="mine.py:falling", lr=0.5), cast(Any, None)
+    compute = Compute(job, opening.model, opening.data, own=own)
+    maker = UpdateMaker(compute, nothing, nothing, nothing, nothing, locks=[nothing])
+    assert maker.rule.rules == ((opening.layout.size, SGDRule(momentum=0.25)),)
+    assert maker.schedule.rate(3) == 0.125
 
 
 def test_statistics_of_normalization_are_no_parameters() -> None:
