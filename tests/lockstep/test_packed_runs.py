@@ -406,3 +406,15 @@ def test_a_run_on_a_table_is_tested_on_another_table(
     csv.write_csv(homes.drop_columns([kind]), "blind.csv")
     assert run(["evaluate", "run", "--data", "blind.csv"]) == 2
     assert f"has no column '{kind}'" in capsys.readouterr().err
+
+
+def test_predictions_are_scaled_as_in_training_without_the_validation_set(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told(capsys, "train", "--data", "homes.csv", "--target", "price", "--model", "net.py:price", "--loss", "mse",
+         "--validation-split", "0.5", "--run-dir", "run", *BRIEF)  # fmt: skip
+    homes = csv.read_csv("homes.csv")
+    csv.write_csv(homes, "all.csv")
+    (figures,) = json.loads(told(capsys, "evaluate", "run", "--data", "all.csv", "--json"))["targets"]
+    error = np.abs(load_run("run").predict("all.csv") - homes["price"].to_numpy()).mean()
+    assert figures["mae"] == pytest.approx(error, rel=1e-4)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from lockstep.packing.pack_table import opened_frame
 from lockstep.packing.tables import ColumnKind, NumberValues, TableBatch
 from lockstep.packing.texts import numbers_of
 from lockstep.results.evaluation.row_predictions import RowPrediction, class_names_of
-from lockstep.runs.trained_model import Trained
+from lockstep.runs.trained_model import Trained, dataset_of
 
 #: What rows to predict come from: a file, or a frame of any library.
 Rows = Any
@@ -108,11 +109,15 @@ class TablePredictor:
         for part in parts:
             yield from [RowPrediction(problem=part)] if isinstance(part, str) else islice(found, len(part))
 
+    @cached_property
+    def _preparation(self) -> Preparation:
+        """As in training: without the samples of a validation set, the moments are others than the table's."""
+        job = self.trained.job
+        return Preparation.of(dataset_of(job).train) if job.normalize else Preparation(0.0, 1.0)
+
     def _of_samples(self, samples: NDArray[np.float32]) -> Iterator[RowPrediction]:
         manifest = self.manifest
-        scales = self.trained.job.normalize
-        preparation = Preparation(manifest.mean, manifest.std) if scales else Preparation(0.0, 1.0)
-        outputs = self.trained.model.outputs(preparation.images(samples))
+        outputs = self.trained.model.outputs(self._preparation.images(samples))
         if manifest.classes:
             names = class_names_of(manifest)
             with no_grad():
