@@ -53,7 +53,7 @@ def delimiter(text: str) -> str:
     return text
 
 
-def listed(texts: Sequence[str]) -> tuple[str, ...]:
+def comma_separated(texts: Sequence[str]) -> tuple[str, ...]:
     """Return the values of a flag that may be repeated, with commas between several; one with commas has quotes."""
     rows = csv.reader(texts, skipinitialspace=True)
     return tuple(filter(None, (each.strip() for row in rows for each in row)))
@@ -135,7 +135,7 @@ _READING = (
         "--na",
         multiple=True,
         metavar="VALUES",
-        callback=lambda context, parameter, texts: listed(texts),
+        callback=lambda context, parameter, texts: comma_separated(texts),
         help="values that stand for a missing one, besides those of the training",
     ),
 )
@@ -161,5 +161,7 @@ def direct_options(flags: dict[str, Any]) -> PackOptions:
 
 def options_of(given: Mapping[str, Any]) -> PackOptions:
     """Return what the flags say; names may be separated by commas, and have quotes around them if they contain one."""
-    lists = {name: listed(given[name]) for name in ("columns", "drop", "categories", "one_hot", "numbers", "na")}
+    lists = {
+        name: comma_separated(given[name]) for name in ("columns", "drop", "categories", "one_hot", "numbers", "na")
+    }
     return PackOptions(**{**given, **lists, "target": tuple(given["target"])})
