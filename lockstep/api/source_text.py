@@ -16,9 +16,8 @@ import symtable
 import sys
 import sysconfig
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from types import CellType, CodeType, FunctionType, ModuleType
 
@@ -245,11 +244,15 @@ def _is_installed(module: str) -> bool:
         return False
     package = sys.modules.get(root)
     files = [getattr(package, "__file__", None), *getattr(package, "__path__", [])]
-    return any(Path(file).is_relative_to(folder) for file in files if file for folder in _folders())
+    return any(Path(file).is_relative_to(folder) for file in files if file for folder in package_folders(sys.path))
 
 
-@cache
-def _folders() -> tuple[Path, ...]:
+def package_folders(search: Sequence[str]) -> tuple[Path, ...]:
+    """Return the folders of installed packages, of which some are only in Python's search path.
+
+    An environment with the packages of the system has two of them, Debian's Python has three, and a `.pth` may add any.
+    """
     paths = sysconfig.get_paths()
-    named = (paths["stdlib"], paths["platstdlib"], paths["purelib"], paths["platlib"], site.getusersitepackages())
-    return tuple(Path(path) for path in named)
+    named = [paths["stdlib"], paths["platstdlib"], paths["purelib"], paths["platlib"], *site.getsitepackages()]
+    others = (path for path in search if Path(path).name in ("site-packages", "dist-packages"))
+    return tuple(map(Path, dict.fromkeys([*named, site.getusersitepackages(), *others])))

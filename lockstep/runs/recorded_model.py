@@ -96,14 +96,19 @@ def trusted_source(folder: Path, job: Job) -> ModelSource:
     return source
 
 
+#: Files that somebody is asked to read, by name.
+MOST_FILES = 4
+
+
 def demand_trust(folder: Path, source: ModelSource) -> None:
     """Raise `ModelError` if the source of the run in a folder is code that nobody here has agreed to run."""
     if source.entries() and not _is_trusted(source):
-        files = source.entries()[0]
-        where = files.path if len(files.texts) == 1 else files.root
+        files = dict.fromkeys(str(each.root / place) for each in source.entries() for place in each.texts)
+        named, more = list(map(repr, files))[:MOST_FILES], len(files) - MOST_FILES
+        where = ", ".join(named) + (f" and {more} more" if more > 0 else "")
         raise ModelError(
             f"the model of the run in {str(folder)!r} is Python code that you have not trained on this machine: read "
-            f"{str(where)!r}, and if you trust it run `lockstep evaluate {shlex.quote(str(folder))} --trust-model` once"
+            f"{where}, and if you trust it run `lockstep evaluate {shlex.quote(str(folder))} --trust-model` once"
         )
 
 

@@ -82,7 +82,7 @@ def test_errors_are_in_the_units_of_the_table(place: Path, capsys: pytest.Captur
 
 
 ODD = {
-    "no column": ("rooms,town\n1,Zug\n", "has no column 'area', which the model learned from: it has rooms, town"),
+    "no column": ("rooms,town\n1,Zug\n", "has no column 'area', which that of the training has: it has rooms, town"),
     "commas": (
         "rooms,town,area\n1,Zug,'2,5'\n".replace("'", '"'),
         "row 2, column 'area': '2,5' is not a number: give --decimal , if the comma begins its fraction",
@@ -380,3 +380,41 @@ def test_pictures_by_class(place: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_a_run_has_its_data_and_takes_no_other_when_it_goes_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["train", "--resume", "run", "--target", "town"]) == 2
     assert capsys.readouterr().err.startswith("error: --resume with --target: the run has its data")
+
+
+@pytest.mark.parametrize("kind", ["price", "town"])
+def test_a_run_on_a_table_is_tested_on_another_table(
+    place: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    done = trained(place, capsys, kind)
+    homes = csv.read_csv("homes.csv")
+    csv.write_csv(homes, "all.csv")
+    figures = json.loads(told(capsys, "evaluate", "run", "--data", "all.csv", "--json"))
+    assert figures["samples"] == len(homes)
+    found = done.predict("all.csv")
+    if kind == "price":
+        error = np.abs(found - homes["price"].to_numpy()).mean()
+        assert figures["targets"][0]["mae"] == pytest.approx(error, rel=1e-4)
+    else:
+        assert figures["test_accuracy"] == np.mean(found == np.array(homes["town"].to_pylist()))
+    told(capsys, "pack", "all.csv", "other", "--target", kind, "--test-split", "0.5")
+    assert run(["evaluate", "run", "--data", "other"]) == 2
+    assert "error: other: was packed with other columns, means or codes than the data" in capsys.readouterr().err
+    csv.write_csv(homes, "tabs.csv", csv.WriteOptions(delimiter="\t"))
+    assert json.loads(told(capsys, "evaluate", "run", "--data", "tabs.csv", "--delimiter", "tab", "--json")) == {
+        **figures, "dataset": "tabs.csv"}  # fmt: skip
+    csv.write_csv(homes.drop_columns([kind]), "blind.csv")
+    assert run(["evaluate", "run", "--data", "blind.csv"]) == 2
+    assert f"has no column '{kind}'" in capsys.readouterr().err
+
+
+def test_predictions_are_scaled_as_in_training_without_the_validation_set(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told(capsys, "train", "--data", "homes.csv", "--target", "price", "--model", "net.py:price", "--loss", "mse",
+         "--validation-split", "0.5", "--run-dir", "run", *BRIEF)  # fmt: skip
+    homes = csv.read_csv("homes.csv")
+    csv.write_csv(homes, "all.csv")
+    (figures,) = json.loads(told(capsys, "evaluate", "run", "--data", "all.csv", "--json"))["targets"]
+    error = np.abs(load_run("run").predict("all.csv") - homes["price"].to_numpy()).mean()
+    assert figures["mae"] == pytest.approx(error, rel=1e-4)

@@ -1,6 +1,7 @@
 """Runs labs and saves them with their outputs, and makes the versions for a course. See `scripts/notebooks --help`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +59,7 @@ def _make(path: Path, chosen: argparse.Namespace, run: Callable[[Notebook], Note
 def _save(path: Path, notebook: Notebook) -> int:
     path.parent.mkdir(exist_ok=True)
     write(path, notebook)
-    print(f"wrote {path.parent.name}/{path.name}", flush=True)
+    print(f"wrote {os.path.relpath(path)}", flush=True)
     return 0
 
 

@@ -53,6 +53,12 @@ def delimiter(text: str) -> str:
     return text
 
 
+def comma_separated(texts: Sequence[str]) -> tuple[str, ...]:
+    """Return the values of a flag that may be repeated, with commas between several; one with commas has quotes."""
+    rows = csv.reader(texts, skipinitialspace=True)
+    return tuple(filter(None, (each.strip() for row in rows for each in row)))
+
+
 _OPTIONS = (
     click.option(
         "--target", multiple=True, metavar="COLUMN", help="column to predict; may be repeated for a regression"
@@ -118,17 +124,34 @@ _OPTIONS = (
 )
 
 
-def _adding(count: int) -> Callable[[F], F]:
+#: How another table is read than that of the training.
+_READING = (
+    click.option("--delimiter", type=delimiter, metavar="CHAR", help="what separates values  [as in training]"),
+    click.option("--encoding", type=encoding, metavar="NAME", help="encoding of CSV files  [as in training]"),
+    click.option(
+        "--decimal", type=click.Choice([".", ","]), help="what begins the fraction of a number  [as in training]"
+    ),
+    click.option(
+        "--na",
+        multiple=True,
+        metavar="VALUES",
+        callback=lambda context, parameter, texts: comma_separated(texts),
+        help="values that stand for a missing one, besides those of the training",
+    ),
+)
+
+
+def _adding(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
     def add(command: F) -> F:
-        for option in reversed(_OPTIONS[:count]):
+        for option in reversed(options):
             command = option(command)
         return command
 
     return add
 
 
-#: Add the flags of packing to a command, and those of them that `train` has.
-PACK_OPTIONS, DIRECT_OPTIONS = _adding(len(_OPTIONS)), _adding(len(DIRECT))
+#: Add the flags of packing to a command, those of them that `train` has, and those of a table to predict or to test.
+PACK_OPTIONS, DIRECT_OPTIONS, READING_OPTIONS = _adding(_OPTIONS), _adding(_OPTIONS[: len(DIRECT)]), _adding(_READING)
 
 
 def direct_options(flags: dict[str, Any]) -> PackOptions:
@@ -138,11 +161,7 @@ def direct_options(flags: dict[str, Any]) -> PackOptions:
 
 def options_of(given: Mapping[str, Any]) -> PackOptions:
     """Return what the flags say; names may be separated by commas, and have quotes around them if they contain one."""
-    lists = {name: values_in(given[name]) for name in ("columns", "drop", "categories", "one_hot", "numbers", "na")}
+    lists = {
+        name: comma_separated(given[name]) for name in ("columns", "drop", "categories", "one_hot", "numbers", "na")
+    }
     return PackOptions(**{**given, **lists, "target": tuple(given["target"])})
-
-
-def values_in(texts: Sequence[str]) -> tuple[str, ...]:
-    """Return the values of a flag that may be repeated, with commas between several; one with commas has quotes."""
-    rows = csv.reader(texts, skipinitialspace=True)
-    return tuple(filter(None, (each.strip() for row in rows for each in row)))

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 from rich.console import Console
 
+from lockstep.cli.data.options import READING_OPTIONS
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT
 from lockstep.cli.options.trust import takes_trust
 from lockstep.common.aggregation.layout import weights_digest
@@ -29,13 +30,19 @@ from lockstep.runs.trained_model import Moment, open_trained
 
 @click.command(short_help="Test the weights of a run.")
 @RUN_ARGUMENT
-@click.option("--data", metavar="DATA", help="test on this data instead: a packed folder, an .npz, or IDX files")
+@click.option(
+    "--data", metavar="DATA", help="test on this data instead: a table, a packed folder, an .npz, or IDX files"
+)
 @CHECKPOINT_OPTION
 @BEST_OPTION
 @click.option("--json", "as_json", is_flag=True, help="print the figures as JSON")
+@READING_OPTIONS
 @takes_trust
-def evaluate(run: Path, data: str | None, moment: Moment, as_json: bool) -> None:
+def evaluate(run: Path, data: str | None, moment: Moment, as_json: bool, **reading: Any) -> None:
     """Test the weights of the run in the folder RUN on its test set or on other data, in total and per class.
+
+    If the model was trained on a table, DATA may be a CSV or Parquet file with the same columns, the predicted one
+    included.
 
     The precision of a class is the share of the samples predicted as this class that belong to it. Its recall is the
     share of its samples that are predicted as this class. For a regression, R² is the share of the targets' variance
@@ -44,11 +51,12 @@ def evaluate(run: Path, data: str | None, moment: Moment, as_json: bool) -> None
     \b
       lockstep evaluate runs/20261124-231714-lenet
       lockstep evaluate runs/20261124-231714-lenet --data my_digits.npz
+      lockstep evaluate runs/20261127-101500-net --data new_houses.csv
       lockstep evaluate runs/20261124-231714-lenet --best
     """
     trained = open_trained(run, moment)
     begin_with(trained.job.numerics)
-    tested = assess(trained, data)
+    tested = assess(trained, data, **reading)
     dataset = data or trained.job.data
     if as_json:
         start = {"run": run.name, "dataset": dataset, "test_loss": tested.tally.loss}

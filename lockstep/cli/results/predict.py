@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from rich.console import Console
 
-from lockstep.cli.data.options import delimiter, encoding, values_in
+from lockstep.cli.data.options import READING_OPTIONS
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT
 from lockstep.cli.options.trust import takes_trust
 from lockstep.common.autograd.primitives.primitive import Array
@@ -40,21 +40,10 @@ WIDTH, MOST_NAME = 80, 36
 @BEST_OPTION
 @click.option("--no-center", is_flag=True, help="only resize pictures, without centring the digit")
 @click.option("--json", "as_json", is_flag=True, help="print all probabilities as JSON, one line per picture or row")
-@click.option("--delimiter", type=delimiter, metavar="CHAR", help="what separates values  [as in training]")
-@click.option("--encoding", type=encoding, metavar="NAME", help="encoding of CSV files  [as in training]")
-@click.option("--decimal", type=click.Choice([".", ","]), help="what begins the fraction of a number  [as in training]")
-@click.option(
-    "--na", multiple=True, metavar="VALUES", help="values that stand for a missing one, besides those of the training"
-)
+@READING_OPTIONS
 @takes_trust
 def predict(
-    run: Path,
-    pictures: tuple[Path, ...],
-    moment: Moment,
-    no_center: bool,
-    as_json: bool,
-    na: tuple[str, ...],
-    **reading: str | None,
+    run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bool, as_json: bool, **reading: Any
 ) -> None:
     """Classify PICTURES with the model of the run in the folder RUN, and print the probabilities.
 
@@ -76,7 +65,7 @@ def predict(
     begin_with(trained.job.numerics)
     manifest = table_of(trained.job)
     if manifest is not None:
-        predict_tables(trained, manifest, pictures, manifest.reading.but(na=values_in(na), **reading), as_json=as_json)
+        predict_tables(trained, manifest, pictures, manifest.reading.but(**reading), as_json=as_json)
         return
     demand("pillow", "predict", "lockstep predict")
     # Here, as the extra may be missing if nobody predicts.

@@ -1,6 +1,9 @@
 """Evaluate a trained model on a test set: its loss, and its output for each sample."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +11,7 @@ from numpy.typing import NDArray
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.dataset import Dataset, TrainTest
-from lockstep.common.data.folder import Column
+from lockstep.common.data.folder import MANIFEST, Column, read_manifest
 from lockstep.common.data.sampler import evaluation_chunks
 from lockstep.common.data.source import load
 from lockstep.common.errors import DataError, ModelError
@@ -16,6 +19,7 @@ from lockstep.common.job.losses import LossKind
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.tally import Tally
 from lockstep.results.evaluation.figures import Integers, TargetFigures, confusion_of, in_units, target_figures
+from lockstep.runs.optional_packages import demand
 from lockstep.runs.trained_model import Trained, dataset_of, table_of
 from lockstep.worker.compute import Compute
 
@@ -87,20 +91,52 @@ def probabilities_of(logits: Array) -> Array:
     return np.asarray(raised / raised.sum(axis=1, keepdims=True))
 
 
-def assess(trained: Trained, data: str | None = None) -> Assessment:
-    """Evaluate a trained model on its own test set or that of another dataset, normalised as in training."""
+def assess(trained: Trained, data: str | None = None, **reading: Any) -> Assessment:
+    """Evaluate a trained model on its own test set or that of another dataset, normalised as in training.
+
+    A table is read as in training, but for what `reading` has of `Reading.but`.
+    """
     trained_on = dataset_of(trained.job)
     compute = Compute(trained.job, trained.model, trained_on, own=trained.own)
     compute.weights[...] = trained.weights
     batches, objective, outputs = compute.batches, compute.batches.objective, list[Array]()
     if data is not None:
-        batches.data = _with_test_of(trained_on, load(data), data, objective)
+        batches.data = _with_test_of(trained_on, _tested_with(trained, trained_on, data, reading), data, objective)
     test = batches.data.test
     compute.on_outputs = lambda chunk: outputs.append(objective.rows(chunk, test.targets).copy())
     tally = compute.evaluate(Node(0, evaluation_chunks(len(test))))
     table = None if objective.kind is LossKind.CLASSES else table_of(trained.job)
     columns = () if table is None or table.classes else tuple(table.targets)
     return Assessment(test, tally, np.concatenate(outputs), objective, trained_on.class_names, columns)
+
+
+def _tested_with(trained: Trained, trained_on: TrainTest, data: str, reading: Mapping[str, Any]) -> TrainTest:
+    """Return other data to test with. A table becomes samples as those of the training did."""
+    manifest, path = table_of(trained.job), Path(data).expanduser()
+    if manifest is None:
+        return load(data)
+    if (path / MANIFEST).is_file():
+        other = read_manifest(path)
+        if (other.columns, other.targets, other.class_names) != (
+            manifest.columns,
+            manifest.targets,
+            manifest.class_names,
+        ):
+            raise DataError(
+                f"{data}: was packed with other columns, means or codes than the data of the run: expected the table "
+                "itself, such as --data new.csv, which becomes samples as in training"
+            )
+        return load(data)
+    if path.suffix == ".npz" or not path.exists():
+        return load(data)
+    demand("pyarrow", "data", "lockstep evaluate")
+    # Here, as the extra may be missing if nobody tests on a table.
+    from lockstep.results.evaluation.table_predictions import TablePredictor
+
+    samples, labels = TablePredictor(trained, manifest, manifest.reading.but(**reading)).test_set(path)
+    stored = trained_on.test.labels
+    part = Dataset(samples, labels.astype(stored.dtype).reshape(-1, *stored.shape[1:]), trained_on.test.classes)
+    return TrainTest(data, part, part)
 
 
 def _with_test_of(trained_on: TrainTest, other: TrainTest, data: str, objective: Objective) -> TrainTest:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from lockstep.packing.pack_table import opened_frame
 from lockstep.packing.tables import ColumnKind, NumberValues, TableBatch
 from lockstep.packing.texts import numbers_of
 from lockstep.results.evaluation.row_predictions import RowPrediction, class_names_of
-from lockstep.runs.trained_model import Trained
+from lockstep.runs.trained_model import Trained, dataset_of
 
 #: What rows to predict come from: a file, or a frame of any library.
 Rows = Any
@@ -58,21 +59,41 @@ class TablePredictor:
 
     def predict(self, rows: Rows) -> Iterator[RowPrediction]:
         """Return a prediction, or a problem, for each row; DataError if the rows cannot be read as a table."""
+        for batch in self._batches(rows, self.manifest.columns):
+            yield from self._of_batch(batch)
+
+    def test_set(self, rows: Rows) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the samples of a table that has the targets too, (n, inputs), and its labels, (n, targets).
+
+        Labels are the places of classes, or numbers that are scaled as in training. DataError names the first row that
+        cannot be used.
+        """
+        manifest, options = self.manifest, self._options
+        names, targets = class_names_of(manifest), manifest.targets
+        if manifest.classes:
+            targets = [Column(name=target.name, categories=names) for target in targets]
+        batches = self._batches(rows, [*manifest.columns, *targets])
+        parts = [[samples_of(part, batch, options) for part in (manifest.columns, targets)] for batch in batches]
+        if not parts:
+            raise DataError(f"{rows}: has no rows: expected some to test with")
+        samples, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return samples, labels
+
+    def _batches(self, rows: Rows, columns: Sequence[Column]) -> Iterator[TableBatch]:
         options, opens = self._options, open_table if isinstance(rows, str | Path) else opened_frame
         opened = opens(Path(rows) if opens is open_table else rows, lambda count: None, options)
-        names = [column.name for column in self.manifest.columns]
+        names = [column.name for column in columns]
         try:
             there = opened.names()
             if (absent := next((name for name in names if name not in there), None)) is not None:
                 raise DataError(
-                    f"{opened.named}: has no column {one_line(absent, 60)!r}, which the model learned from: it has "
+                    f"{opened.named}: has no column {one_line(absent, 60)!r}, which that of the training has: it has "
                     f"{', '.join(one_line(other, 40) for other in there[:12])}{', …' if len(there) > 12 else ''}"
                 )
             opened.check(names)
         except DataError as error:
             raise DataError(f"{error}{self._as_in_training()}") from None
-        for batch in opened.batches(names):
-            yield from self._of_batch(batch)
+        yield from opened.batches(names)
 
     def _as_in_training(self) -> str:
         """Return how a table is read that is not as tables usually are, with the options that change it."""
@@ -88,11 +109,15 @@ class TablePredictor:
         for part in parts:
             yield from [RowPrediction(problem=part)] if isinstance(part, str) else islice(found, len(part))
 
+    @cached_property
+    def _preparation(self) -> Preparation:
+        """As in training: without the samples of a validation set, the moments are others than the table's."""
+        job = self.trained.job
+        return Preparation.of(dataset_of(job).train) if job.normalize else Preparation(0.0, 1.0)
+
     def _of_samples(self, samples: NDArray[np.float32]) -> Iterator[RowPrediction]:
         manifest = self.manifest
-        scales = self.trained.job.normalize
-        preparation = Preparation(manifest.mean, manifest.std) if scales else Preparation(0.0, 1.0)
-        outputs = self.trained.model.outputs(preparation.images(samples))
+        outputs = self.trained.model.outputs(self._preparation.images(samples))
         if manifest.classes:
             names = class_names_of(manifest)
             with no_grad():

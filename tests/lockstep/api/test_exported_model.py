@@ -1,6 +1,7 @@
 """A model of one's own is told by its source: what it uses comes with it, and what cannot come is named."""
 
 import linecache
+import site
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +14,7 @@ import pytest
 
 from lockstep import fit, nn
 from lockstep.api.exported_model import Model, ModelText, check_rebuilt, exported, model_text
-from lockstep.api.source_text import borrowed_names, text_of
+from lockstep.api.source_text import borrowed_names, package_folders, text_of
 from lockstep.common.errors import ModelError
 from lockstep.common.nn.module import Module
 from tests.lockstep.api import zoo
@@ -249,3 +250,10 @@ def test_one_that_cannot_be_told_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="nowhere"):
         fit(zoo.Lost(), tiny_arrays(), run_dir=tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_packages_of_the_system_are_installed_beside_those_of_an_environment() -> None:
+    search = ["", "/home/me/project", "/usr/lib/python3/dist-packages", "/opt/base/lib/python3.13/site-packages"]
+    folders = [str(folder) for folder in package_folders(search)]
+    assert {*search[2:], *site.getsitepackages()} <= set(folders)
+    assert not {*search[:2], "."} & set(folders)

@@ -191,7 +191,13 @@ def _examine(call: ModuleCall, walk: Walk, number: int) -> Finding | None:
         return None
     if not any(slope.exact for slope in mismatches[0].slopes):
         argument = mismatches[0].argument
-        return found("leaves-the-graph", layer=call.named, evidence=_evidence(mismatches), argument=argument)
+        return found(
+            "leaves-the-graph",
+            layer=call.named,
+            evidence=_evidence(mismatches),
+            argument=argument,
+            or_else="; or correct the derivative of its primitive, if you wrote one" if call.applied else "",
+        )
     return _finding(call, _evidence(mismatches), _cause(call, mismatches))
 
 
