@@ -214,6 +214,7 @@ def test_of_a_class_all_that_it_has_is_recorded() -> None:
     assert {"'static'", "'of a class'", "'made'"} <= values
     assert found_in(it=Owner().method).keys() >= {"Owner.shared"}
     assert found_in(it=Owner) == found
+    assert found_in(it=[Owner(), Owner()]).keys() == found.keys() | {"it"}
 
 
 COUNTED = [0]
