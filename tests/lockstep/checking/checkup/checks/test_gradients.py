@@ -49,7 +49,6 @@ def scaled(factor: float) -> Elementwise:
         (0.254, "its gradient is 4 times too small, the number of samples: it is divided by that once too often"),
         (0.256, "its gradient is 0.256 times what it should be"),
         (2.0, "its gradient is 2 times what it should be"),
-        (0.0, "no gradient arrives at its input: the forward leaves the graph, by .data, .numpy() or a NumPy function"),
     ],
 )
 def test_a_derivative_that_is_wrong_by_a_factor(factor: float, cause: str) -> None:
@@ -221,17 +220,41 @@ def test_layers_after_a_container_are_checked() -> None:
     assert len(check_gradients(target(stack(nn.Sequential(nn.Tanh()), scaled(2.0))))) == 1
 
 
+def test_a_layer_that_leaves_the_graph_gets_no_gradient() -> None:
+    (finding,) = check_gradients(target(stack(scaled(0.0))))
+    assert finding.what == "the gradient of 1 (Elementwise) is wrong"
+    assert finding.evidence.startswith("along a random direction of its input the output changes by ")
+    assert finding.cause.startswith("no gradient arrives at its input: the forward leaves the graph, by .detach(), ")
+
+
 def test_a_forward_without_a_primitive_of_its_own_is_to_be_corrected_itself() -> None:
-    class Leaving(nn.Module):
+    class Halved(Two):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(self.first(x), Tensor(self.second(x).data))
+
+    (finding,) = check_gradients(target(Halved(Sum(1.0, 1.0, 1.0)).initialize(1)))
+    assert finding.what == "the gradient of the model (Halved) is wrong"
+    assert finding.change.startswith("correct its forward; its formula can be checked")
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [(0.0, ""), (1e-9, "1e-09"), (-0.5, "0.5"), (np.nan, "")],
+    ids=["no", "little", "much", "nan"],
+)
+def test_a_forward_that_is_another_the_second_time_is_random(change: float, difference: str) -> None:
+    class Moving(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = nn.Linear(3, 3)
+            self.calls = 0
 
         def forward(self, x: Tensor) -> Tensor:
-            return Tensor(np.tanh(self.inner(x).data))
+            self.calls += 1
+            return x * 1.0 + change * (self.calls % 2)
 
-    (finding,) = check_gradients(target(stack(Leaving())))
-    assert finding.change.startswith("correct its forward; its formula can be checked")
+    found = check_gradients(target(stack(Moving())))
+    assert [finding.what for finding in found] == ["the forward of 1 (Moving) is random"] * bool(difference)
+    assert [f"differ by up to {difference}" in each.evidence for each in found] == [True] * len(found)
 
 
 def test_a_layer_that_is_used_twice_is_checked_once() -> None:
