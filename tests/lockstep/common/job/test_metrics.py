@@ -10,7 +10,7 @@ from lockstep.common.data.dataset import Dataset
 from lockstep.common.data.records import as_records, labels_with
 from lockstep.common.errors import ModelError
 from lockstep.common.job.job import Job
-from lockstep.common.job.losses import LOSSES, LossKind
+from lockstep.common.job.losses import LOSSES, LossKind, has_accuracy, kind_of
 from lockstep.common.job.metrics import (
     METRICS,
     ComparedRows,
@@ -196,6 +196,8 @@ def test_a_metric_by_its_name(value: str, loss: str, width: int, is_higher_bette
 def test_what_a_loss_has_unasked_is_the_first_and_there_once(loss: str, unasked: str) -> None:
     names = [unasked] if unasked else []
     assert score_metric(loss) == unasked
+    assert has_accuracy(loss) is (unasked == "accuracy")
+    assert (kind_of(loss) is LossKind.OWN) is (loss not in LOSSES)
     assert list(Metrics.of(loss, ()).by_name) == names
     asked = ["mine.py:b", *names, "mine.py:a", "mine.py:b"]
     assert list(Metrics.of(loss, asked).by_name) == [*names, "b", "a"]
