@@ -63,6 +63,12 @@ def test_of_equal_outputs_the_first_are_the_best() -> None:
     assert found.others == {"top2": 0.5}
 
 
+def test_each_number_of_best_outputs_is_counted() -> None:
+    names = [f"top{best}" for best in range(1, 7)]
+    found = scored(named("nll", *names), np.zeros((12, 12), np.float32), np.arange(12))
+    assert found.others == {name: best / 12 for best, name in enumerate(names, 1)}
+
+
 def test_several_labels_are_counted_as_scikit_learn_does() -> None:
     sklearn = pytest.importorskip("sklearn.metrics")
     outputs = RNG.normal(size=HOLDS.shape).astype(np.float32)
