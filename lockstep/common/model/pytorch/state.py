@@ -49,7 +49,7 @@ _ITERATORS: tuple[type, ...] = (
 _INSTALLED = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")}
 
 #: Modules whose objects are full of things that come and go.
-_IGNORED = ("logging", "weakref", "_weakref", "_thread", "_abc")
+_IGNORED = ("logging", "weakref", "_weakref", "_weakrefset", "_thread", "_abc")
 
 #: By kind, the value to compare; the parts of containers are looked at on their own.
 _VALUES: tuple[tuple[Any, Callable[[Any], object]], ...] = (

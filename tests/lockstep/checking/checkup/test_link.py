@@ -78,6 +78,7 @@ def test_a_job_that_computes_little_is_to_take_local_steps() -> None:
     # A step: 4 micro-batches of 16 ms, and 160 ms of link for each host.
     advice = advice_of(JOB, SIZE, SLOW, 0.016 / 32)
     assert (advice.compute_s, advice.link_s) == pytest.approx((0.064, 0.160))
+    assert advice.lines()[1] == "a step     64 ms of computing in one process, 160 ms of link per host"
     plain, rounded, four, sixteen, sixty_four, *_ = advice.options
     assert (plain.flags, plain.hosts) == ("", 1)
     assert plain.images_per_s == pytest.approx(128 / (0.064 + 0.161), rel=0.01)

@@ -117,5 +117,8 @@ def test_tokens_stay_as_they_are() -> None:
     preparation = Preparation.of(Dataset(tokens, np.zeros((2, 2), np.int64), 3))
     assert preparation == Preparation(0.0, 1.0)
     assert preparation.images(tokens) is tokens
+    out = np.zeros_like(tokens)
+    assert preparation.images(tokens, out=out) is out
+    assert out.tolist() == tokens.tolist()
     with pytest.raises(DataError, match=r"shifts of 1 pixels over samples of shape \(2,\)"):
         Preparation.of(Dataset(tokens, np.zeros((2, 2), np.int64), 3), max_shift=1)

@@ -31,6 +31,7 @@ def test_weights_are_among_the_labels() -> None:
     assert weights is not None
     assert weights.dtype == np.float32
     assert labels_with({"": PICTURES}, None) is PICTURES
+    assert labels_with({"box": ROWS, "kind": np.arange(6)}, None).dtype.names == ("box", "kind")
     with pytest.raises(DataError, match=r"weights of samples of shape \(6, 1\)"):
         labels_with({"": np.arange(6)}, np.ones((6, 1)))
 
@@ -77,6 +78,7 @@ def arrays() -> dict[str, Any]:
 def test_an_npz_may_have_several_inputs_and_weights(tmp_path: Path) -> None:
     np.savez(tmp_path / "some.npz", **arrays())
     data = load(str(tmp_path / "some.npz"))
+    assert data.name == "some"
     assert data.train.images.dtype.names == ("picture", "row")
     assert (data.train.classes, data.train.targets, len(data.test)) == (3, 1, 2)
     assert data.train.weights is not None

@@ -90,6 +90,12 @@ def test_a_place_that_is_not_there_is_refused(step: int, micro_batch: int) -> No
         Sampler(5, 5, 2, seed=0).indices(step, micro_batch)
 
 
+@pytest.mark.parametrize(("first", "stop"), [(1, 1), (1, 0), (0, 3), (-1, 1)])
+def test_micro_batches_that_are_none_are_refused(first: int, stop: int) -> None:
+    with pytest.raises(ValueError, match="expected a step from 0 and a"):
+        Sampler(5, 5, 2, seed=0).indices(0, first, stop)
+
+
 @pytest.mark.parametrize("name", ["size", "global_batch", "micro_batches"])
 def test_sizes_below_one_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name} is 0: expected at least 1$"):

@@ -75,6 +75,19 @@ def test_an_npz_of_bytes_becomes_images(tmp_path: Path) -> None:
     assert dataset.test.classes == dataset.train.classes == 5
 
 
+def test_labels_that_are_all_0_are_one_class(tmp_path: Path) -> None:
+    zeros = {"y_train": np.zeros(6, np.int64), "y_test": np.zeros(2, np.int64)}
+    path = save_npz(tmp_path / "some.npz", **zeros)
+    assert load(path).train.classes == 1
+    assert digest_of(path) == load(path).digest
+
+
+def test_arrays_of_other_names_do_not_stand_for_labels_that_are_missing(tmp_path: Path) -> None:
+    np.savez(tmp_path / "some.npz", x_train=ARRAYS["x_train"], x=ARRAYS["x_train"], y=ARRAYS["y_train"])
+    with pytest.raises(DataError, match="no array 'y_train': expected it next to the others"):
+        load(str(tmp_path / "some.npz"))
+
+
 @pytest.mark.parametrize("dtype", ["<f4", ">f8", "<f2"])
 def test_an_npz_of_floats_stays_features_as_float32(dtype: str, tmp_path: Path) -> None:
     features = np.linspace(0, 1, 12).reshape(6, 2).astype(dtype)

@@ -10,7 +10,7 @@ from lockstep.common.data.dataset import Dataset
 from lockstep.common.data.records import as_records, labels_with
 from lockstep.common.errors import ModelError
 from lockstep.common.job.job import Job
-from lockstep.common.job.losses import LOSSES, LossKind
+from lockstep.common.job.losses import LOSSES, LossKind, has_accuracy, kind_of
 from lockstep.common.job.metrics import (
     METRICS,
     ComparedRows,
@@ -61,6 +61,12 @@ def test_classes_are_counted_as_scikit_learn_does() -> None:
 def test_of_equal_outputs_the_first_are_the_best() -> None:
     found = scored(named("cross-entropy", "top2"), np.zeros((4, 3), np.float32), np.array([0, 1, 2, 2]), parts=1)
     assert found.others == {"top2": 0.5}
+
+
+def test_each_number_of_best_outputs_is_counted() -> None:
+    names = [f"top{best}" for best in range(1, 7)]
+    found = scored(named("nll", *names), np.zeros((12, 12), np.float32), np.arange(12))
+    assert found.others == {name: best / 12 for best, name in enumerate(names, 1)}
 
 
 def test_several_labels_are_counted_as_scikit_learn_does() -> None:
@@ -196,6 +202,8 @@ def test_a_metric_by_its_name(value: str, loss: str, width: int, is_higher_bette
 def test_what_a_loss_has_unasked_is_the_first_and_there_once(loss: str, unasked: str) -> None:
     names = [unasked] if unasked else []
     assert score_metric(loss) == unasked
+    assert has_accuracy(loss) is (unasked == "accuracy")
+    assert (kind_of(loss) is LossKind.OWN) is (loss not in LOSSES)
     assert list(Metrics.of(loss, ()).by_name) == names
     asked = ["mine.py:b", *names, "mine.py:a", "mine.py:b"]
     assert list(Metrics.of(loss, asked).by_name) == [*names, "b", "a"]

@@ -18,3 +18,9 @@ def test_classes_have_accuracy_and_numbers_r2(tally: Tally, guess: float | None,
     found = score_of(Metrics.of("cross-entropy" if guess is None else "mse", ()), tally, guess)
     assert (found.accuracy, found.r2, dict(found.others)) == (score.accuracy, score.r2, {})
     assert f"{found.name} {found.text()}" == told
+
+
+def test_without_accuracy_and_r2_there_is_no_first_number() -> None:
+    score = Score(None, None, {"f1": 0.5})
+    assert (score.name, score.text()) == ("", "")
+    assert score.named("test_") == {"test_f1": 0.5}

@@ -38,3 +38,6 @@ def test_losses_keep_their_bits() -> None:
 def test_sums_of_metrics_keep_their_bits_and_those_over_nothing_are_nothing() -> None:
     assert unpacked_sums(pack_sums((0.1, 1e300, -0.0))) == (0.1, 1e300, -0.0)
     assert pack_sums((0.0, 0.0)) == pack_sums(()) == b""
+    # What a stranger sends may end within a number.
+    assert unpacked_sums(pack_sums((0.5, 2.0))[:12]) == (0.5,)
+    assert unpacked_sums(b"1234567") == ()

@@ -83,6 +83,10 @@ def test_one_that_makes_something_else_the_second_time_is_refused() -> None:
     ("function", "text"),
     [
         (lambda sample, rng: sample[:2], r"makes a sample of shape \(2,\) and dtype 'float32': expected \(4,\)"),
+        (
+            lambda sample, target, rng: (sample, np.zeros(2)),
+            r"makes a target of shape \(2,\) and dtype 'float64': expected \(\) and 'int64', as it is stored",
+        ),
         (lambda sample, rng: sample.astype(complex), "dtype 'complex128': expected .* and 'float32'"),
         (
             lambda sample, rng: sample.flip(),

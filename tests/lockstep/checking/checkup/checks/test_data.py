@@ -92,6 +92,18 @@ def test_there_are_as_many_outputs_as_classes(train: list[int], test: list[int],
             [0, 1, 3, 7],
             ["class 0 is in the test set and not in the training set: 3 of 4 classes of the test set have no t"],
         ),
+        ([0, 1], [0] * 39, []),
+        (
+            [0, 1],
+            [0] * 40,
+            ["class 1 is in the training set and not in the test set: 1 of 2 classes have no test sample; by its sha"],
+        ),
+        (
+            [0, 1, 3],
+            [0] * 60,
+            ["class 1 is in the training set and not in the test set: 2 of 3 classes have no test s"],
+        ),
+        ([0, 1, 3], [0, 2] * 60, ["class 2 is in the test set and not in the training set: 1 of 2 classes"]),
         ([1] * 20, [0, 1], ["class 0 is in the test set and", "nearly all training samples are of class 1: 20 of 20"]),
     ],
 )

@@ -238,6 +238,36 @@ def test_a_forward_that_leaves_the_graph_without_a_primitive_is_to_be_corrected_
     assert finding.change == "compute with functions of F and methods of Tensor only"
 
 
+def test_a_forward_without_a_primitive_of_its_own_is_to_be_corrected_itself() -> None:
+    class Halved(Two):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(self.first(x), Tensor(self.second(x).data))
+
+    (finding,) = check_gradients(target(Halved(Sum(1.0, 1.0, 1.0)).initialize(1)))
+    assert finding.what == "the gradient of the model (Halved) is wrong"
+    assert finding.change.startswith("correct its forward; its formula can be checked")
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [(0.0, ""), (1e-9, "1e-09"), (-0.5, "0.5"), (np.nan, "")],
+    ids=["no", "little", "much", "nan"],
+)
+def test_a_forward_that_is_another_the_second_time_is_random(change: float, difference: str) -> None:
+    class Moving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x * 1.0 + change * (self.calls % 2)
+
+    found = check_gradients(target(stack(Moving())))
+    assert [finding.what for finding in found] == ["the forward of 1 (Moving) is random"] * bool(difference)
+    assert [f"differ by up to {difference}" in each.evidence for each in found] == [True] * len(found)
+
+
 def test_a_layer_that_is_used_twice_is_checked_once() -> None:
     layer = scaled(2.0)
     assert len(check_gradients(target(stack(layer, layer)))) == 1

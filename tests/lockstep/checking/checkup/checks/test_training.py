@@ -14,6 +14,7 @@ from lockstep.checking.checkup.checks.training import (
     TrialSubject,
     check_dead_units,
     check_last_layer,
+    check_mixed_samples,
     check_training,
     check_trial,
 )
@@ -48,9 +49,14 @@ class Told(TrialSubject):
 
     came_to: Mapping[tuple[float, bool], TrialRun] = field(default_factory=dict)
     asked: list[tuple[int, float, bool]] = field(default_factory=list)
+    #: By a value of the job, what a trial without it comes to.
+    without: Mapping[str, TrialRun] = field(default_factory=dict)
 
     def run(self, steps: int, scale: float = 1.0, data: TrainTest | None = None) -> TrialRun:
         self.asked.append((steps, scale, data is not None))
+        for name, made in self.without.items():
+            if not getattr(self.job, name):
+                return made
         found = self.came_to.get((scale, data is not None), trial(9.0))
         return replace(found, rate=self.job.lr * scale)
 
@@ -138,6 +144,50 @@ def test_a_job_that_overshot_is_tried_with_lower_rates(highest: float, tries: bo
     found = found_in(given)
     assert given.asked[1:] == [(80, scale, False) for scale in (0.1, 0.01, 0.001)] * tries
     assert "rate" not in dict(found)
+
+
+HELD = {"weight_decay": 0.25, "clip_norm": 0.5, "clip_value": 0.125}
+
+
+@pytest.mark.parametrize("name", HELD)
+@pytest.mark.parametrize(
+    ("here", "there", "is_found"),
+    [(1.0, 0.849, True), (1.0, 0.851, False), (0.9, 0.799, True), (0.9, 0.801, False), (0.84, 0.1, False)],
+)
+def test_a_value_that_holds_the_model_back_is_named(name: str, here: float, there: float, is_found: bool) -> None:
+    given = subject({(1.0, False): trial(here * GUESS)}, **{name: HELD[name]})
+    given = replace(given, without={name: trial(there * GUESS)})
+    found = [text for kind, text in found_in(given) if kind == "held-back"]
+    starts = f"{name} = {HELD[name]:g} keeps the model from learning: after 6 steps the loss is {here * GUESS:.3g}"
+    assert [text.startswith(starts) for text in found] == [True] * is_found
+    assert [f"without {name} it came to {there * GUESS:.3g} in fewer st" in text for text in found] == [True] * is_found
+    assert ((80, 1.0, False) in given.asked) is (here > 0.85)
+
+
+def test_the_first_value_that_holds_the_model_back_is_named_and_none_that_is_not_set() -> None:
+    without = dict.fromkeys(("clip_norm", "clip_value"), trial(0.1))
+    given = replace(subject({(1.0, False): trial(GUESS)}, **HELD), without=without)
+    ((_, text),) = found_in(given)
+    assert text.startswith("clip_norm = 0.5 keeps the model from learning")
+    assert [steps for steps, *_ in given.asked] == [200, 80, 80]
+    assert "held-back" not in dict(found_in(subject({(1.0, False): trial(GUESS)})))
+
+
+@pytest.mark.parametrize(
+    ("change", "count", "is_found"),
+    [(0.0, 3, False), (0.0099, 3, False), (0.0101, 3, True), (-0.0101, 3, True), (1.0, 2, False), (1.0, 6, False)],
+)
+def test_outputs_for_a_sample_do_not_depend_on_others(change: float, count: int, is_found: bool) -> None:
+    class Given(Told):
+        def outputs(self, part: Dataset, most: int, weights: Vector) -> tuple[Any, Any]:
+            three = np.tile([-1.0, 1.0], (count if most == 3 else 2, 1))
+            three[:, 1] += change * (most == 2)
+            return three, part.labels
+
+    shown = subject()
+    found = list(check_mixed_samples(Given(shown.job, shown.fresh, shown.weights, shown.data, shown.clock)))
+    assert [finding.kind for finding in found] == ["mixed-samples"] * is_found
+    assert [f"change by up to {abs(change):.3g} when" in each.evidence for each in found] == [True] * is_found
 
 
 @pytest.mark.parametrize("scale", [0.1, 0.01, 0.001])

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from lockstep.common.errors import LockstepError, ModelError
@@ -100,6 +101,43 @@ def test_a_planted_model_is_found(tmp_path: Path, what: str) -> None:
     with pytest.raises(ModelError, match=expected) as raised:
         evidence_of(model_of(tmp_path, text))
     assert "\n" not in str(raised.value)
+
+
+def tried(tmp_path: Path) -> tuple[Any, Any]:
+    """Return a trial of a net, and what it computed first."""
+    model: Any = model_of(tmp_path, NET.format(made="pass", done="pass"))
+    evidence_of(model)
+    return model.tried, model.tried.first
+
+
+def test_what_is_compared_is_what_was_computed(tmp_path: Path) -> None:
+    _, first = tried(tmp_path)
+    images, targets = batch()
+    scores = torch.from_numpy(np.frombuffer(first.outputs, np.float32).reshape(len(images), 10).copy())
+    loss = float(torch.nn.functional.cross_entropy(scores, torch.from_numpy(targets), reduction="sum"))
+    assert np.frombuffer(first.loss, np.float64).tolist() == pytest.approx([loss])
+    assert first.evaluated == first.outputs
+    assert np.count_nonzero(first.sums) > 100
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        *(("loss", "its loss"), ("outputs", "its output"), ("evaluated", "its output in evaluation mode")),
+        *(("inner.weight", "the gradient of 'inner.weight'"), ("inner.bias", "the gradient of 'inner.bias'")),
+    ],
+)
+def test_the_first_thing_that_differs_is_named(tmp_path: Path, field: str, text: str) -> None:
+    trial, first = tried(tmp_path)
+    assert trial._difference(first, first) is None
+    if "." in field:
+        sums = first.sums.copy()
+        next(each for each in trial.structure.layout.parameters if each.name == field).view(sums).flat[-1] = 9.0
+        # A gradient is named before what else differs.
+        other = first._replace(sums=sums, loss=b"another")
+    else:
+        other = first._replace(**{field: b"another"})
+    assert trial._difference(first, other) == text
 
 
 TEACHER = """

@@ -1,6 +1,9 @@
 """What a search for state records, place by place, without a run: each kind of value is compared by what can change."""
 
 import itertools
+import logging
+import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -141,6 +144,13 @@ def test_a_generator_of_numbers_is_recorded_before_and_after_a_draw(made: Any, d
     assert found_in(it=made) != before
 
 
+@pytest.mark.parametrize(
+    "value", [logging.getLogger("a test"), weakref.WeakSet([Kept]), threading.Lock()], ids=["logger", "set", "lock"]
+)
+def test_what_comes_and_goes_is_not_looked_into(value: Any) -> None:
+    assert found_in(it=value) == {}
+
+
 def closing_over(value: Any) -> Callable[[], Any]:
     def read(x: Any = "default", *, y: Any = "keyword") -> Any:
         return value
@@ -214,6 +224,7 @@ def test_of_a_class_all_that_it_has_is_recorded() -> None:
     assert {"'static'", "'of a class'", "'made'"} <= values
     assert found_in(it=Owner().method).keys() >= {"Owner.shared"}
     assert found_in(it=Owner) == found
+    assert found_in(it=[Owner(), Owner()]).keys() == found.keys() | {"it"}
 
 
 COUNTED = [0]

@@ -202,6 +202,31 @@ def test_what_is_kept_of_the_first_samples_is_found(tmp_path: Path, way: str) ->
         source.check_repeated(source.build(3), 3, Objective(), *batch())
 
 
+def test_what_is_kept_of_one_sample_is_found_since_another_one_is_made_of_it(tmp_path: Path) -> None:
+    text, place = FIRST_ONLY["first samples"]
+    source = read_model_source(model_file(tmp_path, text))
+    with pytest.raises(ModelError, match=f"in '{place}'"):
+        source.check_repeated(source.build(3), 3, Objective(), *batch(1))
+
+
+def test_what_is_kept_of_the_first_tokens_is_found(tmp_path: Path) -> None:
+    text = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self._first = nn.Embedding(9, 4), None
+
+    def forward(self, x):
+        if self._first is None:
+            self._first = x[0].sum().item()
+        return self.table(x).mean(1) * self._first
+"""
+    source = read_model_source(model_file(tmp_path, text))
+    tokens = np.arange(12, dtype=np.int32).reshape(4, 3) % 7
+    with pytest.raises(ModelError, match="in '_first'"):
+        source.check_repeated(source.build(3), 3, Objective(), tokens, np.arange(4))
+
+
 ALLOWED = {
     "a shape": net(made="self._shape = None", done="self._shape = x.shape"),
     "a mask for a length": net(
