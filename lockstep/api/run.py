@@ -3,7 +3,7 @@
 import atexit
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, RESULT,
 from lockstep.ps.run.early_stopping import best_epoch
 from lockstep.results.evaluation.run_predictor import RunPredictor
 from lockstep.runs.run_dir import has_begun, recorded_job, trust
-from lockstep.runs.trained_model import model_with, open_trained
+from lockstep.runs.trained_model import job_with_data, model_with, open_trained
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class Run:
 
     @cached_property
     def _predictor(self) -> RunPredictor:
-        return RunPredictor.of(open_trained(self.folder))
+        return RunPredictor.of(replace(open_trained(self.folder), job=self.job))
 
     def watch(self, *, height: int = 900) -> RunPage:
         """Show the run on a page in the cell of a notebook, `height` pixels high; needs the extra `watch`.
@@ -226,11 +226,14 @@ class Run:
         return f"Run({str(self.folder)!r}, {name}={figure:.4f})"
 
 
-def load_run(folder: str | Path, *, trust_model: bool = False) -> Run:
+def load_run(folder: str | Path, *, trust_model: bool = False, data: str | Path | None = None) -> Run:
     """Return a finished run from its folder. Raises `JobError` if there is none, or one that is not finished.
 
     A model of your own is code, which the folder has a copy of. If you have not trained it on this machine,
     `run.model` raises `ModelError`. `trust_model=True` agrees to run that code, now and later.
+
+    `data` is where the run's data is, if it was moved: a packed folder, an .npz, or IDX files. `DataError` if it is
+    other data.
     """
     path = Path(folder)
     if trust_model:
@@ -240,7 +243,8 @@ def load_run(folder: str | Path, *, trust_model: bool = False) -> Run:
             named = repr(str(folder))
             raise JobError(f"the run in {named} is not finished: resume it with lockstep.resume({named})")
         raise JobError(f"{str(folder)!r} holds no finished run: expected a folder with {RESULT}")
-    return Run(read_result(path), path, recorded_job(path))
+    job = job_with_data(path, recorded_job(path), None if data is None else str(data))
+    return Run(read_result(path), path, job)
 
 
 def _texts(values: str | Sequence[object]) -> list[str]:

@@ -2,10 +2,11 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,7 +15,7 @@ from lockstep.common.aggregation.layout import ParameterLayout, weights_digest
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.folder import MANIFEST, FolderManifest, read_manifest
-from lockstep.common.data.source import load, with_validation
+from lockstep.common.data.source import digest_of, load, with_validation
 from lockstep.common.errors import DataError, FileFormatError, JobError
 from lockstep.common.files.safetensors import read
 from lockstep.common.files.sanitize import one_line
@@ -23,7 +24,7 @@ from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.model.port import Model
 from lockstep.ps.checkpoint.checkpoint import Checkpoint
 from lockstep.ps.checkpoint.folder import CheckpointFolder
-from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, WEIGHTS
+from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, WEIGHTS, read_receipt
 from lockstep.ps.run.early_stopping import best_epoch
 from lockstep.runs.recorded_model import trusted_source
 from lockstep.runs.run_dir import JOB, finished, recorded_job
@@ -126,6 +127,10 @@ class Trained:
         """Return what the model's `load_state_dict` takes."""
         return self.model.state_dict()
 
+    def with_data(self, data: str | None) -> "Trained":
+        """Return the same, with the run's data where it is now; raises as `job_with_data`."""
+        return replace(self, job=job_with_data(self.folder, self.job, data))
+
 
 def open_trained(folder: Path, moment: Moment = "last") -> Trained:
     """Return a run's weights, the last ones or others; a `UsageError` names what is missing or damaged.
@@ -171,14 +176,45 @@ def model_with(folder: Path, job: Job, arrays: Mapping[str, NDArray[Any]], steps
     return model.module
 
 
+def job_with_data(folder: Path, job: Job, data: str | None) -> Job:
+    """Return the job of the run in a folder with its data where that is now; None if it is where it was.
+
+    `DataError` if it is other data: another mean, deviation or code of a text would give other predictions.
+    """
+    if data is None:
+        return job
+    found, wanted = digest_of(data), read_receipt(folder).dataset_sha256
+    if found != wanted:
+        raise DataError(
+            f"the data {data!r} is not that of the run in {str(folder)!r} (SHA-256 {found[:12]}… here, {wanted[:12]}… "
+            "there): expected a copy of it, or what `lockstep pack` makes of the same file with the same options"
+        )
+    return msgspec.structs.replace(job, data=data)
+
+
+def has_data(job: Job) -> bool:
+    """Tell whether a job's data is where the job names it."""
+    return job.data == "mnist" or Path(job.data).expanduser().exists()
+
+
+def demand_data(job: Job) -> None:
+    """Raise `DataError` if a run's data is not where its job names it: it was moved, or the run is somebody else's."""
+    if has_data(job):
+        return
+    place = (
+        "where it was trained"
+        if Path(job.data).expanduser().is_absolute()
+        else "relative to the folder in which the command is run, as it was when it was trained"
+    )
+    raise DataError(
+        f"no dataset {job.data!r} here: expected the run's data {place}; name another place with --data, as in "
+        "`lockstep evaluate RUN --data DATA`; a table or a folder of pictures has to be packed, with `lockstep pack`"
+    )
+
+
 def dataset_of(job: Job) -> TrainTest:
     """Return a job's data with its validation set taken from the training set; `DataError` if it cannot be had."""
-    path = Path(job.data).expanduser()
-    if job.data != "mnist" and not path.is_absolute() and not path.exists():
-        raise DataError(
-            f"no dataset {job.data!r} here: a job's paths are relative to the folder in which it was trained: expected "
-            "the command to be run there"
-        )
+    demand_data(job)
     return with_validation(load(job.data), job.validation_split, job.seed)
 
 

@@ -63,6 +63,10 @@ def test_a_price_is_predicted_in_the_units_of_the_table(place: Path, capsys: pyt
     assert [float(row) for row in rows] == pytest.approx([60_000, 185_000], rel=0.02)
     lines = told(capsys, "predict", "run", "new.csv", "--json").splitlines()
     assert [json.loads(line)["price"] for line in lines] == pytest.approx([60_000, 185_000], rel=0.02)
+    Path(load_run("run").job.data).rename("packed")
+    assert run(["predict", "run", "new.csv"]) == 2
+    assert "name another place with --data" in capsys.readouterr().err
+    assert told(capsys, "predict", "run", "new.csv", "--data", "packed").splitlines() == [head, *rows]
 
 
 def test_errors_are_in_the_units_of_the_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lockstep.checking.verification.receipts import SUBJECTS
+from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.source import load
 from lockstep.common.errors import JobError, UsageError
 from lockstep.common.job.job import Job
@@ -16,6 +17,7 @@ from lockstep.ps.records.run_folder import CHECKPOINTS, RECEIPT, read_ledger, re
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.runs.recorded_model import told_folder, trusted_source
 from lockstep.runs.run_dir import JOB, has_begun, recorded_job
+from lockstep.runs.trained_model import demand_data, job_with_data
 
 
 @dataclass(frozen=True)
@@ -27,23 +29,36 @@ class RecordedRun:
     receipt: Receipt
     #: The ledger's.
     lines: list[Line]
+    #: Where its data is now, if that is not where the job names it.
+    data: str | None = None
+
+    def dataset(self, *, is_checked: bool = False) -> TrainTest:
+        """Return the run's data as it was before a validation set was taken from it; raises as `demand_data`."""
+        if self.data is None:
+            demand_data(self.job)
+        return load(self.data or self.job.data, is_checked=is_checked)
 
     def steps(self) -> dict[int, StepDone]:
         return {line.step: line for line in self.lines if isinstance(line, StepDone)}
 
 
-def read_run(folder: Path) -> RecordedRun:
-    """Return what a folder records; `JobError` if it is not a run's, `FileFormatError` if a file of it is damaged."""
+def read_run(folder: Path, data: str | None = None) -> RecordedRun:
+    """Return what a folder records; `JobError` if it is not a run's, `FileFormatError` if a file of it is damaged.
+
+    `data` is where the run's data is now, None if it is where it was; `DataError` if it is other data.
+    """
     if not has_begun(folder):
         raise JobError(f"{str(folder)!r} holds no run: expected a run folder, with its {JOB}")
-    return RecordedRun(folder, recorded_job(folder), read_receipt(folder), read_ledger(folder))
+    job = recorded_job(folder)
+    job_with_data(folder, job, data)  # raises if it is other data
+    return RecordedRun(folder, job, read_receipt(folder), read_ledger(folder), data)
 
 
 def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
     """Build what the run began with; a `UsageError` names both values if something here is not the run's."""
     admission = AdmissionPolicy(allows_mixed_numerics=allows_mixed_numerics)
     source = trusted_source(run.folder, run.job)
-    data = load(run.job.data, is_checked=True)
+    data = run.dataset(is_checked=True)
     setup = open_run(run.folder.name, run.job, data, admission, source, told_folder(run.folder))
     here, there = receipt_of(setup.info, []), run.receipt
     for name, what in SUBJECTS.items():

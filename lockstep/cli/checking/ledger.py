@@ -8,14 +8,14 @@ import msgspec
 
 from lockstep.checking.verification.coverage import CoverageReport, EpochCoverage, check_coverage
 from lockstep.checking.verification.recorded_run import RecordedRun, read_run, workers_by_step
-from lockstep.cli.options.run import RUN_ARGUMENT
+from lockstep.cli.options.run import DATA_OPTION, RUN_ARGUMENT
 from lockstep.common.data.sampler import Sampler
+from lockstep.common.data.source import with_validation
 from lockstep.common.errors import DifferenceError
 from lockstep.common.files.sanitize import printable
 from lockstep.common.protocol.messages import OF_A_STEP
 from lockstep.ps.records.ledger import UnusedWork, WorkerConvicted
 from lockstep.ps.run.plan import plan_of
-from lockstep.runs.trained_model import dataset_of
 
 #: Leases of one epoch that are listed for one reason. More are only counted: a busy machine has dozens of copies.
 MOST_ENTERED = 3
@@ -25,7 +25,8 @@ MOST_ENTERED = 3
 @RUN_ARGUMENT
 @click.option("--all", "lists_all", is_flag=True, help="list each lease that was computed more than once")
 @click.option("--json", "as_json", is_flag=True, help="print the report as JSON")
-def ledger(run: Path, lists_all: bool, as_json: bool) -> None:
+@DATA_OPTION
+def ledger(run: Path, lists_all: bool, as_json: bool, data: str | None) -> None:
     """Check in the ledger of the run in the folder RUN that each epoch used every sample exactly once.
 
     The report also names the micro-batches that were computed more than once, and why. If an epoch has more than three
@@ -35,7 +36,7 @@ def ledger(run: Path, lists_all: bool, as_json: bool) -> None:
     \b
       lockstep ledger runs/20261124-231714-lenet
     """
-    recorded = read_run(run)
+    recorded = read_run(run, data)
     report = coverage_of(recorded)
     if as_json:
         click.echo(msgspec.json.encode(report).decode())
@@ -46,7 +47,8 @@ def ledger(run: Path, lists_all: bool, as_json: bool) -> None:
 
 
 def coverage_of(recorded: RecordedRun) -> CoverageReport:
-    data, job = dataset_of(recorded.job), recorded.job
+    job = recorded.job
+    data = with_validation(recorded.dataset(), job.validation_split, job.seed)
     sampler = Sampler(len(data.train), job.global_batch, job.micro_batches, job.seed)
     return check_coverage(recorded.lines, plan_of(job, len(data.train), len(data.test)), sampler)
 

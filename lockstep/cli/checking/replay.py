@@ -10,7 +10,7 @@ from rich.text import Text
 
 from lockstep.checking.verification.recorded_run import RecordedRun, load_checkpoint_before, open_again, read_run
 from lockstep.checking.verification.replay import LayerReplay, MicroBatchReplay, replay
-from lockstep.cli.options.run import RUN_ARGUMENT
+from lockstep.cli.options.run import DATA_OPTION, RUN_ARGUMENT
 from lockstep.cli.options.trust import takes_trust
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import UsageError
@@ -33,9 +33,16 @@ MOST_SAMPLES = 16
 )
 @click.option("--allow-mixed-numerics", is_flag=True, help="allow a machine or version whose bits may differ")
 @click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
+@DATA_OPTION
 @takes_trust
 def replay_command(
-    run: Path, step: int, micro_batch: int, local_step: int, allow_mixed_numerics: bool, as_json: bool
+    run: Path,
+    step: int,
+    micro_batch: int,
+    local_step: int,
+    allow_mixed_numerics: bool,
+    as_json: bool,
+    data: str | None,
 ) -> None:
     """Recompute one micro-batch of the run in the folder RUN, and show what happens in it.
 
@@ -46,7 +53,7 @@ def replay_command(
       lockstep replay runs/20261124-231714-lenet --step 412 --micro-batch 5
     """
     console = Console(highlight=False, stderr=as_json)
-    recorded = read_run(run)
+    recorded = read_run(run, data)
     begin_with(recorded.job.numerics)
     check_place(recorded, step, micro_batch, local_step)
     setup = open_again(recorded, allows_mixed_numerics=allow_mixed_numerics)

@@ -19,7 +19,7 @@ from lockstep.checking.verification.recorded_run import (
 from lockstep.checking.verification.signatures import SignatureReport, check_signatures, has_signatures
 from lockstep.checking.verification.verify import Difference, Verifier
 from lockstep.cli.checking.ledger import coverage_lines, coverage_of, demand_coverage
-from lockstep.cli.options.run import RUN_ARGUMENT
+from lockstep.cli.options.run import DATA_OPTION, RUN_ARGUMENT
 from lockstep.cli.options.trust import takes_trust
 from lockstep.cli.options.types import number_range
 from lockstep.common.aggregation.layout import weights_digest
@@ -54,6 +54,7 @@ from lockstep.runs.optional_packages import demand
 )
 @click.option("--allow-mixed-numerics", is_flag=True, help="allow a machine or version whose bits may differ")
 @click.option("--json", "as_json", is_flag=True, help="print the result as JSON")
+@DATA_OPTION
 @takes_trust
 @click.pass_context
 def verify(
@@ -64,6 +65,7 @@ def verify(
     keys: Path | None,
     allow_mixed_numerics: bool,
     as_json: bool,
+    data: str | None,
 ) -> None:
     """Recompute the run in the folder RUN in this process, and compare every bit.
 
@@ -84,7 +86,7 @@ def verify(
             raise DifferenceError(difference)
         click.echo(f"the same weights after each of {len(ours.chain) - 1} epochs: {ours.chain[-1].weights_sha256}")
         return
-    recorded = read_run(run)
+    recorded = read_run(run, data)
     with suppress(NumericsError) if allow_mixed_numerics else nullcontext():
         begin_with(recorded.job.numerics)
     low, high = wanted_steps(recorded, steps)

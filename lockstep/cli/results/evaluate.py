@@ -25,13 +25,15 @@ from lockstep.results.evaluation.figures import (
     target_lines,
 )
 from lockstep.results.reports.display import print_plainly
-from lockstep.runs.trained_model import Moment, open_trained
+from lockstep.runs.trained_model import Moment, has_data, open_trained
 
 
 @click.command(short_help="Test the weights of a run.")
 @RUN_ARGUMENT
 @click.option(
-    "--data", metavar="DATA", help="test on this data instead: a table, a packed folder, an .npz, or IDX files"
+    "--data",
+    metavar="DATA",
+    help="test on this data instead, or the run's data if it was moved: a table, a packed folder, an .npz, or IDX files",
 )
 @CHECKPOINT_OPTION
 @BEST_OPTION
@@ -56,6 +58,8 @@ def evaluate(run: Path, data: str | None, moment: Moment, as_json: bool, **readi
     """
     trained = open_trained(run, moment)
     begin_with(trained.job.numerics)
+    if not has_data(trained.job):
+        trained, data = trained.with_data(data), None
     tested = assess(trained, data, **reading)
     dataset = data or trained.job.data
     if as_json:

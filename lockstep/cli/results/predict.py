@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from lockstep.cli.data.options import READING_OPTIONS
-from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT
+from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, DATA_OPTION, RUN_ARGUMENT
 from lockstep.cli.options.trust import takes_trust
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.folder import FolderManifest, Reading
@@ -24,7 +24,7 @@ from lockstep.results.evaluation.predictions import Recognizer
 from lockstep.results.evaluation.row_predictions import RowPrediction, problems_text
 from lockstep.results.reports.display import print_plainly
 from lockstep.runs.optional_packages import demand
-from lockstep.runs.trained_model import Moment, Trained, open_trained, table_of
+from lockstep.runs.trained_model import Moment, Trained, demand_data, open_trained, table_of
 
 #: Classes that are shown after the likeliest.
 OTHERS = 2
@@ -41,9 +41,16 @@ WIDTH, MOST_NAME = 80, 36
 @click.option("--no-center", is_flag=True, help="only resize pictures, without centring the digit")
 @click.option("--json", "as_json", is_flag=True, help="print all probabilities as JSON, one line per picture or row")
 @READING_OPTIONS
+@DATA_OPTION
 @takes_trust
 def predict(
-    run: Path, pictures: tuple[Path, ...], moment: Moment, no_center: bool, as_json: bool, **reading: Any
+    run: Path,
+    pictures: tuple[Path, ...],
+    moment: Moment,
+    no_center: bool,
+    as_json: bool,
+    data: str | None,
+    **reading: Any,
 ) -> None:
     """Classify PICTURES with the model of the run in the folder RUN, and print the probabilities.
 
@@ -61,8 +68,9 @@ def predict(
       lockstep predict runs/20261124-231714-lenet scans/*.jpg --json
       lockstep predict runs/20261127-101500-net new_houses.csv > prices.csv
     """
-    trained = open_trained(run, moment)
+    trained = open_trained(run, moment).with_data(data)
     begin_with(trained.job.numerics)
+    demand_data(trained.job)
     manifest = table_of(trained.job)
     if manifest is not None:
         predict_tables(trained, manifest, pictures, manifest.reading.but(**reading), as_json=as_json)

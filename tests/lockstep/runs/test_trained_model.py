@@ -10,7 +10,7 @@ import pytest
 
 from lockstep import nn
 from lockstep.api.fit import fit
-from lockstep.api.run import Run
+from lockstep.api.run import Run, load_run
 from lockstep.cli.main import run
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.errors import DataError, FileFormatError, JobError, ModelError
@@ -18,7 +18,7 @@ from lockstep.common.files.safetensors import write
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS
 from lockstep.runs.trained_model import dataset_of, open_trained
 from tests.lockstep.small_runs import small_run
-from tests.lockstep.tiny_data import write_tiny
+from tests.lockstep.tiny_data import tiny_arrays, write_tiny
 
 
 def trained(folder: Path, **values: Any) -> Run:
@@ -124,10 +124,38 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
 
 def test_data_of_another_folder_is_told(tmp_path: Path) -> None:
     job = msgspec.structs.replace(open_trained(small_run(tmp_path).folder).job, data="elsewhere/some.npz")
-    with pytest.raises(
-        DataError, match=r"no dataset 'elsewhere/some\.npz' here: a job's paths are relative to the fold"
-    ):
+    with pytest.raises(DataError, match=r"no dataset 'elsewhere/some\.npz' here: expected the run's data relative to "):
         dataset_of(job)
+
+
+OF_DATA = [["evaluate"], ["export", "model.safetensors"], ["ledger"], ["verify"], ["replay", "--step", "1", "--micro-batch", "0"]]
+
+
+@pytest.mark.parametrize("command", OF_DATA, ids=[words[0] for words in OF_DATA])
+def test_data_that_was_moved_is_named_and_has_to_be_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = trained(tmp_path, epochs=1)
+    (tmp_path / "tiny.npz").rename(tmp_path / "moved.npz")
+    words = [command[0], str(done.folder), *command[1:]]
+    assert run(words) == 2
+    told = capsys.readouterr().err
+    assert f"no dataset '{tmp_path / 'tiny.npz'}' here: expected the run's data where it was trained; name" in told
+    assert "evaluate RUN --data DATA" in told
+    assert run([*words, "--data", "mnist"]) == 2
+    assert "the data 'mnist' is not that of the run in " in capsys.readouterr().err
+    assert run([*words, "--data", "moved.npz"]) == 0
+
+
+def test_a_run_of_somebody_else_predicts_with_data_that_is_elsewhere(tmp_path: Path) -> None:
+    done = trained(tmp_path, epochs=1)
+    samples = tiny_arrays()[1][0]
+    expected = done.predict(samples)
+    moved = (tmp_path / "tiny.npz").rename(tmp_path / "moved.npz")
+    np.testing.assert_array_equal(load_run(done.folder, data=moved).predict(samples), expected)
+    with pytest.raises(DataError, match="the data 'mnist' is not that of the run"):
+        load_run(done.folder, data="mnist")
 
 
 def test_a_folder_without_weights_and_damaged_ones_are_told(tmp_path: Path) -> None:
