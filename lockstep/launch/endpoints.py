@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lockstep.common.errors import AddressError, UnreachableError, UsageError
+from lockstep.common.protocol.messages import StandbyAddress
 from lockstep.common.transport.address import parse
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential, Lock, Token
 from lockstep.common.transport.auth.keys import KeyFolder, read_key, read_ours, write_new
@@ -79,6 +80,12 @@ def dial_with(credential: Credential, address: str, public: str = "") -> ZeroMqC
     if public and isinstance(credential, ClientKeys):
         credential = replace(credential, server=public)
     return dial(address, credential=credential)
+
+
+def keyed(credential: Credential, address: str) -> tuple[StandbyAddress, ...]:
+    """Return a standby's address with each key that it may have: one that the key file lists, or that of the server."""
+    known = credential.standbys if isinstance(credential, ClientKeys) else ()
+    return tuple(StandbyAddress(address=address, public=public) for public in (*known, ""))
 
 
 def make_token(folder: Path) -> Token:

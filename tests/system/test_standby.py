@@ -172,6 +172,28 @@ def test_a_key_of_a_worker_mirrors_nothing(place: Place, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
+def test_a_worker_that_is_started_again_finds_a_standby_with_a_key_of_its_own(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place.folder)
+    flags = (*job(place, 60), *OFTEN)
+    expected = calm(place, flags)
+    assert run(["keys", "create", "keys", "--name", "worker-1", "--name", "standby-1"]) == 0
+    bound = ("--bind", "tcp://127.0.0.1:0")
+    server = place.start("server", *flags, *OVER_SOCKETS, "--run-dir", "run", *bound, "--keys", "keys")
+    first = server.line_with("lockstep worker ").split()[2]
+    shown = ("--key", "keys/standby-1.key", "--run-dir", "mirror")
+    standby = place.start("server", "--standby-of", first, *bound, *shown)
+    second = standby.line_with("lockstep promote ").split()[2]
+    standby.line_with("has all that there is")
+    kill(server.popen.pid)
+    assert run(["promote", second, "--key", "keys/standby-1.key"]) == 0
+    worker = place.start("worker", f"{first},{second}", "--workers", "1", "--key", "keys/worker-1.key")
+    ends(standby, [worker])
+    assert digest(place, "mirror") == expected
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(bool(why_not()), reason="network namespaces may not be made here")
 @pytest.mark.parametrize("seed", range(20))
 def test_a_host_that_is_cut_off_at_any_moment_is_replaced(

@@ -414,7 +414,7 @@ class NodeProcess(SimulatedShell, ABC):
 
 def config_of(run: SimulatedRun, join: Join | ShardJoin) -> ClientConfig:
     """Return how a process finds the servers of a run: it was told of all of them."""
-    others = tuple(run.standbys.values())
+    others = tuple(StandbyAddress(address=address) for address in run.standbys.values())
     return ClientConfig(address=ADDRESS, join=join, silence_s=SILENCE_S, others=others)
 
 

@@ -62,6 +62,8 @@ def add(folder: Path, name: str) -> None:
     """Make a key for the worker NAME in DIR, and admit it from now on."""
     path = KeyFolder(folder).add(name)
     click.echo(f"made {path}; move it to {_use(name)}")
+    if name.startswith(STANDBY):
+        click.echo("keys that were made before do not list it: to start a worker with its address, make a new one")
 
 
 def _use(name: str) -> str:
@@ -73,7 +75,8 @@ def _use(name: str) -> str:
 @keys.command(short_help="Make a worker's key on the worker's machine.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--server", required=True, metavar="KEY", help="public key of the server, or its file server.public")
-def make(file: Path, server: str) -> None:
+@click.option("--standby", "standbys", multiple=True, metavar="KEY", help="public key of a standby; may be repeated")
+def make(file: Path, server: str, standbys: tuple[str, ...]) -> None:
     """Make a worker's key in FILE, whose secret part never leaves this machine.
 
     Then print the command that admits the worker, to run on the server's machine.
@@ -83,8 +86,11 @@ def make(file: Path, server: str) -> None:
     public = server if Z85_KEY.fullmatch(server) else read_ours(Path(server), forbidden=0o022).strip()
     if not Z85_KEY.fullmatch(public):
         raise click.UsageError(f"{server!r} is not a public key: expected 40 characters, as in DIR/server.public")
+    for standby in standbys:
+        if not Z85_KEY.fullmatch(standby):
+            raise click.UsageError(f"{standby!r} is not a public key: expected 40 characters, as `lockstep keys list` has")
     pair, signing = new_pair(), new_signing_key()
-    write_secret(file, SecretKey(name, pair, public, signing.seed))
+    write_secret(file, SecretKey(name, pair, public, signing.seed, standbys))
     click.echo(f"made {file}; admit it on the server's machine, where DIR is the folder of keys:")
     click.echo(f"  lockstep keys allow DIR {name} '{pair.public}'{f' {signing.public}' * bool(signing.public)}")
 

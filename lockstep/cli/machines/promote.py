@@ -12,10 +12,8 @@ from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import Message, Refused
 from lockstep.common.protocol.standby_messages import CommandOutcome, Promote
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.common.transport.auth.credentials import ClientKeys
-from lockstep.common.transport.auth.keys import STANDBY, read_key
 from lockstep.launch.client import no_answer
-from lockstep.launch.endpoints import credential_of, dial_with
+from lockstep.launch.endpoints import credential_of, dial_with, keyed
 
 TIMEOUT_OPTION = click.option(
     "--timeout", type=seconds, metavar="SECONDS", default=5.0, help="seconds to wait for an answer  [5]"
@@ -41,11 +39,9 @@ def promote(address: str, timeout: float, key: Path | None) -> None:
 def command(address: str, message: Message, timeout_s: float, key: Path | None) -> str:
     """Send a server a command; return what it does. `RunError` if it does not."""
     credential = credential_of(key, None)
-    if isinstance(message, Promote) and key is not None and isinstance(credential, ClientKeys):
-        made = read_key(key)
-        # A standby is asked with its own key.
-        credential = ClientKeys(made.pair, made.pair.public) if made.name.startswith(STANDBY) else credential
-    with closing(dial_with(credential, address)) as port:
+    # A standby is asked with its own key, and a server with the one that the file names.
+    public = keyed(credential, address)[0].public if isinstance(message, Promote) else ""
+    with closing(dial_with(credential, address, public)) as port:
         port.send(encode(message))
         clock = SystemClock()
         until = clock.now() + timeout_s

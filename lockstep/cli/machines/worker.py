@@ -19,12 +19,12 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import cache_home, cores, give_way
 from lockstep.common.runtime.numerics import Numerics, own_numerics
 from lockstep.common.statemachine.client import ClientConfig, Exit
-from lockstep.common.transport.auth.credentials import Credential
+from lockstep.common.transport.auth.credentials import ClientKeys, Credential
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.ports import dial, wait_for_any
 from lockstep.launch.child import HERE, Child
 from lockstep.launch.client import DONE, own_join, say, take_part
-from lockstep.launch.endpoints import check_worker_key, credential_of, dial_with, signer_of
+from lockstep.launch.endpoints import check_worker_key, credential_of, dial_with, keyed, signer_of
 from lockstep.launch.lifetime import ends_with_parent, uninterrupted
 from lockstep.launch.numerics import begin_with
 from lockstep.launch.process_backend import private_folder
@@ -35,6 +35,13 @@ from lockstep.worker.team.helper import TeamProcess, never
 from lockstep.worker.team.meeting import MeetingPlace
 from lockstep.worker.team.progress import patience_of
 from lockstep.worker.team.session import Surroundings, default_roots
+
+
+#: What that means for a worker that was given several addresses.
+NO_STANDBY = (
+    "a standby with a key of its own is found only after the server has named it; a key that `lockstep keys add DIR NAME` "
+    "makes after that of the standby lists it"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +170,11 @@ def lead(request: WorkerRequest, credential: Credential) -> int:
     patience = patience_of(request.processes, cores())
     silence_s = SILENCE_S if request.timeout is None else request.timeout
     address, *others = request.addresses()
+    if others and isinstance(credential, ClientKeys) and not credential.standbys:
+        say(f"notice: {request.key} lists no standby's key: {NO_STANDBY}")
+    candidates = tuple(one for other in others for one in keyed(credential, other))
     config = ClientConfig(
-        address=address, join=join, timeout_s=request.timeout, silence_s=silence_s, others=tuple(others)
+        address=address, join=join, timeout_s=request.timeout, silence_s=silence_s, others=candidates
     )
     with own_core(0, request.processes):
         port = dial(address, credential=credential)

@@ -192,8 +192,9 @@ class ClientConfig:
 
     address: str
     join: Join | ShardJoin
-    #: Where else the run may be led from, as far as a person has said.
-    others: tuple[str, ...] = ()
+    #: Where else the run may be led from, as far as a person has said. If it is not known which key a standby has, its
+    #: address is here with each that it may have.
+    others: tuple[StandbyAddress, ...] = ()
     #: Seconds to wait for a server that is not there, None for ever.
     timeout_s: float | None = None
     #: Seconds after which a server that was there and is silent counts as gone.
@@ -283,7 +284,7 @@ class Client(Machine[ClientEvent, ClientEffect]):
 
     def _servers(self) -> list[StandbyAddress]:
         """Return all servers that may lead the run: those that it was sent to, the standbys, and the last one."""
-        given = [StandbyAddress(address=address) for address in (self.config.address, *self.config.others)]
+        given = [StandbyAddress(address=self.config.address), *self.config.others]
         return in_turn(given, self.standbys, self.server)
 
     def _next_retry(self, most_s: float) -> float:
@@ -385,14 +386,14 @@ class Client(Machine[ClientEvent, ClientEffect]):
     def _next_server(self, why: str, now: float) -> list[ClientEffect]:
         """Go to the next of the servers that may lead the run; to the same one again if there is no other."""
         servers = self._servers()
-        here = [one.address for one in servers].index(self.server.address)
-        return self._leave_for(servers[(here + 1) % len(servers)], why, now)
+        return self._leave_for(servers[(servers.index(self.server) + 1) % len(servers)], why, now)
 
     def _leave_for(self, server: StandbyAddress, why: str, now: float) -> list[ClientEffect]:
         """Ask another server for a place."""
         started = self.started if self.phase is ClientPhase.JOINING else now
         self.phase, self.server, self.started = ClientPhase.JOINING, server, started
-        self.arrived, self.answer = now, None
+        # What prevented a connection to the last one says nothing of this one.
+        self.arrived, self.answer, self.obstacle = now, None, ""
         self.on_message(now)
         self.rejoins += 1
         text = f"asking {server.address}: {one_line(why)}"
@@ -461,6 +462,10 @@ def _place_of(welcome: Welcome | ShardWelcome) -> str:
 def in_turn(
     given: Sequence[StandbyAddress], standbys: Sequence[StandbyAddress], last: StandbyAddress
 ) -> list[StandbyAddress]:
-    """Return the servers that may lead a run, in the order in which they are asked, whichever was asked `last`."""
-    known = {one.address: one for one in (*given, last, *standbys)}
-    return [known[address] for address in dict.fromkeys(one.address for one in (*given, *standbys, last))]
+    """Return the servers that may lead a run, in the order in which they are asked, whichever was asked `last`.
+
+    An address may be given with several keys. A server that this process trusts knows the key of a standby: then no other
+    one is tried there.
+    """
+    named = {one.address: one for one in standbys}
+    return list(dict.fromkeys((*(named.get(one.address, one) for one in given), *standbys, last)))

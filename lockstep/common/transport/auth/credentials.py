@@ -36,6 +36,8 @@ class ClientKeys:
 
     pair: KeyPair
     server: str
+    #: Public keys of standbys, one of which may have the server's place.
+    standbys: tuple[str, ...] = ()
     #: Of the key that signs results, 32 bytes in hex; empty if there is none.
     seed: str = field(default="", repr=False)
 

@@ -9,6 +9,7 @@ DIR            0700
 └── NAME.key        0600  a worker's secret and the server's public key: move it to the worker's machine
 """
 
+import json
 import os
 import re
 import shutil
@@ -35,6 +36,9 @@ STANDBY = "standby-"
 #: Most bytes of a key file.
 MOST_BYTES = 4096
 
+#: What a key file may hold.
+_FIELDS = {"name", "public", "secret", "server", "seed", "standbys"}
+
 _BANNER = "# A secret key of Lockstep. Anybody who has it can join as {name}: keep it readable for its user only.\n"
 
 
@@ -48,10 +52,13 @@ class SecretKey:
     server: str = ""
     #: Of the key with which the worker signs its results, 32 bytes in hex; empty if it does not.
     seed: str = field(default="", repr=False)
+    #: Public keys of the standbys that were known when it was made.
+    standbys: tuple[str, ...] = ()
 
     def client(self) -> ClientKeys:
-        """Return what a client presents with it; with the server's own key, it talks to that server."""
-        return ClientKeys(self.pair, self.server or self.pair.public, self.seed)
+        """Return what a client presents with it; with the server's own key, or a standby's, also to that one itself."""
+        own = (self.pair.public,) if self.name.startswith(STANDBY) else ()
+        return ClientKeys(self.pair, self.server or self.pair.public, (*own, *self.standbys), self.seed)
 
 
 def write_secret(path: Path, key: SecretKey) -> None:
@@ -63,6 +70,8 @@ def write_secret(path: Path, key: SecretKey) -> None:
         lines["seed"] = key.seed
     # No character of a name or of Z85 needs an escape in TOML.
     text = _BANNER.format(name=key.name) + "".join(f'{name} = "{value}"\n' for name, value in lines.items())
+    if key.standbys:
+        text += f"standbys = {json.dumps(key.standbys)}\n"
     write_new(path, text, 0o600)
 
 
@@ -93,20 +102,25 @@ def read_key(path: Path) -> SecretKey:
         values = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise KeyFileError(_malformed(path, str(error))) from None
-    if not {"name", "public", "secret"} <= values.keys() <= {"name", "public", "secret", "server", "seed"}:
-        raise KeyFileError(_malformed(path, "it lacks name, public or secret, or has more than these, server and seed"))
+    if not {"name", "public", "secret"} <= values.keys() <= _FIELDS:
+        raise KeyFileError(
+            _malformed(path, "it lacks name, public or secret, or has more than these, server, seed and standbys")
+        )
     if not NAME.fullmatch(str(values["name"])):
         raise KeyFileError(_malformed(path, f"its name is {values['name']!r}"))
-    for name in values.keys() - {"name", "seed"}:
+    for name in values.keys() - {"name", "seed", "standbys"}:
         if not (isinstance(values[name], str) and Z85_KEY.fullmatch(values[name])):
             # Without the value: it may be a secret.
             raise KeyFileError(_malformed(path, f"its {name} is not a key of 40 characters"))
     if not SIGNING_KEY.fullmatch(str(values.get("seed", "0" * 64))):
         raise KeyFileError(_malformed(path, "its seed is not 64 hexadecimal digits"))
+    standbys = values.get("standbys", [])
+    if not isinstance(standbys, list) or not all(Z85_KEY.fullmatch(str(public)) for public in standbys):
+        raise KeyFileError(_malformed(path, "its standbys are not a list of keys of 40 characters"))
     if public_of(values["secret"]) != values["public"]:
         raise KeyFileError(f"the public and the secret key in {str(path)!r} do not belong together: make a new one")
     pair = KeyPair(values["public"], values["secret"])
-    return SecretKey(values["name"], pair, values.get("server", ""), values.get("seed", ""))
+    return SecretKey(values["name"], pair, values.get("server", ""), values.get("seed", ""), tuple(standbys))
 
 
 def read_ours(path: Path, *, forbidden: int, most: int = MOST_BYTES) -> str:
@@ -184,7 +198,8 @@ class KeyFolder:
             write_new(partial / SERVER_PUBLIC, f"{pair.public}\n", 0o644)
             write_new(partial / ALLOWED, "", 0o600)
             folder = cls(partial)
-            for name in names:
+            # Those of standbys first: the others' files list them.
+            for name in sorted(names, key=lambda name: not name.startswith(STANDBY)):
                 folder.add(name)
             partial.rename(target)
         except OSError as error:
@@ -210,6 +225,10 @@ class KeyFolder:
         self._check_private()
         return AllowList(self.path / ALLOWED)()
 
+    def standbys(self) -> tuple[str, ...]:
+        """Return the public keys of the standbys that are let in."""
+        return tuple(public for public, name in self.names().items() if name.startswith(STANDBY))
+
     def signers(self) -> Mapping[str, str]:
         """Return, by name, the public keys of those that sign their results."""
         self._check_private()
@@ -221,7 +240,7 @@ class KeyFolder:
         self._check_new(name)
         path = self.path / f"{name}.key"
         pair, signing = new_pair(), new_signing_key()
-        write_secret(path, SecretKey(name, pair, self.server_key().pair.public, signing.seed))
+        write_secret(path, SecretKey(name, pair, self.server_key().pair.public, signing.seed, self.standbys()))
         try:
             self.allow(name, pair.public, signing.public)
         except BaseException:

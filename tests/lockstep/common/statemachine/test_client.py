@@ -1,5 +1,6 @@
 """How a process joins a run and leaves it: it asks, prepares, waits for a silent server, and knows when to go."""
 
+from dataclasses import replace
 from itertools import product
 from typing import get_args
 
@@ -394,6 +395,30 @@ def test_a_silent_server_is_left_for_a_standby_after_the_time_that_the_job_names
     (asked,) = sent(effects)
     assert isinstance(asked, Join)
     assert (asked.term, asked.last_rank, asked.run) == (TERM, WELCOME.rank, WELCOME.run)
+
+
+def test_a_standby_whose_key_is_not_known_is_tried_with_each_until_a_server_has_named_it() -> None:
+    first, own, shared = (StandbyAddress(address=one) for one in ("tcp://h:1", "tcp://h:9", "tcp://h:9"))
+    own = msgspec.structs.replace(own, public="k" * 40)
+    drive = ClientDrive()
+    drive.client.config = replace(drive.client.config, others=(own, shared))
+    drive.start()
+    drive.dispatch(ObstacleFound(obstacle="nothing listens at tcp://h:1", is_final=False))
+    found: list[StandbyAddress] = []
+    while len(found) < 4:
+        effects = pass_time(drive)
+        if redials(effects):
+            found += redials(effects)
+            # What was found out of the first address says nothing of this one.
+            assert drive.client.obstacle == ""
+    assert found == [own, shared, first, own]
+    drive.dispatch(msgspec.structs.replace(WELCOME, term=TERM, standbys=(own,)))
+    drive.dispatch(PREPARED)
+    drive.dispatch(Eviction(reason="a restart"))
+    found.clear()
+    while len(found) < 3:
+        found += redials(pass_time(drive))
+    assert found == [first, own, first]
 
 
 def test_a_server_that_answers_is_not_left() -> None:

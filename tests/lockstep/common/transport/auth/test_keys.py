@@ -74,6 +74,22 @@ def test_what_is_written_is_read(key: Path) -> None:
     )
 
 
+def test_a_worker_knows_the_keys_of_the_standbys_in_whatever_order_they_are_named(tmp_path: Path) -> None:
+    folder = KeyFolder.create(tmp_path / "keys", ["worker-1", "standby-1", "standby-2"])
+    worker, first, second = (read_key(folder.path / f"{name}.key") for name in ("worker-1", "standby-1", "standby-2"))
+    assert worker.standbys == worker.client().standbys == (first.pair.public, second.pair.public)
+    # A person asks a standby with its key.
+    assert second.client().standbys == (second.pair.public, first.pair.public)
+    assert read_key(folder.add("worker-2")).standbys == worker.standbys
+
+
+@pytest.mark.parametrize("value", ["'x'", "['short']", "[1]", "{}"])
+def test_standbys_that_are_not_keys_are_refused(key: Path, value: str) -> None:
+    key.write_text(f"{key.read_text()}standbys = {value}\n")
+    with pytest.raises(KeyFileError, match="its standbys are not a list of keys of 40 characters"):
+        read_key(key)
+
+
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
 def test_secrets_are_for_one_user_whatever_the_umask(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
@@ -127,7 +143,7 @@ def test_a_secret_of_another_user_is_refused(key: Path) -> None:
     ("text", "expected"),
     [
         ("", "it lacks name, public or secret"),
-        ("name = 3", "it lacks name, public or secret, or has more than these, server and seed"),
+        ("name = 3", "it lacks name, public or secret, or has more than these, server, seed and standbys"),
         ("name", "Expected '='"),
         (b"\xff\xfe", "it is not text"),
         ("x" * 5000, "it is longer than 4096 bytes"),
