@@ -207,10 +207,18 @@ def text_of_module(model: Any) -> ModelText | None:
     from lockstep.common.model.pytorch.comparison import constructed
 
     gathering = Gathering()
-    call = constructed(model, gathering.value)
-    if call is None:
+    built = constructed(model, gathering.value)
+    if built is None:
         return None
-    text = f"{WRITTEN_BY_FIT}{gathering.text()}\n\ndef build():\n    return {call}\n"
+    lines = [f"return {built.call}"]
+    if built.requires_grad:
+        lines = [
+            f"model = {built.call}",
+            *(f"model.get_parameter({name!r}).requires_grad = {value}" for name, value in built.requires_grad.items()),
+            "return model",
+        ]
+    body = "\n".join(f"    {line}" for line in lines)
+    text = f"{WRITTEN_BY_FIT}{gathering.text()}\n\ndef build():\n{body}\n"
     return ModelText(type(model).__name__, "build", text)
 
 

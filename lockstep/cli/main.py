@@ -1,6 +1,7 @@
 """Where the command `lockstep` begins: errors become one line and an exit code."""
 
 import errno
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ FAILED, INTERRUPTED = 1, 130
 def main() -> None:
     """Run the command line and exit."""
     interrupt_on_signals()
+    open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         # The name of a folder may have letters that an encoding lacks which somebody has asked for.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # both are files
@@ -35,6 +37,16 @@ def main() -> None:
     # The interpreter takes our handlers away before it is gone, and an impatient Ctrl-C would have the last word.
     ignore_signals()
     sys.exit(code)
+
+
+def open_missing_streams() -> None:
+    """Let what is printed go nowhere if whoever started this process has closed its standard output, as `>&-` does.
+
+    A socket or a file would get that number otherwise, and what libraries print.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def run(arguments: list[str], restart: Callable[[list[str], Numerics], int] = restart, called: str = "lockstep") -> int:

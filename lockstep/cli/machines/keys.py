@@ -88,7 +88,9 @@ def make(file: Path, server: str, standbys: tuple[str, ...]) -> None:
         raise click.UsageError(f"{server!r} is not a public key: expected 40 characters, as in DIR/server.public")
     for standby in standbys:
         if not Z85_KEY.fullmatch(standby):
-            raise click.UsageError(f"{standby!r} is not a public key: expected 40 characters, as `lockstep keys list` has")
+            raise click.UsageError(
+                f"{standby!r} is not a public key: expected 40 characters, as `lockstep keys list` has"
+            )
     pair, signing = new_pair(), new_signing_key()
     write_secret(file, SecretKey(name, pair, public, signing.seed, standbys))
     click.echo(f"made {file}; admit it on the server's machine, where DIR is the folder of keys:")

@@ -16,7 +16,6 @@ from lockstep.launch.client import StatusClient, no_answer
 from lockstep.launch.endpoints import credential_of, dial_with, keyed
 from lockstep.results.reports.display import epoch_line, figures, in_teams, place, print_plainly, workers_table
 
-
 #: Seconds after which a handshake has failed if the server has another key.
 HANDSHAKE_S = 1.0
 

@@ -36,11 +36,10 @@ from lockstep.worker.team.meeting import MeetingPlace
 from lockstep.worker.team.progress import patience_of
 from lockstep.worker.team.session import Surroundings, default_roots
 
-
 #: What that means for a worker that was given several addresses.
 NO_STANDBY = (
-    "a standby with a key of its own is found only after the server has named it; a key that `lockstep keys add DIR NAME` "
-    "makes after that of the standby lists it"
+    "a standby with a key of its own is found only after the server has named it; a key that `lockstep keys add` makes "
+    "after that of the standby lists it"
 )
 
 
@@ -173,9 +172,7 @@ def lead(request: WorkerRequest, credential: Credential) -> int:
     if others and isinstance(credential, ClientKeys) and not credential.standbys:
         say(f"notice: {request.key} lists no standby's key: {NO_STANDBY}")
     candidates = tuple(one for other in others for one in keyed(credential, other))
-    config = ClientConfig(
-        address=address, join=join, timeout_s=request.timeout, silence_s=silence_s, others=candidates
-    )
+    config = ClientConfig(address=address, join=join, timeout_s=request.timeout, silence_s=silence_s, others=candidates)
     with own_core(0, request.processes):
         port = dial(address, credential=credential)
         if not request.supervised:

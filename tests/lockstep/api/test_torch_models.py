@@ -78,6 +78,24 @@ class Shown(nn.Module):  # type: ignore[misc, name-defined]
         return self.act()(self.inner(x))
 
 
+class HalfFrozen(nn.Module):  # type: ignore[misc, name-defined]
+    """A layer whose class freezes a part of it, which a person trains again."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.first, self.second = width, nn.Linear(784, width), nn.Linear(width, 10)
+        self.first.requires_grad_(False)
+
+    def forward(self, x: Any) -> Any:
+        return self.second(self.first(x))
+
+
+def frozen(model: Any, name: str) -> Any:
+    """Freeze one part, and train all others."""
+    model.requires_grad_(True).get_submodule(name).requires_grad_(False)
+    return model
+
+
 def hooked() -> Any:
     model = Net()
     model.head.register_forward_hook(lambda *_: None)
@@ -101,6 +119,8 @@ AS_THEY_COME: dict[str, Callable[[], Any]] = {
     ),
     "names": lambda: nn.Sequential(OrderedDict(flat=nn.Flatten(), head=nn.Linear(784, 10))),
     "own layer": lambda: nn.Sequential(nn.Flatten(), Shown(784, nn.Tanh, bias=False)),
+    "frozen layers": lambda: frozen(nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(784, 8)), Shown(8)), "1"),
+    "frozen, and not": lambda: frozen(nn.Sequential(nn.Flatten(), HalfFrozen(12)), "1.second"),
     "partial": lambda: partial(Net, width=5),
     "lambda": lambda: lambda: Net(6),
     "closure": lambda: head(7),
@@ -113,7 +133,15 @@ def test_models_are_trained_as_they_come(tmp_path: Path, kind: str) -> None:
     run = fit(model, tiny_arrays(64, 10), run_dir=tmp_path / "run", **{**BRIEF, "epochs": 1})
     expected = model if isinstance(model, nn.Module) else model()
     assert repr(run.model) == repr(expected)
-    assert [each.shape for each in run.model.parameters()] == [each.shape for each in expected.parameters()]
+    here, there = ([(each.shape, each.requires_grad) for each in one.parameters()] for one in (run.model, expected))
+    assert here == there
+
+
+def test_frozen_layers_of_a_module_keep_its_weights(tmp_path: Path) -> None:
+    model = frozen(nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Linear(8, 10)), "1")
+    run = fit(model, tiny_arrays(64, 10), run_dir=tmp_path / "run", warm_start=True, **{**BRIEF, "epochs": 1})
+    assert torch.equal(run.model[1].weight, model[1].weight)
+    assert not torch.equal(run.model[3].weight, model[3].weight)
 
 
 class Counting(nn.Module):  # type: ignore[misc, name-defined]

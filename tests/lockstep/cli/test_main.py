@@ -294,6 +294,12 @@ def test_an_encoding_that_lacks_a_letter_costs_that_letter(tmp_path: Path) -> No
     assert "l\\xe4uft" in ended.stdout
 
 
+def test_a_command_may_have_no_standard_streams() -> None:
+    # As `nohup` in a cron job, or a service.
+    command = f"exec {shlex.quote(sys.executable)} -P -m lockstep --version <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command], env=child_environment(), check=False).returncode == 0
+
+
 def test_a_folder_that_is_gone_is_named_in_one_line(tmp_path: Path) -> None:
     program = "import os, sys; os.rmdir(os.getcwd()); from lockstep.__main__ import main; main()"
     folder = tmp_path / "gone"

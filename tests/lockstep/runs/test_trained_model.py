@@ -128,7 +128,13 @@ def test_data_of_another_folder_is_told(tmp_path: Path) -> None:
         dataset_of(job)
 
 
-OF_DATA = [["evaluate"], ["export", "model.safetensors"], ["ledger"], ["verify"], ["replay", "--step", "1", "--micro-batch", "0"]]
+OF_DATA = [
+    ["evaluate"],
+    ["export", "model.safetensors"],
+    ["ledger"],
+    ["verify"],
+    ["replay", "--step", "1", "--micro-batch", "0"],
+]
 
 
 @pytest.mark.parametrize("command", OF_DATA, ids=[words[0] for words in OF_DATA])

@@ -5,7 +5,8 @@ What was drawn or trained may differ.
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -82,28 +83,57 @@ Expression = Callable[[object, str], str]
 UNKEPT = ("self", "device", "dtype")
 
 
-def constructed(model: Any, expression: Expression) -> str | None:
-    """Return a call that builds a module like this one; None if its layers do not show what they were built with.
+@dataclass(frozen=True)
+class Construction:
+    """A call that builds a module, and what was done to that afterwards."""
+
+    call: str
+    #: Parameters that are frozen or not, other than in what the call returns, by name.
+    requires_grad: Mapping[str, bool]
+
+
+def constructed(model: Any, expression: Expression) -> Construction | None:
+    """Return how to build a module like this one; None if its layers do not show what they were built with.
 
     The call was made, and its result compared.
     """
-    call, again = _call(model, expression)
-    return None if call is None or any(True for _ in differences(model, again)) else call
+    requires_grad: dict[str, bool] = {}
+    call, again = _call(model, expression, "", requires_grad)
+    if call is None or any(True for _ in differences(model, again)):
+        return None
+    return Construction(call, requires_grad)
 
 
-def _call(layer: Any, expression: Expression) -> tuple[str | None, Any]:
-    """Return the call that builds a layer, and a layer that was built so."""
+def _call(layer: Any, expression: Expression, prefix: str, requires_grad: dict[str, bool]) -> tuple[str | None, Any]:
+    """Return the call that builds a layer, and a layer that was built so, whose parameters are frozen as the layer's.
+
+    `requires_grad` gets those that are not so by the call alone, by their names after the prefix.
+    """
     name = expression(type(layer), "the model")
     if type(layer) in (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict):
-        return _container(layer, name, expression)
+        return _container(layer, name, expression, prefix, requires_grad)
     given = _arguments(layer)
     try:
         again = type(layer)(**given)
     except Exception:  # noqa: BLE001  # a class of a user may raise anything
         return None, None
+    requires_grad |= {f"{prefix}{key}": value for key, value in _frozen_alike(layer, again).items()}
     if any(True for _ in differences(layer, again)) or not _has_same_constants(layer, again):
         return None, None
     return f"{name}({', '.join(f'{key}={expression(value, name)}' for key, value in given.items())})", again
+
+
+def _frozen_alike(layer: Any, again: Any) -> dict[str, bool]:
+    """Freeze what is frozen in the layer, and nothing else; return what that has changed."""
+    found = dict(again.named_parameters())
+    changed = {
+        key: parameter.requires_grad
+        for key, parameter in layer.named_parameters()
+        if key in found and found[key].requires_grad != parameter.requires_grad
+    }
+    for key, value in changed.items():
+        found[key].requires_grad = value
+    return changed
 
 
 def _arguments(layer: Any) -> dict[str, object]:
@@ -127,10 +157,12 @@ def _has_same_constants(layer: Any, again: Any) -> bool:
     return all(one is other is None or bytes_of(one) == bytes_of(other) for one, other in pairs)
 
 
-def _container(layer: Any, name: str, expression: Expression) -> tuple[str | None, Any]:
+def _container(
+    layer: Any, name: str, expression: Expression, prefix: str, requires_grad: dict[str, bool]
+) -> tuple[str | None, Any]:
     calls, again = dict[str, str](), dict[str, Any]()
     for key, part in layer._modules.items():
-        call, again[key] = _call(part, expression)
+        call, again[key] = _call(part, expression, f"{prefix}{key}.", requires_grad)
         if call is None:
             return None, None
         calls[key] = call
