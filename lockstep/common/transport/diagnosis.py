@@ -110,8 +110,8 @@ def _broken_off(address: str, credential: Credential) -> str:
     if isinstance(credential, ClientKeys):
         return (
             f"the server at {address} breaks off the handshake: its key is not {credential.server!r}, which this key "
-            "file names, or it cannot look up keys; compare `lockstep keys list DIR` on its machine (a standby has a key "
-            "of its own, which a key file lists that was made after it)"
+            "file names, or it cannot look up keys; compare `lockstep keys list DIR` on its machine (a standby has a "
+            "key of its own, which a key file lists that was made after it)"
         )
     return f"the server at {address} breaks off the handshake: install the same version of Lockstep on both machines"
 
