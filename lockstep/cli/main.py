@@ -39,6 +39,15 @@ def main() -> None:
     sys.exit(code)
 
 
+def is_text(argument: str) -> bool:
+    """Tell whether an argument can be written into a file: Python keeps bytes that it cannot decode as surrogates."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def open_missing_streams() -> None:
     """Let what is printed go nowhere if whoever started this process has closed its standard output, as `>&-` does.
 
@@ -59,6 +68,13 @@ def run(arguments: list[str], restart: Callable[[list[str], Numerics], int] = re
     def end(text: str, code: int) -> int:
         return _end(text.replace("`lockstep ", f"`{called} "), code)
 
+    for argument in arguments:
+        if not is_text(argument):
+            return end(
+                f"{argument!r} is not text in {sys.getfilesystemencoding()}, the encoding of file names here: expected a "
+                "name that a run can record; set PYTHONUTF8=1, or rename it",
+                USAGE,
+            )
     try:
         code = cli.main(arguments, prog_name="lockstep", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

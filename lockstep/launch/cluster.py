@@ -154,7 +154,8 @@ class Cluster:
                     bring_home(self.run_dir, self.home)
                 elif self.launch.standby and (self.home / RESULT).exists():
                     shutil.rmtree(self.home / STANDBY, ignore_errors=True)
-                keep_logs(self.folder, self.home)
+                if lost := keep_logs(self.folder, self.home):
+                    self.say(lost)
                 shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start_servers(self, address: str) -> str:

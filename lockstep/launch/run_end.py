@@ -28,18 +28,29 @@ PICTURE = "learning.png"
 PICTURE_S = 30.0
 
 
-def keep_logs(folder: Path, run: Path) -> None:
-    """Move the logs in a folder into that of a run, if it has begun, where those of its earlier parts may be."""
+def keep_logs(folder: Path, run: Path) -> str:
+    """Move the logs in a folder into that of a run, if it has begun, where those of its earlier parts may be.
+
+    Return a warning if that fails, as on a full disk: why a run ends matters more than what was said on the way.
+    """
     if not has_begun(run):
-        return
+        return ""
     for log in sorted(folder.glob(f"*{LOG}")):
         target = run / log.name
-        has_earlier = target.exists() and target.stat().st_size > 0
-        with target.open("ab") as file, log.open("rb") as words:
-            if has_earlier:
-                file.write(f"--- the run was resumed, until {wall_time()} ---\n".encode())
-            shutil.copyfileobj(words, file)
+        try:
+            _append_log(log, target)
+        except OSError as error:
+            return f"warning: cannot write {str(target)!r}: {error.strerror}: the logs of this run are not kept"
         log.unlink()
+    return ""
+
+
+def _append_log(log: Path, target: Path) -> None:
+    has_earlier = target.exists() and target.stat().st_size > 0
+    with target.open("ab") as file, log.open("rb") as words:
+        if has_earlier:
+            file.write(f"--- the run was resumed, until {wall_time()} ---\n".encode())
+        shutil.copyfileobj(words, file)
 
 
 def show_end(

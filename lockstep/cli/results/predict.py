@@ -3,7 +3,7 @@
 import csv
 import sys
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +113,13 @@ def predict_tables(
 
     targets = [column.name for column in manifest.targets]
     out = csv.writer(sys.stdout, lineterminator="\n")
+    rows = chain.from_iterable(map(TablePredictor(trained, manifest, reading).predict, tables))
+    # Before anything is printed: a table that cannot be read leaves no file with a head alone.
+    first = list(islice(rows, 1))
     if not as_json:
         out.writerow([*targets, "probability"] if manifest.classes else targets)
     problems, count = list[str](), 0
-    for row in chain.from_iterable(map(TablePredictor(trained, manifest, reading).predict, tables)):
+    for row in chain(first, rows):
         count += 1
         if row.problem:
             problems.append(row.problem)

@@ -25,8 +25,11 @@ def write_atomically(path: Path, parts: Iterable[bytes | memoryview], sync: Sync
             file.flush()
             sync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            # The system names no file if a write fails: whoever reads the error has to know which disk is full.
+            error.filename = str(path)
         raise
     sync_folder(path.parent, sync)
 

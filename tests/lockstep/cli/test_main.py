@@ -294,6 +294,13 @@ def test_an_encoding_that_lacks_a_letter_costs_that_letter(tmp_path: Path) -> No
     assert "l\\xe4uft" in ended.stdout
 
 
+def test_a_name_that_is_not_text_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "--run-dir", os.fsdecode(b"l\xe4uft")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(r"error: 'l\udce4uft' is not text in utf-8, the encoding of file names here: expected ")
+    assert told.endswith("set PYTHONUTF8=1, or rename it\n")
+
+
 def test_a_command_may_have_no_standard_streams() -> None:
     # As `nohup` in a cron job, or a service.
     command = f"exec {shlex.quote(sys.executable)} -P -m lockstep --version <&- >&- 2>&-"

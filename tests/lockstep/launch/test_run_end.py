@@ -93,6 +93,22 @@ def test_logs_are_added_to_those_of_earlier_parts(tmp_path: Path) -> None:
     assert [path.name for path in ours.iterdir()] == ["token"]
 
 
+def test_logs_that_the_disk_has_no_room_for_are_reported_and_hide_no_other_end(tmp_path: Path) -> None:
+    ours, run = tmp_path / "ours", tmp_path / "run"
+    for folder in (ours, run):
+        folder.mkdir()
+    (run / JOB).write_text("model = 'mlp'")
+    (ours / "server.log").write_text("x\n")
+    # Whatever is written there finds no room.
+    (run / "server.log").symlink_to("/dev/full")
+    assert keep_logs(ours, run) == (
+        f"warning: cannot write '{run / 'server.log'}': No space left on device: the logs of this run are not kept"
+    )
+    (run / "server.log").unlink()
+    assert keep_logs(ours, run) == ""
+    assert (run / "server.log").read_text() == "x\n"
+
+
 def test_what_another_process_has_taken_is_nobodys_fault(tmp_path: Path) -> None:
     (tmp_path / JOB).write_text("model = 'mlp'")
     keep_logs(tmp_path / "gone", tmp_path)

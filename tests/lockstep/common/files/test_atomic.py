@@ -54,7 +54,8 @@ def test_a_disk_that_fails_to_keep_what_it_took_leaves_one_whole_file(
     tmp_path: Path, number: int, content: bytes
 ) -> None:
     (tmp_path / "file").write_bytes(b"old")
-    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)) as caught:
         write_atomically(tmp_path / "file", [b"new"], failing_at(number))
+    assert caught.value.filename == (str(tmp_path / "file") if number == 1 else None)
     assert (tmp_path / "file").read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
