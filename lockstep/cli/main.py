@@ -71,8 +71,8 @@ def run(arguments: list[str], restart: Callable[[list[str], Numerics], int] = re
     for argument in arguments:
         if not is_text(argument):
             return end(
-                f"{argument!r} is not text in {sys.getfilesystemencoding()}, the encoding of file names here: expected a "
-                "name that a run can record; set PYTHONUTF8=1, or rename it",
+                f"{argument!r} is not text in {sys.getfilesystemencoding()}, the encoding of file names here: expected "
+                "a name that a run can record; set PYTHONUTF8=1, or rename it",
                 USAGE,
             )
     try:
