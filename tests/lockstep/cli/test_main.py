@@ -320,6 +320,24 @@ def test_a_folder_that_is_gone_is_named_in_one_line(tmp_path: Path) -> None:
     )
 
 
+def test_an_interrupt_in_a_callback_of_an_import_is_not_dropped() -> None:
+    # What is raised while an object is removed is reported and dropped.
+    program = (
+        "import os, signal, sys\n"
+        "class Removed:\n"
+        "    def __del__(self): os.kill(os.getpid(), signal.SIGINT)\n"
+        "class Impatient:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'click': Removed()\n"
+        "sys.meta_path.insert(0, Impatient())\n"
+        "from lockstep.__main__ import main; main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-P", "-c", program, "--version"], env=child_environment(), capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "\nerror: interrupted\n")
+
+
 def test_an_interrupt_while_modules_are_loaded_is_one_line() -> None:
     # What a module raises that is loaded on the way.
     program = (
