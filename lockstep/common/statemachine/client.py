@@ -464,8 +464,8 @@ def in_turn(
 ) -> list[StandbyAddress]:
     """Return the servers that may lead a run, in the order in which they are asked, whichever was asked `last`.
 
-    An address may be given with several keys. A server that this process trusts knows the key of a standby: then no other
-    one is tried there.
+    An address may be given with several keys. A server that this process trusts knows the key of a standby: then no
+    other one is tried there.
     """
     named = {one.address: one for one in standbys}
     return list(dict.fromkeys((*(named.get(one.address, one) for one in given), *standbys, last)))
