@@ -170,11 +170,6 @@ class Run:
 
         With `loss="bce"`, that of each label. Raises `JobError` if the outputs are numbers.
         """
-        if kind_of(self.job.loss) is LossKind.OWN:
-            raise JobError(
-                f"a run with loss = {self.job.loss!r} has no probabilities, since only that function knows what the "
-                "outputs mean: expected `run.predict(rows)`, which returns the outputs"
-            )
         if not has_accuracy(self.job.loss):
             if kind_of(self.job.loss) is LossKind.OWN:
                 raise JobError(

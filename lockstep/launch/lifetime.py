@@ -86,7 +86,7 @@ STDIN = 0
 
 
 @contextmanager
-def ends_with_parent(folder: Path | None = None, rescue: Callable[[], None] | None = None) -> Iterator[None]:
+def ends_with_parent(folder: Path | None = None, rescue: Callable[[], object] | None = None) -> Iterator[None]:
     """Watch standard input, a pipe that the parent keeps open: its end means that the parent is gone.
 
     Then this process is interrupted, and `folder`, which the parent can no longer remove, is removed at the end. The
@@ -115,7 +115,7 @@ def _is_parent_gone() -> bool:
     return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
-def _watch(folder: Path | None, rescue: Callable[[], None] | None) -> None:
+def _watch(folder: Path | None, rescue: Callable[[], object] | None) -> None:
     # Not through `sys.stdin`: its lock, held by a daemon thread, would abort the interpreter at its end.
     while os.read(STDIN, 4096):
         pass
@@ -125,7 +125,7 @@ def _watch(folder: Path | None, rescue: Callable[[], None] | None) -> None:
     os._exit(130)
 
 
-def _sweep(folder: Path | None, rescue: Callable[[], None] | None) -> None:
+def _sweep(folder: Path | None, rescue: Callable[[], object] | None) -> None:
     if folder is None:
         return
     if rescue is not None:

@@ -4,6 +4,7 @@ What the server sends are events as they are: there is one server at a time. If 
 standbys that the server named, one after the other, until one leads the run.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -386,7 +387,11 @@ class Client(Machine[ClientEvent, ClientEffect]):
     def _next_server(self, why: str, now: float) -> list[ClientEffect]:
         """Go to the next of the servers that may lead the run; to the same one again if there is no other."""
         servers = self._servers()
-        return self._leave_for(servers[(servers.index(self.server) + 1) % len(servers)], why, now)
+        # By its address, if its key was learned since.
+        same = [one for one in servers if one == self.server] or [
+            one for one in servers if one.address == self.server.address
+        ]
+        return self._leave_for(servers[(servers.index(same[0]) + 1) % len(servers)], why, now)
 
     def _leave_for(self, server: StandbyAddress, why: str, now: float) -> list[ClientEffect]:
         """Ask another server for a place."""
@@ -464,8 +469,9 @@ def in_turn(
 ) -> list[StandbyAddress]:
     """Return the servers that may lead a run, in the order in which they are asked, whichever was asked `last`.
 
-    An address may be given with several keys. A server that this process trusts knows the key of a standby: then no
-    other one is tried there.
+    An address may be given with several keys, one of which is right: all of them are asked there, until a server has
+    named the standby and its key.
     """
-    named = {one.address: one for one in standbys}
-    return list(dict.fromkeys((*(named.get(one.address, one) for one in given), *standbys, last)))
+    keys, named = Counter(one.address for one in given), {one.address: one for one in standbys}
+    known = named if keys[last.address] > 1 else {last.address: last, **named}
+    return list(dict.fromkeys(known.get(one.address, one) for one in (*given, *standbys, last)))
