@@ -33,7 +33,7 @@ from lockstep.runs.trained_model import Moment, has_data, open_trained
 @click.option(
     "--data",
     metavar="DATA",
-    help="test on this data instead, or the run's data if it was moved: a table, a packed folder, an .npz, or IDX files",
+    help="test on this data instead, or the run's data if it was moved: a table, a packed folder, .npz, or IDX files",
 )
 @CHECKPOINT_OPTION
 @BEST_OPTION
