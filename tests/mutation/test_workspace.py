@@ -43,19 +43,16 @@ def test_a_change_is_one_of_a_function() -> None:
     assert Mutant("lockstep.worker.state.x_start__mutmut_12", "survived").function == "lockstep.worker.state.x_start"
 
 
-def test_a_process_that_a_test_starts_elsewhere_finds_the_settings_and_stays_there(tmp_path: Path) -> None:
-    copy, elsewhere, package = tmp_path / "copy", tmp_path / "elsewhere", tmp_path / "path" / "mutmut"
-    for folder in (copy, elsewhere, package):
-        folder.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "configuration.py").write_text("import os\ndef config():\n    print(os.getcwd())\n", encoding="utf-8")
-    (package.parent / "sitecustomize.py").write_text(AT_START.format(folder=os.fspath(copy)), encoding="utf-8")
+@pytest.mark.parametrize(("given", "found"), [("stats", ""), ("lockstep.worker.state.x_start__mutmut_12", None)])
+def test_a_process_that_a_test_starts_has_the_change_and_records_nothing(
+    tmp_path: Path, given: str, found: str | None
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(AT_START, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-P", "-c", "import os; print(os.getcwd())"],
-        cwd=elsewhere,
-        env={"PYTHONPATH": os.fspath(package.parent)},
+        [sys.executable, "-P", "-c", "import os; print(os.environ['MUTANT_UNDER_TEST'])"],
+        env={"PYTHONPATH": os.fspath(tmp_path), "MUTANT_UNDER_TEST": given},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stdout.split() == [os.fspath(copy), os.fspath(elsewhere)]
+    assert done.stdout.strip() == (given if found is None else found)

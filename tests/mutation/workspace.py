@@ -17,18 +17,13 @@ FOLDER = ROOT / ".mutation"
 #: How many times their usual time tests may take, and seconds on top: so a change ends that makes a loop endless.
 TIMEOUT, MORE_S = 5.0, 5.0
 
-#: What each process runs first that a test starts, wherever: what is changed asks for mutmut's settings, which are read
-#: once, and in the working folder.
+#: What each process runs first that a test starts. While mutmut records which test calls what, changed functions look
+#: for its settings, which are in the working folder of its own process alone: others record nothing.
 AT_START = """\
 import os
 
-from mutmut.configuration import config
-
-before = os.open(".", os.O_RDONLY)
-os.chdir({folder!r})
-config()
-os.fchdir(before)
-os.close(before)
+if os.environ.get("MUTANT_UNDER_TEST") == "stats":
+    os.environ["MUTANT_UNDER_TEST"] = ""
 """
 
 #: What mutmut says of a change that no test noticed.
@@ -92,7 +87,7 @@ def prepare(modules: list[Path], tests: list[str]) -> None:
     # There from the start: Python never looks again into a folder of its path that was missing when it began.
     (FOLDER / "mutants").mkdir()
     # The name is Python's: see the module `site`.
-    (FOLDER / "mutants" / "sitecustomize.py").write_text(AT_START.format(folder=os.fspath(FOLDER)), encoding="utf-8")
+    (FOLDER / "mutants" / "sitecustomize.py").write_text(AT_START, encoding="utf-8")
 
 
 def configuration(modules: list[Path], tests: list[str]) -> str:
