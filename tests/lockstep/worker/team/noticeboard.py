@@ -40,6 +40,7 @@ class BoardMeeting:
         self.board.rung.append(process)
 
     def wait(self, timeout_s: float) -> bool:
+        assert timeout_s > 0.0
         self.waited.append(timeout_s)
         before = len(self.board.rung)
         self.meanwhile()

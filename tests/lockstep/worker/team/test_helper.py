@@ -180,7 +180,11 @@ def test_the_leader_waits_for_nobody_while_it_has_something_to_do(pair: Pair) ->
     leader.begin_lease(whole(pair.welcome.job))
     assert leader.advance(pair.clock.now()) is OrderOutcome.DONE
     assert meeting.waited == []
-    leader.begin_lease(whole(pair.welcome.job))
+    assert leader.order is not None
+    found = leader.found(leader.order, None)
+    assert (found.tally.count, found.losses, found.compute_s) == (pair.welcome.job.global_batch, [], 0.0)
+    leader.begin_lease(msgspec.structs.replace(whole(pair.welcome.job), memory=3))
+    assert leader.order.memory == 3
     assert member.progress is not None
     for due_s in (1.0, LISTEN_S / 2):
         member.progress.due = pair.clock.now() + due_s
@@ -239,6 +243,18 @@ def test_it_computes_its_part_of_an_order_and_waits_for_the_next(pair: Pair) -> 
     assert mine
     covered = leader.member.memory.covered(order.number, order.node)
     assert all(covered[index] for node in mine for index in range(node.lo, node.hi))
+    pair.close()
+
+
+def test_what_the_leader_is_late_with_is_computed_by_the_other_although_nobody_rings(pair: Pair) -> None:
+    leader = pair.lead()
+    assert pair.process.step()
+    leader.begin_lease(whole(pair.welcome.job))
+    pair.steps()
+    assert pair.meeting.waited
+    pair.clock.advance(10.0)
+    pair.steps()
+    assert leader.computed() == len(whole(pair.welcome.job).node())
     pair.close()
 
 

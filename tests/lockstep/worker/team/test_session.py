@@ -13,13 +13,14 @@ from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import SharingError
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.shared_files import WEIGHTS
+from lockstep.common.protocol.team_memory import TeamShape
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.worker.compute import Compute
 from lockstep.worker.setup import Material, gather
 from lockstep.worker.team.meeting import Session
 from lockstep.worker.team.member import TeamMember
-from lockstep.worker.team.session import LeaderSetup, dismiss, follow, foretell, lead
+from lockstep.worker.team.session import LeaderSetup, _check_room, dismiss, follow, foretell, lead, shape_of
 from tests.lockstep.worker.team.crew import Alone
 from tests.lockstep.worker.team.noticeboard import BoardMeeting, Noticeboard, Recorder, around, welcome_to
 from tests.simulation.small import digits, job_of, load_digits
@@ -77,6 +78,7 @@ def test_a_session_is_announced_when_its_memory_is_there_and_the_others_map_the_
     other = second(board, memory, session)
     assert other.bells == BoardMeeting(board, 1)
     assert leader.member is not None
+    assert leader.member.bells == BoardMeeting(board, 0)
     assert ready(leader.member) == [1, 1]
     weights_of(leader.compute)[1][:] = 7.0
     assert weights_of(other.compute)[1].tolist() == weights_of(leader.compute)[1].tolist()
@@ -184,6 +186,24 @@ def test_without_room_anywhere_the_leader_says_so_and_computes_alone() -> None:
     sums, found = leader.compute.train(0, Node(0, 4))
     assert (sums.tobytes(), found) == (expected.tobytes(), tally)
     leader.close()
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+def test_the_shape_of_a_teams_memory_follows_from_the_run(clip_norm: float | None) -> None:
+    job = msgspec.structs.replace(welcome_to().job, clip_norm=clip_norm)
+    welcome = msgspec.structs.replace(welcome_to(), job=job, metric_sums=7)
+    assert shape_of(welcome, 3, 100, 2) == TeamShape(
+        processes=3, micro_batches=job.micro_batches, size=100, clips=clip_norm is not None, metrics=7, makers=2
+    )
+
+
+def test_a_team_needs_room_for_the_weights_and_two_vectors_a_process() -> None:
+    shape = shape_of(welcome_to(), 3, 10**8, 2)
+    # Of 400 MB each: six of three processes, two of weights, and a little for the marks.
+    with pytest.raises(
+        SharingError, match=r"^/proc has no room for the 305[2-9] MiB of a team of 3 \(0 MiB are free\)"
+    ):
+        _check_room(FULL["full"], shape)
 
 
 def test_one_process_that_shares_no_memory_makes_none_and_says_nothing(memory: Path) -> None:

@@ -120,11 +120,13 @@ class SlowLock:
 
     meanwhile: Callable[[], None]
     is_ours: bool = False
+    #: Whether somebody else has it.
+    is_taken: bool = False
 
     def acquire(self) -> bool:
         self.meanwhile()
-        self.is_ours = True
-        return True
+        self.is_ours = not self.is_taken
+        return self.is_ours
 
     def release(self) -> None:
         self.is_ours = False
@@ -137,11 +139,12 @@ HAPPENS: dict[str, Callable[[UpdateMarks], None]] = {
 }
 
 
-@pytest.mark.parametrize("happens", [*HAPPENS, "nothing"])
+@pytest.mark.parametrize("happens", [*HAPPENS, "nothing", "somebody has it"])
 def test_whether_a_slice_is_still_to_be_made_is_seen_under_its_lock(happens: str) -> None:
     # Before that, the server may have had all locks, and write where we would.
     marks = UpdateMarks(np.array([5, 3, 1]), np.array([3]), np.zeros(0, np.void))
     lock = SlowLock(lambda: HAPPENS[happens](marks) if happens in HAPPENS else None)
+    lock.is_taken = happens == "somebody has it"
     job, nothing = job_of(), cast(Any, None)
     opening = open_run("run", job, digits(), AdmissionPolicy())
     compute = Compute(job, opening.model, opening.data)
