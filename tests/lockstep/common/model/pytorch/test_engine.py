@@ -344,6 +344,8 @@ def test_an_inspection_has_every_layer_and_gradient() -> None:
     engine.backward(None)
     seen = engine.inspect(*batch(), KEY)
     assert seen.outcome.loss == outcome.loss
+    assert seen.outcome.outputs.tobytes() == outcome.outputs.tobytes() == seen.layers[-1].output.tobytes()
+    assert [layer.output.ndim for layer in seen.layers[:3]] == [4, 4, 4]
     assert [layer.kind for layer in seen.layers[:3]] == ["Conv2d", "ReLU", "MaxPool2d"]
     assert seen.layers[-1].name == ""
     views = model.layout.read(sums)

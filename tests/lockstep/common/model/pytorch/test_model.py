@@ -10,6 +10,8 @@ from lockstep.common.errors import ModelError
 
 torch: Any = pytest.importorskip("torch", reason="needs PyTorch: .venv/bin/pip install -e '.[torch]'")
 model_room: Any = pytest.importorskip("lockstep.common.model.pytorch.model")
+engine: Any = pytest.importorskip("lockstep.common.model.pytorch.engine")
+runtime: Any = pytest.importorskip("lockstep.common.model.pytorch.runtime")
 nn = torch.nn
 
 
@@ -121,3 +123,45 @@ def test_momenta_are_those_of_the_layers() -> None:
         "rest.0.running_var": 0.75,
     }
     assert sorted(set(model.momenta().tolist())) == [0.0, 0.25, 0.75]
+
+
+class Several(torch.nn.Module):  # type: ignore[misc]
+    """Returns two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+
+    def forward(self, x: Any) -> Any:
+        return self.inner(x), x
+
+
+@pytest.mark.parametrize(("made", "which"), [(Several, "the first of 2"), (lambda: nn.Linear(2, 2), "")])
+def test_which_of_several_outputs_is_taken(made: Callable[[], Any], which: str) -> None:
+    model = model_of(made())
+    assert model.outputs(np.ones((3, 2), np.float32)).shape == (3, 2)
+    assert model.taken == which
+
+
+def test_a_tensor_at_a_line_of_the_cache_is_not_copied() -> None:
+    aligned = torch.zeros(64)
+    assert runtime.placed(aligned) is aligned
+    aside = aligned[1:]
+    assert runtime.placed(aside).data_ptr() % 64 == 0
+    assert runtime.placed(aside).tolist() == aside.tolist()
+    sparse = torch.eye(2).to_sparse()
+    assert runtime.placed(sparse) is sparse
+
+
+ODD = torch.tensor([1.0, float("nan")])
+
+
+@pytest.mark.parametrize(
+    ("output", "is_finite"),
+    [
+        *((torch.ones(2), True), (ODD, False), ((torch.ones(2), 3), True), ((torch.ones(2), [ODD]), False)),
+        *(({"a": torch.ones(2)}, True), ({"a": (ODD,)}, False), (float("nan"), True), ([], True)),
+    ],
+)
+def test_outputs_are_finite_if_all_tensors_are(output: object, is_finite: bool) -> None:
+    assert engine.is_finite(output) is is_finite

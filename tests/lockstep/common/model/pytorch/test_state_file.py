@@ -74,4 +74,5 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path, saved: object, text: s
     with pytest.raises(FileFormatError) as raised:
         read(tmp_path, saved)
     assert text in str(raised.value)
+    assert "None" not in str(raised.value)
     assert "\n" not in str(raised.value)

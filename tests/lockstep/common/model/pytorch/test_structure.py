@@ -68,9 +68,15 @@ REFUSED = {
     "double": (lambda: nn.Sequential(nn.Linear(2, 2, dtype=torch.float64)), r"'0.weight' is float64"),
     "frozen": (lambda: nn.Linear(2, 2).requires_grad_(False), "all parameters of the model are frozen: expected"),
     "lazy": (lambda: nn.LazyLinear(3), r"'weight' has no shape yet"),
-    "compiled": (lambda: torch.compile(nn.Linear(2, 2)), r"is an OptimizedModule: expected the plain module"),
+    "compiled": (
+        lambda: torch.compile(nn.Linear(2, 2)),
+        r"^the model is an OptimizedModule: expected the plain module",
+    ),
     "compiled part": (compiled_part, r"torch.compile has compiled, 'helper'"),
-    "replicated": (lambda: nn.DataParallel(nn.Linear(2, 2)), r"is a DataParallel: expected the plain module"),
+    "replicated": (
+        lambda: nn.DataParallel(nn.Linear(2, 2)),
+        r"^the model is a DataParallel: expected the plain module",
+    ),
     "script": (scripted, r"expected the plain module"),
     "synchronized": (lambda: nn.SyncBatchNorm(3), r"is a SyncBatchNorm"),
     "cumulative": (lambda: nn.BatchNorm1d(3, momentum=None), r"momentum=None, whose average depends"),
