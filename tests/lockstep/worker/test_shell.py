@@ -911,3 +911,13 @@ def test_its_team_is_given_all_that_is_around_it(tmp_path: Path) -> None:
         meeting=meeting,
         kind=TeamMember,
     )
+
+
+def test_its_connections_wait_as_it_is_told() -> None:
+    def wait(ports: Any, timeout_s: float | None) -> None:
+        raise AssertionError
+
+    state = WorkerState(ClientConfig(address="memory://", join=JOIN, silence_s=600.0))
+    client = MemoryNetwork(1).client()
+    servers = WorkerShell(state, client, ManualClock(), load_digits, print, wait=wait).servers
+    assert (servers.first, servers.dial, servers.wait) == (client, None, wait)

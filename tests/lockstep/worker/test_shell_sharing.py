@@ -66,6 +66,8 @@ def test_a_worker_that_shares_memory_with_all_servers_dials_none_of_them(tmp_pat
     (ready,) = bench.enter(msgspec.structs.replace(bench.welcome(), shards=["memory://shard"]))
     assert isinstance(ready, Ready)
     assert ready.obstacle == ""
+    bench.runner.close()
+    assert (bench.runner._leader, bench.runner._setup) == (None, None)
     bench.sharing.close()
 
 
