@@ -109,6 +109,7 @@ def test_hooks_frozen_parameters_and_ties_are_differences() -> None:
 
 
 def expression(value: object, owner: str) -> str:
+    assert owner  # errors name it
     return value.__name__ if isinstance(value, type) else repr(value)
 
 
