@@ -153,8 +153,7 @@ def bytes_of(tensor: Any) -> bytes:
     if tensor.layout == torch.strided:
         whole = tensor.resolve_conj().resolve_neg().contiguous()
         # With a stride of 1, which a tensor of one element may lack though it counts as contiguous.
-        flat = whole.as_strided((whole.numel(),), (1,))
-        data: bytes = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+        data: bytes = whole.as_strided((whole.numel(),), (1,)).view(torch.uint8).numpy().tobytes()
         return data
     if tensor.layout == torch.sparse_coo:
         tensor = tensor.coalesce()

@@ -32,7 +32,7 @@ def test_weights_are_among_the_labels() -> None:
     assert weights.dtype == np.float32
     assert labels_with({"": PICTURES}, None) is PICTURES
     assert labels_with({"box": ROWS, "kind": np.arange(6)}, None).dtype.names == ("box", "kind")
-    with pytest.raises(DataError, match=r"weights of samples of shape \(6, 1\)"):
+    with pytest.raises(DataError, match=r"weights of samples of shape \(6, 1\) and dtype 'float64': expected"):
         labels_with({"": np.arange(6)}, np.ones((6, 1)))
 
 

@@ -92,6 +92,8 @@ def test_samples_of_zeros_count_as_1() -> None:
         ([0.999e4, 5.0, 1.0], ""),
         ([1.001e4, 5.0, 1.0], "'a' is 1e+04 times larger than the gradient of 'c'"),
         ([1.0, 1e9, 1.0], ""),
+        ([4e5, 1.0, 2.0], "'a' is 2e+05 times larger than the gradient of 'c'"),
+        ([2.0, 1.0, 4e5], "'a' is 2e+05 times smaller than the gradient of 'c'"),
         ([1e9], ""),
         ([1.0, 1e4], ""),
         ([1e4, 1.0], ""),

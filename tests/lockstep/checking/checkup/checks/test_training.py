@@ -22,6 +22,7 @@ from lockstep.common import nn
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.job.job import Job
+from lockstep.common.job.own_code import OwnCode
 from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.runtime.clock import ManualClock
 
@@ -378,6 +379,15 @@ def test_a_trial_is_the_job_in_one_micro_batch() -> None:
     np.testing.assert_allclose((before - slow.weights)[: moved.size] / 0.05, moved, atol=1e-4)
     assert (one.rate, slow.rate) == (0.5, 0.05)
     assert found.losses[-1] < found.losses[0]
+
+
+def test_a_trial_calls_functions_of_the_users_own() -> None:
+    given = real(transform="mine.py:hidden", normalize=False)
+    hidden = replace(given, own=OwnCode(transform=lambda sample, rng: 0 * sample))
+    weights = given.fresh().layout.read(given.weights)
+    scores = weights["2.bias"] + weights["2.weight"] @ np.maximum(weights["0.bias"], 0)
+    expected = float(np.log(np.exp(scores).sum()) - scores.mean())
+    assert hidden.run(1).losses[0] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,7 @@ def test_hooks_frozen_parameters_and_ties_are_differences() -> None:
 
 
 def expression(value: object, owner: str) -> str:
+    assert owner  # errors name it
     return value.__name__ if isinstance(value, type) else repr(value)
 
 
@@ -169,12 +170,19 @@ def frozen_layer() -> Any:
         (forgetting(), None),
         (Hidden(2), None),
         (nn.Sequential(nn.ReLU(), Hidden(2)), None),
-        (frozen_layer(), None),
-        (nn.Sequential(frozen_layer()), None),
     ],
 )
 def test_a_call_that_builds_a_module_is_found_or_none(model: Any, call: str | None) -> None:
-    assert comparison.constructed(model, expression) == call
+    found = comparison.constructed(model, expression)
+    assert (None if found is None else found.call) == call
+    assert found is None or not found.requires_grad
+
+
+def test_a_frozen_layer_is_built_and_frozen_again() -> None:
+    found = comparison.constructed(nn.Sequential(nn.Linear(2, 2), frozen_layer()), expression)
+    layer = "Linear(in_features=2, out_features=2, bias=True)"
+    assert found.call == f"Sequential({layer}, {layer})"
+    assert found.requires_grad == {"1.weight": False, "1.bias": False}
 
 
 def test_layers_that_share_a_parameter_have_no_call() -> None:

@@ -201,6 +201,9 @@ class Owner:
 
     shared = "of the class"
 
+    def __call__(self, x: Any = "called") -> Any:
+        return x
+
     def method(self) -> int:
         return 1
 
@@ -221,7 +224,7 @@ def test_of_a_class_all_that_it_has_is_recorded() -> None:
     found = found_in(it=Owner())
     assert found["Owner.shared"] == "'of the class'"
     values = set(found.values())
-    assert {"'static'", "'of a class'", "'made'"} <= values
+    assert {"'static'", "'of a class'", "'made'", "'called'"} <= values
     assert found_in(it=Owner().method).keys() >= {"Owner.shared"}
     assert found_in(it=Owner) == found
     assert found_in(it=[Owner(), Owner()]).keys() == found.keys() | {"it"}
