@@ -9,7 +9,8 @@
     │   ├── AddressError          an address is malformed, in use, or not allowed
     │   ├── KeyFileError          a key or a file of keys is missing, malformed, or open to others
     │   ├── NumericsError         the numerics that a job asks for cannot be had in this process or on this machine
-    │   └── SharingError          memory cannot be shared between processes: no room, or not the same machine
+    │   ├── SharingError          memory cannot be shared between processes: no room, or not the same machine
+    │   └── LedElsewhereError     a run that is to be resumed here goes on at another server
     ├── RunError                  the run itself failed; exit code 1
     │   ├── DivergedError         a loss or gradient is not finite
     │   ├── ComputeError          a micro-batch raised on a worker, with its traceback
@@ -65,6 +66,14 @@ class NumericsError(UsageError):
 
 class SharingError(UsageError):
     """Memory cannot be shared between processes: there is no room for it, or not both see the same."""
+
+
+class LedElsewhereError(UsageError):
+    """A run that is to be resumed here goes on at another server: carries where, and the public half of its key."""
+
+    def __init__(self, text: str, address: str, public: str) -> None:
+        super().__init__(text)
+        self.address, self.public = address, public
 
 
 class RunError(LockstepError):

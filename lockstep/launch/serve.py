@@ -11,9 +11,10 @@ import msgspec
 from rich.console import Console
 
 from lockstep.common.data.source import load
-from lockstep.common.errors import FailureKind, RunError, SharingError, UsageError
+from lockstep.common.errors import FailureKind, LedElsewhereError, RunError, SharingError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.codec import encode
+from lockstep.common.protocol.messages import StandbyAddress
 from lockstep.common.protocol.standby_messages import LeaderRequest
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.interrupts import held_back
@@ -37,7 +38,7 @@ from lockstep.ps.server.server import Server
 from lockstep.ps.server.succession import leader_notice
 from lockstep.ps.setup import AdmissionPolicy, RunSetup
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
-from lockstep.ps.standby.terms import read_terms
+from lockstep.ps.standby.terms import TermHistory, read_terms
 from lockstep.results.reports.display import Display, Lines, display_for, print_plainly
 from lockstep.runs.session import Destination, RunSession, open_run_in, open_session
 from lockstep.runs.single_process import found_alone
@@ -66,6 +67,8 @@ class Service:
     dial: Dial = dial_openly
     #: Whether a SIGTERM hands the run over to a standby, if there is one. Not under a `train`, which ends them all.
     hands_over: bool = False
+    #: Standbys that a person has named, of which the folder may not know.
+    standbys: tuple[StandbyAddress, ...] = ()
 
 
 #: Seconds in which a standby answers who leads a run that is resumed, and between two looks.
@@ -113,8 +116,8 @@ def serve_supervised(service: Service, listening: Listening) -> None:
             raise
 
 
-def serve_by_hand(service: Service, listening: Listening) -> None:
-    """Serve a run that a person has started, and show it."""
+def serve_by_hand(service: Service, listening: Listening) -> RunResult | None:
+    """Serve a run that a person has started, and show it; return its result, None if it was handed over."""
     console = Console(highlight=False)
     has_keys = isinstance(listening.lock, ServerKeys)
     with (
@@ -134,6 +137,7 @@ def serve_by_hand(service: Service, listening: Listening) -> None:
             result = serve_run(replace(service, hands_over=True), port, display, listening)
     if result is not None:
         show_end(console, result, folder, has_picture=service.has_picture)
+    return result
 
 
 def serve_run(service: Service, port: ServerPort, display: Display, listening: Listening) -> RunResult | None:
@@ -147,7 +151,7 @@ def serve_run(service: Service, port: ServerPort, display: Display, listening: L
     try:
         # A standby that takes over has been decided for, and does not wait: if another one leads, they find each other.
         if service.destination.is_resumed and service.predecessor is None:
-            check_leader(service, SystemClock())
+            check_leader(service, dialled(port.address), SystemClock())
         while True:
             ended, session, is_in_vain = serve_once(service, port, display, listening)
             is_lost = ended.kind is FailureKind.SERVER_LOST
@@ -199,29 +203,41 @@ def result_of(ended: Finish, session: RunSession, display: Display) -> RunResult
     return result
 
 
-def check_leader(service: Service, clock: Clock) -> None:
-    """Raise `UsageError` if a standby of the run that is to be resumed leads it by now."""
-    history = read_terms(service.destination.folder)
-    ports = [service.dial(standby.address, standby.public) for standby in history.standbys]
+def check_leader(service: Service, own: str, clock: Clock) -> None:
+    """Raise `LedElsewhereError` if another server leads the run that is to be resumed at the address `own` by now."""
+    folder = service.destination.folder
+    history = read_terms(folder)
+    asked = [(one, service.dial(one.address, one.public)) for one in who_may_lead(history, service.standbys, own)]
     until = clock.now() + ASK_LEADER_S
     try:
-        for port in ports:
+        for _, port in asked:
             port.send(encode(LeaderRequest()))
-        awaited = list(ports)
+        awaited = list(asked)
         while awaited and clock.now() < until:
-            for port in list(awaited):
+            for one, port in list(awaited):
                 answer = leader_notice(port, min(LOOK_S, max(0.0, until - clock.now())))
                 if answer is not None and answer.term.is_above(history.last):
-                    raise UsageError(
-                        f"the run in {str(service.destination.folder)!r} goes on at {answer.address}, in term "
-                        f"{answer.term.number}: mirror it in a new folder: lockstep server --standby-of "
-                        f"{answer.address} --bind ADDRESS --run-dir DIR"
+                    found = next((known for known, _ in asked if known.address == answer.address), None)
+                    raise LedElsewhereError(
+                        f"the run in {str(folder)!r} goes on at {answer.address}, in term {answer.term.number}: mirror "
+                        f"it in a new folder: lockstep server --standby-of {answer.address} --bind ADDRESS --run-dir "
+                        "DIR",
+                        answer.address,
+                        "" if found is None else found.public,
                     )
                 if answer is not None:
-                    awaited.remove(port)  # it waits for this server, or for another one
+                    awaited.remove((one, port))  # it waits for this server, or for another one
     finally:
-        for port in ports:
+        for _, port in asked:
             port.close()
+
+
+def who_may_lead(history: TermHistory, named: tuple[StandbyAddress, ...], own: str) -> list[StandbyAddress]:
+    """Return the other servers that may lead a run by now: its standbys, who led it before, and whom a person names."""
+    before = history.earlier_leader(own)
+    known = [*named, *history.standbys, *([] if before is None else [before])]
+    # Of two with one address, the one whose key is known.
+    return [one for one in {each.address: each for each in known}.values() if one.address != own]
 
 
 def serve_once(

@@ -1,11 +1,12 @@
 """`lockstep server`: the parameter server of one run."""
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from lockstep.cli.options.job import JOB_FIELDS, GroupedCommand, JobRequest, takes_job
 from lockstep.cli.options.run import (
@@ -20,15 +21,18 @@ from lockstep.cli.options.run import (
 )
 from lockstep.cli.options.trust import takes_trust
 from lockstep.cli.options.types import seconds
-from lockstep.common.errors import UsageError
+from lockstep.common.errors import LedElsewhereError, UsageError
 from lockstep.common.job.score import Score
+from lockstep.common.protocol.messages import StandbyAddress
 from lockstep.common.runtime.environment import machine_id
+from lockstep.common.transport.address import parse
 from lockstep.common.transport.auth.credentials import Lock, ServerKeys
 from lockstep.launch.endpoints import dial_with, lock_of, server_credential
 from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.numerics import begin_with
 from lockstep.launch.page_process import PageRequest
-from lockstep.launch.remote.standby import StandbyRequest, stand_by
+from lockstep.launch.remote.rejoin import FolderHolds, found_in, show_finished, who_has_more
+from lockstep.launch.remote.standby import HANDED_OVER, StandbyRequest, follow, stand_by
 from lockstep.launch.run_end import keep_logs
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_supervised
 from lockstep.ps.setup import AdmissionPolicy
@@ -36,6 +40,12 @@ from lockstep.runs.job_groups import CHECKPOINT_FIELDS
 from lockstep.runs.optional_packages import demand
 from lockstep.runs.run_dir import check_resume_flags, finished, resumed_job, unclaim
 from lockstep.runs.session import Destination, destination_of
+
+
+def addresses(context: click.Context, option: click.Parameter, text: str | None) -> tuple[StandbyAddress, ...]:
+    """Return the servers whose addresses a flag names; raises AddressError."""
+    found = [] if text is None else [parse(one) for one in text.split(",")]
+    return tuple(StandbyAddress(address=str(one)) for one in found)
 
 
 @click.command(cls=GroupedCommand, short_help="Serve a run to workers on any machine.")
@@ -49,6 +59,13 @@ from lockstep.runs.session import Destination, destination_of
     "--standby-of",
     metavar="ADDRESS",
     help="mirror the run of the server at ADDRESS into --run-dir, and lead it if that server is gone",
+)
+@click.option(
+    "--standbys",
+    metavar="ADDRESS,...",
+    callback=addresses,
+    help="where the run's standbys are: mirror the run into --run-dir if one of them leads it, and otherwise begin or "
+    "resume it there",
 )
 @takes_job(
     *JOB_FIELDS,
@@ -91,6 +108,7 @@ def server(
     job: JobRequest,
     bind: str,
     standby_of: str | None,
+    standbys: tuple[StandbyAddress, ...],
     run_dir: Path | None,
     resume: Path | None,
     lease_timeout: float,
@@ -104,30 +122,32 @@ def server(
     picture: bool,
     is_watched: bool,
     prometheus: str | None,
-) -> None:
+) -> int:
     """Serve the run of the job file JOB, or of the job that the flags describe, to any number of workers.
 
     Start each worker with `lockstep worker ADDRESS`, on this machine or another, before or after the server. With
     `--servers S`, also start S - 1 shards with `lockstep shard ADDRESS`. A job has the same values as for `lockstep
-    train`. With `--standby-of ADDRESS`, mirror the run of another server instead, and lead it if that is gone.
+    train`. With `--standby-of ADDRESS`, mirror the run of another server instead, and lead it if that is gone. Whatever
+    restarts servers, such as Kubernetes or systemd, can use one command: with `--standbys` or `--standby-of`, a server
+    that is started again finds out whether it leads the run or mirrors it. It exits with 130 after it has handed the
+    run over.
 
     \b
       lockstep server examples/lenet.toml --bind tcp://127.0.0.1:5555
       lockstep server --model mlp --bind ipc:///tmp/lockstep.sock --min-workers 2
       lockstep server --model cnn --bind tcp://127.0.0.1:5555 --servers 2
       lockstep server --model cnn --bind tcp://192.168.1.7:5555 --keys keys
-      lockstep server --standby-of tcp://192.168.1.7:5555 --run-dir runs/mirror
+      lockstep server --standby-of tcp://a:5555 --bind tcp://b:5555 --run-dir copy
     """
-    if standby_of is not None:
+
+    def standby(server: StandbyAddress, folder: Path) -> StandbyRequest:
         admission = AdmissionPolicy(
             lease_timeout_s=lease_timeout, allows_mixed_numerics=allow_mixed_numerics, machine=machine_id() or ""
         )
-        check_standby_flags(job, run_dir, resume)
-        assert run_dir is not None  # as was checked
-        request = StandbyRequest(
-            server=standby_of,
+        return StandbyRequest(
+            server=server,
             bind=bind,
-            folder=run_dir,
+            folder=folder,
             key=key,
             keys=keys,
             supervised=supervised,
@@ -135,17 +155,34 @@ def server(
             admission=admission,
             has_picture=picture,
         )
+
+    if standby_of is not None:
+        check_standby_flags(job, run_dir, resume, standbys)
+        assert run_dir is not None  # as was checked
+        request = standby(StandbyAddress(address=standby_of), run_dir)
         if supervised is None:
-            stand_by(request)
-            return
+            return stand_by(request)
         # As the server does, which may be gone: the mirror is in the folder of the run.
         with ends_with_parent(supervised, partial(keep_logs, supervised, run_dir.parent)):
-            stand_by(request)
-        return
+            return stand_by(request)
     if key is not None:
         raise UsageError(f"--key {str(key)!r} without --standby-of ADDRESS: a server has a folder of keys: --keys DIR")
     page = wanted_page(prometheus, is_watched=is_watched)
-    if resume is not None and supervised is None:
+    holds = FolderHolds.NOTHING
+    if standbys:
+        check_rejoining_flags(run_dir, resume)
+        assert run_dir is not None  # as was checked
+        holds = found_in(run_dir)
+        if holds is FolderHolds.RESULT:
+            show_finished(Console(highlight=False), run_dir)
+            return 0
+        if holds is FolderHolds.MIRROR:
+            return stand_by(standby(standbys[0], run_dir))
+    if holds is FolderHolds.RUN:
+        assert run_dir is not None
+        resolved, launch = resumed_job(run_dir, {**job.in_file(), **job.given})
+        resume, run_dir = run_dir, None
+    elif resume is not None and supervised is None:
         check_resume_flags(job=job.file, run_dir=run_dir)
         resolved, launch = resumed_job(resume, job.given)
     else:
@@ -179,11 +216,23 @@ def server(
         assert folder is not None  # `train` has claimed it, and perhaps written data into it
         destination = Destination(folder=folder, launch=launch, is_resumed=resume is not None)
         serve_for_train(Service(resolved, admission, destination, dial=dial), listening, supervised)
-        return
+        return 0
     if resume is not None:
         check_unfinished(resume)
-    with destination_of(resolved, launch, resume or run_dir, is_resumed=resume is not None) as destination:
-        serve_by_hand(Service(resolved, admission, destination, picture, signers, page, dial=dial), listening)
+    elif standbys and run_dir is not None:
+        if (other := who_has_more(standbys, dial)) is not None:
+            return stand_by(standby(other, run_dir))
+        unclaim(run_dir, [])  # of a process that was killed before it had begun
+    try:
+        with destination_of(resolved, launch, resume or run_dir, is_resumed=resume is not None) as destination:
+            service = Service(resolved, admission, destination, picture, signers, page, dial=dial, standbys=standbys)
+            result = serve_by_hand(service, listening)
+    except LedElsewhereError as elsewhere:
+        if not standbys:
+            raise
+        assert resume is not None  # a run that begins is led by nobody else
+        return stand_by(follow(standby(standbys[0], resume), elsewhere, Console(highlight=False)))
+    return HANDED_OVER if result is None and standbys else 0
 
 
 def signers_of(lock: Lock) -> Callable[[], Mapping[str, str]]:
@@ -199,8 +248,23 @@ def signers_of(lock: Lock) -> Callable[[], Mapping[str, str]]:
     return lock.signers
 
 
-def check_standby_flags(job: JobRequest, run_dir: Path | None, resume: Path | None) -> None:
+def check_rejoining_flags(run_dir: Path | None, resume: Path | None) -> None:
+    """Raise `UsageError` if a server that finds out by itself how it goes on is told so, or lacks a folder."""
+    if resume is not None:
+        raise UsageError(
+            f"--standbys with --resume: expected --run-dir {shlex.quote(str(resume))}, which is resumed if the run has "
+            "begun there, and is not led elsewhere"
+        )
+    if run_dir is None:
+        raise UsageError("--standbys without --run-dir: expected the folder to begin or resume the run in")
+
+
+def check_standby_flags(
+    job: JobRequest, run_dir: Path | None, resume: Path | None, standbys: Sequence[StandbyAddress]
+) -> None:
     """Raise `UsageError` if a standby is given what it gets from its server, or lacks a folder."""
+    if standbys:
+        raise UsageError("--standby-of with --standbys: expected one of them; a standby learns of the others by itself")
     if run_dir is None:
         raise UsageError("--standby-of without --run-dir: expected the folder for the mirror, as --run-dir DIR")
     given = ["--resume"] if resume is not None else []

@@ -14,7 +14,7 @@ import msgspec
 from rich.console import Console
 
 from lockstep.common.data.source import digest_of
-from lockstep.common.errors import DataError, ModelError, NumericsError, RunError, UsageError
+from lockstep.common.errors import DataError, LedElsewhereError, ModelError, NumericsError, RunError, UsageError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.model.source import names_files, read_model_source
 from lockstep.common.protocol.fingerprint import fingerprint
@@ -27,10 +27,12 @@ from lockstep.common.transport.zeromq.ports import wait_for_any
 from lockstep.launch.child import ExitRecord
 from lockstep.launch.endpoints import WARNING, dial_with, dialled, lock_of, nearby, server_credential
 from lockstep.launch.numerics import begin_with
+from lockstep.launch.remote.rejoin import FolderHolds, found_in, has_led_as_standby, set_aside, show_finished
 from lockstep.launch.run_end import kept_on_failure, show_end
-from lockstep.launch.serve import Listening, Service, serve_run
+from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_run
+from lockstep.ps.records.ledger import WorkerIn
 from lockstep.ps.records.receipt import Receipt
-from lockstep.ps.records.run_folder import NOTICE_MARK, read_receipt
+from lockstep.ps.records.run_folder import LEDGER, NOTICE_MARK, read_ledger, read_receipt
 from lockstep.ps.setup import AdmissionPolicy
 from lockstep.ps.standby.shell import StandbyShell
 from lockstep.ps.standby.source import ALLOWED
@@ -42,13 +44,17 @@ from lockstep.runs.recorded_model import trust_source
 from lockstep.runs.run_dir import check_run_dir, recorded_job, resumed_job
 from lockstep.runs.session import Destination
 
+#: The exit code of a server that has handed its run over, and may be started again to be a standby: that of an
+#: interrupt, since the run is not over.
+HANDED_OVER = 130
+
 
 @dataclass(frozen=True, kw_only=True)
 class StandbyRequest:
     """A standby, as flags ask for it."""
 
     #: Where the server is that is mirrored.
-    server: str
+    server: StandbyAddress
     bind: str
     folder: Path
     #: A key of its own kind, or the server's own folder of keys; neither if the run has none.
@@ -150,6 +156,12 @@ def is_signed(state: StandbyState) -> bool:
     return state.offer is not None and state.offer.signed
 
 
+def was_signed(folder: Path) -> bool:
+    """Tell whether the workers of the run in a folder have signed their results."""
+    lines = read_ledger(folder) if (folder / LEDGER).exists() else []
+    return any(isinstance(line, WorkerIn) and line.signer for line in lines)
+
+
 def _check_numerics(folder: Path, receipt: Receipt) -> None:
     there = msgspec.structs.replace(receipt.fingerprint(str(folder)), engine="", evidence="")
     differences = there.differences(fingerprint())
@@ -161,11 +173,36 @@ def _check_numerics(folder: Path, receipt: Receipt) -> None:
         )
 
 
-def stand_by(request: StandbyRequest) -> None:
-    """Mirror a run, and lead it once that is needed. A `RunError` or `KeyboardInterrupt` says how it failed."""
+def stand_by(request: StandbyRequest) -> int:
+    """Mirror a run, and lead it once that is needed; return the exit code.
+
+    One that has led the run, and is started again by the same command, leads it again unless another server does by
+    now. A `RunError` or `KeyboardInterrupt` says how it failed.
+    """
     access = access_of(request)
     console = Console(highlight=False, stderr=request.supervised is not None)
+    if request.supervised is None and found_in(request.folder) is FolderHolds.RESULT:
+        show_finished(console, request.folder)
+        return 0
     listening = Listening(request.bind, access.lock, request.is_insecure)
+    if request.supervised is None and has_led_as_standby(request.folder, dialled(request.bind)):
+        try:
+            return lead_again(request, access, listening)
+        except LedElsewhereError as elsewhere:
+            request = follow(request, elsewhere, console)
+    return mirror_and_lead(request, access, listening, console)
+
+
+def follow(request: StandbyRequest, elsewhere: LedElsewhereError, console: Console) -> StandbyRequest:
+    """Return the request of a standby of the server that leads the run, for which there is room in its folder now."""
+    leader = StandbyAddress(address=elsewhere.address, public=elsewhere.public)
+    kept = set_aside(request.folder)
+    print_plainly(console, f"the run goes on at {leader.address}; what was led of it here is kept in {kept}")
+    return replace(request, server=leader)
+
+
+def mirror_and_lead(request: StandbyRequest, access: Access, listening: Listening, console: Console) -> int:
+    """Be a standby until the run is over, and lead it to its end if that is needed."""
     prepare(request)
     with closing(listening.serve_standby()) as port:
         if request.supervised is not None:
@@ -177,13 +214,15 @@ def stand_by(request: StandbyRequest) -> None:
         leave_nothing(request.folder)
         if isinstance(ended, TakeOver):
             print_plainly(console, f"{NOTICE_MARK}the standby at {port.address} takes over: {ended.reason}")
-            lead(request, access, shell, ended, listening, console)
-            return
+            return lead(request, access, shell, ended, listening, console)
     if ended.code == 130:
         raise KeyboardInterrupt
     if ended.code:
         raise (UsageError if ended.code == 2 else RunError)(ended.reason)
+    if request.supervised is None and found_in(request.folder) is not FolderHolds.RESULT:
+        raise RunError(f"the run has ended without a result; what there is of it is in {str(request.folder)!r}")
     print_plainly(console, f"the run is over; what there is of it is in {request.folder}")
+    return 0
 
 
 def announce(console: Console, request: StandbyRequest, port: ServerPort) -> None:
@@ -191,7 +230,9 @@ def announce(console: Console, request: StandbyRequest, port: ServerPort) -> Non
     if request.is_insecure:
         print_plainly(console, WARNING)
     key = f" --key {shlex.quote(str(request.key))}" if request.key is not None else ""
-    print_plainly(console, f"standby of {request.server}, listening on {port.address}; let it lead the run with:")
+    print_plainly(
+        console, f"standby of {request.server.address}, listening on {port.address}; let it lead the run with:"
+    )
     print_plainly(console, f"  lockstep promote {dialled(port.address)}{key}")
 
 
@@ -200,14 +241,14 @@ def shell_of(
 ) -> StandbyShell:
     """Return a standby that has asked nothing yet."""
     config = StandbyConfig(
-        server=StandbyAddress(address=request.server),
+        server=request.server,
         own=StandbyAddress(address=dialled(port.address), public=access.public),
         host=one_line(platform.node() or "unknown", NAME_LIMIT),
         pid=os.getpid(),
     )
     storage = MirrorStorage(request.folder)
     state = StandbyState(config, mirror=storage.restore())
-    upstream = dial_with(access.credential, request.server)
+    upstream = dial_with(access.credential, request.server.address, request.server.public)
     return StandbyShell(
         state,
         storage,
@@ -230,8 +271,28 @@ def lead(
     takeover: TakeOver,
     listening: Listening,
     console: Console,
-) -> None:
-    """Serve the run that was mirrored, to its end."""
+) -> int:
+    """Serve the run that was mirrored, to its end; return the exit code."""
+    service = service_of(request, access, is_signed=is_signed(shell.state))
+    destination = replace(service.destination, least_term=takeover.least)
+    service = replace(service, destination=destination, predecessor=shell.upstream)
+    if request.supervised is not None:
+        try:
+            serve_run(service, shell.port, Display(Lines(console), SystemClock()), listening)
+        except RunError as error:
+            click.echo(msgspec.json.encode(ExitRecord.of(error)))
+            raise
+        return 0
+    with kept_on_failure(console, request.folder), display_for(console, SystemClock()) as display:
+        result = serve_run(replace(service, hands_over=True), shell.port, display, listening)
+    if result is None:
+        return HANDED_OVER
+    show_end(console, result, request.folder, has_picture=request.has_picture)
+    return 0
+
+
+def service_of(request: StandbyRequest, access: Access, *, is_signed: bool) -> Service:
+    """Return what a standby serves once it leads the run in its folder."""
     job, launch = resumed_job(request.folder, {})
     admission = replace(
         request.admission,
@@ -240,26 +301,24 @@ def lead(
         audit_ends=launch.audit_ends,
         ships_data=launch.ship_data,
         takeover_s=launch.takeover_seconds,
-        signed=is_signed(shell.state),
+        signed=is_signed,
     )
-    destination = Destination(folder=request.folder, launch=launch, is_resumed=True, least_term=takeover.least)
-    service = Service(
+    return Service(
         job,
         admission,
-        destination,
+        Destination(folder=request.folder, launch=launch, is_resumed=True),
         has_picture=request.has_picture,
         signers=access.lock.signers if isinstance(access.lock, ServerKeys) else dict,
-        predecessor=shell.upstream,
         dial=partial(dial_with, access.credential),
+        standbys=(request.server,),
     )
-    if request.supervised is not None:
-        try:
-            serve_run(service, shell.port, Display(Lines(console), SystemClock()), listening)
-        except RunError as error:
-            click.echo(msgspec.json.encode(ExitRecord.of(error)))
-            raise
-        return
-    with kept_on_failure(console, request.folder), display_for(console, SystemClock()) as display:
-        result = serve_run(replace(service, hands_over=True), shell.port, display, listening)
-    if result is not None:
-        show_end(console, result, request.folder, has_picture=request.has_picture)
+
+
+def lead_again(request: StandbyRequest, access: Access, listening: Listening) -> int:
+    """Serve the run that this standby has led before; return the exit code.
+
+    `LedElsewhereError` if another server leads it by now.
+    """
+    begin_with(recorded_job(request.folder).numerics)
+    service = service_of(request, access, is_signed=was_signed(request.folder))
+    return HANDED_OVER if serve_by_hand(service, listening) is None else 0

@@ -18,7 +18,16 @@ from lockstep.common.runtime.interrupts import interrupt
 from lockstep.common.transport.port import Frames
 from lockstep.common.transport.shared_memory.folder import NAME
 from lockstep.common.transport.transports import Transport
-from lockstep.launch.serve import ASK_LEADER_S, LOOK_S, Losses, Service, check_leader, result_of, shared_memory
+from lockstep.launch.serve import (
+    ASK_LEADER_S,
+    LOOK_S,
+    Losses,
+    Service,
+    check_leader,
+    result_of,
+    shared_memory,
+    who_may_lead,
+)
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.ps.shared_memory.memory import ServerSharedMemory
@@ -188,7 +197,7 @@ def check(folder: Path, clock: ManualClock | None = None, **ports: AnsweringPort
     destination = Destination(folder=folder, launch=Launch(), is_resumed=True)
     try:
         service = Service(job=nothing, admission=nothing, destination=destination, dial=dial)
-        check_leader(service, clock or ManualClock())
+        check_leader(service, "tcp://own:1", clock or ManualClock())
     finally:
         assert dialled == [(name, name.upper()) for name in ports]
         for port in ports.values():
@@ -222,3 +231,16 @@ def test_a_run_that_a_standby_leads_by_now_is_not_resumed(tmp_path: Path) -> Non
         f"the run in {str(tmp_path)!r} goes on at tcp://h:9, in term 4: mirror it in a new folder: lockstep server "
         "--standby-of tcp://h:9 --bind ADDRESS --run-dir DIR"
     )
+
+
+def test_who_is_asked_before_a_run_is_resumed_is_everybody_else_that_may_lead_it() -> None:
+    one, two, three = (f"tcp://{name}:5555" for name in ("one", "two", "three"))
+    two_with_key = StandbyAddress(address=two, public="k" * 40)
+    history = TermHistory(standbys=[two_with_key])
+    for number, address in enumerate((one, two)):
+        history = history.begin(f"{number}", least=1, step=0, metrics_bytes=0, ledger_bytes=0, address=address)
+    named = (StandbyAddress(address=two), StandbyAddress(address=three))
+    # The key is that of the folder, which a person does not name; and who led the run before may lead it again.
+    assert who_may_lead(history, named, one) == [two_with_key, StandbyAddress(address=three)]
+    assert who_may_lead(history, (), two) == [StandbyAddress(address=one)]
+    assert who_may_lead(TermHistory(), (), one) == []
