@@ -93,6 +93,29 @@ VOLUME = Kind(
     },
     frozenset({"name"}),
 )
+SELECTOR = Kind(
+    {
+        "matchLabels": MapOf(TEXT),
+        "matchExpressions": ListOf(
+            Kind(
+                {"key": TEXT, "operator": OneOf(("In", "NotIn", "Exists", "DoesNotExist")), "values": TEXTS},
+                frozenset({"key", "operator"}),
+            )
+        ),
+    }
+)
+POD_AFFINITY_TERM = Kind(
+    {"labelSelector": SELECTOR, "namespaces": TEXTS, "namespaceSelector": SELECTOR, "topologyKey": TEXT},
+    frozenset({"topologyKey"}),
+)
+POD_AFFINITY = Kind(
+    {
+        "requiredDuringSchedulingIgnoredDuringExecution": ListOf(POD_AFFINITY_TERM),
+        "preferredDuringSchedulingIgnoredDuringExecution": ListOf(
+            Kind({"weight": NUMBER, "podAffinityTerm": POD_AFFINITY_TERM}, frozenset({"weight", "podAffinityTerm"}))
+        ),
+    }
+)
 POD = Kind(
     {
         "restartPolicy": OneOf(("OnFailure", "Never")),  # of those, which a Job allows
@@ -112,6 +135,8 @@ POD = Kind(
         "nodeSelector": MapOf(TEXT),
         "serviceAccountName": TEXT,
         "subdomain": TEXT,
+        "setHostnameAsFQDN": SWITCH,
+        "affinity": Kind({"podAffinity": POD_AFFINITY, "podAntiAffinity": POD_AFFINITY}),
     },
     frozenset({"containers", "restartPolicy"}),
 )

@@ -5,12 +5,16 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lockstep.common.runtime.clock import SystemClock
 from tests.lockstep.tiny_data import write_tiny
 from tests.system.processes import PATIENCE_S
+
+#: Seconds between two looks at what a process has printed.
+LOOK_S = 0.1
 
 
 @dataclass
@@ -43,6 +47,15 @@ class Machine:
     def said(self, process: "subprocess.Popen[bytes]") -> str:
         """Return what a process has printed so far."""
         return self._logs[process.pid].read_text(errors="replace")
+
+    def until_said(self, process: "subprocess.Popen[bytes]", text: str) -> None:
+        """Wait until a process has printed a text; AssertionError, with all that it has printed, if it does not."""
+        until = SystemClock().now() + PATIENCE_S
+        while text not in self.said(process):
+            is_late = SystemClock().now() >= until or process.poll() is not None
+            assert not is_late or text in self.said(process), f"no {text!r} in: {self.said(process)}"
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK_S)
 
     def run(self, words: list[str]) -> None:
         """Run a program to its end, which is to be a good one."""

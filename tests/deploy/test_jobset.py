@@ -1,4 +1,4 @@
-"""deploy/jobset.yaml: by the published schema, by what its parts owe one another, and as processes of this machine."""
+"""deploy/jobset.yaml: by the published schema, by what its parts owe one another, and as processes of several hosts."""
 
 import copy
 import re
@@ -7,15 +7,18 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
 from lockstep.cli.main import run
 from lockstep.launch.remote.launcher import PORT
+from lockstep.ps.server.succession import HAND_OVER_S
 from tests.architecture.source import ROOT
 from tests.deploy.published import DOCUMENTS, faults
 from tests.deploy.stand_in import Machine, digest
+from tests.system.hosts import Hosts, hosts, why_not
 from tests.system.processes import PATIENCE_S
 
 
@@ -24,7 +27,11 @@ def documents() -> list[dict[str, Any]]:
 
 
 def job_set() -> dict[str, Any]:
-    return documents()[1]
+    return documents()[-1]
+
+
+#: Pods that hold a part of the run.
+SERVERS = ("server", "standby")
 
 
 def pod(name: str) -> dict[str, Any]:
@@ -45,7 +52,11 @@ def problems(loaded: list[dict[str, Any]]) -> list[str]:
 
 
 def test_it_is_what_the_api_publishes() -> None:
-    assert [document["kind"] for document in documents()] == ["PersistentVolumeClaim", "JobSet"]
+    assert [document["kind"] for document in documents()] == [
+        "PersistentVolumeClaim",
+        "PersistentVolumeClaim",
+        "JobSet",
+    ]
     assert problems(documents()) == []
 
 
@@ -61,12 +72,13 @@ def test_it_is_what_the_api_publishes() -> None:
         ("spec.replicatedJobs.0.template.spec.template.spec.restartPolicy", "Always", "none of"),
         ("spec.replicatedJobs.0.template.spec.template.spec.containers.0.args", "node", "no list"),
         ("spec.replicatedJobs.0.template.spec.template.spec.containers", None, "no list"),
+        ("spec.replicatedJobs.1.template.spec.template.spec.setHostnameAsFQDN", "yes", "another type"),
     ],
 )
 def test_the_schema_finds_what_is_wrong(path: str, value: object, told: str) -> None:
     loaded = copy.deepcopy(documents())
     *above, last = path.split(".")
-    place: Any = loaded[1]
+    place: Any = loaded[-1]
     for name in above:
         place = place[int(name)] if name.isdigit() else place[name]
     place[last] = value
@@ -76,52 +88,81 @@ def test_the_schema_finds_what_is_wrong(path: str, value: object, told: str) -> 
 
 def test_the_schema_misses_what_has_to_be_there() -> None:
     loaded = copy.deepcopy(documents())
-    del loaded[1]["spec"]["replicatedJobs"]
+    del loaded[-1]["spec"]["replicatedJobs"]
     assert problems(loaded) == ["JobSet.spec.replicatedJobs: missing"]
 
 
-def test_workers_dial_the_name_that_the_headless_service_gives_to_the_server() -> None:
-    spec, name = job_set()["spec"], job_set()["metadata"]["name"]
-    network = spec["network"]
-    assert network["enableDNSHostnames"]
-    assert network["publishNotReadyAddresses"]  # workers may ask before it is ready
+def address(name: str) -> str:
+    """Return where a pod is dialled."""
     # <jobset>-<replicated job>-<job>-<pod>.<subdomain, by default the jobset's name>
-    assert f"tcp://{name}-server-0-0.{network.get('subdomain', name)}:{PORT}" in container("worker")["args"]
-    assert [port["containerPort"] for port in container("server")["ports"]] == [PORT]
+    jobset = job_set()["metadata"]["name"]
+    return f"tcp://{jobset}-{name}-0-0.{job_set()['spec']['network'].get('subdomain', jobset)}:{PORT}"
+
+
+def test_all_dial_the_names_that_the_headless_service_gives_to_the_servers() -> None:
+    network = job_set()["spec"]["network"]
+    assert network["enableDNSHostnames"]
+    assert network["publishNotReadyAddresses"]  # workers may ask before a server is ready
+    server, standby = (container(name)["args"] for name in SERVERS)
+    assert server[server.index("--standbys") + 1] == address("standby")
+    assert standby[standby.index("--standby-of") + 1] == address("server")
+    # One that is started again knows no more than its command.
+    assert f"{address('server')},{address('standby')}" in container("worker")["args"]
+    for name in SERVERS:
+        assert f"tcp://0.0.0.0:{PORT}" in container(name)["args"]
+        assert [port["containerPort"] for port in container(name)["ports"]] == [PORT]
+        # Its own name is what it tells workers; the short one of a pod leads nowhere.
+        assert pod(name)["setHostnameAsFQDN"] is True
+
+
+def test_a_node_that_dies_takes_one_of_both_servers_with_it() -> None:
+    for name in SERVERS:
+        (term,) = pod(name)["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        assert term["topologyKey"] == "kubernetes.io/hostname"
+        jobset, replicated = term["labelSelector"]["matchExpressions"]
+        assert (jobset["key"], jobset["values"]) == ("jobset.sigs.k8s.io/jobset-name", [job_set()["metadata"]["name"]])
+        assert (replicated["key"], replicated["values"]) == ("jobset.sigs.k8s.io/replicatedjob-name", list(SERVERS))
+        (claim,) = (volume["persistentVolumeClaim"] for volume in pod(name)["volumes"] if volume["name"] == "runs")
+        assert claim["claimName"] == f"lenet-{name}"
 
 
 def test_a_server_that_died_comes_again_alone_and_a_wrong_job_does_not() -> None:
-    server, worker = (job["template"]["spec"] for job in job_set()["spec"]["replicatedJobs"])
-    for job in (server, worker):
+    jobs = [job["template"]["spec"] for job in job_set()["spec"]["replicatedJobs"]]
+    for job in jobs:
         assert job["template"]["spec"]["restartPolicy"] == "Never"  # which policies of failures demand
         assert job["backoffLimit"] > 0
         first, second = job["podFailurePolicy"]["rules"]
         assert (first["action"], first["onExitCodes"]["values"]) == ("FailJob", [2])
         assert first["onExitCodes"]["containerName"] in {it["name"] for it in job["template"]["spec"]["containers"]}
         assert (second["action"], second["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
-    assert server["completions"] == server["parallelism"] == 1
-    assert server["podReplacementPolicy"] == "Failed"
-    assert job_set()["spec"]["successPolicy"] == {"operator": "All", "targetReplicatedJobs": ["server"]}
+    for server in jobs[:2]:
+        assert server["completions"] == server["parallelism"] == 1
+        assert server["podReplacementPolicy"] == "Failed"
+        assert server["template"]["spec"]["terminationGracePeriodSeconds"] > HAND_OVER_S
+    # Whichever of them leads the run to its end: the other's node may be gone.
+    assert job_set()["spec"]["successPolicy"] == {"operator": "Any", "targetReplicatedJobs": list(SERVERS)}
     (rule,) = job_set()["spec"]["failurePolicy"]["rules"]
     assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
 
 
 def test_what_is_mounted_is_there_and_memory_is_memory() -> None:
-    for name in ("server", "worker"):
+    claims = [document["metadata"]["name"] for document in documents()[:-1]]
+    for name in (*SERVERS, "worker"):
         volumes = {volume["name"]: volume for volume in pod(name)["volumes"]}
         for one in (*pod(name)["initContainers"], *pod(name)["containers"]):
             assert {mount["name"] for mount in one["volumeMounts"]} <= volumes.keys()
         assert volumes["keys"]["emptyDir"]["medium"] == "Memory"
-        (shm,) = (mount["name"] for mount in container(name)["volumeMounts"] if mount["mountPath"] == "/dev/shm")
-        assert volumes[shm]["emptyDir"]["medium"] == "Memory"
-    (claim,) = (volume["persistentVolumeClaim"] for volume in pod("server")["volumes"] if volume["name"] == "runs")
-    assert claim["claimName"] == documents()[0]["metadata"]["name"]
+        assert [
+            it["persistentVolumeClaim"]["claimName"] for it in volumes.values() if "persistentVolumeClaim" in it
+        ] == ([claims.pop(0)] if name in SERVERS else [])
+    (shm,) = (mount["name"] for mount in container("worker")["volumeMounts"] if mount["mountPath"] == "/dev/shm")
+    assert volumes[shm]["emptyDir"]["medium"] == "Memory"
+    assert claims == []
 
 
 def test_a_pod_starts_as_many_processes_as_it_has_requested_cores() -> None:
-    for name in ("server", "worker"):
-        args = container(name)["args"]
-        assert args[args.index("--workers") + 1] == container(name)["resources"]["requests"]["cpu"]
+    args = container("worker")["args"]
+    assert args[args.index("--workers") + 1] == container("worker")["resources"]["requests"]["cpu"]
 
 
 def test_the_servers_secret_stays_with_the_server() -> None:
@@ -143,52 +184,129 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
 
 
 class Kubelet:
-    """Starts the pods of the file on this machine: their paths are folders of a test, their service is loopback."""
+    """Starts the pods of the file as processes. Their paths are folders of a test; a volume outlives its pods.
 
-    def __init__(self, machine: Machine, port: str) -> None:
-        self.machine, self.port = machine, port
+    With hosts, each pod has one, on which names are looked up as the headless service has them. Without, all are on
+    this machine, and each server has a port in place of its name.
+    """
 
-    def words(self, command: list[str], folder: Path) -> list[str]:
+    def __init__(self, machine: Machine, net: Hosts | None = None) -> None:
+        self.machine, self.net = machine, net
+        self.ports = {} if net else {name: machine.free_port() for name in SERVERS}
+        self.started = 0
+        assert run(["keys", "create", "made"]) == 0
+
+    def words(self, command: list[str], folder: Path, name: str) -> list[str]:
         def local(word: str) -> str:
-            word = re.sub(r"tcp://lenet-server-0-0\.lenet:\d+", f"tcp://127.0.0.1:{self.port}", word)
+            for server, port in self.ports.items():
+                word = word.replace(address(server), f"tcp://127.0.0.1:{port}")
+            if name in self.ports:
+                word = word.replace(f"0.0.0.0:{PORT}", f"127.0.0.1:{self.ports[name]}")
             return re.sub(r"(?<![\w/])/(secret|keys|runs)\b", lambda found: str(folder / found[1]), word)
 
         return [local(word) for word in command]
 
     def start(self, name: str, index: int, *more: str) -> "subprocess.Popen[bytes]":
-        folder = self.machine.folder / f"{name}-{index}"
-        folder.mkdir()
-        (folder / "secret").mkdir()
-        (folder / "runs").symlink_to(self.machine.folder)
+        """Start a pod; with hosts, on the one of that number."""
+        self.started += 1
+        folder = self.machine.folder / f"pod-{self.started}"
+        (folder / "secret").mkdir(parents=True)
+        self.volume(name).mkdir(exist_ok=True)
+        (folder / "runs").symlink_to(self.volume(name))
         (secret,) = (volume["secret"] for volume in pod(name)["volumes"] if "secret" in volume)
         keys = sorted(path.name for path in (self.machine.folder / "made").iterdir())
         for key in [item["key"] for item in secret["items"]] if "items" in secret else keys:
             (folder / "secret" / key).write_bytes((self.machine.folder / "made" / key).read_bytes())
             (folder / "secret" / key).chmod(secret["defaultMode"])
         (copying,) = pod(name)["initContainers"]
-        self.machine.run(self.words(copying["command"], folder))
-        environ = {"JOB_COMPLETION_INDEX": str(index), "MASTER_PORT": self.port}
-        return self.machine.start(["lockstep", *self.words(container(name)["args"], folder), *more], environ)
+        self.machine.run(self.words(copying["command"], folder, name))
+        args = self.words(container(name)["args"], folder, name)
+        return self.machine.start([*self.within(name, index), "lockstep", *args, *more], {})
+
+    def volume(self, name: str) -> Path:
+        return self.machine.folder / f"volume-{name}"
+
+    def within(self, name: str, index: int) -> tuple[str, ...]:
+        """Return what comes before a command in a pod, which has a host name and looks up those of the service."""
+        if self.net is None:
+            return ()
+        table = self.machine.folder / "hosts"
+        hosts = {number: urlsplit(address(server)).hostname for number, server in enumerate(SERVERS)}
+        table.write_text("".join(f"{self.net.address(at)} {host} {host}{DOMAIN}\n" for at, host in hosts.items()))
+        short = f"{job_set()['metadata']['name']}-{name}-0-{index}"
+        full = f"{hosts[index]}{DOMAIN}" if name in SERVERS and pod(name).get("setHostnameAsFQDN") else short
+        begin = 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"'
+        return (*self.net.within(index), "unshare", "--uts", "sh", "-c", begin, full, str(table))
+
+
+#: What a cluster's names end with, after that of the service.
+DOMAIN = ".default.svc.cluster.local"
 
 
 def test_its_commands_train_with_keys(machine: Machine) -> None:
-    assert run(["keys", "create", "made"]) == 0
-    kubelet = Kubelet(machine, machine.free_port())
+    kubelet = Kubelet(machine)
+    server = kubelet.start("server", 0, *JOB, "--min-workers", "2")
+    standby = kubelet.start("standby", 0)
+    machine.until_said(standby, "mirrors run lenet")
     workers = [kubelet.start("worker", index) for index in (0, 1)]
-    # With all of them, and its own: one that came when the run is over would wait for another.
-    server = kubelet.start("server", 0, *JOB, "--min-workers", "3")
-    for process in (server, *workers):
+    for process in (server, standby, *workers):
         assert process.wait(PATIENCE_S) == 0, machine.said(process)
-    assert stat.S_IMODE((machine.folder / "server-0" / "keys" / "own" / "server.key").stat().st_mode) == 0o600
+    assert stat.S_IMODE((machine.folder / "pod-1" / "keys" / "own" / "server.key").stat().st_mode) == 0o600
     assert run(["train", "--model", "lenet", *JOB, "--workers", "0", "--run-dir", "alone"]) == 0
-    assert digest(machine.folder / "lenet") == digest(machine.folder / "alone")
+    for name in SERVERS:
+        assert digest(kubelet.volume(name) / "lenet") == digest(machine.folder / "alone")
 
 
 def test_without_its_key_a_worker_is_told_why(machine: Machine) -> None:
-    assert run(["keys", "create", "made"]) == 0
-    kubelet = Kubelet(machine, machine.free_port())
+    kubelet = Kubelet(machine)
     # It waits for a second worker, which never gets in.
     kubelet.start("server", 0, *JOB, "--min-workers", "2")
-    stranger = machine.start(["lockstep", "worker", f"tcp://127.0.0.1:{kubelet.port}"], {})
+    stranger = machine.start(["lockstep", "worker", f"tcp://127.0.0.1:{kubelet.ports['server']}"], {})
     assert stranger.wait(PATIENCE_S) == 2
     assert "requires a key" in machine.said(stranger)
+
+
+#: A job that lasts until two nodes have been lost.
+LONG = ("--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "6", "--steps", "1200")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(why_not()), reason="network namespaces may not be made here")
+def test_nodes_die_and_are_drained_and_the_run_comes_to_the_same_bits(machine: Machine) -> None:
+    assert run(["train", "--model", "lenet", *LONG, "--workers", "0", "--run-dir", "alone"]) == 0
+    with hosts(5, "1gbit") as net:
+        kubelet = Kubelet(machine, net)
+        often = ("--checkpoint-every-steps", "20", "--takeover-seconds", "1", "--min-workers", "3")
+        server = kubelet.start("server", 0, *LONG, *often)
+        standby = kubelet.start("standby", 1)
+        workers = [kubelet.start("worker", number) for number in (2, 3, 4)]
+        machine.until_said(standby, "has the checkpoint of step ")
+
+        # The server's node is cut off, and its pod killed later, as by Kubernetes when the node is back.
+        net.pull(0)
+        machine.until_said(standby, "takes over, from step ")
+        server.kill()
+        net.put_back(0)
+        server = kubelet.start("server", 0, *LONG, *often)
+        machine.until_said(server, "the run goes on at ")
+        # By its whole name, which is all that the other pods can look up.
+        assert f"{urlsplit(address('standby')).hostname}{DOMAIN}:{PORT}" in machine.said(server)
+        machine.until_said(server, "has the checkpoint of step ")
+
+        # A worker's pod is replaced, which knows the servers by its command alone.
+        workers[0].kill()
+        workers[0] = kubelet.start("worker", 2)
+        machine.until_said(workers[0], "joined run lenet")
+
+        # The other node is drained.
+        standby.terminate()
+        assert standby.wait(PATIENCE_S) == 130, machine.said(standby)
+        machine.until_said(server, "takes over, from step ")
+        standby = kubelet.start("standby", 1)
+        machine.until_said(standby, "the run goes on at ")
+
+        for process in (server, standby, *workers):
+            assert process.wait(PATIENCE_S) == 0, machine.said(process)
+        for name in SERVERS:
+            assert digest(kubelet.volume(name) / "lenet") == digest(machine.folder / "alone")
+        assert run(["ledger", str(kubelet.volume("server") / "lenet")]) == 0
