@@ -8,6 +8,7 @@ worker` do, they do everywhere: a server that is started again finds out whether
 
 import io
 import json
+import secrets
 import socket
 import subprocess
 import sys
@@ -51,7 +52,12 @@ class Seat:
         """Run a command of Lockstep to its end, which comes with the end of this actor, and return its exit code."""
         words = tuple(word.replace(KEYS, self.keys.name) for word in words)
         guarded = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-u", "-m", "lockstep", *words]
-        return subprocess.run(guarded, stdin=subprocess.DEVNULL, check=False).returncode
+        self.process = subprocess.Popen(guarded, stdin=subprocess.DEVNULL)
+        return self.process.wait()
+
+    def stop(self) -> None:
+        """Let the command end, which is a worker's: it gives its work back."""
+        self.process.terminate()
 
     def files(self, folder: str) -> bytes:
         """Return what a folder of this node holds, as a tar archive."""
@@ -71,6 +77,11 @@ class Run:
         self.servers = placement_group([{"CPU": 1}] * len(SERVERS), strategy="STRICT_SPREAD")
         self.seats: dict[str, Any] = {}
         self.addresses: dict[str, str] = {}
+        #: By server, its folder on its node. A new seat has a new one, since its address is new too: a server that has
+        #: led the run in its folder expects to be found where it was.
+        self.folders: dict[str, str] = {}
+        #: By process, the addresses of servers in its command.
+        self.known: dict[str, set[str]] = {}
         #: What is awaited: that a seat has been placed, or that its process has ended.
         self.placing: dict[Any, str] = {}
         self.running: dict[Any, str] = {}
@@ -106,6 +117,7 @@ class Run:
         self.addresses.pop(name, None)
         keys, options = self.keys, {}
         if name in SERVERS:
+            self.folders[name] = f"{self.folder}-{secrets.token_hex(3)}-{name}"
             strategy = PlacementGroupSchedulingStrategy(self.servers, SERVERS.index(name))
             options = {"scheduling_strategy": strategy}
         else:
@@ -114,33 +126,30 @@ class Run:
         self.placing[self.seats[name].address.remote()] = name
 
     def start_placed(self) -> None:
-        """Start each process that has a seat, once it is known where both servers are."""
-        if self.addresses.keys() >= set(SERVERS):
-            for name in self.addresses.keys() - set(self.running.values()):
-                self.start(name)
+        """Start each process that has a seat and does not run; end workers that know neither server any more."""
+        for name in self.addresses.keys() - set(self.running.values()):
+            self.start(name)
+        for name in set(self.running.values()) - set(SERVERS):
+            if self.known[name].isdisjoint(self.addresses.values()):
+                self.seats[name].stop.remote()
 
     def start(self, name: str) -> None:
-        """Start a process; the same way if it is started again."""
-        first, second = (self.addresses.get(server, "") for server in SERVERS)
-        if not (first and second if name in SERVERS else first or second):
-            return  # a server is lost too: it is started when that has a seat
+        """Start a process, the same way if it is started again, once it is known where both servers are."""
+        if not self.addresses.keys() >= set(SERVERS):
+            return
+        first, second = (self.addresses[server] for server in SERVERS)
+        self.known[name] = {first, second}
         words = {
             "first": ["server", *self.job, "--bind", first, "--standbys", second, "--transport", "tcp"],
             "second": ["server", "--bind", second, "--standby-of", first],
-        }.get(
-            name, ["worker", ",".join(filter(None, (first, second))), "--key", f"{KEYS}/worker.key", "--workers", "1"]
-        )
+        }.get(name, ["worker", f"{first},{second}", "--key", f"{KEYS}/worker.key", "--workers", "1"])
         if name in SERVERS:
-            words += ["--keys", KEYS, "--run-dir", self.folder_of(name)]
+            words += ["--keys", KEYS, "--run-dir", self.folders[name]]
         self.running[self.seats[name].run.remote(*words)] = name
-
-    def folder_of(self, server: str) -> str:
-        """Return where a server keeps the run on its node."""
-        return f"{self.folder}-{server}"
 
     def fetch(self, server: str) -> None:
         """Copy the run from a server's node to this one."""
-        archive = io.BytesIO(ray.get(self.seats[server].files.remote(self.folder_of(server))))
+        archive = io.BytesIO(ray.get(self.seats[server].files.remote(self.folders[server])))
         with tarfile.open(fileobj=archive) as tar:
             tar.extractall(self.folder, filter="data")
 

@@ -60,7 +60,7 @@ def test_the_servers_node_dies_and_the_run_goes_on_to_the_same_bits(
     (server,) = three.place.pids("--standbys")
     lose_node_of(three, server)
     script.line_with("takes over, from step ")
-    # A new server on another node, with a folder that has nothing of the run or, as here, what was led of it.
+    # A new server on another node, at another address and with nothing of the run.
     script.line_with("has the checkpoint of step ")
     code, out, _ = script.end(RAY_S)
     assert code == 0, out
