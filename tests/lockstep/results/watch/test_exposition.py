@@ -1,5 +1,6 @@
 """The figures for Prometheus: its own parser reads them, and each is in the docs."""
 
+import json
 import re
 from pathlib import Path
 
@@ -82,3 +83,15 @@ def test_names_and_units_follow_the_conventions_and_each_is_documented(tmp_path:
         assert all(sample.name.endswith("_total") == (family.type == "counter") for sample in family.samples)
         name = f"{family.name}_total" if family.type == "counter" else family.samples[0].name
         assert f"`{name}`" in documented
+
+
+def test_the_dashboard_shows_figures_that_there_are_and_those_of_the_jobs_own_metrics() -> None:
+    documented = (ROOT / "docs" / "how-to" / "watch.md").read_text(encoding="utf-8")
+    panels = json.loads((ROOT / "deploy" / "grafana-dashboard.json").read_text(encoding="utf-8"))["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    shown = {
+        name for panel in panels for each in panel["targets"] for name in re.findall(r"lockstep_\w+", each["expr"])
+    }
+    assert [name for name in sorted(shown) if f"`{name}`" not in documented] == []
+    (legend,) = (each["legendFormat"] for panel in panels for each in panel["targets"] if "_metric{" in each["expr"])
+    assert legend == "{{name}}"
