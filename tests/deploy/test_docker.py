@@ -17,6 +17,7 @@ import pytest
 
 from tests.architecture.source import ROOT
 from tests.docs.pages import read_page
+from tests.system.processes import line_with
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +27,9 @@ PATIENCE_S = 900
 #: What the image is built from, and what compose mounts.
 NEEDED = ("lockstep", "examples", "docker-compose.yml", "Dockerfile", ".dockerignore")
 TEXTS = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE")
+
+#: A job that lasts until its server has been lost.
+LONG = 'model = "mlp"\nsteps = 1000\nnumerics = "portable"\ncheckpoint_every_steps = 20\ntakeover_seconds = 2.0\n'
 
 #: A job of some seconds with four workers, with the same bits in the image and in this process.
 JOB = 'model = "mlp"\nsteps = 60\nnumerics = "portable"\n'
@@ -132,7 +136,7 @@ def _override(python_image: str) -> str:
     """Return what differs from docker-compose.yml: names, the image of Python, and a port that is free."""
     base = f"additional_contexts: {{ '{_wanted()}': 'docker-image://{python_image}' }}"
     build = f"build: {{ context: ., {base} }}" if python_image != _wanted() else "build: ."
-    services = [f"  {name}: {{ image: {NAME}, {build} }}" for name in ("server", "worker", "shard", "keys")]
+    services = [f"  {name}: {{ image: {NAME}, {build} }}" for name in ("server", "worker", "shard", "standby", "keys")]
     watch = f'  watch: {{ image: {NAME}, {build}, ports: !override ["127.0.0.1::8000"] }}'
     return "\n".join(["services:", *services, watch, ""])
 
@@ -145,8 +149,11 @@ def _wanted() -> str:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The digest that one process gives, without containers."""
-    folder = tmp_path_factory.mktemp("alone")
-    (folder / "job.toml").write_text(JOB, encoding="utf-8")
+    return digest_alone(tmp_path_factory.mktemp("alone"), JOB)
+
+
+def digest_alone(folder: Path, job: str) -> str:
+    (folder / "job.toml").write_text(job, encoding="utf-8")
     # In a process of its own, because a process with portable numerics begins again with other variables.
     words = ["train", "--job", "job.toml", "--workers", "0", "--run-dir", "run"]
     subprocess.run([sys.executable, "-P", "-m", "lockstep", *words], cwd=folder, check=True)
@@ -203,6 +210,39 @@ def test_three_servers_give_the_bits_of_one_process(engine: Engine, alone: str) 
     folder = runs(engine)[-1]
     assert json.loads((folder / "result.json").read_text(encoding="utf-8"))["servers"] == 3
     assert digest(folder) == alone
+
+
+@pytest.mark.parametrize("loss", ["kill", "pause"])
+def test_a_standby_leads_the_run_of_a_server_that_is_lost(engine: Engine, tmp_path: Path, loss: str) -> None:
+    (engine.folder / "long.toml").write_text(LONG, encoding="utf-8")
+    up = "docker compose up --scale worker=4 --scale standby=1"
+    assert f"`{up}`" in (ROOT / "docs" / "how-to" / "server-fails.md").read_text(encoding="utf-8")
+    running = subprocess.Popen(
+        up.split(),
+        cwd=engine.folder,
+        env={**engine.environment, "JOB": "long.toml"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert running.stdout is not None
+        line_with("has the checkpoint of step", running.stdout, PATIENCE_S)
+        assert engine.do(f"docker compose {loss} server").returncode == 0
+        line_with("takes over, from step", running.stdout, PATIENCE_S)
+        if loss == "pause":
+            assert engine.do("docker compose unpause server").returncode == 0
+            # It counts for nothing when it comes back.
+            line_with("in term 2, and this one in term 1", running.stdout, PATIENCE_S)
+        running.communicate(timeout=PATIENCE_S)
+    finally:
+        running.kill()
+        running.communicate()
+    assert engine.do("docker compose ps --quiet").stdout == ""  # of what runs
+    shutil.rmtree(engine.folder / "mirror", ignore_errors=True)
+    done = engine.do("docker compose cp standby:/lockstep/runs/mirror mirror")
+    assert done.returncode == 0, done.stdout
+    assert digest(engine.folder / "mirror") == digest_alone(tmp_path, LONG)
 
 
 def test_the_page_shows_the_runs(engine: Engine, trained: tuple[str, Path]) -> None:

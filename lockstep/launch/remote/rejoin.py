@@ -49,8 +49,9 @@ def found_in(folder: Path) -> FolderHolds:
 
 
 def has_led_as_standby(folder: Path, own: str) -> bool:
-    """Tell whether the server at the address `own` led the run in a folder after another one."""
-    return found_in(folder) is FolderHolds.RUN and read_terms(folder).earlier_leader(own) is not None
+    """Tell whether the server at the address `own` led the run in a folder after another one, perhaps to its end."""
+    is_led = has_begun(folder) and not (folder / MIRROR).is_file()
+    return is_led and read_terms(folder).earlier_leader(own) is not None
 
 
 def has_more(status: Status) -> bool:

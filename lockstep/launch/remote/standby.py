@@ -27,7 +27,7 @@ from lockstep.common.transport.zeromq.ports import wait_for_any
 from lockstep.launch.child import ExitRecord
 from lockstep.launch.endpoints import WARNING, dial_with, dialled, lock_of, nearby, server_credential
 from lockstep.launch.numerics import begin_with
-from lockstep.launch.remote.rejoin import FolderHolds, found_in, has_led_as_standby, set_aside, show_finished
+from lockstep.launch.remote.rejoin import FolderHolds, found_in, has_led_as_standby, set_aside
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_run
 from lockstep.ps.records.ledger import WorkerIn
@@ -177,19 +177,20 @@ def stand_by(request: StandbyRequest) -> int:
     """Mirror a run, and lead it once that is needed; return the exit code.
 
     One that has led the run, and is started again by the same command, leads it again unless another server does by
-    now. A `RunError` or `KeyboardInterrupt` says how it failed.
+    now. If it has led it to its end, it is a standby for the next run. A `RunError` or `KeyboardInterrupt` says how it
+    failed.
     """
     access = access_of(request)
     console = Console(highlight=False, stderr=request.supervised is not None)
-    if request.supervised is None and found_in(request.folder) is FolderHolds.RESULT:
-        show_finished(console, request.folder)
-        return 0
     listening = Listening(request.bind, access.lock, request.is_insecure)
     if request.supervised is None and has_led_as_standby(request.folder, dialled(request.bind)):
-        try:
-            return lead_again(request, access, listening)
-        except LedElsewhereError as elsewhere:
-            request = follow(request, elsewhere, console)
+        if found_in(request.folder) is FolderHolds.RESULT:
+            print_plainly(console, f"the run that has ended here is kept in {set_aside(request.folder)}")
+        else:
+            try:
+                return lead_again(request, access, listening)
+            except LedElsewhereError as elsewhere:
+                request = follow(request, elsewhere, console)
     return mirror_and_lead(request, access, listening, console)
 
 

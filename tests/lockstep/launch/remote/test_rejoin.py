@@ -74,6 +74,8 @@ def test_only_a_run_that_was_led_after_another_server_is_led_again(
 ) -> None:
     led(tmp_path, *servers, standbys=standbys)
     assert has_led_as_standby(tmp_path, SECOND) is has_led
+    (tmp_path / RESULT).touch()
+    assert has_led_as_standby(tmp_path, SECOND) is has_led
     (tmp_path / MIRROR).touch()
     assert not has_led_as_standby(tmp_path, SECOND)
 
