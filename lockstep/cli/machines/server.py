@@ -180,7 +180,9 @@ def server(
             return stand_by(standby(standbys[0], run_dir))
     if holds is FolderHolds.RUN:
         assert run_dir is not None
-        resolved, launch = resumed_job(run_dir, {**job.in_file(), **job.given})
+        # Not all workers may be back.
+        given = {name: value for name, value in {**job.in_file(), **job.given}.items() if name != "min_workers"}
+        resolved, launch = resumed_job(run_dir, given)
         resume, run_dir = run_dir, None
     elif resume is not None and supervised is None:
         check_resume_flags(job=job.file, run_dir=run_dir)
@@ -220,9 +222,9 @@ def server(
     if resume is not None:
         check_unfinished(resume)
     elif standbys and run_dir is not None:
+        unclaim(run_dir, [])  # of a process that was killed before it had begun
         if (other := who_has_more(standbys, dial)) is not None:
             return stand_by(standby(other, run_dir))
-        unclaim(run_dir, [])  # of a process that was killed before it had begun
     try:
         with destination_of(resolved, launch, resume or run_dir, is_resumed=resume is not None) as destination:
             service = Service(resolved, admission, destination, picture, signers, page, dial=dial, standbys=standbys)
