@@ -59,7 +59,7 @@ def wait_for(process: "subprocess.Popen[str]", pattern: str) -> str:
     for line in process.stdout:
         if found := re.search(pattern, line):
             return found[0]
-    raise RuntimeError(f"{process.args} ended without {pattern!r}")
+    raise RuntimeError(f"{process.args!r} ended without {pattern!r}")
 
 
 def make_runs(folder: Path) -> None:

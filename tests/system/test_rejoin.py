@@ -15,8 +15,14 @@ from tests.system.test_faults import OFTEN, calm, digest, job, kill
 REPORTED_S = 2.0
 
 
+def send(number: signal.Signals, workers: list[Process]) -> None:
+    """Send a signal to all workers: those that are stopped cannot end the run too early."""
+    for worker in workers:
+        worker.send(number)
+
+
 def until_mirrored(follower: Process) -> None:
-    """Wait until a standby can lead the run, and the server knows that."""
+    """Wait until a standby can lead the run, and the server knows that; all workers are stopped."""
     follower.line_with("has the checkpoint of step ")
     seconds_pass([follower.popen], REPORTED_S)
 
@@ -34,18 +40,26 @@ def test_two_servers_that_are_started_again_by_the_same_commands(place: Place, m
     server.line_with("lockstep worker ")
     standby = place.start(*second)
     workers = [place.start("worker", f"{one},{two}", "--workers", "1") for _ in range(2)]
+    server.line_with("epoch 5/")
+    send(signal.SIGSTOP, workers)
     until_mirrored(standby)
 
     kill(server.popen.pid)
+    send(signal.SIGCONT, workers)
     standby.line_with("takes over, from step ")
+    standby.line_with("epoch ")
+    send(signal.SIGSTOP, workers)
     server = place.start(*first)
     assert server.line_with("the run goes on at ").endswith("kept in first-term-1")
     until_mirrored(server)
 
     # As a node that is drained: the run is handed over, and whoever starts processes again hears that it is not over.
     standby.send(signal.SIGTERM)
+    send(signal.SIGCONT, workers)
     assert standby.end()[0] == 130
     server.line_with("takes over, from step ")
+    server.line_with("epoch ")
+    send(signal.SIGSTOP, workers)
 
     # Nobody is left who could lead the run but the one that led it last: it does so again.
     kill(server.popen.pid)
@@ -54,6 +68,7 @@ def test_two_servers_that_are_started_again_by_the_same_commands(place: Place, m
     standby = place.start(*second)
     assert standby.line_with("the run goes on at ").endswith("kept in second-term-2")
     until_mirrored(standby)
+    send(signal.SIGCONT, workers)
 
     for process in (server, standby):
         code, out, error = process.end()
@@ -78,6 +93,8 @@ def test_a_server_whose_disk_is_lost_does_not_begin_the_run_again(place: Place) 
     server.line_with("lockstep worker ")
     standby = place.start("server", "--standby-of", one, "--bind", two, "--run-dir", "second")
     worker = place.start("worker", f"{one},{two}", "--workers", "1")
+    server.line_with("epoch 5/")
+    worker.send(signal.SIGSTOP)
     until_mirrored(standby)
     kill(server.popen.pid)
     Path(place.folder / "first").rename(place.folder / "lost")
@@ -85,6 +102,7 @@ def test_a_server_whose_disk_is_lost_does_not_begin_the_run_again(place: Place) 
     # Before the standby leads the run.
     server = place.start(*first)
     server.line_with("standby of ")
+    worker.send(signal.SIGCONT)
     standby.line_with("takes over, from step ")
     assert SystemClock().now() - began < 60.0
     for process in (standby, server):

@@ -7,7 +7,7 @@ from typing import assert_never
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.protocol.codec import decode, encode
-from lockstep.common.protocol.messages import Message, NotLeading, Refused, shortened
+from lockstep.common.protocol.messages import Eviction, Message, NotLeading, Refused, WorkerMessage, shortened
 from lockstep.common.protocol.standby_messages import (
     AtStandbyMessage,
     CommandOutcome,
@@ -28,6 +28,7 @@ from lockstep.common.transport.links import Wait
 from lockstep.common.transport.port import ClientPort, Dial, PeerSlow, ServerPort
 from lockstep.ps.standby.mirror import AskFor, CompleteFile, CutLines, KeepRecord, RemoveFiles, StorePart
 from lockstep.ps.standby.state import (
+    FOLLOWS,
     FileCompleted,
     PartReceived,
     PartStored,
@@ -145,8 +146,7 @@ class StandbyShell:
         try:
             message, _ = decode(frames, AtStandbyMessage)
         except RemoteProtocolError as error:
-            # What a worker sends a server that leads: it came here too early, and asks again.
-            self._answer(peer, Refused(reason=shortened(f"this is a standby, which does not lead the run: {error}")))
+            self._answer(peer, answer_to_stranger(frames, error))
             return
         if isinstance(message, Promote) and not is_standbys(self.port.key_name(peer)):
             text = "this takes the key of the server, or of a standby"
@@ -214,3 +214,15 @@ class StandbyShell:
             self.upstream.send(encode(message))
         except PeerSlow:
             return  # nobody reads: it is asked again
+
+
+def answer_to_stranger(frames: list[memoryview], fault: RemoteProtocolError) -> Message:
+    """Return the answer to what nobody sends a standby: to a worker that takes it for the server that was here before.
+
+    Such a worker asks for a place again, and then goes to the server that leads the run. Anything else is refused.
+    """
+    try:
+        decode(frames, WorkerMessage)
+    except RemoteProtocolError:
+        return Refused(reason=shortened(f"this is a standby, which does not lead the run: {fault}"))
+    return Eviction(reason=FOLLOWS)

@@ -16,6 +16,7 @@ from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.messages import (
     DEFAULT_TAKEOVER_S,
     PROTOCOL_VERSION,
+    Eviction,
     Join,
     Leave,
     Message,
@@ -71,6 +72,9 @@ POLL_S, RETRY_S = 0.5, 2.0
 
 #: Seconds after which what a process said counts no more, unless it says so again: it asks every five seconds at least.
 CLAIM_S = 15.0
+
+#: What a worker is told that takes this standby for the server that led the run at its address before.
+FOLLOWS = "the server that was here has been started again, and is a standby now"
 
 #: Seconds between two lines about how far the mirror is.
 REPORT_S = 10.0
@@ -454,7 +458,8 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
             case StatusRequest():
                 return [Send(peer=peer, message=self._status())]
             case Ping():
-                return [Send(peer=peer, message=Ping())]
+                # It was in the run here, and waits: an answer would let it wait for ever.
+                return [Send(peer=peer, message=Eviction(reason=FOLLOWS))]
             case _:
                 return []
 

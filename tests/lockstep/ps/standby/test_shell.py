@@ -13,6 +13,8 @@ import pytest
 from lockstep.common.errors import FailureKind, ProtocolError
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import (
+    Dropped,
+    Eviction,
     Leave,
     Message,
     NotLeading,
@@ -40,7 +42,7 @@ from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork, Mem
 from lockstep.common.transport.links import Receiver
 from lockstep.common.transport.port import ClientPort, Limits
 from lockstep.ps.standby.shell import StandbyShell
-from lockstep.ps.standby.state import POLL_S, RETRY_S, StandbyConfig, StandbyState, TakeOver
+from lockstep.ps.standby.state import FOLLOWS, POLL_S, RETRY_S, StandbyConfig, StandbyState, TakeOver
 from lockstep.ps.standby.storage import MIRROR, MirrorStorage
 
 TERM = Term(run="r", number=4, server="s")
@@ -146,7 +148,7 @@ def asked(client: MemoryClient, bench: Bench, message: Message | bytes) -> list[
     assert bench.shell.step()
     answers = []
     while (frames := client.receive(0.0)) is not None:
-        answers.append(decode(frames, LeaderNotice | NotLeading | Refused | Ping)[0])
+        answers.append(decode(frames, LeaderNotice | NotLeading | Refused | Eviction)[0])
     return answers
 
 
@@ -241,7 +243,9 @@ def test_who_asks_is_answered_and_nonsense_is_refused(bench: Bench) -> None:
     bench.mirrored()
     client = bench.network.client(OWN.address)
     assert asked(client, bench, LeaderRequest()) == [LeaderNotice(term=TERM, address="memory://")]
-    assert asked(client, bench, Ping()) == [Ping()]
+    # One that takes it for the server that was here before finds the one that leads.
+    dropped = Dropped(work="train", step=1, number=1)
+    assert [asked(client, bench, message) for message in (Ping(), dropped)] == [[Eviction(reason=FOLLOWS)]] * 2
     (refused,) = asked(client, bench, b"\xc1")
     assert isinstance(refused, Refused)
     assert refused.reason.startswith("this is a standby, which does not lead the run: ")

@@ -11,6 +11,7 @@ from lockstep.common.protocol.messages import (
     DEFAULT_TAKEOVER_S,
     NO_TERM,
     PROTOCOL_VERSION,
+    Eviction,
     Join,
     Leave,
     Message,
@@ -40,6 +41,7 @@ from lockstep.common.statemachine.machine import ILLEGAL, Interrupted, PeerLeft,
 from lockstep.ps.standby.mirror import AskFor, CompleteFile, KeepRecord, Mirror, MirrorRecord, StorePart
 from lockstep.ps.standby.state import (
     CLAIM_S,
+    FOLLOWS,
     POLL_S,
     REPORT_S,
     RETRY_S,
@@ -446,7 +448,7 @@ def test_a_full_disk_leaves_the_rest_to_a_later_round() -> None:
 ANSWERS = [
     (LeaderRequest(), LeaderNotice(term=TERM, address=SERVER.address)),
     (Drain(), CommandOutcome(is_accepted=False, text="this is a standby: drain the server, at tcp://h:1")),
-    (Ping(), Ping()),
+    (Ping(), Eviction(reason=FOLLOWS)),
     (
         StatusRequest(),
         Status(
