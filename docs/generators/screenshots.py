@@ -125,7 +125,7 @@ def take_run(page: Any, link: str) -> None:
     page.goto(f"{link}#{SHOWN[0]}")
     page.locator("#charts .chart").nth(3).wait_for()
     page.locator("#processes tr").nth(2).wait_for()
-    page.locator("#timeline svg, #timeline canvas, #timeline *").first.wait_for()
+    page.locator("#timeline").wait_for()
     page.wait_for_timeout(3000)
     clipped(page, "watch.png", "header", "#timeline-legend")
 
