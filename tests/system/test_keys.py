@@ -147,6 +147,7 @@ def test_each_key_is_made_with_who_needs_it(place: Place, capsys: pytest.Capture
         f"move {folder}/worker-1.key to a worker, and start it with --key worker-1.key",
         f"move {folder}/standby-1.key {for_standby} standby-1.key",
         f"made {folder}/standby-2.key; move it {for_standby} standby-2.key",
+        "keys that were made before do not list it: to start a worker with its address, make a new one",
     ]
 
 
