@@ -97,6 +97,10 @@ _LOST = re.compile(
 )
 
 
+#: How a server ends whose run continues at another one.
+ELSEWHERE = (FailureKind.SUPERSEDED, FailureKind.HANDED_OVER)
+
+
 @dataclass(eq=False)
 class Team:
     """A worker: the hall in which its processes meet, and the current ones by their numbers."""
@@ -236,6 +240,8 @@ class Simulation:
             leader = process.shell.leader()
             return leader is None or self._has_to_end(leader)
         if isinstance(process.shell, StandbyProcess | ServerProcess):
+            if process.is_in_action():
+                return True  # killed there, it would leave half of what it writes
             # One that was cut off when the run ended elsewhere waits for workers, which a person has to end.
             server = _server_of(process)
             return not process.shell.run.standbys or (server is not None and server.server.ended is not None)
@@ -350,7 +356,9 @@ class Simulation:
     def _shard_ended(self, start: int) -> None:
         """Start a shard again that has ended: alone if a server can resume with it, with all others if not."""
         servers = [server for one in self._leading() if (server := _server_of(one)) is not None]
-        if self._is_lost or any(has_checkpoint(server.run.folder) for server in servers):
+        # One that hands the run over, or has to leave it to another, is not started again, and waits for no shard.
+        is_elsewhere = any(_kind_of(server) in ELSEWHERE for server in servers)
+        if self._is_lost or is_elsewhere or any(has_checkpoint(server.run.folder) for server in servers):
             self._later(self._start_shard)
         else:
             self._restart_servers(start)
@@ -388,7 +396,7 @@ class Simulation:
             # The server was lost in the moment in which all was done.
             self.result = read_result(self.root / name)
             self.finished.append(self.root / name)
-        is_left = server is not None and _kind_of(server) in (FailureKind.SUPERSEDED, FailureKind.HANDED_OVER)
+        is_left = server is not None and _kind_of(server) in ELSEWHERE
         if not (is_over or is_left):
             self._later(partial(self._start_standby, name))
 
@@ -462,7 +470,7 @@ class Simulation:
         server = None if self.server is None else _server_of(self.server)
         if server is not None and self._has_succeeded(server):
             return True
-        if server is not None and _kind_of(server) in (FailureKind.SUPERSEDED, FailureKind.HANDED_OVER):
+        if server is not None and _kind_of(server) in ELSEWHERE:
             self._is_lost = True
         return self.result is not None or bool(self.failure)
 

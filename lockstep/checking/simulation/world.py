@@ -262,7 +262,7 @@ class Process(Host):
 
     def act(self) -> None:
         """Let the shell carry out an action, or go on with the one at hand."""
-        if self._is_suspended():
+        if self.is_in_action():
             assert self.strand is not None
             self._carry_on(self.strand.resume)
             return
@@ -301,7 +301,8 @@ class Process(Host):
     def _has_to_end(self) -> bool:
         return self._is_interrupted or (self.shell is not None and self.shell.exit_reason() is not None)
 
-    def _is_suspended(self) -> bool:
+    def is_in_action(self) -> bool:
+        """Tell whether it stands still, or sleeps, in the middle of an action."""
         return self.strand is not None and self.strand.is_suspended
 
     def _run(self, act: Callable[[], object]) -> None:
@@ -338,7 +339,7 @@ class Process(Host):
         """Find out when it has to act next."""
         if self.is_stopped or self.is_dead:
             self.due = math.inf
-        elif self._is_suspended():
+        elif self.is_in_action():
             self.due = max(self.busy_until, self._alarm or 0.0)
         elif self.shell is None:
             self.due = math.inf
@@ -355,7 +356,7 @@ class Process(Host):
         if shell is None or self.is_dead:
             return
         self.was_interrupted = True
-        if self._is_suspended():
+        if self.is_in_action():
             self._is_interrupted = True
             self.ring(self.timeline.now)
         else:
@@ -363,7 +364,7 @@ class Process(Host):
 
     def wake(self, at: float) -> None:
         """Act at a time, at which a message arrives, or earlier."""
-        if not (self.shell is None or self.is_stopped or self.is_dead or self._is_suspended()):
+        if not (self.shell is None or self.is_stopped or self.is_dead or self.is_in_action()):
             self.due = min(self.due, max(at, self.busy_until))
 
     def stop(self) -> None:

@@ -89,7 +89,7 @@ class Coordinator(Machine[events.Event, Effect]):
     standbys: tuple[StandbyAddress, ...] = ()
     #: Why no work is leased any more: the run is to be handed over, after the step at hand. Empty if it is not.
     drained: str = ""
-    #: The step at hand when that was asked for.
+    #: The first step whose update came after that was asked for: with it, the slices of several servers are gathered.
     drained_at: int = 0
     #: Who computed the last step, by rank.
     last_ranks: frozenset[int] = frozenset()
@@ -179,7 +179,9 @@ class Coordinator(Machine[events.Event, Effect]):
             case events.Superseded(text=text):
                 return self._fail(text, FailureKind.SUPERSEDED)
             case events.DrainRequested(heir=heir):
-                self.drained, self.drained_at = f"the run was handed over to {heir}", self.round.step
+                # An update that is under way has not been told to gather anything.
+                is_late = self.phase is RunPhase.UPDATING
+                self.drained, self.drained_at = f"the run was handed over to {heir}", self.round.step + is_late
                 return []
             case events.SumsAcknowledged():
                 return self._on_sums_acknowledged(event, now)
@@ -618,7 +620,7 @@ class Coordinator(Machine[events.Event, Effect]):
     def _is_drained(self) -> bool:
         """Tell whether no work is to be leased any more.
 
-        If there are several servers, their slices are gathered with the next step, which is still made.
+        If there are several servers, their slices are gathered with the next update, which is still made.
         """
         return bool(self.drained) and (self.info.servers == 1 or self.round.step > self.drained_at)
 

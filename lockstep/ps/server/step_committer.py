@@ -54,7 +54,8 @@ class StepCommitter:
             has_average = self.coordinator.info.job.ema_decay is not None
             return ("all" if has_average else "weights") if ends_epoch else "nothing"
         # Never the weights alone: they and the optimizer's slots are to be of one step.
-        is_due = ends_epoch or checkpointer.schedule.is_due(step + 1, self.group.clock.now(), ends_epoch=False)
+        is_last = ends_epoch or bool(self.coordinator.drained)  # of a run that is handed over
+        is_due = is_last or checkpointer.schedule.is_due(step + 1, self.group.clock.now(), ends_epoch=False)
         return "all" if is_due else "nothing"
 
     def record_completed(self) -> None:

@@ -172,6 +172,9 @@ ONCE = {
     "a server dies while it waits for its shards, and the one that leads is unknown to a standby": (50071, 3, 2),
     "a shard brings its weights to the address of a server that has been started again": (60452, 3, 2),
     "a worker is ready for the place that a server of before gave it": (50145, 3, 2),
+    "the run ends while a server that has to leave it stands still in the middle of a checkpoint": (74740, 2, 1),
+    "a shard dies after the run was handed over": (74810, 2, 1),
+    "a shard dies before the run is handed over in vain": (75087, 2, 1),
 }
 
 

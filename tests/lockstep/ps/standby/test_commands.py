@@ -22,7 +22,10 @@ from lockstep.common.statemachine.client import Exit
 from lockstep.common.statemachine.machine import Interrupted
 from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork
 from lockstep.common.transport.links import wait_for_nothing
+from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.coordinator.effects import Finish
+from lockstep.ps.coordinator.transitions import RunPhase
+from lockstep.ps.records.run_folder import CHECKPOINTS
 from lockstep.ps.setup import AdmissionPolicy
 from lockstep.ps.standby.shell import StandbyShell
 from lockstep.ps.standby.state import StandbyConfig, StandbyState
@@ -153,6 +156,25 @@ def test_a_standby_that_has_left_is_handed_nothing() -> None:
     simulation.run(until=lambda: len(simulation.server.succession.registry.members) < 2)
     assert any(line.startswith("standby memory://c left: ") for line in simulation.said)
     assert drained(simulation).text == "the run goes on at memory://b, after the step at hand"
+
+
+@pytest.mark.parametrize(
+    ("servers", "phase", "steps"),
+    [(1, RunPhase.TRAINING, 2), (2, RunPhase.TRAINING, 2), (2, RunPhase.UPDATING, 3)],
+)
+def test_a_run_is_handed_over_with_all_of_its_steps(tmp_path: Path, servers: int, phase: RunPhase, steps: int) -> None:
+    """Also if no checkpoint is due: the slices of all servers are gathered with the last update before it."""
+    simulation = Simulation(job_of(), folder=tmp_path, admission=AdmissionPolicy(servers=servers))
+    simulation.add_worker()
+    coordinator, client = simulation.server.coordinator, simulation.network.client()
+    ask(client, "standby-1", msgspec.structs.replace(REQUEST, is_whole=True))
+    simulation.run(until=lambda: coordinator.round.step == 1 and coordinator.phase is phase)
+    ask(client, "standby-1", Drain())
+    simulation.run()
+    assert simulation.server.ended is not None
+    assert simulation.server.ended.kind is FailureKind.HANDED_OVER
+    assert coordinator.progress.steps == steps
+    assert CheckpointFolder(tmp_path / CHECKPOINTS, print).steps()[-1] == coordinator.progress.steps
 
 
 @pytest.mark.parametrize(("says_so", "remembered"), [(False, ["memory://b"]), (True, [])])
