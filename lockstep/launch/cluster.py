@@ -40,6 +40,7 @@ from lockstep.launch.process_backend import (
     ProcessCommand,
     Role,
     private_folder,
+    remove_private,
 )
 from lockstep.launch.run_end import keep_logs
 from lockstep.launch.worker_supervisor import Restarts, SupervisedWorker, WorkerSupervisor, has_crashed
@@ -126,7 +127,8 @@ class Cluster:
     def run(self) -> RunResult:
         """Train to the end. `UsageError` or `RunError` with the root cause; nothing is left running in any case."""
         check_launch(self.launch)
-        self.folder, self.home = private_folder(), self.run_dir
+        private = private_folder()
+        self.folder, self.home = private.path, self.run_dir
         self._convicted = len(read_convictions(self.run_dir))
         self._restarts = Restarts(self.launch.max_restarts, seed="server")
         self.supervisor = WorkerSupervisor(
@@ -156,7 +158,7 @@ class Cluster:
                     shutil.rmtree(self.home / STANDBY, ignore_errors=True)
                 if lost := keep_logs(self.folder, self.home):
                     self.say(lost)
-                shutil.rmtree(self.folder, ignore_errors=True)
+                remove_private(private)
 
     def _start_servers(self, address: str) -> str:
         """Start all servers, at an address or wherever there is room; return it, empty if the first ended at once."""

@@ -1,7 +1,6 @@
 """A page next to a run: a process of its own, which is told how the run stands and ends with us."""
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -12,8 +11,9 @@ import msgspec
 from lockstep.common.errors import UsageError
 from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import Clock, SystemClock
+from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.launch.child import Child
-from lockstep.launch.process_backend import private_folder
+from lockstep.launch.process_backend import private_folder, remove_private
 from lockstep.results.reports.display import Display
 from lockstep.runs.optional_packages import demand
 from lockstep.runs.own_command import own_command
@@ -52,7 +52,7 @@ class PageProcess:
     """The process that serves a page."""
 
     child: Child
-    private: Path
+    private: SharedFolder
     link: str
     #: What it serves.
     what: str
@@ -69,7 +69,7 @@ class PageProcess:
         arguments = ["watch", str(folder), "--fed", "--listen", request.listen]
         arguments += ["--metrics-only"] if request.is_metrics_only else []
         try:
-            child = Child.start("page", arguments, private / "page.log")
+            child = Child.start("page", arguments, private.path / "page.log")
             link = child.first_line()
             if not link:
                 child.end(GRACE_S)
@@ -77,7 +77,7 @@ class PageProcess:
             assert child.process.stdin is not None
             os.set_blocking(child.process.stdin.fileno(), False)
         except BaseException:
-            shutil.rmtree(private, ignore_errors=True)
+            remove_private(private)
             raise
         return cls(child, private, link, "metrics" if request.is_metrics_only else "page")
 
@@ -107,7 +107,7 @@ class PageProcess:
         if self.child.process.stdin is not None and not self.child.process.stdin.closed:
             self.child.process.stdin.close()
         self.child.end(GRACE_S)
-        shutil.rmtree(self.private, ignore_errors=True)
+        remove_private(self.private)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from lockstep.common.runtime.environment import cores, keep_to_core
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.transport.auth.credentials import Token
 from lockstep.common.transport.port import ClientPort
+from lockstep.common.transport.shared_memory.folder import SharedFolder, sweep
 from lockstep.common.transport.transports import TRANSPORTS
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.child import LOG, Child, WatchedProcess
@@ -141,10 +142,22 @@ def start_here(command: ProcessCommand, added: list[str], folder: Path, numerics
 FOLDER_LIMIT = 80
 
 
-def private_folder() -> Path:
-    """Return a new folder, which its maker removes."""
-    folder = Path(tempfile.mkdtemp(prefix="lockstep-"))
-    if len(str(folder).encode()) <= FOLDER_LIMIT:
+def private_folder(root: Path | None = None) -> SharedFolder:
+    """Return a new folder for files and sockets in `root`, by default that of temporary files.
+
+    Its maker removes it by `remove_private`.
+    """
+    folder = SharedFolder.create(root or Path(tempfile.gettempdir()))
+    if len(str(folder.path).encode()) <= FOLDER_LIMIT:
         return folder
-    folder.rmdir()
-    return Path(tempfile.mkdtemp(prefix="lockstep-", dir="/tmp"))
+    folder.remove()
+    return SharedFolder.create(Path("/tmp"))
+
+
+def remove_private(folder: SharedFolder) -> None:
+    """Remove a private folder, and those of makers that were killed with all that they had started.
+
+    At the end and not at the beginning: what a maker that was killed a moment ago has started still keeps its logs.
+    """
+    folder.remove()
+    sweep(folder.path.parent)

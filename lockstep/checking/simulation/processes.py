@@ -396,6 +396,25 @@ class StandbyProcess(SimulatedShell):
         self.runner.port.close()
 
 
+def server_of(process: Process) -> ServerProcess | None:
+    """Return the server that a process is, or that a standby has become; None if it is none."""
+    shell = process.shell
+    if isinstance(shell, StandbyProcess):
+        return shell.leading
+    return shell if isinstance(shell, ServerProcess) else None
+
+
+def kind_of(server: ServerProcess) -> FailureKind | None:
+    """Return how a server has ended its part of the run, None if it has not, or well."""
+    return None if server.server.ended is None else server.server.ended.kind
+
+
+def could_lead(process: Process) -> bool:
+    """Tell whether a standby has all that it takes to lead the run, or leads it."""
+    shell = process.shell
+    return isinstance(shell, StandbyProcess) and (shell.leading is not None or shell.runner.state.mirror.has_been_whole)
+
+
 @dataclass
 class NodeProcess(SimulatedShell, ABC):
     """A process that joins the run."""

@@ -19,6 +19,9 @@ from lockstep.checking.simulation.processes import (
     SimulatedRun,
     StandbyProcess,
     WorkerProcess,
+    could_lead,
+    kind_of,
+    server_of,
 )
 from lockstep.checking.simulation.remembered import remembering
 from lockstep.checking.simulation.scenario import FaultKind, Scenario, ScheduledFault
@@ -26,7 +29,7 @@ from lockstep.checking.simulation.strand import Strand
 from lockstep.checking.simulation.team import Hall
 from lockstep.checking.simulation.world import VARYING, Process, SimulatedShell, World
 from lockstep.common.data.dataset import TrainTest
-from lockstep.common.errors import DataError, FailureKind
+from lockstep.common.errors import CONTINUED, RESUMED_HERE, DataError, FailureKind
 from lockstep.common.model.source import ModelSource
 from lockstep.common.protocol.codec import decode_header, encode
 from lockstep.common.protocol.messages import Message, Result, SumsFrame
@@ -98,7 +101,7 @@ _LOST = re.compile(
 
 
 #: How a server ends whose run continues at another one.
-ELSEWHERE = (FailureKind.SUPERSEDED, FailureKind.HANDED_OVER)
+ELSEWHERE = CONTINUED - RESUMED_HERE
 
 
 @dataclass(eq=False)
@@ -243,7 +246,7 @@ class Simulation:
             if process.is_in_action():
                 return True  # killed there, it would leave half of what it writes
             # One that was cut off when the run ended elsewhere waits for workers, which a person has to end.
-            server = _server_of(process)
+            server = server_of(process)
             return not process.shell.run.standbys or (server is not None and server.server.ended is not None)
         if not isinstance(process.shell, NodeProcess):
             return True
@@ -271,7 +274,7 @@ class Simulation:
     def _check_version(self, process: Process) -> None:
         """Check that weights only get newer: at a server, and at a worker between two joins."""
         name, step = process.name, None if process.shell is None else process.shell.weights_step()
-        server = _server_of(process)
+        server = server_of(process)
         if server is not None:
             # One that has lost a shard resumes from a checkpoint, in another term.
             name = f"{name} in term {server.server.coordinator.info.term.number}"
@@ -288,7 +291,7 @@ class Simulation:
             before = self._terms.get(process.name, 0)
             assert number >= before, f"{process.name} went back from term {before} to {number}"
             self._terms[process.name] = number
-        server = _server_of(process)
+        server = server_of(process)
         if server is not None:
             term = server.server.coordinator.info.term
             leader = self.leaders.setdefault((term.number, term.server), process.name)
@@ -355,9 +358,9 @@ class Simulation:
 
     def _shard_ended(self, start: int) -> None:
         """Start a shard again that has ended: alone if a server can resume with it, with all others if not."""
-        servers = [server for one in self._leading() if (server := _server_of(one)) is not None]
+        servers = [server for one in self._leading() if (server := server_of(one)) is not None]
         # One that hands the run over, or has to leave it to another, is not started again, and waits for no shard.
-        is_elsewhere = any(_kind_of(server) in ELSEWHERE for server in servers)
+        is_elsewhere = any(kind_of(server) in ELSEWHERE for server in servers)
         if self._is_lost or is_elsewhere or any(has_checkpoint(server.run.folder) for server in servers):
             self._later(self._start_shard)
         else:
@@ -388,7 +391,7 @@ class Simulation:
 
     def _standby_ended(self, name: str) -> None:
         process = self.standbys[name]
-        server = _server_of(process)
+        server = server_of(process)
         if server is not None and self._has_succeeded(server):
             return
         is_over = server is None and process.shell is not None and process.shell.exit_reason() == ""
@@ -396,18 +399,18 @@ class Simulation:
             # The server was lost in the moment in which all was done.
             self.result = read_result(self.root / name)
             self.finished.append(self.root / name)
-        is_left = server is not None and _kind_of(server) in ELSEWHERE
+        is_left = server is not None and kind_of(server) in ELSEWHERE
         if not (is_over or is_left):
             self._later(partial(self._start_standby, name))
 
     def _leading(self) -> list[Process]:
         """Return the processes that lead the run, as far as they know."""
         processes = [self.server, *self.standbys.values()]
-        return [one for one in processes if one is not None and not one.is_dead and _server_of(one) is not None]
+        return [one for one in processes if one is not None and not one.is_dead and server_of(one) is not None]
 
     def last_leader(self) -> Process | None:
         """Return the process that leads the run in the highest term, None if there is none."""
-        leading = [(one, server) for one in self._leading() if (server := _server_of(one)) is not None]
+        leading = [(one, server) for one in self._leading() if (server := server_of(one)) is not None]
         terms = [(server.server.coordinator.info.term, one) for one, server in leading]
         return max(terms, key=lambda led: (led[0].number, led[0].server))[1] if terms else None
 
@@ -448,7 +451,7 @@ class Simulation:
 
     def lose_server(self, kill_after: int) -> None:
         """Lose the host of the server with its disk, if a standby has all that it takes to lead the run."""
-        ready = [one for one in self.standbys.values() if not one.is_dead and _could_lead(one)]
+        ready = [one for one in self.standbys.values() if not one.is_dead and could_lead(one)]
         if self.server is not None and ready and not self.server.is_dead:
             self._is_lost = True
             self.server.kill_after = kill_after
@@ -467,10 +470,10 @@ class Simulation:
 
     def _is_finished(self) -> bool:
         """Find out whether the run has succeeded or failed; without a server it has not."""
-        server = None if self.server is None else _server_of(self.server)
+        server = None if self.server is None else server_of(self.server)
         if server is not None and self._has_succeeded(server):
             return True
-        if server is not None and _kind_of(server) in ELSEWHERE:
+        if server is not None and kind_of(server) in ELSEWHERE:
             self._is_lost = True
         return self.result is not None or bool(self.failure)
 
@@ -680,24 +683,6 @@ def _cut_off_in_turn(run: Simulation, fault: ScheduledFault) -> None:
             _cut_off(run, replace(fault, seconds=fault.seconds + pause_s), heir)
 
     run.disturb(pause_s, cut_off_heir)
-
-
-def _server_of(process: Process) -> ServerProcess | None:
-    """Return the server that a process is, or that a standby has become; None if it is none."""
-    shell = process.shell
-    if isinstance(shell, StandbyProcess):
-        return shell.leading
-    return shell if isinstance(shell, ServerProcess) else None
-
-
-def _kind_of(server: ServerProcess) -> FailureKind | None:
-    return None if server.server.ended is None else server.server.ended.kind
-
-
-def _could_lead(process: Process) -> bool:
-    """Tell whether a standby has all that it takes to lead the run, or leads it."""
-    shell = process.shell
-    return isinstance(shell, StandbyProcess) and (shell.leading is not None or shell.runner.state.mirror.has_been_whole)
 
 
 def _load_nothing(name: str) -> TrainTest:

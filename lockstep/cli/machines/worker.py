@@ -1,7 +1,6 @@
 """`lockstep worker`: a worker of one or several processes, which needs nothing but the server's address."""
 
 import functools
-import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from lockstep.launch.client import DONE, own_join, say, take_part
 from lockstep.launch.endpoints import check_worker_key, credential_of, dial_with, keyed, signer_of
 from lockstep.launch.lifetime import ends_with_parent, uninterrupted
 from lockstep.launch.numerics import begin_with
-from lockstep.launch.process_backend import private_folder
+from lockstep.launch.process_backend import private_folder, remove_private
 from lockstep.launch.team import TeamSupervisor, default_processes, own_core, team_arguments
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import SILENCE_S, WorkerState
@@ -217,14 +216,14 @@ def supervise(request: WorkerRequest, count: int) -> int:
     """Start the first processes of a team and keep them going until the run is over; return the leader's exit code."""
     if not request.supervised:
         say(f"connecting to {request.address}")
-    folder = private_folder()
+    private = private_folder()
     with ends_with_parent(request.supervised) if request.supervised else nullcontext():
         try:
-            start = functools.partial(start_process, request, folder)
+            start = functools.partial(start_process, request, private.path)
             code = TeamSupervisor(start, count, SystemClock(), say).run()
         finally:
             with uninterrupted():
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_private(private)
     if code == 0 and not request.supervised:
         say(DONE)
     return code

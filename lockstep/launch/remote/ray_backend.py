@@ -7,7 +7,6 @@ servers, with a key that is made for this run alone.
 """
 
 import logging
-import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.child import LOG, Child, ProcessLog, WatchedProcess
 from lockstep.launch.endpoints import address_towards, server_credential, tcp_address
 from lockstep.launch.lifetime import interrupt_on_signals, uninterrupted
-from lockstep.launch.process_backend import ProcessCommand, private_folder, start_here
+from lockstep.launch.process_backend import ProcessCommand, private_folder, remove_private, start_here
 from lockstep.launch.remote.agent import LaunchAgent
 from lockstep.launch.remote.places import Core, TeamPlaces
 from lockstep.launch.remote.ray_child import RayTeam
@@ -62,7 +61,7 @@ def ray_backend(cluster: str, launch: Launch, display: Display) -> Iterator["Ray
     check(launch)
     host = connect(cluster)
     folder = private_folder()
-    backend = RayBackend(launch, address_towards(host), folder / "keys")
+    backend = RayBackend(launch, address_towards(host), folder.path / "keys")
     try:
         backend.reserve(display)
         yield backend
@@ -70,7 +69,7 @@ def ray_backend(cluster: str, launch: Launch, display: Display) -> Iterator["Ray
         with uninterrupted():
             backend.give_up()
             ray.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_private(folder)
 
 
 def check(launch: Launch) -> None:

@@ -6,6 +6,8 @@ import stat
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.auth.keys import KeyFolder
 from lockstep.launch.child import USAGE
@@ -51,7 +53,9 @@ def test_a_command_finds_its_key_in_a_folder_of_its_own_that_goes_with_it(tmp_pa
     assert own_folders() == before
 
 
-def test_a_signal_reaches_all_processes_of_a_team(tmp_path: Path) -> None:
+def test_a_signal_reaches_all_processes_of_a_team(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nobody is left who could remove the folder of the team: whatever ends next there does.
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     key = KeyFolder.create(tmp_path / "keys", ["worker"]).path / "worker.key"
     agent = LaunchAgent("a worker", [*ALONE, "--workers", "3"], key.read_text(), str(tmp_path))
     pid, deadline = agent.news(0)[0], SystemClock().now() + SAID_S
