@@ -26,6 +26,9 @@ ERROR_MARK = "error: "
 #: The exit code of a process that could not begin, was refused, or cannot do what was asked: the next would end alike.
 USAGE = 2
 
+#: The exit code of a process that was interrupted: by SIGINT or SIGTERM, from whomever.
+INTERRUPTED = 130
+
 #: Seconds that processes have for an orderly end: together with the kill after it, well below five.
 GRACE_S = 2.0
 

@@ -25,6 +25,7 @@ from lockstep.common.protocol.messages import (
     StatusRequest,
 )
 from lockstep.common.protocol.shard_messages import ShardJoin
+from lockstep.common.protocol.standby_messages import CommandOutcome, Promote
 from lockstep.common.runtime.environment import core_numbers, machine_id
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.statemachine.client import Exit
@@ -124,12 +125,16 @@ class StatusClient:
         if frames is None:
             return None
         self.is_waiting = False
-        message, _ = decode(frames, ServerMessage)
+        message, _ = decode(frames, ServerMessage | CommandOutcome)
         return message if isinstance(message, Status) else None
 
     def decide(self, decision: CallbackDecision) -> None:
         """Send what callbacks decide; if it is lost, the status still says that the run is paused."""
         self.port.send(encode(decision))
+
+    def promote(self) -> None:
+        """Let a standby lead its run; the status shows whether it does."""
+        self.port.send(encode(Promote()))
 
     def close(self) -> None:
         """Close the connection."""

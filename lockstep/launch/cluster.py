@@ -21,6 +21,7 @@ from lockstep.launch.chaos import Chaos, Interference, RunProcesses
 from lockstep.launch.child import (
     GRACE_S,
     HERE,
+    INTERRUPTED,
     LOG,
     USAGE,
     Child,
@@ -66,6 +67,9 @@ LOOK_S = 0.1
 
 #: How the lines of the server and of leaders of teams begin that are shown at once.
 SHOWN = ("warning: ", NOTICE_MARK)
+
+#: Seconds after its time in which a standby takes over if its workers can ask for that.
+LATE_S = 5.0
 
 #: In the folder of a run: that of its standby, and what a server left whose standby has led the run to its end.
 STANDBY, BEFORE_TAKEOVER = "standby", "before-takeover"
@@ -224,6 +228,7 @@ class Cluster:
                     self._has_begun = self._has_begun or status.phase not in BEFORE
                 self._report_deaths(dead, status)
                 self.supervisor.restart_due()
+                self._promote_if_leaderless(status, client)
                 if status is not None and not status.is_standby:
                     self.watch(status)
                     self._run_callbacks(status, client)
@@ -248,6 +253,14 @@ class Cluster:
                 return True
         return False
 
+    def _promote_if_leaderless(self, status: Status | None, client: StatusClient) -> None:
+        """Let the standby lead the run if nobody else asks for that."""
+        waited_s = self.clock.now() - self._started_s
+        if status is not None and is_leaderless(status, waited_s, self.launch.takeover_seconds):
+            self.say("no worker of the last step is left to ask the standby for it: it leads the run from now on")
+            client.promote()
+            self._started_s = self.clock.now()
+
     def _run_callbacks(self, status: Status, client: StatusClient) -> None:
         """Let callbacks decide whether a run that waits for them continues; repeat that if it was lost."""
         if self.is_to_stop is not None and status.phase == RunPhase.PAUSED.value:
@@ -263,12 +276,12 @@ class Cluster:
         if dead is None:
             return
         self._check_crash(dead)
-        if dead.code < 0 and has_checkpoint(self.run_dir) and not self.server.has_ended():
+        if ended_from_outside(dead) and has_checkpoint(self.run_dir) and not self.server.has_ended():
             self._restart_shard(dead)
             return
         # A server that misses one ends at once, and one that fails ends its shards: it reports why.
         if not self.server.wait(GRACE_S):
-            if dead.code > 0:
+            if not ended_from_outside(dead):
                 raise exit_error(dead, f"the run cannot continue without a server: {exit_message(dead)}")
             self.server.end(0.0)
 
@@ -290,7 +303,8 @@ class Cluster:
     def _revive(self, address: str) -> str:
         """Start servers again that died, if the run can resume from what it has kept; return as `_start_servers`."""
         while (dead := self._dead_server()) is not None:
-            if dead is self.server and self._has_heir():
+            # One that was interrupted has told its standby that the run is over.
+            if dead is self.server and dead.code != INTERRUPTED and self._has_heir():
                 return self._follow_standby(dead)
             delay_s = self._restarts.delay_s(dead.lived_s(self._started_s, self.clock.now()), dead.code)
             if delay_s is None:
@@ -331,7 +345,7 @@ class Cluster:
 
     def _killed_shard(self) -> Child | None:
         """Return a shard that was killed, if the server has ended as one does that misses a shard."""
-        killed = (shard for shard in self.shards if shard.has_ended() and shard.code < 0)
+        killed = (shard for shard in self.shards if shard.has_ended() and ended_from_outside(shard))
         return next(killed, None) if self.server.code == 1 else None
 
     def _relay(self) -> None:
@@ -393,9 +407,22 @@ def has_checkpoint(run: Path) -> bool:
     return bool(CheckpointFolder(run / CHECKPOINTS, lambda text: None).steps())
 
 
+def ended_from_outside(process: WatchedProcess) -> bool:
+    """Tell whether a process was ended by a signal; one of ours would have come after an interrupt of this process."""
+    return process.code < 0 or process.code == INTERRUPTED
+
+
 def was_killed(server: WatchedProcess) -> bool:
-    """Tell whether a server was ended by the system, and reports no reason of its own."""
-    return server.code < 0 or (server.code == 1 and not server.log.last_error())
+    """Tell whether a server was ended by the system or by somebody, and reports no reason of its own."""
+    return ended_from_outside(server) or (server.code == 1 and not server.log.last_error())
+
+
+def is_leaderless(status: Status, waited_s: float, takeover_s: float) -> bool:
+    """Tell whether a standby that is to lead the run does not, although its workers have had the time to ask for it.
+
+    Those of the last step may have died as well, and others do not know that the server is gone.
+    """
+    return status.is_standby and waited_s >= takeover_s + LATE_S
 
 
 def found_its_heir(server: WatchedProcess, *, is_second: bool, has_heir: bool) -> bool:

@@ -4,12 +4,14 @@ import os
 import random
 import shutil
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from lockstep.cli.main import run
 from lockstep.common.runtime.clock import SystemClock
+from lockstep.launch.lifetime import ENDING
 from lockstep.ps.records.ledger import RunBegun
 from lockstep.ps.records.run_folder import read_ledger
 from tests.system.hosts import hosts, seconds_pass, why_not
@@ -157,6 +159,34 @@ def test_train_shows_a_takeover(place: Place) -> None:
     code, out, error = process.end()
     assert (code, error) == (0, ""), (out, error)
     assert digest(place) == expected
+    assert place.is_empty(GONE_S)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(16))
+def test_a_signal_at_any_moment_of_a_takeover_leaves_a_run_that_ends_well_or_can_be_resumed(
+    place: Place, seed: int
+) -> None:
+    flags, draw = (*job(place, 300), *OFTEN), random.Random(seed)
+    expected = calm(place, flags)
+    servers = ("--servers", draw.choice("112"), "--standby", "--takeover-seconds", "1")
+    process = place.start("train", *flags, "--workers", "2", *servers, "--run-dir", "run")
+    process.line_with("epoch 3/")
+    (server,) = place.pids("server --job")
+    os.kill(server, draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
+    seconds_pass([process.popen], 3.0 * draw.random() ** 2)
+    role, number = draw.choice(["train", "--standby-of", "lockstep worker"]), draw.choice([*ENDING, signal.SIGKILL])
+    for pid in [process.popen.pid] if role == "train" else place.pids(role):
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+    code, out, error = process.end()
+    assert code in ((0, 130, -signal.SIGKILL) if role == "train" else (0,)), (out, error)
+    assert error.strip() == ("error: interrupted" if code == 130 else "")
+    assert place.is_empty(GONE_S) or code == -signal.SIGKILL
+    if code:
+        assert place.start("train", "--resume", "run").end()[0] == 0
+    assert digest(place) == expected
+    # What was left of a run all of whose processes were gone has gone with the next one.
     assert place.is_empty(GONE_S)
 
 

@@ -44,6 +44,12 @@ class TeamProcess:
     #: What it computes with in the run that was told last, with the leader's place in it.
     _material: tuple[Welcome, Material] | None = None
 
+    def __post_init__(self) -> None:
+        before = self.meeting.session()
+        if before is not None and before.welcome is None and before.code not in (0, UNFIT):
+            # Of a leader that failed before this process began, and is started again as this process was.
+            self._number = before.number
+
     def run(self, is_over: Callable[[], bool] = never) -> Exit:
         """Work until the leader has no run any more, or the process is interrupted, or it is over while it waits."""
         try:

@@ -15,17 +15,20 @@ from lockstep.common.runtime.clock import ManualClock
 from lockstep.launch.child import USAGE, ExitRecord, ProcessLog
 from lockstep.launch.cluster import (
     BEFORE_TAKEOVER,
+    LATE_S,
     STANDBY,
     Cluster,
     bring_home,
     check_launch,
     found_its_heir,
+    is_leaderless,
     was_killed,
 )
 from lockstep.launch.worker_supervisor import Restarts
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.session import Destination
 from tests.lockstep.launch.processes import Pretended
+from tests.lockstep.statuses import status
 
 
 def ended(folder: Path, code: int, text: str) -> Pretended:
@@ -37,7 +40,14 @@ def ended(folder: Path, code: int, text: str) -> Pretended:
 
 @pytest.mark.parametrize(
     ("code", "text", "expected"),
-    [(-9, "", True), (1, "", True), (1, "error: the loss is not finite\n", False), (2, "", False)],
+    [
+        (-9, "", True),
+        (1, "", True),
+        (1, "error: the loss is not finite\n", False),
+        (2, "", False),
+        # By somebody: an interrupt of the run's own process ends that first.
+        (130, "error: interrupted\n", True),
+    ],
 )
 def test_a_server_was_killed_if_it_reports_nothing(tmp_path: Path, code: int, text: str, expected: bool) -> None:
     assert was_killed(ended(tmp_path, code, text)) == expected
@@ -58,6 +68,16 @@ def test_a_server_that_is_started_again_may_find_its_standby_leading(
 ) -> None:
     server = ended(tmp_path, code, "error: the run in 'run' goes on at tcp://127.0.0.1:5556, in term 2\n")
     assert found_its_heir(server, is_second=is_second, has_heir=has_heir) == expected
+
+
+@pytest.mark.parametrize(
+    ("is_standby", "waited_s", "expected"),
+    [(True, 2.0 + LATE_S, True), (True, 1.9 + LATE_S, False), (False, 100.0, False)],
+)
+def test_a_standby_whose_workers_had_the_time_to_ask_for_it_is_to_lead(
+    is_standby: bool, waited_s: float, expected: bool
+) -> None:
+    assert is_leaderless(status(is_standby=is_standby), waited_s, takeover_s=2.0) == expected
 
 
 # What a cluster makes of its processes' ends

@@ -22,13 +22,15 @@ from lockstep.common.statemachine.client import Exit
 from lockstep.common.statemachine.machine import Interrupted
 from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork
 from lockstep.common.transport.links import wait_for_nothing
+from lockstep.launch.client import StatusClient
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.run_folder import CHECKPOINTS
 from lockstep.ps.setup import AdmissionPolicy
+from lockstep.ps.standby.mirror import Mirror
 from lockstep.ps.standby.shell import StandbyShell
-from lockstep.ps.standby.state import StandbyConfig, StandbyState
+from lockstep.ps.standby.state import StandbyConfig, StandbyState, TakeOver
 from lockstep.ps.standby.storage import MirrorStorage
 from lockstep.ps.standby.terms import read_terms
 from tests.simulation.cluster import Simulation
@@ -79,6 +81,35 @@ def test_a_worker_promotes_nobody(tmp_path: Path, key: str, text: str) -> None:
     (outcome,) = outcomes(client)
     assert not outcome.is_accepted
     assert text in outcome.text
+
+
+def test_who_asks_a_standby_how_it_is_may_let_it_lead(tmp_path: Path) -> None:
+    """As `train` does if nobody else asks for that: it hears the answer among the statuses."""
+    network = MemoryNetwork(1)
+    config = StandbyConfig(
+        server=StandbyAddress(address="memory://"), own=StandbyAddress(address="memory://b"), host="h", pid=1
+    )
+    port = network.server("memory://b")
+    shell = StandbyShell(
+        StandbyState(config, mirror=Mirror(has_been_whole=True)),
+        MirrorStorage(tmp_path),
+        port,
+        network.client(),
+        lambda address, public="": network.client(address),
+        SystemClock(),
+        print,
+        wait_for_nothing,
+    )
+    client = StatusClient(network.client("memory://b"))
+    client.ask(0.0)
+    shell.step()
+    status = client.ask(0.0)
+    assert status is not None
+    assert status.is_standby
+    client.promote()
+    shell.step()
+    assert isinstance(shell.ended, TakeOver)
+    assert client.ask(0.0) is None
 
 
 @pytest.mark.parametrize("key", ["worker-1", "standby-1", ""])

@@ -194,6 +194,20 @@ def test_the_leader_waits_for_nobody_while_it_has_something_to_do(pair: Pair) ->
     pair.close()
 
 
+@pytest.mark.parametrize(("code", "waits"), [(0, False), (1, True), (UNFIT, False), (INTERRUPTED, True)])
+def test_one_that_is_started_again_waits_for_a_leader_that_is_too(pair: Pair, code: int, waits: bool) -> None:
+    pair.lead()
+    dismiss(code, pair.leading)
+    pair.loads(pair.recorder.load)
+    pair.steps()
+    assert pair.process.ended == (None if waits else Exit(code=code, reason=""))
+    if waits:
+        pair.lead()
+        pair.steps()
+        assert pair.recorder.said == [TAKES_PART]
+    pair.close()
+
+
 def test_a_run_of_other_numerics_ends_it_with_those_that_it_has_to_begin_again_with(pair: Pair) -> None:
     other: Numerics = "native" if own_numerics() == "portable" else "portable"
     job = msgspec.structs.replace(pair.welcome.job, numerics=other)
