@@ -51,6 +51,7 @@ from lockstep.ps.records.convictions import read_convictions
 from lockstep.ps.records.recorder import Setting
 from lockstep.ps.records.run_folder import CHECKPOINTS, NOTICE_MARK, RESULT, RunResult, read_result
 from lockstep.ps.setup import AdmissionPolicy
+from lockstep.ps.standby.storage import MIRROR
 from lockstep.results.reports.display import Display
 from lockstep.results.reports.summary import final_status
 from lockstep.runs.job_file import to_toml
@@ -303,8 +304,7 @@ class Cluster:
     def _revive(self, address: str) -> str:
         """Start servers again that died, if the run can resume from what it has kept; return as `_start_servers`."""
         while (dead := self._dead_server()) is not None:
-            # One that was interrupted has told its standby that the run is over.
-            if dead is self.server and dead.code != INTERRUPTED and self._has_heir():
+            if dead is self.server and self._has_heir():
                 return self._follow_standby(dead)
             delay_s = self._restarts.delay_s(dead.lived_s(self._started_s, self.clock.now()), dead.code)
             if delay_s is None:
@@ -320,14 +320,16 @@ class Cluster:
         return ""
 
     def _has_heir(self) -> bool:
-        """Tell whether there is a standby that can lead the run."""
-        return self.standby is not None and not self.standby.has_ended() and has_checkpoint(self.home / STANDBY)
+        """Tell whether there is a standby that can lead the run, or does."""
+        if self.standby is None or self.standby.has_ended():
+            return False
+        return is_heir(self.home / STANDBY, self.server)
 
     def _follow_standby(self, dead: WatchedProcess) -> str:
         """Take the standby for the server: the workers find it, and let it lead the run. Return its address."""
         assert self.standby is not None
-        after = f"after {self.launch.takeover_seconds:g} s without it"
-        self.say(f"{exit_message(dead)}; its workers go to the standby {after}")
+        after = "" if leads(self.home / STANDBY) else f" after {self.launch.takeover_seconds:g} s without it"
+        self.say(f"{exit_message(dead)}; its workers go to the standby{after}")
         self.server, self.standby = self.standby, None
         self.destination = replace(self.destination, folder=self.home / STANDBY, is_resumed=True)
         self._address, self._started_s, self._is_second = self.server.first_line(), self.clock.now(), True
@@ -339,7 +341,8 @@ class Cluster:
             return None
         self._check_crash(self.server)
         self._record = exit_record(self.server.rest())
-        if was_killed(self.server) or found_its_heir(self.server, is_second=self._is_second, has_heir=self._has_heir()):
+        # One that ends by itself while its standby leads has handed the run over, or found that out.
+        if was_killed(self.server) or (self._has_heir() and has_left(self.home / STANDBY, self.server)):
             return self.server
         return self._killed_shard()
 
@@ -425,12 +428,20 @@ def is_leaderless(status: Status, waited_s: float, takeover_s: float) -> bool:
     return status.is_standby and waited_s >= takeover_s + LATE_S
 
 
-def found_its_heir(server: WatchedProcess, *, is_second: bool, has_heir: bool) -> bool:
-    """Tell whether a server that was started again has ended because a standby led the run by then.
+def leads(standby: Path) -> bool:
+    """Tell whether the run in the folder of a standby is led from there: until then, that is a mirror."""
+    return has_begun(standby) and not (standby / MIRROR).exists()
 
-    Nobody could know that before: the standby may have got its first checkpoint while the server was started.
-    """
-    return is_second and has_heir and server.code == USAGE
+
+def is_heir(standby: Path, server: WatchedProcess) -> bool:
+    """Tell whether a standby, by its folder, leads the run whose server has ended, or can lead it."""
+    # One that was interrupted has told its standby that the run is over.
+    return leads(standby) or (server.code != INTERRUPTED and has_checkpoint(standby))
+
+
+def has_left(standby: Path, server: WatchedProcess) -> bool:
+    """Tell whether a server without a result has ended since its standby leads the run, or is about to."""
+    return leads(standby) or server.code == 0
 
 
 def bring_home(folder: Path, home: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from lockstep.common.errors import DivergedError, FailureKind, JobError, RunError, UsageError
 from lockstep.common.runtime.clock import ManualClock
-from lockstep.launch.child import USAGE, ExitRecord, ProcessLog
+from lockstep.launch.child import INTERRUPTED, USAGE, ExitRecord, ProcessLog
 from lockstep.launch.cluster import (
     BEFORE_TAKEOVER,
     LATE_S,
@@ -20,11 +20,13 @@ from lockstep.launch.cluster import (
     Cluster,
     bring_home,
     check_launch,
-    found_its_heir,
+    has_left,
+    is_heir,
     is_leaderless,
     was_killed,
 )
 from lockstep.launch.worker_supervisor import Restarts
+from lockstep.ps.standby.storage import MIRROR
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.session import Destination
 from tests.lockstep.launch.processes import Pretended
@@ -54,20 +56,37 @@ def test_a_server_was_killed_if_it_reports_nothing(tmp_path: Path, code: int, te
 
 
 @pytest.mark.parametrize(
-    ("code", "is_second", "has_heir", "expected"),
+    ("code", "text", "stage", "is_followed"),
     [
-        (USAGE, True, True, True),
-        # A job that cannot begin, or a folder that cannot be resumed.
-        (USAGE, False, True, False),
-        (USAGE, True, False, False),
-        (1, True, True, False),
+        (-9, "", "mirrors", False),
+        (-9, "", "can lead", True),
+        (-9, "", "leads", True),
+        # It has told its standby that the run is over.
+        (INTERRUPTED, "error: interrupted\n", "can lead", False),
+        (INTERRUPTED, "error: interrupted\n", "leads", True),
+        # It has handed the run over, or found that its standby leads.
+        (0, "", "can lead", True),
+        (0, "", "leads", True),
+        (1, "error: another server leads run run in term 2, and this one in term 1\n", "leads", True),
+        (USAGE, "error: the run in 'run' goes on at tcp://127.0.0.1:5556, in term 2\n", "leads", True),
+        # It has failed.
+        (0, "", "mirrors", False),
+        (1, "error: the loss is not finite\n", "can lead", False),
+        (USAGE, "error: no dataset\n", "mirrors", False),
     ],
 )
-def test_a_server_that_is_started_again_may_find_its_standby_leading(
-    tmp_path: Path, code: int, is_second: bool, has_heir: bool, expected: bool
+def test_a_server_that_ends_is_followed_to_a_standby_that_leads_or_can(
+    tmp_path: Path, code: int, text: str, stage: str, is_followed: bool
 ) -> None:
-    server = ended(tmp_path, code, "error: the run in 'run' goes on at tcp://127.0.0.1:5556, in term 2\n")
-    assert found_its_heir(server, is_second=is_second, has_heir=has_heir) == expected
+    server, standby = ended(tmp_path, code, text), tmp_path / "standby"
+    (standby / "checkpoints").mkdir(parents=True)
+    (standby / "job.toml").write_text("[job]\n")
+    if stage != "leads":
+        (standby / MIRROR).touch()
+    if stage != "mirrors":
+        (standby / "checkpoints" / "step-00000003.safetensors").touch()
+    is_over = was_killed(server) or has_left(standby, server)
+    assert (is_over and is_heir(standby, server)) == is_followed
 
 
 @pytest.mark.parametrize(
@@ -144,6 +163,8 @@ class Run:
     def standby(self, code: int | None = None, *, has_checkpoint: bool = True) -> Any:
         folder = self.home / STANDBY / "checkpoints"
         folder.mkdir(parents=True)
+        (folder.parent / "job.toml").write_text("seed = 1\n")
+        (folder.parent / MIRROR).touch()
         if has_checkpoint:
             (folder / "step-00000003.safetensors").touch()
         self.cluster.standby = self.process("standby", code)
@@ -192,7 +213,7 @@ def test_a_server_that_finds_its_standby_leading_is_left_for_it(run: Run) -> Non
     assert cluster._dead_server() is None
     run.standby()
     assert cluster._dead_server() is None
-    cluster._is_second = True
+    (run.home / STANDBY / MIRROR).unlink()
     assert cluster._dead_server() is cluster.server
 
 
@@ -202,6 +223,7 @@ def test_a_server_that_finds_its_standby_leading_is_left_for_it(run: Run) -> Non
 def test_a_standby_that_can_lead_the_run_is_there_and_has_a_checkpoint(
     run: Run, code: int | None, has_checkpoint: bool, expected: bool
 ) -> None:
+    run.server(-9)
     assert not run.cluster._has_heir()
     run.standby(code, has_checkpoint=has_checkpoint)
     assert run.cluster._has_heir() is expected
