@@ -104,8 +104,9 @@ class Cluster:
     supervisor: WorkerSupervisor = field(init=False)
     #: Of the servers.
     _restarts: Restarts = field(init=False)
-    #: Where the workers find the server, empty until they are started.
+    #: Where the workers find the server, empty until they are started; and the standby, empty if there is none.
     _address: str = ""
+    _standby_address: str = ""
     #: When the server was last started, and whether it was a restart.
     _started_s: float = 0.0
     _is_second: bool = False
@@ -190,7 +191,7 @@ class Cluster:
         ]
 
     def _start_worker(self, number: int) -> WatchedProcess:
-        command = command_of(Role.WORKER, self._address, number=number)
+        command = command_of(Role.WORKER, self._addresses(), number=number)
         worker = self.backend.start_worker(command, self.folder, self.job.numerics)
         self._children.append(worker)
         return worker
@@ -209,6 +210,11 @@ class Cluster:
         command = ProcessCommand(role=Role.STANDBY, arguments=[Role.SERVER.value, *words])
         self.standby = self.backend.start_server(command, self.folder, self.job.numerics)
         self._children.append(self.standby)
+        self._standby_address = self.standby.first_line()
+
+    def _addresses(self) -> str:
+        """Return where the run may be led from: one that is started again has nobody else to ask."""
+        return ",".join(filter(None, (self._address, self._standby_address)))
 
     def _start_server(self, role: Role, *words: str, number: int = 0, address: str = "") -> Child:
         command = command_of(role, *words, number=number, address=address)
@@ -294,7 +300,7 @@ class Cluster:
         threading.Event().wait(delay_s)
         number = 1 + self.shards.index(dead)
         dead.end(0.0)
-        self.shards[number - 1] = self._start_server(Role.SHARD, self._address, number=number)
+        self.shards[number - 1] = self._start_server(Role.SHARD, self._addresses(), number=number)
 
     def _check_crash(self, process: WatchedProcess) -> None:
         """Raise if a server has crashed before the run began: it would do so again."""
@@ -332,7 +338,8 @@ class Cluster:
         self.say(f"{exit_message(dead)}; its workers go to the standby{after}")
         self.server, self.standby = self.standby, None
         self.destination = replace(self.destination, folder=self.home / STANDBY, is_resumed=True)
-        self._address, self._started_s, self._is_second = self.server.first_line(), self.clock.now(), True
+        self._address, self._standby_address = self._standby_address, ""
+        self._started_s, self._is_second = self.clock.now(), True
         return self._address
 
     def _dead_server(self) -> Child | None:

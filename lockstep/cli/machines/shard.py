@@ -47,7 +47,8 @@ def shard(
 
     Start the server with `--servers` first. Its run begins when all shards have joined, and cannot continue without
     any of them. A shard needs neither the data nor the model. With keys, copy the folder of keys from the server to
-    each shard: to the workers, they are all one server. Exit codes: 0 the run is done, 1 the run failed or no server
+    each shard: to the workers, they are all one server. If the run has standbys, ADDRESS may be several addresses with
+    commas between them: that of the server first. Exit codes: 0 the run is done, 1 the run failed or no server
     answered, 2 the server refused this shard, 130 interrupted.
 
     \b
@@ -56,17 +57,22 @@ def shard(
     """
     if numerics is not None:
         begin_with(numerics)
+    dial_server = partial(dial_with, server_credential(keys, supervised))
+    first, *others = address.split(",")
+    for other in others:
+        # One that is malformed is reported before anything is started.
+        dial_server(other).close()
     lock, rejections = lock_of(keys, supervised, is_insecure=insecure), RejectionLog()
-    with closing(serve(bind or bind_near(address), lock=lock, insecure=insecure, rejections=rejections)) as port:
+    with closing(serve(bind or bind_near(first), lock=lock, insecure=insecure, rejections=rejections)) as port:
         if insecure:
             say(WARNING)
         if not supervised:
             say(f"connecting to {address}, listening on {port.address}")
-        dial_server = partial(dial_with, server_credential(keys, supervised))
-        upstream = dial_server(address)
+        upstream = dial_server(first)
         join = shard_join(own_join(), dialled(port.address))
+        config = ClientConfig(address=first, join=join, timeout_s=timeout, silence_s=SILENCE_S, others=tuple(others))
         shell = ShardShell(
-            ShardState(ClientConfig(address=address, join=join, timeout_s=timeout, silence_s=SILENCE_S)),
+            ShardState(config),
             port,
             upstream,
             SystemClock(),

@@ -151,10 +151,10 @@ def take_place(request: WorkerRequest) -> int:
         return take_part(functools.partial(be_in_team, request), request.numerics, request.supervised)
     # Shown to all servers of the run.
     credential = credential_of(request.key, request.supervised)
+    # An address or a key that is wrong is reported once, and before anything is started.
+    for address in request.addresses():
+        dial(address, credential=credential).close()
     if request.processes > 1 and request.team is None:
-        # As the leader does: then an address or a key that is wrong is reported once, before anything is started.
-        for address in request.addresses():
-            dial(address, credential=credential).close()
         return supervise(request, request.processes)
     return lead(request, credential)
 
