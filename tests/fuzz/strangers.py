@@ -35,6 +35,7 @@ from lockstep.common.protocol.messages import (
     ServerMessage,
     StatusRequest,
     SumsFrame,
+    Welcome,
 )
 from lockstep.common.transport.in_memory import MemoryClient
 from lockstep.ps.setup import AdmissionPolicy
@@ -85,8 +86,7 @@ class Stage:
         self.lives += 1
         self.client, self.is_worker = self.simulation.network.client(), joins
         if joins:
-            for message in (self.join(), Ready()):
-                self.client.send(encode(message))
+            self.client.send(encode(self.join()))
 
     def join(self) -> Join:
         incarnation = f"liar-{self.lives}"
@@ -101,6 +101,8 @@ class Stage:
                 continue
             if isinstance(message, Refused | Eviction | Finished):
                 return True
+            if isinstance(message, Welcome):
+                self.client.send(encode(Ready(rank=message.rank, term=message.term)))
         return False
 
     def lie(self, frames: list[Buffer]) -> None:
@@ -145,7 +147,12 @@ class Stage:
                 machine=tape.choose(("", "host", "x" * 255)),
                 cores=tape.choose(([], [0, 0, 2**62], [*range(CORES_LIMIT)])),
             ),
-            Ready(nonce=tape.choose(("", "0" * 32, "f" * 32)), obstacle=tape.choose(("", "\x1b[2J\n"))),
+            Ready(
+                nonce=tape.choose(("", "0" * 32, "f" * 32)),
+                obstacle=tape.choose(("", "\x1b[2J\n")),
+                rank=tape.choose((0, 1, 2, 2**31)),
+                term=coordinator.info.term,
+            ),
             SumsFrame(step=step, lo=lo, hi=hi, start=tape.choose((0, 1, size, 4096, 2**62))),
             Result(
                 work=work,

@@ -21,6 +21,7 @@ from lockstep.common.protocol.messages import (
     Result,
     ServerMessage,
     Weights,
+    Welcome,
 )
 from lockstep.common.transport.in_memory import MemoryClient
 from lockstep.ps.setup import AdmissionPolicy
@@ -80,8 +81,8 @@ class Talk:
         if not self.leases:
             self.leave()
             self.come()
-            self.say(encode(JOIN))
-            self.say(encode(Ready()))
+            (welcome,) = [message for message in self.say(encode(JOIN)) if isinstance(message, Welcome)]
+            self.say(encode(Ready(rank=welcome.rank, term=welcome.term)))
         assert self.leases
 
 

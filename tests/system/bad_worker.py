@@ -42,7 +42,7 @@ class BadWorker:
         welcome = self.read()
         assert isinstance(welcome, Welcome)
         self.batch, self.pieces = welcome.job.global_batch, welcome.job.micro_batches
-        self.say(Ready())
+        self.say(Ready(rank=welcome.rank, term=welcome.term))
         self.lease = self.first_lease()
 
     def say(self, message: WorkerMessage, size: int = 0) -> None:

@@ -156,9 +156,10 @@ class Gate:
 def gate() -> Iterator[Gate]:
     gate = Gate()
     with closing(gate.port), closing(dial(gate.port.address, credential=GOOD)) as first:
-        assert isinstance(gate.answer(first, JOIN), Welcome)
+        welcome = gate.answer(first, JOIN)
+        assert isinstance(welcome, Welcome)
         # Until it is ready, its incarnation may dial again: the welcome may have gone down with the connection before.
-        first.send(encode(Ready()))
+        first.send(encode(Ready(rank=welcome.rank, term=welcome.term)))
         assert gate.serve_until(lambda: bool(gate.server.coordinator.membership.ready())), gate.said
         yield gate
 

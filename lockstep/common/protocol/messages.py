@@ -181,9 +181,9 @@ class Ready(Message, frozen=True, kw_only=True):
     obstacle: Text = ""
     #: How many processes of its team, which shares that memory, make slices at a time; 0 if there is no such team.
     makers: Annotated[int, Meta(ge=0, le=PROCESSES_LIMIT)] = 0
-    #: The rank and the term of that welcome, since it may not be the last one; without a rank it counts as that.
-    rank: Count | None = None
-    term: Term = NO_TERM
+    #: The rank and the term of that welcome, since it may not be the last one.
+    rank: Count
+    term: Term
 
 
 class SumsFrame(NodeMessage, frozen=True, kw_only=True):

@@ -434,7 +434,7 @@ class Server:
         """Map what a worker that shares memory has there; return why that cannot be, or that it has another place."""
         member = self.coordinator.membership.members.get(peer)
         term = self.coordinator.info.term
-        if member is not None and ready.rank is not None and (ready.rank, ready.term) != (member.rank, term):
+        if member is not None and (ready.rank, ready.term) != (member.rank, term):
             return f"rank {ready.rank} in term {ready.term.number}, and this is {member.rank} in term {term.number}"
         if not ready.nonce:
             return ""

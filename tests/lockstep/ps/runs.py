@@ -131,7 +131,14 @@ class Drive:
         return self.happen(events.Received(peer=peer_of(worker), message=join_of(worker, processes=processes)))
 
     def prepare(self, worker: int, *, shares: bool = False, obstacle: str = "", makers: int = 0) -> list[Effect]:
-        ready = Ready(nonce=NONCE if shares else "", obstacle=obstacle, makers=makers)
+        # The place is compared by who turns frames into events.
+        ready = Ready(
+            rank=worker,
+            term=self.coordinator.info.term,
+            nonce=NONCE if shares else "",
+            obstacle=obstacle,
+            makers=makers,
+        )
         return self.happen(events.Received(peer=peer_of(worker), message=ready))
 
     def enter(self, *workers: int, shares: bool = False) -> list[Effect]:

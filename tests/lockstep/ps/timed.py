@@ -9,7 +9,7 @@ import msgspec
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.job.job import Job
-from lockstep.common.protocol.messages import Dropped, Lease, Ready, Withdrawal
+from lockstep.common.protocol.messages import NO_TERM, Dropped, Lease, Ready, Withdrawal
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect, LeaseSteps, Send, UpdateWeights
@@ -69,7 +69,11 @@ class TimedRun:
             join = msgspec.structs.replace(join_of(worker.number), machine="one", cores=list(range(cores)))
             self._handle(events.Received(peer=peer_of(worker.number), message=join))
         for worker in self.workers:
-            self._handle(events.Received(peer=peer_of(worker.number), message=Ready(nonce="0" * 32)))
+            self._handle(
+                events.Received(
+                    peer=peer_of(worker.number), message=Ready(nonce="0" * 32, rank=worker.number, term=NO_TERM)
+                )
+            )
 
     def run(self, steps: int) -> float:
         """Run on for so many steps; return the mean seconds of each."""

@@ -8,6 +8,7 @@ import pytest
 
 from lockstep.common.errors import FailureKind, ProtocolError, RefusalKind
 from lockstep.common.protocol.messages import (
+    NO_TERM,
     ComputeFailed,
     Diverged,
     Dropped,
@@ -188,7 +189,7 @@ def test_it_shares_memory_if_it_has_read_what_the_server_wrote(nonce: str) -> No
     drive = Drive()
     drive.dispatch(Started())
     drive.dispatch(WELCOME)
-    drive.dispatch(Prepared(ready=Ready(nonce=nonce)))
+    drive.dispatch(Prepared(ready=Ready(nonce=nonce, rank=0, term=NO_TERM)))
     assert drive.state.shares == bool(nonce)
 
 
@@ -409,7 +410,7 @@ def sharing() -> Drive:
     drive = Drive()
     drive.dispatch(Started())
     drive.dispatch(WELCOME)
-    drive.dispatch(Prepared(ready=Ready(nonce="0" * 32)))
+    drive.dispatch(Prepared(ready=Ready(nonce="0" * 32, rank=0, term=NO_TERM)))
     return drive
 
 

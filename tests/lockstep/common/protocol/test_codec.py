@@ -97,8 +97,8 @@ EXAMPLES: list[Message] = [
     Join(
         protocol=1, incarnation="a1", host="b", pid=7, fingerprint=fingerprint(), machine="c", cores=[0, 5], processes=2
     ),
-    Ready(),
-    Ready(nonce="0123456789abcdef" * 2, makers=3),
+    Ready(rank=0, term=Term()),
+    Ready(nonce="0123456789abcdef" * 2, makers=3, rank=2, term=Term(run="r", number=7, server="s")),
     SumsFrame(step=3, lo=0, hi=2, start=131072),
     Result(work="train", step=3, lo=0, hi=2, loss_sum=1.5, count=4, compute_s=0.1, losses=bytes(range(8))),
     Result(work="evaluate", step=3, lo=0, hi=2, loss_sum=float("inf"), count=4, compute_s=0.1),
@@ -227,7 +227,7 @@ def test_the_sums_of_a_result_may_have_gone_before_it() -> None:
 
 def test_an_array_too_many_is_our_own_fault() -> None:
     with pytest.raises(ProtocolError, match=r"^a Ready carries 0 arrays, not 1$"):
-        encode(Ready(), [ONES])
+        encode(Ready(rank=0, term=Term()), [ONES])
     (result,) = (each for each in EXAMPLES if isinstance(each, Result) and each.work == "train")
     with pytest.raises(ProtocolError, match=r"^a Result carries 0 or 1 arrays, not 2$"):
         encode(result, [ONES, ONES])
@@ -246,10 +246,10 @@ def header(**fields: object) -> bytes:
         [b""],
         [b"\xc1"],
         [header(type="nonsense")],
-        [header(type="ready", extra=1)],
+        [header(type="ready", rank=0, term={}, extra=1)],
         [header(type="lease", work="train", step=-1, lo=0, hi=1)],
         [header(type="lease", work="steal", step=0, lo=0, hi=1)],
-        [header(type="ready"), b"1234"],
+        [header(type="ready", rank=0, term={}), b"1234"],
         [header(type="weights", step=0, start=0)],
         [header(type="weights", step=0, start=0), b"123"],
         [header(type="weights", step=0, start=0), b"1234", b"1234"],

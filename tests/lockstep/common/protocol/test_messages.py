@@ -16,6 +16,7 @@ from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import (
     CORES_LIMIT,
     NAME_LIMIT,
+    NO_TERM,
     PLACES_BYTES,
     PROCESSES_LIMIT,
     TEXT_LIMIT,
@@ -100,6 +101,7 @@ def taken(kind: type[Message], **values: object) -> bool:
 
 LEASE = {"work": "train", "step": 0, "lo": 0, "hi": 1}
 RESULT = {**LEASE, "loss_sum": 1.0, "count": 0, "compute_s": 0.0}
+READY = {"rank": 0, "term": msgspec.to_builtins(NO_TERM)}
 JOIN = msgspec.to_builtins(Join(protocol=1, incarnation="a", host="h", pid=1, fingerprint=fingerprint()))
 NUMBERED = {"work": "train", "step": 0, "number": 0}
 DIVERGED = {"work": "train", "step": 0, "micro_batch": 0, "layer": ""}
@@ -134,14 +136,15 @@ STATUS = {
         (Join, JOIN, "processes", [1, PROCESSES_LIMIT], [0, PROCESSES_LIMIT + 1, "1", None]),
         (Join, JOIN, "cores", [[], [0, 2**62], [7] * CORES_LIMIT], [[7] * (CORES_LIMIT + 1), [-1], ["0"], 4, None]),
         (Join, JOIN, "processes", [1, PROCESSES_LIMIT], [0, PROCESSES_LIMIT + 1, -1, 1.5, None]),
-        (Ready, {}, "makers", [0, PROCESSES_LIMIT], [PROCESSES_LIMIT + 1, -1, 1.5, None]),
+        (Ready, READY, "rank", [0, 2**62], [-1, 1.5, None]),
+        (Ready, READY, "makers", [0, PROCESSES_LIMIT], [PROCESSES_LIMIT + 1, -1, 1.5, None]),
         (Withdrawal, NUMBERED, "work", ["train", "audit", "validate", "evaluate"], ["", "steal"]),
         (Withdrawal, NUMBERED, "number", [0, 2**62], [-1, 2**62 + 1]),
         (Dropped, NUMBERED, "step", [0, 2**62], [-1, 2**62 + 1]),
         (Dropped, NUMBERED, "number", [0, 2**62], [-1, 2**62 + 1]),
         (Dropped, NUMBERED, "computed", [0, 2**31], [-1, 2**31 + 1, 0.5]),
-        (Ready, {}, "nonce", ["", "0123456789abcdef" * 2], ["0" * 31, "0" * 33, "A" * 32, "0" * 32 + "\n", "\n"]),
-        (Ready, {}, "obstacle", ["", "x" * 20_000], ["x" * 20_001]),
+        (Ready, READY, "nonce", ["", "0123456789abcdef" * 2], ["0" * 31, "0" * 33, "A" * 32, "0" * 32 + "\n", "\n"]),
+        (Ready, READY, "obstacle", ["", "x" * 20_000], ["x" * 20_001]),
         (Diverged, DIVERGED, "layer", ["", "x" * 255, "0 (Linear)"], ["x" * 256, "\n", "a\n", "\x1b[2J", "\u202e"]),
         (Diverged, DIVERGED, "quantity", ["loss", "gradient"], ["", "weights"]),
         (

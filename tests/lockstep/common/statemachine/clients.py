@@ -27,7 +27,7 @@ WELCOME = Welcome(rank=2, run="blue", job=Job(), layout=DIGEST, dataset=DIGEST, 
 SHARD_WELCOME = ShardWelcome(
     index=1, servers=2, run="blue", job=Job(), training_samples=64, test_samples=16, size=8192, parameter_size=8192
 )
-PREPARED = Prepared(ready=Ready())
+PREPARED = Prepared(ready=Ready(rank=WELCOME.rank, term=WELCOME.term))
 
 
 def config_of(timeout_s: float | None = None, incarnation: str = JOIN.incarnation) -> ClientConfig:

@@ -16,7 +16,6 @@ from lockstep.common.protocol.messages import (
     Leave,
     NotLeading,
     Ping,
-    Ready,
     Refused,
     StandbyAddress,
     StandbysChanged,
@@ -123,7 +122,7 @@ def test_it_joins_prepares_and_is_ready() -> None:
     assert reports(effects) == ["joined run blue as worker 2"]
     assert effects[-1] == Prepare(welcome=WELCOME)
     assert drive.client.deadline() is None
-    assert sent(drive.dispatch(PREPARED)) == [Ready()]
+    assert sent(drive.dispatch(PREPARED)) == [PREPARED.ready]
 
 
 def test_it_asks_again_until_there_is_a_server_and_reports_it() -> None:

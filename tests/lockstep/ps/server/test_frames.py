@@ -33,7 +33,7 @@ class Hand:
         self.simulation = Simulation(JOB)
         self.client: MemoryClient = self.simulation.network.client()
         self.client.send(encode(JOIN))
-        self.client.send(encode(Ready()))
+        self.client.send(encode(Ready(rank=0, term=self.simulation.server.coordinator.info.term)))
         self.simulation.run_until_quiet()
 
     def send(self, *parts: SumsFrame, size: int = FRAME) -> None:

@@ -34,7 +34,7 @@ class Received:
         self.receiver = GradientReceiver(self.coordinator, setup.shard, None)
         for worker in range(self.workers):
             self.handle(events.Received(peer=peer_of(worker), message=join_of(worker)))
-            self.handle(events.Received(peer=peer_of(worker), message=Ready()))
+            self.handle(events.Received(peer=peer_of(worker), message=Ready(rank=worker, term=setup.info.term)))
 
     def handle(self, event: events.Event) -> None:
         for effect in self.coordinator.handle(event, 0.0):

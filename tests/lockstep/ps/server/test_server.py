@@ -75,7 +75,7 @@ def next_versions_join() -> list[bytes]:
         [b"\xc1"],
         [b"GET / HTTP/1.1\r\n\r\n"],
         [header(type="lease", work="train", step=0, lo=0, hi=1)],
-        [header(type="ready"), b"1234"],
+        [header(type="ready", rank=0, term={}), b"1234"],
         [b"a", b"b", b"c"],
         next_versions_join(),
     ],
@@ -121,7 +121,7 @@ def test_who_says_to_share_memory_and_does_not_loses_its_place(short_root: Path,
             nonce = simulation.sharing.folder.nonce.hex()
         odd = simulation.network.client()
         odd.send(encode(JOIN))
-        odd.send(encode(Ready(nonce=nonce)))
+        odd.send(encode(Ready(nonce=nonce, rank=0, term=simulation.server.coordinator.info.term)))
         simulation.run_until_quiet()
         # Memory of another place is that of a welcome before the last one.
         (answer,) = [message for message in heard(odd) if isinstance(message, Refused | Eviction)]
@@ -267,7 +267,7 @@ def test_the_weights_that_are_sent_are_those_of_the_step() -> None:
     client = simulation.network.client()
     client.send(encode(JOIN))
     simulation.run_until_quiet()
-    client.send([header(type="ready")])
+    client.send(encode(Ready(rank=0, term=simulation.server.coordinator.info.term)))
     simulation.run_until_quiet()
     arrays = {}
     while (frames := client.receive(None)) is not None:
