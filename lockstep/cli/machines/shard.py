@@ -15,7 +15,7 @@ from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.ports import serve, wait_for_any
 from lockstep.launch.client import own_join, say, shard_join, take_part
-from lockstep.launch.endpoints import WARNING, bind_near, dial_with, dialled, lock_of, server_credential
+from lockstep.launch.endpoints import WARNING, bind_near, dial_with, dialled, keyed, lock_of, server_credential
 from lockstep.launch.numerics import begin_with
 from lockstep.ps.shard_process.shell import ShardShell
 from lockstep.ps.shard_process.state import SILENCE_S, ShardState
@@ -57,7 +57,8 @@ def shard(
     """
     if numerics is not None:
         begin_with(numerics)
-    dial_server = partial(dial_with, server_credential(keys, supervised))
+    credential = server_credential(keys, supervised)
+    dial_server = partial(dial_with, credential)
     first, *others = address.split(",")
     for other in others:
         # One that is malformed is reported before anything is started.
@@ -70,7 +71,8 @@ def shard(
             say(f"connecting to {address}, listening on {port.address}")
         upstream = dial_server(first)
         join = shard_join(own_join(), dialled(port.address))
-        config = ClientConfig(address=first, join=join, timeout_s=timeout, silence_s=SILENCE_S, others=tuple(others))
+        candidates = tuple(one for other in others for one in keyed(credential, other))
+        config = ClientConfig(address=first, join=join, timeout_s=timeout, silence_s=SILENCE_S, others=candidates)
         shell = ShardShell(
             ShardState(config),
             port,

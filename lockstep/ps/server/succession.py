@@ -251,9 +251,9 @@ class Succession:
     def _on_change(self, text: str) -> Sequence[events.Event]:
         """Let everybody know where to go, this server too if it is started again."""
         self.say(text)
-        standbys = self.registry.addresses()
-        known = [*standbys, *self.absent.values()][:STANDBYS_LIMIT]
-        self.history = TermHistory(run=self.history.run, terms=self.history.terms, standbys=known)
+        # Those that have gone without a word as well: one of them may lead the run by now. They come last.
+        standbys = (*self.registry.addresses(), *self.absent.values())[:STANDBYS_LIMIT]
+        self.history = TermHistory(run=self.history.run, terms=self.history.terms, standbys=[*standbys])
         try:
             write_terms(self.source.folder, self.history)
         except OSError as error:
