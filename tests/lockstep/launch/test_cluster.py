@@ -167,7 +167,7 @@ class Run:
         (folder.parent / MIRROR).touch()
         if has_checkpoint:
             (folder / "step-00000003.safetensors").touch()
-        self.cluster.standby = self.process("standby", code)
+        self.cluster.standby, self.cluster._standby_address = self.process("standby", code), "tcp://h:2"
         return self.cluster.standby
 
 
