@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lockstep.api.callbacks import Callback, CallbackRunner, EarlyStopping, Training, check_form
 from lockstep.api.exported_model import Model, exported, exported_functions, is_described, names_of, placed, with_names
-from lockstep.api.frames import Frame, memory_data, named_data, taken_options
+from lockstep.api.frames import Frame, taken_options, with_data
 from lockstep.api.job_inputs import Arrays, job_inputs, takes_data_in_one
 from lockstep.api.run import Run, load_run
 from lockstep.common.errors import JobError
@@ -81,11 +81,7 @@ def fit(
     known, functions = exported(model), exported_functions(values)
     given = with_names({"model": known.value, **_with_values_of(callbacks, values)}, names_of(functions))
     job, launch = resolve({}, given)
-    arrays = None
-    if isinstance(data, str | Path):
-        job = msgspec.structs.replace(job, data=named_data(str(data), options, job.loss, verbose=verbose))
-    else:
-        arrays = memory_data(data, options, job.loss)
+    job, arrays = with_data(job, data, options, verbose=verbose)
     weights = _weights(model) if warm_start else None
     wanted = None if run_dir is None else Path(run_dir)
     with (

@@ -1,14 +1,16 @@
-"""Data that `fit` is given in other forms than arrays: files to be packed, and data frames."""
+"""Data that `fit`, `find_lr` and `doctor` are given: names, arrays, files to be packed, and data frames."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from numpy.typing import NDArray
 
 from lockstep.api.job_inputs import PackInto, named_arrays
 from lockstep.common.errors import DataError, JobError
+from lockstep.common.job.job import Job
 from lockstep.common.runtime.environment import cache_home
 from lockstep.packing.cache import packed_source
 from lockstep.packing.options import COLUMN_LISTS, DIRECT, PackOptions, Spelling, known_encoding
@@ -61,7 +63,19 @@ def _check_form(given: Mapping[str, Any]) -> None:
         raise JobError(f"encoding = {given['encoding']!r}: expected one like 'cp1252' or 'utf-16'") from None
 
 
-def memory_data(data: Any, options: PackOptions, loss: str) -> dict[str, NDArray[Any]] | PackInto:
+def with_data(
+    job: Job, data: Any, options: PackOptions, *, verbose: bool
+) -> tuple[Job, dict[str, NDArray[Any]] | PackInto | None]:
+    """Return the job with the name of its data, or as it is with what the calling process has in memory.
+
+    Raises `DataError` for data of another form.
+    """
+    if isinstance(data, str | Path):
+        return msgspec.structs.replace(job, data=_named_data(str(data), options, job.loss, verbose=verbose)), None
+    return job, _memory_data(data, options, job.loss)
+
+
+def _memory_data(data: Any, options: PackOptions, loss: str) -> dict[str, NDArray[Any]] | PackInto:
     """Return what the calling process has in memory: arrays by name, or what packs a data frame."""
     first = data[0] if isinstance(data, tuple) and data else data
     if isinstance(data, Mapping):
@@ -81,7 +95,7 @@ def memory_data(data: Any, options: PackOptions, loss: str) -> dict[str, NDArray
     return named_arrays(data)
 
 
-def named_data(name: str, options: PackOptions, loss: str, *, verbose: bool) -> str:
+def _named_data(name: str, options: PackOptions, loss: str, *, verbose: bool) -> str:
     """Return a job's data: what was packed if it is a file that has to be."""
     cache = Path(cache_home()) / "lockstep"
     say = print if verbose else lambda text: None

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.api.exported_model import Model, exported, exported_functions, names_of, placed, with_names
-from lockstep.api.job_inputs import Arrays, job_inputs, named_arrays, takes_data_in_one
+from lockstep.api.frames import Frame, taken_options, with_data
+from lockstep.api.job_inputs import Arrays, job_inputs, takes_data_in_one
 from lockstep.common.data.source import load
 from lockstep.common.errors import JobError, RunError
 from lockstep.common.job.job import Job
@@ -108,7 +109,7 @@ class RateTest:
 @takes_data_in_one
 def find_lr(
     model: Model,
-    data: str | Path | Arrays = "mnist",
+    data: str | Path | Arrays | Frame = "mnist",
     *,
     lowest: float = 1e-6,
     highest: float = 10.0,
@@ -125,10 +126,10 @@ def find_lr(
     Raises what `fit` raises, `JobError` for rates in the wrong order, and `RunError` if the loss is not finite before a
     rate could be found.
     """
+    options, values = taken_options(values)
     known, functions = exported(model), exported_functions(values)
-    arrays = None if isinstance(data, str | Path) else named_arrays(data)
-    given = {**({"data": str(data)} if arrays is None else {}), **values, "model": known.value}
-    job, _ = resolve({}, with_names(given, names_of(functions)))
+    job, _ = resolve({}, with_names({**values, "model": known.value}, names_of(functions)))
+    job, arrays = with_data(job, data, options, verbose=False)
     with (
         tempfile.TemporaryDirectory(prefix="lockstep-rates-") as folder,
         job_inputs(Path(folder), None, arrays, known.text, functions) as paths,

@@ -22,7 +22,8 @@ from lockstep.api.exported_model import (
     placed,
     with_names,
 )
-from lockstep.api.job_inputs import Arrays, job_inputs, named_arrays, takes_data_in_one
+from lockstep.api.frames import Frame, taken_options, with_data
+from lockstep.api.job_inputs import Arrays, job_inputs, takes_data_in_one
 from lockstep.checking.checkup.checks.activations import check_activations, check_norms
 from lockstep.checking.checkup.checks.backward_order import check_walk
 from lockstep.checking.checkup.checks.data import check_balance, check_classes, check_labels, check_loss, check_samples
@@ -87,7 +88,7 @@ class Examination:
 
 @takes_data_in_one
 def doctor(
-    model: Model, data: str | Path | Arrays = "mnist", *, walk: Walk = Tensor.backward, **values: Any
+    model: Model, data: str | Path | Arrays | Frame = "mnist", *, walk: Walk = Tensor.backward, **values: Any
 ) -> Examination:
     """Look for mistakes that make training fail; return the findings, which a notebook shows.
 
@@ -101,13 +102,14 @@ def doctor(
     """
     known = ExportedModel("") if isinstance(model, Module) else exported(model)
     given = {} if isinstance(model, Module) else {"model": known.value}
-    arrays = None if isinstance(data, str | Path) else named_arrays(data)
+    options, values = taken_options(values)
     functions = exported_functions(values)
-    named = with_names({**({"data": str(data)} if arrays is None else {}), **values, **given}, names_of(functions))
-    job, _ = resolve({"data": "mnist"}, named)
+    job, _ = resolve({"data": "mnist"}, with_names({**values, **given}, names_of(functions)))
+    job, arrays = with_data(job, data, options, verbose=False)
     name = known.text.name if known.text is not None else job.model_name()
     name = type(model).__name__ if isinstance(model, Module) else name
-    subject = f"{name} on {data if isinstance(data, str | Path) else 'arrays'}"
+    kind = "a table" if callable(arrays) else "arrays"
+    subject = f"{name} on {data if isinstance(data, str | Path) else kind}"
     with (
         tempfile.TemporaryDirectory(prefix="lockstep-doctor-") as folder,
         job_inputs(Path(folder), None, arrays, known.text, functions) as paths,

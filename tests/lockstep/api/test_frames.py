@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lockstep import Run, fit, nn
+from lockstep import Run, doctor, find_lr, fit, nn
 from lockstep.common.data.folder import read_manifest
 from lockstep.common.errors import DataError, JobError
 
@@ -141,3 +141,19 @@ def test_options_of_packing_are_of_no_use_to_arrays(tmp_path: Path) -> None:
     arrays = ((np.zeros((4, 2)), np.zeros(4, int)), (np.zeros((2, 2)), np.zeros(2, int)))
     with pytest.raises(DataError, match="target with a tuple: expected a data frame, or a file to pack"):
         fit(nn.Linear(2, 2), arrays, run_dir=tmp_path / "run", target="price", **BRIEF)
+
+
+@pytest.mark.parametrize("is_file", [False, True], ids=["frame", "file"])
+def test_the_doctor_and_find_lr_take_the_tables_of_fit(
+    is_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    data: Any = tmp_path / "homes.csv" if is_file else (frame().slice(0, 200), frame().slice(200))
+    if is_file:
+        csv.write_csv(frame(), data)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).initialize(1)
+    call: dict[str, Any] = {"target": "price", "one_hot": "town", "loss": "mse", "global_batch": 40}
+    found = doctor(model, data, lr=30.0, **call)
+    assert "rate" in found.kinds, found
+    assert "on a table" in found.lines()[0] or is_file
+    assert find_lr(model, data, steps=30, **call).suggestion > 0

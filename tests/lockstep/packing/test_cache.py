@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lockstep import doctor
+from lockstep import doctor, nn
 from lockstep.common.data.folder import read_manifest
 from lockstep.common.data.source import load
 from lockstep.common.errors import DataError
@@ -120,7 +120,7 @@ def test_a_source_that_does_not_exist_is_reported_as_such(tmp_path: Path, source
         packed_source(str(tmp_path / source), options, "mse", tmp_path, shown.progress, shown.said.append)
 
 
-def test_arrays_without_a_test_set_are_packed_as_pack_does(tmp_path: Path) -> None:
+def test_arrays_without_a_test_set_are_packed_as_pack_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = np.arange(60, dtype=np.float32).reshape(20, 3), np.arange(20) % 2
     np.savez(tmp_path / "rows.npz", x=x, y=y)
     assert is_to_be_packed(str(tmp_path / "rows.npz"))
@@ -131,9 +131,10 @@ def test_arrays_without_a_test_set_are_packed_as_pack_does(tmp_path: Path) -> No
     data = load(folder)
     assert (len(data.train), len(data.test)) == (15, 5)
     told = r"has no test set: .* run `lockstep pack \S+rows.npz rows.data`"
-    for reads in (load, lambda source: doctor("linear", source)):
-        with pytest.raises(DataError, match=told):
-            reads(str(tmp_path / "rows.npz"))
+    with pytest.raises(DataError, match=told):
+        load(str(tmp_path / "rows.npz"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert doctor(nn.Linear(3, 2), tmp_path / "rows.npz", global_batch=8, epochs=1).subject.endswith("rows.npz")
 
 
 def test_a_mistake_leaves_nothing_in_the_cache(table: Path) -> None:
