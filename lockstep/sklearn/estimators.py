@@ -183,7 +183,8 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
             self._stream_seed, self.history_ = self._seed(), []
             # Once: the weights of later passes are those of columns that are scaled in this way.
             self._columns = self._column_moments(x)
-        task = self._task(x, labels, classes, len(x), validation_split=0.0, keep_best=False)
+        # One pass has no best epoch, and no validation set that `monitor` could name.
+        task = self._task(x, labels, classes, len(x), validation_split=0.0, keep_best=False, monitor="loss")
         stream = train_pass(task, before)
         self.history_ = [*self.history_, {"epoch": stream.passes, **stream.figures}]
         self.weights_sha256_, self.workers_ = stream.figures["weights_sha256"], 0

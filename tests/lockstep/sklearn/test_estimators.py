@@ -324,6 +324,14 @@ def test_so_many_passes_are_as_many_epochs(optimizer: str, schedule: str) -> Non
         assert [epoch[name] for epoch in parts.history_] == [epoch[name] for epoch in whole.history_]
 
 
+@pytest.mark.parametrize("monitor", [None, "val_accuracy"])
+def test_a_stream_goes_on_after_a_fit_with_a_validation_set(monitor: str | None) -> None:
+    x, y = blobs()
+    fitted = classifier(epochs=2, validation_split=0.2, keep_best=True, monitor=monitor).fit(x, y)
+    assert len(fitted.partial_fit(x, y).history_) == 3
+    assert "val_loss" not in fitted.history_[-1]
+
+
 def test_a_stream_goes_on_after_a_pickle_and_after_a_fit() -> None:
     x, y = blobs()
     parts = [slice(0, 50), slice(50, 60), slice(60, 120)]
