@@ -10,10 +10,11 @@ import click
 
 from lockstep.cli.options.completion import complete_models, complete_names
 from lockstep.cli.options.types import ListOf, share
-from lockstep.common.errors import UsageError
+from lockstep.common.errors import JobError, UsageError
 from lockstep.common.job.job import SCHEDULES, Job
 from lockstep.common.job.losses import LOSSES
 from lockstep.common.optim.rules import RULES
+from lockstep.packing.options import DIRECT
 from lockstep.runs.job_file import Field, fields, read_values, resolve, shipped_values
 from lockstep.runs.job_groups import GROUPS
 from lockstep.runs.launch_config import Launch
@@ -80,8 +81,16 @@ class JobRequest:
     given: Mapping[str, Any]
 
     def in_file(self) -> dict[str, Any]:
-        """Return the values of the job file."""
-        return {} if self.file is None else read_values(self.file)
+        """Return the values of the job file; `JobError` if it has options of packing, which are no part of a job."""
+        values = {} if self.file is None else read_values(self.file)
+        if packing := [name for name in values if name in DIRECT]:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in packing)
+            raise JobError(
+                f"{self.file}: {packing[0]!r} is not a value of a job, but says how data is packed: remove "
+                f"{', '.join(packing)}, and give {flags} to `lockstep pack DATA FOLDER`, whose FOLDER is the job's "
+                "data, or to `lockstep train`"
+            )
+        return values
 
     def resolve(self) -> tuple[Job, Launch]:
         """Return the job, and how it is carried out.

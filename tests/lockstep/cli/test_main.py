@@ -21,6 +21,7 @@ HERE = ["train", "--workers", "0", "--data", "tiny.npz"]
 
 #: Job files, by name.
 JOBS = {
+    "packing.toml": "data = 'tiny.npz'\ntarget = 'price'\none_hot = ['town']\n",
     "unknown.toml": "modle = 'mlp'",
     "mistyped.toml": "lr = 'fast'",
     "table.toml": "model = 'mlp'\n[lr]\npeak = 1",
@@ -67,6 +68,13 @@ MISTAKES = {
     "shard": (["shard", "tcp://192.0.2.7:5555"], "the server at 'tcp://192.0.2.7:5555' is on another machine"),
     "job gone": ([*HERE, "--job", "gone.toml"], "cannot read the job file 'gone.toml': No such file or directory"),
     "job key": ([*HERE, "--job", "unknown.toml"], "the job has no key 'modle' (did you mean 'model'?)"),
+    "job packing": (
+        ["doctor", "packing.toml"],
+        (
+            "packing.toml: 'target' is not a value of a job, but says how data is packed: remove target, one_hot, and "
+            "give --target, --one-hot to `lockstep pack DATA FOLDER`"
+        ),
+    ),
     "job type": ([*HERE, "--job", "mistyped.toml"], "lr = 'fast': expected a number, got text"),
     "job table": ([*HERE, "--job", "table.toml"], "lr = {'peak': 1}: expected a number, got a table"),
     "job syntax": (

@@ -35,12 +35,23 @@ def check_labels(train: NDArray[Any], test: NDArray[Any], *, is_sequence: bool =
     """Return why these arrays are not classes, which rules out further checks. A sequence has a row of them."""
     for name, labels in (("training", train), ("test", test)):
         if labels.ndim == 2 and not is_sequence:
-            return [found("labels-are-rows", name=name, shape=labels.shape)]
+            return [_of_rows(name, labels)]
         if labels.dtype.kind not in "iu":
             return [found("labels-are-real", name=name, dtype=str(labels.dtype))]
         if labels.size and labels.min() < 0:
             return [found("label-is-negative", name=name, label=labels.min(), index=labels.argmin())]
     return []
+
+
+def _of_rows(name: str, labels: NDArray[Any]) -> Finding:
+    """Return why labels have two axes: they are one-hot, numbers of a regression, or the column of a table."""
+    is_real = labels.dtype.kind == "f"
+    # Scores of classes are at least two, and add up to 1.
+    if labels.shape[1] > 1 and (not is_real or np.allclose(labels.sum(axis=1), 1.0, atol=1e-3)):
+        return found("labels-are-rows", name=name, shape=labels.shape)
+    if is_real:
+        return found("labels-are-rows-of-numbers", name=name, shape=labels.shape, dtype=str(labels.dtype))
+    return found("labels-are-a-column", name=name, shape=labels.shape)
 
 
 def check_classes(train: NDArray[Any], test: NDArray[Any], outputs: int) -> list[Finding]:

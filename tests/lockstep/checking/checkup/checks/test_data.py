@@ -42,6 +42,17 @@ def examined(images: Array, labels: Array | None = None, **values: Any) -> Exami
         ([[0, 1]], [[0, 1]], True, ""),
         ([[0, 1]], [0, 1], False, r"the training labels are rows and not numbers: their shape is (1, 2)"),
         ([0, 1], [[0, 1]], False, "the test labels are rows and not numbers: their shape is (1, 2)"),
+        (np.eye(2)[[0, 1, 1]], [0, 1], False, "the training labels are rows and not numbers: their shape is (3, 2)"),
+        (
+            [[0.7], [20.1]],
+            [[0.5]],
+            False,
+            (
+                "the training labels are rows of numbers, and loss = 'cross-entropy' compares classes: their shape is "
+                "(2, 1), their dtype 'float64', and they are not one-hot"
+            ),
+        ),
+        ([[0], [2]], [[0]], False, "the training labels are a column and not a list of numbers: their shape is (2, 1)"),
         ([0.0], [0], False, "the training labels are not whole numbers: their dtype is 'float64'"),
         ([0], [False], False, "the test labels are not whole numbers: their dtype is 'bool'"),
         ([0], np.array([1], np.uint8), False, ""),
