@@ -187,7 +187,23 @@ def dry_run(model: Model, images: Vector) -> tuple[int, ...]:
         raised = " ".join(f"{type(error).__name__}: {error}".split())
         if "__array_ufunc__" in raised:
             raised += ": NumPy's functions take no tensors; use those of lockstep.F, or methods as x.tanh()"
-        raise ModelError(f"the model cannot take samples {_described(images)}: it raised {raised}") from error
+        advice = _without_channel(model, images)
+        raise ModelError(f"the model cannot take samples {_described(images)}: it raised {raised}{advice}") from error
+
+
+def _without_channel(model: Model, images: Vector) -> str:
+    """Return what to do if the model takes samples without their axis of one channel, as it would a time series."""
+    if images.dtype.names is not None or images.ndim != 4 or images.shape[1] != 1:
+        return ""
+    try:
+        model.outputs(images[:, 0])
+    except Exception:  # noqa: BLE001  # as above: it is the user's code
+        return ""
+    return (
+        f"; it takes samples of shape {images.shape[2:]}, and arrays (n, height, width) become images of one channel: "
+        "begin its forward with x = x.squeeze(1), or pass a dictionary, as {'x': array}, whose keys are the arguments "
+        "of forward"
+    )
 
 
 def _described(samples: NDArray[Any]) -> str:

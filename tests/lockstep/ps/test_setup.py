@@ -89,6 +89,27 @@ def test_what_does_not_go_together_is_refused_on_one_line(
     assert "\n" not in str(raised.value)
 
 
+class Signals(nn.Module):
+    """Takes signals of 28 channels, and no images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filters = nn.Conv1d(28, 2, 28)
+
+    def forward(self, x: Any) -> Any:
+        return self.filters(x).flatten(1)
+
+
+def test_a_model_of_signals_is_told_of_the_axis_that_images_get() -> None:
+    images = np.zeros((2, 1, 28, 28), np.float32)
+    with pytest.raises(
+        ModelError, match=r"it takes samples of shape \(28, 28\), .* x = x.squeeze\(1\), or pass a dict"
+    ):
+        dry_run(AutogradModel(Signals()), images)
+    with pytest.raises(ModelError, match=r"expects 9$"):  # of no use here
+        dry_run(AutogradModel(nn.Linear(9, 2)), images)
+
+
 class OfNumPy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
