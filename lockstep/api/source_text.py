@@ -123,6 +123,9 @@ class Gathering:
     parts: list[str] = field(default_factory=list)
     #: What each name stands for.
     _taken: dict[str, object] = field(default_factory=dict)
+    #: The definition that all others are gathered for: the first one, unless it is called with arguments.
+    _main: Definition | None = None
+    is_called_without: bool = True
 
     def add(self, definition: Definition, name: str = "") -> None:
         """Add a definition, after all that it uses; `ModelError` names what cannot be had.
@@ -133,6 +136,7 @@ class Gathering:
         name = name or definition.__name__
         if not self._take(name, definition, name):
             return
+        self._main = self._main or (definition if self.is_called_without else None)
         text = text_of(definition)
         known = _closed_over(definition)
         namespace = vars(sys.modules[definition.__module__]) if isinstance(definition, type) else definition.__globals__
@@ -171,7 +175,7 @@ class Gathering:
             if value.__name__ != name and self._take(name, value, user):
                 self.parts.append(f"{name} = {value.__name__}\n")
         elif self._take(name, value, user):
-            line = _import_of(name, value, user)
+            line = _import_of(name, value, user, self._main)
             (self.imports if line else self.parts).append(line or f"{name} = {_plain(name, value, user)}\n")
 
     def _take(self, name: str, value: object, user: str) -> bool:
@@ -201,20 +205,27 @@ def _closed_over(definition: Definition) -> dict[str, object]:
     return found
 
 
-def _import_of(name: str, value: object, user: str) -> str:
+def _import_of(name: str, value: object, user: str, main: Definition | None) -> str:
     """Return the import of something installed, empty if it is a plain value."""
     if isinstance(value, ModuleType):
         if not _is_installed(value.__name__):
             raise ModelError(
                 f"{user} uses the module {name!r} from {getattr(value, '__file__', None)!r}, which workers do not "
-                f"find: pass FILE.py:FUNCTION instead, such as 'model.py:build', whose imports are found, or write "
-                f"`from {value.__name__} import ...` for what it uses"
+                f"find: pass {_named(main)}, whose imports are found, or write `from {value.__name__} import ...` for "
+                "what it uses"
             )
         return f"import {value.__name__}" + (f" as {name}" if value.__name__ != name else "")
     where, what = getattr(value, "__module__", None), getattr(value, "__name__", None)
     if isinstance(where, str) and isinstance(what, str) and getattr(sys.modules.get(where), what, None) is value:
         return f"from {where} import {what}" + (f" as {name}" if what != name else "")
     return ""
+
+
+def _named(main: Definition | None) -> str:
+    """Return how a model is passed by its name; only what a module defines has one."""
+    if main is None or main.__module__ == "__main__" or not main.__qualname__.isidentifier():
+        return "FILE.py:FUNCTION instead, of a file that builds the model"
+    return f"its name {f'{main.__module__}:{main.__qualname__}'!r} instead"
 
 
 def _plain(name: str, value: object, user: str) -> str:

@@ -128,7 +128,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a name": (lambda: zoo.Lost(), "Lost uses 'nowhere', which is defined nowhere: define it, or import it"),
     "an array": (lambda: zoo.Arrayed(), "Arrayed uses 'SLOPES', a ndarray, which cannot be written down"),
-    "a module": (lambda: zoo.Foreign(), "Foreign uses the module 'cells' from .*: pass FILE.py:FUNCTION instead"),
+    "a module": (
+        lambda: zoo.Foreign(),
+        "Foreign uses the module 'cells' from .*: pass its name 'tests.lockstep.api.zoo:Foreign' instead",
+    ),
+    "a module in a call": (lambda: partial(zoo.Foreign), "'cells' from .*: pass FILE.py:FUNCTION instead"),
+    "a module in a lambda": (
+        lambda: lambda: zoo.Foreign(),
+        "'zoo' from .*: pass FILE.py:FUNCTION instead, of a file",
+    ),
     "infinity": (lambda: zoo.infinite, "infinite uses 'ODD', a dict, which cannot be written down"),
     "no text": (lambda: zoo.Barely(), "the source of Bare cannot be had"),
     "another thing": (lambda: 3.5, "expected a Module, its class, or a function that returns it"),
