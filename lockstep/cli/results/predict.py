@@ -29,6 +29,13 @@ from lockstep.runs.trained_model import Moment, Trained, demand_data, open_train
 #: Classes that are shown after the likeliest.
 OTHERS = 2
 
+#: What files are that somebody may want to predict from, but are not pictures: by how their names end.
+NO_PICTURES = {
+    ".npy": "an array",
+    ".npz": "a file of arrays",
+    **dict.fromkeys((".csv", ".tsv", ".parquet", ".arrow"), "a table"),
+}
+
 #: Characters of a line, and of a picture's name in it.
 WIDTH, MOST_NAME = 80, 36
 
@@ -82,6 +89,11 @@ def predict(
     recognizer = Recognizer.of(trained, centres=not no_center)
     console = Console(highlight=False)
     for path in pictures:
+        if (content := NO_PICTURES.get(path.suffix.lower())) is not None:
+            raise DataError(
+                f"{path}: is {content} and not a picture, and the run was not trained on a table: predict from an "
+                f"array with load_run({str(run)!r}).predict(array), in Python"
+            )
         picture = read_image(path)
         try:
             probabilities = recognizer.probabilities(picture)

@@ -42,8 +42,8 @@ class Recognizer:
             )
         if kind_of(trained.job.loss) is not LossKind.CLASSES:
             raise DataError(
-                f"the model was trained with loss = {trained.job.loss!r}: expected a classifier; `lockstep evaluate` "
-                "reports its figures"
+                f"the model was trained with loss = {trained.job.loss!r}: expected a classifier; predict from an array "
+                "with load_run(RUN).predict(array), in Python"
             )
         data = dataset_of(trained.job)
         train = data.train

@@ -101,6 +101,14 @@ def test_what_is_no_picture_or_empty_is_one_line(folder: Path, capsys: pytest.Ca
         assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["new.npy", "new.NPZ", "new.csv"])
+def test_arrays_are_predicted_in_python(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["predict", str(folder / "run"), name]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {name}: is a")
+    assert f"load_run('{folder / 'run'}').predict(array)" in error
+
+
 def test_a_model_of_features_takes_no_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (images, labels), (test, truth) = tiny_arrays()
     flat = tmp_path / "flat.npz"
