@@ -160,6 +160,13 @@ def test_a_new_file_has_the_encoding_and_the_delimiter_of_the_training(
     assert told(capsys, "predict", "run", "other.csv", "--encoding", "utf-8", "--delimiter", ";") == predicted
     assert run(["predict", "run", "other.csv"]) == 2
     assert "; it was read as in training, with --encoding cp1252 --delimiter :: give others" in capsys.readouterr().err
+    (place / "short.csv").write_text("Fläche:Ort\n1:Köln\n", encoding="cp1252")
+    assert run(["evaluate", "run", "--data", "short.csv"]) == 2
+    assert capsys.readouterr().err.endswith(
+        "has no column 'price', which that of the training has: it has Fläche, Ort\n"
+    )
+    with pytest.raises(DataError, match="it has Ort$"):
+        load_run("run").predict(pa.table({"Ort": ["Köln"]}))
     found = load_run("run").predict("other.csv", encoding="utf-8", delimiter=";")
     assert [f"{number:.6g}" for number in found] == predicted.splitlines()[1:]
 
@@ -348,7 +355,7 @@ def test_a_column_may_not_be_called_like_a_part_of_the_graph(place: Path, capsys
     csv.write_csv(pa.table({"images": AREA, "rooms": ROOMS, "logits": ROOMS, "price": AREA}), "homes.csv")
     trained(place, capsys)
     assert run(["export", "run", "m.onnx"]) == 2
-    assert capsys.readouterr().err.startswith("error: the column 'images' is called like a part of the graph: expected")
+    assert capsys.readouterr().err.startswith("error: the input 'images' is called like a part of the graph: expected")
     assert not (place / "m.onnx").exists()
 
 

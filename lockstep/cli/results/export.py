@@ -30,8 +30,9 @@ def export(run: Path, file: Path, moment: Moment, form: Format | None, data: str
     onnx         the whole model, for onnxruntime (needs the extra export)
 
     The model expects prepared samples: (x - mean) / std, with bytes divided by 255 first. The metadata of safetensors
-    and ONNX files hold both numbers. If the model was trained on a table, the ONNX file takes the raw columns by their
-    names, and returns predictions in the units of the table, or the names of classes.
+    and ONNX files hold both numbers; if there are several inputs, `inputs` in it has those of each. If the model was
+    trained on a table, the ONNX file takes the raw columns by their names, and returns predictions in the units of the
+    table, or the names of classes.
 
     \b
       lockstep export runs/20261124-231714-lenet lenet.onnx

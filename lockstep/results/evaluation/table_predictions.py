@@ -82,21 +82,23 @@ class TablePredictor:
     def _batches(self, rows: Rows, columns: Sequence[Column]) -> Iterator[TableBatch]:
         options, opens = self._options, open_table if isinstance(rows, str | Path) else opened_frame
         opened = opens(Path(rows) if opens is open_table else rows, lambda count: None, options)
-        names = [column.name for column in columns]
+        names, how = [column.name for column in columns], self._as_in_training() if opens is open_table else ""
         try:
             there = opened.names()
             if (absent := next((name for name in names if name not in there), None)) is not None:
+                # A file that is read wrongly has none of the columns, or not those with letters of another encoding.
+                how = how if not set(names) & set(there) or not absent.isascii() else ""
                 raise DataError(
                     f"{opened.named}: has no column {one_line(absent, 60)!r}, which that of the training has: it has "
                     f"{', '.join(one_line(other, 40) for other in there[:12])}{', …' if len(there) > 12 else ''}"
                 )
             opened.check(names)
         except DataError as error:
-            raise DataError(f"{error}{self._as_in_training()}") from None
+            raise DataError(f"{error}{how}") from None
         yield from opened.batches(names)
 
     def _as_in_training(self) -> str:
-        """Return how a table is read that is not as tables usually are, with the options that change it."""
+        """Return how a file is read that is not as tables usually are, with the options that change it."""
         named = {"encoding": self.reading.encoding, "delimiter": self.reading.delimiter}
         given = [self.spelled(name, value) for name, value in named.items() if value is not None]
         # In words, since a table may have been packed from Python and be predicted from with flags.

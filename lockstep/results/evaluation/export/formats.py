@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from lockstep.common.data.preparation import Preparation
+from lockstep.common.data.records import fields_of
 from lockstep.common.errors import ModelError, UsageError
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.files.safetensors import write
@@ -55,8 +56,9 @@ def _onnx(trained: Trained) -> bytes:
     graph, metadata = graph_of(trace, trained.arrays()), _metadata(trained, preparation)
     if (table := table_of(trained.job)) is not None:
         return onnx_bytes(*with_table(graph, table, preparation), metadata)
-    inputs = sample_port(train.sample_shape, of_tokens=train.is_tokens)
-    return onnx_bytes(graph, [inputs], [output_port(trace.shape[1:])], metadata)
+    parts = fields_of(train.images[:1])
+    inputs = [sample_port(name, part.shape[1:], of_tokens=part.dtype == np.int32) for name, part in parts.items()]
+    return onnx_bytes(graph, inputs, [output_port(trace.shape[1:])], metadata)
 
 
 def _preparation(job: Job) -> Preparation:
@@ -68,16 +70,18 @@ def _metadata(trained: Trained, preparation: Preparation) -> dict[str, str]:
 
     The names of the classes, if they have names, are a list in JSON, in the order of the outputs. Of a table there are
     the columns that are learned from and predicted, as its dataset.json has them: an input is made of a column first,
-    by the place of a text in `categories`, and (x - mean) / std of the column.
+    by the place of a text in `categories`, and (x - mean) / std of the column. If a model has several inputs, `inputs`
+    has the two numbers of each by its name.
     """
     job, names, table = trained.job, dataset_of(trained.job).class_names, table_of(trained.job)
     columns = {} if table is None else {"columns": table.columns, "targets": table.targets}
+    several = {name: {"mean": each.mean, "std": each.std} for name, each in preparation.inputs.items()}
+    scale = {"inputs": json.dumps(several, ensure_ascii=False)} if several else {}
     return {
         "run": trained.folder.name,
         "model": job.model_name(),
         "data": job.data,
-        "mean": repr(preparation.mean),
-        "std": repr(preparation.std),
+        **(scale or {"mean": repr(preparation.mean), "std": repr(preparation.std)}),
         **({"classes": json.dumps(names, ensure_ascii=False)} if names else {}),
         **{name: msgspec.json.encode(each).decode() for name, each in columns.items()},
     }

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, ValueInfoProto, checker, helper, numpy_helper
 
 from lockstep.common.errors import ModelError
+from lockstep.common.files.sanitize import one_line
 from lockstep.results.evaluation.export.trace import INPUT, Operand, Trace, TracedStep
 
 #: The version of the operator set, the first with Gelu, and that of the file format that came with it, so that older
@@ -89,9 +90,9 @@ class Port:
         return helper.make_tensor_value_info(self.name, self.kind, ["samples", *self.shape])
 
 
-def sample_port(sample_shape: Sequence[int], *, of_tokens: bool = False) -> Port:
-    """Return the input for prepared samples, float32, or for tokens, int64."""
-    return Port(INPUT, TensorProto.INT64 if of_tokens else TensorProto.FLOAT, tuple(sample_shape))
+def sample_port(name: str, sample_shape: Sequence[int], *, of_tokens: bool = False) -> Port:
+    """Return the input for prepared samples, float32, or for tokens, int64; the only one has no name of its own."""
+    return Port(name or INPUT, TensorProto.INT64 if of_tokens else TensorProto.FLOAT, tuple(sample_shape))
 
 
 def output_port(shape: Sequence[int]) -> Port:
@@ -100,7 +101,11 @@ def output_port(shape: Sequence[int]) -> Port:
 
 
 def onnx_bytes(graph: OnnxGraph, inputs: Sequence[Port], outputs: Sequence[Port], metadata: Mapping[str, str]) -> bytes:
-    """Return the content of the file, checked by the checker of the package."""
+    """Return the content of the file, checked by the checker of the package.
+
+    Raises ModelError for an input whose name is used within the graph.
+    """
+    _check_names(graph, inputs)
     versions = {"": OPERATOR_SET, TABLES: TABLES_SET}
     used = [domain for domain in versions if any(node.domain == domain for node in graph.nodes)]
     model = helper.make_model(
@@ -119,6 +124,16 @@ def onnx_bytes(graph: OnnxGraph, inputs: Sequence[Port], outputs: Sequence[Port]
     checker.check_model(model, full_check=True)
     content: bytes = model.SerializeToString()
     return content
+
+
+def _check_names(graph: OnnxGraph, inputs: Sequence[Port]) -> None:
+    used = {name for node in graph.nodes for name in node.output} | graph.arrays.keys()
+    odd = next((each.name for each in inputs if each.name in used or not each.name), None)
+    if odd is not None:
+        raise ModelError(
+            f"the input {one_line(odd, 60)!r} is called like a part of the graph: expected another name; rename it in "
+            "the data, or export with --format safetensors"
+        )
 
 
 #: `(graph, step, names of its operands, name of its result)`

@@ -12,8 +12,6 @@ from onnx import TensorProto
 
 from lockstep.common.data.folder import Column, FolderManifest
 from lockstep.common.data.preparation import Preparation
-from lockstep.common.errors import ModelError
-from lockstep.common.files.sanitize import one_line
 from lockstep.results.evaluation.export.onnx_nodes import OUTPUT, TABLES, OnnxGraph, Port
 from lockstep.results.evaluation.export.trace import INPUT
 from lockstep.results.evaluation.row_predictions import class_names_of
@@ -25,10 +23,7 @@ CLASS, PROBABILITIES, PREDICTIONS = "class", "probabilities", "predictions"
 def with_table(
     graph: OnnxGraph, manifest: FolderManifest, preparation: Preparation
 ) -> tuple[OnnxGraph, list[Port], list[Port]]:
-    """Return the graph from columns to predictions, with its inputs and outputs.
-
-    Raises ModelError for a column whose name is used within the graph.
-    """
+    """Return the graph from columns to predictions, with its inputs and outputs."""
     whole = OnnxGraph(arrays=dict(graph.arrays), prefix="table.")
     inputs = [_port(column) for column in manifest.columns]
     samples = _samples(whole, manifest.columns)
@@ -36,7 +31,6 @@ def with_table(
     whole.nodes += graph.nodes
     unusable = _unusable(whole, samples)
     outputs = _classes(whole, manifest, unusable) if manifest.classes else _numbers(whole, manifest.targets, unusable)
-    _check_names(whole, inputs)
     return whole, inputs, outputs
 
 
@@ -116,13 +110,3 @@ def _numbers(graph: OnnxGraph, targets: Sequence[Column], unusable: str) -> list
     numbers = graph.add("Add", [scaled, graph.constant(mean)])
     graph.add("Where", [unusable, graph.constant(np.float64(np.nan)), numbers], PREDICTIONS)
     return [Port(PREDICTIONS, TensorProto.DOUBLE, (len(targets),))]
-
-
-def _check_names(graph: OnnxGraph, inputs: Sequence[Port]) -> None:
-    used = {name for node in graph.nodes for name in node.output} | graph.arrays.keys()
-    odd = next((each.name for each in inputs if each.name in used or not each.name), None)
-    if odd is not None:
-        raise ModelError(
-            f"the column {one_line(odd, 60)!r} is called like a part of the graph: expected another name; rename it in "
-            "the table, or export with --format safetensors"
-        )

@@ -8,8 +8,9 @@ import numpy as np
 
 from lockstep.common.autograd.graph import Applied, no_grad, watch
 from lockstep.common.autograd.primitives.primitive import Array
-from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.data.records import fields_of
 from lockstep.common.errors import ModelError
+from lockstep.common.model.autograd import arguments, taken
 from lockstep.common.nn.module import Module
 
 #: Numbers of samples to run: what differs between the two depends on the number.
@@ -93,13 +94,17 @@ def trace_of(model: Module, samples: Array) -> Trace:
 
 
 def _recorded(model: Module, samples: Array) -> Trace:
-    x = Tensor(np.array(samples))
-    names = {id(x.data): INPUT}
+    # Copies: rows of one array would have one identity.
+    inputs, by_name = arguments(np.array(samples))
+    given = {
+        name or INPUT: tensor for name, tensor in zip(fields_of(samples), (*inputs, *by_name.values()), strict=True)
+    }
+    names = {id(tensor.data): name for name, tensor in given.items()}
     names |= {id(parameter.data): name for name, parameter in model.named_parameters()}
     names |= {id(statistic.value): name for name, statistic in model.named_buffers()}
-    tracer = _Tracer(names, held=[x.data])
+    tracer = _Tracer(names, held=[tensor.data for tensor in given.values()])
     with no_grad(), watch(tracer.record):
-        output = model(x)
+        output = taken(model(*inputs, **by_name))
     if id(output.data) not in names:
         raise ModelError("the model's output does not come from its primitives: it cannot be exported as a graph")
     return Trace(tracer.steps, names[id(output.data)], output.shape)

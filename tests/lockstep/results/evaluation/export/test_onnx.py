@@ -1,11 +1,13 @@
 """Exported graphs pass the checker and give the same outputs in onnxruntime, for any number of samples."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lockstep import F, Tensor, nn
+from lockstep import F, Tensor, fit, nn
 from lockstep.common.aggregation.layout import layout_of
 from lockstep.common.autograd.graph import no_grad
 from lockstep.common.errors import ModelError
@@ -85,7 +87,7 @@ def outputs(model: nn.Module, shape: tuple[int, ...]) -> float:
     samples = rng.standard_normal((3, *shape), dtype=np.float32)
     trace = trace_of(model, samples)
     weights = model.state_dict()
-    content = onnx_bytes(graph_of(trace, weights), [sample_port(shape)], [output_port(trace.shape[1:])], {})
+    content = onnx_bytes(graph_of(trace, weights), [sample_port("", shape)], [output_port(trace.shape[1:])], {})
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     worst = 0.0
     for count in (1, 2, 3, 17):
@@ -146,7 +148,7 @@ def test_a_transformer_over_tokens_is_exported() -> None:
     model = nn.Sequential(nn.Embedding(9, 12), nn.PositionalEmbedding(6, 12), *layers, nn.Linear(12, 9)).initialize(1)
     tokens = generator(0, Purpose.CANARY).integers(0, 9, (17, 6), dtype=np.int32)
     trace = trace_of(model.eval(), tokens[:3])
-    inputs, outputs = [sample_port((6,), of_tokens=True)], [output_port(trace.shape[1:])]
+    inputs, outputs = [sample_port("", (6,), of_tokens=True)], [output_port(trace.shape[1:])]
     content = onnx_bytes(graph_of(trace, model.state_dict()), inputs, outputs, {})
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     for count in (1, 2, 17):
@@ -160,6 +162,38 @@ def test_uneven_adaptive_pooling_is_named() -> None:
     trace = trace_of(nn.AdaptiveAvgPool2d(3), np.ones((3, 1, 8, 8), np.float32))
     with pytest.raises(ModelError, match=r"pooling from \(8, 8\) to \(3, 3\) is not exported to ONNX"):
         graph_of(trace, {})
+
+
+class Priced(nn.Module):
+    """Takes a category and a signal by name, and returns more than one output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds, self.filters, self.head = nn.Embedding(5, 4), nn.Conv1d(3, 2, 4), nn.Linear(8, 2)
+
+    def forward(self, kind: Tensor, signal: Tensor) -> dict[str, Tensor]:
+        both = F.concatenate([self.kinds(kind), F.relu(self.filters(signal)).flatten(1)], dim=1)
+        return {"hidden": both, "logits": self.head(both)}
+
+
+def test_a_model_of_several_inputs_is_exported_with_their_names(tmp_path: Path) -> None:
+    rng = generator(4, Purpose.CANARY)
+    x = {"kind": rng.integers(0, 5, 40), "signal": rng.normal(3.0, 2.0, size=(40, 3, 5))}
+    part = (x, rng.integers(0, 2, 40))
+    brief: dict[str, Any] = {"epochs": 1, "global_batch": 16, "workers": 0, "verbose": False}
+    trained = fit(Priced, (part, part), run_dir=tmp_path / "run", **brief)
+    assert run(["export", str(trained.folder), str(tmp_path / "priced.onnx")]) == 0
+    session = runtime.InferenceSession(tmp_path / "priced.onnx", providers=["CPUExecutionProvider"])
+    scales = json.loads(session.get_modelmeta().custom_metadata_map["inputs"])
+    assert [each.name for each in session.get_inputs()] == ["kind", "signal"]
+    assert scales["kind"] == {"mean": 0.0, "std": 1.0}
+    signal = ((x["signal"] - scales["signal"]["mean"]) / scales["signal"]["std"]).astype(np.float32)
+    for rows in (1, 7):
+        given = {"kind": x["kind"][:rows].astype(np.int64), "signal": signal[:rows]}
+        found = session.run(None, given)[0]
+        shares = np.exp(found) / np.exp(found).sum(axis=1, keepdims=True)
+        expected = trained.predict_proba({name: array[:rows] for name, array in x.items()})
+        np.testing.assert_allclose(shares, expected, atol=1e-5)
 
 
 def test_a_run_is_exported_with_what_its_samples_go_through(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
