@@ -40,6 +40,7 @@ def table_file_plan(source: Path, options: PackOptions, watch: Watch) -> Iterato
     tests = others[0] if others else int(np.count_nonzero(division.marks(rows)))
     trains = rows if others else rows - tests
     yield f"{source} has {trains:,} rows to train on and {tests:,} to test with; nothing was written (--dry-run)"
+    yield f"each is {plan.inputs} of float32"
     yield from plan.lines(options)
     yield from notes_of(tables, plan, options)
 

@@ -392,6 +392,11 @@ class TablePlan:
     rows: Sequence[int]
     dropped: int
 
+    @property
+    def inputs(self) -> int:
+        """How many numbers a model gets of a row."""
+        return sum(len(each.names or ()) if each.is_one_hot else 1 for each in self.features)
+
     def lines(self, options: PackOptions, most: int | None = None) -> list[str]:
         """Return what a person is to read of the columns, a line each, of not more than so many of them."""
         rows = [plan.described(options) for plan in (*self.features, *self.targets)]

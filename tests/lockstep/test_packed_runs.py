@@ -165,7 +165,7 @@ def test_a_new_file_has_the_encoding_and_the_delimiter_of_the_training(
     assert capsys.readouterr().err.endswith(
         "has no column 'price', which that of the training has: it has Fläche, Ort\n"
     )
-    with pytest.raises(DataError, match="it has Ort$"):
+    with pytest.raises(DataError, match=r"it has Ort$"):
         load_run("run").predict(pa.table({"Ort": ["Köln"]}))
     found = load_run("run").predict("other.csv", encoding="utf-8", delimiter=";")
     assert [f"{number:.6g}" for number in found] == predicted.splitlines()[1:]
@@ -322,6 +322,26 @@ def test_what_is_missing_is_filled_in_the_graph_too(place: Path, capsys: pytest.
     (found,) = runtime.InferenceSession("m.onnx").run(None, columns)
     assert np.isnan(columns["area"][-1])
     np.testing.assert_allclose(found[:, 0], load_run("run").predict("homes.csv"), rtol=1e-6)
+
+
+def test_a_missing_text_is_empty_in_the_graph_and_spaces_count_there(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    towns = [None, *TOWN[1:]]
+    csv.write_csv(pa.table({"area": AREA, "rooms": ROOMS, "price": AREA, "town": towns}), "homes.csv")
+    (place / "net.py").write_text("from lockstep import nn\ndef price(): return nn.Linear(3, 1)\n")
+    told(capsys, "train", "--data", "homes.csv", "--target", "price", "--model", "net.py:price", "--loss", "mse",
+         "--missing", "mean", "--run-dir", "run", *BRIEF)  # fmt: skip
+    told(capsys, "export", "run", "m.onnx")
+    columns, expected = (
+        raw_columns(csv.read_csv("homes.csv"), "area", "rooms", "town"),
+        load_run("run").predict("homes.csv"),
+    )
+    columns["town"][0], columns["town"][5] = "", f"{TOWN[5]} "
+    (found,) = runtime.InferenceSession("m.onnx").run(None, columns)
+    assert found[0, 0] == pytest.approx(expected[0], rel=1e-6)
+    assert np.flatnonzero(np.isnan(found[:, 0])).tolist() == [5]
 
 
 def test_columns_with_an_input_for_each_category_are_in_the_graph(

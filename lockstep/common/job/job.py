@@ -319,12 +319,11 @@ def _check_loss(job: Job) -> None:
 
 
 def _check_updates(job: Job) -> None:
-    for name, known in (("optimizer", tuple(RULES)), ("schedule", SCHEDULES)):
+    for name, known, own in (("optimizer", tuple(RULES), "CLASS"), ("schedule", SCHEDULES, "FUNCTION")):
         value = getattr(job, name)
         if value not in known and not names_code(value):
             raise JobError(
-                f"{name} = {_told(value)}{nearest(value, known)}: expected one of {', '.join(known)}, or "
-                "FILE.py:FUNCTION"
+                f"{name} = {_told(value)}{nearest(value, known)}: expected one of {', '.join(known)}, or FILE.py:{own}"
             )
     if job.transform is not None and not names_code(job.transform):
         raise JobError(f"transform = {_told(job.transform)}: expected FILE.py:FUNCTION")

@@ -161,7 +161,10 @@ def _read(path: Path) -> bytes:
         return read_regular(path, MOST_BYTES)
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise ModelError(f"model file {str(path)!r} cannot be read: {reason}; expected a file of Python") from error
+        hint = f" (did you mean {path.name + '.py'!r}?)" if os.path.isfile(f"{path}.py") else ""
+        raise ModelError(
+            f"model file {str(path)!r} cannot be read: {reason}{hint}; expected a file of Python"
+        ) from error
 
 
 @dataclass

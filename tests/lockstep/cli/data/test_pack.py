@@ -46,11 +46,16 @@ def test_advice_can_be_pasted_until_the_table_is_packed(homes: Path, capsys: pyt
         given += shlex.split(advised[1])
         assert list(homes.glob("homes.data*")) == []
     assert run([*command, *given, "--dry-run"]) == 0
-    assert capsys.readouterr().out.splitlines()[0].startswith("homes.csv has 22 rows to train on and 5 to test with;")
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("homes.csv has 22 rows to train on and 5 to test with;")
+    assert second == "each is 3 of float32"
+    assert run([*command, *given, "--one-hot", "town", "--dry-run"]) == 0
+    several = capsys.readouterr().out.splitlines()[1]
     assert list(homes.glob("*.data")) == []
     assert run([*command, *given]) == 0
     manifest = read_manifest(homes / "homes.data")
     assert [column.name for column in manifest.columns] == ["area, m2", "town", "year"]
+    assert several == f"each is {2 + len(manifest.columns[1].categories)} of float32"
     assert (set(manifest.reading.na), manifest.reading.decimal) == ({"-", "n. a.", "unknown"}, ",")
 
 

@@ -160,7 +160,7 @@ def test_a_value_out_of_range_or_of_another_kind_is_refused(field: str, value: o
         ),
         (Job(class_weights=(0.0, 0.0)), "expected at least one above 0"),
         (Job(loss="bce", ignore_index=1), "ignore_index = 1 with loss = 'bce': expected cross-entropy or nll"),
-        (Job(optimizer="lion"), "optimizer = 'lion': expected one of sgd, adam, adamw, rmsprop, or FILE.py:FUNCTION"),
+        (Job(optimizer="lion"), "optimizer = 'lion': expected one of sgd, adam, adamw, rmsprop, or FILE.py:CLASS"),
         (Job(schedule="linear"), "schedule = 'linear': expected one of constant, step, exponential"),
         (Job(optimizer="lion.py:Lion", weight_decay=0.1), "weight_decay = 0.1 with optimizer = 'lion.py:Lion'"),
         (Job(transform="flip"), "transform = 'flip': expected FILE.py:FUNCTION"),

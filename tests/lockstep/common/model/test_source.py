@@ -175,6 +175,9 @@ def test_the_original_exception_is_kept(path: Path) -> None:
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"'.*/none\.py' cannot be read: No such file or directory"):
         build_model(f"{tmp_path}/none.py:build")
+    (tmp_path / "net.py").touch()
+    with pytest.raises(ModelError, match=r"'.*/net' cannot be read: .* \(did you mean 'net.py'\?\); expected a file"):
+        build_model(f"{tmp_path}/net:build")
     with pytest.raises(ModelError, match="cannot be read: Is a directory"):
         build_model(f"{tmp_path}:build")
 
