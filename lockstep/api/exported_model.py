@@ -189,7 +189,7 @@ def _text_of(definition: Definition, name: str = "") -> str:
 
 def _text_of_call(model: "partial[Any]") -> ModelText:
     """Return the text of a function that calls another one, or a class, with some arguments."""
-    gathering = Gathering(is_called_without=False)
+    gathering = Gathering(is_whole=False)
     called = gathering.value(model.func, "the partial")
     given = [gathering.value(each, called) for each in model.args]
     given += [f"{key}={gathering.value(each, called)}" for key, each in model.keywords.items()]

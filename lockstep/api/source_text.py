@@ -123,9 +123,9 @@ class Gathering:
     parts: list[str] = field(default_factory=list)
     #: What each name stands for.
     _taken: dict[str, object] = field(default_factory=dict)
-    #: The definition that all others are gathered for: the first one, unless it is called with arguments.
-    _main: Definition | None = None
-    is_called_without: bool = True
+    #: Whether the first definition builds the model as it is, and how that is passed to `fit` by its name.
+    is_whole: bool = True
+    _by_name: str = ""
 
     def add(self, definition: Definition, name: str = "") -> None:
         """Add a definition, after all that it uses; `ModelError` names what cannot be had.
@@ -136,7 +136,7 @@ class Gathering:
         name = name or definition.__name__
         if not self._take(name, definition, name):
             return
-        self._main = self._main or (definition if self.is_called_without else None)
+        self._by_name = self._by_name or _by_name(definition, is_whole=self.is_whole)
         text = text_of(definition)
         known = _closed_over(definition)
         namespace = vars(sys.modules[definition.__module__]) if isinstance(definition, type) else definition.__globals__
@@ -175,7 +175,7 @@ class Gathering:
             if value.__name__ != name and self._take(name, value, user):
                 self.parts.append(f"{name} = {value.__name__}\n")
         elif self._take(name, value, user):
-            line = _import_of(name, value, user, self._main)
+            line = _import_of(name, value, user, self._by_name)
             (self.imports if line else self.parts).append(line or f"{name} = {_plain(name, value, user)}\n")
 
     def _take(self, name: str, value: object, user: str) -> bool:
@@ -205,13 +205,13 @@ def _closed_over(definition: Definition) -> dict[str, object]:
     return found
 
 
-def _import_of(name: str, value: object, user: str, main: Definition | None) -> str:
+def _import_of(name: str, value: object, user: str, by_name: str) -> str:
     """Return the import of something installed, empty if it is a plain value."""
     if isinstance(value, ModuleType):
         if not _is_installed(value.__name__):
             raise ModelError(
                 f"{user} uses the module {name!r} from {getattr(value, '__file__', None)!r}, which workers do not "
-                f"find: pass {_named(main)}, whose imports are found, or write `from {value.__name__} import ...` for "
+                f"find: pass {by_name}, whose imports are found, or write `from {value.__name__} import ...` for "
                 "what it uses"
             )
         return f"import {value.__name__}" + (f" as {name}" if value.__name__ != name else "")
@@ -221,11 +221,11 @@ def _import_of(name: str, value: object, user: str, main: Definition | None) -> 
     return ""
 
 
-def _named(main: Definition | None) -> str:
-    """Return how a model is passed by its name; only what a module defines has one."""
-    if main is None or main.__module__ == "__main__" or not main.__qualname__.isidentifier():
+def _by_name(definition: Definition, *, is_whole: bool) -> str:
+    """Return how a model is passed by its name: only what a module defines, and is called as it is, has one."""
+    if not is_whole or definition.__module__ == "__main__" or not definition.__qualname__.isidentifier():
         return "FILE.py:FUNCTION instead, of a file that builds the model"
-    return f"its name {f'{main.__module__}:{main.__qualname__}'!r} instead"
+    return f"its name {f'{definition.__module__}:{definition.__qualname__}'!r} instead"
 
 
 def _plain(name: str, value: object, user: str) -> str:
