@@ -70,7 +70,13 @@ def named_arrays(data: Any) -> dict[str, NDArray[Any]]:
     }
     for name, array in arrays.items():
         if array.dtype.kind not in "biuf":
-            raise DataError(f"{name} is of dtype {str(array.dtype)!r}: expected an array of numbers")
+            # Names of classes, most likely.
+            advice = (
+                "; number classes from 0, as numpy.unique(labels, return_inverse=True) does"
+                if name.startswith("y_")
+                else ""
+            )
+            raise DataError(f"{name} is of dtype {str(array.dtype)!r}: expected an array of numbers{advice}")
     return arrays
 
 

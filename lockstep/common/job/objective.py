@@ -438,6 +438,8 @@ class Objective:
         if output_shape not in fitting:
             is_one_hot = len(labels) == 1 and not data.is_tokens and len(output_shape) == 2
             advice = "; for one-hot rows, give .argmax(axis=1) of the labels" if is_one_hot else ""
+            if is_one_hot and labels == (1,):
+                advice = "; or, as the labels are a column, (n, 1), give labels[:, 0]"
             if not is_one_hot and data.values.size and data.values.min() > 0:
                 advice = f"; or, as no label is below {data.values.min()}, count classes from 0"
             raise ModelError(

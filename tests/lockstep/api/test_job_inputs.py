@@ -57,7 +57,7 @@ def test_a_run_that_fails_keeps_what_it_was_given(tmp_path: Path) -> None:
         (3, "data is a int of another form: expected a name, a path, arrays as"),
         ((1, 2), r"data is a tuple \(int, int\) of another form: expected a name, a path, arrays as"),
         (tiny_arrays()[0], r"data is a tuple \(ndarray, ndarray\) of another form"),
-        (((np.ones(3), ["a", "b"]), (1, 2)), "y_train is of dtype '<U1': expected an array of numbers"),
+        (((np.ones(3), ["a", "b"]), (1, 2)), "y_train is of dtype '<U1': expected an array of numbers; number classes"),
         (((np.ones(3), [None]), (1, 2)), "y_train is of dtype 'object'"),
     ],
 )

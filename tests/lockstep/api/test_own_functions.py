@@ -217,6 +217,20 @@ def test_the_doctor_tries_an_optimizer_and_a_transform_of_ones_own() -> None:
         doctor(small_net(), separable(), **own_values(loss=plain_loss))
 
 
+def of_columns(outputs: Any, targets: Any) -> Any:
+    if targets.shape != outputs.shape or targets.dtype != np.float32:
+        raise ValueError("other targets than the page of losses describes")
+    return ((outputs - targets) ** 2).sum(), len(targets)
+
+
+def test_numbers_that_a_loss_gets_have_the_shape_of_a_models_outputs(tmp_path: Path) -> None:
+    x = np.random.default_rng(3).normal(size=(40, 4))
+    part = (x, x[:, 0])
+    values: dict[str, Any] = {"epochs": 1, "global_batch": 20, "workers": 0, "verbose": False}
+    run = fit(nn.Linear(4, 1), (part, part), loss=of_columns, run_dir=tmp_path / "run", **values)
+    assert run.test_loss > 0
+
+
 def rows() -> Any:
     rng = np.random.default_rng(2)
     x = rng.normal(size=(40, 4)).astype(np.float32)

@@ -312,6 +312,9 @@ def test_rows_of_one_hot_classes_are_told_how_to_become_classes() -> None:
     rows = Dataset(np.zeros((2, 4), np.float32), np.array([[0, 0, 1], [1, 0, 0]]), 2)
     with pytest.raises(ModelError, match=r"change the last layer; for one-hot rows, give \.argmax\(axis=1\)"):
         Objective().check_fit(rows, (2, 3))
+    column = Dataset(np.zeros((2, 4), np.float32), np.array([[0], [1]]), 2)
+    with pytest.raises(ModelError, match=r"or, as the labels are a column, \(n, 1\), give labels\[:, 0\]$"):
+        Objective().check_fit(column, (2, 2))
     for data, shape in ((PLACES, (2, 3)), (rows, (2, 3, 4)), (CLASSES, (2, 4))):
         with pytest.raises(ModelError, match=r"change the last layer$"):
             Objective().check_fit(data, shape)
