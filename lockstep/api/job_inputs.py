@@ -163,7 +163,10 @@ def job_inputs(
             paths[value].write_text(text.text, encoding="utf-8")
         code = {**({} if model is None else {"model": model}), **functions}
         yield {key: f"{path}:{code[key].function}" if key in code else str(path) for key, path in paths.items()}
-    except UsageError:
+    except UsageError as error:
+        if isinstance(data, dict) and "data" in paths:
+            # The file is gone below, and was never the caller's.
+            error.args = (str(error).replace(str(paths["data"]), "the arrays"),)
         for path in paths.values():
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         with suppress(OSError):

@@ -1,12 +1,13 @@
 """Arrays handed over to a run: written where workers find them, and taken away where the run cannot begin."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lockstep import doctor, find_lr, fit
+from lockstep import doctor, find_lr, fit, nn
 from lockstep.api.job_inputs import job_inputs, named_arrays
 from lockstep.common.data.source import load
 from lockstep.common.errors import DataError, RunError, UsageError
@@ -72,3 +73,15 @@ def test_x_and_y_given_one_by_one_are_refused_with_the_right_call() -> None:
         untyped: Any = call
         with pytest.raises(DataError, match=rf"2 were given .*: expected {call.__name__}\(model, \(\(x_train, y_train"):
             untyped("linear", x, y)
+
+
+@pytest.mark.parametrize("call", [doctor, find_lr, fit])
+def test_a_mistake_in_arrays_names_no_file_that_is_gone(
+    call: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    x, y = np.ones((40, 3)), np.arange(40) % 2
+    x[15] = np.nan
+    with pytest.raises(DataError, match=r"^the arrays: train: sample 15 holds an infinity or NaN"):
+        call(nn.Linear(3, 2), ((x, y), (x, y)), global_batch=20, workers=0)
+    assert list(tmp_path.rglob("*.npz")) == []
