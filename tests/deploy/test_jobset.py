@@ -267,7 +267,7 @@ def test_without_its_key_a_worker_is_told_why(machine: Machine) -> None:
 
 
 #: A job that lasts until two nodes have been lost.
-LONG = ("--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "6", "--steps", "1200")
+LONG = ("--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "6", "--steps", "3000")
 
 
 @pytest.mark.slow
