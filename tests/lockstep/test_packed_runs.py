@@ -254,8 +254,16 @@ def test_arrays_are_predicted_as_they_were_stored(tmp_path: Path) -> None:
     shares = done.predict_proba(x)
     assert done.predict(x[:3].astype(np.int64)).tolist() == shares[:3].argmax(axis=1).tolist()
     assert np.mean(done.predict(x[:4]) == np.arange(4) % 2) == done.test_accuracy
-    with pytest.raises(DataError, match=r"samples of shape \(3,\) and dtype 'float32': expected \(4,\) and 'float32'"):
+    with pytest.raises(DataError, match=r"rows of shape \(40, 3\) and dtype 'float32': expected \(n, 4\) and 'fl"):
         done.predict(x[:, :3])
+
+
+def test_rows_of_another_shape_are_refused_with_the_shape_that_the_data_had(tmp_path: Path) -> None:
+    x, y = rng.normal(size=(40, 3, 5)).astype(np.float32), np.arange(40) % 2
+    model = nn.Sequential(nn.Flatten(), nn.Linear(15, 2))
+    done = fit(model, ((x, y), (x, y)), run_dir=tmp_path / "run", workers=0, epochs=1, global_batch=20, verbose=False)
+    with pytest.raises(DataError, match=r"rows of shape \(3, 5\) .*: expected \(n, 3, 5\) or \(n, 1, 3, 5\) and"):
+        done.predict(x[0])
 
 
 def raw_columns(frame: Any, *names: str) -> dict[str, Any]:

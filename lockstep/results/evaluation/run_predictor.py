@@ -99,8 +99,8 @@ class RunPredictor:
         samples = as_samples("rows", given)
         if samples.shape[1:] != train.sample_shape or samples.dtype != train.images.dtype:
             raise DataError(
-                f"samples of shape {samples.shape[1:]} and dtype {str(samples.dtype)!r}: expected {train.sample_shape} "
-                f"and {str(train.images.dtype)!r}, as it was trained on"
+                f"rows of shape {given.shape} and dtype {str(samples.dtype)!r}: expected "
+                f"{_expected_shape(train.sample_shape)} and {str(train.images.dtype)!r}, as it was trained on"
             )
         return self._answers(samples, data)
 
@@ -121,6 +121,12 @@ class RunPredictor:
         preparation = Preparation.of(data.train) if self.trained.job.normalize else Preparation(0.0, 1.0)
         parts = [samples[begin : begin + AT_ONCE] for begin in range(0, len(samples), AT_ONCE)]
         return np.concatenate([self.trained.model.outputs(preparation.images(part)).copy() for part in parts])
+
+
+def _expected_shape(sample_shape: tuple[int, ...]) -> str:
+    """Return the shapes that samples may have: an axis of one channel was perhaps not in the data."""
+    shapes = [sample_shape[1:]] * (len(sample_shape) == 3 and sample_shape[0] == 1) + [sample_shape]
+    return " or ".join(f"({', '.join(map(str, ('n', *shape)))})" for shape in shapes)
 
 
 def class_axis(outputs: NDArray[Any], data: TrainTest) -> int:
