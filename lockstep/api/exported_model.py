@@ -240,19 +240,23 @@ def check_rebuilt(model: Any) -> None:
     """Raise `ModelError` with the first thing in which the model differs from what its class alone builds."""
     name = type(model).__name__
     advice = f"expected a model that {name}() builds; give `fit` a function instead: `lambda: {name}(...)`"
+    if not isinstance(model, Module):
+        # Here, where the model itself has imported PyTorch already.
+        from lockstep.common.model.pytorch.comparison import first_difference, unkept_arguments
+
+        if unkept := unkept_arguments(model):
+            kept = "; ".join(f"self.{each} = {each}" for each in unkept)
+            advice = (
+                f"expected a model that {name}() builds, or one that keeps its arguments: add `{kept}` to "
+                f"{name}.__init__, or give `fit` a function instead: `lambda: {name}(...)`"
+            )
     try:
         other = type(model)()
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         raise ModelError(f"{name}() raised {text}: {advice}") from error
-    if isinstance(model, Module):
-        found = _differences(model, other)
-    else:
-        # Here, where the model itself has imported PyTorch already.
-        from lockstep.common.model.pytorch.comparison import differences
-
-        found = differences(model, other)
-    for odd in found:
+    odd = next(_differences(model, other), None) if isinstance(model, Module) else first_difference(model, other)
+    if odd is not None:
         raise ModelError(f"{odd}: {advice}")
 
 

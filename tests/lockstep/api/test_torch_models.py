@@ -96,6 +96,17 @@ def frozen(model: Any, name: str) -> Any:
     return model
 
 
+class Headed(nn.Module):  # type: ignore[misc, name-defined]
+    """A body that may be frozen, and a head for so many classes, which the model does not keep as a number."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(784, 4), nn.Linear(4, classes)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(self.body(x.flatten(1)))
+
+
 def hooked() -> Any:
     model = Net()
     model.head.register_forward_hook(lambda *_: None)
@@ -298,10 +309,11 @@ def test_what_cannot_be_says_so_in_a_line(
         (hooked(), r"hooks' is 1 in the model and 0 in a new one: expected a model that Net\(\) builds"),
         (tied(), "Sequential is a class of PyTorch, and what it was built with"),
         (nn.Linear, "the Linear is a class of PyTorch"),
-        (Net(8), r"is of shape .* in a new one: expected a model that Net\(\) builds; give .* `lambda: Net\(...\)`"),
+        (Net(8), r"is of shape .* in a new one: expected a model that Net\(\) builds, or one that keeps its arguments"),
+        (frozen(Headed(3), "body"), r"^'head.bias' is of shape \(3,\) in .*: add `self.classes = classes` to Headed\."),
         (torch.zeros(3), "expected a Module, its class, or a function"),
     ],
-    ids=["container", "hook", "tied", "class", "arguments", "tensor"],
+    ids=["container", "hook", "tied", "class", "arguments", "frozen", "tensor"],
 )
 def test_what_cannot_be_sent_is_named(model: Any, text: str) -> None:
     with pytest.raises(ModelError, match=text):

@@ -27,6 +27,23 @@ def differences(model: Any, other: Any) -> Iterator[str]:
         yield "layers share parameters in the model, and others in a new one"
 
 
+def first_difference(model: Any, other: Any) -> str | None:
+    """Return in what the modules are unlike, or None; freeze the parameters of the other one as the model's.
+
+    What is frozen is named last, as no argument decides it: it would hide the argument that is missing.
+    """
+    found = list(differences(model, other))
+    _frozen_alike(model, other)
+    return next(differences(model, other), found[0] if found else None)
+
+
+def unkept_arguments(model: Any) -> list[str]:
+    """Return the arguments of a module's class that the module does not hold under their names."""
+    parameters = list(inspect.signature(type(model).__init__).parameters.values())[1:]
+    named = [each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    return [name for name in named if not hasattr(model, name)]
+
+
 def _parts(model: Any) -> Iterator[tuple[str, object]]:
     for prefix, layer in model.named_modules(remove_duplicate=False):
         start = f"{prefix}." if prefix else ""
