@@ -12,12 +12,16 @@ from lockstep.cli.options.types import seconds
 from lockstep.common.protocol.messages import StandbyStatus, Status
 from lockstep.common.transport.auth.credentials import Credential
 from lockstep.common.transport.diagnosis import Stage
+from lockstep.common.transport.zeromq.client import ZeroMqClient
 from lockstep.launch.client import StatusClient, no_answer
 from lockstep.launch.endpoints import credential_of, dial_with, keyed
 from lockstep.results.reports.display import epoch_line, figures, in_teams, place, print_plainly, workers_table
 
 #: Seconds after which a handshake has failed if the server has another key.
 HANDSHAKE_S = 1.0
+
+#: How often it is looked at within these seconds.
+LOOKS = 20
 
 
 @click.command(short_help="Show the progress of a run.")
@@ -50,7 +54,7 @@ def ask(address: str, timeout_s: float, credential: Credential) -> Status:
         with closing(dial_with(credential, address, one.public)) as port:
             client = StatusClient(port)
             first_s = min(timeout_s, HANDSHAKE_S)
-            answer, found = client.ask(first_s), None
+            answer, found = _first_answer(client, port, first_s), None
             is_other_key = answer is None and (found := port.diagnosis()) is not None and found.stage is Stage.KEY
             if answer is None and not is_other_key:
                 answer = client.ask(timeout_s - first_s)
@@ -61,6 +65,15 @@ def ask(address: str, timeout_s: float, credential: Credential) -> Status:
             break
     assert obstacle is not None  # the server's key at least was tried
     raise obstacle
+
+
+def _first_answer(client: StatusClient, port: ZeroMqClient, timeout_s: float) -> Status | None:
+    """Return what is answered in time, None sooner if handshakes fail: the server reports each of them as rejected."""
+    for _ in range(LOOKS):
+        answer = client.ask(timeout_s / LOOKS)
+        if answer is not None or port.is_failing:
+            return answer
+    return None
 
 
 def standby_line(standby: StandbyStatus) -> str:

@@ -8,7 +8,7 @@ from lockstep.common.errors import AddressError
 from lockstep.common.transport.address import IpcAddress, TcpAddress
 from lockstep.common.transport.auth.credentials import Credential
 from lockstep.common.transport.auth.curve import secure_client
-from lockstep.common.transport.diagnosis import Diagnosis, HandshakeState, diagnose, probe
+from lockstep.common.transport.diagnosis import ENOUGH_FAILURES, Diagnosis, HandshakeState, diagnose, probe
 from lockstep.common.transport.port import Frames, Limits, PeerSlow
 from lockstep.common.transport.zeromq.socket import LimitedSocket, milliseconds, monitored_event
 
@@ -59,6 +59,12 @@ class ZeroMqClient:
         # ZeroMQ blocks for ever if nobody reads its events.
         self._handshakes.poll()
         return None
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether so many handshakes have failed that others will too; unlike a diagnosis, this asks nobody."""
+        state = self._handshakes.poll()
+        return not state.is_connected and (state.is_refused or state.failed >= ENOUGH_FAILURES)
 
     def diagnosis(self) -> Diagnosis | None:
         """Return what prevents a connection; None if nothing is known to. May take some seconds."""
