@@ -119,9 +119,12 @@ def doctor(
         return _examine(subject, job, examined_model, values.get("workers"), walk)
 
 
-def examine_job(job: Job, workers: int | None) -> Examination:
-    """Look for mistakes in a job that would be trained with `workers`, if their number is given."""
-    return _examine(f"{job.model_name()} on {job.data}", job, model_of(job), workers, Tensor.backward)
+def examine_job(job: Job, workers: int | None, *, shown_data: str | None = None) -> Examination:
+    """Look for mistakes in a job that would be trained with `workers`, if their number is given.
+
+    `shown_data` is what the user calls the data, if that was packed.
+    """
+    return _examine(f"{job.model_name()} on {shown_data or job.data}", job, model_of(job), workers, Tensor.backward)
 
 
 def model_of(job: Job) -> PortModel:

@@ -1,4 +1,4 @@
-"""Flags that say how a source becomes a dataset, of `pack` and of `train`."""
+"""Flags that say how a source becomes a dataset, of `pack` and of the commands that take a source as it is."""
 
 import csv
 import math
@@ -8,9 +8,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import msgspec
+from rich.console import Console
 
+from lockstep.cli.data.progress import progress_of
 from lockstep.cli.options.types import SEED, share_below_one
+from lockstep.common.job.job import Job
+from lockstep.common.runtime.environment import cache_home
+from lockstep.packing.cache import packed_source
 from lockstep.packing.options import DIRECT, Missing, PackOptions, known_encoding
+from lockstep.results.reports.display import print_plainly
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -155,8 +162,15 @@ PACK_OPTIONS, DIRECT_OPTIONS, READING_OPTIONS = _adding(_OPTIONS), _adding(_OPTI
 
 
 def direct_options(flags: dict[str, Any]) -> PackOptions:
-    """Take what the flags say about packing out of the flags of `train`."""
+    """Take what the flags say about packing out of the other flags."""
     return options_of({name: flags.pop(name) for name in DIRECT})
+
+
+def with_packed_data(job: Job, packing: PackOptions, console: Console) -> Job:
+    """Return the job with a dataset made of its data if that is a table or a folder of pictures."""
+    cache = Path(cache_home()) / "lockstep"
+    data = packed_source(job.data, packing, job.loss, cache, progress_of, lambda text: print_plainly(console, text))
+    return msgspec.structs.replace(job, data=data)
 
 
 def options_of(given: Mapping[str, Any]) -> PackOptions:

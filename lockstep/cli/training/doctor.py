@@ -1,6 +1,7 @@
 """`lockstep doctor`: looks for the mistakes that make training fail, in a job or in this machine."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -9,6 +10,7 @@ from rich.console import Console
 from lockstep.checking.checkup.connection import Examiner
 from lockstep.checking.checkup.consultation import examine_job
 from lockstep.checking.checkup.machine import examine_machine, machine_lines
+from lockstep.cli.data.options import DIRECT_OPTIONS, direct_options, with_packed_data
 from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job
 from lockstep.cli.options.run import KEY_OPTION
 from lockstep.cli.options.trust import takes_trust
@@ -23,8 +25,16 @@ from lockstep.results.reports.display import print_plainly
 @click.option("--connect", metavar="ADDRESS", help="examine the connection to the server at ADDRESS instead")
 @KEY_OPTION
 @click.option("--json", "as_json", is_flag=True, help="print the findings as JSON")
+@DIRECT_OPTIONS
 @takes_trust
-def doctor(job: JobRequest, is_machine: bool, connect: str | None, key: Path | None, as_json: bool) -> int:
+def doctor(
+    job: JobRequest,
+    is_machine: bool,
+    connect: str | None,
+    key: Path | None,
+    as_json: bool,
+    **packing_flags: Any,
+) -> int:
     """Find out why the job file JOB, or the job that the flags describe, does not learn.
 
     The doctor checks the labels, the samples, the initial weights, the gradients of each layer, dead and saturated
@@ -35,11 +45,14 @@ def doctor(job: JobRequest, is_machine: bool, connect: str | None, key: Path | N
     \b
       lockstep doctor job.toml
       lockstep doctor --model examples/my_model.py:build --lr 0.5
+      lockstep doctor --data houses.csv --target price --model net.py:build
       lockstep doctor --machine     # cores, BLAS, shared memory, ports
       lockstep doctor --connect tcp://192.168.1.7:5555 --key worker-1.key
     """
     console = Console(highlight=False)
-    if (is_machine or connect is not None) and (job.given or job.file or (is_machine and connect is not None)):
+    packing = direct_options(packing_flags)
+    is_job = bool(job.given or job.file or packing.changed())
+    if (is_machine or connect is not None) and (is_job or (is_machine and connect is not None)):
         asked = "--machine" if is_machine else "--connect"
         raise click.UsageError(f"{asked} does not examine a job: give one or the other", click.get_current_context())
     if connect is not None:
@@ -53,7 +66,9 @@ def doctor(job: JobRequest, is_machine: bool, connect: str | None, key: Path | N
     else:
         resolved, _ = job.resolve()
         begin_with(resolved.numerics)
-        examined = examine_job(resolved, {**job.in_file(), **job.given}.get("workers"))
+        # On standard error: what was packed is not a finding.
+        packed = with_packed_data(resolved, packing, Console(stderr=True, highlight=False))
+        examined = examine_job(packed, {**job.in_file(), **job.given}.get("workers"), shown_data=resolved.data)
         lines, findings = examined.lines(), examined.findings
         figures = {"subject": examined.subject, "findings": msgspec.to_builtins(findings)}
     if as_json:

@@ -1,12 +1,14 @@
 """`lockstep find-lr`: a range test of learning rates on a job."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
 from rich.console import Console
 
 from lockstep.api.learning_rates import rates_of
+from lockstep.cli.data.options import DIRECT_OPTIONS, direct_options, with_packed_data
 from lockstep.cli.options.job import JOB_FIELDS, GroupedCommand, JobRequest, takes_job
 from lockstep.cli.options.trust import takes_trust
 from lockstep.cli.options.types import WholeNumber
@@ -28,6 +30,7 @@ FIGURES = ("suggestion", "steepest", "at_minimum")
     help="plot the loss over the learning rate as FILE, a .png",
 )
 @click.option("--json", "as_json", is_flag=True, help="print the rates and losses as JSON")
+@DIRECT_OPTIONS
 @takes_trust
 def find_lr(
     job: JobRequest,
@@ -36,6 +39,7 @@ def find_lr(
     tries: int,
     plot: Path | None,
     as_json: bool,
+    **packing_flags: Any,
 ) -> None:
     """Find a good learning rate for the job file JOB, or for the job that the flags describe.
 
@@ -45,8 +49,12 @@ def find_lr(
     \b
       lockstep find-lr --model lenet --plot rates.png
       lockstep find-lr job.toml --optimizer adam
+      lockstep find-lr --data houses.csv --target price --model net.py:build
     """
+    packing = direct_options(packing_flags)
     resolved, _ = job.resolve()
+    # On standard error: what was packed is not a figure.
+    resolved = with_packed_data(resolved, packing, Console(stderr=True, highlight=False))
     test = rates_of(resolved, lowest=lowest, highest=highest, steps=tries)
     if plot is not None:
         test.plot(plot)

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 from rich.console import Console
 
-from lockstep.cli.data.options import DIRECT_OPTIONS, direct_options
-from lockstep.cli.data.progress import progress_of
+from lockstep.cli.data.options import DIRECT_OPTIONS, direct_options, with_packed_data
 from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job
 from lockstep.cli.options.run import PICTURE_OPTION, RESUME_OPTION, RUN_DIR_OPTION, WATCH_OPTION
 from lockstep.cli.options.trust import takes_trust
@@ -19,14 +17,12 @@ from lockstep.cli.options.types import SEED, worker_counts
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.common.runtime.environment import cache_home, cores
+from lockstep.common.runtime.environment import cores
 from lockstep.launch.chaos import Chaos, PlannedAction, check_chaos, parse_chaos, planned_actions
 from lockstep.launch.cluster import train_here, train_on
 from lockstep.launch.numerics import begin_with, demand_numerics
 from lockstep.launch.page_process import PageRequest, page_beside, watched
 from lockstep.launch.run_end import kept_on_failure, show_end
-from lockstep.packing.cache import packed_source
-from lockstep.packing.options import PackOptions
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.results.reports.display import Display, display_for, print_plainly
 from lockstep.runs.optional_packages import demand
@@ -121,13 +117,6 @@ def train(
             check_chaos(faults, destination.launch)
         ahead = None if faults is None else planned_actions(faults, chaos_seed)
         carry_out(console, resolved, destination, ahead, cluster=on, page=page, has_picture=picture)
-
-
-def with_packed_data(job: Job, packing: PackOptions, console: Console) -> Job:
-    """Return the job with a dataset made of its data if that is a table or a folder of pictures."""
-    cache = Path(cache_home()) / "lockstep"
-    data = packed_source(job.data, packing, job.loss, cache, progress_of, lambda text: print_plainly(console, text))
-    return msgspec.structs.replace(job, data=data)
 
 
 def carry_out(

@@ -50,8 +50,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     data: Annotated[
         str,
         Meta(
-            description="mnist, a folder from `lockstep pack`, an .npz, or a folder of IDX files; `train` and `fit` "
-            "also take a .csv, a .parquet or a folder of pictures"
+            description="mnist, a folder from `lockstep pack`, an .npz, or a folder of IDX files; `train`, "
+            "`find-lr`, `doctor` and `fit` also take a .csv, a .parquet or a folder of pictures"
         ),
     ] = "mnist"
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1, description="seed of all random numbers")] = 0

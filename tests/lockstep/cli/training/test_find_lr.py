@@ -47,3 +47,22 @@ def test_a_job_file_gives_the_rest(tmp_path: Path, data: list[str], capsys: pyte
 def test_rates_that_do_not_rise_are_told(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["find-lr", *BRIEF, *data, "--lowest", "1", "--highest", "0.1"]) == 2
     assert capsys.readouterr().err.startswith("error: rates from 1.0 to 0.1 in 100 steps: expected")
+
+
+def test_a_table_is_packed_first_and_is_no_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    table, model = tmp_path / "table.csv", tmp_path / "net.py"
+    table.write_text("a,b,kind\n" + "".join(f"{i % 7},{i % 5},{'no' if i % 2 else 'yes'}\n" for i in range(100)))
+    model.write_text("from lockstep import nn\n\n\ndef build():\n    return nn.Linear(2, 2)\n")
+    described = ["--data", str(table), "--target", "kind", "--model", f"{model}:build", "--global-batch", "20"]
+    assert run(["find-lr", *described, "--tries", "40", "--json"]) == 0
+    out, error = capsys.readouterr()
+    assert json.loads(out)["suggestion"] > 0.0
+    assert "packed 80 samples" in error
+    assert run(["doctor", *described, "--epochs", "2"]) in (0, 1)
+    assert " ".join(capsys.readouterr().out.split()).startswith(f"{model}:build on {table}: ")
+    assert run(["doctor", "--machine", "--target", "kind"]) == 2
+    assert "--machine does not examine a job" in capsys.readouterr().err
