@@ -16,8 +16,16 @@ from lockstep.common.files.sanitize import cut, one_line
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import file_time
-from lockstep.ps.records.metrics import METRICS, MOST_LINES_BYTES, EpochLine, FailureRecord, Record, StepRecord
-from lockstep.ps.records.run_folder import read_result
+from lockstep.ps.records.metrics import (
+    METRICS,
+    MOST_LINES_BYTES,
+    EpochLine,
+    EpochRecord,
+    FailureRecord,
+    Record,
+    StepRecord,
+)
+from lockstep.ps.records.run_folder import RunResult, read_result
 from lockstep.results.watch.line_follower import known_records
 from lockstep.results.watch.run_view import STOPPED_S, RunState, RunView, written_at
 from lockstep.runs.job_groups import named
@@ -54,6 +62,10 @@ class RunBrief(msgspec.Struct, frozen=True, kw_only=True):
     loss: float | None = None
     test_accuracy: float | None = None
     test_r2: float | None = None
+    #: Of a run with a validation set, which is what settings are chosen by.
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+    val_r2: float | None = None
     wall_s: float | None = None
     weights_sha256: str = ""
     #: When the run last wrote something, in seconds since 1970.
@@ -205,11 +217,22 @@ def brief_of(folder: Path, written: float) -> RunBrief:
         loss=result.train_loss,
         test_accuracy=result.test_accuracy,
         test_r2=result.test_r2,
+        **_validation_figures(_epoch_of_result(result)),
         wall_s=result.wall_s,
         weights_sha256=result.weights_sha256,
         written=written,
         values=_values(job),
     )
+
+
+def _epoch_of_result(result: RunResult) -> EpochRecord | None:
+    """Return the epoch whose weights the result has: the last one, or the best one with `keep_best`."""
+    found = [epoch for epoch in result.history if epoch.weights_sha256 == result.weights_sha256]
+    return found[-1] if found else None
+
+
+def _validation_figures(epoch: EpochRecord | None) -> dict[str, float | None]:
+    return {} if epoch is None else {name: getattr(epoch, name) for name in ("val_loss", "val_accuracy", "val_r2")}
 
 
 def _values(job: Job | None) -> dict[str, str]:
@@ -234,6 +257,7 @@ def _brief_of_tail(folder: Path, job: Job | None, written: float) -> RunBrief:
             case StepRecord():
                 figures.update(epoch=line.epoch, loss=line.loss, state=RunState.RUNNING)
             case EpochLine():
+                figures.update(_validation_figures(line))
                 figures.update(test_accuracy=line.test_accuracy, test_r2=line.test_r2, wall_s=line.wall_s)
             case FailureRecord():
                 is_interrupted = line.cause == FailureKind.INTERRUPTED

@@ -2,7 +2,11 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from lockstep import fit, nn
 from lockstep.common.job.job import Job
 from lockstep.ps.records.metrics import FailureRecord, encode_record
 from lockstep.results.watch.run_view import STOPPED_S, RunState
@@ -48,6 +52,24 @@ def test_a_run_is_listed_as_it_stands(tmp_path: Path) -> None:
     found = WatchedRuns(tmp_path, is_many=True, file_time=lambda: now).listing()
     states = ("waiting", "running", "stopped", "failed", "interrupted")
     assert {run.id: run.state for run in found.runs} == {state: RunState(state) for state in states}
+
+
+def test_figures_of_the_validation_set_are_those_of_the_weights_that_were_kept(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    data = ((x, (x[:, 0] > 0).astype(np.int64)), (x, (x[:, 0] > 0).astype(np.int64)))
+    values: dict[str, Any] = {"workers": 0, "epochs": 3, "global_batch": 20, "verbose": False}
+    fit(nn.Linear(4, 2), data, run_dir=tmp_path / "plain", **values)
+    # No later epoch is so much better.
+    values |= {"validation_split": 0.2, "keep_best": True, "min_delta": 100.0}
+    kept = fit(nn.Linear(4, 2), data, run_dir=tmp_path / "kept", **values)
+    assert (kept.best_epoch.epoch, len(kept.history)) == (1, 3)
+    found = {run.id: run for run in WatchedRuns(tmp_path, is_many=True).listing().runs}
+    assert found["kept"].val_accuracy == kept.best_epoch.val_accuracy
+    assert found["kept"].val_loss == kept.best_epoch.val_loss
+    assert found["plain"].val_loss is found["plain"].val_accuracy is None
+    (tmp_path / "kept" / "result.json").unlink()
+    unfinished = {run.id: run for run in WatchedRuns(tmp_path, is_many=True).listing().runs}["kept"]
+    assert unfinished.val_loss == kept.history[-1].val_loss
 
 
 def test_the_newest_are_listed_and_all_are_counted(tmp_path: Path) -> None:

@@ -11,6 +11,13 @@ const LIST_MS = 3000;
 const MOST_LETTERS = 15;
 
 const score = (run) => run.test_r2 ?? run.test_accuracy;
+const validationScore = (run) => run.val_r2 ?? run.val_accuracy ?? run.val_loss;
+
+function validation(run) {
+  if (run.val_r2 !== null) return `R² ${number(run.val_r2)}`;
+  if (run.val_accuracy !== null) return percent(run.val_accuracy);
+  return run.val_loss === null ? "" : `loss ${number(run.val_loss)}`;
+}
 
 // {text, of: what is shown, by: what is sorted by}
 const COLUMNS = [
@@ -23,6 +30,9 @@ const COLUMNS = [
   { text: "time", of: (run) => duration(run.wall_s), by: (run) => run.wall_s },
   { text: "model", isText: true, of: (run) => run.model, by: (run) => run.model },
 ];
+// Settings are chosen by it, so it comes before the test set; shown if a run has one.
+const VALIDATION = { text: "validation", of: validation, by: validationScore };
+const BEFORE_TEST = COLUMNS.findIndex((column) => column.text === "test");
 const WEIGHTS = { text: "weights", isText: true, of: (run) => run.weights_sha256.slice(0, 8), by: (run) => run.weights_sha256 };
 
 // How the list was left, for when the reader comes back to it.
@@ -69,7 +79,11 @@ export class ListPage extends Page {
     const values = this.list.differing.map((name) => ({
       text: name.replaceAll("_", " "), isText: true, of: (run) => run.values[name] ?? "", by: (run) => sortable(run.values[name]),
     }));
-    return [...COLUMNS, ...values, WEIGHTS];
+    return [...this.fixed(), ...values, WEIGHTS];
+  }
+
+  fixed() {
+    return this.list.runs.some((run) => validationScore(run) !== null) ? COLUMNS.toSpliced(BEFORE_TEST, 0, VALIDATION) : COLUMNS;
   }
 
   show() {
@@ -107,7 +121,7 @@ export class ListPage extends Page {
   // Hides the last columns of values for which the window has no room, and names them.
   fit(columns) {
     const box = this.$("list-of-runs"), lines = [...this.$("runs").rows], hidden = [];
-    for (let place = columns.length - 2; box.scrollWidth > box.clientWidth && place >= COLUMNS.length; place--) {
+    for (let place = columns.length - 2; box.scrollWidth > box.clientWidth && place >= this.fixed().length; place--) {
       // After the box of the comparison, which is no column.
       for (const line of lines) line.cells[place + 1].hidden = true;
       hidden.unshift(columns[place].text);
