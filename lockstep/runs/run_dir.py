@@ -1,6 +1,7 @@
 """The folder that a run writes to: claimed by one run alone, resumed from, and gone if the run could not begin."""
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from lockstep.common.errors import JobError, UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.runtime.clock import wall_time
-from lockstep.ps.records.run_folder import RESULT, RunFolder, RunResult, read_result
+from lockstep.ps.records.run_folder import RESULT, WEIGHTS, RunFolder, RunResult, read_result
 from lockstep.runs.job_file import read_values, resolve, to_toml
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.recorded_model import demand_trust, recorded_source, resumed_source, trust_source
@@ -122,8 +123,10 @@ def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, Launch]:
     job, _ = resolve(values, {})
     wanted, launch = resolve(values, given)
     if differences := job.changed_in(wanted):
+        begins = ", from its weights with --initial " + shlex.quote(str(folder / WEIGHTS))
         raise JobError(
             f"{str(folder)!r} is a run of another job: {differences}: remove these flags, or begin a new run"
+            f"{begins if (folder / WEIGHTS).is_file() else ''}"
         )
     demand_trust(folder, resumed_source(folder, job))
     return job, launch

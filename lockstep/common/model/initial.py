@@ -122,7 +122,7 @@ def read_initial(job: Job, model: Model, copy: Path | None = None) -> WeightsFit
     if problems and (is_copy or not job.initial_partial):
         raise ModelError(
             f"the weights in {str(path)!r} do not fit the model: {problems}: expected all of its values and no "
-            "others; to take those that fit, add --initial-partial"
+            "others; to take those that fit, add --initial-partial (in Python, initial_partial=True)"
         )
     if not found.taken:
         raise ModelError(

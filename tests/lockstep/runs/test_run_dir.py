@@ -71,6 +71,14 @@ def test_a_flag_that_says_the_same_is_no_other_job(run: Path) -> None:
     assert resumed_job(run, {"lr": 0.3, "model": "mlp"})[0] == JOB
 
 
+def test_of_a_run_that_has_weights_it_is_told_how_to_go_on_from_them(run: Path) -> None:
+    with pytest.raises(JobError, match=r"or begin a new run$"):
+        resumed_job(run, {"epochs": 4})
+    (run / "weights.safetensors").touch()
+    with pytest.raises(JobError, match=r"or begin a new run, from its weights with --initial \S+/weights.safetensors$"):
+        resumed_job(run, {"epochs": 4})
+
+
 def test_another_job_is_refused_with_both_named(run: Path) -> None:
     told = (
         r"is a run of another job: epochs = 3 in the run, 4 here; lr = 0\.3 in the run, 0\.2 here: remove these flags"
