@@ -113,7 +113,7 @@ class LinkAdvice(msgspec.Struct, frozen=True, kw_only=True):
     def lines(self) -> list[str]:
         lines = [f"{'link':<10} {self.speed.text()}, as it is used now"]
         if self.compute_s is None or self.link_s is None:
-            return [*lines, f"{'advice':<10} none: no worker has computed yet, and the model or the data is not here"]
+            return [*lines, f"{'advice':<10} none: no worker has computed yet; ask again when one has"]
         lines.append(
             f"{'a step':<10} {_ms(self.compute_s)} of computing in one process, {_ms(self.link_s)} of link per host"
         )
