@@ -259,6 +259,20 @@ def test_a_reader_searches_sorts_and_finds_the_list_as_it_was_left(
     assert errors == []
 
 
+def test_runs_with_a_validation_set_can_be_sorted_by_it(served: tuple[str, Path], page: Any, errors: list[str]) -> None:
+    link, folder = served
+    heads = page.locator("#runs thead .sort")
+    page.set_viewport_size({"width": 1180, "height": 900})
+    page.goto(link)
+    expect(heads.nth(5)).to_have_text("test")
+    write_steps(folder / "two", range(8, 12), validation=(0.25, 0.75))
+    page.goto(link)
+    expect(heads.nth(5)).to_have_text("validation")
+    page.get_by_role("button", name="validation", exact=True).click()
+    expect(page.locator("#runs tbody tr").first.locator("[data-label=validation]")).to_have_text("75.00 %")
+    assert errors == []
+
+
 def test_a_comparison_with_a_run_without_steps_stays_as_it_is(
     served: tuple[str, Path], page: Any, errors: list[str]
 ) -> None:
