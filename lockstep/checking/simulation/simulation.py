@@ -392,7 +392,7 @@ class Simulation:
     def _standby_ended(self, name: str) -> None:
         process = self.standbys[name]
         server = server_of(process)
-        if server is not None and self._has_succeeded(server):
+        if server is not None and self._has_succeeded(process, server):
             return
         is_over = server is None and process.shell is not None and process.shell.exit_reason() == ""
         if is_over and self._is_lost and self.result is None and (self.root / name / RESULT).exists():
@@ -471,16 +471,16 @@ class Simulation:
     def _is_finished(self) -> bool:
         """Find out whether the run has succeeded or failed; without a server it has not."""
         server = None if self.server is None else server_of(self.server)
-        if server is not None and self._has_succeeded(server):
+        if self.server is not None and server is not None and self._has_succeeded(self.server, server):
             return True
         if server is not None and kind_of(server) in ELSEWHERE:
             self._is_lost = True
         return self.result is not None or bool(self.failure)
 
-    def _has_succeeded(self, server: ServerProcess) -> bool:
+    def _has_succeeded(self, process: Process, server: ServerProcess) -> bool:
         """Record how a server has ended its run; return whether it has succeeded, or failed for good."""
         ended = server.server.ended
-        if ended is not None and not ended.failure and server.exit_reason() is None:
+        if ended is not None and not ended.failure and server.exit_reason() is None and not process.is_dead:
             return True  # its standbys get the rest
         if ended is not None and not ended.failure:
             self.result = server.session.recorder.result

@@ -175,6 +175,7 @@ ONCE = {
     "the run ends while a server that has to leave it stands still in the middle of a checkpoint": (74740, 2, 1),
     "a shard dies after the run was handed over": (74810, 2, 1),
     "a shard dies before the run is handed over in vain": (75087, 2, 1),
+    "a server is killed when it has kept the result, and its standbys have not": (86709, 2, 1),
 }
 
 
