@@ -14,6 +14,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.job.losses import LOSSES
 from lockstep.common.job.metrics import metric_name
 from lockstep.common.job.own_code import NAMING, OF_METRIC
+from lockstep.common.model.likeness import differences
 from lockstep.common.model.source import WRITTEN_BY_FIT, is_torch_class, is_torch_module, torch_model
 from lockstep.common.nn.description import describe, is_describable
 from lockstep.common.nn.module import Module, Parameter, RunningStatistic
@@ -255,18 +256,12 @@ def check_rebuilt(model: Any) -> None:
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         raise ModelError(f"{name}() raised {text}: {advice}") from error
-    odd = next(_differences(model, other), None) if isinstance(model, Module) else first_difference(model, other)
+    if isinstance(model, Module):
+        odd = next(differences(dict(_attributes(model)), dict(_attributes(other)), _judged, _told), None)
+    else:
+        odd = first_difference(model, other)
     if odd is not None:
         raise ModelError(f"{odd}: {advice}")
-
-
-def _differences(model: Module, other: Module) -> Iterator[str]:
-    here, there = dict(_attributes(model)), dict(_attributes(other))
-    for place in sorted(here.keys() | there.keys()):
-        if place not in here or place not in there:
-            yield f"{place!r} is in the model and not in a new one, or the other way round"
-        elif not _is_alike(here[place], there[place]):
-            yield f"{place!r} is {_told(here[place])} in the model and {_told(there[place])} in a new one"
 
 
 def _attributes(model: Module) -> Iterator[tuple[str, object]]:
@@ -276,23 +271,13 @@ def _attributes(model: Module) -> Iterator[tuple[str, object]]:
                 yield f"{prefix}.{name}" if prefix else name, value
 
 
-def _is_alike(here: Any, there: Any) -> bool:
-    """Return whether two attributes come from the same constructor call: what is drawn or trained may differ."""
-    if type(here) is not type(there):
-        return False
-    if isinstance(here, Module):
-        return True  # its own attributes are looked at
+def _judged(here: Any, there: Any) -> bool | None:
+    """Return whether two attributes of a kind that is ours are alike."""
     if isinstance(here, Parameter):
         return bool(here.shape == there.shape and here.requires_grad == there.requires_grad)
     if isinstance(here, RunningStatistic):
         return bool(here.value.shape == there.value.shape)
-    if isinstance(here, np.ndarray):
-        return np.array_equal(here, there)
-    if isinstance(here, list | tuple):
-        return len(here) == len(there) and all(map(_is_alike, here, there))
-    if isinstance(here, dict):
-        return here.keys() == there.keys() and all(_is_alike(value, there[key]) for key, value in here.items())
-    return here is there or bool(here == there)
+    return True if isinstance(here, Module) else None  # its own attributes are looked at
 
 
 def _told(value: object) -> str:

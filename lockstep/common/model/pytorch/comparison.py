@@ -9,20 +9,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
+from lockstep.common.model.likeness import differences as unlike
 from lockstep.common.model.pytorch.state import bytes_of
 
 
 def differences(model: Any, other: Any) -> Iterator[str]:
     """Yield what is in one of the modules only, or in both and unlike."""
-    here, there = dict(_parts(model)), dict(_parts(other))
-    for place in sorted(here.keys() | there.keys()):
-        if place not in here or place not in there:
-            yield f"{place!r} is in the model and not in a new one, or the other way round"
-        elif not _is_alike(here[place], there[place]):
-            yield f"{place!r} is {_shown(here[place])} in the model and {_shown(there[place])} in a new one"
+    yield from unlike(dict(_parts(model)), dict(_parts(other)), _judged, _shown)
     if _ties(model) != _ties(other):
         yield "layers share parameters in the model, and others in a new one"
 
@@ -70,20 +65,10 @@ def _is_plain(value: object) -> bool:
     return value is None or type(value) in (bool, int, float, str)
 
 
-def _is_alike(here: Any, there: Any) -> bool:
-    if type(here) is not type(there):
-        return False
+def _judged(here: Any, there: Any) -> bool | None:
     if isinstance(here, torch.Tensor):
         return bool((here.shape, here.dtype, here.requires_grad) == (there.shape, there.dtype, there.requires_grad))
-    if isinstance(here, torch.nn.Module):
-        return True  # its own parts are looked at
-    if isinstance(here, np.ndarray):
-        return np.array_equal(here, there)
-    if isinstance(here, list | tuple):
-        return len(here) == len(there) and all(map(_is_alike, here, there))
-    if isinstance(here, dict):
-        return here.keys() == there.keys() and all(_is_alike(value, there[key]) for key, value in here.items())
-    return here is there or bool(here == there)
+    return True if isinstance(here, torch.nn.Module) else None  # its own parts are looked at
 
 
 def _shown(value: object) -> str:
