@@ -13,7 +13,7 @@ from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.shared_memory.folder import shared_root
-from lockstep.common.transport.zeromq.ports import serve, wait_for_any
+from lockstep.common.transport.zeromq.ports import serve, server_at, wait_for_any
 from lockstep.launch.client import own_join, say, shard_join, take_part
 from lockstep.launch.endpoints import WARNING, bind_near, dial_with, dialled, keyed, lock_of, server_credential
 from lockstep.launch.numerics import begin_with
@@ -62,7 +62,7 @@ def shard(
     first, *others = address.split(",")
     for other in others:
         # One that is malformed is reported before anything is started.
-        dial_server(other).close()
+        server_at(other)
     lock, rejections = lock_of(keys, supervised, is_insecure=insecure), RejectionLog()
     with closing(serve(bind or bind_near(first), lock=lock, insecure=insecure, rejections=rejections)) as port:
         if insecure:

@@ -20,7 +20,7 @@ from lockstep.common.runtime.numerics import Numerics, own_numerics
 from lockstep.common.statemachine.client import ClientConfig, Exit
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential
 from lockstep.common.transport.shared_memory.folder import shared_root
-from lockstep.common.transport.zeromq.ports import dial, wait_for_any
+from lockstep.common.transport.zeromq.ports import dial, server_at, wait_for_any
 from lockstep.launch.child import HERE, Child
 from lockstep.launch.client import DONE, own_join, say, take_part
 from lockstep.launch.endpoints import check_worker_key, credential_of, dial_with, keyed, signer_of
@@ -151,9 +151,9 @@ def take_place(request: WorkerRequest) -> int:
         return take_part(functools.partial(be_in_team, request), request.numerics, request.supervised)
     # Shown to all servers of the run.
     credential = credential_of(request.key, request.supervised)
-    # An address or a key that is wrong is reported once, and before anything is started.
+    # One that is wrong is reported once, and before anything is started.
     for address in request.addresses():
-        dial(address, credential=credential).close()
+        server_at(address)
     if request.processes > 1 and request.team is None:
         return supervise(request, request.processes)
     return lead(request, credential)

@@ -50,12 +50,17 @@ def dial(address: str, *, credential: Credential = None, limits: Limits | None =
 
     `credential` is what it presents; with keys, it talks only to the server that they name.
     """
+    return ZeroMqClient(server_at(address), credential, limits or Limits())
+
+
+def server_at(address: str) -> TcpAddress | IpcAddress:
+    """Return the address of one server, to which nothing is sent; raises AddressError if it is none."""
     parsed = parse(address)
     if isinstance(parsed, TcpAddress) and (parsed.port == 0 or parsed.host == "*"):
         raise AddressError(
             f"address {address!r} does not name one server: expected its host and port, as it prints them"
         )
-    return ZeroMqClient(parsed, credential, limits or Limits())
+    return parsed
 
 
 def wait_for_any(ports: Sequence[object], timeout_s: float | None) -> None:

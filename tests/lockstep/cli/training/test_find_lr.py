@@ -63,6 +63,7 @@ def test_a_table_is_packed_first_and_is_no_figure(
     assert json.loads(out)["suggestion"] > 0.0
     assert "packed 80 samples" in error
     assert run(["doctor", *described, "--epochs", "2"]) in (0, 1)
-    assert " ".join(capsys.readouterr().out.split()).startswith(f"{model}:build on {table}: ")
+    # However lines of 80 columns break the paths.
+    assert "".join(capsys.readouterr().out.split()).startswith(f"{model}:buildon{table}:")
     assert run(["doctor", "--machine", "--target", "kind"]) == 2
     assert "--machine does not examine a job" in capsys.readouterr().err
