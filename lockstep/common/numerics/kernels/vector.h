@@ -2,7 +2,7 @@
 
    TARGET_AVX512, TARGET_AVX2, TARGET_NEON or none of them (plain C) chooses it. Only operations whose result IEEE 754
    fixes are here, and each is one operation: the file is compiled with -ffp-contract=off, and a fused multiply-add is
-   made where `fma_` stands and nowhere else. A mask is a vector of integers, all of whose bits are set where it holds. */
+   made where `fma_` stands and nowhere else. A mask `M` is whatever the instruction set compares into. */
 #ifndef LOCKSTEP_VECTOR_H
 #define LOCKSTEP_VECTOR_H
 
@@ -52,11 +52,13 @@ INLINE VI andnot_int(VI a, VI b) { return _mm512_andnot_si512(a, b); } /* ~a & b
 INLINE VI shift_left(VI a, int n) { return _mm512_slli_epi32(a, (unsigned)n); }
 INLINE VI shift_right(VI a, int n) { return _mm512_srai_epi32(a, (unsigned)n); } /* with the sign */
 INLINE V from_int(VI a) { return _mm512_cvtepi32_ps(a); }
-INLINE VI mask_(__mmask16 m) { return _mm512_movm_epi32(m); }
-INLINE VI less(V a, V b) { return mask_(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ)); }
-INLINE VI equal(V a, V b) { return mask_(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ)); }
-INLINE VI is_nan(V a) { return mask_(_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q)); }
-INLINE V choose(VI mask, V yes, V no) { return _mm512_mask_blend_ps(_mm512_movepi32_mask(mask), no, yes); }
+typedef __mmask16 M;
+INLINE M less(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+INLINE M equal(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+INLINE M is_nan(V a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
+INLINE V choose(M mask, V yes, V no) { return _mm512_mask_blend_ps(mask, no, yes); }
+INLINE V smaller(V a, V b) { return _mm512_min_ps(a, b); } /* a < b ? a : b, which is b for NaN */
+INLINE V larger(V a, V b) { return _mm512_max_ps(a, b); }  /* a > b ? a : b, likewise */
 
 #elif defined(TARGET_AVX2)
 
@@ -87,10 +89,13 @@ INLINE VI andnot_int(VI a, VI b) { return _mm256_andnot_si256(a, b); }
 INLINE VI shift_left(VI a, int n) { return _mm256_slli_epi32(a, n); }
 INLINE VI shift_right(VI a, int n) { return _mm256_srai_epi32(a, n); }
 INLINE V from_int(VI a) { return _mm256_cvtepi32_ps(a); }
-INLINE VI less(V a, V b) { return bits(_mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
-INLINE VI equal(V a, V b) { return bits(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)); }
-INLINE VI is_nan(V a) { return bits(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)); }
-INLINE V choose(VI mask, V yes, V no) { return _mm256_blendv_ps(no, yes, floats(mask)); }
+typedef V M;
+INLINE M less(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+INLINE M equal(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
+INLINE M is_nan(V a) { return _mm256_cmp_ps(a, a, _CMP_UNORD_Q); }
+INLINE V choose(M mask, V yes, V no) { return _mm256_blendv_ps(no, yes, mask); }
+INLINE V smaller(V a, V b) { return _mm256_min_ps(a, b); }
+INLINE V larger(V a, V b) { return _mm256_max_ps(a, b); }
 
 #else
 
@@ -129,10 +134,13 @@ INLINE VI andnot_int(VI a, VI b) { return ~a & b; }
 INLINE VI shift_left(VI a, int n) { return (VI)((VU)a << n); }
 INLINE VI shift_right(VI a, int n) { return a >> n; }
 INLINE V from_int(VI a) { return (V){(float)a[0], (float)a[1], (float)a[2], (float)a[3]}; }
-INLINE VI less(V a, V b) { return a < b; }
-INLINE VI equal(V a, V b) { return a == b; }
-INLINE VI is_nan(V a) { return a != a; }
-INLINE V choose(VI mask, V yes, V no) { return floats(or_int(and_int(mask, bits(yes)), andnot_int(mask, bits(no)))); }
+typedef VI M;
+INLINE M less(V a, V b) { return a < b; }
+INLINE M equal(V a, V b) { return a == b; }
+INLINE M is_nan(V a) { return a != a; }
+INLINE V choose(M mask, V yes, V no) { return floats(or_int(and_int(mask, bits(yes)), andnot_int(mask, bits(no)))); }
+INLINE V smaller(V a, V b) { return choose(less(a, b), a, b); }
+INLINE V larger(V a, V b) { return choose(less(b, a), a, b); }
 
 #endif
 #endif

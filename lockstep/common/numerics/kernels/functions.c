@@ -1,0 +1,231 @@
+/* exp, log, log1p, tanh, sigmoid, erf and power of float32, each a fixed sequence of IEEE operations: see
+   docs/reference/numerics.md, which has the same formulas and coefficients.
+
+   The coefficients are our own: fitted for the smallest largest error, rounded to float32 one after another, the others
+   fitted again each time. A result that is not a number has the bits 0x7fc00000 whatever went in, because x86 and Arm
+   pass on different ones. Nothing is flushed to zero. */
+#include "vector.h"
+
+#include <math.h>
+
+#define NOT_A_NUMBER __builtin_nanf("")
+#define INFINITE __builtin_inff()
+
+INLINE V magnitude(V x) { return floats(and_int(bits(x), all_int(INT32_MAX))); }
+INLINE V with_sign_of(V x, V y) { return floats(or_int(bits(y), and_int(bits(x), all_int(INT32_MIN)))); }
+INLINE V unless_nan(V x, V y) { return choose(is_nan(x), all(NOT_A_NUMBER), y); }
+
+/* 2**n for n from -126 to 127 */
+INLINE V power_of_two(VI n) { return floats(shift_left(add_int(n, all_int(127)), 23)); }
+
+/* x = n ln 2 + r, with n the whole number next to x / ln 2; for |x| < 2**20 */
+typedef struct {
+    V r;
+    VI n;
+} Reduced;
+
+INLINE Reduced reduced(V x) {
+    V shift = all(0x1.8p+23f), shifted = fma_(x, all(0x1.715476p+0f), shift), n = sub(shifted, shift);
+    V r = fma_(n, all(-0x1.62e4p-1f), x);
+    return (Reduced){fma_(n, all(-0x1.7f7d1cp-20f), r), sub_int(bits(shifted), bits(shift))};
+}
+
+/* exp(r) - 1 for |r| <= ln(2) / 2 */
+INLINE V expm1_near_zero(V r) {
+    V p = all(0x1.6a4508p-10f);
+    p = fma_(p, r, all(0x1.1239aap-7f));
+    p = fma_(p, r, all(0x1.5558b8p-5f));
+    p = fma_(p, r, all(0x1.555492p-3f));
+    p = fma_(p, r, all(0x1.fffffcp-2f));
+    return fma_(mul(r, r), p, r);
+}
+
+/* Below -104 and above 89 all results are equal. Scaled in two halves, of which only the second one rounds. */
+INLINE V exp_bounded(V x) {
+    Reduced at = reduced(x);
+    VI half = shift_right(at.n, 1);
+    V near = add(expm1_near_zero(at.r), all(1.0f));
+    return mul(mul(near, power_of_two(half)), power_of_two(sub_int(at.n, half)));
+}
+
+INLINE V exp_(V x) { return unless_nan(x, exp_bounded(larger(smaller(x, all(89.0f)), all(-104.0f)))); }
+
+/* x = (1 + f) 2**n with 1 + f from sqrt(1/2) to sqrt(2), for normal numbers x > 0 */
+typedef struct {
+    V f;
+    VI n;
+} Parts;
+
+INLINE Parts parts(V x) {
+    VI root = all_int(0x3f3504f3), above = sub_int(bits(x), root);
+    V m = floats(add_int(and_int(above, all_int(0x007fffff)), root));
+    return (Parts){sub(m, all(1.0f)), shift_right(above, 23)};
+}
+
+/* n ln 2 + log(1 + f) */
+INLINE V log_of_parts(V f, V n) {
+    V p = all(0x1.147268p-4f);
+    p = fma_(p, f, all(-0x1.de0116p-4f));
+    p = fma_(p, f, all(0x1.e6bfecp-4f));
+    p = fma_(p, f, all(-0x1.fc28dap-4f));
+    p = fma_(p, f, all(0x1.233ba4p-3f));
+    p = fma_(p, f, all(-0x1.555c44p-3f));
+    p = fma_(p, f, all(0x1.99a476p-3f));
+    p = fma_(p, f, all(-0x1.000006p-2f));
+    p = fma_(p, f, all(0x1.555548p-2f));
+    V square = mul(f, f), y = mul(mul(square, f), p);
+    y = fma_(n, all(0x1.7f7d1cp-20f), y);
+    y = fma_(square, all(-0.5f), y);
+    return fma_(n, all(0x1.62e4p-1f), add(f, y));
+}
+
+/* The logarithm y of u where that is a finite number above 0; or else minus infinity, infinity, not a number. */
+INLINE V log_of_any(V u, V y) {
+    V zero = all(0.0f), infinite = all(INFINITE);
+    y = choose(less(u, infinite), y, infinite);
+    return choose(less(zero, u), y, choose(equal(u, zero), all(-INFINITE), all(NOT_A_NUMBER)));
+}
+
+INLINE V log_(V x) {
+    M is_tiny = less(x, all(0x1p-126f));
+    Parts of = parts(choose(is_tiny, mul(x, all(0x1p+23f)), x));
+    V n = add(from_int(of.n), choose(is_tiny, all(-23.0f), all(0.0f)));
+    return log_of_any(x, log_of_parts(of.f, n));
+}
+
+/* What 1 + x loses is in f again, which is rounded once. Above 2**24 nothing is lost that counts. */
+INLINE V log1p_(V x) {
+    V u = add(x, all(1.0f));
+    Parts of = parts(u);
+    V scale = power_of_two(sub_int(all_int(0), of.n)), f = fma_(x, scale, sub(scale, all(1.0f)));
+    V y = log_of_parts(choose(less(x, all(0x1p+24f)), f, of.f), from_int(of.n));
+    return log_of_any(u, with_sign_of(x, y)); /* of x = -0 as well */
+}
+
+/* Below 0.55 a polynomial; above, 1 - 2 / (exp(2a) + 1), which is 1 from 10 on. */
+INLINE V tanh_(V x) {
+    V a = smaller(magnitude(x), all(10.0f)), z = mul(a, a), p = all(-0x1.9921a2p-8f);
+    p = fma_(p, z, all(0x1.58e518p-6f));
+    p = fma_(p, z, all(-0x1.b91e7ep-5f));
+    p = fma_(p, z, all(0x1.110ceep-3f));
+    p = fma_(p, z, all(-0x1.55554ap-2f));
+    V small = fma_(mul(p, z), a, a);
+    Reduced at = reduced(add(a, a));
+    V near = add(expm1_near_zero(at.r), all(1.0f));
+    V large = sub(all(1.0f), divide(all(2.0f), add(mul(near, power_of_two(at.n)), all(1.0f))));
+    return unless_nan(x, with_sign_of(x, choose(less(a, all(0x1.19999ap-1f)), small, large)));
+}
+
+INLINE V sigmoid_(V x) {
+    V one = all(1.0f), d = exp_bounded(larger(sub(all(0.0f), magnitude(x)), all(-104.0f)));
+    return unless_nan(x, divide(choose(less(x, all(0.0f)), d, one), add(one, d)));
+}
+
+/* Below 1 a polynomial; above, 1 - exp(q) of another one, that is 1 from 4 on. */
+INLINE V erf_(V x) {
+    V a = smaller(magnitude(x), all(4.0f)), z = mul(a, a);
+    V p = all(0x1.4771fep-14f);
+    p = fma_(p, z, all(-0x1.a3515ep-11f));
+    p = fma_(p, z, all(0x1.53f224p-8f));
+    p = fma_(p, z, all(-0x1.b7f71ap-6f));
+    p = fma_(p, z, all(0x1.ce2ce6p-4f));
+    p = fma_(p, z, all(-0x1.81273ep-2f));
+    p = fma_(p, z, all(0x1.06eba8p-3f));
+    V q = all(0x1.852f08p-13f);
+    q = fma_(q, a, all(-0x1.814d8p-9f));
+    q = fma_(q, a, all(0x1.65424ep-6f));
+    q = fma_(q, a, all(-0x1.a60a8cp-4f));
+    q = fma_(q, a, all(-0x1.46c584p-1f));
+    q = fma_(q, a, all(-0x1.2085b2p+0f));
+    q = fma_(q, a, all(-0x1.72e73cp-12f));
+    Reduced at = reduced(q);
+    V left = mul(add(expm1_near_zero(at.r), all(1.0f)), power_of_two(at.n));
+    V y = choose(less(a, all(1.0f)), fma_(p, a, a), sub(all(1.0f), left));
+    return unless_nan(x, with_sign_of(x, y));
+}
+
+#define EACH(name, of)                                                                                                 \
+    EXPORT void name(int64_t n, const float *x, float *y) {                                                            \
+        int64_t i = 0;                                                                                                 \
+        for (; i + WIDTH <= n; i += WIDTH) store(y + i, of(load(x + i)));                                              \
+        if (i < n) store_first(y + i, of(load_first(x + i, n - i)), n - i);                                            \
+    }
+EACH(ls_exp, exp_)
+EACH(ls_log, log_)
+EACH(ls_log1p, log1p_)
+EACH(ls_tanh, tanh_)
+EACH(ls_sigmoid, sigmoid_)
+EACH(ls_erf, erf_)
+
+/* The binary logarithm of a normal double above 0, by + - * / alone. */
+static double log2_of(double x) {
+    uint64_t word;
+    memcpy(&word, &x, sizeof word);
+    uint64_t above = word - 0x3fe6a09e667f3bcd; /* sqrt(1/2) */
+    int64_t n = (int64_t)above >> 52;
+    word -= (uint64_t)n << 52;
+    double m;
+    memcpy(&m, &word, sizeof m);
+    double s = (m - 1.0) / (m + 1.0), z = s * s;
+    double p = 0x1.f1c166865e00fp-3;
+    p = p * z + 0x1.0bb5069535d90p-2;
+    p = p * z + 0x1.484fc3665c05ep-2;
+    p = p * z + 0x1.a617561af612ep-2;
+    p = p * z + 0x1.2776c516fcc93p-1;
+    p = p * z + 0x1.ec709dc39c6a7p-1;
+    p = p * z + 0x1.71547652b82ffp+1;
+    return s * p + (double)n;
+}
+
+/* 2**x for x from -200 to 200, by + - * alone. */
+static double exp2_of(double x) {
+    double shifted = x + 0x1.8p+52, n = shifted - 0x1.8p+52, r = x - n;
+    double p = 0x1.e392fb4aec44bp-28;
+    p = p * r + 0x1.b673c6b39a92ep-24;
+    p = p * r + 0x1.62c156f38a715p-20;
+    p = p * r + 0x1.ffcb564542b61p-17;
+    p = p * r + 0x1.43091264b494ap-13;
+    p = p * r + 0x1.5d87fe9c9356cp-10;
+    p = p * r + 0x1.3b2ab6fbd97ebp-7;
+    p = p * r + 0x1.c6b08d703d7cfp-5;
+    p = p * r + 0x1.ebfbdff82c41fp-3;
+    p = p * r + 0x1.62e42fefa3a15p-1;
+    uint64_t word = (uint64_t)((int64_t)n + 1023) << 52;
+    double scale;
+    memcpy(&scale, &word, sizeof scale);
+    return (p * r + 1.0) * scale;
+}
+
+/* |x|**y for what is neither 0 nor infinite, nor 1 */
+static float power_of_finite(float x, float y) {
+    double exponent = (double)y * log2_of((double)x);
+    return (float)exp2_of(exponent < -200.0 ? -200.0 : exponent > 200.0 ? 200.0 : exponent);
+}
+
+/* As C's pow, but for the exponents that are computed in float32. */
+static float power_(float x, float y) {
+    if (y == 0.0f || x == 1.0f) return 1.0f;
+    if (y == 0.5f) return sqrtf(x);
+    if (y == 1.0f) return x;
+    if (y == 2.0f) return x * x;
+    if (y == -1.0f) return 1.0f / x;
+    if (x != x || y != y) return NOT_A_NUMBER;
+    float base = fabsf(x), size = fabsf(y);
+    int is_whole = size >= 0x1p+24f || (float)(int32_t)y == y, is_odd = size < 0x1p+24f && is_whole && ((int32_t)y & 1);
+    float result;
+    if (base == 0.0f || base == INFINITE) {
+        result = (base == 0.0f) == (y > 0.0f) ? 0.0f : INFINITE;
+    } else if (x < 0.0f && !is_whole) {
+        return NOT_A_NUMBER;
+    } else {
+        result = base == 1.0f ? 1.0f : power_of_finite(base, y);
+    }
+    return is_odd && signbit(x) ? -result : result;
+}
+
+EXPORT void ls_power(int64_t n, const float *x, const float *y, float *z) {
+    for (int64_t i = 0; i < n; i++) {
+        float result = power_(x[i], y[i]);
+        z[i] = result == result ? result : NOT_A_NUMBER;
+    }
+}
