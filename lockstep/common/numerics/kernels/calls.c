@@ -1,0 +1,91 @@
+/* What Python calls: a list of operations, each with its arguments in a row of whole numbers, is carried out at once.
+
+   Addresses are whole numbers too. Python has checked every size, stride and address before it writes a row. */
+#include "convolution.h"
+#include "functions.h"
+#include "sums.h"
+
+/* Numbers of a row, the first of which is the operation; kernel_leaves.py has the same names in the same order. */
+enum { ROW = 20 };
+enum Operation {
+    PRODUCT, STACK, SUM, CONVOLUTION, CONVOLUTION_TO_INPUT, CONVOLUTION_TO_KERNELS, EXP, LOG, LOG1P, TANH, SIGMOID, ERF,
+    POWER
+};
+
+INLINE const float *from(int64_t address) { return (const float *)(intptr_t)address; }
+INLINE float *to(int64_t address) { return (float *)(intptr_t)address; }
+
+/* The sum over the tree of products. */
+static void call_product(const int64_t *g) {
+    const Product product = {
+        .count = g[0], .rows = g[1], .columns = g[2], .terms = g[3], .a = from(g[4]), .a_row = g[5], .a_column = g[6],
+        .a_step = g[7], .b = from(g[8]), .b_step = g[11], .c = to(g[12]), .c_row = g[13], .adds = g[14] != 0,
+    };
+    multiply_matrices(&product, g[9], g[10], to(g[15]));
+}
+
+/* Products, each of which has a result of its own. */
+static void call_stack(const int64_t *g) {
+    for (int64_t number = 0; number < g[0]; number++) {
+        const Product product = {
+            .count = 1, .rows = g[1], .columns = g[2], .terms = g[3], .a = from(g[4]) + number * g[7], .a_row = g[5],
+            .a_column = g[6], .b = from(g[8]) + number * g[11], .c = to(g[12]) + number * g[14], .c_row = g[13],
+        };
+        multiply_matrices(&product, g[9], g[10], to(g[15]));
+    }
+}
+
+INLINE Convolution convolution_of(const int64_t *g) {
+    return (Convolution){
+        .channels = g[0], .height = g[1], .width = g[2], .images = g[3], .outputs = g[4], .kernel_height = g[5],
+        .kernel_width = g[6], .stride_y = g[7], .stride_x = g[8], .dilation_y = g[9], .dilation_x = g[10],
+    };
+}
+
+/* A convolution or one of its gradients, group by group: of images, kernels and results. */
+static void call_convolution(enum Operation operation, const int64_t *g) {
+    const Convolution c = convolution_of(g);
+    const int64_t image = c.channels * c.height * c.width * c.images;
+    const int64_t kernel = c.outputs * c.channels * c.kernel_height * c.kernel_width;
+    const int64_t result = c.outputs * rows_of(&c) * columns_of(&c) * c.images;
+    float *scratch = to(g[15]);
+    for (int64_t group = 0; group < g[11]; group++) {
+        float *x = to(g[12]) + group * image, *kernels = to(g[13]) + group * kernel, *y = to(g[14]) + group * result;
+        if (operation == CONVOLUTION) convolve(&c, x, kernels, y, scratch);
+        else if (operation == CONVOLUTION_TO_INPUT) convolve_to_input(&c, y, kernels, x, scratch);
+        else convolve_to_kernels(&c, y, x, kernels, scratch);
+    }
+}
+
+/* Carry out `count` rows. */
+EXPORT void ls_run(const int64_t *rows, int64_t count) {
+    for (const int64_t *row = rows; row < rows + count * ROW; row += ROW) {
+        const int64_t *g = row + 1;
+        switch ((enum Operation)row[0]) {
+        case PRODUCT: call_product(g); break;
+        case STACK: call_stack(g); break;
+        case SUM: sum_terms(g[0], g[1], g[2], g[3], g[4], from(g[5]), to(g[6])); break;
+        case CONVOLUTION:
+        case CONVOLUTION_TO_INPUT:
+        case CONVOLUTION_TO_KERNELS: call_convolution((enum Operation)row[0], g); break;
+        case EXP: ls_exp(g[0], from(g[1]), to(g[2])); break;
+        case LOG: ls_log(g[0], from(g[1]), to(g[2])); break;
+        case LOG1P: ls_log1p(g[0], from(g[1]), to(g[2])); break;
+        case TANH: ls_tanh(g[0], from(g[1]), to(g[2])); break;
+        case SIGMOID: ls_sigmoid(g[0], from(g[1]), to(g[2])); break;
+        case ERF: ls_erf(g[0], from(g[1]), to(g[2])); break;
+        case POWER: ls_power(g[0], from(g[1]), from(g[2]), to(g[3])); break;
+        }
+    }
+}
+
+/* Floats of scratch memory that a product takes. */
+EXPORT int64_t ls_product_scratch(int64_t count, int64_t columns, int64_t terms, int64_t b_column) {
+    return product_scratch(count, columns, terms, b_column);
+}
+
+/* The same of a convolution and its gradients; `sizes` are the first eleven numbers of their rows. */
+EXPORT int64_t ls_convolution_scratch(const int64_t *sizes) {
+    const Convolution c = convolution_of(sizes);
+    return convolution_scratch(&c);
+}

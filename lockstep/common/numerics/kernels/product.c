@@ -1,0 +1,241 @@
+/* Products of matrices, by tiles whose elements stay in registers.
+
+   Each element of a result is the sum of chains of 256 fused multiply-adds, added in order (K1 of the contract). The
+   elements do not depend on one another, so tiles, panels and the width of vectors are free. Rows of the right operand
+   may lie anywhere: a convolution needs no copy of its windows. The products of several micro-batches are added over
+   their tree while a tile is in the first cache, so that the sum is written once. */
+#include "product.h"
+
+/* Halves of a tree over up to 2^LEVELS products. */
+enum { LEVELS = 20 };
+
+typedef float Tile[ROWS][VECTORS * WIDTH];
+
+/* One chain: of `length` terms, from 0. */
+INLINE void chain(const int rows, const int vectors, const int tail, const int across, const Product *p, const float *a,
+                  const float *b, const int64_t *offsets, int64_t length, int64_t last, V sums[ROWS][VECTORS]) {
+    const int64_t a_row = p->a_row, a_column = p->a_column;
+    UNROLL for (int i = 0; i < rows; i++) {
+        UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = all(0.0f);
+    }
+    for (int64_t k = 0; k < length; k++) {
+        const float *row = b + offsets[k];
+        V right[VECTORS];
+        UNROLL for (int v = 0; v < vectors; v++) {
+            right[v] = tail && v == vectors - 1 ? load_first(row + v * WIDTH, last) : load(row + v * WIDTH);
+        }
+        UNROLL for (int i = 0; i < rows; i++) {
+            V left = all(across ? a[k * a_column + i] : a[i * a_row + k]);
+            UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = fma_(left, right[v], sums[i][v]);
+        }
+    }
+}
+
+/* Put sums into a tile of a matrix, or add them to what is there. */
+INLINE void put(const int rows, const int vectors, const int tail, V sums[ROWS][VECTORS], float *c, int64_t c_row,
+                int64_t last, int adds) {
+    UNROLL for (int i = 0; i < rows; i++) {
+        UNROLL for (int v = 0; v < vectors; v++) {
+            float *place = c + i * c_row + v * WIDTH;
+            if (tail && v == vectors - 1) {
+                store_first(place, adds ? add(load_first(place, last), sums[i][v]) : sums[i][v], last);
+            } else {
+                store(place, adds ? add(load(place), sums[i][v]) : sums[i][v]);
+            }
+        }
+    }
+}
+
+INLINE void add_tile(const int rows, const int vectors, float *to, const float *from) {
+    for (int i = 0; i < rows; i++) {
+        UNROLL for (int v = 0; v < vectors; v++) {
+            const int64_t place = i * VECTORS * WIDTH + v * WIDTH;
+            store(to + place, add(load(to + place), load(from + place)));
+        }
+    }
+}
+
+/* One tile of the result; `last` columns of its last vector count. */
+INLINE void tile(const int rows, const int vectors, const int tail, const int across, const Product *p, int64_t last) {
+    V sums[ROWS][VECTORS];
+    if (p->count == 1) {
+        for (int64_t k = 0; k < p->terms || k == 0; k += CHAIN) {
+            const int64_t length = p->terms - k < CHAIN ? p->terms - k : CHAIN;
+            chain(rows, vectors, tail, across, p, p->a + k * p->a_column, p->b, p->offsets + k, length, last, sums);
+            put(rows, vectors, tail, sums, p->c, p->c_row, last, p->adds || k > 0);
+        }
+        return;
+    }
+    Tile level[LEVELS + 1];
+    int depth = 0;
+    for (int64_t number = 0; number < p->count; number++) {
+        const float *a = p->a + number * p->a_step, *b = p->b + number * p->b_step;
+        for (int64_t k = 0; k < p->terms || k == 0; k += CHAIN) {
+            const int64_t length = p->terms - k < CHAIN ? p->terms - k : CHAIN;
+            chain(rows, vectors, tail, across, p, a + k * p->a_column, b, p->offsets + k, length, last, sums);
+            put(rows, vectors, 0, sums, level[depth][0], VECTORS * WIDTH, last, k > 0);
+        }
+        depth++;
+        /* A node is whole after as many products as its number of leaves divides. */
+        for (int64_t whole = number + 1; whole % 2 == 0; whole /= 2, depth--) {
+            add_tile(rows, vectors, level[depth - 2][0], level[depth - 1][0]);
+        }
+    }
+    for (; depth > 1; depth--) add_tile(rows, vectors, level[depth - 2][0], level[depth - 1][0]);
+    UNROLL for (int i = 0; i < rows; i++) {
+        UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = load(&level[0][i][v * WIDTH]);
+    }
+    put(rows, vectors, tail, sums, p->c, p->c_row, last, p->adds);
+}
+
+/* A function for each size of a tile, for whether its last vector is a part of one, and for the order of `a`. */
+typedef void TileFunction(const Product *p, int64_t last);
+#define TILE(rows, vectors, tail, across) \
+    static __attribute__((noinline)) void tile_##rows##_##vectors##_##tail##_##across(const Product *p, int64_t last) { \
+        tile(rows, vectors, tail, across, p, last); \
+    }
+#define TILES_OF(rows, vectors) \
+    TILE(rows, vectors, 0, 0) TILE(rows, vectors, 0, 1) TILE(rows, vectors, 1, 0) TILE(rows, vectors, 1, 1)
+#define NAMES_OF(rows, vectors) \
+    { {tile_##rows##_##vectors##_0_0, tile_##rows##_##vectors##_0_1}, \
+      {tile_##rows##_##vectors##_1_0, tile_##rows##_##vectors##_1_1} }
+#if defined(TARGET_NEON)
+#define TILES_OF_ROWS(rows) TILES_OF(rows, 1) TILES_OF(rows, 2) TILES_OF(rows, 3) TILES_OF(rows, 4)
+#define NAMES_OF_ROWS(rows) {NAMES_OF(rows, 1), NAMES_OF(rows, 2), NAMES_OF(rows, 3), NAMES_OF(rows, 4)}
+#elif defined(TARGET_AVX512)
+#define TILES_OF_ROWS(rows) TILES_OF(rows, 1) TILES_OF(rows, 2) TILES_OF(rows, 3)
+#define NAMES_OF_ROWS(rows) {NAMES_OF(rows, 1), NAMES_OF(rows, 2), NAMES_OF(rows, 3)}
+#else
+#define TILES_OF_ROWS(rows) TILES_OF(rows, 1) TILES_OF(rows, 2)
+#define NAMES_OF_ROWS(rows) {NAMES_OF(rows, 1), NAMES_OF(rows, 2)}
+#endif
+
+TILES_OF_ROWS(1) TILES_OF_ROWS(2) TILES_OF_ROWS(3) TILES_OF_ROWS(4)
+#if defined(TARGET_AVX512)
+TILES_OF_ROWS(5) TILES_OF_ROWS(6) TILES_OF_ROWS(7) TILES_OF_ROWS(8)
+#elif defined(TARGET_AVX2) || defined(TARGET_NEON)
+TILES_OF_ROWS(5) TILES_OF_ROWS(6)
+#endif
+
+static TileFunction *const TILES[ROWS][VECTORS][2][2] = {
+    NAMES_OF_ROWS(1), NAMES_OF_ROWS(2), NAMES_OF_ROWS(3), NAMES_OF_ROWS(4),
+#if defined(TARGET_AVX512)
+    NAMES_OF_ROWS(5), NAMES_OF_ROWS(6), NAMES_OF_ROWS(7), NAMES_OF_ROWS(8),
+#elif defined(TARGET_AVX2) || defined(TARGET_NEON)
+    NAMES_OF_ROWS(5), NAMES_OF_ROWS(6),
+#endif
+};
+
+/* The next part of what is left, near equal parts of at most `most`: 32 rows in tiles of 6 are 6, 6, 5, 5, 5, 5. */
+INLINE int64_t part(int64_t left, int64_t most) {
+    const int64_t parts = (left + most - 1) / most;
+    return (left + parts - 1) / parts;
+}
+
+/* A panel of the right operand in a row: its rows may be pages apart, and each tile of rows reads them again. */
+static void pack(const Product *p, int64_t vectors, int64_t last, float *panel, int64_t *offsets) {
+    for (int64_t k = 0; k < p->terms; k++) {
+        const float *row = p->b + p->offsets[k];
+        float *target = panel + k * vectors * WIDTH;
+        offsets[k] = k * vectors * WIDTH;
+        for (int64_t v = 0; v + 1 < vectors; v++) store(target + v * WIDTH, load(row + v * WIDTH));
+        const int64_t end = (vectors - 1) * WIDTH;
+        store(target + end, last < WIDTH ? load_first(row + end, last) : load(row + end));
+    }
+}
+
+/* The result of terms that are added at once. */
+static void multiply_terms(const Product *p, float *panel) {
+    const int across = p->a_column != 1;
+    const int64_t all_vectors = (p->columns + WIDTH - 1) / WIDTH;
+    /* Columns outside, so that a panel is read by all rows; but if all of b is small, rows outside: they are written
+       from end to end. */
+    const int is_small = p->terms * p->columns * p->count <= 1 << 16;
+    int64_t offsets[TERMS_AT_ONCE];
+    for (int64_t i = 0, height; i < p->rows; i += height) {
+        height = is_small ? part(p->rows - i, ROWS) : p->rows;
+        for (int64_t v = 0, vectors; v < all_vectors; v += vectors) {
+            vectors = part(all_vectors - v, VECTORS);
+            const int64_t left = p->columns - v * WIDTH;
+            const int64_t last = left < vectors * WIDTH ? left - (vectors - 1) * WIDTH : WIDTH;
+            Product q = *p;
+            q.b = p->b + v * WIDTH;
+            if (!is_small && p->count == 1 && p->rows > 3 * ROWS && p->terms <= TERMS_AT_ONCE) {
+                pack(&q, vectors, last, panel, offsets);
+                q.b = panel;
+                q.offsets = offsets;
+            }
+            for (int64_t j = i, rows; j < i + height; j += rows) {
+                rows = part(i + height - j, ROWS);
+                q.a = p->a + j * p->a_row;
+                q.c = p->c + j * p->c_row + v * WIDTH;
+                TILES[rows - 1][vectors - 1][last < WIDTH][across](&q, last);
+            }
+        }
+    }
+}
+
+void multiply(const Product *product, float *panel) {
+    if (product->count > 1 || product->terms <= TERMS_AT_ONCE) {
+        multiply_terms(product, panel);
+        return;
+    }
+    for (int64_t k = 0; k < product->terms; k += TERMS_AT_ONCE) {
+        Product p = *product;
+        p.terms = product->terms - k < TERMS_AT_ONCE ? product->terms - k : TERMS_AT_ONCE;
+        p.a = product->a + k * product->a_column;
+        p.offsets = product->offsets + k;
+        p.adds = product->adds || k > 0;
+        multiply_terms(&p, panel);
+    }
+}
+
+/* Four by four elements are turned in registers. */
+typedef float Four __attribute__((vector_size(16)));
+INLINE Four four(const float *p) { Four v; memcpy(&v, p, sizeof v); return v; }
+INLINE void put_four(float *p, Four v) { memcpy(p, &v, sizeof v); }
+
+/* (rows, columns) with a stride of s_row -> (columns, rows) with a stride of d_row */
+static void transpose(int64_t rows, int64_t columns, const float *s, int64_t s_row, float *d, int64_t d_row) {
+    const int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
+    for (int64_t j = 0; j < whole_columns; j += 4) {
+        for (int64_t i = 0; i < whole_rows; i += 4) {
+            const float *p = s + i * s_row + j;
+            Four a = four(p), b = four(p + s_row), c = four(p + 2 * s_row), e = four(p + 3 * s_row);
+            Four ac = __builtin_shufflevector(a, c, 0, 4, 1, 5), be = __builtin_shufflevector(b, e, 0, 4, 1, 5);
+            Four ac2 = __builtin_shufflevector(a, c, 2, 6, 3, 7), be2 = __builtin_shufflevector(b, e, 2, 6, 3, 7);
+            float *q = d + j * d_row + i;
+            put_four(q, __builtin_shufflevector(ac, be, 0, 4, 1, 5));
+            put_four(q + d_row, __builtin_shufflevector(ac, be, 2, 6, 3, 7));
+            put_four(q + 2 * d_row, __builtin_shufflevector(ac2, be2, 0, 4, 1, 5));
+            put_four(q + 3 * d_row, __builtin_shufflevector(ac2, be2, 2, 6, 3, 7));
+        }
+    }
+    for (int64_t j = 0; j < columns; j++) {
+        for (int64_t i = j < whole_columns ? whole_rows : 0; i < rows; i++) d[j * d_row + i] = s[i * s_row + j];
+    }
+}
+
+int64_t product_scratch(int64_t count, int64_t columns, int64_t terms, int64_t b_column) {
+    return PANEL + 2 * terms + (b_column == 1 ? 0 : count * terms * columns) + LANES;
+}
+
+void multiply_matrices(const Product *given, int64_t b_row, int64_t b_column, float *scratch) {
+    Product product = *given;
+    const int64_t terms = product.terms, columns = product.columns;
+    int64_t *offsets = (int64_t *)(scratch + PANEL);
+    if (b_column != 1) {
+        float *turned = scratch + PANEL + 2 * terms;
+        const int64_t distinct = product.b_step ? product.count : 1;
+        for (int64_t number = 0; number < distinct; number++) {
+            transpose(columns, terms, product.b + number * product.b_step, b_column, turned + number * terms * columns,
+                      columns);
+        }
+        product.b = turned;
+        product.b_step = product.b_step ? terms * columns : 0;
+        b_row = columns;
+    }
+    for (int64_t k = 0; k < terms; k++) offsets[k] = k * b_row;
+    product.offsets = offsets;
+    multiply(&product, scratch);
+}

@@ -1,0 +1,45 @@
+/* Products by tiles, for whatever multiplies matrices: see product.c. */
+#ifndef LOCKSTEP_PRODUCT_H
+#define LOCKSTEP_PRODUCT_H
+
+#include "vector.h"
+
+/* The largest tile: rows, and vectors of columns. Its accumulators leave registers for one row of the right operand. */
+#if defined(TARGET_AVX512)
+enum { ROWS = 8, VECTORS = 3 };
+#elif defined(TARGET_AVX2)
+enum { ROWS = 6, VECTORS = 2 };
+#elif defined(TARGET_NEON)
+enum { ROWS = 6, VECTORS = 4 };
+#else
+enum { ROWS = 4, VECTORS = 2 };
+#endif
+
+/* Terms that a tile adds before another tile begins: the rows of the right operand that it reads stay in a cache. */
+enum { TERMS_AT_ONCE = 8 * CHAIN };
+
+/* Floats of memory in which a panel of the right operand is put together. */
+enum { PANEL = TERMS_AT_ONCE * VECTORS * WIDTH };
+
+/* The sum of `count` products (rows, terms) by (terms, columns), over the tree of the contract. */
+typedef struct {
+    int64_t count, rows, columns, terms;
+    const float *a; /* an element lies at row * a_row + term * a_column, of which one is 1, + number * a_step */
+    int64_t a_row, a_column, a_step;
+    const float *b; /* a row begins at offsets[term] + number * b_step, and has a stride of 1 */
+    const int64_t *offsets;
+    int64_t b_step;
+    float *c;
+    int64_t c_row;
+    int adds; /* to what is in c */
+} Product;
+
+/* `panel` has room for PANEL floats. */
+void multiply(const Product *product, float *panel);
+
+/* The same of a right operand whose elements lie at term * b_row + column * b_column, of which one is 1; `offsets` need
+   not be given. `product_scratch` is the number of floats of scratch memory. */
+int64_t product_scratch(int64_t count, int64_t columns, int64_t terms, int64_t b_column);
+void multiply_matrices(const Product *given, int64_t b_row, int64_t b_column, float *scratch);
+
+#endif

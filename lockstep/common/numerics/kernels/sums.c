@@ -1,0 +1,64 @@
+/* Sums of many terms (K3 of the contract): sixteen chains, then halves of them. */
+#include "sums.h"
+
+/* The sum of sixteen lanes. */
+float halved(float *lanes) {
+    for (int half = LANES / 2; half; half /= 2) {
+        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+    }
+    return lanes[0];
+}
+
+/* Terms that lie next to one another. */
+static float sum_along(int64_t terms, const float *x) {
+    enum { PARTS = LANES / WIDTH };
+    V lanes[PARTS];
+    float kept[LANES];
+    UNROLL for (int i = 0; i < PARTS; i++) lanes[i] = all(0.0f);
+    int64_t k = 0;
+    for (; k + LANES <= terms; k += LANES) {
+        UNROLL for (int i = 0; i < PARTS; i++) lanes[i] = add(lanes[i], load(x + k + i * WIDTH));
+    }
+    UNROLL for (int i = 0; i < PARTS; i++) store(kept + i * WIDTH, lanes[i]);
+    for (int i = 0; k < terms; k++, i++) kept[i] += x[k];
+    return halved(kept);
+}
+
+/* Terms of `width` neighbours, `stride` apart from one to the next. */
+INLINE void sum_across(int64_t terms, int64_t stride, const float *x, float *y, int64_t width, const int is_whole) {
+    V lanes[LANES];
+    UNROLL for (int i = 0; i < LANES; i++) lanes[i] = all(0.0f);
+    int64_t k = 0;
+    for (; k + LANES <= terms; k += LANES) {
+        const float *first = x + k * stride;
+        UNROLL for (int i = 0; i < LANES; i++) {
+            const float *term = first + i * stride;
+            lanes[i] = add(lanes[i], is_whole ? load(term) : load_first(term, width));
+        }
+    }
+    UNROLL for (int i = 0; i < LANES; i++) {
+        if (k + i < terms) {
+            const float *term = x + (k + i) * stride;
+            lanes[i] = add(lanes[i], is_whole ? load(term) : load_first(term, width));
+        }
+    }
+    UNROLL for (int i = 0; i < 8; i++) lanes[i] = add(lanes[i], lanes[i + 8]);
+    UNROLL for (int i = 0; i < 4; i++) lanes[i] = add(lanes[i], lanes[i + 4]);
+    UNROLL for (int i = 0; i < 2; i++) lanes[i] = add(lanes[i], lanes[i + 2]);
+    lanes[0] = add(lanes[0], lanes[1]);
+    if (is_whole) store(y, lanes[0]);
+    else store_first(y, lanes[0], width);
+}
+
+/* x (outer, terms, inner), whose outer elements are `step` apart -> y (outer, inner); both have inner in a row. */
+void sum_terms(int64_t outer, int64_t terms, int64_t inner, int64_t step, int64_t stride, const float *x, float *y) {
+    for (int64_t i = 0; i < outer; i++, x += step, y += inner) {
+        if (inner == 1 && stride == 1) {
+            *y = sum_along(terms, x);
+            continue;
+        }
+        int64_t j = 0;
+        for (; j + WIDTH <= inner; j += WIDTH) sum_across(terms, stride, x + j, y + j, WIDTH, 1);
+        if (j < inner) sum_across(terms, stride, x + j, y + j, inner - j, 0);
+    }
+}
