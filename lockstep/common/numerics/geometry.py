@@ -1,0 +1,11 @@
+"""How the windows of a convolution lie, and whether arrays lie in memory as a kernel needs them. Computes nothing."""
+
+from typing import NamedTuple
+
+
+class Geometry(NamedTuple):
+    """The windows of a convolution over images that are padded already, along (height, width)."""
+
+    groups: int
+    stride: tuple[int, int]
+    dilation: tuple[int, int]

@@ -1,0 +1,353 @@
+"""The leaves by the kernels: portable numerics, whose bits are those of the contract on every processor.
+
+A call is a row of whole numbers: what is done, sizes, strides in elements, addresses. Everything is checked here before
+an address is taken: types, shapes, and that each operand lies as its kernel reads it; what does not is copied first.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import product as cartesian
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.common.numerics.geometry import Geometry
+from lockstep.common.numerics.kernels.library import Library, load
+
+Array = NDArray[Any]
+Instruction = Callable[[], Any]
+
+#: Numbers of a row, and operations, as in kernels/calls.c.
+ROW = 20
+OPERATIONS = (
+    "product", "stack", "sum", "convolution", "convolution_to_input", "convolution_to_kernels", "exp", "log", "log1p",
+    "tanh", "sigmoid", "erf", "power",
+)  # fmt: skip
+_NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
+
+#: Products that one sum over a tree can add.
+MOST_PRODUCTS = 1 << 20
+
+#: Bytes at whose multiples scratch memory begins.
+_LINE = 64
+
+
+class KernelCalls:
+    """Calls of kernels, made one after the other without a return to Python."""
+
+    __slots__ = ("_address", "_count", "_run", "arrays", "rows")
+
+    def __init__(self, rows: NDArray[np.int64], arrays: Sequence[Array], run: Callable[[int, int], None]) -> None:
+        self.rows = rows
+        #: What the addresses point to.
+        self.arrays = arrays
+        self._run, self._address, self._count = run, rows.ctypes.data, len(rows)
+
+    def __call__(self) -> None:
+        self._run(self._address, self._count)
+
+    def joined(self, others: Sequence["KernelCalls"]) -> "KernelCalls":
+        """Return these calls and others behind them."""
+        every = (self, *others)
+        return KernelCalls(
+            np.concatenate([each.rows for each in every]),
+            [array for each in every for array in each.arrays],
+            self._run,
+        )
+
+
+class _Scratch(threading.local):
+    """Memory in which kernels put together what they read: one piece for all calls of a thread, and so in its cache."""
+
+    memory: Array | None = None
+
+    def of(self, floats: int) -> Array:
+        if self.memory is None or self.memory.size < floats:
+            raw = np.empty(floats + _LINE // 4, np.float32)
+            start = -raw.ctypes.data % _LINE // 4
+            self.memory = raw[start : start + floats]
+        return self.memory
+
+
+_scratch = _Scratch()
+
+
+def _address(array: Array) -> int:
+    found: int = array.__array_interface__["data"][0]
+    return found
+
+
+def _calls(rows: Iterable[Sequence[int]], *arrays: Array) -> KernelCalls:
+    table = np.zeros((len(found := list(rows)), ROW), np.int64)
+    for target, row in zip(table, found, strict=True):
+        target[: len(row)] = row
+    return KernelCalls(table, arrays, load().run)
+
+
+def _in_order(*instructions: Instruction) -> Instruction:
+    """Return one instruction for several."""
+
+    def run() -> None:
+        for instruction in instructions:
+            instruction()
+
+    return instructions[0] if len(instructions) == 1 else run
+
+
+def _strides(array: Array) -> tuple[int, ...]:
+    """Return strides in elements, 1 along an axis of one element."""
+    return tuple(stride // 4 if size > 1 else 1 for size, stride in zip(array.shape, array.strides, strict=True))
+
+
+def _has_row(array: Array) -> bool:
+    """Tell whether a matrix lies row after row, or column after column."""
+    return 1 in _strides(array)[-2:] and all(stride % 4 == 0 for stride in array.strides)
+
+
+def _prepared(array: Array) -> tuple[Array, list[Instruction]]:
+    """Return an array that lies as a product reads it, and what fills it."""
+    if _has_row(array) and array.flags.aligned:
+        return array, []
+    copy = np.empty(array.shape, array.dtype)
+    return copy, [partial(np.copyto, copy, array)]
+
+
+def _product(left: Array, right: Array, out: Array) -> Instruction:
+    """Multiply (..., m, k) with (..., k, n); stacks are broadcast."""
+    (rows, terms), columns = left.shape[-2:], right.shape[-1]
+    stack = out.shape[:-2]
+    _check(right.shape[-2] == terms and out.shape[-2:] == (rows, columns), "product", left, right, out)
+    left, before = _prepared(np.broadcast_to(left, (*stack, rows, terms)))
+    right, also_before = _prepared(np.broadcast_to(right, (*stack, terms, columns)))
+    target, after = out, list[Instruction]()
+    if not _has_row(out) or _shares(out, left) or _shares(out, right):
+        target = np.empty(out.shape, out.dtype)
+        after = [partial(np.copyto, out, target)]
+    if not out.size:
+        return _in_order(*before)
+    if _strides(target)[-1] != 1:
+        left, right, target = right.swapaxes(-1, -2), left.swapaxes(-1, -2), target.swapaxes(-1, -2)
+    return _in_order(*before, *also_before, _stack(left, right, target), *after)
+
+
+def _stack(left: Array, right: Array, out: Array) -> KernelCalls:
+    """Multiply stacks of one shape, which lie as they must."""
+    stack = out.shape[:-2]
+    steps = [_stack_step(each) for each in (left, right, out)]
+    if all(step is not None for step in steps):
+        places: Iterable[tuple[int, ...]] = [()]
+        count, (a_step, b_step, c_step) = math.prod(stack), (step or 0 for step in steps)
+    else:
+        places, count, (a_step, b_step, c_step) = cartesian(*map(range, stack)), 1, (0, 0, 0)
+    (rows, terms), columns = left.shape[-2:], right.shape[-1]
+    a_row, a_column = _row_and_column(left)
+    b_row, b_column = _row_and_column(right)
+    scratch = _scratch.of(load().product_scratch(1, columns, terms, b_column))
+    return _calls(
+        (
+            (_NUMBER["stack"], count, rows, columns, terms, _address(left[place]), a_row, a_column, a_step,
+             _address(right[place]), b_row, b_column, b_step, _address(out[place]), _row_and_column(out)[0], c_step,
+             _address(scratch))
+            for place in places
+        ),
+        left, right, out, scratch,
+    )  # fmt: skip
+
+
+def _row_and_column(array: Array) -> tuple[int, int]:
+    row, column = _strides(array)[-2:]
+    # Of a single row or column, the other stride is all that counts.
+    if array.shape[-2] == 1 and column == 1:
+        row = max(array.shape[-1], 1)
+    elif array.shape[-1] == 1 and row == 1:
+        column = max(array.shape[-2], 1)
+        row, column = (1, column) if array.shape[-2] > 1 else (1, 1)
+    return row, column
+
+
+def _stack_step(array: Array) -> int | None:
+    """Return how far apart the matrices of a stack are, None if not evenly."""
+    sizes, strides = array.shape[:-2], [stride // 4 for stride in array.strides[:-2]]
+    step: int | None = None
+    reach = 1
+    for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
+        if size == 1:
+            continue
+        if step is None:
+            step = stride
+        elif stride != step * reach:
+            return None
+        reach *= size
+    return step or 0
+
+
+def _product_sum(lefts: Array, rights: Array, out: Array, adds: bool) -> Instruction:
+    """Add the products of (count, m, k) and (count, k, n) over the tree, or to what is there."""
+    (count, rows, terms), columns = lefts.shape, rights.shape[-1]
+    _check(
+        rights.shape == (count, terms, columns) and out.shape == (rows, columns) and 0 < count <= MOST_PRODUCTS,
+        "product_sum", lefts, rights, out,
+    )  # fmt: skip
+    lefts, before = _prepared(lefts)
+    rights, also_before = _prepared(rights)
+    assert _has_row(out)
+    if _strides(out)[-1] != 1:
+        lefts, rights, out = rights.swapaxes(1, 2), lefts.swapaxes(1, 2), out.T
+        rows, columns = out.shape
+    (a_row, a_column), (b_row, b_column) = _row_and_column(lefts), _row_and_column(rights)
+    scratch = _scratch.of(load().product_scratch(count, columns, terms, b_column))
+    a_step, b_step = (each.strides[0] // 4 if count > 1 else 0 for each in (lefts, rights))
+    call = _calls(
+        [
+            (_NUMBER["product"], count, rows, columns, terms, _address(lefts), a_row, a_column, a_step,
+             _address(rights), b_row, b_column, b_step, _address(out), _row_and_column(out)[0], int(adds),
+             _address(scratch))
+        ],
+        lefts, rights, out, scratch,
+    )  # fmt: skip
+    return _in_order(*before, *also_before, call)
+
+
+def _sum(x: Array, out: Array, axes: tuple[int, ...], keepdims: bool) -> Instruction:
+    """Add up the axes, in row-major order of what they count."""
+    kept = [axis for axis in range(x.ndim) if axis not in axes]
+    _check(out.size == math.prod(x.shape[axis] for axis in kept), "sum", x, out)
+    if not out.size:
+        return _in_order(lambda: None)
+    terms = math.prod(x.shape[axis] for axis in axes)
+    target = out if out.flags.c_contiguous and not _shares(out, x) else np.empty(out.shape, out.dtype)
+    after = [] if target is out else [partial(np.copyto, out, target)]
+    form = _sum_form(x, kept, axes)
+    if form is not None:
+        outer, inner, step, stride = form
+        row = (_NUMBER["sum"], outer, terms, inner, step, stride, _address(x), _address(target))
+        return _in_order(_calls([row], x, target), *after)
+    copy = np.empty((*(x.shape[axis] for axis in kept), *(x.shape[axis] for axis in axes)), x.dtype)
+    fill = partial(np.copyto, copy, x.transpose(*kept, *axes))
+    row = (_NUMBER["sum"], out.size, terms, 1, terms, 1, _address(copy), _address(target))
+    return _in_order(fill, _calls([row], copy, target), *after)
+
+
+def _sum_form(x: Array, kept: Sequence[int], axes: Sequence[int]) -> tuple[int, int, int, int] | None:
+    """Return (outer, inner, step, stride) if sums are over evenly spaced terms of what lies in a row; else None."""
+    terms = _merged([(x.shape[axis], x.strides[axis]) for axis in axes])
+    if len(terms) > 1:
+        return None
+    stride = terms[0][1] // 4 if terms else 1
+    rest = _merged([(x.shape[axis], x.strides[axis]) for axis in kept])
+    if not rest:
+        return (1, 1, 0, 1) if stride == 1 else (1, 1, 0, stride)
+    if stride == 1 and len(rest) == 1:
+        return rest[0][0], 1, rest[0][1] // 4, 1
+    if rest[-1][1] == 4 and len(rest) <= 2:
+        outer, step = (rest[0][0], rest[0][1] // 4) if len(rest) == 2 else (1, 0)
+        return outer, rest[-1][0], step, stride
+    return None
+
+
+def _merged(axes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return (size, stride) of axes, those put together that count evenly on; without those of one element."""
+    found: list[tuple[int, int]] = []
+    for size, stride in axes:
+        if size == 1:
+            continue
+        if found and found[-1][1] == size * stride:
+            found[-1] = found[-1][0] * size, stride
+        else:
+            found.append((size, stride))
+    return found
+
+
+def _elementwise(name: str) -> Callable[..., Instruction]:
+    """Return what binds a function of the elements of arrays, all of one shape."""
+
+    def bind(*operands: Array) -> Instruction:
+        *arrays, out = operands
+        _check(all(each.shape == out.shape for each in arrays), name, *operands)
+        if not out.size:
+            return _in_order(lambda: None)
+        if all(_is_dense(each) and each.strides == out.strides for each in operands):
+            return _calls([(_NUMBER[name], out.size, *map(_address, operands))], *operands)
+        copies = [np.empty(out.shape, out.dtype) for _ in operands]
+        fills = [partial(np.copyto, copy, each) for copy, each in zip(copies, arrays, strict=False)]
+        call = _calls([(_NUMBER[name], out.size, *map(_address, copies))], *copies)
+        return _in_order(*fills, call, partial(np.copyto, out, copies[-1]))
+
+    return bind
+
+
+def _is_dense(array: Array) -> bool:
+    """Tell whether elements are neighbours, in whatever order of the axes."""
+    axes = sorted((stride, size) for size, stride in zip(array.shape, array.strides, strict=True) if size > 1)
+    expected = array.itemsize
+    for stride, size in axes:
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _convolution(x: Array, kernels: Array, out: Array, geometry: Geometry) -> Instruction:
+    return _convolve("convolution", x, kernels, out, geometry)
+
+
+def _convolution_to_input(gradient: Array, kernels: Array, out: Array, geometry: Geometry) -> Instruction:
+    return _convolve("convolution_to_input", out, kernels, gradient, geometry)
+
+
+def _convolution_to_kernels(gradient: Array, x: Array, out: Array, geometry: Geometry) -> Instruction:
+    return _convolve("convolution_to_kernels", x, out, gradient, geometry)
+
+
+def _convolve(name: str, x: Array, kernels: Array, y: Array, geometry: Geometry) -> Instruction:
+    """Bind a convolution of images (G·C, height, width, N) by kernels (G·O, C, kh, kw) to y, or one of its gradients."""
+    (channels, height, width, images), (outputs, depth, kernel_height, kernel_width) = x.shape, kernels.shape
+    groups, stride, dilation = geometry
+    along = zip((height, width), (kernel_height, kernel_width), stride, dilation, strict=True)
+    windows = tuple((size - reach * (kernel - 1) - 1) // step + 1 for size, kernel, step, reach in along)
+    fits = channels == groups * depth and outputs % groups == 0 and min(*windows, *stride, *dilation) >= 1
+    _check(fits and y.shape == (outputs, *windows, images), name, x, kernels, y)
+    arrays = {"x": x, "kernels": kernels, "y": y}
+    written = {"convolution": "y", "convolution_to_input": "x", "convolution_to_kernels": "kernels"}[name]
+    before, after = list[Instruction](), list[Instruction]()
+    for key, array in arrays.items():
+        if array.flags.c_contiguous:
+            continue
+        arrays[key] = copy = np.empty(array.shape, array.dtype)
+        if key == written:
+            after.append(partial(np.copyto, array, copy))
+        else:
+            before.append(partial(np.copyto, copy, array))
+    if not arrays[written].size:
+        return _in_order(lambda: None)
+    sizes = (depth, height, width, images, outputs // groups, kernel_height, kernel_width, *stride, *dilation)
+    scratch = _scratch.of(load().convolution_scratch(np.array(sizes, np.int64).ctypes.data))
+    addresses = (_address(arrays["x"]), _address(arrays["kernels"]), _address(arrays["y"]), _address(scratch))
+    call = _calls([(_NUMBER[name], *sizes, groups, *addresses)], *arrays.values(), scratch)
+    return _in_order(*before, call, *after)
+
+
+def _shares(one: Array, other: Array) -> bool:
+    return np.may_share_memory(one, other)
+
+
+def _check(fits: bool, name: str, *arrays: Array) -> None:
+    """Raise ValueError unless the shapes of a leaf's arrays fit together."""
+    if not fits:
+        shapes = ", ".join(str(each.shape) for each in arrays)
+        raise ValueError(f"{name} got arrays of shapes {shapes}: expected shapes that fit together")
+
+
+#: For each leaf, what binds its operands: arrays of float32, the result, options.
+KERNELS: Mapping[str, Callable[..., Instruction]] = {
+    **{name: _elementwise(name) for name in ("exp", "log", "log1p", "tanh", "sigmoid", "erf", "power")},
+    "product": _product,
+    "product_sum": _product_sum,
+    "sum": _sum,
+    "convolution": _convolution,
+    "convolution_to_input": _convolution_to_input,
+    "convolution_to_kernels": _convolution_to_kernels,
+}

@@ -1,0 +1,215 @@
+"""The leaves: all functions of arrays whose bits could depend on a processor or a library. Primitives call these alone.
+
+Each has two implementations: NumPy's, and the kernels, whose bits are those of the contract (docs/reference/numerics.md)
+everywhere. What IEEE 754 fixes needs no leaf: + - * /, roots, maxima, comparisons, copies. The contract is about float32;
+NumPy computes arrays of other types in any case. Knows no primitive and no tape.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.common.numerics.geometry import Geometry
+from lockstep.common.numerics.kernel_leaves import KERNELS, KernelCalls
+from lockstep.common.numerics.numpy_leaves import NUMPY
+from lockstep.common.runtime.numerics import own_numerics
+
+#: The version of the contract: a part of the numerics of a run.
+CONTRACT_VERSION = 1
+
+Array = NDArray[Any]
+Axis = int | tuple[int, ...] | None
+
+#: A call whose arguments are fixed; it can be repeated.
+Instruction = Callable[[], Any]
+
+
+class CallKind(Enum):
+    """What a call does with a stack of operands, which have one more axis in front."""
+
+    #: Computes each element of its result from those in the same place: a stack at once, with the same bits.
+    ELEMENTWISE = auto()
+    #: Multiplies matrices, the last two axes: a stack at once, matrix by matrix, each in its own shape.
+    PRODUCT = auto()
+    #: Reduces axes, which are an operand behind the arrays: those of a stack at once, each in its own order.
+    REDUCTION = auto()
+    #: Anything else: one after the other.
+    ALONE = auto()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LeafFunction:
+    """A leaf: `function(*arrays, out=None, options=())` returns the result, which is `out` if that is given."""
+
+    name: str
+    kind: CallKind
+    #: Returns new memory for the result of arrays and options.
+    make: Callable[..., Array]
+
+    def __call__(self, *arrays: Array, out: Array | None = None, options: tuple[Any, ...] = ()) -> Array:
+        for each in (*arrays, out):
+            # An array that records its own use: see `TapedArray`.
+            if type(each) is not np.ndarray and isinstance(each, np.ndarray):
+                recorded: Array = each.__array_function__(self, (type(each),), arrays, {"out": out, "options": options})
+                return recorded
+        result = self.make(*arrays, *options) if out is None else out
+        self.bind(*arrays, result, *options)()
+        return result
+
+    def bind(self, *operands: Any) -> Instruction:
+        """Return the call with these arrays, the result that it fills, and options; all shapes and types are checked.
+
+        The numerics are those that this process has now. Raises ValueError for shapes that do not fit together.
+        """
+        is_exact = own_numerics() == "portable" and all(
+            each.dtype == np.float32 for each in operands if isinstance(each, np.ndarray)
+        )
+        return (KERNELS if is_exact else NUMPY)[self.name](*operands)
+
+
+def joined(instructions: Sequence[Instruction]) -> list[Instruction]:
+    """Return the same instructions, those of kernels that follow one another as one."""
+    found: list[Instruction] = []
+    run: list[KernelCalls] = []
+    for each in [*instructions, None]:
+        if isinstance(each, KernelCalls):
+            run.append(each)
+            continue
+        if run:
+            found.append(run[0].joined(run[1:]))
+            run = []
+        if each is not None:
+            found.append(each)
+    return found
+
+
+def _like(x: Array) -> Array:
+    return np.empty_like(x, dtype=None if x.dtype.kind == "f" else np.float64, subok=False)
+
+
+def _function(name: str) -> LeafFunction:
+    return LeafFunction(name, CallKind.ELEMENTWISE, _like)
+
+
+exp = _function("exp")
+log = _function("log")
+log1p = _function("log1p")
+tanh = _function("tanh")
+sigmoid = _function("sigmoid")
+erf = _function("erf")
+
+
+def _power(base: Array, exponent: Array) -> Array:
+    shape = np.broadcast_shapes(base.shape, exponent.shape)
+    return np.empty(shape, np.result_type(base, exponent))
+
+
+_power_of = LeafFunction("power", CallKind.ELEMENTWISE, _power)
+
+
+def power(base: Array | float, exponent: Array | float) -> Array:
+    """Return `base ** exponent`, broadcast; a Python number takes the dtype of the other operand.
+
+    Exponents that are the numbers 0.5, 1, 2 and -1 are root, copy, square and reciprocal.
+    """
+    if isinstance(exponent, int | float) and isinstance(base, np.ndarray) and exponent in _SHORT:
+        short: Array = _SHORT[exponent](base)
+        return short
+    dtype = np.result_type(base, exponent)
+    one, other = (np.asanyarray(each, dtype) for each in (base, exponent))
+    shape = np.broadcast_shapes(one.shape, other.shape)
+    return _power_of(np.broadcast_to(one, shape, subok=True), np.broadcast_to(other, shape, subok=True))
+
+
+#: Powers that IEEE 754 fixes.
+_SHORT: dict[float, Callable[[Array], Array]] = {
+    0.5: np.sqrt,
+    1: np.positive,
+    2: np.square,
+    -1: np.reciprocal,
+}
+
+
+def _summed(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
+    shape = [1 if axis in axes else size for axis, size in enumerate(x.shape) if keepdims or axis not in axes]
+    return np.empty(shape, x.dtype if x.dtype.kind == "f" else np.add.reduce(np.empty(0, x.dtype)).dtype)
+
+
+_sum = LeafFunction("sum", CallKind.REDUCTION, _summed)
+
+
+def total(x: Array, axis: Axis = None, keepdims: bool = False, out: Array | None = None) -> Array:
+    """Return the sums over axes, those that are left out with size 1 if `keepdims`; over all for None."""
+    if axis is None:
+        axes = tuple(range(x.ndim))
+    else:
+        axes = tuple(sorted(each % x.ndim for each in (axis if isinstance(axis, tuple) else (axis,)))) if x.ndim else ()
+    return _sum(x, out=out, options=(axes, keepdims))
+
+
+def mean(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
+    """Return the sums over axes divided by their counts, which are at least 1."""
+    sums = total(x, axis, keepdims)
+    return np.divide(sums, max(1, x.size // max(1, sums.size)), out=sums)
+
+
+def _multiplied(left: Array, right: Array) -> Array:
+    stack = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    return np.empty((*stack, left.shape[-2], right.shape[-1]), np.result_type(left, right))
+
+
+_product = LeafFunction("product", CallKind.PRODUCT, _multiplied)
+
+
+def product(left: Array, right: Array, out: Array | None = None) -> Array:
+    """Return the matrix product of (..., m, k) and (..., k, n), or of vectors, as `np.matmul` does.
+
+    Raises ValueError if the shapes do not fit together.
+    """
+    if not left.ndim or not right.ndim or left.shape[-1] != right.shape[-2 if right.ndim > 1 else 0]:
+        raise ValueError(
+            f"a product got shapes {left.shape} and {right.shape}: expected (..., m, k) and (..., k, n), where the last "
+            "axis of the first is as long as the last but one of the second"
+        )
+    if left.ndim > 1 and right.ndim > 1:
+        return _product(left, right, out=out)
+    rows = left if left.ndim > 1 else left[np.newaxis, :]
+    columns = right if right.ndim > 1 else right[:, np.newaxis]
+    result = _product(rows, columns)
+    result = result if left.ndim > 1 else result[..., 0, :]
+    return result if right.ndim > 1 else result[..., 0]
+
+
+def _no_memory(*_: Any) -> Array:
+    raise AssertionError("the memory of the result is given")
+
+
+#: `product_sum(lefts, rights, out=sum, options=(adds,))`: the sum over the tree of products of (count, m, k) and
+#: (count, k, n), written to (m, n) or added to what is there.
+product_sum = LeafFunction("product_sum", CallKind.ALONE, _no_memory)
+
+_convolution = LeafFunction("convolution", CallKind.ALONE, _no_memory)
+_convolution_to_input = LeafFunction("convolution_to_input", CallKind.ALONE, _no_memory)
+_convolution_to_kernels = LeafFunction("convolution_to_kernels", CallKind.ALONE, _no_memory)
+
+
+def convolution(x: Array, kernels: Array, geometry: Geometry, out: Array) -> Array:
+    """Correlate padded images (G·C, height, width, N) with kernels (G·O, C, kh, kw), to `out` (G·O, oh, ow, N)."""
+    return _convolution(x, kernels, out=out, options=(geometry,))
+
+
+def convolution_to_input(gradient: Array, kernels: Array, geometry: Geometry, out: Array) -> Array:
+    """Write the gradient of the images, from that of the result (G·O, oh, ow, N), to `out` (G·C, height, width, N)."""
+    return _convolution_to_input(gradient, kernels, out=out, options=(geometry,))
+
+
+def convolution_to_kernels(gradient: Array, x: Array, geometry: Geometry, out: Array) -> Array:
+    """Write the gradient of the kernels to `out` (G·O, C, kh, kw)."""
+    return _convolution_to_kernels(gradient, x, out=out, options=(geometry,))
+
+
