@@ -58,11 +58,12 @@ INLINE void add_tile(const int rows, const int vectors, float *to, const float *
 /* One tile of the result; `last` columns of its last vector count. */
 INLINE void tile(const int rows, const int vectors, const int tail, const int across, const Product *p, int64_t last) {
     V sums[ROWS][VECTORS];
-    if (p->count == 1) {
+    /* Chains are added to one another first, and then to what is in c. */
+    if (p->count == 1 && !(p->adds && p->terms > CHAIN)) {
         for (int64_t k = 0; k < p->terms || k == 0; k += CHAIN) {
             const int64_t length = p->terms - k < CHAIN ? p->terms - k : CHAIN;
             chain(rows, vectors, tail, across, p, p->a + k * p->a_column, p->b, p->offsets + k, length, last, sums);
-            put(rows, vectors, tail, sums, p->c, p->c_row, last, p->adds || k > 0);
+            put(rows, vectors, tail, sums, p->c, p->c_row, last, p->adds || p->continues || k > 0);
         }
         return;
     }
@@ -176,7 +177,7 @@ static void multiply_terms(const Product *p, float *panel) {
 }
 
 void multiply(const Product *product, float *panel) {
-    if (product->count > 1 || product->terms <= TERMS_AT_ONCE) {
+    if (product->count > 1 || product->adds || product->terms <= TERMS_AT_ONCE) {
         multiply_terms(product, panel);
         return;
     }
@@ -185,7 +186,7 @@ void multiply(const Product *product, float *panel) {
         p.terms = product->terms - k < TERMS_AT_ONCE ? product->terms - k : TERMS_AT_ONCE;
         p.a = product->a + k * product->a_column;
         p.offsets = product->offsets + k;
-        p.adds = product->adds || k > 0;
+        p.continues = k > 0;
         multiply_terms(&p, panel);
     }
 }

@@ -31,7 +31,8 @@ typedef struct {
     int64_t b_step;
     float *c;
     int64_t c_row;
-    int adds; /* to what is in c */
+    int adds;      /* the whole sum to what is in c */
+    int continues; /* the chains that are in c already */
 } Product;
 
 /* `panel` has room for PANEL floats. */

@@ -1,0 +1,368 @@
+"""A second implementation of portable numerics, slow, from the page of the contract: the oracle of the kernels.
+
+It is written from docs/reference/numerics.md, whose coefficients and test vectors it reads. It may use of NumPy what
+IEEE 754 fixes: + - * / and sqrt of float32 and float64, comparisons, conversions, bits.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.architecture.source import ROOT
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Whole = NDArray[np.int32]
+
+PAGE = ROOT / "docs" / "reference" / "numerics.md"
+CHAIN, LANES = 256, 16
+NOT_A_NUMBER = np.uint32(0x7FC00000).view(np.float32)
+_f = np.float32
+
+
+@cache
+def coefficients(name: str) -> tuple[float, ...]:
+    """Return a list of coefficients of the page, from the lowest power on."""
+    found = re.search(rf"^\| `{name}` \| (.+) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert found, name
+    return tuple(map(float.fromhex, found[1].split(", ")))
+
+
+def vectors(name: str) -> list[tuple[Floats, ...]]:
+    """Return the operands and the result of each test vector of a function."""
+    found = re.search(rf"^\| `{name}` \| (.*→.*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert found, name
+    return [
+        tuple(np.array([int(word, 16)], np.uint32).view(np.float32) for word in re.findall(r"[0-9a-f]{8}", vector))
+        for vector in found[1].split("; ")
+    ]
+
+
+def fma(a: Floats, b: Floats, c: Floats) -> Floats:
+    """Return a * b + c, rounded once.
+
+    The product of two float32 has at most 48 bits and an exponent far within that of float64, in which it is exact.
+    The sum in float64 is rounded to odd: of the two neighbours of an inexact sum, the one whose last bit is 1. With
+    53 bits, at least two more than the 24 of a float32, rounding that once more gives the nearest float32 of the exact
+    sum, since an odd last bit is never half-way, nor on the wrong side of it (Boldo and Melquiond, "Emulation of FMA
+    and correctly rounded sums", IEEE Trans. Computers 57, 2008). The error of a sum is exact by Knuth's TwoSum.
+    """
+    with np.errstate(all="ignore"):
+        product, addend = np.float64(a) * np.float64(b), np.float64(c)
+        total = np.asarray(product + addend)
+        part = total - product
+        error = np.asarray((product - (total - part)) + (addend - part))
+        words = total.view(np.int64)
+        is_even = np.isfinite(total) & (error != 0.0) & (words & 1 == 0)
+        # The next number away from zero has the next word, whatever the sign.
+        odd = np.where(is_even, words + np.where((error > 0.0) == (total > 0.0), 1, -1), words)
+        return odd.view(np.float64).astype(np.float32)
+
+
+# --- products, convolutions, sums -------------------------------------------------------------------------------------
+
+Term = tuple[Floats, Floats]
+
+
+def sum_of_chains(terms: Iterable[Term], shape: tuple[int, ...]) -> Floats:
+    """Return the sums of chains of arrays of terms, one for each element of `shape`."""
+    all_terms = list(terms)
+    total: Floats | None = None
+    for first in range(0, len(all_terms), CHAIN):
+        chain = np.zeros(shape, np.float32)
+        for a, b in all_terms[first : first + CHAIN]:
+            chain = fma(a, b, chain)
+        total = chain if total is None else total + chain
+    return np.zeros(shape, np.float32) if total is None else total
+
+
+def halves(lanes: Floats) -> Floats:
+    """Return the sum of lanes (16, ...)."""
+    while len(lanes) > 1:
+        half = len(lanes) // 2
+        lanes = lanes[:half] + lanes[half:]
+    return lanes[0]
+
+
+def product(a: Floats, b: Floats) -> Floats:
+    """Return the product of matrices (m, k) and (k, n)."""
+    return sum_of_chains(((a[:, t, None], b[t]) for t in range(a.shape[1])), (a.shape[0], b.shape[1]))
+
+
+def total(x: Floats, axes: Sequence[int]) -> Floats:
+    """Return the sums over `axes`."""
+    kept = [axis for axis in range(x.ndim) if axis not in axes]
+    terms = x.transpose(*sorted(axes), *kept).reshape(-1, *(x.shape[axis] for axis in kept))
+    lanes = np.zeros((LANES, *terms.shape[1:]), np.float32)
+    for i, term in enumerate(terms):
+        lanes[i % LANES] = lanes[i % LANES] + term
+    return halves(lanes)
+
+
+Pair = tuple[int, int]
+
+
+def _grouped(array: Floats, groups: int) -> list[Floats]:
+    return np.split(array, groups)
+
+
+def convolution(x: Floats, w: Floats, stride: Pair = (1, 1), dilation: Pair = (1, 1), groups: int = 1) -> Floats:
+    """Return y (outputs, rows, columns, images) of padded images and kernels."""
+    results = [
+        _convolution(*part, stride, dilation) for part in zip(_grouped(x, groups), _grouped(w, groups), strict=True)
+    ]
+    return np.concatenate(results)
+
+
+def _sizes(x_shape: Sequence[int], w: Floats, stride: Pair, dilation: Pair) -> Pair:
+    rows, columns = (
+        (x_shape[1 + axis] - dilation[axis] * (w.shape[2 + axis] - 1) - 1) // stride[axis] + 1 for axis in (0, 1)
+    )
+    return rows, columns
+
+
+def _seen(x: Floats, p: int, q: int, rows: int, columns: int, stride: Pair, dilation: Pair) -> Floats:
+    """Return what element (p, q) of each window sees: (channels, rows, columns, images)."""
+    top, left = p * dilation[0], q * dilation[1]
+    return x[:, top : top + rows * stride[0] : stride[0], left : left + columns * stride[1] : stride[1]][
+        :, :rows, :columns
+    ]
+
+
+def _convolution(x: Floats, w: Floats, stride: Pair, dilation: Pair) -> Floats:
+    rows, columns = _sizes(x.shape, w, stride, dilation)
+    terms = (
+        (w[:, c, p, q][:, None, None, None], _seen(x, p, q, rows, columns, stride, dilation)[c])
+        for c in range(w.shape[1])
+        for p in range(w.shape[2])
+        for q in range(w.shape[3])
+    )
+    return sum_of_chains(terms, (len(w), rows, columns, x.shape[3]))
+
+
+def gradient_to_input(
+    g: Floats, w: Floats, size: Pair, stride: Pair = (1, 1), dilation: Pair = (1, 1), groups: int = 1
+) -> Floats:
+    """Return the gradient (channels, *size, images) to the padded images."""
+    parts = zip(_grouped(g, groups), _grouped(w, groups), strict=True)
+    return np.concatenate([_gradient_to_input(*part, size, stride, dilation) for part in parts])
+
+
+def _gradient_to_input(g: Floats, w: Floats, size: Pair, stride: Pair, dilation: Pair) -> Floats:
+    result = np.zeros((w.shape[1], *size, g.shape[3]), np.float32)
+    nothing = np.zeros(g.shape[3], np.float32)
+    for h, u in np.ndindex(size):
+        terms = []
+        for p in range(w.shape[2]):
+            r, rest = divmod(h - p * dilation[0], stride[0])
+            if rest or not 0 <= r < g.shape[1]:
+                continue
+            for o in range(len(w)):
+                for q in range(w.shape[3]):
+                    v, rest = divmod(u - q * dilation[1], stride[1])
+                    if not rest:
+                        terms.append((w[o, :, p, q, None], g[o, r, v] if 0 <= v < g.shape[2] else nothing))
+        result[:, h, u] = sum_of_chains(terms, (w.shape[1], g.shape[3]))
+    return result
+
+
+def gradient_to_kernels(
+    g: Floats, x: Floats, kernel: Pair, stride: Pair = (1, 1), dilation: Pair = (1, 1), groups: int = 1
+) -> Floats:
+    """Return the gradient (outputs, channels of a group, *kernel) to the kernels."""
+    parts = zip(_grouped(g, groups), _grouped(x, groups), strict=True)
+    return np.concatenate([_gradient_to_kernels(*part, kernel, stride, dilation) for part in parts])
+
+
+def _gradient_to_kernels(g: Floats, x: Floats, kernel: Pair, stride: Pair, dilation: Pair) -> Floats:
+    outputs, rows, columns, images = g.shape
+    lanes = np.zeros((LANES, outputs, len(x), *kernel), np.float32)
+    seen = np.stack(
+        [_seen(x, *place, rows, columns, stride, dilation) for place in np.ndindex(kernel)], axis=-1
+    ).reshape(len(x), rows, columns, images, *kernel)
+    for r in range(rows):
+        for j in range(columns * images):
+            v, n = divmod(j, images)
+            gradients = g[:, r, v, n][:, None, None, None]
+            lanes[j % LANES] = fma(gradients, seen[:, r, v, n], lanes[j % LANES])
+    return halves(lanes)
+
+
+# --- functions --------------------------------------------------------------------------------------------------------
+
+
+def _defined(function: Callable[[Floats], Floats]) -> Callable[[Any], Floats]:
+    """Let a function of an array give one and the same NaN, without warnings."""
+
+    def defined(x: Any) -> Floats:
+        given = np.asarray(x, np.float32)
+        with np.errstate(all="ignore"):
+            # What a sequence makes of NaN does not matter.
+            result = function(np.where(np.isnan(given), _f(1.0), given))
+        return np.where(np.isnan(given) | np.isnan(result), NOT_A_NUMBER, result)
+
+    return defined
+
+
+def _polynomial(name: str, x: Floats) -> Floats:
+    *lower, highest = coefficients(name)
+    p = np.full_like(x, highest)
+    for c in reversed(lower):
+        p = fma(p, x, _f(c))
+    return p
+
+
+def _two_to(n: Whole) -> Floats:
+    """Return 2**n, for n from -149 to 127."""
+    return np.ldexp(np.float64(1.0), n).astype(np.float32)
+
+
+def _reduced(x: Floats) -> tuple[Floats, Whole]:
+    shift = _f(float.fromhex("0x1.8p+23"))
+    n = fma(x, _f(float.fromhex("0x1.715476p+0")), shift) - shift
+    r = fma(n, _f(float.fromhex("-0x1.62e4p-1")), x)
+    return fma(n, _f(float.fromhex("-0x1.7f7d1cp-20")), r), n.astype(np.int32)
+
+
+def _near(r: Floats) -> Floats:
+    return fma(r * r, _polynomial("EXP", r), r)
+
+
+@_defined
+def exp(x: Floats) -> Floats:
+    r, n = _reduced(np.where(x < -104, _f(-104), np.where(x > 89, _f(89), x)))
+    half = n // 2
+    return (_near(r) + _f(1)) * _two_to(half) * _two_to(n - half)
+
+
+def _parts(x: Floats) -> tuple[Floats, Whole]:
+    mantissa, n = np.frexp(np.where((x > 0) & np.isfinite(x), x, _f(1)))
+    is_small = mantissa < _f(float.fromhex("0x1.6a09e6p-1"))
+    return np.where(is_small, mantissa * _f(2), mantissa) - _f(1), (n - is_small).astype(np.int32)
+
+
+def _log_of_parts(f: Floats, n: Whole) -> Floats:
+    square, twos = f * f, n.astype(np.float32)
+    y = (square * f) * _polynomial("LOG", f)
+    y = fma(twos, _f(float.fromhex("0x1.7f7d1cp-20")), y)
+    y = fma(square, _f(-0.5), y)
+    return fma(twos, _f(float.fromhex("0x1.62e4p-1")), f + y)
+
+
+def _log_of_any(u: Floats, y: Floats) -> Floats:
+    y = np.where(u == 0, _f(-np.inf), np.where(u == np.inf, _f(np.inf), y))
+    return np.where(u < 0, NOT_A_NUMBER, y)
+
+
+@_defined
+def log(x: Floats) -> Floats:
+    is_tiny = x < _f(2.0**-126)
+    f, n = _parts(np.where(is_tiny, x * _f(2.0**23), x))
+    return _log_of_any(x, _log_of_parts(f, np.where(is_tiny, n - 23, n).astype(np.int32)))
+
+
+@_defined
+def log1p(x: Floats) -> Floats:
+    u = x + _f(1)
+    f, n = _parts(u)
+    scale = _two_to(-n)
+    f = np.where(x < _f(2.0**24), fma(x, scale, scale - _f(1)), f)
+    return _log_of_any(u, np.copysign(_log_of_parts(f, n), x))
+
+
+@_defined
+def tanh(x: Floats) -> Floats:
+    a = np.minimum(np.abs(x), _f(10))
+    z = a * a
+    small = fma(_polynomial("TANH", z) * z, a, a)
+    r, n = _reduced(a + a)
+    large = _f(1) - _f(2) / ((_near(r) + _f(1)) * _two_to(n) + _f(1))
+    return np.copysign(np.where(a < _f(float.fromhex("0x1.19999ap-1")), small, large), x)
+
+
+@_defined
+def sigmoid(x: Floats) -> Floats:
+    e = exp(-np.abs(x))
+    return np.where(x < 0, e, _f(1)) / (_f(1) + e)
+
+
+@_defined
+def erf(x: Floats) -> Floats:
+    a = np.minimum(np.abs(x), _f(4))
+    r, n = _reduced(_polynomial("ERF_FAR", a))
+    near, far = fma(_polynomial("ERF_NEAR", a * a), a, a), _f(1) - (_near(r) + _f(1)) * _two_to(n)
+    return np.copysign(np.where(a < 1, near, far), x)
+
+
+def _polynomial64(name: str, x: Doubles) -> Doubles:
+    *lower, highest = coefficients(name)
+    p = np.full_like(x, highest)
+    for c in reversed(lower):
+        p = p * x + c
+    return p
+
+
+def _log2(x: Doubles) -> Doubles:
+    mantissa, n = np.frexp(x)
+    is_small = mantissa < float.fromhex("0x1.6a09e667f3bcdp-1")
+    m = np.where(is_small, mantissa * 2.0, mantissa)
+    s = (m - 1.0) / (m + 1.0)
+    return s * _polynomial64("LOG2", s * s) + (n - is_small)
+
+
+def _exp2(x: Doubles) -> Doubles:
+    shift = float.fromhex("0x1.8p+52")
+    n = (x + shift) - shift
+    r = x - n
+    return (_polynomial64("EXP2", r) * r + 1.0) * np.ldexp(1.0, n.astype(np.int32))
+
+
+def _power(x: np.float32, y: np.float32) -> np.float32:
+    if y == 0 or x == 1:
+        return _f(1)
+    if y in (0.5, 1, 2, -1):
+        return np.sqrt(x) if y == 0.5 else x if y == 1 else x * x if y == 2 else _f(1) / x
+    if np.isnan(x) or np.isnan(y):
+        return NOT_A_NUMBER
+    # Whole numbers from 2**24 on are even, and so is infinity.
+    is_whole = bool(np.isinf(y)) or float(y).is_integer()
+    is_negated = bool(np.signbit(x)) and abs(y) < 2**24 and is_whole and int(y) % 2 == 1
+    size = np.abs(x)
+    if size == 0 or np.isinf(size):
+        result = _f(0) if (size == 0) == (y > 0) else _f(np.inf)
+    elif x < 0 and not is_whole:
+        return NOT_A_NUMBER
+    elif size == 1:
+        result = _f(1)
+    else:
+        exponent = np.clip(np.float64(y) * _log2(np.array([size], np.float64)), -200.0, 200.0)
+        result = _exp2(exponent).astype(np.float32)[0]
+    return -result if is_negated else result
+
+
+def power(x: Any, y: Any) -> Floats:
+    """Return x**y, element by element."""
+    left, right = np.broadcast_arrays(np.asarray(x, np.float32), np.asarray(y, np.float32))
+    with np.errstate(all="ignore"):
+        results = [_power(*pair) for pair in zip(left.ravel(), right.ravel(), strict=True)]
+    result = np.array(results, np.float32).reshape(left.shape)
+    return np.where(np.isnan(result), NOT_A_NUMBER, result)
+
+
+def normal(u: float) -> float:
+    """Return the normal number that a uniform one becomes."""
+    q = np.array([u - 0.5])
+
+    def ratio(name: str, r: Doubles) -> Doubles:
+        return _polynomial64(name, r) / _polynomial64(f"{name}_UNDER", r)
+
+    if abs(q[0]) <= 0.425:
+        return float((q * ratio("CENTRE", 0.180625 - q * q))[0])
+    tail = np.array([min(u, 1.0 - u) or 2.0**-54])
+    r = np.sqrt(float.fromhex("-0x1.62e42fefa39efp-1") * _log2(tail))
+    z = float((ratio("SIDE", r - 1.6) if r[0] <= 5.0 else ratio("END", r - 5.0))[0])
+    return -z if q[0] < 0 else z
