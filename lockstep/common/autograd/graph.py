@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from lockstep.common.autograd.primitives.primitive import RESULT, Array, Primitive
+from lockstep.common.numerics import leaves
 
 _T = TypeVar("_T")
 
@@ -356,7 +357,7 @@ def _fit(gradient: Array, parent: GraphNode | Leaf, primitive: Primitive, index:
         axis for axis, size in enumerate(gradient.shape) if axis < surplus or (shape[axis - surplus] == 1 and size != 1)
     )
     if spread:
-        gradient = np.add.reduce(gradient, axis=spread, keepdims=True)
+        gradient = leaves.total(gradient, spread, keepdims=True)
     if surplus > 0:
         gradient = gradient.reshape(gradient.shape[surplus:])
     if gradient.shape != shape:

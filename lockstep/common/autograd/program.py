@@ -21,8 +21,9 @@ from lockstep.common.autograd.arena import Arena, Base, aligned
 from lockstep.common.autograd.capture import Capture
 from lockstep.common.autograd.parts import Part, parts_of, whole_gradients
 from lockstep.common.autograd.primitives.primitive import Array, Sink
-from lockstep.common.autograd.tape import Call, CallKind, Memory, MemoryKind, Saved, View
+from lockstep.common.autograd.tape import Call, Memory, MemoryKind, Saved, View
 from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.numerics.leaves import CallKind, LeafFunction, joined
 from lockstep.common.random import Source
 
 #: In which order gradients are summed: a batch's number, or two trees that are summed, each on its own, and then added.
@@ -115,7 +116,7 @@ class Program:
     def forward(self, shared: Sequence[Array]) -> list[CallList]:
         """Return the forward pass that reads `shared`, in the order of the tape."""
         emitter = self._emitter(shared, ())
-        return [CallList(list(emitter.stacked(part.calls))) for part in self._parts if not part.is_backward]
+        return [CallList(joined(list(emitter.stacked(part.calls)))) for part in self._parts if not part.is_backward]
 
     def backward(self, shared: Sequence[Array], gradients: Sequence[Array], *, adds: bool = False) -> list[CallList]:
         """Return the backward pass that reads `shared` and writes sums into `gradients`, in the order of the tape.
@@ -146,9 +147,9 @@ class Program:
 
     def _segment(self, part: Part, emitter: "_Emitter", *, adds: bool) -> CallList:
         if not part.is_summed:
-            return CallList(list(emitter.stacked(part.calls)))
+            return CallList(joined(list(emitter.stacked(part.calls))))
         make = self._added if adds else self._summed
-        return CallList(list(make(part, self.tree, emitter, 0)), part.finishes)
+        return CallList(joined(list(make(part, self.tree, emitter, 0))), part.finishes)
 
     def _summed(self, part: Part, tree: Tree, into: "_Emitter", depth: int) -> Iterator[Instruction]:
         """Write the sum over a tree into what the emitter has for the gradient."""
@@ -227,6 +228,10 @@ class _Emitter:
         return _instruction(call, [self._operand(each, batch) for each in call.operands])
 
     def _reduction(self, call: Call) -> Instruction:
+        if isinstance(call.function, LeafFunction):
+            *arrays, axes, keepdims = call.operands
+            stacks = [self._stack(each, len(each.shape)) for each in arrays]
+            return call.function.bind(*stacks, tuple(each + 1 for each in axes), keepdims)
         array, axis, dtype, target, *options = call.operands
         axes = range(len(array.shape)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
         behind = tuple(each + 1 if each >= 0 else each for each in axes)
@@ -246,7 +251,9 @@ class _Emitter:
 
 
 def _instruction(call: Call, operands: list[Any]) -> Instruction:
-    """Return the call, in the form that NumPy begins with soonest."""
+    """Return the call, in the form that it begins with soonest."""
+    if isinstance(call.function, LeafFunction):
+        return call.function.bind(*operands)
     if isinstance(call.function, np.ufunc):
         return partial(call.function, *_as_arrays(call.function, operands[:-1]), out=operands[-1])
     if call.function is np.take:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from lockstep.common.autograd.primitives.primitive import Array, Sink
+from lockstep.common.numerics.leaves import CallKind, LeafFunction
 from lockstep.common.random import Source
 
 #: Options of primitives that differ from batch to batch: the source of random numbers, and the sink of statistics.
@@ -73,19 +74,6 @@ class View:
     @property
     def nbytes(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
-
-class CallKind(Enum):
-    """What a call does with a stack of operands, which have one more axis in front."""
-
-    #: Computes each element of its result from those in the same place: a stack at once, with the same bits.
-    ELEMENTWISE = auto()
-    #: Multiplies matrices, the last two axes: a stack at once, matrix by matrix, each in its own shape.
-    PRODUCT = auto()
-    #: Reduces axes, which are the second operand: those of a stack at once, each in its own order.
-    REDUCTION = auto()
-    #: Anything else: one after the other.
-    ALONE = auto()
 
 
 @dataclass(slots=True, eq=False)
@@ -160,6 +148,8 @@ class TapedArray(np.ndarray[Any, np.dtype[Any]]):
         return _tape_of([*inputs, *out])._apply(ufunc, method, inputs, out[0] if out else None, options)
 
     def __array_function__(self, function: Any, types: Any, arguments: Any, options: Any) -> Any:
+        if isinstance(function, LeafFunction):
+            return _tape_of([*arguments, options["out"]])._apply_leaf(function, arguments, **options)
         recorder = _RECORDERS.get(function)
         if recorder is None:  # what only changes the view; the memory of anything else is unknown to the tape
             return super().__array_function__(function, types, arguments, options)
@@ -280,6 +270,18 @@ class Tape:
         result, target = self._target(ufunc, tuple(map(plain, inputs)), out)
         kind = CallKind.ELEMENTWISE if ufunc.signature is None else CallKind.PRODUCT
         self.calls.append(Call(ufunc, (*operands, target), (len(operands),), kind))
+        return result
+
+    def _apply_leaf(self, leaf: LeafFunction, arrays: Any, *, out: Any, options: tuple[Any, ...]) -> Any:
+        operands, inputs = tuple(map(self._operand, arrays)), tuple(map(plain, arrays))
+        if out is None:
+            result, target = self._new(leaf.make(*inputs, *options))
+        else:
+            result, target = out, self._operand(out)
+            if not isinstance(target, View):
+                raise UntapeableError(f"the result of {leaf.name} goes to an array that nobody can write to")
+        leaf.bind(*inputs, plain(result), *options)()
+        self.calls.append(Call(leaf, (*operands, target, *options), (len(operands),), leaf.kind))
         return result
 
     def _reduce(self, ufunc: np.ufunc, array: Array, operand: Any, out: Any, options: dict[str, Any]) -> Any:

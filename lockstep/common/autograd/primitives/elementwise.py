@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from lockstep.common.autograd.primitives.primitive import RESULT, Array, Primitive
+from lockstep.common.numerics import leaves
 from lockstep.common.random import Source
 
 #: A bound or an exponent may be a Python number, which takes the other operand's dtype (NEP 50).
@@ -28,10 +29,10 @@ def masked(gradient: Array, mask: Array) -> Array:
 def _power_by_base(gradient: Array, _: None, base: Array, exponent: Operand) -> Array:
     """Return `g y x**(y - 1)`; if `y == 0` that is 0 even at `x == 0`, as in PyTorch."""
     if isinstance(exponent, int | float):
-        by_number: Array = gradient * (exponent * base ** (exponent - 1)) if exponent else np.zeros_like(gradient)
+        by_number: Array = gradient * (exponent * leaves.power(base, exponent - 1)) if exponent else np.zeros_like(gradient)
         return by_number
     below = np.where(exponent == 0, 0, exponent - 1)
-    product: Array = gradient * (exponent * base**below)
+    product: Array = gradient * (exponent * leaves.power(base, below))
     return product
 
 
@@ -39,7 +40,7 @@ def _power_by_exponent(gradient: Array, _: None, base: Operand, exponent: Array)
     """Return `g x**y log x`; at `x == 0` its limit 0 for `y >= 0`, as in PyTorch."""
     vanishes = np.logical_and(np.equal(base, 0), exponent >= 0)
     safe = np.where(vanishes, 1, base).astype(gradient.dtype, copy=False)
-    return gradient * np.where(vanishes, 0, safe**exponent * np.log(safe))
+    return gradient * np.where(vanishes, 0, leaves.power(safe, exponent) * leaves.log(safe))
 
 
 def _greater_share(gradient: Array, one: Operand, other: Operand) -> Array:
@@ -81,9 +82,8 @@ divide = Primitive(
     (lambda g, _, x, y: g / y, lambda g, ratio, x, y: -g * ratio / y),
     reads=((1,), (1, RESULT)),
 )
-# The operator and not np.power: it turns the common exponents 2, 0.5 and -1 into single instructions.
 power = Primitive(
-    "power", lambda x, y: x**y, (_power_by_base, _power_by_exponent), reads=((0, 1), (0, 1)), is_opaque=True
+    "power", leaves.power, (_power_by_base, _power_by_exponent), reads=((0, 1), (0, 1)), is_opaque=True
 )
 negate = Primitive("negate", np.negative, (lambda g, _, x: -g,), reads=((),))
 absolute = Primitive("abs", np.absolute, (lambda g, _, x: g * np.sign(x),), reads=((0,),))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from lockstep.common.autograd.primitives.primitive import Array, Primitive
-from lockstep.common.autograd.primitives.products import multiply
+from lockstep.common.numerics.leaves import product, total
 
 
 def _full(gradient: Array, x: Array, y: Array) -> Array:
@@ -17,32 +17,25 @@ def _full(gradient: Array, x: Array, y: Array) -> Array:
 
 def _matmul_by_left(gradient: Array, _: None, x: Array, y: Array) -> Array:
     across = y[np.newaxis, :] if y.ndim == 1 else y.swapaxes(-1, -2)
-    product: Array = np.matmul(_full(gradient, x, y), across)
-    return np.squeeze(product, -2) if x.ndim == 1 else product
+    result = product(_full(gradient, x, y), across)
+    return np.squeeze(result, -2) if x.ndim == 1 else result
 
 
 def _matmul_by_right(gradient: Array, _: None, x: Array, y: Array) -> Array:
     across = x[:, np.newaxis] if x.ndim == 1 else x.swapaxes(-1, -2)
-    product: Array = np.matmul(across, _full(gradient, x, y))
-    return np.squeeze(product, -1) if y.ndim == 1 else product
-
-
-def _is_batch_innermost(x: Array) -> bool:
-    return x.ndim == 2 and not x.flags.c_contiguous and x.T.flags.c_contiguous
+    result = product(across, _full(gradient, x, y))
+    return np.squeeze(result, -1) if y.ndim == 1 else result
 
 
 def _linear(x: Array, weight: Array, bias: Array | None) -> Array:
-    """Return `x @ weight.T + bias`: (..., features) by (out, features) to (..., out), in the layout of `x`."""
-    if x.ndim > 2:
-        # One product of all rows, where NumPy would make one for each sample.
-        return _linear(_rows(x), weight, bias).reshape(*x.shape[:-1], len(weight))
-    product = multiply(weight, x.T).T if _is_batch_innermost(x) else multiply(x, weight.T)
-    if bias is None:
-        return product
-    if product.dtype != bias.dtype:
-        return product + bias
-    product += bias
-    return product
+    """Return `x @ weight.T + bias`: (..., features) by (out, features) to (..., out), with the rows innermost.
+
+    So the product of the next layer reads it as it lies.
+    """
+    result = product(weight, _rows(x).T).T
+    if bias is not None:
+        result = result + bias if result.dtype != bias.dtype else np.add(result, bias, out=result)
+    return result if x.ndim == 2 else result.reshape(*x.shape[:-1], len(weight))
 
 
 def _rows(x: Array) -> Array:
@@ -51,21 +44,19 @@ def _rows(x: Array) -> Array:
 
 
 def _linear_by_input(gradient: Array, _: None, x: Array, weight: Array, bias: None) -> Array:
-    if gradient.ndim > 2:
-        return multiply(_rows(gradient), weight).reshape(x.shape)
-    return multiply(weight.T, gradient.T).T if _is_batch_innermost(x) else multiply(gradient, weight)
+    result = product(weight.T, _rows(gradient).T).T
+    return result if x.ndim == 2 else result.reshape(x.shape)
 
 
 def _linear_by_weight(gradient: Array, _: None, x: Array, *__: Array | None, out: Array | None = None) -> Array:
-    return multiply(_rows(gradient).T, _rows(x), out)
+    return product(_rows(gradient).T, _rows(x), out)
 
 
 def _linear_by_bias(gradient: Array, *_: Array | None, out: Array | None = None) -> Array:
-    total: Array = np.add.reduce(_rows(gradient), axis=0, out=out)
-    return total
+    return total(_rows(gradient), axis=0, out=out)
 
 
-matmul = Primitive("matmul", np.matmul, (_matmul_by_left, _matmul_by_right), reads=((0, 1), (0, 1)))
+matmul = Primitive("matmul", product, (_matmul_by_left, _matmul_by_right), reads=((0, 1), (0, 1)))
 linear = Primitive(
     "linear", _linear, (_linear_by_input, _linear_by_weight, _linear_by_bias), reads=((0, 1), (0,), ()), writes=(1, 2)
 )

@@ -8,10 +8,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from lockstep.common.autograd.primitives.activation import log1p
 from lockstep.common.autograd.primitives.memory import copied
 from lockstep.common.autograd.primitives.primitive import Array, Primitive
 from lockstep.common.autograd.primitives.softmax import shifted
+from lockstep.common.numerics import leaves
 
 Shape = tuple[int, ...]
 
@@ -33,12 +33,12 @@ def _cross_entropy(
     places += _counting(index.size)
     at_target = np.take(scores, places)
     if label_smoothing:
-        everywhere = np.add.reduce(scores, axis=0) * (label_smoothing / scores.shape[0])
+        everywhere = leaves.total(scores, axis=0) * (label_smoothing / scores.shape[0])
         at_target = (1.0 - label_smoothing) * at_target + everywhere
-    probabilities = np.exp(scores, out=scores)
-    total = np.add.reduce(probabilities, axis=0)
+    probabilities = leaves.exp(scores, out=scores)
+    total = leaves.total(probabilities, axis=0)
     probabilities /= total
-    losses = np.log(total, out=total)
+    losses = leaves.log(total, out=total)
     losses -= at_target
     return _reduced(losses, target.shape, reduction), (probabilities, places, logits.shape)
 
@@ -104,10 +104,10 @@ def _weighted_cross_entropy(
     With smoothing ε, each class c of `classes` gets ε / classes of its own weight in addition (PyTorch's formula).
     """
     scores = shifted(_rows(logits), axis=1)
-    probabilities = np.exp(scores)
-    total = np.add.reduce(probabilities, axis=1, keepdims=True)
+    probabilities = leaves.exp(scores)
+    total = leaves.total(probabilities, axis=1, keepdims=True)
     probabilities /= total
-    scores -= np.log(total)
+    scores -= leaves.log(total)
     return _weighted(scores, probabilities, logits.shape, target, weight, ignore_index, label_smoothing, reduction)
 
 
@@ -135,8 +135,8 @@ def _weighted(
     if len(each) != scores.shape[1]:
         raise ValueError(f"a loss got {len(each)} weights, expected {scores.shape[1]}, one for each class")
     shares, own = _class_coefficients(index, is_kept, each, label_smoothing)
-    losses = -np.add.reduce(shares * scores, axis=1)
-    divisor = np.asanyarray(np.add.reduce(own), scores.dtype)
+    losses = -leaves.total(shares * scores, axis=1)
+    divisor = np.asanyarray(leaves.total(own), scores.dtype)
     result = _reduced(losses, target.shape, reduction if reduction != "mean" else "sum")
     return (np.asanyarray(result / divisor) if reduction == "mean" else result), (shares, probabilities, shape, divisor)
 
@@ -149,7 +149,7 @@ def _weighted_scores(
     **__: object,
 ) -> Array:
     shares, probabilities, shape, divisor = saved
-    result = probabilities * np.add.reduce(shares, axis=1, keepdims=True)
+    result = probabilities * leaves.total(shares, axis=1, keepdims=True)
     result = result - shares
     spread = np.asanyarray(gradient / divisor) if reduction == "mean" else gradient
     result *= spread.reshape(-1, 1) if reduction == "none" else spread
@@ -245,7 +245,7 @@ def _bce_with_logits(logits: Array, target: Array, *, reduction: str = "mean") -
     As max(x, 0) - x t + log(1 + exp(-|x|)), which does not overflow.
     """
     _check_same(logits, target, "bce_with_logits")
-    losses = np.maximum(logits, 0) - logits * target + log1p(np.exp(-np.abs(logits)))
+    losses = np.maximum(logits, 0) - logits * target + leaves.log1p(leaves.exp(-np.abs(logits)))
     return _reduced(losses, losses.shape, reduction)
 
 
@@ -253,7 +253,7 @@ def _bce_with_logits_logits(
     gradient: Array, _: None, logits: Array, target: Array, *, reduction: str = "mean"
 ) -> Array:
     # σ(x) = (1 + tanh(x / 2)) / 2 holds for every x without a case and without an overflow.
-    result: Array = 0.5 * (1 + np.tanh(0.5 * logits)) - target
+    result: Array = 0.5 * (1 + leaves.tanh(0.5 * logits)) - target
     result *= _spread(gradient, logits.size, reduction)
     return result
 
@@ -279,7 +279,7 @@ def _weighted_bce(logits: Array, target: Array, *, pos_weight: Array, reduction:
 
 def _softplus(x: Array) -> Array:
     """Return log(1 + exp(x)), which does not overflow."""
-    result: Array = log1p(np.exp(-np.abs(x))) + np.maximum(x, 0)
+    result: Array = leaves.log1p(leaves.exp(-np.abs(x))) + np.maximum(x, 0)
     return result
 
 
@@ -287,7 +287,7 @@ def _weighted_bce_logits(
     gradient: Array, _: None, logits: Array, target: Array, *, pos_weight: Array, reduction: str = "mean"
 ) -> Array:
     factor = 1 + (pos_weight.astype(logits.dtype, copy=False) - 1) * target
-    result: Array = (1 - target) + factor * (0.5 * (1 + np.tanh(0.5 * logits)) - 1)
+    result: Array = (1 - target) + factor * (0.5 * (1 + leaves.tanh(0.5 * logits)) - 1)
     return np.asanyarray(result * _spread(gradient, logits.size, reduction))
 
 
@@ -370,7 +370,7 @@ def _reduced(losses: Array, shape: Shape, reduction: str) -> Array:
         return losses.reshape(shape)
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction is {reduction!r}, expected 'mean', 'sum' or 'none'")
-    total = np.asanyarray(np.add.reduce(losses, axis=None), losses.dtype)
+    total = np.asanyarray(leaves.total(losses, axis=None), losses.dtype)
     if reduction == "sum":
         return total
     return np.asanyarray(total / losses.size) if losses.size else np.full_like(total, np.nan)

@@ -10,6 +10,7 @@ import numpy as np
 
 from lockstep.common.autograd.primitives.memory import contiguous, copied
 from lockstep.common.autograd.primitives.primitive import RESULT, Array, Primitive, Sink
+from lockstep.common.numerics import leaves
 
 Shape = tuple[int, ...]
 
@@ -159,14 +160,14 @@ def _layer_norm_weight(
     gradient: Array, saved: _Standardised, *_: object, axes: int = 1, out: Array | None = None, **__: object
 ) -> Array:
     product = gradient.reshape(saved.rows.shape) * saved.rows
-    result: Array = np.add.reduce(product.reshape(-1, *saved.shape[-axes:]), axis=0, out=out)
+    result: Array = leaves.total(product.reshape(-1, *saved.shape[-axes:]), axis=0, out=out)
     return result
 
 
 def _layer_norm_bias(
     gradient: Array, saved: _Standardised, *_: object, axes: int = 1, out: Array | None = None, **__: object
 ) -> Array:
-    result: Array = np.add.reduce(gradient.reshape(-1, *saved.shape[-axes:]), axis=0, out=out)
+    result: Array = leaves.total(gradient.reshape(-1, *saved.shape[-axes:]), axis=0, out=out)
     return result
 
 
@@ -212,22 +213,22 @@ def _through_standardising(gradient: Array, saved: _Standardised) -> Array:
     Of y = (x - μ) / σ it is (g - mean(g) - y · mean(g y)) / σ: what would shift or scale a row is projected away.
     """
     count = max(1, gradient.shape[1])
-    result: Array = saved.rows * (-np.add.reduce(gradient * saved.rows, axis=1, keepdims=True) / count)
+    result: Array = saved.rows * (-leaves.total(gradient * saved.rows, axis=1, keepdims=True) / count)
     result += gradient
-    result -= np.add.reduce(gradient, axis=1, keepdims=True) / count
+    result -= leaves.total(gradient, axis=1, keepdims=True) / count
     result /= saved.deviation
     return result
 
 
 def _moments(rows: Array) -> tuple[Array, Array]:
     """Return the mean and the biased variance (rows, 1), in two passes: the difference of squares would cancel."""
-    mean: Array = np.add.reduce(rows, axis=1, keepdims=True) / rows.shape[1]
-    variance: Array = np.add.reduce(np.square(rows - mean), axis=1, keepdims=True) / rows.shape[1]
+    mean: Array = leaves.total(rows, axis=1, keepdims=True) / rows.shape[1]
+    variance: Array = leaves.total(np.square(rows - mean), axis=1, keepdims=True) / rows.shape[1]
     return mean, variance
 
 
 def _row_sums(rows: Array, out: Array | None) -> Array:
-    result: Array = np.add.reduce(rows, axis=1, out=out)
+    result: Array = leaves.total(rows, axis=1, out=out)
     return result
 
 

@@ -1,15 +1,12 @@
 """Sums, means, extremes and variances over axes; `axis` is an integer, a tuple of them, or None for all."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
 from lockstep.common.autograd.primitives.elementwise import masked
 from lockstep.common.autograd.primitives.primitive import RESULT, Array, Primitive
-
-#: Typed loosely: NumPy's stubs know no keepdims that is decided at run time.
-_add: Callable[..., Array] = np.add.reduce
+from lockstep.common.numerics import leaves
 
 Axis = int | tuple[int, ...] | None
 Shape = tuple[int, ...]
@@ -29,22 +26,12 @@ def _restore(reduced: Array, shape: Shape, axis: Axis, keepdims: bool) -> Array:
     return reduced.reshape([1 if each in gone else size for each, size in enumerate(shape)])
 
 
-def _drop(kept: Array, axis: Axis, keepdims: bool) -> Array:
-    """Return `kept`, whose reduced axes have size 1, without them unless `keepdims`.
-
-    NumPy's stubs from 2.5 on have overloads for a literal `keepdims` only, where it decides between array and scalar.
-    """
-    return kept if keepdims else kept.squeeze(axis)
-
-
 def _count(shape: Shape, axis: Axis) -> int:
     return math.prod(shape[each] for each in _normalise(axis, len(shape)))
 
 
 def _sum(x: Array, axis: Axis, keepdims: bool) -> tuple[Array, Shape]:
-    # Not np.sum, which spends microseconds on deciding what to call.
-    total: Array = _add(x, axis=axis, keepdims=keepdims)
-    return total, x.shape
+    return leaves.total(x, axis, keepdims), x.shape
 
 
 def _sum_derivative(gradient: Array, shape: Shape, _: None, axis: Axis, keepdims: bool) -> Array:
@@ -53,7 +40,7 @@ def _sum_derivative(gradient: Array, shape: Shape, _: None, axis: Axis, keepdims
 
 
 def _mean(x: Array, axis: Axis, keepdims: bool) -> tuple[Array, Shape]:
-    return _drop(np.mean(x, axis=axis, keepdims=True), axis, keepdims), x.shape
+    return leaves.mean(x, axis, keepdims), x.shape
 
 
 def _mean_derivative(gradient: Array, shape: Shape, _: None, axis: Axis, keepdims: bool) -> Array:
@@ -63,7 +50,7 @@ def _mean_derivative(gradient: Array, shape: Shape, _: None, axis: Axis, keepdim
 def _extreme_derivative(gradient: Array, extreme: Array, x: Array, axis: Axis, keepdims: bool) -> Array:
     """Share the gradient evenly among all elements that attain the extreme (PyTorch's rule for `amax`)."""
     attained = x == _restore(extreme, x.shape, axis, keepdims)
-    count = np.add.reduce(attained, axis=_normalise(axis, x.ndim), keepdims=True)
+    count = leaves.total(attained, _normalise(axis, x.ndim), keepdims=True)
     return masked(_restore(gradient, x.shape, axis, keepdims) / count.astype(gradient.dtype), attained)
 
 
@@ -76,11 +63,12 @@ def _extreme(name: str, ufunc: np.ufunc) -> Primitive:
 
 
 def _variance(x: Array, axis: Axis, correction: int, keepdims: bool) -> Array:
-    return _drop(np.var(x, axis=axis, ddof=correction, keepdims=True), axis, keepdims)
+    squares = leaves.total(np.square(x - leaves.mean(x, axis, keepdims=True)), axis, keepdims)
+    return np.asanyarray(squares / np.asanyarray(_count(x.shape, axis) - correction, squares.dtype))
 
 
 def _variance_derivative(gradient: Array, _: None, x: Array, axis: Axis, correction: int, keepdims: bool) -> Array:
-    centred = x - np.mean(x, axis=axis, keepdims=True)
+    centred = x - leaves.mean(x, axis, keepdims=True)
     scale = _restore(gradient, x.shape, axis, keepdims) * (2 / (_count(x.shape, axis) - correction))
     product: Array = centred * scale
     return product

@@ -5,6 +5,7 @@ from functools import lru_cache
 import numpy as np
 
 from lockstep.common.autograd.primitives.primitive import RESULT, Array, Primitive
+from lockstep.common.numerics import leaves
 
 
 def shifted(x: Array, axis: int) -> Array:
@@ -17,14 +18,14 @@ def shifted(x: Array, axis: int) -> Array:
 def _softmax(x: Array, *, axis: int = -1) -> Array:
     """Return exp(x) / Σ exp(x), the sum over `axis`."""
     result = shifted(x, axis)
-    np.exp(result, out=result)
-    result /= np.add.reduce(result, axis=axis, keepdims=True)
+    leaves.exp(result, out=result)
+    result /= leaves.total(result, axis=axis, keepdims=True)
     return result
 
 
 def _softmax_x(gradient: Array, result: Array, _: None, *, axis: int = -1) -> Array:
     product: Array = gradient * result
-    product -= result * np.add.reduce(product, axis=axis, keepdims=True)
+    product -= result * leaves.total(product, axis=axis, keepdims=True)
     return product
 
 
@@ -58,13 +59,13 @@ causal_softmax = Primitive(
 def _log_softmax(x: Array, *, axis: int = -1) -> Array:
     """Return x - log Σ exp(x), the sum over `axis`."""
     result = shifted(x, axis)
-    result -= np.log(np.add.reduce(np.exp(result), axis=axis, keepdims=True))
+    result -= leaves.log(leaves.total(leaves.exp(result), axis=axis, keepdims=True))
     return result
 
 
 def _log_softmax_x(gradient: Array, result: Array, _: None, *, axis: int = -1) -> Array:
-    share: Array = np.exp(result)
-    share *= np.add.reduce(gradient, axis=axis, keepdims=True)
+    share: Array = leaves.exp(result)
+    share *= leaves.total(gradient, axis=axis, keepdims=True)
     return np.subtract(gradient, share, out=share)
 
 

@@ -10,19 +10,22 @@ import numpy as np
 
 from lockstep.common.autograd.primitives.memory import contiguous, empty, zeros
 from lockstep.common.autograd.primitives.primitive import Array, Primitive
-from lockstep.common.autograd.primitives.spatial.columns import correlate, kernel_gradient, scatter, windows_of
 from lockstep.common.autograd.primitives.spatial.images import batch_first, batch_innermost, check_images
 from lockstep.common.autograd.primitives.spatial.signals import over_signals
 from lockstep.common.autograd.primitives.spatial.windows import Pair, Window, check_window, pair
+from lockstep.common.numerics.geometry import Geometry
+from lockstep.common.numerics.leaves import convolution, convolution_to_input, convolution_to_kernels, total
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What the backward pass needs: the windows of the padded input, and where they lie."""
+    """What the backward pass needs: the padded input, and how the windows lie on it."""
 
-    windows: Array  # (groups, in/groups, kh, kw, oh, ow, batch), a view
+    padded: Array  # (in, height, width, batch)
+    kernels: tuple[int, ...]  # the shape of the weight
     rows: Window
     columns: Window
+    geometry: Geometry
 
 
 def _conv2d(
@@ -41,39 +44,33 @@ def _conv2d(
     """
     check_images(x, "conv2d")
     _check_weight(x, weight, bias, groups)
-    options = (pair(stride, "stride"), pair(padding, "padding"), pair(dilation, "dilation"))
-    rows, columns = _along_axes(x.shape[2:], weight.shape[2:], *options)
+    steps, reach = pair(stride, "stride"), pair(dilation, "dilation")
+    rows, columns = _along_axes(x.shape[2:], weight.shape[2:], steps, pair(padding, "padding"), reach)
     padded = _padded(x, rows, columns, np.result_type(x, weight))
-    windows = windows_of(padded, groups, rows.padded(), columns.padded())
-    result = correlate(windows, _kernels(weight, groups, padded.dtype), bias)
-    return batch_first(result), _Seen(windows, rows, columns)
+    geometry = Geometry(groups, steps, reach)
+    result = empty((len(weight), rows.count, columns.count, padded.shape[3]), padded)
+    convolution(padded, contiguous(weight, padded.dtype), geometry, result)
+    if bias is not None:
+        np.add(result, bias[:, None, None, None], out=result)
+    return batch_first(result), _Seen(padded, weight.shape, rows, columns, geometry)
 
 
 def _conv2d_x(gradient: Array, seen: _Seen, x: Array | None, weight: Array, *_: object, **__: object) -> Array:
-    rows, columns = seen.rows.padded(), seen.columns.padded()
-    groups, depth, *_shape, images = seen.windows.shape
-    spread = zeros((groups * depth, rows.size, columns.size, images), gradient)
-    kernels = _kernels(weight, groups, gradient.dtype)
-    scatter(_by_group(gradient, groups), kernels, windows_of(spread, groups, rows, columns))
+    spread = empty(seen.padded.shape, gradient)
+    convolution_to_input(batch_innermost(gradient), contiguous(weight, gradient.dtype), seen.geometry, spread)
     return batch_first(_inside(spread, seen.rows, seen.columns))
 
 
 def _conv2d_weight(gradient: Array, seen: _Seen, *_: object, out: Array | None = None, **__: object) -> Array:
-    outputs = gradient.shape[1]
-    groups, *kernel = seen.windows.shape[:4]
-    result = empty((outputs, *kernel), gradient) if out is None else out
-    total = result.reshape(groups, outputs // groups, -1, copy=False)
-    kernel_gradient(_by_group(gradient, groups), seen.windows, total)
-    return result
+    result = empty(seen.kernels, gradient) if out is None else out
+    return convolution_to_kernels(batch_innermost(gradient), seen.padded, seen.geometry, result)
 
 
 def _conv2d_bias(gradient: Array, *_: object, out: Array | None = None, **__: object) -> Array:
-    innermost = batch_innermost(gradient)
-    result: Array = np.add.reduce(innermost.reshape(innermost.shape[0], -1), axis=1, out=out)
-    return result
+    return total(batch_innermost(gradient), axis=(1, 2, 3), out=out)
 
 
-# The weight's derivative counts as reading `x`: without padding or another layout, the windows are a view of it.
+# The weight's derivative counts as reading `x`: without padding or another layout, the padded input is a view of it.
 conv2d = Primitive(
     "conv2d", _conv2d, (_conv2d_x, _conv2d_weight, _conv2d_bias), keeps=True, reads=((1,), (0,), ()), writes=(1, 2)
 )
@@ -113,19 +110,6 @@ def _inside(padded: Array, rows: Window, columns: Window) -> Array:
     """View what the padding surrounds."""
     top, left = rows.padding, columns.padding
     return padded[:, top : top + rows.size, left : left + columns.size]
-
-
-def _kernels(weight: Array, groups: int, dtype: np.dtype[np.generic]) -> Array:
-    """Return the weight as (groups, out/groups, in/groups·kh·kw)."""
-    # Contiguous, because strides choose the kind of product, and so the bits.
-    outputs = weight.shape[0]
-    return contiguous(weight, dtype).reshape(groups, outputs // groups, -1)
-
-
-def _by_group(gradient: Array, groups: int) -> Array:
-    """Return the gradient (batch, out, oh, ow) as (groups, out/groups, oh, ow, batch), contiguous."""
-    innermost = batch_innermost(gradient)
-    return innermost.reshape(groups, innermost.shape[0] // groups, *innermost.shape[1:])
 
 
 def _check_weight(x: Array, weight: Array, bias: Array | None, groups: int) -> None:

@@ -19,6 +19,7 @@ from lockstep.common.autograd.primitives.spatial.images import (
 )
 from lockstep.common.autograd.primitives.spatial.signals import over_signals
 from lockstep.common.autograd.primitives.spatial.windows import Pair, Tap, Window, pair, pooling_windows, taps
+from lockstep.common.numerics import leaves
 
 #: The windows along the height and the width, and what divides their sums (oh, ow, batch).
 _Divided = tuple[Window, Window, Array]
@@ -168,7 +169,7 @@ def _adaptive_avg_pool2d(x: Array, *, output_size: Pair) -> tuple[Array, tuple[i
     pooled = empty((images.shape[0], len(rows), len(columns), images.shape[3]), x)
     for i, (top, bottom) in enumerate(rows):
         for j, (left, right) in enumerate(columns):
-            np.add.reduce(images[:, top:bottom, left:right], axis=(1, 2), out=pooled[:, i, j])
+            leaves.total(images[:, top:bottom, left:right], axis=(1, 2), out=pooled[:, i, j])
             pooled[:, i, j] /= (bottom - top) * (right - left)
     return batch_first(pooled), x.shape[2:]
 
