@@ -25,6 +25,7 @@ from lockstep.common.data.source import load
 from lockstep.common.errors import JobError, RunError
 from lockstep.common.job.job import Job
 from lockstep.common.job.optimizer import replica_of
+from lockstep.common.numerics.scalars import power
 from lockstep.common.optim.schedules import RateRange
 from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import own_numerics
@@ -186,4 +187,4 @@ def _smoothed(losses: Iterable[float]) -> Iterator[float]:
     average = 0.0
     for step, loss in enumerate(losses, 1):
         average = BETA * average + (1 - BETA) * loss
-        yield average / (1 - BETA**step)
+        yield average / (1 - power(BETA, step))

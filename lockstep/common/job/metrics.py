@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.job.losses import LossKind, kind_of
+from lockstep.common.numerics.scalars import exp
 
 Array = NDArray[Any]
 Sums = NDArray[np.float64]
@@ -175,7 +176,7 @@ METRICS: Mapping[str, Metric] = {
         is_whole=True,
     ),
     # More than e^700 is no number of a float64.
-    "perplexity": Metric(_CLASSES, 0, lambda sums, basis: math.exp(min(basis.loss, 700.0)), is_higher_better=False),
+    "perplexity": Metric(_CLASSES, 0, lambda sums, basis: exp(min(basis.loss, 700.0)), is_higher_better=False),
     "mae": Metric(_NUMBERS, 2, _mean, _errors(np.abs), is_higher_better=False),
     "rmse": Metric(_NUMBERS, 2, _root_mean, _errors(np.square), is_higher_better=False),
     "r2": Metric(_NUMBERS, 2, lambda sums, basis: _explained(_mean(sums, basis), basis.guess), _errors(np.square)),

@@ -8,6 +8,7 @@ from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.sampler import Sampler
 from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
+from lockstep.common.numerics.draws import normal
 from lockstep.common.random import Purpose, generator
 
 
@@ -25,5 +26,5 @@ def first_micro_batch(job: Job, data: TrainTest, *, is_here: bool) -> tuple[Arra
     shape = (len(indices), *train.sample_shape)
     if train.is_tokens:
         return np.zeros(shape, np.int32), np.zeros_like(targets)
-    drawn = generator(job.seed, Purpose.CANARY).standard_normal(shape, dtype=np.float32)
-    return drawn, np.zeros_like(targets)
+    drawn = normal(generator(job.seed, Purpose.CANARY), 0.0, 1.0, shape)
+    return drawn.astype(np.float32), np.zeros_like(targets)

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.numerics.draws import normal, uniform
 
 Mode = Literal["fan_in", "fan_out"]
 Nonlinearity = Literal["linear", "conv1d", "conv2d", "sigmoid", "tanh", "relu", "leaky_relu", "selu"]
@@ -33,7 +34,7 @@ def calculate_gain(nonlinearity: Nonlinearity, negative_slope: float = 0.01) -> 
     Differs from PyTorch: `negative_slope` is called `param` there.
     """
     if nonlinearity == "leaky_relu":
-        return math.sqrt(2.0 / (1.0 + negative_slope**2))
+        return math.sqrt(2.0 / (1.0 + negative_slope * negative_slope))
     if nonlinearity not in _GAINS:
         raise ValueError(f"unknown nonlinearity {nonlinearity!r}: expected one of {', '.join([*_GAINS, 'leaky_relu'])}")
     return _GAINS[nonlinearity]
@@ -78,7 +79,7 @@ def uniform_(tensor: Tensor, rng: np.random.Generator, low: float = 0.0, high: f
 
     Differs from PyTorch: the generator is an argument; `low` and `high` are called `a` and `b` there.
     """
-    tensor.data[...] = rng.uniform(low, high, tensor.shape)
+    tensor.data[...] = uniform(rng, low, high, tensor.shape)
     return tensor
 
 
@@ -87,7 +88,7 @@ def normal_(tensor: Tensor, rng: np.random.Generator, mean: float = 0.0, std: fl
 
     Differs from PyTorch: the generator is an argument.
     """
-    tensor.data[...] = rng.normal(mean, std, tensor.shape)
+    tensor.data[...] = normal(rng, mean, std, tensor.shape)
     return tensor
 
 

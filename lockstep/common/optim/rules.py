@@ -17,6 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lockstep.common.numerics.scalars import power
+
 #: A flat vector; float32 wherever it is shared, any floating dtype in a notebook.
 Vector = NDArray[Any]
 #: Slots by name, each as long as the weights.
@@ -121,10 +123,10 @@ class _Moments(_Checked):
         np.add(old, out, out=mean)
         square = _follow_square("exp_avg_sq", gradient, self.beta2, out, slots)
         np.sqrt(square, out=out)
-        out /= math.sqrt(1.0 - self.beta2 ** (step + 1))
+        out /= math.sqrt(1.0 - power(self.beta2, step + 1))
         out += self.eps
         np.divide(mean, out, out=out)
-        out *= lr / (1.0 - self.beta1 ** (step + 1))
+        out *= lr / (1.0 - power(self.beta1, step + 1))
 
 
 @dataclass(frozen=True)

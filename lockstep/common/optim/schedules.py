@@ -1,8 +1,10 @@
-"""Learning rates as functions of the step: plain float64 arithmetic, no state, nothing of optimizers."""
+"""Learning rates as functions of the step: float64 arithmetic, the same everywhere; no state, nothing of optimizers."""
 
 import math
 from dataclasses import dataclass
 from typing import Protocol
+
+from lockstep.common.numerics.scalars import cos, power
 
 
 class Schedule(Protocol):
@@ -50,7 +52,7 @@ class Step:
 
     def rate(self, step: int) -> float:
         """Return the rate of `step`, which counts from 0."""
-        return float(self.lr * self.gamma ** (step // self.every))
+        return self.lr * power(self.gamma, step // self.every)
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class Exponential:
 
     def rate(self, step: int) -> float:
         """Return the rate of `step`, which counts from 0."""
-        return float(self.lr * self.gamma ** (step / self.every))
+        return self.lr * power(self.gamma, step / self.every)
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class Polynomial:
     def rate(self, step: int) -> float:
         """Return the rate of `step`, which counts from 0; from `steps` on it is `min_lr`."""
         left = 1.0 - min(step, self.steps) / self.steps
-        return float(self.min_lr + (self.lr - self.min_lr) * left**self.power)
+        return self.min_lr + (self.lr - self.min_lr) * power(left, self.power)
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ class RateRange:
             raise ValueError(f"steps is {self.steps!r}: expected at least 2")
 
     def rate(self, step: int) -> float:
-        return float(self.first * (self.last / self.first) ** (min(step, self.steps - 1) / (self.steps - 1)))
+        return self.first * power(self.last / self.first, min(step, self.steps - 1) / (self.steps - 1))
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ class LinearWarmup:
 
 def _along_cosine(start: float, end: float, done: float) -> float:
     """Return the point that is the part `done` of the way, held at the end once past it."""
-    return end + (start - end) / 2.0 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+    return end + (start - end) / 2.0 * (1.0 + cos(math.pi * min(done, 1.0)))
 
 
 def _check_rate(name: str, value: float) -> None:

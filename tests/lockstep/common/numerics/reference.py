@@ -22,6 +22,7 @@ PAGE = ROOT / "docs" / "reference" / "numerics.md"
 CHAIN, LANES = 256, 16
 NOT_A_NUMBER = np.uint32(0x7FC00000).view(np.float32)
 _f = np.float32
+_SHIFT, _LN2, _LN2_REST = (_f(float.fromhex(text)) for text in ("0x1.8p+23", "0x1.62e4p-1", "0x1.7f7d1cp-20"))
 
 
 @cache
@@ -42,7 +43,7 @@ def vectors(name: str) -> list[tuple[Floats, ...]]:
     ]
 
 
-def fma(a: Floats, b: Floats, c: Floats) -> Floats:
+def fma(a: Floats, b: Floats, c: Floats | np.float32) -> Floats:
     """Return a * b + c, rounded once.
 
     The product of two float32 has at most 48 bits and an exponent far within that of float64, in which it is exact.
@@ -60,7 +61,7 @@ def fma(a: Floats, b: Floats, c: Floats) -> Floats:
         is_even = np.isfinite(total) & (error != 0.0) & (words & 1 == 0)
         # The next number away from zero has the next word, whatever the sign.
         odd = np.where(is_even, words + np.where((error > 0.0) == (total > 0.0), 1, -1), words)
-        return odd.view(np.float64).astype(np.float32)
+        return np.asarray(odd.view(np.float64), np.float32)
 
 
 # --- products, convolutions, sums -------------------------------------------------------------------------------------
@@ -85,7 +86,7 @@ def halves(lanes: Floats) -> Floats:
     while len(lanes) > 1:
         half = len(lanes) // 2
         lanes = lanes[:half] + lanes[half:]
-    return lanes[0]
+    return np.asarray(lanes[0])
 
 
 def product(a: Floats, b: Floats) -> Floats:
@@ -181,9 +182,9 @@ def gradient_to_kernels(
 def _gradient_to_kernels(g: Floats, x: Floats, kernel: Pair, stride: Pair, dilation: Pair) -> Floats:
     outputs, rows, columns, images = g.shape
     lanes = np.zeros((LANES, outputs, len(x), *kernel), np.float32)
-    seen = np.stack(
-        [_seen(x, *place, rows, columns, stride, dilation) for place in np.ndindex(kernel)], axis=-1
-    ).reshape(len(x), rows, columns, images, *kernel)
+    seen = np.stack([_seen(x, p, q, rows, columns, stride, dilation) for p, q in np.ndindex(kernel)], axis=-1).reshape(
+        len(x), rows, columns, images, *kernel
+    )
     for r in range(rows):
         for j in range(columns * images):
             v, n = divmod(j, images)
@@ -208,6 +209,10 @@ def _defined(function: Callable[[Floats], Floats]) -> Callable[[Any], Floats]:
     return defined
 
 
+def _all(value: float | np.float32) -> Floats:
+    return np.array(value, np.float32)
+
+
 def _polynomial(name: str, x: Floats) -> Floats:
     *lower, highest = coefficients(name)
     p = np.full_like(x, highest)
@@ -218,14 +223,12 @@ def _polynomial(name: str, x: Floats) -> Floats:
 
 def _two_to(n: Whole) -> Floats:
     """Return 2**n, for n from -149 to 127."""
-    return np.ldexp(np.float64(1.0), n).astype(np.float32)
+    return np.asarray(np.ldexp(np.float64(1.0), n), np.float32)
 
 
 def _reduced(x: Floats) -> tuple[Floats, Whole]:
-    shift = _f(float.fromhex("0x1.8p+23"))
-    n = fma(x, _f(float.fromhex("0x1.715476p+0")), shift) - shift
-    r = fma(n, _f(float.fromhex("-0x1.62e4p-1")), x)
-    return fma(n, _f(float.fromhex("-0x1.7f7d1cp-20")), r), n.astype(np.int32)
+    n = fma(x, _all(float.fromhex("0x1.715476p+0")), _SHIFT) - _SHIFT
+    return fma(n, _all(-_LN2_REST), fma(n, _all(-_LN2), x)), n.astype(np.int32)
 
 
 def _near(r: Floats) -> Floats:
@@ -248,9 +251,9 @@ def _parts(x: Floats) -> tuple[Floats, Whole]:
 def _log_of_parts(f: Floats, n: Whole) -> Floats:
     square, twos = f * f, n.astype(np.float32)
     y = (square * f) * _polynomial("LOG", f)
-    y = fma(twos, _f(float.fromhex("0x1.7f7d1cp-20")), y)
-    y = fma(square, _f(-0.5), y)
-    return fma(twos, _f(float.fromhex("0x1.62e4p-1")), f + y)
+    y = fma(twos, _all(_LN2_REST), y)
+    y = fma(square, _all(-0.5), y)
+    return fma(twos, _all(_LN2), f + y)
 
 
 def _log_of_any(u: Floats, y: Floats) -> Floats:
@@ -281,13 +284,15 @@ def tanh(x: Floats) -> Floats:
     small = fma(_polynomial("TANH", z) * z, a, a)
     r, n = _reduced(a + a)
     large = _f(1) - _f(2) / ((_near(r) + _f(1)) * _two_to(n) + _f(1))
-    return np.copysign(np.where(a < _f(float.fromhex("0x1.19999ap-1")), small, large), x)
+    y = np.where(a < _f(float.fromhex("0x1.19999ap-1")), small, large)
+    return np.copysign(y, x)
 
 
 @_defined
 def sigmoid(x: Floats) -> Floats:
     e = exp(-np.abs(x))
-    return np.where(x < 0, e, _f(1)) / (_f(1) + e)
+    y: Floats = np.where(x < 0, e, _f(1)) / (_f(1) + e)
+    return y
 
 
 @_defined
@@ -311,14 +316,16 @@ def _log2(x: Doubles) -> Doubles:
     is_small = mantissa < float.fromhex("0x1.6a09e667f3bcdp-1")
     m = np.where(is_small, mantissa * 2.0, mantissa)
     s = (m - 1.0) / (m + 1.0)
-    return s * _polynomial64("LOG2", s * s) + (n - is_small)
+    result: Doubles = s * _polynomial64("LOG2", s * s) + (n - is_small)
+    return result
 
 
 def _exp2(x: Doubles) -> Doubles:
     shift = float.fromhex("0x1.8p+52")
     n = (x + shift) - shift
     r = x - n
-    return (_polynomial64("EXP2", r) * r + 1.0) * np.ldexp(1.0, n.astype(np.int32))
+    result: Doubles = (_polynomial64("EXP2", r) * r + 1.0) * np.ldexp(1.0, n.astype(np.int32))
+    return result
 
 
 def _power(x: np.float32, y: np.float32) -> np.float32:

@@ -91,7 +91,9 @@ def test_bits_do_not_depend_on_the_layout(
 
 
 def test_powers_have_the_bits_of_the_contract() -> None:
-    base, exponent = np.meshgrid(_EVERY_KIND, np.concatenate([_EVERY_KIND, np.float32([2, -2, 3, -3, 0.5, 1 / 3])]))
+    base, exponent = np.meshgrid(
+        _EVERY_KIND, np.concatenate([_EVERY_KIND, np.array([2, -2, 3, -3, 0.5, 1 / 3], np.float32)])
+    )
     rng = np.random.default_rng(2)
     x = np.concatenate([base.ravel(), rng.uniform(0.0, 4.0, 2_000).astype(np.float32)])
     y = np.concatenate([exponent.ravel(), rng.normal(0.0, 20.0, 2_000).astype(np.float32)])
@@ -111,5 +113,5 @@ def test_a_number_is_raised_to_an_array_of_powers() -> None:
 
 
 def test_powers_are_broadcast() -> None:
-    x, y = np.linspace(0.5, 2.0, 4, dtype=np.float32)[:, None], np.float32([[-1.5, 0.0, 2.0, 3.5]])
+    x, y = np.linspace(0.5, 2.0, 4, dtype=np.float32)[:, None], np.array([[-1.5, 0.0, 2.0, 3.5]], np.float32)
     assert _same(leaves.power(x, y), reference.power(x, y))
