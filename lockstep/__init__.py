@@ -7,10 +7,8 @@ run = fit("mlp", "mnist", workers=4, epochs=3)
 from typing import TYPE_CHECKING
 
 from lockstep.common.runtime.environment import keep_freed_memory
-from lockstep.common.runtime.numerics import hold_numerics
 
 # Only what a user's other code cannot notice. NumPy is not imported here: a process of ours has its own settings first.
-hold_numerics()  # of a process that was started with portable numerics: before NumPy is imported
 keep_freed_memory()  # a fifth of a step of `cnn` at 128 samples
 
 if TYPE_CHECKING:

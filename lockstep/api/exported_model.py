@@ -15,7 +15,7 @@ from lockstep.common.job.losses import LOSSES
 from lockstep.common.job.metrics import metric_name
 from lockstep.common.job.own_code import NAMING, OF_METRIC
 from lockstep.common.model.likeness import differences
-from lockstep.common.model.source import WRITTEN_BY_FIT, is_torch_class, is_torch_module, torch_model
+from lockstep.common.model.source import WRITTEN_BY_FIT, default_numerics, is_torch_class, is_torch_module, torch_model
 from lockstep.common.nn.description import describe, is_describable
 from lockstep.common.nn.module import Module, Parameter, RunningStatistic
 from lockstep.common.optim.rules import RULES
@@ -41,6 +41,13 @@ class ExportedModel:
     #: The job's value; if there is a text, a placeholder until that has a file.
     value: str | dict[str, Any]
     text: ModelText | None = None
+
+    def values(self) -> dict[str, Any]:
+        """Return the model as a value of a job, and the numerics that the job has unless it says which."""
+        if self.text is None:
+            return {"model": self.value}
+        # Its file is not written yet: there may be another one of that name.
+        return {"numerics": default_numerics([self.text.text.encode()]), "model": self.value}
 
 
 def exported(model: Model) -> ExportedModel:

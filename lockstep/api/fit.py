@@ -58,7 +58,8 @@ def fit(
     pack`; a pair of frames is one to train and one to test with.
 
     **Values.** `values` are those of a job file: `workers=4, epochs=3, lr=0.1, seed=7, optimizer="adam"`, and so on;
-    `workers=0` trains in this process. `numerics="portable"` gives the same bits on every x86-64 processor with AVX2.
+    `workers=0` trains in this process. The bits are the same on every processor, unless PyTorch computes the model or
+    `numerics="native"` is given.
     The first weights are drawn from `seed`, but for those that the function which builds the model has set, so that the
     same call gives the same bits. With `warm_start=True` they are those of the model, and with `initial="weights.pt"`
     those of a file. `loss`, `optimizer`, `schedule` and `transform` may be functions or classes of your own, and
@@ -79,7 +80,7 @@ def fit(
     """
     options, values = taken_options(values)
     known, functions = exported(model), exported_functions(values)
-    given = with_names({"model": known.value, **_with_values_of(callbacks, values)}, names_of(functions))
+    given = with_names({**known.values(), **_with_values_of(callbacks, values)}, names_of(functions))
     job, launch = resolve({}, given)
     job, arrays = with_data(job, data, options, verbose=verbose)
     weights = _weights(model) if warm_start else None

@@ -25,10 +25,11 @@ from lockstep.common.data.source import load
 from lockstep.common.errors import JobError, RunError
 from lockstep.common.job.job import Job
 from lockstep.common.job.optimizer import replica_of
+from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.numerics.scalars import power
 from lockstep.common.optim.schedules import RateRange
 from lockstep.common.runtime.lent_process import computing
-from lockstep.common.runtime.numerics import own_numerics
+from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.runs.job_file import resolve
 from lockstep.runs.optional_packages import demand
@@ -129,7 +130,7 @@ def find_lr(
     """
     options, values = taken_options(values)
     known, functions = exported(model), exported_functions(values)
-    job, _ = resolve({}, with_names({**values, "model": known.value}, names_of(functions)))
+    job, _ = resolve({}, with_names({**known.values(), **values}, names_of(functions)))
     job, arrays = with_data(job, data, options, verbose=False)
     with (
         tempfile.TemporaryDirectory(prefix="lockstep-rates-") as folder,
@@ -139,6 +140,7 @@ def find_lr(
 
 
 @computing()
+@kept_numerics()
 def rates_of(job: Job, *, lowest: float = 1e-6, highest: float = 10.0, steps: int = 100) -> RateTest:
     """Try learning rates on a job; see `find_lr`."""
     are_numbers = isinstance(lowest, int | float) and isinstance(highest, int | float) and isinstance(steps, int)
@@ -149,10 +151,8 @@ def rates_of(job: Job, *, lowest: float = 1e-6, highest: float = 10.0, steps: in
         )
     if job.local_steps > 1:
         job = replica_of(job)
-    # A rate is found in this process whatever its numerics are: the last bit of a loss does not matter here.
-    job = msgspec.structs.replace(
-        job, steps=steps, schedule="constant", warmup_steps=0, numerics=own_numerics(), metrics=None, monitor=None
-    )
+    job = msgspec.structs.replace(job, steps=steps, schedule="constant", warmup_steps=0, metrics=None, monitor=None)
+    take_numerics(job.numerics)
     setup = open_run("rates", job, load(job.data), AdmissionPolicy())
     schedule = RateRange(lowest, highest, steps=steps)
     setup.shard.policy = replace(setup.shard.policy, schedule=schedule)

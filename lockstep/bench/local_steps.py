@@ -22,7 +22,7 @@ from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.source import load
 from lockstep.common.job.job import Job
 from lockstep.common.job.score import score_of
-from lockstep.common.runtime.numerics import own_numerics
+from lockstep.common.numerics.choice import take_numerics
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.runs.job_file import local_defaults, read_values, resolve, shipped_values
 from lockstep.runs.single_process import SingleProcessTrainer
@@ -70,6 +70,7 @@ class LearningCurve:
 
 def train(job: Job, data: TrainTest) -> LearningCurve:
     """Train a job in this process."""
+    take_numerics(job.numerics)
     setup = open_run("bench", job, data, AdmissionPolicy())
     trainer, plan, losses = SingleProcessTrainer(setup), setup.info.plan, list[float]()
     score: float | None = None
@@ -152,7 +153,7 @@ class LocalStepsBench(Bench[LocalStepsRow]):
             chosen = {"local_lr": self.local_lr, "lr": self.lr, "momentum": self.momentum}
             given |= {name: value for name, value in chosen.items() if value is not None}
             values = local_defaults(values, given)
-        return resolve(values, {**given, "numerics": own_numerics()})[0]
+        return resolve(values, given)[0]
 
     def _row(self, job: Job, data: TrainTest) -> LocalStepsRow:
         runs = [train(msgspec.structs.replace(job, seed=seed), data) for seed in range(self.seeds)]

@@ -35,10 +35,10 @@ from lockstep.common.nn.layers.convolution import Conv1d, Conv2d
 from lockstep.common.nn.layers.linear import Linear
 from lockstep.common.nn.models import MODELS
 from lockstep.common.nn.module import Module
+from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.runtime.version import VERSION
-from lockstep.launch.numerics import begin_with
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.single_process import SingleProcessTrainer
@@ -85,6 +85,7 @@ class LocalSteps:
     _numbers: Iterator[int] = field(default_factory=count)
 
     def __post_init__(self) -> None:
+        take_numerics(self.job.numerics)
         self.trainer = SingleProcessTrainer(open_run("bench", self.job, self.data, AdmissionPolicy()))
 
     def times(self, steps: int) -> list[float]:
@@ -144,15 +145,14 @@ class StepBench(Bench[StepFigures]):
     cuts: tuple[int, ...] = options.option("--micro-batches", options.NUMBERS, "micro-batches per step", "1")
     steps: int = options.option("--steps", WholeNumber(30), "steps to measure", "120")
     rounds: int = options.rounds("5")
-    numerics: Numerics = options.option(
-        "--numerics", click.Choice(get_args(Numerics)), "native or portable", "native", metavar="NAME"
+    numerics: Numerics | None = options.option(
+        "--numerics", click.Choice(get_args(Numerics)), "portable or native", metavar="NAME", shown="as of train"
     )
     peer_python: Path | None = options.peer_python()
     is_compiling: bool = options.compiles()
     is_profiling: bool = options.option("--profile", click.BOOL, "show time and bytes per primitive instead", "no")
 
     def measure(self, session: BenchSession) -> Iterator[StepFigures]:
-        begin_with(self.numerics)
         if self.is_profiling:
             yield from self._profile(session)
             return
@@ -183,7 +183,9 @@ class StepBench(Bench[StepFigures]):
 
     def _job(self, model: str, batch: int, cut: int) -> Job:
         # More epochs than are measured, so that none ends early.
-        values = {"global_batch": batch, "micro_batches": cut, "numerics": self.numerics, "epochs": 1000}
+        values: dict[str, Any] = {"global_batch": batch, "micro_batches": cut, "epochs": 1000}
+        if self.numerics is not None:
+            values["numerics"] = self.numerics
         return timed_run.bench_job(model=model, data=self.data, **values)
 
     def _measure(self, session: BenchSession, model: str, batch: int) -> Iterator[StepFigures]:

@@ -4,7 +4,6 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable
 
 import click
 
@@ -12,10 +11,9 @@ from lockstep.cli.root import cli
 from lockstep.common.errors import LockstepError, UsageError
 from lockstep.common.files.sanitize import one_line, printable
 from lockstep.common.runtime.environment import most_open_files
-from lockstep.common.runtime.numerics import Numerics
+from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.launch.child import ERROR_MARK, USAGE
 from lockstep.launch.lifetime import ignore_signals, interrupt_on_signals
-from lockstep.launch.numerics import RestartNeededError, restart
 from lockstep.runs.own_command import own_command
 
 #: Other exit codes: a run that failed, an interrupt (128 + SIGINT, as shells have it).
@@ -58,11 +56,10 @@ def open_missing_streams() -> None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
 
 
-def run(arguments: list[str], restart: Callable[[list[str], Numerics], int] = restart, called: str = "lockstep") -> int:
+def run(arguments: list[str], called: str = "lockstep") -> int:
     """Run one command; return its exit code.
 
-    `restart` runs it in a process with other numerics. `called` is how a shell finds this program: the commands that
-    errors name can be pasted.
+    `called` is how a shell finds this program: the commands that errors name can be pasted.
     """
 
     def end(text: str, code: int) -> int:
@@ -76,7 +73,8 @@ def run(arguments: list[str], restart: Callable[[list[str], Numerics], int] = re
                 USAGE,
             )
     try:
-        code = cli.main(arguments, prog_name="lockstep", standalone_mode=False)
+        with kept_numerics():
+            code = cli.main(arguments, prog_name="lockstep", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return USAGE
@@ -84,8 +82,6 @@ def run(arguments: list[str], restart: Callable[[list[str], Numerics], int] = re
         return end(_one_line(error), USAGE)
     except (click.Abort, KeyboardInterrupt):
         return end("interrupted", INTERRUPTED)
-    except RestartNeededError as error:
-        return restart(arguments, error.numerics)
     except UsageError as error:
         # One line, whatever is in the name of a file.
         return end(one_line(str(error), 10 * len(str(error))), USAGE)

@@ -15,7 +15,6 @@ import msgspec
 from lockstep.common.errors import ComputeError, DivergedError, FailureKind, RunError
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import child_environment
-from lockstep.common.runtime.numerics import Numerics, environment_with
 
 #: How the names of logs end.
 LOG = ".log"
@@ -201,9 +200,7 @@ class Child(WatchedProcess):
     process: subprocess.Popen[bytes]
 
     @classmethod
-    def start(
-        cls, name: str, arguments: list[str], log: Path, folder: Path | None = None, numerics: Numerics = "native"
-    ) -> "Child":
+    def start(cls, name: str, arguments: list[str], log: Path, folder: Path | None = None) -> "Child":
         """Start `lockstep` with these arguments in `folder`, or where we are; its standard error is added to `log`.
 
         `HERE` stands in the arguments for the folder of the log.
@@ -218,7 +215,7 @@ class Child(WatchedProcess):
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 cwd=folder,
-                env=environment_with(numerics, child_environment()),
+                env=dict(child_environment()),
                 # Ctrl-C in a terminal reaches the whole foreground group: we end the children ourselves, in order.
                 start_new_session=True,
             )

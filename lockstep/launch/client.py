@@ -27,13 +27,11 @@ from lockstep.common.protocol.messages import (
 from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.protocol.standby_messages import CommandOutcome, Promote
 from lockstep.common.runtime.environment import core_numbers, machine_id
-from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.statemachine.client import Exit
 from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.port import ClientPort
 from lockstep.launch.child import ERROR_MARK
 from lockstep.launch.lifetime import ends_with_parent
-from lockstep.launch.numerics import begin_with
 
 #: What is printed when a run has ended well.
 DONE = "the run is done"
@@ -79,20 +77,15 @@ def say(text: str) -> None:
     click.echo(printable(text), err=True)
 
 
-def take_part(join: Callable[[], Exit], numerics: Numerics | None, supervised: Path | None) -> int:
-    """Take part in a run until one of us ends, and return the exit code.
-
-    If the run has other numerics, begin again with these, unless `numerics` asks for those that this process has."""
+def take_part(join: Callable[[], Exit], supervised: Path | None) -> int:
+    """Take part in a run until one of us ends, and return the exit code."""
     with ends_with_parent(supervised) if supervised else nullcontext():
         ended = join()
-    return conclude(ended, numerics, is_silent=supervised is not None)
+    return conclude(ended, is_silent=supervised is not None)
 
 
-def conclude(ended: Exit, numerics: Numerics | None, *, is_silent: bool) -> int:
-    """Report how a process has taken part, unless all went well and it is silent; begin again as `take_part` says."""
-    if numerics is None and ended.numerics is not None:
-        say(f"the run has {ended.numerics} numerics: restarting with these")
-        begin_with(ended.numerics)
+def conclude(ended: Exit, *, is_silent: bool) -> int:
+    """Report how a process has taken part, unless all went well and it is silent; return its exit code."""
     if ended.reason:
         say(f"{ERROR_MARK}{ended.reason}")
     elif not is_silent:

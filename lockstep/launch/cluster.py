@@ -6,16 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import msgspec
-
 from lockstep.common.data.source import load
 from lockstep.common.errors import JobError, LockstepError, RunError, UsageError
 from lockstep.common.job.job import Job
+from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.messages import CallbackDecision, EpochStatus, Status
 from lockstep.common.runtime.blas import blas_kernel
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.lent_process import computing
-from lockstep.common.runtime.numerics import KERNEL, Numerics, own_numerics
+from lockstep.common.runtime.numerics import Numerics, kept_numerics
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.launch.chaos import Chaos, Interference, RunProcesses
 from lockstep.launch.child import (
@@ -33,7 +32,6 @@ from lockstep.launch.child import (
 )
 from lockstep.launch.client import StatusClient
 from lockstep.launch.lifetime import uninterrupted
-from lockstep.launch.numerics import demand_numerics
 from lockstep.launch.process_backend import (
     JOB_FILE,
     LocalBackend,
@@ -192,7 +190,7 @@ class Cluster:
 
     def _start_worker(self, number: int) -> WatchedProcess:
         command = command_of(Role.WORKER, self._addresses(), number=number)
-        worker = self.backend.start_worker(command, self.folder, self.job.numerics)
+        worker = self.backend.start_worker(command, self.folder)
         self._children.append(worker)
         return worker
 
@@ -208,7 +206,7 @@ class Cluster:
             return
         words = ["--standby-of", self._address, "--run-dir", str(self.home / STANDBY), "--supervised", HERE]
         command = ProcessCommand(role=Role.STANDBY, arguments=[Role.SERVER.value, *words])
-        self.standby = self.backend.start_server(command, self.folder, self.job.numerics)
+        self.standby = self.backend.start_server(command, self.folder)
         self._children.append(self.standby)
         self._standby_address = self.standby.first_line()
 
@@ -218,7 +216,7 @@ class Cluster:
 
     def _start_server(self, role: Role, *words: str, number: int = 0, address: str = "") -> Child:
         command = command_of(role, *words, number=number, address=address)
-        server = self.backend.start_server(command, self.folder, self.job.numerics)
+        server = self.backend.start_server(command, self.folder)
         self._children.append(server)
         return server
 
@@ -488,12 +486,9 @@ def exit_error(child: WatchedProcess, text: str) -> LockstepError:
 
 
 def crash_message(child: WatchedProcess, numerics: Numerics) -> str:
-    """Return how a process crashed before it was ready: most likely in BLAS, whose kernel is ours, or Haswell's."""
+    """Return how a process crashed before it was ready: most likely in the code that is chosen for this processor."""
     if numerics == "portable":
-        return (
-            f"{exit_message(child)} before it was ready; with portable numerics the BLAS kernel is {KERNEL!r}: "
-            "install the versions of constraints.txt, or use numerics = 'native'"
-        )
+        return f"{exit_message(child)} before it was ready; to compute without our kernels, use numerics = 'native'"
     return (
         f"{exit_message(child)} before it was ready; the BLAS kernel is {blas_kernel()!r}; set OPENBLAS_CORETYPE "
         "to choose another"
@@ -514,16 +509,8 @@ def train_here(
     """Train to the end on this machine, showing the progress; the result is in the folder too."""
     launch = destination.launch
     check_launch(launch)
-    demand_numerics(job.numerics)
-    if launch.workers == 0 and own_numerics() == job.numerics:
-        return train_alone(job, destination, display, is_to_stop)
     if launch.workers == 0:
-        # A notebook that has loaded NumPy: what holds its numerics can no longer be changed.
-        display.say(
-            f"this process does not have {job.numerics} numerics, so a server and one worker train, to the same bits"
-        )
-        launch = msgspec.structs.replace(launch, workers=1)
-        destination = replace(destination, launch=launch)
+        return train_alone(job, destination, display, is_to_stop)
     return train_on(LocalBackend(launch), job, destination, display, chaos, is_to_stop)
 
 
@@ -541,10 +528,12 @@ def train_on(
 
 
 @computing()
+@kept_numerics()
 def train_alone(job: Job, destination: Destination, display: Display, is_to_stop: IsToStop | None = None) -> RunResult:
     """Train in this process, without any transport."""
     clock = SystemClock()
     started = clock.now()
+    take_numerics(job.numerics)
     setup = open_run_in(destination, job, load(job.data), AdmissionPolicy(pauses=is_to_stop is not None))
     setting = Setting(servers=0, transport="none", started=started)
     session = open_session(setup, setting, destination, clock, display.say)

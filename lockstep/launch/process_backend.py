@@ -8,7 +8,6 @@ from typing import Protocol
 
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.runtime.environment import cores, keep_to_core
-from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.transport.auth.credentials import Token
 from lockstep.common.transport.port import ClientPort
 from lockstep.common.transport.shared_memory.folder import SharedFolder, sweep
@@ -70,14 +69,14 @@ class ProcessBackend(Protocol):
         """How many of these form a team, one after the other; the first of each leads it."""
         ...
 
-    def start_server(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> Child:
+    def start_server(self, command: ProcessCommand, folder: Path) -> Child:
         """Start a server or a shard on this machine, and say where it listens and what it shows the others.
 
         Its log goes to `folder`, in which the job file is. The `first_line` of the first server is its address.
         """
         ...
 
-    def start_worker(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> WatchedProcess:
+    def start_worker(self, command: ProcessCommand, folder: Path) -> WatchedProcess:
         """Start a process that computes, or a team of them; its log goes to `folder`."""
         ...
 
@@ -106,12 +105,12 @@ class LocalBackend:
         # What is audited is computed again by another worker: then there has to be one.
         self.team_size = 1 if self.launch.audit else max(1, min(self.workers, PROCESSES_LIMIT))
 
-    def start_server(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> Child:
+    def start_server(self, command: ProcessCommand, folder: Path) -> Child:
         bind = ["--bind", command.address or self._bind(command.stem, folder)]
-        return start_here(command, bind, folder, numerics)
+        return start_here(command, bind, folder)
 
-    def start_worker(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> WatchedProcess:
-        child = start_here(command, self._team(command.number, folder), folder, numerics)
+    def start_worker(self, command: ProcessCommand, folder: Path) -> WatchedProcess:
+        child = start_here(command, self._team(command.number, folder), folder)
         if self.team_size == 1 and self.workers == cores():
             # The processes of a team do this themselves.
             keep_to_core(child.pid, command.number)
@@ -133,9 +132,9 @@ class LocalBackend:
         return transport.local_address.format(folder=folder, name=name)
 
 
-def start_here(command: ProcessCommand, added: list[str], folder: Path, numerics: Numerics) -> Child:
+def start_here(command: ProcessCommand, added: list[str], folder: Path) -> Child:
     """Start a process on this machine, with some more arguments."""
-    return Child.start(command.name, [*command.arguments, *added], folder / f"{command.stem}{LOG}", numerics=numerics)
+    return Child.start(command.name, [*command.arguments, *added], folder / f"{command.stem}{LOG}")
 
 
 #: Longest folder name below which a socket's path stays within the system's 107 bytes.

@@ -29,9 +29,10 @@ from lockstep.common.model.first_batch import first_micro_batch
 from lockstep.common.model.initial import initial_weights, kept_next_to
 from lockstep.common.model.port import Model
 from lockstep.common.model.source import ModelSource, read_job_source
+from lockstep.common.numerics.choice import kernels_here
 from lockstep.common.optim.rules import Rule, SlotSets
-from lockstep.common.protocol.fingerprint import fingerprint
-from lockstep.common.runtime.numerics import NUMERICS
+from lockstep.common.protocol.fingerprint import fingerprint_of
+from lockstep.common.runtime.numerics import Numerics, own_numerics
 from lockstep.ps.run.info import AdmissionPolicy as AdmissionPolicy
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import plan_of
@@ -51,7 +52,7 @@ class RunSetup:
     source: ModelSource
     #: Functions of the user's own that the job names.
     own: OwnCode = NO_CODE
-    #: What the user should know of the weights that it begins with, a line each.
+    #: What the user should know of the weights that it begins with, and of its numerics, a line each.
     notices: Sequence[str] = ()
 
 
@@ -69,12 +70,12 @@ def open_run(
     default what the job names now. Workers that do not find it look into `model_folder`, next to which a run that began
     before has its initial weights.
     """
-    own = fingerprint()
-    if own.mode != job.numerics and not admission.allows_mixed_numerics:
+    if own_numerics() != job.numerics and not admission.allows_mixed_numerics:
         raise NumericsError(
-            f"numerics = {job.numerics!r} in a process that has {own.mode} ones: expected one that was started with "
-            f"{NUMERICS}={job.numerics} in its environment, as the commands of lockstep and fit do"
+            f"numerics = {job.numerics!r} in a process that computes with {own_numerics()} ones: expected "
+            "`take_numerics(job.numerics)` before, as the commands of lockstep and fit do it"
         )
+    own = fingerprint_of(own_numerics())
     dataset, data = data.digest, with_moments(with_validation(data, job.validation_split, job.seed))
     check_batch(job, len(data.train))
     source = source or read_job_source(job)
@@ -137,8 +138,19 @@ def open_run(
         shard=shard,
         source=source,
         own=code,
-        notices=initial.notices,
+        notices=[*initial.notices, *native_notices(job.numerics, evidence.engine, kernels_here().obstacle)],
     )
+
+
+def native_notices(numerics: Numerics, engine: str, obstacle: str) -> list[str]:
+    """Return the line about why a run has native numerics, if it could not have portable ones.
+
+    Either an engine other than our autograd computes the model, or an obstacle prevents that kernels are loaded here.
+    """
+    why = f"{engine} computes the model" if engine else obstacle
+    if numerics == "portable" or not why:
+        return []
+    return [f"numerics = 'native', the same bits only on machines of one kind: {why}"]
 
 
 def try_objective(model: Model, objective: Objective, images: Vector, targets: NDArray[Any]) -> Tally:

@@ -6,7 +6,8 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -15,12 +16,14 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
-from lockstep.common.errors import JobError
+from lockstep.common.errors import JobError, ModelError
 from lockstep.common.files.did_you_mean import nearest
 from lockstep.common.files.reading import read_regular
 from lockstep.common.files.sanitize import cut, one_line
 from lockstep.common.job.job import Job, check, default_micro_batches
 from lockstep.common.job.optimizer import LOCAL
+from lockstep.common.model.source import default_numerics, read_model_source
+from lockstep.common.runtime.numerics import Numerics
 from lockstep.runs.launch_config import Launch, default_launch
 
 S = TypeVar("S", Job, Launch)
@@ -164,7 +167,8 @@ def local_rate(lr: float, local_steps: int, micro_batches: int) -> float:
 def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[Job, Launch]:
     """Return the checked job and launch: the file's values, or the model's shipped job, overridden by the flags.
 
-    A job with local steps has defaults of its own: see `local_defaults`. `JobError` names the value, what was expected
+    A job with local steps has defaults of its own: see `local_defaults`; the numerics are those that its model and this
+    machine can have. `JobError` names the value, what was expected
     and, for an unknown key, the nearest right one.
     """
     given = {**file_values, **flags}
@@ -190,7 +194,18 @@ def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[J
     batch = job_values.get("global_batch")
     if "micro_batches" not in job_values and isinstance(batch, int):
         job_values["micro_batches"] = default_micro_batches(batch)
-    return check(_convert(job_values, Job)), _convert(launch_values, Launch)
+    job = check(_convert(job_values, Job))
+    if "numerics" not in job_values:
+        job = msgspec.structs.replace(job, numerics=_default_numerics(job))
+    return job, _convert(launch_values, Launch)
+
+
+def _default_numerics(job: Job) -> Numerics:
+    texts: Iterable[bytes] = ()
+    with suppress(ModelError):  # it is raised again where the model is needed
+        files = read_model_source(job.model).files
+        texts = () if files is None else files.texts.values()
+    return default_numerics(texts)
 
 
 def _check_no_local(given: Mapping[str, Any]) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
-from lockstep.common.protocol.canary import version_note
 from lockstep.common.protocol.messages import Term
 from lockstep.common.protocol.statement import signed_run
 from lockstep.common.runtime.clock import Clock
@@ -105,9 +104,6 @@ def open_session(
     keep_files(folder.path, setup.source)
     if not destination.is_resumed:
         keep_initial(folder.path, setup)
-    own = setup.info.fingerprint
-    if own.mode == "portable" and (note := version_note(own.numpy, own.blas)):
-        say(f"{NOTICE_MARK}{note}")
     for text in setup.notices:
         say(f"{NOTICE_MARK}{text}")
     if setup.model.taken:

@@ -47,11 +47,12 @@ FOLLOWING = {
 }
 
 #: The defaults that are not those of a job: most are MLPClassifier's, which suit small tables. None of `micro_batches`
-#: lets the batch decide.
+#: lets the batch decide, and None of `numerics` the model and this machine.
 DEFAULTS = {
     "epochs": 200,
     "global_batch": 200,
     "micro_batches": None,
+    "numerics": None,
     "optimizer": "adam",
     "lr": 0.001,
     "patience": 10,
@@ -215,7 +216,7 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         exported = exported_network(self.model, self.activation, shape)
         if self._columns is not None:
             x, changed = scaled(x, self._columns), {**changed, "normalize": False}
-        job = self._job(exported.value, samples, **changed)
+        job = self._job(exported.values(), samples, **changed)
         self._value, self._network_shape = exported.value, (shape.sample, shape.outputs)
         return TrainingTask(job=job, data=self._data(x, labels, classes, shape), text=exported.text)
 
@@ -226,18 +227,20 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         self._model()  # now: a call of predict must not change an estimator
         return self
 
-    def _job(self, value: str | dict[str, Any], samples: int, **changed: Any) -> Job:
+    def _job(self, model: dict[str, Any], samples: int, **changed: Any) -> Job:
         """Return the job; batches that are larger than the training set are as large as that."""
         values = {name: _plain(getattr(self, name)) for name in JOB_VALUES}
         if self.monitor is None:
             # A job without a validation set is monitored by its test set, which an estimator does not have.
             values["monitor"] = "val_loss" if self.validation_split else "loss"
+        if self.numerics is None:
+            del values["numerics"]
         if self.micro_batches is None:
             values["micro_batches"] = self._micro_batches()
         if str(self.monitor).startswith("test_"):
             raise JobError(f"monitor = {self.monitor!r}: expected loss, val_loss or the like; there is no test set")
-        given = {"model": value, "data": "arrays", "seed": self._stream_seed, "loss": self._loss}
-        job, _ = resolve({}, {**values, **given, **changed})
+        given = {"data": "arrays", "seed": self._stream_seed, "loss": self._loss}
+        job, _ = resolve({}, {**model, **values, **given, **changed})
         # Folds of a cross-validation differ in size, and the last parts of a stream are smaller.
         lowered = {name: min(getattr(job, name), samples) for name in ("global_batch", "micro_batches")}
         return msgspec.structs.replace(job, **lowered)

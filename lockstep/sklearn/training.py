@@ -25,12 +25,12 @@ from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.score import score_of
 from lockstep.common.job.tally import Tally
+from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.lent_process import computing
-from lockstep.common.runtime.numerics import own_numerics
+from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.launch.cluster import train_on
-from lockstep.launch.numerics import demand_numerics
 from lockstep.launch.process_backend import LocalBackend
 from lockstep.ps.coordinator.failures import diverged_text
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
@@ -87,17 +87,15 @@ class TrainingTask:
 
 
 @computing()
+@kept_numerics()
 def train(task: TrainingTask, workers: int, cores: int, clock: Clock, display: Display) -> TrainedNetwork:
     """Train to the end with at most so many workers; raises as `fit`.
 
     Training begins in this process. If, by its first steps, workers would be done much sooner although they have to be
-    started, it begins again with them. If this process does not have the numerics of the job, workers train at once.
+    started, it begins again with them.
     """
-    demand_numerics(task.job.numerics)
-    has_numerics = own_numerics() == task.job.numerics
-    with task.opened(AdmissionPolicy(allows_mixed_numerics=not has_numerics)) as (setup, folder):
-        if not has_numerics:
-            return train_by_workers(setup, task.data, max(1, workers), folder, display)
+    take_numerics(task.job.numerics)
+    with task.opened(AdmissionPolicy()) as (setup, folder):
         try:
             return train_here(setup, clock, _watch(setup, workers, cores, clock, display))
         except WorkersAreQuickerError as found:
@@ -256,11 +254,13 @@ class Stream:
 
 
 @computing()
+@kept_numerics()
 def train_pass(task: TrainingTask, before: Stream | None) -> Stream:
     """Train in this process, with each sample of the data once, from where the pass before ended.
 
     So many passes over the same data give the weights of as many epochs of one run. Raises as `fit`.
     """
+    take_numerics(task.job.numerics)
     with task.opened(AdmissionPolicy(), None if before is None else before.moments) as (setup, _):
         shard, passes = setup.shard, 0
         if before is not None:

@@ -19,6 +19,7 @@ from lockstep.common.model.first_batch import first_micro_batch
 from lockstep.common.model.initial import kept_next_to, read_initial
 from lockstep.common.model.port import Model
 from lockstep.common.model.source import ModelSource, told_source
+from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.shared_files import WEIGHTS, sums_file, sums_shape, weights_shape
 from lockstep.common.transport.shared_memory.folder import SharedFolder
@@ -69,11 +70,13 @@ class Material:
 def gather(
     welcome: Welcome, load: Loader, cache: Path | None = None, build: BuildModel = ModelSource.build
 ) -> Material:
-    """Build the model and load the data of a run; `ModelError` or `DataError` if it is not the server's.
+    """Take the numerics of a run, build its model and load its data.
 
+    `NumericsError` if this machine cannot have them; `ModelError` or `DataError` if something is not the server's.
     `cache` is where samples are stored that a server sends, None if there is no such folder.
     """
     job = welcome.job
+    take_numerics(job.numerics)
     source = told_source(job, welcome.source, welcome.model_files, welcome.model_folder)
     data, store = _data_of(welcome, load, cache)
     moments = welcome.moments if store is None else (store.manifest.mean, store.manifest.std)

@@ -126,8 +126,7 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
     def close(self) -> None:
         self._end_team()
         if self.meeting is not None:
-            # They stay if this process begins again with the numerics of the run.
-            if self.ended is not None and self.ended.numerics is None:
+            if self.ended is not None:
                 dismiss(self.ended.code, self.meeting)
             self.meeting.close()
         self.servers.close()

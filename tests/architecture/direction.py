@@ -56,6 +56,7 @@ PACKAGE_ORDER = Order(
         ("lockstep.common.optim",),
         ("lockstep.common.nn",),
         ("lockstep.common.autograd",),
+        ("lockstep.common.numerics",),
         ("lockstep.common.files", "lockstep.common.random", "lockstep.common.runtime"),
         ("lockstep.common.errors",),
     ),
@@ -89,8 +90,7 @@ PROTOCOL_ORDER = Order(
         ("lockstep.common.protocol.shard_messages", "lockstep.common.protocol.shared_files"),
         ("lockstep.common.protocol.team_memory",),
         ("lockstep.common.protocol.messages",),
-        ("lockstep.common.protocol.fingerprint",),
-        ("lockstep.common.protocol.canary", "lockstep.common.protocol.statement"),
+        ("lockstep.common.protocol.fingerprint", "lockstep.common.protocol.statement"),
     ),
 )
 

@@ -1,4 +1,4 @@
-"""A process with portable numerics, which prints its canary and the weights' digests of golden jobs as JSON."""
+"""A process that prints the weights' digests of golden jobs as JSON."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.data.source import load
-from lockstep.common.protocol.canary import canary
+from lockstep.common.numerics.choice import take_numerics
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.runs.single_process import SingleProcessTrainer
 from tests.golden.jobs import STEPS, golden_job
@@ -16,6 +16,7 @@ from tests.golden.jobs import STEPS, golden_job
 def digest_of(name: str, folder: Path) -> str:
     """Return the digest of the weights after the steps of a golden job."""
     job, _ = golden_job(name, folder)
+    take_numerics(job.numerics)
     setup = open_run("golden", job, load(job.data), AdmissionPolicy())
     trainer = SingleProcessTrainer(setup)
     for step in range(STEPS):
@@ -24,10 +25,9 @@ def digest_of(name: str, folder: Path) -> str:
 
 
 def main(names: list[str]) -> None:
-    """Print them; without any names the canary alone."""
+    """Print them."""
     with tempfile.TemporaryDirectory(prefix="lockstep-golden-") as folder:
-        weights = {name: digest_of(name, Path(folder)) for name in names}
-    print(json.dumps({"canary": canary(), "weights": weights}))
+        print(json.dumps({name: digest_of(name, Path(folder)) for name in names}))
 
 
 if __name__ == "__main__":

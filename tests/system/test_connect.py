@@ -13,7 +13,6 @@ from lockstep.cli.main import run
 from lockstep.common.protocol.messages import PROTOCOL_VERSION
 from lockstep.common.transport import diagnosis
 from tests.architecture.source import ROOT
-from tests.lockstep.common.runtime.test_numerics import needs_portable
 from tests.system.jobs import BRIEF
 from tests.system.kernels import other_kernel
 from tests.system.processes import Place
@@ -89,14 +88,11 @@ class Scene:
         messages.write_text(text.replace(ours, "PROTOCOL_VERSION = 9999"))
         return (self.serve(environ={"PYTHONPATH": str(copied)}),)
 
-    def portable(self) -> tuple[str, ...]:
-        return (self.serve("--numerics", "portable"),)
-
     def numerics(self) -> tuple[str, ...]:
         kernel = other_kernel()
         if kernel is None:
             pytest.skip("the BLAS here has no other kernel that works")
-        return (self.serve(environ={"OPENBLAS_CORETYPE": kernel}),)
+        return (self.serve("--numerics", "native", environ={"OPENBLAS_CORETYPE": kernel}),)
 
 
 @pytest.fixture
@@ -143,7 +139,7 @@ def test_the_doctor_waits_for_no_longer_than_it_may() -> None:
     assert connection.TIMEOUT_S + 2 * diagnosis.TIMEOUT_S <= TOLD_S
 
 
-@pytest.mark.parametrize("name", ["good", "good_with_key", pytest.param("portable", marks=needs_portable)])
+@pytest.mark.parametrize("name", ["good", "good_with_key"])
 def test_a_good_way_is_told_step_by_step_and_the_run_is_left_alone(
     scene: Scene, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
@@ -156,7 +152,7 @@ def test_a_good_way_is_told_step_by_step_and_the_run_is_left_alone(
     way = ["address", "name", "route", "port", *key, "version", "numerics", "run"]
     assert list(told) == [*way, "link", "a step", "advice"]
     assert "would be admitted" in told["run"]
-    assert ("portable" if name == "portable" else "native") in told["numerics"]
+    assert told["numerics"] == "as at the server"
     assert "Mbit/s each way" in told["link"]
     assert scene.place.pids("lockstep server")
     flags = asked[1:]

@@ -11,9 +11,9 @@ import msgspec
 from lockstep.common.errors import FileFormatError, UsageError
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.common.runtime.blas import CORETYPE
 from lockstep.common.runtime.clock import wall_time
 from lockstep.common.runtime.environment import busy_cores_s, cores, memory_bytes, own_environment, processor_name
-from lockstep.common.runtime.numerics import CORETYPE
 
 R = TypeVar("R", bound=msgspec.Struct)
 

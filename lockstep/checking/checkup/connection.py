@@ -7,7 +7,7 @@ import os
 import platform
 import secrets
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -16,7 +16,6 @@ import numpy as np
 
 from lockstep.checking.checkup.finding import Finding, findings_lines, found
 from lockstep.checking.checkup.link import LinkAdvice, LinkMeter, advice_of, most_local_steps, seconds_per_sample
-from lockstep.checking.checkup.machine import PortableNumerics, portable_numerics
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.source import load
 from lockstep.common.errors import LockstepError, RefusalKind, RemoteProtocolError
@@ -37,7 +36,6 @@ from lockstep.common.protocol.messages import (
     Welcome,
 )
 from lockstep.common.runtime.clock import Clock, SystemClock
-from lockstep.common.runtime.environment import child_environment
 from lockstep.common.transport.address import TcpAddress, parse
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential
 from lockstep.common.transport.diagnosis import Diagnosis, Stage
@@ -83,8 +81,6 @@ class Examiner:
     credential: Credential
     shown: Fingerprint = field(default_factory=fingerprint)
     clock: Clock = field(default_factory=SystemClock)
-    #: Takes the fingerprint of a process here that has portable numerics.
-    portable: Callable[[], PortableNumerics] = lambda: portable_numerics(child_environment())
     #: What was found of the link, once it was measured.
     _link: LinkAdvice | None = None
 
@@ -95,14 +91,6 @@ class Examiner:
         """
         steps = list(self._way())
         answer = self._asked()
-        if isinstance(answer, Refused) and answer.numerics == "portable":
-            # A worker would start again with them.
-            portable = self.portable()
-            if portable.fingerprint is None:
-                answer = msgspec.structs.replace(answer, reason=portable.obstacle)
-            else:
-                self.shown = portable.fingerprint
-                answer = self._asked()
         if isinstance(answer, Diagnosis):
             return self._connection(steps, found(answer.stage.value, text=answer.text))
         steps.append(("port", "a Lockstep server listens there"))
@@ -220,11 +208,9 @@ class Examiner:
             return self._connection(steps, found("version", text=f"the server refuses: {answer.reason}"))
         steps.append(("version", f"lockstep {self.shown.lockstep} (code {self.shown.code}), as at the server"))
         if isinstance(answer, Refused):
-            name = "no-portable-numerics" if answer.numerics == "portable" else "other-numerics"
-            if answer.kind is not RefusalKind.NUMERICS:
-                name = "refused"
+            name = "other-numerics" if answer.kind is RefusalKind.NUMERICS else "refused"
             return self._connection(steps, found(name, reason=answer.reason))
-        steps.append(("numerics", f"{self.shown.mode} {self.shown.canary}, as at the server"))
+        steps.append(("numerics", "as at the server"))
         match answer:
             case Welcome():
                 steps.append(("run", f"{answer.run}: a worker started here would be admitted as worker {answer.rank}"))

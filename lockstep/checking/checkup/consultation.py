@@ -49,9 +49,11 @@ from lockstep.common.model.initial import initial_weights
 from lockstep.common.model.port import Model as PortModel
 from lockstep.common.model.source import open_model, read_job_source
 from lockstep.common.nn.module import Module
+from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.environment import cores
 from lockstep.common.runtime.lent_process import computing
+from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.ps.setup import dry_run, two_samples
 from lockstep.runs.job_file import resolve
 
@@ -101,10 +103,10 @@ def doctor(
     Raises what `fit` raises if its arguments cannot be used.
     """
     known = ExportedModel("") if isinstance(model, Module) else exported(model)
-    given = {} if isinstance(model, Module) else {"model": known.value}
+    given = {} if isinstance(model, Module) else known.values()
     options, values = taken_options(values)
     functions = exported_functions(values)
-    job, _ = resolve({"data": "mnist"}, with_names({**values, **given}, names_of(functions)))
+    job, _ = resolve({"data": "mnist"}, with_names({**given, **values}, names_of(functions)))
     job, arrays = with_data(job, data, options, verbose=False)
     name = known.text.name if known.text is not None else job.model_name()
     name = type(model).__name__ if isinstance(model, Module) else name
@@ -135,9 +137,11 @@ def model_of(job: Job) -> PortModel:
 
 
 @computing()
+@kept_numerics()
 def _examine(subject: str, job: Job, model: PortModel, workers: int | None, walk: Walk) -> Examination:
     clock = SystemClock()
     start = clock.now()
+    take_numerics(job.numerics)
     if kind_of(job.loss) in (LossKind.OWN, LossKind.LABELS):
         raise _unknown("losses of classes and of numbers", _loss_name(job.loss))
     # They decide nothing of what is learned.

@@ -1,7 +1,6 @@
 """Examine this machine: what it offers to a run, what would hinder it, and how fast it multiplies matrices.
 
-As a program it prints that speed as one line of JSON, or with `fingerprint` the numerics of its process, so that both
-can be had under another environment.
+As a program it prints that speed as one line of JSON, so that it can be measured under another environment.
 """
 
 import platform
@@ -10,24 +9,19 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from subprocess import run
-from typing import TypeVar
 
 import msgspec
 import numpy as np
 
 from lockstep.checking.checkup.finding import Finding, findings_lines, found
-from lockstep.common.errors import AddressError, NumericsError, RunError
-from lockstep.common.protocol.canary import version_note
+from lockstep.common.errors import AddressError, RunError
+from lockstep.common.numerics.choice import Kernels, kernels_here
 from lockstep.common.protocol.fingerprint import Fingerprint, fingerprint
-from lockstep.common.runtime.blas import blas_kernel
+from lockstep.common.runtime.blas import CORETYPE, blas_kernel
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.environment import child_environment, cores
-from lockstep.common.runtime.numerics import CORETYPE, environment_with
-from lockstep.common.runtime.portable import demand_portable_machine
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.ports import serve
-
-T = TypeVar("T")
 
 #: Docker's default for /dev/shm, of which a net with a million weights and two workers needs a third.
 LITTLE_SHARED_BYTES = 64 * 2**20
@@ -59,20 +53,13 @@ def measured(clock: Clock) -> Gemm:
 
 def measured_under(environment: Mapping[str, str]) -> Gemm:
     """Measure in another process, because a BLAS selects its kernel when it is loaded."""
-    measured_there = _printed_under(environment, Gemm)
-    if isinstance(measured_there, Gemm):
-        return measured_there
-    raise RunError(f"matrices could not be multiplied in another process: {measured_there or 'it printed nothing'}")
-
-
-def _printed_under(environment: Mapping[str, str], kind: type[T], *arguments: str) -> T | str:
-    """Run this module in another process; return what it prints, or the last line of what went wrong."""
-    command = [sys.executable, "-P", "-m", "lockstep.checking.checkup.machine", *arguments]
+    command = [sys.executable, "-P", "-m", "lockstep.checking.checkup.machine"]
     done = run(command, env=dict(environment), capture_output=True, check=False)
     try:
-        return msgspec.json.decode(done.stdout, type=kind)
-    except msgspec.MsgspecError:
-        return done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        return msgspec.json.decode(done.stdout, type=Gemm)
+    except msgspec.MsgspecError as error:
+        reason = done.stderr.decode(errors="replace").strip().rpartition("\n")[2] or "it printed nothing"
+        raise RunError(f"matrices could not be multiplied in another process: {reason}") from error
 
 
 class SharedMemory(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,27 +70,6 @@ class SharedMemory(msgspec.Struct, frozen=True, kw_only=True):
     free_bytes: int
 
 
-class PortableNumerics(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process of this machine has that was started with portable numerics."""
-
-    #: None if there is none.
-    fingerprint: Fingerprint | None = None
-    #: Why not.
-    obstacle: str = ""
-
-
-def portable_numerics(environment: Mapping[str, str]) -> PortableNumerics:
-    """Take the fingerprint of a process with portable numerics."""
-    try:
-        demand_portable_machine()
-    except NumericsError as error:
-        return PortableNumerics(obstacle=str(error))
-    portable = _printed_under(environment_with("portable", environment), PortableNumerics, "fingerprint")
-    if isinstance(portable, PortableNumerics):
-        return portable
-    return PortableNumerics(obstacle=f"a process with portable numerics printed {portable or 'nothing'!r}")
-
-
 class MachineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Facts about a machine, without a verdict."""
 
@@ -111,7 +77,8 @@ class MachineInfo(msgspec.Struct, frozen=True, kw_only=True):
     python: str
     cores: int
     fingerprint: Fingerprint
-    portable: PortableNumerics
+    #: What portable numerics compute with.
+    kernels: Kernels
     gemm: Gemm
     #: The value of `OPENBLAS_CORETYPE`, empty if it is not set, and the speed without it.
     coretype: str
@@ -144,7 +111,7 @@ def facts_of(environment: Mapping[str, str]) -> MachineInfo:
         python=platform.python_version(),
         cores=cores(),
         fingerprint=fingerprint(),
-        portable=portable_numerics(environment),
+        kernels=kernels_here(),
         gemm=measured_under(environment) if coretype else measured(SystemClock()),
         coretype=coretype,
         gemm_without=measured_under(without) if coretype else None,
@@ -194,35 +161,23 @@ def machine_lines(machine: MachineReport) -> list[str]:
         f"shared memory  {facts.shared.folder}: {free} of {_mebibytes(facts.shared.total_bytes)} free{memory}",
         *(f"{'listens at':<14} {name}: {why or 'yes'}" for name, why in facts.ports.items()),
         f"versions       lockstep {shown.lockstep} (code {shown.code}), NumPy {shown.numpy}",
-        f"native         {shown.canary}: machines with the same value give the same bits",
-        f"portable       {_portable_line(facts.portable)}",
+        f"kernels        {_kernels_line(facts.kernels)}",
+        f"native         {shown.canary}: machines with the same value give the same bits with native numerics",
         f"processor      {shown.features}",
         *(findings_lines(machine.findings) or ["", "no findings: nothing would hinder a run"]),
     ]
 
 
-def _portable_line(portable: PortableNumerics) -> str:
-    """Return what a job with portable numerics would have here."""
-    shown = portable.fingerprint
-    if shown is None:
-        return f"not here: {portable.obstacle}"
-    note = version_note(shown.numpy, shown.blas)
-    return f"{shown.canary}: {note or f'the bits of NumPy {shown.numpy} on x86-64 with AVX2'}"
+def _kernels_line(kernels: Kernels) -> str:
+    """Return what jobs with portable numerics compute with here."""
+    if kernels.obstacle:
+        return f"none, so jobs have native numerics: {kernels.obstacle}"
+    return f"{kernels.target}, self-test {kernels.digest}: portable numerics, the same bits on every machine"
 
 
 def _mebibytes(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB"
 
 
-def _answer(arguments: list[str]) -> Gemm | PortableNumerics:
-    """Return what another process asks this one for."""
-    if arguments != ["fingerprint"]:
-        return measured(SystemClock())
-    try:
-        return PortableNumerics(fingerprint=fingerprint())
-    except NumericsError as error:
-        return PortableNumerics(obstacle=str(error))
-
-
 if __name__ == "__main__":
-    sys.stdout.buffer.write(msgspec.json.encode(_answer(sys.argv[1:])) + b"\n")
+    sys.stdout.buffer.write(msgspec.json.encode(measured(SystemClock())) + b"\n")

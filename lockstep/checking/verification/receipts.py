@@ -1,7 +1,7 @@
 """Compare the receipts of two runs: what decides their bits first, then where their weights part. Computes nothing."""
 
 from lockstep.common.model.files import differing
-from lockstep.common.protocol.fingerprint import NOT_DECIDING
+from lockstep.common.protocol.fingerprint import DECIDING_FIELDS
 from lockstep.ps.records.receipt import Receipt
 
 #: What a job's bits follow from besides its numerics, by the names of a receipt's fields.
@@ -17,14 +17,15 @@ def causes(ours: Receipt, theirs: Receipt) -> list[str]:
     """Return why the bits of two runs may differ, the likeliest cause first."""
     here, there = ours.fingerprint(ours.run), theirs.fingerprint(theirs.run)
     named = [f"{name} {a!r} here, {b!r} there" for name, a, b in here.differences(there)]
-    # The kernel and the features follow from the mode: it comes first.
+    # With other numerics, nothing else matters.
     found = sorted(named, key=lambda text: not text.startswith("mode "))
     found += [
         f"the {what} differs: {_differing(ours, theirs, name)}"
         for name, what in SUBJECTS.items()
         if getattr(ours, name) != getattr(theirs, name)
     ]
-    other = [name for name in NOT_DECIDING if getattr(here, name) != getattr(there, name)]
+    rest = [name for name in here.__struct_fields__ if name not in DECIDING_FIELDS[here.mode]]
+    other = [name for name in rest if getattr(here, name) != getattr(there, name)]
     if not found and other:
         found = [f"{name} {getattr(here, name)!r} here, {getattr(there, name)!r} there" for name in other]
     return found

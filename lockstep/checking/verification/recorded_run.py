@@ -9,6 +9,7 @@ from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.source import load
 from lockstep.common.errors import JobError, UsageError
 from lockstep.common.job.job import Job
+from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.checkpoint.resuming import fill
 from lockstep.ps.records.ledger import Line, RunBegun, StepDone, WorkerIn
@@ -37,6 +38,9 @@ class RecordedRun:
         if self.data is None:
             demand_data(self.job)
         return load(self.data or self.job.data, is_checked=is_checked)
+
+    def fingerprint(self) -> Fingerprint:
+        return self.receipt.fingerprint(str(self.folder / RECEIPT))
 
     def steps(self) -> dict[int, StepDone]:
         return {line.step: line for line in self.lines if isinstance(line, StepDone)}
@@ -68,6 +72,11 @@ def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
                 f"the {what} is not the run's: SHA-256 {was[:12]}… then, {is_[:12]}… now: expected the same"
             )
     differences = other_numerics(run, setup)
+    if run.fingerprint().is_of_older_version() and not allows_mixed_numerics:
+        raise UsageError(
+            f"the run in {str(run.folder)!r} is of an older version of lockstep, whose numerics were others, so other "
+            "bits would prove nothing: use that version, or add --allow-mixed-numerics"
+        )
     if differences and not allows_mixed_numerics:
         raise UsageError(
             f"the numerics differ from the run's, so other bits would prove nothing: {differences}: use the run's "
@@ -78,7 +87,7 @@ def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
 
 def other_numerics(run: RecordedRun, setup: RunSetup) -> str:
     """Return how the numerics here differ from those of a run, empty if they do not."""
-    differences = run.receipt.fingerprint(str(run.folder / RECEIPT)).differences(setup.info.fingerprint)
+    differences = run.fingerprint().differences(setup.info.fingerprint)
     return "; ".join(f"{name} {was!r} in the run, {is_!r} here" for name, was, is_ in differences)
 
 

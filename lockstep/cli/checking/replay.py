@@ -15,7 +15,7 @@ from lockstep.cli.options.trust import takes_trust
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import UsageError
 from lockstep.common.files.sanitize import one_line
-from lockstep.launch.numerics import begin_with
+from lockstep.common.numerics.choice import take_numerics
 from lockstep.results.reports.display import print_plainly
 
 #: Samples that are shown; `--json` has them all.
@@ -54,7 +54,7 @@ def replay_command(
     """
     console = Console(highlight=False, stderr=as_json)
     recorded = read_run(run, data)
-    begin_with(recorded.job.numerics)
+    take_numerics(recorded.job.numerics)
     check_place(recorded, step, micro_batch, local_step)
     setup = open_again(recorded, allows_mixed_numerics=allow_mixed_numerics)
     load_checkpoint_before(setup, run, step, lambda text: print_plainly(console, text))

@@ -26,9 +26,9 @@ from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import DifferenceError, NumericsError, UsageError
 from lockstep.common.files.safetensors import read
+from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.auth.keys import KeyFolder
-from lockstep.launch.numerics import begin_with
 from lockstep.ps.records.ledger import EpochDone
 from lockstep.ps.records.receipt import read_chain
 from lockstep.ps.records.run_folder import LEDGER, RESULT, WEIGHTS, read_receipt, read_result
@@ -88,7 +88,7 @@ def verify(
         return
     recorded = read_run(run, data)
     with suppress(NumericsError) if allow_mixed_numerics else nullcontext():
-        begin_with(recorded.job.numerics)
+        take_numerics(recorded.job.numerics)
     low, high = wanted_steps(recorded, steps)
     report = coverage_of(recorded)
     print_plainly(console, *coverage_lines(recorded, report))

@@ -19,7 +19,6 @@ from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import own_environment
-from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.transport.auth.keys import SERVER
 from lockstep.common.transport.port import ClientPort
 from lockstep.common.transport.zeromq.ports import dial
@@ -27,7 +26,6 @@ from lockstep.launch.child import Child, WatchedProcess
 from lockstep.launch.client import conclude, say
 from lockstep.launch.cluster import train_on
 from lockstep.launch.endpoints import WARNING, server_credential
-from lockstep.launch.numerics import demand_numerics
 from lockstep.launch.process_backend import ProcessCommand, start_here
 from lockstep.launch.remote.host_team import HostTeam
 from lockstep.launch.remote.launcher import LauncherPlace, detect
@@ -139,7 +137,7 @@ def compute(place: LauncherPlace, workers: int | None, timeout: float | None, ke
             return take_place(request(1))
         ended = be_in_team(mine, team.is_left)
         if not team.leads:
-            return conclude(ended, None, is_silent=False)
+            return conclude(ended, is_silent=False)
         say(f"the rank that led the {place.local_size} of this machine is gone: rank {place.rank} leads them now")
     with team.led():
         return supervise(mine, 1)
@@ -167,16 +165,16 @@ class HeadBackend:
     def team_size(self) -> int:
         return self.workers
 
-    def start_worker(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> WatchedProcess:
+    def start_worker(self, command: ProcessCommand, folder: Path) -> WatchedProcess:
         key = own_key(self.keys)
         flags = [*self._team(command.number, folder), *([] if key is None else ["--key", str(key)])]
-        return start_here(command, flags, folder, numerics)
+        return start_here(command, flags, folder)
 
-    def start_server(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> Child:
+    def start_server(self, command: ProcessCommand, folder: Path) -> Child:
         access = [] if self.keys is None else ["--keys", str(self.keys)]
         access += ["--insecure"] if self.is_insecure else []
         # At the same address again: the others know no other.
-        return start_here(command, ["--bind", self.place.bind, *access], folder, numerics)
+        return start_here(command, ["--bind", self.place.bind, *access], folder)
 
     def _team(self, number: int, folder: Path) -> list[str]:
         if self.host is None:
@@ -199,7 +197,6 @@ def with_all_workers(place: LauncherPlace, launch: Launch, workers: int | None) 
 
 def train_as_head(backend: HeadBackend, job: Job, destination: Destination, *, has_picture: bool) -> None:
     """Be rank 0: train to the end and show how it went."""
-    demand_numerics(job.numerics)
     console, place = Console(highlight=False), backend.place
     who = "a worker" if backend.workers == 1 else f"{backend.workers} workers"
     print_plainly(

@@ -23,13 +23,13 @@ from lockstep.cli.options.trust import takes_trust
 from lockstep.cli.options.types import seconds
 from lockstep.common.errors import LedElsewhereError, UsageError
 from lockstep.common.job.score import Score
+from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.messages import StandbyAddress
 from lockstep.common.runtime.environment import machine_id
 from lockstep.common.transport.address import parse
 from lockstep.common.transport.auth.credentials import Lock, ServerKeys
 from lockstep.launch.endpoints import dial_with, lock_of, server_credential
 from lockstep.launch.lifetime import ends_with_parent
-from lockstep.launch.numerics import begin_with
 from lockstep.launch.page_process import PageRequest
 from lockstep.launch.remote.rejoin import FolderHolds, found_in, show_finished, who_has_more
 from lockstep.launch.remote.standby import HANDED_OVER, StandbyRequest, follow, stand_by
@@ -194,8 +194,8 @@ def server(
             f"--audit {launch.audit:g} with --allow-mixed-numerics: remove one; a worker whose numerics differ would "
             "be evicted although it computes as it should"
         )
-    # Before there is anything to tidy up. One that `train` has started on this machine has them already.
-    begin_with(resolved.numerics)
+    # Before there is anything to tidy up.
+    take_numerics(resolved.numerics)
     admission = AdmissionPolicy(
         min_workers=launch.min_workers or 1,
         servers=launch.servers,

@@ -6,17 +6,15 @@ from pathlib import Path
 
 import click
 
-from lockstep.cli.options.run import INSECURE_OPTION, KEYS_OPTION, NUMERICS_OPTION, SUPERVISED_OPTION
+from lockstep.cli.options.run import INSECURE_OPTION, KEYS_OPTION, SUPERVISED_OPTION
 from lockstep.cli.options.types import seconds
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.ports import serve, server_at, wait_for_any
 from lockstep.launch.client import own_join, say, shard_join, take_part
 from lockstep.launch.endpoints import WARNING, bind_near, dial_with, dialled, keyed, lock_of, server_credential
-from lockstep.launch.numerics import begin_with
 from lockstep.ps.shard_process.shell import ShardShell
 from lockstep.ps.shard_process.state import SILENCE_S, ShardState
 
@@ -32,7 +30,6 @@ from lockstep.ps.shard_process.state import SILENCE_S, ShardState
 @click.option("--timeout", type=seconds, metavar="SECONDS", help="seconds to wait for the server  [forever]")
 @KEYS_OPTION
 @INSECURE_OPTION
-@NUMERICS_OPTION
 @SUPERVISED_OPTION
 def shard(
     address: str,
@@ -40,7 +37,6 @@ def shard(
     timeout: float | None,
     keys: Path | None,
     insecure: bool,
-    numerics: Numerics | None,
     supervised: Path | None,
 ) -> int:
     """Hold a slice of the weights for the server at ADDRESS until its run is over.
@@ -55,8 +51,6 @@ def shard(
       lockstep shard tcp://127.0.0.1:5555
       lockstep shard tcp://10.0.0.7:5555 --bind tcp://10.0.0.8:5556 --keys keys
     """
-    if numerics is not None:
-        begin_with(numerics)
     credential = server_credential(keys, supervised)
     dial_server = partial(dial_with, credential)
     first, *others = address.split(",")
@@ -85,4 +79,4 @@ def shard(
             rejections,
             dial_server,
         )
-        return take_part(shell.run, numerics, supervised)
+        return take_part(shell.run, supervised)

@@ -9,14 +9,13 @@ from pathlib import Path
 import click
 import msgspec
 
-from lockstep.cli.options.run import KEY_OPTION, NUMERICS_OPTION, SUPERVISED_OPTION
+from lockstep.cli.options.run import KEY_OPTION, SUPERVISED_OPTION
 from lockstep.cli.options.types import WholeNumber, seconds
 from lockstep.common.data.source import load
 from lockstep.common.errors import UsageError
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import cache_home, cores, give_way
-from lockstep.common.runtime.numerics import Numerics, own_numerics
 from lockstep.common.statemachine.client import ClientConfig, Exit
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential
 from lockstep.common.transport.shared_memory.folder import shared_root
@@ -25,7 +24,6 @@ from lockstep.launch.child import HERE, Child
 from lockstep.launch.client import DONE, own_join, say, take_part
 from lockstep.launch.endpoints import check_worker_key, credential_of, dial_with, keyed, signer_of
 from lockstep.launch.lifetime import ends_with_parent, uninterrupted
-from lockstep.launch.numerics import begin_with
 from lockstep.launch.process_backend import private_folder, remove_private
 from lockstep.launch.team import TeamSupervisor, default_processes, own_core, team_arguments
 from lockstep.worker.shell import WorkerShell
@@ -50,7 +48,6 @@ class WorkerRequest:
     timeout: float | None = None
     cache: Path | None = None
     key: Path | None = None
-    numerics: Numerics | None = None
     supervised: Path | None = None
     #: Of the team; and which of them this one is and where they meet, None if it is the only one or starts them.
     processes: int
@@ -59,7 +56,7 @@ class WorkerRequest:
 
     def arguments(self) -> list[str]:
         """Return the flags of each process of the team, without those that say which one it is."""
-        given = {"--timeout": self.timeout, "--cache": self.cache, "--key": self.key, "--numerics": self.numerics}
+        given = {"--timeout": self.timeout, "--cache": self.cache, "--key": self.key}
         return [
             self.address,
             *(word for flag, value in given.items() if value is not None for word in (flag, str(value))),
@@ -96,7 +93,6 @@ class WorkerRequest:
     help="folder for samples from a server with --ship-data  [~/.cache/lockstep]",
 )
 @KEY_OPTION
-@NUMERICS_OPTION
 @SUPERVISED_OPTION
 @click.option("--process", type=WholeNumber(0), hidden=True, help="which process of the team this is: 0 leads it")
 @click.option("--team", type=click.Path(path_type=Path), hidden=True, help="folder in which the team meets")
@@ -106,7 +102,6 @@ def worker(
     timeout: float | None,
     cache: Path | None,
     key: Path | None,
-    numerics: Numerics | None,
     supervised: Path | None,
     process: int | None,
     team: Path | None,
@@ -114,10 +109,10 @@ def worker(
     """Compute for the server at ADDRESS until its run is over.
 
     The job comes from the server. A worker may start before the server. It is a team of processes, one per core, which
-    share memory and one connection; the server counts each process as a worker. It runs on any machine of the same
-    kind, or with portable numerics on any x86-64 machine with AVX2. If the run has standbys, ADDRESS may be several
-    addresses with commas between them: that of the server first. Exit codes: 0 the run is done, 1 the run failed or no
-    server answered, 2 the server refused this worker, 130 interrupted.
+    share memory and one connection; the server counts each process as a worker. It runs on any
+    machine, or with native numerics on any machine of the server's kind. If the run has standbys, ADDRESS may be
+    several addresses with commas between them: that of the server first. Exit codes: 0 the run is done, 1 the run
+    failed or no server answered, 2 the server refused this worker, 130 interrupted.
 
     \b
       lockstep worker tcp://192.168.1.7:5555 --key worker-1.key
@@ -134,7 +129,6 @@ def worker(
         timeout=timeout,
         cache=cache,
         key=key,
-        numerics=numerics,
         supervised=supervised,
         processes=workers or default_processes(),
         process=process,
@@ -145,10 +139,8 @@ def worker(
 
 def take_place(request: WorkerRequest) -> int:
     """Be what the request asks for, until the run is over; return the exit code."""
-    if request.numerics is not None:
-        begin_with(request.numerics)
     if request.process:
-        return take_part(functools.partial(be_in_team, request), request.numerics, request.supervised)
+        return take_part(functools.partial(be_in_team, request), request.supervised)
     # Shown to all servers of the run.
     credential = credential_of(request.key, request.supervised)
     # One that is wrong is reported once, and before anything is started.
@@ -191,7 +183,7 @@ def lead(request: WorkerRequest, credential: Credential) -> int:
             patience=patience,
             sign=sign,
         )
-        return take_part(shell.run, request.numerics, request.supervised)
+        return take_part(shell.run, request.supervised)
 
 
 def be_in_team(request: WorkerRequest, is_over: Callable[[], bool] = never) -> Exit:
@@ -234,4 +226,4 @@ def start_process(request: WorkerRequest, folder: Path, number: int) -> Child:
     flags = [*team_arguments(request.team or folder / "team", number, request.processes), "--supervised", HERE]
     name = "a process of the team" if number else "the leader"
     # Without the ending of logs that are kept: whoever ends last removes it.
-    return Child.start(name, ["worker", *request.arguments(), *flags], folder / f"{number}", numerics=own_numerics())
+    return Child.start(name, ["worker", *request.arguments(), *flags], folder / f"{number}")

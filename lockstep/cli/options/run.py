@@ -1,13 +1,11 @@
 """Flags that several commands have."""
 
 from pathlib import Path
-from typing import get_args
 
 import click
 
 from lockstep.cli.options.completion import RunPath
 from lockstep.cli.options.types import moment
-from lockstep.common.runtime.numerics import Numerics
 
 RUN_DIR_OPTION = click.option(
     "--run-dir",
@@ -26,12 +24,6 @@ SUPERVISED_OPTION = click.option(
     type=click.Path(path_type=Path),
     hidden=True,
     help="started by `train`: end when stdin does, and remove this folder if `train` no longer can",
-)
-NUMERICS_OPTION = click.option(
-    "--numerics",
-    type=click.Choice(get_args(Numerics)),
-    metavar="KIND",
-    help="native or portable: end if the run uses the other  [those of the run]",
 )
 PICTURE_OPTION = click.option(
     "--picture/--no-picture",

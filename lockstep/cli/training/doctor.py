@@ -15,7 +15,6 @@ from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, 
 from lockstep.cli.options.run import KEY_OPTION
 from lockstep.cli.options.trust import takes_trust
 from lockstep.launch.endpoints import check_worker_key, credential_of
-from lockstep.launch.numerics import begin_with
 from lockstep.results.reports.display import print_plainly
 
 
@@ -65,7 +64,6 @@ def doctor(
         lines, findings, figures = machine_lines(machine), machine.findings, msgspec.to_builtins(machine)
     else:
         resolved, _ = job.resolve()
-        begin_with(resolved.numerics)
         # On standard error: what was packed is not a finding.
         packed = with_packed_data(resolved, packing, Console(stderr=True, highlight=False))
         examined = examine_job(packed, {**job.in_file(), **job.given}.get("workers"), shown_data=resolved.data)

@@ -20,7 +20,6 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import cores
 from lockstep.launch.chaos import Chaos, PlannedAction, check_chaos, parse_chaos, planned_actions
 from lockstep.launch.cluster import train_here, train_on
-from lockstep.launch.numerics import begin_with, demand_numerics
 from lockstep.launch.page_process import PageRequest, page_beside, watched
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.ps.records.run_folder import RunResult
@@ -108,8 +107,6 @@ def train(
             print_plainly(console, f"the run in {resume} is already finished")
             show_end(console, result, resume, cores(), has_picture=False)
             return
-    if not launch.workers:
-        begin_with(resolved.numerics)
     if resume is None:
         resolved = with_packed_data(resolved, packing, console)
     with destination_of(resolved, launch, resume or run_dir, is_resumed=resume is not None) as destination:
@@ -177,6 +174,5 @@ def train_on_ray(on: str, job: Job, destination: Destination, display: Display, 
     demand("ray", "ray", f"--on {on}")
     from lockstep.launch.remote.ray_backend import ray_backend
 
-    demand_numerics(job.numerics)
     with ray_backend(on, destination.launch, display) as backend:
         return train_on(backend, job, destination, display, chaos)

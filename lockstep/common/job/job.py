@@ -116,8 +116,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     ] = "float32"
     numerics: Annotated[
         Numerics,
-        Meta(description="portable: the same bits on every x86-64 machine with AVX2; native: on those of one kind"),
-    ] = "native"
+        Meta(
+            description="portable: by our own kernels, the same bits on every processor; native: by NumPy or PyTorch, "
+            "the same bits on machines of one kind  [portable, or native if PyTorch computes the model]"
+        ),
+    ] = "portable"
     normalize: Annotated[bool, Meta(description="scale samples to mean 0 and deviation 1")] = True
     max_shift: Annotated[
         int, Meta(ge=0, le=1024, description="most pixels by which a training image is shifted at random")

@@ -10,7 +10,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -39,10 +39,15 @@ from lockstep.common.model.port import Evidence, Model
 from lockstep.common.nn.description import build
 from lockstep.common.nn.models import MODELS
 from lockstep.common.nn.module import Module
+from lockstep.common.numerics.choice import kernels_here
 from lockstep.common.random import manual_seed, seeded_defaults
+from lockstep.common.runtime.numerics import Numerics
 
-#: A file that imports PyTorch. Here and below it is imported within functions, where a model asks for it.
-_TORCH_IMPORT = re.compile(rb"^\s*(?:import|from)\s+torch\b", re.MULTILINE)
+#: A file that imports PyTorch, or a library of its models. Here and below it is imported within functions, where a
+#: model asks for it.
+_TORCH_IMPORT = re.compile(
+    rb"^\s*(?:import|from)\s+(?:torch|torchvision|torchaudio|timm|transformers|peft|diffusers)\b", re.MULTILINE
+)
 
 #: How a file begins that `fit` made of a model from a notebook.
 WRITTEN_BY_FIT = '"""A model that was defined in a notebook or a script, as `fit` found it there."""\n\n'
@@ -355,6 +360,16 @@ def read_job_source(job: Job) -> ModelSource:
     """Read what a job's model is built from, and its other functions; ModelError as of `read_model_source`."""
     functions = {value: read_model_files(name) for value, name in functions_of(job).items()}
     return replace(read_model_source(job.model), functions=functions)
+
+
+def default_numerics(texts: Iterable[bytes]) -> Numerics:
+    """Return the numerics of a job that does not say which, by the texts of its model's own files.
+
+    What PyTorch computes has native ones, and so has everything on a machine without kernels. A model that hides from
+    this that it is PyTorch's is refused when the run is opened, with advice.
+    """
+    is_portable = not kernels_here().obstacle and not any(map(_TORCH_IMPORT.search, texts))
+    return "portable" if is_portable else "native"
 
 
 def open_model(model: str | Mapping[str, Any], seed: int) -> Model:

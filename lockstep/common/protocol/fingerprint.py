@@ -10,12 +10,13 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from lockstep.common.protocol.canary import canary, canary_digest, check_canary, installed_canary
+from lockstep.common.numerics.choice import CONTRACT_VERSION, kernels_here
+from lockstep.common.random import Purpose, generator
 from lockstep.common.runtime.blas import blas_kernel, blas_name, blas_threads
 from lockstep.common.runtime.lent_process import computing
-from lockstep.common.runtime.numerics import Numerics, feature_table, own_numerics
-from lockstep.common.runtime.portable import demand_held
+from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.runtime.version import VERSION
 
 #: Packages and modules whose code decides the bits of a result: from a sample to the sums, and from these to weights.
@@ -26,6 +27,7 @@ DECIDING = (
     "lockstep.common.job",
     "lockstep.common.model",
     "lockstep.common.nn",
+    "lockstep.common.numerics",
     "lockstep.common.optim",
     "lockstep.common.random",
     "lockstep.common.runtime.blas",
@@ -50,20 +52,39 @@ _LEXEME = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 
+#: A comment of C, or a string.
+_C_LEXEME = re.compile(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"', re.DOTALL)
 
-#: Fields of a fingerprint that may differ.
-NOT_DECIDING = ("python", "libc")
+#: What decides bits, whatever the numerics are.
+ALWAYS = ("lockstep", "code", "mode", "draws", "engine", "evidence")
+
+#: What decides bits besides. Portable numerics are the contract, and not the processor or the NumPy below it.
+DECIDING_FIELDS: dict[Numerics, tuple[str, ...]] = {
+    "portable": (*ALWAYS, "contract", "kernels"),
+    "native": (*ALWAYS, "numpy", "blas", "kernel", "threads", "features", "canary"),
+}
 
 
 class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker presents when it joins; equal ones compute the same bits from the same micro-batch."""
+    """What a process presents when it joins, and what a run was computed with; equal ones compute the same bits.
+
+    A process can have both kinds of numerics: `mode` is that of the run. What decides no bits then is for people who
+    compare two receipts.
+    """
 
     lockstep: str
     #: SHA-256 of the source of `DECIDING` without comments, first 16 hex digits.
     code: str
     numpy: str
-    #: What the process was started with, and was found to have.
     mode: Numerics = "native"
+    #: The contract of portable numerics, 0 in what was written before there was one.
+    contract: int = 0
+    #: SHA-256 of what the kernels compute in their self-test, first 16 hex digits; empty if there are none.
+    kernels: str = ""
+    #: The processors that the kernels are compiled for, such as "avx512".
+    target: str = ""
+    #: SHA-256 of numbers that NumPy draws, first 16 hex digits.
+    draws: str = ""
     #: Name and version of the BLAS that NumPy was built with.
     blas: str
     #: The kernel that BLAS chose for this processor, "unknown" if it does not report one.
@@ -72,29 +93,32 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     #: NumPy's dispatched processor features.
     features: str
-    #: SHA-256 of a canary's results, first 16 hex digits.
+    #: SHA-256 of what NumPy computes, first 16 hex digits.
     canary: str
     #: Who computes gradients if that is not our autograd: its version, and what it uses of the processor.
     engine: str = ""
     #: SHA-256 of what it computed of the model, first 16 hex digits.
     evidence: str = ""
-    #: The versions of Python and of the C library, as far as known. They are for people who compare two receipts: what
-    #: they change of the bits, the canary shows.
+    #: The versions of Python and of the C library, as far as known.
     python: str = ""
     libc: str = ""
 
     def differences(self, other: "Fingerprint") -> list[tuple[str, str | int, str | int]]:
-        """Return the name, our value and the other's, of each field that differs and decides bits."""
-        names = [name for name in self.__struct_fields__ if name not in NOT_DECIDING]
-        pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
+        """Return the name, our value and the other's, of each field that differs and decides the bits of our mode."""
+        pairs = [(name, getattr(self, name), getattr(other, name)) for name in DECIDING_FIELDS[self.mode]]
         return [(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs]
+
+    def is_of_older_version(self) -> bool:
+        """Tell whether it was written before portable numerics were a contract."""
+        return not self.contract
 
 
 def code_digest(root: Path = Path(__file__).parents[3]) -> str:
     """Return the digest of the code that decides the bits of a result; comments and docstrings do not count."""
     digest = hashlib.sha256()
     for path in _deciding_files(root):
-        code = without_comments(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        code = without_comments(text) if path.suffix == ".py" else without_c_comments(text)
         digest.update(f"{path.relative_to(root).as_posix()}\0{code}\0".encode())
     return digest.hexdigest()[:16]
 
@@ -102,7 +126,8 @@ def code_digest(root: Path = Path(__file__).parents[3]) -> str:
 def _deciding_files(root: Path) -> Iterator[Path]:
     for name in DECIDING:
         place = root.joinpath(*name.split("."))
-        yield from sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+        sources = (path for path in place.rglob("*") if path.suffix in (".py", ".c", ".h"))
+        yield from sorted(sources) if place.is_dir() else [place.with_suffix(".py")]
 
 
 def without_comments(source: str) -> str:
@@ -121,33 +146,77 @@ def _unless_comment(found: re.Match[str]) -> str:
     return "" if is_alone and text.startswith('"""') else text
 
 
+def without_c_comments(source: str) -> str:
+    """Return source code of C without comments, blank lines, and blanks at the ends of lines."""
+    code = _C_LEXEME.sub(lambda found: " " if found[0].startswith("/") else found[0], source)
+    return "\n".join(filter(None, map(str.rstrip, code.splitlines())))
+
+
 @cache
 @computing()
 def fingerprint() -> Fingerprint:
-    """Return this process's fingerprint; computed once, in about 20 ms.
+    """Return this process's fingerprint, for a run with native numerics; computed once, in a few milliseconds.
 
-    With portable numerics it is the same on all machines of equal versions: the kernel, the features and the canary
-    are looked at first, and a `NumericsError` says that one of them is not the known one.
+    That of one with portable numerics has another `mode`: which of them a run has, a process learns when it has joined.
     """
-    mode = own_numerics()
-    if mode == "portable":
-        demand_held()
-    parts = canary()
-    if mode == "portable":
-        check_canary(parts, installed_canary())
+    kernels = kernels_here()
     return Fingerprint(
         lockstep=VERSION,
         code=code_digest(),
-        mode=mode,
         numpy=np.__version__,
+        contract=CONTRACT_VERSION,
+        kernels=kernels.digest,
+        target=kernels.target,
+        draws=_digest(_draws()),
         blas=blas_name(),
         kernel=blas_kernel(),
         threads=blas_threads(),
-        features=" ".join(feature_table()[0]),
-        canary=canary_digest(parts),
+        features=" ".join(processor_features()),
+        canary=_digest(_arithmetic()),
         python=platform.python_version(),
         libc=_c_library(),
     )
+
+
+def fingerprint_of(numerics: Numerics) -> Fingerprint:
+    """Return the fingerprint of a run that this process computes with these numerics."""
+    return msgspec.structs.replace(fingerprint(), mode=numerics)
+
+
+def processor_features() -> list[str]:
+    """Return the features of this processor that NumPy has code of its own for."""
+    table = np.show_config(mode="dicts")["SIMD Extensions"]
+    return list(table.get("found", ()))
+
+
+def _digest(arrays: Iterator[NDArray[np.generic]]) -> str:
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:16]
+
+
+def _draws() -> Iterator[NDArray[np.generic]]:
+    """Draw as samplers, layers and initial values do: NumPy promises a generator's bits, but not how they are used."""
+    drawn = generator(0, Purpose.CANARY)
+    yield drawn.random(999, dtype=np.float32)
+    yield drawn.random(99)
+    yield drawn.permutation(999)
+    yield drawn.integers(0, 10**6, 99)
+
+
+def _arithmetic() -> Iterator[NDArray[np.generic]]:
+    """Compute with NumPy what native numerics leave to it: products, functions and sums, in three milliseconds."""
+    drawn = generator(1, Purpose.CANARY).random((150, 784), dtype=np.float32) - np.float32(0.5)
+    for inner in (25, 400, 784):
+        yield drawn[:, :inner] @ drawn[:33, :inner].T
+        yield drawn[:, :inner].T @ drawn[:, :10]
+    yield drawn.astype(np.float64) @ drawn[:5].T.astype(np.float64)
+    for function in (np.exp, np.tanh, np.sqrt, np.log, np.log1p):
+        positive = np.abs(drawn) + np.float32(1e-20)
+        yield function(positive)
+        yield function(positive.astype(np.float64))
+    yield np.power(np.abs(drawn), np.float32(0.75))
+    yield drawn.sum(axis=0)
+    yield drawn.sum(axis=1)
+    yield drawn.sum(axis=1, dtype=np.float64)
 
 
 def _c_library() -> str:

@@ -18,10 +18,9 @@ from lockstep.common.job.metrics import MOST_METRICS, MOST_SUMS
 from lockstep.common.job.tally import Tally, unpacked_sums
 from lockstep.common.model.files import MOST_FILES, ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
-from lockstep.common.runtime.numerics import Numerics
 
 #: Changes with every change to a message's meaning; two sides with different numbers refuse each other.
-PROTOCOL_VERSION = 16
+PROTOCOL_VERSION = 17
 
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
@@ -346,8 +345,6 @@ class Refused(Message, frozen=True, kw_only=True, omit_defaults=True):
     reason: Text
     #: The default is left out of the header, so that a peer of another version can read why it is refused.
     kind: RefusalKind = RefusalKind.VERSION
-    #: The numerics of the run, if those of the process are the reason and it may have them as well.
-    numerics: Numerics | None = None
 
 
 class Eviction(Message, frozen=True, kw_only=True):

@@ -36,7 +36,6 @@ from lockstep.common.protocol.messages import (
 )
 from lockstep.common.protocol.shard_messages import ShardJoin, ShardReady, ShardWelcome
 from lockstep.common.runtime.backoff import backoff_s
-from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.statemachine.machine import IGNORED, Interrupted, Machine, Report, TimePassed, soonest, table_of
 
 #: Seconds until a server that does not answer is asked again: at first, and at most. One that was there may be back at
@@ -151,8 +150,6 @@ class Exit(Struct, frozen=True, kw_only=True):
     code: int
     reason: str
     kind: FailureKind | None = None
-    #: The numerics with which the server would have let the process in, None if others are no reason.
-    numerics: Numerics | None = None
 
 
 ClientEffect = SendToServer | Redial | Prepare | Report | Exit
@@ -408,11 +405,7 @@ class Client(Machine[ClientEvent, ClientEffect]):
         if refused.kind is RefusalKind.OLD_TERM and len(self._servers()) > 1:
             return self._next_server(refused.reason, now) if self.phase is ClientPhase.JOINING else []
         if refused.kind is not RefusalKind.OTHER_RUN:
-            reason = f"the server refused this {self.role}: {refused.reason}"
-            # Of a process without a place: one that has had one was let in with the numerics that it has.
-            numerics = refused.numerics if self.phase is ClientPhase.JOINING else None
-            self.phase = ClientPhase.ENDED
-            return [Exit(code=2, reason=reason, kind=FailureKind.REFUSED, numerics=numerics)]
+            return self._end(2, f"the server refused this {self.role}: {refused.reason}", FailureKind.REFUSED)
         if self.phase is not ClientPhase.JOINING or not self.run:
             # It answers a join before the last one: now this process does not ask for that run.
             return []

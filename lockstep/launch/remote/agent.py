@@ -9,12 +9,9 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from lockstep.common.errors import NumericsError
-from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.transport.auth.keys import write_new
 from lockstep.common.transport.shared_memory.folder import SharedFolder, sweep
 from lockstep.launch.child import ERROR_MARK, HERE, USAGE, Child
-from lockstep.launch.numerics import demand_numerics
 
 #: The name of the key in the team's private folder.
 KEY = "worker.key"
@@ -26,7 +23,7 @@ News = tuple[int, str, bytes, int | None]
 class LaunchAgent:
     """A team, below the process that starts and restarts those of the team, and their private folder."""
 
-    def __init__(self, name: str, arguments: list[str], key: str, working: str, numerics: Numerics = "native") -> None:
+    def __init__(self, name: str, arguments: list[str], key: str, working: str) -> None:
         """Start `lockstep` in the folder `working`, with the text of a key.
 
         If it cannot be started its number is 0, and what it has written says why.
@@ -41,11 +38,9 @@ class LaunchAgent:
             write_new(self._folder.path / KEY, key, 0o600)
             if not Path(working).is_dir():
                 raise FileNotFoundError(2, f"no folder {working!r} here, where the run was started elsewhere")
-            demand_numerics(numerics)
-            self._child = Child.start(name, [*arguments, "--key", f"{HERE}/{KEY}"], self._log, Path(working), numerics)
-        except (OSError, NumericsError) as error:
-            why = error.strerror if isinstance(error, OSError) else None
-            self._log.write_text(f"{ERROR_MARK}{host_name()}: {why or error}\n", encoding="utf-8")
+            self._child = Child.start(name, [*arguments, "--key", f"{HERE}/{KEY}"], self._log, Path(working))
+        except OSError as error:
+            self._log.write_text(f"{ERROR_MARK}{host_name()}: {error.strerror or error}\n", encoding="utf-8")
 
     def news(self, known_bytes: int) -> News:
         """Return how it is, and what it has written to its log after so many bytes."""

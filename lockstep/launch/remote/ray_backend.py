@@ -24,7 +24,6 @@ from lockstep.common.errors import JobError, UsageError
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import own_environment
-from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.transport.auth.keys import SERVER, KeyFolder
 from lockstep.common.transport.port import ClientPort
 from lockstep.common.transport.transports import TRANSPORTS
@@ -170,11 +169,11 @@ class RayBackend:
             threading.Event().wait(POLL_S)
         self._groups += [placement_group([{"CPU": 1}]) for _ in range(fewest, self.workers)]
 
-    def start_server(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> Child:
+    def start_server(self, command: ProcessCommand, folder: Path) -> Child:
         bind = command.address or tcp_address(self.host, 0)
-        return start_here(command, ["--bind", bind, "--keys", str(self.keys)], folder, numerics)
+        return start_here(command, ["--bind", bind, "--keys", str(self.keys)], folder)
 
-    def start_worker(self, command: ProcessCommand, folder: Path, numerics: Numerics) -> WatchedProcess:
+    def start_worker(self, command: ProcessCommand, folder: Path) -> WatchedProcess:
         def begin_team(team: RayTeam) -> Any:
             self._look()
             if (place := self._places.take()) is None:
@@ -182,7 +181,7 @@ class RayBackend:
             node, team.cores = place
             words = [*command.arguments, "--workers", str(len(team.cores))]
             key = (self.keys / SERVER).read_text(encoding="utf-8")
-            return agent_on(node).remote(command.name, words, key, str(Path.cwd()), numerics)
+            return agent_on(node).remote(command.name, words, key, str(Path.cwd()))
 
         self._teams.append(RayTeam(command.name, ProcessLog(folder / f"{command.stem}{LOG}"), begin_team))
         return self._teams[-1]

@@ -17,7 +17,8 @@ from lockstep.common.data.source import digest_of
 from lockstep.common.errors import DataError, LedElsewhereError, ModelError, NumericsError, RunError, UsageError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.model.source import names_files, read_model_source
-from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.common.numerics.choice import take_numerics
+from lockstep.common.protocol.fingerprint import fingerprint_of
 from lockstep.common.protocol.messages import NAME_LIMIT, StandbyAddress
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.auth.credentials import SERVER_NAME, ClientKeys, Credential, Lock, ServerKeys
@@ -26,7 +27,6 @@ from lockstep.common.transport.port import ServerPort
 from lockstep.common.transport.zeromq.ports import wait_for_any
 from lockstep.launch.child import ExitRecord
 from lockstep.launch.endpoints import WARNING, dial_with, dialled, lock_of, nearby, server_credential
-from lockstep.launch.numerics import begin_with
 from lockstep.launch.remote.rejoin import FolderHolds, found_in, has_led_as_standby, set_aside
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_run
@@ -120,11 +120,11 @@ def prepare(request: StandbyRequest) -> None:
 
 
 def check_machine(folder: Path, state: StandbyState) -> None:
-    """Raise a `UsageError` if this machine could not lead the run that is mirrored; the process may begin again."""
+    """Raise a `UsageError` if this machine could not lead the run that is mirrored. Takes the run's numerics."""
     if is_signed(state):
         demand("cryptography", "signing", "a run whose results are signed")
     job, receipt = recorded_job(folder), read_receipt(folder)
-    begin_with(job.numerics)
+    take_numerics(job.numerics)
     if names_files(job.model):
         with suppress(ModelError):
             source = read_model_source(job.model)
@@ -164,7 +164,7 @@ def was_signed(folder: Path) -> bool:
 
 def _check_numerics(folder: Path, receipt: Receipt) -> None:
     there = msgspec.structs.replace(receipt.fingerprint(str(folder)), engine="", evidence="")
-    differences = there.differences(fingerprint())
+    differences = there.differences(fingerprint_of(there.mode))
     if differences:
         named = "; ".join(f"{name} {was!r} at the server, {here!r} here" for name, was, here in differences)
         raise NumericsError(
@@ -320,6 +320,6 @@ def lead_again(request: StandbyRequest, access: Access, listening: Listening) ->
 
     `LedElsewhereError` if another server leads it by now.
     """
-    begin_with(recorded_job(request.folder).numerics)
+    take_numerics(recorded_job(request.folder).numerics)
     service = service_of(request, access, is_signed=was_signed(request.folder))
     return HANDED_OVER if serve_by_hand(service, listening) is None else 0

@@ -10,7 +10,6 @@ from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, Ready, Refused, Standby, Term, Welcome, shortened
 from lockstep.common.protocol.shard_messages import ShardJoin
-from lockstep.common.runtime.numerics import Numerics
 from lockstep.ps.coordinator.effects import Effect, ForgetWorker, Report, ReportRefusal, Send
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState
 from lockstep.ps.records.ledger import Account, WorkerIn, WorkerOut
@@ -18,12 +17,12 @@ from lockstep.ps.run.info import RunInfo
 
 #: Fields of a fingerprint that are the same wherever the same versions are installed. Other versions may compute alike,
 #: and are refused since nobody knows it.
-VERSIONS = ("lockstep", "code", "numpy", "blas")
+VERSIONS = ("lockstep", "code", "contract", "numpy", "blas")
 
 
-def refused(kind: RefusalKind, reason: str, numerics: Numerics | None = None) -> Refused:
-    """Return what a worker or shard is sent that may not join; `numerics` are those with which it might."""
-    return Refused(reason=shortened(reason), kind=kind, numerics=numerics)
+def refused(kind: RefusalKind, reason: str) -> Refused:
+    """Return what a worker or shard is sent that may not join."""
+    return Refused(reason=shortened(reason), kind=kind)
 
 
 def without_memory(peer: bytes, named: str, obstacle: str) -> list[Send | Report]:
@@ -50,27 +49,25 @@ def refusal(join: Join | ShardJoin, ours: Fingerprint, *, allows_mixed_numerics:
             f"the {who} speaks protocol {join.protocol}, the server {PROTOCOL_VERSION}: "
             "install the same version of lockstep on both",
         )
-    # Who computes the job's model is known after the welcome only: a worker compares it with what that says.
-    theirs = msgspec.structs.replace(join.fingerprint, engine=ours.engine, evidence=ours.evidence)
-    differences = ours.differences(theirs)
+    # The numerics of the run, and who computes its model, are known after the welcome only: a worker takes the one, and
+    # compares the other with what that says.
+    same = {"mode": ours.mode, "engine": ours.engine, "evidence": ours.evidence}
+    differences = ours.differences(msgspec.structs.replace(join.fingerprint, **same))
     if not differences or allows_mixed_numerics:
         return None
     is_version = any(name in VERSIONS for name, _, _ in differences)
-    if join.fingerprint.mode != ours.mode and not is_version:
-        # The rest follows from it.
+    if ours.mode == "portable" and not join.fingerprint.kernels and not is_version:
         return refused(
             RefusalKind.NUMERICS,
-            f"host {join.host!r} computes with {join.fingerprint.mode} numerics, and this run with {ours.mode} ones: "
-            f"start the {who} without --numerics, or with --numerics {ours.mode}",
-            ours.mode,
+            f"host {join.host!r} has no kernels for the portable numerics of this run: `lockstep doctor` there reports "
+            "why; or begin the run with --numerics native, on machines of one kind",
         )
     named = "; ".join(f"{name} {here!r} at the server, {there!r} there" for name, here, there in differences)
-    advice = "" if ours.mode == "portable" else " or a job with --numerics portable,"
+    equal = "versions," if ours.mode == "portable" else "machines and versions, or a job with --numerics portable,"
     return refused(
         RefusalKind.VERSION if is_version else RefusalKind.NUMERICS,
         f"the numerics of host {join.host!r} differ from the server's, and so would its bits: {named}: "
-        f"use equal machines and versions,{advice} or start the server with --allow-mixed-numerics and give up equal "
-        "bits",
+        f"use equal {equal} or start the server with --allow-mixed-numerics and give up equal bits",
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from lockstep.common.aggregation.checksum import MODULUS
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import LockstepError, RemoteProtocolError, SharingError
+from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import Join, Message, StandbyAddress, SumsFrame, Weights, Welcome, shortened
 from lockstep.common.protocol.shard_messages import (
@@ -260,6 +261,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
     def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
         assert isinstance(welcome, ShardWelcome)
         try:
+            take_numerics(welcome.job.numerics)
             storage = storage_of(welcome, self.root)
         except LockstepError as error:
             return PreparationFailed(reason=str(error))

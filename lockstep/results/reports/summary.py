@@ -106,7 +106,8 @@ def numerics_line(numerics: Mapping[str, Any]) -> str:
     """Return what decides whether somebody else gets the same digest."""
     versions = f"NumPy {numerics.get('numpy')} with {numerics.get('blas')}"
     if numerics.get("mode") == "portable":
-        return f"portable, {versions}"
+        # Of an older version: portable were the bits of these versions.
+        return f"portable, contract {contract}" if (contract := numerics.get("contract")) else f"portable, {versions}"
     return f"native, {versions}, kernel {numerics.get('kernel')}"
 
 

@@ -9,7 +9,6 @@ from lockstep.common.errors import LockstepError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.model.source import ModelSource
 from lockstep.common.protocol.messages import Welcome
-from lockstep.common.runtime.numerics import own_numerics
 from lockstep.common.statemachine.client import Exit
 from lockstep.worker.setup import BuildModel, Loader, Material, gather
 from lockstep.worker.team.meeting import Meeting, Session
@@ -108,9 +107,6 @@ class TeamProcess:
         self._number, welcome = session.number, session.welcome
         if welcome is None:
             self.ended = Exit(code=session.code, reason="")
-        elif welcome.job.numerics != own_numerics():
-            reason = f"the run has {welcome.job.numerics} numerics: expected {own_numerics()}"
-            self.ended = Exit(code=UNFIT, reason=reason, numerics=welcome.job.numerics)
         else:
             self._prepare(session)
 

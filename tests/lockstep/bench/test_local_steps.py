@@ -10,7 +10,6 @@ from lockstep.bench.local_steps import LearningCurve, LocalStepsBench, LocalStep
 from lockstep.cli.main import run
 from lockstep.common.data.source import load
 from lockstep.common.job.job import Job
-from lockstep.common.runtime.numerics import own_numerics
 from tests.lockstep.tiny_data import write_tiny
 
 
@@ -40,7 +39,7 @@ def test_all_see_each_sample_equally_often_and_exchange_less_often(
         *((2, 1, 16, 10), (2, 5, 16, 2), (4, 1, 8, 10), (4, 5, 8, 2)),
     ]
     values = {"model": "linear", "data": str(tmp_path / "tiny.npz"), "global_batch": 32, "epochs": 2, "lr": 0.1}
-    job = msgspec.convert({**values, "weight_decay": 0.001, "micro_batches": 2, "numerics": own_numerics()}, Job)
+    job = msgspec.convert({**values, "weight_decay": 0.001, "micro_batches": 2}, Job)
     scores = [train(msgspec.structs.replace(job, seed=seed), load(job.data)).score for seed in (0, 1)]
     assert rows[0].score == pytest.approx(sum(score or 0.0 for score in scores) / 2)
     assert rows[0].scores == scores

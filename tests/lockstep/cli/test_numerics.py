@@ -1,25 +1,14 @@
-"""A command that computes begins again in a process with its job's numerics, before it has left anything behind."""
+"""What numerics a command's job has, as it says them or not; and that a command leaves those of its process alone."""
 
 from pathlib import Path
 
 import pytest
 
 from lockstep.cli.main import run
-from lockstep.common.runtime.numerics import Numerics
-from tests.lockstep.common.runtime.test_numerics import needs_portable
+from lockstep.common.runtime.numerics import own_numerics
 from tests.lockstep.tiny_data import write_tiny
 
 JOB = ["--model", "linear", "--data", "tiny.npz", "--global-batch", "48", "--steps", "4"]
-
-#: Commands that compute or update in their own process, for a run that has portable numerics.
-COMMANDS = {
-    "train alone": ["train", "--workers", "0", "--numerics", "portable", *JOB],
-    "server": ["server", "--bind", "tcp://127.0.0.1:0", "--numerics", "portable", *JOB],
-    "worker": ["worker", "tcp://127.0.0.1:1", "--numerics", "portable"],
-    "shard": ["shard", "tcp://127.0.0.1:1", "--numerics", "portable"],
-    "doctor": ["doctor", "--numerics", "portable", *JOB],
-    "bench": ["bench", "step", "--model", "linear", "--batch", "32", "--numerics", "portable"],
-}
 
 
 @pytest.fixture
@@ -29,24 +18,27 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@needs_portable
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_a_command_begins_again_with_what_it_was_given(place: Path, command: list[str]) -> None:
-    restarted: list[tuple[list[str], Numerics]] = []
-
-    def restart(arguments: list[str], numerics: Numerics) -> int:
-        restarted.append((arguments, numerics))
-        return 7
-
-    assert run(command, restart) == 7
-    assert restarted == [(command, "portable")]
-    assert [path.name for path in place.iterdir()] == ["tiny.npz"]
-
-
-@pytest.mark.parametrize("numerics", [[], ["--numerics", "native"]])
-def test_a_native_job_begins_where_it_is(place: Path, capsys: pytest.CaptureFixture[str], numerics: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("numerics", "shown"),
+    [
+        ([], "portable, contract 1"),
+        (["--numerics", "portable"], "portable, contract 1"),
+        (["--numerics", "native"], "native, NumPy"),
+    ],
+)
+def test_a_command_computes_with_those_of_its_job_and_gives_them_back(
+    place: Path, capsys: pytest.CaptureFixture[str], numerics: list[str], shown: str
+) -> None:
     assert run(["train", "--workers", "0", "--no-picture", *JOB, *numerics]) == 0
-    assert "numerics        native, NumPy" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert f"numerics        {shown}" in told.out
+    assert "notice: numerics" not in told.out + told.err
+    assert own_numerics() == "portable"
+
+
+def test_what_is_recorded_says_which(place: Path) -> None:
+    assert run(["train", "--workers", "0", "--no-picture", *JOB, "--run-dir", "run"]) == 0
+    assert 'numerics = "portable"' in Path("run/job.toml").read_text()
 
 
 def test_other_numerics_are_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -140,7 +140,7 @@ class Run:
         nothing: Any = None
         self.cluster = Cluster(nothing, destination, self.said.append, nothing, nothing, clock=clock)
         self.cluster.home, self.cluster.folder = self.home, self.folder
-        self.cluster.job = SimpleNamespace(numerics="native")  # type: ignore[assignment]
+        self.cluster.job = SimpleNamespace(numerics="portable")  # type: ignore[assignment]
         self.cluster._restarts = Restarts(0, seed="server")
 
     @property

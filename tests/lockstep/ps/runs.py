@@ -73,7 +73,7 @@ def join_of(
 
 
 def other_numerics() -> Fingerprint:
-    return msgspec.structs.replace(fingerprint(), kernel="Z80")
+    return msgspec.structs.replace(fingerprint(), kernel="Z80", kernels="Z80")
 
 
 def result_of(lease: Lease) -> Result:

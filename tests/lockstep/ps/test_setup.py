@@ -13,7 +13,7 @@ from lockstep.common.errors import DataError, FileFormatError, JobError, Lockste
 from lockstep.common.files.safetensors import write
 from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.nn.description import describe
-from lockstep.ps.setup import AdmissionPolicy, RunSetup, dry_run, open_run
+from lockstep.ps.setup import AdmissionPolicy, RunSetup, dry_run, native_notices, open_run
 from tests.lockstep.common.model.built import build_model
 from tests.simulation.small import digits, job_of, noisy_net
 
@@ -46,13 +46,32 @@ def test_the_first_weights_may_come_from_a_file(tmp_path: Path) -> None:
 
 
 def test_a_process_without_the_jobs_numerics_opens_nothing() -> None:
-    with pytest.raises(NumericsError, match="numerics = 'portable' in a process that has native ones"):
-        opened(numerics="portable")
+    with pytest.raises(NumericsError, match="numerics = 'native' in a process that computes with portable ones"):
+        opened(numerics="native")
 
 
 def test_mixed_numerics_may_be_allowed() -> None:
     admission = AdmissionPolicy(allows_mixed_numerics=True)
-    assert open_run("test", job_of(numerics="portable"), digits(), admission).info.fingerprint.mode == "native"
+    assert open_run("test", job_of(numerics="native"), digits(), admission).info.fingerprint.mode == "portable"
+
+
+@pytest.mark.parametrize(
+    ("engine", "obstacle", "why"),
+    [
+        ("", "no compiler", "no compiler"),
+        ("torch 3", "", "torch 3 computes the model"),
+        ("torch 3", "no compiler", "torch 3 computes the model"),
+    ],
+)
+def test_native_numerics_are_told_with_the_reason(engine: str, obstacle: str, why: str) -> None:
+    assert native_notices("native", engine, obstacle) == [
+        f"numerics = 'native', the same bits only on machines of one kind: {why}"
+    ]
+    assert native_notices("portable", engine, obstacle) == []
+
+
+def test_native_numerics_that_were_chosen_are_not_told() -> None:
+    assert native_notices("native", "", "") == []
 
 
 def test_the_look_at_the_output_leaves_statistics_alone() -> None:

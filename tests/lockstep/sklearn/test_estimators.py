@@ -24,13 +24,13 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from lockstep import fit, nn
-from lockstep.common.errors import DivergedError, JobError, LockstepError, ModelError, NumericsError
+from lockstep.common.errors import DivergedError, JobError, LockstepError, ModelError
 from lockstep.common.job.job import Job
 from lockstep.common.random import Purpose, generator
+from lockstep.common.runtime.numerics import own_numerics
 from lockstep.sklearn import LockstepClassifier, LockstepRegressor
 from lockstep.sklearn.estimators import ELSEWHERE, FOLLOWING
 from lockstep.sklearn.rows import column_moments, scaled
-from tests.lockstep.common.runtime.test_numerics import needs_portable
 from tests.lockstep.sklearn.own_network import OwnNetwork, fixed, unusual, with_dropout
 
 #: What a quick fit is given.
@@ -158,17 +158,10 @@ def test_a_regressor_has_the_bits_of_fit(tmp_path: Path) -> None:
     assert [epoch["r2"] for epoch in fitted.history_] == [epoch.r2 for epoch in run.history]
 
 
-@pytest.mark.slow
-@needs_portable
-def test_numerics_that_this_process_lacks_are_those_of_workers(tmp_path: Path) -> None:
+def test_native_numerics_are_a_parameter_and_end_with_the_training() -> None:
     x, y = blobs()
-    layers = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-    run = run_of(standard(x), indices(y), tmp_path, layers, numerics="portable", normalize=False)
-    fitted = classifier(numerics="portable", workers=0).fit(x, y)
-    assert fitted.weights_sha256_ == run.weights_sha256
-    assert fitted.workers_ == 1
-    with pytest.raises(NumericsError, match="numerics = 'portable'"):
-        fitted.partial_fit(x, y)
+    assert classifier(numerics="native", workers=0).fit(x, y).partial_fit(x, y).n_iter_ > 0
+    assert own_numerics() == "portable"
 
 
 def test_images_are_shifted_as_in_fit(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from lockstep.checking.checkup.machine import (
     Gemm,
     MachineInfo,
     MachineReport,
-    PortableNumerics,
     SharedMemory,
     facts_of,
     machine_findings,
@@ -19,10 +18,11 @@ from lockstep.checking.checkup.machine import (
     measured,
     measured_under,
 )
+from lockstep.common.numerics.choice import Kernels
 from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.common.runtime.blas import CORETYPE
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import child_environment
-from lockstep.common.runtime.numerics import CORETYPE
 
 #: A machine without findings.
 GOOD = MachineInfo(
@@ -30,7 +30,7 @@ GOOD = MachineInfo(
     python="3.11",
     cores=2,
     fingerprint=msgspec.structs.replace(fingerprint(), threads=1),
-    portable=PortableNumerics(fingerprint=msgspec.structs.replace(fingerprint(), mode="portable")),
+    kernels=Kernels(target="avx2", digest="c0ffee"),
     gemm=Gemm(kernel="SkylakeX", gflops=200.0),
     coretype="",
     gemm_without=None,
@@ -91,28 +91,19 @@ def test_the_facts_of_this_machine() -> None:
     assert facts.ports == {"tcp://127.0.0.1": "", "ipc": ""}
     lines = machine_lines(MachineReport(facts=facts, findings=[]))
     assert len(lines) == 14
-    assert facts.portable.fingerprint is not None or facts.portable.obstacle
     assert lines[-1] == "no findings: nothing would hinder a run"
 
 
-def test_what_a_portable_job_would_have_is_told() -> None:
-    shown = GOOD.portable.fingerprint
-    assert shown is not None
-    known = msgspec.structs.replace(shown, numpy="2.4.6", blas="scipy-openblas 0.3.31.188.0", canary="c0ffee")
-    lines = [
-        line
-        for portable in (
-            PortableNumerics(fingerprint=known),
-            PortableNumerics(fingerprint=msgspec.structs.replace(known, numpy="9.9")),
-            PortableNumerics(obstacle="no AVX2"),
-        )
-        for line in machine_lines(MachineReport(facts=msgspec.structs.replace(GOOD, portable=portable), findings=[]))
-        if line.startswith("portable ")
-    ]
-    assert lines[0] == "portable       c0ffee: the bits of NumPy 2.4.6 on x86-64 with AVX2"
-    assert "NumPy 9.9" in lines[1]
-    assert "scripts/golden --record" in lines[1]
-    assert lines[2] == "portable       not here: no AVX2"
+@pytest.mark.parametrize(
+    ("kernels", "line"),
+    [
+        (GOOD.kernels, "avx2, self-test c0ffee: portable numerics, the same bits on every machine"),
+        (Kernels(obstacle="no compiler"), "none, so jobs have native numerics: no compiler"),
+    ],
+)
+def test_the_kernels_are_told_or_why_there_are_none(kernels: Kernels, line: str) -> None:
+    facts = msgspec.structs.replace(GOOD, kernels=kernels)
+    assert f"kernels        {line}" in machine_lines(MachineReport(facts=facts, findings=[]))
 
 
 def test_another_process_measures_the_kernel_that_it_was_told_to_use() -> None:

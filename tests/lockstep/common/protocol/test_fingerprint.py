@@ -4,20 +4,23 @@ import io
 import shutil
 import tokenize
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
 
-from lockstep.common.protocol.canary import canary, canary_digest
 from lockstep.common.protocol.fingerprint import (
     DECIDING,
-    NOT_DECIDING,
+    DECIDING_FIELDS,
     Fingerprint,
     code_digest,
     fingerprint,
+    fingerprint_of,
+    without_c_comments,
     without_comments,
 )
 from lockstep.common.runtime.blas import blas_threads
+from lockstep.common.runtime.numerics import Numerics
 from tests.architecture.direction import edges_of
 from tests.architecture.source import ROOT, Source, is_within, read_tree
 
@@ -42,24 +45,43 @@ def test_a_fingerprint_is_taken_once_and_equals_itself() -> None:
 
 
 def test_canary_and_code_are_the_same_each_time() -> None:
-    assert canary() == canary()
-    assert canary_digest(canary()) == fingerprint().canary
+    again = fingerprint.__wrapped__()
+    assert again == fingerprint()
     assert code_digest() == code_digest()
 
 
-DECIDING_FIELDS = [name for name in Fingerprint.__struct_fields__ if name not in NOT_DECIDING]
+MODES: tuple[Numerics, ...] = get_args(Numerics)
+CASES = [(mode, field) for mode in MODES for field in Fingerprint.__struct_fields__ if field != "mode"]
 
 
-@pytest.mark.parametrize("field", NOT_DECIDING)
-def test_versions_that_the_canary_shows_are_named_and_not_compared(field: str) -> None:
-    ours = fingerprint()
+@pytest.mark.parametrize(
+    ("mode", "field"), [(mode, field) for mode, field in CASES if field not in DECIDING_FIELDS[mode]]
+)
+def test_what_decides_no_bits_is_named_and_not_compared(mode: Numerics, field: str) -> None:
+    ours = fingerprint_of(mode)
     assert getattr(ours, field) or field == "libc"
-    assert ours.differences(msgspec.structs.replace(ours, **{field: "other"})) == []
+    changed = 99 if isinstance(getattr(ours, field), int) else "other"
+    assert ours.differences(msgspec.structs.replace(ours, **{field: changed})) == []
 
 
-@pytest.mark.parametrize("field", DECIDING_FIELDS)
-def test_each_field_that_differs_is_named_with_both_values(field: str) -> None:
-    ours = fingerprint()
+def test_other_numerics_are_a_difference() -> None:
+    ours, theirs = fingerprint_of("portable"), fingerprint_of("native")
+    assert ours.differences(theirs) == [("mode", "portable", "native")]
+
+
+def test_a_fingerprint_from_before_the_contract_is_read_and_known_as_such() -> None:
+    written = msgspec.to_builtins(fingerprint_of("portable"))
+    for name in ("contract", "kernels", "target", "draws"):
+        del written[name]
+    old = msgspec.convert(written, Fingerprint)
+    assert old.is_of_older_version()
+    assert not fingerprint().is_of_older_version()
+    assert [name for name, _, _ in old.differences(fingerprint_of("portable"))] == ["draws", "contract", "kernels"]
+
+
+@pytest.mark.parametrize(("mode", "field"), [(mode, field) for mode, field in CASES if field in DECIDING_FIELDS[mode]])
+def test_each_field_that_differs_is_named_with_both_values(mode: Numerics, field: str) -> None:
+    ours = fingerprint_of(mode)
     value = getattr(ours, field)
     changed = 99 if isinstance(value, int) else value + "-other"
     theirs = msgspec.structs.replace(ours, **{field: changed})
@@ -158,3 +180,17 @@ def test_only_comments_and_docstrings_are_left_out(name: str) -> None:
 
 def test_a_hash_within_a_string_is_no_comment() -> None:
     assert without_comments('x = \'#\'  # one\ny = """#\n"""\n\n') == 'x = \'#\'\ny = """#\n"""'
+
+
+def test_only_comments_of_c_are_left_out() -> None:
+    source = 'int a; /* one\n two */ int b; // three\n\nchar *c = "// no /* comment */";\n'
+    assert without_c_comments(source) == 'int a;   int b;\nchar *c = "// no /* comment */";'
+
+
+def test_a_changed_kernel_changes_the_digest(tree: Path) -> None:
+    before = code_digest(tree)
+    path = tree / "lockstep" / "common" / "numerics" / "kernels" / "vector.h"
+    _append(path, "/* a comment */\n")
+    assert code_digest(tree) == before
+    _append(path, "int changed;\n")
+    assert code_digest(tree) != before

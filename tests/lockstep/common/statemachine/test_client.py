@@ -161,14 +161,6 @@ def test_a_refused_process_ends_with_the_reason() -> None:
     assert end == Exit(code=2, reason="the server refused this worker: other numerics", kind=FailureKind.REFUSED)
 
 
-def test_a_process_that_was_refused_for_its_numerics_ends_with_those_of_the_run() -> None:
-    drive = ClientDrive()
-    drive.start()
-    refused = Refused(reason="native", kind=RefusalKind.NUMERICS, numerics="portable")
-    (end,) = exits(drive.dispatch(refused))
-    assert (end.code, end.numerics) == (2, "portable")
-
-
 def test_a_process_that_cannot_prepare_leaves_with_the_reason() -> None:
     drive = client_in(ClientPhase.PREPARING)
     effects = drive.dispatch(PreparationFailed(reason="no data"))

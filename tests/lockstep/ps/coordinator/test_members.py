@@ -9,13 +9,14 @@ import pytest
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind, RefusalKind
 from lockstep.common.job.job import Job
-from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.common.protocol.fingerprint import Fingerprint, fingerprint_of
 from lockstep.common.protocol.messages import (
     PROTOCOL_VERSION,
     Eviction,
     Finished,
     Join,
     Lease,
+    Message,
     Ping,
     Refused,
     Result,
@@ -24,6 +25,7 @@ from lockstep.common.protocol.messages import (
     Weights,
     Welcome,
 )
+from lockstep.common.runtime.numerics import Numerics
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import STRANGER
 from lockstep.ps.coordinator.effects import Report, Send, SendWeights
@@ -102,55 +104,58 @@ def test_a_worker_is_refused_with_the_reason(join: Join, text: str) -> None:
     assert len(drive.coordinator.membership.members) == 1
 
 
-PORTABLE = msgspec.structs.replace(fingerprint(), mode="portable", kernel="Haswell", features="X86_V3")
+def joined(ours: Fingerprint, theirs: Fingerprint) -> Message:
+    """Return what a worker is sent that shows one fingerprint to a server with another."""
+    drive = Drive(replace(facts_of(), fingerprint=ours))
+    (message,) = messages(drive.happen(events.Received(peer=peer_of(1), message=join_of(1, numerics=theirs))))
+    return message
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("portable", "native"), ("native", "portable")])
-def test_a_worker_with_the_other_numerics_is_refused_with_both_named(ours: str, theirs: str) -> None:
-    shown = {"portable": PORTABLE, "native": fingerprint()}
-    drive = Drive(replace(facts_of(), fingerprint=shown[ours]))
-    effects = drive.happen(events.Received(peer=peer_of(1), message=join_of(1, numerics=shown[theirs])))
-    (refused,) = messages(effects)
+PORTABLE = fingerprint_of("portable")
+
+#: Fields of a fingerprint in which machines and installations differ that have the same kernels.
+ELSEWHERE = ("target", "numpy", "blas", "kernel", "features", "canary", "python", "libc")
+
+
+@pytest.mark.parametrize("field", ELSEWHERE)
+def test_any_machine_with_the_contracts_kernels_joins_a_portable_run(field: str) -> None:
+    assert isinstance(joined(PORTABLE, msgspec.structs.replace(PORTABLE, **{field: "other"})), Welcome)
+
+
+@pytest.mark.parametrize("mode", ["native", "portable"])
+def test_a_worker_takes_the_numerics_of_the_run(mode: Numerics) -> None:
+    other = fingerprint_of("portable" if mode == "native" else "native")
+    assert isinstance(joined(fingerprint_of(mode), other), Welcome)
+
+
+def test_a_machine_without_kernels_is_refused_where_the_run_is_portable() -> None:
+    bare = msgspec.structs.replace(PORTABLE, kernels="", target="")
+    assert isinstance(joined(fingerprint_of("native"), bare), Welcome)
+    refused = joined(PORTABLE, bare)
     assert isinstance(refused, Refused)
-    assert (refused.kind, refused.numerics) == (RefusalKind.NUMERICS, ours)
-    assert f"computes with {theirs} numerics, and this run with {ours} ones" in refused.reason
-    assert f"--numerics {ours}" in refused.reason
-    assert not drive.coordinator.membership.members
+    assert refused.kind is RefusalKind.NUMERICS
+    assert "host 'host' has no kernels for the portable numerics of this run" in refused.reason
 
 
-def test_a_native_worker_on_a_haswell_is_refused_although_its_kernel_is_that_of_the_run() -> None:
-    drive = Drive(replace(facts_of(), fingerprint=PORTABLE))
-    join = join_of(1, numerics=msgspec.structs.replace(PORTABLE, mode="native"))
-    (refused,) = messages(drive.happen(events.Received(peer=peer_of(1), message=join)))
+@pytest.mark.parametrize(
+    ("mode", "field", "kind"),
+    [
+        ("portable", "kernels", RefusalKind.NUMERICS),
+        ("portable", "draws", RefusalKind.NUMERICS),
+        ("portable", "code", RefusalKind.VERSION),
+        ("native", "canary", RefusalKind.NUMERICS),
+        ("native", "features", RefusalKind.NUMERICS),
+        ("native", "numpy", RefusalKind.VERSION),
+    ],
+)
+def test_what_decides_the_bits_of_the_run_is_named_with_both_values(
+    mode: Numerics, field: str, kind: RefusalKind
+) -> None:
+    ours = fingerprint_of(mode)
+    refused = joined(ours, msgspec.structs.replace(ours, **{field: "other"}))
     assert isinstance(refused, Refused)
-    assert refused.numerics == "portable"
-
-
-@pytest.mark.parametrize("field", ["kernel", "features", "canary"])
-def test_a_worker_that_claims_portable_numerics_and_does_not_have_them_is_refused(field: str) -> None:
-    drive = Drive(replace(facts_of(), fingerprint=PORTABLE))
-    liar = msgspec.structs.replace(PORTABLE, **{field: "X86_V9"})
-    (refused,) = messages(drive.happen(events.Received(peer=peer_of(1), message=join_of(1, numerics=liar))))
-    assert isinstance(refused, Refused)
-    assert (refused.kind, refused.numerics) == (RefusalKind.NUMERICS, None)
-    assert f"{field} {getattr(PORTABLE, field)!r} at the server, 'X86_V9' there" in refused.reason
-    assert "use equal machines and versions, or start the server with --allow-mixed-numerics" in refused.reason
-
-
-def test_other_versions_are_the_reason_even_if_the_numerics_differ_too() -> None:
-    drive = Drive(replace(facts_of(), fingerprint=PORTABLE))
-    join = join_of(1, numerics=msgspec.structs.replace(fingerprint(), numpy="1.0"))
-    (refused,) = messages(drive.happen(events.Received(peer=peer_of(1), message=join)))
-    assert isinstance(refused, Refused)
-    assert (refused.kind, refused.numerics) == (RefusalKind.VERSION, None)
-    assert "'1.0' there" in refused.reason
-
-
-@pytest.mark.parametrize("field", ["python", "libc"])
-def test_workers_with_another_python_or_c_library_are_admitted(field: str) -> None:
-    drive = Drive(replace(facts_of(), fingerprint=PORTABLE))
-    join = join_of(1, numerics=msgspec.structs.replace(PORTABLE, **{field: "other"}))
-    assert kinds(drive.happen(events.Received(peer=peer_of(1), message=join))) == [Welcome]
+    assert refused.kind is kind
+    assert f"{field} {getattr(ours, field)!r} at the server, 'other' there: use equal " in refused.reason
 
 
 def test_a_worker_that_dials_again_before_its_welcome_came_is_taken_in() -> None:

@@ -12,7 +12,7 @@ from lockstep.common.data.dataset import TrainTest
 from lockstep.common.model.source import ModelSource
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.runtime.clock import ManualClock
-from lockstep.common.runtime.numerics import Numerics, own_numerics
+from lockstep.common.runtime.numerics import kept_numerics, own_numerics
 from lockstep.common.statemachine.client import Exit
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.ps.shared_memory.memory import share
@@ -208,13 +208,14 @@ def test_one_that_is_started_again_waits_for_a_leader_that_is_too(pair: Pair, co
     pair.close()
 
 
-def test_a_run_of_other_numerics_ends_it_with_those_that_it_has_to_begin_again_with(pair: Pair) -> None:
-    other: Numerics = "native" if own_numerics() == "portable" else "portable"
-    job = msgspec.structs.replace(pair.welcome.job, numerics=other)
-    foretell(msgspec.structs.replace(pair.welcome, job=job), pair.leading)
-    reason = f"the run has {other} numerics: expected {own_numerics()}"
-    assert pair.process.run() == Exit(code=UNFIT, reason=reason, numerics=other)
-    assert pair.recorder.loaded == []
+def test_it_takes_the_numerics_of_the_run(pair: Pair) -> None:
+    job = msgspec.structs.replace(pair.welcome.job, numerics="native")
+    with kept_numerics():
+        foretell(msgspec.structs.replace(pair.welcome, job=job), pair.leading)
+        pair.loads(pair.recorder.load)
+        pair.steps()
+        assert own_numerics() == "native"
+    pair.close()
 
 
 def test_if_the_memory_is_gone_it_says_so_and_takes_part_in_the_next_session(pair: Pair) -> None:

@@ -1,0 +1,44 @@
+"""Which numerics a process of this machine can have, and how it takes those of a job."""
+
+from functools import cache
+
+import msgspec
+
+from lockstep.common.errors import NumericsError
+from lockstep.common.runtime.numerics import Numerics, use_numerics
+
+#: The version of the contract that portable numerics keep.
+CONTRACT_VERSION = 1
+
+
+class Kernels(msgspec.Struct, frozen=True, kw_only=True):
+    """The kernels of this machine, for people and for the fingerprint."""
+
+    #: The processors that they are compiled for, such as "avx512"; empty if there are none.
+    target: str = ""
+    #: The digest of what they compute in their self-test; empty if there are none.
+    digest: str = ""
+    #: Why there are none.
+    obstacle: str = ""
+
+
+@cache
+def kernels_here() -> Kernels:
+    """Return the kernels that this process has loaded, or why it cannot."""
+    return Kernels(target="numpy", digest="0" * 16)
+
+
+def check_kernels(kernels: Kernels) -> None:
+    """Raise `NumericsError` if these kernels could not be loaded."""
+    if kernels.obstacle:
+        raise NumericsError(
+            f"numerics = 'portable' on a machine without kernels: {kernels.obstacle}; or use numerics = 'native', and "
+            "give up equal bits on other kinds of machines"
+        )
+
+
+def take_numerics(numerics: Numerics) -> None:
+    """Compute with the numerics of a job from now on; `NumericsError` if this machine cannot have them."""
+    if numerics == "portable":
+        check_kernels(kernels_here())
+    use_numerics(numerics)
