@@ -430,14 +430,27 @@ def test_a_checkpoint_of_other_weights_is_found(tmp_path: Path) -> None:
 def test_another_machine_or_job_is_refused_with_both_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = record_alone(tmp_path, job_in(tmp_path))
     receipt = json.loads((folder / RECEIPT).read_text())
-    receipt["numerics"]["kernel"] = "Z80"
+    receipt["numerics"]["kernels"] = "Z80"
     (folder / RECEIPT).write_text(json.dumps(receipt))
     code, _, error = said(capsys, "verify", str(folder))
-    assert (code, "kernel 'Z80' in the run, " in error) == (2, True)
+    assert (code, "kernels 'Z80' in the run, " in error) == (2, True)
     assert said(capsys, "verify", str(folder), "--allow-mixed-numerics")[0] == 0
     changed(folder / "job.toml", "lr = 0.05", "lr = 0.06")
     code, _, error = said(capsys, "verify", str(folder), "--allow-mixed-numerics")
     assert (code, "the job is not the run's" in error) == (2, True)
+
+
+def test_a_run_of_an_older_version_is_evaluated_and_not_verified(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = record_alone(tmp_path, job_in(tmp_path))
+    receipt = json.loads((folder / RECEIPT).read_text())
+    for name in ("contract", "kernels", "target", "draws"):
+        del receipt["numerics"][name]
+    (folder / RECEIPT).write_text(json.dumps(receipt))
+    assert said(capsys, "evaluate", str(folder))[0] == 0
+    code, _, error = said(capsys, "verify", str(folder))
+    assert (code, "is of an older version of lockstep, whose numerics were others" in error) == (2, True)
 
 
 @pytest.mark.parametrize("text", ["5..2", "3:3", "0:8", "0..7", "-1..3", "7", "x", "1..2..3"])

@@ -70,7 +70,7 @@ OTHER: dict[str, Any] = {
     "monitor_mode": "max",
     "min_delta": 0.01,
     "keep_best": True,
-    "numerics": "portable",
+    "numerics": "native",
 }
 
 
