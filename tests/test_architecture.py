@@ -6,9 +6,10 @@ import pytest
 
 from tests.architecture.confinement import LONGEST, PURE
 from tests.architecture.direction import ORDERS
+from tests.architecture.leaves import unused
 from tests.architecture.naming import folder_faults
 from tests.architecture.rules import violations
-from tests.architecture.source import ROOT, read_tree
+from tests.architecture.source import ROOT, read_tree, sources_of
 
 #: A tree in which nothing is wrong; each case below lays one module over it.
 CLEAN = {
@@ -164,6 +165,21 @@ PLANTED = {
     "private name": ("lockstep.ps.store", "def f(is_listed: bool) -> None: ...", "is_listed is a private word"),
     "private attribute": ("lockstep.ps.store", "self.mergedSums = 1", "mergedSums is a private word"),
     "private class": ("lockstep.ps.store", "class Manner: ...", "Manner is a private word"),
+    "product": ("lockstep.common.nn.module", "import numpy as np\nnp.matmul(1, 2)", "has np.matmul, whose bits may"),
+    "product, passed on": ("lockstep.worker.compute", "import numpy as np\nf = np.dot", "has np.dot, whose bits may"),
+    "product, by operator": ("lockstep.ps.shard", "a @ b", "has a @ b, whose bits may"),
+    "product, in place": ("lockstep.common.optim", "a @= b", "has a @= b, whose bits may"),
+    "function, by name": ("lockstep.common.job", "from numpy import exp\nexp(1)", "has exp, whose bits may"),
+    "function of the C library": ("lockstep.common.optim", "import math\nmath.cos(1)", "has math.cos, whose bits may"),
+    "power": ("lockstep.common.optim", "beta ** (step + 1)", "has beta ** (step + 1), whose bits may"),
+    "sum of NumPy": ("lockstep.common.data", "import numpy as np\nnp.add.reduce(x)", "has np.add.reduce, whose bits"),
+    "sum of an array": ("lockstep.common.aggregation", "x.sum()", "has x.sum, whose bits may"),
+    "normal numbers": ("lockstep.common.nn.module", "rng.normal(0, 1)", "has rng.normal, whose bits may"),
+    "series": (
+        "lockstep.common.autograd.functional",
+        "from numpy.polynomial import chebyshev",
+        "imports numpy.polynomial, whose bits may",
+    ),
     "long": ("lockstep.common.nn.module", "\n" * (LONGEST + 1), "lines, above"),
 }
 
@@ -229,6 +245,23 @@ def test_a_folder_is_neither_full_nor_a_closet(tmp_path: Path, entries: int, fau
 
 def test_no_folder_of_the_package_is_full_or_a_closet() -> None:
     assert list(folder_faults(ROOT / "lockstep")) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        ("lockstep.common.numerics", "import numpy as np\nnp.exp(1)"),
+        ("lockstep.cli.main", "import numpy as np\nnp.exp(1)"),
+        ("lockstep.common.nn.module", "import numpy as np\nimport math\nnp.sqrt(x) + math.sqrt(2) + x**2 + 2.0**-16"),
+        ("lockstep.common.nn.module", "statistics = {}\nstatistics.items()"),
+    ],
+)
+def test_leaves_are_called_where_they_may_be(module: str, text: str) -> None:
+    assert violations({**CLEAN, "lockstep.common.numerics": "", module: text}) == []
+
+
+def test_no_leaf_is_allowed_that_is_called_nowhere() -> None:
+    assert unused(sources_of(read_tree(ROOT))) == set()
 
 
 def test_the_rules_name_modules_that_exist() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from tests.architecture.code_from_data import check_code_from_data
 from tests.architecture.confinement import check_imports, check_length, check_purity, check_uses
 from tests.architecture.direction import check_cycles, check_directions, check_form
+from tests.architecture.leaves import check_leaves
 from tests.architecture.naming import check_class_names, check_words
 from tests.architecture.source import Source, Violation, sources_of
 
@@ -16,6 +17,7 @@ RULES: tuple[Rule, ...] = (
     check_form,
     check_imports,
     check_uses,
+    check_leaves,
     check_code_from_data,
     check_purity,
     check_length,

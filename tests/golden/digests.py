@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from lockstep.common.files.atomic import write_atomically
-from lockstep.common.numerics.choice import CONTRACT_VERSION
+from lockstep.common.numerics.leaves import CONTRACT_VERSION
 from lockstep.common.runtime.environment import child_environment
 from tests.architecture.source import ROOT
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lockstep.common.numerics.choice import CONTRACT_VERSION
+from lockstep.common.numerics.leaves import CONTRACT_VERSION
 from tests.golden.digests import computed, known_weights
 from tests.golden.jobs import GOLDEN
 

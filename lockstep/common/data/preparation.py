@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lockstep.common.data.dataset import Dataset
 from lockstep.common.data.mapped import Samples
 from lockstep.common.errors import DataError
+from lockstep.common.numerics.sums import halved_sum
 
 #: Values per block when constants are computed: bounds the memory, and fixes the order of the sum.
 BLOCK = 1 << 20
@@ -160,6 +161,6 @@ def _moments_of_bytes(blocks: ValueBlocks, count: int) -> tuple[float, float]:
 
 def _moments_of_floats(blocks: ValueBlocks, count: int) -> tuple[float, float]:
     # Not `sum`: since Python 3.12 that compensates, so that its bits depend on the version.
-    mean = math.fsum(float(block.sum(dtype=np.float64)) for block in blocks()) / count
-    deviations = math.fsum(float(np.square(block.astype(np.float64) - mean).sum()) for block in blocks())
+    mean = math.fsum(halved_sum(block) for block in blocks()) / count
+    deviations = math.fsum(halved_sum(np.square(block.astype(np.float64) - mean)) for block in blocks())
     return mean, deviations / count

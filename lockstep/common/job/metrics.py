@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lockstep.common.job.losses import LossKind, kind_of
 from lockstep.common.numerics.scalars import exp
+from lockstep.common.numerics.sums import halved_sum
 
 Array = NDArray[Any]
 Sums = NDArray[np.float64]
@@ -115,9 +116,9 @@ def _errors(size_of: Callable[[Sums], Sums]) -> Callable[[ComparedRows], Sums]:
     def sums(rows: ComparedRows) -> Sums:
         errors = size_of(rows.outputs.astype(np.float64) - rows.targets)
         if rows.weights is None:
-            return _of(errors.sum(), errors.size)
+            return _of(halved_sum(errors), errors.size)
         weights = rows.weights.astype(np.float64)
-        return _of((errors.sum(axis=1) * weights).sum(), weights.sum() * errors.shape[1])
+        return _of(halved_sum(errors * weights[:, np.newaxis]), halved_sum(weights) * errors.shape[1])
 
     return sums
 
@@ -133,6 +134,11 @@ def _root_mean(sums: Sums, basis: LossBasis) -> float:
     return math.sqrt(_mean(sums, basis))
 
 
+def _perplexity(sums: Sums, basis: LossBasis) -> float:
+    # More than e^700 is no number of a float64, and a loss may not be one either.
+    return basis.loss if math.isnan(basis.loss) else exp(min(basis.loss, 700.0))
+
+
 def _explained(mean_square: float, guess: float | None) -> float:
     # If all targets are equal there is nothing to explain.
     return 1.0 - mean_square / guess if guess else 0.0
@@ -145,7 +151,7 @@ def _mean_over_classes(of_class: Callable[[Sums, Sums, Sums], tuple[Sums, Sums]]
         right, predicted, actual = sums.reshape(3, -1)
         there = predicted + actual > 0
         over, under = of_class(right[there], predicted[there], actual[there])
-        return float((over / under).mean()) if len(over) else 0.0
+        return halved_sum(over / under) / len(over) if len(over) else 0.0
 
     return figure
 
@@ -175,8 +181,7 @@ METRICS: Mapping[str, Metric] = {
         is_by_class=True,
         is_whole=True,
     ),
-    # More than e^700 is no number of a float64.
-    "perplexity": Metric(_CLASSES, 0, lambda sums, basis: exp(min(basis.loss, 700.0)), is_higher_better=False),
+    "perplexity": Metric(_CLASSES, 0, _perplexity, is_higher_better=False),
     "mae": Metric(_NUMBERS, 2, _mean, _errors(np.abs), is_higher_better=False),
     "rmse": Metric(_NUMBERS, 2, _root_mean, _errors(np.square), is_higher_better=False),
     "r2": Metric(_NUMBERS, 2, lambda sums, basis: _explained(_mean(sums, basis), basis.guess), _errors(np.square)),

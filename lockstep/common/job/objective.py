@@ -26,6 +26,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.job.losses import LossKind, has_accuracy, kind_of
 from lockstep.common.job.metrics import MOST_CLASSES, ComparedRows, Metric, Metrics, OwnMetric
 from lockstep.common.job.tally import Tally
+from lockstep.common.numerics.sums import halved_sum, halved_sums
 
 #: A loss of the user's own: outputs and targets in, the sum of the losses and what it is divided by out.
 OwnLoss = Callable[[Any, Any], tuple[Any, Any]]
@@ -266,7 +267,7 @@ class Objective:
             each = each * weights.reshape(-1, *[1] * (values.ndim - 1)).astype(np.float64)
             if self.ignore_index is not None and not weighs_classes:
                 each = each * (values != self.ignore_index)
-        return float(each.sum())
+        return halved_sum(each)
 
     def _of_class(self, values: Array) -> Array:
         counts = values if self.ignore_index is None else np.where(values == self.ignore_index, 0, values)
@@ -461,10 +462,11 @@ class Objective:
         seen = self if self.kind is LossKind.NUMBERS else replace(self, loss="mse", own=None)
         targets = seen.compared(seen.targets(data.labels)).astype(np.float64)
         if data.weights is None:
-            return float(np.mean(np.square(targets - targets.mean(axis=0))))
-        weights = data.weights.astype(np.float64)[:, np.newaxis] / data.weights.sum(dtype=np.float64)
-        mean = (weights * targets).sum(axis=0)
-        return float((weights * np.square(targets - mean)).sum() / targets.shape[1])
+            mean = halved_sums(targets.T) / len(targets)
+            return halved_sum(np.square(targets - mean)) / targets.size
+        weights = data.weights.astype(np.float64)[:, np.newaxis] / halved_sum(data.weights)
+        mean = halved_sums((weights * targets).T)
+        return halved_sum(weights * np.square(targets - mean)) / targets.shape[1]
 
 
 def _misfit(rows: ComparedRows) -> str:

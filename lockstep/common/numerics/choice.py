@@ -5,10 +5,8 @@ from functools import cache
 import msgspec
 
 from lockstep.common.errors import NumericsError
+from lockstep.common.numerics.kernels.library import SELF_TEST_DIGEST, load
 from lockstep.common.runtime.numerics import Numerics, use_numerics
-
-#: The version of the contract that portable numerics keep.
-CONTRACT_VERSION = 1
 
 
 class Kernels(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,8 +22,11 @@ class Kernels(msgspec.Struct, frozen=True, kw_only=True):
 
 @cache
 def kernels_here() -> Kernels:
-    """Return the kernels that this process has loaded, or why it cannot."""
-    return Kernels(target="numpy", digest="0" * 16)
+    """Return the kernels that this process has loaded, or why it cannot load any."""
+    try:
+        return Kernels(target=load().target, digest=SELF_TEST_DIGEST)
+    except NumericsError as error:
+        return Kernels(obstacle=str(error))
 
 
 def check_kernels(kernels: Kernels) -> None:

@@ -6,8 +6,13 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from lockstep.common.numerics.sums import halved_sums
+
 #: Elements whose squares are added up together; a vector may be cut at multiples of it.
 BLOCK = 4096
+
+#: Blocks that are added up at once: as float64 they fit into a second-level cache.
+AT_ONCE = 8
 
 # PyTorch's clip_grad_norm_ adds this to the norm that it divides by.
 _EPSILON = 1e-6
@@ -18,8 +23,12 @@ def block_squares(vector: NDArray[np.float32]) -> NDArray[np.float64]:
 
     The blocks of a whole vector are those of its slices, one after the other, if it is cut at multiples of 4096.
     """
-    starts = range(0, vector.size, BLOCK)
-    return np.fromiter((_sum_of_squares(vector[start : start + BLOCK]) for start in starts), np.float64, len(starts))
+    whole = vector.size - vector.size % BLOCK
+    rows = vector[:whole].reshape(-1, BLOCK)
+    sums = [_sums_of_squares(rows[start : start + AT_ONCE]) for start in range(0, len(rows), AT_ONCE)]
+    if whole < vector.size:
+        sums.append(_sums_of_squares(vector[np.newaxis, whole:]))
+    return np.concatenate(sums) if sums else np.empty(0, np.float64)
 
 
 def add_blocks(blocks: Iterable[float]) -> float:
@@ -42,6 +51,6 @@ def scale_for(squared_norm: float, max_norm: float) -> float:
     return 1.0 if scale > 1.0 else scale
 
 
-def _sum_of_squares(block: NDArray[np.float32]) -> float:
+def _sums_of_squares(blocks: NDArray[np.float32]) -> NDArray[np.float64]:
     # The product of two float32 is exact in float64, so that only the additions round.
-    return float(np.square(block, dtype=np.float64).sum())
+    return halved_sums(np.square(blocks, dtype=np.float64))

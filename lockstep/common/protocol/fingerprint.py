@@ -12,7 +12,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.common.numerics.choice import CONTRACT_VERSION, kernels_here
+from lockstep.common.numerics.choice import kernels_here
+from lockstep.common.numerics.leaves import CONTRACT_VERSION
 from lockstep.common.random import Purpose, generator
 from lockstep.common.runtime.blas import blas_kernel, blas_name, blas_threads
 from lockstep.common.runtime.lent_process import computing

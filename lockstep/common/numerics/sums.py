@@ -1,0 +1,32 @@
+"""Sums in float64 whose order is fixed, for figures and for the norm of a gradient: additions of arrays alone.
+
+NumPy's own sums add in an order that depends on its version, on the processor and on how an array lies in memory. The
+kernels' sums are of float32. `math.fsum`, which rounds once, is as good for a few numbers.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Doubles = NDArray[np.float64]
+
+
+def halved_sums(rows: NDArray[Any]) -> Doubles:
+    """Return the sum of each row, (rows,), in float64: the second half of a row is added to the first, until one is
+    left. Of an odd number, the one in the middle waits.
+    """
+    left = rows.shape[1]
+    if not left:
+        return np.zeros(len(rows))
+    sums = rows.astype(np.float64)
+    while left > 1:
+        half = (left + 1) // 2
+        sums[:, : left - half] += sums[:, half:left]
+        left = half
+    return sums[:, 0].copy()
+
+
+def halved_sum(values: NDArray[Any]) -> float:
+    """Return the sum of all values in their order, as `halved_sums` adds them."""
+    return float(halved_sums(values.reshape(1, -1))[0])

@@ -1,0 +1,35 @@
+"""Sums by halves: the order is that of the docstring, whatever the layout of the array is."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from lockstep.common.numerics.sums import halved_sum, halved_sums
+from lockstep.common.random import Purpose, generator
+
+ROWS = arrays(np.float64, st.tuples(st.integers(0, 4), st.integers(0, 40)), elements=st.floats(-1e300, 1e300))
+
+
+def by_hand(row: list[float]) -> float:
+    while len(row) > 1:
+        half = (len(row) + 1) // 2
+        row = [row[at] + row[half + at] if half + at < len(row) else row[at] for at in range(half)]
+    return row[0] if row else 0.0
+
+
+@given(ROWS)
+def test_each_row_is_added_half_by_half(rows: np.ndarray) -> None:  # type: ignore[type-arg]
+    before = rows.copy()
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.testing.assert_array_equal(halved_sums(rows), [by_hand(row.tolist()) for row in rows])
+    np.testing.assert_array_equal(rows, before)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4099,), (7, 5, 3)])
+def test_layout_and_type_do_not_matter(shape: tuple[int, ...]) -> None:
+    values = generator(0, Purpose.CANARY).random(shape, dtype=np.float32)
+    expected = by_hand(values.astype(np.float64).reshape(-1).tolist())
+    wide = np.repeat(np.atleast_1d(values), 2, axis=-1)[..., ::2]
+    assert halved_sum(values) == halved_sum(np.asfortranarray(values)) == halved_sum(wide) == expected
