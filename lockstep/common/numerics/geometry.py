@@ -9,3 +9,11 @@ class Geometry(NamedTuple):
     groups: int
     stride: tuple[int, int]
     dilation: tuple[int, int]
+
+
+class PoolWindows(NamedTuple):
+    """The windows of a pool over images, along (height, width)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]

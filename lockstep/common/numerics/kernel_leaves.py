@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.common.numerics.geometry import Geometry
-from lockstep.common.numerics.kernels.library import Library, load
+from lockstep.common.numerics.geometry import Geometry, PoolWindows
+from lockstep.common.numerics.kernels.library import load
 
 Array = NDArray[Any]
 Instruction = Callable[[], Any]
@@ -24,7 +24,7 @@ Instruction = Callable[[], Any]
 ROW = 20
 OPERATIONS = (
     "product", "stack", "sum", "convolution", "convolution_to_input", "convolution_to_kernels", "exp", "log", "log1p",
-    "tanh", "sigmoid", "erf", "power",
+    "tanh", "sigmoid", "erf", "power", "relu", "relu_gradient", "max_pool", "max_pool_gradient", "momentum",
 )  # fmt: skip
 _NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
 
@@ -84,7 +84,7 @@ def _calls(rows: Iterable[Sequence[int]], *arrays: Array) -> KernelCalls:
     table = np.zeros((len(found := list(rows)), ROW), np.int64)
     for target, row in zip(table, found, strict=True):
         target[: len(row)] = row
-    return KernelCalls(table, arrays, load().run)
+    return KernelCalls(table, arrays, load().functions.ls_run)
 
 
 def _in_order(*instructions: Instruction) -> Instruction:
@@ -115,11 +115,14 @@ def _prepared(array: Array) -> tuple[Array, list[Instruction]]:
     return copy, [partial(np.copyto, copy, array)]
 
 
-def _product(left: Array, right: Array, out: Array) -> Instruction:
-    """Multiply (..., m, k) with (..., k, n); stacks are broadcast."""
+def _product(left: Array, right: Array, *rest: Array) -> Instruction:
+    """Multiply (..., m, k) with (..., k, n), stacks are broadcast; and add a bias (m,) to each row, if there is one."""
+    *biases, out = rest
+    bias = biases[0] if biases else None
     (rows, terms), columns = left.shape[-2:], right.shape[-1]
     stack = out.shape[:-2]
     _check(right.shape[-2] == terms and out.shape[-2:] == (rows, columns), "product", left, right, out)
+    _check(bias is None or bias.shape == (rows,), "product", left, right, *rest)
     left, before = _prepared(np.broadcast_to(left, (*stack, rows, terms)))
     right, also_before = _prepared(np.broadcast_to(right, (*stack, terms, columns)))
     target, after = out, list[Instruction]()
@@ -129,12 +132,19 @@ def _product(left: Array, right: Array, out: Array) -> Instruction:
     if not out.size:
         return _in_order(*before)
     if _strides(target)[-1] != 1:
-        left, right, target = right.swapaxes(-1, -2), left.swapaxes(-1, -2), target.swapaxes(-1, -2)
-    return _in_order(*before, *also_before, _stack(left, right, target), *after)
+        if bias is not None:  # which a kernel adds to rows alone
+            after = [partial(np.add, target, bias[:, np.newaxis], out=target), *after]
+        turned = (each.swapaxes(-1, -2) for each in (right, left, target))
+        return _in_order(*before, *also_before, _stack(*turned, None), *after)
+    if bias is not None and not bias.flags.c_contiguous:
+        bias = np.empty(bias.shape, bias.dtype)
+        also_before.append(partial(np.copyto, bias, biases[0]))
+    return _in_order(*before, *also_before, _stack(left, right, target, bias), *after)
 
 
-def _stack(left: Array, right: Array, out: Array) -> KernelCalls:
+def _stack(left: Array, right: Array, out: Array, bias: Array | None) -> KernelCalls:
     """Multiply stacks of one shape, which lie as they must."""
+    added = 0 if bias is None else _address(bias)
     stack = out.shape[:-2]
     steps = [_stack_step(each) for each in (left, right, out)]
     if all(step is not None for step in steps):
@@ -145,15 +155,15 @@ def _stack(left: Array, right: Array, out: Array) -> KernelCalls:
     (rows, terms), columns = left.shape[-2:], right.shape[-1]
     a_row, a_column = _row_and_column(left)
     b_row, b_column = _row_and_column(right)
-    scratch = _scratch.of(load().product_scratch(1, columns, terms, b_column))
+    scratch = _scratch.of(load().functions.ls_product_scratch(1, columns, terms, b_column))
     return _calls(
         (
             (_NUMBER["stack"], count, rows, columns, terms, _address(left[place]), a_row, a_column, a_step,
              _address(right[place]), b_row, b_column, b_step, _address(out[place]), _row_and_column(out)[0], c_step,
-             _address(scratch))
+             _address(scratch), added)
             for place in places
         ),
-        left, right, out, scratch,
+        left, right, out, scratch, *([] if bias is None else [bias]),
     )  # fmt: skip
 
 
@@ -198,7 +208,7 @@ def _product_sum(lefts: Array, rights: Array, out: Array, adds: bool) -> Instruc
         lefts, rights, out = rights.swapaxes(1, 2), lefts.swapaxes(1, 2), out.T
         rows, columns = out.shape
     (a_row, a_column), (b_row, b_column) = _row_and_column(lefts), _row_and_column(rights)
-    scratch = _scratch.of(load().product_scratch(count, columns, terms, b_column))
+    scratch = _scratch.of(load().functions.ls_product_scratch(count, columns, terms, b_column))
     a_step, b_step = (each.strides[0] // 4 if count > 1 else 0 for each in (lefts, rights))
     call = _calls(
         [
@@ -290,8 +300,10 @@ def _is_dense(array: Array) -> bool:
     return True
 
 
-def _convolution(x: Array, kernels: Array, out: Array, geometry: Geometry) -> Instruction:
-    return _convolve("convolution", x, kernels, out, geometry)
+def _convolution(x: Array, kernels: Array, *rest: Any) -> Instruction:
+    """Bind a convolution, with a bias (G·O,) or without."""
+    *biases, out, geometry = rest
+    return _convolve("convolution", x, kernels, out, geometry, *biases)
 
 
 def _convolution_to_input(gradient: Array, kernels: Array, out: Array, geometry: Geometry) -> Instruction:
@@ -302,7 +314,9 @@ def _convolution_to_kernels(gradient: Array, x: Array, out: Array, geometry: Geo
     return _convolve("convolution_to_kernels", x, out, gradient, geometry)
 
 
-def _convolve(name: str, x: Array, kernels: Array, y: Array, geometry: Geometry) -> Instruction:
+def _convolve(
+    name: str, x: Array, kernels: Array, y: Array, geometry: Geometry, bias: Array | None = None
+) -> Instruction:
     """Bind a convolution of images (G·C, height, width, N) by kernels (G·O, C, kh, kw) to y, or one of its gradients."""
     (channels, height, width, images), (outputs, depth, kernel_height, kernel_width) = x.shape, kernels.shape
     groups, stride, dilation = geometry
@@ -310,7 +324,8 @@ def _convolve(name: str, x: Array, kernels: Array, y: Array, geometry: Geometry)
     windows = tuple((size - reach * (kernel - 1) - 1) // step + 1 for size, kernel, step, reach in along)
     fits = channels == groups * depth and outputs % groups == 0 and min(*windows, *stride, *dilation) >= 1
     _check(fits and y.shape == (outputs, *windows, images), name, x, kernels, y)
-    arrays = {"x": x, "kernels": kernels, "y": y}
+    _check(bias is None or bias.shape == (outputs,), name, x, kernels, y)
+    arrays = {"x": x, "kernels": kernels, "y": y} | ({} if bias is None else {"bias": bias})
     written = {"convolution": "y", "convolution_to_input": "x", "convolution_to_kernels": "kernels"}[name]
     before, after = list[Instruction](), list[Instruction]()
     for key, array in arrays.items():
@@ -324,10 +339,50 @@ def _convolve(name: str, x: Array, kernels: Array, y: Array, geometry: Geometry)
     if not arrays[written].size:
         return _in_order(lambda: None)
     sizes = (depth, height, width, images, outputs // groups, kernel_height, kernel_width, *stride, *dilation)
-    scratch = _scratch.of(load().convolution_scratch(np.array(sizes, np.int64).ctypes.data))
-    addresses = (_address(arrays["x"]), _address(arrays["kernels"]), _address(arrays["y"]), _address(scratch))
+    scratch = _scratch.of(load().functions.ls_convolution_scratch(np.array(sizes, np.int64).ctypes.data))
+    addresses = [_address(arrays[key]) for key in ("x", "kernels", "y")]
+    addresses += [_address(scratch), 0 if bias is None else _address(arrays["bias"])]
     call = _calls([(_NUMBER[name], *sizes, groups, *addresses)], *arrays.values(), scratch)
     return _in_order(*before, call, *after)
+
+
+def _max_pool(x: Array, out: Array, windows: PoolWindows) -> Instruction:
+    """Bind the largest elements of windows over images (channels, height, width, N)."""
+    return _pool("max_pool", [x, out], x, out, windows)
+
+
+def _max_pool_gradient(gradient: Array, x: Array, pooled: Array, out: Array, windows: PoolWindows) -> Instruction:
+    _check(gradient.shape == pooled.shape and out.shape == x.shape, "max_pool_gradient", gradient, x, pooled, out)
+    return _pool("max_pool_gradient", [gradient, x, pooled, out], x, pooled, windows)
+
+
+def _pool(name: str, arrays: Sequence[Array], x: Array, pooled: Array, windows: PoolWindows) -> Instruction:
+    kernel, stride, padding = windows
+    along = zip(x.shape[1:3], kernel, stride, padding, strict=True)
+    counts = tuple((size + 2 * border - reach) // step + 1 for size, reach, step, border in along)
+    # A window has an element of the image: its first lies before the end, and its padding is less than itself.
+    fits = all(0 <= border < reach and step >= 1 for reach, step, border in zip(kernel, stride, padding, strict=True))
+    _check(fits and min(*counts, *x.shape[1:3]) >= 1 and pooled.shape == (len(x), *counts, x.shape[3]), name, *arrays)
+    _check(all((count - 1) * step - border < size for count, step, border, size in
+               zip(counts, stride, padding, x.shape[1:3], strict=True)), name, *arrays)  # fmt: skip
+    lying = [each if each.flags.c_contiguous else np.empty(each.shape, each.dtype) for each in arrays]
+    copied = [(one, other) for one, other in zip(arrays, lying, strict=True) if one is not other]
+    before = [partial(np.copyto, copy, each) for each, copy in copied if each is not arrays[-1]]
+    after = [partial(np.copyto, each, copy) for each, copy in copied if each is arrays[-1]]
+    row = (_NUMBER[name], *x.shape, *counts, *kernel, *stride, *padding, *map(_address, lying))
+    return _in_order(*before, _calls([row], *lying), *after)
+
+
+def _momentum(*operands: Any) -> Instruction:
+    """Bind an update: weights, gradient, the velocity before it or None, the new weights, the new velocity or None."""
+    weights, gradient, old, out, new, momentum, rate, decay, is_nesterov = operands
+    arrays = [each for each in (weights, gradient, old, out, new) if each is not None]
+    is_whole = all(each.shape == out.shape and each.flags.c_contiguous for each in arrays) and out.ndim == 1
+    _check(is_whole and (old is None) is (new is None), "momentum", *arrays)
+    addresses = [0 if each is None else _address(each) for each in (weights, gradient, old, out, new)]
+    numbers = [int(np.float32(each).view(np.uint32)) for each in (momentum, rate, decay)]
+    flags = int(old is not None), int(decay != 0.0), int(is_nesterov)
+    return _calls([(_NUMBER["momentum"], out.size, *addresses, *numbers, *flags)], *arrays)
 
 
 def _shares(one: Array, other: Array) -> bool:
@@ -343,11 +398,14 @@ def _check(fits: bool, name: str, *arrays: Array) -> None:
 
 #: For each leaf, what binds its operands: arrays of float32, the result, options.
 KERNELS: Mapping[str, Callable[..., Instruction]] = {
-    **{name: _elementwise(name) for name in ("exp", "log", "log1p", "tanh", "sigmoid", "erf", "power")},
+    **{name: _elementwise(name) for name in ("exp", "log", "log1p", "tanh", "sigmoid", "erf", "power", "relu", "relu_gradient")},
     "product": _product,
     "product_sum": _product_sum,
     "sum": _sum,
     "convolution": _convolution,
     "convolution_to_input": _convolution_to_input,
     "convolution_to_kernels": _convolution_to_kernels,
+    "max_pool": _max_pool,
+    "max_pool_gradient": _max_pool_gradient,
+    "momentum": _momentum,
 }

@@ -2,6 +2,7 @@
 
    Addresses are whole numbers too. Python has checked every size, stride and address before it writes a row. */
 #include "convolution.h"
+#include "elements.h"
 #include "functions.h"
 #include "sums.h"
 
@@ -9,7 +10,7 @@
 enum { ROW = 20 };
 enum Operation {
     PRODUCT, STACK, SUM, CONVOLUTION, CONVOLUTION_TO_INPUT, CONVOLUTION_TO_KERNELS, EXP, LOG, LOG1P, TANH, SIGMOID, ERF,
-    POWER
+    POWER, RELU, RELU_GRADIENT, MAX_POOL, MAX_POOL_GRADIENT, MOMENTUM
 };
 
 INLINE const float *from(int64_t address) { return (const float *)(intptr_t)address; }
@@ -29,7 +30,7 @@ static void call_stack(const int64_t *g) {
     for (int64_t number = 0; number < g[0]; number++) {
         const Product product = {
             .count = 1, .rows = g[1], .columns = g[2], .terms = g[3], .a = from(g[4]) + number * g[7], .a_row = g[5],
-            .a_column = g[6], .b = from(g[8]) + number * g[11], .c = to(g[12]) + number * g[14], .c_row = g[13],
+            .a_column = g[6], .b = from(g[8]) + number * g[11], .c = to(g[12]) + number * g[14], .c_row = g[13], .bias = from(g[16]),
         };
         multiply_matrices(&product, g[9], g[10], to(g[15]));
     }
@@ -51,10 +52,35 @@ static void call_convolution(enum Operation operation, const int64_t *g) {
     float *scratch = to(g[15]);
     for (int64_t group = 0; group < g[11]; group++) {
         float *x = to(g[12]) + group * image, *kernels = to(g[13]) + group * kernel, *y = to(g[14]) + group * result;
-        if (operation == CONVOLUTION) convolve(&c, x, kernels, y, scratch);
+        const float *bias = g[16] ? from(g[16]) + group * c.outputs : NULL;
+        if (operation == CONVOLUTION) convolve(&c, x, kernels, bias, y, scratch);
         else if (operation == CONVOLUTION_TO_INPUT) convolve_to_input(&c, y, kernels, x, scratch);
         else convolve_to_kernels(&c, y, x, kernels, scratch);
     }
+}
+
+INLINE Pool pool_of(const int64_t *g) {
+    return (Pool){
+        .channels = g[0], .height = g[1], .width = g[2], .images = g[3], .rows = g[4], .columns = g[5],
+        .kernel_y = g[6], .kernel_x = g[7], .stride_y = g[8], .stride_x = g[9], .padding_y = g[10], .padding_x = g[11],
+    };
+}
+
+/* A number whose bits are in the lower half of an argument. */
+INLINE float number(int64_t argument) {
+    const uint32_t word = (uint32_t)argument;
+    float found;
+    memcpy(&found, &word, sizeof found);
+    return found;
+}
+
+static void call_momentum(const int64_t *g) {
+    const Momentum momentum = {
+        .n = g[0], .weights = from(g[1]), .gradient = from(g[2]), .velocity = from(g[3]), .new_weights = to(g[4]),
+        .new_velocity = to(g[5]), .momentum = number(g[6]), .rate = number(g[7]), .decay = number(g[8]),
+        .has_momentum = g[9] != 0, .has_decay = g[10] != 0, .is_nesterov = g[11] != 0,
+    };
+    follow_momentum(&momentum);
 }
 
 /* Carry out `count` rows. */
@@ -75,6 +101,19 @@ EXPORT void ls_run(const int64_t *rows, int64_t count) {
         case SIGMOID: ls_sigmoid(g[0], from(g[1]), to(g[2])); break;
         case ERF: ls_erf(g[0], from(g[1]), to(g[2])); break;
         case POWER: ls_power(g[0], from(g[1]), from(g[2]), to(g[3])); break;
+        case RELU: rectify(g[0], from(g[1]), to(g[2])); break;
+        case RELU_GRADIENT: rectify_gradient(g[0], from(g[1]), from(g[2]), to(g[3])); break;
+        case MAX_POOL: {
+            const Pool pool = pool_of(g);
+            pool_largest(&pool, from(g[12]), to(g[13]));
+            break;
+        }
+        case MAX_POOL_GRADIENT: {
+            const Pool pool = pool_of(g);
+            pool_largest_gradient(&pool, from(g[12]), from(g[13]), from(g[14]), to(g[15]));
+            break;
+        }
+        case MOMENTUM: call_momentum(g); break;
         }
     }
 }

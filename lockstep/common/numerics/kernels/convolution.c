@@ -90,7 +90,7 @@ static void window_offsets(const Convolution *c, int64_t *offsets) {
     }
 }
 
-void convolve(const Convolution *c, const float *x, const float *kernels, float *y, float *scratch) {
+void convolve(const Convolution *c, const float *x, const float *kernels, const float *bias, float *y, float *scratch) {
     const int64_t rows = rows_of(c), width = columns_of(c) * c->images, terms = terms_of(c);
     int64_t *offsets = (int64_t *)(scratch + PANEL);
     if (c->stride_x != 1) {
@@ -101,7 +101,7 @@ void convolve(const Convolution *c, const float *x, const float *kernels, float 
     window_offsets(c, offsets);
     Product product = {
         .count = 1, .rows = c->outputs, .columns = width, .terms = terms, .a = kernels, .a_row = terms, .a_column = 1,
-        .offsets = offsets, .c_row = rows * width,
+        .offsets = offsets, .c_row = rows * width, .bias = bias,
     };
     for (int64_t row = 0; row < rows; row++) {
         product.b = x + row * c->stride_y * row_length(c);

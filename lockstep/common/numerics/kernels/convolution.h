@@ -21,7 +21,7 @@ INLINE int64_t columns_of(const Convolution *c) {
 /* Floats of scratch memory that any of the three takes. */
 int64_t convolution_scratch(const Convolution *c);
 
-void convolve(const Convolution *c, const float *x, const float *kernels, float *y, float *scratch);
+void convolve(const Convolution *c, const float *x, const float *kernels, const float *bias, float *y, float *scratch);
 void convolve_to_input(const Convolution *c, const float *gradient, const float *kernels, float *x, float *scratch);
 void convolve_to_kernels(const Convolution *c, const float *gradient, const float *x, float *kernels, float *scratch);
 

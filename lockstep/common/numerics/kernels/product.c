@@ -65,6 +65,12 @@ INLINE void tile(const int rows, const int vectors, const int tail, const int ac
             chain(rows, vectors, tail, across, p, p->a + k * p->a_column, p->b, p->offsets + k, length, last, sums);
             put(rows, vectors, tail, sums, p->c, p->c_row, last, p->adds || p->continues || k > 0);
         }
+        if (p->bias) {
+            UNROLL for (int i = 0; i < rows; i++) {
+                UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = all(p->bias[i]);
+            }
+            put(rows, vectors, tail, sums, p->c, p->c_row, last, 1);
+        }
         return;
     }
     Tile level[LEVELS + 1];
@@ -170,6 +176,7 @@ static void multiply_terms(const Product *p, float *panel) {
                 rows = part(i + height - j, ROWS);
                 q.a = p->a + j * p->a_row;
                 q.c = p->c + j * p->c_row + v * WIDTH;
+                q.bias = p->bias ? p->bias + j : NULL;
                 TILES[rows - 1][vectors - 1][last < WIDTH][across](&q, last);
             }
         }
@@ -187,6 +194,7 @@ void multiply(const Product *product, float *panel) {
         p.a = product->a + k * product->a_column;
         p.offsets = product->offsets + k;
         p.continues = k > 0;
+        p.bias = k + TERMS_AT_ONCE < product->terms ? NULL : product->bias;
         multiply_terms(&p, panel);
     }
 }

@@ -33,6 +33,7 @@ typedef struct {
     int64_t c_row;
     int adds;      /* the whole sum to what is in c */
     int continues; /* the chains that are in c already */
+    const float *bias; /* added to each row of a single product, after all else; NULL for none */
 } Product;
 
 /* `panel` has room for PANEL floats. */

@@ -1,0 +1,48 @@
+/* Arithmetic of single elements that NumPy could do, in one pass where that makes several. Each operation is rounded. */
+#include "elements.h"
+
+/* A loop over whole vectors, and the part of one at the end. */
+#define EACH(n, ACT) { \
+        int64_t i = 0; \
+        for (; i + WIDTH <= (n); i += WIDTH) ACT(load, store, ) \
+        if (i < (n)) ACT(load_first, store_first, REST(n)) \
+    }
+#define REST(n) , (n) - i
+
+/* max(x, 0): +0 for all that is not positive, and NaN for NaN. */
+INLINE V rectified(V x) {
+    return choose(less(all(0.0f), x), x, choose(is_nan(x), x, all(0.0f)));
+}
+
+void rectify(int64_t n, const float *x, float *y) {
+#define ACT(from, to, rest) { to(y + i, rectified(from(x + i rest)) rest); }
+    EACH(n, ACT)
+#undef ACT
+}
+
+/* The gradient where the result is positive, +0 elsewhere. */
+void rectify_gradient(int64_t n, const float *gradient, const float *result, float *y) {
+#define ACT(from, to, rest) { \
+        to(y + i, choose(less(all(0.0f), from(result + i rest)), from(gradient + i rest), all(0.0f)) rest); \
+    }
+    EACH(n, ACT)
+#undef ACT
+}
+
+/* v = momentum * v + g; weights -= rate * v, where g is the gradient plus decay * weights; Nesterov: see rules.py. */
+void follow_momentum(const Momentum *m) {
+    const V momentum = all(m->momentum), rate = all(m->rate), decay = all(m->decay);
+#define ACT(from, to, rest) { \
+        const V weights = from(m->weights + i rest); \
+        V gradient = from(m->gradient + i rest); \
+        if (m->has_decay) gradient = add(gradient, mul(weights, decay)); \
+        if (m->has_momentum) { \
+            const V velocity = add(mul(from(m->velocity + i rest), momentum), gradient); \
+            to(m->new_velocity + i, velocity rest); \
+            gradient = m->is_nesterov ? add(gradient, mul(velocity, momentum)) : velocity; \
+        } \
+        to(m->new_weights + i, sub(weights, mul(gradient, rate)) rest); \
+    }
+    EACH(m->n, ACT)
+#undef ACT
+}
