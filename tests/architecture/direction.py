@@ -56,6 +56,7 @@ PACKAGE_ORDER = Order(
         ("lockstep.common.optim",),
         ("lockstep.common.nn",),
         ("lockstep.common.autograd",),
+        ("lockstep.common.numerics",),
         ("lockstep.common.files", "lockstep.common.random", "lockstep.common.runtime"),
         ("lockstep.common.errors",),
     ),
