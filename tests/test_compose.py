@@ -180,6 +180,13 @@ def test_the_image_runs_lockstep_as_a_user_and_has_no_tools_of_its_building() ->
     assert not [run for run in arguments_of(final, "RUN") if re.search(r"\b(pip|apt|apt-get)\b", run)]
 
 
+def test_the_kernels_are_compiled_and_tested_while_the_image_is_built() -> None:
+    compiler, install = arguments_of(dockerfile()[0], "RUN")
+    assert {"gcc", "libc6-dev"} <= set(compiler.split())
+    assert install.endswith("&& /opt/lockstep/bin/python -P -m lockstep.common.numerics.kernels.library")
+    assert ".so" in (ROOT / ".dockerignore").read_text(encoding="utf-8")
+
+
 def test_the_image_has_the_versions_whose_bits_are_known() -> None:
     (install,) = [run for run in arguments_of(dockerfile()[0], "RUN") if "install --no-cache-dir" in run]
     assert "--constraint constraints.txt" in install
@@ -191,6 +198,7 @@ def test_the_image_is_built_from_what_the_wheel_needs_and_sent_nothing_else() ->
     needed = {
         *packages,
         "pyproject.toml",
+        "hatch_build.py",
         "constraints.txt",
         configuration["project"]["readme"],
         *configuration["project"]["license-files"],

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lockstep.common.numerics.kernels.compilation import find_compiler
+from lockstep.common.numerics.kernels.targets import library_path, targets_of, this_machine
 from lockstep.common.runtime.version import VERSION
 from tests.architecture.source import PACKAGES, ROOT
 
@@ -78,6 +80,22 @@ def test_the_wheel_has_the_licence_and_the_command(wheel: list[str]) -> None:
     assert {f"{metadata}/entry_points.txt", f"{metadata}/licenses/LICENSE"} <= set(wheel)
 
 
+def test_the_wheel_has_kernels_for_all_processors_of_its_platform_and_fits_every_python(
+    wheel: list[str], wheel_file: Path
+) -> None:
+    if not find_compiler():
+        pytest.skip("no C compiler works here")
+    targets = targets_of(this_machine())
+    compiled = {str(library_path(target).relative_to(ROOT)) for target in targets}
+    assert {name for name in wheel if "/numerics/kernels/" in name and not name.endswith(".py")} == compiled
+    with zipfile.ZipFile(wheel_file) as archive:
+        (name,) = (name for name in wheel if name.endswith(".dist-info/WHEEL"))
+        text = archive.read(name).decode()
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    assert f"Tag: py3-none-{platform}\n" in text
+    assert "Root-Is-Purelib: false\n" in text
+
+
 def test_the_wheel_has_no_tests_and_nothing_that_was_compiled(wheel: list[str]) -> None:
     assert not [name for name in wheel if "test" in name.lower() or name.endswith((".pyc", ".log"))]
 
@@ -94,9 +112,22 @@ def test_the_source_distribution_has_what_git_has(sdist: set[str]) -> None:
 
 
 def test_the_source_distribution_has_nothing_that_a_run_or_a_tool_left(sdist: set[str]) -> None:
-    left = ("__pycache__", ".ipynb_checkpoints", "/_build/", ".pyc", ".log")
+    left = ("__pycache__", ".ipynb_checkpoints", "/_build/", ".pyc", ".so", ".log")
     assert not [name for name in sdist if any(part in f"/{name}" for part in left)]
     assert not [name for name in sdist if name.startswith(("runs/", "keys/", ".venv", ".env", "notebooks/runs/"))]
+
+
+def test_the_workflow_builds_a_wheel_for_each_platform_and_lets_it_test_itself() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "wheels.yml").read_text(encoding="utf-8"))
+    wheel = workflow["jobs"]["wheel"]
+    assert wheel["strategy"]["matrix"]["runner"] == ["ubuntu-24.04", "ubuntu-24.04-arm", "macos-15-intel", "macos-15"]
+    self_test = "python -P -m lockstep.common.numerics.kernels.library"
+    assert wheel["env"]["CIBW_TEST_COMMAND"].startswith(self_test)
+    assert self_test in [step.get("run") for step in wheel["steps"]]
+    assert workflow["permissions"] == {"contents": "read"}
+    for job in workflow["jobs"].values():
+        assert job["timeout-minutes"] <= 30
+        assert all(("uses" in step) != ("run" in step) for step in job["steps"])
 
 
 def test_the_citation_has_the_version_and_the_licence() -> None:

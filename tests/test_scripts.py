@@ -14,6 +14,9 @@ from tests.architecture.source import ROOT
 
 COMMANDS = ("train", "server", "worker", "shard", "test", "check", "notebooks", "mutate", "golden", "docs")
 
+#: What is compiled when the project is installed.
+KERNELS = "lockstep/common/numerics/kernels"
+
 #: What is asked of Python itself goes to the real one; `-m venv` and `-m pip` are written down and imitated.
 STUB = """#!/bin/sh
 case "$1 $2" in
@@ -25,6 +28,8 @@ case "$1 $2" in
     if [ -n "$PIP_TRAP" ]; then trap 'exit 1' INT; kill -INT 0; fi
     if [ -n "$PIP_EXIT" ]; then echo "$PIP_PRINTS" >&2; exit "$PIP_EXIT"; fi
     printf '#!/bin/sh\\necho "$PWD $*"\\nexit 7\\n' >"${0%python}lockstep" && chmod +x "${0%python}lockstep" ;;
+"-m lockstep.common.numerics.kernels.library")
+    if [ -n "$NO_KERNELS" ]; then echo "error: $NO_KERNELS" >&2; exit 1; fi ;;
 "-m pytest" | "-m ruff" | "-m mypy" | "-m sphinx" | "-m tests."* | "-m docs."*)
     echo "$PWD: $*"
     if [ "$2" = "$FAILING" ]; then exit 3; fi ;;
@@ -73,15 +78,19 @@ class Checkout:
 def checkout(tmp_path: Path) -> Checkout:
     root = tmp_path / "a path with spaces"
     shutil.copytree(ROOT / "scripts", root / "scripts")
-    for name in ("pyproject.toml", "constraints.txt"):
+    kernels = root / KERNELS
+    kernels.mkdir(parents=True)
+    for name in ("pyproject.toml", "constraints.txt", "hatch_build.py"):
         shutil.copy(ROOT / name, root)
+    for name in ("product.c", "vector.h", "targets.py", "compilation.py"):
+        shutil.copy(ROOT / KERNELS / name, kernels)
     stub, log = tmp_path / "stub", tmp_path / "log"
     stub.write_text(STUB, encoding="utf-8")
     stub.chmod(0o755)
     log.touch()
     inherited = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}
     named = {"PYTHON": str(stub), "STUB": str(stub), "LOG": str(log), "REAL": sys.executable}
-    silent = {"PIP_EXIT": "", "PIP_PRINTS": "", "PIP_TRAP": "", "FAILING": ""}
+    silent = {"NO_KERNELS": "", "PIP_EXIT": "", "PIP_PRINTS": "", "PIP_TRAP": "", "FAILING": ""}
     return Checkout(root, log, {**inherited, **named, **silent})
 
 
@@ -111,7 +120,16 @@ def test_the_environment_is_made_once_and_says_so_on_one_line(checkout: Checkout
     assert checkout.steps() == []
 
 
-@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
+def test_an_installation_without_kernels_says_so_on_one_line(checkout: Checkout) -> None:
+    said = checkout.run("train", NO_KERNELS="no C compiler works here: install one").stderr.splitlines()
+    assert said[1:] == ["warning: jobs have native numerics here: no C compiler works here: install one"]
+    assert checkout.run("train").stderr == ""
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pyproject.toml", "constraints.txt", "hatch_build.py", f"{KERNELS}/product.c", f"{KERNELS}/targets.py"],
+)
 def test_a_change_of_the_project_installs_again(checkout: Checkout, name: str) -> None:
     checkout.run("train")
     checkout.steps()

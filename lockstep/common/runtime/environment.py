@@ -31,6 +31,9 @@ KEPT_FREE = 1 << 30
 #: Variables for the flags `--keys` and `--key`.
 KEY_VARIABLES = ("LOCKSTEP_KEYS", "LOCKSTEP_KEY")
 
+#: Names the target whose kernels a process loads, such as "avx2"; without it, the fastest that its processor supports.
+KERNELS_VARIABLE = "LOCKSTEP_KERNELS"
+
 
 def use_one_blas_thread() -> None:
     """Make every BLAS that is loaded from now on, here and in child processes, use one thread (rule R4).
@@ -120,6 +123,11 @@ def state_home(environ: Mapping[str, str] = os.environ) -> str:
     """Return the folder of what is remembered, by the XDG Base Directory Specification."""
     given = environ.get("XDG_STATE_HOME", "")
     return given if os.path.isabs(given) else os.path.expanduser("~/.local/state")
+
+
+def kernels_target(environ: Mapping[str, str] = os.environ) -> str:
+    """Return the target whose kernels are to be loaded; empty if the processor decides."""
+    return environ.get(KERNELS_VARIABLE, "")
 
 
 def own_environment() -> Mapping[str, str]:

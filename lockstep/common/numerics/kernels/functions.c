@@ -145,7 +145,7 @@ INLINE V erf_(V x) {
 }
 
 #define EACH(name, of)                                                                                                 \
-    EXPORT void name(int64_t n, const float *x, float *y) {                                                            \
+    void name(int64_t n, const float *x, float *y) {                                                                   \
         int64_t i = 0;                                                                                                 \
         for (; i + WIDTH <= n; i += WIDTH) store(y + i, of(load(x + i)));                                              \
         if (i < n) store_first(y + i, of(load_first(x + i, n - i)), n - i);                                            \
@@ -223,7 +223,7 @@ static float power_(float x, float y) {
     return is_odd && signbit(x) ? -result : result;
 }
 
-EXPORT void ls_power(int64_t n, const float *x, const float *y, float *z) {
+void ls_power(int64_t n, const float *x, const float *y, float *z) {
     for (int64_t i = 0; i < n; i++) {
         float result = power_(x[i], y[i]);
         z[i] = result == result ? result : NOT_A_NUMBER;

@@ -201,6 +201,12 @@ void multiply(const Product *product, float *panel) {
 
 /* Four by four elements are turned in registers. */
 typedef float Four __attribute__((vector_size(16)));
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else /* gcc 11, Ubuntu 22.04's, knows its own name for it only */
+typedef int32_t FourPlaces __attribute__((vector_size(16)));
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (FourPlaces){__VA_ARGS__})
+#endif
 INLINE Four four(const float *p) { Four v; memcpy(&v, p, sizeof v); return v; }
 INLINE void put_four(float *p, Four v) { memcpy(p, &v, sizeof v); }
 
@@ -211,13 +217,13 @@ static void transpose(int64_t rows, int64_t columns, const float *s, int64_t s_r
         for (int64_t i = 0; i < whole_rows; i += 4) {
             const float *p = s + i * s_row + j;
             Four a = four(p), b = four(p + s_row), c = four(p + 2 * s_row), e = four(p + 3 * s_row);
-            Four ac = __builtin_shufflevector(a, c, 0, 4, 1, 5), be = __builtin_shufflevector(b, e, 0, 4, 1, 5);
-            Four ac2 = __builtin_shufflevector(a, c, 2, 6, 3, 7), be2 = __builtin_shufflevector(b, e, 2, 6, 3, 7);
+            Four ac = SHUFFLE(a, c, 0, 4, 1, 5), be = SHUFFLE(b, e, 0, 4, 1, 5);
+            Four ac2 = SHUFFLE(a, c, 2, 6, 3, 7), be2 = SHUFFLE(b, e, 2, 6, 3, 7);
             float *q = d + j * d_row + i;
-            put_four(q, __builtin_shufflevector(ac, be, 0, 4, 1, 5));
-            put_four(q + d_row, __builtin_shufflevector(ac, be, 2, 6, 3, 7));
-            put_four(q + 2 * d_row, __builtin_shufflevector(ac2, be2, 0, 4, 1, 5));
-            put_four(q + 3 * d_row, __builtin_shufflevector(ac2, be2, 2, 6, 3, 7));
+            put_four(q, SHUFFLE(ac, be, 0, 4, 1, 5));
+            put_four(q + d_row, SHUFFLE(ac, be, 2, 6, 3, 7));
+            put_four(q + 2 * d_row, SHUFFLE(ac2, be2, 0, 4, 1, 5));
+            put_four(q + 3 * d_row, SHUFFLE(ac2, be2, 2, 6, 3, 7));
         }
     }
     for (int64_t j = 0; j < columns; j++) {

@@ -1,0 +1,157 @@
+"""The kernels that this processor can run: finds their library, checks what it computes, and loads it.
+
+As a program it prints the target and the digest of the self-test, or why there are no kernels.
+"""
+
+import ctypes
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from lockstep.common.errors import NumericsError
+from lockstep.common.numerics.kernels.targets import (
+    FOLDER,
+    TARGETS,
+    Target,
+    is_current,
+    library_path,
+    sources,
+    targets_of,
+    this_machine,
+)
+from lockstep.common.runtime.environment import KERNELS_VARIABLE, kernels_target
+
+#: Types in C: a whole number, an address, a digest.
+N, A, DIGEST = ctypes.c_int64, ctypes.c_void_p, ctypes.c_uint64
+
+Returned = type[ctypes.c_int64] | type[ctypes.c_uint64] | None
+Taken = tuple[type[ctypes.c_int64] | type[ctypes.c_void_p], ...]
+
+#: The digest of each part of the self-test; `ls_check_PART` computes it. They change with the contract only.
+SELF_TEST = {
+    "arithmetic": 0xC88848CE8F8F20ED,
+    "products": 0xA18E3004BF755136,
+    "sums": 0x1EB8C9D1F2E09220,
+    "functions": 0xF52DA987A348096A,
+    "convolutions": 0xF323DAB86A506C92,
+}
+
+#: What each function returns and takes. A test compares this with the sources.
+SIGNATURES: Mapping[str, tuple[Returned, Taken]] = {
+    "ls_run": (None, (A, N)),
+    "ls_product_scratch": (N, (N, N, N, N)),
+    "ls_convolution_scratch": (N, (A,)),
+    "ls_supported": (N, ()),
+    **{f"ls_check_{part}": (DIGEST, ()) for part in SELF_TEST},
+}
+
+#: One digest of all parts, by which machines know that they compute alike.
+SELF_TEST_DIGEST = hashlib.sha256(repr(SELF_TEST).encode()).hexdigest()[:16]
+
+#: What to do about a library that cannot be used.
+_AGAIN = "install Lockstep again with another compiler, as in CC=clang"
+
+
+@dataclass(frozen=True)
+class Library:
+    """A loaded library, and its functions for those who compute."""
+
+    target: str
+    path: Path
+    #: All functions, with the types of their arguments.
+    functions: ctypes.CDLL
+    #: Carries out calls: the address of their rows, and how many they are (calls.c).
+    run: Callable[[int, int], None]
+    #: Floats of scratch memory for a product: (count, columns, terms, stride of the right operand's columns).
+    product_scratch: Callable[[int, int, int, int], int]
+    #: The same for a convolution and its gradients: the address of eleven sizes.
+    convolution_scratch: Callable[[int], int]
+
+
+@cache
+def load(target: str = "", folder: Path = FOLDER) -> Library:
+    """Load the kernels of a target: by default of the one in `LOCKSTEP_KERNELS`, or of the fastest that this processor
+    supports.
+
+    `NumericsError` if there are none, or if they do not compute what the contract demands.
+    """
+    name = target or kernels_target()
+    candidates = [_known(name)] if name else targets_of(this_machine())
+    compiled = [candidate for candidate in candidates if library_path(candidate, folder).exists()]
+    for candidate in compiled:
+        library = _open(candidate, library_path(candidate, folder))
+        if library.functions.ls_supported():
+            check(library)
+            return library
+    names = ", ".join(candidate.name for candidate in candidates)
+    if compiled:
+        needs = compiled[-1].needs
+        raise NumericsError(f"this processor cannot run the kernels for {names}: expected one with at least {needs}")
+    if candidates:
+        raise NumericsError(
+            f"no kernels for {names} are installed in {folder}: install a C compiler (Debian, Ubuntu: sudo apt install "
+            "gcc libc6-dev), and then Lockstep again"
+        )
+    raise NumericsError(f"there are no kernels for machines of the kind {this_machine()!r}: expected x86_64 or aarch64")
+
+
+def check_libraries(targets: Iterable[Target]) -> None:
+    """Check the libraries of those targets that this processor supports; `NumericsError` if one fails."""
+    for target in targets:
+        library = _open(target, library_path(target))
+        if library.functions.ls_supported():
+            check(library)
+
+
+def _known(name: str) -> Target:
+    for target in TARGETS:
+        if target.name == name:
+            return target
+    expected = ", ".join(target.name for target in TARGETS if target.machines)
+    raise NumericsError(f"{name!r} is not a target of the kernels ({KERNELS_VARIABLE}): expected one of {expected}")
+
+
+def _open(target: Target, path: Path) -> Library:
+    """Load a library, and declare its functions."""
+    if sources() and not is_current(target, path):
+        raise NumericsError(
+            f"{path} was compiled from other sources or with other flags: run "
+            "`python -m lockstep.common.numerics.kernels.compilation`"
+        )
+    try:
+        functions = ctypes.CDLL(str(path))
+        for name, (returned, taken) in SIGNATURES.items():
+            function = getattr(functions, name)
+            function.restype, function.argtypes = returned, taken
+    except (OSError, AttributeError) as error:
+        raise NumericsError(f"{path} cannot be loaded: {error}: {_AGAIN}") from None
+    return Library(
+        target=target.name,
+        path=path,
+        functions=functions,
+        run=functions.ls_run,
+        product_scratch=functions.ls_product_scratch,
+        convolution_scratch=functions.ls_convolution_scratch,
+    )
+
+
+def check(library: Library) -> None:
+    """Run the self-test of a library; `NumericsError` if a part of it fails."""
+    for part, expected in SELF_TEST.items():
+        found = getattr(library.functions, f"ls_check_{part}")()
+        if found != expected:
+            raise NumericsError(
+                f"the self-test of the kernels failed: the {part} of {library.path} has the digest {found:016x}, "
+                f"expected {expected:016x}, because its compiler fused or reordered operations: {_AGAIN}"
+            )
+
+
+if __name__ == "__main__":
+    try:
+        loaded = load()
+    except NumericsError as error:
+        sys.exit(f"error: {error}")
+    print(f"kernels for {loaded.target}, self-test passed: {SELF_TEST_DIGEST}")

@@ -1,0 +1,170 @@
+"""The kernels are loaded if they compute what the contract demands, on every target."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lockstep.common.errors import NumericsError
+from lockstep.common.numerics.kernels.compilation import BASELINES, compile_command, compile_libraries
+from lockstep.common.numerics.kernels.library import (
+    DIGEST,
+    SELF_TEST,
+    SIGNATURES,
+    A,
+    Library,
+    N,
+    check,
+    check_libraries,
+    load,
+)
+from lockstep.common.numerics.kernels.targets import (
+    AVX2,
+    AVX512,
+    FOLDER,
+    NEON,
+    PLAIN,
+    Target,
+    library_path,
+    sources,
+    targets_of,
+    this_machine,
+)
+from lockstep.common.runtime.environment import child_environment, kernels_target
+
+#: Of the targets of this machine, the one that most processors support.
+COMMON = (*targets_of(this_machine()), PLAIN)[-2:][0]
+
+#: What C calls the types that functions return.
+C_NAMES = {None: "void", N: "int64_t", DIGEST: "uint64_t"}
+
+#: Flags that let a compiler change what is computed.
+BREAKING = ("-ffp-contract=fast", "-ffast-math")
+
+
+def test_what_is_installed_passes_its_self_test(compiler: tuple[str, ...]) -> None:
+    targets = targets_of(this_machine())
+    check_libraries(targets)
+    assert load().target in {target.name for target in targets}
+    assert load() is load()
+
+
+def test_plain_c_passes_the_same_self_test(plain: Library) -> None:
+    check(plain)
+
+
+@pytest.fixture(scope="module")
+def broken(compiler: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return folders with libraries that were compiled with flags that break the contract."""
+    folders = {flag: tmp_path_factory.mktemp("broken") for flag in BREAKING}
+    for flag, folder in folders.items():
+        # With fewer optimizations, which take most of the time.
+        compile_libraries({library_path(COMMON, folder): COMMON}, compiler, (flag, "-O1", "-fexpensive-optimizations"))
+    return folders
+
+
+@pytest.mark.parametrize("flag", BREAKING)
+def test_a_compiler_that_changes_operations_fails_the_self_test(broken: dict[str, Path], flag: str) -> None:
+    text = (
+        r"self-test of the kernels failed: the \w+ of .* has the digest \w{16}, expected \w{16}, .*: install Lockstep"
+    )
+    with pytest.raises(NumericsError, match=text) as raised:
+        load(COMMON.name, broken[flag])
+    assert "\n" not in str(raised.value)
+
+
+def test_the_types_of_arguments_are_those_of_the_sources() -> None:
+    pattern = re.compile(r"^EXPORT (\w+) (ls_\w+)\(([^)]*)\)", re.MULTILINE)
+    declared = {
+        name: (returned, taken) for path in sources() for returned, name, taken in pattern.findall(path.read_text())
+    }
+    assert set(declared) == set(SIGNATURES)
+    for name, (returned, taken) in SIGNATURES.items():
+        in_c = declared[name][1].removeprefix("void").split(",")
+        kinds = [A if "*" in word else N if "int64_t" in word else None for word in in_c if word]
+        assert (declared[name][0], kinds) == (C_NAMES[returned], list(taken)), name
+
+
+def test_a_target_can_be_chosen(plain: Library) -> None:
+    assert kernels_target({"LOCKSTEP_KERNELS": "avx2"}) == "avx2"
+    assert kernels_target({}) == ""
+    assert load("plain", plain.path.parent).target == "plain"
+    with pytest.raises(
+        NumericsError, match=r"'sse' is not a target of the kernels .*: expected one of avx512, avx2, ne"
+    ):
+        load("sse")
+
+
+def test_a_process_has_the_target_of_its_environment(compiler: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "lockstep.common.numerics.kernels.library"]
+    environment = {**child_environment(), "LOCKSTEP_KERNELS": COMMON.name}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert re.fullmatch(rf"kernels for {COMMON.name}, self-test passed: \w{{16}}\n", done.stdout)
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        NumericsError, match=f"no kernels for plain are installed in {re.escape(str(tmp_path))}: install"
+    ):
+        load("plain", tmp_path)
+
+
+def test_a_library_of_other_sources_is_not_loaded(tmp_path: Path) -> None:
+    library_path(PLAIN, tmp_path).write_bytes(b"from other sources")
+    with pytest.raises(NumericsError, match="compiled from other sources or with other flags: run `python -m lockstep"):
+        load("plain", tmp_path)
+
+
+def test_loading_needs_no_numpy() -> None:
+    program = "import sys; from lockstep.common.numerics.kernels import library; print('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+# On other processors, by an emulator.
+
+
+def emulated(folder: Path, target: Target, compiler: str, *emulator: str) -> str:
+    """Run a program that prints the digests of the self-test, and return what it prints."""
+    for command in (compiler, emulator[0]):
+        if shutil.which(command) is None:
+            pytest.skip(f"{command} is not installed")
+    parts = [f'printf("{part} %016llx\\n", (unsigned long long)ls_check_{part}());' for part in SELF_TEST]
+    declared = "".join(f"uint64_t ls_check_{part}(void);\n" for part in SELF_TEST)
+    body = "\n".join(['if (!ls_supported()) return puts("not supported"), 0;', *parts, "return 0;"])
+    main, program = folder / "main.c", folder / "program"
+    includes = "#include <stdint.h>\n#include <stdio.h>\nint64_t ls_supported(void);\n"
+    main.write_text(f"{includes}{declared}int main(void) {{\n{body}\n}}\n", encoding="ascii")
+    machine = BASELINES[target.machines[0]]
+    words = compile_command(target, program, (compiler, *machine), ("-static", str(main)))
+    subprocess.run([word for word in words if word != "-shared"], check=True, cwd=FOLDER)
+    return subprocess.run([*emulator, str(program)], capture_output=True, text=True, check=True).stdout
+
+
+X86, ARM = "qemu-x86_64-static", "qemu-aarch64-static"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "compiler", "emulator"),
+    [
+        (NEON, "aarch64-linux-gnu-gcc", (ARM,)),
+        (NEON, "aarch64-linux-gnu-gcc", (ARM, "-cpu", "cortex-a53")),
+        (AVX2, "cc", (X86, "-cpu", "Haswell")),
+        (AVX2, "cc", (X86, "-cpu", "EPYC-Rome")),
+    ],
+)
+def test_an_emulated_processor_passes_the_same_self_test(
+    tmp_path: Path, target: Target, compiler: str, emulator: tuple[str, ...]
+) -> None:
+    expected = "".join(f"{part} {digest:016x}\n" for part, digest in SELF_TEST.items())
+    assert emulated(tmp_path, target, compiler, *emulator) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "processor"), [(AVX512, "Haswell"), (AVX2, "Nehalem"), (AVX512, "Nehalem")])
+def test_an_older_processor_is_asked_and_does_not_crash(tmp_path: Path, target: Target, processor: str) -> None:
+    assert emulated(tmp_path, target, "cc", X86, "-cpu", processor) == "not supported\n"
