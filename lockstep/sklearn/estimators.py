@@ -25,9 +25,11 @@ from lockstep.common.errors import JobError
 from lockstep.common.files.did_you_mean import nearest
 from lockstep.common.job.job import LEAST_SAMPLES, Job, default_micro_batches
 from lockstep.common.model.port import Model
+from lockstep.common.numerics.choice import prefer_numerics
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import cores
 from lockstep.common.runtime.lent_process import computing
+from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.results.reports.display import display_for
 from lockstep.runs.job_file import fields, resolve
 from lockstep.sklearn.network import Network, NetworkShape, exported_network, opened_network
@@ -305,9 +307,12 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         return self._opened
 
     @computing()
+    @kept_numerics()
     def _outputs(self, x: ArrayLike) -> NDArray[np.float64]:
         """Return what the network computes of each row, (n, outputs)."""
         check_is_fitted(self)
+        if self.numerics is not None:
+            prefer_numerics(self.numerics)
         rows = validate_data(self, x, dtype=np.float32, reset=False)
         model, preparation = self._model(), Preparation(*self._moments)
         sample, outputs = self._network_shape

@@ -9,6 +9,7 @@ import numpy as np
 from lockstep.common import nn
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.job.job import Job
+from lockstep.common.model.source import default_numerics
 from lockstep.common.nn.description import describe
 from lockstep.common.random import Purpose, generator
 
@@ -44,7 +45,8 @@ def load(name: str) -> TrainTest:
 
 def _job(net: nn.Module, **values: Any) -> Job:
     usual = {"data": DATA, "seed": 5, "steps": 6, "lr": 0.05, "global_batch": 8, "micro_batches": 4}
-    return msgspec.convert({**usual, **values, "model": dict(describe(net))}, Job)
+    given = {"numerics": default_numerics(()), **usual, **values}
+    return msgspec.convert({**given, "model": dict(describe(net))}, Job)
 
 
 def _wide(width: int) -> nn.Module:

@@ -14,7 +14,7 @@ from lockstep.cli.options.trust import takes_trust
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.job.losses import LossKind
 from lockstep.common.job.score import Score, score_of
-from lockstep.common.numerics.choice import take_numerics
+from lockstep.common.numerics.choice import prefer_numerics
 from lockstep.results.evaluation.assessment import Assessment, assess
 from lockstep.results.evaluation.figures import (
     class_figures,
@@ -57,7 +57,7 @@ def evaluate(run: Path, data: str | None, moment: Moment, as_json: bool, **readi
       lockstep evaluate runs/20261124-231714-lenet --best
     """
     trained = open_trained(run, moment)
-    take_numerics(trained.job.numerics)
+    prefer_numerics(trained.job.numerics)
     if not has_data(trained.job):
         trained, data = trained.with_data(data), None
     tested = assess(trained, data, **reading)

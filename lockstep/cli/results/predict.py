@@ -18,7 +18,7 @@ from lockstep.cli.options.trust import takes_trust
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.folder import FolderManifest, Reading
 from lockstep.common.errors import DataError
-from lockstep.common.numerics.choice import take_numerics
+from lockstep.common.numerics.choice import prefer_numerics
 from lockstep.results.evaluation.figures import shown_names
 from lockstep.results.evaluation.predictions import Recognizer
 from lockstep.results.evaluation.row_predictions import RowPrediction, problems_text
@@ -76,7 +76,7 @@ def predict(
       lockstep predict runs/20261127-101500-net new_houses.csv > prices.csv
     """
     trained = open_trained(run, moment).with_data(data)
-    take_numerics(trained.job.numerics)
+    prefer_numerics(trained.job.numerics)
     demand_data(trained.job)
     manifest = table_of(trained.job)
     if manifest is not None:

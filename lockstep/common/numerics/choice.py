@@ -43,3 +43,11 @@ def take_numerics(numerics: Numerics) -> None:
     if numerics == "portable":
         check_kernels(kernels_here())
     use_numerics(numerics)
+
+
+def prefer_numerics(numerics: Numerics) -> None:
+    """Compute with these numerics if this machine can have them, and otherwise with native ones.
+
+    For predictions and figures, which are as good, and for what is computed before any job is known.
+    """
+    use_numerics("native" if kernels_here().obstacle else numerics)

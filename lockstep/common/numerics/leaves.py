@@ -5,7 +5,6 @@ everywhere. What IEEE 754 fixes needs no leaf: + - * /, roots, maxima, compariso
 NumPy computes arrays of other types in any case. Knows no primitive and no tape.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -14,10 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lockstep.common.numerics.choice import prefer_numerics
 from lockstep.common.numerics.geometry import Geometry
 from lockstep.common.numerics.kernel_leaves import KERNELS, KernelCalls
 from lockstep.common.numerics.numpy_leaves import NUMPY
 from lockstep.common.runtime.numerics import own_numerics
+
+# Native ones if there are no kernels here: a process may compute before it knows of any job.
+prefer_numerics(own_numerics())
 
 #: The version of the contract: a part of the numerics of a run.
 CONTRACT_VERSION = 1

@@ -5,7 +5,7 @@ import gc
 import os
 import resource
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 #: Read once by the BLAS libraries that NumPy may be linked with, when they are loaded.
@@ -38,8 +38,9 @@ KERNELS_VARIABLE = "LOCKSTEP_KERNELS"
 def use_one_blas_thread() -> None:
     """Make every BLAS that is loaded from now on, here and in child processes, use one thread (rule R4).
 
-    The bits of a matrix product change with the number of threads. Call it before NumPy is first imported, and only in
-    a process that is ours. In a user's, `lent_process.computing` does the same to the loaded library for a while.
+    With native numerics, the bits of a matrix product change with the number of threads. Portable ones call no BLAS, but
+    one rule for both is simplest: a process learns which of them it needs after NumPy is loaded. Call it before that, and
+    only in a process that is ours. In a user's, `lent_process.computing` does the same to the library for a while.
     """
     os.environ.update(ONE_BLAS_THREAD)
 
@@ -133,13 +134,6 @@ def kernels_target(environ: Mapping[str, str] = os.environ) -> str:
 def own_environment() -> Mapping[str, str]:
     """Return the environment of this process."""
     return os.environ
-
-
-def replace_variables(names: Iterable[str], values: Mapping[str, str]) -> None:
-    """Remove variables from the environment of this process, and set others."""
-    for name in names:
-        os.environ.pop(name, None)
-    os.environ.update(values)
 
 
 def keep_freed_memory() -> bool:

@@ -18,7 +18,9 @@ from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.records import as_input, as_records
 from lockstep.common.errors import DataError
 from lockstep.common.job.losses import LossKind, kind_of
+from lockstep.common.numerics.choice import prefer_numerics
 from lockstep.common.runtime.lent_process import computing
+from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.packing.options import Spelling
 from lockstep.results.evaluation.row_predictions import RowPrediction, problems_text
 from lockstep.runs.optional_packages import demand
@@ -69,7 +71,8 @@ class RunPredictor:
         # Here, as the extra may be missing if nobody predicts.
         from lockstep.results.evaluation.table_predictions import TablePredictor
 
-        with computing():
+        with computing(), kept_numerics():
+            prefer_numerics(self.trained.job.numerics)
             found = list(TablePredictor(self.trained, manifest, reading, Spelling.PYTHON).predict(rows))
         problems = [row.problem for row in found if row.problem]
         if problems:
@@ -91,7 +94,9 @@ class RunPredictor:
         return kind_of(self.trained.job.loss)
 
     @computing()
+    @kept_numerics()
     def _outputs(self, data: TrainTest, rows: Any) -> NDArray[Any]:
+        prefer_numerics(self.trained.job.numerics)
         train = data.train
         if train.images.dtype.names:
             return self._answers(self._records(train, rows), data)

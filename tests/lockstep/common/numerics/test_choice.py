@@ -3,7 +3,7 @@
 import pytest
 
 from lockstep.common.errors import NumericsError
-from lockstep.common.numerics.choice import Kernels, check_kernels, kernels_here, take_numerics
+from lockstep.common.numerics.choice import Kernels, check_kernels, kernels_here, prefer_numerics, take_numerics
 from lockstep.common.runtime.numerics import kept_numerics, own_numerics
 
 
@@ -23,3 +23,11 @@ def test_a_process_takes_those_of_a_job() -> None:
         assert own_numerics() == "native"
         take_numerics("portable")
         assert own_numerics() == "portable"
+
+
+def test_for_predictions_numerics_are_those_that_can_be_had() -> None:
+    with kept_numerics():
+        prefer_numerics("portable")
+        assert own_numerics() == ("native" if kernels_here().obstacle else "portable")
+        prefer_numerics("native")
+        assert own_numerics() == "native"
