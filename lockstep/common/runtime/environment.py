@@ -38,9 +38,10 @@ KERNELS_VARIABLE = "LOCKSTEP_KERNELS"
 def use_one_blas_thread() -> None:
     """Make every BLAS that is loaded from now on, here and in child processes, use one thread (rule R4).
 
-    With native numerics, the bits of a matrix product change with the number of threads. Portable ones call no BLAS, but
-    one rule for both is simplest: a process learns which of them it needs after NumPy is loaded. Call it before that, and
-    only in a process that is ours. In a user's, `lent_process.computing` does the same to the library for a while.
+    With native numerics, the bits of a matrix product change with the number of threads. Portable ones call no BLAS,
+    but one rule for both is simplest: a process learns which of them it needs after NumPy is loaded. Call it before
+    that, and only in a process that is ours. In a user's, `lent_process.computing` does the same to the loaded library
+    for a while.
     """
     os.environ.update(ONE_BLAS_THREAD)
 
