@@ -23,7 +23,7 @@ from lockstep.common.autograd.parts import Part, parts_of, whole_gradients
 from lockstep.common.autograd.primitives.primitive import Array, Sink
 from lockstep.common.autograd.tape import Call, Memory, MemoryKind, Saved, View
 from lockstep.common.autograd.tensor import Tensor
-from lockstep.common.numerics.leaves import CallKind, LeafFunction, joined
+from lockstep.common.numerics.leaves import CallKind, LeafFunction, joined, matrix_product, product_sum
 from lockstep.common.random import Source
 
 #: In which order gradients are summed: a batch's number, or two trees that are summed, each on its own, and then added.
@@ -148,6 +148,8 @@ class Program:
     def _segment(self, part: Part, emitter: "_Emitter", *, adds: bool) -> CallList:
         if not part.is_summed:
             return CallList(joined(list(emitter.stacked(part.calls))))
+        if _is_product(part) and self.tree == _tree_of(0, self._count):
+            return CallList([emitter.product_sum(part.calls[0], adds=adds)], part.finishes)
         make = self._added if adds else self._summed
         return CallList(joined(list(make(part, self.tree, emitter, 0))), part.finishes)
 
@@ -166,6 +168,20 @@ class Program:
         yield from self._summed(part, tree, into.with_base(gradient.memory, addend), depth + 1)
         left = into.bases[gradient.memory].view(gradient)
         yield partial(np.add, left, addend.view(gradient), out=left)
+
+
+def _is_product(part: Part) -> bool:
+    """Tell whether a gradient is a product alone, which a leaf adds over the tree while it is in registers."""
+    call = part.calls[0]
+    return len(part.calls) == 1 and call.function is matrix_product and len(call.operands) == 3
+
+
+def _tree_of(first: int, count: int) -> Tree:
+    """Return the tree over batches in which the first half is the largest power of two that is less than all."""
+    if count == 1:
+        return first
+    half = 1 << (count - 1).bit_length() - 1
+    return _tree_of(first, half), _tree_of(first + half, count - half)
 
 
 def _is_stacked(view: View) -> bool:
@@ -226,6 +242,12 @@ class _Emitter:
     def single(self, call: Call, batch: int) -> Instruction:
         """Return a call for one batch."""
         return _instruction(call, [self._operand(each, batch) for each in call.operands])
+
+    def product_sum(self, call: Call, *, adds: bool) -> Instruction:
+        """Return the sum of the products of all batches, over the tree."""
+        left, right, target = call.operands
+        stacks = [self.bases[each.memory].stack(each, self.count, 2) for each in (left, right)]
+        return product_sum.bind(*stacks, self.bases[target.memory].view(target), adds)
 
     def _reduction(self, call: Call) -> Instruction:
         if isinstance(call.function, LeafFunction):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lockstep.common.numerics.geometry import Geometry, PoolWindows
 from lockstep.common.numerics.kernels.library import load
+from lockstep.common.numerics.numpy_leaves import NUMPY
 
 Array = NDArray[Any]
 Instruction = Callable[[], Any]
@@ -84,7 +85,7 @@ def _calls(rows: Iterable[Sequence[int]], *arrays: Array) -> KernelCalls:
     table = np.zeros((len(found := list(rows)), ROW), np.int64)
     for target, row in zip(table, found, strict=True):
         target[: len(row)] = row
-    return KernelCalls(table, arrays, load().functions.ls_run)
+    return KernelCalls(table, arrays, load().run)
 
 
 def _in_order(*instructions: Instruction) -> Instruction:
@@ -155,7 +156,7 @@ def _stack(left: Array, right: Array, out: Array, bias: Array | None) -> KernelC
     (rows, terms), columns = left.shape[-2:], right.shape[-1]
     a_row, a_column = _row_and_column(left)
     b_row, b_column = _row_and_column(right)
-    scratch = _scratch.of(load().functions.ls_product_scratch(1, columns, terms, b_column))
+    scratch = _scratch.of(load().product_scratch(1, columns, terms, b_column))
     return _calls(
         (
             (_NUMBER["stack"], count, rows, columns, terms, _address(left[place]), a_row, a_column, a_step,
@@ -208,7 +209,7 @@ def _product_sum(lefts: Array, rights: Array, out: Array, adds: bool) -> Instruc
         lefts, rights, out = rights.swapaxes(1, 2), lefts.swapaxes(1, 2), out.T
         rows, columns = out.shape
     (a_row, a_column), (b_row, b_column) = _row_and_column(lefts), _row_and_column(rights)
-    scratch = _scratch.of(load().functions.ls_product_scratch(count, columns, terms, b_column))
+    scratch = _scratch.of(load().product_scratch(count, columns, terms, b_column))
     a_step, b_step = (each.strides[0] // 4 if count > 1 else 0 for each in (lefts, rights))
     call = _calls(
         [
@@ -339,7 +340,7 @@ def _convolve(
     if not arrays[written].size:
         return _in_order(lambda: None)
     sizes = (depth, height, width, images, outputs // groups, kernel_height, kernel_width, *stride, *dilation)
-    scratch = _scratch.of(load().functions.ls_convolution_scratch(np.array(sizes, np.int64).ctypes.data))
+    scratch = _scratch.of(load().convolution_scratch(np.array(sizes, np.int64).ctypes.data))
     addresses = [_address(arrays[key]) for key in ("x", "kernels", "y")]
     addresses += [_address(scratch), 0 if bias is None else _address(arrays["bias"])]
     call = _calls([(_NUMBER[name], *sizes, groups, *addresses)], *arrays.values(), scratch)
@@ -377,8 +378,9 @@ def _momentum(*operands: Any) -> Instruction:
     """Bind an update: weights, gradient, the velocity before it or None, the new weights, the new velocity or None."""
     weights, gradient, old, out, new, momentum, rate, decay, is_nesterov = operands
     arrays = [each for each in (weights, gradient, old, out, new) if each is not None]
-    is_whole = all(each.shape == out.shape and each.flags.c_contiguous for each in arrays) and out.ndim == 1
-    _check(is_whole and (old is None) is (new is None), "momentum", *arrays)
+    _check(all(each.shape == out.shape for each in arrays) and (old is None) is (new is None), "momentum", *arrays)
+    if not all(each.flags.c_contiguous and each.dtype == np.float32 for each in arrays):
+        return NUMPY["momentum"](*operands)  # the same operations, each of which is rounded in the same way
     addresses = [0 if each is None else _address(each) for each in (weights, gradient, old, out, new)]
     numbers = [int(np.float32(each).view(np.uint32)) for each in (momentum, rate, decay)]
     flags = int(old is not None), int(decay != 0.0), int(is_nesterov)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.numerics.choice import prefer_numerics
-from lockstep.common.numerics.geometry import Geometry
+from lockstep.common.numerics.geometry import Geometry, PoolWindows
 from lockstep.common.numerics.kernel_leaves import KERNELS, KernelCalls
 from lockstep.common.numerics.numpy_leaves import NUMPY
 from lockstep.common.runtime.numerics import own_numerics
@@ -106,6 +106,10 @@ tanh = _function("tanh")
 sigmoid = _function("sigmoid")
 erf = _function("erf")
 
+#: The rectifier, and its gradient by its result: `relu_gradient(gradient, result)`.
+relu = _function("relu")
+relu_gradient = _function("relu_gradient")
+
 
 def _power(base: Array, exponent: Array) -> Array:
     shape = np.broadcast_shapes(base.shape, exponent.shape)
@@ -161,16 +165,17 @@ def mean(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     return np.divide(sums, max(1, x.size // max(1, sums.size)), out=sums)
 
 
-def _multiplied(left: Array, right: Array) -> Array:
+def _multiplied(left: Array, right: Array, bias: Array | None = None) -> Array:
     stack = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     return np.empty((*stack, left.shape[-2], right.shape[-1]), np.result_type(left, right))
 
 
-_product = LeafFunction("product", CallKind.PRODUCT, _multiplied)
+#: `matrix_product(left, right, out=None)` of (..., m, k) and (..., k, n); a third array (m,) is added to each row.
+matrix_product = LeafFunction("product", CallKind.PRODUCT, _multiplied)
 
 
 def product(left: Array, right: Array, out: Array | None = None) -> Array:
-    """Return the matrix product of (..., m, k) and (..., k, n), or of vectors, as `np.matmul` does.
+    """Return the product of (..., m, k) and (..., k, n), or of vectors, as `np.matmul` does.
 
     Raises ValueError if the shapes do not fit together.
     """
@@ -180,10 +185,10 @@ def product(left: Array, right: Array, out: Array | None = None) -> Array:
             "axis of the first is as long as the last but one of the second"
         )
     if left.ndim > 1 and right.ndim > 1:
-        return _product(left, right, out=out)
+        return matrix_product(left, right, out=out)
     rows = left if left.ndim > 1 else left[np.newaxis, :]
     columns = right if right.ndim > 1 else right[:, np.newaxis]
-    result = _product(rows, columns)
+    result = matrix_product(rows, columns)
     result = result if left.ndim > 1 else result[..., 0, :]
     return result if right.ndim > 1 else result[..., 0]
 
@@ -201,9 +206,13 @@ _convolution_to_input = LeafFunction("convolution_to_input", CallKind.ALONE, _no
 _convolution_to_kernels = LeafFunction("convolution_to_kernels", CallKind.ALONE, _no_memory)
 
 
-def convolution(x: Array, kernels: Array, geometry: Geometry, out: Array) -> Array:
-    """Correlate padded images (G·C, height, width, N) with kernels (G·O, C, kh, kw), to `out` (G·O, oh, ow, N)."""
-    return _convolution(x, kernels, out=out, options=(geometry,))
+def convolution(x: Array, kernels: Array, bias: Array | None, geometry: Geometry, out: Array) -> Array:
+    """Correlate padded images (G·C, height, width, N) with kernels (G·O, C, kh, kw), to `out` (G·O, oh, ow, N).
+
+    A bias (G·O,) is added to what each kernel gives.
+    """
+    arrays = (x, kernels) if bias is None else (x, kernels, bias)
+    return _convolution(*arrays, out=out, options=(geometry,))
 
 
 def convolution_to_input(gradient: Array, kernels: Array, geometry: Geometry, out: Array) -> Array:
@@ -216,3 +225,37 @@ def convolution_to_kernels(gradient: Array, x: Array, geometry: Geometry, out: A
     return _convolution_to_kernels(gradient, x, out=out, options=(geometry,))
 
 
+_max_pool = LeafFunction("max_pool", CallKind.ALONE, _no_memory)
+_max_pool_gradient = LeafFunction("max_pool_gradient", CallKind.ALONE, _no_memory)
+
+
+def max_pool(x: Array, windows: PoolWindows, out: Array) -> Array:
+    """Write the largest element of each window of images (channels, height, width, N) to (channels, oh, ow, N)."""
+    return _max_pool(x, out=out, options=(windows,))
+
+
+def max_pool_gradient(gradient: Array, x: Array, pooled: Array, windows: PoolWindows, out: Array) -> Array:
+    """Write each window's gradient to the first of its largest elements in row-major order, summed where they meet."""
+    return _max_pool_gradient(gradient, x, pooled, out=out, options=(windows,))
+
+
+def follow_momentum(
+    weights: Array,
+    gradient: Array,
+    velocities: tuple[Array | None, Array | None],
+    out: Array,
+    *,
+    momentum: float,
+    rate: float,
+    weight_decay: float,
+    is_nesterov: bool,
+) -> None:
+    """Write `weights - rate * v` to `out`, and v = momentum * old + gradient to the second of `velocities` (old, new).
+
+    `weight_decay * weights` is added to the gradient first, which may be overwritten. Without velocities v is the
+    gradient; Nesterov's variant follows gradient + momentum * v instead of v.
+    """
+    old, new = velocities
+    numbers = (momentum, rate, weight_decay, is_nesterov)
+    is_exact = own_numerics() == "portable" and out.dtype == np.float32
+    (KERNELS if is_exact else NUMPY)["momentum"](weights, gradient, old, out, new, *numbers)()

@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 
-from lockstep.common.numerics.geometry import Geometry
+from lockstep.common.numerics.geometry import Geometry, PoolWindows
 
 Array = NDArray[Any]
 Instruction = Callable[[], Any]
@@ -52,6 +52,24 @@ def _erf(x: Array, out: Array) -> None:
     np.multiply(inside, chebyshev.chebval(inside * inside * (2 / bound**2) - 1, series), out=out)
 
 
+def _relu_gradient(gradient: Array, result: Array, out: Array) -> None:
+    """Write the gradient where the result is positive, and 0 elsewhere.
+
+    The product of the bits, as integers, and 0 or 1 also drops infinities and NaN, and takes a fifteenth of the time of
+    `np.where`, which mispredicts a branch an element (128 x 512 float32 and a random mask: 14 against 212 us).
+    """
+    bits = np.dtype(f"i{gradient.itemsize}")
+    np.multiply(gradient.view(bits), result > 0, out=out.view(bits))
+
+
+def _product(left: Array, right: Array, *rest: Array) -> None:
+    """Multiply, and add a bias (m,) to each row, if there is one."""
+    *biases, out = rest
+    np.matmul(left, right, out=out)
+    for bias in biases:
+        np.add(out, bias[:, np.newaxis], out=out)
+
+
 def _product_sum(lefts: Array, rights: Array, out: Array, adds: bool) -> None:
     """Write the sum over the tree of products of (count, m, k) and (count, k, n), or add it to what is there."""
     total = _tree_sum(lefts, rights)
@@ -88,13 +106,16 @@ def _windows(x: Array, kernels: Array, geometry: Geometry) -> Array:
     )
 
 
-def _convolution(x: Array, kernels: Array, out: Array, geometry: Geometry) -> None:
-    """Multiply kernels (G·O, C, kh, kw) with each window."""
+def _convolution(x: Array, kernels: Array, *rest: Any) -> None:
+    """Multiply kernels (G·O, C, kh, kw) with each window, and add a bias (G·O,), if there is one."""
+    *biases, out, geometry = rest
     windows = _windows(x, kernels, geometry)
     matrices, result = _by_group(kernels, geometry), _by_group(out, geometry)
     for block, columns in _gathered(windows):
         part = result[(..., *block)]
         np.copyto(part, np.matmul(matrices.reshape(*matrices.shape[:2], -1), columns).reshape(part.shape))
+    for bias in biases:
+        np.add(out, bias[:, np.newaxis, np.newaxis, np.newaxis], out=out)
 
 
 def _convolution_to_kernels(gradient: Array, x: Array, out: Array, geometry: Geometry) -> None:
@@ -150,6 +171,72 @@ def _parts(size: int, limit: int) -> list[slice]:
     return [slice(k * size // parts, (k + 1) * size // parts) for k in range(parts)]
 
 
+def _taps(x: Array, windows: PoolWindows) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+    """Yield, for each element of a window in row-major order, which elements are seen there, and by which windows."""
+    along = []
+    for size, kernel, step, border in zip(x.shape[1:3], *windows, strict=True):
+        count, found = (size + 2 * border - kernel) // step + 1, []
+        for offset in range(kernel):
+            start = offset - border
+            first = max(0, -(start // step))
+            last = max(first, min(count, (size - 1 - start) // step + 1))
+            begin = start + first * step
+            found.append((slice(begin, begin + (last - first) * step, step), slice(first, last)))
+        along.append(found)
+    for y, seen_y in along[0]:
+        for column, seen_column in along[1]:
+            yield (slice(None), y, column), (slice(None), seen_y, seen_column)
+
+
+def _max_pool(x: Array, out: Array, windows: PoolWindows) -> None:
+    out.fill(-np.inf)
+    for elements, seen in _taps(x, windows):
+        np.maximum(out[seen], x[elements], out=out[seen])
+
+
+def _max_pool_gradient(gradient: Array, x: Array, pooled: Array, out: Array, windows: PoolWindows) -> None:
+    """Add to each element what it takes of its windows; what it does not take is left for those after it.
+
+    As integers: a product with a mask then selects bits, also those of infinities, and the exclusive or of the rest
+    before and after is what was taken. A window's NaN is its largest, and its first element takes all.
+    """
+    bits = np.dtype(f"i{gradient.itemsize}")
+    rest = gradient.copy("C").view(bits)
+    out.fill(0)
+    for elements, seen in _taps(x, windows):
+        left = np.multiply(rest[seen], np.less(x[elements], pooled[seen]))
+        out[elements] += np.bitwise_xor(rest[seen], left).view(gradient.dtype)
+        rest[seen] = left
+
+
+def _momentum(
+    weights: Array,
+    gradient: Array,
+    old: Array | None,
+    out: Array,
+    new: Array | None,
+    momentum: float,
+    rate: float,
+    weight_decay: float,
+    is_nesterov: bool,
+) -> None:
+    if weight_decay:
+        np.multiply(weights, weight_decay, out=out)
+        gradient += out
+    direction = gradient
+    if old is not None and new is not None:
+        np.multiply(old, momentum, out=new)
+        np.add(new, gradient, out=new)
+        direction = new
+        if is_nesterov:
+            np.multiply(new, momentum, out=out)
+            gradient += out
+            direction = gradient
+    # Not by way of `out`, which is in no cache yet.
+    np.multiply(direction, float(rate), out=gradient)
+    np.subtract(weights, gradient, out=out)
+
+
 def _sum(x: Array, out: Array, axes: tuple[int, ...], keepdims: bool) -> Instruction:
     return partial(np.add.reduce, x, axis=axes, out=out, keepdims=keepdims)  # type: ignore[call-overload]
 
@@ -168,10 +255,15 @@ NUMPY: Mapping[str, Callable[..., Instruction]] = {
     "sigmoid": _calls(_sigmoid),
     "erf": _calls(_erf),
     "power": _calls(np.power),
-    "product": _calls(np.matmul),
+    "relu": _calls(lambda x, out: np.maximum(x, 0, out=out)),
+    "relu_gradient": _calls(_relu_gradient),
+    "product": _calls(_product),
     "product_sum": _calls(_product_sum),
     "sum": _sum,
     "convolution": _calls(_convolution),
     "convolution_to_input": _calls(_convolution_to_input),
     "convolution_to_kernels": _calls(_convolution_to_kernels),
+    "max_pool": _calls(_max_pool),
+    "max_pool_gradient": _calls(_max_pool_gradient),
+    "momentum": _calls(_momentum),
 }

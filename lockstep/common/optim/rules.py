@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lockstep.common.numerics.leaves import follow_momentum
 from lockstep.common.numerics.scalars import power
 
 #: A flat vector; float32 wherever it is shared, any floating dtype in a notebook.
@@ -92,15 +93,16 @@ class SGDRule(_Checked):
         return _zeros(size, ["momentum_buffer"] if self.momentum else [])
 
     def update(self, weights: Vector, gradient: Vector, slots: SlotSets, step: int, lr: float, out: Vector) -> None:
-        _add_decay(weights, gradient, out, self.weight_decay)
-        direction = _add_momentum(gradient, self.momentum, slots)
-        if self.nesterov:
-            np.multiply(direction, self.momentum, out=out)
-            gradient += out
-            direction = gradient
-        # Not by way of `out`, which is in no cache yet.
-        np.multiply(direction, float(lr), out=gradient)
-        np.subtract(weights, gradient, out=out)
+        follow_momentum(
+            weights,
+            gradient,
+            tuple(each["momentum_buffer"] if self.momentum else None for each in (slots.old, slots.new)),
+            out,
+            momentum=self.momentum,
+            rate=float(lr),
+            weight_decay=self.weight_decay,
+            is_nesterov=self.nesterov,
+        )
 
 
 @dataclass(frozen=True)

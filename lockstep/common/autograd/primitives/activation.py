@@ -59,7 +59,7 @@ sqrt = Primitive("sqrt", np.sqrt, (lambda g, root, x: 0.5 * g / root,), reads=((
 tanh = Primitive("tanh", leaves.tanh, (lambda g, result, x: g * (1 - result * result),), reads=((RESULT,),))
 sigmoid = Primitive("sigmoid", leaves.sigmoid, (lambda g, result, x: g * result * (1 - result),), reads=((RESULT,),))
 # By the result, so that a pre-activation is not kept alive; 0 has derivative 0, as in PyTorch.
-relu = Primitive("relu", lambda x: np.maximum(x, 0), (lambda g, result, x: masked(g, result > 0),), reads=((RESULT,),))
+relu = Primitive("relu", leaves.relu, (lambda g, result, x: leaves.relu_gradient(g, result),), reads=((RESULT,),))
 leaky_relu = Primitive("leaky_relu", _leaky_relu, (_leaky_relu_derivative,), reads=((0,),))
 softplus = Primitive("softplus", _softplus, (lambda g, _, x, beta: g * leaves.sigmoid(beta * x),), reads=((0,),))
 gelu = Primitive("gelu", _gelu, (_gelu_derivative,), keeps=True, reads=((0,),))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from lockstep.common.autograd.primitives.primitive import Array, Primitive
-from lockstep.common.numerics.leaves import product, total
+from lockstep.common.numerics.leaves import matrix_product, product, total
 
 
 def _full(gradient: Array, x: Array, y: Array) -> Array:
@@ -32,9 +32,8 @@ def _linear(x: Array, weight: Array, bias: Array | None) -> Array:
 
     So the product of the next layer reads it as it lies.
     """
-    result = product(weight, _rows(x).T).T
-    if bias is not None:
-        result = result + bias if result.dtype != bias.dtype else np.add(result, bias, out=result)
+    biases = () if bias is None else (bias,)
+    result = matrix_product(weight, _rows(x).T, *biases).T
     return result if x.ndim == 2 else result.reshape(*x.shape[:-1], len(weight))
 
 

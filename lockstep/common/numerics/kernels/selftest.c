@@ -182,7 +182,7 @@ static uint64_t convolution_of(uint64_t hash, const Convolution *c) {
     if (!x || !scratch) return 0;
     fill(x, image, 20);
     fill(kernels, kernel, 21);
-    convolve(c, x, kernels, y, scratch);
+    convolve(c, x, kernels, NULL, y, scratch);
     hash = digest(hash, y, result);
     convolve_to_kernels(c, y, x, kernels, scratch);
     hash = digest(hash, kernels, kernel);

@@ -49,9 +49,7 @@ def _conv2d(
     padded = _padded(x, rows, columns, np.result_type(x, weight))
     geometry = Geometry(groups, steps, reach)
     result = empty((len(weight), rows.count, columns.count, padded.shape[3]), padded)
-    convolution(padded, contiguous(weight, padded.dtype), geometry, result)
-    if bias is not None:
-        np.add(result, bias[:, None, None, None], out=result)
+    convolution(padded, contiguous(weight, padded.dtype), bias, geometry, result)
     return batch_first(result), _Seen(padded, weight.shape, rows, columns, geometry)
 
 
