@@ -144,7 +144,7 @@ def check(library: Library) -> None:
         found = getattr(library.functions, f"ls_check_{part}")()
         if found != expected:
             raise NumericsError(
-                f"the self-test of the kernels failed: the {part} of {library.path} has the digest {found:016x}, "
+                f"the self-test of the kernels failed: {part} of {library.path} have the digest {found:016x}, "
                 f"expected {expected:016x}, because its compiler fused or reordered operations: {_AGAIN}"
             )
 
