@@ -157,16 +157,29 @@ EACH(ls_tanh, tanh_)
 EACH(ls_sigmoid, sigmoid_)
 EACH(ls_erf, erf_)
 
-/* The binary logarithm of a normal double above 0, by + - * / alone. */
-static double log2_of(double x) {
+/* Powers of what is finite and not zero, by + - * / of double alone. Without a branch, so that a compiler can compute
+   several at once. */
+INLINE double bits_as_double(uint64_t word) {
+    double x;
+    memcpy(&x, &word, sizeof x);
+    return x;
+}
+
+INLINE uint64_t double_as_bits(double x) {
     uint64_t word;
     memcpy(&word, &x, sizeof word);
-    uint64_t above = word - 0x3fe6a09e667f3bcd; /* sqrt(1/2) */
-    int64_t n = (int64_t)above >> 52;
-    word -= (uint64_t)n << 52;
-    double m;
-    memcpy(&m, &word, sizeof m);
-    double s = (m - 1.0) / (m + 1.0), z = s * s;
+    return word;
+}
+
+/* The binary logarithm of x > 0, which is a normal number as a double. */
+INLINE double logarithm(double x) {
+    const uint64_t root = 0x3fe6a09e667f3bcd; /* sqrt(1/2) */
+    const uint64_t above = double_as_bits(x) - root;
+    /* A whole number of 52 bits is the end of a double from 2**52 on; it is 1023 too large, so that it is positive. */
+    const uint64_t biased = (above + ((uint64_t)1023 << 52)) >> 52;
+    const double n = bits_as_double(biased | double_as_bits(0x1p+52)) - (0x1p+52 + 1023.0);
+    const double m = bits_as_double((above & (((uint64_t)1 << 52) - 1)) + root);
+    const double s = (m - 1.0) / (m + 1.0), z = s * s;
     double p = 0x1.f1c166865e00fp-3;
     p = p * z + 0x1.0bb5069535d90p-2;
     p = p * z + 0x1.484fc3665c05ep-2;
@@ -174,12 +187,12 @@ static double log2_of(double x) {
     p = p * z + 0x1.2776c516fcc93p-1;
     p = p * z + 0x1.ec709dc39c6a7p-1;
     p = p * z + 0x1.71547652b82ffp+1;
-    return s * p + (double)n;
+    return s * p + n;
 }
 
-/* 2**x for x from -200 to 200, by + - * alone. */
-static double exp2_of(double x) {
-    double shifted = x + 0x1.8p+52, n = shifted - 0x1.8p+52, r = x - n;
+/* 2**x for |x| <= 200 */
+INLINE double power_of_two_of(double x) {
+    const double shifted = x + 0x1.8p+52, r = x - (shifted - 0x1.8p+52);
     double p = 0x1.e392fb4aec44bp-28;
     p = p * r + 0x1.b673c6b39a92ep-24;
     p = p * r + 0x1.62c156f38a715p-20;
@@ -190,42 +203,45 @@ static double exp2_of(double x) {
     p = p * r + 0x1.c6b08d703d7cfp-5;
     p = p * r + 0x1.ebfbdff82c41fp-3;
     p = p * r + 0x1.62e42fefa3a15p-1;
-    uint64_t word = (uint64_t)((int64_t)n + 1023) << 52;
-    double scale;
-    memcpy(&scale, &word, sizeof scale);
-    return (p * r + 1.0) * scale;
+    /* The last bits of `shifted` are the whole number next to x. */
+    return (p * r + 1.0) * bits_as_double((double_as_bits(shifted) + 1023) << 52);
 }
 
-/* |x|**y for what is neither 0 nor infinite, nor 1 */
-static float power_of_finite(float x, float y) {
-    double exponent = (double)y * log2_of((double)x);
-    return (float)exp2_of(exponent < -200.0 ? -200.0 : exponent > 200.0 ? 200.0 : exponent);
-}
-
-/* As C's pow, but for the exponents that are computed in float32. */
-static float power_(float x, float y) {
+/* As C's pow, but for the exponents that are computed in float32; `ordinary` is |x|**y where that is the result. */
+static float power_(float x, float y, float ordinary) {
     if (y == 0.0f || x == 1.0f) return 1.0f;
     if (y == 0.5f) return sqrtf(x);
     if (y == 1.0f) return x;
     if (y == 2.0f) return x * x;
     if (y == -1.0f) return 1.0f / x;
+    if (x > 0.0f && x < INFINITE && fabsf(y) < INFINITE) return ordinary;
     if (x != x || y != y) return NOT_A_NUMBER;
-    float base = fabsf(x), size = fabsf(y);
-    int is_whole = size >= 0x1p+24f || (float)(int32_t)y == y, is_odd = size < 0x1p+24f && is_whole && ((int32_t)y & 1);
+    const float base = fabsf(x), size = fabsf(y);
+    const int is_whole = size >= 0x1p+24f || (float)(int32_t)y == y;
+    const int is_odd = size < 0x1p+24f && is_whole && ((int32_t)y & 1);
     float result;
-    if (base == 0.0f || base == INFINITE) {
-        result = (base == 0.0f) == (y > 0.0f) ? 0.0f : INFINITE;
-    } else if (x < 0.0f && !is_whole) {
-        return NOT_A_NUMBER;
-    } else {
-        result = base == 1.0f ? 1.0f : power_of_finite(base, y);
-    }
+    if (base == 0.0f || base == INFINITE) result = (base == 0.0f) == (y > 0.0f) ? 0.0f : INFINITE;
+    else if (x < 0.0f && !is_whole) return NOT_A_NUMBER;
+    else if (base == 1.0f) result = 1.0f;
+    else if (size == INFINITE) result = (base > 1.0f) == (y > 0.0f) ? INFINITE : 0.0f;
+    else result = ordinary;
     return is_odd && signbit(x) ? -result : result;
 }
 
 void ls_power(int64_t n, const float *x, const float *y, float *z) {
-    for (int64_t i = 0; i < n; i++) {
-        float result = power_(x[i], y[i]);
-        z[i] = result == result ? result : NOT_A_NUMBER;
+    enum { BLOCK = 64 };
+    double exponents[BLOCK];
+    float ordinary[BLOCK];
+    for (int64_t first = 0; first < n; first += BLOCK) {
+        const int64_t count = n - first < BLOCK ? n - first : BLOCK;
+        for (int64_t i = 0; i < count; i++) {
+            exponents[i] = (double)y[first + i] * logarithm((double)fabsf(x[first + i]));
+        }
+        for (int64_t i = 0; i < count; i++) ordinary[i] = (float)power_of_two_of(exponents[i]);
+        for (int64_t i = 0; i < count; i++) {
+            const float size = exponents[i] > 200.0 ? INFINITE : exponents[i] < -200.0 ? 0.0f : ordinary[i];
+            const float result = power_(x[first + i], y[first + i], size);
+            z[first + i] = result == result ? result : NOT_A_NUMBER;
+        }
     }
 }
