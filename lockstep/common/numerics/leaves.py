@@ -60,6 +60,7 @@ class LeafFunction:
             if type(each) is not np.ndarray and isinstance(each, np.ndarray):
                 recorded: Array = each.__array_function__(self, (type(each),), arrays, {"out": out, "options": options})
                 return recorded
+        arrays = tuple(each if type(each) is np.ndarray else np.asarray(each) for each in arrays)
         result = self.make(*arrays, *options) if out is None else out
         self.bind(*arrays, result, *options)()
         return result
@@ -91,7 +92,8 @@ def joined(instructions: Sequence[Instruction]) -> list[Instruction]:
     return found
 
 
-def _like(x: Array) -> Array:
+def _like(*arrays: Array) -> Array:
+    x = arrays[-1]
     return np.empty_like(x, dtype=None if x.dtype.kind == "f" else np.float64, subok=False)
 
 

@@ -190,7 +190,7 @@ _SHAPES = [
 
 def _check_forward(case: _Case) -> None:
     x, kernels, out = case.x(), case.kernels(), np.empty_like(case.gradient())
-    leaves.convolution(x, kernels, case.geometry, out)
+    leaves.convolution(x, kernels, None, case.geometry, out)
     assert _same(out, reference.convolution(x, kernels, case.stride, case.dilation, case.groups))
 
 
@@ -228,5 +228,5 @@ def test_operands_of_a_convolution_may_lie_anywhere() -> None:
     case = _Case((7, 7), (3, 3))
     x = np.ascontiguousarray(case.x().transpose(3, 0, 1, 2)).transpose(1, 2, 3, 0)
     out = np.empty_like(np.empty(case.gradient().shape[::-1], np.float32).T)
-    leaves.convolution(x, np.asfortranarray(case.kernels()), case.geometry, out)
+    leaves.convolution(x, np.asfortranarray(case.kernels()), None, case.geometry, out)
     assert _same(np.ascontiguousarray(out), reference.convolution(case.x(), case.kernels()))
