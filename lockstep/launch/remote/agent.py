@@ -6,6 +6,7 @@ What it is asked and answers is of plain types, since it travels as the engine t
 import os
 import platform
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,10 +27,19 @@ News = tuple[int, str, bytes, int | None]
 class LaunchAgent:
     """A team, below the process that starts and restarts those of the team, and their private folder."""
 
-    def __init__(self, name: str, arguments: list[str], key: str, working: str, numerics: Numerics = "native") -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: list[str],
+        key: str,
+        working: str,
+        numerics: Numerics = "native",
+        demand: Callable[[Numerics], None] = demand_numerics,
+    ) -> None:
         """Start `lockstep` in the folder `working`, with the text of a key.
 
-        If it cannot be started its number is 0, and what it has written says why.
+        If it cannot be started its number is 0, and what it has written says why; `demand` raises `NumericsError` if
+        this machine cannot have the numerics.
         """
         # An engine may kill this process, and with it the child, which would have removed it: the next one does.
         root = Path(tempfile.gettempdir())
@@ -41,7 +51,7 @@ class LaunchAgent:
             write_new(self._folder.path / KEY, key, 0o600)
             if not Path(working).is_dir():
                 raise FileNotFoundError(2, f"no folder {working!r} here, where the run was started elsewhere")
-            demand_numerics(numerics)
+            demand(numerics)
             self._child = Child.start(name, [*arguments, "--key", f"{HERE}/{KEY}"], self._log, Path(working), numerics)
         except (OSError, NumericsError) as error:
             why = error.strerror if isinstance(error, OSError) else None

@@ -22,6 +22,9 @@ FIRST_S, POLL_S = 30.0, 0.05
 #: The file whose lock the leader's process has until it ends, in whatever way.
 LEADER = "leader"
 
+#: What locks an open file, as `fcntl.flock`: an argument so that what others do just before it can be tried.
+LockFile = Callable[[int, int], None]
+
 
 @dataclass
 class HostTeam:
@@ -32,6 +35,9 @@ class HostTeam:
 
     place: LauncherPlace
     folder: Path
+    #: The number of the user that all of its processes belong to.
+    user: int = field(default_factory=os.getuid)
+    lock_file: LockFile = fcntl.flock
     #: The lock's file, while this process leads.
     _lock: int = field(default=-1, init=False)
 
@@ -84,7 +90,7 @@ class HostTeam:
         except FileNotFoundError:
             return False
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.lock_file(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
             return False
@@ -113,7 +119,7 @@ class HostTeam:
     def _demand_ours(self) -> None:
         """Raise `UsageError` if another user may have made the folder: what is in it decides what is computed."""
         found = os.lstat(self.folder)
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700:
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != self.user or stat.S_IMODE(found.st_mode) != 0o700:
             raise UsageError(
                 f"{str(self.folder)!r} is not a private folder of this user: expected none, or one of an earlier run"
             )

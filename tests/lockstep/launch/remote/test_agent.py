@@ -3,14 +3,20 @@
 import os
 import signal
 import stat
+import subprocess
+import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from lockstep.common.errors import NumericsError
 from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.transport.auth.keys import KeyFolder
-from lockstep.launch.child import USAGE
+from lockstep.launch.child import USAGE, Child
 from lockstep.launch.remote.agent import KEY, LaunchAgent, children_of
 from tests.system.processes import GONE_S, is_gone
 
@@ -66,6 +72,56 @@ def test_a_signal_reaches_all_processes_of_a_team(tmp_path: Path, monkeypatch: p
     assert all(is_gone(one, GONE_S) for one in (pid, *team))
     agent.send(signal.SIGKILL)
     assert agent.news(0)[3] == -signal.SIGKILL
+    agent.end(0)
+
+
+@dataclass
+class Ending:
+    """A process that writes its last words and ends when it is asked whether it has."""
+
+    log: Path
+    pid: int = 1
+    code: int = 3
+
+    def has_ended(self) -> bool:
+        self.log.write_bytes(b"last words")
+        return True
+
+    def end(self, grace_s: float) -> None:
+        """Do nothing."""
+
+
+def test_the_last_words_of_a_process_come_with_its_code(tmp_path: Path) -> None:
+    agent = LaunchAgent("a worker", ["worker"], "secret", str(tmp_path / "elsewhere"))
+    agent._child = cast(Child, Ending(agent._log))
+    assert agent.news(5)[2:] == (b"words", 3)
+    agent.end(0)
+
+
+@dataclass
+class Gone(Ending):
+    """One that ends just after it was asked whether it has."""
+
+    def has_ended(self) -> bool:
+        return False
+
+
+def test_a_signal_to_a_process_that_has_just_ended_is_none(tmp_path: Path) -> None:
+    agent = LaunchAgent("a worker", ["worker"], "secret", str(tmp_path / "elsewhere"))
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    agent._child = cast(Child, Gone(agent._log, process.pid))
+    agent.send(0)
+    agent.end(0)
+
+
+def test_numerics_that_this_machine_cannot_have_are_reported_by_a_look(tmp_path: Path) -> None:
+    def refuse(numerics: Numerics) -> None:
+        raise NumericsError(f"no {numerics} numerics here")
+
+    agent = LaunchAgent("a worker", ["worker"], "secret", str(tmp_path), "portable", refuse)
+    pid, host, words, code = agent.news(0)
+    assert (pid, words.decode(), code) == (0, f"error: {host}: no portable numerics here\n", USAGE)
     agent.end(0)
 
 
