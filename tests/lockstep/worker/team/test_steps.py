@@ -5,9 +5,10 @@ Whoever has which turn, is killed, or stands still, with a lock or without, and 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lockstep.common.aggregation.checksum import checksum_after
@@ -322,6 +323,65 @@ def test_an_order_that_is_given_up_leaves_no_lock(memory: Path) -> None:
         member.stop()
         assert all(lock.acquire() for lock in locks)
         assert marks.least() == 0
+
+
+def test_an_entry_counts_once_it_is_whole_and_the_step_once_its_entry_does(memory: Path) -> None:
+    with yard_of(UPDATE_JOBS["one slice"], 1, memory, share=0.0) as yard:
+        crew = yard.crew
+        yard.run(2)
+        marks, member = yard.begin(4), crew.members[0]
+        crew.run(lambda: isinstance(member._begun, MakeSlice))
+        entry, updates, seen = marks.entries[2], member._updates, list[tuple[int, bytes, int]]()
+        assert updates is not None
+        entry["step"] = 2 - ENTRIES
+
+        def look() -> None:
+            rest = b"".join(entry[name].tobytes() for name in ("used", "losses", "next"))
+            seen.append((int(entry["step"]), rest, int(marks.made[0])))
+
+        member.memory.keep_order, updates.marks = look, replace(updates.marks, keep_order=look)
+        look()
+        member.advance()
+        before, after = seen[0][1], seen[-1][1]
+        assert before != after
+        # While its parts are written, it is that of no step.
+        states = [(2 - ENTRIES, before, 2), (-1, before, 2), (-1, after, 2), (2, after, 2), (2, after, 3)]
+        assert list(dict.fromkeys(seen)) == states
+
+
+@pytest.mark.parametrize("steps", [(1, 1), (-1, 1), (1, -1), (1, 1 + ENTRIES)])
+def test_the_plan_of_the_next_step_is_that_of_an_entry_which_is_whole_while_it_is_read(
+    steps: tuple[int, int], memory: Path
+) -> None:
+    with yard_of(UPDATE_JOBS["one slice"], 2, memory, share=0.0) as yard:
+        yard.run(2)
+        marks, member = yard.begin(3), yard.crew.members[1]
+        yard.crew.run(lambda: member.is_busy)
+        first, second = steps
+
+        def write_over() -> None:
+            marks.entries["step"][1] = second
+
+        marks.entries["step"][1], member.memory.keep_order = first, write_over
+        assert (member._next_plan(1) is not None) is (steps == (1, 1))
+
+
+def test_an_update_that_is_not_finite_is_not_made_and_fails_the_order(memory: Path) -> None:
+    with yard_of(UPDATE_JOBS["one slice"], 1, memory, share=0.0) as yard:
+        crew = yard.crew
+        yard.run(2)
+        marks, member = yard.begin(4), crew.members[0]
+        crew.run(lambda: isinstance(member._begun, MakeSlice))
+        # The sums are there, and the weights overflow.
+        member.memory.vector(0, 0)[0] = np.inf
+        assert crew.opening is not None
+        assert crew.sharing is not None
+        crew.check = lambda: None
+        crew.run()
+        assert (crew.ended, marks.least()) == ({0: OrderOutcome.FAILED}, 2)
+        assert weights_at(crew.opening.shard, 2) == yard.made.weights[2]
+        assert crew.sharing.update is not None
+        assert all(lock.acquire() for lock in crew.sharing.update.locks)
 
 
 def test_who_moves_to_other_memory_keeps_no_lock_of_the_old_open(memory: Path) -> None:
