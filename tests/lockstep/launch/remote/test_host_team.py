@@ -172,8 +172,12 @@ def test_a_lock_that_leads_elsewhere_is_not_taken(tmp_path: Path) -> None:
         first.take_lead()
 
 
-def test_a_link_to_a_folder_is_not_used(tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir(mode=0o700)
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_link_to_a_folder_is_not_used_wherever_it_leads(tmp_path: Path, is_there: bool) -> None:
+    if is_there:
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
     team(tmp_path).folder.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UsageError, match="not a private folder"):
         team(tmp_path, 1).is_made(no_pause)
+    with pytest.raises(UsageError, match="not a private folder"), team(tmp_path).led():
+        raise AssertionError
