@@ -1,5 +1,6 @@
 """The scripts make, keep and repair their environment. A stub stands for Python, so that nothing is installed."""
 
+import errno
 import json
 import os
 import shutil
@@ -180,7 +181,7 @@ def test_an_interrupt_while_it_is_made_is_repaired_by_the_next_start(checkout: C
             "pip does not trust the certificate of the package index: set PIP_CERT",
         ),
         (
-            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+            f"ERROR: Could not install packages due to an OSError: [Errno 28] {os.strerror(errno.ENOSPC)}",
             "no space is left for .venv",
         ),
         (

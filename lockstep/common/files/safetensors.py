@@ -174,8 +174,8 @@ def _entry(path: Path, name: str, value: msgspec.Raw) -> _Entry:
         entry = msgspec.json.decode(value, type=_Entry)
     except (ValueError, RecursionError) as error:
         raise FileFormatError(
-            f"{path}: header of {name[:80]!r}: expected dtype, shape (at most {MAX_DIMENSIONS} sizes), data_offsets of two "
-            f"bytes ({one_line(str(error))})"
+            f"{path}: header of {name[:80]!r}: expected dtype, shape (at most {MAX_DIMENSIONS} sizes), data_offsets of "
+            f"two bytes ({one_line(str(error))})"
         ) from None
     if entry.dtype not in _READ:
         raise FileFormatError(f"{path}: {name!r} has dtype {entry.dtype[:80]!r}: expected one of {', '.join(_READ)}")

@@ -1,5 +1,7 @@
 """What is set aside, recorded and said after a conviction."""
 
+import errno
+import os
 from pathlib import Path
 
 import msgspec
@@ -82,7 +84,7 @@ def test_with_a_ledger_that_cannot_be_written_all_is_in_doubt(tmp_path: Path) ->
     folder, checkpoints = folder_of(tmp_path, audited(8), done(8, 1), steps=(4,))
 
     def write(descriptor: int, data: bytes) -> int:
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "the disk is full")
 
     folder.ledger.write = write
     found, _ = set_aside(folder, checkpoints)
@@ -92,5 +94,5 @@ def test_with_a_ledger_that_cannot_be_written_all_is_in_doubt(tmp_path: Path) ->
 def test_what_cannot_be_recorded_is_an_error(tmp_path: Path) -> None:
     folder, checkpoints = folder_of(tmp_path, done(8, 1))
     (tmp_path / "convictions.jsonl").mkdir()
-    with pytest.raises(FileFormatError, match="directory"):
+    with pytest.raises(FileFormatError, match=os.strerror(errno.EISDIR)):
         set_aside(folder, checkpoints)

@@ -203,13 +203,13 @@ def test_lines_that_another_server_has_cut_are_cut(bench: Bench) -> None:
 
 def test_a_full_disk_is_said_and_the_standby_goes_on(bench: Bench) -> None:
     def full(descriptor: int, data: bytes, place: int) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(errno.ENOSPC, "the disk is full")
 
     bench.shell.storage = MirrorStorage(bench.folder, full)
     bench.send(offer(FILE))
     assert bench.send(part(), TEXT) == []
     (warning,) = bench.said[1:]
-    reason = f"cannot write to {str(bench.folder)!r}: No space left on device"
+    reason = f"cannot write to {str(bench.folder)!r}: the disk is full"
     assert warning == f"warning: {reason}: the run does not need it, and the mirror is tried again"
     assert bench.shell.state.deadline() == RETRY_S
     assert bench.shell.ended is None

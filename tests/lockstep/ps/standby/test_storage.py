@@ -101,7 +101,7 @@ def test_what_is_not_what_was_offered_is_removed_and_reported(
 
 def test_a_checkpoint_that_has_gone_before_it_was_complete_is_reported(tmp_path: Path) -> None:
     file = RunFile(name="checkpoints/step-00000003.safetensors", size=4, version="1" * 64)
-    assert "cannot be read (No such file or directory)" in MirrorStorage(tmp_path).complete(file)
+    assert f"cannot be read ({os.strerror(errno.ENOENT)})" in MirrorStorage(tmp_path).complete(file)
 
 
 def test_a_checkpoint_with_another_seal_is_not_the_one_that_was_offered(tmp_path: Path) -> None:

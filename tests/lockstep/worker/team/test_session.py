@@ -1,5 +1,6 @@
 """How a team comes to share memory: the leader makes it where there is room, and tells the others, which map it."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -175,7 +176,7 @@ def test_if_the_servers_memory_is_gone_the_team_has_weights_of_its_own_and_knows
         pass
     leader, session = team(Noticeboard(), memory, welcome, root=memory)
     assert leader.shared is None
-    assert "cannot be opened here: No such file or directory" in leader.obstacle
+    assert f"cannot be opened here: {os.strerror(errno.ENOENT)}" in leader.obstacle
     assert (Path(session.folder) / WEIGHTS).exists()
     assert session.shared_root == ""
     leader.close()
