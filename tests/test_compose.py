@@ -166,7 +166,9 @@ def test_a_job_can_be_chosen(job: str | None) -> None:
 def test_the_image_is_slim_and_of_a_python_that_the_project_supports() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     supported = {words[-1] for words in (line.split(" :: ") for line in project["classifiers"])}
-    for stage in dockerfile():
+    stages = dockerfile()
+    assert stages
+    for stage in stages:
         version, _, variant = stage[0][1].split()[0].removeprefix("python:").partition("-")
         assert variant == "slim"
         assert version in supported
