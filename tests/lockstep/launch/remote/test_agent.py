@@ -16,8 +16,9 @@ from lockstep.common.errors import NumericsError
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.transport.auth.keys import KeyFolder
+from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.launch.child import USAGE, Child
-from lockstep.launch.remote.agent import KEY, LaunchAgent, children_of
+from lockstep.launch.remote.agent import KEY, LaunchAgent, children_of, team_of
 from tests.system.processes import GONE_S, is_gone
 
 #: Seconds within which a command ends that only says what is wrong, and a team has started.
@@ -113,6 +114,20 @@ def test_a_signal_to_a_process_that_has_just_ended_is_none(tmp_path: Path) -> No
     agent._child = cast(Child, Gone(agent._log, process.pid))
     agent.send(0)
     agent.end(0)
+
+
+def test_a_signal_reaches_the_process_that_restarts_the_others_before_them() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as child:
+        first, *others = team_of(os.getpid())
+        assert first == os.getpid()
+        assert child.pid in others
+
+
+def test_what_an_agent_that_was_killed_has_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    left = SharedFolder.create(Path(tempfile.gettempdir()))
+    left.close()
+    LaunchAgent("a worker", ["worker"], "secret", str(tmp_path / "elsewhere")).end(0)
+    assert not left.path.exists()
 
 
 def test_numerics_that_this_machine_cannot_have_are_reported_by_a_look(tmp_path: Path) -> None:

@@ -130,6 +130,18 @@ def test_who_gets_the_lock_of_a_folder_that_was_removed_meanwhile_leads_nobody(t
     assert not list(tmp_path.iterdir())
 
 
+def test_a_leader_that_ends_while_another_process_asks_for_its_lock_has_left(tmp_path: Path) -> None:
+    def refuse_and_end(descriptor: int, how: int) -> None:
+        ending.close()
+        raise BlockingIOError
+
+    with ExitStack() as ending:
+        ending.enter_context(team(tmp_path).led())
+        second = replace(team(tmp_path, 1), lock_file=refuse_and_end)
+        assert second.is_left()
+        assert not second.leads
+
+
 def test_who_finds_a_leader_keeps_no_file_open(tmp_path: Path) -> None:
     with team(tmp_path).led():
         before = len(os.listdir("/proc/self/fd"))
@@ -170,6 +182,13 @@ def test_a_lock_that_leads_elsewhere_is_not_taken(tmp_path: Path) -> None:
     (first.folder / LEADER).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
         first.take_lead()
+
+
+def test_a_file_in_the_place_of_the_folder_is_not_used(tmp_path: Path) -> None:
+    team(tmp_path).folder.touch()
+    team(tmp_path).folder.chmod(0o700)
+    with pytest.raises(UsageError, match="not a private folder"):
+        team(tmp_path, 1).is_made(no_pause)
 
 
 @pytest.mark.parametrize("is_there", [True, False])
