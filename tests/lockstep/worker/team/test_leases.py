@@ -17,9 +17,11 @@ from lockstep.common.nn.description import describe
 from lockstep.common.protocol.messages import Lease, Work
 from lockstep.common.protocol.team_memory import ROWS
 from lockstep.worker.gradient_sink import NotFiniteError
+from lockstep.worker.team.division import OrderPlan, TeamPart
 from lockstep.worker.team.leader import Found
 from lockstep.worker.team.member import IDLE_S, OrderOutcome
 from lockstep.worker.team.memory import OwnVectors
+from lockstep.worker.team.order import Order
 from lockstep.worker.team.progress import CROWDED, PATIENT, Patience
 from tests.lockstep.worker.team.crew import TEAM_JOBS, Alone, Crew, FaultyCompute, Turns, bits, whole, wide
 from tests.simulation.small import JOBS, digits, job_of, long_test_set
@@ -252,6 +254,18 @@ def test_a_process_without_memory_for_the_slices_that_it_adds_up_leaves_the_leas
         assert crew.work(whole(job)) is OrderOutcome.FAILED
         assert member.error.startswith("SharingError: no room for ")
         own.close()
+
+
+def test_where_cores_are_short_as_many_compute_as_there_is_room_for_and_rather_who_did_before(memory: Path) -> None:
+    job, node = wide(micro_batches=6), Node(0, 6)
+    with crew_of(Crew.of(job, 3, memory, patience=replace(CROWDED, cores=1))) as crew:
+        leader = crew.members[0]
+        # Each waits for half of the time: two fit on a core.
+        leader.memory.marks.loads[:] = 0.5
+        assert leader.plan("train", node, None).workers == {1, 2}
+        plan = OrderPlan((TeamPart(Node(0, 4), 0), TeamPart(Node(4, 6), 1)), (0, 1))
+        before = Order(number=0, work="train", step=0, node=node, plan=plan)
+        assert leader.plan("train", node, before).workers == {0, 1}
 
 
 def test_where_cores_are_short_who_had_nothing_to_do_counts_as_present_while_it_looks(memory: Path) -> None:

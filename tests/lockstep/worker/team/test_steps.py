@@ -13,14 +13,16 @@ import pytest
 
 from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.layout import weights_digest
+from lockstep.common.aggregation.tree import Node
 from lockstep.common.job.job import Job
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.team_memory import ENTRIES, UpdateMarks, tally_in
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.runs.single_process import SingleProcessTrainer
+from lockstep.worker.team.division import OrderPlan, TeamPart
 from lockstep.worker.team.member import OrderOutcome
-from lockstep.worker.team.progress import PATIENT, MakeSlice, Patience, patience_of
+from lockstep.worker.team.progress import PATIENT, MakeSlice, OrderStage, Patience, patience_of
 from tests.lockstep.worker.team.crew import Crew, Turns, wide
 from tests.simulation.small import digits, job_of
 
@@ -364,6 +366,24 @@ def test_the_plan_of_the_next_step_is_that_of_an_entry_which_is_whole_while_it_i
 
         marks.entries["step"][1], member.memory.keep_order = first, write_over
         assert (member._next_plan(1) is not None) is (steps == (1, 1))
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_after_a_step_those_are_woken_who_have_something_to_do_in_the_next(cores: int, memory: Path) -> None:
+    plan, everybody = OrderPlan((TeamPart(Node(0, 4), 2),), (2,)), {0, 1, 2}
+    with yard_of(UPDATE_JOBS["sgd"], 3, memory, share=0.0, patience=patience_of(3, cores)) as yard:
+        yard.run(2)
+        marks, member = yard.begin(4), yard.crew.members[1]
+        yard.crew.run(lambda: member.is_busy)
+        order, entry = member.order, marks.entries[2]
+        assert order is not None
+        assert order.step == 2
+        entry["next"], entry["step"] = member.memory.written(plan), 2
+        assert member._next_of(order, OrderStage.UPDATE) == ({2} if cores == 1 else everybody)
+        # Others have written over the entry; and after the last step all look for what the leader orders next.
+        entry["step"] = -1
+        assert member._next_of(order, OrderStage.UPDATE) == everybody
+        assert member._next_of(order.following(3, plan), OrderStage.UPDATE) == everybody
 
 
 def test_an_update_that_is_not_finite_is_not_made_and_fails_the_order(memory: Path) -> None:
