@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from lockstep.common.errors import FailureKind, ProtocolError
+from lockstep.common.errors import FailureKind, ProtocolError, RemoteProtocolError
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import (
     Dropped,
@@ -231,12 +231,14 @@ def test_what_its_server_says_reaches_its_state(bench: Bench, message: ToStandby
     assert bench.shell.ended == ended
 
 
-def test_nonsense_of_its_server_ends_it(bench: Bench) -> None:
+def test_nonsense_of_its_server_ends_it_with_what_is_wrong_with_it(bench: Bench) -> None:
+    with pytest.raises(RemoteProtocolError) as wrong:
+        decode([memoryview(b"\xc1")], ToStandbyMessage)
     bench.server.send(bench.peer(), [b"\xc1"])
     bench.shell.step()
     assert isinstance(bench.shell.ended, Exit)
     assert (bench.shell.ended.code, bench.shell.ended.kind) == (1, FailureKind.PROTOCOL)
-    assert bench.shell.ended.reason.startswith("the server broke the protocol: ")
+    assert bench.shell.ended.reason == f"the server broke the protocol: {wrong.value}"
 
 
 def test_who_asks_is_answered_and_nonsense_is_refused(bench: Bench) -> None:
