@@ -2,11 +2,17 @@
 
 FROM python:3.13-slim AS build
 WORKDIR /source
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
+COPY requirements requirements
 COPY lockstep lockstep
+# The same versions as in a clone, by their hashes: see `scripts/versions`.
+RUN python -m venv builder \
+    && builder/bin/pip install --no-cache-dir --require-hashes --requirement requirements/build.txt \
+    && builder/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir wheels .
 # The environment is made without pip and copied into the final image, which therefore has no build tools.
 RUN python -m venv --without-pip /opt/lockstep \
-    && pip --python /opt/lockstep/bin/python install --no-cache-dir --constraint constraints.txt '.[watch]'
+    && pip --python /opt/lockstep/bin/python install --no-cache-dir --require-hashes --requirement requirements/watch.txt \
+    && pip --python /opt/lockstep/bin/python install --no-cache-dir --no-deps wheels/*.whl
 
 FROM python:3.13-slim
 COPY --from=build /opt/lockstep /opt/lockstep

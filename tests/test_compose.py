@@ -183,8 +183,11 @@ def test_the_image_runs_lockstep_as_a_user_and_has_no_tools_of_its_building() ->
 
 
 def test_the_image_has_the_versions_whose_bits_are_known() -> None:
-    (install,) = [run for run in arguments_of(dockerfile()[0], "RUN") if "install --no-cache-dir" in run]
-    assert "--constraint constraints.txt" in install
+    commands = [command for run in arguments_of(dockerfile()[0], "RUN") for command in run.split(" && ")]
+    installing = [command for command in commands if re.search(r"\bpip\b.* (install|wheel) ", command)]
+    assert len(installing) == 4
+    for command in installing:  # those of the lock by their hashes; the project itself with none but these
+        assert re.search(r"--require-hashes --requirement requirements/\w+\.txt$| --no-deps ", command), command
 
 
 def test_the_image_is_built_from_what_the_wheel_needs_and_sent_nothing_else() -> None:
@@ -193,7 +196,7 @@ def test_the_image_is_built_from_what_the_wheel_needs_and_sent_nothing_else() ->
     needed = {
         *packages,
         "pyproject.toml",
-        "constraints.txt",
+        "requirements",
         configuration["project"]["readme"],
         *configuration["project"]["license-files"],
     }

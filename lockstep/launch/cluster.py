@@ -492,7 +492,7 @@ def crash_message(child: WatchedProcess, numerics: Numerics) -> str:
     if numerics == "portable":
         return (
             f"{exit_message(child)} before it was ready; with portable numerics the BLAS kernel is {KERNEL!r}: "
-            "install the versions of constraints.txt, or use numerics = 'native'"
+            "install the NumPy of requirements/watch.txt, or use numerics = 'native'"
         )
     return (
         f"{exit_message(child)} before it was ready; the BLAS kernel is {blas_kernel()!r}; set OPENBLAS_CORETYPE "

@@ -26,8 +26,8 @@ pytestmark = pytest.mark.slow
 PATIENCE_S = 900
 
 #: What the image is built from, and what compose mounts.
-NEEDED = ("lockstep", "examples", "docker-compose.yml", "Dockerfile", ".dockerignore")
-TEXTS = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE")
+NEEDED = ("lockstep", "requirements", "examples", "docker-compose.yml", "Dockerfile", ".dockerignore")
+TEXTS = ("pyproject.toml", "README.md", "LICENSE")
 
 #: A job that lasts until its server has been lost.
 LONG = 'model = "mlp"\nsteps = 1000\nnumerics = "portable"\ncheckpoint_every_steps = 20\ntakeover_seconds = 2.0\n'

@@ -178,8 +178,8 @@ def check_canary(parts: Mapping[str, str], known: KnownCanary | None) -> None:
         raise NumericsError(
             f"portable numerics compute other bits here than elsewhere in {', '.join(odd)}: digest {parts[odd[0]]!r}, "
             f"expected {known.parts.get(odd[0])!r} of NumPy {known.numpy} with {known.blas}; nobody has tried this "
-            "processor or C library: install the versions of constraints.txt, use another machine, or numerics = "
-            "'native'"
+            f"processor or C library: install NumPy {known_canaries().pinned_numpy}, use another machine, or numerics "
+            "= 'native'"
         )
 
 
@@ -190,8 +190,8 @@ def version_note(numpy: str, blas: str) -> str:
     if numpy == pinned and not recorded:
         return ""
     return (
-        f"this run uses NumPy {numpy} with {blas}, whose bits may differ from those of NumPy {pinned} in "
-        f"constraints.txt{recorded}"
+        f"this run uses NumPy {numpy} with {blas}, whose bits may differ from those of NumPy {pinned}, "
+        f"which the scripts install{recorded}"
     )
 
 

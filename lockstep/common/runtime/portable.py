@@ -61,8 +61,8 @@ def check_openblas(name: str, found: list[str]) -> None:
     if newer and any(f" {release}" in name for release in FAULTY_OPENBLAS):
         raise NumericsError(
             f"numerics = 'portable' with {name} on a processor with {_names(newer)}, where its products for Haswell "
-            "crash or have other bits: expected another release; install NumPy by constraints.txt (pip install -c "
-            "constraints.txt numpy), or use numerics = 'native'"
+            "crash or have other bits: expected another release; install the NumPy of requirements/watch.txt, or use "
+            "numerics = 'native'"
         )
 
 
