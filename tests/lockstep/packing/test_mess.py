@@ -229,7 +229,8 @@ BROKEN: dict[str, tuple[bytes, str]] = {
         FAR_DOWN.encode("latin-1"), f"row 4042, column 'town': byte 0xfc {LATIN} 'Zürich'"
     ),
     "UTF-16 without a mark": (TEXT.encode("utf-16-be"), "it looks like UTF-16: --encoding utf-16-be"),
-    "zero bytes": (b"PK\x03\x04" + bytes([0, 0, 8, 1, 2, 3]) * 9, "has zero bytes, as no CSV file in UTF-8 has: expected texts with a header"),
+    "zero bytes": (b"PK\x03\x04" + bytes([0, 0, 8, 1, 2, 3]) * 9,
+                   "has zero bytes, as no CSV file in UTF-8 has: expected texts with a header"),
     "a quote that is not closed": (TEXT.replace("Zug", '"Zug', 1).encode(), 'a quote (") is not closed'),
     "a quote in the last column": ((TEXT + '1.5,Zug,"2\n' + "".join(LINES[1:])).encode(),
                                    'row 42: a quote (") is not closed'),

@@ -155,6 +155,11 @@ TEXTS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"target": ()},
         "which column is to be predicted? expected --target COLUMN, one of a, b",
     ),
+    "no target, and long names": (
+        f"{'n' * 90},b\n1,2\n",
+        {"target": ()},
+        f"expected --target COLUMN, one of {'n' * 19}…{'n' * 19}, b",
+    ),
     "unknown target": ("rooms,price\n1,2\n", {"target": ("pric",)}, "no column 'pric' (did you mean 'price'?)"),
     "unknown column": ("a,b\n1,2\n", {"columns": ("c",)}, "no column 'c': expected one of a, b"),
     "ragged": ("a,b,c\n1,2,3\n4,5,6\n7,8\n", {}, "row 4 has 2 values: expected 3, as the header"),

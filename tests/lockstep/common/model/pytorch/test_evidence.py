@@ -87,7 +87,12 @@ PLANTED = {
     "memory that was not written": (
         # So much that it comes from the system, which gives zeros: what was there cannot differ by accident.
         NET.format(made="pass", done="x = x + torch.empty(2**24)[:784]"),
-        "differs when it is computed again",
+        "differs when it is computed again .*: draw only from PyTorch's generator, and keep no state",
+    ),
+    "draws of its own that it keeps": (
+        "import random\n\n\n"
+        + NET.format(made="self.last = 1.0", done="self.last = random.random(); x = x * self.last"),
+        "draws from Python's random: expected draws from PyTorch's generator only",
     ),
     "nondeterministic": (
         NET.format(made="pass", done="x = x.clone().put_(torch.tensor([0]), torch.ones(1))"),
