@@ -166,7 +166,9 @@ def test_a_job_can_be_chosen(job: str | None) -> None:
 def test_the_image_is_slim_and_of_a_python_that_the_project_supports() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     supported = {words[-1] for words in (line.split(" :: ") for line in project["classifiers"])}
-    for stage in dockerfile():
+    stages = dockerfile()
+    assert stages
+    for stage in stages:
         version, _, variant = stage[0][1].split()[0].removeprefix("python:").partition("-")
         assert variant == "slim"
         assert version in supported
@@ -188,8 +190,11 @@ def test_the_kernels_are_compiled_and_tested_while_the_image_is_built() -> None:
 
 
 def test_the_image_has_the_versions_whose_bits_are_known() -> None:
-    (install,) = [run for run in arguments_of(dockerfile()[0], "RUN") if "install --no-cache-dir" in run]
-    assert "--constraint constraints.txt" in install
+    commands = [command for run in arguments_of(dockerfile()[0], "RUN") for command in run.split(" && ")]
+    installing = [command for command in commands if re.search(r"\bpip\b.* (install|wheel) ", command)]
+    assert len(installing) == 4
+    for command in installing:  # those of the lock by their hashes; the project itself with none but these
+        assert re.search(r"--require-hashes --requirement requirements/\w+\.txt$| --no-deps ", command), command
 
 
 def test_the_image_is_built_from_what_the_wheel_needs_and_sent_nothing_else() -> None:
@@ -199,7 +204,7 @@ def test_the_image_is_built_from_what_the_wheel_needs_and_sent_nothing_else() ->
         *packages,
         "pyproject.toml",
         "hatch_build.py",
-        "constraints.txt",
+        "requirements",
         configuration["project"]["readme"],
         *configuration["project"]["license-files"],
     }

@@ -138,7 +138,9 @@ def test_a_gradient_passes_through_few_modules(name: str) -> None:
 
 
 def test_every_path_exists() -> None:
-    for path in re.findall(r"`((?:common|ps|worker|lockstep|tests|scripts)/[\w/.]*)`", CONTRIBUTING):
+    paths = re.findall(r"`((?:common|ps|worker|lockstep|tests|scripts)/[\w/.]*)`", CONTRIBUTING)
+    assert paths
+    for path in paths:
         assert (ROOT / path).exists() or (ROOT / "lockstep" / path).exists(), path
 
 

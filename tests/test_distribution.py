@@ -216,7 +216,8 @@ def environment(folder: Path) -> Path:
 @pytest.mark.slow
 def test_the_wheel_trains_in_a_fresh_environment(project: Path, wheel_file: Path) -> None:
     commands = environment(project.parent / "venv")
-    call(commands / "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel_file, cwd=project)
+    call(commands / "pip", "install", "--quiet", "-r", ROOT / "requirements" / "train.txt", cwd=project)
+    call(commands / "pip", "install", "--quiet", "--no-deps", wheel_file, cwd=project)
     assert call(commands / "lockstep", "--version", cwd=project).strip() == f"lockstep {VERSION}"
     assert len(train(commands / "lockstep", cwd=project)) == 64
     call(commands / "lockstep", "verify", "run", cwd=project)
@@ -240,7 +241,8 @@ def test_the_source_distribution_passes_its_tests(tmp_path: Path, sdist_file: Pa
         archive.extractall(tmp_path, filter="data")
     root = tmp_path / f"lockstep_sgd-{VERSION}"
     commands = environment(tmp_path / "venv")
-    call(commands / "pip", "install", "--quiet", "-c", "constraints.txt", "-e", ".[dev]", cwd=root)
+    call(commands / "pip", "install", "--quiet", "-r", "requirements/dev.txt", cwd=root)
+    call(commands / "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "-e", ".", cwd=root)
     pytest_here = (commands / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider")
     call(*pytest_here, "--collect-only", cwd=root)
     tests = sorted(path.relative_to(root) for path in (root / "tests").glob("test_*.py"))

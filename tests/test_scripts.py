@@ -1,5 +1,6 @@
 """The scripts make, keep and repair their environment. A stub stands for Python, so that nothing is installed."""
 
+import errno
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import pytest
 
 from tests.architecture.source import ROOT
 
-COMMANDS = ("train", "server", "worker", "shard", "test", "check", "notebooks", "mutate", "golden", "docs")
+COMMANDS = ("train", "server", "worker", "shard", "test", "check", "notebooks", "mutate", "golden", "docs", "versions")
 
 #: What is compiled when the project is installed.
 KERNELS = "lockstep/common/numerics/kernels"
@@ -28,6 +29,8 @@ case "$1 $2" in
     if [ -n "$PIP_TRAP" ]; then trap 'exit 1' INT; kill -INT 0; fi
     if [ -n "$PIP_EXIT" ]; then echo "$PIP_PRINTS" >&2; exit "$PIP_EXIT"; fi
     printf '#!/bin/sh\\necho "$PWD $*"\\nexit 7\\n' >"${0%python}lockstep" && chmod +x "${0%python}lockstep" ;;
+"-m lockstep.common.numerics.kernels.compilation")
+    if [ -n "$NO_COMPILER" ]; then exit 1; fi ;;
 "-m lockstep.common.numerics.kernels.library")
     if [ -n "$NO_KERNELS" ]; then echo "error: $NO_KERNELS" >&2; exit 1; fi ;;
 "-m pytest" | "-m ruff" | "-m mypy" | "-m sphinx" | "-m tests."* | "-m docs."*)
@@ -80,7 +83,8 @@ def checkout(tmp_path: Path) -> Checkout:
     shutil.copytree(ROOT / "scripts", root / "scripts")
     kernels = root / KERNELS
     kernels.mkdir(parents=True)
-    for name in ("pyproject.toml", "constraints.txt", "hatch_build.py"):
+    shutil.copytree(ROOT / "requirements", root / "requirements")
+    for name in ("pyproject.toml", "hatch_build.py"):
         shutil.copy(ROOT / name, root)
     for name in ("product.c", "vector.h", "targets.py", "compilation.py"):
         shutil.copy(ROOT / KERNELS / name, kernels)
@@ -115,9 +119,17 @@ def test_arguments_and_exit_code_pass_through_from_any_folder(checkout: Checkout
 
 def test_the_environment_is_made_once_and_says_so_on_one_line(checkout: Checkout) -> None:
     assert checkout.run("train").stderr == "installing Lockstep into .venv (once, about 20 s)\n"
-    assert checkout.steps() == ["venv", "pip"]
+    assert checkout.steps() == ["venv", "pip", "pip"]
     assert checkout.run("worker").stderr == ""
     assert checkout.steps() == []
+
+
+def test_a_compiler_is_installed_if_none_works_here(checkout: Checkout) -> None:
+    checkout.run("train", NO_COMPILER="yes")
+    assert [step.split("requirements/")[-1] for step in checkout.steps() if "requirements" in step] == [
+        "train.txt",
+        "compiler.txt",
+    ]
 
 
 def test_an_installation_without_kernels_says_so_on_one_line(checkout: Checkout) -> None:
@@ -128,7 +140,7 @@ def test_an_installation_without_kernels_says_so_on_one_line(checkout: Checkout)
 
 @pytest.mark.parametrize(
     "name",
-    ["pyproject.toml", "constraints.txt", "hatch_build.py", f"{KERNELS}/product.c", f"{KERNELS}/targets.py"],
+    ["pyproject.toml", "requirements/watch.txt", "hatch_build.py", f"{KERNELS}/product.c", f"{KERNELS}/targets.py"],
 )
 def test_a_change_of_the_project_installs_again(checkout: Checkout, name: str) -> None:
     checkout.run("train")
@@ -136,20 +148,22 @@ def test_a_change_of_the_project_installs_again(checkout: Checkout, name: str) -
     with (checkout.root / name).open("a", encoding="utf-8") as file:
         file.write("# changed\n")
     assert checkout.run("train").stderr == "updating .venv (once, a few seconds)\n"
-    assert checkout.steps() == ["pip"]
+    assert checkout.steps() == ["pip", "pip"]
     checkout.run("train")
     assert checkout.steps() == []
 
 
-def test_what_is_installed_has_the_versions_whose_bits_are_known(checkout: Checkout) -> None:
+def test_what_is_installed_is_what_the_lock_has_and_nothing_else(checkout: Checkout) -> None:
     checkout.run("train")
-    assert "--constraint constraints.txt" in checkout.log.read_text(encoding="utf-8")
+    _, locked, project = checkout.log.read_text(encoding="utf-8").splitlines()
+    assert locked.endswith(" --require-hashes --requirement requirements/train.txt")
+    assert project.endswith(" --no-deps --no-build-isolation --editable .")
 
 
 def test_the_tests_add_their_tools_once(checkout: Checkout) -> None:
     checkout.run("train")
     checkout.run("test")
-    assert checkout.log.read_text(encoding="utf-8").splitlines()[-1].endswith(" .[plot,predict,watch,dev]")
+    assert checkout.log.read_text(encoding="utf-8").splitlines()[-2].endswith(" requirements/dev.txt")
     checkout.steps()
     checkout.run("check")
     checkout.run("train")
@@ -164,7 +178,7 @@ def test_another_python_makes_it_anew(checkout: Checkout, tmp_path: Path) -> Non
     other.write_text('#!/bin/sh\ncase "$2" in *base_prefix*) echo other ;; *) exec "$STUB" "$@" ;; esac\n')
     other.chmod(0o755)
     checkout.run("train", PYTHON=str(other), STUB=checkout.environment["PYTHON"])
-    assert checkout.steps() == ["venv", "pip"]
+    assert checkout.steps() == ["venv", "pip", "pip"]
 
 
 @pytest.mark.parametrize("damage", ["bin/python", "installed"])
@@ -179,7 +193,7 @@ def test_an_interrupt_while_it_is_made_is_repaired_by_the_next_start(checkout: C
     assert (interrupted.returncode, interrupted.stderr) == (130, "installing Lockstep into .venv (once, about 20 s)\n")
     assert checkout.steps() == ["venv", "pip"]
     assert checkout.run("train").returncode == 7
-    assert checkout.steps() == ["venv", "pip"]
+    assert checkout.steps() == ["venv", "pip", "pip"]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +212,7 @@ def test_an_interrupt_while_it_is_made_is_repaired_by_the_next_start(checkout: C
             "pip does not trust the certificate of the package index: set PIP_CERT",
         ),
         (
-            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+            f"ERROR: Could not install packages due to an OSError: [Errno 28] {os.strerror(errno.ENOSPC)}",
             "no space is left for .venv",
         ),
         (
@@ -224,7 +238,7 @@ def test_many_starts_at_once_make_it_once(checkout: Checkout) -> None:
     for process in processes:
         process.communicate(timeout=60)
     assert [process.returncode for process in processes] == [7] * 5
-    assert checkout.steps() == ["venv", "pip"]
+    assert checkout.steps() == ["venv", "pip", "pip"]
 
 
 @pytest.mark.parametrize(
@@ -256,7 +270,7 @@ def test_the_newest_python_is_found_where_python3_is_too_old(checkout: Checkout,
         (folder / name).chmod(0o755)
     path = f"{folder}:{checkout.environment['PATH']}"
     assert checkout.run("train", PYTHON="", PATH=path).returncode == 7
-    assert checkout.steps() == ["venv", "pip"]
+    assert checkout.steps() == ["venv", "pip", "pip"]
 
 
 def test_a_folder_that_is_no_environment_is_left_alone(checkout: Checkout) -> None:
@@ -286,7 +300,7 @@ def test_all_checks_run_and_one_that_fails_counts(checkout: Checkout, tmp_path: 
 def test_notebooks_get_the_tools_and_the_arguments(checkout: Checkout, tmp_path: Path) -> None:
     done = checkout.run("notebooks", "notebooks/a b.ipynb", cwd=tmp_path)
     assert done.stdout == f"{checkout.root}: -m tests.notebooks notebooks/a b.ipynb\n"
-    assert "dev" in (checkout.log.read_text(encoding="utf-8").splitlines()[-1])
+    assert "requirements/dev.txt" in checkout.log.read_text(encoding="utf-8")
 
 
 def test_the_site_is_built_with_warnings_as_errors_and_then_checked(checkout: Checkout, tmp_path: Path) -> None:
@@ -296,7 +310,7 @@ def test_the_site_is_built_with_warnings_as_errors_and_then_checked(checkout: Ch
     assert " -m sphinx " in built
     assert "--fail-on-warning" in built
     assert checked == f"{checkout.root}: -m docs.generators.check docs/_build/html"
-    assert "docs" in (checkout.log.read_text(encoding="utf-8").splitlines()[-1])
+    assert "requirements/docs.txt" in checkout.log.read_text(encoding="utf-8")
     assert checkout.run("docs", FAILING="sphinx").returncode == 3
 
 

@@ -2,13 +2,13 @@
 
 import errno
 import os
-import re
 import sys
 
 import click
 
 from lockstep.cli.root import cli
 from lockstep.common.errors import LockstepError, UsageError
+from lockstep.common.files.did_you_mean import nearest
 from lockstep.common.files.sanitize import one_line, printable
 from lockstep.common.runtime.environment import most_open_files
 from lockstep.common.runtime.numerics import kept_numerics
@@ -109,9 +109,35 @@ def system_error_text(error: OSError) -> str:
 
 
 def _one_line(error: click.ClickException) -> str:
-    """Return click's complaint as ours read: one line, a fact in lower case, what to do."""
-    text = " ".join(error.format_message().split()).rstrip(".")
-    text = re.sub(r"\. \(?Did you mean (.*\?)\)?$", r" (did you mean \1)", text)
+    """Return what is wrong with a command line as our errors read: one line, a fact in lower case, what to do."""
     context = error.ctx if isinstance(error, click.UsageError) else None
     command = context.command_path if context is not None else "lockstep"
-    return f"{text[:1].lower()}{text[1:]}: see `{command} --help`"
+    return f"{_complaint(error)}: see `{command} --help`"
+
+
+def _complaint(error: click.ClickException) -> str:
+    """Return the fact, in our own words if click's exception has what these need."""
+    match error:
+        case click.NoSuchOption():
+            return f"no such option {error.option_name!r}{nearest(error.option_name, error.possibilities or ())}"
+        case click.MissingParameter():
+            kind = error.param_type or (error.param.param_type_name if error.param is not None else "parameter")
+            return f"missing {kind} {_parameter(error)}"
+        case click.BadParameter():
+            return f"invalid value for {_parameter(error)}: {_flat(error.message)}"
+        case _:
+            text = _flat(error.format_message())
+            return f"{text[:1].lower()}{text[1:]}"
+
+
+def _parameter(error: click.BadParameter) -> str:
+    """Return the name of the parameter that a complaint is about, as it is written on a command line."""
+    if error.param is None:
+        return repr(error.param_hint)
+    return repr(
+        max(error.param.opts, key=len) if isinstance(error.param, click.Option) else error.param.human_readable_name
+    )
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split()).rstrip(".")

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from lockstep.common.files.did_you_mean import nearest
 from lockstep.common.runtime.environment import collector_paused
 from lockstep.common.runtime.version import VERSION
 
@@ -75,6 +76,15 @@ class Root(click.Group):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.commands = Commands()  # type: ignore[assignment]  # none is added later
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the first argument names, with the rest; a usage error has the nearest name."""
+        name = args[0]
+        if name not in self.commands and not name.startswith("-") and not ctx.resilient_parsing:
+            raise click.UsageError(f"no such command {name!r}{nearest(name, self.commands)}", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the sections of commands: click's own place for this."""

@@ -312,7 +312,7 @@ class ColumnSurvey:
         elif kind is ColumnKind.NUMBER and self._has_commas(odd.text):
             flags.insert(0, f"{spelled('decimal', ',')} if the comma begins its fraction")
         elif kind is ColumnKind.NUMBER and is_ == TextKind.WRITTEN_NUMBER:
-            begin = "write it plainly, like 1234.5; or "
+            begin = f"write it plainly, like 1234{self.options.decimal}5; or "
         elif kind is ColumnKind.DATE:
             begin = "write it like 2020-12-31; or "
         elif is_ != TextKind.NAME:

@@ -340,8 +340,7 @@ class MissingValues:
         indices = pc.fill_null(coded.indices.cast(pa.int64()), -1).to_numpy(zero_copy_only=False)
         texts = pc.utf8_trim_whitespace(_as_texts(coded.dictionary))
         # A dictionary may have nulls as well.
-        missing = pc.fill_null(pc.is_in(texts, value_set=self.texts), True).to_numpy(zero_copy_only=False)
-        missing = missing | np.asarray(texts.is_null())
+        missing = np.asarray(pc.is_in(texts, value_set=self.texts)) | np.asarray(texts.is_null())
         if len(self.numbers):
             missing = missing | np.isin(numbers_of(texts, self.decimal), self.numbers)
         return TextValues(np.where(np.append(missing, True)[indices], -1, indices), texts, is_declared)

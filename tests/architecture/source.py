@@ -1,7 +1,7 @@
 """A tree of Python sources as data: module name -> text. Knows no rule."""
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -95,10 +95,10 @@ def sources_of(texts: Mapping[str, str]) -> dict[str, Source]:
     return {module: Source(module, text) for module, text in texts.items()}
 
 
-def read_tree(root: Path) -> dict[str, str]:
+def read_tree(root: Path, packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     """Return the text of every module of the packages in the folder."""
     texts = {}
-    for package in PACKAGES:
+    for package in packages:
         for path in sorted((root / package).rglob("*.py")):
             parts = path.relative_to(root).with_suffix("").parts
             texts[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text(encoding="utf-8")

@@ -80,8 +80,9 @@ def test_every_example_is_told_of() -> None:
 
 
 def test_the_shipped_jobs_are_those_of_the_examples() -> None:
-    shipped = ROOT / "lockstep" / "jobs"
-    for path in shipped.glob("*.toml"):
+    shipped = list((ROOT / "lockstep" / "jobs").glob("*.toml"))
+    assert shipped
+    for path in shipped:
         assert path.read_text(encoding="utf-8") == (EXAMPLES / path.name).read_text(encoding="utf-8")
 
 

@@ -24,6 +24,7 @@ MODELS = """
 from lockstep import nn
 
 def price(): return nn.Linear(3, 1)
+def two(): return nn.Linear(2, 2)
 def town(): return nn.Linear(2, 3)
 def colour(): return nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
 """
@@ -122,17 +123,17 @@ def test_a_table_that_is_another_is_refused(place: Path, capsys: pytest.CaptureF
 
 
 def test_a_new_table_is_read_as_that_of_the_training_was(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [f"{'-' if row % 9 == 4 else f'{row},5'};{['Bern', 'Zug'][row % 2]};2024-01-{1 + row % 28:02d};{row}"
+    rows = [f"{'-' if row % 9 == 4 else f'{row + 100},5'};{['Bern', 'Zug'][row % 2]};2024-01-{1 + row % 28:02d};{row}"
             for row in range(60)]  # fmt: skip
     (place / "old.csv").write_text("\n".join(["area;town;day;price", *rows, ""]))
     (place / "net.py").write_text("from lockstep import nn\ndef price(): return nn.Linear(4, 1)\n")
     flags = ["--na", "-", "--missing", "mean", "--decimal", ",", "--one-hot", "town"]
     told(capsys, "train", "--data", "old.csv", "--target", "price", "--model", "net.py:price", "--loss", "mse",
          "--run-dir", "run", *flags, *BRIEF)  # fmt: skip
-    new = [*rows[:8], rows[4].replace("-;", "29,5;")]
+    new = [*rows[:8], rows[4].replace("-;", "129,5;")]
     (place / "new.csv").write_text("\n".join(["area;town;day;price", *new, ""]))
     predicted = told(capsys, "predict", "run", "new.csv").splitlines()[1:]
-    # A missing area counts as the mean of those that are known, which is about 29.5.
+    # A missing area counts as the mean of those that are known, which is about 129.5.
     assert float(predicted[4]) == pytest.approx(float(predicted[8]), abs=3)
     assert len({*predicted[:4]}) == 4
     (place / "other.csv").write_text("\n".join(["area;town;day;price", rows[4].replace("-", "k.A.", 1), ""]))
@@ -140,9 +141,9 @@ def test_a_new_table_is_read_as_that_of_the_training_was(place: Path, capsys: py
     assert ": give --na k.A. if it stands for a missing value\n" in capsys.readouterr().err
     assert told(capsys, "predict", "run", "other.csv", "--na", "x,k.A.").splitlines()[1] == predicted[4]
     assert f"{load_run('run').predict('other.csv', na='k.A.')[0]:.6g}" == predicted[4]
-    other = pa.table({"town": ["Bern"], "day": pa.array([19723], pa.date32()), "area": [0.5]})
+    other = pa.table({"town": ["Bern"], "day": pa.array([19723], pa.date32()), "area": [100.5]})
     csv.write_csv(other, "typed.csv", csv.WriteOptions(delimiter=";"))
-    (place / "typed.csv").write_text((place / "typed.csv").read_text().replace("0.5", "0,5"))
+    (place / "typed.csv").write_text((place / "typed.csv").read_text().replace("100.5", "100,5"))
     assert told(capsys, "predict", "run", "typed.csv").splitlines()[1] == predicted[0]
 
 
@@ -421,6 +422,72 @@ def test_pictures_by_class(place: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_a_run_has_its_data_and_takes_no_other_when_it_goes_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["train", "--resume", "run", "--target", "town"]) == 2
     assert capsys.readouterr().err.startswith("error: --resume with --target: the run has its data")
+
+
+def trained_on_two(capsys: pytest.CaptureFixture[str]) -> tuple[Run, Any, Any]:
+    """Train on two targets that differ in their means and deviations; return the table and what is to be predicted."""
+    expected = np.stack([1000.0 * AREA + 5000.0 * ROOMS, 1950.0 + 4.0 * ROOMS - 0.1 * AREA], axis=1)
+    table = pa.table({"area": AREA, "rooms": ROOMS, "price": expected[:, 0], "year": expected[:, 1]})
+    csv.write_csv(table, "two.csv")
+    told(capsys, "train", "--data", "two.csv", "--target", "price", "--target", "year", "--model", "net.py:two",
+         "--loss", "mse", "--run-dir", "run", *BRIEF)  # fmt: skip
+    return load_run("run"), table, expected
+
+
+#: How far a prediction may be from what it should be: less than the targets differ, and less than they vary.
+NEAR = np.array([6000.0, 2.0])
+
+
+def test_each_of_two_targets_is_predicted_in_its_own_units(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done, table, expected = trained_on_two(capsys)
+    found = done.predict(table)
+    assert found.shape == (400, 2)
+    assert (np.abs(found - expected) <= NEAR).all()
+    head, *rows = told(capsys, "predict", "run", "two.csv").splitlines()
+    assert head == "price,year"
+    assert rows == [f"{price:.6g},{year:.6g}" for price, year in found]
+    lines = told(capsys, "predict", "run", "two.csv", "--json").splitlines()
+    assert [json.loads(line) for line in lines] == [
+        dict(zip(("price", "year"), row, strict=True)) for row in found.tolist()
+    ]
+
+
+def test_a_row_that_cannot_be_used_has_no_prediction_of_any_target(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done, _, expected = trained_on_two(capsys)
+    (place / "odd.csv").write_text(f"area,rooms\n{AREA[0]},{ROOMS[0]}\nx,2\n{AREA[2]},{ROOMS[2]}\n")
+    with pytest.warns(UserWarning, match=r"nothing is predicted of 1 of 3 rows: odd.csv: row 3, column 'area'"):
+        found = done.predict("odd.csv")
+    assert np.isnan(found).tolist() == [[False, False], [True, True], [False, False]]
+    assert (np.abs(found[::2] - expected[:3:2]) <= NEAR).all()
+    assert run(["predict", "run", "odd.csv"]) == 2
+    assert capsys.readouterr().out.splitlines()[2] == ","
+
+
+def test_the_errors_of_two_targets_are_in_the_units_of_each(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done, table, expected = trained_on_two(capsys)
+    figures = json.loads(told(capsys, "evaluate", "run", "--data", "two.csv", "--json"))["targets"]
+    errors = done.predict(table) - expected
+    assert [each["name"] for each in figures] == ["price", "year"]
+    for name, values in (("mae", np.abs(errors).mean(axis=0)), ("mse", np.square(errors).mean(axis=0))):
+        assert [each[name] for each in figures] == pytest.approx(values.tolist(), rel=1e-3)
+    r2 = 1 - np.square(errors).sum(axis=0) / np.square(expected - expected.mean(axis=0)).sum(axis=0)
+    assert [each["r2"] for each in figures] == pytest.approx(r2.tolist(), abs=1e-4)
+
+
+def test_an_exported_graph_predicts_each_of_two_targets_in_its_own_units(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done, table, _ = trained_on_two(capsys)
+    told(capsys, "export", "run", "m.safetensors")
+    _, metadata = read(place / "m.safetensors")
+    targets = {target["name"]: target["mean"] for target in json.loads(metadata["targets"])}
+    assert targets == {"price": pytest.approx(140_000, rel=0.1), "year": pytest.approx(1954, abs=3)}
+    runtime = pytest.importorskip("onnxruntime")
+    told(capsys, "export", "run", "m.onnx")
+    (found,) = runtime.InferenceSession("m.onnx").run(None, raw_columns(table, "area", "rooms"))
+    np.testing.assert_allclose(found, done.predict(table), rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["price", "town"])

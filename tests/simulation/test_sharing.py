@@ -1,5 +1,7 @@
 """Workers that share the server's memory: what is given back when, and what is said if one does not share."""
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -132,7 +134,7 @@ def test_why_a_worker_does_not_share_is_in_the_result(short_root: Path) -> None:
         simulation.prove(alone("linear"))
         result = simulation.result()
         assert result.transport == "memory"
-        assert "cannot be opened here: No such file or directory" in result.obstacle
+        assert f"cannot be opened here: {os.strerror(errno.ENOENT)}" in result.obstacle
         assert any(
             f"exchanges gradients and weights through its socket: {result.obstacle}" in text for text in simulation.said
         )

@@ -1,5 +1,7 @@
 """Workers that lack the data come to the same bits, with the samples of their leases and no others."""
 
+import errno
+import os
 from functools import cache
 from pathlib import Path
 
@@ -166,7 +168,7 @@ def test_a_worker_whose_disk_is_full_says_so_and_costs_the_run_nothing(tmp_path:
     ended = simulation.workers[0].runner.ended
     assert ended is not None
     assert ended.code == 1
-    assert "No space left on device: make room, or give another folder with XDG_CACHE_HOME" in ended.reason
+    assert f"{os.strerror(errno.ENOSPC)}: make room, or give another folder with XDG_CACHE_HOME" in ended.reason
 
 
 def test_a_server_that_sends_no_samples_names_the_way_out(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 import pytest
 
 from lockstep.common.runtime.clock import SystemClock
+from lockstep.launch.worker_supervisor import FIRST_S
 from tests.system.alone import train_alone
 from tests.system.jobs import gated_model
 from tests.system.processes import GONE_S, Place, Process, is_gone
@@ -52,9 +53,6 @@ def build():
 DATA = ("--data", "tiny.npz", "--global-batch", "32", "--micro-batches", "4", "--momentum", "0.9")
 OFTEN = ("--checkpoint-every-steps", "10")
 
-#: Seconds within which workers are to be back after the server's death.
-BACK_S = 10.0
-
 #: Seconds between two looks at a run.
 LOOK_S = 0.005
 
@@ -73,14 +71,6 @@ def calm(place: Place, flags: tuple[str, ...]) -> str:
     """Return the digest of a run in which nothing fails."""
     train_alone(place.folder, *flags)
     return digest(place, "calm")
-
-
-def timed_calm(place: Place, flags: tuple[str, ...]) -> tuple[str, float]:
-    """Return the same, and seconds of patience: of a machine that does other things as well, no more is demanded."""
-    clock = SystemClock()
-    began = clock.now()
-    expected = calm(place, flags)
-    return expected, 6.0 * (clock.now() - began)
 
 
 def steps_done(place: Place) -> int:
@@ -222,16 +212,17 @@ def joined(place: Place) -> int:
     return path.read_text().count(") joined\n") if path.exists() else 0
 
 
-def seconds_until_back(place: Place, process: Process, servers: list[int]) -> float:
-    """Kill the server; return the seconds until both workers are back, or all is done."""
-    before, clock = joined(place), SystemClock()
+def until_back(place: Place, process: Process, servers: list[int]) -> None:
+    """Kill the server; wait until both workers are back, or all is done.
+
+    How soon they ask for their server is a matter of the client's retries, which its tests follow in virtual time.
+    """
+    before = joined(place)
     for server in servers:
         with suppress(ProcessLookupError):  # it has just come to its end
             kill(server)
-    began = clock.now()
     while joined(place) < before + 2 and not process.ends_within(LOOK_S):
         pass
-    return clock.now() - began
 
 
 @pytest.mark.parametrize("point", [
@@ -246,29 +237,28 @@ def seconds_until_back(place: Place, process: Process, servers: list[int]) -> fl
 ])  # fmt: skip
 @pytest.mark.parametrize("times", [1, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_run_whose_server_is_killed_goes_on_to_the_same_bits(place: Place, point: str, times: int) -> None:
-    flags, back = (*job(place, 250), *OFTEN), list[float]()
-    expected, slack_s = timed_calm(place, flags)
+    flags, delays_s = (*job(place, 250), *OFTEN), list[float]()
+    expected = calm(place, flags)
     for attempt in range(3 * times):
         process = place.start("train", *flags, "--workers", "2", "--run-dir", "run")
         wait_for(place, process, point)
-        took_s = seconds_until_back(place, process, place.pids("lockstep server"))
+        until_back(place, process, place.pids("lockstep server"))
         code, out, error = process.end()
         assert (code, error) == (0, ""), (out, error)
         assert digest(place) == expected
         assert place.is_empty(GONE_S)
         # It may have been over first.
-        back += [took_s] * ("was killed by SIGKILL; restarting in " in out)
-        if len(back) == times:
+        delays_s += map(float, re.findall(r"was killed by SIGKILL; restarting in ([\d.]+) s", out))
+        if len(delays_s) == times:
             break
         (place.folder / "run").rename(place.folder / f"run-{attempt}")
-    print(f"killed {point}; seconds until the workers were back:", *(f"{took_s:.2f}" for took_s in back))
-    assert len(back) == times
-    assert max(back) < BACK_S + slack_s
+    assert len(delays_s) == times
+    assert max(delays_s) <= FIRST_S
 
 
 def test_a_server_started_by_hand_again_at_its_address_has_its_workers_back(place: Place) -> None:
     flags = (*job(place, 150), *OFTEN)
-    expected, slack_s = timed_calm(place, flags)
+    expected = calm(place, flags)
     server = place.start("server", *flags, "--bind", "tcp://127.0.0.1:0", "--min-workers", "2", "--run-dir", "run")
     address = server.line_with("lockstep worker").split()[-1]
     workers = [place.start("worker", address, "--workers", "1") for _ in range(2)]
@@ -276,11 +266,9 @@ def test_a_server_started_by_hand_again_at_its_address_has_its_workers_back(plac
     kill(server.popen.pid)
     following = place.start("server", "--resume", "run", "--bind", address, "--min-workers", "2")
     following.line_with("listening")
-    began = SystemClock().now()
     for _ in workers:
         following.line_with(" joined")
     following.line_with("epoch ")
-    assert SystemClock().now() - began < BACK_S + slack_s
     assert following.end()[0] == 0
     assert [worker.end()[0] for worker in workers] == [0, 0]
     assert digest(place) == expected
@@ -288,16 +276,15 @@ def test_a_server_started_by_hand_again_at_its_address_has_its_workers_back(plac
 
 def test_a_shard_that_is_killed_costs_the_steps_since_the_checkpoint(place: Place) -> None:
     flags = (*job(place, 150), *OFTEN)
-    expected, slack_s = timed_calm(place, flags)
+    expected = calm(place, flags)
     process = place.start("train", *flags, "--workers", "2", "--servers", "2", "--run-dir", "run")
     process.line_with("epoch 2/")
     (shard,) = place.pids("lockstep shard")
     os.kill(shard, signal.SIGKILL)
-    began = SystemClock().now()
-    process.line_with(f"a shard (pid {shard}) was killed by SIGKILL; restarting in ")
+    told = process.line_with(f"a shard (pid {shard}) was killed by SIGKILL; restarting in ")
+    assert float(told.partition("; restarting in ")[2].partition(" s")[0]) <= FIRST_S
     process.line_with("resumes after step ")
     process.line_with("epoch ")
-    assert SystemClock().now() - began < BACK_S + slack_s
     assert process.end()[0::2] == (0, "")
     assert digest(place) == expected
     assert place.is_empty(GONE_S)

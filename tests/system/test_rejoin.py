@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from lockstep.cli.main import run
-from lockstep.common.runtime.clock import SystemClock
 from tests.system.hosts import seconds_pass
 from tests.system.processes import GONE_S, Place, Process
 from tests.system.test_faults import OFTEN, calm, digest, job, kill
@@ -98,13 +97,11 @@ def test_a_server_whose_disk_is_lost_does_not_begin_the_run_again(place: Place) 
     until_mirrored(standby)
     kill(server.popen.pid)
     Path(place.folder / "first").rename(place.folder / "lost")
-    began = SystemClock().now()
     # Before the standby leads the run.
     server = place.start(*first)
     server.line_with("standby of ")
     worker.send(signal.SIGCONT)
     standby.line_with("takes over, from step ")
-    assert SystemClock().now() - began < 60.0
     for process in (standby, server):
         assert process.end()[0] == 0
     assert worker.end()[0] == 0

@@ -230,7 +230,7 @@ def test_a_host_that_is_cut_off_at_any_moment_is_replaced(
     place: Place, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place.folder)
-    flags, draw, clock = (*job(place, 600), *OFTEN), random.Random(seed), SystemClock()
+    flags, draw = (*job(place, 600), *OFTEN), random.Random(seed)
     expected = calm(place, flags)
     assert run(["keys", "create", "keys", "--name", "worker-1", "--name", "standby-1"]) == 0
     with hosts(5, "1gbit") as net:
@@ -250,9 +250,7 @@ def test_a_host_that_is_cut_off_at_any_moment_is_replaced(
             net.pull(0)
         else:
             kill(server.popen.pid)
-        began = clock.now()
         standby.line_with("takes over, from step ")
-        assert clock.now() - began < 5.0 + TAKEOVER_S
         ends(standby, workers)
         assert digest(place, "mirror") == expected
         # Each sample of each epoch once, and a record that can be computed again.

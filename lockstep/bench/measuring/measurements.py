@@ -2,7 +2,7 @@
 
 import platform
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -117,8 +117,8 @@ def moment() -> str:
     return f"{now[:4]}-{now[4:6]}-{now[6:8]} {now[9:11]}:{now[11:13]}"
 
 
-def busy_cores() -> float:
-    """Look at the machine for a second; return how many of its cores were busy."""
-    before = busy_cores_s()
+def busy_cores(busy_s: Callable[[], float] = busy_cores_s) -> float:
+    """Look for a second at the machine, whose cores were busy for `busy_s`; return how many of them are."""
+    before = busy_s()
     threading.Event().wait(LOOK_S)
-    return (busy_cores_s() - before) / LOOK_S
+    return (busy_s() - before) / LOOK_S

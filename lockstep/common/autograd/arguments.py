@@ -25,7 +25,12 @@ def either(axis: Axis, dim: Axis) -> Axis:
 
 def as_array(data: Any, dtype: DTypeLike | None = None) -> Array:
     """Return `data` as an array without copying one; numbers and lists of numbers become float32, of bools bool."""
-    array = np.asarray(data)
+    try:
+        array = np.asarray(data)
+    except ValueError as error:
+        raise ValueError(
+            f"a tensor cannot be made of these values: expected lists of the same length ({error})"
+        ) from None
     if array.dtype.kind not in "fiub":
         raise TypeError(f"a tensor cannot hold {data!r}, dtype {array.dtype}: expected floats, integers or bools")
     if dtype is None and array.dtype.kind != "b" and type(data) in _TYPED_BY_HAND:

@@ -30,6 +30,7 @@ MAX_NAME_CHARACTERS = 1024
 MAX_DIMENSIONS = 32
 
 _METADATA = "__metadata__"
+_EXPECTED = "expected one JSON object, each key once"
 _LENGTH = struct.Struct("<Q")
 _ALIGNMENT = 8
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -129,7 +130,9 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, _Entr
     try:
         metadata = msgspec.json.decode(header.pop(_METADATA, b"{}"), type=dict[str, str])
     except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path}: {_METADATA!r} of the header: {_lowered(error)}") from None
+        raise FileFormatError(
+            f"{path}: {_METADATA!r} of the header: expected texts with their names ({one_line(str(error))})"
+        ) from None
     entries = {name: _entry(path, name, value) for name, value in header.items()}
     _check_unique_keys(path, text)
     return entries, metadata
@@ -137,12 +140,12 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, _Entr
 
 def _parse(path: Path, text: bytes) -> dict[str, msgspec.Raw]:
     """Return the values of the header's keys as they are written: nothing is made of them that is not asked for."""
+    if not text.startswith(b"{"):
+        raise FileFormatError(f"{path}: header: starts with {text[:1]!r}: {_EXPECTED}")
     try:
-        if not text.startswith(b"{"):
-            raise ValueError(f"starts with {text[:1]!r}")
         return msgspec.json.decode(text, type=dict[str, msgspec.Raw])
     except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path}: header: {_lowered(error)}: expected one JSON object, each key once") from None
+        raise FileFormatError(f"{path}: header: cannot be parsed: {_EXPECTED} ({one_line(str(error))})") from None
 
 
 def _check_unique_keys(path: Path, text: bytes) -> None:
@@ -150,7 +153,7 @@ def _check_unique_keys(path: Path, text: bytes) -> None:
     try:
         json.loads(text, object_pairs_hook=_without_duplicates)
     except ValueError as error:
-        raise FileFormatError(f"{path}: header: {_lowered(error)}: expected one JSON object, each key once") from None
+        raise FileFormatError(f"{path}: header: {error}: {_EXPECTED}") from None
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -165,9 +168,15 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _entry(path: Path, name: str, value: msgspec.Raw) -> _Entry:
     try:
         _check_name(name)
+    except ValueError as error:
+        raise FileFormatError(f"{path}: header: {error}") from None
+    try:
         entry = msgspec.json.decode(value, type=_Entry)
     except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path}: header of {name[:80]!r}: {_lowered(error)}") from None
+        raise FileFormatError(
+            f"{path}: header of {name[:80]!r}: expected dtype, shape (at most {MAX_DIMENSIONS} sizes), data_offsets of "
+            f"two bytes ({one_line(str(error))})"
+        ) from None
     if entry.dtype not in _READ:
         raise FileFormatError(f"{path}: {name!r} has dtype {entry.dtype[:80]!r}: expected one of {', '.join(_READ)}")
     # NumPy has no array of such sizes, even where one of them is 0 and so nothing is stored.
@@ -225,8 +234,3 @@ def _check_name(name: str) -> None:
             f"a name of {len(name)} characters, {name[:80]!r}: expected 1 to {MAX_NAME_CHARACTERS} printable ones, and "
             f"not {_METADATA!r}"
         )
-
-
-def _lowered(error: Exception) -> str:
-    text = one_line(str(error)).removeprefix("JSON is malformed: ")
-    return text[:1].lower() + text[1:]

@@ -400,7 +400,10 @@ def _check(fits: bool, name: str, *arrays: Array) -> None:
 
 #: For each leaf, what binds its operands: arrays of float32, the result, options.
 KERNELS: Mapping[str, Callable[..., Instruction]] = {
-    **{name: _elementwise(name) for name in ("exp", "log", "log1p", "tanh", "sigmoid", "erf", "power", "relu", "relu_gradient")},
+    **{
+        name: _elementwise(name)
+        for name in ("exp", "log", "log1p", "tanh", "sigmoid", "erf", "power", "relu", "relu_gradient")
+    },
     "product": _product,
     "product_sum": _product_sum,
     "sum": _sum,

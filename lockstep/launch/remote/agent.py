@@ -6,6 +6,7 @@ What it is asked and answers is of plain types, since it travels as the engine t
 import os
 import platform
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -53,8 +54,7 @@ class LaunchAgent:
     def send(self, number: int) -> None:
         """Send a signal to all processes of the team."""
         if self._child is not None and not self._child.has_ended():
-            # The one that starts the others again comes first.
-            for pid in [self._child.pid, *children_of(self._child.pid)]:
+            for pid in team_of(self._child.pid):
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
 
@@ -70,6 +70,14 @@ class LaunchAgent:
 def host_name() -> str:
     """Return what this machine is called."""
     return platform.node() or "unknown"
+
+
+def team_of(pid: int) -> list[int]:
+    """Return the processes of a team in the order in which signals reach them: first the one that restarts the others.
+
+    In any other order, it would restart what a signal has just ended.
+    """
+    return [pid, *children_of(pid)]
 
 
 def children_of(pid: int) -> list[int]:

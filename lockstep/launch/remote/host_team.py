@@ -22,6 +22,9 @@ FIRST_S, POLL_S = 30.0, 0.05
 #: The file whose lock the leader's process has until it ends, in whatever way.
 LEADER = "leader"
 
+#: What locks an open file, as `fcntl.flock`: an argument so that what others do just before it can be tried.
+LockFile = Callable[[int, int], None]
+
 
 @dataclass
 class HostTeam:
@@ -32,6 +35,9 @@ class HostTeam:
 
     place: LauncherPlace
     folder: Path
+    #: The number of the user that all of its processes belong to.
+    user: int = field(default_factory=os.getuid)
+    lock_file: LockFile = fcntl.flock
     #: The lock's file, while this process leads.
     _lock: int = field(default=-1, init=False)
 
@@ -50,10 +56,9 @@ class HostTeam:
     @contextmanager
     def led(self) -> Iterator[None]:
         """Lead the team within the context, and remove its folder in the end; `UsageError` if somebody leads it."""
-        if not self.folder.exists():
+        if not self._is_there():
             self._make()
-        self._demand_ours()
-        if not self.take_lead():
+        if not self._is_there() or not self.take_lead():
             raise UsageError(f"{str(self.folder)!r} is used by another run of this address: end that one first")
         try:
             yield
@@ -65,8 +70,7 @@ class HostTeam:
     def is_made(self, pause: Callable[[float], object]) -> bool:
         """Wait until the folder is there; return whether it came in time."""
         for _ in range(round(FIRST_S / POLL_S)):
-            if self.folder.exists():
-                self._demand_ours()
+            if self._is_there():
                 return True
             pause(POLL_S)
         return False
@@ -84,7 +88,7 @@ class HostTeam:
         except FileNotFoundError:
             return False
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.lock_file(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
             return False
@@ -110,10 +114,17 @@ class HostTeam:
         except OSError:
             shutil.rmtree(made, ignore_errors=True)
 
-    def _demand_ours(self) -> None:
-        """Raise `UsageError` if another user may have made the folder: what is in it decides what is computed."""
-        found = os.lstat(self.folder)
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700:
+    def _is_there(self) -> bool:
+        """Return whether the folder is there; `UsageError` if another user may have made it.
+
+        What is in it decides what is computed. It is looked at once: it may be removed at any time.
+        """
+        try:
+            found = os.lstat(self.folder)
+        except FileNotFoundError:
+            return False
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != self.user or stat.S_IMODE(found.st_mode) != 0o700:
             raise UsageError(
                 f"{str(self.folder)!r} is not a private folder of this user: expected none, or one of an earlier run"
             )
+        return True

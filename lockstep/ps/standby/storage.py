@@ -10,7 +10,7 @@ import msgspec
 
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import FileFormatError
-from lockstep.common.files.atomic import sync_folder, write_atomically
+from lockstep.common.files.atomic import Sync, sync_folder, write_atomically
 from lockstep.common.files.json_file import decode
 from lockstep.common.files.reading import read_regular
 from lockstep.common.protocol.standby_messages import FilePart, RunFile
@@ -35,6 +35,7 @@ class MirrorStorage:
 
     folder: Path
     write: WriteAt = os.pwrite
+    sync: Sync = os.fsync
 
     def store(self, part: FilePart, data: Vector) -> None:
         """Write a part whose digest is right; raises OSError. A part of lines goes to the file itself."""
@@ -65,11 +66,11 @@ class MirrorStorage:
             return f"{file.name!r} is not what the server said that it is ({fault}): what is here of it stays"
         descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.fsync(descriptor)
+            self.sync(descriptor)
         finally:
             os.close(descriptor)
         os.replace(place, path)
-        sync_folder(path.parent)
+        sync_folder(path.parent, self.sync)
         return ""
 
     def fault_in(self, name: str, version: str) -> str:

@@ -46,6 +46,8 @@ class LeadingProcess:
 class ProcessWatch:
     """Looks at the processes of one run, again and again."""
 
+    #: The number of the user whose processes are looked at: by default of the one who looks.
+    user: int = field(default_factory=lambda: int(psutil.Process().uids().real))
     _known: dict[int, psutil.Process] = field(default_factory=dict)
     _looked: float = float("-inf")
     _found: list[ProcessUse] = field(default_factory=list)
@@ -63,8 +65,8 @@ class ProcessWatch:
     def _of(self, leader: LeadingProcess, before: dict[int, psutil.Process]) -> Iterator[ProcessUse]:
         if leader.host != socket.gethostname():
             return
-        for process, words in _relatives(leader.pid):
-            if process.pid not in self._known and (named := _named(process, words, leader)) is not None:
+        for process, words in _relatives(leader.pid, self.user):
+            if process.pid not in self._known and (named := _named(process, words, leader, self.user)) is not None:
                 # Its share of the processor is counted from the look before, by the same object.
                 known = before.get(process.pid)
                 is_new = known is None or known != process
@@ -80,26 +82,26 @@ class ProcessWatch:
                 )
 
 
-def _relatives(pid: int) -> list[tuple[psutil.Process, list[str]]]:
+def _relatives(pid: int, user: int) -> list[tuple[psutil.Process, list[str]]]:
     """Return a process of this program and those of it that have the same parent, with the words after the program."""
     try:
         leader = psutil.Process(pid)
-        if not _words(leader):
+        if not _words(leader, user):
             return []
         parent = leader.parent()
         family = [leader, *(parent.children() if parent is not None else [])]
-        return [(process, words) for process in family if (words := _words(process))]
+        return [(process, words) for process in family if (words := _words(process, user))]
     except psutil.Error:
         return []
 
 
-def _words(process: psutil.Process) -> list[str]:
-    """Return what a process of ours was started with, from the name of its command on; empty if it is another."""
+def _words(process: psutil.Process, user: int) -> list[str]:
+    """Return what a process of a user was started with, from our command on; empty if it is not one of ours."""
     try:
         words: list[str] = process.cmdline()
-        if process.uids().real != psutil.Process().uids().real:
+        if process.uids().real != user:
             return []
-    except (psutil.Error, AttributeError):
+    except psutil.Error:
         return []
     for place, word in enumerate(words[:-1]):
         if word.rpartition("/")[2] == "lockstep" and words[place + 1] in KINDS:
@@ -107,12 +109,14 @@ def _words(process: psutil.Process) -> list[str]:
     return []
 
 
-def _named(process: psutil.Process, words: list[str], leader: LeadingProcess) -> tuple[str, int | None] | None:
+def _named(
+    process: psutil.Process, words: list[str], leader: LeadingProcess, user: int
+) -> tuple[str, int | None] | None:
     """Return what a process is called, and its number if it is a worker; None if it belongs to another run."""
     if process.pid == leader.pid:
         is_team = "--team" in words
         return f"worker {leader.rank}{'.0' if is_team else ''}", leader.first
-    own = _words(psutil.Process(leader.pid)) if psutil.pid_exists(leader.pid) else []
+    own = _words(psutil.Process(leader.pid), user) if psutil.pid_exists(leader.pid) else []
     if words[0] == "worker":
         team = _value(words, "--team")
         if team is None or team != _value(own, "--team"):

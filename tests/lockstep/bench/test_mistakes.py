@@ -23,7 +23,7 @@ TINY = {
         ("scaling", ["--strong", "--workers", "1,3"], "a batch of 32 cannot be divided among 3 workers"),
         ("scaling", ["--models", "mlp.py:build", "--peer-python", "nowhere"], "model file 'mlp.py' cannot be read"),
         ("scaling", ["--peer-python", "nowhere"], "cannot run --peer-python 'nowhere'"),
-        ("scaling", ["--transports", "auto,smoke"], "'smoke' is not one of"),
+        ("scaling", ["--transports", "auto,smoke"], "invalid value for '--transports': "),
         ("scaling", ["--workers", "0"], "'0': expected a whole number from 1 to 1024"),
         ("scaling", ["--workers", "1..2000"], "'2000': expected a whole number from 1 to 1024"),
         ("scaling", ["--workers", "1,6", "--teams", "4"], "--teams 4 with 6 workers: expected a number that divides 6"),
@@ -34,7 +34,7 @@ TINY = {
         ("scaling", ["--plot", "rows.pdf"], "--plot 'rows.pdf': expected a name that ends in .png"),
         ("scaling", ["--models", "resnet"], "model = 'resnet' is not known"),
         ("straggler", ["--workers", "1"], "'1': expected a whole number from 2 to 1024"),
-        ("straggler", ["--cases", "2,4"], "'4' is not one of"),
+        ("straggler", ["--cases", "2,4"], "invalid value for '--cases': "),
         ("straggler", ["--model", "resnet"], "model = 'resnet' is not known"),
         ("straggler", ["--plot", "rows.pdf"], "--plot 'rows.pdf': expected a name that ends in .png"),
         ("straggler", ["--batch", "4"], "micro_batches = 8"),
@@ -45,7 +45,7 @@ TINY = {
         ("predict", ["--sleep", "20ms", "--model", "mlp"], "--sleep with --from or --model: nothing is measured"),
         ("predict", ["--link", "fast"], "'fast' is not a valid speed: expected one such as 100Mbit"),
         ("predict", ["--link", "0Gbit"], "'0Gbit' is not a valid speed"),
-        ("predict", ["--from", "nowhere.json"], "cannot read 'nowhere.json': No such file or directory"),
+        ("predict", ["--from", "nowhere.json"], "cannot read 'nowhere.json': "),
     ],
 )
 def test_mistakes_are_one_line(bench: str, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -151,7 +151,7 @@ def test_a_baseline_without_torch_is_one_line(tmp_path: Path, capfd: pytest.Capt
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # without installed packages
     python.chmod(0o755)
-    with ExitStack() as stack, pytest.raises(UsageError, match="No module named 'numpy': expected the Python of an"):
+    with ExitStack() as stack, pytest.raises(UsageError, match=r"numpy.*: expected the Python of an"):
         start_baselines(python, ["step", "linear", "32"], stack)
     assert capfd.readouterr().err == ""
 

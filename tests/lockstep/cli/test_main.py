@@ -41,16 +41,17 @@ MODELS = {
 
 #: Command line -> what the one line says, from its start.
 MISTAKES = {
-    "command": (["trian"], "no such command 'trian' (did you mean one of: 'drain', 'train'?): see `lockstep --help`"),
-    "option": ([*HERE, "--epoch", "3"], "no such option '--epoch' (did you mean one of: '--epochs', '--eps'?): see"),
-    "no value": ([*HERE, "--epochs"], "option '--epochs' requires an argument"),
-    "no number": ([*HERE, "--epochs", "two"], "invalid value for '--epochs': 'two' is not a valid integer"),
+    "command": (["trian"], "no such command 'trian' (did you mean 'train'?): see `lockstep --help`"),
+    "option": (
+        [*HERE, "--epoch", "3"],
+        "no such option '--epoch' (did you mean '--epochs'?): see",
+    ),
+    "no number": ([*HERE, "--epochs", "two"], "invalid value for '--epochs': "),
     "choice": ([*HERE, "--optimizer", "sdg"], "optimizer = 'sdg' (did you mean 'sgd'?): expected one of sgd"),
-    "argument": ([*HERE, "a.toml", "b"], "got unexpected extra argument (b): see `lockstep train --help`"),
     "two jobs": ([*HERE, "a.toml", "--job", "b.toml"], "'a.toml' and --job 'b.toml' are two job files: remove one"),
     "a model as a job": (
         ["train", "mlp"],
-        "cannot read the job file 'mlp': No such file or directory (did you mean --",
+        f"cannot read the job file 'mlp': {os.strerror(errno.ENOENT)} (did you mean --",
     ),
     "no bind": (["server"], "missing option '--bind': see `lockstep server --help`"),
     "no address": (["worker"], "missing argument 'ADDRESS': see `lockstep worker --help`"),
@@ -66,7 +67,7 @@ MISTAKES = {
     "min workers": (["train", "--workers", "2", "--min-workers", "3"], "min_workers = 3 is more than workers = 2"),
     "servers": (["train", "--servers", "2", "--workers", "0"], "servers = 2 with workers = 0, which trains in one"),
     "shard": (["shard", "tcp://192.0.2.7:5555"], "the server at 'tcp://192.0.2.7:5555' is on another machine"),
-    "job gone": ([*HERE, "--job", "gone.toml"], "cannot read the job file 'gone.toml': No such file or directory"),
+    "job gone": ([*HERE, "--job", "gone.toml"], "cannot read the job file 'gone.toml': "),
     "job key": ([*HERE, "--job", "unknown.toml"], "the job has no key 'modle' (did you mean 'model'?)"),
     "job packing": (
         ["doctor", "packing.toml"],
@@ -79,11 +80,11 @@ MISTAKES = {
     "job table": ([*HERE, "--job", "table.toml"], "lr = {'peak': 1}: expected a number, got a table"),
     "job syntax": (
         [*HERE, "--job", "syntax.toml"],
-        "the job file 'syntax.toml' is not valid TOML: Invalid value (at line 1",
+        "the job file 'syntax.toml' is not valid TOML: ",
     ),
     "job layer": ([*HERE, "--job", "layer.toml"], "unknown module class 'Linaer': expected a class of lockstep.nn"),
     "model": ([*HERE, "--model", "mlpp"], "model = 'mlpp' is not known (did you mean 'mlp'?): expected one of"),
-    "model gone": ([*HERE, "--model", "gone.py:build"], "model file 'gone.py' cannot be read: No such file"),
+    "model gone": ([*HERE, "--model", "gone.py:build"], "model file 'gone.py' cannot be read: "),
     "model syntax": (
         [*HERE, "--model", "syntax.py:build"],
         "model file 'syntax.py' cannot be imported: it raised",
@@ -100,8 +101,8 @@ MISTAKES = {
         "gone.csv: does not exist: expected a .csv",
     ),
     "data folder": ([*HERE, "--data", "folder"], "folder/train-images-idx3-ubyte: missing: expected this IDX file"),
-    "data damaged": ([*HERE, "--data", "damaged.npz"], "damaged.npz: damaged (File is not a zip file)"),
-    "weights": ([*HERE, "--initial", "gone"], "gone: cannot be read (No such file or directory): expected a safe"),
+    "data damaged": ([*HERE, "--data", "damaged.npz"], "damaged.npz: damaged ("),
+    "weights": ([*HERE, "--initial", "gone"], "gone: cannot be read ("),
     "dir full": ([*HERE, "--run-dir", "folder"], "run folder 'folder' is not empty: expected a new or empty folder"),
     "dir file": ([*HERE, "--run-dir", "damaged.npz"], "run folder 'damaged.npz': 'damaged.npz' is not a folder"),
     "dir below": ([*HERE, "--run-dir", "damaged.npz/x"], "run folder 'damaged.npz/x': "),
@@ -154,6 +155,21 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert error.startswith(f"error: {text}")
     assert error.count("\n") == 1
     assert everything(place) == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named", "advice"),
+    # Of an option without its value, click does not know the command.
+    [("--epochs", "'--epochs'", "see `lockstep --help`"), ("a.toml b", "b", "see `lockstep train --help`")],
+)
+def test_what_click_alone_can_say_is_shown_with_where_to_look(
+    place: Path, capsys: pytest.CaptureFixture[str], wrong: str, named: str, advice: str
+) -> None:
+    assert run([*HERE, *wrong.split()]) == 2
+    error = capsys.readouterr().err
+    assert named in error
+    assert error.endswith(f": {advice}\n")
+    assert error.count("\n") == 1
 
 
 def all_commands() -> list[list[str]]:
@@ -280,7 +296,7 @@ def test_nobody_there_is_told_in_time(place: Path, capsys: pytest.CaptureFixture
 
 
 def test_what_the_system_refuses_is_named_with_what_to_do() -> None:
-    assert system_error_text(OSError(errno.EIO, "Input/output error", "runs/a")) == "'runs/a': input/output error"
+    assert system_error_text(OSError(errno.EIO, "The disk is lost", "runs/a")) == "'runs/a': the disk is lost"
     text = system_error_text(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
     assert re.fullmatch(r"too many open files: this process may have \d+; run `ulimit -n 1024`, or .*", text)
 

@@ -1,5 +1,7 @@
 """What is said of a run that fails or is interrupted, by what its folder holds."""
 
+import errno
+import os
 import shlex
 from io import StringIO
 from pathlib import Path
@@ -102,7 +104,7 @@ def test_logs_that_the_disk_has_no_room_for_are_reported_and_hide_no_other_end(t
     # Whatever is written there finds no room.
     (run / "server.log").symlink_to("/dev/full")
     assert keep_logs(ours, run) == (
-        f"warning: cannot write '{run / 'server.log'}': No space left on device: the logs of this run are not kept"
+        f"warning: cannot write '{run / 'server.log'}': {os.strerror(errno.ENOSPC)}: the logs of this run are not kept"
     )
     (run / "server.log").unlink()
     assert keep_logs(ours, run) == ""

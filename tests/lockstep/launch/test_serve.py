@@ -63,12 +63,12 @@ def test_sockets_offer_none(tmp_path: Path, transport: Transport) -> None:
 def test_without_memory_auto_goes_on_and_says_why(tmp_path: Path) -> None:
     with shared_memory(opened(), "auto", tmp_path / "gone") as offer:
         assert (offer.memory, offer.setup.info.memory) == (None, "")
-        assert "cannot be created: No such file or directory" in offer.obstacle
+        assert "cannot be created: " in offer.obstacle
 
 
 def test_without_memory_shm_is_an_error(tmp_path: Path) -> None:
     with (
-        pytest.raises(SharingError, match="cannot be created: No such file or directory"),
+        pytest.raises(SharingError, match="cannot be created: "),
         shared_memory(opened(), "shm", tmp_path / "gone"),
     ):
         raise AssertionError("never begins")

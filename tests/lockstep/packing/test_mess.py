@@ -188,6 +188,8 @@ BYTES: dict[str, tuple[bytes, dict[str, Any]]] = {
     "UTF-16": (TEXT.encode("utf-16"), {}),
     "UTF-16 of the other order": (b"\xfe\xff" + TEXT.encode("utf-16-be"), {}),
     "UTF-16 without a mark": (TEXT.encode("utf-16-le"), {"encoding": "utf-16-le"}),
+    "UTF-32": (TEXT.encode("utf-32"), {}),
+    "UTF-32 without a mark": (TEXT.encode("utf-32-le"), {"encoding": "utf-32-le"}),
     "line ends of Windows": (text_of(CLEAN, end="\r\n").encode(), {}),
     "line ends of old": (text_of(CLEAN, end="\r").encode(), {}),
     "semicolons": (text_of(CLEAN, ";").encode(), {}),
@@ -227,7 +229,8 @@ BROKEN: dict[str, tuple[bytes, str]] = {
         FAR_DOWN.encode("latin-1"), f"row 4042, column 'town': byte 0xfc {LATIN} 'Zürich'"
     ),
     "UTF-16 without a mark": (TEXT.encode("utf-16-be"), "it looks like UTF-16: --encoding utf-16-be"),
-    "zero bytes": (b"PK\x03\x04" + bytes([0, 0, 8, 1, 2, 3]) * 9, "has zero bytes, as no CSV file in UTF-8 has"),
+    "zero bytes": (b"PK\x03\x04" + bytes([0, 0, 8, 1, 2, 3]) * 9,
+                   "has zero bytes, as no CSV file in UTF-8 has: expected texts with a header"),
     "a quote that is not closed": (TEXT.replace("Zug", '"Zug', 1).encode(), 'a quote (") is not closed'),
     "a quote in the last column": ((TEXT + '1.5,Zug,"2\n' + "".join(LINES[1:])).encode(),
                                    'row 42: a quote (") is not closed'),

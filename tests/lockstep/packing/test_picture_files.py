@@ -1,5 +1,6 @@
 """Files and folders that somebody made to do harm: one line, nothing is run, and neither memory nor time is taken."""
 
+import errno
 import os
 import shutil
 import socket
@@ -76,8 +77,8 @@ HARMFUL: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pipe": (os.mkfifo, "is not a regular file, but a named pipe: remove it"),
     "a socket": (a_socket, "is not a regular file, but a socket: remove it"),
     "a device": (lambda path: path.symlink_to("/dev/zero"), "is not a regular file, but a device: remove it"),
-    "a link to itself": (lambda path: path.symlink_to(path.name), "cannot be read (Too many levels of symbolic links)"),
-    "a link to nothing": (lambda path: path.symlink_to("nowhere"), "cannot be read (No such file or directory)"),
+    "a link to itself": (lambda path: path.symlink_to(path.name), f"cannot be read ({os.strerror(errno.ELOOP)})"),
+    "a link to nothing": (lambda path: path.symlink_to("nowhere"), f"cannot be read ({os.strerror(errno.ENOENT)})"),
     "a bomb": (claiming(9000), f"has 9000 x 9000 pixels: expected at most {MOST_PIXELS:,}; make it smaller"),
     "a larger bomb": (claiming(14_000), f"has too many pixels: expected at most {MOST_PIXELS:,}; make it smaller"),
     "a slow BMP": (

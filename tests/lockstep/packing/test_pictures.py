@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lockstep.common.data.source import load
@@ -13,6 +14,9 @@ from lockstep.packing.pack import pack
 from tests.lockstep.packing.test_arrays import sizes
 
 Image = pytest.importorskip("PIL.Image")
+ImageOps = pytest.importorskip("PIL.ImageOps")
+
+from lockstep.packing.pictures import PictureReader  # noqa: E402  # what may be missing
 
 
 def picture(path: Path, colour: Any = (200, 10, 30), size: tuple[int, int] = (8, 6), mode: str = "RGB") -> None:
@@ -80,6 +84,21 @@ def test_a_picture_that_lies_on_its_side_stands_up(folder: Path) -> None:
     exif[0x0112] = 6
     image.transpose(Image.Transpose.ROTATE_90).save(folder / "red" / "turned.jpg", exif=exif)
     assert packed(folder).manifest.train.info.sample_shape == (3, 6, 8)
+
+
+@pytest.mark.parametrize("orientation", [3, 5, 6, 7, 8])
+def test_a_turned_picture_loses_nothing_before_it_is_turned(folder: Path, orientation: int) -> None:
+    # Stripes of two pixels, which are there only if all 200 rows of the file are decoded: upright, they are columns.
+    rows = np.where(np.arange(200) // 2 % 2 == 0, 255, 0).astype(np.uint8)
+    image = Image.fromarray(np.repeat(rows[:, np.newaxis], 800, axis=1)).convert("RGB")
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    path = folder / "red" / "turned.jpg"
+    image.save(path, exif=exif, quality=95)
+    (sample,) = next(iter(PictureReader(PackOptions(size=(20, 200))).read([path])))
+    upright = ImageOps.exif_transpose(Image.open(path)).resize((200, 20), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(sample.transpose(1, 2, 0), np.asarray(upright))
+    assert orientation == 3 or np.ptp(sample) > 200
 
 
 def test_mixed_sizes_need_a_size(folder: Path) -> None:

@@ -19,14 +19,17 @@ pa = pytest.importorskip("pyarrow")
 pack_frame = pytest.importorskip("lockstep.packing.pack_table").pack_frame
 csv, parquet = pytest.importorskip("pyarrow.csv"), pytest.importorskip("pyarrow.parquet")
 
-ROWS = 2500
+#: So many that the training set has more than one block of rows that are scaled at once.
+ROWS = 12_500
 rng = np.random.default_rng(0)
 COLUMNS: dict[str, Any] = {
     "rooms": rng.integers(1, 9, ROWS),
-    "area": np.round(rng.normal(90, 20, ROWS), 2),
+    # Larger towards the end: the blocks of rows have other means.
+    "area": np.round(rng.normal(90, 20, ROWS) + np.arange(ROWS) / 200, 2),
     "built": rng.integers(1_600_000_000, 1_600_001_000, ROWS),
     "town": rng.choice(["Zug", "Bern", "Aarau"], ROWS),
-    "price": np.round(rng.normal(500_000, 90_000, ROWS)),
+    # No two are the same, so that each row is found again.
+    "price": 250_000.0 + 40 * rng.permutation(ROWS),
 }
 
 
@@ -39,7 +42,7 @@ def written(folder: Path, name: str, **changed: Any) -> Path:
     if name.endswith(".csv"):
         csv.write_csv(table(**changed), path)
     else:
-        parquet.write_table(table(**changed), path, row_group_size=700)
+        parquet.write_table(table(**changed), path, row_group_size=3500)
     return path
 
 
@@ -50,7 +53,7 @@ def packed(source: Path, **options: Any) -> Packed:
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
 def test_columns_are_scaled_over_the_training_set_and_texts_coded_by_the_alphabet(name: str, tmp_path: Path) -> None:
     found = packed(written(tmp_path, name), target=("price",))
-    assert (sizes(found), found.manifest.classes, found.manifest.train.info.sample_shape) == ((2000, 500), 0, (4,))
+    assert (sizes(found), found.manifest.classes, found.manifest.train.info.sample_shape) == ((10_000, 2500), 0, (4,))
     data, manifest = load(str(tmp_path / "new")), read_manifest(tmp_path / "new")
     samples = data.train.images[:].astype(np.float64)
     np.testing.assert_allclose(samples.mean(axis=0), 0, atol=1e-6)
@@ -83,7 +86,7 @@ def test_a_folder_of_parts_is_one_table(tmp_path: Path) -> None:
     parts = tmp_path / "parts"
     parts.mkdir()
     for number in range(3):
-        parquet.write_table(table().slice(number * 900, 900), parts / f"part-{number}.parquet")
+        parquet.write_table(table().slice(number * 4500, 4500), parts / f"part-{number}.parquet")
     packed(parts, target=("town",))
     whole = pack(str(written(tmp_path, "t.parquet")), tmp_path / "whole", PackOptions(target=("town",)))
     assert load(str(tmp_path / "new")).digest == load(str(whole.folder)).digest
@@ -116,33 +119,33 @@ def test_many_whole_numbers_are_a_regression_unless_it_is_said(tmp_path: Path) -
     assert packed(source, target=("price",), columns=("rooms", "area")).manifest.train.info.sample_shape == (2,)
     assert load(str(tmp_path / "new")).train.classes == 0
     two = pack(str(source), tmp_path / "two", PackOptions(target=("price", "area"), standardize=False))
-    assert load(str(two.folder)).train.labels.shape == (2000, 2)
+    assert load(str(two.folder)).train.labels.shape == (10_000, 2)
     few = pack(str(source), tmp_path / "few", PackOptions(target=("rooms",), task="numbers", standardize=False))
     assert set(load(str(few.folder)).train.labels[:, 0].tolist()) == set(range(1, 9))
 
 
-MISSING = [None if number % 10 == 3 else float(number % 7) for number in range(ROWS)]
+MISSING = [None if number % 10 == 3 else float(101 + number % 7) for number in range(ROWS)]
 TOWNS = [None if number % 10 == 4 else "AB"[number % 2] for number in range(ROWS)]
 
 
 def test_missing_values_follow_the_rule(tmp_path: Path) -> None:
     source = written(tmp_path, "t.csv", rooms=MISSING, town=TOWNS)
     dropped = pack(str(source), tmp_path / "dropped", PackOptions(target=("price",), missing="drop"))
-    assert sizes(dropped) == (1600, 400)
-    assert "500 rows with a missing value were left out (--missing drop)" in dropped.notes
+    assert sizes(dropped) == (8000, 2000)
+    assert "2,500 rows with a missing value were left out (--missing drop)" in dropped.notes
     for rule in ("mean", 0.0):
         folder = tmp_path / f"rule-{rule}"
         pack(str(source), folder, PackOptions(target=("price",), missing=rule, standardize=rule == "mean"))
         data, manifest = load(str(folder)), read_manifest(folder)
         rooms = data.train.images[:, 0]
-        assert len(data.train) == 2000
+        assert len(data.train) == 10_000
         assert np.isfinite(data.train.images[:]).all()
         if rule == "mean":
-            assert np.count_nonzero(np.abs(rooms) < 1e-6) > 150
+            assert np.count_nonzero(np.abs(rooms) < 1e-6) > 750
             known = [value for value in MISSING if value is not None]
             assert manifest.columns[0].missing == pytest.approx(np.mean(known), abs=0.1)
         else:
-            assert (manifest.columns[0].missing, set(rooms.tolist())) == (0.0, set(range(7)))
+            assert (manifest.columns[0].missing, set(rooms.tolist())) == (0.0, {0, *range(101, 108)})
         assert manifest.columns[3].categories == ["", "A", "B"]
 
 
@@ -151,6 +154,11 @@ TEXTS: dict[str, tuple[str, dict[str, Any], str]] = {
         "a,b\n1,2\n",
         {"target": ()},
         "which column is to be predicted? expected --target COLUMN, one of a, b",
+    ),
+    "no target, and long names": (
+        f"{'n' * 90},b\n1,2\n",
+        {"target": ()},
+        f"expected --target COLUMN, one of {'n' * 19}…{'n' * 19}, b",
     ),
     "unknown target": ("rooms,price\n1,2\n", {"target": ("pric",)}, "no column 'pric' (did you mean 'price'?)"),
     "unknown column": ("a,b\n1,2\n", {"columns": ("c",)}, "no column 'c': expected one of a, b"),
@@ -201,6 +209,26 @@ TEXTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "two kinds": ("a,b\n1,2\n", {"one_hot": ("a",), "numbers": ("a",)}, "--one-hot a and --numbers a: expected one"),
     "a number for nothing": ("a,b\n1,2\n", {"missing": 1e39}, "--missing 1e+39 is larger than float32 holds"),
     "names as numbers": ("a,b\nx,1\ny,2\n", {"numbers": ("a",)}, "row 2, column 'a': 'x' is not a number: give --na x"),
+    "half of the texts": (
+        "a,b\n" + "1,0\n2,1\nx,0\ny,1\n" * 10,
+        {},
+        "row 4, column 'a': 'x' is not a number, as 20 of the 40 values in the column are",
+    ),
+    "most values, of few texts": (
+        "a,b\n" + "7,0\n7,1\n7,0\n" * 10 + "u,0\nv,1\nw,0\nx,1\n",
+        {},
+        "row 32, column 'a': 'u' is not a number, as 30 of the 34 values in the column are",
+    ),
+    "most texts, of few values": (
+        "a,b\n" + "x,0\nx,1\n" * 20 + "1,0\n2,1\n3,0\n",
+        {},
+        "row 2, column 'a': 'x' is not a number, as 3 of the 43 values in the column are",
+    ),
+    "numbers with thousands": (
+        "a;b\n" + "1,5;0\n2,25;1\n" * 10 + "1.234;0\n",
+        {"decimal": ","},
+        "row 22, column 'a': '1.234' is not a number: write it plainly, like 1234,5; or give --drop a",
+    ),
     "quoted flags": ("a b,y\n1,0\n-,1\n2,0\n", {"target": ("y",)}, "--drop 'a b' to leave the column out"),
 }
 
@@ -217,6 +245,12 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
 
 
+def test_a_few_numbers_among_names_are_names(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n" + "x,0\ny,1\nz,0\n1,1\n" * 10)
+    packed(tmp_path / "t.csv", target=("b",))
+    assert read_manifest(tmp_path / "new").columns[0].categories == ["1", "x", "y", "z"]
+
+
 def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
     for name in ("t.parquet", "t.csv", "t.arrow"):
         (tmp_path / name).write_bytes(b"\xff\xfe" + bytes(200))
@@ -228,11 +262,29 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
     assert packed(source, target=("price",), drop=("rooms", "town", "built")).manifest.train.info.sample_shape == (1,)
 
 
+def test_a_parquet_file_that_is_damaged_in_the_middle_is_named_with_the_row(tmp_path: Path) -> None:
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    # Most of a file is one stretch of compressed numbers, which the middle is in.
+    values = pa.table({"a": rng.normal(size=4000), "y": np.arange(4000) % 2})
+    for number in range(2):
+        parquet.write_table(values, parts / f"{number}.parquet", compression="gzip", use_dictionary=False)
+    content = bytearray((parts / "1.parquet").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 40] = bytes(40)
+    (parts / "1.parquet").write_bytes(content)
+    with pytest.raises(DataError) as raised:
+        packed(parts, target=("y",))
+    assert str(raised.value).startswith(f"{parts / '1.parquet'}: damaged from row 1 on (")
+    assert str(raised.value).endswith("): expected a Parquet file")
+    assert list(tmp_path.iterdir()) == [parts]
+
+
 def test_a_table_of_its_own_to_test_with(tmp_path: Path) -> None:
     source, test = written(tmp_path, "t.csv"), tmp_path / "test.parquet"
     parquet.write_table(table().slice(0, 300), test)
     found = packed(source, target=("town",), test=test)
-    assert (sizes(found), len(found.notes)) == ((2500, 300), 1)
+    assert (sizes(found), len(found.notes)) == ((ROWS, 300), 1)
     parquet.write_table(table().drop(["area"]), test)
     with pytest.raises(DataError, match=re.escape("test.parquet: no column 'area'")):
         pack(str(source), tmp_path / "newer", PackOptions(target=("town",), test=test))
@@ -243,7 +295,7 @@ def test_what_each_column_was_taken_for_is_shown(tmp_path: Path) -> None:
     source = written(tmp_path, "t.csv", code=codes, new=is_new, rooms=MISSING)
     found = packed(source, target=("price",), missing="mean", one_hot=("town",), drop=("built",))
     assert [line.split(maxsplit=1) for line in found.columns] == [
-        ["rooms", "number                            0 to 6; 250 missing: --missing mean"],
+        ["rooms", "number                            101 to 107; 1,250 missing: --missing mean"],
         ["area", f"number                            {COLUMNS['area'].min():g} to {COLUMNS['area'].max():g}"],
         ["town", "category, an input for each of 3  Aarau, Bern, Zug"],
         ["code", "category                          000, 001, 002, 003, 004, 005, … (12)"],

@@ -185,9 +185,9 @@ def test_a_mistake_is_named_with_what_was_expected(values: dict[str, Any], text:
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"lr = = 1\n", "is not valid TOML: Invalid value"),
-        (b"\xff\xfe", "is not valid TOML: 'utf-8' codec"),
-        (None, "cannot read the job file .*: No such file or directory: expected a .toml"),
+        (b"lr = = 1\n", "is not valid TOML: "),
+        (b"\xff\xfe", "is not valid TOML: "),
+        (None, "cannot read the job file .*: .*: expected a .toml"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, text: str) -> None:

@@ -1,5 +1,6 @@
 """A micro-batch that takes several steps: what it sends is what an optimizer of a notebook would have done."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -137,6 +138,76 @@ def test_sums_are_the_way_that_a_notebooks_optimizer_goes_times_the_count(job: J
         assert np.array_equal(sums, (begin - end) * np.float32(count))
         assert (tally.loss_sum, tally.count) == (float(np.float32(losses)), count)
         assert compute.losses == [tally.loss_sum]
+
+
+@dataclass
+class Plain:
+    """Trains one micro-batch of a linear model in float64 by the formulas: knows nothing of the library's gradients.
+
+    A target that is ignored weighs nothing, and any other one as much as its class.
+    """
+
+    job: Job
+    #: What is trained, (10, 785): the weights, and the biases in the last column.
+    weights: NDArray[np.float64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.weights = self._begin()
+
+    def _begin(self) -> NDArray[np.float64]:
+        values = [each.data for each in build_model(self.job.model).initialize(self.job.seed).parameters()]
+        return np.concatenate([values[0], values[1][:, np.newaxis]], axis=1, dtype=np.float64)
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate, which falls at the beginning of an epoch: the short batch at its end counts."""
+        job, per_epoch = self.job, math.ceil(TRAIN / self.job.global_batch)
+        epochs = step // (per_epoch * job.decay_every) if job.local_schedule == "step" else 0
+        return float(job.local_lr * job.decay_factor**epochs)
+
+    def train(self, step: int, micro_batch: int) -> tuple[NDArray[np.float64], float, float]:
+        """Return the way of the local steps times the divisor, the sum of losses, and the divisor."""
+        losses, divisor, velocity = 0.0, 0.0, np.zeros_like(self.weights)
+        for _, images, labels in Notebook(self.job).batches(step, micro_batch):
+            pixels = np.concatenate([images.reshape(-1, 784), np.ones((len(images), 1))], axis=1)
+            raised = np.exp(pixels @ self.weights.T)
+            shares = raised / raised.sum(axis=1, keepdims=True)
+            weight = np.array(self.job.class_weights or [1.0] * 10)[labels] * (labels != self.job.ignore_index)
+            losses -= float((weight * np.log(shares[np.arange(len(labels)), labels])).sum())
+            divisor += float(weight.sum())
+            if weight.any():
+                error = (shares - np.eye(10)[labels]) * weight[:, np.newaxis]
+                velocity = self.job.local_momentum * velocity + error.T @ pixels / weight.sum()
+                self.weights -= self.rate(step) * velocity
+        return (self._begin() - self.weights) * divisor, losses, divisor
+
+
+#: What makes the divisor of a micro-batch another number than its samples. Most local batches have one sample or two,
+#: so that all targets of some are ignored: of whole micro-batches, too, in the short batch of an epoch.
+WEIGHING: dict[str, dict[str, Any]] = {
+    "each alike": {},
+    "some ignored": {"ignore_index": 1},
+    "by class": {"class_weights": [0.5, 1.0, 2.0, 0.25, 1.0, 3.0, 0.1, 1.0, 1.5, 0.7]},
+    "by class, some ignored": {
+        "class_weights": [0.5, 9.0, 2.0, 0.25, 1.0, 3.0, 0.1, 1.0, 1.5, 0.7], "ignore_index": 1
+    },
+    "rates by epoch": {"local_schedule": "step", "decay_every": 1, "decay_factor": 0.25, "ignore_index": 0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("step", [0, 2, 3])
+@pytest.mark.parametrize("weighing", WEIGHING)
+def test_ignored_and_weighted_targets_count_as_in_a_plain_computation(weighing: str, step: int) -> None:
+    job = msgspec.convert(msgspec.to_builtins(UNEVEN) | {"local_nesterov": False} | WEIGHING[weighing], Job)
+    compute = compute_of(job)
+    differs = False
+    for micro_batch in range(job.micro_batches):
+        sums, tally = compute.train(step, Node(micro_batch, micro_batch + 1))
+        expected, losses, divisor = Plain(job).train(step, micro_batch)
+        found = np.concatenate([sums[: 10 * 784].reshape(10, 784), sums[10 * 784 : 7850, np.newaxis]], axis=1)
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-5)
+        assert [tally.loss_sum, tally.divisor] == pytest.approx([losses, divisor], rel=1e-5)
+        differs = differs or divisor != tally.count
+    assert differs == (weighing != "each alike") or step == 2
 
 
 @pytest.mark.parametrize("step", [0, 1, 2])

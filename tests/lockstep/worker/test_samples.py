@@ -1,5 +1,6 @@
 """Samples that were sent are kept on the disk, found again there, and never trusted where they are damaged."""
 
+import errno
 import os
 import resource
 from collections.abc import Iterator
@@ -111,9 +112,10 @@ def test_a_folder_that_cannot_be_is_named_with_the_way_out(tmp_path: Path) -> No
     kept = tmp_path / "file" / "kept"
     with pytest.raises(DataError) as raised:
         opened(kept)
+    reason = f"[Errno {errno.ENOTDIR}] {os.strerror(errno.ENOTDIR)}: {str(kept)!r}"
     assert str(raised.value) == (
-        f"samples cannot be kept in {str(kept)!r}: [Errno 20] Not a directory: {str(kept)!r}: expected a folder to "
-        "write to; give another with XDG_CACHE_HOME, or with `lockstep worker --cache`"
+        f"samples cannot be kept in {str(kept)!r}: {reason}: "
+        "expected a folder to write to; give another with XDG_CACHE_HOME, or with `lockstep worker --cache`"
     )
 
 
@@ -169,7 +171,7 @@ def test_a_full_disk_is_named_with_the_way_out_and_what_did_not_fit_is_wanted_ag
     put(store, PLACES[:1])
     path.rename(folder / "aside")
     path.symlink_to("/dev/full")
-    with pytest.raises(DataError, match=r"cannot be kept in .*No space left.*make room, .* --cache`"):
+    with pytest.raises(DataError, match=rf"cannot be kept in .*{os.strerror(errno.ENOSPC)}.*make room, .* --cache`"):
         put(store, PLACES[1:])
     assert asked(store, PLACES) == [3, 39]
     (folder / "aside").replace(path)

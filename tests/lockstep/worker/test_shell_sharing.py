@@ -1,5 +1,7 @@
 """The worker's shell where memory is offered: it computes there, says why it does not, and takes no other's word."""
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,7 +84,7 @@ def test_memory_that_is_not_here_is_told_and_frames_are_taken(tmp_path: Path) ->
     ready = told(bench)
     assert isinstance(ready, Ready)
     assert ready.nonce == ""
-    assert "cannot be opened here: No such file or directory" in ready.obstacle
+    assert f"cannot be opened here: {os.strerror(errno.ENOENT)}" in ready.obstacle
     for frame in bench.opening.shard.frames:
         assert bench.send(Weights(step=0, start=frame.start), frame.of(bench.opening.shard.weights)) == []
     *parts, result = bench.send(Lease(work="train", step=0, lo=0, hi=1))

@@ -29,7 +29,9 @@ def masked(gradient: Array, mask: Array) -> Array:
 def _power_by_base(gradient: Array, _: None, base: Array, exponent: Operand) -> Array:
     """Return `g y x**(y - 1)`; if `y == 0` that is 0 even at `x == 0`, as in PyTorch."""
     if isinstance(exponent, int | float):
-        by_number: Array = gradient * (exponent * leaves.power(base, exponent - 1)) if exponent else np.zeros_like(gradient)
+        by_number: Array = (
+            gradient * (exponent * leaves.power(base, exponent - 1)) if exponent else np.zeros_like(gradient)
+        )
         return by_number
     below = np.where(exponent == 0, 0, exponent - 1)
     product: Array = gradient * (exponent * leaves.power(base, below))
@@ -82,9 +84,7 @@ divide = Primitive(
     (lambda g, _, x, y: g / y, lambda g, ratio, x, y: -g * ratio / y),
     reads=((1,), (1, RESULT)),
 )
-power = Primitive(
-    "power", leaves.power, (_power_by_base, _power_by_exponent), reads=((0, 1), (0, 1)), is_opaque=True
-)
+power = Primitive("power", leaves.power, (_power_by_base, _power_by_exponent), reads=((0, 1), (0, 1)), is_opaque=True)
 negate = Primitive("negate", np.negative, (lambda g, _, x: -g,), reads=((),))
 absolute = Primitive("abs", np.absolute, (lambda g, _, x: g * np.sign(x),), reads=((0,),))
 maximum = Primitive(

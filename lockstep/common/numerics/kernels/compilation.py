@@ -124,4 +124,4 @@ def compile_here() -> list[Target]:
 if __name__ == "__main__":
     made = compile_here()
     print("compiled for " + ", ".join(target.name for target in made) if made else "error: no C compiler works here")
-    sys.exit(not made)
+    sys.exit(not made and bool(targets_of(this_machine())))

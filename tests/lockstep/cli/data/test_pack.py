@@ -64,8 +64,8 @@ def test_advice_can_be_pasted_until_the_table_is_packed(homes: Path, capsys: pyt
     [
         (["--delimiter", ";;"], "';;' is not a valid delimiter: expected one character, like ';' or tab"),
         (["--encoding", "utf-99"], "'utf-99' is not a known encoding: expected one like cp1252 or utf-16"),
-        (["--decimal", "-"], "'-' is not one of '.', ','"),
-        ([], "missing argument DEST"),
+        (["--decimal", "-"], "invalid value for '--decimal': "),
+        ([], "missing argument 'DEST'"),
     ],
 )
 def test_a_mistake_in_a_flag_is_one_line(

@@ -1,6 +1,8 @@
 """`lockstep predict`: pictures of any kind, and what a file that is none is told."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +91,7 @@ def test_what_is_no_picture_or_empty_is_one_line(folder: Path, capsys: pytest.Ca
     Image.fromarray(np.full((30, 30), 200, np.uint8)).save(folder / "blank.png")
     (folder / "text.png").write_text("no picture")
     cases = {
-        "gone.png": "is not a picture that can be read (No such file or directory): repair, convert or remove it",
+        "gone.png": f"is not a picture that can be read ({os.strerror(errno.ENOENT)}): repair, convert or remove it",
         "text.png": "is not a picture that can be read (not a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM, or damaged)",
         "blank.png": "nothing is drawn in it",
     }

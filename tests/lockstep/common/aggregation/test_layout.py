@@ -231,8 +231,7 @@ def test_a_parameter_that_is_frozen_has_no_place_in_the_vector_and_one_in_the_di
     state = layout.read(vector)
     assert set(state) == set(model.state_dict())
     assert np.shares_memory(state["3.weight"], frozen.data)
-    with pytest.raises(ValueError, match="read-only"):
-        state["3.weight"][...] = 0
+    assert not state["3.weight"].flags.writeable
     layout.write(vector, state)
     layout.write(vector, {name: array for name, array in state.items() if name != "3.weight"})
     digest = layout.digest()

@@ -1,6 +1,8 @@
 """The IDX reader returns what was written and names what is wrong with everything else."""
 
+import errno
 import gzip
+import os
 import struct
 from pathlib import Path
 
@@ -91,13 +93,13 @@ def test_a_damaged_gzip_is_an_error_or_the_same_array(
 
 def test_a_gzip_that_breaks_off_is_named(file: Path) -> None:
     file.write_bytes(gzip.compress(idx_bytes(np.zeros((3, 2, 2), np.uint8)))[:-4])
-    with pytest.raises(DataError, match=r"damaged .Compressed file ended"):
+    with pytest.raises(DataError, match=r"damaged \(.*\): expected"):
         read_idx(file, dimensions=3)
 
 
 def test_bytes_after_the_gzip_stream_are_named(file: Path) -> None:
     file.write_bytes(gzip.compress(idx_bytes(np.zeros((3, 2, 2), np.uint8))) + b"more")
-    with pytest.raises(DataError, match=r"damaged .Not a gzipped file"):
+    with pytest.raises(DataError, match=r"damaged \(.*\): expected"):
         read_idx(file, dimensions=3)
 
 
@@ -109,7 +111,7 @@ def test_a_gzip_bomb_unpacks_to_no_more_than_its_header_claims(file: Path) -> No
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cannot be read .No such file"):
+    with pytest.raises(DataError, match=rf"cannot be read \({os.strerror(errno.ENOENT)}\)"):
         read_idx(tmp_path / "absent", dimensions=1)
-    with pytest.raises(DataError, match=r"cannot be read .Is a directory"):
+    with pytest.raises(DataError, match=rf"cannot be read \({os.strerror(errno.EISDIR)}\)"):
         read_idx(tmp_path, dimensions=1)

@@ -78,5 +78,4 @@ def test_any_rows_may_be_requested_ahead(samples: MappedSamples, places: list[in
 
 
 def test_it_cannot_be_written_to(samples: MappedSamples) -> None:
-    with pytest.raises(ValueError, match="read-only"):
-        samples.file.rows[0] = 1.0
+    assert not samples.file.rows.flags.writeable

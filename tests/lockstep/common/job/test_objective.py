@@ -292,7 +292,7 @@ def test_what_a_label_weighs_where_it_holds() -> None:
 @pytest.mark.parametrize(
     ("own", "text"),
     [
-        (lambda outputs, targets: 1 / 0, "raised ZeroDivisionError: division by zero: expected a function of outputs"),
+        (lambda outputs, targets: 1 / 0, "raised ZeroDivisionError: .*: expected a function of outputs"),
         (lambda outputs, targets: (outputs, 1), r"returned losses of shape \(1, 2\): expected their sum"),
         (lambda outputs, targets: (3.0, 1), r"returned 3\.0 as the sum of the losses: expected a tensor"),
         (lambda outputs, targets: (outputs.sum(), np.inf), "returned the count inf: expected a finite number"),

@@ -79,7 +79,7 @@ def test_a_checkpoint_is_read_for_its_weights(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileFormatError, match=r"none: cannot be read \(No such file or directory\): expected a safet"):
+    with pytest.raises(FileFormatError, match=r"none: cannot be read \(.*\): expected a safet"):
         read_weights(tmp_path / "none")
     # As long as a file begins, that decides who reads it.
     for start in (b"PK", b"PK\x03", b"\x80"):

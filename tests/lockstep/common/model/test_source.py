@@ -1,6 +1,8 @@
 """A job's value becomes a model of the library or of PyTorch, and PyTorch is loaded for the latter alone."""
 
+import errno
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -109,7 +111,7 @@ def test_a_model_of_a_notebook_of_an_earlier_run_finds_the_library(tmp_path: Pat
     path.write_text(WRITTEN_BY_FIT + text, encoding="utf-8")
     assert isinstance(build_model(f"{path}:build"), nn.Linear)
     path.write_text(text.replace("common", "no_such_package"), encoding="utf-8")
-    with pytest.raises(ModelError, match="No module named 'no_such_package'"):
+    with pytest.raises(ModelError, match=r"cannot be imported: it raised ModuleNotFoundError: .*no_such_package"):
         build_model(f"{path}:build")
 
 
@@ -135,7 +137,7 @@ def test_a_changed_file_of_the_same_size_is_seen(path: Path) -> None:
         ("value", "has no function 'value': did you mean"),
         ("number", r":number returned 3: expected a Module"),
         ("fails", ":fails raised LookupError: first line second line: expected a function that returns a Module"),
-        ("needs", r":needs raised TypeError: needs\(\) missing 1 required positional argument"),
+        ("needs", r":needs raised TypeError: .*: expected a function that returns a Module"),
     ],
 )
 def test_a_wrong_function_is_told_in_one_line(path: Path, function: str, text: str) -> None:
@@ -150,7 +152,7 @@ def test_a_wrong_function_is_told_in_one_line(path: Path, function: str, text: s
     [
         (
             "import no_such_module",
-            "cannot be imported: it raised ModuleNotFoundError: No module named 'no_such_module'",
+            "cannot be imported: it raised ModuleNotFoundError: .*no_such_module",
         ),
         ("def build(:", r"it raised SyntaxError: .*line 1"),
         ("raise SystemExit", "it raised SystemExit"),
@@ -173,12 +175,12 @@ def test_the_original_exception_is_kept(path: Path) -> None:
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"'.*/none\.py' cannot be read: No such file or directory"):
+    with pytest.raises(ModelError, match=r"'.*/none\.py' cannot be read: .*; expected a file"):
         build_model(f"{tmp_path}/none.py:build")
     (tmp_path / "net.py").touch()
     with pytest.raises(ModelError, match=r"'.*/net' cannot be read: .* \(did you mean 'net.py'\?\); expected a file"):
         build_model(f"{tmp_path}/net:build")
-    with pytest.raises(ModelError, match="cannot be read: Is a directory"):
+    with pytest.raises(ModelError, match=f"cannot be read: {os.strerror(errno.EISDIR)}"):
         build_model(f"{tmp_path}:build")
 
 

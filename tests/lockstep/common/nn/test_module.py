@@ -79,7 +79,7 @@ def test_forward_must_be_defined() -> None:
 
 
 def test_arguments_where_none_are_expected_raise() -> None:
-    with pytest.raises(TypeError, match="positional argument"):
+    with pytest.raises(TypeError):
         nn.ReLU(3)  # type: ignore[call-arg]
 
 

@@ -90,6 +90,8 @@ from lockstep.common.protocol.standby_messages import (
 )
 
 DIGEST = "0123456789abcdef" * 4
+
+NOT_A_MESSAGE = "^a header that is not a message of this protocol: "
 TERM = Term(run="r", number=2, server="s")
 ONES = np.ones(2, np.float32)
 EXAMPLES: list[Message] = [
@@ -302,20 +304,20 @@ def test_we_send_no_longer_header_than_a_peer_takes() -> None:
 
 def test_a_list_has_as_many_elements_as_the_limit_at_most() -> None:
     assert model_in(welcome(*range(ITEMS_LIMIT)))["args"] == list(range(ITEMS_LIMIT))
-    with pytest.raises(RemoteProtocolError, match="32769 exceeds max_array_len"):
+    with pytest.raises(RemoteProtocolError, match=NOT_A_MESSAGE):
         decode([welcome(*range(ITEMS_LIMIT + 1))], ServerMessage)
 
 
 def test_a_map_has_as_many_keys_as_the_limit_at_most() -> None:
     keys = {f"{number:x}": 0 for number in range(ITEMS_LIMIT - 1)}
     assert len(model_in(welcome(more={**keys, "x": 0}))["more"]) == ITEMS_LIMIT
-    with pytest.raises(RemoteProtocolError, match="32769 exceeds max_map_len"):
+    with pytest.raises(RemoteProtocolError, match=NOT_A_MESSAGE):
         decode([welcome(more={**keys, "x": 0, "y": 0})], ServerMessage)
 
 
 @pytest.mark.parametrize("value", [b"x", msgpack.ExtType(1, b"x"), msgpack.Timestamp(1)])
 def test_a_header_holds_neither_bytes_nor_types_of_its_own(value: object) -> None:
-    with pytest.raises(RemoteProtocolError, match=r"exceeds max_(bin|ext)_len\(0\)"):
+    with pytest.raises(RemoteProtocolError, match=NOT_A_MESSAGE):
         decode([welcome(value)], ServerMessage)
 
 
@@ -338,8 +340,7 @@ def test_lists_within_lists_take_no_more_room_than_their_header_may_have(count: 
 def test_arrays_are_read_only_whatever_they_arrive_in(wrap: Callable[[bytes], bytearray]) -> None:
     _, (array,) = decode([wrap(bytes(frame)) for frame in encode(Weights(step=0, start=0), [ONES])], ServerMessage)
     assert array.tolist() == [1.0, 1.0]
-    with pytest.raises(ValueError, match="read-only"):
-        array[0] = 2.0
+    assert not array.flags.writeable
 
 
 @pytest.mark.parametrize(
@@ -375,9 +376,7 @@ def test_a_message_is_checked_by_the_class_that_its_tag_names() -> None:
 
 
 def test_what_is_no_message_is_refused_with_the_validators_reason() -> None:
-    with pytest.raises(
-        RemoteProtocolError, match=r"^a header that is not a message of this protocol: Invalid value 'result' - at "
-    ):
+    with pytest.raises(RemoteProtocolError, match=f"{NOT_A_MESSAGE}.*'result'"):
         decode([header(type="result")], ServerMessage)
 
 

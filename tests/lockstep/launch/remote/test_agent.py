@@ -3,15 +3,22 @@
 import os
 import signal
 import stat
+import subprocess
+import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from lockstep.common.errors import NumericsError
 from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.transport.auth.keys import KeyFolder
-from lockstep.launch.child import USAGE
-from lockstep.launch.remote.agent import KEY, LaunchAgent, children_of
+from lockstep.common.transport.shared_memory.folder import SharedFolder
+from lockstep.launch.child import USAGE, Child
+from lockstep.launch.remote.agent import KEY, LaunchAgent, children_of, team_of
 from tests.system.processes import GONE_S, is_gone
 
 #: Seconds within which a command ends that only says what is wrong, and a team has started.
@@ -67,6 +74,60 @@ def test_a_signal_reaches_all_processes_of_a_team(tmp_path: Path, monkeypatch: p
     agent.send(signal.SIGKILL)
     assert agent.news(0)[3] == -signal.SIGKILL
     agent.end(0)
+
+
+@dataclass
+class Ending:
+    """A process that writes its last words and ends when it is asked whether it has."""
+
+    log: Path
+    pid: int = 1
+    code: int = 3
+
+    def has_ended(self) -> bool:
+        self.log.write_bytes(b"last words")
+        return True
+
+    def end(self, grace_s: float) -> None:
+        """Do nothing."""
+
+
+def test_the_last_words_of_a_process_come_with_its_code(tmp_path: Path) -> None:
+    agent = LaunchAgent("a worker", ["worker"], "secret", str(tmp_path / "elsewhere"))
+    agent._child = cast(Child, Ending(agent._log))
+    assert agent.news(5)[2:] == (b"words", 3)
+    agent.end(0)
+
+
+@dataclass
+class Gone(Ending):
+    """One that ends just after it was asked whether it has."""
+
+    def has_ended(self) -> bool:
+        return False
+
+
+def test_a_signal_to_a_process_that_has_just_ended_is_none(tmp_path: Path) -> None:
+    agent = LaunchAgent("a worker", ["worker"], "secret", str(tmp_path / "elsewhere"))
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    agent._child = cast(Child, Gone(agent._log, process.pid))
+    agent.send(0)
+    agent.end(0)
+
+
+def test_a_signal_reaches_the_process_that_restarts_the_others_before_them() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as child:
+        first, *others = team_of(os.getpid())
+        assert first == os.getpid()
+        assert child.pid in others
+
+
+def test_what_an_agent_that_was_killed_has_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    left = SharedFolder.create(Path(tempfile.gettempdir()))
+    left.close()
+    LaunchAgent("a worker", ["worker"], "secret", str(tmp_path / "elsewhere")).end(0)
+    assert not left.path.exists()
 
 
 def test_a_working_folder_that_is_not_there_is_told_by_a_look(tmp_path: Path) -> None:

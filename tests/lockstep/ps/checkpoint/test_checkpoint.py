@@ -1,6 +1,8 @@
 """A checkpoint comes back as it went in, everybody can read it, and no damage to it goes unnoticed."""
 
+import errno
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,7 +131,7 @@ def test_a_file_that_is_gone_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError) as caught:
         read_checkpoint(tmp_path / "nothing")
     assert str(caught.value) == (
-        f"{tmp_path / 'nothing'}: cannot be read (No such file or directory): expected a checkpoint"
+        f"{tmp_path / 'nothing'}: cannot be read ({os.strerror(errno.ENOENT)}): expected a checkpoint"
     )
 
 

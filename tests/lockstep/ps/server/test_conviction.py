@@ -1,5 +1,8 @@
 """What is set aside, recorded and said after a conviction."""
 
+import errno
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -14,6 +17,8 @@ from lockstep.ps.records.run_folder import CHECKPOINTS, RunFolder
 from lockstep.ps.server.conviction import Consequences, set_doubt_aside
 
 LIAR = AuditFinding(1, "b", "process b", "worker 1 (host host, pid 7)", "b" * 64)
+
+OTHER = AuditFinding(2, "c", "process c", "worker 2 (host host, pid 8)", "c" * 64)
 
 CONVICTION = Conviction(9, 2, (LIAR,), "a" * 64, ("worker 0 (host host, pid 6)", "the server"))
 
@@ -38,7 +43,7 @@ def audited(step: int) -> UnusedWork:
     return UnusedWork(work="audit", step=step, lo=2, hi=3, rank=0, why=AUDITED)
 
 
-def set_aside(folder: RunFolder, checkpoints: CheckpointFolder) -> tuple[Consequences, list[str]]:
+def set_aside(folder: RunFolder, checkpoints: CheckpointFolder, *wrong: AuditFinding) -> tuple[Consequences, list[str]]:
     taken: list[str] = []
 
     def take() -> bool:
@@ -46,7 +51,8 @@ def set_aside(folder: RunFolder, checkpoints: CheckpointFolder) -> tuple[Consequ
         checkpoints.file_of(9).touch()
         return True
 
-    return set_doubt_aside(CONVICTION, folder, checkpoints, take), taken
+    conviction = replace(CONVICTION, wrong=wrong) if wrong else CONVICTION
+    return set_doubt_aside(conviction, folder, checkpoints, take), taken
 
 
 def test_the_run_goes_back_to_the_last_checkpoint_before_the_first_result_in_doubt(tmp_path: Path) -> None:
@@ -63,6 +69,27 @@ def test_the_run_goes_back_to_the_last_checkpoint_before_the_first_result_in_dou
     (kept,) = read_convictions(tmp_path)
     assert (kept.back_to, kept.first_unconfirmed, kept.unconfirmed_count) == (6, 6, 2)
     assert [result.step for result in kept.since] == [6, 8]
+
+
+@pytest.mark.parametrize("wrong", [(LIAR, OTHER), (OTHER, LIAR)], ids=["the later first", "the earlier first"])
+def test_of_two_that_were_wrong_the_earlier_result_in_doubt_counts(
+    tmp_path: Path, wrong: tuple[AuditFinding, AuditFinding]
+) -> None:
+    joined = WorkerIn(rank=2, host="host", pid=8, identity="process c")
+    folder, checkpoints = folder_of(tmp_path, joined, done(3, 0), done(5, 2), done(7, 1), done(8, 2))
+    found, taken = set_aside(folder, checkpoints, *wrong)
+    # The weights after 6 steps do not depend on the first culprit, but on what the other one sent in step 5.
+    assert (found.back_to, checkpoints.steps(), taken) == (4, [0, 4], [])
+    kept = {one.worker: (one.first_unconfirmed, one.back_to) for one in read_convictions(tmp_path)}
+    assert kept == {LIAR.named: (7, 4), OTHER.named: (5, 4)}
+
+
+def test_of_two_that_were_wrong_one_may_have_no_result_in_doubt(tmp_path: Path) -> None:
+    joined = WorkerIn(rank=2, host="host", pid=8, identity="process c")
+    folder, checkpoints = folder_of(tmp_path, joined, done(6, 2), done(7, 0))
+    found, taken = set_aside(folder, checkpoints, LIAR, OTHER)
+    assert (found.back_to, checkpoints.steps(), taken) == (6, [0, 4, 6], [])
+    assert [one.first_unconfirmed for one in read_convictions(tmp_path)] == [None, 6]
 
 
 def test_without_such_a_checkpoint_it_begins_again(tmp_path: Path) -> None:
@@ -82,7 +109,7 @@ def test_with_a_ledger_that_cannot_be_written_all_is_in_doubt(tmp_path: Path) ->
     folder, checkpoints = folder_of(tmp_path, audited(8), done(8, 1), steps=(4,))
 
     def write(descriptor: int, data: bytes) -> int:
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "the disk is full")
 
     folder.ledger.write = write
     found, _ = set_aside(folder, checkpoints)
@@ -92,5 +119,5 @@ def test_with_a_ledger_that_cannot_be_written_all_is_in_doubt(tmp_path: Path) ->
 def test_what_cannot_be_recorded_is_an_error(tmp_path: Path) -> None:
     folder, checkpoints = folder_of(tmp_path, done(8, 1))
     (tmp_path / "convictions.jsonl").mkdir()
-    with pytest.raises(FileFormatError, match="directory"):
+    with pytest.raises(FileFormatError, match=os.strerror(errno.EISDIR)):
         set_aside(folder, checkpoints)

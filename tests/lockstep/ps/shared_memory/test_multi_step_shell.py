@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -483,6 +483,34 @@ def test_entries_are_shown_as_read_only_after_they_were_read(bench: Bench) -> No
     for step in range(first, first + 4):
         assert team.make(step)
     assert steps_in(bench.wait(BETWEEN_S[1])) == [first, first + 1, first + 2]
+
+
+def test_an_entry_of_another_step_is_never_taken_for_that_of_this_one(bench: Bench) -> None:
+    team = bench.begin()
+    for step in range(3, 6):
+        team.make(step)
+    team.marks.entries["step"][4] = -1
+    with pytest.raises(AssertionError, match="the entry of step 4 is that of -1"):
+        bench.wait(BETWEEN_S[1])
+
+
+def test_entries_are_read_after_the_marks_that_show_that_they_are_there(bench: Bench) -> None:
+    team, barriers = bench.begin(), list[int]()
+    for step in range(3, 6):
+        team.make(step)
+
+    def happens() -> None:
+        barriers.append(team.marks.read)
+        if len(barriers) == 1:
+            team.make(6)
+        else:
+            team.marks.entries["checksum"][6] = 77
+
+    assert bench.shell._marks is not None
+    bench.shell._marks = replace(bench.shell._marks, keep_order=happens)
+    # First the steps of all slices, then that of the last one, and then the checksum that is there if that is made.
+    assert [(made.step, made.checksum) for made in made_in(bench.wait(BETWEEN_S[1]))] == [(3, 1003), (4, 1004), (5, 77)]
+    assert barriers[:2] == [3, 3]
 
 
 def test_an_answer_of_another_worker_is_none_for_this_lease(bench: Bench) -> None:

@@ -248,11 +248,11 @@ def test_a_full_disk_is_an_error_and_what_was_there_stays(folder: MirroredFolder
     folder.mirror_once()
 
     def full(descriptor: int, data: bytes, place: int) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(errno.ENOSPC, "the disk is full")
 
     folder.storage = MirrorStorage(folder.there, full)
     sealed(folder, 6)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="the disk is full"):
         folder.mirror_once()
     assert "checkpoints/step-00000003.safetensors" in folder.files(folder.there)
     folder.mirror.give_up()

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from lockstep.common.errors import FailureKind, ProtocolError
+from lockstep.common.errors import FailureKind, ProtocolError, RemoteProtocolError
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import (
     Dropped,
@@ -203,13 +203,13 @@ def test_lines_that_another_server_has_cut_are_cut(bench: Bench) -> None:
 
 def test_a_full_disk_is_said_and_the_standby_goes_on(bench: Bench) -> None:
     def full(descriptor: int, data: bytes, place: int) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(errno.ENOSPC, "the disk is full")
 
     bench.shell.storage = MirrorStorage(bench.folder, full)
     bench.send(offer(FILE))
     assert bench.send(part(), TEXT) == []
     (warning,) = bench.said[1:]
-    reason = f"cannot write to {str(bench.folder)!r}: No space left on device"
+    reason = f"cannot write to {str(bench.folder)!r}: the disk is full"
     assert warning == f"warning: {reason}: the run does not need it, and the mirror is tried again"
     assert bench.shell.state.deadline() == RETRY_S
     assert bench.shell.ended is None
@@ -231,12 +231,14 @@ def test_what_its_server_says_reaches_its_state(bench: Bench, message: ToStandby
     assert bench.shell.ended == ended
 
 
-def test_nonsense_of_its_server_ends_it(bench: Bench) -> None:
+def test_nonsense_of_its_server_ends_it_with_what_is_wrong_with_it(bench: Bench) -> None:
+    with pytest.raises(RemoteProtocolError) as wrong:
+        decode([memoryview(b"\xc1")], ToStandbyMessage)
     bench.server.send(bench.peer(), [b"\xc1"])
     bench.shell.step()
     assert isinstance(bench.shell.ended, Exit)
     assert (bench.shell.ended.code, bench.shell.ended.kind) == (1, FailureKind.PROTOCOL)
-    assert bench.shell.ended.reason.startswith("the server broke the protocol: ")
+    assert bench.shell.ended.reason == f"the server broke the protocol: {wrong.value}"
 
 
 def test_who_asks_is_answered_and_nonsense_is_refused(bench: Bench) -> None:

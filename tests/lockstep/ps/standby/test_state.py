@@ -241,10 +241,10 @@ def test_a_damaged_part_is_asked_for_again_and_reported_once() -> None:
 
 def test_a_full_disk_is_reported_once_and_tried_again() -> None:
     state = standby(0)
-    (report,) = state.handle(StoringFailed(reason="cannot write to 'm': No space left on device"), 1.0)
+    (report,) = state.handle(StoringFailed(reason="cannot write to 'm': the disk is full"), 1.0)
     assert isinstance(report, Report)
-    assert report.text.startswith("warning: cannot write to 'm': No space left on device: the run does not need it")
-    assert state.handle(StoringFailed(reason="cannot write to 'm': No space left on device"), 2.0) == []
+    assert report.text.startswith("warning: cannot write to 'm': the disk is full: the run does not need it")
+    assert state.handle(StoringFailed(reason="cannot write to 'm': the disk is full"), 2.0) == []
     assert any(isinstance(effect, SendToServer) for effect in state.handle(TimePassed(), 4.0))
 
 

@@ -1,5 +1,6 @@
 """What comes is written where it belongs, checked before it has its name, and found again after a restart."""
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -100,7 +101,7 @@ def test_what_is_not_what_was_offered_is_removed_and_reported(
 
 def test_a_checkpoint_that_has_gone_before_it_was_complete_is_reported(tmp_path: Path) -> None:
     file = RunFile(name="checkpoints/step-00000003.safetensors", size=4, version="1" * 64)
-    assert "cannot be read (No such file or directory)" in MirrorStorage(tmp_path).complete(file)
+    assert f"cannot be read ({os.strerror(errno.ENOENT)})" in MirrorStorage(tmp_path).complete(file)
 
 
 def test_a_checkpoint_with_another_seal_is_not_the_one_that_was_offered(tmp_path: Path) -> None:
@@ -112,6 +113,32 @@ def test_a_checkpoint_with_another_seal_is_not_the_one_that_was_offered(tmp_path
         folder.storage.store(*part(name, data))
         assert fault in folder.storage.complete(RunFile(name=name, size=len(data), version=version))
         assert listed(folder.there) == ({} if fault else {name: data})
+
+
+def test_a_file_gets_its_name_once_it_outlives_a_loss_of_power_and_the_name_then_does_too(tmp_path: Path) -> None:
+    synced: list[tuple[str, list[str]]] = []
+
+    def sync(descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        (name,) = (path.name for path in (tmp_path, *tmp_path.iterdir()) if os.path.samestat(path.stat(), found))
+        synced.append((name, sorted(listed(tmp_path))))
+
+    storage = MirrorStorage(tmp_path, sync=sync)
+    storage.store(*part("receipt.json", b"{}"))
+    assert storage.complete(RunFile(name="receipt.json", size=2, version=version(b"{}"))) == ""
+    assert synced == [(".receipt.json.partial", [".receipt.json.partial"]), (tmp_path.name, ["receipt.json"])]
+
+
+def test_a_file_that_the_disk_does_not_keep_does_not_get_its_name(tmp_path: Path) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    storage = MirrorStorage(tmp_path, sync=fail)
+    (tmp_path / "receipt.json").write_bytes(b"[]")
+    storage.store(*part("receipt.json", b"{}"))
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        storage.complete(RunFile(name="receipt.json", size=2, version=version(b"{}")))
+    assert (tmp_path / "receipt.json").read_bytes() == b"[]"
 
 
 def test_a_long_file_is_known_by_its_length(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Terms: of two servers of a run one is always the higher, and a mirror learns what of its lines is still the same."""
 
+import errno
+import os
 import re
 from itertools import permutations
 from pathlib import Path
@@ -74,7 +76,7 @@ def test_terms_are_kept_in_the_folder(tmp_path: Path) -> None:
     assert str(path) in str(error.value)
     path.unlink()
     path.mkdir()
-    expected = f"cannot read {str(path)!r}: Is a directory: expected the terms of a run"
+    expected = f"cannot read {str(path)!r}: {os.strerror(errno.EISDIR)}: expected the terms of a run"
     with pytest.raises(FileFormatError, match=re.escape(expected)):
         read_terms(tmp_path)
 

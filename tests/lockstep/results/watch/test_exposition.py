@@ -74,7 +74,9 @@ def test_names_and_units_follow_the_conventions_and_each_is_documented(tmp_path:
     view = viewed(running(tmp_path / "mine"))
     view.refresh(2.0, status(workers=[worker(0)]))
     documented = (ROOT / "docs" / "how-to" / "watch.md").read_text(encoding="utf-8")
-    for family in text_string_to_metric_families(exposition(view).decode()):
+    families = list(text_string_to_metric_families(exposition(view).decode()))
+    assert families
+    for family in families:
         assert re.fullmatch(r"lockstep_[a-z0-9_]+", family.name)
         assert family.documentation.endswith(".")
         assert family.type in ("gauge", "counter", "info")

@@ -55,6 +55,13 @@ def test_a_team_and_its_server_are_found_by_its_leader(start) -> None:  # type: 
     assert all(one.cpu is not None for one in later)
 
 
+def test_the_processes_of_another_user_are_not_looked_at(start) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    start("lockstep", "server", "--bind", "ipc:///tmp/one/server.sock")
+    leader = LeadingProcess(rank=3, host=HERE, pid=team(start, "a", 0), first=4)
+    assert {one.name for one in ProcessWatch(user=os.getuid()).look([leader], 1.0)} == {"server", "worker 3.0"}
+    assert ProcessWatch(user=os.getuid() + 1).look([leader], 1.0) == []
+
+
 def test_a_number_that_is_none_of_ours_is_not_looked_at(start) -> None:  # type: ignore[no-untyped-def]  # a fixture
     pid = team(start, "a", 0)
     strangers = [

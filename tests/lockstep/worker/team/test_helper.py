@@ -1,5 +1,7 @@
 """A process of a team that is not its leader: which sessions it takes part in, when it ends, and when it only waits."""
 
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -224,7 +226,7 @@ def test_if_the_memory_is_gone_it_says_so_and_takes_part_in_the_next_session(pai
     assert pair.process.step()
     (said,) = pair.recorder.said
     assert said.startswith(f"process 1 of the team does not take part: {pair.memory}/lockstep-")
-    assert said.endswith("cannot be opened here: No such file or directory")
+    assert said.endswith(f"cannot be opened here: {os.strerror(errno.ENOENT)}")
     assert not pair.process.step()
     leader = pair.lead()
     assert pair.process.step()

@@ -1,5 +1,6 @@
 """A team computes a lease: bits, tally and losses are those of one process, whoever has which turn or none."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,9 +15,13 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.nn.description import describe
 from lockstep.common.protocol.messages import Lease, Work
+from lockstep.common.protocol.team_memory import ROWS
 from lockstep.worker.gradient_sink import NotFiniteError
+from lockstep.worker.team.division import OrderPlan, TeamPart
 from lockstep.worker.team.leader import Found
 from lockstep.worker.team.member import IDLE_S, OrderOutcome
+from lockstep.worker.team.memory import OwnVectors
+from lockstep.worker.team.order import Order
 from lockstep.worker.team.progress import CROWDED, PATIENT, Patience
 from tests.lockstep.worker.team.crew import TEAM_JOBS, Alone, Crew, FaultyCompute, Turns, bits, whole, wide
 from tests.simulation.small import JOBS, digits, job_of, long_test_set
@@ -220,6 +225,47 @@ def test_what_nobody_wants_any_more_is_stopped(memory: Path) -> None:
                 crew.turn()
             crew.leader.stop()
             check(crew, alone, whole(job, 1 - turns % 2))
+
+
+def test_a_process_that_is_ready_for_another_session_than_this_is_given_nothing(memory: Path) -> None:
+    job = wide(micro_batches=6)
+    with crew_of(Crew.of(job, 3, memory)) as crew:
+        for member in crew.members:
+            member.session = 5
+            member.show_ready()
+        check(crew, Alone.of(job), whole(job))
+        crew.run()
+        leader, late = crew.members[0], crew.members[1]
+        for session, present in ((5, [0, 1, 2]), (4, [0, 2]), (6, [0, 2]), (0, [0, 2])):
+            late.memory.show("ready", session)
+            assert leader.present(leader.last) == present
+
+
+def test_a_process_without_memory_for_the_slices_that_it_adds_up_leaves_the_lease_to_the_leader(memory: Path) -> None:
+    """It is seen before it writes: a write to memory that is not there would kill it."""
+    job = wide(micro_batches=6)
+    with crew_of(Crew.of(job, 3, memory, Turns(share=0.0, pauses=0.0))) as crew:
+        member = crew.members[1]
+        own, full = member.memory.own, os.open(member.memory.path / "process-1", os.O_RDONLY)
+        for row in range(ROWS):
+            own.reserve(row)
+        # In what is open for reading alone nothing can be reserved.
+        member.memory.own = OwnVectors(own.vectors, own.shape, full, set(range(ROWS)))
+        assert crew.work(whole(job)) is OrderOutcome.FAILED
+        assert member.error.startswith("SharingError: no room for ")
+        own.close()
+
+
+def test_where_cores_are_short_as_many_compute_as_there_is_room_for_and_rather_who_did_before(memory: Path) -> None:
+    job, node = wide(micro_batches=6), Node(0, 6)
+    with crew_of(Crew.of(job, 3, memory, patience=replace(CROWDED, cores=1))) as crew:
+        leader = crew.members[0]
+        # Each waits for half of the time: two fit on a core.
+        leader.memory.marks.loads[:] = 0.5
+        assert leader.plan("train", node, None).workers == {1, 2}
+        plan = OrderPlan((TeamPart(Node(0, 4), 0), TeamPart(Node(4, 6), 1)), (0, 1))
+        before = Order(number=0, work="train", step=0, node=node, plan=plan)
+        assert leader.plan("train", node, before).workers == {0, 1}
 
 
 def test_where_cores_are_short_who_had_nothing_to_do_counts_as_present_while_it_looks(memory: Path) -> None:

@@ -1,8 +1,9 @@
 """What a process of a team shows is seen once it is whole, and what is not there is not seen."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,31 @@ import pytest
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import SharingError
 from lockstep.common.job.tally import Tally
-from lockstep.common.protocol.team_memory import ENDED_S, METRICS, ORDERS, OWN_PARTS, ROWS, WORKS, TeamShape
+from lockstep.common.protocol.team_memory import (
+    ENDED_S,
+    HI,
+    LOSS_SUM,
+    METRICS,
+    ORDER,
+    ORDERS,
+    OWN_PARTS,
+    ROWS,
+    WORKS,
+    TeamShape,
+)
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.worker.team.division import OrderPlan, OrderWork, TeamPart, plan_for
-from lockstep.worker.team.memory import FIRST, LEAST_LOAD, RESULT, Computed, Copies, Copy, OwnVectors, TeamMemory
+from lockstep.worker.team.memory import (
+    FIRST,
+    LEAST_LOAD,
+    RESULT,
+    Computed,
+    Copies,
+    Copy,
+    OwnVectors,
+    TeamMemory,
+    write_plan,
+)
 from lockstep.worker.team.order import Order, Steps
 
 SHAPE = TeamShape(processes=3, micro_batches=8, size=5000, clips=False, metrics=2)
@@ -195,6 +217,168 @@ def test_a_plan_is_read_as_it_was_written_whatever_was_there_before(plan: OrderP
         order = team[1].read(number)
         assert order is not None
         assert order.plan == one
+
+
+# What others see while something is written, and what one sees of what changes while it is read
+
+
+@dataclass
+class Barriers:
+    """What happens at the barriers of a process, one after the other; there may be no more and no fewer of them."""
+
+    happens: list[Callable[[], object]]
+
+    def __call__(self) -> None:
+        self.happens.pop(0)()
+
+
+@contextmanager
+def at_barriers(member: TeamMemory, *happens: Callable[[], object]) -> Iterator[None]:
+    """Let something happen at each barrier of a process."""
+    barriers, before = Barriers(list(happens)), member.keep_order
+    member.keep_order = barriers
+    yield
+    member.keep_order = before
+    assert barriers.happens == []
+
+
+def nothing() -> None:
+    """Let nothing happen."""
+
+
+def test_nobody_sees_an_order_that_is_being_written(team: list[TeamMemory]) -> None:
+    leader, other = team[0], team[1]
+    plan = OrderPlan((TeamPart(Node(4, 8), 2),), (2, 0))
+    new = order_of(1 + ORDERS, step=77, node=Node(4, 8), plan=plan, steps=Steps(number=9, first=77, last=99, reads=1))
+    leader.give(order_of(1))
+    seen = list[tuple[object, ...]]()
+
+    def look() -> None:
+        cells = leader.marks.orders[1]
+        seen.append((int(cells["step"]), other.read(1), other.read(new.number), other.marks.newest))
+
+    with at_barriers(leader, look, look, look, look):
+        leader.give(new)
+    assert seen == [(3, None, None, 1), (77, None, None, 1), (77, None, new, 1), (77, None, new, new.number)]
+
+
+def test_an_order_that_another_one_replaces_while_it_is_read_is_none(team: list[TeamMemory]) -> None:
+    leader, other = team[0], team[1]
+    leader.give(order_of(1))
+    with at_barriers(other, lambda: leader.give(order_of(1 + ORDERS))):
+        assert other.read(1) is None
+
+
+def test_an_order_that_is_whole_only_after_it_was_read_is_none(team: list[TeamMemory]) -> None:
+    order, cells = order_of(1), team[0].marks.orders[1]
+    team[0].give(order)
+    cells["order"], cells["step"] = 0, 77
+
+    def finish() -> None:
+        cells["order"], cells["step"] = 1, order.step
+
+    with at_barriers(team[1], finish):
+        assert team[1].read(1) is None
+    assert team[1].read(1) == order
+
+
+def test_an_order_is_read_at_once(team: list[TeamMemory]) -> None:
+    order = order_of(1)
+    team[0].give(order)
+    with at_barriers(team[1], lambda: team[0].marks.orders["step"].fill(77)):
+        assert team[1].read(1) == order
+
+
+@pytest.mark.parametrize("looks", [(False, False), (False, True), (True, False), (True, True)])
+def test_a_plan_counts_if_it_is_whole_before_it_was_read_and_afterwards(
+    looks: tuple[bool, bool], team: list[TeamMemory]
+) -> None:
+    others = [OrderPlan((TeamPart(Node(0, 8), process),), (process,)) for process in range(3)]
+    cells, rest = team[1].written(others[0]).copy(), list(looks)
+
+    def becomes(plan: OrderPlan) -> Callable[[], None]:
+        return lambda: write_plan(cells, plan)
+
+    # It is read after the first look, and before the second.
+    with at_barriers(team[1], becomes(others[1]), becomes(others[2])):
+        found = team[1].plan_in(cells, lambda: rest.pop(0))
+    assert found == (others[1] if all(looks) else None)
+    # What was not whole is not what is returned the next time.
+    assert team[1].plan_in(cells) == others[2]
+
+
+def test_sums_are_shown_after_all_that_belongs_to_them_and_hidden_before_they_are_written(
+    team: list[TeamMemory],
+) -> None:
+    member, marks, seen = team[0], team[1].marks, list[tuple[list[int], float, float]]()
+
+    def look() -> None:
+        nodes: list[int] = marks.nodes[0, 0, : HI + 1].tolist()
+        seen.append((nodes, float(marks.figures[0, 0, LOSS_SUM]), float(marks.losses[0, 5])))
+
+    show(member, 0, 0, 4, order=3)
+    with at_barriers(member, look, look, look):
+        show(member, 0, 4, 8)
+    assert seen == [([0, 0, 4], 6.0, 0.0), ([0, 4, 8], 22.0, 5.0), ([4, 4, 8], 22.0, 5.0)]
+
+
+@pytest.mark.parametrize("is_planned", [True, False])
+def test_what_was_written_of_sums_is_read_after_it_is_seen_that_they_are_there(
+    is_planned: bool, team: list[TeamMemory]
+) -> None:
+    writer, reader, row = team[0], team[1], 0 if is_planned else OWN_PARTS
+    order = order_of(4, plan=plan_for(OrderWork(Node(0, 8), 8), {0: 1.0}))
+
+    def hide() -> None:
+        writer.marks.nodes[0, row, ORDER] = 0
+
+    def write() -> None:
+        show(writer, row, 0, 8)
+
+    if not is_planned:
+        write()
+    with at_barriers(reader, *((write, hide) if is_planned else (nothing, nothing, write, hide))):
+        copies = reader.sums_of(order)
+    assert copies is not None
+    assert copies.copies == (Copy(Node(0, 8), 0, row),)
+
+
+def test_the_node_of_sums_is_read_after_it_is_seen_that_they_are_there(team: list[TeamMemory]) -> None:
+    def widen() -> None:
+        team[0].marks.nodes[0, 0, HI] = 4
+
+    with at_barriers(team[1], lambda: show(team[0], 0, 0, 2), widen):
+        assert team[1].covered(4, Node(0, 8)) == bytes([1, 1, 1, 1, 0, 0, 0, 0])
+
+
+def test_a_slice_is_shown_after_it_was_written_and_is_read_after_it_is_seen(team: list[TeamMemory]) -> None:
+    added, seen = team[0].marks.added, list[int]()
+
+    def look() -> None:
+        seen.append(int(added[0, 0]))
+
+    def hide() -> None:
+        added[0, 0] = 0
+
+    with at_barriers(team[0], look, look):
+        team[0].show_slice(added, 0, 4)
+    assert seen == [0, 4]
+    hide()
+    with at_barriers(team[1], lambda: team[0].show_slice(added, 0, 4), hide):
+        assert team[1].missing_slices(added, 4) == []
+    assert team[1].missing_slices(added, 4) == [0]
+
+
+def test_who_shows_that_it_sleeps_looks_after_that_and_who_has_written_looks_who_sleeps(
+    team: list[TeamMemory],
+) -> None:
+    """Otherwise each may miss the other: one sleeps, and the other does not wake it."""
+    seen = list[list[int]]()
+    with at_barriers(team[1], lambda: seen.append(team[0].sleepers())):
+        team[1].show("sleeps", 1)
+    with at_barriers(team[0], lambda: team[2].show("sleeps", 1)):
+        seen.append(team[0].sleepers())
+    assert seen == [[1], [1, 2]]
 
 
 def test_a_process_measures_its_speed_as_a_mean_that_forgets(team: list[TeamMemory]) -> None:

@@ -1,5 +1,6 @@
 """How a team comes to share memory: the leader makes it where there is room, and tells the others, which map it."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from lockstep.worker.compute import Compute
 from lockstep.worker.setup import Material, gather
 from lockstep.worker.team.meeting import Session
 from lockstep.worker.team.member import TeamMember
+from lockstep.worker.team.memory import RESULT
 from lockstep.worker.team.session import LeaderSetup, _check_room, dismiss, follow, foretell, lead, shape_of
 from tests.lockstep.worker.team.crew import Alone
 from tests.lockstep.worker.team.noticeboard import BoardMeeting, Noticeboard, Recorder, around, welcome_to
@@ -89,6 +91,36 @@ def test_a_session_is_announced_when_its_memory_is_there_and_the_others_map_the_
     assert list(memory.iterdir()) == []
 
 
+def test_who_takes_part_has_memory_for_its_first_sums_and_for_the_slices_that_it_adds_up(memory: Path) -> None:
+    """What it is given first is then not refused in the middle of an order."""
+    board = Noticeboard()
+    leader, session = team(board, memory, welcome_to())
+    file = Path(session.folder) / "process-1"
+    before = file.stat().st_blocks
+    other = second(board, memory, session)
+    taken, stride = file.stat().st_blocks, other.memory.own.shape.stride // 512
+    assert taken - before == 2 * stride
+    for vector in (0, RESULT):
+        other.memory.own.vectors[vector][:] = 1.0
+    assert file.stat().st_blocks == taken
+    other.close()
+    leader.close()
+
+
+def test_a_member_is_ready_for_the_session_that_was_announced(memory: Path) -> None:
+    board, welcome = Noticeboard(), welcome_to()
+    foretell(welcome, BoardMeeting(board, 0))
+    leader, session = team(board, memory, welcome)
+    assert session.number == 2
+    assert leader.member is not None
+    assert ready(leader.member) == [2, 0]
+    other = second(board, memory, session)
+    assert ready(leader.member) == [2, 2]
+    assert (leader.member.session, other.session) == (2, 2)
+    other.close()
+    leader.close()
+
+
 def test_each_session_has_a_higher_number_than_the_one_before() -> None:
     board, welcome = Noticeboard(), welcome_to()
     meeting, numbers = BoardMeeting(board, 0), []
@@ -144,7 +176,7 @@ def test_if_the_servers_memory_is_gone_the_team_has_weights_of_its_own_and_knows
         pass
     leader, session = team(Noticeboard(), memory, welcome, root=memory)
     assert leader.shared is None
-    assert "cannot be opened here: No such file or directory" in leader.obstacle
+    assert f"cannot be opened here: {os.strerror(errno.ENOENT)}" in leader.obstacle
     assert (Path(session.folder) / WEIGHTS).exists()
     assert session.shared_root == ""
     leader.close()

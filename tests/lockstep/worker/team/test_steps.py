@@ -5,21 +5,24 @@ Whoever has which turn, is killed, or stands still, with a lock or without, and 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.layout import weights_digest
+from lockstep.common.aggregation.tree import Node
 from lockstep.common.job.job import Job
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.team_memory import ENTRIES, UpdateMarks, tally_in
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.runs.single_process import SingleProcessTrainer
+from lockstep.worker.team.division import OrderPlan, TeamPart
 from lockstep.worker.team.member import OrderOutcome
-from lockstep.worker.team.progress import PATIENT, MakeSlice, Patience, patience_of
+from lockstep.worker.team.progress import PATIENT, MakeSlice, OrderStage, Patience, patience_of
 from tests.lockstep.worker.team.crew import Crew, Turns, wide
 from tests.simulation.small import digits, job_of
 
@@ -322,6 +325,83 @@ def test_an_order_that_is_given_up_leaves_no_lock(memory: Path) -> None:
         member.stop()
         assert all(lock.acquire() for lock in locks)
         assert marks.least() == 0
+
+
+def test_an_entry_counts_once_it_is_whole_and_the_step_once_its_entry_does(memory: Path) -> None:
+    with yard_of(UPDATE_JOBS["one slice"], 1, memory, share=0.0) as yard:
+        crew = yard.crew
+        yard.run(2)
+        marks, member = yard.begin(4), crew.members[0]
+        crew.run(lambda: isinstance(member._begun, MakeSlice))
+        entry, updates, seen = marks.entries[2], member._updates, list[tuple[int, bytes, int]]()
+        assert updates is not None
+        entry["step"] = 2 - ENTRIES
+
+        def look() -> None:
+            rest = b"".join(entry[name].tobytes() for name in ("used", "losses", "next"))
+            seen.append((int(entry["step"]), rest, int(marks.made[0])))
+
+        member.memory.keep_order, updates.marks = look, replace(updates.marks, keep_order=look)
+        look()
+        member.advance()
+        before, after = seen[0][1], seen[-1][1]
+        assert before != after
+        # While its parts are written, it is that of no step.
+        states = [(2 - ENTRIES, before, 2), (-1, before, 2), (-1, after, 2), (2, after, 2), (2, after, 3)]
+        assert list(dict.fromkeys(seen)) == states
+
+
+@pytest.mark.parametrize("steps", [(1, 1), (-1, 1), (1, -1), (1, 1 + ENTRIES)])
+def test_the_plan_of_the_next_step_is_that_of_an_entry_which_is_whole_while_it_is_read(
+    steps: tuple[int, int], memory: Path
+) -> None:
+    with yard_of(UPDATE_JOBS["one slice"], 2, memory, share=0.0) as yard:
+        yard.run(2)
+        marks, member = yard.begin(3), yard.crew.members[1]
+        yard.crew.run(lambda: member.is_busy)
+        first, second = steps
+
+        def write_over() -> None:
+            marks.entries["step"][1] = second
+
+        marks.entries["step"][1], member.memory.keep_order = first, write_over
+        assert (member._next_plan(1) is not None) is (steps == (1, 1))
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_after_a_step_those_are_woken_who_have_something_to_do_in_the_next(cores: int, memory: Path) -> None:
+    plan, everybody = OrderPlan((TeamPart(Node(0, 4), 2),), (2,)), {0, 1, 2}
+    with yard_of(UPDATE_JOBS["sgd"], 3, memory, share=0.0, patience=patience_of(3, cores)) as yard:
+        yard.run(2)
+        marks, member = yard.begin(4), yard.crew.members[1]
+        yard.crew.run(lambda: member.is_busy)
+        order, entry = member.order, marks.entries[2]
+        assert order is not None
+        assert order.step == 2
+        entry["next"], entry["step"] = member.memory.written(plan), 2
+        assert member._next_of(order, OrderStage.UPDATE) == ({2} if cores == 1 else everybody)
+        # Others have written over the entry; and after the last step all look for what the leader orders next.
+        entry["step"] = -1
+        assert member._next_of(order, OrderStage.UPDATE) == everybody
+        assert member._next_of(order.following(3, plan), OrderStage.UPDATE) == everybody
+
+
+def test_an_update_that_is_not_finite_is_not_made_and_fails_the_order(memory: Path) -> None:
+    with yard_of(UPDATE_JOBS["one slice"], 1, memory, share=0.0) as yard:
+        crew = yard.crew
+        yard.run(2)
+        marks, member = yard.begin(4), crew.members[0]
+        crew.run(lambda: isinstance(member._begun, MakeSlice))
+        # The sums are there, and the weights overflow.
+        member.memory.vector(0, 0)[0] = np.inf
+        assert crew.opening is not None
+        assert crew.sharing is not None
+        crew.check = lambda: None
+        crew.run()
+        assert (crew.ended, marks.least()) == ({0: OrderOutcome.FAILED}, 2)
+        assert weights_at(crew.opening.shard, 2) == yard.made.weights[2]
+        assert crew.sharing.update is not None
+        assert all(lock.acquire() for lock in crew.sharing.update.locks)
 
 
 def test_who_moves_to_other_memory_keeps_no_lock_of_the_old_open(memory: Path) -> None:

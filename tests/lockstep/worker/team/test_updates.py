@@ -1,7 +1,7 @@
 """What a process of a team makes of an update follows from the job as it does at the server."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -118,7 +118,7 @@ def test_a_slice_is_finite_only_if_all_of_its_pieces_are(place: int | None) -> N
 class SlowLock:
     """A lock of a slice; something happens after it was asked for, and before it is ours."""
 
-    meanwhile: Callable[[], None]
+    meanwhile: Callable[[], None] = lambda: None
     is_ours: bool = False
     #: Whether somebody else has it.
     is_taken: bool = False
@@ -132,6 +132,19 @@ class SlowLock:
         self.is_ours = False
 
 
+def maker_of(marks: UpdateMarks, lock: SlowLock) -> UpdateMaker:
+    """Return what makes updates of one slice, of which it has the marks and the lock."""
+    job, nothing = job_of(), cast(Any, None)
+    opening = open_run("run", job, digits(), AdmissionPolicy())
+    compute = Compute(job, opening.model, opening.data)
+    return UpdateMaker(compute, nothing, nothing, marks, nothing, locks=[cast(Any, lock)])
+
+
+def marks_at(steps: int, keep_order: Callable[[], None] = lambda: None) -> UpdateMarks:
+    """Return the marks of one slice after so many steps, in the lease of the order."""
+    return UpdateMarks(np.array([5, 3, 1]), np.array([steps]), np.zeros(0, np.void), keep_order)
+
+
 HAPPENS: dict[str, Callable[[UpdateMarks], None]] = {
     "the lease is ended": UpdateMarks.end,
     "another lease begins": lambda marks: marks.begin(6, 3, 1),
@@ -142,11 +155,31 @@ HAPPENS: dict[str, Callable[[UpdateMarks], None]] = {
 @pytest.mark.parametrize("happens", [*HAPPENS, "nothing", "somebody has it"])
 def test_whether_a_slice_is_still_to_be_made_is_seen_under_its_lock(happens: str) -> None:
     # Before that, the server may have had all locks, and write where we would.
-    marks = UpdateMarks(np.array([5, 3, 1]), np.array([3]), np.zeros(0, np.void))
+    marks = marks_at(3)
     lock = SlowLock(lambda: HAPPENS[happens](marks) if happens in HAPPENS else None)
     lock.is_taken = happens == "somebody has it"
-    job, nothing = job_of(), cast(Any, None)
-    opening = open_run("run", job, digits(), AdmissionPolicy())
-    compute = Compute(job, opening.model, opening.data)
-    maker = UpdateMaker(compute, nothing, nothing, marks, nothing, locks=[cast(Any, lock)])
-    assert maker.begin(0, ORDER) is lock.is_ours is (happens == "nothing")
+    assert maker_of(marks, lock).begin(0, ORDER) is lock.is_ours is (happens == "nothing")
+
+
+def test_whether_a_lease_is_made_is_seen_behind_a_barrier() -> None:
+    # The lock shows what the one wrote who had it before; the end of the lease is written under another one.
+    marks, lock = marks_at(3), SlowLock()
+    maker = maker_of(replace(marks, keep_order=lambda: marks.head.fill(0)), lock)
+    assert not maker.begin(0, ORDER)
+    assert not lock.is_ours
+
+
+@pytest.mark.parametrize("is_made", [True, False])
+def test_the_mark_of_a_slice_comes_after_all_that_it_stands_for_and_before_its_lock_is_released(is_made: bool) -> None:
+    seen, shown = list[tuple[bool, int, bool]](), list[bool]()
+    marks = marks_at(3, lambda: seen.append((bool(shown), int(marks.made[0]), lock.is_ours)))
+    lock = SlowLock(is_ours=True)
+    maker_of(marks, lock).end(0, ORDER, is_made=is_made, show=lambda: shown.append(True))
+    assert seen == ([(True, 3, True), (True, 4, True)] if is_made else [])
+    assert (shown, int(marks.made[0]), lock.is_ours) == (([True], 4, False) if is_made else ([], 3, False))
+
+
+def test_what_is_missing_is_seen_before_what_was_made_is_read() -> None:
+    marks = marks_at(3, lambda: marks.made.fill(4))
+    maker = maker_of(marks, SlowLock())
+    assert (maker.missing(3), maker.missing(3), maker.missing(4)) == ([0], [], [0])

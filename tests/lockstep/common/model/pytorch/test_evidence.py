@@ -85,8 +85,14 @@ PLANTED = {
         "output in evaluation mode differs",
     ),
     "memory that was not written": (
-        NET.format(made="pass", done="x = x + torch.empty(784) * 1e-30"),
-        "differs when it is computed again",
+        # So much that it comes from the system, which gives zeros: what was there cannot differ by accident.
+        NET.format(made="pass", done="x = x + torch.empty(2**24)[:784]"),
+        "differs when it is computed again .*: draw only from PyTorch's generator, and keep no state",
+    ),
+    "draws of its own that it keeps": (
+        "import random\n\n\n"
+        + NET.format(made="self.last = 1.0", done="self.last = random.random(); x = x * self.last"),
+        "draws from Python's random: expected draws from PyTorch's generator only",
     ),
     "nondeterministic": (
         NET.format(made="pass", done="x = x.clone().put_(torch.tensor([0]), torch.ones(1))"),
@@ -209,6 +215,19 @@ def test_a_teacher_that_stays_is_allowed(tmp_path: Path) -> None:
     done = "x = x + 0.0 * self.teacher(x).sum()"
     text = TEACHER.format(made="self.teacher = teacher", moved="pass", done=done)
     assert evidence_of(model_of(tmp_path, text)).digest
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_constant_that_changes_no_result_is_in_the_digest(tmp_path: Path, persistent: bool) -> None:
+    made = "self.register_buffer('{}', torch.tensor([{}, 5.0]), persistent={})"
+    digests = list[str]()
+    for name, value in (("limit", 2.0), ("limit", 2.0), ("limit", 3.0), ("bound", 2.0)):
+        folder = tmp_path / f"{len(digests)}"
+        folder.mkdir()
+        text = NET.format(made=made.format(name, value, persistent), done="pass")
+        digests.append(evidence_of(model_of(folder, text)).digest)
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
 
 
 def test_what_is_kept_and_does_not_move_is_allowed(tmp_path: Path) -> None:

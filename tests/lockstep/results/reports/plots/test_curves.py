@@ -1,5 +1,7 @@
 """A run's figures, read back from its lines: finished or not, restarted, damaged."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -42,14 +44,12 @@ def test_what_is_no_record_is_reported_with_its_line(tmp_path: Path) -> None:
         file.write(
             b'{"kind":"failure","failure":"not plotted","weights_after_steps":2}\n{"kind":"step","step":"two"}\n'
         )
-    with pytest.raises(
-        FileFormatError, match=r"line 4 is not a record of a run: Expected `int`, got `str` - at `\$.step`"
-    ):
+    with pytest.raises(FileFormatError, match="line 4 is not a record of a run: "):
         read_curves(tmp_path)
 
 
 def test_a_folder_without_steps_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(FileFormatError, match="No such file or directory: expected the folder of a run"):
+    with pytest.raises(FileFormatError, match=f"{os.strerror(errno.ENOENT)}: expected the folder of a run"):
         read_curves(tmp_path)
     (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(FileFormatError, match="has no step yet"):

@@ -1,5 +1,7 @@
 """Who computed what, from a ledger with a worker that leaves and a restart."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -58,7 +60,7 @@ def test_times_of_shares_are_read_and_labels_are_short(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_ledger_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(FileFormatError, match=r"ledger.jsonl': No such file"):
+    with pytest.raises(FileFormatError, match=rf"ledger.jsonl': {os.strerror(errno.ENOENT)}"):
         read_timeline(tmp_path)
     write_ledger(tmp_path, LEDGER[:3])
     with pytest.raises(FileFormatError, match=r"ledger.jsonl' has no step yet"):
