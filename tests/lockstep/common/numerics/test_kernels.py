@@ -190,8 +190,12 @@ _SHAPES = [
 
 def _check_forward(case: _Case) -> None:
     x, kernels, out = case.x(), case.kernels(), np.empty_like(case.gradient())
+    expected = reference.convolution(x, kernels, case.stride, case.dilation, case.groups)
     leaves.convolution(x, kernels, None, case.geometry, out)
-    assert _same(out, reference.convolution(x, kernels, case.stride, case.dilation, case.groups))
+    assert _same(out, expected)
+    bias = _drawn(len(kernels), seed=3)
+    leaves.convolution(x, kernels, bias, case.geometry, out)
+    assert _same(out, expected + bias[:, None, None, None])
 
 
 def _check_to_input(case: _Case) -> None:
