@@ -151,7 +151,7 @@ def test_a_shard_of_other_numerics_is_refused_with_both_named() -> None:
     with simulated("plain", 2) as simulation:
         simulation.shards[0].die()
         odd = simulation.network.client()
-        numerics = msgspec.structs.replace(fingerprint(), kernel="Z80")
+        numerics = msgspec.structs.replace(fingerprint(), kernel="Z80", kernels="Z80")
         join = ShardJoin(
             protocol=PROTOCOL_VERSION, incarnation="odd", host="host", pid=9, fingerprint=numerics, address="memory://9"
         )
