@@ -155,7 +155,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def digest_alone(folder: Path, job: str) -> str:
     (folder / "job.toml").write_text(job, encoding="utf-8")
-    # In a process of its own, because a process with portable numerics begins again with other variables.
     words = ["train", "--job", "job.toml", "--workers", "0", "--run-dir", "run"]
     subprocess.run([sys.executable, "-P", "-m", "lockstep", *words], cwd=folder, check=True)
     return digest(folder / "run")

@@ -151,7 +151,7 @@ def test_a_shard_of_other_numerics_is_refused_with_both_named() -> None:
     with simulated("plain", 2) as simulation:
         simulation.shards[0].die()
         odd = simulation.network.client()
-        numerics = msgspec.structs.replace(fingerprint(), kernel="Z80")
+        numerics = msgspec.structs.replace(fingerprint(), kernels="Z80")
         join = ShardJoin(
             protocol=PROTOCOL_VERSION, incarnation="odd", host="host", pid=9, fingerprint=numerics, address="memory://9"
         )
@@ -161,7 +161,7 @@ def test_a_shard_of_other_numerics_is_refused_with_both_named() -> None:
         assert frames is not None
         refused, _ = decode(frames, ToShardMessage)
         assert isinstance(refused, Refused)
-        assert f"kernel {fingerprint().kernel!r} at the server, 'Z80' there" in refused.reason
+        assert f"kernels {fingerprint().kernels!r} at the server, 'Z80' there" in refused.reason
         assert any(text.startswith("refused a shard: the numerics of host 'host' differ") for text in simulation.said)
         simulation.add_shard()
         simulation.add_worker()

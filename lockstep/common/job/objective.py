@@ -463,10 +463,10 @@ class Objective:
         targets = seen.compared(seen.targets(data.labels)).astype(np.float64)
         if data.weights is None:
             mean = halved_sums(targets.T) / len(targets)
-            return halved_sum(np.square(targets - mean)) / targets.size
+            return halved_sum(np.square(targets - mean)) / int(targets.size)
         weights = data.weights.astype(np.float64)[:, np.newaxis] / halved_sum(data.weights)
         mean = halved_sums((weights * targets).T)
-        return halved_sum(weights * np.square(targets - mean)) / targets.shape[1]
+        return halved_sum(weights * np.square(targets - mean)) / int(targets.shape[1])
 
 
 def _misfit(rows: ComparedRows) -> str:

@@ -230,3 +230,21 @@ def test_kinds_are_what_a_flag_can_say() -> None:
 def test_choices_are_those_of_the_type() -> None:
     assert fields()["transport"].choices == ("auto", "shm", "ipc", "tcp")
     assert fields()["lr"].choices == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "numerics"),
+    [
+        ("from lockstep import nn\n", "portable"),
+        ("import torch\n", "native"),
+        ("def build():\n    from torchvision.models import resnet18\n", "native"),
+        ("# import torch\n", "portable"),
+    ],
+)
+def test_the_numerics_of_a_job_that_does_not_say_which(tmp_path: Path, text: str, numerics: str) -> None:
+    path = tmp_path / "net.py"
+    path.write_text(text)
+    model = f"{path}:build"
+    assert resolve({}, {"model": model})[0].numerics == numerics
+    assert resolve({"model": model}, {"numerics": "portable"})[0].numerics == "portable"
+    assert resolve({"model": model, "numerics": "native"}, {})[0].numerics == "native"

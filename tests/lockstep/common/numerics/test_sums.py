@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 
 from lockstep.common.numerics.sums import halved_sum, halved_sums
 from lockstep.common.random import Purpose, generator
@@ -20,7 +21,7 @@ def by_hand(row: list[float]) -> float:
 
 
 @given(ROWS)
-def test_each_row_is_added_half_by_half(rows: np.ndarray) -> None:  # type: ignore[type-arg]
+def test_each_row_is_added_half_by_half(rows: NDArray[np.float64]) -> None:
     before = rows.copy()
     with np.errstate(over="ignore", invalid="ignore"):
         np.testing.assert_array_equal(halved_sums(rows), [by_hand(row.tolist()) for row in rows])
