@@ -1,8 +1,8 @@
 """The leaves: all functions of arrays whose bits could depend on a processor or a library. Primitives call these alone.
 
-Each has two implementations: NumPy's, and the kernels, whose bits are those of the contract (docs/reference/numerics.md)
-everywhere. What IEEE 754 fixes needs no leaf: + - * /, roots, maxima, comparisons, copies. The contract is about float32;
-NumPy computes arrays of other types in any case. Knows no primitive and no tape.
+Each has two implementations: NumPy's, and the kernels, whose bits are everywhere those of the contract
+(docs/reference/numerics.md). What IEEE 754 fixes needs no leaf: + - * /, roots, comparisons, copies. The contract is
+about float32; NumPy computes arrays of other types in any case. Knows no primitive and no tape.
 """
 
 from collections.abc import Callable, Sequence
@@ -183,8 +183,8 @@ def product(left: Array, right: Array, out: Array | None = None) -> Array:
     """
     if not left.ndim or not right.ndim or left.shape[-1] != right.shape[-2 if right.ndim > 1 else 0]:
         raise ValueError(
-            f"a product got shapes {left.shape} and {right.shape}: expected (..., m, k) and (..., k, n), where the last "
-            "axis of the first is as long as the last but one of the second"
+            f"a product got shapes {left.shape} and {right.shape}: expected (..., m, k) and (..., k, n), where the "
+            "last axis of the first is as long as the last but one of the second"
         )
     if left.ndim > 1 and right.ndim > 1:
         return matrix_product(left, right, out=out)

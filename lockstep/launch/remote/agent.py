@@ -6,7 +6,6 @@ What it is asked and answers is of plain types, since it travels as the engine t
 import os
 import platform
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 

@@ -14,10 +14,11 @@ from lockstep.common.autograd import functional as F
 from lockstep.common.autograd.capture import capture
 from lockstep.common.autograd.primitives.primitive import RESULT, Array, Primitive
 from lockstep.common.autograd.program import Program, proven, run
-from lockstep.common.autograd.tape import CallKind, UntapeableError
+from lockstep.common.autograd.tape import UntapeableError
 from lockstep.common.autograd.tensor import Tensor, apply
 from lockstep.common.nn.models import MODELS
 from lockstep.common.nn.module import Module
+from lockstep.common.numerics.leaves import CallKind, LeafFunction, matrix_product
 from tests.lockstep.common.autograd.cases import CASES, Case
 from tests.lockstep.common.autograd.layer_cases import LAYER_CASES
 from tests.lockstep.common.autograd.stacks import computed, one_by_one, program_of, tree_of

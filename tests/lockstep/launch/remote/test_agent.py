@@ -12,9 +12,7 @@ from typing import cast
 
 import pytest
 
-from lockstep.common.errors import NumericsError
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.transport.auth.keys import KeyFolder
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.launch.child import USAGE, Child

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lockstep.common.autograd.primitives.memory import copied, empty, zeros
+from lockstep.common.autograd.primitives.memory import empty, zeros
 from lockstep.common.autograd.primitives.primitive import RESULT, Array, Primitive
 from lockstep.common.autograd.primitives.spatial.images import (
     batch_first,
@@ -18,7 +18,7 @@ from lockstep.common.autograd.primitives.spatial.images import (
     check_images,
 )
 from lockstep.common.autograd.primitives.spatial.signals import over_signals
-from lockstep.common.autograd.primitives.spatial.windows import Pair, Tap, Window, pair, pooling_windows, taps
+from lockstep.common.autograd.primitives.spatial.windows import Pair, Window, pair, pooling_windows, taps
 from lockstep.common.numerics import leaves
 from lockstep.common.numerics.geometry import PoolWindows
 
