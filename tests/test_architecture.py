@@ -37,7 +37,7 @@ CLEAN = {
     "lockstep.common.autograd.primitives": "",
     "lockstep.common.autograd.primitives.shape": "import lockstep.common.autograd.primitives.primitive\n",
     "lockstep.common.autograd.primitives.primitive": "import numpy as np\n\n\nRandom = np.random.Generator\n",
-    "lockstep.common.random": "import numpy as np\n\nnp.random.Generator(np.random.Philox(0))\n",
+    "lockstep.common.numerics.random": "import numpy as np\n\nnp.random.Generator(np.random.Philox(0))\n",
     "lockstep.common.runtime.clock": "import time\nfrom datetime import datetime\n",
     "lockstep.common.runtime.environment": "import os\n\nos.environ['A'] = os.getenv('B', '')\n",
     "lockstep.common.errors": "import re\n\nre.compile('exec')\n",
@@ -80,7 +80,11 @@ PLANTED = {
         "which is not below it",
     ),
     "worker knows ps": ("lockstep.worker.state", "from lockstep.ps import coordinator", "which is not below it"),
-    "side by side": ("lockstep.common.runtime.clock", "import lockstep.common.random", "which is not below it"),
+    "side by side": (
+        "lockstep.common.runtime.clock",
+        "import lockstep.common.numerics.random",
+        "which is not below it",
+    ),
     "primitive knows graph": (
         "lockstep.common.autograd.primitives.shape",
         "import lockstep.common.autograd.graph",

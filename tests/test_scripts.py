@@ -81,13 +81,12 @@ class Checkout:
 def checkout(tmp_path: Path) -> Checkout:
     root = tmp_path / "a path with spaces"
     shutil.copytree(ROOT / "scripts", root / "scripts")
-    kernels = root / KERNELS
-    kernels.mkdir(parents=True)
+    (root / KERNELS / "source").mkdir(parents=True)
     shutil.copytree(ROOT / "requirements", root / "requirements")
     for name in ("pyproject.toml", "hatch_build.py"):
         shutil.copy(ROOT / name, root)
-    for name in ("product.c", "vector.h", "targets.py", "compilation.py"):
-        shutil.copy(ROOT / KERNELS / name, kernels)
+    for name in ("source/product.c", "source/vector.h", "targets.py", "compilation.py"):
+        shutil.copy(ROOT / KERNELS / name, root / KERNELS / name)
     stub, log = tmp_path / "stub", tmp_path / "log"
     stub.write_text(STUB, encoding="utf-8")
     stub.chmod(0o755)
@@ -140,7 +139,13 @@ def test_an_installation_without_kernels_says_so_on_one_line(checkout: Checkout)
 
 @pytest.mark.parametrize(
     "name",
-    ["pyproject.toml", "requirements/watch.txt", "hatch_build.py", f"{KERNELS}/product.c", f"{KERNELS}/targets.py"],
+    [
+        "pyproject.toml",
+        "requirements/watch.txt",
+        "hatch_build.py",
+        f"{KERNELS}/source/product.c",
+        f"{KERNELS}/targets.py",
+    ],
 )
 def test_a_change_of_the_project_installs_again(checkout: Checkout, name: str) -> None:
     checkout.run("train")

@@ -18,7 +18,7 @@ from lockstep.bench.measuring.timed_run import BenchSession, least_s
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.aggregation.quantization.quantization import FORMATS, RoundingKey, quantization_of
 from lockstep.common.aggregation.tree import Node
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 
 
 class QuantizationRow(msgspec.Struct, frozen=True, kw_only=True):

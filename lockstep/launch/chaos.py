@@ -13,8 +13,8 @@ from typing import Protocol
 
 from lockstep.common.errors import UsageError
 from lockstep.common.files.did_you_mean import nearest
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.messages import Status
-from lockstep.common.random import Purpose, generator
 from lockstep.common.runtime.clock import Clock
 from lockstep.launch.child import WatchedProcess
 from lockstep.launch.process_backend import Role

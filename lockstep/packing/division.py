@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 
 #: Samples among which a share is drawn at once. Files are often sorted: so each part of one gives its share.
 GROUP = 1000

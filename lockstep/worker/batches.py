@@ -22,8 +22,8 @@ from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.job.transform import Transform, transform_of
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.messages import OF_A_STEP, Work
-from lockstep.common.random import Purpose, generator
 
 #: The places of samples in the data.
 Integers = NDArray[np.int64]

@@ -16,8 +16,8 @@ CONFINED = {
     "torch": ("lockstep.common.model.pytorch.*",),
     "time": ("lockstep.common.runtime.clock",),
     "datetime": ("lockstep.common.runtime.clock",),
-    "random": ("lockstep.common.random",),
-    "numpy.random": ("lockstep.common.random",),
+    "random": ("lockstep.common.numerics.random",),
+    "numpy.random": ("lockstep.common.numerics.random",),
     "importlib.util": ("lockstep.common.model.source",),
     "importlib.machinery": ("lockstep.common.model.source",),
     "runpy": ("lockstep.common.model.source",),
@@ -120,8 +120,10 @@ def check_uses(sources: Mapping[str, Source]) -> Iterator[Violation]:
             name = source.dotted(node)
             if name in CONFINED_USES and source.module != CONFINED_USES[name]:
                 yield Violation(source.module, _line(node), f"uses {name}, which only {CONFINED_USES[name]} may")
-            if _is_random(source, node, name) and source.module != "lockstep.common.random":
-                yield Violation(source.module, _line(node), "uses numpy.random, which only lockstep.common.random may")
+            if _is_random(source, node, name) and source.module != "lockstep.common.numerics.random":
+                yield Violation(
+                    source.module, _line(node), "uses numpy.random, which only lockstep.common.numerics.random may"
+                )
 
 
 def _is_random(source: Source, node: ast.AST, name: str) -> bool:

@@ -57,7 +57,7 @@ PACKAGE_ORDER = Order(
         ("lockstep.common.nn",),
         ("lockstep.common.autograd",),
         ("lockstep.common.numerics",),
-        ("lockstep.common.files", "lockstep.common.random", "lockstep.common.runtime"),
+        ("lockstep.common.files", "lockstep.common.numerics.random", "lockstep.common.runtime"),
         ("lockstep.common.errors",),
     ),
 )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.job.job import Job
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.launch_config import Launch
 from tests.architecture.source import ROOT

@@ -10,7 +10,7 @@ import pytest
 from lockstep import Run, fit, load_run, nn
 from lockstep.cli.main import run
 from lockstep.common.errors import JobError
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 
 BRIEF: dict[str, Any] = {"global_batch": 40, "micro_batches": 4, "epochs": 3, "workers": 0, "verbose": False}
 

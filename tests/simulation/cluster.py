@@ -15,7 +15,7 @@ from lockstep.checking.simulation.processes import Parts, ServerProcess, ShardPr
 from lockstep.checking.simulation.world import Process, World
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.job.job import Job
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.statemachine.client import Exit
 from lockstep.common.transport.in_memory import MemoryNetwork
 from lockstep.common.transport.shared_memory.folder import shared_root

@@ -13,8 +13,8 @@ from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.job.job import Job
 from lockstep.common.nn.description import describe
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.optim.optimizers import SGD
-from lockstep.common.random import Purpose, generator
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run

@@ -19,7 +19,7 @@ from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Addition, Node, Vector
 from lockstep.common.aggregation.update import UpdateStep
 from lockstep.common.job.job import Job
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.ps.run.traffic import Moved
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.ps.shard.shard import Shard

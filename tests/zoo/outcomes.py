@@ -10,7 +10,7 @@ import numpy as np
 from lockstep.common.errors import LockstepError
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.source import read_model_source
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.runtime.lent_process import computing
 
 RECORDED = Path(__file__).with_name("outcomes.json")

@@ -11,7 +11,7 @@ from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.job.job import Job
 from lockstep.common.model.source import default_numerics
 from lockstep.common.nn.description import describe
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 
 #: The names of data in a job: few samples, many, and as many with numbers for labels.
 DATA, MANY, NUMBERS = "simulated", "simulated-many", "simulated-numbers"

@@ -7,7 +7,7 @@ from enum import Enum
 import numpy as np
 
 from lockstep.checking.simulation.jobs import LOCAL, LOCAL_SHARDED, LOCAL_TEAM, LONG, SHARDED, TEAM, jobs
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 
 #: Most faults in a run, and the last event at which one may occur.
 MOST_FAULTS, LAST_EVENT = 10, 250

@@ -31,10 +31,10 @@ from lockstep.checking.simulation.world import VARYING, Process, SimulatedShell,
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import CONTINUED, RESUMED_HERE, DataError, FailureKind
 from lockstep.common.model.source import ModelSource
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.codec import decode_header, encode
 from lockstep.common.protocol.messages import Message, Result, SumsFrame
 from lockstep.common.protocol.standby_messages import Drain, Promote
-from lockstep.common.random import Purpose, generator
 from lockstep.common.statemachine.client import ClientPhase
 from lockstep.common.transport.in_memory import ADDRESS, Link, MemoryClient, MemoryNetwork
 from lockstep.launch.cluster import has_checkpoint

@@ -24,7 +24,7 @@ from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.primitives.spatial import convolution, pooling
 from lockstep.common.autograd.primitives.spatial.windows import Pair
 from lockstep.common.autograd.tensor import Tensor, apply
-from lockstep.common.random import Source
+from lockstep.common.numerics.random import Source
 
 # What tensors have as methods is the same function.
 abs, maximum, minimum, clip, clamp = Tensor.abs, Tensor.maximum, Tensor.minimum, Tensor.clip, Tensor.clamp  # noqa: A001

@@ -6,10 +6,9 @@ batch after the other and added up while it is in cache.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby
 
 from lockstep.common.autograd.capture import Capture
-from lockstep.common.autograd.fusion import joined, runs, without_ones
+from lockstep.common.autograd.fusion import without_ones
 from lockstep.common.autograd.tape import Call, MemoryKind, Resource, Saved, UntapeableError, View
 
 #: Calls that are made without a break.
@@ -46,7 +45,7 @@ def parts_of(capture: Capture) -> list[Part]:
     """Return the parts of the forward and of the backward pass. Raises `UntapeableError` if gradients cannot be summed
     one batch after the other.
     """
-    places = _joined(_needed(capture))
+    places = _needed(capture)
     groups = _groups(places)
     grouped = {call for group in groups for call in group}
     units = sorted([*([call] for call in places if call not in grouped), *groups], key=lambda unit: places[unit[-1]])
@@ -66,26 +65,6 @@ def _is_full(part: Part) -> bool:
     return part.is_summed or len(part.calls) >= MOST_CALLS
 
 
-def whole_gradients(parts: Iterable[Part]) -> Iterator[Part]:
-    """Put the blocks of each gradient together: where there is one batch alone, nothing is added between them."""
-    for is_summed, group in groupby(parts, key=lambda part: part.is_summed):
-        blocks: list[Call] = []
-        for part in group:
-            blocks += part.calls
-            if not is_summed:
-                yield part
-            elif part.finishes:
-                yield _whole(blocks, part.finishes)
-                blocks = []
-        if is_summed and blocks:
-            yield _whole(blocks, ())
-
-
-def _whole(blocks: list[Call], finishes: tuple[int, ...]) -> Part:
-    calls = [joined(blocks[cut]) for cut in runs(blocks, lambda call: True)]
-    return Part(calls, is_backward=True, is_summed=True, finishes=finishes)
-
-
 def _needed(capture: Capture) -> TapeIndices:
     """Return the calls on which an output or a gradient depends."""
     wanted: set[Resource] = {view.memory for view in capture.outputs}
@@ -96,13 +75,6 @@ def _needed(capture: Capture) -> TapeIndices:
             wanted.update(call.touched())
             found[call] = place
     return dict(reversed(found.items()))
-
-
-def _joined(places: TapeIndices) -> TapeIndices:
-    """Join products into fewer calls, but for those that make gradients, which are summed block by block."""
-    calls = list(places)
-    cuts = runs(calls, lambda call: not _gradients([call]))
-    return {joined(calls[cut]): places[calls[cut.start]] for cut in cuts}
 
 
 def _is_gradient(resource: Resource) -> bool:
@@ -134,15 +106,15 @@ def _groups(places: TapeIndices) -> list[list[Call]]:
         own = {call for call in places if number in _gradients([call])}
         if any(len(_gradients([call])) > 1 for call in own):
             raise UntapeableError("a call writes into several gradients")
-        private = _add_preparations(own, touching, places)
+        _add_preparations(own, touching, places)
         if not _is_ordered(own, places):
             raise UntapeableError("what a gradient is computed from changes meanwhile")
-        groups += _components([call for call in places if call in own], private, places)
+        groups.append([call for call in places if call in own])
     return groups
 
 
-def _add_preparations(own: set[Call], touching: Mapping[Resource, list[Call]], places: TapeIndices) -> set[Resource]:
-    """Add to the calls of a group those whose results no other call reads; return what these write."""
+def _add_preparations(own: set[Call], touching: Mapping[Resource, list[Call]], places: TapeIndices) -> None:
+    """Add to the calls of a group those whose results no other call reads."""
     private: set[Resource] = set()
     is_growing = True
     while is_growing:
@@ -157,27 +129,6 @@ def _add_preparations(own: set[Call], touching: Mapping[Resource, list[Call]], p
                 private.add(each)
                 own.update(others)
                 is_growing = True
-    return private
-
-
-def _components(own: list[Call], private: set[Resource], places: TapeIndices) -> list[list[Call]]:
-    """Cut a group where its calls have nothing in common: neither memory of their own nor a part of the gradient."""
-    components: list[tuple[set[Resource], list[tuple[int, int]], list[Call]]] = []
-    for call in own:
-        shared = private.intersection(call.touched())
-        bounds = [view.bounds for view in call.views() if _is_gradient(view.memory)]
-        members, apart = [call], []
-        for component in components:
-            if component[0] & shared or any(_overlap(one, other) for one in component[1] for other in bounds):
-                shared, bounds, members = shared | component[0], bounds + component[1], component[2] + members
-            else:
-                apart.append(component)
-        components = [*apart, (shared, bounds, members)]
-    return [sorted(members, key=places.__getitem__) for _, _, members in components]
-
-
-def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    return one[0] < other[1] and other[0] < one[1]
 
 
 def _is_ordered(own: set[Call], places: TapeIndices) -> bool:

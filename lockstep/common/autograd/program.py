@@ -19,12 +19,12 @@ import numpy as np
 
 from lockstep.common.autograd.arena import Arena, Base, aligned
 from lockstep.common.autograd.capture import Capture
-from lockstep.common.autograd.parts import Part, parts_of, whole_gradients
+from lockstep.common.autograd.parts import Part, parts_of
 from lockstep.common.autograd.primitives.primitive import Array, Sink
 from lockstep.common.autograd.tape import Call, Memory, MemoryKind, Saved, View
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.numerics.leaves import CallKind, LeafFunction, joined, matrix_product, product_sum
-from lockstep.common.random import Source
+from lockstep.common.numerics.random import Source
 
 #: In which order gradients are summed: a batch's number, or two trees that are summed, each on its own, and then added.
 Tree = int | tuple["Tree", "Tree"]
@@ -126,10 +126,7 @@ class Program:
         """
         assert not adds or self._count == 1
         emitter = self._emitter(shared, gradients)
-        parts: Iterable[Part] = (part for part in self._parts if part.is_backward)
-        if self._count == 1 and not adds:
-            parts = whole_gradients(parts)
-        return [self._segment(part, emitter, adds=adds) for part in parts]
+        return [self._segment(part, emitter, adds=adds) for part in self._parts if part.is_backward]
 
     @property
     def length(self) -> int:

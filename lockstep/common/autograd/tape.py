@@ -18,7 +18,7 @@ from numpy.lib.array_utils import byte_bounds
 
 from lockstep.common.autograd.primitives.primitive import Array, Sink
 from lockstep.common.numerics.leaves import CallKind, LeafFunction
-from lockstep.common.random import Source
+from lockstep.common.numerics.random import Source
 
 #: Options of primitives that differ from batch to batch: the source of random numbers, and the sink of statistics.
 OfBatch = Source | Sink

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 
 #: Samples of one chunk of an evaluation at most. Not part of the job: it decides only the last bits of the loss.
 EVALUATION_SAMPLES = 500

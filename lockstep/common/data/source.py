@@ -19,7 +19,7 @@ from lockstep.common.data.mapped import MappedSamples
 from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.records import as_input, as_records, labels_with, parts_of
 from lockstep.common.errors import DataError
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 
 #: Arrays by name.
 Arrays = dict[str, NDArray[Any]]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lockstep.common.errors import ModelError
 from lockstep.common.job.job import Job
 from lockstep.common.job.own_code import OwnCode
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 
 #: Samples, and what goes with them.
 Rows = NDArray[Any]

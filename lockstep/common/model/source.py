@@ -40,7 +40,7 @@ from lockstep.common.nn.description import build
 from lockstep.common.nn.models import MODELS
 from lockstep.common.nn.module import Module
 from lockstep.common.numerics.choice import kernels_here
-from lockstep.common.random import manual_seed, seeded_defaults
+from lockstep.common.numerics.random import manual_seed, seeded_defaults
 from lockstep.common.runtime.numerics import Numerics
 
 #: A file that imports PyTorch, or a library of its models. Here and below it is imported within functions, where a

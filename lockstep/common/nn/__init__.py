@@ -31,7 +31,7 @@ from lockstep.common.nn.layers.pooling import (
     MaxPool2d,
 )
 from lockstep.common.nn.module import Module, Parameter, Stochastic
-from lockstep.common.random import manual_seed
+from lockstep.common.numerics.random import manual_seed
 
 __all__ = [
     "GELU",

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.nn.state_dict import IncompatibleKeys, load
-from lockstep.common.random import Purpose, Source, default_generator, generator
+from lockstep.common.numerics.random import Purpose, Source, default_generator, generator
 
 _Kind = TypeVar("_Kind")
 _Layer = TypeVar("_Layer", bound=type["Module"])

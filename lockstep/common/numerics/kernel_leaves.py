@@ -21,11 +21,12 @@ from lockstep.common.numerics.numpy_leaves import NUMPY
 Array = NDArray[Any]
 Instruction = Callable[[], Any]
 
-#: Numbers of a row, and operations, as in kernels/calls.c.
+#: Numbers of a row, and operations, as in kernels/source/calls.c.
 ROW = 20
 OPERATIONS = (
     "product", "stack", "sum", "convolution", "convolution_to_input", "convolution_to_kernels", "exp", "log", "log1p",
     "tanh", "sigmoid", "erf", "power", "relu", "relu_gradient", "max_pool", "max_pool_gradient", "momentum",
+    "add_rows",
 )  # fmt: skip
 _NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
 
@@ -135,8 +136,8 @@ def _product(left: Array, right: Array, *rest: Array) -> Instruction:
     if _strides(target)[-1] != 1:
         if bias is not None:  # which a kernel adds to rows alone
             after = [partial(np.add, target, bias[:, np.newaxis], out=target), *after]
-        turned = (each.swapaxes(-1, -2) for each in (right, left, target))
-        return _in_order(*before, *also_before, _stack(*turned, None), *after)
+        left, right, target = right.swapaxes(-1, -2), left.swapaxes(-1, -2), target.swapaxes(-1, -2)
+        return _in_order(*before, *also_before, _stack(left, right, target, None), *after)
     if bias is not None and not bias.flags.c_contiguous:
         bias = np.empty(bias.shape, bias.dtype)
         also_before.append(partial(np.copyto, bias, biases[0]))
@@ -244,11 +245,11 @@ def _sum(x: Array, out: Array, axes: tuple[int, ...], keepdims: bool) -> Instruc
 
 def _sum_form(x: Array, kept: Sequence[int], axes: Sequence[int]) -> tuple[int, int, int, int] | None:
     """Return (outer, inner, step, stride) if sums are over evenly spaced terms of what lies in a row; else None."""
-    terms = _merged([(x.shape[axis], x.strides[axis]) for axis in axes])
+    terms = _coalesced([(x.shape[axis], x.strides[axis]) for axis in axes])
     if len(terms) > 1:
         return None
     stride = terms[0][1] // 4 if terms else 1
-    rest = _merged([(x.shape[axis], x.strides[axis]) for axis in kept])
+    rest = _coalesced([(x.shape[axis], x.strides[axis]) for axis in kept])
     if not rest:
         return (1, 1, 0, 1) if stride == 1 else (1, 1, 0, stride)
     if stride == 1 and len(rest) == 1:
@@ -259,7 +260,7 @@ def _sum_form(x: Array, kept: Sequence[int], axes: Sequence[int]) -> tuple[int, 
     return None
 
 
-def _merged(axes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def _coalesced(axes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return (size, stride) of axes, those put together that count evenly on; without those of one element."""
     found: list[tuple[int, int]] = []
     for size, stride in axes:
@@ -318,7 +319,7 @@ def _convolution_to_kernels(gradient: Array, x: Array, out: Array, geometry: Geo
 def _convolve(
     name: str, x: Array, kernels: Array, y: Array, geometry: Geometry, bias: Array | None = None
 ) -> Instruction:
-    """Bind a convolution of images (G·C, height, width, N) by kernels (G·O, C, kh, kw) to y, or one of its gradients."""
+    """Bind a convolution of images (G·C, height, width, N) with kernels (G·O, C, kh, kw), or one of its gradients."""
     (channels, height, width, images), (outputs, depth, kernel_height, kernel_width) = x.shape, kernels.shape
     groups, stride, dilation = geometry
     along = zip((height, width), (kernel_height, kernel_width), stride, dilation, strict=True)
@@ -387,6 +388,20 @@ def _momentum(*operands: Any) -> Instruction:
     return _calls([(_NUMBER["momentum"], out.size, *addresses, *numbers, *flags)], *arrays)
 
 
+def _add_rows(gradient: Array, indices: Array, out: Array) -> Instruction:
+    """Add each row of (uses, width) to the row of `out` (rows, width) whose index it has, in order."""
+    _check(
+        gradient.shape == (len(indices), out.shape[1]) and out.flags.c_contiguous, "add_rows", gradient, indices, out
+    )
+    gradient, indices = np.ascontiguousarray(gradient), np.ascontiguousarray(indices, np.int64)
+    if indices.size and not 0 <= indices.min() <= indices.max() < len(out):
+        raise IndexError(
+            f"rows {indices.min()} to {indices.max()} of {len(out)}: expected indices from 0 to the last row"
+        )
+    row = (_NUMBER["add_rows"], len(indices), out.shape[1], *map(_address, (gradient, indices, out)))
+    return _calls([row], gradient, indices, out)
+
+
 def _shares(one: Array, other: Array) -> bool:
     return np.may_share_memory(one, other)
 
@@ -413,4 +428,5 @@ KERNELS: Mapping[str, Callable[..., Instruction]] = {
     "max_pool": _max_pool,
     "max_pool_gradient": _max_pool_gradient,
     "momentum": _momentum,
+    "add_rows": _add_rows,
 }

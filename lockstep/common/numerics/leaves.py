@@ -261,3 +261,12 @@ def follow_momentum(
     numbers = (momentum, rate, weight_decay, is_nesterov)
     is_exact = own_numerics() == "portable" and out.dtype == np.float32
     (KERNELS if is_exact else NUMPY)["momentum"](weights, gradient, old, out, new, *numbers)()
+
+
+def add_rows(gradient: Array, indices: Array, out: Array) -> None:
+    """Add each row of `gradient` (uses, width) to the row of `out` (rows, width) that its index names, in order.
+
+    Raises IndexError for an index that is not a row.
+    """
+    is_exact = own_numerics() == "portable" and out.dtype == gradient.dtype == np.float32
+    (KERNELS if is_exact else NUMPY)["add_rows"](gradient, indices, out)()

@@ -238,7 +238,7 @@ def _momentum(
 
 
 def _sum(x: Array, out: Array, axes: tuple[int, ...], keepdims: bool) -> Instruction:
-    return partial(np.add.reduce, x, axis=axes, out=out, keepdims=keepdims)  # type: ignore[call-overload]
+    return partial(np.add.reduce, x, axis=axes, out=out, keepdims=keepdims)
 
 
 def _calls(function: Callable[..., Any]) -> Callable[..., Instruction]:
@@ -266,4 +266,5 @@ NUMPY: Mapping[str, Callable[..., Instruction]] = {
     "max_pool": _calls(_max_pool),
     "max_pool_gradient": _calls(_max_pool_gradient),
     "momentum": _calls(_momentum),
+    "add_rows": lambda gradient, indices, out: partial(np.add.at, out, indices, gradient),
 }

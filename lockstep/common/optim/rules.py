@@ -96,7 +96,7 @@ class SGDRule(_Checked):
         follow_momentum(
             weights,
             gradient,
-            tuple(each["momentum_buffer"] if self.momentum else None for each in (slots.old, slots.new)),
+            (slots.old["momentum_buffer"], slots.new["momentum_buffer"]) if self.momentum else (None, None),
             out,
             momentum=self.momentum,
             rate=float(lr),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lockstep.common.numerics.choice import kernels_here
 from lockstep.common.numerics.leaves import CONTRACT_VERSION
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.runtime.blas import blas_kernel, blas_name, blas_threads
 from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import Numerics
@@ -30,7 +30,7 @@ DECIDING = (
     "lockstep.common.nn",
     "lockstep.common.numerics",
     "lockstep.common.optim",
-    "lockstep.common.random",
+    "lockstep.common.numerics.random",
     "lockstep.common.runtime.blas",
     "lockstep.ps.run.early_stopping",
     "lockstep.ps.run.plan",
@@ -119,16 +119,14 @@ def code_digest(root: Path = Path(__file__).parents[3]) -> str:
     digest = hashlib.sha256()
     for path in _deciding_files(root):
         text = path.read_text(encoding="utf-8")
-        code = without_comments(text) if path.suffix == ".py" else without_c_comments(text)
-        digest.update(f"{path.relative_to(root).as_posix()}\0{code}\0".encode())
+        digest.update(f"{path.relative_to(root).as_posix()}\0{without_comments(text)}\0".encode())
     return digest.hexdigest()[:16]
 
 
 def _deciding_files(root: Path) -> Iterator[Path]:
     for name in DECIDING:
         place = root.joinpath(*name.split("."))
-        sources = (path for path in place.rglob("*") if path.suffix in (".py", ".c", ".h"))
-        yield from sorted(sources) if place.is_dir() else [place.with_suffix(".py")]
+        yield from sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
 
 
 def without_comments(source: str) -> str:
@@ -145,12 +143,6 @@ def _unless_comment(found: re.Match[str]) -> str:
     start = source.rfind("\n", 0, found.start()) + 1
     is_alone = not source[start : found.start()].strip(" r") and source[found.end() : found.end() + 1] in ("\n", "")
     return "" if is_alone and text.startswith('"""') else text
-
-
-def without_c_comments(source: str) -> str:
-    """Return source code of C without comments, blank lines, and blanks at the ends of lines."""
-    code = _C_LEXEME.sub(lambda found: " " if found[0].startswith("/") else found[0], source)
-    return "\n".join(filter(None, map(str.rstrip, code.splitlines())))
 
 
 @cache

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from lockstep.common.errors import AddressError, ProtocolError
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.transport.port import Frames, Limits, PeerGone, PeerSlow
 
 Message = list[memoryview]

@@ -26,7 +26,7 @@ from sklearn.utils.estimator_checks import check_estimator
 from lockstep import fit, nn
 from lockstep.common.errors import DivergedError, JobError, LockstepError, ModelError
 from lockstep.common.job.job import Job
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.runtime.numerics import own_numerics
 from lockstep.sklearn import LockstepClassifier, LockstepRegressor
 from lockstep.sklearn.estimators import ELSEWHERE, FOLLOWING

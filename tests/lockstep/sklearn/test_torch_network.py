@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("sklearn", reason="needs scikit-learn: .venv/bin/pip install -e '.[sklearn]'")
 torch: Any = pytest.importorskip("torch", reason="needs PyTorch: .venv/bin/pip install -e '.[torch]'")
 
-from lockstep.common.random import Purpose, generator  # noqa: E402
+from lockstep.common.numerics.random import Purpose, generator  # noqa: E402
 from lockstep.sklearn import LockstepClassifier  # noqa: E402
 
 

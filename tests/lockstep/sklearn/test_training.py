@@ -11,7 +11,7 @@ from lockstep import nn
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.job.job import Job
 from lockstep.common.nn.description import describe
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from lockstep.results.reports.display import display_for

@@ -17,8 +17,8 @@ from lockstep.common.job.job import Job
 from lockstep.common.job.tally import Tally
 from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.nn.description import describe
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.messages import Work
-from lockstep.common.random import Purpose, generator
 from lockstep.worker.compute import Compute
 from lockstep.worker.gradient_sink import NotFiniteError
 from lockstep.worker.node_sums import StoppedError, SumsInOnePass

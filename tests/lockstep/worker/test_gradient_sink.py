@@ -7,7 +7,7 @@ from lockstep.common.aggregation.layout import LayoutEntry, ParameterLayout
 from lockstep.common.aggregation.quantization.quantization import RoundingKey, quantization_of
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, Vector
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.worker.gradient_sink import GradientSink, NotFiniteError
 
 #: Of sizes 3, 4 and 2 at 0, 3 and 7; statistics at [9, 11).

@@ -19,10 +19,10 @@ from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.nn.module import Module
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.optim.clipping import scale_for, squared_norm
 from lockstep.common.optim.optimizers import Optimizer
 from lockstep.common.optim.schedules import OneCycle
-from lockstep.common.random import Purpose, generator
 from lockstep.worker.compute import Compute
 from lockstep.worker.gradient_sink import NotFiniteError
 from lockstep.worker.node_sums import StoppedError

@@ -16,7 +16,7 @@ from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.nn.layers.containers import Sequential
 from lockstep.common.nn.module import Module
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 
 #: A wrong derivative is wrong in every direction, with probability 1; one that crosses a kink is not.
 DIRECTIONS = 3

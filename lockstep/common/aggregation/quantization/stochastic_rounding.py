@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.aggregation.tree import Node
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 
 #: Values whose numbers come from one count of Philox, 256 bits: a vector is cut at multiples of it.
 SPAN = 16

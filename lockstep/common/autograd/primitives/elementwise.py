@@ -6,7 +6,7 @@ import numpy as np
 
 from lockstep.common.autograd.primitives.primitive import RESULT, Array, Primitive
 from lockstep.common.numerics import leaves
-from lockstep.common.random import Source
+from lockstep.common.numerics.random import Source
 
 #: A bound or an exponent may be a Python number, which takes the other operand's dtype (NEP 50).
 Operand = Array | float

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from lockstep.common.autograd.primitives.primitive import Array, Primitive
+from lockstep.common.numerics.leaves import add_rows
 
 #: Whatever NumPy takes between brackets.
 Index = Any
@@ -79,12 +80,7 @@ def _embedding_weight(
     result = np.empty(shape, gradient.dtype) if out is None else out
     result.fill(0)
     flat = indices.reshape(-1)
-    if flat.size:
-        # Sorted, the uses of a row are neighbours, which reduceat sums at the speed of additions; np.add.at does not.
-        order = np.argsort(flat, kind="stable")
-        uses = flat[order]
-        starts = np.flatnonzero(np.concatenate(([True], uses[1:] != uses[:-1])))
-        result[uses[starts]] = np.add.reduceat(gradient.reshape(flat.size, shape[1])[order], starts, axis=0)
+    add_rows(gradient.reshape(flat.size, shape[1]), flat, result)
     return result
 
 

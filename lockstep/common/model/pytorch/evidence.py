@@ -22,7 +22,7 @@ from lockstep.common.model.pytorch.engine import TorchEngine, changed
 from lockstep.common.model.pytorch.runtime import build_name, fill_new_memory
 from lockstep.common.model.pytorch.state import State, bytes_of, state_of, views_of
 from lockstep.common.model.pytorch.structure import Structure, frozen_arrays
-from lockstep.common.random import shared_generators
+from lockstep.common.numerics.random import shared_generators
 
 #: Generators that all code of a process shares.
 SHARED = dict(shared_generators()).keys()

@@ -10,7 +10,7 @@ import torch.utils.deterministic
 
 from lockstep.common.aggregation.tree import LINE_BYTES
 from lockstep.common.model.port import DrawKey
-from lockstep.common.random import Purpose, Seeds
+from lockstep.common.numerics.random import Purpose, Seeds
 from lockstep.common.runtime.lent_process import lend
 
 #: Seeds the draws of an evaluation: a model that draws in evaluation mode still has one result.

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lockstep.common.random import generator_state, shared_generators
+from lockstep.common.numerics.random import generator_state, shared_generators
 
 #: What there is at a place, as something that can be compared. Places are called as a user would write them.
 State = dict[str, object]

@@ -13,7 +13,7 @@ from lockstep.common.nn.layers.linear import Linear
 from lockstep.common.nn.layers.normalization import LayerNorm
 from lockstep.common.nn.layers.sizes import positive, volume
 from lockstep.common.nn.module import Module, Parameter, layer
-from lockstep.common.random import Purpose, default_generator
+from lockstep.common.numerics.random import Purpose, default_generator
 
 
 @layer(repeatable=True)

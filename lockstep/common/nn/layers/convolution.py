@@ -10,7 +10,7 @@ from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.nn.initializers import default_bias_, default_weight_
 from lockstep.common.nn.layers.sizes import per_axis, positive, volume
 from lockstep.common.nn.module import Module, Parameter, layer
-from lockstep.common.random import Purpose, default_generator
+from lockstep.common.numerics.random import Purpose, default_generator
 
 
 class _Convolution(Module):

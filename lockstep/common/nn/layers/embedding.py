@@ -12,7 +12,7 @@ from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.nn.initializers import normal_
 from lockstep.common.nn.layers.sizes import positive, volume
 from lockstep.common.nn.module import Module, Parameter, layer
-from lockstep.common.random import Purpose, default_generator
+from lockstep.common.numerics.random import Purpose, default_generator
 
 
 class _Table(Module):

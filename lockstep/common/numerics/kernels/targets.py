@@ -7,6 +7,7 @@ from pathlib import Path
 
 #: Where the sources are, and the libraries that are compiled from them.
 FOLDER = Path(__file__).parent
+SOURCE = FOLDER / "source"
 
 #: Flags for every target. The contract needs `-ffp-contract=off`: operations are fused only where the source says so.
 FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-std=gnu11", "-fPIC", "-shared")
@@ -63,13 +64,13 @@ def library_path(target: Target, folder: Path = FOLDER) -> Path:
 
 def sources() -> list[Path]:
     """Return the files that a compiler is given; empty in an installed wheel, which has only libraries."""
-    return sorted(FOLDER.glob("*.c"))
+    return sorted(SOURCE.glob("*.c"))
 
 
 def sources_digest(target: Target) -> str:
     """Return a digest of what a library for the target is compiled from: sources and flags."""
     hashed = hashlib.sha256(repr((FLAGS, target.flags, LINKED)).encode())
-    for path in (*sources(), *sorted(FOLDER.glob("*.h"))):
+    for path in (*sources(), *sorted(SOURCE.glob("*.h"))):
         hashed.update(path.read_bytes())
     return hashed.hexdigest()
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lockstep.common.aggregation.tree import Node
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.messages import Diverged, Quantity, Result
-from lockstep.common.random import Purpose, generator
 from lockstep.ps.coordinator.membership import Member, process_of
 from lockstep.ps.run.plan import Round
 

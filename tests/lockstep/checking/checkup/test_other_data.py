@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lockstep import doctor, nn
 from lockstep.common.errors import ModelError
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 
 BRIEF: dict[str, Any] = {"epochs": 4, "global_batch": 32, "micro_batches": 4}
 

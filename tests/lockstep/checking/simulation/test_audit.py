@@ -13,8 +13,8 @@ from lockstep.checking.simulation.processes import Parts
 from lockstep.checking.simulation.scenario import Scenario, scenario_of
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.job.tally import Tally
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.messages import Lease
-from lockstep.common.random import Purpose, generator
 from lockstep.ps.coordinator.scheduling.audit import steps_to_find
 from lockstep.worker.compute import Compute
 from lockstep.worker.setup import Loader

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lockstep.common.aggregation.checksum import WINDOW, checksum_after, checksum_of, window_of
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 64])

@@ -18,7 +18,7 @@ from lockstep.common.aggregation.tree import (
     largest_node_at,
     path_to,
 )
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 
 SIZE = 5
 

@@ -14,9 +14,9 @@ from lockstep.common.aggregation.quantization.quantization import quantization_o
 from lockstep.common.aggregation.slices import FRAME, Slice
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.aggregation.update import UpdatePass, UpdateRule, UpdateStep, UpdateVectors
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.optim.rules import AdamRule, AdamWRule, RMSPropRule, Rule, SGDRule
-from lockstep.common.random import Purpose, generator
 
 RULES = (
     SGDRule(),

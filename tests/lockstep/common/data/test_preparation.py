@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lockstep.common.data.dataset import Dataset
 from lockstep.common.data.preparation import Preparation
 from lockstep.common.errors import DataError
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 
 LAW = settings(derandomize=True, deadline=None, max_examples=50)
 BYTES = hnp.arrays(np.uint8, (3, 1, 4, 5))

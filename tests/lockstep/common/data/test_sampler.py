@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockstep.common.data.sampler import EVALUATION_SAMPLES, Sampler, evaluation_chunks, evaluation_rows
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 
 SIZES = {"size": st.integers(1, 60), "global_batch": st.integers(1, 70), "micro_batches": st.integers(1, 9)}
 LAW = settings(derandomize=True, deadline=None, max_examples=100)

@@ -7,7 +7,7 @@ import numpy as np
 from lockstep.common import nn
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.nn.module import Module, Stochastic
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lockstep.common.numerics.draws import normal, normal_quantile, uniform
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 from tests.lockstep.common.numerics import reference
 
 #: The centre, both sides, both ends, and the least and greatest that can be drawn.

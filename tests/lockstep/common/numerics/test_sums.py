@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.numerics.sums import halved_sum, halved_sums
-from lockstep.common.random import Purpose, generator
 
 ROWS = arrays(np.float64, st.tuples(st.integers(0, 4), st.integers(0, 40)), elements=st.floats(-1e300, 1e300))
 

@@ -16,8 +16,8 @@ from lockstep.common.aggregation.layout import layout_of
 from lockstep.common.errors import FileFormatError
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.files.safetensors import parts_of
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.fingerprint import fingerprint
-from lockstep.common.random import Purpose, generator
 from lockstep.ps.checkpoint.checkpoint import (
     Checkpoint,
     CheckpointIdentity,

@@ -14,7 +14,7 @@ from lockstep.common.files.atomic import write_atomically
 from lockstep.common.job.job import Job
 from lockstep.common.job.score import Guess
 from lockstep.common.job.tally import Tally
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.ps.checkpoint.checkpoint import (
     Checkpoint,
     CheckpointIdentity,

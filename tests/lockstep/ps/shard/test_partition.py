@@ -11,11 +11,11 @@ from lockstep.common.aggregation.checksum import MODULUS, WINDOW, checksum_after
 from lockstep.common.aggregation.quantization.quantization import quantization_of
 from lockstep.common.aggregation.slices import FRAME, Slice, slices_for
 from lockstep.common.aggregation.tree import Vector
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.optim.rules import AdamRule
 from lockstep.common.optim.schedules import Constant
 from lockstep.common.protocol.shard_messages import MOMENTA, WEIGHTS
-from lockstep.common.random import Purpose, generator
 from lockstep.ps.shard.partition import (
     NamedFrame,
     checksum_in,

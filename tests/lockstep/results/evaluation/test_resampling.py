@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.results.evaluation.predictions import resized
 
 IMAGE = generator(0, Purpose.CANARY).random((24, 36))

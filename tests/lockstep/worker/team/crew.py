@@ -21,10 +21,10 @@ from lockstep.common.job.metrics import Metrics
 from lockstep.common.job.tally import Tally
 from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.nn.description import describe
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.messages import Lease, MultiStepLease, Work
 from lockstep.common.protocol.shared_files import WEIGHTS, weights_shape
 from lockstep.common.protocol.team_memory import ENTRIES, ROWS, TeamShape, UpdateMarks
-from lockstep.common.random import Purpose, generator
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run

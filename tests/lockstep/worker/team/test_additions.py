@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from lockstep.common.aggregation.quantization.quantization import RoundingKey, quantization_of
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, TreeSum, Vector, VectorPool, VectorTree, largest_node_at
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.optim.clipping import BLOCK
-from lockstep.common.random import Purpose, generator
 from lockstep.worker.team.additions import additions_of
 from lockstep.worker.team.slices import PIECE, Operands, SliceAdder
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from lockstep.common.aggregation.quantization.quantization import EXACT, Quantization, RoundingKey, quantization_of
 from lockstep.common.aggregation.slices import FRAME, Slice, slices_for
 from lockstep.common.aggregation.tree import Node, Vector, VectorTree
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.optim.clipping import BLOCK
-from lockstep.common.random import Purpose, generator
 from tests.lockstep.common.aggregation.quantization.vectors import NAMES, spread
 from tests.lockstep.common.aggregation.test_tree import PoisoningPool, arrivals
 

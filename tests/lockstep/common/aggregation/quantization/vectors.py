@@ -5,7 +5,7 @@ import numpy as np
 from lockstep.common.aggregation.quantization.format import CHUNK, NumberFormat
 from lockstep.common.aggregation.quantization.stochastic_rounding import StochasticRounding
 from lockstep.common.aggregation.tree import Node, Vector
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 
 #: Names of the types that round.
 NAMES = ("float16", "bfloat16", "int8")

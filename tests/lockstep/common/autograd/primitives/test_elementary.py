@@ -10,7 +10,7 @@ from lockstep.common.autograd import functional as F
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.numerics.leaves import erf, log1p
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.runtime.numerics import Numerics, kept_numerics, use_numerics
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from lockstep.common.autograd.primitives.elementwise import dropout, masked
 from lockstep.common.autograd.primitives.primitive import Array
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 from tests.lockstep.common.autograd.primitives.directional import layouts, result_of
 
 

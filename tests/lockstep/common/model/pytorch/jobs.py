@@ -9,7 +9,7 @@ from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.job.job import Job
 from lockstep.common.model.port import Model
 from lockstep.common.model.source import open_model
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 from tests.simulation.small import job_of
 
 #: The file of the nine nets.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lockstep.common.random import shared_generators
+from lockstep.common.numerics.random import shared_generators
 
 torch: Any = pytest.importorskip("torch", reason="needs PyTorch: .venv/bin/pip install -e '.[torch]'")
 state: Any = pytest.importorskip("lockstep.common.model.pytorch.state")

@@ -5,7 +5,7 @@ from lockstep.common import nn
 from lockstep.common.autograd.tensor import Tensor
 from lockstep.common.nn.layers.containers import cheapest_order
 from lockstep.common.nn.module import Module
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 
 
 def test_sequential_applies_in_order() -> None:

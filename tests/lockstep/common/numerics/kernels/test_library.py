@@ -24,9 +24,9 @@ from lockstep.common.numerics.kernels.library import (
 from lockstep.common.numerics.kernels.targets import (
     AVX2,
     AVX512,
-    FOLDER,
     NEON,
     PLAIN,
+    SOURCE,
     Target,
     library_path,
     sources,
@@ -138,7 +138,7 @@ def emulated(folder: Path, target: Target, compiler: str, *emulator: str) -> str
     main.write_text(f"{includes}{declared}int main(void) {{\n{body}\n}}\n", encoding="ascii")
     machine = BASELINES[target.machines[0]]
     words = compile_command(target, program, (compiler, *machine), ("-static", str(main)))
-    subprocess.run([word for word in words if word != "-shared"], check=True, cwd=FOLDER)
+    subprocess.run([word for word in words if word != "-shared"], check=True, cwd=SOURCE)
     return subprocess.run([*emulator, str(program)], capture_output=True, text=True, check=True).stdout
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from lockstep.common.errors import FailureKind, RefusalKind
 from lockstep.common.job.job import Job
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.messages import (
     Diverged,
     Eviction,
@@ -18,7 +19,6 @@ from lockstep.common.protocol.messages import (
     Result,
     Welcome,
 )
-from lockstep.common.random import Purpose, generator
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import Recompute, UpdateWeights
 from lockstep.ps.coordinator.membership import Member

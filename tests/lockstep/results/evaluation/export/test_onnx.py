@@ -11,7 +11,7 @@ from lockstep import F, Tensor, fit, nn
 from lockstep.common.aggregation.layout import layout_of
 from lockstep.common.autograd.graph import no_grad
 from lockstep.common.errors import ModelError
-from lockstep.common.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator
 from lockstep.results.evaluation.export.trace import trace_of
 from tests.lockstep.small_runs import small_run
 

@@ -1,5 +1,5 @@
 /* The largest element of each window, and the way back. Images have their batch innermost, so vectors run over it. */
-#include "elements.h"
+#include "kernels.h"
 
 INLINE int64_t at_least(int64_t x, int64_t least) { return x < least ? least : x; }
 INLINE int64_t at_most(int64_t x, int64_t most) { return x < most ? x : most; }

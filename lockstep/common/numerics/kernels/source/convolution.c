@@ -4,7 +4,7 @@
    a convolution is a product whose right operand has its rows at the elements of the first window. With another stride
    the columns of the images are sorted by their remainder first, and the same holds. */
 #include "convolution.h"
-#include "sums.h"
+#include "kernels.h"
 
 /* Columns of images that have one remainder by the stride. */
 INLINE int64_t sorted_width(const Convolution *c) { return (c->width + c->stride_x - 1) / c->stride_x; }

@@ -1,5 +1,5 @@
 /* Arithmetic of single elements that NumPy could do, in one pass where that makes several. Each operation is rounded. */
-#include "elements.h"
+#include "kernels.h"
 
 /* A loop over whole vectors, and the part of one at the end. */
 #define EACH(n, ACT) { \
@@ -45,4 +45,13 @@ void follow_momentum(const Momentum *m) {
     }
     EACH(m->n, ACT)
 #undef ACT
+}
+
+void add_rows(int64_t uses, int64_t width, const float *from, const int64_t *indices, float *to) {
+    for (int64_t use = 0; use < uses; use++, from += width) {
+        float *row = to + indices[use] * width;
+#define ACT(load_, store_, rest) { store_(row + i, add(load_(row + i rest), load_(from + i rest)) rest); }
+        EACH(width, ACT)
+#undef ACT
+    }
 }

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lockstep.common import nn
 from lockstep.common.autograd.tensor import Tensor
-from lockstep.common.random import Purpose, Seeds, default_generator, generator
+from lockstep.common.numerics.random import Purpose, Seeds, default_generator, generator
 
 
 def test_the_same_seed_gives_the_same_layers() -> None:

@@ -1,11 +1,25 @@
-/* Arithmetic of single elements, of pools, and of an update: see elements.c and pooling.c. */
-#ifndef LOCKSTEP_ELEMENTS_H
-#define LOCKSTEP_ELEMENTS_H
+/* Sums (sums.c), functions of single numbers (functions.c), arithmetic of elements (elements.c), pools (pooling.c). */
+#ifndef LOCKSTEP_KERNELS_H
+#define LOCKSTEP_KERNELS_H
 
 #include "vector.h"
 
+float halved(float *lanes);
+void sum_terms(int64_t outer, int64_t terms, int64_t inner, int64_t step, int64_t stride, const float *x, float *y);
+
+void ls_exp(int64_t n, const float *x, float *y);
+void ls_log(int64_t n, const float *x, float *y);
+void ls_log1p(int64_t n, const float *x, float *y);
+void ls_tanh(int64_t n, const float *x, float *y);
+void ls_sigmoid(int64_t n, const float *x, float *y);
+void ls_erf(int64_t n, const float *x, float *y);
+void ls_power(int64_t n, const float *x, const float *y, float *z);
+
 void rectify(int64_t n, const float *x, float *y);
 void rectify_gradient(int64_t n, const float *gradient, const float *result, float *y);
+
+/* Add each of `uses` rows to the row of `to` that its index names. */
+void add_rows(int64_t uses, int64_t width, const float *from, const int64_t *indices, float *to);
 
 /* What an update by momentum does with each weight. */
 typedef struct {

@@ -5,8 +5,7 @@
 #include <stdlib.h>
 
 #include "convolution.h"
-#include "functions.h"
-#include "sums.h"
+#include "kernels.h"
 
 #define NOINLINE __attribute__((noinline))
 

@@ -1,5 +1,5 @@
 /* Sums of many terms (K3 of the contract): sixteen chains, then halves of them. */
-#include "sums.h"
+#include "kernels.h"
 
 /* The sum of sixteen lanes. */
 float halved(float *lanes) {

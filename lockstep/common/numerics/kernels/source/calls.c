@@ -2,15 +2,13 @@
 
    Addresses are whole numbers too. Python has checked every size, stride and address before it writes a row. */
 #include "convolution.h"
-#include "elements.h"
-#include "functions.h"
-#include "sums.h"
+#include "kernels.h"
 
 /* Numbers of a row, the first of which is the operation; kernel_leaves.py has the same names in the same order. */
 enum { ROW = 20 };
 enum Operation {
     PRODUCT, STACK, SUM, CONVOLUTION, CONVOLUTION_TO_INPUT, CONVOLUTION_TO_KERNELS, EXP, LOG, LOG1P, TANH, SIGMOID, ERF,
-    POWER, RELU, RELU_GRADIENT, MAX_POOL, MAX_POOL_GRADIENT, MOMENTUM
+    POWER, RELU, RELU_GRADIENT, MAX_POOL, MAX_POOL_GRADIENT, MOMENTUM, ADD_ROWS
 };
 
 INLINE const float *from(int64_t address) { return (const float *)(intptr_t)address; }
@@ -83,8 +81,23 @@ static void call_momentum(const int64_t *g) {
     follow_momentum(&momentum);
 }
 
-/* Carry out `count` rows. */
-EXPORT void ls_run(const int64_t *rows, int64_t count) {
+/* How this thread rounds, and whether it keeps subnormal numbers. Another library of the process may have changed it, as
+   all that gcc links with -ffast-math do: then calls would have other bits. */
+#if defined(TARGET_AVX512) || defined(TARGET_AVX2)
+enum { DEFAULT_MODE = 0x1f80, STATUS = 0x3f };
+INLINE uint64_t floating_point_mode(void) { return _mm_getcsr() & ~(unsigned)STATUS; }
+INLINE void set_floating_point_mode(uint64_t mode) { _mm_setcsr((unsigned)mode); }
+#elif defined(TARGET_NEON)
+enum { DEFAULT_MODE = 0 };
+INLINE uint64_t floating_point_mode(void) { uint64_t mode; __asm__ volatile("mrs %0, fpcr" : "=r"(mode)); return mode; }
+INLINE void set_floating_point_mode(uint64_t mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode)); }
+#else
+enum { DEFAULT_MODE = 0 };
+INLINE uint64_t floating_point_mode(void) { return DEFAULT_MODE; }
+INLINE void set_floating_point_mode(uint64_t mode) { (void)mode; }
+#endif
+
+static void run(const int64_t *rows, int64_t count) {
     for (const int64_t *row = rows; row < rows + count * ROW; row += ROW) {
         const int64_t *g = row + 1;
         switch ((enum Operation)row[0]) {
@@ -114,8 +127,17 @@ EXPORT void ls_run(const int64_t *rows, int64_t count) {
             break;
         }
         case MOMENTUM: call_momentum(g); break;
+        case ADD_ROWS: add_rows(g[0], g[1], from(g[2]), (const int64_t *)(intptr_t)g[3], to(g[4])); break;
         }
     }
+}
+
+/* Carry out `count` rows. */
+EXPORT void ls_run(const int64_t *rows, int64_t count) {
+    const uint64_t mode = floating_point_mode();
+    if (mode != DEFAULT_MODE) set_floating_point_mode(DEFAULT_MODE);
+    run(rows, count);
+    if (mode != DEFAULT_MODE) set_floating_point_mode(mode);
 }
 
 /* Floats of scratch memory that a product takes. */
