@@ -390,9 +390,8 @@ def _momentum(*operands: Any) -> Instruction:
 
 def _add_rows(gradient: Array, indices: Array, out: Array) -> Instruction:
     """Add each row of (uses, width) to the row of `out` (rows, width) whose index it has, in order."""
-    _check(
-        gradient.shape == (len(indices), out.shape[1]) and out.flags.c_contiguous, "add_rows", gradient, indices, out
-    )
+    is_whole = gradient.shape == (len(indices), out.shape[1]) and out.flags.c_contiguous
+    _check(is_whole, "add_rows", gradient, indices, out)
     gradient, indices = np.ascontiguousarray(gradient), np.ascontiguousarray(indices, np.int64)
     if indices.size and not 0 <= indices.min() <= indices.max() < len(out):
         raise IndexError(
