@@ -121,9 +121,8 @@ def check_uses(sources: Mapping[str, Source]) -> Iterator[Violation]:
             if name in CONFINED_USES and source.module != CONFINED_USES[name]:
                 yield Violation(source.module, _line(node), f"uses {name}, which only {CONFINED_USES[name]} may")
             if _is_random(source, node, name) and source.module != "lockstep.common.numerics.random":
-                yield Violation(
-                    source.module, _line(node), "uses numpy.random, which only lockstep.common.numerics.random may"
-                )
+                text = "uses numpy.random, which only lockstep.common.numerics.random may"
+                yield Violation(source.module, _line(node), text)
 
 
 def _is_random(source: Source, node: ast.AST, name: str) -> bool:
