@@ -83,10 +83,12 @@ def _address(array: Array) -> int:
 
 
 def _calls(rows: Iterable[Sequence[int]], *arrays: Array) -> KernelCalls:
-    table = np.zeros((len(found := list(rows)), ROW), np.int64)
-    for target, row in zip(table, found, strict=True):
-        target[: len(row)] = row
+    table = np.array([(*row, *_REST[len(row) :]) for row in rows], np.int64).reshape(-1, ROW)
     return KernelCalls(table, arrays, load().run)
+
+
+#: What fills a row.
+_REST = (0,) * ROW
 
 
 def _in_order(*instructions: Instruction) -> Instruction:
@@ -281,14 +283,18 @@ def _elementwise(name: str) -> Callable[..., Instruction]:
         _check(all(each.shape == out.shape for each in arrays), name, *operands)
         if not out.size:
             return _in_order(lambda: None)
-        if all(_is_dense(each) and each.strides == out.strides for each in operands):
-            return _calls([(_NUMBER[name], out.size, *map(_address, operands))], *operands)
-        copies = [np.empty(out.shape, out.dtype) for _ in operands]
-        fills = [partial(np.copyto, copy, each) for copy, each in zip(copies, arrays, strict=False)]
-        call = _calls([(_NUMBER[name], out.size, *map(_address, copies))], *copies)
-        return _in_order(*fills, call, partial(np.copyto, out, copies[-1]))
+        target = out if _is_dense(out) else np.empty(out.shape, out.dtype)
+        lying = [each if _lies_as(each, target) else np.empty_like(target) for each in arrays]
+        fills = [partial(np.copyto, copy, each) for copy, each in zip(lying, arrays, strict=True) if copy is not each]
+        call = _calls([(_NUMBER[name], out.size, *map(_address, (*lying, target)))], *lying, target)
+        return _in_order(*fills, call, *([] if target is out else [partial(np.copyto, out, target)]))
 
     return bind
+
+
+def _lies_as(array: Array, other: Array) -> bool:
+    """Tell whether two arrays of one shape have their elements in the same order, each without gaps."""
+    return _strides(array) == _strides(other) and _is_dense(array)
 
 
 def _is_dense(array: Array) -> bool:
@@ -321,10 +327,13 @@ def _convolve(
 ) -> Instruction:
     """Bind a convolution of images (G·C, height, width, N) with kernels (G·O, C, kh, kw), or one of its gradients."""
     (channels, height, width, images), (outputs, depth, kernel_height, kernel_width) = x.shape, kernels.shape
-    groups, stride, dilation = geometry
+    groups, stride, dilation, padding = geometry
+    if name == "convolution_to_input":
+        height, width = height + 2 * padding[0], width + 2 * padding[1]
     along = zip((height, width), (kernel_height, kernel_width), stride, dilation, strict=True)
     windows = tuple((size - reach * (kernel - 1) - 1) // step + 1 for size, kernel, step, reach in along)
     fits = channels == groups * depth and outputs % groups == 0 and min(*windows, *stride, *dilation) >= 1
+    fits = fits and min(padding) >= 0
     _check(fits and y.shape == (outputs, *windows, images), name, x, kernels, y)
     _check(bias is None or bias.shape == (outputs,), name, x, kernels, y)
     arrays = {"x": x, "kernels": kernels, "y": y} | ({} if bias is None else {"bias": bias})
@@ -344,7 +353,7 @@ def _convolve(
     scratch = _scratch.of(load().convolution_scratch(np.array(sizes, np.int64).ctypes.data))
     addresses = [_address(arrays[key]) for key in ("x", "kernels", "y")]
     addresses += [_address(scratch), 0 if bias is None else _address(arrays["bias"])]
-    call = _calls([(_NUMBER[name], *sizes, groups, *addresses)], *arrays.values(), scratch)
+    call = _calls([(_NUMBER[name], *sizes, groups, *addresses, *padding)], *arrays.values(), scratch)
     return _in_order(*before, call, *after)
 
 

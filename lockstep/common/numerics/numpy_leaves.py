@@ -86,7 +86,7 @@ def _tree_sum(lefts: Array, rights: Array) -> Array:
 
 def _windows(x: Array, kernels: Array, geometry: Geometry) -> Array:
     """View images (G·C, height, width, N) as their windows (G, C, kh, kw, oh, ow, N), without a copy."""
-    groups, stride, dilation = geometry
+    groups, stride, dilation, _ = geometry
     sizes = [(size - reach * (kernel - 1) - 1) // step + 1 for size, kernel, step, reach in zip(
         x.shape[1:3], kernels.shape[2:], stride, dilation, strict=True)]  # fmt: skip
     depth = len(x) // groups
@@ -130,8 +130,10 @@ def _convolution_to_kernels(gradient: Array, x: Array, out: Array, geometry: Geo
 
 def _convolution_to_input(gradient: Array, kernels: Array, out: Array, geometry: Geometry) -> None:
     """Add to each element what the windows that see it get."""
-    out.fill(0)
-    windows, gradients = _windows(out, kernels, geometry), _by_group(gradient, geometry)
+    above, beside = geometry.padding
+    channels, height, width, images = out.shape
+    padded = np.zeros((channels, height + 2 * above, width + 2 * beside, images), out.dtype)
+    windows, gradients = _windows(padded, kernels, geometry), _by_group(gradient, geometry)
     matrices = _by_group(kernels, geometry)
     transposed = matrices.reshape(*matrices.shape[:2], -1).transpose(0, 2, 1)
     for block in _blocks(windows.shape, windows.itemsize):
@@ -141,6 +143,7 @@ def _convolution_to_input(gradient: Array, kernels: Array, out: Array, geometry:
         for y in range(target.shape[2]):
             for column in range(target.shape[3]):
                 target[:, :, y, column] += columns[:, :, y, column]
+    np.copyto(out, padded[:, above : above + height, beside : beside + width])
 
 
 def _by_group(x: Array, geometry: Geometry) -> Array:

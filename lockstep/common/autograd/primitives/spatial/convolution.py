@@ -19,12 +19,10 @@ from lockstep.common.numerics.leaves import convolution, convolution_to_input, c
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What the backward pass needs: the padded input, and how the windows lie on it."""
+    """What the backward pass needs: the padded input, the shape of the weight, and how the windows lie."""
 
     padded: Array  # (in, height, width, batch)
     kernels: tuple[int, ...]  # the shape of the weight
-    rows: Window
-    columns: Window
     geometry: Geometry
 
 
@@ -44,19 +42,19 @@ def _conv2d(
     """
     check_images(x, "conv2d")
     _check_weight(x, weight, bias, groups)
-    steps, reach = pair(stride, "stride"), pair(dilation, "dilation")
-    rows, columns = _along_axes(x.shape[2:], weight.shape[2:], steps, pair(padding, "padding"), reach)
+    geometry = Geometry(groups, pair(stride, "stride"), pair(dilation, "dilation"), pair(padding, "padding"))
+    rows, columns = _along_axes(x.shape[2:], weight.shape[2:], geometry.stride, geometry.padding, geometry.dilation)
     padded = _padded(x, rows, columns, np.result_type(x, weight))
-    geometry = Geometry(groups, steps, reach)
     result = empty((len(weight), rows.count, columns.count, padded.shape[3]), padded)
     convolution(padded, contiguous(weight, padded.dtype), bias, geometry, result)
-    return batch_first(result), _Seen(padded, weight.shape, rows, columns, geometry)
+    return batch_first(result), _Seen(padded, weight.shape, geometry)
 
 
 def _conv2d_x(gradient: Array, seen: _Seen, x: Array | None, weight: Array, *_: object, **__: object) -> Array:
-    spread = empty(seen.padded.shape, gradient)
-    convolution_to_input(batch_innermost(gradient), contiguous(weight, gradient.dtype), seen.geometry, spread)
-    return batch_first(_inside(spread, seen.rows, seen.columns))
+    (channels, height, width, images), (above, beside) = seen.padded.shape, seen.geometry.padding
+    result = empty((channels, height - 2 * above, width - 2 * beside, images), gradient)
+    convolution_to_input(batch_innermost(gradient), contiguous(weight, gradient.dtype), seen.geometry, result)
+    return batch_first(result)
 
 
 def _conv2d_weight(gradient: Array, seen: _Seen, *_: object, out: Array | None = None, **__: object) -> Array:

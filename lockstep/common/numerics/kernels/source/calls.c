@@ -43,8 +43,13 @@ INLINE Convolution convolution_of(const int64_t *g) {
 
 /* A convolution or one of its gradients, group by group: of images, kernels and results. */
 static void call_convolution(enum Operation operation, const int64_t *g) {
-    const Convolution c = convolution_of(g);
-    const int64_t image = c.channels * c.height * c.width * c.images;
+    Convolution c = convolution_of(g);
+    if (operation == CONVOLUTION_TO_INPUT) {
+        c.padding_y = g[17];
+        c.padding_x = g[18];
+    }
+    const int64_t height = c.height - 2 * c.padding_y, width = c.width - 2 * c.padding_x;
+    const int64_t image = c.channels * height * width * c.images;
     const int64_t kernel = c.outputs * c.channels * c.kernel_height * c.kernel_width;
     const int64_t result = c.outputs * rows_of(&c) * columns_of(&c) * c.images;
     float *scratch = to(g[15]);

@@ -68,13 +68,16 @@ static void sort_columns(const Convolution *c, const float *x, float *sorted) {
     }
 }
 
+/* Without the padding. */
 static void unsort_columns(const Convolution *c, const float *sorted, float *x) {
     const int64_t images = c->images, width = sorted_width(c);
-    for (int64_t row = 0; row < c->channels * c->height; row++) {
-        for (int64_t column = 0; column < c->width; column++) {
-            const int64_t place = column % c->stride_x * width + column / c->stride_x;
-            memcpy(x + (row * c->width + column) * images, sorted + row * row_length(c) + place * images,
-                   (size_t)images * sizeof *x);
+    for (int64_t channel = 0; channel < c->channels; channel++) {
+        for (int64_t row = c->padding_y; row < c->height - c->padding_y; row++) {
+            const float *source = sorted + (channel * c->height + row) * row_length(c);
+            for (int64_t column = c->padding_x; column < c->width - c->padding_x; column++, x += images) {
+                const int64_t place = column % c->stride_x * width + column / c->stride_x;
+                memcpy(x, source + place * images, (size_t)images * sizeof *x);
+            }
         }
     }
 }
@@ -150,12 +153,17 @@ void convolve_to_input(const Convolution *c, const float *gradient, const float 
                 }
             }
             /* Not all columns have this remainder if the stride does not divide the width: the rest is left zero. */
-            const int64_t width = (c->width - beside + c->stride_x - 1) / c->stride_x * images;
+            const int64_t width = result == x
+                ? (c->width - 2 * c->padding_x) * images
+                : (c->width - beside + c->stride_x - 1) / c->stride_x * images;
+            const int64_t height = result == x ? c->height - 2 * c->padding_y : c->height;
+            const int64_t length = result == x ? width : row_length(c);
             Product product = {
-                .count = 1, .rows = c->channels, .columns = width, .a_row = all_terms, .a_column = 1, .b = padded,
-                .offsets = offsets, .c_row = c->height * row_length(c),
+                .count = 1, .rows = c->channels, .columns = width, .a_row = all_terms, .a_column = 1,
+                .b = result == x ? padded + c->padding_x * images : padded, .offsets = offsets, .c_row = height * length,
             };
             for (int64_t y = above; width > 0 && y < c->height; y += c->stride_y) {
+                if (y < c->padding_y || y >= c->height - c->padding_y) continue;
                 int64_t count = 0, skipped = 0;
                 for (int64_t p = 0; p < c->kernel_height; p++) {
                     if (!meets(p, c->dilation_y, c->stride_y, above)) continue;
@@ -175,7 +183,9 @@ void convolve_to_input(const Convolution *c, const float *gradient, const float 
                 }
                 product.terms = count;
                 product.a = turned + skipped;
-                product.c = result + y * row_length(c) + beside * sorted_width(c) * images;
+                product.c = result == x
+                    ? x + (y - c->padding_y) * length
+                    : result + y * length + beside * sorted_width(c) * images;
                 multiply(&product, scratch);
             }
         }

@@ -9,6 +9,8 @@
 typedef struct {
     int64_t channels, height, width, images, outputs, kernel_height, kernel_width, stride_y, stride_x, dilation_y,
         dilation_x;
+    /* Of the padded height and width, what the gradient to the input leaves out at each side. */
+    int64_t padding_y, padding_x;
 } Convolution;
 
 INLINE int64_t rows_of(const Convolution *c) {

@@ -46,7 +46,10 @@ void pool_largest(const Pool *p, const float *x, float *y) {
    several windows is added in their row-major order, from 0. */
 void pool_largest_gradient(const Pool *p, const float *gradient, const float *x, const float *y, float *result) {
     const int64_t images = p->images, row_length = p->width * images;
-    memset(result, 0, (size_t)(p->channels * p->height * row_length) * sizeof *result);
+    /* If each element is in one window, it is written once. */
+    const int is_partition = p->kernel_y == p->stride_y && p->kernel_x == p->stride_x && !p->padding_y && !p->padding_x
+        && p->rows * p->stride_y == p->height && p->columns * p->stride_x == p->width;
+    if (!is_partition) memset(result, 0, (size_t)(p->channels * p->height * row_length) * sizeof *result);
     for (int64_t channel = 0; channel < p->channels; channel++) {
         for (int64_t row = 0; row < p->rows; row++) {
             for (int64_t column = 0; column < p->columns; column++, y += images, gradient += images) {
@@ -59,8 +62,9 @@ void pool_largest_gradient(const Pool *p, const float *gradient, const float *x,
                         for (int64_t j = part.left; j < part.right; j++) {
                             const int64_t place = i * row_length + j * images + n;
                             const M is_smaller = less(take(x + place, left), largest);
-                            give(result + place, add(take(result + place, left), choose(is_smaller, all(0.0f), rest)),
-                                 left);
+                            const V taken = choose(is_smaller, all(0.0f), rest);
+                            give(result + place, is_partition ? add(all(0.0f), taken)
+                                                              : add(take(result + place, left), taken), left);
                             rest = choose(is_smaller, rest, all(0.0f));
                         }
                     }

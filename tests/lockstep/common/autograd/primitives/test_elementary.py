@@ -9,9 +9,7 @@ import pytest
 from lockstep.common.autograd import functional as F
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tensor import Tensor
-from lockstep.common.numerics.leaves import erf, log1p
-from lockstep.common.numerics.random import Purpose, generator
-from lockstep.common.runtime.numerics import Numerics, kept_numerics, use_numerics
+from lockstep.common.numerics.leaves import erf
 
 
 def gradients(function: Callable[..., Tensor], *values: object) -> list[Array | None]:
@@ -79,17 +77,6 @@ def test_nothing_overflows(function: Callable[..., Tensor], dtype: type) -> None
 def test_small_sigmoids_are_exact() -> None:
     x = Tensor(np.array([-40.0, -20.0, -1.0, 1.0, 20.0]))
     np.testing.assert_allclose(F.sigmoid(x).data, 1 / (1 + np.exp(-x.data)), rtol=1e-15)
-
-
-@pytest.mark.parametrize("numerics", ["native", "portable"])
-def test_log1p_of_portable_numerics_is_rounded_from_float64(numerics: Numerics) -> None:
-    x = generator(1, Purpose.CANARY).random(10_000, dtype=np.float32)
-    expected = np.log1p(x) if numerics == "native" else np.log1p(x.astype(np.float64)).astype(np.float32)
-    with kept_numerics():
-        use_numerics(numerics)
-        assert log1p(x).dtype == np.float32
-        np.testing.assert_array_equal(log1p(x), expected)
-        np.testing.assert_array_equal(log1p(x.astype(np.float64)), np.log1p(x.astype(np.float64)))
 
 
 def test_softplus() -> None:
