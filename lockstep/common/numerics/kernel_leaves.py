@@ -25,7 +25,7 @@ Instruction = Callable[[], Any]
 ROW = 20
 OPERATIONS = (
     "product", "stack", "sum", "convolution", "convolution_to_input", "convolution_to_kernels", "exp", "log", "log1p",
-    "tanh", "sigmoid", "erf", "power", "relu", "relu_gradient", "max_pool", "max_pool_gradient", "momentum",
+    "tanh", "sigmoid", "erf", "power", "relu", "relu_gradient", "max_pool", "max_pool_gradient",
     "add_rows",
 )  # fmt: skip
 _NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
@@ -384,17 +384,19 @@ def _pool(name: str, arrays: Sequence[Array], x: Array, pooled: Array, windows: 
     return _in_order(*before, _calls([row], *lying), *after)
 
 
-def _momentum(*operands: Any) -> Instruction:
-    """Bind an update: weights, gradient, the velocity before it or None, the new weights, the new velocity or None."""
-    weights, gradient, old, out, new, momentum, rate, decay, is_nesterov = operands
-    arrays = [each for each in (weights, gradient, old, out, new) if each is not None]
-    _check(all(each.shape == out.shape for each in arrays) and (old is None) is (new is None), "momentum", *arrays)
-    if not all(each.flags.c_contiguous and each.dtype == np.float32 for each in arrays):
-        return NUMPY["momentum"](*operands)  # the same operations, each of which is rounded in the same way
-    addresses = [0 if each is None else _address(each) for each in (weights, gradient, old, out, new)]
-    numbers = [int(np.float32(each).view(np.uint32)) for each in (momentum, rate, decay)]
-    flags = int(old is not None), int(decay != 0.0), int(is_nesterov)
-    return _calls([(_NUMBER["momentum"], out.size, *addresses, *numbers, *flags)], *arrays)
+def _momentum(
+    weights: Array, gradient: Array, old: Array | None, out: Array, new: Array | None, *numbers: float
+) -> Instruction:
+    """Bind an update; `numbers` are momentum, rate, decay, and whether it is Nesterov's variant."""
+    arrays = (weights, gradient, out) if old is None or new is None else (weights, gradient, out, old, new)
+    _check((old is None) is (new is None), "momentum", *arrays)
+    for each in arrays:
+        _check(each.shape == out.shape, "momentum", *arrays)
+        if not each.flags.c_contiguous or each.dtype != np.float32:
+            # The same operations, each of which is rounded in the same way.
+            return NUMPY["momentum"](weights, gradient, old, out, new, *numbers)
+    addresses = [None if each is None else _address(each) for each in (weights, gradient, old, out, new)]
+    return partial(load().functions.ls_momentum, out.size, *addresses, *numbers)
 
 
 def _add_rows(gradient: Array, indices: Array, out: Array) -> Instruction:

@@ -24,11 +24,11 @@ from lockstep.common.numerics.kernels.targets import (
 )
 from lockstep.common.runtime.environment import KERNELS_VARIABLE, kernels_target
 
-#: Types in C: a whole number, an address, a digest.
-N, A, DIGEST = ctypes.c_int64, ctypes.c_void_p, ctypes.c_uint64
+#: Types in C: a whole number, an address, a float, a digest.
+N, A, F, DIGEST = ctypes.c_int64, ctypes.c_void_p, ctypes.c_float, ctypes.c_uint64
 
 Returned = type[ctypes.c_int64] | type[ctypes.c_uint64] | None
-Taken = tuple[type[ctypes.c_int64] | type[ctypes.c_void_p], ...]
+Taken = tuple[type[ctypes.c_int64] | type[ctypes.c_void_p] | type[ctypes.c_float], ...]
 
 #: The digest of each part of the self-test; `ls_check_PART` computes it. They change with the contract only.
 SELF_TEST = {
@@ -42,6 +42,7 @@ SELF_TEST = {
 #: What each function returns and takes. A test compares this with the sources.
 SIGNATURES: Mapping[str, tuple[Returned, Taken]] = {
     "ls_run": (None, (A, N)),
+    "ls_momentum": (None, (N, A, A, A, A, A, F, F, F, N)),
     "ls_product_scratch": (N, (N, N, N, N)),
     "ls_convolution_scratch": (N, (A,)),
     "ls_supported": (N, ()),

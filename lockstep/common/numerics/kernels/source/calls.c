@@ -8,7 +8,7 @@
 enum { ROW = 20 };
 enum Operation {
     PRODUCT, STACK, SUM, CONVOLUTION, CONVOLUTION_TO_INPUT, CONVOLUTION_TO_KERNELS, EXP, LOG, LOG1P, TANH, SIGMOID, ERF,
-    POWER, RELU, RELU_GRADIENT, MAX_POOL, MAX_POOL_GRADIENT, MOMENTUM, ADD_ROWS
+    POWER, RELU, RELU_GRADIENT, MAX_POOL, MAX_POOL_GRADIENT, ADD_ROWS
 };
 
 INLINE const float *from(int64_t address) { return (const float *)(intptr_t)address; }
@@ -69,23 +69,6 @@ INLINE Pool pool_of(const int64_t *g) {
     };
 }
 
-/* A number whose bits are in the lower half of an argument. */
-INLINE float number(int64_t argument) {
-    const uint32_t word = (uint32_t)argument;
-    float found;
-    memcpy(&found, &word, sizeof found);
-    return found;
-}
-
-static void call_momentum(const int64_t *g) {
-    const Momentum momentum = {
-        .n = g[0], .weights = from(g[1]), .gradient = from(g[2]), .velocity = from(g[3]), .new_weights = to(g[4]),
-        .new_velocity = to(g[5]), .momentum = number(g[6]), .rate = number(g[7]), .decay = number(g[8]),
-        .has_momentum = g[9] != 0, .has_decay = g[10] != 0, .is_nesterov = g[11] != 0,
-    };
-    follow_momentum(&momentum);
-}
-
 /* How this thread rounds, and whether it keeps subnormal numbers. Another library of the process may have changed it, as
    all that gcc links with -ffast-math do: then calls would have other bits. */
 #if defined(TARGET_AVX512) || defined(TARGET_AVX2)
@@ -131,7 +114,6 @@ static void run(const int64_t *rows, int64_t count) {
             pool_largest_gradient(&pool, from(g[12]), from(g[13]), from(g[14]), to(g[15]));
             break;
         }
-        case MOMENTUM: call_momentum(g); break;
         case ADD_ROWS: add_rows(g[0], g[1], from(g[2]), (const int64_t *)(intptr_t)g[3], to(g[4])); break;
         }
     }
@@ -142,6 +124,22 @@ EXPORT void ls_run(const int64_t *rows, int64_t count) {
     const uint64_t mode = floating_point_mode();
     if (mode != DEFAULT_MODE) set_floating_point_mode(DEFAULT_MODE);
     run(rows, count);
+    if (mode != DEFAULT_MODE) set_floating_point_mode(mode);
+}
+
+/* An update by momentum, of n weights: v = momentum * velocity + g, weights - rate * v, where g is the gradient plus
+   decay * weights. Without velocities v is g; Nesterov's variant follows g + momentum * v. */
+EXPORT void ls_momentum(int64_t n, const float *weights, const float *gradient, const float *velocity,
+                        float *new_weights, float *new_velocity, float momentum, float rate, float decay,
+                        int64_t is_nesterov) {
+    const Momentum m = {
+        .n = n, .weights = weights, .gradient = gradient, .velocity = velocity, .new_weights = new_weights,
+        .new_velocity = new_velocity, .momentum = momentum, .rate = rate, .decay = decay,
+        .has_momentum = velocity != NULL, .has_decay = decay != 0.0f, .is_nesterov = is_nesterov != 0,
+    };
+    const uint64_t mode = floating_point_mode();
+    if (mode != DEFAULT_MODE) set_floating_point_mode(DEFAULT_MODE);
+    follow_momentum(&m);
     if (mode != DEFAULT_MODE) set_floating_point_mode(mode);
 }
 
