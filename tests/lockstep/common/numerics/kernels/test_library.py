@@ -114,9 +114,8 @@ def test_the_types_of_arguments_are_those_of_the_sources() -> None:
     assert set(declared) == set(SIGNATURES)
     for name, (returned, taken) in SIGNATURES.items():
         in_c = declared[name][1].removeprefix("void").split(",")
-        kinds = [
-            A if "*" in word else N if "int64_t" in word else F if "float" in word else None for word in in_c if word
-        ]
+        types = {"*": A, "int64_t": N, "float": F}
+        kinds = [next(kind for key, kind in types.items() if key in word) for word in in_c if word]
         assert (declared[name][0], kinds) == (C_NAMES[returned], list(taken)), name
 
 
