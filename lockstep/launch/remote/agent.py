@@ -34,11 +34,11 @@ class LaunchAgent:
         key: str,
         working: str,
         numerics: Numerics = "native",
-        demand: Callable[[Numerics], None] = demand_numerics,
+        check: Callable[[Numerics], None] = demand_numerics,
     ) -> None:
         """Start `lockstep` in the folder `working`, with the text of a key.
 
-        If it cannot be started its number is 0, and what it has written says why; `demand` raises `NumericsError` if
+        If it cannot be started its number is 0, and what it has written says why; `check` raises `NumericsError` if
         this machine cannot have the numerics.
         """
         # An engine may kill this process, and with it the child, which would have removed it: the next one does.
@@ -51,7 +51,7 @@ class LaunchAgent:
             write_new(self._folder.path / KEY, key, 0o600)
             if not Path(working).is_dir():
                 raise FileNotFoundError(2, f"no folder {working!r} here, where the run was started elsewhere")
-            demand(numerics)
+            check(numerics)
             self._child = Child.start(name, [*arguments, "--key", f"{HERE}/{KEY}"], self._log, Path(working), numerics)
         except (OSError, NumericsError) as error:
             why = error.strerror if isinstance(error, OSError) else None
