@@ -59,7 +59,8 @@ def _clip_derivative(gradient: Array, _: None, x: Array, low: Operand | None, hi
     """Pass the gradient where `low <= x <= high`, both ends included (PyTorch's rule)."""
     above: Any = True if low is None else x >= low
     below: Any = True if high is None else x <= high
-    return masked(gradient, np.logical_and(above, below))
+    # Of two plain truth values, NumPy would make a scalar, which a tape does not take.
+    return masked(gradient, below if above is True else np.logical_and(above, below))
 
 
 def _dropout(x: Array, *, p: float, rng: np.random.Generator | Source) -> tuple[Array, Array]:

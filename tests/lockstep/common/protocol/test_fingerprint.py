@@ -16,7 +16,6 @@ from lockstep.common.protocol.fingerprint import (
     code_digest,
     fingerprint,
     fingerprint_of,
-    without_c_comments,
     without_comments,
 )
 from lockstep.common.runtime.blas import blas_threads
@@ -182,9 +181,183 @@ def test_a_hash_within_a_string_is_no_comment() -> None:
     assert without_comments('x = \'#\'  # one\ny = """#\n"""\n\n') == 'x = \'#\'\ny = """#\n"""'
 
 
-def test_only_comments_of_c_are_left_out() -> None:
-    source = 'int a; /* one\n two */ int b; // three\n\nchar *c = "// no /* comment */";\n'
-    assert without_c_comments(source) == 'int a;   int b;\nchar *c = "// no /* comment */";'
+def test_another_build_of_the_kernels_is_the_same_code(tree: Path) -> None:
+    before = code_digest(tree)
+    path = tree / "lockstep" / "common" / "numerics" / "kernels" / "source" / "vector.h"
+    _append(path, "int changed;\n")
+    assert code_digest(tree) == before  # the contract's version and the digest of the self-test stand for them
+
+
+"""Rules R4 and R6: one BLAS thread, and a fingerprint that tells machines apart."""
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from lockstep.common.protocol.fingerprint import (
+    DECIDING,
+    DECIDING_FIELDS,
+    Fingerprint,
+)
+from lockstep.common.runtime.numerics import Numerics
+
+#: Where the computation of a step begins: a worker's part and a shard's.
+ROOTS = ("lockstep.worker.compute", "lockstep.ps.shard.shard")
+
+#: What these import that does not decide bits: errors, files, the types of messages, and what a job's numerics may be.
+UNDECIDING = (
+    *("lockstep.common.errors", "lockstep.common.files", "lockstep.common.protocol"),
+    *("lockstep.common.runtime.numerics", "lockstep.common.runtime.environment"),
+    "lockstep.common.runtime.lent_process",
+)
+
+
+def test_the_blas_has_one_thread() -> None:
+    assert blas_threads() in (0, 1)
+
+
+def test_a_fingerprint_is_taken_once_and_equals_itself() -> None:
+    assert fingerprint() is fingerprint()
+    assert fingerprint().differences(fingerprint()) == []
+
+
+def test_canary_and_code_are_the_same_each_time() -> None:
+    again = fingerprint.__wrapped__()
+    assert again == fingerprint()
+    assert code_digest() == code_digest()
+
+
+MODES: tuple[Numerics, ...] = get_args(Numerics)
+CASES = [(mode, field) for mode in MODES for field in Fingerprint.__struct_fields__ if field != "mode"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "field"), [(mode, field) for mode, field in CASES if field not in DECIDING_FIELDS[mode]]
+)
+def test_what_decides_no_bits_is_named_and_not_compared(mode: Numerics, field: str) -> None:
+    ours = fingerprint_of(mode)
+    assert getattr(ours, field) or field == "libc"
+    changed = 99 if isinstance(getattr(ours, field), int) else "other"
+    assert ours.differences(msgspec.structs.replace(ours, **{field: changed})) == []
+
+
+def test_other_numerics_are_a_difference() -> None:
+    ours, theirs = fingerprint_of("portable"), fingerprint_of("native")
+    assert ours.differences(theirs) == [("mode", "portable", "native")]
+
+
+def test_a_fingerprint_from_before_the_contract_is_read_and_known_as_such() -> None:
+    written = msgspec.to_builtins(fingerprint_of("portable"))
+    for name in ("contract", "kernels", "target", "draws"):
+        del written[name]
+    old = msgspec.convert(written, Fingerprint)
+    assert old.is_of_older_version()
+    assert not fingerprint().is_of_older_version()
+    assert [name for name, _, _ in old.differences(fingerprint_of("portable"))] == ["draws", "contract", "kernels"]
+
+
+@pytest.mark.parametrize(("mode", "field"), [(mode, field) for mode, field in CASES if field in DECIDING_FIELDS[mode]])
+def test_each_field_that_differs_is_named_with_both_values(mode: Numerics, field: str) -> None:
+    ours = fingerprint_of(mode)
+    value = getattr(ours, field)
+    changed = 99 if isinstance(value, int) else value + "-other"
+    theirs = msgspec.structs.replace(ours, **{field: changed})
+    assert ours != theirs
+    assert ours.differences(theirs) == [(field, value, changed)]
+    assert theirs.differences(ours) == [(field, changed, value)]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    ignored = shutil.ignore_patterns("*.gz", "__pycache__")
+    for package in ("common", "ps", "worker"):
+        shutil.copytree(ROOT / "lockstep" / package, tmp_path / "lockstep" / package, ignore=ignored)
+    return tmp_path
+
+
+def _append(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
+
+
+def test_the_digest_depends_on_the_code_alone(tree: Path) -> None:
+    assert code_digest(tree) == code_digest() == fingerprint().code
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"lockstep/{path}.py"
+        for path in ("common/autograd/primitives/linear_algebra", "worker/compute", "common/random")
+    ],
+)
+def test_a_comment_or_a_docstring_changes_nothing(tree: Path, path: str) -> None:
+    before = code_digest(tree)
+    text = (tree / path).read_text()
+    (tree / path).write_text('"""Another docstring."""\n' + text[text.index('"""\n') + 4 :] + "\n# a comment\n")
+    assert code_digest(tree) == before
+
+
+@pytest.mark.parametrize(
+    "path", [f"lockstep/{path}.py" for path in ("ps/records/ledger", "ps/coordinator/coordinator", "worker/state")]
+)
+def test_what_decides_no_bits_changes_nothing(tree: Path, path: str) -> None:
+    before = code_digest(tree)
+    _append(tree / path, "\nCHANGED = True\n")
+    assert code_digest(tree) == before
+
+
+@pytest.mark.parametrize("name", DECIDING)
+def test_what_decides_bits_changes_the_digest(tree: Path, name: str) -> None:
+    before = code_digest(tree)
+    place = tree.joinpath(*name.split("."))
+    _append(place / "__init__.py" if place.is_dir() else place.with_suffix(".py"), "\nCHANGED = True\n")
+    assert code_digest(tree) != before
+
+
+def test_a_changed_primitive_changes_the_digest(tree: Path) -> None:
+    before = code_digest(tree)
+    path = tree / "lockstep" / "common" / "autograd" / "primitives" / "activation.py"
+    path.write_text(path.read_text().replace("0.044715", "0.044716"))
+    assert code_digest(tree) != before
+
+
+def test_all_that_the_computation_imports_is_covered() -> None:
+    tree = {module: Source(module, text) for module, text in read_tree(ROOT).items()}
+    imported: dict[str, set[str]] = {}
+    for edge in edges_of(tree):
+        imported.setdefault(edge.importer, set()).add(edge.imported)
+    reached, unvisited = set[str](), set(ROOTS)
+    while unvisited:
+        module = unvisited.pop()
+        if not any(is_within(module, other) for other in UNDECIDING):
+            reached.add(module)
+            unvisited |= imported.get(module, set()) - reached
+    missing = {module for module in reached if not any(is_within(module, name) for name in DECIDING)}
+    assert not missing, f"add {missing} to DECIDING, or to UNDECIDING if they decide no bits"
+    assert set(DECIDING) <= set(tree)
+
+
+def _code(source: str) -> list[str]:
+    """Return the tokens of a source but for comments, docstrings and layout, as Python itself sees them."""
+    layout = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+    found, starts_line = [], True
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if not (token.type == tokenize.STRING and token.string.endswith('"""') and starts_line):
+            found += [] if token.type in layout else [token.string]
+        starts_line = token.type in (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+    return found
+
+
+@pytest.mark.parametrize("name", DECIDING)
+def test_only_comments_and_docstrings_are_left_out(name: str) -> None:
+    for module, text in read_tree(ROOT).items():
+        if is_within(module, name):
+            assert _code(without_comments(text)) == _code(text), module
+
+
+def test_a_hash_within_a_string_is_no_comment() -> None:
+    assert without_comments('x = \'#\'  # one\ny = """#\n"""\n\n') == 'x = \'#\'\ny = """#\n"""'
 
 
 def test_a_changed_kernel_changes_the_digest(tree: Path) -> None:
