@@ -53,9 +53,6 @@ _LEXEME = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 
-#: A comment of C, or a string.
-_C_LEXEME = re.compile(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"', re.DOTALL)
-
 #: What decides bits, whatever the numerics are.
 ALWAYS = ("lockstep", "code", "mode", "draws", "engine", "evidence")
 
