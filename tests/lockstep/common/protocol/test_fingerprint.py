@@ -109,7 +109,7 @@ def test_the_digest_depends_on_the_code_alone(tree: Path) -> None:
     "path",
     [
         f"lockstep/{path}.py"
-        for path in ("common/autograd/primitives/linear_algebra", "worker/compute", "common/random")
+        for path in ("common/autograd/primitives/linear_algebra", "worker/compute", "common/numerics/random")
     ],
 )
 def test_a_comment_or_a_docstring_changes_nothing(tree: Path, path: str) -> None:
