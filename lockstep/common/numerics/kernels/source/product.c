@@ -9,17 +9,31 @@
 /* Halves of a tree over up to 2^LEVELS products. */
 enum { LEVELS = 20 };
 
-typedef float Tile[ROWS][VECTORS * WIDTH];
+/* A tile of ROWS rows, and where one of its vectors lies. */
+enum { TILE_ROW = VECTORS * WIDTH, TILE = ROWS * TILE_ROW };
 
-/* One chain: of `length` terms, from 0. */
-INLINE void chain(const int rows, const int vectors, const int tail, const int across, const Product *p, const float *a,
-                  const float *b, const int64_t *offsets, int64_t length, int64_t last, V sums[ROWS][VECTORS]) {
-    const int64_t a_row = p->a_row, a_column = p->a_column;
+/* What a chain of products of a tile reads and writes. */
+typedef struct {
+    const float *a; /* an element lies at row * a_row + term * a_column */
+    int64_t a_row, a_column;
+    const float *b; /* a row begins at offsets[term] */
+    const int64_t *offsets;
+    int64_t length, last; /* terms, and columns of the last vector */
+    float *to;
+    int64_t to_row;
+    int adds; /* to what is there */
+} Chain;
+
+/* One chain, from 0, of each element of a tile. */
+INLINE void chain(const int rows, const int vectors, const int tail, const int across, const Chain *c) {
+    const int64_t a_row = c->a_row, a_column = c->a_column, last = c->last;
+    const float *a = c->a, *b = c->b;
+    V sums[ROWS][VECTORS];
     UNROLL for (int i = 0; i < rows; i++) {
         UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = all(0.0f);
     }
-    for (int64_t k = 0; k < length; k++) {
-        const float *row = b + offsets[k];
+    for (int64_t k = 0; k < c->length; k++) {
+        const float *row = b + c->offsets[k];
         V right[VECTORS];
         UNROLL for (int v = 0; v < vectors; v++) {
             right[v] = tail && v == vectors - 1 ? load_first(row + v * WIDTH, last) : load(row + v * WIDTH);
@@ -29,83 +43,29 @@ INLINE void chain(const int rows, const int vectors, const int tail, const int a
             UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = fma_(left, right[v], sums[i][v]);
         }
     }
-}
-
-/* Put sums into a tile of a matrix, or add them to what is there. */
-INLINE void put(const int rows, const int vectors, const int tail, V sums[ROWS][VECTORS], float *c, int64_t c_row,
-                int64_t last, int adds) {
     UNROLL for (int i = 0; i < rows; i++) {
         UNROLL for (int v = 0; v < vectors; v++) {
-            float *place = c + i * c_row + v * WIDTH;
+            float *place = c->to + i * c->to_row + v * WIDTH;
             if (tail && v == vectors - 1) {
-                store_first(place, adds ? add(load_first(place, last), sums[i][v]) : sums[i][v], last);
+                store_first(place, c->adds ? add(load_first(place, last), sums[i][v]) : sums[i][v], last);
             } else {
-                store(place, adds ? add(load(place), sums[i][v]) : sums[i][v]);
+                store(place, c->adds ? add(load(place), sums[i][v]) : sums[i][v]);
             }
         }
     }
-}
-
-INLINE void add_tile(const int rows, const int vectors, float *to, const float *from) {
-    for (int i = 0; i < rows; i++) {
-        UNROLL for (int v = 0; v < vectors; v++) {
-            const int64_t place = i * VECTORS * WIDTH + v * WIDTH;
-            store(to + place, add(load(to + place), load(from + place)));
-        }
-    }
-}
-
-/* One tile of the result; `last` columns of its last vector count. */
-INLINE void tile(const int rows, const int vectors, const int tail, const int across, const Product *p, int64_t last) {
-    V sums[ROWS][VECTORS];
-    /* Chains are added to one another first, and then to what is in c. */
-    if (p->count == 1 && !(p->adds && p->terms > CHAIN)) {
-        for (int64_t k = 0; k < p->terms || k == 0; k += CHAIN) {
-            const int64_t length = p->terms - k < CHAIN ? p->terms - k : CHAIN;
-            chain(rows, vectors, tail, across, p, p->a + k * p->a_column, p->b, p->offsets + k, length, last, sums);
-            put(rows, vectors, tail, sums, p->c, p->c_row, last, p->adds || p->continues || k > 0);
-        }
-        if (p->bias) {
-            UNROLL for (int i = 0; i < rows; i++) {
-                UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = all(p->bias[i]);
-            }
-            put(rows, vectors, tail, sums, p->c, p->c_row, last, 1);
-        }
-        return;
-    }
-    Tile level[LEVELS + 1];
-    int depth = 0;
-    for (int64_t number = 0; number < p->count; number++) {
-        const float *a = p->a + number * p->a_step, *b = p->b + number * p->b_step;
-        for (int64_t k = 0; k < p->terms || k == 0; k += CHAIN) {
-            const int64_t length = p->terms - k < CHAIN ? p->terms - k : CHAIN;
-            chain(rows, vectors, tail, across, p, a + k * p->a_column, b, p->offsets + k, length, last, sums);
-            put(rows, vectors, 0, sums, level[depth][0], VECTORS * WIDTH, last, k > 0);
-        }
-        depth++;
-        /* A node is whole after as many products as its number of leaves divides. */
-        for (int64_t whole = number + 1; whole % 2 == 0; whole /= 2, depth--) {
-            add_tile(rows, vectors, level[depth - 2][0], level[depth - 1][0]);
-        }
-    }
-    for (; depth > 1; depth--) add_tile(rows, vectors, level[depth - 2][0], level[depth - 1][0]);
-    UNROLL for (int i = 0; i < rows; i++) {
-        UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = load(&level[0][i][v * WIDTH]);
-    }
-    put(rows, vectors, tail, sums, p->c, p->c_row, last, p->adds);
 }
 
 /* A function for each size of a tile, for whether its last vector is a part of one, and for the order of `a`. */
-typedef void TileFunction(const Product *p, int64_t last);
-#define TILE(rows, vectors, tail, across) \
-    static __attribute__((noinline)) void tile_##rows##_##vectors##_##tail##_##across(const Product *p, int64_t last) { \
-        tile(rows, vectors, tail, across, p, last); \
+typedef void ChainFunction(const Chain *c);
+#define TILE_OF(rows, vectors, tail, across) \
+    static __attribute__((noinline)) void chain_##rows##_##vectors##_##tail##_##across(const Chain *c) { \
+        chain(rows, vectors, tail, across, c); \
     }
 #define TILES_OF(rows, vectors) \
-    TILE(rows, vectors, 0, 0) TILE(rows, vectors, 0, 1) TILE(rows, vectors, 1, 0) TILE(rows, vectors, 1, 1)
+    TILE_OF(rows, vectors, 0, 0) TILE_OF(rows, vectors, 0, 1) TILE_OF(rows, vectors, 1, 0) TILE_OF(rows, vectors, 1, 1)
 #define NAMES_OF(rows, vectors) \
-    { {tile_##rows##_##vectors##_0_0, tile_##rows##_##vectors##_0_1}, \
-      {tile_##rows##_##vectors##_1_0, tile_##rows##_##vectors##_1_1} }
+    { {chain_##rows##_##vectors##_0_0, chain_##rows##_##vectors##_0_1}, \
+      {chain_##rows##_##vectors##_1_0, chain_##rows##_##vectors##_1_1} }
 #if defined(TARGET_NEON)
 #define TILES_OF_ROWS(rows) TILES_OF(rows, 1) TILES_OF(rows, 2) TILES_OF(rows, 3) TILES_OF(rows, 4)
 #define NAMES_OF_ROWS(rows) {NAMES_OF(rows, 1), NAMES_OF(rows, 2), NAMES_OF(rows, 3), NAMES_OF(rows, 4)}
@@ -124,7 +84,7 @@ TILES_OF_ROWS(5) TILES_OF_ROWS(6) TILES_OF_ROWS(7) TILES_OF_ROWS(8)
 TILES_OF_ROWS(5) TILES_OF_ROWS(6)
 #endif
 
-static TileFunction *const TILES[ROWS][VECTORS][2][2] = {
+static ChainFunction *const CHAINS[ROWS][VECTORS][2][2] = {
     NAMES_OF_ROWS(1), NAMES_OF_ROWS(2), NAMES_OF_ROWS(3), NAMES_OF_ROWS(4),
 #if defined(TARGET_AVX512)
     NAMES_OF_ROWS(5), NAMES_OF_ROWS(6), NAMES_OF_ROWS(7), NAMES_OF_ROWS(8),
@@ -133,27 +93,82 @@ static TileFunction *const TILES[ROWS][VECTORS][2][2] = {
 #endif
 };
 
+/* Add `columns` of rows to what is in a tile of a matrix, or put them there. */
+static void put(int64_t rows, int64_t columns, const float *from, float *to, int64_t to_row, int adds) {
+    for (int64_t i = 0; i < rows; i++, from += TILE_ROW, to += to_row) {
+        int64_t j = 0;
+        for (; j + WIDTH <= columns; j += WIDTH) store(to + j, adds ? add(load(to + j), load(from + j)) : load(from + j));
+        if (j < columns) {
+            const V sum = load_first(from + j, columns - j);
+            store_first(to + j, adds ? add(load_first(to + j, columns - j), sum) : sum, columns - j);
+        }
+    }
+}
+
+/* One tile of the result: the sum of chains, and of products over their tree. */
+static void tile(const Product *p, int64_t rows, int64_t vectors, int64_t last) {
+    ChainFunction *const add_chain = CHAINS[rows - 1][vectors - 1][last < WIDTH][p->a_column != 1];
+    const int64_t columns = (vectors - 1) * WIDTH + last;
+    Chain c = {.a_row = p->a_row, .a_column = p->a_column, .last = last, .to = p->c, .to_row = p->c_row};
+    /* Chains are added to one another first, and then to what is in c. */
+    const int is_direct = p->count == 1 && !(p->adds && p->terms > CHAIN);
+    float level[LEVELS + 1][TILE];
+    int depth = 0;
+    for (int64_t number = 0; number < p->count; number++) {
+        if (!is_direct) {
+            c.to = level[depth];
+            c.to_row = TILE_ROW;
+        }
+        c.b = p->b + number * p->b_step;
+        for (int64_t k = 0; k < p->terms || k == 0; k += CHAIN) {
+            c.a = p->a + number * p->a_step + k * p->a_column;
+            c.offsets = p->offsets + k;
+            c.length = p->terms - k < CHAIN ? p->terms - k : CHAIN;
+            c.adds = k > 0 || (is_direct && (p->adds || p->continues));
+            add_chain(&c);
+        }
+        depth++;
+        /* A node is whole after as many products as its number of leaves divides. */
+        for (int64_t whole = number + 1; whole % 2 == 0; whole /= 2, depth--) {
+            put(rows, columns, level[depth - 1], level[depth - 2], TILE_ROW, 1);
+        }
+    }
+    for (; depth > 1; depth--) put(rows, columns, level[depth - 1], level[depth - 2], TILE_ROW, 1);
+    if (!is_direct) put(rows, columns, level[0], p->c, p->c_row, p->adds);
+    for (int64_t i = 0; p->bias && i < rows; i++) {
+        float *row = p->c + i * p->c_row;
+        const V bias = all(p->bias[i]);
+        int64_t j = 0;
+        for (; j + WIDTH <= columns; j += WIDTH) store(row + j, add(load(row + j), bias));
+        if (j < columns) store_first(row + j, add(load_first(row + j, columns - j), bias), columns - j);
+    }
+}
+
 /* The next part of what is left, near equal parts of at most `most`: 32 rows in tiles of 6 are 6, 6, 5, 5, 5, 5. */
 INLINE int64_t part(int64_t left, int64_t most) {
     const int64_t parts = (left + most - 1) / most;
     return (left + parts - 1) / parts;
 }
 
-/* A panel of the right operand in a row: its rows may be pages apart, and each tile of rows reads them again. */
-static void pack(const Product *p, int64_t vectors, int64_t last, float *panel, int64_t *offsets) {
-    for (int64_t k = 0; k < p->terms; k++) {
-        const float *row = p->b + p->offsets[k];
-        float *target = panel + k * vectors * WIDTH;
-        offsets[k] = k * vectors * WIDTH;
-        for (int64_t v = 0; v + 1 < vectors; v++) store(target + v * WIDTH, load(row + v * WIDTH));
-        const int64_t end = (vectors - 1) * WIDTH;
-        store(target + end, last < WIDTH ? load_first(row + end, last) : load(row + end));
+/* Panels of the right operands in a row: their rows may be pages apart, and each tile of rows reads them again. */
+static void pack(Product *p, int64_t vectors, int64_t last, float *panel, int64_t *offsets) {
+    const int64_t width = vectors * WIDTH, end = width - WIDTH;
+    for (int64_t k = 0; k < p->terms; k++) offsets[k] = k * width;
+    for (int64_t number = 0; number < p->count; number++) {
+        for (int64_t k = 0; k < p->terms; k++) {
+            const float *row = p->b + number * p->b_step + p->offsets[k];
+            float *target = panel + (number * p->terms + k) * width;
+            for (int64_t v = 0; v + 1 < vectors; v++) store(target + v * WIDTH, load(row + v * WIDTH));
+            store(target + end, last < WIDTH ? load_first(row + end, last) : load(row + end));
+        }
     }
+    p->b = panel;
+    p->b_step = p->terms * width;
+    p->offsets = offsets;
 }
 
 /* The result of terms that are added at once. */
 static void multiply_terms(const Product *p, float *panel) {
-    const int across = p->a_column != 1;
     const int64_t all_vectors = (p->columns + WIDTH - 1) / WIDTH;
     /* Columns outside, so that a panel is read by all rows; but if all of b is small, rows outside: they are written
        from end to end. */
@@ -167,17 +182,15 @@ static void multiply_terms(const Product *p, float *panel) {
             const int64_t last = left < vectors * WIDTH ? left - (vectors - 1) * WIDTH : WIDTH;
             Product q = *p;
             q.b = p->b + v * WIDTH;
-            if (!is_small && p->count == 1 && p->rows > 3 * ROWS && p->terms <= TERMS_AT_ONCE) {
+            if (!is_small && p->rows > 3 * ROWS && p->count * p->terms <= TERMS_AT_ONCE) {
                 pack(&q, vectors, last, panel, offsets);
-                q.b = panel;
-                q.offsets = offsets;
             }
             for (int64_t j = i, rows; j < i + height; j += rows) {
                 rows = part(i + height - j, ROWS);
                 q.a = p->a + j * p->a_row;
                 q.c = p->c + j * p->c_row + v * WIDTH;
                 q.bias = p->bias ? p->bias + j : NULL;
-                TILES[rows - 1][vectors - 1][last < WIDTH][across](&q, last);
+                tile(&q, rows, vectors, last);
             }
         }
     }
