@@ -260,8 +260,7 @@ class _Emitter:
     def _stack(self, operand: Any, dimensions: int) -> Any:
         if not isinstance(operand, View):
             return operand
-        base = self.bases[operand.memory]
-        return base.stack(operand, self.count, dimensions) if base.step else base.view(operand)
+        return self.bases[operand.memory].stack(operand, self.count, dimensions)
 
     def _operand(self, operand: Any, batch: int) -> Any:
         if isinstance(operand, View):

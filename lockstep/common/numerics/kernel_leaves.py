@@ -33,6 +33,9 @@ _NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
 #: Products that one sum over a tree can add.
 MOST_PRODUCTS = 1 << 20
 
+#: Elements of padded images, so that no size of scratch memory overflows.
+MOST_ELEMENTS = 1 << 40
+
 #: Bytes at whose multiples scratch memory begins.
 _LINE = 64
 
@@ -82,6 +85,15 @@ def _address(array: Array) -> int:
     return found
 
 
+def _result_address(array: Array) -> int:
+    """Return the address of what a kernel writes. Raises ValueError if the array is read-only."""
+    address: int
+    address, is_read_only = array.__array_interface__["data"]
+    if is_read_only:
+        raise ValueError(f"the result of shape {array.shape} would go to an array that is read-only")
+    return address
+
+
 def _calls(rows: Iterable[Sequence[int]], *arrays: Array) -> KernelCalls:
     table = np.array([(*row, *_REST[len(row) :]) for row in rows], np.int64).reshape(-1, ROW)
     return KernelCalls(table, arrays, load().run)
@@ -108,12 +120,33 @@ def _strides(array: Array) -> tuple[int, ...]:
 
 def _has_row(array: Array) -> bool:
     """Tell whether a matrix lies row after row, or column after column."""
-    return 1 in _strides(array)[-2:] and all(stride % 4 == 0 for stride in array.strides)
+    # What is aligned has all elements at multiples of four bytes.
+    return array.flags.aligned and 1 in _strides(array)[-2:]
+
+
+def _is_flat(array: Array) -> bool:
+    """Tell whether the elements are neighbours in row-major order."""
+    return array.flags.c_contiguous and array.flags.aligned
+
+
+def _flat(arrays: Sequence[Array], written: int) -> tuple[list[Array], list[int], list[Instruction], list[Instruction]]:
+    """Return flat arrays in place of these, the written one apart from the others, and their addresses; what fills the
+    copies before a call; and what copies the result after it.
+    """
+    lying = [each if _is_flat(each) else np.empty(each.shape, each.dtype) for each in arrays]
+    result, others = arrays[written], [*lying[:written], *lying[written + 1 :]]
+    if any(_shares(lying[written], each) for each in others):
+        lying[written] = np.empty(result.shape, result.dtype)
+    copied = [(copy, each) for copy, each in zip(lying, arrays, strict=True) if copy is not each]
+    before = [partial(np.copyto, copy, each) for copy, each in copied if each is not result]
+    after = [partial(np.copyto, result, copy) for copy, each in copied if each is result]
+    addresses = [(_result_address if place == written else _address)(each) for place, each in enumerate(lying)]
+    return lying, addresses, before, after
 
 
 def _prepared(array: Array) -> tuple[Array, list[Instruction]]:
     """Return an array that lies as a product reads it, and what fills it."""
-    if _has_row(array) and array.flags.aligned:
+    if _has_row(array):
         return array, []
     copy = np.empty(array.shape, array.dtype)
     return copy, [partial(np.copyto, copy, array)]
@@ -130,7 +163,7 @@ def _product(left: Array, right: Array, *rest: Array) -> Instruction:
     left, before = _prepared(np.broadcast_to(left, (*stack, rows, terms)))
     right, also_before = _prepared(np.broadcast_to(right, (*stack, terms, columns)))
     target, after = out, list[Instruction]()
-    if not _has_row(out) or _shares(out, left) or _shares(out, right):
+    if not _has_row(out) or any(_shares(out, each) for each in (left, right, *biases)):
         target = np.empty(out.shape, out.dtype)
         after = [partial(np.copyto, out, target)]
     if not out.size:
@@ -140,7 +173,7 @@ def _product(left: Array, right: Array, *rest: Array) -> Instruction:
             after = [partial(np.add, target, bias[:, np.newaxis], out=target), *after]
         left, right, target = right.swapaxes(-1, -2), left.swapaxes(-1, -2), target.swapaxes(-1, -2)
         return _in_order(*before, *also_before, _stack(left, right, target, None), *after)
-    if bias is not None and not bias.flags.c_contiguous:
+    if bias is not None and not _is_flat(bias):
         bias = np.empty(bias.shape, bias.dtype)
         also_before.append(partial(np.copyto, bias, biases[0]))
     return _in_order(*before, *also_before, _stack(left, right, target, bias), *after)
@@ -163,8 +196,8 @@ def _stack(left: Array, right: Array, out: Array, bias: Array | None) -> KernelC
     return _calls(
         (
             (_NUMBER["stack"], count, rows, columns, terms, _address(left[place]), a_row, a_column, a_step,
-             _address(right[place]), b_row, b_column, b_step, _address(out[place]), _row_and_column(out)[0], c_step,
-             _address(scratch), added)
+             _address(right[place]), b_row, b_column, b_step, _result_address(out[place]), _row_and_column(out)[0],
+             c_step, _address(scratch), added)
             for place in places
         ),
         left, right, out, scratch, *([] if bias is None else [bias]),
@@ -217,7 +250,7 @@ def _product_sum(lefts: Array, rights: Array, out: Array, adds: bool) -> Instruc
     call = _calls(
         [
             (_NUMBER["product"], count, rows, columns, terms, _address(lefts), a_row, a_column, a_step,
-             _address(rights), b_row, b_column, b_step, _address(out), _row_and_column(out)[0], int(adds),
+             _address(rights), b_row, b_column, b_step, _result_address(out), _row_and_column(out)[0], int(adds),
              _address(scratch))
         ],
         lefts, rights, out, scratch,
@@ -232,16 +265,16 @@ def _sum(x: Array, out: Array, axes: tuple[int, ...], keepdims: bool) -> Instruc
     if not out.size:
         return _in_order(lambda: None)
     terms = math.prod(x.shape[axis] for axis in axes)
-    target = out if out.flags.c_contiguous and not _shares(out, x) else np.empty(out.shape, out.dtype)
+    target = out if _is_flat(out) and not _shares(out, x) else np.empty(out.shape, out.dtype)
     after = [] if target is out else [partial(np.copyto, out, target)]
-    form = _sum_form(x, kept, axes)
+    form = _sum_form(x, kept, axes) if x.flags.aligned else None
     if form is not None:
         outer, inner, step, stride = form
-        row = (_NUMBER["sum"], outer, terms, inner, step, stride, _address(x), _address(target))
+        row = (_NUMBER["sum"], outer, terms, inner, step, stride, _address(x), _result_address(target))
         return _in_order(_calls([row], x, target), *after)
     copy = np.empty((*(x.shape[axis] for axis in kept), *(x.shape[axis] for axis in axes)), x.dtype)
     fill = partial(np.copyto, copy, x.transpose(*kept, *axes))
-    row = (_NUMBER["sum"], out.size, terms, 1, terms, 1, _address(copy), _address(target))
+    row = (_NUMBER["sum"], out.size, terms, 1, terms, 1, _address(copy), _result_address(target))
     return _in_order(fill, _calls([row], copy, target), *after)
 
 
@@ -284,21 +317,28 @@ def _elementwise(name: str) -> Callable[..., Instruction]:
         if not out.size:
             return _in_order(lambda: None)
         target = out if _is_dense(out) else np.empty(out.shape, out.dtype)
+        # A kernel may overwrite an operand, element by element, and no other part of it.
         lying = [each if _lies_as(each, target) else np.empty_like(target) for each in arrays]
         fills = [partial(np.copyto, copy, each) for copy, each in zip(lying, arrays, strict=True) if copy is not each]
-        call = _calls([(_NUMBER[name], out.size, *map(_address, (*lying, target)))], *lying, target)
+        row = (_NUMBER[name], out.size, *map(_address, lying), _result_address(target))
+        call = _calls([row], *lying, target)
         return _in_order(*fills, call, *([] if target is out else [partial(np.copyto, out, target)]))
 
     return bind
 
 
 def _lies_as(array: Array, other: Array) -> bool:
-    """Tell whether two arrays of one shape have their elements in the same order, each without gaps."""
-    return _strides(array) == _strides(other) and _is_dense(array)
+    """Tell whether two arrays of one shape have their elements in the same order, each without gaps; and whether they
+    are the same elements, or share none.
+    """
+    is_apart = _address(array) == _address(other) or not _shares(array, other)
+    return is_apart and _strides(array) == _strides(other) and _is_dense(array)
 
 
 def _is_dense(array: Array) -> bool:
     """Tell whether elements are neighbours, in whatever order of the axes."""
+    if not array.flags.aligned:
+        return False
     axes = sorted((stride, size) for size, stride in zip(array.shape, array.strides, strict=True) if size > 1)
     expected = array.itemsize
     for stride, size in axes:
@@ -326,34 +366,30 @@ def _convolve(
     name: str, x: Array, kernels: Array, y: Array, geometry: Geometry, bias: Array | None = None
 ) -> Instruction:
     """Bind a convolution of images (G·C, height, width, N) with kernels (G·O, C, kh, kw), or one of its gradients."""
-    (channels, height, width, images), (outputs, depth, kernel_height, kernel_width) = x.shape, kernels.shape
+    (channels, height, width, images), (outputs, depth, *kernel) = x.shape, kernels.shape
     groups, stride, dilation, padding = geometry
     if name == "convolution_to_input":
         height, width = height + 2 * padding[0], width + 2 * padding[1]
-    along = zip((height, width), (kernel_height, kernel_width), stride, dilation, strict=True)
-    windows = tuple((size - reach * (kernel - 1) - 1) // step + 1 for size, kernel, step, reach in along)
-    fits = channels == groups * depth and outputs % groups == 0 and min(*windows, *stride, *dilation) >= 1
-    fits = fits and min(padding) >= 0
-    _check(fits and y.shape == (outputs, *windows, images), name, x, kernels, y)
+    fits = min(groups, *kernel, *stride, *dilation) >= 1 and min(padding) >= 0
+    fits = fits and channels == groups * depth and outputs % groups == 0
+    fits = fits and math.prod((channels, height, width, images)) <= MOST_ELEMENTS
+    _check(fits, name, x, kernels, y)
+    along = zip((height, width), kernel, stride, dilation, strict=True)
+    windows = tuple((size - reach * (length - 1) - 1) // step + 1 for size, length, step, reach in along)
+    _check(min(windows) >= 1 and y.shape == (outputs, *windows, images), name, x, kernels, y)
     _check(bias is None or bias.shape == (outputs,), name, x, kernels, y)
-    arrays = {"x": x, "kernels": kernels, "y": y} | ({} if bias is None else {"bias": bias})
-    written = {"convolution": "y", "convolution_to_input": "x", "convolution_to_kernels": "kernels"}[name]
-    before, after = list[Instruction](), list[Instruction]()
-    for key, array in arrays.items():
-        if array.flags.c_contiguous:
-            continue
-        arrays[key] = copy = np.empty(array.shape, array.dtype)
-        if key == written:
-            after.append(partial(np.copyto, array, copy))
-        else:
-            before.append(partial(np.copyto, copy, array))
+    # Where there is one window, all strides from the size on are alike, and the columns are sorted by them.
+    stride = min(stride[0], max(height, 1)), min(stride[1], max(width, 1))
+    written = {"convolution": 2, "convolution_to_input": 0, "convolution_to_kernels": 1}[name]
+    arrays = [x, kernels, y] if bias is None else [x, kernels, y, bias]
     if not arrays[written].size:
         return _in_order(lambda: None)
-    sizes = (depth, height, width, images, outputs // groups, kernel_height, kernel_width, *stride, *dilation)
+    lying, addresses, before, after = _flat(arrays, written)
+    sizes = (depth, height, width, images, outputs // groups, *kernel, *stride, *dilation)
     scratch = _scratch.of(load().convolution_scratch(np.array(sizes, np.int64).ctypes.data))
-    addresses = [_address(arrays[key]) for key in ("x", "kernels", "y")]
-    addresses += [_address(scratch), 0 if bias is None else _address(arrays["bias"])]
-    call = _calls([(_NUMBER[name], *sizes, groups, *addresses, *padding)], *arrays.values(), scratch)
+    added = 0 if bias is None else addresses[3]
+    row = (_NUMBER[name], *sizes, groups, *addresses[:3], _address(scratch), added, *padding)
+    call = _calls([row], *lying, scratch)
     return _in_order(*before, call, *after)
 
 
@@ -376,11 +412,8 @@ def _pool(name: str, arrays: Sequence[Array], x: Array, pooled: Array, windows: 
     _check(fits and min(*counts, *x.shape[1:3]) >= 1 and pooled.shape == (len(x), *counts, x.shape[3]), name, *arrays)
     _check(all((count - 1) * step - border < size for count, step, border, size in
                zip(counts, stride, padding, x.shape[1:3], strict=True)), name, *arrays)  # fmt: skip
-    lying = [each if each.flags.c_contiguous else np.empty(each.shape, each.dtype) for each in arrays]
-    copied = [(one, other) for one, other in zip(arrays, lying, strict=True) if one is not other]
-    before = [partial(np.copyto, copy, each) for each, copy in copied if each is not arrays[-1]]
-    after = [partial(np.copyto, each, copy) for each, copy in copied if each is arrays[-1]]
-    row = (_NUMBER[name], *x.shape, *counts, *kernel, *stride, *padding, *map(_address, lying))
+    lying, addresses, before, after = _flat(arrays, len(arrays) - 1)
+    row = (_NUMBER[name], *x.shape, *counts, *kernel, *stride, *padding, *addresses)
     return _in_order(*before, _calls([row], *lying), *after)
 
 
@@ -392,23 +425,28 @@ def _momentum(
     _check((old is None) is (new is None), "momentum", *arrays)
     for each in arrays:
         _check(each.shape == out.shape, "momentum", *arrays)
-        if not each.flags.c_contiguous or each.dtype != np.float32:
+        if not _is_flat(each) or each.dtype != np.float32:
             # The same operations, each of which is rounded in the same way.
             return NUMPY["momentum"](weights, gradient, old, out, new, *numbers)
-    addresses = [None if each is None else _address(each) for each in (weights, gradient, old, out, new)]
+    addresses = [None if each is None else _address(each) for each in (weights, gradient, old)]
+    addresses += [None if each is None else _result_address(each) for each in (out, new)]
     return partial(load().functions.ls_momentum, out.size, *addresses, *numbers)
 
 
 def _add_rows(gradient: Array, indices: Array, out: Array) -> Instruction:
     """Add each row of (uses, width) to the row of `out` (rows, width) whose index it has, in order."""
-    is_whole = gradient.shape == (len(indices), out.shape[1]) and out.flags.c_contiguous
-    _check(is_whole, "add_rows", gradient, indices, out)
-    gradient, indices = np.ascontiguousarray(gradient), np.ascontiguousarray(indices, np.int64)
+    fits = indices.ndim == 1 and out.ndim == 2 and gradient.shape == (len(indices), out.shape[1])
+    _check(fits, "add_rows", gradient, indices, out)
+    indices = np.require(indices, np.int64, "CA")
     if indices.size and not 0 <= indices.min() <= indices.max() < len(out):
         raise IndexError(
             f"rows {indices.min()} to {indices.max()} of {len(out)}: expected indices from 0 to the last row"
         )
-    row = (_NUMBER["add_rows"], len(indices), out.shape[1], *map(_address, (gradient, indices, out)))
+    if not _is_flat(gradient) or not _is_flat(out):
+        # The same additions in the same order.
+        return NUMPY["add_rows"](gradient, indices, out)
+    addresses = (_address(gradient), _address(indices), _result_address(out))
+    row = (_NUMBER["add_rows"], len(indices), out.shape[1], *addresses)
     return _calls([row], gradient, indices, out)
 
 

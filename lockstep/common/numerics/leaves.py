@@ -11,6 +11,7 @@ from enum import Enum, auto
 from typing import Any
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.typing import NDArray
 
 from lockstep.common.numerics.choice import prefer_numerics
@@ -57,7 +58,7 @@ class LeafFunction:
     def __call__(self, *arrays: Array, out: Array | None = None, options: tuple[Any, ...] = ()) -> Array:
         for each in (*arrays, out):
             # An array that records its own use: see `TapedArray`.
-            if type(each) is not np.ndarray and isinstance(each, np.ndarray):
+            if isinstance(each, np.ndarray) and type(each).__array_function__ is not np.ndarray.__array_function__:
                 recorded: Array = each.__array_function__(self, (type(each),), arrays, {"out": out, "options": options})
                 return recorded
         arrays = tuple(each if type(each) is np.ndarray else np.asarray(each) for each in arrays)
@@ -154,10 +155,8 @@ _sum = LeafFunction("sum", CallKind.REDUCTION, _summed)
 
 def total(x: Array, axis: Axis = None, keepdims: bool = False, out: Array | None = None) -> Array:
     """Return the sums over axes, those that are left out with size 1 if `keepdims`; over all for None."""
-    if axis is None:
-        axes = tuple(range(x.ndim))
-    else:
-        axes = tuple(sorted(each % x.ndim for each in (axis if isinstance(axis, tuple) else (axis,)))) if x.ndim else ()
+    every = tuple(range(x.ndim))
+    axes = every if axis is None or not every else tuple(sorted(normalize_axis_tuple(axis, x.ndim)))
     return _sum(x, out=out, options=(axes, keepdims))
 
 

@@ -223,7 +223,7 @@ def _momentum(
     weight_decay: float,
     is_nesterov: bool,
 ) -> None:
-    if weight_decay:
+    if out.dtype.type(weight_decay):
         np.multiply(weights, weight_decay, out=out)
         gradient += out
     direction = gradient

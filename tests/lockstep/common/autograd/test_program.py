@@ -80,6 +80,21 @@ def test_a_program_of_a_model_has_the_bits_of_the_engine_for_other_batches_and_w
     check(loss, made, batches(count, samples, 1, 28, 28), loss.tensors)
 
 
+@pytest.mark.parametrize(
+    "of_weights",
+    [Tensor.exp, Tensor.relu, Tensor.sum, lambda weights: weights.mean(axis=1, keepdims=True)],
+    ids=["function", "rectifier", "sum", "mean"],
+)
+def test_what_is_computed_of_weights_alone_is_the_same_for_all_batches(of_weights: Any) -> None:
+    weights = Tensor(RNG.standard_normal((3, 4)).astype(np.float32), requires_grad=True)
+
+    def loss(x: Array) -> tuple[Tensor]:
+        return ((Tensor(x) * of_weights(weights)).sum(),)
+
+    stack = [(RNG.standard_normal((3, 4)).astype(np.float32),) for _ in range(4)]
+    check(loss, program_of(loss, stack, [weights]), stack, [weights])
+
+
 LAYERS: list[tuple[str, Any]] = [
     ("relu", nn.ReLU),
     ("tanh", nn.Tanh),

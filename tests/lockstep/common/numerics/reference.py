@@ -193,6 +193,79 @@ def _gradient_to_kernels(g: Floats, x: Floats, kernel: Pair, stride: Pair, dilat
     return halves(lanes)
 
 
+# --- elements, pools, rows -------------------------------------------------------------------------------------------
+
+
+def relu(x: Floats) -> Floats:
+    """Return what is positive or not a number, +0 for the rest."""
+    return np.where((x > 0) | np.isnan(x), x, _f(0))
+
+
+def relu_gradient(g: Floats, y: Floats) -> Floats:
+    """Return the gradient where the result `y` is positive, +0 elsewhere."""
+    return np.where(y > 0, g, _f(0))
+
+
+def _places(first: int, kernel: int, size: int) -> range:
+    return range(max(first, 0), min(first + kernel, size))
+
+
+def _pool_windows(x: Floats, kernel: Pair, stride: Pair, padding: Pair) -> list[tuple[Pair, list[Pair]]]:
+    """Return the row and column of each window, and the elements of the image in it, all in row-major order."""
+    sizes = x.shape[1:3]
+    counts = [(sizes[k] + 2 * padding[k] - kernel[k]) // stride[k] + 1 for k in (0, 1)]
+    found = []
+    for r, v in np.ndindex(*counts):
+        rows, columns = (_places(at * stride[k] - padding[k], kernel[k], sizes[k]) for k, at in enumerate((r, v)))
+        found.append(((r, v), [(h, u) for h in rows for u in columns]))
+    return found
+
+
+def max_pool(x: Floats, kernel: Pair, stride: Pair, padding: Pair) -> Floats:
+    """Return the largest element of each window (channels, rows, columns, images)."""
+    windows = _pool_windows(x, kernel, stride, padding)
+    (last_row, last_column), _ = windows[-1]
+    y = np.empty((len(x), last_row + 1, last_column + 1, x.shape[3]), np.float32)
+    for (r, v), ((h, u), *others) in windows:
+        largest = x[:, h, u]
+        for h, u in others:
+            largest = np.where((largest < x[:, h, u]) | np.isnan(x[:, h, u]), x[:, h, u], largest)
+        y[:, r, v] = largest
+    return y
+
+
+def max_pool_gradient(g: Floats, x: Floats, y: Floats, kernel: Pair, stride: Pair, padding: Pair) -> Floats:
+    """Return the gradient of the images from that of the windows' largest elements `y`."""
+    result = np.zeros_like(x)
+    for (r, v), elements in _pool_windows(x, kernel, stride, padding):
+        is_given = np.zeros(g[:, r, v].shape, np.bool_)
+        for h, u in elements:
+            takes = ~is_given & ~(x[:, h, u] < y[:, r, v])
+            result[:, h, u] = np.where(takes, result[:, h, u] + g[:, r, v], result[:, h, u])
+            is_given |= takes
+    return result
+
+
+def add_rows(g: Floats, indices: Sequence[int], rows: Floats) -> Floats:
+    """Return the rows after each row of `g` was added to the one that its index names, in order."""
+    result = rows.copy()
+    for each, index in zip(g, indices, strict=True):
+        result[index] = result[index] + each
+    return result
+
+
+def follow_momentum(
+    w: Floats, g: Floats, v: Floats | None, momentum: float, rate: float, decay: float, is_nesterov: bool
+) -> tuple[Floats, Floats | None]:
+    """Return the weights and the velocity after a step."""
+    m, lr, d = map(_f, (momentum, rate, decay))
+    g = g + d * w if d else g
+    if v is not None:
+        v = m * v + g
+        g = g + m * v if is_nesterov else v
+    return w - lr * g, v
+
+
 # --- functions --------------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """Functions of arrays by the kernels have the bits of the contract, for every kind of number and layout of memory."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +69,26 @@ def test_a_function_may_overwrite_its_operand(leaf: LeafFunction, expected: Call
     right = expected(x)
     leaf(x, out=x)
     assert _same(x, right)
+
+
+@pytest.mark.parametrize("step", [-3, 1, 20])
+def test_a_result_may_lie_across_its_operand(step: int) -> None:
+    memory = np.linspace(0.25, 4.0, 80, dtype=np.float32)
+    x, out = memory[20:60], memory[20 + step : 60 + step]
+    expected = reference.exp(x.copy())
+    leaves.exp(x, out=out)
+    assert _same(out, expected)
+
+
+def test_a_result_that_is_read_only_is_refused() -> None:
+    x = np.frombuffer(bytes(40), np.float32)
+    with pytest.raises(ValueError, match=r"the result of shape \(10,\) would go to an array that is read-only"):
+        leaves.exp(x, out=x)
+
+
+def test_an_array_in_a_file_is_an_operand(tmp_path: Path) -> None:
+    x = np.memmap(tmp_path / "x", np.float32, "w+", shape=(5,))
+    assert _same(leaves.exp(x), np.ones(5))
 
 
 @given(

@@ -66,6 +66,22 @@ def test_a_product_without_terms_is_zero() -> None:
     assert _same(leaves.product(_drawn(3, 0), _drawn(0, 5)), np.zeros((3, 5), np.float32))
 
 
+@settings(deadline=None)
+@given(st.integers(1, 20), st.sampled_from([0, 1, 30, 300, 2100]), st.integers(1, 40), _layouts, st.booleans())
+def test_a_bias_is_added_to_the_rows_of_a_finished_product(m: int, k: int, n: int, of: str, is_apart: bool) -> None:
+    a, b, bias = _drawn(m, k), _drawn(k, n, seed=1), _drawn(m, seed=2)
+    out = _in_layout(np.empty((m, n), np.float32), of)
+    leaves.matrix_product(a, b, np.repeat(bias, 2)[::2] if is_apart else bias, out=out)
+    assert _same(np.ascontiguousarray(out), reference.product(a, b) + bias[:, None])
+
+
+def test_a_product_may_be_written_over_its_bias() -> None:
+    a, b, memory = _drawn(3, 4), _drawn(4, 1, seed=1), _drawn(3, seed=2)
+    expected = reference.product(a, b) + memory[:, None]
+    leaves.matrix_product(a, b, memory, out=memory[:, None])
+    assert _same(memory[:, None], expected)
+
+
 def test_a_product_may_be_written_over_an_operand() -> None:
     a = _drawn(16, 16)
     expected = reference.product(a, a.T)
@@ -132,6 +148,29 @@ def test_a_sum_of_any_length_is_added_in_lanes(terms: int, inner: int) -> None:
     assert _same(leaves.total(x, 1), reference.total(x, [1]))
 
 
+def _beside(x: Floats, byte: int) -> Floats:
+    """Return the same vector with a byte before, and between, its elements."""
+    records = np.zeros(len(x), [("before", f"V{byte}"), ("value", np.float32)])
+    records["value"] = x
+    return records["value"]
+
+
+@pytest.mark.parametrize("byte", [1, 2, 4])
+def test_floats_between_other_bytes_are_read_where_they_are(byte: int) -> None:
+    x = _drawn(40)
+    apart = _beside(x, byte)
+    assert _same(np.asarray(leaves.total(apart)), np.asarray(reference.total(x, [0])))
+    assert _same(leaves.exp(apart), reference.exp(x))
+    assert _same(leaves.product(apart[None], apart[:, None]), reference.product(x[None], x[:, None]))
+    leaves.exp(x, out=apart)
+    assert _same(apart.copy(), reference.exp(x))
+
+
+def test_an_axis_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(np.exceptions.AxisError):
+        leaves.total(_drawn(2, 3), 2)
+
+
 def test_the_sum_of_negative_zeros_is_positive() -> None:
     assert not np.signbit(leaves.total(np.full(40, -0.0, np.float32)))
 
@@ -148,10 +187,12 @@ class _Case:
     outputs: int = 3
     images: int = 5
     groups: int = 1
+    #: Of the size, what is left out of the gradient to the input at each side.
+    padding: Pair = (0, 0)
 
     @property
     def geometry(self) -> Geometry:
-        return Geometry(self.groups, self.stride, self.dilation)
+        return Geometry(self.groups, self.stride, self.dilation, self.padding)
 
     def x(self) -> Floats:
         return _drawn(self.groups * self.channels, *self.size, self.images)
@@ -175,6 +216,7 @@ _cases = st.builds(
     outputs=st.integers(1, 5),
     images=st.sampled_from([1, 2, 5, 8, 17]),
     groups=st.integers(1, 2),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
 )
 
 #: Windows that leave rows and columns over, chains of more than 256 terms, more rows of lanes than one.
@@ -185,6 +227,7 @@ _SHAPES = [
     _Case((6, 6), (3, 3), channels=32, outputs=30, images=3),
     _Case((8, 7), (1, 1), stride=(3, 2), images=33),
     _Case((4, 20), (1, 5), channels=1, outputs=9, images=1, groups=3),
+    _Case((5, 6), (3, 4), stride=(1 << 40, 1 << 62), dilation=(2, 1), padding=(1, 2)),
 ]
 
 
@@ -199,10 +242,13 @@ def _check_forward(case: _Case) -> None:
 
 
 def _check_to_input(case: _Case) -> None:
-    gradient, kernels, out = case.gradient(), case.kernels(), np.full_like(case.x(), 7.0)
-    leaves.convolution_to_input(gradient, kernels, case.geometry, out)
+    gradient, kernels = case.gradient(), case.kernels()
     expected = reference.gradient_to_input(gradient, kernels, case.size, case.stride, case.dilation, case.groups)
-    assert _same(out, expected)
+    (above, beside), (height, width) = case.padding, case.size
+    unpadded = np.ascontiguousarray(expected[:, above : height - above, beside : width - beside])
+    out = np.full_like(unpadded, 7.0)
+    leaves.convolution_to_input(gradient, kernels, case.geometry, out)
+    assert _same(out, unpadded)
 
 
 def _check_to_kernels(case: _Case) -> None:
@@ -234,3 +280,13 @@ def test_operands_of_a_convolution_may_lie_anywhere() -> None:
     out = np.empty_like(np.empty(case.gradient().shape[::-1], np.float32).T)
     leaves.convolution(x, np.asfortranarray(case.kernels()), None, case.geometry, out)
     assert _same(np.ascontiguousarray(out), reference.convolution(case.x(), case.kernels()))
+
+
+@pytest.mark.parametrize("name", ["kernel", "stride", "dilation", "groups", "padding"])
+def test_windows_that_cannot_be_are_refused(name: str) -> None:
+    case = _Case((7, 7), (3, 3))
+    wrong = {"stride": (0, 1), "dilation": (1, 0), "groups": 0, "padding": (0, -1)}
+    kernels = case.kernels()[..., :0] if name == "kernel" else case.kernels()
+    geometry = case.geometry._replace(**{name: wrong[name]} if name in wrong else {})
+    with pytest.raises(ValueError, match=r"convolution_to_input got arrays of shapes .*: expected shapes that fit tog"):
+        leaves.convolution_to_input(case.gradient(), kernels, geometry, case.x())

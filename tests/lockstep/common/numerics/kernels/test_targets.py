@@ -1,0 +1,86 @@
+"""Kernels for different processors give the same bits: a call that one has made is made again by another."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lockstep.common.numerics.geometry import Geometry, PoolWindows
+from lockstep.common.numerics.kernel_leaves import KERNELS, KernelCalls
+from lockstep.common.numerics.kernels.library import Library, load
+from lockstep.common.numerics.kernels.targets import targets_of, this_machine
+
+Floats = NDArray[np.float32]
+
+
+def _drawn(*shape: int, seed: int = 0) -> Floats:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+
+
+_GEOMETRY = Geometry(2, (2, 2), (1, 2), (1, 1))
+_POOLS = [PoolWindows((2, 2), (2, 2), (0, 0)), PoolWindows((3, 3), (2, 1), (1, 1))]
+#: Shapes of operands, that of the result, and options. Widths are no multiples of any vector's.
+_CALLS: list[tuple[str, list[tuple[int, ...]], tuple[int, ...], tuple[Any, ...]]] = [
+    ("product", [(23, 600), (600, 75)], (23, 75), ()),
+    ("product", [(23, 2100), (2100, 75), (23,)], (23, 75), ()),
+    ("product", [(3, 7, 9), (3, 9, 5)], (3, 7, 5), ()),
+    ("product_sum", [(7, 13, 300), (7, 300, 53)], (13, 53), (False,)),
+    ("sum", [(5, 77, 37)], (5, 37), ((1,), False)),
+    ("sum", [(5, 77)], (5,), ((1,), False)),
+    *((name, [(203,)], (203,), ()) for name in ("exp", "log", "log1p", "tanh", "sigmoid", "erf", "relu")),
+    *((name, [(203,), (203,)], (203,), ()) for name in ("power", "relu_gradient")),
+    ("convolution", [(4, 9, 8, 5), (6, 2, 3, 2), (6,)], (6, 4, 3, 5), (_GEOMETRY,)),
+    ("convolution_to_input", [(6, 4, 3, 5), (6, 2, 3, 2)], (4, 7, 6, 5), (_GEOMETRY,)),
+    ("convolution_to_kernels", [(6, 4, 3, 5), (4, 9, 8, 5)], (6, 2, 3, 2), (_GEOMETRY,)),
+    ("max_pool", [(2, 6, 8, 19)], (2, 3, 4, 19), (_POOLS[0],)),
+    ("max_pool", [(2, 6, 8, 19)], (2, 3, 8, 19), (_POOLS[1],)),
+    ("max_pool_gradient", [(2, 3, 4, 19), (2, 6, 8, 19), (2, 3, 4, 19)], (2, 6, 8, 19), (_POOLS[0],)),
+    ("max_pool_gradient", [(2, 3, 8, 19), (2, 6, 8, 19), (2, 3, 8, 19)], (2, 6, 8, 19), (_POOLS[1],)),
+]
+
+
+@pytest.fixture
+def others(plain: Library) -> list[Library]:
+    """Return what this processor can run besides; their scratch memory is not larger than that of the fastest."""
+    libraries = [load(target.name) for target in targets_of(this_machine())]
+    fastest = load().target
+    names = [each.target for each in libraries]
+    return [*libraries[names.index(fastest) + 1 :], plain]
+
+
+def _check(call: Callable[[], object], again: Callable[[Library], object], out: Floats, others: list[Library]) -> None:
+    out.fill(7.0)
+    call()
+    expected = out.tobytes()
+    for library in others:
+        out.fill(7.0)
+        again(library)
+        assert out.tobytes() == expected, library.target
+
+
+@pytest.mark.parametrize(("name", "shapes", "result", "options"), _CALLS)
+def test_a_call_has_the_same_bits_on_every_target(
+    name: str, shapes: list[tuple[int, ...]], result: tuple[int, ...], options: tuple[Any, ...], others: list[Library]
+) -> None:
+    operands, out = [_drawn(*shape, seed=seed) for seed, shape in enumerate(shapes)], np.empty(result, np.float32)
+    call = KERNELS[name](*operands, out, *options)
+    assert isinstance(call, KernelCalls)
+    _check(call, lambda library: library.run(call.rows.ctypes.data, len(call.rows)), out, others)
+
+
+def test_rows_are_added_alike_on_every_target(others: list[Library]) -> None:
+    out = np.empty((5, 33), np.float32)
+    call = KERNELS["add_rows"](_drawn(9, 33), np.array([0, 1, 4, 4, 2, 4, 0, 3, 4]), out)
+    assert isinstance(call, KernelCalls)
+    _check(call, lambda library: library.run(call.rows.ctypes.data, len(call.rows)), out, others)
+
+
+@pytest.mark.parametrize("is_nesterov", [False, True])
+def test_an_update_is_the_same_on_every_target(is_nesterov: bool, others: list[Library]) -> None:
+    weights, gradient, old, out, new = (_drawn(101, seed=seed) for seed in range(5))
+    call = KERNELS["momentum"](weights, gradient, old, out, new, 0.9, 0.1, 0.01, is_nesterov)
+    assert isinstance(call, partial)
+    _check(call, lambda library: library.functions.ls_momentum(*call.args), out, others)
