@@ -138,8 +138,8 @@ def _flat(arrays: Sequence[Array], written: int) -> tuple[list[Array], list[int]
     if any(_shares(lying[written], each) for each in others):
         lying[written] = np.empty(result.shape, result.dtype)
     copied = [(copy, each) for copy, each in zip(lying, arrays, strict=True) if copy is not each]
-    before = [partial(np.copyto, copy, each) for copy, each in copied if each is not result]
-    after = [partial(np.copyto, result, copy) for copy, each in copied if each is result]
+    before: list[Instruction] = [partial(np.copyto, copy, each) for copy, each in copied if each is not result]
+    after: list[Instruction] = [partial(np.copyto, result, copy) for copy, each in copied if each is result]
     addresses = [(_result_address if place == written else _address)(each) for place, each in enumerate(lying)]
     return lying, addresses, before, after
 
@@ -437,7 +437,7 @@ def _add_rows(gradient: Array, indices: Array, out: Array) -> Instruction:
     """Add each row of (uses, width) to the row of `out` (rows, width) whose index it has, in order."""
     fits = indices.ndim == 1 and out.ndim == 2 and gradient.shape == (len(indices), out.shape[1])
     _check(fits, "add_rows", gradient, indices, out)
-    indices = np.require(indices, np.int64, "CA")
+    indices = np.require(indices, np.int64, ["C", "A"])
     if indices.size and not 0 <= indices.min() <= indices.max() < len(out):
         raise IndexError(
             f"rows {indices.min()} to {indices.max()} of {len(out)}: expected indices from 0 to the last row"

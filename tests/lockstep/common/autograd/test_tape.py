@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from lockstep.common.autograd.primitives.primitive import Array
-from lockstep.common.autograd.tape import MemoryKind, Tape, TapedArray, UntapeableError
+from lockstep.common.autograd.tape import Memory, MemoryKind, Tape, TapedArray, UntapeableError
+from lockstep.common.numerics import leaves
+from lockstep.common.numerics.geometry import Geometry, PoolWindows
 
 BEFORE = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
 
@@ -90,3 +92,48 @@ def test_memory_of_which_only_a_part_is_known_is_unknown(known: slice, asked: sl
     tape.know(array[known], MemoryKind.INPUT)
     assert tape.view_of(array[known][::-1]) is not None
     assert tape.view_of(array[asked]) is None
+
+
+@pytest.mark.parametrize(
+    ("call", "leaf"),
+    [
+        (leaves.exp, leaves.exp),
+        (leaves.relu, leaves.relu),
+        (lambda x: leaves.relu_gradient(x, x), leaves.relu_gradient),
+        (lambda x: leaves.product(x, x.T), leaves.matrix_product),
+        (lambda x: leaves.matrix_product(x, x.T, x[:, 0]), leaves.matrix_product),
+    ],
+)
+def test_a_leaf_is_recorded_as_one_call(call: Callable[[Any], object], leaf: leaves.LeafFunction) -> None:
+    x = taped()
+    found = call(x)
+    assert isinstance(found, TapedArray)
+    assert x.tape is not None
+    assert [each.function for each in x.tape.calls] == [leaf]
+
+
+def test_leaves_that_fill_given_memory_are_recorded_with_what_they_read_and_write() -> None:
+    tape = Tape()
+    shapes = {"x": (2, 4, 4, 3), "kernels": (2, 2, 2, 2), "y": (2, 3, 3, 3), "bias": (2,), "pooled": (2, 2, 2, 3)}
+    arrays = {name: tape.know(np.ones(shape, np.float32), MemoryKind.INPUT) for name, shape in shapes.items()}
+    x, kernels, y, bias, pooled = arrays.values()
+    geometry, windows = Geometry(1, (1, 1), (1, 1)), PoolWindows((2, 2), (2, 2), (0, 0))
+    leaves.convolution(x, kernels, bias, geometry, y)
+    leaves.convolution_to_input(y, kernels, geometry, x)
+    leaves.convolution_to_kernels(y, x, geometry, kernels)
+    leaves.max_pool(x, windows, pooled)
+    leaves.max_pool_gradient(pooled, x, pooled, windows, x)
+    leaves.total(x, (1, 2, 3), out=bias)
+    written = [
+        (each.function.name, [memory.number for memory in each.written() if isinstance(memory, Memory)])
+        for each in tape.calls
+        if isinstance(each.function, leaves.LeafFunction)
+    ]
+    assert written == [
+        ("convolution", [2]),
+        ("convolution_to_input", [0]),
+        ("convolution_to_kernels", [1]),
+        ("max_pool", [4]),
+        ("max_pool_gradient", [0]),
+        ("sum", [3]),
+    ]

@@ -20,18 +20,26 @@ def _drawn(*shape: int, seed: int = 0) -> Floats:
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
 
 
+#: A leaf, shapes of its operands, that of the result, and options.
+_Call = tuple[str, list[tuple[int, ...]], tuple[int, ...], tuple[Any, ...]]
+
+
+def _of_vectors(name: str, count: int) -> _Call:
+    return name, [(203,)] * count, (203,), ()
+
+
 _GEOMETRY = Geometry(2, (2, 2), (1, 2), (1, 1))
 _POOLS = [PoolWindows((2, 2), (2, 2), (0, 0)), PoolWindows((3, 3), (2, 1), (1, 1))]
-#: Shapes of operands, that of the result, and options. Widths are no multiples of any vector's.
-_CALLS: list[tuple[str, list[tuple[int, ...]], tuple[int, ...], tuple[Any, ...]]] = [
+#: Of widths that are multiples of no vector's.
+_CALLS: list[_Call] = [
     ("product", [(23, 600), (600, 75)], (23, 75), ()),
     ("product", [(23, 2100), (2100, 75), (23,)], (23, 75), ()),
     ("product", [(3, 7, 9), (3, 9, 5)], (3, 7, 5), ()),
     ("product_sum", [(7, 13, 300), (7, 300, 53)], (13, 53), (False,)),
     ("sum", [(5, 77, 37)], (5, 37), ((1,), False)),
     ("sum", [(5, 77)], (5,), ((1,), False)),
-    *((name, [(203,)], (203,), ()) for name in ("exp", "log", "log1p", "tanh", "sigmoid", "erf", "relu")),
-    *((name, [(203,), (203,)], (203,), ()) for name in ("power", "relu_gradient")),
+    *[_of_vectors(name, 1) for name in ("exp", "log", "log1p", "tanh", "sigmoid", "erf", "relu")],
+    *[_of_vectors(name, 2) for name in ("power", "relu_gradient")],
     ("convolution", [(4, 9, 8, 5), (6, 2, 3, 2), (6,)], (6, 4, 3, 5), (_GEOMETRY,)),
     ("convolution_to_input", [(6, 4, 3, 5), (6, 2, 3, 2)], (4, 7, 6, 5), (_GEOMETRY,)),
     ("convolution_to_kernels", [(6, 4, 3, 5), (4, 9, 8, 5)], (6, 2, 3, 2), (_GEOMETRY,)),
