@@ -1,7 +1,7 @@
 """Orders what a tape recorded: which calls are needed, which are made together, and which make a gradient.
 
-Every result stays as it is. What makes a gradient, or a block of it, is put together, so that it can be made for one
-batch after the other and added up while it is in cache.
+Every result stays as it is. What makes a gradient is put together, so that it can be made for one batch after the other
+and added up while it is in cache.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,21 +24,23 @@ class Part:
 
     calls: list[Call]
     is_backward: bool
-    #: Whether they make gradients: for one batch after the other, added over the tree.
-    is_summed: bool = False
-    #: The gradients whose sums are final with this part.
+    #: The gradient that they make, if they do: for one batch after the other, added over the tree.
     finishes: tuple[int, ...] = ()
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether they make a gradient."""
+        return bool(self.finishes)
 
     def views(self) -> Iterator[View]:
         """Yield all that is read or written."""
         return (view for call in self.calls for view in call.views())
 
     def gradient(self) -> View:
-        """Return the block of a gradient that the part makes, as a vector."""
-        views = [view for view in self.views() if _is_gradient(view.memory)]
-        low, high = min(view.bounds[0] for view in views), max(view.bounds[1] for view in views)
-        dtype = views[0].dtype
-        return View(views[0].memory, low, ((high - low) // dtype.itemsize,), (dtype.itemsize,), dtype)
+        """Return the gradient that the part makes, as a vector."""
+        memory = next(view.memory for view in self.views() if _is_gradient(view.memory))
+        array = memory.array
+        return View(memory, 0, (array.size,), (array.itemsize,), array.dtype)
 
 
 def parts_of(capture: Capture) -> list[Part]:
@@ -49,15 +51,13 @@ def parts_of(capture: Capture) -> list[Part]:
     groups = _groups(places)
     grouped = {call for group in groups for call in group}
     units = sorted([*([call] for call in places if call not in grouped), *groups], key=lambda unit: places[unit[-1]])
-    last = {number: unit[-1] for unit in units for number in _gradients(unit)}
     parts: list[Part] = []
     for unit in units:
-        numbers = _gradients(unit)
+        made = tuple(_gradients(unit))
         is_backward = places[unit[-1]] >= capture.forward
-        if not parts or numbers or _is_full(parts[-1]) or parts[-1].is_backward is not is_backward:
-            parts.append(Part([], is_backward, bool(numbers)))
+        if not parts or made or _is_full(parts[-1]) or parts[-1].is_backward is not is_backward:
+            parts.append(Part([], is_backward, made))
         parts[-1].calls += unit
-        parts[-1].finishes = tuple(number for number in numbers if last[number] is unit[-1])
     return parts
 
 
@@ -94,8 +94,8 @@ def _gradients(calls: Iterable[Call]) -> list[int]:
 def _groups(places: TapeIndices) -> list[list[Call]]:
     """Return the calls that make gradients, in groups that share no memory but what all may read.
 
-    A group holds the calls that write into one gradient, or a block of it, and those that prepare something for them
-    alone, as the windows of a convolution are. So it can be made for one batch after the other, on the same memory.
+    A group holds the calls that write into one gradient, and those that prepare something for them alone. So it can be
+    made for one batch after the other, on the same memory.
     """
     touching: dict[Resource, list[Call]] = {}
     for call in places:
@@ -124,7 +124,7 @@ def _add_preparations(own: set[Call], touching: Mapping[Resource, list[Call]], p
                 continue
             others = {call for call in touching[each] if call not in own}
             is_made_for_it = all(list(call.written()) == [each] for call in others)
-            # Memory that is filled again meanwhile, as a convolution's windows are, needs all that fill and read it.
+            # Memory that is filled again meanwhile needs all that fill and read it.
             if is_made_for_it and (_is_ordered(own | others, places) or not _is_ordered(own, places)):
                 private.add(each)
                 own.update(others)

@@ -5,8 +5,8 @@ within it each array has the strides that it would have alone. So an element-wis
 stack; a product of matrices is one call that multiplies matrix by matrix, each in its own shape; anything else is
 called batch by batch. That pays while a stack stays in cache: `fits_in_cache` tells.
 
-The gradients of the batches are summed, over a tree that the caller gives, as soon as they are computed and a block at
-a time: memory is written once, and the number of gradients that exist at once grows with the depth of the tree alone.
+The gradients of the batches are summed, over a tree that the caller gives, as soon as they are computed: memory is
+written once, and the number of gradients that exist at once grows with the depth of the tree alone.
 All memory is allocated beforehand, and used again by what comes later.
 """
 
@@ -121,8 +121,8 @@ class Program:
     def backward(self, shared: Sequence[Array], gradients: Sequence[Array], *, adds: bool = False) -> list[CallList]:
         """Return the backward pass that reads `shared` and writes sums into `gradients`, in the order of the tape.
 
-        If it adds, which a program for one batch can, its gradients are added to what is there, block by block; one
-        that nothing reaches stays in any case.
+        If it adds, which a program for one batch can, its gradients are added to what is there; one that nothing
+        reaches stays in any case.
         """
         assert not adds or self._count == 1
         emitter = self._emitter(shared, gradients)
@@ -161,7 +161,6 @@ class Program:
     def _added(self, part: Part, tree: Tree, into: "_Emitter", depth: int) -> Iterator[Instruction]:
         """Add the sum over a tree to what the emitter has for the gradient."""
         gradient, addend = part.gradient(), self._arena.addends[part][depth]
-        addend = replace(addend, offset=addend.offset - gradient.offset)
         yield from self._summed(part, tree, into.with_base(gradient.memory, addend), depth + 1)
         left = into.bases[gradient.memory].view(gradient)
         yield partial(np.add, left, addend.view(gradient), out=left)

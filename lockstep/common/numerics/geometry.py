@@ -1,4 +1,4 @@
-"""How the windows of a convolution lie, and whether arrays lie in memory as a kernel needs them. Computes nothing."""
+"""How the windows of convolutions and pools lie. Computes nothing."""
 
 from typing import NamedTuple
 

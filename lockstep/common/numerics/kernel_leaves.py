@@ -167,7 +167,7 @@ def _product(left: Array, right: Array, *rest: Array) -> Instruction:
         target = np.empty(out.shape, out.dtype)
         after = [partial(np.copyto, out, target)]
     if not out.size:
-        return _in_order(*before)
+        return _in_order()
     if _strides(target)[-1] != 1:
         if bias is not None:  # which a kernel adds to rows alone
             after = [partial(np.add, target, bias[:, np.newaxis], out=target), *after]
@@ -263,7 +263,7 @@ def _sum(x: Array, out: Array, axes: tuple[int, ...], keepdims: bool) -> Instruc
     kept = [axis for axis in range(x.ndim) if axis not in axes]
     _check(out.size == math.prod(x.shape[axis] for axis in kept), "sum", x, out)
     if not out.size:
-        return _in_order(lambda: None)
+        return _in_order()
     terms = math.prod(x.shape[axis] for axis in axes)
     target = out if _is_flat(out) and not _shares(out, x) else np.empty(out.shape, out.dtype)
     after = [] if target is out else [partial(np.copyto, out, target)]
@@ -286,7 +286,7 @@ def _sum_form(x: Array, kept: Sequence[int], axes: Sequence[int]) -> tuple[int, 
     stride = terms[0][1] // 4 if terms else 1
     rest = _coalesced([(x.shape[axis], x.strides[axis]) for axis in kept])
     if not rest:
-        return (1, 1, 0, 1) if stride == 1 else (1, 1, 0, stride)
+        return 1, 1, 0, stride
     if stride == 1 and len(rest) == 1:
         return rest[0][0], 1, rest[0][1] // 4, 1
     if rest[-1][1] == 4 and len(rest) <= 2:
@@ -315,7 +315,7 @@ def _elementwise(name: str) -> Callable[..., Instruction]:
         *arrays, out = operands
         _check(all(each.shape == out.shape for each in arrays), name, *operands)
         if not out.size:
-            return _in_order(lambda: None)
+            return _in_order()
         target = out if _is_dense(out) else np.empty(out.shape, out.dtype)
         # A kernel may overwrite an operand, element by element, and no other part of it.
         lying = [each if _lies_as(each, target) else np.empty_like(target) for each in arrays]
@@ -383,7 +383,7 @@ def _convolve(
     written = {"convolution": 2, "convolution_to_input": 0, "convolution_to_kernels": 1}[name]
     arrays = [x, kernels, y] if bias is None else [x, kernels, y, bias]
     if not arrays[written].size:
-        return _in_order(lambda: None)
+        return _in_order()
     lying, addresses, before, after = _flat(arrays, written)
     sizes = (depth, height, width, images, outputs // groups, *kernel, *stride, *dilation)
     scratch = _scratch.of(load().convolution_scratch(np.array(sizes, np.int64).ctypes.data))

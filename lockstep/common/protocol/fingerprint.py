@@ -30,7 +30,6 @@ DECIDING = (
     "lockstep.common.nn",
     "lockstep.common.numerics",
     "lockstep.common.optim",
-    "lockstep.common.numerics.random",
     "lockstep.common.runtime.blas",
     "lockstep.ps.run.early_stopping",
     "lockstep.ps.run.plan",
