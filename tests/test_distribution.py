@@ -18,7 +18,6 @@ from lockstep.common.numerics.kernels.compilation import find_compiler
 from lockstep.common.numerics.kernels.targets import library_path, targets_of, this_machine
 from lockstep.common.runtime.version import VERSION
 from tests.architecture.source import PACKAGES, ROOT
-from tests.lockstep.common.runtime.test_numerics import needs_portable
 
 MNIST = {
     f"lockstep/common/data/mnist/{part}-{kind}-ubyte.gz"
@@ -192,7 +191,6 @@ def check_project(python: Path, project: Path) -> None:
     assert Path(where).is_relative_to(python.parents[1])
 
 
-@needs_portable
 def test_the_wheel_trains_beside_modules_with_the_names_of_our_folders(project: Path, wheel_file: Path) -> None:
     """In an environment with the wheel's files, which borrows the packages that it depends on from ours."""
     home = project.parent / "venv"

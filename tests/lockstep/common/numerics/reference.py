@@ -446,3 +446,63 @@ def normal(u: float) -> float:
     r = np.sqrt(float.fromhex("-0x1.62e42fefa39efp-1") * _log2(tail))
     z = float((ratio("SIDE", r - 1.6) if r[0] <= 5.0 else ratio("END", r - 5.0))[0])
     return -z if q[0] < 0 else z
+
+
+# --- softmax, losses, normalization: along the last axis -------------------------------------------------------------
+
+
+def _sum(x: Floats) -> Floats:
+    return total(x, [x.ndim - 1])[..., None]
+
+
+def _shifted(x: Floats) -> Floats:
+    return x - np.max(x, axis=-1, keepdims=True)
+
+
+def softmax(x: Floats) -> Floats:
+    e = exp(_shifted(x))
+    return e / _sum(e)
+
+
+def softmax_gradient(g: Floats, y: Floats) -> Floats:
+    p = g * y
+    return p - y * _sum(p)
+
+
+def log_softmax(x: Floats) -> Floats:
+    z = _shifted(x)
+    return z - log(_sum(exp(z)))
+
+
+def log_softmax_gradient(g: Floats, y: Floats) -> Floats:
+    return g - exp(y) * _sum(g)
+
+
+def mean_cross_entropy(x: Floats, targets: Sequence[int], smoothing: float) -> tuple[Floats, Floats]:
+    """Return the mean of the losses of (samples, classes), and the gradient of the logits."""
+    z, rows, count = _shifted(x), np.arange(len(x)), _f(len(x))
+    e = exp(z)
+    s, t = _sum(e), z[rows, targets]
+    p = e / s
+    if smoothing:
+        t = _f(1.0 - smoothing) * t + _sum(z)[:, 0] * _f(smoothing / x.shape[1])
+        p = p - _f(smoothing / x.shape[1])
+    p[rows, targets] = p[rows, targets] - _f(1.0 - smoothing)
+    losses = log(s)[:, 0] - t
+    return total(losses, [0]) / count, p * (_f(1) / count)
+
+
+def standardized(x: Floats, eps: float) -> tuple[Floats, Floats]:
+    """Return rows of mean 0 and variance 1, and the deviations (rows, 1) that they had."""
+    n = _f(x.shape[1])
+    d = x - _sum(x) / n
+    deviation = np.sqrt(_sum(d * d) / n + _f(eps))
+    return d / deviation, deviation
+
+
+def standardized_gradient(g: Floats, y: Floats, deviation: Floats) -> Floats:
+    n = _f(y.shape[1])
+    r = y * (-_sum(g * y) / n)
+    r = r + g
+    r = r - _sum(g) / n
+    return r / deviation
