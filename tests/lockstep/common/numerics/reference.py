@@ -456,7 +456,7 @@ def _sum(x: Floats) -> Floats:
 
 
 def _shifted(x: Floats) -> Floats:
-    return x - np.max(x, axis=-1, keepdims=True)
+    return np.asarray(x - np.max(x, axis=-1, keepdims=True))
 
 
 def softmax(x: Floats) -> Floats:
@@ -505,4 +505,4 @@ def standardized_gradient(g: Floats, y: Floats, deviation: Floats) -> Floats:
     r = y * (-_sum(g * y) / n)
     r = r + g
     r = r - _sum(g) / n
-    return r / deviation
+    return np.asarray(r / deviation)
