@@ -183,7 +183,7 @@ def test_the_image_runs_lockstep_as_a_user_and_has_no_tools_of_its_building() ->
 
 
 def test_the_kernels_are_compiled_and_tested_while_the_image_is_built() -> None:
-    compiler, install = arguments_of(dockerfile()[0], "RUN")
+    compiler, _, install = arguments_of(dockerfile()[0], "RUN")
     assert {"gcc", "libc6-dev"} <= set(compiler.split())
     assert install.endswith("&& /opt/lockstep/bin/python -P -m lockstep.common.numerics.kernels.library")
     assert ".so" in (ROOT / ".dockerignore").read_text(encoding="utf-8")

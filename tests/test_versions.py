@@ -10,6 +10,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from lockstep.common.numerics.kernels.compilation import COMPILER_PACKAGE
 from tests.architecture.source import ROOT
 
 REQUIREMENTS = ROOT / "requirements"
@@ -19,6 +20,7 @@ PINNED = re.compile(r"(?P<requirement>[a-z0-9-]+==[^ ]+(?: ; .+)?)(?P<hashes>(?:
 #: What the scripts and the image install, each by the extras of pyproject.toml.
 EXTRAS = {
     "build": (),
+    "compiler": (),
     "watch": ("watch",),
     "train": ("watch", "plot", "predict"),
     **{name: (name,) for name in ("dev", "mutation", "docs", "notebook", "advisories", "versions")},
@@ -34,6 +36,8 @@ def asked(name: str) -> list[Requirement]:
     """Return what the project itself asks for in a file of the lock, with the extras that its extras name."""
     if name == "build":
         return [Requirement(text) for text in pyproject()["build-system"]["requires"]]
+    if name == "compiler":
+        return [Requirement(COMPILER_PACKAGE)]
     project = pyproject()["project"]
     found = [Requirement(text) for text in project["dependencies"]]
     extras = list(EXTRAS[name])

@@ -9,7 +9,7 @@ from lockstep.cli.simulate import replay_command
 def test_seeds_that_keep_the_promise_are_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["simulate", "--seeds", "0:3"]) == 0
     out, error = capsys.readouterr()
-    assert out.startswith("faults: ")
+    assert "\nfaults: " in f"\n{out}"  # on a slow machine, behind lines of how far it is
     assert out.splitlines()[-1].startswith("3 runs, ")
     assert all(len(line) <= 80 for line in out.splitlines())
     assert error == ""
