@@ -16,8 +16,8 @@ from typing import IO
 
 from lockstep.common.runtime.environment import child_environment
 
-#: Within these seconds of an interrupt everything is to be gone.
-GONE_S = 5.0
+#: Longest that a test waits until everything is gone after an interrupt: only what hangs takes so long.
+GONE_S = 60.0
 
 #: Longest that a test waits for a process that should end by itself.
 PATIENCE_S = 300.0
