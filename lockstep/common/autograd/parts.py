@@ -4,11 +4,13 @@ Every result stays as it is. What makes a gradient is put together, so that it c
 and added up while it is in cache.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from lockstep.common.autograd.capture import Capture
-from lockstep.common.autograd.fusion import without_ones
 from lockstep.common.autograd.tape import Call, MemoryKind, Resource, Saved, UntapeableError, View
 
 #: Calls that are made without a break.
@@ -75,6 +77,29 @@ def _needed(capture: Capture) -> TapeIndices:
             wanted.update(call.touched())
             found[call] = place
     return dict(reversed(found.items()))
+
+
+def without_ones(calls: Sequence[Call]) -> list[bool]:
+    """Tell for each call whether it is needed: not if it multiplies by ones, as by the gradient of the loss itself."""
+    written = Counter(each for call in calls for each in call.written())
+    ones = {
+        call.operands[0].memory
+        for call in calls
+        if call.function is np.copyto
+        and type(call.operands[1]) in (int, float)
+        and call.operands[1] == 1
+        and call.operands[0].nbytes == call.operands[0].memory.size
+        and written[call.operands[0].memory] == 1
+    }
+    return [not any(view.memory in ones for view in _factors(call)) for call in calls]
+
+
+def _factors(call: Call) -> Iterator[View]:
+    """Yield what an array is multiplied by in place."""
+    if call.function is np.multiply:
+        left, right, result = call.operands
+        if left == result and isinstance(right, View):
+            yield right
 
 
 def _is_gradient(resource: Resource) -> bool:

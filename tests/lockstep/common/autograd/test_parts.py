@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lockstep.common.autograd.fusion import without_ones
+from lockstep.common.autograd.parts import without_ones
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tape import MemoryKind, Tape
 
