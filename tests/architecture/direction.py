@@ -74,7 +74,6 @@ AUTOGRAD_ORDER = Order(
         ("lockstep.common.autograd.functional",),
         ("lockstep.common.autograd.tensor",),
         ("lockstep.common.autograd.graph", "lockstep.common.autograd.arguments"),
-        ("lockstep.common.autograd.fusion",),
         ("lockstep.common.autograd.tape",),
         ("lockstep.common.autograd.primitives",),
         ("lockstep.common.autograd.primitives.primitive",),
