@@ -22,34 +22,38 @@ typedef struct {
     float *to;
     int64_t to_row;
     int adds; /* to what is there */
+    int64_t repeats, a_next, b_next, to_next; /* for how many tiles, and how far the next one lies */
 } Chain;
 
-/* One chain, from 0, of each element of a tile. */
+/* One chain, from 0, of each element of a tile, or of several. */
 INLINE void chain(const int rows, const int vectors, const int tail, const int across, const Chain *c) {
     const int64_t a_row = c->a_row, a_column = c->a_column, last = c->last;
     const float *a = c->a, *b = c->b;
-    V sums[ROWS][VECTORS];
-    UNROLL for (int i = 0; i < rows; i++) {
-        UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = all(0.0f);
-    }
-    for (int64_t k = 0; k < c->length; k++) {
-        const float *row = b + c->offsets[k];
-        V right[VECTORS];
-        UNROLL for (int v = 0; v < vectors; v++) {
-            right[v] = tail && v == vectors - 1 ? load_first(row + v * WIDTH, last) : load(row + v * WIDTH);
+    float *to = c->to;
+    for (int64_t repeat = 0; repeat < c->repeats; repeat++, a += c->a_next, b += c->b_next, to += c->to_next) {
+        V sums[ROWS][VECTORS];
+        UNROLL for (int i = 0; i < rows; i++) {
+            UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = all(0.0f);
+        }
+        for (int64_t k = 0; k < c->length; k++) {
+            const float *row = b + c->offsets[k];
+            V right[VECTORS];
+            UNROLL for (int v = 0; v < vectors; v++) {
+                right[v] = tail && v == vectors - 1 ? load_first(row + v * WIDTH, last) : load(row + v * WIDTH);
+            }
+            UNROLL for (int i = 0; i < rows; i++) {
+                V left = all(across ? a[k * a_column + i] : a[i * a_row + k]);
+                UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = fma_(left, right[v], sums[i][v]);
+            }
         }
         UNROLL for (int i = 0; i < rows; i++) {
-            V left = all(across ? a[k * a_column + i] : a[i * a_row + k]);
-            UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = fma_(left, right[v], sums[i][v]);
-        }
-    }
-    UNROLL for (int i = 0; i < rows; i++) {
-        UNROLL for (int v = 0; v < vectors; v++) {
-            float *place = c->to + i * c->to_row + v * WIDTH;
-            if (tail && v == vectors - 1) {
-                store_first(place, c->adds ? add(load_first(place, last), sums[i][v]) : sums[i][v], last);
-            } else {
-                store(place, c->adds ? add(load(place), sums[i][v]) : sums[i][v]);
+            UNROLL for (int v = 0; v < vectors; v++) {
+                float *place = to + i * c->to_row + v * WIDTH;
+                if (tail && v == vectors - 1) {
+                    store_first(place, c->adds ? add(load_first(place, last), sums[i][v]) : sums[i][v], last);
+                } else {
+                    store(place, c->adds ? add(load(place), sums[i][v]) : sums[i][v]);
+                }
             }
         }
     }
@@ -93,6 +97,12 @@ static ChainFunction *const CHAINS[ROWS][VECTORS][2][2] = {
 #endif
 };
 
+/* The next part of what is left, near equal parts of at most `most`: 32 rows in tiles of 6 are 6, 6, 5, 5, 5, 5. */
+INLINE int64_t part(int64_t left, int64_t most) {
+    const int64_t parts = (left + most - 1) / most;
+    return (left + parts - 1) / parts;
+}
+
 /* Add `columns` of rows to what is in a tile of a matrix, or put them there. */
 static void put(int64_t rows, int64_t columns, const float *from, float *to, int64_t to_row, int adds) {
     for (int64_t i = 0; i < rows; i++, from += TILE_ROW, to += to_row) {
@@ -105,11 +115,23 @@ static void put(int64_t rows, int64_t columns, const float *from, float *to, int
     }
 }
 
+static void add_bias(const Product *p, int64_t rows, int64_t columns) {
+    for (int64_t i = 0; i < rows; i++) {
+        float *row = p->c + i * p->c_row;
+        const V bias = all(p->bias[i]);
+        int64_t j = 0;
+        for (; j + WIDTH <= columns; j += WIDTH) store(row + j, add(load(row + j), bias));
+        if (j < columns) store_first(row + j, add(load_first(row + j, columns - j), bias), columns - j);
+    }
+}
+
 /* One tile of the result: the sum of chains, and of products over their tree. */
 static void tile(const Product *p, int64_t rows, int64_t vectors, int64_t last) {
     ChainFunction *const add_chain = CHAINS[rows - 1][vectors - 1][last < WIDTH][p->a_column != 1];
     const int64_t columns = (vectors - 1) * WIDTH + last;
-    Chain c = {.a_row = p->a_row, .a_column = p->a_column, .last = last, .to = p->c, .to_row = p->c_row};
+    Chain c = {
+        .a_row = p->a_row, .a_column = p->a_column, .last = last, .to = p->c, .to_row = p->c_row, .repeats = 1,
+    };
     /* Chains are added to one another first, and then to what is in c. */
     const int is_direct = p->count == 1 && !(p->adds && p->terms > CHAIN);
     float level[LEVELS + 1][TILE];
@@ -135,19 +157,27 @@ static void tile(const Product *p, int64_t rows, int64_t vectors, int64_t last) 
     }
     for (; depth > 1; depth--) put(rows, columns, level[depth - 1], level[depth - 2], TILE_ROW, 1);
     if (!is_direct) put(rows, columns, level[0], p->c, p->c_row, p->adds);
-    for (int64_t i = 0; p->bias && i < rows; i++) {
-        float *row = p->c + i * p->c_row;
-        const V bias = all(p->bias[i]);
-        int64_t j = 0;
-        for (; j + WIDTH <= columns; j += WIDTH) store(row + j, add(load(row + j), bias));
-        if (j < columns) store_first(row + j, add(load_first(row + j, columns - j), bias), columns - j);
-    }
+    if (p->bias) add_bias(p, rows, columns);
 }
 
-/* The next part of what is left, near equal parts of at most `most`: 32 rows in tiles of 6 are 6, 6, 5, 5, 5, 5. */
-INLINE int64_t part(int64_t left, int64_t most) {
-    const int64_t parts = (left + most - 1) / most;
-    return (left + parts - 1) / parts;
+/* Tiles that lie side by side, or one above the other, if each of their elements is one chain. */
+static void tiles(const Product *p, int64_t rows, int64_t vectors, int64_t last, int64_t count, int is_beside) {
+    const int64_t width = vectors * WIDTH, columns = width - WIDTH + last;
+    const Chain c = {
+        .a = p->a, .a_row = p->a_row, .a_column = p->a_column, .b = p->b, .offsets = p->offsets, .length = p->terms,
+        .last = last, .to = p->c, .to_row = p->c_row, .adds = p->adds || p->continues, .repeats = count,
+        .a_next = is_beside ? 0 : rows * p->a_row, .b_next = is_beside ? width : 0,
+        .to_next = is_beside ? width : rows * p->c_row,
+    };
+    CHAINS[rows - 1][vectors - 1][last < WIDTH][p->a_column != 1](&c);
+    if (p->bias) add_bias(p, is_beside ? rows : count * rows, is_beside ? count * columns : columns);
+}
+
+/* How many tiles of the size of the next one come before there is one of another. */
+static int64_t alike(int64_t left, int64_t size, int64_t most) {
+    int64_t count = 1;
+    for (left -= size; left >= size && part(left, most) == size; left -= size) count++;
+    return count;
 }
 
 /* Panels of the right operands in a row: their rows may be pages apart, and each tile of rows reads them again. */
@@ -170,14 +200,17 @@ static void pack(Product *p, int64_t vectors, int64_t last, float *panel, int64_
 /* The result of terms that are added at once. */
 static void multiply_terms(const Product *p, float *panel) {
     const int64_t all_vectors = (p->columns + WIDTH - 1) / WIDTH;
+    const int is_one_chain = p->count == 1 && p->terms <= CHAIN;
     /* Columns outside, so that a panel is read by all rows; but if all of b is small, rows outside: they are written
        from end to end. */
     const int is_small = p->terms * p->columns * p->count <= 1 << 16;
     int64_t offsets[TERMS_AT_ONCE];
     for (int64_t i = 0, height; i < p->rows; i += height) {
         height = is_small ? part(p->rows - i, ROWS) : p->rows;
-        for (int64_t v = 0, vectors; v < all_vectors; v += vectors) {
+        for (int64_t v = 0, vectors, beside; v < all_vectors; v += beside * vectors) {
             vectors = part(all_vectors - v, VECTORS);
+            /* Of those side by side, none may be cut off by the end of the columns. */
+            beside = is_small && is_one_chain ? alike(p->columns / WIDTH - v, vectors, VECTORS) : 1;
             const int64_t left = p->columns - v * WIDTH;
             const int64_t last = left < vectors * WIDTH ? left - (vectors - 1) * WIDTH : WIDTH;
             Product q = *p;
@@ -185,12 +218,14 @@ static void multiply_terms(const Product *p, float *panel) {
             if (!is_small && p->rows > 3 * ROWS && p->count * p->terms <= TERMS_AT_ONCE) {
                 pack(&q, vectors, last, panel, offsets);
             }
-            for (int64_t j = i, rows; j < i + height; j += rows) {
+            for (int64_t j = i, rows, above; j < i + height; j += above * rows) {
                 rows = part(i + height - j, ROWS);
+                above = !is_small && is_one_chain ? alike(i + height - j, rows, ROWS) : 1;
                 q.a = p->a + j * p->a_row;
                 q.c = p->c + j * p->c_row + v * WIDTH;
                 q.bias = p->bias ? p->bias + j : NULL;
-                tile(&q, rows, vectors, last);
+                if (is_one_chain) tiles(&q, rows, vectors, last, is_small ? beside : above, is_small);
+                else tile(&q, rows, vectors, last);
             }
         }
     }
