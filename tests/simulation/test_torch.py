@@ -1,5 +1,6 @@
 """The promise for models of PyTorch: one job, one digest, whoever computed it, in whatever order, or resumed."""
 
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from lockstep.checking.simulation.oracle import RunRecords, reference_run, violations
 from lockstep.common.errors import NumericsError
+from lockstep.common.runtime.numerics import kept_numerics, use_numerics
 from lockstep.ps.setup import AdmissionPolicy, open_run
 from tests.lockstep.common.model.pytorch.jobs import NAMES, characters, model_file, torch_job
 from tests.simulation.cluster import Simulation, prove
@@ -15,6 +17,14 @@ from tests.simulation.small import digits, job_of
 from tests.simulation.test_resuming import run
 
 pytest.importorskip("torch", reason="models of PyTorch need the extra: .venv/bin/pip install -e '.[torch]'")
+
+
+@pytest.fixture(autouse=True)
+def native() -> Iterator[None]:
+    """Compute with native numerics during each test."""
+    with kept_numerics():
+        use_numerics("native")
+        yield
 
 
 @cache
@@ -94,7 +104,7 @@ class Net(nn.Module):
 
 
 def test_tokens_have_a_class_each(tmp_path: Path) -> None:
-    job = job_of(model=model_file(tmp_path, LANGUAGE), global_batch=8, micro_batches=4, steps=3)
+    job = job_of(numerics="native", model=model_file(tmp_path, LANGUAGE), global_batch=8, micro_batches=4, steps=3)
     digests = set()
     for workers in (1, 3):
         simulation = Simulation(job, workers, AdmissionPolicy(min_workers=workers), data=characters)

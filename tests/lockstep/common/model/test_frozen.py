@@ -22,6 +22,7 @@ from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.model.initial import read_weights
 from lockstep.common.model.port import DrawKey
 from lockstep.common.model.source import open_model, read_model_source
+from lockstep.common.runtime.numerics import kept_numerics, use_numerics
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.runs.trained_model import open_trained
 from lockstep.worker.setup import gather as gather_material
@@ -88,7 +89,10 @@ def theirs(tmp_path: Path) -> str:
 
 
 def opened(**values: Any) -> RunSetup:
-    return open_run("test", job_of(**values), digits(), AdmissionPolicy())
+    job = job_of(**values)
+    with kept_numerics():
+        use_numerics(job.numerics)
+        return open_run("test", job, digits(), AdmissionPolicy())
 
 
 def test_a_frozen_parameter_of_ours_is_in_no_vector_and_in_every_file(ours: str, tmp_path: Path) -> None:
@@ -304,7 +308,7 @@ def test_a_file_of_torch_is_read_with_or_without_what_is_around_the_state_dict(t
         found = read_weights(tmp_path / "w.pt")
         assert found.keys() == whole.keys()
         assert all(found[name].tobytes() == whole[name].tobytes() for name in whole)
-    setup = opened(model=theirs, initial=str(tmp_path / "w.pt"))
+    setup = opened(numerics="native", model=theirs, initial=str(tmp_path / "w.pt"))
     here = setup.layout.read(setup.shard.weights)
     assert all(here[name].tobytes() == whole[name].tobytes() for name in here)
     torch.save({"w": torch.ones(3, dtype=torch.bfloat16)}, tmp_path / "half.pt")

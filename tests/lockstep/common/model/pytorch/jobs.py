@@ -23,7 +23,7 @@ HEADER = "import torch\nfrom torch import nn\nfrom torch.nn import functional as
 
 def torch_job(name: str, **values: Any) -> Job:
     """Return a job of one of the nine nets: three steps over unequal micro-batches."""
-    fixed = {"steps": 3, "global_batch": 10, "micro_batches": 4, "momentum": 0.9}
+    fixed = {"steps": 3, "global_batch": 10, "micro_batches": 4, "momentum": 0.9, "numerics": "native"}
     return job_of(**{**fixed, **values, "model": f"{NETS}:{name}"})
 
 

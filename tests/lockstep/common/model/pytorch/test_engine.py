@@ -512,7 +512,9 @@ class Net(nn.Module):
 @pytest.mark.filterwarnings("ignore:.*spectral_norm:FutureWarning")
 def test_what_a_spectral_norm_moves_goes_on_from_step_to_step(tmp_path: Path, norm: str) -> None:
     text = SPECTRAL.format(norm=norm)
-    job = job_of(model=model_file(tmp_path, text), steps=3, global_batch=10, micro_batches=1, momentum=0.9)
+    job = job_of(
+        numerics="native", model=model_file(tmp_path, text), steps=3, global_batch=10, micro_batches=1, momentum=0.9
+    )
     setup = open_run("run", job, digits(), AdmissionPolicy())
     assert len(setup.layout.statistics) == 2
     trainer = SingleProcessTrainer(setup)

@@ -208,7 +208,7 @@ def test_a_teacher_that_is_no_part_of_the_module_is_state(tmp_path: Path, made: 
 def test_a_teacher_that_moves_in_evaluations_is_named_before_a_run(tmp_path: Path) -> None:
     text = TEACHER.format(made="self.teacher = teacher", moved=LERP, done=FOLLOW)
     with pytest.raises(ModelError, match=r"'teacher\.weight' differs; .* change no parameter or buffer in a forward"):
-        open_run("run", job_of(model=model_file(tmp_path, text)), digits(), AdmissionPolicy())
+        open_run("run", job_of(numerics="native", model=model_file(tmp_path, text)), digits(), AdmissionPolicy())
 
 
 def test_a_teacher_that_stays_is_allowed(tmp_path: Path) -> None:
@@ -249,11 +249,11 @@ def build():
 def test_what_is_drawn_from_another_generator_at_import_is_found(tmp_path: Path) -> None:
     text = "import random\n" + IMPORTED.format(draw="[random.random()]")
     with pytest.raises(ModelError, match="is another one when it is built again: 'noise' differs"):
-        open_run("run", job_of(model=model_file(tmp_path, text)), digits(), AdmissionPolicy())
+        open_run("run", job_of(numerics="native", model=model_file(tmp_path, text)), digits(), AdmissionPolicy())
 
 
 def test_what_is_drawn_from_the_generator_of_pytorch_at_import_is_the_same_everywhere(tmp_path: Path) -> None:
-    job = job_of(model=model_file(tmp_path, IMPORTED.format(draw="torch.randn(3)")))
+    job = job_of(numerics="native", model=model_file(tmp_path, IMPORTED.format(draw="torch.randn(3)")))
     found = set()
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -291,7 +291,7 @@ def test_if_numerics_may_be_mixed_nothing_is_compared() -> None:
 
 
 def test_a_model_of_the_library_needs_no_evidence() -> None:
-    info = open_run("run", job_of(), digits(), AdmissionPolicy()).info
+    info = open_run("run", job_of(numerics="native"), digits(), AdmissionPolicy()).info
     assert (info.fingerprint.engine, info.fingerprint.evidence) == ("", "")
 
 
