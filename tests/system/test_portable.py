@@ -1,6 +1,7 @@
 """Numerics in real processes: each takes those of the run that it joins, whoever started it."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,10 @@ import pytest
 
 from lockstep import fit
 from lockstep.api.callbacks import LambdaCallback
+from lockstep.common.errors import NumericsError
+from lockstep.common.numerics.kernels.library import load
+from lockstep.common.numerics.kernels.targets import targets_of, this_machine
+from lockstep.common.runtime.environment import KERNELS_VARIABLE
 from lockstep.common.runtime.numerics import own_numerics
 from tests.architecture.source import ROOT
 from tests.lockstep.tiny_data import write_tiny
@@ -73,6 +78,33 @@ def test_processes_that_a_person_starts_take_the_numerics_of_the_job(place: Plac
     assert [process.end()[0] for process in (worker, shard, server)] == [0, 0, 0]
     assert place.start("train", *job, "--workers", "0", "--run-dir", "again").end()[0] == 0
     assert digest(place.folder / "run", numerics) == digest(place.folder / "again", numerics)
+
+
+def loaded_targets() -> list[str]:
+    """Return the targets whose kernels this processor can run."""
+    targets = []
+    for target in targets_of(this_machine()):
+        with suppress(NumericsError):
+            targets.append(load(target.name).target)
+    return targets
+
+
+def test_workers_with_the_kernels_of_different_processors_give_the_bits_of_one_process(place: Place) -> None:
+    targets = loaded_targets()
+    if len(targets) < 2:
+        pytest.skip("this processor can run the kernels of one target only")
+    job = (*BRIEF, "--model", "lenet")
+    flags = ("--min-workers", str(len(targets)), "--transport", "tcp", "--run-dir", "run")
+    server = place.start("server", *job, *flags, "--bind", "tcp://127.0.0.1:0")
+    address = server.line_with("lockstep worker").split()[2]
+    workers = [
+        place.start("worker", address, "--workers", "1", environ={KERNELS_VARIABLE: target}) for target in targets
+    ]
+    alone = place.start("train", *job, "--workers", "0", "--run-dir", "alone")
+    ended = [process.end() for process in (*workers, server, alone)]
+    assert [code for code, _, _ in ended] == [0] * len(ended), [err for _, _, err in ended]
+    assert json.loads((place.folder / "run" / "result.json").read_text())["workers"] == len(targets)
+    assert digest(place.folder / "run") == digest(place.folder / "alone")
 
 
 @pytest.mark.slow

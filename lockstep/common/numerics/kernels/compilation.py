@@ -27,8 +27,9 @@ from lockstep.common.numerics.kernels.targets import (
 )
 from lockstep.common.runtime.environment import own_environment
 
-#: The oldest processors of a kind of machine: a compiler may have been built to assume newer ones.
-BASELINES = {"x86_64": ("-march=x86-64",), "aarch64": ("-march=armv8-a",)}
+#: The oldest processors of a kind of machine, first as GCC and clang call them, then as zig does: a compiler may have
+#: been built to assume newer ones.
+BASELINES = {"x86_64": (("-march=x86-64",), ("-march=x86_64",)), "aarch64": (("-march=armv8-a",), ("-mcpu=generic",))}
 
 #: A wheel that contains clang, for machines without a compiler.
 COMPILER_PACKAGE = "ziglang"
@@ -43,7 +44,8 @@ def find_compiler(given: str = "") -> tuple[str, ...]:
     It is the given one, or a compiler of the system, or the one in the wheel `ziglang`.
     """
     named = [shlex.split(given)] if given else [[name] for name in ("cc", "gcc", "clang") if shutil.which(name)]
-    commands = [(*command, *BASELINES.get(this_machine(), ())) for command in named]
+    baselines: Sequence[tuple[str, ...]] = BASELINES.get(this_machine(), ((),))
+    commands = [(*command, *baseline) for command in named for baseline in baselines]
     if not given:
         commands.append(wheel_compiler(this_machine(), sys.platform, platform.libc_ver()[0]))
     return next(filter(_works, commands), ())

@@ -12,6 +12,7 @@ import pytest
 
 from lockstep.common.errors import NumericsError
 from lockstep.common.numerics.kernels.compilation import (
+    BASELINES,
     COMPILER_PACKAGE,
     compile_command,
     compile_libraries,
@@ -28,6 +29,7 @@ from lockstep.common.numerics.kernels.targets import (
     is_current,
     library_path,
     targets_of,
+    this_machine,
 )
 
 #: Prints the command of the compiler that a process with this environment finds.
@@ -86,6 +88,15 @@ def test_a_compiler_that_lacks_a_linker_or_headers_is_passed_over(
 def test_a_compiler_that_is_given_is_the_only_one(compiler: tuple[str, ...]) -> None:
     assert find_compiler("lockstep-has-no-such-compiler --flag") == ()
     assert find_compiler(f"{compiler[0]} -pipe")[:2] == (compiler[0], "-pipe")
+
+
+@pytest.mark.skipif(this_machine() not in BASELINES, reason="no processor of this machine has a name here")
+def test_a_compiler_with_other_names_for_processors_is_found(tmp_path: Path) -> None:
+    refused = BASELINES[this_machine()][0]
+    script = tmp_path / "zig"
+    script.write_text(f'#!/bin/sh\ncase " $* " in *" {refused[0]} "*) exit 1 ;; esac\n', encoding="ascii")
+    script.chmod(0o755)
+    assert find_compiler(str(script)) == (str(script), *BASELINES[this_machine()][1])
 
 
 @pytest.mark.parametrize(

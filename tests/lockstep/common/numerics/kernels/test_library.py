@@ -169,7 +169,7 @@ def emulated(folder: Path, target: Target, compiler: str, *emulator: str) -> str
     main, program = folder / "main.c", folder / "program"
     includes = "#include <stdint.h>\n#include <stdio.h>\nint64_t ls_supported(void);\n"
     main.write_text(f"{includes}{declared}int main(void) {{\n{body}\n}}\n", encoding="ascii")
-    machine = BASELINES[target.machines[0]]
+    machine = BASELINES[target.machines[0]][0]
     words = compile_command(target, program, (compiler, *machine), ("-static", str(main)))
     subprocess.run([word for word in words if word != "-shared"], check=True, cwd=SOURCE)
     return subprocess.run([*emulator, str(program)], capture_output=True, text=True, check=True).stdout
