@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -84,7 +85,8 @@ class Place:
     def clear(self) -> None:
         """Kill what is left."""
         for pid in self.pids():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it may have ended since it was found
+                os.kill(pid, signal.SIGKILL)
         for process in self.started:
             process.popen.communicate()
 
