@@ -1,5 +1,6 @@
 """The folder that a run writes to: claimed by one run alone, resumed from, and gone if the run could not begin."""
 
+import fcntl
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lockstep.common.errors import JobError, UsageError
+from lockstep.common.files.atomic import write_atomically
 from lockstep.common.job.job import Job
 from lockstep.common.runtime.clock import wall_time
 from lockstep.ps.records.run_folder import RESULT, WEIGHTS, RunFolder, RunResult, read_result
@@ -18,7 +20,8 @@ from lockstep.runs.recorded_model import demand_trust, recorded_source, resumed_
 #: Where runs go that were given no folder.
 RUNS = Path("runs")
 
-#: The resolved job in a run's folder; empty while the folder is only claimed.
+#: The resolved job in a run's folder. While a folder is only claimed, the file is empty, and the process that begins a
+#: run there has it locked: without that lock, the claim is of a process that was killed, and counts for nothing.
 JOB = "job.toml"
 
 
@@ -34,11 +37,12 @@ def claimed_run_dir(wanted: Path | None, model: str) -> Iterator[Path]:
     candidates = [folder] if folder is not None else _new_run_dirs(model)
     made = [path for path in candidates[0].parents if not path.exists()]
     was_there = folder is not None and folder.exists()
-    folder = _claim(candidates, is_wanted=wanted is not None)
+    folder, claim = _claim(candidates, is_wanted=wanted is not None)
     try:
         yield folder
     finally:
         unclaim(folder, made if was_there else (folder, *made))
+        os.close(claim)
 
 
 def check_run_dir(folder: Path) -> Path:
@@ -49,7 +53,7 @@ def check_run_dir(folder: Path) -> Path:
         raise UsageError(f"{named}: {str(above)!r} is not a folder: expected a new or empty folder")
     if not os.access(above, os.W_OK | os.X_OK):
         raise UsageError(f"{named}: {str(above)!r} cannot be written to: expected a folder that you may write to")
-    if above == folder and any(folder.iterdir()):
+    if above == folder and any(folder.iterdir()) and not _is_abandoned(folder):
         raise UsageError(f"{named} is not empty: expected a new or empty folder")
     return folder
 
@@ -74,7 +78,7 @@ def make_run_dir(folder: Path, job: Job, launch: Launch, say: Callable[[str], No
     """Write the resolved job into the folder of a run that is known to be good."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / JOB).write_text(to_toml(job, launch), encoding="utf-8")
+        write_atomically(folder / JOB, [to_toml(job, launch).encode()])
     except OSError as error:
         raise UsageError(f"cannot write to the run folder {str(folder)!r}: {error.strerror}") from error
     return RunFolder(folder, say)
@@ -85,18 +89,52 @@ def _new_run_dirs(model: str) -> list[Path]:
     return [RUNS / stem, *(RUNS / f"{stem}-{number}" for number in range(2, 1000))]
 
 
-def _claim(candidates: list[Path], *, is_wanted: bool) -> Path:
-    """Return the first folder that no other run has claimed: of several that create its job file, one succeeds."""
+def _claim(candidates: list[Path], *, is_wanted: bool) -> tuple[Path, int]:
+    """Return the first folder that no other run has claimed, and the descriptor of its job file, which has the lock."""
     for folder in candidates:
         try:
             folder.mkdir(parents=True, exist_ok=is_wanted)
-            (folder / JOB).touch(exist_ok=False)
         except FileExistsError:
             continue
         except OSError as error:
             raise UsageError(f"cannot write to the run folder {str(folder)!r}: {error.strerror}") from error
-        return folder
+        claim = _lock(folder)
+        if claim is not None:
+            return folder, claim
     raise UsageError(f"run folder {str(candidates[0])!r} belongs to another run: expected a new or empty folder")
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock the empty job file of a folder, and return its descriptor; None if a run has begun there, or begins now."""
+    path = folder / JOB
+    try:
+        claim = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise UsageError(f"cannot write to the run folder {str(folder)!r}: {error.strerror}") from error
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The file may have been replaced, by that of a run which has begun, or removed, before it was locked.
+        if os.fstat(claim).st_size == 0 and _is_at(path, claim):
+            return claim
+    except OSError:
+        pass  # another process has the lock
+    os.close(claim)
+    return None
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Tell whether a descriptor is of the file that has a name now."""
+    return path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor))
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Tell whether a folder has nothing but what a process left that was killed before it had begun a run there."""
+    if has_begun(folder) or not (folder / JOB).is_file():
+        return False
+    claim = _lock(folder)
+    if claim is not None:
+        os.close(claim)
+    return claim is not None
 
 
 def unclaim(folder: Path, made: Sequence[Path]) -> None:

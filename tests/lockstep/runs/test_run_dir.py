@@ -37,6 +37,25 @@ def test_a_folder_that_is_asked_for_is_claimed_once(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("left", [["job.toml"], ["job.toml", ".job.toml.7.partial"], ["job.toml", "data.npz"]])
+def test_a_folder_of_a_process_that_was_killed_while_it_began_is_as_good_as_empty(left: list[str]) -> None:
+    Path("mine").mkdir()
+    for name in left:
+        (Path("mine") / name).touch()
+    with claimed_run_dir(Path("mine"), "mlp") as claimed:
+        make_run_dir(claimed, Job(), Launch())
+        with pytest.raises(UsageError, match="is not empty"), claimed_run_dir(Path("mine"), "mlp"):
+            pytest.fail("claimed twice")
+    assert resumed_job(Path("mine"), {})[0] == Job()
+
+
+def test_a_claim_is_replaced_by_the_whole_job(folder: Path) -> None:
+    with claimed_run_dir(Path("mine"), "mlp") as claimed:
+        (folder / "claim").hardlink_to(claimed / "job.toml")
+        make_run_dir(claimed, Job(), Launch())
+    assert (folder / "claim").read_text() == ""
+
+
 def test_an_empty_folder_of_the_persons_own_may_be_used() -> None:
     Path("mine").mkdir()
     with claimed_run_dir(Path("mine"), "mlp") as claimed:
