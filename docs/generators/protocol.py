@@ -12,7 +12,6 @@ import lockstep.common.statemachine.client as client
 import lockstep.ps.coordinator.transitions as coordinator
 import lockstep.ps.shard_group.group as shard_group
 import lockstep.ps.shard_process.state as shard_process
-import lockstep.ps.shared_memory.multi_step as multi_step
 import lockstep.ps.standby.state as standby
 import lockstep.worker.state as worker
 from docs.generators.tables import code, comments_of, fields_table, first_sentence, table
@@ -38,7 +37,6 @@ MACHINES = (
     Machine("A shard in the run", shard_process.ShardPhase, shard_process.TRANSITIONS, "ps/shard_process"),
     Machine("The group of servers", shard_group.GroupPhase, shard_group.TRANSITIONS, "ps/shard_group"),
     Machine("A standby", standby.StandbyPhase, standby.TRANSITIONS, "ps/standby"),
-    Machine("A lease of several steps", multi_step.MultiStepPhase, multi_step.TRANSITIONS, "ps/shared_memory"),
 )
 
 

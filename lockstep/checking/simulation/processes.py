@@ -232,8 +232,7 @@ class ServerProcess(SimulatedShell):
         self._end()
         self.server.coordinator.validate()
         self.server.group.state.validate()
-        self.server.multi_step.state.validate()
-        assert self.server.multi_step.is_any() or self.server.coordinator.phase is not RunPhase.MULTI_STEP
+        assert self.server.multi_step.lease is not None or self.server.coordinator.phase is not RunPhase.MULTI_STEP
         return is_busy
 
     def deadline(self) -> float | None:

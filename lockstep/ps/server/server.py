@@ -68,7 +68,7 @@ from lockstep.ps.setup import RunSetup
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard_group.shell import ShardGroupShell
 from lockstep.ps.shared_memory.memory import ServerSharedMemory
-from lockstep.ps.shared_memory.multi_step_shell import MultiStepShell
+from lockstep.ps.shared_memory.multi_step_leases import MultiStepLeases
 from lockstep.ps.standby.source import MirrorSource
 
 #: Returns what an honest worker finds for a micro-batch, given the weights and the step; empty if that cannot be found.
@@ -150,7 +150,7 @@ class Server:
     group: ShardGroupShell = field(init=False)
     shard: Shard = field(init=False)
     #: Steps that a team makes by itself.
-    multi_step: MultiStepShell = field(init=False)
+    multi_step: MultiStepLeases = field(init=False)
     #: The standbys of the run, and servers of other terms.
     succession: Succession = field(init=False)
     receiver: GradientReceiver = field(init=False)
@@ -184,8 +184,8 @@ class Server:
             sharing=self.sharing,
         )
         self.shard = self.group.own
-        self.multi_step = MultiStepShell(
-            info, self.shard, self.clock, self._send_multi_step, self.say, self.sharing if info.servers == 1 else None
+        self.multi_step = MultiStepLeases(
+            self.shard, self.clock, self._send_multi_step, self.say, self.sharing if info.servers == 1 else None
         )
         folder = Path() if self.recorder.folder is None else self.recorder.folder.path
         self.succession = Succession(
@@ -249,7 +249,7 @@ class Server:
     def interrupt(self) -> None:
         """End the run now, after the steps that a team has made by itself."""
         with held_back():
-            self._dispatch(*self.multi_step.end(is_interrupted=True))
+            self._dispatch(*self.multi_step.interrupt())
         self._dispatch(events.Interrupted())
 
     def _see_off(self, ended: effects.Finish) -> None:
@@ -507,7 +507,7 @@ class Server:
         # Afterwards: what workers wait for has been sent.
         self.committer.record_completed()
         # Never while a team makes steps, and so writes the weights: a multi-step lease ends when a checkpoint is due.
-        if self.ended is None and not self.multi_step.is_any():
+        if self.ended is None and self.multi_step.lease is None:
             self.committer.take_due_checkpoint()
 
     def _perform(self, effect: effects.Effect) -> Sequence[events.Event]:
@@ -521,7 +521,7 @@ class Server:
                 return self.group.add_shared(effect)
             case effects.ForgetWorker():
                 self.receiver.forget(effect.peer, effect.rank)
-                return [*self.multi_step.dispatch(effect), *self.group.forget(effect)]
+                return [*self.multi_step.forget(effect.rank), *self.group.forget(effect)]
             case effects.UpdateWeights():
                 return self.committer.update(effect)
             case effects.LeaseSteps():

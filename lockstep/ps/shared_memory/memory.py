@@ -140,6 +140,11 @@ class ServerSharedMemory:
         for slice_ in range(len(update.locks), slices):
             update.locks.append(self.folder.make_lock(lock_file(slice_) + suffix))
 
+    def locks(self) -> Sequence[FileLock]:
+        """Return the locks of the slices in which teams make updates."""
+        assert self.update is not None  # no team has had a lease otherwise
+        return self.update.locks
+
     def move(self, shard: Shard) -> bool:
         """Move all of it into new files, and leave the old ones to whoever has them; return False if there is no room.
 

@@ -1,35 +1,26 @@
 """When steps that a team makes by itself count, and when the server ends them. In virtual time."""
 
-from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import product
-from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep.common.errors import ProtocolError
+from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import steps_key
-from lockstep.common.statemachine.machine import ILLEGAL, TimePassed
-from lockstep.ps.coordinator.effects import ForgetWorker
-from lockstep.ps.coordinator.events import MultiStepLeaseEnded
-from lockstep.ps.shared_memory import multi_step as effects
-from lockstep.ps.shared_memory import multi_step as events
+from lockstep.ps.coordinator.events import Event, MultiStepLeaseEnded, StepMade
 from lockstep.ps.shared_memory.multi_step import (
     BETWEEN_S,
     LATE,
     LATE_S,
     MOVE_S,
     REPORT_S,
-    TRANSITIONS,
-    MultiStepControl,
-    MultiStepPhase,
+    StepsSeen,
+    TeamLease,
 )
 
 FIRST, LAST, STEP_S, SLICES = 10, 20, 0.01, 3
-
-LEASE = events.StepsLeased(rank=2, first=FIRST, last=LAST, step_s=STEP_S, slices=SLICES)
 
 
 def ended(*, steps: int, is_cut: bool = False, is_silent: bool = True, number: int = 1) -> MultiStepLeaseEnded:
@@ -38,118 +29,101 @@ def ended(*, steps: int, is_cut: bool = False, is_silent: bool = True, number: i
 
 @dataclass
 class Drive:
-    """The machine, a team as it shows how far it is, and the time."""
+    """A lease, the memory in which a team makes its steps, and the time."""
 
+    kind: type[TeamLease] = TeamLease
+    step_s: float = STEP_S
     now: float = 100.0
     made: int = FIRST
     #: The slices in the middle of which one of its processes is, and so has the lock.
     inside: set[int] = field(default_factory=set)
     has_room: bool = True
-    #: The number of the lease whose updates may be made, and the slices whose locks the server has.
-    number: int = 0
+    #: Whether updates of the lease may be made, and the slices whose locks the server has.
+    may_begin: bool = True
     locked: set[int] = field(default_factory=set)
     recorded: list[int] = field(default_factory=list)
     completed: list[MultiStepLeaseEnded] = field(default_factory=list)
-    sent: list[int] = field(default_factory=list)
+    withdrawals: int = 0
     moves: int = 0
-    reports: int = 0
-    state: MultiStepControl = field(default_factory=MultiStepControl)
+    reports: list[str] = field(default_factory=list)
 
-    def begin(self) -> "Drive":
-        assert not self.inside, "updates are begun while somebody may write"
-        self.handle(LEASE)
-        self.number = self.state.number
-        return self
+    def __post_init__(self) -> None:
+        self.lease = self.kind(
+            self,
+            self._withdraw,
+            self.reports.append,
+            number=1,
+            rank=2,
+            last=LAST,
+            step_s=self.step_s,
+            recorded=FIRST,
+            advanced=self.now,
+        )
 
-    def begin_inside(self, *slices: int) -> "Drive":
-        """Begin, and let processes get into the middle of these slices."""
-        self.begin().inside.update(slices)
-        return self
+    def _withdraw(self) -> Sequence[Event]:
+        self.withdrawals += 1
+        return []
 
-    def handle(self, event: events.MultiStepEvent) -> None:
-        pending = deque([event])
-        while pending:
-            for effect in self.state.handle(pending.popleft(), self.now):
-                following = self._perform(effect)
-                pending += [] if following is None else [following]
-        self.state.validate()
+    # The memory of the lease
 
-    def _perform(self, effect: effects.MultiStepEffect) -> events.MultiStepEvent | None:
-        match effect:
-            case effects.ReadMarks():
-                return events.MarksRead(made=self.made, entered=max(FIRST, self.made - 1))
-            case effects.RecordSteps(first=first, last=last):
-                self.recorded += range(first, last)
-            case effects.SendWithdrawal(rank=rank):
-                self.sent.append(rank)
-            case effects.TryLocks(slices=slices):
-                taken = tuple(slice_ for slice_ in slices if slice_ not in self.inside)
-                self.locked.update(taken)
-                return events.LocksTried(taken=taken)
-            case effects.EndUpdates():
-                self.number = 0
-            case effects.ReleaseLocks(slices=slices):
-                assert not self.number, "locks are released while updates may be made"
-                self.locked.difference_update(slices)
-            case effects.LeaveMemory():
-                self.moves += 1
-                return events.MemoryLeft(made=self._left() if self.has_room else None)
-            case effects.ReportStuck():
-                self.reports += 1
-            case MultiStepLeaseEnded():
-                assert not self.inside, "it ended while somebody may write"
-                assert (self.number, self.locked) == (0, set()), "something is left of it"
-                self.completed.append(effect)
-        return None
+    def read(self) -> StepsSeen:
+        return StepsSeen(self.made, max(FIRST, self.made - 1))
 
-    def _left(self) -> int:
-        self.number = 0
+    def record(self, first: int, last: int) -> Sequence[StepMade]:
+        return [step_made(step) for step in range(first, last)]
+
+    def end(self, *, waits: bool = True) -> bool:
+        self.locked = set(range(SLICES)) - self.inside
+        if waits and self.inside:
+            return False
+        self.may_begin = False
+        self.locked.clear()
+        return True
+
+    def leave(self) -> int | None:
+        self.moves += 1
+        if not self.has_room:
+            return None
+        self.may_begin = False
         self.locked.clear()
         self.inside.clear()
         return self.made
 
+    # What happens
+
+    def handle(self, happened: Sequence[Event]) -> None:
+        for event in happened:
+            if isinstance(event, StepMade):
+                self.recorded.append(event.step)
+            elif isinstance(event, MultiStepLeaseEnded):
+                assert not self.may_begin, "it ended while updates may begin"
+                assert not self.inside, "it ended while a process may write"
+                self.completed.append(event)
+
     def wait(self, seconds: float) -> None:
-        """Let time pass, waking the machine at each of its deadlines."""
+        """Let time pass, waking the lease at each of its deadlines."""
         end = self.now + seconds
-        while (due := self.state.deadline()) is not None and due <= end:
-            self.now = max(self.now, due)
-            self.handle(TimePassed())
+        while not self.completed and self.lease.due <= end:
+            self.now = max(self.now, self.lease.due)
+            self.handle(self.lease.on_time(self.now))
         self.now = end
 
+    def withdraw(self) -> None:
+        self.handle(self.lease.withdraw_at(self.now))
+
     def answer(self) -> None:
-        self.handle(events.HolderAnswered(number=self.state.number))
+        self.handle(self.lease.on_answer(self.now))
 
 
-#: One event of each kind.
-EVENTS: dict[type[events.MultiStepEvent], events.MultiStepEvent] = {
-    type(event): event
-    for event in (
-        LEASE,
-        events.MarksRead(made=FIRST, entered=FIRST),
-        events.HolderAnswered(number=1),
-        ForgetWorker(peer=b"", rank=2),
-        events.EndRequested(),
-        events.LocksTried(taken=()),
-        events.MemoryLeft(made=None),
-        TimePassed(),
+def step_made(step: int) -> StepMade:
+    tally = Tally(0.0, 1)
+    return StepMade(
+        step=step, rank=2, tally=tally, losses=b"", parts=(), round_s=0.0, update_s=0.0, checksum=0, rate=0.0
     )
-}
-
-
-def test_the_table_has_every_phase_and_event() -> None:
-    assert set(EVENTS) == set(get_args(events.MultiStepEvent))
-    assert set(TRANSITIONS) == set(product(MultiStepPhase, get_args(events.MultiStepEvent)))
-
-
-@pytest.mark.parametrize("key", [key for key, targets in TRANSITIONS.items() if targets is ILLEGAL], ids=str)
-def test_what_is_illegal_raises(key: tuple[MultiStepPhase, type[events.MultiStepEvent]]) -> None:
-    phase, kind = key
-    with pytest.raises(ProtocolError, match=f"{kind.__name__} while {phase.value}"):
-        MultiStepControl(phase=phase).handle(EVENTS[kind], 0.0)
 
 
 def test_steps_are_recorded_now_and_then_but_for_the_newest_until_the_lease_ends_with_the_last() -> None:
-    drive = Drive().begin()
+    drive = Drive()
     drive.made += 5
     assert drive.recorded == []
     drive.wait(BETWEEN_S[1])
@@ -158,31 +132,31 @@ def test_steps_are_recorded_now_and_then_but_for_the_newest_until_the_lease_ends
     drive.wait(BETWEEN_S[1])
     assert drive.recorded == list(range(FIRST, LAST))
     assert drive.completed == [ended(steps=LAST)]
-    assert (drive.sent, drive.state.deadline()) == ([], None)
+    assert drive.withdrawals == 0
 
 
 def test_an_answer_after_the_last_step_ends_it_at_once() -> None:
-    drive = Drive().begin()
+    drive = Drive()
     drive.made = LAST
     drive.answer()
     assert drive.completed == [ended(steps=LAST, is_silent=False)]
-    assert drive.sent == []
+    assert drive.withdrawals == 0
 
 
 def test_the_lease_ends_with_what_is_made_if_no_step_is_made_for_long() -> None:
-    drive = Drive().begin()
+    drive = Drive()
     drive.made += 2
     drive.wait(LATE_S)
     assert drive.completed == []
     drive.wait(BETWEEN_S[1] * 3)
-    assert drive.sent == [2]
+    assert drive.withdrawals == 1
     assert drive.recorded == [10, 11]
     assert drive.completed == [ended(steps=12, is_cut=True)]
 
 
 def test_slow_steps_are_not_late() -> None:
-    drive, step_s = Drive(), 3.0
-    drive.handle(events.StepsLeased(rank=2, first=FIRST, last=LAST, step_s=step_s, slices=SLICES))
+    step_s = 3.0
+    drive = Drive(step_s=step_s)
     for _ in range(5):
         drive.wait(0.9 * LATE * step_s)
         drive.made += 1
@@ -192,24 +166,16 @@ def test_slow_steps_are_not_late() -> None:
 
 
 def test_an_answer_before_the_last_step_ends_it_and_counts_as_cut() -> None:
-    drive = Drive().begin()
+    drive = Drive()
     drive.made += 1
     drive.answer()
     assert drive.completed == [ended(steps=11, is_cut=True, is_silent=False)]
-    assert drive.sent == []
-
-
-def test_a_team_that_is_gone_ends_it_and_somebody_else_does_not() -> None:
-    drive = Drive().begin()
-    drive.handle(ForgetWorker(peer=b"", rank=7))
-    assert drive.state.phase is MultiStepPhase.RUNNING
-    drive.handle(ForgetWorker(peer=b"", rank=2))
-    assert drive.completed == [ended(steps=FIRST)]
+    assert drive.withdrawals == 0
 
 
 def test_a_process_in_the_middle_of_a_slice_is_waited_for() -> None:
-    drive = Drive().begin_inside(1)
-    drive.handle(events.EndRequested())
+    drive = Drive(inside={1})
+    drive.withdraw()
     assert (drive.completed, drive.locked) == ([], {0, 2})
     drive.made += 1
     drive.inside.clear()
@@ -219,8 +185,8 @@ def test_a_process_in_the_middle_of_a_slice_is_waited_for() -> None:
 
 
 def test_memory_is_left_to_a_process_that_stands_still_within_a_slice() -> None:
-    drive = Drive().begin_inside(1)
-    drive.handle(events.EndRequested())
+    drive = Drive(inside={1})
+    drive.withdraw()
     drive.wait(MOVE_S * 0.9)
     assert (drive.moves, drive.completed) == (0, [])
     drive.wait(MOVE_S * 0.2)
@@ -228,40 +194,30 @@ def test_memory_is_left_to_a_process_that_stands_still_within_a_slice() -> None:
 
 
 def test_without_room_it_waits_for_longer_and_says_so_now_and_then() -> None:
-    drive = Drive(has_room=False).begin_inside(1)
-    drive.handle(events.EndRequested())
+    drive = Drive(has_room=False, inside={1})
+    drive.withdraw()
     drive.wait(3.5 * MOVE_S)
-    assert (drive.moves, drive.reports) == (3, 1)
+    assert (drive.moves, len(drive.reports)) == (3, 1)
     drive.wait(REPORT_S)
-    assert drive.reports == 2
+    assert len(drive.reports) == 2
     drive.inside.clear()
     drive.wait(0.01)
     assert drive.completed == [ended(steps=FIRST)]
 
 
-def test_an_interrupted_run_waits_for_nobody() -> None:
-    drive = Drive().begin()
+def test_an_interrupted_run_waits_for_no_process() -> None:
+    drive = Drive()
     drive.made += 3
     drive.inside.add(1)
-    drive.handle(events.EndRequested())
-    found = drive.state.handle(events.EndRequested(is_interrupted=True), drive.now)
-    assert found == [effects.EndUpdates(), effects.ReadMarks()]
-    *recorded, over = drive.state.handle(events.MarksRead(made=13, entered=12), drive.now)
-    assert recorded == [effects.RecordSteps(first=10, last=13), effects.ReleaseLocks(slices=(0, 2))]
-    assert over == ended(steps=13)
-
-
-def test_an_answer_to_an_earlier_multi_step_lease_changes_nothing() -> None:
-    drive = Drive().begin()
-    drive.handle(events.EndRequested())
-    drive.begin()
-    drive.handle(events.HolderAnswered(number=1))
-    assert (drive.state.phase, drive.state.has_answered) == (MultiStepPhase.RUNNING, False)
+    drive.withdraw()
+    *steps, over = drive.lease.interrupt()
+    assert steps == [step_made(step) for step in range(FIRST, FIRST + 3)]
+    assert (over, drive.may_begin, drive.locked) == (ended(steps=FIRST + 3), False, set())
 
 
 def test_an_answer_while_it_ends_is_remembered() -> None:
-    drive = Drive().begin_inside(0)
-    drive.handle(events.EndRequested())
+    drive = Drive(inside={0})
+    drive.withdraw()
     drive.answer()
     drive.inside.clear()
     drive.wait(0.01)
@@ -270,31 +226,29 @@ def test_an_answer_while_it_ends_is_remembered() -> None:
 
 def whatever_happens(drive: Drive, data: st.DataObject) -> None:
     """Let anything happen to a lease: each step is recorded once, and it ends while nobody can write."""
-    drive.begin()
     for _ in range(data.draw(st.integers(0, 30))):
+        if drive.completed:
+            break
         slice_ = data.draw(st.integers(0, SLICES - 1))
-        match data.draw(st.sampled_from(["make", "in", "out", "wait", "end", "gone", "answer"])):
-            case "make" if drive.number and drive.made < LAST:
+        match data.draw(st.sampled_from(["make", "in", "out", "wait", "end", "answer"])):
+            case "make" if drive.may_begin and drive.made < LAST:
                 drive.made += 1
-            case "in" if drive.number and slice_ not in drive.locked:
+            case "in" if drive.may_begin and slice_ not in drive.locked:
                 drive.inside.add(slice_)
             case "out":
                 drive.inside.discard(slice_)
             case "wait":
                 drive.wait(data.draw(st.floats(0.0, 0.1)))
             case "end":
-                drive.handle(events.EndRequested())
-            case "gone":
-                drive.handle(ForgetWorker(peer=b"", rank=2))
+                drive.withdraw()
             case "answer":
                 drive.answer()
     drive.inside.clear()
-    drive.handle(events.EndRequested())
-    drive.wait(1.0)
+    if not drive.completed:
+        drive.withdraw()
     assert len(drive.completed) == 1
     assert drive.recorded == list(range(FIRST, drive.completed[0].steps))
     assert drive.completed[0].steps == drive.made, "steps that were made are lost"
-    assert drive.state.deadline() is None
 
 
 @settings(max_examples=200, deadline=None)
@@ -306,44 +260,30 @@ def test_whatever_happens_each_step_is_recorded_once_and_the_run_continues(data:
 # Planted bugs
 
 
-class Grasping(MultiStepControl):
-    """Ends a lease without the locks of all slices."""
+class Grasping(TeamLease):
+    """Ends although a process may be writing."""
 
-    def _on_locks(self, taken: tuple[int, ...], now: float) -> list[effects.MultiStepEffect]:
-        self.held.update(taken)
-        return [effects.EndUpdates(), effects.ReadMarks()]
-
-
-class Hasty(MultiStepControl):
-    """Releases the locks before the lease is marked as ended."""
-
-    def _on_locks(self, taken: tuple[int, ...], now: float) -> list[effects.MultiStepEffect]:
-        *first, last = super()._on_locks(taken, now) or [effects.ReadMarks()]
-        released = effects.ReleaseLocks(slices=tuple(self.held))
-        self.held.clear()
-        return [released, *first, last]
+    def _end(self, patient_until: float, now: float) -> list[Event]:
+        self.memory.end(waits=False)
+        return self._complete(self.memory.read().made)
 
 
-class Forgetful(MultiStepControl):
+class Forgetful(TeamLease):
     """Does not record what it had not before the lease was to end."""
 
-    def _complete(self, made: int) -> list[effects.MultiStepEffect]:
+    def _complete(self, made: int) -> list[Event]:
         return super()._complete(self.recorded)
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [
-        (Grasping, "it ended while somebody may write"),
-        (Hasty, "locks are released while updates may be made"),
-        (Forgetful, "steps that were made are lost"),
-    ],
+    [(Grasping, "it ended while a process may write"), (Forgetful, "steps that were made are lost")],
 )
-def test_planted_bugs_are_found(kind: type[MultiStepControl], message: str) -> None:
+def test_planted_bugs_are_found(kind: type[TeamLease], message: str) -> None:
     @settings(max_examples=200, deadline=None, derandomize=True, database=None)
     @given(st.data())
     def explore(data: st.DataObject) -> None:
-        whatever_happens(Drive(state=kind()), data)
+        whatever_happens(Drive(kind), data)
 
     with pytest.raises(AssertionError, match=message):
         explore()

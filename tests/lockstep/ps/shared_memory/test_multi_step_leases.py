@@ -26,10 +26,9 @@ from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import LeaseSteps
 from lockstep.ps.setup import AdmissionPolicy, open_run
-from lockstep.ps.shared_memory import multi_step as machine
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
-from lockstep.ps.shared_memory.multi_step import BETWEEN_S, MOVE_S, MultiStepControl
-from lockstep.ps.shared_memory.multi_step_shell import MultiStepShell, declined
+from lockstep.ps.shared_memory.multi_step import BETWEEN_S, MOVE_S, STUCK, StepsSeen, TeamLease
+from lockstep.ps.shared_memory.multi_step_leases import MultiStepLeases, TeamUpdates, declined
 from tests.simulation.small import digits, job_of
 
 #: Twenty steps of three micro-batches each, of which a team of five processes is to make these.
@@ -103,6 +102,8 @@ class Bench:
     clock: ManualClock = field(default_factory=ManualClock)
     sent: list[MultiStepLease | MultiStepWithdrawal] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
+    #: A part of each lease is of this class, which may have a bug.
+    planted: type[TeamUpdates | TeamLease] = TeamLease
     #: One for each lease.
     teams: list[FakeTeam] = field(default_factory=list)
 
@@ -114,7 +115,7 @@ class Bench:
         self.shape = TeamShape(processes=PROCESSES, micro_batches=JOB.micro_batches, size=size, clips=False, metrics=2)
         self.sharing.folder.make(sums_file(ASKED.rank), sums_shape(size))
         self.sharing.admit(ASKED.rank, self.sharing.folder.nonce.hex(), self.shape)
-        self.shell = MultiStepShell(setup.info, self.shard, self.clock, self._send, self.said.append, self.sharing)
+        self.shell = MultiStepLeases(self.shard, self.clock, self._send, self.said.append, self.sharing)
 
     def _send(self, rank: int, message: MultiStepLease | MultiStepWithdrawal) -> list[events.Event]:
         assert rank == ASKED.rank
@@ -123,9 +124,23 @@ class Bench:
             self.teams.append(FakeTeam(self.sharing, self.shape, message))
         return []
 
-    def begin(self) -> FakeTeam:
-        assert self.shell.begin(ASKED) == []
+    def begin(self, asked: LeaseSteps = ASKED) -> FakeTeam:
+        assert self.shell.begin(asked) == []
+        if issubclass(self.planted, TeamUpdates):
+            self.updates.__class__ = self.planted
+        else:
+            self.lease.__class__ = self.planted
         return self.teams[-1]
+
+    @property
+    def lease(self) -> TeamLease:
+        assert self.shell.lease is not None
+        return self.shell.lease
+
+    @property
+    def updates(self) -> TeamUpdates:
+        assert isinstance(self.lease.memory, TeamUpdates)
+        return self.lease.memory
 
     def wait(self, seconds: float) -> list[events.Event]:
         """Let time pass, waking the shell when it is due."""
@@ -137,7 +152,7 @@ class Bench:
         return happened
 
     def answer(self) -> list[events.Event]:
-        number = self.shell.state.number
+        number = self.shell.count
         return self.shell.on_answer(ASKED.rank, MultiStepResult(number=number, is_done=True))
 
     def close(self) -> None:
@@ -305,7 +320,7 @@ def test_without_room_for_other_memory_the_run_waits_and_says_so(bench: Bench) -
     assert ended_in(bench.shell.end()) == []
     assert ended_in(bench.wait(1.0)) == []
     (said,) = bench.said
-    assert said.endswith("and there is no room for other memory: the run waits for it to continue, or to end")
+    assert said == STUCK
     team.write(1, 3)
     assert [event.steps for event in ended_in(bench.wait(0.01))] == [3]
 
@@ -315,13 +330,13 @@ def test_an_interrupt_waits_for_nobody_and_keeps_all_that_is_made(bench: Bench) 
     for step in range(3, 7):
         team.make(step)
     assert team.enter(1, 7)
-    happened = bench.shell.end(is_interrupted=True)
+    happened = bench.shell.interrupt()
     assert steps_in(happened) == [3, 4, 5, 6]
     assert [event.steps for event in ended_in(happened)] == [7]
     weights = bench.shard.weights.copy()
     team.write(1, 7)
     assert np.array_equal(bench.shard.weights, weights)
-    assert bench.shell.end(is_interrupted=True) == []
+    assert bench.shell.interrupt() == []
 
 
 @pytest.mark.parametrize("why", ["soon", "late", "not finite"])
@@ -365,56 +380,42 @@ def test_without_shared_memory_or_a_team_in_it_there_is_none(bench: Bench) -> No
     assert bench.shell.begin(ASKED) == [events.MultiStepLeaseRefused()]
     bench.shell.sharing = None
     assert bench.shell.begin(ASKED) == [events.MultiStepLeaseRefused()]
-    assert not bench.shell.is_any()
+    assert bench.shell.lease is None
 
 
 # Planted bugs
 
 
-class Grasping(MultiStepControl):
+class Grasping(TeamUpdates):
     """Ends a lease without the locks of all slices."""
 
-    def _on_locks(self, taken: tuple[int, ...], now: float) -> list[machine.MultiStepEffect]:
-        self.held.update(taken)
-        return [machine.EndUpdates(), machine.ReadMarks()]
+    def end(self, *, waits: bool = True) -> bool:
+        return super().end(waits=False)
 
 
-class Lax(MultiStepShell):
+class Lax(TeamUpdates):
     """Does not mark a lease as ended."""
 
-    def _perform(self, effect: machine.MultiStepEffect) -> list[machine.MultiStepEvent]:
-        return [] if isinstance(effect, machine.EndUpdates) else list(super()._perform(effect))
+    def end(self, *, waits: bool = True) -> bool:
+        return True
 
 
-class Eager(MultiStepControl):
+class Eager(TeamLease):
     """Loses patience with a process that stands still, and lets the next lease begin where that may write."""
 
-    def _on_locks(self, taken: tuple[int, ...], now: float) -> list[machine.MultiStepEffect]:
-        found = super()._on_locks(taken, now)
-        return [machine.EndUpdates(), machine.ReadMarks()] if found == [machine.LeaveMemory()] else found
+    def _end(self, patient_until: float, now: float) -> list[events.Event]:
+        if now < patient_until:
+            return super()._end(patient_until, now)
+        self.memory.end(waits=False)
+        return self._complete(self.memory.read().made)
 
 
-class Trusting(MultiStepShell):
+class Trusting(TeamUpdates):
     """Reads entries before they are whole."""
 
-    def _read_marks(self) -> machine.MarksRead:
-        made = super()._read_marks().made
-        self._entered = made
-        return machine.MarksRead(made=made, entered=made)
-
-
-def controlling(kind: type[MultiStepControl]) -> Callable[[Bench], None]:
-    def plant(bench: Bench) -> None:
-        bench.shell.state = kind()
-
-    return plant
-
-
-def planting(kind: type[MultiStepShell]) -> Callable[[Bench], None]:
-    def plant(bench: Bench) -> None:
-        bench.shell.__class__ = kind
-
-    return plant
+    def read(self) -> StepsSeen:
+        self.entered = super().read().made
+        return StepsSeen(self.entered, self.entered)
 
 
 def what_a_late_process_writes_is_in_nobodys_way(bench: Bench) -> None:
@@ -448,21 +449,21 @@ def each_step_has_the_checksum_of_its_weights(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("plant", "scenario", "message"),
     [
-        (controlling(Grasping), what_a_late_process_writes_is_in_nobodys_way, "it wrote into memory in use"),
-        (controlling(Eager), what_a_late_process_writes_is_in_nobodys_way, "it wrote into memory in use"),
-        (planting(Lax), nothing_is_made_of_an_ended_lease, "it wrote after the end"),
-        (planting(Trusting), each_step_has_the_checksum_of_its_weights, "a checksum of something else"),
+        (Grasping, what_a_late_process_writes_is_in_nobodys_way, "it wrote into memory in use"),
+        (Eager, what_a_late_process_writes_is_in_nobodys_way, "it wrote into memory in use"),
+        (Lax, nothing_is_made_of_an_ended_lease, "it wrote after the end"),
+        (Trusting, each_step_has_the_checksum_of_its_weights, "a checksum of something else"),
     ],
 )
 def test_planted_bugs_are_found(
-    tmp_path: Path, plant: Callable[[Bench], None], scenario: Callable[[Bench], None], message: str
+    tmp_path: Path, plant: type[TeamUpdates | TeamLease], scenario: Callable[[Bench], None], message: str
 ) -> None:
     for name in ("sound", "planted"):
         (tmp_path / name).mkdir()
     with closing(Bench(tmp_path / "sound")) as bench:
         scenario(bench)
     with closing(Bench(tmp_path / "planted")) as bench:
-        plant(bench)
+        bench.planted = plant
         with pytest.raises(AssertionError, match=message):
             scenario(bench)
 
@@ -477,8 +478,7 @@ class Overwriting(UpdateMarks):
 
 def test_entries_are_shown_as_read_only_after_they_were_read(bench: Bench) -> None:
     team = bench.begin()
-    assert bench.shell._marks is not None
-    bench.shell._marks = Overwriting(**vars(bench.shell._marks))
+    bench.updates.marks = Overwriting(**vars(bench.updates.marks))
     first = ASKED.first
     for step in range(first, first + 4):
         assert team.make(step)
@@ -506,17 +506,34 @@ def test_entries_are_read_after_the_marks_that_show_that_they_are_there(bench: B
         else:
             team.marks.entries["checksum"][6] = 77
 
-    assert bench.shell._marks is not None
-    bench.shell._marks = replace(bench.shell._marks, keep_order=happens)
+    bench.updates.marks = replace(bench.updates.marks, keep_order=happens)
     # First the steps of all slices, then that of the last one, and then the checksum that is there if that is made.
     assert [(made.step, made.checksum) for made in made_in(bench.wait(BETWEEN_S[1]))] == [(3, 1003), (4, 1004), (5, 77)]
     assert barriers[:2] == [3, 3]
 
 
-def test_an_answer_of_another_worker_is_none_for_this_lease(bench: Bench) -> None:
+def test_an_answer_of_another_worker_or_to_another_lease_changes_nothing(bench: Bench) -> None:
     bench.begin()
-    answer = MultiStepResult(number=bench.shell.state.number, is_done=True)
-    assert bench.shell.on_answer(ASKED.rank + 1, answer) == []
-    assert bench.shell.is_any()
-    assert not bench.shell.state.has_answered
-    assert bench.shell.on_answer(ASKED.rank, answer) or bench.shell.state.has_answered
+    bench.shell.end()
+    bench.begin(NEXT)
+    for rank, number in ((ASKED.rank + 1, 2), (ASKED.rank, 1)):
+        assert bench.shell.on_answer(rank, MultiStepResult(number=number, is_done=True)) == []
+        assert not bench.lease.has_answered
+    assert ended_in(bench.answer())
+
+
+def test_a_lease_ends_if_its_team_is_gone_and_not_if_another_worker_is(bench: Bench) -> None:
+    bench.begin()
+    assert bench.shell.forget(ASKED.rank + 1) == []
+    assert [event.steps for event in ended_in(bench.shell.forget(ASKED.rank))] == [ASKED.first]
+
+
+def test_locks_are_released_once_the_lease_is_marked_as_ended(bench: Bench) -> None:
+    team, seen = bench.begin(), list[tuple[int, bool]]()
+
+    def look() -> None:
+        seen.append((team.marks.number, team.locks[0].acquire()))
+
+    bench.updates.marks = replace(bench.updates.marks, keep_order=look)
+    bench.shell.end()
+    assert seen[:2] == [(0, False), (0, True)]
