@@ -14,7 +14,10 @@ import pytest
 
 from tests.architecture.source import ROOT
 
-COMMANDS = ("train", "server", "worker", "shard", "test", "check", "notebooks", "mutate", "golden", "docs", "versions")
+COMMANDS = (
+    *("train", "server", "worker", "shard"),
+    *("test", "check", "notebooks", "mutate", "golden", "docs", "versions", "figures"),
+)
 
 #: What is compiled when the project is installed.
 KERNELS = "lockstep/common/numerics/kernels"
