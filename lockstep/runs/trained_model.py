@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.common.aggregation.finiteness import first_not_finite
 from lockstep.common.aggregation.layout import ParameterLayout, weights_digest
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.data.dataset import TrainTest
@@ -22,6 +21,7 @@ from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.model.port import Model
+from lockstep.common.numerics.finiteness import first_not_finite
 from lockstep.ps.checkpoint.checkpoint import Checkpoint
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, WEIGHTS, read_receipt

@@ -7,11 +7,11 @@ of the flat vector; it is final with the last gradient in it, while backward is 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from lockstep.common.aggregation.finiteness import first_not_finite
 from lockstep.common.aggregation.layout import LayoutEntry, ParameterLayout
 from lockstep.common.aggregation.quantization.quantization import Quantization, RoundingKey
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Vector
+from lockstep.common.numerics.finiteness import first_not_finite
 from lockstep.common.protocol.messages import Quantity
 
 #: Sends a bucket: where it begins in the flat vector, and its values as they travel.

@@ -14,10 +14,10 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from lockstep.common.aggregation.finiteness import first_not_finite
 from lockstep.common.aggregation.quantization.quantization import EXACT, Quantization, RoundingKey
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, Vector
+from lockstep.common.numerics.finiteness import first_not_finite
 from lockstep.common.optim.clipping import block_squares
 from lockstep.common.optim.rules import CHUNK, Rule, SlotSets
 

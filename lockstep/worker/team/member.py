@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.aggregation.checksum import checksum_after
-from lockstep.common.aggregation.finiteness import first_not_finite
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import SharingError
 from lockstep.common.job.tally import Tally
+from lockstep.common.numerics.finiteness import first_not_finite
 from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.messages import OF_A_STEP, Work
 from lockstep.common.protocol.shared_files import WEIGHTS, weights_shape

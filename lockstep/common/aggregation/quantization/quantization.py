@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lockstep.common.aggregation.finiteness import first_not_finite
 from lockstep.common.aggregation.quantization.format import NumberFormat, chunks
 from lockstep.common.aggregation.quantization.halves import BFloat16, Float16
 from lockstep.common.aggregation.quantization.int8 import Int8
 from lockstep.common.aggregation.quantization.stochastic_rounding import StochasticRounding
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, Vector
+from lockstep.common.numerics.finiteness import first_not_finite
 
 #: The formats other than float32, by their names in a job.
 FORMATS: dict[str, type[NumberFormat]] = {"float16": Float16, "bfloat16": BFloat16, "int8": Int8}
