@@ -46,7 +46,6 @@ _CHECK = "checks gradients in float64, with a tolerance"
 #: Module and what is called there, as `ast.unparse` writes it -> why it may be.
 ALLOWED: Mapping[tuple[str, str], str] = {
     ("lockstep.common.aggregation.checksum", "np.add.reduce"): _WHOLE,
-    ("lockstep.common.aggregation.update", "np.dot"): _FINITE,
     ("lockstep.common.aggregation.update", "self.mean"): _NODES,
     ("lockstep.common.autograd.functional", "builtins.sum"): _WHOLE,
     (

@@ -6,7 +6,6 @@ are two sets of them: then an update changes nothing that it reads, and any part
 with the same bits.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -18,8 +17,9 @@ from lockstep.common.aggregation.quantization.quantization import EXACT, Quantiz
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.numerics.finiteness import first_not_finite
+from lockstep.common.numerics.mean import Mean
 from lockstep.common.optim.clipping import block_squares
-from lockstep.common.optim.rules import CHUNK, Rule, SlotSets
+from lockstep.common.optim.rules import CHUNK, BoundUpdate, Rule, SlotSets, bound
 
 #: Parts whose chunks are kept: who updates what changes now and then.
 MOST_PARTS = 128
@@ -104,6 +104,8 @@ class UpdateChunk:
     momenta: Vector | None
     #: For trained values, how they follow the gradient.
     rule: Rule | None
+    #: That rule in one pass, if it can: by the weights that are written, and the slots that are read and written.
+    bound: dict[tuple[int, int, int], BoundUpdate | None] = field(default_factory=dict)
 
 
 @dataclass
@@ -168,23 +170,9 @@ class UpdatePass:
             rule=rule,
         )
 
-    def mean(self, chunk: UpdateChunk, terms: Terms, divisor: float, *, is_last_reader: bool = False) -> Vector:
-        """Return a chunk's part of the mean; `terms` as in `run`.
-
-        It is in the chunk's memory for it, or in that of the sums, if they are one vector and we are its last reader:
-        one array less to go through takes a third of the time. It is zero if nothing counts, as where all labels are
-        ignored.
-        """
-        parts = [term[chunk.part] for term in terms[chunk.frame]]
-        total = parts[0] if len(parts) == 1 else np.add(parts[0], parts[1], out=chunk.mean)
-        mean = total if is_last_reader else chunk.mean
-        if divisor == 0.0:
-            mean.fill(0.0)
-            return mean
-        if math.frexp(divisor)[0] == 0.5:
-            # Exact, as dividing by a power of two is, and takes half the time.
-            return np.multiply(total, np.float32(1 / divisor), out=mean)
-        return np.divide(total, np.float32(divisor), out=mean)
+    def mean(self, chunk: UpdateChunk, terms: Terms, divisor: float) -> Vector:
+        """Return a chunk's part of the mean, in the chunk's memory for it; `terms` as in `run`."""
+        return Mean([term[chunk.part] for term in terms[chunk.frame]], divisor, memory=chunk.mean).compute()
 
     def squares(self, part: Slice, terms: Terms, divisor: float) -> NDArray[np.float64]:
         """Return the sums of squares of the blocks of a part's mean gradient, as clipping adds them up."""
@@ -198,15 +186,17 @@ class UpdatePass:
         `terms` are, for each frame, the one or two vectors of its length whose sum is to be divided (rule R1); they
         stay as they are unless `at` permits otherwise. The place is that in the whole vector.
         """
-        total = 0.0
+        are_finite = True
         with np.errstate(all="ignore"):  # what overflows is found here, or shows in the next loss with its place
             for chunk in self.chunks(part):
-                mean = self.mean(chunk, terms, at.divisor, is_last_reader=at.is_last_reader)
-                if at.scale is not None and chunk.momenta is None:
-                    mean *= np.float32(at.scale)
-                new = self._write(at, chunk, mean)
-                total += float(np.dot(new, new))
-        return None if math.isfinite(total) else self._find(at, part)
+                parts = [term[chunk.part] for term in terms[chunk.frame]]
+                memory = parts[0] if at.is_last_reader and len(parts) == 1 else chunk.mean
+                if chunk.rule is None:
+                    are_finite &= self._observe(at, chunk, Mean(parts, at.divisor, memory=memory))
+                else:
+                    are_finite &= self._follow(at, chunk, Mean(parts, at.divisor, at.scale, memory))
+                self._serve(at, chunk)
+        return None if are_finite else self._find(at, part)
 
     def _find(self, at: UpdateStep, part: Slice) -> int | None:
         """Return the first place that is not finite: none if only squares are not."""
@@ -216,22 +206,37 @@ class UpdatePass:
                 return chunk.start + place
         return None
 
-    def _write(self, at: UpdateStep, chunk: UpdateChunk, mean: Vector) -> Vector:
-        """Write a chunk of the new weights, and return it."""
+    def _follow(self, at: UpdateStep, chunk: UpdateChunk, mean: Mean) -> bool:
+        """Let trained values follow the gradient; tell whether the new ones are finite."""
         writes = (at.step + 1) % 2
         old, new = chunk.weights[1 - writes], chunk.weights[writes]
-        if chunk.rule is not None:
-            slots = SlotSets(chunk.slots[at.reads], chunk.slots[at.writes])
-            chunk.rule.update(old, mean, slots, at.step, at.rate, new)
-        elif at.divisor == 0.0 or chunk.momenta is None:
+        assert chunk.rule is not None
+        key, slots = (writes, at.reads, at.writes), SlotSets(chunk.slots[at.reads], chunk.slots[at.writes])
+        if key not in chunk.bound:
+            chunk.bound[key] = bound(chunk.rule, old, slots, new)
+        update = chunk.bound[key]
+        if update is not None:
+            return update(mean, at.rate)
+        chunk.rule.update(old, mean.compute(), slots, at.step, at.rate, new)
+        return first_not_finite(new) is None
+
+    def _observe(self, at: UpdateStep, chunk: UpdateChunk, mean: Mean) -> bool:
+        """Let running statistics follow the mean over the micro-batches, weighted as their losses are (rule R8)."""
+        writes = (at.step + 1) % 2
+        old, new = chunk.weights[1 - writes], chunk.weights[writes]
+        if at.divisor == 0.0 or chunk.momenta is None:
             np.copyto(new, old)
         else:
-            # Running statistics follow the mean over the micro-batches, weighted as their losses are (rule R8).
-            mean -= old
-            mean *= chunk.momenta
-            np.add(old, mean, out=new)
+            change = mean.compute()
+            change -= old
+            change *= chunk.momenta
+            np.add(old, change, out=new)
+        return first_not_finite(new) is None
+
+    def _serve(self, at: UpdateStep, chunk: UpdateChunk) -> None:
+        """Write the new weights, rounded, where workers are served, if that is elsewhere."""
         if chunk.served is not None:
+            writes = (at.step + 1) % 2
             served = chunk.served[writes]
-            served[:] = new
+            served[:] = chunk.weights[writes]
             self.rule.wire_weights.round(served, RoundingKey(at.step + 1, Node(0, 1), chunk.start))
-        return new

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from lockstep.common.numerics.geometry import Geometry, PoolWindows
 from lockstep.common.numerics.kernels.library import load
+from lockstep.common.numerics.mean import Mean
 from lockstep.common.numerics.numpy_leaves import NUMPY
 
 Array = NDArray[Any]
-Instruction = Callable[[], Any]
+Instruction = Callable[..., Any]
 
 #: Numbers of a row, and operations, as in kernels/source/calls.c.
 ROW = 20
@@ -418,19 +419,29 @@ def _pool(name: str, arrays: Sequence[Array], x: Array, pooled: Array, windows: 
 
 
 def _momentum(
-    weights: Array, gradient: Array, old: Array | None, out: Array, new: Array | None, *numbers: float
-) -> Instruction:
-    """Bind an update; `numbers` are momentum, rate, decay, and whether it is Nesterov's variant."""
-    arrays = (weights, gradient, out) if old is None or new is None else (weights, gradient, out, old, new)
-    _check((old is None) is (new is None), "momentum", *arrays)
-    for each in arrays:
-        _check(each.shape == out.shape, "momentum", *arrays)
-        if not _is_flat(each) or each.dtype != np.float32:
-            # The same operations, each of which is rounded in the same way.
-            return NUMPY["momentum"](weights, gradient, old, out, new, *numbers)
-    addresses = [None if each is None else _address(each) for each in (weights, gradient, old)]
+    weights: Array, old: Array | None, out: Array, new: Array | None, momentum: float, decay: float, is_nesterov: bool
+) -> Callable[[Mean, float], bool]:
+    """Bind an update to its vectors."""
+    by_numpy: Callable[[Mean, float], bool] = NUMPY["momentum"](weights, old, out, new, momentum, decay, is_nesterov)
+    arrays = [each for each in (weights, old, out, new) if each is not None]
+    _check(len(arrays) != 3 and all(each.shape == out.shape for each in arrays), "momentum", *arrays)
+    if not all(map(_is_flat, arrays)):
+        # The same operations, each of which is rounded in the same way.
+        return by_numpy
+    addresses = [None if each is None else _address(each) for each in (weights, old)]
     addresses += [None if each is None else _result_address(each) for each in (out, new)]
-    return partial(load().functions.ls_momentum, out.size, *addresses, *numbers)
+    run = partial(load().functions.ls_momentum, out.size, *addresses, momentum, decay, is_nesterov)
+
+    def update(mean: Mean, rate: float) -> bool:
+        terms, factor = mean.terms, mean.factor
+        _check(all(each.shape == out.shape for each in terms), "momentum", out, *terms)
+        if mean.divisor == 0.0 or not all(_is_flat(each) and each.dtype == np.float32 for each in terms):
+            return by_numpy(mean, rate)
+        first, second = _address(terms[0]), _address(terms[1]) if len(terms) > 1 else None
+        divisor, scale = factor or mean.divisor, mean.scale
+        return bool(run(first, second, divisor, factor is None, scale or 0.0, scale is not None, rate))
+
+    return update
 
 
 def _add_rows(gradient: Array, indices: Array, out: Array) -> Instruction:

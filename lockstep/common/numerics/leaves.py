@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from lockstep.common.numerics.choice import prefer_numerics
 from lockstep.common.numerics.geometry import Geometry, PoolWindows
 from lockstep.common.numerics.kernel_leaves import KERNELS, KernelCalls
+from lockstep.common.numerics.mean import Mean
 from lockstep.common.numerics.numpy_leaves import NUMPY
 from lockstep.common.runtime.numerics import own_numerics
 
@@ -240,26 +241,31 @@ def max_pool_gradient(gradient: Array, x: Array, pooled: Array, windows: PoolWin
     return _max_pool_gradient(gradient, x, pooled, out=out, options=(windows,))
 
 
-def follow_momentum(
+def bind_momentum(
     weights: Array,
-    gradient: Array,
     velocities: tuple[Array | None, Array | None],
     out: Array,
     *,
     momentum: float,
-    rate: float,
     weight_decay: float,
     is_nesterov: bool,
-) -> None:
-    """Write `weights - rate * v` to `out`, and v = momentum * old + gradient to the second of `velocities` (old, new).
+) -> Callable[[Mean, float], bool]:
+    """Return an update of these vectors, a function of the mean gradient and of the rate that may be repeated.
 
-    `weight_decay * weights` is added to the gradient first, which may be overwritten. Without velocities v is the
-    gradient; Nesterov's variant follows gradient + momentum * v instead of v.
+    It writes `weights - rate * v` to `out`, and v = momentum * old + gradient to the second of `velocities` (old, new),
+    and tells whether all of `out` is finite. `weight_decay * weights` is added to the gradient first; the memory of the
+    mean may be overwritten. Without velocities v is the gradient; Nesterov's variant follows gradient + momentum * v
+    instead of v. All of it, the division included, is one pass of a kernel.
     """
     old, new = velocities
-    numbers = (momentum, rate, weight_decay, is_nesterov)
-    is_exact = own_numerics() == "portable" and out.dtype == np.float32
-    (KERNELS if is_exact else NUMPY)["momentum"](weights, gradient, old, out, new, *numbers)()
+    is_exact = own_numerics() == "portable" and all(
+        each is None or each.dtype == np.float32 for each in (weights, old, out, new)
+    )
+    leaves = KERNELS if is_exact else NUMPY
+    bound: Callable[[Mean, float], bool] = leaves["momentum"](
+        weights, old, out, new, momentum, weight_decay, is_nesterov
+    )
+    return bound
 
 
 def add_rows(gradient: Array, indices: Array, out: Array) -> None:

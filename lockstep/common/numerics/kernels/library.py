@@ -42,7 +42,7 @@ SELF_TEST = {
 #: What each function returns and takes. A test compares this with the sources.
 SIGNATURES: Mapping[str, tuple[Returned, Taken]] = {
     "ls_run": (None, (A, N)),
-    "ls_momentum": (None, (N, A, A, A, A, A, F, F, F, N)),
+    "ls_momentum": (N, (N, A, A, A, A, F, F, N, A, A, F, N, F, N, F)),
     "ls_product_scratch": (N, (N, N, N, N)),
     "ls_convolution_scratch": (N, (A,)),
     "ls_supported": (N, ()),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lockstep.common.numerics import leaves
 from lockstep.common.numerics.geometry import Geometry, PoolWindows
+from lockstep.common.numerics.mean import Mean
 from tests.lockstep.common.numerics import reference
 from tests.lockstep.common.numerics.reference import Floats
 
@@ -119,18 +120,23 @@ def test_windows_that_see_nothing_are_refused(windows: PoolWindows) -> None:
 @pytest.mark.parametrize(("momentum", "is_nesterov"), [(None, False), (0.9, False), (0.9, True), (0.0, False)], ids=str)
 @pytest.mark.parametrize("decay", [0.0, 0.01, 1e-50])
 @pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize(("divisor", "scale"), [(1.0, None), (32.0, 0.3), (33.0, None), (0.0, 0.5)])
 def test_an_update_by_momentum_has_the_bits_of_the_contract(
-    length: int, momentum: float | None, is_nesterov: bool, decay: float, step: int
+    length: int, momentum: float | None, is_nesterov: bool, decay: float, step: int, divisor: float, scale: float | None
 ) -> None:
-    weights, gradient, velocity = (_usual(length * step, seed=seed)[::step] for seed in range(3))
-    gradient[::3] = -0.0
+    weights, velocity, *terms = (_usual(length * step, seed=seed)[::step] for seed in range(4))
+    terms[0][::3] = -0.0
+    mean = terms[0] + terms[1]
+    mean = mean / np.float32(divisor) if divisor else np.zeros_like(mean)
+    if scale is not None:
+        mean *= np.float32(scale)
     old = None if momentum is None else velocity
-    expected = reference.follow_momentum(weights, gradient, old, momentum or 0.0, 0.1, decay, is_nesterov)
+    expected = reference.follow_momentum(weights, mean, old, momentum or 0.0, 0.1, decay, is_nesterov)
     out, new = np.empty(length, np.float32), None if old is None else np.empty(length, np.float32)
-    leaves.follow_momentum(
-        weights, gradient.copy(), (old, new), out,
-        momentum=momentum or 0.0, rate=0.1, weight_decay=decay, is_nesterov=is_nesterov,
-    )  # fmt: skip
+    update = leaves.bind_momentum(
+        weights, (old, new), out, momentum=momentum or 0.0, weight_decay=decay, is_nesterov=is_nesterov
+    )
+    assert update(Mean(terms, divisor, scale), 0.1)
     assert _same(out, expected[0])
     assert new is None or _same(new, np.asarray(expected[1]))
 
@@ -139,11 +145,29 @@ def test_a_velocity_may_be_replaced_in_place() -> None:
     weights, gradient, velocity = (_usual(20, seed=seed) for seed in range(3))
     expected = reference.follow_momentum(weights, gradient, velocity, 0.9, 0.1, 0.0, True)
     out = np.empty_like(weights)
-    leaves.follow_momentum(
-        weights, gradient, (velocity, velocity), out, momentum=0.9, rate=0.1, weight_decay=0.0, is_nesterov=True
-    )
+    update = leaves.bind_momentum(weights, (velocity, velocity), out, momentum=0.9, weight_decay=0.0, is_nesterov=True)
+    assert update(Mean([gradient]), 0.1)
     assert _same(out, expected[0])
     assert _same(velocity, np.asarray(expected[1]))
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 3e38])
+@pytest.mark.parametrize("place", [0, 17, 36])
+def test_an_update_tells_whether_all_weights_are_finite(value: float, place: int) -> None:
+    weights = np.ones(37, np.float32)
+    update = leaves.bind_momentum(
+        weights, (None, None), np.empty_like(weights), momentum=0.0, weight_decay=0.0, is_nesterov=False
+    )
+    gradient = np.zeros(37, np.float32)
+    gradient[place] = value
+    assert update(Mean([gradient]), 0.1) is (value == 3e38)
+
+
+def test_terms_of_another_length_are_refused() -> None:
+    weights, out = np.ones(5, np.float32), np.empty(5, np.float32)
+    update = leaves.bind_momentum(weights, (None, None), out, momentum=0.0, weight_decay=0.0, is_nesterov=False)
+    with pytest.raises(ValueError, match="expected shapes that fit together"):
+        update(Mean([np.ones(5, np.float32), np.ones(4, np.float32)]), 0.1)
 
 
 @pytest.mark.parametrize("width", [1, 33])

@@ -127,20 +127,22 @@ EXPORT void ls_run(const int64_t *rows, int64_t count) {
     if (mode != DEFAULT_MODE) set_floating_point_mode(mode);
 }
 
-/* An update by momentum, of n weights: v = momentum * velocity + g, weights - rate * v, where g is the gradient plus
-   decay * weights. Without velocities v is g; Nesterov's variant follows g + momentum * v. */
-EXPORT void ls_momentum(int64_t n, const float *weights, const float *gradient, const float *velocity,
-                        float *new_weights, float *new_velocity, float momentum, float rate, float decay,
-                        int64_t is_nesterov) {
+/* An update by momentum, of n weights, from one or two terms of the gradient: see Momentum. */
+EXPORT int64_t ls_momentum(int64_t n, const float *weights, const float *velocity, float *new_weights,
+                           float *new_velocity, float momentum, float decay, int64_t is_nesterov, const float *first,
+                           const float *second, float divisor, int64_t divides, float scale, int64_t has_scale,
+                           float rate) {
     const Momentum m = {
-        .n = n, .weights = weights, .gradient = gradient, .velocity = velocity, .new_weights = new_weights,
-        .new_velocity = new_velocity, .momentum = momentum, .rate = rate, .decay = decay,
-        .has_momentum = velocity != NULL, .has_decay = decay != 0.0f, .is_nesterov = is_nesterov != 0,
+        .n = n, .first = first, .second = second, .divisor = divisor, .scale = scale, .divides = divides != 0,
+        .has_scale = has_scale != 0, .weights = weights, .velocity = velocity, .new_weights = new_weights,
+        .new_velocity = new_velocity, .momentum = momentum, .rate = rate, .decay = decay, .has_decay = decay != 0.0f,
+        .is_nesterov = is_nesterov != 0,
     };
     const uint64_t mode = floating_point_mode();
     if (mode != DEFAULT_MODE) set_floating_point_mode(DEFAULT_MODE);
-    follow_momentum(&m);
+    const int is_finite = follow_momentum(&m);
     if (mode != DEFAULT_MODE) set_floating_point_mode(mode);
+    return is_finite;
 }
 
 /* Floats of scratch memory that a product takes. */

@@ -29,22 +29,35 @@ void rectify_gradient(int64_t n, const float *gradient, const float *result, flo
 #undef ACT
 }
 
-/* v = momentum * v + g; weights -= rate * v, where g is the gradient plus decay * weights; Nesterov: see rules.py. */
-void follow_momentum(const Momentum *m) {
+/* g is the sum of the terms, multiplied or divided, then scaled; plus decay * weights. v = momentum * v + g;
+   weights -= rate * v; Nesterov: see rules.py. Returns whether all new weights are finite. */
+int follow_momentum(const Momentum *m) {
     const V momentum = all(m->momentum), rate = all(m->rate), decay = all(m->decay);
+    const V divisor = all(m->divisor), scale = all(m->scale);
+    V checked = all(0.0f);
 #define ACT(from, to, rest) { \
         const V weights = from(m->weights + i rest); \
-        V gradient = from(m->gradient + i rest); \
+        V gradient = from(m->first + i rest); \
+        if (m->second) gradient = add(gradient, from(m->second + i rest)); \
+        gradient = m->divides ? divide(gradient, divisor) : mul(gradient, divisor); \
+        if (m->has_scale) gradient = mul(gradient, scale); \
         if (m->has_decay) gradient = add(gradient, mul(weights, decay)); \
-        if (m->has_momentum) { \
+        if (m->velocity) { \
             const V velocity = add(mul(from(m->velocity + i rest), momentum), gradient); \
             to(m->new_velocity + i, velocity rest); \
             gradient = m->is_nesterov ? add(gradient, mul(velocity, momentum)) : velocity; \
         } \
-        to(m->new_weights + i, sub(weights, mul(gradient, rate)) rest); \
+        const V new_weights = sub(weights, mul(gradient, rate)); \
+        to(m->new_weights + i, new_weights rest); \
+        /* What is not finite, less itself, is NaN; anything else 0. */ \
+        checked = add(checked, sub(new_weights, new_weights)); \
     }
     EACH(m->n, ACT)
 #undef ACT
+    float sums[WIDTH];
+    store(sums, checked);
+    for (int i = 0; i < WIDTH; i++) if (sums[i] != 0.0f) return 0;
+    return 1;
 }
 
 void add_rows(int64_t uses, int64_t width, const float *from, const int64_t *indices, float *to) {

@@ -24,13 +24,16 @@ void add_rows(int64_t uses, int64_t width, const float *from, const int64_t *ind
 /* What an update by momentum does with each weight. */
 typedef struct {
     int64_t n;
-    const float *weights, *gradient, *velocity;
+    const float *first, *second; /* terms of the gradient; no second one is NULL */
+    float divisor, scale;        /* the sum is multiplied by the divisor, unless it `divides` */
+    int divides, has_scale;
+    const float *weights, *velocity; /* without momentum, velocities are NULL */
     float *new_weights, *new_velocity;
     float momentum, rate, decay;
-    int has_momentum, has_decay, is_nesterov;
+    int has_decay, is_nesterov;
 } Momentum;
 
-void follow_momentum(const Momentum *m);
+int follow_momentum(const Momentum *m);
 
 /* Images (channels, height, width, images) and their windows (channels, rows, columns, images). */
 typedef struct {

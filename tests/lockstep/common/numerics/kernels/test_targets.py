@@ -1,7 +1,6 @@
 """Kernels for different processors give the same bits: a call that one has made is made again by another."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from lockstep.common.numerics.geometry import Geometry, PoolWindows
 from lockstep.common.numerics.kernel_leaves import KERNELS, KernelCalls
 from lockstep.common.numerics.kernels.library import Library, load
 from lockstep.common.numerics.kernels.targets import targets_of, this_machine
+from lockstep.common.numerics.mean import Mean
 
 Floats = NDArray[np.float32]
 
@@ -88,7 +88,14 @@ def test_rows_are_added_alike_on_every_target(others: list[Library]) -> None:
 
 @pytest.mark.parametrize("is_nesterov", [False, True])
 def test_an_update_is_the_same_on_every_target(is_nesterov: bool, others: list[Library]) -> None:
-    weights, gradient, old, out, new = (_drawn(101, seed=seed) for seed in range(5))
-    call = KERNELS["momentum"](weights, gradient, old, out, new, 0.9, 0.1, 0.01, is_nesterov)
-    assert isinstance(call, partial)
-    _check(call, lambda library: library.functions.ls_momentum(*call.args), out, others)
+    weights, old, out, new, first, second = arrays = [_drawn(101, seed=seed) for seed in range(6)]
+    at = [each.ctypes.data for each in arrays]
+    update = KERNELS["momentum"](weights, old, out, new, 0.9, 0.01, is_nesterov)
+    _check(
+        lambda: update(Mean([first, second], 37.0, 0.5), 0.1),
+        lambda library: library.functions.ls_momentum(
+            101, *at[:4], 0.9, 0.01, is_nesterov, *at[4:], 37.0, True, 0.5, True, 0.1
+        ),
+        out,
+        others,
+    )
