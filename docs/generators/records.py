@@ -6,10 +6,10 @@ from typing import Any, get_args
 
 from docs.generators.tables import code, fields_table, first_sentence, table
 from lockstep.common.model.files import ModelFile
-from lockstep.common.protocol.messages import EpochStatus
+from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.checkpoint.checkpoint import CheckpointIdentity, RunProgress
 from lockstep.ps.records.ledger import LedgerShare, Line
-from lockstep.ps.records.metrics import EpochRecord, Record
+from lockstep.ps.records.metrics import Record
 from lockstep.ps.records.receipt import Receipt, ReceiptLink
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.timing import Split
@@ -89,7 +89,6 @@ def _metric(line: int, function: str, name: str, text: str, node: ast.Call | ast
 #: For the check that each field is explained.
 RECORDS = (
     *get_args(Record),
-    EpochStatus,
     *get_args(Line),
     LedgerShare,
     RunResult,

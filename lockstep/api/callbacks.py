@@ -47,7 +47,7 @@ from numpy.typing import NDArray
 from lockstep.common.errors import CallbackError, JobError, LockstepError, RunError
 from lockstep.common.files.safetensors import read, write
 from lockstep.common.job.job import Job, check_monitor, is_higher_better
-from lockstep.common.protocol.messages import EpochStatus
+from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.records.run_folder import EPOCH_WEIGHTS
 from lockstep.ps.run.early_stopping import figure_of, is_better
 from lockstep.runs.trained_model import model_with
@@ -62,7 +62,7 @@ class Training:
     job: Job
     #: One record per epoch so far: loss, accuracy, test_loss, test_accuracy, and with a validation set val_loss and
     #: val_accuracy.
-    history: list[EpochStatus] = field(default_factory=list)
+    history: list[EpochRecord] = field(default_factory=list)
     is_stopped: bool = False
 
     def stop(self) -> None:
@@ -109,7 +109,7 @@ class Callback:
     def on_train_begin(self, training: Training) -> None:
         """Called before the first epoch; the job is known to be good, and nothing is computed yet."""
 
-    def on_epoch_end(self, training: Training, epoch: EpochStatus) -> None:
+    def on_epoch_end(self, training: Training, epoch: EpochRecord) -> None:
         """Called after an epoch and its evaluation, which `epoch` records: each once, in order, the last too."""
 
     def on_train_end(self, training: Training) -> None:
@@ -153,7 +153,7 @@ class LambdaCallback(Callback):
         self,
         *,
         on_train_begin: Callable[[Training], object] | None = None,
-        on_epoch_end: Callable[[Training, EpochStatus], object] | None = None,
+        on_epoch_end: Callable[[Training, EpochRecord], object] | None = None,
         on_train_end: Callable[[Training], object] | None = None,
     ) -> None:
         self._begin, self._epoch, self._end = on_train_begin, on_epoch_end, on_train_end
@@ -162,7 +162,7 @@ class LambdaCallback(Callback):
         if self._begin is not None:
             self._begin(training)
 
-    def on_epoch_end(self, training: Training, epoch: EpochStatus) -> None:
+    def on_epoch_end(self, training: Training, epoch: EpochRecord) -> None:
         if self._epoch is not None:
             self._epoch(training, epoch)
 
@@ -194,7 +194,7 @@ class ModelCheckpoint(Callback):
         self.best = None
         check_monitor(training.job, self.monitor or training.job.monitored())
 
-    def on_epoch_end(self, training: Training, epoch: EpochStatus) -> None:
+    def on_epoch_end(self, training: Training, epoch: EpochRecord) -> None:
         monitor = self.monitor or training.job.monitored()
         figure = figure_of(epoch, monitor)
         is_best = self.best is None or is_better(figure, self.best, is_higher=is_higher_better(training.job, monitor))
@@ -212,8 +212,8 @@ class ModelCheckpoint(Callback):
                     f"ModelCheckpoint cannot write {str(path)!r}: {reason}: expected a file's path"
                 ) from error
 
-    def _path(self, epoch: EpochStatus) -> Path:
-        figures = {name: value for name, value in msgspec.to_builtins(epoch).items() if value is not None}
+    def _path(self, epoch: EpochRecord) -> Path:
+        figures = {name: value for name, value in msgspec.structs.asdict(epoch).items() if value not in (None, {}, "")}
         try:
             return Path(str(self.path).format(**figures))
         except (KeyError, IndexError, ValueError) as error:
@@ -274,7 +274,7 @@ class CallbackRunner:
         for callback in self.callbacks:
             _call(callback.on_train_begin, self.training)
 
-    def is_to_stop(self, history: Sequence[EpochStatus]) -> bool:
+    def is_to_stop(self, history: Sequence[EpochRecord]) -> bool:
         """Call `on_epoch_end` for each new epoch; return whether the run ends with the last of them."""
         training = self.training
         last = training.history[-1].epoch if training.history else 0
@@ -286,7 +286,7 @@ class CallbackRunner:
                 self._stopped_after = epoch.epoch
         return self._stopped_after is not None and history[-1].epoch >= self._stopped_after
 
-    def end(self, history: Sequence[EpochStatus]) -> None:
+    def end(self, history: Sequence[EpochRecord]) -> None:
         """Call `on_epoch_end` for the last epoch, after which nobody asks, and `on_train_end`."""
         self.is_to_stop(history)
         for callback in self.callbacks:

@@ -147,7 +147,7 @@ def _carry_out(
                 display.say(note)
             runner.begin()
             result = train_here(job, destination, display, is_to_stop=runner.is_to_stop if called else None)
-            runner.end([epoch.status() for epoch in result.history])
+            runner.end(result.history)
         except KeyboardInterrupt:
             if has_begun(folder):
                 display.say(f"interrupted: the run is kept; resume it with lockstep.resume({str(folder)!r})")

@@ -15,9 +15,9 @@ from lockstep.common.errors import JobError
 from lockstep.common.files.safetensors import read
 from lockstep.common.job.job import Job
 from lockstep.common.job.losses import LossKind, has_accuracy, kind_of
+from lockstep.common.protocol.messages import EpochRecord
 from lockstep.launch.page_process import PageProcess, PageRequest
 from lockstep.ps.checkpoint.folder import CheckpointFolder
-from lockstep.ps.records.metrics import EpochRecord
 from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, RESULT, WEIGHTS, RunResult, read_result
 from lockstep.ps.run.early_stopping import best_epoch
 from lockstep.results.evaluation.run_predictor import RunPredictor

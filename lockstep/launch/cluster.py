@@ -10,7 +10,7 @@ from lockstep.common.data.source import load
 from lockstep.common.errors import JobError, LockstepError, RunError, UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.numerics.choice import take_numerics
-from lockstep.common.protocol.messages import CallbackDecision, EpochStatus, Status
+from lockstep.common.protocol.messages import CallbackDecision, EpochRecord, Status
 from lockstep.common.runtime.blas import blas_kernel
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.lent_process import computing
@@ -90,7 +90,7 @@ class Cluster:
     #: What is done to the processes on purpose.
     chaos: Interference | None = None
     #: Asked between two epochs, which wait for it: whether the run ends with the one that is over. None: nobody asks.
-    is_to_stop: Callable[[Sequence[EpochStatus]], bool] | None = None
+    is_to_stop: Callable[[Sequence[EpochRecord]], bool] | None = None
     folder: Path = field(init=False)
     server: Child = field(init=False)
     #: The other servers.
@@ -496,7 +496,7 @@ def crash_message(child: WatchedProcess, numerics: Numerics) -> str:
 
 
 #: Called with the epochs so far, between two of them; returns whether the run ends with the last.
-IsToStop = Callable[[Sequence[EpochStatus]], bool]
+IsToStop = Callable[[Sequence[EpochRecord]], bool]
 
 
 def train_here(

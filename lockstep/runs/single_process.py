@@ -13,7 +13,7 @@ from lockstep.common.errors import ComputeError, DivergedError, FailureKind, Loc
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.tally import Tally, pack_losses
 from lockstep.common.optim.wrapped import averaged
-from lockstep.common.protocol.messages import NAME_LIMIT, EpochStatus, Status
+from lockstep.common.protocol.messages import NAME_LIMIT, EpochRecord, Status
 from lockstep.common.protocol.statement import result_digest
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.interrupts import held_back
@@ -104,13 +104,11 @@ class SerialRun:
     start: Resumption | None = None
     checkpointer: Checkpointer | None = None
     #: Called between two epochs if the run pauses for callbacks: whether it ends with the one that is over.
-    is_to_stop: Callable[[Sequence[EpochStatus]], bool] | None = None
+    is_to_stop: Callable[[Sequence[EpochRecord]], bool] | None = None
     #: Shows what the run waits for.
     say: Callable[[str], None] = lambda text: None
     #: Waits for so many seconds.
     wait: Callable[[float], object] = threading.Event().wait
-    #: Seconds spent in computing gradients.
-    compute_s: float = 0.0
     guard: NonFiniteGuard = field(init=False)
 
     def __post_init__(self) -> None:
@@ -119,7 +117,7 @@ class SerialRun:
     def train(self) -> RunResult:
         """Train to the end; `DivergedError` if a loss is not finite, `ComputeError` if the model raises."""
         setup, start = self.setup, self.start or first_round(self.setup)
-        progress, self.compute_s = start.progress, start.compute_s
+        progress = start.progress
         at: Round | None = start.round
         trainer = SingleProcessTrainer(setup)
         try:
@@ -130,7 +128,7 @@ class SerialRun:
                 if self.guard.text and then is None:
                     raise NonFiniteWeightsError(self.guard.text)
                 if self.checkpointer is not None and then is not None and not self.guard.text:
-                    self.checkpointer.take_if_due(setup.shard, progress, self.compute_s)
+                    self.checkpointer.take_if_due(setup.shard, progress)
                 phase = RunPhase.FINISHED if then is None else RunPhase.TRAINING
                 self._await_room(partial(self._write_again, progress))
                 if self.watch is not None:
@@ -162,7 +160,6 @@ class SerialRun:
                 recorder.finish(
                     progress,
                     workers=0,
-                    compute_s=self.compute_s,
                     weights=weights,
                     average=average,
                     now=self.clock.now(),
@@ -225,16 +222,17 @@ class SerialRun:
             rate = trainer.update(at.step, sums, tally)
             ended = self.clock.now()
             progress.end_step(tally, ended, (compute_s, compute_s))
+            progress.end_update(ended - began)
             self.recorder.step(at.step, tally, rate, ended - began, progress.last_step)
             self.recorder.account(at.step, account, checksum_after(at.step, self.setup.shard.weights))
-            self.compute_s += compute_s
+            progress.compute_s += compute_s
         made = UpdateWeights(step=at.step, tally=tally, account=account)
         self.guard.check(made, self.setup.shard, Membership())
 
     def _keep(self, progress: Progress) -> None:
         """Save a checkpoint of the weights as they are."""
         if self.checkpointer is not None:
-            self.checkpointer.take(self.setup.shard, progress, self.compute_s)
+            self.checkpointer.take(self.setup.shard, progress)
 
     def _failure(self, at: Round, error: Exception) -> RunError:
         """Keep the last good weights; return the error to raise, as of a worker's exception."""

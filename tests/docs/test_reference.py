@@ -17,7 +17,7 @@ from lockstep import F, fit, nn
 from lockstep.cli.root import cli
 from lockstep.common.job.job import Job
 from lockstep.common.nn.module import LAYERS
-from lockstep.common.protocol.messages import ServerMessage, WorkerMessage
+from lockstep.common.protocol.messages import EpochRecord, ServerMessage, WorkerMessage
 from lockstep.common.protocol.shard_messages import ShardMessage, ToShardMessage, WorkerToShardMessage
 from lockstep.common.protocol.standby_messages import (
     AtStandbyMessage,
@@ -26,7 +26,6 @@ from lockstep.common.protocol.standby_messages import (
     ToStandbyMessage,
 )
 from lockstep.ps.coordinator.transitions import RunPhase
-from lockstep.ps.records.metrics import EpochRecord
 from lockstep.runs.job_file import resolve
 from lockstep.runs.launch_config import Launch
 from tests.architecture.source import ROOT

@@ -4,11 +4,10 @@ from typing import Any
 
 import msgspec
 
-from lockstep.common.protocol.messages import EpochStatus, Status, WorkerStatus
-from lockstep.ps.records.metrics import EpochRecord
+from lockstep.common.protocol.messages import EpochRecord, Status, WorkerStatus
 from lockstep.ps.records.run_folder import RunResult
 
-EPOCH = EpochStatus(epoch=1, loss=0.5, accuracy=0.875, test_loss=0.25, test_accuracy=0.9375, wall_s=12.34)
+EPOCH = EpochRecord(epoch=1, loss=0.5, accuracy=0.875, test_loss=0.25, test_accuracy=0.9375, wall_s=12.34)
 
 TRAINING = Status(
     run="20261124-231714-lenet",
@@ -67,6 +66,6 @@ def result(**values: Any) -> RunResult:
         job_sha256="cd" * 32,
         dataset_sha256="ef" * 32,
         numerics={"mode": "native", "numpy": "2.4.6", "blas": "openblas 0.3", "kernel": "Zen"},
-        history=[EpochRecord(**msgspec.to_builtins(EPOCH), weights_sha256="ab" * 32)],
+        history=[msgspec.structs.replace(EPOCH, weights_sha256="ab" * 32)],
     )
     return msgspec.structs.replace(good, **values)

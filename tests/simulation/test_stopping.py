@@ -9,7 +9,7 @@ import pytest
 from lockstep.checking.simulation.oracle import RunRecords, reference_run, violations
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.codec import encode
-from lockstep.common.protocol.messages import CallbackDecision, EpochStatus
+from lockstep.common.protocol.messages import CallbackDecision, EpochRecord
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
@@ -39,11 +39,11 @@ def expected() -> RunResult:
     return reference().result
 
 
-def timeless(result: RunResult) -> list[EpochStatus]:
+def timeless(result: RunResult) -> list[EpochRecord]:
     """Return the history without times."""
-    names = EpochStatus.__struct_fields__
+    names = EpochRecord.__struct_fields__
     figures = ({name: getattr(epoch, name) for name in names} for epoch in result.history)
-    return [EpochStatus(**{**epoch, "wall_s": 0.0}) for epoch in figures]
+    return [EpochRecord(**{**epoch, "wall_s": 0.0}) for epoch in figures]
 
 
 def test_what_the_job_comes_to() -> None:

@@ -10,7 +10,7 @@ import pytest
 from lockstep import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint, fit, resume
 from lockstep.api.callbacks import Training
 from lockstep.common.errors import CallbackError
-from lockstep.common.protocol.messages import EpochStatus
+from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.records.ledger import WorkerIn, read_lines
 from lockstep.ps.records.run_folder import LEDGER
 from tests.lockstep.api import zoo
@@ -32,7 +32,7 @@ class Stopper(Callback):
     def __init__(self, after: int) -> None:
         self.after, self.told = after, list[tuple[int, float]]()
 
-    def on_epoch_end(self, training: Training, epoch: EpochStatus) -> None:
+    def on_epoch_end(self, training: Training, epoch: EpochRecord) -> None:
         self.told.append((epoch.epoch, epoch.test_loss))
         if epoch.epoch == self.after:
             training.stop()
@@ -100,7 +100,7 @@ def test_a_class_of_ones_own_stops_early_with_the_bits_of_one_process(tmp_path: 
 
 
 def test_what_a_callback_raises_ends_all_processes(tmp_path: Path) -> None:
-    def fail(training: Training, epoch: EpochStatus) -> None:
+    def fail(training: Training, epoch: EpochRecord) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(CallbackError):
@@ -116,7 +116,7 @@ def test_what_a_callback_raises_ends_all_processes(tmp_path: Path) -> None:
 def test_an_interrupt_ends_all_processes_and_the_run_is_gone_on_with(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
 ) -> None:
-    def interrupt(training: Training, epoch: EpochStatus) -> None:
+    def interrupt(training: Training, epoch: EpochRecord) -> None:
         if epoch.epoch == 2:
             signal.raise_signal(signal.SIGINT)  # as the button above a notebook does
 
@@ -137,7 +137,7 @@ def pids_in(folder: Path) -> list[int | None]:
 
 
 def test_a_worker_killed_in_a_pause_costs_nothing(tmp_path: Path) -> None:
-    def kill(training: Training, epoch: EpochStatus) -> None:
+    def kill(training: Training, epoch: EpochRecord) -> None:
         if epoch.epoch == 2:
             lines = read_lines((training.folder / LEDGER).read_bytes(), LEDGER)
             os.kill(next(line.pid for line in lines if isinstance(line, WorkerIn)), signal.SIGKILL)

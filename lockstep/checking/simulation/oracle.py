@@ -22,10 +22,11 @@ from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.sampler import Sampler
 from lockstep.common.data.source import with_validation
 from lockstep.common.job.job import Job
+from lockstep.common.protocol.messages import EpochRecord
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.ps.records.ledger import Line, StepDone
-from lockstep.ps.records.metrics import EpochRecord, RunMetrics, StepRecord, read_metrics
+from lockstep.ps.records.metrics import RunMetrics, StepRecord, read_metrics
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
 from lockstep.ps.records.run_folder import RunFolder, RunResult, read_ledger, read_receipt, read_result

@@ -493,7 +493,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     processes: Count = 1
 
 
-class EpochStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class EpochRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="epoch"):
     """One finished epoch: means over its samples, and over the test set after it."""
 
     #: Its number, from 1.
@@ -520,6 +520,8 @@ class EpochStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     val_r2: float | None = None
     #: The other metrics of the job by name, as "f1" over its training samples, "test_f1" and "val_f1" over those sets.
     metrics: Annotated[dict[ShortText, float], Meta(max_length=3 * MOST_METRICS)] = {}
+    #: The digest of the weights after it; empty in a status.
+    weights_sha256: ShortText = ""
 
     def of_set(self, prefix: str) -> dict[str, float]:
         """Return the other metrics of a set by their names: "test_" or "val_" is that set's prefix."""
@@ -556,7 +558,7 @@ class Status(Message, frozen=True, kw_only=True):
     min_workers: Count
     workers: Annotated[list[WorkerStatus], Meta(max_length=4096)]
     #: The last epochs, at most `HISTORY_LIMIT`.
-    history: Annotated[list[EpochStatus], Meta(max_length=HISTORY_LIMIT)]
+    history: Annotated[list[EpochRecord], Meta(max_length=HISTORY_LIMIT)]
     #: Why the run failed; empty where it did not.
     failure: Text
     #: Connections that were rejected, and peers that were accepted and broke the protocol.

@@ -9,11 +9,10 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 import numpy as np
-from msgspec import Meta
 from numpy.typing import NDArray
 
 from lockstep.common.aggregation.layout import ParameterLayout
@@ -24,16 +23,14 @@ from lockstep.common.files.reading import open_regular, read_regular
 from lockstep.common.files.safetensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, parts_of, read
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.fingerprint import Fingerprint
-from lockstep.ps.records.metrics import EpochRecord
+from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.run.info import RunInfo
+from lockstep.ps.run.progress import Count, RunTotals
 
 PROGRESS_ARRAY = "lockstep/past"
 
 #: What precedes the seal in the header, and what is in its place while the digest is taken.
 _KEY, _BLANK = b'"sha256":"', b"0" * 64
-
-
-Count = Annotated[int, Meta(ge=0)]
 
 
 class CheckpointIdentity(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,12 +54,10 @@ class CheckpointIdentity(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class RunProgress(msgspec.Struct, frozen=True, kw_only=True):
+class RunProgress(RunTotals, frozen=True, kw_only=True):  # type: ignore[misc]  # msgspec allows it
     """How far a run has come, next to its weights."""
 
-    #: Training steps made.
-    steps: Count
-    #: Whether the evaluation that may follow them is done.
+    #: Whether the evaluation that may follow the last step is done.
     is_evaluated: bool
     #: The sum of losses over the training samples of the epoch so far.
     loss_sum: float
@@ -73,29 +68,17 @@ class RunProgress(msgspec.Struct, frozen=True, kw_only=True):
     #: The sum of the weights of the others, if they have weights.
     weight: float | None = None
     #: The sums of metrics over these samples.
-    metrics: list[float] = []
-    #: Training samples in all.
-    samples: Count
+    metrics: list[float] = msgspec.field(default_factory=list)
     #: One record per epoch.
     history: list[EpochRecord]
     #: Seconds since the first step.
     elapsed_s: float
     #: Seconds of the whole run.
     wall_s: float
-    #: Seconds in training rounds.
-    train_s: float
-    #: Seconds that all workers spent in computing.
-    compute_s: float
-    #: Seconds that the server spent in updates.
-    update_s: float
     #: The length of `metrics.jsonl`, in bytes: what comes after it is of later steps.
     metrics_bytes: Count
     #: The length of `ledger.jsonl`, in bytes.
     ledger_bytes: Count
-    #: Micro-batches that a second worker audited, with the same bits.
-    audited: Count = 0
-    #: Micro-batches that were to be audited, and were not for lack of a second worker.
-    unaudited: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True)

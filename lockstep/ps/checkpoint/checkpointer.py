@@ -82,7 +82,7 @@ class Checkpointer:
     #: Whether the disk had no room for the last one.
     is_owed: bool = False
 
-    def take_if_due(self, holder: WeightsHolder, progress: Progress, compute_s: float) -> None:
+    def take_if_due(self, holder: WeightsHolder, progress: Progress) -> None:
         """Take a checkpoint if one is due. To be called after each event, when its effects are done."""
         at = (holder.updates, len(self.recorder.history))
         if at == self.seen:
@@ -91,9 +91,9 @@ class Checkpointer:
         # Without the best epoch's checkpoint, a run that is to end with it could not resume from a later one.
         is_needed = ends_epoch and self.recorder.info.job.keep_best and self.best() == holder.updates
         if is_needed or self.schedule.is_due(holder.updates, self.clock.now(), ends_epoch=ends_epoch):
-            self.take(holder, progress, compute_s)
+            self.take(holder, progress)
 
-    def take(self, holder: WeightsHolder, progress: Progress, compute_s: float) -> bool:
+    def take(self, holder: WeightsHolder, progress: Progress) -> bool:
         """Take a checkpoint now; return whether there is one of these steps.
 
         After an interrupt the records may be incomplete, and then there is none.
@@ -101,7 +101,7 @@ class Checkpointer:
         if not self.folder.keep or not self._agrees(holder, progress):
             return False
         began = self.clock.now()
-        is_kept = self._save(holder, progress, compute_s, began)
+        is_kept = self._save(holder, progress, began)
         self.is_owed = not is_kept and self.run.room.is_lacking
         self.schedule.record_taken(holder.updates, began, self.clock.now())
         return is_kept
@@ -110,30 +110,24 @@ class Checkpointer:
         recorder = self.recorder
         return progress.steps == holder.updates == recorder.steps and len(progress.history) == len(recorder.history)
 
-    def _save(self, holder: WeightsHolder, progress: Progress, compute_s: float, now: float) -> bool:
-        recorder, steps = self.recorder, holder.updates
+    def _save(self, holder: WeightsHolder, progress: Progress, now: float) -> bool:
+        recorder, steps, epoch = self.recorder, progress.steps, progress.epoch
         recorder.add_entries(WeightsAt(step=steps, weights_sha256=weights_digest(holder.weights)))
         if not self._sync():
             return False
         saved = RunProgress(
-            steps=steps,
+            **progress.totals(),
             is_evaluated=bool(recorder.history) and recorder.ends_at(recorder.history[-1].epoch) == steps,
-            loss_sum=progress.epoch.loss_sum,
-            count=progress.epoch.count,
-            ignored=progress.epoch.ignored,
-            weight=progress.epoch.weight,
-            metrics=list(progress.epoch.metrics),
-            samples=progress.samples,
+            loss_sum=epoch.loss_sum,
+            count=epoch.count,
+            ignored=epoch.ignored,
+            weight=epoch.weight,
+            metrics=list(epoch.metrics),
             history=recorder.history,
             elapsed_s=progress.elapsed(now),
             wall_s=now - recorder.setting.started,
-            train_s=progress.train_s,
-            compute_s=compute_s,
-            update_s=recorder.update_s,
             metrics_bytes=self.run.metrics.size(),
             ledger_bytes=self.run.ledger.size(),
-            audited=progress.audited,
-            unaudited=progress.unaudited,
         )
         held = HeldState(weights=holder.weights, state=holder.state)
         parts = sealed_parts(CheckpointIdentity.of(recorder.info), saved, recorder.layout, held)

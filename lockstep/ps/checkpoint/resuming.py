@@ -4,6 +4,8 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import msgspec
+
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import DataError, FileFormatError, JobError, ModelError, UsageError
@@ -31,8 +33,6 @@ class Resumption:
 
     round: Round
     progress: Progress
-    #: Seconds that workers have computed so far.
-    compute_s: float = 0.0
     #: By identity, which workers may not come back, and why.
     convicted: Mapping[str, str] = field(default_factory=dict)
     #: Bytes of the metrics and of the ledger that were kept.
@@ -43,16 +43,16 @@ class Resumption:
 def first_round(setup: RunSetup) -> Resumption:
     """Return where a new run begins."""
     return Resumption(
-        round=setup.info.plan.first(), progress=Progress(setup.info.targets, setup.info.guess, setup.info.metrics)
+        round=setup.info.plan.first(),
+        progress=Progress(targets=setup.info.targets, guess=setup.info.guess, metrics=setup.info.metrics),
     )
 
 
 def coordinator_of(info: RunInfo, start: Resumption, *, first_steps: int = FIRST_STEPS) -> Coordinator:
     """Return the coordinator of a run that begins or resumes there; `first_steps` as of `Coordinator`."""
-    membership = Membership(compute_s=start.compute_s)
     return Coordinator(
         info,
-        membership=membership,
+        membership=Membership(),
         progress=start.progress,
         start=start.round,
         convicted=start.convicted,
@@ -116,7 +116,7 @@ def resume(setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder, checkp
     fill(setup.shard, checkpoint, setup)
     lost = _cut_lines(folder, saved.metrics_bytes, saved.ledger_bytes)
     recorder.history = list(saved.history)
-    recorder.steps, recorder.update_s = saved.steps, saved.update_s
+    recorder.steps = saved.steps
     recorder.setting = replace(recorder.setting, started=recorder.setting.started - saved.wall_s)
     recorder.chain = read_chain(setup.info, read_ledger(folder.path), str(folder.ledger.path))
     recorder.add_entries(
@@ -125,7 +125,6 @@ def resume(setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder, checkp
     return Resumption(
         round=following,
         progress=_progress(saved, setup.info),
-        compute_s=saved.compute_s,
         metrics_bytes=saved.metrics_bytes,
         ledger_bytes=saved.ledger_bytes,
     )
@@ -170,17 +169,13 @@ def fill(shard: Shard, checkpoint: Checkpoint, setup: RunSetup) -> None:
 
 def _progress(saved: RunProgress, info: RunInfo) -> Progress:
     return Progress(
+        **saved.totals(),
         targets=info.targets,
         guess=info.guess,
         metrics=info.metrics,
         before_s=saved.elapsed_s,
-        steps=saved.steps,
         epoch=Tally(saved.loss_sum, saved.count, saved.ignored, saved.weight, tuple(saved.metrics)),
-        history=[epoch.status() for epoch in saved.history],
-        samples=saved.samples,
-        audited=saved.audited,
-        unaudited=saved.unaudited,
-        train_s=saved.train_s,
+        history=[msgspec.structs.replace(epoch, weights_sha256="") for epoch in saved.history],
         recent=deque([(saved.train_s, saved.samples)]),
     )
 

@@ -5,7 +5,7 @@ from msgspec import Struct
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind
 from lockstep.common.job.tally import Tally
-from lockstep.common.protocol.messages import EpochStatus
+from lockstep.common.protocol.messages import EpochRecord
 from lockstep.common.statemachine.machine import Report as Report
 from lockstep.common.statemachine.machine import ReportRefusal as ReportRefusal
 from lockstep.common.statemachine.machine import Send as Send
@@ -79,7 +79,7 @@ class Recompute(Struct, frozen=True, kw_only=True):
 class RecordEpoch(Struct, frozen=True, kw_only=True):
     """Record an epoch's figures, with the digest of the weights as they are now."""
 
-    epoch: EpochStatus
+    epoch: EpochRecord
     account: Account
 
 

@@ -138,9 +138,7 @@ class Membership:
     sharing: set[bool] = field(default_factory=set)
     #: Why one of them did not, if memory was offered.
     obstacle: str = ""
-    #: Seconds of computing whose gradients were accepted, of all members that ever were.
-    compute_s: float = 0.0
-    #: The same of the step at hand, by rank.
+    #: Seconds of computing of the current step, by rank.
     step_compute_s: dict[int, StepCompute] = field(default_factory=dict)
     #: How many members are in each state: to count them again at each message would be quadratic.
     _counts: Counter[MemberState] = field(default_factory=Counter)
@@ -272,7 +270,6 @@ class Membership:
         """
         member.samples += samples
         member.compute_s += compute_s
-        self.compute_s += compute_s
         self._credit_step(member, compute_s, slowest_s)
 
     def credit_audit(self, member: Member, compute_s: float) -> None:

@@ -8,7 +8,7 @@ import msgspec
 from lockstep.common.errors import FileFormatError
 from lockstep.common.files.json_file import decode
 from lockstep.common.files.reading import read_regular
-from lockstep.common.protocol.messages import EpochStatus
+from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.run.timing import StepTime
 
 METRICS = "metrics.jsonl"
@@ -54,21 +54,6 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
         return StepTime(round_s=self.round_s, mean_s=self.mean_s, slowest_s=self.slowest_s)
 
 
-class EpochRecord(EpochStatus, frozen=True, kw_only=True, omit_defaults=True):
-    """One epoch, with the weights after it; `result.json` and checkpoints keep these too."""
-
-    #: The digest of the weights after it.
-    weights_sha256: str
-
-    def status(self) -> EpochStatus:
-        """Return the figures without the weights, as they are sent to peers."""
-        return EpochStatus(**{name: getattr(self, name) for name in EpochStatus.__struct_fields__})
-
-
-class EpochLine(EpochRecord, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind", tag="epoch"):
-    """One epoch, with the weights after it."""
-
-
 class FailureRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="failure"):
     """The end of a run that failed."""
 
@@ -80,7 +65,7 @@ class FailureRecord(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind",
     cause: str | None = None
 
 
-Record = StepRecord | EpochLine | FailureRecord
+Record = StepRecord | EpochRecord | FailureRecord
 
 
 class _AnyLine(msgspec.Struct):
@@ -115,7 +100,7 @@ def read_metrics(folder: Path) -> RunMetrics:
         record = _record(path, number, line)
         if isinstance(record, StepRecord):
             steps[record.step] = record
-        elif isinstance(record, EpochLine):
+        elif isinstance(record, EpochRecord):
             epochs[record.epoch] = record
     return RunMetrics([steps[step] for step in sorted(steps)], [epochs[epoch] for epoch in sorted(epochs)])
 

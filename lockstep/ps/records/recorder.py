@@ -10,9 +10,9 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import FailureKind
 from lockstep.common.job.score import score_of
 from lockstep.common.job.tally import Tally
-from lockstep.common.protocol.messages import EpochStatus
+from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.records.ledger import Account, EpochDone, LedgerEntry, RunBegun
-from lockstep.ps.records.metrics import EpochLine, EpochRecord, FailureRecord, StepRecord
+from lockstep.ps.records.metrics import FailureRecord, StepRecord
 from lockstep.ps.records.receipt import ReceiptLink, first_link, next_link, receipt_of
 from lockstep.ps.records.room import DiskRoom
 from lockstep.ps.records.run_folder import RECEIPT, RESULT, RunFolder, RunResult
@@ -53,8 +53,6 @@ class MetricsRecorder:
     layout: ParameterLayout
     folder: RunFolder | None
     history: list[EpochRecord] = field(default_factory=list)
-    #: Seconds spent in updates so far.
-    update_s: float = 0.0
     #: Where the time of the steps so far went.
     times: StepTimeTotals = field(default_factory=StepTimeTotals)
     #: What has crossed sockets, and in how many steps.
@@ -81,7 +79,6 @@ class MetricsRecorder:
         self, step: int, tally: Tally, rate: float, update_s: float, time: StepTime, moved: Moved = NOTHING
     ) -> None:
         """Record the figures of a training step; `moved` is what crossed sockets since the one before."""
-        self.update_s += update_s
         self.moved += moved
         self.moved_steps += 1
         self.times.add(time, update_s, is_counted=step % self.info.plan.steps_per_epoch != 0)
@@ -113,18 +110,18 @@ class MetricsRecorder:
         # Last, so that after an interrupt it shows whether all is there.
         self.steps = step + 1
 
-    def epoch(self, status: EpochStatus, weights: Vector) -> None:
+    def epoch(self, figures: EpochRecord, weights: Vector) -> None:
         """Record the figures of an epoch, and keep the weights after it if callbacks or the job ask for them."""
         digest = weights_digest(weights)
-        record = EpochRecord(**msgspec.structs.asdict(status), weights_sha256=digest)
+        record = msgspec.structs.replace(figures, weights_sha256=digest)
         if self.folder is not None:
-            self.folder.add_record(EpochLine(**msgspec.structs.asdict(record)))
-            step = self.ends_at(status.epoch)
-            link = next_link(self.chain[-1], epoch=status.epoch, step=step, weights_sha256=digest)
+            self.folder.add_record(record)
+            step = self.ends_at(figures.epoch)
+            link = next_link(self.chain[-1], epoch=figures.epoch, step=step, weights_sha256=digest)
             self.add_entries(EpochDone(**msgspec.structs.asdict(link)))
             self.chain.append(link)
             if self.info.pauses:
-                self.folder.keep_epoch(self.layout, weights, status.epoch, step)
+                self.folder.keep_epoch(self.layout, weights, figures.epoch, step)
             self.folder.flush()
         # Last, as in `account`.
         self.history.append(record)
@@ -161,7 +158,6 @@ class MetricsRecorder:
         progress: Progress,
         *,
         workers: int,
-        compute_s: float,
         weights: Vector,
         average: Vector | None = None,
         now: float,
@@ -175,6 +171,7 @@ class MetricsRecorder:
         if self.best is not None:
             weights, kept = self.best, self.best_epoch() or kept
         result = RunResult(
+            **progress.totals(),
             run=info.run,
             model=job.model_name(),
             dataset=job.data,
@@ -183,15 +180,11 @@ class MetricsRecorder:
             servers=self.setting.servers,
             transport=self.setting.transport,
             epochs=info.plan.epochs,
-            steps=progress.steps,
             global_batch=job.global_batch,
             micro_batches=job.micro_batches,
             local_steps=job.local_steps,
             wall_s=now - self.setting.started,
-            train_s=progress.train_s,
             images_per_s=progress.samples / progress.train_s if progress.train_s else 0.0,
-            compute_s=compute_s,
-            update_s=self.update_s,
             parameters=self.layout.parameter_count,
             split=self.times.split(),
             train_loss=kept.loss,
@@ -210,8 +203,6 @@ class MetricsRecorder:
             moved=self.moved.mean(self.moved_steps),
             weights_epoch=kept.epoch,
             stopped=self._why_stopped(),
-            audited=progress.audited,
-            unaudited=progress.unaudited,
             teams=teams,
         )
         if self.folder is not None:

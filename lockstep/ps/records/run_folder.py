@@ -16,11 +16,13 @@ from lockstep.common.files.atomic import write_atomically
 from lockstep.common.files.json_file import decode
 from lockstep.common.files.reading import read_regular
 from lockstep.common.files.safetensors import write
+from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.records.ledger import Line, read_lines
 from lockstep.ps.records.line_file import LineFile
-from lockstep.ps.records.metrics import METRICS, MOST_LINES_BYTES, EpochRecord, Record, encode_record
+from lockstep.ps.records.metrics import METRICS, MOST_LINES_BYTES, Record, encode_record
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.room import DiskRoom
+from lockstep.ps.run.progress import RunTotals
 from lockstep.ps.run.timing import Split
 from lockstep.ps.run.traffic import NOTHING, Moved
 
@@ -40,7 +42,7 @@ RESULT = "result.json"
 MOST_BYTES = 2**26
 
 
-class RunResult(msgspec.Struct, frozen=True, kw_only=True):
+class RunResult(RunTotals, frozen=True, kw_only=True):  # type: ignore[misc]  # msgspec allows it
     """What `result.json` says about a finished run."""
 
     #: The name of the run.
@@ -59,22 +61,14 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     transport: str
     #: The number of epochs that were made.
     epochs: int
-    #: The number of steps that were made.
-    steps: int
     #: The job's global batch.
     global_batch: int
     #: The job's micro-batches per step.
     micro_batches: int
     #: Seconds from the server's start to the end of the run.
     wall_s: float
-    #: Seconds of that in training rounds.
-    train_s: float
     #: Training samples per second of `train_s`.
     images_per_s: float
-    #: Seconds that all workers spent in computing.
-    compute_s: float
-    #: Seconds that the server spent in updates.
-    update_s: float
     #: The mean training loss of the epoch whose weights these are.
     train_loss: float
     #: The loss on the test set after that epoch.
@@ -94,7 +88,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     #: R² on the test set, in a regression.
     test_r2: float | None = None
     #: The other metrics on the test set by name.
-    test_metrics: dict[str, float] = {}
+    test_metrics: dict[str, float] = msgspec.field(default_factory=dict)
     #: Number of values that are trained; 0 in the folder of an older version.
     parameters: int = 0
     #: Where the time of an average step went; None if no step was followed by another in its epoch.
@@ -111,10 +105,6 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     wire_weights: str = "float32"
     #: The bytes that crossed sockets in an average step.
     moved: Moved = NOTHING
-    #: Micro-batches that a second worker audited, with the same bits.
-    audited: int = 0
-    #: Micro-batches that were to be audited, and were not for lack of a second worker.
-    unaudited: int = 0
     #: The local steps of each micro-batch.
     local_steps: int = 1
     #: The teams in which the workers were; 0 in the folder of an older version.

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from lockstep.common.job.job import Job, is_higher_better
-from lockstep.common.protocol.messages import EpochStatus
+from lockstep.common.protocol.messages import EpochRecord
 
-Epoch = TypeVar("Epoch", bound=EpochStatus)
+Epoch = TypeVar("Epoch", bound=EpochRecord)
 
 
 def best_epoch(job: Job, history: Sequence[Epoch]) -> Epoch | None:
@@ -26,7 +26,7 @@ def best_epoch(job: Job, history: Sequence[Epoch]) -> Epoch | None:
     return best
 
 
-def is_stopped(job: Job, history: Sequence[EpochStatus]) -> bool:
+def is_stopped(job: Job, history: Sequence[EpochRecord]) -> bool:
     """Tell whether a run is to end although epochs are left: its `patience` is used up."""
     if job.patience is None:
         return False  # without a look at an ever longer history
@@ -39,7 +39,7 @@ def is_better(figure: float, than: float, *, is_higher: bool, min_delta: float =
     return (figure - than if is_higher else than - figure) > min_delta
 
 
-def figure_of(epoch: EpochStatus, monitor: str) -> float:
+def figure_of(epoch: EpochRecord, monitor: str) -> float:
     """Return one figure of an epoch; ValueError if the run does not have it."""
     figure = epoch.metrics[monitor] if monitor in epoch.metrics else getattr(epoch, monitor, None)
     if not isinstance(figure, float):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.sampler import evaluation_chunks
 from lockstep.common.job.job import Job
-from lockstep.common.protocol.messages import EpochStatus, Work
+from lockstep.common.protocol.messages import EpochRecord, Work
 from lockstep.ps.run.early_stopping import is_stopped
 
 #: What an evaluation is called on the screen.
@@ -88,7 +88,7 @@ class Plan:
         return self.epoch_of(self.total_steps - 1)
 
 
-def next_round(job: Job, plan: Plan, done: Round, history: Sequence[EpochStatus]) -> Round | None:
+def next_round(job: Job, plan: Plan, done: Round, history: Sequence[EpochRecord]) -> Round | None:
     """Return the round after one that is done, None if the run is over: after its last step, or early."""
     if done.work == "evaluate" and is_stopped(job, history):
         return None

@@ -1,50 +1,68 @@
 """How far a run is and how fast it is, from what the coordinator records. Pure: the time is an argument."""
 
 from collections import deque
-from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from lockstep.common.job.metrics import Metrics
 from lockstep.common.job.score import Guess, Score, score_of
 from lockstep.common.job.tally import Tally
-from lockstep.common.protocol.messages import EpochStatus
+from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.run.timing import StepTime
 
 #: Seconds over which the speed is measured.
 WINDOW_S = 5.0
 
+Count = Annotated[int, Meta(ge=0)]
 
-@dataclass
-class Progress:
+
+class RunTotals(msgspec.Struct, kw_only=True):
+    """The totals of a run: its progress counts them, and checkpoints and `result.json` have the same fields."""
+
+    #: Training steps that were made.
+    steps: Count = 0
+    #: Training samples in all; in the result of an older version 0.
+    samples: Count = 0
+    #: Seconds in training rounds, without evaluations.
+    train_s: float = 0.0
+    #: Seconds that all workers spent in computing what was accepted.
+    compute_s: float = 0.0
+    #: Seconds that the server spent in updates.
+    update_s: float = 0.0
+    #: Micro-batches that a second worker audited, with the same bits.
+    audited: Count = 0
+    #: Micro-batches that were to be audited, and were not for lack of a second worker.
+    unaudited: Count = 0
+
+    def totals(self) -> dict[str, Any]:
+        """Return the totals by name, for another record that has them."""
+        return {name: getattr(self, name) for name in RunTotals.__struct_fields__}
+
+
+class Progress(RunTotals, kw_only=True):
     """The figures of a run so far."""
 
     #: The run's: see `RunInfo`.
     targets: int = 1
     guess: Guess | None = None
-    metrics: Metrics = Metrics.of("cross-entropy", ())  # noqa: RUF009  # an immutable one
+    metrics: Metrics = Metrics.of("cross-entropy", ())
     #: When the first step was begun, in seconds of the coordinator's clock; None before.
     started: float | None = None
     #: Seconds before that which count as well, of a run that was resumed from a checkpoint.
     before_s: float = 0.0
-    #: Training steps in all.
-    steps: int = 0
     #: Over the training samples of the epoch so far.
-    epoch: Tally = field(default_factory=Tally)
-    history: list[EpochStatus] = field(default_factory=list)
-    #: Of the epoch at hand, once it is evaluated; a run that is resumed from before that evaluates it again.
+    epoch: Tally = Tally()
+    history: list[EpochRecord] = []
+    #: Of the current epoch, once it is evaluated; a run that is resumed from before that evaluates it again.
     validation: Tally | None = None
-    #: Training samples in all.
-    samples: int = 0
-    #: Micro-batches that a second worker has audited, and those that had to go without for lack of one.
-    audited: int = 0
-    unaudited: int = 0
-    #: Seconds spent in training rounds, without evaluations.
-    train_s: float = 0.0
     #: Of the training step that ended last.
-    last_step: StepTime = field(default_factory=lambda: StepTime(round_s=0.0, mean_s=0.0, slowest_s=0.0))
-    #: When the round at hand was begun.
+    last_step: StepTime = StepTime(round_s=0.0, mean_s=0.0, slowest_s=0.0)
+    #: When the current round began.
     round_started: float = 0.0
     #: `(seconds of training, samples)` at past steps, at most `WINDOW_S` back.
-    recent: deque[tuple[float, int]] = field(default_factory=lambda: deque([(0.0, 0)]))
+    recent: deque[tuple[float, int]] = msgspec.field(default_factory=lambda: deque([(0.0, 0)]))
 
     def begin_round(self, now: float) -> None:
         """Record that a round begins."""
@@ -64,17 +82,21 @@ class Progress:
         while len(self.recent) > 2 and self.train_s - self.recent[0][0] > WINDOW_S:
             self.recent.popleft()
 
+    def end_update(self, seconds: float) -> None:
+        """Record how long the update after the last step took."""
+        self.update_s += seconds
+
     def end_validation(self, validation: Tally) -> None:
         """Record a finished evaluation of the validation set."""
         self.validation = validation
 
-    def end_epoch(self, number: int, evaluation: Tally, now: float) -> EpochStatus:
+    def end_epoch(self, number: int, evaluation: Tally, now: float) -> EpochRecord:
         """Record a finished evaluation of the test set, and begin the next epoch."""
         validation, self.validation = self.validation, None
         score = self.score(self.epoch)
         test = score_of(self.metrics, evaluation, self.guess and self.guess.test)
         val = None if validation is None else self.score(validation)
-        status = EpochStatus(
+        status = EpochRecord(
             epoch=number,
             loss=self.epoch.loss,
             accuracy=score.accuracy,

@@ -67,6 +67,7 @@ class StepCommitter:
         assert update is not None  # that is what is done
         self.traffic.add(done.moved)
         time, moved = coordinator.progress.last_step, self.traffic.drain()
+        coordinator.progress.end_update(done.seconds)
         self.recorder.step(update.step, update.tally, done.rate, done.seconds, time, moved)
         self.recorder.account(update.step, update.account, self.group.checksum(done))
         self.guard.check(update, self.group.own, coordinator.membership, others_are_finite=done.are_finite)
@@ -75,6 +76,7 @@ class StepCommitter:
         """Record a step that a team has made by itself."""
         self.record_completed()
         made, time = effect.made, self.coordinator.progress.last_step
+        self.coordinator.progress.end_update(made.update_s)
         self.recorder.step(made.step, made.tally, made.rate, made.update_s, time, self.traffic.drain())
         self.recorder.account(made.step, effect.account, made.checksum)
 
@@ -94,16 +96,14 @@ class StepCommitter:
     def take_due_checkpoint(self) -> None:
         """Take a checkpoint if one is due."""
         if self.checkpointer is not None and not self.guard.text:
-            self.checkpointer.take_if_due(
-                self.group.holder, self.coordinator.progress, self.coordinator.membership.compute_s
-            )
+            self.checkpointer.take_if_due(self.group.holder, self.coordinator.progress)
 
     def write_again(self) -> None:
         """Write what the disk had no room for: lines, and a checkpoint that was due."""
         self.recorder.flush()
         checkpointer = self.checkpointer
         if checkpointer is not None and checkpointer.is_owed:
-            checkpointer.take(self.group.holder, self.coordinator.progress, self.coordinator.membership.compute_s)
+            checkpointer.take(self.group.holder, self.coordinator.progress)
 
     def finish(self, finish: effects.Finish) -> effects.Finish:
         """Write what the run has come to; return its end, which is a failure if the weights are not finite."""
@@ -120,7 +120,6 @@ class StepCommitter:
                 progress,
                 workers=membership.most_prepared,
                 teams=membership.most_teams,
-                compute_s=membership.compute_s,
                 weights=group.holder.weights,
                 average=averaged(group.holder.weights, group.holder.state),
                 now=group.clock.now(),
@@ -132,7 +131,7 @@ class StepCommitter:
         else:
             is_diverged = finish.kind is FailureKind.DIVERGED
             if self.checkpointer is not None and not is_diverged:
-                self.checkpointer.take(group.holder, progress, membership.compute_s)
+                self.checkpointer.take(group.holder, progress)
             recorder.fail(finish.failure, finish.kind, *group.final_weights(is_diverged=is_diverged))
         group.end(finish)
         return finish
@@ -157,5 +156,5 @@ class StepCommitter:
         return effects.Finish(failure=text, kind=finish.kind, conviction=conviction)
 
     def _take_checkpoint(self) -> bool:
-        progress, compute_s = self.coordinator.progress, self.coordinator.membership.compute_s
-        return self.checkpointer is not None and self.checkpointer.take(self.group.holder, progress, compute_s)
+        checkpointer = self.checkpointer
+        return checkpointer is not None and checkpointer.take(self.group.holder, self.coordinator.progress)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from lockstep.common.files.sanitize import cut, one_line, printable
 from lockstep.common.job.score import Score
-from lockstep.common.protocol.messages import EpochStatus, Status, WorkerStatus
+from lockstep.common.protocol.messages import EpochRecord, Status, WorkerStatus
 from lockstep.common.runtime.clock import Clock
 
 #: Seconds between two plain lines within an epoch.
@@ -176,7 +176,7 @@ class LiveRegion:
         return Group(self._bar, line, workers_table(status.workers))
 
 
-def epoch_line(epoch: EpochStatus, epochs: int, *, has_test: bool = True) -> str:
+def epoch_line(epoch: EpochRecord, epochs: int, *, has_test: bool = True) -> str:
     """Return a finished epoch as a line."""
     return (
         f"epoch {epoch.epoch}/{epochs}  loss {epoch.loss:.4f}  {_named(Score(epoch.accuracy, epoch.r2))}"
@@ -184,13 +184,13 @@ def epoch_line(epoch: EpochStatus, epochs: int, *, has_test: bool = True) -> str
     )
 
 
-def _test(epoch: EpochStatus) -> str:
+def _test(epoch: EpochRecord) -> str:
     """Return the figures of the test set and two spaces."""
     score = Score(epoch.test_accuracy, epoch.test_r2)
     return f"test {score.text() or f'{epoch.test_loss:.4f}'}  {_others(epoch)}"
 
 
-def _others(epoch: EpochStatus) -> str:
+def _others(epoch: EpochRecord) -> str:
     """Return the other metrics of the test set and two spaces, or an empty string without any."""
     return "".join(f"{name} {value:.4f}  " for name, value in epoch.of_set("test_").items())
 
@@ -200,7 +200,7 @@ def _named(score: Score) -> str:
     return f"{score.name} {score.text()}  " if score.name else ""
 
 
-def _validation(epoch: EpochStatus) -> str:
+def _validation(epoch: EpochRecord) -> str:
     """Return the figure of the validation set and two spaces, or an empty string without one."""
     if epoch.val_loss is None:
         return ""

@@ -12,9 +12,8 @@ from rich.text import Text
 from lockstep.common.files.sanitize import printable
 from lockstep.common.job.job import LEAST_SAMPLES, default_micro_batches
 from lockstep.common.job.score import Score
-from lockstep.common.protocol.messages import Status
+from lockstep.common.protocol.messages import EpochRecord, Status
 from lockstep.ps.coordinator.transitions import RunPhase
-from lockstep.ps.records.metrics import EpochRecord
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.results.reports.display import in_teams, print_plainly
 from lockstep.runs.cost_model import Measured, fitted
@@ -183,7 +182,7 @@ def one_more(result: RunResult, gain: float, cores: int | None) -> str:
 
 def final_status(result: RunResult) -> Status:
     """Return the status of a finished run."""
-    history = [epoch.status() for epoch in result.history]
+    history = result.history
     return Status(
         run=result.run,
         model=result.model,

@@ -4,13 +4,12 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.errors import FailureKind
-from lockstep.common.protocol.messages import Status
-from lockstep.ps.records.metrics import EpochLine, EpochRecord, FailureRecord, Record, StepRecord
+from lockstep.common.protocol.messages import EpochRecord, Status
+from lockstep.ps.records.metrics import FailureRecord, Record, StepRecord
 
 Column = NDArray[np.float64]
 
@@ -89,7 +88,7 @@ class MetricsFigures:
                 case StepRecord():
                     steps.append(record)
                     self.failure = ""
-                case EpochLine():
+                case EpochRecord():
                     self.epochs = [epoch for epoch in self.epochs if epoch.epoch < record.epoch]
                     self.epochs.append(record)
                 case FailureRecord():
@@ -113,7 +112,7 @@ class MetricsFigures:
             self.steps.extend([record])
         for epoch in status.history:
             if epoch.epoch > (self.epochs[-1].epoch if self.epochs else 0):
-                self.epochs.append(EpochRecord(**msgspec.structs.asdict(epoch), weights_sha256=""))
+                self.epochs.append(epoch)
 
 
 def curves(columns: StepColumns, first: float, last: float, points: int) -> dict[str, list[float | None]]:

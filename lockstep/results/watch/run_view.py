@@ -16,10 +16,10 @@ from lockstep.common.errors import LockstepError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.job.losses import has_accuracy
-from lockstep.common.protocol.messages import Status, WorkerStatus
+from lockstep.common.protocol.messages import EpochRecord, Status, WorkerStatus
 from lockstep.common.runtime.clock import file_time
 from lockstep.ps.records.ledger import LedgerShare, Line, WorkerIn
-from lockstep.ps.records.metrics import METRICS, EpochRecord, Record
+from lockstep.ps.records.metrics import METRICS, Record
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import LEDGER, RECEIPT, RESULT, RunResult, read_receipt, read_result
 from lockstep.results.reports.display import speed_of

@@ -14,13 +14,11 @@ from lockstep.common.errors import FailureKind, FileFormatError, LockstepError, 
 from lockstep.common.files.reading import open_regular
 from lockstep.common.files.sanitize import cut, one_line
 from lockstep.common.job.job import Job
-from lockstep.common.protocol.messages import Status
+from lockstep.common.protocol.messages import EpochRecord, Status
 from lockstep.common.runtime.clock import file_time
 from lockstep.ps.records.metrics import (
     METRICS,
     MOST_LINES_BYTES,
-    EpochLine,
-    EpochRecord,
     FailureRecord,
     Record,
     StepRecord,
@@ -256,7 +254,7 @@ def _brief_of_tail(folder: Path, job: Job | None, written: float) -> RunBrief:
         match line:
             case StepRecord():
                 figures.update(epoch=line.epoch, loss=line.loss, state=RunState.RUNNING)
-            case EpochLine():
+            case EpochRecord():
                 figures.update(_validation_figures(line))
                 figures.update(test_accuracy=line.test_accuracy, test_r2=line.test_r2, wall_s=line.wall_s)
             case FailureRecord():

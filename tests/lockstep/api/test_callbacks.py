@@ -13,7 +13,7 @@ from lockstep import Callback, EarlyStopping, LambdaCallback, ModelCheckpoint, f
 from lockstep.api.callbacks import Training
 from lockstep.common.errors import CallbackError, JobError, RunError
 from lockstep.common.files.safetensors import read
-from lockstep.common.protocol.messages import EpochStatus
+from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.records.run_folder import EPOCH_WEIGHTS, RESULT
 from lockstep.runs.run_dir import JOB
 from tests.lockstep.tiny_data import tiny_arrays
@@ -40,7 +40,7 @@ class Diary(Callback):
     def on_train_begin(self, training: Training) -> None:
         self.entries.append(f"begin {len(training.history)}")
 
-    def on_epoch_end(self, training: Training, epoch: EpochStatus) -> None:
+    def on_epoch_end(self, training: Training, epoch: EpochRecord) -> None:
         assert training.history[-1] is epoch
         self.entries.append(f"epoch {epoch.epoch}")
         if epoch.epoch == self.stop_after:
@@ -76,7 +76,7 @@ def test_a_run_is_stopped_after_an_epoch_with_the_bits_of_so_many_epochs(tmp_pat
 def test_the_weights_after_each_epoch_can_be_had(tmp_path: Path) -> None:
     seen = []
 
-    def look(training: Training, epoch: EpochStatus) -> None:
+    def look(training: Training, epoch: EpochRecord) -> None:
         state, model = training.state_dict(), training.model()
         np.testing.assert_array_equal(model.state_dict()["1.weight"], state["1.weight"])
         seen.append(state["1.weight"])
@@ -219,7 +219,7 @@ def test_a_path_that_is_a_folder(tmp_path: Path) -> None:
 
 
 class BrokenCallback(Callback):
-    def on_epoch_end(self, training: Training, epoch: EpochStatus) -> None:
+    def on_epoch_end(self, training: Training, epoch: EpochRecord) -> None:
         raise ZeroDivisionError("of its own")
 
 

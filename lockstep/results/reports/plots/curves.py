@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.errors import FileFormatError
-from lockstep.ps.records.metrics import METRICS, EpochRecord, StepRecord, read_metrics
+from lockstep.common.protocol.messages import EpochRecord
+from lockstep.ps.records.metrics import METRICS, StepRecord, read_metrics
 
 Floats = NDArray[np.float64]
 

@@ -33,7 +33,7 @@ def coordinating(kind: type[Coordinator]) -> Callable[[RunInfo, Resumption], Coo
     """Return what makes a coordinator of a kind, as `coordinator_of` does."""
 
     def make(info: RunInfo, start: Resumption) -> Coordinator:
-        membership = Membership(compute_s=start.compute_s)
+        membership = Membership()
         return kind(info, membership=membership, progress=start.progress, start=start.round, first_steps=0)
 
     return make

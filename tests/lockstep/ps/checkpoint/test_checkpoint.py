@@ -18,6 +18,7 @@ from lockstep.common.files.atomic import write_atomically
 from lockstep.common.files.safetensors import parts_of
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.checkpoint.checkpoint import (
     Checkpoint,
     CheckpointIdentity,
@@ -26,7 +27,6 @@ from lockstep.ps.checkpoint.checkpoint import (
     read_checkpoint,
     sealed_parts,
 )
-from lockstep.ps.records.metrics import EpochRecord
 from tests.lockstep.ps.runs import facts_of
 
 LAYOUT = layout_of(nn.Sequential(nn.Linear(24, 4), nn.BatchNorm1d(4)))

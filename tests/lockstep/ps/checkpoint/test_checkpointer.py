@@ -13,12 +13,13 @@ import pytest
 
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.job.tally import Tally
+from lockstep.common.protocol.messages import EpochRecord
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.checkpoint.checkpoint import CheckpointIdentity, RunProgress, read_checkpoint
 from lockstep.ps.checkpoint.checkpointer import SPARING, CheckpointSchedule
 from lockstep.ps.records.ledger import WeightsAt, read_lines
 from lockstep.ps.records.line_file import LineFile
-from lockstep.ps.records.metrics import METRICS, EpochRecord
+from lockstep.ps.records.metrics import METRICS
 from lockstep.ps.records.recorder import Setting
 from lockstep.ps.records.run_folder import RESULT
 from lockstep.ps.run.progress import Progress
@@ -182,12 +183,12 @@ def test_lines_that_the_disk_fails_to_keep_cost_a_checkpoint_that_would_refer_to
 def test_books_that_disagree_are_not_kept(tmp_path: Path, odd: str) -> None:
     opening, session = session_in(tmp_path, [])
     progress = Progress()
-    assert session.checkpointer.take(opening.shard, progress, 0.0)
+    assert session.checkpointer.take(opening.shard, progress)
     if odd == "steps":
         progress.steps = 1  # an interrupt came in the middle of the first update
     else:
         progress.history.append(books_status())
-    assert not session.checkpointer.take(opening.shard, progress, 0.0)
+    assert not session.checkpointer.take(opening.shard, progress)
     session.recorder.close()
 
 
@@ -216,18 +217,20 @@ def in_the_middle(opening: RunSetup, session: RunSession, steps: int, epochs: in
     checkpointer.clock = ManualClock(150.0)
     checkpointer.schedule = CheckpointSchedule(every_s=1e9, cost_s=1e9)
     recorder.setting = replace(recorder.setting, started=20.0)
-    recorder.history, recorder.update_s = EPOCHS[:epochs], 3.0
+    recorder.history = EPOCHS[:epochs]
     opening.shard.updates = recorder.steps = steps
     return Progress(
         started=50.0,
         before_s=1.0,
         steps=steps,
         epoch=Tally(2.5, 9, metrics=(5, 9)),
-        history=[epoch.status() for epoch in EPOCHS[:epochs]],
+        history=EPOCHS[:epochs],
         samples=56,
         audited=11,
         unaudited=13,
         train_s=70.0,
+        compute_s=60.0,
+        update_s=3.0,
     )
 
 
@@ -239,7 +242,7 @@ def test_a_checkpoint_has_every_figure_of_the_run_and_the_ledger_its_weights(
     progress = in_the_middle(opening, session, steps, epochs)
     checkpointer, run = session.checkpointer, session.checkpointer.run
     run.metrics.append(b"a line")
-    assert checkpointer.take(opening.shard, progress, 60.0)
+    assert checkpointer.take(opening.shard, progress)
     checkpoint = read_checkpoint(checkpointer.folder.file_of(steps))
     assert checkpoint.progress == RunProgress(
         steps=steps,
@@ -287,7 +290,7 @@ def test_the_end_of_the_best_epoch_is_kept_at_any_cost_for_a_run_that_ends_with_
     session.recorder.info = replace(opening.info, job=msgspec.structs.replace(JOB, keep_best=keep_best))
     checkpointer = session.checkpointer
     checkpointer.seen = seen
-    checkpointer.take_if_due(opening.shard, progress, 60.0)
+    checkpointer.take_if_due(opening.shard, progress)
     session.recorder.close()
     assert checkpointer.seen == (steps, epochs)
     assert checkpointer.folder.steps() == ([steps] if is_taken else [])
@@ -307,7 +310,7 @@ def test_there_is_no_checkpoint_without_the_lines_to_which_it_refers(tmp_path: P
         file.write = Disk(failures=0, lines_fail=9).write_lines
     else:
         file.fsync = failing_at(1)
-    assert not checkpointer.take(opening.shard, progress, 60.0)
+    assert not checkpointer.take(opening.shard, progress)
     assert checkpointer.folder.steps() == []
     # The next one is due as if it had been taken: a disk that fails is not tried after each step.
     assert (checkpointer.schedule.last_steps, checkpointer.schedule.last_s) == (4, 150.0)

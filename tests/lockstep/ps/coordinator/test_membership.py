@@ -61,7 +61,6 @@ def test_the_seconds_of_a_step_are_booked_by_worker_and_begin_anew() -> None:
     made.credit(made.members[peer_of(1)], 1, 3.0)
     assert made.end_step() == (1.5, 3.0)  # one of two that were ready got nothing
     assert made.end_step() == (0.0, 0.0)
-    assert made.compute_s == 11.0
 
 
 def with_teams(*sizes: int) -> Membership:
@@ -90,7 +89,7 @@ def test_the_seconds_of_a_team_are_those_of_all_its_processes() -> None:
     made.credit(single, 1, 1.0)
     # Nine seconds of five processes; the slowest had two, and half a second of what is only known of all four.
     assert made.end_step() == (1.8, 2.5)
-    assert (made.compute_s, team.compute_s) == (9.0, 8.0)
+    assert team.compute_s == 8.0
 
 
 def test_a_free_place_is_filled_in_the_order_of_joining() -> None:
@@ -152,7 +151,7 @@ def test_what_an_audit_computes_counts_for_the_step_alone() -> None:
     for _ in range(2):
         made.credit_audit(first, 2.0)
     made.credit_audit(second, 3.0)
-    assert (first.samples, first.compute_s, made.compute_s) == (4, 1.0, 1.0)
+    assert (first.samples, first.compute_s) == (4, 1.0)
     assert made.end_step() == (4.0, 5.0)
 
 

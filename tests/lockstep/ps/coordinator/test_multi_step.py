@@ -102,7 +102,7 @@ def test_the_first_steps_of_a_run_are_leased_also_of_one_that_is_resumed() -> No
 def test_a_step_that_a_team_made_counts_like_any_other() -> None:
     drive = Team()
     drive.begin()
-    before, compute_s = drive.coordinator.progress.samples, drive.coordinator.membership.compute_s
+    before, compute_s = drive.coordinator.progress.samples, drive.coordinator.progress.compute_s
     (recorded,) = drive.make(1)
     assert isinstance(recorded, RecordStep)
     entry = recorded.account.step_done(1, recorded.made.checksum)
@@ -110,7 +110,7 @@ def test_a_step_that_a_team_made_counts_like_any_other() -> None:
     assert (entry.processes, entry.loss_sums().tolist()) == ([1, 0], [1.0, 0.5, 1.0])
     progress = drive.coordinator.progress
     assert progress.samples == before + 3
-    assert drive.coordinator.membership.compute_s == pytest.approx(compute_s + 0.024)
+    assert progress.compute_s == pytest.approx(compute_s + 0.024)
     time = progress.last_step
     assert (time.round_s, time.mean_s, time.slowest_s) == pytest.approx((0.03, 0.012, 0.015))
     assert drive.coordinator.status(drive.now).step == 2

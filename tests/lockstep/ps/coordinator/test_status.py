@@ -6,14 +6,14 @@ import pytest
 from lockstep.common.job.job import Job
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.codec import decode, encode
-from lockstep.common.protocol.messages import HISTORY_LIMIT, EpochStatus, ServerMessage, Status, WorkerStatus
+from lockstep.common.protocol.messages import HISTORY_LIMIT, EpochRecord, ServerMessage, Status, WorkerStatus
 from lockstep.ps.coordinator.status import REMINDER_S, Reminder, status_of
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.run.plan import Round
 from lockstep.ps.run.progress import Progress
 from tests.lockstep.ps.runs import facts_of
 
-EPOCH = EpochStatus(epoch=1, loss=0.123456789, accuracy=0.5, test_loss=0.1, test_accuracy=0.123456789, wall_s=1e9 / 3)
+EPOCH = EpochRecord(epoch=1, loss=0.123456789, accuracy=0.5, test_loss=0.1, test_accuracy=0.123456789, wall_s=1e9 / 3)
 WORKER = WorkerStatus(
     rank=4000,
     host="a-host-of-some-length.example",

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from lockstep.common.errors import FileFormatError
+from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.records.metrics import (
     METRICS,
-    EpochLine,
     FailureRecord,
     Record,
     RunMetrics,
@@ -22,7 +22,7 @@ STEP_LINE = (
     b'"slowest_s":0.0,"update_s":0.0,"sums_bytes":64,"weights_bytes":0}'
 )
 FAILURE_LINE = b'{"kind":"failure","failure":"x","weights_after_steps":3}'
-EPOCH = EpochLine(
+EPOCH = EpochRecord(
     epoch=1, loss=1.0, accuracy=0.5, test_loss=0.25, test_accuracy=0.75, wall_s=3.0, weights_sha256="ab" * 32
 )
 

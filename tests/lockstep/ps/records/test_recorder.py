@@ -15,7 +15,7 @@ from lockstep.common.aggregation.layout import ParameterLayout, layout_of, weigh
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import FailureKind, FileFormatError, UsageError
 from lockstep.common.job.tally import Tally, pack_losses
-from lockstep.common.protocol.messages import EpochStatus
+from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.records.ledger import Account, EpochDone, LedgerShare, RunBegun, StepDone, UnusedWork, read_lines
 from lockstep.ps.records.metrics import METRICS
 from lockstep.ps.records.receipt import Receipt
@@ -51,7 +51,7 @@ FIXED_NAMES = [
 HISTORY_NAMES = ["loss", "accuracy", "wall_s", "weights_sha256"]
 
 EPOCHS = [
-    EpochStatus(epoch=number, loss=1.0 / number, accuracy=0.5, test_loss=0.5, test_accuracy=0.75, wall_s=2.0 * number)
+    EpochRecord(epoch=number, loss=1.0 / number, accuracy=0.5, test_loss=0.5, test_accuracy=0.75, wall_s=2.0 * number)
     for number in (1, 2)
 ]
 
@@ -84,14 +84,16 @@ def record(folder: Path | None) -> MetricsRecorder:
     """Record a run of two epochs to its end."""
     recorder, progress = recorder_in(folder), Progress()
     progress.begin_round(10.0)
+    progress.compute_s = 4.0
     for step in range(6):
         progress.end_step(Tally(16.0, 16, metrics=(8, 16)), 12.0, (1.0, 1.5))
+        progress.end_update(0.25)
         moved = Moved(sums=1000 * step, weights=300 * step)
         recorder.step(step, Tally(16.0, 16, metrics=(8, 16)), 0.1, 0.25, progress.last_step, moved)
         recorder.account(step, account(), checksum=7)
         if step % 3 == 2:
             recorder.epoch(EPOCHS[step // 3], weights())
-    recorder.finish(progress, workers=3, teams=2, compute_s=4.0, weights=weights(), now=20.0)
+    recorder.finish(progress, workers=3, teams=2, weights=weights(), now=20.0)
     recorder.close()
     return recorder
 

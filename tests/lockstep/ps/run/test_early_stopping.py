@@ -6,11 +6,11 @@ import msgspec
 import pytest
 
 from lockstep.common.job.job import Job
-from lockstep.common.protocol.messages import EpochStatus
+from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.run.early_stopping import best_epoch, figure_of, is_stopped
 
 
-def history_of(*figures: float, name: str = "val_loss") -> list[EpochStatus]:
+def history_of(*figures: float, name: str = "val_loss") -> list[EpochRecord]:
     """Return epochs with those figures, and others that would say the opposite."""
     fixed: dict[str, Any] = {
         "loss": 1.0,
@@ -21,7 +21,7 @@ def history_of(*figures: float, name: str = "val_loss") -> list[EpochStatus]:
         "val_accuracy": 0.5,
     }
     return [
-        EpochStatus(epoch=number, wall_s=0.0, **{**fixed, name: figure}) for number, figure in enumerate(figures, 1)
+        EpochRecord(epoch=number, wall_s=0.0, **{**fixed, name: figure}) for number, figure in enumerate(figures, 1)
     ]
 
 
@@ -101,6 +101,6 @@ def test_without_a_validation_set_the_test_loss_is_watched() -> None:
 
 
 def test_a_figure_that_there_is_not() -> None:
-    epoch = EpochStatus(epoch=1, loss=1.0, test_loss=1.0, wall_s=0.0)
+    epoch = EpochRecord(epoch=1, loss=1.0, test_loss=1.0, wall_s=0.0)
     with pytest.raises(ValueError, match="val_loss is None: expected a run with validation_split"):
         figure_of(epoch, "val_loss")

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from lockstep.ps.records.metrics import EpochRecord
+from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.timing import Split
 from lockstep.ps.run.traffic import Moved

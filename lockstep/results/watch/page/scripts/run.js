@@ -240,7 +240,7 @@ function showEpochs(table, epochs) {
   fillTable(table, heads, epochs.map((one) => [
     `${one.epoch}`, number(one.loss), share(hasR2 ? one.r2 : one.accuracy),
     ...(hasValidation ? [number(one.val_loss), percent(one.val_accuracy)] : []),
-    number(one.test_loss), share(hasR2 ? one.test_r2 : one.test_accuracy), ...metrics.map((name) => number(one.metrics?.[name])), duration(one.wall_s), one.weights_sha256.slice(0, 12),
+    number(one.test_loss), share(hasR2 ? one.test_r2 : one.test_accuracy), ...metrics.map((name) => number(one.metrics?.[name])), duration(one.wall_s), (one.weights_sha256 ?? "").slice(0, 12),
   ]));
 }
 

@@ -353,7 +353,7 @@ def test_what_the_audit_computes_counts_as_time_of_the_step_and_of_no_gradient()
     drive.bring_all()
     # Two workers computed four micro-batches twice, half a second each.
     assert drive.coordinator.progress.last_step.mean_s == 2.0
-    assert drive.coordinator.membership.compute_s == 6 * 4 * 0.5
+    assert drive.coordinator.progress.compute_s == 6 * 4 * 0.5
 
 
 STEP = Round("train", 0, 4)

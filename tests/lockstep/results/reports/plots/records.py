@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 
+from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.records.ledger import LedgerEntry, LedgerShare, RunBegun, StepDone, UnusedWork, WorkerIn
-from lockstep.ps.records.metrics import EpochLine, StepRecord
+from lockstep.ps.records.metrics import StepRecord
 from lockstep.ps.records.run_folder import RunFolder
 
 
@@ -39,7 +40,7 @@ def write_steps(
         if step % 4 == 3:
             test = {"test_loss": 0.25, "test_accuracy": 0.75, "wall_s": 3.0}
             figures: dict[str, Any] = {"loss": 1.0, "accuracy": 0.5, **test, **chosen_by}
-            run.add_record(EpochLine(epoch=step // 4 + 1, weights_sha256="00", **figures))
+            run.add_record(EpochRecord(epoch=step // 4 + 1, weights_sha256="00", **figures))
     run.close()
 
 
