@@ -404,8 +404,8 @@ class Coordinator(Machine[events.Event, Effect]):
         ended, is_freed = self.state.accept(member, result, now)
         withdrawn = self._withdraw(ended, now)
         if result.work == "train":
-            self.membership.credit(member, result.count // self.info.targets, result.compute_s)
-            self.progress.compute_s += result.compute_s
+            samples = result.count // self.info.targets
+            self.progress.compute_s += self.membership.credit(member, samples, result.compute_s)
         if self.leases.is_complete():
             return [*withdrawn, *self._complete_round(now), *self._assign_leases(now)]
         return [*withdrawn, *self._assign_leases(now, None if is_freed else self._only(member))]
@@ -491,9 +491,8 @@ class Coordinator(Machine[events.Event, Effect]):
             account.record_accepted(part.node, made.rank, losses, part.began_s, part.ended_s, process)
         if member is not None:
             self.scheduler.timeouts.add(made.rank, "train", made.round_s / micro_batches)
-            compute_s, slowest_s = made.compute_s()
-            self.membership.credit(member, tally.count // self.info.targets, compute_s, slowest_s)
-            self.progress.compute_s += compute_s
+            samples = tally.count // self.info.targets
+            self.progress.compute_s += self.membership.credit(member, samples, *made.compute_s())
         ended = self.progress.round_started + made.round_s
         self.progress.end_step(tally, ended, self.membership.end_step())
         self.progress.begin_round(ended)

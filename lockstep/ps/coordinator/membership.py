@@ -263,14 +263,15 @@ class Membership:
             self.set_state(member, MemberState.READY)
         return waiting[:free]
 
-    def credit(self, member: Member, samples: int, compute_s: float, slowest_s: float | None = None) -> None:
-        """Record gradients that were accepted from a member, and the seconds of computing of all its processes.
+    def credit(self, member: Member, samples: int, compute_s: float, slowest_s: float | None = None) -> float:
+        """Record gradients that were accepted from a member, and return the seconds of computing of all its processes.
 
         `slowest_s` are the most seconds of any process, None if only their mean is known.
         """
         member.samples += samples
         member.compute_s += compute_s
         self._credit_step(member, compute_s, slowest_s)
+        return compute_s
 
     def credit_audit(self, member: Member, compute_s: float) -> None:
         """Record computing for which the step waited, but of which no gradient is used."""
