@@ -496,8 +496,7 @@ class Coordinator(Machine[events.Event, Effect]):
         ended = self.progress.round_started + made.round_s
         self.progress.end_step(tally, ended, self.membership.end_step())
         self.progress.begin_round(ended)
-        self.state.account = Account(micro_batches)
-        self.state.round = Round("train", made.step + 1, micro_batches)
+        self.state.account, self.state.round = Account(micro_batches), Round("train", made.step + 1, micro_batches)
         return [RecordStep(account=account, made=made)]
 
     def _watch_multi_step(self) -> list[Effect]:
