@@ -401,11 +401,10 @@ class Coordinator(Machine[events.Event, Effect]):
 
     def _accept(self, member: Member, result: Result, now: float) -> list[Effect]:
         """Count a result whose sums are, or will be at once, in the tree."""
-        ended, is_freed = self.state.accept(member, result, now)
+        (ended, is_freed), progress = self.state.accept(member, result, now), self.progress
         withdrawn = self._withdraw(ended, now)
         if result.work == "train":
-            samples = result.count // self.info.targets
-            self.progress.compute_s += self.membership.credit(member, samples, result.compute_s)
+            progress.compute_s += self.membership.credit(member, result.count // self.info.targets, result.compute_s)
         if self.leases.is_complete():
             return [*withdrawn, *self._complete_round(now), *self._assign_leases(now)]
         return [*withdrawn, *self._assign_leases(now, None if is_freed else self._only(member))]
