@@ -73,6 +73,7 @@ PLANTED = {
         "def f(x):\n    assert x is not None",
         "lockstep.worker.b:2",
     ),
+    "a word": ("words to replace in lockstep.cli", "lockstep.cli.c", "# It is at hand.", "lockstep.cli.c:1: 'at hand'"),
 }
 
 #: What no figure but those of lines, modules and classes counts.

@@ -16,6 +16,7 @@ from lockstep.common.runtime.environment import child_environment
 from tests.architecture.direction import edges_of
 from tests.architecture.naming import MOST_ENTRIES
 from tests.architecture.source import PACKAGES, ROOT, Source, is_within, read_tree, sources_of
+from tests.docs.words import complaints_of_source
 
 #: The one table of limits: name of a figure -> the largest value that it may have.
 LIMITS = Path(__file__).with_name("limits.json")
@@ -73,7 +74,7 @@ class Tree:
 
 def figures_of(tree: Tree) -> list[Figure]:
     """Return the figures of a tree, in the order of the table that is printed."""
-    return [measure(name, tree) for name, measure in MEASURES.items()]
+    return [*(measure(name, tree) for name, measure in MEASURES.items()), *_words(tree)]
 
 
 def start_up() -> Figure:
@@ -222,6 +223,16 @@ def _assertions(name: str, tree: Tree) -> Figure:
             ]
             found += [f"{source.module}:{node.lineno}: {ast.unparse(node)}" for node in nodes]
     return _counted(name, found)
+
+
+def _words(tree: Tree) -> Iterator[Figure]:
+    """Yield for each folder of the product the words of docstrings, comments and messages that are to be replaced."""
+    found: dict[str, list[str]] = defaultdict(list)
+    packages = tree.packages()
+    for module, source in tree.product.items():
+        folder = ".".join(module.split(".")[:2])
+        found[folder if folder in packages else "lockstep"] += complaints_of_source(source.text, module)
+    yield from (_counted(f"words to replace in {folder}", places) for folder, places in found.items())
 
 
 def _records(tree: Tree) -> set[str]:

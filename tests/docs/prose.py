@@ -1,8 +1,11 @@
-"""What a person reads in Markdown, in a notebook's Markdown and in the help of a command: passages without code."""
+"""Passages without code: of Markdown, of a notebook's Markdown, of a command's help, of a module of Python."""
 
+import ast
 import inspect
+import io
 import json
 import re
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum, auto
@@ -36,6 +39,11 @@ class Kind(Enum):
     TEXT = auto()
     HEADING = auto()
     CELL = auto()
+    #: The first paragraph of a docstring.
+    DOCSTRING = auto()
+    #: A comment, or a further paragraph of a docstring.
+    COMMENT = auto()
+    MESSAGE = auto()
 
 
 @dataclass(frozen=True)
@@ -168,3 +176,56 @@ def _without_commands(lines: list[str]) -> Iterator[str]:
         else:
             prose.append(line)
     yield " ".join(prose)
+
+
+def passages_of_source(text: str, name: str) -> list[Passage]:
+    """Return the paragraphs of docstrings, the comments, and the other texts of several words of a module."""
+    tree = ast.parse(text)
+    docstrings = {id(found): found for node in ast.walk(tree) if (found := _docstring(node)) is not None}
+    passages = [
+        Passage(f"{name}:{node.lineno}", Kind.COMMENT if number else Kind.DOCSTRING, shown)
+        for node in docstrings.values()
+        for number, paragraph in enumerate(re.split(r"\n\s*\n", inspect.cleandoc(str(node.value))))
+        if (shown := _plain(paragraph))
+    ]
+    within = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    messages = (
+        Passage(f"{name}:{getattr(node, 'lineno', 1)}", Kind.MESSAGE, shown)
+        for node in ast.walk(tree)
+        if id(node) not in docstrings and id(node) not in within and (shown := _plain(_text(node))).count(" ") > 1
+    )
+    return [*passages, *messages, *_comments(text, name)]
+
+
+def _docstring(node: ast.AST) -> ast.Constant | None:
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+        first = node.body[0]
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            return first.value
+    return None
+
+
+def _text(node: ast.AST) -> str:
+    """Return a text of the program, with `CODE` for each value that it is filled with; empty if it is not a text."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else CODE for part in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def _comments(text: str, name: str) -> Iterator[Passage]:
+    """Yield each block of comments: those in consecutive lines are one."""
+    start, last, lines = 0, 0, list[str]()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type != tokenize.COMMENT:
+            continue
+        if lines and token.start[0] != last + 1:
+            yield Passage(f"{name}:{start}", Kind.COMMENT, _plain(" ".join(lines)))
+            lines = []
+        start, last = start if lines else token.start[0], token.start[0]
+        lines.append(token.string.lstrip("#: "))
+    if lines:
+        yield Passage(f"{name}:{start}", Kind.COMMENT, _plain(" ".join(lines)))
+
+
+def _plain(text: str) -> str:
+    return " ".join(_BACKTICKED.sub(CODE, text).split())

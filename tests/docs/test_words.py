@@ -14,7 +14,7 @@ from tests.docs.prose import (
     passages_of_markdown,
     passages_of_notebook,
 )
-from tests.docs.words import colons, complaints, long_sentences
+from tests.docs.words import colons, complaints, complaints_of_source, long_sentences
 
 FOLDERS = ("docs", "examples", "notebooks", "common", "deploy", ".github")
 PAGES = {
@@ -110,6 +110,27 @@ def test_what_had_to_be_read_twice_is_found(text: str) -> None:
 @pytest.mark.parametrize("text", GOOD)
 def test_plain_words_are_left_alone(text: str) -> None:
     assert not [complaint for passage in passages_of_markdown(text, "page") for complaint in complaints(passage)]
+
+
+#: What a module has, and how often a word of it is to be replaced.
+SOURCES = {
+    '"""What a module is."""\n': 1,
+    'def f():\n    """Whether it is."""\n': 1,
+    'class B:\n    """A worker.\n\n    Whoever asks gets it.\n    """\n': 2,
+    "#: There is nothing; None if there\n#: is none.\nx = 1\n": 1,
+    "#: What is\n\n#: at hand\n": 2,
+    'raise ValueError(f"the step {x} at hand is slow")\n': 1,
+    "x = 1  # of a worker who is late\n": 1,
+    '"""A worker that is late. The user who asks."""\n': 0,
+    '"""A module."""\nx = "What is it?"\ny = {"who": "what is"}\n': 0,
+    '"""The name `what is` of it."""\n': 0,
+    'x = "at hand"\n': 0,
+}
+
+
+@pytest.mark.parametrize(("text", "count"), SOURCES.items())
+def test_words_of_code_are_found(text: str, count: int) -> None:
+    assert len(complaints_of_source(text, "a.py")) == count
 
 
 PAGE = """\

@@ -1,10 +1,12 @@
 """Words and constructions that nobody should have to read, each with what to write. Knows nothing of files."""
 
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from tests.docs.prose import CODE, Kind, Passage, words_of
+from tests.docs.prose import CODE, Kind, Passage, passages_of_source, words_of
 
 #: A sentence of README or a tutorial with more words has to be read twice.
 MOST_WORDS = 30
@@ -33,7 +35,8 @@ def _rule(pattern: str, instead: str, *, whole_sentences_only: bool = False, fla
     return Rule(re.compile(pattern, flags), instead, whole_sentences_only)
 
 
-RULES = (
+#: Of all that is read, the code too.
+_EVERYWHERE = (
     _rule(r"\bmend(?:s|ed|ing)?\b", "fix"),
     _rule(r"\b(?:go|goes|going|gone|went) on with\b", "resume, continue"),
     _rule(r"\bone's own\b", "your own"),
@@ -57,6 +60,15 @@ RULES = (
     _rule(r"^What\b(?! you\b)(?!.*\?)", "a sentence that begins with its subject", whole_sentences_only=True, flags=0),
     # Rule 7.
     _rule(r"^Where\b(?!.*\?)", "If …, When …", whole_sentences_only=True, flags=0),
+    # Rule 4.
+    _rule(r"(?<!one)'s own(?=[,.;:)?!]|$)", "repeat the noun"),
+    _rule(r"\bof [\w-]+(?:'s|s')(?=[,.;:)?!]|$)", "of X, without 's"),
+    _rule(r"\bothers'(?=[,.;:)?!]|$| (?:and|or|with|by|in|is|are)\b)", "repeat the noun"),
+)
+
+#: Of pages and help.
+RULES = (
+    *_EVERYWHERE,
     # Rule 2.
     _rule(r"\btells?\b(?! (?:[\w ]+ )?apart\b)", "reports, prints, shows"),
     _rule(r"\b(?:is|are|was|were|be|been|being) told\b|\btold (?:by|of)\b", "is shown, is reported"),
@@ -65,21 +77,41 @@ RULES = (
         r"|\b(?:is|are|was|were|be) said\b",
         "reports, prints, warns",
     ),
-    # Rule 4.
-    _rule(r"(?<!one)'s own(?=[,.;:)?!]|$)", "repeat the noun"),
-    _rule(r"\bof [\w-]+(?:'s|s')(?=[,.;:)?!]|$)", "of X, without 's"),
-    _rule(r"\bothers'(?=[,.;:)?!]|$| (?:and|or|with|by|in|is|are)\b)", "repeat the noun"),
+)
+
+#: A person has no other name.
+_PERSON = "".join(rf"(?<!\b{word} )" for word in ("user", "person", "people", "reader", "student", "author", "those"))
+
+#: Of docstrings, comments and messages of the code: there, processes and objects have names.
+RULES_OF_CODE = (
+    *_EVERYWHERE,
+    _rule(r"\bwhat (?:is|are|was|were|has|have|had|of)\b(?!.*\?)", "the name of the thing"),
+    _rule(rf"{_PERSON}\bwho\b(?!.*\?)|\b(?:nobody|somebody|anybody)\b", "the process, no worker, the caller"),
+    _rule(r"\b(?:whoever|whomever)\b", "the process that, any"),
+    _rule(r"\bat hand\b", "now, current, the name of the thing"),
+    _rule(r"\bthere (?:is|are|was|were) none\b", "no standby, None if there is no standby"),
+    _rule(r"\bheirs?\b", "successor"),
+)
+
+#: Rule 13.
+BEGINNING = _rule(
+    r"^(?:What|Which|Whether|How|Who|Whoever|Whose|Where|When)\b", "a noun phrase, or an imperative", flags=0
 )
 
 
 def complaints(passage: Passage) -> Iterator[str]:
     """Yield what is wrong with the words of a passage, each with the sentence and what to write."""
     for sentence in passage.sentences():
-        for rule in RULES:
-            if rule.whole_sentences_only and (passage.kind is not Kind.TEXT or not sentence.endswith((".", ":", "!"))):
-                continue
-            if found := rule.pattern.search(sentence.replace("\u2019", "'")):
-                yield f"{passage.place}: {found[0].strip()!r}: write {rule.instead!r} in: {sentence}"
+        is_whole = passage.kind is Kind.TEXT and sentence.endswith((".", ":", "!"))
+        yield from _complaints(passage, sentence, RULES, is_whole=is_whole)
+
+
+def _complaints(passage: Passage, sentence: str, rules: Iterable[Rule], *, is_whole: bool) -> Iterator[str]:
+    for rule in rules:
+        if rule.whole_sentences_only and not is_whole:
+            continue
+        if found := rule.pattern.search(sentence.replace("\u2019", "'")):
+            yield f"{passage.place}: {found[0].strip()!r}: write {rule.instead!r} in: {sentence}"
 
 
 def colons(passage: Passage) -> Iterator[str]:
@@ -93,3 +125,27 @@ def long_sentences(passage: Passage) -> Iterator[str]:
     for sentence in passage.sentences():
         if (count := len(words_of(sentence))) > MOST_WORDS:
             yield f"{passage.place}: {count} words, expected at most {MOST_WORDS}: {sentence}"
+
+
+def complaints_of_code(passage: Passage) -> Iterator[str]:
+    """Yield what is wrong with the words of a docstring, a comment or a message of the code."""
+    for number, sentence in enumerate(passage.sentences()):
+        is_first = passage.kind is Kind.DOCSTRING and number == 0
+        rules = (BEGINNING, *RULES_OF_CODE) if is_first else RULES_OF_CODE
+        yield from _complaints(passage, sentence, rules, is_whole=not is_first and sentence.endswith("."))
+
+
+def complaints_of_source(text: str, name: str) -> list[str]:
+    """Return what is wrong with the words of a module of Python."""
+    return [complaint for passage in passages_of_source(text, name) for complaint in complaints_of_code(passage)]
+
+
+def main(folders: list[str]) -> None:
+    """Print the complaints about the modules in the folders, and how many there are."""
+    paths = [path for each in map(Path, folders) for path in (sorted(each.rglob("*.py")) if each.is_dir() else [each])]
+    found = [text for path in paths for text in complaints_of_source(path.read_text(encoding="utf-8"), path.as_posix())]
+    print(*found, f"{len(found)} in {len(paths)} modules", sep="\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
