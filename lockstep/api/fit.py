@@ -18,8 +18,9 @@ from lockstep.common.job.job import Job
 from lockstep.common.model.source import is_torch_module, torch_model
 from lockstep.common.nn.module import Module
 from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.runtime.notice import notice
 from lockstep.launch.cluster import train_here
-from lockstep.ps.records.run_folder import EPOCH_WEIGHTS, NOTICE_MARK, RESULT
+from lockstep.ps.records.run_folder import EPOCH_WEIGHTS, RESULT
 from lockstep.results.reports.display import Display, display_for
 from lockstep.results.reports.notebook_display import NotebookPage, cell_output
 from lockstep.runs.job_file import resolve
@@ -161,9 +162,9 @@ def _unused_weights(model: Model, job: Job) -> str:
     """Return a line if somebody has set or trained the weights of a model that is sent as data; otherwise nothing."""
     if not (isinstance(model, Module) and is_described(model) and any(model.own_initial_values())):
         return ""
-    return (
-        f"{NOTICE_MARK}the weights of the model are not used, and are drawn from seed = {job.seed}: to begin with "
-        "them, add warm_start=True"
+    return notice(
+        f"the weights of the model are not used, and are drawn from seed = {job.seed}: to begin with them, add "
+        "warm_start=True"
     )
 
 

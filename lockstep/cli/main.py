@@ -12,7 +12,8 @@ from lockstep.common.files.did_you_mean import nearest
 from lockstep.common.files.sanitize import one_line, printable
 from lockstep.common.runtime.environment import most_open_files
 from lockstep.common.runtime.numerics import kept_numerics
-from lockstep.launch.child import ERROR_MARK, USAGE
+from lockstep.launch.channel import EndReport, ParentLink
+from lockstep.launch.child import USAGE
 from lockstep.launch.lifetime import ignore_signals, interrupt_on_signals
 from lockstep.runs.own_command import own_command
 
@@ -62,7 +63,10 @@ def run(arguments: list[str], called: str = "lockstep") -> int:
     `called` is how a shell finds this program: the commands that errors name can be pasted.
     """
 
-    def end(text: str, code: int) -> int:
+    link = ParentLink()
+
+    def end(text: str, code: int, error: BaseException | None = None) -> int:
+        link.report(EndReport(text=text) if error is None else EndReport.of(error))
         return _end(text.replace("`lockstep ", f"`{called} "), code)
 
     for argument in arguments:
@@ -74,7 +78,7 @@ def run(arguments: list[str], called: str = "lockstep") -> int:
             )
     try:
         with kept_numerics():
-            code = cli.main(arguments, prog_name="lockstep", standalone_mode=False)
+            code = cli.main(arguments, prog_name="lockstep", standalone_mode=False, obj=link)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return USAGE
@@ -86,7 +90,7 @@ def run(arguments: list[str], called: str = "lockstep") -> int:
         # One line, whatever is in the name of a file.
         return end(one_line(str(error), 10 * len(str(error))), USAGE)
     except LockstepError as error:
-        return end(str(error), FAILED)
+        return end(str(error), FAILED, error)
     except OSError as error:
         # What nobody foresaw: a full disk, a folder that was removed. The reason says more than our frames would.
         return end(system_error_text(error), FAILED)
@@ -94,7 +98,7 @@ def run(arguments: list[str], called: str = "lockstep") -> int:
 
 
 def _end(text: str, code: int) -> int:
-    click.echo(f"{ERROR_MARK}{printable(text)}", err=True)
+    click.echo(f"error: {printable(text)}", err=True)
     return code
 
 

@@ -1,4 +1,4 @@
-"""A process of a run that we started: its life, its log, and its end; and one of this machine."""
+"""A process of a run that this one has started: its reports, its log, and its end; and one of this machine."""
 
 import math
 import os
@@ -10,17 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
-from lockstep.common.errors import ComputeError, DivergedError, FailureKind, RunError
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import child_environment
+from lockstep.launch.channel import ChildReport, EndReport, ListeningReport, ReportReader
 
 #: How the names of logs end.
 LOG = ".log"
-
-#: What `lockstep` prints before the text of an error, at the start of a line.
-ERROR_MARK = "error: "
 
 #: The exit code of a process that could not begin, was refused, or cannot do what was asked: the next would end alike.
 USAGE = 2
@@ -31,7 +26,7 @@ INTERRUPTED = 130
 #: Seconds that processes have for an orderly end: together with the kill after it, well below five.
 GRACE_S = 2.0
 
-#: Most lines of a log that are shown if it holds no error of ours.
+#: Most lines of a log that are shown if its process has reported no error.
 TAIL_LINES = 20
 
 
@@ -57,17 +52,11 @@ class ProcessLog:
         with self.path.open("ab") as file:
             file.write(words)
 
-    def last_error(self) -> str:
-        """Return the text of our last error message, with all its lines; empty if there is none."""
-        _, mark, words = ("\n" + self._text()).rpartition("\n" + ERROR_MARK)
-        return words.strip() if mark else ""
-
-    def last_message(self) -> str:
-        """Return the last error, or else the traceback, or else the last lines."""
-        text = self._text()
+    def tail(self) -> str:
+        """Return the last traceback, or else the last lines: for a person, if the process has reported no error."""
+        text = self.path.read_bytes()[self.begin :].decode("utf-8", "replace")
         traceback = text.rfind("Traceback (most recent call last)")
-        tail = text[traceback:] if traceback >= 0 else "\n".join(text.splitlines()[-TAIL_LINES:])
-        return self.last_error() or tail.strip()
+        return (text[traceback:] if traceback >= 0 else "\n".join(text.splitlines()[-TAIL_LINES:])).strip()
 
     def new_lines(self) -> list[str]:
         """Return the lines written since the last call, without one that is not complete yet."""
@@ -77,47 +66,19 @@ class ProcessLog:
         self.reported_bytes += len(whole) + len(end)
         return whole.decode(errors="replace").splitlines()
 
-    def _text(self) -> str:
-        return self.path.read_bytes()[self.begin :].decode("utf-8", "replace")
-
-
-#: The errors of failures that have one of their own; the others are plain errors of a run.
-ERRORS = {FailureKind.DIVERGED: DivergedError, FailureKind.COMPUTE: ComputeError}
-
-
-class ExitRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """How a run failed, as its server writes it to the last line of its standard output."""
-
-    #: None if the failure has no error of its own.
-    kind: FailureKind | None
-    text: str
-
-    @classmethod
-    def of(cls, error: RunError) -> "ExitRecord":
-        """Return the record of an error."""
-        kind = next((kind for kind, known in ERRORS.items() if type(error) is known), None)
-        return cls(kind=kind, text=str(error))
-
-    def error(self) -> RunError:
-        """Return the error to raise."""
-        return RunError(self.text) if self.kind is None else ERRORS.get(self.kind, RunError)(self.text)
-
-
-def exit_record(output: bytes) -> ExitRecord | None:
-    """Return the record on the last line of an output, None if there is none."""
-    lines = output.splitlines()
-    try:
-        return msgspec.json.decode(lines[-1], type=ExitRecord) if lines else None
-    except msgspec.MsgspecError:
-        return None
-
 
 @dataclass
 class WatchedProcess(ABC):
-    """A process of a run that we started, on this machine or another."""
+    """A process of a run that this one has started, on this machine or another."""
 
     name: str
     log: ProcessLog
+    #: Where it listens, empty until it has reported that.
+    address: str = field(default="", init=False)
+    #: The error that it has reported.
+    failure: EndReport | None = field(default=None, init=False)
+    #: Reports that were read, and not returned by `reports` yet.
+    _unread: list[ChildReport] = field(default_factory=list, init=False)
     #: Whether we killed it, or its machine is gone, so that its death says nothing about it.
     is_killed_on_purpose: bool = field(default=False, init=False)
     is_lost: bool = field(default=False, init=False)
@@ -148,6 +109,35 @@ class WatchedProcess(ABC):
     def end(self, grace_s: float) -> None:
         """Wait for the end, and kill after `grace_s` seconds; free what is held of the process."""
 
+    @abstractmethod
+    def read(self, timeout_s: float | None) -> list[ChildReport]:
+        """Return the reports that have come since the last call; wait for some for so long, until the end with None."""
+
+    def take(self, timeout_s: float | None = 0.0) -> None:
+        """Take the reports that have come: keep where it listens and why it has ended."""
+        for report in self.read(timeout_s):
+            self._unread.append(report)
+            if isinstance(report, ListeningReport):
+                self.address = report.address
+            elif isinstance(report, EndReport):
+                self.failure = report
+
+    def reports(self) -> list[ChildReport]:
+        """Return the reports since the last call."""
+        self.take()
+        found, self._unread = self._unread, []
+        return found
+
+    def has_failed(self) -> bool:
+        """Return whether it has reported an error."""
+        self.take()
+        return self.failure is not None
+
+    def last_message(self) -> str:
+        """Return the error that it has reported, or else the end of its log."""
+        self.take()
+        return self.failure.text if self.failure is not None else self.log.tail()
+
     def named(self) -> str:
         """Return its name, number and place."""
         return f"{self.name} ({self.place()})"
@@ -174,8 +164,8 @@ class WatchedProcess(ABC):
 
 
 def exit_message(child: WatchedProcess) -> str:
-    """Return how a process ended, with the last message in its log if there is one."""
-    message = child.log.last_message() if child.code > 0 else ""
+    """Return how a process ended, with its last message if there is one."""
+    message = child.last_message() if child.code > 0 else ""
     return f"{child.named()} {child.how_it_ended()}{message and ': '}{message}"
 
 
@@ -198,6 +188,7 @@ class Child(WatchedProcess):
     """One child process; it ends by itself when our end of its standard input closes."""
 
     process: subprocess.Popen[bytes]
+    reader: ReportReader
 
     @classmethod
     def start(cls, name: str, arguments: list[str], log: Path, folder: Path | None = None) -> "Child":
@@ -219,7 +210,8 @@ class Child(WatchedProcess):
                 # Ctrl-C in a terminal reaches the whole foreground group: we end the children ourselves, in order.
                 start_new_session=True,
             )
-        return cls(name, process_log, process)
+        assert process.stdout is not None  # it is a pipe
+        return cls(name, process_log, process, ReportReader(process.stdout.fileno()))
 
     @property
     def pid(self) -> int:
@@ -227,21 +219,19 @@ class Child(WatchedProcess):
 
     @property
     def code(self) -> int:
-        assert self.process.returncode is not None
-        return self.process.returncode
+        return int(self.process.returncode)
 
     def place(self) -> str:
         return f"pid {self.pid}"
 
-    def first_line(self) -> str:
-        """Wait for the first line of its standard output; empty if it ended before."""
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().decode().strip()
+    def listens(self) -> str:
+        """Wait until it has reported where it listens, and return that; empty if it has ended before."""
+        while not (self.address or self.reader.is_at_end):
+            self.take(None)
+        return self.address
 
-    def rest(self) -> bytes:
-        """Return what one that has ended has written to its standard output after the first line, once."""
-        stdout = self.process.stdout
-        return b"" if stdout is None or stdout.closed else stdout.read()
+    def read(self, timeout_s: float | None) -> list[ChildReport]:
+        return self.reader.read(timeout_s)
 
     def wait(self, timeout_s: float) -> bool:
         try:
@@ -258,6 +248,8 @@ class Child(WatchedProcess):
         if not self.wait(grace_s):
             self.process.kill()
             self.process.wait()
+        self.take()
+        self.reader.is_at_end = True
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()

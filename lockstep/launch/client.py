@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from lockstep.common.errors import UnreachableError
+from lockstep.common.errors import RunError, UnreachableError, UsageError
 from lockstep.common.files.sanitize import one_line, printable
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.fingerprint import fingerprint
@@ -30,7 +30,7 @@ from lockstep.common.runtime.environment import core_numbers, machine_id
 from lockstep.common.statemachine.client import Exit
 from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.port import ClientPort
-from lockstep.launch.child import ERROR_MARK
+from lockstep.launch.child import INTERRUPTED, USAGE
 from lockstep.launch.lifetime import ends_with_parent
 
 #: What is printed when a run has ended well.
@@ -78,17 +78,24 @@ def say(text: str) -> None:
 
 
 def take_part(join: Callable[[], Exit], supervised: Path | None) -> int:
-    """Take part in a run until one of us ends, and return the exit code."""
+    """Take part in a run until this process or the run ends, and return the exit code; raise as `conclude`."""
     with ends_with_parent(supervised) if supervised else nullcontext():
         ended = join()
     return conclude(ended, is_silent=supervised is not None)
 
 
 def conclude(ended: Exit, *, is_silent: bool) -> int:
-    """Report how a process has taken part, unless all went well and it is silent; return its exit code."""
+    """Return the exit code of a process that has taken part in a run, and report its end unless it is silent.
+
+    Raise why it failed, if it has a reason: a `UsageError`, a `RunError` or a `KeyboardInterrupt`.
+    """
+    if ended.reason and ended.code == INTERRUPTED:
+        raise KeyboardInterrupt
+    if ended.reason and ended.code == USAGE:
+        raise UsageError(ended.reason)
     if ended.reason:
-        say(f"{ERROR_MARK}{ended.reason}")
-    elif not is_silent:
+        raise RunError(ended.reason)
+    if not is_silent:
         say(DONE)
     return ended.code
 

@@ -16,6 +16,7 @@ from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import Numerics, kept_numerics
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
+from lockstep.launch.channel import NoticeReport
 from lockstep.launch.chaos import Chaos, Interference, RunProcesses
 from lockstep.launch.child import (
     GRACE_S,
@@ -24,11 +25,9 @@ from lockstep.launch.child import (
     LOG,
     USAGE,
     Child,
-    ExitRecord,
     WatchedProcess,
     end_all,
     exit_message,
-    exit_record,
 )
 from lockstep.launch.client import StatusClient
 from lockstep.launch.lifetime import uninterrupted
@@ -47,7 +46,7 @@ from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.convictions import read_convictions
 from lockstep.ps.records.recorder import Setting
-from lockstep.ps.records.run_folder import CHECKPOINTS, NOTICE_MARK, RESULT, RunResult, read_result
+from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, RunResult, read_result
 from lockstep.ps.setup import AdmissionPolicy
 from lockstep.ps.standby.storage import MIRROR
 from lockstep.results.reports.display import Display
@@ -63,9 +62,6 @@ POLL_S, CHAOS_POLL_S = 0.2, 0.02
 
 #: Seconds between two looks whether a worker has died: its team waits for it at the next step.
 LOOK_S = 0.1
-
-#: How the lines of the server and of leaders of teams begin that are shown at once.
-SHOWN = ("warning: ", NOTICE_MARK)
 
 #: Seconds after its time in which a standby takes over if its workers can ask for that.
 LATE_S = 5.0
@@ -112,8 +108,6 @@ class Cluster:
     _has_begun: bool = False
     #: Workers that were evicted for good before we began.
     _convicted: int = 0
-    #: How the server has ended, if it has said so.
-    _record: ExitRecord | None = None
     clock: Clock = field(default_factory=SystemClock)
     #: All that has to end with us.
     _children: list[WatchedProcess] = field(default_factory=list)
@@ -168,7 +162,7 @@ class Cluster:
         """Start all servers, at an address or wherever there is room; return it, empty if the first ended at once."""
         self._started_s = self.clock.now()
         self.server = self._start_server(Role.SERVER, *self._server_arguments(), address=address)
-        address = self.server.first_line()
+        address = self.server.listens()
         if address:
             self.shards += [self._start_server(Role.SHARD, address, number=n) for n in range(1, self.launch.servers)]
         else:
@@ -208,7 +202,7 @@ class Cluster:
         command = ProcessCommand(role=Role.STANDBY, arguments=[Role.SERVER.value, *words])
         self.standby = self.backend.start_server(command, self.folder)
         self._children.append(self.standby)
-        self._standby_address = self.standby.first_line()
+        self._standby_address = self.standby.listens()
 
     def _addresses(self) -> str:
         """Return where the run may be led from: one that is started again has nobody else to ask."""
@@ -345,7 +339,6 @@ class Cluster:
         if (self.run_dir / RESULT).exists():
             return None
         self._check_crash(self.server)
-        self._record = exit_record(self.server.rest())
         # One that ends by itself while its standby leads has handed the run over, or found that out.
         if was_killed(self.server) or (self._has_heir() and has_left(self.home / STANDBY, self.server)):
             return self.server
@@ -357,12 +350,14 @@ class Cluster:
         return next(killed, None) if self.server.code == 1 else None
 
     def _relay(self) -> None:
-        """Show what the server reports of the run's files, as where it resumes from, and a team of what it lacks."""
+        """Show the notices of the server, as where it resumes from, and of teams, as what they lack."""
         leaders = self.supervisor.processes[:: self.backend.team_size]
-        for process in [self.server, *(leader for leader in leaders if leader.pid)]:
-            for line in process.log.new_lines():
-                if line.startswith(SHOWN):
-                    self.say(line)
+        for process in (self.server, *leaders):
+            for report in process.reports():
+                if isinstance(report, NoticeReport):
+                    self.say(report.text)
+        for process in self._children:
+            process.take()
 
     def _report_deaths(self, dead: list[SupervisedWorker], status: Status | None) -> None:
         """Report which workers have died; raise if the run cannot begin, or continue, without them."""
@@ -388,7 +383,7 @@ class Cluster:
     def _who_said_why(self, lost: WatchedProcess) -> WatchedProcess:
         """Return the worker whose log has the reason: the processes of a team end together, in any order."""
         for process in self.supervisor.processes:
-            if not lost.log.last_message() and process.wait(GRACE_S) and process.code > 0:
+            if not lost.last_message() and process.wait(GRACE_S) and process.code > 0:
                 lost = process
         return lost
 
@@ -405,9 +400,10 @@ class Cluster:
     def _server_failure(self) -> LockstepError:
         if (killed := self._killed_shard()) is not None:
             return RunError(f"{exit_message(killed)}, and its slice of the weights is gone with it")
-        if self._record is not None:
-            return self._record.error()
-        return exit_error(self.server, self.server.log.last_error() or exit_message(self.server))
+        failure = self.server.failure if self.server.has_failed() else None
+        if failure is None or self.server.code == USAGE:
+            return exit_error(self.server, exit_message(self.server) if failure is None else failure.text)
+        return failure.error()
 
 
 def has_checkpoint(run: Path) -> bool:
@@ -422,7 +418,7 @@ def ended_from_outside(process: WatchedProcess) -> bool:
 
 def was_killed(server: WatchedProcess) -> bool:
     """Tell whether a server was ended by the system or by somebody, and reports no reason of its own."""
-    return ended_from_outside(server) or (server.code == 1 and not server.log.last_error())
+    return ended_from_outside(server) or (server.code == 1 and not server.has_failed())
 
 
 def is_leaderless(status: Status, waited_s: float, takeover_s: float) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lockstep.common.errors import AddressError, UnreachableError, UsageError
 from lockstep.common.protocol.messages import StandbyAddress
+from lockstep.common.runtime.notice import warning
 from lockstep.common.transport.address import parse
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential, Lock, Token
 from lockstep.common.transport.auth.keys import KeyFolder, read_key, read_ours, write_new
@@ -23,7 +24,7 @@ Sign = Callable[[bytes], bytes]
 TOKEN = "token"
 
 #: What is printed if everybody is admitted.
-WARNING = "warning: --insecure: anybody who reaches this address can take part in the run"
+WARNING = warning("--insecure: anybody who reaches this address can take part in the run")
 
 
 def lock_of(keys: Path | None, supervised: Path | None, *, is_insecure: bool = False) -> Lock:

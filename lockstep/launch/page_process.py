@@ -70,10 +70,10 @@ class PageProcess:
         arguments += ["--metrics-only"] if request.is_metrics_only else []
         try:
             child = Child.start("page", arguments, private.path / "page.log")
-            link = child.first_line()
+            link = child.listens()
             if not link:
                 child.end(GRACE_S)
-                raise UsageError(child.log.last_error() or child.log.last_message() or "the page could not be started")
+                raise UsageError(child.last_message() or "the page could not be started")
             assert child.process.stdin is not None
             os.set_blocking(child.process.stdin.fileno(), False)
         except BaseException:

@@ -12,6 +12,7 @@ from rich.console import Console
 from lockstep.common.errors import DivergedError, RunError
 from lockstep.common.runtime.clock import wall_time
 from lockstep.common.runtime.environment import child_environment
+from lockstep.common.runtime.notice import warning
 from lockstep.launch.child import LOG
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, WEIGHTS, RunResult
@@ -40,7 +41,7 @@ def keep_logs(folder: Path, run: Path) -> str:
         try:
             _append_log(log, target)
         except OSError as error:
-            return f"warning: cannot write {str(target)!r}: {error.strerror}: the logs of this run are not kept"
+            return warning(f"cannot write {str(target)!r}: {error.strerror}: the logs of this run are not kept")
         log.unlink()
     return ""
 

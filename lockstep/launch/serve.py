@@ -5,26 +5,26 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
-import click
-import msgspec
 from rich.console import Console
 
 from lockstep.common.data.source import load
 from lockstep.common.errors import FailureKind, LedElsewhereError, RunError, SharingError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.codec import encode
-from lockstep.common.protocol.messages import StandbyAddress
+from lockstep.common.protocol.messages import StandbyAddress, Status
 from lockstep.common.protocol.standby_messages import LeaderRequest
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.interrupts import held_back
+from lockstep.common.runtime.notice import notice, warning
 from lockstep.common.transport.auth.credentials import Lock, ServerKeys
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import ClientPort, Dial, Limits, ServerPort
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.common.transport.transports import TRANSPORTS, MemorySharing, Transport
 from lockstep.common.transport.zeromq.ports import dial, serve
-from lockstep.launch.child import ERRORS, ExitRecord
+from lockstep.launch.channel import ERRORS, ListeningReport, ParentLink
 from lockstep.launch.endpoints import WARNING, dialled, nearby
 from lockstep.launch.page_process import PageRequest, page_beside, watched
 from lockstep.launch.run_end import kept_on_failure, show_end
@@ -32,14 +32,14 @@ from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.records.recorder import Setting
-from lockstep.ps.records.run_folder import NOTICE_MARK, RunResult
+from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.server.server import Server
 from lockstep.ps.server.succession import leader_notice
 from lockstep.ps.setup import AdmissionPolicy, RunSetup
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.ps.standby.terms import TermHistory, read_terms
-from lockstep.results.reports.display import Display, Lines, display_for, print_plainly
+from lockstep.results.reports.display import PLAIN_EVERY_S, Display, display_for, print_plainly, progress_line
 from lockstep.runs.session import Destination, RunSession, open_run_in, open_session
 from lockstep.runs.single_process import found_alone
 
@@ -103,17 +103,33 @@ class Listening:
         return serve(self.bind, lock=self.lock, insecure=self.is_insecure, limits=limits, rejections=self.rejections)
 
 
-def serve_supervised(service: Service, listening: Listening) -> None:
-    """Serve the run of a `train` that reads our standard output, and shows the progress itself."""
-    console = Console(highlight=False, stderr=True)
+@dataclass
+class LoggedLines:
+    """Shows a run in the log of this process; its parent gets the notices."""
+
+    link: ParentLink
+    every_s: ClassVar[float] = PLAIN_EVERY_S
+    is_log: ClassVar[bool] = True
+
+    def begin(self) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+    def write(self, text: str) -> None:
+        self.link.say(text)
+
+    def update(self, status: Status) -> None:
+        self.write(progress_line(status))
+
+
+def serve_supervised(service: Service, listening: Listening, link: ParentLink) -> None:
+    """Serve the run of a `train`, which shows the progress itself."""
     with closing(listening.serve(service.admission.servers)) as port:
         # Before the data is loaded, so that the workers start at the same time.
-        click.echo(nearby(port.address))
-        try:
-            serve_run(service, port, Display(Lines(console), SystemClock()), listening)
-        except RunError as error:
-            click.echo(msgspec.json.encode(ExitRecord.of(error)))
-            raise
+        link.report(ListeningReport(address=nearby(port.address)))
+        serve_run(service, port, Display(LoggedLines(link), SystemClock()), listening)
 
 
 def serve_by_hand(service: Service, listening: Listening) -> RunResult | None:
@@ -156,9 +172,9 @@ def serve_run(service: Service, port: ServerPort, display: Display, listening: L
             ended, session, is_in_vain = serve_once(service, port, display, listening)
             is_lost = ended.kind is FailureKind.SERVER_LOST
             if is_in_vain:
-                display.say("warning: the standby did not take the run over: it goes on here")
+                display.say(warning("the standby did not take the run over: it goes on here"))
             elif is_lost and losses.may_resume(session):
-                display.say(f"warning: {ended.failure}")
+                display.say(warning(ended.failure))
             elif ended.kind is FailureKind.ROLLBACK:
                 # Those that were evicted will not come back.
                 service = replace(service, admission=replace(service.admission, min_workers=1))
@@ -194,7 +210,7 @@ def result_of(ended: Finish, session: RunSession, display: Display) -> RunResult
     if ended.kind is FailureKind.INTERRUPTED:
         raise KeyboardInterrupt
     if ended.kind is FailureKind.HANDED_OVER:
-        display.say(f"{NOTICE_MARK}{ended.failure}")
+        display.say(notice(ended.failure))
         return None
     if ended.kind is not None:
         raise ERRORS.get(ended.kind, RunError)(ended.failure.rstrip())

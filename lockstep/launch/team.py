@@ -9,6 +9,7 @@ from threading import Event
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.environment import cores, kept_to_core
+from lockstep.launch.channel import ChildReport
 from lockstep.launch.child import GRACE_S, end_all, exit_message
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.worker_supervisor import Start, SupervisedWorker, WorkerSupervisor
@@ -53,6 +54,8 @@ class TeamSupervisor:
     processes: int
     clock: Clock
     say: Callable[[str], None]
+    #: Passes on what the leader reports.
+    forward: Callable[[ChildReport], None]
     #: Lets so many seconds pass.
     pause: Callable[[float], object] = field(default_factory=lambda: Event().wait)
     supervisor: WorkerSupervisor = field(init=False)
@@ -76,10 +79,14 @@ class TeamSupervisor:
         leader = self.supervisor.processes[0]
         # Before its last words are read.
         has_ended = leader.has_ended()
+        for report in leader.reports():
+            self.forward(report)
         for line in leader.log.new_lines():
             self.say(line)
         if has_ended and leader.code >= 0:
             return leader.code
+        for process in self.supervisor.processes:
+            process.take()
         dead = self.supervisor.dead()
         # Where the run is over, or failed, the leader lets the others end first, a moment before it says why.
         if any(worker.process.code > 0 for worker in dead) and leader.wait(GRACE_S):

@@ -13,6 +13,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import Term
 from lockstep.common.protocol.statement import signed_run
 from lockstep.common.runtime.clock import Clock
+from lockstep.common.runtime.notice import notice
 from lockstep.ps.checkpoint.checkpointer import Checkpointer, CheckpointSchedule
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.checkpoint.resuming import (
@@ -26,7 +27,7 @@ from lockstep.ps.checkpoint.resuming import (
 )
 from lockstep.ps.records.convictions import read_convictions
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
-from lockstep.ps.records.run_folder import CHECKPOINTS, NOTICE_MARK, RECEIPT, RunFolder, read_ledger, read_receipt
+from lockstep.ps.records.run_folder import CHECKPOINTS, RECEIPT, RunFolder, read_ledger, read_receipt
 from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
 from lockstep.ps.standby.terms import TermHistory, read_terms, write_terms
 from lockstep.runs.launch_config import Launch
@@ -105,10 +106,10 @@ def open_session(
     if not destination.is_resumed:
         keep_initial(folder.path, setup)
     for text in setup.notices:
-        say(f"{NOTICE_MARK}{text}")
+        say(notice(text))
     if setup.model.taken:
         its_use = "evaluations take it; your loss gets all" if setup.own.loss else "the loss and evaluations take it"
-        say(f"{NOTICE_MARK}the model returns several outputs: of these, {setup.model.taken}: {its_use}")
+        say(notice(f"the model returns several outputs: of these, {setup.model.taken}: {its_use}"))
     folder.ledger.open()
     convicted = read_convictions(folder.path)
     recorder = MetricsRecorder(setup.info, setting, setup.layout, folder)
@@ -160,7 +161,7 @@ def _start(
     checkpoints.sweep()
     checkpoint = next((found for found in checkpoints.back_from(sys.maxsize) if has_best(found, checkpoints)), None)
     if checkpoint is None:
-        checkpoints.say(f"{NOTICE_MARK}starts over: {str(folder.path)!r} has no checkpoint to resume from")
+        checkpoints.say(notice(f"starts over: {str(folder.path)!r} has no checkpoint to resume from"))
         return begin_again(setup, recorder, folder)
     check_identity(checkpoint, setup.info, allows_mixed_numerics=setup.info.allows_mixed_numerics)
     start = resume(setup, recorder, folder, checkpoint)
@@ -168,5 +169,5 @@ def _start(
         recorder.best = best_of(checkpoint, checkpoints, setup)
     checkpoints.set_aside(checkpoint.progress.steps)
     total = setup.info.plan.total_steps
-    checkpoints.say(f"{NOTICE_MARK}resumes after step {checkpoint.progress.steps} of {total}, from {checkpoint.path}")
+    checkpoints.say(notice(f"resumes after step {checkpoint.progress.steps} of {total}, from {checkpoint.path}"))
     return start

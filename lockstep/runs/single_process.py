@@ -17,6 +17,7 @@ from lockstep.common.protocol.messages import NAME_LIMIT, EpochRecord, Status
 from lockstep.common.protocol.statement import result_digest
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.interrupts import held_back
+from lockstep.common.runtime.notice import notice, warning
 from lockstep.ps.checkpoint.checkpointer import Checkpointer
 from lockstep.ps.checkpoint.resuming import Resumption, first_round
 from lockstep.ps.coordinator.coordinator import initial_phase
@@ -29,7 +30,7 @@ from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import Account
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.records.room import LOOK_S
-from lockstep.ps.records.run_folder import NOTICE_MARK, RunResult
+from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.plan import Round, next_round
 from lockstep.ps.run.progress import Progress
 from lockstep.ps.server.nonfinite_guard import NonFiniteGuard, NonFiniteWeightsError
@@ -181,11 +182,11 @@ class SerialRun:
         room = self.recorder.room
         if room is None or not room.is_lacking:
             return
-        self.say(f"warning: {room.text}")
+        self.say(warning(room.text))
         self.wait(LOOK_S)
         while not room.try_again(write):
             self.wait(LOOK_S)
-        self.say(f"{NOTICE_MARK}there is room again: the run continues")
+        self.say(notice("there is room again: the run continues"))
 
     def _write_again(self, progress: Progress) -> None:
         self.recorder.flush()

@@ -18,6 +18,7 @@ from lockstep.cli.options.run import (
     STANDBY_KEY_OPTION,
     SUPERVISED_OPTION,
     WATCH_OPTION,
+    passes_link,
 )
 from lockstep.cli.options.trust import takes_trust
 from lockstep.cli.options.types import seconds
@@ -28,6 +29,7 @@ from lockstep.common.protocol.messages import StandbyAddress
 from lockstep.common.runtime.environment import machine_id
 from lockstep.common.transport.address import parse
 from lockstep.common.transport.auth.credentials import Lock, ServerKeys
+from lockstep.launch.channel import ParentLink
 from lockstep.launch.endpoints import dial_with, lock_of, server_credential
 from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.page_process import PageRequest
@@ -104,7 +106,9 @@ def addresses(context: click.Context, option: click.Parameter, text: str | None)
     "--prometheus", metavar="HOST:PORT", help="serve metrics for Prometheus at this address (needs the extra watch)"
 )
 @takes_trust
+@passes_link
 def server(
+    link: ParentLink,
     job: JobRequest,
     bind: str,
     standby_of: str | None,
@@ -151,6 +155,7 @@ def server(
             key=key,
             keys=keys,
             supervised=supervised,
+            link=link,
             is_insecure=insecure,
             admission=admission,
             has_picture=picture,
@@ -217,7 +222,7 @@ def server(
         folder = resume or run_dir
         assert folder is not None  # `train` has claimed it, and perhaps written data into it
         destination = Destination(folder=folder, launch=launch, is_resumed=resume is not None)
-        serve_for_train(Service(resolved, admission, destination, dial=dial), listening, supervised)
+        serve_for_train(Service(resolved, admission, destination, dial=dial), listening, supervised, link)
         return 0
     if resume is not None:
         check_unfinished(resume)
@@ -285,12 +290,12 @@ def wanted_page(prometheus: str | None, *, is_watched: bool) -> PageRequest | No
     return PageRequest(prometheus, is_metrics_only=True)
 
 
-def serve_for_train(service: Service, listening: Listening, private: Path) -> None:
+def serve_for_train(service: Service, listening: Listening, private: Path, link: ParentLink) -> None:
     """Serve the run of the `train` that has started this process; do what it can no longer do if it is killed."""
     folder = service.destination.folder
     with ends_with_parent(private, partial(keep_logs, private, folder)):
         try:
-            serve_supervised(service, listening)
+            serve_supervised(service, listening, link)
         finally:
             unclaim(folder, [folder])
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
-from lockstep.cli.options.run import INSECURE_OPTION, KEYS_OPTION, SUPERVISED_OPTION
+from lockstep.cli.options.run import INSECURE_OPTION, KEYS_OPTION, SUPERVISED_OPTION, passes_link
 from lockstep.cli.options.types import seconds
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.ports import serve, server_at, wait_for_any
+from lockstep.launch.channel import ParentLink
 from lockstep.launch.client import own_join, say, shard_join, take_part
 from lockstep.launch.endpoints import WARNING, bind_near, dial_with, dialled, keyed, lock_of, server_credential
 from lockstep.ps.shard_process.shell import ShardShell
@@ -31,7 +32,9 @@ from lockstep.ps.shard_process.state import SILENCE_S, ShardState
 @KEYS_OPTION
 @INSECURE_OPTION
 @SUPERVISED_OPTION
+@passes_link
 def shard(
+    link: ParentLink,
     address: str,
     bind: str | None,
     timeout: float | None,
@@ -72,7 +75,7 @@ def shard(
             port,
             upstream,
             SystemClock(),
-            say,
+            link.say,
             wait_for_any,
             shared_root(),
             upstream.diagnosis,

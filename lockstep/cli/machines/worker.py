@@ -3,23 +3,25 @@
 import functools
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
 import msgspec
 
-from lockstep.cli.options.run import KEY_OPTION, SUPERVISED_OPTION
+from lockstep.cli.options.run import KEY_OPTION, SUPERVISED_OPTION, passes_link
 from lockstep.cli.options.types import WholeNumber, seconds
 from lockstep.common.data.source import load
 from lockstep.common.errors import UsageError
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import cache_home, cores, give_way
+from lockstep.common.runtime.notice import notice
 from lockstep.common.statemachine.client import ClientConfig, Exit
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.ports import dial, server_at, wait_for_any
+from lockstep.launch.channel import ParentLink
 from lockstep.launch.child import HERE, Child
 from lockstep.launch.client import DONE, own_join, say, take_part
 from lockstep.launch.endpoints import check_worker_key, credential_of, dial_with, keyed, signer_of
@@ -49,6 +51,8 @@ class WorkerRequest:
     cache: Path | None = None
     key: Path | None = None
     supervised: Path | None = None
+    #: Where a supervised one reports.
+    link: ParentLink = field(default_factory=ParentLink)
     #: Of the team; and which of them this one is and where they meet, None if it is the only one or starts them.
     processes: int
     process: int | None = None
@@ -96,7 +100,9 @@ class WorkerRequest:
 @SUPERVISED_OPTION
 @click.option("--process", type=WholeNumber(0), hidden=True, help="which process of the team this is: 0 leads it")
 @click.option("--team", type=click.Path(path_type=Path), hidden=True, help="folder in which the team meets")
+@passes_link
 def worker(
+    link: ParentLink,
     address: str,
     workers: int | None,
     timeout: float | None,
@@ -130,6 +136,7 @@ def worker(
         cache=cache,
         key=key,
         supervised=supervised,
+        link=link,
         processes=workers or default_processes(),
         process=process,
         team=team,
@@ -161,7 +168,7 @@ def lead(request: WorkerRequest, credential: Credential) -> int:
     silence_s = SILENCE_S if request.timeout is None else request.timeout
     address, *others = request.addresses()
     if others and isinstance(credential, ClientKeys) and not credential.standbys:
-        say(f"notice: {request.key} lists no standby's key: {NO_STANDBY}")
+        request.link.say(notice(f"{request.key} lists no standby's key: {NO_STANDBY}"))
     candidates = tuple(one for other in others for one in keyed(credential, other))
     config = ClientConfig(address=address, join=join, timeout_s=request.timeout, silence_s=silence_s, others=candidates)
     with own_core(0, request.processes):
@@ -173,7 +180,7 @@ def lead(request: WorkerRequest, credential: Credential) -> int:
             port,
             SystemClock(),
             functools.cache(load),
-            say,
+            request.link.say,
             shared_root(),
             functools.partial(dial_with, credential),
             wait_for_any,
@@ -193,7 +200,7 @@ def be_in_team(request: WorkerRequest, is_over: Callable[[], bool] = never) -> E
     assert meeting is not None  # the flags have one, or none of them
     around = Surroundings(
         clock=SystemClock(),
-        say=say,
+        say=request.link.say,
         patience=patience_of(request.processes, cores()),
         root=shared_root(),
         roots=default_roots(),
@@ -212,7 +219,7 @@ def supervise(request: WorkerRequest, count: int) -> int:
     with ends_with_parent(request.supervised) if request.supervised else nullcontext():
         try:
             start = functools.partial(start_process, request, private.path)
-            code = TeamSupervisor(start, count, SystemClock(), say).run()
+            code = TeamSupervisor(start, count, SystemClock(), say, request.link.report).run()
         finally:
             with uninterrupted():
                 remove_private(private)

@@ -6,6 +6,18 @@ import click
 
 from lockstep.cli.options.completion import RunPath
 from lockstep.cli.options.types import moment
+from lockstep.launch.channel import ParentLink
+
+#: Passes a command, as its first argument, the link to the process that has started this one.
+passes_link = click.make_pass_decorator(ParentLink, ensure=True)
+
+
+def _open_link(context: click.Context, option: click.Parameter, folder: Path | None) -> Path | None:
+    """Report to the process that has started this one, from before anything can go wrong."""
+    if folder is not None:
+        context.ensure_object(ParentLink).open()
+    return folder
+
 
 RUN_DIR_OPTION = click.option(
     "--run-dir",
@@ -23,7 +35,8 @@ SUPERVISED_OPTION = click.option(
     "--supervised",
     type=click.Path(path_type=Path),
     hidden=True,
-    help="started by `train`: end when stdin does, and remove this folder if `train` no longer can",
+    callback=_open_link,
+    help="started by `train`: report to stdout, end when stdin does, and remove this folder if `train` no longer can",
 )
 PICTURE_OPTION = click.option(
     "--picture/--no-picture",

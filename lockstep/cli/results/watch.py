@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
-from lockstep.cli.options.run import KEY_OPTION
+from lockstep.cli.options.run import KEY_OPTION, passes_link
 from lockstep.cli.options.trust import takes_trust
 from lockstep.common.errors import UsageError
 from lockstep.common.transport.address import parse
+from lockstep.launch.channel import ListeningReport, ParentLink
 from lockstep.launch.client import say
 from lockstep.launch.page_process import LOOPBACK, demand_page
 
@@ -34,7 +35,9 @@ from lockstep.launch.page_process import LOOPBACK, demand_page
 @click.option("--metrics-only", "is_metrics_only", is_flag=True, help="serve only /metrics, for Prometheus")
 @click.option("--fed", "is_fed", is_flag=True, hidden=True, help="started by `train`: statuses come on stdin")
 @takes_trust
+@passes_link
 def watch(
+    link: ParentLink,
     what: str,
     listen: str,
     published: str | None,
@@ -60,6 +63,8 @@ def watch(
     By default, only this machine can open the page. With another address, with --published or with --token-file, the
     link contains a token, which every visitor needs. Prometheus can scrape /metrics.
     """
+    if is_fed:
+        link.open()
     demand_page("lockstep watch")
     # Imported here, since the extra may not be installed.
     from lockstep.results.watch.serving import (
@@ -85,13 +90,13 @@ def watch(
     elif address is not None:
         threading.Thread(target=ask_statuses, args=(source, address, key, is_over), daemon=True).start()
 
-    def show(link: str) -> None:
+    def show(address: str) -> None:
         if is_fed:
-            click.echo(link)
+            link.report(ListeningReport(address=address))
         else:
-            say(f"{'metrics' if is_metrics_only else 'page'} at {link}  (press Ctrl-C to stop)")
+            say(f"{'metrics' if is_metrics_only else 'page'} at {address}  (press Ctrl-C to stop)")
         if is_opened:
-            webbrowser.open(link)
+            webbrowser.open(address)
 
     try:
         PageServer(source, place, is_metrics_only, token, reached).run(show)

@@ -5,19 +5,24 @@ What it is asked and answers is of plain types, since it travels as the engine t
 
 import os
 import platform
+import signal
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
+
 from lockstep.common.transport.auth.keys import write_new
 from lockstep.common.transport.shared_memory.folder import SharedFolder, sweep
-from lockstep.launch.child import ERROR_MARK, HERE, USAGE, Child
+from lockstep.launch.channel import EndReport
+from lockstep.launch.child import HERE, USAGE, Child
 
 #: The name of the key in the team's private folder.
 KEY = "worker.key"
 
-#: The number of a process and the name of its machine; what it has written since; its exit code, None while it runs.
-News = tuple[int, str, bytes, int | None]
+#: The number of a process and the name of its machine; what it has written since, and the lines that it has reported
+#: since; its exit code, None while it runs.
+News = tuple[int, str, bytes, list[bytes], int | None]
 
 
 class LaunchAgent:
@@ -34,28 +39,31 @@ class LaunchAgent:
         self._folder = SharedFolder.create(root)
         self._child: Child | None = None
         self._log = self._folder.path / "log"
+        self._reports = list[bytes]()
         try:
             write_new(self._folder.path / KEY, key, 0o600)
             if not Path(working).is_dir():
                 raise FileNotFoundError(2, f"no folder {working!r} here, where the run was started elsewhere")
             self._child = Child.start(name, [*arguments, "--key", f"{HERE}/{KEY}"], self._log, Path(working))
         except OSError as error:
-            self._log.write_text(f"{ERROR_MARK}{host_name()}: {error.strerror or error}\n", encoding="utf-8")
+            text = f"{host_name()}: {error.strerror or error}"
+            self._log.write_text(f"error: {text}\n", encoding="utf-8")
+            self._reports.append(msgspec.json.encode(EndReport(text=text)))
 
-    def news(self, known_bytes: int) -> News:
-        """Return how it is, and what it has written to its log after so many bytes."""
+    def news(self, known_bytes: int, known_reports: int) -> News:
+        """Return how it is, and what it has written and reported after so many bytes of its log and so many reports."""
         if self._child is None:
-            return 0, host_name(), self._log.read_bytes()[known_bytes:], USAGE
+            return 0, host_name(), self._log.read_bytes()[known_bytes:], self._reports[known_reports:], USAGE
         # Before its words are read, so that the last ones are among them.
         code = self._child.code if self._child.has_ended() else None
-        return self._child.pid, host_name(), self._log.read_bytes()[known_bytes:], code
+        self._reports += map(msgspec.json.encode, self._child.reports())
+        words = self._log.read_bytes()[known_bytes:]
+        return self._child.pid, host_name(), words, self._reports[known_reports:], code
 
     def send(self, number: int) -> None:
         """Send a signal to all processes of the team."""
         if self._child is not None and not self._child.has_ended():
-            for pid in team_of(self._child.pid):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, number)
+            signal_family(self._child.pid, number)
 
     def end(self, known_bytes: int) -> bytes:
         """Kill what still runs, and leave nothing behind; return the log after so many bytes."""
@@ -71,12 +79,21 @@ def host_name() -> str:
     return platform.node() or "unknown"
 
 
-def team_of(pid: int) -> list[int]:
-    """Return the processes of a team in the order in which signals reach them: first the one that restarts the others.
+def signal_family(pid: int, number: int) -> None:
+    """Send a signal to a child of this process and to all that it has started.
 
-    In any other order, it would restart what a signal has just ended.
+    It stands still meanwhile: otherwise it would restart what the signal ends, or start a process that the signal
+    misses.
     """
-    return [pid, *children_of(pid)]
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+        # Until it has stopped, or ended.
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        for one in (*children_of(pid), pid):
+            with suppress(ProcessLookupError):
+                os.kill(one, number)
+        if number != signal.SIGSTOP:
+            os.kill(pid, signal.SIGCONT)
 
 
 def children_of(pid: int) -> list[int]:

@@ -1,5 +1,6 @@
 """The processes that a launcher has started on one host, as one team: where they meet, and who leads them."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -111,8 +112,11 @@ class HostTeam:
         try:
             MeetingPlace.create(made, self.place.local_size)
             made.rename(self.folder)
-        except OSError:
+        except OSError as error:
             shutil.rmtree(made, ignore_errors=True)
+            # Another process was the first, or has put something else there: it is looked at next.
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
 
     def _is_there(self) -> bool:
         """Return whether the folder is there; `UsageError` if another user may have made it.

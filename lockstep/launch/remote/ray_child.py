@@ -11,7 +11,8 @@ import ray
 import ray.exceptions
 
 from lockstep.common.runtime.clock import Clock, SystemClock
-from lockstep.launch.child import ERROR_MARK, USAGE, ProcessLog, WatchedProcess
+from lockstep.launch.channel import ChildReport, EndReport, decode_report
+from lockstep.launch.child import USAGE, ProcessLog, WatchedProcess
 from lockstep.launch.remote.places import Core
 
 #: The exit code of a team whose machine is gone: as if somebody had killed it.
@@ -36,8 +37,10 @@ class RayTeam(WatchedProcess):
     _pid: int = 0
     _node: str = ""
     _code: int | None = None
-    #: Bytes of its log that have arrived.
+    #: Bytes of its log that have arrived, and its reports: how many, and those that were not read yet.
     _known_bytes: int = 0
+    _known_reports: int = 0
+    _arrived: list[ChildReport] = field(default_factory=list)
 
     @property
     def pid(self) -> int:
@@ -45,8 +48,7 @@ class RayTeam(WatchedProcess):
 
     @property
     def code(self) -> int:
-        assert self._code is not None
-        return self._code
+        return LOST if self._code is None else self._code
 
     @property
     def is_over(self) -> bool:
@@ -66,6 +68,11 @@ class RayTeam(WatchedProcess):
             threading.Event().wait(min(POLL_S, left_s))
         return True
 
+    def read(self, timeout_s: float | None) -> list[ChildReport]:
+        self.wait(timeout_s or 0.0)
+        found, self._arrived = self._arrived, []
+        return found
+
     def send(self, number: signal.Signals) -> None:
         if self._node and not self.is_over:
             self.actor.send.remote(int(number))
@@ -84,11 +91,13 @@ class RayTeam(WatchedProcess):
         """Take the news that come in time, and ask for the next; return whether the team is gone."""
         if self.is_over or not self._has_begun():
             return self.is_over
-        self._asked = self._asked or self.actor.news.remote(self._known_bytes)
+        self._asked = self._asked or self.actor.news.remote(self._known_bytes, self._known_reports)
         try:
-            self._pid, self._node, words, self._code = ray.get(self._asked, timeout=timeout_s)
+            self._pid, self._node, words, lines, self._code = ray.get(self._asked, timeout=timeout_s)
             self.log.add(words)
             self._known_bytes += len(words)
+            self._known_reports += len(lines)
+            self._arrived += [report for line in lines if (report := decode_report(line)) is not None]
         except ray.exceptions.GetTimeoutError:
             return False
         except ray.exceptions.ActorUnavailableError:
@@ -104,10 +113,13 @@ class RayTeam(WatchedProcess):
         return self.actor is not None
 
     def _lose(self, error: ray.exceptions.RayError) -> None:
-        cannot_import = "No module named" in str(error)
+        # Its creation raises nothing else: the agent reports what it meets on its node.
+        cannot_import = isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed
         if cannot_import:
-            self.log.add(
-                f"{ERROR_MARK}a node of the Ray cluster cannot import lockstep: install the same version in the Python "
-                "that runs Ray on each node\n".encode()
+            text = (
+                "a node of the Ray cluster cannot import lockstep: install the same version in the Python that runs "
+                "Ray on each node"
             )
+            self.log.add(f"error: {text}\n".encode())
+            self._arrived.append(EndReport(text=text))
         self.is_lost, self._code = not cannot_import, USAGE if cannot_import else LOST

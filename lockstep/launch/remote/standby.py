@@ -3,13 +3,12 @@
 import os
 import platform
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import click
 import msgspec
 from rich.console import Console
 
@@ -21,24 +20,25 @@ from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.fingerprint import fingerprint_of
 from lockstep.common.protocol.messages import NAME_LIMIT, StandbyAddress
 from lockstep.common.runtime.clock import SystemClock
+from lockstep.common.runtime.notice import notice
 from lockstep.common.transport.auth.credentials import SERVER_NAME, ClientKeys, Credential, Lock, ServerKeys
 from lockstep.common.transport.auth.keys import STANDBY, AllowList, SecretKey, read_key
 from lockstep.common.transport.port import ServerPort
 from lockstep.common.transport.zeromq.ports import wait_for_any
-from lockstep.launch.child import ExitRecord
+from lockstep.launch.channel import ListeningReport, ParentLink
 from lockstep.launch.endpoints import WARNING, dial_with, dialled, lock_of, nearby, server_credential
 from lockstep.launch.remote.rejoin import FolderHolds, found_in, has_led_as_standby, set_aside
 from lockstep.launch.run_end import kept_on_failure, show_end
-from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_run
+from lockstep.launch.serve import Listening, LoggedLines, Service, serve_by_hand, serve_run
 from lockstep.ps.records.ledger import WorkerIn
 from lockstep.ps.records.receipt import Receipt
-from lockstep.ps.records.run_folder import LEDGER, NOTICE_MARK, read_ledger, read_receipt
+from lockstep.ps.records.run_folder import LEDGER, read_ledger, read_receipt
 from lockstep.ps.setup import AdmissionPolicy
 from lockstep.ps.standby.shell import StandbyShell
 from lockstep.ps.standby.source import ALLOWED
 from lockstep.ps.standby.state import StandbyConfig, StandbyState, TakeOver
 from lockstep.ps.standby.storage import MIRROR, MirrorStorage
-from lockstep.results.reports.display import Display, Lines, display_for, print_plainly
+from lockstep.results.reports.display import Display, display_for, print_plainly
 from lockstep.runs.optional_packages import demand
 from lockstep.runs.recorded_model import trust_source
 from lockstep.runs.run_dir import check_run_dir, recorded_job, resumed_job
@@ -61,6 +61,8 @@ class StandbyRequest:
     key: Path | None
     keys: Path | None
     supervised: Path | None
+    #: Where a supervised one reports.
+    link: ParentLink
     is_insecure: bool
     #: Whom it admits once it leads the run, and what the job does not say of that.
     admission: AdmissionPolicy
@@ -207,14 +209,14 @@ def mirror_and_lead(request: StandbyRequest, access: Access, listening: Listenin
     prepare(request)
     with closing(listening.serve_standby()) as port:
         if request.supervised is not None:
-            click.echo(nearby(port.address))
+            request.link.report(ListeningReport(address=nearby(port.address)))
         else:
             announce(console, request, port)
         shell = shell_of(request, access, port, console, listening)
         ended = shell.run()
         leave_nothing(request.folder)
         if isinstance(ended, TakeOver):
-            print_plainly(console, f"{NOTICE_MARK}the standby at {port.address} takes over: {ended.reason}")
+            say_of(request, console)(notice(f"the standby at {port.address} takes over: {ended.reason}"))
             return lead(request, access, shell, ended, listening, console)
     if ended.code == 130:
         raise KeyboardInterrupt
@@ -224,6 +226,11 @@ def mirror_and_lead(request: StandbyRequest, access: Access, listening: Listenin
         raise RunError(f"the run has ended without a result; what there is of it is in {str(request.folder)!r}")
     print_plainly(console, f"the run is over; what there is of it is in {request.folder}")
     return 0
+
+
+def say_of(request: StandbyRequest, console: Console) -> Callable[[str], None]:
+    """Return what prints a line, and reports it to the process that has started this one if there is one."""
+    return partial(print_plainly, console) if request.supervised is None else request.link.say
 
 
 def announce(console: Console, request: StandbyRequest, port: ServerPort) -> None:
@@ -257,7 +264,7 @@ def shell_of(
         upstream,
         partial(dial_with, access.credential),
         SystemClock(),
-        partial(print_plainly, console),
+        say_of(request, console),
         wait_for_any,
         listening.rejections,
         check=partial(check_machine, request.folder, state),
@@ -278,11 +285,7 @@ def lead(
     destination = replace(service.destination, least_term=takeover.least)
     service = replace(service, destination=destination, predecessor=shell.upstream)
     if request.supervised is not None:
-        try:
-            serve_run(service, shell.port, Display(Lines(console), SystemClock()), listening)
-        except RunError as error:
-            click.echo(msgspec.json.encode(ExitRecord.of(error)))
-            raise
+        serve_run(service, shell.port, Display(LoggedLines(request.link), SystemClock()), listening)
         return 0
     with kept_on_failure(console, request.folder), display_for(console, SystemClock()) as display:
         result = serve_run(replace(service, hands_over=True), shell.port, display, listening)

@@ -10,6 +10,7 @@ from typing import Protocol
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.runtime.clock import Clock
+from lockstep.common.runtime.notice import warning
 from lockstep.ps.checkpoint.checkpoint import CheckpointIdentity, HeldState, RunProgress, sealed_parts
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.ledger import WeightsAt
@@ -146,9 +147,9 @@ class Checkpointer:
         except OSError as error:
             if self.run.room.refuse(error, MORE_BYTES):
                 return False
+            where = repr(str(self.run.path))
             self.folder.say(
-                f"warning: cannot write to {str(self.run.path)!r}: {error.strerror}: the run continues without a "
-                "checkpoint"
+                warning(f"cannot write to {where}: {error.strerror}: the run continues without a checkpoint")
             )
             return False
         return True

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lockstep.common.errors import FileFormatError
 from lockstep.common.files.atomic import write_atomically
+from lockstep.common.runtime.notice import warning
 from lockstep.ps.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from lockstep.ps.records.room import DiskRoom
 
@@ -60,10 +61,8 @@ class CheckpointFolder:
                 return False
             kept = self.steps()
             stays = f"that of step {kept[-1]} stays" if kept else "there is none yet"
-            self.say(
-                f"warning: cannot write checkpoint {str(path)!r}: {error.strerror}: the run continues without it, and "
-                f"{stays}"
-            )
+            why = f"cannot write checkpoint {str(path)!r}: {error.strerror}"
+            self.say(warning(f"{why}: the run continues without it, and {stays}"))
             return False
         self._prune(best)
         return True
@@ -74,7 +73,7 @@ class CheckpointFolder:
                 try:
                     self.file_of(step).unlink(missing_ok=True)
                 except OSError as error:
-                    self.say(f"warning: cannot remove old checkpoint {str(self.file_of(step))!r}: {error.strerror}")
+                    self.say(warning(f"cannot remove old checkpoint {str(self.file_of(step))!r}: {error.strerror}"))
 
     def steps(self) -> list[int]:
         """Return the steps of which there is a file, in order."""
@@ -104,4 +103,4 @@ class CheckpointFolder:
             try:
                 yield read_checkpoint(self.file_of(at))
             except FileFormatError as error:
-                self.say(f"warning: {error}: using the one before it")
+                self.say(warning(f"{error}: using the one before it"))

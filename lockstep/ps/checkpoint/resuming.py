@@ -10,6 +10,7 @@ from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import DataError, FileFormatError, JobError, ModelError, UsageError
 from lockstep.common.job.tally import Tally
+from lockstep.common.runtime.notice import warning
 from lockstep.ps.checkpoint.checkpoint import Checkpoint, CheckpointIdentity, RunProgress
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.coordinator.coordinator import Coordinator
@@ -145,7 +146,7 @@ def has_best(checkpoint: Checkpoint, checkpoints: CheckpointFolder) -> bool:
         return True
     if _best(checkpoint, checkpoints) is not None:
         return True
-    checkpoints.say(f"warning: {checkpoint.path}: the best epoch's weights are gone: using the one before it")
+    checkpoints.say(warning(f"{checkpoint.path}: the best epoch's weights are gone: using the one before it"))
     return False
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lockstep.common.errors import UsageError
 from lockstep.common.files.atomic import Sync
+from lockstep.common.runtime.notice import warning
 from lockstep.ps.records.room import DiskRoom
 
 #: Lines that wait for the next write.
@@ -71,10 +72,8 @@ class LineFile:
         except OSError as error:
             is_full = self.room is not None and self.room.refuse(error, sum(map(len, self._waiting)))
             if not is_full and not self._is_failing:
-                self.say(
-                    f"warning: cannot write to {str(self.path)!r}: {error.strerror}: the run continues, and its lines "
-                    "wait in memory"
-                )
+                why = f"cannot write to {str(self.path)!r}: {error.strerror}"
+                self.say(warning(f"{why}: the run continues, and its lines wait in memory"))
             self._is_failing = self._is_failing or not is_full
             return
         if self._is_failing:

@@ -11,6 +11,7 @@ from lockstep.common.errors import FailureKind
 from lockstep.common.job.score import score_of
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import EpochRecord
+from lockstep.common.runtime.notice import warning
 from lockstep.ps.records.ledger import Account, EpochDone, LedgerEntry, RunBegun
 from lockstep.ps.records.metrics import FailureRecord, StepRecord
 from lockstep.ps.records.receipt import ReceiptLink, first_link, next_link, receipt_of
@@ -234,7 +235,7 @@ class MetricsRecorder:
             try:
                 self._keep(weights, steps)
             except OSError as error:
-                self.folder.say(f"warning: cannot write the weights to {str(self.folder.path)!r}: {error.strerror}")
+                self.folder.say(warning(f"cannot write the weights to {str(self.folder.path)!r}: {error.strerror}"))
 
     def record_failure(self, failure: str, cause: FailureKind, steps: int) -> None:
         """Record why a run failed after `steps` updates."""

@@ -17,6 +17,7 @@ from lockstep.common.files.json_file import decode
 from lockstep.common.files.reading import read_regular
 from lockstep.common.files.safetensors import write
 from lockstep.common.protocol.messages import EpochRecord
+from lockstep.common.runtime.notice import warning
 from lockstep.ps.records.ledger import Line, read_lines
 from lockstep.ps.records.line_file import LineFile
 from lockstep.ps.records.metrics import METRICS, MOST_LINES_BYTES, Record, encode_record
@@ -29,8 +30,6 @@ from lockstep.ps.run.traffic import NOTHING, Moved
 LEDGER = "ledger.jsonl"
 RECEIPT = "receipt.json"
 CHECKPOINTS = "checkpoints"
-#: The beginning of a line of a server's that is shown at once, as those with `warning: ` are.
-NOTICE_MARK = "notice: "
 WEIGHTS = "weights.safetensors"
 #: The moving average of the weights, if the job has one.
 AVERAGE_WEIGHTS = "weights-ema.safetensors"
@@ -190,7 +189,7 @@ class RunFolder:
         try:
             write(self.path / EPOCH_WEIGHTS, layout.read(vector), {"epoch": str(epoch), "step": str(steps)})
         except OSError as error:
-            self.say(f"warning: cannot write {str(self.path / EPOCH_WEIGHTS)!r}: {error.strerror}: the run continues")
+            self.say(warning(f"cannot write {str(self.path / EPOCH_WEIGHTS)!r}: {error.strerror}: the run continues"))
 
     def keep(self, name: str, value: RunResult | Receipt) -> None:
         """Write `result.json` or `receipt.json`, whole or not at all."""

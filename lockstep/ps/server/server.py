@@ -46,6 +46,7 @@ from lockstep.common.protocol.standby_messages import StandbyMessage
 from lockstep.common.protocol.team_memory import TeamShape
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.interrupts import Terminated, held_back
+from lockstep.common.runtime.notice import notice, warning
 from lockstep.common.statemachine.delivery import deliver
 from lockstep.common.statemachine.machine import carry_out, soonest
 from lockstep.common.transport.limits import RejectionLog
@@ -58,7 +59,6 @@ from lockstep.ps.coordinator.membership import Member
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.records.room import LOOK_S
-from lockstep.ps.records.run_folder import NOTICE_MARK
 from lockstep.ps.run.traffic import Traffic
 from lockstep.ps.server.gradient_receiver import GradientReceiver
 from lockstep.ps.server.limits import PeerBlocklist, StatusRateLimit
@@ -323,11 +323,11 @@ class Server:
             return
         if self._room_due is None:
             self._room_due, text = now + LOOK_S, room.text
-            self.say(f"warning: {text}")
+            self.say(warning(text))
             self._dispatch(events.RoomChanged(missing=text))
         elif now >= self._room_due and room.try_again(self._write_again):
             self._room_due = None
-            self.say(f"{NOTICE_MARK}there is room again: the run continues")
+            self.say(notice("there is room again: the run continues"))
             self._dispatch(events.RoomChanged(missing=""))
         elif now >= self._room_due:
             self._room_due = now + LOOK_S

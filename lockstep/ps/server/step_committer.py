@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from lockstep.common.errors import FailureKind, FileFormatError
 from lockstep.common.optim.wrapped import averaged
 from lockstep.common.protocol.shard_messages import Collected
+from lockstep.common.runtime.notice import warning
 from lockstep.ps.checkpoint.checkpointer import Checkpointer
 from lockstep.ps.coordinator import effects, events
 from lockstep.ps.coordinator.coordinator import Coordinator
@@ -15,9 +16,6 @@ from lockstep.ps.run.traffic import Traffic
 from lockstep.ps.server.conviction import set_doubt_aside
 from lockstep.ps.server.nonfinite_guard import NonFiniteGuard
 from lockstep.ps.shard_group.shell import ShardGroupShell
-
-#: The beginning of a line that is shown at once.
-WARNING_MARK = "warning: "
 
 
 @dataclass
@@ -150,7 +148,7 @@ class StepCommitter:
         if finish.kind is FailureKind.ROLLBACK:
             follows = [finish.failure, *found.lines, f"the run goes back to {where}, and continues without it"]
             for line in follows:
-                self.say(f"{WARNING_MARK}{line}")
+                self.say(warning(line))
             return finish
         text = f"{finish.failure}; {'; '.join(found.lines)}; if it is resumed, the run goes back to {where}"
         return effects.Finish(failure=text, kind=finish.kind, conviction=conviction)

@@ -33,6 +33,7 @@ from lockstep.common.protocol.standby_messages import (
     ToStandbyMessage,
 )
 from lockstep.common.runtime.clock import Clock
+from lockstep.common.runtime.notice import warning
 from lockstep.common.statemachine.delivery import deliver
 from lockstep.common.statemachine.machine import soonest
 from lockstep.common.transport.auth.keys import is_standbys
@@ -257,7 +258,7 @@ class Succession:
         try:
             write_terms(self.source.folder, self.history)
         except OSError as error:
-            self.say(f"warning: cannot write to {str(self.source.folder)!r}: {error.strerror}: the run continues")
+            self.say(warning(f"cannot write to {str(self.source.folder)!r}: {error.strerror}: the run continues"))
         self.group.standbys = standbys
         return [events.StandbysKnown(standbys=standbys), *self.group.send_all(StandbysChanged(standbys=standbys))]
 

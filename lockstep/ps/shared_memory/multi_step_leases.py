@@ -13,6 +13,7 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import MultiStepLease, MultiStepResult, MultiStepWithdrawal
 from lockstep.common.protocol.team_memory import ENTRIES, UpdateMarks, tally_in
 from lockstep.common.runtime.clock import Clock
+from lockstep.common.runtime.notice import warning
 from lockstep.common.statemachine.machine import soonest
 from lockstep.ps.coordinator.effects import LeaseSteps
 from lockstep.ps.coordinator.events import Event, MultiStepLeaseEnded, MultiStepLeaseRefused, PartMade, StepMade
@@ -196,7 +197,7 @@ class MultiStepLeases:
     def _report_once(self, obstacle: str) -> None:
         if not self._is_reported:
             self._is_reported = True
-            self.report(f"warning: a team waits for the server at each step, which is slower: {obstacle}")
+            self.report(warning(f"a team waits for the server at each step, which is slower: {obstacle}"))
 
     def on_time(self, now: float) -> list[Event]:
         """Handle the passing of time; return what the coordinator is to handle."""

@@ -40,6 +40,7 @@ from lockstep.common.protocol.standby_messages import (
     RunFile,
     RunFiles,
 )
+from lockstep.common.runtime.notice import warning
 from lockstep.common.statemachine.client import (
     Exit,
     ObstacleFound,
@@ -329,7 +330,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         if not text or text in self.reported:
             return []
         self.reported.add(text)
-        return [Report(text=f"warning: {text}")]
+        return [Report(text=warning(text))]
 
     # The mirror
 

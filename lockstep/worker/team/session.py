@@ -14,6 +14,7 @@ from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.shared_files import WEIGHTS, process_shape, weights_shape
 from lockstep.common.protocol.team_memory import ROWS, TeamShape, file_of
 from lockstep.common.runtime.clock import ThreadClock
+from lockstep.common.runtime.notice import warning
 from lockstep.common.transport.shared_memory.folder import SharedFolder, shared_root
 from lockstep.worker.compute import Compute, Slots
 from lockstep.worker.setup import Material, SharedPlace, attach
@@ -96,7 +97,7 @@ def lead(welcome: Welcome, material: Material, around: Surroundings) -> LeaderSe
         folder, memory, own_slots = _make(around, shape, has_weights=shared is None)
     except SharingError as error:
         if around.processes > 1:
-            around.say(f"warning: only one of {around.processes} processes computes: {error}")
+            around.say(warning(f"only one of {around.processes} processes computes: {error}"))
         return LeaderSetup(compute=material.compute(slots, sums, frames), shared=shared, obstacle=obstacle)
     with ExitStack() as stack:
         stack.callback(folder.remove)

@@ -2,23 +2,9 @@
 
 import signal
 from dataclasses import dataclass, field
-from io import BytesIO
 
+from lockstep.launch.channel import ChildReport, EndReport
 from lockstep.launch.child import WatchedProcess
-
-
-class Ended:
-    """A process that has ended, whose pipes nobody has closed yet."""
-
-    def __init__(self, code: int) -> None:
-        self.returncode = code
-        self.stdin, self.stdout = BytesIO(), BytesIO()
-
-    def poll(self) -> int:
-        return self.returncode
-
-    def wait(self, timeout_s: float) -> int:
-        return self.returncode
 
 
 @dataclass
@@ -30,6 +16,18 @@ class Pretended(WatchedProcess):
     received: list[signal.Signals] = field(default_factory=list)
     #: Whether it ends with exit code 1 if somebody waits for that.
     ends_soon: bool = False
+    #: What it reports next.
+    next_reports: list[ChildReport] = field(default_factory=list)
+    #: How long it was waited for when it was ended.
+    graces: list[float] = field(default_factory=list)
+
+    def fail(self, text: str) -> None:
+        """Report an error."""
+        self.next_reports.append(EndReport(text=text))
+
+    def read(self, timeout_s: float | None) -> list[ChildReport]:
+        found, self.next_reports = self.next_reports, []
+        return found
 
     @property
     def pid(self) -> int:
@@ -54,4 +52,5 @@ class Pretended(WatchedProcess):
             self.ended = 130
 
     def end(self, grace_s: float) -> None:
+        self.graces.append(grace_s)
         self.ended = -int(signal.SIGKILL) if self.ended is None else self.ended

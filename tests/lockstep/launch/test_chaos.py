@@ -12,6 +12,7 @@ import pytest
 from lockstep.common.errors import UsageError
 from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import ManualClock
+from lockstep.launch.channel import ReportReader
 from lockstep.launch.chaos import (
     DISTURBANCE_S,
     Chaos,
@@ -74,7 +75,8 @@ def sleepers(tmp_path: Path) -> Iterator[Sleepers]:
         process = subprocess.Popen(
             [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        children.append(Child(name, ProcessLog(tmp_path / "log"), process))
+        assert process.stdout is not None
+        children.append(Child(name, ProcessLog(tmp_path / "log"), process, ReportReader(process.stdout.fileno())))
     yield {Role.SERVER: children[:1], Role.WORKER: children[1:], Role.SHARD: []}
     for child in children:
         child.process.kill()

@@ -7,12 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import pytest
 
 from lockstep.common.errors import DivergedError, FailureKind, JobError, RunError, UsageError
 from lockstep.common.runtime.clock import ManualClock
-from lockstep.launch.child import INTERRUPTED, USAGE, ExitRecord, ProcessLog
+from lockstep.launch.channel import ChildReport, EndReport
+from lockstep.launch.child import INTERRUPTED, USAGE, ProcessLog
 from lockstep.launch.cluster import (
     BEFORE_TAKEOVER,
     LATE_S,
@@ -33,11 +33,12 @@ from tests.lockstep.launch.processes import Pretended
 from tests.lockstep.statuses import status
 
 
-def ended(folder: Path, code: int, text: str) -> Pretended:
-    """Return a server that has ended with a code and these words."""
-    log = ProcessLog.at_end_of(folder / "server.log")
-    log.add(text.encode())
-    return Pretended("the server", log, ended=code)
+def ended(folder: Path, code: int, error: str) -> Pretended:
+    """Return a server that has ended with a code, and has reported an error if it is not empty."""
+    server = Pretended("the server", ProcessLog.at_end_of(folder / "server.log"), ended=code)
+    if error:
+        server.fail(error)
+    return server
 
 
 @pytest.mark.parametrize(
@@ -45,10 +46,10 @@ def ended(folder: Path, code: int, text: str) -> Pretended:
     [
         (-9, "", True),
         (1, "", True),
-        (1, "error: the loss is not finite\n", False),
+        (1, "the loss is not finite", False),
         (2, "", False),
         # By somebody: an interrupt of the run's own process ends that first.
-        (130, "error: interrupted\n", True),
+        (130, "interrupted", True),
     ],
 )
 def test_a_server_was_killed_if_it_reports_nothing(tmp_path: Path, code: int, text: str, expected: bool) -> None:
@@ -62,17 +63,17 @@ def test_a_server_was_killed_if_it_reports_nothing(tmp_path: Path, code: int, te
         (-9, "", "can lead", True),
         (-9, "", "leads", True),
         # It has told its standby that the run is over.
-        (INTERRUPTED, "error: interrupted\n", "can lead", False),
-        (INTERRUPTED, "error: interrupted\n", "leads", True),
+        (INTERRUPTED, "interrupted", "can lead", False),
+        (INTERRUPTED, "interrupted", "leads", True),
         # It has handed the run over, or found that its standby leads.
         (0, "", "can lead", True),
         (0, "", "leads", True),
-        (1, "error: another server leads run run in term 2, and this one in term 1\n", "leads", True),
-        (USAGE, "error: the run in 'run' goes on at tcp://127.0.0.1:5556, in term 2\n", "leads", True),
+        (1, "another server leads run run in term 2, and this one in term 1", "leads", True),
+        (USAGE, "the run in 'run' goes on at tcp://127.0.0.1:5556, in term 2", "leads", True),
         # It has failed.
         (0, "", "mirrors", False),
-        (1, "error: the loss is not finite\n", "can lead", False),
-        (USAGE, "error: no dataset\n", "mirrors", False),
+        (1, "the loss is not finite", "can lead", False),
+        (USAGE, "no dataset", "mirrors", False),
     ],
 )
 def test_a_server_that_ends_is_followed_to_a_standby_that_leads_or_can(
@@ -101,27 +102,7 @@ def test_a_standby_whose_workers_had_the_time_to_ask_for_it_is_to_lead(
 
 # What a cluster makes of its processes' ends
 
-SHARD_LOST = "error: the connection to shard 1 is gone\n"
-
-
-@dataclass
-class Server(Pretended):
-    """A server, or a standby, that has written this to its standard output."""
-
-    output: bytes = b""
-    line: str = "tcp://h:2"
-    #: How long it was waited for when it was ended.
-    graces: list[float] = field(default_factory=list)
-
-    def end(self, grace_s: float) -> None:
-        self.graces.append(grace_s)
-        super().end(grace_s)
-
-    def rest(self) -> bytes:
-        return self.output
-
-    def first_line(self) -> str:
-        return self.line
+SHARD_LOST = "the connection to shard 1 is gone"
 
 
 @dataclass
@@ -147,14 +128,13 @@ class Run:
     def home(self) -> Path:
         return self.folder / "run"
 
-    def process(self, name: str, code: int | None, text: str = "", output: bytes = b"") -> Any:
+    def process(self, name: str, code: int | None, *reports: ChildReport) -> Any:
         log = ProcessLog.at_end_of(self.folder / f"{name}.log")
-        log.add(text.encode())
-        return Server(f"the {name}", log, ended=code, output=output)
+        return Pretended(f"the {name}", log, ended=code, next_reports=list(reports))
 
-    def server(self, code: int | None, text: str = "", output: bytes = b"") -> Cluster:
+    def server(self, code: int | None, error: str = "", kind: FailureKind | None = None) -> Cluster:
         """Return the cluster whose server has ended in this way."""
-        self.cluster.server = self.process("server", code, text, output)
+        self.cluster.server = self.process("server", code, *([EndReport(kind=kind, text=error)] if error else []))
         return self.cluster
 
     def shards(self, *codes: int | None) -> None:
@@ -178,7 +158,7 @@ def run(tmp_path: Path) -> Run:
 
 @pytest.mark.parametrize(
     ("code", "text", "is_dead"),
-    [(0, "", False), (-9, "", True), (1, "", True), (1, "error: no space\n", False), (2, "", False)],
+    [(0, "", False), (-9, "", True), (1, "", True), (1, "no space", False), (2, "", False)],
 )
 def test_a_server_that_ended_by_itself_is_not_started_again(run: Run, code: int, text: str, is_dead: bool) -> None:
     run.shards(0, None)
@@ -209,7 +189,7 @@ def test_a_server_that_crashes_before_the_run_has_begun_would_do_so_again(run: R
 
 
 def test_a_server_that_finds_its_standby_leading_is_left_for_it(run: Run) -> None:
-    cluster = run.server(USAGE, "error: the run goes on at tcp://h:2\n")
+    cluster = run.server(USAGE, "the run goes on at tcp://h:2")
     assert cluster._dead_server() is None
     run.standby()
     assert cluster._dead_server() is None
@@ -249,14 +229,13 @@ def test_a_shard_that_is_gone_is_not_made_up_for_by_the_standby(run: Run) -> Non
 
 
 def test_why_a_run_failed_is_what_its_server_says(run: Run) -> None:
-    text = f"{msgspec.json.encode(ExitRecord(kind=FailureKind.DIVERGED, text='the loss is nan')).decode()}\n"
-    cluster = run.server(1, "error: something\n", output=text.encode())
+    cluster = run.server(1, "the loss is nan", FailureKind.DIVERGED)
     assert cluster._dead_server() is None
     assert repr(cluster._server_failure()) == repr(DivergedError("the loss is nan"))
     for code, words, error in (
-        (1, "error: something\n", RunError("something")),
-        (2, "error: something\n", UsageError("something")),
-        (1, "words\n", RunError("the server (pid 4711) ended with exit code 1: words")),
+        (1, "something", RunError("something")),
+        (2, "something", UsageError("something")),
+        (1, "", RunError("the server (pid 4711) ended with exit code 1")),
         (-9, "", RunError("the server (pid 4711) was killed by SIGKILL")),
     ):
         run = Run(run.folder / "next")

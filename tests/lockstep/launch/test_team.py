@@ -9,6 +9,7 @@ import pytest
 
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.runtime.clock import ManualClock
+from lockstep.launch.channel import ChildReport, EndReport
 from lockstep.launch.child import USAGE, ProcessLog, WatchedProcess
 from lockstep.launch.process_backend import LocalBackend
 from lockstep.launch.team import MOST_RESTARTS, TeamSupervisor, team_arguments
@@ -58,8 +59,11 @@ class Scene:
         self.running: dict[int, Pretended] = {}
         self.started: list[int] = []
         self.said: list[str] = []
+        self.forwarded: list[ChildReport] = []
         self.script: Iterator[None] = iter(())
-        self.supervisor = TeamSupervisor(self._start, processes, self.clock, self.said.append, self._pause)
+        self.supervisor = TeamSupervisor(
+            self._start, processes, self.clock, self.said.append, self.forwarded.append, self._pause
+        )
 
     def _start(self, number: int) -> WatchedProcess:
         self.started.append(number)
@@ -88,11 +92,13 @@ def test_the_leaders_end_is_everybodys(tmp_path: Path, code: int) -> None:
         scene.say(1, "not shown\n")
         yield
         scene.say(0, "error: why\n")
+        scene.running[0].fail("why")
         scene.running[0].ended, scene.running[1].ended = code, 0
         yield
 
     assert scene.run(script()) == code
     assert scene.said == ["joined run run as worker 0", "error: why"]
+    assert scene.forwarded == [EndReport(text="why")]
     assert scene.started == [0, 1, 2]
     assert [scene.running[number].received for number in range(3)] == [[], [], [signal.SIGTERM]]
 
@@ -138,7 +144,7 @@ def test_a_process_that_cannot_take_part_is_left_out(tmp_path: Path) -> None:
     scene = Scene(tmp_path, 2)
 
     def script() -> Iterator[None]:
-        scene.say(1, "error: no data\n")
+        scene.running[1].fail("no data")
         scene.running[1].ended = USAGE
         for _ in range(1000):
             yield

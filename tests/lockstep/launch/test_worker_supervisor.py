@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 
 from lockstep.common.runtime.clock import ManualClock
-from lockstep.launch.child import USAGE, Child, ProcessLog
+from lockstep.launch.child import USAGE, ProcessLog, WatchedProcess
 from lockstep.launch.worker_supervisor import BEGUN_S, FIRST_S, MOST_S, STEADY_S, Restarts, WorkerSupervisor
-from tests.lockstep.launch.processes import Ended
+from tests.lockstep.launch.processes import Pretended
 
 
 def supervisor_of(codes: list[list[int]], most: int, team_size: int = 1) -> tuple[WorkerSupervisor, ManualClock]:
     """Return places at which processes end at once, by these exit codes in turn."""
     clock, left = ManualClock(), [list(row) for row in codes]
 
-    def start(number: int) -> Child:
-        return Child("a worker", ProcessLog(Path()), Ended(left[number].pop(0)))  # type: ignore[arg-type]
+    def start(number: int) -> WatchedProcess:
+        return Pretended("a worker", ProcessLog(Path()), ended=left[number].pop(0))
 
     supervisor = WorkerSupervisor(start, clock, most, team_size)
     supervisor.start_all(len(codes))
@@ -46,14 +46,11 @@ def test_each_death_is_told_once_and_the_next_one_comes_in_its_time() -> None:
 
 def test_what_the_dead_one_holds_is_free_before_the_next_one_starts() -> None:
     supervisor, clock = supervisor_of([[-9, 0], [0]], most=1)
-    first, second = (worker.process.stdin for worker in supervisor.processes if isinstance(worker, Child))
+    first, second = (worker for worker in supervisor.processes if isinstance(worker, Pretended))
     assert dead(supervisor) == [0]
     clock.advance(FIRST_S)
     supervisor.restart_due()
-    assert first is not None
-    assert first.closed
-    assert second is not None
-    assert not second.closed
+    assert (first.graces, second.graces) == ([0.0], [])
 
 
 def test_a_place_is_given_up_after_so_many_deaths() -> None:

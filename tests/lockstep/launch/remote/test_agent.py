@@ -15,8 +15,9 @@ import pytest
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.auth.keys import KeyFolder
 from lockstep.common.transport.shared_memory.folder import SharedFolder
+from lockstep.launch.channel import ChildReport, EndReport, NoticeReport, decode_report
 from lockstep.launch.child import USAGE, Child
-from lockstep.launch.remote.agent import KEY, LaunchAgent, children_of, team_of
+from lockstep.launch.remote.agent import KEY, LaunchAgent, children_of, signal_family
 from tests.system.processes import GONE_S, is_gone
 
 #: Seconds within which a command ends that only says what is wrong, and a team has started.
@@ -30,7 +31,7 @@ def last_look(agent: LaunchAgent) -> tuple[int | None, str]:
     """Look until the process is gone; return its code and all its words."""
     deadline, told = SystemClock().now() + SAID_S, b""
     while SystemClock().now() < deadline:
-        _, _, words, code = agent.news(len(told))
+        _, _, words, _, code = agent.news(len(told), 0)
         told += words
         if code is not None:
             return code, told.decode()
@@ -47,13 +48,13 @@ def test_a_command_finds_its_key_in_a_folder_of_its_own_that_goes_with_it(tmp_pa
     agent = LaunchAgent("a worker", ["worker", "tcp://127.0.0.1:9", "--workers", "2"], "secret", str(tmp_path))
     (folder,) = own_folders() - before
     assert stat.S_IMODE((folder / KEY).stat().st_mode) == 0o600
-    pid, host, _, _ = agent.news(0)
+    pid, host, *_ = agent.news(0, 0)
     assert pid > 0
     assert host
     code, told = last_look(agent)
     assert code == USAGE, told
     assert f"{folder / KEY}" in told
-    assert agent.news(len(told))[2:] == (b"", USAGE)
+    assert agent.news(len(told), 0)[2:] == (b"", [], USAGE)
     assert agent.end(3) == told.encode()[3:]
     assert own_folders() == before
 
@@ -63,14 +64,14 @@ def test_a_signal_reaches_all_processes_of_a_team(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     key = KeyFolder.create(tmp_path / "keys", ["worker"]).path / "worker.key"
     agent = LaunchAgent("a worker", [*ALONE, "--workers", "3"], key.read_text(), str(tmp_path))
-    pid, deadline = agent.news(0)[0], SystemClock().now() + SAID_S
+    pid, deadline = agent.news(0, 0)[0], SystemClock().now() + SAID_S
     while len(team := children_of(pid)) < 3 and SystemClock().now() < deadline:
         continue
     assert len(team) == 3
     agent.send(signal.SIGKILL)
     assert all(is_gone(one, GONE_S) for one in (pid, *team))
     agent.send(signal.SIGKILL)
-    assert agent.news(0)[3] == -signal.SIGKILL
+    assert agent.news(0, 0)[4] == -signal.SIGKILL
     agent.end(0)
 
 
@@ -89,11 +90,15 @@ class Ending:
     def end(self, grace_s: float) -> None:
         """Do nothing."""
 
+    def reports(self) -> list[ChildReport]:
+        return [NoticeReport(text="one"), NoticeReport(text="two")]
+
 
 def test_the_last_words_of_a_process_come_with_its_code(tmp_path: Path) -> None:
     agent = LaunchAgent("a worker", ["worker"], "secret", str(tmp_path / "elsewhere"))
     agent._child = cast(Child, Ending(agent._log))
-    assert agent.news(5)[2:] == (b"words", 3)
+    # The first report is that of the agent, which found no folder.
+    assert agent.news(5, 2)[2:] == (b"words", [b'{"type":"notice","text":"two"}'], 3)
     agent.end(0)
 
 
@@ -114,11 +119,25 @@ def test_a_signal_to_a_process_that_has_just_ended_is_none(tmp_path: Path) -> No
     agent.end(0)
 
 
-def test_a_signal_reaches_the_process_that_restarts_the_others_before_them() -> None:
-    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as child:
-        first, *others = team_of(os.getpid())
-        assert first == os.getpid()
-        assert child.pid in others
+#: Starts processes without a pause, each of which ends with the pipe.
+STARTS = """
+import subprocess, sys
+while True:
+    subprocess.Popen([sys.executable, "-Sc", "import sys; sys.stdin.read()"], stdin=0)
+    print(flush=True)
+"""
+
+
+def test_a_signal_misses_no_process_that_starts_meanwhile() -> None:
+    with subprocess.Popen([sys.executable, "-c", STARTS], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        signal_family(parent.pid, signal.SIGSTOP)
+        stopped = children_of(parent.pid)
+        assert stopped
+        signal_family(parent.pid, signal.SIGKILL)
+        # The pipe is closed once none is left that could write to it.
+        parent.stdout.read()
 
 
 def test_what_an_agent_that_was_killed_has_left_is_removed_by_the_next(tmp_path: Path) -> None:
@@ -130,8 +149,11 @@ def test_what_an_agent_that_was_killed_has_left_is_removed_by_the_next(tmp_path:
 
 def test_a_working_folder_that_is_not_there_is_told_by_a_look(tmp_path: Path) -> None:
     agent = LaunchAgent("a worker", ["worker"], "secret", str(tmp_path / "elsewhere"))
-    pid, host, words, code = agent.news(0)
+    pid, host, words, (line,), code = agent.news(0, 0)
     assert (pid, code) == (0, USAGE)
-    assert words.decode().startswith(f"error: {host}: no folder '{tmp_path}/elsewhere' here")
+    report = decode_report(line)
+    assert isinstance(report, EndReport)
+    assert report.text.startswith(f"{host}: no folder '{tmp_path}/elsewhere' here")
+    assert words.decode() == f"error: {report.text}\n"
     agent.send(signal.SIGTERM)
     assert agent.end(len(words)) == b""

@@ -200,3 +200,9 @@ def test_a_link_to_a_folder_is_not_used_wherever_it_leads(tmp_path: Path, is_the
         team(tmp_path, 1).is_made(no_pause)
     with pytest.raises(UsageError, match="not a private folder"), team(tmp_path).led():
         raise AssertionError
+
+
+def test_a_folder_that_cannot_be_made_is_reported_with_its_reason(tmp_path: Path) -> None:
+    nowhere = team(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError), nowhere.led():
+        raise AssertionError
