@@ -27,7 +27,7 @@ ROW = 20
 OPERATIONS = (
     "product", "stack", "sum", "convolution", "convolution_to_input", "convolution_to_kernels", "exp", "log", "log1p",
     "tanh", "sigmoid", "erf", "power", "relu", "relu_gradient", "max_pool", "max_pool_gradient",
-    "add_rows",
+    "add_rows", "cross_entropy", "cross_entropy_gradient",
 )  # fmt: skip
 _NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
 
@@ -36,6 +36,9 @@ MOST_PRODUCTS = 1 << 20
 
 #: Elements of padded images, so that no size of scratch memory overflows.
 MOST_ELEMENTS = 1 << 40
+
+#: Classes whose numbers a float32 can have.
+MOST_CLASSES = 1 << 24
 
 #: Bytes at whose multiples scratch memory begins.
 _LINE = 64
@@ -461,6 +464,34 @@ def _add_rows(gradient: Array, indices: Array, out: Array) -> Instruction:
     return _calls([row], gradient, indices, out)
 
 
+def _cross_entropy(scores: Array, targets: Array, out: Array, smoothing: float) -> Instruction:
+    """Bind the loss of each of (classes, samples) scores."""
+    return _losses("cross_entropy", [scores, targets, out], out, smoothing)
+
+
+def _cross_entropy_gradient(
+    scores: Array, targets: Array, gradient: Array, out: Array, smoothing: float
+) -> Instruction:
+    """Bind the gradient of scores (classes, samples) from those of the losses (samples,)."""
+    _check(out.shape == scores.shape, "cross_entropy_gradient", scores, out)
+    if gradient.strides != (0,):
+        return _losses("cross_entropy_gradient", [scores, targets, gradient, out], gradient, smoothing, 1)
+    # One for all samples.
+    return _losses("cross_entropy_gradient", [scores, targets, gradient[:1], out], gradient, smoothing, 0)
+
+
+def _losses(name: str, arrays: Sequence[Array], losses: Array, smoothing: float, *steps: int) -> Instruction:
+    scores, targets = arrays[:2]
+    fits = targets.shape == losses.shape == scores.shape[1:] and 1 <= len(scores) <= MOST_CLASSES
+    _check(fits and targets.dtype == np.int64, name, *arrays)
+    if not losses.size:
+        return _in_order()
+    shares = np.array([1.0 - smoothing, smoothing / len(scores)], np.float32)
+    lying, addresses, before, after = _flat(arrays, len(arrays) - 1)
+    row = (_NUMBER[name], *scores.shape, _address(shares) if smoothing else 0, *addresses, *steps)
+    return _in_order(*before, _calls([row], *lying, shares), *after)
+
+
 def _shares(one: Array, other: Array) -> bool:
     return np.may_share_memory(one, other)
 
@@ -488,4 +519,6 @@ KERNELS: Mapping[str, Callable[..., Instruction]] = {
     "max_pool_gradient": _max_pool_gradient,
     "momentum": _momentum,
     "add_rows": _add_rows,
+    "cross_entropy": _cross_entropy,
+    "cross_entropy_gradient": _cross_entropy_gradient,
 }

@@ -55,6 +55,8 @@ class LeafFunction:
     kind: CallKind
     #: Returns new memory for the result of arrays and options.
     make: Callable[..., Array]
+    #: The places among the operands of whole numbers, of int64.
+    indices: tuple[int, ...] = ()
 
     def __call__(self, *arrays: Array, out: Array | None = None, options: tuple[Any, ...] = ()) -> Array:
         for each in (*arrays, out):
@@ -73,7 +75,9 @@ class LeafFunction:
         The numerics are those that this process has now. Raises ValueError for shapes that do not fit together.
         """
         is_exact = own_numerics() == "portable" and all(
-            each.dtype == np.float32 for each in operands if isinstance(each, np.ndarray)
+            each.dtype == (np.int64 if place in self.indices else np.float32)
+            for place, each in enumerate(operands)
+            if isinstance(each, np.ndarray)
         )
         return (KERNELS if is_exact else NUMPY)[self.name](*operands)
 
@@ -239,6 +243,17 @@ def max_pool(x: Array, windows: PoolWindows, out: Array) -> Array:
 def max_pool_gradient(gradient: Array, x: Array, pooled: Array, windows: PoolWindows, out: Array) -> Array:
     """Write each window's gradient to the first of its largest elements in row-major order, summed where they meet."""
     return _max_pool_gradient(gradient, x, pooled, out=out, options=(windows,))
+
+
+#: -log softmax(scores)[target] of each sample, of scores (classes, samples): `cross_entropy(scores, targets,
+#: options=(smoothing,))`. With smoothing ε a target is 1 - ε of its class, and ε of all classes evenly. The gradient of
+#: the scores is `cross_entropy_gradient(scores, targets, gradient, options=(smoothing,))`.
+cross_entropy = LeafFunction(
+    "cross_entropy", CallKind.ALONE, lambda scores, *_: np.empty(scores.shape[1], scores.dtype), indices=(1,)
+)
+cross_entropy_gradient = LeafFunction(
+    "cross_entropy_gradient", CallKind.ALONE, lambda scores, *_: np.empty(scores.shape, scores.dtype), indices=(1,)
+)
 
 
 def bind_momentum(

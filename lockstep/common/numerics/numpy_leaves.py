@@ -214,6 +214,33 @@ def _max_pool_gradient(gradient: Array, x: Array, pooled: Array, out: Array, win
         rest[seen] = left
 
 
+def _powers(scores: Array) -> tuple[Array, Array, Array]:
+    """Return (classes, samples) scores less the largest of each sample, their exponentials, and the sums of those."""
+    with np.errstate(invalid="ignore", over="ignore"):  # a difference below all floats is -inf, and its exponential 0
+        shifted = np.subtract(scores, np.maximum.reduce(scores, axis=0), order="C")
+    powers = np.exp(shifted)
+    return shifted, powers, np.add.reduce(powers, axis=0)
+
+
+def _cross_entropy(scores: Array, targets: Array, out: Array, smoothing: float) -> None:
+    """Write -log softmax(scores)[target], softmax and logarithm fused."""
+    shifted, _, total = _powers(scores)
+    at_target = shifted[targets, np.arange(targets.size)]
+    if smoothing:
+        everywhere = np.add.reduce(shifted, axis=0) * (smoothing / len(scores))
+        at_target = (1.0 - smoothing) * at_target + everywhere
+    np.subtract(np.log(total), at_target, out=out)
+
+
+def _cross_entropy_gradient(scores: Array, targets: Array, gradient: Array, out: Array, smoothing: float) -> None:
+    _, powers, total = _powers(scores)
+    powers /= total
+    if smoothing:
+        powers -= smoothing / len(scores)
+    powers[targets, np.arange(targets.size)] -= out.dtype.type(1.0 - smoothing)
+    np.multiply(powers, gradient, out=out)
+
+
 def _momentum(
     weights: Array, old: Array | None, out: Array, new: Array | None, momentum: float, decay: float, is_nesterov: bool
 ) -> Callable[[Mean, float], bool]:
@@ -270,5 +297,7 @@ NUMPY: Mapping[str, Callable[..., Instruction]] = {
     "max_pool": _calls(_max_pool),
     "max_pool_gradient": _calls(_max_pool_gradient),
     "momentum": _momentum,
+    "cross_entropy": _calls(_cross_entropy),
+    "cross_entropy_gradient": _calls(_cross_entropy_gradient),
     "add_rows": lambda gradient, indices, out: partial(np.add.at, out, indices, gradient),
 }

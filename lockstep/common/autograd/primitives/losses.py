@@ -4,11 +4,8 @@ Class indices are integers of shape (batch,) for logits (batch, classes), or (ba
 ...); a single sample is () for (classes,), as in PyTorch.
 """
 
-from functools import lru_cache
-
 import numpy as np
 
-from lockstep.common.autograd.primitives.memory import copied
 from lockstep.common.autograd.primitives.primitive import Array, Primitive
 from lockstep.common.autograd.primitives.softmax import shifted
 from lockstep.common.numerics import leaves
@@ -16,9 +13,7 @@ from lockstep.common.numerics import leaves
 Shape = tuple[int, ...]
 
 
-def _cross_entropy(
-    logits: Array, target: Array, *, label_smoothing: float = 0.0, reduction: str = "mean"
-) -> tuple[Array, tuple[Array, Array, Shape]]:
+def _cross_entropy(logits: Array, target: Array, *, label_smoothing: float = 0.0, reduction: str = "mean") -> Array:
     """Return the mean of -log softmax(logits)[target] over the samples; softmax and logarithm fused.
 
     With smoothing ε, the target's distribution is (1 - ε) at the class and ε / classes everywhere (Szegedy et al.
@@ -27,37 +22,26 @@ def _cross_entropy(
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing is {label_smoothing!r}, expected a number from 0 to 1")
     index = _classes(logits.shape, target)
-    # Classes first: the reductions over a few classes then run along many samples, at a third of the time.
-    scores = shifted(copied(_rows(logits).T), axis=0)
-    places = index * index.size  # where in `scores` the target's is
-    places += _counting(index.size)
-    at_target = np.take(scores, places)
-    if label_smoothing:
-        everywhere = leaves.total(scores, axis=0) * (label_smoothing / scores.shape[0])
-        at_target = (1.0 - label_smoothing) * at_target + everywhere
-    probabilities = leaves.exp(scores, out=scores)
-    total = leaves.total(probabilities, axis=0)
-    probabilities /= total
-    losses = leaves.log(total, out=total)
-    losses -= at_target
-    return _reduced(losses, target.shape, reduction), (probabilities, places, logits.shape)
+    losses = leaves.cross_entropy(_rows(logits).T, index, options=(label_smoothing,))
+    return _reduced(losses, target.shape, reduction)
 
 
 def _cross_entropy_logits(
     gradient: Array,
-    saved: tuple[Array, Array, Shape],
-    *_: None,
+    _: None,
+    logits: Array,
+    target: Array,
+    *,
     label_smoothing: float = 0.0,
     reduction: str = "mean",
 ) -> Array:
-    probabilities, places, shape = saved
-    result = probabilities - label_smoothing / probabilities.shape[0] if label_smoothing else copied(probabilities)
-    np.subtract.at(result.reshape(-1), places, _number(1.0 - label_smoothing, result.dtype))
-    result *= _spread(gradient, places.size, reduction).reshape(-1)
-    return _unrow(result.T, shape)
+    index = target.reshape(-1).astype(np.int64, copy=False)
+    spread = np.broadcast_to(_spread(gradient, index.size, reduction).reshape(-1), index.shape, subok=True)
+    result = leaves.cross_entropy_gradient(_rows(logits).T, index, spread, options=(label_smoothing,))
+    return _unrow(result.T, logits.shape)
 
 
-cross_entropy = Primitive("cross_entropy", _cross_entropy, (_cross_entropy_logits, None), keeps=True, reads=((), ()))
+cross_entropy = Primitive("cross_entropy", _cross_entropy, (_cross_entropy_logits, None), reads=((0, 1), ()))
 
 
 def _nll(log_probabilities: Array, target: Array, *, reduction: str = "mean") -> tuple[Array, Shape]:
@@ -305,22 +289,6 @@ weighted_bce_with_logits = Primitive(
     reads=((0, 1), (0,)),
     is_opaque=True,
 )
-
-
-@lru_cache(maxsize=8)
-def _number(value: float, dtype: np.dtype[np.generic]) -> Array:
-    """Return a number as an array, to be read only: `ufunc.at` would compute with a plain one in float64."""
-    number = np.array(value, dtype)
-    number.flags.writeable = False
-    return number
-
-
-@lru_cache(maxsize=8)
-def _counting(count: int) -> Array:
-    """Return 0, 1, ..., count - 1, to be read only."""
-    numbers = np.arange(count)
-    numbers.flags.writeable = False
-    return numbers
 
 
 def _rows(x: Array) -> Array:

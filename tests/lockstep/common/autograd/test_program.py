@@ -229,8 +229,8 @@ def test_blocks_of_a_gradient_are_added_while_they_are_in_cache_so_memory_does_n
 
 
 def planted(kind: CallKind, function: Any, name: str, samples: int, width: int) -> Program | None:
-    """Return the program of a tape of a linear layer in which the calls of `name` are others."""
-    loss = Loss(nn.Linear(width, 10))
+    """Return the program of a tape of a linear layer and a softmax in which the calls of `name` are others."""
+    loss = Loss(nn.Sequential(nn.Linear(width, 10), nn.Softmax()))
     stack = batches(4, samples, width)
     captured = capture(loss, stack[0], loss.tensors)
     calls = [

@@ -170,6 +170,41 @@ def test_terms_of_another_length_are_refused() -> None:
         update(Mean([np.ones(5, np.float32), np.ones(4, np.float32)]), 0.1)
 
 
+@pytest.mark.parametrize(("samples", "classes"), [(1, 1), (5, 10), (16, 3), (33, 40)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_a_cross_entropy_has_the_bits_of_the_contract(
+    samples: int, classes: int, smoothing: float, is_turned: bool
+) -> None:
+    logits = _usual(samples, classes)
+    logits[:, classes // 2] *= 50
+    scores = logits.T if is_turned else np.ascontiguousarray(logits.T)
+    targets = np.random.default_rng(classes).integers(0, classes, samples)
+    loss, expected = reference.mean_cross_entropy(logits, targets.tolist(), smoothing)
+    losses = leaves.cross_entropy(scores, targets, options=(smoothing,))
+    assert _same(leaves.mean(losses), np.asarray(loss))
+    of_each = np.full(samples, np.float32(1) / np.float32(samples))
+    for gradient in (of_each, np.broadcast_to(of_each[:1], samples), np.repeat(of_each, 2)[::2]):
+        found = leaves.cross_entropy_gradient(scores, targets, gradient, options=(smoothing,))
+        assert _same(found.T.copy(), expected)
+
+
+def test_a_class_that_is_none_of_the_scores_has_no_finite_loss_and_touches_no_memory() -> None:
+    scores, targets, gradient = _usual(3, 4), np.array([-1, 3, 1 << 40, 2]), np.ones(4, np.float32)
+    losses = leaves.cross_entropy(scores, targets, options=(0.0,))
+    assert np.isnan(losses).tolist() == [True, True, True, False]
+    found = leaves.cross_entropy_gradient(scores, targets, gradient, options=(0.0,))
+    np.testing.assert_allclose(found.sum(axis=0), [1, 1, 1, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scores", "targets"), [((3, 4), np.zeros(5, np.int64)), ((0, 4), np.zeros(4, np.int64)), ((12,), np.zeros(4, int))]
+)
+def test_scores_and_targets_that_do_not_fit_are_refused(scores: tuple[int, ...], targets: leaves.Array) -> None:
+    with pytest.raises((ValueError, IndexError)):
+        leaves.cross_entropy(_usual(*scores), targets, out=np.empty(4, np.float32), options=(0.0,))
+
+
 @pytest.mark.parametrize("width", [1, 33])
 @pytest.mark.parametrize("indices", [[], [2], [0, 1, 2, 3, 4], [1, 1, 4, 1, 0, 4, 1]])
 @pytest.mark.parametrize("is_flat", [True, False])

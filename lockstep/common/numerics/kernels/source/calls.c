@@ -8,10 +8,12 @@
 enum { ROW = 20 };
 enum Operation {
     PRODUCT, STACK, SUM, CONVOLUTION, CONVOLUTION_TO_INPUT, CONVOLUTION_TO_KERNELS, EXP, LOG, LOG1P, TANH, SIGMOID, ERF,
-    POWER, RELU, RELU_GRADIENT, MAX_POOL, MAX_POOL_GRADIENT, ADD_ROWS
+    POWER, RELU, RELU_GRADIENT, MAX_POOL, MAX_POOL_GRADIENT, ADD_ROWS, CROSS_ENTROPY,
+    CROSS_ENTROPY_GRADIENT
 };
 
 INLINE const float *from(int64_t address) { return (const float *)(intptr_t)address; }
+INLINE const int64_t *integers(int64_t address) { return (const int64_t *)(intptr_t)address; }
 INLINE float *to(int64_t address) { return (float *)(intptr_t)address; }
 
 /* The sum over the tree of products. */
@@ -60,6 +62,12 @@ static void call_convolution(enum Operation operation, const int64_t *g) {
         else if (operation == CONVOLUTION_TO_INPUT) convolve_to_input(&c, y, kernels, x, scratch);
         else convolve_to_kernels(&c, y, x, kernels, scratch);
     }
+}
+
+INLINE CrossEntropy cross_entropy_of(const int64_t *g) {
+    return (CrossEntropy){
+        .classes = g[0], .samples = g[1], .shares = from(g[2]), .scores = from(g[3]), .targets = integers(g[4]),
+    };
 }
 
 INLINE Pool pool_of(const int64_t *g) {
@@ -114,7 +122,17 @@ static void run(const int64_t *rows, int64_t count) {
             pool_largest_gradient(&pool, from(g[12]), from(g[13]), from(g[14]), to(g[15]));
             break;
         }
-        case ADD_ROWS: add_rows(g[0], g[1], from(g[2]), (const int64_t *)(intptr_t)g[3], to(g[4])); break;
+        case ADD_ROWS: add_rows(g[0], g[1], from(g[2]), integers(g[3]), to(g[4])); break;
+        case CROSS_ENTROPY: {
+            const CrossEntropy losses = cross_entropy_of(g);
+            cross_entropy(&losses, to(g[5]));
+            break;
+        }
+        case CROSS_ENTROPY_GRADIENT: {
+            const CrossEntropy losses = cross_entropy_of(g);
+            cross_entropy_gradient(&losses, from(g[5]), g[7], to(g[6]));
+            break;
+        }
         }
     }
 }

@@ -1,10 +1,10 @@
-/* exp, log, log1p, tanh, sigmoid, erf and power of float32, each a fixed sequence of IEEE operations: see
+/* exp, log, log1p, tanh, sigmoid, erf, power and cross-entropy of float32, each a fixed sequence of IEEE operations: see
    docs/reference/numerics.md, which has the same formulas and coefficients.
 
    The coefficients are our own: fitted for the smallest largest error, rounded to float32 one after another, the others
    fitted again each time. A result that is not a number has the bits 0x7fc00000 whatever went in, because x86 and Arm
    pass on different ones. Nothing is flushed to zero. */
-#include "vector.h"
+#include "kernels.h"
 
 #include <math.h>
 
@@ -156,6 +156,68 @@ EACH(ls_log1p, log1p_)
 EACH(ls_tanh, tanh_)
 EACH(ls_sigmoid, sigmoid_)
 EACH(ls_erf, erf_)
+
+/* The largest score of each sample, not a number if there is such a score. */
+INLINE V largest_of(const CrossEntropy *c, const float *scores, int64_t left) {
+    V largest = take(scores, left);
+    for (int64_t i = 1; i < c->classes; i++) {
+        const V score = take(scores + i * c->samples, left);
+        largest = choose(less(largest, score), score, choose(is_nan(score), score, largest));
+    }
+    return largest;
+}
+
+/* The classes of samples as floats, which have all whole numbers up to 2**24. */
+INLINE V targets_of(const int64_t *targets, int64_t left) {
+    float found[WIDTH];
+    for (int64_t i = 0; i < WIDTH; i++) found[i] = i < left ? (float)targets[i] : 0.0f;
+    return load(found);
+}
+
+void cross_entropy(const CrossEntropy *c, float *losses) {
+    for (int64_t j = 0; j < c->samples; j += WIDTH) {
+        const int64_t left = c->samples - j;
+        const float *scores = c->scores + j;
+        const V largest = largest_of(c, scores, left), target = targets_of(c->targets + j, left);
+        V powers[LANES], sums[LANES], at_target = all(NOT_A_NUMBER);
+        for (int i = 0; i < LANES; i++) powers[i] = sums[i] = all(0.0f);
+        for (int64_t i = 0; i < c->classes; i++) {
+            const V score = sub(take(scores + i * c->samples, left), largest);
+            powers[i % LANES] = add(powers[i % LANES], exp_(score));
+            sums[i % LANES] = add(sums[i % LANES], score);
+            at_target = choose(equal(target, all((float)i)), score, at_target);
+        }
+        if (c->shares) {
+            at_target = add(mul(all(c->shares[0]), at_target), mul(halved_vectors(sums), all(c->shares[1])));
+        }
+        give(losses + j, sub(log_(halved_vectors(powers)), at_target), left);
+    }
+}
+
+void cross_entropy_gradient(const CrossEntropy *c, const float *gradient, int64_t step, float *result) {
+    const V share = all(c->shares ? c->shares[0] : 1.0f);
+    for (int64_t j = 0; j < c->samples; j += WIDTH) {
+        const int64_t left = c->samples - j;
+        const float *scores = c->scores + j;
+        const V largest = largest_of(c, scores, left), target = targets_of(c->targets + j, left);
+        const V of_loss = step ? take(gradient + j, left) : all(*gradient);
+        V powers[LANES];
+        for (int i = 0; i < LANES; i++) powers[i] = all(0.0f);
+        for (int64_t i = 0; i < c->classes; i++) {
+            const V power = exp_(sub(take(scores + i * c->samples, left), largest));
+            powers[i % LANES] = add(powers[i % LANES], power);
+            give(result + i * c->samples + j, power, left);
+        }
+        const V sum = halved_vectors(powers);
+        for (int64_t i = 0; i < c->classes; i++) {
+            float *place = result + i * c->samples + j;
+            V found = divide(take(place, left), sum);
+            if (c->shares) found = sub(found, all(c->shares[1]));
+            found = choose(equal(target, all((float)i)), sub(found, share), found);
+            give(place, mul(found, of_loss), left);
+        }
+    }
+}
 
 /* Powers of what is finite and not zero, by + - * / of double alone. Without a branch, so that a compiler can compute
    several at once. */

@@ -4,7 +4,22 @@
 
 #include "vector.h"
 
+/* As many of a vector's numbers as are left. */
+INLINE V take(const float *p, int64_t left) { return left < WIDTH ? load_first(p, left) : load(p); }
+INLINE void give(float *p, V v, int64_t left) {
+    if (left < WIDTH) store_first(p, v, left);
+    else store(p, v);
+}
+
+/* The sum of sixteen chains, and the same for each number of vectors. */
 float halved(float *lanes);
+INLINE V halved_vectors(V *lanes) {
+    UNROLL for (int i = 0; i < 8; i++) lanes[i] = add(lanes[i], lanes[i + 8]);
+    UNROLL for (int i = 0; i < 4; i++) lanes[i] = add(lanes[i], lanes[i + 4]);
+    UNROLL for (int i = 0; i < 2; i++) lanes[i] = add(lanes[i], lanes[i + 2]);
+    return add(lanes[0], lanes[1]);
+}
+
 void sum_terms(int64_t outer, int64_t terms, int64_t inner, int64_t step, int64_t stride, const float *x, float *y);
 
 void ls_exp(int64_t n, const float *x, float *y);
@@ -14,6 +29,19 @@ void ls_tanh(int64_t n, const float *x, float *y);
 void ls_sigmoid(int64_t n, const float *x, float *y);
 void ls_erf(int64_t n, const float *x, float *y);
 void ls_power(int64_t n, const float *x, const float *y, float *z);
+
+/* Scores (classes, samples), the class of each sample, and if there is label smoothing the shares of the class, and of
+   each class. */
+typedef struct {
+    int64_t classes, samples;
+    const float *scores;
+    const int64_t *targets;
+    const float *shares;
+} CrossEntropy;
+
+/* The loss of each sample; and the gradient of the scores, from those of the losses, which are `step` apart. */
+void cross_entropy(const CrossEntropy *c, float *losses);
+void cross_entropy_gradient(const CrossEntropy *c, const float *gradient, int64_t step, float *result);
 
 void rectify(int64_t n, const float *x, float *y);
 void rectify_gradient(int64_t n, const float *gradient, const float *result, float *y);

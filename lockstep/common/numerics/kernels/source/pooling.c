@@ -13,12 +13,6 @@ INLINE Part part_of(const Pool *p, int64_t row, int64_t column) {
                   at_most(x + p->kernel_x, p->width)};
 }
 
-INLINE V take(const float *p, int64_t n) { return n < WIDTH ? load_first(p, n) : load(p); }
-INLINE void give(float *p, V v, int64_t n) {
-    if (n < WIDTH) store_first(p, v, n);
-    else store(p, v);
-}
-
 /* The first of the largest in row-major order; NaN if there is one. */
 void pool_largest(const Pool *p, const float *x, float *y) {
     const int64_t images = p->images, row_length = p->width * images;

@@ -1,7 +1,6 @@
 /* Sums of many terms (K3 of the contract): sixteen chains, then halves of them. */
 #include "kernels.h"
 
-/* The sum of sixteen lanes. */
 float halved(float *lanes) {
     for (int half = LANES / 2; half; half /= 2) {
         for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
@@ -42,12 +41,9 @@ INLINE void sum_across(int64_t terms, int64_t stride, const float *x, float *y, 
             lanes[i] = add(lanes[i], is_whole ? load(term) : load_first(term, width));
         }
     }
-    UNROLL for (int i = 0; i < 8; i++) lanes[i] = add(lanes[i], lanes[i + 8]);
-    UNROLL for (int i = 0; i < 4; i++) lanes[i] = add(lanes[i], lanes[i + 4]);
-    UNROLL for (int i = 0; i < 2; i++) lanes[i] = add(lanes[i], lanes[i + 2]);
-    lanes[0] = add(lanes[0], lanes[1]);
-    if (is_whole) store(y, lanes[0]);
-    else store_first(y, lanes[0], width);
+    const V sum = halved_vectors(lanes);
+    if (is_whole) store(y, sum);
+    else store_first(y, sum, width);
 }
 
 /* x (outer, terms, inner), whose outer elements are `step` apart -> y (outer, inner); both have inner in a row. */

@@ -79,9 +79,22 @@ def test_a_call_has_the_same_bits_on_every_target(
     _check(call, lambda library: library.run(call.rows.ctypes.data, len(call.rows)), out, others)
 
 
-def test_rows_are_added_alike_on_every_target(others: list[Library]) -> None:
-    out = np.empty((5, 33), np.float32)
-    call = KERNELS["add_rows"](_drawn(9, 33), np.array([0, 1, 4, 4, 2, 4, 0, 3, 4]), out)
+_INDICES = np.array([0, 1, 4, 4, 2, 4, 0, 3, 4])
+
+
+@pytest.mark.parametrize(
+    ("name", "operands", "result", "options"),
+    [
+        ("add_rows", [_drawn(9, 33), _INDICES], (5, 33), ()),
+        ("cross_entropy", [_drawn(37, 9), _INDICES], (9,), (0.1,)),
+        ("cross_entropy_gradient", [_drawn(37, 9), _INDICES, _drawn(9)], (37, 9), (0.1,)),
+    ],
+)
+def test_a_call_with_indices_has_the_same_bits_on_every_target(
+    name: str, operands: list[Any], result: tuple[int, ...], options: tuple[Any, ...], others: list[Library]
+) -> None:
+    out = np.empty(result, np.float32)
+    call = KERNELS[name](*operands, out, *options)
     assert isinstance(call, KernelCalls)
     _check(call, lambda library: library.run(call.rows.ctypes.data, len(call.rows)), out, others)
 
