@@ -10,8 +10,7 @@ from rich.console import Console
 
 from lockstep.api.callbacks import Callback, CallbackRunner, EarlyStopping, Training, check_form
 from lockstep.api.exported_model import Model, exported, exported_functions, is_described, names_of, placed, with_names
-from lockstep.api.frames import Frame, taken_options, with_data
-from lockstep.api.job_inputs import Arrays, job_inputs, takes_data_in_one
+from lockstep.api.job_inputs import Arrays, Frame, job_inputs, taken_options, takes_data_in_one, with_data
 from lockstep.api.run import Run, load_run
 from lockstep.common.errors import JobError
 from lockstep.common.job.job import Job

@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.api.exported_model import Model, exported, exported_functions, names_of, placed, with_names
-from lockstep.api.frames import Frame, taken_options, with_data
-from lockstep.api.job_inputs import Arrays, job_inputs, takes_data_in_one
+from lockstep.api.job_inputs import Arrays, Frame, job_inputs, taken_options, takes_data_in_one, with_data
 from lockstep.common.data.source import load
 from lockstep.common.errors import JobError, RunError
 from lockstep.common.job.job import Job

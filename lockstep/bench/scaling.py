@@ -28,9 +28,8 @@ from lockstep.bench.bench import (
 )
 from lockstep.bench.measuring import peers, timed_run
 from lockstep.bench.measuring.peers import WARM_UP, BaselineRow, Stepper
-from lockstep.bench.measuring.processor_time import StepProcessorTime, per_step
 from lockstep.bench.measuring.stand_ins import CLASSES, Sleeper, write_model, write_samples
-from lockstep.bench.measuring.timed_run import BenchSession, TimedRun
+from lockstep.bench.measuring.timed_run import BenchSession, StepProcessorTime, TimedRun, per_step
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job

@@ -7,8 +7,7 @@ import sys
 import click
 
 from lockstep.cli.root import cli
-from lockstep.common.errors import LockstepError, UsageError
-from lockstep.common.files.did_you_mean import nearest
+from lockstep.common.errors import LockstepError, UsageError, nearest
 from lockstep.common.files.sanitize import one_line, printable
 from lockstep.common.runtime.environment import most_open_files
 from lockstep.common.runtime.numerics import kept_numerics

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from lockstep.common.files.did_you_mean import nearest
+from lockstep.common.errors import nearest
 from lockstep.common.runtime.environment import collector_paused
 from lockstep.common.runtime.version import VERSION
 
@@ -31,8 +31,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "replay": "checking.replay:replay_command",
     },
     "Data": {
-        "pack": "data.folders:pack_command",
-        "check-data": "data.folders:check_data",
+        "pack": "data_folders:pack_command",
+        "check-data": "data_folders:check_data",
     },
     "Several machines": {
         "server": "machines.server:server",

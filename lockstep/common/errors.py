@@ -25,7 +25,17 @@ The text of each is one line: a fact in lower case, the offending value, what wa
 people: what a program decides on is a kind of failure or refusal, in events, messages and exit records.
 """
 
+import difflib
+from collections.abc import Iterable
 from enum import StrEnum
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)`, empty if nothing is near."""
+    # `AdamW` is nearer to `adamw` than to `adam`.
+    spelled = {each.lower(): each for each in words}
+    found = difflib.get_close_matches(word.lower(), list(spelled), n=1)
+    return f" (did you mean {spelled[found[0]]!r}?)" if found else ""
 
 
 class LockstepError(Exception):

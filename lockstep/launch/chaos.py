@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from lockstep.common.errors import UsageError
-from lockstep.common.files.did_you_mean import nearest
+from lockstep.common.errors import UsageError, nearest
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import Clock

@@ -15,8 +15,7 @@ from lockstep.common.data.folder import PARTS, Column, FolderManifest, Origin, P
 from lockstep.common.data.folder_writer import FolderWriter
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
-from lockstep.packing.division import Division, in_groups
-from lockstep.packing.options import Missing, PackOptions
+from lockstep.packing.options import Division, Missing, PackOptions, in_groups
 from lockstep.packing.survey import ColumnPlan, TablePlan
 from lockstep.packing.tables import TableBatch
 from lockstep.packing.texts import Floats

@@ -22,8 +22,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from lockstep.common.data.folder import LONGEST_TEXT
-from lockstep.common.errors import DataError
-from lockstep.common.files.did_you_mean import nearest
+from lockstep.common.errors import DataError, nearest
 from lockstep.common.files.sanitize import one_line
 from lockstep.packing.options import PackOptions
 from lockstep.packing.parquet_pages import rows_at_once

@@ -16,8 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
-from lockstep.common.errors import JobError, ModelError
-from lockstep.common.files.did_you_mean import nearest
+from lockstep.common.errors import JobError, ModelError, nearest
 from lockstep.common.files.reading import read_regular
 from lockstep.common.files.sanitize import cut, one_line
 from lockstep.common.job.job import Job, check, default_micro_batches

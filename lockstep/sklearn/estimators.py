@@ -21,8 +21,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.preparation import Preparation
-from lockstep.common.errors import JobError
-from lockstep.common.files.did_you_mean import nearest
+from lockstep.common.errors import JobError, nearest
 from lockstep.common.job.job import LEAST_SAMPLES, Job, default_micro_batches
 from lockstep.common.model.port import Model
 from lockstep.common.numerics.choice import prefer_numerics
@@ -32,8 +31,18 @@ from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.results.reports.display import display_for
 from lockstep.runs.job_file import fields, resolve
-from lockstep.sklearn.network import Network, NetworkShape, exported_network, opened_network
-from lockstep.sklearn.rows import ColumnMoments, Floats, Rows, column_moments, repetitions, scaled
+from lockstep.sklearn.network import (
+    ColumnMoments,
+    Floats,
+    Network,
+    NetworkShape,
+    Rows,
+    column_moments,
+    exported_network,
+    opened_network,
+    repetitions,
+    scaled,
+)
 from lockstep.sklearn.training import Stream, TrainingTask, train, train_pass
 
 #: Values of a job that are not parameters, with what decides them.

@@ -22,14 +22,12 @@ from lockstep.api.exported_model import (
     placed,
     with_names,
 )
-from lockstep.api.frames import Frame, taken_options, with_data
-from lockstep.api.job_inputs import Arrays, job_inputs, takes_data_in_one
-from lockstep.checking.checkup.checks.activations import check_activations, check_norms
+from lockstep.api.job_inputs import Arrays, Frame, job_inputs, taken_options, takes_data_in_one, with_data
+from lockstep.checking.checkup.checks.activations import check_activations, check_initial_values, check_norms
 from lockstep.checking.checkup.checks.backward_order import check_walk
 from lockstep.checking.checkup.checks.data import check_balance, check_classes, check_labels, check_loss, check_samples
 from lockstep.checking.checkup.checks.first_steps import check_first_loss, check_rate, check_workers, first_steps
 from lockstep.checking.checkup.checks.gradients import check_gradients
-from lockstep.checking.checkup.checks.initial_values import check_initial_values
 from lockstep.checking.checkup.checks.magnitudes import signals_of
 from lockstep.checking.checkup.checks.training import TrialSubject, check_training
 from lockstep.checking.checkup.finding import Finding, findings_lines, wrapped

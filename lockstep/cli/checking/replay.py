@@ -10,8 +10,8 @@ from rich.text import Text
 
 from lockstep.checking.verification.recorded_run import RecordedRun, load_checkpoint_before, open_again, read_run
 from lockstep.checking.verification.replay import LayerReplay, MicroBatchReplay, replay
+from lockstep.cli.options.job import takes_trust
 from lockstep.cli.options.run import DATA_OPTION, RUN_ARGUMENT
-from lockstep.cli.options.trust import takes_trust
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import UsageError
 from lockstep.common.files.sanitize import one_line

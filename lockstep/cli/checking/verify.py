@@ -8,19 +8,24 @@ import click
 import msgspec
 from rich.console import Console
 
-from lockstep.checking.verification.receipts import comparison
 from lockstep.checking.verification.recorded_run import (
     RecordedRun,
+    comparison,
     load_checkpoint_before,
     open_again,
     other_numerics,
     read_run,
 )
-from lockstep.checking.verification.signatures import SignatureReport, check_signatures, has_signatures
-from lockstep.checking.verification.verify import Difference, Verifier
+from lockstep.checking.verification.verify import (
+    Difference,
+    SignatureReport,
+    Verifier,
+    check_signatures,
+    has_signatures,
+)
 from lockstep.cli.checking.ledger import coverage_lines, coverage_of, demand_coverage
+from lockstep.cli.options.job import takes_trust
 from lockstep.cli.options.run import DATA_OPTION, RUN_ARGUMENT
-from lockstep.cli.options.trust import takes_trust
 from lockstep.cli.options.types import number_range
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.tree import Vector

@@ -10,9 +10,8 @@ import msgspec
 from rich.console import Console
 
 from lockstep.cli.machines.worker import WorkerRequest, be_in_team, supervise, take_place
-from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job
+from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job, takes_trust
 from lockstep.cli.options.run import INSECURE_OPTION, KEY_OPTION, KEYS_OPTION, PICTURE_OPTION
-from lockstep.cli.options.trust import takes_trust
 from lockstep.cli.options.types import WholeNumber, seconds
 from lockstep.common.errors import JobError
 from lockstep.common.job.job import Job

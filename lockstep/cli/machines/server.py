@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from lockstep.cli.options.job import JOB_FIELDS, GroupedCommand, JobRequest, takes_job
+from lockstep.cli.options.job import JOB_FIELDS, GroupedCommand, JobRequest, takes_job, takes_trust
 from lockstep.cli.options.run import (
     INSECURE_OPTION,
     KEYS_OPTION,
@@ -20,7 +20,6 @@ from lockstep.cli.options.run import (
     WATCH_OPTION,
     passes_link,
 )
-from lockstep.cli.options.trust import takes_trust
 from lockstep.cli.options.types import seconds
 from lockstep.common.errors import LedElsewhereError, UsageError
 from lockstep.common.job.score import Score

@@ -1,7 +1,7 @@
 """One command-line flag for each value of a job and of its launch, made from their fields and shown in groups."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from lockstep.runs.job_file import Field, fields, read_values, resolve, shipped_
 from lockstep.runs.job_groups import GROUPS
 from lockstep.runs.launch_config import Launch
 from lockstep.runs.recorded_model import job_of_file
+from lockstep.runs.run_dir import JOB, trust
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -154,3 +155,31 @@ def _help(field: Field) -> str:
         default = f"{default:g}"
     shown = without.rstrip("]") or default
     return f"{description}{choices}" + (f"  [{shown}]" if shown is not None else "")
+
+
+def takes_trust(command: F) -> F:
+    """Add `--trust-model` to a command: before it runs, the models of the runs that it is given become trusted."""
+
+    @functools.wraps(command)
+    def with_trust(*arguments: Any, trust_model: bool, **values: Any) -> Any:
+        for folder in _runs_in(values) if trust_model else ():
+            trust(folder)
+        return command(*arguments, **values)
+
+    return click.option(
+        "--trust-model",
+        is_flag=True,
+        help="run the code of the run's model from now on, although you have not trained it on this machine",
+    )(with_trust)  # type: ignore[return-value]  # the same function, with one more parameter
+
+
+def _runs_in(values: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield the folders of runs that a command was given, by whatever parameter."""
+    job = values.get("job")
+    if isinstance(job, JobRequest) and job.file is not None:
+        yield job.file.parent
+    yield from values.get("runs", ())
+    yield from (values[name] for name in ("run", "resume", "run_dir") if values.get(name) is not None)
+    if "what" in values:
+        watched = Path(values["what"])
+        yield from (watched, *(path.parent for path in sorted(watched.glob(f"*/{JOB}"))))

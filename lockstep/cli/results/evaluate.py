@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 from rich.console import Console
 
-from lockstep.cli.data.options import READING_OPTIONS
+from lockstep.cli.options.job import takes_trust
+from lockstep.cli.options.packing import READING_OPTIONS
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, RUN_ARGUMENT
-from lockstep.cli.options.trust import takes_trust
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.job.losses import LossKind
 from lockstep.common.job.score import Score, score_of

@@ -7,7 +7,7 @@ import click
 from rich.console import Console
 
 from lockstep.cli.options.completion import RunPath
-from lockstep.cli.options.trust import takes_trust
+from lockstep.cli.options.job import takes_trust
 from lockstep.common.errors import UsageError
 from lockstep.launch.run_end import PICTURE
 from lockstep.ps.records.metrics import METRICS

@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 from rich.console import Console
 
-from lockstep.cli.data.options import READING_OPTIONS
+from lockstep.cli.options.job import takes_trust
+from lockstep.cli.options.packing import READING_OPTIONS
 from lockstep.cli.options.run import BEST_OPTION, CHECKPOINT_OPTION, DATA_OPTION, RUN_ARGUMENT
-from lockstep.cli.options.trust import takes_trust
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.data.folder import FolderManifest, Reading
 from lockstep.common.errors import DataError

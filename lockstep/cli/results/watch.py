@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from lockstep.cli.options.job import takes_trust
 from lockstep.cli.options.run import KEY_OPTION, passes_link
-from lockstep.cli.options.trust import takes_trust
 from lockstep.common.errors import UsageError
 from lockstep.common.transport.address import parse
 from lockstep.launch.channel import ListeningReport, ParentLink

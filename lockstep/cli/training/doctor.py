@@ -10,10 +10,9 @@ from rich.console import Console
 from lockstep.checking.checkup.connection import Examiner
 from lockstep.checking.checkup.consultation import examine_job
 from lockstep.checking.checkup.machine import examine_machine, machine_lines
-from lockstep.cli.data.options import DIRECT_OPTIONS, direct_options, with_packed_data
-from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job
+from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job, takes_trust
+from lockstep.cli.options.packing import DIRECT_OPTIONS, direct_options, with_packed_data
 from lockstep.cli.options.run import KEY_OPTION
-from lockstep.cli.options.trust import takes_trust
 from lockstep.launch.endpoints import check_worker_key, credential_of
 from lockstep.results.reports.display import print_plainly
 

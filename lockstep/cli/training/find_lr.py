@@ -8,9 +8,8 @@ import msgspec
 from rich.console import Console
 
 from lockstep.api.learning_rates import rates_of
-from lockstep.cli.data.options import DIRECT_OPTIONS, direct_options, with_packed_data
-from lockstep.cli.options.job import JOB_FIELDS, GroupedCommand, JobRequest, takes_job
-from lockstep.cli.options.trust import takes_trust
+from lockstep.cli.options.job import JOB_FIELDS, GroupedCommand, JobRequest, takes_job, takes_trust
+from lockstep.cli.options.packing import DIRECT_OPTIONS, direct_options, with_packed_data
 from lockstep.cli.options.types import WholeNumber
 from lockstep.results.reports.display import print_plainly
 

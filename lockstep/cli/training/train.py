@@ -9,10 +9,9 @@ from typing import Any
 import click
 from rich.console import Console
 
-from lockstep.cli.data.options import DIRECT_OPTIONS, direct_options, with_packed_data
-from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job
+from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job, takes_trust
+from lockstep.cli.options.packing import DIRECT_OPTIONS, direct_options, with_packed_data
 from lockstep.cli.options.run import PICTURE_OPTION, RESUME_OPTION, RUN_DIR_OPTION, WATCH_OPTION
-from lockstep.cli.options.trust import takes_trust
 from lockstep.cli.options.types import SEED, worker_counts
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job

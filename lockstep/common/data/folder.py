@@ -21,8 +21,7 @@ from lockstep.common.data.manifest import PartInfo
 from lockstep.common.data.mapped import MappedFile, MappedSamples
 from lockstep.common.data.npy import DATA_OFFSET, NpyHeader
 from lockstep.common.errors import DataError
-from lockstep.common.files.json_file import decode
-from lockstep.common.files.reading import read_regular
+from lockstep.common.files.reading import decode, read_regular
 
 #: The file that makes a folder a dataset.
 MANIFEST = "dataset.json"

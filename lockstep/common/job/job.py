@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from lockstep.common.errors import JobError
-from lockstep.common.files.did_you_mean import nearest
+from lockstep.common.errors import JobError, nearest
 from lockstep.common.files.sanitize import cut
 from lockstep.common.job.losses import LOSSES, LossKind, has_accuracy, kind_of
 from lockstep.common.job.metrics import KNOWN, METRICS, MOST_METRICS, Metrics, is_named, metric_name, metric_of

@@ -12,8 +12,7 @@ import numpy as np
 
 from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.errors import JobError, ModelError
-from lockstep.common.files.did_you_mean import nearest
+from lockstep.common.errors import JobError, ModelError, nearest
 from lockstep.common.job.job import Job
 from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.optim.rules import RULES, Rule, SlotSets

@@ -20,8 +20,7 @@ from types import MappingProxyType, ModuleType
 from typing import Any
 
 from lockstep.common.autograd.primitives.primitive import Array
-from lockstep.common.errors import ModelError
-from lockstep.common.files.did_you_mean import nearest
+from lockstep.common.errors import ModelError, nearest
 from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.own_code import OwnCode, functions_of

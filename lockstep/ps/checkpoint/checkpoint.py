@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import FileFormatError
-from lockstep.common.files.json_file import decode
-from lockstep.common.files.reading import open_regular, read_regular
+from lockstep.common.files.reading import decode, open_regular, read_regular
 from lockstep.common.files.safetensors import MAX_FILE_BYTES, MAX_HEADER_BYTES, parts_of, read
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.fingerprint import Fingerprint

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FileFormatError
-from lockstep.common.files.json_file import decode
+from lockstep.common.files.reading import decode
 from lockstep.common.protocol.messages import Result, Work
 from lockstep.common.protocol.statement import statement_of
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import msgspec
 
 from lockstep.common.errors import FileFormatError
-from lockstep.common.files.json_file import decode
-from lockstep.common.files.reading import read_regular
+from lockstep.common.files.reading import decode, read_regular
 from lockstep.common.protocol.messages import EpochRecord
 from lockstep.ps.run.timing import StepTime
 

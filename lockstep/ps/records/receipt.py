@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from lockstep.common.errors import FileFormatError
-from lockstep.common.files.json_file import convert
+from lockstep.common.files.reading import convert
 from lockstep.common.model.files import ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.ps.records.ledger import EpochDone, Line, RunBegun

@@ -13,8 +13,7 @@ from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import FileFormatError
 from lockstep.common.files.atomic import write_atomically
-from lockstep.common.files.json_file import decode
-from lockstep.common.files.reading import read_regular
+from lockstep.common.files.reading import decode, read_regular
 from lockstep.common.files.safetensors import write
 from lockstep.common.protocol.messages import EpochRecord
 from lockstep.common.runtime.notice import warning

@@ -11,8 +11,7 @@ import msgspec
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import FileFormatError
 from lockstep.common.files.atomic import Sync, sync_folder, write_atomically
-from lockstep.common.files.json_file import decode
-from lockstep.common.files.reading import read_regular
+from lockstep.common.files.reading import decode, read_regular
 from lockstep.common.protocol.standby_messages import FilePart, RunFile
 from lockstep.ps.checkpoint.checkpoint import check_seal, seal_of
 from lockstep.ps.records.run_folder import CHECKPOINTS, MOST_BYTES

@@ -11,8 +11,7 @@ import msgspec
 
 from lockstep.common.errors import FileFormatError
 from lockstep.common.files.atomic import write_atomically
-from lockstep.common.files.json_file import decode
-from lockstep.common.files.reading import read_regular
+from lockstep.common.files.reading import decode, read_regular
 from lockstep.common.protocol.messages import NO_TERM, StandbyAddress, Term
 from lockstep.ps.records.metrics import METRICS
 from lockstep.ps.records.run_folder import LEDGER, MOST_BYTES

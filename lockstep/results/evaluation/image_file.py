@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lockstep.packing.picture_files import deep_pixels, open_picture, turn_upright
+from lockstep.packing.pictures import deep_pixels, open_picture, turn_upright
 
 #: Most pixels that an image keeps: no model takes more, and as float64 in four channels they take 32 MB.
 MOST_KEPT = 2**20

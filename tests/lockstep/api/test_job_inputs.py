@@ -1,18 +1,166 @@
 """Arrays handed over to a run: written where workers find them, and taken away where the run cannot begin."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lockstep import doctor, find_lr, fit, nn
+from lockstep import Run, doctor, find_lr, fit, nn
 from lockstep.api.job_inputs import job_inputs, named_arrays
+from lockstep.common.data.folder import read_manifest
 from lockstep.common.data.source import load
-from lockstep.common.errors import DataError, RunError, UsageError
+from lockstep.common.errors import DataError, JobError, RunError, UsageError
 from lockstep.common.files.safetensors import read
 from tests.lockstep.tiny_data import tiny_arrays
+
+pa = pytest.importorskip("pyarrow")
+csv = pytest.importorskip("pyarrow.csv")
+
+BRIEF: dict[str, Any] = {"workers": 0, "epochs": 2, "global_batch": 40, "micro_batches": 4, "verbose": False}
+
+rng = np.random.default_rng(0)
+COLUMNS = {"a": rng.normal(size=300).round(3), "town": rng.choice(["Bern", "Zug"], 300), "price": rng.normal(size=300)}
+
+
+def frame() -> Any:
+    """Return what pandas and Polars are to us: an object that gives its rows as Arrow does."""
+    return pa.table(COLUMNS)
+
+
+class Dataset:
+    """A dataset as those of Hugging Face are: rows by batch, and features that may name classes."""
+
+    def __init__(self, table: Any, names: tuple[str, ...] = ()) -> None:
+        self.table = table
+        self.features = Features(table.schema, {"town": SimpleNamespace(names=names)} if names else {})
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def with_format(self, kind: str) -> "Dataset":
+        assert kind == "arrow"
+        return self
+
+    def iter(self, batch_size: int) -> Iterator[Any]:
+        for begin in range(0, len(self), 70):
+            yield self.table.slice(begin, min(70, batch_size))
+
+
+class Features(dict[str, Any]):
+    def __init__(self, schema: Any, named: dict[str, Any]) -> None:
+        super().__init__({name: named.get(name, SimpleNamespace()) for name in schema.names})
+        self.arrow_schema = schema
+
+
+def priced(folder: Path, data: Any, name: str = "run", **values: Any) -> Run:
+    model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
+    return fit(model, data, run_dir=folder / name, target="price", loss="mse", **BRIEF, **values)
+
+
+@pytest.mark.parametrize("is_file", [False, True], ids=["frame", "file"])
+def test_with_mean_squared_error_few_integers_are_predicted_as_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_file: bool
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    table = pa.table({"a": COLUMNS["a"], "stars": np.arange(300) % 5})
+    csv.write_csv(table, tmp_path / "cars.csv")
+    data = str(tmp_path / "cars.csv") if is_file else table
+    run = fit(nn.Linear(1, 1), data, run_dir=tmp_path / "run", target="stars", loss="mse", **BRIEF)
+    assert read_manifest(Path(run.job.data)).classes == 0
+
+
+def test_a_frame_a_dataset_and_a_file_of_one_table_give_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    csv.write_csv(frame(), tmp_path / "t.csv")
+    sources = [frame(), Dataset(frame()), str(tmp_path / "t.csv"), tmp_path / "t.csv"]
+    runs = [priced(tmp_path, source, str(number)) for number, source in enumerate(sources)]
+    assert len({run.weights_sha256 for run in runs}) == 1
+    assert (tmp_path / "0" / "data" / "dataset.json").is_file()
+    assert runs[0].test_r2 is not None
+
+
+def test_a_pair_or_a_mapping_is_one_to_train_and_one_to_test_with(tmp_path: Path) -> None:
+    train, test = frame().slice(0, 200), frame().slice(200, 100)
+    pair = priced(tmp_path, (train, test), "pair")
+    named = priced(tmp_path, {"train": Dataset(train), "test": Dataset(test)}, "named")
+    assert pair.weights_sha256 == named.weights_sha256
+    assert pair.test_r2 == named.test_r2
+
+
+def test_classes_of_a_dataset_have_its_names(tmp_path: Path) -> None:
+    codes = np.searchsorted(["Bern", "Zug"], COLUMNS["town"])
+    data = Dataset(pa.table({**COLUMNS, "town": codes}), names=("Zug", "Bern"))
+    model = nn.Linear(2, 2)
+    run = fit(model, data, run_dir=tmp_path / "run", target="town", **BRIEF)
+    assert '"Bern"' in (run.folder / "data" / "dataset.json").read_text()
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "no such column": ({"target": "prise"}, r"the Table: no column 'prise' \(did you mean 'price'\?\)"),
+    "no target": ({}, "the Table: which column is to be predicted"),
+    "a number": ({"target": 3}, "target"),
+    "rule": ({"target": "price", "missing": "median"}, "missing = 'median': expected 'drop', 'mean' or a number"),
+    "split": ({"target": "price", "test_split": 1.0}, "test_split = 1.0: expected a share"),
+    "size": ({"target": "price", "size": "big"}, r"size = 'big': expected \(height, width\)"),
+    "delimiter": ({"target": "price", "delimiter": "ab"}, "delimiter = 'ab': expected one character"),
+    "encoding": ({"target": "price", "encoding": "utf-99"}, "encoding = 'utf-99': expected one like 'cp1252'"),
+    "decimal": ({"target": "price", "decimal": "-"}, "decimal = '-': expected '.' or ','"),
+    "twice": ({"target": "price", "columns": ["a", "a"]}, r"columns=\['a', 'a'\]: names 'a' twice: expected once"),
+    "what is missing": (
+        {"target": "price", "na": "Zug"},
+        "is missing: expected .* a rule: missing='drop', missing='mean'",
+    ),
+    "what is dropped": ({"target": "price", "drop": "b"}, "no column 'b': expected one of a, town, price"),
+    "two kinds": ({"target": "price", "one_hot": "a", "numbers": ["a"]}, "one_hot='a' and numbers='a': expected one"),
+    "task": ({"target": "price", "task": "both"}, "task = 'both': expected 'classes' or 'numbers'"),
+}
+
+
+@pytest.mark.parametrize(("values", "text"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_named_and_leaves_nothing(tmp_path: Path, values: dict[str, Any], text: str) -> None:
+    with pytest.raises((DataError, JobError), match=text):
+        fit(nn.Linear(2, 1), frame(), run_dir=tmp_path / "run", **BRIEF, **values)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_columns_are_chosen_as_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    table = frame().append_column("id", pa.array([f"r{row}" for row in range(300)]))
+    with pytest.raises(DataError, match="drop='id' leaves the column out, categories='id' makes each a category"):
+        priced(tmp_path, table)
+    (tmp_path / "t.csv").write_text("a|town|price\n" + "".join(f"{row}|n.a.|{row}\n" for row in range(300)))
+    run = fit(
+        nn.Linear(2, 1), tmp_path / "t.csv", run_dir=tmp_path / "run", target="price", loss="mse", na=["n.a.", -1],
+        missing="mean", delimiter="|", encoding="latin-1", one_hot="town", **BRIEF
+    )  # fmt: skip
+    assert [column.one_hot for column in read_manifest(Path(run.job.data)).columns] == [False, True]
+
+
+def test_options_of_packing_are_of_no_use_to_arrays(tmp_path: Path) -> None:
+    arrays = ((np.zeros((4, 2)), np.zeros(4, int)), (np.zeros((2, 2)), np.zeros(2, int)))
+    with pytest.raises(DataError, match="target with a tuple: expected a data frame, or a file to pack"):
+        fit(nn.Linear(2, 2), arrays, run_dir=tmp_path / "run", target="price", **BRIEF)
+
+
+@pytest.mark.parametrize("is_file", [False, True], ids=["frame", "file"])
+def test_the_doctor_and_find_lr_take_the_tables_of_fit(
+    is_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    data: Any = tmp_path / "homes.csv" if is_file else (frame().slice(0, 200), frame().slice(200))
+    if is_file:
+        csv.write_csv(frame(), data)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).initialize(1)
+    call: dict[str, Any] = {"target": "price", "one_hot": "town", "loss": "mse", "global_batch": 40}
+    found = doctor(model, data, lr=30.0, **call)
+    assert "rate" in found.kinds, found
+    assert "on a table" in found.lines()[0] or is_file
+    assert find_lr(model, data, steps=30, **call).suggestion > 0
 
 
 def test_data_and_weights_are_found_by_the_names_given(tmp_path: Path) -> None:

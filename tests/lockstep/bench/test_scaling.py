@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from lockstep.bench.bench import heading, line
-from lockstep.bench.measuring.processor_time import StepProcessorTime
+from lockstep.bench.measuring.timed_run import StepProcessorTime
 from lockstep.bench.scaling import COSTS, ScalingRow, short_number
 from lockstep.cli.main import run
 from lockstep.common.runtime.environment import cores

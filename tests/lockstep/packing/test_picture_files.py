@@ -23,7 +23,7 @@ from tests.lockstep.packing.test_pictures import picture
 
 Image = pytest.importorskip("PIL.Image")
 
-from lockstep.packing.picture_files import MOST_PIXELS, open_picture  # noqa: E402  # what may be missing
+from lockstep.packing.pictures import MOST_PIXELS, open_picture  # noqa: E402  # what may be missing
 from lockstep.results.evaluation.image_file import MOST_KEPT, read_image  # noqa: E402
 
 #: An EPS: Pillow starts Ghostscript for it, under whatever name.

@@ -30,7 +30,7 @@ from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.runtime.numerics import own_numerics
 from lockstep.sklearn import LockstepClassifier, LockstepRegressor
 from lockstep.sklearn.estimators import ELSEWHERE, FOLLOWING
-from lockstep.sklearn.rows import column_moments, scaled
+from lockstep.sklearn.network import column_moments, scaled
 from tests.lockstep.sklearn.own_network import OwnNetwork, fixed, unusual, with_dropout
 
 #: What a quick fit is given.

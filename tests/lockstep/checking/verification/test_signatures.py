@@ -7,8 +7,7 @@ import msgspec
 import pytest
 
 from lockstep.checking.verification.recorded_run import RecordedRun, open_again, read_run
-from lockstep.checking.verification.signatures import check_signatures, has_signatures
-from lockstep.checking.verification.verify import Verifier
+from lockstep.checking.verification.verify import Verifier, check_signatures, has_signatures
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.statement import result_digest, signed_run
 from lockstep.ps.records.ledger import Line, SignedResult, StepDone, WorkerIn

@@ -1,23 +1,36 @@
-"""Flags that say how a source becomes a dataset, of `pack` and of the commands that take a source as it is."""
+"""Flags for how a source becomes a dataset, of each command that takes one; a bar while it is read."""
 
 import csv
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import msgspec
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from lockstep.cli.data.progress import progress_of
 from lockstep.cli.options.types import SEED, share_below_one
+from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.runtime.environment import cache_home
 from lockstep.packing.cache import packed_source
 from lockstep.packing.options import DIRECT, Missing, PackOptions, known_encoding
 from lockstep.results.reports.display import print_plainly
+
+
+@contextmanager
+def progress_of(what: str) -> Iterator[Callable[[float], None]]:
+    """Show a bar on standard error for as long as the context lasts; give what is called with the share, 0 to 1."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(one_line(what, 60), total=1.0)
+        yield lambda share: bar.update(task, completed=share)
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 

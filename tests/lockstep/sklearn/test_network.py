@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockstep.common.numerics.random import Purpose, generator
-from lockstep.sklearn.rows import BLOCK, MOST_ROWS, column_moments, repetitions, scaled
+from lockstep.sklearn.network import BLOCK, MOST_ROWS, column_moments, repetitions, scaled
 
 
 def test_columns_get_mean_0_and_deviation_1() -> None:

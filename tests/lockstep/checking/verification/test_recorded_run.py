@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lockstep.checking.verification.receipts import comparison
+from lockstep.checking.verification.recorded_run import comparison
 from lockstep.cli.main import run
 from lockstep.common.errors import FileFormatError
 from lockstep.common.protocol.fingerprint import fingerprint

@@ -1,4 +1,4 @@
-"""`lockstep pack` makes a dataset folder from the files that people have; `lockstep check-data` checks all of one."""
+"""`lockstep pack` makes a dataset folder from files of other formats; `lockstep check-data` checks all of one."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from lockstep.cli.data.options import PACK_OPTIONS, options_of
-from lockstep.cli.data.progress import progress_of
+from lockstep.cli.options.packing import PACK_OPTIONS, options_of, progress_of
 from lockstep.common.data.folder import check_folder
 from lockstep.packing.options import ReadProgress
 from lockstep.packing.pack import pack, plan_lines

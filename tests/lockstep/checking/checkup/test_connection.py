@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from lockstep.checking.checkup.link import (
+from lockstep.checking.checkup.connection import (
     FIRST,
     SHORT,
     LinkMeter,

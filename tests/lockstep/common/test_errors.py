@@ -2,7 +2,7 @@
 
 import pytest
 
-from lockstep.common.files.did_you_mean import nearest
+from lockstep.common.errors import nearest
 
 
 @pytest.mark.parametrize(("word", "expected"), [("epocs", " (did you mean 'epochs'?)"), ("zzz", ""), ("", "")])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockstep.packing.division import GROUP, Division, in_groups
+from lockstep.packing.options import GROUP, Division, in_groups
 
 
 def marks(count: int, share: float, seed: int = 0, at_once: int = GROUP) -> list[bool]:
