@@ -69,7 +69,6 @@ AUTOGRAD_ORDER = Order(
         ("lockstep.common.autograd.gradient_check",),
         ("lockstep.common.autograd.program",),
         ("lockstep.common.autograd.arena",),
-        ("lockstep.common.autograd.parts",),
         ("lockstep.common.autograd.capture",),
         ("lockstep.common.autograd.functional",),
         ("lockstep.common.autograd.tensor",),

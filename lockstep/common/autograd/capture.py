@@ -4,7 +4,7 @@ The function runs once, as it always does, on arrays whose memory a tape knows. 
 the primitives as arrays that record their own use.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +13,17 @@ import numpy as np
 
 from lockstep.common.autograd.graph import Leaf, backward, observe
 from lockstep.common.autograd.primitives.primitive import Array, Primitive
-from lockstep.common.autograd.tape import MemoryKind, OfBatch, Tape, UntapeableError, View, plain
+from lockstep.common.autograd.tape import (
+    Call,
+    Memory,
+    MemoryKind,
+    OfBatch,
+    Resource,
+    Tape,
+    UntapeableError,
+    View,
+    plain,
+)
 from lockstep.common.autograd.tensor import Tensor
 
 
@@ -59,6 +69,18 @@ def capture(
         for leaf, known in zip(leaves, before, strict=True):
             leaf.grad, leaf.buffer = known
     return Capture(tape, forward, tuple(_computed(tape, result) for result in results), is_reached)
+
+
+def needed(capture: Capture) -> Iterator[tuple[Call, bool]]:
+    """Yield the calls on which an output or a gradient depends, each with whether it is of the backward pass."""
+    wanted: set[Resource] = {view.memory for view in capture.outputs}
+    found = list[tuple[Call, bool]]()
+    for place, call in reversed(list(enumerate(capture.tape.calls))):
+        written = set(call.written())
+        if written & wanted or any(isinstance(each, Memory) and each.kind is MemoryKind.GRADIENT for each in written):
+            wanted.update(call.touched())
+            found.append((call, place >= capture.forward))
+    return reversed(found)
 
 
 def _leaf_of(tensor: Tensor) -> Leaf:

@@ -5,21 +5,20 @@ within it each array has the strides that it would have alone. So an element-wis
 stack; a product of matrices is one call that multiplies matrix by matrix, each in its own shape; anything else is
 called batch by batch. That pays while a stack stays in cache: `fits_in_cache` tells.
 
-The gradients of the batches are summed, over a tree that the caller gives, as soon as they are computed: memory is
-written once, and the number of gradients that exist at once grows with the depth of the tree alone.
-All memory is allocated beforehand, and used again by what comes later.
+The gradients of the batches are summed, over a tree that the caller gives, as soon as they are computed. A product, as
+the gradient of large weights is, is never there for each batch: a leaf adds products in registers. All memory is
+allocated beforehand, and used again by later calls.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from lockstep.common.autograd.arena import Arena, Base, aligned
-from lockstep.common.autograd.capture import Capture
-from lockstep.common.autograd.parts import Part, parts_of
+from lockstep.common.autograd.arena import Base, Stay, aligned, placed
+from lockstep.common.autograd.capture import Capture, needed
 from lockstep.common.autograd.primitives.primitive import Array, Sink
 from lockstep.common.autograd.tape import Call, Memory, MemoryKind, Saved, View
 from lockstep.common.autograd.tensor import Tensor
@@ -33,6 +32,9 @@ Tree = int | tuple["Tree", "Tree"]
 #: LeNet in four micro-batches of 16 takes 5.2 ms one by one and 5.8 as a stack, whose windows have 5 MB; mlp, with 0.2
 #: MB at 16 and 0.8 MB at 64, takes 3.6 and 2.8 ms, and 8.8 and 7.9 (the 30th of 100 times, in turns).
 STACK_BYTES = 1 << 20
+
+#: Calls that are made without a break.
+MOST_CALLS = 8
 
 #: A call with its arguments.
 Instruction = Callable[[], Any]
@@ -57,35 +59,68 @@ def run(segments: Iterable[CallList], between: Callable[[Sequence[int]], None]) 
         between(segment.finishes)
 
 
+@dataclass(slots=True, eq=False)
+class Part:
+    """Calls that are made without a break."""
+
+    is_backward: bool
+    calls: list[Call] = field(default_factory=list)
+    #: The gradients that are whole after them.
+    finishes: tuple[Memory, ...] = ()
+
+
 class Program:
     """Forward and backward over a stack of batches; weights and gradients may be anywhere."""
 
     def __init__(self, capture: Capture, tree: Tree) -> None:
-        """Make a program for the batches in `tree`, from 0 on. Raises `UntapeableError` if they cannot be a stack."""
+        """Make a program for the batches in `tree`, from 0 on."""
         self.tree = tree
         self._count = count = len(list(_leaves(tree)))
-        self._parts = parts_of(capture)
-        self._arena = Arena(self._parts, capture.outputs, count, max(1, _depth(tree)))
+        calls = list(needed(capture))
+        uses = _uses([call for call, _ in calls])
+        self._parts = list(_parts(calls, {memory: last for memory, (_, last) in uses.items() if _is_gradient(memory)}))
+        self._products = self._sole_products([call for call, _ in calls])
+        kept = {view.memory for view in capture.outputs}
+        self._memory, offsets = placed(
+            Stay(memory, count * memory.size, first, len(calls) if memory in kept else last)
+            for memory, (first, last) in uses.items()
+            if memory.kind is MemoryKind.TEMPORARY or (_is_gradient(memory) and memory not in self._products)
+        )
+        self._bases = {memory: Base(self._memory, offset, memory.size) for memory, offset in offsets.items()}
         self._memories = capture.tape.memories
         given = [memory for memory in self._memories if memory.kind is MemoryKind.INPUT]
         self._inputs = {memory: Base(aligned(count * memory.size), step=memory.size) for memory in given}
-        operands = [each for part in self._parts for call in part.calls for each in call.operands]
+        operands = [each for call, _ in calls for each in call.operands]
         self._own = {each: [_fresh(each) for _ in range(count)] for each in operands if isinstance(each, Own)}
         #: One array for each input, to be filled before each pass: the batches along the first axis.
         self.inputs = [base.stack(_whole_of(memory), count, memory.array.ndim) for memory, base in self._inputs.items()]
         #: One array for each output, with the batches along the first axis; valid until the next pass.
-        self.outputs = [self._arena.bases[view.memory].stack(view, count, len(view.shape)) for view in capture.outputs]
+        self.outputs = [self._bases[view.memory].stack(view, count, len(view.shape)) for view in capture.outputs]
+
+    def _sole_products(self, calls: Iterable[Call]) -> dict[Memory, Call]:
+        """Return the products that are gradients: a leaf adds them over the tree while they are in registers."""
+        if self.tree != _tree_of(0, self._count):
+            return {}
+        touching: dict[Memory, list[Call]] = {}
+        for call in calls:
+            for memory in dict.fromkeys(view.memory for view in call.views() if _is_gradient(view.memory)):
+                touching.setdefault(memory, []).append(call)
+        return {
+            memory: found[0]
+            for memory, found in touching.items()
+            if len(found) == 1 and found[0].function is matrix_product and len(found[0].operands) == 3
+        }
 
     @property
     def fits_in_cache(self) -> bool:
         """Whether a stack is faster than its batches one by one: one alone always is."""
-        views = (view for part in self._parts if not part.is_summed for view in part.views())
-        return self._count == 1 or self._count * max(each.nbytes for each in views if _is_stacked(each)) <= STACK_BYTES
+        largest = max(memory.size for memory in (*self._inputs, *self._bases))
+        return self._count == 1 or self._count * largest <= STACK_BYTES
 
     @property
     def nbytes(self) -> int:
         """The memory that it takes."""
-        return self._arena.memory.size + sum(base.array.size for base in self._inputs.values())
+        return self._memory.size + sum(base.array.size for base in self._inputs.values())
 
     @property
     def draws(self) -> bool:
@@ -111,7 +146,7 @@ class Program:
 
     def poison(self) -> None:
         """Fill the memory of intermediate results with NaN, so that what the program does not compute is wrong."""
-        self._arena.memory.fill(0xFF)
+        self._memory.fill(0xFF)
 
     def forward(self, shared: Sequence[Array]) -> list[CallList]:
         """Return the forward pass that reads `shared`, in the order of the tape."""
@@ -125,8 +160,8 @@ class Program:
         reaches stays in any case.
         """
         assert not adds or self._count == 1
-        emitter = self._emitter(shared, gradients)
-        return [self._segment(part, emitter, adds=adds) for part in self._parts if part.is_backward]
+        emitter = self._emitter(shared, () if adds or self._count > 1 else gradients)
+        return [self._segment(part, emitter, gradients, adds=adds) for part in self._parts if part.is_backward]
 
     @property
     def length(self) -> int:
@@ -140,36 +175,61 @@ class Program:
             for memory in self._memories
             if memory.number < len(given.get(memory.kind, ()))
         }
-        return _Emitter(self._count, {**self._arena.bases, **self._inputs, **elsewhere}, self._own)
+        return _Emitter(self._count, {**self._bases, **self._inputs, **elsewhere}, self._own)
 
-    def _segment(self, part: Part, emitter: "_Emitter", *, adds: bool) -> CallList:
-        if not part.is_summed:
-            return CallList(joined(list(emitter.stacked(part.calls))))
-        if _is_product(part) and self.tree == _tree_of(0, self._count):
-            return CallList([emitter.product_sum(part.calls[0], adds=adds)], part.finishes)
-        make = self._added if adds else self._summed
-        return CallList(joined(list(make(part, self.tree, emitter, 0))), part.finishes)
+    def _segment(self, part: Part, emitter: "_Emitter", gradients: Sequence[Array], *, adds: bool) -> CallList:
+        products = {call: gradients[memory.number] for memory, call in self._products.items()}
+        instructions = list(emitter.stacked([call for call in part.calls if call not in products]))
+        instructions += [emitter.product_sum(call, products[call], adds) for call in part.calls if call in products]
+        for memory in part.finishes:
+            if memory not in self._products and (adds or self._count > 1):
+                instructions += self._summed(memory, gradients[memory.number], adds=adds)
+        return CallList(joined(instructions), tuple(memory.number for memory in part.finishes))
 
-    def _summed(self, part: Part, tree: Tree, into: "_Emitter", depth: int) -> Iterator[Instruction]:
-        """Write the sum over a tree into what the emitter has for the gradient."""
-        if isinstance(tree, int):
-            yield from (into.single(call, tree) for call in part.calls)
-            return
-        yield from self._summed(part, tree[0], into, depth)
-        yield from self._added(part, tree[1], into, depth)
+    def _summed(self, memory: Memory, out: Array, *, adds: bool) -> Iterator[Instruction]:
+        """Write the sum over the tree of what each batch has for a gradient, or add it to what is there."""
+        whole, base = _whole_of(memory), self._bases[memory]
+        target = Base(out).view(whole)
 
-    def _added(self, part: Part, tree: Tree, into: "_Emitter", depth: int) -> Iterator[Instruction]:
-        """Add the sum over a tree to what the emitter has for the gradient."""
-        gradient, addend = part.gradient(), self._arena.addends[part][depth]
-        yield from self._summed(part, tree, into.with_base(gradient.memory, addend), depth + 1)
-        left = into.bases[gradient.memory].view(gradient)
-        yield partial(np.add, left, addend.view(gradient), out=left)
+        def sum_over(tree: Tree) -> Iterator[Instruction]:
+            """Leave a sum where the first batch of the tree has its gradient."""
+            if not isinstance(tree, int):
+                yield from sum_over(tree[0])
+                yield from sum_over(tree[1])
+                left, right = (base.view(whole, next(_leaves(each))) for each in tree)
+                yield partial(np.add, left, right, out=target if tree is self.tree else left)
+
+        yield from sum_over(self.tree)
+        if adds:
+            yield partial(np.add, target, base.view(whole), out=target)
 
 
-def _is_product(part: Part) -> bool:
-    """Tell whether a gradient is a product alone, which a leaf adds over the tree while it is in registers."""
-    call = part.calls[0]
-    return len(part.calls) == 1 and call.function is matrix_product and len(call.operands) == 3
+def _is_gradient(memory: Memory) -> bool:
+    return memory.kind is MemoryKind.GRADIENT
+
+
+def _uses(calls: Sequence[Call]) -> dict[Memory, tuple[int, int]]:
+    """Return the first and the last call that touches each memory."""
+    uses: dict[Memory, tuple[int, int]] = {}
+    for place, call in enumerate(calls):
+        for view in call.views():
+            uses[view.memory] = uses.get(view.memory, (place, place))[0], place
+    return uses
+
+
+def _parts(calls: Sequence[tuple[Call, bool]], ends: Mapping[Memory, int]) -> Iterator[Part]:
+    """Cut calls into parts, by the last call of each gradient."""
+    finished: dict[int, list[Memory]] = {}
+    for memory, last in ends.items():
+        finished.setdefault(last, []).append(memory)
+    part = Part(is_backward=False)
+    for place, (call, is_backward) in enumerate(calls):
+        if part.calls and (part.finishes or len(part.calls) == MOST_CALLS or part.is_backward is not is_backward):
+            yield part
+            part = Part(is_backward)
+        part.calls.append(call)
+        part.finishes = tuple(finished.get(place, ()))
+    yield part
 
 
 def _tree_of(first: int, count: int) -> Tree:
@@ -178,11 +238,6 @@ def _tree_of(first: int, count: int) -> Tree:
         return first
     half = 1 << (count - 1).bit_length() - 1
     return _tree_of(first, half), _tree_of(first + half, count - half)
-
-
-def _is_stacked(view: View) -> bool:
-    """Tell whether each batch has its own."""
-    return view.memory.kind in (MemoryKind.INPUT, MemoryKind.TEMPORARY)
 
 
 def _whole_of(memory: Memory) -> View:
@@ -205,11 +260,6 @@ def _leaves(tree: Tree) -> Iterator[int]:
             yield from _leaves(each)
 
 
-def _depth(tree: Tree) -> int:
-    """Return how many gradients exist next to the sum while a tree is added up."""
-    return 0 if isinstance(tree, int) else max(_depth(tree[0]), 1 + _depth(tree[1]))
-
-
 @dataclass(frozen=True)
 class _Emitter:
     """Turns calls into instructions on arrays."""
@@ -218,10 +268,6 @@ class _Emitter:
     bases: Mapping[Memory, Base]
     #: In place of each operand of which the batches have their own, that of each batch.
     own: Mapping[Own, list[Any]]
-
-    def with_base(self, memory: Memory, base: Base) -> "_Emitter":
-        """Return an emitter for which a memory is elsewhere."""
-        return replace(self, bases={**self.bases, memory: base})
 
     def stacked(self, calls: Iterable[Call]) -> Iterator[Instruction]:
         """Yield calls for all batches."""
@@ -239,11 +285,11 @@ class _Emitter:
         """Return a call for one batch."""
         return _instruction(call, [self._operand(each, batch) for each in call.operands])
 
-    def product_sum(self, call: Call, *, adds: bool) -> Instruction:
-        """Return the sum of the products of all batches, over the tree."""
+    def product_sum(self, call: Call, out: Array, adds: bool) -> Instruction:
+        """Return the sum of the products of all batches, over the tree, in place of a gradient."""
         left, right, target = call.operands
         stacks = [self.bases[each.memory].stack(each, self.count, 2) for each in (left, right)]
-        return product_sum.bind(*stacks, self.bases[target.memory].view(target), adds)
+        return product_sum.bind(*stacks, Base(out).view(target), adds)
 
     def _reduction(self, call: Call) -> Instruction:
         if isinstance(call.function, LeafFunction):
