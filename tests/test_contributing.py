@@ -11,10 +11,10 @@ from types import FrameType
 import pytest
 
 from lockstep.checking.simulation.processes import Parts
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.checkpoint.resuming import Resumption
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.run.info import RunInfo
-from lockstep.ps.setup import AdmissionPolicy
 from tests.architecture.direction import ORDERS
 from tests.architecture.source import ROOT
 from tests.simulation.cluster import Simulation
@@ -85,12 +85,12 @@ def step(request: pytest.FixtureRequest, short_root: Path) -> tuple[str, list[Ca
         "several steps": job_of(steps=20, global_batch=2, micro_batches=2),
     }.get(name)
     parts = Parts(coordinator=eager) if name == "several steps" else Parts()
-    admission = AdmissionPolicy(min_workers=1 if name == "several steps" else 2)
+    options = RunOptions(min_workers=1 if name == "several steps" else 2)
     # Five steps an epoch: what happens at its end belongs to no step.
     job = job or job_of(global_batch=8, steps=5)
-    simulation = Simulation(job, 1, admission, root=memory, parts=parts)
+    simulation = Simulation(job, 1, options, root=memory, parts=parts)
     with simulation:
-        for _ in range(admission.min_workers):
+        for _ in range(options.least_workers()):
             simulation.add_worker()
         if name == "several steps":  # these begin after the first
             simulation.run(until=simulation.server.coordinator.is_running)

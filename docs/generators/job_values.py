@@ -1,4 +1,4 @@
-"""The values of a job and of its launch, from the definitions that also make the flags and check job files."""
+"""The values of a job and the options of its run, from the definitions that also make the flags and check job files."""
 
 import msgspec
 from msgspec import inspect as types
@@ -6,14 +6,14 @@ from msgspec import inspect as types
 from docs.generators.tables import code, table, words
 from lockstep.cli.options.job import JOB_FIELDS
 from lockstep.common.job.job import Job
+from lockstep.common.protocol.run_options import OF_A_SERVER, RunOptions
 from lockstep.runs.job_file import SHIPPED, Field, fields, shipped_values
 from lockstep.runs.job_groups import GROUPS
-from lockstep.runs.launch_config import Launch
 
 
 def job_values() -> str:
     """Return a table for each group of flags."""
-    known, ranges = fields(), _ranges()
+    known, ranges = {name: one for name, one in fields().items() if name not in OF_A_SERVER}, _ranges()
     grouped = {name for names in GROUPS.values() for name in names}
     left = tuple(name for name in known if name not in grouped)
     groups = {**GROUPS, **({"Others": left} if left else {})}
@@ -33,7 +33,7 @@ def _group(names: tuple[str, ...], known: dict[str, Field], ranges: dict[str, st
 
 def _ranges() -> dict[str, str]:
     found: dict[str, str] = {}
-    for struct in (Launch, Job):
+    for struct in (RunOptions, Job):
         info = types.type_info(struct)
         assert isinstance(info, types.StructType)
         found |= {field.name: words(field.type).removesuffix(" or nothing") for field in info.fields}

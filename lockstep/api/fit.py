@@ -92,7 +92,7 @@ def fit(
         job = msgspec.structs.replace(job, **placed(job, paths))
         trust_own(job)
         note = "" if warm_start or job.initial is not None else _unused_weights(model, job)
-        return _carry_out(job, Destination(folder=folder, launch=launch), callbacks, verbose=verbose, note=note)
+        return _carry_out(job, Destination(folder=folder, options=launch), callbacks, verbose=verbose, note=note)
 
 
 def resume(
@@ -117,7 +117,7 @@ def resume(
     job, launch = resumed_job(path, _with_values_of(callbacks, values))
     if (path / RESULT).exists():
         return load_run(path)
-    destination = Destination(folder=path, launch=launch, is_resumed=True)
+    destination = Destination(folder=path, options=launch, is_resumed=True)
     return _carry_out(job, destination, callbacks, verbose=verbose)
 
 

@@ -27,9 +27,10 @@ from lockstep.common.job.optimizer import replica_of
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.numerics.scalars import power
 from lockstep.common.optim.schedules import RateRange
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import kept_numerics
-from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from lockstep.ps.setup import RunSetup, open_run
 from lockstep.runs.job_file import resolve
 from lockstep.runs.optional_packages import demand
 from lockstep.runs.single_process import SingleProcessTrainer
@@ -152,7 +153,7 @@ def rates_of(job: Job, *, lowest: float = 1e-6, highest: float = 10.0, steps: in
         job = replica_of(job)
     job = msgspec.structs.replace(job, steps=steps, schedule="constant", warmup_steps=0, metrics=None, monitor=None)
     take_numerics(job.numerics)
-    setup = open_run("rates", job, load(job.data), AdmissionPolicy())
+    setup = open_run("rates", job, load(job.data), RunOptions())
     schedule = RateRange(lowest, highest, steps=steps)
     setup.shard.policy = replace(setup.shard.policy, schedule=schedule)
     losses = _losses(setup, steps)

@@ -20,6 +20,7 @@ from lockstep.cli.options.types import WholeNumber
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import CORES_LIMIT, Lease, Ready, Result
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import Clock
 from lockstep.launch.client import worker_join
 from lockstep.ps.coordinator import events
@@ -91,7 +92,7 @@ class SimulatedWorkers:
             dataset=DIGEST,
             source="",
             fingerprint=fingerprint(),
-            min_workers=self.workers,
+            options=RunOptions(min_workers=self.workers),
         )
         self.coordinator = Coordinator(info)
         for number in range(self.workers):

@@ -30,12 +30,12 @@ from lockstep.bench.measuring.stand_ins import Filler, write_model, write_sample
 from lockstep.bench.measuring.timed_run import BenchSession, TimedRun
 from lockstep.cli.options.types import WholeNumber
 from lockstep.common.job.job import Job
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.environment import cores
 from lockstep.common.transport.transports import Transport
 from lockstep.launch.cluster import check_launch
 from lockstep.ps.run.timing import Split
 from lockstep.runs.cost_model import BYTES_PER_PARAMETER
-from lockstep.runs.launch_config import Launch
 
 
 class BaselineExchange(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +109,7 @@ class ExchangeBench(Bench[ExchangeRow]):
     def measure(self, session: BenchSession) -> Iterator[ExchangeRow]:
         # Without checkpoints: the one at the end, of weights that do not matter, may take longer than the rest.
         setups = [
-            Launch(workers=1, servers=servers, transport=transport, checkpoint_keep=0)
+            RunOptions(workers=1, servers=servers, transport=transport, checkpoint_keep=0)
             for servers, transport in product(self.servers, self.transports)
         ]
         for launch in setups:
@@ -118,10 +118,12 @@ class ExchangeBench(Bench[ExchangeRow]):
             launches = [msgspec.structs.replace(launch, workers=workers) for launch in setups]
             yield from self._measure(session, parameters, launches, wire)
 
-    def _measure(self, session: BenchSession, count: int, launches: list[Launch], wire: str) -> Iterator[ExchangeRow]:
+    def _measure(
+        self, session: BenchSession, count: int, launches: list[RunOptions], wire: str
+    ) -> Iterator[ExchangeRow]:
         workers, turn = launches[0].workers, timed_run.per_turn(self.steps, self.rounds)
         job = self._job(session.folder, count, workers, wire)
-        ours: dict[tuple[Launch, int], list[TimedRun]] = {(launch, 1): [] for launch in launches}
+        ours: dict[tuple[RunOptions, int], list[TimedRun]] = {(launch, 1): [] for launch in launches}
         arguments = ["allreduce", str(count), str(workers)]
         with ExitStack() as stack:
             baselines = peers.start_baselines(self.peer_python, arguments, stack)
@@ -157,7 +159,7 @@ class ExchangeBench(Bench[ExchangeRow]):
         return [[_panel(size, [row for row in rows if row.parameters == size])] for size in sizes]
 
 
-def _row(parameters: int, launch: Launch, runs: list[TimedRun], baselines: list[Stepper]) -> ExchangeRow:
+def _row(parameters: int, launch: RunOptions, runs: list[TimedRun], baselines: list[Stepper]) -> ExchangeRow:
     turns, result, median = [run.seconds() for run in runs], runs[-1].result, statistics.median
     seconds, volume = timed_run.middle_s(turns, median), BYTES_PER_PARAMETER * parameters * launch.workers
     peer = peers.faster(baselines, median, turns, result.global_batch)

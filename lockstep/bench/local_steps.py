@@ -23,7 +23,8 @@ from lockstep.common.data.source import load
 from lockstep.common.job.job import Job
 from lockstep.common.job.score import score_of
 from lockstep.common.numerics.choice import take_numerics
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.common.protocol.run_options import RunOptions
+from lockstep.ps.setup import open_run
 from lockstep.runs.job_file import local_defaults, read_values, resolve, shipped_values
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.worker.gradient_sink import NotFiniteError
@@ -71,7 +72,7 @@ class LearningCurve:
 def train(job: Job, data: TrainTest) -> LearningCurve:
     """Train a job in this process."""
     take_numerics(job.numerics)
-    setup = open_run("bench", job, data, AdmissionPolicy())
+    setup = open_run("bench", job, data, RunOptions())
     trainer, plan, losses = SingleProcessTrainer(setup), setup.info.plan, list[float]()
     score: float | None = None
     try:

@@ -34,11 +34,11 @@ from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.nn.models import MODELS
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.environment import cores
 from lockstep.common.transport.transports import Transport
 from lockstep.launch.cluster import check_launch
 from lockstep.ps.run.timing import Split
-from lockstep.runs.launch_config import Launch
 
 #: The models that are measured if none is named, and the values of one that sleeps: those of `mlp`.
 MEASURED, VALUES = ("mlp", "lenet", "cnn"), 535_818
@@ -149,7 +149,7 @@ class ScalingTrial:
     job: Job
     #: What each independent process trains.
     single_job: Job
-    runs: dict[tuple[Launch, int], list[TimedRun]]
+    runs: dict[tuple[RunOptions, int], list[TimedRun]]
     singles: list[Stepper] = field(default_factory=list)
 
     def ceiling(self) -> float:
@@ -301,9 +301,9 @@ class ScalingBench(Bench[ScalingRow]):
     def _teams(self, workers: int) -> list[int]:
         return sorted({min(teams, workers) for teams in self.teams})
 
-    def _launches(self, workers: int) -> list[Launch]:
+    def _launches(self, workers: int) -> list[RunOptions]:
         setups = product(self.servers, self.transports)
-        return [Launch(workers=workers, servers=servers, transport=transport) for servers, transport in setups]
+        return [RunOptions(workers=workers, servers=servers, transport=transport) for servers, transport in setups]
 
     def _python_of(self, subject: str | int) -> Path | None:
         """Return the Python under which the baseline trains a model, None if there is no baseline."""
@@ -361,7 +361,7 @@ class ScalingBench(Bench[ScalingRow]):
             runs={setup: [] for setup in setups},
         )
 
-    def _row(self, batch: int, trial: ScalingTrial, launch: Launch, runs: list[TimedRun]) -> ScalingRow:
+    def _row(self, batch: int, trial: ScalingTrial, launch: RunOptions, runs: list[TimedRun]) -> ScalingRow:
         """Return a row without the baselines."""
         job, ceiling, result, turns = trial.job, trial.ceiling(), runs[-1].result, [run.seconds() for run in runs]
         step_s = timed_run.mean_step_s(turns)

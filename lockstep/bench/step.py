@@ -36,10 +36,11 @@ from lockstep.common.nn.layers.linear import Linear
 from lockstep.common.nn.models import MODELS
 from lockstep.common.nn.module import Module
 from lockstep.common.numerics.choice import take_numerics
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.numerics import Numerics
 from lockstep.common.runtime.version import VERSION
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.ps.setup import open_run
 from lockstep.runs.job_file import read_values, resolve
 from lockstep.runs.single_process import SingleProcessTrainer
 
@@ -86,7 +87,7 @@ class LocalSteps:
 
     def __post_init__(self) -> None:
         take_numerics(self.job.numerics)
-        self.trainer = SingleProcessTrainer(open_run("bench", self.job, self.data, AdmissionPolicy()))
+        self.trainer = SingleProcessTrainer(open_run("bench", self.job, self.data, RunOptions()))
 
     def times(self, steps: int) -> list[float]:
         """Make `steps` steps; return the seconds that each took."""

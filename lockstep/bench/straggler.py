@@ -30,12 +30,12 @@ from lockstep.cli.options.types import WholeNumber
 from lockstep.common.errors import RunError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import Status
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.environment import cores
 from lockstep.launch.chaos import RunProcesses
 from lockstep.launch.process_backend import Role
 from lockstep.ps.records.ledger import Line, StepDone, UnusedWork, WorkerIn
-from lockstep.runs.launch_config import Launch
 
 #: The fast workers alone, and all workers fast: what the slow ones are compared with.
 ALONE, ALL = "alone", "all"
@@ -277,7 +277,7 @@ class StragglerBench(Bench[StragglerRow]):
             for case in self.all_cases():
                 # Without a pattern the run is watched in the same way, so that the runs differ in nothing else.
                 slowdown = Slowdown(PATTERNS.get(case), WARM_UP, session.clock)
-                run = session.run(job, Launch(workers=self.workers_in(case)), slowdown)
+                run = session.run(job, RunOptions(workers=self.workers_in(case)), slowdown)
                 turns.setdefault(case, []).append(turn_of(run, slowdown.begun))
                 if number == self.rounds - 1 and case != ALONE:
                     # The ratio of the fast ones alone to all fast ones is known only now.

@@ -14,10 +14,10 @@ from typing import Protocol
 from lockstep.common.errors import UsageError, nearest
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.messages import Status
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import Clock
 from lockstep.launch.child import WatchedProcess
 from lockstep.launch.process_backend import Role
-from lockstep.runs.launch_config import Launch
 
 #: The part of a run in which things happen: not before it has begun, nor when it is nearly over.
 FIRST, LAST = 0.05, 0.9
@@ -83,7 +83,7 @@ def parse_chaos(text: str) -> dict[ChaosAction, int]:
     return wanted
 
 
-def check_chaos(wanted: dict[ChaosAction, int], launch: Launch) -> None:
+def check_chaos(wanted: dict[ChaosAction, int], launch: RunOptions) -> None:
     """Raise `UsageError` if the run has no process for it."""
     if not launch.workers:
         raise UsageError("--chaos needs worker processes, and --workers 0 has none: expected 1 or more")

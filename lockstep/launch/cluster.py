@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import msgspec
+
 from lockstep.common.data.source import load
 from lockstep.common.errors import JobError, LockstepError, RunError, UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.messages import CallbackDecision, EpochRecord, Status
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.blas import blas_kernel
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.lent_process import computing
@@ -45,14 +48,12 @@ from lockstep.launch.worker_supervisor import Restarts, SupervisedWorker, Worker
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.convictions import read_convictions
-from lockstep.ps.records.recorder import Setting
+from lockstep.ps.records.recorder import NO_TRANSPORT, Setting
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, RunResult, read_result
-from lockstep.ps.setup import AdmissionPolicy
 from lockstep.ps.standby.storage import MIRROR
 from lockstep.results.reports.display import Display
 from lockstep.results.reports.summary import final_status
 from lockstep.runs.job_file import to_toml
-from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination, open_run_in, open_session
 from lockstep.runs.single_process import SerialRun
@@ -113,9 +114,9 @@ class Cluster:
     _children: list[WatchedProcess] = field(default_factory=list)
 
     @property
-    def launch(self) -> Launch:
+    def launch(self) -> RunOptions:
         """How many processes there are, and how they talk."""
-        return self.destination.launch
+        return self.destination.options
 
     @property
     def run_dir(self) -> Path:
@@ -463,7 +464,7 @@ def command_of(role: Role, *words: str, number: int = 0, address: str = "") -> P
     return ProcessCommand(role=role, arguments=arguments, number=number, address=address)
 
 
-def check_launch(launch: Launch) -> None:
+def check_launch(launch: RunOptions) -> None:
     """Raise `JobError` for values that contradict one another."""
     if launch.servers > 1 and not launch.workers:
         raise JobError(
@@ -503,7 +504,7 @@ def train_here(
     is_to_stop: IsToStop | None = None,
 ) -> RunResult:
     """Train to the end on this machine, showing the progress; the result is in the folder too."""
-    launch = destination.launch
+    launch = destination.options
     check_launch(launch)
     if launch.workers == 0:
         return train_alone(job, destination, display, is_to_stop)
@@ -530,10 +531,12 @@ def train_alone(job: Job, destination: Destination, display: Display, is_to_stop
     clock = SystemClock()
     started = clock.now()
     take_numerics(job.numerics)
-    setup = open_run_in(destination, job, load(job.data), AdmissionPolicy(pauses=is_to_stop is not None))
-    setting = Setting(servers=0, transport="none", started=started)
+    # There is no second process, which could audit or lack the data.
+    options = msgspec.structs.replace(destination.options, pause=is_to_stop is not None, audit=0.0, ship_data=False)
+    setup = open_run_in(replace(destination, options=options), job, load(job.data))
+    setting = Setting(transport=NO_TRANSPORT, started=started)
     session = open_session(setup, setting, destination, clock, display.say)
-    if destination.launch.audit:
+    if destination.options.audit:
         display.say("nothing is audited: this process computes alone")
     run = SerialRun(
         setup, session.recorder, clock, display.show, session.start, session.checkpointer, is_to_stop, display.say

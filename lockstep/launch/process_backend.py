@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.environment import cores, keep_to_core
 from lockstep.common.transport.auth.credentials import Token
 from lockstep.common.transport.port import ClientPort
@@ -16,7 +17,6 @@ from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.child import LOG, Child, WatchedProcess
 from lockstep.launch.endpoints import make_token
 from lockstep.launch.team import team_arguments
-from lockstep.runs.launch_config import Launch
 
 
 class Role(Enum):
@@ -93,7 +93,7 @@ JOB_FILE = "job.toml"
 class LocalBackend:
     """This machine alone."""
 
-    launch: Launch
+    launch: RunOptions
     has_external_workers: bool = field(default=False, init=False)
     workers: int = field(init=False)
     team_size: int = field(init=False)

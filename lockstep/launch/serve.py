@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+import msgspec
 from rich.console import Console
 
 from lockstep.common.data.source import load
@@ -16,6 +17,7 @@ from lockstep.common.protocol.codec import encode
 from lockstep.common.protocol.messages import StandbyAddress, Status
 from lockstep.common.protocol.standby_messages import LeaderRequest
 from lockstep.common.runtime.clock import Clock, SystemClock
+from lockstep.common.runtime.environment import machine_id
 from lockstep.common.runtime.interrupts import held_back
 from lockstep.common.runtime.notice import notice, warning
 from lockstep.common.transport.auth.credentials import Lock, ServerKeys
@@ -36,7 +38,7 @@ from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.server.server import Server
 from lockstep.ps.server.succession import leader_notice
-from lockstep.ps.setup import AdmissionPolicy, RunSetup
+from lockstep.ps.setup import RunSetup
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.ps.standby.terms import TermHistory, read_terms
 from lockstep.results.reports.display import PLAIN_EVERY_S, Display, display_for, print_plainly, progress_line
@@ -51,10 +53,9 @@ def dial_openly(address: str, public: str = "") -> ClientPort:
 
 @dataclass(frozen=True)
 class Service:
-    """What is served: a job, whom it admits, and where its results go."""
+    """A run to be served: its job, and its destination, which has its options."""
 
     job: Job
-    admission: AdmissionPolicy
     destination: Destination
     #: Whether the run leaves a picture.
     has_picture: bool = True
@@ -126,7 +127,7 @@ class LoggedLines:
 
 def serve_supervised(service: Service, listening: Listening, link: ParentLink) -> None:
     """Serve the run of a `train`, which shows the progress itself."""
-    with closing(listening.serve(service.admission.servers)) as port:
+    with closing(listening.serve(service.destination.options.servers)) as port:
         # Before the data is loaded, so that the workers start at the same time.
         link.report(ListeningReport(address=nearby(port.address)))
         serve_run(service, port, Display(LoggedLines(link), SystemClock()), listening)
@@ -138,13 +139,13 @@ def serve_by_hand(service: Service, listening: Listening) -> RunResult | None:
     has_keys = isinstance(listening.lock, ServerKeys)
     with (
         page_beside(service.page, service.destination.folder, partial(print_plainly, console)) as page,
-        closing(listening.serve(service.admission.servers)) as port,
+        closing(listening.serve(service.destination.options.servers)) as port,
     ):
         if listening.is_insecure:
             print_plainly(console, WARNING)
         print_plainly(console, f"listening on {port.address}; start workers with:")
         print_plainly(console, f"  lockstep worker {dialled(port.address)}{' --key FILE' if has_keys else ''}")
-        shards = service.admission.servers - 1
+        shards = service.destination.options.servers - 1
         if shards:
             print_plainly(console, f"and {shards} {'shards' if shards > 1 else 'shard'} with:")
             print_plainly(console, f"  lockstep shard {dialled(port.address)}{' --keys DIR' if has_keys else ''}")
@@ -163,7 +164,8 @@ def serve_run(service: Service, port: ServerPort, display: Display, listening: L
     checkpoint, without being started again. If an audit finds a worker that computes wrongly, the run is resumed here
     from a checkpoint before its results.
     """
-    losses = Losses(service.destination.launch.max_restarts)
+    options = service.destination.options
+    losses = Losses(options.max_restarts)
     try:
         # A standby that takes over has been decided for, and does not wait: if another one leads, they find each other.
         if service.destination.is_resumed and service.predecessor is None:
@@ -177,10 +179,10 @@ def serve_run(service: Service, port: ServerPort, display: Display, listening: L
                 display.say(warning(ended.failure))
             elif ended.kind is FailureKind.ROLLBACK:
                 # Those that were evicted will not come back.
-                service = replace(service, admission=replace(service.admission, min_workers=1))
+                options = msgspec.structs.replace(options, min_workers=1)
             else:
                 return result_of(ended, session, display)
-            destination = replace(service.destination, is_resumed=True)
+            destination = replace(service.destination, options=options, is_resumed=True)
             service = replace(service, destination=destination, predecessor=None)
     finally:
         port.close(LINGER_S)
@@ -263,11 +265,11 @@ def serve_once(
     clock = SystemClock()
     started = clock.now()
     destination = replace(service.destination, address=dialled(port.address))
-    transport = destination.launch.transport
-    setup = open_run_in(destination, service.job, load(service.job.data), service.admission)
+    transport = destination.options.transport
+    setup = open_run_in(destination, service.job, load(service.job.data))
+    setup = replace(setup, info=replace(setup.info, machine=machine_id() or ""))
     with shared_memory(setup, transport, shared_root()) as offer:
         setting = Setting(
-            servers=destination.launch.servers,
             transport=port.address.partition(":")[0],
             obstacle=offer.obstacle,
             started=started,
@@ -316,7 +318,7 @@ def open_server(
     A `UsageError` says why the folder cannot be used. The session is closed again if anything is raised here.
     """
     session = open_session(setup, setting, destination, clock, say)
-    if setup.info.signed:
+    if setup.info.options.signed:
         setup = replace(setup, info=replace(setup.info, signed_run=session.signed_run()))
     try:
         setup = replace(setup, info=replace(setup.info, term=session.term))

@@ -32,8 +32,8 @@ from lockstep.common.model.source import ModelSource, read_job_source
 from lockstep.common.numerics.choice import kernels_here
 from lockstep.common.optim.rules import Rule, SlotSets
 from lockstep.common.protocol.fingerprint import fingerprint_of
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.numerics import Numerics, own_numerics
-from lockstep.ps.run.info import AdmissionPolicy as AdmissionPolicy
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import plan_of
 from lockstep.ps.shard.shard import Shard
@@ -60,7 +60,7 @@ def open_run(
     run: str,
     job: Job,
     data: TrainTest,
-    admission: AdmissionPolicy,
+    options: RunOptions,
     source: ModelSource | None = None,
     model_folder: str = "",
 ) -> RunSetup:
@@ -70,7 +70,7 @@ def open_run(
     default what the job names now. Workers that do not find it look into `model_folder`, next to which a run that began
     before has its initial weights.
     """
-    if own_numerics() != job.numerics and not admission.allows_mixed_numerics:
+    if own_numerics() != job.numerics and not options.allow_mixed_numerics:
         raise NumericsError(
             f"numerics = {job.numerics!r} in a process that computes with {own_numerics()} ones: expected "
             "`take_numerics(job.numerics)` before, as the commands of lockstep and fit do it"
@@ -86,14 +86,14 @@ def open_run(
     model = source.build(job.seed)
     if not model.layout.parameter_size:
         raise ModelError(f"model {job.model_name()!r} has no parameters: expected something to train")
-    if (transform := transform_of(job, code)) is not None and not admission.ships_data:
+    if (transform := transform_of(job, code)) is not None and not options.ship_data:
         one = np.zeros(1, np.int64)
         transform.check(data.train.images.take(one, axis=0), data.train.labels.take(one, axis=0))
     objective.check_fit(data.train, dry_run(model, two_samples(data, job.max_shift)))
-    slices_for(model.layout.size, admission.servers)  # raises if there are too many
+    slices_for(model.layout.size, options.servers)  # raises if there are too many
     initial = initial_weights(job, model, kept_next_to(model_folder))
     layout = model.layout
-    batch = first_micro_batch(job, data, is_here=not admission.ships_data)
+    batch = first_micro_batch(job, data, is_here=not options.ship_data)
     evidence = source.check_repeated(model, job.seed, objective, *batch, initial.taken)
     is_own_loss_untried = objective.kind is LossKind.OWN and not evidence.engine
     metric_sums = objective.metrics.size(0)
@@ -107,9 +107,9 @@ def open_run(
         )
     plan = plan_of(job, len(data.train), len(data.test), len(data.validation or ()))
     info = RunInfo(
-        **vars(admission),
         run=run,
         job=job,
+        options=options,
         plan=plan,
         training_samples=len(data.train),
         layout=layout.digest(),
@@ -120,7 +120,7 @@ def open_run(
         fingerprint=msgspec.structs.replace(own, engine=evidence.engine, evidence=evidence.digest),
         targets=data.train.targets,
         guess=guess_of(objective, data),
-        manifest=manifest_of(data) if admission.ships_data else None,
+        manifest=manifest_of(data) if options.ship_data else None,
         moments=data.train.moments,
         size=layout.size,
         metric_sums=metric_sums,

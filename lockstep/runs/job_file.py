@@ -1,4 +1,4 @@
-"""Job files: TOML in, a checked `Job` and `Launch` out, and back again; and which values they have."""
+"""Job files: TOML in, a checked `Job` and `RunOptions` out, and back again; and which values they have."""
 
 import json
 import math
@@ -22,10 +22,17 @@ from lockstep.common.files.sanitize import cut, one_line
 from lockstep.common.job.job import Job, check, default_micro_batches
 from lockstep.common.job.optimizer import LOCAL
 from lockstep.common.model.source import default_numerics, read_model_source
+from lockstep.common.protocol.run_options import (
+    KEPT_OPTIONS,
+    OF_A_SERVER,
+    RunOptions,
+    check_options,
+    default_options,
+    kept,
+)
 from lockstep.common.runtime.numerics import Numerics
-from lockstep.runs.launch_config import Launch, default_launch
 
-S = TypeVar("S", Job, Launch)
+S = TypeVar("S", Job, RunOptions)
 
 #: What a person calls the validator's kinds of values.
 KINDS = {
@@ -67,7 +74,7 @@ SHIPPED = ("linear", "mlp", "lenet", "cnn")
 
 @dataclass(frozen=True)
 class Field:
-    """One value of a job or of its launch."""
+    """One value of a job, or option of its run."""
 
     name: str
     #: What a flag's text is turned into.
@@ -82,9 +89,9 @@ class Field:
 
 @cache
 def fields() -> dict[str, Field]:
-    """Return the values of `Job` and `Launch` by name; no name is in both."""
+    """Return the values of `Job` and `RunOptions` by name; no name is in both."""
     found = {}
-    for struct in (Launch, Job):
+    for struct in (RunOptions, Job):
         hints = typing.get_type_hints(struct, include_extras=True)
         for field in msgspec.structs.fields(struct):
             kind, description = _kind_and_description(hints[field.name])
@@ -163,8 +170,8 @@ def local_rate(lr: float, local_steps: int, micro_batches: int) -> float:
     return float(f"{lr * min(1.0, NEAR / math.sqrt(micro_batches * local_steps)):.2g}")
 
 
-def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[Job, Launch]:
-    """Return the checked job and launch: the file's values, or the model's shipped job, overridden by the flags.
+def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[Job, RunOptions]:
+    """Return the checked job and options: the file's values, or the model's shipped job, overridden by the flags.
 
     A job with local steps has defaults of its own: see `local_defaults`; the numerics are those that its model and this
     machine can have. `JobError` names the value, what was expected
@@ -177,17 +184,17 @@ def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[J
     if isinstance(local_steps, int) and local_steps > 1:
         base = {**local_defaults(shipped, given), **file_values}
     values = {**base, **flags}
-    known = (*Job.__struct_fields__, *Launch.__struct_fields__)
+    known = (*Job.__struct_fields__, *KEPT_OPTIONS)
     for key in values:
-        if key not in known:
+        if key not in known and not (key in flags and key in OF_A_SERVER):
             # The whole list only if nothing is near: it is long.
             near = f" (did you mean {ELSEWHERE[key]!r}?)" if key in ELSEWHERE else nearest(key[:MOST_TOLD], known)
             advice = near or f": expected one of {', '.join(known)}"
             raise JobError(f"the job has no key {cut(key, MOST_TOLD)!r}{advice}")
     if "local_steps" not in given:
         _check_no_local(given)
-    launch_values = msgspec.to_builtins(default_launch()) | {
-        key: value for key, value in values.items() if key in Launch.__struct_fields__
+    options = msgspec.to_builtins(default_options()) | {
+        key: value for key, value in values.items() if key in RunOptions.__struct_fields__
     }
     job_values = {key: value for key, value in values.items() if key in Job.__struct_fields__}
     batch = job_values.get("global_batch")
@@ -196,7 +203,7 @@ def resolve(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[J
     job = check(_convert(job_values, Job))
     if "numerics" not in job_values:
         job = msgspec.structs.replace(job, numerics=_default_numerics(job))
-    return job, _convert(launch_values, Launch)
+    return job, check_options(_convert(options, RunOptions))
 
 
 def _default_numerics(job: Job) -> Numerics:
@@ -239,9 +246,9 @@ def _kinds(text: str) -> str:
     return " or ".join(KINDS.get(kind, kind) for kind in text.split(" | "))
 
 
-def to_toml(job: Job, launch: Launch) -> str:
-    """Return a job file that resolves to the same job and launch, every value written out."""
-    values = {**msgspec.to_builtins(job), **msgspec.to_builtins(launch)}
+def to_toml(job: Job, options: RunOptions) -> str:
+    """Return a job file that resolves to the same job and options, every value written out."""
+    values = {**msgspec.to_builtins(job), **kept(options)}
     lines = [f"{key} = {_toml_value(value)}" for key, value in values.items() if value is not None]
     return "\n".join(lines) + "\n"
 

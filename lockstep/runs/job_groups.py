@@ -7,8 +7,8 @@ import msgspec
 
 from lockstep.common.job.job import Job
 from lockstep.common.job.optimizer import LOCAL, hyperparameters
+from lockstep.common.protocol.run_options import RunOptions, kept
 from lockstep.runs.job_file import SHIPPED, resolve
-from lockstep.runs.launch_config import Launch
 
 #: When checkpoints are written, and how many are kept.
 CHECKPOINT_FIELDS = ("checkpoint_keep", "checkpoint_every_steps", "checkpoint_every_seconds")
@@ -61,11 +61,11 @@ class ShownGroup(msgspec.Struct, frozen=True, kw_only=True):
     values: list[ShownValue]
 
 
-def shown_values(job: Job, launch: Launch) -> list[ShownGroup]:
-    """Return the values of a job and its launch in their groups."""
-    usual_job, usual_launch = resolve({}, {"model": job.model} if job.model in SHIPPED else {})
-    values = msgspec.to_builtins(job) | msgspec.to_builtins(launch)
-    usual = msgspec.to_builtins(usual_job) | msgspec.to_builtins(usual_launch)
+def shown_values(job: Job, options: RunOptions) -> list[ShownGroup]:
+    """Return the values of a job and the options of its run in their groups."""
+    usual_job, usual_options = resolve({}, {"model": job.model} if job.model in SHIPPED else {})
+    values = msgspec.to_builtins(job) | kept(options)
+    usual = msgspec.to_builtins(usual_job) | kept(usual_options)
     grouped = {name for names in GROUPS.values() for name in names}
     left = tuple(name for name in values if name not in grouped)
     return [

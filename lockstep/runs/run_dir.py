@@ -11,10 +11,10 @@ from typing import Any
 from lockstep.common.errors import JobError, UsageError
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.job.job import Job
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import wall_time
 from lockstep.ps.records.run_folder import RESULT, WEIGHTS, RunFolder, RunResult, read_result
 from lockstep.runs.job_file import read_values, resolve, to_toml
-from lockstep.runs.launch_config import Launch
 from lockstep.runs.recorded_model import demand_trust, recorded_source, resumed_source, trust_source
 
 #: Where runs go that were given no folder.
@@ -64,7 +64,7 @@ def has_begun(folder: Path) -> bool:
     return claim.is_file() and claim.stat().st_size > 0
 
 
-def recorded(folder: Path) -> tuple[Job, Launch]:
+def recorded(folder: Path) -> tuple[Job, RunOptions]:
     """Return the job of the run in a folder, and how it was first carried out."""
     return resolve(read_values(folder / JOB), {})
 
@@ -74,11 +74,13 @@ def recorded_job(folder: Path) -> Job:
     return recorded(folder)[0]
 
 
-def make_run_dir(folder: Path, job: Job, launch: Launch, say: Callable[[str], None] = lambda text: None) -> RunFolder:
+def make_run_dir(
+    folder: Path, job: Job, options: RunOptions, say: Callable[[str], None] = lambda text: None
+) -> RunFolder:
     """Write the resolved job into the folder of a run that is known to be good."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / JOB, [to_toml(job, launch).encode()])
+        write_atomically(folder / JOB, [to_toml(job, options).encode()])
     except OSError as error:
         raise UsageError(f"cannot write to the run folder {str(folder)!r}: {error.strerror}") from error
     return RunFolder(folder, say)
@@ -148,8 +150,8 @@ def unclaim(folder: Path, made: Sequence[Path]) -> None:
             path.rmdir()
 
 
-def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, Launch]:
-    """Return the job of the run in `folder`, and its launch with the flags given overriding it.
+def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, RunOptions]:
+    """Return the job of the run in `folder`, and its options with the flags given overriding them.
 
     `JobError` if there is no run, or a flag asks for another job than the run's: both values are named. `ModelError` if
     its model is not the one of its receipt, or is code that nobody here has agreed to run.
@@ -159,7 +161,7 @@ def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, Launch]:
     # A resumed run waits for other workers than it began with.
     values = {key: value for key, value in read_values(folder / JOB).items() if key != "min_workers"}
     job, _ = resolve(values, {})
-    wanted, launch = resolve(values, given)
+    wanted, options = resolve(values, given)
     if differences := job.changed_in(wanted):
         begins = ", from its weights with --initial " + shlex.quote(str(folder / WEIGHTS))
         raise JobError(
@@ -167,7 +169,7 @@ def resumed_job(folder: Path, given: Mapping[str, Any]) -> tuple[Job, Launch]:
             f"{begins if (folder / WEIGHTS).is_file() else ''}"
         )
     demand_trust(folder, resumed_source(folder, job))
-    return job, launch
+    return job, options
 
 
 def trust(folder: Path) -> None:

@@ -11,6 +11,7 @@ from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import Term
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.statement import signed_run
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.notice import notice
@@ -28,9 +29,8 @@ from lockstep.ps.checkpoint.resuming import (
 from lockstep.ps.records.convictions import read_convictions
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
 from lockstep.ps.records.run_folder import CHECKPOINTS, RECEIPT, RunFolder, read_ledger, read_receipt
-from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from lockstep.ps.setup import RunSetup, open_run
 from lockstep.ps.standby.terms import TermHistory, read_terms, write_terms
-from lockstep.runs.launch_config import Launch
 from lockstep.runs.recorded_model import keep_files, keep_initial, resumed_source, told_folder, trust_own
 from lockstep.runs.run_dir import claimed_run_dir, make_run_dir
 
@@ -40,7 +40,7 @@ class Destination:
     """Where a run's files go, how it is carried out, and whether it resumes what is there."""
 
     folder: Path
-    launch: Launch
+    options: RunOptions
     is_resumed: bool = False
     #: The name of the server that leads the run, drawn for it alone; and the least number of its term.
     server: str = field(default_factory=lambda: secrets.token_hex(4))
@@ -50,22 +50,22 @@ class Destination:
 
 
 @contextmanager
-def destination_of(job: Job, launch: Launch, folder: Path | None, *, is_resumed: bool) -> Iterator[Destination]:
+def destination_of(job: Job, options: RunOptions, folder: Path | None, *, is_resumed: bool) -> Iterator[Destination]:
     """Give where the files of a run go: into its folder if it is resumed, or into one that is claimed for it."""
     if is_resumed:
         assert folder is not None  # it holds the run
-        yield Destination(folder=folder, launch=launch, is_resumed=True)
+        yield Destination(folder=folder, options=options, is_resumed=True)
         return
     trust_own(job)
     with claimed_run_dir(folder, job.model_name()) as claimed:
-        yield Destination(folder=claimed, launch=launch)
+        yield Destination(folder=claimed, options=options)
 
 
-def open_run_in(destination: Destination, job: Job, data: TrainTest, admission: AdmissionPolicy) -> RunSetup:
+def open_run_in(destination: Destination, job: Job, data: TrainTest) -> RunSetup:
     """Build what a run begins with, as `open_run`; one that is resumed, with the model that it began with."""
     folder = destination.folder
     source = resumed_source(folder, job) if destination.is_resumed else None
-    return open_run(run_name(destination), job, data, admission, source, told_folder(folder))
+    return open_run(run_name(destination), job, data, destination.options, source, told_folder(folder))
 
 
 def run_name(destination: Destination) -> str:
@@ -97,11 +97,11 @@ def open_session(
 
     Raises `UsageError` if the folder cannot be written to, is in use, or holds another run.
     """
-    launch = destination.launch
+    options = destination.options
     if destination.is_resumed:
         folder = RunFolder(destination.folder, say)
     else:
-        folder = make_run_dir(destination.folder, setup.info.job, launch, say)
+        folder = make_run_dir(destination.folder, setup.info.job, options, say)
     keep_files(folder.path, setup.source)
     if not destination.is_resumed:
         keep_initial(folder.path, setup)
@@ -113,7 +113,7 @@ def open_session(
     folder.ledger.open()
     convicted = read_convictions(folder.path)
     recorder = MetricsRecorder(setup.info, setting, setup.layout, folder)
-    checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, say, launch.checkpoint_keep, room=folder.room)
+    checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, say, options.checkpoint_keep, room=folder.room)
     try:
         start = _start(setup, recorder, folder, checkpoints, is_resumed=destination.is_resumed)
         history = read_terms(folder.path).begin(
@@ -126,8 +126,8 @@ def open_session(
         )
         keep_terms(folder.path, history)
         schedule = CheckpointSchedule(
-            every_steps=launch.checkpoint_every_steps,
-            every_s=launch.checkpoint_every_seconds,
+            every_steps=options.checkpoint_every_steps,
+            every_s=options.checkpoint_every_seconds,
             last_steps=start.progress.steps,
             last_s=clock.now(),
         )
@@ -163,7 +163,7 @@ def _start(
     if checkpoint is None:
         checkpoints.say(notice(f"starts over: {str(folder.path)!r} has no checkpoint to resume from"))
         return begin_again(setup, recorder, folder)
-    check_identity(checkpoint, setup.info, allows_mixed_numerics=setup.info.allows_mixed_numerics)
+    check_identity(checkpoint, setup.info, allows_mixed_numerics=setup.info.options.allow_mixed_numerics)
     start = resume(setup, recorder, folder, checkpoint)
     if setup.info.job.keep_best:
         recorder.best = best_of(checkpoint, checkpoints, setup)

@@ -27,18 +27,18 @@ from lockstep.common.job.score import score_of
 from lockstep.common.job.tally import Tally
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.messages import Status
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.launch.cluster import train_on
 from lockstep.launch.process_backend import LocalBackend
 from lockstep.ps.coordinator.failures import diverged_text
-from lockstep.ps.records.recorder import MetricsRecorder, Setting
+from lockstep.ps.records.recorder import NO_TRANSPORT, MetricsRecorder, Setting
 from lockstep.ps.records.run_folder import WEIGHTS, RunResult
-from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from lockstep.ps.setup import RunSetup, open_run
 from lockstep.results.reports.display import Display
 from lockstep.runs.cost_model import CostModel, Machines
-from lockstep.runs.launch_config import Launch
 from lockstep.runs.session import Destination
 from lockstep.runs.single_process import SerialRun
 from lockstep.worker.compute import Compute
@@ -75,7 +75,7 @@ class TrainingTask:
 
     @contextmanager
     def opened(
-        self, admission: AdmissionPolicy, moments: tuple[float, float] | None = None
+        self, options: RunOptions, moments: tuple[float, float] | None = None
     ) -> Iterator[tuple[RunSetup, Path]]:
         """Give the setup of a run, and a folder for its files that is removed at the end."""
         with (
@@ -83,7 +83,7 @@ class TrainingTask:
             job_inputs(Path(folder), self.initial, None, self.text) as paths,
         ):
             job = msgspec.structs.replace(self.job, **paths)
-            yield open_run(UNNAMED, job, _prepared(job, self.data, moments), admission), Path(folder)
+            yield open_run(UNNAMED, job, _prepared(job, self.data, moments), options), Path(folder)
 
 
 @computing()
@@ -95,7 +95,7 @@ def train(task: TrainingTask, workers: int, cores: int, clock: Clock, display: D
     started, it begins again with them.
     """
     take_numerics(task.job.numerics)
-    with task.opened(AdmissionPolicy()) as (setup, folder):
+    with task.opened(RunOptions()) as (setup, folder):
         try:
             return train_here(setup, clock, _watch(setup, workers, cores, clock, display))
         except WorkersAreQuickerError as found:
@@ -122,7 +122,7 @@ def _watch(
 
 
 def train_here(setup: RunSetup, clock: Clock, watch: Callable[[Status], None] | None = None) -> TrainedNetwork:
-    setting = Setting(servers=0, transport="none", started=clock.now())
+    setting = Setting(transport=NO_TRANSPORT, started=clock.now())
     recorder = MetricsRecorder(setup.info, setting, setup.layout, folder=None)
     recorder.begin(setup.shard.digest())
     result = SerialRun(setup, recorder, clock, watch).train()
@@ -137,10 +137,10 @@ def train_by_workers(setup: RunSetup, data: TrainTest, workers: int, folder: Pat
         for part, each in (("train", data.train), ("test", data.test))
         for kind, values in (("x", each.images[:]), ("y", each.labels))
     }
-    launch = Launch(workers=workers, checkpoint_keep=0)
+    launch = RunOptions(workers=workers, checkpoint_keep=0)
     with job_inputs(folder, None, arrays) as paths:
         job = msgspec.structs.replace(setup.info.job, **paths)
-        destination = Destination(folder=folder / "run", launch=launch)
+        destination = Destination(folder=folder / "run", options=launch)
         result = train_on(LocalBackend(launch), job, destination, display)
         weights, _ = read(destination.folder / WEIGHTS)
         return TrainedNetwork(weights=weights, moments=_moments(setup), result=result)
@@ -261,7 +261,7 @@ def train_pass(task: TrainingTask, before: Stream | None) -> Stream:
     So many passes over the same data give the weights of as many epochs of one run. Raises as `fit`.
     """
     take_numerics(task.job.numerics)
-    with task.opened(AdmissionPolicy(), None if before is None else before.moments) as (setup, _):
+    with task.opened(RunOptions(), None if before is None else before.moments) as (setup, _):
         shard, passes = setup.shard, 0
         if before is not None:
             for slot in shard.slots:

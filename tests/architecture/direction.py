@@ -88,7 +88,11 @@ PROTOCOL_ORDER = Order(
         ("lockstep.common.protocol.shard_messages", "lockstep.common.protocol.shared_files"),
         ("lockstep.common.protocol.team_memory",),
         ("lockstep.common.protocol.messages",),
-        ("lockstep.common.protocol.fingerprint", "lockstep.common.protocol.statement"),
+        (
+            "lockstep.common.protocol.fingerprint",
+            "lockstep.common.protocol.run_options",
+            "lockstep.common.protocol.statement",
+        ),
     ),
 )
 

@@ -18,6 +18,7 @@ from lockstep.cli.root import cli
 from lockstep.common.job.job import Job
 from lockstep.common.nn.module import LAYERS
 from lockstep.common.protocol.messages import EpochRecord, ServerMessage, WorkerMessage
+from lockstep.common.protocol.run_options import KEPT_OPTIONS
 from lockstep.common.protocol.shard_messages import ShardMessage, ToShardMessage, WorkerToShardMessage
 from lockstep.common.protocol.standby_messages import (
     AtStandbyMessage,
@@ -27,7 +28,6 @@ from lockstep.common.protocol.standby_messages import (
 )
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.runs.job_file import resolve
-from lockstep.runs.launch_config import Launch
 from tests.architecture.source import ROOT
 from tests.docs.pages import Block, PageError, page_paths, read_page
 from tests.docs.prose import passages_of_markdown
@@ -88,7 +88,7 @@ def test_a_name_that_makes_nothing_is_an_error() -> None:
 def test_every_value_of_a_job_has_a_row() -> None:
     text = job_values.job_values()
     named = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
-    assert sorted(named) == sorted({*Job.__struct_fields__, *Launch.__struct_fields__})
+    assert sorted(named) == sorted({*Job.__struct_fields__, *KEPT_OPTIONS})
     assert "| `lr` | number, above 0 | `0.05` |" in text
     assert "| `workers` | whole number from 0 to 1,024 | one per core |" in text
 

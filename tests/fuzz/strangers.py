@@ -37,8 +37,8 @@ from lockstep.common.protocol.messages import (
     SumsFrame,
     Welcome,
 )
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.transport.in_memory import MemoryClient
-from lockstep.ps.setup import AdmissionPolicy
 from tests.fuzz.tape import Tape
 from tests.fuzz.wire import frames_of, made_up
 from tests.simulation.cluster import Simulation
@@ -55,7 +55,7 @@ def job_over(servers: int) -> Job:
 @cache
 def honest_digest(servers: int) -> str:
     """Return what the run comes to without anybody who lies."""
-    simulation = Simulation(job_over(servers), admission=AdmissionPolicy(min_workers=1, servers=servers), data=data)
+    simulation = Simulation(job_over(servers), options=RunOptions(min_workers=1, servers=servers), data=data)
     simulation.add_worker()
     return simulation.finish()
 
@@ -72,8 +72,8 @@ class Stage:
     lives: int = 0
 
     def __post_init__(self) -> None:
-        admission = AdmissionPolicy(min_workers=2, servers=self.servers)
-        self.simulation = Simulation(job_over(self.servers), admission=admission, data=data)
+        options = RunOptions(min_workers=2, servers=self.servers)
+        self.simulation = Simulation(job_over(self.servers), options=options, data=data)
         for _ in range(2):
             self.simulation.add_worker()
         self.appear(joins=True)

@@ -13,8 +13,8 @@ from lockstep.common.errors import JobError, ModelError, UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.model.source import read_model_source
 from lockstep.common.nn.description import build, describe
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.runs.job_file import read_values, resolve, to_toml
-from lockstep.runs.launch_config import Launch
 from tests.fuzz.bar import FILE_BYTES, amounts, bear, examine
 from tests.fuzz.mutation import damaged, tokens_of
 from tests.fuzz.tape import Tape
@@ -27,8 +27,8 @@ def file(folder: Path) -> Path:
 
 
 TOMLS = [
-    to_toml(Job(), Launch()),
-    to_toml(Job(model={"class": "Linear", "args": [2, 3]}, clip_norm=0.5, steps=7), Launch(workers=3)),
+    to_toml(Job(), RunOptions()),
+    to_toml(Job(model={"class": "Linear", "args": [2, 3]}, clip_norm=0.5, steps=7), RunOptions(workers=3)),
     'model = "mlp"\nlr = 0.1\nepochs = 2 # a comment\n[table]\nx = 1979-05-27T07:32:00Z\n',
 ]
 

@@ -9,12 +9,13 @@ from lockstep.checking.simulation.jobs import data, jobs, load
 from lockstep.common.protocol.codec import Buffer, encode
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, Lease, Weights, Welcome
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import Admit, Begin, Hello, ShardJoin, ShardWelcome
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork, MemoryServer
 from lockstep.common.transport.links import wait_for_nothing
-from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from lockstep.ps.setup import RunSetup, open_run
 from lockstep.ps.shard_process.shell import ShardShell
 from lockstep.ps.shard_process.state import SILENCE_S, ShardState
 from lockstep.worker.shell import WorkerShell
@@ -47,7 +48,7 @@ def test_a_server_with_somebody_who_lies(cases: int, servers: int) -> None:
     stage.end()
 
 
-OPENING: RunSetup = open_run("fuzz", jobs()["plain"], data(), AdmissionPolicy())
+OPENING: RunSetup = open_run("fuzz", jobs()["plain"], data(), RunOptions())
 FRAME = OPENING.layout.size
 
 
@@ -199,7 +200,7 @@ class Employed:
 WIDE = jobs()["wide"]
 SHARD_WELCOME = ShardWelcome(
     index=1,
-    servers=2,
+    options=RunOptions(servers=2),
     run="r",
     job=WIDE,
     training_samples=20,

@@ -15,6 +15,7 @@ from lockstep.common.data.sampler import Sampler
 from lockstep.common.errors import FileFormatError, UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.fingerprint import fingerprint
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.records.ledger import (
     EpochDone,
     LedgerShare,
@@ -33,7 +34,6 @@ from lockstep.ps.run.plan import plan_of
 from lockstep.results.reports.plots.curves import read_curves
 from lockstep.results.reports.plots.worker_timeline import read_timeline
 from lockstep.runs.job_file import to_toml
-from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import JOB
 from tests.fuzz.bar import amounts, bear, examine
 from tests.fuzz.mutation import damaged, tokens_of
@@ -135,7 +135,7 @@ METRICS_LINES = (
 
 @pytest.fixture
 def run(folder: Path) -> Path:
-    (folder / JOB).write_text(to_toml(SMALL, Launch()))
+    (folder / JOB).write_text(to_toml(SMALL, RunOptions()))
     (folder / RECEIPT).write_bytes(RUN_RECEIPT)
     (folder / LEDGER).write_bytes(WHOLE_LEDGER)
     (folder / METRICS).write_bytes(METRICS_LINES)

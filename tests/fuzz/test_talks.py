@@ -23,8 +23,8 @@ from lockstep.common.protocol.messages import (
     Weights,
     Welcome,
 )
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.transport.in_memory import MemoryClient
-from lockstep.ps.setup import AdmissionPolicy
 from tests.fuzz.bar import amounts, examine
 from tests.fuzz.tape import Tape
 from tests.fuzz.test_processes import OPENING, Employer
@@ -46,7 +46,7 @@ class Talk:
     leases: list[Lease] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.simulation = Simulation(JOB, admission=AdmissionPolicy(min_workers=1), data=data)
+        self.simulation = Simulation(JOB, options=RunOptions(min_workers=1), data=data)
         self.come()
 
     def come(self) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.data.source import load
 from lockstep.common.numerics.choice import take_numerics
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.common.protocol.run_options import RunOptions
+from lockstep.ps.setup import open_run
 from lockstep.runs.single_process import SingleProcessTrainer
 from tests.golden.jobs import STEPS, golden_job
 
@@ -17,7 +18,7 @@ def digest_of(name: str, folder: Path) -> str:
     """Return the digest of the weights after the steps of a golden job."""
     job, _ = golden_job(name, folder)
     take_numerics(job.numerics)
-    setup = open_run("golden", job, load(job.data), AdmissionPolicy())
+    setup = open_run("golden", job, load(job.data), RunOptions())
     trainer = SingleProcessTrainer(setup)
     for step in range(STEPS):
         trainer.step(step)

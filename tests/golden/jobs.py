@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from lockstep.common.job.job import Job
 from lockstep.common.numerics.random import Purpose, generator
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.runs.job_file import read_values, resolve
-from lockstep.runs.launch_config import Launch
 from tests.architecture.source import ROOT
 
 Arrays = dict[str, NDArray[Any]]
@@ -105,7 +105,7 @@ GOLDEN: Mapping[str, tuple[Callable[[], Arrays] | None, str, Mapping[str, Any]]]
 }
 
 
-def golden_job(name: str, folder: Path) -> tuple[Job, Launch]:
+def golden_job(name: str, folder: Path) -> tuple[Job, RunOptions]:
     """Return a job by its name, with its data written to `folder`. It can be carried out from any folder."""
     draw, file, values = GOLDEN[name]
     example = read_values(ROOT / "examples" / file) if file else {}

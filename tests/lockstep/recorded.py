@@ -14,11 +14,11 @@ from lockstep.common.data.source import load
 from lockstep.common.job.job import Job
 from lockstep.common.job.tally import Tally
 from lockstep.common.model.port import OnFinal
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock
-from lockstep.ps.records.recorder import Setting
-from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from lockstep.ps.records.recorder import NO_TRANSPORT, Setting
+from lockstep.ps.setup import RunSetup, open_run
 from lockstep.ps.shard.shard import Shard
-from lockstep.runs.launch_config import Launch
 from lockstep.runs.recorded_model import trust_own
 from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
@@ -70,10 +70,10 @@ def record_alone(
     folder: Path, job: Job, lie: Callable[[RunSetup], RunSetup] = lambda opening: opening, *, every_steps: int = 3
 ) -> Path:
     """Train in one process; return the run's folder."""
-    opening = lie(open_run("run", job, load(job.data), AdmissionPolicy()))
-    launch = Launch(workers=0, checkpoint_every_steps=every_steps, checkpoint_keep=9)
-    destination = Destination(folder=folder / "run", launch=launch)
-    setting = Setting(servers=0, transport="none", started=0.0)
+    opening = lie(open_run("run", job, load(job.data), RunOptions()))
+    launch = RunOptions(workers=0, checkpoint_every_steps=every_steps, checkpoint_keep=9)
+    destination = Destination(folder=folder / "run", options=launch)
+    setting = Setting(transport=NO_TRANSPORT, started=0.0)
     trust_own(job)
     session = open_session(opening, setting, destination, ManualClock(), lambda text: None)
     SerialRun(
@@ -129,10 +129,9 @@ def record_with_workers(folder: Path, job: Job, workers: int, lie: tuple[int, in
     In a job with local steps, the lie is in a local batch instead.
     """
     data = load(job.data)
-    launch = Launch(workers=workers, checkpoint_keep=9)
-    admission = AdmissionPolicy(min_workers=workers)
+    options = RunOptions(workers=workers, min_workers=workers, checkpoint_keep=9)
     trust_own(job)
-    simulation = Simulation(job, admission=admission, data=lambda: data, folder=folder / "run", launch=launch)
+    simulation = Simulation(job, options=options, data=lambda: data, folder=folder / "run")
     for _ in range(workers):
         simulation.add_worker()
     simulation.run(until=simulation.server.coordinator.is_running)

@@ -8,22 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, Self, TypeVar
 
-import msgspec
-
 from lockstep.checking.simulation.oracle import RunRecords, violations
 from lockstep.checking.simulation.processes import Parts, ServerProcess, ShardProcess, SimulatedRun, WorkerProcess
 from lockstep.checking.simulation.world import Process, World
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.job.job import Job
 from lockstep.common.numerics.random import Purpose, generator
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.statemachine.client import Exit
 from lockstep.common.transport.in_memory import MemoryNetwork
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.records.run_folder import RunResult
-from lockstep.ps.setup import AdmissionPolicy
 from lockstep.ps.shard_process.shell import ShardShell
-from lockstep.runs.launch_config import Launch
 from lockstep.worker.setup import Loader
 from lockstep.worker.shell import WorkerShell
 from tests.simulation.small import digits
@@ -51,7 +48,7 @@ class Simulation:
 
     job: Job
     seed: int = 0
-    admission: AdmissionPolicy = field(default_factory=AdmissionPolicy)
+    options: RunOptions = field(default_factory=RunOptions)
     data: Callable[[], TrainTest] = digits
     #: The run's folder, in which it is resumed if it has begun there; None for one that goes with the simulation.
     folder: Path | None = None
@@ -59,7 +56,6 @@ class Simulation:
     root: Path | None = None
     parts: Parts = field(default_factory=Parts)
     cores: int = 1
-    launch: Launch = field(default_factory=Launch)
     shards_share: bool = True
     #: What is printed by the server, and by others.
     said: list[str] = field(default_factory=list)
@@ -77,8 +73,7 @@ class Simulation:
         self.started = SimulatedRun(
             job=self.job,
             data=self.data(),
-            admission=self.admission,
-            launch=msgspec.structs.replace(self.launch, servers=self.admission.servers),
+            options=self.options,
             folder=self.folder,
             root=self.root or self.folder,
             network=self.network,
@@ -91,7 +86,7 @@ class Simulation:
         assert isinstance(process.shell, ServerProcess)
         self.process, self.server, self.sharing = process, process.shell.server, process.shell.sharing
         self.opening, self.recorder = self.server.setup, self.server.recorder
-        for _ in range(self.admission.servers - 1):
+        for _ in range(self.options.servers - 1):
             self.add_shard()
 
     def __enter__(self) -> Self:
@@ -181,7 +176,7 @@ class Simulation:
 
 def prove(job: Job, reference: RunRecords, workers: int, seed: int, servers: int = 1) -> None:
     """Prove a run with as many workers from the start."""
-    simulation = Simulation(job, seed, AdmissionPolicy(min_workers=workers, servers=servers))
+    simulation = Simulation(job, seed, RunOptions(min_workers=workers, servers=servers))
     for _ in range(workers):
         simulation.add_worker()
     simulation.prove(reference)

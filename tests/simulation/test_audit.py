@@ -10,7 +10,7 @@ import pytest
 from lockstep.checking.simulation.oracle import RunRecords, reference_run, violations
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.errors import FailureKind
-from lockstep.ps.setup import AdmissionPolicy
+from lockstep.common.protocol.run_options import RunOptions
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import JOBS, digits, job_of
 
@@ -38,8 +38,8 @@ def unaudited(wire: str) -> RunRecords:
 
 
 def simulation_of(servers: int, root: Path | None, seed: int = 1, wire: str = "float32") -> Simulation:
-    admission = AdmissionPolicy(min_workers=3, servers=servers, audit=1.0, lease_timeout_s=30.0)
-    return Simulation(WIRES[wire], seed, admission, root=root)
+    options = RunOptions(min_workers=3, servers=servers, audit=1.0, lease_timeout=30.0)
+    return Simulation(WIRES[wire], seed, options, root=root)
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_a_worker_that_computes_wrongly_is_named_before_its_step_is_applied(
 @pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize("shares", [False, True])
 def test_the_server_knows_what_is_right_if_there_is_no_third_worker(short_root: Path, wire: str, shares: bool) -> None:
-    admission = AdmissionPolicy(min_workers=2, audit=1.0, audit_ends=True, lease_timeout_s=30.0)
-    with Simulation(WIRES[wire], 1, admission, root=short_root if shares else None) as simulation:
+    options = RunOptions(min_workers=2, audit=1.0, audit_ends=True, lease_timeout=30.0)
+    with Simulation(WIRES[wire], 1, options, root=short_root if shares else None) as simulation:
         simulation.add_worker()
         simulation.add_worker(load=faulty)
         simulation.run()
@@ -93,14 +93,14 @@ def test_the_server_knows_what_is_right_if_there_is_no_third_worker(short_root: 
 
 
 def test_a_server_that_is_started_again_still_knows_who_was_evicted(tmp_path: Path) -> None:
-    folder, admission = tmp_path / "run", AdmissionPolicy(min_workers=2, audit=1.0)
+    folder, options = tmp_path / "run", RunOptions(min_workers=2, audit=1.0)
     (tmp_path / "run").mkdir()
-    with Simulation(WIRES["float32"], 1, admission, folder=folder) as simulation:
+    with Simulation(WIRES["float32"], 1, options, folder=folder) as simulation:
         simulation.add_worker()
         simulation.add_worker(load=faulty)
         simulation.run()
-    admission = AdmissionPolicy(min_workers=1, audit=1.0)
-    with Simulation(WIRES["float32"], 1, admission, folder=folder) as simulation:
+    options = RunOptions(min_workers=1, audit=1.0)
+    with Simulation(WIRES["float32"], 1, options, folder=folder) as simulation:
         simulation.add_worker()
         liar = simulation.add_worker(load=faulty)
         simulation.finish()
@@ -112,7 +112,7 @@ def test_a_server_that_is_started_again_still_knows_who_was_evicted(tmp_path: Pa
 
 def test_one_worker_alone_is_audited_by_nobody() -> None:
     job = job_of(steps=3)
-    simulation = Simulation(job, admission=AdmissionPolicy(audit=0.5))
+    simulation = Simulation(job, options=RunOptions(audit=0.5))
     simulation.add_worker()
     simulation.prove(reference_run(job, digits()))
     assert simulation.result().audited == 0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lockstep.ps.setup import AdmissionPolicy
+from lockstep.common.protocol.run_options import RunOptions
 from tests.lockstep.worker.test_shell import RAISING, model_file
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import job_of, other_digits
@@ -13,7 +13,7 @@ from tests.simulation.small import job_of, other_digits
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_model_that_always_raises_stops_the_run_with_the_traceback(tmp_path: Path, workers: int) -> None:
     job = job_of(model=model_file(tmp_path / "net.py", RAISING))
-    simulation = Simulation(job, admission=AdmissionPolicy(min_workers=workers))
+    simulation = Simulation(job, options=RunOptions(min_workers=workers))
     for _ in range(workers):
         simulation.add_worker()
     simulation.run()

@@ -10,7 +10,7 @@ from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.mapped import MappedSamples
 from lockstep.common.data.source import load
 from lockstep.common.job.job import Job
-from lockstep.ps.setup import AdmissionPolicy
+from lockstep.common.protocol.run_options import RunOptions
 from tests.lockstep.common.data.folders import folder_of
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import digits, job_of, noisy_net
@@ -47,7 +47,7 @@ def test_a_folder_gives_the_bits_of_the_arrays_in_memory(name: str, workers: int
     if not workers:
         assert train_alone(chosen, data()).shard.digest() == from_memory(name)
         return
-    simulation = Simulation(chosen, workers, AdmissionPolicy(min_workers=workers), data=data)
+    simulation = Simulation(chosen, workers, RunOptions(min_workers=workers), data=data)
     for _ in range(workers):
         simulation.add_worker()
     assert simulation.finish() == from_memory(name)
@@ -55,7 +55,7 @@ def test_a_folder_gives_the_bits_of_the_arrays_in_memory(name: str, workers: int
 
 @pytest.mark.parametrize("name", JOBS)
 def test_samples_that_a_server_sends_from_a_folder_give_them_too(name: str, tmp_path: Path) -> None:
-    shipping = AdmissionPolicy(ships_data=True, min_workers=2)
+    shipping = RunOptions(ship_data=True, min_workers=2)
     simulation = Simulation(JOBS[name][0], 1, shipping, data=packed(name, tmp_path / "folder"))
     for number in range(2):
         simulation.add_worker(load=nothing, cache=tmp_path / str(number))

@@ -12,10 +12,10 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import FailureKind
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import Result, SumsFrame, WorkerMessage
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import Hello
 from lockstep.common.transport.port import ClientPort, Frames
 from lockstep.ps.coordinator.effects import Finish
-from lockstep.ps.setup import AdmissionPolicy
 from lockstep.worker.shell import WorkerShell
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import JOBS
@@ -80,8 +80,8 @@ def spoilt(
     In that one nobody is known to be too slow: each gets something.
     """
     job = msgspec.structs.replace(JOBS[name], wire=wire)
-    admission = AdmissionPolicy(min_workers=2, servers=servers)
-    simulation = Simulation(job, admission=admission)
+    options = RunOptions(min_workers=2, servers=servers)
+    simulation = Simulation(job, options=options)
     simulation.add_worker()
     spoil(simulation.add_worker().runner, place)
     digest = simulation.finish()
@@ -110,8 +110,8 @@ def test_who_sends_no_numbers_is_refused_by_name_and_the_run_has_its_bits(name: 
 @pytest.mark.parametrize("servers", [1, 2])
 @pytest.mark.parametrize("place", [0, -1])
 def test_in_shared_memory_it_ends_the_run_at_the_next_loss(place: int, servers: int, short_root: Path) -> None:
-    admission = AdmissionPolicy(min_workers=2, servers=servers)
-    with Simulation(JOBS["mlp"], admission=admission, root=short_root) as simulation:
+    options = RunOptions(min_workers=2, servers=servers)
+    with Simulation(JOBS["mlp"], options=options, root=short_root) as simulation:
         simulation.add_worker()
         spoil(simulation.add_worker().runner, place)
         with np.errstate(all="ignore"):
@@ -151,7 +151,7 @@ def build():
 def test_a_gradient_that_a_worker_finds_not_finite_ends_the_run_with_worker_piece_and_parameter(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(ROOT)
     job = msgspec.structs.replace(JOBS["linear"], model=f"{tmp_path / 'net.py'}:build")
-    simulation = Simulation(job, admission=AdmissionPolicy(min_workers=2))
+    simulation = Simulation(job, options=RunOptions(min_workers=2))
     simulation.add_worker()
     simulation.add_worker()
     with np.errstate(all="ignore"):

@@ -15,9 +15,10 @@ from lockstep.common.job.job import Job
 from lockstep.common.nn.description import describe
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.optim.optimizers import SGD
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock
-from lockstep.ps.records.recorder import MetricsRecorder, Setting
-from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from lockstep.ps.records.recorder import NO_TRANSPORT, MetricsRecorder, Setting
+from lockstep.ps.setup import RunSetup, open_run
 from lockstep.runs.single_process import SerialRun
 from tests.lockstep.common.model.built import build_model
 from tests.simulation.cluster import Simulation
@@ -71,8 +72,8 @@ def alone(name: str) -> RunRecords:
 
 def train_alone(chosen: Job, data: TrainTest) -> RunSetup:
     """Train in one process; return what it began with, whose shard has the last weights."""
-    opening = open_run("alone", chosen, data, AdmissionPolicy())
-    recorder = MetricsRecorder(opening.info, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
+    opening = open_run("alone", chosen, data, RunOptions())
+    recorder = MetricsRecorder(opening.info, Setting(transport=NO_TRANSPORT, started=0.0), opening.layout, None)
     SerialRun(opening, recorder, ManualClock(), lambda status: None).train()
     return opening
 
@@ -81,7 +82,7 @@ def train_alone(chosen: Job, data: TrainTest) -> RunSetup:
 @pytest.mark.parametrize("name", JOBS)
 def test_any_number_of_workers_gives_the_bits_and_figures_of_one_process(name: str, workers: int) -> None:
     chosen, data = JOBS[name]
-    simulation = Simulation(chosen, workers, AdmissionPolicy(min_workers=workers), data=data)
+    simulation = Simulation(chosen, workers, RunOptions(min_workers=workers), data=data)
     for _ in range(workers):
         simulation.add_worker()
     simulation.prove(alone(name))

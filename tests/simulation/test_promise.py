@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lockstep.checking.simulation.oracle import RunRecords, reference_run
-from lockstep.ps.setup import AdmissionPolicy
+from lockstep.common.protocol.run_options import RunOptions
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import JOBS, digits, long_test_set
 
@@ -26,7 +26,7 @@ def test_any_number_of_workers_gives_the_bits_and_records_of_one_process(
     short_root: Path, name: str, workers: int, sharing: int
 ) -> None:
     root = short_root if sharing else None
-    with Simulation(JOBS[name], workers, AdmissionPolicy(min_workers=workers), root=root) as simulation:
+    with Simulation(JOBS[name], workers, RunOptions(min_workers=workers), root=root) as simulation:
         for number in range(workers):
             simulation.add_worker(shares=number < sharing)
         simulation.prove(alone(name))
@@ -35,7 +35,7 @@ def test_any_number_of_workers_gives_the_bits_and_records_of_one_process(
 
 
 def test_more_workers_than_micro_batches_give_the_same_bits() -> None:
-    simulation = Simulation(JOBS["linear"], 5, AdmissionPolicy(min_workers=10))
+    simulation = Simulation(JOBS["linear"], 5, RunOptions(min_workers=10))
     for _ in range(10):
         simulation.add_worker()
     simulation.prove(alone("linear"))

@@ -15,7 +15,7 @@ from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.sampler import Sampler
 from lockstep.common.job.job import Job
 from lockstep.common.nn.models import MODELS
-from lockstep.ps.setup import AdmissionPolicy
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.shard.shard import Shard
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import digits, job_of
@@ -127,7 +127,7 @@ def digest_of(kind: type[Shard], seed: int, workers: int = 5) -> str:
     simulation = Simulation(
         JOB,
         seed,
-        AdmissionPolicy(min_workers=workers),
+        RunOptions(min_workers=workers),
         parts=Parts(shard=lambda it: kind(slots=it.slots, policy=it.policy, micro_batches=it.micro_batches)),
     )
     for _ in range(workers):

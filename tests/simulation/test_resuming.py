@@ -13,12 +13,12 @@ from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import DataError, FileFormatError, JobError, UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.nn.description import describe
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.records.metrics import METRICS
 from lockstep.ps.records.recorder import Setting
 from lockstep.ps.records.run_folder import CHECKPOINTS, LEDGER, RESULT
-from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
-from lockstep.runs.launch_config import Launch
+from lockstep.ps.setup import RunSetup, open_run
 from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination, open_session
 from lockstep.runs.single_process import SerialRun
@@ -52,7 +52,7 @@ CUT = job_of(
     clip_norm=0.5,
 )
 
-LAUNCH = Launch(checkpoint_keep=3, checkpoint_every_steps=1)
+OPTIONS = RunOptions(checkpoint_keep=3, checkpoint_every_steps=1)
 
 
 class StoppedError(BaseException):
@@ -62,9 +62,9 @@ class StoppedError(BaseException):
 def run(folder: Path, workers: int, servers: int = 1, *, job: Job = JOB, stop_at: int | None = None) -> list[str]:
     """Carry out a run, or a part of it up to a number of steps, from where it is; return what was said."""
     if workers == 0:
-        return run_alone(folder, open_run("simulated", job, digits(), AdmissionPolicy()), stop_at)
-    admission = AdmissionPolicy(min_workers=workers, servers=servers)
-    with Simulation(job, servers + 10 * workers, admission, folder=folder, launch=LAUNCH) as simulation:
+        return run_alone(folder, open_run("simulated", job, digits(), RunOptions()), stop_at)
+    options = msgspec.structs.replace(OPTIONS, min_workers=workers, servers=servers)
+    with Simulation(job, servers + 10 * workers, options, folder=folder) as simulation:
         for _ in range(workers):
             simulation.add_worker()
         simulation.run(until=lambda: stop_at is not None and simulation.server.shard.updates >= stop_at)
@@ -75,8 +75,8 @@ def run(folder: Path, workers: int, servers: int = 1, *, job: Job = JOB, stop_at
 def run_alone(folder: Path, opening: RunSetup, stop_at: int | None = None) -> list[str]:
     """Carry out a run in one process."""
     said, clock = list[str](), ManualClock()
-    setting = Setting(servers=1, transport="memory", started=0.0)
-    destination = Destination(folder=folder, launch=LAUNCH, is_resumed=has_begun(folder))
+    setting = Setting(transport="memory", started=0.0)
+    destination = Destination(folder=folder, options=OPTIONS, is_resumed=has_begun(folder))
     session = open_session(opening, setting, destination, clock, said.append)
 
     def watch(status: object) -> None:
@@ -155,7 +155,7 @@ def test_without_a_whole_checkpoint_a_run_begins_anew(tmp_path: Path, damage: st
 
 
 def opening_of(job: Job = JOB, data: TrainTest | None = None) -> RunSetup:
-    return open_run("simulated", job, data or digits(), AdmissionPolicy())
+    return open_run("simulated", job, data or digits(), RunOptions())
 
 
 def test_what_is_not_the_runs_is_refused_with_both_named(tmp_path: Path) -> None:

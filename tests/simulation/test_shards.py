@@ -19,11 +19,12 @@ from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import PROTOCOL_VERSION, Refused, SumsFrame
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardJoin, ToShardMessage
 from lockstep.common.statemachine.client import Exit
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.run_folder import WEIGHTS
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.ps.setup import open_run
 from lockstep.ps.shard_group.group import GroupEffect, ShardGroup
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import digits, job_of
@@ -62,7 +63,7 @@ def alone(name: str) -> RunRecords:
 
 def most(job: Job) -> int:
     """Return the number of servers that leaves each of them one block."""
-    return -(-open_run("size", job, digits(), AdmissionPolicy()).layout.size // BLOCK)
+    return -(-open_run("size", job, digits(), RunOptions()).layout.size // BLOCK)
 
 
 @contextmanager
@@ -76,8 +77,8 @@ def simulated(
     timeout_s: float = 60.0,
 ) -> Iterator[Simulation]:
     """A run with so many servers; `root` is where memory is shared."""
-    admission = AdmissionPolicy(min_workers=workers, servers=servers, lease_timeout_s=timeout_s)
-    with Simulation(SHARDED[name], servers, admission, root=root, shards_share=shards_share) as simulation:
+    options = RunOptions(min_workers=workers, servers=servers, lease_timeout=timeout_s)
+    with Simulation(SHARDED[name], servers, options, root=root, shards_share=shards_share) as simulation:
         yield simulation
 
 
@@ -104,11 +105,11 @@ def test_any_number_of_servers_gives_the_bits_and_records_of_one_process(
 def test_more_servers_than_blocks_are_an_error_that_says_how_many_there_may_be(name: str) -> None:
     blocks = most(SHARDED[name])
     with pytest.raises(JobError, match=f"servers = {blocks + 1} for a model of .* expected 1 to {blocks}"):
-        open_run("many", SHARDED[name], digits(), AdmissionPolicy(servers=blocks + 1))
+        open_run("many", SHARDED[name], digits(), RunOptions(servers=blocks + 1))
 
 
 def test_the_statistics_lie_across_slices() -> None:
-    opening = open_run("cut", SHARDED["statistics"], digits(), AdmissionPolicy())
+    opening = open_run("cut", SHARDED["statistics"], digits(), RunOptions())
     slices = slices_for(opening.layout.size, most(SHARDED["statistics"]))
     assert any(it.start < opening.layout.parameter_size < it.stop for it in slices)
 
@@ -272,9 +273,9 @@ def test_clipping_by_the_norm_of_a_slice_is_found() -> None:
 
 @pytest.mark.parametrize("is_shared", [False, True])
 def test_what_an_interrupted_run_keeps_is_whole(tmp_path: Path, short_root: Path, is_shared: bool) -> None:
-    admission = AdmissionPolicy(servers=3)
+    options = RunOptions(servers=3)
     root = short_root if is_shared else None
-    with Simulation(SHARDED["plain"], 1, admission, folder=tmp_path / "run", root=root) as simulation:
+    with Simulation(SHARDED["plain"], 1, options, folder=tmp_path / "run", root=root) as simulation:
         simulation.add_worker()
         simulation.run_to(2)
         simulation.server.interrupt()

@@ -11,7 +11,7 @@ import pytest
 
 from lockstep.checking.simulation.processes import Parts
 from lockstep.common.aggregation.tree import Vector
-from lockstep.ps.setup import AdmissionPolicy
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.shard.shard import Shard
 from tests.leftovers import LINUX_ONLY, nothing_left_open
 from tests.lockstep.checking.simulation.planted import coordinating
@@ -26,8 +26,8 @@ def simulated(
     root: Path, workers: int = 1, name: str = "linear", seed: int = 0, parts: Parts | None = None
 ) -> Iterator[Simulation]:
     """A run that offers memory; at its end nothing is left of that."""
-    admission = AdmissionPolicy(min_workers=workers)
-    with Simulation(JOBS[name], seed, admission, root=root, parts=parts or Parts()) as simulation:
+    options = RunOptions(min_workers=workers)
+    with Simulation(JOBS[name], seed, options, root=root, parts=parts or Parts()) as simulation:
         yield simulation
     assert list(root.iterdir()) == []
 

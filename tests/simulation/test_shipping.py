@@ -15,14 +15,14 @@ from lockstep.common.errors import DataError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.codec import decode
 from lockstep.common.protocol.messages import Lease, Samples, SamplesRequest, ServerMessage, WorkerMessage
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.transport.port import ClientPort, Frames
-from lockstep.ps.setup import AdmissionPolicy
 from lockstep.worker.samples import PARTS
 from lockstep.worker.shell import WorkerShell
 from tests.simulation.cluster import Member, Simulation
 from tests.simulation.small import digits, job_of, noisy_net, other_digits
 
-SHIPPING = AdmissionPolicy(ships_data=True)
+SHIPPING = RunOptions(ship_data=True)
 
 #: Epochs of three steps, with dropout and shifts; the second with a validation set.
 JOBS = {
@@ -41,7 +41,7 @@ def nothing(name: str) -> TrainTest:
 
 
 def run(job: Job, cache_dir: Path, workers: int = 1, seed: int = 1) -> Simulation:
-    simulation = Simulation(job, seed, AdmissionPolicy(ships_data=True, min_workers=workers))
+    simulation = Simulation(job, seed, RunOptions(ship_data=True, min_workers=workers))
     for number in range(workers):
         simulation.add_worker(load=nothing, cache=cache_dir / str(number))
     return simulation

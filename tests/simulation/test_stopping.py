@@ -10,11 +10,12 @@ from lockstep.checking.simulation.oracle import RunRecords, reference_run, viola
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.codec import encode
 from lockstep.common.protocol.messages import CallbackDecision, EpochRecord
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.coordinator.transitions import RunPhase
-from lockstep.ps.records.recorder import MetricsRecorder, Setting
+from lockstep.ps.records.recorder import NO_TRANSPORT, MetricsRecorder, Setting
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT, RunResult
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.ps.setup import open_run
 from lockstep.runs.single_process import SerialRun
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import JOBS, digits, job_of
@@ -25,8 +26,8 @@ JOB = JOBS["stopped"]
 
 def alone(job: Job, **values: Any) -> RunResult:
     """Return what one process without any transport comes to."""
-    opening = open_run("alone", job, digits(), AdmissionPolicy(pauses="is_to_stop" in values))
-    recorder = MetricsRecorder(opening.info, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
+    opening = open_run("alone", job, digits(), RunOptions(pause="is_to_stop" in values))
+    recorder = MetricsRecorder(opening.info, Setting(transport=NO_TRANSPORT, started=0.0), opening.layout, None)
     return SerialRun(opening, recorder, ManualClock(), lambda status: None, **values).train()
 
 
@@ -64,7 +65,7 @@ def test_without_patience_it_goes_on_and_without_keeping_ends_with_the_last() ->
 
 @pytest.mark.parametrize(("workers", "servers"), [(1, 1), (2, 1), (3, 1), (2, 2)])
 def test_any_number_of_workers_stops_at_the_same_step(workers: int, servers: int) -> None:
-    simulation = Simulation(JOB, workers, AdmissionPolicy(min_workers=workers, servers=servers))
+    simulation = Simulation(JOB, workers, RunOptions(min_workers=workers, servers=servers))
     for _ in range(workers):
         simulation.add_worker()
     simulation.prove(reference())
@@ -73,7 +74,7 @@ def test_any_number_of_workers_stops_at_the_same_step(workers: int, servers: int
 
 
 def test_a_worker_that_dies_in_a_validation_costs_nothing() -> None:
-    simulation = Simulation(JOB, 4, AdmissionPolicy(min_workers=2))
+    simulation = Simulation(JOB, 4, RunOptions(min_workers=2))
     for _ in range(2):
         simulation.add_worker()
     simulation.run(until=lambda: simulation.server.coordinator.round.work == "validate")
@@ -108,7 +109,7 @@ PLAIN = job_of(model="linear", steps=None, epochs=4)
 
 def paused(workers: int, servers: int = 1, folder: Path | None = None) -> Simulation:
     """Return a run that waits for callbacks after its first epoch."""
-    simulation = Simulation(PLAIN, workers, AdmissionPolicy(min_workers=workers, servers=servers, pauses=True))
+    simulation = Simulation(PLAIN, workers, RunOptions(min_workers=workers, servers=servers, pause=True))
     for _ in range(workers):
         simulation.add_worker()
     wait_for_pause(simulation)

@@ -9,8 +9,9 @@ import pytest
 
 from lockstep.checking.simulation.oracle import RunRecords, reference_run, violations
 from lockstep.common.errors import NumericsError
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.numerics import kept_numerics, use_numerics
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.ps.setup import open_run
 from tests.lockstep.common.model.pytorch.jobs import NAMES, characters, model_file, torch_job
 from tests.simulation.cluster import Simulation, prove
 from tests.simulation.small import digits, job_of
@@ -38,7 +39,7 @@ def test_portable_numerics_are_refused() -> None:
         NumericsError,
         match=r"numerics = 'portable' with a model that is computed by torch .*; or add --numerics native",
     ):
-        open_run("torch", job, digits(), AdmissionPolicy(allows_mixed_numerics=True))
+        open_run("torch", job, digits(), RunOptions(allow_mixed_numerics=True))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -74,7 +75,7 @@ def test_local_steps_have_the_same_bits_too(name: str, workers: int, servers: in
 
 
 def test_what_a_killed_worker_had_is_computed_again() -> None:
-    simulation = Simulation(torch_job("lenet"), 7, AdmissionPolicy(min_workers=2))
+    simulation = Simulation(torch_job("lenet"), 7, RunOptions(min_workers=2))
     first, _ = simulation.add_worker(), simulation.add_worker()
     simulation.run(until=lambda: bool(first.runner.state.leases))
     first.die()
@@ -107,7 +108,7 @@ def test_tokens_have_a_class_each(tmp_path: Path) -> None:
     job = job_of(numerics="native", model=model_file(tmp_path, LANGUAGE), global_batch=8, micro_batches=4, steps=3)
     digests = set()
     for workers in (1, 3):
-        simulation = Simulation(job, workers, AdmissionPolicy(min_workers=workers), data=characters)
+        simulation = Simulation(job, workers, RunOptions(min_workers=workers), data=characters)
         for _ in range(workers):
             simulation.add_worker()
         digests.add(simulation.finish())

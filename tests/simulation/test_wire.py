@@ -20,8 +20,9 @@ from lockstep.common.aggregation.tree import Addition, Node, Vector
 from lockstep.common.aggregation.update import UpdateStep
 from lockstep.common.job.job import Job
 from lockstep.common.numerics.random import Purpose, generator
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.run.traffic import Moved
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.ps.setup import open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.worker.compute import Compute
 from tests.simulation.cluster import Simulation
@@ -124,9 +125,9 @@ def test_any_number_of_workers_and_servers_gives_the_bits_of_one_process(
     name: str, workers: int, servers: int, sharing: int, short_root: Path
 ) -> None:
     # One vector is too short to be cut. With -1 there is memory, but not for shards.
-    admission = AdmissionPolicy(min_workers=workers, servers=1 if name == "noisy" else servers)
+    options = RunOptions(min_workers=workers, servers=1 if name == "noisy" else servers)
     root = short_root if sharing else None
-    with Simulation(JOBS[name], workers, admission, root=root, shards_share=sharing > 0) as simulation:
+    with Simulation(JOBS[name], workers, options, root=root, shards_share=sharing > 0) as simulation:
         for number in range(workers):
             simulation.add_worker(shares=number == 0)
         simulation.prove(alone(name))
@@ -136,7 +137,7 @@ def test_any_number_of_workers_and_servers_gives_the_bits_of_one_process(
 def moved(wire: str, wire_weights: str = "float32") -> Moved:
     """Return what a step of LeNet moves between a server and two workers, by the server's counters."""
     job = job_of(model="lenet", steps=2, micro_batches=2, wire=wire, wire_weights=wire_weights)
-    simulation = Simulation(job, 1, AdmissionPolicy(min_workers=2))
+    simulation = Simulation(job, 1, RunOptions(min_workers=2))
     simulation.add_worker()
     simulation.add_worker()
     simulation.finish()
@@ -156,7 +157,7 @@ def test_rounded_weights_take_half_of_float32s_bytes() -> None:
 
 def gradient(wire: str) -> Vector:
     """Return the sum of LeNet's gradients over a step of eight pieces."""
-    opening = open_run("alone", job_of(model="lenet", micro_batches=8, wire=wire), digits(), AdmissionPolicy())
+    opening = open_run("alone", job_of(model="lenet", micro_batches=8, wire=wire), digits(), RunOptions())
     compute = Compute(opening.info.job, opening.model, opening.data, opening.shard.served)
     return compute.train(0, Node(0, 8))[0].copy()
 
@@ -220,7 +221,7 @@ def digest_of(kind: Callable[..., Shard], workers: int, job: Job = JOBS["int8"])
     simulation = Simulation(
         job,
         1,
-        AdmissionPolicy(min_workers=workers),
+        RunOptions(min_workers=workers),
         parts=Parts(shard=lambda it: kind(it.slots, it.policy, it.micro_batches, rounded=it.rounded)),
     )
     for _ in range(workers):

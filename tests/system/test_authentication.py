@@ -14,6 +14,7 @@ import zmq
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, Ready, Refused, ServerMessage, Welcome
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential, ServerKeys, Token
 from lockstep.common.transport.auth.curve import new_pair
@@ -24,7 +25,7 @@ from lockstep.common.transport.zeromq.server import ZeroMqServer
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
 from lockstep.ps.server.server import Server
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.ps.setup import open_run
 from tests.lockstep.common.transport.zeromq import zmtp
 from tests.simulation.small import digits, job_of
 
@@ -97,8 +98,8 @@ class Gate:
     def __post_init__(self) -> None:
         lock = ServerKeys(SERVER, lambda: self.allowed())
         self.port = Brief(serve("tcp://127.0.0.1:0", lock=lock, rejections=self.denials))
-        opening = open_run("gate", job_of(), digits(), AdmissionPolicy(min_workers=9))
-        setting = Setting(servers=1, transport="tcp", started=0.0)
+        opening = open_run("gate", job_of(), digits(), RunOptions(min_workers=9))
+        setting = Setting(transport="tcp", started=0.0)
         recorder = MetricsRecorder(opening.info, setting, opening.layout, None)
         self.server = Server(
             Coordinator(opening.info),

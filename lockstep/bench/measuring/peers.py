@@ -16,9 +16,9 @@ from lockstep.common.errors import RunError, UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.model.source import is_torch_module, open_model
 from lockstep.common.nn.models import MODELS
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.environment import BLAS_THREAD_VARIABLES, child_environment, cores, keep_to_core
 from lockstep.runs.job_file import to_toml
-from lockstep.runs.launch_config import Launch
 
 #: Steps before anything is measured: buffers are made and caches filled.
 WARM_UP = 20
@@ -138,7 +138,7 @@ def in_turns(
 def start_singles(job: Job, count: int, folder: Path, stack: ExitStack) -> list[Stepper]:
     """Start independent processes that make the steps of a job, until the stack is closed, and warm them up."""
     job_file = folder / "single.toml"
-    job_file.write_text(to_toml(job, Launch(workers=0)), encoding="utf-8")
+    job_file.write_text(to_toml(job, RunOptions(workers=0)), encoding="utf-8")
     command = [sys.executable, "-P", "-m", "lockstep", "bench", "lone", str(job_file)]
     singles = []
     for number in range(count):

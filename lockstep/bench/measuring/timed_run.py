@@ -22,6 +22,7 @@ from lockstep.common.errors import RunError
 from lockstep.common.files.reading import read_regular
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import Status
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.launch.chaos import Interference
 from lockstep.launch.cluster import Cluster
@@ -32,7 +33,6 @@ from lockstep.ps.records.run_folder import LEDGER, RunResult
 from lockstep.ps.run.timing import Split, StepTimeTotals
 from lockstep.results.reports.display import print_plainly
 from lockstep.runs.job_file import resolve
-from lockstep.runs.launch_config import Launch
 from lockstep.runs.session import Destination
 
 #: Where the system shows its processes.
@@ -201,10 +201,12 @@ class BenchSession:
         """Print a line for a person."""
         print_plainly(self.console, text)
 
-    def run(self, job: Job, launch: Launch, interference: Interference | None = None, *, teams: int = 1) -> TimedRun:
+    def run(
+        self, job: Job, launch: RunOptions, interference: Interference | None = None, *, teams: int = 1
+    ) -> TimedRun:
         """Run a job once, with the workers of a launch in so many teams. RunError if it gave other weights before."""
         run_dir, processors = self.folder / "run", ProcessorClock()
-        destination, backend = Destination(folder=run_dir, launch=launch), LocalBackend(launch)
+        destination, backend = Destination(folder=run_dir, options=launch), LocalBackend(launch)
         if teams > 1:
             backend.team_size = launch.workers // teams
 
@@ -226,7 +228,7 @@ class BenchSession:
             )
         return run
 
-    def run_each(self, job: Job, runs: Mapping[tuple[Launch, int], list[TimedRun]]) -> None:
+    def run_each(self, job: Job, runs: Mapping[tuple[RunOptions, int], list[TimedRun]]) -> None:
         """Run a job once with each launch and number of teams, and append to its runs."""
         for (launch, teams), done in runs.items():
             done.append(self.run(job, launch, teams=teams))

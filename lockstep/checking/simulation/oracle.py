@@ -23,15 +23,16 @@ from lockstep.common.data.sampler import Sampler
 from lockstep.common.data.source import with_validation
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import EpochRecord
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.ps.records.ledger import Line, StepDone
 from lockstep.ps.records.metrics import RunMetrics, StepRecord, read_metrics
 from lockstep.ps.records.receipt import Receipt
-from lockstep.ps.records.recorder import MetricsRecorder, Setting
+from lockstep.ps.records.recorder import NO_TRANSPORT, MetricsRecorder, Setting
 from lockstep.ps.records.run_folder import RunFolder, RunResult, read_ledger, read_receipt, read_result
 from lockstep.ps.run.plan import plan_of
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.ps.setup import open_run
 from lockstep.runs.single_process import SerialRun
 
 #: The fields of a result, a step or an epoch that depend on who computed it.
@@ -77,10 +78,10 @@ def reference_of(job: str, steps: int | None) -> RunRecords:
 
 def reference_run(job: Job, data: TrainTest) -> RunRecords:
     """Return the run of a job in one process."""
-    setup = open_run(RUN, job, data, AdmissionPolicy())
+    setup = open_run(RUN, job, data, RunOptions())
     with tempfile.TemporaryDirectory(prefix="lockstep-reference-") as name:
         folder = RunFolder(Path(name))
-        setting = Setting(servers=0, transport="none", started=0.0)
+        setting = Setting(transport=NO_TRANSPORT, started=0.0)
         recorder = MetricsRecorder(setup.info, setting, setup.layout, folder)
         recorder.begin(setup.shard.digest())
         SerialRun(setup, recorder, ManualClock(), lambda status: None).train()

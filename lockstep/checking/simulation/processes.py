@@ -18,6 +18,7 @@ from lockstep.common.files.atomic import write_atomically
 from lockstep.common.job.job import Job
 from lockstep.common.model.source import ModelSource
 from lockstep.common.protocol.messages import Join, StandbyAddress
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.statemachine.client import ClientConfig, Exit, Started
 from lockstep.common.statemachine.machine import Interrupted
@@ -33,7 +34,7 @@ from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.recorder import Setting
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.server.server import Server
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.ps.setup import open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard_process.shell import ShardShell
 from lockstep.ps.shard_process.state import ShardState
@@ -41,7 +42,6 @@ from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.ps.standby.shell import StandbyShell
 from lockstep.ps.standby.state import StandbyConfig, StandbyState, TakeOver
 from lockstep.ps.standby.storage import MIRROR, MirrorStorage
-from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination, RunSession
 from lockstep.worker.setup import BuildModel, Loader
@@ -140,8 +140,7 @@ class SimulatedRun:
 
     job: Job
     data: TrainTest
-    admission: AdmissionPolicy
-    launch: Launch
+    options: RunOptions
     folder: Path
     #: The folder of shared memory.
     root: Path
@@ -191,13 +190,13 @@ class ServerProcess(SimulatedShell):
         """
         destination = Destination(
             folder=run.folder,
-            launch=run.launch,
+            options=run.options,
             is_resumed=has_begun(run.folder),
             server=run.parts.server_name(process.name),
             least_term=least_term,
         )
-        setting = Setting(servers=run.admission.servers, transport="memory", started=process.now())
-        setup, sharing = open_run(RUN, run.job, run.data, run.admission), None
+        setting = Setting(transport="memory", started=process.now())
+        setup, sharing = open_run(RUN, run.job, run.data, run.options), None
         with ExitStack() as stack:
             if shares:
                 setup, sharing = share(setup, run.root)

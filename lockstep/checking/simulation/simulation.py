@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from lockstep.checking.simulation.jobs import data, job_named
 from lockstep.checking.simulation.messages import AnyMessage, describe
 from lockstep.checking.simulation.processes import (
@@ -34,14 +36,13 @@ from lockstep.common.model.source import ModelSource
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.codec import decode_header, encode
 from lockstep.common.protocol.messages import Message, Result, SumsFrame
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.standby_messages import Drain, Promote
 from lockstep.common.statemachine.client import ClientPhase
 from lockstep.common.transport.in_memory import ADDRESS, Link, MemoryClient, MemoryNetwork
 from lockstep.launch.cluster import has_checkpoint
 from lockstep.ps.records.run_folder import RESULT, RunResult, read_result
-from lockstep.ps.setup import AdmissionPolicy
 from lockstep.ps.standby.storage import MIRROR
-from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import has_begun
 from lockstep.worker.team.progress import CROWDED, PATIENT
 
@@ -173,17 +174,14 @@ class Simulation:
         self.run = SimulatedRun(
             job=job_named(scenario.job, scenario.steps),
             data=data(job_named(scenario.job, scenario.steps).data),
-            admission=AdmissionPolicy(
+            options=RunOptions(
+                workers=sum(scenario.team_sizes()),
                 min_workers=scenario.min_workers,
-                lease_timeout_s=LEASE_S,
+                lease_timeout=LEASE_S,
                 servers=scenario.servers,
                 audit=scenario.audit,
-                ships_data=scenario.ships,
-                takeover_s=scenario.takeover_s,
-            ),
-            launch=Launch(
-                workers=sum(scenario.team_sizes()),
-                servers=scenario.servers,
+                ship_data=scenario.ships,
+                takeover_seconds=scenario.takeover_s,
                 checkpoint_keep=scenario.keep,
                 checkpoint_every_steps=scenario.checkpoint_every,
             ),
@@ -375,8 +373,8 @@ class Simulation:
         if self._is_over() or (before is not None and not before.is_dead):
             return
         # As those that were lost may not come back, one worker is enough.
-        admission = replace(self.run.admission, min_workers=1)
-        run = replace(self.run, folder=self.root / name, admission=admission)
+        options = msgspec.structs.replace(self.run.options, min_workers=1)
+        run = replace(self.run, folder=self.root / name, options=options)
         address = self.run.standbys[name]
         leads = has_begun(run.folder) and not (run.folder / MIRROR).exists()
 

@@ -10,12 +10,13 @@ from lockstep.common.errors import JobError, UsageError
 from lockstep.common.job.job import Job
 from lockstep.common.model.files import differing
 from lockstep.common.protocol.fingerprint import DECIDING_FIELDS, Fingerprint
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.checkpoint.resuming import fill
 from lockstep.ps.records.ledger import Line, RunBegun, StepDone, WorkerIn
 from lockstep.ps.records.receipt import Receipt, receipt_of
 from lockstep.ps.records.run_folder import CHECKPOINTS, RECEIPT, read_ledger, read_receipt
-from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from lockstep.ps.setup import RunSetup, open_run
 from lockstep.runs.recorded_model import told_folder, trusted_source
 from lockstep.runs.run_dir import JOB, has_begun, recorded_job
 from lockstep.runs.trained_model import demand_data, job_with_data
@@ -114,10 +115,10 @@ def read_run(folder: Path, data: str | None = None) -> RecordedRun:
 
 def open_again(run: RecordedRun, *, allows_mixed_numerics: bool) -> RunSetup:
     """Build what the run began with; a `UsageError` names both values if something here is not the run's."""
-    admission = AdmissionPolicy(allows_mixed_numerics=allows_mixed_numerics)
+    options = RunOptions(allow_mixed_numerics=allows_mixed_numerics)
     source = trusted_source(run.folder, run.job)
     data = run.dataset(is_checked=True)
-    setup = open_run(run.folder.name, run.job, data, admission, source, told_folder(run.folder))
+    setup = open_run(run.folder.name, run.job, data, options, source, told_folder(run.folder))
     here, there = receipt_of(setup.info, []), run.receipt
     for name, what in SUBJECTS.items():
         was, is_ = getattr(there, name), getattr(here, name)

@@ -10,12 +10,13 @@ import msgspec
 from rich.console import Console
 
 from lockstep.cli.machines.worker import WorkerRequest, be_in_team, supervise, take_place
-from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job, takes_trust
+from lockstep.cli.options.job import JOB_FIELDS, OPTION_FIELDS, GroupedCommand, JobRequest, takes_job, takes_trust
 from lockstep.cli.options.run import INSECURE_OPTION, KEY_OPTION, KEYS_OPTION, PICTURE_OPTION
 from lockstep.cli.options.types import WholeNumber, seconds
 from lockstep.common.errors import JobError
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import own_environment
 from lockstep.common.transport.auth.keys import SERVER
@@ -31,13 +32,12 @@ from lockstep.launch.remote.launcher import LauncherPlace, detect
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.launch.team import default_processes, team_arguments
 from lockstep.results.reports.display import display_for, print_plainly
-from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import finished, has_begun, resumed_job
 from lockstep.runs.session import Destination, destination_of
 
 
 @click.command(cls=GroupedCommand, short_help="Take part in a run under Slurm, torchrun or MPI.")
-@takes_job(*JOB_FIELDS, *(name for name in LAUNCH_FIELDS if name not in ("workers", "servers")))
+@takes_job(*JOB_FIELDS, *(name for name in OPTION_FIELDS if name not in ("workers", "servers")))
 @click.option(
     "--run-dir",
     type=click.Path(path_type=Path),
@@ -184,7 +184,7 @@ class HeadBackend:
         return dial(address, credential=server_credential(self.keys, None))
 
 
-def with_all_workers(place: LauncherPlace, launch: Launch, workers: int | None) -> Launch:
+def with_all_workers(place: LauncherPlace, launch: RunOptions, workers: int | None) -> RunOptions:
     """Return the launch with so many workers of each rank, at least one; `JobError` if it asks for shards.
 
     How many cores other machines have is not known here: a run does not wait for more than one process of each.

@@ -20,12 +20,11 @@ from lockstep.cli.options.run import (
     WATCH_OPTION,
     passes_link,
 )
-from lockstep.cli.options.types import seconds
 from lockstep.common.errors import LedElsewhereError, UsageError
 from lockstep.common.job.score import Score
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.messages import StandbyAddress
-from lockstep.common.runtime.environment import machine_id
+from lockstep.common.protocol.run_options import OF_A_SERVER
 from lockstep.common.transport.address import parse
 from lockstep.common.transport.auth.credentials import Lock, ServerKeys
 from lockstep.launch.channel import ParentLink
@@ -36,7 +35,6 @@ from lockstep.launch.remote.rejoin import FolderHolds, found_in, show_finished, 
 from lockstep.launch.remote.standby import HANDED_OVER, StandbyRequest, follow, stand_by
 from lockstep.launch.run_end import keep_logs
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_supervised
-from lockstep.ps.setup import AdmissionPolicy
 from lockstep.runs.job_groups import CHECKPOINT_FIELDS
 from lockstep.runs.optional_packages import demand
 from lockstep.runs.run_dir import check_resume_flags, finished, resumed_job, unclaim
@@ -78,27 +76,14 @@ def addresses(context: click.Context, option: click.Parameter, text: str | None)
     "ship_data",
     "takeover_seconds",
     *CHECKPOINT_FIELDS,
+    *OF_A_SERVER,
 )
 @RUN_DIR_OPTION
 @RESUME_OPTION
-@click.option(
-    "--lease-timeout",
-    type=seconds,
-    metavar="SECONDS",
-    default=60.0,
-    help="seconds after which a micro-batch is given to another worker  [60]",
-)
-@click.option("--allow-mixed-numerics", is_flag=True, help="admit workers on machines whose bits may differ")
-@click.option(
-    "--signed",
-    is_flag=True,
-    help="admit only workers that sign their results with their keys (needs --keys and the extra signing)",
-)
 @KEYS_OPTION
 @STANDBY_KEY_OPTION
 @INSECURE_OPTION
 @SUPERVISED_OPTION
-@click.option("--pause", is_flag=True, hidden=True, help="started by `fit`: wait for its callbacks between two epochs")
 @PICTURE_OPTION
 @WATCH_OPTION
 @click.option(
@@ -114,14 +99,10 @@ def server(
     standbys: tuple[StandbyAddress, ...],
     run_dir: Path | None,
     resume: Path | None,
-    lease_timeout: float,
-    allow_mixed_numerics: bool,
-    signed: bool,
     keys: Path | None,
     key: Path | None,
     insecure: bool,
     supervised: Path | None,
-    pause: bool,
     picture: bool,
     is_watched: bool,
     prometheus: str | None,
@@ -144,9 +125,6 @@ def server(
     """
 
     def standby(server: StandbyAddress, folder: Path) -> StandbyRequest:
-        admission = AdmissionPolicy(
-            lease_timeout_s=lease_timeout, allows_mixed_numerics=allow_mixed_numerics, machine=machine_id() or ""
-        )
         return StandbyRequest(
             server=server,
             bind=bind,
@@ -156,7 +134,7 @@ def server(
             supervised=supervised,
             link=link,
             is_insecure=insecure,
-            admission=admission,
+            given={name: value for name, value in job.given.items() if name in OF_A_SERVER},
             has_picture=picture,
         )
 
@@ -186,42 +164,24 @@ def server(
         assert run_dir is not None
         # Not all workers may be back.
         given = {name: value for name, value in {**job.in_file(), **job.given}.items() if name != "min_workers"}
-        resolved, launch = resumed_job(run_dir, given)
+        resolved, options = resumed_job(run_dir, given)
         resume, run_dir = run_dir, None
     elif resume is not None and supervised is None:
         check_resume_flags(job=job.file, run_dir=run_dir)
-        resolved, launch = resumed_job(resume, job.given)
+        resolved, options = resumed_job(resume, job.given)
     else:
-        resolved, launch = job.resolve()
-    if launch.audit and allow_mixed_numerics:
-        raise UsageError(
-            f"--audit {launch.audit:g} with --allow-mixed-numerics: remove one; a worker whose numerics differ would "
-            "be evicted although it computes as it should"
-        )
+        resolved, options = job.resolve()
     # Before there is anything to tidy up.
     take_numerics(resolved.numerics)
-    admission = AdmissionPolicy(
-        min_workers=launch.min_workers or 1,
-        servers=launch.servers,
-        audit=launch.audit,
-        audit_ends=launch.audit_ends,
-        ships_data=launch.ship_data,
-        lease_timeout_s=lease_timeout,
-        allows_mixed_numerics=allow_mixed_numerics,
-        signed=signed,
-        pauses=pause,
-        takeover_s=launch.takeover_seconds,
-        machine=machine_id() or "",
-    )
     lock = lock_of(keys, supervised, is_insecure=insecure)
-    signers = signers_of(lock) if signed else dict
+    signers = signers_of(lock) if options.signed else dict
     listening = Listening(bind, lock, insecure)
     dial = partial(dial_with, server_credential(keys, supervised))
     if supervised is not None:
         folder = resume or run_dir
         assert folder is not None  # `train` has claimed it, and perhaps written data into it
-        destination = Destination(folder=folder, launch=launch, is_resumed=resume is not None)
-        serve_for_train(Service(resolved, admission, destination, dial=dial), listening, supervised, link)
+        destination = Destination(folder=folder, options=options, is_resumed=resume is not None)
+        serve_for_train(Service(resolved, destination, dial=dial), listening, supervised, link)
         return 0
     if resume is not None:
         check_unfinished(resume)
@@ -230,8 +190,8 @@ def server(
         if (other := who_has_more(standbys, dial)) is not None:
             return stand_by(standby(other, run_dir))
     try:
-        with destination_of(resolved, launch, resume or run_dir, is_resumed=resume is not None) as destination:
-            service = Service(resolved, admission, destination, picture, signers, page, dial=dial, standbys=standbys)
+        with destination_of(resolved, options, resume or run_dir, is_resumed=resume is not None) as destination:
+            service = Service(resolved, destination, picture, signers, page, dial=dial, standbys=standbys)
             result = serve_by_hand(service, listening)
     except LedElsewhereError as elsewhere:
         if not standbys:
@@ -274,7 +234,7 @@ def check_standby_flags(
     if run_dir is None:
         raise UsageError("--standby-of without --run-dir: expected the folder for the mirror, as --run-dir DIR")
     given = ["--resume"] if resume is not None else []
-    given += [f"--{name.replace('_', '-')}" for name in job.given]
+    given += [f"--{name.replace('_', '-')}" for name in job.given if name not in OF_A_SERVER]
     given += [str(job.file)] if job.file is not None else []
     if given:
         raise UsageError(f"--standby-of with {given[0]}: the job is that of the server: remove it")

@@ -1,4 +1,4 @@
-"""One command-line flag for each value of a job and of its launch, made from their fields and shown in groups."""
+"""One command-line flag for each value of a job and each option of a run, made from their fields, shown in groups."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -14,10 +14,10 @@ from lockstep.common.errors import JobError, UsageError
 from lockstep.common.job.job import SCHEDULES, Job
 from lockstep.common.job.losses import LOSSES
 from lockstep.common.optim.rules import RULES
+from lockstep.common.protocol.run_options import KEPT_OPTIONS, OF_A_SERVER, RunOptions
 from lockstep.packing.options import DIRECT
 from lockstep.runs.job_file import Field, fields, read_values, resolve, shipped_values
 from lockstep.runs.job_groups import GROUPS
-from lockstep.runs.launch_config import Launch
 from lockstep.runs.recorded_model import job_of_file
 from lockstep.runs.run_dir import JOB, trust
 
@@ -47,11 +47,14 @@ METAVARS = {
     "initial": "FILE",
     "checkpoint_every_seconds": "SECONDS",
     "takeover_seconds": "SECONDS",
+    "lease_timeout": "SECONDS",
 }
+#: Flags that only other commands of ours give.
+HIDDEN = ("pause",)
 KINDS = {str: "NAME", int: "INT", float: "NUMBER"}
 
 JOB_FIELDS = Job.__struct_fields__
-LAUNCH_FIELDS = Launch.__struct_fields__
+OPTION_FIELDS = KEPT_OPTIONS
 
 
 class GroupedCommand(click.Command):
@@ -93,13 +96,13 @@ class JobRequest:
             )
         return values
 
-    def resolve(self) -> tuple[Job, Launch]:
+    def resolve(self) -> tuple[Job, RunOptions]:
         """Return the job, and how it is carried out.
 
         `ModelError` if its file is of a run's folder, and names code that nobody here has agreed to run.
         """
-        job, launch = resolve(self.in_file(), self.given)
-        return job if self.file is None or "model" in self.given else job_of_file(self.file, job), launch
+        job, options = resolve(self.in_file(), self.given)
+        return job if self.file is None or "model" in self.given else job_of_file(self.file, job), options
 
 
 def takes_job(*names: str) -> Callable[[F], F]:
@@ -129,7 +132,7 @@ def takes_job(*names: str) -> Callable[[F], F]:
 
 def _option(field: Field) -> Callable[[F], F]:
     flag = "--" + field.name.replace("_", "-")
-    if field.kind is bool:
+    if field.kind is bool and field.name not in OF_A_SERVER:  # no file has those, so there is nothing to override
         flag = f"{flag}/--no-{flag[2:]}"
     kind: Any = click.Choice(field.choices) if field.choices else share if field.name in SHARES else field.kind
     if field.is_list:
@@ -140,7 +143,15 @@ def _option(field: Field) -> Callable[[F], F]:
         metavar = f"{metavar},..."
     complete = complete_models if field.name == "model" else complete_names(NAMED.get(field.name, ()))
     return click.option(
-        flag, field.name, type=kind, default=None, metavar=metavar, help=_help(field), shell_complete=complete
+        flag,
+        field.name,
+        type=kind,
+        is_flag=field.kind is bool,
+        default=None,
+        metavar=metavar,
+        help=_help(field),
+        shell_complete=complete,
+        hidden=field.name in HIDDEN,
     )
 
 
@@ -150,7 +161,7 @@ def _help(field: Field) -> str:
     choices = f" ({', '.join(field.choices)})" if field.choices else ""
     default = shipped_values("lenet").get(field.name, field.default)
     if isinstance(default, bool):
-        default = "yes" if default else "no"
+        default = None if field.name in OF_A_SERVER else "yes" if default else "no"
     elif isinstance(default, float):
         default = f"{default:g}"
     shown = without.rstrip("]") or default

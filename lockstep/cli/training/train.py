@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job, takes_trust
+from lockstep.cli.options.job import JOB_FIELDS, OPTION_FIELDS, GroupedCommand, JobRequest, takes_job, takes_trust
 from lockstep.cli.options.packing import DIRECT_OPTIONS, direct_options, with_packed_data
 from lockstep.cli.options.run import PICTURE_OPTION, RESUME_OPTION, RUN_DIR_OPTION, WATCH_OPTION
 from lockstep.cli.options.types import SEED, worker_counts
@@ -29,7 +29,7 @@ from lockstep.runs.session import Destination, destination_of
 
 
 @click.command(cls=GroupedCommand, short_help="Train a model on this machine.")
-@takes_job(*JOB_FIELDS, *(name for name in LAUNCH_FIELDS if name != "workers"))
+@takes_job(*JOB_FIELDS, *(name for name in OPTION_FIELDS if name != "workers"))
 @RUN_DIR_OPTION
 @RESUME_OPTION
 @click.option(
@@ -110,7 +110,7 @@ def train(
         resolved = with_packed_data(resolved, packing, console)
     with destination_of(resolved, launch, resume or run_dir, is_resumed=resume is not None) as destination:
         if faults is not None:
-            check_chaos(faults, destination.launch)
+            check_chaos(faults, destination.options)
         ahead = None if faults is None else planned_actions(faults, chaos_seed)
         carry_out(console, resolved, destination, ahead, cluster=on, page=page, has_picture=picture)
 
@@ -147,7 +147,7 @@ def carry_out(
 def announcement(job: Job, destination: Destination, cluster: str | None) -> list[str]:
     """Return what is about to be trained, on how many processes, and where the results go."""
     length = counted(job.epochs, "epoch") if job.steps is None else counted(job.steps, "step")
-    launch = destination.launch
+    launch = destination.options
     if launch.workers:
         servers = "a server" if launch.servers == 1 else f"{launch.servers} servers"
         here, place = ("", "this machine") if cluster is None else (" here", "the Ray cluster")
@@ -173,5 +173,5 @@ def train_on_ray(on: str, job: Job, destination: Destination, display: Display, 
     demand("ray", "ray", f"--on {on}")
     from lockstep.launch.remote.ray_backend import ray_backend
 
-    with ray_backend(on, destination.launch, display) as backend:
+    with ray_backend(on, destination.options, display) as backend:
         return train_on(backend, job, destination, display, chaos)

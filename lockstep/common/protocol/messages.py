@@ -18,9 +18,10 @@ from lockstep.common.job.metrics import MOST_METRICS, MOST_SUMS
 from lockstep.common.job.tally import Tally, unpacked_sums
 from lockstep.common.model.files import MOST_FILES, ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
+from lockstep.common.protocol.run_options import RunOptions
 
 #: Changes with every change to a message's meaning; two sides with different numbers refuse each other.
-PROTOCOL_VERSION = 17
+PROTOCOL_VERSION = 18
 
 #: Longest text that a peer may send: a traceback is cut to it.
 TEXT_LIMIT = 20_000
@@ -49,9 +50,6 @@ PROCESSES_LIMIT = 256
 
 #: Longest name that a peer may send.
 NAME_LIMIT = 255
-
-#: Seconds of a server's silence after which its workers go to a standby, unless the job has another number.
-DEFAULT_TAKEOVER_S = 5.0
 
 Text = Annotated[str, Meta(max_length=TEXT_LIMIT)]
 #: What cannot be printed in a line: control characters, ANSI's escapes among them, line ends, and what turns the
@@ -334,9 +332,10 @@ class Welcome(Message, frozen=True, kw_only=True):
     #: What names the run in signatures of results, empty if results are not to be signed.
     signed_run: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
     term: Term = NO_TERM
-    #: Where to go if the server is gone, and after how many seconds of its silence.
+    #: Where to go if the server is gone.
     standbys: Standbys = ()
-    takeover_s: Seconds = DEFAULT_TAKEOVER_S
+    #: The options of the run, with those that the server alone uses.
+    options: RunOptions = RunOptions()
 
 
 class Refused(Message, frozen=True, kw_only=True, omit_defaults=True):

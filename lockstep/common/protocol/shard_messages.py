@@ -11,7 +11,6 @@ from lockstep.common.job.job import Job
 from lockstep.common.model.files import MOST_FILES, ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
 from lockstep.common.protocol.messages import (
-    DEFAULT_TAKEOVER_S,
     NO_TERM,
     SLOTS,
     Count,
@@ -24,7 +23,6 @@ from lockstep.common.protocol.messages import (
     NotLeading,
     Ping,
     Refused,
-    Seconds,
     ShortText,
     Standbys,
     StandbysChanged,
@@ -32,6 +30,7 @@ from lockstep.common.protocol.messages import (
     Term,
     Text,
 )
+from lockstep.common.protocol.run_options import RunOptions
 
 #: The vectors of a slice that are not slots of the optimizer.
 WEIGHTS, MOMENTA = "weights", "momenta"
@@ -119,7 +118,6 @@ class ShardWelcome(Message, frozen=True, kw_only=True):
 
     #: The slice: 0 is that of the server.
     index: Annotated[int, Meta(ge=1)]
-    servers: Annotated[int, Meta(ge=2)]
     run: ShortText
     job: Job
     training_samples: Count
@@ -137,7 +135,7 @@ class ShardWelcome(Message, frozen=True, kw_only=True):
     #: As of a worker's welcome.
     term: Term = NO_TERM
     standbys: Standbys = ()
-    takeover_s: Seconds = DEFAULT_TAKEOVER_S
+    options: RunOptions
 
 
 class InitialFrame(Message, frozen=True, kw_only=True):

@@ -17,13 +17,13 @@ from lockstep.common.protocol.messages import (
     NotLeading,
     Ping,
     Refused,
-    Seconds,
     ShortText,
     Standbys,
     StatusRequest,
     Term,
     Text,
 )
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardJoin
 
 #: Bytes of a part of a file at most: the server reads and sends it in about a millisecond.
@@ -90,9 +90,7 @@ class RunFiles(Message, frozen=True, kw_only=True):
     #: The ranks of those that computed the last step: more than half of them decide that the server is gone.
     electors: Annotated[list[Count], Meta(max_length=4096)]
     standbys: Standbys
-    takeover_s: Seconds
-    #: Whether workers sign their results.
-    signed: bool = False
+    options: RunOptions
     #: Whether the run goes on, or has ended; or goes on at the standby of that address as soon as it has all of this.
     state: Literal["running", "over", "handed over"] = "running"
     heir: ShortText = ""

@@ -16,7 +16,6 @@ from msgspec import Struct
 from lockstep.common.errors import FailureKind, RefusalKind
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.messages import (
-    DEFAULT_TAKEOVER_S,
     NO_TERM,
     Eviction,
     Finished,
@@ -34,6 +33,7 @@ from lockstep.common.protocol.messages import (
     Welcome,
     shortened,
 )
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardJoin, ShardReady, ShardWelcome
 from lockstep.common.runtime.backoff import backoff_s
 from lockstep.common.statemachine.machine import IGNORED, Interrupted, Machine, Report, TimePassed, soonest, table_of
@@ -227,10 +227,10 @@ class Client(Machine[ClientEvent, ClientEffect]):
     run: str = ""
     #: What prevents a connection, as last found out.
     obstacle: str = ""
-    #: Where the server is that it talks to, and where to go if that is gone, after so many seconds of silence.
+    #: Where the server is that it talks to, where to go if that is gone, and the options of its run.
     server: StandbyAddress = field(init=False)
     standbys: tuple[StandbyAddress, ...] = ()
-    takeover_s: float = DEFAULT_TAKEOVER_S
+    options: RunOptions = field(default_factory=RunOptions)
     #: When it came to that server, and what that answered last if it is a standby.
     arrived: float = 0.0
     answer: NotLeading | None = None
@@ -262,23 +262,27 @@ class Client(Machine[ClientEvent, ClientEffect]):
         """Return when it goes to another server if this one says nothing; None if it knows no other."""
         if len(self._servers()) == 1:
             return None
+        takeover_s = self.options.takeover_seconds
         if self.phase is ClientPhase.JOINED:
             # Asked once at least: a process that was stopped for an hour has not been listening.
-            answered = self.asked + min(ANSWER_S, self.takeover_s / 4)
-            return max(self.heard + self.takeover_s, answered) if self.tries else None
+            answered = self.asked + min(ANSWER_S, takeover_s / 4)
+            return max(self.heard + takeover_s, answered) if self.tries else None
         match self.answer:
             case NotLeading(state="taking over"):
                 return self.heard + OPENING_S
             case NotLeading(state="opening"):
                 # It answers as often as it is asked: if it is silent, it is gone, or another server leads the run.
-                return self.heard + self.takeover_s
+                return self.heard + takeover_s
             case NotLeading(state="silent"):
                 # It waits here for others that miss the server, as long as the standby answers; but not for ever, since
                 # another standby may lead the run.
-                return min(self.heard + self.takeover_s, self.arrived + MOST_WAITS * self.takeover_s)
+                return min(
+                    self.heard + takeover_s,
+                    self.arrived + MOST_WAITS * takeover_s,
+                )
             case _:
                 # If the standby hears the server, it is this process that does not: perhaps it does by now.
-                return self.arrived + self.takeover_s
+                return self.arrived + takeover_s
 
     def _servers(self) -> list[StandbyAddress]:
         """Return all servers that may lead the run: those that it was sent to, the standbys, and the last one."""
@@ -288,7 +292,7 @@ class Client(Machine[ClientEvent, ClientEffect]):
     def _next_retry(self, most_s: float) -> float:
         seed = self.config.join.incarnation
         # Early enough for an answer, if there is somebody else to go to.
-        first_s = min(FIRST_RETRY_S, self.takeover_s / 2) if len(self._servers()) > 1 else FIRST_RETRY_S
+        first_s = min(FIRST_RETRY_S, self.options.takeover_seconds / 2) if len(self._servers()) > 1 else FIRST_RETRY_S
         return self.asked + backoff_s(self.tries + 1, first_s=first_s, most_s=most_s, seed=seed)
 
     def _join_timeout_s(self) -> float | None:
@@ -364,7 +368,7 @@ class Client(Machine[ClientEvent, ClientEffect]):
             )
         self.phase, self.run, self.term = ClientPhase.PREPARING, welcome.run, welcome.term
         self.has_joined = True
-        self.standbys, self.takeover_s = welcome.standbys, welcome.takeover_s
+        self.standbys, self.options = welcome.standbys, welcome.options
         self.last_rank = welcome.rank if isinstance(welcome, Welcome) else None
         return [Report(text=f"joined run {welcome.run} as {_place_of(welcome)}"), Prepare(welcome=welcome)]
 
@@ -454,7 +458,7 @@ def _place_of(welcome: Welcome | ShardWelcome) -> str:
     """Return the place in the run, for people."""
     if isinstance(welcome, Welcome):
         return f"worker {welcome.rank}"
-    return f"shard {welcome.index} of {welcome.servers} servers"
+    return f"shard {welcome.index} of {welcome.options.servers} servers"
 
 
 def in_turn(

@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lockstep.common.errors import JobError, UsageError
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import own_environment
 from lockstep.common.transport.auth.keys import SERVER, KeyFolder
@@ -36,7 +37,6 @@ from lockstep.launch.remote.agent import LaunchAgent
 from lockstep.launch.remote.places import Core, TeamPlaces
 from lockstep.launch.remote.ray_child import RayTeam
 from lockstep.results.reports.display import Display
-from lockstep.runs.launch_config import Launch
 
 #: Seconds between two polls for cores, and between two reminders that they are awaited.
 POLL_S, REMINDER_S = 0.1, 10.0
@@ -52,7 +52,7 @@ LISTENER_S = 5.0
 
 
 @contextmanager
-def ray_backend(cluster: str, launch: Launch, display: Display) -> Iterator["RayBackend"]:
+def ray_backend(cluster: str, launch: RunOptions, display: Display) -> Iterator["RayBackend"]:
     """Give the backend for a Ray cluster: `ray` for the one that is running here.
 
     Nothing of ours is left there at the end. `UsageError` if there is no such cluster.
@@ -71,7 +71,7 @@ def ray_backend(cluster: str, launch: Launch, display: Display) -> Iterator["Ray
             remove_private(folder)
 
 
-def check(launch: Launch) -> None:
+def check(launch: RunOptions) -> None:
     """Raise `JobError` for what makes no sense on several machines."""
     if not launch.workers:
         raise JobError("workers = 0, which trains in this process alone, has no use for a cluster: expected 1 or more")
@@ -130,7 +130,7 @@ def listening_host(cluster: str, place: str) -> str:
 class RayBackend:
     """Teams on the nodes of a cluster, and servers here."""
 
-    launch: Launch
+    launch: RunOptions
     #: Where the nodes reach the servers.
     host: str
     #: The folder of the run's key, which is made.

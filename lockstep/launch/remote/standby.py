@@ -5,9 +5,10 @@ import platform
 import shlex
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from rich.console import Console
@@ -33,7 +34,6 @@ from lockstep.launch.serve import Listening, LoggedLines, Service, serve_by_hand
 from lockstep.ps.records.ledger import WorkerIn
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import LEDGER, read_ledger, read_receipt
-from lockstep.ps.setup import AdmissionPolicy
 from lockstep.ps.standby.shell import StandbyShell
 from lockstep.ps.standby.source import ALLOWED
 from lockstep.ps.standby.state import StandbyConfig, StandbyState, TakeOver
@@ -64,8 +64,8 @@ class StandbyRequest:
     #: Where a supervised one reports.
     link: ParentLink
     is_insecure: bool
-    #: Whom it admits once it leads the run, and what the job does not say of that.
-    admission: AdmissionPolicy
+    #: Options that the run's folder does not have, for the time when it leads the run.
+    given: Mapping[str, Any] = field(default_factory=dict)
     has_picture: bool = True
 
 
@@ -155,7 +155,7 @@ def leave_nothing(folder: Path) -> None:
 
 def is_signed(state: StandbyState) -> bool:
     """Tell whether the workers of the run that is mirrored sign their results."""
-    return state.offer is not None and state.offer.signed
+    return state.offer is not None and state.offer.options.signed
 
 
 def was_signed(folder: Path) -> bool:
@@ -297,20 +297,10 @@ def lead(
 
 def service_of(request: StandbyRequest, access: Access, *, is_signed: bool) -> Service:
     """Return what a standby serves once it leads the run in its folder."""
-    job, launch = resumed_job(request.folder, {})
-    admission = replace(
-        request.admission,
-        servers=launch.servers,
-        audit=launch.audit,
-        audit_ends=launch.audit_ends,
-        ships_data=launch.ship_data,
-        takeover_s=launch.takeover_seconds,
-        signed=is_signed,
-    )
+    job, options = resumed_job(request.folder, {**request.given, "signed": is_signed})
     return Service(
         job,
-        admission,
-        Destination(folder=request.folder, launch=launch, is_resumed=True),
+        Destination(folder=request.folder, options=options, is_resumed=True),
         has_picture=request.has_picture,
         signers=access.lock.signers if isinstance(access.lock, ServerKeys) else dict,
         dial=partial(dial_with, access.credential),

@@ -106,9 +106,9 @@ class Coordinator(Machine[events.Event, Effect]):
     stragglers: StragglerMonitor = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.info.servers > 1:
+        if self.info.options.servers > 1:
             self.phase = RunPhase.AWAITING_SERVERS
-        self.scheduler = Scheduler(LeaseTimeouts(self.info.lease_timeout_s), digests_all=self.info.signed)
+        self.scheduler = Scheduler(LeaseTimeouts(self.info.options.lease_timeout), digests_all=self.info.options.signed)
         self.stragglers = StragglerMonitor(self.scheduler.timeouts, self.scheduler.withdrawals)
         self.progress.targets, self.progress.guess = self.info.targets, self.info.guess
         self.progress.metrics = self.info.metrics
@@ -167,8 +167,8 @@ class Coordinator(Machine[events.Event, Effect]):
             case events.PeerLeft():
                 return self._on_left(event, now)
             case events.StatusRequested():
-                status = replace(self.status(now), refused=event.refused, broken=event.broken)
-                status = replace(status, standbys=list(event.standbys))
+                extra = {"refused": event.refused, "broken": event.broken, "standbys": list(event.standbys)}
+                status = replace(self.status(now), **extra)
                 return [Send(peer=event.peer, message=status)]
             case events.ServersReady():
                 return self._on_servers_ready(event, now)
@@ -281,7 +281,7 @@ class Coordinator(Machine[events.Event, Effect]):
             return []
         effects = registration.prepared(member, ready, self.membership, self.info)
         is_waiting = self.phase is RunPhase.AWAITING_WORKERS
-        if is_waiting and self.membership.processes_prepared() >= self.info.min_workers:
+        if is_waiting and self.membership.processes_prepared() >= self.info.options.least_workers():
             self.phase = initial_phase(self.info, self.round)
             self._begin_round(now)
         return effects + self._assign_leases(now)
@@ -326,8 +326,8 @@ class Coordinator(Machine[events.Event, Effect]):
 
     def _timeout_s(self, rank: int) -> float:
         """Return how many seconds a worker may take for what it holds from now on."""
-        if self.state.pending.has(rank):
-            return self.info.lease_timeout_s  # it is done, and other servers are not: the shard group watches those
+        if self.state.pending.has(rank):  # other servers are not done: the shard group watches those
+            return self.info.options.lease_timeout
         return self.stragglers.timeout_s(rank, self.round.work, self.leases.held_by(rank))
 
     # Work is given out and comes back
@@ -354,7 +354,7 @@ class Coordinator(Machine[events.Event, Effect]):
     def _on_result(self, member: Member, result: Result, now: float) -> list[Effect]:
         withdrawn = self._record_duration(member, result, now)
         times = UNKNOWN if withdrawn is None else withdrawn.times(now)
-        effects, counts = self.state.on_result(member, result, has_shards=self.info.servers > 1, times=times)
+        effects, counts = self.state.on_result(member, result, has_shards=self.info.options.servers > 1, times=times)
         if not counts:
             return effects + (self._assign_leases(now, self._only(member)) if withdrawn else [])
         if result.work == "audit":
@@ -427,7 +427,7 @@ class Coordinator(Machine[events.Event, Effect]):
     # Rounds follow one another
 
     def _open(self, following: Round) -> None:
-        audit = Audit.of(following, self.info.audit, self.info.job.seed)
+        audit = Audit.of(following, self.info.options.audit, self.info.job.seed)
         self.state = RoundState(following, audit, self.info.signed_run, self.progress.round_started)
 
     def _begin_round(self, now: float) -> None:
@@ -573,12 +573,12 @@ class Coordinator(Machine[events.Event, Effect]):
     def _convict(self, conviction: Conviction) -> list[Effect]:
         """Evict who is wrong for good; end, so that the run is resumed from before its results."""
         self.phase, self.failure = RunPhase.FAILED, conviction.text()
-        self.failure_kind = FailureKind.AUDIT if self.info.audit_ends else FailureKind.ROLLBACK
+        self.failure_kind = FailureKind.AUDIT if self.info.options.audit_ends else FailureKind.ROLLBACK
         wrong = {finding.identity for finding in conviction.wrong}
         refusal = registration.refused(RefusalKind.CONVICTED, registration.convicted_text(self.failure))
         # The others join again in a moment, when the run is resumed.
         back = Eviction(reason="the run goes back to a checkpoint, since a worker has computed wrongly")
-        others = self._finished() if self.info.audit_ends else back
+        others = self._finished() if self.info.options.audit_ends else back
         members = self.membership.members.items()
         effects: list[Effect] = [
             Send(peer=peer, message=refusal if one.identity in wrong else others) for peer, one in members
@@ -622,7 +622,7 @@ class Coordinator(Machine[events.Event, Effect]):
 
         If there are several servers, their slices are gathered with the next update, which is still made.
         """
-        return bool(self.drained) and (self.info.servers == 1 or self.round.step > self.drained_at)
+        return bool(self.drained) and (self.info.options.servers == 1 or self.round.step > self.drained_at)
 
     def _end_drained(self) -> list[Effect]:
         """End here, to be continued by a standby, once nobody computes anything of the step at hand."""
@@ -697,4 +697,4 @@ def initial_phase(info: RunInfo, at: Round) -> RunPhase:
     Before it, and not after the last: so a run that resumes from a checkpoint between two epochs asks again.
     """
     begins_epoch = at.work == "train" and at.step > 0 and at.step % info.plan.steps_per_epoch == 0
-    return RunPhase.PAUSED if info.pauses and begins_epoch else PHASES[at.work]
+    return RunPhase.PAUSED if info.options.pause and begins_epoch else PHASES[at.work]

@@ -107,7 +107,7 @@ def _refusal(
 ) -> Refused | None:
     if conviction is not None:
         return refused(RefusalKind.CONVICTED, convicted_text(conviction))
-    if info.signed and not (admitted.signer and join.signer == admitted.signer):
+    if info.options.signed and not (admitted.signer and join.signer == admitted.signer):
         return refused(RefusalKind.UNSIGNED, unsigned_text(join, admitted.signer))
     if join.run not in ("", info.run):
         reason = f"a worker of host {join.host!r} asks for run {join.run!r}: this is run {info.run!r}"
@@ -119,7 +119,7 @@ def _refusal(
     if twin is not None and twin.peer != peer and twin.state is not MemberState.PREPARING:
         reason = f"incarnation {join.incarnation!r} is {twin.named()} already: start a new worker"
         return refused(RefusalKind.DUPLICATE, reason)
-    return refusal(join, info.fingerprint, allows_mixed_numerics=info.allows_mixed_numerics)
+    return refusal(join, info.fingerprint, allows_mixed_numerics=info.options.allow_mixed_numerics)
 
 
 def refuse(

@@ -50,7 +50,7 @@ def status_of(
         images_per_s=progress.images_per_s(),
         elapsed_s=progress.elapsed(now),
         eta_s=progress.eta_s(plan.samples(info.training_samples, info.job.global_batch)),
-        min_workers=info.min_workers,
+        min_workers=info.options.least_workers(),
         workers=workers,
         history=progress.history[-HISTORY_LIMIT:],
         failure=shortened(failure),
@@ -63,7 +63,7 @@ def waiting_text(phase: RunPhase, membership: Membership, info: RunInfo) -> str:
     if phase is RunPhase.AWAITING_SERVERS:
         return ""  # the shard group says so
     if phase is RunPhase.AWAITING_WORKERS:
-        return f"waiting for workers: {membership.processes_prepared()} of {info.min_workers} are ready"
+        return f"waiting for workers: {membership.processes_prepared()} of {info.options.least_workers()} are ready"
     return "" if membership.count(MemberState.READY) else "waiting for a worker: none is left"
 
 

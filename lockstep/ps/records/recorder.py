@@ -27,11 +27,14 @@ from lockstep.ps.run.traffic import NOTHING, Moved
 FLUSH_S = 0.3
 
 
+#: The transport of a run in one process, which has no server.
+NO_TRANSPORT = "none"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How a run was carried out: what `result.json` says next to the job."""
+    """How a run was carried out, as `result.json` says it next to the job and the options."""
 
-    servers: int
     transport: str
     #: Why vectors did not go through shared memory although they might have.
     obstacle: str = ""
@@ -121,7 +124,7 @@ class MetricsRecorder:
             link = next_link(self.chain[-1], epoch=figures.epoch, step=step, weights_sha256=digest)
             self.add_entries(EpochDone(**msgspec.structs.asdict(link)))
             self.chain.append(link)
-            if self.info.pauses:
+            if self.info.options.pause:
                 self.folder.keep_epoch(self.layout, weights, figures.epoch, step)
             self.folder.flush()
         # Last, as in `account`.
@@ -178,7 +181,7 @@ class MetricsRecorder:
             dataset=job.data,
             seed=job.seed,
             workers=workers,
-            servers=self.setting.servers,
+            servers=0 if self.setting.transport == NO_TRANSPORT else info.options.servers,
             transport=self.setting.transport,
             epochs=info.plan.epochs,
             global_batch=job.global_batch,

@@ -11,44 +11,18 @@ from lockstep.common.job.metrics import Metrics
 from lockstep.common.job.score import Guess
 from lockstep.common.model.files import ModelFile
 from lockstep.common.protocol.fingerprint import Fingerprint
-from lockstep.common.protocol.messages import DEFAULT_TAKEOVER_S, NAME_LIMIT, NO_TERM, StandbyAddress, Term, Welcome
+from lockstep.common.protocol.messages import NAME_LIMIT, NO_TERM, StandbyAddress, Term, Welcome
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.run.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdmissionPolicy:
-    """Which workers, and which servers, a run admits, and how it treats them."""
-
-    #: Ready workers to begin with.
-    min_workers: int = 1
-    #: Seconds after which any lease expires.
-    lease_timeout_s: float = 60.0
-    #: Admit workers whose numerics differ, and with them other bits.
-    allows_mixed_numerics: bool = False
-    #: Servers that share the weights.
-    servers: int = 1
-    #: Before each epoch but the first, wait for what callbacks decide.
-    pauses: bool = False
-    #: The share of micro-batches that a second worker computes again.
-    audit: float = 0.0
-    #: Whether a worker that computes wrongly ends the run, which otherwise goes on without it.
-    audit_ends: bool = False
-    #: Whether workers sign their results.
-    signed: bool = False
-    #: Whether workers that lack the data are sent the samples of their leases.
-    ships_data: bool = False
-    #: Seconds of the server's silence after which workers go to a standby.
-    takeover_s: float = DEFAULT_TAKEOVER_S
-    #: The server's machine: workers on it are gone with it. Empty if nobody knows.
-    machine: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunInfo(AdmissionPolicy):
-    """The constants of one run, with whom it admits."""
+class RunInfo:
+    """The constants of one run."""
 
     run: str
     job: Job
+    options: RunOptions
     plan: Plan
     training_samples: int
     layout: str
@@ -79,6 +53,8 @@ class RunInfo(AdmissionPolicy):
     size: int = 0
     #: In which the server leads the run.
     term: Term = NO_TERM
+    #: The server's machine, whose workers are gone if it is. Empty if it is not known.
+    machine: str = ""
 
     @cached_property
     def metrics(self) -> Metrics:
@@ -106,13 +82,13 @@ class RunInfo(AdmissionPolicy):
             memory=self.memory if offers_memory else "",
             shards=list(shards),
             manifest=self.manifest,
-            engine="" if self.allows_mixed_numerics else one_line(self.fingerprint.engine, NAME_LIMIT),
-            evidence="" if self.allows_mixed_numerics else self.fingerprint.evidence,
+            engine="" if self.options.allow_mixed_numerics else one_line(self.fingerprint.engine, NAME_LIMIT),
+            evidence="" if self.options.allow_mixed_numerics else self.fingerprint.evidence,
             moments=self.moments,
             size=self.size,
             metric_sums=self.metric_sums,
             signed_run=self.signed_run,
             term=self.term,
             standbys=standbys,
-            takeover_s=self.takeover_s,
+            options=self.options,
         )

@@ -184,9 +184,8 @@ class Server:
             sharing=self.sharing,
         )
         self.shard = self.group.own
-        self.multi_step = MultiStepLeases(
-            self.shard, self.clock, self._send_multi_step, self.say, self.sharing if info.servers == 1 else None
-        )
+        sharing = self.sharing if info.options.servers == 1 else None
+        self.multi_step = MultiStepLeases(self.shard, self.clock, self._send_multi_step, self.say, sharing)
         folder = Path() if self.recorder.folder is None else self.recorder.folder.path
         self.succession = Succession(
             coordinator,
@@ -203,7 +202,7 @@ class Server:
         self.committer = StepCommitter(
             coordinator, self.group, self.recorder, self.checkpointer, self.say, self.traffic
         )
-        if info.signed:
+        if info.options.signed:
             # Only where it is needed: its library is not part of the core.
             from lockstep.ps.server.signatures import SignatureCheck
 
@@ -372,7 +371,7 @@ class Server:
             return self.group.on_message(peer, message, self._arrays)
         # Only a worker that joins says who it is.
         key = self.port.key_name(peer) if isinstance(message, Join) else ""
-        signer = self.signers().get(key, "") if key and self.coordinator.info.signed else ""
+        signer = self.signers().get(key, "") if key and self.coordinator.info.options.signed else ""
         received = events.Received(peer=peer, message=message, key=key, signer=signer)
         match message:
             case Ready():

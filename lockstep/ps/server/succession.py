@@ -230,8 +230,7 @@ class Succession:
             electors=self.coordinator.electors(),
             # Those that are gone too, since each of them may lead the run by now: then the others find it there.
             standbys=tuple(self.history.standbys),
-            takeover_s=info.takeover_s,
-            signed=info.signed,
+            options=info.options,
             state=state,  # type: ignore[arg-type]  # one of the three
             heir="" if self.heir is None else self.heir.address,
         )
@@ -382,7 +381,7 @@ class Succession:
         It is not known if this server did not look for a while, as after a stop: then it asks its standbys.
         """
         looked, self._looked = self._looked, now
-        absent_s = max(ABSENT_S, self.coordinator.info.takeover_s / 2)
+        absent_s = max(ABSENT_S, self.coordinator.info.options.takeover_seconds / 2)
         if not self._asked and looked is not None and now - looked >= absent_s and self.finish is None:
             self._begin_to_ask(now)
         return bool(self._asked)

@@ -198,7 +198,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
     @property
     def others(self) -> int:
         """The number of servers but the coordinator's."""
-        return self.info.servers - 1
+        return self.info.options.servers - 1
 
     def handle(self, event: GroupEvent, now: float) -> list[GroupEffect]:
         return self.obey(event, now)
@@ -265,7 +265,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         if (why := self._refusal(join)) is not None:
             return [Send(peer=peer, message=why), ReportRefusal(text=f"refused a shard: {why.reason}")]
         taken = {member.index for member in self.members.values()}
-        index = next(index for index in range(1, self.info.servers) if index not in taken)
+        index = next(index for index in range(1, self.info.options.servers) if index not in taken)
         member = self.members[peer] = ShardMember(peer, index, join, heard=now)
         return [WelcomeShard(peer=peer, index=index), Report(text=f"{member.named()} joined")]
 
@@ -277,9 +277,9 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         if join.term.is_above(info.term):
             return refused(RefusalKind.OLD_TERM, superseded_text(join.term, info))
         if len(self.members) == self.others:
-            text = f"all {info.servers} servers of this run are there: start the server with more --servers"
+            text = f"all {info.options.servers} servers of this run are there: start the server with more --servers"
             return refused(RefusalKind.FULL, text)
-        return refusal(join, info.fingerprint, allows_mixed_numerics=info.allows_mixed_numerics)
+        return refusal(join, info.fingerprint, allows_mixed_numerics=info.options.allow_mixed_numerics)
 
     def _prepared(self, peer: bytes, ready: ShardReady, now: float) -> list[GroupEffect]:
         member, shares, obstacle = self._heard(peer, now), bool(ready.nonce), one_line(ready.obstacle)
@@ -380,7 +380,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         if now >= self.next_ping:
             self.next_ping = now + PING_S
             for member in self.in_order():
-                if now - member.heard >= self.info.lease_timeout_s and self.phase is not GroupPhase.WAITING:
+                if now - member.heard >= self.info.options.lease_timeout and self.phase is not GroupPhase.WAITING:
                     return self._lose(member, f"it has been silent for {now - member.heard:.0f} s")
             pings: list[GroupEffect] = [Send(peer=peer, message=Ping()) for peer in self.members]
             return [*pings, *self._remind(now)]
@@ -396,7 +396,7 @@ class ShardGroup(Machine[GroupEvent, GroupEffect]):
         """Raise AssertionError if the state contradicts itself: for tests, after each event."""
         indices = [member.index for member in self.members.values()]
         assert len(set(indices)) == len(indices), "two shards have one slice"
-        assert all(0 < index < self.info.servers for index in indices)
+        assert all(0 < index < self.info.options.servers for index in indices)
         if self.phase not in (GroupPhase.WAITING, GroupPhase.ENDED):
             assert len(indices) == self.others, "a slice is nobody's"
         assert (self.update is not None) == (self.phase in (GroupPhase.MEASURING, GroupPhase.UPDATING)) or (

@@ -5,6 +5,8 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, assert_never
 
+import msgspec
+
 from lockstep.common.aggregation.checksum import MODULUS
 from lockstep.common.aggregation.slices import FRAME, Slice, slices_for
 from lockstep.common.aggregation.tree import Vector
@@ -103,8 +105,8 @@ class ShardGroupShell:
 
     def __post_init__(self) -> None:
         info, whole = self.info, self.whole
-        self.slices, self.own = slices_for(whole.weights.size, info.servers), whole
-        if info.servers > 1:
+        self.slices, self.own = slices_for(whole.weights.size, info.options.servers), whole
+        if info.options.servers > 1:
             self.own, self.gathered = own_part(whole, self.slices[0]), GatheredWeights.of(whole)
         self.state = ShardGroup(info, step=whole.updates)
 
@@ -235,10 +237,9 @@ class ShardGroupShell:
         return self._send_to(list(self.state.members), message)
 
     def _welcome(self, index: int) -> ShardWelcome:
-        training, test = self.samples
+        (training, test), options = self.samples, self.info.options
         return ShardWelcome(
             index=index,
-            servers=self.info.servers,
             run=self.info.run,
             job=self.info.job,
             training_samples=training,
@@ -249,7 +250,7 @@ class ShardGroupShell:
             spans=tuple((span.stop, *span.group) for span in self.whole.policy.spans),
             term=self.info.term,
             standbys=self.standbys,
-            takeover_s=max(self.info.takeover_s, LEAST_TAKEOVER_S),
+            options=msgspec.structs.replace(options, takeover_seconds=max(options.takeover_seconds, LEAST_TAKEOVER_S)),
             **(self._own_source() if needs_code(self.info.job) else {}),
         )
 

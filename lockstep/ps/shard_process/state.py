@@ -157,7 +157,7 @@ class ShardState(Machine[ShardEvent, ShardEffect]):
         elif isinstance(event, Prepared) and self.welcome is not None:
             # Not before: what is welcome may turn out to be no slice.
             welcome, self.phase = self.welcome, ShardPhase.FILLING
-            frames = slices_for(welcome.size, welcome.servers)[welcome.index].frames()
+            frames = slices_for(welcome.size, welcome.options.servers)[welcome.index].frames()
             self.frame_at = {frame.start: index for index, frame in enumerate(frames)}
             self.workers = WorkerConnections(welcome.job.micro_batches, ReceivedFrames(len(frames)))
         return effects

@@ -82,7 +82,7 @@ def storage_of(welcome: ShardWelcome, root: Path | None) -> ShardStorage:
     `root` is the folder that holds shared memory, None if there is none.
     """
     job, size = welcome.job, welcome.size
-    owned = slices_for(size, welcome.servers)[welcome.index]
+    owned = slices_for(size, welcome.options.servers)[welcome.index]
     plan = plan_of(job, welcome.training_samples, welcome.test_samples)
     momenta = np.zeros(size - welcome.parameter_size, np.float32)
     own = NO_CODE

@@ -14,7 +14,6 @@ from msgspec import Struct
 from lockstep.common.errors import FailureKind
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.messages import (
-    DEFAULT_TAKEOVER_S,
     PROTOCOL_VERSION,
     Eviction,
     Join,
@@ -28,6 +27,7 @@ from lockstep.common.protocol.messages import (
     StatusRequest,
     Term,
 )
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.protocol.standby_messages import (
     CommandOutcome,
@@ -241,7 +241,8 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
     @property
     def takeover_s(self) -> float:
         """Seconds of the server's silence after which its workers come here."""
-        return DEFAULT_TAKEOVER_S if self.offer is None else self.offer.takeover_s
+        options = RunOptions() if self.offer is None else self.offer.options
+        return options.takeover_seconds
 
     @property
     def step(self) -> int:

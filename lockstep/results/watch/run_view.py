@@ -17,6 +17,7 @@ from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.job.losses import has_accuracy
 from lockstep.common.protocol.messages import EpochRecord, Status, WorkerStatus
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import file_time
 from lockstep.ps.records.ledger import LedgerShare, Line, WorkerIn
 from lockstep.ps.records.metrics import METRICS, Record
@@ -28,7 +29,6 @@ from lockstep.results.watch.ledger_figures import RECENT_STEPS, LedgerFigures, R
 from lockstep.results.watch.line_follower import LineFollower, RecordFollower
 from lockstep.results.watch.processes import LeadingProcess, ProcessUse, ProcessWatch
 from lockstep.runs.job_groups import named, shown_values
-from lockstep.runs.launch_config import Launch
 from lockstep.runs.run_dir import JOB, has_begun, recorded
 
 T = TypeVar("T")
@@ -160,7 +160,7 @@ class RunView:
     #: Seconds since 1970, as the times of files are.
     file_time: Callable[[], float] = file_time
     job: Job | None = None
-    launch: Launch | None = None
+    launch: RunOptions | None = None
     result: RunResult | None = None
     receipt: Receipt | None = None
     metrics: MetricsFigures = field(default_factory=MetricsFigures)

@@ -12,12 +12,12 @@ from rich.console import Console
 from lockstep.bench.measuring.timed_run import BenchSession
 from lockstep.bench.straggler import PATTERNS, Begun, Slowdown, slow_down
 from lockstep.common.protocol.messages import Status
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock, SystemClock
 from lockstep.launch.chaos import RunProcesses
 from lockstep.launch.child import WatchedProcess
 from lockstep.launch.process_backend import Role
 from lockstep.runs.job_file import resolve
-from lockstep.runs.launch_config import Launch
 from tests.lockstep.statuses import status
 
 STOP, CONTINUE = signal.SIGSTOP, signal.SIGCONT
@@ -156,7 +156,7 @@ def test_nobody_is_left_after_an_interrupt_while_a_worker_stands_still(tmp_path:
     job, _ = resolve({"model": "linear", "global_batch": 8, "micro_batches": 2, "epochs": 1000}, {})
     slowdown = InterruptedSlowdown(Slowdown(PATTERNS["stopped"], 1, SystemClock()))
     with pytest.raises(KeyboardInterrupt):
-        BenchSession(tmp_path, Console()).run(job, Launch(workers=2), slowdown)
+        BenchSession(tmp_path, Console()).run(job, RunOptions(workers=2), slowdown)
     assert list(tmp_path.iterdir()) == []
     assert len(slowdown.children) == 3
     for child in slowdown.children:

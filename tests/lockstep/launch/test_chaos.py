@@ -11,6 +11,7 @@ import pytest
 
 from lockstep.common.errors import UsageError
 from lockstep.common.protocol.messages import Status
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.launch.channel import ReportReader
 from lockstep.launch.chaos import (
@@ -24,7 +25,6 @@ from lockstep.launch.chaos import (
 )
 from lockstep.launch.child import Child, ProcessLog
 from lockstep.launch.process_backend import Role
-from lockstep.runs.launch_config import Launch
 from tests.lockstep.launch.processes import Pretended
 from tests.lockstep.statuses import status
 
@@ -52,7 +52,7 @@ def test_what_cannot_be_done_is_named(text: str, where: str) -> None:
 
 def test_a_run_without_processes_has_none_to_do_it_to() -> None:
     with pytest.raises(UsageError, match="--workers 0 has none"):
-        check_chaos({ChaosAction.STOP_WORKER: 1}, Launch(workers=0))
+        check_chaos({ChaosAction.STOP_WORKER: 1}, RunOptions(workers=0))
 
 
 def test_moments_depend_on_the_seed_alone() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lockstep.common.errors import DivergedError, FailureKind, JobError, RunError, UsageError
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.launch.channel import ChildReport, EndReport
 from lockstep.launch.child import INTERRUPTED, USAGE, ProcessLog
@@ -27,7 +28,6 @@ from lockstep.launch.cluster import (
 )
 from lockstep.launch.worker_supervisor import Restarts
 from lockstep.ps.standby.storage import MIRROR
-from lockstep.runs.launch_config import Launch
 from lockstep.runs.session import Destination
 from tests.lockstep.launch.processes import Pretended
 from tests.lockstep.statuses import status
@@ -116,7 +116,7 @@ class Run:
     def __post_init__(self) -> None:
         (self.home / "checkpoints").mkdir(parents=True)
         (self.home / "job.toml").write_text("seed = 1\n")
-        destination = Destination(folder=self.home, launch=Launch(workers=1, takeover_seconds=2.5))
+        destination = Destination(folder=self.home, options=RunOptions(workers=1, takeover_seconds=2.5))
         clock = ManualClock(7.0)
         nothing: Any = None
         self.cluster = Cluster(nothing, destination, self.said.append, nothing, nothing, clock=clock)
@@ -287,13 +287,13 @@ def test_what_a_standby_has_led_to_its_end_is_brought_home(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("launch", "text"),
     [
-        (Launch(workers=0, servers=2), "servers = 2 with workers = 0, which trains in one process alone"),
-        (Launch(workers=2, min_workers=3), "min_workers = 3 is more than workers = 2"),
-        (Launch(workers=0, servers=1), ""),
-        (Launch(workers=2, servers=2, min_workers=2), ""),
-        (Launch(workers=0, min_workers=3), ""),
+        (RunOptions(workers=0, servers=2), "servers = 2 with workers = 0, which trains in one process alone"),
+        (RunOptions(workers=2, min_workers=3), "min_workers = 3 is more than workers = 2"),
+        (RunOptions(workers=0, servers=1), ""),
+        (RunOptions(workers=2, servers=2, min_workers=2), ""),
+        (RunOptions(workers=0, min_workers=3), ""),
     ],
 )
-def test_values_that_contradict_one_another_are_refused(launch: Launch, text: str) -> None:
+def test_values_that_contradict_one_another_are_refused(launch: RunOptions, text: str) -> None:
     with pytest.raises(JobError, match=text) if text else nullcontext():
         check_launch(launch)

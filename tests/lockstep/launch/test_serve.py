@@ -12,6 +12,7 @@ from rich.console import Console
 from lockstep.common.errors import DivergedError, FailureKind, RunError, SharingError, UsageError
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import StandbyAddress, Term
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.standby_messages import LeaderNotice, LeaderRequest
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.runtime.interrupts import interrupt
@@ -29,17 +30,16 @@ from lockstep.launch.serve import (
     who_may_lead,
 )
 from lockstep.ps.coordinator.effects import Finish
-from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from lockstep.ps.setup import RunSetup, open_run
 from lockstep.ps.shared_memory.memory import ServerSharedMemory
 from lockstep.ps.standby.terms import TermHistory, write_terms
 from lockstep.results.reports.display import Display, Lines
-from lockstep.runs.launch_config import Launch
 from lockstep.runs.session import Destination
 from tests.simulation.small import digits, job_of
 
 
 def opened() -> RunSetup:
-    return open_run("run", job_of(), digits(), AdmissionPolicy())
+    return open_run("run", job_of(), digits(), RunOptions())
 
 
 @pytest.mark.parametrize(("transport", "needs"), [("auto", False), ("shm", True)])
@@ -194,9 +194,9 @@ def check(folder: Path, clock: ManualClock | None = None, **ports: AnsweringPort
         return ports[address]
 
     nothing: Any = None
-    destination = Destination(folder=folder, launch=Launch(), is_resumed=True)
+    destination = Destination(folder=folder, options=RunOptions(), is_resumed=True)
     try:
-        service = Service(job=nothing, admission=nothing, destination=destination, dial=dial)
+        service = Service(job=nothing, destination=destination, dial=dial)
         check_leader(service, "tcp://own:1", clock or ManualClock())
     finally:
         assert dialled == [(name, name.upper()) for name in ports]

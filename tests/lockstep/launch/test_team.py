@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.launch.channel import ChildReport, EndReport
 from lockstep.launch.child import USAGE, ProcessLog, WatchedProcess
 from lockstep.launch.process_backend import LocalBackend
 from lockstep.launch.team import MOST_RESTARTS, TeamSupervisor, team_arguments
-from lockstep.runs.launch_config import Launch
 from tests.lockstep.launch.processes import Pretended
 
 
@@ -37,15 +37,15 @@ def test_the_processes_of_a_team_meet_in_one_private_folder(tmp_path: Path) -> N
 
 #: Workers and audit -> how many teams there are, and how many processes are in the last one.
 TEAMS = {
-    "one": (Launch(workers=1), 1, 1),
-    "one team": (Launch(workers=4), 1, 4),
-    "an audit needs another worker": (Launch(workers=4, audit=0.01), 4, 1),
-    "more than a team may have": (Launch(workers=PROCESSES_LIMIT + 3), 2, 3),
+    "one": (RunOptions(workers=1), 1, 1),
+    "one team": (RunOptions(workers=4), 1, 4),
+    "an audit needs another worker": (RunOptions(workers=4, audit=0.01), 4, 1),
+    "more than a team may have": (RunOptions(workers=PROCESSES_LIMIT + 3), 2, 3),
 }
 
 
 @pytest.mark.parametrize(("launch", "teams", "last"), TEAMS.values(), ids=TEAMS)
-def test_how_workers_are_divided_into_teams(launch: Launch, teams: int, last: int) -> None:
+def test_how_workers_are_divided_into_teams(launch: RunOptions, teams: int, last: int) -> None:
     backend = LocalBackend(launch)
     assert -(-backend.workers // backend.team_size) == teams
     assert backend.workers - (teams - 1) * backend.team_size == last

@@ -1,6 +1,7 @@
 """A coordinator driven by hand: workers are small numbers, time is told, all is validated after each event."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import msgspec
 
@@ -20,6 +21,7 @@ from lockstep.common.protocol.messages import (
     Result,
     Work,
 )
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect, Finish, Report, ReportRefusal, Send, UpdateWeights
@@ -49,10 +51,13 @@ def facts_of(
         dataset=DIGEST,
         source="",
         fingerprint=fingerprint(),
-        min_workers=min_workers,
-        lease_timeout_s=60.0,
-        allows_mixed_numerics=is_mixed,
+        options=RunOptions(min_workers=min_workers, allow_mixed_numerics=is_mixed),
     )
+
+
+def with_options(info: RunInfo, **options: Any) -> RunInfo:
+    """Return the facts of a run with these options."""
+    return replace(info, options=msgspec.structs.replace(info.options, **options))
 
 
 def peer_of(worker: int) -> bytes:

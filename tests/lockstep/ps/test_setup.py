@@ -13,20 +13,21 @@ from lockstep.common.errors import DataError, FileFormatError, JobError, Lockste
 from lockstep.common.files.safetensors import write
 from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.nn.description import describe
-from lockstep.ps.setup import AdmissionPolicy, RunSetup, dry_run, native_notices, open_run
+from lockstep.common.protocol.run_options import RunOptions
+from lockstep.ps.setup import RunSetup, dry_run, native_notices, open_run
 from tests.lockstep.common.model.built import build_model
 from tests.simulation.small import digits, job_of, noisy_net
 
 
 def opened(**values: Any) -> RunSetup:
-    return open_run("test", job_of(**values), digits(), AdmissionPolicy(min_workers=2, lease_timeout_s=7.0))
+    return open_run("test", job_of(**values), digits(), RunOptions(min_workers=2, lease_timeout=7.0))
 
 
 def test_the_facts_are_those_of_job_data_and_model() -> None:
     opening = opened(model="mlp")
     info, layout = opening.info, layout_of(build_model("mlp"))
     assert (info.dataset, info.layout, info.source) == (digits().digest, layout.digest(), "")
-    assert (info.min_workers, info.lease_timeout_s, info.training_samples) == (2, 7.0, 40)
+    assert (info.options.least_workers(), info.options.lease_timeout, info.training_samples) == (2, 7.0, 40)
     assert opening.shard.weights.size == layout.size
 
 
@@ -51,8 +52,8 @@ def test_a_process_without_the_jobs_numerics_opens_nothing() -> None:
 
 
 def test_mixed_numerics_may_be_allowed() -> None:
-    admission = AdmissionPolicy(allows_mixed_numerics=True)
-    assert open_run("test", job_of(numerics="native"), digits(), admission).info.fingerprint.mode == "portable"
+    options = RunOptions(allow_mixed_numerics=True)
+    assert open_run("test", job_of(numerics="native"), digits(), options).info.fingerprint.mode == "portable"
 
 
 @pytest.mark.parametrize(
@@ -153,4 +154,4 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
 def test_what_has_no_rows_and_columns_cannot_be_shifted() -> None:
     flat = Dataset(np.zeros((20, 784), np.float32), np.zeros(20, np.int64), 10)
     with pytest.raises(DataError, match="shifts of 2 pixels"):
-        open_run("test", job_of(max_shift=2), TrainTest("flat", flat, flat), AdmissionPolicy())
+        open_run("test", job_of(max_shift=2), TrainTest("flat", flat, flat), RunOptions())

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from lockstep.common.errors import JobError
 from lockstep.common.job.job import Job
 from lockstep.common.nn.models import MODELS
+from lockstep.common.protocol.run_options import RunOptions, default_options
 from lockstep.runs.job_file import OUTER, SHIPPED, fields, read_values, resolve, shipped_values, to_toml
-from lockstep.runs.launch_config import Launch, default_launch
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 SCALARS = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | TEXT
@@ -38,12 +38,12 @@ JOBS = st.builds(
     normalize=st.booleans(),
     schedule=st.sampled_from(["constant", "step", "cosine", "one-cycle"]),
 )
-LAUNCHES = st.builds(Launch, workers=st.integers(0, 1024), transport=st.sampled_from(["auto", "ipc", "tcp"]))
+LAUNCHES = st.builds(RunOptions, workers=st.integers(0, 1024), transport=st.sampled_from(["auto", "ipc", "tcp"]))
 
 
 @settings(derandomize=True, deadline=None, max_examples=150)
 @given(JOBS, LAUNCHES)
-def test_what_is_written_resolves_to_the_same(job: Job, launch: Launch) -> None:
+def test_what_is_written_resolves_to_the_same(job: Job, launch: RunOptions) -> None:
     text = to_toml(job, launch)
     assert resolve(tomllib.loads(text), {}) == (job, launch)
     # A value a line, those that are None left out.
@@ -54,7 +54,7 @@ def test_what_is_written_resolves_to_the_same(job: Job, launch: Launch) -> None:
 def test_a_shipped_job_is_of_its_model_and_whole(model: str) -> None:
     job, launch = resolve({}, {"model": model})
     assert job.model == model
-    assert (job.micro_batches, job.momentum, launch) == (8, 0.9, default_launch())
+    assert (job.micro_batches, job.momentum, launch) == (8, 0.9, default_options())
 
 
 def test_every_model_has_a_shipped_job() -> None:
@@ -201,20 +201,20 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | No
 def test_what_toml_cannot_say_is_refused() -> None:
     job = msgspec.structs.replace(Job(), model={"class": "Linear", "args": [None]})
     with pytest.raises(JobError, match="None cannot be written to a job file"):
-        to_toml(job, Launch())
+        to_toml(job, RunOptions())
 
 
 def test_a_job_file_says_how_many_workers_a_run_begins_with() -> None:
     job, launch = resolve({"model": "mlp", "min_workers": 2}, {"workers": 4})
     assert (launch.min_workers, launch.workers) == (2, 4)
     assert "min_workers = 2\n" in to_toml(job, launch)
-    assert "min_workers" not in to_toml(job, Launch())
+    assert "min_workers" not in to_toml(job, RunOptions())
     with pytest.raises(JobError, match=r"min_workers = 0: expected a whole number >= 1"):
         resolve({"min_workers": 0}, {})
 
 
 def test_every_value_of_job_and_launch_is_there_once() -> None:
-    assert sorted(fields()) == sorted((*Job.__struct_fields__, *Launch.__struct_fields__))
+    assert sorted(fields()) == sorted((*Job.__struct_fields__, *RunOptions.__struct_fields__))
 
 
 def test_every_field_is_described() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from lockstep.common.errors import JobError, UsageError
 from lockstep.common.job.job import Job
-from lockstep.runs.launch_config import Launch
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.runs.run_dir import check_resume_flags, claimed_run_dir, finished, has_begun, make_run_dir, resumed_job
 
 
@@ -23,7 +23,7 @@ def test_runs_that_begin_in_one_moment_get_folders_of_their_own() -> None:
         claimed_run_dir(None, "mlp") as third,
     ):
         assert len({first, second, third}) == 3
-        make_run_dir(second, Job(), Launch())
+        make_run_dir(second, Job(), RunOptions())
     assert not first.exists()
     assert has_begun(second)
 
@@ -43,7 +43,7 @@ def test_a_folder_of_a_process_that_was_killed_while_it_began_is_as_good_as_empt
     for name in left:
         (Path("mine") / name).touch()
     with claimed_run_dir(Path("mine"), "mlp") as claimed:
-        make_run_dir(claimed, Job(), Launch())
+        make_run_dir(claimed, Job(), RunOptions())
         with pytest.raises(UsageError, match="is not empty"), claimed_run_dir(Path("mine"), "mlp"):
             pytest.fail("claimed twice")
     assert resumed_job(Path("mine"), {})[0] == Job()
@@ -52,14 +52,14 @@ def test_a_folder_of_a_process_that_was_killed_while_it_began_is_as_good_as_empt
 def test_a_claim_is_replaced_by_the_whole_job(folder: Path) -> None:
     with claimed_run_dir(Path("mine"), "mlp") as claimed:
         (folder / "claim").hardlink_to(claimed / "job.toml")
-        make_run_dir(claimed, Job(), Launch())
+        make_run_dir(claimed, Job(), RunOptions())
     assert (folder / "claim").read_text() == ""
 
 
 def test_an_empty_folder_of_the_persons_own_may_be_used() -> None:
     Path("mine").mkdir()
     with claimed_run_dir(Path("mine"), "mlp") as claimed:
-        make_run_dir(claimed, Job(), Launch())
+        make_run_dir(claimed, Job(), RunOptions())
     assert has_begun(Path("mine"))
 
 
@@ -76,13 +76,13 @@ JOB = Job(model="mlp", lr=0.3)
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    make_run_dir(tmp_path / "run", JOB, Launch(workers=3, min_workers=3, transport="tcp", checkpoint_keep=5))
+    make_run_dir(tmp_path / "run", JOB, RunOptions(workers=3, min_workers=3, transport="tcp", checkpoint_keep=5))
     return tmp_path / "run"
 
 
 def test_the_job_is_the_runs_and_flags_change_how_it_is_carried_out(run: Path) -> None:
-    assert resumed_job(run, {}) == (JOB, Launch(workers=3, transport="tcp", checkpoint_keep=5))
-    launch = Launch(workers=0, transport="tcp", checkpoint_keep=5, checkpoint_every_steps=7)
+    assert resumed_job(run, {}) == (JOB, RunOptions(workers=3, transport="tcp", checkpoint_keep=5))
+    launch = RunOptions(workers=0, transport="tcp", checkpoint_keep=5, checkpoint_every_steps=7)
     assert resumed_job(run, {"workers": 0, "checkpoint_every_steps": 7}) == (JOB, launch)
 
 

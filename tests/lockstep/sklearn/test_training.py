@@ -12,8 +12,9 @@ from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.job.job import Job
 from lockstep.common.nn.description import describe
 from lockstep.common.numerics.random import Purpose, generator
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import SystemClock
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.ps.setup import open_run
 from lockstep.results.reports.display import display_for
 from lockstep.sklearn.training import TrainedNetwork, TrainingTask, quickest, train
 
@@ -95,5 +96,5 @@ def test_workers_are_used_if_they_are_much_quicker(
     step_s: float, steps: int, most: int, cores: int, expected: int
 ) -> None:
     work = task()
-    setup = open_run("run", msgspec.structs.replace(work.job, steps=steps), work.data, AdmissionPolicy())
+    setup = open_run("run", msgspec.structs.replace(work.job, steps=steps), work.data, RunOptions())
     assert quickest(step_s, steps - 8, setup, most, cores) == expected

@@ -10,7 +10,8 @@ from lockstep.common.errors import ModelError
 from lockstep.common.model.source import told_source
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import Welcome
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.common.protocol.run_options import RunOptions
+from lockstep.ps.setup import open_run
 from lockstep.runs.recorded_model import keep_files, told_folder
 from lockstep.worker.setup import gather
 from tests.simulation.small import digits, job_of
@@ -35,7 +36,7 @@ def welcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Welcome:
     monkeypatch.chdir(tmp_path)
     write(tmp_path, FILES)
     run = tmp_path / "run"
-    setup = open_run("run", job_of(model="models.net:build"), digits(), AdmissionPolicy(), None, told_folder(run))
+    setup = open_run("run", job_of(model="models.net:build"), digits(), RunOptions(), None, told_folder(run))
     keep_files(run, setup.source)
     sent = decode(encode(setup.info.welcome(0)), Welcome)[0]
     assert isinstance(sent, Welcome)
@@ -81,5 +82,5 @@ def test_on_another_machine_one_line_names_the_file_that_is_missing(welcome: Wel
 
 
 def test_a_model_of_the_library_tells_no_folder(tmp_path: Path) -> None:
-    setup = open_run("run", job_of(), digits(), AdmissionPolicy(), None, told_folder(tmp_path))
+    setup = open_run("run", job_of(), digits(), RunOptions(), None, told_folder(tmp_path))
     assert (setup.info.welcome(0).model_folder, setup.info.welcome(0).model_files) == ("", [])

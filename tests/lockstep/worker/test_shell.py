@@ -40,13 +40,14 @@ from lockstep.common.protocol.messages import (
     Withdrawal,
     WorkerMessage,
 )
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.statement import result_digest, statement_of
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.statemachine.machine import TimePassed
 from lockstep.common.transport.in_memory import MemoryClient, MemoryNetwork, MemoryServer
 from lockstep.common.transport.port import Frames, PeerGone
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.ps.setup import open_run
 from lockstep.worker import state as machine
 from lockstep.worker.compute import Compute
 from lockstep.worker.setup import Loader, gather
@@ -68,7 +69,7 @@ class Bench:
     def __init__(self, job: Job, load: Loader = load_digits) -> None:
         self.network, self.clock = MemoryNetwork(1), ManualClock()
         self.port: MemoryServer = self.network.server()
-        self.opening = open_run("bench", job, digits(), AdmissionPolicy())
+        self.opening = open_run("bench", job, digits(), RunOptions())
         self.said: list[str] = []
         state = WorkerState(ClientConfig(address="memory://", join=JOIN, silence_s=600.0))
         self.runner = WorkerShell(state, self.network.client(), self.clock, load, self.said.append)
@@ -553,7 +554,7 @@ def test_a_result_carries_all_that_was_found_and_is_signed_if_the_run_asks_for_i
     bench.enter(msgspec.structs.replace(bench.welcome(), signed_run=run))
     bench.send(Weights(step=0, start=0), bench.opening.shard.weights)
     (result,) = bench.send(Lease(work="train", step=0, lo=0, hi=2, number=3, is_digested=is_digested))
-    alone = open_run("alone", job, digits(), AdmissionPolicy())
+    alone = open_run("alone", job, digits(), RunOptions())
     compute = Compute(job, alone.model, alone.data, alone.shard.slots)
     sums, tally = compute.train(0, Node(0, 2))
     digest = result_digest(sums, compute.losses, tally) if is_digested else ""

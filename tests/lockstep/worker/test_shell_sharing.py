@@ -11,7 +11,8 @@ import pytest
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import Lease, Leave, Message, Ready, Result, Weights
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.common.protocol.run_options import RunOptions
+from lockstep.ps.setup import open_run
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.worker.compute import Compute
 from tests.lockstep.worker.test_shell import Bench
@@ -43,7 +44,7 @@ def test_sums_are_where_the_server_sees_them_and_no_vector_is_sent(tmp_path: Pat
     other = sharing.sums[0][1 - slot].copy()
     answers = bench.send(Lease(work="train", step=0, lo=node.lo, hi=node.hi, number=9, slot=slot))
     assert [(type(answer), isinstance(answer, Result) and answer.number) for answer in answers] == [(Result, 9)]
-    alone = open_run("alone", job_of(model="mlp"), digits(), AdmissionPolicy())
+    alone = open_run("alone", job_of(model="mlp"), digits(), RunOptions())
     expected, _ = Compute(alone.info.job, alone.model, alone.data, alone.shard.slots).train(0, node)
     assert sharing.sums[0][slot].tobytes() == expected.tobytes()
     assert np.array_equal(sharing.sums[0][1 - slot], other)

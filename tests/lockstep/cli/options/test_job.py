@@ -6,11 +6,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from lockstep.cli.options.job import JOB_FIELDS, LAUNCH_FIELDS, GroupedCommand, JobRequest, takes_job
+from lockstep.cli.options.job import JOB_FIELDS, OPTION_FIELDS, GroupedCommand, JobRequest, takes_job
 from lockstep.cli.training.train import train
 from lockstep.common.job.job import Job
+from lockstep.common.protocol.run_options import KEPT_OPTIONS
 from lockstep.runs.job_groups import GROUPS
-from lockstep.runs.launch_config import Launch
 
 #: Flags that the issue fixes by name.
 FIXED = (
@@ -22,7 +22,7 @@ FIXED = (
 
 def test_the_groups_hold_every_value_once() -> None:
     grouped = [name for names in GROUPS.values() for name in names]
-    assert sorted(grouped) == sorted((*Job.__struct_fields__, *Launch.__struct_fields__))
+    assert sorted(grouped) == sorted((*Job.__struct_fields__, *KEPT_OPTIONS))
 
 
 @pytest.mark.parametrize("flag", FIXED)
@@ -43,10 +43,10 @@ def test_what_is_given_arrives_by_the_fields_name(arguments: list[str], values: 
     arrived: list[JobRequest] = []
 
     @click.command(cls=GroupedCommand)
-    @takes_job(*JOB_FIELDS, *LAUNCH_FIELDS)
+    @takes_job(*JOB_FIELDS, *OPTION_FIELDS)
     def command(job: JobRequest) -> None:
         arrived.append(job)
 
     assert CliRunner().invoke(command, arguments).exit_code == 0
     assert arrived == [JobRequest(None, values)]
-    assert {*JOB_FIELDS, *LAUNCH_FIELDS} < {parameter.name for parameter in command.params}
+    assert {*JOB_FIELDS, *OPTION_FIELDS} < {parameter.name for parameter in command.params}

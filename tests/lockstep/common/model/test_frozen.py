@@ -22,8 +22,9 @@ from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.model.initial import read_weights
 from lockstep.common.model.port import DrawKey
 from lockstep.common.model.source import open_model, read_model_source
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.numerics import kept_numerics, use_numerics
-from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from lockstep.ps.setup import RunSetup, open_run
 from lockstep.runs.trained_model import open_trained
 from lockstep.worker.setup import gather as gather_material
 from tests.lockstep.tiny_data import tiny_arrays, write_tiny
@@ -92,7 +93,7 @@ def opened(**values: Any) -> RunSetup:
     job = job_of(**values)
     with kept_numerics():
         use_numerics(job.numerics)
-        return open_run("test", job, digits(), AdmissionPolicy())
+        return open_run("test", job, digits(), RunOptions())
 
 
 def test_a_frozen_parameter_of_ours_is_in_no_vector_and_in_every_file(ours: str, tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ from lockstep.common.protocol.messages import (
     WorkerMessage,
     WorkerStatus,
 )
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import (
     AddFromMemory,
     Admit,
@@ -155,7 +156,7 @@ EXAMPLES: list[Message] = [
     WorkerLost(rank=1, reason="it does not read what it is sent"),
     ShardWelcome(
         index=1,
-        servers=2,
+        options=RunOptions(servers=2),
         run="r",
         job=Job(model="mlp"),
         training_samples=60_000,
@@ -188,7 +189,7 @@ EXAMPLES: list[Message] = [
         kept={"ledger.jsonl": 2},
         electors=[0, 1],
         standbys=(),
-        takeover_s=5.0,
+        options=RunOptions(),
     ),
     FilePart(name="ledger.jsonl", version="", start=0, size=19, digest=DIGEST, term=TERM),
     LeaderRequest(),

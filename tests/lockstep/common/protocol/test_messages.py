@@ -202,7 +202,7 @@ def test_what_is_sent_has_a_limit() -> None:
     kinds: set[type[Message]] = {*get_args(WorkerMessage), *get_args(ServerMessage)}
     found = [name for kind in kinds for name in without_limit(inspect.type_info(kind), kind.__name__)]
     # The first is compared, and the others come from the server, which checked them.
-    others = ("Join.fingerprint", "Welcome.job", "Welcome.manifest", "Welcome.moments")
+    others = ("Join.fingerprint", "Welcome.job", "Welcome.manifest", "Welcome.moments", "Welcome.options")
     assert [name for name in found if not name.startswith(others)] == []
 
 

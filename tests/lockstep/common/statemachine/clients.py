@@ -8,6 +8,7 @@ import msgspec
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, Message, Ready, Welcome
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardWelcome
 from lockstep.common.statemachine.client import (
     Client,
@@ -25,7 +26,14 @@ DIGEST = "0123456789abcdef" * 4
 JOIN = Join(protocol=PROTOCOL_VERSION, incarnation="a", host="h", pid=1, fingerprint=fingerprint())
 WELCOME = Welcome(rank=2, run="blue", job=Job(), layout=DIGEST, dataset=DIGEST, source="")
 SHARD_WELCOME = ShardWelcome(
-    index=1, servers=2, run="blue", job=Job(), training_samples=64, test_samples=16, size=8192, parameter_size=8192
+    index=1,
+    run="blue",
+    job=Job(),
+    options=RunOptions(servers=2),
+    training_samples=64,
+    test_samples=16,
+    size=8192,
+    parameter_size=8192,
 )
 PREPARED = Prepared(ready=Ready(rank=WELCOME.rank, term=WELCOME.term))
 

@@ -21,6 +21,7 @@ from lockstep.common.protocol.messages import (
     StandbysChanged,
     Term,
 )
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.statemachine.client import (
     FIRST_REPORT_S,
@@ -360,7 +361,7 @@ def with_standby(*others: StandbyAddress, may_rejoin: bool = True) -> ClientDriv
     """Return a client that was welcomed in a term, and knows of a standby, or several."""
     drive = ClientDrive(may_rejoin=may_rejoin)
     drive.start()
-    drive.dispatch(msgspec.structs.replace(WELCOME, term=TERM, standbys=(STANDBY, *others), takeover_s=5.0))
+    drive.dispatch(msgspec.structs.replace(WELCOME, term=TERM, standbys=(STANDBY, *others), options=RunOptions()))
     drive.dispatch(PREPARED)
     return drive
 

@@ -14,17 +14,17 @@ import pytest
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import EpochRecord
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.checkpoint.checkpoint import CheckpointIdentity, RunProgress, read_checkpoint
 from lockstep.ps.checkpoint.checkpointer import SPARING, CheckpointSchedule
 from lockstep.ps.records.ledger import WeightsAt, read_lines
 from lockstep.ps.records.line_file import LineFile
 from lockstep.ps.records.metrics import METRICS
-from lockstep.ps.records.recorder import Setting
+from lockstep.ps.records.recorder import NO_TRANSPORT, Setting
 from lockstep.ps.records.run_folder import RESULT
 from lockstep.ps.run.progress import Progress
-from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
-from lockstep.runs.launch_config import Launch
+from lockstep.ps.setup import RunSetup, open_run
 from lockstep.runs.session import Destination, RunSession, open_session
 from lockstep.runs.single_process import SerialRun
 from tests.lockstep.common.files.test_atomic import failing_at
@@ -56,11 +56,11 @@ class Disk:
 
 
 def session_in(folder: Path, said: list[str], **values: Any) -> tuple[RunSetup, RunSession]:
-    opening = open_run("run", JOB, digits(), AdmissionPolicy())
-    launch = Launch(**{"checkpoint_every_steps": 1, "checkpoint_keep": 3, **values})
-    setting = Setting(servers=0, transport="none", started=0.0)
+    opening = open_run("run", JOB, digits(), RunOptions())
+    launch = RunOptions(**{"checkpoint_every_steps": 1, "checkpoint_keep": 3, **values})
+    setting = Setting(transport=NO_TRANSPORT, started=0.0)
     return opening, open_session(
-        opening, setting, Destination(folder=folder / "run", launch=launch), ManualClock(), said.append
+        opening, setting, Destination(folder=folder / "run", options=launch), ManualClock(), said.append
     )
 
 

@@ -16,6 +16,7 @@ from lockstep.common.job.score import Guess
 from lockstep.common.job.tally import Tally
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.messages import EpochRecord
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.checkpoint.checkpoint import (
     Checkpoint,
     CheckpointIdentity,
@@ -41,7 +42,7 @@ from lockstep.ps.records.receipt import first_link, next_link
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
 from lockstep.ps.records.run_folder import RunFolder
 from lockstep.ps.run.plan import Round
-from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from lockstep.ps.setup import RunSetup, open_run
 from tests.lockstep.ps.runs import facts_of
 from tests.simulation.small import digits, job_of
 
@@ -82,7 +83,7 @@ LOST = b'{"kind":"step"}\n{"kind":"step"}\n'
 
 def opened(job: Job = JOB) -> RunSetup:
     """Return the setup of a run whose samples have two targets each, as a regression's may."""
-    setup = open_run("run", job, digits(), AdmissionPolicy())
+    setup = open_run("run", job, digits(), RunOptions())
     return replace(setup, info=replace(setup.info, targets=2, guess=Guess(0.25, 0.5)))
 
 
@@ -95,7 +96,7 @@ def checkpoint_of(setup: RunSetup, path: Path, saved: RunProgress = SAVED) -> Ch
 
 
 def recorder_of(setup: RunSetup, folder: RunFolder) -> MetricsRecorder:
-    setting = Setting(servers=1, transport="memory", started=STARTED_S)
+    setting = Setting(transport="memory", started=STARTED_S)
     return MetricsRecorder(setup.info, setting, setup.layout, folder)
 
 

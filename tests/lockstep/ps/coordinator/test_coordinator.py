@@ -17,13 +17,13 @@ from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import UnusedWork
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import plan_of
-from tests.lockstep.ps.runs import TEST, TRAIN, Drive, facts_of, kinds, messages, peer_of, result_of
+from tests.lockstep.ps.runs import TEST, TRAIN, Drive, facts_of, kinds, messages, peer_of, result_of, with_options
 
 SHARDS = events.ServersReady(addresses=("memory://0",), shares=False, obstacle="no such folder")
 
 
 def several(*, min_workers: int = 1, job: Job | None = None) -> RunInfo:
-    return replace(facts_of(job, min_workers=min_workers), servers=2)
+    return with_options(facts_of(job, min_workers=min_workers), servers=2)
 
 
 def begun(*workers: int, job: Job | None = None) -> Drive:
@@ -110,7 +110,7 @@ def test_a_worker_whose_sums_are_on_their_way_has_the_whole_time_of_a_lease() ->
     lease = drive.leases[1].pop(0)
     drive.send(1, result_of(lease))
     held = drive.coordinator.leases.held_by(0)
-    assert {one.deadline for one in held} == {drive.now + drive.info.lease_timeout_s}
+    assert {one.deadline for one in held} == {drive.now + drive.info.options.lease_timeout}
 
 
 def test_workers_that_came_before_the_servers_are_welcomed_with_them_in_order() -> None:
@@ -231,11 +231,13 @@ def test_a_sign_of_progress_extends_what_is_held() -> None:
     drive.enter(1)
     drive.pass_time(40.0)
     drive.happen(events.Received(peer=peer_of(1), message=SumsFrame(step=0, lo=0, hi=1, start=0)))
-    assert [one.deadline for one in drive.coordinator.leases.held_by(0)] == [drive.now + drive.info.lease_timeout_s]
+    assert [one.deadline for one in drive.coordinator.leases.held_by(0)] == [
+        drive.now + drive.info.options.lease_timeout
+    ]
     drive.now += 1.0
     drive.ask(1)
     assert [one.deadline for one in drive.coordinator.leases.held_by(0)] == [
-        drive.now - 1.0 + drive.info.lease_timeout_s
+        drive.now - 1.0 + drive.info.options.lease_timeout
     ]
 
 
@@ -252,7 +254,7 @@ def test_a_sign_of_progress_gives_a_worker_the_time_that_it_takes_itself_for_all
     seconds = timeouts.timeout_s(0, "train", sum(len(lease.node) for lease in held))
     assert {lease.deadline - drive.now for lease in held} == {seconds}
     assert seconds != timeouts.timeout_s(1, "train", 6)
-    assert FLOOR_S < seconds < drive.info.lease_timeout_s
+    assert FLOOR_S < seconds < drive.info.options.lease_timeout
 
 
 def test_samples_are_counted_by_sample_and_not_by_target() -> None:

@@ -68,9 +68,9 @@ class Story:
         """One honest worker more, and time: that must be enough."""
         self.lives += 100
         drive = self.drive
-        for worker in range(self.lives, self.lives + drive.info.min_workers):
+        for worker in range(self.lives, self.lives + drive.info.options.least_workers()):
             drive.enter(worker)
-        honest = range(self.lives, self.lives + drive.info.min_workers)
+        honest = range(self.lives, self.lives + drive.info.options.least_workers())
         for _ in range(1000):
             if drive.coordinator.is_over():
                 return

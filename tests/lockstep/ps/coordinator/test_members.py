@@ -65,7 +65,8 @@ def test_a_worker_is_welcomed_with_all_that_it_must_know() -> None:
     drive = Drive()
     effects = drive.join(1)
     info = drive.info
-    assert messages(effects) == [Welcome(rank=0, run="test", job=info.job, layout=DIGEST, dataset=DIGEST, source="")]
+    welcome = Welcome(rank=0, run="test", job=info.job, layout=DIGEST, dataset=DIGEST, source="", options=info.options)
+    assert messages(effects) == [welcome]
     assert "worker 0 (host host, pid 1) joined" in said(effects)
 
 

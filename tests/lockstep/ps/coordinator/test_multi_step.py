@@ -25,7 +25,7 @@ from lockstep.ps.coordinator.scheduling.multi_step_plan import (
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Round
-from tests.lockstep.ps.runs import TRAIN, Drive, facts_of, kinds, peer_of, said
+from tests.lockstep.ps.runs import TRAIN, Drive, facts_of, kinds, peer_of, said, with_options
 from tests.simulation.small import digits
 
 #: Thirteen steps an epoch and a short one, of three micro-batches each.
@@ -142,8 +142,8 @@ def test_any_job_can_be_left_to_a_team(values: dict[str, Any]) -> None:
 
 
 def test_audits_several_servers_and_data_that_is_sent_need_the_server_in_each_step() -> None:
-    assert not may_lease_steps(replace(info_of(), audit=0.1))
-    assert not may_lease_steps(replace(info_of(), servers=2))
+    assert not may_lease_steps(with_options(info_of(), audit=0.1))
+    assert not may_lease_steps(with_options(info_of(), servers=2))
     assert not may_lease_steps(replace(info_of(), manifest=manifest_of(digits())))
 
 
@@ -190,7 +190,7 @@ def test_one_that_never_answers_is_late_like_any_other() -> None:
     drive = Team()
     drive.begin()
     drive.complete(1, is_cut=True, is_silent=True)
-    late = said(drive.pass_time(drive.info.lease_timeout_s))
+    late = said(drive.pass_time(drive.info.options.lease_timeout))
     assert "team 0 (host host, pid 1, 2 workers) has sent nothing for" in late
 
 

@@ -1,17 +1,15 @@
 """Between two epochs the coordinator waits for callbacks where it is told to, and for nothing else."""
 
-from dataclasses import replace
-
 from lockstep.common.protocol.messages import CallbackDecision, Finished, Lease
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.run.plan import Round
-from tests.lockstep.ps.runs import Drive, facts_of, finished, kinds, messages, result_of
+from tests.lockstep.ps.runs import Drive, facts_of, finished, kinds, messages, result_of, with_options
 
 #: Two epochs of three steps.
-FACTS = replace(facts_of(), pauses=True)
+FACTS = with_options(facts_of(), pause=True)
 
 
 def paused() -> Drive:

@@ -1,20 +1,18 @@
 """Who is not taken in may ask for ever: each is answered, few lines are written, and nothing is kept of them."""
 
-from dataclasses import replace
-
 import pytest
 
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import Join, Refused, ServerMessage
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.transport.in_memory import MemoryNetwork
 from lockstep.common.transport.limits import LINES, WINDOW_S, RejectionLog
 from lockstep.ps.coordinator import events
 from lockstep.ps.server.limits import PeerBlocklist
-from lockstep.ps.setup import AdmissionPolicy
-from tests.lockstep.ps.runs import Drive, facts_of, join_of, peer_of
+from tests.lockstep.ps.runs import Drive, facts_of, join_of, peer_of, with_options
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import JOBS
 
@@ -27,7 +25,7 @@ SHARD = ShardJoin(protocol=99, incarnation="s", host="h", pid=1, fingerprint=fin
 @pytest.mark.parametrize("servers", [1, 2])
 @pytest.mark.parametrize("join", [WORKER, SHARD], ids=["worker", "shard"])
 def test_who_asks_for_ever_is_answered_and_seldom_told_of(join: Join | ShardJoin, servers: int) -> None:
-    simulation = Simulation(JOBS["mlp"], admission=AdmissionPolicy(servers=servers))
+    simulation = Simulation(JOBS["mlp"], options=RunOptions(servers=servers))
     client = simulation.network.client()
 
     def ask(times: int) -> list[str]:
@@ -58,7 +56,7 @@ def test_all_are_counted_and_few_are_told_of() -> None:
 
 @pytest.mark.parametrize("times", [1, 3])
 def test_who_came_early_and_left_is_not_kept(times: int) -> None:
-    drive = Drive(replace(facts_of(), servers=2))
+    drive = Drive(with_options(facts_of(), servers=2))
     for number in range(TIMES):
         for _ in range(times):
             drive.happen(events.Received(peer=peer_of(number), message=join_of(number)))

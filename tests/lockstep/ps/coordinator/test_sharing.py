@@ -59,7 +59,7 @@ def late() -> tuple[Drive, Lease, Lease]:
     drive.enter(1, 2, shares=True)
     first, second = drive.leases[1]
     drive.leases[2].clear()
-    drive.pass_time(drive.info.lease_timeout_s)
+    drive.pass_time(drive.info.options.lease_timeout)
     drive.leases[1] = []
     drive.send(1, result_of(first))
     assert [lease.slot for lease in drive.leases[1]] == [0, 1]

@@ -65,7 +65,7 @@ def weights() -> Vector:
 
 
 def recorder_in(folder: Path | None) -> MetricsRecorder:
-    setting = Setting(servers=1, transport="ipc", started=5.0)
+    setting = Setting(transport="ipc", started=5.0)
     recorder = MetricsRecorder(facts_of(), setting, layout(), RunFolder(folder) if folder else None)
     recorder.begin(weights_digest(weights()))
     return recorder
@@ -127,12 +127,12 @@ def test_the_result_says_what_happened(tmp_path: Path) -> None:
     ("sharing", "transport"), [({True}, "shm"), ({False}, "ipc"), ({True, False}, "shm+ipc"), (set(), "ipc")]
 )
 def test_the_transport_is_what_carried_the_vectors(sharing: set[bool], transport: str) -> None:
-    assert carried(Setting(servers=1, transport="ipc", started=0.0), sharing, "").transport == transport
+    assert carried(Setting(transport="ipc", started=0.0), sharing, "").transport == transport
 
 
 def test_the_first_obstacle_to_sharing_is_told() -> None:
-    none = Setting(servers=1, transport="ipc", started=0.0)
-    full = Setting(servers=1, transport="ipc", obstacle="no room", started=0.0)
+    none = Setting(transport="ipc", started=0.0)
+    full = Setting(transport="ipc", obstacle="no room", started=0.0)
     assert [carried(setting, {False}, "elsewhere").obstacle for setting in (none, full)] == ["elsewhere", "no room"]
 
 

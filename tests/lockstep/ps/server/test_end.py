@@ -15,12 +15,12 @@ from lockstep.common.aggregation.layout import ParameterLayout, weights_digest
 from lockstep.common.aggregation.update import UpdateStep
 from lockstep.common.errors import FailureKind
 from lockstep.common.job.job import Job
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.records.metrics import METRICS
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import RESULT, WEIGHTS, RunFolder, RunResult
 from lockstep.ps.server.server import Server
-from lockstep.ps.setup import AdmissionPolicy
 from lockstep.ps.shard.shard import Shard
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import job_of
@@ -119,7 +119,7 @@ def test_an_interrupt_before_anybody_came_ends_the_run() -> None:
 
 def test_an_interrupt_counts_more_than_a_lost_shard_for_which_the_server_would_resume() -> None:
     """As when a `train` is killed: its servers and its shards end at the same time."""
-    simulation = Simulation(job_of(), admission=AdmissionPolicy(min_workers=1, servers=2))
+    simulation = Simulation(job_of(), options=RunOptions(min_workers=1, servers=2))
     simulation.add_worker()
     simulation.run_to(1)
 

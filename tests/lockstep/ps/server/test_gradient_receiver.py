@@ -7,11 +7,12 @@ import pytest
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import Lease, Ready, Result, SumsFrame
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.statemachine.machine import Send
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.server.gradient_receiver import GradientReceiver
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.ps.setup import open_run
 from tests.lockstep.ps.runs import join_of, peer_of, result_of
 from tests.simulation.small import digits, job_of
 
@@ -29,7 +30,7 @@ class Received:
     receiver: GradientReceiver = field(init=False)
 
     def __post_init__(self) -> None:
-        setup = open_run("run", JOB, digits(), AdmissionPolicy(min_workers=self.workers))
+        setup = open_run("run", JOB, digits(), RunOptions(min_workers=self.workers))
         self.coordinator = Coordinator(setup.info)
         self.receiver = GradientReceiver(self.coordinator, setup.shard, None)
         for worker in range(self.workers):

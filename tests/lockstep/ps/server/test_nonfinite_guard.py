@@ -11,11 +11,11 @@ from lockstep.checking.simulation.processes import Parts
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.aggregation.update import UpdateStep
 from lockstep.common.errors import DivergedError, FailureKind
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.coordinator.effects import Finish
-from lockstep.ps.records.recorder import MetricsRecorder, Setting
+from lockstep.ps.records.recorder import NO_TRANSPORT, MetricsRecorder, Setting
 from lockstep.ps.records.run_folder import WEIGHTS
-from lockstep.ps.setup import AdmissionPolicy
 from lockstep.ps.shard.shard import Shard
 from lockstep.runs.single_process import SerialRun
 from tests.simulation.cluster import Simulation
@@ -51,7 +51,7 @@ class Poisoned(Shard):
 def simulation_of(value: float, folder: Path) -> Simulation:
     return Simulation(
         JOB,
-        admission=AdmissionPolicy(min_workers=2),
+        options=RunOptions(min_workers=2),
         parts=Parts(shard=lambda it: Poisoned(it.slots, it.policy, it.micro_batches, value=value)),
         folder=folder,
     )
@@ -87,7 +87,7 @@ def test_the_weights_that_are_kept_are_those_before(tmp_path: Path) -> None:
 def test_a_process_alone_says_it_too(tmp_path: Path) -> None:
     simulation = simulation_of(np.nan, tmp_path)
     opening = simulation.opening
-    recorder = MetricsRecorder(opening.info, Setting(servers=0, transport="none", started=0.0), opening.layout, None)
+    recorder = MetricsRecorder(opening.info, Setting(transport=NO_TRANSPORT, started=0.0), opening.layout, None)
     recorder.begin(opening.shard.digest())
     with pytest.raises(DivergedError, match="after step 1 are not finite, although every loss was"):
         SerialRun(opening, recorder, ManualClock(), lambda status: None).train()

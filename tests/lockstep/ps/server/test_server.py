@@ -35,6 +35,7 @@ from lockstep.common.protocol.messages import (
     Weights,
     Welcome,
 )
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import CollectedFrame, ShardReady, ShardWelcome, ToShardMessage
 from lockstep.common.transport.in_memory import MemoryClient
 from lockstep.common.transport.port import Frames, ServerPort
@@ -42,7 +43,6 @@ from lockstep.launch.client import shard_join
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.server.limits import AT_ONCE, PER_SECOND
 from lockstep.ps.server.server import WATCH_S
-from lockstep.ps.setup import AdmissionPolicy
 from lockstep.worker.shell import WorkerShell
 from tests.simulation.cluster import Member, Simulation
 from tests.simulation.small import JOBS, job_of
@@ -156,7 +156,7 @@ def test_a_worker_that_is_ready_for_another_place_is_asked_to_join_again(other: 
 
 @pytest.mark.parametrize("other", [{"index": 2}, {"term": Term(run="r", number=7, server="s")}], ids=["index", "term"])
 def test_a_shard_that_has_room_for_another_slice_is_asked_to_join_again(other: dict[str, Any]) -> None:
-    simulation = Simulation(job_of(), admission=AdmissionPolicy(servers=2))
+    simulation = Simulation(job_of(), options=RunOptions(servers=2))
     simulation.shards.pop().die()
     simulation.run_until_quiet()
     odd = simulation.network.client()
@@ -176,7 +176,7 @@ def test_a_shard_that_has_room_for_another_slice_is_asked_to_join_again(other: d
 
 
 def test_what_a_shard_sends_for_a_server_of_before_counts_for_nothing() -> None:
-    simulation = Simulation(job_of(), admission=AdmissionPolicy(servers=2))
+    simulation = Simulation(job_of(), options=RunOptions(servers=2))
     simulation.shards.pop().die()
     simulation.run_until_quiet()
     late = simulation.network.client()
@@ -244,13 +244,13 @@ def test_an_echo_that_is_too_long_costs_its_place() -> None:
 
 
 def test_while_it_waits_it_says_for_whom() -> None:
-    simulation = Simulation(job_of(), admission=AdmissionPolicy(min_workers=2))
+    simulation = Simulation(job_of(), options=RunOptions(min_workers=2))
     simulation.server.step()
     assert simulation.said == ["waiting for workers: 0 of 2 are ready"]
 
 
 def test_leases_run_out_although_there_is_always_a_message() -> None:
-    simulation = Simulation(job_of(), admission=AdmissionPolicy(lease_timeout_s=1.0))
+    simulation = Simulation(job_of(), options=RunOptions(lease_timeout=1.0))
     worker, chatty = simulation.add_worker(), simulation.network.client()
     simulation.run(until=lambda: simulation.server.coordinator.is_running())
     worker.process.stop()
@@ -325,7 +325,7 @@ def test_the_progress_is_looked_at_now_and_then_and_at_the_end() -> None:
 
 
 def test_peers_that_are_gone_at_the_end_are_no_trouble() -> None:
-    simulation = Simulation(job_of(steps=1), admission=AdmissionPolicy(min_workers=2))
+    simulation = Simulation(job_of(steps=1), options=RunOptions(min_workers=2))
     workers = [simulation.add_worker(), simulation.add_worker()]
     simulation.run(until=lambda: simulation.server.coordinator.round.work == "evaluate")
     idle = next(w for w in workers if not simulation.server.coordinator.leases.held_by(workers.index(w)))
@@ -369,7 +369,7 @@ def test_leaving_is_told_with_the_reason() -> None:
 
 
 def test_workers_are_told_of_the_end() -> None:
-    simulation = Simulation(JOBS["linear"], admission=AdmissionPolicy(min_workers=2))
+    simulation = Simulation(JOBS["linear"], options=RunOptions(min_workers=2))
     client = simulation.network.client()
     client.send(encode(JOIN))
     for _ in range(2):

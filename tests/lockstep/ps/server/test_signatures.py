@@ -13,7 +13,7 @@ from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import UpdateWeights
 from lockstep.ps.coordinator.scheduling.multi_step_plan import may_lease_steps
 from lockstep.ps.records.ledger import SignedResult, WorkerIn
-from tests.lockstep.ps.runs import Drive, facts_of, join_of, messages, peer_of, result_of
+from tests.lockstep.ps.runs import Drive, facts_of, join_of, messages, peer_of, result_of, with_options
 
 signing = pytest.importorskip("lockstep.common.transport.auth.signing")
 signatures = pytest.importorskip("lockstep.ps.server.signatures")
@@ -24,7 +24,7 @@ SIGNER = signing.Signer.of("1" * 64)
 
 
 def signed_drive() -> Drive:
-    return Drive(replace(facts_of(), signed=True, signed_run=RUN))
+    return Drive(replace(with_options(facts_of(), signed=True), signed_run=RUN))
 
 
 def join(drive: Drive, signer: str, known: str) -> None:

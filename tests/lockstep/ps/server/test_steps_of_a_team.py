@@ -13,10 +13,10 @@ from lockstep.checking.simulation.oracle import RunRecords, reference_run, viola
 from lockstep.checking.simulation.processes import Parts
 from lockstep.common.errors import FailureKind
 from lockstep.common.job.job import Job
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.coordinator.transitions import RunPhase
-from lockstep.runs.launch_config import Launch
 from tests.lockstep.checking.simulation.planted import coordinating
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import digits, job_of
@@ -76,21 +76,21 @@ def test_a_worker_that_comes_meanwhile_gets_its_share(short_root: Path) -> None:
 
 
 def test_an_interrupt_keeps_what_the_team_has_made_and_the_run_resumes_there(short_root: Path, tmp_path: Path) -> None:
-    launch = Launch(checkpoint_keep=2)
-    with simulated(short_root, folder=tmp_path, launch=launch) as simulation:
+    options = RunOptions(checkpoint_keep=2)
+    with simulated(short_root, folder=tmp_path, options=options) as simulation:
         run_into_a_lease(simulation, 5)
         simulation.server.interrupt()
         assert simulation.server.ended == Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)
         kept = simulation.server.coordinator.progress.steps
-    with simulated(short_root, folder=tmp_path, launch=launch) as simulation:
+    with simulated(short_root, folder=tmp_path, options=options) as simulation:
         assert any(f"resumes after step {kept} of {PLAIN.steps}" in text for text in simulation.said)
         simulation.finish()
     assert list(violations(PLAIN, digits(), tmp_path, alone("plain"))) == []
 
 
 def test_a_lease_ends_where_a_checkpoint_is_due(short_root: Path, tmp_path: Path) -> None:
-    launch = Launch(checkpoint_keep=3, checkpoint_every_steps=9)
-    with simulated(short_root, folder=tmp_path, launch=launch) as simulation:
+    options = RunOptions(checkpoint_keep=3, checkpoint_every_steps=9)
+    with simulated(short_root, folder=tmp_path, options=options) as simulation:
         simulation.prove(alone("plain"))
     kept = [path.stem for path in (tmp_path / "checkpoints").glob("*.safetensors")]
     # In the middle of the second epoch.

@@ -9,6 +9,7 @@ from lockstep.common.errors import FailureKind
 from lockstep.common.job.job import Job
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import PROTOCOL_VERSION, Eviction, Leave, Ping, SumsFrame
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import (
     AddFromMemory,
     Admit,
@@ -45,7 +46,14 @@ JOIN = ShardJoin(
     protocol=PROTOCOL_VERSION, incarnation="s", host="h", pid=1, fingerprint=fingerprint(), address="tcp://h:2"
 )
 WELCOME = ShardWelcome(
-    index=1, servers=2, run="blue", job=Job(), training_samples=64, test_samples=16, size=8192, parameter_size=8192
+    index=1,
+    run="blue",
+    job=Job(),
+    options=RunOptions(servers=2),
+    training_samples=64,
+    test_samples=16,
+    size=8192,
+    parameter_size=8192,
 )
 ADMIT = Admit(rank=3, incarnation="life-3", shares=False)
 HELLO = Hello(rank=3, incarnation="life-3")

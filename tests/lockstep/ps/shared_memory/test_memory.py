@@ -13,11 +13,12 @@ import pytest
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import RemoteProtocolError, SharingError
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shared_files import WEIGHTS, sums_file, sums_shape, weights_shape
 from lockstep.common.protocol.team_memory import TeamShape
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.common.transport.shared_memory.segment import Allocate, reserve
-from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from lockstep.ps.setup import RunSetup, open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from tests.leftovers import LINUX_ONLY, nothing_left_open
@@ -28,7 +29,7 @@ SIZE = 7850
 
 
 def opened() -> RunSetup:
-    return open_run("run", job_of(), digits(), AdmissionPolicy())
+    return open_run("run", job_of(), digits(), RunOptions())
 
 
 @pytest.fixture
@@ -183,7 +184,7 @@ def bits_of(shard: Shard) -> list[bytes]:
 
 def updated(wire_weights: str) -> RunSetup:
     """Return a run whose weights and slots are no longer those of its start."""
-    opening = open_run("run", job_of(momentum=0.9, wire_weights=wire_weights), digits(), AdmissionPolicy())
+    opening = open_run("run", job_of(momentum=0.9, wire_weights=wire_weights), digits(), RunOptions())
     opening.shard.add(Node(0, opening.info.job.micro_batches), np.linspace(-1, 1, SIZE, dtype=np.float32))
     opening.shard.update(0, 3)
     return opening
@@ -235,7 +236,7 @@ def test_the_locks_of_memory_that_is_left_are_free_and_those_of_the_new_one_are_
 
 
 def test_a_team_of_more_processes_has_more_locks_and_marks_of_its_own(tmp_path: Path) -> None:
-    opening = open_run("run", job_of(model="mlp"), digits(), AdmissionPolicy())
+    opening = open_run("run", job_of(model="mlp"), digits(), RunOptions())
     size = opening.layout.size
     opening, sharing = share(opening, tmp_path)
     for rank, processes in ((0, 1), (1, 4)):

@@ -13,6 +13,7 @@ from lockstep.common.aggregation.slices import slices_for
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.job.tally import Tally, pack_losses
 from lockstep.common.protocol.messages import MultiStepLease, MultiStepResult, MultiStepWithdrawal
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shared_files import (
     WEIGHTS,
     lock_file,
@@ -25,7 +26,7 @@ from lockstep.common.protocol.team_memory import ENTRIES, TeamShape, UpdateMarks
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import LeaseSteps
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.ps.setup import open_run
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.ps.shared_memory.multi_step import BETWEEN_S, MOVE_S, STUCK, StepsSeen, TeamLease
 from lockstep.ps.shared_memory.multi_step_leases import MultiStepLeases, TeamUpdates, declined
@@ -108,7 +109,7 @@ class Bench:
     teams: list[FakeTeam] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        setup, self.sharing = share(open_run("run", JOB, digits(), AdmissionPolicy()), self.root)
+        setup, self.sharing = share(open_run("run", JOB, digits(), RunOptions()), self.root)
         self.shard = setup.shard
         self.shard.skip_to(ASKED.first)
         size = self.shard.weights.size

@@ -9,6 +9,7 @@ import numpy as np
 
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.protocol.messages import Term
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.standby_messages import FilePart, RunFiles
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.standby.mirror import (
@@ -81,7 +82,7 @@ class MirroredFolder:
             kept=dict(self.history.kept(self.mirror.term)),
             electors=[0],
             standbys=(),
-            takeover_s=5.0,
+            options=RunOptions(),
         )
 
     def mirror_once(

@@ -9,6 +9,7 @@ import pytest
 from lockstep.common.errors import FailureKind
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import PROTOCOL_VERSION, Leave, Message, StandbyAddress, Term
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.standby_messages import (
     CommandOutcome,
     Drain,
@@ -27,7 +28,6 @@ from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.run_folder import CHECKPOINTS
-from lockstep.ps.setup import AdmissionPolicy
 from lockstep.ps.standby.mirror import Mirror
 from lockstep.ps.standby.shell import StandbyShell
 from lockstep.ps.standby.state import StandbyConfig, StandbyState, TakeOver
@@ -195,7 +195,7 @@ def test_a_standby_that_has_left_is_handed_nothing() -> None:
 )
 def test_a_run_is_handed_over_with_all_of_its_steps(tmp_path: Path, servers: int, phase: RunPhase, steps: int) -> None:
     """Also if no checkpoint is due: the slices of all servers are gathered with the last update before it."""
-    simulation = Simulation(job_of(), folder=tmp_path, admission=AdmissionPolicy(servers=servers))
+    simulation = Simulation(job_of(), folder=tmp_path, options=RunOptions(servers=servers))
     simulation.add_worker()
     coordinator, client = simulation.server.coordinator, simulation.network.client()
     ask(client, "standby-1", msgspec.structs.replace(REQUEST, is_whole=True))
@@ -255,7 +255,7 @@ def known(simulation: Simulation) -> list[str]:
 
 
 def test_a_shard_that_comes_when_the_run_is_over_has_done_nothing_wrong() -> None:
-    simulation = Simulation(job_of(steps=1), admission=AdmissionPolicy(servers=2))
+    simulation = Simulation(job_of(steps=1), options=RunOptions(servers=2))
     simulation.add_worker()
     # The server waits for a standby that does not have all of the run.
     ask(simulation.network.client(), "standby-1", REQUEST)

@@ -13,6 +13,7 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import Term
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.standby_messages import (
     PART_BYTES,
     FilePart,
@@ -279,7 +280,15 @@ THREE, SIX = (RunFile(name=f"checkpoints/step-0000000{step}.safetensors", size=4
 def offered(*files: RunFile, term: Term = TERM, kept: int = 0) -> RunFiles:
     kept_bytes = {LEDGER.name: kept}
     return RunFiles(
-        term=term, run="r", step=3, steps=9, files=[*files], kept=kept_bytes, electors=[], standbys=(), takeover_s=5.0
+        term=term,
+        run="r",
+        step=3,
+        steps=9,
+        files=[*files],
+        kept=kept_bytes,
+        electors=[],
+        standbys=(),
+        options=RunOptions(),
     )
 
 

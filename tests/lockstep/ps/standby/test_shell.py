@@ -23,6 +23,7 @@ from lockstep.common.protocol.messages import (
     StandbyAddress,
     Term,
 )
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.standby_messages import (
     FilePart,
     FilePartRequest,
@@ -53,7 +54,15 @@ FILE = RunFile(name="receipt.json", size=5, version=hashlib.sha256(TEXT).hexdige
 
 def offer(*files: RunFile, standbys: tuple[StandbyAddress, ...] = ()) -> RunFiles:
     return RunFiles(
-        term=TERM, run="r", step=3, steps=9, files=[*files], kept={}, electors=[0], standbys=standbys, takeover_s=5.0
+        term=TERM,
+        run="r",
+        step=3,
+        steps=9,
+        files=[*files],
+        kept={},
+        electors=[0],
+        standbys=standbys,
+        options=RunOptions(),
     )
 
 
@@ -195,7 +204,7 @@ def test_lines_that_another_server_has_cut_are_cut(bench: Bench) -> None:
         kept={ledger.name: 4},
         electors=[],
         standbys=(),
-        takeover_s=5.0,
+        options=RunOptions(),
     )
     bench.send(again)
     assert (bench.folder / ledger.name).read_bytes() == b"one\n"

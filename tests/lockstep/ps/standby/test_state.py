@@ -8,7 +8,6 @@ import pytest
 from lockstep.common.errors import FailureKind
 from lockstep.common.protocol.fingerprint import fingerprint
 from lockstep.common.protocol.messages import (
-    DEFAULT_TAKEOVER_S,
     NO_TERM,
     PROTOCOL_VERSION,
     Eviction,
@@ -23,6 +22,7 @@ from lockstep.common.protocol.messages import (
     StatusRequest,
     Term,
 )
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.protocol.standby_messages import (
     CommandOutcome,
@@ -69,7 +69,7 @@ CHECKPOINT = RunFile(name="checkpoints/step-00000003.safetensors", size=4, versi
 
 def files(*electors: int, term: Term = TERM, **more: object) -> RunFiles:
     values = {"state": "running", "heir": "", "files": [], "standbys": (), **more}
-    return RunFiles(term=term, run="r", step=3, steps=9, kept={}, electors=[*electors], takeover_s=5.0, **values)  # type: ignore[arg-type]
+    return RunFiles(term=term, run="r", step=3, steps=9, kept={}, electors=[*electors], options=RunOptions(), **values)  # type: ignore[arg-type]
 
 
 def part(file: RunFile = FILE, *, start: int = 0, size: int = 4) -> FilePart:
@@ -412,10 +412,10 @@ def test_a_silent_server_is_reported_once_and_again_when_it_is_there() -> None:
 def test_a_server_that_never_answered_is_missed_after_the_usual_time() -> None:
     state = StandbyState(CONFIG)
     state.handle(Started(), 1.0)
-    assert state.takeover_s == DEFAULT_TAKEOVER_S
-    silent = Report(text=f"tcp://h:1 has been silent for {DEFAULT_TAKEOVER_S:.0f} s")
-    assert silent not in state.handle(TimePassed(), 0.9 + DEFAULT_TAKEOVER_S)
-    assert silent in state.handle(TimePassed(), 1.0 + DEFAULT_TAKEOVER_S)
+    assert state.takeover_s == RunOptions().takeover_seconds
+    silent = Report(text=f"tcp://h:1 has been silent for {RunOptions().takeover_seconds:.0f} s")
+    assert silent not in state.handle(TimePassed(), 0.9 + RunOptions().takeover_seconds)
+    assert silent in state.handle(TimePassed(), 1.0 + RunOptions().takeover_seconds)
 
 
 def ends(state: StandbyState, event: StandbyEvent) -> tuple[int, str, FailureKind | None]:

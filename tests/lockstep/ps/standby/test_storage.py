@@ -11,6 +11,7 @@ import pytest
 
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.protocol.messages import Term
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.standby_messages import FilePart, RunFile, RunFiles
 from lockstep.ps.standby.mirror import Mirror, MirrorRecord
 from lockstep.ps.standby.source import MOST_DIGESTED
@@ -160,7 +161,9 @@ def test_removing_and_cutting_what_is_not_there_is_nothing(tmp_path: Path) -> No
 
 
 def record(**files: tuple[str, ...]) -> MirrorRecord:
-    offer = RunFiles(term=TERM, run="r", step=3, steps=9, files=[], kept={}, electors=[], standbys=(), takeover_s=5.0)
+    offer = RunFiles(
+        term=TERM, run="r", step=3, steps=9, files=[], kept={}, electors=[], standbys=(), options=RunOptions()
+    )
     named = {f"{name}.json": versions for name, versions in files.items()}
     return MirrorRecord(lines={"ledger.jsonl": 4}, files=named, offer=offer)
 

@@ -3,16 +3,16 @@
 from pathlib import Path
 
 from lockstep.common.job.job import Job
+from lockstep.common.protocol.run_options import default_options
 from lockstep.results.watch.run_view import RunView
 from lockstep.runs.job_file import to_toml
-from lockstep.runs.launch_config import default_launch
 from tests.lockstep.results.reports.plots.records import TIMED_LEDGER, write_ledger, write_steps
 
 
 def running(folder: Path, steps: int = 6) -> Path:
     """Write a run of two workers that has made some steps."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "job.toml").write_text(to_toml(Job(model="mlp", global_batch=8, micro_batches=4), default_launch()))
+    (folder / "job.toml").write_text(to_toml(Job(model="mlp", global_batch=8, micro_batches=4), default_options()))
     write_steps(folder, range(steps))
     write_ledger(folder, TIMED_LEDGER[: 3 + steps + (steps > 4)])
     return folder

@@ -14,12 +14,12 @@ from starlette.testclient import TestClient
 
 from lockstep.common.data.source import load
 from lockstep.common.job.job import Job
+from lockstep.common.protocol.run_options import default_options
 from lockstep.results.evaluation.model_answers import ModelAnswers
 from lockstep.results.watch.app import WatchApp
 from lockstep.results.watch.guard import HEADERS, MOST_BODY_BYTES, MOST_CLIENTS, Guard, RequestLimit
 from lockstep.results.watch.sources import WatchedRuns
 from lockstep.runs.job_file import to_toml
-from lockstep.runs.launch_config import default_launch
 from lockstep.runs.run_dir import trust
 from tests.lockstep.results.watch.folders import running
 from tests.lockstep.small_runs import small_run
@@ -275,7 +275,7 @@ def test_a_digit_is_drawn_for_mnist_alone_in_any_form(tmp_path: Path) -> None:
         np.savez(tmp_path / f"{name}.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=np.asarray(y_test))
     found = []
     for data in ("mnist", str(tmp_path / "digits.npz"), str(tmp_path / "clothes.npz")):
-        (folder / "job.toml").write_text(to_toml(Job(model="linear", data=data), default_launch()))
+        (folder / "job.toml").write_text(to_toml(Job(model="linear", data=data), default_options()))
         found.append(ModelAnswers(folder).drawing()["is_possible"])
     assert found == [True, True, False]
 

@@ -8,18 +8,18 @@ import numpy as np
 
 from lockstep import fit, nn
 from lockstep.common.job.job import Job
+from lockstep.common.protocol.run_options import default_options
 from lockstep.ps.records.metrics import FailureRecord, encode_record
 from lockstep.results.watch.run_view import STOPPED_S, RunState
 from lockstep.results.watch.sources import MOST_RUNS, WatchedRuns
 from lockstep.runs.job_file import to_toml
-from lockstep.runs.launch_config import default_launch
 from tests.lockstep.results.watch.folders import running
 
 
 def written(folder: Path, **values: object) -> Path:
     """Write the job of a run that has not begun to train."""
     folder.mkdir(parents=True)
-    (folder / "job.toml").write_text(to_toml(Job(**values), default_launch()))  # type: ignore[arg-type]  # of a job
+    (folder / "job.toml").write_text(to_toml(Job(**values), default_options()))  # type: ignore[arg-type]  # of a job
     return folder
 
 

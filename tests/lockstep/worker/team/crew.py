@@ -23,11 +23,12 @@ from lockstep.common.model.autograd import AutogradModel
 from lockstep.common.nn.description import describe
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.messages import Lease, MultiStepLease, Work
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shared_files import WEIGHTS, weights_shape
 from lockstep.common.protocol.team_memory import ENTRIES, ROWS, TeamShape, UpdateMarks
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
-from lockstep.ps.setup import AdmissionPolicy, RunSetup, open_run
+from lockstep.ps.setup import RunSetup, open_run
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.worker.compute import Compute
 from lockstep.worker.gradient_sink import SendBucket
@@ -135,7 +136,7 @@ class Crew:
     def serving(cls, job: Job, processes: int, root: Path, turns: Turns | None = None, **values: Any) -> "Crew":
         """Return a team that shares the memory of a server, with which a run begins."""
         clock, folder = ManualClock(), SharedFolder.create(root)
-        opening, sharing = share(open_run("crew", job, digits(), AdmissionPolicy()), root)
+        opening, sharing = share(open_run("crew", job, digits(), RunOptions()), root)
         place = attach(root, opening.info.welcome(RANK), opening.layout.size)
         sharing.admit(RANK, place.nonce, shape_of(job, processes, opening.layout.size))
         members = list(_members(job, folder, processes, clock, place.slots, place.updates, **values))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.protocol.messages import Welcome
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.ps.setup import open_run
 from lockstep.worker.team.meeting import Session
 from lockstep.worker.team.member import TeamMember
 from lockstep.worker.team.progress import CROWDED
@@ -94,4 +95,4 @@ def around(
 
 def welcome_to(run: str = "run") -> Welcome:
     """Return what the server tells a team that joins a run on a few digits, whose memory is not shared."""
-    return open_run(run, job_of(), digits(), AdmissionPolicy()).info.welcome(0)
+    return open_run(run, job_of(), digits(), RunOptions()).info.welcome(0)

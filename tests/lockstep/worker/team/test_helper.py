@@ -13,10 +13,11 @@ import pytest
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.model.source import ModelSource
 from lockstep.common.protocol.messages import Welcome
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.runtime.numerics import kept_numerics, own_numerics
 from lockstep.common.statemachine.client import Exit
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.ps.setup import open_run
 from lockstep.ps.shared_memory.memory import share
 from lockstep.worker.setup import Loader, gather
 from lockstep.worker.team.helper import INTERRUPTED, SLEEP_S, UNFIT, TeamProcess
@@ -305,7 +306,7 @@ def test_in_the_middle_of_an_order_it_leaves_for_a_new_session_that_nobody_rang_
 
 
 def test_if_the_servers_memory_is_gone_at_an_order_it_leaves_and_waits_for_another_session(memory: Path) -> None:
-    opening, sharing = share(open_run("run", job_of(), digits(), AdmissionPolicy()), memory)
+    opening, sharing = share(open_run("run", job_of(), digits(), RunOptions()), memory)
     pair = Pair(memory, welcome=opening.info.welcome(0), root=memory)
     leader = pair.lead()
     assert pair.process.step()

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lockstep.common.errors import SharingError
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.common.protocol.run_options import RunOptions
+from lockstep.ps.setup import open_run
 from lockstep.worker.team.meeting import MeetingPlace, Session
 from tests.simulation.small import digits, job_of
 
@@ -53,7 +54,7 @@ def test_a_process_that_is_started_again_hears_what_was_rung_meanwhile(
 
 def test_a_session_is_told_to_all(places: list[MeetingPlace]) -> None:
     assert places[2].session() is None
-    welcome = open_run("run", job_of(), digits(), AdmissionPolicy()).info.welcome(4)
+    welcome = open_run("run", job_of(), digits(), RunOptions()).info.welcome(4)
     for session in (
         Session(number=1, welcome=welcome, folder="/dev/shm/x", shared_root="/dev/shm"),
         Session(number=2, code=130),

@@ -13,9 +13,10 @@ from lockstep.common.aggregation.slices import frames_of
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import SharingError
 from lockstep.common.protocol.messages import Welcome
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shared_files import WEIGHTS
 from lockstep.common.protocol.team_memory import TeamShape
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.ps.setup import open_run
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.worker.compute import Compute
 from lockstep.worker.setup import Material, gather
@@ -63,7 +64,7 @@ def ready(member: TeamMember) -> list[int]:
 @contextmanager
 def serving(memory: Path) -> Iterator[tuple[Welcome, ServerSharedMemory]]:
     """Give the welcome of a server that shares its memory, which is in that folder."""
-    opening, sharing = share(open_run("run", job_of(), digits(), AdmissionPolicy()), memory)
+    opening, sharing = share(open_run("run", job_of(), digits(), RunOptions()), memory)
     try:
         yield opening.info.welcome(0), sharing
     finally:

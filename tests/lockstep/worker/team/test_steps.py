@@ -16,8 +16,9 @@ from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.job.job import Job
 from lockstep.common.job.tally import Tally
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.team_memory import ENTRIES, UpdateMarks, tally_in
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.ps.setup import open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.worker.team.division import OrderPlan, TeamPart
@@ -69,7 +70,7 @@ class Made:
     figures: list[tuple[Tally, list[float], int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.trainer = SingleProcessTrainer(open_run("alone", self.job, digits(), AdmissionPolicy()))
+        self.trainer = SingleProcessTrainer(open_run("alone", self.job, digits(), RunOptions()))
         self._keep()
 
     def _keep(self) -> None:

@@ -13,8 +13,9 @@ from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.aggregation.update import UpdateVectors
 from lockstep.common.job.own_code import OwnCode
 from lockstep.common.optim.rules import SGDRule
+from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.team_memory import UpdateMarks
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.ps.setup import open_run
 from lockstep.worker.compute import Compute
 from lockstep.worker.team.division import OrderPlan
 from lockstep.worker.team.member import TeamMember
@@ -41,7 +42,7 @@ ORDER = Order(number=1, work="train", step=3, node=Node(0, 4), plan=OrderPlan(()
 def test_rates_are_those_of_the_server_also_if_an_epoch_ends_with_a_short_step(values: dict[str, Any]) -> None:
     # Forty samples: two steps and a short one.
     job = job_of(**{"steps": 12, "global_batch": 16, **values})
-    opening = open_run("run", job, digits(), AdmissionPolicy())
+    opening = open_run("run", job, digits(), RunOptions())
     schedule = opening.shard.policy.schedule
     nothing = cast(Any, None)
     compute = Compute(job, opening.model, opening.data)
@@ -50,7 +51,7 @@ def test_rates_are_those_of_the_server_also_if_an_epoch_ends_with_a_short_step(v
 
 
 def test_a_rule_and_a_schedule_of_the_users_own_are_used() -> None:
-    opening = open_run("run", job_of(), digits(), AdmissionPolicy())
+    opening = open_run("run", job_of(), digits(), RunOptions())
     own = OwnCode(optimizer=lambda: SGDRule(momentum=0.25), schedule=lambda step, steps: 1 / (1 + step))
     job, nothing = job_of(optimizer="mine.py:rule", schedule="mine.py:falling", lr=0.5), cast(Any, None)
     compute = Compute(job, opening.model, opening.data, own=own)
@@ -60,7 +61,7 @@ def test_a_rule_and_a_schedule_of_the_users_own_are_used() -> None:
 
 
 def test_statistics_of_normalization_are_no_parameters() -> None:
-    opening = open_run("run", wide(), digits(), AdmissionPolicy())
+    opening = open_run("run", wide(), digits(), RunOptions())
     nothing = cast(Any, None)
     maker = UpdateMaker(Compute(wide(), opening.model, opening.data), nothing, nothing, nothing, nothing, [nothing])
     policy = opening.shard.policy
@@ -102,7 +103,7 @@ class ZeroAdder:
 @pytest.mark.parametrize("place", [None, 0, 300_000, -1])
 def test_a_slice_is_finite_only_if_all_of_its_pieces_are(place: int | None) -> None:
     job, nothing = job_of(model="mlp", momentum=0.0), cast(Any, None)
-    opening = open_run("run", job, digits(), AdmissionPolicy())
+    opening = open_run("run", job, digits(), RunOptions())
     weights = opening.layout.new_vector(), opening.layout.new_vector()
     if place is not None:
         weights[1][place] = np.inf
@@ -135,7 +136,7 @@ class SlowLock:
 def maker_of(marks: UpdateMarks, lock: SlowLock) -> UpdateMaker:
     """Return what makes updates of one slice, of which it has the marks and the lock."""
     job, nothing = job_of(), cast(Any, None)
-    opening = open_run("run", job, digits(), AdmissionPolicy())
+    opening = open_run("run", job, digits(), RunOptions())
     compute = Compute(job, opening.model, opening.data)
     return UpdateMaker(compute, nothing, nothing, marks, nothing, locks=[cast(Any, lock)])
 

@@ -13,7 +13,8 @@ from lockstep.common.job.objective import Objective
 from lockstep.common.model.port import DrawKey, Engine, Model
 from lockstep.common.model.source import open_model
 from lockstep.common.optim.rules import SGDRule, SlotSets
-from lockstep.ps.setup import AdmissionPolicy, check_gaps, open_run
+from lockstep.common.protocol.run_options import RunOptions
+from lockstep.ps.setup import check_gaps, open_run
 from lockstep.runs.single_process import SingleProcessTrainer
 from lockstep.worker.compute import Compute
 from lockstep.worker.gradient_sink import NotFiniteError
@@ -72,7 +73,7 @@ def _seed_like(key: DrawKey) -> None:
 @pytest.mark.parametrize("name", ["mlp", "cnn", "lenet", "gru", "resnet18"])
 def test_ten_steps_are_those_of_a_plain_loop(name: str) -> None:
     job = torch_job(name, steps=10, global_batch=8, micro_batches=1, lr=0.05, momentum=0.9)
-    trainer = SingleProcessTrainer(open_run("run", job, digits(), AdmissionPolicy()))
+    trainer = SingleProcessTrainer(open_run("run", job, digits(), RunOptions()))
     module = open_model(job.model, job.seed).module.train()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
     batches = trainer.compute.batches
@@ -276,7 +277,7 @@ def test_vectors_that_begin_elsewhere_are_not_computed_with() -> None:
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
 def test_what_is_between_parameters_stays_zero(wire: str, optimizer: str) -> None:
     job = torch_job("mlp", optimizer=optimizer, momentum=0.0, wire=wire, wire_weights="bfloat16", clip_norm=0.5)
-    setup = open_run("run", job, digits(), AdmissionPolicy())
+    setup = open_run("run", job, digits(), RunOptions())
     trainer, layout = SingleProcessTrainer(setup), setup.layout
     for step in range(3):
         trainer.step(step)
@@ -515,7 +516,7 @@ def test_what_a_spectral_norm_moves_goes_on_from_step_to_step(tmp_path: Path, no
     job = job_of(
         numerics="native", model=model_file(tmp_path, text), steps=3, global_batch=10, micro_batches=1, momentum=0.9
     )
-    setup = open_run("run", job, digits(), AdmissionPolicy())
+    setup = open_run("run", job, digits(), RunOptions())
     assert len(setup.layout.statistics) == 2
     trainer = SingleProcessTrainer(setup)
     plain = model_of(tmp_path, text).module.train()

@@ -11,7 +11,8 @@ from lockstep.common.errors import LockstepError, ModelError
 from lockstep.common.job.objective import Objective
 from lockstep.common.model.port import Evidence
 from lockstep.common.model.source import open_model
-from lockstep.ps.setup import AdmissionPolicy, open_run
+from lockstep.common.protocol.run_options import RunOptions
+from lockstep.ps.setup import open_run
 from lockstep.worker.setup import gather
 from tests.lockstep.common.model.pytorch.jobs import NAMES, NETS, batch, model_file, model_of, torch_job
 from tests.simulation.small import digits, job_of
@@ -208,7 +209,7 @@ def test_a_teacher_that_is_no_part_of_the_module_is_state(tmp_path: Path, made: 
 def test_a_teacher_that_moves_in_evaluations_is_named_before_a_run(tmp_path: Path) -> None:
     text = TEACHER.format(made="self.teacher = teacher", moved=LERP, done=FOLLOW)
     with pytest.raises(ModelError, match=r"'teacher\.weight' differs; .* change no parameter or buffer in a forward"):
-        open_run("run", job_of(numerics="native", model=model_file(tmp_path, text)), digits(), AdmissionPolicy())
+        open_run("run", job_of(numerics="native", model=model_file(tmp_path, text)), digits(), RunOptions())
 
 
 def test_a_teacher_that_stays_is_allowed(tmp_path: Path) -> None:
@@ -249,7 +250,7 @@ def build():
 def test_what_is_drawn_from_another_generator_at_import_is_found(tmp_path: Path) -> None:
     text = "import random\n" + IMPORTED.format(draw="[random.random()]")
     with pytest.raises(ModelError, match="is another one when it is built again: 'noise' differs"):
-        open_run("run", job_of(numerics="native", model=model_file(tmp_path, text)), digits(), AdmissionPolicy())
+        open_run("run", job_of(numerics="native", model=model_file(tmp_path, text)), digits(), RunOptions())
 
 
 def test_what_is_drawn_from_the_generator_of_pytorch_at_import_is_the_same_everywhere(tmp_path: Path) -> None:
@@ -258,7 +259,7 @@ def test_what_is_drawn_from_the_generator_of_pytorch_at_import_is_the_same_every
     for seed in (1, 2):
         torch.manual_seed(seed)
         state = torch.get_rng_state()
-        found.add(open_run("run", job, digits(), AdmissionPolicy()).info.fingerprint.evidence)
+        found.add(open_run("run", job, digits(), RunOptions()).info.fingerprint.evidence)
         assert seed == 2 or not torch.equal(torch.get_rng_state(), torch.zeros_like(state))
     assert len(found) == 1
 
@@ -273,7 +274,7 @@ def test_the_caller_keeps_its_generator() -> None:
 
 def test_a_worker_with_another_pytorch_or_another_result_is_refused() -> None:
     job = torch_job("mlp")
-    welcome = open_run("run", job, digits(), AdmissionPolicy()).info.welcome(0)
+    welcome = open_run("run", job, digits(), RunOptions()).info.welcome(0)
     assert gather(welcome, lambda name: digits()).model.layout.size
     for field, value, text in (
         ("engine", "torch 1.0, AVX2", r"is computed by torch .* here, and by torch 1\.0, AVX2 at the server"),
@@ -285,27 +286,27 @@ def test_a_worker_with_another_pytorch_or_another_result_is_refused() -> None:
 
 
 def test_if_numerics_may_be_mixed_nothing_is_compared() -> None:
-    admission = AdmissionPolicy(allows_mixed_numerics=True)
-    welcome = open_run("run", torch_job("mlp"), digits(), admission).info.welcome(0)
+    options = RunOptions(allow_mixed_numerics=True)
+    welcome = open_run("run", torch_job("mlp"), digits(), options).info.welcome(0)
     assert (welcome.engine, welcome.evidence) == ("", "")
 
 
 def test_a_model_of_the_library_needs_no_evidence() -> None:
-    info = open_run("run", job_of(numerics="native"), digits(), AdmissionPolicy()).info
+    info = open_run("run", job_of(numerics="native"), digits(), RunOptions()).info
     assert (info.fingerprint.engine, info.fingerprint.evidence) == ("", "")
 
 
 def test_where_samples_are_sent_the_evidence_needs_none_of_them() -> None:
     job, empty = torch_job("mlp"), digits()
-    admission = AdmissionPolicy(ships_data=True)
-    welcome = open_run("run", job, digits(), admission).info.welcome(0)
+    options = RunOptions(ship_data=True)
+    welcome = open_run("run", job, digits(), options).info.welcome(0)
     assert welcome.manifest is not None
     assert gather(welcome, lambda name: empty).model.layout.size
-    assert welcome.evidence != open_run("run", job, digits(), AdmissionPolicy()).info.fingerprint.evidence
+    assert welcome.evidence != open_run("run", job, digits(), RunOptions()).info.fingerprint.evidence
 
 
 def test_a_run_is_not_resumed_with_another_pytorch() -> None:
-    ours = open_run("run", torch_job("mlp"), digits(), AdmissionPolicy()).info.fingerprint
+    ours = open_run("run", torch_job("mlp"), digits(), RunOptions()).info.fingerprint
     theirs = msgspec.structs.replace(ours, engine="torch 1.0, AVX2")
     assert [name for name, _, _ in ours.differences(theirs)] == ["engine"]
     assert issubclass(ModelError, LockstepError)

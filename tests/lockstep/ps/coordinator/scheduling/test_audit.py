@@ -1,6 +1,5 @@
 """Some micro-batches are computed again by another worker, before the update; a third one decides on a difference."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -35,14 +34,25 @@ from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import AUDITED, UnusedWork
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Round
-from tests.lockstep.ps.runs import Drive, facts_of, finished, join_of, kinds, messages, peer_of, result_of, said
+from tests.lockstep.ps.runs import (
+    Drive,
+    facts_of,
+    finished,
+    join_of,
+    kinds,
+    messages,
+    peer_of,
+    result_of,
+    said,
+    with_options,
+)
 
 #: What workers find.
 SAME, OTHER, THIRD, FOURTH = ("a" * 64, "b" * 64, "c" * 64, "d" * 64)
 
 
 def audited(share: float = 1.0, *, min_workers: int = 2, job: Job | None = None) -> RunInfo:
-    return replace(facts_of(job, min_workers=min_workers), audit=share)
+    return with_options(facts_of(job, min_workers=min_workers), audit=share)
 
 
 def digested(lease: Lease, digest: str = SAME) -> Result:
@@ -126,7 +136,7 @@ def test_the_audit_adds_nothing_to_the_sums() -> None:
 
 def differing(*workers: int, audit_ends: bool = False) -> Audited:
     """Return a run of some workers of which the first has computed all, and the second another digest of one part."""
-    drive = Audited(replace(audited(min_workers=len(workers)), audit_ends=audit_ends))
+    drive = Audited(with_options(audited(min_workers=len(workers)), audit_ends=audit_ends))
     drive.enter(*workers)
     while drive.coordinator.phase is RunPhase.TRAINING:
         drive.bring(next(worker for worker in workers if drive.leases.get(worker)), SAME)
