@@ -272,14 +272,23 @@ class _Emitter:
     def stacked(self, calls: Iterable[Call]) -> Iterator[Instruction]:
         """Yield calls for all batches."""
         for call in calls:
-            is_vector = call.kind is CallKind.PRODUCT and any(len(view.shape) < 2 for view in call.views())
-            if call.kind is CallKind.ALONE or is_vector or self.count == 1:
+            if call.kind is CallKind.ALONE or self.count == 1 or self._has_own_vector(call):
                 yield from (self.single(call, batch) for batch in range(self.count))
             elif call.kind is CallKind.REDUCTION:
                 yield self._reduction(call)
             else:
                 dimensions = max(len(each.shape) for each in call.operands if isinstance(each, View | np.ndarray))
-                yield _instruction(call, [self._stack(each, dimensions) for each in call.operands])
+                yield _instruction(
+                    call,
+                    [
+                        self._operand(each, 0) if _is_vector_of(call, each) else self._stack(each, dimensions)
+                        for each in call.operands
+                    ],
+                )
+
+    def _has_own_vector(self, call: Call) -> bool:
+        """Tell whether a product has a vector of which each batch has its own: a bias is the same for all."""
+        return any(_is_vector_of(call, each) and self.bases[each.memory].step for each in call.operands)
 
     def single(self, call: Call, batch: int) -> Instruction:
         """Return a call for one batch."""
@@ -311,6 +320,11 @@ class _Emitter:
         if isinstance(operand, View):
             return self.bases[operand.memory].view(operand, batch)
         return self.own[operand][batch] if isinstance(operand, Own) else operand
+
+
+def _is_vector_of(call: Call, operand: Any) -> bool:
+    """Tell whether an operand is a vector of a product of matrices."""
+    return call.kind is CallKind.PRODUCT and isinstance(operand, View) and len(operand.shape) < 2
 
 
 def _instruction(call: Call, operands: list[Any]) -> Instruction:

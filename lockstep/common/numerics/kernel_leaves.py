@@ -196,7 +196,7 @@ def _stack(left: Array, right: Array, out: Array, bias: Array | None) -> KernelC
     (rows, terms), columns = left.shape[-2:], right.shape[-1]
     a_row, a_column = _row_and_column(left)
     b_row, b_column = _row_and_column(right)
-    scratch = _scratch.of(load().product_scratch(1, columns, terms, b_column))
+    scratch = _scratch.of(load().product_scratch(count, 0 if a_step else rows, columns, terms, b_column))
     return _calls(
         (
             (_NUMBER["stack"], count, rows, columns, terms, _address(left[place]), a_row, a_column, a_step,
@@ -249,7 +249,7 @@ def _product_sum(lefts: Array, rights: Array, out: Array, adds: bool) -> Instruc
         lefts, rights, out = rights.swapaxes(1, 2), lefts.swapaxes(1, 2), out.T
         rows, columns = out.shape
     (a_row, a_column), (b_row, b_column) = _row_and_column(lefts), _row_and_column(rights)
-    scratch = _scratch.of(load().product_scratch(count, columns, terms, b_column))
+    scratch = _scratch.of(load().product_scratch(count, 0, columns, terms, b_column))
     a_step, b_step = (each.strides[0] // 4 if count > 1 else 0 for each in (lefts, rights))
     call = _calls(
         [

@@ -43,7 +43,7 @@ SELF_TEST = {
 SIGNATURES: Mapping[str, tuple[Returned, Taken]] = {
     "ls_run": (None, (A, N)),
     "ls_momentum": (N, (N, A, A, A, A, F, F, N, A, A, F, N, F, N, F)),
-    "ls_product_scratch": (N, (N, N, N, N)),
+    "ls_product_scratch": (N, (N, N, N, N, N)),
     "ls_convolution_scratch": (N, (A,)),
     "ls_supported": (N, ()),
     **{f"ls_check_{part}": (DIGEST, ()) for part in SELF_TEST},
@@ -66,8 +66,9 @@ class Library:
     functions: ctypes.CDLL
     #: Carries out calls: the address of their rows, and how many they are (calls.c).
     run: Callable[[int, int], None]
-    #: Floats of scratch memory for a product: (count, columns, terms, stride of the right operand's columns).
-    product_scratch: Callable[[int, int, int, int], int]
+    #: Floats of scratch memory for products: (count, rows of a left operand that a stack shares or 0, columns, terms,
+    #: stride of the right operand's columns).
+    product_scratch: Callable[[int, int, int, int, int], int]
     #: The same for a convolution and its gradients: the address of eleven sizes.
     convolution_scratch: Callable[[int], int]
 

@@ -90,10 +90,20 @@ def test_a_product_may_be_written_over_an_operand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("left", "right"), [((3, 5, 4), (3, 4, 6)), ((3, 5, 4), (4, 6)), ((5, 4), (3, 4, 6)), ((2, 3, 5, 4), (3, 4, 6))]
+    ("left", "right"),
+    [
+        ((3, 5, 4), (3, 4, 6)),
+        ((3, 5, 4), (4, 6)),
+        ((5, 4), (3, 4, 6)),
+        ((2, 3, 5, 4), (3, 4, 6)),
+        ((20, 2100), (7, 2100, 3)),
+    ],
 )
-def test_stacks_are_multiplied_matrix_by_matrix(left: tuple[int, ...], right: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_stacks_are_multiplied_matrix_by_matrix(left: tuple[int, ...], right: tuple[int, ...], is_turned: bool) -> None:
     a, b = _drawn(*left), _drawn(*right, seed=1)
+    if is_turned:
+        b = np.ascontiguousarray(b.swapaxes(-1, -2)).swapaxes(-1, -2)
     found = leaves.product(a, b)
     lefts = np.broadcast_to(a, (*found.shape[:-2], *left[-2:]))
     rights = np.broadcast_to(b, (*found.shape[:-2], *right[-2:]))

@@ -27,13 +27,11 @@ static void call_product(const int64_t *g) {
 
 /* Products, each of which has a result of its own. */
 static void call_stack(const int64_t *g) {
-    for (int64_t number = 0; number < g[0]; number++) {
-        const Product product = {
-            .count = 1, .rows = g[1], .columns = g[2], .terms = g[3], .a = from(g[4]) + number * g[7], .a_row = g[5],
-            .a_column = g[6], .b = from(g[8]) + number * g[11], .c = to(g[12]) + number * g[14], .c_row = g[13], .bias = from(g[16]),
-        };
-        multiply_matrices(&product, g[9], g[10], to(g[15]));
-    }
+    const Product first = {
+        .count = 1, .rows = g[1], .columns = g[2], .terms = g[3], .a = from(g[4]), .a_row = g[5], .a_column = g[6],
+        .a_step = g[7], .b = from(g[8]), .b_step = g[11], .c = to(g[12]), .c_row = g[13], .bias = from(g[16]),
+    };
+    multiply_stack(&first, g[0], g[9], g[10], g[14], to(g[15]));
 }
 
 INLINE Convolution convolution_of(const int64_t *g) {
@@ -163,9 +161,9 @@ EXPORT int64_t ls_momentum(int64_t n, const float *weights, const float *velocit
     return is_finite;
 }
 
-/* Floats of scratch memory that a product takes. */
-EXPORT int64_t ls_product_scratch(int64_t count, int64_t columns, int64_t terms, int64_t b_column) {
-    return product_scratch(count, columns, terms, b_column);
+/* Floats of scratch memory of products: see product.h. */
+EXPORT int64_t ls_product_scratch(int64_t count, int64_t shared_rows, int64_t columns, int64_t terms, int64_t b_column) {
+    return product_scratch(count, shared_rows, columns, terms, b_column);
 }
 
 /* The same of a convolution and its gradients; `sizes` are the first eleven numbers of their rows. */

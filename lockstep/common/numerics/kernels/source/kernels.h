@@ -12,7 +12,7 @@ INLINE void give(float *p, V v, int64_t left) {
 }
 
 /* The sum of sixteen chains, and the same for each number of vectors. */
-float halved(float *lanes);
+float halved(const float *lanes);
 INLINE V halved_vectors(V *lanes) {
     UNROLL for (int i = 0; i < 8; i++) lanes[i] = add(lanes[i], lanes[i + 8]);
     UNROLL for (int i = 0; i < 4; i++) lanes[i] = add(lanes[i], lanes[i + 4]);

@@ -12,6 +12,12 @@ enum { LEVELS = 20 };
 /* A tile of ROWS rows, and where one of its vectors lies. */
 enum { TILE_ROW = VECTORS * WIDTH, TILE = ROWS * TILE_ROW };
 
+/* A part of a matrix that is added to the sums of a tile before they are written. */
+typedef struct {
+    const float *from;
+    int64_t row;
+} Addend;
+
 /* What a chain of products of a tile reads and writes. */
 typedef struct {
     const float *a; /* an element lies at row * a_row + term * a_column */
@@ -21,7 +27,8 @@ typedef struct {
     int64_t length, last; /* terms, and columns of the last vector */
     float *to;
     int64_t to_row;
-    int adds; /* to what is there */
+    const Addend *addends; /* in their order, each to the left of the sum so far */
+    int addends_count;
     int64_t repeats, a_next, b_next, to_next; /* for how many tiles, and how far the next one lies */
 } Chain;
 
@@ -46,14 +53,21 @@ INLINE void chain(const int rows, const int vectors, const int tail, const int a
                 UNROLL for (int v = 0; v < vectors; v++) sums[i][v] = fma_(left, right[v], sums[i][v]);
             }
         }
+        for (int addend = 0; addend < c->addends_count; addend++) {
+            const float *from = c->addends[addend].from + (to - c->to);
+            const int64_t row = c->addends[addend].row;
+            UNROLL for (int i = 0; i < rows; i++) {
+                UNROLL for (int v = 0; v < vectors; v++) {
+                    const float *place = from + i * row + v * WIDTH;
+                    sums[i][v] = add(tail && v == vectors - 1 ? load_first(place, last) : load(place), sums[i][v]);
+                }
+            }
+        }
         UNROLL for (int i = 0; i < rows; i++) {
             UNROLL for (int v = 0; v < vectors; v++) {
                 float *place = to + i * c->to_row + v * WIDTH;
-                if (tail && v == vectors - 1) {
-                    store_first(place, c->adds ? add(load_first(place, last), sums[i][v]) : sums[i][v], last);
-                } else {
-                    store(place, c->adds ? add(load(place), sums[i][v]) : sums[i][v]);
-                }
+                if (tail && v == vectors - 1) store_first(place, sums[i][v], last);
+                else store(place, sums[i][v]);
             }
         }
     }
@@ -103,18 +117,6 @@ INLINE int64_t part(int64_t left, int64_t most) {
     return (left + parts - 1) / parts;
 }
 
-/* Add `columns` of rows to what is in a tile of a matrix, or put them there. */
-static void put(int64_t rows, int64_t columns, const float *from, float *to, int64_t to_row, int adds) {
-    for (int64_t i = 0; i < rows; i++, from += TILE_ROW, to += to_row) {
-        int64_t j = 0;
-        for (; j + WIDTH <= columns; j += WIDTH) store(to + j, adds ? add(load(to + j), load(from + j)) : load(from + j));
-        if (j < columns) {
-            const V sum = load_first(from + j, columns - j);
-            store_first(to + j, adds ? add(load_first(to + j, columns - j), sum) : sum, columns - j);
-        }
-    }
-}
-
 static void add_bias(const Product *p, int64_t rows, int64_t columns) {
     for (int64_t i = 0; i < rows; i++) {
         float *row = p->c + i * p->c_row;
@@ -125,47 +127,51 @@ static void add_bias(const Product *p, int64_t rows, int64_t columns) {
     }
 }
 
-/* One tile of the result: the sum of chains, and of products over their tree. */
+/* One tile of the result: the sum of chains, and of products over their tree. Sums of nodes that are not whole yet stay
+   in the first cache; all others are added in registers. */
 static void tile(const Product *p, int64_t rows, int64_t vectors, int64_t last) {
     ChainFunction *const add_chain = CHAINS[rows - 1][vectors - 1][last < WIDTH][p->a_column != 1];
-    const int64_t columns = (vectors - 1) * WIDTH + last;
-    Chain c = {
-        .a_row = p->a_row, .a_column = p->a_column, .last = last, .to = p->c, .to_row = p->c_row, .repeats = 1,
-    };
+    float level[LEVELS + 1][TILE];
+    Addend addends[LEVELS + 2];
+    Chain c = {.a_row = p->a_row, .a_column = p->a_column, .last = last, .addends = addends, .repeats = 1};
     /* Chains are added to one another first, and then to what is in c. */
     const int is_direct = p->count == 1 && !(p->adds && p->terms > CHAIN);
-    float level[LEVELS + 1][TILE];
     int depth = 0;
     for (int64_t number = 0; number < p->count; number++) {
-        if (!is_direct) {
-            c.to = level[depth];
-            c.to_row = TILE_ROW;
-        }
+        const int is_last = number == p->count - 1;
+        const Addend own = is_direct ? (Addend){p->c, p->c_row} : (Addend){level[depth], TILE_ROW};
         c.b = p->b + number * p->b_step;
         for (int64_t k = 0; k < p->terms || k == 0; k += CHAIN) {
             c.a = p->a + number * p->a_step + k * p->a_column;
             c.offsets = p->offsets + k;
             c.length = p->terms - k < CHAIN ? p->terms - k : CHAIN;
-            c.adds = k > 0 || (is_direct && (p->adds || p->continues));
+            c.to = (float *)own.from;
+            c.to_row = own.row;
+            c.addends_count = 0;
+            if (k > 0 || (is_direct && (p->adds || p->continues))) addends[c.addends_count++] = own;
+            if (!is_direct && k + CHAIN >= p->terms) {
+                /* A node is whole after as many products as its number of leaves divides; all are in the end. */
+                for (int64_t whole = number + 1; depth > 0 && (is_last || whole % 2 == 0); whole /= 2) {
+                    addends[c.addends_count++] = (Addend){level[--depth], TILE_ROW};
+                }
+                c.to = is_last ? p->c : level[depth];
+                c.to_row = is_last ? p->c_row : TILE_ROW;
+                if (is_last && p->adds) addends[c.addends_count++] = (Addend){p->c, p->c_row};
+            }
             add_chain(&c);
         }
         depth++;
-        /* A node is whole after as many products as its number of leaves divides. */
-        for (int64_t whole = number + 1; whole % 2 == 0; whole /= 2, depth--) {
-            put(rows, columns, level[depth - 1], level[depth - 2], TILE_ROW, 1);
-        }
     }
-    for (; depth > 1; depth--) put(rows, columns, level[depth - 1], level[depth - 2], TILE_ROW, 1);
-    if (!is_direct) put(rows, columns, level[0], p->c, p->c_row, p->adds);
-    if (p->bias) add_bias(p, rows, columns);
+    if (p->bias) add_bias(p, rows, (vectors - 1) * WIDTH + last);
 }
 
 /* Tiles that lie side by side, or one above the other, if each of their elements is one chain. */
 static void tiles(const Product *p, int64_t rows, int64_t vectors, int64_t last, int64_t count, int is_beside) {
     const int64_t width = vectors * WIDTH, columns = width - WIDTH + last;
+    const Addend own = {p->c, p->c_row};
     const Chain c = {
         .a = p->a, .a_row = p->a_row, .a_column = p->a_column, .b = p->b, .offsets = p->offsets, .length = p->terms,
-        .last = last, .to = p->c, .to_row = p->c_row, .adds = p->adds || p->continues, .repeats = count,
+        .last = last, .to = p->c, .to_row = p->c_row, .addends = &own, .addends_count = p->adds || p->continues, .repeats = count,
         .a_next = is_beside ? 0 : rows * p->a_row, .b_next = is_beside ? width : 0,
         .to_next = is_beside ? width : rows * p->c_row,
     };
@@ -248,7 +254,6 @@ void multiply(const Product *product, float *panel) {
 }
 
 /* Four by four elements are turned in registers. */
-typedef float Four __attribute__((vector_size(16)));
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else /* gcc 11, Ubuntu 22.04's, knows its own name for it only */
@@ -279,8 +284,16 @@ static void transpose(int64_t rows, int64_t columns, const float *s, int64_t s_r
     }
 }
 
-int64_t product_scratch(int64_t count, int64_t columns, int64_t terms, int64_t b_column) {
-    return PANEL + 2 * terms + (b_column == 1 ? 0 : count * terms * columns) + LANES;
+/* Whether the products of a stack, which share their left operand, are made as one of all their columns: if those of each
+   would fill less than four fifths of its vectors. */
+INLINE int are_beside(int64_t count, int64_t columns) {
+    return count > 1 && 5 * columns < 4 * ((columns + WIDTH - 1) / WIDTH * WIDTH);
+}
+
+int64_t product_scratch(int64_t count, int64_t shared_rows, int64_t columns, int64_t terms, int64_t b_column) {
+    if (shared_rows && !are_beside(count, columns)) count = 1;
+    const int64_t results = shared_rows && count > 1 ? count * shared_rows * columns : 0;
+    return PANEL + 2 * terms + (b_column == 1 && !results ? 0 : count * terms * columns) + results + LANES;
 }
 
 void multiply_matrices(const Product *given, int64_t b_row, int64_t b_column, float *scratch) {
@@ -301,4 +314,40 @@ void multiply_matrices(const Product *given, int64_t b_row, int64_t b_column, fl
     for (int64_t k = 0; k < terms; k++) offsets[k] = k * b_row;
     product.offsets = offsets;
     multiply(&product, scratch);
+}
+
+/* Copy `columns` of rows of a matrix. */
+static void copy_rows(int64_t rows, int64_t columns, const float *from, int64_t from_row, float *to, int64_t to_row) {
+    for (int64_t i = 0; i < rows; i++, from += from_row, to += to_row) {
+        int64_t j = 0;
+        for (; j + WIDTH <= columns; j += WIDTH) store(to + j, load(from + j));
+        if (j < columns) store_first(to + j, load_first(from + j, columns - j), columns - j);
+    }
+}
+
+void multiply_stack(const Product *first, int64_t count, int64_t b_row, int64_t b_column, int64_t c_step, float *scratch) {
+    Product p = *first;
+    if (first->a_step || !are_beside(count, first->columns)) {
+        for (int64_t number = 0; number < count; number++) {
+            p.a = first->a + number * first->a_step;
+            p.b = first->b + number * first->b_step;
+            p.c = first->c + number * c_step;
+            multiply_matrices(&p, b_row, b_column, scratch);
+        }
+        return;
+    }
+    const int64_t columns = first->columns, all = count * columns;
+    float *right = scratch + PANEL + 2 * first->terms, *result = right + first->terms * all;
+    for (int64_t number = 0; number < count; number++) {
+        const float *b = first->b + number * first->b_step;
+        if (b_column == 1) copy_rows(first->terms, columns, b, b_row, right + number * columns, all);
+        else transpose(columns, first->terms, b, b_column, right + number * columns, all);
+    }
+    p.columns = p.c_row = all;
+    p.b = right;
+    p.c = result;
+    multiply_matrices(&p, all, 1, scratch);
+    for (int64_t number = 0; number < count; number++) {
+        copy_rows(first->rows, columns, result + number * columns, all, first->c + number * c_step, first->c_row);
+    }
 }

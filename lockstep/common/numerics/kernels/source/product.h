@@ -40,8 +40,13 @@ typedef struct {
 void multiply(const Product *product, float *panel);
 
 /* The same of a right operand whose elements lie at term * b_row + column * b_column, of which one is 1; `offsets` need
-   not be given. `product_scratch` is the number of floats of scratch memory. */
-int64_t product_scratch(int64_t count, int64_t columns, int64_t terms, int64_t b_column);
+   not be given. */
 void multiply_matrices(const Product *given, int64_t b_row, int64_t b_column, float *scratch);
+
+/* `count` products, each of which has a result of its own, the first one given. */
+void multiply_stack(const Product *first, int64_t count, int64_t b_row, int64_t b_column, int64_t c_step, float *scratch);
+
+/* Floats of scratch memory: of a sum of products, or of a stack of them that share a left operand of so many rows. */
+int64_t product_scratch(int64_t count, int64_t shared_rows, int64_t columns, int64_t terms, int64_t b_column);
 
 #endif

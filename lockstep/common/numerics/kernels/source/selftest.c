@@ -108,7 +108,7 @@ static float *memory_for(int64_t floats) {
 static uint64_t product_of(uint64_t hash, int64_t count, int64_t rows, int64_t columns, int64_t terms) {
     const int64_t a_size = count * rows * terms, b_size = count * terms * columns;
     float *a = memory_for(a_size + b_size + rows * columns), *b = a + a_size, *c = b + b_size;
-    float *scratch = memory_for(product_scratch(count, columns, terms, terms));
+    float *scratch = memory_for(product_scratch(count, 0, columns, terms, terms));
     if (!a || !scratch) return 0;
     fill(a, count * rows * terms, 4);
     fill(b, count * terms * columns, 5);

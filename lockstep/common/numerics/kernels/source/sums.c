@@ -1,11 +1,11 @@
 /* Sums of many terms (K3 of the contract): sixteen chains, then halves of them. */
 #include "kernels.h"
 
-float halved(float *lanes) {
-    for (int half = LANES / 2; half; half /= 2) {
-        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-    }
-    return lanes[0];
+float halved(const float *lanes) {
+    Four parts[4];
+    memcpy(parts, lanes, sizeof parts);
+    const Four sum = (parts[0] + parts[2]) + (parts[1] + parts[3]);
+    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
 /* Terms that lie next to one another. */
@@ -18,8 +18,12 @@ static float sum_along(int64_t terms, const float *x) {
     for (; k + LANES <= terms; k += LANES) {
         UNROLL for (int i = 0; i < PARTS; i++) lanes[i] = add(lanes[i], load(x + k + i * WIDTH));
     }
-    UNROLL for (int i = 0; i < PARTS; i++) store(kept + i * WIDTH, lanes[i]);
-    for (int i = 0; k < terms; k++, i++) kept[i] += x[k];
+    /* Lanes beyond the end get 0: they have no negative zero, which that would change. */
+    UNROLL for (int i = 0; i < PARTS; i++) {
+        const int64_t left = terms - k - i * WIDTH;
+        if (left > 0) lanes[i] = add(lanes[i], take(x + k + i * WIDTH, left));
+        store(kept + i * WIDTH, lanes[i]);
+    }
     return halved(kept);
 }
 

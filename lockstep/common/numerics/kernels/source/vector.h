@@ -22,6 +22,9 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
+/* Four floats by the compiler's own vectors. */
+typedef float Four __attribute__((vector_size(16)));
+
 /* Elements over which a chain of a product goes, and chains of a sum: see the contract. */
 enum { CHAIN = 256, LANES = 16 };
 
@@ -99,8 +102,8 @@ INLINE V larger(V a, V b) { return _mm256_max_ps(a, b); }
 
 #else
 
-/* Four floats by the compiler's own vectors: NEON, or plain C, which defines the bits. */
-typedef float V __attribute__((vector_size(16)));
+/* NEON, or plain C, which defines the bits. */
+typedef Four V;
 typedef int32_t VI __attribute__((vector_size(16)));
 enum { WIDTH = 4 };
 #if defined(TARGET_NEON)
