@@ -20,7 +20,7 @@ from lockstep.launch.page_process import PageProcess, PageRequest
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, RESULT, WEIGHTS, RunResult, read_result
 from lockstep.ps.run.early_stopping import best_epoch
-from lockstep.results.evaluation.run_predictor import RunPredictor
+from lockstep.results.evaluation.predictor import Predictor
 from lockstep.runs.run_dir import has_begun, recorded_job, trust
 from lockstep.runs.trained_model import job_with_data, model_with, open_trained
 
@@ -181,8 +181,8 @@ class Run:
         return self._predictor.values(rows, na=_texts(na), **reading)
 
     @cached_property
-    def _predictor(self) -> RunPredictor:
-        return RunPredictor.of(replace(open_trained(self.folder), job=self.job))
+    def _predictor(self) -> Predictor:
+        return Predictor(replace(open_trained(self.folder), job=self.job))
 
     def watch(self, *, height: int = 900) -> RunPage:
         """Show the run on a page in the cell of a notebook, `height` pixels high; needs the extra `watch`.

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from lockstep.common.data.array_source import is_array_source, open_arrays
-from lockstep.common.data.folder import MANIFEST, read_manifest
+from lockstep.common.data.folder import FORMAT, MANIFEST, read_manifest
 from lockstep.common.data.mapped import MAX_FILE_BYTES
 from lockstep.common.errors import DataError
 from lockstep.common.files.reading import open_regular
@@ -89,7 +89,7 @@ def _check_target(source: str, folder: Path, loss: str, spelled: Spelling) -> No
 
 def digest_of(path: Path, options: PackOptions) -> str:
     """Return the SHA-256 of what a source's folder follows from: its files' bytes, and the options."""
-    digest = hashlib.sha256(msgspec.json.encode([VERSION, replace(options, test=None).texts()], order="sorted"))
+    digest = hashlib.sha256(msgspec.json.encode([VERSION, FORMAT, replace(options, test=None).texts()], order="sorted"))
     sources = [path] if options.test is None else [path, options.test]
     try:
         for source in sources:

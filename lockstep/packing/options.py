@@ -11,7 +11,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.common.data.folder import LONGEST_TEXT, FolderManifest, Origin
+from lockstep.common.data.columns import LONGEST_TEXT
+from lockstep.common.data.folder import FolderManifest, Origin
 from lockstep.common.files.sanitize import cut, one_line
 from lockstep.common.job.losses import LossKind, kind_of
 from lockstep.common.numerics.random import Purpose, generator

@@ -56,7 +56,8 @@ def pack_table(
     """Pack a table, of which a share of the rows becomes the test set, or two."""
     with dataset_folder(destination) as writer:
         plan = planned(tables, options, progress, passes=2)
-        encoder, columns = TableEncoder(writer, options, plan), [each.name for each in (*plan.features, *plan.targets)]
+        encoder = TableEncoder(writer, options, plan)
+        columns = [each.column.name for each in (*plan.features, *plan.targets)]
         for name, each, expected in zip(PARTS, tables, plan.rows, strict=False):
             found = encoder.read(name, each.batches(columns), options.division() if len(tables) == 1 else None)
             if found != expected:
@@ -83,8 +84,9 @@ def notes_of(tables: Sequence[Table], plan: TablePlan, options: PackOptions) -> 
     if plan.dropped:
         rule = options.spelled("missing", "drop")
         notes.append(f"{plan.dropped:,} rows with a missing value were left out ({rule})")
-    if (names := plan.targets[0].names) is not None:
-        named = one_line(plan.targets[0].name, 60)
+    target = plan.targets[0].column
+    if names := target.categories:
+        named = one_line(target.name, 60)
         notes.append(f"{named!r} is predicted as one of {len(names)} classes ({options.spelled('task')})")
     return (*notes, *([options.division_note()] if len(tables) == 1 else []))
 

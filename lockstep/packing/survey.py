@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lockstep.common.data.folder import LONGEST_TEXT
+from lockstep.common.data.columns import LONGEST_TEXT, Column, ColumnKind, Floats
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 from lockstep.packing.options import MISSING_TEXT, PackOptions
-from lockstep.packing.tables import ColumnKind, NumberTexts, NumberValues, Table, TableBatch, TextValues, names_of
-from lockstep.packing.texts import Floats, TextKind, are_digits, in_order, kinds_of
+from lockstep.packing.tables import NumberTexts, NumberValues, Table, TableBatch, TextValues, names_of
+from lockstep.packing.texts import TextKind, are_digits, in_order, kinds_of
 
 #: Most texts of a column that is learned from, and most classes.
 MOST_CATEGORIES, MOST_CLASSES = 1000, 2**16
@@ -28,6 +28,8 @@ FEW = 100
 FEW_TEXTS = 20
 #: No number may be further from 0: the difference of two is then a number of float32.
 LARGEST = float(np.finfo(np.float32).max) / 2
+#: From here on, float64 does not hold every whole number.
+INEXACT = 2.0**53
 
 #: Kinds of columns, which texts a person means them by, which of these can be read, and what is expected.
 _FAMILIES = (
@@ -59,7 +61,6 @@ class Place:
 class Facts:
     """What is known of the values of a column that are numbers of one kind."""
 
-    first: float | None = None
     low: float = np.inf
     high: float = -np.inf
     #: The whole numbers that occurred; None if there are too many, or others.
@@ -67,8 +68,6 @@ class Facts:
 
     def add(self, known: Floats) -> None:
         """Look at values, of which none is missing."""
-        if self.first is None:
-            self.first = float(known[0])
         self.low, self.high = min(self.low, float(known.min())), max(self.high, float(known.max()))
         if self.whole is not None:
             distinct = np.unique(known)
@@ -79,53 +78,36 @@ class Facts:
 
 @dataclass(frozen=True)
 class ColumnPlan:
-    """What a column was taken for, and how its values become numbers."""
+    """How the values of a column become numbers, but for their scale, and what a person may read of them."""
 
-    name: str
+    column: Column
     is_target: bool
-    kind: ColumnKind
     facts: Facts
-    #: The names whose places are the numbers: categories, or classes. None if the values are numbers.
-    names: Sequence[str] | None = None
-    #: The values of classes whose names are made of them, ascending.
-    class_values: Sequence[float] = ()
-    is_one_hot: bool = False
-    #: What is subtracted while reading, so that large numbers keep their digits as float32.
-    offset: float = 0.0
+    #: Values that are missing.
     missing: int = 0
 
-    def encode(self, batch: TableBatch, options: PackOptions) -> Floats:
-        """Return the values of rows as numbers, NaN for what is missing: what they are, codes, or classes."""
-        values = batch.columns[self.name]
-        if self.names is not None and not self.class_values:
-            found = values.as_texts().codes(self.names)
-        else:
-            found = values.numbers(self.kind, options.decimal)
-            found = self._class_numbers(found) if self.class_values else found
-        is_new = np.isnan(found) & ~values.is_missing
-        if is_new.any():
-            raise DataError(f"{batch.place(int(np.argmax(is_new)), self.name)}: changed while it was read: try again")
-        return found
-
-    def _class_numbers(self, numbers: Floats) -> Floats:
-        classes = np.searchsorted(np.array(self.class_values), numbers).astype(np.float64)
-        return np.where(np.isnan(numbers), np.nan, classes)
+    @property
+    def largest(self) -> float:
+        """A number from which none of the column's is further from 0."""
+        ends = (self.facts.low, self.facts.high)
+        return max([1.0 * len(self.column.categories), *(abs(end) for end in ends if np.isfinite(end))])
 
     def described(self, options: PackOptions) -> tuple[str, str, str]:
         """Return what a person is to read of it: its name, what it was taken for, and its values."""
-        taken = self.kind.value
-        if self.names is not None:
-            inputs = f", an input for each of {len(self.names)}" if self.is_one_hot else ""
+        names, kind = self.column.categories, self.column.kind
+        taken = kind.value
+        if names:
+            inputs = f", an input for each of {len(names)}" if self.column.one_hot else ""
             taken = "class, to predict" if self.is_target else f"category{inputs}"
-            shown = ", ".join(one_line(each, 20) or MISSING_TEXT for each in self.names[:6])
-            values = f"{shown}, … ({len(self.names):,})" if len(self.names) > 6 else shown
+            shown = ", ".join(one_line(each, 20) or MISSING_TEXT for each in names[:6])
+            values = f"{shown}, … ({len(names):,})" if len(names) > 6 else shown
         else:
             taken = f"{taken}, to predict" if self.is_target else taken
             ends = (self.facts.low, self.facts.high)
-            texts = map("{:.6g}".format, ends) if self.kind is ColumnKind.NUMBER else names_of(self.kind, ends)
-            values = "no value" if self.facts.first is None else " to ".join(texts)
+            texts = map("{:.6g}".format, ends) if kind is ColumnKind.NUMBER else names_of(kind, ends)
+            values = "no value" if self.facts.low > self.facts.high else " to ".join(texts)
         filled = f"; {self.missing:,} missing: {options.spelled('missing', options.missing)}" if self.missing else ""
-        return one_line(self.name, 40), taken, values + filled
+        return one_line(self.column.name, 40), taken, values + filled
 
 
 @dataclass
@@ -171,6 +153,10 @@ class ColumnSurvey:
             else:
                 self.typed[values.kind] += int(np.count_nonzero(is_known))
             self._add_numbers(batch, values.kind, np.where(is_known, values.values, np.nan))
+            if self.is_target and values.column is not None and self.too_many is None:
+                texts = values.as_texts().without(~is_known)
+                used = np.unique(texts.indices[texts.indices >= 0])
+                self._count(batch, texts, used, np.full(len(used), TextKind.NUMBER, np.int8))
         elif is_known.any():
             self._add_texts(batch, values.as_texts().without(~is_known))
         self.rows += batch.count
@@ -233,10 +219,10 @@ class ColumnSurvey:
         if kind is ColumnKind.CATEGORY:
             is_filled = self.options.is_filled() and self.missing > 0
             names = in_order([*self.texts, ""] if is_filled else list(self.texts))
-            is_one_hot = self.name in self.options.one_hot
-            return ColumnPlan(self.name, False, kind, facts, names, is_one_hot=is_one_hot, missing=self.missing)
-        offset = facts.first or 0.0 if self.options.standardize else 0.0
-        return ColumnPlan(self.name, False, kind, facts, offset=offset, missing=self.missing)
+            column = Column(name=self.name, kind=kind, categories=names, one_hot=self.name in self.options.one_hot)
+            # What its numbers are is of no interest.
+            return ColumnPlan(column, False, Facts(), self.missing)
+        return ColumnPlan(Column(name=self.name, kind=kind), False, facts, self.missing)
 
     def _kind(self) -> ColumnKind:
         found = {kind for kind, count in self.typed.items() if count}
@@ -362,7 +348,7 @@ class ColumnSurvey:
             if is_named:
                 what = "has texts, of which no number can be predicted"
                 raise DataError(f"column {named!r} {what}: expected {self._as_names()}")
-            return ColumnPlan(self.name, True, kind, facts)
+            return ColumnPlan(Column(name=self.name, kind=kind), True, facts)
         if several:
             raise DataError(
                 f"{len(self.options.target)} columns with classes are to be predicted: expected one {spelled('target')}"
@@ -371,13 +357,15 @@ class ColumnSurvey:
             raise DataError(
                 f"column {named!r} has numbers with digits after the point: expected {spelled('task', 'numbers')}"
             )
-        values = () if is_named else sorted(facts.whole or ())
-        names = in_order(list(self.texts)) if is_named else names_of(kind, values)
+        if kind is ColumnKind.NUMBER and max(abs(facts.low), abs(facts.high)) >= INEXACT:
+            kind = ColumnKind.CATEGORY
+        is_named = kind is ColumnKind.CATEGORY
+        names = in_order(list(self.texts)) if is_named else names_of(kind, sorted(facts.whole or ()))
         if len(names) == 1:
             raise DataError(
                 f"column {named!r} has one class only, {one_line(names[0], 60)!r}: expected at least two to tell apart"
             )
-        return ColumnPlan(self.name, True, kind, facts, names, values)
+        return ColumnPlan(Column(name=self.name, kind=kind, categories=names), True, facts)
 
 
 @dataclass(frozen=True)
@@ -395,7 +383,7 @@ class TablePlan:
     @property
     def inputs(self) -> int:
         """How many numbers a model gets of a row."""
-        return sum(len(each.names or ()) if each.is_one_hot else 1 for each in self.features)
+        return sum(len(each.column.categories) if each.column.one_hot else 1 for each in self.features)
 
     def lines(self, options: PackOptions, most: int | None = None) -> list[str]:
         """Return what a person is to read of the columns, a line each, of not more than so many of them."""

@@ -8,8 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,17 @@ import pyarrow.ipc
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from lockstep.common.data.folder import LONGEST_TEXT
+from lockstep.common.data.columns import LONGEST_TEXT, Column, ColumnKind, Floats
 from lockstep.common.errors import DataError, nearest
 from lockstep.common.files.sanitize import one_line
 from lockstep.packing.options import PackOptions
 from lockstep.packing.parquet_pages import rows_at_once
 from lockstep.packing.texts import (
     MISSING_TEXTS,
-    Floats,
     booleans_of,
     date_name,
     dates_of,
+    exact_name,
     has_padded,
     number_name,
     numbers_of,
@@ -41,17 +40,6 @@ from lockstep.packing.texts import (
 ROWS = 2**14
 #: Called with the bytes of the source that have been read since it was called last.
 Advance = Callable[[int], None]
-
-
-class ColumnKind(Enum):
-    """What the values of a column are."""
-
-    NUMBER = "number"
-    #: Microseconds since 1970.
-    DATE = "date"
-    #: 0 or 1.
-    BOOLEAN = "true or false"
-    CATEGORY = "category"
 
 
 @dataclass(frozen=True)
@@ -75,10 +63,6 @@ class TextValues:
     def as_texts(self) -> "TextValues":
         """Return the values as names, which they are."""
         return self
-
-    def part(self, begin: int, end: int) -> "TextValues":
-        """Return the values of some rows."""
-        return replace(self, indices=self.indices[begin:end])
 
     def codes(self, names: Sequence[str]) -> Floats:
         """Return the places of the texts among names, that of "" for what is missing; NaN for those without one."""
@@ -111,23 +95,24 @@ class NumberValues:
 
     kind: ColumnKind
     values: Floats
+    #: Arrow's column, if float64 does not hold all values that its type may have: its names are made of that.
+    column: Any
 
     @property
     def is_missing(self) -> NDArray[np.bool_]:
         """Whether each row has no value."""
         return np.isnan(self.values)
 
-    def part(self, begin: int, end: int) -> "NumberValues":
-        """Return the values of some rows."""
-        return NumberValues(self.kind, self.values[begin:end])
-
     def numbers(self, kind: ColumnKind, decimal: str) -> Floats:
-        """Return the values, which are of that kind."""
-        assert kind is self.kind or not np.isfinite(self.values).any(), (kind, self.kind, decimal)
-        return self.values
+        """Return the values if they are of that kind, NaN for others."""
+        return self.values if kind is self.kind else np.full(len(self.values), np.nan)
 
     def as_texts(self) -> TextValues:
         """Return the numbers as names."""
+        if self.column is not None:
+            coded = self.column.dictionary_encode()
+            indices = pc.fill_null(coded.indices.cast(pa.int64()), -1).to_numpy(zero_copy_only=False)
+            return TextValues(np.where(self.is_missing, -1, indices), _as_texts(coded.dictionary))
         known, indices = np.unique(self.values, return_inverse=True)
         # NaN is the last one, if there is one.
         count = len(known) - int(len(known) > 0 and np.isnan(known[-1]))
@@ -139,7 +124,6 @@ class NumberValues:
 class NumberTexts(NumberValues):
     """A column of texts that are all numbers, which is found out sooner than what each different text is."""
 
-    column: Any
     missing: "MissingValues"
 
     @classmethod
@@ -154,10 +138,6 @@ class NumberTexts(NumberValues):
         if np.count_nonzero(np.isnan(values)) != column.null_count or has_padded(column):
             return None
         return cls(ColumnKind.NUMBER, missing.without_numbers(values), column, missing)
-
-    def part(self, begin: int, end: int) -> NumberValues:
-        """Return the texts of some rows."""
-        return NumberTexts(self.kind, self.values[begin:end], self.column.slice(begin, end - begin), self.missing)
 
     def as_texts(self) -> TextValues:
         """Return the texts that they are."""
@@ -190,14 +170,26 @@ class TableBatch:
             whole &= ~values.is_missing
         return whole
 
+    def numbers(self, column: Column, decimal: str) -> Floats:
+        """Return the values of a column as numbers, or the places of their names; NaN for what has none, (count,)."""
+        values = self.columns[column.name]
+        if column.kind is ColumnKind.CATEGORY:
+            return values.as_texts().codes(column.categories)
+        numbers = values.numbers(column.kind, decimal)
+        if not column.categories:
+            return numbers
+        known = np.unique(numbers[~np.isnan(numbers)])
+        places = {name: float(place) for place, name in enumerate(column.categories)}
+        found = np.array([places.get(name, np.nan) for name in names_of(column.kind, known.tolist())] or [np.nan])
+        return np.where(np.isnan(numbers), np.nan, found[np.searchsorted(known[:-1], numbers)])
+
+    def is_odd(self, column: Column, numbers: Floats) -> NDArray[np.bool_]:
+        """Return whether each row has a value of which none of a column's numbers was made."""
+        return np.isnan(numbers) & ~self.columns[column.name].is_missing
+
     def place(self, row: int, column: str) -> str:
         """Return how a person finds a value of these rows."""
         return f"{self.named}: row {self.row + row}, column {one_line(column, 60)!r}"
-
-    def part(self, begin: int, end: int) -> "TableBatch":
-        """Return some of these rows."""
-        columns = {name: values.part(begin, end) for name, values in self.columns.items()}
-        return replace(self, row=self.row + begin, count=end - begin, columns=columns)
 
 
 @dataclass
@@ -324,7 +316,8 @@ class MissingValues:
         if kind is None:
             return NumberTexts.of(column, self) or self.coded(column)
         values = _moments(column) if kind is ColumnKind.DATE else _as_floats(column)
-        return NumberValues(kind, self.without_numbers(values) if kind is ColumnKind.NUMBER else values)
+        values = self.without_numbers(values) if kind is ColumnKind.NUMBER else values
+        return NumberValues(kind, values, column if _is_exact(column.type) else None)
 
     def without_numbers(self, values: Floats) -> Floats:
         """Return numbers with NaN for those that stand for a missing value."""
@@ -345,10 +338,18 @@ class MissingValues:
         return TextValues(np.where(np.append(missing, True)[indices], -1, indices), texts, is_declared)
 
 
+def _is_exact(kind: pa.DataType) -> bool:
+    """Tell whether a type has numbers that float64 does not hold."""
+    types = pa.types
+    return bool(types.is_int64(kind) or types.is_uint64(kind) or types.is_decimal(kind))
+
+
 def _as_texts(values: Any) -> pa.StringArray:
     kind = _kind_of_type(values.type)
     if kind is None:
         return values.cast(pa.string())
+    if _is_exact(values.type):
+        return pa.array([None if value is None else exact_name(value) for value in values.to_pylist()], pa.string())
     floats = _moments(values) if kind is ColumnKind.DATE else _as_floats(values)
     known = np.isfinite(floats)
     names = np.full(len(floats), None, object)

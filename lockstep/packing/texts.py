@@ -5,6 +5,7 @@ a program may read another one.
 """
 
 import re
+from decimal import Decimal
 from enum import IntEnum
 from typing import Any
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from lockstep.common.data.columns import Floats
 
 
 class TextKind(IntEnum):
@@ -129,6 +130,17 @@ def number_name(value: float) -> str:
     return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
+def exact_name(value: int | Decimal) -> str:
+    """Return a number as a name, as `number_name` if float64 holds it."""
+    if isinstance(value, int):
+        return str(value)
+    near = float(value)
+    if Decimal(repr(near)) == value:
+        return number_name(near)
+    text = f"{value:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def date_name(moment: float) -> str:
     """Return the name of a date, which is microseconds since 1970: a day if it is at midnight."""
     if abs(moment) >= 2**63:
@@ -141,7 +153,8 @@ def date_name(moment: float) -> str:
 def in_order(names: set[str] | list[str]) -> list[str]:
     """Return names as they are numbered: by the alphabet, or by size if all are numbers."""
     if names and all(re.match(r"^-?(0|[1-9]\d*)(\.\d+)?$", name) for name in names if name):
-        return sorted(names, key=lambda name: (float(name or "-inf"), name))
+        # By all digits, of which float64 may not hold some.
+        return sorted(names, key=lambda name: (Decimal(name or "-Infinity"), name))
     return sorted(names)
 
 

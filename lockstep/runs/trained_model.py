@@ -14,6 +14,7 @@ from lockstep.common.aggregation.layout import ParameterLayout, weights_digest
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.folder import MANIFEST, FolderManifest, read_manifest
+from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.source import digest_of, load, with_validation
 from lockstep.common.errors import DataError, FileFormatError, JobError
 from lockstep.common.files.safetensors import read
@@ -216,6 +217,11 @@ def dataset_of(job: Job) -> TrainTest:
     """Return a job's data with its validation set taken from the training set; `DataError` if it cannot be had."""
     demand_data(job)
     return with_validation(load(job.data), job.validation_split, job.seed)
+
+
+def preparation_of(job: Job, data: TrainTest) -> Preparation:
+    """Return how samples are prepared, as in training: with the moments of the set without the validation samples."""
+    return Preparation.of(data.train) if job.normalize else Preparation(mean=0.0, std=1.0)
 
 
 def table_of(job: Job) -> FolderManifest | None:

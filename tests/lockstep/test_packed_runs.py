@@ -94,7 +94,11 @@ ODD = {
     ),
     "texts": (
         "rooms,town,area\nx,Zug,3\n",
-        "row 2, column 'rooms': 'x' is not a number, a date such as 2024-12-31, or true or",
+        "row 2, column 'rooms': 'x' is not a number, as all values were in training",
+    ),
+    "a huge number": (
+        "rooms,town,area\n1e300,Zug,3\n",
+        "row 2, column 'rooms': 1e+300 is 5.3e+299 deviations of the training set from its mean",
     ),
     "numbers": ("rooms,town,area\n1,2,3\n", "row 2, column 'town': '2' did not occur in training"),
 }

@@ -20,11 +20,11 @@ from lockstep.common.data.folder import FolderManifest, Reading
 from lockstep.common.errors import DataError
 from lockstep.common.numerics.choice import prefer_numerics
 from lockstep.results.evaluation.figures import shown_names
-from lockstep.results.evaluation.predictions import Recognizer
-from lockstep.results.evaluation.row_predictions import RowPrediction, problems_text
+from lockstep.results.evaluation.pictures import Recognizer
+from lockstep.results.evaluation.predictor import Predictor, RowPrediction, problems_text
 from lockstep.results.reports.display import print_plainly
 from lockstep.runs.optional_packages import demand
-from lockstep.runs.trained_model import Moment, Trained, demand_data, open_trained, table_of
+from lockstep.runs.trained_model import Moment, demand_data, open_trained
 
 #: Classes that are shown after the likeliest.
 OTHERS = 2
@@ -78,15 +78,15 @@ def predict(
     trained = open_trained(run, moment).with_data(data)
     prefer_numerics(trained.job.numerics)
     demand_data(trained.job)
-    manifest = table_of(trained.job)
-    if manifest is not None:
-        predict_tables(trained, manifest, pictures, manifest.reading.but(**reading), as_json=as_json)
+    predictor = Predictor(trained)
+    if predictor.table is not None:
+        predict_tables(predictor, predictor.table, pictures, predictor.table.reading.but(**reading), as_json=as_json)
         return
     demand("pillow", "predict", "lockstep predict")
     # Here, as the extra may be missing if nobody predicts.
     from lockstep.results.evaluation.image_file import read_image
 
-    recognizer = Recognizer.of(trained, centres=not no_center)
+    recognizer = Recognizer.of(predictor, centres=not no_center)
     console = Console(highlight=False)
     for path in pictures:
         if (content := NO_PICTURES.get(path.suffix.lower())) is not None:
@@ -113,19 +113,16 @@ def predict(
 
 
 def predict_tables(
-    trained: Trained, manifest: FolderManifest, tables: Sequence[Path], reading: Reading, *, as_json: bool
+    predictor: Predictor, manifest: FolderManifest, tables: Sequence[Path], reading: Reading, *, as_json: bool
 ) -> None:
     """Print a line for each row of tables: CSV, or JSON with all probabilities.
 
     Raises DataError at the end with the rows of which nothing is predicted.
     """
     demand("pyarrow", "data", "lockstep predict")
-    # Here, as the extra may be missing if nobody predicts.
-    from lockstep.results.evaluation.table_predictions import TablePredictor
-
     targets = [column.name for column in manifest.targets]
     out = csv.writer(sys.stdout, lineterminator="\n")
-    rows = chain.from_iterable(map(TablePredictor(trained, manifest, reading).predict, tables))
+    rows = chain.from_iterable(predictor.rows(table, reading) for table in tables)
     # Before anything is printed: a table that cannot be read leaves no file with a head alone.
     first = list(islice(rows, 1))
     if not as_json:

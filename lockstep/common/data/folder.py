@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
+from lockstep.common.data.columns import Column, ColumnKind, Real, Scale, Text
 from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.data.manifest import PartInfo
 from lockstep.common.data.mapped import MappedFile, MappedSamples
@@ -27,6 +28,8 @@ from lockstep.common.files.reading import decode, read_regular
 MANIFEST = "dataset.json"
 #: Bytes of it: the digests of a terabyte have twenty million.
 MAX_MANIFEST_BYTES = 2**26
+#: The version of it that is written.
+FORMAT: Literal["lockstep dataset 2"] = "lockstep dataset 2"
 #: Bytes of a block that has a digest of its own.
 BLOCK_BYTES = 2**22
 
@@ -38,27 +41,7 @@ ArrayName = Literal["samples", "labels"]
 PARTS: tuple[PartName, ...] = ("train", "test")
 ARRAYS: tuple[ArrayName, ...] = ("samples", "labels")
 
-#: Most characters of a name or another text.
-LONGEST_TEXT = 1024
-Text = Annotated[str, Meta(max_length=LONGEST_TEXT)]
 _Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-_Real = Annotated[float, Meta(ge=-1e300, le=1e300)]
-_Scale = Annotated[float, Meta(gt=0.0, le=1e300)]
-
-
-class Column(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A column of a table, and how its values became numbers."""
-
-    name: Text
-    #: The texts whose places are the numbers, ascending; empty if the column has numbers itself.
-    categories: list[Text] = []
-    #: What was subtracted from each number, and what it was divided by then.
-    mean: _Real = 0.0
-    std: _Scale = 1.0
-    #: The number that stands for a missing one, before it is scaled; None if none may be missing.
-    missing: _Real | None = None
-    #: Whether a sample has an input for each category, 1 for that of the row and 0 for others, and not its place.
-    one_hot: bool = False
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -104,7 +87,8 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class FolderManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is in `dataset.json`."""
 
-    format: Literal["lockstep dataset 1"] = "lockstep dataset 1"
+    #: In the first version, a table's columns lacked their kind.
+    format: Literal["lockstep dataset 1", "lockstep dataset 2"] = FORMAT
     kind: Kind
     #: 0 if labels are real numbers.
     classes: Annotated[int, Meta(ge=0, le=2**31)]
@@ -114,9 +98,9 @@ class FolderManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     targets: list[Column]
     reading: Reading = Reading()
     #: Of the training set's values, as `Preparation` has them, and the largest of its values as they are stored.
-    mean: _Real
-    std: _Scale
-    largest: _Real
+    mean: Real
+    std: Scale
+    largest: Real
     block_bytes: Annotated[int, Meta(ge=4096, le=2**26)]
     train: FolderPart
     test: FolderPart
@@ -152,7 +136,21 @@ def read_manifest(folder: Path) -> FolderManifest:
                 raise DataError(f"{path}: {found}: pack it again")
     if manifest.class_names and len(manifest.class_names) != manifest.classes:
         raise DataError(f"{path}: {len(manifest.class_names)} names for {manifest.classes} classes: pack it again")
-    return manifest
+    return _with_kinds(manifest) if manifest.format != FORMAT else manifest
+
+
+def _with_kinds(manifest: FolderManifest) -> FolderManifest:
+    """Return the manifest of an older version with what it implied of columns: numbers, unless they have categories."""
+    columns = [
+        msgspec.structs.replace(column, kind=ColumnKind.CATEGORY, missing=None) if column.categories else column
+        for column in manifest.columns
+    ]
+    names = manifest.class_names or [str(number) for number in range(manifest.classes)]
+    targets = [
+        msgspec.structs.replace(target, kind=ColumnKind.CATEGORY, categories=names) if names else target
+        for target in manifest.targets
+    ]
+    return msgspec.structs.replace(manifest, columns=columns, targets=targets)
 
 
 def load_folder(folder: Path, *, is_checked: bool = False) -> TrainTest:

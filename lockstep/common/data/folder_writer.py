@@ -20,12 +20,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from lockstep.common.data.columns import Column
 from lockstep.common.data.folder import (
     ARRAYS,
     BLOCK_BYTES,
     MANIFEST,
     ArrayName,
-    Column,
     FolderManifest,
     FolderPart,
     Kind,

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.autograd.primitives.primitive import Array
+from lockstep.common.data.columns import Column
 from lockstep.common.data.dataset import Dataset, TrainTest
-from lockstep.common.data.folder import MANIFEST, Column, read_manifest
+from lockstep.common.data.folder import MANIFEST, read_manifest
 from lockstep.common.data.sampler import evaluation_chunks
 from lockstep.common.data.source import load
 from lockstep.common.errors import DataError, ModelError
@@ -131,9 +132,9 @@ def _tested_with(trained: Trained, trained_on: TrainTest, data: str, reading: Ma
         return load(data)
     demand("pyarrow", "data", "lockstep evaluate")
     # Here, as the extra may be missing if nobody tests on a table.
-    from lockstep.results.evaluation.table_predictions import TablePredictor
+    from lockstep.results.evaluation.table_rows import TableRows
 
-    samples, labels = TablePredictor(trained, manifest, manifest.reading.but(**reading)).test_set(path)
+    samples, labels = TableRows(manifest, manifest.reading.but(**reading)).test_set(path)
     stored = trained_on.test.labels
     part = Dataset(samples, labels.astype(stored.dtype).reshape(-1, *stored.shape[1:]), trained_on.test.classes)
     return TrainTest(data, part, part)

@@ -7,7 +7,7 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from lockstep.common.data.folder import Column
+from lockstep.common.data.columns import Column
 from lockstep.common.files.sanitize import cut, one_line
 
 Integers = NDArray[np.int64]

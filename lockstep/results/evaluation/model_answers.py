@@ -23,7 +23,8 @@ from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.run_folder import CHECKPOINTS, WEIGHTS
 from lockstep.results.evaluation.assessment import Assessment, assess
 from lockstep.results.evaluation.figures import shown_names
-from lockstep.results.evaluation.predictions import FIELD, Recognizer
+from lockstep.results.evaluation.pictures import FIELD, Recognizer
+from lockstep.results.evaluation.predictor import Predictor
 from lockstep.runs.run_dir import recorded_job
 from lockstep.runs.trained_model import Moment, dataset_of, open_trained
 
@@ -76,7 +77,7 @@ class ModelAnswers:
         with self._lock:
             moment = self._newest()
             if self._recognizer is None:
-                recognizer = Recognizer.of(open_trained(self.folder, moment), centres=True)
+                recognizer = Recognizer.of(Predictor(open_trained(self.folder, moment)), centres=True)
                 if recognizer.shape != (1, FIELD, FIELD):
                     raise UsageError(f"the model was trained on samples of shape {recognizer.shape}: expected 1x28x28")
                 self._recognizer = recognizer

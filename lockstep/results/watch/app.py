@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from lockstep.common.errors import LockstepError
 from lockstep.results.evaluation.model_answers import ModelAnswers
-from lockstep.results.evaluation.predictions import FIELD
+from lockstep.results.evaluation.pictures import FIELD
 from lockstep.results.watch.curves import curves
 from lockstep.results.watch.exposition import exposition
 from lockstep.results.watch.guard import client_of

@@ -1,7 +1,4 @@
-"""The scale of a column is that of a plain computation over the raw values: in several blocks, and with values missing.
-
-The first value of each column is far from 0, so that what is subtracted while a table is read shows if it is forgotten.
-"""
+"""The scale of a column is that of a plain computation over the raw values: in several blocks, with values missing."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lockstep.common.data.folder import Column, read_manifest
+from lockstep.common.data.columns import Column, samples_of
+from lockstep.common.data.folder import read_manifest
 from lockstep.common.data.source import load
 from lockstep.packing.options import PackOptions
 
@@ -70,3 +68,28 @@ def test_targets_that_are_not_scaled_keep_their_units(tmp_path: Path) -> None:
     _, _, labels = packed(tmp_path / "new", RISING, standardize=False)
     np.testing.assert_allclose(labels, np.stack(list(TARGETS.values()), axis=1), rtol=1e-6)
     assert [(target.mean, target.std) for target in read_manifest(tmp_path / "new").targets] == [(0.0, 1.0)] * 2
+
+
+FAR_FIRST = np.concatenate([[-999_999_999.0], rng.random(ROWS - 1)])
+FAR_FROM_0 = 1e9 + rng.random(ROWS)
+TINY = 1e-308 * (1.0 + rng.random(ROWS))
+
+
+@pytest.mark.parametrize("values", [FAR_FIRST, FAR_FROM_0, TINY], ids=["far first", "far from 0", "tiny"])
+def test_values_keep_their_digits_whatever_is_next_to_them(values: NDArray[np.float64], tmp_path: Path) -> None:
+    column, samples, _ = packed(tmp_path / "new", values)
+    exact = values.astype(np.longdouble)
+    expected = ((exact - exact.mean()) / exact.std()).astype(np.float64)
+    np.testing.assert_allclose(samples, expected, rtol=1e-6, atol=1e-6)
+    assert len(np.unique(samples)) > 0.99 * len(np.unique(expected.astype(np.float32)))
+    # What reads the manifest has the same samples, bit for bit.
+    assert samples_of(values[:, np.newaxis], [column])[:, 0].tobytes() == samples.tobytes()
+
+
+@pytest.mark.parametrize("value", [0.1, -1e-308, 1e30, 0.0])
+@pytest.mark.parametrize("gaps", [False, True])
+def test_equal_values_become_0_whatever_their_sum_is_rounded_to(value: float, gaps: bool, tmp_path: Path) -> None:
+    values = np.where(gaps & (np.arange(ROWS) % 5 == 2), np.nan, np.full(ROWS, value))
+    column, samples, _ = packed(tmp_path / "new", values, **({"missing": "mean"} if gaps else {}))
+    assert (column.mean, column.std) == (value, 1.0)
+    assert not samples.any()

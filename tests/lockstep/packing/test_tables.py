@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lockstep.common.data.columns import ColumnKind
 from lockstep.common.data.folder import read_manifest
 from lockstep.common.data.source import load
 from lockstep.common.errors import DataError
 from lockstep.packing.options import Packed, PackOptions
 from lockstep.packing.pack import pack
-from lockstep.packing.tables import ColumnKind, TextValues
+from lockstep.packing.tables import TextValues
 from tests.lockstep.packing.test_arrays import sizes
 
 pa = pytest.importorskip("pyarrow")

@@ -13,11 +13,10 @@ from lockstep.common.data.records import fields_of
 from lockstep.common.errors import ModelError, UsageError
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.files.safetensors import write
-from lockstep.common.job.job import Job
 from lockstep.common.nn.module import Module
 from lockstep.results.evaluation.export.trace import MORE, trace_of
 from lockstep.runs.optional_packages import demand
-from lockstep.runs.trained_model import Trained, dataset_of, table_of
+from lockstep.runs.trained_model import Trained, dataset_of, preparation_of, table_of
 
 Format = Literal["safetensors", "onnx", "npz"]
 
@@ -29,7 +28,8 @@ def write_model(trained: Trained, path: Path, to: Format) -> None:
     arrays = trained.arrays()
     match to:
         case "safetensors":
-            write(path, arrays, {"format": "pt", **_metadata(trained, _preparation(trained.job))})
+            preparation = preparation_of(trained.job, dataset_of(trained.job))
+            write(path, arrays, {"format": "pt", **_metadata(trained, preparation)})
         case "npz":
             content = BytesIO()
             np.savez(content, **arrays)  # type: ignore[arg-type]  # NumPy types them as if they were its own flags
@@ -51,7 +51,8 @@ def _onnx(trained: Trained) -> bytes:
     from lockstep.results.evaluation.export.onnx_nodes import graph_of, onnx_bytes, output_port, sample_port
     from lockstep.results.evaluation.export.table_graph import with_table
 
-    train, preparation = dataset_of(trained.job).train, _preparation(trained.job)
+    data = dataset_of(trained.job)
+    train, preparation = data.train, preparation_of(trained.job, data)
     trace = trace_of(model, preparation.images(np.resize(train.images[:MORE], (MORE, *train.sample_shape))))
     graph, metadata = graph_of(trace, trained.arrays()), _metadata(trained, preparation)
     if (table := table_of(trained.job)) is not None:
@@ -59,10 +60,6 @@ def _onnx(trained: Trained) -> bytes:
     parts = fields_of(train.images[:1])
     inputs = [sample_port(name, part.shape[1:], of_tokens=part.dtype == np.int32) for name, part in parts.items()]
     return onnx_bytes(graph, inputs, [output_port(trace.shape[1:])], metadata)
-
-
-def _preparation(job: Job) -> Preparation:
-    return Preparation.of(dataset_of(job).train) if job.normalize else Preparation(mean=0.0, std=1.0)
 
 
 def _metadata(trained: Trained, preparation: Preparation) -> dict[str, str]:

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from lockstep.common.data.folder import Column, FolderManifest
+from lockstep.common.data.columns import Column, ColumnKind
+from lockstep.common.data.folder import FolderManifest
 from lockstep.common.data.preparation import Preparation
 from lockstep.results.evaluation.export.onnx_nodes import OUTPUT, TABLES, OnnxGraph, Port
 from lockstep.results.evaluation.export.trace import INPUT
-from lockstep.results.evaluation.row_predictions import class_names_of
+from lockstep.results.evaluation.predictor import class_names_of
 
 #: The outputs: the likeliest class and the probabilities of all, or the numbers in the units of the table.
 CLASS, PROBABILITIES, PREDICTIONS = "class", "probabilities", "predictions"
@@ -35,7 +36,7 @@ def with_table(
 
 
 def _port(column: Column) -> Port:
-    return Port(column.name, TensorProto.STRING if column.categories else TensorProto.DOUBLE)
+    return Port(column.name, TensorProto.STRING if column.kind is ColumnKind.CATEGORY else TensorProto.DOUBLE)
 
 
 def _samples(graph: OnnxGraph, columns: Sequence[Column]) -> str:
@@ -43,9 +44,7 @@ def _samples(graph: OnnxGraph, columns: Sequence[Column]) -> str:
     last = graph.integers(-1)
     values = [graph.add("Unsqueeze", [_values(graph, column), last]) for column in columns]
     joined = graph.add("Concat", values, axis=1)
-    # A missing text has a code if one was missing in training. What has none is not to become one.
-    fills = [None if column.categories else column.missing for column in columns]
-    fill = np.array([np.nan if each is None else each for each in fills])
+    fill = np.array([np.nan if column.missing is None else column.missing for column in columns])
     if not np.isnan(fill).all():
         joined = graph.add("Where", [graph.add("IsNaN", [joined]), graph.constant(fill), joined])
     mean, std = (np.array([getattr(column, name) for column in columns], np.float64) for name in ("mean", "std"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lockstep.common.numerics.random import Purpose, generator
-from lockstep.results.evaluation.predictions import resized
+from lockstep.results.evaluation.pictures import resized
 
 IMAGE = generator(0, Purpose.CANARY).random((24, 36))
 

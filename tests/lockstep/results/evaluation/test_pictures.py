@@ -5,7 +5,7 @@ import pytest
 
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.errors import DataError
-from lockstep.results.evaluation.predictions import BOX, as_digit, resized
+from lockstep.results.evaluation.pictures import BOX, as_digit, resized
 from tests.simulation.small import mnist
 
 DIGITS = mnist().test.images[:30, 0] / 255.0

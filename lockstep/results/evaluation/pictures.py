@@ -1,16 +1,13 @@
-"""Predict the class of an image with a trained model; knows no image files."""
+"""Pictures that become samples as those of the training set did; knows no image files."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from lockstep.common.autograd import functional as F
 from lockstep.common.autograd.primitives.primitive import Array
-from lockstep.common.autograd.tensor import Tensor
-from lockstep.common.data.preparation import Preparation
 from lockstep.common.errors import DataError
-from lockstep.common.job.losses import LossKind, kind_of
-from lockstep.runs.trained_model import Trained, dataset_of
+from lockstep.common.job.losses import LossKind
+from lockstep.results.evaluation.predictor import Predictor
 
 #: The weights of red, green and blue in brightness (ITU-R BT.601).
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -18,47 +15,50 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 
 @dataclass(frozen=True)
 class Recognizer:
-    """A trained model that accepts images of any size."""
+    """A predictor that accepts pictures of any size."""
 
-    trained: Trained
-    preparation: Preparation
-    #: (channels, height, width).
-    shape: tuple[int, ...]
+    predictor: Predictor
     #: Whether the values of the training set are bytes, and which value is white.
     is_bytes: bool
     white: float
     #: Whether images are brought into MNIST's form, or only resized.
     centres: bool
-    #: The names of the classes, in order; empty if they have none.
-    class_names: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, trained: Trained, *, centres: bool) -> "Recognizer":
+    def of(cls, predictor: Predictor, *, centres: bool) -> "Recognizer":
         """Return the recognizer of a model. Raises DataError unless it classifies images of one or three channels."""
-        if kind_of(trained.job.loss) is LossKind.OWN:
+        if predictor.kind is LossKind.OWN:
             raise DataError(
                 "the model was trained with a loss of your own, and only that knows what the outputs mean: "
                 "load_run(RUN).predict(array), in Python, returns them"
             )
-        if kind_of(trained.job.loss) is not LossKind.CLASSES:
+        if predictor.kind is not LossKind.CLASSES:
             raise DataError(
-                f"the model was trained with loss = {trained.job.loss!r}: expected a classifier; predict from an array "
-                "with load_run(RUN).predict(array), in Python"
+                f"the model was trained with loss = {predictor.trained.job.loss!r}: expected a classifier; predict "
+                "from an array with load_run(RUN).predict(array), in Python"
             )
-        data = dataset_of(trained.job)
-        train = data.train
+        train = predictor.data.train
         shape = train.sample_shape
         if len(shape) != 3 or shape[0] not in (1, 3):
             raise DataError(
                 f"the model was trained on samples of shape {shape}: expected images, (1, height, width) or "
                 "(3, height, width); predict from an array with load_run(RUN).predict(array), in Python"
             )
-        preparation = Preparation.of(train) if trained.job.normalize else Preparation(mean=0.0, std=1.0)
         is_bytes = train.images.dtype == np.uint8
         white = 255.0 if is_bytes or train.largest() > 1.5 else 1.0
         # Pictures that were packed from a folder are not brought into MNIST's form: their own were not.
-        centres = centres and shape == (1, FIELD, FIELD) and not data.class_names
-        return cls(trained, preparation, shape, is_bytes, white, centres, data.class_names)
+        centres = centres and shape == (1, FIELD, FIELD) and not predictor.data.class_names
+        return cls(predictor, is_bytes, white, centres)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of a sample: (channels, height, width)."""
+        return self.predictor.data.train.sample_shape
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in order; empty if they have none."""
+        return self.predictor.data.class_names
 
     def name(self, label: int) -> str:
         """Return what a class is called."""
@@ -66,15 +66,9 @@ class Recognizer:
 
     def probabilities(self, image: Array) -> Array:
         """Return the probability of each class, (classes,), for an image (3, height, width) from 0 to 1."""
-        sample = self.sample(image)[np.newaxis]
-        logits = self.trained.model.outputs(self.preparation.images(self._stored(sample)))
-        probabilities: Array = F.softmax(Tensor(logits)).data[0]
-        return probabilities
-
-    def _stored(self, sample: Array) -> Array:
-        """Return a sample in the dtype and range of the training set."""
-        scaled = sample * self.white
-        return np.rint(scaled).astype(np.uint8) if self.is_bytes else scaled.astype(np.float32)
+        sample = self.sample(image)[np.newaxis] * self.white
+        stored = np.rint(sample).astype(np.uint8) if self.is_bytes else sample.astype(np.float32)
+        return np.asarray(self.predictor.probabilities(stored)[0])
 
     def sample(self, image: Array) -> Array:
         """Return an image in the shape of the samples, from 0 to 1."""

@@ -1,0 +1,211 @@
+"""Predicts with a run's trained model: from stored samples, from the rows of a table, or from arrays in Python.
+
+Whatever is predicted from becomes samples as the training set's are stored; `table_rows` and `pictures` make these of
+rows and of pictures. The preparation, the model and the meaning of its outputs are here, and nowhere else.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from lockstep.common.autograd import functional as F
+from lockstep.common.autograd.graph import no_grad
+from lockstep.common.autograd.tensor import Tensor
+from lockstep.common.data.array_source import as_samples
+from lockstep.common.data.columns import unscaled
+from lockstep.common.data.dataset import Dataset, TrainTest
+from lockstep.common.data.folder import FolderManifest, Reading
+from lockstep.common.data.preparation import Preparation
+from lockstep.common.data.records import as_input, as_records
+from lockstep.common.errors import DataError
+from lockstep.common.job.losses import LossKind, kind_of
+from lockstep.common.numerics.choice import prefer_numerics
+from lockstep.common.runtime.lent_process import computing
+from lockstep.common.runtime.numerics import kept_numerics
+from lockstep.packing.options import Spelling
+from lockstep.runs.optional_packages import demand
+from lockstep.runs.trained_model import Trained, dataset_of, preparation_of, table_of
+
+#: Samples that are predicted at once.
+AT_ONCE = 256
+
+#: Rows whose problems are told.
+MOST_TOLD = 3
+
+
+class RowPrediction(msgspec.Struct, frozen=True, kw_only=True):
+    """The prediction for one row of a table."""
+
+    #: Numbers in the units of the table, one for each target; of a classifier the probabilities of the classes.
+    values: tuple[float, ...] = ()
+    #: The likeliest class; empty for a regression.
+    name: str = ""
+    #: Why nothing is predicted of this row, and where it is; empty if something is.
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained model that takes what its training data was made of."""
+
+    trained: Trained
+
+    @cached_property
+    def table(self) -> FolderManifest | None:
+        """How the table was packed that the data is, None if it is something else."""
+        return table_of(self.trained.job)
+
+    @cached_property
+    def data(self) -> TrainTest:
+        """The run's data."""
+        return dataset_of(self.trained.job)
+
+    @cached_property
+    def _preparation(self) -> Preparation:
+        return preparation_of(self.trained.job, self.data)
+
+    @property
+    def kind(self) -> LossKind:
+        """What the outputs are."""
+        return kind_of(self.trained.job.loss)
+
+    def outputs(self, samples: NDArray[Any]) -> NDArray[Any]:
+        """Return the outputs of samples as the training set has them."""
+        parts = [samples[begin : begin + AT_ONCE] for begin in range(0, len(samples), AT_ONCE)] or [samples]
+        return np.concatenate([self.trained.model.outputs(self._preparation.images(part)).copy() for part in parts])
+
+    def probabilities(self, samples: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the probability of each class, (n, classes, ...) with the axis of classes last, or of each label."""
+        outputs = self.outputs(samples)
+        if self.kind is LossKind.LABELS:
+            return np.asarray(0.5 * (1.0 + np.tanh(0.5 * outputs.astype(np.float64))))
+        axis = -1 if self.table is not None else class_axis(outputs, self.data)
+        with no_grad():
+            return np.asarray(F.softmax(Tensor(np.moveaxis(outputs, axis, -1))).data, np.float64)
+
+    # From tables
+
+    def rows(self, rows: Any, reading: Reading, spelled: Spelling = Spelling.FLAGS) -> Iterator[RowPrediction]:
+        """Return a prediction, or a problem, for each row of a table; DataError if it cannot be read as one."""
+        # Here, as the extra may be missing if nobody predicts.
+        from lockstep.results.evaluation.table_rows import TableRows
+
+        assert self.table is not None
+        for samples, problems in TableRows(self.table, reading, spelled).samples(rows):
+            found = self._of_samples(self.table, samples) if len(samples) else iter(())
+            for problem in problems:
+                yield RowPrediction(problem=problem) if problem else next(found)
+
+    def _of_samples(self, table: FolderManifest, samples: NDArray[np.float32]) -> Iterator[RowPrediction]:
+        if table.classes:
+            names = class_names_of(table)
+            for row in self.probabilities(samples):
+                yield RowPrediction(values=tuple(row.tolist()), name=names[int(row.argmax())])
+            return
+        for row in unscaled(self.outputs(samples), table.targets):
+            yield RowPrediction(values=tuple(row.tolist()))
+
+    # From Python
+
+    def labels(self, rows: Any, **reading: Any) -> NDArray[Any]:
+        """Return the class of each row, (n,), or its numbers, (n,) or (n, targets); as `Run.predict`."""
+        if self.table is None:
+            return self._labels_of(rows)
+        found = self._of_table(self.table, rows, self.table.reading.but(**reading))
+        if self.table.classes:
+            # As texts if each row has one.
+            names = [row.name or None for row in found]
+            return np.array(names, dtype=object if None in names else None)
+        return _stacked(found, len(self.table.targets), squeezes=True)
+
+    def values(self, rows: Any, **reading: Any) -> NDArray[np.float64]:
+        """Return the probability of each class, (n, classes)."""
+        if self.table is None:
+            with computing(), kept_numerics():
+                return self.probabilities(self._samples(rows))
+        found = self._of_table(self.table, rows, self.table.reading.but(**reading))
+        return _stacked(found, self.table.classes, squeezes=False)
+
+    def _of_table(self, table: FolderManifest, rows: Any, reading: Reading) -> list[RowPrediction]:
+        demand("pyarrow", "data", "predict")
+        with computing(), kept_numerics():
+            prefer_numerics(self.trained.job.numerics)
+            found = list(self.rows(rows, reading, Spelling.PYTHON))
+        problems = [row.problem for row in found if row.problem]
+        if problems:
+            # Where `Run.predict` was called.
+            warnings.warn(problems_text(problems, len(found)), stacklevel=4)
+        return found
+
+    @computing()
+    @kept_numerics()
+    def _labels_of(self, rows: Any) -> NDArray[Any]:
+        outputs = self.outputs(self._samples(rows))
+        if self.kind is LossKind.LABELS:
+            return (outputs > 0.0).astype(np.int64)
+        if self.kind is not LossKind.CLASSES:
+            return np.asarray(outputs, np.float64)
+        places: NDArray[Any] = outputs.argmax(axis=class_axis(outputs, self.data))
+        return np.array(self.data.class_names)[places] if self.data.class_names else places
+
+    def _samples(self, rows: Any) -> NDArray[Any]:
+        """Return arrays as samples."""
+        prefer_numerics(self.trained.job.numerics)
+        train = self.data.train
+        if train.images.dtype.names:
+            return self._records(train, rows)
+        given = np.asarray(rows, np.float32 if train.images.dtype == np.float32 else None)
+        samples = as_samples("rows", given)
+        if samples.shape[1:] != train.sample_shape or samples.dtype != train.images.dtype:
+            raise DataError(
+                f"rows of shape {given.shape} and dtype {str(samples.dtype)!r}: expected "
+                f"{_expected_shape(train.sample_shape)} and {str(train.images.dtype)!r}, as it was trained on"
+            )
+        return samples
+
+    def _records(self, train: Dataset, rows: Any) -> NDArray[Any]:
+        """Return several arrays of each sample, given by name or in order, as the training set has them."""
+        kinds, names = train.images.dtype, train.images.dtype.names or ()
+        given = rows if isinstance(rows, Mapping) else dict(zip(names, rows, strict=False))
+        if set(given) != set(names):
+            raise DataError(f"inputs {', '.join(map(repr, given))}: expected {', '.join(map(repr, names))}")
+        arrays = {name: as_input(repr(name), np.asarray(given[name])) for name in names}
+        records = as_records(arrays)
+        if records.dtype != kinds:
+            raise DataError(f"inputs of shapes and dtypes {records.dtype}: expected {kinds}, as it was trained on")
+        return records
+
+
+def class_names_of(table: FolderManifest) -> list[str]:
+    """Return what the classes of a table are called, in the order of the outputs."""
+    return table.class_names or [str(label) for label in range(table.classes)]
+
+
+def problems_text(problems: Sequence[str], rows: int) -> str:
+    """Return on one line which rows nothing is predicted of, with the first ones."""
+    more = f"; and {len(problems) - MOST_TOLD:,} more" if len(problems) > MOST_TOLD else ""
+    return f"nothing is predicted of {len(problems):,} of {rows:,} rows: {'; '.join(problems[:MOST_TOLD])}{more}"
+
+
+def _expected_shape(sample_shape: tuple[int, ...]) -> str:
+    """Return the shapes that samples may have: an axis of one channel was perhaps not in the data."""
+    shapes = [sample_shape[1:]] * (len(sample_shape) == 3 and sample_shape[0] == 1) + [sample_shape]
+    return " or ".join(f"({', '.join(map(str, ('n', *shape)))})" for shape in shapes)
+
+
+def class_axis(outputs: NDArray[Any], data: TrainTest) -> int:
+    """Return which axis of outputs has the classes: the last one, or that after the samples' if there are places."""
+    places = data.train.values.shape[1:]
+    return -1 if outputs.shape[1:-1] == places and len(places) < 2 else 1
+
+
+def _stacked(found: Sequence[RowPrediction], width: int, *, squeezes: bool) -> NDArray[np.float64]:
+    nothing = (np.nan,) * width
+    numbers = np.array([row.values or nothing for row in found], np.float64).reshape(len(found), width)
+    return numbers[:, 0] if squeezes and width == 1 else numbers

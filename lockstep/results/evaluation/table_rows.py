@@ -1,0 +1,158 @@
+"""Rows of a table that become samples as those of the training set did; needs pyarrow, which is an extra."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lockstep.common.data.columns import Column, ColumnKind, scaled, spread
+from lockstep.common.data.folder import FORMAT, FolderManifest, Reading
+from lockstep.common.errors import DataError
+from lockstep.common.files.sanitize import one_line
+from lockstep.packing.csv_table import open_table
+from lockstep.packing.options import MISSING_TEXT, PackOptions, Spelling
+from lockstep.packing.pack_table import opened_frame
+from lockstep.packing.tables import TableBatch
+from lockstep.packing.texts import numbers_of
+
+#: What rows to predict come from: a file, or a frame of any library.
+Rows = Any
+
+#: How a person writes values of a kind.
+EXPECTED = {
+    ColumnKind.NUMBER: "a number",
+    ColumnKind.DATE: "a date such as 2024-12-31",
+    ColumnKind.BOOLEAN: "true or false",
+}
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """Reads tables for a model that was trained on one."""
+
+    manifest: FolderManifest
+    #: How a table is read: as that of the training, unless somebody gives something else.
+    reading: Reading
+    #: How messages name its options.
+    spelled: Spelling = Spelling.FLAGS
+
+    @property
+    def _options(self) -> PackOptions:
+        reading = self.reading
+        return PackOptions(
+            na=tuple(reading.na),
+            decimal=reading.decimal,
+            delimiter=reading.delimiter,
+            encoding=reading.encoding,
+            spelled=self.spelled,
+        )
+
+    def samples(self, rows: Rows) -> Iterator[tuple[NDArray[np.float32], list[str]]]:
+        """Yield the samples of usable rows, (usable, inputs), and for each row why it is not, empty if it is.
+
+        Raises DataError if the rows cannot be read as a table.
+        """
+        columns = self.manifest.columns
+        for batch in self._batches(rows, columns):
+            numbers, problems = self._converted(columns, batch)
+            yield spread(numbers[[not problem for problem in problems]], columns), problems
+
+    def test_set(self, rows: Rows) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the samples of a table that has the targets too, (n, inputs), and its labels, (n, targets).
+
+        Labels are the places of classes, or numbers that are scaled as in training. DataError names the first row that
+        cannot be used.
+        """
+        features, targets, parts = self.manifest.columns, self.manifest.targets, []
+        for batch in self._batches(rows, [*features, *targets]):
+            numbers, problems = self._converted([*features, *targets], batch)
+            if problem := next(filter(None, problems), ""):
+                raise DataError(problem)
+            parts.append(numbers)
+        if not parts:
+            raise DataError(f"{rows}: has no rows: expected some to test with")
+        found = np.concatenate(parts)
+        return spread(found[:, : len(features)], features), found[:, len(features) :]
+
+    def _batches(self, rows: Rows, columns: Sequence[Column]) -> Iterator[TableBatch]:
+        options, opens = self._options, open_table if isinstance(rows, str | Path) else opened_frame
+        opened = opens(Path(rows) if opens is open_table else rows, lambda count: None, options)
+        names, how = [column.name for column in columns], self._as_in_training() if opens is open_table else ""
+        try:
+            there = opened.names()
+            if (absent := next((name for name in names if name not in there), None)) is not None:
+                # A file that is read wrongly has none of the columns, or not those with letters of another encoding.
+                how = how if not set(names) & set(there) or not absent.isascii() else ""
+                raise DataError(
+                    f"{opened.named}: has no column {one_line(absent, 60)!r}, which that of the training has: it has "
+                    f"{', '.join(one_line(other, 40) for other in there[:12])}{', …' if len(there) > 12 else ''}"
+                )
+            opened.check(names)
+        except DataError as error:
+            raise DataError(f"{error}{how}") from None
+        yield from opened.batches(names)
+
+    def _as_in_training(self) -> str:
+        """Return how a file is read that is not as tables usually are, with the options that change it."""
+        named = {"encoding": self.reading.encoding, "delimiter": self.reading.delimiter}
+        given = [self.spelled(name, value) for name, value in named.items() if value is not None]
+        # In words, since a table may have been packed from Python and be predicted from with flags.
+        return f"; it was read as in training, with {self.spelled.together(*given)}: give others" if given else ""
+
+    def _converted(self, columns: Sequence[Column], batch: TableBatch) -> tuple[NDArray[np.float32], list[str]]:
+        """Return the scaled numbers of rows, (n, columns), and for each why it cannot be used, empty if it can."""
+        values = np.stack([batch.numbers(column, self.reading.decimal) for column in columns], axis=1)
+        numbers = scaled(values, columns)
+        # What replaces a missing number does not make a number of a text.
+        is_bad = ~np.isfinite(numbers)
+        for place, column in enumerate(columns):
+            is_bad[:, place] |= batch.is_odd(column, values[:, place])
+        problems, texts = [""] * batch.count, dict[str, Any]()
+        for row in np.flatnonzero(is_bad.any(axis=1)).tolist():
+            place = int(np.argmax(is_bad[row]))
+            column, value = columns[place], float(values[row, place])
+            is_missing = bool(batch.columns[column.name].is_missing[row])
+            if np.isnan(value) and not is_missing and column.name not in texts:
+                texts[column.name] = batch.columns[column.name].as_texts()
+            text = None if is_missing or not np.isnan(value) else texts[column.name].at(row)
+            problems[row] = f"{batch.place(row, column.name)}: {self._problem(column, value, text)}"
+        return numbers, problems
+
+    def _problem(self, column: Column, value: float, text: str | None) -> str:
+        """Return what is wrong with a value: a text that has no number, a missing one, or a number."""
+        if text is not None:
+            return self._new_name(column, text) if column.categories else self._oddity(column, text)
+        if np.isnan(value):
+            return "is missing: expected a value"
+        if np.isinf(value):
+            return "is infinite: expected a finite number"
+        return (
+            f"{value!r} is {abs(value - column.mean) / column.std:.1e} deviations of the training set from its mean, "
+            "more than float32 holds: expected a number as in training"
+        )
+
+    def _oddity(self, column: Column, text: str) -> str:
+        """Return why a text is none of the numbers of a column, and what to type if another reading makes it one."""
+        options = self._options
+        shown, other = one_line(text, 60), "." if options.decimal == "," else ","
+        if column.kind is ColumnKind.NUMBER and not np.isnan(numbers_of(pa.array([text]), other)).any():
+            begins = f"the {'comma' if other == ',' else 'point'} begins its fraction"
+            return f"{shown!r} is not a number: give {options.spelled('decimal', other)} if {begins}"
+        fact = f"{shown!r} is not {EXPECTED[column.kind]}, as all values were in training"
+        if self.manifest.format != FORMAT:
+            fact = (
+                f"{shown!r} is not a number, and the data was packed by an older version, which did not record dates: "
+                "pack it and train again if the column has dates, or true and false"
+            )
+        if column.missing is None:
+            return fact
+        return f"{fact}: give {options.spelled('na', [text])} if it stands for a missing value"
+
+    @staticmethod
+    def _new_name(column: Column, text: str) -> str:
+        there = ", ".join(one_line(each, 20) or MISSING_TEXT for each in column.categories[:8])
+        return f"{one_line(text, 60)!r} did not occur in training: expected one of {there}"
