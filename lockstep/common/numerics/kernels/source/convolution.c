@@ -134,21 +134,22 @@ void convolve_to_input(const Convolution *c, const float *gradient, const float 
     }
     for (int64_t above = 0; above < c->stride_y; above++) {
         for (int64_t beside = 0; beside < c->stride_x; beside++) {
-            /* The kernels' elements that meet such pixels, in the order of the terms: row, output, column. */
-            int64_t met = 0, met_columns = 0;
-            for (int64_t q = 0; q < c->kernel_width; q++) met_columns += meets(q, c->dilation_x, c->stride_x, beside);
-            for (int64_t p = 0; p < c->kernel_height; p++) met += meets(p, c->dilation_y, c->stride_y, above);
-            const int64_t row_terms = outputs * met_columns, all_terms = met * row_terms;
-            for (int64_t channel = 0; channel < c->channels; channel++) {
-                float *target = turned + channel * all_terms;
-                for (int64_t p = 0; p < c->kernel_height; p++) {
-                    if (!meets(p, c->dilation_y, c->stride_y, above)) continue;
-                    for (int64_t output = 0; output < outputs; output++) {
-                        const float *source = kernels + output * terms
-                            + (channel * c->kernel_height + p) * c->kernel_width;
-                        for (int64_t q = 0; q < c->kernel_width; q++) {
-                            if (meets(q, c->dilation_x, c->stride_x, beside)) *target++ = source[q];
+            /* The kernels' elements that meet such pixels, in the order of the terms: row, output, column; and what they
+               see, from the row of windows whose first row of the kernel meets a pixel's. */
+            int64_t row_terms = 0, count = 0;
+            for (int64_t q = 0; q < c->kernel_width; q++) row_terms += outputs * meets(q, c->dilation_x, c->stride_x, beside);
+            for (int64_t p = 0; p < c->kernel_height; p++) {
+                if (!meets(p, c->dilation_y, c->stride_y, above)) continue;
+                for (int64_t output = 0; output < outputs; output++) {
+                    const int64_t row = (output * rows - (p * c->dilation_y - above) / c->stride_y) * wide;
+                    for (int64_t q = 0; q < c->kernel_width; q++) {
+                        if (!meets(q, c->dilation_x, c->stride_x, beside)) continue;
+                        offsets[count] = row + (margin + (beside - q * c->dilation_x) / c->stride_x) * images;
+                        for (int64_t channel = 0; channel < c->channels; channel++) {
+                            turned[channel * most_terms + count] =
+                                kernels[output * terms + (channel * c->kernel_height + p) * c->kernel_width + q];
                         }
+                        count++;
                     }
                 }
             }
@@ -159,30 +160,23 @@ void convolve_to_input(const Convolution *c, const float *gradient, const float 
             const int64_t height = result == x ? c->height - 2 * c->padding_y : c->height;
             const int64_t length = result == x ? width : row_length(c);
             Product product = {
-                .count = 1, .rows = c->channels, .columns = width, .a_row = all_terms, .a_column = 1,
-                .b = result == x ? padded + c->padding_x * images : padded, .offsets = offsets, .c_row = height * length,
+                .count = 1, .rows = c->channels, .columns = width, .a_row = most_terms, .a_column = 1, .c_row = height * length,
             };
             for (int64_t y = above; width > 0 && y < c->height; y += c->stride_y) {
                 if (y < c->padding_y || y >= c->height - c->padding_y) continue;
-                int64_t count = 0, skipped = 0;
+                /* Rows of the kernel that see no window below the image, or above it, come first, or last. */
+                const int64_t window = (y - above) / c->stride_y;
+                int64_t below = 0, seen = 0;
                 for (int64_t p = 0; p < c->kernel_height; p++) {
                     if (!meets(p, c->dilation_y, c->stride_y, above)) continue;
-                    const int64_t window = y - p * c->dilation_y;
-                    if (window < 0) break;
-                    if (window / c->stride_y >= rows) {
-                        skipped += row_terms;
-                        continue;
-                    }
-                    for (int64_t output = 0; output < outputs; output++) {
-                        const int64_t row = (output * rows + window / c->stride_y) * wide;
-                        for (int64_t q = 0; q < c->kernel_width; q++) {
-                            if (!meets(q, c->dilation_x, c->stride_x, beside)) continue;
-                            offsets[count++] = row + (margin + (beside - q * c->dilation_x) / c->stride_x) * images;
-                        }
-                    }
+                    const int64_t row = window - (p * c->dilation_y - above) / c->stride_y;
+                    below += row >= rows;
+                    seen += row >= 0 && row < rows;
                 }
-                product.terms = count;
-                product.a = turned + skipped;
+                product.terms = seen * row_terms;
+                product.a = turned + below * row_terms;
+                product.offsets = offsets + below * row_terms;
+                product.b = padded + window * wide + (result == x ? c->padding_x * images : 0);
                 product.c = result == x
                     ? x + (y - c->padding_y) * length
                     : result + y * length + beside * sorted_width(c) * images;
