@@ -1,11 +1,12 @@
 """How a model reaches the workers: as a name, as data, or as the text of a file that builds it on this machine."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import partial
 from types import FunctionType
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from lockstep.api.source_text import LAMBDA, Definition, Gathering
@@ -24,8 +25,7 @@ from lockstep.common.optim.rules import RULES
 Model = Any
 
 
-@dataclass(frozen=True)
-class ModelText:
+class ModelText(msgspec.Struct, frozen=True):
     """The source of a file with a function in it that returns the model."""
 
     #: What a person calls the model.
@@ -34,8 +34,7 @@ class ModelText:
     text: str
 
 
-@dataclass(frozen=True)
-class ExportedModel:
+class ExportedModel(msgspec.Struct, frozen=True):
     """A model as a job can name it."""
 
     #: The job's value; if there is a text, a placeholder until that has a file.

@@ -9,13 +9,13 @@ numbers of the job: the same call gives the same numbers.
 import math
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from lockstep.api.exported_model import Model, exported, exported_functions, names_of, placed, with_names
@@ -48,8 +48,7 @@ TOO_MUCH = 4.0
 SETTLING = 10
 
 
-@dataclass(frozen=True)
-class RateTest:
+class RateTest(msgspec.Struct, frozen=True, dict=True):
     """The result of a range test: losses by learning rate, and what follows from them."""
 
     #: The rate of each step made, and the mean loss of its batch before it, (steps,).

@@ -3,12 +3,13 @@
 import atexit
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from lockstep.common.errors import JobError
@@ -25,8 +26,7 @@ from lockstep.runs.run_dir import has_begun, recorded_job, trust
 from lockstep.runs.trained_model import job_with_data, model_with, open_trained
 
 
-@dataclass(frozen=True)
-class RunPage:
+class RunPage(msgspec.Struct, frozen=True):
     """A page that is served until `close`; a notebook shows it as the value of a cell."""
 
     page: PageProcess
@@ -49,8 +49,7 @@ class RunPage:
         return f"RunPage({self.link!r})"
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(msgspec.Struct, frozen=True, dict=True):
     """A finished run: its `result`, the `folder` that it is in, and its `job`.
 
     `fit`, `resume` and `load_run` return one. `result` has the fields of `result.json` in the run's folder, with times

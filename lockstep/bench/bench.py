@@ -12,8 +12,7 @@ from lockstep.bench.measuring.timed_run import BenchSession
 R = TypeVar("R", bound=msgspec.Struct)
 
 
-@dataclass(frozen=True)
-class TableColumn:
+class TableColumn(msgspec.Struct, frozen=True):
     """How a field of a row is printed: an annotation of the field."""
 
     title: str
@@ -55,8 +54,7 @@ def line(row: msgspec.Struct) -> str:
     return " ".join(column.cell(row, name) for name, column in columns_of(type(row)))
 
 
-@dataclass(frozen=True)
-class Series:
+class Series(msgspec.Struct, frozen=True):
     """The values of one colour in a panel."""
 
     #: Its name in the legend; empty if it has no entry.
@@ -70,8 +68,7 @@ class Series:
     at: Sequence[float] = ()
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(msgspec.Struct, frozen=True):
     """Curves, or horizontal bars if the panel has `names`."""
 
     title: str

@@ -59,8 +59,7 @@ class LocalStepsRow(msgspec.Struct, frozen=True, kw_only=True):
     curve: list[tuple[float, float]]
 
 
-@dataclass(frozen=True)
-class LearningCurve:
+class LearningCurve(msgspec.Struct, frozen=True):
     """One run."""
 
     losses: list[float]

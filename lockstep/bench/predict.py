@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 import click
 import msgspec
+from msgspec.structs import replace
 
 from lockstep.bench import parameters as options
 from lockstep.bench.bench import Bench, Panel, Series, TableColumn, counted, heading
@@ -60,8 +61,7 @@ class PredictionRow(msgspec.Struct, frozen=True, kw_only=True):
     shards: Annotated[int, TableColumn("shards needed", 14)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Basis:
+class Basis(msgspec.Struct, frozen=True, kw_only=True):
     """What a prediction is made from: a job's costs on one machine, and the measurements that they were taken from."""
 
     name: str
@@ -198,8 +198,7 @@ def matching_rows(
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     """Rows for each number of servers, workers and hosts, and what they are predicted from."""
 
     basis: Basis

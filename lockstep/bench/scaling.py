@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -82,7 +82,7 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     #: Digest of the weights at the end of each run; equal for equal jobs.
     weights_sha256: str
     #: DistributedDataParallel with as many processes; one process with a thread per core, and the same compiled.
-    peer: Annotated[BaselineRow | None, replace(TORCH, title="/ddp")]
+    peer: Annotated[BaselineRow | None, msgspec.structs.replace(TORCH, title="/ddp")]
     all_threads: BaselineRow | None = None
     compiled: BaselineRow | None = None
     #: Where the time of the mean step of that turn went.

@@ -41,8 +41,7 @@ from lockstep.ps.records.ledger import Line, StepDone, UnusedWork, WorkerIn
 ALONE, ALL = "alone", "all"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pattern:
+class Pattern(msgspec.Struct, frozen=True, kw_only=True):
     """How many seconds a process runs and stands still, again and again; None if it does so until the end."""
 
     runs_s: float
@@ -86,8 +85,7 @@ def slow_down(
         send(signal.SIGCONT)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Begun:
+class Begun(msgspec.Struct, frozen=True, kw_only=True):
     """The step in which a slowdown began, and the process of the worker: its number in the system, and in its team."""
 
     step: int
@@ -168,8 +166,7 @@ def speed_in(case: str) -> float:
     return {ALONE: 0.0, ALL: 1.0}[case] if case not in PATTERNS else PATTERNS[case].speed
 
 
-@dataclass(frozen=True, kw_only=True)
-class Turn:
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """What was measured of one run, from the step on in which its last worker was slowed down."""
 
     #: Seconds of each step.

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+import msgspec
+
 from lockstep.common.errors import UsageError, nearest
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.messages import Status
@@ -52,8 +54,7 @@ class ChaosAction(Enum):
 KILLS = frozenset({ChaosAction.KILL_WORKER, ChaosAction.KILL_SERVER, ChaosAction.KILL_SHARD})
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlannedAction:
+class PlannedAction(msgspec.Struct, frozen=True, kw_only=True):
     """One action, and when it is due."""
 
     #: A part of the run, in [0, 1).

@@ -3,10 +3,11 @@
 import shutil
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from lockstep.common.data.source import load
 from lockstep.common.errors import JobError, LockstepError, RunError, UsageError

@@ -38,8 +38,7 @@ def demand_page(what: str) -> None:
     demand("psutil", "watch", what)
 
 
-@dataclass(frozen=True)
-class PageRequest:
+class PageRequest(msgspec.Struct, frozen=True):
     """A page that somebody asked for."""
 
     listen: str = LOOPBACK

@@ -6,6 +6,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.environment import cores, keep_to_core
@@ -28,8 +30,7 @@ class Role(Enum):
     WORKER = "worker"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProcessCommand:
+class ProcessCommand(msgspec.Struct, frozen=True, kw_only=True):
     """A command that starts a process of a run: what is the same wherever it starts."""
 
     role: Role

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import msgspec
+from msgspec.structs import replace
 from rich.console import Console
 
 from lockstep.common.data.source import load
@@ -51,8 +52,7 @@ def dial_openly(address: str, public: str = "") -> ClientPort:
     return dial(address)
 
 
-@dataclass(frozen=True)
-class Service:
+class Service(msgspec.Struct, frozen=True):
     """A run to be served: its job, and its destination, which has its options."""
 
     job: Job
@@ -83,14 +83,13 @@ MOST_QUEUE = 2048
 LINGER_S = 1.0
 
 
-@dataclass(frozen=True)
-class Listening:
+class Listening(msgspec.Struct, frozen=True):
     """Where a server listens, whom it lets in, and whom it rejected."""
 
     bind: str
     lock: Lock
     is_insecure: bool
-    rejections: RejectionLog = field(default_factory=RejectionLog)
+    rejections: RejectionLog = msgspec.field(default_factory=RejectionLog)
 
     def serve_standby(self) -> ServerPort:
         """Listen, for a run of which nothing is known yet: with room for the vectors of any that is not huge."""
@@ -342,8 +341,7 @@ def open_server(
     return server, session
 
 
-@dataclass(frozen=True)
-class MemoryOffer:
+class MemoryOffer(msgspec.Struct, frozen=True):
     """A run, and the memory that it shares with workers on this machine, if any."""
 
     setup: RunSetup

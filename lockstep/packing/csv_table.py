@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
+import msgspec
 import pyarrow as pa
 import pyarrow.csv
 
@@ -35,8 +36,7 @@ _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "|"}
 _MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
-@dataclass(frozen=True)
-class CsvForm:
+class CsvForm(msgspec.Struct, frozen=True):
     """What separates the values of a CSV file, and how its bytes become texts, by pyarrow's name."""
 
     delimiter: str

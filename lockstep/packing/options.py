@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -207,8 +208,7 @@ class SampleSet(Protocol):
     def batches(self) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]: ...
 
 
-@dataclass(frozen=True)
-class SampleSource:
+class SampleSource(msgspec.Struct, frozen=True):
     """Samples and labels as they are to be stored; no test set if the source has none."""
 
     train: SampleSet
@@ -218,8 +218,7 @@ class SampleSource:
     class_names: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class Packed:
+class Packed(msgspec.Struct, frozen=True):
     """A source that was packed."""
 
     folder: Path

@@ -5,9 +5,10 @@ headers are structs in Thrift's compact protocol (https://github.com/apache/parq
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import msgspec
 
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
@@ -27,8 +28,7 @@ _ENCODINGS = {_DATA: 2, _DATA_V2: 4}
 _SHARES_BEGINNINGS = 7
 
 
-@dataclass(frozen=True)
-class PageSizes:
+class PageSizes(msgspec.Struct, frozen=True):
     """The largest page of a column, and what its longest text may have, in bytes."""
 
     page: int = 0

@@ -17,6 +17,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -138,8 +139,7 @@ AT_ONCE, AT_ONCE_BYTES, MOST_SAMPLE_BYTES = 32, 2**24, 2**25
 MOST_TOGETHER = 2**21
 
 
-@dataclass(frozen=True)
-class PictureSet:
+class PictureSet(msgspec.Struct, frozen=True):
     """The pictures of one set with the numbers of their classes."""
 
     paths: Sequence[Path]

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -45,8 +46,7 @@ _READABLE = {
 }
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """A value, where a person finds it, and how many rows were looked at before it."""
 
     where: str
@@ -76,8 +76,7 @@ class Facts:
                 self.whole = None
 
 
-@dataclass(frozen=True)
-class ColumnPlan:
+class ColumnPlan(msgspec.Struct, frozen=True):
     """How the values of a column become numbers, but for their scale, and what a person may read of them."""
 
     column: Column
@@ -368,8 +367,7 @@ class ColumnSurvey:
         return ColumnPlan(Column(name=self.name, kind=kind, categories=names), True, facts)
 
 
-@dataclass(frozen=True)
-class TablePlan:
+class TablePlan(msgspec.Struct, frozen=True):
     """What the columns of a table are."""
 
     features: Sequence[ColumnPlan]

@@ -42,8 +42,7 @@ ROWS = 2**14
 Advance = Callable[[int], None]
 
 
-@dataclass(frozen=True)
-class TextValues:
+class TextValues(msgspec.Struct, frozen=True):
     """A column of texts: indices into a list, -1 for what is missing."""
 
     indices: NDArray[np.int64]
@@ -89,8 +88,7 @@ class TextValues:
         return self.indices < 0
 
 
-@dataclass(frozen=True)
-class NumberValues:
+class NumberValues(msgspec.Struct, frozen=True):
     """A column of numbers, NaN for what is missing."""
 
     kind: ColumnKind
@@ -120,8 +118,7 @@ class NumberValues:
         return TextValues(np.where(indices == count, -1, indices), pa.array(names, pa.string()))
 
 
-@dataclass(frozen=True)
-class NumberTexts(NumberValues):
+class NumberTexts(NumberValues, frozen=True):
     """A column of texts that are all numbers, which is found out sooner than what each different text is."""
 
     missing: "MissingValues"
@@ -153,8 +150,7 @@ def names_of(kind: ColumnKind, values: Iterable[float]) -> list[str]:
     return list(map(number_name, values))
 
 
-@dataclass(frozen=True)
-class TableBatch:
+class TableBatch(msgspec.Struct, frozen=True):
     """Some rows of a table."""
 
     #: The file, and the number of the first row as a person counts: a header is row 1.
@@ -296,8 +292,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
-@dataclass(frozen=True)
-class MissingValues:
+class MissingValues(msgspec.Struct, frozen=True):
     """What stands for a missing value, and how the values of a table are read."""
 
     texts: pa.StringArray

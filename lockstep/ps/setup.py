@@ -1,7 +1,6 @@
 """From a job and its data to a run that can begin: the model, its first weights, the plan, the shard."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -40,8 +39,7 @@ from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard.update_policy import policy_of
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunSetup:
+class RunSetup(msgspec.Struct, frozen=True, kw_only=True):
     """All that a run begins with."""
 
     info: RunInfo

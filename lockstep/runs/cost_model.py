@@ -7,7 +7,9 @@ exchange behind computing can only be faster than predicted. docs/explanation/ho
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.quantization.quantization import bytes_per_value
 from lockstep.ps.records.run_folder import RunResult
@@ -28,8 +30,7 @@ MEMORY = 25e9
 HANDLING = 2.1e9
 
 
-@dataclass(frozen=True, kw_only=True)
-class Machines:
+class Machines(msgspec.Struct, frozen=True, kw_only=True):
     """Where steps are made: processes in a team on each host, and servers."""
 
     #: Processes of all teams.
@@ -48,8 +49,7 @@ class Machines:
         return self.workers / self.hosts
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """One run whose steps were timed."""
 
     workers: int
@@ -95,8 +95,7 @@ def shares_memory(teams: int, servers: int, carrier: str) -> bool:
     return teams == 1 and servers == 1 and carrier == "shm"
 
 
-@dataclass(frozen=True, kw_only=True)
-class CostModel:
+class CostModel(msgspec.Struct, frozen=True, kw_only=True):
     """The costs of a step, in seconds."""
 
     parameters: int

@@ -8,7 +8,6 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -72,8 +71,7 @@ NEAR = 4.0
 SHIPPED = ("linear", "mlp", "lenet", "cnn")
 
 
-@dataclass(frozen=True)
-class Field:
+class Field(msgspec.Struct, frozen=True):
     """One value of a job, or option of its run."""
 
     name: str

@@ -4,8 +4,10 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
 
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.errors import UsageError
@@ -35,15 +37,14 @@ from lockstep.runs.recorded_model import keep_files, keep_initial, resumed_sourc
 from lockstep.runs.run_dir import claimed_run_dir, make_run_dir
 
 
-@dataclass(frozen=True, kw_only=True)
-class Destination:
+class Destination(msgspec.Struct, frozen=True, kw_only=True):
     """Where a run's files go, how it is carried out, and whether it resumes what is there."""
 
     folder: Path
     options: RunOptions
     is_resumed: bool = False
     #: The name of the server that leads the run, drawn for it alone; and the least number of its term.
-    server: str = field(default_factory=lambda: secrets.token_hex(4))
+    server: str = msgspec.field(default_factory=lambda: secrets.token_hex(4))
     least_term: int = 1
     #: Where that server is reached, empty if no other one asks for it.
     address: str = ""
@@ -75,8 +76,7 @@ def run_name(destination: Destination) -> str:
     return destination.folder.name
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunSession:
+class RunSession(msgspec.Struct, frozen=True, kw_only=True):
     """What a run is recorded in, and where it begins."""
 
     recorder: MetricsRecorder

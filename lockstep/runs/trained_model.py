@@ -2,12 +2,12 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from lockstep.common.aggregation.layout import ParameterLayout, weights_digest
@@ -112,8 +112,7 @@ def _advice(folder: Path, checkpoints: Sequence[Checkpoint]) -> str:
     return f"expected {', '.join(there)}" if there else "it has none"
 
 
-@dataclass(frozen=True)
-class Trained:
+class Trained(msgspec.Struct, frozen=True):
     """The weights of a run that was finished, or kept them when it failed."""
 
     folder: Path

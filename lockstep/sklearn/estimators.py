@@ -173,7 +173,7 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         kept = int(self.validation_split * len(x)) if 0 < self.validation_split < 1 else 0
         task = self._task(x, labels, classes, len(x) - kept)
         if self.warm_start and hasattr(self, "weights_"):
-            task = replace(task, initial=dict(self.weights_))
+            task = msgspec.structs.replace(task, initial=dict(self.weights_))
         clock = SystemClock()
         shown = display_for(Console(highlight=False, quiet=not self.verbose), clock)
         # An estimator has no test set, and a job needs one: the first row stands for it.
@@ -184,7 +184,14 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
         self.history_ = [_figures(epoch) for epoch in history]
         loss = history[result.weights_epoch - 1].loss
         # partial_fit continues from these weights, with a new optimizer.
-        stream = Stream(trained.weights, {}, trained.moments, passes=len(history), updates=0, figures={"loss": loss})
+        stream = Stream(
+            weights=trained.weights,
+            slots={},
+            moments=trained.moments,
+            passes=len(history),
+            updates=0,
+            figures={"loss": loss},
+        )
         return self._hold(stream)
 
     def _partial_fit(self, x: Rows, labels: NDArray[Any], classes: int, weights: Floats | None) -> Self:

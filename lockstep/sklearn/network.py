@@ -6,9 +6,9 @@ Knows nothing of scikit-learn, data or training.
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -90,8 +90,7 @@ ACTIVATIONS: dict[str, Callable[[], Module]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class NetworkShape:
+class NetworkShape(msgspec.Struct, frozen=True, kw_only=True):
     """The shape of one sample, (features,) or (channels, height, width), and how many numbers come out for it."""
 
     sample: tuple[int, ...]

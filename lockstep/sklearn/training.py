@@ -6,12 +6,13 @@ Knows nothing of scikit-learn. The bits are the same, whichever processes comput
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from lockstep.api.exported_model import ModelText
 from lockstep.api.job_inputs import job_inputs
@@ -51,8 +52,7 @@ UNNAMED = "estimator"
 Arrays = dict[str, Vector]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainedNetwork:
+class TrainedNetwork(msgspec.Struct, frozen=True, kw_only=True):
     """What training results in; the result's `workers` are 0 if this process computed."""
 
     #: The state dict.
@@ -62,8 +62,7 @@ class TrainedNetwork:
     result: RunResult
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingTask:
+class TrainingTask(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be trained."""
 
     job: Job
@@ -237,15 +236,17 @@ def quickest(step_s: float, steps: int, setup: RunSetup, most: int, cores: int) 
     return best if best and there_s[best] < WORTHWHILE * steps * step_s else 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stream:
-    """A network that is trained pass by pass on data that comes in parts, and all that the next pass needs."""
+    """A network that is trained pass by pass on data that comes in parts, and all that the next pass needs.
+
+    An estimator is pickled with it; a pickled struct would name a function of msgspec.
+    """
 
     weights: Arrays
     #: The optimizer's slots by name, each as long as all trained values; empty before the first update.
     slots: Arrays
     moments: tuple[float, float]
-    _: KW_ONLY
     passes: int
     #: Since the slots were empty.
     updates: int
@@ -273,9 +274,9 @@ def train_pass(task: TrainingTask, before: Stream | None) -> Stream:
         tally = _pass_tally(setup, passes)
         figures = _pass_figures(setup, tally)
     return Stream(
-        _copies(setup.layout.read(shard.weights)),
-        _copies(shard.state),
-        _moments(setup),
+        weights=_copies(setup.layout.read(shard.weights)),
+        slots=_copies(shard.state),
+        moments=_moments(setup),
         passes=passes + 1,
         updates=shard.updates,
         figures=figures,

@@ -5,7 +5,8 @@ of the flat vector; it is final with the last gradient in it, while backward is 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.layout import LayoutEntry, ParameterLayout
 from lockstep.common.aggregation.quantization.quantization import Quantization, RoundingKey

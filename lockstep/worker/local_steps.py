@@ -10,9 +10,10 @@ number, whoever computes it. Nothing else of a run knows of local steps.
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.quantization.quantization import EXACT

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -158,8 +159,7 @@ class SampleStore:
             ) from error
 
 
-@dataclass(frozen=True)
-class SampleFetcher:
+class SampleFetcher(msgspec.Struct, frozen=True):
     """Where a run's samples are stored, and what knows which of them a lease needs."""
 
     store: SampleStore

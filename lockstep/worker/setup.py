@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Vector
@@ -35,8 +36,7 @@ Loader = Callable[[str], TrainTest]
 BuildModel = Callable[[ModelSource, int], Model]
 
 
-@dataclass(frozen=True, kw_only=True)
-class SharedPlace:
+class SharedPlace(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker has in the memory of a run."""
 
     #: What was read there, by which the server knows that we see its memory.
@@ -48,8 +48,7 @@ class SharedPlace:
     updates: UpdatePlace
 
 
-@dataclass(frozen=True, kw_only=True)
-class Material:
+class Material(msgspec.Struct, frozen=True, kw_only=True):
     """What a process computes with, checked to be the server's."""
 
     job: Job

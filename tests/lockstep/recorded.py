@@ -1,12 +1,13 @@
 """Runs that are recorded in a folder, honestly or with a lie, on data that can be loaded again."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.aggregation.update import UpdateStep

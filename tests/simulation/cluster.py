@@ -4,9 +4,11 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Self, TypeVar
+
+from msgspec.structs import replace
 
 from lockstep.checking.simulation.oracle import RunRecords, violations
 from lockstep.checking.simulation.processes import Parts, ServerProcess, ShardProcess, SimulatedRun, WorkerProcess

@@ -1,11 +1,11 @@
 """A run that stops anywhere and resumes, with other workers and servers or none, is the run that never stopped."""
 
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from lockstep.checking.simulation.oracle import RunRecords, reference_run, violations
 from lockstep.common import nn

@@ -4,10 +4,10 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from lockstep.checking.simulation.processes import Parts
 from lockstep.common.aggregation.tree import Vector

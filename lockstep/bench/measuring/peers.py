@@ -151,8 +151,7 @@ def start_singles(job: Job, count: int, folder: Path, stack: ExitStack) -> list[
     return singles
 
 
-@dataclass(frozen=True, kw_only=True)
-class BaselineSubject:
+class BaselineSubject(msgspec.Struct, frozen=True, kw_only=True):
     """What the baseline trains, as it is told on its command line."""
 
     model: str
@@ -230,8 +229,7 @@ def python_for(model: str, given: Path | None) -> Path | None:
     return None
 
 
-@dataclass(frozen=True, kw_only=True)
-class WholeMachine:
+class WholeMachine(msgspec.Struct, frozen=True, kw_only=True):
     """PyTorch in one process with a thread per core: what most people would use first. As it is, and compiled."""
 
     all_threads: list[Stepper]

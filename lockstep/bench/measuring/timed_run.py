@@ -59,8 +59,7 @@ class StepProcessorTime(msgspec.Struct, frozen=True, kw_only=True):
     process_ms: float | None
 
 
-@dataclass(frozen=True)
-class ProcessorSeconds:
+class ProcessorSeconds(msgspec.Struct, frozen=True):
     """Seconds of processor time that processes took since they began, when the run had made some steps."""
 
     step: int
@@ -161,15 +160,14 @@ def _taken(first: ProcessorSeconds, last: ProcessorSeconds) -> dict[TeamRole, fl
 TEST_SAMPLES = 64
 
 
-@dataclass(frozen=True, kw_only=True)
-class TimedRun:
+class TimedRun(msgspec.Struct, frozen=True, kw_only=True):
     """What a run has recorded."""
 
     result: RunResult
     steps: Sequence[StepRecord]
     ledger: Sequence[Line] = ()
     #: What its processes took.
-    processors: ProcessorClock = field(default_factory=ProcessorClock)
+    processors: ProcessorClock = msgspec.field(default_factory=ProcessorClock)
 
     def counted(self) -> Iterator[tuple[StepRecord, bool]]:
         """Yield the steps, and whether each counts: not the warm-up, and not the step after an evaluation."""

@@ -9,11 +9,12 @@ import secrets
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import median
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from lockstep.checking.checkup.finding import Finding, findings_lines, found
 from lockstep.common.aggregation.tree import Node

@@ -6,7 +6,6 @@ Causes are checked before what follows from them.
 import copy
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +58,7 @@ from lockstep.runs.job_file import resolve
 TRIED = ("cross-entropy", "nll", "mse")
 
 
-@dataclass(frozen=True)
-class Examination:
+class Examination(msgspec.Struct, frozen=True):
     """The subject of an examination, and the findings."""
 
     subject: str

@@ -2,10 +2,11 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import cached_property
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.tensor import Tensor
@@ -21,8 +22,7 @@ from lockstep.common.nn.module import Module
 Walk = Callable[[Tensor], None]
 
 
-@dataclass(frozen=True)
-class ExaminedData:
+class ExaminedData(msgspec.Struct, frozen=True, dict=True):
     """The data of a job, as its model receives them."""
 
     job: Job
@@ -52,8 +52,7 @@ class ExaminedData:
         return preparation if self.job.normalize else replace(preparation, mean=0.0, std=1.0)
 
 
-@dataclass(frozen=True)
-class ExaminationTarget:
+class ExaminationTarget(msgspec.Struct, frozen=True, dict=True):
     """A model, which is only ever copied, with what it would be trained on."""
 
     job: Job

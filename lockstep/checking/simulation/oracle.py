@@ -5,7 +5,6 @@ import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -51,8 +50,7 @@ Row = StepRecord | EpochRecord
 LONGEST = 80
 
 
-@dataclass(frozen=True)
-class RunRecords:
+class RunRecords(msgspec.Struct, frozen=True):
     """What is recorded of a run that has succeeded."""
 
     result: RunResult
@@ -160,8 +158,7 @@ def _ledger_violations(job: Job, data: TrainTest, run: RunRecords, total: int) -
         yield f"not all samples were used in the epochs {short}"
 
 
-@dataclass(frozen=True)
-class SimulationOutcome:
+class SimulationOutcome(msgspec.Struct, frozen=True):
     """The outcome of one simulated run."""
 
     #: Violations of the promise, the most informative first.

@@ -5,9 +5,12 @@ import os
 from abc import ABC
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
+
+import msgspec
+from msgspec.structs import replace
 
 from lockstep.checking.simulation.jobs import load
 from lockstep.checking.simulation.team import MICRO_BATCH_S, Hall, SimulatedMember, TickingFolder
@@ -115,8 +118,7 @@ class DiskWriter:
         self.process.tick()
 
 
-@dataclass(frozen=True)
-class Parts:
+class Parts(msgspec.Struct, frozen=True):
     """The parts of a run; a test replaces one by a part with a bug, to show that it is found."""
 
     coordinator: Callable[[RunInfo, Resumption], Coordinator] = lambda info, start: coordinator_of(
@@ -134,8 +136,7 @@ class Parts:
     load: Callable[[int], Loader] = lambda number: load
 
 
-@dataclass(frozen=True, kw_only=True)
-class SimulatedRun:
+class SimulatedRun(msgspec.Struct, frozen=True, kw_only=True):
     """What all processes of a run are started with."""
 
     job: Job
@@ -147,7 +148,7 @@ class SimulatedRun:
     network: MemoryNetwork
     parts: Parts
     #: Where standbys are, by their names.
-    standbys: Mapping[str, str] = field(default_factory=dict)
+    standbys: Mapping[str, str] = msgspec.field(default_factory=dict)
     #: Cores of the machine that all workers are on, and how long the processes of a team wait for one another.
     cores: int
     patience: Patience = PATIENT
@@ -155,7 +156,7 @@ class SimulatedRun:
     cache: Path | None = None
     #: What builds the model of a process.
     build: BuildModel = ModelSource.build
-    disk: Disk = field(default_factory=Disk)
+    disk: Disk = msgspec.field(default_factory=Disk)
 
 
 @dataclass

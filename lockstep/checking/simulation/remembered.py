@@ -31,8 +31,7 @@ ENDS = 8
 Question = tuple[DrawKey | None, bytes, bytes, bytes, bytes]
 
 
-@dataclass(frozen=True)
-class RememberedSums:
+class RememberedSums(msgspec.Struct, frozen=True):
     """What a model computed, with which weights."""
 
     weights: Vector

@@ -1,10 +1,11 @@
 """A scenario, drawn from a seed: a job, the processes and network of its run, and the faults. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from enum import Enum
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from lockstep.checking.simulation.jobs import LOCAL, LOCAL_SHARDED, LOCAL_TEAM, LONG, SHARDED, TEAM, jobs
 from lockstep.common.numerics.random import Purpose, generator
@@ -106,8 +107,7 @@ IMPATIENT = 0.3
 AHEAD, LAST_OF_SERVER, OF_SERVER = 0.3, 500, (FaultKind.STOP_SERVER, FaultKind.SLOW_SERVER)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScheduledFault:
+class ScheduledFault(msgspec.Struct, frozen=True, kw_only=True):
     """A fault at a certain event of a run."""
 
     kind: FaultKind
@@ -123,8 +123,7 @@ class ScheduledFault:
     ways: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scenario:
+class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     """The plan of a simulated run."""
 
     seed: int

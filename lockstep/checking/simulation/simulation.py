@@ -3,11 +3,12 @@
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from lockstep.checking.simulation.jobs import data, job_named
 from lockstep.checking.simulation.messages import AnyMessage, describe

@@ -5,9 +5,10 @@ may die or stand still while the others see just what it has written until then.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec.structs import replace
 
 from lockstep.checking.simulation.world import Process
 from lockstep.common.aggregation.slices import Slice

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,8 +38,7 @@ class EpochCoverage:
         return self.used == self.samples
 
 
-@dataclass(frozen=True)
-class CoverageReport:
+class CoverageReport(msgspec.Struct, frozen=True):
     """The coverage of a whole run."""
 
     epochs: list[EpochCoverage]

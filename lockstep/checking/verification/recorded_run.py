@@ -1,8 +1,9 @@
 """A run as its folder records it, finished or not: to be checked, computed again, or inspected. Writes nothing."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from lockstep.common.data.dataset import TrainTest
 from lockstep.common.data.source import load
@@ -76,8 +77,7 @@ def comparison(ours: Receipt, theirs: Receipt) -> str:
     return f"{where}; what differs: {why}"
 
 
-@dataclass(frozen=True)
-class RecordedRun:
+class RecordedRun(msgspec.Struct, frozen=True):
     """What a run's folder records."""
 
     folder: Path

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -104,8 +105,7 @@ def _replayed(step: int, share: LedgerShare, signed: SignedResult, run: str) -> 
     return ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Difference:
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
     """The first place where the run and its recomputation differ."""
 
     step: int

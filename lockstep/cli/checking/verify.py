@@ -1,11 +1,11 @@
 """`lockstep verify`: a recorded run, computed again on this machine."""
 
 from contextlib import nullcontext, suppress
-from dataclasses import replace
 from pathlib import Path
 
 import click
 import msgspec
+from msgspec.structs import replace
 from rich.console import Console
 
 from lockstep.checking.verification.recorded_run import (

@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
@@ -42,8 +41,7 @@ NO_STANDBY = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkerRequest:
+class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A worker, or one process of it, as the flags ask for it."""
 
     address: str
@@ -52,7 +50,7 @@ class WorkerRequest:
     key: Path | None = None
     supervised: Path | None = None
     #: Where a supervised one reports.
-    link: ParentLink = field(default_factory=ParentLink)
+    link: ParentLink = msgspec.field(default_factory=ParentLink)
     #: Of the team; and which of them this one is and where they meet, None if it is the only one or starts them.
     processes: int
     process: int | None = None

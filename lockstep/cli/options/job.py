@@ -2,11 +2,11 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import msgspec
 
 from lockstep.cli.options.completion import complete_models, complete_names
 from lockstep.cli.options.types import ListOf, share
@@ -77,8 +77,7 @@ class GroupedCommand(click.Command):
                     formatter.write_dl(rows)
 
 
-@dataclass(frozen=True)
-class JobRequest:
+class JobRequest(msgspec.Struct, frozen=True):
     """The job file that a command was given, if any, and the flags that override it, by their field's name."""
 
     file: Path | None

@@ -2,10 +2,10 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,8 +15,7 @@ from lockstep.common.nn.module import Module, Parameter
 from lockstep.common.nn.state_dict import is_counter
 
 
-@dataclass(frozen=True)
-class LayoutEntry:
+class LayoutEntry(msgspec.Struct, frozen=True):
     """A named array at `[offset, offset + size)` of the flat vector, in C order."""
 
     name: str
@@ -32,8 +31,7 @@ class LayoutEntry:
         return vector[self.offset : self.offset + self.size].reshape(self.shape)
 
 
-@dataclass(frozen=True, eq=False)
-class FrozenArray:
+class FrozenArray(msgspec.Struct, frozen=True, eq=False, dict=True):
     """A named array of a model that training leaves as it is: a frozen parameter, or a constant such as a buffer.
 
     It is in no vector: nobody sums, sends or updates it. Every process builds it, and the layout's digest, which all of
@@ -70,8 +68,7 @@ class FrozenArray:
 Shapes = Mapping[str, Sequence[int]]
 
 
-@dataclass(frozen=True)
-class ParameterLayout:
+class ParameterLayout(msgspec.Struct, frozen=True, dict=True):
     """A model's trained parameters, then its running statistics, as one float32 vector; and what is in no vector.
 
     Statistics follow the parameters, so that what a micro-batch observed travels and is reduced with its gradients, by

@@ -1,8 +1,9 @@
 """Contiguous slices of the flat vector: what one server owns, and the frames that travel. Arithmetic only."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
+
+import msgspec
 
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import JobError
@@ -14,8 +15,7 @@ from lockstep.common.optim.clipping import BLOCK
 FRAME = 262_144
 
 
-@dataclass(frozen=True, order=True, slots=True)
-class Slice:
+class Slice(msgspec.Struct, frozen=True, order=True):
     """The elements `[start, stop)`, 0 ≤ start < stop."""
 
     start: int

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Generic, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,8 +30,7 @@ LINE = LINE_BYTES // 4
 Addition = Callable[["Node", Vector, Vector, Vector], None]
 
 
-@dataclass(frozen=True, order=True, slots=True)
-class Node:
+class Node(msgspec.Struct, frozen=True, order=True):
     """The micro-batches `[lo, hi)`, 0 ≤ lo < hi."""
 
     lo: int
@@ -203,8 +203,7 @@ class VectorPool:
             self.give(vector)
 
 
-@dataclass(frozen=True, slots=True)
-class Summand:
+class Summand(msgspec.Struct, frozen=True):
     """The value of a node in a tree; `is_owned` if it came from the pool, so that it may be overwritten."""
 
     node: Node

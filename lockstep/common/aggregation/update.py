@@ -9,6 +9,7 @@ with the same bits.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
@@ -34,8 +35,7 @@ Terms = Sequence[Sequence[Vector]] | Mapping[int, Sequence[Vector]]
 Slots = Mapping[str, Vector]
 
 
-@dataclass(frozen=True, kw_only=True)
-class UpdateRule:
+class UpdateRule(msgspec.Struct, frozen=True, kw_only=True):
     """How the mean of a slice becomes its new weights."""
 
     #: Of each part of the trained values, with the place up to which it holds, the last one to the end of them; the
@@ -53,8 +53,7 @@ class UpdateRule:
         return self.rules[0][1].init(size)
 
 
-@dataclass(frozen=True, kw_only=True)
-class UpdateVectors:
+class UpdateVectors(msgspec.Struct, frozen=True, kw_only=True):
     """The memory of a slice of the vector, all float32."""
 
     #: The weights, each as long as the slice.
@@ -83,8 +82,7 @@ class UpdateStep(Struct, frozen=True, kw_only=True):
     is_last_reader: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class UpdateChunk:
+class UpdateChunk(msgspec.Struct, frozen=True):
     """What goes through an update together, to stay in cache: views that are made once. It lies within a frame."""
 
     #: The frame's index, and the part of it.
@@ -105,7 +103,7 @@ class UpdateChunk:
     #: For trained values, how they follow the gradient.
     rule: Rule | None
     #: That rule in one pass, if it can: by the weights that are written, and the slots that are read and written.
-    bound: dict[tuple[int, int, int], BoundUpdate | None] = field(default_factory=dict)
+    bound: dict[tuple[int, int, int], BoundUpdate | None] = msgspec.field(default_factory=dict)
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """Places arrays in one piece of memory: one that is needed no longer makes room for those that come later."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from lockstep.common.autograd.primitives.primitive import Array
@@ -12,8 +12,7 @@ from lockstep.common.autograd.tape import Memory, View
 _ALIGNMENT = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Base:
+class Base(msgspec.Struct, frozen=True):
     """Where a memory of the tape is now."""
 
     array: Array
@@ -41,8 +40,7 @@ def aligned(size: int) -> Array:
     return memory[start : start + size]
 
 
-@dataclass(frozen=True, slots=True)
-class Stay:
+class Stay(msgspec.Struct, frozen=True):
     """How much memory is wanted, from one call to another, both included."""
 
     memory: Memory

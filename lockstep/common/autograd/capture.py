@@ -5,10 +5,10 @@ the primitives as arrays that record their own use.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from lockstep.common.autograd.graph import Leaf, backward, observe
@@ -27,8 +27,7 @@ from lockstep.common.autograd.tape import (
 from lockstep.common.autograd.tensor import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Capture:
+class Capture(msgspec.Struct, frozen=True):
     """The calls of NumPy that a function of arrays consists of, and those of its backward pass."""
 
     tape: Tape

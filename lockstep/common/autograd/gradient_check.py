@@ -5,9 +5,9 @@ evaluations; the element-wise mode shows where it is wrong, at the price of two 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from lockstep.common.autograd.graph import no_grad
@@ -18,8 +18,7 @@ from lockstep.common.autograd.tensor import Tensor
 _STEP = 6e-6
 
 
-@dataclass(frozen=True)
-class Slope:
+class Slope(msgspec.Struct, frozen=True):
     """The derivative of a number along one direction of an array, in two ways."""
 
     #: By the gradient.

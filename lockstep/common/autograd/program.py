@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from lockstep.common.autograd.arena import Base, Stay, aligned, placed
@@ -43,8 +44,7 @@ Instruction = Callable[[], Any]
 Own = Source | Sink | Saved
 
 
-@dataclass(frozen=True, slots=True)
-class CallList:
+class CallList(msgspec.Struct, frozen=True):
     """Instructions that are carried out without a break, and the gradients that are final after them."""
 
     instructions: list[Instruction]
@@ -260,8 +260,7 @@ def _leaves(tree: Tree) -> Iterator[int]:
             yield from _leaves(each)
 
 
-@dataclass(frozen=True)
-class _Emitter:
+class _Emitter(msgspec.Struct, frozen=True):
     """Turns calls into instructions on arrays."""
 
     count: int

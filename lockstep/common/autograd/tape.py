@@ -13,6 +13,7 @@ from enum import Enum, auto
 from functools import partial
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
@@ -53,8 +54,7 @@ class Memory:
     array: Array
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(msgspec.Struct, frozen=True):
     """Where an operand lies."""
 
     memory: Memory
@@ -84,8 +84,7 @@ class Saved:
     value: Any
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Call:
+class Call(msgspec.Struct, frozen=True, eq=False):
     """`function(*operands)`. An operand is a view, a value that a function saved, an `OfBatch`, or a constant."""
 
     function: Callable[..., Any]

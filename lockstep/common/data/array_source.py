@@ -7,6 +7,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -90,8 +91,7 @@ def _check_finite(named: str, rows: NDArray[Any], first: int) -> None:
         raise DataError(f"{named}: row {first + row}{place} is not a finite number: {expected}")
 
 
-@dataclass(frozen=True)
-class ArraySource:
+class ArraySource(msgspec.Struct, frozen=True):
     """The sets of a source of arrays; no test set if it has none."""
 
     train: ArraySet

@@ -2,10 +2,10 @@
 
 import hashlib
 import math
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,8 +14,7 @@ from lockstep.common.data.records import WEIGHT, parts_of
 from lockstep.common.errors import DataError
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
+class Dataset(msgspec.Struct, frozen=True, eq=False):
     """Samples and their labels. Raises DataError if the fields do not fit together."""
 
     #: uint8 or float32, (n, channels, height, width) or (n, features); or tokens, int32
@@ -75,8 +74,7 @@ class Dataset:
         return math.prod(self.values.shape[1:])
 
 
-@dataclass(frozen=True, eq=False)
-class TrainTest:
+class TrainTest(msgspec.Struct, frozen=True, eq=False, dict=True):
     """A training set and the test set that belongs to it. Raises DataError if they are of different kinds."""
 
     name: str

@@ -7,7 +7,6 @@ is opened here is mapped and not read: its values were looked at when it was pac
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +14,7 @@ from typing import Annotated, Literal
 import msgspec
 import numpy as np
 from msgspec import Meta
+from msgspec.structs import replace
 
 from lockstep.common.data.columns import Column, ColumnKind, Real, Scale, Text
 from lockstep.common.data.dataset import Dataset, TrainTest

@@ -7,9 +7,9 @@ three things only, and reads no pickles. The format: numpy.lib.format (NEP 1).
 import math
 import re
 import struct
-from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 
 from lockstep.common.errors import DataError
@@ -39,8 +39,7 @@ class ByteStream(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-@dataclass(frozen=True)
-class NpyHeader:
+class NpyHeader(msgspec.Struct, frozen=True):
     """What a header claims of its array."""
 
     shape: tuple[int, ...]

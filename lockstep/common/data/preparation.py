@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
 
+import msgspec
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
@@ -21,8 +21,7 @@ BLOCK = 1 << 20
 _IN_CACHE = 1 << 15
 
 
-@dataclass(frozen=True)
-class Preparation:
+class Preparation(msgspec.Struct, frozen=True, dict=True):
     """The same constants for every sample of a run, the test set's too.
 
     `mean` and `std` are of the training set's values, where the bytes 0 to 255 count as 0 to 1.
@@ -33,7 +32,7 @@ class Preparation:
     #: Most pixels that an image may move vertically and horizontally if a generator is given.
     max_shift: int = 0
     #: Of several inputs, that of each by its name; empty if samples are one array.
-    inputs: Mapping[str, "Preparation"] = field(default_factory=dict)
+    inputs: Mapping[str, "Preparation"] = msgspec.field(default_factory=dict)
 
     @classmethod
     def of(cls, train: Dataset, max_shift: int = 0) -> Self:

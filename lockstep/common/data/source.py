@@ -4,11 +4,11 @@ import hashlib
 import os
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from lockstep.common.data.array_files import ArrayReader, open_npz

@@ -7,9 +7,9 @@ the same for any number of workers. A mean of figures would be neither.
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, SupportsFloat
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -54,8 +54,7 @@ class LossBasis(NamedTuple):
     guess: float | None
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(msgspec.Struct, frozen=True):
     """A metric of the library, or the user's own, whose function is elsewhere."""
 
     #: The losses that it goes with; those of the user's own, too, if it has sums.
@@ -225,8 +224,7 @@ def score_metric(loss: str) -> str:
     return "r2" if loss == "mse" else ""
 
 
-@dataclass(frozen=True)
-class Metrics:
+class Metrics(msgspec.Struct, frozen=True):
     """The metrics of a job by name: those that it names, after the one that its loss has unasked."""
 
     by_name: Mapping[str, Metric]

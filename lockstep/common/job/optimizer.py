@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -195,8 +195,7 @@ def _tried(rule: Rule, numbers: Any, stops: Sequence[int], *, in_place: bool) ->
     return {"weights": weights, **state}
 
 
-@dataclass(frozen=True)
-class OwnSchedule:
+class OwnSchedule(msgspec.Struct, frozen=True):
     """A rate times what a function of the user's own makes of the step and of the number of steps."""
 
     lr: float

@@ -1,8 +1,9 @@
 """Functions of the user's own that a job names, next to its model: what each is for. Runs nothing."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from lockstep.common.job.job import Job, names_code
 from lockstep.common.job.metrics import OwnMetric, metric_name
@@ -27,8 +28,7 @@ def needs_code(job: Job) -> bool:
     return names_code(job.optimizer) or names_code(job.schedule)
 
 
-@dataclass(frozen=True)
-class OwnCode:
+class OwnCode(msgspec.Struct, frozen=True):
     """The functions, as they are called; None where the job names none."""
 
     loss: OwnLoss | None = None
@@ -39,7 +39,7 @@ class OwnCode:
     #: What the learning rate is multiplied by, given the step and the number of steps.
     schedule: Callable[[int, int], Any] | None = None
     #: By their names.
-    metrics: Mapping[str, OwnMetric] = field(default_factory=dict)
+    metrics: Mapping[str, OwnMetric] = msgspec.field(default_factory=dict)
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> "OwnCode":

@@ -3,11 +3,11 @@
 import operator
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Tally:
+class Tally(msgspec.Struct, frozen=True):
     """Sum of losses, number of targets, what sums are divided by, and the sums of metrics."""
 
     #: Added in float64: over a whole epoch float32 would lose digits.

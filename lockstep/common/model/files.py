@@ -70,8 +70,7 @@ def _short(digests: dict[str, str], place: str) -> str:
     return f"{digests[place][:12]}…" if place in digests else "none"
 
 
-@dataclass(frozen=True)
-class ModelFiles:
+class ModelFiles(msgspec.Struct, frozen=True):
     """The files of a model, as they were when they were read, and the function that builds it."""
 
     #: Below which all of them are, and from which they import.

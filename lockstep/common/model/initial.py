@@ -4,8 +4,9 @@ A file may have them all, or a part: then the rest stays as it was drawn or buil
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.tree import Vector
@@ -61,8 +62,7 @@ def read_weights(path: Path) -> dict[str, Array]:
     return read_state(path)
 
 
-@dataclass(frozen=True, kw_only=True)
-class WeightsFit:
+class WeightsFit(msgspec.Struct, frozen=True, kw_only=True):
     """How a state dict fits a model, as `load_state_dict(strict=False)` reports it."""
 
     #: What both have, by the layout's names.
@@ -132,8 +132,7 @@ def read_initial(job: Job, model: Model, copy: Path | None = None) -> WeightsFit
     return found
 
 
-@dataclass(frozen=True)
-class InitialWeights:
+class InitialWeights(msgspec.Struct, frozen=True):
     """What a run begins with."""
 
     vector: Vector

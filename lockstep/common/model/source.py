@@ -11,13 +11,16 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path, PurePosixPath
 from traceback import walk_tb
 from types import MappingProxyType, ModuleType
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.errors import ModelError, nearest
@@ -147,15 +150,14 @@ def _importing(package: str, files: ModelFiles, places: Mapping[str, str]) -> Ca
     return import_own_first
 
 
-@dataclass(frozen=True)
-class ModelSource:
+class ModelSource(msgspec.Struct, frozen=True):
     """What a model is built from, as it was when it was read: nothing runs whose digest was not checked before."""
 
     #: A description, or the name of a model of the library, if there are no files.
     own: str | Mapping[str, Any] = ""
     files: ModelFiles | None = None
     #: The files of other functions that the job names, by the value that names each.
-    functions: Mapping[str, ModelFiles] = field(default_factory=dict)
+    functions: Mapping[str, ModelFiles] = msgspec.field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -376,8 +378,7 @@ def open_model(model: str | Mapping[str, Any], seed: int) -> Model:
     return read_model_source(model).build(seed)
 
 
-@dataclass(frozen=True, kw_only=True)
-class WantedSource:
+class WantedSource(msgspec.Struct, frozen=True, kw_only=True):
     """The source that a model was trained with, as a server or a run's folder names it."""
 
     digest: str

@@ -6,10 +6,10 @@ about float32; NumPy computes arrays of other types in any case. Knows no primit
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.typing import NDArray
@@ -47,8 +47,7 @@ class CallKind(Enum):
     ALONE = auto()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LeafFunction:
+class LeafFunction(msgspec.Struct, frozen=True, eq=False):
     """A leaf: `function(*arrays, out=None, options=())` returns the result, which is `out` if that is given."""
 
     name: str

@@ -69,7 +69,10 @@ _SHARES = ("momentum", "alpha", "beta1", "beta2")
 
 
 class _Checked:
-    """Hyperparameters whose values are checked."""
+    """Hyperparameters whose values are checked.
+
+    Rules are dataclasses, as those that users write.
+    """
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -1,8 +1,9 @@
 """Learning rates as functions of the step: float64 arithmetic, the same everywhere; no state, nothing of optimizers."""
 
 import math
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from lockstep.common.numerics.scalars import cos, power
 
@@ -15,8 +16,7 @@ class Schedule(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Constant:
+class Constant(msgspec.Struct, frozen=True):
     """One rate for all steps. Raises ValueError for a rate that is negative or not finite.
 
     Differs from PyTorch: a schedule is a function of the step, and changes no optimizer.
@@ -32,8 +32,7 @@ class Constant:
         return self.lr
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """A rate that is multiplied by `gamma` after every `every` steps.
 
     Raises ValueError for a rate or a `gamma` that is negative or not finite, and for `every` below 1.
@@ -55,8 +54,7 @@ class Step:
         return self.lr * power(self.gamma, step // self.every)
 
 
-@dataclass(frozen=True)
-class Cosine:
+class Cosine(msgspec.Struct, frozen=True):
     """Half a cosine from `lr` down to `min_lr` over `steps` (Loshchilov and Hutter, SGDR, ICLR 2017, equation 5).
 
     Raises ValueError for a rate that is negative or not finite, and for `steps` below 1.
@@ -78,8 +76,7 @@ class Cosine:
         return _along_cosine(self.lr, self.min_lr, step / self.steps)
 
 
-@dataclass(frozen=True)
-class OneCycle:
+class OneCycle(msgspec.Struct, frozen=True):
     """Up to `max_lr` and far down again, both along cosines (Smith and Topin, 2018).
 
     The rate starts at max_lr / div_factor, is max_lr at the step `pct_start`·steps - 1, and in the last step is the
@@ -120,8 +117,7 @@ class OneCycle:
         return _along_cosine(self.max_lr, first / self.final_div_factor, (step - peak) / (last - peak))
 
 
-@dataclass(frozen=True)
-class Exponential:
+class Exponential(msgspec.Struct, frozen=True):
     """A rate that falls by one factor from step to step, so that it is multiplied by `gamma` in every `every` steps.
 
     Raises ValueError for a rate or a `gamma` that is negative or not finite, and for `every` below 1.
@@ -143,8 +139,7 @@ class Exponential:
         return self.lr * power(self.gamma, step / self.every)
 
 
-@dataclass(frozen=True)
-class Polynomial:
+class Polynomial(msgspec.Struct, frozen=True):
     """From `lr` down to `min_lr` over `steps`, along a line or, with `power`, along a power of what is left.
 
     Raises ValueError for a rate that is negative or not finite, for `steps` below 1, and for a `power` that is not
@@ -171,8 +166,7 @@ class Polynomial:
         return self.min_lr + (self.lr - self.min_lr) * power(left, self.power)
 
 
-@dataclass(frozen=True)
-class RateRange:
+class RateRange(msgspec.Struct, frozen=True):
     """A rate that grows by one factor from step to step, from `first` to `last` in `steps`.
 
     For learning-rate range tests; no job has it as its schedule.
@@ -193,8 +187,7 @@ class RateRange:
         return self.first * power(self.last / self.first, min(step, self.steps - 1) / (self.steps - 1))
 
 
-@dataclass(frozen=True)
-class LinearWarmup:
+class LinearWarmup(msgspec.Struct, frozen=True):
     """Another schedule times a factor that grows from `start_factor` to 1 over `steps`.
 
     Raises ValueError for `steps` below 1 and for a `start_factor` outside of [0, 1].

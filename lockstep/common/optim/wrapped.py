@@ -4,8 +4,8 @@ Each is a rule itself, element by element and without state but its slots, so th
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from lockstep.common.optim.rules import Rule, SlotSets, Vector
@@ -23,8 +23,7 @@ def averaged(weights: Vector, state: Mapping[str, Vector]) -> Vector | None:
     return average
 
 
-@dataclass(frozen=True)
-class ClippedRule:
+class ClippedRule(msgspec.Struct, frozen=True):
     """Limits each element of the gradient to [-most, most], as PyTorch's `clip_grad_value_`."""
 
     inner: Rule
@@ -38,8 +37,7 @@ class ClippedRule:
         self.inner.update(weights, gradient, slots, step, lr, out)
 
 
-@dataclass(frozen=True)
-class ScaledRule:
+class ScaledRule(msgspec.Struct, frozen=True):
     """Updates by a multiple of the learning rate."""
 
     inner: Rule
@@ -52,8 +50,7 @@ class ScaledRule:
         self.inner.update(weights, gradient, slots, step, self.factor * lr, out)
 
 
-@dataclass(frozen=True)
-class AveragedRule:
+class AveragedRule(msgspec.Struct, frozen=True):
     """Keeps an exponential moving average of the weights in a slot, next to those of the rule, which it leaves alone.
 
     average = decay·average + (1 - decay)·weights, and the weights themselves after the first step, as PyTorch's

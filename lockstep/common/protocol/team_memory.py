@@ -8,9 +8,9 @@ weights to which the locks belong (`UpdateMarks`): if a process stands still wit
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, get_args
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -100,8 +100,7 @@ _BARRIER = threading.Lock()
 _acquire, _release = _BARRIER.acquire, _BARRIER.release
 
 
-@dataclass(frozen=True, kw_only=True)
-class TeamShape:
+class TeamShape(msgspec.Struct, frozen=True, kw_only=True):
     """What the sizes of a team's memory follow from: the same at the server and at each process."""
 
     processes: int
@@ -229,8 +228,7 @@ def _occupied(dtype: np.dtype[np.generic], shape: Sequence[int]) -> int:
     return -(-dtype.itemsize * int(np.prod(shape)) // 64) * 64
 
 
-@dataclass(frozen=True)
-class TeamMarks:
+class TeamMarks(msgspec.Struct, frozen=True):
     """A team's file of marks. Who writes what stands at each; everybody reads all of it."""
 
     #: int64: the newest order. Written by the leader.
@@ -266,8 +264,7 @@ class TeamMarks:
         return int(self.marks[0])
 
 
-@dataclass(frozen=True)
-class UpdateMarks:
+class UpdateMarks(msgspec.Struct, frozen=True):
     """How far a team is with updates of the weights beside which this is; the locks of slices are there as well.
 
     It is written by the server while no lease of several steps is made. Otherwise whoever has the lock of a slice

@@ -184,8 +184,7 @@ TRANSITIONS = table_of(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClientConfig:
+class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How a process finds the server, and how long it waits for it."""
 
     address: str

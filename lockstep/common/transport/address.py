@@ -5,8 +5,9 @@ import os
 import re
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from lockstep.common.errors import AddressError
 
@@ -17,8 +18,7 @@ _EXPECTED = "expected 'tcp://HOST:PORT', as 'tcp://127.0.0.1:5555' or 'tcp://[::
 _HOST_AND_PORT = re.compile(r"(?P<host>\[[^\]\s]+\]|[^:/\[\]\s;]+):(?P<port>\*|[0-9]{1,5})")
 
 
-@dataclass(frozen=True)
-class TcpAddress:
+class TcpAddress(msgspec.Struct, frozen=True):
     """A host, as it was written, and a port; port 0 is any free one."""
 
     host: str
@@ -52,8 +52,7 @@ class TcpAddress:
         return TcpAddress("::1" if self.is_ipv6 else "127.0.0.1", 0)
 
 
-@dataclass(frozen=True)
-class IpcAddress:
+class IpcAddress(msgspec.Struct, frozen=True):
     """A socket file."""
 
     path: Path

@@ -2,8 +2,9 @@
 
 import socket
 from contextlib import closing
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.address import parse
@@ -34,8 +35,7 @@ class Stage(Enum):
     VERSION = "version"
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(msgspec.Struct, frozen=True):
     """What prevents a connection."""
 
     text: str
@@ -44,8 +44,7 @@ class Diagnosis:
     is_final: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class HandshakeState:
+class HandshakeState(msgspec.Struct, frozen=True, kw_only=True):
     """What ZeroMQ reported of a client's handshakes."""
 
     #: Whether the client is connected.

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
+import msgspec
+
 from lockstep.common.errors import AddressError, ProtocolError
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.transport.port import Frames, Limits, PeerGone, PeerSlow
@@ -53,8 +55,7 @@ class Host:
     def reschedule(self) -> None: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Link:
+class Link(msgspec.Struct, frozen=True, kw_only=True):
     """The quality of all connections; perfect by default."""
 
     #: Seconds that every message takes, and the mean of what some take longer.

@@ -9,14 +9,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from threading import Lock
 
+import msgspec
+
 from lockstep.common.transport.port import Limits
 
 #: Bytes that the system itself may hold for a connection if it was tuned for fast networks.
 SYSTEM_BYTES = 64 * 2**20
 
 
-@dataclass(frozen=True, kw_only=True)
-class Flow:
+class Flow(msgspec.Struct, frozen=True, kw_only=True):
     """The bytes received over one connection so far."""
 
     descriptor: int

@@ -5,8 +5,9 @@ is no order. What was on its way when a connection broke is lost: ask again, app
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from lockstep.common.errors import LockstepError, ProtocolError
 
@@ -24,8 +25,7 @@ class PeerSlow(LockstepError):  # noqa: N818 -- as above
     """Too many messages are already on their way to this peer; nothing was sent."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """The limits of what a port receives and sends, checked before anything is allocated."""
 
     #: Longest frame; a connection that sends a longer one is closed.

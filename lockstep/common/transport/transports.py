@@ -1,8 +1,9 @@
 """The transports that a run can ask for, with all that others need to know of each: a new one is a row of the table."""
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
+
+import msgspec
 
 Transport = Literal["auto", "shm", "ipc", "tcp"]
 
@@ -21,8 +22,7 @@ class MemorySharing(Enum):
     ALWAYS = "always"
 
 
-@dataclass(frozen=True, kw_only=True)
-class TransportProperties:
+class TransportProperties(msgspec.Struct, frozen=True, kw_only=True):
     """One transport."""
 
     memory: MemorySharing

@@ -7,7 +7,9 @@ found, only some of them say; `MASTER_ADDR` and `MASTER_PORT` say so under any o
 import re
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from lockstep.common.errors import UsageError
 from lockstep.launch.endpoints import tcp_address
@@ -23,8 +25,7 @@ JOB_PORTS = range(20_000, 30_000)
 HEAD_HOST, HEAD_PORT = "MASTER_ADDR", "MASTER_PORT"
 
 
-@dataclass(frozen=True, kw_only=True)
-class LauncherPlace:
+class LauncherPlace(msgspec.Struct, frozen=True, kw_only=True):
     """One process of a run."""
 
     launcher: str
@@ -51,8 +52,7 @@ class LauncherPlace:
         return tcp_address("::" if ":" in self.host else "0.0.0.0", self.port)
 
 
-@dataclass(frozen=True)
-class Environment:
+class Environment(msgspec.Struct, frozen=True):
     """What a launcher has said: variables that are not empty, read by their names."""
 
     launcher: str

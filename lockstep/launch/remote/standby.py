@@ -5,12 +5,12 @@ import platform
 import shlex
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 from rich.console import Console
 
 from lockstep.common.data.source import digest_of
@@ -49,8 +49,7 @@ from lockstep.runs.session import Destination
 HANDED_OVER = 130
 
 
-@dataclass(frozen=True, kw_only=True)
-class StandbyRequest:
+class StandbyRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A standby, as flags ask for it."""
 
     #: Where the server is that is mirrored.
@@ -65,12 +64,11 @@ class StandbyRequest:
     link: ParentLink
     is_insecure: bool
     #: Options that the run's folder does not have, for the time when it leads the run.
-    given: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, Any] = msgspec.field(default_factory=dict)
     has_picture: bool = True
 
 
-@dataclass(frozen=True)
-class Access:
+class Access(msgspec.Struct, frozen=True):
     """What a standby shows the server, and demands of those that come to it."""
 
     credential: Credential

@@ -7,7 +7,6 @@ the whole file in which its own 64 digits are zeros: no bit of the file can chan
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +79,7 @@ class RunProgress(RunTotals, frozen=True, kw_only=True):  # type: ignore[misc]  
     ledger_bytes: Count
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeldState:
+class HeldState(msgspec.Struct, frozen=True, kw_only=True):
     """What a shard holds after an update, of the whole vector; the vectors belong to the shard."""
 
     weights: Vector
@@ -89,8 +87,7 @@ class HeldState:
     state: Mapping[str, Vector]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """A checkpoint that was read."""
 
     path: Path

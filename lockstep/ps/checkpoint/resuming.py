@@ -2,9 +2,9 @@
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 
 import msgspec
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.tree import Vector
@@ -28,14 +28,13 @@ from lockstep.ps.setup import RunSetup
 from lockstep.ps.shard.shard import Shard
 
 
-@dataclass(frozen=True, kw_only=True)
-class Resumption:
+class Resumption(msgspec.Struct, frozen=True, kw_only=True):
     """Where a run begins or resumes."""
 
     round: Round
     progress: Progress
     #: By identity, which workers may not come back, and why.
-    convicted: Mapping[str, str] = field(default_factory=dict)
+    convicted: Mapping[str, str] = msgspec.field(default_factory=dict)
     #: Bytes of the metrics and of the ledger that were kept.
     metrics_bytes: int = 0
     ledger_bytes: int = 0

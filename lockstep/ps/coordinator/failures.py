@@ -6,8 +6,8 @@ not: the step's sums are divided by the counts, and a wrong one would change all
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from lockstep.common.aggregation.tree import Node
@@ -26,8 +26,7 @@ from lockstep.ps.run.plan import EVALUATIONS
 MOST_SHARES = 16
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
     """Why the run ends."""
 
     text: str
@@ -106,8 +105,7 @@ def not_finite_text(step: int, parameter: str, shares: Sequence[tuple[int, int, 
 # Workers that are late
 
 
-@dataclass(frozen=True, slots=True)
-class LateWorker:
+class LateWorker(msgspec.Struct, frozen=True):
     """A worker that is late, with what it held and for how many seconds it has brought nothing."""
 
     member: Member

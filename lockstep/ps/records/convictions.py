@@ -6,7 +6,6 @@ them on.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -34,8 +33,7 @@ CONVICTIONS = "convictions.jsonl"
 MOST_RESULTS = 1000
 
 
-@dataclass(frozen=True)
-class Doubt:
+class Doubt(msgspec.Struct, frozen=True):
     """The accepted results of a worker that no audit has confirmed, in the order of steps."""
 
     results: Sequence[ResultInDoubt]

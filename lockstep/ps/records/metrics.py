@@ -1,6 +1,5 @@
 """The lines of `metrics.jsonl`: the one schema of a run's figures by step and epoch, with its writer and reader."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -77,8 +76,7 @@ def encode_record(record: Record) -> bytes:
     return msgspec.json.encode({name: value for name, value in figures.items() if value is not None})
 
 
-@dataclass(frozen=True)
-class RunMetrics:
+class RunMetrics(msgspec.Struct, frozen=True):
     """What the file of a run says, whether the run has finished or not."""
 
     #: In order; a step that was made again, after a restart, counts as it was made last.

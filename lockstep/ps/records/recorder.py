@@ -1,9 +1,10 @@
 """Records a run's figures as they come, in memory and in its folder if it has one."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import msgspec
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.layout import ParameterLayout, weights_digest
 from lockstep.common.aggregation.tree import Vector
@@ -31,8 +32,7 @@ FLUSH_S = 0.3
 NO_TRANSPORT = "none"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
     """How a run was carried out, as `result.json` says it next to the job and the options."""
 
     transport: str

@@ -1,8 +1,9 @@
 """What is known of a run from its start to its end, and does not change."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
+
+import msgspec
 
 from lockstep.common.data.manifest import Manifest
 from lockstep.common.files.sanitize import one_line
@@ -16,8 +17,7 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.run.plan import Plan
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunInfo:
+class RunInfo(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """The constants of one run."""
 
     run: str

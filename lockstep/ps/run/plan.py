@@ -5,7 +5,8 @@ alike calls them micro-batches.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.sampler import evaluation_chunks
@@ -17,8 +18,7 @@ from lockstep.ps.run.early_stopping import is_stopped
 EVALUATIONS: dict[Work, str] = {"validate": "validation", "evaluate": "evaluation"}
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
+class Round(msgspec.Struct, frozen=True):
     """Work that is done once all its micro-batches are: a training step, or an evaluation after `step` steps."""
 
     work: Work
@@ -33,8 +33,7 @@ class Round:
         return f"micro-batches {named} of step {self.step}"
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """The rounds of a job, in order."""
 
     total_steps: int

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import msgspec
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepTime:
+class StepTime(msgspec.Struct, frozen=True, kw_only=True):
     """The times of one training step."""
 
     #: Seconds from the last result of the step before to its own last result. In between the weights are updated and

@@ -1,7 +1,8 @@
 """Carries out what follows for a run if a worker computes wrongly: what is in doubt is named and set aside. A shell."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from lockstep.ps.checkpoint.folder import DOUBTFUL, CheckpointFolder
 from lockstep.ps.coordinator.scheduling.audit import AuditFinding, Conviction
@@ -13,8 +14,7 @@ from lockstep.ps.records.run_folder import RunFolder, read_ledger
 TakeCheckpoint = Callable[[], bool]
 
 
-@dataclass(frozen=True)
-class Consequences:
+class Consequences(msgspec.Struct, frozen=True):
     """What is in doubt after a conviction."""
 
     #: After how many steps the run can be resumed with right weights.

@@ -82,8 +82,7 @@ WATCH_S = 0.1
 QUEUE = 16
 
 
-@dataclass(frozen=True)
-class SampleSender:
+class SampleSender(msgspec.Struct, frozen=True):
     """The data of a run, for workers that do not have it."""
 
     data: TrainTest

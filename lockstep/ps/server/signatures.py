@@ -1,6 +1,6 @@
 """Checks what workers sign, as it comes: what is recorded of a worker can be shown to be its own."""
 
-from dataclasses import dataclass
+import msgspec
 
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.protocol.messages import OF_A_STEP, Result
@@ -8,8 +8,7 @@ from lockstep.common.transport.auth.signing import is_signed
 from lockstep.ps.records.ledger import SignedResult
 
 
-@dataclass(frozen=True)
-class SignatureCheck:
+class SignatureCheck(msgspec.Struct, frozen=True):
     """The signatures of one run."""
 
     #: What names the run in signatures, and the digest of its job.

@@ -1,7 +1,6 @@
 """How a shard updates its weights, which follows from a job's values."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from lockstep.common.aggregation.quantization.quantization import EXACT, Quantization, quantization_of
 from lockstep.common.aggregation.tree import Vector
@@ -13,8 +12,7 @@ from lockstep.common.optim.schedules import Schedule
 from lockstep.ps.run.plan import Plan
 
 
-@dataclass(frozen=True, kw_only=True)
-class UpdatePolicy(UpdateRule):
+class UpdatePolicy(UpdateRule, frozen=True, kw_only=True):
     """How sums become new weights: what whoever updates a slice has to know, and what is the same for all slices."""
 
     schedule: Schedule

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import msgspec
+
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.aggregation.update import Pair
 from lockstep.common.errors import RemoteProtocolError, SharingError
@@ -108,7 +110,9 @@ class ServerSharedMemory:
             self._add_locks(self.update, "", slices)
             if rank not in self.update.marks:
                 segment = self._make(update_file(rank), file_of(team.of_update()))
-                self.update.marks[rank] = replace(UpdateMarks.of(segment, team), keep_order=self.keep_order)
+                self.update.marks[rank] = msgspec.structs.replace(
+                    UpdateMarks.of(segment, team), keep_order=self.keep_order
+                )
         except SharingError as error:
             self.obstacle = str(error)
             return None
@@ -196,4 +200,6 @@ def share(setup: RunSetup, root: Path, allocate: Allocate = reserve) -> tuple[Ru
     else:
         shard = replace(setup.shard, rounded=(first, second))
     sharing = ServerSharedMemory(folder, size, allocate=allocate)
-    return replace(setup, shard=shard, info=replace(setup.info, memory=folder.name)), sharing
+    return msgspec.structs.replace(
+        setup, shard=shard, info=msgspec.structs.replace(setup.info, memory=folder.name)
+    ), sharing

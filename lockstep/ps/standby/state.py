@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import assert_never
 
+import msgspec
 from msgspec import Struct
 
 from lockstep.common.errors import FailureKind
@@ -196,8 +197,7 @@ class Claim(Struct, frozen=True, kw_only=True):
     at: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class StandbyConfig:
+class StandbyConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Where a standby is, and whom it mirrors."""
 
     server: StandbyAddress

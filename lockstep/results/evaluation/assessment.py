@@ -1,11 +1,12 @@
 """Evaluate a trained model on a test set: its loss, and its output for each sample."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from lockstep.common.aggregation.tree import Node, Vector
@@ -25,8 +26,7 @@ from lockstep.runs.trained_model import Trained, dataset_of, table_of
 from lockstep.worker.compute import Compute
 
 
-@dataclass(frozen=True)
-class Assessment:
+class Assessment(msgspec.Struct, frozen=True):
     """The outputs of a model on a test set, and their tally."""
 
     dataset: Dataset
@@ -34,7 +34,7 @@ class Assessment:
     tally: Tally
     #: Outputs of the model: (n, classes), for sequences (n·t, classes), or for a regression (n, targets).
     outputs: Vector
-    objective: Objective = field(default_factory=Objective)
+    objective: Objective = msgspec.field(default_factory=Objective)
     #: The names of the classes, in order; empty if they have none.
     class_names: tuple[str, ...] = ()
     #: The columns of a table that are predicted; empty if the data is none.

@@ -1,7 +1,6 @@
 """Pictures that become samples as those of the training set did; knows no image files."""
 
-from dataclasses import dataclass
-
+import msgspec
 import numpy as np
 
 from lockstep.common.autograd.primitives.primitive import Array
@@ -13,8 +12,7 @@ from lockstep.results.evaluation.predictor import Predictor
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
-@dataclass(frozen=True)
-class Recognizer:
+class Recognizer(msgspec.Struct, frozen=True):
     """A predictor that accepts pictures of any size."""
 
     predictor: Predictor

@@ -6,7 +6,6 @@ rows and of pictures. The preparation, the model and the meaning of its outputs 
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -50,8 +49,7 @@ class RowPrediction(msgspec.Struct, frozen=True, kw_only=True):
     problem: str = ""
 
 
-@dataclass(frozen=True)
-class Predictor:
+class Predictor(msgspec.Struct, frozen=True, dict=True):
     """A trained model that takes what its training data was made of."""
 
     trained: Trained

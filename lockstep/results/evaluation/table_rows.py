@@ -1,10 +1,10 @@
 """Rows of a table that become samples as those of the training set did; needs pyarrow, which is an extra."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -30,8 +30,7 @@ EXPECTED = {
 }
 
 
-@dataclass(frozen=True)
-class TableRows:
+class TableRows(msgspec.Struct, frozen=True):
     """Reads tables for a model that was trained on one."""
 
     manifest: FolderManifest

@@ -1,10 +1,10 @@
 """Show the end of a run: a table of its epochs, its figures, and advice."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text

@@ -16,8 +16,7 @@ CHUNK_BYTES = 2**24
 MARK_BYTES = 256
 
 
-@dataclass(frozen=True)
-class NewLines:
+class NewLines(msgspec.Struct, frozen=True):
     """What came since the last call."""
 
     #: Whole lines, each with its end; empty if none is complete.

@@ -31,8 +31,7 @@ class ProcessUse(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int
 
 
-@dataclass(frozen=True)
-class LeadingProcess:
+class LeadingProcess(msgspec.Struct, frozen=True):
     """The process that a worker is known by: its own, or that of its team's leader."""
 
     rank: int

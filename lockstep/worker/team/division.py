@@ -9,6 +9,8 @@ from functools import cached_property
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
+import msgspec
+
 from lockstep.common.aggregation.finishing_time import finishing_time_s, whole
 from lockstep.common.aggregation.tree import Node, largest_node_at
 from lockstep.common.protocol.team_memory import MOST_SLICES, OWN_PARTS
@@ -27,8 +29,7 @@ class TeamPart(NamedTuple):
     process: int
 
 
-@dataclass(frozen=True)
-class OrderPlan:
+class OrderPlan(msgspec.Struct, frozen=True, dict=True):
     """Who does what in an order."""
 
     #: In the order of their micro-batches, which are those of the order.

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import msgspec
+
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import Lease, MultiStepLease, Work
@@ -14,8 +16,7 @@ from lockstep.worker.team.order import Order, Steps
 LISTEN_S = 0.01
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
+class Found(msgspec.Struct, frozen=True, kw_only=True):
     """What the processes of a team have found in a lease."""
 
     tally: Tally

@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -52,8 +53,7 @@ FORGOTTEN = 0.97
 FIRST, FIRST_FORGOTTEN = 24, 0.7
 
 
-@dataclass(frozen=True)
-class Copy:
+class Copy(msgspec.Struct, frozen=True):
     """Sums over a node that some process has."""
 
     node: Node
@@ -380,8 +380,7 @@ class TeamMemory:
         self.own.close()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Computed:
+class Computed(msgspec.Struct, frozen=True, kw_only=True):
     """What belongs to sums that were computed; times in seconds of this host's clock."""
 
     node: Node

@@ -1,6 +1,7 @@
 """What a team works on: a lease, or one step of a multi-step lease. Pure."""
 
-from dataclasses import dataclass, replace
+import msgspec
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import OF_A_STEP, Work
@@ -8,8 +9,7 @@ from lockstep.worker.team.division import OrderPlan
 from lockstep.worker.team.progress import OrderStage
 
 
-@dataclass(frozen=True, kw_only=True)
-class Steps:
+class Steps(msgspec.Struct, frozen=True, kw_only=True):
     """A multi-step lease, as in `MultiStepLease`; its orders have the numbers from that of its first step on."""
 
     number: int
@@ -18,8 +18,7 @@ class Steps:
     reads: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Order:
+class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What the processes of a team do together; the numbers of orders only rise."""
 
     number: int

@@ -7,9 +7,12 @@ has nothing to do makes them too. There is nothing to agree on: every copy of a 
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.team_memory import MOST_SLICES, OWN_PARTS, WHOLE_ROW
@@ -52,8 +55,7 @@ class Look(NamedTuple):
 Action = ComputeNode | MakeSlice | Look
 
 
-@dataclass(frozen=True)
-class Patience:
+class Patience(msgspec.Struct, frozen=True):
     """How long a process waits for others before it makes what they are late with, in seconds."""
 
     #: How much longer than expected a unit may take: so many seconds, and this part of a micro-batch.
@@ -83,8 +85,7 @@ SLEEP_S = 0.05
 UNKNOWN_S = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Course:
+class Course(msgspec.Struct, frozen=True, kw_only=True):
     """All that an order means to one process."""
 
     process: int

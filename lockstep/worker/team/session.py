@@ -4,8 +4,9 @@ import os
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from lockstep.common.aggregation.slices import frames_of
 from lockstep.common.aggregation.tree import Vector
@@ -32,8 +33,7 @@ class Alone:
         raise AssertionError(f"process {process} of a team of one")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
+class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     """What a process of a team is given by whoever starts it."""
 
     clock: ThreadClock
@@ -59,8 +59,7 @@ class Surroundings:
         return Alone() if self.meeting is None else self.meeting
 
 
-@dataclass(frozen=True, kw_only=True)
-class LeaderSetup:
+class LeaderSetup(msgspec.Struct, frozen=True, kw_only=True):
     """What the leader computes with."""
 
     compute: Compute

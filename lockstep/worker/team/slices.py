@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from lockstep.common.aggregation.quantization.quantization import Quantization, RoundingKey
@@ -14,8 +15,7 @@ from lockstep.worker.team.additions import Additions, additions_of
 PIECE = 262_144
 
 
-@dataclass(frozen=True)
-class Operands:
+class Operands(msgspec.Struct, frozen=True):
     """The sums over some nodes, which together are one node of the tree over so many micro-batches, in order."""
 
     step: int

@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,8 +37,7 @@ from lockstep.worker.team.order import Order
 from lockstep.worker.team.slices import PIECE, Operands, SliceAdder
 
 
-@dataclass(frozen=True)
-class UpdatePlace:
+class UpdatePlace(msgspec.Struct, frozen=True):
     """Where the server's memory is, and the rank of our team there."""
 
     root: Path

@@ -1,9 +1,10 @@
 """A coordinator driven by hand: workers are small numbers, time is told, all is validated after each event."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.job.job import Job

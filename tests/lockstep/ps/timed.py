@@ -2,10 +2,11 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
 import msgspec
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.job.job import Job

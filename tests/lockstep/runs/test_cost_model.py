@@ -1,8 +1,7 @@
 """The cost model on worked examples: round figures, so that each can be checked in the head."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from lockstep.ps.run.timing import Split
 from lockstep.runs.cost_model import (

@@ -2,12 +2,12 @@
 
 import errno
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import Lease, Leave, Message, Ready, Result, Weights

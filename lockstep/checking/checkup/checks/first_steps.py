@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import median
 
+import msgspec
 import numpy as np
 
 from lockstep.checking.checkup.checks.magnitudes import Signals
@@ -52,8 +52,7 @@ STEPS, SAMPLES = 12, 128
 SCALES = (0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4)
 
 
-@dataclass(frozen=True)
-class FirstSteps:
+class FirstSteps(msgspec.Struct, frozen=True):
     """The results of some training steps."""
 
     losses: list[float]

@@ -1,9 +1,10 @@
 """Check that the gradients of each layer are the derivatives of its forward, innermost layers first."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from lockstep.checking.checkup.checks.magnitudes import ModuleCall, recorded_calls, root_mean_square
@@ -22,8 +23,7 @@ from lockstep.common.numerics.random import Purpose, generator
 DIRECTIONS = 3
 
 
-@dataclass(frozen=True)
-class Precision:
+class Precision(msgspec.Struct, frozen=True):
     """The precision of central differences."""
 
     #: Relative to the size of the array that is varied.
@@ -40,8 +40,7 @@ FINE = Precision(1e-6, 1e-3, 1e-7)
 COARSE = Precision(1e-2, 0.1, 1e-3)
 
 
-@dataclass(frozen=True)
-class Mismatch:
+class Mismatch(msgspec.Struct, frozen=True):
     """An argument with a wrong gradient, and its slopes along some directions."""
 
     argument: str

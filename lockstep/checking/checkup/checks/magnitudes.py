@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from lockstep.checking.checkup.target import ExaminationTarget
@@ -73,8 +74,7 @@ def recorded_calls(model: Module) -> Iterator[list[ModuleCall]]:
 SAMPLES = 256
 
 
-@dataclass(frozen=True)
-class Signals:
+class Signals(msgspec.Struct, frozen=True):
     """One forward and backward pass in training mode."""
 
     #: Inner modules before outer ones.

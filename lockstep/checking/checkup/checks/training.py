@@ -6,11 +6,11 @@ samples, with a constant rate after a short warm-up, in this process.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from functools import cached_property
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from lockstep.checking.checkup.finding import Finding, found
 from lockstep.common.aggregation.tree import Node, Vector
@@ -68,8 +68,7 @@ OVERSHOOT = 5.0
 FEW, HEART_STEPS = 32, 200
 
 
-@dataclass(frozen=True)
-class TrialRun:
+class TrialRun(msgspec.Struct, frozen=True, dict=True):
     """What some steps came to."""
 
     #: The mean loss of each step's batch before its update; the last one is not finite if the trial broke off.
@@ -89,8 +88,7 @@ class TrialRun:
         return float(np.mean(part)) if np.isfinite(part).all() else math.inf
 
 
-@dataclass(frozen=True)
-class TrialSubject:
+class TrialSubject(msgspec.Struct, frozen=True, dict=True):
     """A model with the weights to begin with, its data, and the job that would train it."""
 
     job: Job

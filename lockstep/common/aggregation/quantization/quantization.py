@@ -4,8 +4,7 @@ The value of every node is rounded, whoever computes it: of a leaf, and of each 
 any tiling of the micro-batches and any way to send their sums, shared memory included, gives the same bits.
 """
 
-from dataclasses import dataclass
-
+import msgspec
 import numpy as np
 
 from lockstep.common.aggregation.quantization.format import NumberFormat, chunks
@@ -23,8 +22,7 @@ FORMATS: dict[str, type[NumberFormat]] = {"float16": Float16, "bfloat16": BFloat
 _WORD = 4
 
 
-@dataclass(frozen=True, slots=True)
-class RoundingKey:
+class RoundingKey(msgspec.Struct, frozen=True):
     """Which values are rounded: those of the sum of a node of a step, from element `start` of the flat vector on."""
 
     step: int
@@ -32,8 +30,7 @@ class RoundingKey:
     start: int = 0
 
 
-@dataclass(frozen=True)
-class Quantization:
+class Quantization(msgspec.Struct, frozen=True):
     """The format in which one job's vectors travel. Statistics, which follow the trained values, are never rounded.
 
     They are few; and one that a forward does not observe comes back as its value times a count: if it were rounded, it

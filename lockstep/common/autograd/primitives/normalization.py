@@ -3,9 +3,9 @@
 Both work on rows of a matrix: a row is a channel over the whole batch, or the features of one sample.
 """
 
-from dataclasses import dataclass
 from math import prod
 
+import msgspec
 import numpy as np
 
 from lockstep.common.autograd.primitives.memory import contiguous, copied
@@ -15,8 +15,7 @@ from lockstep.common.numerics import leaves
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Standardised:
+class _Standardised(msgspec.Struct, frozen=True):
     """What the backward passes need."""
 
     rows: Array  # (rows, elements), mean 0 and variance 1

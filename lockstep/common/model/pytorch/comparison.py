@@ -6,9 +6,9 @@ What was drawn or trained may differ.
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
 
 from lockstep.common.model.likeness import differences as unlike
@@ -85,8 +85,7 @@ Expression = Callable[[object, str], str]
 UNKEPT = ("self", "device", "dtype")
 
 
-@dataclass(frozen=True)
-class Construction:
+class Construction(msgspec.Struct, frozen=True):
     """A call that builds a module, and what was done to that afterwards."""
 
     call: str

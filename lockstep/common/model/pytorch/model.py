@@ -1,11 +1,11 @@
 """A `torch.nn.Module` as a run's model."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.layout import ParameterLayout
 from lockstep.common.aggregation.tree import Vector

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Self
 
+import msgspec
 import torch
 import torch.utils.deterministic
 
@@ -20,8 +20,7 @@ EVALUATION_SEED = 0
 _SEEDS = Seeds(Purpose.DROPOUT)
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True):
     """What a process computes with, and what it draws next."""
 
     threads: int

@@ -6,9 +6,9 @@ nothing may change them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
 from torch.nn.modules.batchnorm import SyncBatchNorm, _NormBase
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
@@ -33,8 +33,7 @@ STORABLE = (
 WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule", "ScriptModule")
 
 
-@dataclass(frozen=True)
-class Statistic:
+class Statistic(msgspec.Struct, frozen=True):
     """A running mean or variance, or a singular vector of a spectral norm: a buffer of a layer."""
 
     name: str
@@ -46,8 +45,7 @@ class Statistic:
     is_average: bool = True
 
 
-@dataclass(frozen=True)
-class Held:
+class Held(msgspec.Struct, frozen=True):
     """A tensor that a layer holds by a name, in one of its dicts: what a forward has to leave there."""
 
     name: str
@@ -56,8 +54,7 @@ class Held:
     key: str
 
 
-@dataclass(frozen=True)
-class Structure:
+class Structure(msgspec.Struct, frozen=True):
     """The parts of a model, each in the order of its names in PyTorch."""
 
     #: Those that are trained.

@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 #: The domain of our sockets. ZeroMQ asks no authenticator about a socket without one.
 DOMAIN = b"lockstep"
 
@@ -42,8 +44,7 @@ class ClientKeys:
     seed: str = field(default="", repr=False)
 
 
-@dataclass(frozen=True)
-class ServerKeys:
+class ServerKeys(msgspec.Struct, frozen=True):
     """What a server presents, and whom it lets in."""
 
     pair: KeyPair

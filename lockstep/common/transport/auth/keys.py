@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from lockstep.common.errors import KeyFileError
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.transport.auth.credentials import SERVER_NAME, Z85_KEY, ClientKeys, KeyPair, ServerKeys, SigningKey
@@ -171,8 +173,7 @@ SERVER, SERVER_PUBLIC, ALLOWED = "server.key", "server.public", "allowed"
 _LIST_BYTES = 2**20
 
 
-@dataclass(frozen=True)
-class KeyFolder:
+class KeyFolder(msgspec.Struct, frozen=True):
     """A folder that `create` has written."""
 
     path: Path

@@ -9,9 +9,9 @@ import os
 import stat
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,8 +37,7 @@ _TOO_MUCH = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Allocate = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(msgspec.Struct, frozen=True):
     """So many vectors of so many values."""
 
     vectors: int
@@ -55,8 +54,7 @@ class Shape:
         return PAGE_BYTES + self.vectors * self.stride
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(msgspec.Struct, frozen=True):
     """A mapped file. It stays mapped while one of its vectors is in use, whatever happens to the file."""
 
     nonce: bytes

@@ -1,8 +1,7 @@
 """A client's port over ZeroMQ: a DEALER. Sees frames and never a message."""
 
-from dataclasses import replace
-
 import zmq
+from msgspec.structs import replace
 
 from lockstep.common.errors import AddressError
 from lockstep.common.transport.address import IpcAddress, TcpAddress

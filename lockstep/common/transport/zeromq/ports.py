@@ -2,9 +2,9 @@
 
 import socket
 from collections.abc import Sequence
-from dataclasses import replace
 
 import zmq
+from msgspec.structs import replace
 
 from lockstep.common.errors import AddressError
 from lockstep.common.transport.address import IpcAddress, TcpAddress, parse

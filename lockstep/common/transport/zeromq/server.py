@@ -1,9 +1,9 @@
 """The server's port over ZeroMQ: a ROUTER. Sees frames and never a message."""
 
 import errno
-from dataclasses import replace
 
 import zmq
+from msgspec.structs import replace
 
 from lockstep.common.errors import AddressError
 from lockstep.common.runtime.clock import SystemClock

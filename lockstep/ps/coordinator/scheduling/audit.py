@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from lockstep.common.aggregation.tree import Node
@@ -53,8 +54,7 @@ def share_to_find(steps: int, wrong: float, results: float, probability: float) 
     return -math.expm1(math.log1p(-probability) / (steps * results)) / wrong
 
 
-@dataclass(frozen=True, slots=True)
-class AuditFinding:
+class AuditFinding(msgspec.Struct, frozen=True):
     """What a worker, which may be gone by now, found for a micro-batch."""
 
     rank: int
@@ -90,8 +90,7 @@ def _is_digest(found: str) -> bool:
     return " " not in found
 
 
-@dataclass(frozen=True, slots=True)
-class Conviction:
+class Conviction(msgspec.Struct, frozen=True):
     """Who computed a micro-batch wrongly, as two others agree, or the server."""
 
     step: int

@@ -9,7 +9,10 @@ it has answered, and if it does not answer in the time of the lease, it is late 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+import msgspec
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node, is_node, largest_node_at
 from lockstep.common.protocol.messages import LeaseKey
@@ -19,8 +22,7 @@ from lockstep.ps.coordinator.timer_queue import TimerQueue
 FREE, HELD, DONE = range(3)
 
 
-@dataclass(frozen=True, slots=True)
-class HeldLease:
+class HeldLease(msgspec.Struct, frozen=True):
     """A node leased to the worker `rank` until `deadline`, in seconds of the coordinator's clock."""
 
     node: Node
@@ -283,8 +285,7 @@ def overlap(one: Node, other: Node) -> bool:
     return one.lo < other.hi and other.lo < one.hi
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WithdrawnLease:
+class WithdrawnLease(msgspec.Struct, frozen=True, kw_only=True):
     """A lease that its worker is to stop computing."""
 
     rank: int

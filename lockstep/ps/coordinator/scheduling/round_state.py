@@ -9,8 +9,10 @@ that slot: the worker may be writing that one's sums by now.
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
+
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node, TreeSum
 from lockstep.common.job.tally import Tally

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, ValueInfoProto, checker, helper, numpy_helper
@@ -76,8 +77,7 @@ def graph_of(trace: Trace, weights: dict[str, NDArray[Any]]) -> OnnxGraph:
     return graph
 
 
-@dataclass(frozen=True)
-class Port:
+class Port(msgspec.Struct, frozen=True):
     """An input or output of a graph, of any number of samples."""
 
     name: str

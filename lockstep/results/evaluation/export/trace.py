@@ -1,10 +1,12 @@
 """Trace a model as a list of primitives, by running it on two samples and on three."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from lockstep.common.autograd.graph import Applied, no_grad, watch
 from lockstep.common.autograd.primitives.primitive import Array
@@ -28,8 +30,7 @@ INPUT = "images"
 Operand = Any
 
 
-@dataclass(frozen=True)
-class TracedStep:
+class TracedStep(msgspec.Struct, frozen=True):
     """One applied primitive."""
 
     primitive: str
@@ -71,8 +72,7 @@ class _Tracer:
         return self.names.get(id(value), value) if isinstance(value, np.ndarray) else value
 
 
-@dataclass(frozen=True)
-class Trace:
+class Trace(msgspec.Struct, frozen=True):
     """The steps of a model, and the name of its output."""
 
     steps: list[TracedStep]

@@ -1,10 +1,10 @@
 """The figures of a run over its steps, as arrays from `metrics.jsonl`; plots nothing."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,8 +15,7 @@ from lockstep.ps.records.metrics import METRICS, StepRecord, read_metrics
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class RunCurves:
+class RunCurves(msgspec.Struct, frozen=True, dict=True):
     """The figures of one run, finished or not."""
 
     name: str

@@ -1,10 +1,10 @@
 """Plot runs into files, and report which plots are left out."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import msgspec
 from matplotlib.figure import Figure
 
 from lockstep.common.errors import UsageError
@@ -18,8 +18,7 @@ from lockstep.results.reports.plots.worker_timeline import read_timeline
 from lockstep.runs.trained_model import Trained, open_trained
 
 
-@dataclass(frozen=True)
-class Subject:
+class Subject(msgspec.Struct, frozen=True, dict=True):
     """One run, whose weights are read and evaluated when they are needed."""
 
     folder: Path

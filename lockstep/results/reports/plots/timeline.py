@@ -4,9 +4,9 @@ Leases are plotted in time, or by place in the tree if the ledger of the run has
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -34,8 +34,7 @@ LABEL_WIDTH = 0.02
 UPDATE = "update"
 
 
-@dataclass(frozen=True)
-class TimedStep:
+class TimedStep(msgspec.Struct, frozen=True):
     """A step, and when it took place, in seconds from the begin of the first one that is shown."""
 
     step: int

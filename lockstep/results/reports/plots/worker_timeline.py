@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,8 +17,7 @@ from lockstep.ps.records.run_folder import LEDGER, read_ledger
 MOST_NAME = 60
 
 
-@dataclass(frozen=True)
-class ComputedShare:
+class ComputedShare(msgspec.Struct, frozen=True):
     """Micro-batches `[lo, hi)` of a step, and the row of the worker that computed them."""
 
     step: int

@@ -1,10 +1,10 @@
 """Planted bugs: servers that are careless in one way each, which a simulation has to find."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from lockstep.checking.simulation.processes import Parts
 from lockstep.common.aggregation.tree import Node, TreeSum, Vector, VectorTree

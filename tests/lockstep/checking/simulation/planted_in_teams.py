@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from lockstep.checking.simulation.processes import Parts
@@ -105,7 +106,7 @@ class Doubling(SimulatedMember):
         return found.__class__(found.step, found.nodes, vectors, found.micro_batches)
 
 
-class SomeMarks(UpdateMarks):
+class SomeMarks(UpdateMarks, frozen=True):
     """Counts a step as made that is in one slice."""
 
     def least(self) -> int:
@@ -118,7 +119,7 @@ class Impatient(SimulatedMember):
     def _map(self, memory: int) -> None:
         super()._map(memory)
         assert self._updates is not None
-        self._updates.marks = SomeMarks(**vars(self._updates.marks))
+        self._updates.marks = SomeMarks(**msgspec.structs.asdict(self._updates.marks))
 
     def _missing(self, order: Order, stage: Any) -> Sequence[Node] | Sequence[int]:
         missing = super()._missing(order, stage)

@@ -1,11 +1,11 @@
 """Planted workers that compute wrongly: the audit finds them, and the run ends with the weights of the honest ones."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from lockstep.checking.simulation.jobs import AUDITED, data, load
 from lockstep.checking.simulation.oracle import SimulationOutcome, simulate
@@ -138,7 +138,7 @@ def lying(seed: int) -> Callable[[WorkerShell], WorkerShell]:
 def run_with_liar(seed: int, **parts: object) -> SimulationOutcome:
     calmly = replace(calm(seed, SHARE, workers=4), servers=1, standbys=0, slowness=(1.0,))
     scenario = replace(calmly, job=AUDITED, steps=WITHIN + 4)
-    return simulate(scenario, replace(Parts(worker=lying(seed)), **parts), is_traced=True)  # type: ignore[arg-type]
+    return simulate(scenario, replace(Parts(worker=lying(seed)), **parts), is_traced=True)
 
 
 @pytest.mark.parametrize("seeds", [range(2), pytest.param(range(100), marks=pytest.mark.slow)], ids=len)

@@ -4,9 +4,8 @@ The suite tries every sixteenth event, with another one to begin with in each ca
 `scripts/test --all` tries them all, and computes all.
 """
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from lockstep.checking.simulation.oracle import simulate
 from lockstep.checking.simulation.scenario import FaultKind, Scenario, ScheduledFault, scenario_of

@@ -1,10 +1,10 @@
 """Runs with standbys in virtual time: servers are lost, cut off and come back; planted bugs are found."""
 
 from collections import deque
-from dataclasses import replace
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from lockstep.checking.simulation.oracle import simulate
 from lockstep.checking.simulation.processes import Parts

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from lockstep.checking.verification.recorded_run import RecordedRun, load_checkpoint_before, open_again, read_run
 from lockstep.checking.verification.verify import Difference, Verifier

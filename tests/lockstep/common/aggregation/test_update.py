@@ -2,13 +2,13 @@
 
 import itertools
 import random
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.quantization.quantization import quantization_of
 from lockstep.common.aggregation.slices import FRAME, Slice

@@ -1,13 +1,13 @@
 """A program gives each of several batches the bits that the engine gives it alone, and sums as the tree adds them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from lockstep.common import nn
 from lockstep.common.autograd import functional as F

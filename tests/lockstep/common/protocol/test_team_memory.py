@@ -1,9 +1,10 @@
 """What is shown of updates is there before its mark, and is read after it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common.protocol.team_memory import UpdateMarks
 

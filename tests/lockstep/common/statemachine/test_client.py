@@ -1,11 +1,11 @@
 """How a process joins a run and leaves it: it asks, prepares, waits for a silent server, and knows when to go."""
 
-from dataclasses import replace
 from itertools import product
 from typing import get_args
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common.errors import FailureKind, ProtocolError, RefusalKind
 from lockstep.common.protocol.messages import (

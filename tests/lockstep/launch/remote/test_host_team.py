@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from lockstep.common.errors import UsageError
@@ -18,7 +19,7 @@ PLACE = LauncherPlace(launcher="Slurm", rank=4, size=8, host="a", port=5555, loc
 
 
 def team(root: Path, local_rank: int = 0) -> HostTeam:
-    return HostTeam.of(replace(PLACE, rank=4 + local_rank, local_rank=local_rank), root)
+    return HostTeam.of(msgspec.structs.replace(PLACE, rank=4 + local_rank, local_rank=local_rank), root)
 
 
 def no_pause(seconds: float) -> None:
@@ -27,7 +28,11 @@ def no_pause(seconds: float) -> None:
 
 def test_all_ranks_of_a_host_meet_in_one_private_folder_and_other_runs_in_others(tmp_path: Path) -> None:
     assert team(tmp_path, 0).folder == team(tmp_path, 3).folder
-    others = (replace(PLACE, port=5556), replace(PLACE, host="b"), replace(PLACE, local_size=3))
+    others = (
+        msgspec.structs.replace(PLACE, port=5556),
+        msgspec.structs.replace(PLACE, host="b"),
+        msgspec.structs.replace(PLACE, local_size=3),
+    )
     assert len({HostTeam.of(place, tmp_path).folder for place in (PLACE, *others)}) == 4
     with team(tmp_path).led():
         assert stat.S_IMODE(team(tmp_path).folder.stat().st_mode) == 0o700

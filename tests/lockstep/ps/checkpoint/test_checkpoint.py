@@ -3,12 +3,12 @@
 import errno
 import hashlib
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from safetensors import safe_open
 
 from lockstep.common import nn

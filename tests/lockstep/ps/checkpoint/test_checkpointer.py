@@ -4,12 +4,13 @@ import errno
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.job.tally import Tally

@@ -1,13 +1,13 @@
 """What a resumed run takes over from a checkpoint: both slots of weights, all figures, whatever the clock shows."""
 
 from collections import deque
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common.errors import DataError, FileFormatError, JobError, ModelError, UsageError
 from lockstep.common.files.atomic import write_atomically

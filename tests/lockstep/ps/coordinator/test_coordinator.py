@@ -1,9 +1,8 @@
 """With several servers: a result counts once all have its sums, and once only; who comes early is not forgotten."""
 
-from dataclasses import replace
-
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind, ProtocolError

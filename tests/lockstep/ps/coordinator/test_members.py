@@ -1,10 +1,10 @@
 """Workers come, are refused, stand by, fall silent and go."""
 
 import math
-from dataclasses import replace
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import FailureKind, RefusalKind

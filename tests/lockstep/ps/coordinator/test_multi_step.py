@@ -1,10 +1,11 @@
 """When the coordinator lets a team make steps by itself, how it counts these, and when it ends them."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.data.manifest import manifest_of

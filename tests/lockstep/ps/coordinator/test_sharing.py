@@ -1,8 +1,7 @@
 """The coordinator and workers that share memory: no vector is sent, and no slot read that may be written."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import RefusalKind

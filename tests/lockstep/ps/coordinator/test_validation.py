@@ -1,11 +1,11 @@
 """What follows from the job alone is not taken on anybody's word: counts, and that losses are numbers."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import RemoteProtocolError

@@ -1,9 +1,8 @@
 """A chain covers all that decides a run's bits, link after link, and a ledger that was changed does not follow it."""
 
-from dataclasses import replace
-
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common.errors import FileFormatError
 from lockstep.ps.records.ledger import EpochDone, Line, RunBegun

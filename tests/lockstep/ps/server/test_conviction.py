@@ -2,11 +2,11 @@
 
 import errno
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common.errors import FileFormatError
 from lockstep.ps.checkpoint.folder import CheckpointFolder

@@ -1,9 +1,8 @@
 """Results of a run that demands signatures: who may join, and what is recorded of whom."""
 
-from dataclasses import replace
-
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import RefusalKind, RemoteProtocolError

@@ -1,11 +1,11 @@
 """Slices of a run's vector: what a server works on, is sent and sends is its own part, frame by frame."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.checksum import MODULUS, WINDOW, checksum_after
 from lockstep.common.aggregation.quantization.quantization import quantization_of

@@ -1,11 +1,11 @@
 """A shard divides once (R1), clips, lets statistics follow (R8), and steps just as the optimizer alone would."""
 
 import tracemalloc
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from msgspec import structs
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.layout import weights_digest
 from lockstep.common.aggregation.quantization.quantization import EXACT, Quantization, RoundingKey, quantization_of

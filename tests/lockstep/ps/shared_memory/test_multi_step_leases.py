@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.slices import slices_for
@@ -469,7 +471,7 @@ def test_planted_bugs_are_found(
             scenario(bench)
 
 
-class Overwriting(UpdateMarks):
+class Overwriting(UpdateMarks, frozen=True):
     """A team that writes over entries as soon as it is shown that they were read."""
 
     def show_read(self, steps: int) -> None:
@@ -479,7 +481,7 @@ class Overwriting(UpdateMarks):
 
 def test_entries_are_shown_as_read_only_after_they_were_read(bench: Bench) -> None:
     team = bench.begin()
-    bench.updates.marks = Overwriting(**vars(bench.updates.marks))
+    bench.updates.marks = Overwriting(**msgspec.structs.asdict(bench.updates.marks))
     first = ASKED.first
     for step in range(first, first + 4):
         assert team.make(step)

@@ -5,11 +5,12 @@ the process may be killed, or stand still until all is over, and then wake up.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from lockstep.common import nn
 from lockstep.common.aggregation.layout import gather, layout_of

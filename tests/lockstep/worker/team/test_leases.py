@@ -3,12 +3,12 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common import nn
 from lockstep.common.aggregation.tree import Node

@@ -1,8 +1,7 @@
 """What a process does next: its own units, then what others are late with, and never more than it has memory for."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.team_memory import OWN_PARTS, ROWS, WHOLE_ROW
@@ -40,7 +39,7 @@ NOBODY: tuple[int, ...] = ()
 
 
 def begun(now: float = 10.0, **values: object) -> OrderProgress:
-    return OrderProgress(replace(COURSE, **values), now)  # type: ignore[arg-type]
+    return OrderProgress(replace(COURSE, **values), now)
 
 
 def waiting(now: float = 10.0, **values: object) -> OrderProgress:

@@ -5,11 +5,12 @@ Whoever has which turn, is killed, or stands still, with a lock or without, and 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.layout import weights_digest

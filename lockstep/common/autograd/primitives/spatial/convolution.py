@@ -3,9 +3,9 @@
 Any memory layout is accepted; results and gradients have the batch innermost.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 
+import msgspec
 import numpy as np
 
 from lockstep.common.autograd.primitives.memory import contiguous, empty, zeros
@@ -17,8 +17,7 @@ from lockstep.common.numerics.geometry import Geometry
 from lockstep.common.numerics.leaves import convolution, convolution_to_input, convolution_to_kernels, total
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
+class _Seen(msgspec.Struct, frozen=True):
     """What the backward pass needs: the padded input, the shape of the weight, and how the windows lie."""
 
     padded: Array  # (in, height, width, batch)

@@ -1,10 +1,10 @@
 """Where the windows of a kernel lie on an image. Computes nothing on arrays."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
+import msgspec
 import numpy as np
 
 #: An integer for both axes, or one for each of (height, width), as in PyTorch.
@@ -14,8 +14,7 @@ Pair = int | Sequence[int]
 Tap = tuple[tuple[slice, slice, slice], tuple[slice, slice, slice]]
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(msgspec.Struct, frozen=True):
     """How the windows of one kernel lie along one axis of `size` elements."""
 
     size: int

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from lockstep.checking.checkup.checks.training import (
@@ -44,14 +45,13 @@ def data_of(samples: int = 40, *, is_regression: bool = False) -> TrainTest:
     return TrainTest("arrays", part, part)
 
 
-@dataclass(frozen=True)
-class Told(TrialSubject):
+class Told(TrialSubject, frozen=True):
     """A subject whose trials come to what is given by the rate's factor, and by whether the samples are few."""
 
-    came_to: Mapping[tuple[float, bool], TrialRun] = field(default_factory=dict)
-    asked: list[tuple[int, float, bool]] = field(default_factory=list)
+    came_to: Mapping[tuple[float, bool], TrialRun] = msgspec.field(default_factory=dict)
+    asked: list[tuple[int, float, bool]] = msgspec.field(default_factory=list)
     #: By a value of the job, what a trial without it comes to.
-    without: Mapping[str, TrialRun] = field(default_factory=dict)
+    without: Mapping[str, TrialRun] = msgspec.field(default_factory=dict)
 
     def run(self, steps: int, scale: float = 1.0, data: TrainTest | None = None) -> TrialRun:
         self.asked.append((steps, scale, data is not None))
@@ -179,7 +179,7 @@ def test_the_first_value_that_holds_the_model_back_is_named_and_none_that_is_not
     [(0.0, 3, False), (0.0099, 3, False), (0.0101, 3, True), (-0.0101, 3, True), (1.0, 2, False), (1.0, 6, False)],
 )
 def test_outputs_for_a_sample_do_not_depend_on_others(change: float, count: int, is_found: bool) -> None:
-    class Given(Told):
+    class Given(Told, frozen=True):
         def outputs(self, part: Dataset, most: int, weights: Vector) -> tuple[Any, Any]:
             three = np.tile([-1.0, 1.0], (count if most == 3 else 2, 1))
             three[:, 1] += change * (most == 2)
@@ -313,7 +313,7 @@ def test_a_regression_is_judged_by_its_loss_alone() -> None:
     [([0.0] * 4 + [1.0] * 196, True), ([0.0] * 3 + [1.0] * 197, False), ([0.0] * 99 + [-1e-9] + [1.0] * 100, False)],
 )
 def test_outputs_that_are_never_negative_and_often_0_are_a_relus(outputs: list[float], is_found: bool) -> None:
-    class Given(Told):
+    class Given(Told, frozen=True):
         def outputs(self, part: Dataset, most: int, weights: Vector) -> tuple[Any, Any]:
             assert most == 256
             return np.array(outputs, np.float32).reshape(100, 2), part.labels

@@ -1,11 +1,10 @@
 """The lease table against a plain model, whatever is done in whatever order."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node, is_node
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable, overlap
