@@ -24,7 +24,7 @@ from lockstep.ps.coordinator.coordinator import initial_phase
 from lockstep.ps.coordinator.effects import UpdateWeights
 from lockstep.ps.coordinator.failures import diverged_text
 from lockstep.ps.coordinator.membership import Membership
-from lockstep.ps.coordinator.scheduling.audit import not_finite_in
+from lockstep.ps.coordinator.parts.audit import not_finite_in
 from lockstep.ps.coordinator.status import status_of
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import Account

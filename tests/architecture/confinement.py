@@ -49,7 +49,7 @@ PURE = (
     "lockstep.ps.coordinator.failures",
     "lockstep.ps.coordinator.membership",
     "lockstep.ps.coordinator.registration",
-    "lockstep.ps.coordinator.scheduling.audit",
+    "lockstep.ps.coordinator.parts.audit",
     "lockstep.ps.coordinator.scheduling.round_state",
     "lockstep.ps.coordinator.scheduling.lease_table",
     "lockstep.ps.coordinator.scheduling.scheduler",

@@ -15,7 +15,7 @@ from lockstep.ps.checkpoint.checkpoint import Checkpoint, CheckpointIdentity, Ru
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.membership import Membership
-from lockstep.ps.coordinator.scheduling.multi_step_plan import FIRST_STEPS
+from lockstep.ps.coordinator.parts.multi_step import FIRST_STEPS
 from lockstep.ps.records.ledger import RunBegun
 from lockstep.ps.records.receipt import read_chain
 from lockstep.ps.records.recorder import MetricsRecorder

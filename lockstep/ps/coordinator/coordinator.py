@@ -46,9 +46,9 @@ from lockstep.ps.coordinator.effects import (
     WithdrawSteps,
 )
 from lockstep.ps.coordinator.membership import Member, Membership, MemberState, identity_of
-from lockstep.ps.coordinator.scheduling.audit import Audit, AuditFinding, Conviction
+from lockstep.ps.coordinator.parts.audit import Audit, AuditFinding, Conviction
+from lockstep.ps.coordinator.parts.multi_step import FIRST_STEPS, MultiStepPlan
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable, WithdrawnLease
-from lockstep.ps.coordinator.scheduling.multi_step_plan import FIRST_STEPS, MultiStepPlan
 from lockstep.ps.coordinator.scheduling.round_state import UNKNOWN, RoundState
 from lockstep.ps.coordinator.scheduling.scheduler import Scheduler
 from lockstep.ps.coordinator.scheduling.stragglers import LeaseTimeouts, StragglerMonitor

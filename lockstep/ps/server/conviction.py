@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from lockstep.ps.checkpoint.folder import DOUBTFUL, CheckpointFolder
-from lockstep.ps.coordinator.scheduling.audit import AuditFinding, Conviction
+from lockstep.ps.coordinator.parts.audit import AuditFinding, Conviction
 from lockstep.ps.records.convictions import MOST_RESULTS, Doubt, doubt_of, keep_convictions, read_convictions
 from lockstep.ps.records.ledger import Line, WorkerConvicted
 from lockstep.ps.records.run_folder import RunFolder, read_ledger

@@ -10,7 +10,7 @@ from lockstep.common.runtime.notice import warning
 from lockstep.ps.checkpoint.checkpointer import Checkpointer
 from lockstep.ps.coordinator import effects, events
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.scheduling.audit import Conviction
+from lockstep.ps.coordinator.parts.audit import Conviction
 from lockstep.ps.records.recorder import MetricsRecorder, carried
 from lockstep.ps.run.traffic import Traffic
 from lockstep.ps.server.conviction import set_doubt_aside

@@ -17,7 +17,7 @@ from lockstep.common.runtime.notice import warning
 from lockstep.common.statemachine.machine import soonest
 from lockstep.ps.coordinator.effects import LeaseSteps
 from lockstep.ps.coordinator.events import Event, MultiStepLeaseEnded, MultiStepLeaseRefused, PartMade, StepMade
-from lockstep.ps.coordinator.scheduling.multi_step_plan import LEAST_STEPS
+from lockstep.ps.coordinator.parts.multi_step import LEAST_STEPS
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shared_memory.memory import ServerSharedMemory
 from lockstep.ps.shared_memory.multi_step import StepsSeen, TeamLease

@@ -19,7 +19,7 @@ from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import SLOTS, Result
 from lockstep.ps.coordinator.effects import AddSharedSums, Effect
 from lockstep.ps.coordinator.membership import Member
-from lockstep.ps.coordinator.scheduling.audit import Audit
+from lockstep.ps.coordinator.parts.audit import Audit
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
 from lockstep.ps.records.ledger import AUDITED, Account, SignedResult
 from lockstep.ps.run.plan import Round

@@ -15,7 +15,7 @@ from lockstep.common.data.dataset import Dataset, TrainTest
 from lockstep.common.job.tally import Tally
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.messages import Lease
-from lockstep.ps.coordinator.scheduling.audit import steps_to_find
+from lockstep.ps.coordinator.parts.audit import steps_to_find
 from lockstep.worker.compute import Compute
 from lockstep.worker.setup import Loader
 from lockstep.worker.shell import WorkerShell

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from lockstep.common.errors import FileFormatError
 from lockstep.ps.checkpoint.folder import CheckpointFolder
-from lockstep.ps.coordinator.scheduling.audit import AuditFinding, Conviction
+from lockstep.ps.coordinator.parts.audit import AuditFinding, Conviction
 from lockstep.ps.records.convictions import read_convictions
 from lockstep.ps.records.ledger import AUDITED, LedgerShare, Line, RunBegun, StepDone, UnusedWork, WorkerIn
 from lockstep.ps.records.run_folder import CHECKPOINTS, RunFolder

@@ -10,7 +10,7 @@ from lockstep.common.protocol.messages import Lease, Refused, Result, Welcome
 from lockstep.common.protocol.statement import statement_of
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import UpdateWeights
-from lockstep.ps.coordinator.scheduling.multi_step_plan import may_lease_steps
+from lockstep.ps.coordinator.parts.multi_step import may_lease_steps
 from lockstep.ps.records.ledger import SignedResult, WorkerIn
 from tests.lockstep.ps.runs import Drive, facts_of, join_of, messages, peer_of, result_of, with_options
 

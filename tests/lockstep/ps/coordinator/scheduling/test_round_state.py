@@ -9,7 +9,7 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import Lease, Result
 from lockstep.ps.coordinator.effects import AddSharedSums
 from lockstep.ps.coordinator.membership import Member, MemberState
-from lockstep.ps.coordinator.scheduling.audit import Audit
+from lockstep.ps.coordinator.parts.audit import Audit
 from lockstep.ps.coordinator.scheduling.round_state import PendingAcknowledgements, RoundState
 from lockstep.ps.records.ledger import AUDITED, UnusedWork
 from lockstep.ps.run.plan import Round

@@ -8,7 +8,7 @@ from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import SLOTS, Dropped, Lease, Work
 from lockstep.ps.coordinator.effects import Effect, Send, SendWeights
 from lockstep.ps.coordinator.membership import FREE_PATIENCE, MOST_PATIENCE, Member, Membership, MemberState
-from lockstep.ps.coordinator.scheduling.audit import Audit
+from lockstep.ps.coordinator.parts.audit import Audit
 from lockstep.ps.coordinator.scheduling.round_state import RoundState
 from lockstep.ps.coordinator.scheduling.scheduler import Scheduler
 from lockstep.ps.coordinator.scheduling.stragglers import ENOUGH, LeaseTimeouts

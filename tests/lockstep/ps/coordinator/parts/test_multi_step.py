@@ -15,7 +15,7 @@ from lockstep.common.protocol.messages import Dropped, Lease, MultiStepResult
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect, LeaseSteps, RecordStep, WithdrawSteps
-from lockstep.ps.coordinator.scheduling.multi_step_plan import (
+from lockstep.ps.coordinator.parts.multi_step import (
     FIRST_STEPS,
     LONGEST_PAUSE,
     PASSED,

@@ -21,7 +21,7 @@ from lockstep.common.protocol.messages import (
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import Recompute, UpdateWeights
 from lockstep.ps.coordinator.membership import Member
-from lockstep.ps.coordinator.scheduling.audit import (
+from lockstep.ps.coordinator.parts.audit import (
     Audit,
     AuditFinding,
     Conviction,
