@@ -14,6 +14,7 @@ from lockstep.checking.simulation.processes import Parts
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.checkpoint.resuming import Resumption
 from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.coordinator.parts.assembly import all_parts
 from lockstep.ps.run.info import RunInfo
 from tests.architecture.direction import ORDERS
 from tests.architecture.source import ROOT
@@ -73,7 +74,7 @@ def logged() -> Iterator[Log]:
 
 def eager(info: RunInfo, start: Resumption) -> Coordinator:
     """Return a coordinator that lets a team make steps by itself as soon as it can."""
-    return Coordinator(info, first_steps=0)
+    return Coordinator(info, all_parts(first_steps=0))
 
 
 @pytest.fixture(params=WAYS)

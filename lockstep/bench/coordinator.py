@@ -26,6 +26,7 @@ from lockstep.launch.client import worker_join
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Send, UpdateWeights
+from lockstep.ps.coordinator.parts.assembly import all_parts
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import plan_of
 
@@ -94,7 +95,7 @@ class SimulatedWorkers:
             fingerprint=fingerprint(),
             options=RunOptions(min_workers=self.workers),
         )
-        self.coordinator = Coordinator(info)
+        self.coordinator = Coordinator(info, all_parts())
         for number in range(self.workers):
             peer = number.to_bytes(4, "big")
             join = worker_join(str(number), "run", number, "run", range(min(self.workers, CORES_LIMIT)))

@@ -20,11 +20,11 @@ from lockstep.common.runtime.interrupts import held_back
 from lockstep.common.runtime.notice import notice, warning
 from lockstep.ps.checkpoint.checkpointer import Checkpointer
 from lockstep.ps.checkpoint.resuming import Resumption, first_round
-from lockstep.ps.coordinator.coordinator import initial_phase
 from lockstep.ps.coordinator.effects import UpdateWeights
 from lockstep.ps.coordinator.failures import diverged_text
+from lockstep.ps.coordinator.findings import MicroBatchOutcome
 from lockstep.ps.coordinator.membership import Membership
-from lockstep.ps.coordinator.parts.audit import not_finite_in
+from lockstep.ps.coordinator.parts.callbacks import is_paused_before
 from lockstep.ps.coordinator.status import status_of
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import Account
@@ -73,8 +73,8 @@ class SingleProcessTrainer:
         return Node(0, self.setup.info.job.micro_batches)
 
 
-def found_alone(setup: RunSetup, weights: Vector, step: int, micro_batch: int) -> str:
-    """Return what an honest worker finds for a micro-batch, as an audit compares it; empty if the model raises.
+def found_alone(setup: RunSetup, weights: Vector, step: int, micro_batch: int) -> MicroBatchOutcome | None:
+    """Return what an honest worker finds for a micro-batch, as an audit compares it; None if the model raises.
 
     `weights` are the whole vector after `step` updates, not rounded for workers.
     """
@@ -86,10 +86,10 @@ def found_alone(setup: RunSetup, weights: Vector, step: int, micro_batch: int) -
     try:
         sums, tally = compute.train(step, Node(micro_batch, micro_batch + 1))
     except NotFiniteError as error:
-        return not_finite_in(error.quantity, one_line(error.layer, NAME_LIMIT))
+        return MicroBatchOutcome(quantity=error.quantity, layer=one_line(error.layer, NAME_LIMIT))
     except Exception:  # noqa: BLE001  # whatever a user's model raises: it decides nothing
-        return ""
-    return result_digest(sums, compute.losses, tally)
+        return None
+    return MicroBatchOutcome(digest=result_digest(sums, compute.losses, tally))
 
 
 @dataclass
@@ -195,7 +195,7 @@ class SerialRun:
 
     def _stops_before(self, then: Round, progress: Progress) -> bool:
         """Ask callbacks whether the run ends before a round."""
-        is_paused = initial_phase(self.setup.info, then) is RunPhase.PAUSED
+        is_paused = is_paused_before(self.setup.info, then)
         return is_paused and self.is_to_stop is not None and self.is_to_stop(progress.history)
 
     def _round(self, at: Round, trainer: SingleProcessTrainer, progress: Progress) -> None:

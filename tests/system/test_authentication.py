@@ -23,6 +23,7 @@ from lockstep.common.transport.port import ClientPort, Frames
 from lockstep.common.transport.zeromq.ports import dial, serve
 from lockstep.common.transport.zeromq.server import ZeroMqServer
 from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.coordinator.parts.assembly import all_parts
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
 from lockstep.ps.server.server import Server
 from lockstep.ps.setup import open_run
@@ -102,7 +103,7 @@ class Gate:
         setting = Setting(transport="tcp", started=0.0)
         recorder = MetricsRecorder(opening.info, setting, opening.layout, None)
         self.server = Server(
-            Coordinator(opening.info),
+            Coordinator(opening.info, all_parts()),
             opening,
             recorder,
             self.port,

@@ -33,6 +33,7 @@ from lockstep.launch.cluster import has_checkpoint
 from lockstep.launch.serve import open_server
 from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
 from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.coordinator.parts.multi_step import MultiStep
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.recorder import Setting
 from lockstep.ps.run.info import RunInfo
@@ -217,7 +218,7 @@ class ServerProcess(SimulatedShell):
                 sharing,
                 coordinator_at=run.parts.coordinator,
             )
-            server.coordinator.multi_step.pause = SHORT_PAUSE
+            server.coordinator.part(MultiStep).plan.pause = SHORT_PAUSE
             server.succession.reach(dialler(run, process), predecessor)
             writer = DiskWriter(run.disk, process)
             writer.attach(session)

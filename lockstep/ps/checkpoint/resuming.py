@@ -14,7 +14,7 @@ from lockstep.common.runtime.notice import warning
 from lockstep.ps.checkpoint.checkpoint import Checkpoint, CheckpointIdentity, RunProgress
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.membership import Membership
+from lockstep.ps.coordinator.parts.assembly import all_parts
 from lockstep.ps.coordinator.parts.multi_step import FIRST_STEPS
 from lockstep.ps.records.ledger import RunBegun
 from lockstep.ps.records.receipt import read_chain
@@ -49,15 +49,9 @@ def first_round(setup: RunSetup) -> Resumption:
 
 
 def coordinator_of(info: RunInfo, start: Resumption, *, first_steps: int = FIRST_STEPS) -> Coordinator:
-    """Return the coordinator of a run that begins or resumes there; `first_steps` as of `Coordinator`."""
-    return Coordinator(
-        info,
-        membership=Membership(),
-        progress=start.progress,
-        start=start.round,
-        convicted=start.convicted,
-        first_steps=first_steps,
-    )
+    """Return the coordinator of a run that begins or resumes there; `first_steps` as of `all_parts`."""
+    parts = all_parts(first_steps=first_steps)
+    return Coordinator(info, parts, progress=start.progress, start=start.round, convicted=start.convicted)
 
 
 def begin_again(setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder) -> Resumption:

@@ -10,7 +10,7 @@ from lockstep.common.statemachine.machine import Report as Report
 from lockstep.common.statemachine.machine import ReportRefusal as ReportRefusal
 from lockstep.common.statemachine.machine import Send as Send
 from lockstep.ps.coordinator.events import StepMade
-from lockstep.ps.coordinator.parts.audit import Conviction
+from lockstep.ps.coordinator.findings import Conviction
 from lockstep.ps.records.ledger import Account
 
 

@@ -24,6 +24,7 @@ from lockstep.common.statemachine.machine import Interrupted as Interrupted
 from lockstep.common.statemachine.machine import PeerLeft as PeerLeft
 from lockstep.common.statemachine.machine import Received as Received
 from lockstep.common.statemachine.machine import TimePassed as TimePassed
+from lockstep.ps.coordinator.findings import MicroBatchOutcome
 
 
 class StatusRequested(Struct, frozen=True, kw_only=True):
@@ -126,11 +127,11 @@ class MultiStepLeaseEnded(Struct, frozen=True, kw_only=True):
 
 
 class Recomputed(Struct, frozen=True, kw_only=True):
-    """The server has computed a micro-batch itself; what it found is empty if it cannot."""
+    """The server has computed a micro-batch itself, or cannot."""
 
     step: int
     micro_batch: int
-    found: str = ""
+    found: MicroBatchOutcome | None = None
 
 
 class MultiStepLeaseRefused(Struct, frozen=True, kw_only=True):

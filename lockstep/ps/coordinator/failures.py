@@ -52,13 +52,10 @@ def lease_failed(member: Member, failed: ComputeFailed, state: RoundState) -> Fa
     return Report(text=f"{what} raised, and is tried once more:\n{indented(failed.traceback)}")
 
 
-def diverged(member: Member, found: Diverged, state: RoundState) -> Failure | None:
-    """Return the run's failure if a loss or gradient is not finite, None if it is not of this round."""
-    if not is_asked(member, found, state):
-        return None
+def diverged_by(member: Member, found: Diverged) -> str:
+    """Describe that a loss or gradient of a member is not finite."""
     who = member.named() if found.quantity == "gradient" else ""
-    text = diverged_text(found.work, found.step, found.micro_batch, found.layer, found.quantity, who)
-    return Failure(text=text, kind=FailureKind.DIVERGED)
+    return diverged_text(found.work, found.step, found.micro_batch, found.layer, found.quantity, who)
 
 
 def is_asked(member: Member, found: Diverged, state: RoundState) -> bool:

@@ -15,9 +15,6 @@ from lockstep.ps.run.progress import Progress
 #: Seconds between two reminders of what the run waits for.
 REMINDER_S = 5.0
 
-#: What a status shows as the phase of a run whose disk is full.
-NO_ROOM = "waiting for room on the disk"
-
 
 def status_of(
     info: RunInfo,

@@ -54,6 +54,9 @@ PHASES: dict[Work, RunPhase] = {
 }
 
 
+#: Phases in which something of a step is under way, whether or not a lease is held.
+UNDER_WAY = frozenset({RunPhase.UPDATING, RunPhase.MULTI_STEP, RunPhase.AUDITING})
+
 P = RunPhase
 
 #: The phases of a run that has not ended, and those of them in which workers may have work.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from lockstep.ps.checkpoint.folder import DOUBTFUL, CheckpointFolder
-from lockstep.ps.coordinator.parts.audit import AuditFinding, Conviction
+from lockstep.ps.coordinator.findings import AuditFinding, Conviction
 from lockstep.ps.records.convictions import MOST_RESULTS, Doubt, doubt_of, keep_convictions, read_convictions
 from lockstep.ps.records.ledger import Line, WorkerConvicted
 from lockstep.ps.records.run_folder import RunFolder, read_ledger
@@ -55,8 +55,8 @@ def _entry(conviction: Conviction, finding: AuditFinding, doubt: Doubt, back_to:
         identity=finding.identity,
         step=conviction.step,
         micro_batch=conviction.micro_batch,
-        found=finding.found,
-        right=conviction.right,
+        found=finding.found.recorded(),
+        right=conviction.right.recorded(),
         judges=list(conviction.judges),
         since=list(doubt.since[-MOST_RESULTS:]),
         since_count=len(doubt.since),

@@ -55,6 +55,7 @@ from lockstep.ps.checkpoint.checkpointer import Checkpointer
 from lockstep.ps.coordinator import effects, events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.failures import check_result
+from lockstep.ps.coordinator.findings import MicroBatchOutcome
 from lockstep.ps.coordinator.membership import Member
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW
 from lockstep.ps.records.recorder import MetricsRecorder
@@ -71,8 +72,8 @@ from lockstep.ps.shared_memory.memory import ServerSharedMemory
 from lockstep.ps.shared_memory.multi_step_leases import MultiStepLeases
 from lockstep.ps.standby.source import MirrorSource
 
-#: Returns what an honest worker finds for a micro-batch, given the weights and the step; empty if that cannot be found.
-Recompute = Callable[[RunSetup, Vector, int, int], str]
+#: Returns what an honest worker finds for a micro-batch, given the weights and the step; None if that cannot be found.
+Recompute = Callable[[RunSetup, Vector, int, int], MicroBatchOutcome | None]
 
 #: Seconds between two calls of `watch`, which shows the progress.
 WATCH_S = 0.1
@@ -551,7 +552,7 @@ class Server:
         """
         weights, updates = self.group.final_weights(is_diverged=False)
         is_possible = self.recompute is not None and updates == step
-        found = self.recompute(self.setup, weights, step, micro_batch) if self.recompute and is_possible else ""
+        found = self.recompute(self.setup, weights, step, micro_batch) if self.recompute and is_possible else None
         return events.Recomputed(step=step, micro_batch=micro_batch, found=found)
 
     def _report(self, report: effects.Report) -> None:

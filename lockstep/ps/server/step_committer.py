@@ -10,7 +10,8 @@ from lockstep.common.runtime.notice import warning
 from lockstep.ps.checkpoint.checkpointer import Checkpointer
 from lockstep.ps.coordinator import effects, events
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.parts.audit import Conviction
+from lockstep.ps.coordinator.findings import Conviction
+from lockstep.ps.coordinator.parts.hand_over import HandOver
 from lockstep.ps.records.recorder import MetricsRecorder, carried
 from lockstep.ps.run.traffic import Traffic
 from lockstep.ps.server.conviction import set_doubt_aside
@@ -52,7 +53,7 @@ class StepCommitter:
             has_average = self.coordinator.info.job.ema_decay is not None
             return ("all" if has_average else "weights") if ends_epoch else "nothing"
         # Never the weights alone: they and the optimizer's slots are to be of one step.
-        is_last = ends_epoch or bool(self.coordinator.drained)  # of a run that is handed over
+        is_last = ends_epoch or bool(self.coordinator.part(HandOver).drained)  # of a run that is handed over
         is_due = is_last or checkpointer.schedule.is_due(step + 1, self.group.clock.now(), ends_epoch=False)
         return "all" if is_due else "nothing"
 

@@ -39,8 +39,9 @@ from lockstep.common.statemachine.machine import soonest
 from lockstep.common.transport.auth.keys import is_standbys
 from lockstep.common.transport.port import ClientPort, Dial, PeerSlow, ServerPort
 from lockstep.ps.coordinator import effects, events
+from lockstep.ps.coordinator.admission import superseded_text
 from lockstep.ps.coordinator.coordinator import Coordinator
-from lockstep.ps.coordinator.registration import superseded_text
+from lockstep.ps.coordinator.parts.hand_over import HandOver
 from lockstep.ps.shard_group.shell import ShardGroupShell
 from lockstep.ps.standby.registry import StandbyMember, StandbyRegistry
 from lockstep.ps.standby.source import MirrorSource
@@ -227,7 +228,7 @@ class Succession:
             steps=info.plan.total_steps,
             files=self.source.files(),
             kept=dict(self.history.kept(since)),
-            electors=self.coordinator.electors(),
+            electors=self.coordinator.part(HandOver).electors(),
             # Those that are gone too, since each of them may lead the run by now: then the others find it there.
             standbys=tuple(self.history.standbys),
             options=info.options,

@@ -37,9 +37,9 @@ from lockstep.common.statemachine.machine import (
     stays,
     table_of,
 )
+from lockstep.ps.coordinator.admission import refusal, refused, superseded_text, through_its_socket, without_memory
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.coordinator.events import ServerLost, ServersReady, StepUpdated, SumsAcknowledged
-from lockstep.ps.coordinator.registration import refusal, refused, superseded_text, through_its_socket, without_memory
 from lockstep.ps.coordinator.status import Reminder
 from lockstep.ps.run.info import RunInfo
 

@@ -25,6 +25,6 @@ class Careless(BufferPool):
 class CarelessCoordinator(Coordinator):
     """Goes by that book."""
 
-    def _open(self, following: Round) -> None:
-        super()._open(following)
+    def open_round(self, following: Round) -> None:
+        super().open_round(following)
         self.state.buffers = Careless()

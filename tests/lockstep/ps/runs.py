@@ -26,6 +26,7 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect, Finish, Report, ReportRefusal, Send, UpdateWeights
+from lockstep.ps.coordinator.parts.assembly import all_parts
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import plan_of
 
@@ -112,7 +113,7 @@ class Drive:
     counted: list[Node] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.coordinator = Coordinator(self.info)
+        self.coordinator = Coordinator(self.info, all_parts())
 
     def happen(self, event: events.Event) -> list[Effect]:
         """Let the coordinator handle an event at the present time; it is to be consistent afterwards."""

@@ -14,6 +14,7 @@ from lockstep.common.protocol.messages import NO_TERM, Dropped, Lease, Ready, Wi
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect, LeaseSteps, Send, UpdateWeights
+from lockstep.ps.coordinator.parts.assembly import all_parts
 from lockstep.ps.records.ledger import UnusedWork
 from lockstep.ps.run.plan import plan_of
 from tests.lockstep.ps.runs import facts_of, join_of, peer_of, result_of
@@ -63,7 +64,7 @@ class TimedRun:
         job = Job(model="linear", global_batch=self.micro_batches, micro_batches=self.micro_batches, epochs=1)
         info = facts_of(job, min_workers=len(self.speeds))
         plan = plan_of(job, self.steps * self.micro_batches, 1)
-        self.coordinator = Coordinator(replace(info, plan=plan))
+        self.coordinator = Coordinator(replace(info, plan=plan), all_parts())
         self.workers = [TimedWorker(number, takes_s) for number, takes_s in enumerate(self.speeds)]
         cores = len(self.speeds) if self.cores is None else self.cores
         for worker in self.workers:

@@ -13,13 +13,22 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
+from lockstep.common.errors import FailureKind, RefusalKind
 from lockstep.common.numerics.random import Purpose, generator
-from lockstep.common.protocol.messages import Diverged, Quantity, Result
+from lockstep.common.protocol.messages import Diverged, Eviction, Result
+from lockstep.ps.coordinator import events
+from lockstep.ps.coordinator.admission import convicted_text, refused
+from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.coordinator.effects import Effect, Recompute, Report
+from lockstep.ps.coordinator.findings import AuditFinding, Conviction, MicroBatchOutcome
 from lockstep.ps.coordinator.membership import Member, process_of
+from lockstep.ps.coordinator.scheduling.lease_table import LeaseTable
+from lockstep.ps.coordinator.transitions import RunPhase
+from lockstep.ps.records.ledger import AUDITED
 from lockstep.ps.run.plan import Round
 
 #: What the server is called next to workers.
@@ -54,68 +63,15 @@ def share_to_find(steps: int, wrong: float, results: float, probability: float) 
     return -math.expm1(math.log1p(-probability) / (steps * results)) / wrong
 
 
-class AuditFinding(msgspec.Struct, frozen=True):
-    """What a worker, which may be gone by now, found for a micro-batch."""
-
-    rank: int
-    #: What it was before it ever left: it may have another rank by now; and by what it is known when it comes back.
-    process: str
-    identity: str
-    named: str
-    #: The digest of its result, or where the first value is that is not finite.
-    found: str
-
-    @classmethod
-    def of(cls, member: Member, found: Result | Diverged) -> "AuditFinding":
-        """Return the finding of a member."""
-        return cls(member.rank, process_of(member.join), member.identity, member.named(), found_in(found))
-
-    def text(self) -> str:
-        """Return who found what."""
-        return f"{self.named} found {self.found[:12]}…" if _is_digest(self.found) else f"{self.named} {self.found}"
-
-
-def found_in(found: Result | Diverged) -> str:
-    """Return what workers with the same bits find alike."""
-    return found.digest if isinstance(found, Result) else not_finite_in(found.quantity, found.layer)
-
-
-def not_finite_in(quantity: Quantity, layer: str) -> str:
-    """Return what is found if a value is not finite; `layer` as of `Diverged`."""
-    where = f"from layer {layer} on" if quantity == "loss" else f"first of {layer!r}"
-    return f"found a {quantity} that is not finite, {where}"
-
-
-def _is_digest(found: str) -> bool:
-    return " " not in found
-
-
-class Conviction(msgspec.Struct, frozen=True):
-    """Who computed a micro-batch wrongly, as two others agree, or the server."""
-
-    step: int
-    micro_batch: int
-    #: Not empty.
-    wrong: tuple[AuditFinding, ...]
-    #: What is right, and who found that.
-    right: str
-    judges: tuple[str, ...]
-
-    def text(self) -> str:
-        """Return how the audit found them."""
-        others = " and ".join(self.judges)
-        right = f"{self.right[:12]}…" if _is_digest(self.right) else self.right.removeprefix("found ")
-        found = ", ".join(finding.text() for finding in self.wrong)
-        these = " and ".join(finding.named for finding in self.wrong)
-        verb = "computes wrongly, and is evicted" if len(self.wrong) == 1 else "compute wrongly, and are evicted"
-        return (
-            f"the audit found a difference in micro-batch {self.micro_batch} of step {self.step}: {found}, and "
-            f"{others} {right}: {these} {verb}"
-        )
+def finding_of(member: Member, answer: Result | Diverged) -> AuditFinding:
+    """Return the finding of a member."""
+    return AuditFinding(
+        member.rank, process_of(member.join), member.identity, member.named(), MicroBatchOutcome.of(answer)
+    )
 
 
 @dataclass
-class Audit:
+class AuditOfStep:
     """The micro-batches of one step that are computed twice."""
 
     #: The training round.
@@ -127,7 +83,7 @@ class Audit:
     asked: set[int] = field(default_factory=set)
 
     @classmethod
-    def of(cls, at: Round, share: float, seed: int) -> "Audit":
+    def of(cls, at: Round, share: float, seed: int) -> "AuditOfStep":
         """Return the audit of a round: an empty one unless it is a training step."""
         is_training = at.work == "train"
         return cls(at, chosen_for_audit(share, seed, at.step, at.micro_batches) if is_training else frozenset())
@@ -135,7 +91,7 @@ class Audit:
     def record(self, member: Member, result: Result) -> None:
         """Record a result that counts, if it is to be computed again."""
         if result.lo in self.chosen:
-            self.findings[result.lo] = [AuditFinding.of(member, result)]
+            self.findings[result.lo] = [finding_of(member, result)]
 
     def is_due(self) -> bool:
         """Tell whether any micro-batch is still to be computed again."""
@@ -176,13 +132,15 @@ class Audit:
             return None
         return self._convict(micro_batch, wrong, finding.found, [one.named for one in (*agreeing, finding)])
 
-    def decide(self, micro_batch: int, right: str) -> Conviction | None:
+    def decide(self, micro_batch: int, right: MicroBatchOutcome) -> Conviction | None:
         """Return who is wrong about a micro-batch of which the server has found what is right."""
         found = self.findings.get(micro_batch, [])
         agreeing = [one.named for one in found if one.found == right]
         return self._convict(micro_batch, [one for one in found if one.found != right], right, [*agreeing, SERVER])
 
-    def _convict(self, micro_batch: int, wrong: list[AuditFinding], right: str, judges: list[str]) -> Conviction | None:
+    def _convict(
+        self, micro_batch: int, wrong: list[AuditFinding], right: MicroBatchOutcome, judges: list[str]
+    ) -> Conviction | None:
         if not wrong:
             return None
         return Conviction(self.round.step, micro_batch, tuple(wrong), right, tuple(judges))
@@ -191,3 +149,123 @@ class Audit:
         """Describe how the findings of a micro-batch differ."""
         of = self.round.named([Node(micro_batch, micro_batch + 1)])
         return f"the audit found a difference in {of}: {', '.join(one.text() for one in self.findings[micro_batch])}"
+
+
+class Audit:
+    """Adds to a training round that some of its micro-batches are computed again before the update."""
+
+    def __init__(self, core: Coordinator) -> None:
+        self._core = core
+        self.step = AuditOfStep(core.info.plan.first())
+        hooks = core.hooks
+        hooks.rounds.append(self)
+        hooks.answers["audit"] = self._judge
+        hooks.events[events.Recomputed] = self._on_recomputed
+        hooks.after.append(self._end_if_done)
+
+    def opened(self, at: Round) -> frozenset[int]:
+        self.step = AuditOfStep.of(at, self._core.info.options.audit, self._core.info.job.seed)
+        return self.step.chosen
+
+    def accepted(self, member: Member, result: Result) -> None:
+        self.step.record(member, result)
+
+    def completed(self) -> bool:
+        """Let the micro-batches that are audited be all that is left of the round, for other workers than before."""
+        core, audit = self._core, self.step
+        if core.round.work != "train" or not audit.is_due():
+            return False
+        micro_batches, excluded = core.round.micro_batches, audit.excluded(core.membership.members.values())
+        leases = LeaseTable.for_audit(micro_batches, excluded, core.leases.count)
+        core.state.continue_with(replace(core.round, work="audit"), leases)
+        core.enter(RunPhase.AUDITING)
+        return True
+
+    def _judge(self, member: Member, answer: Result | Diverged, now: float) -> list[Effect]:
+        """Compare what another worker has found; it is an error of ours to ask one twice."""
+        audit, core = self.step, self._core
+        micro_batch = answer.lo if isinstance(answer, Result) else answer.micro_batch
+        if audit.has_heard(micro_batch, member):
+            return []
+        conviction = audit.add(micro_batch, finding_of(member, answer))
+        if conviction is not None:
+            return self._convict(conviction)
+        if audit.is_disputed(micro_batch):
+            core.leases.hand_back(member.rank, micro_batch)
+            self._exclude()
+            text = f"{audit.dispute(micro_batch)}; another worker, or the server, computes it too"
+            return [Report(text=text), *core.assign_leases(now)]
+        assert isinstance(answer, Result)  # the first one's was
+        return self._accept(member, answer, now)
+
+    def _exclude(self) -> None:
+        """Lease no micro-batch to a worker that has computed it, also if that has another rank by now."""
+        self._core.leases.excluded = self.step.excluded(self._core.membership.members.values())
+
+    def _accept(self, member: Member, result: Result, now: float) -> list[Effect]:
+        """Record a micro-batch for which a worker found the same bits."""
+        core, node = self._core, result.node()
+        ended = core.leases.accept(node) or []
+        core.state.account.record_recomputed("audit", result.step, [node], member.rank, AUDITED)
+        withdrawn = core.withdraw([lease for lease in ended if lease.rank != member.rank], now)
+        core.progress.audited += 1
+        core.membership.credit_audit(member, result.compute_s)
+        return [*withdrawn, *core.assign_leases(now)]
+
+    def _on_recomputed(self, event: events.Recomputed, now: float) -> list[Effect]:
+        """Believe the server; without its opinion, the run cannot go on: one of them changes the weights."""
+        audit, at = self.step, self._core.round
+        if (at.work, at.step) != ("audit", event.step) or not audit.is_disputed(event.micro_batch):
+            return []
+        conviction = None if event.found is None else audit.decide(event.micro_batch, event.found)
+        if conviction is not None:
+            return self._convict(conviction)
+        text = (
+            f"{audit.dispute(event.micro_batch)}; nobody is left who could decide which of them computes wrongly, and "
+            "the step was not applied: find out with `lockstep verify`, or by leaving out one at a time, and resume "
+            "from the last checkpoint"
+        )
+        return self._core.fail(text, FailureKind.AUDIT)
+
+    def _convict(self, conviction: Conviction) -> list[Effect]:
+        """Evict the workers that are wrong for good; end, so that the run is resumed from before their results."""
+        core, failure = self._core, conviction.text()
+        wrong = {finding.identity for finding in conviction.wrong}
+        refusal = refused(RefusalKind.CONVICTED, convicted_text(failure))
+        members = core.membership.members.items()
+        messages = {peer: refusal for peer, one in members if one.identity in wrong}
+        if core.info.options.audit_ends:
+            return core.fail(failure, FailureKind.AUDIT, messages, conviction)
+        # The others join again in a moment, when the run is resumed.
+        back = Eviction(reason="the run goes back to a checkpoint, since a worker has computed wrongly")
+        return core.fail(
+            failure, FailureKind.ROLLBACK, {peer: messages.get(peer, back) for peer, _ in members}, conviction
+        )
+
+    def _end_if_done(self, now: float) -> list[Effect]:
+        """Complete the step once everything is audited for which there is a worker: the audit waits for none."""
+        core, audit = self._core, self.step
+        if core.phase is not RunPhase.AUDITING:
+            return []
+        self._exclude()  # a worker that has come back meanwhile has another rank
+        ready = [member.rank for member in core.membership.ready()]
+        alone = core.leases.unassignable(ready)
+        effects = self._skip([one for one in alone if not audit.is_disputed(one)])
+        asked = [one for one in alone if audit.is_disputed(one) and one not in audit.asked]
+        audit.asked.update(asked)
+        effects += [Recompute(step=core.round.step, micro_batch=one) for one in asked]
+        if not core.leases.is_complete():
+            return effects
+        core.state.continue_with(audit.round, core.leases)
+        audit.findings.clear()
+        return [*effects, *core.complete_round(now)]
+
+    def _skip(self, micro_batches: Iterable[int]) -> list[Effect]:
+        """Give up the audit of micro-batches that no worker may compute; report the first of the run."""
+        core, skipped = self._core, [Node(one, one + 1) for one in micro_batches]
+        for node in skipped:
+            core.leases.skip(node.lo)
+        is_first = skipped and not core.progress.unaudited
+        core.progress.unaudited += len(skipped)
+        text = f"cannot audit {core.round.named(skipped)} or others now: no other worker is ready; the run continues"
+        return [Report(text=text)] if is_first else []

@@ -7,9 +7,17 @@ it alone as long as nothing else is to be decided.
 
 from dataclasses import dataclass
 
-from lockstep.ps.coordinator.effects import LeaseSteps
-from lockstep.ps.coordinator.membership import Membership
+from msgspec.structs import replace
+
+from lockstep.common.protocol.messages import MultiStepResult, Status
+from lockstep.common.statemachine.machine import Received
+from lockstep.ps.coordinator import events
+from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.coordinator.effects import Effect, LeaseSteps, RecordStep, WithdrawSteps
+from lockstep.ps.coordinator.membership import Membership, MemberState
 from lockstep.ps.coordinator.scheduling.scheduler import Scheduler
+from lockstep.ps.coordinator.transitions import RunPhase
+from lockstep.ps.records.ledger import Account
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.run.plan import Round
 
@@ -48,7 +56,8 @@ class MultiStepPlan:
 
     def next(self, info: RunInfo, at: Round, membership: Membership, scheduler: Scheduler) -> LeaseSteps | None:
         """Return the multi-step lease that begins with a round; None if the round is to be leased."""
-        if not self.is_possible or at.work != "train" or at.step < self.earliest:
+        is_first = at.step % info.plan.steps_per_epoch == 0  # callbacks, or the results of an evaluation, come before
+        if not self.is_possible or at.work != "train" or at.step < self.earliest or is_first:
             return None
         # The last step of an epoch may be shorter, and an evaluation follows it.
         last = min((at.step // info.plan.steps_per_epoch + 1) * info.plan.steps_per_epoch, info.plan.total_steps) - 1
@@ -72,3 +81,115 @@ def _rank_alone(membership: Membership, scheduler: Scheduler) -> int | None:
     if len(ready) != 1 or not ready[0].has_team or not scheduler.timeouts.is_known("train"):
         return None
     return None if scheduler.withdrawals.has_any(ready[0].rank) else ready[0].rank
+
+
+@dataclass
+class CurrentLease:
+    """The multi-step lease of a team."""
+
+    steps: LeaseSteps
+    #: Whether the team has been sent it, and whether it is being withdrawn.
+    is_begun: bool = False
+    is_ending: bool = False
+
+
+class MultiStep:
+    """Lets a team make steps by itself, whose results never come here."""
+
+    def __init__(self, core: Coordinator, *, first_steps: int = FIRST_STEPS) -> None:
+        self._core = core
+        self.plan = MultiStepPlan(earliest=core.first.step + first_steps)
+        self.lease: CurrentLease | None = None
+        hooks = core.hooks
+        hooks.events[events.StepMade] = self._on_made
+        hooks.events[events.MultiStepLeaseEnded] = self._on_ended
+        hooks.events[events.MultiStepLeaseRefused] = self._on_refused
+        hooks.events[MultiStepResult] = self._on_answer
+        hooks.begins.append(self._phase_of)
+        hooks.after.append(self._watch)
+        hooks.statuses.append(self._shown)
+
+    def _phase_of(self, at: Round) -> RunPhase | None:
+        """Let a team make the steps from this one on if it can."""
+        core = self._core
+        steps = None if core.is_held() else self.plan.next(core.info, at, core.membership, core.scheduler)
+        self.lease = None if steps is None else CurrentLease(steps)
+        return None if steps is None else RunPhase.MULTI_STEP
+
+    def _watch(self, now: float) -> list[Effect]:
+        """Begin the lease; end it once another worker can work too, the one that has it is not to, or none is."""
+        lease, core = self.lease, self._core
+        if lease is None or lease.is_ending:
+            return []
+        if not lease.is_begun:
+            lease.is_begun = True
+            return [lease.steps]
+        is_alone = [member.rank for member in core.membership.ready()] == [lease.steps.rank]
+        if is_alone and not core.is_held():
+            return []
+        lease.is_ending = True
+        return [WithdrawSteps()]
+
+    def _on_made(self, made: events.StepMade, now: float) -> list[Effect]:
+        """Count a step as if its results had come."""
+        core = self._core
+        micro_batches, account, tally = core.round.micro_batches, core.state.account, made.tally
+        member = core.membership.by_rank(made.rank)
+        assert tally.count == core.info.job.global_batch * core.info.targets
+        for part in made.parts:
+            losses = made.losses[4 * part.node.lo : 4 * part.node.hi]
+            process = None if member is not None and member.processes == 1 else part.process
+            account.record_accepted(part.node, made.rank, losses, part.began_s, part.ended_s, process)
+        if member is not None:
+            core.scheduler.timeouts.add(made.rank, "train", made.round_s / micro_batches)
+            samples = tally.count // core.info.targets
+            core.progress.compute_s += core.membership.credit(member, samples, *made.compute_s())
+        ended = core.progress.round_started + made.round_s
+        core.progress.end_step(tally, ended, core.membership.end_step())
+        core.progress.begin_round(ended)
+        core.state.account, core.state.round = Account(micro_batches), Round("train", made.step + 1, micro_batches)
+        return [RecordStep(account=account, made=made)]
+
+    def _on_ended(self, event: events.MultiStepLeaseEnded, now: float) -> list[Effect]:
+        """Continue step by step; a team that has not answered stands still if it was late."""
+        core, lease = self._core, self.lease
+        assert lease is not None  # it is completed
+        self.plan.on_completed(lease.steps.first, event.steps, is_cut=event.is_cut)
+        self._leave(event.steps, now)
+        if event.is_silent and event.lease is not None and core.membership.by_rank(lease.steps.rank) is not None:
+            core.scheduler.await_multi_step(lease.steps.rank, event.lease, now, is_late=event.is_cut)
+        return core.assign_leases(now)
+
+    def _on_refused(self, event: events.MultiStepLeaseRefused, now: float) -> list[Effect]:
+        self.plan.is_possible = False
+        self._leave(self._core.round.step, now)
+        return self._core.assign_leases(now)
+
+    def _leave(self, steps: int, now: float) -> None:
+        """Continue step by step."""
+        core = self._core
+        self.lease, account = None, core.state.account
+        core.enter(RunPhase.TRAINING)
+        # The team has measured the time of its steps by its own clock.
+        core.progress.begin_round(min(core.progress.round_started, now))
+        core.open_round(Round("train", steps, core.round.micro_batches))
+        # What has happened since the last step was made.
+        core.state.account.merge(account)
+
+    def _on_answer(self, received: Received, now: float) -> list[Effect]:
+        """Let a worker have work again that has answered."""
+        core, member, answer = self._core, self._core.membership.members.get(received.peer), received.message
+        if member is None or not isinstance(answer, MultiStepResult):
+            return []
+        is_expected = core.scheduler.end_multi_step(member.rank, answer.key(), now)
+        return core.assign_leases(now, core.only(member)) if is_expected else []
+
+    def _shown(self, status: Status) -> Status:
+        """Return the status as in a run whose steps are leased one by one: it does not matter how a step is made."""
+        if self.lease is None or self._core.phase is not RunPhase.MULTI_STEP:
+            return status
+        rank, ready = self.lease.steps.rank, MemberState.READY.value
+        workers = [
+            replace(one, state="computing") if (one.rank, one.state) == (rank, ready) else one for one in status.workers
+        ]
+        return replace(status, phase=RunPhase.TRAINING.value, workers=workers)

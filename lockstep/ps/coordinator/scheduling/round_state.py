@@ -8,20 +8,17 @@ turn, some of which may have ended here long ago. So what is in a slot is a resu
 that slot: the worker may be writing that one's sums by now.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-
-from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node, TreeSum
 from lockstep.common.job.tally import Tally
 from lockstep.common.protocol.messages import SLOTS, Result
 from lockstep.ps.coordinator.effects import AddSharedSums, Effect
 from lockstep.ps.coordinator.membership import Member
-from lockstep.ps.coordinator.parts.audit import Audit
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
-from lockstep.ps.records.ledger import AUDITED, Account, SignedResult
+from lockstep.ps.records.ledger import Account, SignedResult
 from lockstep.ps.run.plan import Round
 
 #: Seconds from the begin of a lease's round until it was leased, and until its worker was past it.
@@ -153,8 +150,8 @@ class RoundState:
     """The state of one round; each round has a new one."""
 
     round: Round
-    #: Which of its micro-batches are computed again.
-    audit: Audit
+    #: Micro-batches that are leased alone, and whose results have digests.
+    single: frozenset[int] = frozenset()
     #: What names the run in signatures of results, empty if they are not signed.
     signed_run: str = ""
     #: When it began: the ledger's times are counted from there.
@@ -175,7 +172,7 @@ class RoundState:
 
     def __post_init__(self) -> None:
         total = self.round.micro_batches
-        self.leases, self.account = LeaseTable(total, single=self.audit.chosen), Account(total)
+        self.leases, self.account = LeaseTable(total, single=self.single), Account(total)
         self.tallies = TreeSum(total, lambda left, right: left + right)
 
     def in_use(self, rank: int) -> set[int]:
@@ -243,7 +240,6 @@ class RoundState:
             signed = SignedResult.of(self.signed_run, result) if self.signed_run else None
             ended_s = now - self.began
             self.account.record_accepted(node, member.rank, result.losses, began_s, ended_s, signed=signed)
-            self.audit.record(member, result)
         return [lease for lease in ended if lease.rank != member.rank], leases.free() > free
 
     def release(self, rank: int, why: str, now: float) -> list[Node]:
@@ -253,51 +249,9 @@ class RoundState:
         self.account.record_recomputed(work, step, released, rank, why, began_s, now - self.began)
         return released
 
-    def begin_audit(self, members: Iterable[Member]) -> None:
-        """Let the micro-batches that are audited be all that is left of the round, for other workers than before."""
-        self.round = replace(self.round, work="audit")
-        excluded = self.audit.excluded(members)
-        self.leases = LeaseTable.for_audit(self.round.micro_batches, excluded, self.leases.count)
-        self.expected = ExpectedEnds()
-
-    def accept_audited(self, member: Member, result: Result) -> list[HeldLease]:
-        """Record a micro-batch for which the audit found the same bits; return which leases of others it ends."""
-        ended = self.leases.accept(result.node()) or []
-        self.account.record_recomputed("audit", result.step, [result.node()], member.rank, AUDITED)
-        return [lease for lease in ended if lease.rank != member.rank]
-
-    def dispute(self, member: Member, micro_batch: int, members: Iterable[Member]) -> None:
-        """Let another worker compute a micro-batch about which this one differs from those before."""
-        self.leases.hand_back(member.rank, micro_batch)
-        self.exclude(members)
-
-    def exclude(self, members: Iterable[Member]) -> None:
-        """Lease no micro-batch that is audited to who has computed it, also if that has another rank by now."""
-        self.leases.excluded = self.audit.excluded(members)
-
-    def for_server(self, ready: Sequence[int]) -> list[int]:
-        """Return, once, the disputed micro-batches that none of the `ready` ranks may compute."""
-        asked = self.audit.asked
-        found = [one for one in self.leases.unassignable(ready) if self.audit.is_disputed(one) and one not in asked]
-        asked.update(found)
-        return found
-
-    def is_open_audit(self, step: int, micro_batch: int) -> bool:
-        """Tell whether a disputed micro-batch is not decided yet."""
-        is_current = (self.round.work, self.round.step) == ("audit", step)
-        return is_current and self.audit.is_disputed(micro_batch)
-
-    def skip_unassignable(self, ready: Sequence[int]) -> list[Node]:
-        """Give up the micro-batches that none of the `ready` ranks may compute, unless it is disputed; return them."""
-        skipped = [one for one in self.leases.unassignable(ready) if not self.audit.is_disputed(one)]
-        for micro_batch in skipped:
-            self.leases.skip(micro_batch)
-        return [Node(micro_batch, micro_batch + 1) for micro_batch in skipped]
-
-    def end_audit(self) -> None:
-        """Let the round be what it was: a training step, all of which is done, with nothing left to audit."""
-        self.round = self.audit.round
-        self.audit.findings.clear()
+    def continue_with(self, at: Round, leases: LeaseTable) -> None:
+        """Let something else be left of the round, whose results are kept."""
+        self.round, self.leases, self.expected = at, leases, ExpectedEnds()
 
     def validate(self, available: Sequence[int]) -> None:
         """Raise AssertionError if nobody works, and one of the `available` ranks could: for tests."""

@@ -16,7 +16,7 @@ from lockstep.ps.checkpoint.resuming import Resumption
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect
-from lockstep.ps.coordinator.membership import Membership
+from lockstep.ps.coordinator.parts.assembly import all_parts
 from lockstep.ps.coordinator.scheduling.lease_table import HeldLease, LeaseTable
 from lockstep.ps.coordinator.scheduling.round_state import PendingAcknowledgements
 from lockstep.ps.records.recorder import MetricsRecorder
@@ -33,8 +33,7 @@ def coordinating(kind: type[Coordinator]) -> Callable[[RunInfo, Resumption], Coo
     """Return what makes a coordinator of a kind, as `coordinator_of` does."""
 
     def make(info: RunInfo, start: Resumption) -> Coordinator:
-        membership = Membership()
-        return kind(info, membership=membership, progress=start.progress, start=start.round, first_steps=0)
+        return kind(info, all_parts(first_steps=0), progress=start.progress, start=start.round)
 
     return make
 
@@ -52,9 +51,9 @@ class Credulous(LeaseTable):
 class CredulousCoordinator(Coordinator):
     """Goes by that book."""
 
-    def _open(self, following: Round) -> None:
-        super()._open(following)
-        self.state.leases = Credulous(following.micro_batches, single=self.state.audit.chosen)
+    def open_round(self, following: Round) -> None:
+        super().open_round(following)
+        self.state.leases = Credulous(following.micro_batches, single=self.state.single)
 
 
 class Heap(VectorTree):
@@ -131,8 +130,8 @@ class Hasty(PendingAcknowledgements):
 class HastyCoordinator(Coordinator):
     """Goes by that book."""
 
-    def _open(self, following: Round) -> None:
-        super()._open(following)
+    def open_round(self, following: Round) -> None:
+        super().open_round(following)
         self.state.pending = Hasty()
 
 

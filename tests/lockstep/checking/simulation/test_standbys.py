@@ -15,9 +15,9 @@ from lockstep.common.protocol.shard_messages import ShardWelcome
 from lockstep.common.protocol.standby_messages import RunFile, RunFiles
 from lockstep.common.statemachine.client import Client, ClientEffect
 from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
+from lockstep.ps.coordinator.admission import Admittance
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect
-from lockstep.ps.coordinator.registration import Admittance
 from lockstep.ps.run.info import RunInfo
 from lockstep.ps.server.server import Server
 from lockstep.ps.server.succession import ABSENT_S, Succession
@@ -63,8 +63,8 @@ class ForgetfulClient(Client):
 class Heedless(Coordinator):
     """Lets workers in that have seen a higher term."""
 
-    def _join(self, peer: bytes, join: Join, admitted: Admittance, now: float) -> list[Effect]:
-        return super()._join(peer, msgspec.structs.replace(join, term=NO_TERM), admitted, now)
+    def join(self, peer: bytes, join: Join, admitted: Admittance, now: float) -> list[Effect]:
+        return super().join(peer, msgspec.structs.replace(join, term=NO_TERM), admitted, now)
 
 
 class Incurious(Succession):

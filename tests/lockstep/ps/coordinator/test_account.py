@@ -3,6 +3,7 @@
 from lockstep.common.protocol.messages import Result
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import RecordEpoch, UpdateWeights
+from lockstep.ps.coordinator.parts.assembly import all_parts
 from lockstep.ps.records.ledger import LedgerEntry, UnusedWork, WorkerIn
 from tests.lockstep.ps.runs import Drive, facts_of, result_of
 
@@ -101,7 +102,7 @@ def test_a_run_may_begin_anywhere() -> None:
     info = facts_of()
     for steps, is_evaluated, phase in ((0, False, "training"), (3, False, "evaluating"), (3, True, "training")):
         drive = Drive(info)
-        drive.coordinator = Coordinator(info, start=info.plan.at(steps, is_evaluated=is_evaluated))
+        drive.coordinator = Coordinator(info, all_parts(), start=info.plan.at(steps, is_evaluated=is_evaluated))
         drive.enter(1)
         assert drive.coordinator.phase.value == phase
         assert drive.coordinator.round.step == steps

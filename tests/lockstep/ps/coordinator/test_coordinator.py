@@ -119,7 +119,7 @@ def test_workers_that_came_before_the_servers_are_welcomed_with_them_in_order() 
     welcomes = {worker: messages(effects, worker) for worker in (1, 2)}
     assert [message.rank for worker in (2, 1) for message in welcomes[worker] if isinstance(message, Welcome)] == [0, 1]
     assert [message.shards for message in messages(effects) if isinstance(message, Welcome)] == [["memory://0"]] * 2
-    assert drive.coordinator.early_joins == {}
+    assert drive.coordinator.admission.early == {}
     assert drive.coordinator.membership.obstacle == "no such folder"
 
 

@@ -60,6 +60,6 @@ def test_who_came_early_and_left_is_not_kept(times: int) -> None:
     for number in range(TIMES):
         for _ in range(times):
             drive.happen(events.Received(peer=peer_of(number), message=join_of(number)))
-        assert [*drive.coordinator.early_joins] == [peer_of(number)]
+        assert [*drive.coordinator.admission.early] == [peer_of(number)]
         drive.happen(events.PeerLeft(peer=peer_of(number), reason="its connection is gone"))
-    assert drive.coordinator.early_joins == {}
+    assert drive.coordinator.admission.early == {}

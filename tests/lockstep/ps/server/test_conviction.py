@@ -10,17 +10,19 @@ from msgspec.structs import replace
 
 from lockstep.common.errors import FileFormatError
 from lockstep.ps.checkpoint.folder import CheckpointFolder
-from lockstep.ps.coordinator.parts.audit import AuditFinding, Conviction
+from lockstep.ps.coordinator.findings import AuditFinding, Conviction, MicroBatchOutcome
 from lockstep.ps.records.convictions import read_convictions
 from lockstep.ps.records.ledger import AUDITED, LedgerShare, Line, RunBegun, StepDone, UnusedWork, WorkerIn
 from lockstep.ps.records.run_folder import CHECKPOINTS, RunFolder
 from lockstep.ps.server.conviction import Consequences, set_doubt_aside
 
-LIAR = AuditFinding(1, "b", "process b", "worker 1 (host host, pid 7)", "b" * 64)
+LIAR = AuditFinding(1, "b", "process b", "worker 1 (host host, pid 7)", MicroBatchOutcome(digest="b" * 64))
 
-OTHER = AuditFinding(2, "c", "process c", "worker 2 (host host, pid 8)", "c" * 64)
+OTHER = AuditFinding(2, "c", "process c", "worker 2 (host host, pid 8)", MicroBatchOutcome(digest="c" * 64))
 
-CONVICTION = Conviction(9, 2, (LIAR,), "a" * 64, ("worker 0 (host host, pid 6)", "the server"))
+CONVICTION = Conviction(
+    9, 2, (LIAR,), MicroBatchOutcome(digest="a" * 64), ("worker 0 (host host, pid 6)", "the server")
+)
 
 
 def folder_of(path: Path, *lines: Line, steps: tuple[int, ...] = (0, 4, 6, 8)) -> tuple[RunFolder, CheckpointFolder]:

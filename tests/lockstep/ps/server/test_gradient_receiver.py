@@ -11,6 +11,7 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.statemachine.machine import Send
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.coordinator.parts.assembly import all_parts
 from lockstep.ps.server.gradient_receiver import GradientReceiver
 from lockstep.ps.setup import open_run
 from tests.lockstep.ps.runs import join_of, peer_of, result_of
@@ -31,7 +32,7 @@ class Received:
 
     def __post_init__(self) -> None:
         setup = open_run("run", JOB, digits(), RunOptions(min_workers=self.workers))
-        self.coordinator = Coordinator(setup.info)
+        self.coordinator = Coordinator(setup.info, all_parts())
         self.receiver = GradientReceiver(self.coordinator, setup.shard, None)
         for worker in range(self.workers):
             self.handle(events.Received(peer=peer_of(worker), message=join_of(worker)))

@@ -223,7 +223,7 @@ def test_a_standby_that_goes_without_a_word_may_lead_the_run(says_so: bool, reme
     assert simulation.server.succession.registry.members == {}
     # A server that is started again asks those that it knows, and so does a worker whose server is gone.
     assert known(simulation) == remembered
-    assert [standby.address for standby in simulation.server.coordinator.standbys] == remembered
+    assert [standby.address for standby in simulation.server.coordinator.admission.standbys] == remembered
 
 
 def test_a_standby_gets_to_know_those_that_have_gone_without_a_word() -> None:

@@ -20,16 +20,9 @@ from lockstep.common.protocol.messages import (
 )
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import Recompute, UpdateWeights
+from lockstep.ps.coordinator.findings import Conviction, MicroBatchOutcome
 from lockstep.ps.coordinator.membership import Member
-from lockstep.ps.coordinator.parts.audit import (
-    Audit,
-    AuditFinding,
-    Conviction,
-    chosen_for_audit,
-    not_finite_in,
-    share_to_find,
-    steps_to_find,
-)
+from lockstep.ps.coordinator.parts.audit import AuditOfStep, chosen_for_audit, finding_of, share_to_find, steps_to_find
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.ledger import AUDITED, UnusedWork
 from lockstep.ps.run.info import RunInfo
@@ -154,8 +147,9 @@ def asked(drive: Audited) -> list[Recompute]:
     return [effect for effect in drive.effects if isinstance(effect, Recompute)]
 
 
-def decide(drive: Audited, found: str) -> None:
+def decide(drive: Audited, digest: str) -> None:
     (recompute,) = asked(drive)
+    found = MicroBatchOutcome(digest=digest) if digest else None
     drive.happen(events.Recomputed(step=recompute.step, micro_batch=recompute.micro_batch, found=found))
 
 
@@ -170,8 +164,8 @@ def test_a_third_worker_decides_and_who_is_wrong_is_evicted() -> None:
     bring_audits(drive, {2: OTHER})
     conviction = convicted(drive)
     assert asked(drive) == []
-    assert [(one.rank, one.found) for one in conviction.wrong] == [(1, OTHER)]
-    assert (conviction.step, conviction.right) == (0, SAME)
+    assert [(one.rank, one.found.digest) for one in conviction.wrong] == [(1, OTHER)]
+    assert (conviction.step, conviction.right.digest) == (0, SAME)
     assert len(conviction.judges) == 2
     assert finished(drive.effects)[0].kind is FailureKind.ROLLBACK
     (refused,) = messages(drive.effects, 2)[-1:]
@@ -204,7 +198,7 @@ def test_the_server_decides_if_there_is_no_third_worker(right: str, wrong: int) 
     first, second = (drive.coordinator.membership.by_rank(rank) for rank in (0, 1))
     assert first is not None
     assert second is not None
-    assert {one.found for one in convicted(drive).wrong} == {OTHER if right == SAME else SAME}
+    assert {one.found.digest for one in convicted(drive).wrong} == {OTHER if right == SAME else SAME}
     assert convicted(drive).judges[-1] == "the server"
     assert len(asked(drive)) == 1
 
@@ -222,7 +216,7 @@ def test_if_all_workers_differ_the_server_decides() -> None:
     bring_audits(drive, {1: "e" * 64, 2: OTHER, 3: THIRD, 4: FOURTH})
     decide(drive, SAME)
     assert len(convicted(drive).wrong) == 3
-    assert convicted(drive).right == SAME
+    assert convicted(drive).right.digest == SAME
 
 
 def test_without_anybody_to_decide_the_run_ends_with_both_named() -> None:
@@ -264,7 +258,7 @@ def test_a_process_has_one_opinion_under_whatever_rank() -> None:
 )
 def test_who_was_convicted_may_not_come_back(incarnation: str, key: str, may_join: bool) -> None:
     drive = Audited(audited())
-    drive.coordinator.convicted = {"process life-1": "it lied", "key worker-1": "it lied"}
+    drive.coordinator.admission.convicted = {"process life-1": "it lied", "key worker-1": "it lied"}
     join = msgspec.structs.replace(join_of(1), incarnation=incarnation)
     drive.happen(events.Received(peer=peer_of(1), message=join, key=key))
     (answer,) = messages(drive.effects, 1)
@@ -369,9 +363,9 @@ def test_what_the_audit_computes_counts_as_time_of_the_step_and_of_no_gradient()
 STEP = Round("train", 0, 4)
 
 
-def recorded(digest: str = SAME) -> tuple[Audit, Member, Result]:
+def recorded(digest: str = SAME) -> tuple[AuditOfStep, Member, Result]:
     """Return an audit of one micro-batch whose first result is there, with another worker and its result."""
-    audit = Audit(STEP, frozenset({1}))
+    audit = AuditOfStep(STEP, frozenset({1}))
     first, second = (Member(peer_of(rank), rank, join_of(rank)) for rank in (4, 5))
     lease = Lease(work="train", step=0, lo=1, hi=2)
     audit.record(first, msgspec.structs.replace(result_of(lease), digest=SAME))
@@ -388,7 +382,7 @@ def test_only_what_is_chosen_is_recorded_and_its_worker_does_not_get_it_again() 
     assert audit.has_heard(1, back)
     assert not audit.has_heard(1, second)
     assert audit.is_due()
-    assert audit.add(1, AuditFinding.of(second, same)) is None
+    assert audit.add(1, finding_of(second, same)) is None
     assert not audit.is_disputed(1)
 
 
@@ -397,7 +391,7 @@ def test_only_what_is_chosen_is_recorded_and_its_worker_does_not_get_it_again() 
 )
 def test_digests_are_compared_whole(digest: str, shown: str) -> None:
     audit, second, other = recorded(digest)
-    assert audit.add(1, AuditFinding.of(second, other)) is None
+    assert audit.add(1, finding_of(second, other)) is None
     assert audit.is_disputed(1)
     assert audit.dispute(1) == (
         "the audit found a difference in micro-batches 1 of step 0: worker 4 (host host, pid 4) found aaaaaaaaaaaa…, "
@@ -409,8 +403,8 @@ def test_digests_are_compared_whole(digest: str, shown: str) -> None:
 def test_a_value_that_the_first_worker_should_have_found_infinite_is_named(quantity: Quantity, where: str) -> None:
     audit, second, _ = recorded()
     diverged = Diverged(work="audit", step=0, micro_batch=1, layer="fc", quantity=quantity)
-    assert audit.add(1, AuditFinding.of(second, diverged)) is None
-    conviction = audit.decide(1, not_finite_in(quantity, "fc"))
+    assert audit.add(1, finding_of(second, diverged)) is None
+    conviction = audit.decide(1, MicroBatchOutcome(quantity=quantity, layer="fc"))
     assert conviction is not None
     assert conviction.text() == (
         "the audit found a difference in micro-batch 1 of step 0: worker 4 (host host, pid 4) found aaaaaaaaaaaa…, and "
@@ -420,8 +414,8 @@ def test_a_value_that_the_first_worker_should_have_found_infinite_is_named(quant
 
 
 def test_only_training_is_audited() -> None:
-    assert Audit.of(STEP, 1.0, 7).chosen == frozenset(range(4))
-    assert Audit.of(Round("evaluate", 3, 4), 1.0, 7).chosen == frozenset()
+    assert AuditOfStep.of(STEP, 1.0, 7).chosen == frozenset(range(4))
+    assert AuditOfStep.of(Round("evaluate", 3, 4), 1.0, 7).chosen == frozenset()
 
 
 # Which share to audit

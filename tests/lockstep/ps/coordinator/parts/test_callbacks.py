@@ -4,6 +4,7 @@ from lockstep.common.protocol.messages import CallbackDecision, Finished, Lease
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Effect
+from lockstep.ps.coordinator.parts.assembly import all_parts
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.run.plan import Round
 from tests.lockstep.ps.runs import Drive, facts_of, finished, kinds, messages, result_of, with_options
@@ -69,7 +70,9 @@ def test_what_comes_late_is_not_counted() -> None:
 
 def test_one_that_begins_between_two_epochs_asks_before_it_goes_on() -> None:
     drive = Drive(FACTS)
-    drive.coordinator = Coordinator(FACTS, progress=paused().coordinator.progress, start=Round("train", 3, 4))
+    drive.coordinator = Coordinator(
+        FACTS, all_parts(), progress=paused().coordinator.progress, start=Round("train", 3, 4)
+    )
     drive.enter(1)
     assert drive.coordinator.phase is RunPhase.PAUSED
     assert Lease in kinds(say(drive, 1, stops=False))

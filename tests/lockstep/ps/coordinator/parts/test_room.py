@@ -4,7 +4,7 @@ from lockstep.common.protocol.messages import Lease
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import UpdateWeights, WithdrawSteps
 from lockstep.ps.coordinator.transitions import RunPhase
-from tests.lockstep.ps.coordinator.test_multi_step import Team, begun
+from tests.lockstep.ps.coordinator.parts.test_multi_step import Team, begun
 from tests.lockstep.ps.runs import Drive, finished, kinds, said
 
 MISSING = events.RoomChanged(missing="the run pauses: the disk is full")

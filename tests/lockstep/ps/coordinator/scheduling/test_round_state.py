@@ -1,6 +1,7 @@
 """The state of a round: results that servers are still to acknowledge, and what counts, once."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -9,9 +10,9 @@ from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import Lease, Result
 from lockstep.ps.coordinator.effects import AddSharedSums
 from lockstep.ps.coordinator.membership import Member, MemberState
-from lockstep.ps.coordinator.parts.audit import Audit
+from lockstep.ps.coordinator.scheduling.lease_table import LeaseTable
 from lockstep.ps.coordinator.scheduling.round_state import PendingAcknowledgements, RoundState
-from lockstep.ps.records.ledger import AUDITED, UnusedWork
+from lockstep.ps.records.ledger import UnusedWork
 from lockstep.ps.run.plan import Round
 from tests.lockstep.ps.runs import join_of, peer_of, result_of
 
@@ -29,7 +30,7 @@ def result(node: Node = NODE, number: int = 1, *, step: int = 5) -> Result:
 
 def leased(*members: Member, chosen: frozenset[int] = frozenset()) -> RoundState:
     """Return a round of which each member holds two micro-batches, in turn."""
-    state = RoundState(ROUND, Audit(ROUND, chosen))
+    state = RoundState(ROUND, chosen)
     for member in members:
         lease = state.leases.lease(member.rank, 2, 9.0, is_alone=False)
         assert lease is not None
@@ -79,7 +80,7 @@ def test_what_a_worker_held_that_is_gone_is_listed_and_what_other_servers_read_i
 
 def timed() -> RoundState:
     """Return a round that began at 100 s, and of which rank 0 was leased two nodes at 102 and 103 s, rank 1 one."""
-    state = RoundState(ROUND, Audit(ROUND), began=100.0)
+    state = RoundState(ROUND, began=100.0)
     for rank, now in ((0, 102.0), (0, 103.0), (1, 104.0)):
         state.leases.lease(rank, 2, 200.0, now, is_alone=False)
     return state
@@ -154,7 +155,7 @@ def test_a_result_of_a_lease_that_others_have_done_is_refused() -> None:
 
 def test_what_is_evaluated_is_in_no_slot_and_waits_for_no_server() -> None:
     member, at = member_of(0, shares=True), Round("evaluate", 5, 8)
-    state = RoundState(at, Audit(at))
+    state = RoundState(at)
     state.leases.lease(0, 2, 9.0, is_alone=False)
     state.buffers.lend(0, 1)
     for number in (1, 7):
@@ -211,29 +212,22 @@ def test_slots_are_in_use_by_what_is_held_and_what_is_read() -> None:
     assert state.in_use(0) == set()
 
 
-def test_an_audit_is_a_round_of_its_own_that_ends_as_the_step_it_was() -> None:
-    first, second = member_of(0), member_of(1)
-    state = RoundState(ROUND, Audit(ROUND, frozenset({3})))
-    assert not state.leases.may_accept(Node(2, 4))
+AUDIT = replace(ROUND, work="audit")
+
+
+def audited(state: RoundState) -> RoundState:
+    """Let micro-batch 3, which rank 0 has computed, be all that is left."""
     for micro_batch in range(8):
-        state.accept(first, result(Node(micro_batch, micro_batch + 1)), 9.0)
-    assert state.audit.is_due()
-    state.begin_audit([])
-    assert (state.round.work, state.leases.free()) == ("audit", 1)
-    assert state.leases.unassignable([0]) == [3]
-    state.accept_audited(second, msgspec.structs.replace(result(Node(3, 4)), work="audit"))
-    assert state.leases.is_complete()
-    assert list(again(state)) == [("audit", 5, 3, 1, AUDITED)]
-    state.end_audit()
-    assert state.round == ROUND
-    assert not state.audit.is_due()
+        state.accept(member_of(0), result(Node(micro_batch, micro_batch + 1)), 9.0)
+    state.continue_with(AUDIT, LeaseTable.for_audit(8, {3: frozenset({0})}, state.leases.count))
+    return state
 
 
 # Its own check
 
 
 def test_that_nobody_works_while_somebody_could_is_a_contradiction() -> None:
-    state = RoundState(ROUND, Audit(ROUND))
+    state = RoundState(ROUND)
     with pytest.raises(AssertionError, match=r"^\[0, 2\] wait for nothing$"):
         state.validate([0, 2])
     # Who cannot be given anything waits for what the others do.
@@ -259,10 +253,7 @@ def test_who_waits_for_other_servers_to_read_its_sums_does_not_wait_for_nothing(
 
 
 def test_who_may_be_given_nothing_of_what_is_free_may_wait() -> None:
-    state = RoundState(ROUND, Audit(ROUND, frozenset({3})))
-    for micro_batch in range(8):
-        state.accept(member_of(0), result(Node(micro_batch, micro_batch + 1)), 9.0)
-    state.begin_audit([])
+    state = audited(RoundState(ROUND, frozenset({3})))
     state.validate([0])
     with pytest.raises(AssertionError, match=r"^\[0, 1\] wait for nothing$"):
         state.validate([0, 1])
@@ -282,17 +273,13 @@ def test_the_check_of_a_round_is_that_of_its_leases_too() -> None:
 
 
 def test_an_audits_leases_are_numbered_on_and_nothing_is_expected_of_those_before() -> None:
-    state = RoundState(ROUND, Audit(ROUND, frozenset({3})))
+    state = RoundState(ROUND, frozenset({3}))
     lease = state.leases.lease(0, 8, 9.0, is_alone=True)
     assert lease is not None
     state.expected.add(lease, 1.0, 0.0)
-    for micro_batch in range(8):
-        state.accept(member_of(0), result(Node(micro_batch, micro_batch + 1)), 9.0)
-    state.begin_audit([])
-    assert state.expected.latest(state.leases) is None
+    assert not state.leases.may_accept(Node(2, 4))
+    audited(state)
+    assert (state.leases.free(), state.expected.latest(state.leases)) == (1, None)
     first = state.leases.lease(1, 8, 9.0, is_alone=False)
     assert first is not None
     assert first.number == lease.number + 1
-    second = state.leases.copy(2, Node(3, 4), 9.0, 0.0)
-    audited = msgspec.structs.replace(result(Node(3, 4)), work="audit")
-    assert state.accept_audited(member_of(1), audited) == [second]

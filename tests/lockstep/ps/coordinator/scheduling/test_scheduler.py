@@ -8,7 +8,6 @@ from lockstep.common.job.job import Job
 from lockstep.common.protocol.messages import SLOTS, Dropped, Lease, Work
 from lockstep.ps.coordinator.effects import Effect, Send, SendWeights
 from lockstep.ps.coordinator.membership import FREE_PATIENCE, MOST_PATIENCE, Member, Membership, MemberState
-from lockstep.ps.coordinator.parts.audit import Audit
 from lockstep.ps.coordinator.scheduling.round_state import RoundState
 from lockstep.ps.coordinator.scheduling.scheduler import Scheduler
 from lockstep.ps.coordinator.scheduling.stragglers import ENOUGH, LeaseTimeouts
@@ -32,7 +31,7 @@ class Desk:
         cores: int = 0,
         shares: bool = True,
     ) -> None:
-        self.state = RoundState(at, Audit(at, chosen))
+        self.state = RoundState(at, chosen)
         self.scheduler = Scheduler(LeaseTimeouts(LIMIT_S))
         self.membership = Membership()
         self.members = [self.add(number, cores, shares=shares) for number in range(workers)]
@@ -222,7 +221,7 @@ def test_a_worker_at_what_others_have_done_gets_nothing_and_there_is_something_f
     (lease,) = desk.state.leases.held_by(1)
     desk.state.leases.release(1)
     desk.scheduler.withdraw(desk.state, lease, NOW + 20.0)
-    desk.state = RoundState(ROUND, Audit(ROUND))
+    desk.state = RoundState(ROUND)
     desk.assign(now=NOW + 20.0)
     assert desk.shares() == [["0-7", "8-15"], []]
 
@@ -234,7 +233,7 @@ def test_a_worker_that_was_not_late_is_expected_to_stop_at_the_next_micro_batch(
     (lease,) = desk.state.leases.held_by(1)
     desk.state.leases.release(1)
     desk.scheduler.withdraw(desk.state, lease, NOW + 7.25)
-    desk.state = RoundState(ROUND, Audit(ROUND))
+    desk.state = RoundState(ROUND)
     desk.assign(now=NOW + 7.25)
     assert desk.shares() == [["0-7"], ["8-15"]]
     assert desk.state.end == NOW + 7.25 + 0.75 + 8.0
@@ -253,7 +252,7 @@ def test_if_all_are_at_what_others_have_done_all_wait() -> None:
     for rank in range(2):
         (lease,) = desk.state.leases.held_by(rank)
         desk.scheduler.withdraw(desk.state, lease, NOW + 20.0)
-    desk.state = RoundState(ROUND, Audit(ROUND))
+    desk.state = RoundState(ROUND)
     assert desk.assign(now=NOW + 20.0) == []
 
 
@@ -274,7 +273,7 @@ def rounds(desk: Desk, count: int) -> list[int]:
     """Return in which of so many rounds the second worker gets something."""
     found = []
     for number in range(count):
-        desk.state = RoundState(ROUND, Audit(ROUND))
+        desk.state = RoundState(ROUND)
         desk.assign()
         if desk.state.leases.held_by(1):
             found.append(number)

@@ -1,6 +1,7 @@
 """How workers join a run and get work, and why some are refused. Pure."""
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
@@ -8,10 +9,22 @@ import msgspec
 from lockstep.common.errors import RefusalKind
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.fingerprint import Fingerprint
-from lockstep.common.protocol.messages import PROTOCOL_VERSION, Join, Ready, Refused, Standby, Term, Welcome, shortened
+from lockstep.common.protocol.messages import (
+    NO_TERM,
+    PROTOCOL_VERSION,
+    Join,
+    NotLeading,
+    Ready,
+    Refused,
+    Standby,
+    StandbyAddress,
+    Term,
+    Welcome,
+    shortened,
+)
 from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.ps.coordinator.effects import Effect, ForgetWorker, Report, ReportRefusal, Send
-from lockstep.ps.coordinator.membership import Member, Membership, MemberState
+from lockstep.ps.coordinator.membership import Member, Membership, MemberState, identity_of
 from lockstep.ps.records.ledger import Account, WorkerIn, WorkerOut
 from lockstep.ps.run.info import RunInfo
 
@@ -102,74 +115,86 @@ def unsigned_text(join: Join, signer: str) -> str:
     )
 
 
-def _refusal(
-    peer: bytes, join: Join, admitted: Admittance, membership: Membership, info: RunInfo, conviction: str | None
-) -> Refused | None:
-    if conviction is not None:
-        return refused(RefusalKind.CONVICTED, convicted_text(conviction))
-    if info.options.signed and not (admitted.signer and join.signer == admitted.signer):
-        return refused(RefusalKind.UNSIGNED, unsigned_text(join, admitted.signer))
-    if join.run not in ("", info.run):
-        reason = f"a worker of host {join.host!r} asks for run {join.run!r}: this is run {info.run!r}"
-        return refused(RefusalKind.OTHER_RUN, reason)
-    if join.term.is_above(info.term):
-        return refused(RefusalKind.OLD_TERM, superseded_text(join.term, info))
-    twin = membership.by_incarnation(join.incarnation)
-    # One that has said nothing since may have dialled again, before its welcome came: see `admit`.
-    if twin is not None and twin.peer != peer and twin.state is not MemberState.PREPARING:
-        reason = f"incarnation {join.incarnation!r} is {twin.named()} already: start a new worker"
-        return refused(RefusalKind.DUPLICATE, reason)
-    return refusal(join, info.fingerprint, allows_mixed_numerics=info.options.allow_mixed_numerics)
+@dataclass
+class Admission:
+    """Decides which workers take part, and tells them what they must know."""
 
+    info: RunInfo
+    membership: Membership
+    #: By identity, which workers may not come back, and why.
+    convicted: Mapping[str, str]
+    #: Addresses of the other servers once they are ready, and whether all servers see the memory that is offered.
+    shards: Sequence[str] = ()
+    offers_memory: bool = True
+    #: Where workers go if this server is gone.
+    standbys: tuple[StandbyAddress, ...] = ()
+    #: Workers that came before all servers were ready, and how they were let in.
+    early: dict[bytes, tuple[Join, Admittance]] = field(default_factory=dict)
 
-def refuse(
-    peer: bytes,
-    join: Join,
-    admitted: Admittance,
-    membership: Membership,
-    info: RunInfo,
-    conviction: str | None = None,
-) -> list[Effect]:
-    """Return what refuses a worker; nothing if it may join. `conviction` is how an audit found it to be wrong."""
-    why = _refusal(peer, join, admitted, membership, info, conviction)
-    if why is None:
-        return []
-    return [Send(peer=peer, message=why), ReportRefusal(text=f"refused a worker: {why.reason}")]
+    def refuse(self, peer: bytes, join: Join, admitted: Admittance) -> list[Effect]:
+        """Return what refuses a worker; nothing if it may join."""
+        why = self._refusal(peer, join, admitted)
+        if why is None:
+            return []
+        return [Send(peer=peer, message=why), ReportRefusal(text=f"refused a worker: {why.reason}")]
 
+    def _refusal(self, peer: bytes, join: Join, admitted: Admittance) -> Refused | None:
+        info = self.info
+        if (conviction := self.convicted.get(identity_of(join, admitted.key))) is not None:
+            return refused(RefusalKind.CONVICTED, convicted_text(conviction))
+        if info.options.signed and not (admitted.signer and join.signer == admitted.signer):
+            return refused(RefusalKind.UNSIGNED, unsigned_text(join, admitted.signer))
+        if join.run not in ("", info.run):
+            reason = f"a worker of host {join.host!r} asks for run {join.run!r}: this is run {info.run!r}"
+            return refused(RefusalKind.OTHER_RUN, reason)
+        if join.term.is_above(info.term):
+            return refused(RefusalKind.OLD_TERM, superseded_text(join.term, info))
+        twin = self.membership.by_incarnation(join.incarnation)
+        # One that has said nothing since may have dialled again, before its welcome came: see `admit`.
+        if twin is not None and twin.peer != peer and twin.state is not MemberState.PREPARING:
+            reason = f"incarnation {join.incarnation!r} is {twin.named()} already: start a new worker"
+            return refused(RefusalKind.DUPLICATE, reason)
+        return refusal(join, info.fingerprint, allows_mixed_numerics=info.options.allow_mixed_numerics)
 
-def admit(
-    peer: bytes,
-    join: Join,
-    admitted: Admittance,
-    membership: Membership,
-    account: Account,
-    welcome: Callable[[int], Welcome],
-    now: float,
-) -> list[Effect]:
-    """Give a worker a rank, and drop its previous connection: the welcome may have been lost with that.
+    def wait(self, peer: bytes, join: Join, admitted: Admittance) -> list[Effect]:
+        """Let a worker wait until all servers are ready."""
+        self.early[peer] = join, admitted
+        if not self.standbys and join.term == NO_TERM:
+            return []
+        # It would look elsewhere.
+        waiting = NotLeading(state="opening", reason="the server waits for its shards")
+        return [Send(peer=peer, message=waiting)]
 
-    `welcome` makes the welcome of a rank.
-    """
-    effects: list[Effect] = []
-    if (twin := membership.by_incarnation(join.incarnation)) is not None:
-        membership.remove(twin.peer)
-        account.add(WorkerOut(rank=twin.rank, why="it connected again"))
-        effects += [
-            Report(text=f"{twin.named()} left: it connected again"),
-            ForgetWorker(peer=twin.peer, rank=twin.rank),
-        ]
-    member = membership.admit(peer, join, now, admitted.key)
-    welcomed = welcome(member.rank)
-    entry = WorkerIn(
-        rank=member.rank,
-        host=join.host,
-        pid=join.pid,
-        processes=join.processes,
-        identity=member.identity,
-        signer=admitted.signer if welcomed.signed_run else "",
-    )
-    account.add(entry)
-    return [*effects, Send(peer=peer, message=welcomed), Report(text=f"{member.named()} joined")]
+    def open(self, shards: Sequence[str], *, offers_memory: bool) -> dict[bytes, tuple[Join, Admittance]]:
+        """Record that all servers are ready; return the workers that have waited for that."""
+        self.shards, self.offers_memory = shards, offers_memory
+        early, self.early = self.early, {}
+        return early
+
+    def admit(self, peer: bytes, join: Join, admitted: Admittance, account: Account, now: float) -> list[Effect]:
+        """Give a worker a rank, and drop its previous connection: the welcome may have been lost with that."""
+        effects: list[Effect] = []
+        if (twin := self.membership.by_incarnation(join.incarnation)) is not None:
+            self.membership.remove(twin.peer)
+            account.add(WorkerOut(rank=twin.rank, why="it connected again"))
+            effects += [
+                Report(text=f"{twin.named()} left: it connected again"),
+                ForgetWorker(peer=twin.peer, rank=twin.rank),
+            ]
+        member = self.membership.admit(peer, join, now, admitted.key)
+        entry = WorkerIn(
+            rank=member.rank,
+            host=join.host,
+            pid=join.pid,
+            processes=join.processes,
+            identity=member.identity,
+            signer=admitted.signer if self.info.signed_run else "",
+        )
+        account.add(entry)
+        return [*effects, Send(peer=peer, message=self._welcome(member.rank)), Report(text=f"{member.named()} joined")]
+
+    def _welcome(self, rank: int) -> Welcome:
+        return self.info.welcome(rank, shards=self.shards, offers_memory=self.offers_memory, standbys=self.standbys)
 
 
 def prepared(member: Member, ready: Ready, membership: Membership, info: RunInfo) -> list[Effect]:

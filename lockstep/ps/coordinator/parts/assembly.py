@@ -1,0 +1,24 @@
+"""The parts of a coordinator, a line each: without its line and its file, the rest of a run works as before."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from lockstep.ps.coordinator.coordinator import Plug
+from lockstep.ps.coordinator.parts.audit import Audit
+from lockstep.ps.coordinator.parts.callbacks import Callbacks
+from lockstep.ps.coordinator.parts.hand_over import HandOver
+from lockstep.ps.coordinator.parts.multi_step import FIRST_STEPS, MultiStep
+from lockstep.ps.coordinator.parts.room import Room
+from lockstep.ps.coordinator.parts.several_servers import SeveralServers
+
+
+def all_parts(*, first_steps: int = FIRST_STEPS) -> Sequence[Plug]:
+    """Return the parts in the order in which they are asked; `first_steps` come before the first multi-step lease."""
+    return (
+        SeveralServers,
+        Room,
+        HandOver,
+        Callbacks,
+        Audit,
+        partial(MultiStep, first_steps=first_steps),
+    )

@@ -1,0 +1,80 @@
+"""The hand-over of a run to another server: the standbys, the end here, and the electors of a new leader. Pure."""
+
+from lockstep.common.errors import FailureKind
+from lockstep.common.protocol.messages import Result, StandbysChanged
+from lockstep.common.statemachine.machine import Send
+from lockstep.ps.coordinator import events
+from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.coordinator.effects import Effect
+from lockstep.ps.coordinator.membership import Member
+from lockstep.ps.coordinator.transitions import UNDER_WAY, RunPhase
+from lockstep.ps.run.plan import Round
+
+
+class HandOver:
+    """Lets workers know the standbys, and ends the run here so that one of these continues it."""
+
+    def __init__(self, core: Coordinator) -> None:
+        self._core = core
+        #: Why no work is leased any more: the run is to be handed over after the current step. Empty if it is not.
+        self.drained = ""
+        #: The first step whose update came after that was asked for: with it, the slices of all servers are gathered.
+        self.drained_at = 0
+        #: The workers of the last step, by rank.
+        self._last_ranks: frozenset[int] = frozenset()
+        hooks = core.hooks
+        hooks.events[events.StandbysKnown] = self._on_standbys
+        hooks.events[events.Superseded] = lambda event, now: core.fail(event.text, FailureKind.SUPERSEDED)
+        hooks.events[events.DrainRequested] = self._on_drain
+        hooks.rounds.append(self)
+        hooks.holds.append(self._holds)
+        hooks.after.append(self._end)
+
+    def electors(self) -> list[int]:
+        """Return the ranks of those that decide that this server is gone: the workers of the last step.
+
+        Those on its own machine are gone with it, and do not count if there are others.
+        """
+        ready, machine = self._core.membership.ready(), self._core.info.machine
+        last = [member for member in ready if member.rank in self._last_ranks] or ready
+        away = [member for member in last if not machine or member.join.machine != machine]
+        return [member.rank for member in away or last]
+
+    def opened(self, at: Round) -> frozenset[int]:
+        return frozenset()
+
+    def accepted(self, member: Member, result: Result) -> None:
+        pass
+
+    def completed(self) -> bool:
+        if self._core.round.work == "train":
+            self._last_ranks = frozenset(share.rank for share in self._core.state.account.shares)
+        return False
+
+    def _on_standbys(self, event: events.StandbysKnown, now: float) -> list[Effect]:
+        self._core.admission.standbys = event.standbys
+        changed = StandbysChanged(standbys=event.standbys)
+        return [Send(peer=peer, message=changed) for peer in self._core.membership.members]
+
+    def _on_drain(self, event: events.DrainRequested, now: float) -> list[Effect]:
+        # An update that is under way has not been told to gather anything.
+        is_late = self._core.phase is RunPhase.UPDATING
+        self.drained, self.drained_at = f"the run was handed over to {event.heir}", self._core.round.step + is_late
+        return []
+
+    def _is_drained(self) -> bool:
+        """Tell whether no work is to be leased any more.
+
+        If there are several servers, their slices are gathered with the next update, which is still made.
+        """
+        core = self._core
+        return bool(self.drained) and (core.info.options.servers == 1 or core.round.step > self.drained_at)
+
+    def _holds(self) -> bool:
+        return self._is_drained() and self._core.round.work != "audit"  # without it, the step could not be applied
+
+    def _end(self, now: float) -> list[Effect]:
+        """End here, to be continued by a standby, once no worker computes anything of the current step."""
+        if not self._is_drained() or self._core.phase in UNDER_WAY or self._core.leases.held:
+            return []
+        return self._core.fail(self.drained, FailureKind.HANDED_OVER)
