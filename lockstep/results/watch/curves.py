@@ -1,72 +1,18 @@
 """The figures of a run so far, those of its steps as columns, and curves that are as short as a screen is wide."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lockstep.common.errors import FailureKind
 from lockstep.common.protocol.messages import EpochRecord, Status
 from lockstep.ps.records.metrics import FailureRecord, Record, StepRecord
-
-Column = NDArray[np.float64]
-
-
-#: The fields of a step that are numbers; its other metrics are shown by epoch.
-COLUMNS = tuple(name for name in StepRecord.__struct_fields__ if name != "metrics")
-_STEP = COLUMNS.index("step")
+from lockstep.results.reports.plots.curves import Floats, StepColumns
 
 #: What is drawn over the steps; `throughput` is samples per second.
 CURVES = ("loss", "accuracy", "r2", "lr", "throughput")
-
-
-@dataclass
-class StepColumns:
-    """A column for each number of a step. Steps are in order, without gaps but where a file has one."""
-
-    count: int = 0
-    _memory: NDArray[np.float64] = field(default_factory=lambda: np.empty((len(COLUMNS), 1024)))
-
-    def __getitem__(self, name: str) -> Column:
-        """Return a column, (count,), valid until the next `extend`."""
-        return self._memory[COLUMNS.index(name), : self.count]
-
-    def extend(self, records: Iterable[StepRecord]) -> None:
-        """Add steps; one that was made again, after a restart, replaces the old one and all after it."""
-        # A figure that a run does not have, None, becomes NaN.
-        rows = np.array([[getattr(record, name) for name in COLUMNS] for record in records], dtype=np.float64)
-        if not len(rows):
-            return
-        # Within one batch, too, the run may have gone back: everything before the last such place is cut off by what
-        # comes later.
-        backward = np.flatnonzero(np.diff(rows[:, _STEP]) <= 0)
-        for part in np.split(rows, backward + 1):
-            self._append(part)
-
-    def _append(self, rows: NDArray[np.float64]) -> None:
-        self.count = int(np.searchsorted(self["step"], rows[0, _STEP]))
-        needed = self.count + len(rows)
-        if needed > self._memory.shape[1]:
-            grown = np.empty((len(COLUMNS), max(needed, 2 * self._memory.shape[1])))
-            grown[:, : self.count] = self._memory[:, : self.count]
-            self._memory = grown
-        self._memory[:, self.count : needed] = rows.T
-        self.count = needed
-
-    def last(self) -> Mapping[str, float]:
-        """Return the figures of the last step; empty before the first."""
-        return {name: float(self[name][-1]) for name in COLUMNS} if self.count else {}
-
-    def mean(self, name: str, steps: int) -> float:
-        """Return the mean of a column over the last steps, NaN if there are none or the run does not have it."""
-        return float(self[name][-steps:].mean()) if self.count else math.nan
-
-    def throughput(self, steps: int) -> float:
-        """Return the samples per second over the last steps, 0 if that is unknown."""
-        seconds = float(self["round_s"][-steps:].sum())
-        return float(self["samples"][-steps:].sum()) / seconds if seconds > 0 else 0.0
 
 
 @dataclass
@@ -143,7 +89,7 @@ def curves(columns: StepColumns, first: float, last: float, points: int) -> dict
     return found
 
 
-def _values(columns: StepColumns, name: str) -> Column:
+def _values(columns: StepColumns, name: str) -> Floats:
     if name != "throughput":
         return columns[name]
     seconds = columns["round_s"]
@@ -151,5 +97,5 @@ def _values(columns: StepColumns, name: str) -> Column:
         return np.asarray(np.where(seconds > 0, columns["samples"] / seconds, np.nan))
 
 
-def _json_numbers(values: Column) -> list[float | None]:
+def _json_numbers(values: Floats) -> list[float | None]:
     return [value if np.isfinite(value) else None for value in values.tolist()]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from tensorboardX import SummaryWriter
 
 from lockstep.results.reports.plots.curves import RunCurves, parts_of
@@ -20,18 +21,20 @@ def write_events(curves: RunCurves, folder: Path, start: float) -> None:
     for earlier in folder.glob(f"events.out.tfevents.*{SUFFIX}"):
         earlier.unlink()
     with SummaryWriter(str(folder), max_queue=1000, filename_suffix=SUFFIX) as writer:
-        parts = parts_of(curves.column)
-        for place, step in enumerate(curves.steps):
-            at = start + float(curves.seconds[place])
-            figures = {
-                "loss/train": step.loss,
-                **_score("train", step.accuracy, step.r2, step.metrics),
-                "learning_rate": step.lr,
-                "throughput/samples_per_s": step.samples / step.round_s if step.round_s else 0.0,
-                **{f"step_ms/{name}": 1e3 * float(values[place]) for name, values in parts.items()},
-            }
-            for tag, value in figures.items():
-                writer.add_scalar(tag, value, step.step, walltime=at)
+        seconds, steps = curves.column("round_s"), curves.column("step").astype(int).tolist()
+        scores = [name for name in ("accuracy", "r2", *curves.steps.others) if curves.has(name)]
+        columns = {
+            "loss/train": curves.column("loss"),
+            **{f"{name}/train": curves.column(name) for name in scores},
+            "learning_rate": curves.column("lr"),
+            "throughput/samples_per_s": np.divide(
+                curves.column("samples"), seconds, out=np.zeros(len(steps)), where=seconds > 0
+            ),
+            **{f"step_ms/{name}": 1e3 * values for name, values in parts_of(curves.column).items()},
+        }
+        for place, step in enumerate(steps):
+            for tag, values in columns.items():
+                writer.add_scalar(tag, float(values[place]), step, walltime=start + float(curves.seconds[place]))
         for epoch in curves.epochs:
             at, after = start + epoch.wall_s, curves.ends.get(epoch.epoch, 0)
             figures = {

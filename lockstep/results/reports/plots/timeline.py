@@ -111,15 +111,16 @@ def shown_steps(steps: Sequence[int], unused: Sequence[ComputedShare], count: in
 
 def timed_steps(curves: RunCurves, workers: WorkerTimeline) -> list[TimedStep]:
     """Return the steps to show in time; none if the ledger has no times."""
-    records = {record.step: record for record in curves.steps}
-    known = [step for step in sorted(workers.used) if step in records and all(map(_is_timed, workers.used[step]))]
+    places = {step: place for place, step in enumerate(curves.column("step").astype(int).tolist())}
+    epochs, rounds, updates = (curves.column(name) for name in ("epoch", "round_s", "update_s"))
+    known = [step for step in sorted(workers.used) if step in places and all(map(_is_timed, workers.used[step]))]
     found, at_s = list[TimedStep](), 0.0
     for step in shown_steps(known, workers.unused, TIMED_STEPS):
-        record, before = records[step], records.get(step - 1)
+        at, before = places[step], places.get(step - 1)
         # The update before an epoch's first step came before the evaluation, which is not shown.
-        update_s = before.update_s if before is not None and before.epoch == record.epoch else 0.0
-        found.append(TimedStep(step, at_s, at_s + record.round_s, update_s))
-        at_s += record.round_s
+        update_s = float(updates[before]) if before is not None and epochs[before] == epochs[at] else 0.0
+        found.append(TimedStep(step, at_s, at_s + float(rounds[at]), update_s))
+        at_s += float(rounds[at])
     return found
 
 

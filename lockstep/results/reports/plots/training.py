@@ -90,8 +90,8 @@ def _plot(axes: Axes, run: RunCurves, names: Names, colour: str, width: float) -
 
 def _focus(axes: Axes, names: Names, runs: Sequence[RunCurves]) -> None:
     """Leave out the first steps, in which the model only guesses: what matters is in the last few percent."""
-    shown = [run for run in runs if getattr(run.steps[0], names.of_step) is not None]
-    later = [smoothed(run.column(names.of_step), max(1, len(run.steps) // WINDOWS)) for run in shown]
+    shown = [run for run in runs if run.has(names.of_step)]
+    later = [smoothed(run.column(names.of_step), max(1, run.steps.count // WINDOWS)) for run in shown]
     tests: list[float] = [getattr(epoch, names.of_test) for run in shown for epoch in run.epochs]
     lows = [float(np.quantile(values, 0.1)) for values in later] + tests
     highest = max(tests + [float(values.max()) for values in later])
@@ -136,7 +136,7 @@ def _legend_above(axes: Axes) -> None:
 
 
 def _window(run: RunCurves) -> int:
-    return max(1, len(run.steps) // SMOOTHED)
+    return max(1, run.steps.count // SMOOTHED)
 
 
 def _speed(run: RunCurves) -> Floats:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockstep.ps.records.metrics import StepRecord
-from lockstep.results.watch.curves import StepColumns, curves
+from lockstep.results.reports.plots.curves import StepColumns
+from lockstep.results.watch.curves import curves
 
 
 def line(step: int, loss: float = 1.0) -> StepRecord:
@@ -35,6 +36,16 @@ def test_a_batch_of_lines_may_go_back_too() -> None:
     found.extend([line(0), line(1), line(2), line(1, 9.0), line(2, 8.0), line(3), line(0, 4.0)])
     assert found["step"].tolist() == [0]
     assert found["loss"].tolist() == [4.0]
+
+
+def test_other_metrics_have_columns_from_the_step_on_that_has_them() -> None:
+    found = columns(0, 1)
+    found.extend([StepRecord(step=2, epoch=1, loss=1.0, lr=0.1, samples=8, metrics={"f1": 0.5})])
+    assert found.others == ["f1"]
+    np.testing.assert_array_equal(found["f1"], [np.nan, np.nan, 0.5])
+    found.extend(map(line, range(3, 2000)))
+    assert (found["f1"][2], found.count) == (0.5, 2000)
+    assert np.isnan(found["f1"][3:]).all()
 
 
 @given(

@@ -35,7 +35,7 @@ def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:
     write_steps(tmp_path, range(2))
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"kind":"step","epo')
-    assert len(read_curves(tmp_path).steps) == 2
+    assert read_curves(tmp_path).steps.count == 2
 
 
 def test_what_is_no_record_is_reported_with_its_line(tmp_path: Path) -> None:
