@@ -163,5 +163,5 @@ class LocalStepSums:
             scale = scale_for(add_blocks(updating.squares(whole, terms, divisor)), self._clip_norm)
         # What is not finite shows in the next loss, or in the sums.
         rate = self._schedule.rate(number)
-        at = UpdateStep(step=updates, divisor=divisor, rate=rate, scale=scale, is_last_reader=True)
+        at = UpdateStep(step=updates, divisor=divisor, rate=rate, scale=scale)
         updating.run(at, whole, terms)

@@ -78,8 +78,6 @@ class UpdateStep(Struct, frozen=True, kw_only=True):
     #: The sets of slots that are read and written: the same for an update in place.
     reads: int = 0
     writes: int = 0
-    #: Whether sums that are one vector may be overwritten with their mean, because nobody reads them afterwards.
-    is_last_reader: bool = False
 
 
 class UpdateChunk(msgspec.Struct, frozen=True):
@@ -170,7 +168,10 @@ class UpdatePass:
 
     def mean(self, chunk: UpdateChunk, terms: Terms, divisor: float) -> Vector:
         """Return a chunk's part of the mean, in the chunk's memory for it; `terms` as in `run`."""
-        return Mean([term[chunk.part] for term in terms[chunk.frame]], divisor, memory=chunk.mean).compute()
+        return self._mean(chunk, terms, divisor).compute()
+
+    def _mean(self, chunk: UpdateChunk, terms: Terms, divisor: float, scale: float | None = None) -> Mean:
+        return Mean([term[chunk.part] for term in terms[chunk.frame]], divisor, scale, chunk.mean)
 
     def squares(self, part: Slice, terms: Terms, divisor: float) -> NDArray[np.float64]:
         """Return the sums of squares of the blocks of a part's mean gradient, as clipping adds them up."""
@@ -182,17 +183,13 @@ class UpdatePass:
         """Write the new weights and slots of a part; return the first place that is not finite, None if all are.
 
         `terms` are, for each frame, the one or two vectors of its length whose sum is to be divided (rule R1); they
-        stay as they are unless `at` permits otherwise. The place is that in the whole vector.
+        stay as they are. The place is that in the whole vector.
         """
         are_finite = True
         with np.errstate(all="ignore"):  # what overflows is found here, or shows in the next loss with its place
             for chunk in self.chunks(part):
-                parts = [term[chunk.part] for term in terms[chunk.frame]]
-                memory = parts[0] if at.is_last_reader and len(parts) == 1 else chunk.mean
-                if chunk.rule is None:
-                    are_finite &= self._observe(at, chunk, Mean(parts, at.divisor, memory=memory))
-                else:
-                    are_finite &= self._follow(at, chunk, Mean(parts, at.divisor, at.scale, memory))
+                scale, change = (None, self._observe) if chunk.rule is None else (at.scale, self._follow)
+                are_finite &= change(at, chunk, self._mean(chunk, terms, at.divisor, scale))
                 self._serve(at, chunk)
         return None if are_finite else self._find(at, part)
 

@@ -17,8 +17,7 @@ class Mean(Struct, frozen=True):
     terms: Sequence[Vector]
     divisor: float = 1.0
     scale: float | None = None
-    #: Memory for the mean: one of the terms if that may be overwritten. One array less to read and write takes a third
-    #: of the time.
+    #: Memory for the mean: new memory by default; one of the terms if that may be overwritten.
     memory: Vector | None = None
 
     @property

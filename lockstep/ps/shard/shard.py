@@ -164,29 +164,19 @@ class Shard:
         return self._update(step, divisor, scale, self.terms())
 
     def update_by(self, sums: Vector, step: int, divisor: float) -> UpdateStep:
-        """Do the same with the sums over all micro-batches, a vector of the slice's length that is overwritten.
+        """Do the same with the sums over all micro-batches, a vector of the slice's length.
 
         Of these there is no tree. Nothing else of the step may have been added.
         """
         terms = [[sums[frame.start - self.start : frame.stop - self.start]] for frame in self.frames]
-        return self._update(step, divisor, None, terms, is_last_reader=True)
+        return self._update(step, divisor, None, terms)
 
-    def _update(
-        self, step: int, divisor: float, scale: float | None, terms: list[list[Vector]], *, is_last_reader: bool = False
-    ) -> UpdateStep:
+    def _update(self, step: int, divisor: float, scale: float | None, terms: list[list[Vector]]) -> UpdateStep:
         whole = self.owned
         if scale is None and self.policy.clip_norm is not None:
             scale = scale_for(add_blocks(self.updating.squares(whole, terms, divisor)), self.policy.clip_norm)
         reads, rate = self.reads, self.policy.schedule.rate(step)
-        at = UpdateStep(
-            step=step,
-            divisor=divisor,
-            rate=rate,
-            scale=scale,
-            reads=reads,
-            writes=reads,
-            is_last_reader=is_last_reader,
-        )
+        at = UpdateStep(step=step, divisor=divisor, rate=rate, scale=scale, reads=reads, writes=reads)
         self.end_update(at, self.updating.run(at, whole, terms))
         return at
 
