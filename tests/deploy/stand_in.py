@@ -1,6 +1,5 @@
 """A machine on which the command lines of deploy/ run as they stand; launchers are stood in for by what they set."""
 
-import json
 import os
 import socket
 import subprocess
@@ -75,9 +74,3 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def digest(run_dir: Path) -> str:
-    """Return the digest of the weights that a run came to."""
-    found: str = json.loads((run_dir / "result.json").read_text())["weights_sha256"]
-    return found

@@ -18,7 +18,7 @@ import pytest
 
 from tests.architecture.source import ROOT
 from tests.docs.pages import read_page
-from tests.system.processes import line_with
+from tests.system.processes import digest_in, line_with
 
 pytestmark = pytest.mark.slow
 
@@ -157,13 +157,7 @@ def digest_alone(folder: Path, job: str) -> str:
     (folder / "job.toml").write_text(job, encoding="utf-8")
     words = ["train", "--job", "job.toml", "--workers", "0", "--run-dir", "run"]
     subprocess.run([sys.executable, "-P", "-m", "lockstep", *words], cwd=folder, check=True)
-    return digest(folder / "run")
-
-
-def digest(folder: Path) -> str:
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    assert isinstance(result["weights_sha256"], str)
-    return result["weights_sha256"]
+    return digest_in(folder / "run")
 
 
 def runs(engine: Engine) -> list[Path]:
@@ -200,7 +194,7 @@ def trained(engine: Engine) -> tuple[str, Path]:
 def test_four_workers_give_the_bits_of_one_process(trained: tuple[str, Path], alone: str) -> None:
     output, folder = trained
     assert "4 workers in 4 teams over tcp" in output
-    assert digest(folder) == alone
+    assert digest_in(folder) == alone
 
 
 def test_three_servers_give_the_bits_of_one_process(engine: Engine, alone: str) -> None:
@@ -209,7 +203,7 @@ def test_three_servers_give_the_bits_of_one_process(engine: Engine, alone: str) 
     assert done.returncode == 0, done.stdout
     folder = runs(engine)[-1]
     assert json.loads((folder / "result.json").read_text(encoding="utf-8"))["servers"] == 3
-    assert digest(folder) == alone
+    assert digest_in(folder) == alone
 
 
 @pytest.mark.parametrize("loss", ["kill", "pause"])
@@ -242,7 +236,7 @@ def test_a_standby_leads_the_run_of_a_server_that_is_lost(engine: Engine, tmp_pa
     shutil.rmtree(engine.folder / "mirror", ignore_errors=True)
     done = engine.do("docker compose cp standby:/lockstep/runs/mirror mirror")
     assert done.returncode == 0, done.stdout
-    assert digest(engine.folder / "mirror") == digest_alone(tmp_path, LONG)
+    assert digest_in(engine.folder / "mirror") == digest_alone(tmp_path, LONG)
 
 
 def test_the_page_shows_the_runs(engine: Engine, trained: tuple[str, Path]) -> None:

@@ -17,9 +17,9 @@ from lockstep.launch.remote.launcher import PORT
 from lockstep.ps.server.succession import HAND_OVER_S
 from tests.architecture.source import ROOT
 from tests.deploy.published import DOCUMENTS, faults
-from tests.deploy.stand_in import Machine, digest
+from tests.deploy.stand_in import Machine
 from tests.system.hosts import Hosts, hosts, why_not
-from tests.system.processes import PATIENCE_S
+from tests.system.processes import PATIENCE_S, digest_in
 
 
 def documents() -> list[dict[str, Any]]:
@@ -254,7 +254,7 @@ def test_its_commands_train_with_keys(machine: Machine) -> None:
     assert stat.S_IMODE((machine.folder / "pod-1" / "keys" / "own" / "server.key").stat().st_mode) == 0o600
     assert run(["train", "--model", "lenet", *JOB, "--workers", "0", "--run-dir", "alone"]) == 0
     for name in SERVERS:
-        assert digest(kubelet.volume(name) / "lenet") == digest(machine.folder / "alone")
+        assert digest_in(kubelet.volume(name) / "lenet") == digest_in(machine.folder / "alone")
 
 
 def test_without_its_key_a_worker_is_told_why(machine: Machine) -> None:
@@ -308,5 +308,5 @@ def test_nodes_die_and_are_drained_and_the_run_comes_to_the_same_bits(machine: M
         for process in (server, standby, *workers):
             assert process.wait(PATIENCE_S) == 0, machine.said(process)
         for name in SERVERS:
-            assert digest(kubelet.volume(name) / "lenet") == digest(machine.folder / "alone")
+            assert digest_in(kubelet.volume(name) / "lenet") == digest_in(machine.folder / "alone")
         assert run(["ledger", str(kubelet.volume("server") / "lenet")]) == 0

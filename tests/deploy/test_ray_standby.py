@@ -1,6 +1,5 @@
 """deploy/ray_standby.py, on a cluster of one-core nodes that are all on this machine: the server's node dies."""
 
-import json
 import os
 import signal
 import subprocess
@@ -12,9 +11,10 @@ import pytest
 
 from tests.architecture.source import ROOT
 from tests.lockstep.launch.remote import test_ray
-from tests.lockstep.launch.remote.test_ray import RAY_S, Ray, alone, three
+from tests.lockstep.launch.remote.test_ray import RAY_S, Ray, three
+from tests.system.alone import digest_alone
 from tests.system.conftest import place
-from tests.system.processes import Place, Process, is_gone
+from tests.system.processes import Place, Process, digest_in, is_gone
 
 __all__ = ["place", "three"]
 
@@ -51,7 +51,7 @@ def test_the_servers_node_dies_and_the_run_goes_on_to_the_same_bits(
 ) -> None:
     monkeypatch.chdir(place.folder)
     data = ("--model", "lenet", "--data", str(place.folder / "tiny.npz"), "--global-batch", "48", "--steps", "2000")
-    expected = alone(place, *data)
+    expected = digest_alone(*data)
     for _ in range(2):
         three.ask("add 1")
     often = ("--checkpoint-every-steps", "20", "--takeover-seconds", "2")
@@ -64,8 +64,7 @@ def test_the_servers_node_dies_and_the_run_goes_on_to_the_same_bits(
     script.line_with("has the checkpoint of step ")
     code, out, _ = script.end(RAY_S)
     assert code == 0, out
-    found: str = json.loads(Path("run", "result.json").read_text())["weights_sha256"]
-    assert found == expected
+    assert digest_in(Path("run")) == expected
     assert f"weights sha256  {expected}" in out
     for command in ("server", "worker"):
         assert all(is_gone(pid, RAY_S) for pid in three.ours(command))

@@ -11,9 +11,9 @@ import pytest
 
 from lockstep.cli.main import run
 from tests.architecture.source import ROOT
-from tests.deploy.stand_in import Machine, digest
+from tests.deploy.stand_in import Machine
 from tests.system.jobs import gated_model, hold
-from tests.system.processes import PATIENCE_S
+from tests.system.processes import PATIENCE_S, digest_in
 
 SCRIPT = ROOT / "deploy" / "slurm.sbatch"
 
@@ -77,7 +77,7 @@ def test_it_trains_with_keys(machine: Machine) -> None:
     script = machine.start(["bash", str(SCRIPT), *JOB], environ)
     assert script.wait(PATIENCE_S) == 0, machine.said(script)
     assert run(["train", *JOB, "--workers", "0", "--run-dir", "alone"]) == 0
-    assert digest(Path("runs") / f"slurm-{environ['SLURM_JOB_ID']}") == digest(Path("alone"))
+    assert digest_in(Path("runs") / f"slurm-{environ['SLURM_JOB_ID']}") == digest_in(Path("alone"))
     assert not Path("scontrol.txt").exists()
 
 
@@ -98,7 +98,7 @@ def test_out_of_time_it_takes_a_checkpoint_and_goes_on_after_a_requeue(machine: 
     assert second.wait(PATIENCE_S) == 0, machine.said(second)
     assert "resumes after step 4" in machine.said(second)
     assert run(["train", *job, "--workers", "0", "--run-dir", "alone"]) == 0
-    assert digest(Path("runs") / f"slurm-{environ['SLURM_JOB_ID']}") == digest(Path("alone"))
+    assert digest_in(Path("runs") / f"slurm-{environ['SLURM_JOB_ID']}") == digest_in(Path("alone"))
 
 
 def test_a_wrong_job_ends_with_its_code_and_is_not_requeued(machine: Machine) -> None:

@@ -1,6 +1,5 @@
 """What one process alone comes to, computed in the test's own: what all that real processes do is compared with."""
 
-import json
 from contextlib import chdir
 from functools import cache
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from lockstep.cli.main import run
 from tests.lockstep.tiny_data import write_tiny
 from tests.system.jobs import UNHURRIED
+from tests.system.processes import digest_in
 
 
 def train_alone(folder: Path, *job: str) -> Path:
@@ -26,8 +26,7 @@ def train_alone(folder: Path, *job: str) -> Path:
 def digest_alone(*job: str) -> str:
     """Return the digest of the weights that a job comes to."""
     with TemporaryDirectory() as folder:
-        result = json.loads((train_alone(Path(folder), *job) / "result.json").read_text())
-    return str(result["weights_sha256"])
+        return digest_in(train_alone(Path(folder), *job))
 
 
 def run_here(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

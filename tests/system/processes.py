@@ -1,5 +1,6 @@
 """Real processes of `lockstep` in a place of their own, and whatever is left of them."""
 
+import json
 import os
 import resource
 import secrets
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from lockstep.common.runtime.environment import child_environment
 
@@ -22,6 +23,17 @@ GONE_S = 60.0
 
 #: Longest that a test waits for a process that should end by itself.
 PATIENCE_S = 300.0
+
+
+def result_in(run: Path) -> dict[str, Any]:
+    """Return the result that a run has written into its folder."""
+    found: dict[str, Any] = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    return found
+
+
+def digest_in(run: Path) -> str:
+    """Return the digest of the weights of a run in a folder."""
+    return str(result_in(run)["weights_sha256"])
 
 
 @dataclass
@@ -64,6 +76,14 @@ class Place:
         )
         self.started.append(Process(process))
         return self.started[-1]
+
+    def result(self, name: str = "run") -> dict[str, Any]:
+        """Return the result that a run in the folder has written."""
+        return result_in(self.folder / name)
+
+    def digest(self, name: str = "run") -> str:
+        """Return the digest of the weights of a run in the folder."""
+        return digest_in(self.folder / name)
 
     def address(self) -> str:
         """Return an address that is nobody's."""

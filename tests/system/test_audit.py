@@ -1,18 +1,11 @@
 """An audited run of real processes: the same bits over every transport, and the ledger and the summary tell of it."""
 
-import json
-
 import pytest
 
 from tests.system.alone import digest_alone, run_here
 from tests.system.processes import GONE_S, Place
 
 JOB = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "4", "--steps", "6")
-
-
-def digest(place: Place, name: str) -> str:
-    found: str = json.loads((place.folder / name / "result.json").read_text())["weights_sha256"]
-    return found
 
 
 @pytest.mark.parametrize(
@@ -33,7 +26,7 @@ def test_all_is_computed_twice_and_is_the_same(
     process = place.start("train", *JOB, "--workers", "2", "--audit", "100%", *how, "--run-dir", "run")
     code, out, error = process.end()
     assert (code, error) == (0, "")
-    assert digest(place, "run") == digest_alone(*JOB)
+    assert place.digest() == digest_alone(*JOB)
     assert "audit           24 micro-batches recomputed by another worker, with the same bits\n" in out
     code, out, _ = run_here(place.folder, capsys, "ledger", "run", "--all")
     assert (code, out.count("for the audit: the same bits")) == (0, 24)
@@ -89,7 +82,7 @@ def honest_digest(place: Place, job: tuple[str, ...]) -> str:
     """Return what a process comes to that trains the lying model alone, and does not lie."""
     code, _, error = place.start("train", *job, "--workers", "0", "--run-dir", "honest").end()
     assert (code, error) == (0, "")
-    return digest(place, "honest")
+    return place.digest("honest")
 
 
 def lying_job(place: Place) -> tuple[str, ...]:
@@ -115,7 +108,7 @@ def test_a_worker_that_computes_wrongly_is_evicted_and_the_run_goes_on(
     assert (code, error) == (0, "")
     assert out.count(" computes wrongly, and is evicted\n") == 1
     assert "warning: the run goes back to its beginning, and continues without it\n" in out
-    assert digest(place, "run") == honest_digest(place, job)
+    assert place.digest() == honest_digest(place, job)
     assert '"kind":"convicted"' in (place.folder / "run" / "ledger.jsonl").read_text()
     assert place.is_empty(GONE_S)
 
@@ -132,7 +125,7 @@ def test_a_server_that_was_started_by_hand_goes_back_by_itself(place: Place) -> 
     assert "goes back to its beginning" in out
     refused = next(error for code, _, error in ends if code == 2)
     assert "error: the server refused this worker: the audit found a difference in micro-batch " in refused
-    assert digest(place, "run") == honest_digest(place, job)
+    assert place.digest() == honest_digest(place, job)
 
 
 def test_an_audit_may_end_the_run(place: Place) -> None:

@@ -1,11 +1,9 @@
 """A run over a bad network comes to the bits of one process, and nobody hangs; a slow link alone breaks nothing."""
 
-import json
-
 import pytest
 
-from lockstep.cli.main import run
 from lockstep.common.runtime.clock import SystemClock
+from tests.system.alone import digest_alone
 from tests.system.processes import Place, Process
 from tests.system.relay import Relay, relayed
 
@@ -31,18 +29,7 @@ class Setting:
         assert (code, error) == (0, "")
         self.ends = [worker.end(within_s) for worker in self.workers]
         assert [code for code, _, _ in self.ends] == [0] * len(self.workers)
-        return result_in(self.place, "run")
-
-
-def result_in(place: Place, name: str) -> str:
-    digest: str = json.loads((place.folder / name / "result.json").read_text())["weights_sha256"]
-    return digest
-
-
-def alone(place: Place, *job: str) -> str:
-    """Return the digest that one process comes to."""
-    assert run(["train", *job, "--workers", "0", "--run-dir", "alone"]) == 0
-    return result_in(place, "alone")
+        return self.place.digest()
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +53,7 @@ def served(place: Place, *job: str) -> tuple[Process, str]:
 
 @pytest.mark.slow  # the seeds of `lockstep simulate` delay all messages of most runs
 def test_delays_change_nothing(place: Place) -> None:
-    expected = alone(place, *SMALL[:-2], "--steps", "8")
+    expected = digest_alone(*SMALL[:-2], "--steps", "8")
     server, address = served(place, *SMALL[:-2], "--steps", "8")
     with relayed(address) as relay:
         for way in (relay.up, relay.down):
@@ -79,7 +66,7 @@ def test_delays_change_nothing(place: Place) -> None:
 def over_a_slow_link(place: Place, bandwidth: float, steps: int) -> None:
     """Train over a link that carries so many bytes in a second, each way."""
     job = (*BIG, "--steps", str(steps))
-    expected = alone(place, *job)
+    expected = digest_alone(*job)
     server, address = served(place, *job)
     with relayed(address) as relay:
         relay.up.bandwidth = relay.down.bandwidth = bandwidth
@@ -103,7 +90,7 @@ def test_a_link_of_2_mib_a_second_alone_breaks_nothing(place: Place) -> None:
 
 def through_trouble(place: Place, trouble: str, seconds: float) -> None:
     """Let something happen to the network in the middle of a run, which goes on."""
-    expected = alone(place, *SMALL)
+    expected = digest_alone(*SMALL)
     server, address = served(place, *SMALL)
     with relayed(address) as relay:
         # So that the run lasts until the trouble comes.

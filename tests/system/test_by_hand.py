@@ -42,7 +42,7 @@ def test_over_tcp_with_a_port_of_the_systems_choice(place: Place) -> None:
     workers = [place.start("worker", address, "--workers", "1") for _ in range(2)]
     assert [worker.end()[0] for worker in workers] == [0, 0]
     assert server.end()[0] == 0
-    result = json.loads((place.folder / "run" / "result.json").read_text())
+    result = place.result()
     assert (result["workers"], result["teams"], result["transport"]) == (2, 2, "tcp")
 
 
@@ -134,7 +134,7 @@ def test_a_worker_without_the_data_is_sent_its_samples_and_keeps_them(place: Pla
         assert worker[0] == 0, worker
         assert server.end()[0] == 0
         data.rename(place.folder / "tiny.npz")
-    runs = [json.loads((place.folder / run / "result.json").read_text()) for run in ("with", "without-0", "without-1")]
+    runs = [place.result(run) for run in ("with", "without-0", "without-1")]
     assert len({run["weights_sha256"] for run in runs}) == 1
     (kept,) = (place.folder / "cache").iterdir()
     assert {path.name for path in kept.iterdir()} >= {"train.images", "train.labels", "train.marks", "test.images"}

@@ -1,7 +1,5 @@
 """A run that does things to its own processes comes to the bits of a calm one, and says what it did."""
 
-import json
-
 import pytest
 
 from tests.system.alone import digest_alone, run_here
@@ -20,8 +18,7 @@ def train(place: Place, name: str, *flags: str) -> tuple[str, list[str]]:
     code, out, error = place.start("train", *LASTING, "--run-dir", name, *flags).end(within_s=600.0)
     assert (code, error) == (0, "")
     assert place.is_empty(GONE_S)
-    digest: str = json.loads((place.folder / name / "result.json").read_text())["weights_sha256"]
-    return digest, [line for line in out.splitlines() if line.startswith("chaos: ")]
+    return place.digest(name), [line for line in out.splitlines() if line.startswith("chaos: ")]
 
 
 def test_a_run_that_is_harmed_comes_to_the_bits_of_a_calm_one(place: Place) -> None:

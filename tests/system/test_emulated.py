@@ -4,7 +4,6 @@ Needs qemu-x86_64 (Debian: qemu-user), and is skipped without it. A process that
 which is why every process is started here by itself. Emulation takes thirty times as long.
 """
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from lockstep.runs.job_file import to_toml
 from tests.golden.digests import computed, known_weights
 from tests.golden.jobs import GOLDEN, golden_job
 from tests.system.jobs import FILES
-from tests.system.processes import Place, Process
+from tests.system.processes import Place, Process, digest_in, result_in
 
 QEMU = "qemu-x86_64"
 
@@ -86,10 +85,6 @@ def bench(place: Place) -> Bench:
     return Bench(place)
 
 
-def digest(run: Path) -> str:
-    return str(json.loads((run / "result.json").read_text())["weights_sha256"])
-
-
 @pytest.mark.parametrize("name", GOLDEN)
 @pytest.mark.parametrize("processor", EMULATED)
 def test_one_process_on_another_processor(processor: str, name: str) -> None:
@@ -110,19 +105,19 @@ MIXED = {
 def test_server_and_workers_on_different_processors(bench: Bench, name: str, mix: str) -> None:
     server, workers, transport = MIXED[mix]
     run = bench.train(name, server, workers, "--transport", transport)
-    assert digest(run) == known(name)
-    assert json.loads((run / "result.json").read_text())["workers"] == len(workers)
+    assert digest_in(run) == known(name)
+    assert result_in(run)["workers"] == len(workers)
 
 
 @pytest.mark.parametrize("name", [name for name in GOLDEN if name not in ("mlp", "lenet", "regression")])
 def test_the_other_jobs_on_all_processors_at_once(bench: Bench, name: str) -> None:
-    assert digest(bench.train(name, HOST, EMULATED, "--transport", "tcp")) == known(name)
+    assert digest_in(bench.train(name, HOST, EMULATED, "--transport", "tcp")) == known(name)
 
 
 def test_workers_on_different_processors_audit_one_another(bench: Bench) -> None:
     run = bench.train("lenet", "Haswell", (HOST, "EPYC-Rome"), "--audit", "1.0", "--transport", "tcp")
-    assert digest(run) == known("lenet")
-    assert json.loads((run / "result.json").read_text())["audited"] > 0
+    assert digest_in(run) == known("lenet")
+    assert result_in(run)["audited"] > 0
     for processor in (HOST, "Skylake-Client"):
         bench.verify(processor, run)
 
@@ -141,7 +136,7 @@ def test_a_run_is_resumed_on_another_processor(bench: Bench, first: str, then: s
     code, out, err = bench.start(then, "train", "--resume", "run", "--workers", "0", "--no-picture").end()
     assert code == 0, err
     assert "resumes after step 4 of 6" in out + err
-    assert digest(run) == known(name)
+    assert digest_in(run) == known(name)
     bench.verify(first, run)
 
 

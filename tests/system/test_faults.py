@@ -62,15 +62,10 @@ def job(place: Place, steps: int) -> tuple[str, ...]:
     return ("--model", "model.py:build", *DATA, "--steps", str(steps))
 
 
-def digest(place: Place, name: str = "run") -> str:
-    found: str = json.loads((place.folder / name / "result.json").read_text())["weights_sha256"]
-    return found
-
-
 def calm(place: Place, flags: tuple[str, ...]) -> str:
     """Return the digest of a run in which nothing fails."""
     train_alone(place.folder, *flags)
-    return digest(place, "calm")
+    return place.digest("calm")
 
 
 def steps_done(place: Place) -> int:
@@ -100,7 +95,7 @@ def test_workers_that_are_killed_again_and_again_change_nothing(place: Place, ki
             done += 1
     code, _, error = process.end()
     assert (code, error, done) == (0, "", kills)
-    assert digest(place) == expected
+    assert place.digest() == expected
     lost = [json.loads(line) for line in (place.folder / "run" / "ledger.jsonl").read_text().splitlines()]
     again = [line for line in lost if line["kind"] == "again"]
     print(f"{kills} workers were killed, {len(again)} leases computed again")
@@ -164,7 +159,7 @@ def test_a_worker_that_is_stopped_is_told_of_loses_its_place_and_joins_anew(plac
         return
     assert server.end()[0] == 0
     assert (first.end()[0], second.end()[0]) == (0, 0)
-    assert digest(place) == calm(place, flags)
+    assert place.digest() == calm(place, flags)
 
 
 @pytest.mark.slow
@@ -178,7 +173,7 @@ def test_a_server_that_is_stopped_holds_it_against_nobody(place: Place) -> None:
     assert not process.ends_within(5.0)
     os.kill(server, signal.SIGCONT)
     assert process.end()[0] == 0
-    assert digest(place) == expected
+    assert place.digest() == expected
     assert "leased again" not in (place.folder / "run" / "server.log").read_text()
 
 
@@ -245,7 +240,7 @@ def test_a_run_whose_server_is_killed_goes_on_to_the_same_bits(place: Place, poi
         until_back(place, process, place.pids("lockstep server"))
         code, out, error = process.end()
         assert (code, error) == (0, ""), (out, error)
-        assert digest(place) == expected
+        assert place.digest() == expected
         assert place.is_empty(GONE_S)
         # It may have been over first.
         delays_s += map(float, re.findall(r"was killed by SIGKILL; restarting in ([\d.]+) s", out))
@@ -271,7 +266,7 @@ def test_a_server_started_by_hand_again_at_its_address_has_its_workers_back(plac
     following.line_with("epoch ")
     assert following.end()[0] == 0
     assert [worker.end()[0] for worker in workers] == [0, 0]
-    assert digest(place) == expected
+    assert place.digest() == expected
 
 
 def test_a_shard_that_is_killed_costs_the_steps_since_the_checkpoint(place: Place) -> None:
@@ -286,7 +281,7 @@ def test_a_shard_that_is_killed_costs_the_steps_since_the_checkpoint(place: Plac
     process.line_with("resumes after step ")
     process.line_with("epoch ")
     assert process.end()[0::2] == (0, "")
-    assert digest(place) == expected
+    assert place.digest() == expected
     assert place.is_empty(GONE_S)
 
 

@@ -37,7 +37,7 @@ def test_workers_with_keys_train(place: Place, keys: Path, capsys: pytest.Captur
     workers = [place.start("worker", address, "--workers", "1", "--key", f"keys/{name}.key") for name in ("one", "two")]
     assert [worker.end()[0] for worker in workers] == [0, 0]
     assert server.end()[0] == 0
-    result = json.loads((place.folder / "run" / "result.json").read_text())
+    result = place.result()
     assert result["workers"] == 2
 
 

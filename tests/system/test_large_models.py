@@ -3,7 +3,7 @@
 import pytest
 
 from tests.system.processes import GONE_S, Place
-from tests.system.test_faults import calm, digest
+from tests.system.test_faults import calm
 
 #: 30 million values, in 115 frames.
 MODEL = """
@@ -28,5 +28,5 @@ def test_a_large_model_is_trained_over_sockets(place: Place, servers: int) -> No
     assert (code, error) == (0, ""), (out, error)
     # Whoever counts as slow is evicted, and joins again.
     assert "left" not in out
-    assert digest(place) == expected
+    assert place.digest() == expected
     assert place.is_empty(GONE_S)

@@ -10,6 +10,7 @@ import pytest
 from lockstep.bench.predict import basis_of_result, predict
 from lockstep.cli.main import run
 from lockstep.ps.records.run_folder import RunResult, read_result
+from tests.system.alone import digest_alone
 from tests.system.hosts import Hosts, hosts, seconds_pass, speed, why_not
 from tests.system.jobs import BRIEF
 from tests.system.processes import Place, Process
@@ -79,12 +80,6 @@ class Lab:
         assert [code for code, _, _ in ends] == [0] * len(ends), ends
         return read_result(self.folder)
 
-    def alone(self, *job: str) -> str:
-        """Return the digest that one process comes to."""
-        assert run(["train", *job, "--workers", "0", "--run-dir", "alone"]) == 0
-        digest: str = json.loads((self.place.folder / "alone" / "result.json").read_text())["weights_sha256"]
-        return digest
-
 
 @pytest.fixture(autouse=True)
 def here(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +107,7 @@ def slow_pair(place: Place) -> Iterator[Lab]:
 )
 def test_three_hosts_with_keys_come_to_the_bits_of_one_process(lab: Lab, job: tuple[str, ...], is_ipv6: bool) -> None:
     result = lab.result(*lab.begin(*job, is_ipv6=is_ipv6))
-    assert result.weights_sha256 == lab.alone(*job)
+    assert result.weights_sha256 == digest_alone(*job)
     assert (result.workers, result.transport) == (2, "tcp")
 
 
@@ -123,7 +118,7 @@ def test_a_cable_that_is_pulled_for_a_moment_is_no_matter(lab: Lab) -> None:
     lab.net.pull(1)
     seconds_pass([workers[0].popen], 1.0)
     lab.net.put_back(1)
-    assert lab.result(server, workers).weights_sha256 == lab.alone(*LONG)
+    assert lab.result(server, workers).weights_sha256 == digest_alone(*LONG)
 
 
 @pytest.mark.slow
@@ -134,7 +129,7 @@ def test_a_cable_that_is_pulled_for_ten_seconds_and_put_back_is_survived(lab: La
     lab.net.pull(number)
     seconds_pass([workers[0].popen], 10.0)
     lab.net.put_back(number)
-    assert lab.result(server, workers).weights_sha256 == lab.alone(*LONGER)
+    assert lab.result(server, workers).weights_sha256 == digest_alone(*LONGER)
 
 
 @pytest.mark.slow
@@ -192,7 +187,7 @@ def test_sixteen_local_steps_are_eight_times_as_fast_over_a_slow_link(slow_pair:
     faster = sixteen.images_per_s / one.images_per_s
     print(f"{one.images_per_s:,.0f} and {sixteen.images_per_s:,.0f} images/s: {faster:.1f} times")
     assert faster >= 8.0
-    assert sixteen.weights_sha256 == slow_pair.alone(*SIXTEEN)
+    assert sixteen.weights_sha256 == digest_alone(*SIXTEEN)
 
 
 #: A model with as many values as `mlp` that takes 40 ms for a local step on a core of its own, however few there are.

@@ -1,6 +1,5 @@
 """`lockstep node` under launchers that are not there: what they do is to set variables, and a test can do that."""
 
-import json
 import signal
 import socket
 from collections.abc import Callable
@@ -8,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from lockstep.cli.main import run
-from tests.system.alone import run_here
+from tests.system.alone import digest_alone, run_here
 from tests.system.jobs import BRIEF, ENDLESS
 from tests.system.processes import GONE_S, Place
 
@@ -56,16 +55,6 @@ def kubernetes(rank: int, size: int, port: str) -> dict[str, str]:
     return {**at, "JOB_COMPLETION_INDEX": str(rank), "WORLD_SIZE": str(size)}
 
 
-def digest(place: Place, name: str) -> str:
-    found: str = json.loads((place.folder / name / "result.json").read_text())["weights_sha256"]
-    return found
-
-
-def alone(place: Place) -> str:
-    assert run(["train", *BRIEF, "--workers", "0", "--run-dir", "alone"]) == 0
-    return digest(place, "alone")
-
-
 @pytest.fixture(autouse=True)
 def here(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place.folder)
@@ -84,8 +73,8 @@ def test_the_same_command_under_any_launcher_comes_to_the_bits_of_one_process(pl
     ends = [process.end() for process in ranks]
     assert [code for code, _, _ in ends] == [0, 0, 0], ends
     assert "server at tcp://127.0.0.1:" in ends[1][1]
-    assert digest(place, "run") == alone(place)
-    result = json.loads((place.folder / "run" / "result.json").read_text())
+    assert place.digest() == digest_alone(*BRIEF)
+    result = place.result()
     # Rank 0 works too.
     assert (result["workers"], result["teams"]) == (3, 3 if launcher is kubernetes else 1)
     assert place.is_empty(0.0)
@@ -105,7 +94,7 @@ def test_a_launcher_that_stops_all_and_starts_all_again_loses_nothing(place: Pla
     second[0].line_with("resumes after step ")
     assert [process.end()[0] for process in second] == [0, 0]
     assert run(["train", *job, "--workers", "0", "--run-dir", "alone"]) == 0
-    assert digest(place, "run") == digest(place, "alone")
+    assert place.digest() == place.digest("alone")
     # Once more: there is nothing left to do, and no rank waits for a server.
     third = [place.start("node", *job, "--run-dir", "run", environ=torchrun(rank, 2, port)) for rank in (0, 1)]
     assert [process.end()[0] for process in third] == [0, 0]
@@ -182,7 +171,7 @@ def test_with_keys_all_ranks_show_one(place: Place) -> None:
         for rank, flags in enumerate(shown)
     ]
     assert [process.end()[0] for process in ranks] == [0, 0, 0]
-    assert digest(place, "run") == alone(place)
+    assert place.digest() == digest_alone(*BRIEF)
 
 
 def test_without_a_launcher_there_is_no_place(place: Place) -> None:

@@ -1,12 +1,9 @@
 """Real processes train a model of several files, and all of them the same one, even if a file changes meanwhile."""
 
-import json
-from pathlib import Path
-
 import pytest
 
 from tests.system.jobs import BRIEF
-from tests.system.processes import GONE_S, Place
+from tests.system.processes import GONE_S, Place, digest_in
 
 #: A model of two files, by the way in which it is named.
 NET = (
@@ -17,11 +14,6 @@ NAMED = {
     "net.py:build": ("helpers", "net.py", "helpers.py"),
     "package.module:build": (".helpers", "package/module.py", "package/helpers.py"),
 }
-
-
-def digest_in(folder: Path) -> str:
-    found: str = json.loads((folder / "result.json").read_text())["weights_sha256"]
-    return found
 
 
 @pytest.mark.parametrize("model", NAMED)

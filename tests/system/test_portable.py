@@ -1,6 +1,5 @@
 """Numerics in real processes: each takes those of the run that it joins, whoever started it."""
 
-import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from lockstep.common.runtime.numerics import own_numerics
 from tests.architecture.source import ROOT
 from tests.lockstep.tiny_data import write_tiny
 from tests.system.jobs import BRIEF
-from tests.system.processes import Place
+from tests.system.processes import Place, result_in
 
 
 def digest(run: Path, numerics: str = "portable") -> str:
-    result = json.loads((run / "result.json").read_text())
+    result = result_in(run)
     assert result["numerics"]["mode"] == numerics
     return str(result["weights_sha256"])
 
@@ -103,7 +102,7 @@ def test_workers_with_the_kernels_of_different_processors_give_the_bits_of_one_p
     alone = place.start("train", *job, "--workers", "0", "--run-dir", "alone")
     ended = [process.end() for process in (*workers, server, alone)]
     assert [code for code, _, _ in ended] == [0] * len(ended), [err for _, _, err in ended]
-    assert json.loads((place.folder / "run" / "result.json").read_text())["workers"] == len(targets)
+    assert place.result()["workers"] == len(targets)
     assert digest(place.folder / "run") == digest(place.folder / "alone")
 
 

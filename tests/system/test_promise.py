@@ -10,7 +10,7 @@ from lockstep.cli.main import run
 from tests.lockstep.tiny_data import tiny_arrays
 from tests.system.alone import digest_alone, run_here, train_alone
 from tests.system.jobs import BRIEF
-from tests.system.processes import Place
+from tests.system.processes import Place, digest_in
 
 #: A model with all that could depend on who computes: dropout, and running statistics.
 DELICATE = """
@@ -31,8 +31,7 @@ def train(place: Place, name: str, *flags: str) -> dict[str, Any]:
     code, _, error = process.end()
     assert (code, error) == (0, "")
     assert place.is_empty(0.0)
-    result: dict[str, Any] = json.loads((place.folder / name / "result.json").read_text())
-    return result
+    return place.result(name)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +40,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("alone")
     (folder / "delicate.py").write_text(DELICATE)
     calm = train_alone(folder, *BRIEF, "--model", "delicate.py:build")
-    return str(json.loads((calm / "result.json").read_text())["weights_sha256"])
+    return digest_in(calm)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +67,7 @@ def test_each_model_over_an_epoch_whose_last_batch_is_short(place: Place, model:
     flags = ("--model", model, "--data", "tiny.npz", "--global-batch", "13", "--micro-batches", "8", "--epochs", "1")
     code, _, error = place.start("train", *flags, "--workers", "3", "--run-dir", "run").end()
     assert (code, error) == (0, "")
-    result = json.loads((place.folder / "run" / "result.json").read_text())
+    result = place.result()
     assert (result["weights_sha256"], result["workers"]) == (digest_alone(*flags), 3)
 
 
@@ -93,7 +92,7 @@ def test_the_job_of_a_run_gives_the_same_bits_again(place: Place, capsys: pytest
     flags = ("--job", "calm/job.toml", "--workers", "0", "--run-dir", "again")
     code, _, error = run_here(place.folder, capsys, "train", *flags)
     assert (code, error) == (0, "")
-    results = [json.loads((place.folder / name / "result.json").read_text()) for name in ("calm", "again")]
+    results = [place.result(name) for name in ("calm", "again")]
     assert results[0]["weights_sha256"] == results[1]["weights_sha256"]
 
 

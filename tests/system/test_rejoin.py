@@ -8,7 +8,7 @@ import pytest
 from lockstep.cli.main import run
 from tests.system.hosts import seconds_pass
 from tests.system.processes import GONE_S, Place, Process
-from tests.system.test_faults import OFTEN, calm, digest, job, kill
+from tests.system.test_faults import OFTEN, calm, job, kill
 
 #: Long enough for a standby to report to its server that it has all of the run.
 REPORTED_S = 2.0
@@ -73,7 +73,7 @@ def test_two_servers_that_are_started_again_by_the_same_commands(place: Place, m
         code, out, error = process.end()
         assert (code, error) == (0, ""), (out, error)
     assert [worker.end()[0] for worker in workers] == [0, 0]
-    assert digest(place, "first") == digest(place, "second") == expected
+    assert place.digest("first") == place.digest("second") == expected
     assert run(["ledger", str(place.folder / "first")]) == 0
     code, out, _ = place.start(*first).end()
     assert code == 0
@@ -105,4 +105,4 @@ def test_a_server_whose_disk_is_lost_does_not_begin_the_run_again(place: Place) 
     for process in (standby, server):
         assert process.end()[0] == 0
     assert worker.end()[0] == 0
-    assert digest(place, "first") == digest(place, "second") == expected
+    assert place.digest("first") == place.digest("second") == expected

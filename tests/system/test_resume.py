@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.system.alone import run_here, train_alone
-from tests.system.processes import GONE_S, Place
+from tests.system.processes import GONE_S, Place, result_in
 
 #: Three steps an epoch, checkpoints within epochs. Over in seconds, many times the 0.2 s between two looks of `train`
 #: at its server: a shorter run has come to its end by the time that its first epochs are printed.
@@ -37,7 +37,7 @@ FREE = (
 
 def bits(folder: Path) -> dict[str, Any]:
     """Return the result without times."""
-    result = {key: value for key, value in json.loads((folder / "result.json").read_text()).items() if key not in FREE}
+    result = {key: value for key, value in result_in(folder).items() if key not in FREE}
     for epoch in result["history"]:
         del epoch["wall_s"]
     return result

@@ -1,10 +1,8 @@
 """Several servers as real processes: one digest, whatever carries the vectors, and nothing left behind."""
 
-import json
 import os
 import signal
 from contextlib import chdir
-from typing import Any
 
 import pytest
 
@@ -18,11 +16,6 @@ from tests.system.processes import GONE_S, Place
 JOB = ("--model", "mlp", "--data", "tiny.npz", "--global-batch", "48", "--micro-batches", "4", "--clip-norm", "0.5")
 BRIEF = (*JOB, "--steps", "6")
 ENDLESS = (*JOB, "--epochs", "1000000")
-
-
-def result_in(place: Place, name: str = "run") -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((place.folder / name / "result.json").read_text())
-    return result
 
 
 @pytest.mark.parametrize(
@@ -39,7 +32,7 @@ def test_one_digest_for_any_number_of_servers(place: Place, servers: str, transp
     flags = ("--workers", "2", "--servers", servers, "--transport", transport, "--run-dir", "run")
     code, _, error = place.start("train", *BRIEF, *flags).end()
     assert (code, error) == (0, "")
-    result = result_in(place)
+    result = place.result()
     assert (result["servers"], result["transport"], result["obstacle"]) == (int(servers), transport, "")
     assert result["weights_sha256"] == digest_alone(*BRIEF)
     assert len(list((place.folder / "run").glob("shard-*.log"))) == int(servers) - 1
@@ -62,7 +55,7 @@ def test_shards_started_by_hand(place: Place) -> None:
     worker = place.start("worker", address)
     shards = [place.start("shard", address) for _ in range(2)]
     assert [process.end()[0] for process in (server, worker, *shards)] == [0, 0, 0, 0]
-    assert result_in(place)["weights_sha256"] == digest_alone(*BRIEF)
+    assert place.digest() == digest_alone(*BRIEF)
     assert place.is_empty(0.0)
 
 

@@ -1,10 +1,8 @@
 """Shared memory between real processes: one digest, a way out where there is no room, and nothing left behind."""
 
-import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,11 +23,6 @@ def folders(pids: list[int]) -> list[Path]:
     return [path for pid in pids for path in shared_root().glob(f"lockstep-{os.geteuid()}-{pid}-*")]
 
 
-def result_in(place: Place, name: str = "run") -> dict[str, Any]:
-    result: dict[str, Any] = json.loads((place.folder / name / "result.json").read_text())
-    return result
-
-
 @pytest.mark.parametrize(
     ("workers", "transport"),
     [
@@ -45,7 +38,7 @@ def test_one_digest_for_any_number_of_workers(place: Place, workers: str, transp
     code, out, error = place.start("train", *LARGE, *flags).end()
     assert (code, error) == (0, "")
     assert "over shm" in out
-    result = result_in(place)
+    result = place.result()
     assert (result["transport"], result["obstacle"]) == ("shm", "")
     assert result["weights_sha256"] == digest_alone(*LARGE)
 
@@ -58,7 +51,7 @@ def test_workers_started_by_hand_share_whatever_the_address(place: Place, bind: 
     workers = [place.start("worker", address, "--workers", "1") for _ in range(2)]
     assert [worker.end()[0] for worker in workers] == [0, 0]
     assert server.end()[0] == 0
-    assert result_in(place)["transport"] == "shm"
+    assert place.result()["transport"] == "shm"
     assert folders([server.popen.pid]) == []
 
 
@@ -75,7 +68,7 @@ def test_a_worker_without_room_goes_over_its_socket_beside_one_that_shares(place
     assert "has no room for" in told
     assert [worker.end()[0] for worker in (roomy, short)] == [0, 0]
     assert server.end()[0] == 0
-    result = result_in(place)
+    result = place.result()
     assert (result["transport"], result["workers"]) == ("shm+ipc", 2)
     assert result["weights_sha256"] == digest_alone(*LARGE)
 
@@ -89,7 +82,7 @@ def test_without_room_for_the_weights_auto_uses_sockets_and_says_why(place: Plac
     assert out.count(f"warning: only one of 2 processes computes: {shared_root()} has no room for ") == 1
     assert f"{shared_root()} has no room for 0.1 MiB" in out
     assert "gradients and weights go through sockets: " in (place.folder / "run" / "server.log").read_text()
-    result = result_in(place)
+    result = place.result()
     assert result["transport"] == "ipc"
     assert result["weights_sha256"] == digest_alone(*BRIEF)
 
@@ -114,7 +107,7 @@ def test_a_worker_that_cannot_share_is_refused_where_all_must(place: Place) -> N
     assert "error: the server refused this worker: it does not share the server's memory: " in error
     assert place.start("worker", address, "--workers", "1").end()[0] == 0
     assert server.end()[0] == 0
-    assert result_in(place)["transport"] == "shm"
+    assert place.result()["transport"] == "shm"
 
 
 @pytest.mark.parametrize("transport", ["tcp", pytest.param("ipc", marks=pytest.mark.slow)])
@@ -138,7 +131,7 @@ def test_a_worker_that_is_killed_in_the_middle_changes_nothing(place: Place) -> 
     code, _, error = process.end()
     assert (code, error) == (0, "")
     assert not folder.exists()
-    assert result_in(place)["weights_sha256"] == digest_alone(*job)
+    assert place.digest() == digest_alone(*job)
 
 
 @pytest.mark.parametrize(

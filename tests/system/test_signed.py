@@ -4,7 +4,7 @@ import pytest
 
 from tests.system.alone import run_here
 from tests.system.processes import Place
-from tests.system.test_audit import JOB, digest, honest_digest, lying_job
+from tests.system.test_audit import JOB, honest_digest, lying_job
 
 pytest.importorskip("cryptography")
 
@@ -57,6 +57,6 @@ def test_a_convicted_key_is_refused_whatever_process_has_it(place: Place, capsys
     code, out, codes = served(place, capsys, *job, "--audit", "100%")
     assert (code, codes) == (0, [0, 2])
     assert "the run goes back to its beginning" in out
-    assert digest(place, "run") == honest_digest(place, job)
+    assert place.digest() == honest_digest(place, job)
     (line,) = (place.folder / "run" / "convictions.jsonl").read_text().splitlines()
     assert '"identity":"key worker-' in line

@@ -16,7 +16,7 @@ from lockstep.ps.records.ledger import RunBegun
 from lockstep.ps.records.run_folder import read_ledger
 from tests.system.hosts import hosts, seconds_pass, why_not
 from tests.system.processes import GONE_S, Place, Process
-from tests.system.test_faults import OFTEN, calm, digest, job, kill
+from tests.system.test_faults import OFTEN, calm, job, kill
 
 #: Seconds of silence after which workers go to the standby.
 TAKEOVER_S = 1.0
@@ -62,7 +62,7 @@ def test_a_run_whose_server_is_killed_goes_on_at_its_standby(place: Place, monke
     shutil.rmtree(place.folder / "run")
     standby.line_with("takes over, from step ")
     ends(standby, workers)
-    assert digest(place, "mirror") == expected
+    assert place.digest("mirror") == expected
     assert run(["ledger", str(place.folder / "mirror")]) == 0
     assert place.is_empty(GONE_S)
 
@@ -93,7 +93,7 @@ def test_a_server_that_was_stopped_counts_for_nothing_when_it_comes_back(place: 
     server.send(signal.SIGCONT)
     counts_for_nothing(place, server, before)
     ends(standby, workers)
-    assert digest(place, "mirror") == expected
+    assert place.digest("mirror") == expected
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ def test_a_server_counts_for_nothing_however_long_it_was_stopped(
     for worker in workers:
         worker.send(signal.SIGCONT)
     ends(standby, workers)
-    assert digest(place, "mirror") == expected
+    assert place.digest("mirror") == expected
     assert run(["ledger", str(place.folder / "mirror")]) == 0
 
 
@@ -137,7 +137,7 @@ def test_a_server_that_is_drained_loses_no_step(place: Place, how: str) -> None:
         server.send(signal.SIGTERM)
     assert server.end()[0] == 0
     ends(standby, workers)
-    assert digest(place, "mirror") == expected
+    assert place.digest("mirror") == expected
     begun = [line for line in read_ledger(place.folder / "mirror") if isinstance(line, RunBegun)]
     assert [line.lost_steps for line in begun] == [0, 0]
 
@@ -158,7 +158,7 @@ def test_train_shows_a_takeover(place: Place) -> None:
     os.kill(server, signal.SIGKILL)
     code, out, error = process.end()
     assert (code, error) == (0, ""), (out, error)
-    assert digest(place) == expected
+    assert place.digest() == expected
     assert place.is_empty(GONE_S)
 
 
@@ -185,7 +185,7 @@ def test_a_signal_at_any_moment_of_a_takeover_leaves_a_run_that_ends_well_or_can
     assert place.is_empty(GONE_S) or code == -signal.SIGKILL
     if code:
         assert place.start("train", "--resume", "run").end()[0] == 0
-    assert digest(place) == expected
+    assert place.digest() == expected
     # What was left of a run all of whose processes were gone has gone with the next one.
     assert place.is_empty(GONE_S)
 
@@ -220,7 +220,7 @@ def test_a_worker_that_is_started_again_finds_a_standby_with_a_key_of_its_own(
     assert run(["promote", second, "--key", "keys/standby-1.key"]) == 0
     worker = place.start("worker", f"{first},{second}", "--workers", "1", "--key", "keys/worker-1.key")
     ends(standby, [worker])
-    assert digest(place, "mirror") == expected
+    assert place.digest("mirror") == expected
 
 
 @pytest.mark.slow
@@ -252,7 +252,7 @@ def test_a_host_that_is_cut_off_at_any_moment_is_replaced(
             kill(server.popen.pid)
         standby.line_with("takes over, from step ")
         ends(standby, workers)
-        assert digest(place, "mirror") == expected
+        assert place.digest("mirror") == expected
         # Each sample of each epoch once, and a record that can be computed again.
         assert run(["ledger", str(place.folder / "mirror")]) == 0
         code, _, error = place.start("verify", "mirror").end()

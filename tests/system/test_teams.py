@@ -1,6 +1,5 @@
 """Teams of real processes, by hand and with `train`: deaths cost no bits, and nothing is left."""
 
-import json
 import os
 import signal
 
@@ -13,12 +12,6 @@ from lockstep.ps.records.run_folder import read_ledger
 from tests.lockstep.tiny_data import tiny_arrays
 from tests.system.jobs import BRIEF, ENDLESS
 from tests.system.processes import GONE_S, Place, is_gone
-
-
-def digest(place: Place, name: str) -> str:
-    found: str = json.loads((place.folder / name / "result.json").read_text())["weights_sha256"]
-    return found
-
 
 #: A model with statistics, which draws numbers; and its vector, in several slices.
 NOISY = """
@@ -91,8 +84,8 @@ def test_a_team_has_the_bits_of_one_process(
     assert worker[0::2] == (0, f"connecting to {address}\njoined run run as worker 0\nthe run is done\n")
     assert server.end()[0] == 0
     assert run(["train", *BRIEF, "--workers", "0", "--run-dir", "alone"]) == 0
-    assert digest(place, "run") == digest(place, "alone")
-    result = json.loads((place.folder / "run" / "result.json").read_text())
+    assert place.digest() == place.digest("alone")
+    result = place.result()
     assert (result["workers"], result["teams"]) == (3, 1)
     assert place.is_empty(0.0)
 
@@ -114,7 +107,7 @@ def test_a_team_that_is_alone_makes_most_steps_without_the_server(
     assert (code, error) == (0, "")
     assert "over shm" in out
     assert run(["train", *flags, "alone", "--workers", "0"]) == 0
-    assert digest(place, "run") == digest(place, "alone")
+    assert place.digest() == place.digest("alone")
     assert made_without_the_server(place, "run") >= 50
     assert run(["verify", "run"]) == 0
     assert run(["ledger", "run"]) == 0

@@ -1,6 +1,5 @@
 """Real processes that train a model of PyTorch come to one digest: over any transport, killed, and resumed."""
 
-import json
 import signal
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 
 from tests.lockstep.common.model.pytorch.jobs import NAMES, NETS
 from tests.system.alone import train_alone
-from tests.system.processes import GONE_S, Place
+from tests.system.processes import GONE_S, Place, digest_in
 
 pytest.importorskip("torch", reason="needs PyTorch: .venv/bin/pip install -e '.[torch]'")
 
@@ -17,11 +16,6 @@ DATA = ("--data", "tiny.npz", "--global-batch", "32", "--micro-batches", "4", "-
 
 def job(name: str, steps: int = 6) -> tuple[str, ...]:
     return ("--model", f"{NETS}:{name}", *DATA, "--steps", str(steps))
-
-
-def digest_in(folder: Path) -> str:
-    found: str = json.loads((folder / "result.json").read_text())["weights_sha256"]
-    return found
 
 
 def digest_with(place: Place, arguments: tuple[str, ...], *flags: str, run: str = "run") -> str:

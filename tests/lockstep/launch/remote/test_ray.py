@@ -1,7 +1,6 @@
 """`lockstep train --on ray`, on a cluster of one-core nodes that are all on this machine."""
 
 import importlib.util
-import json
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ import pytest
 from lockstep.cli.main import run
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import child_environment
+from tests.system.alone import digest_alone
 from tests.system.jobs import BRIEF, ENDLESS
 from tests.system.processes import GONE_S, Place, is_gone
 
@@ -125,23 +125,13 @@ def here(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place.folder)
 
 
-def digest(place: Place, name: str) -> str:
-    found: str = json.loads((place.folder / name / "result.json").read_text())["weights_sha256"]
-    return found
-
-
-def alone(place: Place, *job: str) -> str:
-    assert run(["train", *job, "--workers", "0", "--run-dir", "alone"]) == 0
-    return digest(place, "alone")
-
-
 def test_three_nodes_come_to_the_bits_of_one_process_and_are_left_as_they_were(place: Place, three: Ray) -> None:
     train = place.start(
         "train", "--on", "ray", "--workers", "3", *BRIEF, "--run-dir", "run", environ={"RAY_ADDRESS": three.address}
     )
     code, out, error = train.end(RAY_S)
     assert (code, error) == (0, ""), (out, error)
-    assert digest(place, "run") == alone(place, *BRIEF)
+    assert place.digest() == digest_alone(*BRIEF)
     assert "throughput" in out
     assert {"server.log", "worker-0.log", "worker-2.log"} <= {path.name for path in (place.folder / "run").iterdir()}
     assert three.left() == []
@@ -244,7 +234,7 @@ def test_a_node_that_goes_and_one_that_comes_change_nothing(place: Place, three:
     code, out, error = train.end(RAY_S)
     assert (code, error) == (0, ""), (out, error)
     assert "is gone with its node; its micro-batches go to the others" in out
-    assert digest(place, "run") == alone(place, *LENET)
+    assert place.digest() == digest_alone(*LENET)
     assert three.left(but_folders=True) == []
 
 
@@ -261,7 +251,7 @@ def test_the_server_is_here_and_one_that_is_killed_is_back_from_the_checkpoint(p
     train.line_with("resumes after step ")
     code, out, error = train.end(RAY_S)
     assert (code, error) == (0, ""), (out, error)
-    assert digest(place, "run") == alone(place, *SHORT)
+    assert place.digest() == digest_alone(*SHORT)
     assert three.left() == []
 
 
@@ -298,7 +288,7 @@ def test_faults_on_purpose_are_done_to_whole_teams_and_change_nothing(place: Pla
     code, out, error = train.end(RAY_S)
     assert (code, error) == (0, ""), (out, error)
     assert "chaos: injected 5 of 5 faults" in out
-    assert digest(place, "run") == alone(place, *SHORT)
+    assert place.digest() == digest_alone(*SHORT)
     assert three.ask(f"remove {added}") == "done"
     assert three.left(but_folders=True) == []
 
@@ -309,7 +299,7 @@ def test_a_client_from_outside_trains_with_two_servers(place: Place, three: Ray)
     train = place.start("train", "--on", where, "--workers", "2", "--servers", "2", *BRIEF, "--run-dir", "run")
     code, out, error = train.end(RAY_S)
     assert (code, error) == (0, ""), (out, error)
-    assert digest(place, "run") == alone(place, *BRIEF)
+    assert place.digest() == digest_alone(*BRIEF)
     assert three.left() == []
 
 
