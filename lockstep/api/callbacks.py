@@ -1,4 +1,4 @@
-"""Callbacks of `fit`: the base class, the ones that come with the library, the run that they see, and who calls them.
+"""Callbacks of `fit`: the base class, those of the library, the run that they see, and the thread that calls them.
 
     >>> from lockstep import EarlyStopping, LambdaCallback, fit, nn
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
@@ -55,7 +55,7 @@ from lockstep.runs.trained_model import model_with
 
 @dataclass
 class Training:
-    """What a callback is given: the run's `folder`, its `job`, its `history` so far, and `stop`."""
+    """The arguments of a callback: the run's `folder`, its `job`, its `history` so far, and `stop`."""
 
     #: The run's folder.
     folder: Path
@@ -125,8 +125,8 @@ class EarlyStopping(Callback):
     the run's result is the weights of the best epoch, instead of those of the last one. `fit` raises `JobError` for
     other values, and for a figure that the run lacks.
 
-    Differs from Keras: `mode` is needed for a metric of your own only, since the name of any other figure decides what
-    is better; there is no `baseline`, and no `start_from_epoch`. The server decides, so that a run stops at the same
+    Differs from Keras: `mode` is needed for a metric of your own only, since the name of any other figure decides the
+    direction; there is no `baseline`, and no `start_from_epoch`. The server decides, so that a run stops at the same
     epoch on any number of workers.
     """
 
@@ -287,7 +287,7 @@ class CallbackRunner:
         return self._stopped_after is not None and history[-1].epoch >= self._stopped_after
 
     def end(self, history: Sequence[EpochRecord]) -> None:
-        """Call `on_epoch_end` for the last epoch, after which nobody asks, and `on_train_end`."""
+        """Call `on_epoch_end` for the last epoch, after which nothing is asked, and `on_train_end`."""
         self.is_to_stop(history)
         for callback in self.callbacks:
             _call(callback.on_train_end, self.training)

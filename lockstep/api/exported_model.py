@@ -1,4 +1,4 @@
-"""How a model reaches the workers: as a name, as data, or as the text of a file that builds it on this machine."""
+"""The form in which a model is sent: as a name, as data, or as the text of a file that builds it on this machine."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -28,7 +28,7 @@ Model = Any
 class ModelText(msgspec.Struct, frozen=True):
     """The source of a file with a function in it that returns the model."""
 
-    #: What a person calls the model.
+    #: The name of the model on the screen.
     name: str
     function: str
     text: str
@@ -66,7 +66,7 @@ def exported(model: Model) -> ExportedModel:
 
 
 def _check_trained(model: Module) -> None:
-    """Raise if a parameter is frozen: a description has the layers, and not what was done to them."""
+    """Raise if a parameter is frozen: a description has the layers only."""
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             raise ModelError(
@@ -118,7 +118,7 @@ LIBRARIES = {"lockstep": "the library", "torch": "PyTorch"}
 
 
 def _check_not_of_a_library(name: str, value: object) -> None:
-    """Raise `JobError` if a loss or an optimizer is a function or class of a library, and not the user's own."""
+    """Raise `JobError` if a loss or an optimizer is a function or class of a library, and not of the user."""
     kind = value if isinstance(value, type | FunctionType) else type(value)
     library = LIBRARIES.get(kind.__module__.partition(".")[0])
     if library is None or name not in ("loss", "optimizer"):
@@ -164,7 +164,7 @@ def is_described(model: object) -> bool:
 def model_text(model: Any) -> ModelText:
     """Return the text that builds a model: of its class, or of the function that returns it.
 
-    `ModelError` if the text cannot be had, uses what has no text, or would build another model than the one given.
+    `ModelError` if the text cannot be had, uses names without a text, or would build another model than the one given.
     """
     if isinstance(model, FunctionType):
         name = model.__name__ if model.__name__ != LAMBDA else "model"
@@ -208,7 +208,7 @@ def _text_of_call(model: "partial[Any]") -> ModelText:
 def text_of_module(model: Any) -> ModelText | None:
     """Return the text that builds a module of PyTorch with the arguments that its layers show; None if they do not.
 
-    What it builds was compared with the module.
+    The model that it builds was compared with the module.
     """
     # Here, where the model itself has imported PyTorch already.
     from lockstep.common.model.pytorch.comparison import constructed
@@ -230,7 +230,7 @@ def text_of_module(model: Any) -> ModelText | None:
 
 
 def _check_own(model: Any) -> None:
-    """Raise if the model is a container of ours around a class of theirs, whose arguments nobody knows."""
+    """Raise if the model is a container of ours around a class of theirs, whose arguments are unknown."""
     if isinstance(model, Module) and is_describable(type(model)):
         own = next(type(module).__name__ for module in model.modules() if not is_describable(type(module)))
         raise ModelError(

@@ -53,7 +53,7 @@ def fit(
     `loss="mse"` floats (n,) or (n, outputs). x and y may be dictionaries or tuples of arrays, and `(x, y, w)` has
     weights of samples; a pair of datasets of PyTorch is read once. It may also be a .csv or .parquet, a folder of
     pictures, a data frame of pandas or Polars, or a dataset of Hugging Face's `datasets`: then `target="price"` names
-    what is predicted, and `columns`, `drop`, `task`, `categories`, `one_hot`, `numbers`, `missing`, `na`,
+    the target, and `columns`, `drop`, `task`, `categories`, `one_hot`, `numbers`, `missing`, `na`,
     `standardize`, `delimiter`, `encoding`, `decimal`, `size`, `grayscale` and `test_split` are those of `lockstep
     pack`; a pair of frames is one to train and one to test with.
 
@@ -158,7 +158,7 @@ def _carry_out(
 
 
 def _unused_weights(model: Model, job: Job) -> str:
-    """Return a line if somebody has set or trained the weights of a model that is sent as data; otherwise nothing."""
+    """Return a line if weights were set or trained in a model that is sent as data; otherwise nothing."""
     if not (isinstance(model, Module) and is_described(model) and any(model.own_initial_values())):
         return ""
     return notice(

@@ -263,7 +263,7 @@ def _memory_data(data: Any, options: PackOptions, loss: str) -> dict[str, NDArra
 
 
 def _named_data(name: str, options: PackOptions, loss: str, *, verbose: bool) -> str:
-    """Return a job's data: what was packed if it is a file that has to be."""
+    """Return a job's data: the packed folder of a file that has to be packed."""
     cache = Path(cache_home()) / "lockstep"
     say = print if verbose else lambda text: None
     return packed_source(name, options, loss, cache, lambda what: nullcontext(lambda share: None), say)

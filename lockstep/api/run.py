@@ -34,7 +34,7 @@ class RunPage(msgspec.Struct, frozen=True):
 
     @property
     def link(self) -> str:
-        """Where a browser on this machine finds the page."""
+        """The address of the page for a browser on this machine."""
         return self.page.link
 
     def close(self) -> None:
@@ -226,7 +226,7 @@ class Run(msgspec.Struct, frozen=True, dict=True):
 
 
 def load_run(folder: str | Path, *, trust_model: bool = False, data: str | Path | None = None) -> Run:
-    """Return a finished run from its folder. Raises `JobError` if there is none, or one that is not finished.
+    """Return a finished run from its folder. Raises `JobError` without a run there, or if it is not finished.
 
     A model of your own is code, which the folder has a copy of. If you have not trained it on this machine,
     `run.model` raises `ModelError`. `trust_model=True` agrees to run that code, now and later.

@@ -108,7 +108,7 @@ def _cut_out_lambda(definition: Definition, code: CodeType, text: str) -> str:
     return f"({textwrap.dedent(ast.get_source_segment(text, found) or '')})"
 
 
-#: What a function without a name is called.
+#: The name of a function that has none.
 LAMBDA = "<lambda>"
 
 #: Names that every module has.
@@ -121,7 +121,7 @@ class Gathering:
 
     imports: list[str] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)
-    #: What each name stands for.
+    #: The value of each name.
     _taken: dict[str, object] = field(default_factory=dict)
     #: Whether the first definition builds the model as it is, and how that is passed to `fit` by its name.
     is_whole: bool = True
@@ -199,7 +199,7 @@ def _closed_over(definition: Definition) -> dict[str, object]:
     for function in functions:
         if isinstance(function, FunctionType):
             for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-                # The class itself, for `super()`; and what has no value yet, such as the function itself.
+                # The class itself, for `super()`; and names without a value yet, such as the function itself.
                 if name != "__class__" and cell != CellType():
                     found[name] = cell.cell_contents
     return found

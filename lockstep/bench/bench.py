@@ -1,4 +1,4 @@
-"""What a bench is: parameters, rows whose fields say how they are printed, and panels in which they are plotted."""
+"""A bench: parameters, rows whose fields say how they are printed, and panels in which they are plotted."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +16,12 @@ class TableColumn(msgspec.Struct, frozen=True):
     """How a field of a row is printed: an annotation of the field."""
 
     title: str
-    #: Characters; below zero, the text stands at the left of them.
+    #: Characters; below zero, the text is at the left of them.
     width: int
     #: As of `format`, and what follows the value. None is printed as `-`.
     form: str = ""
     unit: str = ""
-    #: What is printed instead of the field, a function of the row.
+    #: Printed instead of the field: a function of the row.
     of: Callable[[Any], Any] | None = None
 
     def aligned(self, text: str) -> str:
@@ -33,7 +33,7 @@ class TableColumn(msgspec.Struct, frozen=True):
         return self.aligned(self.title)
 
     def cell(self, row: msgspec.Struct, field: str) -> str:
-        """Return what is printed of a row."""
+        """Return the cell of a row."""
         value = getattr(row, field) if self.of is None else self.of(row)
         return self.aligned("-" if value is None else f"{value:{self.form}}{self.unit}")
 
@@ -64,7 +64,7 @@ class Series(msgspec.Struct, frozen=True):
     values: Sequence[float | None]
     #: `bar`, `-` for an upright line at each value, or a marker or line of matplotlib.
     shape: str = "bar"
-    #: Where the values are, if the panel has curves.
+    #: The places of the values, if the panel has curves.
     at: Sequence[float] = ()
 
 
@@ -75,13 +75,13 @@ class Panel(msgspec.Struct, frozen=True):
     #: Label of the axis of values.
     unit: str
     series: Sequence[Series]
-    #: What each bar is, from top to bottom, and the text at its end.
+    #: The name of each bar, from top to bottom, and the text at its end.
     names: Sequence[str] = ()
     texts: Sequence[str] = ()
     #: Whether the bars of one place lie next to one another, and not end to end.
     is_grouped: bool = False
     is_log: bool = False
-    #: Where the axis of values ends, over where it would end without texts; of curves, its end.
+    #: The end of the axis of values, as a multiple of its end without texts; of curves, its end.
     end: float | None = None
     #: Relative to other panels of the figure.
     width: float = 1.0
@@ -120,7 +120,7 @@ class Bench(ABC, Generic[R]):
         return [line(row)]
 
     def advice(self, rows: Sequence[R]) -> str:
-        """Return what else somebody might want who has run this bench alone; empty if there is nothing."""
+        """Return advice for a person who has run this bench alone; empty without advice."""
         return ""
 
     def panels(self, rows: Sequence[R]) -> list[list[Panel]]:

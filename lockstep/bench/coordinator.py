@@ -157,7 +157,7 @@ class CoordinatorBench(Bench[CoordinatorRow]):
     """Time the decisions of the coordinator in runs of simulated workers, in virtual time.
 
     The coordinator is the real one; no gradients and no messages travel. The time is what the server's thread needs to
-    decide who computes what. It must stay small compared to the exchange, and an event must cost the same for any
+    assign the work. It must stay small compared to the exchange, and an event must cost the same for any
     number of workers.
 
     \b

@@ -71,7 +71,7 @@ class ExchangeRow(msgspec.Struct, frozen=True, kw_only=True):
     #: Gradients pushed and weights pulled, 8 bytes per parameter and worker whatever the formats, over that time.
     gb_per_s: Annotated[float, TableColumn("GB/s ", 8, ".2f", " ")]
     peer: Annotated[BaselineExchange | None, TORCH]
-    #: Where the time of an exchange went, over the middle half of them; `compute_s` is the filling.
+    #: The parts of the time of an exchange, over the middle half of them; `compute_s` is the filling.
     split: Annotated[Split, *split_columns(" fill", "exch", "updt", "wait")]
 
 

@@ -1,6 +1,6 @@
 """Bench what local steps cost in accuracy: the same job with other numbers of them, and of micro-batches.
 
-All of it is computed in this process: who computes a job does not change what it learns.
+All of it is computed in this process: the number of processes does not change what a job learns.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

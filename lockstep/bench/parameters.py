@@ -117,7 +117,7 @@ NUMBERS = Several(WholeNumber(1))
 WIRES, WIRES_OF_WEIGHTS = click.Choice(fields()["wire"].choices), click.Choice(fields()["wire_weights"].choices)
 TRANSPORTS = Several(click.Choice(get_args(Transport)))
 
-# What several benches have: functions, because each bench needs a field of its own.
+# Parameters of several benches: functions, because each bench needs a field of its own.
 models = partial(option, kind=Several(click.STRING, MODELS))
 workers = partial(
     option, "--workers", PowersRange(WholeNumber(1, MOST_PROCESSES)), "numbers of worker processes, or FROM..TO"

@@ -44,7 +44,7 @@ BUSY = 0.1
 
 
 def parts_of(python: Path | None, rounds: int) -> dict[str, Bench[Any]]:
-    """Return what is measured, by the name of the part. Steps are as few as give a steady figure in a turn."""
+    """Return the benches by the name of their part. Steps are as few as give a steady figure in a turn."""
     each = cores()
     sleepers = [1 << power for power in range(MOST_SLEEPERS.bit_length())]
     sleeping: dict[str, Any] = {"sleep_s": SLEEP_S, "values": (535_818,), "rounds": rounds}

@@ -41,9 +41,9 @@ CURVES = ("compute", "exchange", "update", "torch", "ceiling", "model")
 
 
 class PredictionRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What the cost model predicts for hosts with a team each, and a core for each process."""
+    """The prediction of the cost model for hosts with a team each, and a core for each process."""
 
-    #: What was measured: model, batch, transport.
+    #: The measured model, batch and transport.
     basis: str
     hosts: Annotated[int, TableColumn("hosts", 5)]
     #: Processes of each host's team.
@@ -67,7 +67,7 @@ class Basis(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     #: Of this machine, with its cores.
     model: CostModel
-    #: Where it was measured, with images/s; empty if it was not.
+    #: The machines on which it was measured, with images/s; empty if it was not.
     measured: tuple[tuple[Machines, float], ...] = ()
     #: The local steps of each micro-batch that was measured.
     local_steps: int = 1
@@ -185,7 +185,7 @@ def basis_of_sleep(values: int, sleep_s: float, batch: int) -> Basis:
 def matching_rows(
     rows: Sequence[ScalingRow], model: str | None, batch: int | None, values: int | None = None
 ) -> list[ScalingRow]:
-    """Return the rows of a model, a batch and a size, None for any. Raises UsageError if there are none."""
+    """Return the rows of a model, a batch and a size, None for any. Raises UsageError without such rows."""
     found = [
         row
         for row in rows
@@ -206,7 +206,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     link: float
     #: Whether a server's link is the first bottleneck, or else its work per host.
     is_bound_by_link: bool
-    #: What to predict for the measured machine, for each measured number of teams, and whether it shares memory.
+    #: Predictions for the measured machine, for each measured number of teams, and whether it shares memory.
     here: dict[tuple[int, bool], list[Machines]]
     rows: list[PredictionRow]
 
@@ -404,7 +404,7 @@ class PredictBench(Bench[PredictionRow]):
         return basis_of_rows(list(bench.rows(session)))
 
     def panels(self, rows: Sequence[PredictionRow]) -> list[list[Panel]]:
-        """Return images/s and the use of links as calculated, and below, what was measured next to the model of that.
+        """Return images/s and the use of links as calculated, and below, the measurements next to their model.
 
         There is a curve for each number of hosts, or for each number of processes of a host if those are fewer.
         """

@@ -43,7 +43,7 @@ from lockstep.ps.run.timing import Split
 #: The models that are measured if none is named, and the values of one that sleeps: those of `mlp`.
 MEASURED, VALUES = ("mlp", "lenet", "cnn"), 535_818
 
-#: What rows call the model that sleeps.
+#: The name of the model that sleeps, in rows.
 SLEEP = "sleep"
 
 
@@ -85,7 +85,7 @@ class ScalingRow(msgspec.Struct, frozen=True, kw_only=True):
     peer: Annotated[BaselineRow | None, msgspec.structs.replace(TORCH, title="/ddp")]
     all_threads: BaselineRow | None = None
     compiled: BaselineRow | None = None
-    #: Where the time of the mean step of that turn went.
+    #: The parts of the mean step of that turn.
     split: Annotated[Split, *split_columns("comp", "exch", "updt", "wait")]
     #: Processor time per step; None if a run was too short to read it twice, or the system does not show it.
     processors: StepProcessorTime | None = None
@@ -110,14 +110,14 @@ def _processors(name: str) -> Callable[[ScalingRow], float | None]:
     return lambda row: None if row.processors is None else getattr(row.processors, name)
 
 
-#: Whose rows they are: the first columns of a table below the rows.
+#: The setup of a row: the first columns of a table below the rows.
 WHOSE = (
     TableColumn("model", -6, ".6", of=ScalingRow.short_name),
     TableColumn("batch", 5, of=lambda row: row.batch),
     TableColumn("over", -10, of=lambda row: f"{row.workers}+{row.servers} {row.transport}"),
 )
 
-#: What PyTorch makes of the same batch in one process with a thread per core: the columns of a table below the rows.
+#: The speed of PyTorch with the same batch in one process with all threads: the columns of a table below the rows.
 WHOLE_MACHINE = (
     *WHOSE,
     TableColumn("cuts", 4, of=lambda row: row.micro_batches),
@@ -128,7 +128,7 @@ WHOLE_MACHINE = (
     TableColumn("/comp", 5, ".2f", "x", of=lambda row: row.compiled and row.compiled.ratio),
 )
 
-#: What a step costs the machine: the columns of a second table below the rows.
+#: The costs of a step: the columns of a second table below the rows.
 COSTS = (
     *WHOSE,
     TableColumn("teams", 5, of=lambda row: row.teams),
@@ -147,7 +147,7 @@ class ScalingTrial:
     #: Micro-batches per worker.
     cut: int
     job: Job
-    #: What each independent process trains.
+    #: The job of each independent process.
     single_job: Job
     runs: dict[tuple[RunOptions, int], list[TimedRun]]
     singles: list[Stepper] = field(default_factory=list)

@@ -70,7 +70,7 @@ class StepFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     @property
     def price(self) -> float | None:
-        """How much longer a step takes than in a plain loop of PyTorch over the same module; None for other models."""
+        """The part by which a step is longer than in a plain loop of PyTorch over it; None for other models."""
         return None if self.peer is None or self.model in MODELS else 1 / self.peer.ratio - 1
 
 
@@ -297,7 +297,7 @@ def profile(local: LocalSteps, steps: int) -> Table:
     obstacle = local.trainer.compute.engine.obstacle
     table.caption_justify, table.caption = "left", f"always one micro-batch at a time: {obstacle}"
     if obstacle is None:
-        # An observer cannot see what is computed in one pass.
+        # An observer cannot see a computation in one pass.
         table.caption = "observed one micro-batch at a time; otherwise as many in one pass as stay in cache"
     return table
 

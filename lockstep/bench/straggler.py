@@ -149,14 +149,14 @@ class StragglerRow(msgspec.Struct, frozen=True, kw_only=True):
     of_ideal_spread: tuple[float, float] = (0.0, 0.0)
     #: Micro-batches that were leased and not used, over those of all steps.
     duplicates: Annotated[float, TableColumn("twice", 6, ".1%")]
-    #: Micro-batches of a step that each fast worker computed, and the slow one; None if there was none.
+    #: Micro-batches of a step that each fast worker computed, and the slow one; None without a slow one.
     micro_batches_of_fast: Annotated[float, TableColumn("fast", 5, ".1f")]
     micro_batches_of_slow: Annotated[float | None, TableColumn("slow", 5, ".1f")]
     weights_sha256: str
 
 
 def case_name(case: str) -> str:
-    """Return what is done to the last worker in a case."""
+    """Return the treatment of the last worker in a case."""
     names = {ALONE: "is not there", ALL: "is as fast", "stall": "stalls", "stopped": "is stopped"}
     return names.get(case, f"is {case} times slower")
 
@@ -171,7 +171,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
     #: Seconds of each step.
     seconds: list[float]
-    #: Steps of which it is known who computed what: a team does not say so of each step.
+    #: Steps whose shares are known by process: a team does not report them for each step.
     known: int
     #: Micro-batches of these that were used: of the last worker, and of all others together.
     by_last: int

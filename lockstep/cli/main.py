@@ -1,4 +1,4 @@
-"""Where the command `lockstep` begins: errors become one line and an exit code."""
+"""The begin of the command `lockstep`: errors become one line and an exit code."""
 
 import errno
 import os
@@ -25,7 +25,7 @@ def main() -> None:
     interrupt_on_signals()
     open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
-        # The name of a folder may have letters that an encoding lacks which somebody has asked for.
+        # The name of a folder may have letters that the chosen encoding lacks.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # both are files
     try:
         called = own_command()
@@ -47,9 +47,9 @@ def is_text(argument: str) -> bool:
 
 
 def open_missing_streams() -> None:
-    """Let what is printed go nowhere if whoever started this process has closed its standard output, as `>&-` does.
+    """Discard all output if this process was started with its standard output closed, as `>&-` does.
 
-    A socket or a file would get that number otherwise, and what libraries print.
+    A socket or a file would get that number otherwise, and the output of libraries.
     """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -91,7 +91,7 @@ def run(arguments: list[str], called: str = "lockstep") -> int:
     except LockstepError as error:
         return end(str(error), FAILED, error)
     except OSError as error:
-        # What nobody foresaw: a full disk, a folder that was removed. The reason says more than our frames would.
+        # Unforeseen: a full disk, a folder that was removed. The reason says more than our frames would.
         return end(system_error_text(error), FAILED)
     return code if isinstance(code, int) else 0
 
@@ -112,7 +112,7 @@ def system_error_text(error: OSError) -> str:
 
 
 def _one_line(error: click.ClickException) -> str:
-    """Return what is wrong with a command line as our errors read: one line, a fact in lower case, what to do."""
+    """Return the error of a command line as our errors read: one line, a fact in lower case, what to do."""
     context = error.ctx if isinstance(error, click.UsageError) else None
     command = context.command_path if context is not None else "lockstep"
     return f"{_complaint(error)}: see `{command} --help`"

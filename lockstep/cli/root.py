@@ -10,7 +10,7 @@ from lockstep.common.errors import nearest
 from lockstep.common.runtime.environment import collector_paused
 from lockstep.common.runtime.version import VERSION
 
-#: The commands by what they are for, and the module and the function of each below this package. What is imported is
+#: The commands by what they are for, and the module and the function of each below this package. The import is
 #: always one of these texts, never a text from outside.
 SECTIONS: dict[str, dict[str, str]] = {
     "Train": {

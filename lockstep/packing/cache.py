@@ -25,12 +25,12 @@ from lockstep.packing.pack import pack
 #: Shows how far packing is, for as long as the context lasts.
 Progress = Callable[[str], AbstractContextManager[Watch]]
 
-#: What is packed on the way to a run.
+#: Formats that are packed on the way to a run.
 PACKED = "a .csv, a .parquet, a folder of pictures, or arrays without a test set"
 
 
 def is_to_be_packed(source: str) -> bool:
-    """Tell whether a job's data is a table, pictures, or arrays without a test set, that nobody has packed yet."""
+    """Tell whether a job's data is a table, pictures, or arrays without a test set, that is not packed yet."""
     path = Path(os.path.expanduser(source))
     if not path.exists() or (path / MANIFEST).is_file():
         return False

@@ -1,6 +1,6 @@
 """CSV files as tables: what separates their values and how their bytes become texts, and errors that name the row.
 
-Every value is read as a text. What a column is follows from all of them, and not from the first rows.
+Every value is read as a text. The kind of a column follows from all of them, and not from the first rows.
 """
 
 import codecs
@@ -28,7 +28,7 @@ from lockstep.packing.texts import MISSING_TEXTS
 
 #: Bytes of a CSV file that are parsed at once, which no row may exceed; and bytes and rows that show its form.
 BLOCK, HEAD_BYTES, HEAD_ROWS = 2**21, 2**16, 20
-#: What may separate values, if nobody says it.
+#: Possible separators, if none is given.
 DELIMITERS = (",", ";", "\t", "|")
 #: How people call them.
 _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "|"}
@@ -44,7 +44,7 @@ class CsvForm(msgspec.Struct, frozen=True):
 
 
 def form_of(path: Path, options: PackOptions) -> tuple[CsvForm, list[str]]:
-    """Return the form of a file, with a note for what nobody said; DataError if it is not one that can be read."""
+    """Return the form of a file, with a note for each guess; DataError if it is not one that can be read."""
     with opened(path) as file:
         head = file.read(HEAD_BYTES)
     encoding, notes = _encoding_of(path, head, options)
@@ -104,7 +104,7 @@ def _delimiter_of(path: Path, head: str) -> str:
 
 
 def not_decodable(path: Path, delimiter: str, options: PackOptions) -> DataError:
-    """Return what is to be raised of a file that is not in its encoding: with row, column, and what it looks like."""
+    """Return the error for a file that is not in its encoding: with row, column, and the likely encoding."""
     encoding, guess = options.encoding or "utf-8", "latin-1" if options.encoding == "cp1252" else "cp1252"
     flag, named = options.spelled("encoding", guess), one_line(str(path))
     # Lines cannot be told apart before decoding if a character has several bytes.
@@ -149,7 +149,7 @@ class CsvTable(Table):
     def _open(self, path: Path, types: Mapping[str, Any], *, threads: bool) -> Any:
         form = self._forms[path]
         convert = pyarrow.csv.ConvertOptions(
-            # What is missing besides is found later, in the texts.
+            # Other missing values are found later, in the texts.
             null_values=[*MISSING_TEXTS, *self.options.na],
             strings_can_be_null=True,
             column_types=types,
@@ -222,13 +222,13 @@ class CsvTable(Table):
         self._is_whole.add(path)
 
     def _unclosed(self, path: Path) -> DataError | None:
-        """Return what is to be raised if a quote is never closed."""
+        """Return the error for a quote that is never closed."""
         with named_errors(path, "a CSV file"), opened(path) as file:
             quotes = sum(block.count(b'"') for block in iter(lambda: file.read(BLOCK), b""))
         return self._open_quote(path) if quotes % 2 else None
 
     def _open_quote(self, path: Path) -> DataError | None:
-        """Return what is to be raised if a quote is not closed within a block, or never; None if all are."""
+        """Return the error for a quote that is not closed within a block, or never; None if all are."""
         form, row, lines = self._forms[path], 0, list[str]()
         encoding = "utf-8" if form.encoding == "utf8" else form.encoding
         with io.TextIOWrapper(opened(path), encoding, errors="replace", newline="") as file:
@@ -264,7 +264,7 @@ def open_table(path: Path, advance: Advance, options: PackOptions) -> Table:
     paths, named = table_files(path), one_line(str(path))
     if not paths:
         known = ", ".join((*CSV, *PARQUET, *ARROW))
-        raise DataError(f"{named}: is no table, and no folder of tables: expected a name that ends in one of {known}")
+        raise DataError(f"{named}: is not a table or a folder of tables: expected a name that ends in one of {known}")
     for each in paths:
         if not os.path.lexists(each):
             raise DataError(f"no source {one_line(str(path))!r}: expected a file or a folder that exists")

@@ -1,6 +1,6 @@
 """From the columns of a table to samples and labels: codes for texts, scaled numbers, classes by name.
 
-What a column's mean is, is known at the end only: so rows go to a scratch file first, and from there, scaled, to the
+A column's mean is known at the end only: so rows go to a scratch file first, and from there, scaled, to the
 folder. Only the rows of the training set count for means.
 """
 

@@ -1,4 +1,4 @@
-"""What a file or a folder is, by its name and what is in it; reads nothing."""
+"""The kind of a file or a folder, by its name and its entries; reads nothing."""
 
 import os
 import stat
@@ -8,7 +8,7 @@ from pathlib import Path
 from lockstep.common.errors import DataError
 from lockstep.common.files.sanitize import one_line
 
-#: What the names of files end in.
+#: Ends of the names of files.
 CSV, PARQUET, ARROW = (".csv", ".tsv", ".csv.gz", ".tsv.gz"), (".parquet", ".pq"), (".arrow", ".feather")
 
 #: Files that systems leave in folders.
@@ -16,7 +16,7 @@ _LEFT_BY_SYSTEMS = ("thumbs.db", "desktop.ini")
 
 
 def table_files(path: Path) -> list[Path]:
-    """Return the files of a table: itself, or the files of one kind in a folder, by name; none if it is no table."""
+    """Return the files of a table: itself, or the files of one kind in a folder, by name; none if it is not a table."""
     endings = (CSV, PARQUET, ARROW)
     if path.is_dir():
         inside = sorted(each for each in path.iterdir() if each.is_file() and not each.name.startswith("."))
@@ -43,7 +43,7 @@ def folders_in(folder: Path) -> list[Path]:
 def files_below(folder: Path) -> Iterator[Path]:
     """Return the files in a folder and in those below it, by name, without what a system hides there.
 
-    DataError for what is not a regular file, which may never end, and for a folder that links lead to twice: a loop has
+    DataError for anything but a regular file, which may never end, and for a folder that links reach twice: a loop has
     no end either.
     """
     seen, ahead = {_identity(folder)}, [iter(_entries(folder))]

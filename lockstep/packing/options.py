@@ -1,4 +1,4 @@
-"""Options of packing, the form of what is packed, its division into training and test set, and the report. Pure."""
+"""Options of packing, the form of the dataset, its division into training and test set, and the report. Pure."""
 
 import codecs
 import shlex
@@ -64,7 +64,7 @@ def in_groups(batches: Iterable[Batch], rows: int = GROUP) -> Iterator[Batch]:
 #: Called with the share of a source that has been read, from 0 to 1.
 Watch = Callable[[float], None]
 
-#: What a missing value of a table becomes; "drop" leaves its row out.
+#: The treatment of a missing value of a table; "drop" leaves its row out.
 Missing = Literal["drop", "mean"] | float
 
 #: The options of `train` and `fit`, whose data may be a source that is packed on the way.
@@ -78,7 +78,7 @@ COLUMN_LISTS = ("target", "columns", "drop", "categories", "one_hot", "numbers")
 
 @dataclass
 class ReadProgress:
-    """Reports the share of a source that has been read; `advance` is called with what was read since the last call."""
+    """Reports the share of a source that has been read; `advance` is called with the bytes read since the last call."""
 
     watch: Watch
     whole: int = 1
@@ -89,12 +89,12 @@ class ReadProgress:
         self.watch(min(1.0, self.done / max(1, self.whole)))
 
 
-#: What the category of missing texts is called on the screen: it has no name of its own.
+#: The name of the category of missing texts on the screen.
 MISSING_TEXT = "(missing)"
 
 
 class Spelling(Enum):
-    """How an option is written in a message: as a person would type it."""
+    """The spelling of an option in a message: as a person would type it."""
 
     FLAGS = "flags"
     PYTHON = "Python"
@@ -108,7 +108,7 @@ class Spelling(Enum):
         if value is None:
             return flag
         text = ",".join(map(_in_list, value)) if isinstance(value, list) else str(value)
-        # As `tab`, since nobody sees one.
+        # As `tab`, since none is shown.
         text = "tab" if text == "\t" else text
         return f"{flag} {shlex.quote(text)}"
 
@@ -124,7 +124,7 @@ def _in_list(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class PackOptions:
-    """How a source becomes a dataset folder."""
+    """The options of turning a source into a dataset folder."""
 
     #: The columns of a table that are predicted, and those that are learned from: by default all others.
     target: tuple[str, ...] = ()
@@ -137,14 +137,14 @@ class PackOptions:
     numbers: tuple[str, ...] = ()
     #: Whether labels are classes or numbers; None to tell by their values.
     task: Literal["classes", "numbers"] | None = None
-    #: What a missing value becomes; None to refuse it.
+    #: The treatment of a missing value; None to refuse it.
     missing: Missing | None = None
     #: Texts and numbers that stand for a missing value, besides those that always do.
     na: tuple[str, ...] = ()
     #: Whether each column of numbers gets mean 0 and deviation 1.
     standardize: bool = True
-    #: What separates the values of a CSV file, None for what its first rows show; its encoding, None for UTF-8, or for
-    #: what its first bytes name; and what comes before a number's fraction.
+    #: The separator of the values of a CSV file, None for the one that its first rows show; its encoding, None for
+    #: UTF-8, or for the one that its first bytes name; and the mark before a number's fraction.
     delimiter: str | None = None
     encoding: str | None = None
     decimal: str = "."
@@ -182,7 +182,7 @@ class PackOptions:
         return [name for name in known if getattr(self, name) != getattr(default, name)]
 
     def texts(self) -> dict[str, str]:
-        """Return what was said."""
+        """Return the given options."""
         return {name: str(getattr(self, name)) for name in sorted({*self.changed(), "test_split", "seed"})}
 
     def origin(self, source: str) -> Origin:
@@ -223,7 +223,7 @@ class Packed(msgspec.Struct, frozen=True):
 
     folder: Path
     manifest: FolderManifest
-    #: What was decided and a person should know, a line each; and what each column of a table was taken for.
+    #: Decisions that a person should know, a line each; and the kind of each column of a table.
     notes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
 

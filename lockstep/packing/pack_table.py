@@ -79,7 +79,7 @@ def planned(tables: Sequence[Table], options: PackOptions, progress: ReadProgres
 
 
 def notes_of(tables: Sequence[Table], plan: TablePlan, options: PackOptions) -> tuple[str, ...]:
-    """Return what was decided and a person should know, a line each."""
+    """Return the decisions that a person should know, a line each."""
     notes = [note for each in tables for note in each.notes]
     if plan.dropped:
         rule = options.spelled("missing", "drop")
@@ -110,7 +110,7 @@ def _features(table: Table, options: PackOptions) -> list[str]:
     if both := [name for name in features if name in options.target]:
         raise DataError(f"column {one_line(both[0], 60)!r} is to be learned from and predicted: expected one of both")
     if not features:
-        raise DataError(f"{table.named}: has no column besides what is to be predicted: expected some to learn from")
+        raise DataError(f"{table.named}: has no column besides the target: expected some to learn from")
     _check_kinds(features, options)
     return features
 

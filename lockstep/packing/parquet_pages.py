@@ -1,4 +1,4 @@
-"""What the pages of a Parquet file say of their size, before any is decoded: 33 kB may become 4 GB.
+"""The sizes of the pages of a Parquet file, by their headers, before any is decoded: 33 kB may become 4 GB.
 
 pyarrow reads what a file's footer says, which may be a lie, and decodes whatever the header of a page asks for. These
 headers are structs in Thrift's compact protocol (https://github.com/apache/parquet-format, `PageHeader`).
@@ -15,7 +15,7 @@ from lockstep.common.files.sanitize import one_line
 
 #: Bytes that the largest page of each column may take together, and the texts of the rows that are decoded at once.
 MOST_PAGES, MOST_TEXTS = 2**26, 2**25
-#: Times the size of its file that pages may take too: who has large files has wide tables, and more memory.
+#: Times the size of its file that pages may take too: large files have wide tables, and machines with more memory.
 MOST_TIMES = 4
 #: Rows for each byte of a file with more than `FEW_ROWS`: a class drawn at random alone takes an eighth of a byte.
 ROWS_PER_BYTE, FEW_ROWS = 64, 2**20
@@ -121,7 +121,7 @@ def _header_at(file: BinaryIO, begin: int) -> tuple[dict[int, Any], int]:
 
 
 class _CompactReader:
-    """Reads a struct of Thrift's compact protocol from the beginning of some bytes; what is not there is an IndexError.
+    """Reads a struct of Thrift's compact protocol from the beginning of some bytes; missing bytes are an IndexError.
 
     https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
     """

@@ -1,6 +1,6 @@
 """Files of pictures, and folders of them as sources, with a folder for each class.
 
-Anybody may have made a file, and its content chooses what a decoder does. So its format and its size are read first,
+A file may be hostile, and its content chooses what a decoder does. So its format and its size are read first,
 and it is decoded only if memory has room for its pixels.
 """
 
@@ -32,7 +32,7 @@ from lockstep.packing.options import PackOptions, SampleSource
 #: The formats whose decoders are used. Of the others that Pillow knows, some start a program (an EPS starts
 #: Ghostscript, whatever its file is called), and none is what datasets are kept in.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-#: What `FORMATS` are called in a message.
+#: The `FORMATS` in a message.
 FORMAT_NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF or PPM"
 #: Bytes of a file, and pixels: decoding and converting take up to 11 bytes for each.
 MOST_BYTES, MOST_PIXELS = 2**27, 25_000_000
@@ -40,7 +40,7 @@ MOST_BYTES, MOST_PIXELS = 2**27, 25_000_000
 _LOOPS, _MOST_LOOPED = ("ppm", "ppm_plain", "bmp_rle"), 2**20
 #: Each scan of a JPEG goes over all of its pixels. Progressive ones have about ten.
 _MOST_SCANS, _SCAN = 100, re.compile(b"\xff\xda")
-#: What decoders raise for damaged bytes: mostly the first two, but these lead to whatever they lead to.
+#: Errors of decoders for damaged bytes: mostly the first two, but damage can have any consequence.
 _RAISED = (OSError, SyntaxError, ValueError, EOFError, TypeError, LookupError, ArithmeticError, struct.error)
 #: The tag of EXIF data that says how a picture is turned.
 _ORIENTATION = 0x0112
@@ -131,7 +131,7 @@ def on_white(opened: Image.Image) -> Image.Image:
     return solid
 
 
-#: What a folder with the test set's pictures may be called, next to `train`.
+#: Names of a folder with the test set's pictures, next to `train`.
 TRAIN_NAME, TEST_NAMES = "train", ("test", "val", "valid", "validation")
 #: Pictures that are held at once at most, and bytes of them, unless one alone has more; and the most that one may have.
 AT_ONCE, AT_ONCE_BYTES, MOST_SAMPLE_BYTES = 32, 2**24, 2**25

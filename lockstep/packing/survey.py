@@ -1,7 +1,7 @@
-"""What each column of a table is: found by looking at all of its values, before the first one is converted.
+"""The kind of each column of a table: found by looking at all of its values, before the first one is converted.
 
 A column that is mostly numbers is numbers, and a value that is not one is refused by row, column and value, with what
-to type. Texts are categories if somebody says so, or if it is clear: they repeat, and do not look like numbers.
+to type. Texts are categories if an option names them, or if it is clear: they repeat, and do not look like numbers.
 """
 
 import re
@@ -32,7 +32,7 @@ LARGEST = float(np.finfo(np.float32).max) / 2
 #: From here on, float64 does not hold every whole number.
 INEXACT = 2.0**53
 
-#: Kinds of columns, which texts a person means them by, which of these can be read, and what is expected.
+#: Kinds of columns, which texts a person means them by, which of these can be read, and the expected one.
 _FAMILIES = (
     (ColumnKind.NUMBER, {TextKind.NUMBER, TextKind.PADDED, TextKind.WRITTEN_NUMBER}, "a number"),
     (ColumnKind.DATE, {TextKind.DATE, TextKind.WRITTEN_DATE}, "a date"),
@@ -59,7 +59,7 @@ class Place(msgspec.Struct, frozen=True):
 
 @dataclass
 class Facts:
-    """What is known of the values of a column that are numbers of one kind."""
+    """The range of the values of a column that are numbers of one kind."""
 
     low: float = np.inf
     high: float = -np.inf

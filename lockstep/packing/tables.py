@@ -1,7 +1,7 @@
 """Tables as sources: Parquet files, whole folders of them, and data frames, through pyarrow; what each has in common.
 
-A table is read some thousand rows at a time, column by column: numbers as float64 with NaN for what is missing, texts
-as indices into a list. It may be read more than once: what a column is can be known at its end only.
+A table is read some thousand rows at a time, column by column: numbers as float64 with NaN for missing ones, texts as
+indices into a list. It may be read more than once: what a column is can be known at its end only.
 """
 
 import os
@@ -52,7 +52,7 @@ class TextValues(msgspec.Struct, frozen=True):
     is_declared: bool = False
 
     def numbers(self, kind: ColumnKind, decimal: str) -> Floats:
-        """Return the values as numbers of a kind, NaN for what is missing or is not one."""
+        """Return the values as numbers of a kind, NaN for missing and other values."""
         if kind is ColumnKind.DATE:
             found = dates_of(self.texts)
         else:
@@ -64,7 +64,7 @@ class TextValues(msgspec.Struct, frozen=True):
         return self
 
     def codes(self, names: Sequence[str]) -> Floats:
-        """Return the places of the texts among names, that of "" for what is missing; NaN for those without one."""
+        """Return the places of the texts among names, that of "" for missing ones; NaN for those without one."""
         codes = {name: float(code) for code, name in enumerate(names)}
         found = self.placed(np.array([codes.get(text, np.nan) for text in self.texts.to_pylist()], np.float64))
         return np.where(self.is_missing, codes.get("", np.nan), found)
@@ -74,8 +74,8 @@ class TextValues(msgspec.Struct, frozen=True):
         return TextValues(np.where(rows, -1, self.indices), self.texts, self.is_declared)
 
     def placed(self, of_texts: Floats) -> Floats:
-        """Return for each row what belongs to its text, NaN for what is missing."""
-        # What is missing has the index -1, the last one.
+        """Return for each row the value of its text, NaN for missing texts."""
+        # A missing text has the index -1, the last one.
         return np.append(of_texts, np.nan)[self.indices]
 
     def at(self, row: int) -> str:
@@ -84,7 +84,7 @@ class TextValues(msgspec.Struct, frozen=True):
 
     @property
     def is_missing(self) -> NDArray[np.bool_]:
-        """Whether each row has no value."""
+        """True for each row that has no value."""
         return self.indices < 0
 
 
@@ -98,7 +98,7 @@ class NumberValues(msgspec.Struct, frozen=True):
 
     @property
     def is_missing(self) -> NDArray[np.bool_]:
-        """Whether each row has no value."""
+        """True for each row that has no value."""
         return np.isnan(self.values)
 
     def numbers(self, kind: ColumnKind, decimal: str) -> Floats:
@@ -199,7 +199,7 @@ class Table(ABC):
     options: PackOptions
     #: The columns, with their types.
     schema: pa.Schema = field(init=False)
-    #: What was found out about the form of the source, a line each.
+    #: Findings about the form of the source, a line each.
     notes: list[str] = field(init=False, default_factory=list)
 
     @abstractmethod
@@ -220,7 +220,7 @@ class Table(ABC):
         return names
 
     def without_use(self) -> dict[str, str]:
-        """Return the columns that are not learned from unless somebody names them, with the reason."""
+        """Return the columns that are not learned from unless an option names them, with the reason."""
         index = dict.fromkeys(_pandas_index(self.schema), "the index of a pandas frame")
         return index | ({"": "it has no name"} if "" in self.schema.names else {})
 
@@ -256,7 +256,7 @@ class Table(ABC):
 
 
 class _PandasMetadata(msgspec.Struct):
-    """What pandas writes next to a schema: the names of columns that are its index, or how it is counted."""
+    """Metadata that pandas writes next to a schema: the names of columns that are its index, or how it is counted."""
 
     index_columns: list[Any] = []
 
@@ -414,7 +414,7 @@ class ParquetTable(Table):
 
 @dataclass
 class StreamTable(Table):
-    """Record batches that somebody has: a data frame's, or those of a file in Arrow's own formats."""
+    """Record batches in memory: those of a data frame, or those of a file in Arrow's own formats."""
 
     schema: pa.Schema
     #: Gives them from the beginning, at each call.

@@ -1,4 +1,4 @@
-"""What the texts of a table are: numbers, dates, names, or numbers as people write them. Knows no rows or columns.
+"""The kinds of texts of a table: numbers, dates, names, or numbers as people write them. Knows no rows or columns.
 
 A text is a number only if it is nothing else: `1,234`, `$5` and `5%` are refused, since their writer meant a number and
 a program may read another one.
@@ -18,7 +18,7 @@ from lockstep.common.data.columns import Floats
 
 
 class TextKind(IntEnum):
-    """What a text is, taken alone."""
+    """The kind of a text, taken alone."""
 
     NAME = 0
     NUMBER = 1
@@ -53,7 +53,7 @@ _WRITTEN_NUMBER = (
     r"^\(?[+-]? ?[$€£¥]? ?[+-]?(?:\d{1,3}(?:[,.'_ \x{2019}\x{a0}\x{202f}]\d{3})+(?:[.,]\d+)?|\d+[.,]?\d*|[.,]\d+)"
     r"(?:[ \x{a0}]?[%$€£¥])?\)?$"
 )
-#: Tried in this order, on what is not a plain number or date.
+#: Tried in this order, on texts that are not plain numbers or dates.
 _WRITTEN = (
     (TextKind.BOOLEAN, r"^(?i:true|false)$"),
     (TextKind.TIME, r"^\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?(?i:am|pm))?$"),
@@ -77,7 +77,7 @@ def kinds_of(texts: pa.StringArray, decimal: str = ".") -> NDArray[np.int8]:
 
 
 def numbers_of(texts: pa.StringArray, decimal: str = ".") -> Floats:
-    """Return the texts as numbers, NaN for what is not one: float64 (n,)."""
+    """Return the texts as numbers, NaN for other texts: float64 (n,)."""
     plain = _with_point(texts, decimal)
     try:
         return _as_floats(plain.cast(pa.float64()))
@@ -87,7 +87,7 @@ def numbers_of(texts: pa.StringArray, decimal: str = ".") -> Floats:
 
 
 def dates_of(texts: pa.StringArray) -> Floats:
-    """Return dates in microseconds since 1970, those with a zone as UTC, NaN for what is not a date: float64 (n,)."""
+    """Return dates in microseconds since 1970, those with a zone as UTC, NaN for other texts: float64 (n,)."""
     exact = pc.replace_substring_regex(texts, r"(\.\d{6})\d+", r"\1")
     is_date, is_zoned = (pc.match_substring_regex(texts, pattern) for pattern in (_DATE, _ZONED))
     found = np.full(len(texts), np.nan)
@@ -110,7 +110,7 @@ def _moment(text: pa.StringScalar, kind: pa.DataType) -> Any:
 
 
 def booleans_of(texts: pa.StringArray) -> Floats:
-    """Return 1 for true and 0 for false, in any case, NaN for what is neither: float64 (n,)."""
+    """Return 1 for true and 0 for false, in any case, NaN for other texts: float64 (n,)."""
     truths = {"true": 1.0, "false": 0.0}
     return np.array([truths.get((text or "").lower(), np.nan) for text in texts.to_pylist()], np.float64)
 

@@ -70,7 +70,7 @@ DEFAULTS = {
     "min_delta": 1e-4,
 }
 
-#: What a parameter of MLPClassifier's, or an argument of `fit`, is called here.
+#: The name here of a parameter of MLPClassifier, or an argument of `fit`, is called here.
 ELSEWHERE = {
     "hidden_layer_sizes": "model",
     "max_iter": "epochs",
@@ -123,14 +123,14 @@ def _with_parameter(kind: type, name: str, annotation: Any) -> inspect.Signature
 
 
 class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no types
-    """What both estimators share."""
+    """The common part of both estimators."""
 
     #: The job's.
     _loss: str
-    #: What the next call of partial_fit continues from; missing before the first, and before `fit`.
+    #: The state from which the next call of partial_fit continues; missing before the first, and before `fit`.
     _stream: Stream
     _stream_seed: int
-    #: What columns are scaled by; None if they are not.
+    #: The moments by which columns are scaled; None if they are not.
     _columns: ColumnMoments | None
     #: The model with the fitted weights; None in one that was unpickled and not used since.
     _opened: Model | None
@@ -229,7 +229,7 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
     def _task(
         self, x: NDArray[np.float32], labels: NDArray[Any], classes: int, samples: int, **changed: Any
     ) -> TrainingTask:
-        """Return what is to be trained, of which so many samples are used for training; keep how the model is built."""
+        """Return the training task, of which so many samples are used for training; keep how the model is built."""
         shape = self._shape(x, labels, classes)
         exported = exported_network(self.model, self.activation, shape)
         if self._columns is not None:
@@ -292,12 +292,12 @@ class LockstepEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn sh
 
     def _data(self, x: NDArray[np.float32], labels: NDArray[Any], classes: int, shape: NetworkShape) -> TrainTest:
         images = np.ascontiguousarray(x).reshape(len(x), *shape.sample)
-        # An estimator has no test set, and a run has one: its figures are shown to nobody. The label is the last class,
+        # An estimator has no test set, and a run has one: its figures are not shown. The label is the last class,
         # by which a process that reads both from a file knows how many there are.
         last = np.full(1, classes - 1, np.int64) if classes else labels[:1]
         # scikit-learn has looked at X, and classes are right by what they are; targets may be too large for a float32.
         train = Dataset(images, labels, classes, is_checked=bool(classes))
-        # Nobody compares the data of a run that leaves nothing behind.
+        # The data of a run that leaves nothing behind is never compared.
         return TrainTest("arrays", train, Dataset(images[:1], last, classes), known_digest="")
 
     @property

@@ -42,7 +42,7 @@ def column_moments(rows: Rows) -> ColumnMoments:
     for begin in range(0, len(rows), BLOCK):
         squares += np.square(rows[begin : begin + BLOCK] - mean).sum(axis=0)
     deviation = np.sqrt(squares / len(rows))
-    # What is left of equal values is the rounding of their mean.
+    # Of equal values, only the rounding of their mean is left.
     return mean, np.where(deviation > 1e-7 * np.abs(mean), deviation, 1.0)
 
 
@@ -79,7 +79,7 @@ def repetitions(weights: Floats) -> NDArray[np.int64]:
 #: The sizes of hidden layers, the name of a model as a job has it, a model of ours or of PyTorch, or what builds one.
 Network = Any
 
-#: What may stand between the layers of a network that is given by its sizes.
+#: The layers that may be between those of a network that is given by its sizes.
 ACTIVATIONS: dict[str, Callable[[], Module]] = {
     "relu": ReLU,
     "tanh": Tanh,

@@ -45,7 +45,7 @@ from lockstep.runs.single_process import SerialRun
 from lockstep.worker.compute import Compute
 from lockstep.worker.gradient_sink import NotFiniteError
 
-#: What a run is called that has no folder.
+#: The name of a run without a folder.
 UNNAMED = "estimator"
 
 #: Arrays by name.
@@ -113,7 +113,7 @@ def _prepared(job: Job, data: TrainTest, moments: tuple[float, float] | None = N
 def _watch(
     setup: RunSetup, workers: int, cores: int, clock: Clock, display: Display
 ) -> Callable[[Status], None] | None:
-    """Return what looks at each step, None if nobody has to: a status takes a fiftieth of a small step."""
+    """Return a function that looks at each step, None if not needed: a status takes a fiftieth of a small step."""
     show = None if display.is_silent else display.show
     if min(workers, cores, setup.info.job.micro_batches) < 2:
         return show
@@ -165,7 +165,7 @@ LATENCY_S, PER_PARAMETER_S = 0.5e-3, 2.4e-9
 #: Bytes per parameter that two workers read and write in memory to add up their sums.
 TEAM_OF_TWO_BYTES = 12.0
 
-#: Steps after which it is decided who computes. The first are slower: memory is new.
+#: Steps after which the process that computes is chosen. The first are slower: memory is new.
 DECIDING_STEPS = 8
 
 #: Workers train if they need less than this share of the time: the estimate may be wrong by the rest.

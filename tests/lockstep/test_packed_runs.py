@@ -192,7 +192,7 @@ def test_what_is_no_table_is_named(place: Path, capsys: pytest.CaptureFixture[st
     done = trained(place, capsys)
     for odd in ("pictures/noon/0.png", "nowhere.txt", "pictures"):
         assert run(["predict", "run", odd]) == 2
-        assert capsys.readouterr().err.startswith(f"error: {odd}: is no table, and no folder of tables: expected")
+        assert capsys.readouterr().err.startswith(f"error: {odd}: is not a table or a folder of tables: expected")
         with pytest.raises(DataError, match=r"expected a name that ends in one of \.csv"):
             done.predict(odd)
 

@@ -22,7 +22,7 @@ LOOK_S = 1.0
 
 
 class BenchMachine(msgspec.Struct, frozen=True, kw_only=True):
-    """What figures depend on; those of different machines are not comparable."""
+    """The machine and versions of figures; those of different machines are not comparable."""
 
     processor: str
     cores: int
@@ -41,7 +41,7 @@ class BenchMachine(msgspec.Struct, frozen=True, kw_only=True):
 class MeasuredPart(msgspec.Struct, frozen=True, kw_only=True):
     """The rows of one bench."""
 
-    #: What measures them.
+    #: The command that measures them.
     command: str
     machine: BenchMachine
     begun: str

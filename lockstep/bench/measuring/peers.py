@@ -32,10 +32,10 @@ GRACE_S = 10.0
 #: The memory layouts of PyTorch's arrays.
 CONTIGUOUS, CHANNELS_LAST = "contiguous", "channels-last"
 
-#: What the Python of the baseline must be.
+#: The expected Python of the baseline.
 NEEDED = "expected the Python of an environment with torch (pip install torch numpy)"
 
-#: How to be compared with PyTorch, for who asked for no comparison.
+#: Advice if no comparison with PyTorch was asked for.
 ADVICE = "to compare with PyTorch, add --peer-python PYTHON: the Python of an environment with torch"
 
 #: No module next to it may have a name of the standard library: a script finds the modules of its folder first.
@@ -155,7 +155,7 @@ class BaselineSubject(msgspec.Struct, frozen=True, kw_only=True):
     """What the baseline trains, as it is told on its command line."""
 
     model: str
-    #: A file with samples for a module of the user's own; empty for random images.
+    #: A file with samples for a user's module; empty for random images.
     data: str = ""
 
     def arguments(self, mode: str, batch: int, *more: str) -> list[str]:
@@ -165,7 +165,7 @@ class BaselineSubject(msgspec.Struct, frozen=True, kw_only=True):
     def layouts(self) -> tuple[str, ...]:
         """Return the memory layouts in which to try the baseline; the faster one counts.
 
-        A dense net has no other one. Of a module of the user's own, we do not know: it is tried.
+        A dense net has no other one. For a user's module, both are tried.
         """
         return (CONTIGUOUS,) if self.model in ("linear", "mlp") else (CONTIGUOUS, CHANNELS_LAST)
 
@@ -198,8 +198,8 @@ def start_baselines(
 ) -> list[Stepper]:
     """Start the baseline under `python` in each memory layout, until the stack is closed, and warm it up.
 
-    Without `python`, there is none. A net that cannot be trained in channels-last is left out. Raises UsageError if
-    there is no such program, or if it lacks what is needed.
+    Without `python`, none is started. A net that cannot be trained in channels-last is left out. Raises UsageError if
+    there is no such program, or if it lacks a package.
     """
     if python is None:
         return []

@@ -35,7 +35,7 @@ from lockstep.results.reports.display import print_plainly
 from lockstep.runs.job_file import resolve
 from lockstep.runs.session import Destination
 
-#: Where the system shows its processes.
+#: The folder in which the system shows its processes.
 PROC = Path("/proc")
 
 #: Part of a run after which it runs evenly, and steps over which a difference says something.
@@ -43,7 +43,7 @@ EVEN, FEWEST_STEPS = 0.25, 8
 
 
 class TeamRole(Enum):
-    """What a process does in a run. Commands that only start others and wait for them do not count."""
+    """The role of a process in a run. Commands that only start others and wait for them do not count."""
 
     SERVER = auto()
     LEADER = auto()
@@ -54,7 +54,7 @@ class StepProcessorTime(msgspec.Struct, frozen=True, kw_only=True):
     """Milliseconds of processor time per step."""
 
     server_ms: float
-    #: Of an average leader, and of an average other process of a team; None if there is none.
+    #: Of an average leader, and of an average other process of a team; None without one.
     leader_ms: float | None
     process_ms: float | None
 
@@ -187,7 +187,7 @@ class TimedRun(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass
 class BenchSession:
-    """Where a bench measures: with a console for what it reports, and a folder that is removed afterwards."""
+    """The surroundings of a bench: a console for its report, and a folder that is removed afterwards."""
 
     folder: Path
     console: Console

@@ -3,7 +3,7 @@
     PYTHON torch_baseline.py step MODEL BATCH [--channels-last]             one process with one thread
     PYTHON torch_baseline.py step MODEL BATCH --threads N [--compile]       one process with N, and torch.compile
     PYTHON torch_baseline.py ddp MODEL BATCH WORKERS [--channels-last]      DistributedDataParallel, BATCH each
-    PYTHON torch_baseline.py ddp FILE.py:FUNCTION BATCH WORKERS --data FILE.npz   a module of the user's own, its data
+    PYTHON torch_baseline.py ddp FILE.py:FUNCTION BATCH WORKERS --data FILE.npz   a user's module, its data
     PYTHON torch_baseline.py allreduce PARAMETERS WORKERS                   the exchange alone, over gloo
 
 Reads a number of steps from each line of standard input and answers with one line of JSON: the seconds of each step,
@@ -60,7 +60,7 @@ NETS: dict[str, Callable[[], list[nn.Module]]] = {
 
 
 def build(name: str) -> nn.Module:
-    """Return one of the four nets, or a module of the user's own."""
+    """Return one of the four nets, or a user's module."""
     torch.manual_seed(0)
     if name in NETS:
         return nn.Sequential(*NETS[name]())

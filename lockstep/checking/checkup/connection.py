@@ -1,6 +1,6 @@
 """Examine the way from this machine to a server, in the order in which a worker's connection meets its obstacles.
 
-If there are none, measure it, and say what it means for the run.
+If there are no obstacles, measure it, and report the consequence for the run.
 """
 
 import os
@@ -73,13 +73,13 @@ MOST_HOSTS = 64
 #: One more host helps as long as it is not that close to the best speed without it.
 CLOSE = 0.95
 
-#: What is enough: a link that is used for at most this share of a step, and so many times the speed of one process at
+#: Enough: a link that is used for at most this share of a step, and so many times the speed of one process at
 #: the server.
 LINK_SHARE, FASTER = 0.5, 1.5
 
 
 class LinkSpeed(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured of a link, while whoever else used it."""
+    """Measurements of a link, which other programs may have used at the same time."""
 
     #: In each direction.
     bytes_per_s: float
@@ -114,7 +114,7 @@ class LinkMeter:
             self._long_s.append(seconds)
 
     def speed(self) -> LinkSpeed | None:
-        """Return what was measured; None if nothing was."""
+        """Return the measurements; None without any."""
         if not self._long_s:
             return None
         round_trip_s = min(self._short_s)
@@ -127,7 +127,7 @@ class LinkOption(msgspec.Struct, frozen=True, kw_only=True):
     """A way to run the job over the link, and what it would bring."""
 
     name: str
-    #: What changes the job to it; empty for the job as it is.
+    #: The flags that change the job to it; empty for the job as it is.
     flags: str
     #: The fewest hosts with which it is nearly as fast as it can be.
     hosts: int
@@ -144,7 +144,7 @@ class LinkAdvice(msgspec.Struct, frozen=True, kw_only=True):
 
     speed: LinkSpeed
     #: Seconds that a process computes for all micro-batches of a step, and that the link takes for one host in it; None
-    #: if nobody knows how long computing takes.
+    #: if the time of computing is unknown.
     compute_s: float | None = None
     link_s: float | None = None
     options: list[LinkOption] = []
@@ -278,10 +278,10 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     """The result of examining the way to a server."""
 
     address: str
-    #: What was found on the way, as (heading, text), up to the first obstacle.
+    #: Findings on the way, as (heading, text), up to the first obstacle.
     steps: list[tuple[str, str]]
     findings: list[Finding]
-    #: What the link is like; None if nobody could measure it.
+    #: The measured link; None if it could not be measured.
     link: LinkAdvice | None = None
 
     def lines(self) -> list[str]:
@@ -297,7 +297,7 @@ class Examiner:
     credential: Credential
     shown: Fingerprint = field(default_factory=fingerprint)
     clock: Clock = field(default_factory=SystemClock)
-    #: What was found of the link, once it was measured.
+    #: Findings about the link, once it was measured.
     _link: LinkAdvice | None = None
 
     def examine(self) -> Connection:
@@ -332,7 +332,7 @@ class Examiner:
             return
 
     def _ask(self, port: ZeroMqClient) -> Message | Diagnosis:
-        """Return the answer of the server to a joining worker, or why there is none."""
+        """Return the answer of the server to a joining worker, or why it gave no answer."""
         join = Join(
             protocol=PROTOCOL_VERSION,
             incarnation=secrets.token_hex(8),
@@ -402,7 +402,7 @@ class Examiner:
     def _sample_s(self, welcome: Welcome) -> float | None:
         """Return the seconds that this machine takes for a sample; None if its model or its data is not here.
 
-        A model that is somebody's own code is not run for this.
+        A model in a user's files is not run for this.
         """
         if welcome.source:
             return None

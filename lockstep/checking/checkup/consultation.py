@@ -140,7 +140,7 @@ def _examine(subject: str, job: Job, model: PortModel, workers: int | None, walk
     take_numerics(job.numerics)
     if kind_of(job.loss) in (LossKind.OWN, LossKind.LABELS):
         raise _unknown("losses of classes and of numbers", _loss_name(job.loss))
-    # They decide nothing of what is learned.
+    # They do not change the weights.
     job = msgspec.structs.replace(job, metrics=None, monitor=None, monitor_mode=None)
     own = own_functions(job)
     check_rule(job, own)
@@ -154,7 +154,7 @@ def _examine(subject: str, job: Job, model: PortModel, workers: int | None, walk
             module = model.module if model.module.training else copy.deepcopy(model.module).train()
             target = ExaminationTarget(job, module, loaded, workers, walk, own=own)
             if job.local_steps > 1:
-                # What a replica does by itself is what has to learn; how many workers help depends on the link.
+                # A replica has to learn by itself; the number of workers that help depends on the link.
                 target = ExaminationTarget(replica_of(job), module, loaded, None, walk, "local_lr", own)
             findings = list(examined(target, clock, cores()))
         else:
@@ -189,7 +189,7 @@ def own_functions(job: Job) -> OwnCode:
 
 
 def trial_subject(job: Job, model: PortModel, loaded: TrainTest, clock: Clock, own: OwnCode = NO_CODE) -> TrialSubject:
-    """Return what is tried: copies of a Module with its values, or a model of PyTorch with those it begins with."""
+    """Return the models to try: copies of a Module with its values, or a model of PyTorch with those it begins with."""
     if not isinstance(model, AutogradModel):
         weights = initial_weights(job, model).vector
         return TrialSubject(job, lambda: model, weights, with_moments(loaded), clock, own)
@@ -199,7 +199,7 @@ def trial_subject(job: Job, model: PortModel, loaded: TrainTest, clock: Clock, o
 
 
 def _label_findings(job: Job, data: str) -> list[Finding]:
-    """Return what is wrong with the classes in an .npz file, which a dataset would refuse one at a time."""
+    """Return the faults of the classes in an .npz file, which a dataset would refuse one at a time."""
     path = Path(data).expanduser()
     if Objective.of(job).is_regression or path.suffix != ".npz" or not path.is_file() or record_parts(str(path)):
         return []
@@ -213,7 +213,7 @@ def _label_findings(job: Job, data: str) -> list[Finding]:
 
 
 def examined_data(examined: ExaminedData) -> list[Finding]:
-    """Return what is wrong with the data, whatever computes."""
+    """Return the faults of the data, whatever computes."""
     objective, data, findings = examined.objective, examined.data, list[Finding]()
     if not objective.is_regression:
         findings += check_balance(*(objective.targets(part.labels) for part in (data.train, data.test)))

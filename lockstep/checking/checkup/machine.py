@@ -77,7 +77,7 @@ class MachineInfo(msgspec.Struct, frozen=True, kw_only=True):
     python: str
     cores: int
     fingerprint: Fingerprint
-    #: What portable numerics compute with.
+    #: The kernels of portable numerics.
     kernels: Kernels
     gemm: Gemm
     #: The value of `OPENBLAS_CORETYPE`, empty if it is not set, and the speed without it.

@@ -18,7 +18,7 @@ from lockstep.common.job.objective import Objective
 from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.nn.module import Module
 
-#: A backward pass from a scalar loss that leaves gradients in the leaves: `Tensor.backward`, or the user's own.
+#: A backward pass from a scalar loss that leaves gradients in the leaves: `Tensor.backward`, or that of the user.
 Walk = Callable[[Tensor], None]
 
 
@@ -61,7 +61,7 @@ class ExaminationTarget(msgspec.Struct, frozen=True, dict=True):
     #: The number of worker processes that was asked for, if any.
     workers: int | None = None
     walk: Walk = Tensor.backward
-    #: What the learning rate of `job` is called in the job that was asked about.
+    #: The name of the learning rate of `job` in the job that was asked about.
     rate_name: str = "lr"
     #: Functions of the user's own that the job names.
     own: OwnCode = NO_CODE

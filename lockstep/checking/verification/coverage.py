@@ -1,4 +1,4 @@
-"""Check by the ledger of a run that each epoch used every sample once, and list what was computed again. Pure."""
+"""Check by the ledger of a run that each epoch used every sample once, and list repeated computations. Pure."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -22,7 +22,7 @@ from lockstep.runs.recorded_model import told_folder, trusted_source
 from lockstep.runs.run_dir import JOB, has_begun, recorded_job
 from lockstep.runs.trained_model import demand_data, job_with_data
 
-#: What a job's bits follow from besides its numerics, by the names of a receipt's fields.
+#: The sources of a job's bits besides its numerics, by the names of a receipt's fields.
 SUBJECTS = {
     "job_sha256": "job",
     "dataset_sha256": "dataset",
@@ -85,7 +85,7 @@ class RecordedRun(msgspec.Struct, frozen=True):
     receipt: Receipt
     #: The ledger's.
     lines: list[Line]
-    #: Where its data is now, if that is not where the job names it.
+    #: The current place of its data, if that is not the one in the job.
     data: str | None = None
 
     def dataset(self, *, is_checked: bool = False) -> TrainTest:

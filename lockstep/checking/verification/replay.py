@@ -64,7 +64,7 @@ class MicroBatchReplay(msgspec.Struct, frozen=True, kw_only=True):
     #: Number of classes or values to predict.
     targets: int
     layers: list[LayerReplay]
-    #: Where the first number that is not finite arose; None if all are finite.
+    #: The origin of the first number that is not finite; None if all are finite.
     first_nonfinite: str | None
 
 

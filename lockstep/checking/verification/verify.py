@@ -34,7 +34,7 @@ class SignatureReport:
     #: Signatures that are right, and by whom: the name of a key, or of a worker.
     valid: int = 0
     by: dict[str, int] = field(default_factory=dict)
-    #: What is wrong, in the order of steps.
+    #: The faults, in the order of steps.
     faults: list[str] = field(default_factory=list)
 
 
@@ -42,7 +42,7 @@ def check_signatures(run: RecordedRun, known: Mapping[str, str] | None = None) -
     """Check the signature of each result of a run.
 
     `known` are the keys that are believed, by the names of their owners: by default those that the ledger names, which
-    whoever wrote the ledger may have chosen.
+    a forger of the ledger may have chosen.
     """
     # The library for it is not part of the core, and most runs have no signatures.
     from lockstep.common.transport.auth.signing import is_signed
@@ -179,7 +179,7 @@ class Verifier:
     def _compute(self, recorded: StepDone, trainer: SingleProcessTrainer) -> Difference | None:
         """Make a step; return the first result that differs from what its worker has signed.
 
-        What is signed is of parts of the step, which add up to the same sums.
+        The signed results are of parts of the step, which add up to the same sums.
         """
         step, found = recorded.step, None
         if not is_signed_whole(recorded, self.run.job.micro_batches):

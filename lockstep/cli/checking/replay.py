@@ -87,7 +87,7 @@ def summary_lines(replayed: MicroBatchReplay) -> list[str]:
     more = f", … ({len(replayed.samples)} in all)" if len(replayed.samples) > MOST_SAMPLES else ""
     recorded = "not recorded" if replayed.recorded_loss_sum is None else f"recorded as {replayed.recorded_loss_sum!r}"
     if replayed.local_step is not None:
-        recorded = "a part of what is recorded"
+        recorded = "a part of the recorded step"
     at = "" if replayed.local_step is None else f", local step {replayed.local_step}"
     return [
         f"step {replayed.step}, micro-batch {replayed.micro_batch}{at} of run {replayed.run}",

@@ -179,7 +179,7 @@ def check_chain(recorded: RecordedRun, setup: RunSetup) -> None:
 
 
 def end_difference(recorded: RecordedRun, setup: RunSetup, steps: int) -> Difference | None:
-    """Return where the files of a finished run differ from what was computed, if all its steps were."""
+    """Return where the files of a finished run differ from the computed ones, if all its steps were."""
     result = read_result(recorded.folder)
     if steps != result.steps:
         return None

@@ -1,4 +1,4 @@
-"""`lockstep keys`: who may take part in runs that other machines can reach."""
+"""`lockstep keys`: the keys of those who may take part in runs that other machines can reach."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ _FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path
 
 @click.group(short_help="Make keys for runs on several machines.")
 def keys() -> None:
-    """Make keys, and decide who is admitted.
+    """Make keys, and list the admitted ones.
 
     A server with keys admits only workers whose keys it knows. All traffic is encrypted, and each worker checks that
     it talks to the right server. Revoking a key takes effect at the next connection.
@@ -67,7 +67,7 @@ def add(folder: Path, name: str) -> None:
 
 
 def _use(name: str) -> str:
-    """Return who needs the key of that name, and the flags with which it is used."""
+    """Return the process that needs the key of that name, and the flags with which it is used."""
     who, flags = ("a standby", "--standby-of ADDRESS ") if name.startswith(STANDBY) else ("a worker", "")
     return f"{who}, and start it with {flags}--key {name}.key"
 
@@ -120,7 +120,7 @@ def revoke(folder: Path, name: str) -> None:
     click.echo(f"{name} is no longer admitted; a connection that is already open stays")
 
 
-@keys.command("list", short_help="List who is admitted.")
+@keys.command("list", short_help="List the admitted keys.")
 @_FOLDER
 def list_command(folder: Path) -> None:
     """Print the server's public key, and the name and public keys of each worker that it admits.

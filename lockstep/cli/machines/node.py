@@ -109,7 +109,7 @@ def node(
 
 
 def is_host_team(place: LauncherPlace, workers: int | None) -> bool:
-    """Return whether the ranks on this host are the processes of one team: nobody has said that each is one."""
+    """Return whether the ranks on this host are the processes of one team: no flag makes each of them one."""
     return workers is None and place.local_size > 1
 
 
@@ -152,11 +152,11 @@ class HeadBackend:
     """Starts what belongs to rank 0, the server and its worker processes; its launcher starts the rest."""
 
     place: LauncherPlace
-    #: The server's folder of keys, None if there are none.
+    #: The server's folder of keys, None without keys.
     keys: Path | None
     is_insecure: bool
     workers: int = 1
-    #: The team of the other ranks on this host, whose leader is started here; None if they are no team.
+    #: The team of the other ranks on this host, whose leader is started here; None if they are not a team.
     host: HostTeam | None = None
     has_external_workers: bool = field(default=True, init=False)
 

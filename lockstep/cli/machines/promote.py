@@ -37,7 +37,7 @@ def promote(address: str, timeout: float, key: Path | None) -> None:
 
 
 def command(address: str, message: Message, timeout_s: float, key: Path | None) -> str:
-    """Send a server a command; return what it does. `RunError` if it does not."""
+    """Send a command to a server; return its answer. `RunError` if it does not."""
     credential = credential_of(key, None)
     # A standby is asked with its own key, and a server with the one that the file names.
     public = keyed(credential, address)[0].public if isinstance(message, Promote) else ""

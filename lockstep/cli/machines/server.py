@@ -196,13 +196,13 @@ def server(
     except LedElsewhereError as elsewhere:
         if not standbys:
             raise
-        assert resume is not None  # a run that begins is led by nobody else
+        assert resume is not None  # a run that begins has no other leader
         return stand_by(follow(standby(standbys[0], resume), elsewhere, Console(highlight=False)))
     return HANDED_OVER if result is None and standbys else 0
 
 
 def signers_of(lock: Lock) -> Callable[[], Mapping[str, str]]:
-    """Return what has the keys of workers' signatures; `UsageError` if results cannot be checked."""
+    """Return the folder of keys for workers' signatures; `UsageError` if results cannot be checked."""
     if not isinstance(lock, ServerKeys):
         raise UsageError("--signed without --keys: expected a folder of keys, by which workers are known")
     demand("cryptography", "signing", "--signed")

@@ -1,4 +1,4 @@
-"""`lockstep status`: how a run stands, as its server reports it."""
+"""`lockstep status`: the state of a run, as its server reports it."""
 
 from contextlib import closing
 from pathlib import Path
@@ -68,7 +68,7 @@ def ask(address: str, timeout_s: float, credential: Credential) -> Status:
 
 
 def _first_answer(client: StatusClient, port: ZeroMqClient, timeout_s: float) -> Status | None:
-    """Return what is answered in time, None sooner if handshakes fail: the server reports each of them as rejected."""
+    """Return the answer if it comes in time, None sooner if handshakes fail: the server reports each as rejected."""
     for _ in range(LOOKS):
         answer = client.ask(timeout_s / LOOKS)
         if answer is not None or port.is_failing:

@@ -34,7 +34,7 @@ from lockstep.worker.team.meeting import MeetingPlace
 from lockstep.worker.team.progress import patience_of
 from lockstep.worker.team.session import Surroundings, default_roots
 
-#: What that means for a worker that was given several addresses.
+#: The consequence for a worker that was given several addresses.
 NO_STANDBY = (
     "a standby with a key of its own is found only after the server has named it; a key that `lockstep keys add` makes "
     "after that of the standby lists it"
@@ -230,5 +230,5 @@ def start_process(request: WorkerRequest, folder: Path, number: int) -> Child:
     """Start one process of a team, in a folder of those that are started here."""
     flags = [*team_arguments(request.team or folder / "team", number, request.processes), "--supervised", HERE]
     name = "a process of the team" if number else "the leader"
-    # Without the ending of logs that are kept: whoever ends last removes it.
+    # Without the ending of logs that are kept: the last process removes it.
     return Child.start(name, ["worker", *request.arguments(), *flags], folder / f"{number}")

@@ -1,4 +1,4 @@
-"""What a shell offers when Tab is pressed: models, and the folders of runs. Must stay quick, and must never fail."""
+"""Completions that a shell offers: models, and the folders of runs. Must stay quick, and must never fail."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import click
 if TYPE_CHECKING:  # as below: the processes of a run import this module, and never complete anything
     from click.shell_completion import CompletionItem
 
-#: What click calls for what may come next.
+#: The type of a function that click calls for completions.
 Complete = Callable[[click.Context, click.Parameter, str], "list[CompletionItem]"]
 
 #: The folder in which `train` makes those of its runs, and the file that each of them has.

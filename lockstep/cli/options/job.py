@@ -33,14 +33,14 @@ PACKING_GROUP = {
 #: Values that may be given in per cent.
 SHARES = ("audit", "validation_split", "label_smoothing")
 
-#: The names that a value may have, besides that of a function of the user's own.
+#: The names that a value may have, besides that of a user's function.
 NAMED: Mapping[str, tuple[str, ...]] = {
     "loss": tuple(LOSSES),
     "optimizer": tuple(RULES),
     "schedule": SCHEDULES,
 }
 
-#: What the help calls a value, if that is not its kind.
+#: The name of a value in the help, if that is not its kind.
 METAVARS = {
     "model": "MODEL",
     "data": "DATA",
@@ -84,7 +84,7 @@ class JobRequest(msgspec.Struct, frozen=True):
     given: Mapping[str, Any]
 
     def in_file(self) -> dict[str, Any]:
-        """Return the values of the job file; `JobError` if it has options of packing, which are no part of a job."""
+        """Return the values of the job file; `JobError` if it has options of packing, which are not a part of a job."""
         values = {} if self.file is None else read_values(self.file)
         if packing := [name for name in values if name in DIRECT]:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in packing)
@@ -98,7 +98,7 @@ class JobRequest(msgspec.Struct, frozen=True):
     def resolve(self) -> tuple[Job, RunOptions]:
         """Return the job, and how it is carried out.
 
-        `ModelError` if its file is of a run's folder, and names code that nobody here has agreed to run.
+        `ModelError` if its file is of a run's folder, and names code that is not trusted here.
         """
         job, options = resolve(self.in_file(), self.given)
         return job if self.file is None or "model" in self.given else job_of_file(self.file, job), options
@@ -136,7 +136,7 @@ def _option(field: Field) -> Callable[[F], F]:
     kind: Any = click.Choice(field.choices) if field.choices else share if field.name in SHARES else field.kind
     if field.is_list:
         kind = ListOf(field.kind)
-    # A choice stands in the text: in the column of flags it would push all texts to a line of their own.
+    # A choice is shown in the text: in the column of flags it would push all texts to a line of their own.
     metavar = "SHARE" if field.name in SHARES else METAVARS.get(field.name, KINDS.get(field.kind))
     if field.is_list:
         metavar = f"{metavar},..."

@@ -24,7 +24,7 @@ from lockstep.results.reports.display import print_plainly
 
 @contextmanager
 def progress_of(what: str) -> Iterator[Callable[[float], None]]:
-    """Show a bar on standard error for as long as the context lasts; give what is called with the share, 0 to 1."""
+    """Show a bar on standard error for as long as the context lasts; yield a function of the share, 0 to 1."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -86,5 +86,5 @@ STANDBY_KEY_OPTION = click.option(
     help="of a standby: the file with its key, as `lockstep keys add DIR standby-1` makes",
 )
 INSECURE_OPTION = click.option(
-    "--insecure", is_flag=True, help="accept anybody who can reach the address, without keys and unencrypted"
+    "--insecure", is_flag=True, help="accept any peer that can reach the address, without keys and unencrypted"
 )

@@ -120,5 +120,5 @@ class ListOf(click.ParamType[tuple[Any, ...]]):
             self.fail(f"{value!r}: expected numbers with commas between them, as 1,1,2.5", param, ctx)
 
 
-#: What seeds may be: what a job's may be.
+#: The range of seeds: that of a job's.
 SEED = WholeNumber(0, 2**63 - 1)

@@ -29,7 +29,7 @@ from lockstep.runs.trained_model import Moment, demand_data, open_trained
 #: Classes that are shown after the likeliest.
 OTHERS = 2
 
-#: What files are that somebody may want to predict from, but are not pictures: by how their names end.
+#: Kinds of files that are not pictures, but could be meant for a prediction, by the ends of their names.
 NO_PICTURES = {
     ".npy": "an array",
     ".npz": "a file of arrays",
@@ -83,7 +83,7 @@ def predict(
         predict_tables(predictor, predictor.table, pictures, predictor.table.reading.but(**reading), as_json=as_json)
         return
     demand("pillow", "predict", "lockstep predict")
-    # Here, as the extra may be missing if nobody predicts.
+    # Here, as the extra may be missing for other commands.
     from lockstep.results.evaluation.image_file import read_image
 
     recognizer = Recognizer.of(predictor, centres=not no_center)

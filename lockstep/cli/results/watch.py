@@ -108,7 +108,7 @@ def watch(
 
 
 def folder_and_address(what: str, server: str | None) -> tuple[Path | None, str | None]:
-    """Return the folder and the server's address that the argument and `--server` name, None where there is none."""
+    """Return the folder and the server's address that the argument and `--server` name, each None if not given."""
     is_address = "://" in what
     if is_address and server is not None:
         raise UsageError(f"--server {server!r} and {what!r} are two addresses: remove one")

@@ -63,7 +63,7 @@ def doctor(
         lines, findings, figures = machine_lines(machine), machine.findings, msgspec.to_builtins(machine)
     else:
         resolved, _ = job.resolve()
-        # On standard error: what was packed is not a finding.
+        # On standard error: the report of packing is not a finding.
         packed = with_packed_data(resolved, packing, Console(stderr=True, highlight=False))
         examined = examine_job(packed, {**job.in_file(), **job.given}.get("workers"), shown_data=resolved.data)
         lines, findings = examined.lines(), examined.findings

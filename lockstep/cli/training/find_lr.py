@@ -13,7 +13,7 @@ from lockstep.cli.options.packing import DIRECT_OPTIONS, direct_options, with_pa
 from lockstep.cli.options.types import WholeNumber
 from lockstep.results.reports.display import print_plainly
 
-#: What is printed of a test, in that order.
+#: The printed values of a test, in that order.
 FIGURES = ("suggestion", "steepest", "at_minimum")
 
 
@@ -52,7 +52,7 @@ def find_lr(
     """
     packing = direct_options(packing_flags)
     resolved, _ = job.resolve()
-    # On standard error: what was packed is not a figure.
+    # On standard error: the report of packing is not a figure.
     resolved = with_packed_data(resolved, packing, Console(stderr=True, highlight=False))
     test = rates_of(resolved, lowest=lowest, highest=highest, steps=tries)
     if plot is not None:

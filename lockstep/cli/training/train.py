@@ -145,7 +145,7 @@ def carry_out(
 
 
 def announcement(job: Job, destination: Destination, cluster: str | None) -> list[str]:
-    """Return what is about to be trained, on how many processes, and where the results go."""
+    """Return lines with the model and the data, the number of processes, and the folder of the results."""
     length = counted(job.epochs, "epoch") if job.steps is None else counted(job.steps, "step")
     launch = destination.options
     if launch.workers:

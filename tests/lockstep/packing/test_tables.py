@@ -182,7 +182,7 @@ TEXTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "digits as classes": ("a,b\n1,1.5\n2,2.5\n", {"task": "classes"}, "column 'b' has numbers with digits after"),
     "twice": ("a,a\n1,2\n", {"target": ("a",)}, "two columns are called 'a'"),
     "both": ("a,b\n1,2\n", {"columns": ("a", "b")}, "column 'b' is to be learned from and predicted"),
-    "nothing to learn from": ("b\n1\n2\n", {}, "has no column besides what is to be predicted"),
+    "nothing to learn from": ("b\n1\n2\n", {}, "has no column besides the target"),
     "empty": ("", {}, "is empty: expected a header and rows"),
     "no rows": ("a,b\n", {}, "no rows are left to learn from"),
     "all dropped": ("a,b\n,1\n,2\n", {"missing": "drop"}, "no rows are left to learn from"),

@@ -9,12 +9,12 @@ from lockstep.checking.checkup.target import Walk
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tensor import Tensor
 
-#: Where the small graphs are evaluated; any point without symmetries will do.
+#: The point at which the small graphs are evaluated; any point without symmetries will do.
 _AT = np.array([0.3, -0.7, 1.1])
 
 
 def check_walk(walk: Walk) -> list[Finding]:
-    """Return what is wrong with a backward pass on a chain and on a graph that uses one tensor twice.
+    """Return the faults of a backward pass on a chain and on a graph that uses one tensor twice.
 
     In `s·z(s)`, the tensor s is used by the product, which is visited first, and by z, which lies deeper.
     """

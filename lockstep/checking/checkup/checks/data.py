@@ -24,7 +24,7 @@ MOST_ROWS, LEAST_ROWS = 20_000, 20
 #: The least correlation of a feature that is the target in other units.
 ON_A_LINE = 0.99999
 
-#: What targets that are classes look like: fewer than so many, and each of them at least so often.
+#: Signs of targets that are classes: fewer than so many, and each of them at least so often.
 MOST_CLASSES, LEAST_OF_A_CLASS = 20, 5
 
 #: The largest deviation of one feature, as a multiple of the median deviation.

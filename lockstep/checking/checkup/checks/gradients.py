@@ -201,7 +201,7 @@ def _examine(call: ModuleCall, walk: Walk, number: int) -> Finding | None:
 
 
 def _difference_of_two(call: ModuleCall) -> float:
-    """Return the largest difference between the outputs of two calls with the same input: 0 if there is none."""
+    """Return the largest difference between the outputs of two calls with the same input: 0 if they are equal."""
     with no_grad(), np.errstate(all="ignore"):
         first = np.array(_output(call).data)
         second = _output(call).data

@@ -1,4 +1,4 @@
-"""Try a job for some hundred steps, and report what is seen: whether it learns, with which rates, and what stays fixed.
+"""Try a job for some hundred steps, and report the findings: whether it learns, with which rates, and what stays fixed.
 
 Works with whatever computes gradients: our autograd or PyTorch. A trial is the job on batches of at most `SAMPLES`
 samples, with a constant rate after a short warm-up, in this process.
@@ -42,7 +42,7 @@ LOOKED_AT, TESTED = 256, 1000
 #: Shares of the loss of guessing: above the first nothing was learned, below the second something was.
 NOTHING, SOMETHING = 0.97, 0.85
 
-#: Values of the job that may keep a model from learning: name -> its value if there is none, why it does, advice.
+#: Values of the job that may keep a model from learning: name -> its value if it is off, why it does, advice.
 HOLDING: dict[str, tuple[float | None, str, str]] = {
     "weight_decay": (0.0, "it takes more from the weights than the gradient gives", "set it to 0, or to 0.0001"),
     "clip_norm": (None, "it makes each step far shorter than the gradient", "leave it out, or set it to 1"),
@@ -58,10 +58,10 @@ LOWER, HIGHER = (0.1, 0.01, 0.001), (10.0, 100.0, 1e3, 1e4, 1e5, 1e6)
 #: The largest norm of the first gradient. In healthy nets it is below 20.
 LARGEST_GRADIENT = 1e3
 
-#: The share of a layer's ReLUs that may be dead, and of outputs that are exactly 0 where the last layer is no ReLU.
+#: The share of a layer's ReLUs that may be dead, and of outputs that are exactly 0 if the last layer is not a ReLU.
 MOST_DEAD, ZEROS = 0.5, 0.02
 
-#: How many times the sum of the first loss and of guessing no loss of a job with a good rate comes to.
+#: A loss is never this many times the sum of the first loss and of that of guessing, if the rate is good.
 OVERSHOOT = 5.0
 
 #: Samples, and steps, to learn by heart.
@@ -290,7 +290,7 @@ def _another_rate(subject: TrialSubject, trial: TrialRun) -> Iterator[Finding]:
         if trial.last < SOMETHING * subject.guess:
             return  # it learns, and overshot only at first
     if trial.last <= NOTHING * subject.guess:
-        # It learns slowly, or learns by heart what has no rule: the test set tells these apart.
+        # It learns slowly, or learns samples without a rule by heart: the test set tells these apart.
         yield from _unlike_the_test_set(subject, trial)
         return
     few = subject.first_few()
@@ -320,7 +320,7 @@ def _first_that(run: Callable[[float], TrialRun], scales: tuple[float, ...], mos
 
 
 def _unlike_the_test_set(subject: TrialSubject, trial: TrialRun) -> Iterator[Finding]:
-    """Yield that what was learned of the training set is worth nothing on the test set."""
+    """Yield a finding if the model learned only the training set."""
     loss, right = subject.test_loss(trial.weights)
     if loss <= subject.guess:
         return
