@@ -1,7 +1,7 @@
-"""Every error that Lockstep raises on purpose, in one tree; it does not know who raises them.
+"""Every error that Lockstep raises on purpose, in one tree; it does not know where they are raised.
 
     LockstepError
-    ├── UsageError                what the user asked for cannot be done; exit code 2
+    ├── UsageError                the request of the user cannot be done; exit code 2
     │   ├── JobError              a value of the job is unknown, mistyped or out of range
     │   ├── ModelError            a model cannot be imported, described or built
     │   ├── DataError             a dataset is missing, damaged or not the one that the job names
@@ -15,13 +15,13 @@
     │   ├── DivergedError         a loss or gradient is not finite
     │   ├── ComputeError          a micro-batch raised on a worker, with its traceback
     │   ├── CallbackError         a callback raised
-    │   └── UnreachableError      nobody answers at the address
-    ├── DifferenceError           what was recorded of a run is not what its job computes; exit code 1
+    │   └── UnreachableError      no server answers at the address
+    ├── DifferenceError           the records of a run are not what its job computes; exit code 1
     ├── ProtocolError             our side would break the protocol: a bug here
     └── RemoteProtocolError       the peer broke it: bad frames, wrong version, wrong digest
         └── RefusedError          the server refused the worker, with its reason
 
-The text of each is one line: a fact in lower case, the offending value, what was expected, what to do. A text is for
+The text of each is one line: a fact in lower case, the offending value, the expected one, the remedy. A text is for
 people: what a program decides on is a kind of failure or refusal, in events, messages and exit records.
 """
 
@@ -43,7 +43,7 @@ class LockstepError(Exception):
 
 
 class UsageError(LockstepError):
-    """What the user asked for cannot be done; the text explains what to change."""
+    """The request of the user cannot be done; the text explains what to change."""
 
 
 class JobError(UsageError):
@@ -71,7 +71,7 @@ class KeyFileError(UsageError):
 
 
 class NumericsError(UsageError):
-    """The numerics that a job asks for cannot be had here: names what was found."""
+    """The numerics that a job asks for cannot be had here: names those that were found."""
 
 
 class SharingError(UsageError):
@@ -103,11 +103,11 @@ class CallbackError(RunError):
 
 
 class UnreachableError(RunError):
-    """Nobody answers at the address within the time allowed."""
+    """No server answers at the address within the time allowed."""
 
 
 class DifferenceError(LockstepError):
-    """What was recorded of a run is not what its job computes: names the first difference."""
+    """The records of a run are not what its job computes: names the first difference."""
 
 
 class ProtocolError(LockstepError):
@@ -156,7 +156,7 @@ class FailureKind(StrEnum):
     DIVERGED = "diverged"
     #: The audit found that workers computed different bits.
     AUDIT = "audit"
-    #: The audit found who computes wrongly: the run is resumed without it, from a checkpoint before its results.
+    #: The audit found a wrong worker: the run is resumed without it, from a checkpoint before its results.
     ROLLBACK = "rollback"
     #: A micro-batch raised an exception, on two workers.
     COMPUTE = "compute"
@@ -169,7 +169,7 @@ class FailureKind(StrEnum):
     SUPERSEDED = "superseded"
     #: A standby leads the run from now on, as it was asked to.
     HANDED_OVER = "handed_over"
-    #: Nobody answers at the address, or whoever did has gone silent.
+    #: No server answers at the address, or it has gone silent.
     UNREACHABLE = "unreachable"
     REFUSED = "refused"
     #: The server has removed this process from its run.
@@ -180,7 +180,7 @@ class FailureKind(StrEnum):
     PROTOCOL = "protocol"
 
 
-#: What ends the part of a run that one server led: it continues there, or at another one, and workers look for that.
+#: The end of the part of a run that one server led: it continues there, or at another one, and workers look for that.
 CONTINUED = frozenset({FailureKind.SERVER_LOST, FailureKind.SUPERSEDED, FailureKind.HANDED_OVER, FailureKind.ROLLBACK})
 
 #: Of these, what the same server resumes from a checkpoint.

@@ -34,7 +34,7 @@ MAX_DIRECTORY_BYTES = 2**17
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _UNSIGNED_BYTE = 0x08
-#: What NumPy compresses with: `zipfile` unpacks others without a bound.
+#: The compression of NumPy: `zipfile` unpacks others without a bound.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 #: Bytes that are unpacked at once.
 _PIECE_BYTES = 2**23
@@ -46,7 +46,7 @@ class ArrayReader:
 
     #: The file and, in an archive, the array.
     named: str
-    #: What the file is, for errors.
+    #: The kind of the file, for errors.
     kind: str
     header: NpyHeader
     stream: ByteStream

@@ -52,7 +52,7 @@ class ArraySet:
 
     @property
     def has_real_labels(self) -> bool:
-        """Whether labels are real numbers, and not classes."""
+        """True if labels are real numbers, and not classes."""
         return self.labels.header.dtype.kind == "f"
 
     def read_whole(self) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -139,7 +139,7 @@ def is_array_source(source: str) -> bool:
 
 
 def _check_plain(path: Path, names: Iterable[str]) -> None:
-    """Raise `DataError` if there are weights of samples, or several inputs or targets: who drops them trains others."""
+    """Raise `DataError` if there are weights of samples, or several inputs or targets: none of them may be dropped."""
     odd = sorted(name for name in names if name in WEIGHTS or name.startswith(SEVERAL))
     if odd:
         advice = f"train on the file itself: lockstep train --data {path}" if path.suffix == ".npz" else "remove it"
@@ -197,14 +197,14 @@ def _as_images(array: NDArray[Any]) -> NDArray[Any]:
     """Return gray images (n, h, w) with the channel they lack, floats of any width as float32, others as they are."""
     images = array[:, np.newaxis] if array.ndim == 3 else array
     if images.dtype.kind == "f":
-        # What a float32 cannot hold becomes an infinity, which the Dataset refuses by name: no warning is needed.
+        # A value beyond float32 becomes an infinity, which the Dataset refuses by name: no warning is needed.
         with np.errstate(over="ignore"):
             images = images.astype(np.float32)
     return np.ascontiguousarray(images)
 
 
 def as_labels(named: str, array: NDArray[Any]) -> NDArray[Any]:
-    """Return classes as int64, of any shape, and real numbers as float32, one row a sample."""
+    """Return classes as int64, of any shape, and real numbers as float32, one row per sample."""
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):  # as in `_as_images`
             targets = array.astype(np.float32)

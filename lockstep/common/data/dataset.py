@@ -1,4 +1,4 @@
-"""What a dataset is: samples with their labels, checked once; it knows nothing of files, order or normalisation."""
+"""Datasets: samples with their labels, checked once; it knows nothing of files, order or normalisation."""
 
 import hashlib
 import math
@@ -55,7 +55,7 @@ class Dataset(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def is_tokens(self) -> bool:
-        """Whether samples are sequences of tokens, which are not to be scaled."""
+        """True if samples are sequences of tokens, which are not to be scaled."""
         return self.images.dtype == np.int32
 
     @property
@@ -80,7 +80,7 @@ class TrainTest(msgspec.Struct, frozen=True, eq=False, dict=True):
     name: str
     train: Dataset
     test: Dataset
-    #: What was taken out of the training set to choose by, if anything.
+    #: The part of the training set to choose by, if it was divided.
     validation: Dataset | None = None
     #: The names of the classes, in order; empty if they have none.
     class_names: tuple[str, ...] = ()
@@ -195,7 +195,7 @@ def _check_labels(labels: NDArray[Any], classes: int) -> None:
         return
     if not classes and not np.isfinite(labels).all():
         raise DataError(f"label {_first(~np.isfinite(labels))} holds an infinity or NaN: expected finite numbers")
-    # What is below 0 may be a target that is none: that depends on the job.
+    # A number below 0 may be an ignored target: that depends on the job.
     outside = labels >= classes
     if classes and outside.any():
         index = _first(outside)

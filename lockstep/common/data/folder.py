@@ -1,8 +1,8 @@
 """The format of a dataset folder, and how one is opened: a manifest, and an .npy file for each array.
 
 `numpy.load(mmap_mode="r")` opens the arrays; the data of each begins at byte 4096, and rows are of one shape.
-`dataset.json` describes them, with a digest of each block, by which a change is found without reading all of it. What
-is opened here is mapped and not read: its values were looked at when it was packed.
+`dataset.json` describes them, with a digest of each block, by which a change is found without reading all of it.
+Datasets are mapped and not read: their values were checked when they were packed.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ FORMAT: Literal["lockstep dataset 2"] = "lockstep dataset 2"
 #: Bytes of a block that has a digest of its own.
 BLOCK_BYTES = 2**22
 
-#: What a folder was packed from.
+#: The kinds of sources of a folder.
 Kind = Literal["arrays", "pictures", "table"]
 #: The sets of a folder, and the arrays of each.
 PartName = Literal["train", "test"]
@@ -45,18 +45,18 @@ _Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the values of a table are read, so that those of another one are read alike."""
+    """The options with which the values of a table are read, so that those of another one are read alike."""
 
     #: Texts and numbers that stand for a missing value, besides those that always do.
     na: list[Text] = []
-    #: What comes before a number's fraction.
+    #: The mark before a number's fraction.
     decimal: Text = "."
-    #: What separates the values of a CSV file, and its encoding; None for what each file shows.
+    #: The separator of the values of a CSV file, and its encoding; None for those that each file shows.
     delimiter: Text | None = None
     encoding: Text | None = None
 
     def but(self, *, na: Sequence[str] = (), **given: str | None) -> "Reading":
-        """Return this with what somebody gives for another table, each where it is not None; `na` is added."""
+        """Return this with the options given for another table, each that is not None; `na` is added."""
         known = {name: value for name, value in given.items() if value is not None}
         return msgspec.structs.replace(self, na=[*self.na, *na], **known)
 
@@ -77,7 +77,7 @@ class FolderPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a folder was made."""
+    """The source of a folder."""
 
     source: Text
     options: dict[str, Text]
@@ -85,7 +85,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class FolderManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is in `dataset.json`."""
+    """The content of `dataset.json`."""
 
     #: In the first version, a table's columns lacked their kind.
     format: Literal["lockstep dataset 1", "lockstep dataset 2"] = FORMAT
@@ -170,7 +170,7 @@ def load_folder(folder: Path, *, is_checked: bool = False) -> TrainTest:
             known_digest=manifest.digest(),
         )
     except DataError as error:
-        # What is wrong with a file begins with its path.
+        # The fault of a file begins with its path.
         raise DataError(str(error) if str(error).startswith(str(folder)) else f"{folder / MANIFEST}: {error}") from None
 
 

@@ -1,7 +1,7 @@
 """Writes a dataset folder row by row, so that its name leads to a whole one or to nothing.
 
-It is written next to where it will be, under another name that a lock keeps to one process. What a process that was
-killed has left there is removed by the next that packs to the same place.
+It is written next to where it will be, under another name that a lock keeps to one process. The remains of a killed
+process there are removed by the next one that packs to the same place.
 """
 
 import fcntl
@@ -65,7 +65,7 @@ class ArrayWriter:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of what has been written."""
+        """The shape of the written rows."""
         return (self.rows, *self.row_shape)
 
     def append(self, rows: NDArray[Any]) -> None:
@@ -175,7 +175,7 @@ class FolderWriter:
         return FolderPart(info=part_info(samples, labels), samples=samples.digests, labels=labels.digests)
 
     def scratch(self, name: str) -> Path:
-        """Return a file for what is on its way; it is removed before the folder gets its name."""
+        """Return a scratch file; it is removed before the folder gets its name."""
         path = self.folder / "scratch"
         path.mkdir(exist_ok=True)
         return path / name
@@ -226,7 +226,7 @@ def _locked(partial: Path) -> Iterator[None]:
     descriptor = os.open(partial / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # What a killed process has left.
+        # The remains of a killed process.
         for path in partial.iterdir():
             if path.name != LOCK:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -93,7 +93,7 @@ def manifest_of(data: TrainTest) -> Manifest:
 
 
 class Rows(Protocol):
-    """What has rows: an array, one in a file, or one that is being written."""
+    """Rows: those of an array, of a file, or of a file that is being written."""
 
     @property
     def dtype(self) -> np.dtype[Any]: ...
@@ -102,7 +102,7 @@ class Rows(Protocol):
 
 
 def part_info(samples: Rows, labels: Rows) -> PartInfo:
-    """Return what is to be known of one set."""
+    """Return the entry of one set."""
     fields = {
         "samples": samples.shape[0],
         "images_dtype": samples.dtype.str,

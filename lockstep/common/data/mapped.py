@@ -1,6 +1,6 @@
 """Samples in a file that are read when they are needed: a mapping, from which rows are gathered as from an array.
 
-The system keeps what was read for as long as there is memory, and gives it back when there is not. While rows have to
+The system keeps the read pages for as long as there is memory, and releases them when there is not. While rows have to
 be waited for, those of the next lease are requested ahead, in the order in which they lie in the file.
 """
 
@@ -119,7 +119,7 @@ class MappedFile:
         self._checked[number] = True
 
     def check_block(self, number: int, data: bytes | memoryview) -> None:
-        """Raise DataError if `data` is not what was packed as this block."""
+        """Raise DataError if `data` is not the packed block."""
         found = hashlib.sha256(data).hexdigest()
         if found != self.digests[number]:
             begin = number * self.block_bytes
@@ -129,7 +129,7 @@ class MappedFile:
             )
 
     def check_ends(self) -> None:
-        """Raise DataError if the first or the last block is not what was packed: a cheap look, not a whole one."""
+        """Raise DataError if the first or the last block is not as it was packed: a cheap look, not a whole one."""
         for number in sorted({0, len(self.digests) - 1} if self.digests else ()):
             self._check_mapped(number)
 
@@ -139,7 +139,7 @@ class MappedSamples:
 
     def __init__(self, file: MappedFile, indices: Indices | None = None) -> None:
         self.file = file
-        #: Where the samples are in the file, ascending; None if they are all that is there.
+        #: The places of the samples in the file, ascending; None for all of it.
         self._indices = indices
         count = len(file.rows) if indices is None else len(indices)
         self.shape: tuple[int, ...] = (count, *file.rows.shape[1:])

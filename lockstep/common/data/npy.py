@@ -34,7 +34,7 @@ _PLAIN_DTYPE = re.compile(r"'[<>|=]?[biuf][0-9]{1,2}'", re.ASCII)
 
 
 class ByteStream(Protocol):
-    """What bytes are read from in order: a file, or what unpacks one."""
+    """A source of bytes in order: a file, or one that is unpacked."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -55,8 +55,8 @@ class NpyHeader(msgspec.Struct, frozen=True):
 def read_header(stream: ByteStream, named: str, most_values: int = MAX_BYTES) -> NpyHeader:
     """Return the header at the beginning of a stream, which is then at the data.
 
-    Raises DataError, which begins with `named`, for arrays that are no plain numbers, and ValueError or struct.error if
-    the header is damaged or claims more than so many values.
+    Raises DataError, which begins with `named`, for arrays of other values, and ValueError or struct.error if it is
+    damaged or claims more than so many values.
     """
     magic, version = stream.read(len(_MAGIC)), stream.read(2)
     if magic != _MAGIC:
@@ -86,7 +86,7 @@ def header_bytes(header: NpyHeader) -> bytes:
 
 
 def _pairs(text: str) -> dict[str, str]:
-    """Return the keys of a header with their values as text, none of what is not just that."""
+    """Return the keys of a header with their values as text; none if there is anything else."""
     body, at, pairs = text.strip(" \n"), 1, dict[str, str]()
     while (found := _PAIR.match(body, at)) is not None:
         key, value = found.groups()

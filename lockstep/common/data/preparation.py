@@ -99,7 +99,7 @@ class Preparation(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def _constants(self) -> list[NDArray[np.float32]]:
-        """The factors of a byte and of a float, and what is subtracted then."""
+        """The factors of a byte and of a float, and the subtracted numbers."""
         # As arrays, which NumPy begins with sooner than with numbers.
         numbers = (1.0 / (255.0 * self.std), 1.0 / self.std, self.mean / self.std)
         return [np.array(number, np.float32) for number in numbers]

@@ -39,7 +39,7 @@ def fields_of(samples: NDArray[Any]) -> dict[str, NDArray[Any]]:
 
 
 def parts_of(records: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Return labels without the weights of samples, and these, (n,); None if there are none."""
+    """Return labels without the weights of samples, and these, (n,), or None."""
     names = [name for name in records.dtype.names or () if name != WEIGHT]
     weights = records[WEIGHT] if len(names) < len(records.dtype.names or ()) else None
     return (records[names[0]] if len(names) == 1 else records), weights

@@ -1,4 +1,4 @@
-"""Which samples a micro-batch or a chunk of an evaluation uses (rule R3): pure arithmetic, no state."""
+"""The samples of a micro-batch or of a chunk of an evaluation (rule R3): pure arithmetic, no state."""
 
 import numpy as np
 from numpy.typing import NDArray

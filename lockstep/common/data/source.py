@@ -1,4 +1,4 @@
-"""Finds a dataset by the name that a job gives it, names what is wrong with one that cannot be used, and splits it."""
+"""Finds a dataset by the name that a job gives it, names the fault of one that cannot be used, and splits it."""
 
 import hashlib
 import os
@@ -49,7 +49,7 @@ def load(spec: str, *, is_checked: bool = False) -> TrainTest:
     - a folder that `lockstep pack` made. It stays on disk and is read when it is needed; with `is_checked=True`, each
       block is compared with its digest before it is used.
 
-    Raises `DataError` with the file, the value that cannot be used, and what was expected.
+    Raises `DataError` with the file, the value that cannot be used, and the expected ones.
 
         >>> from lockstep import load
         >>> mnist = load("mnist")
@@ -218,9 +218,9 @@ def _dataset(named: str, images: NDArray[Any], labels: NDArray[Any], classes: in
 def with_validation(data: TrainTest, share: float, seed: int) -> TrainTest:
     """Return the data with that share of the training samples, drawn by the seed, as its validation set.
 
-    Whoever stops a run at its best test figure has fitted the test set, and reports a figure that new data will not
-    give (Hastie, Tibshirani, Friedman, "The Elements of Statistical Learning", 7.2): choose by the validation set. What
-    stays keeps its order. With a share of 0, or if the data has a validation set, the data itself is returned. Raises
+    To stop a run at its best test figure is to fit the test set, with a figure that new data will not
+    give (Hastie, Tibshirani, Friedman, "The Elements of Statistical Learning", 7.2): choose by the validation set. The
+    rest keeps its order. With a share of 0, or if the data has a validation set, the data itself is returned. Raises
     DataError if one of the two sets would be empty.
     """
     if not share or data.validation is not None:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-#: Makes what was written to a descriptor outlive a loss of power, as `os.fsync`: an argument so that a disk that fails
+#: Makes the bytes written to a descriptor outlive a loss of power, as `os.fsync`: an argument so that a disk that fails
 #: in this can be tried.
 Sync = Callable[[int], None]
 
@@ -28,7 +28,7 @@ def write_atomically(path: Path, parts: Iterable[bytes | memoryview], sync: Sync
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
-            # The system names no file if a write fails: whoever reads the error has to know which disk is full.
+            # The system names no file if a write fails: its reader has to know which disk is full.
             error.filename = str(path)
         raise
     sync_folder(path.parent, sync)

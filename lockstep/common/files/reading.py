@@ -66,7 +66,7 @@ def open_regular(path: Path, most_bytes: int) -> io.BufferedReader:
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:
-    """Return what is in a regular file, as far as it had come when it was opened; OSError as `open_regular`."""
+    """Return the content of a regular file, as long as it was when it was opened; OSError as `open_regular`."""
     with open_regular(path, most_bytes) as file:
         return file.read(os.fstat(file.fileno()).st_size)
 

@@ -24,7 +24,7 @@ from lockstep.common.files.sanitize import one_line
 
 #: Bytes of a file: the most that a vector of weights with its optimizer state may have.
 MAX_FILE_BYTES = 2**36
-#: The format allows 100 MB; ten thousand arrays need one. What a parser makes of a header may take fifty times as much.
+#: The format allows 100 MB; ten thousand arrays need one. A parsed header may take fifty times as much.
 MAX_HEADER_BYTES = 2**20
 MAX_NAME_CHARACTERS = 1024
 MAX_DIMENSIONS = 32
@@ -49,7 +49,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _NAMES: dict[np.dtype[Any], str] = {dtype: name for name, dtype in _DTYPES.items()}
 
-#: What NumPy does not have, and is read as float32: the upper halves of such numbers. Many pretrained weights are.
+#: A type that NumPy lacks, read as float32: the upper halves of such numbers. Many pretrained weights are.
 _BFLOAT16 = "BF16"
 _READ: dict[str, np.dtype[Any]] = {**_DTYPES, _BFLOAT16: np.dtype("<u2")}
 
@@ -198,7 +198,7 @@ def _check_layout(path: Path, entries: Mapping[str, _Entry], size: int) -> None:
     for name in sorted(entries, key=lambda name: entries[name].data_offsets):
         begin, end = entries[name].data_offsets
         if begin != covered:
-            what = "overlaps what is before it" if begin < covered else "leaves a gap"
+            what = "overlaps the one before it" if begin < covered else "leaves a gap"
             raise FileFormatError(f"{path}: {name!r} begins at byte {begin} and {what}: expected {covered}")
         covered = end
     if covered != size:

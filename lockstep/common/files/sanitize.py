@@ -14,7 +14,7 @@ def one_line(text: str, limit: int = LINE_LIMIT) -> str:
     writing direction, and lone surrogates: `str.isprintable` follows Unicode's categories.
     """
     if not text.isprintable():
-        # Cut first, so that a text of a megabyte costs no more than what is shown of it.
+        # Cut first, so that a text of a megabyte costs no more than its shown part.
         text = "".join(map(_escaped, cut(text, limit)))
     return cut(text, limit)
 

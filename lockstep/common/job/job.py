@@ -1,4 +1,4 @@
-"""What a run computes: every value here decides the bits of the result, and nothing else does."""
+"""The job of a run: every value here decides the bits of the result, and nothing else does."""
 
 import hashlib
 from typing import Annotated, Any, Literal
@@ -25,7 +25,7 @@ Positive = Annotated[float, Meta(gt=0.0, le=MOST)]
 #: Characters of a value in an error.
 MOST_TOLD = 200
 
-#: Micro-batches of a step if nobody says how many, and the samples that each has at least. Smaller ones make products
+#: The default number of micro-batches of a step, and the samples that each has at least. Smaller ones make products
 #: too narrow: a step of mlp with 64 images takes 1.2 times as long in four micro-batches as in one, and 1.4 in eight;
 #: one with 32 images 1.0 times in two, and 2.2 in eight.
 MICRO_BATCHES, LEAST_SAMPLES = 8, 16
@@ -35,7 +35,7 @@ SCHEDULES = ("constant", "step", "exponential", "polynomial", "cosine", "one-cyc
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
-    """A training job: the same job gives the same bits, whoever computes it.
+    """A training job: the same job gives the same bits on any processes.
 
     Each field's description is also its help text on the command line.
     """
@@ -278,25 +278,25 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         return self.micro_batches * self.local_steps
 
     def changed_in(self, here: "Job") -> str:
-        """Return the values of a run's job that are others in the job here, empty if there are none."""
+        """Return the values of a run's job that differ in the job here."""
         values = ((name, getattr(self, name), getattr(here, name)) for name in self.__struct_fields__)
         return "; ".join(f"{name} = {was!r} in the run, {is_!r} here" for name, was, is_ in values if was != is_)
 
 
 def default_micro_batches(global_batch: int, samples: int = LEAST_SAMPLES) -> int:
-    """Return into how many micro-batches a batch is cut if nobody says: a power of two, which most workers divide, so
+    """Return the default number of micro-batches of a batch: a power of two, which most workers divide, so
     that each has some samples at least.
     """
     return 1 << max(1, min(MICRO_BATCHES, global_batch // samples)).bit_length() - 1
 
 
 def names_code(value: str | None) -> bool:
-    """Tell whether a value of a job names a function of the user's own."""
+    """Tell whether a value of a job names a function of the user."""
     return value is not None and (":" in value or value.endswith(".py"))
 
 
 def _told(value: str) -> str:
-    """Return a text as an error has it: what is longer loses its middle."""
+    """Return a text as an error has it: a long one loses its middle."""
     return cut(repr(value), MOST_TOLD)
 
 
@@ -391,7 +391,7 @@ def _check_metrics(job: Job) -> None:
 
 
 def check_monitor(job: Job, monitor: str) -> None:
-    """Raise `JobError` if the epochs of a job do not have that figure, or nobody knows when it is better."""
+    """Raise `JobError` if the epochs of a job do not have that figure, or its better direction is unknown."""
     known = Metrics.of(job.loss, job.metrics or ()).by_name
     name = figure_name(monitor)
     if name != "loss" and name not in known:
@@ -450,7 +450,7 @@ def _check_local_steps(job: Job) -> None:
         value = getattr(job, name)
         if value:
             raise JobError(
-                f"{name} = {value!r} with {steps}: what is sent then are differences of weights, and not gradients; "
+                f"{name} = {value!r} with {steps}: it sends differences of weights, and not gradients; "
                 f"set local_{name} instead"
             )
     if job.local_min_lr > job.local_lr:

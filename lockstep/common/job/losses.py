@@ -5,7 +5,7 @@ from enum import Enum
 
 
 class LossKind(Enum):
-    """What a loss compares outputs with."""
+    """The kind of targets with which a loss compares outputs."""
 
     #: One class of several.
     CLASSES = "classes"
@@ -29,7 +29,7 @@ LOSSES: Mapping[str, LossKind] = {
 
 
 def kind_of(loss: str) -> LossKind:
-    """Return the kind of a loss: one without a name is the user's own."""
+    """Return the kind of a loss: one without a name is that of the user."""
     return LOSSES.get(loss, LossKind.OWN)
 
 

@@ -20,7 +20,7 @@ from lockstep.common.numerics.sums import halved_sum
 Array = NDArray[Any]
 Sums = NDArray[np.float64]
 
-#: A metric of the user's own: outputs and targets in, the sum of the metric and what it is divided by out.
+#: A metric of the user: outputs and targets in, the sum of the metric and its divisor out.
 OwnMetric = Callable[[Any, Any], tuple[Any, Any]]
 
 #: Metrics that a job may name.
@@ -34,40 +34,40 @@ MOST_SUMS = 2 * MOST_METRICS + 2 * 3 * MOST_CLASSES
 
 
 class ComparedRows(NamedTuple):
-    """What a metric compares, without targets that are ignored."""
+    """The rows that a metric compares, without targets that are ignored."""
 
     #: (rows, classes), or (rows, labels), or (rows, numbers).
     outputs: Array
     #: The class of each row, (rows,); otherwise as the outputs.
     targets: Array
     kind: LossKind
-    #: What each row weighs if samples have weights, (rows,): for figures of numbers, as in their losses.
+    #: The weight of each row if samples have weights, (rows,): for figures of numbers, as in their losses.
     weights: Array | None = None
 
 
 class LossBasis(NamedTuple):
-    """What a figure may follow from besides sums."""
+    """The loss of guessing, from which a figure may follow besides sums."""
 
     #: The mean loss.
     loss: float
-    #: The mean squared error of always predicting the targets' mean, None if nobody has asked for it.
+    #: The mean squared error of always predicting the targets' mean, None if it is not needed.
     guess: float | None
 
 
 class Metric(msgspec.Struct, frozen=True):
     """A metric of the library, or the user's own, whose function is elsewhere."""
 
-    #: The losses that it goes with; those of the user's own, too, if it has sums.
+    #: The losses that it goes with; those of the user, too, if it has sums.
     kinds: frozenset[LossKind]
     #: How many sums there are, or of each class if it counts by class.
     width: int
     figure: Callable[[Sums, LossBasis], float]
-    #: Sums of rows, (width,), or (width * classes,); None of a metric without sums, or the user's own.
+    #: Sums of rows, (width,), or (width * classes,); None of a metric without sums, or of the user.
     sums: Callable[[ComparedRows], Sums] | None = None
     is_by_class: bool = False
     #: Whether all sums are whole numbers, which are exact in any order.
     is_whole: bool = False
-    #: None if nobody knows.
+    #: None if that is unknown.
     is_higher_better: bool | None = True
 
 
@@ -134,7 +134,7 @@ def _root_mean(sums: Sums, basis: LossBasis) -> float:
 
 
 def _perplexity(sums: Sums, basis: LossBasis) -> float:
-    # More than e^700 is no number of a float64, and a loss may not be one either.
+    # A float64 has no number above e^709, and a loss may not be one either.
     return basis.loss if math.isnan(basis.loss) else exp(min(basis.loss, 700.0))
 
 
@@ -189,7 +189,7 @@ METRICS: Mapping[str, Metric] = {
 #: R² if the loss is the mean squared error: there is nothing to add up again.
 _R2_OF_LOSS = Metric(_NUMBERS, 0, lambda sums, basis: _explained(basis.loss, basis.guess))
 
-#: The user's own, by the number that its function returns and what that is divided by.
+#: That of the user, by the number that its function returns and its divisor.
 _OWN = Metric(frozenset(LossKind), 2, _mean, is_higher_better=None)
 
 _TOP = re.compile(r"top([1-9][0-9]{0,3})")
@@ -204,12 +204,12 @@ def is_named(value: str) -> bool:
 
 
 def metric_name(value: str) -> str:
-    """Return what the figure of a job's value is called: of a function of the user's own, as the function."""
+    """Return the name of the figure of a job's value: that of the function if it is the user's."""
     return value if is_named(value) else value.rpartition(":")[2]
 
 
 def metric_of(value: str, loss: str) -> Metric:
-    """Return a metric by a job's value: one without a name in the library is the user's own."""
+    """Return a metric by a job's value: one without a name in the library is that of the user."""
     if value == "r2" and loss == "mse":
         return _R2_OF_LOSS
     if value not in METRICS and (found := _TOP.fullmatch(value)):
@@ -238,12 +238,12 @@ class Metrics(msgspec.Struct, frozen=True):
 
     @property
     def is_whole(self) -> bool:
-        """Whether all sums are whole numbers, which are exact in any order."""
+        """True if all sums are whole numbers, which are exact in any order."""
         return all(metric.is_whole for metric in self.by_name.values() if metric.width)
 
     @property
     def needs_guess(self) -> bool:
-        """Whether a figure is measured by the variance of the targets."""
+        """True if a figure is measured by the variance of the targets."""
         return "r2" in self.by_name
 
     def size(self, classes: int) -> int:

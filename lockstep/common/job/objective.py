@@ -1,7 +1,7 @@
 """The loss of a job: a sum of losses of a model's outputs, and the sums of its metrics. Pure; holds no state.
 
 A loss compares a sample's outputs with its *targets*: one class, a class for each place of a sequence or of an image,
-several labels that hold or do not, or real numbers. Targets are what is counted, so that a mean is one over targets:
+several labels that hold or do not, or real numbers. Targets are counted, so that a mean is one over targets:
 over the characters of a text, for example. It is written once for all libraries that compute gradients, since their
 functions have the names of `torch.nn.functional`.
 """
@@ -28,12 +28,12 @@ from lockstep.common.job.metrics import MOST_CLASSES, ComparedRows, Metric, Metr
 from lockstep.common.job.tally import Tally
 from lockstep.common.numerics.sums import halved_sum, halved_sums
 
-#: A loss of the user's own: outputs and targets in, the sum of the losses and what it is divided by out.
+#: A loss of the user: outputs and targets in, the sum of the losses and its divisor out.
 OwnLoss = Callable[[Any, Any], tuple[Any, Any]]
 
 
 class LossLibrary(Protocol):
-    """What computes losses and their gradients."""
+    """A library that computes losses and their gradients."""
 
     @property
     def functional(self) -> Any:
@@ -56,7 +56,7 @@ AUTOGRAD = OwnLibrary()
 
 
 class LossSum(NamedTuple):
-    """What a loss makes of a batch."""
+    """The loss of a batch."""
 
     #: A number with a gradient.
     total: Any
@@ -74,11 +74,11 @@ class Objective:
     class_weights: tuple[float, ...] = ()
     #: The label of a target that is none; None if all are.
     ignore_index: int | None = None
-    #: What a job's own loss is; None if nothing is to be computed with it.
+    #: The function of a job's own loss; None if nothing is to be computed with it.
     own: OwnLoss | None = None
     #: The metrics that the job names.
     named_metrics: tuple[str, ...] = ()
-    #: What those of its own are, by name; not hashed, since a mapping has no hash.
+    #: The functions of its own metrics, by name; not hashed, since a mapping has no hash.
     own_metrics: Mapping[str, OwnMetric] = field(default_factory=dict, hash=False)
 
     @classmethod
@@ -102,17 +102,17 @@ class Objective:
 
     @property
     def is_regression(self) -> bool:
-        """Whether targets are real numbers, and no class is right or wrong."""
+        """True if targets are real numbers, and no class is right or wrong."""
         return self.kind is LossKind.NUMBERS
 
     @cached_property
     def has_accuracy(self) -> bool:
-        """Whether an output can be right or wrong."""
+        """True if an output can be right or wrong."""
         return has_accuracy(self.loss)
 
     @cached_property
     def metrics(self) -> Metrics:
-        """What is counted besides the loss, in this order."""
+        """The counted figures besides the loss, in this order."""
         return Metrics.of(self.loss, self.named_metrics)
 
     @cached_property
@@ -121,7 +121,7 @@ class Objective:
 
     @property
     def is_stackable(self) -> bool:
-        """Whether it makes the same calls with each batch, so that several may be computed at once."""
+        """True if it makes the same calls with each batch, so that several may be computed at once."""
         return self.kind is not LossKind.OWN
 
     # Targets
@@ -256,7 +256,7 @@ class Objective:
     def weight(self, targets: Array) -> float | None:
         """Return the sum of the weights of targets, None if each that is not ignored weighs 1.
 
-        Added in float64: those of an own loss are known to nobody but itself.
+        Added in float64: those of an own loss are not known here.
         """
         values, weights = (targets, None) if targets.dtype.names is None else parts_of(targets)
         weighs_classes = bool(self.class_weights) and self.kind is LossKind.CLASSES
@@ -317,7 +317,7 @@ class Objective:
         return sums
 
     def _rows_for(self, name: str, metric: Metric, outputs: Array, targets: Array) -> ComparedRows:
-        """Return what a metric compares; of a loss of the user's own, as one with a name would."""
+        """Return the rows that a metric compares; for a user's loss, as one with a name would."""
         if self.kind is not LossKind.OWN:
             return self._compared_rows(outputs, targets)
         values, _ = (targets, None) if targets.dtype.names is None else parts_of(targets)
@@ -470,7 +470,7 @@ class Objective:
 
 
 def _misfit(rows: ComparedRows) -> str:
-    """Return what is odd about what a metric is to compare, empty if nothing is."""
+    """Return the fault of the values that a metric is to compare, empty without a fault."""
     outputs, targets = rows.outputs, rows.targets
     if rows.kind is not LossKind.CLASSES:
         return "" if outputs.shape == targets.shape else f"{targets.shape[1:]!r}, not {outputs.shape[1:]!r} as outputs"

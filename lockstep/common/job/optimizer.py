@@ -39,7 +39,7 @@ LOCAL = tuple(name for name in Job.__struct_fields__ if name != "steps" and f"lo
 
 
 class Group(NamedTuple):
-    """How parameters are updated that are not updated as the others."""
+    """Rules for parameters that are not updated as the others."""
 
     decays: bool = True
     lr_factor: float = 1.0

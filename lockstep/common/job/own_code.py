@@ -24,7 +24,7 @@ def functions_of(job: Job) -> Mapping[str, str]:
 
 
 def needs_code(job: Job) -> bool:
-    """Tell whether updates call a function of the user's own."""
+    """Tell whether updates call a function of the user."""
     return names_code(job.optimizer) or names_code(job.schedule)
 
 
@@ -34,9 +34,9 @@ class OwnCode(msgspec.Struct, frozen=True):
     loss: OwnLoss | None = None
     #: Returns an update rule: its class, or a function.
     optimizer: Callable[[], Rule] | None = None
-    #: What becomes of a training sample, given that and a generator, or that, its target and a generator.
+    #: Returns a changed training sample, given that and a generator, or that, its target and a generator.
     transform: Callable[..., Any] | None = None
-    #: What the learning rate is multiplied by, given the step and the number of steps.
+    #: Returns the factor of the learning rate, given the step and the number of steps.
     schedule: Callable[[int, int], Any] | None = None
     #: By their names.
     metrics: Mapping[str, OwnMetric] = msgspec.field(default_factory=dict)

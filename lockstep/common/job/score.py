@@ -1,4 +1,4 @@
-"""How good a tally is, as the numbers that people know: accuracy or R² first, then the other metrics. Pure."""
+"""The quality of a tally, in numbers that people know: accuracy or R² first, then the other metrics. Pure."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -26,14 +26,14 @@ class Score(NamedTuple):
     others: Mapping[str, float] = MappingProxyType({})
 
     def text(self) -> str:
-        """Return the first number without its name, empty if there is none."""
+        """Return the first number without its name, empty without a number."""
         if self.accuracy is not None:
             return f"{self.accuracy:.2%}"
         return "" if self.r2 is None else f"{self.r2:.4f}"
 
     @property
     def name(self) -> str:
-        """What that number is called, empty if there is none."""
+        """The name of that number, empty without a number."""
         if self.accuracy is not None:
             return "accuracy"
         return "" if self.r2 is None else "R²"

@@ -1,4 +1,4 @@
-"""What is counted along with the gradients of some samples; it is summed over the same tree."""
+"""The figures that are counted along with the gradients of some samples; a tally is summed over the same tree."""
 
 import operator
 import struct
@@ -33,7 +33,7 @@ class Tally(msgspec.Struct, frozen=True):
 
     @property
     def divisor(self) -> float:
-        """What sums of losses and of gradients are divided by (rule R1)."""
+        """The divisor of the sums of losses and of gradients (rule R1)."""
         return float(self.count - self.ignored) if self.weight is None else self.weight
 
     @property

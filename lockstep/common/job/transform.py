@@ -1,6 +1,6 @@
-"""A transformation of training samples by a function of the user's own, which draws by sample and epoch (rule R2).
+"""A transformation of training samples by a function of the user, which draws by sample and epoch (rule R2).
 
-So what becomes of a sample does not depend on who computes it, or on what else was drawn, and differs in each epoch.
+So a transformed sample does not depend on the process, or on other draws, and differs in each epoch.
 """
 
 import inspect
@@ -27,7 +27,7 @@ class Transform:
 
     #: Of a sample and a generator, or of a sample, its target and a generator.
     function: Callable[..., Any]
-    #: What the job calls it.
+    #: Its name in the job.
     name: str
     seed: int
     has_targets: bool = field(init=False)

@@ -206,7 +206,7 @@ class StackedPass:
         if not isinstance(tree, int):
             first, second = (self._observed(each, weights) for each in tree)
             return np.add(first, second, out=first)
-        # What no forward observes stays as it is: its sum is the number of samples times its value.
+        # A statistic that no forward observes stays as it is: its sum is the number of samples times its value.
         seen = self._weights[self._reads][self.layout.parameter_size :] * np.float32(self.images.shape[1])
         for entry, statistic in zip(self.layout.statistics, self.module.buffers(), strict=True):
             start = entry.offset - self.layout.parameter_size
@@ -238,7 +238,7 @@ class StackedPass:
         return made
 
     def _read(self) -> list[Array]:
-        """Return what the next pass reads: the weights, and what is frozen."""
+        """Return the vectors that the next pass reads: the weights, and the frozen values."""
         return [*self._views(self._weights[self._reads]), *(each.array for each in self.layout.frozen)]
 
     def _views(self, vector: Vector) -> list[Vector]:
@@ -263,7 +263,7 @@ class AutogradEngine:
         self._indices: dict[Leaf | None, int] = {each.leaf: index for index, each in enumerate(self._parameters)}
         #: The loss of the last forward.
         self._loss: Tensor | None = None
-        #: What of the module keeps it from being captured; looking for it takes as long as a small micro-batch.
+        #: The part of the module that prevents a capture; looking for it takes as long as a small micro-batch.
         self._unrepeatable = first_unrepeatable(module)
         #: Why no program can be made, once that was tried.
         self._refusal: str | None = None
@@ -424,7 +424,7 @@ class AutogradEngine:
         return first_nonfinite_layer(self._module, *inputs, **by_name)
 
     def _put(self, *, is_training: bool) -> None:
-        """Put the whole model into one mode, and turn it to the vectors at hand, which a program does not need."""
+        """Put the whole model into one mode, and turn it to the current vectors, which a program does not need."""
         if self._module.training != is_training:
             self._module.train(is_training)
         if self._bound != (self._reads, self._writes):

@@ -1,7 +1,7 @@
-"""Which files of Python source a model consists of: the one that a job names, and what it imports from its own folder.
+"""The files of Python source of a model: the one that a job names, and those that it imports from its own folder.
 
-They are found by reading alone, as the import statements say, so that a digest is known before anything runs. What is
-imported in another way, or from elsewhere, is not among them: installed packages are not the model's.
+They are found by reading alone, as the import statements say, so that a digest is known before anything runs. A module
+that is imported in another way, or from elsewhere, is not among them: installed packages are not the model's.
 """
 
 import ast
@@ -24,7 +24,7 @@ from lockstep.common.files.reading import read_regular
 #: Bytes of a model's files, and their number. A model that has more has found something else, as a home folder.
 MOST_BYTES, MOST_FILES = 2**24, 256
 
-#: What a package has in its folder.
+#: The file of a package in its folder.
 PACKAGE = "__init__.py"
 
 #: Folders of installed packages: of these, only the package that a job names is the model's.
@@ -86,7 +86,7 @@ class ModelFiles(msgspec.Struct, frozen=True):
 
     @property
     def path(self) -> Path:
-        """Where that file is."""
+        """The place of that file."""
         return self.root / self.main
 
     def digests(self) -> list[ModelFile]:
@@ -178,7 +178,7 @@ class _Search:
         """Read the main file, and all that belongs to it.
 
         The packages of the main file belong to it if it is imported as their module: if it is named as one, or imports
-        anything of its own. Otherwise it is a file that stands alone, wherever it is.
+        anything of its own. Otherwise it is a file by itself, wherever it is.
         """
         self._follow([self.main])
         if is_module or len(self.texts) > 1:
@@ -240,5 +240,5 @@ def _imports(text: bytes) -> Iterator[tuple[int, tuple[str, ...]]]:
             module = tuple(node.module.split(".")) if node.module else ()
             if module:
                 yield node.level, module
-            # What is imported from a package may be a module of it.
+            # A name imported from a package may be a module of it.
             yield from ((node.level, (*module, alias.name)) for alias in node.names)

@@ -1,4 +1,4 @@
-"""The weights that a run begins with: drawn from the seed, set by who built the model, or those of a file.
+"""The weights that a run begins with: drawn from the seed, set by the model's function, or those of a file.
 
 A file may have them all, or a part: then the rest stays as it was drawn or built. Pure, but for reading the file.
 """
@@ -65,11 +65,11 @@ def read_weights(path: Path) -> dict[str, Array]:
 class WeightsFit(msgspec.Struct, frozen=True, kw_only=True):
     """How a state dict fits a model, as `load_state_dict(strict=False)` reports it."""
 
-    #: What both have, by the layout's names.
+    #: The names that both have, as in the layout.
     taken: dict[str, Array]
     #: Trained parameters, statistics and frozen parameters of the model that the file does not have.
     missing: Sequence[str]
-    #: What the file has and the model does not.
+    #: The names of the file that the model lacks.
     unexpected: Sequence[str]
     #: By name, the shape in the file and in the model.
     reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
@@ -136,9 +136,9 @@ class InitialWeights(msgspec.Struct, frozen=True):
     """What a run begins with."""
 
     vector: Vector
-    #: What a file has of them, by name; empty if there is none.
+    #: Those in a file, by name; empty without a file.
     taken: Mapping[str, Array]
-    #: What the user should know of it, a line each.
+    #: Notes for the user, a line each.
     notices: Sequence[str]
 
 

@@ -1,4 +1,4 @@
-"""Whether two models come from the same constructor call, by their parts: what was drawn or trained may differ."""
+"""Compares two models by their parts: are they of the same constructor call? Drawn or trained values may differ."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ Judge = Callable[[Any, Any], bool | None]
 def differences(
     here: Mapping[str, object], there: Mapping[str, object], judge: Judge, shown: Callable[[object], str]
 ) -> Iterator[str]:
-    """Yield what is in one of two models only, or in both and unlike; `shown` describes a part."""
+    """Yield the parts of one of two models only, or of both and unlike; `shown` describes a part."""
     for place in sorted(here.keys() | there.keys()):
         if place not in here or place not in there:
             yield f"{place!r} is in the model and not in a new one, or the other way round"

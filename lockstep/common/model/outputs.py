@@ -1,4 +1,4 @@
-"""What goes into a model and comes out of it, if that is more than one array: for every library that computes."""
+"""Inputs and outputs of a model that are more than one array: for every library that computes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 #: The output that is taken of those with names, if there is one of that name.
 LOGITS = "logits"
 
-#: What is never taken: models of transformers return it first if they are given labels.
+#: An output that is never taken: models of transformers return it first if they are given labels.
 LOSS = "loss"
 
 
@@ -19,9 +19,9 @@ class MainOutput(NamedTuple):
 
 
 def main_output(outputs: Any) -> MainOutput:
-    """Return what is taken of a model's outputs: "logits" of a dictionary, or else the first of several.
+    """Return the output that counts of several: "logits" of a dictionary, or else the first of several.
 
-    Dictionaries may be of any kind, as the `ModelOutput` of transformers. What is in a tuple may be a tuple again.
+    Dictionaries may be of any kind, as the `ModelOutput` of transformers. A part of a tuple may be a tuple again.
     """
     if isinstance(outputs, Mapping):
         names = [name for name in outputs if name != LOSS]

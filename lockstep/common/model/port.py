@@ -1,4 +1,4 @@
-"""What a run needs of a model: the same for our autograd, for PyTorch, and for whatever else computes gradients.
+"""The port between a run and a model: the same for our autograd, for PyTorch, and for whatever else computes gradients.
 
 A `Model` is what is trained. Its `Engine` computes: the weights of a slot and a micro-batch go in, sums are written
 into a flat vector, and the loss and the outputs come out. Samples, leases, the tree of sums, the update, checkpoints
@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
     weight: float | None = None
 
 
-#: What a micro-batch's model is given, and what its outputs are compared with.
+#: The inputs of a micro-batch's model, and the targets of its outputs.
 Batch = tuple[Array, Array]
 
 
@@ -54,11 +54,11 @@ class OnePass(Protocol):
 
     @property
     def length(self) -> int:
-        """How often a pass calls `between`."""
+        """The number of times that a pass calls `between`."""
 
     @property
     def draws(self) -> bool:
-        """Whether random numbers are drawn: then `reseed` is called before each pass."""
+        """True if random numbers are drawn: then `reseed` is called before each pass."""
 
     def reseed(self, keys: Sequence[DrawKey]) -> None:
         """Draw in the next pass as an engine does for micro-batches of these keys."""
@@ -80,12 +80,12 @@ class OnePass(Protocol):
     ) -> None:
         """Write the gradients of the last forward, added over the tree, into `sums`; `on_final` as an engine's.
 
-        If it adds, which a pass over one micro-batch can, they are added to what is there, as the second of two halves.
+        If it adds, which a pass over one micro-batch can, they are added to those there, as the second of two halves.
         """
 
 
 class LayerOutput(NamedTuple):
-    """What a layer made of a micro-batch."""
+    """The output of a layer for a micro-batch."""
 
     name: str
     kind: str
@@ -93,14 +93,14 @@ class LayerOutput(NamedTuple):
 
 
 class Inspection(NamedTuple):
-    """What was computed of a micro-batch: outputs of layers, and gradients."""
+    """The values of a micro-batch: outputs of layers, and gradients."""
 
     outcome: Outcome
     #: In the order of computation.
     layers: list[LayerOutput]
     #: By the names of the parameters that took part.
     gradients: dict[str, Array]
-    #: Where the first number that is not finite arose; None if all are finite.
+    #: The origin of the first number that is not finite; None if all are finite.
     first_nonfinite: str | None
 
 
@@ -120,13 +120,13 @@ class Engine(Protocol):
     """
 
     def bind(self, weights: Sequence[Vector], sums: Sequence[Vector]) -> None:
-        """Compute with these vectors from now on, at first with the first of each. Nobody writes through `weights`."""
+        """Compute with these vectors from now on, at first with the first of each. `weights` is read only."""
 
     def read_from(self, index: int) -> None:
         """Compute with the weights vector of that index."""
 
     def write_to(self, index: int) -> None:
-        """Write gradients, and what is observed of statistics, into the sums vector of that index."""
+        """Write gradients, and observed statistics, into the sums vector of that index."""
 
     def forward(self, images: Array, targets: Array, key: DrawKey) -> Outcome:
         """Compute in training mode. A statistic that is observed is written as statistic × samples (rule R8)."""
@@ -153,7 +153,7 @@ class Engine(Protocol):
         """Compute in evaluation mode, with the loss of the test set."""
 
     def inspect(self, images: Array, targets: Array, key: DrawKey) -> Inspection:
-        """Compute forward and backward in training mode, and return what is seen; the vector of sums stays."""
+        """Compute forward and backward in training mode, and return the observed values; the vector of sums stays."""
 
     def first_nonfinite_layer(self, images: Array, key: DrawKey | None) -> str | None:
         """Return where the forward with that key, or the evaluation if None, first had a number that is not finite.
@@ -163,11 +163,11 @@ class Engine(Protocol):
 
 
 class Model(Protocol):
-    """What is trained: named arrays, and a function of them and of samples."""
+    """A model in training: named arrays, and a function of them and of samples."""
 
     @property
     def layout(self) -> ParameterLayout:
-        """Where each parameter and running statistic lies in a flat vector."""
+        """The places of each parameter and running statistic in a flat vector."""
 
     @property
     def module(self) -> Any:
@@ -184,10 +184,10 @@ class Model(Protocol):
         """Return a new vector of the values that a run with that seed begins with."""
 
     def own_arrays(self, state: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Return what of a state dict belongs into the layout, by the layout's names."""
+        """Return the part of a state dict that belongs into the layout, by the layout's names."""
 
     def adopt(self, state: Mapping[str, Array]) -> None:
-        """Give what is frozen the values that a state dict has of it, before the layout's digest is taken.
+        """Give frozen parameters the values that a state dict has of them, before the layout's digest is taken.
 
         `ModelError` if a shape differs. The rest of the state dict is not looked at.
         """

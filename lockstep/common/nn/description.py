@@ -64,7 +64,7 @@ def build(description: Mapping[str, Any], *, most_values: int = MAX_VALUES) -> M
     """Return a new module, with parameters from the default generator.
 
     Nothing is built of a description that amounts to more than `most_values` values. Raises ModelError that explains
-    what is wrong with the description.
+    the fault of the description.
     """
     values = count_values(description)
     if values > most_values:

@@ -1,6 +1,6 @@
-"""What models consist of: parameters, running statistics, and modules in a tree, named as in PyTorch; knows no layer.
+"""The parts of models: parameters, running statistics, and modules in a tree, named as in PyTorch; knows no layer.
 
-What a module consists of is found among its attributes, in the order of their first assignment: no second registry
+The parts of a module are found among its attributes, in the order of their first assignment: no second registry
 that could disagree with them. `__setattr__` refuses the assignments that would silently lose a parameter.
 """
 
@@ -145,7 +145,7 @@ class Module:
     def count_values(arguments: Mapping[str, Any]) -> int:
         """Return about how many values a layer holds that is built from these arguments, before any is allocated.
 
-        The arguments come from a description that nobody has checked: pass what should be a size to `volume`.
+        The arguments come from an unchecked description: pass what should be a size to `volume`.
         """
         return 0
 
@@ -240,7 +240,7 @@ class Module:
         """Copy arrays of the same names and shapes into this module, in place.
 
         Raises RuntimeError that names every key that is missing, unexpected or of another shape, before anything is
-        changed. With `strict=False` only shapes must agree; what was missing or unexpected is returned. Raises
+        changed. With `strict=False` only shapes must agree; the missing and unexpected names are returned. Raises
         TypeError for values that are not numbers. PyTorch's `num_batches_tracked` is ignored.
         """
         return load(self._arrays(), state_dict, strict=strict, owner=type(self).__name__)
@@ -270,7 +270,7 @@ class Module:
         function(self)
         return self
 
-    # Randomness: keyed by the module's place in the tree, never by what was drawn before (rule R2)
+    # Randomness: keyed by the module's place in the tree, never by earlier draws (rule R2)
 
     def initialize(self, seed: int) -> Self:
         """Draw all parameters again; return the module.
@@ -285,7 +285,7 @@ class Module:
         return self
 
     def own_initial_values(self) -> Iterator[tuple[str, Parameter]]:
-        """Yield the parameters that somebody has set after their modules drew them, and that `initialize` would lose.
+        """Yield the parameters that were set after their modules drew them, and that `initialize` would lose.
 
         A parameter that a module draws counts as set if its values are others than the module's last draw, or if it was
         put into the place of another one.

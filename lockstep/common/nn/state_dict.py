@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-#: What PyTorch's BatchNorm counts for its `momentum=None`, which Lockstep does not have: in a state dict, never needed.
+#: The count of PyTorch's BatchNorm for its `momentum=None`, which Lockstep lacks: in a state dict, never needed.
 _COUNTER = "num_batches_tracked"
 
 
 class IncompatibleKeys(NamedTuple):
-    """What `load_state_dict(strict=False)` ignored."""
+    """The keys that `load_state_dict(strict=False)` ignored."""
 
     missing_keys: list[str]
     unexpected_keys: list[str]

@@ -1,4 +1,4 @@
-"""How long to wait before the next attempt: twice as long each time, with jitter. Pure."""
+"""The wait before the next attempt: twice as long each time, with jitter. Pure."""
 
 import zlib
 

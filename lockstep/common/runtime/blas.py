@@ -10,7 +10,7 @@ import numpy as np
 #: Selects a kernel of OpenBLAS; only a user sets it.
 CORETYPE = "OPENBLAS_CORETYPE"
 
-#: What builds make of the name of a function of OpenBLAS.
+#: The forms that builds give the name of a function of OpenBLAS.
 _SPELLINGS = ("scipy_openblas_{}64_", "openblas_{}64_", "scipy_openblas_{}", "openblas_{}")
 
 

@@ -15,7 +15,7 @@ class Clock(Protocol):
 
 
 class ThreadTimes(NamedTuple):
-    """What became of a thread's time, in seconds since it began."""
+    """The uses of a thread's time, in seconds since it began."""
 
     #: For how long it had a core, and for how long it waited for one; 0 where the system does not tell.
     ran: float

@@ -122,7 +122,7 @@ def cache_home(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def state_home(environ: Mapping[str, str] = os.environ) -> str:
-    """Return the folder of what is remembered, by the XDG Base Directory Specification."""
+    """Return the folder of the state that is kept, by the XDG Base Directory Specification."""
     given = environ.get("XDG_STATE_HOME", "")
     return given if os.path.isabs(given) else os.path.expanduser("~/.local/state")
 

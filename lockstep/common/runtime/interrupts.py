@@ -14,7 +14,7 @@ class Terminated(KeyboardInterrupt):
 
 @dataclass
 class _Hold:
-    """How many contexts defer interrupts, and which one came. For the main thread only, as signals are."""
+    """The number of contexts that defer interrupts, and the one that came. For the main thread only, as signals are."""
 
     depth: int = 0
     come: KeyboardInterrupt | None = None
@@ -33,7 +33,7 @@ def interrupt(*, is_terminated: bool = False) -> None:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Defer an interrupt to the end of the context, which must be short: nobody waits long after Ctrl-C."""
+    """Defer an interrupt to the end of the context, which must be short: a person does not wait long after Ctrl-C."""
     _hold.depth += 1
     try:
         yield

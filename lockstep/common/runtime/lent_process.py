@@ -1,4 +1,4 @@
-"""What is set in a process that is not ours while Lockstep computes in it, and given back afterwards.
+"""Settings of a process that is not ours while Lockstep computes in it, restored afterwards.
 
 `import lockstep` changes nothing that a program's other parts can notice. Computing needs one thread (rule R4), and
 PyTorch some settings. In the processes that Lockstep starts, and in its commands, they stay; in a user's process they
@@ -17,12 +17,12 @@ from lockstep.common.runtime.environment import has_one_blas_thread
 
 @dataclass
 class _Loan:
-    """What is given back when the last of several calls, in whatever threads, has ended."""
+    """The settings to restore when the last of several calls, in whatever threads, has ended."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     depth: int = 0
     undo: ExitStack = field(default_factory=ExitStack)
-    #: What is given back.
+    #: The functions that restore them.
     names: set[str] = field(default_factory=set)
 
 

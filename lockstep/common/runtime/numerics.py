@@ -1,7 +1,7 @@
 """The numerics that this process computes with at the moment: portable or native.
 
-They are plain state of the process, and may change at any time: what is bound to its leaves after the change computes
-with the new ones. `lockstep.common.numerics.choice` says which of them this machine can have.
+They are plain state of the process, and may change at any time: code that is bound to its leaves after the change
+computes with the new ones. `lockstep.common.numerics.choice` says which of them this machine can have.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What an address looks like, and which addresses are open to this machine only."""
+"""The forms of an address, and those that are open to this machine only."""
 
 import ipaddress
 import os
@@ -30,7 +30,7 @@ class TcpAddress(msgspec.Struct, frozen=True):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only processes of this machine can connect."""
+        """True if only processes of this machine can connect."""
         if self.host == "localhost":
             return True
         try:

@@ -1,4 +1,4 @@
-"""Why a client has no connection: what its address answers, what its handshakes came to, and what to do about it."""
+"""Why a client has no connection: the answer of its address, the outcome of its handshakes, and the remedy."""
 
 import socket
 from contextlib import closing
@@ -19,12 +19,12 @@ TIMEOUT_S = 2.0
 #: The beginning of a greeting by ZeroMQ's RFC 23: a signature and the major version 3. A server answers with its own.
 _GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03"
 
-#: Where in its 64 bytes the server names its security mechanism.
+#: The place in its 64 bytes at which the server names its security mechanism.
 _MECHANISM = slice(12, 32)
 
 
 class Stage(Enum):
-    """How far a connection got, in this order."""
+    """The stages of a connection, in this order."""
 
     NAME = "name"
     ROUTE = "route"

@@ -1,9 +1,9 @@
 """The ports within one process and one thread: a network in virtual time, for simulations and tests.
 
 Messages of one connection arrive in order and at most once, unless the link repeats them; between connections there is
-no order. A connection that breaks loses what is on its way, and its client dials again under another name. `receive`
-never waits. Over the default link and where time stands still, everything arrives at once, and which client is heard
-next is drawn from the seed.
+no order. A connection that breaks loses its frames on the way, and its client dials again under another name. `receive`
+never waits. Over the default link and where no time passes, everything arrives at once, and the client that is
+heard next is drawn from the seed.
 """
 
 import math
@@ -29,7 +29,7 @@ ADDRESS = "memory://"
 
 @dataclass
 class Timeline:
-    """Virtual time, and a record of what happens in it. In this one no time passes: what is due later never happens."""
+    """Virtual time, and a record of what happens in it. In this one no time passes: a later event never happens."""
 
     now: float = 0.0
 
@@ -87,12 +87,12 @@ class Direction:
         return self.messages[0][0] if self.messages else math.inf
 
     def silence(self, now: float) -> None:
-        """Hold back what has not arrived."""
+        """Hold back the frames that have not arrived."""
         self.is_silent = True
         self.messages = deque((at if at <= now else math.inf, message) for at, message in self.messages)
 
     def heal(self, next_time: Callable[[], float]) -> None:
-        """Deliver, one after the other, what was held back."""
+        """Deliver, one after the other, the frames that were held back."""
         self.is_silent, self.last = False, 0.0
         held, self.messages = self.messages, deque()
         for at, message in held:
@@ -100,7 +100,7 @@ class Direction:
             self.messages.append((self.last, message))
 
     def drop(self, now: float) -> None:
-        """Lose what has not arrived."""
+        """Lose the frames that have not arrived."""
         self.messages = deque((at, message) for at, message in self.messages if at <= now)
         self.last = now
 
@@ -165,7 +165,7 @@ class MemoryServer:
         #: The connected clients, by the names of their connections.
         self.connections: dict[bytes, MemoryClient] = {}
         self._queue = network.limits.queue
-        #: What had arrived before its connection ended.
+        #: The frames that had arrived before its connection ended.
         self._left: list[tuple[bytes, Message]] = []
         #: The peers that were heard, and the ended connections that were not reported yet.
         self._known: set[bytes] = set()
@@ -242,7 +242,7 @@ class MemoryServer:
         return min((client.up.next_arrival() for client in self.connections.values()), default=math.inf)
 
     def _next(self, now: float) -> tuple[bytes, Message] | None:
-        """Return what has arrived first; one of them is drawn if several have at once."""
+        """Return the frames that arrived first; one of them is drawn if several have at once."""
         if self._left:
             return self._left.pop(0)
         first = self.next_arrival()
@@ -260,10 +260,10 @@ class MemoryClient:
         self.network, self.address, self.host = network, address, host
         #: The name of its key, empty if it needs none.
         self.key = ""
-        #: Names the connection; None while there is none.
+        #: Names the connection; None while it is broken.
         self.peer: bytes | None = None
         self.up, self.down = Direction(), Direction()
-        #: What waits for a connection.
+        #: The frames that wait for a connection.
         self._unsent: deque[Message] = deque()
         self._is_open = True
         host.arrivals.append(self.down.next_arrival)
@@ -292,12 +292,12 @@ class MemoryClient:
         if not self._is_open:
             return
         self._is_open = False
-        # What comes now is read by nobody: its host would look for it again and again.
+        # Later frames are not read: their host would look for it again and again.
         self.host.arrivals.remove(self.down.next_arrival)
         self.network.clients.remove(self)
         now, last = self.network.timeline.now, self.up.last
         if linger_s > 0.0 and now < last and self.up.next_arrival() < math.inf:
-            # What was sent last may still arrive.
+            # The frames sent last may still arrive.
             self.network.timeline.after(min(last, self.host.time() + linger_s) - now, self.disconnect)
         else:
             self.disconnect()
@@ -334,7 +334,7 @@ class MemoryClient:
             server.host.wake(self.up.next_arrival())
 
     def disconnect(self, *, keeps_down: bool = False) -> None:
-        """Lose the connection with what is on its way; `keeps_down` spares what a server sent before it closed."""
+        """Lose the connection with its frames on the way; `keeps_down` spares what a server sent before it closed."""
         if self.peer is None:
             return
         timeline = self.network.timeline

@@ -34,7 +34,7 @@ def free_path(path: Path) -> None:
 
 @contextmanager
 def private_files() -> Iterator[None]:
-    """Let only this user access files created within: whoever may write to a socket's file may connect to it."""
+    """Let only this user access files created within: a user that may write to a socket's file may connect to it."""
     before = os.umask(0o177)
     try:
         yield
@@ -62,5 +62,5 @@ class SocketFile:
 def _is_live(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(_PROBE_S)
-        # Refused: nobody listens. Anything else, such as a full backlog or no permission, does not prove a dead server.
+        # Refused: no process listens. A full backlog or a lack of permission does not prove a dead server.
         return probe.connect_ex(str(path)) not in (errno.ECONNREFUSED, errno.ENOENT)

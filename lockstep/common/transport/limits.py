@@ -1,4 +1,4 @@
-"""What strangers may cost a server: bytes of messages that never end, connections, and lines of its log.
+"""Limits of the costs of strangers to a server: bytes of messages that never end, connections, and lines of its log.
 
 Knows no socket and no clock: the time is an argument.
 """
@@ -28,7 +28,7 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass
 class IngressQuota:
-    """What each connection has sent since its last complete message.
+    """The bytes that each connection has sent since its last complete message.
 
     ZeroMQ limits the bytes of a frame and the number of waiting messages, but not the frames of a message: it would
     keep all frames of one that never ends.
@@ -71,7 +71,7 @@ MOST_REMEMBERED = 1024
 
 @dataclass
 class HostBackoff:
-    """How long hosts are blocked after one of their connections was cut off; connections that are open stay.
+    """The times for which hosts are blocked after one of their connections was cut off; connections that are open stay.
 
     Cutting off a client that sends without measure takes time too, and it can dial again at once: without a block, the
     others would run at half their speed next to a client that does nothing else.

@@ -1,7 +1,7 @@
-"""What a transport is: two small ports that move opaque frames; knows nothing of messages and sockets.
+"""A transport: two small ports that move opaque frames; knows nothing of messages and sockets.
 
 Frames of one connection arrive whole, at most once and in the order in which they were sent; between connections there
-is no order. What was on its way when a connection broke is lost: ask again, apply once.
+is no order. Frames on their way when a connection breaks are lost: ask again, apply once.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from lockstep.common.errors import LockstepError, ProtocolError
 
 #: Any C-contiguous buffer, whose bytes are read without a copy.
 Frame = bytes | bytearray | memoryview
-#: What is sent together and arrives together; at least one.
+#: Parts that are sent together and arrive together; at least one.
 Frames = Sequence[Frame]
 
 
@@ -90,13 +90,13 @@ class ServerPort(Protocol):
     def make_room(self, queue: int) -> None:
         """Let at least `queue` messages wait for each peer from now on.
 
-        A port with less room may listen anew at its address: then all connections break off, and clients dial again.
+        A port with less room may listen again at its address: then all connections break off, and clients dial again.
         `AddressError` if another program has taken the address meanwhile.
         """
         ...
 
     def close(self, linger_s: float = 0.0) -> None:
-        """Close all connections; what was sent gets at most `linger_s` seconds to leave."""
+        """Close all connections; sent frames get at most `linger_s` seconds to leave."""
         ...
 
 
@@ -115,7 +115,7 @@ class ClientPort(Protocol):
         ...
 
     def close(self, linger_s: float = 0.0) -> None:
-        """Close the connection; what was sent gets at most `linger_s` seconds to leave."""
+        """Close the connection; sent frames get at most `linger_s` seconds to leave."""
         ...
 
 
@@ -123,5 +123,5 @@ class Dial(Protocol):
     """Opens a connection to an address; `AddressError` where there can be none."""
 
     def __call__(self, address: str, public: str = "") -> ClientPort:
-        """`public` is the key of who is there; empty if it is that of the server that was dialled first."""
+        """`public` is the key of the server there; empty if it is that of the server that was dialled first."""
         ...

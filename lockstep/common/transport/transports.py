@@ -15,7 +15,7 @@ DESCRIPTION = (
 
 
 class MemorySharing(Enum):
-    """Whether vectors go through shared memory."""
+    """The use of shared memory for vectors."""
 
     NEVER = "never"
     IF_POSSIBLE = "if_possible"
@@ -26,7 +26,7 @@ class TransportProperties(msgspec.Struct, frozen=True, kw_only=True):
     """One transport."""
 
     memory: MemorySharing
-    #: Where a process of a run on this machine listens, with the run's private {folder} and the process's {name}.
+    #: The address of a process of a run on this machine, with the run's private {folder} and the process's {name}.
     local_address: str
     #: Whether other users of this machine can reach that address, so that a token is needed.
     needs_token: bool = False

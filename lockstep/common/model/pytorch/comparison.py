@@ -1,6 +1,6 @@
-"""Whether two modules of PyTorch come from the same constructor call, and which one that may be.
+"""Compares two modules of PyTorch: are they of the same constructor call, and of which one?
 
-What was drawn or trained may differ.
+Drawn or trained values may differ.
 """
 
 import inspect
@@ -16,7 +16,7 @@ from lockstep.common.model.pytorch.state import bytes_of
 
 
 def differences(model: Any, other: Any) -> Iterator[str]:
-    """Yield what is in one of the modules only, or in both and unlike."""
+    """Yield the parts of one of the modules only, or of both and unlike."""
     yield from unlike(dict(_parts(model)), dict(_parts(other)), _judged, _shown)
     if _ties(model) != _ties(other):
         yield "layers share parameters in the model, and others in a new one"
@@ -25,7 +25,7 @@ def differences(model: Any, other: Any) -> Iterator[str]:
 def first_difference(model: Any, other: Any) -> str | None:
     """Return in what the modules are unlike, or None; freeze the parameters of the other one as the model's.
 
-    What is frozen is named last, as no argument decides it: it would hide the argument that is missing.
+    A frozen parameter is named last, as no argument decides it: it would hide the argument that is missing.
     """
     found = list(differences(model, other))
     _frozen_alike(model, other)
@@ -125,7 +125,7 @@ def _call(layer: Any, expression: Expression, prefix: str, requires_grad: dict[s
 
 
 def _frozen_alike(layer: Any, again: Any) -> dict[str, bool]:
-    """Freeze what is frozen in the layer, and nothing else; return what that has changed."""
+    """Freeze the parameters that are frozen in the layer, and nothing else; return the changes."""
     found = dict(again.named_parameters())
     changed = {
         key: parameter.requires_grad

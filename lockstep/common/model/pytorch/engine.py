@@ -57,7 +57,7 @@ class TorchEngine:
 
     @property
     def layout(self) -> ParameterLayout:
-        """Where the model's values lie in a vector."""
+        """The places of the model's values in a vector."""
         return self._structure.layout
 
     def bind(self, weights: Sequence[Vector], sums: Sequence[Vector]) -> None:

@@ -95,7 +95,7 @@ class Sigmoid(Module):
 
 
 class _AlongAxis(Module):
-    """What the layers share: the axis."""
+    """The common part of the layers: the axis."""
 
     def __init__(self, dim: int = -1) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class Dropout(Stochastic):
     its own generator once reseeded by `Module.reseed`, and until then from `rng` or the default one (`nn.manual_seed`).
     Raises ValueError for a `p` outside of [0, 1].
 
-    Differs from PyTorch: what is dropped follows from the seed, the step and the micro-batch; there is no `inplace`.
+    Differs from PyTorch: the dropped values follow from the seed, the step and the micro-batch; there is no `inplace`.
     """
 
     def __init__(self, p: float = 0.5, *, rng: np.random.Generator | None = None) -> None:

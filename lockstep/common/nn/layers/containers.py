@@ -10,12 +10,12 @@ from lockstep.common.nn.module import Module, layer
 
 
 class _Container(Module):
-    """What a chain and a list share: the modules, in order."""
+    """The common part of a chain and a list: the modules, in order."""
 
     def append(self, module: Module) -> Self:
         """Add a module at the end, named by its position, and return the container.
 
-        Raises TypeError for what is not a module.
+        Raises TypeError for anything but a module.
         """
         self.add_module(str(len(self)), _a_module(module))
         return self
@@ -46,7 +46,7 @@ class Sequential(_Container):
     The modules are named `0`, `1`, ..., or by a dict's keys.
 
     `Sequential(Linear(784, 256), ReLU())`, or `Sequential({"hidden": Linear(784, 256), "active": ReLU()})`. Raises
-    TypeError for what is not a module, such as a class or a list, and IndexError for a place that it does not have.
+    TypeError for anything but a module, such as a class or a list, and IndexError for a place that it does not have.
 
     >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
     >>> model(Tensor([[1.0, 2.0, 3.0, 4.0]])).shape
@@ -80,7 +80,7 @@ class Sequential(_Container):
 class ModuleList(_Container):
     """A list of modules, so that their parameters are found among those of the owner. Named `0`, `1`, ...
 
-    It has no forward, and so no shapes. Raises TypeError for what is not a module, IndexError for a place that it does
+    It has no forward, and so no shapes. Raises TypeError for anything but a module, IndexError for a place that it does
     not have.
     """
 
@@ -89,7 +89,7 @@ class ModuleList(_Container):
         self.extend(modules)
 
     def extend(self, modules: Iterable[Module]) -> Self:
-        """Add modules at the end, and return the list. Raises TypeError for what is not a module."""
+        """Add modules at the end, and return the list. Raises TypeError for anything but a module."""
         for module in modules:
             self.append(module)
         return self

@@ -14,7 +14,7 @@ from lockstep.common.numerics.random import Purpose, default_generator
 
 
 class _Convolution(Module):
-    """What the layers share: all but the number of axes and the function."""
+    """The common part of the layers: all but the number of axes and the function."""
 
     _axes: ClassVar[int]
     _function: ClassVar[Callable[..., Tensor]]
@@ -69,7 +69,7 @@ class _Convolution(Module):
     def extra_repr(self) -> str:
         parts = [str(self.in_channels), str(self.out_channels), f"kernel_size={self.kernel_size}"]
         parts.append(f"stride={self.stride}")
-        # PyTorch's rule: what has its neutral value is left out, but the stride never is.
+        # PyTorch's rule: an argument with its neutral value is left out, but the stride never is.
         if any(self.padding):
             parts.append(f"padding={self.padding}")
         if set(self.dilation) != {1}:

@@ -16,7 +16,7 @@ from lockstep.common.numerics.random import Purpose, default_generator
 
 
 class _Table(Module):
-    """What the layers share: a table of vectors, drawn from N(0, 1)."""
+    """The common part of the layers: a table of vectors, drawn from N(0, 1)."""
 
     weight: Parameter
 

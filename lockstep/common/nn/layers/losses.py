@@ -15,7 +15,7 @@ Reduction = Literal["mean", "sum", "none"]
 
 
 class _Loss(Module):
-    """What the layers share: how the losses are reduced."""
+    """The common part of the layers: the reduction of the losses."""
 
     def __init__(self, reduction: Reduction = "mean") -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from lockstep.common.nn.module import Module, Parameter, RunningStatistic, layer
 
 
 class _BatchNorm(Module):
-    """What the layers share: all but the shapes that they accept.
+    """The common part of the layers: all but the shapes that they accept.
 
     Ioffe and Szegedy, "Batch normalization", ICML 2015. In training, the statistics of a channel are those of the
     batch that forward is given, a micro-batch in a run (rule R8); its running statistics follow them, the variance with

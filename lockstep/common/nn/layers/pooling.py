@@ -12,7 +12,7 @@ _Size = int | Sequence[int]
 
 
 class _Pooling(Module):
-    """What the layers share: the window, its step (by default the window itself) and the padding around the input."""
+    """The common part of the layers: the window, its step (by default the window) and the padding around the input."""
 
     _axes: ClassVar[int]
     _function: ClassVar[Callable[..., Tensor]]
@@ -28,7 +28,7 @@ class _Pooling(Module):
 
 
 class _AdaptivePooling(Module):
-    """What the layers share: the number of windows."""
+    """The common part of the layers: the number of windows."""
 
     _axes: ClassVar[int]
     _function: ClassVar[Callable[..., Tensor]]

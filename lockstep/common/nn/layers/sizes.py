@@ -26,7 +26,7 @@ def one_or_each(value: SupportsIndex | Sequence[int], axes: int, what: str, at_l
 
 
 def volume(value: object, axes: int = 1) -> int:
-    """Return the product of sizes that nobody has checked, given one by one or as one for all axes; else 1."""
+    """Return the product of unchecked sizes, given one by one or as one for all axes; else 1."""
     if isinstance(value, list | tuple):
         return math.prod(volume(size) for size in value)
     return max(1, value) ** axes if isinstance(value, int) else 1

@@ -1,4 +1,4 @@
-"""Who may use a socket, as values: CURVE keys, or a token among the processes of one run. Opens nothing."""
+"""Credentials of a socket, as values: CURVE keys, or a token among the processes of one run. Opens nothing."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -34,13 +34,13 @@ class SigningKey:
 
 @dataclass(frozen=True)
 class ClientKeys:
-    """What a client presents, and the public key of the only server that it talks to."""
+    """The credentials of a client, and the public key of the only server that it talks to."""
 
     pair: KeyPair
     server: str
     #: Public keys of standbys, one of which may have the server's place.
     standbys: tuple[str, ...] = ()
-    #: Of the key that signs results, 32 bytes in hex; empty if there is none.
+    #: Of the key that signs results, 32 bytes in hex, or empty.
     seed: str = field(default="", repr=False)
 
 
@@ -48,7 +48,7 @@ class ServerKeys(msgspec.Struct, frozen=True):
     """What a server presents, and whom it lets in."""
 
     pair: KeyPair
-    #: Returns the current names by public key. A `LockstepError` lets nobody in.
+    #: Returns the current names by public key. A `LockstepError` lets no client in.
     allowed: Callable[[], Mapping[str, str]]
     #: Returns, by name, the current public keys of those that sign; as `allowed`.
     signers: Callable[[], Mapping[str, str]] = dict
@@ -61,8 +61,8 @@ class Token:
     text: str = field(repr=False)
 
 
-#: What a client presents; None if the server asks for nothing.
+#: The credentials of a client; None if the server asks for nothing.
 Credential = ClientKeys | Token | None
 
-#: What a server demands; None if everybody who can reach it is let in.
+#: The credentials that a server demands; None if every client that can reach it is let in.
 Lock = ServerKeys | Token | None

@@ -38,14 +38,14 @@ def check_curve(has: Callable[[str], bool] = zmq.has) -> None:
 
 
 def secure_server(socket: "zmq.Socket[bytes]", lock: Lock) -> None:
-    """Let a socket demand what the lock says. Its context needs an authenticator; without one nobody gets in."""
+    """Let a socket demand what the lock says. Its context needs an authenticator; without one no client gets in."""
     socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     # A socket with a domain takes no connections by ZeroMQ's protocols 1 and 2, which know no keys. In the first,
     # anything that a stranger sends, even HTTP, is a message, of which not even the connection is known.
     socket.set(zmq.ZAP_DOMAIN, DOMAIN)
     if lock is None:
         return
-    # Otherwise ZeroMQ lets in everybody who knows the server's public key if no authenticator answers.
+    # Otherwise ZeroMQ lets in every client that knows the server's public key if no authenticator answers.
     socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)
     if isinstance(lock, Token):
         socket.set(zmq.PLAIN_SERVER, 1)

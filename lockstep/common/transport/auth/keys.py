@@ -1,4 +1,4 @@
-"""Files of secret keys, and a server's folder of them: its own, those that were created here, and who is let in.
+"""Files of secret keys, and a server's folder of them: its own, those that were created here, and the admitted ones.
 
 Secrets are written once, for this user only, and read only if they are still private.
 
@@ -38,7 +38,7 @@ STANDBY = "standby-"
 #: Most bytes of a key file.
 MOST_BYTES = 4096
 
-#: What a key file may hold.
+#: Limits of a key file.
 _FIELDS = {"name", "public", "secret", "server", "seed", "standbys"}
 
 _BANNER = "# A secret key of Lockstep. Anybody who has it can join as {name}: keep it readable for its user only.\n"
@@ -46,7 +46,7 @@ _BANNER = "# A secret key of Lockstep. Anybody who has it can join as {name}: ke
 
 @dataclass(frozen=True)
 class SecretKey:
-    """What a key file holds."""
+    """The content of a key file."""
 
     name: str
     pair: KeyPair
@@ -212,7 +212,7 @@ class KeyFolder(msgspec.Struct, frozen=True):
     def server(self) -> ServerKeys:
         """Return what the server presents, and whom it lets in by the current list."""
         key, allowed = self.server_key(), AllowList(self.path / ALLOWED)
-        # A list that cannot be read is an error now, and not a server that lets nobody in.
+        # A list that cannot be read is an error now, and not a server that refuses all.
         allowed()
         return ServerKeys(key.pair, allowed, allowed.signers)
 
@@ -297,7 +297,7 @@ class KeyFolder(msgspec.Struct, frozen=True):
                 f"`lockstep keys create {self.path}`"
             ) from None
         if found.st_mode & 0o022 or found.st_uid not in (os.geteuid(), 0):
-            # Whoever may write into it decides who is let in. Reading it does no harm: each secret is checked itself.
+            # A user that may write into it can admit workers. Reading it does no harm: each secret is checked itself.
             raise KeyFileError(
                 f"the folder of keys {str(self.path)!r} has mode {stat.S_IMODE(found.st_mode):04o} and belongs to user "
                 f"{found.st_uid}: expected it to be writable by its user only: chmod 700 {str(self.path)!r}"

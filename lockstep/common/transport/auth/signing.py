@@ -13,7 +13,7 @@ from lockstep.common.transport.auth.credentials import SigningKey
 
 @dataclass(frozen=True)
 class Signer:
-    """What signs with a key."""
+    """A signer with a key."""
 
     key: SigningKey
     _private: Ed25519PrivateKey = field(repr=False)

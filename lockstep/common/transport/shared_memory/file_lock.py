@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class FileLock:
     """A lock on a file that one process at most has; the system releases it when that process ends, however it ends.
 
-    Whoever gets it knows that no other process has it any more, and that what the other wrote before is there.
+    When a process gets it, no other process has it any more, and everything that the other wrote before is there.
     """
 
     _descriptor: int

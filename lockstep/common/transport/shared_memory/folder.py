@@ -1,9 +1,9 @@
 """A run's folder of shared memory: created by one process, joined by others of its user, and removed once its
 creator is gone.
 
-The creator holds a lock on it. The system releases that when the process ends, however it ends, so whoever gets the
-lock knows that the creator is gone. A pid with its start time would show the same on one machine, but not between
-containers that share the memory and not the pids, where each would remove the other's folder, or without /proc.
+The creator holds a lock on it. The system releases that when the process ends, however it ends, so a process that
+gets the lock knows that the creator is gone. A pid with its start time would show the same on one machine, but not
+between containers that share the memory and not the pids, where each would remove the other's folder, or without /proc.
 """
 
 import errno
@@ -41,7 +41,7 @@ _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 def shared_root() -> Path:
-    """Return the folder whose files are memory, or that of temporary files if there is none."""
+    """Return the folder whose files are memory, or else that of temporary files."""
     memory = Path("/dev/shm")
     return memory if memory.is_dir() and os.access(memory, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
 
@@ -88,7 +88,7 @@ class SharedFolder:
 
     @property
     def name(self) -> str:
-        """What another process needs to join it."""
+        """The description by which another process joins it."""
         return self.path.name
 
     def make(self, name: str, shape: Shape, allocate: Allocate = reserve) -> Segment:

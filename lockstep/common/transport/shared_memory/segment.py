@@ -1,4 +1,4 @@
-"""A file that processes map as vectors of float32; does not know what they are for, or who may write when.
+"""A file that processes map as vectors of float32; does not know their use, or the order of writers.
 
 Memory for every byte is reserved before anything is mapped: a write to a page without memory would be a SIGBUS.
 """
@@ -24,7 +24,7 @@ PAGE_BYTES = 16_384
 #: Bytes at the head by which a process proves that it sees this very memory.
 NONCE_BYTES = 16
 
-#: Where the rest of the head begins, on a cache line of its own.
+#: The begin of the rest of the head, on a cache line of its own.
 HEAD_AT = 128
 
 #: Errors of a file system that cannot reserve space, if the C library does not write zeros by itself.
@@ -66,7 +66,7 @@ class Segment(msgspec.Struct, frozen=True):
 def reserve(descriptor: int, size: int, start: int = 0) -> None:
     """Reserve memory for `size` bytes of an open file from `start` on; `OSError` if there is none.
 
-    What is there stays, and the rest is zeros.
+    The content stays, and the rest is zeros.
     """
     if sys.platform != "darwin":
         try:
@@ -88,7 +88,7 @@ def write_again(descriptor: int, size: int, start: int = 0) -> None:
 
 
 def check_private(path: Path, found: os.stat_result) -> None:
-    """Raise `SharingError` unless a file or folder belongs to this user and is open to nobody else."""
+    """Raise `SharingError` unless a file or folder belongs to this user and is not open to others."""
     if found.st_uid != os.geteuid():
         raise SharingError(f"{path} belongs to user {found.st_uid}: expected {os.geteuid()}, as this process")
     if found.st_mode & 0o077:

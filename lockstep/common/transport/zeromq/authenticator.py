@@ -14,7 +14,7 @@ from lockstep.common.errors import LockstepError
 from lockstep.common.transport.auth.credentials import DOMAIN, SERVER_NAME, ServerKeys, Token
 from lockstep.common.transport.limits import RejectionLog
 
-#: Where ZeroMQ asks.
+#: The address at which ZeroMQ asks.
 ENDPOINT = "inproc://zeromq.zap.01"
 
 #: Status codes of RFC 27.
@@ -45,7 +45,7 @@ def authenticate(lock: ServerKeys | Token, domain: bytes, mechanism: str, creden
 
 def _name_of(public: str, lock: ServerKeys) -> str:
     if public == lock.pair.public:
-        # Whoever has the server's own secret is the server: its shards, and a status asked on its machine.
+        # A process with the server's own secret belongs to the server: its shards, and a status asked on its machine.
         return SERVER_NAME
     try:
         return lock.allowed()[public]
@@ -58,7 +58,7 @@ def _name_of(public: str, lock: ServerKeys) -> str:
 
 
 class Authenticator:
-    """Answers until its context ends. If the thread dies, its socket is closed and ZeroMQ lets nobody in."""
+    """Answers until its context ends. If the thread dies, its socket is closed and ZeroMQ refuses all."""
 
     def __init__(
         self, context: "zmq.Context[zmq.Socket[bytes]]", lock: ServerKeys | Token, rejections: RejectionLog
@@ -88,7 +88,7 @@ class Authenticator:
             return [version, number, ACCEPTED, b"", name.encode(), b""]
         except NotAdmittedError as error:
             reason = str(error)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it must let nobody in
+        except Exception as error:  # noqa: BLE001  # whatever it is, it must refuse all
             reason = f"the authenticator failed: {type(error).__name__}: {error}"
         except BaseException as error:
             # Reported once: of those that come later is known only that their handshakes do not complete.

@@ -55,13 +55,13 @@ class ZeroMqClient:
         frames = self._socket.receive(extra=0)
         if frames is not None and len(frames) <= self._socket.limits.frames:
             return frames
-        # ZeroMQ blocks for ever if nobody reads its events.
+        # ZeroMQ blocks for ever if its events are not read.
         self._handshakes.poll()
         return None
 
     @property
     def is_failing(self) -> bool:
-        """Whether so many handshakes have failed that others will too; unlike a diagnosis, this asks nobody."""
+        """True if so many handshakes have failed that others will too; unlike a diagnosis, this asks no server."""
         state = self._handshakes.poll()
         return not state.is_connected and (state.is_refused or state.failed >= ENOUGH_FAILURES)
 

@@ -19,7 +19,7 @@ from lockstep.common.transport.zeromq.socket import monitored_event
 
 T = TypeVar("T")
 
-#: Where Linux keeps the bytes received in its `struct tcp_info`, and how much of that is asked for.
+#: The place at which Linux keeps the bytes received in its `struct tcp_info`, and how much of that is asked for.
 _BYTES_RECEIVED = struct.Struct("=128xQ")
 
 #: Peers that are remembered after their first message: more than a server has at one time.
@@ -69,7 +69,7 @@ class ConnectionTracker:
         descriptor = frame.get(zmq.SRCFD)
         assert isinstance(descriptor, int)
         self._peers[descriptor] = peer
-        # Without a lock nobody has a name, and none is asked for.
+        # Without a lock no connection has a name, and none is asked for.
         self._known[peer] = _user_of(frame) if self._is_locked else ""
         if len(self._known) > MOST_REMEMBERED:
             del self._known[next(iter(self._known))]

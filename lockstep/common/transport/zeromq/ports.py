@@ -27,7 +27,7 @@ def serve(
 ) -> ZeroMqServer:
     """Return a server that listens at `address`; its folder must exist, and port 0 or `*` is any that is free.
 
-    `lock` decides who is let in; refused connections are recorded in `rejections`. Raises AddressError if the address
+    `lock` decides on clients; refused connections are recorded in `rejections`. Raises AddressError if the address
     is malformed, in use, or open to other machines without keys and without `insecure`; KeyFileError if keys cannot be
     used.
     """
@@ -35,7 +35,7 @@ def serve(
     if isinstance(parsed, IpcAddress):
         free_path(parsed.path)
     else:
-        # What is checked is what is bound to: a name is looked up once.
+        # The checked address is the bound one: a name is looked up once.
         parsed = _bindable(parsed)
         if not (parsed.is_loopback or lock is not None or insecure):
             raise AddressError(
@@ -75,7 +75,7 @@ def wait_for_any(ports: Sequence[object], timeout_s: float | None) -> None:
 
 
 def _bindable(address: TcpAddress) -> TcpAddress:
-    """Return the address with its host's name looked up, so that what is checked is what is bound to.
+    """Return the address with its host's name looked up, so that the checked address is the bound one.
 
     ZeroMQ binds to numeric addresses and interfaces only. An interface's name stays, and so does an unknown one, which
     ZeroMQ reports.

@@ -41,7 +41,7 @@ class ZeroMqServer:
     def __init__(
         self, address: TcpAddress | IpcAddress, lock: Lock, limits: Limits, rejections: RejectionLog | None
     ) -> None:
-        #: If nobody reports them, they do not end a wait.
+        #: If they are not reported, they do not end a wait.
         self._reports_rejections, self._rejections = rejections is not None, rejections or RejectionLog()
         self._lock = lock
         #: Whether connections are let in by keys, which have names: a token is all processes' of a run.
@@ -97,7 +97,7 @@ class ZeroMqServer:
                 received = self._receive_message()
                 self._is_drained = received is None
                 return received
-            # Otherwise a connection ended that never sent a message, which concerns nobody.
+            # Otherwise a connection ended that never sent a message, which is of no concern.
             if end is not None and now >= end:
                 return None
 
@@ -120,7 +120,7 @@ class ZeroMqServer:
         self._connections.cut(peer)
 
     def wait_s(self, timeout_s: float | None) -> float | None:
-        """Return how long one may wait who would wait so long: less if anybody is connected, to check the quotas."""
+        """Return a wait of so long, cut if clients are connected, to check their quotas."""
         if not self._connections.has_open():
             return timeout_s
         return CHECK_S if timeout_s is None else min(timeout_s, CHECK_S)
@@ -137,7 +137,7 @@ class ZeroMqServer:
 
     def key_name(self, peer: bytes) -> str:
         user = self._connections.user(peer) if self._has_keys else ""
-        # Whoever has the server's own key is on its machine, and not the only one.
+        # A process with the server's own key is on its machine, and not the only one.
         return "" if user == SERVER_NAME else user
 
     def cut(self, peer: bytes) -> None:
@@ -174,7 +174,7 @@ class ZeroMqServer:
 
     def close(self, linger_s: float = 0.0) -> None:
         if self._file is not None:
-            # First, while nobody else can have bound to it.
+            # First, while no other process can have bound to it.
             self._file.remove()
             self._file = None
         self._connections.close()
