@@ -13,7 +13,7 @@ R = TypeVar("R", bound=msgspec.Struct)
 
 
 class TableColumn(msgspec.Struct, frozen=True):
-    """How a field of a row is printed: an annotation of the field."""
+    """The column in which a field of a row is printed: an annotation of the field."""
 
     title: str
     #: Characters; below zero, the text is at the left of them.

@@ -62,7 +62,7 @@ class PredictionRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Basis(msgspec.Struct, frozen=True, kw_only=True):
-    """What a prediction is made from: a job's costs on one machine, and the measurements that they were taken from."""
+    """The basis of a prediction: a job's costs on one machine, and the measurements that they were taken from."""
 
     name: str
     #: Of this machine, with its cores.

@@ -42,7 +42,7 @@ ALONE, ALL = "alone", "all"
 
 
 class Pattern(msgspec.Struct, frozen=True, kw_only=True):
-    """How many seconds a process runs and stands still, again and again; None if it does so until the end."""
+    """Seconds in which a process runs and is stopped, again and again; None if it is stopped until the end."""
 
     runs_s: float
     still_s: float | None
@@ -167,7 +167,7 @@ def speed_in(case: str) -> float:
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured of one run, from the step on in which its last worker was slowed down."""
+    """Measurements of one run, from the step on in which its last worker was slowed down."""
 
     #: Seconds of each step.
     seconds: list[float]

@@ -37,7 +37,7 @@ _MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (cod
 
 
 class CsvForm(msgspec.Struct, frozen=True):
-    """What separates the values of a CSV file, and how its bytes become texts, by pyarrow's name."""
+    """The separator of the values of a CSV file, and how its bytes become texts, by pyarrow's name."""
 
     delimiter: str
     encoding: str

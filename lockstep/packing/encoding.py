@@ -142,7 +142,7 @@ def _converted(values: Floats, columns: Sequence[Column]) -> NDArray[np.float32]
 
 
 def _scaled(plans: Sequence[ColumnPlan], blocks: Blocks, options: PackOptions, missing: Missing | None) -> list[Column]:
-    """Return columns with what is filled in and their scale, of the values in the training set."""
+    """Return columns with their fillings and their scale, of the values in the training set."""
     fills = np.full(len(plans), missing if isinstance(missing, float) else np.nan)
     fills = _means(blocks) if missing == "mean" else fills
     is_named = np.array([plan.column.kind is ColumnKind.CATEGORY for plan in plans])
@@ -187,7 +187,7 @@ def _moments(blocks: Blocks, fills: Floats, largest: Floats) -> tuple[Floats, Fl
 
 
 def _means(blocks: Blocks) -> Floats:
-    """Return the mean of each column over what is not missing."""
+    """Return the mean of each column over the values that are not missing."""
     total, count, low, high = np.zeros(()), np.zeros(()), np.full((), np.inf), np.full((), -np.inf)
     for block in blocks():
         total, count = total + np.nansum(block, axis=0), count + (~np.isnan(block)).sum(axis=0)

@@ -77,7 +77,7 @@ class Facts:
 
 
 class ColumnPlan(msgspec.Struct, frozen=True):
-    """How the values of a column become numbers, but for their scale, and what a person may read of them."""
+    """The conversion of the values of a column to numbers, but for their scale, and what a person may read of them."""
 
     column: Column
     is_target: bool
@@ -219,7 +219,7 @@ class ColumnSurvey:
             is_filled = self.options.is_filled() and self.missing > 0
             names = in_order([*self.texts, ""] if is_filled else list(self.texts))
             column = Column(name=self.name, kind=kind, categories=names, one_hot=self.name in self.options.one_hot)
-            # What its numbers are is of no interest.
+            # Its numbers are of no interest.
             return ColumnPlan(column, False, Facts(), self.missing)
         return ColumnPlan(Column(name=self.name, kind=kind), False, facts, self.missing)
 
@@ -368,7 +368,7 @@ class ColumnSurvey:
 
 
 class TablePlan(msgspec.Struct, frozen=True):
-    """What the columns of a table are."""
+    """The kinds of the columns of a table."""
 
     features: Sequence[ColumnPlan]
     targets: Sequence[ColumnPlan]
@@ -380,7 +380,7 @@ class TablePlan(msgspec.Struct, frozen=True):
 
     @property
     def inputs(self) -> int:
-        """How many numbers a model gets of a row."""
+        """The number of inputs that a row gives a model."""
         return sum(len(each.column.categories) if each.column.one_hot else 1 for each in self.features)
 
     def lines(self, options: PackOptions, most: int | None = None) -> list[str]:

@@ -43,7 +43,7 @@ Advance = Callable[[int], None]
 
 
 class TextValues(msgspec.Struct, frozen=True):
-    """A column of texts: indices into a list, -1 for what is missing."""
+    """A column of texts: indices into a list, -1 for missing ones."""
 
     indices: NDArray[np.int64]
     #: May have one twice, and ones that no index leads to.
@@ -89,7 +89,7 @@ class TextValues(msgspec.Struct, frozen=True):
 
 
 class NumberValues(msgspec.Struct, frozen=True):
-    """A column of numbers, NaN for what is missing."""
+    """A column of numbers, NaN for missing ones."""
 
     kind: ColumnKind
     values: Floats
@@ -167,7 +167,7 @@ class TableBatch(msgspec.Struct, frozen=True):
         return whole
 
     def numbers(self, column: Column, decimal: str) -> Floats:
-        """Return the values of a column as numbers, or the places of their names; NaN for what has none, (count,)."""
+        """Return the values of a column as numbers, or the places of their names; NaN for other values, (count,)."""
         values = self.columns[column.name]
         if column.kind is ColumnKind.CATEGORY:
             return values.as_texts().codes(column.categories)
@@ -293,7 +293,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 class MissingValues(msgspec.Struct, frozen=True):
-    """What stands for a missing value, and how the values of a table are read."""
+    """The forms of a missing value, and how the values of a table are read."""
 
     texts: pa.StringArray
     numbers: Floats

@@ -53,7 +53,7 @@ Arrays = dict[str, Vector]
 
 
 class TrainedNetwork(msgspec.Struct, frozen=True, kw_only=True):
-    """What training results in; the result's `workers` are 0 if this process computed."""
+    """The outcome of training; the result's `workers` are 0 if this process computed."""
 
     #: The state dict.
     weights: Arrays
@@ -63,7 +63,7 @@ class TrainedNetwork(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TrainingTask(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be trained."""
+    """A training task."""
 
     job: Job
     data: TrainTest

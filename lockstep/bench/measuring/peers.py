@@ -152,7 +152,7 @@ def start_singles(job: Job, count: int, folder: Path, stack: ExitStack) -> list[
 
 
 class BaselineSubject(msgspec.Struct, frozen=True, kw_only=True):
-    """What the baseline trains, as it is told on its command line."""
+    """The model and data of the baseline, as on its command line."""
 
     model: str
     #: A file with samples for a user's module; empty for random images.

@@ -161,12 +161,12 @@ TEST_SAMPLES = 64
 
 
 class TimedRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run has recorded."""
+    """The records of a run."""
 
     result: RunResult
     steps: Sequence[StepRecord]
     ledger: Sequence[Line] = ()
-    #: What its processes took.
+    #: The processor time of its processes.
     processors: ProcessorClock = msgspec.field(default_factory=ProcessorClock)
 
     def counted(self) -> Iterator[tuple[StepRecord, bool]]:

@@ -78,7 +78,7 @@ def comparison(ours: Receipt, theirs: Receipt) -> str:
 
 
 class RecordedRun(msgspec.Struct, frozen=True):
-    """What a run's folder records."""
+    """The records in a run's folder."""
 
     folder: Path
     job: Job

@@ -49,7 +49,7 @@ class WorkerRequest(msgspec.Struct, frozen=True, kw_only=True):
     cache: Path | None = None
     key: Path | None = None
     supervised: Path | None = None
-    #: Where a supervised one reports.
+    #: The folder in which a supervised one reports.
     link: ParentLink = msgspec.field(default_factory=ParentLink)
     #: Of the team; and which of them this one is and where they meet, None if it is the only one or starts them.
     processes: int

@@ -40,7 +40,7 @@ class ByteStream(Protocol):
 
 
 class NpyHeader(msgspec.Struct, frozen=True):
-    """What a header claims of its array."""
+    """The claims of a header about its array."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]

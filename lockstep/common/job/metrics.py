@@ -55,7 +55,7 @@ class LossBasis(NamedTuple):
 
 
 class Metric(msgspec.Struct, frozen=True):
-    """A metric of the library, or the user's own, whose function is elsewhere."""
+    """A metric of the library, or of the user, whose function is elsewhere."""
 
     #: The losses that it goes with; those of the user, too, if it has sums.
     kinds: frozenset[LossKind]

@@ -63,7 +63,7 @@ def read_weights(path: Path) -> dict[str, Array]:
 
 
 class WeightsFit(msgspec.Struct, frozen=True, kw_only=True):
-    """How a state dict fits a model, as `load_state_dict(strict=False)` reports it."""
+    """The fit of a state dict to a model, as `load_state_dict(strict=False)` reports it."""
 
     #: The names that both have, as in the layout.
     taken: dict[str, Array]
@@ -133,7 +133,7 @@ def read_initial(job: Job, model: Model, copy: Path | None = None) -> WeightsFit
 
 
 class InitialWeights(msgspec.Struct, frozen=True):
-    """What a run begins with."""
+    """The initial weights of a run."""
 
     vector: Vector
     #: Those in a file, by name; empty without a file.

@@ -36,7 +36,7 @@ class Stage(Enum):
 
 
 class Diagnosis(msgspec.Struct, frozen=True):
-    """What prevents a connection."""
+    """The obstacle of a connection."""
 
     text: str
     stage: Stage
@@ -45,7 +45,7 @@ class Diagnosis(msgspec.Struct, frozen=True):
 
 
 class HandshakeState(msgspec.Struct, frozen=True, kw_only=True):
-    """What ZeroMQ reported of a client's handshakes."""
+    """The reports of ZeroMQ about a client's handshakes."""
 
     #: Whether the client is connected.
     is_connected: bool = False

@@ -69,7 +69,7 @@ FEW, HEART_STEPS = 32, 200
 
 
 class TrialRun(msgspec.Struct, frozen=True, dict=True):
-    """What some steps came to."""
+    """The outcome of some steps."""
 
     #: The mean loss of each step's batch before its update; the last one is not finite if the trial broke off.
     losses: list[float]

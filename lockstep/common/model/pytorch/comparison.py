@@ -86,7 +86,7 @@ UNKEPT = ("self", "device", "dtype")
 
 
 class Construction(msgspec.Struct, frozen=True):
-    """A call that builds a module, and what was done to that afterwards."""
+    """A call that builds a module, and the changes made afterwards."""
 
     call: str
     #: Parameters that are frozen or not, other than in what the call returns, by name.

@@ -45,7 +45,7 @@ class ClientKeys:
 
 
 class ServerKeys(msgspec.Struct, frozen=True):
-    """What a server presents, and whom it lets in."""
+    """The credentials of a server, and of the clients that it lets in."""
 
     pair: KeyPair
     #: Returns the current names by public key. A `LockstepError` lets no client in.
