@@ -12,8 +12,8 @@ from lockstep.common.files.sanitize import one_line, printable
 from lockstep.common.runtime.environment import most_open_files
 from lockstep.common.runtime.numerics import kept_numerics
 from lockstep.launch.channel import EndReport, ParentLink
-from lockstep.launch.child import USAGE
 from lockstep.launch.lifetime import ignore_signals, interrupt_on_signals
+from lockstep.launch.worker_supervisor import USAGE
 from lockstep.runs.own_command import own_command
 
 #: Other exit codes: a run that failed, an interrupt (128 + SIGINT, as shells have it).

@@ -100,8 +100,13 @@ class ReportReader:
     def __post_init__(self) -> None:
         self._poll.register(self.descriptor, select.POLLIN)
 
-    def read(self, timeout_s: float | None = 0.0) -> list[ChildReport]:
-        """Return the reports that are there; wait for some for so long, forever with None, unless the end is there."""
+    def read(self, timeout_s: float | None = 0.0) -> list[ChildReport] | None:
+        """Return the reports that have come, None at the end.
+
+        Wait for some for so long, and with None until some come.
+        """
+        if self.is_at_end:
+            return None
         found = list[ChildReport]()
         wait_ms = None if timeout_s is None else 1000.0 * timeout_s
         while not self.is_at_end and self._poll.poll(wait_ms):

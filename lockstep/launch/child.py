@@ -1,6 +1,5 @@
 """A process of a run that this one has started: its reports, its log, and its end; and one of this machine."""
 
-import math
 import os
 import signal
 import subprocess
@@ -13,15 +12,10 @@ from pathlib import Path
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import child_environment
 from lockstep.launch.channel import ChildReport, EndReport, ListeningReport, ReportReader
+from lockstep.launch.worker_supervisor import ProcessEnd
 
 #: How the names of logs end.
 LOG = ".log"
-
-#: The exit code of a process that could not begin, was refused, or cannot do what was asked: the next would end alike.
-USAGE = 2
-
-#: The exit code of a process that was interrupted: by SIGINT or SIGTERM, from whomever.
-INTERRUPTED = 130
 
 #: Seconds that processes have for an orderly end: together with the kill after it, well below five.
 GRACE_S = 2.0
@@ -110,17 +104,28 @@ class WatchedProcess(ABC):
         """Wait for the end, and kill after `grace_s` seconds; free what is held of the process."""
 
     @abstractmethod
-    def read(self, timeout_s: float | None) -> list[ChildReport]:
-        """Return the reports that have come since the last call; wait for some for so long, until the end with None."""
+    def read(self, timeout_s: float | None) -> list[ChildReport] | None:
+        """Return the reports since the last call, None if none can come any more.
 
-    def take(self, timeout_s: float | None = 0.0) -> None:
-        """Take the reports that have come: keep where it listens and why it has ended."""
-        for report in self.read(timeout_s):
+        Wait for some for so long, and with None until there are some.
+        """
+
+    def take(self, timeout_s: float | None = 0.0) -> bool:
+        """Take the reports that have come; return whether there can be more. Keep where it listens and why it ended."""
+        found = self.read(timeout_s)
+        for report in found or ():
             self._unread.append(report)
             if isinstance(report, ListeningReport):
                 self.address = report.address
             elif isinstance(report, EndReport):
                 self.failure = report
+        return found is not None
+
+    def listens(self) -> str:
+        """Wait until it has reported where it listens, and return that; empty if it has ended before."""
+        while not self.address and self.take(None):
+            continue
+        return self.address
 
     def reports(self) -> list[ChildReport]:
         """Return the reports since the last call."""
@@ -151,9 +156,10 @@ class WatchedProcess(ABC):
         self.is_killed_on_purpose = True
         self.send(signal.SIGKILL)
 
-    def lived_s(self, born_s: float, now: float) -> float:
-        """Return for how many seconds it lived, infinitely many if its death was not its own."""
-        return math.inf if self.is_killed_on_purpose or self.is_lost else now - born_s
+    def process_end(self) -> ProcessEnd:
+        """Return what is known of its end, once that has come."""
+        is_excused = self.is_killed_on_purpose or self.is_lost
+        return ProcessEnd(code=self.code, has_reported=self.has_failed(), is_excused=is_excused)
 
     def how_it_ended(self) -> str:
         """Return its end in words."""
@@ -224,13 +230,7 @@ class Child(WatchedProcess):
     def place(self) -> str:
         return f"pid {self.pid}"
 
-    def listens(self) -> str:
-        """Wait until it has reported where it listens, and return that; empty if it has ended before."""
-        while not (self.address or self.reader.is_at_end):
-            self.take(None)
-        return self.address
-
-    def read(self, timeout_s: float | None) -> list[ChildReport]:
+    def read(self, timeout_s: float | None) -> list[ChildReport] | None:
         return self.reader.read(timeout_s)
 
     def wait(self, timeout_s: float) -> bool:

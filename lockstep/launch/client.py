@@ -30,8 +30,8 @@ from lockstep.common.runtime.environment import core_numbers, machine_id
 from lockstep.common.statemachine.client import Exit
 from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.port import ClientPort
-from lockstep.launch.child import INTERRUPTED, USAGE
 from lockstep.launch.lifetime import ends_with_parent
+from lockstep.launch.worker_supervisor import INTERRUPTED, USAGE
 
 #: What is printed when a run has ended well.
 DONE = "the run is done"

@@ -2,7 +2,6 @@
 
 import tempfile
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
@@ -18,38 +17,30 @@ from lockstep.common.transport.transports import TRANSPORTS
 from lockstep.common.transport.zeromq.ports import dial
 from lockstep.launch.child import LOG, Child, WatchedProcess
 from lockstep.launch.endpoints import make_token
+from lockstep.launch.supervisor import ProcessPlace, Role
 from lockstep.launch.team import team_arguments
-
-
-class Role(Enum):
-    """What a process does in a run, by the command that starts it."""
-
-    SERVER = "server"
-    SHARD = "shard"
-    STANDBY = "standby"
-    WORKER = "worker"
 
 
 class ProcessCommand(msgspec.Struct, frozen=True, kw_only=True):
     """A command that starts a process of a run: what is the same wherever it starts."""
 
-    role: Role
+    place: ProcessPlace
     #: Arguments of `lockstep`, in which `HERE` stands for a folder of the process's own.
     arguments: list[str]
-    #: Which of its kind it is.
-    number: int = 0
     #: The address at which a server has to listen again, empty if any will do.
     address: str = ""
 
     @property
     def name(self) -> str:
         """What messages call it."""
-        return "the server" if self.role is Role.SERVER else f"a {self.role.value}"
+        role = self.place.role
+        return "the server" if role is Role.SERVER else f"a {role.value}"
 
     @property
     def stem(self) -> str:
         """What its log and its socket are called."""
-        return self.role.value if self.role is Role.SERVER else f"{self.role.value}-{self.number}"
+        role = self.place.role
+        return role.value if role is Role.SERVER else f"{role.value}-{self.place.number}"
 
 
 class ProcessBackend(Protocol):
@@ -73,7 +64,7 @@ class ProcessBackend(Protocol):
     def start_server(self, command: ProcessCommand, folder: Path) -> Child:
         """Start a server or a shard on this machine, and say where it listens and what it shows the others.
 
-        Its log goes to `folder`, in which the job file is. The `first_line` of the first server is its address.
+        Its log goes to `folder`, in which the job file is.
         """
         ...
 
@@ -111,10 +102,10 @@ class LocalBackend:
         return start_here(command, bind, folder)
 
     def start_worker(self, command: ProcessCommand, folder: Path) -> WatchedProcess:
-        child = start_here(command, self._team(command.number, folder), folder)
+        child = start_here(command, self._team(command.place.number, folder), folder)
         if self.team_size == 1 and self.workers == cores():
             # The processes of a team do this themselves.
-            keep_to_core(child.pid, command.number)
+            keep_to_core(child.pid, command.place.number)
         return child
 
     def _team(self, number: int, folder: Path) -> list[str]:

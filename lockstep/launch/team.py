@@ -10,9 +10,11 @@ from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.environment import cores, kept_to_core
 from lockstep.launch.channel import ChildReport
-from lockstep.launch.child import GRACE_S, end_all, exit_message
+from lockstep.launch.child import GRACE_S, WatchedProcess, exit_message
+from lockstep.launch.crew import Crew
 from lockstep.launch.lifetime import uninterrupted
-from lockstep.launch.worker_supervisor import Start, SupervisedWorker, WorkerSupervisor
+from lockstep.launch.supervisor import ProcessPlace, Role
+from lockstep.launch.worker_supervisor import WorkerSupervisor
 from lockstep.worker.team.meeting import MeetingPlace
 
 #: Seconds between two looks whether a process has died: short, since its team waits for it at the next step.
@@ -50,7 +52,7 @@ def own_core(process: int, processes: int) -> AbstractContextManager[None]:
 class TeamSupervisor:
     """Starts the processes of one team, again if they die, shows what their leader reports, and ends all with it."""
 
-    start: Start
+    crew: Crew
     processes: int
     clock: Clock
     say: Callable[[str], None]
@@ -61,43 +63,53 @@ class TeamSupervisor:
     supervisor: WorkerSupervisor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.supervisor = WorkerSupervisor(self.start, self.clock, MOST_RESTARTS, self.processes)
+        self.supervisor = WorkerSupervisor(MOST_RESTARTS, self.processes)
 
     def run(self) -> int:
         """Return the exit code of the leader when it ends by itself. Nothing is left running in any case."""
         try:
-            self.supervisor.start_all(self.processes)
+            self.crew.begin(map(place_of, self.supervisor.start_all(self.processes, self.clock.now())))
             while (code := self._code()) is None:
                 self.pause(POLL_S)
             return code
         finally:
             with uninterrupted():
-                end_all(self.supervisor.processes)
+                self.crew.end_all()
 
     def _code(self) -> int | None:
         """Do what is due; return the exit code if there is nothing left to do."""
-        leader = self.supervisor.processes[0]
+        leader = self.crew.processes[LEADER]
         # Before its last words are read.
-        has_ended = leader.has_ended()
+        ends, has_ended = self.crew.ends(), leader.has_ended()
+        self._relay(leader)
+        if has_ended and leader.code >= 0:
+            return leader.code
+        # Where the run is over, or failed, the leader lets the others end first, a moment before it says why.
+        if any(end.code > 0 for end in ends.values()) and leader.wait(GRACE_S):
+            return None
+        for place, end in ends.items():
+            is_restarted = self.supervisor.ended(place.number, end, self.clock.now())
+            if end.code:
+                outlook = "it is restarted" if is_restarted else "it is not restarted"
+                self.say(f"{exit_message(self.crew.processes[place])}; {outlook}")
+        if self.supervisor.are_given_up():
+            return 128 - leader.code  # as shells have it
+        self.crew.begin(map(place_of, self.supervisor.start_due(self.clock.now())))
+        return None
+
+    def _relay(self, leader: WatchedProcess) -> None:
         for report in leader.reports():
             self.forward(report)
         for line in leader.log.new_lines():
             self.say(line)
-        if has_ended and leader.code >= 0:
-            return leader.code
-        for process in self.supervisor.processes:
+        for process in self.crew.processes.values():
             process.take()
-        dead = self.supervisor.dead()
-        # Where the run is over, or failed, the leader lets the others end first, a moment before it says why.
-        if any(worker.process.code > 0 for worker in dead) and leader.wait(GRACE_S):
-            return None
-        for worker in dead:
-            self._report(worker)
-        if self.supervisor.are_given_up():
-            return 128 - leader.code  # as shells have it
-        self.supervisor.restart_due()
-        return None
 
-    def _report(self, dead: SupervisedWorker) -> None:
-        outlook = "it is not restarted" if dead.is_given_up else "it is restarted"
-        self.say(f"{exit_message(dead.process)}; {outlook}")
+
+def place_of(process: int) -> ProcessPlace:
+    """Return the place of a process of the team."""
+    return ProcessPlace(Role.WORKER, process)
+
+
+#: The place of the process that leads a team.
+LEADER = place_of(0)

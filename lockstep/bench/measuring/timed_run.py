@@ -25,8 +25,9 @@ from lockstep.common.protocol.messages import Status
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.launch.chaos import Interference
-from lockstep.launch.cluster import Cluster
+from lockstep.launch.cluster import Cluster, run_folder
 from lockstep.launch.process_backend import LocalBackend
+from lockstep.launch.supervisor import Role
 from lockstep.ps.records.ledger import Line, read_lines
 from lockstep.ps.records.metrics import MOST_LINES_BYTES, StepRecord, read_metrics
 from lockstep.ps.records.run_folder import LEDGER, RunResult
@@ -209,11 +210,13 @@ class BenchSession:
             backend.team_size = launch.workers // teams
 
         def watch(status: Status) -> None:
-            processors.on_status(status, cluster.server.pid, [each.pid for each in cluster.supervisor.processes])
+            servers, workers = cluster.crew.at(Role.SERVER), cluster.crew.at(Role.WORKER)
+            processors.on_status(status, servers[0].pid, [each.pid for each in workers])
 
         try:
-            cluster = Cluster(job, destination, say=self.say, watch=watch, backend=backend, chaos=interference)
-            result = cluster.run()
+            with run_folder() as folder:
+                cluster = Cluster.of(job, destination, backend, folder, say=self.say, watch=watch, chaos=interference)
+                result = cluster.run()
             lines = read_lines(read_regular(run_dir / LEDGER, MOST_LINES_BYTES), str(run_dir / LEDGER))
             run = TimedRun(result=result, steps=read_metrics(run_dir).steps, ledger=lines, processors=processors)
         finally:

@@ -29,7 +29,7 @@ from lockstep.common.transport.in_memory import ADDRESS, MemoryNetwork
 from lockstep.common.transport.links import wait_for_nothing
 from lockstep.common.transport.port import ClientPort, Dial, ServerPort
 from lockstep.launch.client import shard_join, worker_join
-from lockstep.launch.cluster import has_checkpoint
+from lockstep.launch.run_starter import has_checkpoint
 from lockstep.launch.serve import open_server
 from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
 from lockstep.ps.coordinator.coordinator import Coordinator

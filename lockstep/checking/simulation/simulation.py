@@ -41,7 +41,7 @@ from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.standby_messages import Drain, Promote
 from lockstep.common.statemachine.client import ClientPhase
 from lockstep.common.transport.in_memory import ADDRESS, Link, MemoryClient, MemoryNetwork
-from lockstep.launch.cluster import has_checkpoint
+from lockstep.launch.run_starter import has_checkpoint
 from lockstep.ps.records.run_folder import RESULT, RunResult, read_result
 from lockstep.ps.standby.storage import MIRROR
 from lockstep.runs.run_dir import has_begun

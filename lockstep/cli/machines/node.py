@@ -166,7 +166,7 @@ class HeadBackend:
 
     def start_worker(self, command: ProcessCommand, folder: Path) -> WatchedProcess:
         key = own_key(self.keys)
-        flags = [*self._team(command.number, folder), *([] if key is None else ["--key", str(key)])]
+        flags = [*self._team(command.place.number, folder), *([] if key is None else ["--key", str(key)])]
         return start_here(command, flags, folder)
 
     def start_server(self, command: ProcessCommand, folder: Path) -> Child:

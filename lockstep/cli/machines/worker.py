@@ -23,9 +23,11 @@ from lockstep.common.transport.zeromq.ports import dial, server_at, wait_for_any
 from lockstep.launch.channel import ParentLink
 from lockstep.launch.child import HERE, Child
 from lockstep.launch.client import DONE, own_join, say, take_part
+from lockstep.launch.crew import Crew
 from lockstep.launch.endpoints import check_worker_key, credential_of, dial_with, keyed, signer_of
 from lockstep.launch.lifetime import ends_with_parent, uninterrupted
 from lockstep.launch.process_backend import private_folder, remove_private
+from lockstep.launch.supervisor import ProcessPlace
 from lockstep.launch.team import TeamSupervisor, default_processes, own_core, team_arguments
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import SILENCE_S, WorkerState
@@ -217,7 +219,7 @@ def supervise(request: WorkerRequest, count: int) -> int:
     with ends_with_parent(request.supervised) if request.supervised else nullcontext():
         try:
             start = functools.partial(start_process, request, private.path)
-            code = TeamSupervisor(start, count, SystemClock(), say, request.link.report).run()
+            code = TeamSupervisor(Crew(start), count, SystemClock(), say, request.link.report).run()
         finally:
             with uninterrupted():
                 remove_private(private)
@@ -226,8 +228,9 @@ def supervise(request: WorkerRequest, count: int) -> int:
     return code
 
 
-def start_process(request: WorkerRequest, folder: Path, number: int) -> Child:
+def start_process(request: WorkerRequest, folder: Path, place: ProcessPlace) -> Child:
     """Start one process of a team, in a folder of those that are started here."""
+    number = place.number
     flags = [*team_arguments(request.team or folder / "team", number, request.processes), "--supervised", HERE]
     name = "a process of the team" if number else "the leader"
     # Without the ending of logs that are kept: the last process removes it.

@@ -12,8 +12,9 @@ import ray.exceptions
 
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.launch.channel import ChildReport, EndReport, decode_report
-from lockstep.launch.child import USAGE, ProcessLog, WatchedProcess
+from lockstep.launch.child import ProcessLog, WatchedProcess
 from lockstep.launch.remote.places import Core
+from lockstep.launch.worker_supervisor import USAGE
 
 #: The exit code of a team whose machine is gone: as if somebody had killed it.
 LOST = -int(signal.SIGKILL)
@@ -68,8 +69,10 @@ class RayTeam(WatchedProcess):
             threading.Event().wait(min(POLL_S, left_s))
         return True
 
-    def read(self, timeout_s: float | None) -> list[ChildReport]:
+    def read(self, timeout_s: float | None) -> list[ChildReport] | None:
         self.wait(timeout_s or 0.0)
+        if self.is_over and not self._arrived:
+            return None
         found, self._arrived = self._arrived, []
         return found
 

@@ -55,7 +55,7 @@ def test_reports_come_apart_from_what_is_printed() -> None:
     reader = ReportReader(reads)
     assert reader.read() == [LISTENING, NoticeReport(text="warning: take care"), EndReport(text="two\nlines")]
     assert reader.is_at_end
-    assert reader.read(None) == []
+    assert reader.read(None) is None
     os.close(reads)
 
 

@@ -24,7 +24,7 @@ from lockstep.launch.chaos import (
     planned_actions,
 )
 from lockstep.launch.child import Child, ProcessLog
-from lockstep.launch.process_backend import Role
+from lockstep.launch.supervisor import Role
 from tests.lockstep.launch.processes import Pretended
 from tests.lockstep.statuses import status
 

@@ -11,9 +11,12 @@ from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.launch.channel import ChildReport, EndReport
-from lockstep.launch.child import USAGE, ProcessLog, WatchedProcess
+from lockstep.launch.child import ProcessLog, WatchedProcess
+from lockstep.launch.crew import Crew
 from lockstep.launch.process_backend import LocalBackend
+from lockstep.launch.supervisor import ProcessPlace
 from lockstep.launch.team import MOST_RESTARTS, TeamSupervisor, team_arguments
+from lockstep.launch.worker_supervisor import USAGE
 from tests.lockstep.launch.processes import Pretended
 
 
@@ -62,10 +65,11 @@ class Scene:
         self.forwarded: list[ChildReport] = []
         self.script: Iterator[None] = iter(())
         self.supervisor = TeamSupervisor(
-            self._start, processes, self.clock, self.said.append, self.forwarded.append, self._pause
+            Crew(self._start), processes, self.clock, self.said.append, self.forwarded.append, self._pause
         )
 
-    def _start(self, number: int) -> WatchedProcess:
+    def _start(self, place: ProcessPlace) -> WatchedProcess:
+        number = place.number
         self.started.append(number)
         name = "a process of the team" if number else "the leader"
         self.running[number] = Pretended(name, ProcessLog.at_end_of(self.folder / f"{number}"))

@@ -1,99 +1,88 @@
-"""Workers that die: each death is reported once, and each is started again until that is hopeless."""
-
-from pathlib import Path
+"""When processes that die are restarted: each death counts once, until a restart is hopeless."""
 
 import pytest
 
-from lockstep.common.runtime.clock import ManualClock
-from lockstep.launch.child import USAGE, ProcessLog, WatchedProcess
-from lockstep.launch.worker_supervisor import BEGUN_S, FIRST_S, MOST_S, STEADY_S, Restarts, WorkerSupervisor
-from tests.lockstep.launch.processes import Pretended
+from lockstep.launch.worker_supervisor import (
+    BEGUN_S,
+    FIRST_S,
+    MOST_S,
+    STEADY_S,
+    USAGE,
+    PlaceState,
+    ProcessEnd,
+    Restarts,
+    WorkerSupervisor,
+)
+
+KILLED = ProcessEnd(code=-9)
+CRASHED = ProcessEnd(code=-11)
+DONE = ProcessEnd(code=0)
+FAILED = ProcessEnd(code=1, has_reported=True)
 
 
-def supervisor_of(codes: list[list[int]], most: int, team_size: int = 1) -> tuple[WorkerSupervisor, ManualClock]:
-    """Return places at which processes end at once, by these exit codes in turn."""
-    clock, left = ManualClock(), [list(row) for row in codes]
-
-    def start(number: int) -> WatchedProcess:
-        return Pretended("a worker", ProcessLog(Path()), ended=left[number].pop(0))
-
-    supervisor = WorkerSupervisor(start, clock, most, team_size)
-    supervisor.start_all(len(codes))
-    return supervisor, clock
+def supervisor_of(count: int, most: int, team_size: int = 1) -> WorkerSupervisor:
+    """Return the supervisor of so many workers, which have started at 0 s."""
+    supervisor = WorkerSupervisor(most, team_size)
+    assert supervisor.start_all(count, 0.0) == list(range(count))
+    return supervisor
 
 
-def dead(supervisor: WorkerSupervisor) -> list[int]:
-    """Return the numbers of those whose death is reported now."""
-    return [supervisor.supervised.index(worker) for worker in supervisor.dead()]
+def test_the_next_process_starts_in_its_time_and_once() -> None:
+    supervisor = supervisor_of(2, most=2)
+    assert supervisor.deadline() is None
+    assert supervisor.ended(0, KILLED, 1.0)
+    due = supervisor.deadline()
+    assert due is not None
+    assert 1.0 < due <= 1.0 + FIRST_S
+    assert supervisor.start_due(1.0) == []
+    assert supervisor.start_due(due) == [0]
+    assert supervisor.start_due(due) == []
+    assert supervisor.deadline() is None
 
 
-def test_each_death_is_told_once_and_the_next_one_comes_in_its_time() -> None:
-    supervisor, clock = supervisor_of([[-9, -9, 0], [0]], most=2)
-    assert dead(supervisor) == [0]
-    assert dead(supervisor) == []
-    first = supervisor.processes[0]
-    supervisor.restart_due()
-    assert supervisor.processes[0] is first
-    clock.advance(FIRST_S)
-    supervisor.restart_due()
-    assert supervisor.processes[0] is not first
-    assert dead(supervisor) == [0]
-    clock.advance(2 * FIRST_S)
-    supervisor.restart_due()
-    assert dead(supervisor) == []
-    assert supervisor.processes[0].code == 0
-
-
-def test_what_the_dead_one_holds_is_free_before_the_next_one_starts() -> None:
-    supervisor, clock = supervisor_of([[-9, 0], [0]], most=1)
-    first, second = (worker for worker in supervisor.processes if isinstance(worker, Pretended))
-    assert dead(supervisor) == [0]
-    clock.advance(FIRST_S)
-    supervisor.restart_due()
-    assert (first.graces, second.graces) == ([0.0], [])
+def test_one_that_ends_well_is_not_restarted_and_not_given_up() -> None:
+    supervisor = supervisor_of(1, most=2)
+    assert not supervisor.ended(0, DONE, 1.0)
+    assert supervisor.places[0].state is PlaceState.DONE
+    assert not supervisor.are_given_up()
 
 
 def test_a_place_is_given_up_after_so_many_deaths() -> None:
-    supervisor, clock = supervisor_of([[-9, -9], [-9, 0]], most=1)
-    assert dead(supervisor) == [0, 1]
+    supervisor = supervisor_of(2, most=1)
+    assert [supervisor.ended(number, KILLED, 1.0) for number in (0, 1)] == [True, True]
+    supervisor.start_due(1.0 + FIRST_S)
+    assert not supervisor.ended(0, KILLED, 2.0)
     assert not supervisor.are_given_up()
-    clock.advance(FIRST_S)
-    supervisor.restart_due()
-    assert dead(supervisor) == [0]
-    assert supervisor.supervised[0].is_given_up
-    assert not supervisor.supervised[1].is_given_up
-    assert not supervisor.are_given_up()
-
-
-@pytest.mark.parametrize(("code", "most"), [(2, 5), (-9, 0), (1, 0)])
-def test_a_run_all_of_whose_places_are_given_up_is_hopeless(code: int, most: int) -> None:
-    supervisor, clock = supervisor_of([[code], [code]], most)
-    assert dead(supervisor) == [0, 1]
+    assert not supervisor.ended(1, KILLED, 2.0)
     assert supervisor.are_given_up()
-    clock.advance(1000.0)
-    supervisor.restart_due()
-    assert dead(supervisor) == []
+    assert supervisor.start_due(1000.0) == []
 
 
 def test_a_team_is_given_up_with_its_leader_and_not_without_a_process() -> None:
-    supervisor, _ = supervisor_of([[0], [-9], [-9], [0]], most=0, team_size=2)
-    assert dead(supervisor) == [1, 2]
+    supervisor = supervisor_of(4, most=0, team_size=2)
+    supervisor.ended(1, KILLED, 1.0)
+    supervisor.ended(2, KILLED, 1.0)
     # One leader is left.
     assert not supervisor.are_given_up()
-    alone, _ = supervisor_of([[-9], [0]], most=0, team_size=2)
-    assert dead(alone) == [0]
-    assert alone.are_given_up()
+    supervisor.ended(0, KILLED, 1.0)
+    assert supervisor.are_given_up()
 
 
-def test_there_is_something_to_do_for_a_death_and_for_a_restart_and_not_in_between() -> None:
-    supervisor, clock = supervisor_of([[-9, 0], [0]], most=1)
-    assert supervisor.is_due()
-    assert dead(supervisor) == [0]
-    assert not supervisor.is_due()
-    clock.advance(FIRST_S)
-    assert supervisor.is_due()
-    supervisor.restart_due()
-    assert not supervisor.is_due()
+@pytest.mark.parametrize(
+    ("end", "has_progressed", "is_restarted"),
+    [(KILLED, True, True), (KILLED, False, False), (CRASHED, True, False), (FAILED, True, False)],
+)
+def test_deaths_do_not_add_up_if_the_run_gets_further_unless_a_process_brings_them_upon_itself(
+    end: ProcessEnd, has_progressed: bool, is_restarted: bool
+) -> None:
+    supervisor, now = supervisor_of(1, most=3), 0.0
+    outcomes = []
+    for _ in range(5):
+        now += BEGUN_S
+        supervisor.steps += has_progressed
+        outcomes.append(supervisor.ended(0, end, now))
+        supervisor.start_due(now + FIRST_S)
+    assert outcomes == [True, True, True, is_restarted, is_restarted]
 
 
 def test_a_process_that_was_killed_is_back_before_its_team_has_missed_it_for_long() -> None:
@@ -102,13 +91,10 @@ def test_a_process_that_was_killed_is_back_before_its_team_has_missed_it_for_lon
     assert delay_s <= 0.1
 
 
-KILLED = -9
-
-
-@pytest.mark.parametrize("code", [KILLED, -11, 1])
-def test_a_death_is_put_up_with_so_many_times(code: int) -> None:
+@pytest.mark.parametrize("end", [KILLED, CRASHED, FAILED])
+def test_a_death_is_put_up_with_so_many_times(end: ProcessEnd) -> None:
     restarts = Restarts(most=3, seed="server")
-    assert [restarts.delay_s(1.0, code) is None for _ in range(5)] == [False, False, False, True, True]
+    assert [restarts.delay_s(1.0, end) is None for _ in range(5)] == [False, False, False, True, True]
 
 
 def test_each_start_waits_about_twice_as_long_as_the_one_before() -> None:
@@ -125,6 +111,8 @@ def test_one_that_has_lived_for_a_while_begins_anew() -> None:
     for _ in range(10):
         assert restarts.delay_s(STEADY_S, KILLED) is not None
     assert restarts.delay_s(STEADY_S - 0.1, KILLED) is None
+    # One whose death says nothing about it does not count either.
+    assert restarts.delay_s(0.0, ProcessEnd(code=-9, is_excused=True)) is not None
 
 
 def test_one_that_is_killed_at_its_work_again_and_again_is_back_at_once_each_time() -> None:
@@ -143,7 +131,7 @@ def test_a_start_that_fails_after_work_has_begun_waits_as_the_first_ones() -> No
 
 
 def test_who_was_refused_would_be_so_again() -> None:
-    assert Restarts(most=3, seed="worker 1").delay_s(100.0, USAGE) is None
+    assert Restarts(most=3, seed="worker 1").delay_s(100.0, ProcessEnd(code=USAGE)) is None
 
 
 def test_without_restarts_nobody_comes() -> None:

@@ -1,0 +1,123 @@
+"""Starts the processes of a run, and says what their files show: knows their commands, addresses and folders."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lockstep.common.job.job import Job
+from lockstep.launch.child import HERE, LOG, WatchedProcess
+from lockstep.launch.process_backend import JOB_FILE, ProcessBackend, ProcessCommand
+from lockstep.launch.supervisor import FilesSeen, ProcessPlace, Role
+from lockstep.ps.checkpoint.folder import CheckpointFolder
+from lockstep.ps.records.convictions import read_convictions
+from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT
+from lockstep.ps.standby.storage import MIRROR
+from lockstep.runs.job_file import to_toml
+from lockstep.runs.run_dir import has_begun
+from lockstep.runs.session import Destination
+
+#: In the folder of a run: that of its standby, and what a server left whose standby has led the run to its end.
+STANDBY_FOLDER, BEFORE_TAKEOVER = "standby", "before-takeover"
+
+#: The end of the commands of processes that end with this one.
+SUPERVISED = ["--supervised", HERE]
+
+
+@dataclass
+class RunStarter:
+    """Starts the processes of one run: knows their commands, their addresses and their folders."""
+
+    job: Job
+    destination: Destination
+    #: Starts them, here or elsewhere.
+    backend: ProcessBackend
+    #: The private folder of the run, and that in which the run is to be in the end.
+    folder: Path
+    home: Path
+    #: Whether the server waits for callbacks between two epochs.
+    pauses: bool = False
+    #: Whether fewer workers than all are enough, as those that take part may not all be back.
+    takes_any: bool = False
+    #: Where the run's server listens, and its standby; empty until they do.
+    address: str = ""
+    standby_address: str = ""
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder that the run is in now: that of the standby if it leads the run."""
+        return self.destination.folder
+
+    def start(self, place: ProcessPlace) -> WatchedProcess:
+        """Start the process of a place."""
+        match place.role:
+            case Role.SERVER:
+                return self._start_server(place, *self._server_arguments(), address=self.address)
+            case Role.SHARD:
+                return self._start_server(place, self.addresses())
+            case Role.STANDBY:
+                words = [Role.SERVER.value, "--standby-of", self.address, "--run-dir", str(self.home / STANDBY_FOLDER)]
+                command = ProcessCommand(place=place, arguments=[*words, "--supervised", HERE])
+                return self.backend.start_server(command, self.folder)
+            case Role.WORKER:
+                command = ProcessCommand(place=place, arguments=[place.role.value, self.addresses(), *SUPERVISED])
+                return self.backend.start_worker(command, self.folder)
+
+    def addresses(self) -> str:
+        """Return where the run may be led from: a process that is restarted knows no other."""
+        return ",".join(filter(None, (self.address, self.standby_address)))
+
+    def follow_standby(self) -> None:
+        """Take the standby for the server."""
+        self.destination = replace(self.destination, folder=self.home / STANDBY_FOLDER, is_resumed=True)
+        self.address, self.standby_address = self.standby_address, ""
+
+    def _start_server(self, place: ProcessPlace, *words: str, address: str = "") -> WatchedProcess:
+        command = ProcessCommand(place=place, arguments=[place.role.value, *words, *SUPERVISED], address=address)
+        return self.backend.start_server(command, self.folder)
+
+    def _server_arguments(self) -> list[str]:
+        launch = self.destination.options
+        (self.folder / JOB_FILE).write_text(to_toml(self.job, launch), encoding="utf-8")
+        # One that was killed before it had begun the run begins it.
+        is_resumed = self.destination.is_resumed or has_begun(self.run_dir)
+        needed = 1 if self.takes_any else launch.min_workers or launch.workers
+        return [
+            *("--job", f"{HERE}/{JOB_FILE}"),
+            *("--resume" if is_resumed else "--run-dir", str(self.run_dir)),
+            *("--min-workers", str(needed)),
+            *(["--pause"] if self.pauses else []),
+        ]
+
+
+def run_files(starter: RunStarter, convicted: int) -> FilesSeen:
+    """Return what the files of a run show, of which so many workers were evicted for good before it was started."""
+    run, standby = starter.run_dir, starter.home / STANDBY_FOLDER
+    return FilesSeen(
+        has_begun=has_begun(run),
+        has_result=(run / RESULT).exists(),
+        has_checkpoint=has_checkpoint(run),
+        has_evicted=len(read_convictions(run)) > convicted,
+        standby_leads=leads(standby),
+        standby_can_lead=has_checkpoint(standby),
+    )
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Tell whether the run in a folder can be resumed from a checkpoint."""
+    return bool(CheckpointFolder(run / CHECKPOINTS, lambda text: None).steps())
+
+
+def leads(standby: Path) -> bool:
+    """Tell whether the run in the folder of a standby is led from there: until then, that is a mirror."""
+    return has_begun(standby) and not (standby / MIRROR).exists()
+
+
+def bring_home(folder: Path, home: Path) -> None:
+    """Move what a standby has of a run, which it led to its end, to where the run began; keep what was there."""
+    before = home / BEFORE_TAKEOVER
+    before.mkdir(exist_ok=True)
+    for path in sorted(home.iterdir()):
+        if path not in (before, folder) and path.suffix != LOG:
+            path.replace(before / path.name)
+    for path in sorted(folder.iterdir()):
+        path.replace(home / path.name)
+    folder.rmdir()
