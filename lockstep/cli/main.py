@@ -11,9 +11,9 @@ from lockstep.common.errors import LockstepError, UsageError, nearest
 from lockstep.common.files.sanitize import one_line, printable
 from lockstep.common.runtime.environment import most_open_files
 from lockstep.common.runtime.numerics import kept_numerics
-from lockstep.launch.channel import EndReport, ParentLink
 from lockstep.launch.lifetime import ignore_signals, interrupt_on_signals
-from lockstep.launch.worker_supervisor import USAGE
+from lockstep.launch.supervision.channel import EndReport, ParentLink
+from lockstep.launch.supervision.worker_supervisor import USAGE
 from lockstep.runs.own_command import own_command
 
 #: Other exit codes: a run that failed, an interrupt (128 + SIGINT, as shells have it).

@@ -18,8 +18,8 @@ from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.messages import Status
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import Clock
-from lockstep.launch.child import WatchedProcess
-from lockstep.launch.supervisor import Role
+from lockstep.launch.supervision.child import WatchedProcess
+from lockstep.launch.supervision.supervisor import Role
 
 #: The part of a run in which things happen: not before it has begun, nor when it is nearly over.
 FIRST, LAST = 0.05, 0.9

@@ -24,16 +24,16 @@ from lockstep.common.runtime.lent_process import computing
 from lockstep.common.runtime.numerics import Numerics, kept_numerics
 from lockstep.common.statemachine.machine import TimePassed, carry_out
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
-from lockstep.launch.channel import NoticeReport
 from lockstep.launch.chaos import Chaos, Interference
-from lockstep.launch.child import GRACE_S, WatchedProcess, exit_message
 from lockstep.launch.client import StatusClient
-from lockstep.launch.crew import Crew
 from lockstep.launch.lifetime import uninterrupted
 from lockstep.launch.process_backend import LocalBackend, ProcessBackend, private_folder, remove_private
 from lockstep.launch.run_end import keep_logs
 from lockstep.launch.run_starter import STANDBY_FOLDER, RunStarter, bring_home, leads, run_files
-from lockstep.launch.supervisor import (
+from lockstep.launch.supervision.channel import NoticeReport
+from lockstep.launch.supervision.child import GRACE_S, WatchedProcess, exit_message
+from lockstep.launch.supervision.crew import Crew
+from lockstep.launch.supervision.supervisor import (
     SERVER,
     STANDBY,
     UNANSWERED,
@@ -56,7 +56,7 @@ from lockstep.launch.supervisor import (
     SupervisorEffect,
     SupervisorEvent,
 )
-from lockstep.launch.worker_supervisor import USAGE
+from lockstep.launch.supervision.worker_supervisor import USAGE
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.convictions import read_convictions
 from lockstep.ps.records.recorder import NO_TRANSPORT, Setting

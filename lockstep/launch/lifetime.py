@@ -15,7 +15,7 @@ from types import FrameType
 from lockstep.common.errors import LockstepError
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.runtime.interrupts import interrupt
-from lockstep.launch.child import LOG
+from lockstep.launch.supervision.child import LOG
 
 #: What stands for a signal's handler: a function, a constant of the system, or nothing that Python knows of.
 Handler = Callable[[int, FrameType | None], object] | int | signal.Handlers | None

@@ -12,8 +12,8 @@ from lockstep.common.errors import UsageError
 from lockstep.common.protocol.messages import Status
 from lockstep.common.runtime.clock import Clock, SystemClock
 from lockstep.common.transport.shared_memory.folder import SharedFolder
-from lockstep.launch.child import Child
 from lockstep.launch.process_backend import private_folder, remove_private
+from lockstep.launch.supervision.child import Child
 from lockstep.results.reports.display import Display
 from lockstep.runs.optional_packages import demand
 from lockstep.runs.own_command import own_command

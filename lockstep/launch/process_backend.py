@@ -15,9 +15,9 @@ from lockstep.common.transport.port import ClientPort
 from lockstep.common.transport.shared_memory.folder import SharedFolder, sweep
 from lockstep.common.transport.transports import TRANSPORTS
 from lockstep.common.transport.zeromq.ports import dial
-from lockstep.launch.child import LOG, Child, WatchedProcess
 from lockstep.launch.endpoints import make_token
-from lockstep.launch.supervisor import ProcessPlace, Role
+from lockstep.launch.supervision.child import LOG, Child, WatchedProcess
+from lockstep.launch.supervision.supervisor import ProcessPlace, Role
 from lockstep.launch.team import team_arguments
 
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lockstep.common.job.job import Job
-from lockstep.launch.child import HERE, LOG, WatchedProcess
 from lockstep.launch.process_backend import JOB_FILE, ProcessBackend, ProcessCommand
-from lockstep.launch.supervisor import FilesSeen, ProcessPlace, Role
+from lockstep.launch.supervision.child import HERE, LOG, WatchedProcess
+from lockstep.launch.supervision.supervisor import FilesSeen, ProcessPlace, Role
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.convictions import read_convictions
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT

@@ -27,10 +27,10 @@ from lockstep.common.transport.port import ClientPort, Dial, Limits, ServerPort
 from lockstep.common.transport.shared_memory.folder import shared_root, sweep
 from lockstep.common.transport.transports import TRANSPORTS, MemorySharing, Transport
 from lockstep.common.transport.zeromq.ports import dial, serve
-from lockstep.launch.channel import ERRORS, ListeningReport, ParentLink
 from lockstep.launch.endpoints import WARNING, dialled, nearby
 from lockstep.launch.page_process import PageRequest, page_beside, watched
 from lockstep.launch.run_end import kept_on_failure, show_end
+from lockstep.launch.supervision.channel import ERRORS, ListeningReport, ParentLink
 from lockstep.ps.checkpoint.resuming import Resumption, coordinator_of
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.effects import Finish

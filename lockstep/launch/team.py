@@ -9,12 +9,12 @@ from threading import Event
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.environment import cores, kept_to_core
-from lockstep.launch.channel import ChildReport
-from lockstep.launch.child import GRACE_S, WatchedProcess, exit_message
-from lockstep.launch.crew import Crew
 from lockstep.launch.lifetime import uninterrupted
-from lockstep.launch.supervisor import ProcessPlace, Role
-from lockstep.launch.worker_supervisor import WorkerSupervisor
+from lockstep.launch.supervision.channel import ChildReport
+from lockstep.launch.supervision.child import GRACE_S, WatchedProcess, exit_message
+from lockstep.launch.supervision.crew import Crew
+from lockstep.launch.supervision.supervisor import ProcessPlace, Role
+from lockstep.launch.supervision.worker_supervisor import WorkerSupervisor
 from lockstep.worker.team.meeting import MeetingPlace
 
 #: Seconds between two looks whether a process has died: short, since its team waits for it at the next step.

@@ -22,7 +22,6 @@ from lockstep.common.runtime.environment import own_environment
 from lockstep.common.transport.auth.keys import SERVER
 from lockstep.common.transport.port import ClientPort
 from lockstep.common.transport.zeromq.ports import dial
-from lockstep.launch.child import Child, WatchedProcess
 from lockstep.launch.client import conclude, say
 from lockstep.launch.cluster import train_on
 from lockstep.launch.endpoints import WARNING, server_credential
@@ -30,6 +29,7 @@ from lockstep.launch.process_backend import ProcessCommand, start_here
 from lockstep.launch.remote.host_team import HostTeam
 from lockstep.launch.remote.launcher import LauncherPlace, detect
 from lockstep.launch.run_end import kept_on_failure, show_end
+from lockstep.launch.supervision.child import Child, WatchedProcess
 from lockstep.launch.team import default_processes, team_arguments
 from lockstep.results.reports.display import display_for, print_plainly
 from lockstep.runs.run_dir import finished, has_begun, resumed_job

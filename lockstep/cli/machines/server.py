@@ -27,7 +27,6 @@ from lockstep.common.protocol.messages import StandbyAddress
 from lockstep.common.protocol.run_options import OF_A_SERVER
 from lockstep.common.transport.address import parse
 from lockstep.common.transport.auth.credentials import Lock, ServerKeys
-from lockstep.launch.channel import ParentLink
 from lockstep.launch.endpoints import dial_with, lock_of, server_credential
 from lockstep.launch.lifetime import ends_with_parent
 from lockstep.launch.page_process import PageRequest
@@ -35,6 +34,7 @@ from lockstep.launch.remote.rejoin import FolderHolds, found_in, show_finished, 
 from lockstep.launch.remote.standby import HANDED_OVER, StandbyRequest, follow, stand_by
 from lockstep.launch.run_end import keep_logs
 from lockstep.launch.serve import Listening, Service, serve_by_hand, serve_supervised
+from lockstep.launch.supervision.channel import ParentLink
 from lockstep.runs.job_groups import CHECKPOINT_FIELDS
 from lockstep.runs.optional_packages import demand
 from lockstep.runs.run_dir import check_resume_flags, finished, resumed_job, unclaim

@@ -13,9 +13,9 @@ from lockstep.common.statemachine.client import ClientConfig
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.ports import serve, server_at, wait_for_any
-from lockstep.launch.channel import ParentLink
 from lockstep.launch.client import own_join, say, shard_join, take_part
 from lockstep.launch.endpoints import WARNING, bind_near, dial_with, dialled, keyed, lock_of, server_credential
+from lockstep.launch.supervision.channel import ParentLink
 from lockstep.ps.shard_process.shell import ShardShell
 from lockstep.ps.shard_process.state import SILENCE_S, ShardState
 

@@ -20,14 +20,14 @@ from lockstep.common.statemachine.client import ClientConfig, Exit
 from lockstep.common.transport.auth.credentials import ClientKeys, Credential
 from lockstep.common.transport.shared_memory.folder import shared_root
 from lockstep.common.transport.zeromq.ports import dial, server_at, wait_for_any
-from lockstep.launch.channel import ParentLink
-from lockstep.launch.child import HERE, Child
 from lockstep.launch.client import DONE, own_join, say, take_part
-from lockstep.launch.crew import Crew
 from lockstep.launch.endpoints import check_worker_key, credential_of, dial_with, keyed, signer_of
 from lockstep.launch.lifetime import ends_with_parent, uninterrupted
 from lockstep.launch.process_backend import private_folder, remove_private
-from lockstep.launch.supervisor import ProcessPlace
+from lockstep.launch.supervision.channel import ParentLink
+from lockstep.launch.supervision.child import HERE, Child
+from lockstep.launch.supervision.crew import Crew
+from lockstep.launch.supervision.supervisor import ProcessPlace
 from lockstep.launch.team import TeamSupervisor, default_processes, own_core, team_arguments
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import SILENCE_S, WorkerState

@@ -6,7 +6,7 @@ import click
 
 from lockstep.cli.options.completion import RunPath
 from lockstep.cli.options.types import moment
-from lockstep.launch.channel import ParentLink
+from lockstep.launch.supervision.channel import ParentLink
 
 #: Passes a command, as its first argument, the link to the process that has started this one.
 passes_link = click.make_pass_decorator(ParentLink, ensure=True)

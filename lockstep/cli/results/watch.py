@@ -10,9 +10,9 @@ from lockstep.cli.options.job import takes_trust
 from lockstep.cli.options.run import KEY_OPTION, passes_link
 from lockstep.common.errors import UsageError
 from lockstep.common.transport.address import parse
-from lockstep.launch.channel import ListeningReport, ParentLink
 from lockstep.launch.client import say
 from lockstep.launch.page_process import LOOPBACK, demand_page
+from lockstep.launch.supervision.channel import ListeningReport, ParentLink
 
 
 @click.command(short_help="Show runs live in a browser.")

@@ -29,13 +29,13 @@ from lockstep.common.transport.auth.keys import SERVER, KeyFolder
 from lockstep.common.transport.port import ClientPort
 from lockstep.common.transport.transports import TRANSPORTS
 from lockstep.common.transport.zeromq.ports import dial
-from lockstep.launch.child import LOG, Child, ProcessLog, WatchedProcess
 from lockstep.launch.endpoints import address_towards, server_credential, tcp_address
 from lockstep.launch.lifetime import interrupt_on_signals, uninterrupted
 from lockstep.launch.process_backend import ProcessCommand, private_folder, remove_private, start_here
 from lockstep.launch.remote.agent import LaunchAgent
 from lockstep.launch.remote.places import Core, TeamPlaces
 from lockstep.launch.remote.ray_child import RayTeam
+from lockstep.launch.supervision.child import LOG, Child, ProcessLog, WatchedProcess
 from lockstep.results.reports.display import Display
 
 #: Seconds between two polls for cores, and between two reminders that they are awaited.

@@ -26,11 +26,11 @@ from lockstep.common.transport.auth.credentials import SERVER_NAME, ClientKeys, 
 from lockstep.common.transport.auth.keys import STANDBY, AllowList, SecretKey, read_key
 from lockstep.common.transport.port import ServerPort
 from lockstep.common.transport.zeromq.ports import wait_for_any
-from lockstep.launch.channel import ListeningReport, ParentLink
 from lockstep.launch.endpoints import WARNING, dial_with, dialled, lock_of, nearby, server_credential
 from lockstep.launch.remote.rejoin import FolderHolds, found_in, has_led_as_standby, set_aside
 from lockstep.launch.run_end import kept_on_failure, show_end
 from lockstep.launch.serve import Listening, LoggedLines, Service, serve_by_hand, serve_run
+from lockstep.launch.supervision.channel import ListeningReport, ParentLink
 from lockstep.ps.records.ledger import WorkerIn
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import LEDGER, read_ledger, read_receipt

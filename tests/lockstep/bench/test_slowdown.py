@@ -15,8 +15,8 @@ from lockstep.common.protocol.messages import Status
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock, SystemClock
 from lockstep.launch.chaos import RunProcesses
-from lockstep.launch.child import WatchedProcess
-from lockstep.launch.supervisor import Role
+from lockstep.launch.supervision.child import WatchedProcess
+from lockstep.launch.supervision.supervisor import Role
 from lockstep.runs.job_file import resolve
 from tests.lockstep.statuses import status
 

@@ -3,8 +3,8 @@
 import signal
 from dataclasses import dataclass, field
 
-from lockstep.launch.channel import ChildReport, EndReport
-from lockstep.launch.child import WatchedProcess
+from lockstep.launch.supervision.channel import ChildReport, EndReport
+from lockstep.launch.supervision.child import WatchedProcess
 
 
 @dataclass

@@ -13,7 +13,6 @@ from lockstep.common.errors import UsageError
 from lockstep.common.protocol.messages import Status
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock
-from lockstep.launch.channel import ReportReader
 from lockstep.launch.chaos import (
     DISTURBANCE_S,
     Chaos,
@@ -23,8 +22,9 @@ from lockstep.launch.chaos import (
     parse_chaos,
     planned_actions,
 )
-from lockstep.launch.child import Child, ProcessLog
-from lockstep.launch.supervisor import Role
+from lockstep.launch.supervision.channel import ReportReader
+from lockstep.launch.supervision.child import Child, ProcessLog
+from lockstep.launch.supervision.supervisor import Role
 from tests.lockstep.launch.processes import Pretended
 from tests.lockstep.statuses import status
 

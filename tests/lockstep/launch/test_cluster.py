@@ -7,11 +7,11 @@ import pytest
 
 from lockstep.common.errors import DivergedError, FailureKind, JobError, LockstepError, RunError, UsageError
 from lockstep.common.protocol.run_options import RunOptions
-from lockstep.launch.channel import EndReport
-from lockstep.launch.child import ProcessLog
 from lockstep.launch.cluster import check_launch, server_error
 from lockstep.launch.run_starter import BEFORE_TAKEOVER, STANDBY_FOLDER, bring_home, leads
-from lockstep.launch.worker_supervisor import USAGE
+from lockstep.launch.supervision.channel import EndReport
+from lockstep.launch.supervision.child import ProcessLog
+from lockstep.launch.supervision.worker_supervisor import USAGE
 from lockstep.ps.standby.storage import MIRROR
 from tests.lockstep.launch.processes import Pretended
 

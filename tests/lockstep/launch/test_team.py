@@ -10,13 +10,13 @@ import pytest
 from lockstep.common.protocol.messages import PROCESSES_LIMIT
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.runtime.clock import ManualClock
-from lockstep.launch.channel import ChildReport, EndReport
-from lockstep.launch.child import ProcessLog, WatchedProcess
-from lockstep.launch.crew import Crew
 from lockstep.launch.process_backend import LocalBackend
-from lockstep.launch.supervisor import ProcessPlace
+from lockstep.launch.supervision.channel import ChildReport, EndReport
+from lockstep.launch.supervision.child import ProcessLog, WatchedProcess
+from lockstep.launch.supervision.crew import Crew
+from lockstep.launch.supervision.supervisor import ProcessPlace
+from lockstep.launch.supervision.worker_supervisor import USAGE
 from lockstep.launch.team import MOST_RESTARTS, TeamSupervisor, team_arguments
-from lockstep.launch.worker_supervisor import USAGE
 from tests.lockstep.launch.processes import Pretended
 
 

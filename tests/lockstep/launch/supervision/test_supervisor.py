@@ -7,7 +7,7 @@ import pytest
 
 from lockstep.common.errors import ProtocolError
 from lockstep.common.statemachine.machine import TimePassed
-from lockstep.launch.supervisor import (
+from lockstep.launch.supervision.supervisor import (
     GRACE_S,
     LATE_S,
     SERVER,
@@ -34,7 +34,7 @@ from lockstep.launch.supervisor import (
     SupervisorEvent,
     SupervisorPhase,
 )
-from lockstep.launch.worker_supervisor import FIRST_S, INTERRUPTED, STEADY_S, USAGE, ProcessEnd
+from lockstep.launch.supervision.worker_supervisor import FIRST_S, INTERRUPTED, STEADY_S, USAGE, ProcessEnd
 
 WORKERS = [ProcessPlace(Role.WORKER, number) for number in range(2)]
 SHARDS = [ProcessPlace(Role.SHARD, number) for number in (1, 2)]

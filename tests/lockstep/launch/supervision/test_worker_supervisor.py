@@ -2,7 +2,7 @@
 
 import pytest
 
-from lockstep.launch.worker_supervisor import (
+from lockstep.launch.supervision.worker_supervisor import (
     BEGUN_S,
     FIRST_S,
     MOST_S,

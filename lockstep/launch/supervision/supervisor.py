@@ -13,7 +13,7 @@ from typing import ClassVar
 from msgspec import Struct
 
 from lockstep.common.statemachine.machine import IGNORED, Machine, TimePassed, TransitionTable, leads, table_of
-from lockstep.launch.worker_supervisor import INTERRUPTED, ProcessEnd, Restarts, WorkerSupervisor
+from lockstep.launch.supervision.worker_supervisor import INTERRUPTED, ProcessEnd, Restarts, WorkerSupervisor
 
 #: Seconds in which a server that misses another process ends by itself, and reports why.
 GRACE_S = 2.0

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.runtime.environment import child_environment
-from lockstep.launch.channel import ChildReport, EndReport, ListeningReport, ReportReader
-from lockstep.launch.worker_supervisor import ProcessEnd
+from lockstep.launch.supervision.channel import ChildReport, EndReport, ListeningReport, ReportReader
+from lockstep.launch.supervision.worker_supervisor import ProcessEnd
 
 #: How the names of logs end.
 LOG = ".log"

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from lockstep.launch.child import ProcessLog, WatchedProcess
-from lockstep.launch.crew import Crew
-from lockstep.launch.supervisor import SERVER, STANDBY, ProcessPlace, Role
-from lockstep.launch.worker_supervisor import ProcessEnd
+from lockstep.launch.supervision.child import ProcessLog, WatchedProcess
+from lockstep.launch.supervision.crew import Crew
+from lockstep.launch.supervision.supervisor import SERVER, STANDBY, ProcessPlace, Role
+from lockstep.launch.supervision.worker_supervisor import ProcessEnd
 from tests.lockstep.launch.processes import Pretended
 
 WORKER = ProcessPlace(Role.WORKER)

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from lockstep.launch.child import WatchedProcess, end_all
-from lockstep.launch.supervisor import ProcessPlace, Role
-from lockstep.launch.worker_supervisor import ProcessEnd
+from lockstep.launch.supervision.child import WatchedProcess, end_all
+from lockstep.launch.supervision.supervisor import ProcessPlace, Role
+from lockstep.launch.supervision.worker_supervisor import ProcessEnd
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 
 from lockstep.common.errors import ComputeError, DivergedError, FailureKind, RunError, UnreachableError
 from lockstep.common.runtime.notice import notice
-from lockstep.launch.channel import (
+from lockstep.launch.supervision.channel import (
     ChildReport,
     EndReport,
     ListeningReport,
@@ -24,7 +24,7 @@ LISTENING = ListeningReport(address="tcp://h:1")
 CHILD = """
 import os
 from lockstep.common.runtime.notice import warning
-from lockstep.launch.channel import EndReport, ListeningReport, ParentLink
+from lockstep.launch.supervision.channel import EndReport, ListeningReport, ParentLink
 link = ParentLink()
 link.say("before")
 link.open()

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lockstep.launch.child import TAIL_LINES, Child, ProcessLog, exit_message
-from lockstep.launch.worker_supervisor import USAGE
+from lockstep.launch.supervision.child import TAIL_LINES, Child, ProcessLog, exit_message
+from lockstep.launch.supervision.worker_supervisor import USAGE
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1\nValueError: boom'
 
