@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any
 
 import lockstep.common.statemachine.client as client
+import lockstep.launch.supervision.supervisor as supervisor
 import lockstep.ps.coordinator.transitions as coordinator
 import lockstep.ps.shard_group.group as shard_group
 import lockstep.ps.shard_process.state as shard_process
@@ -37,6 +38,12 @@ MACHINES = (
     Machine("A shard in the run", shard_process.ShardPhase, shard_process.TRANSITIONS, "ps/shard_process"),
     Machine("The group of servers", shard_group.GroupPhase, shard_group.TRANSITIONS, "ps/shard_group"),
     Machine("A standby", standby.StandbyPhase, standby.TRANSITIONS, "ps/standby"),
+    Machine(
+        "The servers of a run, as `train` restarts them",
+        supervisor.SupervisorPhase,
+        supervisor.TRANSITIONS,
+        "launch/supervision",
+    ),
 )
 
 

@@ -151,14 +151,17 @@ SupervisorEffect = StartProcess | StopProcess | ReportDeath | FollowStandby | Pr
 
 
 class SupervisorPhase(Enum):
-    """How a run's servers are."""
+    """The state of a run's servers."""
 
+    #: The first server has been started, and does not listen yet.
     STARTING = "starting"
+    #: All servers run, or are about to be back.
     SERVING = "serving"
-    #: One of them is gone, and the first one has a moment to end by itself.
+    #: A shard is gone for good, and the first server has a moment to end by itself.
     MISSING = "missing"
-    #: All are gone, and start again soon.
+    #: All servers are gone, and start again soon.
     RESTARTING = "restarting"
+    #: The run is not continued.
     OVER = "over"
 
 
