@@ -1,7 +1,9 @@
 """Starts the processes of a run, and says what their files show: knows their commands, addresses and folders."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from lockstep.common.job.job import Job
 from lockstep.launch.process_backend import JOB_FILE, ProcessBackend, ProcessCommand

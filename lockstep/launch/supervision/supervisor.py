@@ -208,8 +208,7 @@ class FilesSeen(Struct, frozen=True, kw_only=True):
     standby_can_lead: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class SupervisorConfig:
+class SupervisorConfig(Struct, frozen=True, kw_only=True):
     """What a run's supervisor keeps going."""
 
     workers: int
@@ -240,8 +239,8 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
     #: When the server was last started, and the most steps that the run had made then.
     _started_s: float = 0.0
     _started_steps: int = 0
-    #: The shards and the standby that have ended, and were not replaced.
-    _gone: dict[ProcessPlace, ProcessEnd] = field(default_factory=dict)
+    #: The shards that have ended and were not replaced, and the standby unless it runs.
+    _gone: dict[ProcessPlace, ProcessEnd] = field(default_factory=lambda: {STANDBY: ProcessEnd(code=0)})
     #: When servers are restarted, and until when the first one may end by itself.
     _due: dict[ProcessPlace, float] = field(default_factory=dict)
     _grace_s: float = math.inf
@@ -300,7 +299,9 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
             ]
             started = self.workers.start_all(self.config.workers, now)
             effects += [StartProcess(place=ProcessPlace(Role.WORKER, number)) for number in started]
-            effects += [StartProcess(place=STANDBY)] if self.config.has_standby else []
+            if self.config.has_standby:
+                self._gone.pop(STANDBY, None)
+                effects.append(StartProcess(place=STANDBY))
         return effects
 
     def _ended(self, ends: Mapping[ProcessPlace, ProcessEnd], now: float) -> list[SupervisorEffect]:
@@ -351,7 +352,7 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
 
     def _has_heir(self, server: ProcessEnd, files: FilesSeen) -> bool:
         """Tell whether the standby leads the run of a server that has ended, or can lead it."""
-        if not self.config.has_standby or STANDBY in self._gone:
+        if STANDBY in self._gone:
             return False
         # One that was interrupted has told its standby that the run is over.
         return files.standby_leads or (server.code != INTERRUPTED and files.standby_can_lead)

@@ -261,6 +261,12 @@ def test_a_server_that_ends_is_followed_to_a_standby_that_leads_or_can(
         assert deaths(scene.ended(SERVER, end=KILLED)) == [(SERVER, Outlook.RESTARTED)]
 
 
+def test_a_standby_that_was_not_started_is_not_followed_whatever_an_earlier_one_has_left() -> None:
+    scene = Scene(CAN_LEAD, has_standby=True)
+    scene.happened(RunStarted())
+    assert deaths(scene.ended(SERVER, end=KILLED)) == [(SERVER, Outlook.RESTARTED)]
+
+
 def test_a_standby_that_is_gone_is_not_followed() -> None:
     scene = Scene(CAN_LEAD, has_standby=True).served()
     assert scene.ended(STANDBY, end=KILLED) == []
