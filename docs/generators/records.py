@@ -1,7 +1,5 @@
 """The files of a run's folder: the schemas of their lines and objects, and the figures for Prometheus."""
 
-import ast
-import inspect
 from typing import Any, get_args
 
 from docs.generators.tables import code, fields_table, first_sentence, table
@@ -60,30 +58,12 @@ def _record(title: str, kind: Any) -> str:
 
 
 def prometheus_metrics() -> str:
-    """Return the metrics of `/metrics`, from the calls that make them."""
-    rows = []
-    for node in ast.walk(ast.parse(inspect.getsource(exposition))):
-        match node:
-            case ast.Call(func=ast.Name(id=function), args=[ast.Constant(value=name), ast.Constant(value=text), *_]):
-                if function.endswith("MetricFamily"):
-                    rows.append(_metric(node.lineno, function, str(name), str(text), node))
-            case ast.Tuple(elts=[ast.Constant(value=str(name)), ast.Constant(value=str(text)), _]):
-                if name.startswith("lockstep_"):
-                    rows.append(_metric(node.lineno, "GaugeMetricFamily", name, text, node))
-    return table(("metric", "type", "labels", "what it is"), [row for _, row in sorted(rows)])
-
-
-def _metric(line: int, function: str, name: str, text: str, node: ast.Call | ast.Tuple) -> tuple[int, list[str]]:
-    kind = function.removesuffix("MetricFamily").lower()
-    suffix = {"counter": "_total", "info": "_info"}.get(kind, "")
-    keywords = node.keywords if isinstance(node, ast.Call) else []
-    labels = [ast.literal_eval(each.value) for each in keywords if each.arg == "labels"]
-    if isinstance(node, ast.Call) and kind == "info":
-        match node.args[2]:
-            case ast.Dict(keys=keys):
-                labels = [[key.value for key in keys if isinstance(key, ast.Constant)]]
-    shown = ", ".join(code(label) for each in labels for label in each)
-    return line, [code(name + suffix), kind, shown, text]
+    """Return the metrics of `/metrics`."""
+    rows = [[code("lockstep_run_info"), "info", ", ".join(map(code, exposition.RUN_LABELS)), exposition.RUN_TEXT]]
+    for metric in exposition.METRICS:
+        name = f"lockstep_{metric.name}{'_total' if metric.kind == 'counter' else ''}"
+        rows.append([code(name), metric.kind, code(metric.label) if metric.label else "", metric.text])
+    return table(("metric", "type", "labels", "what it is"), rows)
 
 
 #: For the check that each field is explained.

@@ -152,13 +152,6 @@ def test_each_field_of_a_file_is_explained(kind: type) -> None:
     assert [name for name, text in rows if not text.strip()] == [], comments
 
 
-def test_the_metrics_for_prometheus_are_all_there() -> None:
-    source = (ROOT / "lockstep" / "results" / "watch" / "exposition.py").read_text(encoding="utf-8")
-    families = set(re.findall(r'"(lockstep_\w+)"', source))
-    rows = re.findall(r"^\| `(lockstep_\w+)` \|", records.prometheus_metrics(), re.MULTILINE)
-    assert {re.sub("_(total|info)$", "", name) for name in rows} == {re.sub("_info$", "", name) for name in families}
-
-
 def test_the_errors_and_the_codes_are_all_there() -> None:
     text = outcomes.error_classes()
     from lockstep.common import errors

@@ -1,45 +1,159 @@
-"""A run's figures for Prometheus. Names and units follow its conventions; docs/how-to/watch.md lists them."""
+"""A run's figures for Prometheus, one declared table. Names and units follow its conventions.
+
+docs/how-to/watch.md lists them, and the reference is made from the table.
+"""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from operator import attrgetter
+from typing import Literal
 
+import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from lockstep.results.reports.plots.curves import parts_of
-from lockstep.results.watch.run_view import RunState, RunView
+from lockstep.results.watch.run_view import RunState, RunView, Snapshot
 
-#: Metrics by name: their text, and the field of `Figures`, of the snapshot or of the last epoch that has their value.
-OF_FIGURES = (
-    ("steps_done", "Training steps that are complete.", "step"),
-    ("steps_planned", "Training steps of the whole run.", "steps"),
-    ("epoch", "The epoch at hand, from 1.", "epoch"),
-    ("train_loss", "Mean loss over the samples of the last step.", "loss"),
-    ("train_accuracy_ratio", "Accuracy over the samples of the last step, 0 to 1.", "accuracy"),
-    ("train_r2", "R² over the samples of the last step.", "r2"),
-    ("learning_rate", "Learning rate of the last step.", "lr"),
-    ("remaining_seconds", "Expected seconds until the end of the run.", "left_s"),
-)
-OF_SNAPSHOT = (
-    ("restarts", "Times that the run was resumed.", "restarts"),
-    ("leases_copied", "Leases whose results were not used, since another worker was faster.", "copied"),
-    ("leases_reassigned", "Leases that went to another worker, since theirs was late or gone.", "reassigned"),
-    ("audits", "Micro-batches that a second worker computed.", "audited"),
-    ("refused_connections", "Connections that the server has rejected.", "refused"),
-)
-OF_EPOCH = (
-    ("test_loss", "Loss on the test set after the last epoch.", "test_loss"),
-    ("test_accuracy_ratio", "Accuracy on the test set after the last epoch, 0 to 1.", "test_accuracy"),
-    ("test_r2", "R² on the test set after the last epoch.", "test_r2"),
-    ("validation_loss", "Loss on the validation set after the last epoch.", "val_loss"),
-    ("validation_accuracy_ratio", "Accuracy on the validation set after the last epoch, 0 to 1.", "val_accuracy"),
-    ("validation_r2", "R² on the validation set after the last epoch.", "val_r2"),
+#: A number, or one for each value of a label; None if the run has none.
+Value = float | Mapping[str, float] | None
+
+
+class ExportedMetric(msgspec.Struct, frozen=True):
+    """One metric: its name without `lockstep_`, what it is, and where its value comes from."""
+
+    name: str
+    text: str
+    of: Callable[[RunView, Snapshot], Value]
+    #: The name of the label by which it has several values; empty if it has one.
+    label: str = ""
+    kind: Literal["gauge", "counter"] = "gauge"
+
+    def family(self, value: float | Mapping[str, float]) -> Metric:
+        """Return the metric as the library writes it."""
+        kind = GaugeMetricFamily if self.kind == "gauge" else CounterMetricFamily
+        if not isinstance(value, Mapping):
+            return kind(f"lockstep_{self.name}", self.text, value)
+        family = kind(f"lockstep_{self.name}", self.text, labels=[self.label])
+        for each, number in value.items():
+            family.add_metric([each], number)
+        return family
+
+
+def _figure(field: str) -> Callable[[RunView, Snapshot], Value]:
+    """Return what reads a figure of the snapshot, or one of its fields."""
+    read = attrgetter(field)
+    return lambda view, snapshot: read(snapshot)
+
+
+def _last_epoch(field: str) -> Callable[[RunView, Snapshot], Value]:
+    """Return what reads a figure of the last epoch."""
+    read = attrgetter(field)
+    return lambda view, snapshot: read(snapshot.epochs[-1]) if snapshot.epochs else None
+
+
+def _states(view: RunView, snapshot: Snapshot) -> Value:
+    return {one.value: float(one is snapshot.state) for one in RunState}
+
+
+def _has_steps(view: RunView) -> bool:
+    """Tell whether the run's steps are known: a server reports where its run is, and not what each step took."""
+    return view.status is None or view.has_folder
+
+
+def _samples(view: RunView, snapshot: Snapshot) -> Value:
+    return float(view.metrics.steps["samples"].sum()) if _has_steps(view) else None
+
+
+def _crossed(view: RunView, snapshot: Snapshot) -> Value:
+    steps = view.metrics.steps
+    crossed = {vector: float(steps[f"{vector}_bytes"].sum()) for vector in ("sums", "weights")}
+    return crossed if _has_steps(view) else None
+
+
+def _seconds(view: RunView, snapshot: Snapshot) -> Value:
+    parts = parts_of(view.metrics.steps.__getitem__)
+    return {part: float(values.sum()) for part, values in parts.items()} if _has_steps(view) else None
+
+
+def _processes(view: RunView, snapshot: Snapshot) -> Value:
+    counts = Counter[str]()
+    for worker in snapshot.workers:
+        counts[worker.state] += worker.processes
+    return None if view.status is None else dict(sorted(counts.items()))
+
+
+def _teams(view: RunView, snapshot: Snapshot) -> Value:
+    counts = Counter(worker.state for worker in snapshot.workers)
+    return None if view.status is None else dict(sorted(counts.items()))
+
+
+def _shares(view: RunView, snapshot: Snapshot) -> Value:
+    return {str(worker.rank): worker.share for worker in snapshot.workers}
+
+
+#: All metrics, in the order in which they are written.
+METRICS = (
+    ExportedMetric("run_state", "1 for the state that the run is in.", _states, "state"),
+    ExportedMetric("steps_done", "Training steps that are complete.", _figure("figures.step")),
+    ExportedMetric("steps_planned", "Training steps of the whole run.", _figure("figures.steps")),
+    ExportedMetric("epoch", "The current epoch, from 1.", _figure("figures.epoch")),
+    ExportedMetric("train_loss", "Mean loss over the samples of the last step.", _figure("figures.loss")),
+    ExportedMetric(
+        "train_accuracy_ratio", "Accuracy over the samples of the last step, 0 to 1.", _figure("figures.accuracy")
+    ),
+    ExportedMetric("train_r2", "R² over the samples of the last step.", _figure("figures.r2")),
+    ExportedMetric("learning_rate", "Learning rate of the last step.", _figure("figures.lr")),
+    ExportedMetric("remaining_seconds", "Expected seconds until the end of the run.", _figure("figures.left_s")),
+    ExportedMetric("restarts", "Times that the run was resumed.", _figure("restarts"), kind="counter"),
+    ExportedMetric(
+        "leases_copied",
+        "Leases whose results were not used, because another worker was faster.",
+        _figure("copied"),
+        kind="counter",
+    ),
+    ExportedMetric(
+        "leases_reassigned",
+        "Leases that went to another worker, because the first one was late or gone.",
+        _figure("reassigned"),
+        kind="counter",
+    ),
+    ExportedMetric("audits", "Micro-batches that a second worker computed.", _figure("audited"), kind="counter"),
+    ExportedMetric(
+        "refused_connections", "Connections that the server has rejected.", _figure("refused"), kind="counter"
+    ),
+    ExportedMetric("test_loss", "Loss on the test set after the last epoch.", _last_epoch("test_loss")),
+    ExportedMetric(
+        "test_accuracy_ratio", "Accuracy on the test set after the last epoch, 0 to 1.", _last_epoch("test_accuracy")
+    ),
+    ExportedMetric("test_r2", "R² on the test set after the last epoch.", _last_epoch("test_r2")),
+    ExportedMetric("validation_loss", "Loss on the validation set after the last epoch.", _last_epoch("val_loss")),
+    ExportedMetric(
+        "validation_accuracy_ratio",
+        "Accuracy on the validation set after the last epoch, 0 to 1.",
+        _last_epoch("val_accuracy"),
+    ),
+    ExportedMetric("validation_r2", "R² on the validation set after the last epoch.", _last_epoch("val_r2")),
+    ExportedMetric(
+        "metric",
+        "Other metrics of the job after the last epoch: f1 of training samples, test_f1, val_f1.",
+        _last_epoch("metrics"),
+        "name",
+    ),
+    ExportedMetric("samples", "Training samples whose gradients were used.", _samples, kind="counter"),
+    ExportedMetric("wire_bytes", "Bytes that crossed sockets.", _crossed, "vector", "counter"),
+    ExportedMetric(
+        "step_seconds", "Seconds of training steps, by what they were spent on.", _seconds, "part", "counter"
+    ),
+    ExportedMetric("workers", "Worker processes by state, as the server reports it.", _processes, "state"),
+    ExportedMetric("teams", "Teams of worker processes by state, as the server reports it.", _teams, "state"),
+    ExportedMetric("worker_share_ratio", "Part of the last steps that a team computed, 0 to 1.", _shares, "rank"),
 )
 
-Family = TypeVar("Family", GaugeMetricFamily, CounterMetricFamily)
+#: The metric whose labels name the run: always 1.
+RUN_TEXT, RUN_LABELS = "The run and its model: always 1.", ("run", "model")
 
 
 @dataclass(eq=False)
@@ -51,8 +165,12 @@ class RunCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics that the run has a value of."""
         with self.view.lock:
-            for part in (_of_run, _of_steps, _of_workers):
-                yield from part(self.view)
+            snapshot = self.view.snapshot()
+            named = (snapshot.name, snapshot.model)
+            yield InfoMetricFamily("lockstep_run", RUN_TEXT, dict(zip(RUN_LABELS, named, strict=True)))
+            for metric in METRICS:
+                if (value := metric.of(self.view, snapshot)) is not None and value != {}:
+                    yield metric.family(value)
 
 
 def exposition(view: RunView) -> bytes:
@@ -60,62 +178,3 @@ def exposition(view: RunView) -> bytes:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(RunCollector(view))
     return generate_latest(registry)
-
-
-def _of_run(view: RunView) -> Iterator[Metric]:
-    snapshot = view.snapshot()
-    named = {"run": snapshot.name, "model": snapshot.model}
-    yield InfoMetricFamily("lockstep_run", "The run, its model and its job.", named)
-    states = {one.value: float(one is snapshot.state) for one in RunState}
-    yield _labelled(GaugeMetricFamily, "run_state", "1 for the state that the run is in.", "state", states)
-    yield from _each(GaugeMetricFamily, OF_FIGURES, snapshot.figures)
-    yield from _each(CounterMetricFamily, OF_SNAPSHOT, snapshot)
-    if view.metrics.epochs:
-        last = view.metrics.epochs[-1]
-        yield from _each(GaugeMetricFamily, OF_EPOCH, last)
-        if last.metrics:
-            text = "Other metrics of the job after the last epoch: f1 of training samples, test_f1, val_f1."
-            yield _labelled(GaugeMetricFamily, "metric", text, "name", last.metrics)
-
-
-def _of_steps(view: RunView) -> Iterator[Metric]:
-    if view.status is not None and not view.has_folder:
-        return  # a server says where its run is, and not what each step took
-    steps = view.metrics.steps
-    samples = float(steps["samples"].sum())
-    yield CounterMetricFamily("lockstep_samples", "Training samples whose gradients were used.", samples)
-    crossed = {vector: float(steps[f"{vector}_bytes"].sum()) for vector in ("sums", "weights")}
-    yield _labelled(CounterMetricFamily, "wire_bytes", "Bytes that crossed sockets.", "vector", crossed)
-    seconds = {part: float(values.sum()) for part, values in parts_of(steps.__getitem__).items()}
-    text = "Seconds of training steps, by what they were spent on."
-    yield _labelled(CounterMetricFamily, "step_seconds", text, "part", seconds)
-
-
-def _of_workers(view: RunView) -> Iterator[Metric]:
-    workers = view.workers()
-    if view.status is not None:
-        teams, processes = Counter[str](), Counter[str]()
-        for worker in workers:
-            teams[worker.state] += 1
-            processes[worker.state] += worker.processes
-        text = "Worker processes by state, as the server reports it."
-        yield _labelled(GaugeMetricFamily, "workers", text, "state", dict(sorted(processes.items())))
-        text = "Teams of worker processes by state, as the server reports it."
-        yield _labelled(GaugeMetricFamily, "teams", text, "state", dict(sorted(teams.items())))
-    text = "Part of the last steps that a team computed, 0 to 1."
-    shares = {str(worker.rank): worker.share for worker in workers}
-    yield _labelled(GaugeMetricFamily, "worker_share_ratio", text, "rank", shares)
-
-
-def _each(kind: type[Family], table: Sequence[tuple[str, str, str]], of: object) -> Iterator[Metric]:
-    """Yield the metrics of a table, each a field of `of`, but for those that it has no value of."""
-    values = ((name, text, getattr(of, field)) for name, text, field in table)
-    return (kind(f"lockstep_{name}", text, value) for name, text, value in values if value is not None)
-
-
-def _labelled(kind: type[Family], name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
-    """Return a metric with a value for each value of its label."""
-    family = kind(f"lockstep_{name}", text, labels=[label])
-    for each, value in values.items():
-        family.add_metric([each], value)
-    return family
