@@ -44,7 +44,7 @@ from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.ps.standby.terms import TermHistory, read_terms
 from lockstep.results.reports.display import PLAIN_EVERY_S, Display, display_for, print_plainly, progress_line
 from lockstep.runs.session import Destination, RunSession, open_run_in, open_session
-from lockstep.runs.single_process import found_alone
+from lockstep.runs.single_process import recompute_micro_batch
 
 
 def dial_openly(address: str, public: str = "") -> ClientPort:
@@ -332,7 +332,7 @@ def open_server(
             sharing=memory,
             checkpointer=session.checkpointer,
             rejections=rejections or RejectionLog(),
-            recompute=found_alone,
+            recompute=recompute_micro_batch,
             signers=signers,
         )
     except BaseException:

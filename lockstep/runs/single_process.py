@@ -73,7 +73,7 @@ class SingleProcessTrainer:
         return Node(0, self.setup.info.job.micro_batches)
 
 
-def found_alone(setup: RunSetup, weights: Vector, step: int, micro_batch: int) -> MicroBatchOutcome | None:
+def recompute_micro_batch(setup: RunSetup, weights: Vector, step: int, micro_batch: int) -> MicroBatchOutcome | None:
     """Return what an honest worker finds for a micro-batch, as an audit compares it; None if the model raises.
 
     `weights` are the whole vector after `step` updates, not rounded for workers.

@@ -19,7 +19,7 @@ from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.model.first_batch import first_micro_batch
 from lockstep.common.model.initial import kept_next_to, read_initial
 from lockstep.common.model.port import Model
-from lockstep.common.model.source import ModelSource, told_source
+from lockstep.common.model.source import ModelSource, source_from_welcome
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.shared_files import WEIGHTS, sums_file, sums_shape, weights_shape
@@ -48,8 +48,8 @@ class SharedPlace(msgspec.Struct, frozen=True, kw_only=True):
     updates: UpdatePlace
 
 
-class Material(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process computes with, checked to be the server's."""
+class LoadedRun(msgspec.Struct, frozen=True, kw_only=True):
+    """The job, model and data of a run, checked to be the server's."""
 
     job: Job
     model: Model
@@ -68,7 +68,7 @@ class Material(msgspec.Struct, frozen=True, kw_only=True):
 
 def gather(
     welcome: Welcome, load: Loader, cache: Path | None = None, build: BuildModel = ModelSource.build
-) -> Material:
+) -> LoadedRun:
     """Take the numerics of a run, build its model and load its data.
 
     `NumericsError` if this machine cannot have them; `ModelError` or `DataError` if something is not the server's.
@@ -76,14 +76,14 @@ def gather(
     """
     job = welcome.job
     take_numerics(job.numerics)
-    source = told_source(job, welcome.source, welcome.model_files, welcome.model_folder)
+    source = source_from_welcome(job, welcome.source, welcome.model_files, welcome.model_folder)
     data, store = _data_of(welcome, load, cache)
     moments = welcome.moments if store is None else (store.manifest.mean, store.manifest.std)
     own = source.own_code()
     model = build(source, job.seed)
     _take_frozen(welcome, model)
     _check_evidence(welcome, model, data, own)
-    return Material(job=job, model=model, data=data, moments=moments, store=store, own=own)
+    return LoadedRun(job=job, model=model, data=data, moments=moments, store=store, own=own)
 
 
 def _take_frozen(welcome: Welcome, model: Model) -> None:

@@ -59,7 +59,7 @@ from lockstep.worker.team.meeting import Meeting
 from lockstep.worker.team.member import OrderOutcome, TeamMember
 from lockstep.worker.team.order import Order
 from lockstep.worker.team.progress import PATIENT, Patience
-from lockstep.worker.team.session import LeaderSetup, Surroundings, default_roots, dismiss, foretell, lead
+from lockstep.worker.team.session import LeaderSetup, TeamContext, default_roots, dismiss, foretell, lead
 
 #: Seconds of computing after which the worker looks for the first time, and then each time, whether what it computes is
 #: still wanted: to look takes some microseconds.
@@ -357,12 +357,12 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         try:
             if self.meeting is not None:
                 foretell(welcome, self.meeting)
-            material = gather(welcome, self.load, self.cache, self.build)
-            setup = self._setup = lead(welcome, material, self._surroundings())
+            loaded = gather(welcome, self.load, self.cache, self.build)
+            setup = self._setup = lead(welcome, loaded, self._context())
             compute, self._compute = setup.compute, setup.compute
             compute.is_wanted = lambda: self._is_wanted() and self._is_on_time()
             self._leader = None if setup.member is None else Leader(setup.member, self.meeting)
-            self._fetcher = None if material.store is None else SampleFetcher(material.store, compute.batches)
+            self._fetcher = None if loaded.store is None else SampleFetcher(loaded.store, compute.batches)
             self._weights = WeightsAssembly({frame.start: len(frame) for frame in compute.frames})
             # If all servers share memory with us, there is nothing to exchange with the others.
             addresses = welcome.shards if setup.shared is None else []
@@ -376,8 +376,8 @@ class WorkerShell(ClientShell[machine.WorkEvent, machine.WorkEffect]):
         ready = Ready(nonce=nonce, obstacle=obstacle, makers=makers, rank=welcome.rank, term=welcome.term)
         return Prepared(ready=ready)
 
-    def _surroundings(self) -> Surroundings:
-        return Surroundings(
+    def _context(self) -> TeamContext:
+        return TeamContext(
             clock=self.clock,
             say=self.say,
             patience=self.patience,

@@ -53,7 +53,7 @@ from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import WorkerState
 from lockstep.worker.team.helper import INTERRUPTED, TeamProcess
 from lockstep.worker.team.progress import PATIENT, Patience
-from lockstep.worker.team.session import Surroundings
+from lockstep.worker.team.session import TeamContext
 
 RUN = "simulated"
 
@@ -543,7 +543,7 @@ class HelperProcess(SimulatedShell):
     def open(cls, run: SimulatedRun, process: Process, number: int, say: Say, hall: Hall, place: int) -> Self:
         """Open the process of a team with that number in it."""
         meeting = hall.enter(place, process)
-        around = Surroundings(
+        context = TeamContext(
             clock=process,
             say=say,
             patience=run.patience,
@@ -552,7 +552,7 @@ class HelperProcess(SimulatedShell):
             meeting=meeting,
             kind=run.parts.member,
         )
-        return cls(TeamProcess(around, meeting, run.parts.load(number), run.cache, run.build), process, hall)
+        return cls(TeamProcess(context, meeting, run.parts.load(number), run.cache, run.build), process, hall)
 
     def step(self) -> bool:
         return self.runner.step()

@@ -34,7 +34,7 @@ from lockstep.worker.state import SILENCE_S, WorkerState
 from lockstep.worker.team.helper import TeamProcess, never
 from lockstep.worker.team.meeting import MeetingPlace
 from lockstep.worker.team.progress import patience_of
-from lockstep.worker.team.session import Surroundings, default_roots
+from lockstep.worker.team.session import TeamContext, default_roots
 
 #: The consequence for a worker that was given several addresses.
 NO_STANDBY = (
@@ -198,7 +198,7 @@ def be_in_team(request: WorkerRequest, is_over: Callable[[], bool] = never) -> E
     give_way()
     meeting = request.meeting()
     assert meeting is not None  # the flags have one, or none of them
-    around = Surroundings(
+    context = TeamContext(
         clock=SystemClock(),
         say=request.link.say,
         patience=patience_of(request.processes, cores()),
@@ -207,7 +207,7 @@ def be_in_team(request: WorkerRequest, is_over: Callable[[], bool] = never) -> E
         meeting=meeting,
     )
     with own_core(meeting.process, request.processes):
-        process = TeamProcess(around, meeting, functools.cache(load), request.cache_folder())
+        process = TeamProcess(context, meeting, functools.cache(load), request.cache_folder())
         return process.run(is_over)
 
 

@@ -424,7 +424,7 @@ class WantedSource(msgspec.Struct, frozen=True, kw_only=True):
         return _copy(copy / start, name, files)
 
 
-def told_source(job: Job, digest: str, files: Sequence[ModelFile], folder: str) -> ModelSource:
+def source_from_welcome(job: Job, digest: str, files: Sequence[ModelFile], folder: str) -> ModelSource:
     """Return what a server's model is built from, as it is on this machine; `ModelError` if it is not here."""
     names = ", ".join(file.place for file in files)
     return WantedSource(

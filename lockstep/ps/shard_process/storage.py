@@ -10,7 +10,7 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import RemoteProtocolError, SharingError
 from lockstep.common.job.optimizer import Group, Span
 from lockstep.common.job.own_code import NO_CODE, needs_code
-from lockstep.common.model.source import told_source
+from lockstep.common.model.source import source_from_welcome
 from lockstep.common.protocol.shard_messages import MOMENTA, WEIGHTS, ShardWelcome
 from lockstep.common.protocol.shared_files import WEIGHTS as WEIGHTS_FILE
 from lockstep.common.protocol.shared_files import sums_file, sums_shape, weights_shape
@@ -87,7 +87,7 @@ def storage_of(welcome: ShardWelcome, root: Path | None) -> ShardStorage:
     momenta = np.zeros(size - welcome.parameter_size, np.float32)
     own = NO_CODE
     if needs_code(job):
-        own = told_source(job, welcome.source, welcome.model_files, welcome.model_folder).own_code()
+        own = source_from_welcome(job, welcome.source, welcome.model_files, welcome.model_folder).own_code()
     spans = [Span(stop, Group(decays, lr_factor)) for stop, decays, lr_factor in welcome.spans]
     spans = spans or [Span(welcome.parameter_size, Group())]
     if spans[-1].stop != welcome.parameter_size:

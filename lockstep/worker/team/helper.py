@@ -10,10 +10,10 @@ from lockstep.common.files.sanitize import one_line
 from lockstep.common.model.source import ModelSource
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.statemachine.client import Exit
-from lockstep.worker.setup import BuildModel, Loader, Material, gather
+from lockstep.worker.setup import BuildModel, LoadedRun, Loader, gather
 from lockstep.worker.team.meeting import Meeting, Session
 from lockstep.worker.team.member import OrderOutcome, TeamMember
-from lockstep.worker.team.session import Surroundings, follow
+from lockstep.worker.team.session import TeamContext, follow
 
 #: Most seconds that a process sleeps until it looks by itself whether there is something to do.
 SLEEP_S = 1.0
@@ -31,7 +31,7 @@ def never() -> bool:
 class TeamProcess:
     """One process, and what it works with in the run that its leader is in."""
 
-    around: Surroundings
+    context: TeamContext
     meeting: Meeting
     load: Loader
     cache: Path | None = None
@@ -41,7 +41,7 @@ class TeamProcess:
     _number: int = 0
     _member: TeamMember | None = None
     #: What it computes with in the run that was told last, with the leader's place in it.
-    _material: tuple[Welcome, Material] | None = None
+    _loaded: tuple[Welcome, LoadedRun] | None = None
 
     def __post_init__(self) -> None:
         before = self.meeting.session()
@@ -76,12 +76,12 @@ class TeamProcess:
         return self._sleep(SLEEP_S)
 
     def _work(self, member: TeamMember) -> bool:
-        now, due = self.around.clock.now(), member.due()
+        now, due = self.context.clock.now(), member.due()
         if due is not None and due > now:
             return self._sleep(due - now)
         outcome = member.advance()
         if outcome is OrderOutcome.FAILED:
-            self.around.say(f"process {self.meeting.process} of the team: {one_line(member.error)}")
+            self.context.say(f"process {self.meeting.process} of the team: {one_line(member.error)}")
         return True
 
     def _begin_next(self) -> bool:
@@ -112,21 +112,21 @@ class TeamProcess:
 
     def _prepare(self, session: Session) -> None:
         try:
-            material = self._material_for(session)
+            loaded = self._loaded_for(session)
             if session.folder:
-                self._member = follow(session, material, self.around)
-                self.around.say(f"process {self.meeting.process} of the team takes part")
+                self._member = follow(session, loaded, self.context)
+                self.context.say(f"process {self.meeting.process} of the team takes part")
         except LockstepError as error:
-            self.around.say(f"process {self.meeting.process} of the team does not take part: {error}")
+            self.context.say(f"process {self.meeting.process} of the team does not take part: {error}")
         except Exception:  # noqa: BLE001  # a user's model may raise anything: the leader meets it too, and reports it
-            self.around.say(f"process {self.meeting.process} of the team: {traceback.format_exc()}")
+            self.context.say(f"process {self.meeting.process} of the team: {traceback.format_exc()}")
 
-    def _material_for(self, session: Session) -> Material:
+    def _loaded_for(self, session: Session) -> LoadedRun:
         """Return what a run is computed with: it may have been foretold."""
-        welcome, known = session.welcome, self._material
+        welcome, known = session.welcome, self._loaded
         assert welcome is not None
         if known is None or known[0] != welcome:
-            known = self._material = welcome, gather(welcome, self.load, self.cache, self.build)
+            known = self._loaded = welcome, gather(welcome, self.load, self.cache, self.build)
         return known[1]
 
     def _leave(self) -> None:

@@ -47,11 +47,11 @@ from lockstep.worker.team.progress import (
     SLEEP_S,
     Action,
     ComputeNode,
-    Course,
     Look,
     MakeSlice,
     OrderProgress,
     OrderStage,
+    OrderView,
     Patience,
 )
 from lockstep.worker.team.slices import Operands, SliceAdder
@@ -64,7 +64,7 @@ READ_S = 0.001
 SERVER_PATIENCE_S = 10.0
 
 #: Orders of one plan after which it is looked again how long a micro-batch takes each process.
-COURSE_ORDERS = 64
+VIEW_ORDERS = 64
 
 #: Seconds after which one that was not woken, and has not looked by itself, is taken for dead.
 IDLE_S = 4 * SLEEP_S
@@ -124,7 +124,7 @@ class TeamMember:
     _memory: int = 0
     _begun_last: int = 0
     #: What the order at hand means to us: the same for all steps with one plan.
-    _course: Course | None = None
+    _view: OrderView | None = None
     #: The sums that were added up last.
     _copies: Copies | None = None
     _slices: int = 0
@@ -165,19 +165,19 @@ class TeamMember:
         self._updated_memory = memory
 
     def _begin_step(self, order: Order) -> None:
-        before, course = self.last, self._course
+        before, view = self.last, self._view
         is_next = before is not None and order.steps is not None and before.steps is order.steps
-        if course is None or not is_next or course.plan is not order.plan or order.number % COURSE_ORDERS == 0:
-            course = self._course = self._course_of(order)
+        if view is None or not is_next or view.plan is not order.plan or order.number % VIEW_ORDERS == 0:
+            view = self._view = self._view_of(order)
         self.order = self.last = order
-        self.progress = OrderProgress(course, self.clock.now())
+        self.progress = OrderProgress(view, self.clock.now())
         self.memory.show("at", order.number)
         if not order.plan.of(self.memory.process):
             self.memory.forget_speed(order.plan.workers)
 
-    def _course_of(self, order: Order) -> Course:
+    def _view_of(self, order: Order) -> OrderView:
         updates = self._updates if order.steps is not None else None
-        return Course(
+        return OrderView(
             process=self.memory.process,
             node=order.node,
             micro_batches=self.compute.batches.micro_batches_of(order.work),
@@ -638,8 +638,8 @@ class TeamMember:
 
     def _next_of(self, order: Order, stage: OrderStage) -> frozenset[int]:
         """Return who has something to do once a stage of an order is complete."""
-        assert self._course is not None  # that of the order
-        if stage is not self._course.stages[-1][0]:
+        assert self._view is not None  # that of the order
+        if stage is not self._view.stages[-1][0]:
             return frozenset(order.plan.owners)
         if order.steps is None:
             return LEADER  # who gives the next one

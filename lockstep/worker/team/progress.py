@@ -85,15 +85,15 @@ SLEEP_S = 0.05
 UNKNOWN_S = 1.0
 
 
-class Course(msgspec.Struct, frozen=True, kw_only=True):
-    """All that an order means to one process."""
+class OrderView(msgspec.Struct, frozen=True, kw_only=True):
+    """An order as one process sees it: its tree, plan and stages, and the times to expect."""
 
     process: int
     node: Node
     #: Micro-batches of the whole tree.
     micro_batches: int
     plan: OrderPlan
-    #: What is made, one after the other, with the number of its slices.
+    #: The stages in their order, each with its number of slices.
     stages: tuple[tuple[OrderStage, int], ...]
     #: Seconds that a micro-batch takes each process, 0 if that is not known.
     seconds: Sequence[float]
@@ -116,7 +116,7 @@ class Course(msgspec.Struct, frozen=True, kw_only=True):
 class OrderProgress:
     """How far a process is with an order."""
 
-    course: Course
+    view: OrderView
     #: Since when it is in this stage, when it looks again, and from when on others are late.
     since: float
     due: float = field(init=False)
@@ -135,7 +135,7 @@ class OrderProgress:
     @property
     def is_done(self) -> bool:
         """Whether all stages are."""
-        return self._place == len(self.course.stages)
+        return self._place == len(self.view.stages)
 
     def action(self) -> Action:
         """Return what is to be done next, from `due` on."""
@@ -145,13 +145,13 @@ class OrderProgress:
         """Record that what was to be made is there."""
         made, took_s = self.todo.popleft(), now - self.due
         # Slices are equally long, and so may take others as long as us; sums that others help with come one by one.
-        late = now + self.course.patience.slack_s + took_s if isinstance(made, MakeSlice) else now
+        late = now + self.view.patience.slack_s + took_s if isinstance(made, MakeSlice) else now
         self.due, self.late = now, max(self.late, late)
 
     def on_refused(self, now: float) -> None:
         """Record that it cannot be made, since somebody else is making it."""
         self.todo.popleft()
-        self.due, self.late = now, now + self.course.patience.slack_s
+        self.due, self.late = now, now + self.view.patience.slack_s
 
     def on_seen(self, missing: Sequence[Node] | Sequence[int], idle: Sequence[int], now: float) -> None:
         """Record what was not there, in order, and which processes have nothing to do."""
@@ -163,35 +163,35 @@ class OrderProgress:
         if now >= self.late:
             self._take_over(missing, idle, now)
         else:
-            spins = now < self.waits_since + self.course.patience.spin_s
+            spins = now < self.waits_since + self.view.patience.spin_s
             self.due = now if spins else min(self.late, now + SLEEP_S)
 
     def _begin_stage(self, now: float) -> None:
         self._place, self.since, self.due, self.waits_since = self._place + 1, now, now, None
         if self.is_done:
             return
-        course, (self.stage, slices) = self.course, self.course.stages[self._place]
+        view, (self.stage, slices) = self.view, self.view.stages[self._place]
         if self.stage is OrderStage.SUMS:
-            self.todo.extend(ComputeNode(node, row) for row, node in enumerate(course.plan.of(course.process)))
-            self.late = now + course.expected_s() + course.slack_s()
+            self.todo.extend(ComputeNode(node, row) for row, node in enumerate(view.plan.of(view.process)))
+            self.late = now + view.expected_s() + view.slack_s()
         else:
-            self.todo.extend(MakeSlice(self.stage, slice_) for slice_ in course.plan.slices_of(course.process, slices))
-            self.late = now + course.patience.slack_s
+            self.todo.extend(MakeSlice(self.stage, slice_) for slice_ in view.plan.slices_of(view.process, slices))
+            self.late = now + view.patience.slack_s
 
     def _take_over(self, missing: Sequence[Node] | Sequence[int], idle: Sequence[int], now: float) -> None:
         """Make one of the units that are missing; those who are idle share them."""
-        course = self.course
-        place = idle.index(course.process) if course.process in idle else 0
+        view = self.view
+        place = idle.index(view.process) if view.process in idle else 0
         unit = missing[place % len(missing)]
         self.due = now
         if not isinstance(unit, Node):
             self.todo.append(MakeSlice(self.stage, unit))
         elif self._row < WHOLE_ROW:
             helpers = len(range(place % len(missing), max(len(idle), 1), len(missing)))
-            share = share_of(unit, course.micro_batches, helpers, place // len(missing))
+            share = share_of(unit, view.micro_batches, helpers, place // len(missing))
             self.todo.append(ComputeNode(share, self._row))
             self._row += 1
-            self.late = now + course.slack_s()
+            self.late = now + view.slack_s()
         else:
             # It has no other vector left, and needs none.
-            self.todo.append(ComputeNode(course.node, WHOLE_ROW))
+            self.todo.append(ComputeNode(view.node, WHOLE_ROW))

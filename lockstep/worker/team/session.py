@@ -18,7 +18,7 @@ from lockstep.common.runtime.clock import ThreadClock
 from lockstep.common.runtime.notice import warning
 from lockstep.common.transport.shared_memory.folder import SharedFolder, shared_root
 from lockstep.worker.compute import Compute, Slots
-from lockstep.worker.setup import Material, SharedPlace, attach
+from lockstep.worker.setup import LoadedRun, SharedPlace, attach
 from lockstep.worker.team.meeting import Meeting, Session
 from lockstep.worker.team.member import Bells, TeamMember
 from lockstep.worker.team.memory import RESULT, TeamMemory
@@ -33,29 +33,29 @@ class Alone:
         raise AssertionError(f"process {process} of a team of one")
 
 
-class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process of a team is given by whoever starts it."""
+class TeamContext(msgspec.Struct, frozen=True, kw_only=True):
+    """The clock, folders and meeting place of one process of a team."""
 
     clock: ThreadClock
     say: Callable[[str], None]
-    #: How long it waits for the others.
+    #: How long it waits for the other processes.
     patience: Patience
     #: Where the server's memory would be, None if none is to be shared; and where a team's may be, the best first.
     root: Path | None
     roots: tuple[Path, ...]
-    #: Where it meets the others, None if it is the only one.
+    #: Where the processes meet, None if there is one.
     meeting: Meeting | None = None
-    #: What makes it one process of its team.
+    #: The class of its part in the team.
     kind: type[TeamMember] = TeamMember
 
     @property
     def processes(self) -> int:
-        """Of how many processes the team is."""
+        """The number of processes of the team."""
         return 1 if self.meeting is None else self.meeting.processes
 
     @property
     def bells(self) -> Bells:
-        """By which it wakes the others."""
+        """Wakes the other processes."""
         return Alone() if self.meeting is None else self.meeting
 
 
@@ -78,42 +78,42 @@ class LeaderSetup(msgspec.Struct, frozen=True, kw_only=True):
             self.folder.remove()
 
 
-def lead(welcome: Welcome, material: Material, around: Surroundings) -> LeaderSetup:
+def lead(welcome: Welcome, loaded: LoadedRun, context: TeamContext) -> LeaderSetup:
     """Return what the leader of a team computes with, after the others were told."""
-    size, shared, obstacle = material.model.layout.size, None, ""
-    if welcome.memory and around.root is not None:
+    size, shared, obstacle = loaded.model.layout.size, None, ""
+    if welcome.memory and context.root is not None:
         try:
-            shared = attach(around.root, welcome, size)
+            shared = attach(context.root, welcome, size)
         except SharingError as error:
             obstacle = str(error)
     frames = () if shared is not None else frames_of(size, 1 + len(welcome.shards))
     slots: Slots = () if shared is None else shared.slots
     sums: tuple[Vector, ...] = () if shared is None else shared.sums
-    if shared is None and around.processes == 1:
-        return LeaderSetup(compute=material.compute(slots, sums, frames), obstacle=obstacle)
-    shape = shape_of(welcome, around.processes, size, around.patience.cores)
+    if shared is None and context.processes == 1:
+        return LeaderSetup(compute=loaded.compute(slots, sums, frames), obstacle=obstacle)
+    shape = shape_of(welcome, context.processes, size, context.patience.cores)
     try:
-        folder, memory, own_slots = _make(around, shape, has_weights=shared is None)
+        folder, memory, own_slots = _make(context, shape, has_weights=shared is None)
     except SharingError as error:
-        if around.processes > 1:
-            around.say(warning(f"only one of {around.processes} processes computes: {error}"))
-        return LeaderSetup(compute=material.compute(slots, sums, frames), shared=shared, obstacle=obstacle)
+        if context.processes > 1:
+            context.say(warning(f"only one of {context.processes} processes computes: {error}"))
+        return LeaderSetup(compute=loaded.compute(slots, sums, frames), shared=shared, obstacle=obstacle)
     with ExitStack() as stack:
         stack.callback(folder.remove)
         stack.callback(memory.close)
-        sums = sums or (material.model.layout.new_vector(),)
-        compute = material.compute(slots or own_slots, (*sums, *memory.own.vectors[:ROWS]), frames)
-        member = around.kind(
+        sums = sums or (loaded.model.layout.new_vector(),)
+        compute = loaded.compute(slots or own_slots, (*sums, *memory.own.vectors[:ROWS]), frames)
+        member = context.kind(
             compute,
             memory,
-            around.clock,
-            around.bells,
-            around.patience,
+            context.clock,
+            context.bells,
+            context.patience,
             None if shared is None else shared.updates,
             first_row=len(sums),
         )
-        if around.meeting is not None:
-            member.session = _announce(welcome, memory, shared, around.meeting)
+        if context.meeting is not None:
+            member.session = _announce(welcome, memory, shared, context.meeting)
         member.show_ready()
         stack.pop_all()
     return LeaderSetup(compute=compute, shared=shared, obstacle=obstacle, member=member, folder=folder)
@@ -132,10 +132,10 @@ def shape_of(welcome: Welcome, processes: int, size: int, makers: int) -> TeamSh
     )
 
 
-def _make(around: Surroundings, shape: TeamShape, *, has_weights: bool) -> tuple[SharedFolder, TeamMemory, Slots]:
+def _make(context: TeamContext, shape: TeamShape, *, has_weights: bool) -> tuple[SharedFolder, TeamMemory, Slots]:
     """Make the memory of a team where there is room; `SharingError` if there is none anywhere."""
     obstacle = ""
-    for root in around.roots:
+    for root in context.roots:
         try:
             _check_room(root, shape)
             folder = SharedFolder.create(root)
@@ -190,15 +190,15 @@ def _next_number(meeting: Meeting) -> int:
     return 1 if before is None else before.number + 1
 
 
-def follow(session: Session, material: Material, around: Surroundings) -> TeamMember:
+def follow(session: Session, loaded: LoadedRun, context: TeamContext) -> TeamMember:
     """Return what another process of the team computes with; `SharingError` if the team's memory is gone."""
-    welcome, meeting = session.welcome, around.meeting
+    welcome, meeting = session.welcome, context.meeting
     assert welcome is not None
     assert meeting is not None
-    size, path = material.model.layout.size, Path(session.folder)
+    size, path = loaded.model.layout.size, Path(session.folder)
     with ExitStack() as stack:
         folder = stack.enter_context(closing(SharedFolder.join(path.parent, path.name)))
-        memory = TeamMemory.join(folder, shape_of(welcome, around.processes, size, session.makers), meeting.process)
+        memory = TeamMemory.join(folder, shape_of(welcome, context.processes, size, session.makers), meeting.process)
         opened = stack.enter_context(ExitStack())
         opened.callback(memory.close)
         updates = None
@@ -208,13 +208,13 @@ def follow(session: Session, material: Material, around: Surroundings) -> TeamMe
         first, second = folder.attach(WEIGHTS, weights_shape(size)).vectors
         memory.own.reserve(0)
         memory.own.reserve(RESULT)
-        compute = material.compute((first, second), memory.own.vectors[:ROWS])
-        member = around.kind(
+        compute = loaded.compute((first, second), memory.own.vectors[:ROWS])
+        member = context.kind(
             compute,
             memory,
-            around.clock,
-            around.bells,
-            around.patience,
+            context.clock,
+            context.bells,
+            context.patience,
             updates,
             first_row=0,
             session=session.number,

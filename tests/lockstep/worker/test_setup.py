@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from lockstep.common.errors import ModelError
-from lockstep.common.model.source import told_source
+from lockstep.common.model.source import source_from_welcome
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import Welcome
 from lockstep.common.protocol.run_options import RunOptions
@@ -59,7 +59,7 @@ def test_a_file_that_changes_during_a_run_changes_no_worker(welcome: Welcome, tm
 @pytest.mark.parametrize("place", FILES)
 def test_on_another_machine_one_line_names_the_file_that_differs(welcome: Welcome, tmp_path: Path, place: str) -> None:
     there = msgspec.structs.replace(welcome, model_folder="/no/such/folder")
-    assert told_source(there.job, there.source, there.model_files, there.model_folder).digest == welcome.source
+    assert source_from_welcome(there.job, there.source, there.model_files, there.model_folder).digest == welcome.source
     write(tmp_path, {place: "# changed\n"})
     with pytest.raises(ModelError) as raised:
         gather(there, lambda name: digits())

@@ -56,7 +56,7 @@ from lockstep.worker.state import WorkerState
 from lockstep.worker.team.leader import Found
 from lockstep.worker.team.member import OrderOutcome, TeamMember
 from lockstep.worker.team.progress import CROWDED
-from lockstep.worker.team.session import Surroundings
+from lockstep.worker.team.session import TeamContext
 from tests.lockstep.common.statemachine.clients import JOIN
 from tests.lockstep.statuses import status
 from tests.lockstep.worker.team.noticeboard import BoardMeeting, Noticeboard
@@ -903,7 +903,7 @@ def test_its_team_is_given_all_that_is_around_it(tmp_path: Path) -> None:
     bench, meeting = Bench(job_of()), BoardMeeting(Noticeboard(), 0)
     runner = bench.runner
     runner.meeting, runner.root, runner.roots, runner.patience = meeting, tmp_path, (tmp_path,), CROWDED
-    assert runner._surroundings() == Surroundings(
+    assert runner._context() == TeamContext(
         clock=bench.clock,
         say=runner.say,
         patience=CROWDED,

@@ -12,7 +12,7 @@ from lockstep.ps.setup import open_run
 from lockstep.worker.team.meeting import Session
 from lockstep.worker.team.member import TeamMember
 from lockstep.worker.team.progress import CROWDED
-from lockstep.worker.team.session import Surroundings
+from lockstep.worker.team.session import TeamContext
 from tests.simulation.small import digits, job_of
 
 
@@ -72,7 +72,7 @@ class Recorder:
         return digits()
 
 
-def around(
+def context(
     meeting: BoardMeeting | None,
     roots: Sequence[Path],
     recorder: Recorder,
@@ -80,9 +80,9 @@ def around(
     root: Path | None = None,
     kind: type[TeamMember] = TeamMember,
     clock: ManualClock | None = None,
-) -> Surroundings:
+) -> TeamContext:
     """Return the surroundings of one process whose team's memory may be in `roots`, and the server's in `root`."""
-    return Surroundings(
+    return TeamContext(
         clock=clock or ManualClock(),
         say=recorder.said.append,
         patience=CROWDED,

@@ -28,7 +28,7 @@ from lockstep.worker.team.order import Order
 from lockstep.worker.team.progress import ComputeNode
 from lockstep.worker.team.session import LeaderSetup, dismiss, foretell, lead
 from tests.lockstep.worker.team.crew import TICK_S, whole
-from tests.lockstep.worker.team.noticeboard import BoardMeeting, Noticeboard, Recorder, around, welcome_to
+from tests.lockstep.worker.team.noticeboard import BoardMeeting, Noticeboard, Recorder, context, welcome_to
 from tests.simulation.small import digits, job_of, load_digits
 
 TAKES_PART = "process 1 of the team takes part"
@@ -62,7 +62,7 @@ class Pair:
         self.process = self._process(self.recorder.load)
 
     def _process(self, load: Loader) -> TeamProcess:
-        here = around(self.meeting, [], self.recorder, root=self.root, kind=self.kind, clock=self.clock)
+        here = context(self.meeting, [], self.recorder, root=self.root, kind=self.kind, clock=self.clock)
         return TeamProcess(here, self.meeting, load)
 
     def loads(self, load: Callable[[str], TrainTest]) -> None:
@@ -75,7 +75,7 @@ class Pair:
 
     def lead(self) -> Leader:
         """Let the leader begin with the run, in new memory."""
-        here = around(self.leading, [self.memory], Recorder(), root=self.root, clock=self.clock)
+        here = context(self.leading, [self.memory], Recorder(), root=self.root, clock=self.clock)
         self.setups.append(lead(self.welcome, gather(self.welcome, load_digits), here))
         member = self.setups[-1].member
         assert member is not None
@@ -160,7 +160,7 @@ def test_the_model_is_built_as_it_is_told(pair: Pair) -> None:
         built.append(given)
         return ModelSource.build(*given, **named)
 
-    pair.process = TeamProcess(pair.process.around, pair.meeting, pair.recorder.load, build=build)
+    pair.process = TeamProcess(pair.process.context, pair.meeting, pair.recorder.load, build=build)
     foretell(pair.welcome, pair.leading)
     assert pair.process.step()
     assert len(built) == 1

@@ -13,18 +13,18 @@ from lockstep.worker.team.progress import (
     SLEEP_S,
     UNKNOWN_S,
     ComputeNode,
-    Course,
     Look,
     MakeSlice,
     OrderProgress,
     OrderStage,
+    OrderView,
     patience_of,
 )
 
 PLAN = OrderPlan(
     (TeamPart(Node(0, 2), 0), TeamPart(Node(2, 3), 1), TeamPart(Node(3, 4), 0), TeamPart(Node(4, 8), 2)), (0, 1, 2)
 )
-COURSE = Course(
+VIEW = OrderView(
     process=0,
     node=Node(0, 8),
     micro_batches=8,
@@ -39,7 +39,7 @@ NOBODY: tuple[int, ...] = ()
 
 
 def begun(now: float = 10.0, **values: object) -> OrderProgress:
-    return OrderProgress(replace(COURSE, **values), now)
+    return OrderProgress(replace(VIEW, **values), now)
 
 
 def waiting(now: float = 10.0, **values: object) -> OrderProgress:
@@ -67,9 +67,9 @@ def test_what_is_made_in_an_order_follows_from_what_it_is() -> None:
 
 
 def test_sums_are_expected_once_the_slowest_has_computed_all_of_its_parts() -> None:
-    assert COURSE.expected_s() == pytest.approx(4 * 0.1)
-    assert replace(COURSE, seconds=[0.2, 0.2, 0.1]).expected_s() == pytest.approx(3 * 0.2)
-    assert replace(COURSE, seconds=[0.2, 0.0, 0.1]).expected_s() == UNKNOWN_S
+    assert VIEW.expected_s() == pytest.approx(4 * 0.1)
+    assert replace(VIEW, seconds=[0.2, 0.2, 0.1]).expected_s() == pytest.approx(3 * 0.2)
+    assert replace(VIEW, seconds=[0.2, 0.0, 0.1]).expected_s() == UNKNOWN_S
 
 
 def test_its_own_parts_come_first_each_in_a_vector_of_its_own_and_then_it_looks() -> None:
@@ -176,7 +176,7 @@ def test_without_a_free_vector_it_computes_the_whole_into_the_last_one() -> None
         rows.append((action.row, action.node))
         progress.on_made(progress.late)
     own = [(row, Node(4, 8)) for row in range(OWN_PARTS, WHOLE_ROW)]
-    assert rows == own + [(WHOLE_ROW, COURSE.node)] * (ROWS - len(own))
+    assert rows == own + [(WHOLE_ROW, VIEW.node)] * (ROWS - len(own))
 
 
 def test_a_late_slice_is_made_by_who_is_idle_another_by_each() -> None:

@@ -19,26 +19,26 @@ from lockstep.common.protocol.team_memory import TeamShape
 from lockstep.ps.setup import open_run
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.worker.compute import Compute
-from lockstep.worker.setup import Material, gather
+from lockstep.worker.setup import LoadedRun, gather
 from lockstep.worker.team.meeting import Session
 from lockstep.worker.team.member import TeamMember
 from lockstep.worker.team.memory import RESULT
 from lockstep.worker.team.session import LeaderSetup, _check_room, dismiss, follow, foretell, lead, shape_of
 from tests.lockstep.worker.team.crew import Alone
-from tests.lockstep.worker.team.noticeboard import BoardMeeting, Noticeboard, Recorder, around, welcome_to
+from tests.lockstep.worker.team.noticeboard import BoardMeeting, Noticeboard, Recorder, context, welcome_to
 from tests.simulation.small import digits, job_of, load_digits
 
 #: Folders in which there is no room: one that is not there, and one of a file system without any.
 FULL = {"missing": Path("/proc/lockstep-none"), "full": Path("/proc")}
 
 
-def material(welcome: Welcome) -> Material:
+def loaded(welcome: Welcome) -> LoadedRun:
     return gather(welcome, load_digits)
 
 
 def team(board: Noticeboard, memory: Path, welcome: Welcome, root: Path | None = None) -> tuple[LeaderSetup, Session]:
     """Return what the leader of a team of two has, and what it has announced."""
-    setup = lead(welcome, material(welcome), around(BoardMeeting(board, 0), [memory], Recorder(), root=root))
+    setup = lead(welcome, loaded(welcome), context(BoardMeeting(board, 0), [memory], Recorder(), root=root))
     assert board.session is not None
     return setup, board.session
 
@@ -46,7 +46,7 @@ def team(board: Noticeboard, memory: Path, welcome: Welcome, root: Path | None =
 def second(board: Noticeboard, memory: Path, session: Session) -> TeamMember:
     """Return what the other process of the team has."""
     assert session.welcome is not None
-    return follow(session, material(session.welcome), around(BoardMeeting(board, 1), [memory], Recorder()))
+    return follow(session, loaded(session.welcome), context(BoardMeeting(board, 1), [memory], Recorder()))
 
 
 def weights_of(compute: Compute) -> tuple[Vector, Vector]:
@@ -189,7 +189,7 @@ def test_sums_that_the_servers_do_not_see_are_sent_in_the_frames_of_all_servers(
 ) -> None:
     welcome = msgspec.structs.replace(welcome_to(), shards=["tcp://h:2"])
     meeting = None if is_alone else BoardMeeting(Noticeboard(), 0)
-    leader = lead(welcome, material(welcome), around(meeting, [memory if has_room else FULL["full"]], Recorder()))
+    leader = lead(welcome, loaded(welcome), context(meeting, [memory if has_room else FULL["full"]], Recorder()))
     assert (leader.member is None) is (is_alone or not has_room)
     assert leader.compute.frames == frames_of(leader.compute.layout.size, 2)
     leader.close()
@@ -198,7 +198,7 @@ def test_sums_that_the_servers_do_not_see_are_sent_in_the_frames_of_all_servers(
 @pytest.mark.parametrize("full", FULL.values(), ids=FULL)
 def test_without_room_at_the_first_place_a_team_is_at_the_second(memory: Path, full: Path) -> None:
     board, welcome, recorder = Noticeboard(), welcome_to(), Recorder()
-    leader = lead(welcome, material(welcome), around(BoardMeeting(board, 0), [full, memory], recorder))
+    leader = lead(welcome, loaded(welcome), context(BoardMeeting(board, 0), [full, memory], recorder))
     assert recorder.said == []
     assert leader.folder is not None
     assert leader.folder.path.parent == memory
@@ -207,7 +207,7 @@ def test_without_room_at_the_first_place_a_team_is_at_the_second(memory: Path, f
 
 def test_without_room_anywhere_the_leader_says_so_and_computes_alone() -> None:
     board, welcome, recorder = Noticeboard(), welcome_to(), Recorder()
-    leader = lead(welcome, material(welcome), around(BoardMeeting(board, 0), [*FULL.values()][::-1], recorder))
+    leader = lead(welcome, loaded(welcome), context(BoardMeeting(board, 0), [*FULL.values()][::-1], recorder))
     (said,) = recorder.said
     assert said.startswith("warning: only one of 2 processes computes: /proc has no room for the ")
     assert said.endswith("make it larger (for a container, --shm-size)")
@@ -241,7 +241,7 @@ def test_a_team_needs_room_for_the_weights_and_two_vectors_a_process() -> None:
 
 def test_one_process_that_shares_no_memory_makes_none_and_says_nothing(memory: Path) -> None:
     welcome, recorder = welcome_to(), Recorder()
-    leader = lead(welcome, material(welcome), around(None, [memory], recorder))
+    leader = lead(welcome, loaded(welcome), context(None, [memory], recorder))
     assert leader.member is None
     assert (recorder.said, list(memory.iterdir())) == ([], [])
     leader.close()
@@ -249,7 +249,7 @@ def test_one_process_that_shares_no_memory_makes_none_and_says_nothing(memory: P
 
 def test_one_process_that_shares_the_servers_memory_is_a_team_without_a_meeting(memory: Path) -> None:
     with serving(memory) as (welcome, _):
-        leader = lead(welcome, material(welcome), around(None, [memory], Recorder(), root=memory))
+        leader = lead(welcome, loaded(welcome), context(None, [memory], Recorder(), root=memory))
         assert leader.member is not None
         assert ready(leader.member) == [1]
         leader.close()
