@@ -12,7 +12,7 @@ from lockstep.launch.supervision.supervisor import FilesSeen, ProcessPlace, Role
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.convictions import read_convictions
 from lockstep.ps.records.run_folder import CHECKPOINTS, RESULT
-from lockstep.ps.standby.storage import MIRROR
+from lockstep.ps.standby.mirror import MIRROR
 from lockstep.runs.job_file import to_toml
 from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination

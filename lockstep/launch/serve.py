@@ -181,7 +181,7 @@ def serve_run(service: Service, port: ServerPort, display: Display, listening: L
                 options = msgspec.structs.replace(options, min_workers=1)
             else:
                 return result_of(ended, session, display)
-            destination = replace(service.destination, options=options, is_resumed=True)
+            destination = replace(service.destination, options=options, is_resumed=True, term=None)
             service = replace(service, destination=destination, predecessor=None)
     finally:
         port.close(LINGER_S)

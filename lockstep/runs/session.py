@@ -43,9 +43,10 @@ class Destination(msgspec.Struct, frozen=True, kw_only=True):
     folder: Path
     options: RunOptions
     is_resumed: bool = False
-    #: The name of the server that leads the run, drawn for it alone; and the least number of its term.
+    #: The name of the server that leads the run, drawn for it alone; and the number of its term, None if the run begins
+    #: or is resumed in the term that it had.
     server: str = msgspec.field(default_factory=lambda: secrets.token_hex(4))
-    least_term: int = 1
+    term: int | None = None
     #: Where that server is reached, empty if no other one asks for it.
     address: str = ""
 
@@ -118,10 +119,8 @@ def open_session(
         start = _start(setup, recorder, folder, checkpoints, is_resumed=destination.is_resumed)
         history = read_terms(folder.path).begin(
             destination.server,
-            least=destination.least_term,
+            number=destination.term,
             step=start.progress.steps,
-            metrics_bytes=start.metrics_bytes,
-            ledger_bytes=start.ledger_bytes,
             address=destination.address,
         )
         keep_terms(folder.path, history)

@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from lockstep.checking.simulation.jobs import load
+from lockstep.checking.simulation.strand import Killed
 from lockstep.checking.simulation.team import MICRO_BATCH_S, Hall, SimulatedMember, TickingFolder
 from lockstep.checking.simulation.world import Process, SimulatedShell
 from lockstep.common.data.dataset import TrainTest
@@ -43,9 +44,9 @@ from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard_process.shell import ShardShell
 from lockstep.ps.shard_process.state import ShardState
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
+from lockstep.ps.standby.mirror import MIRROR, Mirror, fault_in
 from lockstep.ps.standby.shell import StandbyShell
 from lockstep.ps.standby.state import StandbyConfig, StandbyState, TakeOver
-from lockstep.ps.standby.storage import MIRROR, MirrorStorage
 from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination, RunSession
 from lockstep.worker.setup import BuildModel, Loader
@@ -130,9 +131,8 @@ class Parts(msgspec.Struct, frozen=True):
     worker: Callable[[WorkerShell], WorkerShell] = lambda worker: worker
     #: What makes a worker one process of its team.
     member: type[SimulatedMember] = SimulatedMember
-    #: What decides in a standby, and the name that a server has in its terms.
+    #: What decides in a standby.
     standby: type[StandbyState] = StandbyState
-    server_name: Callable[[str], str] = lambda name: name
     #: Number among all processes -> how that worker gets its data.
     load: Callable[[int], Loader] = lambda number: load
 
@@ -182,7 +182,7 @@ class ServerProcess(SimulatedShell):
         say: Say,
         *,
         shares: bool,
-        least_term: int = 1,
+        term: int | None = None,
         port: ServerPort | None = None,
         predecessor: ClientPort | None = None,
     ) -> Self:
@@ -194,8 +194,8 @@ class ServerProcess(SimulatedShell):
             folder=run.folder,
             options=run.options,
             is_resumed=has_begun(run.folder),
-            server=run.parts.server_name(process.name),
-            least_term=least_term,
+            server=process.name,
+            term=term,
         )
         setting = Setting(transport="memory", started=process.now())
         setup, sharing = open_run(RUN, run.job, run.data, run.options), None
@@ -226,7 +226,12 @@ class ServerProcess(SimulatedShell):
         return cls(run.parts.server(server), session, writer, sharing, run, shares)
 
     def step(self) -> bool:
-        is_busy = self.server.step()
+        try:
+            is_busy = self.server.step()
+        except OSError:
+            if self.run.folder.exists():
+                raise
+            raise Killed from None  # its folder was deleted: a server ends when it cannot write the result
         ended = self.server.ended
         if ended is not None and ended.kind is FailureKind.SERVER_LOST and has_checkpoint(self.run.folder):
             self._open_again()
@@ -302,8 +307,8 @@ class StandbyProcess(SimulatedShell):
     runner: StandbyShell
     #: What it leads the run with, once it has taken over.
     leading: ServerProcess | None = None
-    #: What of the mirror was found on the disk: by name, the version.
-    _found: dict[str, str] = field(default_factory=dict)
+    #: Names and digests of what of the mirror was found on the disk.
+    _found: set[tuple[str, str]] = field(default_factory=set)
 
     @classmethod
     def open(cls, run: SimulatedRun, process: Process, say: Say, address: str, *, shares: bool) -> Self:
@@ -316,13 +321,14 @@ class StandbyProcess(SimulatedShell):
             run.disk.check()
             return os.pwrite(descriptor, data, place)
 
+        def sync(descriptor: int) -> None:
+            process.tick()
+
         config = StandbyConfig(
             server=StandbyAddress(address=ADDRESS), own=StandbyAddress(address=address), host="host", pid=1
         )
-        storage = MirrorStorage(run.folder, write)
         runner = StandbyShell(
-            run.parts.standby(config, mirror=storage.restore()),
-            storage,
+            run.parts.standby(config, Mirror.restored(run.folder, write, sync)),
             run.network.server(address, process),
             run.network.client(ADDRESS, process),
             dialler(run, process),
@@ -346,7 +352,7 @@ class StandbyProcess(SimulatedShell):
                 self.process,
                 self.say,
                 shares=self.shares,
-                least_term=self.runner.ended.least,
+                term=self.runner.ended.number,
                 port=self.runner.port,
                 predecessor=self.runner.upstream,
             )
@@ -355,16 +361,12 @@ class StandbyProcess(SimulatedShell):
 
     def _check_mirror(self) -> None:
         """Check that what the mirror counts as there is on the disk, as its server had it."""
-        mirror, folder = self.runner.state.mirror, self.run.folder
-        for name, version in mirror.files.items():
-            if self._found.get(name) != version:
-                fault = self.runner.storage.fault_in(name, version)
-                assert not fault, f"the mirror counts {name!r} as whole, and {fault}"
-                self._found[name] = version
-        for name, size in mirror.lines.items():
-            path = folder / name
-            there = path.stat().st_size if path.exists() else 0
-            assert there >= size, f"the mirror counts {size} bytes of {name!r}, and {there} are there"
+        held = self.runner.state.mirror.held
+        for file in [] if held is None else held.files:
+            if (file.name, file.digest) not in self._found:
+                fault = fault_in(self.run.folder / file.name, file)
+                assert not fault, f"the mirror counts {file.name!r} as whole, and {fault}"
+                self._found.add((file.name, file.digest))
 
     def deadline(self) -> float | None:
         return self.runner.state.deadline() if self.leading is None else self.leading.deadline()
@@ -412,7 +414,7 @@ def kind_of(server: ServerProcess) -> FailureKind | None:
 def could_lead(process: Process) -> bool:
     """Tell whether a standby has all that it takes to lead the run, or leads it."""
     shell = process.shell
-    return isinstance(shell, StandbyProcess) and (shell.leading is not None or shell.runner.state.mirror.has_been_whole)
+    return isinstance(shell, StandbyProcess) and (shell.leading is not None or shell.runner.state.can_lead)
 
 
 @dataclass

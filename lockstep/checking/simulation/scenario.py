@@ -77,6 +77,8 @@ class FaultKind(Enum):
     CUT_OFF_IN_TURN = ("cut-off-in-turn", 0.0)
     PROMOTE = ("promote", 0.0)
     DRAIN = ("drain", 0.0)
+    # Drawn separately, so that other scenarios stay as they were.
+    DELETE_FOLDER = ("delete-folder", 0.0)
 
     def __init__(self, label: str, weight: float) -> None:
         self.label, self.weight = label, weight
@@ -99,6 +101,9 @@ OF_STANDBYS = {
 
 #: The most such faults, and the last event at which one occurs: a standby needs a moment before it is of any use.
 MOST_OF_STANDBYS, FIRST_OF_STANDBYS, LAST_OF_STANDBYS = 4, 60, 600
+
+#: Share of such runs in which the folder of the run is deleted while its server runs, which is lost soon afterwards.
+DELETING = 0.2
 
 #: Share of such runs in which the silence of a server counts at once.
 IMPATIENT = 0.3
@@ -248,8 +253,9 @@ def _with_standbys(scenario: Scenario, given: int | None) -> Scenario:
     count = int(rng.integers(1, MOST_OF_STANDBYS + 1))
     chosen = [kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))] for _ in range(count)]
     span = LAST_OF_STANDBYS - FIRST_OF_STANDBYS
-    more = [
-        ScheduledFault(
+
+    def fault(kind: FaultKind, rng: np.random.Generator) -> ScheduledFault:
+        return ScheduledFault(
             kind=kind,
             event=FIRST_OF_STANDBYS + int(span * float(rng.random()) ** 2),
             target=int(rng.integers(0, 60)),
@@ -257,8 +263,10 @@ def _with_standbys(scenario: Scenario, given: int | None) -> Scenario:
             kill_after=int(rng.integers(1, 30)),
             ways=str(rng.choice(["up", "down", "both"])),
         )
-        for kind in chosen
-    ]
+
+    more = [fault(kind, rng) for kind in chosen]
+    deleting = generator(scenario.seed, Purpose.SIMULATE, layer=13)
+    more += [fault(FaultKind.DELETE_FOLDER, deleting)] if deleting.random() < DELETING else []
     faults = tuple(sorted((*scenario.faults, *more), key=lambda fault: fault.event))
     takeover_s = 0.5 if rng.random() < IMPATIENT else 1.5
     return replace(scenario, standbys=standbys, takeover_s=takeover_s, faults=faults)

@@ -1,6 +1,7 @@
 """Run a scenario: all processes of a run, their restarts, and the faults."""
 
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ from lockstep.common.statemachine.client import ClientPhase
 from lockstep.common.transport.in_memory import ADDRESS, Link, MemoryClient, MemoryNetwork
 from lockstep.launch.run_starter import has_checkpoint
 from lockstep.ps.records.run_folder import RESULT, RunResult, read_result
-from lockstep.ps.standby.storage import MIRROR
+from lockstep.ps.standby.mirror import MIRROR
 from lockstep.runs.run_dir import has_begun
 from lockstep.worker.team.progress import CROWDED, PATIENT
 
@@ -83,10 +84,10 @@ LEADERLESS_S, COMMAND_S = 10.0, 3.0
 
 #: How many times the silence that counts a standby has to take over before it is cut off as well; and how many times
 #: that its predecessor is cut off.
-HEIR_S, PREDECESSOR_S = 4.0, 4.0
+SUCCESSOR_S, PREDECESSOR_S = 4.0, 4.0
 
-#: Seconds until an idle process dies that should be killed in the middle of an action.
-IDLE_S = 1.0
+#: Seconds until an idle process is killed that was to be in an action; and until a server is lost after its folder.
+IDLE_S, DELETED_S = 1.0, 2.0
 
 #: How much slower a slow worker gets per second of its fault, and for how many seconds.
 SLOWNESS, SLOW_S = 20.0, 10.0
@@ -133,8 +134,8 @@ class Simulation:
     #: The result, once the run has succeeded, and the folder that it is in; there may be several.
     result: RunResult | None = None
     finished: list[Path] = field(default_factory=list)
-    #: Who has led the run in which term: by the term's number and the name in it.
-    leaders: dict[tuple[int, str], str] = field(default_factory=dict)
+    #: By the number of a term, the folder of the server that has led the run in it.
+    leaders: dict[int, str] = field(default_factory=dict)
     #: Why the run was stopped: two workers disagreed, or a process reported a breach of the protocol.
     failure: str = ""
     #: When the last fault ends.
@@ -275,8 +276,9 @@ class Simulation:
         name, step = process.name, None if process.shell is None else process.shell.weights_step()
         server = server_of(process)
         if server is not None:
-            # One that has lost a shard resumes from a checkpoint, in another term.
-            name = f"{name} in term {server.server.coordinator.info.term.number}"
+            # One that has lost a shard resumes from a checkpoint.
+            term = server.server.coordinator.info.term
+            name = f"{name} in term {term.number}, resumed {term.resumed} times"
         before = self._seen.get(name)
         assert before is None or step is None or step >= before, f"{name} went back from weights {before} to {step}"
         self._seen[name] = step
@@ -292,9 +294,9 @@ class Simulation:
             self._terms[process.name] = number
         server = server_of(process)
         if server is not None:
-            term = server.server.coordinator.info.term
-            leader = self.leaders.setdefault((term.number, term.server), process.name)
-            assert leader == process.name, f"{leader} and {process.name} lead the run in term {term.number}"
+            term, folder = server.server.coordinator.info.term, server.run.folder.name
+            leader = self.leaders.setdefault(term.number, folder)
+            assert leader == folder, f"the servers in {leader} and {folder} lead the run in term {term.number}"
 
     # Processes start, and start again
 
@@ -411,7 +413,7 @@ class Simulation:
         """Return the process that leads the run in the highest term, None if there is none."""
         leading = [(one, server) for one in self._leading() if (server := server_of(one)) is not None]
         terms = [(server.server.coordinator.info.term, one) for one, server in leading]
-        return max(terms, key=lambda led: (led[0].number, led[0].server))[1] if terms else None
+        return max(terms, key=lambda led: (led[0].number, led[0].resumed, led[0].server))[1] if terms else None
 
     def _promote_if_nobody_leads(self) -> None:
         """Do what a person does in the end: let a standby lead the run that nobody leads, or resume what is left."""
@@ -448,13 +450,21 @@ class Simulation:
         client.send(encode(message))
         self.world.after(COMMAND_S, client.close)
 
+    def _could_lead(self) -> bool:
+        return any(could_lead(one) for one in self.standbys.values() if not one.is_dead)
+
     def lose_server(self, kill_after: int) -> None:
         """Lose the host of the server with its disk, if a standby has all that it takes to lead the run."""
-        ready = [one for one in self.standbys.values() if not one.is_dead and could_lead(one)]
-        if self.server is not None and ready and not self.server.is_dead:
+        if self.server is not None and not self.server.is_dead and self._could_lead():
             self._is_lost = True
             self.server.kill_after = kill_after
             self.disturb(IDLE_S, lambda: None if self.server is None else self.server.end(is_killed=True))
+
+    def delete_folder(self, kill_after: int) -> None:
+        """Delete the folder of the run while its server runs, and lose the server later, if a standby could lead."""
+        if self.server is not None and not self.server.is_dead and not self._is_lost and self._could_lead():
+            shutil.rmtree(self.run.folder)
+            self.disturb(DELETED_S, partial(self.lose_server, kill_after))
 
     def _restart_servers(self, start: int) -> None:
         """Restart the server and all shards after one of them has ended, unless the run is over."""
@@ -618,6 +628,8 @@ def inject(run: Simulation, fault: ScheduledFault) -> None:
             _cut_off_in_turn(run, fault)
         case FaultKind.LOSE_SERVER:
             run.lose_server(fault.kill_after)
+        case FaultKind.DELETE_FOLDER:
+            run.delete_folder(fault.kill_after)
         case FaultKind.PROMOTE:
             run.promote(fault.target)
         case FaultKind.DRAIN:
@@ -671,17 +683,17 @@ def _cut_off_in_turn(run: Simulation, fault: ScheduledFault) -> None:
 
     What they dial anew is not cut off: it is the servers that do not see one another.
     """
-    first, pause_s = run.last_leader(), HEIR_S * run.scenario.takeover_s
+    first, pause_s = run.last_leader(), SUCCESSOR_S * run.scenario.takeover_s
     if first is None:
         return
     _cut_off(run, replace(fault, seconds=fault.seconds + PREDECESSOR_S * pause_s), first)
 
-    def cut_off_heir() -> None:
-        heir = run.last_leader()
-        if heir is not None and heir is not first:
-            _cut_off(run, replace(fault, seconds=fault.seconds + pause_s), heir)
+    def cut_off_successor() -> None:
+        successor = run.last_leader()
+        if successor is not None and successor is not first:
+            _cut_off(run, replace(fault, seconds=fault.seconds + pause_s), successor)
 
-    run.disturb(pause_s, cut_off_heir)
+    run.disturb(pause_s, cut_off_successor)
 
 
 def _load_nothing(name: str) -> TrainTest:

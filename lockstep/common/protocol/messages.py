@@ -110,21 +110,25 @@ class NodeMessage(Message, frozen=True, kw_only=True):
 
 
 class Term(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """Which server leads a run: each one that begins or resumes it takes a higher term than all that it knows of.
+    """The leadership of one server: a server that takes a run over begins a term above all that it knows of.
 
-    Two servers that do not know of one another may take the same number. Then their names decide, so that of two terms
-    of a run one is always the higher.
+    Each server takes the numbers of its own place among all servers of the run, so no two of them take the same. A
+    server that resumes its run stays in its term. So it never outbids a standby that has taken the run over meanwhile.
     """
 
     #: Drawn when the run begins: terms of other runs are not compared. Empty if none is known.
     run: ShortText = ""
     number: Count = 0
-    #: Drawn by each server.
+    #: How often its server has resumed the run in this term.
+    resumed: Count = 0
+    #: Drawn by each server process. It decides between two standbys that got their places from different servers, which
+    #: led the run at the same time.
     server: ShortText = ""
 
     def is_above(self, other: "Term") -> bool:
         """Tell whether both are terms of one run, and this one is the higher."""
-        return self.run == other.run and (self.number, self.server) > (other.number, other.server)
+        mine, theirs = (self.number, self.resumed, self.server), (other.number, other.resumed, other.server)
+        return self.run == other.run and mine > theirs
 
 
 #: Of a process that was in no run yet.

@@ -36,14 +36,18 @@ FILES_LIMIT = 4096
 FileName = Annotated[str, Meta(max_length=255, pattern=r"^(?!\.)[^/\x00-\x1f\\]+(/(?!\.)[^/\x00-\x1f\\]+)*\Z")]
 
 
+#: A SHA-256.
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+
+
 class RunFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A file of a run that is mirrored."""
+    """A file of a run that is mirrored, as it is once nothing of it changes any more."""
 
     name: FileName
-    #: Bytes of it; of a file of lines, as far as it goes now.
+    #: Bytes of it: of a file of lines, those before the checkpoint of the set.
     size: Count
-    #: Tells it from another content under the same name; empty for a file of lines, which grows.
-    version: ShortText = ""
+    #: Its SHA-256; of a checkpoint, its seal.
+    digest: Digest
 
 
 # From a standby to the server
@@ -58,18 +62,18 @@ class MirrorRequest(Message, frozen=True, kw_only=True):
     #: Where workers reach it, and the public half of its key.
     address: ShortText
     public: Annotated[str, Meta(max_length=40)] = ""
-    #: The term of which it has lines, and the highest that it has seen.
+    #: The highest term that it has seen.
     term: Term = NO_TERM
-    #: The step of the last checkpoint that it has, and whether it has all that it was offered last.
+    #: The step of the checkpoint that it has, and whether it has all that it was offered last.
     step: Count = 0
     is_whole: bool = False
 
 
 class FilePartRequest(Message, frozen=True, kw_only=True):
-    """Ask for a part of a file: answered by `FilePart`, or by `RunFiles` if there is no such version any more."""
+    """Ask for a part of a file: answered by `FilePart`, or by `RunFiles` if the file has another content by now."""
 
     name: FileName
-    version: ShortText
+    digest: Digest
     start: Count
 
 
@@ -77,36 +81,34 @@ class FilePartRequest(Message, frozen=True, kw_only=True):
 
 
 class RunFiles(Message, frozen=True, kw_only=True):
-    """The files that there are to mirror."""
+    """The files from which the run can be led: those of its last checkpoint, and the lines before it."""
 
     term: Term
     run: ShortText
     #: Steps made, and steps in all.
     step: Count
     steps: Count
+    #: The step of that checkpoint, 0 if there is none yet; and the files, none if they cannot be read now.
+    checkpoint: Count
     files: Annotated[list[RunFile], Meta(max_length=FILES_LIMIT)]
-    #: By file of lines, how many of its first bytes are the same as in the term of the request.
-    kept: Annotated[dict[FileName, Count], Meta(max_length=4)]
     #: The ranks of those that computed the last step: more than half of them decide that the server is gone.
     electors: Annotated[list[Count], Meta(max_length=4096)]
     standbys: Standbys
+    #: The place of this standby among all servers of the run, which decides the numbers of its terms.
+    place: Count
     options: RunOptions
     #: Whether the run goes on, or has ended; or goes on at the standby of that address as soon as it has all of this.
     state: Literal["running", "over", "handed over"] = "running"
-    heir: ShortText = ""
+    successor: ShortText = ""
 
 
 class FilePart(Message, frozen=True, kw_only=True):
-    """A part of a file: one array, which begins with its `size` bytes. Of a file of lines, it ends with one."""
+    """A part of a file: one array, which begins with its `size` bytes."""
 
     name: FileName
-    version: ShortText
+    digest: Digest
     start: Count
     size: Annotated[int, Meta(ge=0, le=PART_BYTES)]
-    #: The SHA-256 of these bytes.
-    digest: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-    #: Of the server: lines of another term may be others.
-    term: Term
 
 
 # Between servers, and from a person to a server

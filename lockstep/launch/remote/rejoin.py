@@ -17,7 +17,7 @@ from lockstep.common.runtime.clock import SystemClock
 from lockstep.common.transport.port import Dial
 from lockstep.launch.client import StatusClient
 from lockstep.launch.run_end import show_end
-from lockstep.ps.standby.storage import MIRROR
+from lockstep.ps.standby.mirror import MIRROR
 from lockstep.ps.standby.terms import read_terms
 from lockstep.results.reports.display import print_plainly
 from lockstep.runs.run_dir import finished, has_begun

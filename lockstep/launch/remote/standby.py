@@ -3,6 +3,7 @@
 import os
 import platform
 import shlex
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from functools import partial
@@ -34,10 +35,10 @@ from lockstep.launch.supervision.channel import ListeningReport, ParentLink
 from lockstep.ps.records.ledger import WorkerIn
 from lockstep.ps.records.receipt import Receipt
 from lockstep.ps.records.run_folder import LEDGER, read_ledger, read_receipt
+from lockstep.ps.standby.mirror import CONTENTS, MIRROR, Mirror
 from lockstep.ps.standby.shell import StandbyShell
 from lockstep.ps.standby.source import ALLOWED
 from lockstep.ps.standby.state import StandbyConfig, StandbyState, TakeOver
-from lockstep.ps.standby.storage import MIRROR, MirrorStorage
 from lockstep.results.reports.display import Display, display_for, print_plainly
 from lockstep.runs.optional_packages import demand
 from lockstep.runs.recorded_model import trust_source
@@ -146,6 +147,7 @@ def leave_nothing(folder: Path) -> None:
     """Remove a mirror that has got nothing."""
     mirror = folder / MIRROR
     if mirror.is_file() and not mirror.stat().st_size:
+        shutil.rmtree(folder / CONTENTS, ignore_errors=True)
         with suppress(OSError):
             mirror.unlink()
             folder.rmdir()
@@ -252,12 +254,10 @@ def shell_of(
         host=one_line(platform.node() or "unknown", NAME_LIMIT),
         pid=os.getpid(),
     )
-    storage = MirrorStorage(request.folder)
-    state = StandbyState(config, mirror=storage.restore())
+    state = StandbyState(config, Mirror.restored(request.folder))
     upstream = dial_with(access.credential, request.server.address, request.server.public)
     return StandbyShell(
         state,
-        storage,
         port,
         upstream,
         partial(dial_with, access.credential),
@@ -280,7 +280,7 @@ def lead(
 ) -> int:
     """Serve the run that was mirrored, to its end; return the exit code."""
     service = service_of(request, access, is_signed=is_signed(shell.state))
-    destination = replace(service.destination, least_term=takeover.least)
+    destination = replace(service.destination, term=takeover.number)
     service = replace(service, destination=destination, predecessor=shell.upstream)
     if request.supervised is not None:
         serve_run(service, shell.port, Display(LoggedLines(request.link), SystemClock()), listening)

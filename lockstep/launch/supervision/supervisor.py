@@ -331,16 +331,16 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
             return self._over(RunEnd.RESULT)
         if end.is_crash and not files.has_begun:
             return self._over(RunEnd.CRASH)
-        has_heir = self._has_heir(end, files)
+        has_successor = self._has_successor(end, files)
         killed = self._killed_shard() if end.code == 1 else None
         # One that ends by itself while its standby leads has handed the run over, or found that out.
-        if end.was_killed or (has_heir and (files.standby_leads or end.code == 0)):
+        if end.was_killed or (has_successor and (files.standby_leads or end.code == 0)):
             dead, cause = SERVER, end
         elif killed is not None:
             dead, cause = killed, self._gone[killed]
         else:
             return self._over(RunEnd.SERVER if end.code else RunEnd.RESULT)
-        if dead is SERVER and has_heir:
+        if dead is SERVER and has_successor:
             return self._follow_standby(now)
         delay_s = self._delay_s(cause, now)
         if delay_s is None:
@@ -350,7 +350,7 @@ class RunSupervisor(Machine[SupervisorEvent, SupervisorEffect]):
         stopped: list[SupervisorEffect] = [StopProcess(place=shard) for shard in self._shards()]
         return [ReportDeath(place=dead, outlook=Outlook.RESTARTED, delay_s=delay_s), *stopped]
 
-    def _has_heir(self, server: ProcessEnd, files: FilesSeen) -> bool:
+    def _has_successor(self, server: ProcessEnd, files: FilesSeen) -> bool:
         """Tell whether the standby leads the run of a server that has ended, or can lead it."""
         if STANDBY in self._gone:
             return False

@@ -142,6 +142,8 @@ def sealed_parts(
         "dataset": identity.dataset,
         "layout": identity.layout,
         "numerics": msgspec.json.encode(identity.numerics).decode(),
+        "metrics_bytes": str(progress.metrics_bytes),
+        "ledger_bytes": str(progress.ledger_bytes),
         "sha256": _BLANK.decode(),
     }
     length, header, *rest = parts_of(arrays, metadata)
@@ -175,19 +177,29 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path=path, identity=identity, progress=progress, arrays=arrays)
 
 
-def seal_of(path: Path) -> str:
-    """Return the seal of a checkpoint as its header has it, without reading the rest; `FileFormatError` if it has none.
+class CheckpointHead(msgspec.Struct, frozen=True, kw_only=True):
+    """What the header of a checkpoint says about it."""
 
-    It stands for the whole file, as far as that is not damaged.
-    """
+    #: It stands for the whole file, as far as that is not damaged.
+    seal: str = msgspec.field(name="sha256")
+    metrics_bytes: Count
+    ledger_bytes: Count
+
+
+class _Header(msgspec.Struct):
+    metadata: CheckpointHead = msgspec.field(name="__metadata__")
+
+
+def head_of(path: Path) -> CheckpointHead:
+    """Return what the header of a checkpoint says, without reading the rest; `FileFormatError` if it has none."""
     try:
         with open_regular(path, MAX_FILE_BYTES) as file:
-            length = file.read(8)
-            header = length + file.read(min(int.from_bytes(length, "little"), MAX_HEADER_BYTES))
+            length = int.from_bytes(file.read(8), "little")
+            return msgspec.json.decode(file.read(min(length, MAX_HEADER_BYTES)), type=_Header, strict=False).metadata
     except OSError as error:
         raise _unreadable(path, error) from error
-    _, seal = _find_seal(path, header)
-    return seal.decode("ascii", "replace")
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"{path}: is damaged, cut off, or not a checkpoint: {error}") from error
 
 
 def _unreadable(path: Path, error: OSError) -> FileFormatError:

@@ -35,9 +35,6 @@ class Resumption(msgspec.Struct, frozen=True, kw_only=True):
     progress: Progress
     #: By identity, which workers may not come back, and why.
     convicted: Mapping[str, str] = msgspec.field(default_factory=dict)
-    #: Bytes of the metrics and of the ledger that were kept.
-    metrics_bytes: int = 0
-    ledger_bytes: int = 0
 
 
 def first_round(setup: RunSetup) -> Resumption:
@@ -119,8 +116,6 @@ def resume(setup: RunSetup, recorder: MetricsRecorder, folder: RunFolder, checkp
     return Resumption(
         round=following,
         progress=_progress(saved, setup.info),
-        metrics_bytes=saved.metrics_bytes,
-        ledger_bytes=saved.ledger_bytes,
     )
 
 

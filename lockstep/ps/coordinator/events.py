@@ -61,7 +61,7 @@ class DrainRequested(Struct, frozen=True, kw_only=True):
     """The run is to be handed over to a standby, after a step."""
 
     #: The address of the standby.
-    heir: str
+    successor: str
 
 
 class SumsAcknowledged(Struct, frozen=True, kw_only=True):

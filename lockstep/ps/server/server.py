@@ -265,11 +265,11 @@ class Server:
 
     def send_away(self) -> None:
         """Send everybody to the standby that the run was handed over to, if it was."""
-        heir = self.succession.handed_over()
-        if heir is not None:
-            self._dispatch(*self.group.send_all(heir))
+        successor = self.succession.handed_over()
+        if successor is not None:
+            self._dispatch(*self.group.send_all(successor))
             for peer in list(self.coordinator.membership.members):
-                self._send(peer, heir)
+                self._send(peer, successor)
 
     def _show(self, watch: Callable[[], None]) -> None:
         now = self.clock.now()

@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from typing import assert_never
 
+import msgspec
+
 from lockstep.common.errors import CONTINUED, FailureKind, LockstepError, RefusalKind, RemoteProtocolError
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import (
@@ -97,7 +99,7 @@ class Succession:
     absent: dict[str, StandbyAddress] = field(default_factory=dict)
     history: TermHistory = field(init=False)
     #: The standby that the run is handed over to, and whether it has said that it has all of it.
-    heir: StandbyAddress | None = None
+    successor: StandbyAddress | None = None
     is_taken_over: bool = False
     #: How the run ended, and until when standbys may get the rest.
     finish: effects.Finish | None = None
@@ -197,8 +199,9 @@ class Succession:
             reason = f"{len(self.registry.members)} standbys mirror this run: expected no more"
             return self._send(peer, Refused(reason=reason, kind=RefusalKind.FULL))
         self.absent.pop(request.address, None)
+        self.history = self.history.with_place(request.address)
         happened = self._on_change(f"standby {request.address} mirrors the run") if is_new else []
-        return [*happened, *self._send(peer, self._files(request.term))]
+        return [*happened, *self._send(peer, self._files(request.address))]
 
     def _refusal(self, peer: bytes, request: MirrorRequest) -> Refused | None:
         """Return why a standby is refused, None if it is not."""
@@ -216,24 +219,30 @@ class Succession:
             return Refused(reason=reason, kind=RefusalKind.NOT_ALLOWED)
         return None
 
-    def _files(self, since: Term) -> RunFiles:
+    def _files(self, standby: str) -> RunFiles:
         info, progress = self.coordinator.info, self.coordinator.progress
         state = "running" if self.finish is None else "over"
         if self.finish is not None and self.finish.kind is FailureKind.HANDED_OVER:
             state = "handed over"
+        was_damaged = self.source.is_damaged
+        shown = self.source.files(is_over=self.finish is not None and self.finish.kind is None)
+        if self.source.is_damaged and not was_damaged:
+            folder = str(self.source.folder)
+            self.say(f"warning: {folder!r} lacks files of the run: standbys keep those of step {shown.step}")
         return RunFiles(
             term=self.term,
             run=info.run,
             step=progress.steps,
             steps=info.plan.total_steps,
-            files=self.source.files(),
-            kept=dict(self.history.kept(since)),
+            checkpoint=shown.step,
+            files=[*shown.files],
             electors=self.coordinator.part(HandOver).electors(),
             # Those that are gone too, since each of them may lead the run by now: then the others find it there.
             standbys=tuple(self.history.standbys),
+            place=self.history.places[standby],
             options=info.options,
             state=state,  # type: ignore[arg-type]  # one of the three
-            heir="" if self.heir is None else self.heir.address,
+            successor="" if self.successor is None else self.successor.address,
         )
 
     def _send_part(self, peer: bytes, asked: FilePartRequest) -> Sequence[events.Event]:
@@ -241,9 +250,9 @@ class Succession:
         if member is None:
             return []
         member.heard = self.clock.now()
-        found = self.source.part(asked, self.term)
+        found = self.source.part(asked)
         if found is None:
-            return self._send(peer, self._files(member.request.term))
+            return self._send(peer, self._files(member.request.address))
         part, data = found
         return deliver(self.port, peer, encode(part, [data]))
 
@@ -254,7 +263,7 @@ class Succession:
         self.say(text)
         # Those that have gone without a word as well: one of them may lead the run by now. They come last.
         standbys = (*self.registry.addresses(), *self.absent.values())[:STANDBYS_LIMIT]
-        self.history = TermHistory(run=self.history.run, terms=self.history.terms, standbys=[*standbys])
+        self.history = msgspec.structs.replace(self.history, standbys=[*standbys])
         try:
             write_terms(self.source.folder, self.history)
         except OSError as error:
@@ -272,7 +281,7 @@ class Succession:
         if member is None:
             return []
         if self.finish is not None:
-            self.is_taken_over = self.is_taken_over or (is_done and member.address == self.heir)
+            self.is_taken_over = self.is_taken_over or (is_done and member.address == self.successor)
             return []
         return self._on_gone(member, reason, has_said_so=is_done)
 
@@ -291,7 +300,7 @@ class Succession:
         if obstacle:
             return self._send(peer, CommandOutcome(is_accepted=False, text=obstacle))
         drained = self.hand_over()
-        text = f"the run goes on at {drained.heir}, after the step at hand"
+        text = f"the run goes on at {drained.successor}, after the step at hand"
         return [*self._send(peer, CommandOutcome(is_accepted=True, text=text)), drained]
 
     def obstacle(self) -> str:
@@ -299,16 +308,16 @@ class Succession:
         best = self.registry.best()
         if best is None:
             return f"no standby mirrors the run: start one with `lockstep server --standby-of {self.address}`"
-        if not best.request.is_whole:
-            return f"the standby at {best.request.address} does not have all of the run yet: try again in a moment"
+        if not (best.request.is_whole or best.request.step):
+            return f"the standby at {best.request.address} has nothing of the run yet: try again in a moment"
         return ""
 
     def hand_over(self) -> events.DrainRequested:
         """Choose who leads the run after the step at hand; only if there is no obstacle."""
         best = self.registry.best()
         assert best is not None
-        self.heir = best.address
-        return events.DrainRequested(heir=self.heir.address)
+        self.successor = best.address
+        return events.DrainRequested(successor=self.successor.address)
 
     def end(self, finish: effects.Finish, now: float) -> None:
         """Begin to let standbys have what the run has come to."""
@@ -328,7 +337,7 @@ class Succession:
 
     def handed_over(self) -> HandedOver | None:
         """Return where the run goes on, if a standby has all of it, and said so."""
-        return None if self.heir is None or not self.is_taken_over else HandedOver(standby=self.heir)
+        return None if self.successor is None or not self.is_taken_over else HandedOver(standby=self.successor)
 
     # Other terms
 

@@ -1,225 +1,255 @@
-"""What a standby has of a run's folder, and what it asks for next. Pure: no socket, clock, file or digest.
+"""A standby's copy of a run: the files of one checkpoint, which are exchanged for those of a later one.
 
-It works in rounds. In each, the server says what there is, and the standby gets what it lacks: first the lines, since a
-checkpoint refers to those before it, then the other files. A file is there only once all of it has come and has been
-checked. What a server has removed is removed at the end of a round, when what replaces it is there.
-
-A mirror from which the run could be led stays one, also if its standby is killed while it gets more: what is to be
-replaced or removed is written down before.
+`mirror.json` names the files of the copy and their digests, and is replaced as a whole. The files are in `.mirror`,
+each under its digest, so two versions of a file never mix. They are linked to their names in the folder, which is that
+of a run as soon as `mirror.json` is removed. If the server has lost its folder, or shows less, the copy stays.
 """
 
+import hashlib
+import os
+import shutil
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from msgspec import Struct
+import msgspec
 
+from lockstep.common.errors import FileFormatError
+from lockstep.common.files.atomic import Sync, sync_folder, write_atomically
+from lockstep.common.files.reading import decode, read_regular
 from lockstep.common.protocol.messages import NO_TERM, Term
 from lockstep.common.protocol.standby_messages import FilePart, FilePartRequest, RunFile, RunFiles
-from lockstep.ps.records.run_folder import CHECKPOINTS
+from lockstep.ps.checkpoint.checkpoint import check_seal, head_of
+from lockstep.ps.records.convictions import CONVICTIONS
+from lockstep.ps.records.run_folder import CHECKPOINTS, MOST_BYTES
+from lockstep.ps.standby.source import LINES
 
-# Effects
+#: The file that says that a folder is a mirror, until its standby takes over; and the folder of its files.
+MIRROR, CONTENTS = "mirror.json", ".mirror"
 
+#: The file that is coming, in that folder; and a link before it gets its name.
+COMING, LINK = "coming", "link"
 
-class AskFor(Struct, frozen=True, kw_only=True):
-    """Ask the server for a part of a file."""
-
-    request: FilePartRequest
-
-
-class StorePart(Struct, frozen=True, kw_only=True):
-    """Write the array that came with the part just handled; answered by `PartStored` or `StoringFailed`.
-
-    That of a file of lines goes to its place, that of another file to a place beside it.
-    """
-
-    part: FilePart
-
-
-class CompleteFile(Struct, frozen=True, kw_only=True):
-    """Check a file of which all parts are there, and give it its name; answered by `FileCompleted`."""
-
-    file: RunFile
-
-
-class RemoveFiles(Struct, frozen=True, kw_only=True):
-    """Remove files."""
-
-    names: tuple[str, ...]
-
-
-class CutLines(Struct, frozen=True, kw_only=True):
-    """Cut a file of lines off after so many bytes."""
-
-    name: str
-    size: int
-
-
-class KeepRecord(Struct, frozen=True, kw_only=True):
-    """Write down what is here, for a standby that is started again."""
-
-    record: "MirrorRecord"
-
-
-class MirrorRecord(Struct, frozen=True, kw_only=True):
-    """What `mirror.json` says about a mirror from which the run could be led: it is there once it has been whole."""
-
-    #: By file of lines, how many bytes of it are right.
-    lines: dict[str, int]
-    #: By name, the versions in one of which another file is here: two while the second takes the place of the first.
-    files: dict[str, tuple[str, ...]]
-    offer: RunFiles
-
-
-MirrorEffect = AskFor | StorePart | CompleteFile | RemoveFiles | CutLines | KeepRecord
+#: What writes, as `os.pwrite`: an argument so that a full disk can be tried.
+WriteAt = Callable[[int, bytes, int], int]
 
 
 @dataclass
 class Mirror:
-    """The mirror of one run."""
+    """The copy of one run in a folder. Methods that write raise OSError."""
 
-    #: The term of the lines that are here.
-    term: Term = NO_TERM
-    #: By file of lines, how many bytes are here, each part of which was what its digest says.
-    lines: dict[str, int] = field(default_factory=dict)
-    #: By name, the versions of the other files that are here, each of which was checked.
-    files: dict[str, str] = field(default_factory=dict)
-    #: What the server offered last; None before the first time.
-    offer: RunFiles | None = None
-    #: What is still to come of that offer.
-    wanted: deque[RunFile] = field(default_factory=deque)
-    #: Bytes of the first of these that are here.
-    received: int = 0
-    #: Whether the mirror has once had all that was offered.
-    has_been_whole: bool = False
-    #: What was written down last.
-    _recorded: MirrorRecord | None = None
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all that was offered is here."""
-        return self.offer is not None and not any(self._lacks(file) for file in self.offer.files)
-
-    def begin_round(self, offer: RunFiles) -> list[MirrorEffect]:
-        """Begin to get what is here in another version, or not yet."""
-        is_new, dropped = offer.term != self.term, self._adopt(offer)
-        self.offer, self.received = offer, 0
-        self.wanted = deque(file for file in offer.files if self._lacks(file))
-        is_replacing = is_new or any(file.name in self.files for file in self.wanted)
-        kept = self._keep(offer) if self.has_been_whole and is_replacing else []
-        return [*kept, *dropped, *self._go_on()]
-
-    def _lacks(self, file: RunFile) -> bool:
-        if not file.version:
-            return file.size > self.lines.get(file.name, 0)
-        return self.files.get(file.name) != file.version
-
-    def _adopt(self, offer: RunFiles) -> list[MirrorEffect]:
-        """Drop what another server may have replaced: checkpoints first, which would refer to lines that are gone.
-
-        What else there is stays until it is replaced: without it, nothing could be led from here.
-        """
-        if offer.term == self.term:
-            return []
-        offered, folder = {file.name: file.version for file in offer.files}, f"{CHECKPOINTS}/"
-        known = [(name, version) for name, version in self.files.items() if name.startswith(folder)]
-        gone = tuple(name for name, version in known if offered.get(name) != version)
-        for name in gone:
-            del self.files[name]
-        effects: list[MirrorEffect] = [RemoveFiles(names=gone)] if gone else []
-        for name, size in self.lines.items():
-            kept = min(size, offer.kept.get(name, 0))
-            if kept < size:
-                self.lines[name] = kept
-                effects.append(CutLines(name=name, size=kept))
-        self.term = offer.term
-        return effects
-
-    def _go_on(self) -> list[MirrorEffect]:
-        """Ask for the next part; at the end of a round, remove what the server no longer has."""
-        if not self.wanted:
-            return self._end_round()
-        file = self.wanted[0]
-        start = self.received if file.version else self.lines.get(file.name, 0)
-        return [AskFor(request=FilePartRequest(name=file.name, version=file.version, start=start))]
-
-    def _end_round(self) -> list[MirrorEffect]:
-        if self.offer is None or not self.is_whole:
-            return []  # something was damaged: until it has come again, what it replaces stays
-        self.has_been_whole = True
-        offered = {file.name for file in self.offer.files}
-        folder = f"{CHECKPOINTS}/"
-        # A server whose folder was emptied under its feet takes no checkpoint from here.
-        has_any = any(name.startswith(folder) for name in offered)
-        gone = tuple(name for name in self.files if name not in offered and (has_any or not name.startswith(folder)))
-        for name in gone:
-            del self.files[name]
-        removed: list[MirrorEffect] = [RemoveFiles(names=gone)] if gone else []
-        return [*self._keep(self.offer), *removed]
-
-    def _keep(self, offer: RunFiles) -> list[MirrorEffect]:
-        """Write down what is here, and what may take its place until this is written again."""
-        offered = {file.name: file.version for file in offer.files}
-        files = {name: (version, offered.get(name, version)) for name, version in self.files.items()}
-        record = MirrorRecord(
-            lines=dict(self.lines), files={name: tuple(dict.fromkeys(one)) for name, one in files.items()}, offer=offer
-        )
-        if record == self._recorded:
-            return []
-        self._recorded = record
-        return [KeepRecord(record=record)]
+    folder: Path
+    write: WriteAt = os.pwrite
+    sync: Sync = os.fsync
+    #: The offer of which all files are here, from which the run can be led; None if there is none.
+    held: RunFiles | None = None
+    #: The offer whose files are coming; None if there is none, or all of them are here.
+    coming: RunFiles | None = None
+    #: What is still to come of that offer, and bytes of the first of these that are here.
+    _wanted: deque[RunFile] = field(default_factory=deque)
+    _received: int = 0
+    #: Whether lines are fetched from their beginning: those that are here may be those of another server.
+    _is_afresh: bool = False
 
     @classmethod
-    def of(cls, record: MirrorRecord, lines: Collection[str], files: Mapping[str, str]) -> "Mirror":
-        """Return the mirror that was written down, of which these lines are still right, and files in these versions.
+    def restored(cls, folder: Path, write: WriteAt = os.pwrite, sync: Sync = os.fsync) -> "Mirror":
+        """Return the mirror that an earlier process left in a folder, if all of it is still right."""
+        mirror = cls(folder, write, sync)
+        try:
+            held = decode(read_regular(folder / MIRROR, MOST_BYTES), RunFiles)
+        except (OSError, msgspec.MsgspecError):
+            return mirror
+        missing = [file for file in held.files if not mirror._restore(file)]
+        if not missing:
+            mirror.held = held
+            with suppress(OSError):
+                mirror._show(held)
+        return mirror
 
-        The run can be led from it if that is all that was written down: what was offered since may be missing.
+    def _restore(self, file: RunFile) -> bool:
+        """Tell whether a file is here and right; one that is damaged is removed."""
+        path, shown = self._content(file), self.folder / file.name
+        if not path.exists() and shown.is_file() and not fault_in(shown, file):
+            path.parent.mkdir(exist_ok=True)
+            _link(shown, path)
+        if path.exists() and fault_in(path, file):
+            path.unlink()
+        return path.exists()
+
+    def _content(self, file: RunFile) -> Path:
+        return self.folder / CONTENTS / file.digest
+
+    @property
+    def term(self) -> Term:
+        """The term of the server whose files are here."""
+        return NO_TERM if self.held is None else self.held.term
+
+    @property
+    def step(self) -> int:
+        """The step of the checkpoint that is here, 0 if there is none."""
+        return 0 if self.held is None else self.held.checkpoint
+
+    def obstacle(self, offer: RunFiles) -> str:
+        """Return why the files of an offer may not replace those that are here; empty if they may.
+
+        Nothing is given up but for something later. After a conviction a run goes back, with the weights in doubt.
         """
-        right = {name: size for name, size in record.lines.items() if name in lines}
-        is_all = right == record.lines and files.keys() == record.files.keys()
-        return cls(record.offer.term, right, dict(files), record.offer, has_been_whole=is_all)
+        held = self.held
+        if held is None or not held.checkpoint:
+            return ""
+        if held.term.run != offer.term.run:
+            return f"it is another run: the checkpoint of step {held.checkpoint} of run {held.run} stays"
+        if offer.checkpoint < held.checkpoint and _convicted(offer) == _convicted(held):
+            return f"its checkpoint is of step {offer.checkpoint}: that of step {held.checkpoint} stays"
+        return ""
 
-    def ask_again(self) -> list[MirrorEffect]:
-        """Ask again for the part that is to come next, whose answer did not come or was damaged."""
-        return self._go_on()
+    def begin(self, offer: RunFiles) -> None:
+        """Begin to get the files of an offer that are not here yet."""
+        self.give_up()
+        if self.held is None or self.held.files != offer.files:
+            wanted = {file.digest: file for file in offer.files if not self._content(file).exists()}
+            self.coming, self._wanted = offer, deque(wanted.values())
+            self._begin_file()
+        if not self._wanted:
+            self._exchange(offer)
+
+    def _begin_file(self) -> None:
+        """Begin with the next file: one of lines begins with those that are here."""
+        self._received = 0
+        place = self.folder / CONTENTS / COMING
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        if not self._wanted or self.held is None or self._is_afresh or self._wanted[0].name not in LINES:
+            return
+        before = next((file for file in self.held.files if file.name == self._wanted[0].name), None)
+        if before is not None and before.size <= self._wanted[0].size:
+            shutil.copyfile(self._content(before), place)
+            self._received = before.size
+
+    def request(self) -> FilePartRequest | None:
+        """Return the question for the next part, None if nothing is missing."""
+        if not self._wanted:
+            return None
+        file = self._wanted[0]
+        return FilePartRequest(name=file.name, digest=file.digest, start=self._received)
 
     def expects(self, part: FilePart) -> bool:
-        """Tell whether this part was asked for."""
-        if not self.wanted or part.term != self.term:
-            return False
-        file = self.wanted[0]
-        start = self.received if file.version else self.lines.get(file.name, 0)
-        return (part.name, part.version, part.start) == (file.name, file.version, start)
+        """Tell whether a part is the next one."""
+        return (part.name, part.digest, part.start) == self._next()
 
-    def on_stored(self, part: FilePart) -> list[MirrorEffect]:
-        """Record that a part is here that was expected, and intact."""
-        file = self.wanted[0]
-        if not file.version:
-            self.lines[file.name] = part.start + part.size
-            # Without a part, the last line is not complete yet.
-            if part.size == 0 or not self._lacks(file):
-                self.wanted.popleft()
-            return self._go_on()
-        self.received += part.size
-        if self.received < file.size and part.size:
-            return self._go_on()
-        return [CompleteFile(file=file)]
+    def _next(self) -> tuple[str, str, int] | None:
+        return (self._wanted[0].name, self._wanted[0].digest, self._received) if self._wanted else None
 
-    def on_completed(self, file: RunFile, *, is_intact: bool) -> list[MirrorEffect]:
-        """Record that a file has its name, or that it is not what its version says: then the next round gets it."""
-        self.received = 0
-        self.wanted.popleft()
-        if is_intact:
-            self.files[file.name] = file.version
-        return self._go_on()
+    def add(self, part: FilePart, data: bytes) -> str:
+        """Write the part that is expected; return why a file is not what the server said, empty if all is well."""
+        place, file = self.folder / CONTENTS / COMING, self._wanted[0]
+        # A list of who is admitted is of no use if others may write it.
+        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            rest, at = data[: part.size], part.start
+            while rest:
+                written = self.write(descriptor, rest, at)
+                rest, at = rest[written:], at + written
+            self._received += part.size
+            if self._received < file.size and part.size:
+                return ""
+            self.sync(descriptor)
+        finally:
+            os.close(descriptor)
+        return self._complete(place, file)
+
+    def _complete(self, place: Path, file: RunFile) -> str:
+        """Let a file of which all has come be one that is here, if it is right."""
+        fault = fault_in(place, file)
+        if fault:
+            self._is_afresh = True
+            self.give_up()
+            return f"{file.name!r} is not what the server said that it is ({fault}): what is here of it stays"
+        os.replace(place, self._content(file))
+        self._wanted.popleft()
+        self._begin_file()
+        if not self._wanted and self.coming is not None:
+            self._exchange(self.coming)
+        return ""
+
+    def _exchange(self, offer: RunFiles) -> None:
+        """Let the files of an offer, all of which are here, be those from which the run is led."""
+        self.coming, self._is_afresh = None, False
+        if not offer.files:
+            return
+        if self.held is not None and self.held.files == offer.files:
+            self.held = offer  # how far the run is, and which workers compute
+            return
+        sync_folder(self.folder / CONTENTS, self.sync)
+        write_atomically(self.folder / MIRROR, [msgspec.json.encode(offer)], self.sync)
+        before, self.held = self.held, offer
+        self._show(offer, [] if before is None else before.files)
+
+    def _show(self, held: RunFiles, before: Sequence[RunFile] = ()) -> None:
+        """Let the names in the folder lead to what is here; remove what is not needed any more."""
+        for file in held.files:
+            path, link = self.folder / file.name, self.folder / CONTENTS / LINK
+            if not (path.exists() and (file in before or path.samefile(self._content(file)))):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                link.unlink(missing_ok=True)
+                _link(self._content(file), link)
+                os.replace(link, path)
+        names, digests = {file.name for file in held.files}, {file.digest for file in held.files}
+        for path in (self.folder / CHECKPOINTS).glob("*"):
+            if path.is_file() and f"{CHECKPOINTS}/{path.name}" not in names:
+                path.unlink()
+        for path in (self.folder / CONTENTS).iterdir():
+            if path.name not in digests:
+                path.unlink()
 
     def give_up(self) -> None:
-        """Leave the rest of the round to the next one."""
-        self.wanted.clear()
-        # It may not have been written: the disk may be full.
-        self.offer, self.received, self._recorded = None, 0, None
+        """Leave what is still to come to the next offer: the disk may be full, or the server is another one."""
+        self.coming, self._received = None, 0
+        self._wanted.clear()
+
+    def conclude(self) -> None:
+        """Make a run's folder of the mirror, unless it is one already."""
+        if self.held is None or not (self.folder / MIRROR).exists():
+            return
+        self._show(self.held)
+        # In this order: contents that are gone are found under their names, as long as `mirror.json` lists them.
+        shutil.rmtree(self.folder / CONTENTS)
+        (self.folder / MIRROR).unlink()
+
+    def discard_coming(self) -> None:
+        """Remove what is not complete."""
+        with suppress(OSError):
+            (self.folder / CONTENTS / COMING).unlink()
 
     def validate(self) -> None:
         """Raise AssertionError if the state contradicts itself: for tests, after each event."""
-        assert self.received == 0 or self.wanted, "a part of a file is here that nobody wants"
-        assert self.offer is None or self.offer.term == self.term
+        assert self._received == 0 or self._wanted, "a part of a file is here that nothing wants"
+        assert not self._wanted or self.coming is not None
+
+
+def _convicted(offer: RunFiles) -> str:
+    return next((file.digest for file in offer.files if file.name == CONVICTIONS), "")
+
+
+def _link(source: Path, place: Path) -> None:
+    try:
+        os.link(source, place)
+    except OSError:  # this file system has no links
+        shutil.copyfile(source, place)
+
+
+def fault_in(path: Path, file: RunFile) -> str:
+    """Return how a file differs from what its server has; empty if it does not."""
+    try:
+        if file.name.startswith(f"{CHECKPOINTS}/"):
+            check_seal(path)
+            return "" if head_of(path).seal == file.digest else "it has another seal"
+        with path.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        return "" if digest == file.digest else f"its SHA-256 is {digest[:12]}…"
+    except FileFormatError as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or "it cannot be read"

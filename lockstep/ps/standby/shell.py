@@ -1,10 +1,10 @@
 """A standby's shell: turns frames into events and effects into frames and files. Decides nothing."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import Eviction, Message, NotLeading, Refused, WorkerMessage, shortened
@@ -26,19 +26,15 @@ from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.links import Wait
 from lockstep.common.transport.port import ClientPort, Dial, PeerSlow, ServerPort
-from lockstep.ps.standby.mirror import AskFor, CompleteFile, CutLines, KeepRecord, RemoveFiles, StorePart
+from lockstep.ps.records.run_folder import RESULT
 from lockstep.ps.standby.state import (
     FOLLOWS,
-    FileCompleted,
     PartReceived,
-    PartStored,
     StandbyEffect,
     StandbyEvent,
     StandbyState,
-    StoringFailed,
     TakeOver,
 )
-from lockstep.ps.standby.storage import MirrorStorage, is_intact
 
 #: Seconds for which the last messages may still be sent to a server that is left.
 LINGER_S = 1.0
@@ -49,7 +45,6 @@ class StandbyShell:
     """A standby's process: its state, and what carries out the effects of the state."""
 
     state: StandbyState
-    storage: MirrorStorage
     #: Where workers dial, and persons.
     port: ServerPort
     #: To the server that is mirrored.
@@ -67,7 +62,6 @@ class StandbyShell:
     _is_checked: bool = False
     #: Set once it has ended without taking over, or takes over.
     ended: Exit | TakeOver | None = None
-    _array: Vector | None = None
 
     def run(self) -> Exit | TakeOver:
         """Mirror the run until it is over, or is to be led from here: then the folder is that of a run."""
@@ -83,11 +77,13 @@ class StandbyShell:
         return self.ended
 
     def close(self) -> None:
-        """Conclude the mirror if the run is led from here; otherwise close all connections, and leave nothing half."""
-        if isinstance(self.ended, TakeOver):
-            self.storage.conclude(self.state.mirror.lines)
-        else:
-            self.storage.discard_partial()
+        """Conclude the mirror if the run is led from here, or is over; close all connections unless it is led."""
+        mirror = self.state.mirror
+        is_led = isinstance(self.ended, TakeOver)
+        if is_led or (mirror.held is not None and (mirror.folder / RESULT).exists()):
+            mirror.conclude()
+        mirror.discard_coming()
+        if not is_led:
             self.upstream.close(LINGER_S)
             self.port.close(LINGER_S)
 
@@ -133,8 +129,7 @@ class StandbyShell:
         try:
             message, arrays = decode(frames, ToStandbyMessage)
             if isinstance(message, FilePart):
-                self._array = arrays[0]
-                event = PartReceived(part=message, is_intact=is_intact(message, arrays[0]))
+                event = PartReceived(part=message, data=arrays[0].tobytes()[: message.size])
             else:
                 assert isinstance(message, RunFiles | LeaderNotice | NotLeading | Refused)  # what else there may be
                 event = message
@@ -160,7 +155,7 @@ class StandbyShell:
     def dispatch(self, event: StandbyEvent) -> None:
         """Let the machine handle an event, and whatever its effects lead to."""
         carry_out(self.state, [event], self._perform, self.clock.now)
-        if self.state.mirror.has_been_whole and not self._is_checked:
+        if self.state.can_lead and not self._is_checked:
             self._is_checked = True
             self.check()
 
@@ -168,10 +163,9 @@ class StandbyShell:
 
     def _perform(self, effect: StandbyEffect) -> Iterable[StandbyEvent]:
         match effect:
-            case AskFor(request=request):
-                self._send_up(request)
             case SendToServer(message=message):
-                self._send_up(message)
+                with suppress(PeerSlow):  # a server that reads nothing is asked again
+                    self.upstream.send(encode(message))
             case Send():
                 return deliver(self.port, effect.peer, encode(effect.message))
             case Redial(server=server):
@@ -183,37 +177,8 @@ class StandbyShell:
             case Exit() | TakeOver():
                 self.ended = effect
             case _:
-                return self._write(effect)
+                assert_never(effect)
         return []
-
-    def _write(self, effect: StorePart | CompleteFile | RemoveFiles | CutLines | KeepRecord) -> list[StandbyEvent]:
-        """Write to the folder of the mirror; a full disk costs the run nothing."""
-        try:
-            match effect:
-                case StorePart(part=part):
-                    assert self._array is not None  # it came with the part
-                    self.storage.store(part, self._array)
-                    return [PartStored(part=part)]
-                case CompleteFile(file=file):
-                    return [FileCompleted(file=file, fault=self.storage.complete(file))]
-                case RemoveFiles(names=names):
-                    self.storage.remove(names)
-                case CutLines(name=name, size=size):
-                    self.storage.cut(name, size)
-                case KeepRecord(record=record):
-                    self.storage.keep(record)
-                case _:
-                    assert_never(effect)
-        except OSError as error:
-            text = f"cannot write to {str(self.storage.folder)!r}: {error.strerror}"
-            return [StoringFailed(reason=text)]
-        return []
-
-    def _send_up(self, message: Message) -> None:
-        try:
-            self.upstream.send(encode(message))
-        except PeerSlow:
-            return  # nobody reads: it is asked again
 
 
 def answer_to_stranger(frames: list[memoryview], fault: RemoteProtocolError) -> Message:

@@ -1,17 +1,17 @@
-"""What a server shows its standbys of the folder of its run: which files there are, and parts of them. Reads only.
+"""The files of a run that its server shows to standbys: those from which the run can be led. Reads only.
 
-What a run resumes from: the job, the model's own files, the weights that it began with, the receipt, the terms, who was
-evicted for good, the checkpoints, the files of lines; and at the end the result with its weights. Logs and pictures
-stay where they are.
+These are the files of the last checkpoint: the job, the model's own files, the weights that the run began with, the
+receipt, the terms, the convictions, the checkpoints, and the lines of the records before the last of these. What comes
+after it is computed again by a server that resumes from it. At the end, they are all files of the run, with its result.
 """
 
 import hashlib
 import os
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,30 +19,56 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import FileFormatError, LockstepError
 from lockstep.common.files.reading import open_regular
 from lockstep.common.model.initial import INITIAL
-from lockstep.common.protocol.messages import Term
 from lockstep.common.protocol.standby_messages import FILES_LIMIT, PART_BYTES, FilePart, FilePartRequest, RunFile
-from lockstep.ps.checkpoint.checkpoint import seal_of
-from lockstep.ps.checkpoint.folder import is_doubtful, step_of
+from lockstep.ps.checkpoint.checkpoint import head_of
+from lockstep.ps.checkpoint.folder import step_of
 from lockstep.ps.records.convictions import CONVICTIONS
 from lockstep.ps.records.metrics import METRICS
 from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, LEDGER, RECEIPT, RESULT, WEIGHTS
 from lockstep.ps.standby.terms import TERMS
 
+JOB, MODEL = "job.toml", "model"
+
 #: The files that grow by lines.
 LINES = (METRICS, LEDGER)
 
-#: The other files, next to checkpoints and what is in these folders.
-JOB, MODEL = "job.toml", "model"
-FILES = (JOB, TERMS, RECEIPT, CONVICTIONS, INITIAL, "data.npz", WEIGHTS, AVERAGE_WEIGHTS)
+#: The other files, next to checkpoints and the files of the model.
+FILES = (JOB, TERMS, RECEIPT, CONVICTIONS, INITIAL, "data.npz")
+
+#: The files of a run that is over.
+ENDS = (WEIGHTS, AVERAGE_WEIGHTS, RESULT)
 
 #: The name under which a standby gets the list of who is admitted.
 ALLOWED = "allowed"
 
-#: Bytes of a file at most whose version is the digest of what is in it: of a longer one, it is the file's identity.
-MOST_DIGESTED = 2**20
+#: Bytes of a file that is kept in memory while it is shown, since it may be replaced at any moment.
+MOST_KEPT = 2**20
 
-#: What tells whether a file has changed.
-Stamp = tuple[int, int, int]
+#: Bytes that are read at most before an answer, to find digests: it takes about a tenth of a second.
+MOST_READ = 2**26
+
+
+class FileSet(NamedTuple):
+    """Files from which a run can be led, and the step of their last checkpoint."""
+
+    step: int = 0
+    files: tuple[RunFile, ...] = ()
+
+    def names(self) -> set[str]:
+        """Return the names of all that stays as long as the run does."""
+        return {file.name for file in self.files if not file.name.startswith(f"{CHECKPOINTS}/")}
+
+
+@dataclass
+class _Digest:
+    """The SHA-256 of the first bytes of a file, as far as these were read."""
+
+    #: The file, by its place on the disk; and its time and length, unless it grows.
+    stamp: tuple[int, ...]
+    hasher: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    read: int = 0
+    #: Its bytes, if it is short.
+    kept: bytes = b""
 
 
 @dataclass
@@ -54,110 +80,117 @@ class MirrorSource:
     allowed: Callable[[], Mapping[str, str]] | None = None
     #: Returns, by name, the public keys of signatures.
     signers: Callable[[], Mapping[str, str]] = dict
-    #: By name, the version of a file, and of what state of it that was taken.
-    _versions: dict[str, tuple[Stamp, str]] = field(default_factory=dict)
+    #: The last whole set. A later one never lacks what it has: the folder of a run that lasts may be deleted.
+    shown: FileSet = field(default_factory=FileSet)
+    #: Whether the folder lacks files that are shown.
+    is_damaged: bool = False
+    _digests: dict[str, _Digest] = field(default_factory=dict)
+    #: By digest, the content of short files that are shown.
+    _contents: dict[str, bytes] = field(default_factory=dict)
+    _budget: int = 0
 
-    def files(self) -> list[RunFile]:
-        """Return what there is now: files of lines first, since a checkpoint refers to those before it."""
-        lines = [RunFile(name=name, size=self._size(name)) for name in LINES]
-        # The result last: who has it has everything.
-        names = [*FILES, *self._in_folders(), RESULT]
-        self._versions = {name: known for name, known in self._versions.items() if name in names}
-        return [*lines, *self._of_keys(), *(found for name in names if (found := self._file(name)) is not None)][
-            :FILES_LIMIT
-        ]
+    def files(self, *, is_over: bool = False) -> FileSet:
+        """Return the files of the last checkpoint, or all if the run is over; none before they can be read."""
+        self._budget = MOST_READ
+        found = self._find(is_over=is_over)
+        if found is not None:
+            is_whole = {JOB, TERMS, *self.shown.names()} <= found.names() and found.step >= self.shown.step
+            self.is_damaged = not is_whole
+            if is_whole and found != self.shown:
+                self.shown = found
+                shown = {file.digest for file in found.files}
+                self._contents = {digest: data for digest, data in self._contents.items() if digest in shown}
+        return self.shown
 
-    def _of_keys(self) -> list[RunFile]:
-        text = self._admitted()
-        return [] if text is None else [RunFile(name=ALLOWED, size=len(text), version=hashlib.sha256(text).hexdigest())]
+    def _find(self, *, is_over: bool) -> FileSet | None:
+        """Return the files that there are; None while a digest is not known yet."""
+        step, sizes, checkpoints = 0, dict[str, int | None](), list[RunFile]()
+        for name in self._checkpoints():
+            with suppress(OSError, FileFormatError):
+                head, size = head_of(self.folder / name), (self.folder / name).stat().st_size
+                checkpoints.append(RunFile(name=name, size=size, digest=head.seal))
+                sizes = {METRICS: head.metrics_bytes, LEDGER: head.ledger_bytes}
+                step = step_of(name.removeprefix(f"{CHECKPOINTS}/")) or 0
+        if is_over:
+            sizes = dict.fromkeys((*LINES, *ENDS))
+        found = []
+        for name, length in {**sizes, **dict.fromkeys((*FILES, *self._of_model()))}.items():
+            with suppress(OSError):
+                file = self._file(name, length)
+                if file is None:
+                    return None
+                found.append(file)
+        return FileSet(step, (*self._of_keys(), *found, *checkpoints)[:FILES_LIMIT])
 
-    def _admitted(self) -> bytes | None:
-        """Return who is admitted, as a file of keys has it; None if the run has no keys."""
-        if self.allowed is None:
-            return None
-        try:
-            allowed, signers = self.allowed(), self.signers()
-        except LockstepError:
-            return None  # its authenticator reports that as well
-        lines = [" ".join(filter(None, (public, name, signers.get(name)))) for public, name in allowed.items()]
-        return "".join(f"{line}\n" for line in lines).encode()
-
-    def _size(self, name: str) -> int:
+    def _checkpoints(self) -> list[str]:
         with suppress(OSError):
-            return (self.folder / name).stat().st_size
-        return 0
+            names = sorted(os.listdir(self.folder / CHECKPOINTS))
+            return [f"{CHECKPOINTS}/{name}" for name in names if step_of(name) is not None]
+        return []
 
-    def _in_folders(self) -> Iterator[str]:
+    def _of_model(self) -> Iterator[str]:
         model = self.folder / MODEL
         for path in sorted(model.rglob("*")):
             if path.is_file() and not any(part.startswith(".") for part in path.relative_to(model).parts):
                 yield path.relative_to(self.folder).as_posix()
-        checkpoints = self.folder / CHECKPOINTS
-        if checkpoints.is_dir():
-            yield from sorted(f"{CHECKPOINTS}/{name}" for name in os.listdir(checkpoints) if _is_checkpoint(name))
 
-    def _file(self, name: str) -> RunFile | None:
-        """Return a file with its version, None if there is none or it cannot be read."""
-        try:
-            found = (self.folder / name).stat()
-            if not stat.S_ISREG(found.st_mode):
-                return None
-            stamp = found.st_ino, found.st_mtime_ns, found.st_size
-            known = self._versions.get(name)
-            if known is None or known[0] != stamp:
-                known = self._versions[name] = stamp, self._version(name, stamp)
-        except (OSError, FileFormatError):
+    def _file(self, name: str, size: int | None) -> RunFile | None:
+        """Return a file, or so many first bytes of it; None if its digest is not known yet. OSError if it is short."""
+        with open_regular(self.folder / name, 2**62) as file:
+            found = os.fstat(file.fileno())
+            end = found.st_size if size is None else size
+            stamp = (found.st_ino,) if name in LINES else (found.st_ino, found.st_mtime_ns, found.st_size)
+            known = self._digests.get(name)
+            if known is None or known.stamp != stamp or known.read > end:
+                known = self._digests[name] = _Digest(stamp)
+            file.seek(known.read)
+            while known.read < end and self._budget > 0:
+                data = file.read(min(PART_BYTES, end - known.read))
+                if not data:
+                    raise OSError(f"{name} has {known.read} bytes: expected {end}")
+                known.hasher.update(data)
+                known.read += len(data)
+                self._budget -= len(data)
+                known.kept = known.kept + data if end <= MOST_KEPT and name not in LINES else b""
+        if known.read < end:
             return None
-        return RunFile(name=name, size=found.st_size, version=known[1])
+        digest = known.hasher.hexdigest()
+        if known.kept:
+            self._contents[digest] = known.kept
+        return RunFile(name=name, size=end, digest=digest)
 
-    def _version(self, name: str, stamp: Stamp) -> str:
-        if name.startswith(f"{CHECKPOINTS}/"):
-            return seal_of(self.folder / name)
-        if stamp[2] > MOST_DIGESTED:
-            return "-".join(map(str, stamp))
-        return hashlib.sha256((self.folder / name).read_bytes()).hexdigest()
-
-    def part(self, asked: FilePartRequest, term: Term) -> tuple[FilePart, Vector] | None:
-        """Return a part of a file; None if there is no such version of it, or nothing of it is to be seen."""
-        if asked.name == ALLOWED:
-            text = self._admitted() or b""
-            is_same = hashlib.sha256(text).hexdigest() == asked.version
-            return _part(asked, text[asked.start : asked.start + PART_BYTES], term) if is_same else None
-        if asked.name not in LINES:
-            found = self._file(asked.name) if self._is_offered(asked.name) else None
-            if found is None or found.version != asked.version:
-                return None
+    def _of_keys(self) -> list[RunFile]:
+        """Return the list of who is admitted, as a file of keys has it; nothing if the run has no keys."""
+        if self.allowed is None:
+            return []
         try:
-            with open_regular(self.folder / asked.name, 2**62) as file:
-                file.seek(asked.start)
-                data = file.read(PART_BYTES)
-        except OSError:
+            allowed, signers = self.allowed(), self.signers()
+        except LockstepError:
+            # Its authenticator reports that as well. What is shown of it stays.
+            return [file for file in self.shown.files if file.name == ALLOWED]
+        lines = [" ".join(filter(None, (public, name, signers.get(name)))) for public, name in allowed.items()]
+        text = "".join(f"{line}\n" for line in lines).encode()
+        digest = hashlib.sha256(text).hexdigest()
+        self._contents[digest] = text
+        return [RunFile(name=ALLOWED, size=len(text), digest=digest)]
+
+    def part(self, asked: FilePartRequest) -> tuple[FilePart, Vector] | None:
+        """Return a part of a file that is shown; None if it is not, or has another content by now."""
+        shown = {(file.name, file.digest): file.size for file in self.shown.files}
+        size, kept = shown.get((asked.name, asked.digest)), self._contents.get(asked.digest)
+        if size is None:
             return None
-        if asked.name in LINES:
-            # Whole lines only: the last one may be half written.
-            data = data[: data.rfind(b"\n") + 1]
-        return _part(asked, data, term)
-
-    def _is_offered(self, name: str) -> bool:
-        folder, _, rest = name.partition("/")
-        if folder == CHECKPOINTS:
-            return _is_checkpoint(rest)
-        return name in (*FILES, RESULT) or (folder == MODEL and bool(rest))
+        wanted = max(0, min(PART_BYTES, size - asked.start))
+        if kept is not None:
+            return _part(asked, kept[asked.start : asked.start + wanted])
+        with suppress(OSError), open_regular(self.folder / asked.name, 2**62) as file:
+            file.seek(asked.start)
+            data = file.read(wanted)
+            return _part(asked, data) if len(data) == wanted else None
+        return None
 
 
-def _is_checkpoint(name: str) -> bool:
-    """Tell whether a file of that folder is mirrored; one in doubt shows the standby that it is not to be led from."""
-    return step_of(name) is not None or is_doubtful(name)
-
-
-def _part(asked: FilePartRequest, data: bytes, term: Term) -> tuple[FilePart, Vector]:
-    part = FilePart(
-        name=asked.name,
-        version=asked.version,
-        start=asked.start,
-        size=len(data),
-        digest=hashlib.sha256(data).hexdigest(),
-        term=term,
-    )
+def _part(asked: FilePartRequest, data: bytes) -> tuple[FilePart, Vector]:
+    part = FilePart(name=asked.name, digest=asked.digest, start=asked.start, size=len(data))
     # An array has whole values.
     return part, np.frombuffer(data + bytes(-len(data) % 4), "<f4")

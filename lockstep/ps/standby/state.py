@@ -5,6 +5,7 @@ person says so, or the server itself. Replication lags, and that loses nothing: 
 workers compute the same bits again.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import assert_never
@@ -15,6 +16,7 @@ from msgspec import Struct
 from lockstep.common.errors import FailureKind
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.messages import (
+    NO_TERM,
     PROTOCOL_VERSION,
     Eviction,
     Join,
@@ -34,11 +36,11 @@ from lockstep.common.protocol.standby_messages import (
     CommandOutcome,
     Drain,
     FilePart,
+    FilePartRequest,
     LeaderNotice,
     LeaderRequest,
     MirrorRequest,
     Promote,
-    RunFile,
     RunFiles,
 )
 from lockstep.common.runtime.notice import warning
@@ -65,9 +67,8 @@ from lockstep.common.statemachine.machine import (
     stays,
     table_of,
 )
-from lockstep.ps.checkpoint.folder import step_of
-from lockstep.ps.records.run_folder import CHECKPOINTS
-from lockstep.ps.standby.mirror import AskFor, Mirror, MirrorEffect, StorePart
+from lockstep.ps.standby.mirror import Mirror
+from lockstep.ps.standby.terms import next_number
 
 #: Seconds between two questions what there is to mirror, and until one that has no answer is asked again.
 POLL_S, RETRY_S = 0.5, 2.0
@@ -97,38 +98,16 @@ class StandbyPhase(Enum):
 
 
 class PartReceived(Struct, frozen=True, kw_only=True):
-    """A part of a file came, whose bytes have the digest that it says, or not."""
+    """A part of a file came, with its bytes."""
 
     part: FilePart
-    is_intact: bool
-
-
-class PartStored(Struct, frozen=True, kw_only=True):
-    """A part is on the disk."""
-
-    part: FilePart
-
-
-class StoringFailed(Struct, frozen=True, kw_only=True):
-    """A part cannot be written."""
-
-    reason: str
-
-
-class FileCompleted(Struct, frozen=True, kw_only=True):
-    """A file has its name, unless it is not what its version says: then `fault` says so."""
-
-    file: RunFile
-    fault: str = ""
+    data: bytes
 
 
 StandbyEvent = (
     Started
     | RunFiles
     | PartReceived
-    | PartStored
-    | StoringFailed
-    | FileCompleted
     | NotLeading
     | LeaderNotice
     | Refused
@@ -144,13 +123,13 @@ StandbyEvent = (
 
 
 class TakeOver(Struct, frozen=True, kw_only=True):
-    """Lead the run, in a term of at least this number."""
+    """Lead the run, in the term of this number."""
 
-    least: int
+    number: int
     reason: str
 
 
-StandbyEffect = MirrorEffect | SendToServer | Send | Redial | Report | TakeOver | Exit
+StandbyEffect = SendToServer | Send | Redial | Report | TakeOver | Exit
 
 _MIRRORING, _TAKING_OVER, _ENDED = StandbyPhase
 
@@ -163,10 +142,7 @@ TRANSITIONS = table_of(
     {
         Started: _LATE | stays(_MIRRORING),
         RunFiles: _LATE | {_MIRRORING: {*StandbyPhase}},
-        PartReceived: _LATE | stays(_MIRRORING),
-        PartStored: _LATE | {_MIRRORING: {*StandbyPhase}},
-        StoringFailed: _LATE | stays(_MIRRORING),
-        FileCompleted: _LATE | {_MIRRORING: {*StandbyPhase}},
+        PartReceived: _LATE | {_MIRRORING: {*StandbyPhase}},
         NotLeading: _LATE | stays(_MIRRORING),
         LeaderNotice: _LATE | stays(_MIRRORING),
         Refused: _LATE | {_MIRRORING: {_MIRRORING, _ENDED}},
@@ -213,8 +189,8 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
 
     transitions = TRANSITIONS
     config: StandbyConfig
+    mirror: Mirror
     phase: StandbyPhase = StandbyPhase.MIRRORING
-    mirror: Mirror = field(default_factory=Mirror)
     #: The last offer of a server that leads the run; None before the first.
     offer: RunFiles | None = None
     #: Who is asked, which is the leader as far as is known.
@@ -236,7 +212,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
     _shown_step: int = -1
 
     def __post_init__(self) -> None:
-        self.server, self.offer = self.config.server, self.mirror.offer
+        self.server, self.offer = self.config.server, self.mirror.held
 
     @property
     def takeover_s(self) -> float:
@@ -245,11 +221,9 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         return options.takeover_seconds
 
     @property
-    def step(self) -> int:
-        """The step of the last checkpoint that is here."""
-        folder = f"{CHECKPOINTS}/"
-        steps = (step_of(name.removeprefix(folder)) for name in self.mirror.files if name.startswith(folder))
-        return max((step for step in steps if step is not None), default=0)
+    def term(self) -> Term:
+        """The highest term that it has seen."""
+        return NO_TERM if self.offer is None else self.offer.term
 
     def handle(self, event: StandbyEvent, now: float) -> list[StandbyEffect]:
         return self.obey(event, now)
@@ -280,15 +254,6 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
                 return self._on_files(event, now)
             case PartReceived():
                 return self._on_part(event, now)
-            case PartStored(part=part):
-                return self._on_progress(self.mirror.on_stored(part), now)
-            case StoringFailed(reason=reason):
-                self.mirror.give_up()
-                self.due = now + RETRY_S
-                return self._report_once(f"{reason}: the run does not need it, and the mirror is tried again")
-            case FileCompleted(file=file, fault=fault):
-                done = self.mirror.on_completed(file, is_intact=not fault)
-                return [*self._report_once(fault), *self._on_progress(done, now)]
             case NotLeading():
                 # It is a standby too.
                 self.due = now + POLL_S
@@ -345,16 +310,29 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
             pid=self.config.pid,
             address=own.address,
             public=own.public,
-            term=self.mirror.term,
-            step=self.step,
-            is_whole=self.mirror.is_whole,
+            term=self.term,
+            step=self.mirror.step,
+            is_whole=self.is_whole,
         )
         return [SendToServer(message=request)]
 
+    @property
+    def can_lead(self) -> bool:
+        """Whether the run can be led from what is here."""
+        return self.mirror.held is not None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that the server has shown last is here, or more than that."""
+        return self.mirror.held is not None and self.mirror.coming is None
+
     def _on_files(self, offer: RunFiles, now: float) -> list[StandbyEffect]:
-        if self.mirror.term.is_above(offer.term):
+        if self.term.is_above(offer.term):
             return self._turn_from(offer, now)
-        effects: list[StandbyEffect] = []
+        obstacle, effects = self.mirror.obstacle(offer), list[StandbyEffect]()
+        if obstacle and offer.term.run != self.term.run:
+            self.due = now + POLL_S
+            return self._report_once(f"{self.server.address} is not mirrored: {obstacle}")
         if self.offer is None or offer.term != self.offer.term:
             effects.append(
                 Report(text=f"mirrors run {offer.run} of {self.server.address}, in term {offer.term.number}")
@@ -363,15 +341,30 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         elif self.is_missed:
             effects.append(Report(text=f"{self.server.address} is there again"))
         self.heard, self.is_missed, self.offer = now, False, offer
-        return [*effects, *self._on_progress(self.mirror.begin_round(offer), now)]
+        if obstacle:
+            return [*effects, *self._report_once(f"{self.server.address}: {obstacle}"), *self._on_progress(now)]
+        if self.mirror.coming is not None and self.mirror.coming.files == offer.files:
+            return effects  # a part of it could not be read: it is asked for again when that is due
+        return [*effects, *self._mirrored(lambda: self.mirror.begin(offer), now)]
+
+    def _mirrored(self, change: Callable[[], str | None], now: float) -> list[StandbyEffect]:
+        """Let the mirror change; a full disk costs the run nothing."""
+        try:
+            fault = change()
+        except OSError as error:
+            self.mirror.give_up()
+            self.due = now + RETRY_S
+            text = f"cannot write to {str(self.mirror.folder)!r}: {error.strerror}"
+            return self._report_once(f"{text}: the run does not need it, and the mirror is tried again")
+        return [*self._report_once(fault or ""), *self._on_progress(now)]
 
     def _turn_from(self, offer: RunFiles, now: float) -> list[StandbyEffect]:
         """Leave a server that led the run once, and tell it so: it may have slept, or been cut off."""
         text = (
-            f"{self.server.address} leads in term {offer.term.number}, and term {self.mirror.term.number} has begun: "
+            f"{self.server.address} leads in term {offer.term.number}, and term {self.term.number} has begun: "
             "it is not mirrored"
         )
-        notice = LeaderNotice(term=self.mirror.term, address="")
+        notice = LeaderNotice(term=self.term, address="")
         self.due = now + POLL_S
         return [*self._report_once(text), SendToServer(message=notice), *self._go_to(self._following(), now)]
 
@@ -389,55 +382,53 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
 
     def _on_part(self, event: PartReceived, now: float) -> list[StandbyEffect]:
         if not self.mirror.expects(event.part):
-            return []  # it was asked for twice, or of another term
+            return []  # it was asked for twice
         self.heard = now
-        if event.is_intact:
-            return [StorePart(part=event.part)]
-        part = event.part
-        fault = f"a part of {part.name!r} did not come as it was sent (its SHA-256 differs): it is asked for again"
-        return [*self._report_once(fault), *self._asked(self.mirror.ask_again(), now)]
+        return self._mirrored(lambda: self.mirror.add(event.part, event.data), now)
 
-    def _on_progress(self, done: list[MirrorEffect], now: float) -> list[StandbyEffect]:
-        effects = self._asked(done, now)
-        offer = self.offer
-        if self.mirror.wanted or offer is None:
-            return effects
+    def _on_progress(self, now: float) -> list[StandbyEffect]:
+        """Ask for the next part, or do what is to be done once all of an offer is here."""
+        request, offer = self.mirror.request(), self.offer
+        if request is not None:
+            return self._ask(request, now)
         self.due = now + POLL_S
-        if not self.mirror.is_whole:
-            return effects
-        effects += self._show(offer, now)
+        if offer is None:
+            return []
+        effects = self._show(offer, now) if self.is_whole else []
         if offer.state == "over":
             return [*effects, *self._end(0, "", None)]
+        if not self.is_whole:
+            return effects
         if offer.state == "handed over":
             return [*effects, *self._on_handed_over(offer, now)]
         return effects
 
-    def _asked(self, effects: list[MirrorEffect], now: float) -> list[StandbyEffect]:
-        if any(isinstance(effect, AskFor) for effect in effects):
-            self.asked, self.due = now, now + RETRY_S
-        return [*effects]
+    def _ask(self, request: FilePartRequest, now: float) -> list[StandbyEffect]:
+        self.asked, self.due = now, now + RETRY_S
+        return [SendToServer(message=request)]
 
     def _show(self, offer: RunFiles, now: float) -> list[StandbyEffect]:
         """Report how far the mirror is, now and then."""
-        if self.step == self._shown_step or now < self._shown + REPORT_S:
+        if self.mirror.step == self._shown_step or now < self._shown + REPORT_S:
             return []
-        self._shown, self._shown_step = now, self.step
-        has = f"has the checkpoint of step {self.step}" if self.step else "has all that there is, and no checkpoint yet"
+        self._shown, self._shown_step = now, self.mirror.step
+        step = self.mirror.step
+        has = f"has the checkpoint of step {step}" if step else "has all that there is, and no checkpoint yet"
         return [Report(text=f"{has}; the run is at step {offer.step} of {offer.steps}")]
 
     def _on_handed_over(self, offer: RunFiles, now: float) -> list[StandbyEffect]:
-        if offer.heir == self.config.own.address:
+        if offer.successor == self.config.own.address:
             done = SendToServer(message=Leave(reason="it has all of the run, and leads it from now on"))
             return [done, *self._take_over(f"{self.server.address} has handed the run over")]
-        heir = next((one for one in offer.standbys if one.address == offer.heir), None)
-        if heir is None or heir == self.server:
+        successor = next((one for one in offer.standbys if one.address == offer.successor), None)
+        if successor is None or successor == self.server:
             return []
-        return self._go_to(heir, now)
+        return self._go_to(successor, now)
 
     def _on_notice(self, notice: LeaderNotice, now: float) -> list[StandbyEffect]:
         """Follow the server that leads the run, if that is another one."""
         leader = next((one for one in self._servers() if one.address == notice.address), None)
-        if leader is None or leader == self.server or not notice.term.is_above(self.mirror.term):
+        if leader is None or leader == self.server or not notice.term.is_above(self.term):
             return []
         self.due = now
         return self._go_to(leader, now)
@@ -451,7 +442,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
             case ShardJoin() | MirrorRequest():
                 return [Send(peer=peer, message=self._not_leading(now))]
             case LeaderRequest():
-                return [Send(peer=peer, message=LeaderNotice(term=self.mirror.term, address=self.server.address))]
+                return [Send(peer=peer, message=LeaderNotice(term=self.term, address=self.server.address))]
             case Promote():
                 return self._on_promote(peer)
             case Drain():
@@ -467,11 +458,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
 
     def _on_join(self, peer: bytes, join: Join, now: float) -> list[StandbyEffect]:
         """Count a worker that misses the server; take over once they are enough."""
-        if (
-            self.phase is StandbyPhase.MIRRORING
-            and join.last_rank is not None
-            and join.term.run == self.mirror.term.run
-        ):
+        if self.phase is StandbyPhase.MIRRORING and join.last_rank is not None and join.term.run == self.term.run:
             is_new = peer not in self.claims
             self.claims[peer] = Claim(term=join.term, rank=join.last_rank, at=now)
             decided = self._decision(now)
@@ -490,8 +477,8 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         """
         claims = [claim for claim in self.claims.values() if now < claim.at + CLAIM_S]
         electors = set() if self.offer is None else set(self.offer.electors)
-        known = {claim.rank for claim in claims if claim.term == self.mirror.term}
-        later = {(claim.term.number, claim.rank) for claim in claims if claim.term.is_above(self.mirror.term)}
+        known = {claim.rank for claim in claims if claim.term == self.term}
+        later = {(claim.term.number, claim.rank) for claim in claims if claim.term.is_above(self.term)}
         return len(known & electors) + len(later)
 
     def _count(self, now: float) -> str:
@@ -500,7 +487,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
 
     def _decision(self, now: float) -> str:
         """Return why to take over, empty if there is no reason yet."""
-        if self.offer is None or not self.mirror.has_been_whole:
+        if self.offer is None or not self.can_lead:
             return ""
         is_decided = bool(self.offer.electors) and 2 * self._voters(now) > len(self.offer.electors)
         if not self.offer.electors and self.claims and now >= self.heard + self.takeover_s:
@@ -510,24 +497,25 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
     def _not_leading(self, now: float) -> NotLeading:
         if self.phase is StandbyPhase.TAKING_OVER:
             return NotLeading(state="taking over", reason="it takes over")
-        if self.offer is None or not self.mirror.has_been_whole:
+        if self.offer is None or not self.can_lead:
             return NotLeading(state="following", reason="it has not mirrored the run yet")
         if now < self.heard + self.takeover_s:
             return NotLeading(state="following", reason=f"it is a standby, and hears {self.server.address}")
         return NotLeading(state="silent", reason=f"it misses {self.server.address} too: {self._count(now)}")
 
     def _on_promote(self, peer: bytes) -> list[StandbyEffect]:
-        if not self.mirror.has_been_whole:
+        if not self.can_lead:
             outcome = CommandOutcome(is_accepted=False, text="it has not mirrored the run yet: try again")
             return [Send(peer=peer, message=outcome)]
-        outcome = CommandOutcome(is_accepted=True, text=f"it leads the run from now on, from step {self.step}")
+        outcome = CommandOutcome(is_accepted=True, text=f"it leads the run from now on, from step {self.mirror.step}")
         return [Send(peer=peer, message=outcome), *self._take_over("it was promoted")]
 
     def _take_over(self, reason: str) -> list[StandbyEffect]:
         self.phase = StandbyPhase.TAKING_OVER
-        seen = [self.mirror.term.number, *(claim.term.number for claim in self.claims.values())]
-        text = f"takes over, from step {self.step}: {reason}"
-        return [Report(text=text), TakeOver(least=max(seen) + 1, reason=reason)]
+        seen = max(self.term.number, *(claim.term.number for claim in self.claims.values()), 0)
+        place = 0 if self.offer is None else self.offer.place
+        text = f"takes over, from step {self.mirror.step}: {reason}"
+        return [Report(text=text), TakeOver(number=next_number(place, seen), reason=reason)]
 
     def _status(self) -> Status:
         offer = self.offer
@@ -537,7 +525,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
             phase=f"standby of {self.server.address}",
             epoch=0,
             epochs=0,
-            step=self.step,
+            step=self.mirror.step,
             steps=0 if offer is None else offer.steps,
             loss=0.0,
             images_per_s=0.0,
@@ -547,7 +535,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
             workers=[],
             history=[],
             failure="",
-            term=self.mirror.term.number,
+            term=self.term.number,
             is_standby=True,
         )
 
@@ -563,11 +551,10 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
             return [*effects, *self._go_to(self._following(), now), *self._poll(now)]
         if now < self.due:
             return effects
-        if self.mirror.wanted:
-            return [*effects, *self._asked(self.mirror.ask_again(), now)]
-        return [*effects, *self._poll(now)]
+        request = self.mirror.request()
+        return [*effects, *(self._poll(now) if request is None else self._ask(request, now))]
 
     def validate(self) -> None:
         """Raise AssertionError if the state contradicts itself: for tests, after each event."""
         self.mirror.validate()
-        assert self.phase is not StandbyPhase.TAKING_OVER or self.mirror.has_been_whole, "it has nothing to lead"
+        assert self.phase is not StandbyPhase.TAKING_OVER or self.can_lead, "it has nothing to lead"

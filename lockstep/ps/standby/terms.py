@@ -1,10 +1,5 @@
-"""Which servers have led a run, and what each of them kept of its records: `terms.json` in the run's folder.
+"""The servers that have led a run, and its standbys: `terms.json` in the run's folder."""
 
-A server that resumes a run cuts its files of lines at a checkpoint. Whoever has mirrored them finds here how many of
-their first bytes are still the same.
-"""
-
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -13,13 +8,15 @@ from lockstep.common.errors import FileFormatError
 from lockstep.common.files.atomic import write_atomically
 from lockstep.common.files.reading import decode, read_regular
 from lockstep.common.protocol.messages import NO_TERM, StandbyAddress, Term
-from lockstep.ps.records.metrics import METRICS
-from lockstep.ps.records.run_folder import LEDGER, MOST_BYTES
+from lockstep.ps.records.run_folder import MOST_BYTES
 
 TERMS = "terms.json"
 
-#: Terms that are remembered: who has mirrored nothing since an earlier one begins again.
+#: Terms that are remembered.
 MOST_TERMS = 1000
+
+#: Addresses of servers of a run that have a place at the same time.
+PLACES = 100
 
 
 class LedTerm(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,11 +25,10 @@ class LedTerm(msgspec.Struct, frozen=True, kw_only=True):
     number: int
     #: The name of the server that led the run in it.
     server: str
+    #: How often that server has resumed the run in this term.
+    resumed: int = 0
     #: Steps made by then.
     step: int
-    #: Bytes of `metrics.jsonl` and of `ledger.jsonl` that were kept.
-    metrics_bytes: int
-    ledger_bytes: int
     #: Where the server was reached.
     address: str = ""
 
@@ -46,28 +42,36 @@ class TermHistory(msgspec.Struct, frozen=True, kw_only=True):
     terms: list[LedTerm] = []
     #: The standbys of the last of them, but those that have left in order: one of these may lead the run by now.
     standbys: list[StandbyAddress] = []
+    #: By address, the place of each server of the run, from 1 on.
+    places: dict[str, int] = {}
 
     @property
     def last(self) -> Term:
         """The term of the last server."""
         if not self.terms:
             return NO_TERM
-        return Term(run=self.run, number=self.terms[-1].number, server=self.terms[-1].server)
+        last = self.terms[-1]
+        return Term(run=self.run, number=last.number, resumed=last.resumed, server=last.server)
 
-    def begin(
-        self, server: str, *, least: int, step: int, metrics_bytes: int, ledger_bytes: int, address: str = ""
-    ) -> "TermHistory":
-        """Return the history with a new term, whose number is above all before, and at least `least`."""
+    def begin(self, server: str, *, number: int | None, step: int, address: str = "") -> "TermHistory":
+        """Return the history with the term of that number; None: the first, or the last one again."""
+        resumed = self.last.resumed + 1 if number is None and self.terms else 0
         term = LedTerm(
-            number=max(least, self.last.number + 1),
-            server=server,
-            step=step,
-            metrics_bytes=metrics_bytes,
-            ledger_bytes=ledger_bytes,
-            address=address,
+            number=number or max(1, self.last.number), resumed=resumed, server=server, step=step, address=address
         )
         terms = [*self.terms, term][-MOST_TERMS:]
-        return TermHistory(run=self.run or server, terms=terms, standbys=self.standbys)
+        history = msgspec.structs.replace(self, run=self.run or server, terms=terms)
+        return history if self.terms else history.with_place(address)
+
+    def with_place(self, address: str) -> "TermHistory":
+        """Return the history with a place for the server at an address; it keeps the one that it has."""
+        if address in self.places:
+            return self
+        places, present = dict(self.places), {standby.address for standby in self.standbys}
+        place = len(places) + 1
+        if place > PLACES:
+            place = places.pop(next(one for one in places if one not in present))
+        return msgspec.structs.replace(self, places={**places, address: place})
 
     def earlier_leader(self, address: str) -> StandbyAddress | None:
         """Return where the last server was that led the run and is not at `address`; None in a run without standbys."""
@@ -77,20 +81,10 @@ class TermHistory(msgspec.Struct, frozen=True, kw_only=True):
         found = (standby for standby in self.standbys if standby.address == known[-1])
         return next(found, StandbyAddress(address=known[-1]))
 
-    def kept(self, since: Term) -> Mapping[str, int]:
-        """Return how many first bytes of each file of lines are as they were in an earlier term; none if unknown."""
-        at = next((at for at, term in enumerate(self.terms) if (term.number, term.server) == _name(since)), None)
-        if at is None or since.run != self.run:
-            return {METRICS: 0, LEDGER: 0}
-        later = self.terms[at + 1 :]
-        return {
-            METRICS: min((term.metrics_bytes for term in later), default=2**62),
-            LEDGER: min((term.ledger_bytes for term in later), default=2**62),
-        }
 
-
-def _name(term: Term) -> tuple[int, str]:
-    return term.number, term.server
+def next_number(place: int, seen: int) -> int:
+    """Return the lowest number of a term above one that was seen, among those of a place."""
+    return seen + 1 + (place - seen - 1) % PLACES
 
 
 def read_terms(folder: Path) -> TermHistory:

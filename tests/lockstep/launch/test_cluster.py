@@ -12,7 +12,7 @@ from lockstep.launch.run_starter import BEFORE_TAKEOVER, STANDBY_FOLDER, bring_h
 from lockstep.launch.supervision.channel import EndReport
 from lockstep.launch.supervision.child import ProcessLog
 from lockstep.launch.supervision.worker_supervisor import USAGE
-from lockstep.ps.standby.storage import MIRROR
+from lockstep.ps.standby.mirror import MIRROR
 from tests.lockstep.launch.processes import Pretended
 
 

@@ -186,7 +186,7 @@ def notice(number: int, address: str = "tcp://h:2") -> LeaderNotice:
 def check(folder: Path, clock: ManualClock | None = None, **ports: AnsweringPort) -> None:
     """Look who leads the run in a folder, whose standbys answer at these ports; each is asked once and left."""
     history = TermHistory(standbys=[StandbyAddress(address=name, public=name.upper()) for name in ports])
-    write_terms(folder, history.begin("a", least=3, step=0, metrics_bytes=0, ledger_bytes=0))
+    write_terms(folder, history.begin("a", number=3, step=0))
     dialled: list[tuple[str, str]] = []
 
     def dial(address: str, public: str = "") -> Any:
@@ -238,7 +238,7 @@ def test_who_is_asked_before_a_run_is_resumed_is_everybody_else_that_may_lead_it
     two_with_key = StandbyAddress(address=two, public="k" * 40)
     history = TermHistory(standbys=[two_with_key])
     for number, address in enumerate((one, two)):
-        history = history.begin(f"{number}", least=1, step=0, metrics_bytes=0, ledger_bytes=0, address=address)
+        history = history.begin(f"{number}", number=number + 1, step=0, address=address)
     named = (StandbyAddress(address=two), StandbyAddress(address=three))
     # The key is that of the folder, which a person does not name; and who led the run before may lead it again.
     assert who_may_lead(history, named, one) == [two_with_key, StandbyAddress(address=three)]

@@ -59,16 +59,20 @@ class HandOver:
     def _on_drain(self, event: events.DrainRequested, now: float) -> list[Effect]:
         # An update that is under way has not been told to gather anything.
         is_late = self._core.phase is RunPhase.UPDATING
-        self.drained, self.drained_at = f"the run was handed over to {event.heir}", self._core.round.step + is_late
+        self.drained = f"the run was handed over to {event.successor}"
+        self.drained_at = self._core.round.step + is_late
         return []
 
     def _is_drained(self) -> bool:
         """Tell whether no work is to be leased any more.
 
-        If there are several servers, their slices are gathered with the next update, which is still made.
+        If there are several servers, their slices are gathered with the next update, which is still made if workers are
+        there to compute it. Otherwise, the steps since the last checkpoint are computed again.
         """
         core = self._core
-        return bool(self.drained) and (core.info.options.servers == 1 or core.round.step > self.drained_at)
+        is_waiting = core.phase in (RunPhase.AWAITING_SERVERS, RunPhase.AWAITING_WORKERS)
+        is_last = core.info.options.servers == 1 or core.round.step > self.drained_at
+        return bool(self.drained) and (is_last or is_waiting or not core.membership.ready())
 
     def _holds(self) -> bool:
         return self._is_drained() and self._core.round.work != "audit"  # without it, the step could not be applied

@@ -18,7 +18,7 @@ from lockstep.launch.remote.rejoin import (
     who_has_more,
 )
 from lockstep.ps.records.run_folder import RESULT
-from lockstep.ps.standby.storage import MIRROR
+from lockstep.ps.standby.mirror import MIRROR
 from lockstep.ps.standby.terms import TermHistory, write_terms
 from lockstep.runs.run_dir import JOB
 from tests.lockstep.statuses import status
@@ -55,7 +55,7 @@ def led(folder: Path, *servers: str, standbys: Sequence[str] = (SECOND,)) -> Non
     (folder / JOB).write_text('model = "mlp"')
     history = TermHistory(standbys=[StandbyAddress(address=standby) for standby in standbys])
     for number, address in enumerate(servers):
-        history = history.begin(f"{number}", least=1, step=0, metrics_bytes=0, ledger_bytes=0, address=address)
+        history = history.begin(f"{number}", number=number + 1, step=0, address=address)
     write_terms(folder, history)
 
 

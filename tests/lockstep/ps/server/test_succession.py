@@ -53,7 +53,7 @@ def test_a_run_is_handed_over_once_its_heir_has_said_that_it_has_all_of_it() -> 
     succession.hand_over()
     succession.end(Finish(kind=FailureKind.HANDED_OVER), NOW)
     assert (succession.handed_over(), succession.was_in_vain()) == (None, True)
-    # Another one that has all of it, or an heir that is gone without a word, takes nothing over.
+    # Another one that has all of it, or an successor that is gone without a word, takes nothing over.
     assert succession.on_left(OTHER, "", is_done=True) == []
     assert (succession.handed_over(), succession.is_over(NOW)) == (None, False)
     assert succession.on_left(STANDBY, "", is_done=True) == []

@@ -31,12 +31,24 @@ from lockstep.ps.records.run_folder import CHECKPOINTS
 from lockstep.ps.standby.mirror import Mirror
 from lockstep.ps.standby.shell import StandbyShell
 from lockstep.ps.standby.state import StandbyConfig, StandbyState, TakeOver
-from lockstep.ps.standby.storage import MirrorStorage
 from lockstep.ps.standby.terms import read_terms
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import job_of
 
 REQUEST = MirrorRequest(protocol=PROTOCOL_VERSION, host="h", pid=1, address="memory://b")
+
+HELD = RunFiles(
+    term=Term(run="r", number=1, server="s"),
+    run="r",
+    step=3,
+    steps=9,
+    checkpoint=3,
+    files=[],
+    electors=[0],
+    standbys=(),
+    place=5,
+    options=RunOptions(),
+)
 
 REFUSED = "this takes the key of the server, or of a standby"
 
@@ -67,8 +79,7 @@ def test_a_worker_promotes_nobody(tmp_path: Path, key: str, text: str) -> None:
     )
     port, upstream, client = network.server("memory://b"), network.client(), network.client("memory://b")
     shell = StandbyShell(
-        StandbyState(config),
-        MirrorStorage(tmp_path),
+        StandbyState(config, Mirror(tmp_path)),
         port,
         upstream,
         lambda address, public="": network.client(address),
@@ -91,8 +102,7 @@ def test_who_asks_a_standby_how_it_is_may_let_it_lead(tmp_path: Path) -> None:
     )
     port = network.server("memory://b")
     shell = StandbyShell(
-        StandbyState(config, mirror=Mirror(has_been_whole=True)),
-        MirrorStorage(tmp_path),
+        StandbyState(config, Mirror(tmp_path, held=HELD)),
         port,
         network.client(),
         lambda address, public="": network.client(address),
@@ -161,22 +171,22 @@ def test_a_run_is_handed_over_to_the_standby_that_has_all_of_it() -> None:
     mirror(simulation, "memory://c", step=2, is_whole=True)
     outcome = drained(simulation)
     assert outcome == CommandOutcome(is_accepted=True, text="the run goes on at memory://c, after the step at hand")
-    assert simulation.server.succession.heir == StandbyAddress(address="memory://c")
+    assert simulation.server.succession.successor == StandbyAddress(address="memory://c")
 
 
 @pytest.mark.parametrize(
     ("is_mirrored", "text"),
     [
         (False, "no standby mirrors the run: start one with `lockstep server --standby-of memory://`"),
-        (True, "the standby at memory://b does not have all of the run yet: try again in a moment"),
+        (True, "the standby at memory://b has nothing of the run yet: try again in a moment"),
     ],
 )
 def test_a_run_that_nobody_has_all_of_is_not_handed_over(is_mirrored: bool, text: str) -> None:
     simulation = Simulation(job_of())
     if is_mirrored:
-        mirror(simulation, "memory://b", step=2, is_whole=False)
+        mirror(simulation, "memory://b", step=0, is_whole=False)
     outcome = drained(simulation)
-    assert (outcome.is_accepted, simulation.server.succession.heir) == (False, None)
+    assert (outcome.is_accepted, simulation.server.succession.successor) == (False, None)
     assert text in outcome.text
 
 
@@ -206,6 +216,23 @@ def test_a_run_is_handed_over_with_all_of_its_steps(tmp_path: Path, servers: int
     assert simulation.server.ended.kind is FailureKind.HANDED_OVER
     assert coordinator.progress.steps == steps
     assert CheckpointFolder(tmp_path / CHECKPOINTS, print).steps()[-1] == coordinator.progress.steps
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_server_that_waits_for_shards_or_workers_is_drained_at_once(workers: int) -> None:
+    """The step that would gather the slices of all servers may never come."""
+    options = RunOptions(servers=2, min_workers=2)
+    simulation = Simulation(job_of(), options=options)
+    if workers:
+        simulation.add_worker()
+        simulation.run(until=lambda: len(simulation.server.coordinator.membership.ready()) == workers)
+    else:
+        simulation.shards[0].die()
+    mirror(simulation, "memory://b", step=0, is_whole=True)
+    assert drained(simulation).is_accepted
+    served(simulation)
+    assert simulation.server.ended is not None
+    assert simulation.server.ended.kind is FailureKind.HANDED_OVER
 
 
 @pytest.mark.parametrize(("says_so", "remembered"), [(False, ["memory://b"]), (True, [])])
@@ -271,11 +298,10 @@ def test_a_standby_that_ends_leaves_nothing_half_written(tmp_path: Path) -> None
     config = StandbyConfig(
         server=StandbyAddress(address="memory://"), own=StandbyAddress(address="memory://b"), host="h", pid=1
     )
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / ".step-00000001.safetensors.partial").touch()
+    (tmp_path / ".mirror").mkdir()
+    (tmp_path / ".mirror" / "coming").touch()
     shell = StandbyShell(
-        StandbyState(config),
-        MirrorStorage(tmp_path),
+        StandbyState(config, Mirror(tmp_path)),
         network.server("memory://b"),
         network.client(),
         lambda address, public="": network.client(address),

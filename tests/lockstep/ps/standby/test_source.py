@@ -1,160 +1,192 @@
-"""What a server shows of the folder of its run: what a run resumes from, in whole lines, and by its version."""
+"""What a server shows of the folder of its run: the files of its last checkpoint, each with its digest."""
 
-import hashlib
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lockstep.common.errors import KeyFileError
-from lockstep.common.protocol.messages import Term
-from lockstep.common.protocol.standby_messages import PART_BYTES, FilePart, FilePartRequest, RunFile
-from lockstep.ps.standby.source import ALLOWED, MOST_DIGESTED, MirrorSource
-from tests.lockstep.ps.standby.folders import MirroredFolder
+from lockstep.common.errors import KeyFileError, RemoteProtocolError
+from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.standby_messages import PART_BYTES, FilePart, FilePartRequest, RunFile, StandbyMessage
+from lockstep.ps.standby.source import ALLOWED, MOST_KEPT, MOST_READ, FileSet, MirrorSource
+from tests.lockstep.ps.standby.folders import MirroredFolder, sha256
 
-TERM = Term(run="r", number=4, server="s")
 LINES = b'{"kind":"begun"}\n{"kind":"step"}\n'
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+BEGUN = ["job.toml", "terms.json"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> MirroredFolder:
     made = MirroredFolder(tmp_path)
-    made.write("ledger.jsonl", LINES)
+    made.write("ledger.jsonl", LINES + b'{"kind":"st')
     return made
 
 
-def shown(source: MirrorSource, name: str, version: str = "", start: int = 0) -> tuple[FilePart, bytes] | None:
+def names(shown: FileSet) -> list[str]:
+    return [file.name for file in shown.files]
+
+
+def part(source: MirrorSource, name: str, digest: str, start: int = 0) -> tuple[FilePart, bytes] | None:
     """Return a part of a file, and the bytes of its array."""
-    found = source.part(FilePartRequest(name=name, version=version, start=start), TERM)
+    found = source.part(FilePartRequest(name=name, digest=digest, start=start))
     return None if found is None else (found[0], found[1].tobytes())
 
 
-def test_files_are_shown_in_the_order_in_which_a_run_can_be_led_from_them(folder: MirroredFolder) -> None:
-    kept = ["job.toml", "terms.json", "receipt.json", "convictions.jsonl", "initial.safetensors", "data.npz"]
-    for name in (*kept, "result.json", "weights.safetensors", "weights-ema.safetensors", "model/b.py", "model/a/c.py"):
-        folder.write(name, name.encode())
-    for name in ("server.log", "plot.png", "model/.git/head", "model/.hidden", "checkpoints/other"):
+def digest_of(source: MirrorSource, name: str) -> str:
+    return next(file.digest for file in source.files().files if file.name == name)
+
+
+def test_without_a_checkpoint_no_lines_are_shown(folder: MirroredFolder) -> None:
+    folder.write("model/a/c.py", b"x = 1\n")
+    for name in ("server.log", "plot.png", "model/.git/head", "model/.hidden", "checkpoints/other", "result.json"):
         folder.write(name, b"x")
-    for step in (6, 3):
-        folder.checkpoint(step, f"{step}" * 64)
-    lines = [RunFile(name="metrics.jsonl", size=0), RunFile(name="ledger.jsonl", size=len(LINES))]
-    names = [*kept, "weights.safetensors", "weights-ema.safetensors", "model/a/c.py", "model/b.py"]
-    files = [RunFile(name=name, size=len(name), version=sha256(name.encode())) for name in names]
-    checkpoints = [
-        RunFile(name=f"checkpoints/step-0000000{step}.safetensors", size=102, version=f"{step}" * 64) for step in (3, 6)
+    assert (folder.source.files().step, names(folder.source.files())) == (0, [*BEGUN, "model/a/c.py"])
+
+
+def test_a_checkpoint_is_shown_with_the_lines_before_it(folder: MirroredFolder) -> None:
+    folder.write("metrics.jsonl", b"{}\n")
+    three, six = folder.checkpoint(3), folder.checkpoint(6, lines=(3, 17))
+    step, files = folder.source.files()
+    assert step == 6
+    assert files[:2] == (
+        RunFile(name="metrics.jsonl", size=3, digest=sha256(b"{}\n")),
+        RunFile(name="ledger.jsonl", size=17, digest=sha256(LINES[:17])),
+    )
+    assert [(file.name, file.size) for file in files[-2:]] == [
+        (f"checkpoints/{path.name}", path.stat().st_size) for path in (three, six)
     ]
-    # Who has the result has all.
-    result = RunFile(name="result.json", size=11, version=sha256(b"result.json"))
-    assert folder.source.files() == [*lines, *files, *checkpoints, result]
-    assert folder.source.files() == [*lines, *files, *checkpoints, result]
 
 
-def test_a_checkpoint_without_a_seal_and_a_file_that_goes_are_not_shown(folder: MirroredFolder) -> None:
-    folder.write("receipt.json", b"{}")
+def test_of_a_run_that_is_over_all_is_shown(folder: MirroredFolder) -> None:
+    folder.checkpoint(3, lines=(0, 17))
+    folder.write("ledger.jsonl", LINES)
+    for name in ("result.json", "weights.safetensors", "weights-ema.safetensors"):
+        folder.write(name, name.encode())
+    shown = folder.source.files(is_over=True)
+    assert {"result.json", "weights.safetensors", "weights-ema.safetensors"} <= {*names(shown)}
+    assert RunFile(name="ledger.jsonl", size=len(LINES), digest=sha256(LINES)) in shown.files
+
+
+def test_a_checkpoint_without_a_seal_is_not_shown(folder: MirroredFolder) -> None:
     folder.write("checkpoints/step-00000003.safetensors", b"torn")
-    names = [file.name for file in folder.source.files()]
-    assert names == ["metrics.jsonl", "ledger.jsonl", "receipt.json"]
-    (folder.here / "receipt.json").unlink()
     os.mkfifo(folder.here / "receipt.json")
-    assert [file.name for file in folder.source.files()] == names[:2]
+    assert (folder.source.files().step, names(folder.source.files())) == (0, BEGUN)
 
 
-def test_a_file_has_another_version_once_it_is_another(folder: MirroredFolder) -> None:
+def test_a_checkpoint_whose_lines_are_not_there_is_not_shown(folder: MirroredFolder) -> None:
+    folder.checkpoint(3, lines=(0, 17))
+    shown = folder.source.files()
+    folder.checkpoint(6, lines=(0, 1000))
+    assert folder.source.files() == shown
+
+
+def gone(folder: MirroredFolder) -> None:
+    shutil.rmtree(folder.here)
+
+
+def without_its_job(folder: MirroredFolder) -> None:
+    (folder.here / "job.toml").unlink()
+    folder.checkpoint(6, lines=(0, 17))
+
+
+def without_its_checkpoint(folder: MirroredFolder) -> None:
+    shutil.rmtree(folder.here / "checkpoints")
+
+
+@pytest.mark.parametrize("happens", [gone, without_its_job, without_its_checkpoint])
+def test_a_folder_that_lacks_what_it_had_is_shown_as_it_was(
+    folder: MirroredFolder, happens: Callable[[MirroredFolder], None]
+) -> None:
+    folder.checkpoint(3, lines=(0, 17))
+    shown = folder.source.files()
+    assert not folder.source.is_damaged
+    happens(folder)
+    assert folder.source.files() == shown
+    assert folder.source.is_damaged
+    # What is short comes all the same.
+    assert part(folder.source, "terms.json", sha256(b"terms.json")) is not None
+
+
+def test_a_file_that_is_replaced_has_another_digest(folder: MirroredFolder) -> None:
     folder.write("receipt.json", b"{}")
-    before = folder.source.files()[-1]
+    before = digest_of(folder.source, "receipt.json")
     folder.write("new.json", b"[]")
     os.replace(folder.here / "new.json", folder.here / "receipt.json")
-    after = folder.source.files()[-1]
-    assert (before.version, after.version) == (sha256(b"{}"), sha256(b"[]"))
-    assert shown(folder.source, "receipt.json", before.version) is None
-    assert shown(folder.source, "receipt.json", after.version) is not None
+    # Until another set is shown, the content before comes.
+    assert part(folder.source, "receipt.json", before) is not None
+    assert digest_of(folder.source, "receipt.json") == sha256(b"[]")
+    assert part(folder.source, "receipt.json", before) is None
 
 
-def test_the_version_of_a_long_file_is_its_identity(folder: MirroredFolder) -> None:
-    for size in (MOST_DIGESTED, MOST_DIGESTED + 1):
-        folder.write("data.npz", bytes(size))
-        found = (folder.here / "data.npz").stat()
-        identity = f"{found.st_ino}-{found.st_mtime_ns}-{size}"
-        expected = sha256(bytes(size)) if size == MOST_DIGESTED else identity
-        assert folder.source.files()[-1] == RunFile(name="data.npz", size=size, version=expected)
+def test_digests_of_long_files_are_found_a_little_at_a_time(folder: MirroredFolder) -> None:
+    with (folder.here / "data.npz").open("wb") as file:
+        file.truncate(3 * MOST_READ)
+    folder.write("result.json", b"{}")
+    assert [folder.source.files().files == () for _ in range(3)] == [True, True, False]
 
 
-def test_a_version_is_taken_once_of_what_is_as_it_was(folder: MirroredFolder) -> None:
-    folder.write("receipt.json", b"{}")
-    path = folder.here / "receipt.json"
-    found = path.stat()
-    before = folder.source.files()[-1]
-    # Nobody reads it again that has the same time, length and place.
-    path.write_bytes(b"[]")
-    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
-    assert folder.source.files()[-1] == before
-    # Checkpoints come and go: what is known of them goes with them.
-    checkpoint = folder.checkpoint(3, "3" * 64)
+def test_lines_are_read_once(folder: MirroredFolder) -> None:
+    folder.checkpoint(3, lines=(0, 17))
     folder.source.files()
-    checkpoint.unlink()
-    folder.source.files()
-    assert list(folder.source._versions) == ["receipt.json"]
+    with (folder.here / "ledger.jsonl").open("r+b") as file:
+        file.write(b"[")  # nothing reads it again
+    folder.checkpoint(6, lines=(0, len(LINES)))
+    assert digest_of(folder.source, "ledger.jsonl") == sha256(LINES)
 
 
-def test_a_part_has_the_digest_of_its_bytes_and_whole_values(folder: MirroredFolder) -> None:
-    data = bytes(range(250)) * (PART_BYTES // 250 + 1)
-    folder.write("data.npz", data)
-    version = sha256(data)
+@pytest.mark.parametrize("name", ["data.npz", "initial.safetensors"])
+def test_a_part_has_whole_values(folder: MirroredFolder, name: str) -> None:
+    data = bytes(range(250)) * (MOST_KEPT // 250 + 1) if name == "data.npz" else bytes(range(250)) * 1100
+    folder.write(name, data)
+    digest = digest_of(folder.source, name)
 
-    def part(start: int, piece: bytes) -> tuple[FilePart, bytes]:
-        told = FilePart(name="data.npz", version=version, start=start, size=len(piece), digest=sha256(piece), term=TERM)
-        return told, piece + bytes(-len(piece) % 4)
+    def expected(start: int, piece: bytes) -> tuple[FilePart, bytes]:
+        return FilePart(name=name, digest=digest, start=start, size=len(piece)), piece + bytes(-len(piece) % 4)
 
-    assert shown(folder.source, "data.npz", version) == part(0, data[:PART_BYTES])
-    assert shown(folder.source, "data.npz", version, 3) == part(3, data[3 : PART_BYTES + 3])
     last = len(data) - 5
-    assert shown(folder.source, "data.npz", version, last) == part(last, data[-5:])
-    assert shown(folder.source, "data.npz", version, len(data)) == part(len(data), b"")
+    assert part(folder.source, name, digest) == expected(0, data[:PART_BYTES])
+    assert part(folder.source, name, digest, 3) == expected(3, data[3 : PART_BYTES + 3])
+    assert part(folder.source, name, digest, last) == expected(last, data[-5:])
+    assert part(folder.source, name, digest, len(data)) == expected(len(data), b"")
+    assert part(folder.source, name, sha256(b"other")) is None
 
 
-def test_of_lines_whole_ones_are_shown(folder: MirroredFolder) -> None:
-    folder.write("ledger.jsonl", LINES + b'{"kind":"st')
-    found = shown(folder.source, "ledger.jsonl", start=5)
+def test_of_lines_those_before_the_checkpoint_come(folder: MirroredFolder) -> None:
+    folder.checkpoint(3, lines=(0, 17))
+    found = part(folder.source, "ledger.jsonl", digest_of(folder.source, "ledger.jsonl"), 5)
     assert found is not None
-    assert (found[0].start, found[0].size, found[1][: found[0].size]) == (5, len(LINES) - 5, LINES[5:])
-    half = shown(folder.source, "ledger.jsonl", start=len(LINES))
-    assert half is not None
-    assert (half[0].size, half[1]) == (0, b"")
-    # There are none yet.
-    assert shown(folder.source, "metrics.jsonl") is None
+    assert found[1][: found[0].size] == LINES[5:17]
+    os.truncate(folder.here / "ledger.jsonl", 10)
+    assert part(folder.source, "ledger.jsonl", digest_of(folder.source, "ledger.jsonl")) is None
+
+
+def test_a_server_shows_nothing_but_what_it_offers(folder: MirroredFolder) -> None:
+    folder.write("server.log", b"x")
+    folder.source.files()
+    for name in ("server.log", "model", "checkpoints/other"):
+        assert part(folder.source, name, sha256(b"x")) is None
+    for name in ("../secret", "/etc/passwd", "model/../../secret", "model/.hidden", "model//x"):
+        with pytest.raises(RemoteProtocolError):
+            decode(encode(FilePartRequest(name=name, digest=sha256(b"x"), start=0)), StandbyMessage)
 
 
 def test_who_is_admitted_is_shown_as_a_file_of_keys_has_it(folder: MirroredFolder) -> None:
     source = folder.source
-    assert ALLOWED not in [file.name for file in source.files()]
-    assert shown(source, ALLOWED, "x") is None
+    assert ALLOWED not in names(source.files())
     source.allowed = lambda: {"key-1": "worker-1", "key-2": "worker-2"}
     source.signers = lambda: {"worker-2": "signer"}
     text = b"key-1 worker-1\nkey-2 worker-2 signer\n"
-    assert source.files()[2] == RunFile(name=ALLOWED, size=len(text), version=sha256(text))
-    found = shown(source, ALLOWED, sha256(text), 6)
+    shown = source.files()
+    assert shown.files[0] == RunFile(name=ALLOWED, size=len(text), digest=sha256(text))
+    found = part(source, ALLOWED, sha256(text), 6)
     assert found is not None
     assert (found[0].start, found[0].size, found[1][: len(text) - 6]) == (6, len(text) - 6, text[6:])
-    assert shown(source, ALLOWED, sha256(b"other")) is None
 
-
-def test_more_keys_than_one_part_holds_come_in_several(folder: MirroredFolder) -> None:
-    allowed = {f"{number:060}": "worker" for number in range(4000)}
-    folder.source.allowed = lambda: allowed
-    text = "".join(f"{key} worker\n" for key in allowed).encode()
-    assert len(text) > PART_BYTES
-    found = shown(folder.source, ALLOWED, sha256(text))
-    assert found is not None
-    assert found[1] == text[:PART_BYTES]
-
-
-def test_keys_that_cannot_be_read_are_left_out(folder: MirroredFolder) -> None:
     def unreadable() -> dict[str, str]:
         raise KeyFileError("cannot be read")
 
-    folder.source.allowed = unreadable
-    assert ALLOWED not in [file.name for file in folder.source.files()]
+    # Its authenticator reports that: standbys keep what they have of it.
+    source.allowed = unreadable
+    assert source.files() == shown

@@ -1,70 +1,93 @@
-"""Terms: of two servers of a run one is always the higher, and a mirror learns what of its lines is still the same."""
+"""Terms: of two servers of a run one is always the higher."""
 
 import errno
 import os
 import re
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 
 import pytest
 
 from lockstep.common.errors import FileFormatError
 from lockstep.common.protocol.messages import NO_TERM, StandbyAddress, Term
-from lockstep.ps.standby.terms import MOST_TERMS, TERMS, LedTerm, TermHistory, read_terms, write_terms
+from lockstep.ps.standby.terms import (
+    MOST_TERMS,
+    PLACES,
+    TERMS,
+    LedTerm,
+    TermHistory,
+    next_number,
+    read_terms,
+    write_terms,
+)
 
 
 def test_of_two_terms_of_a_run_one_is_the_higher_and_those_of_other_runs_are_not_compared() -> None:
-    terms = [Term(run="r", number=number, server=server) for number in (1, 2) for server in ("a", "b")]
+    terms = [
+        Term(run="r", number=number, resumed=resumed, server=server)
+        for number in (1, 2)
+        for resumed in (0, 1)
+        for server in ("a", "b")
+    ]
     for one, other in permutations(terms, 2):
         assert one.is_above(other) is not other.is_above(one)
+    # However often a server resumes its run, it does not outbid one that has taken it over.
+    assert terms[-1].is_above(Term(run="r", number=1, resumed=9, server="z"))
     assert not terms[0].is_above(terms[0])
     assert not Term(run="other", number=9, server="z").is_above(terms[0])
     assert not terms[0].is_above(NO_TERM)
 
 
-def test_each_server_takes_a_higher_term_than_all_before() -> None:
-    history = TermHistory().begin("a", least=1, step=0, metrics_bytes=0, ledger_bytes=0)
+def test_a_server_that_resumes_its_run_stays_in_its_term_and_one_that_takes_it_over_begins_another() -> None:
+    history = TermHistory().begin("a", number=None, step=0)
     assert history.last == Term(run="a", number=1, server="a")
-    history = history.begin("b", least=1, step=3, metrics_bytes=30, ledger_bytes=40)
-    assert history.last == Term(run="a", number=2, server="b")
-    assert history.begin("c", least=7, step=3, metrics_bytes=30, ledger_bytes=40).last.number == 7
+    history = history.begin("b", number=None, step=3)
+    assert history.last == Term(run="a", number=1, resumed=1, server="b")
+    history = history.begin("c", number=7, step=3)
+    assert history.last == Term(run="a", number=7, server="c")
+    assert history.begin("d", number=None, step=3).last == Term(run="a", number=7, resumed=1, server="d")
 
 
-def test_a_term_begins_with_what_its_server_kept() -> None:
+def test_no_two_servers_take_the_same_number() -> None:
+    history = TermHistory().begin("a", number=None, step=0, address="tcp://a:1")
+    for address in ("tcp://b:1", "tcp://c:1", "tcp://b:1"):
+        history = history.with_place(address)
+    assert history.places == {"tcp://a:1": 1, "tcp://b:1": 2, "tcp://c:1": 3}
+    assert history.begin("b", number=2, step=0, address="tcp://x:1").places == history.places
+    taken = {place: next_number(place, 0) for place in history.places.values()}
+    assert taken == {1: 1, 2: 2, 3: 3}
+    for place, seen in product(taken, range(3 * PLACES)):
+        number = next_number(place, seen)
+        assert seen < number <= seen + PLACES
+        assert number % PLACES == place
+
+
+def test_an_address_that_is_no_standby_any_more_makes_room_for_another() -> None:
+    history = TermHistory(standbys=[StandbyAddress(address="0")])
+    for number in range(PLACES):
+        history = history.with_place(f"{number}")
+    full = history.with_place("new").places
+    assert (len(full), full["0"], full["new"], "1" in full) == (PLACES, 1, 2, False)
+
+
+def test_a_term_begins_with_its_server() -> None:
     standbys = [StandbyAddress(address="tcp://b:1")]
-    first = LedTerm(number=1, server="a", step=0, metrics_bytes=1, ledger_bytes=2)
-    history = TermHistory(standbys=standbys).begin("a", least=1, step=0, metrics_bytes=1, ledger_bytes=2)
-    assert history == TermHistory(run="a", terms=[first], standbys=standbys)
-    again = history.begin("b", least=1, step=3, metrics_bytes=30, ledger_bytes=40, address="tcp://b:1")
-    second = LedTerm(number=2, server="b", step=3, metrics_bytes=30, ledger_bytes=40, address="tcp://b:1")
-    assert again == TermHistory(run="a", terms=[first, second], standbys=standbys)
+    first = LedTerm(number=1, server="a", step=0, address="tcp://a:1")
+    history = TermHistory(standbys=standbys).begin("a", number=None, step=0, address="tcp://a:1")
+    assert history == TermHistory(run="a", terms=[first], standbys=standbys, places={"tcp://a:1": 1})
+    second = LedTerm(number=2, server="b", step=3, address="tcp://b:1")
+    assert history.begin("b", number=2, step=3, address="tcp://b:1").terms == [first, second]
 
 
 def test_the_last_terms_are_remembered() -> None:
-    terms = [
-        LedTerm(number=number, server="a", step=0, metrics_bytes=0, ledger_bytes=0) for number in range(MOST_TERMS)
-    ]
-    history = TermHistory(run="r", terms=terms).begin("b", least=1, step=0, metrics_bytes=0, ledger_bytes=0)
+    terms = [LedTerm(number=number, server="a", step=0) for number in range(MOST_TERMS)]
+    history = TermHistory(run="r", terms=terms).begin("b", number=MOST_TERMS, step=0)
     assert (len(history.terms), history.terms[0].number, history.last.number) == (MOST_TERMS, 1, MOST_TERMS)
-
-
-def test_what_a_mirror_may_keep_is_what_no_server_since_has_cut() -> None:
-    history = TermHistory().begin("a", least=1, step=0, metrics_bytes=0, ledger_bytes=0)
-    first = history.last
-    history = history.begin("b", least=1, step=3, metrics_bytes=30, ledger_bytes=40)
-    second = history.last
-    history = history.begin("c", least=1, step=5, metrics_bytes=50, ledger_bytes=60)
-    assert history.kept(first) == {"metrics.jsonl": 30, "ledger.jsonl": 40}
-    assert history.kept(second) == {"metrics.jsonl": 50, "ledger.jsonl": 60}
-    assert min(history.kept(history.last).values()) > 10**15
-    assert set(history.kept(Term(run="a", number=2, server="x")).values()) == {0}
-    assert set(history.kept(Term(run="x", number=1, server="a")).values()) == {0}
-    assert history.kept(NO_TERM) == {"metrics.jsonl": 0, "ledger.jsonl": 0}
 
 
 def test_terms_are_kept_in_the_folder(tmp_path: Path) -> None:
     assert read_terms(tmp_path) == TermHistory()
-    history = TermHistory().begin("a", least=1, step=0, metrics_bytes=0, ledger_bytes=0)
+    history = TermHistory().begin("a", number=None, step=0)
     write_terms(tmp_path, history)
     assert read_terms(tmp_path) == history
     path = tmp_path / TERMS
@@ -85,12 +108,12 @@ def test_the_last_leader_at_another_address_is_known_in_a_run_with_standbys() ->
     here, there = StandbyAddress(address="tcp://b:1", public="k"), StandbyAddress(address="tcp://a:1")
     history = TermHistory(standbys=[here])
     for name, address in (("a", there.address), ("b", here.address), ("c", here.address)):
-        history = history.begin(name, least=1, step=0, metrics_bytes=0, ledger_bytes=0, address=address)
+        history = history.begin(name, number=None, step=0, address=address)
     assert history.earlier_leader(here.address) == there
     assert history.earlier_leader(there.address) == here
     assert TermHistory(terms=history.terms).earlier_leader(here.address) is None
     # Nobody knows where a server was that gave no address.
-    history = history.begin("d", least=1, step=0, metrics_bytes=0, ledger_bytes=0)
+    history = history.begin("d", number=None, step=0)
     assert history.earlier_leader(there.address) == here
-    history = TermHistory(standbys=[here]).begin("a", least=1, step=0, metrics_bytes=0, ledger_bytes=0)
+    history = TermHistory(standbys=[here]).begin("a", number=None, step=0)
     assert history.earlier_leader("tcp://c:1") is None
