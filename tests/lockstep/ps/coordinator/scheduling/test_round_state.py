@@ -1,10 +1,10 @@
 """The state of a round: results that servers are still to acknowledge, and what counts, once."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.protocol.messages import Lease, Result
