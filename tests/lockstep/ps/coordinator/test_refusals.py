@@ -10,9 +10,8 @@ from lockstep.common.protocol.shard_messages import ShardJoin
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.common.transport.in_memory import MemoryNetwork
 from lockstep.common.transport.limits import LINES, WINDOW_S, RejectionLog
-from lockstep.ps.coordinator import events
 from lockstep.ps.server.limits import PeerBlocklist
-from tests.lockstep.ps.runs import Drive, facts_of, join_of, peer_of, with_options
+from tests.lockstep.ps.runs import join_of
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import JOBS
 
@@ -52,14 +51,3 @@ def test_all_are_counted_and_few_are_told_of() -> None:
         blocklist.report_refusal("refused a shard: x")
     assert len(said) == LINES
     assert blocklist.refused.count == TIMES
-
-
-@pytest.mark.parametrize("times", [1, 3])
-def test_who_came_early_and_left_is_not_kept(times: int) -> None:
-    drive = Drive(with_options(facts_of(), servers=2))
-    for number in range(TIMES):
-        for _ in range(times):
-            drive.happen(events.Received(peer=peer_of(number), message=join_of(number)))
-        assert [*drive.coordinator.admission.early] == [peer_of(number)]
-        drive.happen(events.PeerLeft(peer=peer_of(number), reason="its connection is gone"))
-    assert drive.coordinator.admission.early == {}
