@@ -1,4 +1,4 @@
-"""The work of a lease: (weights, step, micro-batch) to sums. Whoever computes it gets the same bits.
+"""The work of a lease: (weights, step, micro-batch) to sums. Each process that computes it gets the same bits.
 
 It has no state of the run. An evaluation is leased in the same way: the chunks of a held-out set take the place of the
 micro-batches of a step.

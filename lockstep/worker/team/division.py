@@ -1,6 +1,6 @@
-"""Who of a team computes which nodes of an order, and adds up which slices. Pure.
+"""Assigns the nodes and slices of an order to the processes of a team. Pure.
 
-What is decided here never changes the result: sums are added over one fixed tree, whoever computed which of its nodes.
+The assignment never changes the result: sums are added over one fixed tree, whichever process computed a node.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -30,11 +30,11 @@ class TeamPart(NamedTuple):
 
 
 class OrderPlan(msgspec.Struct, frozen=True, dict=True):
-    """Who does what in an order."""
+    """The nodes and slices of an order that each process has."""
 
     #: In the order of their micro-batches, which are those of the order.
     parts: tuple[TeamPart, ...]
-    #: Those that make slices of vectors, in turn.
+    #: The processes that make slices of vectors, in turn.
     owners: tuple[int, ...]
 
     def of(self, process: int) -> list[Node]:
@@ -43,7 +43,7 @@ class OrderPlan(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def workers(self) -> frozenset[int]:
-        """Those that have something to do."""
+        """The processes that have a node or a slice."""
         return frozenset([*(part.process for part in self.parts), *self.owners])
 
     def slices_of(self, process: int, slices: int) -> list[int]:
@@ -54,14 +54,14 @@ class OrderPlan(msgspec.Struct, frozen=True, dict=True):
 
 
 class OrderWork(NamedTuple):
-    """What is to be divided: a node of the tree over so many micro-batches."""
+    """A node, to be divided, of the tree over so many micro-batches."""
 
     node: Node
     micro_batches: int
 
 
 class Speed(NamedTuple):
-    """How fast a process computes."""
+    """The measured speed of a process."""
 
     #: Seconds for a micro-batch, and which part of a core it needs meanwhile; 0 of one that has computed nothing yet.
     seconds: float
@@ -81,7 +81,7 @@ def plan_for(what: OrderWork, seconds: Mapping[int, float], makers: int = MOST_S
 
 
 def _share_out(what: OrderWork, seconds: Mapping[int, float], grain: int) -> list[TeamPart] | None:
-    """Share out a node in multiples of `grain` micro-batches; None if somebody would get too many nodes."""
+    """Share out a node in multiples of `grain` micro-batches; None if a process would get too many nodes."""
     node, parts, given = what.node, list[TeamPart](), dict.fromkeys(seconds, 0)
     takes_s = finishing_time_s(-(-len(node) // grain), [(0.0, grain * each_s) for each_s in seconds.values()])
     rooms = ((process, grain * whole(takes_s, grain * each_s)) for process, each_s in seconds.items())
@@ -102,7 +102,7 @@ def _share_out(what: OrderWork, seconds: Mapping[int, float], grain: int) -> lis
 
 
 def share_of(node: Node, micro_batches: int, helpers: int, place: int) -> Node:
-    """Return what one of so many helpers, all equal, computes of a node of somebody who is late."""
+    """Return the part of a late process's node that one of so many equal helpers computes."""
     parts = plan_for(OrderWork(node, micro_batches), dict.fromkeys(range(helpers), 1.0)).parts
     return parts[place % len(parts)].node
 
@@ -118,14 +118,14 @@ class Planner:
     #: Most processes that can compute at a time without waiting for a core: more if they wait for something else.
     _room: int = 0
     _what: OrderWork | None = None
-    #: What each process takes for a micro-batch, in those of the fastest.
+    #: The time of each process for a micro-batch, in times of the fastest.
     _times: Mapping[int, float] = field(default_factory=dict)
     _plan: OrderPlan | None = None
 
     def plan(self, what: OrderWork, speeds: Mapping[int, Speed], before: Collection[int] = ()) -> OrderPlan:
-        """Return the plan of an order; `before` are those that had something to do in the one before."""
+        """Return the plan of an order; `before` are the processes with a part of the one before."""
         least = min((one.seconds for one in speeds.values() if one.seconds > 0.0), default=1.0)
-        # Nobody knows better of one that has computed nothing yet.
+        # A process that has computed nothing yet counts as one of the fastest.
         times: Mapping[int, float] = {
             process: one.seconds / least if one.seconds > self.even * least else 1.0 for process, one in speeds.items()
         }
@@ -140,7 +140,7 @@ class Planner:
     ) -> Mapping[int, float]:
         """Return as many of the processes as can compute at once: more would only take the cores from one another.
 
-        The fastest; of equal ones those who did before, since they are awake, and then the last, as for slices.
+        The fastest come first; of equal ones those of the order before, which are awake; then the last, as for slices.
         """
         room = self.cores * len(loads) / sum(loads) if loads else self.cores
         if not self._room / ROOM <= room <= self._room * ROOM:

@@ -17,7 +17,7 @@ LISTEN_S = 0.01
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
-    """What the processes of a team have found in a lease."""
+    """The results of a team for a lease."""
 
     tally: Tally
     #: The sum of losses of each micro-batch, in order; none of an evaluation.
@@ -38,7 +38,7 @@ class Leader:
 
     @property
     def is_busy(self) -> bool:
-        """Whether there is an order at hand."""
+        """Whether an order is being carried out."""
         return self.member.is_busy
 
     def can_divide(self, lease: Lease) -> bool:
@@ -81,12 +81,12 @@ class Leader:
         return None
 
     def stop(self) -> None:
-        """Give up the order at hand."""
+        """Give up the current order."""
         self.member.wake_up()
         self.member.stop()
 
     def computed(self) -> int:
-        """Return of how many micro-batches of the last order somebody has the sums."""
+        """Return the number of micro-batches of the last order whose sums are there."""
         order = self.order
         return 0 if order is None else sum(self.member.memory.covered(order.number, order.node))
 

@@ -1,7 +1,7 @@
 """Where the processes of a team find one another: what the leader tells the others, and by what they are woken.
 
-A private folder, made by whoever starts the processes. The leader writes into it which run it has joined, and where the
-team's memory is; each process has a pipe with a name there, through which the others wake it.
+A private folder, made by the process that starts the team. The leader writes into it which run it has joined, and where
+the team's memory is; each process has a pipe with a name there, through which the others wake it.
 """
 
 import os
@@ -24,7 +24,7 @@ _ALL = 65_536
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
-    """What the leader tells the other processes."""
+    """The run that the leader has joined, for the other processes."""
 
     #: Rises with each session.
     number: int
@@ -48,7 +48,7 @@ class Meeting(Protocol):
         """Wake a process."""
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until somebody wakes us, for so many seconds at most."""
+        """Wait to be woken, for so many seconds at most."""
 
     def announce(self, session: Session) -> None:
         """Tell the others of a session."""
@@ -99,7 +99,7 @@ class MeetingPlace:
                 self.ring(process)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until somebody wakes us, for so many seconds at most; return whether somebody did."""
+        """Wait to be woken, for so many seconds at most; return whether another process did."""
         pipe = self._pipes[self.process]
         if not select.select([pipe], [], [], max(0.0, timeout_s))[0]:
             return False

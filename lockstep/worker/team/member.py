@@ -1,7 +1,7 @@
 """One process of a team at work on an order: carries out what `OrderProgress` decides. A shell.
 
 The leader gives orders, and every process, the leader too, works on the newest. The steps of a multi-step lease follow
-one another without new orders: whoever makes the first slice of an update writes next to it who computes what then.
+one another without new orders: the process that makes the first slice of an update publishes the next plan with it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -82,7 +82,7 @@ class Bells(Protocol):
 
 
 class OrderOutcome(Enum):
-    """How an order has ended for a process."""
+    """The end of an order for a process."""
 
     #: All of it is done, of a multi-step lease the last step.
     DONE = "done"
@@ -94,7 +94,7 @@ class OrderOutcome(Enum):
 
 @dataclass
 class TeamMember:
-    """What a process of a team works with in one session."""
+    """Carries out orders as one process of a team, for one session."""
 
     compute: Compute
     memory: TeamMemory
@@ -106,7 +106,7 @@ class TeamMember:
     #: Number among the vectors of sums that `compute` writes into of the first that is our own.
     first_row: int
     session: int = 1
-    #: What was raised last, while an order was carried out.
+    #: The last error of an order.
     error: str = ""
     #: Whether `advance` returns between the beginning of what it does and its end, as for a simulation.
     is_stepwise: bool = False
@@ -118,12 +118,12 @@ class TeamMember:
     adder: SliceAdder = field(init=False)
     everybody: frozenset[int] = field(init=False)
     _updates: UpdateMaker | None = None
-    #: Which memory `_updates` is in.
+    #: The memory that `_updates` is in.
     _updated_memory: int = -1
     #: Which memory the weights are in, and the number of the order of the leader's that was begun last.
     _memory: int = 0
     _begun_last: int = 0
-    #: What the order at hand means to us: the same for all steps with one plan.
+    #: The current order as this process sees it: the same for all steps with one plan.
     _view: OrderView | None = None
     #: The sums that were added up last.
     _copies: Copies | None = None
@@ -132,7 +132,7 @@ class TeamMember:
     _is_asleep: bool = False
     #: Whether we have made something since we last saw a stage complete.
     _has_added: bool = False
-    #: What was begun and is to be finished next.
+    #: The unit that was begun, and is to be finished next.
     _begun: ComputeNode | MakeSlice | None = None
     _began: float = 0.0
     #: When the leader's order was begun, and when all sums of the order at hand were seen to be there.
@@ -204,7 +204,7 @@ class TeamMember:
         self.memory.show("ready", self.session)
 
     def is_wanted(self) -> bool:
-        """Tell whether the order at hand is still the team's."""
+        """Tell whether the current order is still the team's."""
         order, updates = self.order, self._updates
         if order is None or order.steps is None:
             return order is not None and self.memory.marks.newest == order.number
@@ -226,7 +226,7 @@ class TeamMember:
         self._memory = memory
 
     def falls_asleep(self) -> bool:
-        """Tell whether we may sleep now; otherwise, look once more: who was not seen to sleep is not woken."""
+        """Tell whether we may sleep now; otherwise, look once more: no process is woken that was not seen to sleep."""
         if self._is_asleep:
             return True
         self._show_asleep(is_asleep=True)
@@ -234,7 +234,7 @@ class TeamMember:
         return False
 
     def look_again(self) -> None:
-        """Look at once, since somebody may have woken us."""
+        """Look at once, because another process may have woken us."""
         if self.progress is not None:
             self.progress.due = min(self.progress.due, self.clock.now())
 
@@ -248,7 +248,7 @@ class TeamMember:
         self.memory.show("sleeps", int(is_asleep))
 
     def stop(self) -> None:
-        """Give up the order at hand, if there is one."""
+        """Give up the current order, if any."""
         self._drop()
         self.order = self.progress = None
 
@@ -267,11 +267,11 @@ class TeamMember:
 
     @property
     def is_busy(self) -> bool:
-        """Whether there is an order at hand."""
+        """Whether an order is being carried out."""
         return self.progress is not None
 
     def due(self) -> float | None:
-        """Return when `advance` has something to do, None if there is no order at hand."""
+        """Return when `advance` has something to do, None without an order."""
         return None if self.progress is None else self.progress.due
 
     # One thing after the other
@@ -495,7 +495,7 @@ class TeamMember:
         return OrderOutcome.DONE if order.steps is None else self._catch_up(order)
 
     def _has_failed(self, order: Order) -> bool:
-        """Tell the leader whether somebody cannot carry out an order: it computes that alone, or leaves it."""
+        """Tell the leader whether a process cannot carry out an order: it computes that alone, or leaves it."""
         if self.memory.process != 0:
             return False
         return bool((self.memory.marks.processes["failed"] >= order.first_number).any())
@@ -616,7 +616,7 @@ class TeamMember:
     def present(self, before: Order | None) -> list[int]:
         """Return the processes of this session that have been in time for an order: at least this one.
 
-        Where cores are short, those who had nothing to do in it were not woken: it is enough that they live.
+        If cores are short, processes that had nothing to do in it were not woken: it is enough that they live.
         """
         processes = self.memory.marks.processes
         is_present = processes["at"] >= (0 if before is None else before.number)
@@ -637,12 +637,12 @@ class TeamMember:
             self.wake(self._next_of(order, stage).intersection(self.memory.sleepers()))
 
     def _next_of(self, order: Order, stage: OrderStage) -> frozenset[int]:
-        """Return who has something to do once a stage of an order is complete."""
+        """Return the processes that have something to do once a stage of an order is complete."""
         assert self._view is not None  # that of the order
         if stage is not self._view.stages[-1][0]:
             return frozenset(order.plan.owners)
         if order.steps is None:
-            return LEADER  # who gives the next one
+            return LEADER  # which gives the next one
         # Without a plan, they may all be further already; and after the last step all have something to do.
         plan = None if order.number == order.last_number else self._next_plan(order.step)
         return self.everybody if plan is None else self.wanted_for(plan)
@@ -652,7 +652,7 @@ class TeamMember:
         return plan.workers if self.is_crowded else self.everybody
 
     def wake(self, whom: Iterable[int]) -> None:
-        """Wake some of those who sleep."""
+        """Wake some of the processes that sleep."""
         for process in whom:
             if process != self.memory.process:
                 self.bells.ring(process)

@@ -37,7 +37,7 @@ from lockstep.worker.team.order import Order, Steps
 #: The vector into which a process adds up slices: the one behind those of its rows.
 RESULT = ROWS
 
-#: What a new measurement of a process's speed counts for.
+#: The weight of a new measurement of a process's speed.
 NEW = 0.3
 
 #: A process counts as one that needs at least this part of a core.
@@ -152,7 +152,7 @@ class TeamMemory:
 
     @property
     def mine(self) -> NDArray[np.void]:
-        """What this process shows of itself."""
+        """The row that this process publishes."""
         return self.marks.processes[self.process]  # type: ignore[no-any-return]  # a row, through which it is written
 
     def show(self, name: str, value: int) -> None:
@@ -240,7 +240,7 @@ class TeamMemory:
         planned = self.planned(order.plan)
         if self.has_all(planned, order.number):
             return planned
-        # Sums of parts that somebody was late with are in other vectors.
+        # Sums of parts that a process was late with are in other vectors.
         has_more = bool((self.marks.nodes[:, OWN_PARTS:, ORDER] == order.number).any())
         return self._copies(order.number, order.node) if has_more else None
 
@@ -256,7 +256,7 @@ class TeamMemory:
         return Copies(chosen)
 
     def covered(self, order: int, node: Node) -> bytes:
-        """Return a byte for each micro-batch of a node, 1 if somebody has its sums, alone or with others."""
+        """Return a byte for each micro-batch of a node, 1 if a process has its sums, alone or with others."""
         covered = bytearray(len(node))
         for copy in self._found(order).values():
             covered[copy.node.lo - node.lo : copy.node.hi - node.lo] = b"\1" * len(copy.node)
@@ -302,7 +302,7 @@ class TeamMemory:
         self.keep_order()
 
     def missing_slices(self, done: NDArray[np.int64], order: int) -> list[int]:
-        """Return the slices that nobody has made yet."""
+        """Return the slices that are not made yet."""
         self.keep_order()
         is_made = (done[:, : len(self.shape.slices)] == order).any(axis=0)
         self.keep_order()
@@ -313,7 +313,7 @@ class TeamMemory:
         return int(np.nonzero(done[:, slice_] == order)[0][0])
 
     def sleepers(self) -> list[int]:
-        """Return the processes that sleep until somebody wakes them."""
+        """Return the processes that sleep until another wakes them."""
         self.keep_order()
         return [process for process, sleeps in enumerate(self.marks.processes["sleeps"].tolist()) if sleeps]
 
@@ -381,7 +381,7 @@ class TeamMemory:
 
 
 class Computed(msgspec.Struct, frozen=True, kw_only=True):
-    """What belongs to sums that were computed; times in seconds of this host's clock."""
+    """The statistics of sums that were computed; times in seconds of this host's clock."""
 
     node: Node
     tally: Tally

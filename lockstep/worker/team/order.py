@@ -1,4 +1,4 @@
-"""What a team works on: a lease, or one step of a multi-step lease. Pure."""
+"""Orders of a team: a lease, or one step of a multi-step lease. Pure."""
 
 import msgspec
 from msgspec.structs import replace
@@ -19,14 +19,14 @@ class Steps(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What the processes of a team do together; the numbers of orders only rise."""
+    """The work of a team's processes together; the numbers of orders only rise."""
 
     number: int
     work: Work
     step: int
     node: Node
     plan: OrderPlan
-    #: Which memory holds the weights, as in `Lease`.
+    #: The memory that holds the weights, as in `Lease`.
     memory: int = 0
     #: The multi-step lease of which this is a step, None for a lease.
     steps: Steps | None = None

@@ -1,4 +1,4 @@
-"""What one process of a team does next in an order, and when it takes over what others are late with. Pure.
+"""Chooses the next unit of one process in an order, and when it takes over what other processes are late with. Pure.
 
 An order is done in stages, each of which is a set of units: the sums of nodes, then slices of vectors. A process makes
 the units that the plan gives it, and looks whether all others are there. If some are not when they should be, whoever
@@ -20,7 +20,7 @@ from lockstep.worker.team.division import OrderPlan, share_of
 
 
 class OrderStage(Enum):
-    """What the processes of a team make together, in this order."""
+    """The stages that the processes of a team complete together, in this order."""
 
     #: Sums over nodes of the step's tree, or tallies of an evaluation's.
     SUMS = "sums"
@@ -56,7 +56,7 @@ Action = ComputeNode | MakeSlice | Look
 
 
 class Patience(msgspec.Struct, frozen=True):
-    """How long a process waits for others before it makes what they are late with, in seconds."""
+    """The seconds for which a process waits for others before it makes what they are late with."""
 
     #: How much longer than expected a unit may take: so many seconds, and this part of a micro-batch.
     slack_s: float
@@ -114,7 +114,7 @@ class OrderView(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass
 class OrderProgress:
-    """How far a process is with an order."""
+    """The progress of a process in an order."""
 
     view: OrderView
     #: Since when it is in this stage, when it looks again, and from when on others are late.
@@ -125,7 +125,7 @@ class OrderProgress:
     todo: deque[ComputeNode | MakeSlice] = field(default_factory=deque)
     #: When it first looked in this stage and did not find all, None if it has not.
     waits_since: float | None = None
-    #: The vector that the next part of somebody else's goes into.
+    #: The vector that the next part of another process goes into.
     _row: int = OWN_PARTS
     _place: int = -1
 
@@ -149,7 +149,7 @@ class OrderProgress:
         self.due, self.late = now, max(self.late, late)
 
     def on_refused(self, now: float) -> None:
-        """Record that it cannot be made, since somebody else is making it."""
+        """Record that it cannot be made, because another process is making it."""
         self.todo.popleft()
         self.due, self.late = now, now + self.view.patience.slack_s
 
@@ -179,7 +179,7 @@ class OrderProgress:
             self.late = now + view.patience.slack_s
 
     def _take_over(self, missing: Sequence[Node] | Sequence[int], idle: Sequence[int], now: float) -> None:
-        """Make one of the units that are missing; those who are idle share them."""
+        """Make one of the units that are missing; idle processes share them."""
         view = self.view
         place = idle.index(view.process) if view.process in idle else 0
         unit = missing[place % len(missing)]

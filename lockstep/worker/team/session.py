@@ -1,4 +1,4 @@
-"""How the processes of a team come to share memory: the leader makes it for the run that it joins, others map it."""
+"""Shares memory among the processes of a team: the leader makes it for the run that it joins, others map it."""
 
 import os
 import tempfile
@@ -60,7 +60,7 @@ class TeamContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeaderSetup(msgspec.Struct, frozen=True, kw_only=True):
-    """What the leader computes with."""
+    """The engine of the leader, and its share of the memory."""
 
     compute: Compute
     #: What of the server's memory it shares, None if none; then why, if that was offered.
@@ -133,7 +133,7 @@ def shape_of(welcome: Welcome, processes: int, size: int, makers: int) -> TeamSh
 
 
 def _make(context: TeamContext, shape: TeamShape, *, has_weights: bool) -> tuple[SharedFolder, TeamMemory, Slots]:
-    """Make the memory of a team where there is room; `SharingError` if there is none anywhere."""
+    """Make the memory of a team where there is room; `SharingError` if no place has any."""
     obstacle = ""
     for root in context.roots:
         try:

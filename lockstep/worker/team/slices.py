@@ -1,4 +1,4 @@
-"""Slices of the sums over an order, added up over the tree from whoever's copies are there. Bits, and no marks."""
+"""Adds slices of the sums over an order along the tree, from any available copy. Arithmetic only."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -57,7 +57,7 @@ class SliceAdder:
 
     def total(self, operands: Operands, whole: Slice, out: Vector) -> None:
         """Write a slice of the sums over the node into its place in `out`, of the whole size."""
-        with np.errstate(all="ignore"):  # what overflows is found by whoever reads it
+        with np.errstate(all="ignore"):  # the reader of the sums finds what overflows
             for piece, terms in self.pieces(operands, whole):
                 if len(terms) == 1:
                     np.copyto(piece.of(out), terms[0])

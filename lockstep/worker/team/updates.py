@@ -1,7 +1,7 @@
 """Slices of the update of a step, made by the processes of a team straight in the memory of the weights.
 
-A slice is written by whoever has its lock, and only if the lease is still the team's and nobody has made it: the system
-releases the lock of a process that ends, and one that stands still with it stands in memory that the run leaves.
+A slice is written by the process that has its lock, only if the lease is still the team's and it is not made yet: the
+system releases the lock of a process that ends, and one that stands still with it stands in memory that the run leaves.
 """
 
 from collections.abc import Callable, Sequence
@@ -94,7 +94,7 @@ class UpdateMaker:
     # Slices
 
     def begin(self, slice_: int, order: Order) -> bool:
-        """Take the lock of a slice; return False, without it, if somebody has it or nothing is to be made any more."""
+        """Take the lock of a slice; return False, without it, if another process has it or nothing is left to make."""
         if not self.locks[slice_].acquire():
             return False
         if self.may_make(order) and not self.is_made(slice_, order.step):
@@ -182,5 +182,5 @@ class UpdateMaker:
             lock.close()
 
 
-#: Returns the sums of squares of all blocks of the gradient of the order at hand, in any order.
+#: Returns the sums of squares of all blocks of the gradient of the current order, in any order.
 Squares = Callable[[], Sequence[float]]

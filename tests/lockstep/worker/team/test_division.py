@@ -1,4 +1,4 @@
-"""Who of a team computes what: everything once, in few nodes, at the earliest possible time."""
+"""Assignment of nodes to processes: everything once, in few nodes, at the earliest possible time."""
 
 import pytest
 from hypothesis import given, settings
