@@ -4,8 +4,10 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
+from msgspec import Struct
 from rich.console import Console
 
 from lockstep.cli.options.job import JOB_FIELDS, GroupedCommand, JobRequest, takes_job, takes_trust
@@ -21,10 +23,11 @@ from lockstep.cli.options.run import (
     passes_link,
 )
 from lockstep.common.errors import LedElsewhereError, UsageError
+from lockstep.common.job.job import Job
 from lockstep.common.job.score import Score
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.messages import StandbyAddress
-from lockstep.common.protocol.run_options import OF_A_SERVER
+from lockstep.common.protocol.run_options import OF_A_SERVER, RunOptions
 from lockstep.common.transport.address import parse
 from lockstep.common.transport.auth.credentials import Lock, ServerKeys
 from lockstep.launch.endpoints import dial_with, lock_of, server_credential
@@ -91,22 +94,7 @@ def addresses(context: click.Context, option: click.Parameter, text: str | None)
 )
 @takes_trust
 @passes_link
-def server(
-    link: ParentLink,
-    job: JobRequest,
-    bind: str,
-    standby_of: str | None,
-    standbys: tuple[StandbyAddress, ...],
-    run_dir: Path | None,
-    resume: Path | None,
-    keys: Path | None,
-    key: Path | None,
-    insecure: bool,
-    supervised: Path | None,
-    picture: bool,
-    is_watched: bool,
-    prometheus: str | None,
-) -> int:
+def server(link: ParentLink, /, **flags: Any) -> int:
     """Serve the run of the job file JOB, or of the job that the flags describe, to any number of workers.
 
     Start each worker with `lockstep worker ADDRESS`, on this machine or another, before or after the server. With
@@ -123,82 +111,132 @@ def server(
       lockstep server --model cnn --bind tcp://192.168.1.7:5555 --keys keys
       lockstep server --standby-of tcp://a:5555 --bind tcp://b:5555 --run-dir copy
     """
+    return serve_as(ServerFlags(link=link, **flags))
 
-    def standby(server: StandbyAddress, folder: Path) -> StandbyRequest:
+
+class ServerFlags(Struct, frozen=True, kw_only=True):
+    """A server, as its flags ask for it."""
+
+    link: ParentLink
+    job: JobRequest
+    bind: str
+    standby_of: str | None
+    standbys: tuple[StandbyAddress, ...]
+    run_dir: Path | None
+    resume: Path | None
+    keys: Path | None
+    key: Path | None
+    insecure: bool
+    supervised: Path | None
+    picture: bool
+    is_watched: bool
+    prometheus: str | None
+
+    def standby(self, server: StandbyAddress, folder: Path) -> StandbyRequest:
+        """Return a standby of a server, which mirrors its run into a folder."""
         return StandbyRequest(
             server=server,
-            bind=bind,
+            bind=self.bind,
             folder=folder,
-            key=key,
-            keys=keys,
-            supervised=supervised,
-            link=link,
-            is_insecure=insecure,
-            given={name: value for name, value in job.given.items() if name in OF_A_SERVER},
-            has_picture=picture,
+            key=self.key,
+            keys=self.keys,
+            supervised=self.supervised,
+            link=self.link,
+            is_insecure=self.insecure,
+            given={name: value for name, value in self.job.given.items() if name in OF_A_SERVER},
+            has_picture=self.picture,
         )
 
-    if standby_of is not None:
-        check_standby_flags(job, run_dir, resume, standbys)
-        assert run_dir is not None  # as was checked
-        request = standby(StandbyAddress(address=standby_of), run_dir)
-        if supervised is None:
-            return stand_by(request)
-        # As the server does, which may be gone: the mirror is in the folder of the run.
-        with ends_with_parent(supervised, partial(keep_logs, supervised, run_dir.parent)):
-            return stand_by(request)
-    if key is not None:
-        raise UsageError(f"--key {str(key)!r} without --standby-of ADDRESS: a server has a folder of keys: --keys DIR")
-    page = wanted_page(prometheus, is_watched=is_watched)
-    holds = FolderHolds.NOTHING
-    if standbys:
-        check_rejoining_flags(run_dir, resume)
-        assert run_dir is not None  # as was checked
-        holds = found_in(run_dir)
-        if holds is FolderHolds.RESULT:
-            show_finished(Console(highlight=False), run_dir)
+
+class RunOrigin(Struct, frozen=True, kw_only=True):
+    """The run that a server leads: a new one, or one that it resumes."""
+
+    job: Job
+    options: RunOptions
+    #: None for a new folder of the default name.
+    folder: Path | None
+    is_resumed: bool
+
+
+def serve_as(flags: ServerFlags) -> int:
+    """Serve a run or mirror it, as flags ask for it; return the exit code."""
+    if flags.standby_of is not None:
+        return mirror(flags, StandbyAddress(address=flags.standby_of))
+    if flags.key is not None:
+        key = str(flags.key)
+        raise UsageError(f"--key {key!r} without --standby-of ADDRESS: a server has a folder of keys: --keys DIR")
+    page = wanted_page(flags.prometheus, is_watched=flags.is_watched)
+    if not flags.standbys:
+        return lead(flags, origin_of(flags), page)
+    folder = folder_to_rejoin(flags.run_dir, flags.resume)
+    match found_in(folder):
+        case FolderHolds.RESULT:
+            show_finished(Console(highlight=False), folder)
             return 0
-        if holds is FolderHolds.MIRROR:
-            return stand_by(standby(standbys[0], run_dir))
-    if holds is FolderHolds.RUN:
-        assert run_dir is not None
-        # Not all workers may be back.
-        given = {name: value for name, value in {**job.in_file(), **job.given}.items() if name != "min_workers"}
-        resolved, options = resumed_job(run_dir, given)
-        resume, run_dir = run_dir, None
-    elif resume is not None and supervised is None:
-        check_resume_flags(job=job.file, run_dir=run_dir)
-        resolved, options = resumed_job(resume, job.given)
+        case FolderHolds.MIRROR:
+            return stand_by(flags.standby(flags.standbys[0], folder))
+        case FolderHolds.RUN:
+            # Not all workers may be back.
+            values = {**flags.job.in_file(), **flags.job.given}
+            job, options = resumed_job(folder, {name: values[name] for name in values if name != "min_workers"})
+            return lead(flags, RunOrigin(job=job, options=options, folder=folder, is_resumed=True), page)
+        case FolderHolds.NOTHING:
+            return lead(flags, origin_of(flags), page)
+
+
+def mirror(flags: ServerFlags, server: StandbyAddress) -> int:
+    """Be a standby of a server; return the exit code."""
+    folder = mirror_folder(flags.job, flags.run_dir, flags.resume, flags.standbys)
+    request = flags.standby(server, folder)
+    if flags.supervised is None:
+        return stand_by(request)
+    # As the server does, which may be gone: the mirror is in the folder of the run.
+    with ends_with_parent(flags.supervised, partial(keep_logs, flags.supervised, folder.parent)):
+        return stand_by(request)
+
+
+def origin_of(flags: ServerFlags) -> RunOrigin:
+    """Return the run that flags ask for, whatever its folder holds."""
+    if flags.resume is None or flags.supervised is not None:
+        job, options = flags.job.resolve()
     else:
-        resolved, options = job.resolve()
+        check_resume_flags(job=flags.job.file, run_dir=flags.run_dir)
+        job, options = resumed_job(flags.resume, flags.job.given)
+    folder, is_resumed = flags.resume or flags.run_dir, flags.resume is not None
+    return RunOrigin(job=job, options=options, folder=folder, is_resumed=is_resumed)
+
+
+def lead(flags: ServerFlags, origin: RunOrigin, page: PageRequest | None) -> int:
+    """Lead a run, or mirror it if another server leads it by now; return the exit code."""
     # Before there is anything to tidy up.
-    take_numerics(resolved.numerics)
-    lock = lock_of(keys, supervised, is_insecure=insecure)
-    signers = signers_of(lock) if options.signed else dict
-    listening = Listening(bind, lock, insecure)
-    dial = partial(dial_with, server_credential(keys, supervised))
-    if supervised is not None:
-        folder = resume or run_dir
-        assert folder is not None  # `train` has claimed it, and perhaps written data into it
-        destination = Destination(folder=folder, options=options, is_resumed=resume is not None)
-        serve_for_train(Service(resolved, destination, dial=dial), listening, supervised, link)
+    take_numerics(origin.job.numerics)
+    lock = lock_of(flags.keys, flags.supervised, is_insecure=flags.insecure)
+    signers = signers_of(lock) if origin.options.signed else dict
+    listening = Listening(flags.bind, lock, flags.insecure)
+    dial = partial(dial_with, server_credential(flags.keys, flags.supervised))
+    if flags.supervised is not None and origin.folder is not None:
+        # `train` has claimed the folder, and perhaps written data into it.
+        destination = Destination(folder=origin.folder, options=origin.options, is_resumed=origin.is_resumed)
+        serve_for_train(Service(origin.job, destination, dial=dial), listening, flags.supervised, flags.link)
         return 0
-    if resume is not None:
-        check_unfinished(resume)
-    elif standbys and run_dir is not None:
-        unclaim(run_dir, [])  # of a process that was killed before it had begun
-        if (other := who_has_more(standbys, dial)) is not None:
-            return stand_by(standby(other, run_dir))
+    if origin.is_resumed and origin.folder is not None:
+        check_unfinished(origin.folder)
+    elif flags.standbys and origin.folder is not None:
+        unclaim(origin.folder, [])  # of a process that was killed before it had begun
+        if (other := who_has_more(flags.standbys, dial)) is not None:
+            return stand_by(flags.standby(other, origin.folder))
     try:
-        with destination_of(resolved, options, resume or run_dir, is_resumed=resume is not None) as destination:
-            service = Service(resolved, destination, picture, signers, page, dial=dial, standbys=standbys)
+        with destination_of(origin.job, origin.options, origin.folder, is_resumed=origin.is_resumed) as destination:
+            standbys = flags.standbys
+            service = Service(origin.job, destination, flags.picture, signers, page, dial=dial, standbys=standbys)
             result = serve_by_hand(service, listening)
     except LedElsewhereError as elsewhere:
-        if not standbys:
+        # A run that begins is led by no other server.
+        if not flags.standbys or origin.folder is None:
             raise
-        assert resume is not None  # a run that begins has no other leader
-        return stand_by(follow(standby(standbys[0], resume), elsewhere, Console(highlight=False)))
-    return HANDED_OVER if result is None and standbys else 0
+        request = flags.standby(flags.standbys[0], origin.folder)
+        return stand_by(follow(request, elsewhere, Console(highlight=False)))
+    return HANDED_OVER if result is None and flags.standbys else 0
 
 
 def signers_of(lock: Lock) -> Callable[[], Mapping[str, str]]:
@@ -214,8 +252,8 @@ def signers_of(lock: Lock) -> Callable[[], Mapping[str, str]]:
     return lock.signers
 
 
-def check_rejoining_flags(run_dir: Path | None, resume: Path | None) -> None:
-    """Raise `UsageError` if a server that finds out by itself how it goes on is told so, or lacks a folder."""
+def folder_to_rejoin(run_dir: Path | None, resume: Path | None) -> Path:
+    """Return the folder of a server that decides by itself how it continues; `UsageError` if flags contradict that."""
     if resume is not None:
         raise UsageError(
             f"--standbys with --resume: expected --run-dir {shlex.quote(str(resume))}, which is resumed if the run has "
@@ -223,12 +261,13 @@ def check_rejoining_flags(run_dir: Path | None, resume: Path | None) -> None:
         )
     if run_dir is None:
         raise UsageError("--standbys without --run-dir: expected the folder to begin or resume the run in")
+    return run_dir
 
 
-def check_standby_flags(
+def mirror_folder(
     job: JobRequest, run_dir: Path | None, resume: Path | None, standbys: Sequence[StandbyAddress]
-) -> None:
-    """Raise `UsageError` if a standby is given what it gets from its server, or lacks a folder."""
+) -> Path:
+    """Return the folder of a standby; `UsageError` if flags give what it gets from its server."""
     if standbys:
         raise UsageError("--standby-of with --standbys: expected one of them; a standby learns of the others by itself")
     if run_dir is None:
@@ -238,6 +277,7 @@ def check_standby_flags(
     given += [str(job.file)] if job.file is not None else []
     if given:
         raise UsageError(f"--standby-of with {given[0]}: the job is that of the server: remove it")
+    return run_dir
 
 
 def wanted_page(prometheus: str | None, *, is_watched: bool) -> PageRequest | None:
