@@ -251,7 +251,7 @@ class Objective:
             )
         return LossSum(total, weight)
 
-    # What is counted
+    # The counted figures
 
     def weight(self, targets: Array) -> float | None:
         """Return the sum of the weights of targets, None if each that is not ignored weighs 1.

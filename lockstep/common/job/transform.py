@@ -35,7 +35,7 @@ class Transform:
     def __post_init__(self) -> None:
         try:
             self.has_targets = len(inspect.signature(self.function).parameters) == 3
-        except (TypeError, ValueError):  # what is written in C tells nothing
+        except (TypeError, ValueError):  # a function in C shows nothing
             self.has_targets = False
 
     def apply(self, samples: Rows, labels: Rows, indices: NDArray[np.int64], epoch: int) -> tuple[Rows, Rows]:

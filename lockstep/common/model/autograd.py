@@ -157,7 +157,7 @@ class StackedPass:
     _reads: int = 0
     #: By the index of the weights.
     _forward: dict[int, list[CallList]] = field(default_factory=dict)
-    #: By the index of the weights, and by whether sums are added to what is there: for each vector of sums.
+    #: By the index of the weights, and by whether sums are added to the values there: for each vector of sums.
     _backward: dict[tuple[int, bool], list[tuple[Vector, list[CallList]]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -206,7 +206,7 @@ class _Search:
                 around = package[: len(package) + 1 - level]
                 yield from [*self._packages(around), *self._modules(around, name)] if level <= len(package) + 1 else []
             elif self._may_be_own(name[0]):
-                # A module of a package imports what is next to the package, and a script what is next to it.
+                # A module of a package imports files next to the package, and a script those next to it.
                 yield from self._modules((), name) or self._modules(PurePosixPath(self.main).parts[:-1], name)
 
     def _may_be_own(self, top: str) -> bool:

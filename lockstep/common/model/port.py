@@ -175,7 +175,7 @@ class Model(Protocol):
 
     @property
     def taken(self) -> str:
-        """Which of several outputs `outputs` last returned, in words; empty if there is only one."""
+        """The output of several that `outputs` last returned, in words; empty if there is only one."""
 
     def momenta(self) -> Vector:
         """Return the momentum of each value of a running statistic, (size - parameter_size,)."""

@@ -133,7 +133,7 @@ def _importing(package: str, files: ModelFiles, places: Mapping[str, str]) -> Ca
     around = {name.partition(".")[0]: f"{package}.{beside}" for name in below}
     around |= {name.partition(".")[0]: package for name in places}
 
-    # The parameters are those of Python's own.
+    # The parameters are those of Python's function.
     def import_own_first(
         name: str,
         globals: Any = None,  # noqa: A002
@@ -151,7 +151,7 @@ def _importing(package: str, files: ModelFiles, places: Mapping[str, str]) -> Ca
 
 
 class ModelSource(msgspec.Struct, frozen=True):
-    """What a model is built from, as it was when it was read: nothing runs whose digest was not checked before."""
+    """The source of a model, as it was when it was read: nothing runs whose digest was not checked before."""
 
     #: A description, or the name of a model of the library, if there are no files.
     own: str | Mapping[str, Any] = ""
@@ -191,7 +191,7 @@ class ModelSource(msgspec.Struct, frozen=True):
     def build(self, seed: int) -> Model:
         """Build the model of a job with that seed; ModelError if it cannot be built or trained.
 
-        What the files draw from PyTorch's generator, or from ours, follows from the seed.
+        The draws of the files from PyTorch's generator, or from ours, follow from the seed.
         """
         if self.files is None:
             return AutogradModel(MODELS[self.own]() if isinstance(self.own, str) else build(self.own))
@@ -215,7 +215,7 @@ class ModelSource(msgspec.Struct, frozen=True):
     ) -> Evidence:
         """Return a model's evidence, of a micro-batch; ModelError if it is another one when it is built again.
 
-        It has to have the same values then, which nobody has changed here but for the frozen ones that it has adopted
+        It has to have the same values then, which are not changed here but for the frozen ones that it has adopted
         of `taken`, and the same results after another micro-batch. Other errors as of `Model.evidence`.
         """
         if isinstance(model, AutogradModel):
@@ -246,7 +246,7 @@ def _begun(model: AutogradModel, seed: int) -> AutogradModel:
 
 
 def _check_same_values(model: AutogradModel, again: AutogradModel) -> None:
-    """Raise `ModelError` with the first value that whoever builds a model of ours sets to something else each time."""
+    """Raise `ModelError` with the first value that the function of a model of ours sets to something else each time."""
     here, there = model.own_values, again.own_values
     names = [name for name in (*here, *there) if not _is_same(here.get(name), there.get(name))]
     names += [
@@ -312,7 +312,7 @@ def _run(files: ModelFiles) -> ModuleType:
 
 
 def _advice(error: BaseException) -> str:
-    """Return what to do if a module is missing, empty if nobody knows."""
+    """Return what to do if a module is missing, empty if that is unknown."""
     if not isinstance(error, ModuleNotFoundError) or not error.name:
         return ""
     if error.name == "torch":
@@ -366,7 +366,7 @@ def read_job_source(job: Job) -> ModelSource:
 def default_numerics(texts: Iterable[bytes]) -> Numerics:
     """Return the numerics of a job that does not say which, by the texts of its model's own files.
 
-    What PyTorch computes has native ones, and so has everything on a machine without kernels. A model that hides from
+    A model of PyTorch has native ones, and so has everything on a machine without kernels. A model that hides from
     this that it is PyTorch's is refused when the run is opened, with advice.
     """
     is_portable = not kernels_here().obstacle and not any(map(_TORCH_IMPORT.search, texts))
@@ -382,9 +382,9 @@ class WantedSource(msgspec.Struct, frozen=True, kw_only=True):
     """The source that a model was trained with, as a server or a run's folder names it."""
 
     digest: str
-    #: The files; empty in what was written before they were listed.
+    #: The files; empty in records from before they were listed.
     files: Sequence[ModelFile] = ()
-    #: Where there may be a copy of the files.
+    #: The folder that may have a copy of the files.
     copy: Path | None = None
     #: For an error: whose source it is, and how to get it.
     owner: str

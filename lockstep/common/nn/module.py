@@ -73,7 +73,7 @@ class RunningStatistic:
     def observe(self, statistic: NDArray[Any], count: int) -> None:
         """Record the statistic of a micro-batch of `count` samples.
 
-        With `observed` set, `statistic * count` replaces what is there: sums and counts travel, and the server divides
+        With `observed` set, `statistic * count` replaces its values: sums and counts travel, and the server divides
         once (rule R1).
         """
         if self.observed is None:

@@ -40,7 +40,7 @@ class TorchEngine:
         self._structure = structure
         self._objective = objective
         self._parameters = [parameter for _, parameter in structure.parameters]
-        #: What a batch's statistics are written into: see `_observe`.
+        #: The vector of a batch's statistics: see `_observe`.
         self._observed = torch.zeros(structure.layout.size - structure.layout.parameter_size)
         self._observed_views = _views(structure.layout.statistics, self._observed, structure.layout.parameter_size)
         self._has_statistics = bool(structure.layout.statistics)
@@ -50,7 +50,7 @@ class TorchEngine:
         self._loss: Any = None
         self._is_training: bool | None = None
         self._expected: list[tuple[Any, int]] = []
-        #: By parameter, how often its gradient was added to in the last backward; empty until somebody asks.
+        #: By parameter, how often its gradient was added to in the last backward; empty until it is needed.
         self._additions: list[int] = []
         #: Whether each gradient is final when it was added to once: not so within a re-entrant checkpoint.
         self._is_final_at_once: bool | None = None
@@ -343,7 +343,7 @@ def is_finite(output: object) -> bool:
 def _tensor(vector: Vector) -> Any:
     """Return a tensor over a vector's memory."""
     with warnings.catch_warnings():
-        # A vector of weights is read only, which PyTorch does not know of; `_check_held` sees that nobody writes.
+        # A vector of weights is read only, which PyTorch does not know of; `_check_held` checks that it is not written.
         warnings.simplefilter("ignore", UserWarning)
         return torch.from_numpy(vector)
 

@@ -1,7 +1,7 @@
 """Evidence that a model's bits can be repeated: what it computes of one micro-batch, twice, before a run begins.
 
 Everything lies as it does in a run, whose vectors begin at a line of the cache like each array in them: some kernels of
-oneDNN have other bits at another alignment, but no process of a run has one. The digest of what was computed is
+oneDNN have other bits at another alignment, but no process of a run has one. The digest of the results is
 compared with the server's (rule R6): it differs if PyTorch, the processor, or something that the model was built from
 differs.
 """
@@ -32,7 +32,7 @@ _KEY = DrawKey(seed=0, step=0, micro_batch=0)
 
 
 class Repetition(NamedTuple):
-    """What a model computed once, and in what state it was afterwards."""
+    """The results of a model's pass, and its state afterwards."""
 
     loss: bytes
     outputs: bytes
@@ -40,7 +40,7 @@ class Repetition(NamedTuple):
     sums: Vector
     #: The outputs in evaluation mode.
     evaluated: bytes
-    #: What the model keeps besides parameters and buffers.
+    #: The state that the model keeps besides parameters and buffers.
     state: State
 
 
@@ -53,7 +53,7 @@ class Trial:
     objective: Objective
     #: The module's own values of the parameters, by name: in a run, the parameters are in other memory.
     own: Mapping[str, Any]
-    #: What it computed first.
+    #: Its first results.
     first: Repetition | None = None
     weights: Vector = field(init=False)
     _engine: TorchEngine = field(init=False)
@@ -77,7 +77,7 @@ class Trial:
                 f"the model keeps a view of the parameter {name!r} in {_attribute(place)!r}: expected it to be taken "
                 "in the forward, since a run has its parameters in other memory"
             )
-        # What is not written is NaN the second time: a model that reads it anyway has other bits then.
+        # Memory that is not written is NaN the second time: a model that reads it anyway has other bits then.
         fill_new_memory(True)
         try:
             second = self._computed(images, targets)

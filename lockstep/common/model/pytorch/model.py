@@ -28,7 +28,7 @@ class TorchModel:
         self._module = module
         self.taken = ""
         self.structure = structure_of(module)
-        # What was made from NumPy's arrays lies anywhere.
+        # Tensors made from NumPy's arrays lie anywhere.
         for _, tensor in (*self.structure.parameters, *self.structure.frozen, *self.structure.constants):
             tensor.data = placed(tensor.data)
         self._look_at_frozen()
@@ -57,7 +57,7 @@ class TorchModel:
         return self.structure.values()
 
     def own_arrays(self, state: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Leave out counters, and find what is shared under any of its names."""
+        """Leave out counters, and find shared values under any of their names."""
         names = {entry.name for entry in (*self.layout.parameters, *self.layout.statistics)}
         names |= {each.name for each in self.layout.frozen}
         held: dict[int, str] = {}
@@ -79,7 +79,7 @@ class TorchModel:
         self._look_at_frozen()
 
     def _look_at_frozen(self) -> None:
-        """Let the layout have the memory and the values that what is frozen has now."""
+        """Let the layout have the memory and the values of the frozen parameters."""
         layout = replace(self.layout, frozen=tuple(frozen_arrays(self.structure.frozen)))
         self.structure = replace(self.structure, layout=layout)
 

@@ -1,4 +1,4 @@
-"""What decides the bits of PyTorch in a process: threads, deterministic algorithms, generators, and its build."""
+"""The settings that decide the bits of PyTorch: threads, deterministic algorithms, generators, and its build."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ _SEEDS = Seeds(Purpose.DROPOUT)
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What a process computes with, and what it draws next."""
+    """The settings with which a process computes, and the state of its generator."""
 
     threads: int
     #: PyTorch's number for what it does about operations that it calls nondeterministic.
@@ -67,7 +67,7 @@ def use_one_thread() -> None:
 
 
 def fill_new_memory(is_filled: bool) -> None:
-    """Fill new tensors with NaN, or leave in them what was there."""
+    """Fill new tensors with NaN, or leave them as they are."""
     torch.utils.deterministic.fill_uninitialized_memory = is_filled
 
 

@@ -1,4 +1,4 @@
-"""What a model keeps from one call to the next besides parameters and buffers, wherever that is.
+"""The state that a model keeps from one call to the next besides parameters and buffers, wherever that is.
 
 It may be in an attribute of a layer, in an object that one holds, in a class, in a global variable of the model's
 files, in what a hook or a function has closed over, or in a generator of numbers. All of it is read and none of it is
@@ -24,7 +24,7 @@ import torch
 
 from lockstep.common.numerics.random import generator_state, shared_generators
 
-#: What there is at a place, as something that can be compared. Places are called as a user would write them.
+#: The value at a place, as something that can be compared. Places are called as a user would write them.
 State = dict[str, object]
 
 #: A part of something, and what it is called.
@@ -33,19 +33,19 @@ Part = tuple[str, Any]
 #: Objects that are looked at, at most: what a user's model holds is far less.
 MOST = 100_000
 
-#: What of a layer is a part of a run, or changes with its mode.
+#: The attributes of a layer that are a part of a run, or change with its mode.
 _REGISTERED = ("_parameters", "_buffers", "_modules", "training")
 
 #: Values that cannot change, and compare by what `repr` returns of them: NaN equals itself there.
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), slice, range, types.EllipsisType)
 
-#: Iterators of Python's, whose state is how much of them is left.
+#: Iterators of Python, whose state is how much of them is left.
 _ITERATORS: tuple[type, ...] = (
     *(type(iter([])), type(iter(())), type(iter("")), type(iter({})), type(iter(set()))),
     *(type(iter(range(0))), type(iter({}.values())), type(iter({}.items()))),
 )
 
-#: Where installed packages are.
+#: The folders of installed packages.
 _INSTALLED = {sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")}
 
 #: Modules whose objects are full of things that come and go.
@@ -171,7 +171,7 @@ class StateSearch:
     #: By identity, to keep them alive: another object would get the identity of one that is gone.
     _seen: dict[int, object] = field(default_factory=dict)
     _classes: set[type] = field(default_factory=set)
-    #: By place, what was recorded there: two closures of one function, or globals of two files, have one place.
+    #: By place, the recorded value: two closures of one function, or globals of two files, have one place.
     _recorded: Counter[str] = field(default_factory=Counter)
 
     @classmethod
@@ -209,7 +209,7 @@ class StateSearch:
         return place
 
     def look(self, place: str, value: Any) -> None:
-        """Record what is at a place, and go on to what can be reached from there."""
+        """Record the value at a place, and follow all that can be reached from there."""
         if isinstance(value, _PLAIN):
             self._record(place, repr(value))
         elif id(value) not in self._seen and len(self._seen) < MOST:

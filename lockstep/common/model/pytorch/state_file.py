@@ -13,7 +13,7 @@ from lockstep.common.files.sanitize import one_line
 #: Under which names training scripts, Lightning and others keep the state dict among what else they save.
 NESTED = ("state_dict", "model_state_dict", "model", "module")
 
-#: What DistributedDataParallel puts before each name, and torch.compile.
+#: The prefixes that DistributedDataParallel and torch.compile put before each name.
 WRAPPED = ("module.", "_orig_mod.")
 
 

@@ -1,4 +1,4 @@
-"""What a `torch.nn.Module` consists of, as a run sees it: parameters, statistics, constants; refuses what has no place.
+"""The parts of a `torch.nn.Module` as a run sees it: parameters, statistics, constants; refuses all that has no place.
 
 Running means and variances of PyTorch's own normalization layers are statistics, which the tree reduces (rule R8), and
 so are the singular vectors of its spectral norms. All other buffers are constants: every process builds them alike, and
@@ -23,7 +23,7 @@ from lockstep.common.model.pytorch.state import overlaps
 #: The buffers of a normalization layer that are averages over batches, and the one that counts them.
 AVERAGES, COUNTER = ("running_mean", "running_var"), "num_batches_tracked"
 
-#: What NumPy and safetensors both have.
+#: The types that NumPy and safetensors both have.
 STORABLE = (
     *(torch.float32, torch.float64, torch.float16, torch.bool),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
@@ -64,7 +64,7 @@ class Structure(msgspec.Struct, frozen=True):
     statistics: tuple[Statistic, ...]
     #: Layers whose batches are counted.
     counting: tuple[Any, ...]
-    #: Everything that a forward must leave alone: parameters, and buffers that are no statistics.
+    #: Everything that a forward must leave alone: parameters, and buffers that are not statistics.
     held: tuple[Held, ...]
     constants: tuple[tuple[str, Any], ...]
     layout: ParameterLayout
