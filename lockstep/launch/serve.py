@@ -268,11 +268,7 @@ def serve_once(
     setup = open_run_in(destination, service.job, load(service.job.data))
     setup = replace(setup, info=replace(setup.info, machine=machine_id() or ""))
     with shared_memory(setup, transport, shared_root()) as offer:
-        setting = Setting(
-            transport=port.address.partition(":")[0],
-            obstacle=offer.obstacle,
-            started=started,
-        )
+        setting = Setting(transport=port.address.partition(":")[0], obstacle=offer.obstacle, started=started)
         server, session = open_server(
             offer.setup,
             destination,
