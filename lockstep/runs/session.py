@@ -98,20 +98,7 @@ def open_session(
 
     Raises `UsageError` if the folder cannot be written to, is in use, or holds another run.
     """
-    options = destination.options
-    if destination.is_resumed:
-        folder = RunFolder(destination.folder, say)
-    else:
-        folder = make_run_dir(destination.folder, setup.info.job, options, say)
-    keep_files(folder.path, setup.source)
-    if not destination.is_resumed:
-        keep_initial(folder.path, setup)
-    for text in setup.notices:
-        say(notice(text))
-    if setup.model.taken:
-        its_use = "evaluations take it; your loss gets all" if setup.own.loss else "the loss and evaluations take it"
-        say(notice(f"the model returns several outputs: of these, {setup.model.taken}: {its_use}"))
-    folder.ledger.open()
+    options, folder = destination.options, _opened_folder(setup, destination, say)
     convicted = read_convictions(folder.path)
     recorder = MetricsRecorder(setup.info, setting, setup.layout, folder)
     checkpoints = CheckpointFolder(folder.path / CHECKPOINTS, say, options.checkpoint_keep, room=folder.room)
@@ -141,6 +128,24 @@ def open_session(
     seen = (start.progress.steps, len(start.progress.history))
     checkpointer = Checkpointer(recorder, folder, checkpoints, schedule, clock, seen)
     return RunSession(recorder=recorder, checkpointer=checkpointer, start=start, term=history.last)
+
+
+def _opened_folder(setup: RunSetup, destination: Destination, say: Callable[[str], None]) -> RunFolder:
+    """Return the folder of a run, with the model's files, and report what users should know of the model."""
+    if destination.is_resumed:
+        folder = RunFolder(destination.folder, say)
+    else:
+        folder = make_run_dir(destination.folder, setup.info.job, destination.options, say)
+    keep_files(folder.path, setup.source)
+    if not destination.is_resumed:
+        keep_initial(folder.path, setup)
+    for text in setup.notices:
+        say(notice(text))
+    if setup.model.taken:
+        its_use = "evaluations take it; your loss gets all" if setup.own.loss else "the loss and evaluations take it"
+        say(notice(f"the model returns several outputs: of these, {setup.model.taken}: {its_use}"))
+    folder.ledger.open()
+    return folder
 
 
 def keep_terms(folder: Path, history: TermHistory) -> None:

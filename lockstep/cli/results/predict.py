@@ -122,7 +122,7 @@ def predict_tables(
     demand("pyarrow", "data", "lockstep predict")
     targets = [column.name for column in manifest.targets]
     out = csv.writer(sys.stdout, lineterminator="\n")
-    rows = chain.from_iterable(predictor.rows(table, reading) for table in tables)
+    rows = chain.from_iterable(predictor.rows(manifest, table, reading) for table in tables)
     # Before anything is printed: a table that cannot be read leaves no file with a head alone.
     first = list(islice(rows, 1))
     if not as_json:

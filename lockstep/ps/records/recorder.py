@@ -171,10 +171,27 @@ class MetricsRecorder:
 
         May be called again if it raises OSError, as on a full disk.
         """
-        info, job, kept = self.info, self.info.job, self.history[-1]
+        kept = self.history[-1]
         if self.best is not None:
             weights, kept = self.best, self.best_epoch() or kept
-        result = RunResult(
+        result = self._result(progress, kept, weights_digest(weights), workers, teams, now)
+        if self.folder is not None:
+            self.folder.demand_written()
+            metadata = self._metadata(self.ends_at(kept.epoch))
+            self.folder.keep_weights(self.layout, weights, metadata)
+            if average is not None:
+                self.folder.keep_average(self.layout, average, self._metadata(progress.steps))
+            self.keep_receipt()
+            self.folder.keep(RESULT, result)
+        self.result = result
+        return result
+
+    def _result(
+        self, progress: Progress, kept: EpochRecord, digest: str, workers: int, teams: int, now: float
+    ) -> RunResult:
+        """Return the result with the weights of the epoch that is kept, which have that digest."""
+        info, job = self.info, self.info.job
+        return RunResult(
             **progress.totals(),
             run=info.run,
             model=job.model_name(),
@@ -196,7 +213,7 @@ class MetricsRecorder:
             test_accuracy=kept.test_accuracy,
             test_r2=kept.test_r2,
             test_metrics=kept.of_set("test_"),
-            weights_sha256=weights_digest(weights),
+            weights_sha256=digest,
             job_sha256=job.digest(),
             dataset_sha256=info.dataset,
             numerics=msgspec.to_builtins(info.fingerprint),
@@ -209,16 +226,6 @@ class MetricsRecorder:
             stopped=self._why_stopped(),
             teams=teams,
         )
-        if self.folder is not None:
-            self.folder.demand_written()
-            self._keep(weights, self.ends_at(kept.epoch))
-            if average is not None:
-                metadata = {"run": info.run, "model": job.model_name(), "steps": str(progress.steps)}
-                self.folder.keep_average(self.layout, average, metadata)
-            self.keep_receipt()
-            self.folder.keep(RESULT, result)
-        self.result = result
-        return result
 
     def _why_stopped(self) -> str:
         job, epochs = self.info.job, len(self.history)
@@ -236,7 +243,7 @@ class MetricsRecorder:
         if self.folder is not None:
             self.record_failure(failure, cause, steps)
             try:
-                self._keep(weights, steps)
+                self.folder.keep_weights(self.layout, weights, self._metadata(steps))
             except OSError as error:
                 self.folder.say(warning(f"cannot write the weights to {str(self.folder.path)!r}: {error.strerror}"))
 
@@ -245,10 +252,9 @@ class MetricsRecorder:
         if self.folder is not None:
             self.folder.add_record(FailureRecord(failure=failure, weights_after_steps=steps, cause=cause.value))
 
-    def _keep(self, weights: Vector, steps: int) -> None:
-        assert self.folder is not None
-        metadata = {"run": self.info.run, "model": self.info.job.model_name(), "steps": str(steps)}
-        self.folder.keep_weights(self.layout, weights, metadata)
+    def _metadata(self, steps: int) -> dict[str, str]:
+        """Return what a file of weights after so many steps records of its run."""
+        return {"run": self.info.run, "model": self.info.job.model_name(), "steps": str(steps)}
 
     @property
     def room(self) -> DiskRoom | None:

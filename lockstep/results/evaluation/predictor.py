@@ -89,14 +89,18 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
 
     # From tables
 
-    def rows(self, rows: Any, reading: Reading, spelled: Spelling = Spelling.FLAGS) -> Iterator[RowPrediction]:
-        """Return a prediction, or a problem, for each row of a table; DataError if it cannot be read as one."""
+    def rows(
+        self, table: FolderManifest, rows: Any, reading: Reading, spelled: Spelling = Spelling.FLAGS
+    ) -> Iterator[RowPrediction]:
+        """Return a prediction, or a problem, for each row of another table than that of the run.
+
+        Raises DataError if it cannot be read as a table.
+        """
         # Here, as the extra may be missing if nobody predicts.
         from lockstep.results.evaluation.table_rows import TableRows
 
-        assert self.table is not None
-        for samples, problems in TableRows(self.table, reading, spelled).samples(rows):
-            found = self._of_samples(self.table, samples) if len(samples) else iter(())
+        for samples, problems in TableRows(table, reading, spelled).samples(rows):
+            found = self._of_samples(table, samples) if len(samples) else iter(())
             for problem in problems:
                 yield RowPrediction(problem=problem) if problem else next(found)
 
@@ -134,7 +138,7 @@ class Predictor(msgspec.Struct, frozen=True, dict=True):
         demand("pyarrow", "data", "predict")
         with computing(), kept_numerics():
             prefer_numerics(self.trained.job.numerics)
-            found = list(self.rows(rows, reading, Spelling.PYTHON))
+            found = list(self.rows(table, rows, reading, Spelling.PYTHON))
         problems = [row.problem for row in found if row.problem]
         if problems:
             # Where `Run.predict` was called.
