@@ -134,7 +134,7 @@ def _root_mean(sums: Sums, basis: LossBasis) -> float:
 
 
 def _perplexity(sums: Sums, basis: LossBasis) -> float:
-    # A float64 has no number above e^709, and a loss may not be one either.
+    # Above e^700, a float64 is near its end; a loss may not be infinite either.
     return basis.loss if math.isnan(basis.loss) else exp(min(basis.loss, 700.0))
 
 
