@@ -11,7 +11,7 @@ from typing import Any
 import lockstep.common.statemachine.client as client
 import lockstep.launch.supervision.supervisor as supervisor
 import lockstep.ps.coordinator.transitions as coordinator
-import lockstep.ps.shard_group.group as shard_group
+import lockstep.ps.shard_group.members as shard_group
 import lockstep.ps.shard_process.state as shard_process
 import lockstep.ps.standby.state as standby
 import lockstep.worker.state as worker
@@ -36,7 +36,7 @@ MACHINES = (
     Machine("A process that joins a server", client.ClientPhase, client.TRANSITIONS, "common/statemachine"),
     Machine("A worker in the run", worker.WorkerPhase, worker.TRANSITIONS, "worker"),
     Machine("A shard in the run", shard_process.ShardPhase, shard_process.TRANSITIONS, "ps/shard_process"),
-    Machine("The group of servers", shard_group.GroupPhase, shard_group.TRANSITIONS, "ps/shard_group"),
+    Machine("The shards of a run", shard_group.GroupPhase, shard_group.TRANSITIONS, "ps/shard_group"),
     Machine("A standby", standby.StandbyPhase, standby.TRANSITIONS, "ps/standby"),
     Machine(
         "The servers of a run, as `train` restarts them",

@@ -122,7 +122,7 @@ SERVER_ORDER = Order(
         ("lockstep.ps.server",),
         ("lockstep.ps.shard_group", "lockstep.ps.shard_process"),
         ("lockstep.ps.standby",),
-        ("lockstep.ps.shared_memory", "lockstep.ps.checkpoint", "lockstep.ps.received_frames"),
+        ("lockstep.ps.shared_memory", "lockstep.ps.checkpoint"),
         ("lockstep.ps.setup",),
         ("lockstep.ps.coordinator", "lockstep.ps.shard"),
         ("lockstep.ps.records",),

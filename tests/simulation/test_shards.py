@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from lockstep.common.statemachine.client import Exit
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.run_folder import WEIGHTS
 from lockstep.ps.setup import open_run
-from lockstep.ps.shard_group.group import GroupEffect, ShardGroup
+from lockstep.ps.shard_group.group import SliceGroup
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import digits, job_of
 
@@ -204,7 +203,7 @@ def test_a_shard_that_dies_fails_the_run_with_its_cause(phase: RunPhase) -> None
         simulation.run()
         ended = simulation.server.ended
         assert ended is not None
-        index = next(one.index for one in simulation.server.group.state.members.values() if one.join.pid == 1)
+        index = next(one.index for one in simulation.server.group.shards.members.values() if one.join.pid == 1)
         assert ended.failure == (
             f"shard {index} (host host, pid 1) is gone, and its slice of the weights with it: its connection is gone"
         )
@@ -243,9 +242,9 @@ def test_a_worker_that_sends_a_shard_for_ever_is_lost_and_the_run_goes_on() -> N
         (shard,) = simulation.shards
         members = simulation.server.coordinator.membership.members.values()
         (rank,) = [member.rank for member in members if member.join.pid == 0]
-        peer = shard.runner.state.workers.by_rank[rank].peer
-        (client,) = [it for it in simulation.network.clients if it.address == "memory://shard-0" and it.peer == peer]
         assert shard.runner.storage is not None
+        peer = shard.runner.storage.service.workers[rank].peer
+        (client,) = [it for it in simulation.network.clients if it.address == "memory://shard-0" and it.peer == peer]
         (frame, *_) = shard.runner.storage.shard.frames
         part = encode(SumsFrame(step=7, lo=0, hi=8, start=frame.start), [np.zeros(len(frame), np.float32)])
         flooding.process.stop()
@@ -256,17 +255,16 @@ def test_a_worker_that_sends_a_shard_for_ever_is_lost_and_the_run_goes_on() -> N
         simulation.prove(alone("clipped"))
 
 
-@dataclass
-class Provincial(ShardGroup):
+class Provincial(SliceGroup):
     """A planted mistake: each server clips by the norm of its own slice."""
 
-    def _update(self, scale: float | None) -> list[GroupEffect]:
-        return super()._update(None)
+    def _clips(self) -> bool:
+        return False
 
 
 def test_clipping_by_the_norm_of_a_slice_is_found() -> None:
     with simulated("clipped", 2) as simulation:
-        simulation.server.group.state = Provincial(simulation.server.group.info)
+        simulation.server.group.__class__ = Provincial
         simulation.add_worker()
         assert simulation.finish() != alone("clipped").result.weights_sha256
 

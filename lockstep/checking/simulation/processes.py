@@ -237,7 +237,7 @@ class ServerProcess(SimulatedShell):
             self._open_again()
         self._end()
         self.server.coordinator.validate()
-        self.server.group.state.validate()
+        self.server.group.validate()
         assert self.server.multi_step.lease is not None or self.server.coordinator.phase is not RunPhase.MULTI_STEP
         return is_busy
 
@@ -473,7 +473,8 @@ class ShardProcess(NodeProcess):
 
     def step(self) -> bool:
         is_busy = self.runner.step()
-        self.runner.state.validate()
+        if self.runner.storage is not None:
+            self.runner.storage.service.validate()
         return is_busy
 
     def deadline(self) -> float | None:

@@ -171,15 +171,6 @@ def check_result(result: Result, info: RunInfo) -> None:
         raise RemoteProtocolError(fault)
 
 
-def not_finite(step: int, node: Node) -> RemoteProtocolError:
-    """Return the error for sums that are not finite, which would spoil all others.
-
-    A worker that finds a gradient which is not finite reports it instead of sending it, and the run ends: a worker that
-    sends one computes wrongly, or lies, and its micro-batches go to others.
-    """
-    return RemoteProtocolError(f"a gradient that is not finite, of micro-batches {node} of step {step}")
-
-
 def contradiction(result: Result, info: RunInfo) -> str:
     """Describe how a result contradicts the job, empty if it does not."""
     if result.work in OF_A_STEP and len(result.losses) != 4 * max(0, result.hi - result.lo):

@@ -37,7 +37,6 @@ from lockstep.common.protocol.messages import (
     SamplesRequest,
     StatusRequest,
     SumsFrame,
-    Weights,
     WorkerMessage,
     shortened,
 )
@@ -61,13 +60,15 @@ from lockstep.ps.coordinator.scheduling.round_state import WINDOW
 from lockstep.ps.records.recorder import MetricsRecorder
 from lockstep.ps.records.room import LOOK_S
 from lockstep.ps.run.traffic import Traffic
-from lockstep.ps.server.gradient_receiver import GradientReceiver
 from lockstep.ps.server.limits import PeerBlocklist, StatusRateLimit
 from lockstep.ps.server.step_committer import StepCommitter
 from lockstep.ps.server.succession import Succession
 from lockstep.ps.setup import RunSetup
+from lockstep.ps.shard.partition import own_part
+from lockstep.ps.shard.service import SliceService
 from lockstep.ps.shard.shard import Shard
-from lockstep.ps.shard_group.shell import ShardGroupShell
+from lockstep.ps.shard_group.group import SliceGroup
+from lockstep.ps.shard_group.initial import InitialSlices
 from lockstep.ps.shared_memory.memory import ServerSharedMemory
 from lockstep.ps.shared_memory.multi_step_leases import MultiStepLeases
 from lockstep.ps.standby.source import MirrorSource
@@ -147,13 +148,12 @@ class Server:
     status_limit: StatusRateLimit = field(default_factory=StatusRateLimit)
     blocklist: PeerBlocklist = field(init=False)
     #: All servers of the run; its `own` slice is `shard`.
-    group: ShardGroupShell = field(init=False)
+    group: SliceGroup = field(init=False)
     shard: Shard = field(init=False)
     #: Steps that a team makes by itself.
     multi_step: MultiStepLeases = field(init=False)
     #: The standbys of the run, and servers of other terms.
     succession: Succession = field(init=False)
-    receiver: GradientReceiver = field(init=False)
     committer: StepCommitter = field(init=False)
     #: The samples for workers that lack the data, None if the run does not send any.
     samples: SampleSender | None = field(init=False)
@@ -172,20 +172,11 @@ class Server:
         coordinator, setup = self.coordinator, self.setup
         info = coordinator.info
         self.blocklist = PeerBlocklist(self.port, self.clock, self.say, self.rejections)
-        self.group = ShardGroupShell(
-            info,
-            setup.shard,
-            (len(setup.data.train), len(setup.data.test)),
-            coordinator.membership,
-            port=self.port,
-            clock=self.clock,
-            report=self._report,
-            report_refusal=self.blocklist.report_refusal,
-            sharing=self.sharing,
+        self.group = self._open_slices()
+        self.shard = self.group.own.shard
+        self.multi_step = MultiStepLeases(
+            self.shard, self.clock, self._send_multi_step, self.say, self.sharing if info.options.servers == 1 else None
         )
-        self.shard = self.group.own
-        sharing = self.sharing if info.options.servers == 1 else None
-        self.multi_step = MultiStepLeases(self.shard, self.clock, self._send_multi_step, self.say, sharing)
         folder = Path() if self.recorder.folder is None else self.recorder.folder.path
         self.succession = Succession(
             coordinator,
@@ -198,7 +189,6 @@ class Server:
             dial=self.dial,
             predecessor=self.predecessor,
         )
-        self.receiver = GradientReceiver(coordinator, self.shard, self.sharing)
         self.committer = StepCommitter(
             coordinator, self.group, self.recorder, self.checkpointer, self.say, self.traffic
         )
@@ -209,7 +199,23 @@ class Server:
             self._check_signature = SignatureCheck(info.signed_run, info.job.digest()).check
         self.samples = None if info.manifest is None else SampleSender(setup.data, info.manifest)
         # Now that the model is known, and before anybody takes part.
-        self.port.make_room(max(QUEUE + WINDOW * len(self.shard.frames), self.group.most_waiting()))
+        self.port.make_room(max(QUEUE + WINDOW * len(self.shard.frames), self.group.initial.most_waiting()))
+
+    def _open_slices(self) -> SliceGroup:
+        info, setup, sharing = self.coordinator.info, self.setup, self.sharing
+        initial = InitialSlices(info, setup.shard, (len(setup.data.train), len(setup.data.test)))
+        own = setup.shard if info.options.servers == 1 else own_part(setup.shard, initial.slices[0])
+        return SliceGroup(
+            initial,
+            SliceService(own, self._send),
+            self.coordinator.membership,
+            port=self.port,
+            clock=self.clock,
+            report=self._report,
+            report_refusal=self.blocklist.report_refusal,
+            sums_of=None if sharing is None else sharing.sums.__getitem__,
+            nonce="" if sharing is None else sharing.folder.nonce.hex(),
+        )
 
     def run(self, watch: Callable[[], None] = lambda: None) -> effects.Finish:
         """Serve until the run is over; `watch` is called now and then, and at the end, to show the progress."""
@@ -379,15 +385,17 @@ class Server:
                 if fault:
                     return self._ask_to_rejoin(peer, fault)
                 # Before any lease, and so before any sums.
-                return [*self.group.admit(peer, shares=bool(message.nonce)), received]
+                member = self.coordinator.membership.members.get(peer)
+                admitted = [] if member is None else self.group.admit(member, shares=bool(message.nonce))
+                return [*admitted, received]
             case SumsFrame():
-                return [received] if self.receiver.on_frame(peer, message, self._arrays[0]) else []
+                return [received] if self.group.own.on_frame(peer, message, self._arrays[0]) else []
             case Result():
                 check_result(message, self.coordinator.info)
                 member = self.coordinator.membership.members.get(peer)
                 if self._check_signature is not None and member is not None:
                     self._check_signature(message, member.join.signer)
-                return [received] if self.receiver.on_result(peer, message, self._arrays) else []
+                return [received] if self.group.own.on_result(peer, message, self._arrays) else []
             case MultiStepResult():
                 return [*self._end_steps(peer, message), received]
             case Leave() if self.succession.has(peer):
@@ -494,7 +502,7 @@ class Server:
         """Return what it means to the coordinator that a peer is gone: a worker, a shard, or neither."""
         if self.succession.has(peer):
             return [*self.succession.on_left(peer, reason)]
-        if peer in self.group.state.members:
+        if self.group.has(peer):
             return self.group.on_shard_gone(peer, reason)
         return [events.PeerLeft(peer=peer, reason=reason)]
 
@@ -514,13 +522,14 @@ class Server:
             case effects.Send():
                 return self._send(effect.peer, effect.message)
             case effects.SendWeights():
-                return self._send_weights(effect.peer, effect.step)
+                member = self.coordinator.membership.members.get(effect.peer)
+                return [] if member is None else self.group.send_weights(member.rank, effect.step)
             case effects.AddSharedSums():
-                self.receiver.add_shared(effect.node, effect.rank, effect.slot)
                 return self.group.add_shared(effect)
             case effects.ForgetWorker():
-                self.receiver.forget(effect.peer, effect.rank)
-                return [*self.multi_step.forget(effect.rank), *self.group.forget(effect)]
+                if self.sharing is not None:
+                    self.sharing.forget(effect.rank)
+                return [*self.multi_step.forget(effect.rank), *self.group.forget(effect.rank)]
             case effects.UpdateWeights():
                 return self.committer.update(effect)
             case effects.LeaseSteps():
@@ -559,29 +568,18 @@ class Server:
         show = self.remind if report.is_reminder and self.remind is not None else self.say
         show(report.text)
 
-    def _send_weights(self, peer: bytes, step: int) -> Sequence[events.Event]:
-        """Send our slice of the weights after so many steps; let the other servers send theirs."""
-        wire = self.shard.policy.wire_weights
-        for frame in self.shard.frames:
-            words = wire.pack(frame.of(self.shard.served_weights), frame.start)
-            failed = self._send(peer, Weights(step=step, start=frame.start), words)
-            if failed:
-                return failed
-        member = self.coordinator.membership.members.get(peer)
-        return [] if member is None else self.group.send_weights(member.rank, step)
-
     def _in_memory(self, peer: bytes, lease: Lease) -> Lease:
         """Return a lease that names the memory in which its weights are, if its worker shares that."""
         member = self.coordinator.membership.members.get(peer)
         if member is None or not member.shares or self.sharing is None:
             return lease
+        self.group.own.settle(member.rank, lease.slot)
         generation = self.sharing.generation
         return msgspec.structs.replace(lease, memory=generation) if generation else lease
 
-    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> Sequence[events.Event]:
+    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> Sequence[events.PeerLeft]:
         """Send a message; return that the worker has left if it cannot be sent to."""
         if isinstance(message, Lease):
-            self.receiver.expect(peer, message)
             message = self._in_memory(peer, message)
         frames = encode(message, arrays)
         failed = deliver(self.port, peer, frames)

@@ -16,7 +16,7 @@ from lockstep.ps.records.recorder import MetricsRecorder, carried
 from lockstep.ps.run.traffic import Traffic
 from lockstep.ps.server.conviction import set_doubt_aside
 from lockstep.ps.server.nonfinite_guard import NonFiniteGuard
-from lockstep.ps.shard_group.shell import ShardGroupShell
+from lockstep.ps.shard_group.group import SliceGroup
 
 
 @dataclass
@@ -24,7 +24,7 @@ class StepCommitter:
     """The updates of one run: the one under way, and what is still to be recorded of the last."""
 
     coordinator: Coordinator
-    group: ShardGroupShell
+    group: SliceGroup
     recorder: MetricsRecorder
     checkpointer: Checkpointer | None
     #: Reports what is in doubt.
@@ -43,7 +43,7 @@ class StepCommitter:
         if self.guard.text:
             return [events.WeightsNotFinite(text=self.guard.text)]
         self._update = effect
-        return self.group.update(effect.step, effect.tally.divisor, self._collected(effect.step))
+        return self.group.begin_update(effect.step, effect.tally.divisor, self._collected(effect.step))
 
     def _collected(self, step: int) -> Collected:
         """Return what is to be gathered from all servers with the update of a step."""
@@ -59,7 +59,7 @@ class StepCommitter:
 
     def record_completed(self) -> None:
         """Record the update that all servers have just made, if it is not recorded yet."""
-        done, self.group.completed = self.group.completed, None
+        done = self.group.take_completed()
         if done is None:
             return
         update, coordinator = self._update, self.coordinator
@@ -69,7 +69,7 @@ class StepCommitter:
         coordinator.progress.end_update(done.seconds)
         self.recorder.step(update.step, update.tally, done.rate, done.seconds, time, moved)
         self.recorder.account(update.step, update.account, self.group.checksum(done))
-        self.guard.check(update, self.group.own, coordinator.membership, others_are_finite=done.are_finite)
+        self.guard.check(update, self.group.own.shard, coordinator.membership, others_are_finite=done.are_finite)
 
     def record_made(self, effect: effects.RecordStep) -> None:
         """Record a step that a team has made by itself."""

@@ -44,7 +44,7 @@ from lockstep.ps.coordinator import effects, events
 from lockstep.ps.coordinator.admission import superseded_text
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.parts.hand_over import HandOver
-from lockstep.ps.shard_group.shell import ShardGroupShell
+from lockstep.ps.shard_group.group import SliceGroup
 from lockstep.ps.standby.registry import StandbyMember, StandbyRegistry
 from lockstep.ps.standby.source import MirrorSource
 from lockstep.ps.standby.terms import TermHistory, read_terms, write_terms
@@ -80,7 +80,7 @@ class Succession:
     """The standbys of one run, and the servers of its other terms."""
 
     coordinator: Coordinator
-    group: ShardGroupShell
+    group: SliceGroup
     #: The folder of the run, and who is admitted.
     source: MirrorSource
     port: ServerPort
@@ -268,7 +268,7 @@ class Succession:
             write_terms(self.source.folder, self.history)
         except OSError as error:
             self.say(warning(f"cannot write to {str(self.source.folder)!r}: {error.strerror}: the run continues"))
-        self.group.standbys = standbys
+        self.group.initial.standbys = standbys
         return [events.StandbysKnown(standbys=standbys), *self.group.send_all(StandbysChanged(standbys=standbys))]
 
     def has(self, peer: bytes) -> bool:

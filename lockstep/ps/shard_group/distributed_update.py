@@ -1,7 +1,7 @@
 """What all servers of a run have: their reports on an update, and the whole vector as it was last gathered. Pure."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,16 +11,32 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.optim.clipping import BLOCK, add_blocks, scale_for
 from lockstep.common.protocol.shard_messages import WEIGHTS, Collected, UpdateDone
-from lockstep.ps.run.traffic import NOTHING, Moved
+from lockstep.ps.run.traffic import Moved
 from lockstep.ps.shard.shard import Shard
+
+
+class UpdatePhase(Enum):
+    """The phases of an update that all servers make."""
+
+    #: Clipping needs the norm of the whole gradient.
+    MEASURING = "measuring the gradient"
+    #: Each server updates its slice.
+    UPDATING = "updating"
+    #: All slices have their new weights.
+    DONE = "done"
 
 
 @dataclass(kw_only=True)
 class DistributedUpdate:
     """The update of one step, under way or made by all servers."""
 
-    step: int = 0
-    #: When the tree was whole, and how many seconds later all had made it.
+    step: int
+    #: The number of servers besides the coordinator's.
+    others: int
+    phase: UpdatePhase = UpdatePhase.MEASURING
+    #: What the sums are divided by.
+    divisor: float = 1.0
+    #: When the tree was whole, and how many seconds later all servers had made the update.
     began: float = 0.0
     seconds: float = 0.0
     #: What is gathered with it.
@@ -29,32 +45,56 @@ class DistributedUpdate:
     pushed: frozenset[int] = frozenset()
     #: The learning rate of our own slice, which is that of all.
     rate: float = 0.0
-    #: Whether the weights in the slices of the other servers are finite, and the sum of their checksums.
-    checksum: int = 0
-    are_finite: bool = True
-    #: Bytes that crossed the sockets of the other servers since their last update.
-    moved: Moved = NOTHING
     #: By shard, for each block of its slice, the sum of the squares of the mean gradient.
-    squares: dict[bytes, NDArray[np.float64]] = field(default_factory=dict)
+    squares: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+    #: By shard, what it reported after its update.
+    reports: dict[int, UpdateDone] = field(default_factory=dict)
 
-    def on_squares(self, peer: bytes, trained: int, squares: Vector) -> None:
-        """Keep the squares of the blocks of so many values, which travel as the bytes that they are."""
+    def on_squares(self, shard: int, step: int, trained: int, squares: Vector) -> bool:
+        """Keep the squares of the blocks of so many values, which travel as the bytes that they are.
+
+        Return whether all shards have sent them.
+        """
         if len(squares) != 2 * -(-trained // BLOCK):
             raise RemoteProtocolError(f"squares of {len(squares) / 2:g} blocks: expected one for {BLOCK} values")
-        self.squares[peer] = np.frombuffer(squares.tobytes(), np.float64)
+        if self.phase is not UpdatePhase.MEASURING or step != self.step:
+            return False
+        self.squares[shard] = np.frombuffer(squares.tobytes(), np.float64)
+        return len(self.squares) == self.others
 
-    def scale(self, own: Shard, divisor: float, order: Sequence[bytes]) -> float:
+    def scale(self, own: Shard) -> float:
         """Return the factor of clipping by the norm of the whole gradient: of all slices' blocks, in their order."""
         clip_norm = own.policy.clip_norm
         assert clip_norm is not None
-        blocks = np.concatenate([own.squares(divisor), *(self.squares[peer] for peer in order)])
+        blocks = np.concatenate([own.squares(self.divisor), *(self.squares[shard] for shard in sorted(self.squares))])
         return scale_for(add_blocks(blocks), clip_norm)
 
-    def on_done(self, done: UpdateDone) -> None:
+    def on_done(self, shard: int, done: UpdateDone) -> None:
         """Record that a shard has made the update."""
-        self.checksum += int(done.checksum)
-        self.are_finite = self.are_finite and done.is_finite
-        self.moved = Moved(sums=self.moved.sums + done.sums_bytes, weights=self.moved.weights + done.weights_bytes)
+        if self.phase is UpdatePhase.UPDATING and done.step == self.step:
+            self.reports.setdefault(shard, done)
+
+    def is_made(self, own: Shard) -> bool:
+        """Tell whether all slices have their new weights."""
+        return own.updates > self.step and len(self.reports) == self.others
+
+    # What the shards have reported
+
+    @property
+    def checksum(self) -> int:
+        """The sum of the checksums of the other slices."""
+        return sum(int(done.checksum) for done in self.reports.values())
+
+    @property
+    def are_finite(self) -> bool:
+        """Whether the weights in the other slices are finite."""
+        return all(done.is_finite for done in self.reports.values())
+
+    @property
+    def moved(self) -> Moved:
+        """Bytes that crossed the sockets of the other servers since their last update."""
+        sums = sum(done.sums_bytes for done in self.reports.values())
+        return Moved(sums=sums, weights=sum(done.weights_bytes for done in self.reports.values()))
 
 
 @dataclass

@@ -1,404 +1,415 @@
-"""The shards as the server sees them: who has which slice, which sums all of them have, how far an update is. Pure.
+"""All slices of a run's weights, as the coordinator's process sees them.
 
-The coordinator's own slice is the first, and no member: a group of one server has no members, and waits for nobody.
+A command is a call of the service of its own slice, and a message to each shard. A result counts once all shards have
+its sums, a step is updated once all slices are, and the weights are gathered from all servers.
 """
 
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, field
 from typing import assert_never
 
-from msgspec import Struct
-from msgspec.structs import replace
-
-from lockstep.common.aggregation.tree import Node
-from lockstep.common.errors import CONTINUED, RefusalKind
+from lockstep.common.aggregation.checksum import MODULUS
+from lockstep.common.aggregation.slices import Slice
+from lockstep.common.aggregation.tree import Node, Vector
+from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.files.sanitize import one_line
-from lockstep.common.protocol.messages import Eviction, Finished, Message, Ping, Refused, shortened
+from lockstep.common.protocol.codec import decode, encode
+from lockstep.common.protocol.messages import Eviction, Leave, Message, Ping
 from lockstep.common.protocol.shard_messages import (
+    WEIGHTS,
+    AddFromMemory,
+    Admit,
+    Begin,
+    Collect,
+    Collected,
+    CollectedFrame,
+    Forget,
+    Hello,
+    InitialFrame,
+    SendWeightsTo,
     ShardJoin,
+    ShardMessage,
     ShardReady,
+    SliceMessage,
     Squares,
     SquaresRequest,
     SumsAck,
     Update,
     UpdateDone,
+    WorkerLost,
 )
+from lockstep.common.runtime.clock import Clock
+from lockstep.common.statemachine.delivery import deliver
 from lockstep.common.statemachine.machine import (
-    IGNORED,
-    Machine,
     PeerLeft,
     Received,
     Report,
     ReportRefusal,
     Send,
     TimePassed,
-    leads,
-    soonest,
-    stays,
-    table_of,
+    carry_out,
 )
-from lockstep.ps.coordinator.admission import refusal, refused, superseded_text, through_its_socket, without_memory
-from lockstep.ps.coordinator.effects import Finish
-from lockstep.ps.coordinator.events import ServerLost, ServersReady, StepUpdated, SumsAcknowledged
-from lockstep.ps.coordinator.status import Reminder
-from lockstep.ps.run.info import RunInfo
-
-#: Seconds between two pings of a shard: sending to a process that is gone fails, and so is its death noticed.
-PING_S = 1.0
-
-
-class GroupPhase(Enum):
-    """The phases of the shards of a run."""
-
-    #: Not all have joined.
-    WAITING = "waiting for servers"
-    #: Sums of a step are on their way into their trees.
-    ADDING = "adding sums"
-    #: Clipping needs the norm of the whole gradient.
-    MEASURING = "measuring the gradient"
-    #: Each makes the update of its slice.
-    UPDATING = "updating"
-    #: The run is over.
-    ENDED = "ended"
-
-
-# Events
-
-
-class ScaleFound(Struct, frozen=True, kw_only=True):
-    """The factor of clipping, from the squares of all shards."""
-
-    scale: float
-
-
-class OwnSliceUpdated(Struct, frozen=True, kw_only=True):
-    """The server's own slice has its new weights."""
-
-    step: int
-
-
-#: What happens to the group. The message of an update is one if all results of the step count: nobody knows the factor
-#: of clipping yet. `Finish` is the coordinator's effect as it is.
-GroupEvent = Received | Update | ScaleFound | OwnSliceUpdated | PeerLeft | TimePassed | Finish
-
-# Effects
-
-
-class WelcomeShard(Struct, frozen=True, kw_only=True):
-    """Send a shard its place and the job."""
-
-    peer: bytes
-    index: int
-
-
-class FillShard(Struct, frozen=True, kw_only=True):
-    """Send a shard what its slice begins with: the weights only if it does not share them."""
-
-    peer: bytes
-    index: int
-    shares: bool
-
-
-class FindScale(Struct, frozen=True, kw_only=True):
-    """Find the factor of clipping: the squares of all shards have come."""
-
-
-#: Of these, the coordinator's events are what it is to handle, and `Update` is to be made of the server's own slice:
-#: answered by `OwnSliceUpdated`.
-GroupEffect = (
-    Send
-    | WelcomeShard
-    | FillShard
-    | ServersReady
-    | SumsAcknowledged
-    | FindScale
-    | Update
-    | StepUpdated
-    | ServerLost
-    | Report
-    | ReportRefusal
-)
-
-_WAITING, _ADDING, _MEASURING, _UPDATING, _ENDED = GroupPhase
-
-#: What comes too late in all other phases.
-_LATE = leads(IGNORED, *GroupPhase)
-
-#: What may follow. Before all shards are ready no work is leased, and while they update no result can count.
-TRANSITIONS = table_of(
+from lockstep.common.transport.port import ServerPort
+from lockstep.ps.coordinator.effects import AddSharedSums, Finish
+from lockstep.ps.coordinator.events import Event, ServerLost, ServersReady, StepUpdated, SumsAcknowledged
+from lockstep.ps.coordinator.membership import Member, Membership
+from lockstep.ps.shard.partition import checksum_in, held_frames
+from lockstep.ps.shard.service import SliceService
+from lockstep.ps.shard.shard import Shard, WeightsAfter
+from lockstep.ps.shard_group.distributed_update import DistributedUpdate, GatheredWeights, UpdatePhase
+from lockstep.ps.shard_group.initial import InitialSlices
+from lockstep.ps.shard_group.members import (
+    FillShard,
     GroupPhase,
-    {
-        ShardJoin: stays(*GroupPhase),
-        ShardReady: _LATE | {_WAITING: {_WAITING, _ADDING}},
-        Ping: stays(_WAITING, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
-        SumsAck: _LATE | stays(_ADDING),
-        Update: leads({_MEASURING, _UPDATING}, _ADDING) | leads(IGNORED, _ENDED),
-        Squares: _LATE | stays(_MEASURING),
-        ScaleFound: leads({_UPDATING}, _MEASURING) | leads(IGNORED, _ENDED),
-        OwnSliceUpdated: leads({_UPDATING, _ADDING}, _UPDATING) | leads(IGNORED, _ENDED),
-        UpdateDone: _LATE | leads({_UPDATING, _ADDING}, _UPDATING),
-        PeerLeft: stays(_WAITING) | leads({_ENDED}, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
-        TimePassed: {
-            _WAITING: {_WAITING},
-            _ADDING: {_ADDING, _ENDED},
-            _MEASURING: {_MEASURING, _ENDED},
-            _UPDATING: {_UPDATING, _ENDED},
-            _ENDED: IGNORED,
-        },
-        Finish: leads({_ENDED}, _WAITING, _ADDING, _MEASURING, _UPDATING) | leads(IGNORED, _ENDED),
-    },
+    MembersEffect,
+    MembersEvent,
+    ShardMember,
+    ShardMembers,
 )
 
+#: The reason to evict a peer that is not a shard of this run, and sends what only a shard does.
+STRANGER = "its connection broke, or the server was started again, and its slice is lost"
 
-@dataclass
-class ShardMember:
-    """One shard of the group."""
+#: Seconds in which the shards of a run that fails are to bring their weights.
+FINAL_WEIGHTS_S = 1.0
 
-    peer: bytes
-    #: Of its slice, from 1 on.
-    index: int
-    join: ShardJoin
-    #: When the last message of it came.
-    heard: float
-    is_ready: bool = False
-    shares: bool = False
-    obstacle: str = ""
-
-    def named(self) -> str:
-        """Return its name in messages to people."""
-        return f"shard {self.index} (host {self.join.host}, pid {self.join.pid})"
+#: The weights, or the slots of the optimizer, of all servers.
+Slots = tuple[Vector, ...]
 
 
 @dataclass
-class ShardGroup(Machine[GroupEvent, GroupEffect]):
-    """The shards of a run."""
+class SliceGroup:
+    """All slices of a run's weights."""
 
-    transitions = TRANSITIONS
-    info: RunInfo
-    #: The step whose sums are added.
-    step: int = 0
-    phase: GroupPhase = field(init=False)
-    members: dict[bytes, ShardMember] = field(default_factory=dict)
-    reminder: Reminder = field(default_factory=Reminder)
-    #: When shards are pinged next.
-    next_ping: float = 0.0
-    #: By worker and node, which shards have the sums.
+    initial: InitialSlices
+    #: The coordinator's own slice.
+    own: SliceService
+    membership: Membership
+    _: KW_ONLY
+    port: ServerPort
+    clock: Clock
+    report: Callable[[Report], None]
+    report_refusal: Callable[[str], None]
+    #: Returns a worker's slots of sums in shared memory, over the whole vector; None if no memory is shared.
+    sums_of: Callable[[int], Slots] | None = None
+    #: In hex, what a shard finds in the memory that is shared; empty if none is.
+    nonce: str = ""
+    shards: ShardMembers = field(init=False)
+    #: The weights of all servers, None if there is one server.
+    gathered: GatheredWeights | None = None
+    #: The update that the servers make, or made last.
+    update: DistributedUpdate = field(init=False)
+    #: The update that all have made, until it is recorded.
+    completed: DistributedUpdate | None = None
+    #: By worker and node, the shards that have the sums of the current step.
     confirmed: dict[tuple[int, Node], set[int]] = field(default_factory=dict)
-    #: Shards that have answered the last request to all.
-    answered: set[int] = field(default_factory=set)
-    #: The update under way, and whether the server's own slice has been updated.
-    update: Update | None = None
-    is_own_updated: bool = False
-    #: What shards hear of the end of the run, None while it is not over, or is continued.
-    end: Finished | None = None
+    #: What the coordinator is to handle, until `_dispatch` returns it.
+    _happened: list[Event] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.phase = GroupPhase.WAITING if self.others else GroupPhase.ADDING
-
-    @property
-    def others(self) -> int:
-        """The number of servers but the coordinator's."""
-        return self.info.options.servers - 1
-
-    def handle(self, event: GroupEvent, now: float) -> list[GroupEffect]:
-        return self.obey(event, now)
+        whole = self.initial.whole
+        self.shards = ShardMembers(self.initial.info, self.initial.welcome)
+        self.update = DistributedUpdate(
+            step=whole.updates - 1, others=self.shards.others, phase=UpdatePhase.DONE, divisor=1.0
+        )
+        if self.shards.others:
+            self.gathered = GatheredWeights.of(whole)
 
     def deadline(self) -> float | None:
-        if self.phase is GroupPhase.ENDED or not self.others:
-            return None
-        return soonest(self.next_ping, self.reminder.due)
+        """Return when `on_time` has something to do although no message comes."""
+        return self.shards.deadline()
 
-    def react(self, event: GroupEvent, now: float) -> list[GroupEffect]:
-        match event:
-            case Received(peer=peer, message=message):
-                return self._on_message(peer, message, now)
-            case Update():
-                return self._begin_update(event)
-            case ScaleFound(scale=scale):
-                return self._update(scale)
-            case OwnSliceUpdated():
-                self.is_own_updated = True
-                return self._complete()
-            case PeerLeft():
-                return self._gone(event)
-            case TimePassed():
-                return self._time_passed(now)
-            case Finish(failure=reason, kind=kind):
-                self.phase = GroupPhase.ENDED
-                if kind in CONTINUED:
-                    return []
-                self.end = Finished(reason=shortened(reason))
-                return [Send(peer=peer, message=self.end) for peer in self.members]
-            case _:
-                assert_never(event)
+    @property
+    def updates(self) -> int:
+        """The number of updates that all servers have made."""
+        return self.update.step + (self.update.phase is UpdatePhase.DONE)
 
-    def _on_message(self, peer: bytes, message: Message, now: float) -> list[GroupEffect]:
+    # Messages of shards
+
+    def has(self, peer: bytes) -> bool:
+        """Tell whether a shard is behind a connection."""
+        return peer in self.shards.members
+
+    def handles(self, peer: bytes, message: Message) -> bool:
+        """Tell whether a message is for the group: of a shard, of one that wants to be one, or that no longer is."""
+        return isinstance(message, ShardJoin | SliceMessage) or self.has(peer)
+
+    def on_message(self, peer: bytes, message: Message, arrays: Sequence[Vector]) -> Sequence[Event]:
+        """Handle a message of a shard; return what it means to the coordinator."""
+        if not isinstance(message, ShardMessage):
+            raise RemoteProtocolError(f"a {type(message).__name__} is not a message of a shard")
+        member = self.shards.members.get(peer)
+        if isinstance(message, ShardJoin):
+            return self._dispatch(Received(peer=peer, message=message))
+        if member is None:
+            return self._send_to([peer], Eviction(reason=STRANGER))
+        self.shards.heard(peer, self.clock.now())
         match message:
-            case ShardJoin():
-                return self._join(peer, message, now)
+            case Leave():
+                return self.on_shard_gone(peer, one_line(message.reason))
             case ShardReady():
-                return self._prepared(peer, message, now)
-            case SumsAck():
-                return self._confirmed(peer, message, now)
-            case Squares(step=step):
-                return [FindScale()] if self._is_last_answer(peer, step, now) else []
-            case UpdateDone(step=step):
-                return self._complete() if self._is_last_answer(peer, step, now) else []
-            case _:
-                self._heard(peer, now)
+                return self._on_ready(member, message)
+            case Ping():
                 return []
+            case _:
+                # Without a slice, it answers a server that was lost at this address before.
+                is_expected = member.is_ready and self.shards.phase is not GroupPhase.ENDED
+                return self._on_answer(member, message, arrays) if is_expected else []
 
-    def _heard(self, peer: bytes, now: float) -> ShardMember | None:
-        member = self.members.get(peer)
-        if member is not None:
-            member.heard = now
-        return member
+    def _on_ready(self, member: ShardMember, ready: ShardReady) -> list[Event]:
+        if ready.nonce and not self.nonce:
+            raise RemoteProtocolError("it shares memory that it was not offered")
+        place = member.index, self.initial.info.term
+        is_other_place = ready.index is not None and (ready.index, ready.term) != place
+        if is_other_place or (ready.nonce and ready.nonce != self.nonce):
+            # It answers a welcome before the last one, as it asked twice: that place or its memory is gone.
+            happened = self.on_shard_gone(member.peer, "it is ready for another place")
+            return [*self._send_to([member.peer], Eviction(reason=STRANGER)), *happened]
+        return self._dispatch(Received(peer=member.peer, message=ready))
 
-    # Shards join
+    def _on_answer(self, member: ShardMember, answer: SliceMessage, arrays: Sequence[Vector]) -> Sequence[Event]:
+        """Handle what a shard sends that has its slice."""
+        match answer:
+            case SumsAck():
+                return self._on_ack(member, answer)
+            case Squares():
+                trained = self.initial.trained(member.index)
+                is_last = self.update.on_squares(member.index, answer.step, trained, arrays[0])
+                return self._make_update() if is_last else []
+            case CollectedFrame():
+                self._gather(member, answer, arrays[0])
+                return []
+            case UpdateDone():
+                self.update.on_done(member.index, answer)
+                return self._complete()
+            case WorkerLost():
+                worker = self.membership.by_rank(answer.rank)
+                reason = f"shard {member.index} lost it: {one_line(answer.reason)}"
+                return [] if worker is None else [PeerLeft(peer=worker.peer, reason=reason)]
+            case ShardReady():
+                return []  # handled before
+            case _:
+                assert_never(answer)
 
-    def _join(self, peer: bytes, join: ShardJoin, now: float) -> list[GroupEffect]:
-        if self._heard(peer, now) is not None:
-            return []
-        if self.phase is GroupPhase.ENDED:
-            # As a worker that comes too late: started again by hand or by a script, it has done nothing wrong.
-            return [] if self.end is None else [Send(peer=peer, message=self.end)]
-        if (why := self._refusal(join)) is not None:
-            return [Send(peer=peer, message=why), ReportRefusal(text=f"refused a shard: {why.reason}")]
-        taken = {member.index for member in self.members.values()}
-        index = next(index for index in range(1, self.info.options.servers) if index not in taken)
-        member = self.members[peer] = ShardMember(peer, index, join, heard=now)
-        return [WelcomeShard(peer=peer, index=index), Report(text=f"{member.named()} joined")]
-
-    def _refusal(self, join: ShardJoin) -> Refused | None:
-        """Return why a shard is refused, None if it is not."""
-        info = self.info
-        if not self.others:
-            return refused(RefusalKind.FULL, "this run has one server: start that with --servers 2 or more")
-        if join.term.is_above(info.term):
-            return refused(RefusalKind.OLD_TERM, superseded_text(join.term, info))
-        if len(self.members) == self.others:
-            text = f"all {info.options.servers} servers of this run are there: start the server with more --servers"
-            return refused(RefusalKind.FULL, text)
-        return refusal(join, info.fingerprint, allows_mixed_numerics=info.options.allow_mixed_numerics)
-
-    def _prepared(self, peer: bytes, ready: ShardReady, now: float) -> list[GroupEffect]:
-        member, shares, obstacle = self._heard(peer, now), bool(ready.nonce), one_line(ready.obstacle)
-        if member is None or member.is_ready:
-            return []
-        if self.info.needs_memory and not shares:
-            del self.members[peer]
-            return [*without_memory(peer, member.named(), obstacle)]
-        member.is_ready, member.shares, member.obstacle = True, shares, obstacle
-        fill = FillShard(peer=peer, index=member.index, shares=shares)
-        return [fill, *through_its_socket(member.named(), obstacle), *self._announce(), *self._remind(now)]
-
-    def _announce(self) -> list[GroupEffect]:
-        members = self.in_order()
-        if sum(member.is_ready for member in members) < self.others:
-            return []
-        self.phase = GroupPhase.ADDING
-        return [
-            ServersReady(
-                addresses=tuple(member.join.address for member in members),
-                shares=all(member.shares for member in members),
-                obstacle=next((member.obstacle for member in members if member.obstacle), ""),
-            )
-        ]
-
-    def in_order(self) -> list[ShardMember]:
-        """Return the shards in the order of their slices."""
-        return sorted(self.members.values(), key=lambda member: member.index)
-
-    # Sums are added
-
-    def _confirmed(self, peer: bytes, ack: SumsAck, now: float) -> list[GroupEffect]:
-        member = self._heard(peer, now)
-        if member is None or ack.step != self.step:
+    def _on_ack(self, member: ShardMember, ack: SumsAck) -> list[Event]:
+        if ack.step != self.updates or self.update.phase is not UpdatePhase.DONE:
             return []
         having = self.confirmed.setdefault((ack.rank, ack.node()), set())
         having.add(member.index)
-        return [SumsAcknowledged(rank=ack.rank, node=ack.node())] if len(having) == self.others else []
+        is_last = len(having) == self.shards.others
+        return [SumsAcknowledged(rank=ack.rank, node=ack.node())] if is_last else []
 
-    # Weights are updated
+    def on_shard_gone(self, peer: bytes, reason: str) -> list[Event]:
+        """Handle that a shard is gone."""
+        return self._dispatch(PeerLeft(peer=peer, reason=reason))
 
-    def _begin_update(self, update: Update) -> list[GroupEffect]:
-        self.update = update
-        if self.info.job.clip_norm is None or not self.others:
-            return self._update(None)  # a shard of the whole vector finds the factor of clipping itself
-        self.phase = GroupPhase.MEASURING
-        asked = SquaresRequest(step=update.step, divisor=update.divisor)
-        return [Send(peer=peer, message=asked) for peer in self.members]
+    def on_time(self, now: float) -> list[Event]:
+        """Handle the passing of time."""
+        due = self.shards.deadline()
+        return self._dispatch(TimePassed()) if due is not None and now >= due else []
 
-    def _update(self, scale: float | None) -> list[GroupEffect]:
-        assert self.update is not None
-        self.phase, self.is_own_updated = GroupPhase.UPDATING, False
-        self.answered.clear()
-        message = replace(self.update, scale=scale)
+    def _dispatch(self, *events: MembersEvent) -> list[Event]:
+        """Let the members handle events, and whatever their effects lead to; return what the coordinator handles."""
+        carry_out(self.shards, events, self._perform, self.clock.now)
+        happened, self._happened = self._happened, []
+        return happened
+
+    def _perform(self, effect: MembersEffect) -> Iterable[PeerLeft]:
+        match effect:
+            case Send():
+                return self._send(effect.peer, effect.message)
+            case FillShard():
+                return self._fill(effect)
+            case ServersReady() | ServerLost():
+                self._happened.append(effect)
+            case Report():
+                self.report(effect)
+            case ReportRefusal():
+                self.report_refusal(effect.text)
+            case _:
+                assert_never(effect)
+        return []
+
+    def _fill(self, effect: FillShard) -> Sequence[PeerLeft]:
+        for name, part, values in self.initial.frames(effect.index, shares=effect.shares):
+            if failed := self._send(effect.peer, InitialFrame(name=name, start=part.start), values):
+                return failed
+        return self._send(effect.peer, Begin(steps=self.initial.whole.updates))
+
+    def _send(self, peer: bytes, message: Message, *arrays: Vector) -> list[PeerLeft]:
+        return deliver(self.port, peer, encode(message, arrays))
+
+    def _send_to(self, peers: Iterable[bytes], message: Message) -> list[Event]:
+        gone = [event for peer in peers for event in self._send(peer, message)]
+        return [following for event in gone for following in self._dispatch(event)]
+
+    def send_all(self, message: Message) -> list[Event]:
+        """Send a message to each shard."""
+        return self._send_to(list(self.shards.members), message)
+
+    # Workers come and go, and bring sums
+
+    def admit(self, member: Member, *, shares: bool) -> Sequence[Event]:
+        """Let a worker take part."""
+        rank, incarnation = member.rank, member.join.incarnation
+        admit = Admit(rank=rank, incarnation=incarnation, shares=shares)
+        sums = self.sums_of(rank) if shares and self.sums_of is not None else ()
+        self.own.admit(admit, tuple(self.own.shard.owned.of(slot) for slot in sums))
+        return [*self.own.identify(member.peer, Hello(rank=rank, incarnation=incarnation)), *self.send_all(admit)]
+
+    def forget(self, rank: int) -> list[Event]:
+        """Let a worker take part no more."""
+        self.own.forget(rank)
+        return self.send_all(Forget(rank=rank))
+
+    def send_weights(self, rank: int, step: int) -> Sequence[Event]:
+        """Send a worker all weights of a step; the update's message may have told the shards to."""
+        if failed := self.own.send_weights(rank, step):
+            return failed
+        return [] if rank in self.update.pushed else self.send_all(SendWeightsTo(rank=rank, step=step))
+
+    def add_shared(self, added: AddSharedSums) -> Sequence[Event]:
+        """Add the sums in a worker's slot of shared memory."""
+        node = added.node
+        self.own.add_shared(node, added.rank, added.slot)
+        return self.send_all(AddFromMemory(rank=added.rank, slot=added.slot, step=self.updates, lo=node.lo, hi=node.hi))
+
+    # Updates
+
+    def begin_update(self, step: int, divisor: float, collected: Collected) -> list[Event]:
+        """Let all servers make an update, and the shards send their new weights to the workers that are ready."""
+        if self.shards.phase is GroupPhase.ENDED:
+            return []
+        assert self.update.phase is UpdatePhase.DONE, "an update is under way"
+        others = self.shards.others
+        pushed = frozenset(member.rank for member in self.membership.ready() if not member.shares and others)
+        self.update = DistributedUpdate(
+            step=step, others=others, divisor=divisor, began=self.clock.now(), collected=collected, pushed=pushed
+        )
+        if self.gathered is not None and collected != "nothing":
+            self.gathered.begin()
+        if not self._clips():
+            return self._make_update()
+        return self.send_all(SquaresRequest(step=step, divisor=divisor))
+
+    def _clips(self) -> bool:
+        """Tell whether the norm takes the squares of all slices: a shard of the whole vector finds it itself."""
+        return bool(self.shards.others) and self.initial.info.job.clip_norm is not None
+
+    def _make_update(self) -> list[Event]:
+        update, own = self.update, self.own.shard
+        update.phase = UpdatePhase.UPDATING
+        scale = update.scale(own) if self._clips() else None
+        asked = Update(
+            step=update.step,
+            divisor=update.divisor,
+            scale=scale,
+            ranks=sorted(update.pushed),
+            collected=update.collected,
+        )
         # The others first, so that all update at the same time.
-        effects: list[GroupEffect] = [Send(peer=peer, message=message) for peer in self.members]
-        return [*effects, message]
+        happened = self.send_all(asked)
+        update.rate = own.update(update.step, update.divisor, scale).rate
+        return [*happened, *self._complete()]
 
-    def _is_last_answer(self, peer: bytes, step: int, now: float) -> bool:
-        """Record an answer to a request to all; return whether it is the last."""
-        member = self._heard(peer, now)
-        if member is None or self.update is None or step != self.update.step or member.index in self.answered:
-            return False
-        self.answered.add(member.index)
-        return len(self.answered) == self.others
-
-    def _complete(self) -> list[GroupEffect]:
+    def _complete(self) -> list[Event]:
         """End the update if all slices have their new weights."""
-        if not self.is_own_updated or len(self.answered) < self.others:
+        update = self.update
+        if update.phase is not UpdatePhase.UPDATING or not update.is_made(self.own.shard):
             return []
-        assert self.update is not None
-        done, self.update = self.update.step, None
-        self.phase, self.step = GroupPhase.ADDING, done + 1
+        update.phase, update.seconds = UpdatePhase.DONE, self.clock.now() - update.began
+        self.completed = update
         self.confirmed.clear()
-        self.answered.clear()
-        return [StepUpdated(step=done)]
+        if self.gathered is not None and update.collected != "nothing":
+            self._gather_near(self.gathered, update.step + 1, has_state=update.collected == "all")
+            if not self.gathered.end(update.step + 1):
+                raise RemoteProtocolError("not all shards have sent their slices")
+        return [StepUpdated(step=update.step)]
 
-    # Shards fail
+    def take_completed(self) -> DistributedUpdate | None:
+        """Return the update that all servers have made, once."""
+        completed, self.completed = self.completed, None
+        return completed
 
-    def _gone(self, event: PeerLeft) -> list[GroupEffect]:
-        if event.peer not in self.members:
-            return []
-        member = self.members[event.peer]
-        if self.phase is GroupPhase.WAITING:
-            del self.members[event.peer]
-            return [Report(text=f"{member.named()} left: {event.reason}")]
-        return self._lose(member, event.reason)
+    def checksum(self, done: DistributedUpdate) -> int:
+        """Return the checksum of the weights in all slices after an update that was just made."""
+        return (done.checksum + checksum_in(self.own.shard, done.step, self.initial.whole.weights.size)) % MODULUS
 
-    def _lose(self, member: ShardMember, reason: str) -> list[GroupEffect]:
-        """End the run: the slice, and with it the optimizer's state, is nowhere else."""
-        self.phase = GroupPhase.ENDED
-        lost = f"{member.named()} is gone, and its slice of the weights with it: {reason}"
-        evicted = Eviction(reason=shortened(lost))
-        others = [Send(peer=peer, message=evicted) for peer in self.members if peer != member.peer]
-        return [*others, ServerLost(text=lost)]
+    # Weights are gathered
 
-    def _time_passed(self, now: float) -> list[GroupEffect]:
-        if now >= self.next_ping:
-            self.next_ping = now + PING_S
-            for member in self.in_order():
-                if now - member.heard >= self.info.options.lease_timeout and self.phase is not GroupPhase.WAITING:
-                    return self._lose(member, f"it has been silent for {now - member.heard:.0f} s")
-            pings: list[GroupEffect] = [Send(peer=peer, message=Ping()) for peer in self.members]
-            return [*pings, *self._remind(now)]
-        return self._remind(now)
+    @property
+    def holder(self) -> Shard | GatheredWeights:
+        """The whole vector, as it was last in one place."""
+        return self.gathered or self.own.shard
 
-    def _remind(self, now: float) -> list[GroupEffect]:
-        ready = sum(member.is_ready for member in self.members.values())
-        text = f"waiting for shards: {ready} of {self.others} are ready"
-        is_waiting = self.phase is GroupPhase.WAITING
-        return [Report(text=text, is_reminder=True)] if self.reminder.is_due(now, is_waiting=is_waiting) else []
+    def _gather(self, member: ShardMember, frame: CollectedFrame, values: Vector) -> None:
+        """Gather what a shard has sent of its slice."""
+        owned = self.initial.slices[member.index]
+        part = Slice(frame.start, frame.start + len(values))
+        if not owned.start <= part.start < part.stop <= owned.stop:
+            raise RemoteProtocolError(f"values {part.start} to {part.stop} of {frame.name!r}: not of its slice")
+        assert self.gathered is not None  # there are shards
+        self.gathered.put(frame.name, part, values)
+
+    def _gather_near(self, gathered: GatheredWeights, updates: int, *, has_state: bool) -> None:
+        """Gather what is in our own memory: our slice, and the weights of those that share it."""
+        for name, part, values in held_frames(self.own.shard, updates, has_weights=True, has_state=has_state):
+            gathered.put(name, part, values)
+        for member in self.shards.members.values():
+            if member.shares and self.initial.are_seen:
+                owned = self.initial.slices[member.index]
+                gathered.put(WEIGHTS, owned, owned.of(self.initial.whole.slots[updates % 2]))
+
+    # The run ends
+
+    def final_weights(self, *, is_diverged: bool) -> WeightsAfter:
+        """Return the weights of a run that fails: after the last complete update, or before it if that diverged.
+
+        Shards may not answer any more: if not all of them do in time, these are the weights that were gathered last.
+        What else arrives meanwhile is dropped.
+        """
+        gathered, own = self.gathered, self.own.shard
+        if gathered is None:
+            return own.previous_weights() if is_diverged else own.current_weights()
+        updates = max(0, self.updates - is_diverged)
+        if updates == gathered.updates:
+            return gathered.weights, updates
+        before = gathered.weights.copy()
+        gathered.begin()
+        self._gather_near(gathered, updates, has_state=False)
+        if self._request_weights(updates):
+            self._receive_weights(gathered, updates)
+        if not gathered.end(updates):
+            gathered.weights[:] = before
+        return gathered.weights, gathered.updates
+
+    def _request_weights(self, updates: int) -> bool:
+        """Request the weights that we do not see; return whether all shards can be reached."""
+        are_seen = self.initial.are_seen
+        hidden = [member.peer for member in self.shards.members.values() if not (member.shares and are_seen)]
+        return not any(self._send(peer, Collect(steps=updates)) for peer in hidden)
+
+    def _receive_weights(self, gathered: GatheredWeights, updates: int) -> None:
+        deadline = self.clock.now() + FINAL_WEIGHTS_S
+        while not gathered.is_whole() and self.clock.now() < deadline:
+            received = self.port.receive(deadline - self.clock.now())
+            if received is None:
+                if not self.port.lost():
+                    return
+                continue
+            peer, frames = received
+            with suppress(RemoteProtocolError):
+                message, arrays = decode(frames, ShardMessage)
+                member = self.shards.members.get(peer)
+                if member is not None and isinstance(message, CollectedFrame) and message.steps == updates:
+                    self._gather(member, message, arrays[0])
+
+    def end(self, finish: Finish) -> None:
+        """Inform all shards that the run is over."""
+        self._dispatch(finish)
 
     def validate(self) -> None:
         """Raise AssertionError if the state contradicts itself: for tests, after each event."""
-        indices = [member.index for member in self.members.values()]
-        assert len(set(indices)) == len(indices), "two shards have one slice"
-        assert all(0 < index < self.info.options.servers for index in indices)
-        if self.phase not in (GroupPhase.WAITING, GroupPhase.ENDED):
-            assert len(indices) == self.others, "a slice is nobody's"
-        assert (self.update is not None) == (self.phase in (GroupPhase.MEASURING, GroupPhase.UPDATING)) or (
-            self.phase is GroupPhase.ENDED
-        )
+        self.shards.validate()
+        self.own.validate()

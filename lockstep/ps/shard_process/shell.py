@@ -1,7 +1,7 @@
 """A shard's shell: turns frames into events and effects into frames, for workers and the server. Decides nothing."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
@@ -10,10 +10,19 @@ import numpy as np
 
 from lockstep.common.aggregation.checksum import MODULUS
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.errors import LockstepError, RemoteProtocolError, SharingError
+from lockstep.common.errors import LockstepError, RefusalKind, RemoteProtocolError, SharingError
 from lockstep.common.numerics.choice import take_numerics
 from lockstep.common.protocol.codec import decode, encode
-from lockstep.common.protocol.messages import Join, Message, StandbyAddress, SumsFrame, Weights, Welcome, shortened
+from lockstep.common.protocol.messages import (
+    Join,
+    Message,
+    Ping,
+    Refused,
+    StandbyAddress,
+    SumsFrame,
+    Welcome,
+    shortened,
+)
 from lockstep.common.protocol.shard_messages import (
     AddFromMemory,
     Admit,
@@ -23,10 +32,12 @@ from lockstep.common.protocol.shard_messages import (
     Forget,
     Hello,
     InitialFrame,
+    SendWeightsTo,
     ShardReady,
     ShardWelcome,
     Squares,
     SquaresRequest,
+    SumsAck,
     ToShardMessage,
     Update,
     UpdateDone,
@@ -37,17 +48,17 @@ from lockstep.common.runtime.clock import Clock
 from lockstep.common.statemachine.client import ClientEvent, Exit, PreparationFailed, Prepared
 from lockstep.common.statemachine.client_shell import ClientShell
 from lockstep.common.statemachine.delivery import deliver
-from lockstep.common.statemachine.machine import PeerLeft, Received, Send
+from lockstep.common.statemachine.machine import PeerLeft, Received
 from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.links import Wait
 from lockstep.common.transport.port import ClientPort, Dial, PeerSlow, ServerPort
-from lockstep.ps.coordinator.failures import not_finite
 from lockstep.ps.coordinator.scheduling.round_state import WINDOW
 from lockstep.ps.run.traffic import Traffic
 from lockstep.ps.shard.partition import checksum_in, held_frames
+from lockstep.ps.shard.service import SliceService
 from lockstep.ps.shard_process import state as machine
-from lockstep.ps.shard_process.state import ShardState
+from lockstep.ps.shard_process.state import ShardPhase, ShardState
 from lockstep.ps.shard_process.storage import ShardStorage, storage_of
 
 #: Seconds for which the last messages may still be sent.
@@ -58,7 +69,7 @@ QUEUE = 32
 
 
 @dataclass
-class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
+class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
     """One shard's process: its state, and what carries out the effects of the state."""
 
     state: ShardState
@@ -81,8 +92,6 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
     arrays: list[Vector] = field(default_factory=list)
     #: The slice, None before the welcome.
     storage: ShardStorage | None = None
-    #: By rank, our part of the sums of workers that share memory.
-    sums: dict[int, tuple[Vector, ...]] = field(default_factory=dict)
     #: What crossed the workers' sockets since the last update.
     traffic: Traffic = field(default_factory=Traffic)
 
@@ -127,27 +136,11 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
         try:
             message, self.arrays = decode(frames, WorkerToShardMessage | Join)
             self.traffic.record_received(message, frames)
-            self._check(message)
+            if isinstance(message, Join):
+                raise RemoteProtocolError(f"this is a shard: connect to the server at {self.state.config.address}")
             self.dispatch(Received(peer=peer, message=message))
         except RemoteProtocolError as error:
             self.dispatch(PeerLeft(peer=peer, reason=str(error)))
-
-    def _check(self, message: Message) -> None:
-        """Raise `RemoteProtocolError` if a message must not come from a worker."""
-        match message:
-            case Hello():
-                return
-            case SumsFrame():
-                self._check_sums(message)
-            case _:
-                raise RemoteProtocolError(f"this is a shard: connect to the server at {self.state.config.address}")
-
-    def _check_sums(self, sums: SumsFrame) -> None:
-        frame, words = self.state.frame_at.get(sums.start), self.arrays[0]
-        if self.storage is None or frame is None or not self.storage.shard.fits(frame, words):
-            raise RemoteProtocolError(f"{len(words)} sums from {sums.start} on: not a frame of this slice")
-        if not self.storage.shard.is_finite(frame, words):
-            raise not_finite(sums.step, sums.node())
 
     def event_of(self, message: Message) -> machine.ShardEvent:
         match message:
@@ -155,18 +148,18 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
                 self._demand_slice().fill(message.name, message.start, self.arrays[0])
             case Begin():
                 self._demand_slice().begin(message.steps)
-            case SquaresRequest() | Update():
+            case SquaresRequest() | Update() if self.state.phase is ShardPhase.SERVING:
                 self._demand_sums(message.step, message.divisor)
-            case Collect():
-                self._send_held(message.steps, has_state=False)
             case _ if not isinstance(message, machine.Request | ShardWelcome):
                 raise RemoteProtocolError(f"a {type(message).__name__} is not a message for a shard")
         return message
 
     def _demand_sums(self, step: int, divisor: float) -> None:
-        """Raise `RemoteProtocolError` if the sums of the step at hand are incomplete, or divided by less than 0."""
+        """Raise `RemoteProtocolError` if the server is at another step, or the sums of this one are incomplete."""
         shard = self._demand_slice().shard
-        if step == shard.updates and (not 0.0 <= divisor < math.inf or not shard.is_whole()):
+        if step != shard.updates:
+            raise RemoteProtocolError(f"the server is at step {step}, this shard at {shard.updates}: expected the same")
+        if not 0.0 <= divisor < math.inf or not shard.is_whole():
             raise RemoteProtocolError(f"step {step} over {divisor} targets, whose sums are not all there")
 
     def _demand_slice(self) -> ShardStorage:
@@ -177,53 +170,88 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
 
     # From effects to actions
 
-    def perform(self, effect: machine.SliceEffect) -> Iterable[machine.ShardEvent]:
+    def perform(self, effect: machine.SliceEvent) -> Iterable[machine.ShardEvent]:
         storage = self._demand_slice()
+        service = storage.service
         match effect:
-            case machine.SendSlice():
-                yield from self._send_weights(effect.peer)
-            case Send():
-                self._send(effect.peer, effect.message)  # to a peer that is given up already
-            case Admit(rank=rank):
-                try:
-                    self.sums[rank] = storage.sums_of(rank)
-                except SharingError as error:
-                    yield WorkerLost(rank=rank, reason=shortened(str(error)))
+            case Received(peer=peer, message=Hello() as hello):
+                yield from service.identify(peer, hello)
+            case Received(peer=peer, message=SumsFrame() as sums):
+                self._add(service, peer, sums)
+            case Received():
+                raise AssertionError(effect)  # a worker sends nothing else
+            case PeerLeft():
+                self._lose(service, effect)
+            case Admit():
+                self._admit(storage, effect)
             case Forget(rank=rank):
-                self.sums.pop(rank, None)
-            case machine.AddFrame():
-                storage.shard.receive(effect.frame, effect.node, self.arrays[0])
+                service.forget(rank)
+            case SendWeightsTo(rank=rank, step=step):
+                yield from service.send_weights(rank, step)
             case AddFromMemory():
-                sums = self.sums[effect.rank][effect.slot]
-                storage.shard.add(effect.node(), sums)
-                # The server leases the slot again as soon as this is acknowledged.
-                storage.shard.settle(sums)
+                self._add_from_memory(service, effect)
             case SquaresRequest():
                 squares = storage.shard.squares(effect.divisor).view(np.float32)
                 self.send_to_server(Squares(step=effect.step), squares)
             case Update():
-                self._update(storage, effect)
+                yield from self._update(storage, effect)
+            case Collect():
+                self._send_held(storage, effect.steps, has_state=False)
+            case Ping():
+                self.send_to_server(Ping())
+            case InitialFrame() | Begin():
+                return  # carried out when it came
             case _:
                 assert_never(effect)
 
-    def _update(self, storage: ShardStorage, update: Update) -> None:
-        """Make an update, and send the server what it collects of it."""
-        storage.shard.update(update.step, update.divisor, update.scale)
+    def _add(self, service: SliceService, peer: bytes, sums: SumsFrame) -> None:
+        """Add a frame of a worker's sums; acknowledge the sums once they are whole."""
+        is_new, worker = service.on_frame(peer, sums, self.arrays[0]), service.worker_at(peer)
+        if is_new and worker is not None and service.has_all(peer, sums.step, sums.node()):
+            self.send_to_server(SumsAck(rank=worker.admit.rank, step=sums.step, lo=sums.lo, hi=sums.hi))
+
+    def _lose(self, service: SliceService, left: PeerLeft) -> None:
+        """Continue without a worker that broke the protocol or cannot be reached, and report it to the server."""
+        reason = shortened(left.reason)
+        self._send(left.peer, Refused(reason=reason, kind=RefusalKind.FAILED))
+        rank = service.forget_peer(left.peer)
+        if rank is not None:
+            self.send_to_server(WorkerLost(rank=rank, reason=reason))
+
+    def _admit(self, storage: ShardStorage, admit: Admit) -> None:
+        try:
+            storage.service.admit(admit, storage.sums_of(admit.rank) if admit.shares else ())
+        except SharingError as error:
+            self.send_to_server(WorkerLost(rank=admit.rank, reason=shortened(str(error))))
+
+    def _add_from_memory(self, service: SliceService, added: AddFromMemory) -> None:
+        worker = service.workers.get(added.rank)
+        if added.step != service.shard.updates or worker is None or not worker.sums:
+            return
+        service.add_shared(added.node(), added.rank, added.slot)
+        # The server leases the slot again as soon as this is acknowledged.
+        service.settle(added.rank, added.slot)
+        self.send_to_server(SumsAck(rank=added.rank, step=added.step, lo=added.lo, hi=added.hi))
+
+    def _update(self, storage: ShardStorage, update: Update) -> Sequence[PeerLeft]:
+        """Make an update, send the server what it collects of it, and workers the new weights."""
+        shard = storage.shard
+        shard.update(update.step, update.divisor, update.scale)
         if update.collected != "nothing":
-            self._send_held(update.step + 1, has_state=update.collected == "all")
+            self._send_held(storage, update.step + 1, has_state=update.collected == "all")
         moved = self.traffic.drain()
         done = UpdateDone(
             step=update.step,
-            checksum=str(checksum_in(storage.shard, update.step, storage.size) % MODULUS),
+            checksum=str(checksum_in(shard, update.step, storage.size) % MODULUS),
             sums_bytes=moved.sums,
             weights_bytes=moved.weights,
-            is_finite=storage.shard.not_finite is None,
+            is_finite=shard.not_finite is None,
         )
         self.send_to_server(done)
+        return [left for rank in update.ranks for left in storage.service.send_weights(rank, shard.updates)]
 
-    def _send_held(self, updates: int, *, has_state: bool) -> None:
+    def _send_held(self, storage: ShardStorage, updates: int, *, has_state: bool) -> None:
         """Send the server what it cannot see of the slice."""
-        storage = self._demand_slice()
         frames = held_frames(storage.shard, updates, has_weights=not storage.shows_weights, has_state=has_state)
         for name, part, values in frames:
             self.send_to_server(CollectedFrame(name=name, steps=updates, start=part.start), values)
@@ -232,7 +260,7 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
         try:
             self.upstream.send(encode(message, arrays), self.state.config.silence_s)
         except PeerSlow:
-            # Nobody has read for so long: the server's silence ends this.
+            # The server has read nothing for so long: its silence ends this.
             return
 
     def redial(self, server: StandbyAddress) -> None:
@@ -247,29 +275,18 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEffect]):
             self.traffic.record_sent(message, frames)
         return failed
 
-    def _send_weights(self, peer: bytes) -> list[PeerLeft]:
-        storage = self._demand_slice()
-        shard, wire = storage.shard, storage.shard.policy.wire_weights
-        for frame in shard.frames:
-            values = shard.served_weights[frame.start - storage.owned.start : frame.stop - storage.owned.start]
-            words = wire.pack(values, frame.start)
-            failed = self._send(peer, Weights(step=shard.updates, start=frame.start), words)
-            if failed:
-                return failed
-        return []
-
     def prepare(self, welcome: Welcome | ShardWelcome) -> ClientEvent:
         assert isinstance(welcome, ShardWelcome)
         try:
             take_numerics(welcome.job.numerics)
-            storage = storage_of(welcome, self.root)
+            storage = storage_of(welcome, self.root, self._send)
         except LockstepError as error:
             return PreparationFailed(reason=str(error))
         except MemoryError:
             return PreparationFailed(reason=f"a slice of {welcome.size:,} values does not fit into the memory")
         if self.storage is not None:
             self.storage.close()
-        self.storage, self.sums = storage, {}
+        self.storage = storage
         # Before workers are told where this shard is.
         self.port.make_room(QUEUE + WINDOW * len(storage.shard.frames))
         obstacle = shortened(storage.obstacle)

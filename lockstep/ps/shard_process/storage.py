@@ -16,6 +16,7 @@ from lockstep.common.protocol.shared_files import WEIGHTS as WEIGHTS_FILE
 from lockstep.common.protocol.shared_files import sums_file, sums_shape, weights_shape
 from lockstep.common.transport.shared_memory.folder import SharedFolder
 from lockstep.ps.run.plan import plan_of
+from lockstep.ps.shard.service import SendFrame, SliceService
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard.update_policy import policy_of
 
@@ -24,7 +25,7 @@ from lockstep.ps.shard.update_policy import policy_of
 class ShardStorage:
     """One slice, and where its vectors are."""
 
-    shard: Shard
+    service: SliceService
     owned: Slice
     #: Of the whole vector.
     size: int
@@ -33,6 +34,11 @@ class ShardStorage:
     #: What was read there, in hex, and why nothing was although it was offered.
     nonce: str = ""
     obstacle: str = ""
+
+    @property
+    def shard(self) -> Shard:
+        """The arithmetic of the slice."""
+        return self.service.shard
 
     @property
     def shows_weights(self) -> bool:
@@ -76,10 +82,10 @@ class ShardStorage:
             self.folder.close()
 
 
-def storage_of(welcome: ShardWelcome, root: Path | None) -> ShardStorage:
+def storage_of(welcome: ShardWelcome, root: Path | None, send: SendFrame) -> ShardStorage:
     """Return the storage of a shard; a `UsageError` if this process cannot carry out the job.
 
-    `root` is the folder that holds shared memory, None if there is none.
+    `root` is the folder that holds shared memory, None if there is none. `send` sends a worker weights.
     """
     job, size = welcome.job, welcome.size
     owned = slices_for(size, welcome.options.servers)[welcome.index]
@@ -100,7 +106,7 @@ def storage_of(welcome: ShardWelcome, root: Path | None) -> ShardStorage:
             # Of what is served already: workers may read it before we are sent the weights, and a shard rounds at once.
             slots = served[0].copy(), served[1].copy()
         shard = Shard(slots, policy, job.micro_batches, owned.start, served)
-        return ShardStorage(shard, owned, size, folder, nonce, obstacle)
+        return ShardStorage(SliceService(shard, send), owned, size, folder, nonce, obstacle)
 
     obstacle = ""
     if welcome.memory and root is not None:

@@ -7,11 +7,10 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from lockstep.common.aggregation.tree import Node
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.job.tally import pack_losses
 from lockstep.common.protocol.messages import Lease, Result
-from lockstep.ps.coordinator.failures import check_result, contradiction, not_finite
+from lockstep.ps.coordinator.failures import check_result, contradiction
 from tests.lockstep.ps.runs import facts_of
 
 FACTS = facts_of()
@@ -96,4 +95,3 @@ def test_a_contradiction_is_a_breach_of_the_protocol() -> None:
     with pytest.raises(RemoteProtocolError) as raised:
         check_result(result_with(count=7), FACTS)
     assert str(raised.value) == contradiction(result_with(count=7), FACTS)
-    assert str(not_finite(3, Node(0, 2))) == "a gradient that is not finite, of micro-batches 0-1 of step 3"

@@ -69,10 +69,10 @@ def test_weights_are_sent_in_frames_before_the_lease() -> None:
 @pytest.mark.parametrize(
     ("bad", "size", "text"),
     [
-        (part(5), FRAME, "sums over 0-3 from 5 on: not a frame of any lease"),
-        (part(3 * FRAME), FRAME, "not a frame of any lease"),
-        (part(lo=1, hi=3), FRAME, "sums over 1-2 from 0 on: not a frame of any lease"),
-        (part(hi=2**31), FRAME, "not a frame of any lease"),
+        (part(5), FRAME, "sums over 0-3 from 5 on: not a frame of this slice"),
+        (part(3 * FRAME), FRAME, "not a frame of this slice"),
+        (part(lo=1, hi=3), FRAME, "sums over 1-2 from 0 on: not a frame of this slice"),
+        (part(hi=2**31), FRAME, "not a frame of this slice"),
         (part(), FRAME - 1, f"sums of {FRAME - 1} values: expected {FRAME}"),
         (part(2 * FRAME), FRAME, f"sums of {FRAME} values: expected {SIZE - 2 * FRAME}"),
     ],
@@ -141,7 +141,7 @@ def test_nothing_is_kept_of_what_strangers_send() -> None:
         hand.simulation.run_until_quiet()
     server = hand.simulation.server
     assert not any(tree.tree.held for tree in server.shard.trees)
-    assert len(server.receiver.book.allowance) == 1
+    assert len(server.group.own.workers) == 1
     stranger.close()
     assert hand.finish() == digest_of(JOB)
 

@@ -1,0 +1,224 @@
+"""The service for one slice of the weights: it knows the slice's workers, adds their sums, and sends them weights.
+
+The server calls it for its own slice, and a shard's process for messages of the server and of workers. One rule decides
+which sums are added: those of a worker that was sent the weights of this step. It may send any node of the tree, each
+once: only the coordinator knows what was leased, and a shard would learn of it later than the worker may be done. The
+tree holds each micro-batch once, whichever worker sends it, and the coordinator refuses results that no lease asks for.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from lockstep.common.aggregation.tree import Node, Vector, is_node
+from lockstep.common.errors import RemoteProtocolError
+from lockstep.common.protocol.messages import Result, SumsFrame, Weights
+from lockstep.common.protocol.shard_messages import Admit, Hello
+from lockstep.common.statemachine.machine import PeerLeft
+from lockstep.ps.shard.shard import Shard
+
+#: How many times a worker may send what is wanted of it: a network may deliver twice, and late frames count as well.
+COPIES = 2
+
+#: Connections whose workers the server has not admitted yet.
+MOST_UNIDENTIFIED = 4096
+
+#: Sends a worker a frame of weights; returns that it has left if it cannot be sent to.
+SendFrame = Callable[[bytes, Weights, Vector], Sequence[PeerLeft]]
+
+
+@dataclass
+class SliceWorker:
+    """One worker, as the service for a slice knows it."""
+
+    admit: Admit
+    #: Its connection, None before it has identified itself, or if it needs none.
+    peer: bytes | None = None
+    #: Its slots of sums in shared memory, over this slice; none if its sums come in frames.
+    sums: Sequence[Vector] = ()
+    #: The step whose weights it is to be sent, and the one whose weights it was sent last.
+    wanted: int | None = None
+    served: int | None = None
+    #: How many more frames it may send.
+    allowance: int = 0
+    #: By node, for each frame of the step whether it is still to come.
+    missing: dict[Node, bytearray] = field(default_factory=dict)
+
+    def is_due(self, step: int) -> bool:
+        """Tell whether it is to be sent the weights of the current step."""
+        return self.peer is not None and self.wanted == step != self.served
+
+    def serve(self, step: int, frames: int) -> None:
+        """Record that it is sent the weights of a step."""
+        self.served = step
+        self.missing.clear()
+        self.allowance += COPIES * (1 + frames)
+
+    def take(self, node: Node, frame: int, frames: int, *, is_late: bool) -> bool:
+        """Record a frame; return whether to add it. `RemoteProtocolError` if the worker sends for ever.
+
+        If the same sums are wanted again, after an expired lease, the frames that have come stay.
+        """
+        if not is_late and node not in self.missing:
+            self.missing[node] = bytearray(b"\1") * frames
+            self.allowance += COPIES * (1 + frames)
+        if self.allowance == 0:
+            raise RemoteProtocolError("it sends more than its leases ask for")
+        self.allowance -= 1
+        if is_late:
+            return False
+        missing = self.missing[node]
+        is_first, missing[frame] = bool(missing[frame]), 0
+        return is_first
+
+
+@dataclass
+class SliceService:
+    """The workers of one slice, and what passes between them and the slice."""
+
+    shard: Shard
+    send: SendFrame
+    #: By rank.
+    workers: dict[int, SliceWorker] = field(default_factory=dict)
+    #: By connection, the worker behind it by its own last message.
+    hellos: dict[bytes, Hello] = field(default_factory=dict)
+    #: By its first element, the index of a frame.
+    frame_at: dict[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.frame_at = {frame.start: index for index, frame in enumerate(self.shard.frames)}
+
+    # Workers come and go: the server names those that take part, and each names itself. Either may come first.
+
+    def admit(self, admit: Admit, sums: Sequence[Vector] = ()) -> None:
+        """Record that a worker takes part; `sums` are its slots in shared memory, over this slice."""
+        worker = self.workers.setdefault(admit.rank, SliceWorker(admit))
+        worker.sums = sums
+        worker.peer = next((peer for peer, hello in self.hellos.items() if _are_one(hello, worker.admit)), None)
+
+    def identify(self, peer: bytes, hello: Hello) -> Sequence[PeerLeft]:
+        """Record which worker is behind a connection; send it the weights if it waits for them."""
+        before = self.workers.get(self.hellos.get(peer, hello).rank)
+        if before is not None and before.peer == peer and not _are_one(hello, before.admit):
+            before.peer = before.served = None  # the worker that it was before has no connection any more
+        self.hellos[peer] = hello
+        if len(self.hellos) > MOST_UNIDENTIFIED + len(self.workers):
+            known = {worker.peer for worker in self.workers.values()}
+            del self.hellos[next(peer for peer in self.hellos if peer not in known)]
+        worker = self.workers.get(hello.rank)
+        if worker is None or not _are_one(hello, worker.admit):
+            return []
+        if worker.peer != peer:
+            worker.peer, worker.served = peer, None
+        return self._serve(worker)
+
+    def forget(self, rank: int) -> None:
+        """Record that a worker is gone."""
+        worker = self.workers.pop(rank, None)
+        if worker is not None and worker.peer is not None:
+            self.hellos.pop(worker.peer, None)
+
+    def forget_peer(self, peer: bytes) -> int | None:
+        """Record that a connection is gone; return the rank of the worker behind it, which is gone as well."""
+        worker = self.worker_at(peer)
+        self.hellos.pop(peer, None)
+        if worker is None:
+            return None
+        self.forget(worker.admit.rank)
+        return worker.admit.rank
+
+    def worker_at(self, peer: bytes) -> SliceWorker | None:
+        """Return the worker behind a connection."""
+        hello = self.hellos.get(peer)
+        worker = None if hello is None else self.workers.get(hello.rank)
+        return worker if worker is not None and worker.peer == peer else None
+
+    # Weights go to workers
+
+    def send_weights(self, rank: int, step: int) -> Sequence[PeerLeft]:
+        """Send a worker the weights of a step, now or as soon as it can be reached."""
+        worker = self.workers.get(rank)
+        if worker is None:
+            return []
+        worker.wanted = step
+        return self._serve(worker)
+
+    def _serve(self, worker: SliceWorker) -> Sequence[PeerLeft]:
+        shard, peer = self.shard, worker.peer
+        if peer is None or not worker.is_due(shard.updates):
+            return []
+        worker.serve(shard.updates, len(shard.frames))
+        for frame in shard.frames:
+            values = shard.served_weights[frame.start - shard.start : frame.stop - shard.start]
+            words = shard.policy.wire_weights.pack(values, frame.start)
+            if failed := self.send(peer, Weights(step=shard.updates, start=frame.start), words):
+                return failed
+        return []
+
+    # Sums come from workers
+
+    def on_frame(self, peer: bytes, sums: SumsFrame, words: Vector) -> bool:
+        """Add a frame straight from the memory it was received in; return whether it was wanted, and the first copy."""
+        node, frame = sums.node(), self.frame_at.get(sums.start)
+        if frame is None or not is_node(node.lo, node.hi, self.shard.micro_batches):
+            raise RemoteProtocolError(f"sums over {node} from {sums.start} on: not a frame of this slice")
+        if not self.shard.fits(frame, words):
+            expected = self.shard.policy.wire.words(self.shard.frames[frame])
+            raise RemoteProtocolError(f"sums of {len(words)} values: expected {expected}")
+        worker = self.worker_at(peer)
+        if worker is None or worker.served is None:
+            return False
+        is_late = not self._is_wanted(worker, sums.step)
+        if not worker.take(node, frame, len(self.shard.frames), is_late=is_late):
+            return False
+        if not self.shard.is_finite(frame, words):
+            # A worker that finds such a gradient reports it instead: one that sends it computes wrongly, or lies.
+            raise RemoteProtocolError(f"a gradient that is not finite, of micro-batches {node} of step {sums.step}")
+        self.shard.receive(frame, node, words)
+        return True
+
+    def on_result(self, peer: bytes, result: Result, arrays: Sequence[Vector]) -> bool:
+        """Add the frame that a result carries, if any; return False if the sums that it is about have not all come."""
+        if arrays:
+            if len(self.shard.frames) > 1:
+                raise RemoteProtocolError(f"a result with {len(arrays[0])} sums: expected them in frames of their own")
+            start = self.shard.frames[0].start
+            self.on_frame(peer, SumsFrame(step=result.step, lo=result.lo, hi=result.hi, start=start), arrays[0])
+        return result.work != "train" or self.has_all(peer, result.step, result.node())
+
+    def _is_wanted(self, worker: SliceWorker, step: int) -> bool:
+        """Tell whether a worker may send sums of a step.
+
+        If other servers are still making a step's update, and this one has made it, frames of that step are late.
+        """
+        return step == worker.served == self.shard.updates
+
+    def has_all(self, peer: bytes, step: int, node: Node) -> bool:
+        """Tell whether all frames of the sums of a node have come, as far as the worker may send them at all."""
+        worker = self.worker_at(peer)
+        if worker is None or not self._is_wanted(worker, step):
+            return True
+        return node in worker.missing and 1 not in worker.missing[node]
+
+    def add_shared(self, node: Node, rank: int, slot: int) -> None:
+        """Add the sums in a worker's slot of shared memory, which stay there until the slot is settled.
+
+        They are not checked for values that are not finite, which takes a fifth of an exchange's time: their worker,
+        which only our own user can have started, did so, and `NonFiniteGuard` checks the weights.
+        """
+        self.shard.add(node, self.workers[rank].sums[slot])
+
+    def settle(self, rank: int, slot: int) -> None:
+        """Copy what is still to be read from a worker's slot, because other sums will be written there."""
+        worker = self.workers.get(rank)
+        if worker is not None and worker.sums:
+            self.shard.settle(worker.sums[slot])
+
+    def validate(self) -> None:
+        """Raise AssertionError if the records contradict one another: for tests, after each event."""
+        peers = [worker.peer for worker in self.workers.values() if worker.peer is not None]
+        assert len(set(peers)) == len(peers), "two workers are behind one connection"
+        assert all(self.hellos[peer].rank in self.workers for peer in peers)
+
+
+def _are_one(hello: Hello, admit: Admit) -> bool:
+    return (hello.rank, hello.incarnation) == (admit.rank, admit.incarnation)

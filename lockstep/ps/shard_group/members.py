@@ -1,0 +1,274 @@
+"""The shards of a run: which process has which slice, from its join to its loss. Pure.
+
+The coordinator's own slice is the first, and has no member: a run of one server has no members, and waits for none.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import assert_never
+
+from msgspec import Struct
+
+from lockstep.common.errors import CONTINUED, RefusalKind
+from lockstep.common.files.sanitize import one_line
+from lockstep.common.protocol.messages import Eviction, Finished, Message, Ping, Refused, shortened
+from lockstep.common.protocol.shard_messages import ShardJoin, ShardReady, ShardWelcome
+from lockstep.common.statemachine.machine import (
+    IGNORED,
+    Machine,
+    PeerLeft,
+    Received,
+    Report,
+    ReportRefusal,
+    Send,
+    TimePassed,
+    leads,
+    soonest,
+    stays,
+    table_of,
+)
+from lockstep.ps.coordinator.admission import refusal, refused, superseded_text, through_its_socket, without_memory
+from lockstep.ps.coordinator.effects import Finish
+from lockstep.ps.coordinator.events import ServerLost, ServersReady
+from lockstep.ps.coordinator.status import Reminder
+from lockstep.ps.run.info import RunInfo
+
+#: Seconds between two pings of a shard: sending to a process that is gone fails, and so is its death noticed.
+PING_S = 1.0
+
+
+class GroupPhase(Enum):
+    """The phases of the shards of a run."""
+
+    #: Not all shards are ready.
+    WAITING = "waiting for servers"
+    #: Each slice has its server.
+    SERVING = "serving"
+    #: The run is over, or a shard is lost.
+    ENDED = "ended"
+
+
+#: Any other message of a shard shows that it is alive, as `Ping` does. `Finish` is the coordinator's effect as it is.
+MembersEvent = Received | PeerLeft | TimePassed | Finish
+
+
+class FillShard(Struct, frozen=True, kw_only=True):
+    """Send a shard the vectors that its slice begins with: the weights only if it does not share them."""
+
+    peer: bytes
+    index: int
+    shares: bool
+
+
+MembersEffect = Send | FillShard | ServersReady | ServerLost | Report | ReportRefusal
+
+_WAITING, _SERVING, _ENDED = GroupPhase
+
+#: What may follow.
+TRANSITIONS = table_of(
+    GroupPhase,
+    {
+        ShardJoin: stays(_WAITING, _ENDED) | {_SERVING: {_SERVING, _ENDED}},
+        ShardReady: {_WAITING: {_WAITING, _SERVING}},
+        Ping: stays(_WAITING, _SERVING),
+        PeerLeft: stays(_WAITING) | {_SERVING: {_SERVING, _ENDED}},
+        TimePassed: stays(_WAITING) | {_SERVING: {_SERVING, _ENDED}},
+        Finish: leads({_ENDED}, _WAITING, _SERVING),
+    },
+    otherwise=IGNORED,
+)
+
+
+@dataclass
+class ShardMember:
+    """One shard of the group."""
+
+    peer: bytes
+    #: Of its slice, from 1 on.
+    index: int
+    join: ShardJoin
+    #: When its last message came.
+    heard: float
+    is_ready: bool = False
+    shares: bool = False
+    obstacle: str = ""
+
+    def named(self) -> str:
+        """Return its name in messages to people."""
+        return f"shard {self.index} (host {self.join.host}, pid {self.join.pid})"
+
+
+@dataclass
+class ShardMembers(Machine[MembersEvent, MembersEffect]):
+    """The shards of a run."""
+
+    transitions = TRANSITIONS
+    info: RunInfo
+    #: Returns the welcome of the shard with the slice of that index.
+    welcome: Callable[[int], ShardWelcome]
+    phase: GroupPhase = field(init=False)
+    members: dict[bytes, ShardMember] = field(default_factory=dict)
+    reminder: Reminder = field(default_factory=Reminder)
+    #: When shards are pinged next.
+    next_ping: float = 0.0
+    #: The message about the end of the run, None before it, or if the run is continued.
+    end: Finished | None = None
+
+    def __post_init__(self) -> None:
+        self.phase = GroupPhase.WAITING if self.others else GroupPhase.SERVING
+
+    @property
+    def others(self) -> int:
+        """The number of servers besides the coordinator's."""
+        return self.info.options.servers - 1
+
+    def handle(self, event: MembersEvent, now: float) -> list[MembersEffect]:
+        return self.obey(event, now)
+
+    def deadline(self) -> float | None:
+        if self.phase is GroupPhase.ENDED or not self.others:
+            return None
+        return soonest(self.next_ping, self.reminder.due)
+
+    def react(self, event: MembersEvent, now: float) -> list[MembersEffect]:
+        match event:
+            case Received(peer=peer, message=message):
+                return self._on_message(peer, message, now)
+            case PeerLeft():
+                return self._on_left(event)
+            case TimePassed():
+                return self._on_time_passed(now)
+            case Finish(failure=reason, kind=kind):
+                self.phase = GroupPhase.ENDED
+                if kind in CONTINUED:
+                    return []
+                self.end = Finished(reason=shortened(reason))
+                return [Send(peer=peer, message=self.end) for peer in self.members]
+            case _:
+                assert_never(event)
+
+    def _on_message(self, peer: bytes, message: Message, now: float) -> list[MembersEffect]:
+        self.heard(peer, now)
+        match message:
+            case ShardJoin():
+                return self._join(peer, message, now)
+            case ShardReady():
+                return self._prepared(peer, message, now)
+            case _:
+                return []
+
+    def heard(self, peer: bytes, now: float) -> None:
+        """Record that a message of a shard came."""
+        if peer in self.members:
+            self.members[peer].heard = now
+
+    # Shards join
+
+    def _join(self, peer: bytes, join: ShardJoin, now: float) -> list[MembersEffect]:
+        if peer in self.members:
+            return []
+        if self.phase is GroupPhase.ENDED:
+            # As a worker that comes too late: started again by hand or by a script, it has done nothing wrong.
+            return [] if self.end is None else [Send(peer=peer, message=self.end)]
+        before = next((one for one in self.members.values() if one.join.address == join.address), None)
+        if before is not None and self.phase is GroupPhase.SERVING:
+            # Its slice is gone. It asks again, and gets its place when the run is resumed.
+            return self._lose(before, "it has joined again")
+        if (why := self._refusal(join)) is not None:
+            return [Send(peer=peer, message=why), ReportRefusal(text=f"refused a shard: {why.reason}")]
+        if before is not None:
+            # Only its new connection counts, whether or not the old one is known to be broken.
+            del self.members[before.peer]
+        elif len(self.members) == self.others:
+            return []  # one of those that are expected may turn out to be gone: it asks again
+        index = before.index if before is not None else self._free_index()
+        member = self.members[peer] = ShardMember(peer, index, join, heard=now)
+        again = "" if before is None else " again"
+        return [Send(peer=peer, message=self.welcome(index)), Report(text=f"{member.named()} joined{again}")]
+
+    def _free_index(self) -> int:
+        taken = {member.index for member in self.members.values()}
+        return next(index for index in range(1, self.info.options.servers) if index not in taken)
+
+    def _refusal(self, join: ShardJoin) -> Refused | None:
+        """Return why a shard is refused, None if it is not."""
+        info = self.info
+        if not self.others:
+            return refused(RefusalKind.FULL, "this run has one server: start that with --servers 2 or more")
+        if join.term.is_above(info.term):
+            return refused(RefusalKind.OLD_TERM, superseded_text(join.term, info))
+        if self.phase is GroupPhase.SERVING:
+            text = f"all {info.options.servers} servers of this run are there: start the server with more --servers"
+            return refused(RefusalKind.FULL, text)
+        return refusal(join, info.fingerprint, allows_mixed_numerics=info.options.allow_mixed_numerics)
+
+    def _prepared(self, peer: bytes, ready: ShardReady, now: float) -> list[MembersEffect]:
+        member, shares, obstacle = self.members.get(peer), bool(ready.nonce), one_line(ready.obstacle)
+        if member is None or member.is_ready:
+            return []
+        if self.info.needs_memory and not shares:
+            del self.members[peer]
+            return [*without_memory(peer, member.named(), obstacle)]
+        member.is_ready, member.shares, member.obstacle = True, shares, obstacle
+        fill = FillShard(peer=peer, index=member.index, shares=shares)
+        return [fill, *through_its_socket(member.named(), obstacle), *self._announce(), *self._remind(now)]
+
+    def _announce(self) -> list[MembersEffect]:
+        members = self.in_order()
+        if sum(member.is_ready for member in members) < self.others:
+            return []
+        self.phase = GroupPhase.SERVING
+        return [
+            ServersReady(
+                addresses=tuple(member.join.address for member in members),
+                shares=all(member.shares for member in members),
+                obstacle=next((member.obstacle for member in members if member.obstacle), ""),
+            )
+        ]
+
+    def in_order(self) -> list[ShardMember]:
+        """Return the shards in the order of their slices."""
+        return sorted(self.members.values(), key=lambda member: member.index)
+
+    # Shards fail
+
+    def _on_left(self, event: PeerLeft) -> list[MembersEffect]:
+        if event.peer not in self.members:
+            return []
+        member = self.members[event.peer]
+        if self.phase is GroupPhase.WAITING:
+            del self.members[event.peer]
+            return [Report(text=f"{member.named()} left: {event.reason}")]
+        return self._lose(member, event.reason)
+
+    def _lose(self, member: ShardMember, reason: str) -> list[MembersEffect]:
+        """End the run: the slice, and with it the optimizer's state, is nowhere else."""
+        self.phase = GroupPhase.ENDED
+        lost = f"{member.named()} is gone, and its slice of the weights with it: {reason}"
+        evicted = Eviction(reason=shortened(lost))
+        others = [Send(peer=peer, message=evicted) for peer in self.members if peer != member.peer]
+        return [*others, ServerLost(text=lost)]
+
+    def _on_time_passed(self, now: float) -> list[MembersEffect]:
+        if now < self.next_ping:
+            return self._remind(now)
+        self.next_ping = now + PING_S
+        for member in self.in_order():
+            if now - member.heard >= self.info.options.lease_timeout and self.phase is GroupPhase.SERVING:
+                return self._lose(member, f"it has been silent for {now - member.heard:.0f} s")
+        return [*(Send(peer=peer, message=Ping()) for peer in self.members), *self._remind(now)]
+
+    def _remind(self, now: float) -> list[MembersEffect]:
+        ready = sum(member.is_ready for member in self.members.values())
+        text = f"waiting for shards: {ready} of {self.others} are ready"
+        is_waiting = self.phase is GroupPhase.WAITING
+        return [Report(text=text, is_reminder=True)] if self.reminder.is_due(now, is_waiting=is_waiting) else []
+
+    def validate(self) -> None:
+        """Raise AssertionError if the state contradicts itself: for tests, after each event."""
+        indices = [member.index for member in self.members.values()]
+        assert len(set(indices)) == len(indices), "two shards have one slice"
+        assert all(0 < index < self.info.options.servers for index in indices)
+        if self.phase is GroupPhase.SERVING:
+            assert len(indices) == self.others, "a slice has no server"
