@@ -1,6 +1,6 @@
 """The server of a run: from a job, an address and a folder to a result. By hand, under `train`, or in a simulation."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +37,7 @@ from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.records.recorder import Setting
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.info import RunInfo
+from lockstep.ps.server.factory import ServerContext, build_server, no_keys
 from lockstep.ps.server.server import Server
 from lockstep.ps.server.succession import leader_notice
 from lockstep.ps.setup import RunSetup
@@ -59,8 +60,6 @@ class Service(msgspec.Struct, frozen=True):
     destination: Destination
     #: Whether the run leaves a picture.
     has_picture: bool = True
-    #: Returns, by the names of keys, the public keys of signatures, for a run whose results are signed.
-    signers: Callable[[], Mapping[str, str]] = dict
     #: A page that shows the run, or its figures for Prometheus; None if there is to be none.
     page: PageRequest | None = None
     #: The server that led the run before, if this one was its standby, and how other servers are reached.
@@ -269,26 +268,26 @@ def serve_once(
     setup = replace(setup, info=replace(setup.info, machine=machine_id() or ""))
     with shared_memory(setup, transport, shared_root()) as offer:
         setting = Setting(transport=port.address.partition(":")[0], obstacle=offer.obstacle, started=started)
-        server, session = open_server(
-            offer.setup,
-            destination,
-            setting,
+        lock = listening.lock
+        context = ServerContext(
             port,
             clock,
             display.say,
-            offer.memory,
-            listening.rejections,
-            signers=service.signers,
+            # With the address, which the coordinator does not know.
+            remind=lambda text: display.remind(f"{text}, at {port.address}"),
+            sharing=offer.memory,
+            rejections=listening.rejections,
+            recompute=recompute_micro_batch,
+            signers=lock.signers if isinstance(lock, ServerKeys) else no_keys,
+            allowed=lock.allowed if isinstance(lock, ServerKeys) else None,
+            dial=service.dial,
+            predecessor=service.predecessor,
+            address=destination.address,
+            hands_over=service.hands_over,
         )
-        server.succession.address, server.hands_over = destination.address, service.hands_over
-        server.succession.reach(service.dial, service.predecessor)
-        if isinstance(listening.lock, ServerKeys):
-            source = server.succession.source
-            source.allowed, source.signers = listening.lock.allowed, listening.lock.signers
+        server, session = open_server(offer.setup, destination, setting, context)
         if offer.obstacle:
             display.say(f"gradients and weights go through sockets: {offer.obstacle}")
-        # With the address, which the coordinator does not know.
-        server.remind = lambda text: display.remind(f"{text}, at {port.address}")
         ended = server.run(watch=lambda: display.show(server.coordinator.status(clock.now())))
     is_in_vain = server.succession.was_in_vain()
     if is_in_vain and server.is_leaving:
@@ -300,37 +299,20 @@ def open_server(
     setup: RunSetup,
     destination: Destination,
     setting: Setting,
-    port: ServerPort,
-    clock: Clock,
-    say: Callable[[str], None],
-    memory: ServerSharedMemory | None = None,
-    rejections: RejectionLog | None = None,
+    context: ServerContext,
     coordinator_at: Callable[[RunInfo, Resumption], Coordinator] = coordinator_of,
-    signers: Callable[[], Mapping[str, str]] = dict,
 ) -> tuple[Server, RunSession]:
     """Open a run's session, new or resumed, and return it after the server that leads the run from there.
 
     A `UsageError` says why the folder cannot be used. The session is closed again if anything is raised here.
     """
-    session = open_session(setup, setting, destination, clock, say)
+    session = open_session(setup, setting, destination, context.clock, context.say)
     if setup.info.options.signed:
         setup = replace(setup, info=replace(setup.info, signed_run=session.signed_run()))
     try:
         setup = replace(setup, info=replace(setup.info, term=session.term))
         coordinator = coordinator_at(setup.info, session.start)
-        server = Server(
-            coordinator,
-            setup,
-            session.recorder,
-            port,
-            clock,
-            say,
-            sharing=memory,
-            checkpointer=session.checkpointer,
-            rejections=rejections or RejectionLog(),
-            recompute=recompute_micro_batch,
-            signers=signers,
-        )
+        server = build_server(coordinator, setup, session.recorder, context, session.checkpointer)
     except BaseException:
         session.recorder.close()
         raise

@@ -87,7 +87,7 @@ class Simulation:
         process.start(lambda: ServerProcess.open(self.started, process, self.said.append, shares=shares))
         assert isinstance(process.shell, ServerProcess)
         self.process, self.server, self.sharing = process, process.shell.server, process.shell.sharing
-        self.opening, self.recorder = self.server.setup, self.server.recorder
+        self.opening, self.recorder = process.shell.setup, self.server.recorder
         for _ in range(self.options.servers - 1):
             self.add_shard()
 

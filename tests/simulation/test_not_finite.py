@@ -100,7 +100,7 @@ def told(simulation: Simulation) -> list[str]:
 def test_who_sends_no_numbers_is_refused_by_name_and_the_run_has_its_bits(name: str, wire: str) -> None:
     simulation = spoilt(name, 0, wire=wire)
     assert len(told(simulation)) == 1
-    assert simulation.server.blocklist.broken.count == 1
+    assert simulation.server.inbox.blocklist.broken.count == 1
     simulation.run_until_quiet()
     ended = simulation.workers[1].runner.ended
     assert ended is not None

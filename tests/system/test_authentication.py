@@ -25,6 +25,7 @@ from lockstep.common.transport.zeromq.server import ZeroMqServer
 from lockstep.ps.coordinator.coordinator import Coordinator
 from lockstep.ps.coordinator.parts.assembly import all_parts
 from lockstep.ps.records.recorder import MetricsRecorder, Setting
+from lockstep.ps.server.factory import ServerContext, build_server
 from lockstep.ps.server.server import Server
 from lockstep.ps.setup import open_run
 from tests.lockstep.common.transport.zeromq import zmtp
@@ -102,15 +103,8 @@ class Gate:
         opening = open_run("gate", job_of(), digits(), RunOptions(min_workers=9))
         setting = Setting(transport="tcp", started=0.0)
         recorder = MetricsRecorder(opening.info, setting, opening.layout, None)
-        self.server = Server(
-            Coordinator(opening.info, all_parts()),
-            opening,
-            recorder,
-            self.port,
-            self.clock,
-            self.said.append,
-            rejections=self.denials,
-        )
+        context = ServerContext(self.port, self.clock, self.said.append, rejections=self.denials)
+        self.server = build_server(Coordinator(opening.info, all_parts()), opening, recorder, context)
 
     def serve_until(self, is_over: Callable[[], bool], within_s: float = PATIENCE_S) -> bool:
         """Serve until something has happened; tell whether it did within so many seconds."""

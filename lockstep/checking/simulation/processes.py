@@ -38,8 +38,9 @@ from lockstep.ps.coordinator.parts.multi_step import MultiStep
 from lockstep.ps.coordinator.transitions import RunPhase
 from lockstep.ps.records.recorder import Setting
 from lockstep.ps.run.info import RunInfo
+from lockstep.ps.server.factory import ServerContext
 from lockstep.ps.server.server import Server
-from lockstep.ps.setup import open_run
+from lockstep.ps.setup import RunSetup, open_run
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shard_process.shell import ShardShell
 from lockstep.ps.shard_process.state import ShardState
@@ -49,6 +50,7 @@ from lockstep.ps.standby.shell import StandbyShell
 from lockstep.ps.standby.state import StandbyConfig, StandbyState, TakeOver
 from lockstep.runs.run_dir import has_begun
 from lockstep.runs.session import Destination, RunSession
+from lockstep.runs.single_process import recompute_micro_batch
 from lockstep.worker.setup import BuildModel, Loader
 from lockstep.worker.shell import WorkerShell
 from lockstep.worker.state import WorkerState
@@ -165,11 +167,13 @@ class ServerProcess(SimulatedShell):
     """The server and the run's session."""
 
     server: Server
+    setup: RunSetup
     session: RunSession
     writer: DiskWriter
     sharing: ServerSharedMemory | None
 
     run: SimulatedRun
+    say: Say
     shares: bool
     #: Whether it has begun to end, and has sent everybody to a standby.
     is_ending: bool = False
@@ -208,22 +212,23 @@ class ServerProcess(SimulatedShell):
                 port = run.network.server(ADDRESS, process)
             stack.callback(port.close)
             setup = replace(setup, shard=run.parts.shard(setup.shard))
-            server, session = open_server(
-                setup,
-                replace(destination, address=port.address),
-                setting,
+            context = ServerContext(
                 port,
                 process,
                 say,
-                sharing,
-                coordinator_at=run.parts.coordinator,
+                sharing=sharing,
+                recompute=recompute_micro_batch,
+                dial=dialler(run, process),
+                predecessor=predecessor,
+            )
+            server, session = open_server(
+                setup, replace(destination, address=port.address), setting, context, run.parts.coordinator
             )
             server.coordinator.part(MultiStep).plan.pause = SHORT_PAUSE
-            server.succession.reach(dialler(run, process), predecessor)
             writer = DiskWriter(run.disk, process)
             writer.attach(session)
             stack.pop_all()
-        return cls(run.parts.server(server), session, writer, sharing, run, shares)
+        return cls(run.parts.server(server), setup, session, writer, sharing, run, say, shares)
 
     def step(self) -> bool:
         try:
@@ -251,9 +256,10 @@ class ServerProcess(SimulatedShell):
         if self.sharing is not None:
             sharing, self.sharing = self.sharing, None
             sharing.close()
-        process, port = self.writer.process, self.server.port
-        new = ServerProcess.open(self.run, process, self.server.say, shares=self.shares, port=port)
-        self.server, self.session, self.writer, self.sharing = new.server, new.session, new.writer, new.sharing
+        process, outbox = self.writer.process, self.server.outbox
+        new = ServerProcess.open(self.run, process, self.say, shares=self.shares, port=outbox.port)
+        self.server, self.setup, self.session = new.server, new.setup, new.session
+        self.writer, self.sharing = new.writer, new.sharing
 
     def _end(self) -> None:
         """Do what is due at the end of the run: standbys get the rest, and all are sent to one that continues it."""
@@ -289,7 +295,7 @@ class ServerProcess(SimulatedShell):
         self.writer.disk.is_full = False
         if self.server.ended is None:
             self.writer.is_over = True
-        self.server.port.close(1.0)
+        self.server.outbox.port.close(1.0)
         self.server.succession.close()
         self.session.recorder.close()
         if self.sharing is not None:

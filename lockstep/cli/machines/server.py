@@ -1,7 +1,7 @@
 """`lockstep server`: the parameter server of one run."""
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,8 @@ def lead(flags: ServerFlags, origin: RunOrigin, page: PageRequest | None) -> int
     # Before there is anything to tidy up.
     take_numerics(origin.job.numerics)
     lock = lock_of(flags.keys, flags.supervised, is_insecure=flags.insecure)
-    signers = signers_of(lock) if origin.options.signed else dict
+    if origin.options.signed:
+        check_signers(lock)
     listening = Listening(flags.bind, lock, flags.insecure)
     dial = partial(dial_with, server_credential(flags.keys, flags.supervised))
     if flags.supervised is not None and origin.folder is not None:
@@ -228,7 +229,7 @@ def lead(flags: ServerFlags, origin: RunOrigin, page: PageRequest | None) -> int
     try:
         with destination_of(origin.job, origin.options, origin.folder, is_resumed=origin.is_resumed) as destination:
             standbys = flags.standbys
-            service = Service(origin.job, destination, flags.picture, signers, page, dial=dial, standbys=standbys)
+            service = Service(origin.job, destination, flags.picture, page, dial=dial, standbys=standbys)
             result = serve_by_hand(service, listening)
     except LedElsewhereError as elsewhere:
         # A run that begins is led by no other server.
@@ -239,8 +240,8 @@ def lead(flags: ServerFlags, origin: RunOrigin, page: PageRequest | None) -> int
     return HANDED_OVER if result is None and flags.standbys else 0
 
 
-def signers_of(lock: Lock) -> Callable[[], Mapping[str, str]]:
-    """Return the folder of keys for workers' signatures; `UsageError` if results cannot be checked."""
+def check_signers(lock: Lock) -> None:
+    """Raise `UsageError` if results cannot be checked: no keys of workers' signatures are known."""
     if not isinstance(lock, ServerKeys):
         raise UsageError("--signed without --keys: expected a folder of keys, by which workers are known")
     demand("cryptography", "signing", "--signed")
@@ -249,7 +250,6 @@ def signers_of(lock: Lock) -> Callable[[], Mapping[str, str]]:
             "--signed with keys of which none can sign: expected workers' keys with seeds, which `lockstep keys add` "
             "makes now that the extra signing is installed"
         )
-    return lock.signers
 
 
 def folder_to_rejoin(run_dir: Path | None, resume: Path | None) -> Path:

@@ -300,7 +300,6 @@ def service_of(request: StandbyRequest, access: Access, *, is_signed: bool) -> S
         job,
         Destination(folder=request.folder, options=options, is_resumed=True),
         has_picture=request.has_picture,
-        signers=access.lock.signers if isinstance(access.lock, ServerKeys) else dict,
         dial=partial(dial_with, access.credential),
         standbys=(request.server,),
     )

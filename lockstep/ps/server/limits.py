@@ -1,11 +1,14 @@
-"""What anybody may ask of a server: whom it does not talk to, and how often a peer gets the status of the run."""
+"""Limits of what a server does for any peer: which peers it blocks, how often it answers with the status of a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.protocol.messages import Message, StandbyStatus, StatusRequest
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import ServerPort
+from lockstep.ps.coordinator.events import Event, StatusRequested
 
 #: Peers that were sent away and are remembered.
 REMEMBERED = 1024
@@ -109,3 +112,30 @@ class StatusRateLimit:
         for peer in peers:
             del self._postponed[peer]
         return peers
+
+
+@dataclass
+class StatusAnswers:
+    """The part of a server that handles requests for the status of its run."""
+
+    blocklist: PeerBlocklist
+    clock: Clock
+    #: Returns what is shown of the standbys.
+    standbys: Callable[[], Sequence[StandbyStatus]]
+    limit: StatusRateLimit = field(default_factory=StatusRateLimit)
+
+    def handles(self, peer: bytes, message: Message) -> bool:
+        return isinstance(message, StatusRequest)
+
+    def on_message(self, peer: bytes, message: Message, arrays: Sequence[Vector]) -> Sequence[Event]:
+        return [self._requested(peer)] if self.limit.ask(peer, self.clock.now()) else []
+
+    def deadline(self) -> float | None:
+        return self.limit.deadline()
+
+    def on_time(self, now: float) -> Sequence[Event]:
+        return [self._requested(peer) for peer in self.limit.due(now)]
+
+    def _requested(self, peer: bytes) -> Event:
+        refused, broken = self.blocklist.rejections.count, self.blocklist.broken.count
+        return StatusRequested(peer=peer, refused=refused, broken=broken, standbys=tuple(self.standbys()))

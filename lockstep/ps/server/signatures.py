@@ -5,6 +5,7 @@ import msgspec
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.protocol.messages import OF_A_STEP, Result
 from lockstep.common.transport.auth.signing import is_signed
+from lockstep.ps.coordinator.membership import Member
 from lockstep.ps.records.ledger import SignedResult
 
 
@@ -15,8 +16,9 @@ class SignatureCheck(msgspec.Struct, frozen=True):
     run: str
     job: str
 
-    def check(self, result: Result, signer: str) -> None:
-        """Raise RemoteProtocolError if a result of a step is not signed with the key whose public half is `signer`."""
+    def check(self, member: Member, result: Result) -> None:
+        """Raise RemoteProtocolError if a result of a step is not signed with its worker's key."""
+        signer = member.join.signer
         if result.work not in OF_A_STEP:
             return
         signed = SignedResult.of(self.run, result)

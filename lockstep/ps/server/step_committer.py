@@ -32,6 +32,9 @@ class StepCommitter:
     #: The server's: bytes that crossed the sockets of all servers since the last step was recorded.
     traffic: Traffic
     guard: NonFiniteGuard = field(init=False)
+    #: The end of the run that is to be written, and the one that is written.
+    ending: effects.Finish | None = None
+    ended: effects.Finish | None = None
     #: The update that the servers are making, or made last.
     _update: effects.UpdateWeights | None = None
 
@@ -103,6 +106,18 @@ class StepCommitter:
         checkpointer = self.checkpointer
         if checkpointer is not None and checkpointer.is_owed:
             checkpointer.take(self.group.holder, self.coordinator.progress)
+
+        if self.ending is not None and self.recorder.room is not None and not self.recorder.room.is_lacking:
+            self.end(self.ending)
+
+    def end(self, finish: effects.Finish) -> None:
+        """Write the end of the run; if the disk has no room for it, the run does not end before it has."""
+        self.ending = finish
+        try:
+            self.ended = self.finish(finish)
+        except OSError as error:
+            if self.recorder.room is None or not self.recorder.room.refuse(error, self.group.holder.weights.nbytes):
+                raise
 
     def finish(self, finish: effects.Finish) -> effects.Finish:
         """Write what the run has come to; return its end, which is a failure if the weights are not finite."""

@@ -6,16 +6,18 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
-from typing import assert_never
 
 import msgspec
 
+from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import CONTINUED, FailureKind, LockstepError, RefusalKind, RemoteProtocolError
+from lockstep.common.files.sanitize import one_line
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import (
     PROTOCOL_VERSION,
     STANDBYS_LIMIT,
     HandedOver,
+    Leave,
     Message,
     Refused,
     StandbyAddress,
@@ -153,9 +155,14 @@ class Succession:
 
     # Standbys and others ask
 
-    def on_message(self, peer: bytes, message: StandbyMessage) -> Sequence[events.Event]:
+    def handles(self, peer: bytes, message: Message) -> bool:
+        return isinstance(message, StandbyMessage) or (isinstance(message, Leave) and self.has(peer))
+
+    def on_message(self, peer: bytes, message: Message, arrays: Sequence[Vector] = ()) -> Sequence[events.Event]:
         """Handle a message of a standby, of another server, or of a person; return what it means to the coordinator."""
         match message:
+            case Leave(reason=reason):
+                return self.on_left(peer, one_line(reason), is_done=True)
             case MirrorRequest():
                 return self._on_request(peer, message)
             case FilePartRequest():
@@ -175,7 +182,7 @@ class Succession:
                 text = f"the server at {self.address} leads the run already: promote a standby"
                 return self._send(peer, CommandOutcome(is_accepted=False, text=text))
             case _:
-                assert_never(message)
+                raise AssertionError(message)  # `handles` lets nothing else come here
 
     def _send(self, peer: bytes, message: Message) -> Sequence[events.Event]:
         return deliver(self.port, peer, encode(message))

@@ -147,7 +147,7 @@ class SliceGroup:
         self.shards.heard(peer, self.clock.now())
         match message:
             case Leave():
-                return self.on_shard_gone(peer, one_line(message.reason))
+                return self.on_left(peer, one_line(message.reason))
             case ShardReady():
                 return self._on_ready(member, message)
             case Ping():
@@ -164,7 +164,7 @@ class SliceGroup:
         is_other_place = ready.index is not None and (ready.index, ready.term) != place
         if is_other_place or (ready.nonce and ready.nonce != self.nonce):
             # It answers a welcome before the last one, as it asked twice: that place or its memory is gone.
-            happened = self.on_shard_gone(member.peer, "it is ready for another place")
+            happened = self.on_left(member.peer, "it is ready for another place")
             return [*self._send_to([member.peer], Eviction(reason=STRANGER)), *happened]
         return self._dispatch(Received(peer=member.peer, message=ready))
 
@@ -200,7 +200,7 @@ class SliceGroup:
         is_last = len(having) == self.shards.others
         return [SumsAcknowledged(rank=ack.rank, node=ack.node())] if is_last else []
 
-    def on_shard_gone(self, peer: bytes, reason: str) -> list[Event]:
+    def on_left(self, peer: bytes, reason: str) -> list[Event]:
         """Handle that a shard is gone."""
         return self._dispatch(PeerLeft(peer=peer, reason=reason))
 

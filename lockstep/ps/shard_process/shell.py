@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
@@ -48,6 +49,7 @@ from lockstep.common.runtime.clock import Clock
 from lockstep.common.statemachine.client import ClientEvent, Exit, PreparationFailed, Prepared
 from lockstep.common.statemachine.client_shell import ClientShell
 from lockstep.common.statemachine.delivery import deliver
+from lockstep.common.statemachine.loop import EventLoop
 from lockstep.common.statemachine.machine import PeerLeft, Received
 from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.limits import RejectionLog
@@ -94,6 +96,14 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
     storage: ShardStorage | None = None
     #: What crossed the workers' sockets since the last update.
     traffic: Traffic = field(default_factory=Traffic)
+    loop: EventLoop[machine.ShardEvent] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.loop = EventLoop(self.clock, self, (self,), self._dispatch_all, messages_first=True, hold=nullcontext)
+
+    def _dispatch_all(self, happened: Sequence[machine.ShardEvent]) -> None:
+        for event in happened:
+            self.dispatch(event)
 
     def close(self) -> None:
         self.port.close(LINGER_S)
@@ -102,35 +112,36 @@ class ShardShell(ClientShell[machine.SliceEvent, machine.SliceEvent]):
             self.storage.close()
 
     def step(self) -> bool:
-        """Handle one message, or the passing of time; return whether anything happened."""
-        deadline = self.state.deadline()
-        if self._receive():
-            return True
-        left = None if deadline is None else deadline - self.clock.now()
-        if left is not None and left <= 0.0:
-            self.expire()
-            return True
-        self.wait((self.upstream, self.port), left)
+        return self.loop.step()
+
+    # The loop's only part, and its inbox
+
+    def deadline(self) -> float | None:
+        return self.state.deadline()
+
+    def on_time(self, now: float) -> Sequence[machine.ShardEvent]:
+        self.expire()
+        return []
+
+    def listen(self, seconds: float | None) -> None:
+        self.wait((self.upstream, self.port), seconds)
         for text in self.rejections.due(self.clock.now()):
             self.say(text)
-        return self._receive()
 
     # From messages to events
 
-    def _receive(self) -> bool:
-        """Handle one message, if there is any: the server's first, which says who takes part."""
+    def take(self) -> Sequence[machine.ShardEvent] | None:
+        """Handle one message, if there is any: first those of the server, which names the workers that take part."""
         frames = self.upstream.receive(0.0)
         if frames is not None:
             self.on_server_message(frames)
-            return True
+            return []
         received = self.port.receive(0.0)
         if received is not None:
             self._on_worker_message(*received)
-            return True
+            return []
         lost = self.port.lost()
-        for peer in lost:
-            self.dispatch(PeerLeft(peer=peer, reason="its connection is gone"))
-        return bool(lost)
+        return [PeerLeft(peer=peer, reason="its connection is gone") for peer in lost] if lost else None
 
     def _on_worker_message(self, peer: bytes, frames: list[memoryview]) -> None:
         try:

@@ -108,6 +108,10 @@ class TeamLease:
         low, high = BETWEEN_S
         return min(max(low, STEPS_BETWEEN * self.step_s), high)
 
+    def key(self) -> tuple[int, int]:
+        """Return the rank of its team, and its number."""
+        return self.rank, self.number
+
     def on_time(self, now: float) -> list[Event]:
         """Look how far the team is, or try again to end its lease."""
         return self._look(now) if self.patient_until is None else self._end(self.patient_until, now)

@@ -6,24 +6,33 @@ It turns the marks of a team into steps that have been made, and takes the locks
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from lockstep.common.aggregation.checksum import checksum_after
-from lockstep.common.aggregation.tree import Node
-from lockstep.common.protocol.messages import MultiStepLease, MultiStepResult, MultiStepWithdrawal
+from lockstep.common.aggregation.tree import Node, Vector
+from lockstep.common.protocol.messages import Message, MultiStepLease, MultiStepResult, MultiStepWithdrawal
 from lockstep.common.protocol.team_memory import ENTRIES, UpdateMarks, tally_in
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.notice import warning
 from lockstep.common.statemachine.machine import soonest
 from lockstep.ps.coordinator.effects import LeaseSteps
-from lockstep.ps.coordinator.events import Event, MultiStepLeaseEnded, MultiStepLeaseRefused, PartMade, StepMade
+from lockstep.ps.coordinator.events import (
+    Event,
+    MultiStepLeaseEnded,
+    MultiStepLeaseRefused,
+    PartMade,
+    Received,
+    StepMade,
+)
+from lockstep.ps.coordinator.membership import Membership
 from lockstep.ps.coordinator.parts.multi_step import LEAST_STEPS
 from lockstep.ps.shard.shard import Shard
 from lockstep.ps.shared_memory.memory import ServerSharedMemory
 from lockstep.ps.shared_memory.multi_step import StepsSeen, TeamLease
 
-#: Sends a worker, by its rank, a message of a multi-step lease; returns that it has left if it cannot be sent to.
-SendToWorker = Callable[[int, MultiStepLease | MultiStepWithdrawal], Sequence[Event]]
+#: Sends a worker a message of a multi-step lease; returns that it has left if it cannot be sent to.
+SendToWorker = Callable[[bytes, Message], Sequence[Event]]
 
 
 @dataclass
@@ -128,6 +137,7 @@ class MultiStepLeases:
 
     shard: Shard
     clock: Clock
+    membership: Membership
     send: SendToWorker
     report: Callable[[str], None]
     #: The memory in which a team makes steps, None if there is none.
@@ -168,7 +178,7 @@ class MultiStepLeases:
         self.count += 1
         self.lease = self._open(asked, stop, TeamUpdates(sharing, self.shard, asked.rank, marks, slices))
         marks.begin(self.count, asked.first, slices)
-        return self.send(
+        return self._send(
             asked.rank,
             MultiStepLease(
                 number=self.count,
@@ -184,7 +194,7 @@ class MultiStepLeases:
         number = self.count
         return TeamLease(
             updates,
-            lambda: self.send(asked.rank, MultiStepWithdrawal(number=number)),
+            lambda: self._send(asked.rank, MultiStepWithdrawal(number=number)),
             self.report,
             number=number,
             rank=asked.rank,
@@ -193,6 +203,14 @@ class MultiStepLeases:
             recorded=asked.first,
             advanced=self.clock.now(),
         )
+
+    def _send(self, rank: int, message: MultiStepLease | MultiStepWithdrawal) -> Sequence[Event]:
+        member = self.membership.by_rank(rank)
+        if member is None:
+            return []
+        if isinstance(message, MultiStepLease):
+            message = msgspec.structs.replace(message, incarnation=member.join.incarnation)
+        return self.send(member.peer, message)
 
     def _report_once(self, obstacle: str) -> None:
         if not self._is_reported:
@@ -208,11 +226,16 @@ class MultiStepLeases:
             return self.end()
         return self._followed(self.lease.on_time(now)) if now >= self.lease.due else []
 
-    def on_answer(self, rank: int, answer: MultiStepResult) -> list[Event]:
+    def handles(self, peer: bytes, message: Message) -> bool:
+        return isinstance(message, MultiStepResult)
+
+    def on_message(self, peer: bytes, message: Message, arrays: Sequence[Vector]) -> Sequence[Event]:
         """Handle that a team makes no more of a lease, if it is the current one."""
-        if self.lease is None or (rank, answer.number) != (self.lease.rank, self.lease.number):
-            return []
-        return self._followed(self.lease.on_answer(self.clock.now()))
+        assert isinstance(message, MultiStepResult)
+        received, member = Received(peer=peer, message=message), self.membership.members.get(peer)
+        if self.lease is None or member is None or (member.rank, message.number) != self.lease.key():
+            return [received]
+        return [*self._followed(self.lease.on_answer(self.clock.now())), received]
 
     def forget(self, rank: int) -> list[Event]:
         """Handle that a worker is gone, whose processes may not have ended."""

@@ -172,8 +172,8 @@ class Untidy(ServerSharedMemory):
 
 
 def untidy(server: Server) -> Server:
-    if server.sharing is not None:
-        server.sharing.__class__ = Untidy
+    if server.workers.sharing is not None:
+        server.workers.sharing.__class__ = Untidy
     return server
 
 

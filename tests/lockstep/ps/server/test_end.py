@@ -114,7 +114,7 @@ def test_an_interrupt_before_anybody_came_ends_the_run() -> None:
 
     assert simulation.server.run(watch=interrupt) == Finish(failure="interrupted", kind=FailureKind.INTERRUPTED)
     # Whoever has opened it may close it.
-    assert simulation.server.port.address in simulation.network.servers
+    assert simulation.server.outbox.port.address in simulation.network.servers
 
 
 def test_an_interrupt_counts_more_than_a_lost_shard_for_which_the_server_would_resume() -> None:

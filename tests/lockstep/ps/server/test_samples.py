@@ -6,10 +6,10 @@ import pytest
 from lockstep.common.data.manifest import PartName, manifest_of, unpacked
 from lockstep.common.errors import RemoteProtocolError
 from lockstep.common.protocol.messages import SamplesRequest
-from lockstep.ps.server.server import SampleSender
+from lockstep.ps.server.samples import answer_to
 from tests.simulation.small import digits
 
-SHIPPING = SampleSender(digits(), manifest_of(digits()))
+MANIFEST = manifest_of(digits())
 
 
 def asked(*places: int, part: PartName = "train") -> SamplesRequest:
@@ -18,8 +18,8 @@ def asked(*places: int, part: PartName = "train") -> SamplesRequest:
 
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_the_samples_that_are_asked_for_are_sent(part: PartName) -> None:
-    samples, words = SHIPPING.answer(asked(5, 2, part=part))
-    info, data = SHIPPING.manifest.parts()[part], digits().train if part == "train" else digits().test
+    samples, words = answer_to(asked(5, 2, part=part), digits(), MANIFEST)
+    info, data = MANIFEST.parts()[part], digits().train if part == "train" else digits().test
     sent = unpacked(info, 2, words)
     assert sent is not None
     assert sent == (data.images[[5, 2]].tobytes(), data.labels[[5, 2]].tobytes())
@@ -38,4 +38,4 @@ def test_the_samples_that_are_asked_for_are_sent(part: PartName) -> None:
 )
 def test_what_there_is_not_is_refused(message: SamplesRequest, told: str) -> None:
     with pytest.raises(RemoteProtocolError, match=told):
-        SHIPPING.answer(message)
+        answer_to(message, digits(), MANIFEST)

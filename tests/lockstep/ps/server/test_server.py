@@ -316,7 +316,7 @@ class WorkingPort:
 def test_the_progress_is_looked_at_now_and_then_and_at_the_end() -> None:
     simulation = Simulation(job_of())
     server = simulation.server
-    server.port = WorkingPort(server.port, simulation.add_worker(), simulation)
+    server.outbox.port = WorkingPort(server.outbox.port, simulation.add_worker(), simulation)
     looks: list[float] = []
     assert server.run(watch=lambda: looks.append(simulation.world.now)) == Finish()
     assert looks[-1] == simulation.world.now

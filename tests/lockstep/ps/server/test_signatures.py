@@ -1,5 +1,7 @@
 """Results of a run that demands signatures: who may join, and what is recorded of whom."""
 
+from typing import Any
+
 import msgspec
 import pytest
 from msgspec.structs import replace
@@ -10,6 +12,7 @@ from lockstep.common.protocol.messages import Lease, Refused, Result, Welcome
 from lockstep.common.protocol.statement import statement_of
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import UpdateWeights
+from lockstep.ps.coordinator.membership import Member
 from lockstep.ps.coordinator.parts.multi_step import may_lease_steps
 from lockstep.ps.records.ledger import SignedResult, WorkerIn
 from tests.lockstep.ps.runs import Drive, facts_of, join_of, messages, peer_of, result_of, with_options
@@ -71,6 +74,10 @@ def test_no_team_makes_steps_by_itself_whose_results_are_to_be_signed() -> None:
     assert not may_lease_steps(signed_drive().info)
 
 
+def member_of(signer: Any) -> Member:
+    return Member(peer_of(1), 1, msgspec.structs.replace(join_of(1), signer=signer.key.public))
+
+
 def signed_result(**values: object) -> Result:
     result = msgspec.structs.replace(result_of(Lease(work="train", step=3, lo=0, hi=2)), digest=DIGEST)
     signature = SIGNER.sign(statement_of(RUN, JOB, 3, Node(0, 2), DIGEST))
@@ -79,9 +86,9 @@ def signed_result(**values: object) -> Result:
 
 def test_a_result_that_its_worker_has_signed_is_accepted() -> None:
     check = signatures.SignatureCheck(RUN, JOB).check
-    check(signed_result(), SIGNER.key.public)
+    check(member_of(SIGNER), signed_result())
     # Figures of an evaluation decide no bit of a step.
-    check(signed_result(work="evaluate", signature=b""), SIGNER.key.public)
+    check(member_of(SIGNER), signed_result(work="evaluate", signature=b""))
 
 
 @pytest.mark.parametrize(
@@ -90,14 +97,14 @@ def test_a_result_that_its_worker_has_signed_is_accepted() -> None:
 )
 def test_a_signature_of_anything_else_breaks_the_protocol(values: dict[str, object]) -> None:
     with pytest.raises(RemoteProtocolError, match="without a signature of its worker's key"):
-        signatures.SignatureCheck(RUN, JOB).check(signed_result(**values), SIGNER.key.public)
+        signatures.SignatureCheck(RUN, JOB).check(member_of(SIGNER), signed_result(**values))
 
 
 def test_a_signature_for_another_run_or_by_another_key_breaks_the_protocol() -> None:
     for check, signer in (
-        (signatures.SignatureCheck("e" * 64, JOB), SIGNER.key.public),
-        (signatures.SignatureCheck(RUN, "e" * 64), SIGNER.key.public),
-        (signatures.SignatureCheck(RUN, JOB), signing.Signer.new().key.public),
+        (signatures.SignatureCheck("e" * 64, JOB), SIGNER),
+        (signatures.SignatureCheck(RUN, "e" * 64), SIGNER),
+        (signatures.SignatureCheck(RUN, JOB), signing.Signer.new()),
     ):
         with pytest.raises(RemoteProtocolError, match="of micro-batches 0-1 of step 3"):
-            check.check(signed_result(), signer)
+            check.check(member_of(signer), signed_result())

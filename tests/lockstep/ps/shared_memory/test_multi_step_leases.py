@@ -14,7 +14,7 @@ from lockstep.common.aggregation.checksum import checksum_after
 from lockstep.common.aggregation.slices import slices_for
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.job.tally import Tally, pack_losses
-from lockstep.common.protocol.messages import MultiStepLease, MultiStepResult, MultiStepWithdrawal
+from lockstep.common.protocol.messages import Message, MultiStepLease, MultiStepResult, MultiStepWithdrawal
 from lockstep.common.protocol.run_options import RunOptions
 from lockstep.common.protocol.shared_files import (
     WEIGHTS,
@@ -28,10 +28,12 @@ from lockstep.common.protocol.team_memory import ENTRIES, TeamShape, UpdateMarks
 from lockstep.common.runtime.clock import ManualClock
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import LeaseSteps
+from lockstep.ps.coordinator.membership import Member, Membership
 from lockstep.ps.setup import open_run
 from lockstep.ps.shared_memory.memory import ServerSharedMemory, share
 from lockstep.ps.shared_memory.multi_step import BETWEEN_S, MOVE_S, STUCK, StepsSeen, TeamLease
 from lockstep.ps.shared_memory.multi_step_leases import MultiStepLeases, TeamUpdates, declined
+from tests.lockstep.ps.runs import join_of, peer_of
 from tests.simulation.small import digits, job_of
 
 #: Twenty steps of three micro-batches each, of which a team of five processes is to make these.
@@ -118,10 +120,13 @@ class Bench:
         self.shape = TeamShape(processes=PROCESSES, micro_batches=JOB.micro_batches, size=size, clips=False, metrics=2)
         self.sharing.folder.make(sums_file(ASKED.rank), sums_shape(size))
         self.sharing.admit(ASKED.rank, self.sharing.folder.nonce.hex(), self.shape)
-        self.shell = MultiStepLeases(self.shard, self.clock, self._send, self.said.append, self.sharing)
+        self.shell = MultiStepLeases(
+            self.shard, self.clock, self.membership, self._send, self.said.append, self.sharing
+        )
 
-    def _send(self, rank: int, message: MultiStepLease | MultiStepWithdrawal) -> list[events.Event]:
-        assert rank == ASKED.rank
+    def _send(self, peer: bytes, message: Message) -> list[events.Event]:
+        assert peer == peer_of(ASKED.rank)
+        assert isinstance(message, MultiStepLease | MultiStepWithdrawal)
         self.sent.append(message)
         if isinstance(message, MultiStepLease):
             self.teams.append(FakeTeam(self.sharing, self.shape, message))
@@ -154,9 +159,18 @@ class Bench:
         self.clock.advance(max(0.0, end - self.clock.now()))
         return happened
 
-    def answer(self) -> list[events.Event]:
-        number = self.shell.count
-        return self.shell.on_answer(ASKED.rank, MultiStepResult(number=number, is_done=True))
+    @property
+    def membership(self) -> Membership:
+        """The workers of the run: the team, and another one."""
+        peers = {rank: peer_of(rank) for rank in (ASKED.rank, ASKED.rank + 1)}
+        return Membership({peer: Member(peer, rank, join_of(rank)) for rank, peer in peers.items()})
+
+    def answer(self, *, rank: int = ASKED.rank, number: int | None = None) -> list[events.Event]:
+        """Let a worker answer a lease, by default the team the current one; return what else happens."""
+        message = MultiStepResult(number=self.shell.count if number is None else number, is_done=True)
+        *happened, received = self.shell.on_message(peer_of(rank), message, [])
+        assert received == events.Received(peer=peer_of(rank), message=message)
+        return happened
 
     def close(self) -> None:
         for team in self.teams:
@@ -185,7 +199,7 @@ def ended_in(happened: list[events.Event]) -> list[events.MultiStepLeaseEnded]:
 def test_a_team_is_sent_its_steps_and_may_make_their_updates_in_its_slices(bench: Bench) -> None:
     team = bench.begin()
     (lease,) = bench.sent
-    assert lease == MultiStepLease(number=1, incarnation="", first=3, last=12, reads=0)
+    assert lease == MultiStepLease(number=1, incarnation="life-4", first=3, last=12, reads=0)
     assert (team.marks.number, team.marks.slices, team.marks.read, team.marks.least()) == (1, 5, 3, 3)
     assert len(team.make(3)) == len(bench.shape.slices) == 5
 
@@ -303,7 +317,7 @@ def test_memory_is_left_to_a_process_that_stands_still_and_what_it_writes_there_
     # In the old memory nobody begins anything, although its locks are free.
     assert team.make(4, 3) == []
     bench.shell.begin(NEXT)
-    assert bench.sent[-1] == MultiStepLease(number=2, incarnation="", first=4, last=12, reads=0, memory=1)
+    assert bench.sent[-1] == MultiStepLease(number=2, incarnation="life-4", first=4, last=12, reads=0, memory=1)
     slots = [slot.copy() for slot in bench.shard.slots]
     # It wakes up.
     team.write(0, 4)
@@ -520,7 +534,7 @@ def test_an_answer_of_another_worker_or_to_another_lease_changes_nothing(bench: 
     bench.shell.end()
     bench.begin(NEXT)
     for rank, number in ((ASKED.rank + 1, 2), (ASKED.rank, 1)):
-        assert bench.shell.on_answer(rank, MultiStepResult(number=number, is_done=True)) == []
+        assert bench.answer(rank=rank, number=number) == []
         assert not bench.lease.has_answered
     assert ended_in(bench.answer())
 

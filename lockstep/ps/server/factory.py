@@ -1,0 +1,166 @@
+"""Builds the server of a run whole, with the features that the run has. Each of them is one line here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
+from pathlib import Path
+
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.runtime.clock import Clock
+from lockstep.common.statemachine.loop import MachinePart
+from lockstep.common.statemachine.machine import Report
+from lockstep.common.transport.limits import RejectionLog
+from lockstep.common.transport.port import ClientPort, Dial, ServerPort
+from lockstep.ps.checkpoint.checkpointer import Checkpointer
+from lockstep.ps.coordinator.coordinator import Coordinator
+from lockstep.ps.coordinator.findings import MicroBatchOutcome
+from lockstep.ps.coordinator.scheduling.round_state import WINDOW
+from lockstep.ps.records.recorder import MetricsRecorder
+from lockstep.ps.run.info import RunInfo
+from lockstep.ps.run.traffic import Traffic
+from lockstep.ps.server.inbox import ServerInbox
+from lockstep.ps.server.limits import PeerBlocklist, StatusAnswers
+from lockstep.ps.server.outbox import Outbox
+from lockstep.ps.server.room_watch import RoomWatch
+from lockstep.ps.server.samples import SampleSender
+from lockstep.ps.server.server import Server
+from lockstep.ps.server.step_committer import StepCommitter
+from lockstep.ps.server.succession import Succession
+from lockstep.ps.server.workers import ResultCheck, WorkerMessages
+from lockstep.ps.setup import RunSetup
+from lockstep.ps.shard.partition import own_part
+from lockstep.ps.shard.service import SliceService
+from lockstep.ps.shard_group.group import SliceGroup
+from lockstep.ps.shard_group.initial import InitialSlices
+from lockstep.ps.shared_memory.memory import ServerSharedMemory
+from lockstep.ps.shared_memory.multi_step_leases import MultiStepLeases
+from lockstep.ps.standby.source import MirrorSource
+
+#: Messages without arrays that may wait for a worker. In addition it may have the weights for a window of leases: a
+#: worker that does not read costs no more memory than that.
+QUEUE = 16
+
+
+def no_keys() -> Mapping[str, str]:
+    """Return the public keys of signatures in a run without any."""
+    return {}
+
+
+@dataclass(frozen=True)
+class ServerContext:
+    """The surroundings of a server: how it is reached, how it reaches others, and where it shows what happens."""
+
+    port: ServerPort
+    clock: Clock
+    say: Callable[[str], None]
+    _: KW_ONLY
+    #: Shows what the run still waits for; by default `say` does.
+    remind: Callable[[str], None] | None = None
+    #: The memory that workers and shards on this machine share, if there is any.
+    sharing: ServerSharedMemory | None = None
+    #: Connections that were not let in.
+    rejections: RejectionLog = field(default_factory=RejectionLog)
+    #: Returns what an honest worker finds for a micro-batch, given the weights and the step.
+    recompute: Callable[[RunSetup, Vector, int, int], MicroBatchOutcome | None] | None = None
+    #: Returns, by the names of keys, the public keys of signatures.
+    signers: Callable[[], Mapping[str, str]] = no_keys
+    #: Returns, by public key, the names of all that are admitted; None if the run has no keys.
+    allowed: Callable[[], Mapping[str, str]] | None = None
+    #: How other servers are reached, None if there can be none; and the one that led the run before, if it is not known
+    #: to be gone.
+    dial: Dial | None = None
+    predecessor: ClientPort | None = None
+    #: Where this server is reached; by default, where it listens.
+    address: str = ""
+    #: Whether it hands the run over to a standby when it gets SIGTERM.
+    hands_over: bool = False
+
+    def report(self, report: Report) -> None:
+        """Show a report of the run."""
+        show = self.remind if report.is_reminder and self.remind is not None else self.say
+        show(report.text)
+
+
+def build_server(
+    coordinator: Coordinator,
+    setup: RunSetup,
+    recorder: MetricsRecorder,
+    context: ServerContext,
+    checkpointer: Checkpointer | None = None,
+) -> Server:
+    """Build the server of a run; the memory of the setup's shard may be the one that workers share."""
+    info, membership, port = coordinator.info, coordinator.membership, context.port
+    outbox = Outbox(port, Traffic())
+    blocklist = PeerBlocklist(port, context.clock, context.say, context.rejections)
+    group = _slices(coordinator, setup, outbox, blocklist, context)
+    committer = StepCommitter(coordinator, group, recorder, checkpointer, context.say, outbox.traffic)
+    succession = _succession(coordinator, group, recorder, context)
+    signers = context.signers if info.options.signed else no_keys
+    workers = WorkerMessages(info, membership, group, outbox, context.sharing, _signature_checks(info), signers)
+    sharing = context.sharing if info.options.servers == 1 else None  # in which a team makes steps by itself
+    multi_step = MultiStepLeases(group.own.shard, context.clock, membership, outbox.send, context.say, sharing)
+    samples = SampleSender(setup.data, info.manifest, membership, outbox)
+    status = StatusAnswers(blocklist, context.clock, succession.registry.statuses)
+    room = [] if recorder.room is None else [RoomWatch(recorder.room, committer.write_again, context.say)]
+    # Now that the model is known, and before any worker takes part.
+    port.make_room(max(QUEUE + WINDOW * len(group.own.shard.frames), group.initial.most_waiting()))
+    return Server(
+        coordinator,
+        ServerInbox(outbox, blocklist, (succession, group), (samples, multi_step, status, workers)),
+        outbox,
+        (*room, status, group, multi_step, succession, MachinePart(coordinator)),
+        workers=workers,
+        group=group,
+        committer=committer,
+        multi_step=multi_step,
+        succession=succession,
+        recompute=None if context.recompute is None else partial(context.recompute, setup),
+        report=context.report,
+        hands_over=context.hands_over,
+    )
+
+
+def _slices(
+    coordinator: Coordinator, setup: RunSetup, outbox: Outbox, blocklist: PeerBlocklist, context: ServerContext
+) -> SliceGroup:
+    info, sharing = coordinator.info, context.sharing
+    initial = InitialSlices(info, setup.shard, (len(setup.data.train), len(setup.data.test)))
+    own = setup.shard if info.options.servers == 1 else own_part(setup.shard, initial.slices[0])
+    return SliceGroup(
+        initial,
+        SliceService(own, outbox.send),
+        coordinator.membership,
+        port=context.port,
+        clock=context.clock,
+        report=context.report,
+        report_refusal=blocklist.report_refusal,
+        sums_of=None if sharing is None else sharing.sums.__getitem__,
+        nonce="" if sharing is None else sharing.folder.nonce.hex(),
+    )
+
+
+def _succession(
+    coordinator: Coordinator, group: SliceGroup, recorder: MetricsRecorder, context: ServerContext
+) -> Succession:
+    folder = Path() if recorder.folder is None else recorder.folder.path
+    succession = Succession(
+        coordinator,
+        group,
+        MirrorSource(folder, context.allowed, context.signers),
+        context.port,
+        context.clock,
+        context.say,
+        address=context.address or context.port.address,
+    )
+    if context.dial is not None:
+        succession.reach(context.dial, context.predecessor)
+    return succession
+
+
+def _signature_checks(info: RunInfo) -> list[ResultCheck]:
+    if not info.options.signed:
+        return []
+    # Only where it is needed: its library is not part of the core.
+    from lockstep.ps.server.signatures import SignatureCheck
+
+    return [SignatureCheck(info.signed_run, info.job.digest()).check]

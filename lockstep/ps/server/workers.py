@@ -1,0 +1,142 @@
+"""The part of the server that handles messages of workers: shared memory, sums, results."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from lockstep.common.aggregation.tree import Vector
+from lockstep.common.errors import RemoteProtocolError
+from lockstep.common.files.sanitize import one_line
+from lockstep.common.protocol.messages import (
+    ECHO_LIMIT,
+    Echo,
+    Eviction,
+    Join,
+    Lease,
+    Leave,
+    Message,
+    Ready,
+    Result,
+    SumsFrame,
+    shortened,
+)
+from lockstep.common.protocol.team_memory import TeamShape
+from lockstep.ps.coordinator.events import CoordinatorMessage, Event, PeerLeft, Received
+from lockstep.ps.coordinator.failures import check_result
+from lockstep.ps.coordinator.membership import Member, Membership
+from lockstep.ps.run.info import RunInfo
+from lockstep.ps.server.outbox import Outbox
+from lockstep.ps.shard_group.group import SliceGroup
+from lockstep.ps.shared_memory.memory import ServerSharedMemory
+
+#: Raises RemoteProtocolError if a result of a worker must not be.
+ResultCheck = Callable[[Member, Result], None]
+
+
+@dataclass
+class WorkerMessages:
+    """The workers of a run, as far as their messages are more than something for the coordinator."""
+
+    info: RunInfo
+    membership: Membership
+    group: SliceGroup
+    outbox: Outbox
+    #: The memory that workers on this machine share, None if there is none.
+    sharing: ServerSharedMemory | None = None
+    #: Checks of results besides those that all runs need.
+    checks: Sequence[ResultCheck] = ()
+    #: Returns, by the names of keys, the public keys of signatures; none if results are not signed.
+    signers: Callable[[], Mapping[str, str]] = field(default=dict)
+
+    def handles(self, peer: bytes, message: Message) -> bool:
+        return isinstance(message, CoordinatorMessage | Leave | Echo)
+
+    def on_message(self, peer: bytes, message: Message, arrays: Sequence[Vector]) -> Sequence[Event]:
+        received = Received(peer=peer, message=message)
+        member = self.membership.members.get(peer)
+        match message:
+            case Join():
+                # Only a worker that joins says which one it is.
+                key = self.outbox.port.key_name(peer)
+                return [Received(peer=peer, message=message, key=key, signer=self.signers().get(key, ""))]
+            case Leave():
+                return [PeerLeft(peer=peer, reason=one_line(message.reason))]
+            case Echo():
+                return self._send_back(peer, message, arrays[0])
+            case Ready():
+                return [received] if member is None else self._prepared(member, message, received)
+            case SumsFrame():
+                return [received] if self.group.own.on_frame(peer, message, arrays[0]) else []
+            case Result():
+                check_result(message, self.info)
+                if member is not None:
+                    self._check(member, message)
+                return [received] if self.group.own.on_result(peer, message, arrays) else []
+        return [received]
+
+    def _check(self, member: Member, result: Result) -> None:
+        for check in self.checks:
+            check(member, result)
+
+    def _send_back(self, peer: bytes, echo: Echo, array: Vector) -> Sequence[Event]:
+        """Answer a worker that measures the link with the array that it has sent."""
+        if len(array) > ECHO_LIMIT:
+            raise RemoteProtocolError(f"an echo of {len(array)} values: expected at most {ECHO_LIMIT}")
+        return self.outbox.send(peer, echo, array) if peer in self.membership.members else []
+
+    # Shared memory
+
+    def _prepared(self, member: Member, ready: Ready, received: Received) -> Sequence[Event]:
+        """Map what a worker that shares memory has there, and let it take part."""
+        if fault := self._fault_of(member, ready):
+            # It has broken no rule: it answers a welcome before the last one, since it asked twice, and its first
+            # place, or the memory of that time, or the server that welcomed it, is gone. Its shards may be gone as
+            # well: nothing that it computed would ever arrive.
+            self.outbox.send(member.peer, Eviction(reason=shortened(f"it is ready for another place: {fault}")))
+            return [PeerLeft(peer=member.peer, reason=fault)]
+        # Before any lease, and so before any sums.
+        return [*self.group.admit(member, shares=bool(ready.nonce)), received]
+
+    def _fault_of(self, member: Member, ready: Ready) -> str:
+        """Return why a worker cannot take part as it has prepared, empty if it can."""
+        term = self.info.term
+        if (ready.rank, ready.term) != (member.rank, term):
+            return f"rank {ready.rank} in term {ready.term.number}, and this is {member.rank} in term {term.number}"
+        if not ready.nonce:
+            return ""
+        if self.sharing is None:
+            raise RemoteProtocolError("it shares memory that it was not offered")
+        try:
+            self.sharing.admit(member.rank, ready.nonce, self._team_shape(member, ready.makers))
+        except RemoteProtocolError as error:
+            return str(error)
+        return ""
+
+    def _team_shape(self, member: Member, makers: int) -> TeamShape | None:
+        """Return the shape of a team that may make several steps by itself, None if a worker is not one."""
+        if not makers:
+            return None
+        return TeamShape(
+            processes=member.processes,
+            makers=makers,
+            micro_batches=self.info.job.micro_batches,
+            size=self.info.size,
+            clips=self.info.job.clip_norm is not None,
+            metrics=self.info.metric_sums,
+        )
+
+    def in_memory(self, peer: bytes, lease: Lease) -> Lease:
+        """Get a worker's slot ready for a lease, if it shares memory; return the lease with the memory's name."""
+        member = self.membership.members.get(peer)
+        if member is None or not member.shares or self.sharing is None:
+            return lease
+        self.group.own.settle(member.rank, lease.slot)
+        generation = self.sharing.generation
+        return msgspec.structs.replace(lease, memory=generation) if generation else lease
+
+    def forget(self, rank: int) -> Sequence[Event]:
+        """Release what was kept for a worker that is gone."""
+        if self.sharing is not None:
+            self.sharing.forget(rank)
+        return self.group.forget(rank)
