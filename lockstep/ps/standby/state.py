@@ -79,6 +79,9 @@ CLAIM_S = 15.0
 #: What a worker is told that takes this standby for the server that led the run at its address before.
 FOLLOWS = "the server that was here has been started again, and is a standby now"
 
+#: How many times as long a server may be silent of which no worker is known: it may just begin, on a slow machine.
+BEGINNING = 3
+
 #: Seconds between two lines about how far the mirror is.
 REPORT_S = 10.0
 
@@ -490,7 +493,7 @@ class StandbyState(Machine[StandbyEvent, StandbyEffect]):
         if self.offer is None or not self.can_lead:
             return ""
         is_decided = bool(self.offer.electors) and 2 * self._voters(now) > len(self.offer.electors)
-        if not self.offer.electors and self.claims and now >= self.heard + self.takeover_s:
+        if not self.offer.electors and self.claims and now >= self.heard + BEGINNING * self.takeover_s:
             return f"{self.server.address} is gone, and nobody had computed anything"
         return f"{self.server.address} is gone: {self._count(now)}" if is_decided else ""
 

@@ -211,7 +211,7 @@ def test_workers_of_a_later_term_decide_too_and_the_new_term_is_above_theirs() -
 def test_a_run_of_which_nothing_was_computed_goes_on_if_the_standby_misses_the_server_too() -> None:
     state = standby()
     assert takeovers(claims(state, 1.0, join(0))) == []
-    assert len(takeovers(claims(state, 6.0, join(0)))) == 1
+    assert len(takeovers(claims(state, 16.0, join(0)))) == 1
 
 
 def test_a_worker_that_alone_misses_the_server_is_told_so() -> None:
@@ -560,8 +560,9 @@ def test_what_was_said_of_an_earlier_term_does_not_count() -> None:
 
 def test_a_run_of_which_nothing_was_computed_says_why_it_goes_on_here() -> None:
     reason = "tcp://h:1 is gone, and nobody had computed anything"
-    assert takeovers(claims(standby(), 4.9, join(0))) == []
-    assert takeovers(claims(standby(), 5.0, join(0))) == [TakeOver(number=5, reason=reason)]
+    # A starved server may have begun by now: nothing is lost by giving it more time.
+    assert takeovers(claims(standby(), 14.9, join(0))) == []
+    assert takeovers(claims(standby(), 15.0, join(0))) == [TakeOver(number=5, reason=reason)]
 
 
 def test_a_person_is_answered_before_it_leads_the_run() -> None:
