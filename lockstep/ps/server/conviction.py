@@ -23,7 +23,7 @@ class Consequences(msgspec.Struct, frozen=True):
     lines: Sequence[str]
 
 
-def set_doubt_aside(
+def quarantine_checkpoints(
     conviction: Conviction, folder: RunFolder, checkpoints: CheckpointFolder, take: TakeCheckpoint
 ) -> Consequences:
     """Set all checkpoints aside that depend on results in doubt, and record who was wrong.

@@ -14,7 +14,7 @@ from lockstep.ps.coordinator.findings import Conviction
 from lockstep.ps.coordinator.parts.hand_over import HandOver
 from lockstep.ps.records.recorder import MetricsRecorder, carried
 from lockstep.ps.run.traffic import Traffic
-from lockstep.ps.server.conviction import set_doubt_aside
+from lockstep.ps.server.conviction import quarantine_checkpoints
 from lockstep.ps.server.nonfinite_guard import NonFiniteGuard
 from lockstep.ps.shard_group.group import SliceGroup
 
@@ -156,7 +156,7 @@ class StepCommitter:
         if folder is None or checkpointer is None:
             return effects.Finish(failure=finish.failure, kind=FailureKind.AUDIT, conviction=conviction)
         try:
-            found = set_doubt_aside(conviction, folder, checkpointer.folder, self._take_checkpoint)
+            found = quarantine_checkpoints(conviction, folder, checkpointer.folder, self._take_checkpoint)
         except (OSError, FileFormatError) as error:
             text = f"{finish.failure}; the run ends, as that cannot be recorded: {error}"
             return effects.Finish(failure=text, kind=FailureKind.AUDIT, conviction=conviction)

@@ -14,7 +14,7 @@ from lockstep.ps.coordinator.findings import AuditFinding, Conviction, MicroBatc
 from lockstep.ps.records.convictions import read_convictions
 from lockstep.ps.records.ledger import AUDITED, LedgerShare, Line, RunBegun, StepDone, UnusedWork, WorkerIn
 from lockstep.ps.records.run_folder import CHECKPOINTS, RunFolder
-from lockstep.ps.server.conviction import Consequences, set_doubt_aside
+from lockstep.ps.server.conviction import Consequences, quarantine_checkpoints
 
 LIAR = AuditFinding(1, "b", "process b", "worker 1 (host host, pid 7)", MicroBatchOutcome(digest="b" * 64))
 
@@ -54,7 +54,7 @@ def set_aside(folder: RunFolder, checkpoints: CheckpointFolder, *wrong: AuditFin
         return True
 
     conviction = replace(CONVICTION, wrong=wrong) if wrong else CONVICTION
-    return set_doubt_aside(conviction, folder, checkpoints, take), taken
+    return quarantine_checkpoints(conviction, folder, checkpoints, take), taken
 
 
 def test_the_run_goes_back_to_the_last_checkpoint_before_the_first_result_in_doubt(tmp_path: Path) -> None:
