@@ -55,6 +55,9 @@ class TermHistory(msgspec.Struct, frozen=True, kw_only=True):
 
     def begin(self, server: str, *, number: int | None, step: int, address: str = "") -> "TermHistory":
         """Return the history with the term of that number; None: the first, or the last one again."""
+        if number is None and self.terms and address in self.places and self.terms[-1].address != address:
+            # A standby that was killed after it took over, and before it wrote down its term.
+            number = next_number(self.places[address], self.last.number)
         resumed = self.last.resumed + 1 if number is None and self.terms else 0
         term = LedTerm(
             number=number or max(1, self.last.number), resumed=resumed, server=server, step=step, address=address
