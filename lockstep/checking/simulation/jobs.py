@@ -8,6 +8,7 @@ import numpy as np
 
 from lockstep.common import nn
 from lockstep.common.data.dataset import Dataset, TrainTest
+from lockstep.common.errors import DataError
 from lockstep.common.job.job import Job
 from lockstep.common.model.source import default_numerics
 from lockstep.common.nn.description import describe
@@ -234,3 +235,8 @@ SHARDED, LONG, TEAM = ("wide", "clipped"), "long", "team-"
 
 #: The jobs with local steps: for one server, for several, and for a team that is left alone.
 LOCAL, LOCAL_SHARDED, LOCAL_TEAM = "local", "wide-local", "team-local"
+
+
+def load_nothing(name: str) -> TrainTest:
+    """Load a dataset on a host that has none, so that the server ships it."""
+    raise DataError(f"no dataset {name!r} on this host")

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from lockstep.checking.simulation.jobs import data, job_named
+from lockstep.checking.simulation.jobs import data, job_named, load_nothing
 from lockstep.checking.simulation.messages import AnyMessage, describe
 from lockstep.checking.simulation.processes import (
     SILENCE_S,
@@ -32,8 +32,7 @@ from lockstep.checking.simulation.scenario import FaultKind, Scenario, Scheduled
 from lockstep.checking.simulation.strand import Strand
 from lockstep.checking.simulation.team import Hall
 from lockstep.checking.simulation.world import VARYING, Process, SimulatedShell, World
-from lockstep.common.data.dataset import TrainTest
-from lockstep.common.errors import CONTINUED, RESUMED_HERE, DataError, FailureKind
+from lockstep.common.errors import CONTINUED, RESUMED_HERE, FailureKind
 from lockstep.common.model.source import ModelSource
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.codec import decode_header, encode
@@ -190,7 +189,7 @@ class Simulation:
             folder=self.root / "run",
             root=self.root / "memory",
             network=self.network,
-            parts=replace(self.parts, load=lambda number: _load_nothing) if scenario.ships else self.parts,
+            parts=replace(self.parts, load=lambda number: load_nothing) if scenario.ships else self.parts,
             cores=scenario.cores,
             patience=replace(CROWDED, cores=2) if scenario.is_crowded else PATIENT,
             cache=self.root / "cache" if scenario.ships else None,
@@ -461,8 +460,9 @@ class Simulation:
             self.disturb(IDLE_S, lambda: None if self.server is None else self.server.end(is_killed=True))
 
     def delete_folder(self, kill_after: int) -> None:
-        """Delete the folder of the run while its server runs, and lose the server later, if a standby could lead."""
-        if self.server is not None and not self.server.is_dead and not self._is_lost and self._could_lead():
+        """Delete the folder of a run that goes on, and lose its server later, if a standby could lead."""
+        leading = None if self.server is None or self.server.is_dead else server_of(self.server)
+        if leading is not None and leading.server.ended is None and not self._is_lost and self._could_lead():
             shutil.rmtree(self.run.folder)
             self.disturb(DELETED_S, partial(self.lose_server, kill_after))
 
@@ -694,7 +694,3 @@ def _cut_off_in_turn(run: Simulation, fault: ScheduledFault) -> None:
             _cut_off(run, replace(fault, seconds=fault.seconds + pause_s), successor)
 
     run.disturb(pause_s, cut_off_successor)
-
-
-def _load_nothing(name: str) -> TrainTest:
-    raise DataError(f"no dataset {name!r} on this host")

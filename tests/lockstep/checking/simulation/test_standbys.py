@@ -48,21 +48,6 @@ class BoastfulStandby(StandbyState):
         self.mirror.__class__ = Boastful
 
 
-class Obedient(Mirror):
-    """Takes whatever it is offered, and less than it has."""
-
-    def obstacle(self, offer: RunFiles) -> str:
-        return ""
-
-
-class ObedientStandby(StandbyState):
-    """Has such a mirror."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.mirror.__class__ = Obedient
-
-
 class ForgetfulClient(Client):
     """Forgets the terms that it has seen when it is welcome."""
 
