@@ -103,8 +103,12 @@ class Coordinator(Machine[events.Event, Effect]):
 
     @property
     def leases(self) -> LeaseTable:
-        """The leases of the round at hand."""
+        """The leases of the current round."""
         return self.state.leases
+
+    def was_leased(self, rank: int, node: Node) -> bool:
+        """Return whether a worker was ever leased these micro-batches of the current step."""
+        return self.state.round.work == "train" and self.leases.was_granted(rank, node)
 
     def is_running(self) -> bool:
         """Tell whether micro-batches are being computed."""

@@ -1,8 +1,8 @@
 """The service for one slice of the weights: it knows the slice's workers, adds their sums, and sends them weights.
 
 The server calls it for its own slice, and a shard's process for messages of the server and of workers. One rule decides
-which sums are added: those of a worker that was sent the weights of this step. It may send any node of the tree, each
-once: only the coordinator knows what was leased, and a shard would learn of it later than the worker may be done. The
+which sums are added: those of a worker that was sent the weights of this step, each once, and of the server's own slice
+only what was leased to it. A shard cannot ask for that: it would learn of a lease later than the worker is done. The
 tree holds each micro-batch once, whichever worker sends it, and the coordinator refuses results that no lease asks for.
 """
 
@@ -21,6 +21,9 @@ COPIES = 2
 
 #: Connections whose workers the server has not admitted yet.
 MOST_UNIDENTIFIED = 4096
+
+#: Returns whether a node was leased to the worker with this rank.
+WasLeased = Callable[[int, Node], bool]
 
 #: Sends a worker a frame of weights; returns that it has left if it cannot be sent to.
 SendFrame = Callable[[bytes, Weights, Vector], Sequence[PeerLeft]]
@@ -77,6 +80,8 @@ class SliceService:
 
     shard: Shard
     send: SendFrame
+    #: None if the leases are unknown, as in a shard's process.
+    was_leased: WasLeased | None = None
     #: By rank.
     workers: dict[int, SliceWorker] = field(default_factory=dict)
     #: By connection, the worker behind it by its own last message.
@@ -167,7 +172,7 @@ class SliceService:
         worker = self.worker_at(peer)
         if worker is None or worker.served is None:
             return False
-        is_late = not self._is_wanted(worker, sums.step)
+        is_late = not self._is_wanted(worker, sums.step, node)
         if not worker.take(node, frame, len(self.shard.frames), is_late=is_late):
             return False
         if not self.shard.is_finite(frame, words):
@@ -185,17 +190,18 @@ class SliceService:
             self.on_frame(peer, SumsFrame(step=result.step, lo=result.lo, hi=result.hi, start=start), arrays[0])
         return result.work != "train" or self.has_all(peer, result.step, result.node())
 
-    def _is_wanted(self, worker: SliceWorker, step: int) -> bool:
-        """Tell whether a worker may send sums of a step.
+    def _is_wanted(self, worker: SliceWorker, step: int, node: Node) -> bool:
+        """Tell whether a worker may send the sums of a node of a step.
 
         If other servers are still making a step's update, and this one has made it, frames of that step are late.
         """
-        return step == worker.served == self.shard.updates
+        is_current = step == worker.served == self.shard.updates
+        return is_current and (self.was_leased is None or self.was_leased(worker.admit.rank, node))
 
     def has_all(self, peer: bytes, step: int, node: Node) -> bool:
         """Tell whether all frames of the sums of a node have come, as far as the worker may send them at all."""
         worker = self.worker_at(peer)
-        if worker is None or not self._is_wanted(worker, step):
+        if worker is None or not self._is_wanted(worker, step, node):
             return True
         return node in worker.missing and 1 not in worker.missing[node]
 

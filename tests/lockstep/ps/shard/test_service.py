@@ -81,6 +81,16 @@ class Served:
         return self.shard.trees[0].tree.covers(node)
 
 
+def test_sums_that_were_not_leased_to_their_worker_are_not_added_where_leases_are_known() -> None:
+    served = Served()
+    served.service.was_leased = lambda rank, node: (rank, node) == (3, Node(0, 2))
+    assert not served.frame(part_of(2, 4))
+    assert served.result(2, 4)  # which the coordinator refuses
+    assert not served.has(Node(2, 4))
+    assert served.frame(part_of(0, 2))
+    assert served.has(Node(0, 2))
+
+
 # Workers
 
 
