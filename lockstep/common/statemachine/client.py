@@ -1,6 +1,6 @@
 """A client of a server: it joins the run, waits, rejoins, leaves and ends. Pure; knows nothing of the work in the run.
 
-What the server sends are events as they are: there is one server at a time. If that is gone, the client asks the
+Messages of the server are events: the client talks to one server at a time. If that is gone, the client asks the
 standbys that the server named, one after the other, until one leads the run.
 """
 
@@ -159,7 +159,7 @@ _JOINING, _PREPARING, _JOINED, _ENDED = ClientPhase
 #: A worker has a place among the workers, a shard one among the servers. A welcome of an old term is none.
 _WELCOMED = {_JOINING: {_PREPARING, _JOINING}, _JOINED: IGNORED, _ENDED: IGNORED}
 
-#: What may follow. While it prepares, the shell reads no messages: they wait in the socket.
+#: The legal transitions. While it prepares, the shell reads no messages: they wait in the socket.
 TRANSITIONS = table_of(
     ClientPhase,
     {
@@ -185,11 +185,11 @@ TRANSITIONS = table_of(
 
 
 class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How a process finds the server, and how long it waits for it."""
+    """The addresses at which a process looks for the server, and the times for which it waits."""
 
     address: str
     join: Join | ShardJoin
-    #: Where else the run may be led from, as far as a person has said. If it is not known which key a standby has, its
+    #: The other addresses that were given by a person. If it is not known which key a standby has, its
     #: address is here with each that it may have.
     others: tuple[StandbyAddress, ...] = ()
     #: Seconds to wait for a server that is not there, None for ever.
@@ -200,11 +200,11 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass
 class Client(Machine[ClientEvent, ClientEffect]):
-    """What a process knows of its server."""
+    """The state of a process that joins the run of a server."""
 
     transitions = TRANSITIONS
     config: ClientConfig
-    #: What this process is called in texts.
+    #: The name of this process in texts.
     role: str
     #: Whether it asks for a new place after an eviction, or ends.
     may_rejoin: bool
@@ -224,13 +224,13 @@ class Client(Machine[ClientEvent, ClientEffect]):
     has_joined: bool = False
     #: The run that it is in, or was evicted from and asks for again.
     run: str = ""
-    #: What prevents a connection, as last found out.
+    #: The obstacle to a connection that was found last.
     obstacle: str = ""
-    #: Where the server is that it talks to, where to go if that is gone, and the options of its run.
+    #: The server that it talks to, the standbys to ask if that is gone, and the options of its run.
     server: StandbyAddress = field(init=False)
     standbys: tuple[StandbyAddress, ...] = ()
     options: RunOptions = field(default_factory=RunOptions)
-    #: When it came to that server, and what that answered last if it is a standby.
+    #: The time at which it turned to that server, and the last answer if that is a standby.
     arrived: float = 0.0
     answer: NotLeading | None = None
     #: The highest term that it has seen, and its rank in the last one that it was in.
@@ -290,7 +290,7 @@ class Client(Machine[ClientEvent, ClientEffect]):
 
     def _next_retry(self, most_s: float) -> float:
         seed = self.config.join.incarnation
-        # Early enough for an answer, if there is somebody else to go to.
+        # Early enough for an answer, if there is another server to ask.
         first_s = min(FIRST_RETRY_S, self.options.takeover_seconds / 2) if len(self._servers()) > 1 else FIRST_RETRY_S
         return self.asked + backoff_s(self.tries + 1, first_s=first_s, most_s=most_s, seed=seed)
 
@@ -397,7 +397,7 @@ class Client(Machine[ClientEvent, ClientEffect]):
         """Ask another server for a place."""
         started = self.started if self.phase is ClientPhase.JOINING else now
         self.phase, self.server, self.started = ClientPhase.JOINING, server, started
-        # What prevented a connection to the last one says nothing of this one.
+        # An obstacle to a connection with the last server says nothing about this one.
         self.arrived, self.answer, self.obstacle = now, None, ""
         self.on_message(now)
         self.rejoins += 1

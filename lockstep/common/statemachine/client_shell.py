@@ -35,7 +35,7 @@ from lockstep.common.statemachine.client import (
 from lockstep.common.statemachine.machine import Interrupted, Report, TimePassed, carry_out
 from lockstep.common.transport.diagnosis import Diagnosis
 
-#: What the client handles as it is.
+#: The messages that the client handles unchanged.
 OF_THE_CLIENT = Refused | Eviction | Finished | StandbysChanged | HandedOver | NotLeading
 
 Event = TypeVar("Event")
@@ -53,7 +53,7 @@ class ClientShell(ABC, Generic[Event, Effect]):
     diagnose: Callable[[], Diagnosis | None] | None
     #: The union of messages that the server may send.
     expected: Any
-    #: The arrays of the message at hand.
+    #: The arrays of the current message.
     arrays: list[Vector]
     #: Set once the process has ended.
     ended: Exit | None
@@ -110,7 +110,7 @@ class ClientShell(ABC, Generic[Event, Effect]):
             case Exit():
                 self.ended = effect
             case Redial():
-                # What could prevent a connection was known of the other address.
+                # The diagnosis is about the other address.
                 self.diagnose = None
                 self.redial(effect.server)
             case Prepare():
@@ -145,4 +145,4 @@ class ClientShell(ABC, Generic[Event, Effect]):
 
     @abstractmethod
     def perform(self, effect: Effect) -> Iterable[Event | ClientEvent]:
-        """Carry out an effect of the machine's own; yield what comes of it."""
+        """Carry out an effect of the machine; yield the events that follow."""

@@ -1,4 +1,4 @@
-"""The loop of a process: messages, and what is due of its parts although no message comes. Decides nothing."""
+"""The loop of a process: it receives messages, and lets each part act at its deadline. Decides nothing."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager

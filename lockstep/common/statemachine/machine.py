@@ -1,4 +1,4 @@
-"""What all state machines have: a table of what may follow, the events and effects that each knows, and one loop.
+"""The base of all state machines: a table of legal transitions, the events and effects that each knows, and one loop.
 
 A machine decides, and its shell carries out what it has decided. The table says for each event, and for each message
 that a peer sends, which phases may follow in which phase, whether it is ignored there, or a bug of ours. The tests and
@@ -106,7 +106,7 @@ class Report(Struct, frozen=True, kw_only=True):
 
 
 class ReportRefusal(Struct, frozen=True, kw_only=True):
-    """Print that somebody was not admitted, who may try again and again."""
+    """Print that a process was not admitted, which may try again and again."""
 
     text: str
 
@@ -124,7 +124,7 @@ class Machine(ABC, Generic[Event, Effect]):
 
     @abstractmethod
     def handle(self, event: Event, now: float) -> list[Effect]:
-        """Handle what happened at `now` seconds; return what is to be done, in order."""
+        """Handle an event at `now` seconds; return the effects, in order."""
 
     @abstractmethod
     def deadline(self) -> float | None:
@@ -149,7 +149,7 @@ class Machine(ABC, Generic[Event, Effect]):
 
 
 def soonest(*deadlines: float | None) -> float | None:
-    """Return the first of several deadlines; None if there is none."""
+    """Return the first of several deadlines, or None without any."""
     return min((at for at in deadlines if at is not None), default=None)
 
 
