@@ -235,7 +235,7 @@ class Succession:
         shown = self.source.files(is_over=self.finish is not None and self.finish.kind is None)
         if self.source.is_damaged and not was_damaged:
             folder = str(self.source.folder)
-            self.say(f"warning: {folder!r} lacks files of the run: standbys keep those of step {shown.step}")
+            self.say(warning(f"{folder!r} lacks files of the run: standbys keep those of step {shown.step}"))
         return RunFiles(
             term=self.term,
             run=info.run,

@@ -1,5 +1,7 @@
 """Whom a server's run goes on at, and until when a server that is over waits for those that mirror it."""
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -7,10 +9,12 @@ from lockstep.common.errors import FailureKind
 from lockstep.common.protocol.codec import decode, encode
 from lockstep.common.protocol.messages import PROTOCOL_VERSION, HandedOver, StandbyAddress
 from lockstep.common.protocol.standby_messages import LeaderNotice, LeaderRequest, MirrorRequest
+from lockstep.common.runtime.notice import Notice
 from lockstep.common.transport.in_memory import MemoryNetwork
 from lockstep.ps.coordinator import events
 from lockstep.ps.coordinator.effects import Finish
 from lockstep.ps.server.succession import ANSWER_S, END_S, HAND_OVER_S, INTERRUPTED_S, NOTICE_S, Succession
+from lockstep.ps.standby.source import MirrorSource
 from tests.simulation.cluster import Simulation
 from tests.simulation.small import job_of
 
@@ -20,13 +24,16 @@ NOW = 7.0
 STANDBY, OTHER = b"one", b"two"
 
 
+def request_of(peer: bytes, *, is_whole: bool = False) -> MirrorRequest:
+    address = f"memory://{peer.decode()}"
+    return MirrorRequest(protocol=PROTOCOL_VERSION, host="h", pid=1, address=address, is_whole=is_whole)
+
+
 def mirrored() -> Succession:
-    """Return what a server has that two standbys mirror: the first of them has all of the run."""
+    """Return the succession of a server that two standbys mirror: the first of them has all of the run."""
     succession = Simulation(job_of()).server.succession
     for peer, is_whole in ((STANDBY, True), (OTHER, False)):
-        address = f"memory://{peer.decode()}"
-        asked = MirrorRequest(protocol=PROTOCOL_VERSION, host="h", pid=1, address=address, is_whole=is_whole)
-        succession.registry.on_request(peer, asked, 0.0)
+        succession.registry.on_request(peer, request_of(peer, is_whole=is_whole), 0.0)
     return succession
 
 
@@ -46,6 +53,14 @@ def test_standbys_have_time_to_get_the_end_of_a_run(kind: FailureKind | None, wa
     succession.end(Finish(kind=kind), NOW)
     assert succession.is_over(NOW + waits_s)
     assert not succession.is_over(NOW + waits_s - 0.1)
+
+
+def test_a_person_sees_at_once_that_the_folder_lacks_files_and_sees_it_once(tmp_path: Path) -> None:
+    succession, said = mirrored(), list[str]()
+    succession.say, succession.source = said.append, MirrorSource(tmp_path)
+    for _ in range(2):
+        succession.on_message(STANDBY, request_of(STANDBY), [])
+    assert [(type(line), str(tmp_path) in line) for line in said] == [(Notice, True)]
 
 
 def test_a_run_is_handed_over_once_its_heir_has_said_that_it_has_all_of_it() -> None:
