@@ -11,8 +11,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 sys.path.insert(0, str(Path(__file__).parent))
 
 from lockstep.common.numerics.kernels.compilation import COMPILER_PACKAGE, compile_here, find_compiler
-from lockstep.common.numerics.kernels.library import check_libraries
-from lockstep.common.numerics.kernels.targets import library_path, targets_of, this_machine
+from lockstep.common.numerics.kernels.library import check_libraries, library_path, targets_of, this_machine
 from lockstep.common.runtime.environment import own_environment
 
 

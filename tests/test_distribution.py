@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from lockstep.common.numerics.kernels.compilation import find_compiler
-from lockstep.common.numerics.kernels.targets import library_path, targets_of, this_machine
+from lockstep.common.numerics.kernels.library import library_path, targets_of, this_machine
 from lockstep.common.runtime.version import VERSION
 from tests.architecture.source import PACKAGES, ROOT
 

@@ -16,7 +16,7 @@ from lockstep.bench import parameters as options
 from lockstep.bench.bench import Bench, TableColumn
 from lockstep.bench.measuring.timed_run import BenchSession, least_s
 from lockstep.cli.options.types import WholeNumber
-from lockstep.common.aggregation.quantization.quantization import FORMATS, RoundingKey, quantization_of
+from lockstep.common.aggregation.quantization import FORMATS, RoundingKey, quantization_of
 from lockstep.common.aggregation.tree import Node
 from lockstep.common.numerics.random import Purpose, generator
 

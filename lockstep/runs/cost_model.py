@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 from msgspec.structs import replace
 
-from lockstep.common.aggregation.quantization.quantization import bytes_per_value
+from lockstep.common.aggregation.quantization import bytes_per_value
 from lockstep.ps.records.run_folder import RunResult
 from lockstep.ps.run.timing import Split
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from lockstep.common.aggregation.checksum import checksum_after
-from lockstep.common.aggregation.quantization.quantization import RoundingKey
+from lockstep.common.aggregation.quantization import RoundingKey
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import ComputeError, DivergedError, FailureKind, LockstepError, RunError
 from lockstep.common.files.sanitize import one_line

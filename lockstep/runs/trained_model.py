@@ -22,7 +22,7 @@ from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.job import Job
 from lockstep.common.job.own_code import NO_CODE, OwnCode
 from lockstep.common.model.port import Model
-from lockstep.common.numerics.finiteness import first_not_finite
+from lockstep.common.numerics.sums import first_not_finite
 from lockstep.ps.checkpoint.checkpoint import Checkpoint
 from lockstep.ps.checkpoint.folder import CheckpointFolder
 from lockstep.ps.records.run_folder import AVERAGE_WEIGHTS, CHECKPOINTS, WEIGHTS, read_receipt

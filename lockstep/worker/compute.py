@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lockstep.common.aggregation.layout import ParameterLayout
-from lockstep.common.aggregation.quantization.quantization import Quantization, quantization_of
+from lockstep.common.aggregation.quantization import Quantization, quantization_of
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.autograd.primitives.primitive import Array

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from msgspec.structs import replace
 
 from lockstep.common.aggregation.layout import LayoutEntry, ParameterLayout
-from lockstep.common.aggregation.quantization.quantization import Quantization, RoundingKey
+from lockstep.common.aggregation.quantization import Quantization, RoundingKey
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Vector
-from lockstep.common.numerics.finiteness import first_not_finite
+from lockstep.common.numerics.sums import first_not_finite
 from lockstep.common.protocol.messages import Quantity
 
 #: Sends a bucket: where it begins in the flat vector, and its values as they travel.

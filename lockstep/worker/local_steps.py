@@ -16,7 +16,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from lockstep.common.aggregation.layout import ParameterLayout
-from lockstep.common.aggregation.quantization.quantization import EXACT
+from lockstep.common.aggregation.quantization import EXACT
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, Vector, new_vector
 from lockstep.common.aggregation.update import Pair, UpdatePass, UpdateRule, UpdateStep, UpdateVectors

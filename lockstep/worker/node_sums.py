@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from lockstep.common.aggregation.layout import ParameterLayout
-from lockstep.common.aggregation.quantization.quantization import RoundingKey
+from lockstep.common.aggregation.quantization import RoundingKey
 from lockstep.common.aggregation.tree import Node, Vector, VectorPool
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.program import Tree

@@ -68,11 +68,10 @@ AUTOGRAD_ORDER = Order(
     groups=(
         ("lockstep.common.autograd.gradient_check",),
         ("lockstep.common.autograd.program",),
-        ("lockstep.common.autograd.arena",),
         ("lockstep.common.autograd.capture",),
         ("lockstep.common.autograd.functional",),
         ("lockstep.common.autograd.tensor",),
-        ("lockstep.common.autograd.graph", "lockstep.common.autograd.arguments"),
+        ("lockstep.common.autograd.graph",),
         ("lockstep.common.autograd.tape",),
         ("lockstep.common.autograd.primitives",),
         ("lockstep.common.autograd.primitives.primitive",),

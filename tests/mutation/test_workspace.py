@@ -20,7 +20,7 @@ def test_the_tests_of_a_module_are_those_of_its_folder() -> None:
 def test_a_folder_stands_for_its_modules() -> None:
     found = module_paths(["lockstep/common/aggregation"])
     assert Path("lockstep/common/aggregation/tree.py") in found
-    assert Path("lockstep/common/aggregation/quantization/int8.py") in found
+    assert Path("lockstep/common/aggregation/quantization.py") in found
     assert module_paths(["lockstep/worker/state.py"]) == [Path("lockstep/worker/state.py")]
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from lockstep.checking.simulation.oracle import RunRecords, reference_run
 from lockstep.checking.simulation.processes import Parts
-from lockstep.common.aggregation.quantization.quantization import EXACT, RoundingKey
+from lockstep.common.aggregation.quantization import EXACT, RoundingKey
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Addition, Node, Vector
 from lockstep.common.aggregation.update import UpdateStep

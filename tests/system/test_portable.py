@@ -9,8 +9,7 @@ import pytest
 from lockstep import fit
 from lockstep.api.callbacks import LambdaCallback
 from lockstep.common.errors import NumericsError
-from lockstep.common.numerics.kernels.library import load
-from lockstep.common.numerics.kernels.targets import targets_of, this_machine
+from lockstep.common.numerics.kernels.library import load, targets_of, this_machine
 from lockstep.common.runtime.environment import KERNELS_VARIABLE
 from lockstep.common.runtime.numerics import own_numerics
 from tests.architecture.source import ROOT

@@ -14,11 +14,11 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from lockstep.common.aggregation.quantization.quantization import EXACT, Quantization, RoundingKey
+from lockstep.common.aggregation.quantization import EXACT, Quantization, RoundingKey
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, Vector
-from lockstep.common.numerics.finiteness import first_not_finite
-from lockstep.common.numerics.mean import Mean
+from lockstep.common.numerics.operands import Mean
+from lockstep.common.numerics.sums import first_not_finite
 from lockstep.common.optim.clipping import block_squares
 from lockstep.common.optim.rules import CHUNK, BoundUpdate, Rule, SlotSets, bound
 

@@ -11,18 +11,17 @@ from typing import Any
 import numpy as np
 
 from lockstep.common.autograd.primitives import (
-    activation,
+    convolution,
     elementwise,
-    indexing,
     linear_algebra,
     losses,
     normalization,
+    pooling,
     shape,
 )
 from lockstep.common.autograd.primitives import softmax as softmax_primitives
 from lockstep.common.autograd.primitives.primitive import Array
-from lockstep.common.autograd.primitives.spatial import convolution, pooling
-from lockstep.common.autograd.primitives.spatial.windows import Pair
+from lockstep.common.autograd.primitives.windows import Pair
 from lockstep.common.autograd.tensor import Tensor, apply
 from lockstep.common.numerics.random import Source
 
@@ -108,7 +107,7 @@ def leaky_relu(x: Any, negative_slope: float = 0.01) -> Tensor:
 
     Raises TypeError if `x` does not hold numbers.
     """
-    return apply(activation.leaky_relu, x, negative_slope=negative_slope)
+    return apply(elementwise.leaky_relu, x, negative_slope=negative_slope)
 
 
 def gelu(x: Any, approximate: str = "none") -> Tensor:
@@ -119,7 +118,7 @@ def gelu(x: Any, approximate: str = "none") -> Tensor:
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate is {approximate!r}: must be 'none' or 'tanh'")
-    return apply(activation.gelu if approximate == "none" else activation.gelu_tanh, x)
+    return apply(elementwise.gelu if approximate == "none" else elementwise.gelu_tanh, x)
 
 
 def softplus(x: Any, beta: float = 1.0) -> Tensor:
@@ -127,7 +126,7 @@ def softplus(x: Any, beta: float = 1.0) -> Tensor:
 
     Raises TypeError if `x` holds no numbers.
     """
-    return apply(activation.softplus, x, beta=beta)
+    return apply(elementwise.softplus, x, beta=beta)
 
 
 # Changing the shape, joining and cutting
@@ -539,7 +538,7 @@ def embedding(indices: Any, weight: Any) -> Tensor:
     `sparse` gradient.
     """
     chosen = indices if isinstance(indices, Tensor) else np.asarray(indices)
-    return apply(indexing.embedding, chosen, weight)
+    return apply(shape.embedding, chosen, weight)
 
 
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False) -> Tensor:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from lockstep.common.autograd.arguments import as_array, as_operand, either, matching, require_floating, sizes_of
 from lockstep.common.autograd.graph import (
     GraphNode,
     Leaf,
@@ -20,9 +19,65 @@ from lockstep.common.autograd.graph import (
     recording,
     version_of,
 )
-from lockstep.common.autograd.primitives import activation, elementwise, indexing, linear_algebra, reduction, shape
+from lockstep.common.autograd.primitives import elementwise, linear_algebra, reduction, shape
 from lockstep.common.autograd.primitives.primitive import Array, Primitive
 from lockstep.common.autograd.primitives.reduction import Axis
+
+#: Types, not their subclasses: `np.float64` is a `float`.
+_TYPED_BY_HAND = frozenset({float, int, list, tuple})
+
+
+def sizes_of(sizes: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return sizes that were given one by one, or as one tuple or list."""
+    return tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+
+
+def either(axis: Axis, dim: Axis) -> Axis:
+    """Return the axis under whichever name it was given; PyTorch's users pass lists too."""
+    chosen = axis if dim is None else dim
+    return tuple(chosen) if isinstance(chosen, list) else chosen
+
+
+def as_array(data: Any, dtype: DTypeLike | None = None) -> Array:
+    """Return `data` as an array without copying one; numbers and lists of numbers become float32, of bools bool."""
+    try:
+        array = np.asarray(data)
+    except ValueError as error:
+        raise ValueError(
+            f"a tensor cannot be made of these values: expected lists of the same length ({error})"
+        ) from None
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"a tensor cannot hold {data!r}, dtype {array.dtype}: expected floats, integers or bools")
+    if dtype is None and array.dtype.kind != "b" and type(data) in _TYPED_BY_HAND:
+        # As PyTorch: numbers typed by hand have single precision, arrays from NumPy keep theirs.
+        dtype = np.float32
+    return np.asarray(array, dtype)
+
+
+def as_operand(data: Any) -> Array | float:
+    """Return `data` as something to compute with; `np.float64` numbers become Python's, which take the others' dtype.
+
+    Otherwise one `np.sqrt(2)` would turn a float32 graph into a float64 one; PyTorch has the same rule.
+    """
+    return float(data) if isinstance(data, float) else as_array(data)
+
+
+def require_floating(array: Array) -> None:
+    """Raise RuntimeError for an array of a dtype that no gradient can have."""
+    if array.dtype not in (np.float32, np.float64):
+        raise RuntimeError(f"a tensor of dtype {array.dtype} cannot require a gradient: only float32 and float64 can")
+
+
+def matching(gradient: Any, array: Array, name: str) -> Array:
+    """Return `gradient` as an array; raise ValueError if its shape or dtype is not that of `array`."""
+    found: Array = np.asarray(gradient)
+    if found.shape != array.shape or found.dtype != array.dtype:
+        raise ValueError(
+            f"{name} has shape {found.shape} and dtype {found.dtype}: "
+            f"must be those of the data, {array.shape} and {array.dtype}"
+        )
+    return found
+
 
 #: Types that primitives take as they are. With Python numbers, NumPy lets the array decide the dtype (NEP 50).
 _PLAIN = frozenset({np.ndarray, float, int, bool, type(None)})
@@ -332,13 +387,13 @@ class Tensor:
         return f"tensor({text}{kind}{state or (', requires_grad=True' if self.requires_grad else '')})"
 
     def __getitem__(self, index: Any) -> "Tensor":
-        return self._apply(indexing.take, self, index=_plain_index(index))
+        return self._apply(shape.take, self, index=_plain_index(index))
 
     def __setitem__(self, index: Any, value: Any) -> None:
         index = _plain_index(index)
         wanted = self._node is not None or (isinstance(value, Tensor) and value._node is not None)
         if wanted and recording.get():
-            self._apply_in_place(indexing.put, value, index=index)
+            self._apply_in_place(shape.put, value, index=index)
         else:
             self._data[index] = value._data if isinstance(value, Tensor) else value
             self._version.count += 1
@@ -451,33 +506,33 @@ class Tensor:
 
     def exp(x: Any) -> "Tensor":
         """Return `e ** x`, of the shape of `x`, infinite beyond its dtype. Raises TypeError if `x` holds no numbers."""
-        return Tensor._apply(activation.exp, x)
+        return Tensor._apply(elementwise.exp, x)
 
     def log(x: Any) -> "Tensor":
         """Return the natural logarithm, of the shape of `x`. Raises TypeError if `x` does not hold numbers.
 
         At 0 it is minus infinity and below 0 NaN, as in NumPy: nothing is raised.
         """
-        return Tensor._apply(activation.log, x)
+        return Tensor._apply(elementwise.log, x)
 
     def sqrt(x: Any) -> "Tensor":
         """Return the square root, of the shape of `x`. Raises TypeError if `x` does not hold numbers.
 
         Below 0 it is NaN, as in NumPy. At 0 the derivative is infinite.
         """
-        return Tensor._apply(activation.sqrt, x)
+        return Tensor._apply(elementwise.sqrt, x)
 
     def tanh(x: Any) -> "Tensor":
         """Return the hyperbolic tangent, of the shape of `x`. Raises TypeError if `x` does not hold numbers."""
-        return Tensor._apply(activation.tanh, x)
+        return Tensor._apply(elementwise.tanh, x)
 
     def sigmoid(x: Any) -> "Tensor":
         """Return `1 / (1 + exp(-x))` of the shape of `x`, not overflowing. Raises TypeError if it holds no numbers."""
-        return Tensor._apply(activation.sigmoid, x)
+        return Tensor._apply(elementwise.sigmoid, x)
 
     def relu(x: Any) -> "Tensor":
         """Return `max(x, 0)`, of the shape of `x`; at 0 its derivative is 0. Raises TypeError if it has no numbers."""
-        return Tensor._apply(activation.relu, x)
+        return Tensor._apply(elementwise.relu, x)
 
     def sum(x: Any, axis: Axis = None, keepdims: bool = False, *, dim: Axis = None, keepdim: bool = False) -> "Tensor":
         """Return the sum over `axis` or `dim`, an integer or a tuple; None means all axes.

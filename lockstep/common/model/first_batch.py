@@ -8,8 +8,7 @@ from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.sampler import Sampler
 from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
-from lockstep.common.numerics.draws import normal
-from lockstep.common.numerics.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator, normal
 
 
 def first_micro_batch(job: Job, data: TrainTest, *, is_here: bool) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from lockstep.common.autograd.tensor import Tensor
-from lockstep.common.numerics.draws import normal, uniform
+from lockstep.common.numerics.random import normal, uniform
 
 Mode = Literal["fan_in", "fan_out"]
 Nonlinearity = Literal["linear", "conv1d", "conv2d", "sigmoid", "tanh", "relu", "leaky_relu", "selu"]

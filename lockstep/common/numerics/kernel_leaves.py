@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lockstep.common.numerics.geometry import Geometry, PoolWindows
 from lockstep.common.numerics.kernels.library import load
-from lockstep.common.numerics.mean import Mean
 from lockstep.common.numerics.numpy_leaves import NUMPY
+from lockstep.common.numerics.operands import Geometry, Mean, PoolWindows
 
 Array = NDArray[Any]
 Instruction = Callable[..., Any]

@@ -15,10 +15,9 @@ from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.typing import NDArray
 
 from lockstep.common.numerics.choice import prefer_numerics
-from lockstep.common.numerics.geometry import Geometry, PoolWindows
 from lockstep.common.numerics.kernel_leaves import KERNELS, KernelCalls
-from lockstep.common.numerics.mean import Mean
 from lockstep.common.numerics.numpy_leaves import NUMPY
+from lockstep.common.numerics.operands import Geometry, Mean, PoolWindows
 from lockstep.common.runtime.numerics import own_numerics
 
 # Native ones if there are no kernels here: a process may compute before it knows of any job.

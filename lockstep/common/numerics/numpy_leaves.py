@@ -11,9 +11,8 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.polynomial import chebyshev
 from numpy.typing import NDArray
 
-from lockstep.common.numerics.finiteness import first_not_finite
-from lockstep.common.numerics.geometry import Geometry, PoolWindows
-from lockstep.common.numerics.mean import Mean
+from lockstep.common.numerics.operands import Geometry, Mean, PoolWindows
+from lockstep.common.numerics.sums import first_not_finite
 
 Array = NDArray[Any]
 Instruction = Callable[..., Any]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.numerics.leaves import bind_momentum
-from lockstep.common.numerics.mean import Mean
+from lockstep.common.numerics.operands import Mean
 from lockstep.common.numerics.scalars import power
 
 #: A flat vector; float32 wherever it is shared, any floating dtype in a notebook.

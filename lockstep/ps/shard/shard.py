@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lockstep.common.aggregation.layout import weights_digest
-from lockstep.common.aggregation.quantization.quantization import RoundingKey
+from lockstep.common.aggregation.quantization import RoundingKey
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Addition, Node, Vector, VectorPool, VectorTree, new_vector
 from lockstep.common.aggregation.update import Pair, Slots, UpdatePass, UpdateStep, UpdateVectors

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lockstep.common.aggregation.quantization.quantization import EXACT, Quantization, quantization_of
+from lockstep.common.aggregation.quantization import EXACT, Quantization, quantization_of
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.aggregation.update import UpdateRule
 from lockstep.common.job.job import Job

@@ -18,7 +18,7 @@ from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import SharingError
 from lockstep.common.job.tally import Tally
-from lockstep.common.numerics.finiteness import first_not_finite
+from lockstep.common.numerics.sums import first_not_finite
 from lockstep.common.optim.clipping import BLOCK
 from lockstep.common.protocol.messages import OF_A_STEP, Work
 from lockstep.common.protocol.shared_files import WEIGHTS, weights_shape

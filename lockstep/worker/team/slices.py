@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from lockstep.common.aggregation.quantization.quantization import Quantization, RoundingKey
+from lockstep.common.aggregation.quantization import Quantization, RoundingKey
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, Vector, VectorPool
 from lockstep.worker.team.additions import Additions, additions_of

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lockstep.common.aggregation.layout import LayoutEntry, ParameterLayout
-from lockstep.common.aggregation.quantization.quantization import RoundingKey, quantization_of
+from lockstep.common.aggregation.quantization import RoundingKey, quantization_of
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.numerics.random import Purpose, generator

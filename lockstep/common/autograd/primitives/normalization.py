@@ -8,8 +8,7 @@ from math import prod
 import msgspec
 import numpy as np
 
-from lockstep.common.autograd.primitives.memory import contiguous, copied
-from lockstep.common.autograd.primitives.primitive import RESULT, Array, Primitive, Sink
+from lockstep.common.autograd.primitives.primitive import RESULT, Array, Primitive, Sink, contiguous, copied
 from lockstep.common.numerics import leaves
 
 Shape = tuple[int, ...]

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lockstep.common.errors import NumericsError
-from lockstep.common.numerics.kernels.targets import (
+from lockstep.common.numerics.kernels.library import (
     FLAGS,
     LINKED,
     Target,

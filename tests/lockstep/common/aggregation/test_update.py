@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 from msgspec.structs import replace
 
-from lockstep.common.aggregation.quantization.quantization import quantization_of
+from lockstep.common.aggregation.quantization import quantization_of
 from lockstep.common.aggregation.slices import FRAME, Slice
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.aggregation.update import UpdatePass, UpdateRule, UpdateStep, UpdateVectors

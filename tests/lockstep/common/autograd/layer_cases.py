@@ -5,9 +5,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from lockstep.common.autograd.primitives import elementwise, indexing, losses, normalization, softmax
+from lockstep.common.autograd.primitives import convolution, elementwise, losses, normalization, pooling, shape, softmax
 from lockstep.common.autograd.primitives.primitive import Array, Sink
-from lockstep.common.autograd.primitives.spatial import convolution, pooling
 from tests.lockstep.common.autograd.cases import Call, Case
 from tests.lockstep.common.autograd.strategies import anything, arrays, distinct, positive, shapes
 
@@ -170,7 +169,7 @@ LAYER_CASES = [
     Case(normalization.batch_norm_inference, _batch_norm(inference=True)),
     Case(normalization.layer_norm, _layer_norm()),
     Case(elementwise.dropout, _dropped()),
-    Case(indexing.embedding, _embedded()),
+    Case(shape.embedding, _embedded()),
     Case(softmax.softmax, _along_axis()),
     Case(softmax.log_softmax, _along_axis()),
     Case(softmax.causal_softmax, _scores()),

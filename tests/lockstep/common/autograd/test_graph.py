@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from lockstep.common.autograd.primitives import activation, linear_algebra
+from lockstep.common.autograd.primitives import elementwise, linear_algebra
 from lockstep.common.autograd.primitives.primitive import Array, Primitive
 from lockstep.common.autograd.tensor import Tensor, apply
 
@@ -246,4 +246,4 @@ def test_threads_can_walk_one_graph_at_once() -> None:
 
 def test_reads_must_name_each_derivative() -> None:
     with pytest.raises(TypeError, match="expected 1 tuples, one for each derivative"):
-        Primitive("exp", np.exp, activation.exp.derivatives, reads=((), ()))
+        Primitive("exp", np.exp, elementwise.exp.derivatives, reads=((), ()))

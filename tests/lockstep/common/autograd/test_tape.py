@@ -9,7 +9,7 @@ import pytest
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.autograd.tape import Memory, MemoryKind, Tape, TapedArray, UntapeableError
 from lockstep.common.numerics import leaves
-from lockstep.common.numerics.geometry import Geometry, PoolWindows
+from lockstep.common.numerics.operands import Geometry, PoolWindows
 
 BEFORE = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
 

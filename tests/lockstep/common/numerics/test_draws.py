@@ -6,8 +6,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from lockstep.common.numerics.draws import normal, normal_quantile, uniform
-from lockstep.common.numerics.random import Purpose, generator
+from lockstep.common.numerics.random import Purpose, generator, normal, normal_quantile, uniform
 from tests.lockstep.common.numerics import reference
 
 #: The centre, both sides, both ends, and the least and greatest that can be drawn.

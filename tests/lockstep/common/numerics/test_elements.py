@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockstep.common.numerics import leaves
-from lockstep.common.numerics.geometry import Geometry, PoolWindows
-from lockstep.common.numerics.mean import Mean
+from lockstep.common.numerics.operands import Geometry, Mean, PoolWindows
 from tests.lockstep.common.numerics import reference
 from tests.lockstep.common.numerics.reference import Floats
 

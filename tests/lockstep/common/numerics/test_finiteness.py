@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from lockstep.common.numerics.finiteness import first_not_finite
+from lockstep.common.numerics.sums import first_not_finite
 
 
 @pytest.mark.parametrize("wrong", [np.inf, -np.inf, np.nan])

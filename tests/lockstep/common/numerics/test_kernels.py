@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockstep.common.numerics import leaves
-from lockstep.common.numerics.geometry import Geometry
+from lockstep.common.numerics.operands import Geometry
 from tests.lockstep.common.numerics import reference
 from tests.lockstep.common.numerics.reference import Floats, Pair
 

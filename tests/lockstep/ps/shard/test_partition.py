@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from lockstep.common.aggregation.checksum import MODULUS, WINDOW, checksum_after
-from lockstep.common.aggregation.quantization.quantization import quantization_of
+from lockstep.common.aggregation.quantization import quantization_of
 from lockstep.common.aggregation.slices import FRAME, Slice, slices_for
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.numerics.random import Purpose, generator

@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from lockstep.common.aggregation.layout import weights_digest
-from lockstep.common.aggregation.quantization.quantization import EXACT, Quantization, RoundingKey, quantization_of
+from lockstep.common.aggregation.quantization import EXACT, Quantization, RoundingKey, quantization_of
 from lockstep.common.aggregation.slices import FRAME, Slice, slices_for
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.numerics.random import Purpose, generator

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep.common.aggregation.quantization.quantization import RoundingKey, quantization_of
+from lockstep.common.aggregation.quantization import RoundingKey, quantization_of
 from lockstep.common.aggregation.slices import Slice
 from lockstep.common.aggregation.tree import Node, TreeSum, Vector, VectorPool, VectorTree, largest_node_at
 from lockstep.common.numerics.random import Purpose, generator

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep.common.aggregation.quantization.halves import BFloat16
+from lockstep.common.aggregation.quantization import BFloat16
 from tests.lockstep.common.aggregation.quantization.vectors import bits_of, of_bits, rounded, sent, spread
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep.common.aggregation.quantization.halves import LARGEST, Float16
+from lockstep.common.aggregation.quantization import LARGEST, Float16
 from tests.lockstep.common.aggregation.quantization.vectors import rounded, sent, spread
 
 

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lockstep.common.aggregation.quantization.int8 import BLOCK, MOST, Int8
-from lockstep.common.aggregation.quantization.stochastic_rounding import StochasticRounding
+from lockstep.common.aggregation.quantization import BLOCK, MOST, Int8, StochasticRounding
 from lockstep.common.aggregation.tree import Node, Vector
 from tests.lockstep.common.aggregation.quantization.vectors import rounded, sent, spread
 

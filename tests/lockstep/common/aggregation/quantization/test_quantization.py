@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep.common.aggregation.quantization.quantization import EXACT, Quantization, RoundingKey, quantization_of
+from lockstep.common.aggregation.quantization import EXACT, Quantization, RoundingKey, quantization_of
 from lockstep.common.aggregation.slices import FRAME, Slice, slices_for
 from lockstep.common.aggregation.tree import Node, Vector, VectorTree
 from lockstep.common.numerics.random import Purpose, generator

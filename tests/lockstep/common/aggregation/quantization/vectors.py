@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from lockstep.common.aggregation.quantization.format import CHUNK, NumberFormat
-from lockstep.common.aggregation.quantization.stochastic_rounding import StochasticRounding
+from lockstep.common.aggregation.quantization import CHUNK, NumberFormat, StochasticRounding
 from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.numerics.random import Purpose, generator
 

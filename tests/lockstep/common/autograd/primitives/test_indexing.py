@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 
-from lockstep.common.autograd.primitives.indexing import embedding
+from lockstep.common.autograd.primitives.shape import embedding
 from tests.lockstep.common.autograd.primitives.directional import check_derivatives, gradients_of, result_of
 
 

@@ -3,8 +3,7 @@
 import pytest
 
 from lockstep.common.numerics.kernels.compilation import compile_libraries, find_compiler
-from lockstep.common.numerics.kernels.library import Library, load
-from lockstep.common.numerics.kernels.targets import PLAIN, library_path
+from lockstep.common.numerics.kernels.library import PLAIN, Library, library_path, load
 
 
 @pytest.fixture(scope="session")

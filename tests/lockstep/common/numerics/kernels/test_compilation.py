@@ -19,7 +19,7 @@ from lockstep.common.numerics.kernels.compilation import (
     find_compiler,
     wheel_compiler,
 )
-from lockstep.common.numerics.kernels.targets import (
+from lockstep.common.numerics.kernels.library import (
     AVX2,
     AVX512,
     NEON,

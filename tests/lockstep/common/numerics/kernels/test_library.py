@@ -12,25 +12,23 @@ import pytest
 from lockstep.common.errors import NumericsError
 from lockstep.common.numerics.kernels.compilation import BASELINES, compile_command, compile_libraries
 from lockstep.common.numerics.kernels.library import (
+    AVX2,
+    AVX512,
     DIGEST,
+    NEON,
+    PLAIN,
     SELF_TEST,
     SIGNATURES,
+    SOURCE,
     A,
     F,
     Library,
     N,
+    Target,
     check,
     check_libraries,
-    load,
-)
-from lockstep.common.numerics.kernels.targets import (
-    AVX2,
-    AVX512,
-    NEON,
-    PLAIN,
-    SOURCE,
-    Target,
     library_path,
+    load,
     sources,
     targets_of,
     this_machine,

@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lockstep.common.numerics.geometry import Geometry, PoolWindows
 from lockstep.common.numerics.kernel_leaves import KERNELS, KernelCalls
-from lockstep.common.numerics.kernels.library import Library, load
-from lockstep.common.numerics.kernels.targets import targets_of, this_machine
-from lockstep.common.numerics.mean import Mean
+from lockstep.common.numerics.kernels.library import Library, load, targets_of, this_machine
+from lockstep.common.numerics.operands import Geometry, Mean, PoolWindows
 
 Floats = NDArray[np.float32]
 

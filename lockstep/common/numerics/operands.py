@@ -1,8 +1,8 @@
-"""A gradient that is still sums: it is divided, and scaled by clipping, where it is used."""
+"""Operands of leaves that are not arrays: a mean that is still sums, and the windows of convolutions and pools."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import Struct
@@ -12,7 +12,7 @@ Vector = NDArray[Any]
 
 
 class Mean(Struct, frozen=True):
-    """The sum of one or two vectors, divided, and then multiplied by the factor of clipping, if there is one."""
+    """A gradient that is divided where it is used: a sum of one or two vectors, a divisor, a factor of clipping."""
 
     terms: Sequence[Vector]
     divisor: float = 1.0
@@ -38,3 +38,21 @@ class Mean(Struct, frozen=True):
         else:
             np.divide(total, kind(self.divisor), out=out)
         return out if self.scale is None else np.multiply(out, kind(self.scale), out=out)
+
+
+class Geometry(NamedTuple):
+    """The windows of a convolution over padded images, along (height, width)."""
+
+    groups: int
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    #: What images have been padded with at each side, of which there is no gradient.
+    padding: tuple[int, int] = (0, 0)
+
+
+class PoolWindows(NamedTuple):
+    """The windows of a pool over images, along (height, width)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lockstep.common.autograd.primitives.spatial.images import batch_first, batch_innermost, channel_blocks
+from lockstep.common.autograd.primitives.windows import batch_first, batch_innermost, channel_blocks
 
 
 def test_batch_innermost_is_a_view_where_memory_is_so() -> None:

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lockstep.common.autograd.primitives.primitive import Primitive
-from lockstep.common.autograd.primitives.spatial.pooling import (
+from lockstep.common.autograd.primitives.pooling import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
     avg_pool1d,
     avg_pool2d,
 )
+from lockstep.common.autograd.primitives.primitive import Primitive
 from tests.lockstep.common.autograd.primitives import twins
 from tests.lockstep.common.autograd.primitives.directional import check_derivatives, gradients_of, layouts, result_of
-from tests.lockstep.common.autograd.primitives.spatial.test_pooling import Two, poolings
+from tests.lockstep.common.autograd.primitives.test_pooling import Two, poolings
 
 
 @given(poolings(), st.booleans())

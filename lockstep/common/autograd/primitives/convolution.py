@@ -8,13 +8,19 @@ from functools import lru_cache
 import msgspec
 import numpy as np
 
-from lockstep.common.autograd.primitives.memory import contiguous, empty, zeros
-from lockstep.common.autograd.primitives.primitive import Array, Primitive
-from lockstep.common.autograd.primitives.spatial.images import batch_first, batch_innermost, check_images
-from lockstep.common.autograd.primitives.spatial.signals import over_signals
-from lockstep.common.autograd.primitives.spatial.windows import Pair, Window, check_window, pair
-from lockstep.common.numerics.geometry import Geometry
+from lockstep.common.autograd.primitives.primitive import Array, Primitive, contiguous, empty, zeros
+from lockstep.common.autograd.primitives.windows import (
+    Pair,
+    Window,
+    batch_first,
+    batch_innermost,
+    check_images,
+    check_window,
+    over_signals,
+    pair,
+)
 from lockstep.common.numerics.leaves import convolution, convolution_to_input, convolution_to_kernels, total
+from lockstep.common.numerics.operands import Geometry
 
 
 class _Seen(msgspec.Struct, frozen=True):

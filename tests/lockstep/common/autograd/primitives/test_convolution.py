@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lockstep.common.autograd.primitives.convolution import conv1d, conv2d
 from lockstep.common.autograd.primitives.primitive import Array
-from lockstep.common.autograd.primitives.spatial.convolution import conv1d, conv2d
 from tests.lockstep.common.autograd.primitives import twins
 from tests.lockstep.common.autograd.primitives.directional import check_derivatives, gradients_of, layouts, result_of
 

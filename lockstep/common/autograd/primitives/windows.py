@@ -1,11 +1,18 @@
-"""Where the windows of a kernel lie on an image. Computes nothing on arrays."""
+"""The windows of a kernel on an image, the layout of images in memory, and signals as images of one row.
 
-from collections.abc import Sequence
+Images have their batch innermost in memory, (channels, height, width, batch), whatever the logical order: windows,
+pooling and scatters run over contiguous width × batch instead of over a kernel's few columns.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import product
+from typing import Any
 
 import msgspec
 import numpy as np
+
+from lockstep.common.autograd.primitives.primitive import Array, Primitive, contiguous
 
 #: An integer for both axes, or one for each of (height, width), as in PyTorch.
 Pair = int | Sequence[int]
@@ -121,3 +128,97 @@ def taps(rows: Window, columns: Window) -> tuple[Tap, ...]:
     """Return the offsets of a window in row-major order, as indices into (channels, height, width, batch)."""
     whole, along = slice(None), ([window.tap(offset) for offset in range(window.kernel)] for window in (rows, columns))
     return tuple(((whole, y, x), (whole, seen_y, seen_x)) for (y, seen_y), (x, seen_x) in product(*along))
+
+
+#: The working set of one block: half of a second-level cache of 2 MiB, all of one of 1 MiB.
+BLOCK_BYTES = 1 << 20
+
+
+def check_images(x: Array, name: str) -> None:
+    """Raise ValueError unless `x` is (batch, channels, height, width)."""
+    if x.ndim != 4:
+        raise ValueError(
+            f"{name} got an input of shape {x.shape!r}, expected (batch, channels, height, width): "
+            "reshape it to four axes"
+        )
+
+
+def batch_innermost(x: Array) -> Array:
+    """Return (channels, height, width, batch), contiguous: a view where memory is so already, else a copy."""
+    return contiguous(x.transpose(1, 2, 3, 0))
+
+
+def batch_first(x: Array) -> Array:
+    """Return the logical (batch, channels, height, width) view of a (channels, height, width, batch) array."""
+    return x.transpose(3, 0, 1, 2)
+
+
+def channel_blocks(x: Array) -> Iterator[slice]:
+    """Cut the first axis of `x` into blocks whose elements stay in cache while several passes go over them."""
+    channels = x.shape[0]
+    step = max(1, BLOCK_BYTES * channels // max(1, x.nbytes))
+    for first in range(0, channels, step):
+        yield slice(first, first + step)
+
+
+#: What the options are across the only row.
+_ACROSS = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1, "output_size": 1}
+
+
+def over_signals(name: str, images: Primitive, check: Callable[..., None] | None = None) -> Primitive:
+    """Return the primitive over signals; its options are those over images, one integer each.
+
+    `check` raises for arguments that the primitive over images would call by another name.
+    """
+    assert isinstance(images.derivatives, tuple)
+
+    def forward(x: Array, *arrays: Array | None, **options: Any) -> Any:
+        _check_signals(x, name)
+        if check is not None:
+            check(*arrays)
+        result = images.forward(*map(_lifted, (x, *arrays)), **_of_one_row(options))
+        return (result[0][:, :, 0], result[1]) if images.keeps else result[:, :, 0]
+
+    return Primitive(
+        name,
+        forward,
+        tuple(derivative and _lowered(derivative) for derivative in images.derivatives),
+        keeps=images.keeps,
+        reads=images.reads,
+        writes=images.writes,
+        is_opaque=images.is_opaque,
+    )
+
+
+def _lowered(derivative: Callable[..., Array]) -> Callable[..., Array]:
+    """Return the derivative over signals of one over images."""
+
+    def lowered(*arrays: Any, out: Array | None = None, **options: Any) -> Array:
+        written = {} if out is None else {"out": _lifted(out)}
+        return _flat(derivative(*map(_lifted, arrays), **_of_one_row(options), **written))
+
+    return lowered
+
+
+def _lifted(x: Any) -> Any:
+    """Return a signal, or a kernel over one, as an image of one row; anything else as it is."""
+    return x[:, :, None] if isinstance(x, np.ndarray) and x.ndim == 3 else x
+
+
+def _flat(x: Array) -> Array:
+    return x[:, :, 0] if x.ndim == 4 else x
+
+
+def _of_one_row(options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: (_ACROSS[name], single(value, name)) if name in _ACROSS and value is not None else value
+        for name, value in options.items()
+    }
+
+
+def _check_signals(x: Array, name: str) -> None:
+    """Raise ValueError unless `x` is (batch, channels, length)."""
+    if x.ndim != 3:
+        raise ValueError(
+            f"{name} got an input of shape {x.shape!r}, expected (batch, channels, length): reshape it to three axes"
+        )

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lockstep.common.autograd.primitives.pooling import max_pool1d, max_pool2d
 from lockstep.common.autograd.primitives.primitive import Array
-from lockstep.common.autograd.primitives.spatial.pooling import max_pool1d, max_pool2d
 from tests.lockstep.common.autograd.primitives import twins
 from tests.lockstep.common.autograd.primitives.directional import check_derivatives, gradients_of, layouts, result_of
 

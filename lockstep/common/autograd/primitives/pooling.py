@@ -9,18 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from lockstep.common.autograd.primitives.memory import empty, zeros
-from lockstep.common.autograd.primitives.primitive import RESULT, Array, Primitive
-from lockstep.common.autograd.primitives.spatial.images import (
+from lockstep.common.autograd.primitives.primitive import RESULT, Array, Primitive, empty, zeros
+from lockstep.common.autograd.primitives.windows import (
+    Pair,
+    Window,
     batch_first,
     batch_innermost,
     channel_blocks,
     check_images,
+    over_signals,
+    pair,
+    pooling_windows,
+    taps,
 )
-from lockstep.common.autograd.primitives.spatial.signals import over_signals
-from lockstep.common.autograd.primitives.spatial.windows import Pair, Window, pair, pooling_windows, taps
 from lockstep.common.numerics import leaves
-from lockstep.common.numerics.geometry import PoolWindows
+from lockstep.common.numerics.operands import PoolWindows
 
 #: The windows along the height and the width, and what divides their sums (oh, ow, batch).
 _Divided = tuple[Window, Window, Array]

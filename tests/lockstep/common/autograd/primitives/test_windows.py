@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from lockstep.common.autograd.primitives.spatial.windows import (
+from lockstep.common.autograd.primitives.windows import (
     Window,
     check_window,
     pair,
