@@ -20,10 +20,9 @@ from lockstep.common.job.job import Job, check_batch
 from lockstep.common.job.losses import LossKind
 from lockstep.common.job.objective import Objective
 from lockstep.common.job.optimizer import check_rule, spans_of
-from lockstep.common.job.own_code import NO_CODE, OwnCode
+from lockstep.common.job.own_code import NO_CODE, OwnCode, transform_of
 from lockstep.common.job.score import Guess
 from lockstep.common.job.tally import Tally
-from lockstep.common.job.transform import transform_of
 from lockstep.common.model.first_batch import first_micro_batch
 from lockstep.common.model.initial import initial_weights, kept_next_to
 from lockstep.common.model.port import Model

@@ -12,7 +12,7 @@ from lockstep.common.aggregation.tree import Node, Vector
 from lockstep.common.errors import ComputeError, DivergedError, FailureKind, LockstepError, RunError
 from lockstep.common.files.sanitize import one_line
 from lockstep.common.job.tally import Tally, pack_losses
-from lockstep.common.optim.wrapped import averaged
+from lockstep.common.optim.rules import averaged
 from lockstep.common.protocol.messages import NAME_LIMIT, EpochRecord, Status
 from lockstep.common.protocol.statement import result_digest
 from lockstep.common.runtime.clock import Clock

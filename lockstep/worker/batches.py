@@ -20,8 +20,7 @@ from lockstep.common.data.preparation import Preparation
 from lockstep.common.data.sampler import Sampler, evaluation_chunks, evaluation_rows
 from lockstep.common.job.job import Job
 from lockstep.common.job.objective import Objective
-from lockstep.common.job.own_code import NO_CODE, OwnCode
-from lockstep.common.job.transform import Transform, transform_of
+from lockstep.common.job.own_code import NO_CODE, OwnCode, Transform, transform_of
 from lockstep.common.numerics.random import Purpose, generator
 from lockstep.common.protocol.messages import OF_A_STEP, Work
 

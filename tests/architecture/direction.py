@@ -108,7 +108,7 @@ TRANSPORT_ORDER = Order(
         ("lockstep.common.transport.diagnosis",),
         ("lockstep.common.transport.auth",),
         ("lockstep.common.transport.limits",),
-        ("lockstep.common.transport.port", "lockstep.common.transport.ipc_path"),
+        ("lockstep.common.transport.port",),
         ("lockstep.common.transport.address", "lockstep.common.transport.transports"),
     ),
 )

@@ -15,7 +15,7 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.errors import JobError, ModelError, nearest
 from lockstep.common.job.job import Job
 from lockstep.common.job.own_code import NO_CODE, OwnCode
-from lockstep.common.optim.rules import RULES, Rule, SlotSets
+from lockstep.common.optim.rules import RULES, AveragedRule, ClippedRule, Rule, ScaledRule, SlotSets
 from lockstep.common.optim.schedules import (
     Constant,
     Cosine,
@@ -26,7 +26,6 @@ from lockstep.common.optim.schedules import (
     Schedule,
     Step,
 )
-from lockstep.common.optim.wrapped import AveragedRule, ClippedRule, ScaledRule
 
 #: In place of patterns of names: all parameters of one axis, which are biases and weights of normalization layers.
 VECTORS = "vectors"

@@ -26,7 +26,6 @@ from lockstep.common.data.records import fields_of
 from lockstep.common.errors import ModelError
 from lockstep.common.job.losses import LossKind
 from lockstep.common.job.objective import LossSum, Objective
-from lockstep.common.model.outputs import is_numbered, main_output
 from lockstep.common.model.port import (
     Batch,
     DrawKey,
@@ -37,6 +36,8 @@ from lockstep.common.model.port import (
     Outcome,
     adopted,
     changed_freezing,
+    is_numbered,
+    main_output,
 )
 from lockstep.common.nn.inspection import Inspector, first_nonfinite_layer
 from lockstep.common.nn.module import Module, Stochastic, first_unrepeatable

@@ -4,9 +4,11 @@ Every rule is element-wise, and each of its operations is rounded as IEEE 754 de
 result of the slice, bit for bit, however the vector is cut. The formulas are PyTorch's (torch/optim), its option
 `dampening` excepted, which is 0. A rule keeps no state: what it carries from step to step is in slots named as there.
 
-Updates are out of place, so that the weights of the previous step stay intact for whoever still reads them; until the
-last operation, `out` is the scratch memory of the others. The slots may be too: then an update changes nothing that it
-reads, and whoever makes it again, even after half of it was made, gets the same bits.
+Updates are out of place, so that the weights of the previous step stay intact for processes that still read them; until
+the last operation, `out` is the scratch memory of the others. The slots may be too: then an update changes nothing that
+it reads, and may be made again by another process, even after half of it was made, with the same bits.
+
+Rules around other rules change a gradient before a rule sees it, or keep an average of the weights after it.
 """
 
 import math
@@ -14,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -223,3 +226,63 @@ def _add_momentum(gradient: Vector, momentum: float, slots: SlotSets) -> Vector:
 
 def _zeros(size: int, names: list[str]) -> dict[str, Vector]:
     return {name: np.zeros(size, dtype=np.float32) for name in names}
+
+
+#: The slot with the average of the weights.
+AVERAGE = "ema"
+
+
+def averaged(weights: Vector, state: Mapping[str, Vector]) -> Vector | None:
+    """Return the moving average of the weights, with the running statistics as they are; None if none is kept."""
+    if AVERAGE not in state:
+        return None
+    average = weights.copy()
+    average[: len(state[AVERAGE])] = state[AVERAGE]
+    return average
+
+
+class ClippedRule(msgspec.Struct, frozen=True):
+    """Limits each element of the gradient to [-most, most], as PyTorch's `clip_grad_value_`."""
+
+    inner: Rule
+    most: float
+
+    def init(self, size: int) -> dict[str, Vector]:
+        return self.inner.init(size)
+
+    def update(self, weights: Vector, gradient: Vector, slots: SlotSets, step: int, lr: float, out: Vector) -> None:
+        np.clip(gradient, -self.most, self.most, out=gradient)
+        self.inner.update(weights, gradient, slots, step, lr, out)
+
+
+class ScaledRule(msgspec.Struct, frozen=True):
+    """Updates by a multiple of the learning rate."""
+
+    inner: Rule
+    factor: float
+
+    def init(self, size: int) -> dict[str, Vector]:
+        return self.inner.init(size)
+
+    def update(self, weights: Vector, gradient: Vector, slots: SlotSets, step: int, lr: float, out: Vector) -> None:
+        self.inner.update(weights, gradient, slots, step, self.factor * lr, out)
+
+
+class AveragedRule(msgspec.Struct, frozen=True):
+    """Keeps an exponential moving average of the weights in a slot, next to those of the rule, which it leaves alone.
+
+    average = decay·average + (1 - decay)·weights, and the weights themselves after the first step, as PyTorch's
+    `AveragedModel` with `get_ema_multi_avg_fn` (Polyak and Juditsky, SIAM J. Control Optim. 30, 1992).
+    """
+
+    inner: Rule
+    decay: float
+
+    def init(self, size: int) -> dict[str, Vector]:
+        return {**self.inner.init(size), AVERAGE: np.zeros(size, np.float32)}
+
+    def update(self, weights: Vector, gradient: Vector, slots: SlotSets, step: int, lr: float, out: Vector) -> None:
+        self.inner.update(weights, gradient, slots, step, lr, out)
+        kept = self.decay if step else 0.0
+        average = slots.scaled(AVERAGE, kept)
+        average += np.multiply(out, 1.0 - kept, out=gradient)

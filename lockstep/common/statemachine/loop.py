@@ -7,7 +7,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.interrupts import held_back
-from lockstep.common.statemachine.machine import Machine, TimePassed, soonest
+from lockstep.common.statemachine.machine import Machine, PeerLeft, TimePassed, soonest
+from lockstep.common.transport.port import Frames, PeerGone, PeerSlow, ServerPort
 
 Event = TypeVar("Event")
 Event_co = TypeVar("Event_co", covariant=True)
@@ -88,3 +89,14 @@ class EventLoop(Generic[Event]):
 def _due(part: TimedPart[Event], now: float) -> Sequence[Event]:
     deadline = part.deadline()
     return part.on_time(now) if deadline is not None and now >= deadline else []
+
+
+def deliver(port: ServerPort, peer: bytes, frames: Frames) -> list[PeerLeft]:
+    """Send frames to a peer; return that it has left if that cannot be."""
+    try:
+        port.send(peer, frames)
+    except PeerGone:
+        return [PeerLeft(peer=peer, reason="its connection is gone")]
+    except PeerSlow:
+        return [PeerLeft(peer=peer, reason="it does not read what it is sent")]
+    return []

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from lockstep.common.aggregation.tree import Vector
 from lockstep.common.protocol.codec import encode
 from lockstep.common.protocol.messages import Message
-from lockstep.common.statemachine.delivery import deliver
+from lockstep.common.statemachine.loop import deliver
 from lockstep.common.statemachine.machine import PeerLeft
 from lockstep.common.transport.port import ServerPort
 from lockstep.ps.run.traffic import Traffic

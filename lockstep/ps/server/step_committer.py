@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from lockstep.common.errors import FailureKind, FileFormatError
-from lockstep.common.optim.wrapped import averaged
+from lockstep.common.optim.rules import averaged
 from lockstep.common.protocol.shard_messages import Collected
 from lockstep.common.runtime.notice import warning
 from lockstep.ps.checkpoint.checkpointer import Checkpointer

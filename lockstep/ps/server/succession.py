@@ -38,7 +38,7 @@ from lockstep.common.protocol.standby_messages import (
 )
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.runtime.notice import warning
-from lockstep.common.statemachine.delivery import deliver
+from lockstep.common.statemachine.loop import deliver
 from lockstep.common.statemachine.machine import soonest
 from lockstep.common.transport.auth.keys import is_standbys
 from lockstep.common.transport.port import ClientPort, Dial, PeerSlow, ServerPort

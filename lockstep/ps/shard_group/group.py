@@ -40,7 +40,7 @@ from lockstep.common.protocol.shard_messages import (
     WorkerLost,
 )
 from lockstep.common.runtime.clock import Clock
-from lockstep.common.statemachine.delivery import deliver
+from lockstep.common.statemachine.loop import deliver
 from lockstep.common.statemachine.machine import (
     PeerLeft,
     Received,

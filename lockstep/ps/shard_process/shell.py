@@ -48,8 +48,7 @@ from lockstep.common.protocol.shard_messages import (
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.statemachine.client import ClientEvent, Exit, PreparationFailed, Prepared
 from lockstep.common.statemachine.client_shell import ClientShell
-from lockstep.common.statemachine.delivery import deliver
-from lockstep.common.statemachine.loop import EventLoop
+from lockstep.common.statemachine.loop import EventLoop, deliver
 from lockstep.common.statemachine.machine import PeerLeft, Received
 from lockstep.common.transport.diagnosis import Diagnosis
 from lockstep.common.transport.limits import RejectionLog

@@ -19,7 +19,7 @@ from lockstep.common.protocol.standby_messages import (
 )
 from lockstep.common.runtime.clock import Clock
 from lockstep.common.statemachine.client import Exit, ObstacleFound, ProtocolBroken, Redial, SendToServer, Started
-from lockstep.common.statemachine.delivery import deliver
+from lockstep.common.statemachine.loop import deliver
 from lockstep.common.statemachine.machine import Interrupted, PeerLeft, Received, Report, Send, TimePassed, carry_out
 from lockstep.common.transport.auth.keys import is_standbys
 from lockstep.common.transport.diagnosis import Diagnosis

@@ -22,8 +22,17 @@ from lockstep.common.data.records import fields_of
 from lockstep.common.errors import ModelError
 from lockstep.common.job.losses import LossKind
 from lockstep.common.job.objective import Objective
-from lockstep.common.model.outputs import is_numbered, main_output
-from lockstep.common.model.port import Batch, DrawKey, Inspection, LayerOutput, OnFinal, Outcome, changed_freezing
+from lockstep.common.model.port import (
+    Batch,
+    DrawKey,
+    Inspection,
+    LayerOutput,
+    OnFinal,
+    Outcome,
+    changed_freezing,
+    is_numbered,
+    main_output,
+)
 from lockstep.common.model.pytorch.runtime import make_repeatable, placed, seed_draws
 from lockstep.common.model.pytorch.structure import Structure
 

@@ -12,8 +12,7 @@ from lockstep.common.aggregation.tree import Vector
 from lockstep.common.autograd.primitives.primitive import Array
 from lockstep.common.errors import ModelError
 from lockstep.common.job.objective import Objective
-from lockstep.common.model.outputs import main_output
-from lockstep.common.model.port import Evidence, Model, adopted
+from lockstep.common.model.port import Evidence, Model, adopted, main_output
 from lockstep.common.model.pytorch.engine import TorchEngine, apply, taken
 from lockstep.common.model.pytorch.evidence import Trial
 from lockstep.common.model.pytorch.runtime import placed, use_one_thread

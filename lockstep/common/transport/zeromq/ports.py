@@ -7,9 +7,8 @@ import zmq
 from msgspec.structs import replace
 
 from lockstep.common.errors import AddressError
-from lockstep.common.transport.address import IpcAddress, TcpAddress, parse
+from lockstep.common.transport.address import IpcAddress, TcpAddress, free_path, parse
 from lockstep.common.transport.auth.credentials import Credential, Lock
-from lockstep.common.transport.ipc_path import free_path
 from lockstep.common.transport.limits import RejectionLog
 from lockstep.common.transport.port import Limits
 from lockstep.common.transport.zeromq.client import ZeroMqClient

@@ -23,7 +23,21 @@ from lockstep.common.job.optimizer import (
     spans_of,
 )
 from lockstep.common.job.own_code import OwnCode
-from lockstep.common.optim.rules import RULES, AdamRule, AdamWRule, RMSPropRule, Rule, SGDRule, SlotSets, Vector
+from lockstep.common.optim.rules import (
+    AVERAGE,
+    RULES,
+    AdamRule,
+    AdamWRule,
+    AveragedRule,
+    ClippedRule,
+    RMSPropRule,
+    Rule,
+    ScaledRule,
+    SGDRule,
+    SlotSets,
+    Vector,
+    averaged,
+)
 from lockstep.common.optim.schedules import (
     Constant,
     Cosine,
@@ -34,7 +48,6 @@ from lockstep.common.optim.schedules import (
     Schedule,
     Step,
 )
-from lockstep.common.optim.wrapped import AVERAGE, AveragedRule, ClippedRule, ScaledRule, averaged
 
 
 def test_every_rule_is_registered_and_made_of_a_jobs_values() -> None:

@@ -8,8 +8,7 @@ import pytest
 from lockstep.common.data.records import as_records
 from lockstep.common.errors import ModelError
 from lockstep.common.job.job import Job
-from lockstep.common.job.own_code import OwnCode
-from lockstep.common.job.transform import Transform, transform_of
+from lockstep.common.job.own_code import OwnCode, Transform, transform_of
 from lockstep.common.numerics.random import Purpose, generator
 
 SAMPLES = np.arange(24, dtype=np.float32).reshape(6, 4)
